@@ -1,1 +1,1 @@
-"""The commands for people: each is one async function that prints what it found and returns the exit status."""
+"""The commands for people: each is one async function that prints its result and returns the exit status."""

@@ -1,4 +1,4 @@
-"""What a command needs of the configuration beyond its being right."""
+"""Check that the settings a command needs are present."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from simplu_worker.errors import ConfigurationError
 
 
 def require_settings(settings: Settings, *, routes: bool = False, stream: bool = False) -> None:
-    """Raise ConfigurationError, naming every variable, unless what is asked for is configured."""
+    """Raise ConfigurationError, which names every missing variable, unless the required settings are present."""
     problems = []
     if stream and settings.kinesis_stream_name is None:
         problems.append("KINESIS_STREAM_NAME: expected the stream to put operations on, got nothing; set it")

@@ -1,4 +1,4 @@
-"""`check`: ask every dependency once, at the same time, and say what answered and what is odd."""
+"""`check`: contact all dependencies once, concurrently; print their answers and the oddities of the configuration."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.telemetry.log import scrub_text
 
 DEADLINE_S: Final = 10.0
-READ_TIMEOUT_S: Final = 8.0  # a service that hangs is then named by its own error
+READ_TIMEOUT_S: Final = 8.0  # below DEADLINE_S: the client's own error names the service that hangs
 LEASE_KEY: Final = ("leaseKey",)
 BUSINESS_INFO_KEY: Final = ("id",)
 T = TypeVar("T")
@@ -44,22 +44,22 @@ STYLES: Final = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 
 class CheckStatus(StrEnum):
-    """How a dependency did."""
+    """The state of a dependency."""
 
     OK = "ok"
-    WARNING = "warning"  # not as it should be, and nothing needs it now
+    WARNING = "warning"  # a problem of a dependency that no configured feature needs
     FAILED = "failed"
 
 
 class CheckAnswer(msgspec.Struct, frozen=True):
-    """What one dependency answered."""
+    """The answer of one dependency."""
 
     result: str
     status: CheckStatus = CheckStatus.OK
 
 
 class CheckedDependency(msgspec.Struct, frozen=True):
-    """One line of the table."""
+    """One dependency with its answer: a line of the table."""
 
     dependency: str
     address: str
@@ -69,14 +69,14 @@ class CheckedDependency(msgspec.Struct, frozen=True):
 
 
 class CheckReport(msgspec.Struct, frozen=True):
-    """All of it."""
+    """The result of `check`."""
 
     dependencies: list[CheckedDependency]
     odd: list[Finding]
 
 
 async def check(settings: Settings, *, as_json: bool) -> int:
-    """Examine everything that *settings* name and print it; return 0 when all that is needed answers, else 1."""
+    """Check all dependencies that *settings* name, and print the report. Return 1 if one failed, else 0."""
     report = scrub_report(await check_dependencies(settings))
     if as_json:
         print_json(report)
@@ -86,7 +86,7 @@ async def check(settings: Settings, *, as_json: bool) -> int:
 
 
 def print_report(report: CheckReport) -> None:
-    """Print the table, and a line for everything odd."""
+    """Print the table, and a line for each oddity."""
     rows = [
         (
             dependency.dependency,
@@ -104,7 +104,7 @@ def print_report(report: CheckReport) -> None:
 
 
 def scrub_report(report: CheckReport) -> CheckReport:
-    """Return *report* with every secret masked that an address or the error of a library may hold."""
+    """Return *report* with secrets masked: addresses and the errors of libraries may contain some."""
     return CheckReport(
         dependencies=[
             msgspec.structs.replace(
@@ -117,7 +117,7 @@ def scrub_report(report: CheckReport) -> CheckReport:
 
 
 async def check_dependencies(settings: Settings) -> CheckReport:
-    """Ask all dependencies. Raises ConfigurationError only; whatever else fails is in the report."""
+    """Contact all dependencies. Raises ConfigurationError only; any other failure is in the report."""
     once = settings.model_copy(update={"citrus_retry_attempts": 1})
     checks = DependencyChecks(settings)
     async with AsyncExitStack() as stack:
@@ -151,14 +151,14 @@ async def check_dependencies(settings: Settings) -> CheckReport:
 
 
 class DependencyChecks:
-    """Asks, and gathers in `facts` what the dependencies say of themselves."""
+    """The check of each kind of dependency. Collects in `facts` the properties that the findings need."""
 
     def __init__(self, settings: Settings) -> None:
         self.facts = CheckFacts()
         self._settings = settings
 
     def watch_clock(self, service: str, client: Client) -> Client:
-        """Note how far the clock of *service* is from ours at each of its answers, errors included."""
+        """Record the skew between the clock of *service* and ours at each of its answers, errors included."""
 
         def note(parsed: dict[str, Any], **_: object) -> None:
             date = parsed.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
@@ -169,7 +169,7 @@ class DependencyChecks:
         return client
 
     async def check_stream(self, client: Client) -> list[CheckedDependency]:
-        """Ask for the stream, where there is one."""
+        """Check the stream, if one is configured."""
         name = self._settings.kinesis_stream_name
         if name is None:
             return []
@@ -188,45 +188,45 @@ class DependencyChecks:
         return CheckAnswer(f"{summary.status.lower()}, {count} open stream shards, records kept for {kept}")
 
     async def check_tables(self, client: Client) -> list[CheckedDependency]:
-        """Ask for the lease table, where there are leases, and for business-info."""
+        """Check the lease table, if a stream is configured, and business-info."""
         leases, info = self._settings.kinesis_application_name, self._settings.dynamodb_business_info_table
-        asked = [
+        checks = [
             check_dependency("business-info", address_of(client, info), lambda: self._check_business_info(client, info))
         ]
         if self._settings.kinesis_stream_name is not None:
-            asked.insert(
+            checks.insert(
                 0,
                 check_dependency("lease table", address_of(client, leases), lambda: _check_lease_table(client, leases)),
             )
-        return await run_all(asked)
+        return await run_all(checks)
 
     async def _check_business_info(self, client: Client, name: str) -> CheckAnswer:
-        amiss = CheckStatus.FAILED if self._settings.provision_on_first_use else CheckStatus.WARNING
+        problem = CheckStatus.FAILED if self._settings.provision_on_first_use else CheckStatus.WARNING
         try:
             table = await describe_table(client, name)
         except WorkerError as exc:
-            return CheckAnswer(str(exc), amiss)
+            return CheckAnswer(str(exc), problem)
         if table is None:
             self.facts.missing_tables[f"table {name}"] = "create it, or set DYNAMODB_BUSINESS_INFO_TABLE to yours"
-            return CheckAnswer("does not exist", amiss)
+            return CheckAnswer("does not exist", problem)
         if table.key != BUSINESS_INFO_KEY:
-            return CheckAnswer(f"expected a table with the key id, got the key {', '.join(table.key)}", amiss)
+            return CheckAnswer(f"expected a table with the key id, got the key {', '.join(table.key)}", problem)
         return CheckAnswer(table.status.lower())
 
     async def check_queues(self, client: Client) -> list[CheckedDependency]:
-        """Ask for every queue."""
-        asked = []
+        """Check every configured queue."""
+        checks = []
         for name, url in (
             ("control queue", self._settings.sqs_shard_creation_queue_url),
             ("order events", self._settings.sqs_order_events_queue_url),
             ("priority order events", self._settings.sqs_priority_queue_url),
         ):
             if url is not None:
-                asked.append(check_dependency(name, url, partial(self._check_source_queue, Queue(client, url))))
+                checks.append(check_dependency(name, url, partial(self._check_source_queue, Queue(client, url))))
         if (url := self._settings.sqs_dead_letter_queue_url) is not None:
             letters = Queue(client, url)
-            asked.append(check_dependency("dead letters", url, lambda: self._check_dead_letter_queue(letters)))
-        return await run_all(asked)
+            checks.append(check_dependency("dead letters", url, lambda: self._check_dead_letter_queue(letters)))
+        return await run_all(checks)
 
     async def _check_source_queue(self, queue: Queue) -> CheckAnswer:
         attributes = await queue.read_attributes()
@@ -234,7 +234,7 @@ class DependencyChecks:
         if attributes.retention_s is not None:
             self.facts.retentions[f"queue {queue.name}"] = timedelta(seconds=attributes.retention_s)
         if (policy := parse_redrive_policy(attributes.redrive_policy)) is not None:
-            with contextlib.suppress(WorkerError):  # nothing of ours needs it
+            with contextlib.suppress(WorkerError):  # the worker itself does not use the redrive target
                 target = await queue.find_queue(policy.target_name)
                 self.facts.redrive_targets[f"queue {queue.name}"] = await target.read_attributes()
         return CheckAnswer(f"answers, {attributes.visible_count} waiting, {attributes.in_flight_count} in flight")
@@ -246,23 +246,23 @@ class DependencyChecks:
         return CheckAnswer(f"answers, {attributes.visible_count} waiting")
 
     async def check_shards(self, shards: Shards) -> list[CheckedDependency]:
-        """Ask Citrus for the shards, where it names them, and then every shard."""
+        """Check Citrus, if it is configured, and every shard that it or the shard map names."""
         known: list[ShardAddress] = []
 
         async def ask_citrus() -> CheckAnswer:
             known.extend(await shards.locator.list_shards())
             return CheckAnswer(f"answers, {len(known)} shards")
 
-        asked = []
+        checks = []
         if isinstance(shards.locator, CitrusClient):
-            asked.append(await check_dependency("Citrus", self._settings.citrus_server_url or "", ask_citrus))
+            checks.append(await check_dependency("Citrus", self._settings.citrus_server_url or "", ask_citrus))
         else:
             known = await shards.locator.list_shards()
         self.facts.shard_count = len(known)
-        return asked + await run_all([self._check_shard(shards, address) for address in known])
+        return checks + await run_all([self._check_shard(shards, address) for address in known])
 
     async def check_cache(self) -> list[CheckedDependency]:
-        """Ask Redis, where there is one: operations go on without it."""
+        """Check Redis, if it is configured. A failure is a warning: operations continue without Redis."""
         url = self._settings.redis_url
         if url is None:
             return []
@@ -294,7 +294,9 @@ class DependencyChecks:
                     return CheckAnswer(f"shard {address.shard_id}: {finding}", CheckStatus.FAILED)
             if probe.schema_version is None:
                 self.facts.empty_shards.append(name)
-                return CheckAnswer(f"PostgreSQL {probe.server_version}, empty: made at first provisioning")
+                return CheckAnswer(
+                    f"PostgreSQL {probe.server_version}, empty: the schema is created with the first tenant"
+                )
             return CheckAnswer(
                 f"PostgreSQL {probe.server_version}, schema {probe.schema_version}, {probe.tenant_count} tenants"
             )
@@ -305,7 +307,7 @@ class DependencyChecks:
 async def check_dependency(
     dependency: str, address: str, ask: Callable[[], Awaitable[CheckAnswer]]
 ) -> CheckedDependency:
-    """Ask one dependency, for at most DEADLINE_S."""
+    """Call *ask* for at most DEADLINE_S, and time it."""
     started = time.perf_counter()
     try:
         async with asyncio.timeout(DEADLINE_S):
@@ -317,10 +319,10 @@ async def check_dependency(
     return CheckedDependency(dependency, address, answer.status, answer.result, round(time.perf_counter() - started, 4))
 
 
-async def run_all(asked: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Await all at once; return their answers in order."""
+async def run_all(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Run *coroutines* concurrently; return their results in order."""
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one) for one in asked]
+        tasks = [group.create_task(one) for one in coroutines]
     return [task.result() for task in tasks]
 
 
@@ -344,7 +346,7 @@ def address_of(client: Client, name: str) -> str:
 
 
 def clock_skew_s(date: str, *, now: datetime) -> float | None:
-    """Return by how many seconds the clock that wrote an HTTP `Date` header is ahead; None when it is no date."""
+    """Return how many seconds the clock that wrote the HTTP `Date` header *date* is ahead; None if it is invalid."""
     try:
         written = parsedate_to_datetime(date)
     except ValueError:

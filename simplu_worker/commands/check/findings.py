@@ -1,4 +1,4 @@
-"""What is odd about a configuration that works, and what to do about it. Pure."""
+"""Find the oddities of a configuration that works, and the remedy of each. Pure."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
 from simplu_worker.operations.retention_rules import effective_retention
 
-RECEIVES_MAX: Final = 1000  # a message that ends the worker comes back that often
+RECEIVES_MAX: Final = 1000  # a message that crashes the worker is received that often
 SKEW_MAX_S: Final = 30.0
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One thing that is odd: about what, what it is, and what to do."""
+    """An oddity: the thing concerned, its problem, and the remedy."""
 
     about: str
     problem: str
@@ -31,13 +31,13 @@ class Finding(msgspec.Struct, frozen=True):
 
 @dataclass
 class CheckFacts:
-    """What the dependencies said of themselves; what did not answer is not in here."""
+    """The properties of the dependencies that answered."""
 
     retentions: dict[str, timedelta] = field(default_factory=dict)  # of sources, by their names for people
     queues: dict[str, QueueAttributes] = field(default_factory=dict)  # of sources
     redrive_targets: dict[str, QueueAttributes] = field(default_factory=dict)  # where SQS moves their messages
     dead_letters_retention: timedelta | None = None
-    missing_tables: dict[str, str] = field(default_factory=dict)  # name → why it is wanted
+    missing_tables: dict[str, str] = field(default_factory=dict)  # name → remedy
     shard_count: int = 0
     empty_shards: list[str] = field(default_factory=list)
     inactive_shards: list[str] = field(default_factory=list)
@@ -46,7 +46,7 @@ class CheckFacts:
 
 
 def find_oddities(facts: CheckFacts, settings: Settings) -> list[Finding]:
-    """Return everything that is odd."""
+    """Return all oddities."""
     return [
         *_queue_findings(facts, settings),
         *_retention_findings(facts, settings),
@@ -63,12 +63,12 @@ def _queue_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
         policy = parse_redrive_policy(queue.redrive_policy)
         if policy is None:
             yield Finding(
-                name, "no redrive policy, a message that nobody can handle comes back for ever", "give the queue one"
+                name, "no redrive policy, a message that always fails comes back without end", "give the queue one"
             )
         elif policy.max_receive_count > RECEIVES_MAX:
             yield Finding(
                 name,
-                f"maxReceiveCount {policy.max_receive_count}, a message that ends the worker does so that often",
+                f"maxReceiveCount {policy.max_receive_count}, a message that crashes the worker does so that often",
                 f"set {RECEIVES_MAX} or fewer",
             )
         for problem in redrive_problems(queue, facts.redrive_targets.get(name), rules):
@@ -101,23 +101,23 @@ def _cache_findings(facts: CheckFacts) -> Iterator[Finding]:
     if policy.startswith("allkeys"):
         yield Finding(
             "Redis",
-            f"maxmemory-policy {policy}, it may evict versions and the epoch: lists that were stale come back",
+            f"maxmemory-policy {policy}, Redis may evict versions and the epoch, and stale lists are read again",
             "set a volatile policy or noeviction, and give entries a time to live",
         )
 
 
 def _shard_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
     for name in facts.empty_shards:
-        yield Finding(name, "no schema yet", "nothing to do: it is made with the first tenant")
+        yield Finding(name, "no schema yet", "nothing to do: the schema is created with the first tenant")
     for name in facts.inactive_shards:
-        yield Finding(name, "marked inactive by Citrus, its tenants wait", "ask those who run Citrus")
+        yield Finding(name, "marked inactive by Citrus, its tenants wait", "ask the operators of Citrus")
     connections = facts.shard_count * settings.database_pool_size
     if connections > settings.database_max_connections:
         yield Finding(
             "connections",
             f"DATABASE_POOL_SIZE {settings.database_pool_size} × {facts.shard_count} shards = {connections}, "
             f"DATABASE_MAX_CONNECTIONS is {settings.database_max_connections}",
-            "lower the one or raise the other, unless few shards are busy at a time",
+            "lower the pool size or raise the maximum, unless few shards are busy at a time",
         )
 
 
@@ -128,15 +128,15 @@ def _clock_findings(facts: CheckFacts) -> Iterator[Finding]:
             yield Finding(
                 name,
                 f"its clock is {abs(skew_s):.0f} s {direction} ours",
-                "synchronise both with NTP: holds and retentions are counted by clocks",
+                "synchronise both with NTP: holds and retentions are measured by clocks",
             )
 
 
 def _settings_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
     if settings.api_token is None:
         yield Finding("API_TOKEN", "not set, the protected pages answer 403", "set it to see /status")
-    for name, why in facts.missing_tables.items():
-        yield Finding(name, "does not exist", why)
+    for name, advice in facts.missing_tables.items():
+        yield Finding(name, "does not exist", advice)
 
 
 def format_hours(duration: timedelta) -> str:

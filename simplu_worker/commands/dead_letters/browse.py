@@ -1,7 +1,7 @@
-"""The dead-letter queue, depth at without taking from it.
+"""Read the dead-letter queue without removing anything.
 
-What was read is hidden from others for a short time, claimed again while this goes on, and given back at the end.
-Killed in between, it is there again when that time is over.
+Letters that were read are hidden from other readers by a short visibility timeout, which is renewed while the command
+runs, and are returned at the end. After a kill they are visible again when the timeout expires.
 """
 
 from __future__ import annotations
@@ -18,55 +18,55 @@ import msgspec
 from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, Message, Queue, QueueAttributes
 from simplu_worker.commands.dead_letters.replay_plan import visibility_timeout_s
 from simplu_worker.commands.output.display import print_note
-from simplu_worker.commands.stream.put_records import PutProgress
+from simplu_worker.commands.output.progress import CountProgress
 from simplu_worker.errors import WorkerError
 
 POLL_WAIT_S: Final = 1  # a long poll asks all of SQS's servers, however short it is
-LAST_POLLS: Final = 2  # polls in a row without anything new that end the reading
+LAST_POLLS: Final = 2  # polls in a row without a new letter that end the reading
 IN_FLIGHT_MAX: Final = 100_000  # a queue has at most 120,000 messages in flight: SQS developer guide
 KEPT_IN_MEMORY_BYTES: Final = 16 * 1024 * 1024
 
 
 class SpoolPosition(NamedTuple):
-    """Where a text is in the spool."""
+    """The position of a text in the spool."""
 
-    at: int
+    offset: int
     size_bytes: int
 
 
 class Spool:
-    """Texts kept for a while: those that are few in memory, more in a file without a name."""
+    """A temporary store of texts: in memory while they are small, then in an unnamed file."""
 
     def __init__(self) -> None:
         self._file = SpooledTemporaryFile(max_size=KEPT_IN_MEMORY_BYTES)  # noqa: SIM115  (closed by close)
 
     def put(self, text: str) -> SpoolPosition:
-        """Keep *text*."""
-        at = self._file.seek(0, 2)
-        return SpoolPosition(at, self._file.write(text.encode("utf-8", "surrogatepass")))
+        """Store *text*."""
+        offset = self._file.seek(0, 2)
+        return SpoolPosition(offset, self._file.write(text.encode("utf-8", "surrogatepass")))
 
-    def get(self, place: SpoolPosition) -> str:
-        """Return the text at *place*."""
-        self._file.seek(place.at)
-        return self._file.read(place.size_bytes).decode("utf-8", "surrogatepass")
+    def get(self, position: SpoolPosition) -> str:
+        """Return the text at *position*."""
+        self._file.seek(position.offset)
+        return self._file.read(position.size_bytes).decode("utf-8", "surrogatepass")
 
     def close(self) -> None:
-        """Forget all."""
+        """Delete all texts."""
         self._file.close()
 
 
 class DeadLetterBrowser:
-    """What the dead-letter queue *queue* holds, for as long as the context."""
+    """Reads the dead-letter queue *queue* while the context is open, and returns the letters at its end."""
 
     def __init__(self, queue: Queue, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._queue = queue
         self._clock = clock
         self._in_flight: dict[str, Message] = {}  # by message id; without their bodies
-        self._renew_at: dict[str, float] = {}  # when each is to be claimed again, the next one first
+        self._renew_at: dict[str, float] = {}  # the due time of each visibility timeout's renewal, the earliest first
         self.read_count = 0
 
     def __repr__(self) -> str:
-        return f"LetterBox({self._queue.name!r}, {len(self._in_flight)} in hand)"
+        return f"DeadLetterBrowser({self._queue.name!r}, {len(self._in_flight)} in flight)"
 
     async def __aenter__(self) -> Self:
         return self
@@ -83,20 +83,20 @@ class DeadLetterBrowser:
 
     @property
     def is_fifo(self) -> bool:
-        """Whether the queue keeps groups in order: of one it shows what one poll brings, until that is gone."""
+        """Whether the queue is FIFO: it shows the letters of a group that one poll returns, until these are gone."""
         return self._queue.is_fifo
 
     @property
     def is_full(self) -> bool:
-        """Whether no more can be in hand."""
+        """Whether no more letters can be in flight."""
         return len(self._in_flight) >= IN_FLIGHT_MAX
 
     async def read_attributes(self) -> QueueAttributes:
-        """Return what the queue says of itself."""
+        """Return the queue's attributes."""
         return await self._queue.read_attributes()
 
     async def read_messages(self) -> AsyncGenerator[Message, None]:
-        """Yield what is in the queue and was not yielded before, each once, until nothing new comes."""
+        """Yield the messages of the queue that were not yielded before, each once, until no new one arrives."""
         without_new = 0
         while without_new < LAST_POLLS and not self.is_full:
             await self.keep_hidden()
@@ -110,7 +110,7 @@ class DeadLetterBrowser:
                 yield message
 
     async def keep_hidden(self) -> None:
-        """Claim what is in hand again where half of its time is over. To be called often."""
+        """Renew the visibility timeouts of which half is over. Call this often."""
         now = self._clock()
         due: list[str] = []
         for message_id, at in self._renew_at.items():
@@ -124,15 +124,15 @@ class DeadLetterBrowser:
             try:
                 await self._queue.change_visibility(messages, seconds)
             except WorkerError as exc:
-                print_note(f"{len(messages)} letters could not be kept hidden from others: {exc}")
+                print_note(f"the visibility timeout of {len(messages)} dead letters could not be renewed: {exc}")
 
     async def delete(self, message_ids: Iterable[str]) -> set[str]:
-        """Delete letters; return the ids of those that are still there."""
+        """Delete letters; return the ids of those that could not be deleted."""
         messages = [self._in_flight[message_id] for message_id in message_ids]
         try:
             left = await self._queue.delete(messages)
         except WorkerError as exc:
-            print_note(f"{len(messages)} letters could not be deleted: {exc}")
+            print_note(f"{len(messages)} dead letters could not be deleted: {exc}")
             left = messages
         left_ids = {message.message_id for message in left}
         for message in messages:
@@ -155,13 +155,14 @@ class DeadLetterBrowser:
         try:
             await self._queue.change_visibility(messages, 0)
         except WorkerError as exc:
-            print_note(f"letters stay hidden from others for up to {visibility_timeout_s(len(messages))} s: {exc}")
+            hidden_s = visibility_timeout_s(len(messages))
+            print_note(f"the dead letters stay hidden from other readers for up to {hidden_s} s: {exc}")
 
 
 async def read_with_progress(browser: DeadLetterBrowser, expected: int) -> AsyncGenerator[Message, None]:
-    """Yield what `messages` does, and show how far it is of about *expected*."""
+    """Yield the messages of *browser*, and show the progress towards about *expected* of them."""
     count = 0
-    with PutProgress("read", expected) as progress:
+    with CountProgress("read", expected) as progress:
         async with aclosing(browser.read_messages()) as messages:
             async for message in messages:
                 yield message

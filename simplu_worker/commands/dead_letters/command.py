@@ -18,8 +18,8 @@ from simplu_worker.commands.dead_letters.replay import DeadLetterReplay, ReplayO
 from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter, LeftReason, ReplayRules
 from simplu_worker.commands.dead_letters.resend import DeadLetterResender
 from simplu_worker.commands.output.display import print_json, print_note, print_table, shorten
+from simplu_worker.commands.stream.put_records import open_stream_for_puts
 from simplu_worker.config.settings import Settings
-from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.dead_letters.letter import (
     DeadLetter,
     NotADeadLetterError,
@@ -31,23 +31,19 @@ from simplu_worker.errors import ConfigurationError
 from simplu_worker.operations.operation import Source
 
 SQS_ATTEMPTS: Final = 3
-PUT_TIMEOUT_S: Final = 30.0  # a request of 5 MiB over a slow line
-PUT_ATTEMPTS: Final = 3
 SHOWN_RECORDS_MAX_BYTES: Final = 64 * 1024 * 1024
 ERROR_SHOWN_LENGTH: Final = 80
 RECORD_SHOWN_LENGTH: Final = 200
-QUEUES: Final = {  # by setting: whether it holds order events
+QUEUES: Final = {  # by setting: whether the queue holds order events
     "sqs_shard_creation_queue_url": False,
     "sqs_order_events_queue_url": True,
     "sqs_priority_queue_url": True,
 }
-
-
 STYLES: Final = {ReplayStatus.SENT: "green", ReplayStatus.WOULD_SEND: "", ReplayStatus.LEFT: "red"}
 
 
 class ListOptions(NamedTuple):
-    """How to list."""
+    """The options of `dead-letters list`."""
 
     limit: int
     records: bool
@@ -56,9 +52,9 @@ class ListOptions(NamedTuple):
 async def list_dead_letters(
     settings: Settings, filters: DeadLetterFilter, options: ListOptions, *, as_json: bool
 ) -> int:
-    """Print the dead letters that are meant, at most so many, and leave them where they are."""
+    """Print the dead letters that *filters* match, up to the limit, and leave them in the queue."""
     rows: list[dict[str, Any]] = []
-    strange: list[dict[str, str]] = []
+    foreign: list[dict[str, str]] = []
     room_bytes = SHOWN_RECORDS_MAX_BYTES
     is_cut = False
     async with _open_browser(settings) as browser:
@@ -66,61 +62,47 @@ async def list_dead_letters(
         async with aclosing(read_with_progress(browser, depth.visible_count)) as messages:
             async for message in messages:
                 try:
-                    read = parse_dead_letter(message.body)
+                    parsed = parse_dead_letter(message.body)
                 except NotADeadLetterError as exc:
                     if filters.is_all:
-                        strange.append({"messageId": message.message_id, "problem": str(exc)})
+                        foreign.append({"messageId": message.message_id, "problem": str(exc)})
                     continue
-                if not filters.match(read.letter):
+                if not filters.match(parsed.letter):
                     continue
                 if len(rows) == options.limit or room_bytes < 0:
                     is_cut = True
                     break
-                rows.append(_members(message, read, with_record=options.records))
+                rows.append(_members(message, parsed, with_record=options.records))
                 room_bytes -= len(message.body) if options.records else 0
         hidden = 0 if is_cut else _warn_of_hidden(depth, browser)
         behind = await _count_behind(browser)
     rows.sort(key=lambda row: row["failedAt"])
     if as_json:
-        answer = {"letters": rows, "notLetters": strange, "isCut": is_cut, "hidden": hidden, "behind": behind}
+        answer = {"letters": rows, "notLetters": foreign, "isCut": is_cut, "hidden": hidden, "behind": behind}
         print_json(answer)
     else:
         _print_rows(rows, with_record=options.records)
-        _print_foreign(strange)
+        _print_foreign(foreign)
         if is_cut:
-            print_note(f"there are more than these {len(rows)}; see --limit")
+            print_note(f"the queue has more dead letters than these {len(rows)}; see --limit")
     return 0
 
 
 async def replay_dead_letters(
     settings: Settings, filters: DeadLetterFilter, options: ReplayOptions, *, as_json: bool
 ) -> int:
-    """Send what the dead letters that are meant are about to where it came from, and delete them; or print the plan.
+    """Send the records of the dead letters that *filters* match to their source, and delete these; or print the plan.
 
-    Returns 1 unless all that is meant was, or would be, sent.
+    Returns 1 unless all of them were sent, or would be.
     """
-    outcomes: list[ReplayOutcome] = []
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(_open_sqs(settings))
         browser = await stack.enter_async_context(DeadLetterBrowser(Queue(client, _queue_url(settings))))
         resender = await _open_resender(stack, settings, client, options)
         depth = await _read_depth(browser)
-        started_at = datetime.now(UTC)
-        newest: datetime | None = None
-        while True:
-            limit = (
-                None if options.limit is None else options.limit - sum(_is_dead_letter(outcome) for outcome in outcomes)
-            )
-            with closing(DeadLetterReplay(browser, resender, options)) as replaying:
-                await replaying.read(filters, depth.visible_count, newest=newest)
-                found = await replaying.run(limit)
-            outcomes += found
-            # In a FIFO queue others come to light once those before them are deleted; what came since stays.
-            newest = started_at
-            if not (browser.is_fifo and any(outcome.status is ReplayStatus.SENT for outcome in found)):
-                break
+        outcomes = await _replay_in_passes(browser, resender, filters, options, depth.visible_count)
         if browser.is_full:
-            print_note("more letters than one run can hold; run it again for the rest")
+            print_note("the queue has more dead letters than one run can process; run the command again for the rest")
         hidden = _warn_of_hidden(depth, browser)
         behind = 0 if options.apply else await _count_behind(browser)
     _print_outcomes(outcomes, hidden, behind, options, as_json=as_json)
@@ -128,14 +110,42 @@ async def replay_dead_letters(
     return 0 if is_all and not hidden else 1
 
 
+async def _replay_in_passes(
+    browser: DeadLetterBrowser,
+    resender: DeadLetterResender,
+    filters: DeadLetterFilter,
+    options: ReplayOptions,
+    expected: int,
+) -> list[ReplayOutcome]:
+    """Replay until a pass sends nothing. A FIFO queue shows more letters of a group once the first are deleted.
+
+    Letters that arrive after the start stay in the queue.
+    """
+    outcomes: list[ReplayOutcome] = []
+    started_at = datetime.now(UTC)
+    newest: datetime | None = None
+    while True:
+        limit = None if options.limit is None else options.limit - sum(map(_is_dead_letter, outcomes))
+        with closing(DeadLetterReplay(browser, resender, options)) as replay:
+            await replay.read(filters, expected, newest=newest)
+            found = await replay.run(limit)
+        outcomes += found
+        newest = started_at
+        if not (browser.is_fifo and any(outcome.status is ReplayStatus.SENT for outcome in found)):
+            return outcomes
+
+
 class QueueDepth(NamedTuple):
-    """What the queue said of itself before it was read, by SQS's estimates."""
+    """The queue's depth before it was read, by SQS's estimates."""
 
     visible_count: int
     in_flight_count: int
 
     def hidden_count(self, read_count: int) -> int:
-        """Return how many were not shown to whoever read so many: estimates lag, but what was read was there."""
+        """Return how many messages were hidden from a command that read *read_count*.
+
+        The estimates lag behind, but cannot be less than the number that was read.
+        """
         return min(self.in_flight_count, max(0, self.visible_count + self.in_flight_count - read_count))
 
 
@@ -145,7 +155,7 @@ def _is_dead_letter(outcome: ReplayOutcome) -> bool:
 
 def _queue_url(settings: Settings) -> str:
     if settings.sqs_dead_letter_queue_url is None:
-        raise ConfigurationError("SQS_DEAD_LETTER_QUEUE_URL: expected the queue of dead letters, got nothing; set it")
+        raise ConfigurationError("SQS_DEAD_LETTER_QUEUE_URL: expected the dead-letter queue, got nothing; set it")
     return settings.sqs_dead_letter_queue_url
 
 
@@ -167,10 +177,7 @@ async def _open_resender(
 ) -> DeadLetterResender:
     stream = None
     if settings.kinesis_stream_name is not None:
-        kinesis = open_client(
-            "kinesis", region=settings.aws_region, read_timeout_s=PUT_TIMEOUT_S, max_attempts=PUT_ATTEMPTS
-        )
-        stream = Stream(await stack.enter_async_context(kinesis), settings.kinesis_stream_name)
+        stream = await stack.enter_async_context(open_stream_for_puts(settings))
     urls = {name: getattr(settings, name) for name in QUEUES}
     queues = {name: Queue(client, url) for name, url in urls.items() if url is not None}
     rules = ReplayRules(
@@ -184,13 +191,13 @@ async def _open_resender(
 
 
 async def _read_depth(browser: DeadLetterBrowser) -> QueueDepth:
-    """Ask the queue what it holds, and say what this command does to it."""
+    """Return the depth of the queue, and print how this command affects other readers of the queue."""
     attributes = await browser.read_attributes()
     print_note(
-        f"queue {browser.name}: letters are hidden from others while this looks at them, and given back at the end"
+        f"queue {browser.name}: dead letters are hidden from other readers while this command runs, and then returned"
     )
     if attributes.redrive_policy is not None:
-        print_note("the queue has a redrive policy of its own: each look counts as a receive")
+        print_note("the queue has a redrive policy of its own: each read counts as a receive")
     return QueueDepth(attributes.visible_count, attributes.in_flight_count)
 
 
@@ -198,24 +205,24 @@ def _warn_of_hidden(depth: QueueDepth, browser: DeadLetterBrowser) -> int:
     count = depth.hidden_count(browser.read_count)
     if count:
         print_note(
-            f"{count} letters were hidden from this command: another one is at work, or was killed a short while ago; "
-            "they come back by themselves, then run this again"
+            f"{count} dead letters were hidden from this command: another one is running, or was killed a short while "
+            "ago; wait until they are visible again, then repeat the command"
         )
     return count
 
 
 async def _count_behind(browser: DeadLetterBrowser) -> int:
-    """Return how many a FIFO queue keeps back behind those that were depth at."""
+    """Return how many letters a FIFO queue withholds behind those that were read."""
     if not browser.is_fifo:
         return 0
     behind = (await browser.read_attributes()).visible_count
     if behind:
-        print_note(f"{behind} letters are behind these in their groups: a FIFO queue shows at most ten of a group")
+        print_note(f"{behind} dead letters are behind these in their groups: a FIFO queue shows at most ten of a group")
     return behind
 
 
-def _members(message: Message, read: ParsedDeadLetter, *, with_record: bool) -> dict[str, Any]:
-    letter, origin = read.letter, read.letter.origin
+def _members(message: Message, parsed: ParsedDeadLetter, *, with_record: bool) -> dict[str, Any]:
+    letter, origin = parsed.letter, parsed.letter.origin
     tenant = tenant_of(letter)
     position = {"streamShard": origin.stream_shard_id} if origin.source is Source.KINESIS else {}
     row = {
@@ -237,8 +244,8 @@ def _members(message: Message, read: ParsedDeadLetter, *, with_record: bool) -> 
         "requestId": letter.request_id,
         "resourceId": letter.resource_id,
         "attempts": letter.attempts,
-        "recordBytes": len(letter.record) if read.whole is None else read.whole.size_bytes,
-        "truncated": read.whole is not None,
+        "recordBytes": len(letter.record) if parsed.whole is None else parsed.whole.size_bytes,
+        "truncated": parsed.whole is not None,
     }
     return row | (_record_members(letter) if with_record else {})
 
@@ -274,8 +281,8 @@ def _cells(row: Mapping[str, Any], *, with_record: bool) -> Iterator[object]:
         yield shorten(row.get("record") or row.get("recordBase64") or "", RECORD_SHOWN_LENGTH)
 
 
-def _print_foreign(strange: Sequence[Mapping[str, str]]) -> None:
-    for one in strange:
+def _print_foreign(foreign: Sequence[Mapping[str, str]]) -> None:
+    for one in foreign:
         print_note(f"message {one['messageId']} is no dead letter: {one['problem']}")
 
 
@@ -308,6 +315,6 @@ def _print_outcomes(
         )
         for (status, source, name, reason, why), count in alike.items()
     ]
-    print_table(("letters", "reason", "source", "what became of them" if options.apply else "plan", "why", ""), rows)
+    print_table(("letters", "reason", "source", "outcome" if options.apply else "plan", "why", ""), rows)
     if not options.apply:
-        print_note("nothing was sent; --apply does it")
+        print_note("nothing was sent; --apply sends them")

@@ -1,4 +1,4 @@
-"""One pass of `dead-letters replay` over the queue of dead letters: read, put in order, send, delete."""
+"""One pass of `dead-letters replay` over the dead-letter queue: read, sort, send, delete."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from simplu_worker.commands.dead_letters.replay_plan import (
     sort_key,
 )
 from simplu_worker.commands.dead_letters.resend import DeadLetterResender
-from simplu_worker.commands.stream.put_records import PutProgress
+from simplu_worker.commands.output.progress import CountProgress
 from simplu_worker.dead_letters.letter import DeadLetter, NotADeadLetterError, parse_dead_letter
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import DeadLetterReason, Source
 
 
 class ReplayStatus(StrEnum):
-    """What became of one letter, or would."""
+    """The outcome of one letter, done or planned."""
 
     SENT = "sent"
     WOULD_SEND = "would send"
@@ -40,7 +40,7 @@ class ReplayStatus(StrEnum):
 
 
 class ReplayOptions(NamedTuple):
-    """How to replay."""
+    """The options of `dead-letters replay`."""
 
     apply: bool
     force: bool
@@ -48,7 +48,7 @@ class ReplayOptions(NamedTuple):
 
 
 class ChosenLetter(msgspec.Struct, frozen=True):
-    """A letter that is meant, but for its text."""
+    """A letter that the filter matches; its text is in the spool."""
 
     message_id: str
     reason: DeadLetterReason
@@ -56,13 +56,13 @@ class ChosenLetter(msgspec.Struct, frozen=True):
     name: str
     failed_at: datetime
     group: str
-    place: str
-    order: OrderKey
+    record_key: str
+    sort_key: OrderKey
     text: SpoolPosition
 
 
 class ReplayOutcome(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """One message of the queue and what became of it; *why* and *detail* when it was left."""
+    """The outcome of one message of the queue; *why* and *detail* if it was left there."""
 
     message_id: str
     status: ReplayStatus
@@ -75,24 +75,24 @@ class ReplayOutcome(msgspec.Struct, frozen=True, rename="camel", omit_defaults=T
 
 
 class DeadLetterReplay:
-    """One pass over what the queue shows: read it, then send in order."""
+    """One pass over the letters that the queue shows: `read` them, then `run`."""
 
     def __init__(self, browser: DeadLetterBrowser, resender: DeadLetterResender, options: ReplayOptions) -> None:
         self._browser = browser
         self._resender = resender
         self._options = options
         self._spool = Spool()
-        self._found: list[ChosenLetter] = []
+        self._chosen: list[ChosenLetter] = []
         self._outcomes: list[ReplayOutcome] = []
         self._copies: defaultdict[str, list[ChosenLetter]] = defaultdict(list)
-        self._blocked: set[tuple[str, str]] = set()  # source names and groups of which something was not sent
+        self._blocked: set[tuple[str, str]] = set()  # source and group of each letter that was not sent
 
     def close(self) -> None:
-        """Forget what was read."""
+        """Delete the texts of the letters."""
         self._spool.close()
 
     async def read(self, filters: DeadLetterFilter, expected: int, *, newest: datetime | None) -> None:
-        """Read what is in the queue, but for what came after *newest*."""
+        """Read the queue's messages that are not newer than *newest*."""
         async with aclosing(read_with_progress(self._browser, expected)) as messages:
             async for message in messages:
                 if newest is not None and message.sent_at > newest:
@@ -107,58 +107,58 @@ class DeadLetterReplay:
                         )
                     continue
                 if filters.match(letter):
-                    self._found.append(self._choose(message, letter))
+                    self._chosen.append(self._choose(message, letter))
 
     async def run(self, limit: int | None) -> list[ReplayOutcome]:
-        """Send the first *limit* of what was read, in order; return what became of each."""
-        for held in sorted(self._found, key=lambda held: held.order)[:limit]:
-            self._copies[held.place].append(held)
+        """Send the first *limit* letters, in order; return the outcome of each."""
+        for chosen in sorted(self._chosen, key=lambda chosen: chosen.sort_key)[:limit]:
+            self._copies[chosen.record_key].append(chosen)
         leaders = [copies[0] for copies in self._copies.values()]
         request, requested = ResendRequest(), list[ChosenLetter]()
         done = 0
-        with PutProgress("sent" if self._options.apply else "depth through", len(leaders)) as progress:
+        with CountProgress("sent" if self._options.apply else "planned", len(leaders)) as progress:
             try:
-                for held in leaders:
+                for chosen in leaders:
                     await self._browser.keep_hidden()
-                    resend = await self._plan_resend(held)
+                    resend = await self._plan_resend(chosen)
                     if isinstance(resend, LeftLetter):
-                        self._leave(held, resend)
+                        self._leave(chosen, resend)
                         continue
                     if not request.has_room_for(resend):
                         await self._send(request, requested)
                         progress.show(done := done + len(requested))
                         request, requested = ResendRequest(), []
-                        if self._is_blocked(held):
-                            self._leave(held, _left_behind())
+                        if self._is_blocked(chosen):
+                            self._leave(chosen, _left_behind())
                             continue
                     request.add(resend)
-                    requested.append(held)
+                    requested.append(chosen)
                 await self._send(request, requested)
                 progress.show(done + len(requested))
             except RetryableError as exc:
-                self._leave_rest(leaders, f"stopped by trouble: {exc}")
+                self._leave_rest(leaders, f"the replay stopped at an error: {exc}")
         return self._outcomes
 
-    async def _plan_resend(self, held: ChosenLetter) -> Resend | LeftLetter:
-        if self._is_blocked(held):
+    async def _plan_resend(self, chosen: ChosenLetter) -> Resend | LeftLetter:
+        if self._is_blocked(chosen):
             return _left_behind()
-        return await self._resender.plan_resend(parse_dead_letter(self._spool.get(held.text)))
+        return await self._resender.plan_resend(parse_dead_letter(self._spool.get(chosen.text)))
 
     async def _send(self, request: ResendRequest, requested: Sequence[ChosenLetter]) -> None:
-        """Send, then delete the letters: what is killed in between is sent again, and dropped by its request id."""
+        """Send, then delete the letters. After a kill in between, repeated records are dropped by their request ids."""
         if not self._options.apply:
-            for held in requested:
-                self._record(held, ReplayStatus.WOULD_SEND)
+            for chosen in requested:
+                self._record(chosen, ReplayStatus.WOULD_SEND)
             return
         refused = await self._resender.send(request)
-        sent = [held for place, held in enumerate(requested) if place not in refused]
-        for place, left in refused.items():
-            self._blocked.add((requested[place].name, requested[place].group))
-            self._leave(requested[place], left)
-        copies = [copy.message_id for held in sent for copy in self._copies[held.place]]
+        sent = [chosen for index, chosen in enumerate(requested) if index not in refused]
+        for index, left in refused.items():
+            self._blocked.add((requested[index].name, requested[index].group))
+            self._leave(requested[index], left)
+        copies = [copy.message_id for chosen in sent for copy in self._copies[chosen.record_key]]
         kept = await self._browser.delete(copies)
-        for held in sent:
-            self._record(held, ReplayStatus.SENT, kept=kept)
+        for chosen in sent:
+            self._record(chosen, ReplayStatus.SENT, kept=kept)
 
     def _choose(self, message: Message, letter: DeadLetter) -> ChosenLetter:
         return ChosenLetter(
@@ -168,46 +168,46 @@ class DeadLetterReplay:
             name=letter.origin.name,
             failed_at=letter.failed_at,
             group=order_group(letter),
-            place=record_key(letter),
-            order=sort_key(letter),
+            record_key=record_key(letter),
+            sort_key=sort_key(letter),
             text=self._spool.put(message.body),
         )
 
-    def _is_blocked(self, held: ChosenLetter) -> bool:
-        return (held.name, held.group) in self._blocked
+    def _is_blocked(self, chosen: ChosenLetter) -> bool:
+        return (chosen.name, chosen.group) in self._blocked
 
     def _record(
-        self, held: ChosenLetter, status: ReplayStatus, *, kept: set[str] | frozenset[str] = frozenset()
+        self, chosen: ChosenLetter, status: ReplayStatus, *, kept: set[str] | frozenset[str] = frozenset()
     ) -> None:
-        for copy in self._copies[held.place]:
+        for copy in self._copies[chosen.record_key]:
             outcome = _outcome(copy, status)
             if copy.message_id in kept:
-                detail = "it was sent, but the queue did not delete its letter; sent again, it would be dropped"
+                detail = "the record was sent, but its letter was not deleted; sent again, the record would be dropped"
                 outcome = _outcome(copy, ReplayStatus.LEFT, LeftLetter(LeftReason.NOT_DELETED, detail))
             self._outcomes.append(outcome)
 
-    def _leave(self, held: ChosenLetter, left: LeftLetter) -> None:
-        self._outcomes += [_outcome(copy, ReplayStatus.LEFT, left) for copy in self._copies[held.place]]
+    def _leave(self, chosen: ChosenLetter, left: LeftLetter) -> None:
+        self._outcomes += [_outcome(copy, ReplayStatus.LEFT, left) for copy in self._copies[chosen.record_key]]
 
     def _leave_rest(self, leaders: Sequence[ChosenLetter], why: str) -> None:
-        told = {outcome.message_id for outcome in self._outcomes}
-        for held in leaders:
-            if held.message_id not in told:
-                self._leave(held, LeftLetter(LeftReason.NOT_REACHED, why))
+        recorded = {outcome.message_id for outcome in self._outcomes}
+        for chosen in leaders:
+            if chosen.message_id not in recorded:
+                self._leave(chosen, LeftLetter(LeftReason.NOT_REACHED, why))
 
 
-def _outcome(held: ChosenLetter, status: ReplayStatus, left: LeftLetter | None = None) -> ReplayOutcome:
+def _outcome(chosen: ChosenLetter, status: ReplayStatus, left: LeftLetter | None = None) -> ReplayOutcome:
     return ReplayOutcome(
-        message_id=held.message_id,
+        message_id=chosen.message_id,
         status=status,
-        reason=held.reason,
-        source=held.source,
-        name=held.name,
-        failed_at=held.failed_at,
+        reason=chosen.reason,
+        source=chosen.source,
+        name=chosen.name,
+        failed_at=chosen.failed_at,
         why=None if left is None else left.why,
         detail=None if left is None else left.detail,
     )
 
 
 def _left_behind() -> LeftLetter:
-    return LeftLetter(LeftReason.BEHIND_UNSENT, "one before it, of the same key or group, was not sent")
+    return LeftLetter(LeftReason.BEHIND_UNSENT, "an earlier record of the same key or group was not sent")

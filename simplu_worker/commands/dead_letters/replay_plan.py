@@ -1,9 +1,9 @@
-"""Which dead letters are meant, in what order they are sent again, and what exactly is sent. Pure."""
+"""Decide which dead letters are replayed, in which order, and the exact messages to send. Pure."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, TypeAlias
@@ -12,6 +12,7 @@ import msgspec
 
 from simplu_worker.aws.sns_envelope import unwrap
 from simplu_worker.aws.sqs_queue import FifoIds
+from simplu_worker.commands.stream.put_requests import PUT_MAX_BYTES, PUT_MAX_COUNT
 from simplu_worker.consumers.kinesis.stream.aggregation import SubRecord, deaggregate
 from simplu_worker.consumers.kinesis.stream.client import NewRecord
 from simplu_worker.consumers.sqs.orders.decode import decode_order
@@ -24,13 +25,13 @@ from simplu_worker.operations.decode import (
 )
 from simplu_worker.operations.operation import DeadLetterReason, Origin, RejectedRecord, Source
 
-HIDDEN_MIN_S: Final = 60  # how long letters stay hidden from others when this command is killed
+HIDDEN_MIN_S: Final = 60  # a killed command's letters stay hidden from other readers at least that long
 HIDDEN_MAX_S: Final = 43_200  # SQS: 12 hours
-# Most entries and bytes of one request: PutRecords, of its 5 MiB what survives base64; SendMessageBatch.
-REQUEST_LIMITS: Final = {Source.KINESIS: (500, 3_500_000), Source.SQS: (10, 262_144)}
-CLAIMED_PER_S: Final = 25  # letters that can be claimed again in a second, by tens, with room to spare
+# Most entries and bytes of one request: PutRecords, SendMessageBatch.
+REQUEST_LIMITS: Final = {Source.KINESIS: (PUT_MAX_COUNT, PUT_MAX_BYTES), Source.SQS: (10, 262_144)}
+RENEWED_PER_S: Final = 25  # visibility timeouts that can be renewed in a second, ten a call, with a reserve
 
-# Of control messages: what is in the message itself, and is there again when it is sent again.
+# Faults of a control message itself: they recur when it is sent again.
 LASTING_REASONS: Final = frozenset(
     {
         DeadLetterReason.INVALID_JSON,
@@ -43,9 +44,9 @@ LASTING_REASONS: Final = frozenset(
 
 
 class LeftReason(StrEnum):
-    """Why a letter is left where it is."""
+    """Why a letter is left in the queue."""
 
-    NOT_A_LETTER = "not_a_letter"  # something else is in the queue, such as what SQS itself moved there
+    NOT_A_LETTER = "not_a_letter"  # another message, such as one that SQS itself moved to the queue
     SOURCE_NOT_CONFIGURED = "source_not_configured"
     WOULD_COME_BACK = "would_come_back"
     WITHOUT_REQUEST_IDS = "without_request_ids"
@@ -53,20 +54,20 @@ class LeftReason(StrEnum):
     SEND_REFUSED = "send_refused"
     BEHIND_UNSENT = "behind_unsent"
     NOT_REACHED = "not_reached"
-    NOT_DELETED = "not_deleted"  # sent, but its letter is still there
+    NOT_DELETED = "not_deleted"  # sent, but the letter is still in the queue
 
 
 class LeftLetter(msgspec.Struct, frozen=True):
-    """A letter is left where it is; *detail* says what was expected, without what is in it."""
+    """A letter that is left in the queue; *detail* explains it without the content of the record."""
 
     why: LeftReason
     detail: str
 
 
 class Resend(msgspec.Struct, frozen=True):
-    """What is sent for a letter, in this order, to the source *name*; *group* is what its order holds in.
+    """The messages to send for a letter to the source *name*: *records* for the stream, or a *message* for a queue.
 
-    Either *records* for the stream or a *message* for a queue.
+    Records and resends of one *group* keep their order.
     """
 
     source: Source
@@ -77,7 +78,7 @@ class Resend(msgspec.Struct, frozen=True):
 
     @property
     def size_bytes(self) -> int:
-        """About how much it is on its way."""
+        """The approximate size of the request."""
         sizes = [len(record.data) + len(record.partition_key) for record in self.records]
         if self.message is not None:
             sizes += [len(text.encode("utf-8", "surrogatepass")) for text in self.message.texts()]
@@ -92,14 +93,14 @@ class QueueMessage(msgspec.Struct, frozen=True):
     fifo: FifoIds
 
     def texts(self) -> Iterator[str]:
-        """Yield all that SQS counts."""
+        """Yield all texts that count towards SQS's limit."""
         yield self.body
         for name, value in self.attributes.items():
             yield from (name, value, "String")
 
 
 class DeadLetterFilter(msgspec.Struct, frozen=True):
-    """Which letters are meant: those for which all that is given holds. *since* is inclusive, *until* is not."""
+    """A filter of dead letters: a letter must meet all given criteria. *since* is inclusive, *until* is not."""
 
     reasons: frozenset[DeadLetterReason] = frozenset()
     source: Source | None = None
@@ -109,11 +110,11 @@ class DeadLetterFilter(msgspec.Struct, frozen=True):
 
     @property
     def is_all(self) -> bool:
-        """Whether every letter is meant."""
+        """Whether the filter matches every letter."""
         return self == DeadLetterFilter()
 
     def match(self, letter: DeadLetter) -> bool:
-        """Tell whether *letter* is meant."""
+        """Return whether the filter matches *letter*."""
         return (
             (not self.reasons or letter.reason in self.reasons)
             and (self.source is None or letter.origin.source is self.source)
@@ -124,7 +125,7 @@ class DeadLetterFilter(msgspec.Struct, frozen=True):
 
 
 class ReplayRules(msgspec.Struct, frozen=True):
-    """What the worker is configured to read, and what it takes. *queues*: those known, and whether they hold orders."""
+    """The worker's sources and limits. *queues*: whether each queue holds order events, by name."""
 
     stream: str | None
     queues: Mapping[str, bool]
@@ -137,33 +138,33 @@ OrderKey: TypeAlias = tuple[Any, ...]
 
 
 def sort_key(letter: DeadLetter) -> OrderKey:
-    """Return what letters are sorted by: source, then the place in it.
+    """Return the key that sorts letters by their source, then by their position in it.
 
-    Sequence numbers compare as numbers; those of a stream shard that came by a reshard are higher than its parents'.
-    Standard queues have none: there it is the time.
+    Sequence numbers compare as numbers; those of a child stream shard are higher than its parents'. Messages of a
+    standard queue have none, and are sorted by time.
     """
     origin = letter.origin
     number = (origin.sequence_number or "").lstrip("0")
-    place = (len(number), number, origin.sub_sequence_number)
-    return (origin.source, origin.name, place, origin.arrived_at, letter.failed_at)
+    position = (len(number), number, origin.sub_sequence_number)
+    return (origin.source, origin.name, position, origin.arrived_at, letter.failed_at)
 
 
 def record_key(letter: DeadLetter) -> str:
-    """Return what letters of one record share: stored twice, it is sent once."""
+    """Return a key that all letters of one record share: it is sent once, even if it was stored twice."""
     origin = letter.origin
-    place = (origin.source, origin.name, origin.stream_shard_id, origin.sequence_number, origin.message_id)
-    text = repr((*place, origin.sub_sequence_number)).encode("utf-8", "backslashreplace")
+    position = (origin.source, origin.name, origin.stream_shard_id, origin.sequence_number, origin.message_id)
+    text = repr((*position, origin.sub_sequence_number)).encode("utf-8", "backslashreplace")
     return hashlib.sha256(text + letter.record).hexdigest()
 
 
 def order_group(letter: DeadLetter) -> str:
-    """Return what the letter's order holds in: a partition key or message group; else it is alone."""
+    """Return the group that keeps the letter's order: its partition key or message group, or else the record alone."""
     origin = letter.origin
     return origin.partition_key or origin.group_id or record_key(letter)
 
 
 def unknown_source(letter: DeadLetter, rules: ReplayRules) -> LeftLetter | None:
-    """Return why *letter* cannot be sent to where it came from, None if it can."""
+    """Return why *letter* cannot be sent to its source; None if its source is configured."""
     origin = letter.origin
     if origin.source is Source.KINESIS:
         if origin.name == rules.stream:
@@ -177,9 +178,9 @@ def unknown_source(letter: DeadLetter, rules: ReplayRules) -> LeftLetter | None:
 
 
 def plan_resend(letter: DeadLetter, rules: ReplayRules) -> Resend | LeftLetter:
-    """Return what is sent for *letter*, whose record is whole, or why it is left."""
-    if (nowhere := unknown_source(letter, rules)) is not None:
-        return nowhere
+    """Return the messages to send for *letter*, which has its whole record, or why it is left."""
+    if (left := unknown_source(letter, rules)) is not None:
+        return left
     if letter.origin.source is Source.SQS:
         return _queue_resend(letter, rules)
     parts = deaggregate(letter.record)
@@ -187,17 +188,17 @@ def plan_resend(letter: DeadLetter, rules: ReplayRules) -> Resend | LeftLetter:
 
 
 def visibility_timeout_s(count: int) -> int:
-    """Return for how long to hide *count* letters from others: as short as claiming all of them again in time allows.
+    """Return the visibility timeout of *count* letters: the shortest that can be renewed for all of them in time.
 
-    Short, for after a kill they stay hidden for that long.
+    It is short because letters stay hidden that long after a kill.
     """
-    return min(HIDDEN_MAX_S, HIDDEN_MIN_S + 2 * count // CLAIMED_PER_S)
+    return min(HIDDEN_MAX_S, HIDDEN_MIN_S + 2 * count // RENEWED_PER_S)
 
 
 class ResendRequest:
-    """What goes out with one request, no two of one group: a request that is taken in part keeps no order.
+    """The resends of one request, no two of one group: a request that is refused in part keeps no order.
 
-    What is more than one record goes by itself, and so does what is larger than a request may be.
+    A resend of several records has a request of its own, and so has one that is larger than the limit.
     """
 
     def __init__(self) -> None:
@@ -206,7 +207,7 @@ class ResendRequest:
         self._size_bytes = 0
 
     def has_room_for(self, resend: Resend) -> bool:
-        """Tell whether *resend* fits beside what is there."""
+        """Return whether *resend* may join this request."""
         if not self.resends:
             return True
         first = self.resends[0]
@@ -220,28 +221,10 @@ class ResendRequest:
         )
 
     def add(self, resend: Resend) -> None:
-        """Put *resend* in."""
+        """Add *resend*."""
         self.resends.append(resend)
         self._groups.add(resend.group)
         self._size_bytes += resend.size_bytes
-
-
-def cut_into_puts(records: Iterable[NewRecord]) -> Iterator[list[NewRecord]]:
-    """Cut the *records* of one letter into requests of PutRecords, none with two of one partition key."""
-    most_count, most_bytes = REQUEST_LIMITS[Source.KINESIS]
-    put: list[NewRecord] = []
-    keys: set[str] = set()
-    size_bytes = 0
-    for record in records:
-        is_full = len(put) == most_count or size_bytes + len(record.data) > most_bytes
-        if put and (is_full or record.partition_key in keys):
-            yield put
-            put, keys, size_bytes = [], set(), 0
-        put.append(record)
-        keys.add(record.partition_key)
-        size_bytes += len(record.data)
-    if put:
-        yield put
 
 
 def _stream_resend(letter: DeadLetter, rules: ReplayRules) -> Resend | LeftLetter:
@@ -256,7 +239,7 @@ def _stream_resend(letter: DeadLetter, rules: ReplayRules) -> Resend | LeftLette
 
 
 def _aggregate_resend(letter: DeadLetter, parts: Sequence[SubRecord], rules: ReplayRules) -> Resend | LeftLetter:
-    """Send what an aggregate holds as records of their own. What of it can never be applied becomes a letter itself."""
+    """Send the records of an aggregate one by one. One that can never be applied becomes a dead letter of its own."""
     records = []
     for part in parts:
         origin = msgspec.structs.replace(
@@ -266,8 +249,8 @@ def _aggregate_resend(letter: DeadLetter, parts: Sequence[SubRecord], rules: Rep
         if not isinstance(record, LeftLetter) and record != part.data and not rules.force:
             return LeftLetter(
                 LeftReason.WITHOUT_REQUEST_IDS,
-                "an aggregate of which records carry no requestId: where its producer sent them again by itself, as "
-                "the Kinesis Producer Library does, they would be applied twice; --force sends them",
+                "records of this aggregate have no requestId: if their producer sent them again, as the Kinesis "
+                "Producer Library does, they would be applied twice; --force sends them",
             )
         records.append(NewRecord(part.partition_key, part.data if isinstance(record, LeftLetter) else record))
     return _records_resend(letter, records)
@@ -278,7 +261,7 @@ def _records_resend(letter: DeadLetter, records: Sequence[NewRecord]) -> Resend:
 
 
 def _ensure_request_id(record: bytes, origin: Origin, rules: ReplayRules) -> bytes | LeftLetter:
-    """Return *record* with its effective request id in it, or why it is no operation."""
+    """Return *record* with its effective request id in it, or why it is not a valid operation."""
     limits = {"max_bytes": rules.operation_max_bytes, "list_limit": rules.list_result_limit}
     decoded = decode_operation(record, origin, **limits)
     if isinstance(decoded, RejectedRecord):
@@ -294,7 +277,7 @@ def _ensure_request_id(record: bytes, origin: Origin, rules: ReplayRules) -> byt
 
 def _left_returning(error: str) -> LeftLetter:
     return LeftLetter(
-        LeftReason.WOULD_COME_BACK, f"it would come back as a dead letter ({error}); --force sends it as it is"
+        LeftReason.WOULD_COME_BACK, f"the record would come back as a dead letter ({error}); --force sends it unchanged"
     )
 
 
@@ -303,7 +286,7 @@ def _queue_resend(letter: DeadLetter, rules: ReplayRules) -> Resend | LeftLetter
     try:
         body = letter.record.decode()
     except UnicodeDecodeError:
-        return LeftLetter(LeftReason.SEND_REFUSED, "expected text, for a message of SQS is text, got other bytes")
+        return LeftLetter(LeftReason.SEND_REFUSED, "expected UTF-8, as SQS messages are text, got other bytes")
     attributes = dict(letter.message_attributes or {})
     if rules.queues[origin.name]:
         event = _prepare_order_event(letter, body, attributes, rules)
@@ -312,8 +295,8 @@ def _queue_resend(letter: DeadLetter, rules: ReplayRules) -> Resend | LeftLetter
         body, attributes = event
     elif letter.reason in LASTING_REASONS and not rules.force:
         return _left_returning(letter.reason)
-    # A new id: under the old one SQS would drop what is sent within five minutes, and the letter would be deleted.
-    # The same one for every letter of this message, so that what is sent again after a kill is dropped.
+    # A new id: under the old one SQS would drop a message sent within five minutes, and the letter would be deleted.
+    # The same one for every letter of this message, so that SQS drops a message that is sent again after a kill.
     again = hashlib.sha256(f"replay\0{origin.name}\0{origin.message_id}".encode()).hexdigest()
     fifo = FifoIds(group_id=origin.group_id or "replay", deduplication_id=again)
     return Resend(
@@ -327,7 +310,7 @@ def _queue_resend(letter: DeadLetter, rules: ReplayRules) -> Resend | LeftLetter
 def _prepare_order_event(
     letter: DeadLetter, body: str, attributes: Mapping[str, str], rules: ReplayRules
 ) -> tuple[str, dict[str, str]] | LeftLetter:
-    """Return an order event with its request id in its body, out of SNS's envelope, or why it is none."""
+    """Return an order event without its SNS envelope, its request id in its body; or why it is not a valid one."""
     event, found = unwrap(body, attributes)
     own_id = letter.request_id or letter.deduplication_id
     decoded = decode_order(event, found, letter.origin, deduplication_id=own_id, max_bytes=rules.operation_max_bytes)
@@ -342,7 +325,7 @@ def _prepare_order_event(
 
 
 class _SentIds(msgspec.Struct, rename="camel"):
-    """What a valid order event says of its request id."""
+    """The request id in a valid order event."""
 
     deduplication_id: str | None = None
 

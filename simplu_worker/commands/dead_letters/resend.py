@@ -1,4 +1,4 @@
-"""Send what dead letters are about to where it came from. Sent first, its letter is deleted after that."""
+"""Send the records of dead letters to their sources. A letter is deleted only after its record was sent."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from simplu_worker.commands.dead_letters.replay_plan import (
     ReplayRules,
     Resend,
     ResendRequest,
-    cut_into_puts,
     plan_resend,
     unknown_source,
 )
 from simplu_worker.commands.stream.put_records import put_records
+from simplu_worker.commands.stream.put_requests import cut_into_puts
 from simplu_worker.consumers.kinesis.stream.aggregation import deaggregate
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, Record, Stream
 from simplu_worker.dead_letters.letter import DeadLetter, ParsedDeadLetter
@@ -32,27 +32,27 @@ FETCH_POLLS: Final = 5  # a reply may be empty though there are records
 
 
 class DeadLetterResender:
-    """Sends to the stream and the queues that are configured."""
+    """Sends records to the configured stream and queues."""
 
     def __init__(self, stream: Stream | None, queues: Mapping[str, Queue], rules: ReplayRules) -> None:
         self._stream = stream
         self._queues = queues
         self._rules = rules
 
-    async def plan_resend(self, read: ParsedDeadLetter) -> Resend | LeftLetter:
-        """Return what is sent for a letter, or why it is left. Raises RetryableError of the stream's trouble."""
-        letter = read.letter
-        if (nowhere := unknown_source(letter, self._rules)) is not None:
-            return nowhere
-        if read.whole is not None:
-            record = await self._fetch_record(read)
+    async def plan_resend(self, parsed: ParsedDeadLetter) -> Resend | LeftLetter:
+        """Return the messages to send for a letter, or why it is left. Raises RetryableError of the stream."""
+        letter = parsed.letter
+        if (left := unknown_source(letter, self._rules)) is not None:
+            return left
+        if parsed.whole is not None:
+            record = await self._fetch_record(parsed)
             if isinstance(record, LeftLetter):
                 return record
             letter = msgspec.structs.replace(letter, record=record)
         return plan_resend(letter, self._rules)
 
     async def send(self, request: ResendRequest) -> dict[int, LeftLetter]:
-        """Send *request*; return what was refused, by its place in it. Raises RetryableError of trouble."""
+        """Send *request*; return the refused entries by their index. Raises RetryableError of the source."""
         resends = request.resends
         if not resends:
             return {}
@@ -62,50 +62,50 @@ class DeadLetterResender:
             if len(resends) == 1:
                 return {0: _left_refused(str(exc))}
         refused: dict[int, LeftLetter] = {}
-        for place, resend in enumerate(resends):  # whatever one has, the others do not share it
+        for index, resend in enumerate(resends):  # alone, so that a bad entry does not fail the others
             try:
                 alone = await self._send([resend])
             except PermanentError as exc:
                 alone = {0: _left_refused(str(exc))}
             if 0 in alone:
-                refused[place] = alone[0]
+                refused[index] = alone[0]
         return refused
 
     async def _send(self, resends: Sequence[Resend]) -> dict[int, LeftLetter]:
         if resends[0].source is Source.KINESIS:
-            assert self._stream is not None  # noqa: S101  (where_to saw to it)
+            assert self._stream is not None  # noqa: S101  (unknown_source ensures it)
             for records in cut_into_puts(record for resend in resends for record in resend.records):
                 await put_records(self._stream, records)
             return {}
         return await self._send_messages(self._queues[resends[0].name], resends)
 
     async def _send_messages(self, queue: Queue, resends: Sequence[Resend]) -> dict[int, LeftLetter]:
-        """Send messages, and those again that the queue did not take; no two are of one group."""
-        places = list(range(len(resends)))
+        """Send messages, no two of one group, and send refused ones again."""
+        indices = list(range(len(resends)))
         refused: dict[int, LeftLetter] = {}
         for try_count in range(1, SEND_TRIES + 1):
-            unsent = await queue.send(list(_outgoing([resends[place] for place in places], queue)))
-            refused = {places[entry.index]: _left_refused(f"SendMessageBatch: {entry.code}") for entry in unsent}
-            places = list(refused)
-            if not places:
+            unsent = await queue.send(list(_outgoing([resends[index] for index in indices], queue)))
+            refused = {indices[entry.index]: _left_refused(f"SendMessageBatch: {entry.code}") for entry in unsent}
+            indices = list(refused)
+            if not indices:
                 break
             if try_count < SEND_TRIES:
                 await asyncio.sleep(RETRY_S * try_count)
         return refused
 
-    async def _fetch_record(self, read: ParsedDeadLetter) -> bytes | LeftLetter:
-        """Return the whole record of a letter that has only its beginning."""
-        letter, whole = read.letter, read.whole
+    async def _fetch_record(self, parsed: ParsedDeadLetter) -> bytes | LeftLetter:
+        """Return the whole record of a letter that has only the beginning of it."""
+        letter, whole = parsed.letter, parsed.whole
         if letter.origin.source is Source.SQS or self._stream is None or whole is None:
-            return _left_gone("a message that was too long for its letter, and is nowhere else")
+            return _left_gone("a message that was too long for its letter is stored nowhere else")
         record = await self._read_record(self._stream, letter)
         if record is None:
-            return _left_gone(f"the stream {self._stream.name} keeps it no more")
+            return _left_gone(f"the stream {self._stream.name} no longer has the record")
         parts = deaggregate(record.data) or ()
         number = letter.origin.sub_sequence_number
         candidates = [record.data, *(part.data for part in parts if part.sub_sequence_number == number)]
         found = [data for data in candidates if whole.matches(data)]
-        return found[0] if found else _left_gone("what the stream has at its place is something else")
+        return found[0] if found else _left_gone("the stream has another record at its position")
 
     async def _read_record(self, stream: Stream, letter: DeadLetter) -> Record | None:
         origin = letter.origin
@@ -121,13 +121,13 @@ class DeadLetterResender:
                     return record if record.sequence_number == origin.sequence_number else None
                 iterator = reply.next_iterator
         except PermanentError:
-            return None  # past its retention, also of its stream shard
+            return None  # past the retention of the stream, or of its shard
         return None
 
 
 def _outgoing(resends: Iterable[Resend], queue: Queue) -> Iterable[OutgoingMessage]:
     for resend in resends:
-        assert resend.message is not None  # noqa: S101  (it is for a queue)
+        assert resend.message is not None  # noqa: S101  (the source is a queue)
         fifo = resend.message.fifo if queue.is_fifo else None
         yield OutgoingMessage(body=resend.message.body, fifo=fifo, attributes=resend.message.attributes)
 
@@ -136,5 +136,5 @@ def _left_refused(error: str) -> LeftLetter:
     return LeftLetter(LeftReason.SEND_REFUSED, error)
 
 
-def _left_gone(what: str) -> LeftLetter:
-    return LeftLetter(LeftReason.RECORD_GONE, f"its letter has only the beginning of the record; {what}")
+def _left_gone(reason: str) -> LeftLetter:
+    return LeftLetter(LeftReason.RECORD_GONE, f"the letter has only the beginning of the record; {reason}")

@@ -1,4 +1,4 @@
-"""How commands show what they found: tables and lines for people, JSON for programs."""
+"""Print the results of commands: tables and lines for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-NOT_A_TERMINAL_WIDTH = 1000  # no table is folded for a file or a pipe
+NOT_A_TERMINAL_WIDTH = 1000  # so that no table is folded for a file or a pipe
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -24,7 +24,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
 
 
 def print_members(members: Mapping[str, object]) -> None:
-    """Print the members of one thing on stdout, one a line."""
+    """Print *members* on stdout, one a line."""
     table = Table.grid(padding=(0, 2))
     for name, value in members.items():
         table.add_row(Text(name, "bold"), Text(escape_unprintable(value)))
@@ -37,19 +37,25 @@ def print_line(text: str, style: str = "") -> None:
 
 
 def print_note(text: str) -> None:
-    """Print one line on stderr: what is no part of the answer."""
+    """Print one line on stderr: a remark that is no part of the result."""
     Console(stderr=True, highlight=False).print(Text(escape_unprintable(text)), soft_wrap=True)
 
 
+def print_silent(shard_ids: Sequence[str]) -> None:
+    """Print on stderr which shards did not answer, if any."""
+    if shard_ids:
+        print_note(f"no answer from: {', '.join(shard_ids)}")
+
+
 def print_json(value: Any) -> None:
-    """Print *value*, of structs, dicts, lists and texts, as JSON on stdout; a `msgspec.Raw` in it stays as it is."""
+    """Print *value*, of structs, dicts, lists and texts, as JSON on stdout; a `msgspec.Raw` in it is not changed."""
     sys.stdout.flush()
     sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
     sys.stdout.buffer.flush()
 
 
 def escape_unprintable(value: object) -> str:
-    """Return *value* as text that does nothing to a terminal: ids come from strangers."""
+    """Return *value* as text without control characters for the terminal: ids come from outside."""
     text = "" if value is None else str(value)
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 

@@ -1,4 +1,4 @@
-"""Print a list that may be longer than fits in memory: JSON item by item, a table of its first rows."""
+"""Print a list that may not fit in memory: as JSON item by item, or as a table of the first rows."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import msgspec
 
 from simplu_worker.commands.output.display import print_note, print_table
 
-TABLE_MAX: Final = 1000  # rows that a person looks through
+TABLE_MAX: Final = 1000  # rows for a person
 
 T = TypeVar("T")
 
 
 class StreamedList(Generic[T]):
-    """The member *name* of a JSON object, or a table of *columns* whose cells *row* gives."""
+    """A list that is the member *name* of a JSON object, or a table of *columns*; *row* returns an item's cells."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class StreamedList(Generic[T]):
         self.count = 0
 
     def add(self, items: Iterable[T]) -> None:
-        """Print more items; of a table, keep its first rows for the end."""
+        """Print *items* as JSON, or keep them for the table."""
         for item in items:
             if self._as_json:
                 before = f'{{\n  "{self._name}": [\n    ' if not self.count else ",\n    "
@@ -46,7 +46,7 @@ class StreamedList(Generic[T]):
             self.count += 1
 
     def finish(self, rest: dict[str, Any]) -> None:
-        """Print the table, or the other members of the JSON object."""
+        """Print the table, or *rest*: the other members of the JSON object."""
         if self._as_json:
             beginning = f'{{\n  "{self._name}": [' if not self.count else "\n  "
             members = [f'  "{name}": '.encode() + msgspec.json.encode(value) for name, value in rest.items()]

@@ -1,9 +1,9 @@
-"""JSON lines of operations, made ready for the stream or refused as the worker would. Pure."""
+"""Parse JSON lines of operations: complete them for the stream, or reject them as the worker would. Pure."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
@@ -12,15 +12,13 @@ import msgspec
 from simplu_worker.operations.decode import decode_operation, replace_lone_surrogates
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, RejectedRecord, Source
 
-REQUEST_MAX_RECORDS: Final = 500  # PutRecords: Kinesis API reference
-REQUEST_MAX_BYTES: Final = 3_500_000  # below its 5 MiB, which some servers count after base64
 PARTITION_KEY_MAX: Final = 256  # Kinesis API reference
 
 _members_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class InputLine(msgspec.Struct, frozen=True):
-    """One line with something in it, counted from 1: the record to put, and what the worker will make of it."""
+    """A line that is not empty, its number from 1 on, the record to put, and the result of decoding the record."""
 
     number: int
     record: bytes
@@ -29,7 +27,7 @@ class InputLine(msgspec.Struct, frozen=True):
 
     @property
     def key(self) -> tuple[str, str] | None:
-        """The tenant's id and the request id, by which the log knows it; None for what will be a dead letter."""
+        """The tenant id and the request id: the operation's key in the log. None for a record that is rejected."""
         if isinstance(self.decoded, RejectedRecord):
             return None
         return self.decoded.tenant_id, self.decoded.request_id
@@ -40,7 +38,7 @@ def parse_lines(
 ) -> list[InputLine]:
     """Return the lines of *text*; a missing `requestId` is taken from *new_id*, a missing `timestamp` is *now*.
 
-    Every other byte stays as it is. A request id of another operation before is refused, as the worker would.
+    No other byte changes. A line with the request id of another operation before it is rejected, as by the worker.
     """
     origin = Origin(source=Source.KINESIS, name="", arrived_at=now)
     lines: list[InputLine] = []
@@ -61,7 +59,7 @@ def parse_lines(
 
 
 def complete_record(record: bytes, defaults: dict[str, str]) -> bytes:
-    """Return *record* with those of *defaults* that it lacks, or has as null; as it is when it is no JSON object."""
+    """Return *record* with the *defaults* of members that are missing or null; unchanged if it is no JSON object."""
     try:
         members = _members_decoder.decode(replace_lone_surrogates(record))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -75,33 +73,12 @@ def complete_record(record: bytes, defaults: dict[str, str]) -> bytes:
 
 
 def partition_key_of(decoded: Operation | RejectedRecord, number: int) -> str:
-    """Return the partition key of contract §3, hashed when too long; a bad line without ids gets one of its own."""
+    """Return the partition key of contract §3, hashed if too long; a rejected line without ids gets one of its own."""
     if isinstance(decoded, Operation):
         key = f"{decoded.tenant_id}-{decoded.resource_type}"
     else:
         key = f"{decoded.business_id or 'line'}-{decoded.location_id or number}"
     return key if len(key) <= PARTITION_KEY_MAX else hashlib.sha256(key.encode()).hexdigest()
-
-
-def cut_into_requests(lines: Iterable[InputLine]) -> Iterator[list[InputLine]]:
-    """Cut *lines* into requests of PutRecords, none with two records of one partition key.
-
-    A request that is refused in part takes its other records in any order; so no key has an order to lose within one.
-    """
-    request: list[InputLine] = []
-    keys: set[str] = set()
-    size_bytes = 0
-    for line in lines:
-        line_bytes = len(line.record) + len(line.partition_key.encode())
-        is_full = len(request) == REQUEST_MAX_RECORDS or size_bytes + line_bytes > REQUEST_MAX_BYTES
-        if request and (is_full or line.partition_key in keys):
-            yield request
-            request, keys, size_bytes = [], set(), 0
-        request.append(line)
-        keys.add(line.partition_key)
-        size_bytes += line_bytes
-    if request:
-        yield request
 
 
 def _reject_reused(operation: Operation) -> RejectedRecord:

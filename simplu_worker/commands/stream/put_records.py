@@ -1,83 +1,48 @@
-"""Put records on the stream, in order, and show how far it is."""
+"""Put records on the stream, in order."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-import time
-from collections.abc import Sequence
-from types import TracebackType
-from typing import Final, Self
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Final
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as RichProgress
-
-from simplu_worker.commands.stream.input_lines import InputLine, cut_into_requests
+from simplu_worker.aws.clients import open_client
+from simplu_worker.commands.output.progress import CountProgress
+from simplu_worker.commands.stream.put_requests import cut_into_puts
+from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.client import NewRecord, Stream
 from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.timing.backoff import backoff_s
 
+PUT_TIMEOUT_S: Final = 30.0  # a request of 5 MiB over a slow line
+PUT_ATTEMPTS: Final = 3
 TRIES_MAX: Final = 8  # in a row, without a record taken
 RETRY_BASE_S: Final = 0.2
 RETRY_MAX_S: Final = 5.0
-LINE_INTERVAL_S: Final = 2.0
 
 
-class PutProgress:
-    """How many of *total* are done, on stderr: a bar on a terminal, elsewhere a line now and then."""
-
-    def __init__(self, what: str, total: int) -> None:
-        self._what = what
-        self._total = total
-        self._shown_at = time.monotonic()
-        console = Console(stderr=True, highlight=False)
-        self._bar = (
-            RichProgress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                console=console,
-                transient=True,
-            )
-            if console.is_terminal
-            else None
-        )
-        self._console = console
-
-    def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._task = self._bar.add_task(self._what, total=self._total)
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def show(self, done: int) -> None:
-        """Show that *done* of all are done."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done)
-        elif time.monotonic() - self._shown_at >= LINE_INTERVAL_S:
-            self._shown_at = time.monotonic()
-            self._console.print(f"{self._what}: {done} of {self._total}")
+@contextlib.asynccontextmanager
+async def open_stream_for_puts(settings: Settings) -> AsyncIterator[Stream]:
+    """Open the stream with time-outs for large requests; no request is made yet."""
+    async with open_client(
+        "kinesis", region=settings.aws_region, read_timeout_s=PUT_TIMEOUT_S, max_attempts=PUT_ATTEMPTS
+    ) as client:
+        yield Stream(client, settings.kinesis_stream_name or "")
 
 
-async def put_lines(
-    stream: Stream, lines: Sequence[InputLine], progress: PutProgress
+async def put_in_order(
+    stream: Stream, records: Iterable[NewRecord], progress: CountProgress
 ) -> tuple[int, WorkerError | None]:
-    """Put *lines* in their order, one request at a time; return how many were put, and why not all.
+    """Put *records* in their order, one request at a time. Return how many were put, and the error that stopped it.
 
-    A request whose answer was lost is put again: the log drops the second record, for it has the same request id.
+    A request without an answer is put again: the log drops the second record, which has the same request id.
     """
     count = 0
-    for request in cut_into_requests(lines):
+    for request in cut_into_puts(records):
         try:
-            await put_records(stream, [NewRecord(line.partition_key, line.record) for line in request])
+            await put_records(stream, request)
         except WorkerError as exc:
             return count, exc
         count += len(request)
@@ -86,7 +51,7 @@ async def put_lines(
 
 
 async def put_records(stream: Stream, records: Sequence[NewRecord]) -> None:
-    """Put all *records*, those refused again and again; raises what stood in the way at the last try."""
+    """Put all *records* in any order, and refused ones again. Raises the error of the last try."""
     failure_count = 0
     while records:
         try:

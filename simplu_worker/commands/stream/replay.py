@@ -1,4 +1,4 @@
-"""`replay`: read the stream again from a time. The log drops what was applied; what was not, is applied."""
+"""`replay`: read the stream again from a time. The log drops operations that were applied; the others are applied."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from simplu_worker.metrics import instruments
 from simplu_worker.shards.gateway import ShardGateway
 
 POLL_INTERVAL_S: Final = 0.25
-POLLS_PER_REPORT: Final = 8  # polls
+POLLS_PER_REPORT: Final = 8
 
 log = structlog.get_logger(__name__)
 
 
 class DeadLetterCounter:
-    """Counts the records that would be dead letters: they were stored when the records were read for the first time."""
+    """Counts dead letters instead of storing them: they were stored when the records were first read."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -51,10 +51,10 @@ class DeadLetterCounter:
 
 
 async def replay(settings: Settings, start: datetime, *, as_json: bool) -> int:
-    """Read every stream shard from *start* to its tip, parents before their children; print what became of it.
+    """Read every stream shard from *start* to its tip, parents before their children; print the outcomes.
 
-    Needs no lease and moves no checkpoint. Readers beside it do no harm, nor does it to them, because it starts no
-    later than what they owe: of one key nothing is applied before what came before it (architecture, idea 2).
+    Needs no lease and moves no checkpoint. Is safe beside the workers' readers, because it starts no later than their
+    first pending operation: no operation is applied before an earlier one of its key (architecture, idea 2).
     """
     require_settings(settings, routes=True, stream=True)
     dead_letters = DeadLetterCounter()
@@ -77,12 +77,12 @@ async def replay(settings: Settings, start: datetime, *, as_json: bool) -> int:
         rows = sorted(outcomes.items())
         rows += [(f"no operation: {reason}", count) for reason, count in sorted(dead_letters.counts.items())]
         rows += [("left held: shards or tenants", stream_replay.left_waiting)] if stream_replay.left_waiting else []
-        print_table(("what became of the records", "count"), rows)
+        print_table(("outcome of the records", "count"), rows)
     return 1 if stream_replay.left_waiting else 0
 
 
 def generations(stream_shards: Sequence[StreamShard]) -> Iterator[list[StreamShard]]:
-    """Yield the stream shards so that each comes after its parents, as many as possible at a time."""
+    """Yield groups of stream shards, as large as possible, each shard in a later group than its parents."""
     left = {shard.stream_shard_id: shard for shard in stream_shards}
     while left:
         ready = [shard for shard in left.values() if not shard.parents & left.keys()]
@@ -112,7 +112,7 @@ class _StreamReplay:
         self.left_waiting = 0
 
     async def read(self, generation: Sequence[StreamShard]) -> None:
-        """Read these stream shards at the same time, each to its tip or end."""
+        """Read these stream shards concurrently, each to its tip or end."""
         async with asyncio.TaskGroup() as tasks:
             for shard in generation:
                 tasks.create_task(self._read(shard), name=f"replay:{shard.stream_shard_id}")
@@ -134,7 +134,7 @@ class _StreamReplay:
         self.left_waiting += len(reader.holds())
 
     async def _find_start(self, shard: StreamShard) -> Start:
-        """Return where to begin: at the time asked for, or where its readers owe something, whichever is earlier."""
+        """Return the earlier of the requested time and the checkpoint, from which operations may be pending."""
         lease = self._leases.get(shard.stream_shard_id)
         if lease is None or lease.checkpoint.is_sentinel:
             ended = lease is not None and lease.checkpoint == SHARD_END

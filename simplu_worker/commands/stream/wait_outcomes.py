@@ -1,4 +1,4 @@
-"""What became of operations that were sent: asked of the logs of all shards until each is there."""
+"""Wait until operations that were sent are in the logs of the shards, and return their outcomes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import msgspec
 
+from simplu_worker.commands.output.progress import CountProgress
 from simplu_worker.commands.stream.input_lines import InputLine
-from simplu_worker.commands.stream.put_records import PutProgress
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import Operation, RejectedRecord
 from simplu_worker.shards.gateway import ShardGateway
@@ -22,11 +22,11 @@ KEYS_PER_QUERY: Final = 5000
 REUSED: Final = "request_id_reused"
 
 OperationKey = tuple[str, str]
-"""A tenant's id and a request id."""
+"""A tenant id and a request id."""
 
 
 class SendStatus(StrEnum):
-    """What became of one line."""
+    """The status of one line."""
 
     NOT_SENT = "not sent"
     SENT = "sent"
@@ -36,7 +36,7 @@ class SendStatus(StrEnum):
 
 
 class SendOutcome(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """One line and what became of it; *result* is JSON text as Postgres wrote it."""
+    """The outcome of one line; *result* is JSON text as Postgres wrote it."""
 
     line: int
     status: SendStatus
@@ -52,11 +52,11 @@ class SendOutcome(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tru
 
 
 async def wait_for_outcomes(
-    gateway: ShardGateway, lines: Sequence[InputLine], timeout_s: float, progress: PutProgress
+    gateway: ShardGateway, lines: Sequence[InputLine], timeout_s: float, progress: CountProgress
 ) -> tuple[dict[OperationKey, dict[str, Any]], list[str]]:
-    """Ask until every line that is an operation is in a log, for at most *timeout_s*.
+    """Query the logs until they have every line that is an operation, for at most *timeout_s*.
 
-    Returns the rows of the logs, each with its `shard_id`, and the shards that did not answer at the last time.
+    Returns the rows of the logs, each with its `shard_id`, and the shards that did not answer the last query.
     """
     deadline = time.monotonic() + timeout_s
     pending = {line.key for line in lines if line.key is not None}
@@ -84,7 +84,7 @@ async def _find_operations(
         try:
             survey = await gateway.survey("find_operations", [key[0] for key in some], [key[1] for key in some])
         except RetryableError:
-            continue  # whoever names the shards is down: asked again with the next poll
+            continue  # Citrus does not list the shards now: the next poll queries these keys again
         silent |= set(survey.silent_shard_ids)
         rows |= {(row["tenant_id"], row["request_id"]): row | {"shard_id": shard_id} for shard_id, row in survey.rows}
     return rows, sorted(silent)
@@ -97,7 +97,7 @@ def send_outcomes(
     *,
     waited: bool,
 ) -> list[SendOutcome]:
-    """Return what became of each line, in order; *rows* are what the logs have of them."""
+    """Return the outcome of each line, in order; *rows* are the rows that the logs have of the sent ones."""
     outcomes = [_outcome(line, rows.get(line.key) if line.key else None, waited=waited) for line in sent]
     return outcomes + [_describe(line, SendStatus.NOT_SENT) for line in unsent]
 

@@ -24,7 +24,7 @@ from support.postgres.tenant_cases import fetch
 from support.reader_world import MARGIN, WAIT, World, eventually, open_world, reaches, record
 
 from simplu_worker.aws.sqs_queue import Queue
-from simplu_worker.commands.dead_letters import browse, command
+from simplu_worker.commands.dead_letters import browse
 from simplu_worker.commands.dead_letters.browse import DeadLetterBrowser
 from simplu_worker.commands.dead_letters.command import ListOptions, list_dead_letters, replay_dead_letters
 from simplu_worker.commands.dead_letters.replay import ReplayOptions
@@ -333,12 +333,12 @@ async def test_tables_are_printed_for_people(bench: Bench, capfd: pytest.Capture
     assert await list_dead_letters(bench.settings, ALL, LIST, as_json=False) == 0
     listed = capfd.readouterr()
     assert "retries_exhausted" in listed.out
-    assert "hidden from others" in listed.err
+    assert "hidden from other readers" in listed.err
     assert await replay_dead_letters(bench.settings, ALL, PLAN, as_json=False) == 1
     planned = capfd.readouterr()
     assert "would send" in planned.out
     assert "would_come_back" in planned.out
-    assert "nothing was sent; --apply does it" in planned.err
+    assert "nothing was sent; --apply sends them" in planned.err
     assert "private" not in listed.out + listed.err + planned.out + planned.err
 
 
@@ -504,7 +504,7 @@ async def test_replay_stops_by_name_when_the_stream_is_in_trouble(
 ) -> None:
     """Whatever was not sent is given back, named, and there at once for the next run."""
     monkeypatch.setattr(put_records, "RETRY_MAX_S", 0.01)
-    monkeypatch.setattr(command, "PUT_ATTEMPTS", 1)
+    monkeypatch.setattr(put_records, "PUT_ATTEMPTS", 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL_KINESIS", "http://127.0.0.1:1")
     await bench.store(*(letter(bench, record("create", "a-x", n), str(n)) for n in range(3)))
     done = await bench.replay()
@@ -539,7 +539,7 @@ async def test_box_claims_letters_again_and_gives_them_back(bench: Bench) -> Non
         assert all(browser._renew_at[name] > due[name] for name in due)
         assert await bench.count() == (0, 25)
         left = await browser.delete(list(due)[:5])
-        assert (left, repr(browser).endswith("20 in hand)")) == (set(), True)
+        assert (left, repr(browser).endswith("20 in flight)")) == (set(), True)
     assert await bench.count() == (20, 0)
 
 
@@ -574,6 +574,6 @@ async def test_commands_work_as_processes(bench: Bench) -> None:
         unset = tasks.create_task(run("list", SQS_DEAD_LETTER_QUEUE_URL=""))
     assert [task.result()[0] for task in (*wrong, unset)] == [2, 2, 78]
     status, out, err = await run("replay", "--apply", "--tenant", "a", "x", "--until", "2026-01-03")
-    assert (status, "sent" in out, "hidden from others" in err) == (0, True, True)
+    assert (status, "sent" in out, "hidden from other readers" in err) == (0, True, True)
     status, out, _ = await run("replay", "--apply", "--json")
     assert (status, json.loads(out)["left"]) == (1, 1)

@@ -20,12 +20,12 @@ from simplu_worker.commands.dead_letters.replay_plan import (
     ReplayRules,
     Resend,
     ResendRequest,
-    cut_into_puts,
     plan_resend,
     record_key,
     sort_key,
     visibility_timeout_s,
 )
+from simplu_worker.commands.stream.put_requests import cut_into_puts
 from simplu_worker.consumers.kinesis.stream.client import NewRecord
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.operations.decode import decode_operation, derived_request_id
@@ -365,14 +365,6 @@ def test_requests_keep_order_and_limits(items: list[tuple[str, int, Source, int]
             assert sum(one.size_bytes for one in request.resends) <= most_bytes
             assert all(len(one.records) == 1 for one in request.resends)
             assert len(request.resends) <= most_count
-
-
-@given(records=st.lists(st.builds(NewRecord, st.sampled_from("abcd"), st.sampled_from([b"x", b"x" * 1_500_000]))))
-def test_puts_keep_order_and_no_key_twice(records: list[NewRecord]) -> None:
-    """As a request of PutRecords is taken: in any order when some of it are refused."""
-    puts = list(cut_into_puts(records))
-    assert [record for put in puts for record in put] == records
-    assert all(len({record.partition_key for record in put}) == len(put) for put in puts)
 
 
 def test_letters_are_hidden_shortly_and_longer_only_for_very_many() -> None:

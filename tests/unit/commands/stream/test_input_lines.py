@@ -1,4 +1,4 @@
-"""JSON lines made ready for the stream: what is filled in, what stays, and how they are cut into requests."""
+"""JSON lines made ready for the stream: the members filled in, and the bytes that stay."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from simplu_worker.commands.stream import input_lines as lines_module
-from simplu_worker.commands.stream.input_lines import InputLine, complete_record, cut_into_requests, parse_lines
+from simplu_worker.commands.stream.input_lines import InputLine, complete_record, parse_lines
 from simplu_worker.operations.operation import Operation, RejectedRecord
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -106,24 +103,3 @@ def test_partition_key_is_hashed_when_kinesis_would_not_take_it() -> None:
     keys = [line.partition_key for line in read(text_of(long, long | {"resourceType": "x"}, long))]
     assert [len(key) for key in keys] == [64, 64, 64]
     assert keys[0] == keys[2] != keys[1]
-
-
-@given(
-    names=st.lists(st.sampled_from("abcdef"), max_size=60),
-    most=st.integers(min_value=1, max_value=10),
-    most_bytes=st.integers(min_value=100, max_value=2000),
-)
-def test_requests_of_keeps_order_within_bounds_and_each_key_once(names: list[str], most: int, most_bytes: int) -> None:
-    """All lines in their order, no request too long, and no key twice in one; only a single record may be too large."""
-    lines = read(text_of(*(WHOLE | {"resourceType": name, "requestId": f"r{n}"} for n, name in enumerate(names))))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lines_module, "REQUEST_MAX_RECORDS", most)
-        patch.setattr(lines_module, "REQUEST_MAX_BYTES", most_bytes)
-        requests = list(cut_into_requests(lines))
-    assert [line for request in requests for line in request] == lines
-    for request in requests:
-        keys = [line.partition_key for line in request]
-        size_bytes = sum(len(line.record) + len(line.partition_key) for line in request)
-        assert 1 <= len(request) <= most
-        assert len(set(keys)) == len(keys)
-        assert size_bytes <= most_bytes or len(request) == 1

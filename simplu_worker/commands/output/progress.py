@@ -1,0 +1,52 @@
+"""Show on stderr how far a command is: a bar on a terminal, elsewhere a line from time to time."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Final, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
+
+from simplu_worker.commands.output.display import print_note
+
+LINE_INTERVAL_S: Final = 2.0
+
+
+def terminal_bars(*columns: ProgressColumn) -> Progress | None:
+    """Return progress bars of *columns* on stderr, which disappear at the end; None if stderr is no terminal."""
+    console = Console(stderr=True, highlight=False)
+    return Progress(*columns, console=console, transient=True) if console.is_terminal else None
+
+
+class CountProgress:
+    """The progress of one count: so many of *total* are *what*."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self._what = what
+        self._total = total
+        self._shown_at = time.monotonic()
+        self._bars = terminal_bars(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        )
+
+    def __enter__(self) -> Self:
+        if self._bars is not None:
+            self._task = self._bars.add_task(self._what, total=self._total)
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def show(self, done: int) -> None:
+        """Show that *done* of the total are done."""
+        if self._bars is not None:
+            self._bars.update(self._task, completed=done)
+        elif time.monotonic() - self._shown_at >= LINE_INTERVAL_S:
+            self._shown_at = time.monotonic()
+            print_note(f"{self._what}: {done} of {self._total}")

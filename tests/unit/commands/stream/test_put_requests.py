@@ -1,0 +1,31 @@
+"""Records are cut into requests of PutRecords."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.commands.stream import put_requests
+from simplu_worker.commands.stream.put_requests import cut_into_puts
+from simplu_worker.consumers.kinesis.stream.client import NewRecord
+
+
+@given(
+    records=st.lists(st.builds(NewRecord, st.sampled_from("abcdef"), st.binary(max_size=500)), max_size=60),
+    most=st.integers(min_value=1, max_value=10),
+    most_bytes=st.integers(min_value=100, max_value=2000),
+)
+def test_puts_keep_order_within_bounds_and_each_key_once(records: list[NewRecord], most: int, most_bytes: int) -> None:
+    """All records in their order, no put too long, and no key twice in one; only a single record may be too large."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(put_requests, "PUT_MAX_COUNT", most)
+        patch.setattr(put_requests, "PUT_MAX_BYTES", most_bytes)
+        puts = list(cut_into_puts(records))
+    assert [record for put in puts for record in put] == records
+    for put in puts:
+        keys = [record.partition_key for record in put]
+        size_bytes = sum(len(record.data) + len(record.partition_key) for record in put)
+        assert 1 <= len(put) <= most
+        assert len(set(keys)) == len(keys)
+        assert size_bytes <= most_bytes or len(put) == 1
