@@ -1,4 +1,4 @@
-"""`shards adopt`: what there is to be taken over from another program, and taking it over."""
+"""`shards adopt`: adopt the rows that another program wrote on a shard, or print the plan."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import msgspec
-from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
 
 from simplu_worker.assembly import open_business_info, open_shards
 from simplu_worker.commands.output.display import print_json, print_line, print_note, print_table, shorten
+from simplu_worker.commands.output.progress import terminal_bars
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
@@ -26,7 +25,7 @@ from simplu_worker.shards.routing.locator import Locator
 
 SHOWN_MAX: Final = 50  # lines of each table, for people
 CELL_MAX: Final = 80
-REPORT_INTERVAL_S: Final = 10.0  # between two lines about how far it is, where there is no terminal
+REPORT_INTERVAL_S: Final = 10.0  # between two lines of progress, where there is no terminal
 LAYOUTS: Final = {
     Layout.JOINED_IDS: "business and location in one column",
     Layout.TWO_IDS: "business and location in two columns",
@@ -34,7 +33,7 @@ LAYOUTS: Final = {
 
 
 class AdoptMode(StrEnum):
-    """How much is carried out."""
+    """How much of the plan is carried out."""
 
     NOTHING = "planned"
     COPY = "copied"
@@ -42,14 +41,14 @@ class AdoptMode(StrEnum):
 
 
 class AdoptOptions(msgspec.Struct, frozen=True):
-    """What a person wants to be done, and chose."""
+    """The options of `shards adopt`."""
 
     mode: AdoptMode
     choices: AdoptionChoices
 
 
 async def adopt_shard(settings: Settings, shard_id: str, options: AdoptOptions, *, as_json: bool) -> int:
-    """Print what an adoption would do, or do it; return 1 where something stands in its way."""
+    """Print the plan of an adoption, or carry it out. Return 1 if something prevents it."""
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards, open_business_info(settings, attempts=3) as business_info:
         address = await _find_address(shards.locator, shard_id)
@@ -75,7 +74,7 @@ async def adopt_shard(settings: Settings, shard_id: str, options: AdoptOptions, 
         print_json({"shardId": shard_id, "state": state} | plan_members(plan, refusals))
     else:
         print_plan(plan, refusals, state)
-    # What only has to be chosen before the swap is no failure of a copy.
+    # Refusals concern the swap only: a copy succeeds in spite of them.
     return 0 if state is AdoptMode.COPY or not refusals else 1
 
 
@@ -108,7 +107,7 @@ def _print_adopted(adopted: AdoptionResult, *, as_json: bool, was: str) -> int:
 
 
 def plan_members(plan: AdoptionPlan, refusals: list[str]) -> dict[str, Any]:
-    """Return a plan for programs."""
+    """Return a plan as JSON members."""
     found = plan.contents
     return {
         "layout": plan.layout,
@@ -150,11 +149,11 @@ def _tenant_members(plan: AdoptionPlan, owner: Owner) -> dict[str, Any]:
 
 
 def print_plan(plan: AdoptionPlan, refusals: list[str], state: AdoptMode) -> None:
-    """Print a plan for people, and what comes next."""
+    """Print a plan for people, and the next step."""
     found = plan.contents
     print_line(
         f"shard {plan.shard_id}: a table resources of another program, {LAYOUTS[plan.layout]}; "
-        f"{plan.row_count} rows of {len(plan.resolved)} tenants can be taken"
+        f"{plan.row_count} rows of {len(plan.resolved)} tenants can be adopted"
     )
     _print_first(
         ("business", "location", "type", "rows"),
@@ -185,20 +184,20 @@ def print_plan(plan: AdoptionPlan, refusals: list[str], state: AdoptMode) -> Non
         count=found.duplicate_counts.total(),
     )
     _print_first(
-        ("old id", "cannot be taken, because"),
+        ("old id", "cannot be adopted, because"),
         [(row.old_id, row.fault) for row in found.faulty],
-        "rows that cannot be taken",
+        "rows that cannot be adopted",
         count=found.fault_counts.total(),
     )
     if plan.is_begun:
-        print_note("a copy was begun before; it goes on where it was")
+        print_note("an earlier copy was interrupted; it is continued")
     for refusal in refusals:
         print_note(f"before the swap: {refusal}")
     match state:
         case AdoptMode.COPY:
-            print_note("copied, and kept up to date; stop the other program, then --apply swaps the names")
+            print_note("copied, and kept up to date; stop the other program, then --apply swaps the tables")
         case _ if not refusals:
-            print_note("nothing was changed; --prepare copies while the other program goes on, --apply does it all")
+            print_note("nothing was changed; --prepare copies while the other program runs, --apply adopts the shard")
         case _:
             print_note("nothing was changed")
 
@@ -216,17 +215,18 @@ def _print_first(
 
 
 class AdoptionReporter:
-    """How far an adoption is, on stderr: a bar on a terminal, elsewhere a line every ten seconds."""
+    """Shows on stderr the progress of an adoption: a bar on a terminal, elsewhere a line every ten seconds."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._reported_at = clock()
-        console = Console(stderr=True, highlight=False)
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-        self._bars = (
-            Bars(*columns, TimeElapsedColumn(), console=console, transient=True) if console.is_terminal else None
+        self._bars = terminal_bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
         )
-        self._task = None if self._bars is None else self._bars.add_task("looking at the old table", total=None)
+        self._task = None if self._bars is None else self._bars.add_task("reading the old table", total=None)
 
     def __repr__(self) -> str:
         return f"AdoptionProgress(is_terminal={self._bars is not None})"

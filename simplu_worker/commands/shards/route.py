@@ -1,4 +1,4 @@
-"""`shards route`: where keys go, and how many of them would go elsewhere with another number of shards."""
+"""`shards route`: print the shards of keys, and how many keys would move with another number of shards."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from simplu_worker.shards.routing.shard_map import ShardMap
 from simplu_worker.telemetry.log import scrub_text
 
 SAMPLE_COUNT: Final = 10_000
-ROWS_MAX: Final = 1000  # of a table; a program is given all
-ASKED_AT_ONCE: Final = 16
+ROWS_MAX: Final = 1000  # of a table; JSON has all
+REQUESTS_AT_ONCE: Final = 16
 SHARDS_MAX: Final = 100_000
 NEW: Final = " (new)"
 
 
 class KeyRoute(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """Where one key goes; *retired* are the shards it fell on before, in turn."""
+    """The shard of one key; *retired* are the retired shards to which it was hashed first, in order."""
 
     key: str
     shard_id: str | None = None
     pinned: bool = False
     retired: tuple[str, ...] = ()
-    with_shards: str | None = None  # where it would go
+    with_shards: str | None = None  # its shard with the other number of shards
     inactive: bool = False
-    odd: str | None = None  # why nobody says where it goes
+    odd: str | None = None  # why its shard is unknown
 
     @property
     def would_move(self) -> bool:
-        """Whether it would go elsewhere."""
+        """Whether the key would move."""
         return self.with_shards is not None and self.with_shards != self.shard_id
 
     @property
     def explanation(self) -> str:
-        """Say how it came there."""
+        """How the key was placed."""
         parts = ["pinned"] if self.pinned else []
         parts += [f"past {', '.join(self.retired)} (retired)"] if self.retired else []
         parts += ["inactive: its operations are held"] if self.inactive else []
@@ -52,7 +52,7 @@ class KeyRoute(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 
 
 def read_keys(words: Sequence[str]) -> list[str]:
-    """Return the keys that are given, each once; `-` stands for those on stdin, one a line."""
+    """Return the keys in *words*, each once; `-` stands for the lines of stdin."""
     keys: dict[str, None] = {}
     for word in words:
         lines = (line.rstrip("\r\n") for line in sys.stdin) if word == "-" else [word]
@@ -64,7 +64,7 @@ def read_keys(words: Sequence[str]) -> list[str]:
 
 
 async def route_keys(settings: Settings, words: Sequence[str], with_shards: int | None, *, as_json: bool) -> int:
-    """Print where keys go, by the map or by Citrus; return 1 when nobody says of one where it goes."""
+    """Print the shards of keys, by the shard map or by Citrus. Return 1 if the shard of a key is unknown."""
     require_settings(settings, routes=True)
     keys = read_keys(words)
     if words and not keys:
@@ -76,7 +76,7 @@ async def route_keys(settings: Settings, words: Sequence[str], with_shards: int 
             shard_ids = [shard.shard_id for shard in locator.map.shards]
         elif with_shards is not None:
             raise PermanentError(
-                "--with-shards: expected a map of shards (SHARD_MAP_FILE); Citrus places each by itself"
+                "--with-shards: expected a map of shards (SHARD_MAP_FILE); Citrus places each tenant on its own"
             )
         else:
             routes = await _locate_keys(locator, keys)
@@ -91,12 +91,12 @@ async def route_keys(settings: Settings, words: Sequence[str], with_shards: int 
 
 
 def sample_keys(count: int = SAMPLE_COUNT) -> list[str]:
-    """Return keys that stand for those of tenants; the same ones each time."""
+    """Return sample keys of tenants; the same ones each time."""
     return [f"business-{number}-location-{number % 3}" for number in range(count)]
 
 
 def place_keys(shard_map: ShardMap, keys: Iterable[str], with_shards: int | None) -> list[KeyRoute]:
-    """Return where *keys* go by a map, and would go if it had *with_shards* shards: its first ones, or more of them."""
+    """Return the shards of *keys* by a map, also if it had *with_shards* shards: its first ones, or more of them."""
     other = None if with_shards is None else _resize(shard_map, with_shards)
     routes = []
     for key in keys:
@@ -141,11 +141,11 @@ def summarize_moves(routes: Sequence[KeyRoute], shard_ids: Sequence[str], count:
 
 
 async def _locate_keys(locator: Locator, keys: Sequence[str]) -> list[KeyRoute]:
-    """Ask for each of *keys* where it is registered."""
+    """Ask Citrus for the shard of each key."""
     if not keys:
-        raise PermanentError("expected keys, as Citrus says of each where it is; give some, or - for those on stdin")
+        raise PermanentError("expected keys, because Citrus is asked for each; give some, or - to read them from stdin")
     routes: dict[str, KeyRoute] = {}
-    at_once = asyncio.Semaphore(ASKED_AT_ONCE)
+    at_once = asyncio.Semaphore(REQUESTS_AT_ONCE)
 
     async def ask(key: str) -> None:
         async with at_once:
@@ -173,7 +173,7 @@ def _print_routes(routes: Sequence[KeyRoute], summary: dict[str, Any] | None) ->
         rows = [(route.key, route.shard_id, route.with_shards, route.explanation) for route in routes[:ROWS_MAX]]
         print_table(columns, rows if summary is not None else [(key, shard, way) for key, shard, _, way in rows])
     if len(routes) > ROWS_MAX:
-        print_note(f"{len(routes) - ROWS_MAX} more keys: --json has them all")
+        print_note(f"{len(routes) - ROWS_MAX} more keys; --json prints all")
     if summary is None:
         return
     counts = [

@@ -7,7 +7,7 @@ from typing import Any, Final
 from rich.text import Text
 
 from simplu_worker.assembly import open_shards
-from simplu_worker.commands.output.display import print_json, print_note, print_table
+from simplu_worker.commands.output.display import print_json, print_silent, print_table
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.shards.health.all_shards import InspectedShard, inspect_all_shards
@@ -33,7 +33,7 @@ STYLES: Final = {ShardState.HEALTHY: "green", ShardState.DEGRADED: "yellow", Sha
 
 
 async def list_shards(settings: Settings, *, as_json: bool) -> int:
-    """Look at every shard that Citrus or the map names, and print them; return 1 when one did not answer."""
+    """Inspect every shard that Citrus or the shard map names, and print them. Return 1 if one did not answer."""
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
         listed = await inspect_all_shards(shards.locator, shards.pools)
@@ -42,8 +42,7 @@ async def list_shards(settings: Settings, *, as_json: bool) -> int:
         print_json({"shards": [_members(shard) for shard in listed], "shardsWithoutAnswer": silent})
     else:
         print_table(COLUMNS, [_row(shard) for shard in listed])
-        if silent:
-            print_note(f"no answer from: {', '.join(silent)}")
+        print_silent(silent)
     return 1 if silent else 0
 
 
@@ -72,7 +71,7 @@ def _row(shard: InspectedShard) -> tuple[object, ...]:
 
 
 def _format_usage(health: Health) -> str | None:
-    """Return the tenants that Citrus counts, the room for them, and how full that makes it."""
+    """Return the share of the shard's room for tenants that is used, as Citrus counts them."""
     usage = health.seen.usage
     if usage.ratio is None:
         return None
@@ -84,7 +83,7 @@ def _format_connections(used: int | None, most: int | None) -> str | None:
 
 
 def _format_lag(view: dict[str, Any]) -> str | None:
-    """Return how far a standby is behind, or the standbys of a primary."""
+    """Return the lag of a standby, or the number of a primary's standbys."""
     parts = [f"{view['replicationLagSeconds']:.1f} s"] if "replicationLagSeconds" in view else []
     parts += [f"{view['replicationLagBytes']} bytes"] if "replicationLagBytes" in view else []
     if view.get("standbys"):

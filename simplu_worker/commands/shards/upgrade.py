@@ -1,4 +1,4 @@
-"""`shards upgrade`: what each shard's schema lacks, and bringing it up to date while workers go on."""
+"""`shards upgrade`: upgrade the schemas of shards while workers run, or print what each schema lacks."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import msgspec
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from simplu_worker.assembly import open_shards
 from simplu_worker.commands.output.display import escape_unprintable, print_json, print_note, print_table, shorten
+from simplu_worker.commands.output.progress import terminal_bars
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, WorkerError
@@ -30,18 +29,18 @@ from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, U
 from simplu_worker.telemetry.log import scrub_text
 
 SHARDS_AT_ONCE: Final = 4
-REPORT_INTERVAL_S: Final = 10.0  # between two lines about what a shard waits for
+REPORT_INTERVAL_S: Final = 10.0  # between two lines about the locks that a shard waits for
 TITLE_MAX_LENGTH: Final = 70
 ACTIVITY_MAX_LENGTH: Final = 160
 COLUMNS: Final = ("shard", "place", "state", "schema", "to", "migrations", "business types", "workers", "error")
 
 
 class UpgradeStatus(StrEnum):
-    """How a shard's schema stands."""
+    """The state of a shard's schema."""
 
     CURRENT = "current"
     BEHIND = "behind"
-    EMPTY = "empty"  # it gets the newest with its first tenant
+    EMPTY = "empty"  # its first tenant creates the newest schema
     UPGRADED = "upgraded"
     REFUSED = "refused"
     FAILED = "failed"
@@ -57,7 +56,7 @@ BAD: Final = {UpgradeStatus.REFUSED, UpgradeStatus.FAILED}
 
 
 class UpgradeReport(msgspec.Struct, frozen=True):
-    """One shard, and what is or was to be done there."""
+    """One shard, the upgrade that it needs or got, and the error."""
 
     address: ShardAddress
     status: UpgradeStatus
@@ -68,7 +67,7 @@ class UpgradeReport(msgspec.Struct, frozen=True):
 async def upgrade_shards(
     settings: Settings, shard_ids: Sequence[str], *, apply: bool, timeout_s: float, as_json: bool
 ) -> int:
-    """Print what the schemas of *shard_ids*, or of all shards, lack; with *apply* do it. Return 1 when one failed."""
+    """Print what the schemas of *shard_ids*, or of all shards, lack; with *apply* upgrade them. Return 1 on failure."""
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
         known = await shards.locator.list_shards()
@@ -83,12 +82,12 @@ async def upgrade_shards(
     else:
         print_table(COLUMNS, [_row(report) for report in reports])
         if not apply and any(report.status is UpgradeStatus.BEHIND for report in reports):
-            print_note("nothing was changed; --apply does it, while workers go on")
+            print_note("nothing was changed; --apply upgrades the shards, while workers run")
     return 1 if any(report.status in BAD for report in reports) else 0
 
 
 def _choose_shards(known: Sequence[ShardAddress], shard_ids: Sequence[str]) -> list[ShardAddress]:
-    """Return the shards that are meant, in order of their ids. Raises `PermanentError` for one that nobody knows."""
+    """Return the chosen shards, or all *known* ones, by id. Raises PermanentError for an unknown shard."""
     by_id = {address.shard_id: address for address in known}
     unknown = sorted(set(shard_ids) - by_id.keys())
     if unknown:
@@ -97,7 +96,7 @@ def _choose_shards(known: Sequence[ShardAddress], shard_ids: Sequence[str]) -> l
 
 
 async def _read_upgrades(pools: Pools, addresses: Sequence[ShardAddress]) -> list[UpgradeReport]:
-    """Ask every shard what it lacks."""
+    """Read from every shard which upgrade it needs."""
 
     async def ask(address: ShardAddress) -> UpgradeReport:
         try:
@@ -114,7 +113,7 @@ async def _read_upgrades(pools: Pools, addresses: Sequence[ShardAddress]) -> lis
 
 
 async def _upgrade_shards(pools: Pools, reports: Sequence[UpgradeReport], *, timeout_s: float) -> list[UpgradeReport]:
-    """Upgrade those that are behind, a few at once; what fails on one does not stop the others."""
+    """Upgrade the shards that are behind, a few at a time; a failure on one does not stop the others."""
     behind = [report.address for report in reports if report.status is UpgradeStatus.BEHIND]
     turns = asyncio.Semaphore(SHARDS_AT_ONCE)
     done: dict[str, UpgradeReport] = {}
@@ -191,14 +190,14 @@ def _row(report: UpgradeReport) -> tuple[object, ...]:
 
 
 def _format_workers(upgrade: Upgrade) -> str | None:
-    """Return the schema versions of the workers that work with the shard once it is upgraded."""
+    """Return the schema versions of the workers that can use the shard after its upgrade."""
     if upgrade.version is None:
         return None
     return f"{upgrade.version if upgrade.works_from is None else upgrade.works_from} and newer"
 
 
 class UpgradeProgress:
-    """How far each shard is, on stderr: bars on a terminal, elsewhere a line where there is something to tell."""
+    """Shows on stderr the progress of each shard: bars on a terminal, elsewhere lines about waits and results."""
 
     def __init__(self, shard_count: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._shard_count = shard_count
@@ -206,22 +205,20 @@ class UpgradeProgress:
         self._ended_count = 0
         self._tasks: dict[str, Any] = {}
         self._reported_at: dict[str, float] = {}
-        console = Console(stderr=True, highlight=False)
-        columns = (
+        self._bars = terminal_bars(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[activity]}", markup=False),
         )
-        self._bars = RichProgress(*columns, console=console, transient=True) if console.is_terminal else None
 
     def __repr__(self) -> str:
         return f"UpgradeProgress({self._ended_count} of {self._shard_count})"
 
     def __enter__(self) -> Self:
         if self._bars is not None:
-            self._all = self._bars.add_task("shards", total=self._shard_count, doing="")
+            self._all = self._bars.add_task("shards", total=self._shard_count, activity="")
             self._bars.start()
         return self
 
@@ -232,20 +229,20 @@ class UpgradeProgress:
             self._bars.stop()
 
     def show(self, shard_id: str, activity: UpgradeActivity) -> None:
-        """Show what a shard is at."""
+        """Show the activity of a shard."""
         if self._bars is not None:
             if shard_id not in self._tasks:
                 self._tasks[shard_id] = self._bars.add_task(
-                    escape_unprintable(shard_id), total=activity.count, doing=""
+                    escape_unprintable(shard_id), total=activity.count, activity=""
                 )
             text = shorten(describe_activity(activity), ACTIVITY_MAX_LENGTH)
-            self._bars.update(self._tasks[shard_id], total=activity.count, completed=activity.done_count, doing=text)
+            self._bars.update(self._tasks[shard_id], total=activity.count, completed=activity.done_count, activity=text)
         elif activity.waits_for and self._clock() - self._reported_at.get(shard_id, float("-inf")) >= REPORT_INTERVAL_S:
             self._reported_at[shard_id] = self._clock()
             print_note(f"{shard_id}: {describe_activity(activity)}")
 
     def end(self, report: UpgradeReport) -> None:
-        """Show that a shard is done with."""
+        """Show the result of a shard."""
         shard_id = report.address.shard_id
         self._ended_count += 1
         if self._bars is None:
@@ -257,7 +254,7 @@ class UpgradeProgress:
 
 
 def describe_activity(activity: UpgradeActivity) -> str:
-    """Return what an upgrade is at, in a line."""
+    """Return a line that describes the activity of an upgrade."""
     share = "" if activity.share is None else f" {activity.share:.0%}"
     waits = f", waits for {', '.join(map(str, activity.waits_for))}" if activity.waits_for else ""
     return escape_unprintable(f"{shorten(activity.title, TITLE_MAX_LENGTH)}{share}{waits}")

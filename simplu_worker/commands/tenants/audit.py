@@ -7,25 +7,24 @@ from collections.abc import Sequence
 from typing import Final
 
 from simplu_worker.assembly import open_business_info, open_shards
-from simplu_worker.commands.output.display import print_line, print_note
+from simplu_worker.commands.output.display import print_line, print_silent
 from simplu_worker.commands.output.streamed_list import StreamedList
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.commands.tenants.audit_rules import AuditSubject, Difference, find_differences
-from simplu_worker.commands.tenants.inventory import PAGE_SIZE, TenantInventory
+from simplu_worker.commands.tenants.inventory import BUSINESS_INFO_ATTEMPTS, PAGE_SIZE, TenantInventory
 from simplu_worker.config.settings import Settings
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
 
 COLUMNS: Final = ("business", "location", "difference", "detail")
-ATTEMPTS: Final = 5  # of each request: a scan that is throttled once need not begin anew
 
 
 async def audit_tenants(settings: Settings, *, as_json: bool, page_size: int = PAGE_SIZE) -> int:
-    """Print every difference; return 1 when there is one, or when a shard did not answer."""
+    """Print every difference. Return 1 if there is one, or if a shard did not answer."""
     require_settings(settings, routes=True)
     counts: Counter[str] = Counter()
     shown: StreamedList[Difference] = StreamedList("differences", COLUMNS, _row, as_json=as_json)
-    async with open_business_info(settings, attempts=ATTEMPTS) as business_info, open_shards(settings) as shards:
-        inventory = TenantInventory(business_info, shards, page_size=page_size)
+    async with open_business_info(settings, attempts=BUSINESS_INFO_ATTEMPTS) as info, open_shards(settings) as shards:
+        inventory = TenantInventory(info, shards, page_size=page_size)
 
         def note(found: Sequence[Difference]) -> None:
             counts.update(difference.kind.value for difference in found)
@@ -57,5 +56,4 @@ def _row(difference: Difference) -> tuple[object, ...]:
 def _print_summary(counts: Counter[str], listed_count: int, silent: Sequence[str]) -> None:
     found = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "no difference"
     print_line(f"{listed_count} tenants in business-info: {found}")
-    if silent:
-        print_note(f"no answer from: {', '.join(silent)}; what is there was not compared")
+    print_silent(silent)

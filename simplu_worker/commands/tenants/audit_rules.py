@@ -1,6 +1,6 @@
-"""What business-info, Citrus and the shards say of one tenant, and where that differs. Pure.
+"""Compare the entries that business-info, Citrus and the shards have of one tenant. Pure.
 
-Business-info is what is wanted, Citrus where it is to be, the shards where it is.
+Business-info lists the tenants that are wanted, Citrus names the shard of each, and the shards have the rows.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import msgspec
 from simplu_worker.operations.admission import TenantState
 from simplu_worker.operations.operation import tenant_id_of
 
-# Where a tenant lives. One that is moved away, or on its way in, has its home on another shard.
+# The states of a row on the tenant's home shard. A tenant that has moved away or is arriving has its home elsewhere.
 HOME_STATES = frozenset({TenantState.ACTIVE, TenantState.FENCED, TenantState.DESTROYING})
 
 
 class DifferenceKind(StrEnum):
-    """A difference."""
+    """The kind of a difference."""
 
     UNREADABLE = "unreadable"  # an item of business-info, or one of its locations
     UNKNOWN_TYPE = "unknown_type"
@@ -35,14 +35,14 @@ class DifferenceKind(StrEnum):
 
 
 class BusinessListing(msgspec.Struct, frozen=True):
-    """What business-info says of a tenant."""
+    """The entry of a tenant in business-info."""
 
     business_type: str
     is_active: bool = True
 
 
 class AuditedRow(msgspec.Struct, frozen=True):
-    """What a shard says of the tenant with an id."""
+    """The row that a shard has for a tenant id."""
 
     shard_id: str
     business_id: str
@@ -52,11 +52,11 @@ class AuditedRow(msgspec.Struct, frozen=True):
 
 
 class AuditSubject(msgspec.Struct, frozen=True):
-    """One tenant, and all that was found of it.
+    """One tenant with its entries everywhere.
 
-    *listing* is None where business-info does not have it, *rows* are those of its id on all shards. *named_shard_id*
-    is the shard that Citrus or the map names; None where it is not registered, with *refusal* where that shard may not
-    be used. *silent* are the shards that did not answer: what is not found may be there.
+    *listing* is None if business-info does not list the tenant. *rows* are the rows of its id on all shards.
+    *named_shard_id* is the shard that Citrus or the shard map names; None if the tenant is not registered, or if that
+    shard may not be used, as *refusal* explains. *silent* are the shards that did not answer: they may have rows too.
     """
 
     business_id: str
@@ -74,27 +74,27 @@ class AuditSubject(msgspec.Struct, frozen=True):
 
     @property
     def is_wanted(self) -> bool:
-        """Whether business-info lists it as active."""
+        """Whether business-info lists the tenant as active."""
         return self.listing is not None and self.listing.is_active
 
     @property
     def own_rows(self) -> list[AuditedRow]:
-        """The rows that are of this business and location."""
+        """The rows of this business and location."""
         return [row for row in self.rows if (row.business_id, row.location_id) == (self.business_id, self.location_id)]
 
     @property
     def homes(self) -> list[AuditedRow]:
-        """Its rows on shards where it lives."""
+        """The tenant's rows on its home shards."""
         return [row for row in self.own_rows if row.state in HOME_STATES]
 
     @property
     def id_taker(self) -> AuditedRow | None:
-        """A row of its id that is another pair's, if any."""
+        """A row of its id that belongs to another business and location, if any."""
         return next((row for row in self.rows if row not in self.own_rows), None)
 
 
 class Difference(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """What is not as it should be."""
+    """A difference between the entries of a tenant."""
 
     kind: DifferenceKind
     detail: str
@@ -103,7 +103,7 @@ class Difference(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
 
 
 def find_differences(subject: AuditSubject, *, known_types: Sequence[str]) -> list[Difference]:
-    """Return all that differs about one tenant, the gravest first; nothing where all agree."""
+    """Return all differences of one tenant, the gravest first."""
     found = [
         *_home_differences(subject),
         *_listing_differences(subject, known_types),
@@ -115,14 +115,14 @@ def find_differences(subject: AuditSubject, *, known_types: Sequence[str]) -> li
 def _home_differences(subject: AuditSubject) -> Iterator[tuple[DifferenceKind, str]]:
     homes, id_taker = subject.homes, subject.id_taker
     if len(homes) > 1:
-        yield DifferenceKind.TWO_HOMES, f"it lives on shards {_shard_names(homes)}"
+        yield DifferenceKind.TWO_HOMES, f"it has a home on each of the shards {_shard_names(homes)}"
     if id_taker is not None and (subject.is_wanted or homes):
-        whose = f"business {id_taker.business_id}, location {id_taker.location_id}"
-        yield DifferenceKind.ID_TAKEN, f"shard {id_taker.shard_id} has its id {subject.tenant_id} for {whose}"
+        owner = f"business {id_taker.business_id}, location {id_taker.location_id}"
+        yield DifferenceKind.ID_TAKEN, f"shard {id_taker.shard_id} has its id {subject.tenant_id} for {owner}"
     if homes and subject.named_shard_id not in {None, *(home.shard_id for home in homes)}:
         yield (
             DifferenceKind.SHARD_DIFFERS,
-            f"it lives on shard {_shard_names(homes)}, and is routed to {subject.named_shard_id}",
+            f"its home is on shard {_shard_names(homes)}, and it is routed to {subject.named_shard_id}",
         )
 
 
@@ -133,21 +133,21 @@ def _listing_differences(subject: AuditSubject, known_types: Sequence[str]) -> I
         if living:
             yield (
                 DifferenceKind.NOT_IN_BUSINESS_INFO,
-                f"it lives on shard {_shard_names(living)}, and business-info does not list it",
+                f"its home is on shard {_shard_names(living)}, and business-info does not list it",
             )
         return
     if listing.business_type not in known_types:
         yield (
             DifferenceKind.UNKNOWN_TYPE,
-            f"expected one of {', '.join(known_types)}, business-info says {listing.business_type}",
+            f"expected one of {', '.join(known_types)}, business-info has {listing.business_type}",
         )
     if others := sorted({home.business_type for home in homes} - {listing.business_type}):
-        yield DifferenceKind.TYPE_DIFFERS, f"business-info says {listing.business_type}, its shard {', '.join(others)}"
+        yield DifferenceKind.TYPE_DIFFERS, f"business-info has {listing.business_type}, its shard {', '.join(others)}"
     if not listing.is_active:
         if living:
             yield (
                 DifferenceKind.LOCATION_INACTIVE,
-                f"it lives on shard {_shard_names(living)}, and its location is not active",
+                f"its home is on shard {_shard_names(living)}, and its location is not active",
             )
         return
     if ending := [row for row in subject.own_rows if row.state in {TenantState.DESTROYING, TenantState.DESTROYED}]:
@@ -165,7 +165,7 @@ def _registration_differences(subject: AuditSubject) -> Iterator[tuple[Differenc
     if subject.refusal is not None:
         yield DifferenceKind.ADDRESS_REFUSED, subject.refusal
     elif subject.named_shard_id is None and (is_alive or (subject.is_wanted and not subject.own_rows)):
-        yield DifferenceKind.NOT_IN_CITRUS, "Citrus does not know it"
+        yield DifferenceKind.NOT_IN_CITRUS, "Citrus does not know the tenant"
 
 
 def _describe_missing_row(subject: AuditSubject) -> str:

@@ -1,4 +1,4 @@
-"""Gather what business-info, Citrus or the map, and the shards say of tenants: a page at a time, in bounded memory."""
+"""Gather the entries of tenants in business-info, Citrus or the shard map, and on the shards, page by page."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 
 PAGE_SIZE: Final = 500
+BUSINESS_INFO_ATTEMPTS: Final = 5  # of each request, so that one throttled request does not end a scan
 LOCATES_AT_ONCE: Final = 16
 
 
 class ListedTenant(msgspec.Struct, frozen=True):
-    """A tenant as business-info lists it."""
+    """A tenant that business-info lists."""
 
     business_id: str
     location_id: str
@@ -44,14 +45,14 @@ class ListedTenant(msgspec.Struct, frozen=True):
 
 
 class ListingPage(msgspec.Struct, frozen=True):
-    """Some of what business-info lists, and what of it cannot be read."""
+    """A page of the tenants that business-info lists, and its unreadable entries."""
 
     tenants: list[ListedTenant]
     unreadable: list[Difference]
 
 
 class TenantInventory:
-    """Asks *business_info* and *shards*; `silent` are the shards that gave no answer so far."""
+    """Reads *business_info* and *shards*; `silent` are the shards that did not answer so far."""
 
     def __init__(self, business_info: BusinessInfo, shards: Shards, *, page_size: int = PAGE_SIZE) -> None:
         self._business_info = business_info
@@ -60,7 +61,7 @@ class TenantInventory:
         self.silent: set[str] = set()
 
     async def read_listed(self) -> AsyncIterator[ListingPage]:
-        """Yield what business-info lists, about a page of tenants at a time."""
+        """Yield the entries of business-info, about a page of tenants at a time."""
         tenants: list[ListedTenant] = []
         async for businesses in self._business_info.scan_pages(page_size=self._page_size):
             unreadable: list[Difference] = []
@@ -75,15 +76,15 @@ class TenantInventory:
             yield ListingPage(tenants, [])
 
     async def gather_subjects(self, tenants: Sequence[ListedTenant], *, located: bool = True) -> list[AuditSubject]:
-        """Return all that is known of *tenants*, in their order; where they belong only with *located*."""
+        """Return the entries of *tenants*, in their order. Without *located* the routing is not queried."""
         return await self._gather(
             [(tenant.business_id, tenant.location_id, tenant.listing) for tenant in tenants], located=located
         )
 
     async def read_unlisted(self) -> AsyncIterator[list[AuditSubject]]:
-        """Yield the tenants that live on a shard and are not in business-info, a page of a shard at a time.
+        """Yield the tenants that have a home shard and are not in business-info, a page of a shard at a time.
 
-        Each once, with the first of the shards where it lives.
+        Yields each tenant once, with the first of its home shards.
         """
         for address in await self._shards.locator.list_shards():
             async for rows in self._read_pages(address):
@@ -91,7 +92,7 @@ class TenantInventory:
                 yield [subject for subject in subjects if _first_home(subject) in {None, address.shard_id}]
 
     async def locate(self, tenant_id: str) -> tuple[str | None, str | None]:
-        """Return the shard that is named for a tenant; None and why where that may not be used, or twice None."""
+        """Return the shard to which a tenant is routed, or None and why that shard may not be used, or None twice."""
         try:
             address = await self._shards.locator.locate(tenant_id)
         except AddressRefusedError as exc:
@@ -114,7 +115,7 @@ class TenantInventory:
         return subjects
 
     async def _fetch_rows(self, tenant_ids: Sequence[str]) -> tuple[Mapping[str, list[AuditedRow]], list[str]]:
-        """Return the rows of tenants on all shards by id, and the shards that did not answer."""
+        """Return the rows that all shards have of tenants, by id, and the shards that did not answer."""
         survey = await self._shards.gateway.survey("find_tenants", list(tenant_ids))
         self.silent.update(survey.silent_shard_ids)
         rows: defaultdict[str, list[AuditedRow]] = defaultdict(list)
@@ -139,7 +140,7 @@ class TenantInventory:
         return named
 
     async def _read_pages(self, address: ShardAddress) -> AsyncIterator[list[AuditedRow]]:
-        """Yield the tenants of one shard in pages; nothing more once it does not answer."""
+        """Yield the tenants of one shard in pages; end when the shard does not answer."""
         after = ""
         while True:
             try:
@@ -156,7 +157,7 @@ class TenantInventory:
             after = rows[-1]["id"]
 
     async def _find_unlisted(self, rows: Sequence[AuditedRow]) -> list[AuditSubject]:
-        """Return the tenants of *rows* that live there and are not in business-info."""
+        """Return the tenants of *rows* that are active on their shard and are not in business-info."""
         living = [row for row in rows if row.state in {TenantState.ACTIVE, TenantState.FENCED}]
         ids = sorted({row.business_id for row in living if is_id(row.business_id)})
         businesses = await self._business_info.find_all(ids)
@@ -177,13 +178,13 @@ def listed_tenants(business: Business) -> list[ListedTenant]:
 
 
 def unreadable_parts(business: Business | UnreadableBusiness) -> list[Difference]:
-    """Return what of an item of business-info cannot be read."""
+    """Return the problems of an item of business-info."""
     problems = [business.problem] if isinstance(business, UnreadableBusiness) else business.problems
     return [Difference(DifferenceKind.UNREADABLE, problem, business.id) for problem in problems]
 
 
 def _is_listed(business: Business | UnreadableBusiness | None, location_id: str) -> bool:
-    """Whether business-info has a location; nobody knows where its business cannot be read, which is said apart."""
+    """Return whether business-info lists a location, or may: an unreadable business is a difference of its own."""
     return isinstance(business, UnreadableBusiness) or (business is not None and location_id in business.locations)
 
 

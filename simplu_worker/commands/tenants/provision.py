@@ -1,4 +1,4 @@
-"""`tenants provision`: one tenant, or all that business-info lists and no shard has."""
+"""`tenants provision`: create one tenant, or all that business-info lists and no shard has."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from simplu_worker.commands.output.display import print_json, print_line, print_
 from simplu_worker.commands.output.streamed_list import StreamedList
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.commands.tenants.audit_rules import AuditSubject, DifferenceKind
-from simplu_worker.commands.tenants.inventory import PAGE_SIZE, ListingPage, TenantInventory
+from simplu_worker.commands.tenants.inventory import BUSINESS_INFO_ATTEMPTS, PAGE_SIZE, ListingPage, TenantInventory
 from simplu_worker.commands.tenants.show import parse_tenant_id
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import WorkerError
@@ -26,17 +26,16 @@ from simplu_worker.shards.tenants.provisioning import Provisioner
 from simplu_worker.shards.types import Absence, ProvisionAnswer, ProvisionRequest, ProvisionResult
 
 COLUMNS: Final = ("business", "location", "type", "step", "detail")
-ATTEMPTS: Final = 5  # of each request: a scan that is throttled once need not begin anew
 
 
 class ProvisionStep(StrEnum):
-    """What is to be done, or was done, about a tenant that business-info lists."""
+    """The planned or completed step for a tenant that business-info lists."""
 
     MAKE = "make"
     MADE = "made"
     UNREADABLE = "unreadable"
-    REFUSED = "refused"  # by a rule that no other try changes
-    LEFT = "left"  # it was destroyed, or is on its way: that is a person's to decide
+    REFUSED = "refused"  # by a rule: a repetition is refused too
+    LEFT = "left"  # destroyed, being destroyed or being moved: a person has to decide
     UNKNOWN = "unknown"  # a shard that may have it does not answer
     FAILED = "failed"
 
@@ -47,7 +46,7 @@ TROUBLES: Final = frozenset(
 
 
 class PlannedTenant(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """A tenant that business-info lists as active, and that does not simply live where it should."""
+    """A tenant that business-info lists as active and that has no intact home, with the step for it."""
 
     step: ProvisionStep
     business_id: str | None = None
@@ -59,7 +58,7 @@ class PlannedTenant(msgspec.Struct, frozen=True, rename="camel", omit_defaults=T
 async def provision_tenant(
     settings: Settings, business_id: str, location_id: str, business_type: str, *, as_json: bool
 ) -> int:
-    """Register the tenant and make it on its shard, unless it is there; return 1 when a newer message forbids it."""
+    """Register the tenant and create it on its shard, unless it exists. Return 1 if a newer message forbids it."""
     require_settings(settings, routes=True)
     tenant_id = parse_tenant_id(business_id, location_id)
     request = ProvisionRequest(business_id, location_id, business_type, requested_at=datetime.now(UTC))
@@ -76,7 +75,7 @@ async def provision_tenant(
 
 
 async def provision_listed(settings: Settings, *, apply: bool, as_json: bool, page_size: int = PAGE_SIZE) -> int:
-    """Make every active tenant of business-info that no shard has, or with *apply* false say so; idempotent.
+    """Plan to create every active tenant of business-info that no shard has; with *apply* create them. Idempotent.
 
     None that was destroyed is made again, and any control message counts as newer. Returns 1 when one of them cannot be
     made, or not now.
@@ -85,8 +84,8 @@ async def provision_listed(settings: Settings, *, apply: bool, as_json: bool, pa
     counts: Counter[ProvisionStep] = Counter()
     there_count = 0
     shown: StreamedList[PlannedTenant] = StreamedList("tenants", COLUMNS, _row, as_json=as_json)
-    async with open_business_info(settings, attempts=ATTEMPTS) as business_info, open_shards(settings) as shards:
-        inventory = TenantInventory(business_info, shards, page_size=page_size)
+    async with open_business_info(settings, attempts=BUSINESS_INFO_ATTEMPTS) as info, open_shards(settings) as shards:
+        inventory = TenantInventory(info, shards, page_size=page_size)
         async for page in inventory.read_listed():
             planned = await _plan_page(inventory, page)
             there_count += sum(tenant.listing.is_active for tenant in page.tenants) + len(page.unreadable)
@@ -98,15 +97,15 @@ async def provision_listed(settings: Settings, *, apply: bool, as_json: bool, pa
     steps = {step.value: count for step, count in sorted(counts.items())}
     shown.finish({"counts": steps, "there": there_count, "shardsWithoutAnswer": sorted(inventory.silent)})
     if not as_json:
-        said = "".join(f", {count} {step}" for step, count in steps.items())
-        print_line(f"{there_count} there{said}")
+        counted = "".join(f", {count} {step}" for step, count in steps.items())
+        print_line(f"{there_count} there{counted}")
         if counts[ProvisionStep.MAKE]:
-            print_note("nothing was changed; --apply makes them")
+            print_note("nothing was changed; --apply creates them")
     return 1 if TROUBLES & counts.keys() else 0
 
 
 def plan_tenant(subject: AuditSubject) -> PlannedTenant | None:
-    """Return what to do about a tenant that business-info lists as active; None where a shard has it."""
+    """Return the step for a tenant that business-info lists as active; None if a shard has it."""
     listing = subject.listing
     business_type = None if listing is None else listing.business_type
 
@@ -132,7 +131,7 @@ def plan_tenant(subject: AuditSubject) -> PlannedTenant | None:
 
 
 async def _plan_page(inventory: TenantInventory, page: ListingPage) -> list[PlannedTenant]:
-    """Return the plan for a page; who is registered already is asked only of those that are to be made."""
+    """Return the plan for a page. Routing is not queried: creating a tenant finds out whether it is registered."""
     subjects = await inventory.gather_subjects(
         [tenant for tenant in page.tenants if tenant.listing.is_active], located=False
     )
@@ -150,7 +149,7 @@ async def _plan_page(inventory: TenantInventory, page: ListingPage) -> list[Plan
 
 
 async def _carry_out(provisioner: Provisioner, planned: Sequence[PlannedTenant]) -> list[PlannedTenant]:
-    """Make those of *planned* that are to be made; return all, with what became of them."""
+    """Create the tenants that are planned so; return all of *planned*, with the results."""
     wanted = [(one, request) for one in planned if (request := _provision_request(one)) is not None]
     answers = await provisioner.provision_all([request for _, request in wanted])
     results = {id(one): _with_result(one, answer) for (one, _), answer in zip(wanted, answers, strict=True)}
@@ -176,7 +175,9 @@ def _with_result(planned: PlannedTenant, answer: ProvisionAnswer) -> PlannedTena
         case ProvisionResult.PROVISIONED:
             return msgspec.structs.replace(planned, step=ProvisionStep.MADE)
         case _:
-            return msgspec.structs.replace(planned, step=ProvisionStep.MADE, detail="by somebody else, meanwhile")
+            return msgspec.structs.replace(
+                planned, step=ProvisionStep.MADE, detail="by another worker or command at the same time"
+            )
 
 
 async def _find_shard(shards: Shards, tenant_id: str) -> str | None:

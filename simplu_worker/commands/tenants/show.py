@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from simplu_worker.assembly import open_shards
-from simplu_worker.commands.output.display import print_json, print_line, print_note, print_table
+from simplu_worker.commands.output.display import print_json, print_line, print_note, print_silent, print_table
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
@@ -26,7 +26,7 @@ COUNTS = {"resources": "resources", "operations": "operations"}
 
 
 async def list_tenants(settings: Settings, *, as_json: bool) -> int:
-    """Print every tenant of every shard; return 1 when a shard did not answer."""
+    """Print every tenant of every shard. Return 1 if a shard did not answer."""
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
         survey = await shards.gateway.survey("list_tenants")
@@ -35,7 +35,7 @@ async def list_tenants(settings: Settings, *, as_json: bool) -> int:
 
 
 async def show_tenant(settings: Settings, business_id: str, location_id: str, *, as_json: bool) -> int:
-    """Print what Citrus or the map and every shard say of one tenant; return 1 when no shard has it."""
+    """Print the rows that the shards have of one tenant, and its routing. Return 1 if no shard has it."""
     require_settings(settings, routes=True)
     tenant_id = parse_tenant_id(business_id, location_id)
     async with open_shards(settings) as shards:
@@ -61,7 +61,7 @@ async def show_tenant(settings: Settings, business_id: str, location_id: str, *,
 
 
 def parse_tenant_id(business_id: str, location_id: str) -> str:
-    """Return the id of a tenant whose names came from the command line. Raises `PermanentError`: they can be none."""
+    """Return the tenant id of two names from the command line. Raises PermanentError if one is invalid."""
     for name, value in {"business": business_id, "location": location_id}.items():
         if not is_id(value):
             raise PermanentError(f"{name}: expected 1 to {ID_MAX} characters of UTF-8, got {len(value)}")
@@ -80,8 +80,7 @@ def _print_tenants(views: list[dict[str, Any]], silent: list[str], *, as_json: b
         return
     columns = COLUMNS | (COUNTS if any(view["resources"] is not None for view in views) else {})
     print_table(list(columns.values()), [[_format_cell(view[name]) for name in columns] for view in views])
-    if silent:
-        print_note(f"no answer from: {', '.join(silent)}")
+    print_silent(silent)
 
 
 def _format_cell(value: object) -> object:

@@ -196,7 +196,7 @@ async def test_audit_names_every_difference(world: World, capsys: pytest.Capture
     assert await audit_tenants(world.settings, as_json=False) == 1
     table = capsys.readouterr().out
     assert "shard shard-1 has its id a-b-c for business a-b, location c" in table
-    assert "it lives on shard shard-1 and shard-2" in table
+    assert "its home is on shard shard-1 and shard-2" in table
 
 
 async def test_audit_calls_nothing_missing_that_a_silent_shard_may_have(
@@ -229,7 +229,7 @@ async def test_provision_plans_and_then_makes_what_no_shard_has(
     assert await provision_listed(world.settings, apply=False, as_json=False, page_size=4) == 0
     said = capsys.readouterr()
     assert "1 there, 20 make" in said.out
-    assert "nothing was changed; --apply makes them" in said.err
+    assert "nothing was changed; --apply creates them" in said.err
     assert await world.tenants("shard-1") == []
 
     assert await provision_listed(world.settings, apply=True, as_json=True, page_size=4) == 0

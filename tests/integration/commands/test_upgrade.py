@@ -135,7 +135,7 @@ async def test_shards_upgrade_prints_a_table_and_what_to_do(
     assert "behind" in planned.out
     assert MIGRATIONS[-1].name in planned.out
     assert f"{MIGRATIONS[-1].works_from} and newer" in planned.out
-    assert "nothing was changed; --apply does it" in planned.err
+    assert "nothing was changed; --apply upgrades the shards" in planned.err
     assert "upgraded" in done.out
     assert "shard-1: upgraded (1 of 1)" in done.err
     assert "postgresql://" not in planned.out + planned.err + done.out + done.err

@@ -96,8 +96,8 @@ def test_differences_tell_where_and_whose() -> None:
     details = [one.detail for one in find_differences(subject(DENTAL, *rows), known_types=TYPES)]
     assert details == [
         "shard s3 has its id a-b-c for business a-b, location c",
-        "it lives on shard s2, and is routed to s1",
-        "business-info says dental, its shard gym",
+        "its home is on shard s2, and it is routed to s1",
+        "business-info has dental, its shard gym",
     ]
 
 
