@@ -13,3 +13,11 @@ def backoff_s(failure_count: int, *, draw: float, base_s: float, max_s: float) -
     """
     span_s = min(max_s, base_s * 2.0 ** min(max(failure_count - 1, 0), DOUBLINGS_MAX))
     return span_s * (0.5 + draw / 2)
+
+
+def jittered(interval_s: float, *, ratio: float, draw: float) -> float:
+    """Return *interval_s*, up to *ratio* of it more or less, so that replicas do not act in step.
+
+    *draw* is from 0 to 1.
+    """
+    return interval_s * (1 - ratio + 2 * ratio * draw)

@@ -1,12 +1,12 @@
-"""Wait until what was committed to a shard is as safe as that shard can make it: before messages are deleted for it.
+"""Wait until commits on a shard are as safe as the shard can make them: before messages are deleted.
 
-Why it holds, whatever happens between the commit and the look at it: the look shows, in one answer of one server, that
-the operations are in its log, or that it is the same run of the server that the transaction itself noted. A replica
-without them that took the server's place, or a crash before they reached the disk, is thereby found, and the messages
-come again. From then on positions of the write-ahead log are compared, and only while the server stays the same.
+Why it holds, whatever happens between the commit and the check: the check shows, in one answer of one server, that the
+operations are in its log, or that the server is still in the run that the transaction itself noted. So a promoted
+replica without them, or a crash before they reached the disk, is noticed, and the messages come again. From then on
+positions of the write-ahead log are compared, and only while the server stays the same.
 
-Those who wait are asked for together: one statement for all of them, again after a growing pause while a standby is
-behind, and none while nobody waits. Nothing is remembered of a server that could be out of date.
+All waiting commits share one statement, repeated after a growing pause while a standby is behind, and not sent while no
+commit waits. No fact about a server is kept that could be out of date.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from simplu_worker.shards.postgres.pool import Connection, Pools
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.timing.clock import loop_time
 
-PAUSE_FIRST_S: Final = 0.002  # a standby near by has a commit on disk within milliseconds
+PAUSE_FIRST_S: Final = 0.002  # a nearby standby has a commit on disk within milliseconds
 PAUSE_MAX_S: Final = 0.1
-WRITE_S: Final = 5.0  # for the commit that waits for the standbys which the server names
+WRITE_S: Final = 5.0  # for the commit that waits for the synchronous standbys
 CANCEL_S: Final = 3.0
 WARNED: Final = frozenset({CommitSafety.LAGGING, CommitSafety.UNKNOWN})
 
@@ -40,21 +40,21 @@ _standbys = msgspec.json.Decoder(tuple[Standby, ...])
 
 
 class _CommitWait(msgspec.Struct, eq=False):
-    """Commits that somebody waits for: those that wrote *keys* into the log, or were made on *server*."""
+    """Commits that a caller waits for: those that wrote *keys* into the log, or were made on *server*."""
 
     keys: Sequence[Key] = ()
     server: Server | None = None
-    position: int | None = None  # once it was looked for: all of them are in front of it
+    position: int | None = None  # from the first check on: all of the commits are before it
     is_over: bool = False
     error: RetryableError | None = None
 
     def finish(self, error: RetryableError | None = None) -> None:
-        """Answer it."""
+        """End the wait."""
         self.is_over, self.error = True, error
 
 
 class ReplicationWaiter:
-    """Knows how safe the commits on the shards of *pools* are."""
+    """The waiter for the replication of commits on the shards of *pools*."""
 
     def __init__(self, pools: Pools, *, write_s: float = WRITE_S, clock: Callable[[], float] = loop_time) -> None:
         self._pools = pools
@@ -68,16 +68,16 @@ class ReplicationWaiter:
     async def wait_for_operations(self, shard_id: str, operations: Sequence[Operation]) -> None:
         """Wait until operations that are in a shard's log are safe there.
 
-        Raises `RetryableError` when that cannot be known, or they are there no more: apply them again.
+        Raises `RetryableError` when the shard does not confirm them, or has lost them: apply them again.
         """
         if operations:
             keys = [(operation.tenant_id, operation.request_id) for operation in operations]
             await self._wait(shard_id, _CommitWait(keys=keys))
 
     async def wait_for_transaction(self, shard_id: str, server: Server) -> None:
-        """Wait until a transaction that was committed is safe; *server* is what `note_server` said in it.
+        """Wait until a committed transaction is safe; *server* is the result of `note_server` in it.
 
-        Raises as `wait_for_operations`: then the transaction is to be made again.
+        Raises as `wait_for_operations`: then the caller must repeat the transaction.
         """
         await self._wait(shard_id, _CommitWait(server=server))
 
@@ -91,7 +91,7 @@ class ReplicationWaiter:
 
 
 class _ShardReplication:
-    """Those who wait for one shard. One of them looks for all; when it is through, or cancelled, the next one does."""
+    """The waits for one shard. One caller checks for all; when it ends, or is cancelled, the next caller does."""
 
     def __init__(self, shard_id: str, pools: Pools, write_s: float, clock: Callable[[], float]) -> None:
         self._shard_id = shard_id
@@ -123,7 +123,7 @@ class _ShardReplication:
             raise wait.error
 
     async def _check_all(self) -> None:
-        waits = self._waits.copy()  # those that come while we look began after the look
+        waits = self._waits.copy()  # a wait that starts during the check is not part of it
         try:
             await self._check(waits)
         except RetryableError as exc:
@@ -132,7 +132,7 @@ class _ShardReplication:
         self._waits = [wait for wait in self._waits if not wait.is_over]
 
     async def _check(self, waits: Sequence[_CommitWait]) -> None:
-        """Ask the server once, and answer those of *waits* that can be."""
+        """Ask the server once, and end those of *waits* that are decided."""
         new = [wait for wait in waits if wait.position is None]
         async with self._pools.pool_of(self._shard_id).connection() as connection:
             facts, unlogged = await _read_replication(connection, new)
@@ -154,7 +154,7 @@ class _ShardReplication:
                 wait.finish()
 
     async def _write_marker(self, connection: Connection, new: Sequence[_CommitWait]) -> tuple[Server, set[int]]:
-        """Commit something behind all that was committed; return who did, and which of *new* are gone meanwhile."""
+        """Commit a marker behind all earlier commits; return its server, and which of *new* left the log."""
         warnings: list[object] = []
 
         def note(_: object, message: object) -> None:
@@ -164,7 +164,7 @@ class _ShardReplication:
         try:
             row = await connection.fetchrow(QUERIES["write_marker"], *_keys(new), timeout=self._write_s)
         except TimeoutError:
-            # Not left to hang there: each would keep a connection of the server until the standby is back.
+            # Closed, because each would occupy a connection of the server until the standby is back.
             with contextlib.suppress(Exception):
                 await connection.close(timeout=CANCEL_S)
             raise self._error(f"did not confirm a commit within {self._write_s:g} s") from None
@@ -178,7 +178,7 @@ class _ShardReplication:
         return RetryableError(f"shard {self._shard_id} {what}")
 
     def _report(self) -> None:
-        """Say how safe commits are, once for every change."""
+        """Report how safe commits are, once for every change."""
         safety, counted = self._watch.safety, self._watch.awaited
         if (safety, counted) == self._reported:
             return
@@ -218,6 +218,6 @@ def _server(row: Any) -> Server:
 
 
 def _unlogged(row: Any, waits: Sequence[_CommitWait]) -> set[int]:
-    """Return the ids of those of *waits* that have a key which is not in the log."""
+    """Return the ids of those of *waits* with a key that is not in the log."""
     owners = [id(wait) for wait in waits for _ in wait.keys]
     return {owners[index] for index in row["unlogged"]}

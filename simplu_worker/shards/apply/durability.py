@@ -1,13 +1,13 @@
-"""How safe a commit on a shard is, decided from what its server says of itself. Pure: the time is handed in.
+"""How safe a commit on a shard is, decided from the replication facts of its server. Pure.
 
-A record of the stream can be read again, so that a shard which lost its last commits is refilled. A message of a queue
-is gone once it is deleted. So it is deleted only when its commit is as safe as its shard can make it:
+Records of the stream can be read again, so a shard that lost its last commits is backfilled. A message of a queue is
+gone once it is deleted. So it is deleted only when its commit is as safe as its shard can make it:
 
-- with `synchronous_standby_names`, when a commit that came after it has been confirmed as the server's owner wished;
-- else when every standby that keeps up has it on disk. One that does not, or is gone, is waited for while it kept up
+- with `synchronous_standby_names`, when a later commit has been confirmed as the server's owner configured it;
+- otherwise when every standby that keeps up has it on disk. A standby that lags or is gone is awaited if it kept up
   within the last minute (Postgres itself gives up a silent one after `wal_sender_timeout`, a minute by default), and
-  then no more until it keeps up again: somebody's lagging copy must not stop a queue for ever;
-- else when the server itself has it on disk.
+  after that not until it keeps up again: a permanently lagging copy must not stop a queue;
+- otherwise when the server itself has it on disk.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from typing import Final
 
 import msgspec
 
-KEEPS_UP_S: Final = 5.0  # a standby that is further behind does not keep up
-GRACE_S: Final = 60.0  # how long it is waited for all the same
-SPACING_S: Final = 1.0  # between the positions that are remembered
+KEEPS_UP_S: Final = 5.0  # a standby further behind does not keep up
+GRACE_S: Final = 60.0  # how long such a standby is still awaited
+SPACING_S: Final = 1.0  # between the remembered positions
 
 
 class CommitSafety(StrEnum):
-    """What a message's commit is known to be when the message is deleted."""
+    """How safe a message's commit is known to be when the message is deleted."""
 
     SYNCHRONOUS = "synchronous"  # confirmed by the standbys that the server names
     REPLICATED = "replicated"  # on the disks of all standbys that keep up
     LAGGING = "lagging"  # on the server's disk; there are standbys, and none keeps up
-    UNKNOWN = "unknown"  # on the server's disk; there are standbys, and how far they are may not be seen
+    UNKNOWN = "unknown"  # on the server's disk; there are standbys, and their positions are hidden
     LOCAL = "local"  # on the server's disk; it has no standby
     VOLATILE = "volatile"  # in the server's memory: it has no standby, and fsync is off
 
 
 class Server(msgspec.Struct, frozen=True):
-    """One run of one server on one timeline: positions in its log compare with each other, and with no others."""
+    """One run of one server on one timeline: positions in its log compare only with each other."""
 
     timeline: str
     started_at: datetime
@@ -46,7 +46,7 @@ class Server(msgspec.Struct, frozen=True):
 class Standby(msgspec.Struct, frozen=True):
     """One receiver of the server's log that could take its place.
 
-    *state* is None where the right to see it is missing, *flushed* while nobody says how far it is.
+    *state* is None if the role may not see it, *flushed* while the position is unknown.
     """
 
     name: str
@@ -55,12 +55,12 @@ class Standby(msgspec.Struct, frozen=True):
 
     @property
     def is_hidden(self) -> bool:
-        """Whether nothing can be said of it: it has no slot, and we may not see more."""
+        """Whether its state and position are hidden: it has no slot, and the role may not see more."""
         return self.state is None and self.flushed is None
 
 
 class ReplicationFacts(msgspec.Struct, frozen=True):
-    """What a server said in one answer; *position* is behind every commit that could be seen then."""
+    """The facts of one answer of a server; *position* is behind every commit that was visible then."""
 
     server: Server
     position: int
@@ -76,28 +76,28 @@ class ReplicationFacts(msgspec.Struct, frozen=True):
 
     @property
     def needs_write(self) -> bool:
-        """Whether only another commit, made to wait, tells that those before it are safe.
+        """Whether only another commit, made to wait, proves that earlier ones are safe.
 
-        A commit's own answer does not: it says the same when its wait for a standby was cut short, and another's commit
-        that is found in the log may never have waited. With `synchronous_commit` off nobody waits for the disk either.
+        A commit's own answer does not: it is the same if its wait for a standby was cut short, and a commit of another
+        client may never have waited. With `synchronous_commit` off, commits do not wait for the disk either.
         """
         return self.is_synchronous or self.synchronous_commit == "off"
 
 
 class StandbyWatch:
-    """Remembers, from look to look, which standbys of one server are waited for."""
+    """The standbys of one server that are awaited, followed from answer to answer."""
 
     def __init__(self) -> None:
         self._facts: ReplicationFacts | None = None
         self._flushed: dict[str, int] = {}
         self._kept_up_at: dict[str, float] = {}
-        self._positions: list[tuple[float, int]] = []  # where the log ended, and when; oldest first
+        self._positions: list[tuple[float, int]] = []  # time, and end of the log; oldest first
 
     def __repr__(self) -> str:
         return f"StandbyWatch(kept_up_at={self._kept_up_at}, flushed={self._flushed})"
 
     def note(self, facts: ReplicationFacts, *, now: float) -> None:
-        """Take in what the server says now; that of another run of it, or of another server, begins anew."""
+        """Note the newest facts; those of another server, or another run of it, replace all earlier ones."""
         if self._facts is not None and facts.server != self._facts.server:
             self._kept_up_at.clear()
             self._positions.clear()
@@ -111,16 +111,16 @@ class StandbyWatch:
 
     @property
     def awaited(self) -> list[str]:
-        """The names of the standbys that are waited for."""
+        """The names of the standbys that are awaited."""
         return sorted(self._kept_up_at)
 
     def standbys_behind(self, position: int) -> list[str]:
-        """Return those of them that do not have *position* on disk, as far as is known."""
+        """Return the awaited standbys that are not known to have *position* on disk."""
         return [name for name in self.awaited if self._flushed.get(name, -1) < position]
 
     @property
     def safety(self) -> CommitSafety:
-        """How safe a commit is once `standbys_behind` is empty and, if `needs_write`, a later commit was waited for."""
+        """How safe a commit is once `standbys_behind` is empty and, with `needs_write`, a later commit has waited."""
         facts = self._facts
         if facts is None:
             return CommitSafety.UNKNOWN
@@ -135,7 +135,7 @@ class StandbyWatch:
         return CommitSafety.LOCAL if facts.fsync else CommitSafety.VOLATILE
 
     def _required_position(self, position: int, *, now: float) -> int:
-        """Return the position that whoever keeps up has by now; at first any will do."""
+        """Return the position that a standby must have by now to keep up; at first any position."""
         if not self._positions or now - self._positions[-1][0] >= SPACING_S:
             self._positions.append((now, position))
         old = sum(1 for at, _ in self._positions if now - at >= KEEPS_UP_S)
@@ -146,9 +146,9 @@ class StandbyWatch:
 
 
 def _flushed_by_name(standbys: Sequence[Standby]) -> dict[str, int]:
-    """Return how far each standby is that has the whole log up to there; of several of one name the one furthest back.
+    """Return the position of each standby with the whole log up to there; of several of one name the lowest.
 
-    One that is being made, or copies what it missed (`catchup`), is not one that is waited for.
+    A standby that is being built, or copies missed log (`catchup`), is not awaited.
     """
     by_name: defaultdict[str, list[int]] = defaultdict(list)
     for standby in standbys:

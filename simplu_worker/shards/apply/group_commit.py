@@ -1,9 +1,9 @@
-"""Group commit: batches that wait for the same Postgres shard go in one transaction.
+"""Group commit: batches that wait for the same Postgres shard share a transaction.
 
 A transaction costs about as much for a hundred operations as for one: round trips, locks of tenants, a flush of the
-WAL. Readers of many stream shards have small batches, and there are few connections; so who comes while none is free
-is taken along by the next transaction that begins. Nobody waits for company: with a connection free a batch goes at
-once. The faster the shard, the more go together: all of them wait for the slowest, and locks are held that long.
+WAL. Readers of many stream shards have small batches, and connections are few; so batches that arrive while no
+connection is free join the next transaction. No batch waits for others: with a free connection it starts at once. The
+faster the shard, the larger the groups: every batch waits for the whole group, and the locks are held that long.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from simplu_worker.operations.operation import Operation, Outcome
 from simplu_worker.shards.types import PositionChangedError, PositionClaim
 from simplu_worker.timing.clock import loop_time
 
-GROUP_LEAST_COUNT: Final = 4000  # operations that may go together, however slow the shard is
+GROUP_LEAST_COUNT: Final = 4000  # operations that may share a transaction, however slow the shard is
 GROUP_MAX_COUNT: Final = 7500  # the same, however fast; more only in one batch
 GROUP_MAX_BYTES: Final = 4 * 1024 * 1024  # of records; the same
-GROUP_MAX_S: Final = 0.75  # of a transaction, as far as the last one tells: readers take a shard for late after 1 s
+GROUP_MAX_S: Final = 0.75  # of a transaction, estimated from the last one: readers treat a shard as late after 1 s
 
 
 class CommitBatch:
-    """Operations, in effect applied one by one in their order, and what is claimed in each transaction of theirs."""
+    """Operations, in effect applied one by one in order, and the claims that each of their transactions writes."""
 
     def __init__(self, operations: Sequence[Operation], claims: Sequence[PositionClaim] = ()) -> None:
         self.operations = operations
         self.claims = claims
 
     def close(self) -> None:
-        """Take nothing more along; to be called when a transaction for it has begun, before a look at what it has."""
+        """Fix the batch's contents; to be called when its transaction has begun, before `operations` is read."""
 
 
 class Part:
-    """One caller's batch, and where its outcomes are waited for; None: it is to be applied by itself."""
+    """One caller's batch, and the future of its outcomes; None: the caller must apply it alone."""
 
     def __init__(self, operations: Sequence[Operation], claim: PositionClaim | None) -> None:
         self.operations = operations
@@ -46,7 +46,7 @@ class Part:
 
 
 class CommitGroup(CommitBatch):
-    """The batch of those who wait when its first transaction begins: *take* is called then, once."""
+    """The batch of all parts that wait when its first transaction begins: *take_parts* is called then, once."""
 
     def __init__(self, take_parts: Callable[[], list[Part]], clock: Callable[[], float]) -> None:
         super().__init__(())
@@ -59,7 +59,7 @@ class CommitGroup(CommitBatch):
         return f"CommitGroup({len(self.parts)} parts, {len(self.operations)} operations)"
 
     def close(self) -> None:
-        """Take along who waits, at the first call."""
+        """Take the waiting parts, at the first call."""
         if self._take_parts is not None:
             take_parts, self._take_parts = self._take_parts, None
             self.began_at = self._clock()
@@ -69,14 +69,14 @@ class CommitGroup(CommitBatch):
 
 
 def max_group_count(count: int, took_s: float) -> int:
-    """Return how many operations may go together on a shard that took so long for *count* of them."""
+    """Return how many operations may share a transaction on a shard that took *took_s* for *count* of them."""
     if count * GROUP_MAX_S >= GROUP_MAX_COUNT * took_s:
         return GROUP_MAX_COUNT
     return max(GROUP_LEAST_COUNT, int(count * GROUP_MAX_S / took_s))
 
 
 class GroupCommit:
-    """Those who wait for one Postgres shard."""
+    """The batches that wait for one Postgres shard."""
 
     def __init__(
         self, apply: Callable[[CommitBatch], Awaitable[list[Outcome]]], *, clock: Callable[[], float] = loop_time
@@ -86,16 +86,16 @@ class GroupCommit:
         self._clock = clock
         self._count_max = GROUP_LEAST_COUNT
         self._waiting: deque[Part] = deque()
-        self._forming: asyncio.Task[None] | None = None  # whose transaction has not begun
-        self._groups: dict[asyncio.Task[None], CommitGroup] = {}  # all that are under way
+        self._forming: asyncio.Task[None] | None = None  # the transaction has not begun
+        self._groups: dict[asyncio.Task[None], CommitGroup] = {}  # all running groups
 
     def __repr__(self) -> str:
         return f"GroupCommit({len(self._waiting)} waiting, {list(self._groups.values())})"
 
     async def apply(self, operations: Sequence[Operation], claim: PositionClaim | None) -> list[Outcome]:
-        """Apply a batch, alone or together with others, and return what became of its operations.
+        """Apply a batch, alone or together with others, and return the outcomes of its operations.
 
-        Raises what *apply* does. A caller that is cancelled learns nothing of what was committed; the others go on.
+        Raises as *apply* does. After a cancellation the batch's outcome is unknown; the other batches go on.
         """
         part = Part(operations, claim)
         self._waiting.append(part)
@@ -108,7 +108,7 @@ class GroupCommit:
         return await self._apply(CommitBatch(part.operations, part.claims)) if outcomes is None else outcomes
 
     def _start_group(self) -> None:
-        """Begin a transaction for those who wait, unless one is about to."""
+        """Start a transaction for the waiting parts, unless one is about to begin."""
         if self._waiting and self._forming is None:
             group = CommitGroup(self._take_parts, self._clock)
             task = asyncio.get_running_loop().create_task(self._run(group), name="group commit")
@@ -117,7 +117,7 @@ class GroupCommit:
             task.add_done_callback(self._groups.pop)
 
     def _take_parts(self) -> list[Part]:
-        """Return who goes with the transaction that has begun; for the others another one is to begin."""
+        """Return the parts for the transaction that has begun, and start another group for the rest."""
         parts: list[Part] = []
         count = size_bytes = 0
         while self._waiting:
@@ -147,7 +147,7 @@ class GroupCommit:
                     part.outcomes.set_result(own)
 
     def _fail_parts(self, group: CommitGroup, exc: BaseException) -> None:
-        """Tell those whose group failed, or, where no transaction began, all who wait."""
+        """Pass *exc* to the parts of a failed group, or, if no transaction began, to all waiting parts."""
         if self._forming is asyncio.current_task():
             self._forming = None
             group.parts, self._waiting = list(self._waiting), deque()
@@ -155,7 +155,7 @@ class GroupCommit:
         for part in group.parts:
             if part.outcomes.done():
                 continue
-            if is_of_one:  # whose it is, each of them finds out
+            if is_of_one:  # each caller applies its own batch, and one of them gets the error
                 part.outcomes.set_result(None)
             elif isinstance(exc, asyncio.CancelledError):
                 part.outcomes.cancel()
@@ -163,7 +163,7 @@ class GroupCommit:
                 part.outcomes.set_exception(exc)
 
     def _cancel_part(self, part: Part) -> None:
-        """Go on without a caller that was cancelled; a transaction for which nobody waits any more is given up."""
+        """Drop the part of a cancelled caller; cancel a transaction without any remaining caller."""
         if part in self._waiting:
             self._waiting.remove(part)
             if not self._waiting and self._forming is not None:

@@ -1,7 +1,7 @@
-"""Forget old rows of the operation log, gently: in small statements with long pauses, and never on a shard in trouble.
+"""Delete old rows of the operation log, in small statements with long pauses, and never on an unhealthy shard.
 
-Safe because a row goes only when no source can still hold its record: `window` says how long that is, and None while
-nobody knows. Replicas may do this at the same time; what one of them holds locked the others leave alone.
+Safe because a row is deleted only when no source can still have its record: `window` is that time, None while it is
+unknown. Replicas may do this at the same time; each skips the rows that another one has locked.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 
 
 class LogRetention:
-    """Keeps the logs of all shards of *pools* as short as *window* allows, which is asked at every turn."""
+    """The retention of the logs of all shards of *pools*: as short as *window* allows; every turn reads *window*."""
 
     def __init__(
         self,
@@ -45,14 +45,14 @@ class LogRetention:
         self._slots = asyncio.Semaphore(SHARDS_AT_ONCE)
 
     async def run(self) -> None:
-        """Take turns until cancelled; one turn at a time, and none begins sooner than a turn's length after another."""
+        """Take turns until cancelled, one at a time; each begins at least `turn_s` after the one before."""
         while True:
             started = time.monotonic()
             await self.take_turn()
             await asyncio.sleep(max(0.0, started + self._turn_s - time.monotonic()))
 
     async def take_turn(self) -> dict[str, int]:
-        """Delete what is old on every shard, or what of it a turn's length allows; return the counts by shard id."""
+        """Delete old rows on every shard, for at most `turn_s`; return the counts by shard id."""
         pools = list(self._pools.by_shard_id().values())
         retention = await self._window() if pools else None
         if retention is None:

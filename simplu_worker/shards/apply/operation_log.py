@@ -1,4 +1,4 @@
-"""The rows that a batch leaves in the operation log, written before any of its effects in the same transaction."""
+"""The rows of a batch in the operation log, written before its effects in the same transaction."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from simplu_worker.shards.postgres.queries import QUERIES
 
 
 class GivenUpReplay(msgspec.Struct, frozen=True):
-    """An operation that takes the place of a row that was given up: the one which the transaction *seen_xid* wrote."""
+    """The replay of an operation that was given up; it replaces the row that the transaction *seen_xid* wrote."""
 
     operation: Operation
     failure: Failure | None
@@ -26,15 +26,15 @@ class GivenUpReplay(msgspec.Struct, frozen=True):
 async def write_log(
     connection: Connection, operations: Sequence[Operation], failures: Mapping[int, Failure | None]
 ) -> dict[int, LogMatch]:
-    """Write the rows of *operations*; return what each that is there before is to its row, by its place.
+    """Write the rows of *operations*; return, by index, how each that was logged before matches its row.
 
-    *failures*, by the same, are what is known of some before they are tried. A row that was given up becomes its
-    replay's. Raises `LostRaceError` when a row changes between two looks at it.
+    *failures*, by index, are failures that are known before the attempt. The row of an operation that was given up is
+    replaced by its replay's. Raises `LostRaceError` when another transaction changes a row in between.
     """
     if not operations:
         return {}
     origins = [operation.origin for operation in operations]
-    instants = {origin.arrived_at for origin in origins}  # many arrive at the same one
+    instants = {origin.arrived_at for origin in origins}  # many operations arrive at the same instant
     arrivals = {arrived_at: arrived_at.isoformat() for arrived_at in instants}
     status = await connection.execute(
         QUERIES["log_operations"],
@@ -61,7 +61,7 @@ async def write_log(
         return {}
     rows = await _fetch_logged(connection, operations)
     if len(rows) < len(operations):
-        raise LostRaceError("a row of the log was deleted for its age between two looks at it")
+        raise LostRaceError("a row of the log was deleted for its age before it was read")
     matches, replays = _match_rows(operations, failures, rows)
     if replays:
         await _replace_given_up(connection, replays)
@@ -76,7 +76,7 @@ async def _fetch_logged(connection: Connection, operations: Sequence[Operation])
 
 
 async def find_logged(connection: Connection, operations: Sequence[Operation]) -> list[bool]:
-    """Tell for each of *operations* whether the log has it."""
+    """Return, for each of *operations*, whether the log has it."""
     if not operations:
         return []
     rows = await _fetch_logged(connection, operations)
@@ -87,7 +87,7 @@ async def find_logged(connection: Connection, operations: Sequence[Operation]) -
 def _match_rows(
     operations: Sequence[Operation], failures: Mapping[int, Failure | None], rows: Iterable[Any]
 ) -> tuple[dict[int, LogMatch], list[GivenUpReplay]]:
-    """Return, by place, what *operations* are to the *rows* that were there before, and the replays among them."""
+    """Return, by index, how *operations* match the *rows* that existed before, and the replays among them."""
     by_key = {(row["tenant_id"], row["request_id"]): row for row in rows}
     fresh = {key for key, row in by_key.items() if row["is_fresh"]}
     logged = {key: _logged_row(row) for key, row in by_key.items()}
@@ -96,12 +96,12 @@ def _match_rows(
     for index, operation in enumerate(operations):
         key = (operation.tenant_id, operation.request_id)
         if key in fresh:
-            fresh.discard(key)  # a second one in this batch is not the one that was written
+            fresh.discard(key)  # a second one in this batch was not written
             continue
         matches[index] = match_row(operation, logged[key])
         if matches[index] is LogMatch.REPLAY:
             failure = failures.get(index)
-            logged[key] = LoggedRow.from_operation(operation, failure)  # a second one in this batch meets the first
+            logged[key] = LoggedRow.from_operation(operation, failure)  # a second one in this batch matches the first
             replays.append(GivenUpReplay(operation, failure, by_key[key]["xid"]))
     return matches, replays
 
@@ -131,4 +131,4 @@ async def _replace_given_up(connection: Connection, replays: Sequence[GivenUpRep
         [operation.origin.arrived_at for operation in operations],
     )
     if status != f"UPDATE {len(operations)}":
-        raise LostRaceError("a row that was given up was replaced between two looks at it")
+        raise LostRaceError("the row of an operation that was given up was replaced after it was read")

@@ -1,8 +1,8 @@
-"""What an operation is whose request id the log has already. Pure.
+"""How an operation matches the log's row with its request id. Pure.
 
-A row that says `retries_exhausted` was given up, and its dead letter may be sent again: that replay comes at another
-place of its source, later, and takes the row's place. The record that was given up stays where it was; whoever reads it
-again finds its own position in the row, so nobody applies it after what was applied behind it.
+The operation of a row with `retries_exhausted` was given up, and its dead letter may be sent again: that replay has a
+later position in its source, and replaces the row. The given-up record stays in the stream. A reader that reads it
+again compares its position with the row's, and does not apply it behind later operations.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from simplu_worker.operations.operation import Failure, Operation, Origin
 
 
 class LogMatch(StrEnum):
-    """What an operation is to the row that was there before it."""
+    """How an operation matches the row with its request id."""
 
     REDELIVERY = "redelivery"  # the same operation
     REUSE = "reuse"  # another operation under its request id
@@ -23,7 +23,7 @@ class LogMatch(StrEnum):
 
 
 class LoggedRow(msgspec.Struct, frozen=True, gc=False):
-    """What a row of the log says of the operation that left it."""
+    """The operation of a row of the log."""
 
     digest: bytes
     error: str | None
@@ -33,13 +33,13 @@ class LoggedRow(msgspec.Struct, frozen=True, gc=False):
 
     @classmethod
     def from_operation(cls, operation: Operation, failure: Failure | None) -> LoggedRow:
-        """Return what the row of *operation* says."""
+        """Return the row that *operation* leaves."""
         origin = operation.origin
         return cls(operation.digest, failure, origin.source, origin.stream_shard_id, origin.sequence_number)
 
 
 def match_row(operation: Operation, row: LoggedRow) -> LogMatch:
-    """Return what *operation* is to *row*, which has its tenant and request id."""
+    """Return how *operation* matches *row*, which has its tenant and request id."""
     if operation.digest != row.digest:
         return LogMatch.REUSE
     if row.error == Failure.RETRIES_EXHAUSTED and _is_resent(operation.origin, row):
@@ -48,10 +48,10 @@ def match_row(operation: Operation, row: LoggedRow) -> LogMatch:
 
 
 def _is_resent(origin: Origin, row: LoggedRow) -> bool:
-    """Tell whether *origin* is another source than the row's, or a later place in it.
+    """Return whether *origin* is in another source than the row's, or later in the same one.
 
-    An earlier place is the record of a replay that was given up as well. That goes for other stream shards too: what is
-    sent again after a reshard is in a child, whose sequence numbers are higher than its parents'.
+    An earlier position is that of a replay which was given up as well. This holds across stream shards too: a replay
+    after a reshard is in a child, and a child's sequence numbers are higher than its parents'.
     """
     return origin.source != row.source or _order_of(origin.sequence_number) > _order_of(row.sequence_number)
 

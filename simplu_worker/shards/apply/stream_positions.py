@@ -1,8 +1,8 @@
-"""How far each stream shard got, kept in every shard beside the effects (architecture, idea 8).
+"""The positions of stream shards, stored in every shard beside the effects (architecture, idea 8).
 
-Why nothing is lost when a shard comes back without its last commits: the row is written in the transaction of each
-batch, so it is never newer than the effects that it speaks of; and it is written only over a row whose random token the
-reader knows. A reader that finds another token reads the row, and has the shard's tenants read again from there on.
+Why nothing is lost when a shard comes back without its last commits: the transaction of each batch writes the row, so
+the row is never newer than its effects; and a reader overwrites only a row with a random token that it knows. A reader
+that finds another token reads the row, and backfills the shard's tenants from the position in it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from simplu_worker.shards.types import PositionChangedError, PositionClaim, Stor
 
 
 async def write_positions(connection: Connection, claims: Sequence[tuple[PositionClaim, str]]) -> list[PositionClaim]:
-    """Write what claims say, each with the token given, within the transaction of their batch.
+    """Write claims, each with its new token, within the transaction of their batch.
 
-    Returns those whose rows are not as their readers left them: nothing is written there. In order of the rows, so that
-    two transactions cannot deadlock here.
+    Returns the claims with a row that another reader has written: those rows stay as they are. In order of the rows, so
+    that two transactions cannot deadlock here.
     """
     in_order = sorted(claims, key=lambda pair: _key_of(pair[0]))
     known = [(*_values_of(claim), seen, token) for claim, token in in_order if (seen := _known_tokens(claim, token))]
@@ -35,9 +35,9 @@ async def write_positions(connection: Connection, claims: Sequence[tuple[Positio
 
 
 def position_changed_error(claims: Sequence[PositionClaim]) -> PositionChangedError:
-    """Return the error for *claims* whose rows are not as their readers left them."""
+    """Return the error for *claims* with rows that other readers have written."""
     names = ", ".join(claim.stream_shard_id for claim in claims)
-    return PositionChangedError(f"stream shard {names}: its position was written by somebody else")
+    return PositionChangedError(f"stream shard {names}: another reader has written its position")
 
 
 def _key_of(claim: PositionClaim) -> tuple[str, str]:
@@ -45,7 +45,7 @@ def _key_of(claim: PositionClaim) -> tuple[str, str]:
 
 
 def _known_tokens(claim: PositionClaim, token: str) -> list[str]:
-    """Return the tokens that the row may have, besides the one that is to be written."""
+    """Return the tokens that the row may have, without the new one."""
     return [known for known in claim.fencing_tokens if known != token]
 
 
@@ -55,7 +55,7 @@ def _values_of(claim: PositionClaim) -> tuple[object, ...]:
 
 
 async def fence_position(connection: Connection, claim: PositionClaim) -> bool:
-    """Leave a new token, known to nobody, in the row of *claim*; return whether its reader knew the one that it had."""
+    """Write a new token, unknown to any reader, into the row of *claim*; return whether the reader knew the old one."""
     place, token = (claim.stream, claim.stream_shard_id), str(uuid4())
     status = await connection.execute(QUERIES["fence_known_position"], *place, token, claim.fencing_tokens)
     if status.endswith(" 1"):
@@ -67,13 +67,13 @@ async def fence_position(connection: Connection, claim: PositionClaim) -> bool:
 async def read_stored_positions(
     connection: Connection, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool
 ) -> StoredPositions:
-    """Return what a shard knows of stream shards; how its tenants came is asked for where that may matter."""
+    """Return the stored positions of stream shards; include when the tenants came, if that may matter."""
     if not is_first:
         rows = await _read_positions(connection, stream, stream_shard_ids)
         if len(rows) == len(stream_shard_ids) and all(row.parents_done for row in rows.values()):
             return StoredPositions(rows, None)
     (came,) = await connection.fetch(QUERIES["read_tenant_arrivals"])
-    rows = await _read_positions(connection, stream, stream_shard_ids)  # no older than what is known of moves
+    rows = await _read_positions(connection, stream, stream_shard_ids)  # read last: not older than the move token
     return StoredPositions(rows, came["first_at"], came["last_move_age_s"], came["move_token"])
 
 

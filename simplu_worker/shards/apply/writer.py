@@ -1,7 +1,7 @@
-"""Apply a batch of operations to the shard their tenants live on, exactly once, in one transaction.
+"""Apply a batch of operations to the shard of their tenants, exactly once, in one transaction.
 
-Why it is exactly once: the log rows are written before any effect, in the same transaction, and only operations whose
-row this transaction wrote are applied. A batch that is tried again, by whomever, finds the rows of what was committed.
+Why exactly once: the log rows are written before any effect, in the same transaction, and only operations with a row of
+this transaction are applied. A retry of the batch, by any replica, finds the rows of the committed operations.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ REUSED = Outcome(
 )
 
 NO_KNOWN_OUTCOMES: Final[Mapping[int, Outcome]] = {}
-OUTCOME_BY_MATCH = {LogMatch.REDELIVERY: DUPLICATE, LogMatch.REUSE: REUSED}  # what the log had is not applied
-STOPPING = frozenset({Disposition.HOLD, Disposition.UNEXPECTED})  # no later one of the tenant may be applied
+OUTCOME_BY_MATCH = {LogMatch.REDELIVERY: DUPLICATE, LogMatch.REUSE: REUSED}  # logged operations are not applied
+STOPPING = frozenset({Disposition.HOLD, Disposition.UNEXPECTED})  # no later operation of the tenant may be applied
 
 log = structlog.get_logger(__name__)
 
 
 class ShardWriter:
-    """Applies batches to one shard."""
+    """The writer of batches to one shard."""
 
     def __init__(self, pool: ShardPool, *, tenant_wait: timedelta, draw: Callable[[], float] = random.random) -> None:
         self._pool = pool
@@ -78,24 +78,23 @@ class ShardWriter:
         self._group_commit = GroupCommit(self._apply)
 
     async def apply(self, operations: Sequence[Operation], claim: PositionClaim | None = None) -> list[Outcome]:
-        """Apply *operations*, in effect one by one in their order, and return what became of each.
+        """Apply *operations*, in effect one by one in their order, and return the outcome of each.
 
-        With *claim*, every transaction also writes that into the reader's row, and is rolled back with
-        `PositionChangedError` where that is not as the reader left it.
+        With *claim*, every transaction also writes the claim into the reader's row, and is rolled back with
+        `PositionChangedError` if another reader has written the row.
 
-        Operations that Postgres refuses are found among the others. Those whose data it refuses fail alone, and the
-        tenant's later ones are applied; one that fails for a reason nobody foresaw is UNEXPECTED, and its tenant's
-        later ones are held.
-        Raises `ShardUnavailableError`: then nothing is known of what was committed, and the same batch may be tried
-        again.
+        The writer finds the operations that Postgres refuses. Those with refused data fail alone, and the tenant's
+        later ones are applied; one that fails for an unforeseen reason is UNEXPECTED, and its tenant's later ones are
+        held.
+        Raises `ShardUnavailableError`: the outcome is then unknown, and the caller may retry the same batch.
         """
         await self._check(self._pool.connection)
         return await self._group_commit.apply(operations, claim)
 
     async def give_up(self, operation: Operation, claim: PositionClaim | None = None) -> Outcome:
-        """Write the row of an operation that will not be tried again; idempotent.
+        """Log an operation as given up (`retries_exhausted`); idempotent.
 
-        Returns what its tenant's row or the log says instead, where they do. Raises as `apply`.
+        Returns another outcome if the tenant's row or the log decides it. Raises as `apply` does.
         """
         await self._check(self._pool.connection)
         batch = CommitBatch([operation], () if claim is None else [claim])
@@ -106,9 +105,9 @@ class ShardWriter:
         return outcome
 
     async def probe(self) -> None:
-        """Make sure that the shard can take operations now; many who ask at once share one look.
+        """Check that the shard can apply operations now; concurrent callers share one probe.
 
-        Raises `RetryableError` when not.
+        Raises `RetryableError` if not.
         """
         await self._shared_probe()
 
@@ -119,10 +118,10 @@ class ShardWriter:
     async def read_positions(
         self, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool = False
     ) -> StoredPositions | None:
-        """Return what the shard knows of stream shards; None where it has no schema, and so no tenant, yet.
+        """Return the stored positions of stream shards; None if the shard has no schema, and so no tenant, yet.
 
-        *is_first* is for who asks it for the first time, and has to know how its tenants came. Raises
-        `ShardUnavailableError`, also where another shard answers.
+        *is_first* is for a reader's first request: the answer then includes when the shard's tenants came. Raises
+        `ShardUnavailableError`, also if another shard answers.
         """
         async with self._pool.connection() as connection:
             if not await self._has_schema(connection):
@@ -130,7 +129,7 @@ class ShardWriter:
             return await read_stored_positions(connection, stream, stream_shard_ids, is_first=is_first)
 
     async def find_resident_tenants(self, tenant_ids: Sequence[str]) -> set[str]:
-        """Return which of the tenants live on the shard. Raises `ShardUnavailableError`, as `read_positions` does."""
+        """Return which of the tenants have a live row on the shard. Raises as `read_positions` does."""
         async with self._pool.connection() as connection:
             if not await self._has_schema(connection):
                 return set()
@@ -140,10 +139,10 @@ class ShardWriter:
     async def fence_and_read_positions(
         self, claim: PositionClaim, ancestors: Sequence[str], *, is_first: bool = False
     ) -> StoredPositions | None:
-        """Return what the shard knows of a claim's stream shard and its ancestors, and leave a new token in its row.
+        """Write a new fencing token into the row of *claim*, and return the positions of it and of *ancestors*.
 
-        In one transaction: otherwise what an ancestor's row said might be lost, and nothing would tell the reader of
-        the stream shard. Raises and returns None as `read_positions` does.
+        In one transaction: otherwise a failover could lose the rows of ancestors but not the token, and the reader of
+        the stream shard would not notice. Raises and returns None as `read_positions` does.
         """
         async with self._pool.transaction() as connection:
             if not await self._has_schema(connection):
@@ -154,9 +153,9 @@ class ShardWriter:
             return msgspec.structs.replace(standing, is_unchanged=is_unchanged)
 
     async def write_positions(self, claims: Sequence[PositionClaim]) -> list[PositionClaim]:
-        """Write *claims* beside no effect; return those whose rows are not as their readers left them.
+        """Write *claims* without operations; return those with a row that another reader has written.
 
-        Not waited for on the disk: what is lost of it is claimed again. Raises `ShardUnavailableError`.
+        Does not wait for the disk: lost writes are repeated. Raises `ShardUnavailableError`.
         """
         with ExitStack() as attempts:
             tokens = [attempts.enter_context(attempt_claim(claim)) for claim in claims]
@@ -173,9 +172,9 @@ class ShardWriter:
     async def _apply(
         self, batch: CommitBatch, known_outcomes: Mapping[int, Outcome] = NO_KNOWN_OUTCOMES
     ) -> list[Outcome]:
-        """Apply *batch*, again and again with what was found of the operations that made it fail.
+        """Apply *batch*; repeat until no operation makes it fail, with the outcomes found for those that did.
 
-        *verdicts* are what is known of some before they are tried, by their place.
+        *known_outcomes* are outcomes that are known before the attempt, by index.
         """
         while True:
             attempt = self._new_attempt(batch, known_outcomes)
@@ -192,10 +191,10 @@ class ShardWriter:
             known_outcomes = {**known_outcomes, **found}
 
     async def _apply_split(self, attempt: WriteAttempt, indexes: Sequence[int]) -> list[Outcome]:
-        """Apply a batch, cut at *places*, part by part.
+        """Apply a batch, cut at *indexes*, part by part.
 
-        What stops a tenant in one part holds it in the next ones, or a tenant that comes back between two transactions
-        would have its operations out of order.
+        A tenant that is stopped in one part is held in the next ones: otherwise the operations of a tenant that comes
+        back between two transactions would be applied out of order.
         """
         operations, known_outcomes = attempt.batch.operations, attempt.known_outcomes
         outcomes = [HOLD] * len(operations)
@@ -211,15 +210,15 @@ class ShardWriter:
         return outcomes
 
     async def _find_refused(self, attempt: WriteAttempt, exc: InvalidDataError) -> dict[int, Outcome]:
-        """Return the places of the operations whose data Postgres refuses, or nothing when that is yet to be found.
+        """Return outcomes, by index, for the operations with refused data; none if the batch must be cut to find them.
 
-        Those that it cannot even parse are found by asking for all at once.
+        One query finds all operations with data that Postgres cannot parse.
         """
         undecided = set(range(len(attempt.batch.operations))).difference(attempt.known_outcomes)
         found = undecided.intersection(await self._find_unstorable(attempt.batch.operations))
         if not found and len(attempt.suspects) < 2:
             found = undecided.intersection(attempt.suspects)
-            if not found:  # not even begun, or a row of the log itself
+            if not found:  # failed before any statement, or on a row of the log itself
                 raise self._unwritable_error(exc) from exc
         for index in sorted(found):
             ids = _ids_of(attempt.batch.operations[index])
@@ -227,9 +226,9 @@ class ShardWriter:
         return dict.fromkeys(found, INVALID_DATA)
 
     async def _find_failing(self, attempt: WriteAttempt, exc: StatementFailedError) -> dict[int, Outcome]:
-        """Return the place of the operation that fails by itself, or nothing when that is yet to be found.
+        """Return the outcome, by index, of the operation at fault; none if the batch must be cut to find it.
 
-        Raises *exc* when no operation can be at fault, and `ShardUnavailableError` when the shard does not work.
+        Raises *exc* if no operation can be at fault, and `ShardUnavailableError` if the shard does not work.
         """
         if not attempt.suspects:
             raise exc
@@ -239,14 +238,14 @@ class ShardWriter:
         return {attempt.suspects[0]: Outcome(disposition=Disposition.UNEXPECTED, error=exc.error)}
 
     async def _find_unstorable(self, operations: Sequence[Operation]) -> list[int]:
-        """Return the places of the operations whose text is JSON that Postgres does not take."""
+        """Return the indexes of the operations with a text that Postgres cannot store as jsonb."""
         texts = [operation.data if operation.query is None else operation.query.members for operation in operations]
         async with self._pool.connection() as connection:
             rows = await connection.fetch(QUERIES["find_unstorable"], texts)
         return [row["position"] for row in rows]
 
     async def _check(self, connect: Callable[[], AbstractAsyncContextManager[Connection]]) -> None:
-        """Check identity and schema at the first contact and after every change of address."""
+        """Check identity and schema at the first use and after every change of address."""
         if self._checked_address is self._pool.address:
             return
         async with connect() as connection:
@@ -255,9 +254,9 @@ class ShardWriter:
                 raise ShardUnavailableError(f"shard {shard_id}: its database is empty; no tenant is provisioned yet")
 
     async def _has_schema(self, connection: Connection) -> bool:
-        """Tell whether the shard has our schema; looked at until it has, once for each address.
+        """Return whether the shard has our schema; checked until it has, then once for each address.
 
-        Raises `ShardUnavailableError` when it is not to be touched. Whose database it is every new connection asks.
+        Raises `ShardUnavailableError` if the database must not be used. Every new connection checks its identity.
         """
         address = self._pool.address
         if self._checked_address is not address:
@@ -287,8 +286,9 @@ class ShardWriter:
 def cut_points(suspects: Sequence[int], *, is_timeout: bool) -> list[int]:
     """Return where to cut a batch, to find the one of several *suspects* that makes it fail.
 
-    In two, each with half of the suspects. But a part with the culprit of a timeout takes as long as the whole did, so
-    there each suspect is a part of its own: they need little more time than together, and the wait is had once.
+    In two, each with half of the suspects. After a timeout, though, each suspect is a part of its own: every part with
+    the culprit takes as long as the whole batch did, so only one part may contain it; the others take little more time
+    than together.
     """
     if is_timeout:
         return sorted({index + offset for index in suspects for offset in (0, 1)})
@@ -296,10 +296,10 @@ def cut_points(suspects: Sequence[int], *, is_timeout: bool) -> list[int]:
 
 
 class WriteAttempt:
-    """One try at a batch; may be made again after a lost race.
+    """One attempt to apply a batch; may be repeated after a lost race.
 
-    `suspects` are, after an error, the places of the operations that it can be due to: those of the statement that
-    failed. None when it cannot be due to any.
+    `suspects` are, after an error, the indexes of the operations that can have caused it: those of the failed
+    statement. Empty if no operation can have caused it.
     """
 
     def __init__(
@@ -314,7 +314,7 @@ class WriteAttempt:
         return f"WriteAttempt({len(self.batch.operations)} operations, {len(self.suspects)} suspects)"
 
     async def apply(self, connection: Connection, claimed: ExitStack) -> list[Outcome]:
-        """Apply the batch within the transaction of *connection*; how that ends, *claimed* tells its claims."""
+        """Apply the batch in the transaction of *connection*; *claimed* passes the transaction's end to the claims."""
         self.batch.close()
         operations = self.batch.operations
         if not operations:
@@ -337,14 +337,14 @@ class WriteAttempt:
         self.suspects = applied
         for index, failure in await self._apply_waves(connection, tenants, applied):
             decided[index] = Outcome(disposition=Disposition.APPLIED, failure=failure)
-        self.suspects = logged  # a deferred trigger speaks at the commit
+        self.suspects = logged  # a deferred trigger runs at the commit
         outcomes = [SUCCEEDED] * len(operations)
         for index, outcome in decided.items():
             outcomes[index] = outcome
         return outcomes
 
     def _decide(self, tenants: Mapping[str, TenantRow]) -> dict[int, Outcome]:
-        """Return, by place, what becomes of operations without their being applied; what stops a tenant holds it."""
+        """Return, by index, the outcomes of operations that are not applied; after one that stops a tenant, HOLD."""
         if not self.known_outcomes and admits_all(self.batch.operations, tenants, tenant_wait=self._tenant_wait):
             return {}
         decided: dict[int, Outcome] = {}
@@ -362,9 +362,9 @@ class WriteAttempt:
     async def _mark_known_duplicates(
         self, connection: Connection, tenants: Mapping[str, TenantRow], decided: dict[int, Outcome]
     ) -> None:
-        """Make duplicates of those that came too late for their tenant and are in the log all the same.
+        """Replace the outcome of operations that came too late for their tenant, but are in the log, by DUPLICATE.
 
-        They were decided before the tenant was made anew, or were sent again from their dead letter.
+        They were applied before the tenant was made again, or were sent again from their dead letter.
         """
         operations = self.batch.operations
         late = [
@@ -383,7 +383,7 @@ class WriteAttempt:
     async def _apply_waves(
         self, connection: Connection, tenants: Mapping[str, TenantRow], applied: Sequence[int]
     ) -> list[tuple[int, Failure]]:
-        """Apply the operations *applied*, wave after wave in one go; return which could not take effect, and why."""
+        """Apply the operations *applied*, wave after wave in one round trip; return those without effect, and why."""
         operations = _select(applied, self.batch.operations)
         waves = [(*wave.reads, *wave.writes) for wave in plan_waves(operations)]
         if not waves:
@@ -399,7 +399,7 @@ class WriteAttempt:
 
 
 def _select(indexes: Sequence[int], operations: Sequence[Operation]) -> Sequence[Operation]:
-    """Return the operations at *places*, which are in order: nearly always all of them."""
+    """Return the operations at *indexes*, which are in order: nearly always all of them."""
     return operations if len(indexes) == len(operations) else [operations[index] for index in indexes]
 
 
@@ -419,7 +419,7 @@ async def _lock_tenants(connection: Connection, tenant_ids: Iterable[str]) -> di
 
 
 def _wave_arguments(start: int, wave: Sequence[Operation], tenants: Mapping[str, TenantRow]) -> tuple[object, ...]:
-    """Return the arguments of `apply_wave` for one wave, reads first; *start* is where the wave before ended."""
+    """Return the arguments of `apply_wave` for one wave, reads first; earlier waves have *start* operations."""
     queries = [operation.query for operation in wave if operation.kind in READING_KINDS]
     separator, *columns = pack_columns(
         [
@@ -443,7 +443,7 @@ def _wave_arguments(start: int, wave: Sequence[Operation], tenants: Mapping[str,
 
 
 def leaves_row(outcome: Outcome) -> bool:
-    """Tell whether an operation of which this is known before it is tried leaves a row in the log."""
+    """Return whether an operation with this known outcome leaves a row in the log."""
     return outcome.disposition is Disposition.APPLIED
 
 

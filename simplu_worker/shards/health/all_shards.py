@@ -1,4 +1,4 @@
-"""How every known shard fares now: all are looked at, and those that do not answer are in it too."""
+"""The present health of every known shard, including those that do not answer."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import LIMITS, QueryLimits, query_all_shards
 from simplu_worker.timing.clock import loop_time
 
-FRESH_S: Final = 2.0  # how long the answer to one is everybody's: each look is a connection
+FRESH_S: Final = 2.0  # how long a result is shared: each probe opens a connection
 
 
 class InspectedShard(msgspec.Struct, frozen=True):
-    """One known shard, and how it fares."""
+    """One known shard, and its health."""
 
     address: ShardAddress
     health: Health
 
     @property
     def is_silent(self) -> bool:
-        """Whether it did not answer."""
+        """Whether the shard did not answer."""
         return Problem.NO_ANSWER in self.health.problems
 
 
 async def inspect_all_shards(locator: Locator, pools: Pools, *, limits: QueryLimits = LIMITS) -> list[InspectedShard]:
-    """Look at every known shard; return them in order of their ids.
+    """Probe every known shard; return them in order of their ids.
 
-    Raises what *locator* raises when it does not name the shards.
+    Raises as *locator* does when it cannot list the shards.
     """
 
     async def ask(shard: ShardAddress) -> ShardProbe | ShardSilence:
@@ -51,13 +51,13 @@ async def inspect_all_shards(locator: Locator, pools: Pools, *, limits: QueryLim
         return await inspect_shard(pools.ensure_pool(shard))
 
     known = sorted(await locator.list_shards(), key=lambda shard: shard.shard_id)
-    looks = await query_all_shards(known, ask, limits=limits)
-    return [InspectedShard(shard, _assess(shard, looks, limits)) for shard in known]
+    probes = await query_all_shards(known, ask, limits=limits)
+    return [InspectedShard(shard, _assess(shard, probes, limits)) for shard in known]
 
 
-def _assess(shard: ShardAddress, looks: Mapping[str, ShardProbe | ShardSilence], limits: QueryLimits) -> Health:
+def _assess(shard: ShardAddress, probes: Mapping[str, ShardProbe | ShardSilence], limits: QueryLimits) -> Health:
     usage = usage_of(shard)
-    match looks.get(shard.shard_id):
+    match probes.get(shard.shard_id):
         case ShardProbe() as probe:
             return assess(ShardObservation(probe=probe, usage=usage))
         case ShardSilence(error):
@@ -69,7 +69,7 @@ def _assess(shard: ShardAddress, looks: Mapping[str, ShardProbe | ShardSilence],
 
 
 class ShardInspector:
-    """Calls the roll once for all who ask at the same time, or a moment later."""
+    """A single-flight inspection of all shards: concurrent callers share a result, also for a moment afterwards."""
 
     def __init__(self, locator: Locator, pools: Pools, *, clock: Callable[[], float] = loop_time) -> None:
         self._locator = locator
@@ -80,7 +80,7 @@ class ShardInspector:
         self._inspected: list[InspectedShard] = []
 
     async def __call__(self) -> list[InspectedShard]:
-        """Return every known shard and how it fares. Raises as `inspect_all_shards` does."""
+        """Return every known shard and its health. Raises as `inspect_all_shards` does."""
         async with self._turn:
             if self._clock() - self._inspected_at > FRESH_S:
                 self._inspected = await inspect_all_shards(self._locator, self._pools)

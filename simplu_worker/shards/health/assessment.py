@@ -1,6 +1,7 @@
-"""How a shard fares, judged by what was seen of it. Pure.
+"""The health of a shard, assessed from its last observation. Pure.
 
-What is amiss begins at one mark and ends at a lower one, so that a shard at the mark is not told of at every look.
+A problem begins above one threshold and ends at a lower one, so that a shard near the threshold does not change state
+with every probe.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ VERSION_MIN: Final = 140000  # contract §10: PostgreSQL 14 or newer
 
 
 class ShardProbe(msgspec.Struct, frozen=True, kw_only=True):
-    """What a shard says of itself.
+    """The facts that a probe found on a shard.
 
-    *schema_version* and *tenant_count* are None on an empty one; these and all that have a default are None when they
-    could not be seen: not asked for, not permitted, or too slow (*is_cut_short*). *refusal* is why no worker may work
-    on the database, *trouble* what its last use here met although it answers. Of *connections_max*, the nearest limit,
-    *connections_used* are taken. The lag is that of a standby, or on a primary that of its standby furthest behind.
-    *skew_s* is its clock less ours.
+    *schema_version* and *tenant_count* are None on an empty shard. All values with a default are None if they are
+    unknown: not asked for, not permitted, or too slow (*is_cut_short*). *refusal* is why no worker may use the
+    database, *trouble* the error of its last use by this replica, although it answers. *connections_used* count towards
+    *connections_max*, the nearest limit. The lag is that of a standby, or on a primary that of its slowest standby.
+    *skew_s* is the server's clock minus ours.
     """
 
     server_version: str
@@ -47,14 +48,14 @@ class ShardProbe(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ShardSilence(msgspec.Struct, frozen=True):
-    """That a shard did not answer, and why; or *is_refusal*, that no worker may work on what did."""
+    """The error of a probe without an answer; with *is_refusal*, of a database that no worker may use."""
 
     error: str
     is_refusal: bool = False
 
 
 class Threshold(NamedTuple):
-    """At more than *begins* something is amiss, until it is at *ends* or less."""
+    """A problem begins above *raised_above*, and ends at *cleared_at* or below."""
 
     raised_above: float
     cleared_at: float
@@ -67,19 +68,19 @@ USAGE_RATIO: Final = Threshold(0.8, 0.8)  # tenants come one by one
 
 
 class ShardState(StrEnum):
-    """How a shard fares, in a word."""
+    """The health of a shard in one word."""
 
-    UNKNOWN = "unknown"  # not yet looked at
+    UNKNOWN = "unknown"  # not probed yet
     HEALTHY = "healthy"
-    DEGRADED = "degraded"  # it answers, and something is amiss
-    LOST = "lost"  # it does not answer, or no worker may work on it
+    DEGRADED = "degraded"  # it answers, and has a problem
+    LOST = "lost"  # it does not answer, or no worker may use it
 
 
 Role: TypeAlias = Literal["primary", "standby", "read-only"]
 
 
 class Problem(StrEnum):
-    """What is amiss."""
+    """The kind of a problem."""
 
     NO_ANSWER = "no_answer"
     REFUSED = "refused"
@@ -97,7 +98,7 @@ TAKES_NO_OPERATIONS: Final = LOST | {Problem.READ_ONLY, Problem.FAILING}
 
 
 class HealthFinding(msgspec.Struct, frozen=True):
-    """One thing that is amiss, and what about it, for people."""
+    """One problem, with its details for people."""
 
     problem: Problem
     detail: str
@@ -107,7 +108,7 @@ class HealthFinding(msgspec.Struct, frozen=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """What Citrus says of a shard's room; None where it does not say."""
+    """The room of a shard, from Citrus; None for unknown values."""
 
     tenant_count: int | None = None
     tenant_max: int | None = None
@@ -116,35 +117,35 @@ class Usage(msgspec.Struct, frozen=True):
 
     @property
     def ratio(self) -> float | None:
-        """Tenants over the room for them; None when that is not known."""
+        """Tenants divided by the room for them; None if unknown."""
         if self.tenant_count is None or self.tenant_max is None:
             return None
         return self.tenant_count / self.tenant_max if self.tenant_max > 0 else 1.0
 
 
 class ShardObservation(msgspec.Struct, frozen=True):
-    """What is known of a shard: its last look, or why that had no answer, and what Citrus says. All may be missing."""
+    """The last probe of a shard, or its error, and the usage from Citrus. All may be missing."""
 
     probe: ShardProbe | None = None
     error: str | None = None
     usage: Usage = Usage()
-    is_refusal: bool = False  # the error
+    is_refusal: bool = False  # of `error`
 
 
 class Health(msgspec.Struct, frozen=True):
-    """What was seen of a shard, and what is amiss."""
+    """The observation of a shard, and its problems."""
 
     seen: ShardObservation = ShardObservation()
     findings: Sequence[HealthFinding] = ()
 
     @property
     def problems(self) -> frozenset[Problem]:
-        """The kinds of what is amiss."""
+        """The kinds of its problems."""
         return frozenset(finding.problem for finding in self.findings)
 
     @property
     def state(self) -> ShardState:
-        """How it fares."""
+        """The state that follows from the problems."""
         if self.problems & LOST:
             return ShardState.LOST
         if self.seen.probe is None:
@@ -153,12 +154,12 @@ class Health(msgspec.Struct, frozen=True):
 
     @property
     def takes_operations(self) -> bool | None:
-        """Whether operations can be applied there; None when it was not looked at."""
+        """Whether operations can be applied on the shard; None if it was not probed."""
         return None if self.state is ShardState.UNKNOWN else not self.problems & TAKES_NO_OPERATIONS
 
 
 def usage_of(address: ShardAddress, capacity: Capacity | None = None) -> Usage:
-    """Return what Citrus says of a shard's room in its list, and in its answer about the shard, which is newer."""
+    """Return a shard's usage from the list of Citrus and from its answer about the shard, which is newer."""
     if capacity is None:
         return Usage(address.tenant_count, address.tenant_max, address.is_active)
     return Usage(
@@ -170,12 +171,12 @@ def usage_of(address: ShardAddress, capacity: Capacity | None = None) -> Usage:
 
 
 def assess(seen: ShardObservation, before: Collection[Problem] = ()) -> Health:
-    """Return how a shard fares that had the problems *before*."""
+    """Return the health of a shard that had the problems *before*."""
     return Health(seen, tuple(findings(seen, before)))
 
 
 def findings(seen: ShardObservation, before: Collection[Problem]) -> Iterator[HealthFinding]:
-    """Return what is amiss, the worst first; what was amiss *before* goes on to the lower mark."""
+    """Yield the problems, the worst first; one of *before* lasts until the lower threshold."""
     if seen.error is not None:
         yield HealthFinding(Problem.REFUSED if seen.is_refusal else Problem.NO_ANSWER, seen.error)
     elif seen.probe is not None:
@@ -183,25 +184,25 @@ def findings(seen: ShardObservation, before: Collection[Problem]) -> Iterator[He
     if not seen.usage.is_active:
         yield HealthFinding(Problem.INACTIVE, "Citrus marks it inactive")
     ratio = seen.usage.ratio
-    if ratio is not None and _exceeds(ratio, USAGE_RATIO, is_so=Problem.USAGE in before):
+    if ratio is not None and _exceeds(ratio, USAGE_RATIO, is_raised=Problem.USAGE in before):
         count, room = seen.usage.tenant_count, seen.usage.tenant_max
         yield HealthFinding(Problem.USAGE, f"{count} tenants in room for {room}")
 
 
 def unfit_reason(probe: ShardProbe) -> str | None:
-    """Return why no worker may or can work on a shard that answers; None when one can."""
+    """Return why no worker may or can use a shard that answers; None if one can."""
     if probe.version_number < VERSION_MIN:
         return f"expected PostgreSQL {VERSION_MIN // 10000} or newer, got {probe.server_version}; upgrade it"
     return probe.refusal
 
 
 def role_of(probe: ShardProbe) -> Role:
-    """Return what the server is."""
+    """Return the role of the server."""
     return "standby" if probe.is_standby else "read-only" if probe.is_read_only else "primary"
 
 
 def connections_ratio(probe: ShardProbe) -> float | None:
-    """Return the connections in use over the most there may be; None when that could not be seen."""
+    """Return the connections in use divided by their limit; None if unknown."""
     if probe.connections_used is None or probe.connections_max is None:
         return None
     return probe.connections_used / max(probe.connections_max, 1)
@@ -219,25 +220,25 @@ def _probe_findings(probe: ShardProbe, before: Collection[Problem]) -> Iterator[
     elif probe.trouble is not None:
         yield HealthFinding(Problem.FAILING, f"it answers, and its last use failed: {probe.trouble}")
     if probe.is_cut_short:
-        yield HealthFinding(Problem.SLOW, "it answers, but was too slow to say all that it was asked")
-    elif _exceeds(probe.response_s, RESPONSE_S, is_so=Problem.SLOW in before):
+        yield HealthFinding(Problem.SLOW, "it answers, but was too slow to report everything")
+    elif _exceeds(probe.response_s, RESPONSE_S, is_raised=Problem.SLOW in before):
         yield HealthFinding(Problem.SLOW, f"it takes {probe.response_s:.1f} s for an answer")
-    if probe.lag_s is not None and _exceeds(probe.lag_s, LAG_S, is_so=Problem.LAGGING in before):
-        whose = "it is" if probe.is_standby else "its standby is"
-        yield HealthFinding(Problem.LAGGING, f"{whose} {probe.lag_s:.0f} s behind")
+    if probe.lag_s is not None and _exceeds(probe.lag_s, LAG_S, is_raised=Problem.LAGGING in before):
+        subject = "it is" if probe.is_standby else "its standby is"
+        yield HealthFinding(Problem.LAGGING, f"{subject} {probe.lag_s:.0f} s behind")
     ratio = connections_ratio(probe)
-    if ratio is not None and _exceeds(ratio, CONNECTIONS_RATIO, is_so=Problem.CONNECTIONS in before):
+    if ratio is not None and _exceeds(ratio, CONNECTIONS_RATIO, is_raised=Problem.CONNECTIONS in before):
         yield HealthFinding(
             Problem.CONNECTIONS, f"{probe.connections_used} of {probe.connections_max} connections are in use"
         )
 
 
-def _exceeds(value: float, mark: Threshold, *, is_so: bool) -> bool:
-    return value > (mark.cleared_at if is_so else mark.raised_above)
+def _exceeds(value: float, threshold: Threshold, *, is_raised: bool) -> bool:
+    return value > (threshold.cleared_at if is_raised else threshold.raised_above)
 
 
 def health_view(health: Health) -> dict[str, Any]:
-    """Return how a shard fares as JSON shows it; what is not known is left out."""
+    """Return a shard's health as members of JSON; unknown values are omitted."""
     probe, usage = health.seen.probe, health.seen.usage
     members: dict[str, Any] = {
         "state": health.state,

@@ -1,6 +1,6 @@
-"""Ask Citrus now and then how the shards fare and how much room they have: for people, never for routing.
+"""Poll Citrus for the health and the room of the shards: for people, never for routing.
 
-One request at a time for each question, tried once, so that whoever needs a route is not kept waiting.
+One request at a time for each question, tried once, so that look-ups of routes do not have to wait.
 """
 
 from __future__ import annotations
@@ -16,26 +16,22 @@ from simplu_worker.shards.health.assessment import usage_of
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import Capacity, CitrusClient
+from simplu_worker.timing.backoff import jittered
 from simplu_worker.timing.clock import loop_time
 
 POLL_S: Final = 60.0
-DENIED_POLL_S: Final = 5.0  # until a person has mended the key: then work goes on
-ASK_PAUSE_S: Final = 1.0  # between two shards; with more than fit into POLL_S each is asked about less often
-SILENCE_MAX: Final = 3  # answers that do not come, one after the other
-ABSENT_S: Final = 3600.0  # before a Citrus that does not know the question is asked it again
-JITTER: Final = 0.2
-
-
-def jittered(seconds: float, draw: float) -> float:
-    """Return *seconds*, a fifth more or less: replicas do not ask in step."""
-    return seconds * (1 - JITTER + 2 * JITTER * draw)
+DENIED_POLL_S: Final = 5.0  # until a person has corrected the key: then work goes on
+ASK_PAUSE_S: Final = 1.0  # between two shards; with more than fit into POLL_S, each is asked about less often
+SILENCE_MAX: Final = 3  # missing answers in a row
+ABSENT_S: Final = 3600.0  # before a Citrus that does not know the question is asked again
+JITTER: Final = 0.2  # of each interval, to either side
 
 
 class CapacityQuestions:
-    """Which shards to ask about next, and whether there is any use in it.
+    """The schedule of questions about the shards' capacity.
 
-    As long as there was no answer but 404, one shard is asked about, hardly ever: Citrus may not know the question.
-    Later a 404 says that it does not know that shard.
+    While 404 is the only answer, one shard is asked about every `ABSENT_S`: Citrus may not know the question. After any
+    other answer a 404 means that Citrus does not know that shard.
     """
 
     def __init__(self) -> None:
@@ -43,7 +39,7 @@ class CapacityQuestions:
         self._has_answered = False
 
     def __repr__(self) -> str:
-        return f"Questions(has_answered={self._has_answered}, absent={len(self._not_before)})"
+        return f"CapacityQuestions(has_answered={self._has_answered}, absent={len(self._not_before)})"
 
     def choose(self, shard_ids: Collection[str], *, now: float, draw: float) -> list[str]:
         """Return those of *shard_ids* to ask about now; *draw* is a random number from 0 to 1, excluded."""
@@ -55,16 +51,16 @@ class CapacityQuestions:
         return [] if self._not_before else list(shard_ids)[int(draw * len(shard_ids)) :][:1]
 
     def note_answer(self) -> None:
-        """There was an answer about a shard."""
+        """Note an answer about a shard."""
         self._has_answered = True
 
     def note_absence(self, shard_id: str, *, now: float) -> None:
-        """Citrus knows nothing of a shard, or does not know the question."""
+        """Note that Citrus does not know a shard, or the question."""
         self._not_before[shard_id] = now + ABSENT_S
 
 
 class CitrusWatch:
-    """Polls a Citrus, and writes what it says into *book*."""
+    """The poller of a Citrus, which writes the answers into *registry*."""
 
     def __init__(
         self,
@@ -99,9 +95,9 @@ class CitrusWatch:
             tasks.create_task(self._watch_capacities(), name="citrus:capacities")
 
     async def _watch_denial(self) -> None:
-        """Notice that the key is good again, also when no work asks; what is asked aside says nothing of that."""
+        """Notice that the key is valid again, even without other requests; the polls below do not show it."""
         while True:
-            await asyncio.sleep(jittered(self._denied_poll_s, self._draw()))
+            await self._sleep(self._denied_poll_s)
             if self._citrus.is_denied:
                 with contextlib.suppress(RetryableError, PermanentError):
                     await self._citrus.list_shards()
@@ -109,11 +105,11 @@ class CitrusWatch:
     async def _watch_shards(self) -> None:
         rest_s = self._poll_s
         while True:
-            with contextlib.suppress(RetryableError, PermanentError):  # what was said before stays
+            with contextlib.suppress(RetryableError, PermanentError):  # the last answer stays
                 known = await self._citrus.fetch_overview()
                 rest_s = ABSENT_S if known is None else self._poll_s
                 self._note(known or [])
-            await asyncio.sleep(jittered(rest_s, self._draw()))
+            await self._sleep(rest_s)
 
     def _note(self, known: Iterable[ShardAddress]) -> None:
         self._known = {shard.shard_id: shard for shard in known}
@@ -125,10 +121,10 @@ class CitrusWatch:
     async def _watch_capacities(self) -> None:
         while True:
             await self._ask_about(self._questions.choose(self._known.keys(), now=self._clock(), draw=self._draw()))
-            await asyncio.sleep(jittered(self._poll_s if self._known else min(self._poll_s, 1.0), self._draw()))
+            await self._sleep(self._poll_s if self._known else min(self._poll_s, 1.0))
 
     async def _ask_about(self, shard_ids: Sequence[str]) -> None:
-        """Ask about each, one after the other; a Citrus that gives no answer is let alone until the next time."""
+        """Ask about each shard in turn; after `SILENCE_MAX` missing answers stop until the next poll."""
         silence = 0
         for shard_id in shard_ids:
             try:
@@ -140,13 +136,16 @@ class CitrusWatch:
             else:
                 silence = 0
                 self._learn(shard_id, capacity)
-            await asyncio.sleep(jittered(self._ask_pause_s, self._draw()))
+            await self._sleep(self._ask_pause_s)
+
+    async def _sleep(self, interval_s: float) -> None:
+        await asyncio.sleep(jittered(interval_s, ratio=JITTER, draw=self._draw()))
 
     def _learn(self, shard_id: str, capacity: Capacity | None) -> None:
         if capacity is None:
             self._questions.note_absence(shard_id, now=self._clock())
             return
         self._questions.note_answer()
-        if (shard := self._known.get(shard_id)) is not None:  # of the newest list
+        if (shard := self._known.get(shard_id)) is not None:  # in the newest list
             self._capacities[shard_id] = capacity
             self._registry.note_usage(shard_id, usage_of(shard, capacity))

@@ -1,4 +1,4 @@
-"""A look at one shard beside its pool: its server, its connections, its schema, its tenants. Changes nothing."""
+"""Probe one shard beside its pool: its server, its connections, its schema, its tenants. Changes nothing."""
 
 from __future__ import annotations
 
@@ -18,25 +18,24 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 from simplu_worker.shards.types import ShardUnavailableError
 
-PROBE_S: Final = 2.4  # within `ShardTimeouts.probe_s`: a shard that is slow has answered, and is not lost
+PROBE_S: Final = 2.4  # within `ShardTimeouts.probe_s`: a slow shard has answered, and is not lost
 
 
 class _EndProbeError(WorkerError):
-    """Ends a look without a word to the pool of how the shard fares: it answers, and that is not all there is to it."""
+    """The end of a probe without changing the pool's health: the shard answered, but is not usable."""
 
 
 async def probe_shard(pool: ShardPool, *, counts_tenants: bool = True, within_s: float = PROBE_S) -> ShardProbe:
-    """Connect to a shard beside its pool and look at it; what it did not say after *within_s* is left out.
+    """Connect to a shard beside its pool and probe it; facts not read within *within_s* are left out.
 
-    A pool that took its shard for lost goes on doing so: to say that it is back is for `ShardPool.probe`. Raises
+    The pool's health does not change from lost to healthy: that is for `ShardPool.probe`. Raises
     `ShardUnavailableError` when the shard does not answer.
     """
     try:
         return await _probe_over(pool, pool.fresh_connection(), counts_tenants=counts_tenants, within_s=within_s)
     except ShardUnavailableError as exc:
-        if not isinstance(exc.__cause__, asyncpg.TooManyConnectionsError) or not pool.counts()["idle"]:
+        if not pool.has_idle_beside_full_server(exc):
             raise
-        # There is no connection left for a look, and the shard goes on by those that the pool has.
         try:
             async with asyncio.timeout(2 * within_s):
                 return await _probe_over(
@@ -54,7 +53,7 @@ async def _probe_over(
     within_s: float,
     is_used: bool = False,
 ) -> ShardProbe:
-    """Look on a connection; *is_used* says that it is one of the pool, whose use is as good as any."""
+    """Probe over a connection; *is_used* means one of the pool, where the probe counts as a use."""
     started = time.perf_counter()
     seen: dict[str, Any] = {}
     with contextlib.suppress(_EndProbeError):
@@ -88,7 +87,7 @@ async def _read_server(connection: Connection, *, connected_s: float) -> dict[st
 
 
 async def _add_details(connection: Connection, shard_id: str, seen: dict[str, Any], *, counts_tenants: bool) -> None:
-    """Add to *seen* what is no condition for working on the shard, the most wanted first."""
+    """Add to *seen* the facts that are not needed for using the shard, the most important first."""
     try:
         state = await check_schema(connection, shard_id)
     except ShardUnavailableError as exc:
@@ -110,6 +109,6 @@ async def _add_columns(connection: Connection, query: str, names: dict[str, str]
     except asyncpg.PostgresError:
         if connection.is_closed():
             raise
-        return  # some hosted servers lack such a function, or permit it to nobody: no fault of the shard
+        return  # some hosted servers lack such a function, or permit it to no role: no fault of the shard
     if row is not None:
         seen |= {name: row[column] for column, name in names.items()}

@@ -1,6 +1,6 @@
-"""When to look at which shard: the well ones now and then, those that fail about once a second. Pure.
+"""When to probe which shard: healthy ones every ten seconds, failing ones every second. Pure.
 
-Both have their share of looks a second; with more shards than fit in, each is looked at less often.
+Both have a limit of probes per second; with more shards than that allows, each is probed less often.
 """
 
 from __future__ import annotations
@@ -11,20 +11,22 @@ from typing import Final
 
 import msgspec
 
+from simplu_worker.timing.backoff import jittered
+
 INTERVAL_S: Final = 10.0
-FAILING_INTERVAL_S: Final = 1.0  # so that a shard is known to be back within 2 s
-JITTER: Final = 0.25  # of the interval, to either side: replicas do not look in step
-IN_FLIGHT: Final = 0  # no number that the heap has
+FAILING_INTERVAL_S: Final = 1.0  # so that a recovered shard is noticed within 2 s
+JITTER: Final = 0.25  # of the interval, to either side: replicas do not probe in step
+IN_FLIGHT: Final = 0  # never a number in the heap
 
 
 class Pace(msgspec.Struct, frozen=True):
-    """How often a shard is looked at: every *interval_s*, but never more than *looks_a_second* shards."""
+    """How often a shard is probed: every *interval_s*, but never more than *probes_per_second* shards."""
 
     interval_s: float
     probes_per_second: float
 
     def between_s(self, count: int) -> float:
-        """Return the time between two looks at each of *count* shards."""
+        """Return the time between two probes of each of *count* shards."""
         return max(self.interval_s, count / self.probes_per_second)
 
 
@@ -34,7 +36,7 @@ FAILING_PACE: Final = Pace(FAILING_INTERVAL_S, probes_per_second=20.0)
 
 
 class ProbeSchedule:
-    """Which shards are due. A shard that is handed out is not due again before `reschedule`.
+    """The schedule of probes. A shard returned by `take_due` is not due again before `reschedule`.
 
     *draw* in what follows is a random number from 0 to 1.
     """
@@ -42,7 +44,7 @@ class ProbeSchedule:
     def __init__(self, *, healthy_pace: Pace = HEALTHY_PACE, failing_pace: Pace = FAILING_PACE) -> None:
         self._healthy_pace = healthy_pace
         self._failing_pace = failing_pace
-        self._due: list[tuple[float, int, str]] = []  # a heap; the numbers tell what was superseded
+        self._due: list[tuple[float, int, str]] = []  # a heap; an entry with an old number is superseded
         self._number: dict[str, int] = {}
         self._numbers = 0
         self._failing_ids: set[str] = set()
@@ -52,20 +54,20 @@ class ProbeSchedule:
 
     @property
     def shard_ids(self) -> Collection[str]:
-        """The shards that are looked at."""
+        """The shards that are probed."""
         return self._number.keys()
 
     def add(self, shard_id: str, *, now: float, draw: float) -> None:
-        """Look at another shard, the first time soon: within a second, or a turn of many."""
+        """Add a shard; its first probe is within a second, or within one round of many shards."""
         self._put(shard_id, now + draw * max(1.0, (len(self._number) + 1) / self._healthy_pace.probes_per_second))
 
     def remove(self, shard_id: str) -> None:
-        """Look at it no more."""
+        """Remove a shard."""
         self._number.pop(shard_id, None)
         self._failing_ids.discard(shard_id)
 
     def take_due(self, now: float) -> list[str]:
-        """Return the shards to look at now, longest due first."""
+        """Return the shards to probe now, longest due first."""
         due: list[str] = []
         while self._due and self._due[0][0] <= now:
             _, number, shard_id = heapq.heappop(self._due)
@@ -75,7 +77,7 @@ class ProbeSchedule:
         return due
 
     def reschedule(self, shard_id: str, *, fails: bool, now: float, draw: float) -> None:
-        """Plan the next look at a shard, unless it was removed meanwhile."""
+        """Schedule the next probe of a shard, unless the shard was removed during the last one."""
         if shard_id not in self._number:
             return
         (self._failing_ids.add if fails else self._failing_ids.discard)(shard_id)
@@ -85,16 +87,16 @@ class ProbeSchedule:
             if fails
             else self._healthy_pace.between_s(len(self._number) - failing_count)
         )
-        self._put(shard_id, now + between_s * (1 - JITTER + 2 * JITTER * draw))
+        self._put(shard_id, now + jittered(between_s, ratio=JITTER, draw=draw))
 
     def bring_forward(self, shard_id: str, *, now: float) -> None:
-        """Let a shard be due that was found well at its last look, and failed otherwise since."""
+        """Make a shard due at once: its last probe succeeded, and a use has failed since."""
         if self._number.get(shard_id, IN_FLIGHT) != IN_FLIGHT and shard_id not in self._failing_ids:
             self._failing_ids.add(shard_id)
             self._put(shard_id, now)
 
     def wait_s(self, now: float, *, at_most: float) -> float:
-        """Return how long nothing is due."""
+        """Return the time until the next shard is due, in seconds."""
         return min(at_most, max(0.0, self._due[0][0] - now)) if self._due else at_most
 
     def _put(self, shard_id: str, at: float) -> None:

@@ -1,4 +1,4 @@
-"""Look at every shard in use, beside its pool, each by itself: none waits for another, and all are paced."""
+"""Probe every shard in use, beside its pool, independently of the others and at a limited pace."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from simplu_worker.shards.postgres.errors import WrongShardError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.timing.clock import loop_time
 
-CHECK_INTERVAL_S: Final = 0.5  # within which a shard that began to fail, or to be used, is noticed
+CHECK_INTERVAL_S: Final = 0.5  # until a new or failing shard is noticed
 COUNT_TENANTS_S: Final = 60.0  # it reads a whole table
 
 Draw = Callable[[], float]
 
 
 class Prober:
-    """Looks at the shards that have a pool, and writes what it sees into *book*.
+    """The prober of all shards with a pool, which writes its observations into *registry*.
 
-    What a look says of whether the shard answers is known to its pool too.
+    The pool also learns whether its shard answers.
     """
 
     def __init__(
@@ -54,16 +54,16 @@ class Prober:
         return f"Prober({self._schedule!r})"
 
     async def run(self) -> None:
-        """Look until cancelled."""
-        async with asyncio.TaskGroup() as looks:
+        """Probe until cancelled."""
+        async with asyncio.TaskGroup() as probes:
             while True:
                 self._notice_changes()
                 for shard_id in self._schedule.take_due(self._clock()):
-                    looks.create_task(self._probe(shard_id), name=f"look:{shard_id}")
+                    probes.create_task(self._probe(shard_id), name=f"probe:{shard_id}")
                 await asyncio.sleep(self._schedule.wait_s(self._clock(), at_most=CHECK_INTERVAL_S))
 
     def _notice_changes(self) -> None:
-        """Follow the pools: new ones, those that are gone, and those whose last use failed."""
+        """Follow the pools: new ones, removed ones, and those with a failed last use."""
         pools, now = self._pools.by_shard_id(), self._clock()
         for shard_id in pools.keys() - self._schedule.shard_ids:
             self._schedule.add(shard_id, now=now, draw=self._draw())
@@ -78,7 +78,7 @@ class Prober:
                 self._schedule.bring_forward(shard_id, now=now)
 
     def _show_connections(self, shard_id: str) -> None:
-        """Let the connections of a pool be counted when metrics are read, and at no other time."""
+        """Count the connections of a pool when metrics are read, and at no other time."""
 
         def count(state: str) -> int:
             pool = self._pools.by_shard_id().get(shard_id)
@@ -102,7 +102,7 @@ class Prober:
 
 
 async def inspect_shard(pool: ShardPool, *, counts_tenants: bool = True) -> ShardProbe | ShardSilence:
-    """Look at one shard, and let its pool know what it does not yet: that its shard is lost, or back, or not for us."""
+    """Probe one shard, and update its pool: the shard is lost, recovered, or may not be used."""
     try:
         probe = await probe_shard(pool, counts_tenants=counts_tenants)
     except WorkerError as exc:
@@ -114,5 +114,5 @@ async def inspect_shard(pool: ShardPool, *, counts_tenants: bool = True) -> Shar
     if probe.is_read_only == pool.is_healthy:
         with contextlib.suppress(RetryableError):
             await pool.probe()
-    # Its disk is full, say: a look meets nothing of that, and only a commit tells that it is over.
+    # With a full disk, for example, the probe succeeds, and only a commit shows that the problem is over.
     return probe if probe.is_read_only or pool.is_healthy else replace(probe, trouble=pool.last_error)

@@ -1,4 +1,4 @@
-"""What is known of the health of each shard: kept for people, set as metrics, and told in the log when it changes."""
+"""The health of each shard: kept for people, set as metrics, and logged when it changes."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from simplu_worker.shards.health.assessment import (
     connections_ratio,
 )
 
-SHARDS_MAX: Final = 2000  # of those that Citrus alone speaks of: each is some series of metrics
+SHARDS_MAX: Final = 2000  # of those that only Citrus lists: each has several series of metrics
 
 log = structlog.get_logger(__name__)
 
 
 class HealthRegistry:
-    """One entry for each shard that is looked at or that Citrus speaks of; an entry goes when neither is so any more.
+    """One entry for each shard that is probed or that Citrus lists; an entry is dropped when neither holds any more.
 
-    Setting a metric costs something only when something was learned, or when metrics are read.
+    Metrics cost something only when an entry changes, or when they are read.
     """
 
     def __init__(self) -> None:
@@ -43,16 +43,16 @@ class HealthRegistry:
 
     @property
     def by_shard_id(self) -> Mapping[str, Health]:
-        """What is known, by shard id."""
+        """The health of the shards, by shard id."""
         return self._health
 
     def begin(self, shard_id: str) -> None:
-        """Keep what is seen of a shard from now on."""
+        """Start to keep the probes of a shard."""
         self._probed.add(shard_id)
         self._health.setdefault(shard_id, Health())
 
     def end(self, shard_id: str) -> None:
-        """Forget what was seen of a shard that is looked at no more."""
+        """Drop the probes of a shard that is not probed any more."""
         if shard_id not in self._probed:
             return
         self._probed.discard(shard_id)
@@ -61,7 +61,7 @@ class HealthRegistry:
         self._drop_if_unknown(shard_id)
 
     def note_probe(self, shard_id: str, probe: ShardProbe | ShardSilence) -> None:
-        """Note what a look has seen; what is not in it stays as it was: the count of tenants, or all of a silent one.
+        """Note a probe; facts that it lacks stay as they were: the count of tenants, or all facts of a silent shard.
 
         Does nothing before `begin` and after `end`.
         """
@@ -77,7 +77,7 @@ class HealthRegistry:
         self._learn(shard_id, replace(before, probe=probe, error=None, is_refusal=False))
 
     def note_usages(self, usages: Mapping[str, Usage]) -> None:
-        """Note what Citrus tells of all the shards it knows."""
+        """Note the usage of all shards that Citrus lists."""
         known = {*list(usages)[:SHARDS_MAX], *(self._probed & usages.keys())}
         for shard_id in self._listed - known:
             self._listed.discard(shard_id)
@@ -88,7 +88,7 @@ class HealthRegistry:
             self.note_usage(shard_id, usages[shard_id])
 
     def note_usage(self, shard_id: str, usage: Usage) -> None:
-        """Note what Citrus tells of one of those shards."""
+        """Note the usage of one of those shards."""
         entry = self._entry(shard_id)
         if shard_id in self._listed and usage != entry.seen.usage:
             self._learn(shard_id, replace(entry.seen, usage=usage))
@@ -136,7 +136,7 @@ class HealthRegistry:
 
 
 def _log_change(shard_id: str, before: Health, now: Health) -> None:
-    """Log what is amiss when it changes, once; and when nothing is amiss any more."""
+    """Log a change of the problems, once, and their end."""
     if before.problems == now.problems:
         return
     details = [str(finding) for finding in now.findings]

@@ -23,7 +23,7 @@ class BreakerState(StrEnum):
 
 
 class BreakerDecision(StrEnum):
-    """What a caller of the shard may do."""
+    """The permission of a caller of the shard."""
 
     ADMIT = "admit"
     PROBE = "probe"  # first probe the shard on behalf of all callers

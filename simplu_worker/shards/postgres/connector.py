@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 
 from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of
-from simplu_worker.shards.postgres.errors import WrongShardError
+from simplu_worker.shards.postgres.errors import WrongShardError, wrong_shard_message
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.timing.clock import loop_time
 
@@ -68,7 +68,7 @@ def enable_keepalive(endpoint: socket.socket) -> None:
 
 
 class Connector:
-    """Opens connections to one address, and remembers the last good host and whether there is a pooler.
+    """The connector to one address, with the last good host, and whether there is a pooler.
 
     The last good host is tried first. Behind a pooler nothing is prepared: the next transaction may run on another
     server, without the prepared statement.
@@ -146,11 +146,8 @@ class Connector:
     def _check_server(self, server: asyncpg.Record, target: TargetSessionAttrs) -> None:
         shard_id = server.get("shard_id", self._address.shard_id)  # a database without a schema has no owner yet
         if shard_id != self._address.shard_id:
-            came = "no identity" if shard_id is None else f"the database of shard {shard_id}"
-            raise WrongShardError(
-                f"shard {self._address.shard_id}: its connection string leads to {came}; correct it in the map",
-                shard_id=self._address.shard_id,
-            )
+            message = wrong_shard_message(self._address.shard_id, shard_id)
+            raise WrongShardError(message, shard_id=self._address.shard_id)
         if not IS_TARGET[target](server):
             raise asyncpg.TargetServerAttributeNotMatched(f"expected a server that is {target}")
 

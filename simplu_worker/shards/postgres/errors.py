@@ -18,6 +18,12 @@ class WrongShardError(ShardUnavailableError):
     """A connection string leads to the database of another shard."""
 
 
+def wrong_shard_message(shard_id: str, found: str | None) -> str:
+    """Return the message for an address of *shard_id* that leads to the database of *found*; None: of no shard."""
+    database = "no identity" if found is None else f"the database of shard {found}"
+    return f"shard {shard_id}: its connection string leads to {database}; correct it in the map"
+
+
 class StatementFailedError(ShardUnavailableError):
     """A statement failed on a healthy server. The writer bisects the batch to find the operation at fault.
 

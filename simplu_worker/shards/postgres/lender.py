@@ -55,7 +55,7 @@ class SharedBudget(ConnectionBudget[ShardConnection]):
 
 
 class ConnectionLender:
-    """Lends the connections to one shard, which *open_one* opens, at most *size* at once and within *budget*."""
+    """The lender of the connections to one shard; *open_one* opens them, at most *size* and within *budget*."""
 
     def __init__(self, open_one: Opener, *, size: int, budget: SharedBudget) -> None:
         self._open_one = open_one

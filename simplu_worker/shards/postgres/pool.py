@@ -22,9 +22,10 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.circuit_breaker import BreakerDecision
 from simplu_worker.shards.postgres.connector import Connector, ShardConnection
 from simplu_worker.shards.postgres.lender import ConnectionLender, SharedBudget
-from simplu_worker.shards.postgres.pool_state import READ_ONLY_STATE, ShardAvailability
+from simplu_worker.shards.postgres.pool_state import ShardAvailability
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.single_flight import SingleFlightProbe
+from simplu_worker.shards.postgres.sqlstate import EXPIRING_STATES, POOLER_STATES, READ_ONLY
 from simplu_worker.shards.postgres.statement_timeouts import DEFAULT_TIMEOUTS, ShardTimeouts
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.telemetry.log import register_secret
@@ -32,9 +33,6 @@ from simplu_worker.timing.clock import loop_time
 
 STOPS_AT_CLOSE_S = 0.2  # for pending requests to stop a statement when a pool is closed
 CONNECTIONS_MAX = 100_000  # the default: more than a process may have
-POOLER_STATES = {"26000", "42P05"}  # a prepared statement is gone, or another client's: a pooler shares the server
-# The other connections lead to the same former primary, or have outdated prepared statements.
-EXPIRING_STATES = {READ_ONLY_STATE, *POOLER_STATES, "0A000"}
 
 log = structlog.get_logger(__name__)
 
@@ -104,6 +102,10 @@ class ShardPool:
     def counts(self) -> dict[str, int]:
         """Return how many connections are open and idle, and how many callers wait for one."""
         return self._lender.counts()
+
+    def has_idle_beside_full_server(self, exc: ShardUnavailableError) -> bool:
+        """Return whether *exc* is due to a server without room for another connection, and the pool has an idle one."""
+        return isinstance(exc.__cause__, asyncpg.TooManyConnectionsError) and self.counts()["idle"] > 0
 
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator[ShardConnection]:
@@ -190,7 +192,7 @@ class ShardPool:
                 if connection.is_read_only:
                     raise asyncpg.ReadOnlySQLTransactionError("as a write would")
         except ShardUnavailableError as exc:
-            if not isinstance(exc.__cause__, asyncpg.TooManyConnectionsError) or not self.counts()["idle"]:
+            if not self.has_idle_beside_full_server(exc):
                 raise
             async with self._lend() as connection:  # the server has no room for another connection
                 if await connection.fetchval(QUERIES["is_read_only"]):
@@ -273,7 +275,7 @@ class ShardPool:
         sqlstate = getattr(exc, "sqlstate", None)
         if sqlstate in POOLER_STATES:
             self._connector.has_pooler = True
-        if sqlstate == READ_ONLY_STATE:
+        if sqlstate == READ_ONLY:
             self._connector.put_last(connection.place)
         if sqlstate in EXPIRING_STATES or isinstance(exc, asyncpg.OutdatedSchemaCacheError):
             self._lender.expire()

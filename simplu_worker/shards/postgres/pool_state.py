@@ -14,11 +14,10 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.circuit_breaker import SILENCE_MAX_S, BreakerDecision, CircuitBreaker
 from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, StatementFailedError, WrongShardError
 from simplu_worker.shards.postgres.lender import ConnectionLender
-from simplu_worker.shards.postgres.sqlstate import ErrorMeaning, is_no_answer, meaning_of
+from simplu_worker.shards.postgres.sqlstate import READ_ONLY, ErrorMeaning, is_no_answer, meaning_of
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
 
-READ_ONLY_STATE: Final = "25006"
 REFUSAL_COUNTS_S: Final = 30.0  # longer than the back-off of callers that write
 
 log = structlog.get_logger(__name__)
@@ -148,7 +147,7 @@ class ShardAvailability:
                 raise StatementFailedError(self._message(error), error=error, is_timeout=is_timeout) from exc
             case ErrorMeaning.UNAVAILABLE | ErrorMeaning.BROKEN:
                 if since is None:
-                    self._record_refusal(is_read_only=exc.sqlstate == READ_ONLY_STATE)
+                    self._record_refusal(is_read_only=exc.sqlstate == READ_ONLY)
                 raise self._record_unavailable(meaning, exc, asked_at=since) from exc
             case _:
                 assert_never(meaning)

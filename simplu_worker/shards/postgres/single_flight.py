@@ -17,7 +17,7 @@ FAILED_FRESH_S: Final = 0.2
 
 
 class SingleFlightProbe:
-    """Calls *probe*, which raises `RetryableError` on failure, once for all concurrent callers.
+    """The shared form of *probe*, which raises `RetryableError` on failure: one call for all concurrent callers.
 
     A cancelled probe has no result: the next waiting caller probes again.
     """

@@ -6,6 +6,13 @@ Source: PostgreSQL manual, appendix A (error codes).
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
+
+READ_ONLY: Final = "25006"  # read_only_sql_transaction: the server is a former primary
+# A prepared statement is gone, or another client's: a pooler shares the server.
+POOLER_STATES: Final = frozenset({"26000", "42P05"})
+# The other connections lead to the same former primary, or have outdated prepared statements.
+EXPIRING_STATES: Final = frozenset({READ_ONLY, *POOLER_STATES, "0A000"})
 
 
 class ErrorMeaning(StrEnum):
@@ -22,7 +29,7 @@ _MEANING_BY_CODE = {
     "40001": ErrorMeaning.TRY_AGAIN,  # serialization_failure
     "40P01": ErrorMeaning.TRY_AGAIN,  # deadlock_detected
     "55P03": ErrorMeaning.TRY_AGAIN,  # lock_not_available
-    "25006": ErrorMeaning.UNAVAILABLE,  # read_only_sql_transaction: a former primary
+    READ_ONLY: ErrorMeaning.UNAVAILABLE,
     "54000": ErrorMeaning.DATA,  # program_limit_exceeded: a jsonb over its limits
     "54001": ErrorMeaning.DATA,  # statement_too_complex: nested deeper than the server's stack
     "57014": ErrorMeaning.STATEMENT,  # query_canceled: by its timeout, or by a person

@@ -1,7 +1,7 @@
-"""How a shard's schema goes from version to version: what is in a migration's file, and what a shard lacks. Pure.
+"""The migrations of a shard's schema: the contents of their files, and the plan of an upgrade. Pure.
 
-Online, what is CONCURRENTLY runs alone and outside a transaction, the statements between them each run in one. All of
-them may be run again: an upgrade that was killed leaves nothing but a part of what the next one finds done.
+Online, a statement with CONCURRENTLY runs alone and outside a transaction; the statements between two of them share
+one. All of them may be run again: the next upgrade finds the statements of a killed one done, and goes on.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from typing import Final
 
 import msgspec
 
+from simplu_worker.timing.backoff import backoff_s
+
 PAUSE_MIN_S: Final = 1.0
 PAUSE_MAX_S: Final = 15.0
 
 _WORKS_FROM: Final = re.compile(r"^-- works-from: (\d+)$", re.MULTILINE)
-# What a semicolon or a word may be in without its meaning anything.
+# Comments and quoted text, in which a semicolon or a word has no meaning.
 _QUOTED: Final = re.compile(
     r"""
     --[^\n]*                                            # a comment
-    | /\*.*?\*/                                         # and another; one in the other is not understood
+    | /\*.*?\*/                                         # and another; nested ones are not supported
     | (?<!\w) [eE] '(?: [^'\\] | '' | \\. )*'           # a string with escapes
     | '(?: [^'] | '' )*'
     | "(?: [^"] | "" )*"
@@ -38,9 +40,9 @@ _BUILDS_INDEX: Final = re.compile(
 
 
 class Migration(msgspec.Struct, frozen=True):
-    """What takes a shard to *version*.
+    """The migration of a shard to *version*.
 
-    Workers of the schema versions from *works_from* on work on a shard that has it; None: those of its own only.
+    Workers of the schema versions from *works_from* on can use a shard with it; None: only those of *version*.
     """
 
     version: int
@@ -50,7 +52,7 @@ class Migration(msgspec.Struct, frozen=True):
 
 
 class Statement(msgspec.Struct, frozen=True):
-    """One statement; *index* is what it builds CONCURRENTLY."""
+    """One statement; *index* is the name of the index that it builds CONCURRENTLY."""
 
     text: str
     is_concurrent: bool = False
@@ -63,18 +65,18 @@ class Statement(msgspec.Struct, frozen=True):
 
 
 class MigrationStep(msgspec.Struct, frozen=True):
-    """What is run in one transaction, or one statement outside any."""
+    """The statements of one transaction, or one statement outside any."""
 
     statements: Sequence[Statement]
 
     @property
     def is_concurrent(self) -> bool:
-        """Whether it is to run outside a transaction."""
+        """Whether it must run outside a transaction."""
         return self.statements[0].is_concurrent
 
 
 class ShardSchema(msgspec.Struct, frozen=True):
-    """What a shard has: its version, the oldest worker's that works with it, its types and their files' digests."""
+    """A shard's schema: its version, the oldest worker version that works with it, and its types' digests."""
 
     version: int | None
     works_from: int | None = None
@@ -82,7 +84,7 @@ class ShardSchema(msgspec.Struct, frozen=True):
 
 
 class Upgrade(msgspec.Struct, frozen=True):
-    """What a shard lacks; with *refusal* nothing is to be done, and why."""
+    """The missing migrations and types of a shard; *refusal* is why it must not be upgraded."""
 
     schema: ShardSchema
     migrations: Sequence[Migration] = ()
@@ -96,12 +98,12 @@ class Upgrade(msgspec.Struct, frozen=True):
 
     @property
     def version(self) -> int | None:
-        """The version of the schema afterwards."""
+        """The schema version after the upgrade."""
         return self.migrations[-1].version if self.migrations else self.schema.version
 
     @property
     def works_from(self) -> int | None:
-        """The oldest worker's schema version that works with the shard afterwards."""
+        """The oldest worker's schema version that works with the shard after the upgrade."""
         return self.migrations[-1].works_from if self.migrations else self.schema.works_from
 
 
@@ -113,14 +115,14 @@ def migration_of(version: int, name: str, text: str) -> Migration:
 
 
 def digest_of(text: str) -> str:
-    """Return what tells one version of a business type's file from another."""
+    """Return the digest that identifies one version of a business type's file."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def refusal_of(schema: ShardSchema, *, worker_version: int) -> str | None:
-    """Return why a worker of *worker_version* may not work on a shard with *schema*; None when it may.
+    """Return why a worker of *worker_version* may not use a shard with *schema*; None if it may.
 
-    Contract §10: on its own version and the one before, and on a later one that says so.
+    Contract §10: it may use its own version and the one before, and a later one with a suitable `works_from`.
     """
     version = schema.version
     if version is None:
@@ -140,7 +142,7 @@ def refusal_of(schema: ShardSchema, *, worker_version: int) -> str | None:
 
 
 def plan_upgrade(schema: ShardSchema, migrations: Sequence[Migration], types: Mapping[str, str]) -> Upgrade:
-    """Return what takes a shard with *schema* to the last of *migrations* and to *types*, texts of files by name."""
+    """Return the upgrade of a shard with *schema* to the last of *migrations* and to *types*, file texts by name."""
     newest = migrations[-1].version
     if schema.version is None:
         return Upgrade(schema, refusal="expected a schema version, got none; restore its schema_migrations")
@@ -158,7 +160,7 @@ def plan_upgrade(schema: ShardSchema, migrations: Sequence[Migration], types: Ma
 
 
 def steps_of(text: str) -> list[MigrationStep]:
-    """Return the steps that take an upgrade through a file, in order."""
+    """Return the steps of an upgrade through a file, in order."""
     steps: list[MigrationStep] = []
     for statement in statements_of(text):
         if statement.is_concurrent or not steps or steps[-1].is_concurrent:
@@ -171,23 +173,23 @@ def steps_of(text: str) -> list[MigrationStep]:
 def statements_of(text: str) -> list[Statement]:
     """Return the statements of *text*, each without the comments before it.
 
-    Raises `ValueError` where one builds an index CONCURRENTLY in a way that could not be run again.
+    Raises `ValueError` if one builds an index CONCURRENTLY in a form that cannot be run again.
     """
     return [_statement(part) for part in _split(text)]
 
 
 def drop_statement(index: str) -> Statement:
-    """Return what removes an index that was left half built; *index* is the name in one of our statements."""
+    """Return the statement that drops a half-built index; *index* is its name in one of our statements."""
     return Statement(f"DROP INDEX CONCURRENTLY IF EXISTS {index}", is_concurrent=True)
 
 
 def pause_s(tries: int, *, draw: float) -> float:
-    """Return how long to let others pass after so many tries, with *draw* from 0 to 1."""
-    return min(PAUSE_MIN_S * 2.0 ** (tries - 1), PAUSE_MAX_S) * (1 + draw) / 2
+    """Return the back-off after so many tries, with *draw* from 0 to 1."""
+    return backoff_s(tries, draw=draw, base_s=PAUSE_MIN_S, max_s=PAUSE_MAX_S)
 
 
 def without_concurrently(text: str) -> str:
-    """Return *text* for one transaction on an empty shard, where nothing has to be CONCURRENTLY."""
+    """Return *text* without CONCURRENTLY, for one transaction on an empty shard."""
     bare = _blank_quoted(text)
     ends = [0, *(end for match in _CONCURRENTLY.finditer(bare) for end in match.span()), len(text)]
     return "".join(text[start:end] for start, end in zip(ends[::2], ends[1::2], strict=True))
@@ -214,5 +216,5 @@ def _split(text: str) -> Iterator[str]:
 
 
 def _blank_quoted(text: str) -> str:
-    """Return *text* with all that is quoted or a comment blanked, every place as it was."""
+    """Return *text* with quoted text and comments blanked, of the same length."""
     return _QUOTED.sub(lambda match: " " * len(match[0]), text)

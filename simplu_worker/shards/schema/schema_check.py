@@ -1,4 +1,4 @@
-"""The schema of a shard: made on an empty one, checked on every other before anything is read or written there."""
+"""The schema of a shard: made on an empty one, checked on every other before the first read or write."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from enum import StrEnum
 
 import structlog
 
+from simplu_worker.shards.postgres.errors import wrong_shard_message
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.migrations import ShardSchema, digest_of, refusal_of, without_concurrently
@@ -16,14 +17,14 @@ log = structlog.get_logger(__name__)
 
 
 class SchemaState(StrEnum):
-    """What a shard is when it may be used at all."""
+    """The schema of a shard that may be used."""
 
     READY = "ready"
     EMPTY = "empty"
 
 
 async def read_schema(connection: Connection, shard_id: str) -> ShardSchema | None:
-    """Return which schema this database has, without its business types; None where it is empty.
+    """Return the schema of this database, without its business types; None if it is empty.
 
     Raises `ShardUnavailableError` for another shard's database, and for another program's tables.
     """
@@ -33,19 +34,19 @@ async def read_schema(connection: Connection, shard_id: str) -> ShardSchema | No
             return None
         raise ShardUnavailableError(
             f"shard {shard_id}: expected an empty database or our schema, got another program's tables; "
-            "give it an empty database, or take over what is there with `simplu-worker shards adopt`"
+            "give it an empty database, or take its tables over with `simplu-worker shards adopt`"
         )
     identity = await connection.fetchrow(QUERIES["read_identity"])
     if identity is None or identity["shard_id"] != shard_id:
-        came = "no identity" if identity is None else f"the database of shard {identity['shard_id']}"
-        raise ShardUnavailableError(f"shard {shard_id}: its connection string leads to {came}; correct it in the map")
+        found = None if identity is None else identity["shard_id"]
+        raise ShardUnavailableError(wrong_shard_message(shard_id, found))
     return ShardSchema(identity["version"], identity["works_from"])
 
 
 async def check_schema(connection: Connection, shard_id: str) -> SchemaState:
-    """Return whether this database has our schema or nothing; raise when it is not to be touched.
+    """Return whether this database has our schema or is empty.
 
-    Raises `ShardUnavailableError` as `read_schema` does, and for a schema version that this worker does not work on
+    Raises `ShardUnavailableError` as `read_schema` does, and for a schema version that this worker may not use
     (contract §10).
     """
     schema = await read_schema(connection, shard_id)
@@ -58,7 +59,7 @@ async def check_schema(connection: Connection, shard_id: str) -> SchemaState:
 
 
 async def ensure_schema(pool: ShardPool) -> None:
-    """Make the schema if the shard is empty; idempotent, also when many workers do it at once.
+    """Make the schema if the shard is empty; idempotent, also with many workers at once.
 
     Raises as `check_schema` does.
     """

@@ -1,8 +1,8 @@
-"""The upgrade of a shard's schema while workers go on: short locks, no transaction around what takes long.
+"""The upgrade of a shard's schema while workers run: short locks, and no transaction around a long statement.
 
-Why it is safe to kill at any instruction: every statement may be run again, what was done is recorded after it, and an
-index that was left half built is dropped and built anew. Two upgrades of one shard exclude each other by an advisory
-lock, held by a transaction of its own that does and sees nothing, so that it works through a pooler too.
+Why it is safe to kill at any instruction: every statement may be run again, a file is recorded after its statements,
+and a half-built index is dropped and built again. Two upgrades of one shard exclude each other by an advisory lock. A
+transaction of its own, which does and sees nothing, holds the lock, so that it works through a pooler too.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
 
-CONNECTIONS: Final = 3  # of an upgrade to one shard: one has the lock, one works, and one sees whom that waits for
-WATCH_INTERVAL_S: Final = 0.5  # how often it is looked whom a statement waits for
-BUILD_MAX_S: Final = 7 * 86_400.0  # of a statement that runs outside a transaction: it ends when it ends
+CONNECTIONS: Final = 3  # of one shard's upgrade: one holds the lock, one runs statements, one looks up their blockers
+WATCH_INTERVAL_S: Final = 0.5  # between two look-ups of a statement's blockers
+BUILD_MAX_S: Final = 7 * 86_400.0  # of a statement outside a transaction: as good as unlimited
 PATIENCE_S: Final = 600.0
-# A worker's batches queue up behind a statement that waits for a table: not for longer than a batch may take.
+# Workers' batches queue behind a statement that waits for a table: at most for as long as a batch may take.
 UPGRADE_TIMEOUTS: Final = ShardTimeouts(lock_s=2.0)
 ANOTHER_UPGRADE: Final = "another upgrade of this shard"
 
@@ -54,7 +54,7 @@ log = structlog.get_logger(__name__)
 
 
 class Blocker(msgspec.Struct, frozen=True):
-    """A session that a statement waits for; *pid* is 0 for a prepared transaction. None: not for us to see."""
+    """A session that blocks a statement; *pid* is 0 for a prepared transaction. None: the role may not see it."""
 
     pid: int
     application: str | None = None
@@ -66,14 +66,14 @@ class Blocker(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         if self.pid == 0:
             return "a prepared transaction"
-        what = self.application or (self.backend_type if self.backend_type != "client backend" else None)
+        name = self.application or (self.backend_type if self.backend_type != "client backend" else None)
         since = None if self.since_s is None else f"for {self.since_s:.0f} s"
         of_role = f"of {self.role}" if self.role else None
-        return f"pid {self.pid} ({', '.join(part for part in (what, of_role, self.state, since) if part)})"
+        return f"pid {self.pid} ({', '.join(part for part in (name, of_role, self.state, since) if part)})"
 
 
 class UpgradeActivity(msgspec.Struct, frozen=True):
-    """What an upgrade is at: a statement, *share* of it where that is known, and whom it waits for."""
+    """The activity of an upgrade: a statement, its progress as *share* if known, and the sessions that block it."""
 
     title: str
     done_count: int
@@ -92,7 +92,7 @@ async def read_upgrade(
     migrations: Sequence[Migration] = MIGRATIONS,
     types: Mapping[str, str] = BUSINESS_TYPES,
 ) -> Upgrade | None:
-    """Return what the shard of *connection* lacks; None where it is empty.
+    """Return the upgrade that the shard of *connection* needs; None if it is empty.
 
     Raises `ShardUnavailableError` as `read_schema` does.
     """
@@ -105,9 +105,9 @@ async def read_upgrade(
 
 
 class Upgrader:
-    """Upgrades the shard of *pool*, which has room for two connections; *tell* is told what it is at.
+    """The upgrade of the shard of *pool*, which has room for two connections; *report* gets each activity.
 
-    For locks it tries again and again until one statement has waited *patience_s*.
+    It retries statements that get no lock until one has waited for *patience_s*.
     """
 
     def __init__(
@@ -133,9 +133,9 @@ class Upgrader:
         return f"Upgrader({self._pool.address.shard_id}, {self._activity})"
 
     async def run(self) -> Upgrade | None:
-        """Do what the shard lacks, and return what that was; None where it is empty. Idempotent.
+        """Run the upgrade that the shard needs, and return it; None if the shard is empty. Idempotent.
 
-        Raises `ShardUnavailableError` when the shard does not answer, refuses a statement, or does not get a lock.
+        Raises `ShardUnavailableError` when the shard does not answer, refuses a statement, or a lock is not available.
         """
         return await self._retry_while_blocked(self._run_alone)
 
@@ -167,16 +167,16 @@ class Upgrader:
 
     @contextlib.asynccontextmanager
     async def _lock(self) -> AsyncIterator[Connection]:
-        """Lend the connection that keeps other upgrades of this shard away. Raises `LostRaceError` when one runs.
+        """Lend the connection that locks out other upgrades of this shard. Raises `LostRaceError` when one runs.
 
-        It is not to be used: an index that is built CONCURRENTLY waits for the end of every transaction in which it
-        met an older snapshot, and this one ends last.
+        It must not be used: building an index CONCURRENTLY waits for the end of every transaction with an older
+        snapshot, and this transaction ends last.
         """
         async with self._pool.transaction() as guard:
             await guard.execute(QUERIES["use_read_committed"])
             if not await guard.fetchval(QUERIES["try_lock_schema"]):
                 raise LostRaceError(f"shard {self._pool.address.shard_id}: {ANOTHER_UPGRADE} is under way")
-            # In the simple protocol, and last: the portal of what was asked before keeps its snapshot until then.
+            # In the simple protocol, and last: the portal of the query before keeps its snapshot until then.
             await guard.execute(QUERIES["lift_idle_timeouts"])
             yield guard
 
@@ -199,7 +199,7 @@ class Upgrader:
                 await self._execute(connection, statement)
 
     async def _run_outside_transaction(self, statement: Statement) -> None:
-        """Run *statement* outside a transaction; what it did not finish the last time is removed before."""
+        """Run *statement* outside a transaction, after dropping an index that an earlier run left half built."""
         if statement.index is not None and await self._is_half_built(statement, statement.index):
             await self._run_outside_transaction(drop_statement(statement.index))
         async with self._pool.connection() as connection:
@@ -213,7 +213,7 @@ class Upgrader:
             await connection.execute(QUERIES["restore_timeouts"])
 
     async def _is_half_built(self, statement: Statement, index: str) -> bool:
-        """Tell whether *index* is there and no good, once nobody builds it any more."""
+        """Return whether *index* exists and is invalid, after waiting until no session builds it."""
         while True:
             async with self._pool.connection() as connection:
                 row = await connection.fetchrow(QUERIES["read_index"], index)
@@ -226,7 +226,7 @@ class Upgrader:
             await asyncio.sleep(WATCH_INTERVAL_S)
 
     async def _execute(self, connection: Connection, statement: Statement, *, within_s: float | None = None) -> None:
-        """Run one statement, and look meanwhile whom it waits for."""
+        """Run one statement, and look up its blockers while it runs."""
         self._set_activity(self._activity_at(statement))
         self._waited_for = ()
         error: Exception | None = None
@@ -236,18 +236,18 @@ class Upgrader:
                 await connection.execute(statement.text, timeout=within_s)
             except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as exc:
                 error = exc  # raised outside the group, which would wrap it
-            watch.cancel()  # behind a small pooler it may be waiting for the very server that this one has
+            watch.cancel()  # behind a small pooler it may be waiting for the server connection that this one holds
         if error is not None:
             raise error
 
     async def _watch(self, statement: Statement) -> None:
-        """Tell whom *statement* waits for, and how far it is, until cancelled."""
+        """Report the blockers and the progress of *statement* until cancelled."""
         while True:
             await asyncio.sleep(WATCH_INTERVAL_S)
-            with contextlib.suppress(WorkerError):  # a look is not worth an upgrade
+            with contextlib.suppress(WorkerError):  # a failed look-up must not end the upgrade
                 async with self._pool.connection() as connection:
                     activity = await self._read_activity(connection, statement)
-                    # A look at the instant at which the statement gives up finds it waiting for nobody.
+                    # Just as the statement gives up, a look-up finds no blockers.
                     self._waited_for = activity.waits_for or self._waited_for
                     self._set_activity(activity)
 
@@ -262,9 +262,9 @@ class Upgrader:
             await connection.execute(QUERIES[query], *values)
 
     async def _retry_while_blocked(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
-        """Make *attempt* again and again while it loses against others; return what it returns.
+        """Repeat *attempt* while it loses against other sessions; return its result.
 
-        Raises `ShardUnavailableError` when that goes on for too long.
+        Raises `ShardUnavailableError` when that lasts longer than *patience_s*.
         """
         shard_id, started, tries = self._pool.address.shard_id, loop_time(), 0
         while True:
@@ -276,10 +276,11 @@ class Upgrader:
                 log.info("schema.upgrade_blocked", shard_id=shard_id, error=str(exc), tries=tries, blockers=blockers)
                 if loop_time() - started >= self._patience_s:
                     title = self._activity.title or ANOTHER_UPGRADE
-                    whom = f"; it waits for {', '.join(blockers)}" if blockers else ""
+                    blocked_by = f"; it waits for {', '.join(blockers)}" if blockers else ""
                     raise ShardUnavailableError(
                         f"shard {shard_id}: expected a lock within {self._patience_s:.0f} s, got none "
-                        f"for: {title}{whom}; end what holds it, or try again later: it goes on where it stopped"
+                        f"for: {title}{blocked_by}; end the session that holds it, or run the upgrade again later: "
+                        "it goes on where it stopped"
                     ) from exc
             await asyncio.sleep(pause_s(tries, draw=self._draw()))
 

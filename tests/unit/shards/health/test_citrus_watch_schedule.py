@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
-from simplu_worker.shards.health.citrus_watch import ABSENT_S, CapacityQuestions, jittered
+from simplu_worker.shards.health.citrus_watch import ABSENT_S, CapacityQuestions
 
 SHARDS = ["a", "b", "c"]
 
@@ -39,9 +37,4 @@ def test_shard_that_is_gone_is_forgotten() -> None:
     questions = CapacityQuestions()
     questions.note_absence("b", now=0.0)
     questions.choose(["a"], now=1.0, draw=0.0)
-    assert repr(questions) == "Questions(has_answered=False, absent=0)"
-
-
-def test_jitter_is_a_fifth_to_either_side() -> None:
-    """Replicas do not ask in step."""
-    assert [jittered(10.0, draw) for draw in (0.0, 0.5, 1.0)] == pytest.approx([8.0, 10.0, 12.0])
+    assert repr(questions) == "CapacityQuestions(has_answered=False, absent=0)"
