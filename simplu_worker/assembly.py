@@ -40,8 +40,8 @@ from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.citrus import open_citrus
 from simplu_worker.shards.routing.directory import Directory
-from simplu_worker.shards.routing.locator import Locator, StaticMap
-from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap, read_shard_map
+from simplu_worker.shards.routing.locator import Locator, StaticMap, read_shard_map
+from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
 from simplu_worker.shards.tenants.destruction import Destroyer
 from simplu_worker.shards.tenants.first_use import FindsBusiness, FirstUse
 from simplu_worker.shards.tenants.provisioning import Provisioner

@@ -29,9 +29,8 @@ from simplu_worker.shards.health.citrus_watch import CitrusWatch
 from simplu_worker.shards.health.prober import Prober
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.routing.citrus import CitrusClient
-from simplu_worker.shards.routing.locator import StaticMap
+from simplu_worker.shards.routing.locator import StaticMap, read_shard_map
 from simplu_worker.shards.routing.route_refresh import RouteRefresh
-from simplu_worker.shards.routing.shard_map import read_shard_map
 from simplu_worker.shards.routing.shard_map_reload import ShardMapReloader, log_unused_reloads
 from simplu_worker.shards.tenants.confirmation_sweep import ConfirmationSweep
 from simplu_worker.shards.tenants.deletion import TenantDeleter

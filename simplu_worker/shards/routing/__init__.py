@@ -1,1 +1,1 @@
-"""Which shard a tenant lives on."""
+"""Routing: the shard of each tenant, and the address of each shard."""

@@ -1,6 +1,6 @@
-"""Follow a shard to where it is named anew, once it was found there.
+"""Move a shard's pool to another address, once the shard was found there.
 
-A wrong address does nothing to a shard that works, and many who meet the same trouble are one trial.
+A wrong address does no harm to a healthy shard, and concurrent callers for one shard share one trial.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 
 class AddressChanger:
-    """Tries the addresses of *book* that are not in use, and points the pools to those that are right."""
+    """Tries the candidates of *book*, and points the pools to those at which a shard was found."""
 
     def __init__(
         self,
@@ -46,12 +46,12 @@ class AddressChanger:
         return f"AddressChanger({self._book!r})"
 
     def is_healthy(self, shard_id: str) -> bool:
-        """Whether a shard answers where it is looked for, as far as is known."""
+        """Return whether a shard answered last at the address in use; True for a shard without a pool."""
         pool = self._pools.by_shard_id().get(shard_id)
         return pool is None or pool.is_healthy
 
     def due_shard_ids(self) -> list[str]:
-        """Return the shards with an address that may be tried now."""
+        """Return the shards with a candidate that may be tried now."""
         now = self._clock()
         contested = self._book.contested_shard_ids()
         return [
@@ -61,7 +61,7 @@ class AddressChanger:
         ]
 
     async def try_candidate(self, shard_id: str) -> None:
-        """Try the address at which a shard is named anew, if that is due, and use it if the shard is there."""
+        """Try the candidate of a shard, if it is due, and use it if the shard is there."""
         async with self._locks.setdefault(shard_id, asyncio.Lock()):
             address = self._book.due_candidate(shard_id, self._clock(), is_healthy=self.is_healthy(shard_id))
             if address is None:
@@ -72,21 +72,21 @@ class AddressChanger:
                 await self._check(address)
             except RetryableError as exc:
                 if self._book.known_address(shard_id) is None:
-                    return  # it left meanwhile
+                    return  # the shard left the map during the trial
                 self._book.record_failure(address, self._clock(), draw=self._draw())
-                # The trial's pool has set it, of an address that is not in use.
+                # The pool of the trial has set the gauge, for an address that is not in use.
                 instruments.SHARD_HEALTHY.labels(shard_id).set(self.is_healthy(shard_id))
                 log.warning("shard.address_refused", shard_id=shard_id, place=address.place, error=str(exc))
                 return
             if self._book.known_address(shard_id) is None:
-                return  # it left meanwhile
+                return  # as above
             self._book.switch_to(address, self._clock())
             pool = self._pools.ensure_pool(address)
-        with contextlib.suppress(RetryableError):  # its health says what came of it
+        with contextlib.suppress(RetryableError):  # the pool's health shows the result
             await pool.probe()
 
     async def _takes_writes(self, shard_id: str) -> bool:
-        """Whether a shard takes writes where it is: one error more does not say that its replica was promoted."""
+        """Return whether a shard takes writes at the address in use: an error there is no proof of a promotion."""
         try:
             await self._pools.pool_of(shard_id).probe()
         except RetryableError:
@@ -96,9 +96,9 @@ class AddressChanger:
     async def _check(self, address: ShardAddress) -> None:
         """Raise `RetryableError` unless the shard is there, with its schema, and takes writes."""
         register_secret_of(address)
-        # A pool of its own: what the trial meets is none of the trouble of the one in use.
+        # A pool of its own: an error of the trial must not count against the pool in use.
         async with ShardPool(address, size=1).fresh_connection() as connection:
             if await check_schema(connection, address.shard_id) is SchemaState.EMPTY:
-                raise ShardUnavailableError(f"shard {address.shard_id}: its database there is empty")
+                raise ShardUnavailableError(f"shard {address.shard_id}: the database at {address.place} is empty")
             if await connection.fetchval(QUERIES["is_read_only"]):
-                raise ShardUnavailableError(f"shard {address.shard_id}: its server there is read-only")
+                raise ShardUnavailableError(f"shard {address.shard_id}: the server at {address.place} is read-only")

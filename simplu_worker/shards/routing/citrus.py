@@ -1,4 +1,4 @@
-"""The door to Citrus, the shard manager: who lives where (contract §7)."""
+"""The door to Citrus, the shard manager, which knows the shard of each tenant (contract §7)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from simplu_worker.timing.clock import loop_time
 
 REPLY_MAX_BYTES: Final = 4 * 1024 * 1024  # the health of some thousand shards
 RETRY_AFTER_MAX_S: Final = 30.0
-RETRY_AFTER_IN_CALL_MAX_S: Final = 2.0  # a longer one is for all calls, and no caller waits for it
+RETRY_AFTER_IN_CALL_MAX_S: Final = 2.0  # a longer one opens the breaker for all calls, and no caller waits for it
 
 log = structlog.get_logger(__name__)
 
@@ -36,7 +36,7 @@ stamina.instrumentation.set_on_retry_hooks(())
 
 
 class Capacity(msgspec.Struct, frozen=True):
-    """What Citrus says of a shard's capacity; None where it does not say."""
+    """A shard's capacity as Citrus reports it; None where a member is missing."""
 
     tenant_count: int | None = None
     tenant_max: int | None = None
@@ -44,14 +44,14 @@ class Capacity(msgspec.Struct, frozen=True):
 
 
 class CitrusUnavailableError(RetryableError):
-    """Citrus did not answer, or not in a way that can be understood.
+    """Citrus did not answer, or its answer cannot be read.
 
-    *is_silence* when it gave no answer at all, or said that it cannot: a reason to leave it alone for a moment.
+    *is_outage* if no answer came at all, or a 429 or 5xx: these count as failures with the circuit breaker.
     """
 
-    def __init__(self, message: str, *, retry_after_s: float | None = None, is_silence: bool = False) -> None:
+    def __init__(self, message: str, *, retry_after_s: float | None = None, is_outage: bool = False) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
-        self.is_silence = is_silence
+        self.is_outage = is_outage
 
 
 class Registration(msgspec.Struct, frozen=True):
@@ -93,9 +93,9 @@ class _CapacityReply(msgspec.Struct, rename="camel"):
 class CitrusClient:
     """A client of one Citrus. Every call is tried *attempts* times in all, backing off with jitter.
 
-    Every call raises `CitrusUnavailableError` or `CitrusDeniedError` when there is no answer to be had, and
-    `PermanentError` for an address that may not be used. While Citrus is silent most calls raise at once, and one every
-    few seconds finds out whether it is back. Addresses are those of `book`.
+    Every call raises `CitrusUnavailableError` or `CitrusDeniedError` if no answer came, and `PermanentError` for an
+    address that may not be used. During an outage most calls raise at once, and one call every few seconds finds out
+    whether Citrus answers again. Addresses are those of `address_book`.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class CitrusClient:
         self._allowed_hosts = allowed_hosts
         self._clock = clock
         self._draw = draw
-        # One for each question: a Citrus that cannot say how its shards fare may still know where tenants live.
+        # One for each endpoint: a Citrus that cannot report its shards' health may still know the tenants' shards.
         self._breakers: defaultdict[str, CitrusBreaker] = defaultdict(CitrusBreaker)
         self.address_book = AddressBook()
         self.last_error: str | None = None  # why the last call had no answer
@@ -124,7 +124,7 @@ class CitrusClient:
         return None if status == 404 else self._resolve(reply)
 
     async def register(self, business_id: str, location_id: str, business_type: str) -> Registration:
-        """Register a tenant, or learn where it was registered before (409)."""
+        """Register a tenant, or find where the tenant was registered before (409)."""
         tenant_id = tenant_id_of(business_id, location_id)
         message = {
             "businessId": business_id,
@@ -137,11 +137,11 @@ class CitrusClient:
             return Registration(self._resolve(reply), is_new=True)
         address = await self.locate(tenant_id)
         if address is None:
-            raise CitrusUnavailableError("Citrus says 409 to register and 404 to the question where")
+            raise CitrusUnavailableError("Citrus get_shard: expected the shard of a registered tenant (409), got 404")
         return Registration(address, is_new=False)
 
     async def list_shards(self) -> list[ShardAddress]:
-        """Return every shard that Citrus knows; one whose address may not be used says so, and has none."""
+        """Return every shard that Citrus knows; a shard at an address that may not be used has a `refusal`."""
         status, replies = await self._request("shards_health", "GET", "api/shards/health", list[_ShardReply])
         if status == 404:
             raise CitrusUnavailableError("Citrus shards_health: expected 200, got 404")
@@ -149,32 +149,32 @@ class CitrusClient:
 
     def _resolve_all(self, replies: Iterable[_ShardReply]) -> list[ShardAddress]:
         shards: dict[str, ShardAddress] = {}
-        for reply in replies:  # the first entry of a shard counts, should there be two
+        for reply in replies:  # of two entries for one shard the first counts
             shards.setdefault(reply.shard_id, reply.address.validate_or_refuse(self._allowed_hosts))
         return [self.address_book.resolve(shard) for shard in shards.values()]
 
     async def list_possible_homes(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:
-        """Return where each tenant may live or have lived: on every shard."""
+        """Return every shard, for each tenant: it may live or have lived on any of them."""
         return dict.fromkeys(tenant_ids, await self.list_shards())
 
     async def list_fallback_homes(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:  # noqa: ARG002
-        """Return no further shards: every one of them is a home."""
+        """Return no further shards: every shard is a possible home."""
         return {}
 
     async def fetch_overview(self) -> list[ShardAddress] | None:
-        """Return what `shards` does, for people; None when Citrus has no such answer. See `_ask_aside`."""
+        """Return the same as `list_shards`, for people; None if Citrus has no such endpoint."""
         replies = await self._request_for_people("shards_health", "api/shards/health", list[_ShardReply])
         return None if replies is None else self._resolve_all(replies)
 
     async def fetch_capacity(self, shard_id: str) -> Capacity | None:
-        """Return the room of a shard, for people; None when Citrus has no such answer. See `_ask_aside`."""
+        """Return the capacity of a shard, for people; None if Citrus has no such endpoint."""
         reply = await self._request_for_people(
             "capacity", f"api/shard/{quote(shard_id, safe='')}/capacity", _CapacityReply
         )
         if reply is None:
             return None
         if reply.shard_id != shard_id:
-            raise CitrusUnavailableError("Citrus capacity: expected the shard that was asked about, got another one")
+            raise CitrusUnavailableError(f"Citrus capacity: expected shard {shard_id}, got another one")
         return Capacity(reply.business_count, reply.max_businesses, reply.can_accept_new_business)
 
     def _resolve(self, reply: _ShardReply) -> ShardAddress:
@@ -183,29 +183,27 @@ class CitrusClient:
     async def _request(
         self, endpoint: str, method: str, path: str, type_: type[Any], message: Any = None
     ) -> tuple[int, Any]:
-        """Return the status of the answer and, where that says ok, its body as *type_*."""
-
-        async def ask() -> tuple[int, Any]:
-            return await self._request_with_retries(endpoint, method, path, type_, message)
-
-        return await self._request_unless_open(endpoint, ask)
+        """Return the status of the answer and, of a 200 or 201, the body as *type_*."""
+        return await self._request_unless_open(
+            endpoint, lambda: self._request_with_retries(endpoint, method, path, type_, message)
+        )
 
     async def _request_unless_open(
-        self, endpoint: str, ask: Callable[[], Awaitable[tuple[int, Any]]]
+        self, endpoint: str, request: Callable[[], Awaitable[tuple[int, Any]]]
     ) -> tuple[int, Any]:
-        """Do *ask*, unless there were no answers lately; one caller then finds out whether there are some again."""
+        """Await *request*, unless the endpoint's breaker is open; a half-open one lets a single call through."""
         breaker = self._breakers[endpoint]
         ticket = breaker.begin_call(self._clock())
         if ticket is None:
-            error = f"Citrus {endpoint}: not asked now, as it gives no answers"
-            rests_s = breaker.open_for_s(self._clock()) or None
-            raise (CitrusDeniedError if self.is_denied else CitrusUnavailableError)(error, retry_after_s=rests_s)
+            error = f"Citrus {endpoint}: expected an answer, got none in the last calls; not asked again yet"
+            open_for_s = breaker.open_for_s(self._clock()) or None
+            raise (CitrusDeniedError if self.is_denied else CitrusUnavailableError)(error, retry_after_s=open_for_s)
         try:
-            answer = await ask()
+            answer = await request()
         except (RetryableError, PermanentError) as exc:
-            if isinstance(exc, CitrusDeniedError) or (isinstance(exc, CitrusUnavailableError) and exc.is_silence):
-                self._record_silence(breaker, ticket, exc)
-            else:  # nonsense, or a refusal: it is there, and others may fare better
+            if isinstance(exc, CitrusDeniedError) or (isinstance(exc, CitrusUnavailableError) and exc.is_outage):
+                self._record_outage(breaker, ticket, exc)
+            else:  # an unreadable answer, or a refusal of this request: Citrus runs, and may answer others
                 breaker.record_success(ticket)
             raise
         except BaseException:
@@ -214,14 +212,14 @@ class CitrusClient:
         breaker.record_success(ticket)
         return answer
 
-    def _record_silence(self, breaker: CitrusBreaker, ticket: int, exc: RetryableError) -> None:
+    def _record_outage(self, breaker: CitrusBreaker, ticket: int, exc: RetryableError) -> None:
         if breaker.record_failure(ticket, self._clock(), draw=self._draw(), at_least_s=exc.retry_after_s or 0.0):
             log.warning("citrus.silent", error=str(exc), rests_s=round(breaker.open_for_s(self._clock()), 2))
 
     async def _request_for_people(self, endpoint: str, path: str, type_: type[Any]) -> Any:
-        """Return an answer that no route needs, asked for once; None for 404.
+        """Return an answer that no route needs, after a single try; None for 404.
 
-        What goes wrong with it is no trouble of those who ask for routes; that the key is accepted is good news.
+        A failure leaves `last_error` and `is_denied` as they are for routes; an accepted key resets both.
         """
         status, reply = await self._request_unless_open(
             endpoint, lambda: self._request_once(endpoint, "GET", path, type_)
@@ -255,21 +253,21 @@ class CitrusClient:
         outcome = "error"
         try:
             # The path is encoded already: a key may hold a slash or a percent sign.
-            # Not redirected: whoever answers elsewhere is not the one that was asked, and must not see the key.
+            # Not redirected: a server elsewhere is not the configured one, and must not get the key.
             async with self._session.request(
                 method, URL(path, encoded=True), json=message, allow_redirects=False
             ) as response:
                 body = await _read_body(response)
-                judged = _check_status(endpoint, response)
-                reply = _decode(endpoint, body, type_) if judged == "ok" else None
-                outcome = judged
+                answered = _check_status(endpoint, response)
+                reply = _decode(endpoint, body, type_) if answered == "ok" else None
+                outcome = answered
         except TimeoutError as exc:
             outcome = "timeout"
             raise CitrusUnavailableError(
-                f"Citrus {endpoint}: no answer within CITRUS_TIMEOUT", is_silence=True
+                f"Citrus {endpoint}: expected an answer within CITRUS_TIMEOUT, got none", is_outage=True
             ) from exc
         except aiohttp.ClientError as exc:
-            raise CitrusUnavailableError(f"Citrus {endpoint}: {type(exc).__name__}", is_silence=True) from exc
+            raise CitrusUnavailableError(f"Citrus {endpoint}: {type(exc).__name__}", is_outage=True) from exc
         else:
             return response.status, reply
         finally:
@@ -302,17 +300,17 @@ async def _read_body(response: aiohttp.ClientResponse) -> bytes:
     async for part in response.content.iter_any():
         body += part
         if len(body) > REPLY_MAX_BYTES:
-            raise CitrusUnavailableError(f"Citrus answered with more than {REPLY_MAX_BYTES} bytes")
+            raise CitrusUnavailableError(f"Citrus: expected an answer of at most {REPLY_MAX_BYTES} bytes, got more")
     return bytes(body)
 
 
 def _check_status(endpoint: str, response: aiohttp.ClientResponse) -> str:
-    """Return the outcome by status; raise for those that are no answer."""
+    """Return the outcome by status, as the metric names it; raise for a status that is no answer."""
     match response.status:
         case 200 | 201:
             return "ok"
         case 404 if endpoint == "get_shard":
-            # A proxy's 404 is a page; only Citrus's own says that the tenant is not registered.
+            # A proxy's 404 is a page; only a 404 of Citrus itself means that the tenant is not registered.
             if "json" in response.content_type:
                 return "not_found"
             raise CitrusUnavailableError(f"Citrus {endpoint}: expected JSON, got 404 with {response.content_type}")
@@ -323,18 +321,18 @@ def _check_status(endpoint: str, response: aiohttp.ClientResponse) -> str:
         case 401 | 403:
             raise CitrusDeniedError(f"Citrus {endpoint}: {response.status}; check CITRUS_API_KEY")
         case 400 | 422:
-            raise PermanentError(f"Citrus {endpoint}: {response.status}, it does not accept the request")
+            raise PermanentError(f"Citrus {endpoint}: expected 200, got {response.status}: Citrus refuses the request")
         case status:
-            wish = response.headers.get("Retry-After", "")
+            retry_after = response.headers.get("Retry-After", "")
             raise CitrusUnavailableError(
                 f"Citrus {endpoint}: expected 200, got {status}",
-                retry_after_s=min(float(wish), RETRY_AFTER_MAX_S) if wish.isdecimal() else None,
-                is_silence=status == 429 or status >= 500,
+                retry_after_s=min(float(retry_after), RETRY_AFTER_MAX_S) if retry_after.isdecimal() else None,
+                is_outage=status == 429 or status >= 500,
             )
 
 
 def _retry_delay(exc: Exception) -> bool | float:
-    """Say whether to retry, or after how many seconds (stamina's backoff hook)."""
+    """Return whether to retry, or after how many seconds (stamina's backoff hook)."""
     if not isinstance(exc, CitrusUnavailableError):
         return False
     if exc.retry_after_s is None:

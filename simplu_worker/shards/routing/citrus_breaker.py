@@ -1,18 +1,19 @@
-"""When to leave a silent Citrus alone, and when to try again. Pure: time and the draw are handed in."""
+"""The circuit breaker of one Citrus endpoint. Pure: the time and the random draw are handed in."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from typing import Final
 
-FAILURES_MAX: Final = 3  # calls in a row, each tried several times
+from simplu_worker.timing.backoff import backoff_s
+
+FAILURES_MAX: Final = 3  # calls in a row, each with several tries
 OPEN_BASE_S: Final = 0.5
-OPEN_MAX_S: Final = 5.0  # so soon is it noticed that Citrus is back
-DOUBLINGS_MAX: Final = 16  # past REST_MAX_S; keeps the power small
+OPEN_MAX_S: Final = 5.0  # the longest that a recovered Citrus stays unnoticed
 
 
 class CitrusState(StrEnum):
-    """Closed: calls are made. Open: none is. Half open: one is on its way, and decides."""
+    """The breaker's state. Closed: calls are made. Open: no call is made. Half open: one call is made, and decides."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -20,16 +21,16 @@ class CitrusState(StrEnum):
 
 
 class CitrusBreaker:
-    """Opens after some failures in a row, rests, and lets one call try again: later each time that fails.
+    """Opens after some failures in a row, then lets a single call try again, later after each further failure.
 
-    A call takes a ticket before it is made and hands it in with what came of it. Only calls made in the present state
-    count, so that many that fail at once are one reason to rest, and not many.
+    A call takes a ticket before it begins, and returns the ticket with its result. Only calls begun in the present
+    state count, so that many concurrent failures open the breaker once.
     """
 
     def __init__(self) -> None:
         self._generation = 0
         self._failure_count = 0
-        self._opening_count = 0  # since it was closed last
+        self._opening_count = 0  # since the breaker was closed last
         self._open_until: float | None = None
         self._is_half_open = False
 
@@ -38,15 +39,15 @@ class CitrusBreaker:
 
     @property
     def state(self) -> CitrusState:
-        """What it is now."""
+        """The present state."""
         if self._open_until is None:
             return CitrusState.CLOSED
         return CitrusState.HALF_OPEN if self._is_half_open else CitrusState.OPEN
 
     def begin_call(self, now: float) -> int | None:
-        """Return the ticket of a call that may be made now; None when none may. After a rest, the first caller tries.
+        """Return the ticket of a call that may be made now, or None. The first call after an open time is the trial.
 
-        Each ticket is to be handed in once, to `succeeded`, `failed` or `gave_up`.
+        Hand each ticket in once, to `record_success`, `record_failure` or `cancel_call`.
         """
         if self._open_until is not None:
             if self._is_half_open or now < self._open_until:
@@ -56,7 +57,7 @@ class CitrusBreaker:
         return self._generation
 
     def record_success(self, ticket: int) -> None:
-        """Note an answer."""
+        """Record that Citrus answered a call."""
         if ticket != self._generation:
             return
         self._failure_count = self._opening_count = 0
@@ -65,24 +66,25 @@ class CitrusBreaker:
             self._generation += 1
 
     def record_failure(self, ticket: int, now: float, *, draw: float, at_least_s: float = 0.0) -> bool:
-        """Note that there was no answer, and how long Citrus wishes not to be asked; return whether it opened by this.
+        """Record that Citrus did not answer a call; return whether this opened the breaker.
 
-        *draw* (0 ≤ draw < 1) spreads replicas that meet the same trouble.
+        *at_least_s* is Citrus's `Retry-After`, which opens the breaker at once. *draw* (0 ≤ draw < 1) spreads the
+        replicas that meet the same outage.
         """
         if ticket != self._generation:
             return False
         self._failure_count += 1
         if not self._is_half_open and self._failure_count < FAILURES_MAX and not at_least_s:
             return False
-        span_s = min(OPEN_MAX_S, OPEN_BASE_S * 2.0 ** min(self._opening_count, DOUBLINGS_MAX))
         self._opening_count += 1
         self._is_half_open = False
-        self._open_until = now + max(at_least_s, span_s * (0.5 + draw / 2))
+        open_s = backoff_s(self._opening_count, draw=draw, base_s=OPEN_BASE_S, max_s=OPEN_MAX_S)
+        self._open_until = now + max(at_least_s, open_s)
         self._generation += 1
         return True
 
     def cancel_call(self, ticket: int) -> None:
-        """Note that a call ended without saying anything, as one that is cancelled: the next one may be made."""
+        """Record that a call ended without a result, e.g. cancelled: the next call may be made."""
         if ticket == self._generation:
             self._is_half_open = False
 

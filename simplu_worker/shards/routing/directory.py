@@ -1,15 +1,15 @@
-"""Which shard a tenant lives on: asked of Citrus or the static map, confirmed by the shard itself, and remembered.
+"""The shard of each tenant: named by Citrus or the static map, confirmed by the shard itself, and cached.
 
-What is remembered is never wrong in a way that matters: a shard whose `tenants` row does not say that the tenant lives
-there takes none of its operations, whatever is remembered here (architecture, idea 4). So a route is served for as long
-as nobody says otherwise, however long Citrus is away; `RouteRefresh` asks anew for those in use.
+A stale route does no harm: a shard without an `active` row of a tenant takes none of its operations, whatever the cache
+contains (architecture, idea 4). So a cached route is used until a shard or the locator contradicts it, however long
+Citrus is unavailable; `RouteRefresh` looks up again the routes in use.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 import structlog
@@ -17,6 +17,7 @@ import structlog
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.coalescing import Coalescer
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.address_change import AddressChanger
 from simplu_worker.shards.routing.locator import Locator
@@ -25,33 +26,25 @@ from simplu_worker.shards.routing.tenant_homes import TenantHome, TenantHomes
 from simplu_worker.shards.types import Absence
 from simplu_worker.timing.clock import loop_time
 
-# The shard itself gives the outcome of their operations.
+# Of tenants in these states the shard itself decides the outcome of operations.
 SERVED_STATES: Final = frozenset({TenantState.ACTIVE, TenantState.DESTROYING, TenantState.DESTROYED})
-SEARCH_FRESH_S: Final = 5.0  # how long "none of the others has it" is believed
+SEARCH_FRESH_S: Final = 5.0  # how long the result "no other shard has the tenant" is used again
 
 log = structlog.get_logger(__name__)
 
 
 class _SharedLookup:
-    """The callers that want one tenant's shard now: one of them asks, the others share the answer."""
+    """The concurrent callers for one tenant: one of them looks up the shard, the others share the answer."""
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
-        self.callers = 0
-        self.lookup_count = 0  # how often somebody began to ask
-        self.answer: ShardAddress | Absence | WorkerError | None = None  # of the last who began, and was not cancelled
-
-
-class _Sweep:
-    """Tenants that the shards named for them do not have, to be asked for on every other in one go."""
-
-    def __init__(self) -> None:
-        self.named: dict[str, ShardAddress] = {}
-        self.homes: dict[str, TenantHome | WorkerError | None] | None = None
+        self.caller_count = 0
+        self.lookup_count = 0  # lookups begun
+        self.answer: ShardAddress | Absence | WorkerError | None = None  # of the last lookup that was not cancelled
 
 
 class Directory:
-    """Tenant → shard, with a cache of what was confirmed."""
+    """Tenant → shard, with a cache of confirmed routes."""
 
     def __init__(
         self,
@@ -70,64 +63,62 @@ class Directory:
         self.address_changer = AddressChanger(locator.address_book, pools, clock=clock, draw=draw)
         self._absences = AbsenceCache()
         self._lookups: dict[str, _SharedLookup] = {}
-        self._sweep = _Sweep()
-        self._sweeping = asyncio.Lock()
+        self._searches: Coalescer[tuple[str, ShardAddress], TenantHome | WorkerError | None] = Coalescer(self._search)
 
     def __repr__(self) -> str:
         return f"Directory(routes={len(self.routes)}, lookups={len(self._lookups)})"
 
     def cached_address(self, tenant_id: str) -> ShardAddress | None:
-        """Return the shard that the tenant was last found on, without asking anybody."""
+        """Return the shard on which the tenant was last found, without I/O."""
         shard_id = self.routes.get(tenant_id)
         pool = None if shard_id is None else self._pools.by_shard_id().get(shard_id)
         return None if pool is None else pool.address
 
     def forget(self, tenant_id: str) -> None:
-        """Ask anew the next time; called when a shard says that the tenant is not there, and when it has just come."""
+        """Look the tenant up again at the next call; for a tenant that was not on its shard, or was just made."""
         self.routes.invalidate(tenant_id)
         self._absences.remove(tenant_id)
 
-    def apply_map_change(self, left: Collection[str]) -> None:
-        """Note that shards are named anew: nobody lives on those that *left*, and who had none may have one now."""
-        self.routes.remove_shards(left)
+    def apply_map_change(self, removed: Collection[str]) -> None:
+        """Forget routes to the shards *removed* from the map, and all absences: the new map may have these tenants."""
+        self.routes.remove_shards(removed)
         self._absences.clear()
 
     async def find(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> ShardAddress | Absence:
         """Return the shard that confirms the tenant as its own, or why there is none.
 
-        Of many callers for one tenant at once one asks, and its answer is everybody's. But no "not registered" is
-        older than the call: an answer that was on its way before is not shared; unless one will do that was asked for
-        up to *absence_max_age_s* before. Other absences pass soon, and are asked for each time. Raises
-        `RetryableError` when somebody who must be asked does not answer, `PermanentError` when the address named may
-        not be used.
+        Concurrent callers for one tenant share one lookup. But a call never shares a lookup that began before it, so
+        that no "not registered" is older than the call, unless *absence_max_age_s* allows an older one. Other absences
+        are short, and looked up each time. Raises `RetryableError` if Citrus or a shard that may have the tenant does
+        not answer, and `PermanentError` if the named address may not be used.
         """
         since = self._clock() - absence_max_age_s
         if absence_max_age_s and self._absences.reason(tenant_id, since=since) == Absence.UNREGISTERED:
             return Absence.UNREGISTERED
-        asking = self._lookups.setdefault(tenant_id, _SharedLookup())
-        asking.callers += 1
-        begun_before = asking.lookup_count
+        lookup = self._lookups.setdefault(tenant_id, _SharedLookup())
+        lookup.caller_count += 1
+        begun_before = lookup.lookup_count
         try:
-            async with asking.lock:
-                if (known := self.cached_address(tenant_id)) is not None:
-                    return known
-                answer = asking.answer if asking.lookup_count > begun_before else None
+            async with lookup.lock:
+                if (cached := self.cached_address(tenant_id)) is not None:
+                    return cached
+                answer = lookup.answer if lookup.lookup_count > begun_before else None
                 if answer is None:
-                    asking.lookup_count += 1
-                    asking.answer = None
-                    answer = asking.answer = await self._look_up(tenant_id)
+                    lookup.lookup_count += 1
+                    lookup.answer = None
+                    answer = lookup.answer = await self._look_up(tenant_id)
         finally:
-            asking.callers -= 1
-            if not asking.callers:
+            lookup.caller_count -= 1
+            if not lookup.caller_count:
                 del self._lookups[tenant_id]
         if isinstance(answer, WorkerError):
             raise answer
         return answer
 
     async def refresh(self, tenant_id: str, shard_id: str) -> None:
-        """Ask anew for a tenant of *shard_id* that is served meanwhile, and stop that if its shard is another one now.
+        """Look up again a tenant of *shard_id*, and forget its route if the tenant is on another shard now.
 
-        Raises as `find`.
+        The route is used until then. Raises as `find`.
         """
         named = await self._locator.locate(tenant_id)
         is_same = named is not None and named.shard_id == shard_id
@@ -139,7 +130,7 @@ class Directory:
         self.routes.renew(tenant_id, shard_id, now=self._clock(), draw=self._draw())
 
     async def _is_still_on(self, shard_id: str, tenant_id: str) -> bool:
-        """Whether a shard says that a tenant is its own, whoever names another. While it says nothing, it has."""
+        """Return whether the shard's own row has the tenant living there. True while the shard does not answer."""
         try:
             row = (await self._homes.fetch_rows(self._pools.pool_of(shard_id).address, [tenant_id])).get(tenant_id)
         except RetryableError:
@@ -164,7 +155,7 @@ class Directory:
         try:
             named = await self._locator.locate(tenant_id)
         except RetryableError:
-            # The shard where it was last can say by itself that it still is, or where it went.
+            # The row on the last shard shows without Citrus that the tenant is still there, or where it moved to.
             if (home := await self._find_last_home(tenant_id)) is None:
                 raise
             return _route_of(home)
@@ -184,7 +175,7 @@ class Directory:
         return _route_of(home)
 
     async def _find_last_home(self, tenant_id: str) -> TenantHome | None:
-        """Return the shard that has the row of a tenant which was found before, without asking who names shards."""
+        """Return the home of a tenant that was found before, from its last shard and without the locator."""
         shard_id = self.routes.last_shard_id(tenant_id)
         if shard_id is None or shard_id not in self._pools.by_shard_id():
             return None
@@ -195,42 +186,36 @@ class Directory:
     async def _find_home_unless_searched(
         self, tenant_id: str, named: ShardAddress, asked_at: float
     ) -> TenantHome | None:
-        """Return what `home` does; but that no other shard has the tenant is believed for seconds."""
+        """Return the same as `find_home`; None without a search if one within `SEARCH_FRESH_S` found no home."""
         row = (await self._homes.fetch_rows(named, [tenant_id])).get(tenant_id)
         if row is not None:
             return await self._homes.follow_moves(TenantHome(named, row), tenant_id)
         if self._absences.searched_at(tenant_id) > asked_at - SEARCH_FRESH_S:
             return None
-        swept_at = self._clock()
-        home = await self._search_all_shards(tenant_id, named)
+        searched_at = self._clock()
+        (home,) = await self._searches.submit([(tenant_id, named)])
         if home is None:
-            self._absences.put(tenant_id, Absence.NOT_HERE, asked_at=asked_at, searched_at=swept_at)
-        return home
+            self._absences.put(tenant_id, Absence.NOT_HERE, asked_at=asked_at, searched_at=searched_at)
+        return _home_or_raise(home)
 
-    async def _search_all_shards(self, tenant_id: str, named: ShardAddress) -> TenantHome | None:
-        """Ask every shard for a tenant: one question to each for all that come while others are being asked for."""
-        sweep = self._sweep
-        sweep.named[tenant_id] = named
-        async with self._sweeping:
-            if sweep.homes is None:  # not by whoever had the turn before
-                if self._sweep is sweep:
-                    self._sweep = _Sweep()
-                sweep.homes = await self.find_homes(sweep.named)
-        home = sweep.homes[tenant_id]
-        if isinstance(home, WorkerError):
-            raise home
-        return home
+    async def _search(self, named: Sequence[tuple[str, ShardAddress]]) -> list[TenantHome | WorkerError | None]:
+        """Find the homes of all tenants that concurrent callers look for, with one query to each shard."""
+        homes = await self.find_homes(dict(named))
+        return [homes[tenant_id] for tenant_id, _ in named]
 
     async def find_home(self, tenant_id: str, named: ShardAddress) -> TenantHome | None:
-        """Return the shard that has the tenant's row, as `homes` does. Raises `RetryableError` for no answer."""
-        home = (await self.find_homes({tenant_id: named}))[tenant_id]
-        if isinstance(home, WorkerError):
-            raise home
-        return home
+        """Return the home of one tenant, as `find_homes` does. Raises the error instead of returning it."""
+        return _home_or_raise((await self.find_homes({tenant_id: named}))[tenant_id])
 
     async def find_homes(self, named: Mapping[str, ShardAddress]) -> dict[str, TenantHome | WorkerError | None]:
-        """Return what `TenantHomes.find_homes` does."""
+        """Return the home of each tenant, see `TenantHomes.find_homes`."""
         return await self._homes.find_homes(named)
+
+
+def _home_or_raise(home: TenantHome | WorkerError | None) -> TenantHome | None:
+    if isinstance(home, WorkerError):
+        raise home
+    return home
 
 
 def _route_of(home: TenantHome) -> ShardAddress | Absence:

@@ -1,44 +1,54 @@
-"""Who names the shard of a tenant: Citrus, or a map."""
+"""The locators, which name the shard of a tenant: Citrus, or a static map."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Protocol
 
+from simplu_worker.errors import ConfigurationError
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.address_book import AddressBook
 from simplu_worker.shards.routing.citrus import Registration
-from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
+from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap, parse_shard_map
 from simplu_worker.shards.routing.shard_map_changes import MapChange, change_of
 
 
 class Locator(Protocol):
-    """Who names the shard of a tenant: Citrus or a static map. Both raise `RetryableError` for no answer.
+    """Names the shard of a tenant: Citrus or a static map. Raises `RetryableError` for no answer.
 
-    `book` has the addresses to use; those that are named pass through it.
+    `address_book` has the addresses to use; every address that a locator returns passed through it.
     """
 
     address_book: AddressBook
 
     async def locate(self, tenant_id: str) -> ShardAddress | None:
-        """Return the shard that is named for the tenant; None is a definite "not registered"."""
+        """Return the shard named for the tenant; None is a definite "not registered"."""
 
     async def register(self, business_id: str, location_id: str, business_type: str) -> Registration:
-        """Register a tenant, or learn where it was registered before."""
+        """Register a tenant, or find where the tenant was registered before."""
 
     async def list_possible_homes(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:
-        """Return where each tenant may live or have lived."""
+        """Return the shards on which each tenant may live or have lived."""
 
     async def list_fallback_homes(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:
-        """Return the other shards, for each tenant: asked as well, but nobody waits for those that do not answer."""
+        """Return the other shards for each tenant, to be asked last; one that does not answer is ignored."""
 
     async def list_shards(self) -> list[ShardAddress]:
-        """Return every shard that is known."""
+        """Return every known shard."""
+
+
+def read_shard_map(path: Path, allowed_hosts: tuple[str, ...]) -> ShardMap:
+    """Read and check the map at *path*; raise `ConfigurationError` with every problem."""
+    try:
+        return parse_shard_map(path.read_bytes(), allowed_hosts)
+    except OSError as exc:
+        raise ConfigurationError(f"SHARD_MAP_FILE: expected a readable file at {path}, got: {exc.strerror}") from None
 
 
 class StaticMap:
-    """A map from a file or of one shard, as a locator: every tenant has its place, registered or not."""
+    """A map from a file or of one shard, as a locator: every tenant has a shard, registered or not."""
 
     def __init__(self, shard_map: ShardMap) -> None:
         self.map = shard_map
@@ -47,7 +57,7 @@ class StaticMap:
             self.address_book.add(shard.address, standby=shard.standby_address)
 
     def replace(self, shard_map: ShardMap) -> MapChange:
-        """Go by another map from now on, and return what that changes."""
+        """Use another map from now on, and return the changes."""
         change = change_of(self.map, shard_map)
         self.map = shard_map
         for shard in change.removed:
@@ -57,32 +67,32 @@ class StaticMap:
         return change
 
     async def locate(self, tenant_id: str) -> ShardAddress | None:
-        """Return the shard the tenant is pinned to or falls on."""
-        return self._address_of(self.map.shard_of(tenant_id))
+        """Return the shard that the tenant is pinned to or hashed to."""
+        return self.address_of(self.map.shard_of(tenant_id))
 
     async def register(self, business_id: str, location_id: str, business_type: str) -> Registration:  # noqa: ARG002
-        """Return the shard the map names; there is nobody to tell, so nobody knows whether the tenant is new."""
-        return Registration(self._address_of(self.map.shard_of(tenant_id_of(business_id, location_id))), is_new=False)
+        """Return the shard that the map names; *is_new* is False, as there is no register of tenants."""
+        return Registration(self.address_of(self.map.shard_of(tenant_id_of(business_id, location_id))), is_new=False)
 
     async def list_possible_homes(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:
-        """Return the pins and the shards that each key had for every smaller number of shards."""
+        """Return the pinned shard, and those that each key had for every smaller number of shards."""
         return {
-            tenant_id: [self._address_of(shard) for shard in self.map.possible_homes(tenant_id)]
+            tenant_id: [self.address_of(shard) for shard in self.map.possible_homes(tenant_id)]
             for tenant_id in tenant_ids
         }
 
     async def list_fallback_homes(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:
-        """Return the shards that are no home by this map: by one before it, with other pins, one may have been."""
+        """Return the shards that are no possible home by this map: an earlier map, with other pins, may differ."""
         return {
-            tenant_id: [self._address_of(shard) for shard in self.map.shards if shard.shard_id not in homes]
+            tenant_id: [self.address_of(shard) for shard in self.map.shards if shard.shard_id not in homes]
             for tenant_id in tenant_ids
             if (homes := {shard.shard_id for shard in self.map.possible_homes(tenant_id)})
         }
 
     async def list_shards(self) -> list[ShardAddress]:
         """Return every shard of the map."""
-        return [self._address_of(shard) for shard in self.map.shards]
+        return [self.address_of(shard) for shard in self.map.shards]
 
-    def _address_of(self, shard: MappedShard) -> ShardAddress:
-        """Return where a shard is: at the address in the map, or at its replica's, which took its place."""
+    def address_of(self, shard: MappedShard) -> ShardAddress:
+        """Return the address in use: that of the map, or that of the standby after a promotion."""
         return self.address_book.known_address(shard.shard_id) or shard.address

@@ -1,7 +1,7 @@
-"""Keep what is remembered of tenants and shards fresh, behind everybody's back.
+"""Refresh cached routes and the addresses of shards in the background.
 
-Routes in use are asked for anew at a pace that suits Citrus, however many they are. Shards in trouble are asked for by
-one question each, not one for each of their tenants, until Citrus names a place where they are.
+Routes in use are refreshed at a rate that Citrus can serve, however many there are. Unhealthy shards are located with
+one request each, not one for each of their tenants, until Citrus names an address at which the shard answers.
 """
 
 from __future__ import annotations
@@ -19,30 +19,31 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
+from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import loop_time
 
 TICK_S: Final = 0.25
 REFRESHES_AT_ONCE: Final = 4
 REFRESHES_PER_S: Final = 50.0
-REFRESH_BACKOFF_S: Final = 2.0  # of each who asks, after no answer
+REFRESH_BACKOFF_S: Final = 2.0  # of each concurrent refresher, after no answer
 SILENCE_REPORTED_AFTER_S: Final = 30.0
-LOCATE_BACKOFF_BASE_S: Final = 0.5  # between two questions about a shard that is in trouble
+LOCATE_BACKOFF_BASE_S: Final = 0.5  # between two requests about an unhealthy shard
 LOCATE_BACKOFF_MAX_S: Final = 2.0
-LOCATED_SINGLY_MAX: Final = 4  # shards in trouble; for more of them the list of all is asked for
+LOCATED_SINGLY_MAX: Final = 4  # unhealthy shards; for more of them the list of all shards is requested
 TRIALS_AT_ONCE: Final = 16
 
 log = structlog.get_logger(__name__)
 
 
 class _UnhealthyShard(msgspec.Struct):
-    """A shard that does not answer: how often it was asked for, and when it is again."""
+    """A shard that does not answer: how often the locator was asked for its address, and when it is asked again."""
 
     attempt_count: int = 0
     due_at: float = 0.0
 
 
 class RouteRefresh:
-    """Asks anew for what *directory* remembers."""
+    """Refreshes the routes and addresses of *directory*."""
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class RouteRefresh:
         return f"RouteRefresh({self._directory.routes!r}, unhealthy: {sorted(self._unhealthy)})"
 
     async def run(self) -> None:
-        """Look, ask and follow until cancelled."""
+        """Refresh routes, locate unhealthy shards and try candidate addresses until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._tick_forever(tasks), name="routes:tick")
             tasks.create_task(self._locate_forever(), name="routes:shards")
@@ -84,7 +85,7 @@ class RouteRefresh:
             await asyncio.sleep(TICK_S)
 
     def tick(self) -> None:
-        """Tell the routes the time, and those who ask that somebody is in line."""
+        """Set the routes' time, and wake the refreshers if a route is due."""
         self._directory.routes.set_time(self._clock())
         if self._directory.routes.due_count:
             self._is_any_due.set()
@@ -107,7 +108,7 @@ class RouteRefresh:
                 await self._is_any_due.wait()
 
     async def refresh_next(self) -> bool:
-        """Ask for the tenant that has been in line for longest; return whether there was one, and an answer."""
+        """Refresh the route that has been due for longest; return whether there was one, and an answer."""
         due = self._directory.routes.take_due()
         if due is None:
             return False
@@ -143,33 +144,31 @@ class RouteRefresh:
             await asyncio.sleep(TICK_S)
 
     async def locate_unhealthy_shards(self) -> None:
-        """Ask where the shards are that do not answer, those of them whose turn it is."""
+        """Ask the locator for the addresses of the unhealthy shards that are due after their back-off."""
         now = self._clock()
-        silent = [shard_id for shard_id, pool in self._pools.by_shard_id().items() if not pool.is_healthy]
+        unhealthy = [shard_id for shard_id, pool in self._pools.by_shard_id().items() if not pool.is_healthy]
         self._unhealthy = {
-            shard_id: self._unhealthy.get(shard_id) or _UnhealthyShard(due_at=now) for shard_id in silent
+            shard_id: self._unhealthy.get(shard_id) or _UnhealthyShard(due_at=now) for shard_id in unhealthy
         }
-        due = {shard_id: trouble for shard_id, trouble in self._unhealthy.items() if trouble.due_at <= now}
+        due = {shard_id: shard for shard_id, shard in self._unhealthy.items() if shard.due_at <= now}
         tenant_ids = set()
-        for shard_id, trouble in due.items():
+        for shard_id, shard in due.items():
             sample = self._directory.routes.sample_tenant_id(shard_id)
-            # In turns: the answer about one tenant is the quicker one, and may be about another shard by now.
-            if sample is not None and trouble.attempt_count % 2 == 0 and len(due) <= LOCATED_SINGLY_MAX:
+            # Alternately: the answer about one tenant is quicker, but may name another shard by now.
+            if sample is not None and shard.attempt_count % 2 == 0 and len(due) <= LOCATED_SINGLY_MAX:
                 tenant_ids.add(sample)
-            trouble.attempt_count += 1
-            trouble.due_at = now + self._rest_s(trouble.attempt_count)
-        async with asyncio.TaskGroup() as tasks:  # what is learned is in the book
+            shard.attempt_count += 1
+            shard.due_at = now + backoff_s(
+                shard.attempt_count, draw=self._draw(), base_s=LOCATE_BACKOFF_BASE_S, max_s=LOCATE_BACKOFF_MAX_S
+            )
+        async with asyncio.TaskGroup() as tasks:  # the answers go into the address book
             for tenant_id in tenant_ids:
                 tasks.create_task(_ignore_errors(self._locator.locate(tenant_id)), name=f"locate:{tenant_id}")
             if len(tenant_ids) < len(due):
                 tasks.create_task(_ignore_errors(self._locator.list_shards()), name="locate:all")
 
-    def _rest_s(self, asked_count: int) -> float:
-        span_s = min(LOCATE_BACKOFF_MAX_S, LOCATE_BACKOFF_BASE_S * 2.0 ** min(asked_count - 1, 8))
-        return span_s * (0.5 + self._draw() / 2)
 
-
-async def _ignore_errors(question: Awaitable[object]) -> None:
-    """Await an answer; one that does not come is asked for again."""
+async def _ignore_errors(request: Awaitable[object]) -> None:
+    """Await *request*; after an error it is repeated later."""
     with contextlib.suppress(RetryableError, PermanentError):
-        await question
+        await request

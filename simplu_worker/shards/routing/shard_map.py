@@ -1,4 +1,4 @@
-"""Static routing: which shard of a fixed list a tenant's key falls on (contract §7). Pure.
+"""Static routing: the shard of a fixed list to which a tenant's key is hashed (contract §7). Pure.
 
 Source: Lamping and Veach, "A Fast, Minimal Memory, Consistent Hash Algorithm" (arXiv 1406.2294).
 """
@@ -9,7 +9,6 @@ import hashlib
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 
@@ -18,12 +17,12 @@ from simplu_worker.shards.postgres.address import ShardAddress
 
 _MULTIPLIER = 2862933555777941757
 _WORD = 2**64 - 1
-RETIRED_HOPS_MAX = 1000  # the chance to meet only retired shards so often is nil unless all are retired
+RETIRED_HOPS_MAX = 1000  # so many retired shards in a row come only if all shards are retired
 PROBLEMS_MAX = 10  # of one kind; a map may have a hundred thousand pins
 
 
 class MappedShard(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
-    """One shard of a map. A retired one keeps its place in the list and takes no keys."""
+    """One shard of a map. A retired shard keeps its place in the list and takes no keys."""
 
     shard_id: str
     connection_string: str
@@ -35,45 +34,45 @@ class MappedShard(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fi
 
     @property
     def address(self) -> ShardAddress:
-        """Where the shard is."""
+        """The address of the shard."""
         return ShardAddress(shard_id=self.shard_id, connection_string=self.connection_string)
 
     @property
     def standby_address(self) -> ShardAddress | None:
-        """Where its replica is."""
+        """The address of the shard's standby (`replicaConnectionString`), or None."""
         string = self.replica_connection_string
         return None if string is None else ShardAddress(shard_id=self.shard_id, connection_string=string)
 
     @property
     def addresses(self) -> list[ShardAddress]:
-        """Where the shard and its replica, if any, are."""
+        """The addresses of the shard and of its standby, if any."""
         return [address for address in (self.address, self.standby_address) if address is not None]
 
 
 class Placement(msgspec.Struct, frozen=True):
-    """Where a key goes, and the way it came there."""
+    """The shard of a key, and how the map places the key there."""
 
     shard: MappedShard
     is_pinned: bool = False
-    retired: tuple[MappedShard, ...] = ()  # the shards it fell on before, in turn
+    retired: tuple[MappedShard, ...] = ()  # the retired shards that the key was hashed to before, in order
 
 
 class ShardMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The shards in their order, which must only grow at its end, and tenants pinned to one of them."""
+    """The shards in their order, to which shards may be added only at the end, and the tenants pinned to a shard."""
 
     shards: tuple[MappedShard, ...]
     tenants: dict[str, str] = {}
 
     def shard(self, shard_id: str) -> MappedShard | None:
-        """Return the shard of that id."""
+        """Return the shard with an id, or None."""
         return next((shard for shard in self.shards if shard.shard_id == shard_id), None)
 
     def shard_of(self, key: str) -> MappedShard:
-        """Return the shard that *key* is pinned to or falls on."""
+        """Return the shard that *key* is pinned to or hashed to."""
         return self.placement(key).shard
 
     def placement(self, key: str) -> Placement:
-        """Return the shard that *key* is pinned to or falls on, and the way it came there."""
+        """Return the shard that *key* is pinned to or hashed to, and how."""
         pin = self.tenants.get(key)
         if pin is not None and (pinned := self.shard(pin)) is not None:
             return Placement(pinned, is_pinned=True)
@@ -86,29 +85,30 @@ class ShardMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Placement(retired[0])
 
     def possible_homes(self, key: str) -> list[MappedShard]:
-        """Return where *key* may live: its place now, and those it had for every smaller number of shards.
+        """Return the shards on which *key* may live: its shard now, and that for every smaller number of shards.
 
-        Each shard that is retired now was none once: the key's place before it, and the ones after it, count as well.
+        A shard that is retired now once was not: so the retired shards that the key was hashed to count as well.
         """
         places = [self.shard_of(key)]
         active = next((place for place, shard in enumerate(self.shards) if not shard.retired), len(self.shards))
-        ways: list[list[int]] = []  # by attempt: the buckets that it had while the number of shards grew
+        buckets: list[list[int]] = []  # by attempt: the buckets of the key while the number of shards grew
         for count in range(len(self.shards), active, -1):
-            places += self._hops(key, count, ways)
-        places += self.shards[:active]  # all of them retired: the keys went from one to the other in any order
+            places += self._hops(key, count, buckets)
+        places += self.shards[:active]  # all retired: the keys went from one to the other in any order
         return list({shard.shard_id: shard for shard in places}.values())
 
-    def _hops(self, key: str, count: int, ways: list[list[int]]) -> Iterator[MappedShard]:
+    def _hops(self, key: str, count: int, buckets: list[list[int]]) -> Iterator[MappedShard]:
+        """Yield the shards that *key* was hashed to in a map of *count* shards: retired ones, and then its shard."""
         for attempt in range(RETIRED_HOPS_MAX):
-            if attempt == len(ways):
-                ways.append(buckets_of(hash_of(key, attempt), len(self.shards)))
-            shard = self.shards[ways[attempt][bisect_left(ways[attempt], count) - 1]]
+            if attempt == len(buckets):
+                buckets.append(buckets_of(hash_of(key, attempt), len(self.shards)))
+            shard = self.shards[buckets[attempt][bisect_left(buckets[attempt], count) - 1]]
             yield shard
             if not shard.retired:
                 return
 
     def with_shard_count(self, count: int) -> ShardMap:
-        """Return this map with *count* shards: the first ones of it, or new ones at its end, that are nowhere."""
+        """Return this map with *count* shards: without the last ones, or with new ones (no address) at the end."""
         taken = {shard.shard_id for shard in self.shards}
         names = (f"new-{number}" for number in range(1, count + len(taken) + 1))
         free = (name for name in names if name not in taken)
@@ -117,12 +117,12 @@ class ShardMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def bucket_of(key: str, count: int) -> int:
-    """Return the bucket, of *count*, that *key* falls on: over the first 8 bytes, big-endian, of its MD5."""
+    """Return the bucket of *key*, out of *count*, by the first 8 bytes, big-endian, of its MD5."""
     return jump_hash(hash_of(key), count)
 
 
 def hash_of(key: str, attempt: int = 0) -> int:
-    """Return the 64 bits of *key* that are hashed on; after *attempt* retired shards, those of it with `#attempt`."""
+    """Return 64 bits of the MD5 of *key*; after *attempt* retired shards, of *key* with `#attempt` appended."""
     text = f"{key}#{attempt}" if attempt else key
     return int.from_bytes(hashlib.md5(text.encode(), usedforsecurity=False).digest()[:8])
 
@@ -133,7 +133,7 @@ def jump_hash(key: int, count: int) -> int:
 
 
 def buckets_of(key: int, count: int) -> list[int]:
-    """Return the buckets, ascending, that a 64-bit *key* had in turn while their number grew from one to *count*."""
+    """Return, ascending, the buckets that a 64-bit *key* had while the number of buckets grew from one to *count*."""
     bucket, candidate = -1, 0
     passed = []
     while candidate < count:
@@ -145,7 +145,7 @@ def buckets_of(key: int, count: int) -> list[int]:
 
 
 def parse_shard_map(content: bytes, allowed_hosts: tuple[str, ...]) -> ShardMap:
-    """Return the map of a `SHARD_MAP_FILE`; raise `ConfigurationError` with every problem, none with a secret."""
+    """Return the map of a `SHARD_MAP_FILE`; raise `ConfigurationError` with every problem, without secrets."""
     try:
         shard_map = msgspec.json.decode(content, type=ShardMap)
     except msgspec.DecodeError as exc:
@@ -154,14 +154,6 @@ def parse_shard_map(content: bytes, allowed_hosts: tuple[str, ...]) -> ShardMap:
     if problems:
         raise ConfigurationError(*(f"SHARD_MAP_FILE: {problem}" for problem in problems))
     return shard_map
-
-
-def read_shard_map(path: Path, allowed_hosts: tuple[str, ...]) -> ShardMap:
-    """Read and check the map at *path*."""
-    try:
-        return parse_shard_map(path.read_bytes(), allowed_hosts)
-    except OSError as exc:
-        raise ConfigurationError(f"SHARD_MAP_FILE: {path}: {exc.strerror}") from None
 
 
 def _problems(shard_map: ShardMap, allowed_hosts: tuple[str, ...]) -> list[str]:
@@ -179,7 +171,7 @@ def _problems(shard_map: ShardMap, allowed_hosts: tuple[str, ...]) -> list[str]:
             if name not in counts
         ]
     )
-    # Two shards in one database would be one shard with two places; of another's, the database itself says whose it is.
+    # Two shards in one database would be one shard under two ids. A database of another shard refuses by its own id.
     first: dict[str, str] = {}
     for shard in shard_map.shards:
         if (name := first.setdefault(shard.address.place, shard.shard_id)) != shard.shard_id:
@@ -193,6 +185,6 @@ def _problems(shard_map: ShardMap, allowed_hosts: tuple[str, ...]) -> list[str]:
 
 
 def first_problems(problems: list[str], count: int = PROBLEMS_MAX) -> list[str]:
-    """Return the first *count* of *problems*, and how many more there are."""
+    """Return the first *count* of *problems*, and the number of the others."""
     more = len(problems) - count
     return problems if more <= 0 else [*problems[:count], f"and {more} more like that"]

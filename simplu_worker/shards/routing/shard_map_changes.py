@@ -1,4 +1,4 @@
-"""What a shard map that is read anew changes, and whether that may be: tenants live where the old one put them. Pure.
+"""The changes between two shard maps, and those that are refused, as tenants live where the old map put them. Pure.
 
 A tenant's possible homes follow from the order of the shards (`ShardMap.possible_homes`), so each keeps its place. A
 shard is left out only after it was retired in every worker's map: otherwise one worker makes tenants on it that another
@@ -13,7 +13,7 @@ from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap, first_
 
 
 class MapChange(msgspec.Struct, frozen=True):
-    """The shards that a new map adds, has at another address, and leaves out; the last as the old one has them."""
+    """The shards that a new map adds, readdresses and removes; the removed ones as the old map has them."""
 
     added: tuple[MappedShard, ...] = ()
     readdressed: tuple[MappedShard, ...] = ()
@@ -21,7 +21,7 @@ class MapChange(msgspec.Struct, frozen=True):
 
 
 def change_of(old: ShardMap, new: ShardMap) -> MapChange:
-    """Return what *new* changes."""
+    """Return the changes from *old* to *new*."""
     before = {shard.shard_id: shard for shard in old.shards}
     after = {shard.shard_id for shard in new.shards}
     return MapChange(
@@ -36,7 +36,7 @@ def change_of(old: ShardMap, new: ShardMap) -> MapChange:
 
 
 def refusals_of(old: ShardMap, new: ShardMap) -> list[str]:
-    """Return why *new* may not take the place of *old* in a worker that is at work; empty when it may."""
+    """Return why *new* may not replace *old* in a running worker; empty if it may."""
     places = {shard.shard_id: place for place, shard in enumerate(old.shards, start=1)}
     moved = [
         f"shard {shard.shard_id}: expected at place {places[shard.shard_id]} of the list, as before, got {place}; "

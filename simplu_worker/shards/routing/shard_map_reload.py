@@ -1,9 +1,9 @@
-"""Go by another shard map while at work, when SIGHUP says that its file has changed; a bad one changes nothing.
+"""Replace the shard map of a running worker when SIGHUP reports a changed file; an invalid map changes nothing.
 
-Why no tenant is split by it: who has a row somewhere lives there, whatever the map says, and its earlier homes by the
-new map are asked before it is made anew. A shard leaves only when it took no new tenants before, in any worker that
-goes by the map of before, and says that it has none. From then on it is never written to: what is in flight there ends,
-and what comes later is told that nobody lives there.
+Why no tenant is split: a tenant lives on the shard that has its row, whatever the map contains, and its possible homes
+by the new map are asked before the tenant is made again. A shard is removed only if it was retired in the old map, so
+that no worker with that map makes tenants there, and if it confirms that it has none. After that the shard is never
+written to: batches in flight end, and later operations are held as those of tenants on no shard.
 """
 
 from __future__ import annotations
@@ -18,21 +18,19 @@ from simplu_worker.errors import ConfigurationError
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
 from simplu_worker.shards.routing.shard_map_changes import change_of, refusals_of
-from simplu_worker.shards.routing.shard_query import query_all_shards
-from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
+from simplu_worker.shards.routing.shard_query import fetch_from_shard, query_all_shards
 
-ROUTES_PER_STEP: Final = 500  # about two milliseconds, then the event loop gets its turn
+ROUTES_PER_STEP: Final = 500  # about two milliseconds, then other tasks run
 
 log = structlog.get_logger(__name__)
 
 
 async def log_unused_reloads(wanted: asyncio.Event) -> None:
-    """Say, whenever a reload is *wanted*, that there is nothing to read; a hangup must not end the process."""
+    """Log at each *wanted* reload that there is no map file: a SIGHUP must not end the process."""
     while True:
         await wanted.wait()
         wanted.clear()
@@ -40,7 +38,7 @@ async def log_unused_reloads(wanted: asyncio.Event) -> None:
 
 
 class ShardMapReloader:
-    """Puts the map that *read* returns in the place of the one that *static_map* goes by."""
+    """Replaces the map of *static_map* by the one that *read* returns."""
 
     def __init__(self, read: Callable[[], ShardMap], static_map: StaticMap, directory: Directory, pools: Pools) -> None:
         """*read* raises `ConfigurationError`; it is called in a thread."""
@@ -53,16 +51,16 @@ class ShardMapReloader:
         return f"ShardMapReloader({len(self._static_map.map.shards)} shards)"
 
     async def run(self, wanted: asyncio.Event) -> None:
-        """Reload whenever that is *wanted*, one after another, until cancelled."""
+        """Reload at each event *wanted*, one reload at a time, until cancelled."""
         async with asyncio.TaskGroup() as drains:
             while True:
                 await wanted.wait()
-                wanted.clear()  # first: a file that changes while it is read is read again
+                wanted.clear()  # before the read: a change during the read is read again
                 for pool in await self.reload():
                     drains.create_task(pool.drain(), name=f"drain:{pool.address.shard_id}")
 
     async def reload(self) -> list[ShardPool]:
-        """Read the map and go by it, or log why not; return the pools of the shards that left, to be drained."""
+        """Read the map and use it, or log why not; return the pools of the removed shards, to be drained."""
         try:
             new = await asyncio.to_thread(self._read)
             await self._check(new)
@@ -75,27 +73,24 @@ class ShardMapReloader:
         return []
 
     async def _check(self, new: ShardMap) -> None:
-        """Raise `ConfigurationError` when *new* may not take the place of the map of now."""
+        """Raise `ConfigurationError` if *new* may not replace the present map."""
         old = self._static_map.map
         problems = refusals_of(old, new) or await self._find_obstacles(change_of(old, new).removed)
         if problems:
             raise ConfigurationError(*(f"SHARD_MAP_FILE: {problem}" for problem in problems))
 
-    async def _find_obstacles(self, left: Sequence[MappedShard]) -> list[str]:
-        """Ask shards that are to leave for their tenants; return what there is against it."""
+    async def _find_obstacles(self, removed: Sequence[MappedShard]) -> list[str]:
+        """Ask the shards to be removed for their tenants; return why they may not be removed."""
 
-        async def ask(address: ShardAddress) -> int:
-            async with self._pools.ensure_pool(address).connection() as connection:
-                if await check_schema(connection, address.shard_id) is SchemaState.EMPTY:
-                    return 0
-                return int(await connection.fetchval(QUERIES["count_living_tenants"]))
+        async def count_tenants(address: ShardAddress) -> int:
+            rows = await fetch_from_shard(self._pools.ensure_pool(address), "count_living_tenants")
+            return sum(row["count"] for row in rows)
 
-        book = self._static_map.address_book
-        counts = await query_all_shards([book.known_address(shard.shard_id) or shard.address for shard in left], ask)
+        counts = await query_all_shards([self._static_map.address_of(shard) for shard in removed], count_tenants)
         silent = [
-            f"shard {shard.shard_id}: expected, as it does not say that it has no tenants; "
-            "list it until it answers, or start the worker anew to go without it unasked"
-            for shard in left
+            f"shard {shard.shard_id}: expected, as it gave no answer about its tenants; "
+            "list it until it answers, or restart the worker to remove it without its answer"
+            for shard in removed
             if shard.shard_id not in counts
         ]
         return silent + [
@@ -106,14 +101,14 @@ class ShardMapReloader:
 
     async def _apply(self, new: ShardMap) -> list[ShardPool]:
         change = self._static_map.replace(new)
-        left = {shard.shard_id for shard in change.removed}
-        pools = self._pools.retire(left)  # in one step with the change: nobody is sent there any more
+        removed = {shard.shard_id for shard in change.removed}
+        pools = self._pools.retire(removed)  # without an await since the change: no operation is sent there any more
         self._pools.restore(shard.shard_id for shard in change.added)
-        self._directory.apply_map_change(left)
+        self._directory.apply_map_change(removed)
         for shard in change.readdressed:
             address = self._static_map.address_book.known_address(shard.shard_id)
             if address is not None and shard.shard_id in self._pools.by_shard_id():
-                self._pools.ensure_pool(address)  # the new one, unless it is to be tried first
+                self._pools.ensure_pool(address)  # the new address, unless it is a candidate that has to be tried first
         instruments.SHARD_MAP_RELOADS.labels("applied").inc()
         log.info(
             "shard_map.reloaded",
@@ -121,13 +116,13 @@ class ShardMapReloader:
             pin_count=len(new.tenants),
             added=[shard.shard_id for shard in change.added],
             readdressed=[shard.shard_id for shard in change.readdressed],
-            left=sorted(left),
+            left=sorted(removed),
             moved_route_count=await self._mark_moved_routes_due(),
         )
         return pools
 
     async def _mark_moved_routes_due(self) -> int:
-        """Have those asked for soon whom the map has somewhere else than where they were found; return how many."""
+        """Mark the routes that differ from the new map as due for a refresh; return their number."""
         routes, shard_map = self._directory.routes, self._static_map.map
         count = 0
         for number, (tenant_id, shard_id) in enumerate(routes.items(), start=1):

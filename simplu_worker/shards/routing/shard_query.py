@@ -1,31 +1,31 @@
-"""The same question to every shard that is known: asked at once, under a deadline; who gave no answer is named."""
+"""Query one shard, or all known shards concurrently and under a deadline, with the ids of those that did not answer."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
 import msgspec
 
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 
 ANSWER_TIMEOUT_S: Final = 5.0  # for one shard
-ALL_TIMEOUT_S: Final = 15.0  # for all of them
-QUERIES_AT_ONCE: Final = 64  # each is a connection, and a database of the same few servers perhaps
+ALL_TIMEOUT_S: Final = 15.0  # for all shards together
+QUERIES_AT_ONCE: Final = 64  # each takes a connection, and many shards may be databases of a few servers
 
-
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class QueryLimits(msgspec.Struct, frozen=True):
-    """How long to wait for one shard and for all of them, and how many are asked at once."""
+    """The time for one shard's answer and for all of them, and the number of concurrent queries."""
 
     answer_s: float = ANSWER_TIMEOUT_S
     all_s: float = ALL_TIMEOUT_S
@@ -36,28 +36,33 @@ LIMITS: Final = QueryLimits()
 
 
 class ShardRows(msgspec.Struct, frozen=True):
-    """What all shards answered to one question, and the ids of those that did not."""
+    """The rows of all shards for one query, and the ids of the shards that did not answer."""
 
     rows: list[tuple[str, dict[str, Any]]]  # (shard id, row)
     silent_shard_ids: list[str]
 
 
+async def fetch_from_shard(pool: ShardPool, query: str, *arguments: object) -> list[dict[str, Any]]:
+    """Return the rows of a named query on one shard; none if its database is empty. Raises `RetryableError`."""
+    async with pool.connection() as connection:
+        if await check_schema(connection, pool.address.shard_id) is SchemaState.EMPTY:
+            return []
+        return [dict(row) for row in await connection.fetch(QUERIES[query], *arguments)]
+
+
 async def fetch_from_all_shards(
     locator: Locator, pools: Pools, query: str, *arguments: object, limits: QueryLimits = LIMITS
 ) -> ShardRows:
-    """Ask every known shard *query*; one whose database is empty has no rows.
+    """Return the rows of a named query on every known shard.
 
-    Raises what *locator* raises when it does not name the shards.
+    Raises the errors of `Locator.list_shards`.
     """
 
-    async def ask(shard: ShardAddress) -> list[dict[str, Any]]:
-        async with pools.ensure_pool(shard).connection() as connection:
-            if await check_schema(connection, shard.shard_id) is SchemaState.EMPTY:
-                return []
-            return [dict(row) for row in await connection.fetch(QUERIES[query], *arguments)]
+    async def fetch(shard: ShardAddress) -> list[dict[str, Any]]:
+        return await fetch_from_shard(pools.ensure_pool(shard), query, *arguments)
 
     known = await locator.list_shards()
-    answers = await query_all_shards(known, ask, limits=limits)
+    answers = await query_all_shards(known, fetch, limits=limits)
     rows = [(shard_id, row) for shard_id, found in answers.items() for row in found]
     return ShardRows(rows, sorted({shard.shard_id for shard in known} - answers.keys()))
 
@@ -65,22 +70,30 @@ async def fetch_from_all_shards(
 async def query_all_shards(
     shards: Sequence[ShardAddress], query: Callable[[ShardAddress], Awaitable[Result]], *, limits: QueryLimits = LIMITS
 ) -> dict[str, Result]:
-    """Return the answers by shard id, without those of shards that gave none.
+    """Return the answers by shard id, without the shards that did not answer.
 
-    A silent shard delays others only where more are asked than *limits* have at once; one whose turn has not come
-    when the time is up gave no answer either.
+    A silent shard delays others only if there are more shards than *limits* allow concurrent queries. A query that did
+    not begin before the deadline counts as one without an answer.
     """
     answers: dict[str, Result] = {}
-    turns = asyncio.Semaphore(limits.at_once)
+    slots = asyncio.Semaphore(limits.at_once)
 
-    async def ask_one(shard: ShardAddress) -> None:
-        async with turns:
+    async def query_one(shard: ShardAddress) -> None:
+        async with slots:
             with contextlib.suppress(RetryableError, TimeoutError):
                 async with asyncio.timeout(limits.answer_s):
                     answers[shard.shard_id] = await query(shard)
 
-    with contextlib.suppress(TimeoutError):  # of all of it
+    with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(limits.all_s), asyncio.TaskGroup() as tasks:
             for shard in shards:
-                tasks.create_task(ask_one(shard), name=f"survey:{shard.shard_id}")
+                tasks.create_task(query_one(shard), name=f"query:{shard.shard_id}")
     return answers
+
+
+def group_by_shard(pairs: Iterable[tuple[ShardAddress, Item]]) -> list[tuple[ShardAddress, list[Item]]]:
+    """Return each shard once, with its items in their order, so that one query serves all of them."""
+    groups: dict[str, tuple[ShardAddress, list[Item]]] = {}
+    for shard, item in pairs:
+        groups.setdefault(shard.shard_id, (shard, []))[1].append(item)
+    return list(groups.values())

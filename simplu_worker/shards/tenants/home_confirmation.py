@@ -24,12 +24,12 @@ from simplu_worker.metrics import instruments
 from simplu_worker.operations.admission import TenantState
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.coalescing import Coalescer
 from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.tenant_homes import MOVES_MAX, QUERIES_AT_ONCE, TenantHomes
-from simplu_worker.shards.tenants.coalescing import Coalescer
 from simplu_worker.shards.tenants.home_conflict import HomeCandidate, resolve_homes
 from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW
 

@@ -23,6 +23,7 @@ from simplu_worker.operations.operation import ID_MAX, is_id
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.postgres.address import AddressRefusedError, ShardAddress
+from simplu_worker.shards.postgres.coalescing import Coalescer
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.citrus import Registration
 from simplu_worker.shards.routing.directory import Directory
@@ -30,7 +31,6 @@ from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.tenant_homes import EarlierHomeUnavailableError, TenantHome
 from simplu_worker.shards.schema.schema_check import ensure_schema
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
-from simplu_worker.shards.tenants.coalescing import Coalescer
 from simplu_worker.shards.tenants.control_rules import ControlStep
 from simplu_worker.shards.tenants.home_confirmation import HomeConfirmer, HomeUndoneError, PlacedTenant
 from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW, RowOutcome, RowResult, make_rows

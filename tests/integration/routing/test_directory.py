@@ -184,7 +184,7 @@ async def test_find_waits_when_a_tenant_moved_where_it_is_not(routed: RoutedShar
     routed.register(TENANT, "shard-1")
     await put(routed, "shard-1", "moved", moved_to=moved_to)
 
-    with pytest.raises(ShardUnavailableError, match=f"moved from shard shard-1 to {moved_to}, which has no row"):
+    with pytest.raises(ShardUnavailableError, match=f"moved from shard shard-1 to {moved_to}: expected its row"):
         await found(routed)
 
 

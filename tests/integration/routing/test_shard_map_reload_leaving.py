@@ -62,7 +62,7 @@ async def test_reload_keeps_a_shard_that_does_not_say_whether_it_is_empty(shards
         said = await world.reload(shards[0])
 
     assert said["event"] == "shard_map.refused"
-    assert "shard shard-2: expected, as it does not say" in said["problems"][0]
+    assert "shard shard-2: expected, as it gave no answer" in said["problems"][0]
 
 
 async def left(world: World, shards: Shards) -> tuple[str, str]:

@@ -86,7 +86,7 @@ NO_ANSWERS: dict[str, tuple[Reply, str]] = {
     "a member missing": (reply({"shardId": "shard-a"}), "missing required field `connectionString`"),
     "null": (reply(SHARD | {"connectionString": None}), "Expected `str`, got `null`"),
     "nested without end": (reply(b"[" * 100_000), "expected JSON"),
-    "too long": (reply(b'"' + b"x" * REPLY_MAX_BYTES + b'"'), f"more than {REPLY_MAX_BYTES} bytes"),
+    "too long": (reply(b'"' + b"x" * REPLY_MAX_BYTES + b'"'), f"at most {REPLY_MAX_BYTES} bytes"),
     "half of it": (half_a_reply(b'{"shardId": "shard-a", '), "ClientPayloadError"),
     "500": (reply({"error": "oops"}, status=500), "expected 200, got 500"),
     "503 html": (reply(HTML, status=503, content_type="text/html"), "expected 200, got 503"),
@@ -102,7 +102,7 @@ NO_ANSWERS: dict[str, tuple[Reply, str]] = {
     "a count that is no number": (reply(SHARD | {"maxBusinesses": "many"}), "got `str`"),
     "packed without end": (
         reply(gzip.compress(b'"' + b"x" * 20 * REPLY_MAX_BYTES + b'"'), Content_Encoding="gzip"),
-        f"more than {REPLY_MAX_BYTES} bytes|Citrus get_shard: ",
+        f"at most {REPLY_MAX_BYTES} bytes|Citrus get_shard: ",
     ),
 }
 
@@ -167,7 +167,7 @@ async def test_citrus_is_left_alone_while_it_is_silent_and_asked_by_one_when_it_
             with pytest.raises(CitrusUnavailableError, match="got 503"):
                 await client.locate("a-b")
         for _ in range(10):
-            with pytest.raises(CitrusUnavailableError, match="not asked now") as caught:
+            with pytest.raises(CitrusUnavailableError, match="not asked again yet") as caught:
                 await client.locate("a-b")
             assert caught.value.retry_after_s is not None
             assert 0 < caught.value.retry_after_s <= OPEN_BASE_S
@@ -228,7 +228,7 @@ async def test_citrus_is_given_the_time_it_asks_for() -> None:
         with pytest.raises(CitrusUnavailableError, match="got 429") as caught:
             await client.locate("a-b")
         assert caught.value.retry_after_s == 17.0
-        with pytest.raises(CitrusUnavailableError, match="not asked now") as caught:
+        with pytest.raises(CitrusUnavailableError, match="not asked again yet") as caught:
             await client.locate("another")
         assert caught.value.retry_after_s == pytest.approx(17.0, abs=2)
     assert len(citrus.requests) == 4
@@ -237,7 +237,7 @@ async def test_citrus_is_given_the_time_it_asks_for() -> None:
 async def test_citrus_is_not_waited_for_when_it_is_slow() -> None:
     """An answer that takes longer than CITRUS_TIMEOUT is none."""
     async with ScriptedCitrus(no_reply()).opened(timeout_s=0.1) as client:
-        with pytest.raises(CitrusUnavailableError, match="no answer within CITRUS_TIMEOUT"):
+        with pytest.raises(CitrusUnavailableError, match="within CITRUS_TIMEOUT, got none"):
             await client.locate("a-b")
 
 
@@ -274,7 +274,7 @@ async def test_register_asks_where_when_the_tenant_is_registered() -> None:
 async def test_register_has_no_answer_when_citrus_contradicts_itself() -> None:
     """Registered already, and nowhere: neither is believed."""
     async with ScriptedCitrus(reply({}, status=409), NOT_FOUND).opened() as client:
-        with pytest.raises(CitrusUnavailableError, match="409 to register and 404"):
+        with pytest.raises(CitrusUnavailableError, match=r"registered tenant \(409\), got 404"):
             await client.register("a", "b", "gym")
 
 
@@ -283,7 +283,7 @@ async def test_register_is_refused_when_citrus_does_not_accept_the_request(statu
     """What Citrus finds wrong with the request will be wrong again; it is not asked a second time."""
     citrus = ScriptedCitrus(reply({}, status=status))
     async with citrus.opened(attempts=3) as client:
-        with pytest.raises(PermanentError, match=f"{status}, it does not accept"):
+        with pytest.raises(PermanentError, match=f"got {status}: Citrus refuses"):
             await client.register("a", "b", "gym")
     assert len(citrus.requests) == 1
 

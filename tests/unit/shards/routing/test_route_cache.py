@@ -88,7 +88,7 @@ def test_routes_keep_in_mind_where_a_doubted_tenant_was() -> None:
 @given(st.lists(st.integers(0, 300), max_size=600), st.integers(1, 100))
 def test_routes_are_bounded_and_keep_those_in_use(tenants: list[int], most: int) -> None:
     """The one just found is always there, and never more than may be."""
-    routes, absences = RouteCache(most=most), AbsenceCache(most=most)
+    routes, absences = RouteCache(max_count=most), AbsenceCache(max_count=most)
     for number in tenants:
         routes.put(str(number), "shard", now=0.0, draw=0.5)
         absences.put(str(number), "unregistered", asked_at=0.0)
@@ -102,7 +102,7 @@ def test_routes_are_bounded_and_keep_those_in_use(tenants: list[int], most: int)
 
 def test_routes_let_go_first_of_those_that_were_not_asked_for_anew() -> None:
     """Those in use are asked for anew, and so go to the end."""
-    routes = RouteCache(most=3)
+    routes = RouteCache(max_count=3)
     for name in ("one", "two", "three"):
         routes.put(name, "shard", now=0.0, draw=0.5)
     routes.renew("one", "shard", now=60.0, draw=0.5)

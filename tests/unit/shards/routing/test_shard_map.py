@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.errors import ConfigurationError
+from simplu_worker.shards.routing.locator import read_shard_map
 from simplu_worker.shards.routing.shard_map import (
     MappedShard,
     ShardMap,
@@ -22,7 +23,6 @@ from simplu_worker.shards.routing.shard_map import (
     buckets_of,
     jump_hash,
     parse_shard_map,
-    read_shard_map,
 )
 
 URL = "postgresql://user:correct-horse@db{}.internal:5432/shard"
@@ -332,7 +332,7 @@ def test_bad_map_is_refused_when_it_is_no_json(content: bytes) -> None:
 
 def test_map_is_refused_when_its_file_cannot_be_read(tmp_path: Path) -> None:
     """The error says which file and why."""
-    with pytest.raises(ConfigurationError, match=r"SHARD_MAP_FILE: .*absent\.json: No such file"):
+    with pytest.raises(ConfigurationError, match=r"SHARD_MAP_FILE: .*absent\.json, got: No such file"):
         read_shard_map(tmp_path / "absent.json", ())
 
 
