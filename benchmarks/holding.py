@@ -111,11 +111,11 @@ async def freeze(arguments: argparse.Namespace, console: Console) -> LoadReport:
         frozen = testbed.phases[1]
         kept = await count_held(lost.url, frozen.end)
     results.facts["operations held"] = kept.count
-    results.bound_latency(results.phases[1], most_ratio=arguments.p99_ratio, least_ratio=RATE_LEAST_RATIO)
-    results.bounds.append(
+    results.add_latency_targets(results.phases[1], most_ratio=arguments.p99_ratio, least_ratio=RATE_LEAST_RATIO)
+    results.targets.append(
         PerformanceTarget("last held operation, after it came back", kept.seconds, HELD_WITHIN_S, unit="s")
     )
-    results.bound_memory(arguments.rss_growth_mib or RSS_GROWTH_MIB)
+    results.add_memory_targets(arguments.rss_growth_mib or RSS_GROWTH_MIB)
     return results
 
 
@@ -141,7 +141,7 @@ async def grow_backlog(arguments: argparse.Namespace, console: Console) -> LoadR
         )
         backlog = testbed.start_flow(plan, rate=fill_rate, count=count)
         async with testbed.phase("backlog grows"):
-            await backlog.producer.done(within_s=patience_s)
+            await backlog.producer.wait_until_done(within_s=patience_s)
             reached = await testbed.wait_until_applied(testbed.urls_without(lost), within_s=patience_s)
         results_so_far = PerformanceTarget("others applied all while it was away", float(reached), least=1)
         async with testbed.phase("backlog stays"):
@@ -157,11 +157,11 @@ async def grow_backlog(arguments: argparse.Namespace, console: Console) -> LoadR
         kept = await count_held(lost.url, testbed.phases[2].end)
     results.facts["operations held"] = kept.count
     results.facts["seconds until the last of them was applied"] = kept.seconds
-    results.bounds.append(results_so_far)
-    results.bounds.append(
+    results.targets.append(results_so_far)
+    results.targets.append(
         PerformanceTarget("backlog stays: p99 of the others", results.phases[2].p99_s, PROMPT_S, unit="s")
     )
-    results.bound_memory(arguments.rss_growth_mib or RSS_GROWTH_MIB)
+    results.add_memory_targets(arguments.rss_growth_mib or RSS_GROWTH_MIB)
     return results
 
 
@@ -179,7 +179,7 @@ async def send_unknown(arguments: argparse.Namespace, console: Console) -> LoadR
         console.print(f"{count} records of as many unregistered tenants follow, {fill_rate:g} a second")
         unknown = testbed.start_flow(plan, rate=fill_rate, count=count, is_checked=False)
         async with testbed.phase("they come"):
-            await unknown.producer.done(within_s=APPLIED_WITHIN_S + 2 * count / fill_rate)
+            await unknown.producer.wait_until_done(within_s=APPLIED_WITHIN_S + 2 * count / fill_rate)
         wait_s = arguments.tenant_wait + UNKNOWN_TENANT_MARGIN_S
 
         async def some_given_up() -> bool:
@@ -204,16 +204,16 @@ async def send_unknown(arguments: argparse.Namespace, console: Console) -> LoadR
     reasons = Counter(letter.reason for letter in {letter.position: letter for letter in letters}.values())
     numbers = {plan.number_of(str(json.loads(one.record or b"{}").get("requestId"))) for one in letters}
     results.facts["dead letters, those of a redelivery too"] = len(letters)
-    results.bounds.append(
+    results.targets.append(
         PerformanceTarget("dead letters unknown_tenant", reasons["unknown_tenant"], most=count, least=count)
     )
-    results.bounds.append(
+    results.targets.append(
         PerformanceTarget("records with one", len(numbers & set(range(count))), most=count, least=count)
     )
     for measured in results.phases[1:]:
         name = measured.phase.name
-        results.bounds.append(PerformanceTarget(f"{name}: p99 of the others", measured.p99_s, PROMPT_S, unit="s"))
-    results.bound_memory(arguments.rss_growth_mib or RSS_GROWTH_UNKNOWN_MIB)
+        results.targets.append(PerformanceTarget(f"{name}: p99 of the others", measured.p99_s, PROMPT_S, unit="s"))
+    results.add_memory_targets(arguments.rss_growth_mib or RSS_GROWTH_UNKNOWN_MIB)
     return results
 
 
@@ -235,7 +235,7 @@ async def conclude(testbed: Testbed, title: str, steady: Flow) -> LoadReport:
     applied = await testbed.wait_until_applied(testbed.urls, within_s=APPLIED_WITHIN_S)
     urls = testbed.urls_without(testbed.server())
     results = LoadReport(title, [await testbed.measure_phase(phase, steady.plan, urls) for phase in testbed.phases])
-    results.bounds.append(PerformanceTarget("all was applied in the end", float(applied), least=1))
+    results.targets.append(PerformanceTarget("all was applied in the end", float(applied), least=1))
     results.differences = await testbed.find_differences()
     all_known = all(flow.is_checked for flow in testbed.flows)
     if strays := [one for one in testbed.dead_letters if all_known or one.reason != "unknown_tenant"]:

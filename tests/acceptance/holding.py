@@ -69,7 +69,7 @@ async def late_tenant(testbed: Testbed, steady: Flow, arguments: argparse.Namesp
     console.print(f"{arguments.operations} operations of a tenant that nobody knows")
     late = testbed.start_flow(ChainPlan("late", (tenant,)), rate=1000.0, count=arguments.operations)
     async with testbed.phase("held"):
-        await late.producer.done(within_s=APPLIED_WITHIN_S + arguments.operations / 500)
+        await late.producer.wait_until_done(within_s=APPLIED_WITHIN_S + arguments.operations / 500)
         await asyncio.sleep(arguments.seconds)
     if arguments.kill_worker:
         await kill_worker(testbed, console)
@@ -80,7 +80,7 @@ async def late_tenant(testbed: Testbed, steady: Flow, arguments: argparse.Namesp
     async with testbed.phase("afterwards"):
         await asyncio.sleep(arguments.seconds)
     results = await conclude(testbed, steady, f"a tenant registered {arguments.operations} operations late")
-    results.bounds.append(PerformanceTarget("held ones applied after the registration", float(reached), least=1))
+    results.targets.append(PerformanceTarget("held ones applied after the registration", float(reached), least=1))
     bound_promptness(results, restarted=arguments.kill_worker)
     return results
 
@@ -112,10 +112,10 @@ async def reshard(testbed: Testbed, steady: Flow, arguments: argparse.Namespace,
     kept = await count_held(lost.url, resumed_at)
     results.facts["operations held"] = kept.count
     for name, value in reached.items():
-        results.bounds.append(
+        results.targets.append(
             PerformanceTarget(f"others applied all while it was frozen: {name}", float(value), least=1)
         )
-    results.bounds.append(
+    results.targets.append(
         PerformanceTarget("last held operation, after SIGCONT", kept.seconds, HELD_WITHIN_S, unit="s")
     )
     bound_promptness(results, restarted=arguments.kill_worker)
@@ -136,7 +136,7 @@ async def conclude(testbed: Testbed, steady: Flow, title: str) -> LoadReport:
     applied = await testbed.wait_until_applied(testbed.urls, within_s=APPLIED_WITHIN_S)
     urls = testbed.urls_without(testbed.server())
     results = LoadReport(title, [await testbed.measure_phase(phase, steady.plan, urls) for phase in testbed.phases])
-    results.bounds.append(PerformanceTarget("all was applied in the end", float(applied), least=1))
+    results.targets.append(PerformanceTarget("all was applied in the end", float(applied), least=1))
     results.differences = await testbed.find_differences()
     if testbed.dead_letters:
         results.differences.append(f"{len(testbed.dead_letters)} dead letters, such as {testbed.dead_letters[0]}")
@@ -148,9 +148,9 @@ def bound_promptness(results: LoadReport, *, restarted: bool) -> None:
     for measured in results.phases[1:]:
         name = measured.phase.name
         if not restarted:
-            results.bounds.append(PerformanceTarget(f"{name}: p99 of the others", measured.p99_s, PROMPT_S, unit="s"))
+            results.targets.append(PerformanceTarget(f"{name}: p99 of the others", measured.p99_s, PROMPT_S, unit="s"))
         longest = CHILDREN_WITHIN_S + (LEASE_DURATION_S if restarted else 0)
-        results.bounds.append(
+        results.targets.append(
             PerformanceTarget(f"{name}: longest of the others", measured.longest_s, longest, unit="s")
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from support.full_stack import Chain, FullStack, eventually, item_of, partition_key, record_of
+from support.full_stack import Chain, FullStack, make_item, make_record, partition_key, poll_until_true
 
 from simplu_worker.local.workload.workload import Tenant
 
@@ -35,10 +35,10 @@ def bad_records(tenant: Tenant, run: str) -> dict[str, tuple[bytes, str]]:
     """Return records that are no operation, by name, each with the reason its dead letter must give."""
 
     def spoilt(**members: Any) -> bytes:
-        return json.dumps(record_of(tenant, "create", f"bad-{run}", resourceId="bad", data={}) | members).encode()
+        return json.dumps(make_record(tenant, "create", f"bad-{run}", resourceId="bad", data={}) | members).encode()
 
     def without(name: str) -> bytes:
-        record = record_of(tenant, "update", f"bad-{run}", resourceId="bad", data={})
+        record = make_record(tenant, "update", f"bad-{run}", resourceId="bad", data={})
         del record[name]
         return json.dumps(record).encode()
 
@@ -70,11 +70,11 @@ async def test_worker_buries_bad_records_and_delays_nothing_behind_them(full_sta
     items, expected = [], {}
     for number, (name, (record, reason)) in enumerate(bad.items()):
         key = partition_key(number % 2)
-        item = item_of(key, record or b" ")
+        item = make_item(key, record or b" ")
         items.append(item)
         expected[item.record] = reason
         follower = f"behind {name} {good.resource_id}"
-        items.append(item_of(key, record_of(tenant, "create", follower, resourceId=follower, data={"n": 1})))
+        items.append(make_item(key, make_record(tenant, "create", follower, resourceId=follower, data={"n": 1})))
     names = [f"behind {name} {good.resource_id}" for name in bad]
     positions = await full_stack.put(*items)
     rejected = dict(zip(positions, items, strict=True))
@@ -91,7 +91,7 @@ async def test_worker_stores_awkward_ids_and_text_as_they_are(full_stack: FullSt
     """Quotes, SQL, paths and control characters are text; U+0000 in data is an outcome; 1 MB is nothing special."""
     tenant, run = full_stack.steady[1], Chain(full_stack.steady[1]).resource_id
     records = {
-        f"{run} {name}": record_of(
+        f"{run} {name}": make_record(
             tenant,
             "create",
             f"{run} {name}",
@@ -101,11 +101,11 @@ async def test_worker_stores_awkward_ids_and_text_as_they_are(full_stack: FullSt
         )
         for name in IDS
     }
-    records[f"{run} 1 MB"] = record_of(
+    records[f"{run} 1 MB"] = make_record(
         tenant, "create", f"{run} 1 MB", resourceId=f"{run} 1 MB", data={"big": "x" * 1_000_000}
     )
-    records[f"{run} nul"] = record_of(tenant, "create", f"{run} nul", resourceId=f"{run} nul", data={"text": "a\0b"})
-    await full_stack.put(*(item_of(partition_key(1), record) for record in records.values()))
+    records[f"{run} nul"] = make_record(tenant, "create", f"{run} nul", resourceId=f"{run} nul", data={"text": "a\0b"})
+    await full_stack.put(*(make_item(partition_key(1), record) for record in records.values()))
     log = await full_stack.wait_for_rows(tenant, list(records), within_s=SETTLED_S)
     assert {name: log[name]["error"] for name in records if log[name]["error"]} == {f"{run} nul": "invalid_data"}
     assert [(name, log[name]["latency_s"]) for name in records if log[name]["latency_s"] > PROMPT_S] == []
@@ -128,7 +128,9 @@ async def test_worker_serves_others_promptly_while_a_hundred_tenants_are_unknown
     rows = {name: row for chain in prompt for name, row in (await full_stack.read_operations(chain.tenant)).items()}
     slowest = {chain.resource_id: max(rows[name]["latency_s"] for name in chain.expected) for chain in prompt}
     assert {name: latency_s for name, latency_s in slowest.items() if latency_s > PROMPT_S} == {}
-    assert await eventually(lambda: full_stack.metric("simplu_held_targets", reason="unregistered"), within_s=PROMPT_S)
+    assert await poll_until_true(
+        lambda: full_stack.metric("simplu_held_targets", reason="unregistered"), within_s=PROMPT_S
+    )
     await full_stack.register(unknown)
     await full_stack.wait_until_applied(*waiting, within_s=SETTLED_S)
 
@@ -137,9 +139,9 @@ async def test_worker_serves_others_promptly_while_a_hundred_tenants_are_unknown
 async def test_worker_buries_a_record_that_is_too_large(full_stack: FullStack) -> None:
     """A record over OPERATION_MAX_BYTES is a dead letter; the next is read as soon as Kinesis's quota allows it."""
     tenant, key, run = full_stack.steady[2], partition_key(0), Chain(full_stack.steady[2]).resource_id
-    large = json.dumps(record_of(tenant, "create", run, resourceId=run, data={"filler": "x" * 10_485_760})).encode()
-    behind = record_of(tenant, "create", f"{run} behind", resourceId=f"{run} behind", data={"n": 1})
-    position, _ = await full_stack.put(item_of(key, large), item_of(key, behind))
+    large = json.dumps(make_record(tenant, "create", run, resourceId=run, data={"filler": "x" * 10_485_760})).encode()
+    behind = make_record(tenant, "create", f"{run} behind", resourceId=f"{run} behind", data={"n": 1})
+    position, _ = await full_stack.put(make_item(key, large), make_item(key, behind))
     log = await full_stack.wait_for_rows(tenant, [f"{run} behind"], within_s=SETTLED_S)
     assert log[f"{run} behind"]["latency_s"] < PROMPT_S + LARGE_READ_S
     letters = await full_stack.wait_for_dead_letters([position], within_s=SETTLED_S)

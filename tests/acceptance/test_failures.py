@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 from support.citrus.lying_citrus import Lie
-from support.full_stack import Chain, FullStack, item_of, partition_key, record_of
+from support.full_stack import Chain, FullStack, make_item, make_record, partition_key
 from support.network.fault_proxy import FaultProxy, http_answer
 
 from simplu_worker.local.postgres.server import PostgresServer
@@ -181,8 +181,8 @@ async def test_worker_fails_one_operation_alone_when_postgres_refuses_its_data(f
     tenant, run = full_stack.steady[0], Chain(full_stack.steady[0]).resource_id
     names = [f"{run}-{number}" for number in range(400)]
     data = {name: {"n": 1} for name in names} | {names[217]: {"text": "nul \0"}}
-    records = [record_of(tenant, "create", name, resourceId=name, data=data[name]) for name in names]
-    await full_stack.put(*(item_of(partition_key(0), record) for record in records))
+    records = [make_record(tenant, "create", name, resourceId=name, data=data[name]) for name in names]
+    await full_stack.put(*(make_item(partition_key(0), record) for record in records))
 
     log = await full_stack.wait_for_rows(tenant, names, within_s=RECOVERY_S)
     assert {name: log[name]["error"] for name in names if log[name]["error"]} == {names[217]: "invalid_data"}
@@ -447,7 +447,7 @@ async def test_worker_passes_over_nothing_when_dead_letters_cannot_be_stored(
     """The stream shard waits at the record, over a kill -9 too; other sources go on; the letter comes in the end."""
     waiting, other = (Chain(full_stack.steady[0], key=partition_key(number)) for number in (0, 1))
     async with trouble(full_stack):
-        bad = item_of(waiting.key, b"not JSON")
+        bad = make_item(waiting.key, b"not JSON")
         (position,) = await full_stack.put(bad)
         await asyncio.sleep(1)
         await full_stack.put(waiting, other)

@@ -19,7 +19,7 @@ from urllib.parse import quote, quote_plus, unquote
 import pytest
 import pytest_asyncio
 from aiohttp import web
-from support.full_stack import Chain, FullStack, item_of, partition_key, record_of
+from support.full_stack import Chain, FullStack, make_item, make_record, partition_key
 from support.network.fault_proxy import http_answer
 
 from simplu_worker.local.postgres.server import PostgresServer
@@ -145,7 +145,7 @@ async def test_worker_shows_no_secret_in_good_work(observer: Observer) -> None:
     shard = full_stack.stack.citrus.registry.shards["shard-2"]
     shard.connection_string = connection_string(full_stack.servers[1], password)
     chains = [Chain(tenant) for tenant in (*full_stack.steady, *await full_stack.fresh_tenants())]
-    await full_stack.put(item_of(partition_key(0), b"not JSON"), *chains)
+    await full_stack.put(make_item(partition_key(0), b"not JSON"), *chains)
     await full_stack.wait_until_applied(*chains, within_s=SETTLED_S)
     await full_stack.wait_for_log_event("shard.repointed", since=0, within_s=HELD_S, shard_id="shard-2")
     assert "dead_letter.stored" in full_stack.worker.log_path.read_text()
@@ -315,7 +315,9 @@ async def test_worker_shows_no_content_of_records_above_debug(observer: Observer
     data = {"note": content, content: [content]}
 
     def record(operation: str, request_id: str | None = None, *, of: Tenant = tenant, **members: Any) -> bytes:
-        return json.dumps(record_of(of, operation, request_id, **{"resourceId": run, "data": data} | members)).encode()
+        return json.dumps(
+            make_record(of, operation, request_id, **{"resourceId": run, "data": data} | members)
+        ).encode()
 
     def bad(**members: Any) -> bytes:
         """Return a record of a tenant of its own: what is alike in a batch is logged once."""
@@ -347,7 +349,7 @@ async def test_worker_shows_no_content_of_records_above_debug(observer: Observer
         f'{{"data": "{content}\ud800"}}'.encode(errors="surrogatepass"),
     ]
     key = partition_key(1)
-    positions = await full_stack.put(*(item_of(key, one) for one in (*fine, *buried)))
+    positions = await full_stack.put(*(make_item(key, one) for one in (*fine, *buried)))
     end = Chain(tenant, key=key)
     await full_stack.put(end)
     await full_stack.wait_until_applied(end, within_s=SETTLED_S)

@@ -10,7 +10,7 @@ import aiohttp
 import asyncpg
 import pytest
 import pytest_asyncio
-from support.full_stack import item_of, record_of
+from support.full_stack import make_item, make_record
 from support.redis.server import PASSWORD, RedisServer
 
 from simplu_worker.local.processes.loopback import poll_until
@@ -63,8 +63,10 @@ class Place:
     async def put(self, resource_id: str) -> None:
         """Put a create on the stream, and wait until it is committed."""
         self._sent += 1
-        record = record_of(TENANT, "create", f"cached-{self._sent}", resourceId=resource_id, data={"n": 1})
-        await put_items(self._kinesis, self.env["KINESIS_STREAM_NAME"], [item_of("key", record)], on_put=lambda _: None)
+        record = make_record(TENANT, "create", f"cached-{self._sent}", resourceId=resource_id, data={"n": 1})
+        await put_items(
+            self._kinesis, self.env["KINESIS_STREAM_NAME"], [make_item("key", record)], on_put=lambda _: None
+        )
 
         async def is_committed() -> bool:
             connection = await asyncpg.connect(shard_urls(self.env)[0])

@@ -216,7 +216,7 @@ class Scenario:
         self.results.phases = [await testbed.measure_phase(phase, plan, testbed.urls) for phase in testbed.phases]
         for measured in self.results.phases[1:]:
             what = f"longest, {measured.phase.name}"
-            self.results.bounds.append(PerformanceTarget(what, measured.longest_s, LONGEST_S, unit="s"))
+            self.results.targets.append(PerformanceTarget(what, measured.longest_s, LONGEST_S, unit="s"))
         self.results.differences += await testbed.find_differences()
         if testbed.dead_letters:
             self.results.differences.append(
@@ -224,7 +224,7 @@ class Scenario:
             )
 
     def _expect(self, what: str, *, met: bool) -> None:
-        self.results.bounds.append(PerformanceTarget(what, float(met), least=1))
+        self.results.targets.append(PerformanceTarget(what, float(met), least=1))
 
     def _say(self, text: str) -> None:
         self._console.print(text)

@@ -42,7 +42,7 @@ T = TypeVar("T")
 _numbers = itertools.count(1)
 
 
-async def eventually(ask: Callable[[], Awaitable[T]], *, within_s: float) -> T:
+async def poll_until_true(ask: Callable[[], Awaitable[T]], *, within_s: float) -> T:
     """Ask again and again until the answer is true, and return it; raises TimeoutError."""
     async with asyncio.timeout(within_s):
         while True:
@@ -51,7 +51,7 @@ async def eventually(ask: Callable[[], Awaitable[T]], *, within_s: float) -> T:
             await asyncio.sleep(POLL_S)
 
 
-def record_of(tenant: Tenant, operation: str, request_id: str | None, **members: Any) -> dict[str, Any]:
+def make_record(tenant: Tenant, operation: str, request_id: str | None, **members: Any) -> dict[str, Any]:
     """Return a valid record's members (contract §3), but for what *members* spoil."""
     record: dict[str, Any] = {
         "operation": operation,
@@ -63,7 +63,7 @@ def record_of(tenant: Tenant, operation: str, request_id: str | None, **members:
     return record | ({} if request_id is None else {"requestId": request_id}) | members
 
 
-def item_of(key: str, record: bytes | dict[str, Any]) -> Item:
+def make_item(key: str, record: bytes | dict[str, Any]) -> Item:
     """Return what puts *record*, bytes or members, under the partition key *key*."""
     data = record if isinstance(record, bytes) else json.dumps(record).encode()
     return Item(key, data, Verdict(Effect.LOGGED))
@@ -98,7 +98,7 @@ class Chain:
     def _item(self, kind: str, read: int | None, **members: Any) -> Item:
         request_id = f"{self.resource_id}-{len(self.expected)}"
         self.expected[request_id] = ("succeeded", None, read)
-        return item_of(self.key, record_of(self.tenant, kind, request_id, resourceId=self.resource_id, **members))
+        return make_item(self.key, make_record(self.tenant, kind, request_id, resourceId=self.resource_id, **members))
 
 
 class FullStack:
@@ -205,7 +205,7 @@ class FullStack:
                 left.pop()
             return not left
 
-        await eventually(all_there, within_s=within_s)
+        await poll_until_true(all_there, within_s=within_s)
 
     async def _has(self, tenant: Tenant) -> bool:
         """Tell whether its shard has the tenant; before its first one it has not even the table."""
@@ -256,7 +256,7 @@ class FullStack:
             log = await self.read_operations(tenant)
             return log if wanted <= log.keys() else {}
 
-        return await eventually(whole_log, within_s=within_s)
+        return await poll_until_true(whole_log, within_s=within_s)
 
     async def is_applied(self, chain: Chain) -> bool:
         """Tell whether all that was put of *chain* is in the log."""
@@ -269,7 +269,7 @@ class FullStack:
             return all([await self.is_applied(chain) for chain in chains])
 
         try:
-            await eventually(all_settled, within_s=within_s)
+            await poll_until_true(all_settled, within_s=within_s)
         except TimeoutError:
             self.worker.check_running()
             pytest.fail(f"not applied within {within_s} s; {await self.status()}")
@@ -300,7 +300,7 @@ class FullStack:
             now, text = await self.readiness(worker)
             return text if now == status else ""
 
-        return await eventually(said, within_s=within_s)
+        return await poll_until_true(said, within_s=within_s)
 
     async def status(self) -> Any:
         """Return `/status`."""
@@ -333,7 +333,7 @@ class FullStack:
             lines = self.log(since=since)
             return next((line for line in lines if line["event"] == event and facts.items() <= line.items()), {})
 
-        return await eventually(line, within_s=within_s)
+        return await poll_until_true(line, within_s=within_s)
 
     # What is left behind
 
@@ -350,7 +350,7 @@ class FullStack:
         async def passed() -> bool:
             return await self.checkpoint(stream_shard_id) >= int(sequence_number)
 
-        await eventually(passed, within_s=within_s)
+        await poll_until_true(passed, within_s=within_s)
 
     async def wait_for_dead_letters(
         self, positions: Iterable[Position], *, within_s: float
@@ -362,5 +362,5 @@ class FullStack:
             await self.dead_letter_reader.read_once(wait_s=0)
             return wanted <= self.dead_letter_reader.positions
 
-        await eventually(all_read, within_s=within_s)
+        await poll_until_true(all_read, within_s=within_s)
         return {letter.position: letter for letter in self.dead_letter_reader.dead_letters if letter.position in wanted}

@@ -169,7 +169,7 @@ async def test_cache_moves_the_epoch_and_sweeps_when_a_process_starts(redis: Red
     assert sorted(await redis.ask("KEYS", "*")) == ["others", "simplu:epoch", "simplu:list:7:0:clinic"]
     assert cache.summary()["sweptEntries"] == 50
     (moved,) = [entry for entry in logs if entry["event"] == "cache.epoch_moved"]
-    assert (moved["reason"], moved["epoch"], moved["redis"]) == ("started", 8, redis.place)
+    assert (moved["reason"], moved["epoch"], moved["redis"]) == ("started", 8, redis.address)
 
 
 async def test_cache_keeps_on_when_it_has_swept_among_many_keys_of_others(redis: RedisServer) -> None:
@@ -573,7 +573,7 @@ async def test_stats_say_what_is_known_here_and_there(redis: RedisServer, desk: 
     await redis.ask("GET", "nothing")
     stats = await desk.read_stats()
 
-    assert (stats["reachable"], stats["error"], stats["epoch"], stats["redis"]) == (True, None, 1, redis.place)
+    assert (stats["reachable"], stats["error"], stats["epoch"], stats["redis"]) == (True, None, 1, redis.address)
     assert stats["keys"] == {"resources": 2, "versions": 1, "others": 1, "complete": True}
     assert stats["server"]["epoch"] == "1"
     assert stats["server"]["hits"] >= 1
@@ -620,11 +620,11 @@ async def test_check_asks_redis_once(redis: RedisServer) -> None:
     assert await DependencyChecks(Settings()).check_cache() == []
     checks = DependencyChecks(Settings(redis_url=SecretStr(redis.url)))
     (answer,) = await checks.check_cache()
-    assert (answer.dependency, answer.address, answer.status) == ("Redis", redis.place, "ok")
+    assert (answer.dependency, answer.address, answer.status) == ("Redis", redis.address, "ok")
     assert checks.facts.eviction_policy == "noeviction"
     redis.kill()
     (answer,) = await checks.check_cache()
-    assert (answer.address, answer.status) == (redis.place, "warning")
+    assert (answer.address, answer.status) == (redis.address, "warning")
     assert PASSWORD not in answer.result
 
 

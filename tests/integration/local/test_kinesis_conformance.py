@@ -1,8 +1,8 @@
-"""The local Kinesis beside two others, by the same tests, so that no misreading of the API is ours alone.
+"""The same tests of the local Kinesis and of two others, so that a misreading of the API is not only ours.
 
-A server is left out where it is known not to do as the API reference says; which page says so is with each test.
+A server is left out where it is known to deviate from the API reference; each test names the page.
 
-| what                                          | ours | moto | kinesis-mock | why not                                 |
+| subject                                       | ours | moto | kinesis-mock | why not                                 |
 |-----------------------------------------------|------|------|--------------|-----------------------------------------|
 | put and get; the five types of iterators      | yes  | yes  | yes          |                                         |
 | iterators used again; MillisBehindLatest      | yes  | yes  | yes          |                                         |
@@ -10,17 +10,17 @@ A server is left out where it is known not to do as the API reference says; whic
 | unknown and doubled streams; stream shards    | yes  | yes  | yes          |                                         |
 | description, retention, deletion, ARN         | yes  | yes  | yes          |                                         |
 | both parents of a merge; UpdateShardCount     | yes  | yes  | yes          |                                         |
-| 501 records are refused                       | yes  | yes  | no           | takes them                              |
-| 1 MiB and a byte is refused                   | yes  | no   | yes          | takes it                                |
+| 501 records are rejected                      | yes  | yes  | no           | accepts them                            |
+| 1 MiB and a byte is rejected                  | yes  | no   | yes          | accepts it                              |
 | records stay in the parent; 56 digits         | yes  | no   | yes          | moves them; numbers 1, 2, 3             |
 | the end of a closed stream shard, ChildShards | yes  | no   | yes          | no end, no children                     |
-| filters by state and by time; pages           | yes  | no   | yes          | filters ignored; tokens refused         |
+| filters by state and by time; pages           | yes  | no   | yes          | filters ignored; tokens rejected        |
 | half and double as limits                     | yes  | no   | yes          | no limits                               |
-| writers at once                               | yes  | no   | yes          | loses records                           |
-| filter AT_TRIM_HORIZON                        | yes  | no   | no           | ignored; gives all there are            |
-| garbage as iterator, as sequence number       | yes  | no   | no           | both: 500, and taken                    |
+| concurrent writers                            | yes  | no   | yes          | loses records                           |
+| filter AT_TRIM_HORIZON                        | yes  | no   | no           | ignored; lists all stream shards        |
+| garbage as iterator, as sequence number       | yes  | no   | no           | 500; accepted                           |
 
-Quotas, expiry and torn pages are in none of the others: see test_kinesis_model and test_kinesis_server.
+The others have no quotas, expiry and torn pages: see unit/local/kinesis/test_model and test_kinesis_server.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ class Stream:
         self.name = f"stream-{uuid4()}"
 
     async def create(self, shard_count: int = 1) -> None:
-        """Make it, and wait until it is there."""
+        """Create the stream, and wait until it is active."""
         await self.client.create_stream(StreamName=self.name, ShardCount=shard_count)
         await self.settled()
 
     async def settled(self) -> None:
-        """Wait until it is ACTIVE."""
+        """Wait until the stream is ACTIVE."""
 
         async def active() -> bool:
             described = await self.client.describe_stream_summary(StreamName=self.name)
@@ -104,7 +104,7 @@ class Stream:
         return str(answer["ShardIterator"])
 
     async def read(self, iterator: str) -> list[str]:
-        """Return what the records of one answer say."""
+        """Return the data of the records of one answer."""
         return texts_of(await self.client.get_records(ShardIterator=iterator))
 
     async def split(self, shard: int, hash_key: int) -> None:
@@ -131,13 +131,13 @@ class Stream:
 
 @pytest.fixture
 def endpoint_url(request: pytest.FixtureRequest, servers: Servers) -> str:
-    """Return where the server of the test's parameter listens."""
+    """Return the URL of the server that the test's parameter names."""
     return servers.url_of(request.param)
 
 
 @pytest.fixture
 async def stream(endpoint_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stream]:
-    """Return a stream that is not made yet."""
+    """Return a stream that is not created yet."""
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     async with client_of("kinesis", endpoint_url) as client:
@@ -150,18 +150,18 @@ def shard_id(index: int) -> str:
 
 
 def texts_of(answer: dict[str, Any]) -> list[str]:
-    """Return what the records say."""
+    """Return the data of the records."""
     return [record.data.decode() for record in answer["Records"]]
 
 
 def ranges_of(shards: list[dict[str, Any]]) -> list[tuple[int, int]]:
-    """Return the hash ranges, in order."""
+    """Return the hash ranges, sorted."""
     keys = (shard["HashKeyRange"] for shard in shards)
     return sorted((int(one["StartingHashKey"]), int(one["EndingHashKey"])) for one in keys)
 
 
 async def code_of(awaitable: Any) -> str:
-    """Return the code of the error with which a call is refused."""
+    """Return the code of the error that a call fails with."""
     with pytest.raises(ClientError) as caught:
         await awaitable
     return str(caught.value.response["Error"]["Code"])
@@ -172,7 +172,7 @@ ALL = ("ours", "moto", "kinesis-mock")
 
 @on(*ALL)
 async def test_records_are_read_as_they_were_put(stream: Stream) -> None:
-    """PutRecords answers in order, GetRecords gives bytes, keys, numbers and times."""
+    """PutRecords answers in order; GetRecords returns bytes, keys, numbers and times."""
     await stream.create()
     entries = [{"PartitionKey": f"k-{number}", "Data": bytes([number, 0, 255])} for number in range(5)]
     put = await stream.client.put_records(StreamName=stream.name, Records=entries)
@@ -210,7 +210,7 @@ async def test_iterators_start_where_they_say(stream: Stream) -> None:
 
 @on(*ALL)
 async def test_iterator_can_be_used_again(stream: Stream) -> None:
-    """An iterator is a place, not a cursor."""
+    """An iterator is a position, not a cursor."""
     await stream.create()
     await stream.put("a", "b")
     iterator = await stream.iterator()
@@ -231,7 +231,7 @@ async def test_put_records_takes_500(stream: Stream) -> None:
 
 @on(*ALL)
 async def test_millis_behind_latest_falls_to_zero(stream: Stream) -> None:
-    """API_GetRecords: how far the answer is from the tip."""
+    """API_GetRecords: the distance of the answer from the tip."""
     await stream.create()
     for text in "abcd":
         await stream.put(text)
@@ -310,7 +310,7 @@ async def test_merged_child_has_both_parents(stream: Stream) -> None:
 
 @on("ours", "kinesis-mock")
 async def test_records_of_a_parent_stay_in_it(stream: Stream) -> None:
-    """After a split the parent still has what it had, and what comes later is in the child, under greater numbers."""
+    """After a split the parent keeps its records; later ones are in the child, with greater numbers."""
     await stream.create()
     before = await stream.put("a", "b")
     await stream.split(0, HASH_KEYS // 2)
@@ -322,7 +322,7 @@ async def test_records_of_a_parent_stay_in_it(stream: Stream) -> None:
 
 @on("ours", "kinesis-mock")
 async def test_closed_stream_shard_ends_with_its_children(stream: Stream) -> None:
-    """API_GetRecords: when all is read, no NextShardIterator, and ChildShards; for earlier iterators, too."""
+    """API_GetRecords: after the last record, no NextShardIterator, but ChildShards; also for earlier iterators."""
     await stream.create()
     earlier = await stream.iterator("LATEST")
     await stream.put("a", "b")
@@ -341,7 +341,7 @@ async def test_closed_stream_shard_ends_with_its_children(stream: Stream) -> Non
 
 @on("ours", "kinesis-mock")
 async def test_both_parents_of_a_merge_end_with_the_same_child(stream: Stream) -> None:
-    """API_ChildShard: ParentShards has both."""
+    """API_ChildShard: ParentShards contains both."""
     await stream.create(2)
     await stream.merge(0, 1)
     for shard in (0, 1):
@@ -390,7 +390,7 @@ async def test_shard_filters_choose_by_time(stream: Stream, endpoint_url: str, s
 
 @on("ours", "kinesis-mock")
 async def test_list_of_stream_shards_comes_in_pages(stream: Stream) -> None:
-    """API_ListShards: MaxResults and NextToken, beside which StreamName is refused."""
+    """API_ListShards: MaxResults and NextToken; StreamName beside NextToken is rejected."""
     await stream.create(5)
     page = await stream.client.list_shards(StreamName=stream.name, MaxResults=2)
     pages = [page]
@@ -406,7 +406,7 @@ async def test_list_of_stream_shards_comes_in_pages(stream: Stream) -> None:
 
 @on(*ALL)
 async def test_shard_count_is_doubled_and_halved(stream: Stream) -> None:
-    """API_UpdateShardCount: equal ranges, and every stream shard that was left has children."""
+    """API_UpdateShardCount: equal ranges, and every closed stream shard has children."""
     await stream.create(2)
     for count in (4, 2, 1):
         await stream.scale(count)
@@ -414,7 +414,7 @@ async def test_shard_count_is_doubled_and_halved(stream: Stream) -> None:
         left = [one for one in shards if "EndingSequenceNumber" not in one["SequenceNumberRange"]]
         ranges = ranges_of(left)
         assert [ranges[0][0], *(end + 1 for _, end in ranges)] == [*(start for start, _ in ranges), HASH_KEYS]
-        # Not to the last one: which of two equal ranges gets a remainder is nowhere written.
+        # Not to the last one: the documentation does not define which of two equal ranges gets a remainder.
         assert [round((end - start) * count / HASH_KEYS, 9) for start, end in ranges] == [1] * count
         parents = {one.get(name) for one in shards for name in ("ParentShardId", "AdjacentParentShardId")} - {None}
         closed = {one["ShardId"] for one in shards if one not in left}
@@ -458,7 +458,7 @@ async def test_record_has_its_largest_size(stream: Stream) -> None:
 
 @on("ours", "kinesis-mock")
 async def test_writers_at_once_lose_nothing(stream: Stream) -> None:
-    """Each record is there once, and in its writer's order."""
+    """Each record is stored once, in its writer's order."""
     await stream.create()
 
     async def write(writer: int) -> None:

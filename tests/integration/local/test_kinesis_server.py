@@ -1,4 +1,4 @@
-"""The local Kinesis over HTTP, as a client of AWS sees it: its protocol, and what its control path makes it do."""
+"""The local Kinesis over HTTP, for a client of AWS: its protocol, and the commands of its control path."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 async def url() -> AsyncIterator[str]:
-    """Run an empty server of our own."""
+    """Run an empty server."""
     async with serve_kinesis(options=KinesisOptions(create_delay_ms=0, update_delay_ms=0, delete_delay_ms=0)) as url:
         yield url
 
 
 @pytest.fixture
 async def kinesis(url: str) -> AsyncIterator[Client]:
-    """Open a client of that server, in which there is a stream of two stream shards."""
+    """Open a client of that server, which has a stream of two stream shards."""
     async with client_of("kinesis", url) as client:
         await client.create_stream(StreamName=NAME, ShardCount=2)
         yield client
@@ -65,18 +65,18 @@ async def iterator(kinesis: Client) -> str:
 
 
 async def kept(kinesis: Client) -> list[bytes]:
-    """Return the data of the first stream shard."""
+    """Return the data of the records in the first stream shard."""
     answer = await kinesis.get_records(ShardIterator=await iterator(kinesis))
     return [record.data for record in answer["Records"]]
 
 
 async def has_called(url: str, action: str) -> bool:
-    """Return whether the server has been asked for *action*."""
+    """Return whether the server has received a call of *action*."""
     return action in (await send_commands(url))["calls"]
 
 
 async def code_of(awaitable: Any) -> tuple[str, int]:
-    """Return the code and the HTTP status with which a call is refused."""
+    """Return the code and the HTTP status that a call fails with."""
     with pytest.raises(ClientError) as caught:
         await awaitable
     response = caught.value.response
@@ -84,7 +84,7 @@ async def code_of(awaitable: Any) -> tuple[str, int]:
 
 
 async def test_records_come_back_byte_for_byte(kinesis: Client) -> None:
-    """Any bytes, any key, in order, with the number that the put was answered with."""
+    """Any bytes and any key are read in order, with the sequence number of the put's answer."""
     keys, data = ["k", "ключ", 'quoted "k"\n', "k" * 256], [b"", bytes(range(256)), b"\xff\xfe", b"text"]
     entries = [{"PartitionKey": k, "Data": d, "ExplicitHashKey": "0"} for k, d in zip(keys, data, strict=True)]
     answer = await kinesis.put_records(StreamName=NAME, Records=entries)
@@ -107,7 +107,7 @@ async def test_records_come_back_byte_for_byte(kinesis: Client) -> None:
 async def test_fault_refuses_the_next_calls_only(
     url: str, kinesis: Client, fault: KinesisFault, expected: tuple[str, int]
 ) -> None:
-    """A fault is for its count of calls, and is forgotten then."""
+    """A fault strikes as many calls as it counts, and no more."""
     await send_commands(url, fault)
     assert await code_of(put(kinesis, b"refused")) == expected
     await put(kinesis, b"taken")
@@ -118,7 +118,7 @@ async def test_fault_refuses_the_next_calls_only(
 async def test_cut_loses_the_request_or_only_its_answer(
     url: str, kinesis: Client, *, applied: bool, expected: list[bytes]
 ) -> None:
-    """The client cannot tell whether what it asked for was done."""
+    """The client cannot see whether the server has done its request."""
     await send_commands(url, KinesisFault(action="PutRecord", kind="cut", applied=applied))
     with pytest.raises(BotoCoreError):
         await put(kinesis, b"cut")
@@ -126,7 +126,7 @@ async def test_cut_loses_the_request_or_only_its_answer(
 
 
 async def test_hang_lasts_until_the_faults_are_cleared(url: str, kinesis: Client) -> None:
-    """Until then there is no answer; after it, the call goes on."""
+    """The call has no answer until then, and continues afterwards."""
     await send_commands(url, KinesisFault(action="PutRecord", kind="hang"))
     async with asyncio.TaskGroup() as tasks:
         late = tasks.create_task(put(kinesis, b"late"))
@@ -138,7 +138,7 @@ async def test_hang_lasts_until_the_faults_are_cleared(url: str, kinesis: Client
 
 
 async def test_server_stops_while_a_call_hangs() -> None:
-    """A hanging call does not keep the server from ending; its client hears of the end."""
+    """A hanging call does not keep the server from ending; its client gets an error."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     async with client_of("kinesis", url) as client, asyncio.TaskGroup() as tasks:
@@ -154,7 +154,7 @@ async def test_server_stops_while_a_call_hangs() -> None:
 
 
 async def test_delay_answers_late(url: str, kinesis: Client) -> None:
-    """The answer comes, after its delay."""
+    """The answer comes after the delay."""
     await send_commands(url, KinesisFault(action="PutRecord", kind="delay", delay_ms=100))
     started_at = asyncio.get_running_loop().time()
     await put(kinesis, b"late")
@@ -162,7 +162,7 @@ async def test_delay_answers_late(url: str, kinesis: Client) -> None:
 
 
 async def test_empty_answers_are_behind_and_lose_nothing(url: str, kinesis: Client) -> None:
-    """Answers without records, far from the tip, before those with some."""
+    """Answers without records, far from the tip, come before those with records."""
     await put(kinesis, b"a")
     await send_commands(url, KinesisFault(action="GetRecords", kind="empty", count=2), AdvanceClock(ms=5000))
     answers, place = [], await iterator(kinesis)
@@ -176,7 +176,7 @@ async def test_empty_answers_are_behind_and_lose_nothing(url: str, kinesis: Clie
 
 
 async def test_pages_are_torn_by_a_reshard_between_them(url: str, kinesis: Client) -> None:
-    """The first page shows the parent as open, the second its children: a tree that never was."""
+    """The first page shows the parent as open, the second its children: a tree that never existed."""
     await send_commands(url, SetOptions({"page_size": 1}), KinesisFault(action="ListShards", kind="then", then=SPLIT))
     torn = await Stream(kinesis, NAME).list_stream_shards()
     whole = await Stream(kinesis, NAME).list_stream_shards()
@@ -185,7 +185,7 @@ async def test_pages_are_torn_by_a_reshard_between_them(url: str, kinesis: Clien
 
 
 async def test_iterators_expire_by_the_clock_and_on_demand(url: str, kinesis: Client) -> None:
-    """Both without waiting."""
+    """Neither needs a real wait."""
     stream = Stream(kinesis, NAME)
     for command in (AdvanceClock(ms=300_001), ExpireIterators()):
         place = await stream.get_iterator(SHARD, TrimHorizon())
@@ -195,7 +195,7 @@ async def test_iterators_expire_by_the_clock_and_on_demand(url: str, kinesis: Cl
 
 
 async def test_trimmed_records_are_skipped(url: str, kinesis: Client) -> None:
-    """A number that is gone means the next record."""
+    """A sequence number of a trimmed record means the next record."""
     numbers = [await put(kinesis, data) for data in (b"a", b"b", b"c")]
     await send_commands(url, Trim(stream=NAME, stream_shard_id=SHARD, keep=1))
     stream = Stream(kinesis, NAME)
@@ -233,13 +233,13 @@ async def test_reader_sees_the_end_of_a_stream_shard_through_our_door(kinesis: C
 
 @pytest.mark.parametrize("body", [b"", b"[", b'{"do": "dance"}', b'{"do": "set", "options": {"tempo": 1}}'])
 async def test_control_refuses_what_it_does_not_know(url: str, body: bytes) -> None:
-    """A mistyped command is an error, not a fault that never comes."""
+    """A mistyped command is an error, not a fault that never strikes."""
     async with ClientSession() as session, session.post(f"{url}/_control", data=body) as reply:
         assert (reply.status, list(await reply.json())) == (400, ["error"])
 
 
 async def test_four_writers_at_once_lose_nothing(kinesis: Client) -> None:
-    """20,000 records by four writers are all there, each once, in every writer's order."""
+    """20,000 records by four writers are stored once each, in every writer's order."""
 
     async def write(writer: int) -> None:
         for start in range(0, 5000, 500):
@@ -263,7 +263,7 @@ async def test_four_writers_at_once_lose_nothing(kinesis: Client) -> None:
 
 
 async def test_program_serves_until_it_is_told_to_stop() -> None:
-    """As a child it answers on its port, and SIGTERM ends it in order."""
+    """As a child process it answers on its port, and SIGTERM ends it with status 0."""
     port = free_port()
     argv = [sys.executable, "-m", "simplu_worker.local.kinesis.server", "--port", str(port), "--no-throttling"]
     with ProcessGroup() as group:

@@ -1,4 +1,4 @@
-"""moto as tests and the local stack run it."""
+"""moto, as tests and the local stack run it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 
 def test_moto_answers_on_one_connection_again_and_again(endpoint_url: str) -> None:
-    """As AWS does: what reuses connections is tried on connections that were used before."""
+    """Connections stay open, as AWS's do, so clients are tested on connections that were used before."""
     connection = HTTPConnection(urlsplit(endpoint_url).netloc, timeout=10)
     sockets = []
     for _ in range(3):

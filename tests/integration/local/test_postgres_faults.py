@@ -1,4 +1,4 @@
-"""Each fault of an embedded Postgres server is the one that it claims to be, and is gone without a trace afterwards."""
+"""Each fault of an embedded Postgres server has the effect that its name promises, and leaves no trace afterwards."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SOON_S = 20.0
 
 @pytest.fixture
 async def server(breakable_server: PostgresServer) -> AsyncIterator[PostgresServer]:
-    """Give a server with a table, in which nothing may be left of a fault."""
+    """Give a server with a table, on which no fault may leave a trace."""
     await _execute(breakable_server, "CREATE TABLE notes (text text)")
     yield breakable_server
     connection = await asyncpg.connect(breakable_server.url)
@@ -68,7 +68,7 @@ async def _connected(server: PostgresServer, around: AsyncExitStack) -> Connecti
 
 
 async def test_server_refuses_connections_when_it_is_killed(server: PostgresServer) -> None:
-    """It is down, and at the end it is back on its port."""
+    """The server is down, and afterwards up on the same port."""
     async with killed(server):
         with pytest.raises(ConnectionError):
             await _execute(server, WRITE)
@@ -77,7 +77,7 @@ async def test_server_refuses_connections_when_it_is_killed(server: PostgresServ
 
 
 async def test_server_answers_nothing_when_it_is_frozen(server: PostgresServer) -> None:
-    """Connections are taken by the system and never answered; at the end they are."""
+    """The system accepts connections, and the server answers only after the fault."""
     async with frozen(server):
         writing = asyncio.create_task(_execute(server, WRITE))
         done, _ = await asyncio.wait({writing}, timeout=0.3)
@@ -87,7 +87,7 @@ async def test_server_answers_nothing_when_it_is_frozen(server: PostgresServer) 
 
 
 async def test_server_refuses_writes_when_it_is_read_only(server: PostgresServer) -> None:
-    """Of connections old and new, with the code that a former primary has, too."""
+    """On old and new connections, also with the SQLSTATE of a former primary."""
     async with AsyncExitStack() as around:
         old = await _connected(server, around)
         async with read_only(server):
@@ -101,7 +101,7 @@ async def test_server_refuses_writes_when_it_is_read_only(server: PostgresServer
 
 
 async def test_server_refuses_writes_when_it_is_a_standby(server: PostgresServer) -> None:
-    """It says that it is one; promoted, it has what it had."""
+    """The server reports that it is a standby; once promoted, it has its earlier rows."""
     await _execute(server, WRITE)
     async with in_recovery(server):
         with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
@@ -113,7 +113,7 @@ async def test_server_refuses_writes_when_it_is_a_standby(server: PostgresServer
 
 
 async def test_statement_takes_longer_when_a_server_is_slowed(server: PostgresServer) -> None:
-    """Each that writes the table, by as much as was said, and no other."""
+    """Every statement that writes the table takes longer by the given time, and no other statement."""
     loop = asyncio.get_running_loop()
     async with slowed(server, "notes", statement_s=0.3):
         started = loop.time()
@@ -123,7 +123,7 @@ async def test_statement_takes_longer_when_a_server_is_slowed(server: PostgresSe
 
 
 async def test_server_takes_no_connection_when_all_are_taken(server: PostgresServer) -> None:
-    """Not even a superuser's; those that others had are ended."""
+    """Superusers cannot connect either; existing connections are ended."""
     async with AsyncExitStack() as around:
         old = await _connected(server, around)
         async with without_connections(server):
@@ -135,7 +135,7 @@ async def test_server_takes_no_connection_when_all_are_taken(server: PostgresSer
 
 
 async def test_server_refuses_what_needs_room_when_its_disk_is_full(server: PostgresServer) -> None:
-    """It answers all the same, and takes everything again when there is room."""
+    """The server still answers, and accepts every write again when there is space."""
     with ProcessGroup() as group:
         async with AsyncExitStack() as around:
             disk = await _enter_disk(around, server, group)
@@ -151,7 +151,7 @@ async def test_server_refuses_what_needs_room_when_its_disk_is_full(server: Post
 
 
 async def test_disk_goes_when_the_process_group_ends(tmp_path: Path) -> None:
-    """However its program ends: the group ends the one who keeps it."""
+    """However its program ends: the group ends the process that keeps the disk mounted."""
     group = ProcessGroup()
     try:
         disk = await small_disk(group, tmp_path / "disk", DISK_BYTES).__aenter__()

@@ -1,30 +1,30 @@
-"""The local SQS beside two others, by the same tests, so that no misreading of the API is ours alone.
+"""The same tests of the local SQS and of two others, so that a misreading of the API is not only ours.
 
-A server is left out where it is known not to do as the API reference says; which page says so is with each test.
+A server is left out where it is known to deviate from the API reference; each test names the page.
 
-| what                                            | ours | moto | ministack | why not                                |
+| subject                                         | ours | moto | ministack | why not                                |
 |-------------------------------------------------|------|------|-----------|----------------------------------------|
-| what a message carries; MD5; sizes; delays      | yes  | yes  | yes       |                                        |
+| content of a message; MD5; sizes; delays        | yes  | yes  | yes       |                                        |
 | long polls; visibility; counts; receipts        | yes  | yes  | yes       |                                        |
 | batches that fail in part, and as a whole       | yes  | yes  | yes       |                                        |
 | group locks; order; ids of FIFO queues          | yes  | yes  | yes       |                                        |
 | dead-letter queues; lists, URLs, missing queues | yes  | yes  | yes       |                                        |
-| forbidden characters                            | yes  | no   | yes       | takes them                             |
-| order after a visibility timeout                | yes  | no   | yes       | gives later ones first                 |
+| forbidden characters                            | yes  | no   | yes       | accepts them                           |
+| order after a visibility timeout                | yes  | no   | yes       | delivers later ones first              |
 | sequence numbers; DeadLetterQueueSourceArn      | yes  | no   | yes       | has none                               |
-| repetitions of deleted messages are dropped     | yes  | no   | yes       | takes them                             |
-| earlier receipts in FIFO queues                 | yes  | no   | yes       | takes them                             |
-| receivers at once                               | yes  | no   | yes       | gives a message out twice              |
-| deletes again, and by an earlier receipt        | yes  | yes  | no        | refuses both                           |
-| 12 hours from the receive; waits over 20 s      | yes  | yes  | no        | takes the sum; waits                   |
-| a second purge within a minute                  | yes  | yes  | no        | takes it                               |
-| MessageNotInflight; expired receipts in FIFO    | yes  | no   | no        | take them                              |
+| repetitions of deleted messages are dropped     | yes  | no   | yes       | accepts them                           |
+| earlier receipts in FIFO queues                 | yes  | no   | yes       | accepts them                           |
+| concurrent receivers                            | yes  | no   | yes       | delivers a message twice               |
+| deletes again, and by an earlier receipt        | yes  | yes  | no        | rejects both                           |
+| 12 hours from the receive; waits over 20 s      | yes  | yes  | no        | accepts the sum; waits                 |
+| a second purge within a minute                  | yes  | yes  | no        | accepts it                             |
+| MessageNotInflight; expired receipts in FIFO    | yes  | no   | no        | accept them                            |
 | attributes count to a message's size            | yes  | no   | no        | do not count them                      |
-| unknown attributes of a queue                   | yes  | no   | no        | take them                              |
+| unknown attributes of a queue                   | yes  | no   | no        | accept them                            |
 | ReceiveRequestAttemptId                         | yes  | no   | no        | ignored                                |
 | move tasks                                      | yes  | no   | no        | 500; unknown                           |
 
-Faults and the control path are in none of the others: see test_sqs_server.
+The others have no faults and no control path: see test_sqs_server.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def servers() -> Iterator[Servers]:
 
 @pytest.fixture
 def endpoint_url(servers: Servers, request: pytest.FixtureRequest) -> str:
-    """Give the endpoint of the server that the test is for."""
+    """Give the endpoint of the server that the test's parameter names."""
     return servers.url_of(request.param)
 
 
@@ -79,7 +79,7 @@ async def client(endpoint_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
 
 
 class Queue:
-    """A queue of its own for one test."""
+    """A queue for one test."""
 
     def __init__(self, client: Client, url: str) -> None:
         self.client = client
@@ -87,7 +87,7 @@ class Queue:
 
     @classmethod
     async def make(cls, client: Client, *, fifo: bool = False, **attributes: str) -> Queue:
-        """Make an empty queue."""
+        """Create an empty queue."""
         name = f"queue-{uuid4()}" + (".fifo" if fifo else "")
         if fifo:
             attributes["FifoQueue"] = "true"
@@ -96,7 +96,7 @@ class Queue:
 
     @classmethod
     async def make_with_redrive(cls, client: Client, most: int, *, fifo: bool = False) -> tuple[Queue, Queue]:
-        """Make a queue and its dead-letter queue."""
+        """Create a queue and its dead-letter queue."""
         letters = await cls.make(client, fifo=fifo)
         policy = {"deadLetterTargetArn": await letters.attribute("QueueArn"), "maxReceiveCount": str(most)}
         return await cls.make(client, fifo=fifo, RedrivePolicy=json.dumps(policy)), letters
@@ -107,7 +107,7 @@ class Queue:
         return str(answer["Attributes"][name])
 
     async def counts(self) -> tuple[int, int, int]:
-        """Return how many messages are visible, in flight and delayed."""
+        """Return the numbers of visible, in-flight and delayed messages."""
         answer = await self.client.get_queue_attributes(QueueUrl=self.url, AttributeNames=["All"])
         found = answer["Attributes"]
         return (
@@ -123,7 +123,7 @@ class Queue:
             await self.client.send_message(QueueUrl=self.url, MessageBody=body, **(ids | more))
 
     async def receive(self, most: int = 10, **more: Any) -> list[dict[str, Any]]:
-        """Receive once, without a wait unless told."""
+        """Receive once, by default without a wait."""
         more = {"WaitTimeSeconds": 0} | more
         answer = await self.client.receive_message(
             QueueUrl=self.url,
@@ -143,7 +143,7 @@ class Queue:
         await self.client.delete_message(QueueUrl=self.url, ReceiptHandle=message["ReceiptHandle"])
 
     async def change(self, message: dict[str, Any], visibility_s: int) -> None:
-        """Let a message be visible again after a time."""
+        """Make a message visible again after a time."""
         await self.client.change_message_visibility(
             QueueUrl=self.url, ReceiptHandle=message["ReceiptHandle"], VisibilityTimeout=visibility_s
         )
@@ -156,23 +156,23 @@ class Queue:
 
 
 async def code_of(awaitable: Any) -> str:
-    """Return the code with which a call is refused, as the query protocol had it."""
+    """Return the code that a call fails with, in the query protocol's spelling."""
     with pytest.raises(ClientError) as caught:
         await awaitable
     return str(caught.value.response["Error"]["Code"])
 
 
 def count_of(message: dict[str, Any]) -> int:
-    """Return how often a message was received."""
+    """Return the receive count of a message."""
     return int(message["Attributes"]["ApproximateReceiveCount"])
 
 
-# What a message carries
+# Content
 
 
 @on(*ALL)
 async def test_message_comes_as_it_was_sent(client: Client) -> None:
-    """Body, attributes and digests are those that were sent, and the times are in milliseconds."""
+    """Body, attributes and digests equal those that were sent, and the times are in milliseconds."""
     queue = await Queue.make(client)
     body = 'Zażółć {"a": "\\u0000"} \U0001f600\t\r\n'
     attributes = {
@@ -201,7 +201,7 @@ async def test_message_with_a_forbidden_character_is_refused(client: Client) -> 
 
 @on(*ALL)
 async def test_message_is_refused_when_too_large(client: Client) -> None:
-    """A queue may take less than the most that there is."""
+    """A queue may have a lower limit than the maximum."""
     queue = await Queue.make(client, MaximumMessageSize="1024")
     await queue.send("x" * 1024)
     assert await code_of(queue.send("x" * 1025)) == "InvalidParameterValue"
@@ -216,7 +216,7 @@ async def test_message_is_too_large_with_its_attributes(client: Client) -> None:
     assert await code_of(queue.send("x" * 1020, MessageAttributes=attribute)) == "InvalidParameterValue"
 
 
-@pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")  # aiohttp's, of the client
+@pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")  # aiohttp's name, of the client
 @on(*ALL)
 async def test_queue_takes_a_mebibyte_by_default(client: Client) -> None:
     """Since August 2025: "Amazon SQS message quotas"."""
@@ -249,7 +249,7 @@ async def test_poll_waits_and_ends_with_the_first_message(client: Client) -> Non
 
 @on(*ALL)
 async def test_delayed_message_comes_later(client: Client) -> None:
-    """By its own delay or by the queue's; it is counted apart."""
+    """By its own delay or by the queue's; delayed messages are counted separately."""
     queue = await Queue.make(client, DelaySeconds="1")
     await queue.send("late")
     await queue.send("at once", DelaySeconds=0)
@@ -263,7 +263,7 @@ async def test_delayed_message_comes_later(client: Client) -> None:
 
 @on(*ALL)
 async def test_message_comes_again_when_its_visibility_timeout_ends(client: Client) -> None:
-    """The message is the same, its count has grown, the first time is kept, and the receipt handle is new."""
+    """The message is the same, its count is greater, the first time is kept, and the receipt handle is new."""
     queue = await Queue.make(client, VisibilityTimeout="1")
     await queue.send("a")
     (first,) = await queue.receive()
@@ -277,7 +277,7 @@ async def test_message_comes_again_when_its_visibility_timeout_ends(client: Clie
 
 @on(*ALL)
 async def test_receive_has_a_visibility_timeout_of_its_own(client: Client) -> None:
-    """API_ReceiveMessage, VisibilityTimeout: for those messages alone; with 0 they come again at once."""
+    """API_ReceiveMessage, VisibilityTimeout: for these messages only; with 0 they are visible again at once."""
     queue = await Queue.make(client, VisibilityTimeout="600")
     await queue.send("a")
     assert await queue.bodies(VisibilityTimeout=0) == ["a"]
@@ -288,7 +288,7 @@ async def test_receive_has_a_visibility_timeout_of_its_own(client: Client) -> No
 
 @on(*ALL)
 async def test_visibility_can_be_ended_and_prolonged(client: Client) -> None:
-    """API_ChangeMessageVisibility counts from now; 0 gives the message back."""
+    """API_ChangeMessageVisibility counts from now; 0 makes the message visible."""
     queue = await Queue.make(client, VisibilityTimeout="1")
     await queue.send("a")
     (message,) = await queue.receive()
@@ -310,7 +310,7 @@ async def test_visibility_is_refused_when_the_message_is_not_in_flight(client: C
 
 @on("ours", "moto")
 async def test_visibility_is_refused_beyond_12_hours_from_the_receive(client: Client) -> None:
-    """What is too long is refused, not cut: "Amazon SQS visibility timeout"."""
+    """A timeout that is too long is rejected, not shortened: "Amazon SQS visibility timeout"."""
     queue = await Queue.make(client)
     await queue.send("a")
     (message,) = await queue.receive()
@@ -325,7 +325,7 @@ async def test_visibility_is_refused_beyond_12_hours_from_the_receive(client: Cl
 
 @on("ours", "moto")
 async def test_delete_works_once_and_again(client: Client) -> None:
-    """API_DeleteMessage: deleting a message that is gone is no error."""
+    """API_DeleteMessage: deleting a message again is no error."""
     queue = await Queue.make(client)
     await queue.send("a")
     (message,) = await queue.receive()
@@ -367,7 +367,7 @@ async def test_delete_refuses_what_is_no_receipt_handle(client: Client) -> None:
 
 @on(*ALL)
 async def test_batch_delete_fails_in_part(client: Client) -> None:
-    """Entries are answered one by one; a refused one does not keep the others from being deleted."""
+    """Entries are answered one by one; a rejected entry does not keep the others from being deleted."""
     queue = await Queue.make(client)
     await queue.send("a", "b")
     handles = [message["ReceiptHandle"] for message in await queue.receive()]
@@ -404,7 +404,7 @@ async def test_batch_change_fails_in_part(client: Client) -> None:
     ],
 )
 async def test_batch_is_refused_as_a_whole(client: Client, ids: list[str], code: str) -> None:
-    """1 to 10 entries, each with an id of its own that has only letters, digits, hyphens and underscores."""
+    """1 to 10 entries, each with a distinct id of letters, digits, hyphens and underscores."""
     queue = await Queue.make(client)
     entries = [{"Id": name, "MessageBody": "x"} for name in ids]
     refused = client.send_message_batch(QueueUrl=queue.url, Entries=entries)
@@ -416,7 +416,7 @@ async def test_batch_is_refused_as_a_whole(client: Client, ids: list[str], code:
 
 @on(*ALL)
 async def test_group_is_locked_while_one_of_it_is_in_flight(client: Client) -> None:
-    """Others are served meanwhile; a delete lets the group go on."""
+    """Other groups are served in the meantime; a delete unlocks the group."""
     queue = await Queue.make(client, fifo=True)
     await queue.send("A0", "B0", "A1", "A2")
     (first,) = await queue.receive(1)
@@ -429,7 +429,7 @@ async def test_group_is_locked_while_one_of_it_is_in_flight(client: Client) -> N
 
 @on(*ALL)
 async def test_group_waits_for_its_head_when_later_ones_are_given_back(client: Client) -> None:
-    """Messages given back come again only when the one before them is through, and then in order."""
+    """Messages returned to the queue are delivered only after the one before them, and then in order."""
     queue = await Queue.make(client, fifo=True)
     await queue.send("A0", "A1", "A2")
     messages = await queue.receive()
@@ -442,7 +442,7 @@ async def test_group_waits_for_its_head_when_later_ones_are_given_back(client: C
 
 @on("ours", "ministack")
 async def test_group_keeps_its_order_after_the_visibility_timeout(client: Client) -> None:
-    """What was received and not deleted comes again before what was behind it."""
+    """A message that was received and not deleted is delivered again before those behind it."""
     queue = await Queue.make(client, fifo=True, VisibilityTimeout="1")
     await queue.send(*(f"A{number}" for number in range(6)))
     assert await queue.bodies(4) == ["A0", "A1", "A2", "A3"]
@@ -451,7 +451,7 @@ async def test_group_keeps_its_order_after_the_visibility_timeout(client: Client
 
 @on(*ALL)
 async def test_many_groups_come_each_in_its_order(client: Client) -> None:
-    """Whatever is mixed in one receive, each group's messages come in the order sent."""
+    """However groups are mixed in one receive, each group's messages are delivered in the order sent."""
     queue = await Queue.make(client, fifo=True)
     await queue.send(*(f"{'ABC'[number % 3]}{number}" for number in range(24)))
     received: list[str] = []
@@ -465,7 +465,7 @@ async def test_many_groups_come_each_in_its_order(client: Client) -> None:
 
 @on("ours", "ministack")
 async def test_sequence_numbers_grow(client: Client) -> None:
-    """The sender and the receiver are told the same number."""
+    """The sender and the receiver get the same number."""
     queue = await Queue.make(client, fifo=True)
     sent = [
         await client.send_message(
@@ -481,7 +481,7 @@ async def test_sequence_numbers_grow(client: Client) -> None:
 
 @on("ours", "ministack")
 async def test_repeated_message_is_dropped_for_five_minutes(client: Client) -> None:
-    """By its deduplication id, or by its text where the queue says so; deleted messages count too."""
+    """By its deduplication id, or by its text where the queue is set so; deleted messages count too."""
     queue = await Queue.make(client, fifo=True, ContentBasedDeduplication="true")
     ids = {"QueueUrl": queue.url, "MessageGroupId": "A"}
     first = await client.send_message(MessageBody="x", **ids)
@@ -496,7 +496,7 @@ async def test_repeated_message_is_dropped_for_five_minutes(client: Client) -> N
 
 @on(*ALL)
 async def test_fifo_queue_wants_its_ids(client: Client) -> None:
-    """API_SendMessage: MessageGroupId always, MessageDeduplicationId unless by content; no delay of its own."""
+    """API_SendMessage: MessageGroupId always, MessageDeduplicationId unless by content; no delay per message."""
     queue = await Queue.make(client, fifo=True)
     no_group = client.send_message(QueueUrl=queue.url, MessageBody="x", MessageDeduplicationId="1")
     assert await code_of(no_group) == "MissingParameter"
@@ -507,7 +507,7 @@ async def test_fifo_queue_wants_its_ids(client: Client) -> None:
 
 @on(*ALL)
 async def test_group_id_does_not_lock_in_a_standard_queue(client: Client) -> None:
-    """See "Amazon SQS fair queues": there it only names a tenant."""
+    """See "Amazon SQS fair queues": there the group id only names a tenant."""
     queue = await Queue.make(client)
     await queue.send("a", "b", MessageGroupId="tenant")
     assert (await queue.bodies(1), await queue.bodies(1)) == (["a"], ["b"])
@@ -515,7 +515,7 @@ async def test_group_id_does_not_lock_in_a_standard_queue(client: Client) -> Non
 
 @on("ours", "ministack")
 async def test_earlier_receipt_is_refused_by_a_fifo_queue(client: Client) -> None:
-    """Once the message was received again, neither a delete nor a change of visibility by the first handle works."""
+    """After another receive of the message, the first handle neither deletes it nor changes its visibility."""
     queue = await Queue.make(client, fifo=True)
     await queue.send("A0")
     (first,) = await queue.receive(VisibilityTimeout=0)
@@ -529,7 +529,7 @@ async def test_earlier_receipt_is_refused_by_a_fifo_queue(client: Client) -> Non
 
 @on("ours")
 async def test_expired_receipt_is_refused_by_a_fifo_queue(client: Client) -> None:
-    """Nobody need have received the message again: localstack pull request 12442, which asked AWS."""
+    """Even if the message was not received again: localstack pull request 12442, which tested AWS."""
     queue = await Queue.make(client, fifo=True)
     await queue.send("A0")
     (message,) = await queue.receive(VisibilityTimeout=1)
@@ -541,13 +541,13 @@ async def test_expired_receipt_is_refused_by_a_fifo_queue(client: Client) -> Non
 
 
 async def visible(queue: Queue, count: int) -> bool:
-    """Tell whether *count* messages are visible."""
+    """Return whether *count* messages are visible."""
     return (await queue.counts())[0] == count
 
 
 @on("ours")
 async def test_receive_attempt_gives_the_same_again(client: Client) -> None:
-    """API_ReceiveMessage, ReceiveRequestAttemptId: messages and handles; a new id waits for the group."""
+    """API_ReceiveMessage, ReceiveRequestAttemptId: the same messages and handles; a new id waits for the group."""
     queue = await Queue.make(client, fifo=True)
     await queue.send("A0", "A1", "B0")
     first = await queue.receive(2, ReceiveRequestAttemptId="1")
@@ -557,7 +557,7 @@ async def test_receive_attempt_gives_the_same_again(client: Client) -> None:
 
 @on("ours")
 async def test_receive_attempt_is_void_once_a_message_was_changed(client: Client) -> None:
-    """Then the same id receives anew."""
+    """Then the same id starts a new receive."""
     queue = await Queue.make(client, fifo=True)
     await queue.send("A0", "A1", "B0")
     (first,) = await queue.receive(1, ReceiveRequestAttemptId="1")
@@ -571,7 +571,7 @@ async def test_receive_attempt_is_void_once_a_message_was_changed(client: Client
 @on(*ALL)
 @pytest.mark.parametrize("fifo", [False, True])
 async def test_message_goes_to_the_dead_letter_queue_when_received_too_often(client: Client, *, fifo: bool) -> None:
-    """It goes at the receive after the last one allowed, and keeps its id and its attributes."""
+    """The message moves at the receive after the last allowed one, and keeps its id and its attributes."""
     queue, letters = await Queue.make_with_redrive(client, 2, fifo=fifo)
     attributes = {"Kind": {"DataType": "String", "StringValue": "ORDER"}}
     await queue.send("A0", MessageAttributes=attributes)
@@ -595,7 +595,7 @@ async def test_dead_letter_names_its_source(client: Client) -> None:
 
 @on("ours")
 async def test_move_task_sends_dead_letters_back(client: Client) -> None:
-    """API_StartMessageMoveTask: to where they came from, as new messages; one task at a time for a queue."""
+    """API_StartMessageMoveTask: to the source queues, as new messages; one task at a time per queue."""
     queue, letters = await Queue.make_with_redrive(client, 1)
     await queue.send("a", "b")
     before = await queue.receive(VisibilityTimeout=0)
@@ -618,7 +618,7 @@ async def test_move_task_sends_dead_letters_back(client: Client) -> None:
 
 @on("ours")
 async def test_move_task_is_for_dead_letter_queues_alone(client: Client) -> None:
-    """API_StartMessageMoveTask: the source is one, and it exists."""
+    """API_StartMessageMoveTask: the source must be a dead-letter queue that exists."""
     queue = await Queue.make(client)
     arn = await queue.attribute("QueueArn")
     assert await code_of(client.start_message_move_task(SourceArn=arn)) == "InvalidParameterValue"
@@ -630,7 +630,7 @@ async def test_move_task_is_for_dead_letter_queues_alone(client: Client) -> None
 
 @on(*ALL)
 async def test_missing_queue_is_not_found(client: Client) -> None:
-    """By its model's name, and by the code of the query protocol."""
+    """With the name in its model, and the code of the query protocol."""
     queue = await Queue.make(client)
     await client.delete_queue(QueueUrl=queue.url)
     for call in (queue.receive(), queue.send("x"), queue.counts(), client.get_queue_url(QueueName="missing")):
@@ -641,7 +641,7 @@ async def test_missing_queue_is_not_found(client: Client) -> None:
 
 @on(*ALL)
 async def test_queue_is_found_by_its_name(client: Client) -> None:
-    """It is listed by its first letters; made again with the same attributes, it is the same."""
+    """A list by prefix contains it; creating it again with the same attributes returns the same queue."""
     queue = await Queue.make(client, VisibilityTimeout="77")
     name = queue.url.rpartition("/")[2]
     assert (await client.get_queue_url(QueueName=name))["QueueUrl"] == queue.url
@@ -655,7 +655,7 @@ async def test_queue_is_found_by_its_name(client: Client) -> None:
 
 @on(*ALL)
 async def test_attributes_can_be_changed(client: Client) -> None:
-    """They hold from then on; unknown names and values are refused."""
+    """They apply from then on; unknown names and invalid values are rejected."""
     queue = await Queue.make(client)
     await client.set_queue_attributes(QueueUrl=queue.url, Attributes={"VisibilityTimeout": "1"})
     assert await queue.attribute("VisibilityTimeout") == "1"
@@ -675,7 +675,7 @@ async def test_attributes_are_refused_when_wrong(client: Client) -> None:
 
 @on("ours", "moto")
 async def test_purge_empties_the_queue(client: Client) -> None:
-    """API_PurgeQueue: messages in flight too; a second one within a minute is refused."""
+    """API_PurgeQueue: messages in flight too; a second purge within a minute is rejected."""
     queue = await Queue.make(client)
     await queue.send("a", "b")
     await queue.receive(1)
@@ -704,7 +704,7 @@ async def test_receive_waits_20_seconds_at_most(client: Client) -> None:
 
 @on("ours", "ministack")
 async def test_receivers_at_once_get_each_message_once(client: Client) -> None:
-    """Nothing is lost, and nothing comes twice within the visibility timeout."""
+    """No message is lost, and none is delivered twice within the visibility timeout."""
     queue, seen = await Queue.make(client, VisibilityTimeout="300"), Counter[str]()
     for start in range(0, 400, 10):
         entries = [{"Id": str(number), "MessageBody": f"{start + number}"} for number in range(10)]

@@ -1,4 +1,4 @@
-"""The local SQS over HTTP, as a client of AWS sees it: its protocol, and what its control path makes it do."""
+"""The local SQS over HTTP, for a client of AWS: its protocol, and the commands of its control path."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ NAMES = ("queue", "queue.fifo")
 
 @pytest.fixture
 async def url() -> AsyncIterator[str]:
-    """Run an empty server of our own."""
+    """Run an empty server."""
     async with serve_sqs() as url:
         yield url
 
 
 @pytest.fixture
 async def sqs(url: str) -> AsyncIterator[Client]:
-    """Open a client of that server, in which there are a standard and a FIFO queue."""
+    """Open a client of that server, which has a standard and a FIFO queue."""
     async with client_of("sqs", url) as client:
         await client.create_queue(QueueName="queue")
         await client.create_queue(QueueName="queue.fifo", Attributes={"FifoQueue": "true"})
@@ -39,7 +39,7 @@ async def sqs(url: str) -> AsyncIterator[Client]:
 
 
 async def send(sqs: Client, url: str, *bodies: str, name: str = "queue") -> None:
-    """Send messages, in a FIFO queue all of one group."""
+    """Send messages, in a FIFO queue all in one group."""
     for body in bodies:
         ids = {"MessageGroupId": "A", "MessageDeduplicationId": body} if name.endswith(".fifo") else {}
         await sqs.send_message(QueueUrl=queue_url(url, name), MessageBody=body, **ids)
@@ -52,7 +52,7 @@ async def receive(sqs: Client, url: str, name: str = "queue", **more: Any) -> li
 
 
 async def bodies(sqs: Client, url: str, name: str = "queue", **more: Any) -> list[str]:
-    """Receive; return what the messages say."""
+    """Receive once; return the bodies of the messages."""
     return [message["Body"] for message in await receive(sqs, url, name, **more)]
 
 
@@ -62,14 +62,14 @@ def queue_url(url: str, name: str = "queue") -> str:
 
 
 async def delete(sqs: Client, url: str, messages: list[dict[str, Any]], name: str = "queue") -> dict[str, Any]:
-    """Delete messages in one batch, whose ids are their places; return the answer."""
+    """Delete messages in one batch, with their indexes as ids; return the answer."""
     entries = [{"Id": str(n), "ReceiptHandle": message["ReceiptHandle"]} for n, message in enumerate(messages)]
     answer: dict[str, Any] = await sqs.delete_message_batch(QueueUrl=queue_url(url, name), Entries=entries)
     return answer
 
 
 async def code_of(awaitable: Any) -> tuple[str, int]:
-    """Return the code and the HTTP status with which a call is refused."""
+    """Return the code and the HTTP status that a call fails with."""
     with pytest.raises(ClientError) as caught:
         await awaitable
     response = caught.value.response
@@ -77,7 +77,7 @@ async def code_of(awaitable: Any) -> tuple[str, int]:
 
 
 async def parked(url: str, count: int) -> bool:
-    """Tell whether *count* polls wait."""
+    """Return whether *count* polls wait."""
     return bool((await send_commands(url))["polls"] == count)
 
 
@@ -107,7 +107,7 @@ async def test_error_names_shape_and_older_code(url: str) -> None:
 async def test_fault_refuses_the_next_calls_only(
     url: str, sqs: Client, fault: SqsFault, expected: tuple[str, int]
 ) -> None:
-    """A fault is for its count of calls, and is forgotten then."""
+    """A fault strikes as many calls as it counts, and no more."""
     await send_commands(url, fault)
     assert await code_of(send(sqs, url, "refused")) == expected
     await send(sqs, url, "taken")
@@ -115,7 +115,7 @@ async def test_fault_refuses_the_next_calls_only(
 
 
 async def test_fault_may_be_for_one_queue_alone(url: str, sqs: Client) -> None:
-    """Others are not touched by it."""
+    """Calls on other queues succeed."""
     await send_commands(url, SqsFault(action="SendMessage", kind="throttle", queue="queue.fifo"))
     await send(sqs, url, "taken")
     assert await code_of(send(sqs, url, "x", name="queue.fifo")) == ("RequestThrottled", 400)
@@ -125,7 +125,7 @@ async def test_fault_may_be_for_one_queue_alone(url: str, sqs: Client) -> None:
 async def test_cut_loses_the_request_or_only_its_answer(
     url: str, sqs: Client, *, applied: bool, expected: list[str]
 ) -> None:
-    """The client cannot tell whether what it asked for was done."""
+    """The client cannot see whether the server has done its request."""
     await send_commands(url, SqsFault(action="SendMessage", kind="cut", applied=applied))
     with pytest.raises(BotoCoreError):
         await send(sqs, url, "cut")
@@ -133,7 +133,7 @@ async def test_cut_loses_the_request_or_only_its_answer(
 
 
 async def test_lost_answer_of_a_receive_is_had_again_by_its_attempt_id(url: str, sqs: Client) -> None:
-    """Without the id the group waits for the visibility timeout of messages that nobody has."""
+    """Without the id the group stays locked until the visibility timeout of the lost messages ends."""
     await send(sqs, url, "a", "b", name="queue.fifo")
     await send_commands(url, SqsFault(action="ReceiveMessage", kind="cut", applied=True))
     with pytest.raises(BotoCoreError):
@@ -143,7 +143,7 @@ async def test_lost_answer_of_a_receive_is_had_again_by_its_attempt_id(url: str,
 
 
 async def test_hang_lasts_until_the_faults_are_cleared(url: str, sqs: Client) -> None:
-    """Until then there is no answer; after it, the call goes on."""
+    """The call has no answer until then, and continues afterwards."""
     await send_commands(url, SqsFault(action="ReceiveMessage", kind="hang"))
     await send(sqs, url, "a")
 
@@ -160,7 +160,7 @@ async def test_hang_lasts_until_the_faults_are_cleared(url: str, sqs: Client) ->
 
 @pytest.mark.parametrize("sender_fault", [False, True])
 async def test_entries_of_a_batch_fail_on_demand(url: str, sqs: Client, *, sender_fault: bool) -> None:
-    """The first so many are named as failed and not deleted; the others are."""
+    """The answer lists the first entries as failed, and they are not deleted; the others are."""
     await send(sqs, url, *"abcd")
     messages = await receive(sqs, url)
     await send_commands(
@@ -174,7 +174,7 @@ async def test_entries_of_a_batch_fail_on_demand(url: str, sqs: Client, *, sende
 
 
 async def test_entries_may_be_named_as_failed_and_done(url: str, sqs: Client) -> None:
-    """SQS may have deleted what it says it did not."""
+    """SQS may have deleted a message although the answer lists it as failed."""
     await send(sqs, url, *"ab")
     await send_commands(url, SqsFault(action="DeleteMessageBatch", kind="entries", entries=1, applied=True))
     answer = await delete(sqs, url, await receive(sqs, url))
@@ -183,7 +183,7 @@ async def test_entries_may_be_named_as_failed_and_done(url: str, sqs: Client) ->
 
 
 async def test_duplicate_gives_a_message_out_twice(url: str, sqs: Client) -> None:
-    """At least once: two receivers have the same message, each with a handle of its own."""
+    """At-least-once delivery: two receivers get the same message, each with its own handle."""
     await send(sqs, url, "a")
     await send_commands(url, SqsFault(action="ReceiveMessage", kind="duplicate"))
     first, second = await receive(sqs, url), await receive(sqs, url)
@@ -194,7 +194,7 @@ async def test_duplicate_gives_a_message_out_twice(url: str, sqs: Client) -> Non
 
 @pytest.mark.parametrize(("name", "code"), [("queue", None), ("queue.fifo", "InvalidParameterValue")])
 async def test_receipts_expire_on_demand(url: str, sqs: Client, name: str, code: str | None) -> None:
-    """All of a queue at once; a FIFO queue takes none of them any more."""
+    """All handles of a queue at once; a FIFO queue accepts none of them afterwards."""
     await send(sqs, url, "a", "b", name=name)
     messages = await receive(sqs, url, name)
     await send_commands(url, ExpireReceipts(queue=name))
@@ -204,7 +204,7 @@ async def test_receipts_expire_on_demand(url: str, sqs: Client, name: str, code:
 
 
 async def test_clock_goes_forward_on_demand(url: str, sqs: Client) -> None:
-    """What is due then happens at once, to polls that wait already too."""
+    """Due changes happen at once, also for polls that already wait."""
     await send(sqs, url, "a")
     await receive(sqs, url, VisibilityTimeout=3600)
     async with asyncio.TaskGroup() as tasks:
@@ -215,7 +215,7 @@ async def test_clock_goes_forward_on_demand(url: str, sqs: Client) -> None:
 
 
 async def test_poll_wakes_when_a_group_is_unlocked(url: str, sqs: Client) -> None:
-    """A delete makes room for the next of the group."""
+    """A delete unlocks the next message of the group."""
     await send(sqs, url, "a", "b", name="queue.fifo")
     answer = await sqs.receive_message(QueueUrl=queue_url(url, "queue.fifo"))
     async with asyncio.TaskGroup() as tasks:
@@ -229,7 +229,7 @@ async def test_poll_wakes_when_a_group_is_unlocked(url: str, sqs: Client) -> Non
 async def test_poll_whose_client_is_gone_takes_nothing_unless_told(
     url: str, sqs: Client, *, outlive: bool, expected: list[str]
 ) -> None:
-    """AWS may give a message to a poll that was cut: it is hidden until its visibility timeout has passed."""
+    """AWS may deliver a message to a poll without a client: it stays hidden until its visibility timeout ends."""
     await send_commands(url, SetOptions(options={"polls_outlive_clients": outlive}))
     poll = asyncio.ensure_future(bodies(sqs, url, WaitTimeSeconds=9))
     assert await poll_until(lambda: parked(url, 1), within_s=5)
@@ -241,7 +241,7 @@ async def test_poll_whose_client_is_gone_takes_nothing_unless_told(
 
 
 async def test_wrong_commands_are_refused(url: str) -> None:
-    """With the reason, and without any effect."""
+    """The answer names the reason, and the command has no effect."""
     with pytest.raises(ValueError, match="does not exist"):
         await send_commands(url, ExpireReceipts(queue="missing"))
     with pytest.raises(ValueError, match="Expected `bool`"):

@@ -1,4 +1,4 @@
-"""The embedded stack for real: it comes up, its parts fail alone, and nothing of it is left behind."""
+"""The embedded stack for real: it starts, its parts fail independently, and it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ sys.exit(asyncio.run(run_stack(Path(sys.argv[1]), 1) if sys.argv[1:] else hold()
 
 
 class Answer(NamedTuple):
-    """What Citrus said."""
+    """An answer of Citrus."""
 
     status: int
     body: Any
 
 
 class CitrusDoor(NamedTuple):
-    """Where Citrus is, and the key to it."""
+    """The URL and the key of Citrus."""
 
     url: str
     key: str
 
     async def ask(self, method: str, path: str, body: object = None) -> Answer:
-        """Send one request; *path* is taken as it is, percent-encoded."""
+        """Send one request; *path* is sent as it is, percent-encoded."""
         async with (
             aiohttp.ClientSession(headers={"Authorization": f"Bearer {self.key}"}) as session,
             session.request(method, URL(self.url + path, encoded=True), json=body) as response,
@@ -71,21 +71,21 @@ class CitrusDoor(NamedTuple):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stack() -> AsyncIterator[Stack]:
-    """Give one stack to the tests that leave it as they found it."""
+    """Give one stack to the tests that leave it unchanged."""
     async with Stack(shards=3) as running:
         yield running
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def other_stack() -> AsyncIterator[Stack]:
-    """Give a second stack, whose shards may be filled."""
+    """Give a second stack with shards that tests may fill."""
     async with Stack(shards=3) as running:
         yield running
 
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def server() -> AsyncIterator[PostgresServer]:
-    """Give a Postgres server alone, for what would harm others."""
+    """Give a separate Postgres server to tests that would harm others."""
     with ProcessGroup() as group:
         alone = PostgresServer(group, PostgresPrograms.find(group.directory), database="alone")
         await alone.start()
@@ -93,7 +93,7 @@ async def server() -> AsyncIterator[PostgresServer]:
 
 
 def command_line_of(server: PostgresServer) -> str:
-    """Return the server's arguments as the process list shows them."""
+    """Return the server's arguments in the process list."""
     listing = ["ps", "-ww", "-o", "args=", "-p", str(server.pid)]
     return subprocess.run(listing, capture_output=True, text=True, check=True).stdout
 
@@ -106,7 +106,7 @@ def pid_listening_on(port: int | None) -> int:
 
 @contextlib.contextmanager
 def program(*arguments: str, **environ: str) -> Iterator[subprocess.Popen[str]]:
-    """Run the program above as a process of its own, and kill it at the end."""
+    """Run the program above as a child process, and kill it at the end."""
     command = [sys.executable, "-c", STACK_PROGRAM, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | environ) as process:
         try:
@@ -116,7 +116,7 @@ def program(*arguments: str, **environ: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def names_in(folder: Path) -> list[str]:
-    """Return what is in a folder, hidden files too."""
+    """Return the names in a folder, hidden files included."""
     return [path.name for path in folder.iterdir()]
 
 
@@ -133,7 +133,7 @@ def registration(business_id: str, location_id: str = "x") -> dict[str, str]:
 
 
 async def answer_of(url: str, *, timeout_s: float = 5.0) -> object:
-    """Ask a Postgres server something over a connection of its own."""
+    """Query a Postgres server over a new connection."""
     connection = await asyncpg.connect(url, timeout=timeout_s)
     try:
         return await connection.fetchval("SELECT current_database()")
@@ -166,7 +166,7 @@ async def test_stack_answers_on_all_parts(stack: Stack) -> None:
 
 
 async def test_postgres_listens_on_loopback_alone_with_its_port_on_the_command_line(stack: Stack) -> None:
-    """A shard can be found by its port in the process list, and from nowhere but this machine."""
+    """A shard can be found by its port in the process list, and reached only from this machine."""
     server = stack.servers["shard-1"]
     assert f" -p {server.port} " in command_line_of(server)
     connection = await asyncpg.connect(server.url)
@@ -175,14 +175,14 @@ async def test_postgres_listens_on_loopback_alone_with_its_port_on_the_command_l
 
 
 async def test_citrus_refuses_when_the_key_is_wrong(stack: Stack) -> None:
-    """Without the API key nothing is told, not even whether a path exists."""
+    """Without the API key an answer reveals nothing, not even whether a path exists."""
     for key in ("", "wrong", "\u00e9"):
         assert (await CitrusDoor(stack.citrus_url, key).ask("GET", "/api/shards/health")).status == 401
         assert (await CitrusDoor(stack.citrus_url, key).ask("GET", "/nothing")).status == 401
 
 
 async def test_citrus_makes_a_fourth_shard_when_three_are_full(other_stack: Stack, tmp_path: Path) -> None:
-    """The tenth tenant gets a new Postgres server, once, and the environment file learns of it."""
+    """The tenth tenant gets one new Postgres server, and the environment file is rewritten."""
     file = tmp_path / "env"
     other_stack.write_env_file(file)
     door = CitrusDoor(other_stack.citrus_url, other_stack.citrus_api_key)
@@ -198,13 +198,13 @@ async def test_citrus_makes_a_fourth_shard_when_three_are_full(other_stack: Stac
 
 
 async def never() -> tuple[str, str]:
-    """Stand for the making of a shard where none is wanted."""
+    """Fail: no test that uses this may need another shard."""
     raise AssertionError
 
 
 @pytest.mark.parametrize("business_id", ["acme", "a/b", "%2F %25", "ü+?#&=", "..", "日本-", "a/capacity"])
 async def test_citrus_speaks_the_contract_from_registration_to_move(business_id: str) -> None:
-    """Look-up, registration, capacity and re-pointing give what contract §7 names, for any key."""
+    """Look-up, registration, capacity and re-pointing return the members of contract §7, for any key."""
     citrus = CitrusServer(api_key="key", make_shard=never, max_businesses=1)
     for number in (1, 2):
         citrus.add_shard(f"shard-{number}", f"postgresql://u:p@h/{number}")
@@ -231,11 +231,11 @@ async def test_citrus_speaks_the_contract_from_registration_to_move(business_id:
         assert (await door.ask("PUT", path, {"shardId": "shard-2"})).status == 200
         assert (await door.ask("GET", path)).body["shardId"] == "shard-2"
         assert (await door.ask("PUT", path, {"shardId": "shard-9"})).status == 400
-        assert (await door.ask("PUT", "/api/shard/nobody-x", {"shardId": "shard-2"})).status == 404
+        assert (await door.ask("PUT", "/api/shard/unknown-x", {"shardId": "shard-2"})).status == 404
 
 
 def environment_by_shell(file: Path) -> dict[str, str]:
-    """Return what a shell has in its environment after it read *file*, less what it had."""
+    """Return the variables that a shell has after reading *file*, without those it had before."""
     script = f"set -a; . {shlex.quote(str(file))}; env -0"
     shell = subprocess.run(["sh", "-c", script], capture_output=True, check=True, env={"PATH": os.environ["PATH"]})
     pairs = dict(entry.split("=", 1) for entry in shell.stdout.decode().split("\0") if entry)
@@ -243,7 +243,7 @@ def environment_by_shell(file: Path) -> dict[str, str]:
 
 
 async def test_env_file_is_private_and_a_shell_reads_what_the_stack_means(stack: Stack, tmp_path: Path) -> None:
-    """The file holds secrets: mode 0600, nothing beside it; and it is removed only while it is the stack's own."""
+    """The file has mode 0600 because it contains secrets; the stack removes it only if it was not replaced."""
     file = tmp_path / "stack env"
     stack.write_env_file(file)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -258,13 +258,13 @@ async def test_env_file_is_private_and_a_shell_reads_what_the_stack_means(stack:
 
 
 async def test_killed_server_leaves_the_others_answering_and_comes_back(stack: Stack) -> None:
-    """Each shard is a process of its own; after kill -9 it starts on the same port with all that was committed."""
+    """Each shard is a separate process; after kill -9 it starts on the same port with all committed rows."""
     one, other = stack.servers["shard-1"], stack.servers["shard-2"]
     open_connection = await asyncpg.connect(one.url)
     await open_connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
     url = one.url
     await one.kill()
-    with pytest.raises(OSError):  # noqa: PT011  # refused, whatever the system's word for it
+    with pytest.raises(OSError):  # noqa: PT011  # refused, in any wording of the system
         await answer_of(one.url)
     assert await answer_of(other.url) == "shard_2"
     assert await stack.start_ended_servers() == ["shard-1"]
@@ -277,7 +277,7 @@ async def test_killed_server_leaves_the_others_answering_and_comes_back(stack: S
 
 
 async def test_suspended_server_hangs_until_it_is_resumed(server: PostgresServer) -> None:
-    """A paused server neither refuses nor answers, and afterwards goes on as if nothing had been."""
+    """A paused server neither refuses nor answers, and afterwards continues normally."""
     server.suspend()
     with pytest.raises(TimeoutError):
         await answer_of(server.url, timeout_s=0.3)
@@ -286,7 +286,7 @@ async def test_suspended_server_hangs_until_it_is_resumed(server: PostgresServer
 
 
 async def test_stopped_server_starts_again_on_the_same_address(server: PostgresServer) -> None:
-    """An orderly stop, of a paused server too, keeps data and port; databases made later are kept as well."""
+    """An orderly stop, of a paused server too, keeps data and port; databases created later are kept as well."""
     url = await server.create_database('odd "name"')
     server.suspend()
     await server.stop()
@@ -299,7 +299,7 @@ async def test_stopped_server_starts_again_on_the_same_address(server: PostgresS
 
 
 async def test_server_takes_another_port_when_its_own_is_taken(server: PostgresServer) -> None:
-    """Between the choice of a port and its use somebody may be faster."""
+    """Another program may take a port between its choice and its use."""
     rival = PostgresServer(server._group, server._programs, database="rival")
     rival.port = server.port
     await rival.start()
@@ -311,7 +311,7 @@ async def test_server_takes_another_port_when_its_own_is_taken(server: PostgresS
 async def test_server_runs_as_nobody_when_a_user_namespace_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Root without `unshare` starts Postgres as user nobody, from a copy where nobody cannot reach the programs."""
+    """Without `unshare`, root starts Postgres as user `nobody`, from a copy where `nobody` cannot go."""
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
     package = find_postgres_bin().parent.parent
@@ -331,7 +331,7 @@ async def test_server_runs_as_nobody_when_a_user_namespace_is_refused(
 
 
 async def test_two_stacks_live_side_by_side(stack: Stack, other_stack: Stack) -> None:
-    """Two runs on one machine share nothing: no port, no folder, no secret."""
+    """Two runs on one machine share no port, no folder and no secret."""
     secrets = (
         "STACK_POSTGRES_URLS",
         "AWS_ENDPOINT_URL",
@@ -348,7 +348,7 @@ async def test_two_stacks_live_side_by_side(stack: Stack, other_stack: Stack) ->
 
 
 async def test_nothing_is_left_when_the_parent_is_killed() -> None:
-    """Kill -9 of the process that entered the stack ends all of it, a paused server too, and removes its folder."""
+    """Kill -9 of the process that entered the stack ends all its processes, paused ones too, and removes its folder."""
     with program() as parent:
         assert parent.stdout is not None
         started = json.loads(parent.stdout.readline())
@@ -363,7 +363,7 @@ async def test_nothing_is_left_when_the_parent_is_killed() -> None:
 
 
 async def test_group_ends_a_child_that_ignores_every_request(tmp_path: Path) -> None:
-    """Who does not go when asked is killed, descendants in sessions of their own included."""
+    """A child that ignores the signals to end is killed, with its descendants in other sessions."""
     script = "trap '' INT TERM; setsid sh -c 'trap \"\" INT TERM; sleep 60' & echo ready; sleep 60; sleep 60"
     with ProcessGroup() as group:
         log = tmp_path / "log"
@@ -381,7 +381,7 @@ async def test_group_ends_a_child_that_ignores_every_request(tmp_path: Path) -> 
 
 
 async def test_stack_command_writes_its_file_and_cleans_up_when_it_is_interrupted(tmp_path: Path) -> None:
-    """`stack` takes a stale file away, writes its own once all answers, starts what was killed, and leaves nothing."""
+    """`stack` removes a stale file, writes its own once all services answer, restarts killed servers, and cleans up."""
     file = tmp_path / "env"
     file.write_text("API_TOKEN=stale\n")
     with program(str(file), TMPDIR=str(tmp_path)) as command:

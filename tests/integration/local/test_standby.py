@@ -1,4 +1,4 @@
-"""A streaming standby for real: it follows, falls behind, and takes the place of the server it was copied from."""
+"""A streaming standby for real: it follows, falls behind, and replaces the server that it was copied from."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def standby() -> AsyncIterator[StandbyServer]:
 
 
 async def run(server: PostgresServer, statement: str) -> None:
-    """Run a statement on a connection of its own."""
+    """Run a statement on a new connection."""
     connection = await asyncpg.connect(server.url)
     try:
         await connection.execute(statement)
@@ -43,7 +43,7 @@ async def run(server: PostgresServer, statement: str) -> None:
 
 
 async def numbers_of(server: PostgresServer) -> list[int]:
-    """Return what is in the table."""
+    """Return the content of the table."""
     connection = await asyncpg.connect(server.url)
     try:
         return [row[0] for row in await connection.fetch("SELECT n FROM numbers ORDER BY n")]
@@ -52,7 +52,7 @@ async def numbers_of(server: PostgresServer) -> list[int]:
 
 
 async def test_standby_has_all_and_takes_no_writes_when_it_has_caught_up(standby: StandbyServer) -> None:
-    """What the primary has committed is there to be read, and only to be read."""
+    """Rows that the primary has committed can be read, and not changed."""
     await run(standby.primary, "INSERT INTO numbers VALUES (1)")
     await standby.catch_up()
     assert await numbers_of(standby) == [1]
@@ -61,7 +61,7 @@ async def test_standby_has_all_and_takes_no_writes_when_it_has_caught_up(standby
 
 
 async def test_standby_lacks_what_was_committed_after_it_fell_behind_when_promoted(standby: StandbyServer) -> None:
-    """The commits of a primary that nobody received are gone with it, and its successor goes on without them."""
+    """Commits of a primary that no standby received are lost with it, and its successor continues without them."""
     await run(standby.primary, "INSERT INTO numbers VALUES (1)")
     await standby.catch_up()
     await standby.fall_behind()
@@ -73,7 +73,7 @@ async def test_standby_lacks_what_was_committed_after_it_fell_behind_when_promot
 
 
 async def test_standby_of_a_promoted_one_takes_the_place_of_the_first(standby: StandbyServer) -> None:
-    """Servers take turns: each one's successor is made where its predecessor was, also after a restart."""
+    """Servers alternate: each one's successor is created at its predecessor's address, also after a restart."""
     first = standby.primary
     await first.discard()
     await standby.promote()
@@ -91,7 +91,7 @@ async def test_standby_of_a_promoted_one_takes_the_place_of_the_first(standby: S
 
 
 async def test_commit_waits_for_a_synchronous_standby_when_that_falls_behind(standby: StandbyServer) -> None:
-    """A commit is not told to anybody before the standby has it, so none that was told is lost."""
+    """A client gets no answer to a commit before the standby has it, so no acknowledged commit is lost."""
     await standby.make_synchronous()
     await run(standby.primary, "INSERT INTO numbers VALUES (1)")
     await standby.fall_behind()
@@ -106,7 +106,7 @@ async def test_commit_waits_for_a_synchronous_standby_when_that_falls_behind(sta
 
 
 async def test_standby_says_so_when_it_cannot_be_copied(standby: StandbyServer) -> None:
-    """A primary that is down is named by what pg_basebackup said, within the time of a start."""
+    """The error of a primary that is down quotes pg_basebackup, within the time of a start."""
     await standby.primary.kill()
     another = StandbyServer(standby._group, standby._programs, standby.primary, name="another")
     with pytest.raises(StackError, match="pg_basebackup of Postgres another failed"):

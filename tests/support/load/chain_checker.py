@@ -59,9 +59,9 @@ async def find_differences(urls: Sequence[str], puts: Sequence[PutPlan]) -> list
         try:
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 async for row in connection.cursor(OPERATIONS_SQL, prefetch=FETCH_COUNT):
-                    found.operation(url, row)
+                    found.check_operation(url, row)
                 async for row in connection.cursor(ROWS_SQL, prefetch=FETCH_COUNT):
-                    found.resource(url, row)
+                    found.check_resource(url, row)
         finally:
             await connection.close()
     return list(found.lines())
@@ -71,14 +71,14 @@ class _Found:
     def __init__(self, puts: Sequence[PutPlan]) -> None:
         self._puts = puts
         self._seen = [bytearray(put.count) for put in puts]
-        self._left = [put.plan.left(put.count) for put in puts]
+        self._remaining = [put.plan.remaining_rows(put.count) for put in puts]
         self._kinds: dict[str, tuple[int, str]] = {}
 
     def _note(self, kind: str, example: object) -> None:
         count, first = self._kinds.get(kind, (0, str(example)))
         self._kinds[kind] = (count + 1, first)
 
-    def operation(self, url: str, row: asyncpg.Record) -> None:
+    def check_operation(self, url: str, row: asyncpg.Record) -> None:
         """Compare one row of `operations`."""
         for put, seen in zip(self._puts, self._seen, strict=True):
             number = put.plan.number_of(row["request_id"])
@@ -101,26 +101,26 @@ class _Found:
             return
         self._note("operations of nobody's", row)
 
-    def resource(self, url: str, row: asyncpg.Record) -> None:
+    def check_resource(self, url: str, row: asyncpg.Record) -> None:
         """Compare one row of `resources`."""
         key = (row["id"], row["type"], row["name"])
         numbers: Numbers = (row["n"], row["made"])
-        for put, left in zip(self._puts, self._left, strict=True):
-            if key in left:
+        for put, remaining in zip(self._puts, self._remaining, strict=True):
+            if key in remaining:
                 if put.homes[row["id"]] != url:
                     self._note("resources on another shard than their tenant's", key)
-                if (wanted := left.pop(key)) != numbers:
+                if (wanted := remaining.pop(key)) != numbers:
                     self._note("resources with other content", f"{key}: {numbers}, expected {wanted}")
                 return
         self._note("resources that should not be there", key)
 
     def lines(self) -> Iterator[str]:
         """Say what was not as it must be."""
-        for put, seen, left in zip(self._puts, self._seen, self._left, strict=True):
+        for put, seen, remaining in zip(self._puts, self._seen, self._remaining, strict=True):
             if missing := seen.count(0):
                 self._note(f"{missing} operations of {put.plan.name!r} lost", put.plan.row(seen.index(0)))
-            if left:
-                self._note(f"{len(left)} resources of {put.plan.name!r} missing", next(iter(left)))
+            if remaining:
+                self._note(f"{len(remaining)} resources of {put.plan.name!r} missing", next(iter(remaining)))
         for kind, (count, example) in self._kinds.items():
             yield f"{kind} ({count}), such as {example}"
 

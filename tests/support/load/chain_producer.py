@@ -69,26 +69,26 @@ class ChainProducer:
             lines = log.read().split(b"\n")
         return int(lines[-2]) if len(lines) > 1 and lines[-2].isdigit() else 0
 
-    def check(self) -> None:
+    def check_running(self) -> None:
         """Raise `ProducerFailedError` when it has failed."""
         if self._process.poll():
             raise ProducerFailedError(f"a producer failed; its log ends with:\n{log_tail(self._log_path)}")
 
-    async def done(self, *, within_s: float) -> int:
+    async def wait_until_done(self, *, within_s: float) -> int:
         """Wait until it has put all; return how many."""
         deadline = asyncio.get_running_loop().time() + within_s
         while self._process.poll() is None:
             if asyncio.get_running_loop().time() > deadline:
                 raise ProducerFailedError(f"a producer has put only {self.put_count} within {within_s:.0f} s")
             await asyncio.sleep(POLL_S)
-        self.check()
+        self.check_running()
         return self.put_count
 
     async def stop(self) -> int:
         """Let it end after the request that is on its way; return how many records it has put."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
-        return await self.done(within_s=STOP_WITHIN_S)
+        return await self.wait_until_done(within_s=STOP_WITHIN_S)
 
 
 async def produce(order: ProducerOrder) -> None:

@@ -22,7 +22,7 @@ TARGET_PREFIX = "AmazonSQS."
 CONTENT_TYPE = "application/x-amz-json-1.0"
 MAX_BODY_BYTES = 4 * 1024 * 1024
 ATTRIBUTES = {"MaximumMessageSize": "262144", "MessageRetentionPeriod": "345600", "VisibilityTimeout": "30"}
-PASSED_ON = ("Content-Type", "X-Amz-Target", "Authorization", "X-Amz-Date", "X-Amz-Security-Token")
+FORWARDED_HEADERS = ("Content-Type", "X-Amz-Target", "Authorization", "X-Amz-Date", "X-Amz-Security-Token")
 
 
 class DeadLetterSink:
@@ -49,27 +49,27 @@ class DeadLetterSink:
 
     async def _answer(self, request: web.Request) -> web.Response:
         body = await request.read()
-        asked = json.loads(body or b"{}")
-        if asked.get("QueueUrl") != self._queue_url:
-            return await self._pass_on(request, body)
+        request_body = json.loads(body or b"{}")
+        if request_body.get("QueueUrl") != self._queue_url:
+            return await self._forward(request, body)
         match request.headers.get("X-Amz-Target", "").removeprefix(TARGET_PREFIX):
             case "SendMessage":
-                return _reply(self._take(asked))
+                return _reply(self._store(request_body))
             case "SendMessageBatch":
-                return _reply({"Successful": [{"Id": one["Id"]} | self._take(one) for one in asked["Entries"]]})
+                return _reply({"Successful": [{"Id": one["Id"]} | self._store(one) for one in request_body["Entries"]]})
             case "GetQueueAttributes":
                 return _reply({"Attributes": ATTRIBUTES})
             case _:
-                return await self._pass_on(request, body)
+                return await self._forward(request, body)
 
-    def _take(self, message: dict[str, Any]) -> dict[str, str]:
+    def _store(self, message: dict[str, Any]) -> dict[str, str]:
         text = message["MessageBody"]
         self.dead_letters.append(parse_dead_letter(text))
         digest = hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
         return {"MessageId": str(uuid.uuid4()), "MD5OfMessageBody": digest}
 
-    async def _pass_on(self, request: web.Request, body: bytes) -> web.Response:
-        headers = {name: request.headers[name] for name in PASSED_ON if name in request.headers}
+    async def _forward(self, request: web.Request, body: bytes) -> web.Response:
+        headers = {name: request.headers[name] for name in FORWARDED_HEADERS if name in request.headers}
         async with self._session.post(self._endpoint_url + request.path_qs, data=body, headers=headers) as answer:
             return web.Response(body=await answer.read(), status=answer.status, content_type=answer.content_type)
 

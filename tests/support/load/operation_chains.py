@@ -92,7 +92,7 @@ class ChainPlan:
         """Return the id of a chain's resource."""
         return f"{self.name}-{chain}"
 
-    def left(self, count: int) -> dict[tuple[str, str, str], Numbers]:
+    def remaining_rows(self, count: int) -> dict[tuple[str, str, str], Numbers]:
         """Return the resources that are left after *count* operations, by tenant, type and id."""
         rows: dict[tuple[str, str, str], Numbers] = {}
         for chain in range(min(count, self.chain_count)):

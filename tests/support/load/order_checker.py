@@ -90,7 +90,7 @@ async def compare_orders(
             rows += await connection.fetch(ROWS_SQL, tenant_ids)
         finally:
             await connection.close()
-    lines = _Lines()
+    lines = _Differences()
     _compare_log(lines, [step for plan in plans for step in plan.steps], operations)
     _compare_rows(lines, {key: row for plan in plans for key, row in plan.rows().items()}, rows)
     repeated = _compare_letters(lines, sent, letters)
@@ -104,7 +104,7 @@ async def compare_orders(
     )
 
 
-class _Lines:
+class _Differences:
     """Differences by kind, each with its first example."""
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ class _Lines:
             yield f"{kind} ({count}), such as {example}"
 
 
-def _compare_log(lines: _Lines, steps: Sequence[OrderStep], operations: Sequence[asyncpg.Record]) -> None:
+def _compare_log(lines: _Differences, steps: Sequence[OrderStep], operations: Sequence[asyncpg.Record]) -> None:
     wanted = {(step.tenant_id, step.request_id): step for step in steps}
     found: dict[tuple[str, str], asyncpg.Record] = {}
     for row in operations:
@@ -140,7 +140,7 @@ def _compare_log(lines: _Lines, steps: Sequence[OrderStep], operations: Sequence
     _compare_order(lines, [(step, found[key]) for key, step in wanted.items() if key in found])
 
 
-def _compare_order(lines: _Lines, pairs: Sequence[tuple[OrderStep, asyncpg.Record]]) -> None:
+def _compare_order(lines: _Differences, pairs: Sequence[tuple[OrderStep, asyncpg.Record]]) -> None:
     """Each group's events come in their order: by the transactions that wrote them, and by the queue's numbers."""
     last: dict[str, tuple[OrderStep, asyncpg.Record]] = {}
     for step, row in pairs:  # in the order of the plan
@@ -153,7 +153,7 @@ def _compare_order(lines: _Lines, pairs: Sequence[tuple[OrderStep, asyncpg.Recor
         last[step.group_id] = (step, row)
 
 
-def _compare_rows(lines: _Lines, wanted: dict[tuple[str, str], Any], rows: Sequence[asyncpg.Record]) -> None:
+def _compare_rows(lines: _Differences, wanted: dict[tuple[str, str], Any], rows: Sequence[asyncpg.Record]) -> None:
     for row in rows:
         key = (row["id"], row["order_id"])
         expected, got = wanted.pop(key, None), json.loads(row["data"])
@@ -165,7 +165,7 @@ def _compare_rows(lines: _Lines, wanted: dict[tuple[str, str], Any], rows: Seque
         lines.note("orders missing", key)
 
 
-def _compare_letters(lines: _Lines, sent: Mapping[str, PlannedEvent], letters: Iterable[StoredDeadLetter]) -> int:
+def _compare_letters(lines: _Differences, sent: Mapping[str, PlannedEvent], letters: Iterable[StoredDeadLetter]) -> int:
     found: dict[str, set[str]] = {}
     repeated = 0
     for letter in letters:

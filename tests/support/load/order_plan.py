@@ -59,7 +59,7 @@ class OrderPlan:
         self._random = Random(seed)
         self._last: dict[int, PlannedEvent] = {}  # by group: its last step
         self._step_counts: Counter[int] = Counter()
-        self.planned = tuple(self._plan(count, poison_percent))
+        self.planned = tuple(self._make_events(count, poison_percent))
         self.steps = [one.step for one in self.planned if one.step is not None]
         self.poison_count = sum(bool(one.reasons) for one in self.planned)
 
@@ -79,63 +79,65 @@ class OrderPlan:
                 rows[tenant_id, self._beside_id(number)] = {"n": 0}
         return rows
 
-    def _plan(self, count: int, poison_percent: float) -> Iterator[PlannedEvent]:
+    def _make_events(self, count: int, poison_percent: float) -> Iterator[PlannedEvent]:
         random = self._random
         bad = set(random.sample(range(count), round(count * poison_percent / 100)))
         order = list(range(self.group_count))
         bad_number = 0
-        for place in range(count):
-            if place % self.group_count == 0:
+        for index in range(count):
+            if index % self.group_count == 0:
                 random.shuffle(order)
-            group = order[place % self.group_count]
+            group = order[index % self.group_count]
             last = self._last.get(group)
-            if place in bad:
-                yield self._poison(bad_number, group, place, last)
+            if index in bad:
+                yield self._make_poison(bad_number, group, index, last)
                 bad_number += 1
             elif last is not None and random.random() < AGAIN_SHARE:
-                yield self._again(last, place)
+                yield self._make_repeat(last, index)
             else:
-                self._last[group] = self._next(group)
+                self._last[group] = self._make_step(group)
                 yield self._last[group]
 
-    def _next(self, group: int) -> PlannedEvent:
+    def _make_step(self, group: int) -> PlannedEvent:
         number = self._step_counts[group]
         self._step_counts[group] += 1
         if (number + 1) % ROUND == 0:
             is_there = number // ROUND % 2 == 1
             kind, order_id, data = ("DELETE" if is_there else "CREATE"), self._beside_id(group), {"n": 0}
-            return self._planned(group, number, kind, order_id, {} if is_there else data)
+            return self._make_planned(group, number, kind, order_id, {} if is_there else data)
         change = _change_number(number)
         if change == 0:
-            return self._planned(group, number, "CREATE", self._order_id(group), {"n": 0, "steps": {"0": True}})
+            return self._make_planned(group, number, "CREATE", self._order_id(group), {"n": 0, "steps": {"0": True}})
         steps = {str(change - 1): None, str(change): True}
-        return self._planned(group, number, "UPDATE", self._order_id(group), {"n": change, "steps": steps})
+        return self._make_planned(group, number, "UPDATE", self._order_id(group), {"n": change, "steps": steps})
 
-    def _planned(self, group: int, number: int, kind: str, order_id: str, data: Members) -> PlannedEvent:
-        event, _ = self._event(group, f"{self.name}-{group}-{number}", kind, order_id, data)
+    def _make_planned(self, group: int, number: int, kind: str, order_id: str, data: Members) -> PlannedEvent:
+        event, _ = self._make_event(group, f"{self.name}-{group}-{number}", kind, order_id, data)
         tenant_id = self._tenant(group).tenant_id
         return PlannedEvent(
             event, OrderStep(tenant_id, event.deduplication_id, event.group_id, number, KINDS[kind], order_id)
         )
 
-    def _again(self, last: PlannedEvent, place: int) -> PlannedEvent:
+    def _make_repeat(self, last: PlannedEvent, index: int) -> PlannedEvent:
         """Send the last event of a group once more: nothing may come of it."""
         event = last.event
-        if place % 2 and "deduplicationId" in json.loads(event.body):
-            again = OrderEvent(event.group_id, f"{self.name}-again-{place}", event.body, event.tenant)
+        if index % 2 and "deduplicationId" in json.loads(event.body):
+            again = OrderEvent(event.group_id, f"{self.name}-again-{index}", event.body, event.tenant)
             return PlannedEvent(again)
         return PlannedEvent(event, is_dropped=True)
 
-    def _poison(self, number: int, group: int, place: int, last: PlannedEvent | None) -> PlannedEvent:
-        own_id = f"{self.name}-bad-{place}"
-        event, members = self._event(group, own_id, "CREATE", f"{self.name}-never-{place}", {"never": "kept"})
+    def _make_poison(self, number: int, group: int, index: int, last: PlannedEvent | None) -> PlannedEvent:
+        own_id = f"{self.name}-bad-{index}"
+        event, members = self._make_event(group, own_id, "CREATE", f"{self.name}-never-{index}", {"never": "kept"})
         if number % 6 == 5 and last is not None:
             body = json.dumps(members | {"deduplicationId": last.event.deduplication_id})
             return PlannedEvent(OrderEvent(event.group_id, own_id, body, event.tenant), reasons=REUSED)
         spoilt, reasons = spoil_event(number, members, event)
         return PlannedEvent(spoilt, reasons=reasons)
 
-    def _event(self, group: int, own_id: str, kind: str, order_id: str, data: Members) -> tuple[OrderEvent, Members]:
+    def _make_event(
+        self, group: int, own_id: str, kind: str, order_id: str, data: Members
+    ) -> tuple[OrderEvent, Members]:
         """Return an event whose tenant and id are told in one of the ways, each group in its own."""
         tenant, group_id = self._tenant(group), f"{self.name}-{group}"
         in_body = tenant if group % 3 == 0 else None

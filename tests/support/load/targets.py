@@ -41,7 +41,7 @@ class LoadReport:
 
     title: str
     phases: list[PhaseResult] = field(default_factory=list)
-    bounds: list[PerformanceTarget] = field(default_factory=list)
+    targets: list[PerformanceTarget] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
     facts: dict[str, float | None] = field(default_factory=dict)
 
@@ -53,23 +53,23 @@ class LoadReport:
     @property
     def status(self) -> int:
         """The exit status: 1 when a bound was not kept or a row is not as it must be."""
-        return 0 if not self.differences and all(bound.is_kept for bound in self.bounds) else 1
+        return 0 if not self.differences and all(target.is_kept for target in self.targets) else 1
 
-    def bound_latency(self, measured: PhaseResult, *, most_ratio: float, least_ratio: float) -> None:
+    def add_latency_targets(self, measured: PhaseResult, *, most_ratio: float, least_ratio: float) -> None:
         """Promise that *measured* is not much slower and does not get through much less than the control."""
         name = measured.phase.name
         ratio = ratio_of(measured.p99_s, self.control.p99_s)
-        self.bounds.append(PerformanceTarget(f"{name}: p99 ÷ control's", ratio, most=most_ratio))
+        self.targets.append(PerformanceTarget(f"{name}: p99 ÷ control's", ratio, most=most_ratio))
         ratio = ratio_of(measured.rate, self.control.rate)
-        self.bounds.append(PerformanceTarget(f"{name}: throughput ÷ control's", ratio, least=least_ratio))
+        self.targets.append(PerformanceTarget(f"{name}: throughput ÷ control's", ratio, least=least_ratio))
 
-    def bound_memory(self, growth_mib: float) -> None:
+    def add_memory_targets(self, growth_mib: float) -> None:
         """Promise that no phase takes more than *growth_mib* beyond the control."""
         before = self.control.rss_bytes
         for measured in self.phases[1:]:
             now = measured.rss_bytes
             growth = None if before is None or now is None else (now.most - before.most) / MIB
-            self.bounds.append(
+            self.targets.append(
                 PerformanceTarget(f"{measured.phase.name}: growth of the worker", growth, most=growth_mib, unit="MiB")
             )
 
@@ -78,9 +78,9 @@ class LoadReport:
         console.print(self._phase_table())
         console.print(self._processor_table())
         table = Table("bound", "measured", "promised", "")
-        for bound in self.bounds:
-            kept = "kept" if bound.is_kept else "[bold red]MISSED[/]"
-            table.add_row(bound.what, format_number(bound.value, bound.unit), str(bound), kept)
+        for target in self.targets:
+            kept = "kept" if target.is_kept else "[bold red]MISSED[/]"
+            table.add_row(target.what, format_number(target.value, target.unit), str(target), kept)
         console.print(table)
         for what, value in self.facts.items():
             console.print(f"{what}: {format_number(value)}")
@@ -115,8 +115,8 @@ class LoadReport:
     def as_json(self) -> str:
         """Return all of it for programs."""
         bounds = [
-            {"what": bound.what, "value": bound.value, "bound": str(bound), "kept": bound.is_kept}
-            for bound in self.bounds
+            {"what": target.what, "value": target.value, "bound": str(target), "kept": target.is_kept}
+            for target in self.targets
         ]
         return json.dumps(
             {

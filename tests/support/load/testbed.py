@@ -237,7 +237,7 @@ class Testbed:
         for worker in self.workers:
             worker.check_running()
         for flow in self.flows:
-            flow.producer.check()
+            flow.producer.check_running()
 
     # Phases
 
@@ -266,7 +266,7 @@ class Testbed:
             p50_s=percentile(durations, 0.5),
             p99_s=percentile(durations, 0.99),
             longest_s=durations[-1] if durations else None,
-            rss_bytes=self.memory.between(phase.begin, phase.end),
+            rss_bytes=self.memory.range_between(phase.begin, phase.end),
         )
 
     async def reshard(self, count: int, *, within_s: float = 60.0) -> None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from support.network.tcp_proxy import PART_BYTES, TcpProxy
+from support.network.tcp_proxy import READ_BYTES, TcpProxy
 
 from simplu_worker.local.processes.loopback import HOST
 
@@ -66,14 +66,14 @@ class FaultProxy(TcpProxy):
         to_server: asyncio.StreamWriter | None = None
         try:
             if self._answer is not None:
-                await _read_request(client)
+                await _skip_request(client)
                 to_client.write(self._answer)
                 await to_client.drain()
                 to_client.close()
                 return
             server, to_server = await asyncio.open_connection(*self._target)
             self._connections.add(to_server)
-            ways = (self._pass_requests(client, to_server), _pass(server, to_client))
+            ways = (self._forward_requests(client, to_server), _forward(server, to_client))
             async with asyncio.TaskGroup() as tasks:
                 passing = [tasks.create_task(way) for way in ways]
                 await asyncio.wait(passing, return_when=asyncio.FIRST_COMPLETED)
@@ -86,30 +86,30 @@ class FaultProxy(TcpProxy):
                 self._connections.discard(writer)
                 writer.close()
 
-    async def _pass_requests(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        while part := await _read(source):
-            while self._swallowed is not None and self._swallowed in part:
+    async def _forward_requests(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while chunk := await _read(source):
+            while self._swallowed is not None and self._swallowed in chunk:
                 await self._changed.wait()
             if self._latency_s:
                 await asyncio.sleep(self._latency_s)
-            target.write(part)
+            target.write(chunk)
 
 
-async def _pass(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-    while part := await _read(source):
-        target.write(part)
+async def _forward(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    while chunk := await _read(source):
+        target.write(chunk)
         with contextlib.suppress(OSError):
             await target.drain()
 
 
 async def _read(source: asyncio.StreamReader) -> bytes:
     try:
-        return await source.read(PART_BYTES)
+        return await source.read(READ_BYTES)
     except OSError:  # cut
         return b""
 
 
-async def _read_request(client: asyncio.StreamReader) -> None:
+async def _skip_request(client: asyncio.StreamReader) -> None:
     with contextlib.suppress(OSError, asyncio.IncompleteReadError):
         head = await client.readuntil(b"\r\n\r\n")
         length = CONTENT_LENGTH.search(head)

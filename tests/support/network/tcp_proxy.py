@@ -9,7 +9,7 @@ from typing import Self
 
 from simplu_worker.local.processes.loopback import HOST, free_port
 
-PART_BYTES = 65_536
+READ_BYTES = 65_536
 
 
 class TcpProxy:

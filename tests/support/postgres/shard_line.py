@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator
 from urllib.parse import urlsplit, urlunsplit
 
-from support.network.tcp_proxy import PART_BYTES, TcpProxy
+from support.network.tcp_proxy import READ_BYTES, TcpProxy
 
 from simplu_worker.local.processes.loopback import HOST
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -81,9 +81,9 @@ class ShardLine(TcpProxy):
         self.connection_count += 1
         self._connections.add(to_client)
         if self._refusal is not None:
-            if await client.read(PART_BYTES) == ASKS_FOR_TLS:
+            if await client.read(READ_BYTES) == ASKS_FOR_TLS:
                 to_client.write(b"N")
-                await client.read(PART_BYTES)
+                await client.read(READ_BYTES)
             to_client.write(error_message(*self._refusal))
             to_client.close()
             return
@@ -109,7 +109,7 @@ class ShardLine(TcpProxy):
         self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, is_asking: bool = False
     ) -> None:
         with contextlib.suppress(OSError):  # cut
-            while part := await source.read(PART_BYTES):
+            while part := await source.read(READ_BYTES):
                 if is_asking:
                     self.asked.append(part)
                     await asyncio.sleep(self._latency_s)

@@ -54,7 +54,7 @@ class ValueRange:
     most: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> ValueRange | None:
+    def from_values(cls, values: Sequence[float]) -> ValueRange | None:
         """Return the range of *values*, none of none."""
         return cls(min(values), statistics.median(values), max(values)) if values else None
 
@@ -74,6 +74,6 @@ class MemorySampler:
                 self.samples.append((datetime.now(UTC), size))
             await asyncio.sleep(SAMPLE_S)
 
-    def between(self, begin: datetime, end: datetime) -> ValueRange | None:
+    def range_between(self, begin: datetime, end: datetime) -> ValueRange | None:
         """Return the range of the memory between two times, in bytes."""
-        return ValueRange.of([size for at, size in self.samples if begin <= at < end])
+        return ValueRange.from_values([size for at, size in self.samples if begin <= at < end])

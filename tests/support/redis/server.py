@@ -35,7 +35,7 @@ class RedisServer:
         return f"redis://:{PASSWORD}@{HOST}:{self.port}/0"
 
     @property
-    def place(self) -> str:
+    def address(self) -> str:
         """Where it is, as our log says it."""
         return f"{HOST}:{self.port}/0"
 

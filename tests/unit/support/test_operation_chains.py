@@ -62,7 +62,7 @@ def test_plan_names_what_the_model_says_when_everything_is_applied_in_order(coun
         for key, row in tenant.rows.items()
         if isinstance(row.data, dict)
     }
-    assert PLAN.left(count) == rows
+    assert PLAN.remaining_rows(count) == rows
 
 
 @pytest.mark.parametrize("order", list(permutations(range(4))))

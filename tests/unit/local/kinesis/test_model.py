@@ -1,4 +1,4 @@
-"""The local Kinesis without its HTTP: streams, quotas, tokens, reshards and faults, with the time handed in."""
+"""The local Kinesis without its HTTP: streams, quotas, tokens, reshards and faults, at times that the tests set."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Kinesis:
         self("CreateStream", ShardCount=shard_count)
 
     def __call__(self, action: str, **request: Any) -> dict[str, Any]:
-        """Do one action on the stream, unless the request names another or goes on from a token."""
+        """Do one action on the stream, unless the request names another or continues from a token."""
         if not request.keys() & {"StreamARN", "NextToken", "ShardIterator"} and action != "ListStreams":
             request.setdefault("StreamName", NAME)
         asked = self.actions.decode(action, json.dumps(request).encode())
@@ -61,11 +61,11 @@ class Kinesis:
         return str(answer["ShardIterator"])
 
     def texts(self, iterator: str) -> list[str]:
-        """Return what the records of one answer say."""
+        """Return the data of the records of one answer."""
         return texts_of(self("GetRecords", ShardIterator=iterator))
 
     def listed(self, **more: Any) -> list[str]:
-        """Return the last digits of the stream shards that ListShards gives."""
+        """Return the last digits of the stream shards that ListShards returns."""
         return [shard["ShardId"][-2:] for shard in self("ListShards", **more)["Shards"]]
 
 
@@ -75,12 +75,12 @@ def shard_id(index: int) -> str:
 
 
 def texts_of(answer: dict[str, Any]) -> list[str]:
-    """Return what the records say."""
+    """Return the data of the records."""
     return [base64.b64decode(record["Data"]).decode() for record in answer["Records"]]
 
 
 def refusal(kinesis: Kinesis, action: str, **request: Any) -> str:
-    """Return the code of the error with which the action is refused."""
+    """Return the code of the error that the action fails with."""
     with pytest.raises(KinesisError) as caught:
         kinesis(action, **request)
     return caught.value.code
@@ -91,7 +91,7 @@ def refusal(kinesis: Kinesis, action: str, **request: Any) -> str:
 
 @given(st.integers(0, 2**36 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1), st.integers(0, 2**36 - 1))
 def test_sequence_number_says_what_it_was_made_of(made_s: int, index: int, ordinal: int, second: int) -> None:
-    """A sequence number has 56 digits and can be read back."""
+    """A sequence number has 56 digits and can be decoded."""
     parts = SequenceNumber(made_s, index, ordinal, second)
     text = str(encode_sequence_number(parts))
     assert (len(text), parse_sequence_number(text)) == (56, parts)
@@ -99,12 +99,12 @@ def test_sequence_number_says_what_it_was_made_of(made_s: int, index: int, ordin
 
 @pytest.mark.parametrize("text", ["0", "1", "49", str(2**185), "9" * 56, "9" * 128])
 def test_sequence_number_is_refused_when_it_is_not_of_our_form(text: str) -> None:
-    """Any other number is known for one."""
+    """Any other number is recognized."""
     assert parse_sequence_number(text) is None
 
 
 def test_token_survives_the_way_to_the_client_and_back() -> None:
-    """Both kinds of tokens are told apart, and are short enough for API_GetRecords (512)."""
+    """The two kinds of tokens are distinguished, and short enough for API_GetRecords (512)."""
     iterator = IteratorToken("s" * 128, START_MS, shard_id(1), 10**12, START_MS, 7)
     page = PageToken(NAME, START_MS, shard_id(1), "AT_LATEST", 0, START_MS)
     assert [unseal_token(seal_token(iterator)), unseal_token(seal_token(page))] == [iterator, page]
@@ -113,7 +113,7 @@ def test_token_survives_the_way_to_the_client_and_back() -> None:
 
 @given(st.text(max_size=100))
 def test_token_is_refused_when_it_is_garbage(text: str) -> None:
-    """What was not sealed here is nothing."""
+    """A text that was not sealed here decodes to none."""
     assert unseal_token(text) is None
     assert unseal_token(base64.b64encode(text.encode()).decode()) is None
 
@@ -123,7 +123,7 @@ def test_token_is_refused_when_it_is_garbage(text: str) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 16, 1000])
 def test_equal_ranges_cover_all_hash_keys(count: int) -> None:
-    """No hole, no overlap, from 0 to 2^128-1."""
+    """No gap and no overlap from 0 to 2^128-1."""
     ranges = equal_ranges(count)
     assert [ranges[0].start, ranges[-1].end, len(ranges)] == [0, HASH_KEYS - 1, count]
     assert [one.end + 1 for one in ranges[:-1]] == [one.start for one in ranges[1:]]
@@ -134,7 +134,7 @@ def test_equal_ranges_cover_all_hash_keys(count: int) -> None:
     [(1, 2, 1, 0), (2, 4, 2, 0), (4, 2, 0, 2), (3, 6, 3, 0), (6, 3, 0, 3), (2, 3, 2, 1), (3, 2, 1, 2), (4, 4, 0, 0)],
 )
 def test_scaling_takes_as_few_steps_as_it_can(before: int, after: int, splits: int, merges: int) -> None:
-    """Only ranges that are not there yet are made; thirds and sixths count as the same in spite of their rounding."""
+    """Only missing ranges are made; thirds and sixths count as equal in spite of their rounding."""
     steps = scaling_steps(equal_ranges(before), after)
     kinds = [type(step) for step in steps]
     assert (kinds.count(Split), kinds.count(Merge)) == (splits, merges)
@@ -144,7 +144,7 @@ def test_scaling_takes_as_few_steps_as_it_can(before: int, after: int, splits: i
 
 
 def test_read_quota_allows_five_reads_a_second() -> None:
-    """API_GetRecords: five transactions a second; at an even pace of 200 ms none is refused."""
+    """API_GetRecords: five transactions a second; at an even interval of 200 ms no read is throttled."""
     quota = ReadQuota()
     assert [quota.acquire(START_MS) for _ in range(7)] == [True] * 5 + [False] * 2
     paced = ReadQuota()
@@ -166,7 +166,7 @@ def test_read_quota_closes_for_as_long_as_the_answer_was_large(size_bytes: int, 
 
 
 def test_write_quota_counts_records_and_bytes() -> None:
-    """API_PutRecords: 1,000 records and 1 MiB a second; a larger record passes when nothing else was put."""
+    """API_PutRecords: 1,000 records and 1 MiB a second; a larger record passes when the bucket is full."""
     small, large = WriteQuota(), WriteQuota()
     assert [small.acquire(1, START_MS) for _ in range(1001)] == [True] * 1000 + [False]
     assert [large.acquire(3 * MIB, START_MS + at_ms) for at_ms in (0, 1000, 2000, 3000)] == [True, False, False, True]
@@ -194,7 +194,7 @@ def test_iterators_start_where_they_say() -> None:
 
 
 def test_iterator_is_refused_when_its_arguments_make_no_sense() -> None:
-    """API_GetShardIterator: unknown stream shard, foreign number, a time to come."""
+    """API_GetShardIterator: unknown stream shard, foreign number, a time in the future."""
     kinesis = Kinesis(2)
     number = kinesis.put("key", "a", ExplicitHashKey="0")["SequenceNumber"]
     at = {"ShardIteratorType": "AT_SEQUENCE_NUMBER"}
@@ -241,7 +241,7 @@ def test_request_is_refused_as_the_api_reference_says(code: str, action: str, re
 
 
 def test_reading_goes_by_number_and_by_size() -> None:
-    """API_GetRecords: no more than Limit, no more than 10 MiB, and never nothing when there is something."""
+    """API_GetRecords: at most Limit records and 10 MiB, and at least one record if any is stored."""
     kinesis = Kinesis()
     for number in range(15):
         kinesis.put("k", str(number % 10) * (MIB - 1))
@@ -254,7 +254,7 @@ def test_reading_goes_by_number_and_by_size() -> None:
 
 
 def test_read_throttling_closes_a_stream_shard_for_all_its_readers() -> None:
-    """API_GetRecords: the quota is the stream shard's, not the reader's; other stream shards are not concerned."""
+    """API_GetRecords: the quota is the stream shard's, not the reader's; other stream shards are not affected."""
     kinesis = Kinesis(2, read_throttling=True)
     iterators = [kinesis.iterator(0), kinesis.iterator(0), kinesis.iterator(1)]
     for number in range(5):
@@ -279,7 +279,7 @@ def test_answer_of_ten_mebibytes_closes_the_stream_shard_for_five_seconds() -> N
 
 
 def test_write_throttling_refuses_single_records() -> None:
-    """API_PutRecords: a refused record has an ErrorCode in its place, and those of other stream shards pass."""
+    """API_PutRecords: a rejected record has an ErrorCode in its place, and those of other stream shards pass."""
     kinesis = Kinesis(2, write_throttling=True)
     data = base64.b64encode(bytes(MIB - 100)).decode()
     hash_keys = ["0", "0", str(HASH_KEYS - 1)]
@@ -291,7 +291,7 @@ def test_write_throttling_refuses_single_records() -> None:
 
 
 def test_millis_behind_is_the_distance_of_the_answer_from_the_tip() -> None:
-    """API_GetRecords: 0 when nothing is left, else the age of the last record given."""
+    """API_GetRecords: 0 when no record is left, else the age of the last record returned."""
     kinesis = Kinesis()
     for text in "abc":
         kinesis.put("k", text)
@@ -318,7 +318,7 @@ def test_iterator_expires_after_five_minutes_and_on_demand() -> None:
 
 
 def test_records_go_when_their_retention_is_over() -> None:
-    """API_IncreaseStreamRetentionPeriod: 24 hours at first; reading goes on with the oldest that is left."""
+    """API_IncreaseStreamRetentionPeriod: 24 hours at first; reading continues with the oldest stored record."""
     kinesis = Kinesis()
     kinesis.put("k", "a")
     iterator = kinesis.iterator()
@@ -333,7 +333,7 @@ def test_records_go_when_their_retention_is_over() -> None:
 
 
 def test_memory_is_bounded_by_trimming_the_oldest_records() -> None:
-    """The oldest go first, wherever they are; the newest stay; positions do not change."""
+    """The oldest records of all stream shards are trimmed; the newest stay; positions do not change."""
     kinesis = Kinesis(2, memory_max_bytes=100_000)
     for number in range(1000):
         kinesis.now_ms += 1
@@ -349,7 +349,7 @@ def test_memory_is_bounded_by_trimming_the_oldest_records() -> None:
 
 
 def test_stream_goes_through_its_states_in_its_time() -> None:
-    """CREATING, ACTIVE, UPDATING, DELETING; what a state does not allow is refused."""
+    """CREATING, ACTIVE, UPDATING, DELETING; actions that a state does not allow are rejected."""
     delays = {"create_delay_ms": 100, "update_delay_ms": 100, "delete_delay_ms": 100}
     kinesis = Kinesis(2, **delays)
 
@@ -377,7 +377,7 @@ def test_stream_goes_through_its_states_in_its_time() -> None:
 
 
 def test_stream_is_found_by_its_arn() -> None:
-    """Every action takes StreamARN in place of StreamName."""
+    """Every action accepts StreamARN in place of StreamName."""
     kinesis = Kinesis()
     arn = kinesis("DescribeStream")["StreamDescription"]["StreamARN"]
     assert kinesis("ListShards", StreamARN=arn) == kinesis("ListShards")
@@ -388,7 +388,7 @@ def test_stream_is_found_by_its_arn() -> None:
 
 
 def test_split_gives_each_half_a_child_and_leaves_the_records() -> None:
-    """API_SplitShard: the new key starts the upper child; the parent keeps its records and takes no more."""
+    """API_SplitShard: the new key starts the upper child; the parent keeps its records and accepts no more."""
     kinesis = Kinesis()
     before = kinesis.put("k", "before", ExplicitHashKey="7")
     kinesis("SplitShard", ShardToSplit=shard_id(0), NewStartingHashKey=str(HASH_KEYS // 2))
@@ -417,7 +417,7 @@ def test_children_have_greater_numbers_than_their_parents_however_soon_they_foll
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_merge_gives_the_child_both_parents(order: tuple[int, int]) -> None:
-    """API_MergeShards: the one that was named first is the parent, the other the adjacent parent."""
+    """API_MergeShards: the first named is the parent, the other the adjacent parent."""
     kinesis = Kinesis(2)
     first, second = (shard_id(index) for index in order)
     kinesis("MergeShards", ShardToMerge=first, AdjacentShardToMerge=second)
@@ -443,7 +443,7 @@ def test_reshard_is_refused_when_it_is_not_possible() -> None:
 
 
 def test_end_of_a_closed_stream_shard_names_its_children() -> None:
-    """API_GetRecords: after the last records NextShardIterator is missing, and ChildShards are there."""
+    """API_GetRecords: after the last records NextShardIterator is missing, and ChildShards is present."""
     kinesis = Kinesis()
     kinesis.put("k", "a")
     open_answer = kinesis("GetRecords", ShardIterator=kinesis.iterator())
@@ -458,7 +458,7 @@ def test_end_of_a_closed_stream_shard_names_its_children() -> None:
 
 
 def test_end_comes_with_the_last_records_and_as_null_when_that_is_set() -> None:
-    """Both forms are met in the wild."""
+    """Services return either form."""
     kinesis = Kinesis(end_with_last_records=True, null_next_iterator=True)
     kinesis.put("k", "a")
     kinesis("SplitShard", ShardToSplit=shard_id(0), NewStartingHashKey=str(HASH_KEYS // 2))
@@ -505,7 +505,7 @@ def test_shard_filters_choose_by_state_and_time() -> None:
 
 
 def test_pages_keep_their_filter_and_show_a_reshard_between_them() -> None:
-    """API_ListShards: each page shows the stream as it is then, so the first still has the parent as open."""
+    """API_ListShards: each page shows the stream at its time, so the first still has the parent as open."""
     kinesis = Kinesis(4)
     latest = {"Type": "AT_LATEST"}
     first = kinesis("ListShards", MaxResults=2, ShardFilter=latest)
@@ -536,7 +536,7 @@ def test_page_token_is_refused_when_it_is_old_or_not_alone() -> None:
 
 
 def test_faults_are_taken_in_order_and_count_down() -> None:
-    """A fault meets its own action only, and its own stream shard where it names one."""
+    """A fault strikes only its own action, and only its own stream shard if it names one."""
     faults = FaultQueue[KinesisFault]()
     faults.add(KinesisFault(action="GetRecords", kind="throttle", count=2))
     faults.add(KinesisFault(action="GetRecords", kind="fail", stream_shard_id="a"))
@@ -568,7 +568,7 @@ def test_reader_that_follows_parents_before_children_reads_everything_once_and_i
     steps: list[tuple[str, int]],
     end_with_last_records: bool,  # noqa: FBT001
 ) -> None:
-    """Whatever is split and merged, the open hash ranges cover everything once, and nothing is lost or doubled."""
+    """After any splits and merges the open hash ranges cover every key once, and no record is lost or doubled."""
     kinesis = Kinesis(shard_count, update_delay_ms=30, end_with_last_records=end_with_last_records)
     put: dict[str, list[str]] = defaultdict(list)
     for number, (action, argument) in enumerate(steps):
@@ -586,7 +586,7 @@ def test_reader_that_follows_parents_before_children_reads_everything_once_and_i
 
 
 def reshard(kinesis: Kinesis, action: str, argument: int) -> None:
-    """Do what the stream allows just now."""
+    """Do a reshard that the stream allows now."""
     stream = kinesis.account.streams[NAME]
     stream.apply_due(kinesis.now_ms)
     if stream.status != "ACTIVE":
@@ -605,7 +605,7 @@ def reshard(kinesis: Kinesis, action: str, argument: int) -> None:
 
 
 def covered(kinesis: Kinesis) -> tuple[int, int]:
-    """Return what the open hash ranges cover together. Fails at a hole, an overlap, or numbers below the parents'."""
+    """Return the union of the open hash ranges. Fails at a gap, an overlap, or numbers below the parents'."""
     stream = kinesis.account.streams[NAME]
     stream.apply_due(kinesis.now_ms)
     for parent in stream.stream_shards.values():
@@ -620,7 +620,7 @@ def covered(kinesis: Kinesis) -> tuple[int, int]:
 
 
 def read_tree(kinesis: Kinesis) -> dict[str, list[str]]:
-    """Read from the trim horizon; what comes after an end is learned from its ChildShards alone."""
+    """Read from the trim horizon; the stream shards after an end are known from its ChildShards alone."""
     read: dict[str, list[str]] = defaultdict(list)
     last_numbers: dict[str, int] = defaultdict(int)
     first = kinesis("ListShards", ShardFilter={"Type": "AT_TRIM_HORIZON"})["Shards"]
@@ -645,5 +645,5 @@ def read_tree(kinesis: Kinesis) -> dict[str, list[str]]:
 
 
 def is_drained(kinesis: Kinesis, shard: str, answer: dict[str, Any]) -> bool:
-    """Return whether an open stream shard has nothing more to read."""
+    """Return whether every record of an open stream shard has been read."""
     return kinesis.account.streams[NAME].find(shard).is_open and answer["MillisBehindLatest"] == 0

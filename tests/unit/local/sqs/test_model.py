@@ -1,4 +1,4 @@
-"""The local SQS without its server: time is handed in, so what takes hours is tried in no time."""
+"""The local SQS without its server: tests set the time, so that hours pass at once."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ HOUR_MS = 3_600_000
 
 
 def new_account() -> SqsAccount:
-    """Return an account without queues, whose ids are 1, 2, 3 …."""
+    """Return an account without queues; its ids are 1, 2, 3 …."""
     numbers = itertools.count(1)
     return SqsAccount(new_id=lambda: str(next(numbers)))
 
 
 def new_queue(account: SqsAccount, name: str = "queue.fifo", **attributes: str) -> LocalQueue:
-    """Make a queue at time 0."""
+    """Create a queue at time 0."""
     if name.endswith(".fifo"):
         attributes["FifoQueue"] = "true"
     return account.create(name, attributes, 0)
@@ -43,12 +43,12 @@ def send(queue: LocalQueue, *bodies: str, now_ms: int = 0) -> None:
 
 
 def bodies(messages: list[StoredMessage]) -> list[str]:
-    """Return what *messages* say."""
+    """Return the bodies of *messages*."""
     return [message.content.body for message in messages]
 
 
 def test_receive_attempt_puts_the_visibility_timeout_back() -> None:
-    """The same id gives the same receipts; from then on they are hidden for the whole time again."""
+    """The same id returns the same receipts; from then on they are hidden for the whole time again."""
     account = new_account()
     queue = new_queue(account)
     send(queue, "A0", "A1")
@@ -62,7 +62,7 @@ def test_receive_attempt_puts_the_visibility_timeout_back() -> None:
 
 @pytest.mark.parametrize("what", ["deleted", "changed", "expired"])
 def test_receive_attempt_is_void_once_something_happened_to_a_message(what: str) -> None:
-    """Then the id is as good as a new one."""
+    """Then the id is treated as a new one."""
     account = new_account()
     queue = new_queue(account)
     send(queue, "A0", "A1")
@@ -91,7 +91,7 @@ def test_receive_attempt_is_kept_for_five_minutes() -> None:
 
 
 def test_repetition_is_taken_after_five_minutes() -> None:
-    """The interval counts from the first of them."""
+    """The interval counts from the first message."""
     queue = new_queue(new_account())
     send(queue, "A0", now_ms=0)
     send(queue, "A0", now_ms=299_999)
@@ -101,7 +101,7 @@ def test_repetition_is_taken_after_five_minutes() -> None:
 
 
 def test_visibility_ends_12_hours_after_the_receive_at_most() -> None:
-    """A heartbeat beyond that is refused and changes nothing; a new receive has 12 hours of its own."""
+    """A later change is rejected and has no effect; a new receive starts another 12 hours."""
     account = new_account()
     queue = new_queue(account, "queue")
     send(queue, "a")
@@ -115,7 +115,7 @@ def test_visibility_ends_12_hours_after_the_receive_at_most() -> None:
 
 
 def test_move_task_keeps_to_its_rate() -> None:
-    """So many a second, none of what is in flight, and it ends when there is no more."""
+    """It moves that many messages a second, none that is in flight, and ends when none is left."""
     account = new_account()
     letters = new_queue(account, "letters")
     policy = json.dumps({"deadLetterTargetArn": letters.arn, "maxReceiveCount": 1})
@@ -132,7 +132,7 @@ def test_move_task_keeps_to_its_rate() -> None:
 
 
 def test_dead_letter_of_a_group_does_not_lock_it() -> None:
-    """The group goes on behind it, within the same receive."""
+    """The group continues behind it, within the same receive."""
     account = new_account()
     letters = new_queue(account, "letters.fifo")
     policy = json.dumps({"deadLetterTargetArn": letters.arn, "maxReceiveCount": 1})
@@ -147,13 +147,13 @@ def test_dead_letter_of_a_group_does_not_lock_it() -> None:
 
 @dataclass
 class Book:
-    """What is to be so, kept by simple lists: what of each group is not deleted, and what is in flight."""
+    """The expected state, in simple lists: by group the messages that are not deleted, and those in flight."""
 
     left: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     in_flight: dict[str, str] = field(default_factory=dict)  # receipt handle by body
 
     def locked(self, group: str) -> bool:
-        """Tell whether one of the group is in flight."""
+        """Return whether a message of the group is in flight."""
         return any(body[0] == group for body in self.in_flight)
 
 
@@ -170,7 +170,7 @@ steps = st.lists(
 
 @given(steps=steps)
 def test_groups_keep_their_order_whatever_happens(steps: list[tuple[str, str | int]]) -> None:
-    """A receive gives the head of each group that is not locked, with what follows it, as many as it asks for."""
+    """A receive returns the head of each group that is not locked, and the messages behind it, up to the limit."""
     account, book, now_ms = new_account(), Book(), 0
     queue = new_queue(account, VisibilityTimeout="30")
     for number, (step, argument) in enumerate(steps):

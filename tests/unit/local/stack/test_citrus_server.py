@@ -1,4 +1,4 @@
-"""Where the local Citrus places tenants, and what it says about a registration's body."""
+"""Placement of tenants by the local Citrus, and its validation of a registration's body."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ GOOD = {"businessId": "acme", "locationId": "north", "businessType": "gym", "sha
 
 
 def registry_of(*sizes: int) -> CitrusRegistry:
-    """Return a registry whose shards shard-1, shard-2, ... take three and hold that many tenants."""
+    """Return a registry with shards shard-1, shard-2, ... for three tenants each, which have that many."""
     registry = CitrusRegistry()
     for number, size in enumerate(sizes, start=1):
         shard = registry.add_shard(f"shard-{number}", "postgresql://u:secret@h/d", max_businesses=3)
@@ -24,13 +24,13 @@ def registry_of(*sizes: int) -> CitrusRegistry:
     [((0, 0), "shard-1"), ((2, 0), "shard-1"), ((3, 0), "shard-2"), ((3, 3), None), ((), None)],
 )
 def test_registry_fills_shards_in_the_order_they_came(sizes: tuple[int, ...], expected: str | None) -> None:
-    """The first active shard with room takes the next tenant; none has room when all are full."""
+    """The first active shard with room gets the next tenant; none has room when all are full."""
     shard = registry_of(*sizes).first_with_room()
     assert (shard.shard_id if shard else None) == expected
 
 
 def test_registry_passes_over_a_shard_when_it_is_inactive() -> None:
-    """A shard that takes no work now gets no new tenant."""
+    """An inactive shard gets no new tenant."""
     registry = registry_of(0, 0)
     registry.shards["shard-1"].is_active = False
     assert registry.first_with_room() is registry.shards["shard-2"]
@@ -45,7 +45,7 @@ def test_place_moves_the_count_when_a_tenant_has_a_home() -> None:
 
 
 def test_shard_repr_keeps_the_secret() -> None:
-    """What ends in a log or a test report holds no connection string."""
+    """The repr, which may be printed in a log or a test report, contains no connection string."""
     assert repr(registry_of(2).shards["shard-1"]) == "CitrusShard(shard-1, 2/3, active)"
 
 
@@ -62,5 +62,5 @@ def test_shard_repr_keeps_the_secret() -> None:
     ],
 )
 def test_registration_problem_names_what_is_wrong(body: object, expected: str | None) -> None:
-    """A registration needs four strings, the shard key made of the two ids."""
+    """A registration needs four strings, and a shard key that consists of the two ids."""
     assert registration_problem(body) == expected

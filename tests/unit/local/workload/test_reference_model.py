@@ -1,4 +1,4 @@
-"""The model of the contract, the records made for it, and the comparison that finds what differs."""
+"""The model of the contract, the records made for it, and the comparison that finds differences."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _outcomes(model: ReferenceModel) -> dict[str, str | None]:
 
 
 def test_model_applies_each_kind_when_the_resource_is_there() -> None:
-    """Create, update, patch and delete do what contract §3 says, and keep the day of creation."""
+    """Create, update, patch and delete have the effects of contract §3, and keep the day of creation."""
     model = _model()
     later = NOON.replace(hour=13)
     model.apply(CREATE)
@@ -81,14 +81,14 @@ def test_model_applies_each_kind_when_the_resource_is_there() -> None:
 
 @pytest.mark.parametrize("kind", ["update", "patch", "delete", "read"])
 def test_model_fails_with_not_found_when_the_resource_is_not_there(kind: str) -> None:
-    """What cannot take effect is an outcome."""
+    """An operation without effect has a failure as its outcome."""
     model = _model()
     assert Verdict(Effect.LOGGED) == model.apply(replace(CREATE, kind=kind, data=None if kind == "read" else "{}"))
     assert _outcomes(model) == {"r1": "not_found"}
 
 
 def test_model_drops_a_redelivery_and_rejects_another_operation_when_the_request_id_was_used() -> None:
-    """The timestamp does not tell operations apart; the bytes of the data do."""
+    """The timestamp does not distinguish operations; the bytes of the data do."""
     model = _model()
     model.apply(CREATE)
     assert Verdict(Effect.DROPPED) == model.apply(replace(CREATE, timestamp=NOON.replace(year=2025)))
@@ -100,7 +100,7 @@ def test_model_drops_a_redelivery_and_rejects_another_operation_when_the_request
 
 
 def test_model_fails_with_already_exists_and_invalid_data_when_they_apply() -> None:
-    """A second create fails, data that jsonb refuses fails, and both leave the rows alone."""
+    """A second create fails, data that jsonb rejects fails, and both leave the rows unchanged."""
     model = _model()
     model.apply(CREATE)
     model.apply(replace(CREATE, request_id="r2"))
@@ -109,7 +109,7 @@ def test_model_fails_with_already_exists_and_invalid_data_when_they_apply() -> N
 
 
 def test_model_uses_the_request_id_or_counts_when_a_create_has_no_id() -> None:
-    """A create without `resourceId` takes its `requestId`; without both, the id is the worker's own."""
+    """A create without `resourceId` takes its `requestId`; without both, the worker derives an id."""
     model = _model()
     model.apply(replace(CREATE, resource_id=None))
     model.apply(replace(CREATE, resource_id=None, request_id=None))
@@ -120,7 +120,7 @@ def test_model_uses_the_request_id_or_counts_when_a_create_has_no_id() -> None:
 
 
 def test_model_pages_in_order_of_ids_when_it_lists() -> None:
-    """Rows come by resourceId, cut to the page, and say whether more follow."""
+    """Rows are in order of resourceId, limited to the page, and `hasMore` is true when more follow."""
     model = _model()
     for number, name in enumerate(("b", "a", "ä", "B")):
         model.apply(
@@ -152,14 +152,14 @@ def test_model_pages_in_order_of_ids_when_it_lists() -> None:
     ],
 )
 def test_matches_compares_as_json_does_when_filtered(filters: dict[str, JsonValue], *, expected: bool) -> None:
-    """Members are equal as JSON values; days are the row's in UTC."""
+    """Members are compared as JSON values; days are the row's in UTC."""
     assert expected is passes_filters(ModelRow({"n": Decimal(1), "none": None}, NOON, NOON), filters)
 
 
 @settings(max_examples=40)
 @given(json_values)
 def test_canonical_is_the_same_when_json_is_written_and_read(value: JsonValue) -> None:
-    """What is equal for jsonb has one canonical text, whatever way it was spelt."""
+    """Values that are equal as jsonb have one canonical text, however they were written."""
     assert canonical_text(parse_json(_spelt(value))) == canonical_text(value)
 
 
@@ -174,7 +174,7 @@ def test_canonical_number_is_the_same_when_zeros_trail(number: int, exponent: in
 @settings(max_examples=40)
 @given(json_values, json_values)
 def test_merge_patch_leaves_no_null_and_is_idempotent_when_applied_again(target: JsonValue, patch: JsonValue) -> None:
-    """RFC 7396: applying a patch twice is applying it once, and nothing of the patch's nulls stays."""
+    """RFC 7396: applying a patch twice equals applying it once, and none of the patch's nulls stays."""
     once = merge_patch(target, patch)
     assert canonical_text(merge_patch(once, patch)) == canonical_text(once)
 
@@ -204,7 +204,7 @@ def test_merge_patch_gives_the_rfc_s_results_when_given_its_examples(target: str
     [('"\\u0000"', False), ('"\\ud800"', False), ('"\\ud83e\\uddb7"', True), ("1e131071", True), ("1e131072", False)],
 )
 def test_storable_knows_what_jsonb_refuses_when_asked(text: str, *, expected: bool) -> None:
-    """U+0000, lone surrogates and numbers beyond numeric cannot be kept."""
+    """U+0000, lone surrogates and numbers beyond numeric cannot be stored."""
     assert expected is is_storable(parse_json(text))
 
 
@@ -218,14 +218,14 @@ def test_storable_knows_what_jsonb_refuses_when_asked(text: str, *, expected: bo
     ],
 )
 def test_parse_timestamp_takes_utc_when_no_offset_is_given(text: str, expected: datetime) -> None:
-    """No offset is UTC, a date alone is midnight."""
+    """No offset means UTC, and a date alone means midnight."""
     assert expected == parse_timestamp(text)
 
 
 @settings(max_examples=20)
 @given(st.integers(0, 2**32))
 def test_encode_gives_the_same_operation_when_spelt_again(seed: int) -> None:
-    """A retry may look different as bytes, but names, content and data are spelt alike."""
+    """A retry may differ in its bytes, but names, content and data are written alike."""
     random = Random(seed)
     record, again = encode(CREATE, "2024-05-01", random), encode(CREATE, "2025-05-01", random)
     ignored = {"timestamp", "traceId"}
@@ -241,7 +241,7 @@ def test_workload_repeats_itself_when_the_seed_is_the_same() -> None:
 
 
 def test_workload_brings_every_kind_of_record_when_long_enough() -> None:
-    """All shares are there: retries, conflicts, every outcome and every reason."""
+    """All shares are present: retries, conflicts, every outcome and every reason."""
     workload = _workload()
     effects = Counter(item.verdict.effect for item in workload.items(2500))
     assert set(effects) == {Effect.LOGGED, Effect.DROPPED, Effect.REJECTED, Effect.HELD}
@@ -251,7 +251,7 @@ def test_workload_brings_every_kind_of_record_when_long_enough() -> None:
 
 
 def test_workload_fits_the_quotas_when_cut_into_requests() -> None:
-    """Requests keep the order, and none passes PutRecords' quotas."""
+    """Requests keep the order, and none exceeds PutRecords' quotas."""
     items = list(_workload().items(1200))
     requests = list(split_into_requests(items))
     assert [item for request in requests for item in request] == items
@@ -260,27 +260,27 @@ def test_workload_fits_the_quotas_when_cut_into_requests() -> None:
 
 
 def test_overtaken_keys_are_found_when_a_later_record_was_taken() -> None:
-    """Only a refusal before a success of the same key loses the order."""
+    """The order is lost only by a rejection before a success of the same key."""
     results = [("a", True), ("a", False), ("b", False), ("b", True), ("a", False), ("c", True)]
     assert {"b"} == overtaken_keys(results)
 
 
 def test_creation_message_gives_its_type_in_each_way_when_asked() -> None:
-    """Contract §4 knows three ways to say `SHARD_CREATION`."""
+    """Contract §4 has three ways to mark a `SHARD_CREATION`."""
     messages = [creation_message(Tenant("b", "l", "gym"), way=way, now=NOON) for way in range(3)]
     assert ["MessageAttributes" in message for message in messages] == [True, False, False]
     assert ["messageType" in json.loads(message["MessageBody"]) for message in messages] == [False, True, False]
 
 
 def test_parse_letter_reads_the_record_when_it_is_text_or_base64() -> None:
-    """A letter names its record by position and carries it."""
+    """A letter contains its record's position and the record."""
     source = {"kind": "kinesis", "streamShard": "s-0", "sequenceNumber": "17"}
     body = json.dumps({"reason": "invalid_json", "source": source, "recordBase64": "/w=="})
     assert StoredDeadLetter("invalid_json", ("s-0", "17"), b"\xff") == parse_dead_letter(body)
 
 
 def test_compare_finds_nothing_when_the_shards_hold_what_the_model_holds() -> None:
-    """A worker without a mistake gives no difference, and everything was looked at."""
+    """A worker without a mistake causes no difference, and every row was compared."""
     workload, put, shards, letters = _perfect_run()
     report = compare(workload.model, shards, put, letters)
     assert report.differences == []
@@ -340,7 +340,7 @@ def _lose_default_row(shards: list[ShardContent]) -> None:
     ],
 )
 def test_compare_finds_the_difference_when_a_shard_is_wrong(spoil: object) -> None:
-    """Each way in which a worker can be wrong is seen."""
+    """Each way in which a worker can be wrong is found."""
     workload, put, shards, letters = _perfect_run()
     assert callable(spoil)
     spoil(shards)
@@ -348,7 +348,7 @@ def test_compare_finds_the_difference_when_a_shard_is_wrong(spoil: object) -> No
 
 
 def test_compare_finds_the_difference_when_letters_are_wrong() -> None:
-    """A missing letter, a wrong reason, another record and a letter nobody should have written are all seen."""
+    """A missing letter, a wrong reason, another record and an unexpected letter are all found."""
     workload, put, shards, letters = _perfect_run()
 
     def differences(changed: list[StoredDeadLetter]) -> int:
@@ -363,7 +363,7 @@ def test_compare_finds_the_difference_when_letters_are_wrong() -> None:
 
 
 def test_percentile_takes_the_value_when_there_is_one() -> None:
-    """No value of nothing, the upper one of many."""
+    """None without values, the upper one of many."""
     assert percentile([], 0.5) is None
     assert percentile([float(number) for number in range(100)], 0.99) == 99.0
     assert ComparisonReport().differences == []
@@ -386,7 +386,7 @@ def _workload() -> Workload:
 
 
 def _perfect_run() -> tuple[Workload, dict[Position, Item], list[ShardContent], list[StoredDeadLetter]]:
-    """Return what a worker without a mistake leaves of a small load, two tenants a shard."""
+    """Return the rows and letters of a worker without a mistake after a small load, two tenants a shard."""
     workload = _workload()
     put = {("shard", str(number)): item for number, item in enumerate(workload.items(400))}
     letters = [
