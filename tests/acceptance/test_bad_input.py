@@ -122,14 +122,14 @@ async def test_worker_serves_others_promptly_while_a_hundred_tenants_are_unknown
     """Operations of unknown tenants wait; those of known and of new tenants behind them do not; then all is applied."""
     unknown = [full_stack.new_tenant() for _ in range(99)]
     waiting = [Chain(tenant) for tenant in unknown]
-    prompt = [Chain(tenant) for tenant in (*full_stack.steady, *await full_stack.fresh_tenants())]
-    await full_stack.put(*(item for chain in waiting for item in chain.next(1)), *prompt)
+    prompt = [Chain(tenant) for tenant in (*full_stack.steady, *await full_stack.take_fresh_tenants())]
+    await full_stack.put(*(item for chain in waiting for item in chain.next_items(1)), *prompt)
     await full_stack.wait_until_applied(*prompt, within_s=SETTLED_S)
     rows = {name: row for chain in prompt for name, row in (await full_stack.read_operations(chain.tenant)).items()}
     slowest = {chain.resource_id: max(rows[name]["latency_s"] for name in chain.expected) for chain in prompt}
     assert {name: latency_s for name, latency_s in slowest.items() if latency_s > PROMPT_S} == {}
     assert await poll_until_true(
-        lambda: full_stack.metric("simplu_held_targets", reason="unregistered"), within_s=PROMPT_S
+        lambda: full_stack.read_metric("simplu_held_targets", reason="unregistered"), within_s=PROMPT_S
     )
     await full_stack.register(unknown)
     await full_stack.wait_until_applied(*waiting, within_s=SETTLED_S)

@@ -112,7 +112,7 @@ async def test_worker_holds_one_shard_and_serves_the_others_when_it_is(full_stac
     victim, *others = full_stack.steady
     victims = [Chain(victim), Chain(victim)]
     bystanders = [Chain(tenant) for tenant in others]
-    new = [Chain(tenant) for tenant in await full_stack.fresh_tenants()]  # whose shards have to be asked first
+    new = [Chain(tenant) for tenant in await full_stack.take_fresh_tenants()]  # whose shards have to be asked first
     async with trouble(full_stack.homes[victim.tenant_id]):
         await full_stack.put(*victims, *new[:1], *bystanders)
         await full_stack.wait_until_applied(*bystanders, within_s=BYSTANDER_S)
@@ -120,13 +120,13 @@ async def test_worker_holds_one_shard_and_serves_the_others_when_it_is(full_stac
         await full_stack.wait_until_applied(*bystanders, *new[1:], within_s=BYSTANDER_S)
         if trouble is not frozen:  # a server that does not even refuse is only given up after half a minute
             assert await poll_until(lambda: _is_lost(full_stack, "shard-1"), within_s=BYSTANDER_S)
-        assert (await full_stack.readiness())[0] == 200
+        assert (await full_stack.read_readiness())[0] == 200
     await full_stack.wait_until_applied(*victims, *new, within_s=RECOVERY_S)
     assert not await _is_lost(full_stack, "shard-1")
 
 
 async def _is_lost(full_stack: FullStack, shard_id: str) -> bool:
-    shards = (await full_stack.status())["shards"]
+    shards = (await full_stack.read_status())["shards"]
     return not next(shard["healthy"] for shard in shards if shard["shardId"] == shard_id)
 
 
@@ -137,7 +137,7 @@ async def test_worker_tries_again_when_another_transaction_holds_a_resource(full
     bystanders = [Chain(tenant) for tenant in others]
     await full_stack.put(locked)
     await full_stack.wait_until_applied(locked, within_s=BYSTANDER_S)
-    races = await full_stack.metric(LOST_RACES, shard_id="shard-1", kind="lost_race")
+    races = await full_stack.read_metric(LOST_RACES, shard_id="shard-1", kind="lost_race")
     async with full_stack.connect(victim) as connection, connection.transaction():
         await connection.execute('SELECT FROM resources WHERE "resourceId" = $1 FOR UPDATE', locked.resource_id)
         await full_stack.put(locked, *bystanders)
@@ -145,7 +145,7 @@ async def test_worker_tries_again_when_another_transaction_holds_a_resource(full
         await asyncio.sleep(LOCKED_S)
         assert not await full_stack.is_applied(locked)
     await full_stack.wait_until_applied(locked, within_s=RECOVERY_S)
-    assert await full_stack.metric(LOST_RACES, shard_id="shard-1", kind="lost_race") > races
+    assert await full_stack.read_metric(LOST_RACES, shard_id="shard-1", kind="lost_race") > races
 
 
 async def test_worker_tries_again_when_its_batch_is_the_victim_of_a_deadlock(full_stack: FullStack) -> None:
@@ -155,13 +155,13 @@ async def test_worker_tries_again_when_its_batch_is_the_victim_of_a_deadlock(ful
     chains = [Chain(victim, key=key) for _ in range(3)]
     await full_stack.put(*chains)
     await full_stack.wait_until_applied(*chains, within_s=BYSTANDER_S)
-    races = await full_stack.metric(LOST_RACES, shard_id="shard-1", kind="lost_race")
+    races = await full_stack.read_metric(LOST_RACES, shard_id="shard-1", kind="lost_race")
     first, middle, last = (chain.resource_id for chain in chains)
     async with full_stack.connect(victim) as connection, connection.transaction():
         await connection.execute("SET LOCAL deadlock_timeout = '1min'")  # the other one finds the deadlock, and loses
         await connection.execute('SELECT FROM resources WHERE "resourceId" = $1 FOR UPDATE', middle)
         await full_stack.put(
-            *(item for changes in zip(*(chain.next() for chain in chains), strict=True) for item in changes)
+            *(item for changes in zip(*(chain.next_items() for chain in chains), strict=True) for item in changes)
         )
 
         async def waits_for_us() -> bool:
@@ -173,7 +173,7 @@ async def test_worker_tries_again_when_its_batch_is_the_victim_of_a_deadlock(ful
         assert free in {first, last}  # it locked the other, in whatever order it goes
         await connection.execute(ids, [first, last])  # only returns once it has given up
     await full_stack.wait_until_applied(*chains, within_s=RECOVERY_S)
-    assert await full_stack.metric(LOST_RACES, shard_id="shard-1", kind="lost_race") > races
+    assert await full_stack.read_metric(LOST_RACES, shard_id="shard-1", kind="lost_race") > races
 
 
 async def test_worker_fails_one_operation_alone_when_postgres_refuses_its_data(full_stack: FullStack) -> None:
@@ -245,7 +245,7 @@ async def test_worker_serves_known_tenants_and_holds_new_ones_when_citrus_is(
     full_stack: FullStack, trouble: CitrusTrouble, status: int
 ) -> None:
     """Routes once found serve on; who has none waits, and is served when Citrus answers; only 401 is for a person."""
-    known, new = [Chain(tenant) for tenant in full_stack.steady], Chain((await full_stack.fresh_tenants())[0])
+    known, new = [Chain(tenant) for tenant in full_stack.steady], Chain((await full_stack.take_fresh_tenants())[0])
     since = full_stack.log_end
     async with trouble(full_stack):
         await full_stack.put(new, *known)
@@ -269,7 +269,7 @@ async def held_line(full_stack: FullStack, chain: Chain, since: int) -> dict[str
 
 async def test_worker_asks_citrus_no_sooner_than_it_is_told_by_retry_after(full_stack: FullStack) -> None:
     """After a 429 the same question is not asked again before the time that Citrus wishes, however often it says so."""
-    new = Chain((await full_stack.fresh_tenants())[0])
+    new = Chain((await full_stack.take_fresh_tenants())[0])
     wish_s = 1
 
     def busy(_: web.Request) -> web.Response:
@@ -288,7 +288,7 @@ async def test_worker_asks_citrus_no_sooner_than_it_is_told_by_retry_after(full_
 
 async def test_worker_follows_the_shard_when_citrus_names_another_than_before(full_stack: FullStack) -> None:
     """The shard that has the tenant's row is followed, and what Citrus says against it is logged."""
-    chain = Chain((await full_stack.fresh_tenants())[0])
+    chain = Chain((await full_stack.take_fresh_tenants())[0])
     tenant_id = chain.tenant.tenant_id
     registry = full_stack.stack.citrus.registry
     home = registry.homes[tenant_id]
@@ -303,7 +303,7 @@ async def test_worker_follows_the_shard_when_citrus_names_another_than_before(fu
 
 async def test_worker_never_connects_when_the_host_of_a_shard_is_not_allowed(full_stack: FullStack) -> None:
     """A connection string to another host than DATABASE_ALLOWED_HOSTS is refused before anything is sent there."""
-    known, new = [Chain(tenant) for tenant in full_stack.steady], Chain((await full_stack.fresh_tenants())[0])
+    known, new = [Chain(tenant) for tenant in full_stack.steady], Chain((await full_stack.take_fresh_tenants())[0])
     visits = 0
 
     def visited(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -376,14 +376,14 @@ async def test_worker_reads_on_after_its_last_record_when_kinesis_was(
     """Nothing is lost or twice, the control queue is served meanwhile, and the failed reads are counted."""
     chains = [Chain(tenant) for tenant in (*full_stack.steady, *full_stack.steady)]
     await full_stack.put(*chains)
-    failed = await full_stack.metric("simplu_retries_total", source="kinesis", reason="read_failed")
-    throttled_before = await full_stack.metric("simplu_kinesis_throttled_total")
+    failed = await full_stack.read_metric("simplu_retries_total", source="kinesis", reason="read_failed")
+    throttled_before = await full_stack.read_metric("simplu_kinesis_throttled_total")
     async with trouble(full_stack.kinesis_proxy):
         await full_stack.put(*chains)
         await full_stack.make_tenants(1)
     await full_stack.wait_until_applied(*chains, within_s=RECOVERY_S)
-    assert await full_stack.metric("simplu_retries_total", source="kinesis", reason="read_failed") > failed
-    assert (await full_stack.metric("simplu_kinesis_throttled_total") > throttled_before) is (trouble is throttled)
+    assert await full_stack.read_metric("simplu_retries_total", source="kinesis", reason="read_failed") > failed
+    assert (await full_stack.read_metric("simplu_kinesis_throttled_total") > throttled_before) is (trouble is throttled)
 
 
 async def test_worker_stops_reading_until_dynamodb_is_back_when_its_leases_expire(full_stack: FullStack) -> None:
@@ -417,7 +417,7 @@ async def test_worker_applies_operations_and_makes_tenants_later_when_sqs_is_dow
         await full_stack.register(tenants)
         await full_stack.put(*chains)
         await full_stack.wait_until_applied(*chains, within_s=BYSTANDER_S)
-        assert (await full_stack.readiness())[0] == 200
+        assert (await full_stack.read_readiness())[0] == 200
     await full_stack.wait_until_provisioned(tenants, within_s=RECOVERY_S)
     await full_stack.wait_for_readiness(200, within_s=BYSTANDER_S)
 
@@ -455,13 +455,13 @@ async def test_worker_passes_over_nothing_when_dead_letters_cannot_be_stored(
         await full_stack.make_tenants(1)
         await asyncio.sleep(2)  # some renewals, each of which may write a checkpoint
         assert await full_stack.is_untouched(waiting)
-        assert await full_stack.checkpoint(position[0]) < int(position[1])
+        assert await full_stack.read_checkpoint(position[0]) < int(position[1])
         if trouble is deleted:
             full_stack.worker.kill()
             full_stack.worker.start()
             await full_stack.worker.wait_ready()
             await asyncio.sleep(1)
-            assert await full_stack.checkpoint(position[0]) < int(position[1])
+            assert await full_stack.read_checkpoint(position[0]) < int(position[1])
     letters = await full_stack.wait_for_dead_letters([position], within_s=2 * RECOVERY_S)
     assert [(letter.reason, letter.record) for letter in letters.values()] == [("invalid_json", b"not JSON")]
     await full_stack.wait_until_applied(waiting, within_s=RECOVERY_S)
@@ -478,7 +478,7 @@ async def test_worker_lives_and_is_not_ready_when_the_stream_is_deleted(full_sta
     assert "doomed" in await full_stack.wait_for_readiness(503, within_s=RECOVERY_S, worker=worker)
     await asyncio.sleep(2)
     worker.check_running()
-    refused = await full_stack.readiness(worker)
+    refused = await full_stack.read_readiness(worker)
     await worker.stop(within_s=RECOVERY_S)
     assert refused[0] == 503
     errors = [line for line in worker.log_path.read_text().splitlines() if '"level": "error"' in line]

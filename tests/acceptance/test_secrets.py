@@ -144,7 +144,7 @@ async def test_worker_shows_no_secret_in_good_work(observer: Observer) -> None:
     observer.hidden.add(password)
     shard = full_stack.stack.citrus.registry.shards["shard-2"]
     shard.connection_string = connection_string(full_stack.servers[1], password)
-    chains = [Chain(tenant) for tenant in (*full_stack.steady, *await full_stack.fresh_tenants())]
+    chains = [Chain(tenant) for tenant in (*full_stack.steady, *await full_stack.take_fresh_tenants())]
     await full_stack.put(make_item(partition_key(0), b"not JSON"), *chains)
     await full_stack.wait_until_applied(*chains, within_s=SETTLED_S)
     await full_stack.wait_for_log_event("shard.repointed", since=0, within_s=HELD_S, shard_id="shard-2")
@@ -221,7 +221,7 @@ async def test_worker_shows_no_secret_when_a_shard_refuses_or_is_unreachable(obs
     """A wrong password, and a host that nobody listens on, are told without the password."""
     full_stack, server = observer.full_stack, observer.full_stack.servers[2]
     since = full_stack.log_end
-    tenants = [(await full_stack.fresh_tenants())[2] for _ in range(2)]
+    tenants = [(await full_stack.take_fresh_tenants())[2] for _ in range(2)]
     passwords = [planted("wrong", awkward=True), planted("unreachable", awkward=True)]
     observer.hidden |= set(passwords)
     with asking_for_passwords(full_stack, server):

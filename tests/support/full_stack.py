@@ -1,4 +1,4 @@
-"""What tests of trouble play on: a stack, one worker behind proxies, and changes whose order can be told afterwards."""
+"""A stack, a worker behind proxies, and chains of changes that show the order of applying: the base of fault tests."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _numbers = itertools.count(1)
 
 
 async def poll_until_true(ask: Callable[[], Awaitable[T]], *, within_s: float) -> T:
-    """Ask again and again until the answer is true, and return it; raises TimeoutError."""
+    """Poll *ask* until its answer is true, and return the answer; raises TimeoutError."""
     async with asyncio.timeout(within_s):
         while True:
             if answer := await ask():
@@ -52,7 +52,7 @@ async def poll_until_true(ask: Callable[[], Awaitable[T]], *, within_s: float) -
 
 
 def make_record(tenant: Tenant, operation: str, request_id: str | None, **members: Any) -> dict[str, Any]:
-    """Return a valid record's members (contract §3), but for what *members* spoil."""
+    """Return a valid record's members (contract §3), overridden by *members*."""
     record: dict[str, Any] = {
         "operation": operation,
         "businessId": tenant.business_id,
@@ -64,7 +64,7 @@ def make_record(tenant: Tenant, operation: str, request_id: str | None, **member
 
 
 def make_item(key: str, record: bytes | dict[str, Any]) -> Item:
-    """Return what puts *record*, bytes or members, under the partition key *key*."""
+    """Return an item that puts *record*, bytes or members, with the partition key *key*."""
     data = record if isinstance(record, bytes) else json.dumps(record).encode()
     return Item(key, data, Verdict(Effect.LOGGED))
 
@@ -77,7 +77,7 @@ def partition_key(stream_shard: int) -> str:
 
 @dataclass
 class Chain:
-    """The changes of one resource, each followed by a read: the reads' results tell the order they were applied in."""
+    """The changes of one resource, each followed by a read: the reads' results show the order of applying."""
 
     tenant: Tenant
     key: str = field(default_factory=lambda: partition_key(next(_numbers) % 2))
@@ -85,7 +85,7 @@ class Chain:
     expected: dict[str, tuple[str, str | None, int | None]] = field(default_factory=dict)  # by request id
     last: int = -1
 
-    def next(self, count: int = 10) -> list[Item]:
+    def next_items(self, count: int = 10) -> list[Item]:
         """Return the next *count* changes and reads."""
         return [item for _ in range(count) for item in self._change()]
 
@@ -105,7 +105,7 @@ class FullStack:
     """The stack, the worker, and the proxies between them."""
 
     def __init__(self, *, aws: Literal["local", "moto"] = "local", env: Mapping[str, str] | None = None) -> None:
-        """*env* is for the worker alone, and wins."""
+        """*env* is for the worker only, and overrides the stack's environment."""
         self._more_env = dict(env or {})
         self.stack = Stack(shards=3, stream_shards=2, tenants_per_shard=1000, aws=aws)
         self.homes: dict[str, PostgresServer] = {}  # by tenant id
@@ -129,7 +129,7 @@ class FullStack:
         self.dynamodb = await enter(open_client("dynamodb", env))
         self.dead_letter_reader = DeadLetterReader(self.sqs, env["SQS_DEAD_LETTER_QUEUE_URL"])
         self.http = await enter(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)))
-        # A message that a cut poll was given comes again after that time.
+        # A message that a cut poll has received is visible again after that time.
         await self.sqs.set_queue_attributes(
             QueueUrl=env["SQS_SHARD_CREATION_QUEUE_URL"], Attributes={"VisibilityTimeout": "4"}
         )
@@ -170,25 +170,25 @@ class FullStack:
     # Tenants
 
     async def make_tenants(self, per_shard: int) -> list[Tenant]:
-        """Register tenants, *per_shard* on each shard in turn, and wait until the worker has made them."""
+        """Register tenants, *per_shard* on each shard in turn, and wait until the worker has provisioned them."""
         tenants = [self.new_tenant() for _ in range(per_shard * len(self.servers))]
         await self.register(tenants)
         await self.wait_until_provisioned(tenants, within_s=TENANT_S)
         return tenants
 
-    async def fresh_tenants(self) -> list[Tenant]:
-        """Return tenants, one on each shard, of which the worker has forgotten where they live."""
+    async def take_fresh_tenants(self) -> list[Tenant]:
+        """Return tenants, one on each shard, that the worker has not used since their provisioning: it has no route."""
         if not self._spare:
             self._spare = await self.make_tenants(4)
         taken, self._spare = self._spare[:3], self._spare[3:]
         return taken
 
     def new_tenant(self) -> Tenant:
-        """Return a tenant that nobody knows."""
+        """Return a tenant that is not registered."""
         return Tenant(f"clinic-{self._run}-{next(_numbers)}", "main", "dental")
 
     async def register(self, tenants: Sequence[Tenant]) -> None:
-        """Have Citrus place *tenants* on the shards in turn, and ask the worker to make them."""
+        """Have Citrus place *tenants* on the shards in turn, and send the worker their `SHARD_CREATION`."""
         shards = list(self.stack.citrus.registry.shards.values())
         for number, tenant in enumerate(tenants):
             shard = shards[number % len(shards)]
@@ -201,14 +201,14 @@ class FullStack:
         left = list(tenants)
 
         async def all_there() -> bool:
-            while left and await self._has(left[-1]):
+            while left and await self._is_provisioned(left[-1]):
                 left.pop()
             return not left
 
         await poll_until_true(all_there, within_s=within_s)
 
-    async def _has(self, tenant: Tenant) -> bool:
-        """Tell whether its shard has the tenant; before its first one it has not even the table."""
+    async def _is_provisioned(self, tenant: Tenant) -> bool:
+        """Return whether the shard has the tenant; before its first tenant it has not even the table."""
         try:
             query = "SELECT EXISTS (SELECT FROM tenants WHERE id = $1)"
             return bool(await self.fetchval(tenant, query, tenant.tenant_id))
@@ -225,16 +225,16 @@ class FullStack:
             connection.terminate()
 
     async def fetchval(self, tenant: Tenant, query: str, *arguments: Any) -> Any:
-        """Ask the tenant's shard for one value."""
+        """Fetch one value from the tenant's shard."""
         async with self.connect(tenant) as connection:
             return await connection.fetchval(query, *arguments)
 
     # Operations
 
     async def put(self, *what: Chain | Item) -> list[Position]:
-        """Put items, and the next ten changes of chains, on the stream; return where each went."""
+        """Put items, and the next ten changes of chains, on the stream; return their positions."""
         positions: list[Position] = []
-        items = [item for one in what for item in (one.next() if isinstance(one, Chain) else [one])]
+        items = [item for one in what for item in (one.next_items() if isinstance(one, Chain) else [one])]
         await put_items(
             self.kinesis, self.stream, items, on_put=lambda pairs: positions.extend(position for position, _ in pairs)
         )
@@ -259,11 +259,11 @@ class FullStack:
         return await poll_until_true(whole_log, within_s=within_s)
 
     async def is_applied(self, chain: Chain) -> bool:
-        """Tell whether all that was put of *chain* is in the log."""
+        """Return whether all operations put of *chain* are in the log."""
         return chain.expected.keys() <= (await self.read_operations(chain.tenant)).keys()
 
     async def wait_until_applied(self, *chains: Chain, within_s: float) -> None:
-        """Wait until all that was put of *chains* is in the log; then what was read must be what was written before."""
+        """Wait until all operations put of *chains* are in the log; check that each read found the preceding change."""
 
         async def all_settled() -> bool:
             return all([await self.is_applied(chain) for chain in chains])
@@ -272,7 +272,7 @@ class FullStack:
             await poll_until_true(all_settled, within_s=within_s)
         except TimeoutError:
             self.worker.check_running()
-            pytest.fail(f"not applied within {within_s} s; {await self.status()}")
+            pytest.fail(f"not applied within {within_s} s; {await self.read_status()}")
         for chain in chains:
             log = await self.read_operations(chain.tenant)
             got = {name: (log[name]["status"], log[name]["error"], log[name]["n"]) for name in chain.expected}
@@ -281,14 +281,14 @@ class FullStack:
             assert row == chain.last
 
     async def is_untouched(self, *chains: Chain) -> bool:
-        """Tell whether nothing of *chains* is in the log yet."""
+        """Return whether no operation of *chains* is in the log yet."""
         return not [
             chain for chain in chains if chain.expected.keys() & (await self.read_operations(chain.tenant)).keys()
         ]
 
-    # What the worker says
+    # State of the worker
 
-    async def readiness(self, worker: WorkerProcess | None = None) -> tuple[int, str]:
+    async def read_readiness(self, worker: WorkerProcess | None = None) -> tuple[int, str]:
         """Return the status and text of `/readyz`."""
         async with self.http.get(f"{(worker or self.worker).url}/readyz") as answer:
             return answer.status, await answer.text()
@@ -297,18 +297,18 @@ class FullStack:
         """Wait until `/readyz` answers with *status*; return its text."""
 
         async def said() -> str:
-            now, text = await self.readiness(worker)
+            now, text = await self.read_readiness(worker)
             return text if now == status else ""
 
         return await poll_until_true(said, within_s=within_s)
 
-    async def status(self) -> Any:
+    async def read_status(self) -> Any:
         """Return `/status`."""
         headers = {"Authorization": f"Bearer {self.stack.env['API_TOKEN']}"}
         async with self.http.get(f"{self.worker.url}/status", headers=headers) as answer:
             return await answer.json()
 
-    async def metric(self, name: str, **labels: str) -> float:
+    async def read_metric(self, name: str, **labels: str) -> float:
         """Return the value of a metric, 0 without a sample."""
         async with self.http.get(f"{self.worker.url}/metrics") as answer:
             lines = (await answer.text()).splitlines()
@@ -316,39 +316,39 @@ class FullStack:
         samples = [line for line in lines if line.startswith((f"{name}{{", f"{name} "))]
         return sum(float(line.rpartition(" ")[2]) for line in samples if all(pair in line for pair in wanted))
 
-    def log(self, *, since: int = 0) -> list[dict[str, Any]]:
+    def read_log(self, *, since: int = 0) -> list[dict[str, Any]]:
         """Return the worker's log from byte *since* on."""
         text = self.worker.log_path.read_bytes()[since:].decode()
         return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
     @property
     def log_end(self) -> int:
-        """The length of the worker's log now, for `log(since=…)`."""
+        """The length of the worker's log now, for `read_log(since=…)`."""
         return self.worker.log_path.stat().st_size
 
     async def wait_for_log_event(self, event: str, *, since: int, within_s: float, **facts: str) -> dict[str, Any]:
         """Wait until the worker logs *event* with *facts*; return all of its facts."""
 
         async def line() -> dict[str, Any]:
-            lines = self.log(since=since)
+            lines = self.read_log(since=since)
             return next((line for line in lines if line["event"] == event and facts.items() <= line.items()), {})
 
         return await poll_until_true(line, within_s=within_s)
 
-    # What is left behind
+    # Checkpoints and dead letters
 
-    async def checkpoint(self, stream_shard_id: str) -> int:
-        """Return the sequence number in the lease table, 0 for TRIM_HORIZON."""
+    async def read_checkpoint(self, stream_shard_id: str) -> int:
+        """Return the checkpoint in the lease table, 0 for TRIM_HORIZON."""
         answer = await self.dynamodb.scan(TableName=self.stack.env["KINESIS_APPLICATION_NAME"], ConsistentRead=True)
         by_key = {row["leaseKey"]["S"]: row["checkpoint"]["S"] for row in answer["Items"] if "checkpoint" in row}
         return int(by_key[stream_shard_id]) if by_key[stream_shard_id].isdecimal() else 0
 
     async def wait_for_checkpoint(self, position: Position, *, within_s: float) -> None:
-        """Wait until the lease table says that *position* is done with."""
+        """Wait until the checkpoint has passed *position*."""
         stream_shard_id, sequence_number = position
 
         async def passed() -> bool:
-            return await self.checkpoint(stream_shard_id) >= int(sequence_number)
+            return await self.read_checkpoint(stream_shard_id) >= int(sequence_number)
 
         await poll_until_true(passed, within_s=within_s)
 

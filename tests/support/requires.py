@@ -1,4 +1,4 @@
-"""Skip a test whose tool is not on this machine, or fail it where everything has to be there."""
+"""Skip a test that needs a tool which is not installed, or fail it where every tool must be installed."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ TOOLS = ROOT / ".venv-tools" / "bin"
 
 
 def require(name: str, *, found: bool, how: str) -> None:
-    """Skip the running test unless *found*; with REQUIRE_ALL=1 fail it. *how* says how to get what is missing."""
+    """Skip the running test unless *found*; with REQUIRE_ALL=1 fail it. *how* is the way to install *name*."""
     if found:
         return
-    reason = f"{name} is not here; to have it: {how}"
+    reason = f"{name} is not installed; to install it: {how}"
     if os.environ.get("REQUIRE_ALL") == "1":
         pytest.fail(f"REQUIRE_ALL=1, and {reason}", pytrace=False)
     pytest.skip(reason)
 
 
 def required_program(name: str, *, how: str) -> str:
-    """Return the path of the program *name*, from the PATH or from .venv-tools; skip or fail as `require` does."""
+    """Return the path of the program *name*, in the PATH or in .venv-tools; skip or fail as `require` does."""
     path = shutil.which(name) or shutil.which(name, path=str(TOOLS))
     require(name, found=path is not None, how=how)
     return path or ""

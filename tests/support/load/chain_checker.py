@@ -1,4 +1,4 @@
-"""What the shards hold of plans of chains, set against what they must hold, row by row as they come."""
+"""Compare the shards with plans of chains, row by row while reading."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PutPlan:
 
 @dataclass(frozen=True, slots=True)
 class HeldOperations:
-    """Operations that were held at some time. *seconds* is until the last of them was committed, none without any."""
+    """Operations that were held at some time. *seconds*: until the last of them was committed; none without any."""
 
     count: int
     seconds: float | None
@@ -99,7 +99,7 @@ class _Found:
             if got != expected:
                 self._note("operations with another outcome than in the order put", f"{row}, expected {expected}")
             return
-        self._note("operations of nobody's", row)
+        self._note("operations that no plan has", row)
 
     def check_resource(self, url: str, row: asyncpg.Record) -> None:
         """Compare one row of `resources`."""
@@ -115,7 +115,7 @@ class _Found:
         self._note("resources that should not be there", key)
 
     def lines(self) -> Iterator[str]:
-        """Say what was not as it must be."""
+        """Yield a line for each kind of difference."""
         for put, seen, remaining in zip(self._puts, self._seen, self._remaining, strict=True):
             if missing := seen.count(0):
                 self._note(f"{missing} operations of {put.plan.name!r} lost", put.plan.row(seen.index(0)))
@@ -126,7 +126,7 @@ class _Found:
 
 
 async def count_operations(url: str) -> int:
-    """Return how many operations a shard has; 0 before it has tables."""
+    """Return the number of operations on a shard; 0 before it has tables."""
     try:
         return int(await _value(url, "SELECT count(*) FROM operations"))
     except asyncpg.UndefinedTableError:
@@ -134,7 +134,7 @@ async def count_operations(url: str) -> int:
 
 
 async def read_latencies_s(urls: Sequence[str], plan: ChainPlan, begin: datetime, end: datetime) -> list[float]:
-    """Return arrival → committed of the plan's operations that arrived in that time, in order of size."""
+    """Return arrival → committed of the plan's operations that arrived in that time, sorted."""
     found: list[float] = []
     for url in urls:
         connection = await asyncpg.connect(url, timeout=10, command_timeout=QUERY_TIMEOUT_S)
@@ -146,12 +146,12 @@ async def read_latencies_s(urls: Sequence[str], plan: ChainPlan, begin: datetime
 
 
 async def count_completed(urls: Sequence[str], plan: ChainPlan, begin: datetime, end: datetime) -> int:
-    """Return how many of the plan's operations were committed in that time."""
+    """Return the number of the plan's operations that were committed in that time."""
     return sum([int(await _value(url, COMPLETED_SQL, begin, end, plan.name)) for url in urls])
 
 
 async def count_held(url: str, at: datetime) -> HeldOperations:
-    """Return which operations of a shard had arrived and were not committed *at* that time."""
+    """Count the operations of a shard that had arrived and were not committed *at* that time."""
     connection = await asyncpg.connect(url, timeout=10, command_timeout=QUERY_TIMEOUT_S)
     try:
         count, last_at = await connection.fetchrow(HELD_SQL, at) or (0, None)

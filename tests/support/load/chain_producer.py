@@ -1,9 +1,9 @@
-"""A producer in a process of its own, so that it costs the one that measures nothing.
+"""A producer in a separate process, so that it takes no time of the process that measures.
 
     python -m support.load.chain_producer PLAN.json
 
-puts the operations of a plan, one request after the other, until it has put as many as it is told or gets SIGTERM. Each
-line that it writes says how many it has put.
+puts the operations of a plan, one request after the other, until it has put the ordered number or gets SIGTERM. Each
+line of its output is the number of operations put so far.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 POLL_S = 0.1
 STOP_WITHIN_S = 30.0
-LINE_BYTES = 32  # more than one line
+LINE_BYTES = 32  # more than the last line has
 
 
 class ProducerOrder(msgspec.Struct, frozen=True):
-    """What a producer is told. *rate* is the most records a second, *count* how many in all; none: no end."""
+    """An order to a producer. *rate* is the maximum of records a second, *count* their number; none: no limit."""
 
     plan: ChainPlan
     stream: str
@@ -44,11 +44,11 @@ class ProducerOrder(msgspec.Struct, frozen=True):
 
 
 class ProducerFailedError(Exception):
-    """A producer ended otherwise than it should."""
+    """A producer failed, or did not finish in time."""
 
 
 class ChainProducer:
-    """The process, seen from the one that started it; *group* ends it with this one."""
+    """The producer's process, for the process that started it; *group* ends the one with the other."""
 
     def __init__(self, group: ProcessGroup, env: Mapping[str, str], order: ProducerOrder) -> None:
         self._log_path = group.directory / f"producer-{order.plan.name}.log"
@@ -63,19 +63,19 @@ class ChainProducer:
 
     @property
     def put_count(self) -> int:
-        """How many records it has put, but for those of the request that is on its way."""
+        """The number of records put, without those of the current request."""
         with self._log_path.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - LINE_BYTES))
             lines = log.read().split(b"\n")
         return int(lines[-2]) if len(lines) > 1 and lines[-2].isdigit() else 0
 
     def check_running(self) -> None:
-        """Raise `ProducerFailedError` when it has failed."""
+        """Raise `ProducerFailedError` when the producer has failed."""
         if self._process.poll():
             raise ProducerFailedError(f"a producer failed; its log ends with:\n{log_tail(self._log_path)}")
 
     async def wait_until_done(self, *, within_s: float) -> int:
-        """Wait until it has put all; return how many."""
+        """Wait until the producer has put all records; return their number."""
         deadline = asyncio.get_running_loop().time() + within_s
         while self._process.poll() is None:
             if asyncio.get_running_loop().time() > deadline:
@@ -85,14 +85,14 @@ class ChainProducer:
         return self.put_count
 
     async def stop(self) -> int:
-        """Let it end after the request that is on its way; return how many records it has put."""
+        """End the producer after its current request; return the number of records it has put."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
         return await self.wait_until_done(within_s=STOP_WITHIN_S)
 
 
 async def produce(order: ProducerOrder) -> None:
-    """Put what *order* says until SIGTERM."""
+    """Put the records of *order* until SIGTERM."""
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     put_count = 0

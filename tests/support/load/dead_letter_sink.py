@@ -1,6 +1,6 @@
-"""A dead-letter queue that takes as many letters as come: moto takes seconds a call once a queue holds thousands.
+"""A dead-letter queue for any number of letters: moto takes seconds a call once a queue holds thousands.
 
-It stands before an SQS and answers for one queue itself; everything else is passed on.
+It is a proxy of an SQS that answers for one queue itself and forwards all other requests.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FORWARDED_HEADERS = ("Content-Type", "X-Amz-Target", "Authorization", "X-Amz-Dat
 
 
 class DeadLetterSink:
-    """The queue at *queue_url* of the SQS at *endpoint_url*. Letters are kept here, in the order they came."""
+    """The queue at *queue_url* of the SQS at *endpoint_url*. Dead letters are kept here, in order of arrival."""
 
     def __init__(self, endpoint_url: str, queue_url: str) -> None:
         self.dead_letters: list[StoredDeadLetter] = []

@@ -1,7 +1,7 @@
-"""Operations whose outcome follows from their number alone: for loads too long to be remembered.
+"""Operations with outcomes that follow from their number alone: for loads too long to be remembered.
 
-The operations of one resource, its chain, go round create, patch, read, delete. Whatever is lost, done twice or out of
-order leaves another status, another result or another row behind, and the log and the rows tell.
+The operations of one resource, its chain, repeat create, patch, read, delete. An operation that is lost, done twice or
+out of order leaves another status, another result or another row, so the log and the rows show it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ FIRST_MOMENT = datetime(2025, 1, 1, tzinfo=UTC)
 LOGGED = Verdict(Effect.LOGGED)
 
 Numbers = tuple[int, int]
-"""What a resource holds: `n` and `made`."""
+"""The content of a resource: `n` and `made`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExpectedOperation:
-    """A row of `operations` as it must be. *result* is what a `read` must have found."""
+    """An expected row of `operations`. *result* is the expected result of a `read`."""
 
     tenant_id: str
     kind: str
@@ -35,10 +35,10 @@ class ExpectedOperation:
 
 @dataclass(frozen=True, slots=True)
 class ChainPlan:
-    """Operation after operation, endlessly, over all chains in turn; *name* sets its ids apart from other plans'.
+    """An endless sequence of operations, over all chains in turn; *name* makes its ids unique among plans.
 
     Each tenant has *types* resource types, so as many partition keys, and *resources* of each. *padding_bytes* makes
-    each record that carries data longer.
+    each record with data longer.
     """
 
     name: str
@@ -49,7 +49,7 @@ class ChainPlan:
 
     @property
     def chain_count(self) -> int:
-        """How many resources it changes."""
+        """The number of resources that the plan changes."""
         return len(self.tenants) * self.types * self.resources
 
     def items(self, count: int) -> Iterator[Item]:
@@ -77,12 +77,12 @@ class ChainPlan:
         return Item(f"{tenant.tenant_id}-{resource_type}", json.dumps(message).encode(), LOGGED)
 
     def number_of(self, request_id: str) -> int | None:
-        """Return the number of the operation with *request_id*; none when it is not of this plan."""
+        """Return the number of the operation with *request_id*; none when it belongs to another plan."""
         name, _, number = request_id.rpartition("-")
         return int(number) if name == self.name and number.isdecimal() else None
 
     def row(self, number: int) -> ExpectedOperation:
-        """Return what the operation of that *number* must leave in the log; every one succeeds."""
+        """Return the expected row of the operation with that *number*; every operation succeeds."""
         step, chain = divmod(number, self.chain_count)
         kind = CYCLE[step % len(CYCLE)]
         result = _after(step - 1) if kind == "read" else None
@@ -93,7 +93,7 @@ class ChainPlan:
         return f"{self.name}-{chain}"
 
     def remaining_rows(self, count: int) -> dict[tuple[str, str, str], Numbers]:
-        """Return the resources that are left after *count* operations, by tenant, type and id."""
+        """Return the resources that exist after *count* operations, by tenant, type and id."""
         rows: dict[tuple[str, str, str], Numbers] = {}
         for chain in range(min(count, self.chain_count)):
             last_step = (count - chain - 1) // self.chain_count
@@ -102,7 +102,7 @@ class ChainPlan:
         return rows
 
     def count_of(self, tenant_ids: frozenset[str], count: int) -> int:
-        """Return how many of the first *count* operations are those tenants'."""
+        """Return how many of the first *count* operations belong to those tenants."""
         rounds, rest = divmod(count, len(self.tenants))
         chosen = [tenant.tenant_id in tenant_ids for tenant in self.tenants]
         return rounds * sum(chosen) + sum(chosen[:rest])
@@ -115,7 +115,7 @@ class ChainPlan:
 
 
 def _after(step: int) -> Numbers | None:
-    """Return what a chain's resource holds after *step*."""
+    """Return the content of a chain's resource after *step*; none when it does not exist."""
     match CYCLE[step % len(CYCLE)]:
         case "create":
             return step, step

@@ -1,4 +1,4 @@
-"""What the shards and the dead-letter queue hold of a plan of order events, set against what they must hold."""
+"""Compare the shards and the dead-letter queue with plans of order events."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SELECT min(completed_at) FROM operations WHERE resource_type = 'order' AND start
 
 @dataclass(frozen=True, slots=True)
 class OrderComparison:
-    """What was found: *differences* have a line for each kind, with an example."""
+    """The result of a comparison: *differences* has a line for each kind, with an example."""
 
     differences: Sequence[str]
     latencies_s: Sequence[float]
@@ -42,7 +42,7 @@ class OrderComparison:
 
 
 async def count_orders(urls: Sequence[str], plan: OrderPlan) -> int:
-    """Return how many events of the plan's tenants are in the log; a shard that does not answer has none."""
+    """Return how many events of the plan's tenants are in the log; a shard that does not answer counts as 0."""
     count = 0
     for url in urls:
         try:
@@ -59,7 +59,7 @@ async def count_orders(urls: Sequence[str], plan: OrderPlan) -> int:
 
 
 async def read_first_commit_time(urls: Sequence[str], plan: OrderPlan) -> datetime | None:
-    """Return when the first event of the plan was written."""
+    """Return when the first event of the plan was committed."""
     times = []
     for url in urls:
         connection = await asyncpg.connect(url, timeout=10, command_timeout=QUERY_TIMEOUT_S)
@@ -78,8 +78,7 @@ async def compare_orders(
 ) -> OrderComparison:
     """Compare every order, every log entry and every dead letter.
 
-    *plans* are all that were sent for their tenants, and *sent* those of their events that may have a dead letter, by
-    message id.
+    *plans* must be all plans of their tenants, and *sent* their events that may have a dead letter, by message id.
     """
     operations, rows = [], []
     tenant_ids = sorted({tenant_id for plan in plans for tenant_id in _tenant_ids(plan)})
@@ -129,7 +128,7 @@ def _compare_log(lines: _Differences, steps: Sequence[OrderStep], operations: Se
         found[key] = row
         step = wanted.get(key)
         if step is None:
-            lines.note("operations of nobody's", row)
+            lines.note("operations that no plan has", row)
             continue
         expected = (step.kind, step.order_id, "succeeded", None, "sqs")
         got = (row["operation"], row["resource_id"], row["status"], row["error"], row["source"])
@@ -141,7 +140,7 @@ def _compare_log(lines: _Differences, steps: Sequence[OrderStep], operations: Se
 
 
 def _compare_order(lines: _Differences, pairs: Sequence[tuple[OrderStep, asyncpg.Record]]) -> None:
-    """Each group's events come in their order: by the transactions that wrote them, and by the queue's numbers."""
+    """Check that each group's events are in order, by the transactions that wrote them and by the queue's numbers."""
     last: dict[str, tuple[OrderStep, asyncpg.Record]] = {}
     for step, row in pairs:  # in the order of the plan
         if (before := last.get(step.group_id)) is not None:
@@ -172,7 +171,7 @@ def _compare_letters(lines: _Differences, sent: Mapping[str, PlannedEvent], lett
         message_id = letter.position[1]
         planned = sent.get(message_id)
         if planned is None:
-            continue  # another producer's
+            continue  # the letter of another producer's event
         repeated += letter.reason in found.get(message_id, set())
         found.setdefault(message_id, set()).add(letter.reason)
         if letter.record is not None and letter.record != planned.event.body.encode():

@@ -1,7 +1,7 @@
-"""Order events of many groups whose rows and log follow from the plan: what is lost, doubled or overtaken shows.
+"""Order events of many groups with rows and a log that follow from the plan: lost, doubled or late events show.
 
-Each group has one order that is changed step by step. A step writes its own mark and takes away the one before it, so a
-step that came late leaves its mark for ever. Every tenth step makes or takes away another order beside it.
+Each group has one order that is changed step by step. A step writes its own mark and removes the mark before it, so a
+late step leaves its mark in the row. Every tenth step creates or deletes another order of the group.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any
 from simplu_worker.local.workload.order_events import Members, OrderEvent, event_members, spoil_event
 from simplu_worker.local.workload.workload import Tenant
 
-ROUND = 10  # events of a group: one of them is about the other order
-AGAIN_SHARE = 0.02  # half of them with another deduplication id of the message, half with the same
+ROUND = 10  # events of a group: the last one is about the other order
+AGAIN_SHARE = 0.02  # half of them as a message with another deduplication id, half with the same
 REUSED = frozenset({"request_id_reused"})
 KINDS = {"CREATE": "create", "UPDATE": "patch", "DELETE": "delete"}
 
 
 @dataclass(frozen=True, slots=True)
 class OrderStep:
-    """A row of the log as it must be: the event of that *number* in its group, and all that follows from it."""
+    """An expected row of the log: the event with that *number* in its group."""
 
     tenant_id: str
     request_id: str
@@ -36,9 +36,9 @@ class OrderStep:
 
 @dataclass(frozen=True, slots=True)
 class PlannedEvent:
-    """An event, and what it must come to: a step, dead letters with one of *reasons*, or nothing beyond an earlier one.
+    """An event and its expected outcome: a step, dead letters with one of *reasons*, or no effect.
 
-    *is_dropped* is one that the queue itself drops.
+    With *is_dropped* the queue itself drops the event.
     """
 
     event: OrderEvent
@@ -48,7 +48,7 @@ class PlannedEvent:
 
 
 class OrderPlan:
-    """*count* events over *groups*, *poison_percent* of them poison; *name* sets its ids apart from other plans'."""
+    """*count* events over *groups*, *poison_percent* of them poison; *name* makes its ids unique among plans."""
 
     def __init__(
         self, name: str, tenants: Sequence[Tenant], *, count: int, groups: int, poison_percent: float = 0, seed: int = 0
@@ -67,7 +67,7 @@ class OrderPlan:
         return f"OrderPlan({self.name!r}, {len(self.planned)} events, {self.poison_count} poison)"
 
     def rows(self) -> dict[tuple[str, str], Any]:
-        """Return the orders that are left, by tenant and id."""
+        """Return the orders that exist at the end, by tenant and id."""
         rows: dict[tuple[str, str], Any] = {}
         for number in range(self.group_count):
             tenant_id = self._tenant(number).tenant_id
@@ -119,7 +119,7 @@ class OrderPlan:
         )
 
     def _make_repeat(self, last: PlannedEvent, index: int) -> PlannedEvent:
-        """Send the last event of a group once more: nothing may come of it."""
+        """Send the last event of a group again, without effect."""
         event = last.event
         if index % 2 and "deduplicationId" in json.loads(event.body):
             again = OrderEvent(event.group_id, f"{self.name}-again-{index}", event.body, event.tenant)
@@ -138,7 +138,7 @@ class OrderPlan:
     def _make_event(
         self, group: int, own_id: str, kind: str, order_id: str, data: Members
     ) -> tuple[OrderEvent, Members]:
-        """Return an event whose tenant and id are told in one of the ways, each group in its own."""
+        """Return an event with its tenant and its id in the body or in attributes, depending on the group."""
         tenant, group_id = self._tenant(group), f"{self.name}-{group}"
         in_body = tenant if group % 3 == 0 else None
         named = own_id if group % 2 == 0 else None
@@ -156,5 +156,5 @@ class OrderPlan:
 
 
 def _change_number(number: int) -> int:
-    """Return which change of the group's own order its event of that *number* is, or the last one before it."""
+    """Return which change of the group's own order the event with that *number* is, or the last change before it."""
     return number - (number + 1) // ROUND

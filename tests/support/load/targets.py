@@ -1,4 +1,4 @@
-"""What was measured set against what was promised, for people and for programs."""
+"""Performance targets, and reports of a load for people and for programs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MISSING = "–"
 
 @dataclass(frozen=True, slots=True)
 class PerformanceTarget:
-    """A promise: *value* is at most *most* and at least *least*. No value, as when nothing was applied, breaks it."""
+    """A target: *value* is at most *most* and at least *least*. No value, as when nothing was applied, misses it."""
 
     what: str
     value: float | None
@@ -26,7 +26,7 @@ class PerformanceTarget:
 
     @property
     def is_kept(self) -> bool:
-        """Whether the promise was kept."""
+        """Whether the target is kept."""
         return self.value is not None and self.least <= self.value <= self.most
 
     def __str__(self) -> str:
@@ -37,7 +37,7 @@ class PerformanceTarget:
 
 @dataclass
 class LoadReport:
-    """Everything that a run came to. *control* is the phase with which the others are compared."""
+    """The results of a run. *control* is the phase with which the others are compared."""
 
     title: str
     phases: list[PhaseResult] = field(default_factory=list)
@@ -47,16 +47,16 @@ class LoadReport:
 
     @property
     def control(self) -> PhaseResult:
-        """The phase in which all was well: the first one."""
+        """The first phase, without any fault."""
         return self.phases[0]
 
     @property
     def status(self) -> int:
-        """The exit status: 1 when a bound was not kept or a row is not as it must be."""
+        """The exit status: 1 when a target is missed or a row differs."""
         return 0 if not self.differences and all(target.is_kept for target in self.targets) else 1
 
     def add_latency_targets(self, measured: PhaseResult, *, most_ratio: float, least_ratio: float) -> None:
-        """Promise that *measured* is not much slower and does not get through much less than the control."""
+        """Add the targets that *measured* is not much slower than the control and has not much less throughput."""
         name = measured.phase.name
         ratio = ratio_of(measured.p99_s, self.control.p99_s)
         self.targets.append(PerformanceTarget(f"{name}: p99 ÷ control's", ratio, most=most_ratio))
@@ -64,7 +64,7 @@ class LoadReport:
         self.targets.append(PerformanceTarget(f"{name}: throughput ÷ control's", ratio, least=least_ratio))
 
     def add_memory_targets(self, growth_mib: float) -> None:
-        """Promise that no phase takes more than *growth_mib* beyond the control."""
+        """Add the targets that no phase takes more than *growth_mib* beyond the control."""
         before = self.control.rss_bytes
         for measured in self.phases[1:]:
             now = measured.rss_bytes
@@ -77,7 +77,7 @@ class LoadReport:
         """Print tables for people."""
         console.print(self._phase_table())
         console.print(self._processor_table())
-        table = Table("bound", "measured", "promised", "")
+        table = Table("target", "measured", "promised", "")
         for target in self.targets:
             kept = "kept" if target.is_kept else "[bold red]MISSED[/]"
             table.add_row(target.what, format_number(target.value, target.unit), str(target), kept)
@@ -113,7 +113,7 @@ class LoadReport:
         return table
 
     def as_json(self) -> str:
-        """Return all of it for programs."""
+        """Return the report as JSON for programs."""
         bounds = [
             {"what": target.what, "value": target.value, "bound": str(target), "kept": target.is_kept}
             for target in self.targets
@@ -131,12 +131,12 @@ class LoadReport:
 
 
 def ratio_of(value: float | None, to: float | None) -> float | None:
-    """Return *value* ÷ *to*, none when that says nothing."""
+    """Return *value* ÷ *to*; none without a value, or when *to* is none or 0."""
     return None if value is None or not to else value / to
 
 
 def format_number(value: float | None, unit: str = "") -> str:
-    """Spell a number for people."""
+    """Format a number for people."""
     if value is None:
         return MISSING
     digits = 0 if abs(value) >= 100 else 3 if abs(value) < 1 else 2

@@ -1,4 +1,4 @@
-"""A stack, a worker and producers, each a process of its own, and phases that are set beside each other afterwards."""
+"""A stack, a worker and producers, each a process, and phases of time that are measured and compared."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from simplu_worker.local.workload.workload import Tenant
 TENANTS_WITHIN_S = 60.0
 STOP_WITHIN_S = 35.0
 POLL_S = 1.0
-STREAM_MEMORY_BYTES = 8 * 1024**3  # nothing may be trimmed unread: a loss must be the worker's
-MANY = 1_000_000  # tenants a shard: Citrus is told where each lives
+STREAM_MEMORY_BYTES = 8 * 1024**3  # no record may be trimmed before it is read: every loss must be the worker's
+MANY = 1_000_000  # tenants a shard: the testbed places them in Citrus itself
 PROCESS_NAMES = {
     "local.kinesis.server": "Kinesis",
     "local.sqs.server": "SQS",
@@ -50,12 +50,12 @@ class Flow:
 
     plan: ChainPlan
     producer: ChainProducer
-    is_checked: bool  # whether what is put is to be applied
+    is_checked: bool  # whether the operations that it puts must be applied
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A stretch of time, and what processes used in it: processor time by name, as shares of one processor."""
+    """A period, and the processor time used in it: by process name, as shares of one processor."""
 
     name: str
     begin: datetime
@@ -64,13 +64,13 @@ class Phase:
 
     @property
     def seconds(self) -> float:
-        """How long it was."""
+        """The length of the period."""
         return (self.end - self.begin).total_seconds()
 
 
 @dataclass(frozen=True, slots=True)
 class PhaseResult:
-    """What was measured in a phase. *rate* is committed operations a second; durations are arrival → committed."""
+    """The measurements of a phase. *rate* is committed operations a second; durations are arrival → committed."""
 
     phase: Phase
     rate: float
@@ -80,7 +80,7 @@ class PhaseResult:
     rss_bytes: ValueRange | None
 
     def as_json(self) -> dict[str, Any]:
-        """Return it for `--json`."""
+        """Return the measurements for `--json`."""
         rss = self.rss_bytes
         return {
             "phase": self.phase.name,
@@ -95,9 +95,9 @@ class PhaseResult:
 
 
 class Testbed:
-    """Everything is up while the context is entered; each shard has *tenants_per_shard* tenants from the start.
+    """A stack with workers, up while the context is entered; each shard has *tenants_per_shard* tenants from the start.
 
-    With no *replicas* the caller starts the workers and registers the tenants.
+    Without *replicas* the caller starts the workers and registers the tenants.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Testbed:
         await self._exit.aclose()
 
     async def start_worker(self, env: Mapping[str, str] | None = None) -> None:
-        """Start another replica, with *env* beside what all have; no value takes one away."""
+        """Start another replica, with *env* in addition to the common environment."""
         worker_env = self.stack.env | {"AWS_ENDPOINT_URL_SQS": self._sqs_url} | self._worker_env | dict(env or {})
         worker = WorkerProcess(self.stack.group, worker_env, number=len(self.workers))
         worker.start()
@@ -153,7 +153,7 @@ class Testbed:
 
     @property
     def worker(self) -> WorkerProcess:
-        """The first replica, of which the memory is measured."""
+        """The first replica, of which the testbed measures the memory."""
         return self.workers[0]
 
     @property
@@ -166,13 +166,13 @@ class Testbed:
         return list(self.stack.servers.values())[number]
 
     def tenants_of(self, *servers: PostgresServer) -> tuple[Tenant, ...]:
-        """Return the tenants of *servers*, all servers' without any, one of each in turn."""
+        """Return the tenants of *servers* (none given: of all servers), one of each server in turn."""
         wanted = [server.url for server in servers] or self.urls
         columns = [self.tenants[shard_id] for shard_id, server in self.stack.servers.items() if server.url in wanted]
         return tuple(tenant for row in zip(*columns, strict=True) for tenant in row)
 
     def urls_without(self, server: PostgresServer) -> list[str]:
-        """Return the URLs of all shards but one."""
+        """Return the URLs of all shards except that of *server*."""
         return [url for url in self.urls if url != server.url]
 
     # Tenants
@@ -189,7 +189,7 @@ class Testbed:
             await self.register(self.tenants_of())
 
     async def register(self, tenants: Sequence[Tenant]) -> None:
-        """Send their `SHARD_CREATION` and wait until the shards have them; new ones go to the first shard."""
+        """Send `SHARD_CREATION` for *tenants* and wait until the shards have them; new ones go to the first shard."""
         env = self.stack.env
         for tenant in tenants:
             self.homes.setdefault(tenant.tenant_id, self.server().url)
@@ -201,21 +201,21 @@ class Testbed:
             return wanted <= await read_tenant_ids(self.urls)
 
         if not await poll_until(all_there, within_s=TENANTS_WITHIN_S):
-            raise SystemExit(f"{len(tenants)} tenants are not on their shards after {TENANTS_WITHIN_S:g} s")
+            raise SystemExit(f"expected {len(tenants)} tenants on their shards within {TENANTS_WITHIN_S:g} s")
 
     # Load
 
     def start_flow(
         self, plan: ChainPlan, *, rate: float | None, count: int | None = None, is_checked: bool = True
     ) -> Flow:
-        """Start a producer. With *is_checked* all that it puts has to be applied in the end."""
+        """Start a producer. With *is_checked* all operations that it puts must be applied in the end."""
         order = ProducerOrder(plan, self.stack.env["KINESIS_STREAM_NAME"], rate, count)
         flow = Flow(plan, ChainProducer(self.stack.group, self.stack.env, order), is_checked)
         self.flows.append(flow)
         return flow
 
     async def wait_until_applied(self, urls: Sequence[str], *, within_s: float) -> bool:
-        """Wait until the shards at *urls* have all that the flows have put so far; false if they have not."""
+        """Wait until the shards at *urls* have all operations put so far; return false after *within_s*."""
         wanted = {url: self._expected_count(url) for url in urls}
         deadline = asyncio.get_running_loop().time() + within_s
         while wanted:
@@ -233,7 +233,7 @@ class Testbed:
         return sum(flow.plan.count_of(tenant_ids, flow.producer.put_count) for flow in self.flows if flow.is_checked)
 
     def check(self) -> None:
-        """Raise when a worker or a producer has ended that should run."""
+        """Raise when a worker or a producer has ended too early."""
         for worker in self.workers:
             worker.check_running()
         for flow in self.flows:
@@ -243,13 +243,13 @@ class Testbed:
 
     @asynccontextmanager
     async def phase(self, name: str) -> AsyncIterator[None]:
-        """Take the time that the context is entered for a phase."""
+        """Record the time in which the context is entered as a phase."""
         before, begin = self._processor_seconds(), datetime.now(UTC)
         yield
         self.check()
         end, after = datetime.now(UTC), self._processor_seconds()
         seconds = (end - begin).total_seconds()
-        # Less than before: a backend has ended.
+        # Negative when a backend has ended.
         shares = {one: max(0.0, used - before[one]) / seconds for one, used in after.most_common()}
         self.phases.append(Phase(name, begin, end, shares))
 
@@ -257,7 +257,7 @@ class Testbed:
         return cpu_seconds({*self.stack.group.pids, os.getpid()}, process_name)
 
     async def measure_phase(self, phase: Phase, plan: ChainPlan, urls: Sequence[str]) -> PhaseResult:
-        """Return what came of the plan's operations on the shards at *urls*; ask when they are applied."""
+        """Measure the plan's operations of *phase* on the shards at *urls*, once they are applied."""
         durations = await read_latencies_s(urls, plan, phase.begin, phase.end)
         count = await count_completed(urls, plan, phase.begin, phase.end)
         return PhaseResult(
@@ -270,7 +270,7 @@ class Testbed:
         )
 
     async def reshard(self, count: int, *, within_s: float = 60.0) -> None:
-        """Have the stream split or merged to *count* stream shards."""
+        """Split or merge the stream to *count* stream shards."""
         name = self.stack.env["KINESIS_STREAM_NAME"]
         async with self.stack.aws_client("kinesis") as kinesis:
 
@@ -280,12 +280,12 @@ class Testbed:
 
             await kinesis.update_shard_count(StreamName=name, TargetShardCount=count, ScalingType="UNIFORM_SCALING")
             if not await poll_until(active, within_s=within_s):
-                raise SystemExit(f"the stream is not active {within_s:g} s after a reshard")
+                raise SystemExit(f"expected the stream to be active {within_s:g} s after a reshard")
 
-    # Verdict
+    # Result
 
     async def find_differences(self) -> list[str]:
-        """Return what is not as the plans say: lost, done twice, out of order, misplaced."""
+        """Return the differences from the plans: operations lost, done twice, out of order, misplaced."""
         puts = [PutPlan(flow.plan, flow.producer.put_count, self.homes) for flow in self.flows if flow.is_checked]
         return await find_differences(self.urls, puts)
 
@@ -301,5 +301,5 @@ class Testbed:
 
 
 def process_name(line: str) -> str:
-    """Name a process of the stack by its command line."""
+    """Return the name of a process of the stack, by its command line."""
     return next((name for part, name in PROCESS_NAMES.items() if part in line), "this, Citrus")

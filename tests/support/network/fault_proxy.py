@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that makes a network's and a server's faults on demand, without changing either end."""
+"""A TCP proxy on loopback that causes faults of a network and of a server, without changing either end."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
 def http_answer(status: int, body: bytes, *headers: str, content_type: str = "application/x-amz-json-1.1") -> bytes:
-    """Return a whole HTTP answer, as `FaultProxy.answer_all` gives it."""
+    """Return a complete HTTP answer for `FaultProxy.answer_all`."""
     lines = [f"HTTP/1.1 {status} As Scripted", f"Content-Type: {content_type}", f"Content-Length: {len(body)}"]
     return "\r\n".join([*lines, *headers, "Connection: close", "", ""]).encode() + body
 
 
 class FaultProxy(TcpProxy):
-    """Passes everything on to *target_url*, but for the fault that is being made. Enter it to listen."""
+    """Forwards connections to *target_url*, except for the current fault. Enter it to listen."""
 
     def __init__(self, target_url: str) -> None:
         super().__init__()
         target = urlsplit(target_url)
         self._target = (target.hostname or HOST, target.port or 80)
-        self._swallowed: bytes | None = None  # what a request holds that is not passed on now; b"": every one
+        self._swallowed: bytes | None = None  # requests that contain this are not forwarded now; b"": all
         self._changed = asyncio.Event()
         self._answer: bytes | None = None
 
@@ -37,12 +37,12 @@ class FaultProxy(TcpProxy):
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The URL of the proxy."""
         return f"http://{HOST}:{self.port}"
 
     @contextlib.contextmanager
     def hold_requests(self, about: bytes = b"") -> Iterator[None]:
-        """Swallow requests, of connections old and new, that hold *about*; they are passed on at the end."""
+        """Hold back requests that contain *about*, on old and new connections, and forward them at the end."""
         self._swallowed = about
         try:
             yield
@@ -53,7 +53,7 @@ class FaultProxy(TcpProxy):
 
     @contextlib.contextmanager
     def answer_all(self, answer: bytes) -> Iterator[None]:
-        """Give every request *answer* instead of asking the target."""
+        """Answer every request with *answer* instead of forwarding it."""
         self.cut()
         self._answer = answer
         try:
@@ -80,7 +80,7 @@ class FaultProxy(TcpProxy):
                 for task in passing:
                     task.cancel()
         except OSError:
-            pass  # either end is gone: so is the other
+            pass  # either end has closed: close the other
         finally:
             for writer in filter(None, (to_client, to_server)):
                 self._connections.discard(writer)
@@ -105,7 +105,7 @@ async def _forward(source: asyncio.StreamReader, target: asyncio.StreamWriter) -
 async def _read(source: asyncio.StreamReader) -> bytes:
     try:
         return await source.read(READ_BYTES)
-    except OSError:  # cut
+    except OSError:  # the connection was cut
         return b""
 
 

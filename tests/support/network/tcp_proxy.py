@@ -1,4 +1,4 @@
-"""A TCP line on loopback between a client and a server: the faults that any line can have, whatever it carries."""
+"""A TCP proxy on loopback between a client and a server: faults that do not depend on the protocol."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ READ_BYTES = 65_536
 
 
 class TcpProxy:
-    """Listens while it is entered; who derives from it says in `_serve` what passes, and notes its connections."""
+    """Listens while it is entered. A subclass forwards a connection in `_serve`, and adds it to `_connections`."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -29,14 +29,14 @@ class TcpProxy:
         self._hang_up()
 
     def cut(self) -> None:
-        """Cut every connection now, in the middle of whatever it carries; new ones work."""
+        """Cut every open connection; new ones work."""
         for writer in self._connections:
             writer.transport.abort()
         self._connections.clear()
 
     @contextlib.asynccontextmanager
     async def refuse_connections(self) -> AsyncIterator[None]:
-        """Cut everything and refuse connections."""
+        """Cut every open connection and refuse new ones."""
         self._hang_up()
         try:
             yield
@@ -45,7 +45,7 @@ class TcpProxy:
 
     @contextlib.contextmanager
     def add_latency(self, latency_s: float) -> Iterator[None]:
-        """Pass every part of what is asked on that late."""
+        """Delay every chunk from the client by *latency_s*."""
         self._latency_s = latency_s
         try:
             yield

@@ -1,4 +1,4 @@
-"""What processes use: memory and processor time, as the system counts them."""
+"""The memory and the processor time of processes, as the system counts them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROC = Path("/proc")
 
 
 def rss_bytes(pid: int) -> int | None:
-    """Return the resident memory of a process: VmRSS of proc(5), else what ps says; none when it is gone."""
+    """Return the resident memory of a process, VmRSS of proc(5), else from ps; none when the process is gone."""
     if not (PROC / "self" / "status").exists():
         ps = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False)
         return int(ps.stdout) * 1024 if ps.stdout.strip() else None
@@ -30,9 +30,9 @@ def rss_bytes(pid: int) -> int | None:
 
 
 def cpu_seconds(pids: Iterable[int], name_of: Callable[[str], str], *, with_ended: bool = False) -> Counter[str]:
-    """Return the processor time used so far by what *name_of* makes of a command line; empty without /proc.
+    """Return the processor time used so far, by *name_of* each command line; empty without /proc.
 
-    *with_ended* counts the children that have ended, too: else a server's time falls when a backend of it ends.
+    With *with_ended* it includes ended children: otherwise a server's time decreases when one of its backends ends.
     """
     used: Counter[str] = Counter()
     ticks_per_s = os.sysconf("SC_CLK_TCK")
@@ -40,14 +40,16 @@ def cpu_seconds(pids: Iterable[int], name_of: Callable[[str], str], *, with_ende
         with suppress(OSError):
             line = (PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             stat = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
-            times = stat[stat.rindex(")") + 2 :].split()[11 : 15 if with_ended else 13]  # user, system; of children
+            times = stat[stat.rindex(")") + 2 :].split()[
+                11 : 15 if with_ended else 13
+            ]  # user, system; then those of its children
             used[name_of(line)] += sum(map(int, times)) / ticks_per_s  # type: ignore[assignment]
     return used
 
 
 @dataclass(frozen=True, slots=True)
 class ValueRange:
-    """The least, the middle and the most of what was measured."""
+    """The least, the median and the greatest of several measurements."""
 
     least: float
     median: float
@@ -55,19 +57,19 @@ class ValueRange:
 
     @classmethod
     def from_values(cls, values: Sequence[float]) -> ValueRange | None:
-        """Return the range of *values*, none of none."""
+        """Return the range of *values*; none without values."""
         return cls(min(values), statistics.median(values), max(values)) if values else None
 
 
 class MemorySampler:
-    """Looks at the memory of one process again and again; *pid* is asked for anew each time."""
+    """Samples the memory of one process; *pid* is called for every sample."""
 
     def __init__(self, pid: Callable[[], int | None]) -> None:
         self._pid = pid
         self.samples: list[tuple[datetime, int]] = []
 
     async def run(self) -> None:
-        """Look for ever; end it by cancelling."""
+        """Sample until cancelled."""
         while True:
             pid = self._pid()
             if pid is not None and (size := rss_bytes(pid)) is not None:

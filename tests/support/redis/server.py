@@ -1,4 +1,4 @@
-"""A real `redis-server` for tests: on a free port, with nothing kept, that may be killed, frozen and started again."""
+"""A real `redis-server` for tests: on a free port, without persistence; tests may kill, freeze and restart it."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class RedisServer:
 
     @property
     def address(self) -> str:
-        """Where it is, as our log says it."""
+        """Its address, as our log events contain it."""
         return f"{HOST}:{self.port}/0"
 
     async def start(self) -> None:
-        """Start it and wait until it answers: empty, or with what it had at the last `SAVE`."""
+        """Start the server and wait until it answers: empty, or with its data at the last `SAVE`."""
         directory = self._group.directory
         self._process = self._group.spawn(
             [
@@ -55,23 +55,23 @@ class RedisServer:
         ).read_text()
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the server."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
     def freeze(self) -> None:
-        """Let it hang: connections are accepted by the system, and nothing is answered."""
+        """Make the server hang: the system accepts connections, and the server answers none."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on with what it was sent meanwhile."""
+        """Let the server continue, with the commands sent while it was frozen."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
     async def ask(self, *command: str) -> Any:
-        """Send one command over a connection of its own, and return its reply."""
+        """Send one command on a new connection and return its reply."""
         client = redis.asyncio.Redis.from_url(self.url, decode_responses=True, socket_timeout=2)
         async with client:
             return await client.execute_command(*command)  # type: ignore[no-untyped-call]
