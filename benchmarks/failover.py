@@ -103,7 +103,7 @@ class Bench:
             await self._start_worker()
         async with open_client("sqs", env) as sqs:
             await create_tenants(sqs, env["SQS_SHARD_CREATION_QUEUE_URL"], self._tenants, seed=1)
-        await self._balanced()
+        await self._wait_until_balanced()
 
     async def produce(self) -> None:
         """Keep a small load on every stream shard until cancelled."""
@@ -122,24 +122,24 @@ class Bench:
                 ("SIGTERM", signal.SIGTERM, 2.0),
                 ("frozen (SIGSTOP)", signal.SIGSTOP, self._duration_s + 2),
             ):
-                await self._balanced()
+                await self._wait_until_balanced()
                 await asyncio.sleep(SETTLE_S)
                 worker = self._workers.pop(0)
-                affected = await self._stream_shards_of(worker)
+                affected = await self._list_stream_shards_of(worker)
                 console.print(f"round {number + 1}: {way} of a replica that reads {len(affected)} stream shards")
-                yield Gap(way, await self._gaps(worker, signal_number, affected), bound_s)
+                yield Gap(way, await self._measure_gaps(worker, signal_number, affected), bound_s)
                 if signal_number == signal.SIGSTOP:
                     worker.kill()
                 await self._start_worker()
 
-    async def _gaps(self, worker: WorkerProcess, signal_number: int, affected: set[str]) -> list[float]:
+    async def _measure_gaps(self, worker: WorkerProcess, signal_number: int, affected: set[str]) -> list[float]:
         assert worker.pid is not None
         gone_at = datetime.now(UTC)
         worker.send_signal(signal_number)
         commits: dict[str, datetime] = {}
 
         async def all_seen() -> bool:
-            commits.update(await self._first_commits_after(gone_at))
+            commits.update(await self._find_first_commits(gone_at))
             return affected <= commits.keys()
 
         await poll_until(all_seen, within_s=self._duration_s * 3 + 10)
@@ -147,7 +147,7 @@ class Bench:
             (commits[one] - gone_at).total_seconds() if one in commits else float("inf") for one in sorted(affected)
         ]
 
-    async def _first_commits_after(self, instant: datetime) -> dict[str, datetime]:
+    async def _find_first_commits(self, instant: datetime) -> dict[str, datetime]:
         """Return, by stream shard, the first commit of a record that arrived after *instant*."""
         found: dict[str, datetime] = {}
         for server in self._stack.servers.values():
@@ -164,10 +164,10 @@ class Bench:
                 found[row["stream_shard_id"]] = min(known, row["at"])
         return found
 
-    async def _balanced(self) -> None:
+    async def _wait_until_balanced(self) -> None:
         async def even() -> bool:
             counts: dict[str, int] = {}
-            for row in await self._leases():
+            for row in await self._list_leases():
                 owner = row.get("leaseOwner", {}).get("S")
                 if owner is None:
                     return False
@@ -177,11 +177,13 @@ class Bench:
         if not await poll_until(even, within_s=BALANCE_WITHIN_S):
             raise SystemExit(f"the leases are not balanced after {BALANCE_WITHIN_S:g} s")
 
-    async def _stream_shards_of(self, worker: WorkerProcess) -> set[str]:
-        owned = [row for row in await self._leases() if f":{worker.pid}:" in row.get("leaseOwner", {}).get("S", "")]
+    async def _list_stream_shards_of(self, worker: WorkerProcess) -> set[str]:
+        owned = [
+            row for row in await self._list_leases() if f":{worker.pid}:" in row.get("leaseOwner", {}).get("S", "")
+        ]
         return {row["leaseKey"]["S"] for row in owned}
 
-    async def _leases(self) -> list[Mapping[str, Any]]:
+    async def _list_leases(self) -> list[Mapping[str, Any]]:
         async with self._stack.aws_client("dynamodb") as dynamodb:
             reply = await dynamodb.scan(TableName=self._stack.env["KINESIS_APPLICATION_NAME"])
         return list(reply["Items"])

@@ -2,9 +2,9 @@
 
     python -m benchmarks.scale [--stream-shards 1000] [--shards 500] [--tenants 10000] [--replicas 50] [--write]
 
-What can be counted is counted from the worker's own constants. Who takes which lease when is simulated in virtual time
-with the worker's own rules (`observe`, `plan_takes`, `next_expiry`): a start of all replicas, the loss of some, more of
-them. What one look at the lease table costs is measured. With `--write` it goes into docs/performance.md.
+Counts follow from the worker's own constants. Takes of leases are simulated in virtual time with the worker's own rules
+(`observe`, `plan_takes`, `next_expiry`): a start of all replicas, the loss of some, more of them. The cost of one scan
+of the lease table is measured. With `--write` the report goes into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from botocore.session import get_session
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks.scale.leases import FleetSize, Outcome, TableCost, leases_of, simulate
+from benchmarks.scale.leases import EventResult, FleetSize, TableCost, leases_of, simulate
 from benchmarks.throughput.page import table_of, with_part
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fetch.pacing import IDLE_INTERVAL_S, READ_INTERVAL_S
@@ -34,7 +34,7 @@ from simplu_worker.consumers.kinesis.recovery.shard_positions import WRITE_AFTER
 from simplu_worker.shards.health.probe_schedule import HEALTHY_PACE
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
-LOOKS = 20
+SCANS = 20
 SECONDS_A_MONTH = 730 * 3600
 READ_UNIT_BYTES = 4096  # of DynamoDB: half a unit where it may be a second old
 WRITE_UNIT_BYTES = 1024
@@ -51,7 +51,7 @@ CPU_HOUR, GIB_HOUR = 0.04048, 0.004445  # Fargate
 
 
 def measure_table(fleet: FleetSize) -> TableCost:
-    """Return what DynamoDB counts for one scan, and what it costs here, with the parser that the worker has."""
+    """Return the units that DynamoDB counts for one scan, and its processor time here, with the worker's parser."""
     owned = [
         msgspec.structs.replace(lease, owner=f"worker-7c9d8b6f5d-abcde:1:{number % fleet.replicas:08x}")
         for number, lease in enumerate(leases_of(fleet.stream_shards))
@@ -64,14 +64,14 @@ def measure_table(fleet: FleetSize) -> TableCost:
     parser = session.get_component("response_parser_factory").create_parser("json")
     known: dict[str, Observation] = {}
     began = time.process_time()
-    for look in range(LOOKS):
+    for scan in range(SCANS):
         reply = parser.parse({"body": body, "headers": {}, "status_code": 200}, shape)
         found = [lease for row in reply["Items"] if (lease := lease_of(row))]
-        known = observe(known, found, now=look)
-        plan_takes(known, held=set(), now=look, lease_duration_s=fleet.lease_duration_s, me="me", draw=0.5)
-    look_s = (time.process_time() - began) / LOOKS
+        known = observe(known, found, now=scan)
+        plan_takes(known, held=set(), now=scan, lease_duration_s=fleet.lease_duration_s, me="me", draw=0.5)
+    scan_s = (time.process_time() - began) / SCANS
     units = math.ceil(row_bytes * len(rows) / READ_UNIT_BYTES) / 2
-    return TableCost(row_bytes, units, look_s)
+    return TableCost(row_bytes, units, scan_s)
 
 
 def _size(value: dict[str, Any]) -> int:
@@ -82,9 +82,9 @@ def _size(value: dict[str, Any]) -> int:
 
 
 class Load(NamedTuple):
-    """What a fleet asks of others, a second; *lanes* are the Postgres shards that a stream shard writes to."""
+    """The requests of a fleet, a second; *lanes* are the Postgres shards that a stream shard writes to."""
 
-    looks: float
+    scans: float
     read_units: float
     renewals: float
     write_units: float
@@ -97,27 +97,27 @@ def keys_of(fleet: FleetSize) -> float:
 
 
 def load_of(fleet: FleetSize, table: TableCost) -> Load:
-    """Return what *fleet* asks of DynamoDB, and of how many Postgres shards a stream shard has tenants."""
-    looks = fleet.replicas / table.pause_s(fleet.lease_duration_s)
+    """Return the requests of *fleet* to DynamoDB, and the number of Postgres shards with tenants of a stream shard."""
+    scans = fleet.replicas / table.pause_s(fleet.lease_duration_s)
     renewals = fleet.stream_shards * RENEWALS_PER_DURATION / fleet.lease_duration_s
     return Load(
-        looks=looks,
-        read_units=looks * table.read_units,
+        scans=scans,
+        read_units=scans * table.read_units,
         renewals=renewals,
         write_units=renewals * math.ceil(table.row_bytes / WRITE_UNIT_BYTES),
         lanes=fleet.shards * (1 - (1 - 1 / fleet.shards) ** keys_of(fleet)),
     )
 
 
-def report(fleet: FleetSize, table: TableCost, outcomes: Sequence[Outcome]) -> str:
-    """Return all of it as Markdown."""
+def report(fleet: FleetSize, table: TableCost, outcomes: Sequence[EventResult]) -> str:
+    """Return the whole report as Markdown."""
     load = load_of(fleet, table)
     batches = table_of(
         ["records/s in all", "a lane", "operations a transaction", "worker cores in all", "a replica"],
         [_batch_line(rate, fleet, load.lanes) for rate in (10_000, 100_000, PUT_RECORDS_PER_S * fleet.stream_shards)],
     )
     failover = table_of(
-        ["what happens", "every lease is held after", "evenly after", "takes", "refused", "looks"],
+        ["what happens", "every lease is held after", "evenly after", "takes", "refused", "scans"],
         [
             [one.name, _seconds(one.all_held_s), _seconds(one.even_s), str(one.takes), str(one.refused), str(one.scans)]
             for one in outcomes
@@ -145,7 +145,7 @@ def report(fleet: FleetSize, table: TableCost, outcomes: Sequence[Outcome]) -> s
 
 
 def _counted(fleet: FleetSize, table: TableCost, load: Load) -> str:
-    """Return what can be counted."""
+    """Return the table of counts."""
     settings = Settings.model_fields
     pool, budget = settings["database_pool_size"].default, settings["database_max_connections"].default
     prefetch_mib = settings["prefetch_max_bytes"].default / 2**20
@@ -165,8 +165,8 @@ def _counted(fleet: FleetSize, table: TableCost, load: Load) -> str:
             ],
             ["GetRecords, the stream idle", f"{idle:,.0f}/s", f"every {IDLE_INTERVAL_S:g} s"],
             [
-                "looks at the lease table",
-                f"{load.looks:,.0f}/s, {load.read_units:,.0f} read units/s",
+                "scans of the lease table",
+                f"{load.scans:,.0f}/s, {load.read_units:,.0f} read units/s",
                 (
                     f"{table.row_bytes:.0f} bytes a row, {table.read_units:.0f} units a scan, "
                     f"each replica every {pause_s:.1f} s"
@@ -178,8 +178,8 @@ def _counted(fleet: FleetSize, table: TableCost, load: Load) -> str:
                 f"{RENEWALS_PER_DURATION} in {fleet.lease_duration_s:g} s",
             ],
             [
-                "a look costs a replica",
-                f"{table.look_s * 1000:.0f} ms, {table.look_s / pause_s:.1%} of a core",
+                "a scan costs a replica",
+                f"{table.scan_s * 1000:.0f} ms, {table.scan_s / pause_s:.1%} of a core",
                 "measured here",
             ],
             [
@@ -199,7 +199,7 @@ def _counted(fleet: FleetSize, table: TableCost, load: Load) -> str:
                 f"{BACKEND_MIB} MiB each",
             ],
             [
-                "memory of a replica for what is read",
+                "memory of a replica for records read",
                 f"{prefetch_mib:.0f} MiB, {prefetch_mib * fleet.replicas / fleet.stream_shards:.1f} a stream shard",
                 "`PREFETCH_MAX_BYTES`",
             ],
@@ -211,10 +211,10 @@ def _counted(fleet: FleetSize, table: TableCost, load: Load) -> str:
             [
                 "a round over all shards",
                 (
-                    f"{round_s:.0f} s a replica, {fleet.replicas / round_s:.1f} looks/s at each shard; "
+                    f"{round_s:.0f} s a replica, {fleet.replicas / round_s:.1f} queries/s at each shard; "
                     f"probes {fleet.replicas / probe_s:.1f}/s"
                 ),
-                f"rounds at {SHARDS_PER_S:g}/s; rows touched after {WRITE_AFTER_S:g} s",
+                f"rounds at {SHARDS_PER_S:g}/s; rows written after {WRITE_AFTER_S:g} s",
             ],
             [
                 "Postgres shards that a stream shard writes to",
@@ -241,7 +241,7 @@ def _money(fleet: FleetSize, load: Load) -> list[list[str]]:
         ("Kinesis, stream shards", fleet.stream_shards * STREAM_SHARD_HOUR * hours, f"{STREAM_SHARD_HOUR} an hour"),
         ("Kinesis, 100,000 records/s put", put_units * PUT_UNITS_MILLION, f"{PUT_UNITS_MILLION} a million"),
         (
-            "DynamoDB, looks",
+            "DynamoDB, scans",
             load.read_units * SECONDS_A_MONTH / 1e6 * READ_UNITS_MILLION,
             f"{READ_UNITS_MILLION} a million",
         ),

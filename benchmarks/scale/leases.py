@@ -1,4 +1,4 @@
-"""Who takes which lease when in a large fleet: the worker's own rules in virtual time."""
+"""Which replica takes which lease when, in a large fleet: the worker's own rules in virtual time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TAKE_S = 0.005  # a conditional write
 
 
 class FleetSize(NamedTuple):
-    """The size of everything."""
+    """The size of a fleet and of the things that it serves."""
 
     stream_shards: int
     shards: int
@@ -39,20 +39,20 @@ class FleetSize(NamedTuple):
 
 
 class TableCost(NamedTuple):
-    """The lease table as DynamoDB counts it, and what looking at it costs a replica."""
+    """The lease table as DynamoDB counts it, and the cost of a scan for a replica."""
 
     row_bytes: float
     read_units: float  # of one scan
-    look_s: float  # processor time of one scan: its reply read, the rows understood, the takes planned
+    scan_s: float  # processor time of one scan: parse the reply and its rows, plan the takes
 
     def pause_s(self, lease_duration_s: float) -> float:
-        """Return the time between two looks of a replica, as the fleet has it."""
+        """Return the time between two scans of a replica, as in the fleet."""
         return max(lease_duration_s / SCANS_PER_DURATION, self.read_units / SCAN_CAPACITY_PER_S)
 
 
 @dataclass
-class Outcome:
-    """What came of one simulated event, in seconds from it."""
+class EventResult:
+    """The result of one simulated event, in seconds from it."""
 
     name: str
     all_held_s: float | None = None
@@ -64,7 +64,7 @@ class Outcome:
 
 @dataclass
 class Replica:
-    """What one replica knows."""
+    """The leases and observations of one replica."""
 
     name: str
     held: set[str] = field(default_factory=set)
@@ -84,22 +84,22 @@ class LeaseWorld:
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self.now = 0.0
-        self.outcome = Outcome("")
+        self.result = EventResult("")
 
     def add(self, count: int, *, within_s: float) -> None:
         """Start replicas within some seconds."""
         for _ in range(count):
             replica = Replica(f"replica-{len(self.replicas)}")
             self.replicas.append(replica)
-            self._at(self._random.random() * within_s, partial(self._scan, replica))
+            self._schedule(self._random.random() * within_s, partial(self._scan, replica))
 
     def kill(self, count: int) -> None:
-        """End replicas that give nothing back."""
+        """End replicas without releasing their leases."""
         for replica in [one for one in self.replicas if one.is_alive][:count]:
             replica.is_alive = False
 
     def stop(self, count: int) -> None:
-        """End replicas in order: they give their leases back at once."""
+        """End replicas in order: they release their leases at once."""
         for replica in [one for one in self.replicas if one.is_alive][:count]:
             replica.is_alive = False
             for key in replica.held:
@@ -107,37 +107,37 @@ class LeaseWorld:
                 self.leases[key] = msgspec.structs.replace(lease, owner=None, counter=lease.counter + 1)
             replica.held.clear()
 
-    def measure(self, name: str, *, max_s: float) -> Outcome:
-        """Let it run until all leases are held by who lives, evenly; return how long that took."""
-        self.outcome = outcome = Outcome(name)
+    def measure(self, name: str, *, max_s: float) -> EventResult:
+        """Run until live replicas hold all leases, evenly; return how long that took."""
+        self.result = result = EventResult(name)
         begun = self.now
-        while self._events and outcome.even_s is None and self.now - begun < max_s:
+        while self._events and result.even_s is None and self.now - begun < max_s:
             self.now, _, event = heapq.heappop(self._events)
-            takes = outcome.takes
+            takes = result.takes
             event()
-            if outcome.takes > takes or not takes:
-                self._note(outcome, self.now - begun)
-        return outcome
+            if result.takes > takes or not takes:
+                self._note(result, self.now - begun)
+        return result
 
-    def _note(self, outcome: Outcome, after_s: float) -> None:
+    def _note(self, result: EventResult, after_s: float) -> None:
         """Note when all leases were held, and evenly."""
         alive = {replica.name for replica in self.replicas if replica.is_alive}
         owners = Counter(lease.owner for lease in self.leases.values() if lease.owner in alive)
         if owners.total() < len(self.leases):
             return
-        if outcome.all_held_s is None:
-            outcome.all_held_s = after_s
+        if result.all_held_s is None:
+            result.all_held_s = after_s
         if len(owners) == len(alive) and max(owners.values()) - min(owners.values()) <= 1:
-            outcome.even_s = after_s
+            result.even_s = after_s
 
-    def _at(self, after_s: float, event: Callable[[], None]) -> None:
+    def _schedule(self, after_s: float, event: Callable[[], None]) -> None:
         self._count += 1
         heapq.heappush(self._events, (self.now + after_s, self._count, event))
 
     def _scan(self, replica: Replica) -> None:
         if not replica.is_alive:
             return
-        self.outcome.scans += 1
+        self.result.scans += 1
         replica.observations = observe(replica.observations, self.leases.values(), now=self.now)
         wanted = plan_takes(
             replica.observations,
@@ -147,36 +147,36 @@ class LeaseWorld:
             me=replica.name,
             draw=self._random.random(),
         )
-        # They are asked for one after the other; meanwhile others scan, too.
+        # Takes go one after the other; in between, other replicas scan, too.
         for place, lease in enumerate(wanted):
-            self._at(TAKE_S * (1 + place // CONCURRENT_TAKES), partial(self._take, replica, lease))
+            self._schedule(TAKE_S * (1 + place // CONCURRENT_TAKES), partial(self._take, replica, lease))
         expiry = next_expiry(replica.observations, held=replica.held, lease_duration_s=self._fleet.lease_duration_s)
         pause_s = self._pause_s
         if expiry is not None and expiry > self.now:
             pause_s = min(pause_s, expiry - self.now + EXPIRY_MARGIN_S)
-        self._at(pause_s, partial(self._scan, replica))
+        self._schedule(pause_s, partial(self._scan, replica))
 
     def _take(self, replica: Replica, lease: Lease) -> None:
         if not replica.is_alive:
             return
         if self.leases[lease.lease_key].counter != lease.counter:
-            self.outcome.refused += 1
+            self.result.refused += 1
             return
         for other in self.replicas:
             other.held.discard(lease.lease_key)  # at its next renewal, at the latest
         taken = msgspec.structs.replace(lease, owner=replica.name, counter=lease.counter + 1)
         self.leases[lease.lease_key] = taken
         replica.held.add(lease.lease_key)
-        self.outcome.takes += 1
+        self.result.takes += 1
         interval_s = self._fleet.lease_duration_s / RENEWALS_PER_DURATION
-        self._at(interval_s, partial(self._renew, replica, lease.lease_key, interval_s))
+        self._schedule(interval_s, partial(self._renew, replica, lease.lease_key, interval_s))
 
     def _renew(self, replica: Replica, key: str, interval_s: float) -> None:
         lease = self.leases[key]
         if not replica.is_alive or lease.owner != replica.name or key not in replica.held:
             return
         self.leases[key] = msgspec.structs.replace(lease, counter=lease.counter + 1)
-        self._at(interval_s, partial(self._renew, replica, key, interval_s))
+        self._schedule(interval_s, partial(self._renew, replica, key, interval_s))
 
 
 def leases_of(stream_shards: int) -> list[Lease]:
@@ -193,8 +193,8 @@ def leases_of(stream_shards: int) -> list[Lease]:
     ]
 
 
-def simulate(fleet: FleetSize, table: TableCost) -> list[Outcome]:
-    """Return what comes of what happens to fleets."""
+def simulate(fleet: FleetSize, table: TableCost) -> list[EventResult]:
+    """Return the results of losses, stops and starts of replicas."""
     world = LeaseWorld(fleet, table)
     world.add(fleet.replicas, within_s=1.0)
     max_s = 30 * fleet.lease_duration_s

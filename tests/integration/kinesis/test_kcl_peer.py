@@ -26,7 +26,7 @@ AT = "49590338271490256608559692538361571095921575989136588898"
 LATER = "49590338271490256608559692538361571095921575989136588999"
 OURS = "host:1:ours"
 DURATION_S = 10.0
-# Attributes that the KCL 2.x writes, what 3.x adds, and our own.
+# Attributes that the KCL 2.x writes, those that 3.x adds, and the worker's own.
 KNOWN_TO_THE_KCL = {
     "leaseKey",
     "leaseOwner",
@@ -72,7 +72,7 @@ class Shared:
         """Return a worker of the KCL."""
         return KclPeer(self.client, self.table.name, me, now=self.clock, failover_s=DURATION_S, draws=Random(seed))
 
-    async def row(self, lease_key: str = KEY) -> Row:
+    async def read_row(self, lease_key: str = KEY) -> Row:
         """Return a row as it is."""
         reply = await self.client.get_item(
             TableName=self.table.name, Key={"leaseKey": {"S": lease_key}}, ConsistentRead=True
@@ -84,8 +84,8 @@ class Shared:
         """Write a row as it is given."""
         await self.client.put_item(TableName=self.table.name, Item=row)
 
-    async def lease(self, lease_key: str = KEY) -> Lease:
-        """Return our reading of a row."""
+    async def read_lease(self, lease_key: str = KEY) -> Lease:
+        """Return a row as the worker reads it."""
         found = await self.table.find(lease_key)
         assert found is not None
         return found
@@ -110,7 +110,7 @@ async def shared(endpoint_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
 
 
 async def test_table_of_a_kcl_application_is_taken_over_as_it_is(shared: Shared) -> None:
-    """Owner, counter and switches are changed, nothing else: also not what we do not know."""
+    """Owner, counter and switches change, no other attribute, known or unknown."""
     before = reference_row(KEY, AT, owner="kcl-a:uuid", counter=4711) | {
         "checkpointSubSequenceNumber": number(7),
         "parentShardId": {"SS": ["shardId-000000000000"]},
@@ -120,7 +120,7 @@ async def test_table_of_a_kcl_application_is_taken_over_as_it_is(shared: Shared)
         "tomorrow": {"M": {"a": {"BOOL": True}}},
     }
     await shared.put(before)
-    taken = await shared.table.take(await shared.lease(), OURS)
+    taken = await shared.table.take(await shared.read_lease(), OURS)
 
     assert taken == Lease(
         KEY,
@@ -132,21 +132,21 @@ async def test_table_of_a_kcl_application_is_taken_over_as_it_is(shared: Shared)
         hash_range=HashRange(0, 17),
     )
     changed = {"leaseOwner": {"S": OURS}, "leaseCounter": number(4712), "ownerSwitchesSinceCheckpoint": number(1)}
-    assert await shared.row() == before | changed
+    assert await shared.read_row() == before | changed
 
 
 async def test_prepared_checkpoint_is_seen_and_ends_with_the_first_of_ours(shared: Shared) -> None:
-    """It survives take and renewal: whoever has it may still commit it."""
+    """It survives take and renewal: a KCL worker may still commit it."""
     await shared.kcl.create(reference_row(KEY, AT))
-    await shared.kcl.take(await shared.row())
+    await shared.kcl.take(await shared.read_row())
     await shared.kcl.prepare_checkpoint(KEY, LATER, b"state")
-    taken = await shared.table.take(await shared.lease(), OURS)
+    taken = await shared.table.take(await shared.read_lease(), OURS)
     assert taken is not None
     renewed = await shared.table.renew(taken)
     assert renewed is not None
-    kept = [name for name in await shared.row() if name.startswith("pending")]
+    kept = [name for name in await shared.read_row() if name.startswith("pending")]
     await shared.table.renew(renewed, Position(int(LATER)))
-    left = [name for name in await shared.row() if name.startswith("pending")]
+    left = [name for name in await shared.read_row() if name.startswith("pending")]
 
     assert renewed.pending_checkpoint == Position(int(LATER))
     assert (len(kept), left) == (3, [])
@@ -173,18 +173,18 @@ async def test_rows_that_are_no_leases_are_left_alone(shared: Shared) -> None:
     await shared.kcl.create(reference_row(KEY, AT))
 
     assert [lease.lease_key for lease in await shared.table.scan()] == [KEY]
-    assert [await shared.row(row["leaseKey"]["S"]) for row in others] == others
+    assert [await shared.read_row(row["leaseKey"]["S"]) for row in others] == others
 
 
 async def test_peer_resumes_from_our_checkpoint_when_the_lease_is_handed_back(shared: Shared) -> None:
-    """With the sub-sequence number, without an owner, and with nothing in the row that the KCL would stumble over."""
+    """With the sub-sequence number, without an owner, and without an attribute that the KCL rejects."""
     await shared.table.create(Lease(KEY, LATEST, started_at=datetime(2026, 1, 31, tzinfo=UTC)))
-    taken = await shared.table.take(await shared.lease(), OURS)
+    taken = await shared.table.take(await shared.read_lease(), OURS)
     assert taken is not None
     renewed = await shared.table.renew(taken, Position(int(AT), 3))
     assert renewed is not None
     await shared.table.release(renewed, Position(int(LATER), 5))
-    row = await shared.row()
+    row = await shared.read_row()
     took = await shared.kcl.take_some()
 
     assert "leaseOwner" not in row
@@ -197,28 +197,28 @@ async def test_peer_resumes_from_our_checkpoint_when_the_lease_is_handed_back(sh
 
 
 async def test_finished_lease_names_its_children_when_it_is_handed_back(shared: Shared) -> None:
-    """The KCL cleans it up by them; and it takes no lease of ours for unfinished."""
+    """The KCL cleans up by them; and it takes no finished lease of the worker for unfinished."""
     await shared.table.create(Lease(KEY, Position(int(AT)), hash_range=HashRange(0, 17)))
-    taken = await shared.table.take(await shared.lease(), OURS)
+    taken = await shared.table.take(await shared.read_lease(), OURS)
     assert taken is not None
     await shared.table.write_metadata(replace(taken, children=frozenset(CHILDREN)))
     await shared.table.release(taken, SHARD_END)
-    row = await shared.row()
+    row = await shared.read_row()
 
     assert (row["checkpoint"], row["childShardIds"]) == ({"S": "SHARD_END"}, {"SS": sorted(CHILDREN)})
     assert set(row) <= KNOWN_TO_THE_KCL | OUR_OWN
 
 
 async def test_list_of_what_is_owed_stays_in_the_row_whatever_the_peer_writes(shared: Shared) -> None:
-    """The KCL does not know it: its children wait for SHARD_END, ours for the list or that."""
+    """The KCL does not know the list: its children wait for SHARD_END, the worker's for either."""
     owed = frozenset({"tenant:b-l", "tenant:c-l"})
     await shared.table.create(Lease(KEY, Position(int(AT)), hash_range=HashRange(0, 17)))
-    taken = await shared.table.take(await shared.lease(), OURS)
+    taken = await shared.table.take(await shared.read_lease(), OURS)
     assert taken is not None
     renewed = await shared.table.renew(taken, pending_tenants=owed)
     assert renewed is not None
     await shared.table.release(renewed)
-    lists = [(await shared.lease()).pending_tenants]
+    lists = [(await shared.read_lease()).pending_tenants]
     took = await shared.kcl.take_some()
     for write in (
         shared.kcl.renew(KEY),
@@ -228,8 +228,8 @@ async def test_list_of_what_is_owed_stays_in_the_row_whatever_the_peer_writes(sh
         shared.kcl.evict(KEY),
     ):
         assert await write
-        lists.append((await shared.lease()).pending_tenants)
-    finished = await shared.lease()
+        lists.append((await shared.read_lease()).pending_tenants)
+    finished = await shared.read_lease()
 
     assert took == [KEY]
     assert lists == [owed] * 6
@@ -239,47 +239,47 @@ async def test_list_of_what_is_owed_stays_in_the_row_whatever_the_peer_writes(sh
 async def test_finished_lease_of_the_peer_is_finished_for_us(shared: Shared) -> None:
     """Its children may begin."""
     await shared.kcl.create(reference_row(KEY, AT))
-    await shared.kcl.take(await shared.row())
+    await shared.kcl.take(await shared.read_row())
     await shared.kcl.checkpoint(KEY, "SHARD_END", children=CHILDREN)
-    lease = await shared.lease()
+    lease = await shared.read_lease()
 
     assert (lease.checkpoint, lease.children) == (SHARD_END, frozenset(CHILDREN))
 
 
 async def test_late_checkpoint_of_either_side_changes_nothing_after_the_other_took_the_lease(shared: Shared) -> None:
-    """C5, C12: the counter has moved, whoever moved it."""
+    """C5, C12: the counter has moved, by either kind of worker."""
     await shared.kcl.create(reference_row(KEY, AT))
-    await shared.kcl.take(await shared.row())
-    by_us = await shared.table.take(await shared.lease(), OURS)
+    await shared.kcl.take(await shared.read_row())
+    by_us = await shared.table.take(await shared.read_lease(), OURS)
     assert by_us is not None
     late_of_peer = await shared.kcl.checkpoint(KEY, LATER)
-    await shared.kcl.take(await shared.row())
+    await shared.kcl.take(await shared.read_row())
     late_of_ours = await shared.table.renew(by_us, Position(int(LATER)))
     late_release = await shared.table.release(by_us, SHARD_END)
 
     assert (late_of_peer, late_of_ours, late_release) == (False, None, False)
-    assert (await shared.lease()).checkpoint == Position(int(AT))
+    assert (await shared.read_lease()).checkpoint == Position(int(AT))
 
 
 async def test_renewal_whose_answer_was_lost_is_known_again_by_both(shared: Shared) -> None:
-    """C6: what landed is no loss; the peer looks at its own row as we do at ours."""
+    """C6: a landed write is no loss; both kinds recognise their own write in the row."""
     await shared.kcl.create(reference_row(KEY, AT))
-    await shared.kcl.take(await shared.row())
+    await shared.kcl.take(await shared.read_row())
     stale = dict(shared.kcl.held[KEY])
     await shared.kcl.renew(KEY)
     shared.kcl.held[KEY] = stale
 
     assert await shared.kcl.renew(KEY) is True
-    by_us = await shared.table.take(await shared.lease(), OURS)
+    by_us = await shared.table.take(await shared.read_lease(), OURS)
     assert by_us is not None
     landed = await shared.table.renew(by_us)
     assert await shared.table.renew(by_us) == landed
 
 
 async def test_row_that_the_peer_deleted_does_not_come_back(shared: Shared) -> None:
-    """DeleteLeaseThenUpdateLeaseWithMetaInfo: no write of ours makes half a row."""
+    """DeleteLeaseThenUpdateLeaseWithMetaInfo: no write of the worker creates half a row."""
     await shared.kcl.create(reference_row(KEY, AT))
-    taken = await shared.table.take(await shared.lease(), OURS)
+    taken = await shared.table.take(await shared.read_lease(), OURS)
     assert taken is not None
     await shared.kcl.delete(KEY)
     await shared.table.write_metadata(replace(taken, children=frozenset(CHILDREN)))
@@ -292,7 +292,7 @@ async def test_row_that_the_peer_deleted_does_not_come_back(shared: Shared) -> N
 async def test_lease_has_one_owner_when_both_kinds_try_at_once(shared: Shared) -> None:
     """The condition is the same: of takers that saw one counter, one gets it."""
     await shared.kcl.create(reference_row(KEY, AT))
-    row, lease = await shared.row(), await shared.lease()
+    row, lease = await shared.read_row(), await shared.read_lease()
     peers = [shared.peer(f"kcl-{count}:uuid") for count in range(4)]
     async with asyncio.TaskGroup() as tasks:
         by_peers = [tasks.create_task(peer.take(row)) for peer in peers]
@@ -300,11 +300,11 @@ async def test_lease_has_one_owner_when_both_kinds_try_at_once(shared: Shared) -
     winners = [one.result() for one in by_peers].count(True) + sum(one.result() is not None for one in by_ours)
 
     assert winners == 1
-    assert (await shared.lease()).counter == 1
+    assert (await shared.read_lease()).counter == 1
 
 
 class OurTaker:
-    """Our decisions and our table, a pass at a time; the fleet that runs them is tried in the simulation."""
+    """The worker's decisions and table, a pass at a time; the simulation tests the fleet that runs them."""
 
     def __init__(self, shared: Shared, me: str) -> None:
         self.me = me
@@ -314,7 +314,7 @@ class OurTaker:
         self._draws = Random(me)
 
     async def renew_all(self) -> None:
-        """Renew what it holds; forget what it lost."""
+        """Renew the held leases; drop the lost ones."""
         for lease_key, lease in list(self.held.items()):
             renewed = await self._shared.table.renew(lease)
             if renewed is None:
@@ -357,7 +357,7 @@ async def owners(shared: Shared) -> Counter[Any]:
 
 
 async def test_leases_are_shared_evenly_by_both_kinds_and_stay(shared: Shared) -> None:
-    """Live mixing: two of theirs, two of ours join; then one of theirs dies."""
+    """Live mixing: two workers of the KCL, two of ours join; then one of the KCL dies."""
     for count in range(10):
         await shared.table.create(Lease(f"shardId-{count:012}", Position(17)))
     kcl_b = shared.peer("kcl-b:uuid", seed=2)

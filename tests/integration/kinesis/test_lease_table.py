@@ -1,4 +1,4 @@
-"""The lease table in a real DynamoDB API: every write is conditional, and nothing of others is lost."""
+"""The lease table in a real DynamoDB API: every write is conditional, and attributes of others survive."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ async def test_table_is_made_as_the_kcl_expects_it(dynamodb: Client, table: Leas
 
 
 async def test_table_is_made_once_when_many_replicas_start_together(dynamodb: Client) -> None:
-    """Whoever comes late finds the table, and its rows stay."""
+    """Late replicas find the table, and its rows stay."""
     table = LeaseTable(dynamodb, f"leases-{uuid4()}")
     async with asyncio.TaskGroup() as tasks:
         for _ in range(5):
@@ -138,7 +138,7 @@ async def test_scan_returns_leases_and_leaves_out_rows_of_other_kinds_and_garbag
     dynamodb: Client,
     table: LeaseTable,
 ) -> None:
-    """One bad row stops nobody, and is logged once."""
+    """One bad row stops no replica, and is logged once."""
     await table.create(NEW)
     for row in (
         {"leaseKey": {"S": "Leader"}, "entityType": {"S": "LEADER"}},
@@ -219,7 +219,7 @@ async def test_checkpoint_leaves_attributes_of_others_alone_and_ends_a_prepared_
     table: LeaseTable,
     taken: Lease,
 ) -> None:
-    """What the KCL, or whoever comes after it, keeps in the row survives all our writes."""
+    """Attributes that the KCL or its successor writes survive all writes of the worker."""
     await dynamodb.update_item(
         TableName=table.name,
         Key={"leaseKey": {"S": NEW.lease_key}},
@@ -247,7 +247,7 @@ async def test_checkpoint_leaves_attributes_of_others_alone_and_ends_a_prepared_
 
 
 @pytest.mark.parametrize("checkpoint", [None, Position(17)])
-async def test_renewal_tells_that_the_lease_is_lost_when_another_took_it(
+async def test_renewal_fails_when_another_took_the_lease(
     table: LeaseTable,
     taken: Lease,
     checkpoint: Position | None,
@@ -259,7 +259,7 @@ async def test_renewal_tells_that_the_lease_is_lost_when_another_took_it(
     assert await table.scan() == [by_other]
 
 
-async def test_renewal_tells_that_the_lease_is_lost_when_its_row_was_deleted(
+async def test_renewal_fails_when_the_row_was_deleted(
     dynamodb: Client,
     table: LeaseTable,
     taken: Lease,
@@ -292,7 +292,7 @@ async def test_renewal_whose_answer_was_lost_is_recognised_when_repeated(
     expected_counter: int,
     expected_checkpoint: Position,
 ) -> None:
-    """A write of ours that had landed is no loss of the lease; a higher checkpoint goes over it, a lower does not."""
+    """A landed write of its own is no loss of the lease; a higher checkpoint overwrites it, a lower does not."""
     await table.renew(taken, landed)
 
     renewed = await table.renew(taken, repeated)
@@ -305,7 +305,9 @@ async def test_renewal_whose_answer_was_lost_is_recognised_when_repeated(
 OWED, LESS_OWED = frozenset({"tenant:b-l", "tenant:c-l"}), frozenset({"tenant:b-l"})
 
 
-async def test_renewal_sets_what_is_owed_in_the_same_write(dynamodb: Client, table: LeaseTable, taken: Lease) -> None:
+async def test_renewal_sets_pending_tenants_in_the_same_write(
+    dynamodb: Client, table: LeaseTable, taken: Lease
+) -> None:
     """With a checkpoint and without; it stays until another is given, and a new owner finds it."""
     first = await table.renew(taken, Position(17), pending_tenants=OWED)
     assert first is not None
@@ -327,7 +329,7 @@ async def test_renewal_sets_what_is_owed_in_the_same_write(dynamodb: Client, tab
 
 
 async def test_lease_that_is_finished_or_released_may_keep_its_list(table: LeaseTable, taken: Lease) -> None:
-    """Whoever takes it up goes on with the list; with SHARD_END nobody looks at it."""
+    """The next owner continues with the list; with SHARD_END it is ignored."""
     renewed = await table.renew(taken, pending_tenants=OWED)
     assert renewed is not None
     await table.release(renewed)
@@ -340,8 +342,8 @@ async def test_lease_that_is_finished_or_released_may_keep_its_list(table: Lease
     assert (finished.checkpoint, finished.owner, finished.pending_tenants) == (SHARD_END, None, OWED)
 
 
-async def test_list_of_what_is_owed_is_not_written_when_another_took_the_lease(table: LeaseTable, taken: Lease) -> None:
-    """A late list would let children run ahead of what the new owner still owes."""
+async def test_pending_tenants_are_not_written_when_another_took_the_lease(table: LeaseTable, taken: Lease) -> None:
+    """A late list would let children run ahead of operations pending at the new owner."""
     by_other = await table.take(taken, OTHER)
 
     assert await table.renew(taken, Position(17), pending_tenants=OWED) is None
@@ -370,7 +372,7 @@ async def test_renewal_writes_its_list_over_an_earlier_try_that_landed_without_i
     expected_counter: int,
     expected: tuple[Position, frozenset[str]],
 ) -> None:
-    """What is renewed has the list that was given last and the highest checkpoint, whatever became of the first try."""
+    """The renewed lease has the last list and the highest checkpoint, with or without the first try."""
     await table.renew(taken, landed[0], pending_tenants=landed[1])
 
     renewed = await table.renew(taken, repeated[0], pending_tenants=repeated[1])
@@ -381,7 +383,7 @@ async def test_renewal_writes_its_list_over_an_earlier_try_that_landed_without_i
 
 
 async def test_renewal_returns_the_earlier_try_when_writing_its_list_over_it_fails(dynamodb: Client) -> None:
-    """The lease is kept, and what is returned does not claim the list."""
+    """The lease is kept, and the returned lease does not contain the list."""
     aws = ScriptedAws()
     aws.refuse("ConditionalCheckFailedException")
     row = {"leaseKey": {"S": "a"}, "leaseCounter": {"N": "6"}, "leaseOwner": {"S": ME}, "checkpoint": {"S": "17"}}
@@ -399,7 +401,7 @@ async def test_renewal_returns_the_earlier_try_when_writing_its_list_over_it_fai
 
 
 async def test_take_whose_answer_was_lost_is_recognised_when_repeated(table: LeaseTable, taken: Lease) -> None:
-    """The lease is ours, once."""
+    """The worker has the lease, once."""
     assert await table.take(NEW, ME) == taken
 
 
@@ -418,7 +420,7 @@ async def test_release_frees_the_lease_with_its_last_checkpoint(
 
 
 async def test_release_keeps_the_checkpoint_when_none_is_given(table: LeaseTable, taken: Lease) -> None:
-    """A lease can be given back without having read anything, also while a renewal is in flight."""
+    """A lease can be released before the first read, also while a renewal is in flight."""
     await table.renew(taken, Position(17))
 
     assert await table.release(taken) is True
@@ -434,7 +436,7 @@ async def test_release_changes_nothing_when_another_took_the_lease(table: LeaseT
 
 
 async def test_renewal_asks_for_the_row_when_the_refusal_does_not_bring_it(dynamodb: Client) -> None:
-    """DynamoDB Local, and others, refuse without the row: it is read, consistently."""
+    """DynamoDB Local, and others, send no row with the error: it is read, consistently."""
     aws = ScriptedAws()
     aws.refuse("ConditionalCheckFailedException")
     row = {"leaseKey": {"S": "a"}, "leaseCounter": {"N": "6"}, "leaseOwner": {"S": ME}, "checkpoint": {"S": "17"}}
@@ -464,7 +466,7 @@ async def test_errors_of_dynamodb_become_ours_and_are_counted(
     status: int,
     expected: type[Exception],
 ) -> None:
-    """By code, and with one try: the caller's loop decides when to ask again."""
+    """By code, with one try: the caller's loop decides when to retry."""
     before = request_count("scan", "error")
     aws = ScriptedAws()
     aws.refuse(code, status=status)
@@ -477,7 +479,7 @@ async def test_errors_of_dynamodb_become_ours_and_are_counted(
 
 
 async def test_table_is_out_of_reach_when_nobody_listens(dynamodb: Client) -> None:
-    """A connection that cannot be made is trouble that passes."""
+    """A failed connection may be retried."""
     async with ScriptedAws().running() as url:
         pass
     async with client_of("dynamodb", url) as client:
@@ -492,7 +494,7 @@ def request_count(operation: str, outcome: str) -> float:
 
 
 async def test_renew_notes_how_far_the_reader_is_ahead_and_removes_it(table: LeaseTable) -> None:
-    """In the same write as the checkpoint; left as it is by who says nothing of it; kept by a release and a take."""
+    """In the same write as the checkpoint; unchanged by writes without it; kept by a release and a take."""
     ahead = ReadAhead(Position(40, 2), frozenset({"tenant:a-x"}))
     await table.create(Lease("a", TRIM_HORIZON))
     taken = await table.take(Lease("a", TRIM_HORIZON), ME)

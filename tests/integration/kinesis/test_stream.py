@@ -1,4 +1,4 @@
-"""The stream in a real Kinesis API, and what only AWS itself answers, as its API reference writes it."""
+"""The stream in a real Kinesis API; answers that only AWS gives are taken from its API reference."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def read(stream: Stream, start: Start, *, limit: int = 100) -> Reply:
 
 
 async def test_stream_is_created_once_when_many_replicas_start_together(kinesis: Client) -> None:
-    """Whoever comes late finds it."""
+    """The others find it."""
     stream = Stream(kinesis, f"stream-{uuid4()}")
     async with asyncio.TaskGroup() as tasks:
         for _ in range(5):
@@ -92,7 +92,7 @@ async def test_stream_is_gone_when_it_is_missing_and_must_not_be_created(kinesis
 
 
 async def test_stream_waits_until_it_can_be_read(scripted: Stream, aws: ScriptedAws) -> None:
-    """Created by another meanwhile, and not active at once."""
+    """Another replica creates it at the same time, and it is not active at once."""
     aws.refuse("ResourceNotFoundException")
     aws.refuse("ResourceInUseException")
     for status in ("CREATING", "ACTIVE"):
@@ -120,7 +120,7 @@ async def test_stream_may_be_named_by_its_arn(kinesis: Client, stream: Stream) -
 
 
 async def test_stream_shards_name_their_parents_after_a_split_and_a_merge(kinesis: Client, stream: Stream) -> None:
-    """A split has one parent, a merge two; what was split or merged is closed."""
+    """A split has one parent, a merge two; the parents are closed."""
     root = (await stream.list_stream_shards())[0].stream_shard_id
     await kinesis.split_shard(StreamName=stream.name, ShardToSplit=root, NewStartingHashKey=str(2**127))
     children = [shard.stream_shard_id for shard in await stream.list_stream_shards() if shard.is_open]
@@ -136,7 +136,7 @@ async def test_stream_shards_name_their_parents_after_a_split_and_a_merge(kinesi
 
 
 def raw_shard(number: int, **more: Any) -> dict[str, Any]:
-    """Return a stream shard as Kinesis tells it."""
+    """Return a stream shard as Kinesis returns it."""
     return {
         "ShardId": f"shardId-{number:012}",
         "HashKeyRange": {"StartingHashKey": "0", "EndingHashKey": str(LAST_HASH_KEY)},
@@ -145,7 +145,7 @@ def raw_shard(number: int, **more: Any) -> dict[str, Any]:
 
 
 def shard_of(number: int) -> StreamShard:
-    """Return the same as we read it."""
+    """Return the same as the worker reads it."""
     return StreamShard(f"shardId-{number:012}", frozenset(), HashRange(0, LAST_HASH_KEY), "495")
 
 
@@ -159,7 +159,7 @@ async def test_list_of_stream_shards_goes_on_with_nothing_but_the_token(scripted
 
 
 async def test_list_of_stream_shards_starts_again_when_its_token_expired(scripted: Stream, aws: ScriptedAws) -> None:
-    """API_ListShards: a token lives 300 s. No stream shard is told twice."""
+    """API_ListShards: a token is valid for 300 s. No stream shard is returned twice."""
     aws.answer({"Shards": [raw_shard(0)], "NextToken": "old"})
     aws.refuse("ExpiredNextTokenException")
     aws.answer({"Shards": [raw_shard(0)], "NextToken": "new"})
@@ -184,7 +184,7 @@ async def test_records_come_in_order_with_their_facts(stream: Stream) -> None:
 
 
 async def test_records_are_read_on_from_the_next_iterator(stream: Stream) -> None:
-    """A limit cuts; the next iterator goes on behind it; the tip is empty."""
+    """A limit cuts the reply; the next iterator continues after it; the reply at the tip is empty."""
     replies = [await read(stream, TrimHorizon(), limit=2)]
     for _ in range(2):
         iterator = replies[-1].next_iterator
@@ -204,7 +204,7 @@ async def test_records_are_read_on_from_the_next_iterator(stream: Stream) -> Non
         (lambda _: AtTimestamp(datetime.now(UTC) + timedelta(hours=1)), []),
     ],
 )
-async def test_iterator_starts_where_it_is_told(stream: Stream, start_at: Any, expected: list[bytes]) -> None:
+async def test_iterator_starts_where_requested(stream: Stream, start_at: Any, expected: list[bytes]) -> None:
     """Each kind of start, on a stream shard of three records."""
     records = (await read(stream, TrimHorizon())).records
 
@@ -290,6 +290,6 @@ async def test_stream_shard_is_gone_when_the_stream_does_not_have_it(stream: Str
 
 
 async def test_wrong_calls_are_bugs_and_are_not_translated(stream: Stream) -> None:
-    """What the service's model does not allow never was an answer of Kinesis."""
+    """Requests that the service's model does not allow never reach Kinesis."""
     with pytest.raises(Exception, match="Parameter validation failed"):
         await stream.get_records("iterator", limit=0)

@@ -1,4 +1,4 @@
-"""A worker of the Kinesis Client Library 2.x as its lease table sees it: exactly its conditional writes, and no more.
+"""A worker of the Kinesis Client Library 2.x as its lease table sees it: exactly its conditional writes.
 
 Written from DynamoDBLeaseRefresher, DynamoDBLeaseTaker, DynamoDBLeaseRenewer and DynamoDBLeaseSerializer. It shares no
 code with ours, so that a misreading of one is not a misreading of both. Its clock and its draws are handed in.
@@ -38,7 +38,7 @@ def reference_row(lease_key: str, checkpoint: str, *, owner: str | None = None, 
 
 
 class KclPeer:
-    """One worker: what it holds is its copy of the rows, as after its last write to them."""
+    """One worker; *held* has its copies of the rows, as after its last write to them."""
 
     def __init__(
         self,
@@ -64,12 +64,12 @@ class KclPeer:
 
     async def create(self, row: Row) -> bool:
         """createLeaseIfNotExists: the whole row, when there is none."""
-        written = await self._wrote(
+        written = await self._send(
             self._client.put_item, Item=row, ConditionExpression="attribute_not_exists(leaseKey)"
         )
         return written is not None
 
-    async def rows(self) -> dict[str, Row]:
+    async def list_rows(self) -> dict[str, Row]:
         """listLeases: all rows of leases, not consistent."""
         found: dict[str, Row] = {}
         page: dict[str, Any] = {}
@@ -91,7 +91,7 @@ class KclPeer:
         return await self._write(row, update, values)
 
     async def renew(self, lease_key: str) -> bool:
-        """renewLease: the counter alone; a write of its own that had landed counts, anything else is the loss."""
+        """renewLease: the counter alone; a landed write of its own counts, any other row is the loss of the lease."""
         row = self.held[lease_key]
         if await self._write(row, "SET leaseCounter = :next", {}):
             return True
@@ -107,7 +107,7 @@ class KclPeer:
     async def checkpoint(
         self, lease_key: str, checkpoint: str, sub_sequence_number: int = 0, *, children: tuple[str, ...] = ()
     ) -> bool:
-        """updateLease: the checkpoint; a prepared one is done with. Its failure is the loss of the lease."""
+        """updateLease: the checkpoint, in place of a prepared one. Its failure is the loss of the lease."""
         update = (
             "SET leaseCounter = :next, checkpoint = :checkpoint, checkpointSubSequenceNumber = :sub, "
             "ownerSwitchesSinceCheckpoint = :zero"
@@ -140,9 +140,9 @@ class KclPeer:
         return await self._write(row, update, values)
 
     async def evict(self, lease_key: str) -> bool:
-        """Give the lease back (evictLease of 2.x), when it is still the owner; the KCL does not do so at its end."""
+        """Release the lease, when it is still the owner (evictLease of 2.x); the KCL does not do so at its end."""
         row = self.held.pop(lease_key)
-        written = await self._wrote(
+        written = await self._send(
             self._client.update_item,
             Key={"leaseKey": {"S": lease_key}},
             UpdateExpression="SET leaseCounter = :next REMOVE leaseOwner",
@@ -152,23 +152,23 @@ class KclPeer:
         return written is not None
 
     async def delete(self, lease_key: str) -> None:
-        """deleteLease: whatever is there."""
+        """deleteLease: unconditionally."""
         await self._client.delete_item(TableName=self._table, Key={"leaseKey": {"S": lease_key}})
 
     async def renew_all(self) -> None:
-        """One pass of the renewer."""
+        """Run one pass of the renewer."""
         for lease_key in sorted(self.held):
             await self.renew(lease_key)
 
     async def take_some(self) -> list[str]:
-        """One pass of the taker (takeLeases): what is very old, else what is available, else one that is stolen."""
-        rows = await self.rows()
+        """Run one pass of the taker (takeLeases): very old leases, else available ones, else one that is stolen."""
+        rows = await self.list_rows()
         now = self._now()
-        self._look(rows, now)
+        self._observe(rows, now)
         available = [key for key, row in rows.items() if self._is_available(key, row, now)]
-        return [lease_key for lease_key in self._wanted(rows, available, now) if await self.take(rows[lease_key])]
+        return [lease_key for lease_key in self._plan_takes(rows, available, now) if await self.take(rows[lease_key])]
 
-    def _look(self, rows: Mapping[str, Row], now: float) -> None:
+    def _observe(self, rows: Mapping[str, Row], now: float) -> None:
         seen: dict[str, tuple[str, float]] = {}
         for key, row in rows.items():
             counter, since = self._seen.get(key, ("", now))
@@ -181,7 +181,7 @@ class KclPeer:
     def _is_available(self, key: str, row: Row, now: float) -> bool:
         return "leaseOwner" not in row or now - self._seen[key][1] > self._failover_s
 
-    def _wanted(self, rows: Mapping[str, Row], available: list[str], now: float) -> list[str]:
+    def _plan_takes(self, rows: Mapping[str, Row], available: list[str], now: float) -> list[str]:
         counts = Counter(row["leaseOwner"]["S"] for key, row in rows.items() if key not in available)
         counts[self.me] += 0
         target = 1 if len(counts) >= len(rows) else -(-len(rows) // len(counts))
@@ -192,9 +192,9 @@ class KclPeer:
             return very_old
         if available or need <= 0:
             return available[: max(need, 0)]
-        return self._stolen(rows, counts, target, need)
+        return self._plan_steal(rows, counts, target, need)
 
-    def _stolen(self, rows: Mapping[str, Row], counts: Counter[str], target: int, need: int) -> list[str]:
+    def _plan_steal(self, rows: Mapping[str, Row], counts: Counter[str], target: int, need: int) -> list[str]:
         fullest, most = max(counts.items(), key=lambda pair: (pair[1], pair[0]))
         count = min(need, most - target)
         if count == 0 and need > 1:
@@ -203,8 +203,8 @@ class KclPeer:
         return [] if fullest == self.me else self._draws.sample(victims, max(0, min(1, count)))
 
     async def _write(self, row: Row, update: str, values: Row) -> bool:
-        """Write to a row whose counter is as in *row*; keep what it is then."""
-        reply = await self._wrote(
+        """Write to a row if its counter is as in *row*; keep the row as written."""
+        reply = await self._send(
             self._client.update_item,
             Key={"leaseKey": row["leaseKey"]},
             UpdateExpression=update,
@@ -216,7 +216,7 @@ class KclPeer:
             self.held[row["leaseKey"]["S"]] = reply["Attributes"]
         return reply is not None
 
-    async def _wrote(self, write: Callable[..., Awaitable[dict[str, Any]]], **request: Any) -> dict[str, Any] | None:
+    async def _send(self, write: Callable[..., Awaitable[dict[str, Any]]], **request: Any) -> dict[str, Any] | None:
         """Return the answer; None when the condition did not hold."""
         try:
             return await write(TableName=self._table, **request)

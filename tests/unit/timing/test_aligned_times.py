@@ -1,4 +1,4 @@
-"""Moments that many share: hardly later than wanted, little earlier, and as far apart as they are to be."""
+"""Times on a common grid: hardly later than wanted, little earlier, and as far apart as the interval."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MILLISECOND_S = 0.001
 
 @given(since=st.floats(0.0, 1e7), interval_s=st.floats(INTERVAL_MIN_S, 60.0))
 def test_moment_is_in_time_and_little_early(since: float, interval_s: float) -> None:
-    """By a hundredth of a second it may be late, by a tenth early."""
+    """It may be a hundredth of a second late, or a tenth early."""
     off_s = aligned_time(since, interval_s) - (since + interval_s)
     assert EARLY_S - GRID_S - MILLISECOND_S < off_s < EARLY_S + MILLISECOND_S
 
@@ -23,7 +23,7 @@ def test_moment_is_in_time_and_little_early(since: float, interval_s: float) -> 
     lateness_s=st.lists(st.floats(-MILLISECOND_S, 5 * MILLISECOND_S), min_size=5, max_size=5),
 )
 def test_moments_keep_their_distance_when_begun_a_little_early_or_late(first: float, lateness_s: list[float]) -> None:
-    """No drift: a process that wakes up late makes nobody's interval longer, one that wakes up early none shorter."""
+    """No drift: late wake-ups of the process make no interval longer, early ones make none shorter."""
     wanted = aligned_time(first, 1.0)
     for turn, late_s in enumerate(lateness_s, start=1):
         assert aligned_time(wanted + turn - 1 + late_s, 1.0) == pytest.approx(wanted + turn, abs=2 * MILLISECOND_S)
@@ -31,7 +31,7 @@ def test_moments_keep_their_distance_when_begun_a_little_early_or_late(first: fl
 
 @given(since=st.floats(0.0, 1e6), interval_s=st.floats(INTERVAL_MIN_S, 60.0))
 def test_moments_are_few_whenever_it_was_begun(since: float, interval_s: float) -> None:
-    """That is what they are for."""
+    """All lie on the grid, from any start."""
     moment = aligned_time(since, interval_s)
     assert moment == pytest.approx(round(moment / GRID_S) * GRID_S, abs=MILLISECOND_S)
 

@@ -1,4 +1,4 @@
-"""Waits that an event cuts short: each event wakes, so does the time, and nothing is left behind."""
+"""Waits that an event ends early: each event wakes, so does the time, and no waiter is left behind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LONG_S = 60.0
 
 
 def waiting_at(event: asyncio.Event) -> int:
-    """Return how many wait for *event*."""
+    """Return the number of waiters of *event*."""
     return len(cast("Any", event)._waiters)
 
 
@@ -49,7 +49,7 @@ async def test_wait_ends_at_once_when_an_event_is_set_already() -> None:
 
 
 async def test_wait_sees_an_event_that_is_cleared_again_before_its_turn() -> None:
-    """A wake-up is never lost: who clears an event and looks does so after it was woken."""
+    """A wake-up is never lost: the waiter runs after the event was cleared, and checks then."""
     event = asyncio.Event()
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
         tasks.create_task(wait_any(event))
@@ -70,7 +70,7 @@ async def test_wait_leaves_nothing_behind_when_cancelled() -> None:
 
 
 @pytest.mark.parametrize("is_set", [True, False])
-async def test_pause_says_whether_its_event_is_set(is_set: bool) -> None:  # noqa: FBT001  # a parameter of the test
+async def test_sleep_returns_whether_its_event_is_set(is_set: bool) -> None:  # noqa: FBT001  # a parameter of the test
     """That is how a loop learns that it is to stop."""
     event = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:

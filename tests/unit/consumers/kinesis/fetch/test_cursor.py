@@ -1,4 +1,4 @@
-"""The end of a closed stream shard, as replies of GetRecords tell it."""
+"""The end of a closed stream shard, by the replies of GetRecords."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Kinesis:
         self._replies = list(replies)
 
     async def get_shard_iterator(self, **_asked: Any) -> dict[str, Any]:
-        """Return one, whatever is asked."""
+        """Return the same iterator for any request."""
         return {"ShardIterator": "first"}
 
     async def get_records(self, **_asked: Any) -> dict[str, Any]:
@@ -49,8 +49,8 @@ class Kinesis:
         ("bbbb", [False, False, True, True]),
     ],
 )
-async def test_end_without_children_is_believed_when_nothing_else_comes(replies: str, are_ends: list[bool]) -> None:
-    """The Kinesis Client Library takes one for an invalid reply; some emulators never name children."""
+async def test_bare_end_is_accepted_when_it_repeats(replies: str, are_ends: list[bool]) -> None:
+    """The Kinesis Client Library rejects an end without children as invalid; some emulators never name children."""
     memory = PrefetchMemory(1024 * 1024).open_quota()
     access = StreamShardAccess(Stream(Kinesis(replies), "stream"), "shardId-0", memory, random.random)
     budget = ReadBudget()

@@ -27,7 +27,7 @@ def after_reply(
     size_bytes: int = 0,
     millis_behind: int | None = 0,
 ) -> Pacing:
-    """Return the pacing of a reader whose first read started at 100 s and was answered within 20 ms."""
+    """Return the pacing of a reader after its first read, which started at 100 s and took 20 ms."""
     pacing = Pacing(ReadBudget())
     pacing.note_start(100.0)
     pacing.note_reply(100.02, record_count=record_count, size_bytes=size_bytes, millis_behind=millis_behind)
@@ -45,8 +45,8 @@ def test_pacing_reads_at_once_when_nothing_was_read_yet() -> None:
         pytest.param(after_reply(), 100.02, 101.0, 101.05, id="idle: within 1.1 s with the time of a request"),
         pytest.param(after_reply(record_count=1, size_bytes=99), 100.02, 100.2, 100.25, id="busy: within 300 ms"),
         pytest.param(after_reply(record_count=1, size_bytes=99), 160.0, 160.0, 160.0, id="busy for a minute"),
-        pytest.param(after_reply(millis_behind=5), 100.02, 100.2, 100.25, id="behind, over a gap: in a hurry"),
-        pytest.param(after_reply(millis_behind=None), 100.02, 101.0, 101.05, id="no word of the tip: idle"),
+        pytest.param(after_reply(millis_behind=5), 100.02, 100.2, 100.25, id="behind, over a gap: busy"),
+        pytest.param(after_reply(millis_behind=None), 100.02, 101.0, 101.05, id="tip unknown: idle"),
         pytest.param(
             after_reply(record_count=9000, size_bytes=10 * MIB, millis_behind=5),
             101.0,
@@ -63,7 +63,7 @@ def test_pacing_starts_the_next_read_in_time(pacing: Pacing, now: float, earlies
 
 
 def test_idle_stream_shards_are_read_together_whenever_each_was_read_first() -> None:
-    """What one read takes is less right after another; no read is much later than a second after the one before."""
+    """A read right after another one costs less; no read is much later than a second after the one before."""
     starts = []
     for first in (100.0, 100.02, 100.04, 100.06):
         pacing, now = Pacing(ReadBudget()), first
@@ -94,7 +94,7 @@ def test_pacing_falls_idle_when_no_record_came_for_a_minute() -> None:
     [(1, 0.5), (2, 1.0), (3, 2.0), (4, 4.0), (5, 5.0), (60, 5.0)],
 )
 def test_pacing_backs_off_with_full_jitter_when_throttled(failure_count: int, longest_s: float) -> None:
-    """Each throttled read in a row doubles the wait up to 5 s; the draw says how much of it is waited."""
+    """Each throttled read in a row doubles the longest wait, up to 5 s; the draw chooses the part of it."""
     waits = []
     for draw in (1.0, 0.5):
         pacing = after_reply(millis_behind=1)
@@ -120,8 +120,8 @@ def test_pacing_forgets_failures_when_a_read_succeeds() -> None:
 
 steps = st.tuples(
     st.floats(0.0, 1.5),  # how long the read takes
-    st.floats(0.0, 0.5),  # how late the reader comes
-    st.one_of(st.none(), st.integers(0, 10 * MIB)),  # what it brings; None = throttled
+    st.floats(0.0, 0.5),  # how late the reader is
+    st.one_of(st.none(), st.integers(0, 10 * MIB)),  # bytes of the reply; None = throttled
     st.booleans(),  # behind
     st.floats(0.0, 1.0),  # the draw
 )
@@ -163,8 +163,8 @@ def assert_five_starts_a_second(starts: list[float]) -> None:
 @pytest.mark.parametrize(
     ("replies", "main_limit", "catch_up_limit"),
     [
-        pytest.param([], 500, 500, id="nothing is known: few"),
-        pytest.param([(0, 0)], 500, 500, id="an empty reply says nothing"),
+        pytest.param([], 500, 500, id="unknown size: few"),
+        pytest.param([(0, 0)], 500, 500, id="after an empty reply: still unknown"),
         pytest.param([(10, 10 * 1024)], 512, 1024, id="records of 1 KiB"),
         pytest.param([(1000, 1000 * 10)], 10_000, 10_000, id="small ones: the most there is"),
         pytest.param([(1, 8 * MIB)], 1, 1, id="large ones: one at a time"),
@@ -186,7 +186,7 @@ def test_limit_follows_the_size_of_records(
 
 
 def test_limit_keeps_to_the_room_that_is_left() -> None:
-    """Where the memory for what is read ahead is short, fewer records are asked for, at least one."""
+    """With little memory left, fewer records are requested, at least one."""
     budget = ReadBudget()
     main = Pacing(budget)
     main.note_reply(0.0, record_count=10, size_bytes=10 * 1024, millis_behind=0)
@@ -212,7 +212,7 @@ def test_catch_up_is_counted_while_it_runs() -> None:
 
 
 def test_pacing_shows_where_it_is() -> None:
-    """For whoever debugs it."""
+    """Its text is for debugging."""
     budget = ReadBudget()
     main = Pacing(budget)
     main.note_start(1.0)
@@ -223,7 +223,7 @@ def test_pacing_shows_where_it_is() -> None:
 
 
 def test_catch_ups_have_all_starts_when_the_main_reader_has_ended() -> None:
-    """At the end of a stream shard that was in use nothing is kept free for a reader that reads no more."""
+    """At the end of a stream shard in use, no starts are kept for the main reader."""
     budget = ReadBudget()
     main = Pacing(budget)
     main.note_start(0.0)
@@ -240,7 +240,7 @@ def test_catch_ups_have_all_starts_when_the_main_reader_has_ended() -> None:
 
 
 def test_catch_up_leaves_the_trouble_of_a_read_to_all() -> None:
-    """A refusal means the stream shard, so that the main reader backs off too."""
+    """Kinesis throttles the stream shard, so the main reader backs off too."""
     budget = ReadBudget()
     main = Pacing(budget)
     with budget.open_catch_up(0.0) as catch_up:
@@ -251,7 +251,7 @@ def test_catch_up_leaves_the_trouble_of_a_read_to_all() -> None:
 
 @dataclass
 class Read:
-    """A read that was made: who, from when to when, and what it brought."""
+    """A read: its reader, its start and end, and the size of its reply."""
 
     reader: int  # 0 = the main reader
     started_at: float
@@ -270,14 +270,14 @@ class World:
     duration_s: Callable[[], float]
     counted_at: Callable[[], float] = lambda: 0.5  # between start and reply
     record_bytes: Callable[[], int] = lambda: 1024
-    main_bytes: Callable[[float], float] = lambda _: 0.0  # what waits for the main reader, by the time since it read
+    main_bytes: Callable[[float], float] = lambda _: 0.0  # waiting for the main reader, by the time since its last read
     fails: Callable[[], bool] = lambda: False
     late_s: Callable[[], float] = lambda: 0.0  # of a timer
     quota: ReadQuota = field(default_factory=ReadQuota)
     refused: list[float] = field(default_factory=list)
 
     def run(self, until: float, catch_up_count: int) -> list[Read]:
-        """Let everyone read until then; return the reads."""
+        """Run all readers until then; return the reads."""
         budget = ReadBudget()
         reads: list[Read] = []
         with ExitStack() as stack:
@@ -298,12 +298,12 @@ class World:
                     main_read_at = main_read_at if reader else now
                     reads.append(self.read(readers[reader], reader, now, waiting_bytes))
                     free_at = reads[-1].replied_at
-                    # A little later: whoever waits for the stream shard has it before the one that gives it up.
+                    # A little later: a reader that waits for the stream shard goes before the one that releases it.
                     heapq.heappush(turns, (free_at + SLACK_S, next(numbers), reader))
         return reads
 
     def read(self, pacing: Pacing | CatchUpPacing, reader: int, now: float, waiting_bytes: float) -> Read:
-        """Make one read, which Kinesis counts at some time between start and reply."""
+        """Do one read, which Kinesis counts at some time between start and reply."""
         duration_s = self.duration_s()
         counted_ms = int((now + duration_s * self.counted_at()) * 1000)
         replied_at = now + duration_s
@@ -345,7 +345,7 @@ LATENCIES = [0.005, 0.02, 0.05, 0.09]
 def test_main_reader_in_use_starts_in_time_when_catch_ups_run(
     duration_s: float, bytes_per_s: int, late_s: float
 ) -> None:
-    """A record is seen within 300 ms beside four catch-ups, also when nearly as much comes as can be written."""
+    """A record is seen within 300 ms beside four catch-ups, also at nearly the write quota."""
     rng = random.Random(1)
     world = World(
         duration_s=lambda: rng.uniform(duration_s / 2, duration_s),
@@ -364,7 +364,7 @@ def test_main_reader_in_use_starts_in_time_when_catch_ups_run(
 
 
 @pytest.mark.parametrize("duration_s", [0.02, 0.2, 0.4])
-def test_catch_ups_get_their_turn_whatever_a_read_takes(duration_s: float) -> None:
+def test_catch_ups_get_their_turn_however_long_a_read_takes(duration_s: float) -> None:
     """Where reads take longer than the gaps of the main reader all are read in turns."""
     world = World(duration_s=lambda: duration_s, main_bytes=lambda since_s: since_s * 10_000)
     reads = world.run(60.0, catch_up_count=4)
@@ -408,7 +408,7 @@ def test_both_go_on_when_the_main_reader_is_behind() -> None:
     main_bytes_per_s=st.sampled_from([0.0, 100.0, 1e5, 1e6, 1e9]),
     failing=st.sampled_from([0.0, 0.1]),
 )
-def test_reads_are_never_refused_whatever_comes(
+def test_reads_are_never_throttled(
     *,
     seed: int,
     catch_up_count: int,

@@ -1,4 +1,4 @@
-"""The memory for what is read ahead: bounded, divided fairly, and nobody is shut out."""
+"""The prefetch memory: bounded, divided fairly, with a part for every reader."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def quotas_holding(prefetch: PrefetchMemory, *held: int) -> list[MemoryQuota]:
         pytest.param([1000], [0], id="full"),
         pytest.param([1400], [0], id="over: a record was larger than expected"),
         pytest.param([0, 0], [750, 750], id="two: a quarter is the other's"),
-        pytest.param([499, 0], [251, 501], id="less than half is used: anyone may go on"),
+        pytest.param([499, 0], [251, 501], id="less than half is used: all may go on"),
         pytest.param([500, 0], [0, 500], id="half is used: one has its fair share, the other has not"),
         pytest.param([200, 300], [300, 200], id="half is used: up to a fair share"),
         pytest.param([750, 0], [0, 250], id="one has all it may: the other's part is there"),
         pytest.param([125, 125, 125, 125], [125] * 4, id="four with the same: the rest for any, up to a fair share"),
         pytest.param([625, 0, 0, 0], [0, 125, 125, 125], id="one has all it may: the others share the rest"),
-        pytest.param([1001, 0], [0, 0], id="over: nobody"),
+        pytest.param([1001, 0], [0, 0], id="over: none for any"),
     ],
 )
 def test_prefetch_leaves_room(held: list[int], rooms: list[int]) -> None:
-    """A reader may take all that others have no right to, and a fair share once half is used."""
+    """A reader may use all memory not set aside for others; once half is used, a fair share."""
     quotas = quotas_holding(PrefetchMemory(MAX), *held)
 
     assert [quota.room_bytes for quota in quotas] == rooms
@@ -57,14 +57,14 @@ def test_prefetch_leaves_room(held: list[int], rooms: list[int]) -> None:
     ],
 )
 def test_quota_is_short_when_a_read_would_be_a_small_one(held: list[int], short: list[bool]) -> None:
-    """Three quarters of a fair share are waited for, unless nothing is held."""
+    """A reader waits for three quarters of a fair share, unless it holds nothing."""
     quotas = quotas_holding(PrefetchMemory(MAX), *held)
 
     assert [quota.is_short for quota in quotas] == short
 
 
 def test_quota_has_the_bytes_of_the_reply_when_it_is_corrected() -> None:
-    """What was reserved is replaced by what came, more or less."""
+    """The actual size replaces the reserved size, larger or smaller."""
     prefetch = PrefetchMemory(MAX)
     (quota,) = quotas_holding(prefetch, 100)
     quota.correct(100, 20)
@@ -75,7 +75,7 @@ def test_quota_has_the_bytes_of_the_reply_when_it_is_corrected() -> None:
 
 
 def test_quota_may_take_a_record_larger_than_everything_when_it_holds_nothing() -> None:
-    """Such a record passes; nobody reads until it is given back."""
+    """Such a record is read; no reader reads until its memory is released."""
     prefetch = PrefetchMemory(MAX)
     first, second = quotas_holding(prefetch, 0, 0)
     assert first.room_bytes > 0
@@ -86,7 +86,7 @@ def test_quota_may_take_a_record_larger_than_everything_when_it_holds_nothing() 
 
 
 def test_quota_gives_everything_back_when_it_is_closed() -> None:
-    """Also what was set aside for it; what comes afterwards changes nothing."""
+    """Also the part set aside for it; later calls change nothing."""
     prefetch = PrefetchMemory(MAX)
     first, second = quotas_holding(prefetch, 300, 100)
     for _ in range(2):
@@ -99,14 +99,14 @@ def test_quota_gives_everything_back_when_it_is_closed() -> None:
 
 
 def test_quota_refuses_to_give_more_than_it_holds() -> None:
-    """That would be someone else's."""
+    """The rest belongs to other readers."""
     (quota,) = quotas_holding(PrefetchMemory(MAX), 5)
     with pytest.raises(ValueError, match="at most 5 bytes, got 6"):
         quota.release(6)
 
 
 class PrefetchMachine(RuleBasedStateMachine):
-    """Readers come, reserve where there is room, get a reply of at most that, apply it, and go."""
+    """Readers open a quota, reserve within their room, get a reply of at most that, apply it, and close."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ class PrefetchMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.quotas)
     @rule(data=st.data(), wanted=st.integers(1, 400))
     def reserve(self, data: st.DataObject, wanted: int) -> None:
-        """Read where there is room: what there is room for, but at least a record."""
+        """Read if there is room: as much as there is room for, but at least a record."""
         quota = data.draw(st.sampled_from(self.quotas))
         room_bytes = quota.room_bytes
         if room_bytes:
@@ -156,7 +156,7 @@ class PrefetchMachine(RuleBasedStateMachine):
 
     @invariant()
     def quotas_add_up(self) -> None:
-        """Find that what is used is what the quotas hold, and none holds less than nothing."""
+        """Check that the used bytes are the sum of the quotas, and that none is negative."""
         assert self.prefetch.used_bytes == sum(quota.held_bytes for quota in self.quotas)
         assert all(quota.held_bytes >= 0 for quota in self.quotas)
 
@@ -166,8 +166,8 @@ class PrefetchMachine(RuleBasedStateMachine):
         assert self.prefetch.used_bytes <= MAX + 300
 
     @invariant()
-    def someone_may_read(self) -> None:
-        """When nothing is held everyone may read, and nobody who holds nothing is shut out below the bound."""
+    def a_reader_may_read(self) -> None:
+        """While no bytes are held all readers may read; below half of the bound at least one may."""
         rooms = [quota.room_bytes for quota in self.quotas]
         if not self.prefetch.used_bytes:
             assert all(rooms)

@@ -1,4 +1,4 @@
-"""What is in the records of a stream shard, and where each part of them has its place."""
+"""The operations in the records of a stream shard, and their positions."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def packed(number: int, *names: str, key: str = "a-x") -> Record:
 
 
 def places(arrivals: Sequence[DecodedRecord]) -> list[Position]:
-    """Return where they are."""
+    """Return their positions."""
     return [RecordPosition.from_record(place).position for place, _, _ in arrivals]
 
 
@@ -66,7 +66,7 @@ def hash_key(partition_key: str) -> int:
     return int.from_bytes(hashlib.md5(partition_key.encode()).digest())
 
 
-def test_each_that_reads_sees_its_own_arrivals() -> None:
+def test_iterators_of_one_decoder_are_independent() -> None:
     """The main reader and the catch-ups take turns, also in the middle of an aggregate."""
     one = decoder(WHOLE)
     first = one.decode([record(1, data("r1")), packed(1, "r2", "r3"), record(1, data("r4"))])
@@ -77,8 +77,8 @@ def test_each_that_reads_sees_its_own_arrivals() -> None:
     assert by_turns == [START + timedelta(seconds=number) for number in (1, 2)] * 4
 
 
-def test_intake_tells_where_each_operation_came_from() -> None:
-    """A record by itself and each of an aggregate: its own place, bytes and partition key, and the record's arrival."""
+def test_decoder_notes_the_origin_of_each_operation() -> None:
+    """A plain record and each sub-record have their own position, bytes and partition key, and the record's arrival."""
     records = [record(1, data("r1")), packed(2, "r2", "r3", key="b")]
 
     arrivals = list(decoder(WHOLE).decode(records))
@@ -102,7 +102,7 @@ def test_intake_tells_where_each_operation_came_from() -> None:
 
 
 def test_operations_of_one_aggregate_get_ids_of_their_own_when_they_bring_none() -> None:
-    """Derived from the place, sub-sequence number included, so whoever reads them again comes to the same."""
+    """They derive from the position, sub-sequence number included, so every later read finds the same ids."""
     first, again = (list(decoder().decode([packed(2, "r1", "r1", "r1")])) for _ in range(2))
 
     ids = [decoded.request_id for _, _, decoded in first]
@@ -119,8 +119,8 @@ def test_operations_of_one_aggregate_get_ids_of_their_own_when_they_bring_none()
         (b" " * 10_001, DeadLetterReason.TOO_LARGE),
     ],
 )
-def test_intake_passes_on_what_is_no_operation(content: bytes, reason: DeadLetterReason) -> None:
-    """With its reason and place, alone or in an aggregate, whose other operations are as good as ever."""
+def test_decoder_rejects_invalid_bytes(content: bytes, reason: DeadLetterReason) -> None:
+    """The rejection has reason and position, alone or in an aggregate; other sub-records are decoded."""
     whole = aggregate([("k", None, data("r1")), ("k", None, content), ("k", None, data("r2"))])
 
     arrivals = list(decoder(WHOLE).decode([record(1, content), record(2, whole)]))
@@ -135,10 +135,10 @@ def test_intake_passes_on_what_is_no_operation(content: bytes, reason: DeadLette
 
 
 @pytest.mark.parametrize("outside", [{0}, {1}, {2}, {0, 1, 2}])
-def test_intake_refuses_an_aggregate_as_a_whole_when_a_part_belongs_elsewhere(outside: set[int]) -> None:
-    """One dead letter with all its bytes, at the place of its last part, and not one of its operations.
+def test_decoder_rejects_a_whole_aggregate_when_a_part_belongs_elsewhere(outside: set[int]) -> None:
+    """One dead letter with all its bytes, at the position of its last part, and none of its operations.
 
-    Whoever was done with some of its parts, before the hash range was known, comes to it all the same.
+    A reader that finished some of its parts, before the hash range was known, gets it as well.
     """
     inside_key, outside_key = hash_key("inside"), hash_key("outside")
     here = HashRange(inside_key, inside_key)
@@ -160,8 +160,8 @@ def test_intake_refuses_an_aggregate_as_a_whole_when_a_part_belongs_elsewhere(ou
     assert f"({len(outside)} of 3 sub-records lie outside" in refused.error
 
 
-def test_intake_takes_every_aggregate_when_the_hash_range_is_not_known() -> None:
-    """As a plain record is taken, whatever its partition key: Kinesis has placed it."""
+def test_decoder_accepts_every_aggregate_when_the_hash_range_is_unknown() -> None:
+    """As plain records are accepted with any partition key: Kinesis has placed them."""
     elsewhere = HashRange(hash_key("a-x") + 1, hash_key("a-x") + 1)
 
     assert places(list(decoder().decode([packed(1, "r1", "r2")]))) == [Position(1), Position(1, 1)]
@@ -172,8 +172,8 @@ SIZES = st.lists(st.integers(1, 4), min_size=1, max_size=5)  # of aggregates, on
 
 
 @given(sizes=SIZES, first=st.integers(0, 6), sub=st.integers(0, 4))
-def test_intake_passes_over_exactly_what_was_done(sizes: list[int], first: int, sub: int) -> None:
-    """All that is not behind the position is left out, wherever it lies, and nothing else."""
+def test_decoder_skips_exactly_the_records_up_to_the_position(sizes: list[int], first: int, sub: int) -> None:
+    """Within an aggregate or between records."""
     done = Position(first, sub)
     records = [
         record(number, data("r1")) if size == 1 else packed(number, *(f"r{part}" for part in range(size)))
@@ -185,6 +185,6 @@ def test_intake_passes_over_exactly_what_was_done(sizes: list[int], first: int, 
     assert places(list(decoder().decode(records, after=done))) == [one for one in everything if one > done]
 
 
-def test_intake_gives_nothing_when_there_are_no_records() -> None:
+def test_decoder_yields_nothing_without_records() -> None:
     """An empty reply is a reply."""
     assert list(decoder().decode([], after=Position(3))) == []

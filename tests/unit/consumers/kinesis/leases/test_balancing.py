@@ -29,14 +29,14 @@ def seen(owners: str | Iterable[str | None], *, since: float = FRESH, first: int
 
 
 def takes(observations: Mapping[str, Observation], *, me: str = ME, draw: float = 0.0, now: float = NOW) -> list[str]:
-    """Return the keys of the leases that *me* takes, who holds what it owns."""
+    """Return the keys of the leases that *me* takes while it holds all leases that it owns."""
     held = [key for key, one in observations.items() if one.lease.owner == me]
     wanted = plan_takes(observations, held=held, now=now, lease_duration_s=DURATION_S, me=me, draw=draw)
     return [lease.lease_key for lease in wanted]
 
 
 def test_simple_lease_take() -> None:
-    """What nobody owns is taken (KCL testSimpleLeaseTake)."""
+    """A lease without an owner is taken (KCL testSimpleLeaseTake)."""
     assert takes(seen([None])) == ["000"]
 
 
@@ -64,14 +64,14 @@ def test_not_take_new_owned_lease() -> None:
 
 
 def test_non_greedy_take() -> None:
-    """One of three replicas takes a third of what is free (KCL testNonGreedyTake)."""
+    """One of three replicas takes a third of the free leases (KCL testNonGreedyTake)."""
     observations = seen([None] * 4) | seen([BAR, BAZ], first=4)
 
     assert takes(observations) == ["000", "001"]
 
 
 def test_very_old_lease_taker() -> None:
-    """What nobody took for three durations is taken beyond the even share (KCL testVeryOldLeaseTaker)."""
+    """Leases unchanged for three durations are taken beyond the even share (KCL testVeryOldLeaseTaker)."""
     crashed = seen(["gone", "gone"], since=VERY_OLD, first=4)
     expired = seen(["gone", "gone"], since=EXPIRED, first=4)
 
@@ -87,12 +87,12 @@ def test_no_steal_when_off_by_one() -> None:
 
 @pytest.mark.parametrize(("draw", "expected"), [(0.0, "001"), (0.5, "003"), (0.999, "005")])
 def test_steal(draw: float, expected: str) -> None:
-    """One lease of the fullest owner, which one the draw says (KCL testSteal: foo 0, bar 1, baz 5)."""
+    """One lease of the fullest owner, chosen by the draw (KCL testSteal: foo 0, bar 1, baz 5)."""
     assert takes(seen([BAR, BAZ, BAZ, BAZ, BAZ, BAZ]), draw=draw) == [expected]
 
 
 def test_no_steal_when_expired_leases() -> None:
-    """As long as leases are free, nobody loses one (KCL testNoStealWhenExpiredLeases)."""
+    """As long as leases are free, no owner loses one (KCL testNoStealWhenExpiredLeases)."""
     observations = seen([BAZ] * 4) | seen(["gone"], since=EXPIRED, first=4)
 
     assert takes(observations) == ["004"]

@@ -1,4 +1,4 @@
-"""What a row of the lease table means, and which leases may be taken."""
+"""The contents of a row of the lease table, and which leases may be taken."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_lease_reads_a_row_of_the_kcl_when_only_the_oldest_attributes_are_there(
     ],
 )
 def test_row_is_a_lease_only_if_its_entity_type_says_so(entity_type: dict[str, str], is_lease: bool) -> None:  # noqa: FBT001  # a column of the table
-    """KCL 3.5 keeps rows of other kinds in the table; they are nobody's lease."""
+    """KCL 3.5 stores rows of other kinds in the table; they are not leases."""
     assert (lease_of(MINIMAL_ROW | {"entityType": entity_type}) is not None) == is_lease
 
 
@@ -128,10 +128,10 @@ def test_lease_is_read_when_a_prepared_checkpoint_has_the_wrong_type() -> None:
         ({"simpluOwed": {"SS": ["tenant:b-l", "tenant:c-l"]}}, frozenset({"tenant:b-l", "tenant:c-l"})),
     ],
 )
-def test_lease_lists_what_is_owed_when_its_row_does(
+def test_lease_lists_pending_tenants_when_its_row_does(
     attributes: dict[str, dict[str, Any]], expected: frozenset[str] | None
 ) -> None:
-    """No list is no empty list: its children wait."""
+    """No list differs from an empty one: the children wait."""
     lease = lease_of(MINIMAL_ROW | attributes)
 
     assert lease == Lease("shardId-000000000000", LATEST, pending_tenants=expected)
@@ -163,8 +163,8 @@ def test_lease_survives_its_row_whatever_it_is(lease: Lease) -> None:
     assert row["entityType"] == {"S": "LEASE"}
 
 
-def test_row_has_no_list_of_what_is_owed_when_there_is_none() -> None:
-    """DynamoDB has no empty sets, and what owes nothing is finished."""
+def test_row_has_no_list_of_pending_tenants_when_there_are_none() -> None:
+    """DynamoDB has no empty sets, and a stream shard without pending tenants is finished."""
     assert "simpluOwed" not in row_of(Lease("a", LATEST))
     assert "simpluOwed" not in row_of(Lease("a", LATEST, pending_tenants=frozenset()))
 
@@ -231,7 +231,7 @@ def test_takeable_leases_come_free_first_then_longest_unchanged() -> None:
 def test_lease_is_never_taken_from_an_owner_whose_counter_was_seen_to_move_within_the_duration(
     scans: list[tuple[float, dict[str, Lease]]],
 ) -> None:
-    """A lease of another is only taken if every scan of a full duration found it alike, whatever was scanned when."""
+    """A lease of another owner is only taken if every scan of a full duration found it unchanged."""
     now = 0.0
     seen: list[tuple[float, dict[str, Lease]]] = []
     observations: dict[str, Observation] = {}
@@ -257,14 +257,14 @@ def test_row_is_our_own_landed_write_when_we_own_it_and_it_is_one_step_on(
     counter: int,
     expected: bool,  # noqa: FBT001  # a column of the table
 ) -> None:
-    """One step of the counter under our own name is the write whose answer was lost."""
+    """A counter one higher with the same owner is the worker's own write, without an answer."""
     lease = Lease("a", LATEST, counter=5, owner=ME)
 
     assert is_own_landed_write(lease, replace(lease, owner=owner, counter=counter), me=ME) == expected
 
 
 def test_worker_id_names_host_and_process_and_is_unique_by_its_token() -> None:
-    """A person finds the process; two processes never share the id."""
+    """It names the process for people; two processes never share it."""
     assert worker_id("web-1", 42, "9f3c") == "web-1:42:9f3c"
 
 

@@ -1,4 +1,4 @@
-"""Which leases the tree of stream shards wants, whom a lease waits for, and which leases nobody needs."""
+"""Which leases the tree of stream shards lacks, which parents a lease waits for, and which leases may be deleted."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ INSTANT = datetime(2026, 1, 31, 9, tzinfo=UTC)
 
 
 def name(number: int) -> str:
-    """Return the id of a stream shard as Kinesis gives it."""
+    """Return the id of a stream shard as Kinesis forms it."""
     return f"shardId-{number:012}"
 
 
 def shard(number: int, parents: Iterable[int], hash_range: HashRange, *, is_open: bool) -> StreamShard:
-    """Return a stream shard as ListShards tells it."""
+    """Return a stream shard as ListShards returns it."""
     return StreamShard(
         name(number),
         frozenset(map(name, parents)),
@@ -93,8 +93,8 @@ def wanted(leases: Iterable[int], initial: str = FIRST, shards: Collection[Strea
     return {int(lease.lease_key[-12:]): lease.checkpoint.checkpoint for lease in missing}
 
 
-# What the KCL creates at once comes first; the others follow these, and the KCL creates them when their parents end.
-# Ours are made together, so that a child whose parents are read by different replicas is never without its lease.
+# First the leases that the KCL creates at once; then their descendants, which the KCL creates when the parents end. The
+# worker creates all together, so that a child always has its lease, even if two replicas read its parents.
 @pytest.mark.parametrize(
     ("leases", "initial", "expected"),
     [
@@ -115,12 +115,12 @@ def wanted(leases: Iterable[int], initial: str = FIRST, shards: Collection[Strea
 def test_missing_leases_are_those_that_close_the_gaps(
     leases: tuple[int, ...], initial: str, expected: dict[int, str]
 ) -> None:
-    """A descendant of what is leased starts at its beginning, others at the initial position (reference §2.1)."""
+    """A descendant of a leased stream shard starts at its beginning, others at the initial one (reference §2.1)."""
     assert wanted(leases, initial) == expected
 
 
 def test_missing_leases_come_in_the_order_in_which_they_are_to_be_created() -> None:
-    """Parents before children: whoever sees the lease of a child finds those of its parents."""
+    """Parents before children: a replica that sees the lease of a child finds those of its parents."""
     assert list(wanted(())) == sorted(wanted(()))
 
 
@@ -183,7 +183,7 @@ def _fields(one: StreamShard) -> dict[str, Any]:
 def test_every_open_stream_shard_has_a_lease_when_the_missing_ones_are_created(
     tree: list[StreamShard], initial: str, leased: Random
 ) -> None:
-    """Whatever was leased before; nothing is missing then, and each parent's lease is created before its child's."""
+    """With any leases before; none is missing then, and each parent's lease is created before its child's."""
     before = {one.stream_shard_id for one in tree if leased.random() < 0.3}
 
     missing = missing_leases(tree, before, INITIAL[initial])
@@ -200,7 +200,7 @@ def test_every_open_stream_shard_has_a_lease_when_the_missing_ones_are_created(
 @settings(max_examples=300)
 @given(tree=trees(), initial=st.sampled_from(sorted(INITIAL)), leased=st.randoms(use_true_random=False))
 def test_whoever_continues_something_leased_waits_for_it(tree: list[StreamShard], initial: str, leased: Random) -> None:
-    """No gap of leases between a child and an ancestor that is read: it would begin before the ancestor is done."""
+    """No gap of leases between a child and an ancestor that is read: it would start before the ancestor is finished."""
     by_id = {one.stream_shard_id: one for one in tree}
     before = {key for key in by_id if leased.random() < 0.3}
     missing = {lease.lease_key: lease for lease in missing_leases(tree, before, INITIAL[initial])}
@@ -224,7 +224,7 @@ def test_first_leases_are_one_for_each_stream_shard_listed_open_or_closed() -> N
 
 
 def test_leases_of_children_start_at_their_beginning() -> None:
-    """Also where the initial position is LATEST: what came between the creation and the take would be lost."""
+    """Also with the initial position LATEST: records between the creation and the take would be lost."""
     child = ChildShard(name(8), frozenset({name(6), name(7)}), _tenth(0, 3))
 
     assert child_leases([child]) == [
@@ -357,7 +357,7 @@ def lease(key: str, checkpoint: Position, *parents: str, hash_range: HashRange |
 
 
 def lists(key: str, checkpoint: Position, *parents: str) -> Lease:
-    """Return a lease that lists what is owed."""
+    """Return a lease that lists pending tenants."""
     return Lease(key, checkpoint, parents=frozenset(parents), pending_tenants=LISTS_A)
 
 
@@ -394,9 +394,9 @@ def test_hole_in_leases_is_unknown_while_a_range_is() -> None:
             id="parents are still there",
         ),
         pytest.param([lease("p", READ), lease("c", READ, "p")], ["p"], [], id="not finished"),
-        pytest.param([lists("p", READ), lease("c", READ, "p")], ["p"], [], id="not finished but lists what it owes"),
+        pytest.param([lists("p", READ), lease("c", READ, "p")], ["p"], [], id="not finished but lists pending tenants"),
         pytest.param([lists("p", SHARD_END), lease("c", READ, "p")], ["p"], ["p"], id="finished with its list left"),
-        pytest.param([lists("p", SHARD_END), lists("c", READ, "p")], ["p"], ["p"], id="child lists what it owes"),
+        pytest.param([lists("p", SHARD_END), lists("c", READ, "p")], ["p"], ["p"], id="child lists pending tenants"),
         pytest.param([lease("p", SHARD_END)], ["p"], ["p"], id="no child has a lease"),
         pytest.param([], ["p"], [], id="nothing there"),
     ],

@@ -1,4 +1,4 @@
-"""Taking KPL aggregates apart: everything in them, or the record as it came."""
+"""Unpacking KPL aggregates: every sub-record, or an ordinary record."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ ENTRY = [SubRecord("k0", None, b"one", 0)]
 
 
 def taken_apart(data: bytes) -> list[SubRecord] | None:
-    """Take *data* apart; the record's own partition key has no say in it."""
+    """Unpack *data*; the record's own partition key does not matter."""
     return deaggregate(data)
 
 
@@ -75,7 +75,7 @@ def changed_in_one_byte(data: bytes) -> list[bytes]:
 
 
 def assert_is_sound(subs: list[SubRecord] | None) -> None:
-    """Assert that what came of any bytes is `None`, or numbered records that the whole stream holds."""
+    """Assert that any bytes give None, or numbered sub-records with hash keys of the stream."""
     if subs is None:
         return
     assert [sub.sub_sequence_number for sub in subs] == list(range(len(subs)))
@@ -84,7 +84,7 @@ def assert_is_sound(subs: list[SubRecord] | None) -> None:
 
 
 def sub_records(packed: Sequence[Packed]) -> list[SubRecord]:
-    """Return what comes of an aggregate of *packed*."""
+    """Return the sub-records of an aggregate of *packed*."""
     return [SubRecord(key, hash_key, data, number) for number, (key, hash_key, data) in enumerate(packed)]
 
 
@@ -94,7 +94,7 @@ def test_aggregate_is_taken_apart_when_written_byte_by_byte() -> None:
 
 
 def test_aggregate_written_for_tests_is_the_literal_one() -> None:
-    """What the tests pack with is held to the same bytes."""
+    """The packer of the tests writes the same bytes."""
     assert aggregate(LITERAL_RECORDS) == LITERAL
 
 
@@ -122,7 +122,7 @@ UNKNOWN = {
 
 @pytest.mark.parametrize("unknown", UNKNOWN.values(), ids=UNKNOWN)
 def test_aggregate_is_taken_apart_when_it_has_unknown_fields(unknown: bytes) -> None:
-    """Whoever adds a field to the format breaks nothing: before, between and behind, outside and inside a record."""
+    """A new field of the format breaks nothing: before, between and after others, outside and inside a record."""
     record = bytes_field(3, unknown + number_field(1, 0) + unknown + bytes_field(3, b"one") + unknown)
     assert taken_apart(sealed(unknown + KEYS + unknown + record + unknown)) == ENTRY
 
@@ -152,7 +152,7 @@ ORDINARY = {
     "a text that starts with the magic": MAGIC + b" is where my text starts, and it goes on",
     "magic and digest of nothing": sealed(b""),
     "keys without a record": sealed(KEYS),
-    "a text with the right digest": sealed(b"not protobuf, but someone digested it"),
+    "a text with the right digest": sealed(b"not protobuf, but with the right digest"),
     "another magic": b"\xf3\x89\x9a\xc3" + LITERAL[4:],
     "no digest": LITERAL[:-16],
     "a byte behind it": LITERAL + b"\x00",
@@ -196,7 +196,7 @@ ORDINARY = {
 
 @pytest.mark.parametrize("data", ORDINARY.values(), ids=ORDINARY)
 def test_record_is_ordinary_when_it_is(data: bytes) -> None:
-    """No part of it is handed out, and nothing is raised."""
+    """No part of it is returned, and nothing is raised."""
     assert taken_apart(data) is None
 
 
@@ -214,7 +214,7 @@ def test_record_is_ordinary_when_an_aggregate_is_cut_short() -> None:
 
 
 def test_nothing_is_raised_when_any_byte_of_an_aggregate_changed_and_the_digest_with_it() -> None:
-    """What such a message says is its own affair, but it is whole: each record has a key and a hash key."""
+    """Any contents that such a message has are complete: each record has a key and a hash key."""
     for message in changed_in_one_byte(LITERAL_MESSAGE):
         assert_is_sound(taken_apart(sealed(message)))
 
@@ -268,7 +268,7 @@ def test_aggregate_lies_within_a_stream_shard_when_every_record_does(
 
 
 def test_aggregate_is_taken_when_the_hash_range_is_not_known() -> None:
-    """A lease of an old KCL says nothing of it, and nothing speaks against the aggregate."""
+    """A lease of an old KCL has no hash range, so the aggregate is accepted."""
     subs = taken_apart(LITERAL)
     assert subs is not None
     assert (lies_within(subs, None), lies_within(subs, HashRange(7, 7))) == (True, False)
@@ -276,7 +276,7 @@ def test_aggregate_is_taken_when_the_hash_range_is_not_known() -> None:
 
 @given(records, st.integers(0, HASH_KEY_MAX), st.integers(0, HASH_KEY_MAX))
 def test_aggregate_lies_within_exactly_one_of_three_or_in_none(packed: list[Packed], one: int, other: int) -> None:
-    """Whatever was packed and wherever a stream is split, it belongs to one stream shard or is an error for each."""
+    """For any records and any splits: the aggregate belongs to one stream shard or is an error for each."""
     first, last = sorted((one, other))
     ranges = [HashRange(0, first), HashRange(first + 1, last), HashRange(last + 1, HASH_KEY_MAX)]
     subs = taken_apart(aggregate(packed))

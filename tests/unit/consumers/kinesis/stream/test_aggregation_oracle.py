@@ -28,13 +28,13 @@ hash_keys = st.integers(0, 2**128 - 1).map(str)
 
 
 def packed_with(hash_keys: st.SearchStrategy[str | None]) -> st.SearchStrategy[list[Packed]]:
-    """Return what is to be packed, with explicit hash keys from *hash_keys*."""
+    """Return records to pack, with explicit hash keys from *hash_keys*."""
     data = st.binary(max_size=20) | st.binary(min_size=120, max_size=300)
     return st.lists(st.tuples(st.text(max_size=8), hash_keys, data), min_size=1, max_size=12)
 
 
 class Oracle:
-    """aws-kinesis-agg, AWS's own library for the format; it needs protobuf, and six without saying so."""
+    """aws-kinesis-agg, AWS's own library for the format; it needs protobuf and, undeclared, six."""
 
     def __init__(self) -> None:
         path = sys.path[:]  # it puts its own folder before everything else
@@ -79,7 +79,7 @@ class Oracle:
         return SubRecord(parsed.partition_key_table[record.partition_key_index], hash_key, record.data, number)
 
     def deaggregate(self, data: bytes) -> list[SubRecord]:
-        """Take *data* apart as the library does."""
+        """Unpack *data* as the library does."""
         record = {"SequenceNumber": "1", "PartitionKey": "k", "ApproximateArrivalTimestamp": 0, "Data": data}
         found = [sub["kinesis"] for sub in self._deaggregator.iter_deaggregate_records(record, data_format="Boto3")]
         decode = self._deaggregator.base64.b64decode
@@ -98,13 +98,13 @@ def oracle() -> Oracle:
 
 
 def sub_records(packed: Sequence[Packed]) -> list[SubRecord]:
-    """Return what comes of an aggregate of *packed*."""
+    """Return the sub-records of an aggregate of *packed*."""
     return [SubRecord(key, hash_key, data, number) for number, (key, hash_key, data) in enumerate(packed)]
 
 
 @given(packed=packed_with(st.none() | hash_keys))
 def test_aggregate_of_the_library_is_taken_apart_whatever_was_packed(oracle: Oracle, packed: list[Packed]) -> None:
-    """What the library packs comes back as it was packed, and the tests pack the same bytes."""
+    """Records that the library packs are unpacked unchanged, and the tests pack the same bytes."""
     data = oracle.aggregate(packed)
 
     assert deaggregate(data) == sub_records(packed)
@@ -115,7 +115,7 @@ def test_aggregate_of_the_library_is_taken_apart_whatever_was_packed(oracle: Ora
 def test_library_takes_apart_what_the_tests_pack_when_all_or_none_have_hash_keys(
     oracle: Oracle, packed: list[Packed]
 ) -> None:
-    """And finds the same. Where some have none it reports the first hash key of the table, which nobody gave them."""
+    """And finds the same. For records without a hash key it reports the first one of the table."""
     data = aggregate(packed)
 
     assert oracle.deaggregate(data) == deaggregate(data)
@@ -166,7 +166,7 @@ PIECES = [
 def test_message_is_read_as_protobuf_reads_it_whatever_it_is(
     oracle: Oracle, pieces: list[bytes], changes: list[tuple[int, int]]
 ) -> None:
-    """What we take apart is what protobuf finds in it, to the last record."""
+    """The sub-records are those that protobuf finds, to the last one."""
     message = bytearray(b"".join(pieces))
     for at, value in changes:
         message[at : at + 1] = bytes([value])

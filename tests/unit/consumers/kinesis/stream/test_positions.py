@@ -66,7 +66,7 @@ def test_positions_compare_as_big_integers_for_any_two_sequence_numbers(one: int
 
 @given(positions)
 def test_position_survives_the_lease_row_whatever_it_is(position: Position) -> None:
-    """What is written as checkpoint and sub-sequence number is read as the same position."""
+    """A position written as checkpoint and sub-sequence number is read as the same position."""
     assert Position.from_checkpoint(position.checkpoint, position.sub_sequence_number) == position
 
 
@@ -84,7 +84,7 @@ def test_position_reads_sentinels_verbatim_and_numbers_with_their_sub_sequence_n
     checkpoint: str,
     position: Position,
 ) -> None:
-    """A sentinel has no sub-sequence number, whatever stands beside it."""
+    """A sentinel has no sub-sequence number, with any value in that attribute."""
     assert Position.from_checkpoint(checkpoint, 5) == position
     assert position.checkpoint == checkpoint
     assert position.is_sentinel == checkpoint.isupper()
@@ -92,7 +92,7 @@ def test_position_reads_sentinels_verbatim_and_numbers_with_their_sub_sequence_n
 
 @pytest.mark.parametrize("text", ["", "-1", "007", "1e3", "1_000", "٣", "shard_end", "1" * 130, " 1"])
 def test_position_is_refused_when_it_is_no_sequence_number(text: str) -> None:
-    """Only what Kinesis could have given is a sequence number."""
+    """Only digits that Kinesis could have assigned are a sequence number."""
     with pytest.raises(ValueError, match="expected a sequence number"):
         Position.from_sequence_number(text)
 
@@ -105,7 +105,7 @@ def test_position_is_refused_when_its_sub_sequence_number_is_negative() -> None:
 
 @given(st.one_of(marks, near), st.one_of(marks, near))
 def test_mark_is_behind_another_exactly_when_its_position_is(one: RecordPosition, other: RecordPosition) -> None:
-    """Marks compare by their digits, which comes to the same as comparing big integers."""
+    """Record positions compare by their digits, with the same result as big integers."""
     assert is_after(one, other) == (one.position > other.position)
     assert one.position == Position(int(one.sequence_number), one.sub_sequence_number)
 
@@ -119,7 +119,7 @@ def test_every_mark_is_behind_the_beginning_and_none_behind_itself(mark: RecordP
 
 @given(st.lists(near, min_size=1))
 def test_lowest_is_one_of_the_marks_with_none_before_it(found: Sequence[RecordPosition]) -> None:
-    """In whatever order they come, from any iterable."""
+    """In any order, from any iterable."""
     first = lowest_position(iter(found))
 
     assert first in found
@@ -129,14 +129,14 @@ def test_lowest_is_one_of_the_marks_with_none_before_it(found: Sequence[RecordPo
 
 @given(st.lists(st.one_of(st.none(), near)), st.integers(min_value=0, max_value=9))
 def test_lowest_is_the_beginning_when_one_of_them_is(found: list[RecordPosition | None], place: int) -> None:
-    """It is before every record, wherever it stands."""
+    """It is before every record, at any place in the iterable."""
     found.insert(place, None)
 
     assert lowest_position(found) is None
 
 
 def test_marks_are_made_of_places_when_they_are_asked_for() -> None:
-    """As many as there are places, each with what its place says."""
+    """One position for each record, with the members of the record."""
     now = datetime(2026, 1, 2, tzinfo=UTC)
     origins = [Origin(Source.KINESIS, "s", now, "shardId-000000000000", str(number), 1, "key") for number in (7, 8, 9)]
     made = LazyPositions(origins)
