@@ -15,6 +15,7 @@ from weakref import WeakSet
 import hypothesis
 import pytest
 from support.aws.endpoints import CREDENTIALS, running_moto
+from support.leaks import LeakDetector
 from support.postgres.databases import SHARD_ID, ShardMaker, Shelf, copy_shard, make_template
 from support.postgres.tenant_cases import TenantCase, add_tenant
 from support.requires import require
@@ -32,7 +33,16 @@ hypothesis.settings.register_profile("simplu-repeatable", deadline=None, derando
 _IS_REPEATABLE = bool(os.environ.get("CI") or os.environ.get("REQUIRE_ALL"))
 hypothesis.settings.load_profile("simplu-repeatable" if _IS_REPEATABLE else "simplu")
 
+# Fixtures of a module that have as much open after a test as before it.
+UNCHANGED = ("_module_leaves_nothing", "endpoint_url")
+
 _tenant_numbers = itertools.count(1)
+_leaks = LeakDetector()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begin to watch for leaks."""
+    _leaks.install(config)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -43,6 +53,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(slow)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _module_leaves_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
+    with _leaks.nothing_left(request.node.nodeid):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _test_leaves_nothing(request: pytest.FixtureRequest, _module_leaves_nothing: None) -> Iterator[None]:
+    if _shares_with_its_module(request):
+        yield
+    else:
+        with _leaks.nothing_left(request.node.nodeid):
+            yield
+
+
+def _shares_with_its_module(request: pytest.FixtureRequest) -> bool:
+    """Return whether the test uses an event loop or a fixture that other tests of its module use as well."""
+    marker = request.node.get_closest_marker("asyncio")
+    if marker is not None and marker.kwargs.get("loop_scope", "function") != "function":
+        return True
+    fixtures: dict[str, Any] = request.node._fixtureinfo.name2fixturedefs
+    scopes = {name: definitions[-1].scope for name, definitions in fixtures.items()}
+    return any(scope in ("class", "module", "package") for name, scope in scopes.items() if name not in UNCHANGED)
 
 
 def _running_server(name: str) -> Iterator[PostgresServer]:

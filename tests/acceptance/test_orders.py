@@ -49,19 +49,21 @@ class Room:
         self._sent = 0
 
     async def __aenter__(self) -> Self:
-        await self._exit.enter_async_context(self.stack)
-        env = self.stack.env | {"KINESIS_STREAM_NAME": "", "TENANT_WAIT_SECONDS": "1"}
-        self.sqs = await self._exit.enter_async_context(open_client("sqs", env))
-        self.worker = WorkerProcess(self.stack.group, env)
-        self.worker.start()
-        await self.worker.wait_ready()
-        await create_tenants(self.sqs, env["SQS_SHARD_CREATION_QUEUE_URL"], TENANTS)
-        ids = {tenant.tenant_id for tenant in TENANTS}
+        async with AsyncExitStack() as entered:
+            await entered.enter_async_context(self.stack)
+            env = self.stack.env | {"KINESIS_STREAM_NAME": "", "TENANT_WAIT_SECONDS": "1"}
+            self.sqs = await entered.enter_async_context(open_client("sqs", env))
+            self.worker = WorkerProcess(self.stack.group, env)
+            self.worker.start()
+            await self.worker.wait_ready()
+            await create_tenants(self.sqs, env["SQS_SHARD_CREATION_QUEUE_URL"], TENANTS)
+            ids = {tenant.tenant_id for tenant in TENANTS}
 
-        async def are_there() -> bool:
-            return ids <= await read_tenant_ids(shard_urls(self.stack.env))
+            async def are_there() -> bool:
+                return ids <= await read_tenant_ids(shard_urls(self.stack.env))
 
-        await self.until(are_there)
+            await self.until(are_there)
+            self._exit = entered.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:

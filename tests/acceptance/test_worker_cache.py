@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 from support.full_stack import make_item, make_record
-from support.redis.server import PASSWORD, RedisServer
+from support.redis.server import PASSWORD, RedisServer, require_redis
 
 from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.worker_process import WorkerProcess, log_tail
@@ -35,21 +35,23 @@ class Place:
         self._sent = 0
 
     async def __aenter__(self) -> Self:
-        await self._exit.enter_async_context(self.stack)
-        self.redis = RedisServer(self.stack.group)
-        await self.redis.start()
-        self.env = self.stack.env | {"REDIS_URL": self.redis.url, "KINESIS_LEASE_DURATION_SECONDS": "2"}
-        self._kinesis = await self._exit.enter_async_context(open_client("kinesis", self.env))
-        sqs = await self._exit.enter_async_context(open_client("sqs", self.env))
-        self.worker = WorkerProcess(self.stack.group, self.env)
-        self.worker.start()
-        await self.worker.wait_ready()
-        await create_tenants(sqs, self.env["SQS_SHARD_CREATION_QUEUE_URL"], [TENANT])
+        async with AsyncExitStack() as entered:
+            await entered.enter_async_context(self.stack)
+            self.redis = RedisServer(self.stack.group)
+            await self.redis.start()
+            self.env = self.stack.env | {"REDIS_URL": self.redis.url, "KINESIS_LEASE_DURATION_SECONDS": "2"}
+            self._kinesis = await entered.enter_async_context(open_client("kinesis", self.env))
+            sqs = await entered.enter_async_context(open_client("sqs", self.env))
+            self.worker = WorkerProcess(self.stack.group, self.env)
+            self.worker.start()
+            await self.worker.wait_ready()
+            await create_tenants(sqs, self.env["SQS_SHARD_CREATION_QUEUE_URL"], [TENANT])
 
-        async def is_there() -> bool:
-            return TENANT.tenant_id in await read_tenant_ids(shard_urls(self.env))
+            async def is_there() -> bool:
+                return TENANT.tenant_id in await read_tenant_ids(shard_urls(self.env))
 
-        await self.until(is_there)
+            await self.until(is_there)
+            self._exit = entered.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -101,6 +103,7 @@ class Place:
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def place() -> AsyncIterator[Place]:
     """Give the place of all tests of this file."""
+    require_redis()
     async with Place() as place:
         yield place
 

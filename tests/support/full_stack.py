@@ -115,32 +115,34 @@ class FullStack:
         self._exit = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        enter = self._exit.enter_async_context
-        await enter(self.stack)
-        env = self.stack.env
-        aws_url = env["AWS_ENDPOINT_URL"]
-        self.kinesis_proxy = await enter(FaultProxy(env.get("AWS_ENDPOINT_URL_KINESIS", aws_url)))
-        self.dynamodb_proxy = await enter(FaultProxy(env["DYNAMODB_ENDPOINT"]))
-        self.sqs_proxy = await enter(FaultProxy(env.get("AWS_ENDPOINT_URL_SQS", aws_url)))
-        self.citrus = await enter(LyingCitrus(self.stack.citrus_url))
-        self.citrus_proxy = await enter(FaultProxy(self.citrus.url))
-        self.kinesis = await enter(open_client("kinesis", env))
-        self.sqs = await enter(open_client("sqs", env))
-        self.dynamodb = await enter(open_client("dynamodb", env))
-        self.dead_letter_reader = DeadLetterReader(self.sqs, env["SQS_DEAD_LETTER_QUEUE_URL"])
-        self.http = await enter(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)))
-        # A message that a cut poll has received is visible again after that time.
-        await self.sqs.set_queue_attributes(
-            QueueUrl=env["SQS_SHARD_CREATION_QUEUE_URL"], Attributes={"VisibilityTimeout": "4"}
-        )
-        self.worker_env = env | self._troubled_env() | self._more_env
-        self.worker = WorkerProcess(self.stack.group, self.worker_env)
-        self.worker.start()
-        await self.worker.wait_ready()
-        self.steady = await self.make_tenants(1)
-        chains = [Chain(tenant) for tenant in self.steady]
-        await self.put(*chains)
-        await self.wait_until_applied(*chains, within_s=TENANT_S)
+        async with AsyncExitStack() as entered:
+            enter = entered.enter_async_context
+            await enter(self.stack)
+            env = self.stack.env
+            aws_url = env["AWS_ENDPOINT_URL"]
+            self.kinesis_proxy = await enter(FaultProxy(env.get("AWS_ENDPOINT_URL_KINESIS", aws_url)))
+            self.dynamodb_proxy = await enter(FaultProxy(env["DYNAMODB_ENDPOINT"]))
+            self.sqs_proxy = await enter(FaultProxy(env.get("AWS_ENDPOINT_URL_SQS", aws_url)))
+            self.citrus = await enter(LyingCitrus(self.stack.citrus_url))
+            self.citrus_proxy = await enter(FaultProxy(self.citrus.url))
+            self.kinesis = await enter(open_client("kinesis", env))
+            self.sqs = await enter(open_client("sqs", env))
+            self.dynamodb = await enter(open_client("dynamodb", env))
+            self.dead_letter_reader = DeadLetterReader(self.sqs, env["SQS_DEAD_LETTER_QUEUE_URL"])
+            self.http = await enter(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)))
+            # A message that a cut poll has received is visible again after that time.
+            await self.sqs.set_queue_attributes(
+                QueueUrl=env["SQS_SHARD_CREATION_QUEUE_URL"], Attributes={"VisibilityTimeout": "4"}
+            )
+            self.worker_env = env | self._troubled_env() | self._more_env
+            self.worker = WorkerProcess(self.stack.group, self.worker_env)
+            self.worker.start()
+            await self.worker.wait_ready()
+            self.steady = await self.make_tenants(1)
+            chains = [Chain(tenant) for tenant in self.steady]
+            await self.put(*chains)
+            await self.wait_until_applied(*chains, within_s=TENANT_S)
+            self._exit = entered.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -113,6 +113,7 @@ class CitrusServer:
         self._make_shard = make_shard
         self._max_businesses = max_businesses
         self._last_rotated: CitrusShard | None = None
+        self._closing = asyncio.Event()  # ends the latency of requests whose client may have gone
         self._placing = asyncio.Lock()  # one placement at a time: two concurrent ones would make two new shards
 
     def __repr__(self) -> str:
@@ -126,7 +127,10 @@ class CitrusServer:
     async def serve(self) -> AsyncIterator[str]:
         """Serve on a free port of loopback; yields the base URL."""
         async with serve_on_loopback(self._application(), shutdown_timeout_s=1.0) as url:
-            yield url
+            try:
+                yield url
+            finally:
+                self._closing.set()
 
     def _application(self) -> web.Application:
         application = web.Application(middlewares=[self._inject_faults, self._authorize])
@@ -145,7 +149,8 @@ class CitrusServer:
     async def _inject_faults(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         faults = self.faults
         if faults.latency_s:
-            await asyncio.sleep(faults.latency_s)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), faults.latency_s)
         if faults.is_unreachable and request.transport is not None:
             request.transport.abort()
         if faults.status is not None:

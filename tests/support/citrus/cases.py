@@ -102,7 +102,9 @@ class ScriptedCitrus:
         clock: Callable[[], float] = loop_time,
     ) -> AsyncIterator[CitrusClient]:
         """Serve on a free port, and yield the worker's client of it."""
-        runner = web.ServerRunner(web.Server(self._answer), shutdown_timeout=0.1)
+        # An answer that is not waited for any more ends with its connection, and not some time after its test.
+        server = web.Server(self._answer, handler_cancellation=True)
+        runner = web.ServerRunner(server, shutdown_timeout=0.1)
         await runner.setup()
         try:
             await web.TCPSite(runner, HOST, 0).start()

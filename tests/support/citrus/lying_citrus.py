@@ -30,14 +30,16 @@ class LyingCitrus:
         self.url = ""
 
     async def __aenter__(self) -> Self:
-        self._session = await self._exit.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
-        application = web.Application()
-        application.router.add_route("*", "/{path:.*}", self._serve)
-        runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
-        await runner.setup()
-        self._exit.push_async_callback(runner.cleanup)
-        await web.TCPSite(runner, HOST, 0).start()
-        self.url = f"http://{HOST}:{runner.addresses[0][1]}"
+        async with contextlib.AsyncExitStack() as entered:
+            self._session = await entered.enter_async_context(aiohttp.ClientSession(auto_decompress=False))
+            application = web.Application()
+            application.router.add_route("*", "/{path:.*}", self._serve)
+            runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0, handler_cancellation=True)
+            await runner.setup()
+            entered.push_async_callback(runner.cleanup)
+            await web.TCPSite(runner, HOST, 0).start()
+            self.url = f"http://{HOST}:{runner.addresses[0][1]}"
+            self._exit = entered.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -16,11 +16,16 @@ PASSWORD = "secret-word-of-redis"
 START_TIMEOUT_S = 10.0
 
 
+def require_redis() -> str:
+    """Return the path of `redis-server`; skip or fail the test without it. Ask before anything else is started."""
+    return required_program("redis-server", how="apt-get install redis-server")
+
+
 class RedisServer:
     """One server process; *group* ends it with this process."""
 
     def __init__(self, group: ProcessGroup, *options: str) -> None:
-        self._program = required_program("redis-server", how="apt-get install redis-server")
+        self._program = require_redis()
         self._group = group
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
