@@ -101,16 +101,16 @@ class Parts:
     consumers: Consumers
     on_change: OnChange = ignore_changes
     cache: Cache | None = None
-    cache_desk: CacheAdmin | None = None
+    cache_admin: CacheAdmin | None = None
 
 
 @contextlib.asynccontextmanager
 async def open_parts(settings: Settings, replica_name: str) -> AsyncIterator[Parts]:
     """Open all parts of the worker *replica_name*: cache, shards, consumers."""
     async with AsyncExitStack() as stack:
-        cache, cache_desk = None, None
+        cache, cache_admin = None, None
         if settings.redis_url is not None:
-            cache, cache_desk = await stack.enter_async_context(open_cache(settings.redis_url.get_secret_value()))
+            cache, cache_admin = await stack.enter_async_context(open_cache(settings.redis_url.get_secret_value()))
         on_change = ignore_changes if cache is None else cache.invalidate
         business_info = None
         if settings.provision_on_first_use:
@@ -119,7 +119,7 @@ async def open_parts(settings: Settings, replica_name: str) -> AsyncIterator[Par
             open_shards(settings, on_change=on_change, business_info=business_info)
         )
         consumers = await _open_consumers(stack, settings, shards, replica_name, cache)
-        yield Parts(shards, consumers, on_change, cache, cache_desk)
+        yield Parts(shards, consumers, on_change, cache, cache_admin)
 
 
 @contextlib.asynccontextmanager

@@ -124,7 +124,7 @@ def _show(parts: Parts, health: HealthRegistry, replica: ReplicaStatus) -> None:
         queues=consumers.all_queues(),
         orders=consumers.orders,
         cache=parts.cache,
-        cache_desk=parts.cache_desk,
+        cache_admin=parts.cache_admin,
         health=health,
     )
 
@@ -214,7 +214,7 @@ async def _run_until_drained(
 
 
 def _require_drained(consumers: Consumers) -> None:
-    """Raise TimeoutError for a queue whose messages were not all handled or given back in time."""
+    """Raise TimeoutError if handlers of a queue were cancelled at the end of the drain."""
     overdue = sorted(name for name, receiver in consumers.receivers.items() if receiver.overdue_message_ids)
     if overdue:
         raise TimeoutError(f"not drained in time, their messages come again: {', '.join(overdue)}")

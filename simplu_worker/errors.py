@@ -1,20 +1,20 @@
-"""The few errors that callers of a vendor's door see.
+"""The errors that the doors to vendors raise.
 
-Each door (one module a vendor) translates its vendor's errors into these, by code and never by text, so that
-everything above decides by class alone.
+Each door (one module a vendor) translates its vendor's errors into these, by code and never by text, so that its
+callers decide by class alone.
 """
 
 from __future__ import annotations
 
 
 class WorkerError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """The base class of all errors that this package raises."""
 
 
 class RetryableError(WorkerError):
-    """A dependency is in trouble; nothing is wrong with the record, and the same call may succeed later.
+    """A dependency failed; the record is not at fault, and the same call may succeed later.
 
-    *retry_after_s* is the dependency's own wish, where it stated one.
+    *retry_after_s* is the delay that the dependency asks for, if any.
     """
 
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
@@ -23,11 +23,11 @@ class RetryableError(WorkerError):
 
 
 class PermanentError(WorkerError):
-    """The dependency understood and said no; asking the same again gives the same answer."""
+    """The dependency refused the request; the same request is refused again."""
 
 
 class ConfigurationError(WorkerError):
-    """The configuration cannot work; only a person can mend it. Each of *problems* is one line, without secrets."""
+    """The configuration cannot work; a person has to correct it. Each of *problems* is one line, without secrets."""
 
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))

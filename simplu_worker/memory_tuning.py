@@ -1,4 +1,4 @@
-"""How the process keeps its memory."""
+"""Tune the garbage collector and the memory allocator of the process."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ import gc
 from contextlib import suppress
 from typing import Final
 
-_GC_THRESHOLDS: Final = (20_000, 50, 100)  # of what stays for a while next to nothing can be in a cycle
+_GC_THRESHOLDS: Final = (20_000, 50, 100)  # rarely: hardly any long-lived object is part of a cycle
 
 # mallopt(3), of glibc; its malloc.h has the numbers.
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _MIB: Final = 1024 * 1024
-_TRIM_ABOVE: Final = 64 * _MIB  # what is in hand by default: PREFETCH_MAX_BYTES
-_MAP_ABOVE: Final = 32 * _MIB  # glibc takes no higher bound
+_TRIM_ABOVE: Final = 64 * _MIB  # the default of PREFETCH_MAX_BYTES
+_MAP_ABOVE: Final = 32 * _MIB  # the highest bound that glibc accepts
 
 
 def tune_allocator() -> None:
-    """Take what there is for permanent, and keep what is let go of for what comes next. To be called once started.
+    """Freeze the start-up heap for the garbage collector, and make glibc keep freed memory. Call this after the start.
 
-    Replies and the arguments of statements are blocks of a megabyte. glibc gives such back to the kernel and gets them
-    anew, page by page: a twentieth of the worker's processor time. Another C library goes its own way.
+    Replies and the arguments of statements are blocks of a megabyte. By default glibc returns such blocks to the kernel
+    and allocates them again page by page, which costs a twentieth of the worker's processor time. Other C libraries
+    are not tuned.
     """
     gc.collect()
-    gc.freeze()  # looking through it all is the longest turn of the loop
+    gc.freeze()  # a full collection would be the longest turn of the event loop
     gc.set_threshold(*_GC_THRESHOLDS)
     with suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt

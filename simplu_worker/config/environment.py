@@ -1,4 +1,4 @@
-"""What lies around the settings: env files, secrets in files, and the variables that botocore reads by itself.
+"""Read env files and secrets in files, and prepare the variables that botocore reads.
 
 The order for a command: `apply_env_file`, then `settings.load_settings`, then `prepare_aws_environment`.
 """
@@ -16,11 +16,11 @@ OWN_SECRETS = ("CITRUS_API_KEY", "DATABASE_PASSWORD", "REDIS_URL", "API_TOKEN")
 AWS_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 SECRETS = OWN_SECRETS + AWS_SECRETS
 
-SECRET_MAX_BYTES = 65536  # a NAME_FILE that names a device or a log must not fill the memory
+SECRET_MAX_BYTES = 65536  # so that a NAME_FILE that names a device or a log does not fill the memory
 
-# A value that begins with a quote is read as the shell reads it: words beside each other are one value, which is how
-# shlex.quote writes a quote inside quotes. Any other value stands as it is, up to " #". python-dotenv is not used here:
-# it knows no adjoining words, takes \' inside single quotes for an escape, and only logs the lines it drops.
+# A value that begins with a quote is read as a shell reads it: adjoining words are one value, which is how shlex.quote
+# writes a quote inside quotes. Any other value is taken literally, up to " #". python-dotenv is not used because it
+# does not join adjoining words, reads \' inside single quotes as an escape, and only logs the lines it drops.
 _QUOTED_WORD = r"""'[^']*'|"(?:[^"\\]|\\.)*"|\\.|[^\s'"\\]"""
 _STATEMENT = re.compile(
     rf"""[ \t]*(?:export[ \t]+)?(?P<name>[^\s='"\#]+)[ \t]*=[ \t]*
@@ -38,9 +38,9 @@ _COMMENT = re.compile(r"(?:^|\s)#.*")
 
 
 def parse_env(text: str) -> tuple[dict[str, str], list[int]]:
-    """Return the variables of an env file's *text* and the numbers of the lines that are none.
+    """Return the variables of an env file's *text* and the numbers of the invalid lines.
 
-    The last of several values of a name counts, as in a shell. Nothing is interpolated.
+    The last of several values of a name wins, as in a shell. Nothing is interpolated.
     """
     text = text.removeprefix("\ufeff").replace("\r\n", "\n")
     variables: dict[str, str] = {}
@@ -71,9 +71,9 @@ def _unquote(word: re.Match[str]) -> str:
 
 
 def read_env_file(path: Path) -> dict[str, str]:
-    """Return the variables of the env file at *path*: as `stack` writes it, a shell's, or a `.env`.
+    """Return the variables of the env file at *path*, written by `stack`, for a shell, or as a `.env`.
 
-    Raises ConfigurationError when it cannot be read or has lines that are not `NAME=value`; their text is not shown.
+    Raises ConfigurationError if it cannot be read, and for lines that are not `NAME=value`, without their text.
     """
     try:
         text = path.read_bytes().decode()
@@ -85,7 +85,7 @@ def read_env_file(path: Path) -> dict[str, str]:
     if bad_lines:
         raise ConfigurationError(
             *(
-                f"--env-file: expected NAME=value in {path}, line {line}; quote the value or comment it"
+                f"--env-file: expected NAME=value in {path}, line {line}; quote the value or comment it out"
                 for line in bad_lines
             )
         )
@@ -93,9 +93,9 @@ def read_env_file(path: Path) -> dict[str, str]:
 
 
 def apply_env_file(path: Path, environ: MutableMapping[str, str]) -> None:
-    """Set in *environ* what the env file at *path* has and *environ* has not, or has empty.
+    """Set in *environ* the variables of the env file at *path* that *environ* lacks or has empty.
 
-    A secret that the environment gives as NAME hides NAME_FILE of the file, and the other way round.
+    A secret in the environment as NAME hides NAME_FILE of the file, and the other way round.
     """
     given = {name for name, value in environ.items() if value}
     for secret in SECRETS:
@@ -107,9 +107,9 @@ def apply_env_file(path: Path, environ: MutableMapping[str, str]) -> None:
 
 
 def read_secrets(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Return every secret that *environ* has, as a value or by NAME_FILE, and the problems met.
+    """Return every secret in *environ*, given as a value or by NAME_FILE, and the problems.
 
-    Registers each with the log, so that none is ever written there.
+    Registers each secret with the log, which masks it from then on.
     """
     values: dict[str, str] = {}
     problems: list[str] = []
@@ -129,13 +129,13 @@ def read_secrets(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]
     for name, value in values.items():
         if name == "REDIS_URL":
             register_secret(_url_password(value))
-        elif name != "AWS_ACCESS_KEY_ID":  # it names a key and opens nothing; with local servers it is an ordinary word
+        elif name != "AWS_ACCESS_KEY_ID":  # an identifier and no secret; with local servers it is an ordinary word
             register_secret(value)
     return values, problems
 
 
 def _url_password(url: str) -> str:
-    """Return the secret part of a URL: errors about its host and port stay readable."""
+    """Return the secret part of a URL, so that the host and the port stay readable in errors."""
     return url.partition("://")[2].rpartition("@")[0].partition(":")[2]
 
 
@@ -150,12 +150,12 @@ def _read_secret(path: Path) -> str:
 
 
 def prepare_aws_environment(environ: MutableMapping[str, str]) -> None:
-    """Change *environ* so that botocore finds in it what the contract says: empty is unset, and NAME_FILE works.
+    """Change *environ* so that botocore reads it as the contract requires: empty means unset, and NAME_FILE works.
 
-    Idempotent. Call it after `load_settings`, which reports the problems that this raises as ConfigurationError.
+    Idempotent. Call this after `load_settings`, which reports the same problems as ConfigurationError.
     """
     for name in [name for name, value in environ.items() if name.startswith("AWS_") and not value]:
-        del environ[name]  # botocore takes an empty AWS_PROFILE for a profile without a name
+        del environ[name]  # botocore takes an empty AWS_PROFILE as a profile without a name
     values, problems = read_secrets({name: environ[name] for name in _aws_names(environ)})
     if problems:
         raise ConfigurationError(*problems)
@@ -172,7 +172,7 @@ def _aws_names(environ: Mapping[str, str]) -> Iterator[str]:
 def _reason(exc: OSError | ValueError) -> str:
     match exc:
         case UnicodeDecodeError():
-            return "not UTF-8"  # its own text shows bytes of the file
+            return "not UTF-8"  # the text of the error would show bytes of the file
         case OSError(strerror=str() as reason):
             return reason
         case _:

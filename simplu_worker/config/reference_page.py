@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md, the page of all variables, from the settings: `--check` only says whether it is old."""
+"""Write docs/configuration.md, the page of all variables, from the settings; `--check` only compares it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from simplu_worker.config.settings import Settings, describe_expected
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 
-# A variable belongs to the area with the longest beginning of its name.
+# A variable belongs to the area with the longest prefix of its name.
 AREAS: Mapping[str, tuple[str, ...]] = {
     "AWS": ("AWS_", "DYNAMODB_ENDPOINT"),
     "Kinesis": ("KINESIS_", "PREFETCH_"),
@@ -34,21 +34,21 @@ INTRODUCTION = """\
 
 - An empty value means unset. Variables that are not listed here are ignored.
 - Every secret (marked 🔒) can also come from a file: `NAME_FILE=/path` instead of `NAME`. Line breaks at the end
-  of the file are dropped. Setting both is a problem.
-- `--env-file FILE`, with every command, reads variables from a file: as `simplu-worker stack` writes it, or a `.env`. A
-  line is `NAME=value` or `export NAME=value`; `#` begins a comment; a value that begins with a quote is read as a shell
-  reads it, any other stands as it is; nothing is interpolated. The environment wins over the file.
-- Invalid configuration ends the process with exit status 78, after every problem was named, one a line; the values of
-  secrets are never shown.
+  of the file are dropped. Setting both is an error.
+- `--env-file FILE`, with every command, reads variables from a file written by `simplu-worker stack`, or from a `.env`.
+  A line is `NAME=value` or `export NAME=value`; `#` begins a comment; a value that begins with a quote is read as a
+  shell reads it, any other value is taken literally; nothing is interpolated. The environment wins over the file.
+- Invalid configuration ends the process with exit status 78 and one line for each problem; the values of secrets are
+  never shown.
 - At least one source (`KINESIS_STREAM_NAME`, `SQS_SHARD_CREATION_QUEUE_URL`, `SQS_ORDER_EVENTS_QUEUE_URL`,
   `SQS_PRIORITY_QUEUE_URL`) and one way to find shards (`CITRUS_SERVER_URL`, `SHARD_MAP_FILE` or `DATABASE_HOST`) must
   be set.
 """
 
-# Read by botocore itself; listed because people look for them here.
+# botocore reads these itself; they are listed because people look for them here.
 AWS_ROWS = """\
 | `AWS_ACCESS_KEY_ID` 🔒, `AWS_SECRET_ACCESS_KEY` 🔒, `AWS_SESSION_TOKEN` 🔒 | the AWS chain | | Standard AWS \
-credentials; without them profiles and roles are tried as every AWS client does. |
+credentials; without them profiles and roles are tried, as by every AWS client. |
 | `AWS_PROFILE`, `AWS_CONFIG_FILE`, `AWS_SHARED_CREDENTIALS_FILE`, … | – | | Standard variables of the AWS chain. |
 | `AWS_ENDPOINT_URL`, `AWS_ENDPOINT_URL_KINESIS`, `AWS_ENDPOINT_URL_SQS`, `AWS_ENDPOINT_URL_DYNAMODB` | – | | \
 Standard endpoint overrides. |
@@ -61,7 +61,7 @@ def render_page() -> str:
 
 
 def area_of(variable: str) -> str:
-    """Return the area of *variable*. Raises LookupError for one that fits nowhere: give it a place in AREAS."""
+    """Return the area of *variable*. Raises LookupError if AREAS has none for it."""
     fitting = [(len(start), area) for area, starts in AREAS.items() for start in starts if variable.startswith(start)]
     if not fitting:
         raise LookupError(f"expected an area that {variable} fits in, got none; add one to AREAS")
@@ -95,7 +95,7 @@ def _format_default(default: Any) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page, or with `--check` compare it; return the exit status."""
+    """Write the page, or compare it with `--check`; return the exit status."""
     page = render_page()
     if arguments not in ([], ["--check"]):
         sys.stderr.write("expected no argument or --check\n")
@@ -105,7 +105,7 @@ def main(arguments: list[str]) -> int:
         return 0
     if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page:
         return 0
-    sys.stderr.write(f"{PAGE} is not what the settings say; run python -m simplu_worker.config.reference_page\n")
+    sys.stderr.write(f"{PAGE} does not match the settings; run python -m simplu_worker.config.reference_page\n")
     return 1
 
 

@@ -25,7 +25,7 @@ SHOWN_VALUE_MAX_LENGTH = 100
 
 @dataclass(frozen=True)
 class Expected:
-    """What a variable must hold, where its type and bounds do not say it."""
+    """The expected value of a variable, where its type and bounds do not describe it."""
 
     text: str
 
@@ -42,7 +42,7 @@ def _check_http_url(value: str) -> str:
 def _check_server_url(value: str) -> str:
     url = urlsplit(_check_http_url(value))
     if url.query or url.fragment:
-        raise ValueError("a path is appended to it")
+        raise ValueError("a query or fragment, to which no path can be appended")
     return value.rstrip("/")
 
 
@@ -66,7 +66,7 @@ def _normalize_level(value: Any) -> Any:
 
 def _check_visible_ascii(secret: SecretStr) -> SecretStr:
     if not re.fullmatch(r"[!-~]+", secret.get_secret_value()):
-        raise ValueError("it goes into a header")
+        raise ValueError("not usable in a header")
     return secret
 
 
@@ -90,7 +90,7 @@ def _check_file(path: Path) -> Path:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # in a folder that we may not enter
+    except OSError:  # a folder that this user may not enter
         return False
 
 
@@ -112,7 +112,7 @@ RetryDelay = Annotated[float, Field(ge=0, le=43200)]  # SQS: a message is invisi
 
 
 class Settings(BaseSettings):
-    """The whole configuration. An attribute is the lower-case name of its variable; units are the variable's."""
+    """The whole configuration. An attribute has the lower-case name of its variable, and the variable's unit."""
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
@@ -129,7 +129,7 @@ class Settings(BaseSettings):
         default=None, pattern=_STREAM, description="Stream of resource operations, name or ARN; unset: Kinesis is off."
     )
     kinesis_shard_count: int = Field(
-        default=1, ge=1, le=10_000, description="Stream shards when the worker creates the stream."
+        default=1, ge=1, le=10_000, description="Number of stream shards when the worker creates the stream."
     )
     kinesis_create_stream: bool = Field(
         default=True, description="Create the stream at startup when it does not exist."
@@ -147,10 +147,13 @@ class Settings(BaseSettings):
         Expected("TRIM_HORIZON, LATEST or an ISO 8601 time"),
     ] = Field(
         default="TRIM_HORIZON",
-        description="Where a stream shard without a checkpoint is begun: `TRIM_HORIZON`, `LATEST` or an ISO 8601 time.",
+        description="Where to start a stream shard without a checkpoint: `TRIM_HORIZON`, `LATEST` or an ISO 8601 time.",
     )
     kinesis_lease_duration_seconds: float = Field(
-        default=10, ge=1, le=3600, description="A lease not renewed for this long can be taken by another replica."
+        default=10,
+        ge=1,
+        le=3600,
+        description="A lease not renewed for this long can be taken by another replica.",
     )
     prefetch_max_bytes: int = Field(
         default=67_108_864,
@@ -186,7 +189,7 @@ class Settings(BaseSettings):
     shard_map_file: MapFile | None = Field(
         default=None,
         description="Static routing by jump consistent hash instead of Citrus; not together with `CITRUS_SERVER_URL`. "
-        "Read anew on SIGHUP.",
+        "Reloaded on SIGHUP.",
     )
 
     database_host: Annotated[str | None, Expected("a host name, an address or a socket's folder")] = Field(
@@ -214,7 +217,7 @@ class Settings(BaseSettings):
     )
     provision_on_first_use: bool = Field(
         default=False,
-        description="Provision a tenant that Citrus knows and no shard has, at its first operation, "
+        description="Provision a tenant that Citrus knows and no shard has at its first operation, "
         "with the type from business-info.",
     )
     tenant_wait_seconds: float = Field(
@@ -231,7 +234,7 @@ class Settings(BaseSettings):
         ge=1,
         le=876_000,
         description="How long rows of `operations` are kept, the de-duplication window; "
-        "raised to the longest retention of any source and 24 hours.",
+        "raised to the longest retention of any source plus 24 hours.",
     )
     operation_max_bytes: int = Field(
         default=10_485_760, ge=1, le=67_108_864, description="A larger record is a dead letter `too_large`."
@@ -239,7 +242,7 @@ class Settings(BaseSettings):
     list_result_limit: int = Field(default=1000, ge=1, le=100_000, description="Most rows that one `list` returns.")
 
     redis_url: RedisUrl | None = Field(
-        default=None, description="Cache in which what was changed is invalidated; unset: off."
+        default=None, description="Cache in which changed resources are invalidated; unset: off."
     )
 
     http_host: Annotated[str, Expected("a host name or an address")] = Field(
@@ -251,14 +254,14 @@ class Settings(BaseSettings):
         default=8080, ge=0, le=65535, description="Port of health, metrics and status; 0: any free one."
     )
     api_token: HeaderSecret | None = Field(
-        default=None, description="Bearer token for the protected pages; unset: those answer 403."
+        default=None, description="Bearer token for the protected pages; unset: they answer 403."
     )
     allow_destructive_http: bool = Field(
-        default=False, description="Lets the protected `DELETE`s empty a queue or the cache; else those answer 403."
+        default=False, description="Lets the protected `DELETE`s empty a queue or the cache; otherwise they answer 403."
     )
 
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_normalize_level)] = Field(
-        default="info", description="Least level that is logged; `debug` shows each Kinesis and SQS call."
+        default="info", description="Lowest level that is logged; `debug` shows each Kinesis and SQS call."
     )
     log_format: Literal["json", "console"] = Field(
         default="json", description="`json` for machines, `console` for people."
@@ -274,15 +277,15 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take values from arguments only: `load_settings` is handed the environment, and no other is read unseen."""
+        """Take values from arguments only: `load_settings` gets the environment, and reads no other source."""
         return (init_settings,)
 
 
 def load_settings(environ: Mapping[str, str], *, for_run: bool = True) -> Settings:
-    """Return the settings in *environ*; names it does not know are ignored, for the environment is shared.
+    """Return the settings in *environ*; unknown names are ignored, because other programs share the environment.
 
-    With *for_run* what `run` cannot do without must be there; without it, for commands that need less, only what is
-    there must be right. Registers every secret with the log. Raises ConfigurationError with every problem.
+    *for_run* requires every variable that `run` needs; without it, for commands that need fewer, those that are present
+    must be valid. Registers every secret with the log. Raises ConfigurationError with every problem.
     """
     given = {name: value for name, value in environ.items() if value}
     if region := given.get("AWS_REGION", given.get("AWS_DEFAULT_REGION")):
@@ -310,11 +313,11 @@ ROUTES = ("CITRUS_SERVER_URL", "SHARD_MAP_FILE", "DATABASE_HOST")
 
 
 def find_contradictions(given: Mapping[str, str]) -> Iterator[str]:
-    """Yield a problem for each pair of variables in *given* that cannot be meant together. Values may be wrong."""
+    """Yield a problem for each pair of variables in *given* that contradict each other. Their values may be invalid."""
     queues = {name: given[name].rstrip("/") for name in SOURCE_QUEUES if name in given}
     for first, second in combinations(queues, 2):
         if queues[first] == queues[second]:
-            yield f"{second}: expected another queue than {first}, got the same; one would take the other's messages"
+            yield f"{second}: expected another queue than {first}, got the same; each would take the other's messages"
     dead_letters = given.get("SQS_DEAD_LETTER_QUEUE_URL", "").rstrip("/")
     for name, url in queues.items():
         if url == dead_letters:
@@ -327,11 +330,11 @@ def find_contradictions(given: Mapping[str, str]) -> Iterator[str]:
     if routing_variable(given) == "DATABASE_HOST":
         for name in ("DATABASE_NAME", "DATABASE_USERNAME"):
             if name not in given:
-                yield f"{name}: expected a value, since DATABASE_HOST is the only shard, got nothing; set it"
+                yield f"{name}: expected a value, since DATABASE_HOST names the only shard, got nothing; set it"
 
 
 def find_omissions(given: Mapping[str, str]) -> Iterator[str]:
-    """Yield a problem for each thing that `run` needs and *given* lacks."""
+    """Yield a problem for each variable that `run` needs and *given* lacks."""
     sources = [name for name in SOURCES if name in given]
     if not sources:
         yield f"{SOURCES[0]}: expected a source, {' or '.join(SOURCES)}, got none; set one"
@@ -347,23 +350,23 @@ def find_omissions(given: Mapping[str, str]) -> Iterator[str]:
 
 
 def routing_variable(given: Mapping[str, str]) -> str | None:
-    """Return the variable that decides where tenants live; the first of them wins over those after it."""
+    """Return the variable that determines the routing of tenants: the first one in the order of precedence."""
     return next((name for name in ROUTES if name in given), None)
 
 
 def _has_aws_profile(given: Mapping[str, str]) -> bool:
-    """Whether a profile may name the region; only botocore, asked by the caller, knows whether it does."""
+    """Return whether a profile may name the region; botocore, which the caller asks, decides whether it does."""
     if not {"AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_CONFIG_FILE"}.isdisjoint(given):
         return True
     return "HOME" in given and _is_file(Path(given["HOME"], ".aws", "config"))
 
 
 def _describe_problem(name: str, value: str) -> str:
-    """Say what the field *name* expected and got; a secret is never shown, nor what may hold one."""
+    """Describe the expected value of the field *name*, and *value* unless it is or may contain a secret."""
     if name.upper() in OWN_SECRETS:
         got = "something else, which is not shown"
     elif "@" in value:
-        got = "a value with @, which is not shown as it may hold a password"
+        got = "a value with @, which is not shown because it may contain a password"
     else:
         got = repr(scrub_text(value))
         got = got if len(got) <= SHOWN_VALUE_MAX_LENGTH else f"{got[:SHOWN_VALUE_MAX_LENGTH]}…"
@@ -371,7 +374,7 @@ def _describe_problem(name: str, value: str) -> str:
 
 
 def describe_expected(field: FieldInfo) -> str:
-    """Return what *field* must hold, in words: its own, or those of its type and bounds."""
+    """Return a text for the expected value of *field*: its own, or one from its type and bounds."""
     parts = (*field.metadata, field.annotation)
     while parts:
         if own := next((part for part in parts if isinstance(part, Expected)), None):

@@ -1,8 +1,7 @@
-"""Define every metric of the worker on the default registry (contract §11): what is counted, by which labels.
+"""Define every metric of the worker and its labels, on the default registry (contract §11).
 
-Whoever knows a fact counts it here, once a batch and not once a record. Label values are bounded: no tenant, resource
-or request id ever is one. Every label set that is known beforehand exists from the start with 0, so that `rate()` sees
-the first error too.
+Callers count once a batch and not once a record. Label values are bounded: no tenant, resource or request id ever is
+one. Every label set that is known in advance exists from the start with 0, so that `rate()` sees the first error too.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from prometheus_client.metrics_core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-# A `_created` series beside each counter and histogram would double what is scraped; no rule reads them.
+# A `_created` series beside each counter and histogram would double the scraped data; no rule reads them.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped in prometheus_client
 
 SOURCES = ("kinesis", "sqs")
@@ -74,20 +73,20 @@ SHARD_MAP_OUTCOMES = ("applied", "refused")
 PROVISIONING_OUTCOMES = ("succeeded", "existed", "failed", "undone")
 CACHE_OUTCOMES = ("done", "failed", "retried", "dropped")
 
-# From a commit that follows the arrival at once, over a lag one notices, to the wait for an unregistered tenant.
+# From a commit right after the arrival, over a noticeable lag, to the wait for an unregistered tenant.
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0)
-# One request to something near by; no client waits much longer than 10 s for an answer.
+# One request to a service near by; no client waits much longer than 10 s for an answer.
 REQUEST_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-# Against visibility timeouts from seconds to hours.
+# For visibility timeouts from seconds to hours.
 LEASE_MARGIN_BUCKETS_S = (0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 300.0, 3600.0)
 # A Postgres shard answers a probe within a millisecond or two.
 SHARD_BUCKETS_S = (0.001, 0.0025, *REQUEST_BUCKETS_S)
 
 
 class BatchHistogram(Collector):
-    """A histogram of one label that takes a whole batch in one call, for values that come by the thousand.
+    """A histogram of one label that observes a whole batch in one call, for thousands of values.
 
-    It is used from one thread only (the event loop's), so that it needs no lock.
+    It has no lock: use it from one thread only (the event loop's).
     """
 
     def __init__(
@@ -114,9 +113,9 @@ class BatchHistogram(Collector):
         return f"BatchHistogram({self._name}, {totals})"
 
     def observe_many(self, source: str, observed: Iterable[tuple[float, int]]) -> None:
-        """Count seconds, each as often as *observed* says, under the label value *source*.
+        """Count *observed*, pairs of seconds and their number, under the label value *source*.
 
-        What clock skew made negative counts as 0.
+        Seconds that are negative because of clock skew count as 0.
         """
         counts = self._counts.setdefault(source, self._no_counts())
         total = 0.0
@@ -143,7 +142,7 @@ class BatchHistogram(Collector):
         return [0] * (len(self._bounds) + 1)
 
 
-BUILD_INFO = Gauge("simplu_build_info", "Always 1; the labels say what is running.", ["version", "python"])
+BUILD_INFO = Gauge("simplu_build_info", "Always 1; the labels name the running version.", ["version", "python"])
 
 OPERATIONS = Counter(
     "simplu_operations_total",
@@ -159,10 +158,10 @@ OPERATION_LATENCY = BatchHistogram(
 )
 RETRIES = Counter("simplu_retries_total", "Batches and messages that were tried again.", ["source", "reason"])
 DEAD_LETTERS = Counter("simplu_dead_letters_total", "Records stored as dead letters.", ["reason"])
-HELD_TARGETS = Gauge("simplu_held_targets", "Shards and tenants whose operations are held now.", ["reason"])
+HELD_TARGETS = Gauge("simplu_held_targets", "Shards and tenants with held operations.", ["reason"])
 HELD_AGE = Gauge(
     "simplu_held_age_seconds",
-    "Age of the oldest operation that is held, since it arrived at its source; 0 when none is.",
+    "Age of the oldest held operation since it arrived at its source; 0 when none is held.",
     ["reason"],
 )
 HELD_RETENTION = Gauge(
@@ -170,10 +169,10 @@ HELD_RETENTION = Gauge(
     "Age of the oldest held operation of a stream shard over the stream's retention; at 1 it is lost.",
     ["stream_shard"],
 )
-CATCH_UPS = Gauge("simplu_catch_ups", "Catch-ups that run now.")
+CATCH_UPS = Gauge("simplu_catch_ups", "Running catch-ups.")
 CATCH_UP_LAG = Gauge(
     "simplu_catch_up_lag_seconds",
-    "How far the catch-up that is furthest back is behind the main reader of its stream shard; 0 when none runs.",
+    "Lag of the slowest catch-up of a stream shard behind its main reader; 0 when none runs.",
     ["stream_shard"],
 )
 PREFETCH_BYTES = Gauge("simplu_prefetch_bytes", "Bytes read ahead and not yet applied.")
@@ -181,7 +180,7 @@ PREFETCH_MAX_BYTES = Gauge("simplu_prefetch_max_bytes", "Most bytes that may be 
 
 KINESIS_LAG = Gauge(
     "simplu_kinesis_lag_seconds",
-    "How far the oldest record still owed of a stream shard is behind.",
+    "Lag of the oldest record of a stream shard that is still pending.",
     ["stream_shard"],
 )
 KINESIS_LEASES = Gauge("simplu_kinesis_leases", "Leases of the stream, as this replica sees them.", ["state"])
@@ -196,7 +195,7 @@ KINESIS_RENEWAL_AGE = Gauge(
 )
 KINESIS_EXPIRED = Counter(
     "simplu_kinesis_expired_positions_total",
-    "Stream shards that were read too late: records between their checkpoint and the oldest kept one are gone.",
+    "Stream shards that were read too late: records between the checkpoint and the oldest retained one are lost.",
 )
 KINESIS_GET_RECORDS = Histogram(
     "simplu_kinesis_get_records_seconds",
@@ -205,11 +204,11 @@ KINESIS_GET_RECORDS = Histogram(
 )
 KINESIS_READS = Counter(
     "simplu_kinesis_reads_total",
-    "GetRecords calls that brought a reply, by who reads: main readers, or catch-ups, which read again what was held.",
+    "GetRecords calls with a reply, by reader: main readers, or catch-ups, which read held operations again.",
     ["reader"],
 )
-KINESIS_READ_BYTES = Counter("simplu_kinesis_read_bytes_total", "Bytes that the replies brought.", ["reader"])
-KINESIS_READ_RECORDS = Counter("simplu_kinesis_read_records_total", "Records that the replies brought.", ["reader"])
+KINESIS_READ_BYTES = Counter("simplu_kinesis_read_bytes_total", "Bytes in the replies.", ["reader"])
+KINESIS_READ_RECORDS = Counter("simplu_kinesis_read_records_total", "Records in the replies.", ["reader"])
 KINESIS_THROTTLED = Counter("simplu_kinesis_throttled_total", "Kinesis calls refused for exceeding a limit.")
 
 SQS_MESSAGES = Counter("simplu_sqs_messages_total", "Messages that were decided.", ["queue", "outcome"])
@@ -217,30 +216,30 @@ SQS_IN_FLIGHT = Gauge("simplu_sqs_in_flight", "Messages received and not yet dec
 SQS_QUEUE_DEPTH = Gauge("simplu_sqs_queue_depth", "Messages waiting in the queue, as SQS estimates it.", ["queue"])
 SQS_OLDEST_IN_HAND = Gauge(
     "simplu_sqs_oldest_in_hand_seconds",
-    "Age since its receive of the message that is longest in hand; 0 when none is.",
+    "Time since the message that is in flight longest was received; 0 when none is in flight.",
     ["queue"],
 )
 SQS_LEASE_MARGIN = Histogram(
     "simplu_sqs_lease_margin_seconds",
-    "Time for which messages were still hidden when they were decided; near 0 the visibility timeout is too short.",
+    "Remaining visibility timeout of messages when they were decided; near 0 the timeout is too short.",
     ["queue"],
     buckets=LEASE_MARGIN_BUCKETS_S,
 )
 SQS_HEARTBEAT_LATENESS = Histogram(
     "simplu_sqs_heartbeat_lateness_seconds",
-    "How long after it was due the visibility timeout of messages in hand was prolonged.",
+    "Delay of the renewal of visibility timeouts of messages in flight.",
     ["queue"],
     buckets=REQUEST_BUCKETS_S,
 )
 SQS_STALE_RECEIPTS = Counter(
     "simplu_sqs_stale_receipts_total",
-    "Receipt handles that SQS refused: the message was with another receiver meanwhile, or is gone.",
+    "Receipt handles that SQS refused: another receiver got the message, or it is gone.",
     ["queue", "call"],
 )
-SQS_POLLS = Gauge("simplu_sqs_polls", "Polls that run now.", ["queue"])
+SQS_POLLS = Gauge("simplu_sqs_polls", "Running polls.", ["queue"])
 SQS_POLLS_REPLACED = Counter(
     "simplu_sqs_polls_replaced_total",
-    "Polls that never returned, and were given up for a new one.",
+    "Polls that never returned and were replaced.",
     ["queue"],
 )
 
@@ -253,40 +252,40 @@ SHARD_RESPONSE = Histogram(
 SHARD_ERRORS = Counter("simplu_shard_errors_total", "Errors of a Postgres shard.", ["shard_id", "kind"])
 SHARD_REFILLS = Counter(
     "simplu_shard_refills_total",
-    "Times a stream shard was read again for a Postgres shard whose row was behind, or that had none.",
+    "Backfills: a stream shard is read again for a Postgres shard that has an old stream position, or none.",
     ["shard_id"],
 )
 SHARD_CONNECTIONS = Gauge("simplu_shard_connections", "Connections to a Postgres shard.", ["shard_id", "state"])
 SHARD_HEALTHY = Gauge("simplu_shard_healthy", "1 while a Postgres shard takes operations, else 0.", ["shard_id"])
-SHARD_USAGE = Gauge("simplu_shard_usage_ratio", "Tenants of a Postgres shard over its room for tenants.", ["shard_id"])
-SHARD_TENANTS = Gauge("simplu_shard_tenants", "Tenants that live on a Postgres shard.", ["shard_id"])
+SHARD_USAGE = Gauge("simplu_shard_usage_ratio", "Tenants of a Postgres shard over its capacity.", ["shard_id"])
+SHARD_TENANTS = Gauge("simplu_shard_tenants", "Tenants of a Postgres shard.", ["shard_id"])
 SHARD_CONNECTIONS_RATIO = Gauge(
     "simplu_shard_connections_ratio",
-    "Connections of all clients to a shard's server over the most there may be, by the nearest limit.",
+    "Connections of all clients to a shard's server over the limit that is nearest.",
     ["shard_id"],
 )
 SHARD_REPLICATION_LAG = Gauge(
     "simplu_shard_replication_lag_seconds",
-    "How far the standby furthest behind is behind, or the shard itself where it is one; only where that can be seen.",
+    "Lag of the slowest standby, or of the shard itself if it is a standby; only where it can be measured.",
     ["shard_id"],
 )
-SHARD_PROBLEMS = Gauge("simplu_shard_problems", "Postgres shards with something amiss, as last seen.", ["problem"])
+SHARD_PROBLEMS = Gauge("simplu_shard_problems", "Postgres shards with a problem, as last seen.", ["problem"])
 
 SHARD_COMMIT_SAFETY = Gauge(
     "simplu_shard_commit_safety",
-    "1 for how safe a Postgres shard's commits are when messages are deleted for them, as last seen; else 0.",
+    "1 for the safety of a Postgres shard's commits when SQS messages are deleted for them, as last seen; else 0.",
     ["shard_id", "safety"],
 )
 SHARD_COMMIT_WAIT = Histogram(
     "simplu_shard_commit_wait_seconds",
-    "Time after a commit until it was as safe as its Postgres shard can make it; only of what comes from queues.",
+    "Time from a commit until it was as safe as its Postgres shard can make it; only for SQS messages.",
     ["shard_id"],
     buckets=SHARD_BUCKETS_S,
 )
 
 CITRUS_REQUEST = Histogram(
     "simplu_citrus_request_seconds",
-    "Time of one request to Citrus, each try by itself.",
+    "Time of one request to Citrus; each try counts separately.",
     ["endpoint", "outcome"],
     buckets=REQUEST_BUCKETS_S,
 )
@@ -296,30 +295,28 @@ DYNAMODB_REQUEST = Histogram(
     ["operation", "outcome"],
     buckets=REQUEST_BUCKETS_S,
 )
-SHARD_MAP_RELOADS = Counter(
-    "simplu_shard_map_reloads_total", "Times that SHARD_MAP_FILE was read anew, by what became of it.", ["outcome"]
-)
+SHARD_MAP_RELOADS = Counter("simplu_shard_map_reloads_total", "Reloads of SHARD_MAP_FILE, by outcome.", ["outcome"])
 PROVISIONING = Counter("simplu_provisioning_total", "Tenants provisioned on a Postgres shard.", ["outcome"])
 CACHE_INVALIDATIONS = Counter(
     "simplu_cache_invalidations_total",
-    "Changed resources of which Redis was told; the epoch makes up for those that failed or were dropped.",
+    "Changed resources that were invalidated in Redis; the epoch covers those that failed or were dropped.",
     ["outcome"],
 )
-CACHE_WAITING = Gauge("simplu_cache_waiting", "Changed resources of which Redis is yet to be told.")
+CACHE_WAITING = Gauge("simplu_cache_waiting", "Changed resources that are not yet invalidated in Redis.")
 CACHE_UNREACHABLE = Gauge(
-    "simplu_cache_unreachable_seconds", "For how long Redis has been out of reach; 0 when it is not, or not used."
+    "simplu_cache_unreachable_seconds", "Time for which Redis has been unreachable; 0 when it is reachable or not used."
 )
 MOVES = Counter("simplu_moves_total", "Tenant moves that ended.", ["outcome"])
-EVENT_LOOP_LAG = Gauge("simplu_event_loop_lag_seconds", "How late the event loop ran a timer, at the last look.")
+EVENT_LOOP_LAG = Gauge("simplu_event_loop_lag_seconds", "Delay of a timer of the event loop, as last measured.")
 
 
 def set_build_info(version: str) -> None:
-    """Publish *version* and the running Python's."""
+    """Publish *version* and the version of Python."""
     BUILD_INFO.labels(version, platform.python_version()).set(1)
 
 
 def start_queue_at_zero(queue: str) -> None:
-    """Let the series of the queue named *queue* exist before its first message."""
+    """Create the series of the queue named *queue* before its first message."""
     _start_at_zero(SQS_MESSAGES, [queue], SQS_OUTCOMES)
     _start_at_zero(SQS_STALE_RECEIPTS, [queue], SQS_CALLS)
     for metric in (
@@ -334,7 +331,7 @@ def start_queue_at_zero(queue: str) -> None:
 
 
 def totals_by(counter: Counter, label: str) -> dict[str, int]:
-    """Return what *counter* has counted, summed by one of its labels; zeros are left out."""
+    """Return the values of *counter*, summed by one of its labels, without zeros."""
     sums: dict[str, int] = {}
     for metric in counter.collect():
         for sample in metric.samples:
@@ -350,20 +347,20 @@ def message_outcomes(queue: str) -> dict[str, int]:
 
 
 def remove_stream_shard(stream_shard_id: str) -> None:
-    """Drop the series of a stream shard that this replica reads no more, so that nothing stale stays; idempotent."""
+    """Remove the series of a stream shard that this replica no longer reads, which would be stale. Idempotent."""
     for gauge in (KINESIS_LAG, HELD_RETENTION, CATCH_UP_LAG):
         gauge.remove(stream_shard_id)
 
 
 def remove_shard(shard_id: str) -> None:
-    """Drop every series of a Postgres shard that is known no more; idempotent."""
+    """Remove every series of a Postgres shard that is no longer known. Idempotent."""
     remove_shard_use(shard_id)
     for gauge in (SHARD_USAGE, SHARD_TENANTS):
         gauge.remove(shard_id)
 
 
 def remove_shard_use(shard_id: str) -> None:
-    """Drop the series of a Postgres shard that come from its being used and looked at; idempotent."""
+    """Remove the series of a Postgres shard that its use and its probes set. Idempotent."""
     for metric in (SHARD_RESPONSE, SHARD_HEALTHY, SHARD_CONNECTIONS_RATIO, SHARD_REPLICATION_LAG):
         metric.remove(shard_id)
     for state in CONNECTION_STATES:
@@ -375,7 +372,7 @@ def remove_shard_use(shard_id: str) -> None:
 
 
 def set_or_remove(gauge: Gauge, label: str, value: float | None) -> None:
-    """Set a gauge of one label; drop its series where there is no value, so that nothing stale stays."""
+    """Set a gauge of one label; without a value remove its series, which would be stale."""
     if value is None:
         gauge.remove(label)
     else:

@@ -1,7 +1,7 @@
-"""The references' monitoring points (contract §9): the queues as SQS tells of them, what handles them, and the cache.
+"""The references' monitoring points (contract §9): the queues as SQS reports them, their handlers, and the cache.
 
-A queue or a cache that does not answer is part of what is shown: no answer here waits for long. No text of a dependency
-goes out unscrubbed.
+The answers show a queue or cache that does not answer as such, and do not wait for it for long. Texts of dependencies
+are scrubbed.
 """
 
 from __future__ import annotations
@@ -24,49 +24,48 @@ from simplu_worker.metrics import instruments
 from simplu_worker.status.server import HttpAnswer
 from simplu_worker.telemetry.log import scrub, scrub_text
 
-ANSWER_WITHIN_S: Final = 3.0  # below what a page or a probe waits for an answer
+ANSWER_WITHIN_S: Final = 3.0  # less than the time-out of a page or a probe
 PURGE_INTERVAL_S: Final = 60  # SQS API reference, PurgeQueue
-KEYS_MAX: Final = 1000  # shown at a time
+KEYS_MAX: Final = 1000  # in one answer
 NO_CACHE: Final = "no cache is configured: set REDIS_URL and restart"
 
 log = structlog.get_logger(__name__)
 
 
 class WatchedQueue(Protocol):
-    """What is asked of a queue. Both raise RetryableError and PermanentError."""
+    """A queue. Both calls raise RetryableError and PermanentError."""
 
     @property
     def is_fifo(self) -> bool:
-        """Whether it keeps order within groups."""
+        """Whether the queue keeps order within groups."""
 
     async def read_attributes(self) -> QueueAttributes:
-        """Return what SQS says of it now."""
+        """Return the attributes as SQS reports them now."""
 
     async def purge(self) -> None:
-        """Delete all that is in it. Raises ThrottledError when that was done less than a minute ago."""
+        """Delete all messages. Raises ThrottledError less than a minute after the last purge."""
 
 
 @dataclass(frozen=True)
 class Monitoring:
-    """What the monitoring points look at.
+    """The parts that the monitoring points show.
 
-    *queues* are all that the worker is configured with, the dead letters' too, by name; *receivers* and *orders* (the
-    handlers of order events) those of them that it consumes, by the same names. *cache* and *cache_desk* are there
-    when there is a cache.
+    *queues* are all configured queues by name, the dead-letter queue included; *receivers* and *orders* (the handlers
+    of order events) belong to the consumed ones, by the same names. *cache* and *cache_admin* are None without a cache.
     """
 
     receivers: Mapping[str, QueueReceiver] = field(default_factory=dict)
     queues: Mapping[str, WatchedQueue] = field(default_factory=dict)
     orders: Mapping[str, OrderHandler] = field(default_factory=dict)
     cache: Cache | None = None
-    cache_desk: CacheAdmin | None = None
+    cache_admin: CacheAdmin | None = None
 
     def consumed_queues(self) -> list[dict[str, Any]]:
-        """Return the queues that are consumed as last seen; nothing is asked."""
+        """Return the consumed queues as last seen, without a request."""
         return [{"name": name} | _receiver_view(receiver) for name, receiver in self.receivers.items()]
 
     def cache_state(self) -> dict[str, Any] | None:
-        """Return how the cache fares as last seen; None without one."""
+        """Return the state of the cache as last seen; None without a cache."""
         if self.cache is None:
             return None
         summary = self.cache.summary()
@@ -80,7 +79,7 @@ class Monitoring:
         }
 
     async def sqs_stats(self) -> HttpAnswer:
-        """Answer `GET /sqs/stats`: each queue as SQS tells of it now."""
+        """Answer `GET /sqs/stats`: each queue as SQS reports it now."""
         rows: dict[str, dict[str, Any]] = {}
         async with asyncio.TaskGroup() as tasks:
             for name, queue in self.queues.items():
@@ -88,7 +87,7 @@ class Monitoring:
         return 200, {"queues": [rows[name] for name in self.queues]}
 
     async def handler_stats(self) -> HttpAnswer:
-        """Answer `GET /handler/stats`: the queues, and what was done with what came."""
+        """Answer `GET /handler/stats`: the queues, their handlers, and the outcomes of messages."""
         _, queues = await self.sqs_stats()
         return 200, queues | {
             "handlers": [
@@ -102,15 +101,15 @@ class Monitoring:
         }
 
     async def purge(self, name: str) -> HttpAnswer:
-        """Answer `DELETE /sqs/purge`: delete all that is in a queue. What is in hand is handled all the same."""
+        """Answer `DELETE /sqs/purge`: delete all messages of a queue. Those in flight are handled all the same."""
         queue = self.queues.get(name)
         if queue is None:
             known = ", ".join(self.queues) or "none"
-            return 404, {"error": f"the worker is not configured with this queue; with these it is: {known}"}
+            return 404, {"error": f"the worker has no queue of this name; its queues are: {known}"}
         try:
             await queue.purge()
         except ThrottledError:
-            error = f"SQS purges a queue once in {PURGE_INTERVAL_S} s at most; ask again after that"
+            error = f"SQS purges a queue once in {PURGE_INTERVAL_S} s at most; repeat the request after that"
             return 429, {"error": error, "queue": name, "retryAfterSeconds": PURGE_INTERVAL_S}
         except (RetryableError, PermanentError, OSError) as exc:
             return 503, {"error": scrub_text(str(exc)), "queue": name}
@@ -118,27 +117,27 @@ class Monitoring:
         return 202, {"queue": name, "emptyWithinSeconds": PURGE_INTERVAL_S}
 
     async def cache_stats(self) -> HttpAnswer:
-        """Answer `GET /cache/stats`; a cache that does not answer is a fact as well."""
-        if self.cache_desk is None:
+        """Answer `GET /cache/stats`; a cache that does not answer is shown as such."""
+        if self.cache_admin is None:
             return 200, {"enabled": False}
-        return 200, {"enabled": True} | scrub(await self.cache_desk.read_stats())
+        return 200, {"enabled": True} | scrub(await self.cache_admin.read_stats())
 
     async def cache_keys(self) -> HttpAnswer:
         """Answer `GET /cache/keys`."""
-        if self.cache_desk is None:
+        if self.cache_admin is None:
             return 404, {"error": NO_CACHE}
         try:
-            keys, are_all = await self.cache_desk.list_keys(KEYS_MAX)
+            keys, are_all = await self.cache_admin.list_keys(KEYS_MAX)
         except RetryableError as exc:
             return 503, {"error": scrub_text(str(exc))}
         return 200, {"keys": keys, "count": len(keys), "hasMore": not are_all}
 
     async def clear_cache(self) -> HttpAnswer:
         """Answer `DELETE /cache/clear`."""
-        if self.cache_desk is None:
+        if self.cache_admin is None:
             return 404, {"error": NO_CACHE}
         try:
-            return 200, await self.cache_desk.clear()
+            return 200, await self.cache_admin.clear()
         except RetryableError as exc:
             return 503, {"error": scrub_text(str(exc))}
 
@@ -160,7 +159,7 @@ class Monitoring:
 
 
 def _attributes_view(queue: QueueAttributes) -> dict[str, Any]:
-    """Return what SQS says of a queue; the counts are its estimates."""
+    """Return the attributes of a queue; the counts are SQS's estimates."""
     policy = parse_redrive_policy(queue.redrive_policy)
     return {
         "visible": queue.visible_count,
@@ -174,7 +173,7 @@ def _attributes_view(queue: QueueAttributes) -> dict[str, Any]:
 
 
 def _receiver_view(receiver: QueueReceiver) -> dict[str, Any]:
-    """Return a queue as its receiver saw it last, and what of it is in hand."""
+    """Return a queue as its receiver saw it last, and its messages in flight."""
     stats = receiver.stats()
     return {
         "state": scrub_text(stats["state"]),
@@ -188,7 +187,7 @@ def _receiver_view(receiver: QueueReceiver) -> dict[str, Any]:
 
 
 def _handler_view(receiver: QueueReceiver) -> dict[str, Any]:
-    """Return what a receiver and its handler are about, and have done."""
+    """Return the activity and the totals of a receiver and its handler."""
     stats = receiver.stats()
     return {
         "state": scrub_text(stats["state"]),

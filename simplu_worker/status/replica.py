@@ -1,6 +1,6 @@
-"""What the worker shows of itself: health, status, operations, tenants, shards. Read-only, built from the parts.
+"""The views of this replica: health, status, operations, tenants, shards. Read-only.
 
-What the references call monitoring points, and what they empty, is in `monitoring`.
+The references' monitoring points, and the requests that empty a queue or the cache, are in `queues`.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ HEALTH_SUMMARY: Final = (
     "replicationLagSeconds",
     "odd",
 )
-FLEET_TURN_MAX_S: Final = 60.0  # a scan, a listing and their time-outs take half of it
-DRAIN_MARGIN_S: Final = 10.0  # past the grace time, at which the daemon cuts the drain: to cancel and to close
+FLEET_TURN_MAX_S: Final = 60.0  # twice the time of a scan, a listing and their time-outs
+DRAIN_MARGIN_S: Final = 10.0  # to cancel and to close after the grace time, when the daemon ends the drain
 
 
 @dataclass
 class ReplicaStatus:
-    """This process as its views see it; the parts are there once it has started.
+    """The state of this replica for its views; the parts are None until `start`.
 
-    *grace_s* is what it has to drain, once *stopping* is set.
+    *grace_s* is the time to drain once *stopping* is set.
     """
 
     name: str
@@ -82,19 +82,19 @@ class ReplicaStatus:
         queues: Mapping[str, WatchedQueue] | None = None,
         orders: Mapping[str, OrderHandler] | None = None,
         cache: Cache | None = None,
-        cache_desk: CacheAdmin | None = None,
+        cache_admin: CacheAdmin | None = None,
         health: HealthRegistry | None = None,
     ) -> None:
-        """Show these from now on; for *receivers* and what follows see `Monitoring`."""
+        """Show these parts from now on; for *receivers* and the later parameters see `Monitoring`."""
         self.gateway, self.pools, self.locator, self.fleet = gateway, pools, locator, fleet
         self.health = health or HealthRegistry()
         self.inspector = ShardInspector(locator, pools)
-        self.monitoring = Monitoring(receivers, queues or {}, orders or {}, cache, cache_desk)
+        self.monitoring = Monitoring(receivers, queues or {}, orders or {}, cache, cache_admin)
 
     def liveness_problem(self) -> str | None:
-        """Return which loop is stuck; None when a restart would not help.
+        """Return which loop is stuck; None if a restart would not help.
 
-        In a drain, loops end one after the other and turn no more: then only the drain itself can be stuck.
+        In a drain the loops end one after the other: then only the drain itself can be stuck.
         """
         now = loop_time()
         if self.stopping.is_set():
@@ -108,7 +108,7 @@ class ReplicaStatus:
         return None
 
     def _stuck_drain(self, now: float) -> str | None:
-        if self._drain_seen_at is None:  # whoever asks does so every few seconds
+        if self._drain_seen_at is None:  # probes call this every few seconds
             self._drain_seen_at = now
         drained_s = now - self._drain_seen_at
         if drained_s <= self.grace_s + DRAIN_MARGIN_S:
@@ -116,14 +116,14 @@ class ReplicaStatus:
         return f"drain: not ended after {drained_s:.0f} s, with {self.grace_s:g} s of grace"
 
     def readiness_problem(self) -> str | None:
-        """Return why no work can be done now; None when the sources are consumed."""
+        """Return why no work can be done now; None while the sources are consumed."""
         if self.gateway is None:
             return "starting"
         if self.stopping.is_set():
             return "draining"
         if isinstance(self.locator, CitrusClient) and self.locator.is_denied:
             return self.locator.last_error
-        if self.fleet is not None:  # the stream is the work: a queue beside it neither makes up for it nor ends it
+        if self.fleet is not None:  # the stream is the main source: a queue neither replaces it nor makes it unready
             return self._stream_trouble(self.fleet)
         receivers = self.monitoring.receivers
         troubles = [f"queue {name}: {one.last_error}" for name, one in receivers.items() if one.last_error]
@@ -141,7 +141,7 @@ class ReplicaStatus:
 
     def _refresh_stream_gauges(self, fleet: Fleet) -> None:
         readers = fleet.readers()
-        targets: set[tuple[str, str, str]] = set()  # one that is held in several stream shards is one target
+        targets: set[tuple[str, str, str]] = set()  # a target that is held in several stream shards counts once
         ages = dict.fromkeys(instruments.HELD_REASONS, 0.0)
         for reader in readers:
             for hold in reader.holds():
@@ -160,7 +160,7 @@ class ReplicaStatus:
         instruments.PREFETCH_MAX_BYTES.set(fleet.prefetch.max_bytes)
 
     def status(self) -> dict[str, Any]:
-        """Return everything at once, for people and their tools."""
+        """Return the whole status, for people and their tools."""
         readers = self.fleet.readers() if self.fleet else []
         return {
             "replica": self.name,
@@ -197,14 +197,14 @@ class ReplicaStatus:
         return [{"kind": "kinesis", "name": self.fleet.stream_name, "state": self.fleet.trouble or "reading"}, *queues]
 
     def _shards(self) -> list[dict[str, Any]]:
-        """Return the shards in use as last seen; nothing is asked."""
+        """Return the shards in use as last seen, without a request."""
         return [
             _pool_view(pool) | _health_summary(health_view(self.health.by_shard_id.get(shard_id, Health())))
             for shard_id, pool in sorted((self.pools.by_shard_id() if self.pools else {}).items())
         ]
 
     def handler_status(self) -> dict[str, Any]:
-        """Return whether the worker works (contract §9, `GET /handler/status`)."""
+        """Return the state of the worker (contract §9, `GET /handler/status`)."""
         trouble = self.readiness_problem()
         return {
             "running": trouble is None,
@@ -255,7 +255,7 @@ class ReplicaStatus:
         return 200, tenant_view(shard_id, row)
 
     async def inspect_shards(self) -> HttpAnswer:
-        """Answer `GET /shards`: every known shard as it is now, all asked at once; those without answer are named."""
+        """Answer `GET /shards`: every known shard as it is now, inspected concurrently; names those without answer."""
         if self.inspector is None:
             return 503, {"error": "starting"}
         try:
@@ -269,7 +269,7 @@ class ReplicaStatus:
 
 
 def http_views(replica: ReplicaStatus) -> Views:
-    """Return what the HTTP server shows of *replica*."""
+    """Return the views of *replica* for the HTTP server."""
     return Views(
         live=replica.liveness_problem,
         ready=replica.readiness_problem,
@@ -291,7 +291,7 @@ def http_views(replica: ReplicaStatus) -> Views:
 def _require_started(
     replica: ReplicaStatus, ask: Callable[..., Awaitable[HttpAnswer]]
 ) -> Callable[..., Awaitable[HttpAnswer]]:
-    """Return a view that asks what *replica* monitors by then."""
+    """Return a view that calls *ask* with the monitored parts; it answers 503 until *replica* has started."""
 
     async def answer(*args: str) -> HttpAnswer:
         if replica.gateway is None:
@@ -302,7 +302,7 @@ def _require_started(
 
 
 def tenant_view(shard_id: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a tenant's row as JSON shows it."""
+    """Return a tenant's row as JSON members."""
     return {
         "businessId": row["business_id"],
         "locationId": row["location_id"],
@@ -317,7 +317,7 @@ def tenant_view(shard_id: str, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shard_view(shard: InspectedShard) -> dict[str, Any]:
-    """Return a known shard as JSON shows it."""
+    """Return a known shard as JSON members."""
     address = shard.address
     return {
         "shardId": address.shard_id,
@@ -329,7 +329,7 @@ def shard_view(shard: InspectedShard) -> dict[str, Any]:
 
 
 def _health_summary(view: dict[str, Any]) -> dict[str, Any]:
-    """Return what of a shard's health fits into a row of the status page; `/shards` has all of it."""
+    """Return the members of a shard's health for a row of the status page; `/shards` has all of them."""
     return {name: view[name] for name in HEALTH_SUMMARY if name in view}
 
 

@@ -1,8 +1,8 @@
-"""Serve health, metrics, status and single answers over HTTP (contract §9), from views handed in as callables.
+"""Serve health, metrics, status and single answers over HTTP (contract §9), from views that are passed as callables.
 
-What tells about tenants is protected by the bearer token; health and metrics hold nothing of theirs and are open. All
-but the two DELETEs only reads, and those need leave of their own. Every answer but metrics and the page is JSON, errors
-included, and says no more than it must.
+The bearer token protects every path with data of tenants; health and metrics have no such data and are open. All paths
+but the two DELETEs only read, and the DELETEs have to be allowed separately. Every answer but metrics and the page is
+JSON, errors included, and contains no more than necessary.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from prometheus_client.aiohttp import make_aiohttp_handler
 
 log = structlog.get_logger(__name__)
 
-SHUTDOWN_TIMEOUT_S = 1.0  # for answers in the making; idle connections are closed at once
-# An id may hold anything, an encoded slash and braces too; aiohttp decodes it after it has found the path.
+SHUTDOWN_TIMEOUT_S = 1.0  # for unfinished answers; idle connections are closed at once
+# An id may contain any character, an encoded slash and braces too; aiohttp decodes it after matching the path.
 ANY_ID = "[^/]+"
 COMMON_HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Server": "simplu-worker",  # not the versions of Python and of the library
+    "Server": "simplu-worker",  # hides the versions of Python and of the library
 }
 
 HttpAnswer = tuple[int, dict[str, Any]]
@@ -41,13 +41,13 @@ HttpAnswer = tuple[int, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Views:
-    """What the server shows; each callable but the last two reads, and changes nothing but gauges.
+    """The content of the server's answers; each callable but the last two reads, and changes nothing but gauges.
 
-    *live* and *ready* return why not, or None when all is well; *refresh_gauges* sets the gauges that no single event
-    sets, before the metrics are shown. The others return the HTTP status and the JSON; text that is JSON already (a
-    result as Postgres keeps it) goes in as `msgspec.Raw`, so that no number loses a digit.
-    *operation* takes the request id and, both or neither, business id and location id; *tenant* takes those two.
-    *purge* takes the name of a queue, and empties it; *clear_cache* empties the cache.
+    *live* and *ready* return the reason why not, or None; *refresh_gauges* sets the gauges that no single event sets,
+    before the metrics are shown. The others return the HTTP status and the JSON; text that is JSON already (a result
+    as Postgres stores it) is passed as `msgspec.Raw`, so that no number loses a digit.
+    *operation* takes the request id and, both or neither, business id and location id; *tenant* takes those two ids.
+    *purge* takes the name of a queue, and empties the queue; *clear_cache* empties the cache.
     """
 
     live: Callable[[], str | None]
@@ -72,8 +72,8 @@ async def open_http(
 ) -> AsyncIterator[int]:
     """Serve *views* while the context is open, and yield the port (a free one where *port* is 0).
 
-    Without *token* the protected paths answer 403, without *allow_destructive* the DELETEs. Raises OSError when the
-    port is taken.
+    Without *token* the protected paths answer 403, and so do the DELETEs without *allow_destructive*. Raises OSError
+    if the port is in use.
     """
     app = _application(_Guard(token, allow_destructive=allow_destructive), views)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
@@ -110,7 +110,7 @@ def _application(guard: _Guard, views: Views) -> web.Application:
 
 
 def _metrics_handler(refresh_gauges: Callable[[], None]) -> Handler:
-    """Return the handler of the metrics, as they are at that moment."""
+    """Return the handler of the metrics, which refreshes the gauges first."""
     show = make_aiohttp_handler()
 
     async def show_metrics(request: web.Request) -> web.StreamResponse:
@@ -121,7 +121,7 @@ def _metrics_handler(refresh_gauges: Callable[[], None]) -> Handler:
 
 
 def _answer_handler(view: Callable[[], Awaitable[HttpAnswer]]) -> Handler:
-    """Return the handler of a view that takes nothing from the request."""
+    """Return the handler of a view without arguments."""
 
     async def answer(_: web.Request) -> web.StreamResponse:
         return _json_response(*await view())
@@ -130,7 +130,7 @@ def _answer_handler(view: Callable[[], Awaitable[HttpAnswer]]) -> Handler:
 
 
 class _Endpoints:
-    """The handlers: each turns a request into a call of a view, and what it says into an answer."""
+    """The handlers of views with arguments: each turns a request into a call, and the result into a response."""
 
     def __init__(self, views: Views) -> None:
         self._views = views
@@ -178,21 +178,21 @@ class _Endpoints:
 
 
 class _Guard:
-    """Lets a request through that carries the bearer token; one that empties something, only where that is allowed."""
+    """Accepts requests with the bearer token; destructive ones only if they are allowed."""
 
     def __init__(self, token: str | None, *, allow_destructive: bool) -> None:
         self._token = token.encode() if token else None
         self._allow_destructive = allow_destructive
 
     def protect(self, handler: Handler, *, is_destructive: bool = False) -> Handler:
-        """Return *handler* behind the token, and behind the leave to empty something if it is to do so."""
+        """Return *handler* with a check of the token and, if *is_destructive*, of the permission."""
 
         async def guarded(request: web.Request) -> web.StreamResponse:
             refusal = self._refusal(request.headers.get("Authorization"))
             if refusal is None and is_destructive and not self._allow_destructive:
                 refusal = _error_response(
                     HTTPStatus.FORBIDDEN,
-                    "emptying over HTTP is not allowed: set ALLOW_DESTRUCTIVE_HTTP=true and restart",
+                    "destructive requests are not allowed: set ALLOW_DESTRUCTIVE_HTTP=true and restart",
                 )
             return refusal or await handler(request)
 
@@ -208,7 +208,7 @@ class _Guard:
                 "expected the header Authorization: Bearer, followed by the value of API_TOKEN"
             )
         scheme, _, sent = authorization.partition(" ")
-        # aiohttp keeps the bytes it could not decode as surrogates; what is compared are the bytes that came.
+        # aiohttp represents undecodable bytes as surrogates; compare the bytes that were sent.
         sent_token = sent.strip().encode(errors="surrogateescape")
         if scheme.lower() == "bearer" and hmac.compare_digest(sent_token, self._token):
             return None
@@ -222,7 +222,7 @@ async def _answer_errors_in_json(request: web.Request, handler: Handler) -> web.
     except web.HTTPException as exc:  # the router's own: no such path, no such method
         response = _http_error(exc, request.method)
     except Exception:
-        # A bug in a view must not take the worker's health answers away; the path is logged without the ids in it.
+        # A bug in a view must not disable the health answers; the path is logged without the ids in it.
         resource = request.match_info.route.resource
         log.exception("http.failed", path=resource.canonical if resource else None)
         response = _error_response(
@@ -246,7 +246,7 @@ def _http_error(exc: web.HTTPException, method: str) -> web.Response:
 
 
 def _page_handler() -> Handler:
-    """Return the handler of the status page, with a policy that lets nothing run or load but what is in the file."""
+    """Return the handler of the status page, with a policy that allows only the scripts and styles in the file."""
     page = resources.files(__package__).joinpath("page", "index.html").read_text(encoding="utf-8")
     policy = (
         f"default-src 'none'; script-src {_csp_hashes(page, 'script')}; style-src {_csp_hashes(page, 'style')}; "

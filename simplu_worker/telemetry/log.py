@@ -1,7 +1,7 @@
-"""Logging: one line an event on stdout, for our own events and for libraries alike, scrubbed and folded.
+"""Logging: one line for each event on stdout, for our own events and those of libraries, scrubbed and folded.
 
-Every event of any logger goes through one `_Output`: secrets are scrubbed, repeats folded, then it is rendered. What is
-scrubbed are texts that look like a secret (a password in a URL, a bearer token) and every secret that was registered.
+Every event of any logger goes through one `_Output`, which scrubs secrets, folds repetitions and renders the line. A
+secret is a registered value, or a text that looks like one (a password in a URL, a bearer token).
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from structlog.typing import EventDict, WrappedLogger
 from simplu_worker.telemetry.log_folding import Facts, LogDeduplicator
 
 MASK = "***"
-SECRET_MIN_LENGTH = 6  # a shorter one would blank ordinary words
+SECRET_MIN_LENGTH = 6  # masking a shorter one would mask ordinary words
 TEXT_MAX_LENGTH = 16_384
-SCRUBBED_TEXT_MAX_LENGTH = 32_768  # cut before scrubbing, so that a huge text costs no seconds
+SCRUBBED_TEXT_MAX_LENGTH = 32_768  # cut before scrubbing, which would take seconds for a huge text
 DEPTH_MAX = 6
 GROUP_MAX_LENGTH = 20
-# Bodies and signatures are in what these log at debug; our own doors log each call without them.
 RECENT_MAX = 20
 RECENT_LEVELS = frozenset({"warning", "error", "critical"})
 ABOUT = ("shard_id", "stream_shard_id", "queue", "stream", "table", "business_id")
+# At debug these libraries log bodies and signatures; our own doors log each call without them.
 LIBRARIES_NEVER_AT_DEBUG = ("aiobotocore", "boto3", "botocore", "urllib3")
 
-# Every repetition is bounded: texts of strangers come through here, and none may stop the event loop.
+# Every repetition is bounded: texts from outside are matched here, and none may block the event loop.
 _SECRET_NAME = (
     r"(?:password|passwd|pwd|secret|api_?-?key|api_?token|access_?key|session_?token|security-token)[\w-]{0,40}"  # noqa: S105 - a pattern
 )
@@ -58,7 +58,7 @@ _PATTERNS = tuple(
 
 
 class _Secrets:
-    """The secrets known by value, in every spelling that a text may show them in."""
+    """The registered secrets, in every spelling in which a text may contain them."""
 
     def __init__(self) -> None:
         self._spellings: set[str] = set()
@@ -83,12 +83,12 @@ _secrets = _Secrets()
 
 
 def register_secret(value: str) -> None:
-    """Never let *value* into the log from now on; one shorter than SECRET_MIN_LENGTH is not looked for. Idempotent."""
+    """Mask *value* in the log from now on, unless it is shorter than SECRET_MIN_LENGTH. Idempotent."""
     _secrets.add(value)
 
 
 def scrub_text(text: str) -> str:
-    """Return *text* with every secret in it masked, and cut when it is very long."""
+    """Return *text* with every secret masked, and truncated if it is very long."""
     text = text[:SCRUBBED_TEXT_MAX_LENGTH]
     for pattern in _PATTERNS:
         text = pattern.sub(rf"\g<kept>{MASK}", text)
@@ -97,7 +97,7 @@ def scrub_text(text: str) -> str:
 
 
 def scrub(value: Any, *, depth: int = DEPTH_MAX) -> Any:
-    """Return *value* as what JSON knows, every text in it scrubbed; values under a secret's name are masked whole."""
+    """Return *value* as JSON types, with every text scrubbed; values under the name of a secret are masked entirely."""
     match value:
         case None | bool() | int():
             return value
@@ -132,7 +132,7 @@ def _scrub_member(key: object, member: Any, depth: int) -> Any:
 
 
 def describe_exception(exc: BaseException, *, with_traceback: bool) -> Facts:
-    """Return the type, the scrubbed message and, for a group, what is in it; the traceback where it was asked for."""
+    """Return the type, the scrubbed message, the exceptions of a group and, with *with_traceback*, the traceback."""
     facts: Facts = {"type": type(exc).__name__, "message": scrub_text(str(exc))}
     if isinstance(exc, BaseExceptionGroup):
         facts["exceptions"] = [
@@ -147,7 +147,7 @@ Render = Callable[[Facts], str]
 
 
 def render_json(facts: Facts) -> str:
-    """Return *facts* as one line of JSON, ASCII only, so that any terminal and any collector can take it."""
+    """Return *facts* as one line of JSON, ASCII only, so that any terminal and any collector accepts it."""
     return json.dumps(facts)
 
 
@@ -169,7 +169,7 @@ def _exception_lines(exception: Facts) -> Iterator[str]:
 
 
 class _Output:
-    """The one way out: scrub, fold, render, write. Events may come from several threads."""
+    """The only output: scrubs, folds, renders and writes events, from any thread."""
 
     def __init__(self, stream: TextIO, render: Render, clock: Callable[[], float]) -> None:
         self._stream = stream
@@ -180,7 +180,7 @@ class _Output:
         self._lock = threading.RLock()  # re-entrant: the garbage collector may run a __del__ that logs
 
     def write(self, event: Facts) -> None:
-        # Scrubbed before it is folded: a folded event must not keep an exception's frames, and what they hold, alive.
+        # Scrub before folding: a folded event must not keep an exception's frames and their variables alive.
         facts = _scrub_event(event)
         with self._lock:
             self._write_lines(self._fold.admit(facts, self._clock()))
@@ -223,7 +223,7 @@ def _resolve_exc_info(_logger: WrappedLogger, _method: str, event: EventDict) ->
 
 
 class _NamedLogger:
-    """What structlog's bound loggers end in: it only adds the name, and hands on."""
+    """The end of structlog's bound loggers: adds the logger's name, and passes the event to the output."""
 
     def __init__(self, *names: str) -> None:
         self._name = names[0] if names else "simplu_worker"
@@ -236,7 +236,7 @@ class _NamedLogger:
 
 
 class _LibraryHandler(logging.Handler):
-    """Hands what libraries log by the standard library's logging to the one output."""
+    """Passes the events of libraries, logged by the standard library's logging, to the output."""
 
     def emit(self, record: logging.LogRecord) -> None:
         facts: EventDict = {
@@ -272,12 +272,12 @@ def configure_logging(
     stream: TextIO | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Send what is logged at *level* or above to *stream* (stdout when `None`), libraries from `warning` on.
+    """Write events at *level* or above to *stream* (stdout if None), those of libraries from `warning` on.
 
-    At `debug` libraries log at `debug` too, but for those whose debug output holds what is sent and received.
-    Loggers that were used before keep their level, for structlog caches it.
+    At `debug` libraries log at `debug` too, except for LIBRARIES_NEVER_AT_DEBUG. Loggers that were used before keep
+    their level, because structlog caches it.
     """
-    global _output  # noqa: PLW0603 - loggers are global, and so is where they write to
+    global _output  # noqa: PLW0603 - loggers are global, and so is their output
     stream = stream or sys.stdout
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")  # a character the terminal lacks must not end the process
@@ -297,7 +297,7 @@ def configure_logging(
 
 
 def recent_errors() -> list[Facts]:
-    """Return the last warnings and errors as they were written, newest first, each with how often it came."""
+    """Return the last warnings and errors as they were written, newest first, each with its number of occurrences."""
     if _output is None:
         return []
     return [
@@ -314,6 +314,6 @@ def recent_errors() -> list[Facts]:
 
 
 def flush_logging() -> None:
-    """Write what is still folded; called last of all."""
+    """Write the events that are still folded. Call this last of all."""
     if _output is not None:
         _output.flush()

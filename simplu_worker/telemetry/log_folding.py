@@ -1,4 +1,4 @@
-"""Folding of log events that repeat: one broken shard must not fill the disk. Pure."""
+"""Fold log events that repeat, so that one broken shard does not fill the disk. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FOLD_MAX_KEYS = 1000
 FOLD_FACT_MAX_LENGTH = 200  # libraries put whole messages into their events
 FOLDED_LEVELS = frozenset({"warning", "error", "critical"})
 
-# What repeats of one event have in common: who said it, and about what.
+# Repetitions of one event agree in these: its logger and its subject.
 FOLD_FACTS = (
     "level",
     "logger",
@@ -30,7 +30,7 @@ FOLD_FACTS = (
 
 @dataclass
 class _Window:
-    """Repeats of one event since it was last written, and the newest of them."""
+    """The repetitions of one event since it was last written, and the newest of them."""
 
     ends_at: float
     repeated: int = 0
@@ -41,15 +41,15 @@ class _Window:
 
 
 class LogDeduplicator:
-    """Fold warnings and errors that repeat: the first is written at once, the others once a window, with their number.
+    """Folds repeated warnings and errors: the first is written at once, the others once a window with their number.
 
-    Pure: *now* is handed in. At most *max_keys* events are remembered; the oldest gives way.
+    At most *max_keys* events are remembered; a further one replaces the oldest.
     """
 
     def __init__(self, *, window_s: float = FOLD_WINDOW_S, max_keys: int = FOLD_MAX_KEYS) -> None:
         self._window_s = window_s
         self._max_keys = max_keys
-        self._windows: dict[tuple[str, ...], _Window] = {}  # in order of their end, since all are equally long
+        self._windows: dict[tuple[str, ...], _Window] = {}  # in order of their ends, because all have the same length
 
     def __repr__(self) -> str:
         return (
@@ -57,9 +57,9 @@ class LogDeduplicator:
         )
 
     def admit(self, event: Facts, now: float) -> list[Facts]:
-        """Return what is to be written now: summaries of windows that ended, then *event* unless it is folded.
+        """Return the events to write now: the summaries of windows that ended, then *event* unless it is folded.
 
-        A summary is the newest of its repeats with `repeated`, the number of them since the last line.
+        A summary is the newest repetition with `repeated`, the number of repetitions since the last line.
         """
         if event.get("level") not in FOLDED_LEVELS:
             return [*self._close_ended(now), event]
@@ -76,13 +76,13 @@ class LogDeduplicator:
         return [*due, event]
 
     def flush(self) -> list[Facts]:
-        """Return the summaries of all windows, ended or not, and forget them."""
+        """Return the summaries of all windows, ended or not, and remove the windows."""
         summaries = [summary for window in self._windows.values() for summary in window.summary()]
         self._windows.clear()
         return summaries
 
     def _close_ended(self, now: float, *, going_on: tuple[str, ...] | None = None) -> list[Facts]:
-        """Close the windows that ended; that of *going_on* opens again at once."""
+        """Close the windows that ended, and return their summaries; the window of *going_on* opens again at once."""
         due: list[Facts] = []
         while self._windows:
             key, window = next(iter(self._windows.items()))
@@ -96,7 +96,7 @@ class LogDeduplicator:
 
 
 def dedup_key(event: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what makes *event* the same as another: its FOLD_FACTS and the class of its exception or `error`."""
+    """Return the key by which events are the same: their FOLD_FACTS and the class of their exception or `error`."""
     exception = event.get("exception")
     error_class = exception["type"] if exception else str(event.get("error", "")).partition(":")[0]
     facts = (*(str(event.get(fact, "")) for fact in FOLD_FACTS), error_class)

@@ -1,4 +1,4 @@
-"""Tell systemd how the worker is (sd_notify(3)): one datagram a message, nothing where systemd is not asking."""
+"""Notify systemd of the worker's state (sd_notify(3)): one datagram for each message, if systemd wants any."""
 
 from __future__ import annotations
 
@@ -11,36 +11,32 @@ WATCHDOG_MARGIN = 2  # sd_watchdog_enabled(3): notify every half of the time tha
 
 
 class SystemdNotifier:
-    """The service's side of `Type=notify`, as *environ* describes it; every call does nothing without a socket.
+    """The service's side of `Type=notify`, as *environ* describes it. Without a socket every call does nothing.
 
-    Each message opens its own socket, which leaves nothing to close. A message that systemd does not take is dropped:
-    its own time limits are what notices.
+    Each message opens a socket of its own, so that nothing has to be closed. A message that systemd does not accept is
+    dropped: systemd's own time limits detect the loss.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         path = environ.get("NOTIFY_SOCKET", "")
-        # A leading @ stands for the zero byte of Linux's abstract names; anything but these two is not a Unix socket.
+        # A leading @ stands for the zero byte of Linux's abstract names; any other beginning is no Unix socket.
         self._address = "\0" + path[1:] if path.startswith("@") else path if path.startswith("/") else None
         self.watchdog_interval_s = _watchdog_interval_s(environ) if self._address else None
-        """Seconds between two calls of `watchdog`, or None where systemd does not watch this process."""
+        """Seconds between two calls of `notify_watchdog`; None if systemd does not watch this process."""
 
     def __repr__(self) -> str:
         return f"SystemdNotifier({self._address!r}, watchdog_interval_s={self.watchdog_interval_s})"
 
     def notify_ready(self) -> None:
-        """Say that starting is over."""
+        """Report the end of the start."""
         self._send("READY=1")
 
     def notify_stopping(self) -> None:
-        """Say that draining has begun."""
+        """Report the beginning of the drain."""
         self._send("STOPPING=1")
 
-    def set_status(self, text: str) -> None:
-        """Set the line that `systemctl status` shows."""
-        self._send("STATUS=" + " ".join(text.split()))  # a line break would begin another assignment
-
     def notify_watchdog(self) -> None:
-        """Say that the worker is alive; call it every `watchdog_interval_s`, and only while it is."""
+        """Report that the worker is live. Call this every `watchdog_interval_s`, and only while it is."""
         self._send("WATCHDOG=1")
 
     def _send(self, message: str) -> None:
@@ -52,7 +48,7 @@ class SystemdNotifier:
 
 
 def _watchdog_interval_s(environ: Mapping[str, str]) -> float | None:
-    """Return half of WATCHDOG_USEC, or None where it is unset, not a positive number, or another process's."""
+    """Return half of WATCHDOG_USEC; None if it is unset, no positive number, or for another process."""
     if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     text = environ.get("WATCHDOG_USEC", "")

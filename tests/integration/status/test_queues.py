@@ -166,7 +166,7 @@ class Site:
             queues=replica.monitoring.queues,
             orders=orders,
             cache=None if cache is None else known,
-            cache_desk=None if cache is None else CacheAdmin(known, cast(Any, cache)),
+            cache_admin=None if cache is None else CacheAdmin(known, cast(Any, cache)),
         )
 
 

@@ -393,7 +393,8 @@ def test_env_file_problems_name_lines_without_their_text_when_they_cannot_be_rea
     with pytest.raises(ConfigurationError) as raised:
         read_env_file(file)
     assert raised.value.problems == tuple(
-        f"--env-file: expected NAME=value in {file}, line {line}; quote the value or comment it" for line in (2, 3, 4)
+        f"--env-file: expected NAME=value in {file}, line {line}; quote the value or comment it out"
+        for line in (2, 3, 4)
     )
 
 
