@@ -14,7 +14,7 @@ INTERVAL_MIN_S: Final = 10 * GRID_S  # a shorter one is not aligned: the grid sh
 
 
 def aligned_time(since: float, interval_s: float) -> float:
-    """Return when to do work of *since* again: at the last grid time up to *interval_s*, or EARLY_S more, after it.
+    """Return when to repeat work that began at *since*: the last grid time within *interval_s* + EARLY_S after it.
 
     Work that began at a grid time, up to EARLY_S early or a little late, gets the grid time *interval_s* later.
     """

@@ -44,6 +44,7 @@ from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.dead_letters.queue import DeadLetterStore
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.timing.backoff import jittered
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.waits import sleep_or_event
 
@@ -79,7 +80,7 @@ class FleetSettings(msgspec.Struct, frozen=True):
 
 
 class Fleet:
-    """Scans the lease table again and again; after each scan it does the chores that are due, and takes leases."""
+    """Scans the lease table periodically; after each scan it runs the chores that are due, and takes leases."""
 
     def __init__(
         self,
@@ -236,7 +237,7 @@ class Fleet:
 
 
 class _Chore:
-    """A chore that is done every now and then, and when it is due next."""
+    """A periodic chore, and when it is due next."""
 
     def __init__(self, run: Callable[[], Awaitable[None]], interval_s: float, draw: Callable[[], float]) -> None:
         self._run = run
@@ -248,9 +249,9 @@ class _Chore:
         return f"_Chore({self._run!r}, due_at={self._due_at:.1f})"
 
     async def run_if_due(self, now: float) -> None:
-        """Run the chore if it is due; next after about its interval, so that replicas do not do it at the same time."""
+        """Run the chore if it is due; the next time after about its interval."""
         if now >= self._due_at:
-            self._due_at = loop_time() + self._interval_s * (0.9 + 0.2 * self._draw())
+            self._due_at = loop_time() + jittered(self._interval_s, ratio=0.1, draw=self._draw())
             await self._run()
 
 

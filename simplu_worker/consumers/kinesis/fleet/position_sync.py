@@ -17,6 +17,7 @@ from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPositi
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.types import StoredPositions
+from simplu_worker.timing.backoff import jittered
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event
 
@@ -77,7 +78,7 @@ class PositionSync:
                     tasks.create_task(self._visit(shard_id, to_remove), name=f"position:{shard_id}")
                     if await sleep_or_event(1 / SHARDS_PER_S, until=stopping):
                         break
-            ends_at = loop_time() + INTERVAL_S * (0.8 + 0.4 * self._draw())
+            ends_at = loop_time() + jittered(INTERVAL_S, ratio=0.2, draw=self._draw())
             while loop_time() < ends_at and not await sleep_or_event(min(MIN_PAUSE_S, INTERVAL_S), until=stopping):
                 if self._is_requested:
                     break

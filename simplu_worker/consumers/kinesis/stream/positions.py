@@ -112,7 +112,7 @@ class RecordPosition(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def sort_key(self) -> tuple[int, str, int]:
-        """The key that these compare by, cheaper than `position`: decimal digits have no leading zeros."""
+        """The key for comparisons, cheaper than `position`: the digits have no leading zeros."""
         return len(self.sequence_number), self.sequence_number, self.sub_sequence_number
 
 
