@@ -111,7 +111,7 @@ class ShardGateway:
         if self._pools.is_retired(shard_id):
             outcomes = [HOLD] * len(operations)  # it has no tenants any more
         else:
-            outcomes = await self._writer(shard_id).apply(operations, claim)
+            outcomes = await self._ensure_writer(shard_id).apply(operations, claim)
             self._last_applied_at[shard_id] = loop_time()
         for tenant_id in {operation.tenant_id for operation in operations}:
             self._directory.cached_address(tenant_id)  # marks the cached route as used
@@ -138,7 +138,9 @@ class ShardGateway:
         the tenant is not on the shard (its cached route is dropped), APPLIED with `tenant_destroyed`, or a DEAD_LETTER.
         *claim* and errors as with `apply`.
         """
-        outcome = HOLD if self._pools.is_retired(shard_id) else await self._writer(shard_id).give_up(operation, claim)
+        outcome = (
+            HOLD if self._pools.is_retired(shard_id) else await self._ensure_writer(shard_id).give_up(operation, claim)
+        )
         if outcome.disposition is Disposition.HOLD:
             self._directory.forget(operation.tenant_id)
         return outcome
@@ -150,7 +152,7 @@ class ShardGateway:
         returns HOLD for all its operations at once, so that their tenants are looked up again.
         """
         if not self._pools.is_retired(shard_id):
-            await self._writer(shard_id).probe()
+            await self._ensure_writer(shard_id).probe()
 
     async def list_shard_ids(self) -> list[str]:
         """Return the ids of all known shards that may be used; those in use if the locator cannot list the shards.
@@ -171,7 +173,7 @@ class ShardGateway:
         *is_first* is for a reader's first request to the shard: the answer then includes when its tenants came. Raises
         `RetryableError` when the shard does not answer.
         """
-        return await self._writer(shard_id).read_positions(stream, stream_shard_ids, is_first=is_first)
+        return await self._ensure_writer(shard_id).read_positions(stream, stream_shard_ids, is_first=is_first)
 
     async def fence_and_read_positions(
         self, shard_id: str, claim: PositionClaim, ancestors: Sequence[str], *, is_first: bool = False
@@ -180,14 +182,14 @@ class ShardGateway:
 
         A failover that loses the returned rows of ancestors then loses the token too, and the reader notices.
         """
-        return await self._writer(shard_id).fence_and_read_positions(claim, ancestors, is_first=is_first)
+        return await self._ensure_writer(shard_id).fence_and_read_positions(claim, ancestors, is_first=is_first)
 
     async def find_resident_tenants(self, shard_id: str, tenant_ids: Sequence[str]) -> set[str]:
         """Return which of the tenants have a live row on a shard, and drop their cached routes.
 
         Raises `RetryableError` when the shard does not answer.
         """
-        here = await self._writer(shard_id).find_resident_tenants(tenant_ids)
+        here = await self._ensure_writer(shard_id).find_resident_tenants(tenant_ids)
         for tenant_id in here:
             self._directory.forget(tenant_id)
         return here
@@ -197,11 +199,11 @@ class ShardGateway:
 
         Raises `RetryableError` when the shard does not answer.
         """
-        return await self._writer(shard_id).write_positions(claims)
+        return await self._ensure_writer(shard_id).write_positions(claims)
 
     async def forget_positions(self, shard_id: str, stream: str, stream_shard_ids: Sequence[str]) -> None:
         """Delete a shard's rows of stream shards past their retention. Raises as `write_positions` does."""
-        await self._writer(shard_id).forget_positions(stream, stream_shard_ids)
+        await self._ensure_writer(shard_id).forget_positions(stream, stream_shard_ids)
 
     async def find_again(self, tenant_id: str) -> str | Absence:
         """Find a tenant's shard without the cached route; also learns a new address of its shard."""
@@ -242,7 +244,7 @@ class ShardGateway:
             row = await connection.fetchrow(QUERIES[query], *arguments)
         return None if row is None else dict(row)
 
-    def _writer(self, shard_id: str) -> ShardWriter:
+    def _ensure_writer(self, shard_id: str) -> ShardWriter:
         pool = self._pools.pool_of(shard_id)
         known, writer = self._writers.get(shard_id, (None, None))
         if writer is None or known is not pool:  # the shard was retired, and restored

@@ -95,7 +95,7 @@ class ConnectionBudget(Generic[ConnectionT]):
 
     def must_yield(self, member: PoolMember[ConnectionT], *, used_s: float) -> bool:
         """Return whether *member* must close a connection used for so long, although a caller waits for it."""
-        rival = self._next()
+        rival = self._next_member()
         if rival is None or rival is member or used_s < self._turn_s():
             return False
         return rival.open_count == 0 or rival.open_count < member.open_count - 1
@@ -111,7 +111,7 @@ class ConnectionBudget(Generic[ConnectionT]):
 
     def grant_slots(self, now: float) -> None:
         """Grant all slots that are free, or can be freed, to the waiting pools."""
-        while (member := self._next()) is not None and self._make_room(member, now):
+        while (member := self._next_member()) is not None and self._make_room(member, now):
             del self._queue[member]
             self.open_count += 1
             if not member.open_another():
@@ -119,7 +119,7 @@ class ConnectionBudget(Generic[ConnectionT]):
             elif member.wants_connection:
                 self._queue[member] = None
 
-    def _next(self) -> PoolMember[ConnectionT] | None:
+    def _next_member(self) -> PoolMember[ConnectionT] | None:
         while self._queue:
             member = min(self._queue, key=_open_count)
             if member.wants_connection:

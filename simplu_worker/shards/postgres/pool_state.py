@@ -111,7 +111,7 @@ class ShardAvailability:
         except asyncpg.TooManyConnectionsError as exc:
             if not self._lender.has_connections:
                 raise self._record_unavailable(
-                    ErrorMeaning.UNAVAILABLE, exc, asked_at=self._silent_since(exc, asked_at)
+                    ErrorMeaning.UNAVAILABLE, exc, asked_at=self._record_answer(exc, asked_at)
                 ) from exc
             # The server has no room for another connection, and works on the existing ones.
             self._breaker.record_answer(loop_time())
@@ -122,7 +122,7 @@ class ShardAvailability:
                 if meaning_of(exc.sqlstate or "") is ErrorMeaning.BROKEN
                 else ErrorMeaning.UNAVAILABLE
             )
-            raise self._record_unavailable(kind, exc, asked_at=self._silent_since(exc, asked_at)) from exc
+            raise self._record_unavailable(kind, exc, asked_at=self._record_answer(exc, asked_at)) from exc
         except (ValueError, ArithmeticError, LookupError) as exc:
             # Errors of the libraries over the address: a port beyond 65535, an invalid host name, an unknown sslmode.
             # Not chained: such an error may quote the connection string.
@@ -134,7 +134,7 @@ class ShardAvailability:
         meaning = meaning_of(exc.sqlstate or "")
         if meaning in {ErrorMeaning.DATA, ErrorMeaning.STATEMENT} and _is_connection_error(exc):
             meaning = ErrorMeaning.UNAVAILABLE
-        since = self._silent_since(exc, asked_at)
+        since = self._record_answer(exc, asked_at)
         error = f"{type(exc).__name__} ({exc.sqlstate})"
         match meaning:
             case ErrorMeaning.DATA:
@@ -152,7 +152,7 @@ class ShardAvailability:
             case _:
                 assert_never(meaning)
 
-    def _silent_since(self, exc: asyncpg.PostgresError, asked_at: float) -> float | None:
+    def _record_answer(self, exc: asyncpg.PostgresError, asked_at: float) -> float | None:
         """Return *asked_at* for an error that counts as no answer; otherwise record the answer and return None."""
         if is_no_answer(exc.sqlstate or ""):
             return asked_at

@@ -51,7 +51,7 @@ async def pair(_pair: Pair) -> AsyncIterator[Pair]:
 
 
 class CountingPools(Pools):
-    """Pools that count how often somebody who waits for a commit has looked: that is who asks for them all."""
+    """Pools that count the checks of waiting commits: each check asks for the pool of its shard."""
 
     look_count = 0
 
@@ -84,11 +84,11 @@ class Shard:
             await self.commits.wait_for_operations(SHARD_ID, operations)
 
     def wait_for(self, operations: Sequence[Operation]) -> asyncio.Task[None]:
-        """Wait for them meanwhile."""
+        """Wait for them during the block."""
         return self._tasks.create_task(self.are_safe(operations))
 
     async def looks_in_vain(self, *tasks: asyncio.Task[None]) -> None:
-        """Return after some looks that told none of *tasks* that its commit is safe."""
+        """Return after some checks that ended none of *tasks*."""
         seen = self.pools.look_count
         await eventually(lambda: self.pools.look_count >= seen + 3)
         assert [task for task in tasks if task.done()] == []
@@ -100,7 +100,7 @@ class Shard:
 
     @property
     def safety(self) -> list[str]:
-        """What the metric says."""
+        """The value of the metric."""
         name = "simplu_shard_commit_safety"
         return [one for one in CommitSafety if REGISTRY.get_sample_value(name, {"shard_id": SHARD_ID, "safety": one})]
 
@@ -147,7 +147,7 @@ async def test_commit_is_safe_at_once_on_a_server_without_a_standby(make_shard: 
 
 
 async def test_operation_that_is_not_in_the_log_is_not_safe(make_shard: ShardMaker) -> None:
-    """The server lost it, or is another one: whoever waits has to apply it again; others are none the wiser."""
+    """The server lost it, or is another one: the waiting caller must apply it again; others are not affected."""
     async with open_shard(await make_shard()) as shard:
         await add_tenant(shard.pool)
         known, lost = await shard.applied(2), [*await shard.applied(), operation("create", "never", "{}")]
@@ -171,7 +171,7 @@ async def test_transaction_of_another_server_is_not_safe(make_shard: ShardMaker)
 
 
 async def test_commits_are_on_disk_where_none_waits_for_it_by_default(shard: Shard, pair: Pair) -> None:
-    """With `synchronous_commit` off a commit behind them is made to wait; a transaction of ours waits by itself."""
+    """With `synchronous_commit` off a later commit is made to wait; a transaction of ours waits anyway."""
     database = database_of(shard.pool.address)
     await pair.configure("wal_writer_delay", "10s")
     await execute(pair.primary.url, f"ALTER DATABASE {database} SET synchronous_commit = off")
@@ -209,7 +209,7 @@ async def test_server_that_tells_no_positions_is_not_asked_for_them(shard: Shard
 
 
 async def test_commit_is_safe_once_the_standby_has_it(shard: Shard, pair: Pair) -> None:
-    """Nobody is told while the standby hangs, whoever asks, and everybody as soon as it goes on."""
+    """No wait ends while the standby hangs, and all end as soon as it goes on."""
     await shard.are_safe(await shard.applied())
     assert shard.safety == ["replicated"]
     pair.standby.suspend()
@@ -221,7 +221,7 @@ async def test_commit_is_safe_once_the_standby_has_it(shard: Shard, pair: Pair) 
 
 
 async def test_many_wait_with_one_look(shard: Shard, pair: Pair) -> None:
-    """Not a statement for each message: those who come together are answered together, also while all wait."""
+    """Not a statement for each message: concurrent waits share statements, also while all wait."""
     pair.standby.suspend()
     batches = [await shard.applied() for _ in range(20)]
     tasks = [shard.wait_for(batch) for batch in batches for _ in range(10)]
@@ -245,7 +245,7 @@ async def test_others_go_on_waiting_when_the_one_who_looks_is_cancelled(shard: S
 
 
 async def test_standby_that_hangs_for_a_minute_is_not_waited_for(shard: Shard, pair: Pair) -> None:
-    """It must not stop a queue for ever; it is said once, and once more when it keeps up again."""
+    """It must not stop a queue; it is logged once, and once more when it keeps up again."""
     with capture_logs() as logs:
         await shard.are_safe(await shard.applied())
         pair.standby.suspend()
@@ -271,7 +271,7 @@ async def test_standby_that_hangs_for_a_minute_is_not_waited_for(shard: Shard, p
 
 
 async def test_named_standby_confirms_for_those_who_do_not_wait_for_it_by_default(shard: Shard, pair: Pair) -> None:
-    """The server's owner names whom commits are to reach: nobody is told while that one hangs, for however long."""
+    """The server's owner names the standbys that commits must reach: no wait ends while one hangs, however long."""
     database = database_of(shard.pool.address)
     await execute(pair.primary.url, f"ALTER DATABASE {database} SET synchronous_commit = local")
     await pair.standby.make_synchronous()
@@ -319,7 +319,7 @@ async def test_standby_that_may_not_be_seen_is_said_and_not_waited_for(
 
 
 async def test_slot_shows_how_far_a_standby_is_without_any_right(shard: Shard, pair: Pair, plain_role: str) -> None:
-    """Its restart_lsn is what the standby has on disk, and may be seen by everybody."""
+    """Its restart_lsn is the standby's position on disk, and every role may see it."""
     await execute(pair.primary.url, "SELECT pg_create_physical_replication_slot('follower')")
     await use_slot(pair, "follower")
     try:
@@ -338,7 +338,7 @@ async def test_slot_shows_how_far_a_standby_is_without_any_right(shard: Shard, p
 
 
 async def test_receivers_that_cannot_be_promoted_are_not_waited_for(shard: Shard, pair: Pair) -> None:
-    """A logical subscriber, and a program that keeps the log, say nothing of a failover, and are often far behind."""
+    """A logical subscriber, and a program that keeps the log, do not count for a failover, and are often far behind."""
     copies = pair.primary._folder / "copies"
     copies.mkdir()
     copies.chmod(0o777)

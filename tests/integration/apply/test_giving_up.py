@@ -57,7 +57,7 @@ def sent(tenant: TenantCase) -> Operation:
 
 
 async def test_give_up_leaves_a_marked_row_and_no_effect(tenant: TenantCase, sent: Operation) -> None:
-    """The row has the operation's position, by which whoever reads its record again knows it; twice is once."""
+    """The row has the operation's position, by which a reader recognises its record; twice is once."""
     assert await tenant.give_up(sent) == GIVEN_UP == failed(Failure.RETRIES_EXHAUSTED)
     before = await tenant.everything()
 
@@ -75,7 +75,7 @@ async def test_give_up_leaves_a_marked_row_and_no_effect(tenant: TenantCase, sen
 async def test_give_up_changes_nothing_when_another_reader_applied_the_operation(
     tenant: TenantCase, sent: Operation
 ) -> None:
-    """What has its row stays as it is, and another operation under the request id is told."""
+    """An existing row stays as it is, and another operation under the request id is reported."""
     await tenant.apply(sent)
     before = await tenant.everything()
 
@@ -93,7 +93,7 @@ async def test_give_up_changes_nothing_when_another_reader_applied_the_operation
 async def test_give_up_obeys_the_tenants_row(
     tenant: TenantCase, sent: Operation, state: str, expected: Outcome
 ) -> None:
-    """The shard has the last word here too: a tenant that does not live there gets no row."""
+    """The shard decides here too: a tenant that is not on it gets no row."""
     await tenant.set_state(state)
 
     assert await tenant.give_up(sent) == expected
@@ -133,7 +133,7 @@ async def test_give_up_waits_for_a_fence(tenant: TenantCase, sent: Operation) ->
 async def test_give_up_can_be_tried_again_when_the_line_is_cut_at_the_commit(
     make_shard: ShardMaker, *, after: bool
 ) -> None:
-    """Whether the row was written is unknown; the same again says it."""
+    """Whether the row was written is unknown; a repetition shows it."""
     async with Line(await make_shard()).opened() as line:
         pool = ShardPool(line.address, size=2)
         case = TenantCase(pool, TENANT)
@@ -153,7 +153,7 @@ async def test_give_up_can_be_tried_again_when_the_line_is_cut_at_the_commit(
 async def test_replay_takes_the_place_of_what_was_given_up(
     tenant: TenantCase, sent: Operation, source: Source, sequence_number: str | None
 ) -> None:
-    """It is applied as if fresh, its row says all about it, and both records are redeliveries from then on."""
+    """It is applied as a new one, its row has all its facts, and both records are redeliveries from then on."""
     await tenant.give_up(sent)
     given_up = await log_row(tenant, sent.request_id)
     replay = replayed(sent, sequence_number, source=source)
@@ -185,7 +185,7 @@ async def test_replay_takes_the_place_of_what_was_given_up(
     ],
 )
 async def test_replay_leaves_its_own_outcome(tenant: TenantCase, kind: str, data: Any, expected: Outcome) -> None:
-    """Whatever the replay comes to is the operation's outcome for ever."""
+    """The replay's outcome is the operation's final outcome."""
     first = tenant.operation(kind, None if kind == "list" else "r1", data, sequence_number="100")
     await tenant.give_up(first)
 
@@ -197,7 +197,7 @@ async def test_replay_leaves_its_own_outcome(tenant: TenantCase, kind: str, data
 
 
 async def test_replay_comes_to_tenant_destroyed_when_the_tenant_is(tenant: TenantCase, sent: Operation) -> None:
-    """A destroyed tenant's log still says what became of the last try."""
+    """A destroyed tenant's log still has the outcome of the last try."""
     await tenant.give_up(sent)
     await tenant.set_state("destroying")
 
@@ -208,7 +208,7 @@ async def test_replay_comes_to_tenant_destroyed_when_the_tenant_is(tenant: Tenan
 async def test_replay_under_a_used_request_id_is_told_when_it_is_another_operation(
     tenant: TenantCase, sent: Operation
 ) -> None:
-    """A row that was given up is nobody else's."""
+    """The row of an operation that was given up is replaced by its own replay alone."""
     await tenant.give_up(sent)
     other = tenant.operation("create", data={"v": 2}, request_id=sent.request_id, sequence_number="200")
 
@@ -295,7 +295,7 @@ async def test_replay_is_applied_once_when_two_readers_apply_it_at_once(shard: S
 
 
 async def test_replay_looks_again_when_the_row_it_would_replace_changes_meanwhile(tenant: TenantCase) -> None:
-    """It waits for whoever holds the row; only one that is still as it was is replaced, else all is looked at anew."""
+    """It waits for the row's lock; only an unchanged row is replaced, otherwise the batch is tried again."""
     rival = await asyncpg.connect(tenant.pool.address.connection_string)
     changes = {
         "SELECT FROM operations WHERE request_id = $1": SUCCEEDED,
@@ -322,7 +322,7 @@ async def test_replay_looks_again_when_the_row_it_would_replace_changes_meanwhil
 
 @dataclass
 class Known:
-    """What the log must say of one request id."""
+    """The expected row of one request id."""
 
     place: int
     is_given_up: bool

@@ -1,4 +1,4 @@
-"""Batches that wait for the same shard go in one transaction, and each caller sees what it would have seen alone."""
+"""Batches that wait for the same shard share a transaction, and each caller gets the same result as alone."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def together(
     batches: Sequence[Sequence[Operation]],
     claimed: Sequence[PositionClaim | None],
 ) -> list[list[Outcome] | BaseException]:
-    """Have all batches wait for the shard's only connection, then let it go; return what came of each."""
+    """Have all batches wait for the shard's only connection, then release it; return the result of each."""
     await writer.apply([case.operation("list", None)])  # the first contact is over
     async with case.pool.connection():
         waiting = [
@@ -90,7 +90,7 @@ async def test_readers_move_their_positions_together_again_and_again(case: Tenan
 
 
 async def test_group_is_no_larger_than_its_bound_but_for_one_batch(case: TenantCase) -> None:
-    """What does not fit goes with the next transaction; one batch always goes."""
+    """A batch that does not fit joins the next transaction; one batch always fits."""
     sizes = [GROUP_LEAST_COUNT - 1, 1, 1, GROUP_MAX_COUNT + 1, 2]
     batches = [creates(case, reader, size) for reader, size in enumerate(sizes)]
 
@@ -101,7 +101,7 @@ async def test_group_is_no_larger_than_its_bound_but_for_one_batch(case: TenantC
 
 
 async def test_group_has_no_more_bytes_than_its_bound_but_for_one_batch(case: TenantCase) -> None:
-    """Whatever is in memory, a statement is not larger than that."""
+    """A statement is not larger than that, whatever the memory holds."""
     sizes = [GROUP_MAX_BYTES // 2, GROUP_MAX_BYTES // 4, GROUP_MAX_BYTES // 2, GROUP_MAX_BYTES, 1]
     batches = [[case.operation("create", f"r{size}-{n}", {"text": "x" * size})] for n, size in enumerate(sizes)]
 
@@ -112,7 +112,7 @@ async def test_group_has_no_more_bytes_than_its_bound_but_for_one_batch(case: Te
 
 
 async def test_batch_goes_at_once_when_a_connection_is_free(make_shard: ShardMaker) -> None:
-    """Nobody waits for company, or for a transaction of others."""
+    """No batch waits for others to join, or for a transaction of others."""
     pool = ShardPool(await make_shard(), size=3)
     await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
     case, writer = TenantCase(pool, ("clinic", "main")), writer_of(pool)
@@ -128,7 +128,7 @@ async def test_batch_goes_at_once_when_a_connection_is_free(make_shard: ShardMak
 
 
 async def test_reader_whose_position_was_changed_fails_alone(case: TenantCase) -> None:
-    """The others are applied, each by itself."""
+    """The others are applied, each alone."""
     claimed = claims()
     claimed[3].fencing_tokens = ["00000000-0000-0000-0000-000000000001"]
 
@@ -140,7 +140,7 @@ async def test_reader_whose_position_was_changed_fails_alone(case: TenantCase) -
 
 
 async def test_operation_that_cannot_be_stored_fails_alone(case: TenantCase) -> None:
-    """Whoever's batch it is in."""
+    """In any caller's batch."""
     batches = [creates(case, one) for one in range(READERS)]
     batches[5][1] = case.operation("create", "bad", '{"a": "\\u0000"}')
 
@@ -188,7 +188,7 @@ async def test_caller_that_is_cancelled_leaves_the_others_alone(case: TenantCase
 
 
 async def test_transaction_is_given_up_when_all_its_callers_are(make_shard: ShardMaker) -> None:
-    """Not when one is left; then its connection ends, and is nobody's."""
+    """Not while one is left; after the last its connection ends, and is not lent again."""
     pool = ShardPool(await make_shard(), size=2)
     await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
     case, writer = TenantCase(pool, ("clinic", "main")), writer_of(pool)
@@ -214,7 +214,7 @@ async def test_transaction_is_given_up_when_all_its_callers_are(make_shard: Shar
 
 
 async def test_all_who_wait_learn_that_no_transaction_could_begin(case: TenantCase) -> None:
-    """And the next batch is tried anew."""
+    """And the next batch starts afresh."""
     writer = writer_of(case.pool)
     await writer.apply([case.operation("list", None)])
     address = case.pool.address

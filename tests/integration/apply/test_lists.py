@@ -1,4 +1,4 @@
-"""`list` and `read`: filters, pages, bounds, and that they see what came before them and nothing after."""
+"""`list` and `read`: filters, pages, bounds, and that they see all earlier operations and no later ones."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ async def test_list_pages_in_order_of_resource_id(tenant: TenantCase) -> None:
 
 
 async def test_list_clamps_its_limit(tenant: TenantCase) -> None:
-    """No list returns more than LIST_RESULT_LIMIT rows, and says which limit it used; far pages are only empty."""
+    """No list returns more than LIST_RESULT_LIMIT rows, and each names its limit; far pages are only empty."""
     await tenant.apply(*(tenant.operation("create", f"r{number}", {}) for number in range(5)))
 
     clamped = await listed(tenant, pagination={"limit": 10**30}, list_limit=2)

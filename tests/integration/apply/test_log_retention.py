@@ -42,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("aws_credentials")
 
 @pytest.fixture
 async def pools(make_shard: ShardMaker) -> AsyncIterator[Pools]:  # closed before its shards are given back
-    """Give pools that wait for nobody long."""
+    """Give pools with short timeouts."""
     async with Pools(size=2, timeouts=QUICK) as opened:
         yield opened
 
@@ -86,7 +86,7 @@ async def test_retention_forgets_rows_by_completion_and_keeps_the_rest(pools: Po
 
 
 async def test_retention_forgets_nothing_when_the_window_is_unknown(pools: Pools, make_shard: ShardMaker) -> None:
-    """While a source does not say how long it keeps its records, every row stays."""
+    """While the retention of a source is unknown, every row stays."""
     address = await make_shard()
     pools.ensure_pool(address)
     await add_rows(address, "old", age=400 * DAY, count=5)
@@ -128,7 +128,7 @@ async def test_retention_ends_its_turn_in_time_and_goes_on_with_the_next(pools: 
 
 
 async def test_retention_passes_over_shards_that_are_not_to_be_touched(pools: Pools, make_shard: ShardMaker) -> None:
-    """An empty database has no log, and one that says it is another shard keeps its own."""
+    """An empty database has no log, and the database of another shard keeps its own."""
     empty, other = await make_shard("shard-1", is_empty=True), await make_shard("shard-9")
     await add_rows(other, "old", age=20 * DAY, count=5)
     pools.ensure_pool(empty)
@@ -140,7 +140,7 @@ async def test_retention_passes_over_shards_that_are_not_to_be_touched(pools: Po
 async def test_retention_goes_on_with_other_shards_when_one_is_down(
     pools: Pools, make_shard: ShardMaker, breakable_server: PostgresServer
 ) -> None:
-    """The shard that is down is met once; from then on it is left alone until somebody finds it well again."""
+    """A shard that is down is tried once; then it is left alone until a probe or a use succeeds."""
     well = await make_shard("shard-1")
     down = ShardAddress("shard-2", breakable_server.url)
     for address in (well, down):
@@ -191,7 +191,7 @@ async def test_window_is_raised_to_the_longest_source_and_says_so_once(endpoint_
 
 
 async def test_window_is_unknown_when_a_source_does_not_say(endpoint_url: str) -> None:
-    """A queue or a stream that is gone, refuses or is out of reach makes it unknown, and the log says which."""
+    """A queue or a stream that is gone, refuses or is unreachable makes it unknown, and the log names it."""
     async with client_of("sqs", endpoint_url) as sqs, client_of("kinesis", "http://127.0.0.1:1") as kinesis:
         queue = Queue(sqs, (await sqs.create_queue(QueueName="known"))["QueueUrl"])
         gone = Queue(sqs, queue.url.replace("known", "gone"))

@@ -72,7 +72,7 @@ async def merged(connection: Connection, pairs: Sequence[tuple[Any, Any]]) -> li
 async def test_merge_patch_equals_the_first_one_and_the_rfc_for_any_documents(
     connection: Connection, pairs: list[tuple[Any, Any]]
 ) -> None:
-    """To the digit as before, and as RFC 7396 says."""
+    """To the digit as before, and as in RFC 7396."""
     for (new, old), (target, patch) in zip(await merged(connection, pairs), pairs, strict=True):
         assert new == old
         assert new is not None
@@ -85,7 +85,7 @@ async def test_merge_patch_equals_the_first_one_and_the_rfc_for_any_documents(
 async def test_patch_operations_keep_to_the_rfc_with_and_without_the_function(
     tenant: TenantCase, pairs: list[tuple[Any, Any]]
 ) -> None:
-    """A wave merges the flat ones by itself; whatever the members are called."""
+    """A wave merges the flat ones without the function, with any names of members."""
     ids = [f"r{next(_resource_numbers)}" for _ in pairs]
     sent = [tenant.operation("create", *one) for one in zip(ids, (target for target, _ in pairs), strict=True)]
     sent += [tenant.operation("patch", *one) for one in zip(ids, (patch for _, patch in pairs), strict=True)]
@@ -125,7 +125,7 @@ async def test_patch_operations_keep_to_the_rfc_with_and_without_the_function(
 async def test_merge_patch_keeps_to_the_rule_when_it_takes_its_short_way(
     connection: Connection, target: Any, patch: Any, expected: Any
 ) -> None:
-    """What is in a list is no patch, an empty object is one, and what is none is replaced (`...` is SQL's null)."""
+    """A list's elements are no patches, an empty object is one, and other values are replaced (`...` is SQL's null)."""
     ((new, old),) = await merged(connection, [(target, patch)])
 
     assert new is not None
@@ -134,7 +134,7 @@ async def test_merge_patch_keeps_to_the_rule_when_it_takes_its_short_way(
 
 
 async def test_merge_patch_goes_as_deep_as_the_first_one(connection: Connection) -> None:
-    """What a shard could merge before its upgrade it can afterwards; what is too deep is an error of its data."""
+    """Patches that merged before an upgrade merge after it; a patch that is too deep is an error of its data."""
     text = '{"a": ' * DEPTH + "1" + ', "b": null}' * DEPTH
     query = "SELECT {}('{{}}', $1::text::jsonb)::text"
 

@@ -60,7 +60,7 @@ def of_kind(tenant: TenantCase, kind: str, **members: Any) -> Operation:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_writer_applies_and_logs_an_operation_when_it_is_fresh(tenant: TenantCase, kind: str) -> None:
-    """A fresh operation has its effect, and leaves one row of the log that says all about it."""
+    """A new operation has its effect, and leaves one row of the log with all its facts."""
     await prepare(tenant, kind)
     fresh = of_kind(tenant, kind, sequence_number="49590338271490256608559692538361571095921575989136588898")
 
@@ -141,7 +141,7 @@ async def test_writer_applies_once_when_an_operation_comes_twice_in_one_batch(te
 async def test_writer_makes_a_dead_letter_when_a_request_id_is_used_for_something_else(
     tenant: TenantCase, kind: str
 ) -> None:
-    """Another operation under a used request id is told, never dropped, and changes nothing: also within one batch."""
+    """Another operation under a used request id is reported, never dropped, and changes nothing; also in one batch."""
     await prepare(tenant, kind)
     first = of_kind(tenant, kind)
     other = of_kind(tenant, kind, request_id=first.request_id, **KINDS[kind][1])
@@ -238,7 +238,7 @@ async def test_writer_holds_operations_when_the_shard_has_no_row_of_the_tenant(t
 
 @pytest.mark.parametrize("state", HELD_STATES)
 async def test_writer_holds_operations_when_the_tenant_is_on_the_move(tenant: TenantCase, state: str) -> None:
-    """Only `active` takes operations; what is held leaves nothing, and is applied when the tenant is back."""
+    """Only `active` takes operations; a held one leaves nothing, and is applied when the tenant is back."""
     waiting = tenant.operation("create", data={"a": 1})
     await tenant.set_state(state)
 
@@ -251,7 +251,7 @@ async def test_writer_holds_operations_when_the_tenant_is_on_the_move(tenant: Te
 
 @pytest.mark.parametrize("state", DESTROYED_STATES)
 async def test_writer_logs_tenant_destroyed_when_the_tenant_is(tenant: TenantCase, state: str) -> None:
-    """Operations of a destroyed tenant end with that outcome; a redelivery is one, another content is told."""
+    """Operations of a destroyed tenant end with that outcome; a redelivery is one, other contents are reported."""
     await tenant.apply(tenant.operation("create", data={"a": 1}))
     await tenant.set_state(state)
     late = tenant.operation("update", data={"a": 2})
@@ -269,7 +269,7 @@ async def test_writer_logs_tenant_destroyed_when_the_tenant_is(tenant: TenantCas
 
 
 async def test_writer_refuses_an_operation_when_another_tenant_has_the_same_id(tenant: TenantCase) -> None:
-    """`a-b`+`c` and `a`+`b-c` have one id: the row says whose it is, the other's operations are dead letters."""
+    """`a-b`+`c` and `a`+`b-c` have one id: the row belongs to one, the other's operations are dead letters."""
     business, location = tenant.ids
     owner = TenantCase(tenant.pool, (business, f"{location}-x"))
     other = TenantCase(tenant.pool, (f"{business}-{location}", "x"))
@@ -294,7 +294,7 @@ async def test_writer_refuses_an_operation_when_another_tenant_has_the_same_id(t
 async def test_writer_gives_up_an_operation_when_it_came_too_long_before_its_tenant(
     tenant: TenantCase, source: Source, waited: timedelta, *, is_dead: bool
 ) -> None:
-    """Arrival + wait ≤ created_at is unknown_tenant for every reader for ever (idea 7); only streams have readers."""
+    """Arrival + wait ≤ created_at is unknown_tenant for every reader (idea 7); only streams have readers."""
     young = TenantCase(tenant.pool, (tenant.ids[0], "young"))
     await add_tenant(tenant.pool, young.ids, created_at=ARRIVED_AT + waited)
 

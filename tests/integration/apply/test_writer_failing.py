@@ -1,4 +1,4 @@
-"""Operations that fail by themselves while their shard works: found, blamed alone, and nothing overtakes them."""
+"""Operations that fail on a healthy shard: found, blamed alone, and no later operation overtakes them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SLOW = {"sleep": 5}
 
 @pytest.fixture
 async def touchy(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
-    """Give a shard that fails by itself at some operations, with a statement's deadline of half a second."""
+    """Give a healthy shard that fails at some operations, with a statement timeout of half a second."""
     pool = ShardPool(await make_shard(), size=4, timeouts=ShardTimeouts(statement_s=0.5))
     await make_touchy(pool)
     yield pool
@@ -59,7 +59,7 @@ async def case_on(pool: ShardPool, location: str = TENANT[1]) -> TenantCase:
 async def test_writer_blames_an_operation_when_it_fails_by_itself(
     touchy: ShardPool, kind: str, code: str, error: str
 ) -> None:
-    """It is UNEXPECTED and told by class and code alone; it leaves no row and no effect, and the shard is well."""
+    """It is UNEXPECTED, with class and code alone; it leaves no row and no effect, and the shard is healthy."""
     case = await case_on(touchy)
     if kind == "update":
         await case.apply(case.operation("create", data={"v": 1}))
@@ -75,7 +75,7 @@ async def test_writer_blames_an_operation_when_it_fails_by_itself(
 
 
 async def test_writer_holds_only_the_tenants_later_operations_when_one_fails_by_itself(touchy: ShardPool) -> None:
-    """What came before it is applied, what comes behind it is held, and other tenants notice nothing."""
+    """Earlier operations are applied, later ones are held, and other tenants are not affected."""
     case, other = await case_on(touchy), await case_on(touchy, "other")
     bad = case.operation("create", "r2", BAD)
     batch = [
@@ -101,7 +101,7 @@ async def test_writer_holds_only_the_tenants_later_operations_when_one_fails_by_
 
 
 async def test_writer_tells_the_kinds_of_fault_apart_when_a_batch_has_several(touchy: ShardPool) -> None:
-    """Refused data fail alone and hold nobody; of a tenant only the first operation that fails by itself is blamed."""
+    """Refused data fail alone and hold no tenant; only a tenant's first operation that fails otherwise is blamed."""
     case, other, slow = await case_on(touchy), await case_on(touchy, "other"), await case_on(touchy, "slow")
     batch = [
         case.operation("create", "r1", '{"v": "\\u0000"}'),
@@ -151,7 +151,7 @@ async def test_writer_blames_an_operation_when_only_the_commit_shows_it(make_sha
 async def test_writer_blames_the_first_of_each_tenant_whatever_the_batch(
     touchy: ShardPool, faults: list[str], data: st.DataObject
 ) -> None:
-    """As one by one: up to the first that fails by itself all is applied or invalid, behind it all is held."""
+    """As one by one: before the first failing operation all are applied or invalid, behind it all are held."""
     await fetch(touchy, "DELETE FROM resources")
     await fetch(touchy, "DELETE FROM operations")
     await fetch(touchy, "DELETE FROM tenants")
@@ -191,7 +191,7 @@ async def test_writer_has_the_wait_twice_when_one_of_many_takes_too_long(touchy:
 
 
 async def test_writer_blames_at_once_when_one_operation_alone_was_to_be_applied(touchy: ShardPool) -> None:
-    """Of a batch whose others are in the log already there is nothing to find out."""
+    """With all other operations of the batch in the log, no search is needed."""
     case, other = await case_on(touchy), await case_on(touchy, "other")
     known = [case.operation("create", data={"v": 0}), other.operation("create", data={"v": 0})]
     assert await case.apply(*known) == [SUCCEEDED] * 2
@@ -203,7 +203,7 @@ async def test_writer_blames_at_once_when_one_operation_alone_was_to_be_applied(
 
 
 async def test_writer_blames_nobody_when_many_are_merely_slow_together(touchy: ShardPool) -> None:
-    """A batch whose operations need more than the deadline together, and little each, is applied one by one."""
+    """A batch with operations that exceed the timeout together, but not alone, is applied one by one."""
     case = await case_on(touchy)
     batch = [case.operation("create", f"r{number}", {"sleep": 0.1}) for number in range(8)]
 
@@ -229,7 +229,7 @@ async def test_writer_blames_nobody_when_the_failing_statement_has_no_operation_
 async def test_writer_blames_nobody_when_the_shard_does_not_work(
     make_shard: ShardMaker, postgres_server: PostgresServer
 ) -> None:
-    """An operation that fails by itself is not at fault while the shard does not answer a trivial question."""
+    """A failing operation is not at fault while the shard does not answer a trivial query."""
     pool = ShardPool(await make_shard(), size=1)
     await make_touchy(pool)
     case = await case_on(pool)
@@ -245,7 +245,7 @@ async def test_writer_blames_nobody_when_the_shard_does_not_work(
 
 
 async def test_writer_fails_as_the_shard_when_the_log_itself_refuses_a_row(touchy: ShardPool) -> None:
-    """An operation whose row cannot even be written as failed is nothing that could be passed over."""
+    """An operation that cannot even be logged as failed cannot be skipped."""
     case = await case_on(touchy)
     await fetch(touchy, "ALTER TABLE operations ADD CHECK (1 / (length(request_id) - 3) > -10)")
     poisonous = case.operation("create", data={}, request_id="abc")

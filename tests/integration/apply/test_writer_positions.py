@@ -1,4 +1,4 @@
-"""How far a stream shard got, written with each batch: only by who knows the row, and together with the effects."""
+"""The position of a stream shard, written with each batch: only over a known row, and together with the effects."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def rows(pool: ShardPool) -> dict[str, dict[str, Any]]:
 
 
 async def position(pool: ShardPool, stream_shard_id: str = STREAM_SHARD_ID) -> str | None:
-    """Return what a row says is owed; None where there is none."""
+    """Return `owed_from` of a row; None without a row."""
     found = (await rows(pool)).get(stream_shard_id)
     return None if found is None else found["owed_from"]
 
@@ -86,7 +86,7 @@ async def take_away(pool: ShardPool, stream_shard_id: str = STREAM_SHARD_ID) -> 
 async def test_writer_makes_the_row_with_the_first_batch_and_moves_it_with_the_next(
     case: TenantCase, writer: ShardWriter
 ) -> None:
-    """All that the claim says is in it, under a token that only who wrote it knows."""
+    """It has all values of the claim, under a token that only its writer knows."""
     claim = claim_of(owed_since=ARRIVED_AT, read_to="9/1", held=("tenant:a-x", "slots:AA"), parents_done=True)
     assert await writer.apply([case.operation("create", data={})], claim) == [SUCCEEDED]
 
@@ -117,7 +117,7 @@ async def test_writer_makes_the_row_with_the_first_batch_and_moves_it_with_the_n
 
 
 async def test_writer_writes_no_row_without_a_claim(case: TenantCase, writer: ShardWriter) -> None:
-    """What comes from elsewhere than a stream says nothing of one."""
+    """Operations from other sources than a stream do not move its position."""
     assert await writer.apply([case.operation("create", data={})]) == [SUCCEEDED]
     assert await rows(case.pool) == {}
 
@@ -148,9 +148,9 @@ async def test_writer_applies_nothing_when_the_row_is_another_readers(
 async def test_writer_makes_no_row_when_a_tenant_was_moved_here_since_the_reader_saw_that_there_is_none(
     case: TenantCase, writer: ShardWriter
 ) -> None:
-    """The tenant may lack what its shard had lost; no row can have told the reader, and none that it makes may hide it.
+    """The tenant may lack operations that its shard lost; no row showed that, and the new row must not hide it.
 
-    Tenants that are made here meanwhile lack nothing.
+    Tenants that are made here in between lack nothing.
     """
     standing = await writer.read_positions(STREAM, [STREAM_SHARD_ID], is_first=True)
     assert standing is not None
@@ -173,7 +173,7 @@ async def test_writer_makes_no_row_when_a_tenant_was_moved_here_since_the_reader
 async def test_writer_applies_nothing_when_the_row_that_a_reader_knew_is_gone(
     case: TenantCase, writer: ShardWriter
 ) -> None:
-    """A server without it lacks what was applied as well."""
+    """A server without it lacks the applied operations as well."""
     claim = claim_of()
     await writer.apply([case.operation("create", data={})], claim)
     await fetch(case.pool, "DELETE FROM stream_positions")
@@ -222,7 +222,7 @@ async def _refused(writer: ShardWriter, operations: list[Any], claim: PositionCl
 async def test_reader_goes_on_when_it_does_not_know_whether_its_batch_was_committed(
     make_shard: ShardMaker, known: str, *, after: bool
 ) -> None:
-    """Either row is its own; only one that began a row cannot tell that there is none from a row that was lost."""
+    """Either row is its own; only the reader that made a row cannot distinguish a missing row from a lost one."""
     async with Line(await make_shard()).opened() as line:
         pool = ShardPool(line.address, size=2)
         await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
@@ -251,7 +251,7 @@ async def test_reader_goes_on_when_it_does_not_know_whether_its_batch_was_commit
 async def test_reader_goes_on_when_its_connection_is_ended_within_the_batch(
     case: TenantCase, writer: ShardWriter
 ) -> None:
-    """The server ends it, say at a restart: the row is the one before, which the reader knows still."""
+    """The server ends it, as at a restart: the row is the one before, which the reader still knows."""
     claim = claim_of()
     await writer.apply([case.operation("create", data={})], claim)
     batch = [case.operation("update", data={"v": 1})]
@@ -299,7 +299,7 @@ async def test_attempt_that_was_given_up_writes_nothing_when_it_comes_late(
 @pytest.mark.parametrize(
     ("bad", "outcome"),
     [({"raise": "22000"}, INVALID_DATA), ({"raise": "P0001"}, UNEXPECTED)],
-    ids=["data that are refused", "it fails by itself"],
+    ids=["data that are refused", "it fails on a healthy server"],
 )
 async def test_writer_writes_the_row_with_each_part_of_a_batch(
     make_shard: ShardMaker, bad: dict[str, str], outcome: Outcome
@@ -345,7 +345,7 @@ async def test_writer_writes_the_row_with_each_part_of_a_batch(
 async def test_writer_stops_between_two_parts_when_the_row_is_another_readers_by_then(
     make_shard: ShardMaker,
 ) -> None:
-    """The first part is applied, and said to be owed as before; nothing of the second is."""
+    """The first part is applied, with the position as before; nothing of the second is."""
     pool = ShardPool(await make_shard(), size=2)
     await make_touchy(pool)
     await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
@@ -391,7 +391,7 @@ async def test_writer_writes_the_row_with_an_operation_that_is_given_up(case: Te
 
 
 async def test_touch_writes_what_is_its_readers_and_says_what_is_not(case: TenantCase, writer: ShardWriter) -> None:
-    """Rows of several stream shards at once: what is another's keeps none of the others from being written."""
+    """Rows of several stream shards at once: another reader's row does not prevent the other writes."""
     known, new, stolen, gone = (claim_of(f"shardId-{number}") for number in range(4))
     for claim in (known, stolen, gone):
         assert await writer.write_positions([claim]) == []
@@ -450,7 +450,7 @@ async def test_standing_is_all_that_a_shard_knows(case: TenantCase, writer: Shar
 
 
 async def test_standing_tells_when_the_last_tenant_was_moved_here(case: TenantCase, writer: ShardWriter) -> None:
-    """Who meets the shard for the first time may have sent that tenant something elsewhere, which is lost."""
+    """A reader new to the shard may have sent that tenant operations elsewhere, which are lost."""
     for name, moved_ago in (("earlier", "1 hour"), ("later", "20 minutes")):
         await add_tenant(case.pool, (name, "main"), created_at=TENANT_MADE_AT)
         query = "UPDATE tenants SET epoch = 2, state_changed_at = clock_timestamp() - $2::text::interval WHERE id = $1"
@@ -469,7 +469,7 @@ async def test_standing_tells_when_the_last_tenant_was_moved_here(case: TenantCa
 
 
 async def test_shard_says_who_lives_there(case: TenantCase, writer: ShardWriter) -> None:
-    """Who is fenced does, who was moved or destroyed does not, nor who never came."""
+    """A fenced tenant does; one that was moved or destroyed, or never came, does not."""
     states = ("active", "fenced", "incoming", "ready", "moved", "destroying", "destroyed")
     for state in states:
         await add_tenant(case.pool, (state, "main"), created_at=TENANT_MADE_AT)
@@ -482,7 +482,7 @@ async def test_shard_says_who_lives_there(case: TenantCase, writer: ShardWriter)
 
 
 async def test_adoption_leaves_another_token_in_the_row_that_it_reads(case: TenantCase, writer: ShardWriter) -> None:
-    """What the rows of the ancestors say is lost only together with it; who knew the row before has to look."""
+    """The rows of the ancestors are lost only together with it; a reader that knew the old token must read again."""
     claim, parents = claim_of(owed_since=ARRIVED_AT, parents_done=True), claim_of(PARENT, "SHARD_END")
     await writer.write_positions([claim, parents])
 
@@ -508,7 +508,7 @@ async def test_adoption_leaves_another_token_in_the_row_that_it_reads(case: Tena
 async def test_adoption_makes_a_row_that_says_nothing_where_there_is_none(
     case: TenantCase, writer: ShardWriter
 ) -> None:
-    """From its token it can be told afterwards whether what was read is still so."""
+    """Its token shows afterwards whether the rows read are unchanged."""
     standing = await writer.fence_and_read_positions(claim_of(), [PARENT])
 
     assert standing is not None

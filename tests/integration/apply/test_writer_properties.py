@@ -223,7 +223,7 @@ JSON = st.recursive(
 
 
 def merge_patch(target: Any, patch: Any) -> Any:
-    """Merge as the pseudo-code of RFC 7396, section 2, says, line by line."""
+    """Merge by the pseudo-code of RFC 7396, section 2, line by line."""
     if isinstance(patch, dict):
         if not isinstance(target, dict):
             target = {}

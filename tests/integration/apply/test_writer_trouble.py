@@ -49,7 +49,7 @@ def races_lost(pool: ShardPool) -> float:
 
 
 async def lost_races(pool: ShardPool, count: float) -> bool:
-    """Tell whether so many races were lost."""
+    """Return whether so many races were lost."""
     return races_lost(pool) >= count
 
 
@@ -137,7 +137,7 @@ async def check_fifty(tenant: TenantCase, places: tuple[int, ...], bad: str) -> 
 
     others = failed(Failure.NOT_FOUND) if 0 in places else SUCCEEDED
     expected = [INVALID_DATA if place in places else others for place in range(50)]
-    if 0 in places and "refused" in bad:  # only what would be stored is refused
+    if 0 in places and "refused" in bad:  # only data to be stored are refused
         expected = [INVALID_DATA, *([others] * 49)]
     assert outcomes[::2] == expected
     seen, last = [], None
@@ -163,7 +163,7 @@ async def test_writer_applies_all_others_in_order_when_some_of_a_batch_are_unsto
 async def test_writer_applies_all_others_in_order_when_some_of_a_batch_are_refused(
     refusing: TenantCase, places: tuple[int, ...]
 ) -> None:
-    """What is refused for a reason that only applying it shows is found by halving, and fails alone as well."""
+    """Data that are refused only when they are applied are found by bisection, and fail alone as well."""
     await check_fifty(refusing, places, '{"refused": 1}')
 
 
@@ -249,7 +249,7 @@ async def test_writer_tries_again_when_it_is_the_victim_of_a_deadlock(make_shard
 
 @pytest.fixture
 async def hurried(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
-    """Give a shard of whose locks nobody waits long."""
+    """Give a shard with a short lock timeout."""
     pool = ShardPool(await make_shard(), size=4, timeouts=ShardTimeouts(lock_s=0.1))
     yield pool
     await pool.close()
@@ -287,7 +287,7 @@ async def test_writer_gives_the_batch_back_when_it_loses_every_race(hurried: Sha
 
 
 async def test_writer_tries_again_when_a_row_of_the_log_goes_between_two_looks(shard: ShardPool) -> None:
-    """A row that retention deletes just now is there for the insert and gone for the question whose it is."""
+    """A row that retention is deleting exists for the insert, and is gone for the following read."""
     case = await case_on(shard)
     old, new = case.operation("create", data={"v": 1}), case.operation("create", "r2", {"v": 2})
     await case.apply(old)
@@ -305,7 +305,7 @@ async def test_writer_tries_again_when_a_row_of_the_log_goes_between_two_looks(s
 
 @pytest.mark.parametrize("after", [True, False], ids=["after it", "before it"])
 async def test_writer_asks_the_log_when_the_line_is_cut_at_the_commit(make_shard: ShardMaker, *, after: bool) -> None:
-    """Whether the commit took place is unknown; the same batch again is dropped or applied, as the log says."""
+    """Whether the commit took place is unknown; the same batch again is dropped or applied, by the log."""
     async with Line(await make_shard()).opened() as line:
         pool = ShardPool(line.address, size=2)
         case = await case_on(pool)
@@ -399,7 +399,7 @@ async def test_writer_gives_the_batch_back_when_the_server_is_read_only(
 
 
 async def test_writer_gives_the_batch_back_when_the_database_is_empty(make_shard: ShardMaker) -> None:
-    """Where no schema was made nobody lives yet."""
+    """A shard without a schema has no tenants yet."""
     pool = ShardPool(await make_shard(is_empty=True), size=1)
     case = TenantCase(pool, TENANT)
 

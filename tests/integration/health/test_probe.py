@@ -1,4 +1,4 @@
-"""Whether a shard can take operations now: asked beside the pool, in seconds, once for all who want to know."""
+"""Probing whether a shard can apply operations now: beside the pool, in seconds, once for all callers."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def forget_looks(pool: ShardPool) -> None:
 
 
 async def amiss(gateway: ShardGateway) -> str:
-    """Probe the shard, which must not work, and return what it says."""
+    """Probe the shard, which must fail, and return the error."""
     with pytest.raises(RetryableError) as caught:
         await gateway.probe("shard-1")
     return str(caught.value)
 
 
 async def test_gateway_gives_up_an_operation_on_a_shard(routed: RoutedShards) -> None:
-    """Through the gateway as through the writer; where the tenant went it is asked for anew."""
+    """Through the gateway as through the writer; a tenant that has moved is looked up again."""
     case = TenantCase(pool_of(routed), TENANT)
     bad, late = case.operation("create", data={}), case.operation("delete")
 
@@ -83,7 +83,7 @@ async def test_probe_says_nothing_when_the_shard_works(routed: RoutedShards) -> 
 
 
 async def test_probe_is_one_connection_when_many_readers_ask_at_once(make_shard: ShardMaker) -> None:
-    """The shard meets one of them, and at the first contact another that looks whose database it is."""
+    """The shard gets one of them, and at the first use another that checks its identity and schema."""
     async with Line(await make_shard()).opened() as line, routed_shards([line.address]) as routed:
         for expected in (2, 3):
             forget_looks(pool_of(routed))
@@ -91,8 +91,8 @@ async def test_probe_is_one_connection_when_many_readers_ask_at_once(make_shard:
                 for _ in range(64):
                     tasks.create_task(routed.gateway.probe("shard-1"))
             assert line.connection_count == expected
-            routed.gateway._writer("shard-1")._shared_probe = SingleFlightProbe(
-                routed.gateway._writer("shard-1")._probe_once
+            routed.gateway._ensure_writer("shard-1")._shared_probe = SingleFlightProbe(
+                routed.gateway._ensure_writer("shard-1")._probe_once
             )
 
 
@@ -125,7 +125,7 @@ async def test_probe_raises_in_time_when_the_server_is_frozen(breakable_server: 
 
 
 async def test_probe_raises_when_nobody_listens_at_the_address(make_shard: ShardMaker) -> None:
-    """A look tells how a shard is that nobody uses; its answer holds for a moment, whatever is found out meanwhile."""
+    """A probe shows the health of an unused shard; its result holds for a moment, in spite of later findings."""
     async with Pools(size=1) as pools:
         down = silent("shard-1")
         pool = pools.ensure_pool(down)
@@ -166,7 +166,7 @@ async def test_probe_raises_when_the_database_is_not_the_shards(make_shard: Shar
 
 
 async def test_probe_raises_when_the_server_refuses_the_connection_for_any_reason(make_shard: ShardMaker) -> None:
-    """What is said when connecting is never said of a statement, or of data."""
+    """An error of connecting is never taken for one of a statement, or of data."""
     address = await make_shard()
     for option in ("application_name=x%00y", "target_session_attrs=standby", "work_mem=x"):
         pool = ShardPool(ShardAddress("shard-1", f"{address.connection_string}?{option}"), size=1)

@@ -1,4 +1,4 @@
-"""Real shards looked at: what they say of themselves, and what comes of it when they are in trouble."""
+"""Probes of real shards: their facts, and the findings when they have problems."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ Sees = Callable[[Health], bool]
 
 @pytest.fixture
 async def pools(make_shard: ShardMaker) -> AsyncIterator[Pools]:  # closed before its shards are given back
-    """Give pools whose looks end after a second."""
+    """Give pools with probes that end after a second."""
     async with Pools(size=2, timeouts=HURRIED) as pools:
         yield pools
 
 
 @contextlib.asynccontextmanager
 async def looking(pools: Pools) -> AsyncIterator[HealthRegistry]:
-    """Let a prober run, and give what it writes into."""
+    """Let a prober run, and give its registry."""
     book = HealthRegistry()
     async with asyncio.TaskGroup() as tasks:
         prober = tasks.create_task(Prober(pools, book).run())
@@ -84,7 +84,7 @@ async def well(pools: Pools, address: ShardAddress) -> ShardProbe:
 
 
 def is_(state: ShardState) -> Sees:
-    """Return what is true of a shard in that state."""
+    """Return the facts of a shard in that state."""
     return lambda health: health.state is state
 
 
@@ -173,7 +173,7 @@ async def test_look_tells_the_pool_when_its_shard_is_read_only_and_when_no_more(
     assert assess(ShardObservation(probe=probe)).problems == {Problem.READ_ONLY}
     await execute(postgres_server.url_of("postgres"), f"{setting} = off")
 
-    async def is_back() -> bool:  # the answer of the pool's own look is everybody's for a moment
+    async def is_back() -> bool:  # the result of the pool's own probe is shared for a moment
         await inspect_shard(pool)
         return pool.is_healthy
 
@@ -204,7 +204,7 @@ async def test_look_sees_what_there_is_to_see_when_its_role_may_see_little(
 
 
 async def test_look_goes_on_when_a_function_is_not_permitted(pools: Pools, breakable_server: PostgresServer) -> None:
-    """Some hosted servers lack some: what they would say is left out, and the shard is well."""
+    """Some hosted servers lack some: those facts are left out, and the shard is healthy."""
     address = await copy_shard(breakable_server)
     await execute(address.connection_string, "CREATE ROLE curious LOGIN")
     await execute(address.connection_string, "GRANT SELECT ON ALL TABLES IN SCHEMA public TO curious")
@@ -222,7 +222,7 @@ async def test_look_goes_on_when_a_function_is_not_permitted(pools: Pools, break
 async def test_look_is_on_a_connection_of_the_pool_when_no_other_is_to_be_had(
     pools: Pools, make_shard: ShardMaker
 ) -> None:
-    """A shard whose connections are used up goes on by those that are open: it is not lost."""
+    """A shard without room for another connection works on with the open ones: it is not lost."""
     address = await make_shard()
     role = f"single_{database_of(address)}"
     await execute(address.connection_string, f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 1")
@@ -257,7 +257,7 @@ async def test_look_says_what_it_has_seen_when_the_shard_is_slow(pools: Pools, m
 
 @contextlib.asynccontextmanager
 async def held_lock(address: ShardAddress, table: str) -> AsyncIterator[None]:
-    """Let everybody who reads a table wait."""
+    """Block all readers of a table."""
     connection = await asyncpg.connect(address.connection_string)
     try:
         await connection.execute(f"BEGIN; LOCK TABLE {table}")
@@ -322,7 +322,7 @@ async def test_look_shows_how_far_a_standby_is_behind() -> None:
 async def test_prober_looks_at_every_pool_soon_and_forgets_those_that_are_gone(
     pools: Pools, make_shard: ShardMaker
 ) -> None:
-    """What it sees is shown as metrics, with the connections of the pool as they are when metrics are read."""
+    """Its observations are shown as metrics, with the connections of the pool as they are when metrics are read."""
     pool = pools.ensure_pool(await make_shard("prober-1"))
     async with looking(pools) as book:
         await comes_to(book, "prober-1", is_(ShardState.HEALTHY))
@@ -351,7 +351,7 @@ async def test_prober_sees_trouble_and_its_end_within_two_seconds(
     breakable_server: PostgresServer,
     make_shard: ShardMaker,
 ) -> None:
-    """Other shards are looked at meanwhile; nobody needs to use the shard."""
+    """Other shards are probed in the same time; no caller needs to use the shard."""
     pool = pools.ensure_pool(await copy_shard(breakable_server))
     other = pools.ensure_pool(await make_shard("shard-2"))
     async with looking(pools) as book:

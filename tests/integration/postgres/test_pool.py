@@ -168,7 +168,7 @@ async def test_pool_keeps_its_deadlines_when_its_address_changes(make_shard: Sha
 
 
 async def test_pool_says_that_it_is_healthy_again_when_it_is(make_shard: ShardMaker) -> None:
-    """Health and the last error follow what was met, in the metrics too."""
+    """Health and the last error follow the results, in the metrics too."""
     address = await make_shard("shard-health")
     labels = {"shard_id": "shard-health"}
     async with Pools(size=1) as pools:
@@ -233,7 +233,7 @@ def at_port(address: ShardAddress, port: int) -> ShardAddress:
 
 
 async def test_pool_blames_the_data_when_an_argument_cannot_be_encoded(shard: ShardPool) -> None:
-    """What never can succeed is no trouble of the shard's, which would be tried again for ever."""
+    """A permanent error is not a problem of the shard, which would be retried without end."""
     with pytest.raises(InvalidDataError, match="DataError"):
         async with shard.connection() as connection:
             await connection.fetchval("SELECT $1::text", "\ud800")
@@ -280,7 +280,7 @@ BAD_PLACES = [
 
 @pytest.mark.parametrize("place", BAD_PLACES)
 async def test_pool_is_unavailable_when_its_address_is_no_good(place: str) -> None:
-    """Whatever an address does to the libraries is trouble of that shard, told without its password."""
+    """Any error of the libraries over an address is a problem of that shard, reported without its password."""
     pool = ShardPool(ShardAddress("shard-9", f"postgresql://u:{ENCODED_PASSWORD}@{place}"), size=1, timeouts=QUICK)
 
     with pytest.raises(ShardUnavailableError, match="shard shard-9") as caught:
@@ -328,7 +328,7 @@ def put_first(path: Path, line: str) -> None:
 
 
 async def test_pool_shows_no_password_when_the_server_refuses_it(breakable_server: PostgresServer) -> None:
-    """A wrong password or database is told by its code and place; the password is nowhere, and unknown to the log."""
+    """A wrong password or database is reported by code and place; the password appears nowhere, also not in the log."""
     address = await copy_shard(breakable_server)
     superuser = await asyncpg.connect(address.connection_string)
     await superuser.execute("CREATE ROLE guest LOGIN PASSWORD 'another'")

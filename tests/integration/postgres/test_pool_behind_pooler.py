@@ -62,7 +62,7 @@ async def test_pool_takes_no_server_for_a_pooler(shard: ShardPool) -> None:
 
 
 async def test_pool_prepares_nothing_any_more_when_a_prepared_statement_is_gone(shard: ShardPool) -> None:
-    """Whoever took it away would do so again; the transaction is one to be tried again, on other connections."""
+    """The pooler could drop it again; the transaction can be retried, on other connections."""
 
     async def twice() -> None:
         async with shard.transaction() as connection:
@@ -80,7 +80,7 @@ async def test_pool_prepares_nothing_any_more_when_a_prepared_statement_is_gone(
 
 @pytest.mark.parametrize("change", ["ALTER TABLE things ALTER n TYPE text", "ALTER TABLE things ADD m int"])
 async def test_pool_meets_a_change_of_the_schema_once(shard: ShardPool, change: str) -> None:
-    """The first transaction after it is to be tried again, and all connections have forgotten what they prepared."""
+    """The first transaction after it can be retried, and all connections have dropped their prepared statements."""
 
     async def read() -> int:
         async with shard.transaction() as connection:

@@ -1,4 +1,4 @@
-"""Many shards within few connections: never more than allowed, nobody is kept from their turn, nothing hangs."""
+"""Many shards within few connections: never more than allowed, every caller gets its turn, nothing hangs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from simplu_worker.shards.types import ShardUnavailableError
 
 @pytest.fixture
 async def empty(make_shard: ShardMaker) -> ShardAddress:
-    """Give a database that is nobody's, and so may be any number of shards'."""
+    """Give a database without an identity, which many shards can share."""
     return await make_shard(is_empty=True)
 
 
@@ -41,7 +41,7 @@ async def use(pool: ShardPool, seconds: float = 0.0) -> None:
 
 
 async def all_come_back(pooled: list[ShardPool]) -> bool:
-    """Wait until nobody uses or waits for a connection: one whose use was cancelled ends when its server let go."""
+    """Wait until no connection is used or wanted: after a cancelled use it ends once the server has stopped."""
 
     async def have_come_back() -> bool:
         return all(count["open"] == count["idle"] and not count["waiting"] for count in map(ShardPool.counts, pooled))
@@ -80,7 +80,7 @@ async def watched(address: ShardAddress) -> AsyncIterator[list[int]]:
 async def test_pools_serve_every_shard_when_there_are_few_connections(
     empty: ShardAddress, shard_count: int, max_connections: int
 ) -> None:
-    """With several who ask at each of them at once, and again when all are served."""
+    """With several callers at each of them at once, and again after all are served."""
     async with watched(empty) as counts, Pools(size=4, max_connections=max_connections) as pools:
         for _ in range(2):
             async with asyncio.TaskGroup() as tasks:
@@ -94,7 +94,7 @@ async def test_pools_serve_every_shard_when_there_are_few_connections(
 
 
 async def test_pools_serve_a_shard_with_one_who_asks_beside_one_with_a_crowd(empty: ShardAddress) -> None:
-    """A crowd at one shard keeps nobody else waiting for longer than a turn of each."""
+    """Many callers of one shard delay the others by no more than one turn of each shard."""
     async with Pools(size=2, max_connections=2) as pools:
         crowd, *others = shards(pools, empty, 6)
         is_over = False
@@ -117,7 +117,7 @@ async def test_pools_serve_a_shard_with_one_who_asks_beside_one_with_a_crowd(emp
 
 
 async def test_pools_take_the_connection_that_was_idle_longest(empty: ShardAddress) -> None:
-    """A shard that was used just now keeps what it has."""
+    """A shard in recent use keeps its connections."""
     async with Pools(size=2, max_connections=2) as pools:
         first, second, third = shards(pools, empty, 3)
         for pool in (first, second):
@@ -202,7 +202,7 @@ async def test_pools_lose_no_place_when_uses_are_cancelled(empty: ShardAddress) 
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_pools_keep_count_whatever_happens_to_their_lines(empty: ShardAddress, seed: int) -> None:
-    """Lines that are cut, swallow, are slow or say no, users that are cancelled: in the end every place is there."""
+    """Lines that are cut, swallow, are slow or refuse, and cancelled uses: in the end every slot is free."""
     draw = random.Random(seed)
     timeouts = msgspec.structs.replace(QUICK, connect_s=0.2, acquire_s=0.5, reply_s=0.2, cancel_s=0.1, probe_s=0.2)
     async with ShardLine(empty) as line, Pools(size=2, max_connections=3, timeouts=timeouts) as pools:

@@ -1,4 +1,4 @@
-"""A pool whose shard is gone fails fast, gives up what hangs, and is back within two seconds of the shard."""
+"""The pool of a dead shard fails fast, ends hanging uses, and is back within two seconds of the shard."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def pool(line: ShardLine) -> AsyncIterator[ShardPool]:
 
 
 async def test_pool_fails_fast_when_the_way_to_its_shard_does_not_work(line: ShardLine, pool: ShardPool) -> None:
-    """After a few failures nobody is sent there any more, until a probe gets through; then everybody is."""
+    """After a few failures no request goes there until a probe succeeds; then all do."""
     async with line.refuse_connections():
         assert await poll_until(lambda: nothing_is_open(pool), within_s=PATIENT_S)
         for _ in range(FAILURES_MAX):
@@ -53,7 +53,7 @@ async def test_pool_fails_fast_when_the_way_to_its_shard_does_not_work(line: Sha
 
 
 async def test_pool_finds_out_by_itself_that_its_shard_is_back(line: ShardLine, pool: ShardPool) -> None:
-    """Within two seconds, also where nobody probes: one of those who ask does."""
+    """Within two seconds, also without a prober: one of the callers probes."""
     async with line.refuse_connections():
         for _ in range(FAILURES_MAX):
             await unavailable(pool)
@@ -69,7 +69,7 @@ async def test_pool_finds_out_by_itself_that_its_shard_is_back(line: ShardLine, 
 
 
 async def test_pool_ends_what_hangs_when_it_is_known_that_the_shard_does_not_answer(line: ShardLine) -> None:
-    """Its connections are needed elsewhere; those who waited for one are told as well."""
+    """Its connections are needed elsewhere; callers that wait for one get an error too."""
     timeouts = msgspec.structs.replace(QUICK, reply_s=60.0, acquire_s=60.0, probe_s=0.2)
     pool = ShardPool(line.address, size=1, timeouts=timeouts)
     await ask(pool)
@@ -102,7 +102,7 @@ async def test_pool_counts_a_server_that_is_starting_as_one_that_is_not_there(li
 
 
 async def test_pool_uses_what_it_has_when_the_server_is_full(line: ShardLine, pool: ShardPool) -> None:
-    """Whoever needs one more is told; the shard is not cut off, and a probe says that it works."""
+    """A caller that needs one more gets an error; the shard is not cut off, and a probe succeeds."""
     with line.saying(TOO_MANY):
         async with pool.connection():
             for _ in range(FAILURES_MAX + 1):
@@ -126,7 +126,7 @@ async def test_probe_tells_of_a_server_that_is_full_and_takes_no_writes(line: Sh
 
 
 async def test_pool_does_not_cut_off_a_shard_that_answers_with_errors(pool: ShardPool) -> None:
-    """Statements that fail, data that is refused and a server that takes no writes say nothing of the way."""
+    """Failing statements, refused data and a read-only server do not count as unreachable."""
     for code in ("23505", "22P05", "25006", "53100", "57014", "P0001", "42501", "40001") * 2:
         with contextlib.suppress(Exception):
             await ask(pool, f"DO $$ BEGIN RAISE SQLSTATE '{code}'; END $$")
@@ -134,7 +134,7 @@ async def test_pool_does_not_cut_off_a_shard_that_answers_with_errors(pool: Shar
 
 
 async def test_pool_begins_anew_when_it_is_repointed(line: ShardLine, make_shard: ShardMaker) -> None:
-    """What was known of the old address says nothing of the new one."""
+    """The state of the old address does not apply to the new one."""
     async with Pools(size=1, timeouts=HURRIED) as pools, line.refuse_connections():
         pool = pools.ensure_pool(line.address)
         for _ in range(FAILURES_MAX):
@@ -146,7 +146,7 @@ async def test_pool_begins_anew_when_it_is_repointed(line: ShardLine, make_shard
 async def test_pool_is_used_again_within_two_seconds_when_a_frozen_server_goes_on(
     breakable_server: PostgresServer,
 ) -> None:
-    """By those who probe every second, with every connection stuck; one slow statement before that says nothing."""
+    """By a probe every second, with every connection stuck; one slow statement before that does not count."""
     pool = ShardPool(await copy_shard(breakable_server), size=2, timeouts=ShardTimeouts(probe_s=0.5, connect_s=0.5))
     await ask(pool)
     breakable_server.suspend()

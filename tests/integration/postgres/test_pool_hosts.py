@@ -35,7 +35,7 @@ class Pair:
         self.first, self.second = lines
 
     def pool(self, option: str = "") -> ShardPool:
-        """Return a pool to whichever of both is what is wanted."""
+        """Return a pool for the wanted one of the two servers."""
         head, _, tail = self.addresses[0].connection_string.rpartition("@")
         database = tail.partition("/")[2]
         url = f"{head}@{self.first.place},{self.second.place}/{database}{option}"
@@ -62,7 +62,7 @@ async def port_of(pool: ShardPool) -> int:
 
 
 async def unavailable(pool: ShardPool) -> str:
-    """Ask a shard that cannot answer, and return what it came to."""
+    """Use a shard that cannot answer, and return the error."""
     with pytest.raises(ShardUnavailableError) as caught:
         await port_of(pool)
     return str(caught.value)
@@ -88,7 +88,7 @@ async def make_read_only(server: PostgresServer, *, is_on: bool) -> None:
 async def test_pool_uses_the_second_host_at_once_when_the_first_refuses(
     pair: Pair, postgres_server: PostgresServer
 ) -> None:
-    """Nobody waits for a host that says no."""
+    """A host that refuses costs no wait."""
     pool = pair.pool()
     async with pair.first.refuse_connections():
         with within(0, DEAF_S):
@@ -140,7 +140,7 @@ async def test_pool_uses_the_second_host_in_time_when_the_first_is_frozen(
 async def test_pool_uses_the_host_that_is_what_is_wanted(
     pair: Pair, breakable_server: PostgresServer, postgres_server: PostgresServer, option: str, *, is_first: bool
 ) -> None:
-    """Where several are named and nothing is said, one that takes writes."""
+    """By default, one of several hosts that takes writes."""
     await make_read_only(breakable_server, is_on=True)
     pool = pair.pool(option)
     try:
@@ -151,7 +151,7 @@ async def test_pool_uses_the_host_that_is_what_is_wanted(
 
 
 async def test_pool_is_unavailable_when_no_host_is_what_is_wanted(pair: Pair) -> None:
-    """It says so at once."""
+    """The error comes at once."""
     pool = pair.pool("?target_session_attrs=standby")
     with within(0, DEAF_S):
         assert "TargetServerAttributeNotMatched" in await unavailable(pool)
@@ -161,7 +161,7 @@ async def test_pool_is_unavailable_when_no_host_is_what_is_wanted(pair: Pair) ->
 async def test_pool_leaves_a_host_that_takes_no_writes_any_more(
     pair: Pair, breakable_server: PostgresServer, postgres_server: PostgresServer
 ) -> None:
-    """A former primary is told by its first refusal; no connection to it is used again."""
+    """A former primary is recognised by its first refusal; no connection to it is used again."""
     pool = pair.pool()
     async with pool.connection() as one, pool.connection() as other:
         assert one.place == other.place
@@ -192,7 +192,7 @@ async def test_pool_leaves_a_host_that_takes_no_writes_any_more(
 async def test_pool_follows_when_its_server_dies_and_the_other_takes_writes(
     pair: Pair, breakable_server: PostgresServer, postgres_server: PostgresServer
 ) -> None:
-    """At the first probe after that; before, nobody is told that the shard is there."""
+    """At the first probe after that; before, the shard counts as lost."""
     database = pair.addresses[0].connection_string.rpartition("/")[2]
     setting = f"ALTER DATABASE {database} SET default_transaction_read_only"
     await execute(postgres_server.url_of("postgres"), f"{setting} = on")
@@ -212,7 +212,7 @@ async def test_pool_follows_when_its_server_dies_and_the_other_takes_writes(
 
 
 async def test_pool_passes_over_a_host_that_leads_to_another_shard(pair: Pair, postgres_server: PostgresServer) -> None:
-    """Before anybody can write there; where no other is left the error says what is wrong."""
+    """Before any write there; if no other host is left, the error names the problem."""
     await execute(pair.addresses[0].connection_string, "UPDATE shard_meta SET shard_id = 'shard-9'")
     pool = pair.pool()
     assert await port_of(pool) == postgres_server.port
@@ -226,7 +226,7 @@ async def test_pool_passes_over_a_host_that_leads_to_another_shard(pair: Pair, p
 async def test_pool_uses_no_connection_to_another_shards_database_when_a_name_is_given_away(
     pair: Pair, breakable_server: PostgresServer
 ) -> None:
-    """The same string, yesterday right, leads elsewhere today: what is connected to is looked at each time."""
+    """The same string, right yesterday, leads elsewhere today: every new connection checks its database."""
     await execute(pair.addresses[1].connection_string, "UPDATE shard_meta SET shard_id = 'shard-9'")
     pool = ShardPool(pair.first.address, size=1, timeouts=HURRIED)
     assert await port_of(pool) == breakable_server.port
@@ -248,7 +248,7 @@ async def test_pool_uses_no_connection_to_another_shards_database_when_a_name_is
 async def test_pool_leads_to_an_empty_database_so_that_it_can_be_set_up(
     postgres_server: PostgresServer, statement: str
 ) -> None:
-    """A database without an identity is nobody's yet; what else is in there is the schema's to judge."""
+    """A database without an identity has no owner yet; its other contents are for the schema check."""
     name = f"pair_{next(_numbers)}"
     url = await postgres_server.create_database(name)
     if statement:

@@ -1,4 +1,4 @@
-"""A pool and the network: what is lost, late, cut or swallowed costs a bounded time, and nobody gets it afterwards."""
+"""A pool and the network: lost, late, cut or swallowed replies cost a bounded time, and reach no later caller."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ async def test_pool_ends_a_cancelled_use_in_time_when_the_line_swallows_everythi
 
 
 async def test_pool_stops_the_server_when_an_answer_takes_too_long(make_shard: ShardMaker) -> None:
-    """What nobody waits for any more does not go on there."""
+    """A statement without a waiting caller is stopped on the server."""
     address = await make_shard()
     pool = ShardPool(address, size=1, timeouts=HURRIED)
 
@@ -138,7 +138,7 @@ async def test_pool_waits_for_a_use_to_end_when_it_is_closed(make_shard: ShardMa
 
 
 async def test_pool_is_bounded_when_one_who_has_a_connection_asks_for_another(make_shard: ShardMaker) -> None:
-    """A deadlock of many such ends by the deadline for waiting; and is said to be no fault of the server's."""
+    """A deadlock of many such callers ends by the timeout for waiting, and is not reported as the server's fault."""
     pool = ShardPool(await make_shard("shard-nested"), size=2, timeouts=HURRIED)
     messages = []
 
@@ -162,7 +162,7 @@ async def test_pool_is_bounded_when_one_who_has_a_connection_asks_for_another(ma
 
 
 async def test_pool_serves_in_the_order_of_asking(make_shard: ShardMaker) -> None:
-    """First come, first served: nobody waits longer than those before."""
+    """First come, first served: no caller waits longer than those before it."""
     pool = ShardPool(await make_shard(), size=3)
     served = []
 
@@ -212,7 +212,7 @@ async def test_pool_asks_the_server_nothing_but_what_its_users_do(line: ShardLin
 
 
 async def test_pool_does_not_lend_a_connection_that_was_cut_while_it_was_idle(line: ShardLine, pool: ShardPool) -> None:
-    """It goes, and its place is free, as soon as it is known; nobody meets an error."""
+    """It is dropped, and its slot is free, as soon as that is known; no caller gets an error."""
     for end in (line.cut, line.half_close):
         before = line.connection_count
         end()
@@ -223,7 +223,7 @@ async def test_pool_does_not_lend_a_connection_that_was_cut_while_it_was_idle(li
 async def test_pool_replaces_a_connection_that_is_cut_in_the_middle_of_its_use(
     line: ShardLine, pool: ShardPool
 ) -> None:
-    """Its user finds out at once, nobody else does."""
+    """Its user gets an error at once, no other caller does."""
     async with asyncio.TaskGroup() as tasks:
         for end in (line.cut, line.half_close):
             asking = tasks.create_task(unavailable(pool, "SELECT pg_sleep(0.4)"))
@@ -245,7 +245,7 @@ async def test_pool_takes_its_time_when_the_line_is_slow(line: ShardLine, pool: 
 
 
 async def test_pool_grows_only_as_needed_and_closes_what_is_idle(make_shard: ShardMaker) -> None:
-    """Connections that nobody needs any more go after a while; those of before are lent first."""
+    """Surplus connections are closed after a while; the ones used last are lent first."""
     address = await make_shard()
     async with Pools(size=4, timeouts=msgspec.structs.replace(HURRIED, idle_s=0.3)) as pools:
         pool = pools.ensure_pool(address)
@@ -264,7 +264,7 @@ async def test_pool_grows_only_as_needed_and_closes_what_is_idle(make_shard: Sha
 
 
 async def test_pool_lets_the_system_watch_over_its_sockets(make_shard: ShardMaker) -> None:
-    """A connection whose other end is gone without a word ends in seconds, whether idle or asked."""
+    """A connection with a silently vanished peer ends in seconds, idle or in use."""
     pool = ShardPool(await make_shard(), size=1)
     async with pool.connection() as connection:
         endpoint = connection._transport.get_extra_info("socket")  # type: ignore[attr-defined]
@@ -279,7 +279,7 @@ async def test_pool_lets_the_system_watch_over_its_sockets(make_shard: ShardMake
 
 
 async def test_pools_cost_nothing_for_shards_that_are_down(line: ShardLine, make_shard: ShardMaker) -> None:
-    """Nothing is opened before it is used, so one dead shard keeps nobody from starting."""
+    """Nothing is opened before its first use, so a dead shard delays no start."""
     async with line.refuse_connections(), Pools(size=4) as pools:
         dead = pools.ensure_pool(ShardAddress("dead", line.address.connection_string))
         assert await ask(pools.ensure_pool(await make_shard())) == 1

@@ -1,4 +1,4 @@
-"""How a pool shows who it is and knows whom it talks to: TLS with certificates, passwords in files."""
+"""Authentication of a pool and of its server: TLS with certificates, passwords in files."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Papers:
         return self.folder / name
 
     def issue(self, name: str, *, issuer: str, subject: str, names: str | None = None) -> None:
-        """Make a key and a certificate, signed by *issuer*; by itself, where that is the same."""
+        """Make a key and a certificate, signed by *issuer*; self-signed if that is the same."""
         extensions = self.path(f"{name}.ext")
         extensions.write_text(
             "basicConstraints=critical,CA:TRUE" if name == issuer else f"subjectAltName={names or 'DNS:nowhere'}"
@@ -103,7 +103,7 @@ Guard = Callable[[Mapping[str, object]], contextlib.AbstractAsyncContextManager[
 
 
 async def is_encrypted(pool: ShardPool) -> bool:
-    """Use a connection, say whether it is encrypted, and close it."""
+    """Use a connection, return whether it is encrypted, and close it."""
     try:
         async with pool.connection() as connection:
             assert await connection.fetchval("SELECT 1") == 1
@@ -113,7 +113,7 @@ async def is_encrypted(pool: ShardPool) -> bool:
 
 
 async def unavailable(pool: ShardPool) -> str:
-    """Ask a shard to which there is no way, and return what it came to."""
+    """Use an unreachable shard, and return the error."""
     with pytest.raises(ShardUnavailableError) as caught:
         await is_encrypted(pool)
     assert PASSWORD not in str(caught.value)
@@ -121,14 +121,14 @@ async def unavailable(pool: ShardPool) -> str:
 
 
 async def test_pool_encrypts_as_its_string_says(guarded: Guard) -> None:
-    """Where nothing is said, when the server can."""
+    """By default, if the server supports it."""
     expected = {"": True, "sslmode=disable": False, "sslmode=prefer": True, "sslmode=require": True}
     async with guarded(OFFERED) as make_pool:
         assert {option: await is_encrypted(make_pool(option)) for option in expected} == expected
 
 
 async def test_pool_is_unavailable_when_it_must_encrypt_and_the_server_cannot(guarded: Guard) -> None:
-    """Only what was asked for has to be had."""
+    """Encryption is required only if the address demands it."""
     async with guarded(IMPOSSIBLE) as make_pool:
         assert not await is_encrypted(make_pool())
         assert not await is_encrypted(make_pool("sslmode=prefer"))
@@ -186,7 +186,7 @@ async def test_pool_stops_the_server_through_tls_when_a_use_is_cancelled(guarded
 
 
 def rewritten(path: Path, rewrite: Callable[[str], str]) -> str:
-    """Rewrite a file and return what was there."""
+    """Rewrite a file and return its old contents."""
     before = path.read_text()
     path.write_text(rewrite(before))
     return before
@@ -213,7 +213,7 @@ async def strict(breakable_server: PostgresServer) -> AsyncIterator[ShardAddress
 async def test_pool_has_its_password_from_the_string_or_from_a_file(
     strict: ShardAddress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """A file is read anew for each connection, so a password may be changed there."""
+    """The file is read again for each connection, so a password may be changed in it."""
     place = strict.place.partition("/")[0]
     file = tmp_path / "pass"
     file.write_text(f"nowhere:*:*:{GUEST}:no\n{place}:*:{GUEST}:wrong\n")

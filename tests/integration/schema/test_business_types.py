@@ -52,7 +52,7 @@ _numbers = itertools.count(1)
 
 @asynccontextmanager
 async def transaction_undone(pool: ShardPool) -> AsyncIterator[Connection]:
-    """Lend a connection whose changes are rolled back."""
+    """Lend a connection, and roll back its changes."""
     async with pool.connection() as connection:
         await connection.execute("BEGIN")
         try:
@@ -90,7 +90,7 @@ async def test_view_shows_its_resources_with_types_and_no_others(
 
 
 async def test_views_give_values_of_their_types(tenant: TenantCase) -> None:
-    """What a document says as text or number is a time, a number, a truth."""
+    """A document's texts and numbers become times, numbers and booleans."""
     appointment = {
         "patientName": "Ana",
         "appointmentTime": "2026-03-02T10:30:00+01:00",

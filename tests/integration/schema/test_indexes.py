@@ -32,7 +32,7 @@ FILL = """
 INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
 SELECT
     tenant, $1, name, 'r' || lpad(number::text, 6, '0'),
-    jsonb_build_object('patientId', number % 100, 'name', 'someone', 'status', 'open', 'note', repeat('x', 100)),
+    jsonb_build_object('patientId', number % 100, 'name', 'a person', 'status', 'open', 'note', repeat('x', 100)),
     timestamptz '2026-01-01 00:00+00' + (number * 7919 % 365) * interval '1 day', now()
 FROM (VALUES ('clinic-big', 5000), ('clinic-small', 300)) AS tenants (tenant, count)
 CROSS JOIN unnest($2::text[]) AS names (name)

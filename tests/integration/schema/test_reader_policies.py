@@ -39,7 +39,7 @@ _numbers = itertools.count(1)
 
 
 def url_as(role: str, address: ShardAddress) -> str:
-    """Return the connection string by which *role* comes to a shard; the server trusts whoever comes from here."""
+    """Return the connection string of *role* to a shard; the server trusts all connections from this host."""
     parts = urlsplit(address.connection_string)
     return urlunsplit(parts._replace(netloc=f"{role}@{parts.hostname}:{parts.port}"))
 
@@ -89,7 +89,7 @@ async def drop_roles(shard: ShardPool, roles: Sequence[str]) -> None:
 
 
 async def seen(url: str, query: str, *, tenant: str | None = None) -> list[Any]:
-    """Return what *query* gives whoever comes by *url*, naming *tenant*: its first column, in order."""
+    """Return the first column of *query*, in order, over *url*, with *tenant* set."""
     connection = await asyncpg.connect(url)
     try:
         if tenant is not None:
@@ -116,7 +116,7 @@ async def seen(url: str, query: str, *, tenant: str | None = None) -> list[Any]:
 async def test_reader_sees_one_tenant_when_it_names_that(
     shard: ShardPool, make_role: RoleMaker, query: str, expected: list[str]
 ) -> None:
-    """Whatever its query says, in every table it may read and through the views; of the worker's journals nothing."""
+    """With any query, in every table it may read and through the views; of the worker's journals nothing."""
     reader = await make_role(f"GRANT SELECT ON {TABLES} TO {{role}}")
 
     assert await seen(reader, query, tenant="clinic-main") == expected
@@ -134,12 +134,12 @@ async def test_reader_is_shown_nothing_of_others_when_its_own_function_would_tel
     connection.add_log_listener(lambda _, message: told.append(message.message))
     await connection.execute("SET simplu.tenant = 'clinic-main'")
     await connection.execute(
-        "CREATE FUNCTION pg_temp.tell(id text) RETURNS boolean LANGUAGE plpgsql COST 0.0001"
+        "CREATE FUNCTION pg_temp.report(id text) RETURNS boolean LANGUAGE plpgsql COST 0.0001"
         " AS 'BEGIN RAISE NOTICE ''%'', id; RETURN true; END'"
     )
 
-    await connection.fetch("SELECT FROM resources WHERE pg_temp.tell(id)")
-    await connection.fetch("SELECT FROM dental_patients WHERE pg_temp.tell(id)")
+    await connection.fetch("SELECT FROM resources WHERE pg_temp.report(id)")
+    await connection.fetch("SELECT FROM dental_patients WHERE pg_temp.report(id)")
 
     await connection.close()
     assert set(told) == {"clinic-main"}
@@ -155,7 +155,7 @@ async def test_reader_is_shown_nothing_of_others_when_its_own_function_would_tel
     ],
 )
 async def test_reader_changes_nothing(make_role: RoleMaker, statement: str) -> None:
-    """Policies let nobody do what no right lets him."""
+    """A policy grants nothing without a right."""
     connection = await asyncpg.connect(await make_role(f"GRANT SELECT ON {TABLES} TO {{role}}"))
 
     with pytest.raises(asyncpg.InsufficientPrivilegeError):

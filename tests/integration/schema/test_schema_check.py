@@ -20,7 +20,7 @@ from simplu_worker.shards.types import ShardUnavailableError
 
 
 async def state_of(pool: ShardPool) -> SchemaState:
-    """Return what `check_schema` says of a shard."""
+    """Return the result of `check_schema` for a shard."""
     async with pool.connection() as connection:
         return await check_schema(connection, pool.address.shard_id)
 
@@ -47,7 +47,7 @@ async def test_ensure_schema_makes_everything_when_the_database_is_empty(make_sh
 
 
 async def test_ensure_schema_changes_nothing_when_it_is_there(shard: ShardPool) -> None:
-    """A second time makes nothing anew."""
+    """A second time makes nothing again."""
     before = await fetch(shard, "SELECT oid FROM pg_class ORDER BY oid")
 
     await ensure_schema(shard)
@@ -70,7 +70,7 @@ async def test_ensure_schema_makes_it_once_when_many_do_it_at_once(make_shard: S
 
 
 async def test_ensure_schema_leaves_nothing_when_it_fails_half_way(make_shard: ShardMaker) -> None:
-    """What was made before an error goes with it."""
+    """An error rolls back everything made before it."""
     async with Pools(size=1) as pools:
         pool = pools.ensure_pool(await make_shard("shard-7", is_empty=True))
         await fetch(pool, "CREATE TYPE moves AS (a int)")  # no table, so the shard counts as empty
@@ -130,7 +130,7 @@ async def test_check_schema_refuses_another_programs_tables(make_shard: ShardMak
 async def test_check_schema_calls_a_database_empty_when_only_an_extension_has_put_something_there(
     make_shard: ShardMaker,
 ) -> None:
-    """Hosted Postgres comes with extensions whose views lie in the public schema."""
+    """Hosted Postgres comes with extensions that have views in the public schema."""
     async with Pools(size=1) as pools:
         pool = pools.ensure_pool(await make_shard("shard-7", is_empty=True))
         await fetch(pool, "CREATE EXTENSION pg_buffercache")
@@ -158,7 +158,7 @@ NEXT, AFTER_NEXT = SCHEMA_VERSION + 1, SCHEMA_VERSION + 2
     ],
 )
 async def test_check_schema_refuses_a_version_it_does_not_work_on(shard: ShardPool, statement: str, came: str) -> None:
-    """What the newest migration says counts; the error says which version came and what to do."""
+    """The newest migration decides; the error names the actual version and what to do."""
     await fetch(shard, statement)
 
     with pytest.raises(ShardUnavailableError, match=came):
@@ -183,7 +183,7 @@ async def test_check_schema_takes_the_version_before_and_later_ones_that_work_wi
 
 
 async def test_check_schema_refuses_a_shard_without_an_identity(shard: ShardPool) -> None:
-    """Tables like ours without an identity are nobody's shard."""
+    """Tables like ours without an identity are not a shard."""
     await fetch(shard, "DELETE FROM shard_meta")
 
     with pytest.raises(ShardUnavailableError, match="no identity"):

@@ -1,4 +1,4 @@
-"""The upgrade of a shard: what it does, what it leaves alone, and that it may be run again."""
+"""The upgrade of a shard: its effects, and that it may be run again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def pool(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
 
 
 async def test_upgrade_does_what_the_shard_lacks_and_records_it(pool: ShardPool) -> None:
-    """In the order of the file, told step by step; the second time there is nothing to do."""
+    """In the order of the file, reported step by step; the second time there is nothing to do."""
     watcher = Watcher(lambda doing: doing.done_count == doing.count > 0)
 
     done = await upgrader(pool, report=watcher).run()
@@ -110,7 +110,7 @@ async def test_upgrade_refuses_to_go_backwards(pool: ShardPool) -> None:
 
 
 async def test_upgrade_goes_on_where_it_stopped_when_a_statement_fails(pool: ShardPool) -> None:
-    """What was done stays, and is not recorded before all of it is done."""
+    """Finished statements stay, and the migration is not recorded before all are finished."""
     broken = f"{INDEX}; CREATE TABLE IF NOT EXISTS notes (a int); SELECT 1 / (SELECT count(*) FROM tenants);"
 
     with pytest.raises(Exception, match=r"22012|shard-1"):

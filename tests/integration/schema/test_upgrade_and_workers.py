@@ -39,10 +39,10 @@ async def pool(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
         "DROP FUNCTION simplu_merge_patch; "
         + next(text for text in MIGRATIONS[0].text.split("\n\n") if "FUNCTION simplu_merge_patch" in text),
     ],
-    ids=["new column", "other type", "positions", "function made anew"],
+    ids=["new column", "other type", "positions", "function made again"],
 )
 async def test_workers_go_on_when_what_their_statements_use_has_changed(pool: ShardPool, text: str) -> None:
-    """A plan that a connection has kept is made anew within the batch that met it; nothing is held for it."""
+    """A connection's outdated plan is made again within the batch that met it; nothing is held for it."""
     users = ShardPool(pool.address, size=2, timeouts=ShardTimeouts())
     writer = writer_of(users)
     await add_tenant(users)
@@ -111,7 +111,7 @@ async def test_every_query_means_something_on_the_schema_before(make_shard: Shar
 
 
 async def is_understood(pool: ShardPool, name: str) -> bool:
-    """Tell whether a shard can make a plan for a query."""
+    """Return whether a shard can make a plan for a query."""
     async with pool.connection() as connection:
         try:
             await connection.prepare(QUERIES[name])
@@ -121,6 +121,6 @@ async def is_understood(pool: ShardPool, name: str) -> bool:
 
 
 async def state_of(pool: ShardPool) -> SchemaState:
-    """Return what `check_schema` says of a shard."""
+    """Return the result of `check_schema` for a shard."""
     async with pool.connection() as connection:
         return await check_schema(connection, pool.address.shard_id)

@@ -1,4 +1,4 @@
-"""An upgrade and those beside it: whom it waits for, what a killed one has left, and a pooler in between."""
+"""An upgrade beside other sessions: its blockers, the leftovers of a killed one, and a pooler in between."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ async def test_upgrade_lets_others_pass_and_names_whom_it_waits_for(
 async def test_upgrade_gives_up_when_a_lock_is_not_to_be_had(
     pool: ShardPool, stranger: asyncpg.Connection[Any]
 ) -> None:
-    """The error says what it was for, who has it, and what to do."""
+    """The error names the statement, the session that holds the lock, and what to do."""
     hurried = ShardPool(pool.address, size=CONNECTIONS, timeouts=replace(UPGRADE_TIMEOUTS, lock_s=1.0))
     async with stranger.transaction():
         await stranger.execute("LOCK TABLE tenants IN ROW SHARE MODE")
@@ -149,7 +149,7 @@ async def test_upgrade_waits_for_a_build_that_a_killed_one_has_left_to_the_serve
 
 
 async def until_built(pool: ShardPool) -> None:
-    """Wait until somebody builds an index."""
+    """Wait until a session builds an index."""
 
     async def is_built() -> bool:
         return bool(await fetch(pool, "SELECT 1 FROM pg_stat_progress_create_index WHERE index_relid <> 0"))
@@ -158,7 +158,7 @@ async def until_built(pool: ShardPool) -> None:
 
 
 async def test_upgrade_can_be_cancelled_and_run_again(pool: ShardPool, stranger: asyncpg.Connection[Any]) -> None:
-    """Ctrl-C ends the statement on the server too, and nobody waits for the lock of the one that was ended."""
+    """Ctrl-C ends the statement on the server too, and its lock blocks no session afterwards."""
     watcher = Watcher(lambda doing: bool(doing.waits_for))
     snapshot = stranger.transaction(isolation="repeatable_read")
     await snapshot.start()

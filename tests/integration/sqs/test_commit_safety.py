@@ -106,7 +106,7 @@ async def test_orders_are_done_once_they_are_safe_and_applied_meanwhile(pair: Pa
             assert await xids_of(pools[0]) == applied
 
 
-class UnknowingRouter(ShardGateway):
+class UnknowingGateway(ShardGateway):
     """Meets *error* where it is to know whether commits are safe, until `error` is taken away."""
 
     error: Exception | None = None
@@ -132,7 +132,7 @@ async def test_orders_come_again_when_their_commit_cannot_be_known_to_be_safe(
         pool = routed.pools.ensure_pool(address)
         await add_tenant(pool, ("ann", "main"))
         routed.register(("ann", "main"), SHARD_ID)
-        gateway = UnknowingRouter(routed.directory, routed.locator, routed.pools, tenant_wait=TENANT_WAIT)
+        gateway = UnknowingGateway(routed.directory, routed.locator, routed.pools, tenant_wait=TENANT_WAIT)
         async with open_handler(gateway) as handler:
             first, second, other = order("ann", "o1"), order("ann", "o2"), order("ann", "o3")
             second = msgspec.structs.replace(second, group_id=first.group_id)

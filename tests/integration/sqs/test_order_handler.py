@@ -444,7 +444,7 @@ async def test_orders_follow_their_tenant_when_it_moved_from_a_shard_that_is_gon
         assert await fetch(desk.pool("shard-1"), query, "bob-main") == [{"resourceId": "o1"}]
 
 
-class CrashingRouter(ShardGateway):
+class CrashingGateway(ShardGateway):
     """A gateway with a bug that one order meets."""
 
     async def apply(
@@ -459,7 +459,7 @@ class CrashingRouter(ShardGateway):
 async def test_bug_that_one_order_meets_ends_no_other(desk: Desk) -> None:
     """It is found among those it came with, tried again by the delays, then a letter; only its group waits for it."""
     routed = desk.routed
-    gateway = CrashingRouter(routed.directory, routed.locator, routed.pools, tenant_wait=TENANT_WAIT)
+    gateway = CrashingGateway(routed.directory, routed.locator, routed.pools, tenant_wait=TENANT_WAIT)
     async with open_handler(gateway, "orders.fifo", utc=lambda: NOW) as handler:
         bug = message("ann", "o-bug", group="bad")
         others = [message("ann", f"o{number}", group=f"good-{number}") for number in range(3)]

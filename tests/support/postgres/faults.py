@@ -50,7 +50,7 @@ async def killed(server: PostgresServer) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def frozen(server: PostgresServer) -> AsyncIterator[None]:
-    """Let a server hang: what is sent to it is neither refused nor answered."""
+    """Let a server hang: requests are neither refused nor answered."""
     server.suspend()
     try:
         yield
@@ -70,7 +70,7 @@ async def read_only(server: PostgresServer) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def in_recovery(server: PostgresServer) -> AsyncIterator[None]:
-    """Start a server anew as a standby, which nobody can write to; at the end it is promoted."""
+    """Restart a server as a standby, which takes no writes; at the end it is promoted."""
     async with _connected(server) as connection:
         data = Path(await connection.fetchval("SHOW data_directory"))
     await server.stop()
@@ -93,14 +93,14 @@ async def slowed(server: PostgresServer, *tables: str, statement_s: float = 1.0)
         try:
             yield
         finally:
-            # It is quick from here on, also for those who keep the triggers from going.
+            # It is quick from here on, also for sessions that block the drop of the triggers.
             await connection.execute(SLOW_FUNCTION.format(seconds=0))
             await connection.execute("DROP FUNCTION be_slow CASCADE")
 
 
 @contextlib.asynccontextmanager
 async def without_connections(server: PostgresServer) -> AsyncIterator[None]:
-    """Take all of a server's connections, those for superusers included, and end everybody else's."""
+    """Take all of a server's connections, including those for superusers, and end all others."""
     taken: list[Connection] = []
     try:
         await _take_all(server, taken)
@@ -116,7 +116,7 @@ async def without_connections(server: PostgresServer) -> AsyncIterator[None]:
 async def on_small_disk(server: PostgresServer, group: ProcessGroup, size_bytes: int) -> AsyncIterator[SmallDisk]:
     """Keep the tables of a server's own database, not its write-ahead log, on a disk that can be filled.
 
-    They are moved there and back, for which nobody may be using them. Raises `NoDiskError` where none can be mounted.
+    They are moved there and back, so they must not be in use. Raises `NoDiskError` if no disk can be mounted.
     """
     async with _connected(server) as connection:
         folder = Path(await connection.fetchval("SHOW data_directory")).parent
@@ -134,7 +134,7 @@ async def on_small_disk(server: PostgresServer, group: ProcessGroup, size_bytes:
 
 @contextlib.asynccontextmanager
 async def without_disk(server: PostgresServer, disk: SmallDisk, *tables: str) -> AsyncIterator[None]:
-    """Leave a server whose tables are on *disk* no room, nor any within the pages of *tables*."""
+    """Fill *disk*, which has a server's tables, and the free space within the pages of *tables*."""
     async with _connected(server, server.database) as connection:
         await connection.execute(f"VACUUM FULL {', '.join(tables)}")
     await asyncio.to_thread(disk.fill)
@@ -145,7 +145,7 @@ async def without_disk(server: PostgresServer, disk: SmallDisk, *tables: str) ->
 
 
 async def is_writable(server: PostgresServer, statement: str) -> bool:
-    """Tell whether a client that connects now can run *statement* on the server's own database."""
+    """Return whether a new client can run *statement* on the server's own database."""
     try:
         async with _connected(server, server.database) as connection:
             await connection.execute(statement)

@@ -1,4 +1,4 @@
-"""What tests of a pool in trouble share: short deadlines, users that are told no, and how long things take."""
+"""Helpers for tests of a pool with problems: short timeouts, callers that get errors, and durations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def ask(pool: ShardPool, query: str = "SELECT 1") -> object:
 
 
 async def unavailable(pool: ShardPool, query: str = "SELECT 1") -> str:
-    """Ask a shard that cannot answer, and return what it came to."""
+    """Use a shard that cannot answer, and return the error."""
     with pytest.raises(ShardUnavailableError) as caught:
         await ask(pool, query)
     assert caught.value.shard_id == pool.address.shard_id
@@ -34,14 +34,14 @@ async def unavailable(pool: ShardPool, query: str = "SELECT 1") -> str:
 
 @contextlib.contextmanager
 def within(least_s: float, max_s: float) -> Iterator[None]:
-    """Require that what is done takes so long."""
+    """Require that the block takes so long."""
     started = time.monotonic()
     yield
     assert least_s <= time.monotonic() - started < max_s
 
 
 async def nothing_is_open(pool: ShardPool) -> bool:
-    """Tell whether the pool has no connection."""
+    """Return whether the pool has no connection."""
     return pool.counts()["open"] == 0
 
 

@@ -18,7 +18,7 @@ START_S = 10.0
 async def running_pooler(
     server: PostgresServer, settings: Mapping[str, object], files: Mapping[str, bytes] | None = None
 ) -> AsyncIterator[int]:
-    """Run PgBouncer with *settings*, which may name *files*, and give its port. Whoever comes is the superuser."""
+    """Run PgBouncer with *settings*, which may name *files*, and give its port. Every client is the superuser."""
     program = required_program("pgbouncer", how="apt-get install pgbouncer")
     with ProcessGroup() as group:
         programs = PostgresPrograms.find(group.directory)

@@ -1,4 +1,4 @@
-"""What a shard says of itself that is well, for tests."""
+"""The facts of a healthy shard, for tests."""
 
 from simplu_worker.shards.health.assessment import ShardProbe
 

@@ -29,7 +29,7 @@ class ShardLine(TcpProxy):
         self._passing.set()
         self._refusal: tuple[str, str] | None = None
         self.connection_count = 0
-        self.asked: list[bytes] = []  # what was sent to the server, part by part
+        self.asked: list[bytes] = []  # the bytes sent to the server, part by part
 
     def __repr__(self) -> str:
         return f"ShardLine(port={self.port}, connections={len(self._connections)})"
@@ -60,7 +60,7 @@ class ShardLine(TcpProxy):
 
     @contextlib.contextmanager
     def saying(self, refusal: tuple[str, str]) -> Iterator[None]:
-        """Say no to every new connection, as a server does that is starting, or full."""
+        """Refuse every new connection, as a server does that is starting, or full."""
         self._refusal = refusal
         try:
             yield
@@ -72,7 +72,7 @@ class ShardLine(TcpProxy):
         self._target = urlsplit(address.connection_string)
 
     def half_close(self) -> None:
-        """Say on every connection that nothing more will come, and go on taking what is sent."""
+        """Half-close every connection, and go on reading from it."""
         for writer in self._connections:
             if writer.can_write_eof():
                 writer.write_eof()
@@ -118,6 +118,6 @@ class ShardLine(TcpProxy):
 
 
 def error_message(code: str, text: str) -> bytes:
-    """Return what a server says instead of taking a connection."""
+    """Return the error that a server sends instead of accepting a connection."""
     fields = f"SFATAL\0VFATAL\0C{code}\0M{text}\0\0".encode()
     return b"E" + struct.pack("!i", 4 + len(fields)) + fields

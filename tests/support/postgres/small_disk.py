@@ -28,7 +28,7 @@ END_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class NoDiskError(Exception):
-    """No disk can be mounted here; the message says why."""
+    """No disk can be mounted here; the message names the cause."""
 
 
 class SmallDisk:
@@ -54,7 +54,7 @@ class SmallDisk:
     def fill(self) -> None:
         """Leave no byte free; what others free later is theirs."""
         with self._filler.open("wb", buffering=0) as file:
-            with contextlib.suppress(OSError):  # somebody was faster
+            with contextlib.suppress(OSError):  # another process was faster
                 os.posix_fallocate(file.fileno(), 0, max(BLOCK_BYTES, self.free_bytes - BLOCK_BYTES))
             file.seek(0, os.SEEK_END)
             with contextlib.suppress(OSError):  # no room left
@@ -121,7 +121,7 @@ def main() -> None:
     if mounted.returncode != 0:
         sys.exit(mounted.returncode)
     signal.sigwait(END_SIGNALS)
-    # Lazily: who still has a file open there keeps it, and the folder can be removed at once.
+    # Lazily: a process with an open file there keeps it, and the folder can be removed at once.
     sys.exit(subprocess.run(["umount", "-l", folder], check=False).returncode)
 
 

@@ -1,7 +1,7 @@
-"""SQL read far enough to tell which tables a statement touches, and by what it narrows each of them. Pure.
+"""SQL read far enough to find the tables that a statement touches, and the conditions that narrow each of them. Pure.
 
-No parser of all of SQL: it knows the shapes that this package's files have. What it does not understand it takes for a
-table that is narrowed by nothing, so that a test that asks fails rather than passes.
+Not a parser of all of SQL: it knows the shapes in this package's files. Anything else counts as a table without a
+condition, so that a test fails rather than passes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NO_ALIAS = CLAUSES | JOINS | {"AS", "DO", "FOR", "TABLESAMPLE"}
 
 @dataclass(frozen=True)
 class Token:
-    """One word, sign or literal; *group* is what stands between parentheses, as a `(` token's."""
+    """One word, sign or literal; *group* has the tokens between parentheses, for a `(` token."""
 
     text: str
     kind: str
@@ -50,7 +50,9 @@ class Arm:
     """
 
     tables: dict[str, str] = field(default_factory=dict)
-    links: list[tuple[str, str, str | None]] = field(default_factory=list)  # (table's name, column, whose; None: given)
+    links: list[tuple[str, str, str | None]] = field(
+        default_factory=list
+    )  # (table's name, column, name of the other table; None: an argument)
     inner: list[Arm] = field(default_factory=list)
     inserted: dict[str, list[str]] = field(default_factory=dict)  # the columns that are named
 
@@ -87,9 +89,9 @@ def arms_of(statement: Sequence[Token]) -> list[Arm]:
 
 
 def unbound(arm: Arm, columns: Mapping[str, str], outer: frozenset[str] = frozenset()) -> Iterator[tuple[str, str]]:
-    """Yield (table, its name) for each table of *columns* that nothing in *arm* or around it narrows to given tenants.
+    """Yield (table, its name) for each table of *columns* that neither *arm* nor its context narrows to given tenants.
 
-    *columns* tells of each table that has tenants' rows which column names the tenant. A table is narrowed by an
+    *columns* maps each table with rows of tenants to the column that names the tenant. A table is narrowed by an
     argument, by a table that is narrowed, or by one that has no tenants' rows, such as a batch. *outer* are the names
     that are narrowed around the arm.
     """
@@ -194,7 +196,7 @@ def _table(arm: Arm, tokens: Sequence[Token], place: int, *, is_insert: bool = F
         name, place = tokens[place + 1].text, place + 2
     elif place < len(tokens) and tokens[place].kind == "word" and tokens[place].text not in NO_ALIAS:
         name = tokens[place].text
-    if is_insert:  # under a name of its own: what is inserted may come from the same table
+    if is_insert:  # under a name of its own: the inserted rows may come from the same table
         name = f"INTO {name}"
         arm.inserted[name] = [column.text for column in tokens[place].group] if place < len(tokens) else []
     arm.tables[name] = table
@@ -223,7 +225,7 @@ def _column(tokens: Sequence[Token], place: int) -> tuple[str, str] | None:
 
 
 def _giver(tokens: Sequence[Token], place: int, column: tuple[str, str] | None) -> str | None:
-    """Return whose value begins at *place*: a table's name, nothing for an argument, None for anything else."""
+    """Return the owner of the value at *place*: a table's name, nothing for an argument, None for anything else."""
     if column is not None and column[0]:
         return column[0]
     token = tokens[place]

@@ -25,7 +25,7 @@ SELECT NOT EXISTS (SELECT FROM pg_stat_wal_receiver)
 
 
 def can_copy(folder: Path) -> bool:
-    """Tell whether the programs in *folder* can copy a running server; some installations come without."""
+    """Return whether the programs in *folder* can copy a running server; some installations come without."""
     return (folder / COPY_PROGRAM).is_file()
 
 
@@ -79,7 +79,7 @@ class StandbyServer(PostgresServer):
         await _insist(is_cut, f"{self.name} has stopped receiving")
 
     async def make_synchronous(self) -> None:
-        """Let each commit of the primary wait for this standby, as `synchronous_commit` says."""
+        """Let each commit of the primary wait for this standby, to the degree of `synchronous_commit`."""
         await _configure(self.primary, "synchronous_standby_names", f'"{self._cluster_name}"')
 
         async def waits() -> bool:

@@ -114,7 +114,7 @@ async def add_tenant(
 
 
 async def add_tenant_at(address: ShardAddress, tenant: tuple[str, str] = TENANT) -> None:
-    """Put an active tenant's row on a shard that nobody of the test has a pool of."""
+    """Put an active tenant's row on a shard for which the test has no pool."""
     pool = ShardPool(address, size=1)
     await add_tenant(pool, tenant)
     await pool.close()
@@ -140,7 +140,7 @@ def in_batches(operations: Sequence[Operation], sizes: Sequence[int]) -> list[li
 
 @dataclass(frozen=True)
 class TenantCase:
-    """One tenant on one shard: makes its operations, applies them, and looks at what is there."""
+    """One tenant on one shard: makes its operations, applies them, and reads its rows."""
 
     pool: ShardPool
     ids: tuple[str, str]

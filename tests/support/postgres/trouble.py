@@ -21,7 +21,7 @@ PATIENCE_S = 10.0
 
 
 class Line:
-    """A TCP line to a Postgres server. Cuts itself at the next COMMIT when told so: before it, or after it."""
+    """A TCP line to a Postgres server. Cuts itself at the next COMMIT on request: before it, or after it."""
 
     def __init__(self, address: ShardAddress) -> None:
         self._target = urlsplit(address.connection_string)
@@ -103,7 +103,7 @@ class Gate:
         await waiters(self.holder, "locktype = 'advisory'")
 
     async def open(self) -> None:
-        """Let everybody through, now and later."""
+        """Let all sessions through, now and later."""
         await self.holder.execute("SELECT pg_advisory_unlock_all()")
 
 
@@ -143,7 +143,7 @@ async def nobody_is_left(address: ShardAddress, condition: str = "true") -> bool
 
 
 async def make_touchy(pool: ShardPool, *, deferred: bool = False) -> None:
-    """Let a shard fail by itself at resources with a member `raise` (a code), and sleep at those with `sleep` (s).
+    """Let a healthy shard fail at resources with a member `raise` (a code), and sleep at those with `sleep` (s).
 
     *deferred* lets it fail at the commit.
     """

@@ -61,7 +61,7 @@ def upgrader(
 
 
 class Watcher:
-    """Takes what an upgrade tells, for one who waits for something of it."""
+    """The recorder of an upgrade's activities, for a test that waits for one."""
 
     def __init__(self, wanted: Callable[[UpgradeActivity], bool]) -> None:
         self._wanted = wanted
@@ -75,7 +75,7 @@ class Watcher:
             self.seen.set()
 
     async def wait(self) -> UpgradeActivity:
-        """Return what was wanted, once it was told."""
+        """Return the wanted activity, once it was reported."""
         async with asyncio.timeout(WITHIN_S):
             await self.seen.wait()
         return next(doing for doing in self.told if self._wanted(doing))
@@ -88,6 +88,6 @@ async def indexes(pool: ShardPool, name: str) -> list[dict[str, Any]]:
 
 
 async def versions(pool: ShardPool) -> list[tuple[int, int | None]]:
-    """Return what the shard says of its migrations."""
+    """Return the shard's own list of its migrations."""
     rows = await fetch(pool, "SELECT version, works_from FROM schema_migrations ORDER BY version")
     return [(row["version"], row["works_from"]) for row in rows]

@@ -1,4 +1,4 @@
-"""How safe a commit is, by what its server says: who is waited for, for how long, and what that is called."""
+"""How safe a commit is, from the facts of its server: which standbys are awaited, for how long, and the result."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def facts(
     names: str = "",
     fsync: bool = True,
 ) -> ReplicationFacts:
-    """Return what a server says."""
+    """Return the facts of a server."""
     return ReplicationFacts(server, position, commit, names, fsync, standbys)
 
 
 def watched(*said: tuple[float, ReplicationFacts]) -> StandbyWatch:
-    """Return a watch that was told what servers said when."""
+    """Return a watch with the facts of servers, noted at these times."""
     watch = StandbyWatch()
     for now, one in said:
         watch.note(one, now=now)
@@ -65,7 +65,7 @@ def watched(*said: tuple[float, ReplicationFacts]) -> StandbyWatch:
         pytest.param(facts(standby(), fsync=False), CommitSafety.REPLICATED, ["a"], id="a standby, no fsync"),
         pytest.param(facts(standby(5)), CommitSafety.REPLICATED, ["a"], id="a standby that is behind at first sight"),
         pytest.param(facts(standby(state=None)), CommitSafety.REPLICATED, ["a"], id="a standby seen by its slot alone"),
-        pytest.param(facts(standby(5, "catchup")), CommitSafety.LAGGING, [], id="a standby that copies what it missed"),
+        pytest.param(facts(standby(5, "catchup")), CommitSafety.LAGGING, [], id="a standby that copies missed log"),
         pytest.param(facts(standby(None, "startup")), CommitSafety.LAGGING, [], id="a standby that has just come"),
         pytest.param(facts(HIDDEN), CommitSafety.UNKNOWN, [], id="a standby that may not be seen"),
         pytest.param(facts(HIDDEN, fsync=False), CommitSafety.UNKNOWN, [], id="the same, no fsync"),
@@ -134,7 +134,7 @@ def test_watch_waits_for_every_standby_that_keeps_up(standbys: list[Standby], la
 
 
 def test_watch_gives_up_a_standby_that_stays_behind_after_a_minute() -> None:
-    """A copy that hangs must not stop a queue for ever; it counts again when it keeps up again."""
+    """A copy that hangs must not stop a queue; it counts again when it keeps up again."""
     frozen = standby(END)
     watch = watched((0, facts(frozen)))
     for now in range(1, 200):
@@ -148,7 +148,7 @@ def test_watch_gives_up_a_standby_that_stays_behind_after_a_minute() -> None:
 
 
 def test_watch_goes_on_waiting_for_a_standby_that_is_seconds_behind() -> None:
-    """One that always has what was written five seconds ago keeps up."""
+    """A standby that always has the log of five seconds ago keeps up."""
     watch = StandbyWatch()
     for now in range(600):
         watch.note(facts(standby(END + max(0, now - 4)), position=END + now), now=now)
@@ -174,7 +174,7 @@ def test_watch_begins_anew_with_another_server(successor: Server) -> None:
 
 
 def test_watch_knows_nothing_before_the_first_answer() -> None:
-    """And says so."""
+    """And reports it."""
     assert StandbyWatch().safety is CommitSafety.UNKNOWN
 
 
@@ -196,7 +196,7 @@ looks = st.lists(
 def test_watch_says_safe_only_when_all_that_it_counts_have_it(
     history: list[tuple[float, int, list[tuple[str, int, str | None]]]],
 ) -> None:
-    """And it counts only those seen within the last minute; nobody lacks what everybody has; little is remembered."""
+    """It counts only those seen within the last minute; none lacks a position that all have; few positions are kept."""
     watch, now, position = StandbyWatch(), 0.0, 0
     seen_at: dict[str, float] = {}
     for pause_s, written, rows in history:

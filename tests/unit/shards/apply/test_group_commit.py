@@ -32,7 +32,7 @@ HALF = 2500  # operations: two such go together only where more may than on a sl
         (4000, 10.0, GROUP_LEAST_COUNT),
         (4000, 0.0, GROUP_MAX_COUNT),
     ],
-    ids=["fast", "one operation tells little", "in between", "slow", "no time passed"],
+    ids=["fast", "one operation proves little", "in between", "slow", "no time passed"],
 )
 def test_as_many_go_together_as_a_shard_takes_in_time(count: int, took_s: float, expected: int) -> None:
     """But never fewer than on the slowest, nor more than on the fastest."""
@@ -48,7 +48,7 @@ def test_group_takes_no_longer_than_it_should_unless_the_shard_is_slow(count: in
 
 
 class Shard:
-    """A shard that takes one transaction at a time, each for as long as it is told, by a clock of its own."""
+    """A shard that runs one transaction at a time, each of a given length, by its own clock."""
 
     def __init__(self, *, second_takes: int) -> None:
         self.second_takes = second_takes  # operations in a second

@@ -1,4 +1,4 @@
-"""The tokens that a reader's row may have: those of what it knows, and of what it was not told the end of."""
+"""The tokens that a reader's row may have: the known one, and those of attempts with an unknown outcome."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ UNKNOWN = [
 
 
 def claim(*tokens: str) -> PositionClaim:
-    """Return a claim of a reader whose row may have these tokens."""
+    """Return a claim for a row that may have these tokens."""
     return PositionClaim("stream", "shardId-0", fencing_tokens=list(tokens))
 
 
@@ -49,7 +49,7 @@ def end(exc: BaseException | None) -> None:
 
 @pytest.mark.parametrize("tokens", [(), ("read",), ("read", "doubt", "another")])
 def test_token_is_the_only_one_after_a_commit(tokens: tuple[str, ...]) -> None:
-    """An attempt whose end was not known cannot come after it: it expects a row that is no more."""
+    """An attempt with an unknown outcome cannot come after it: it expects a token that the row has no more."""
     one = claim(*tokens)
     token = attempt(one)
 
@@ -110,7 +110,7 @@ def test_attempts_of_many_claims_end_alike() -> None:
     )
 )
 def test_row_is_always_known_by_one_of_the_tokens(ends: list[str]) -> None:
-    """Whatever became of those before, while nobody else writes the row the next attempt expects it."""
+    """With any outcomes of earlier attempts, as long as no other reader writes the row, the next attempt expects it."""
     row = "read"
     one = claim(row)
     for end in ends:

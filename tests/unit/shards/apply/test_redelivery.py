@@ -20,7 +20,7 @@ def row(
     stream_shard_id: str | None = STREAM_SHARD_ID,
     sequence_number: str | None = "99",
 ) -> LoggedRow:
-    """Return a row of the log, that of an operation that was given up unless it says otherwise."""
+    """Return a row of the log, by default that of an operation that was given up."""
     return LoggedRow(digest, error, source, stream_shard_id, sequence_number)
 
 
@@ -33,7 +33,7 @@ FROM_SQS = row(source=Source.SQS, stream_shard_id=None, sequence_number=None)
         (row(), Source.KINESIS, "99", LogMatch.REDELIVERY),  # the record itself, read again
         (row(), Source.KINESIS, "100", LogMatch.REPLAY),
         (row(sequence_number="9"), Source.KINESIS, "10", LogMatch.REPLAY),  # numbers, not texts
-        (row(), Source.KINESIS, "98", LogMatch.REDELIVERY),  # what was given up before its replay was
+        (row(), Source.KINESIS, "98", LogMatch.REDELIVERY),  # given up before its replay was
         # Its replay was in a child, and was given up there: the parent's new reader meets the record itself again.
         (row(stream_shard_id="shardId-000000000001"), Source.KINESIS, "98", LogMatch.REDELIVERY),
         (row(stream_shard_id="shardId-000000000001"), Source.KINESIS, "100", LogMatch.REPLAY),

@@ -1,4 +1,4 @@
-"""How a shard fares, judged by what was seen of it."""
+"""The health of a shard, assessed from its observation."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def with_(**members: Any) -> ShardProbe:
 def test_shard_is_judged_by_what_it_says_of_itself(
     probe: ShardProbe, expected: list[Problem], state: ShardState, *, takes_operations: bool
 ) -> None:
-    """What is amiss is named, and whether operations can be applied all the same."""
+    """The problems are named, and whether operations can be applied in spite of them."""
     health = assess(ShardObservation(probe=probe))
     assert [finding.problem for finding in health.findings] == expected
     assert (health.state, health.takes_operations) == (state, takes_operations)
@@ -87,7 +87,7 @@ def test_shard_is_judged_by_what_citrus_says(usage: Usage, expected: list[Proble
 
 
 def test_shard_without_an_answer_is_lost_whatever_it_said_before() -> None:
-    """What was seen earlier is kept, and proves nothing now."""
+    """The last probe is kept, and proves nothing now."""
     health = assess(ShardObservation(probe=with_(is_read_only=True), error="TimeoutError"))
     assert (health.state, health.takes_operations) == (ShardState.LOST, False)
     assert [str(finding) for finding in health.findings] == ["TimeoutError"]
@@ -110,7 +110,7 @@ def test_shard_that_nobody_looked_at_is_unknown() -> None:
 def test_problem_goes_on_to_the_lower_mark(
     problem: Problem, begins: dict[str, Any], goes_on: dict[str, Any], ends: dict[str, Any]
 ) -> None:
-    """A shard at the mark is not well and amiss in turns."""
+    """A shard near the threshold does not change state with every probe."""
     health = assess(ShardObservation(probe=with_(**goes_on)))
     assert health.problems == frozenset()
     for members, expected in ((begins, {problem}), (goes_on, {problem}), (ends, set())):
@@ -134,7 +134,7 @@ def test_problem_changes_only_when_a_mark_is_passed(lags: list[float]) -> None:
 
 
 def test_usage_is_of_the_newer_answer_where_it_says_something() -> None:
-    """The list has all shards; the answer about one is newer, and may say less."""
+    """The list has all shards; the answer about one is newer, and may have fewer members."""
     listed = ShardAddress("s", "postgresql://h/d", is_active=False, tenant_count=3, tenant_max=10)
     assert usage_of(listed) == Usage(3, 10, is_active=False)
     assert usage_of(listed, Capacity()) == Usage(3, 10, is_active=False)
@@ -142,7 +142,7 @@ def test_usage_is_of_the_newer_answer_where_it_says_something() -> None:
 
 
 def test_unfit_names_what_was_expected_and_what_came() -> None:
-    """A person can tell what to do."""
+    """A person learns what to do."""
     assert unfit_reason(WELL) is None
     assert unfit_reason(with_(version_number=130001, server_version="13.1")) == (
         "expected PostgreSQL 14 or newer, got 13.1; upgrade it"

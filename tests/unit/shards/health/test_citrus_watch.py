@@ -1,4 +1,4 @@
-"""What a Citrus says of its shards, polled: also one that is slow, wrong, lies, or knows only half of the questions."""
+"""Polling a Citrus about its shards: also one that is slow, wrong, lies, or knows only half of the questions."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ async def test_watch_shows_how_full_shards_are(registry: CitrusServer, lying: Ly
 async def test_watch_asks_a_citrus_hardly_ever_again_that_does_not_know_the_question(
     registry: CitrusServer, lying: LyingCitrus
 ) -> None:
-    """One 404 is enough; what its list says is shown."""
+    """One 404 is enough; its list is shown."""
 
     def knows_no_capacity(request: web.Request) -> web.Response | None:
         return web.Response(status=404, text="<html>") if request.path.endswith("/capacity") else None
@@ -121,7 +121,7 @@ async def test_watch_asks_a_citrus_hardly_ever_again_that_does_not_know_the_ques
 
 
 async def has_asked(lying: LyingCitrus, text: str, count: int) -> bool:
-    """Tell whether that was asked so often."""
+    """Return whether the question was asked so often."""
     return len(lying.asked_at(text)) >= count
 
 
@@ -152,7 +152,7 @@ async def test_watch_does_not_ask_again_when_there_is_no_list() -> None:
     ],
 )
 async def test_watch_keeps_what_was_said_when_the_answer_is_none(answer: Reply) -> None:
-    """Nonsense is no news, and does no harm to those who need a route."""
+    """An invalid answer changes nothing, and does not disturb look-ups of routes."""
     citrus = ScriptedCitrus(reply([SHARD]), answer)
     async with citrus.opened(attempts=3) as client, watching(client) as book:
         await comes_to(book, {"shard-a": Usage(3, 10)})
@@ -167,7 +167,7 @@ async def test_watch_keeps_what_was_said_when_the_answer_is_none(answer: Reply) 
 
 
 async def test_watch_holds_up_no_route_when_the_polled_answers_do_not_come() -> None:
-    """Time-outs of what nobody waits for are no reason to leave Citrus alone."""
+    """Time-outs of requests without a waiting caller do not open the breaker."""
     located = {**SHARD, "shardId": "shard-a"}
     is_silent = asyncio.Event()
 
@@ -198,7 +198,7 @@ def polls_of(citrus: ScriptedCitrus) -> int:
 
 
 async def test_watch_notices_that_a_key_is_good_again(registry: CitrusServer, lying: LyingCitrus) -> None:
-    """Also when nobody needs a route just then."""
+    """Also when no route is being looked up."""
     async with client_of(lying.url) as citrus:
         with lying.lying(lambda _: web.Response(status=401)):
             with pytest.raises(RetryableError):

@@ -33,7 +33,7 @@ def test_all_are_asked_about_when_there_was_an_answer() -> None:
 
 
 def test_shard_that_is_gone_is_forgotten() -> None:
-    """What is kept does not grow."""
+    """The kept state does not grow."""
     questions = CapacityQuestions()
     questions.note_absence("b", now=0.0)
     questions.choose(["a"], now=1.0, draw=0.0)

@@ -73,7 +73,7 @@ def test_shard_in_hand_is_not_due_again_before_it_was_looked_at() -> None:
 
 
 def test_shard_is_hastened_once_when_it_fails_between_two_looks() -> None:
-    """The look that follows says how it goes on."""
+    """The following probe decides the next pace."""
     schedule = schedule_of(1)
     schedule.take_due(1.0)
     schedule.reschedule("s0", fails=False, now=1.0, draw=0.5)
@@ -88,7 +88,7 @@ def test_shard_is_hastened_once_when_it_fails_between_two_looks() -> None:
 
 
 def test_shard_that_was_removed_is_not_looked_at() -> None:
-    """Also when it was in hand; added again it has one turn."""
+    """Also with a probe in flight; added again it has one turn."""
     schedule = schedule_of(2)
     (first, *_) = schedule.take_due(2.0)
     schedule.remove(first)

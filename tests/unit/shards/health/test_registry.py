@@ -1,4 +1,4 @@
-"""What is kept of the health of shards, what of it is shown as metrics, and what is told in the log."""
+"""The registry of the health of shards: its entries, metrics and log events."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_book_shows_what_a_look_has_seen(book: HealthRegistry) -> None:
 
 
 def test_book_shows_nothing_stale_of_a_silent_shard(book: HealthRegistry) -> None:
-    """What it said is kept for people, and is no number any more."""
+    """Its facts are kept for people, and are no metrics any more."""
     book.note_probe(SHARD, with_(lag_s=3.5, tenant_count=7))
     book.note_probe(SHARD, SILENCE)
     shown = [gauge(name) for name in ("healthy", "replication_lag_seconds", "connections_ratio", "tenants")]
@@ -117,7 +117,7 @@ def test_book_drops_every_series_of_a_shard_that_is_known_no_more(book: HealthRe
 
 
 def test_book_takes_nothing_of_a_look_that_ends_after_its_shard_went(book: HealthRegistry) -> None:
-    """It would stay for ever."""
+    """It would stay until the end of the process."""
     book.end(SHARD)
     book.note_probe(SHARD, WELL)
     book.note_usage(SHARD, Usage(1, 2))

@@ -1,4 +1,4 @@
-"""Where a shard is: what may be connected to is what was checked, and no password is ever shown."""
+"""Addresses of shards: only a validated host is connected to, and no password is ever shown."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ PIECES = (
 def test_any_text_is_refused_or_leads_only_where_it_was_checked(
     pieces: list[str], allowed_hosts: tuple[str, ...]
 ) -> None:
-    """Whatever is checked as the hosts is what asyncpg connects to, and it takes the text without an error."""
+    """The validated hosts are those that asyncpg connects to, and it parses the text without an error."""
     one = address("postgresql://user:" + "".join(pieces))
     try:
         one.validate(allowed_hosts)
@@ -232,7 +232,7 @@ def test_address_takes_the_whole_path_of_a_file_with_passwords(path: str, *, is_
 
 
 def test_places_are_hosts_with_their_ports() -> None:
-    """As they are written, for a socket's folder is not what it is in lower case."""
+    """As they are written: the path of a socket's folder is case-sensitive."""
     assert places_of("postgresql://u:p@A.internal:1,[::1]:2,%2FRun%2Fpg,b/shard") == [
         ("A.internal", 1),
         ("::1", 2),

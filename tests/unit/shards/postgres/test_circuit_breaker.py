@@ -1,4 +1,4 @@
-"""Whether a shard may be asked: what opens the way to it, what closes it, and who may probe."""
+"""The circuit breaker: what opens and closes it, and which caller may probe."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def opened() -> CircuitBreaker:
 
 
 def test_breaker_admits_everybody_at_first() -> None:
-    """Nothing is known of a shard that nobody has asked."""
+    """Before the first request nothing is known of a shard."""
     assert (CircuitBreaker().decide(NOW), repr(CircuitBreaker())) == (
         BreakerDecision.ADMIT,
         "CircuitBreaker(closed, failures=0)",
@@ -42,17 +42,17 @@ def test_breaker_admits_everybody_at_first() -> None:
         (None, 0.0, FAILURES_MAX, True),
         (None, SILENCE_MAX_S - 0.1, 1, False),
         (None, SILENCE_MAX_S, 1, True),
-        (0.0, SILENCE_MAX_S, 1, False),  # others got answers meanwhile: it is slow
+        (0.0, SILENCE_MAX_S, 1, False),  # other requests got answers in between: the shard is slow
         (SILENCE_MAX_S - 0.1, 30.0, 1, False),
         (SILENCE_MAX_S, 30.0, 1, True),
-        (3600.0, 0.0, 1, False),  # nobody has asked for an hour
+        (3600.0, 0.0, 1, False),  # no request for an hour
         (0.0, 0.0, FAILURES_MAX, True),
     ],
 )
 def test_breaker_opens_after_failures_in_a_row_or_a_silence(
     answered_s_ago: float | None, asked_s_ago: float, failure_count: int, *, expected: bool
 ) -> None:
-    """A silence is one only while somebody waits for an answer, and nobody gets one."""
+    """Only time with a pending request and without any answer counts as silence."""
     breaker = CircuitBreaker()
     if answered_s_ago is not None:
         breaker.record_answer(NOW - answered_s_ago)
@@ -64,7 +64,7 @@ def test_breaker_opens_after_failures_in_a_row_or_a_silence(
 
 
 def test_breaker_counts_anew_after_an_answer() -> None:
-    """Failures that are not in a row say nothing."""
+    """Failures that are not in a row do not count."""
     breaker = CircuitBreaker()
     for _ in range(10):
         for _ in range(FAILURES_MAX - 1):
@@ -75,7 +75,7 @@ def test_breaker_counts_anew_after_an_answer() -> None:
 
 
 def test_breaker_lets_one_probe_when_it_was_open_for_a_while() -> None:
-    """The others are refused, until it is known what came of it; one that says nothing is followed by another."""
+    """The others are refused until its result is known; a probe without a result is followed by another."""
     breaker = opened()
 
     assert breaker.decide(NOW + PROBE_INTERVAL_S - 0.01) is BreakerDecision.REFUSE
@@ -86,7 +86,7 @@ def test_breaker_lets_one_probe_when_it_was_open_for_a_while() -> None:
 
 
 def test_breaker_opens_again_when_the_probe_fails() -> None:
-    """At once, and without telling that it opened: it never was closed."""
+    """At once, and without reporting that it opened: it was never closed."""
     breaker = opened()
     later = NOW + PROBE_INTERVAL_S
     breaker.decide(later)
@@ -99,7 +99,7 @@ def test_breaker_opens_again_when_the_probe_fails() -> None:
 
 @pytest.mark.parametrize("waited_s", [0.0, PROBE_INTERVAL_S])
 def test_breaker_closes_at_any_answer(waited_s: float) -> None:
-    """Whether it came to a probe or to one who has waited since before."""
+    """An answer to a probe, or to an earlier request."""
     breaker = opened()
     breaker.decide(NOW + waited_s)
 

@@ -1,4 +1,4 @@
-"""Columns of a batch as texts: taken apart again they are what they were, whatever is in them."""
+"""Columns of a batch as texts: splitting restores them, with any contents."""
 
 from __future__ import annotations
 

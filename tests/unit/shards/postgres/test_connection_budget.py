@@ -1,4 +1,4 @@
-"""Who may open a connection, of all shards within one number: rules, and that everybody has a turn."""
+"""The budget of connections of all shards: its rules, and that every pool gets a turn."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Pool:
 
     @property
     def wants_connection(self) -> bool:
-        """Whether somebody waits, and it has fewer connections than it may."""
+        """Whether a caller waits, and the pool has fewer connections than it may."""
         return self.waiter_count > 0 and self.open_count < self.size
 
     def open_another(self) -> bool:
-        """Let the first who waits open a connection."""
+        """Let the first waiter open a connection."""
         if not self.waiter_count:
             return False
         self.waiter_count -= 1
@@ -46,7 +46,7 @@ class Pool:
         self.open_count -= 1
 
     def ask(self, now: float) -> bool:
-        """Borrow a connection, or wait for one; tell whether there was one."""
+        """Borrow a connection, or wait for one; return whether there was one."""
         if self.idle:
             connection = self.idle.pop()
             assert self.budget.take_idle(connection)
@@ -59,7 +59,7 @@ class Pool:
         return True
 
     def give_back(self, now: float, *, used_s: float = 0.0) -> None:
-        """Give a connection back, to one's own waiters, to others, or to nobody."""
+        """Give a connection back, to the pool's own waiters, to other pools, or to idle."""
         connection = self.lent.pop(0)
         if self.waiter_count and not self.budget.must_yield(self, used_s=used_s):
             self.waiter_count -= 1
@@ -150,7 +150,7 @@ def test_budget_makes_a_pool_give_way_after_its_turn(mine: int, theirs: int, use
 
 
 def test_budget_makes_nobody_give_way_when_nobody_waits() -> None:
-    """Also when those who waited have gone."""
+    """Also when the waiters have gone."""
     budget = ConnectionBudget[int](1)
     a, b = pools(budget, 2)
     a.ask(0.0)
@@ -182,7 +182,7 @@ def test_budget_serves_pools_in_their_order_however_many_wait_there() -> None:
 
 
 def test_budget_shortens_turns_when_many_wait() -> None:
-    """So that everybody has one before those who wait give up."""
+    """So that every pool gets a turn before its waiters give up."""
     budget = ConnectionBudget[int](2)
     crowd = pools(budget, 102, size=1)
     for pool in crowd:
@@ -197,7 +197,7 @@ def test_budget_shortens_turns_when_many_wait() -> None:
 
 @given(st.integers(1, 6), st.integers(1, 12), st.integers(1, 4), st.integers(0, 2**32))
 def test_budget_is_kept_and_nobody_starves(max_connections: int, pool_count: int, size: int, seed: int) -> None:
-    """Whatever is asked and given back: never too many, no place is lost, and every pool with waiters has its turns."""
+    """In any order of requests and returns: never too many, no slot is lost, and every pool with waiters gets turns."""
     draw = random.Random(seed)
     budget = ConnectionBudget[int](max_connections)
     shards = pools(budget, pool_count, size=size)

@@ -25,9 +25,9 @@ def without_comments(sql: str) -> str:
 
 def test_queries_are_split_at_their_names() -> None:
     """Text before the first name belongs to no query."""
-    text = "-- About.\n\n-- name: one\n-- Says one.\nSELECT 1;\n\n-- name: two\nSELECT 2;\n"
+    text = "-- About.\n\n-- name: one\n-- Returns one.\nSELECT 1;\n\n-- name: two\nSELECT 2;\n"
 
-    assert read_queries([text]) == {"one": "-- Says one.\nSELECT 1;", "two": "SELECT 2;"}
+    assert read_queries([text]) == {"one": "-- Returns one.\nSELECT 1;", "two": "SELECT 2;"}
     assert read_queries(["-- nothing yet\n"]) == {}
 
 
@@ -81,7 +81,7 @@ def statements_of(file: Path) -> list[str]:
 
 
 def test_no_query_is_built_in_python() -> None:
-    """Invariant 6: what is run comes from the SQL files, or is a constant of the door to Postgres itself."""
+    """Invariant 6: statements come from the SQL files, or are constants of the door to Postgres itself."""
     allowed = {
         "shards/schema/schema_check.py": {
             "without_concurrently(text)"
@@ -116,7 +116,7 @@ def test_migrations_are_numbered_without_a_gap() -> None:
 
 @pytest.mark.parametrize("name", BUSINESS_TYPES)
 def test_business_type_has_its_row_and_index(name: str) -> None:
-    """Contract §10: each in one file, in which nothing has to be said but once."""
+    """Contract §10: each in one file, which repeats nothing."""
     sql = without_comments(BUSINESS_TYPES[name])
 
     assert f"VALUES ('{name}'," in sql

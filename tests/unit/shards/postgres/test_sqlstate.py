@@ -91,5 +91,5 @@ def test_any_code_has_a_meaning(code: str) -> None:
     ],
 )
 def test_way_to_a_server_is_told_apart_from_its_answers(code: str, *, expected: bool) -> None:
-    """What a server says, even no, is an answer; that it goes or comes is none."""
+    """Any reply of a running server, even a refusal, is an answer; its start or stop is none."""
     assert is_no_answer(code) is expected

@@ -48,7 +48,7 @@ DIGESTS = {name: digest_of(text) for name, text in TYPES.items()}
 
 @given(st.lists(st.sampled_from(PIECES)), st.sampled_from([";", " ;\n\n", ";\n-- said; here\n", "; /* ; */ "]))
 def test_statements_are_split_at_the_semicolons_between_them(pieces: list[str], between: str) -> None:
-    """Those in strings, names, comments and functions are of the statement, and comments before one are nobody's."""
+    """Those in strings, names, comments and functions belong to the statement; comments before a statement to none."""
     text = "-- About; this.\n" + between.join(pieces)
 
     assert [statement.text for statement in statements_of(text)] == pieces
@@ -101,13 +101,13 @@ def test_statement_names_the_index_that_it_builds(statement: str, index: str | N
     ],
 )
 def test_statement_is_refused_when_its_index_could_not_be_built_again(statement: str) -> None:
-    """An upgrade that was killed is run again: it must know the name, and not fail on what is there."""
+    """A killed upgrade is run again: it must know the name, and not fail on an existing index."""
     with pytest.raises(ValueError, match="expected CREATE INDEX CONCURRENTLY IF NOT EXISTS"):
         statements_of(statement)
 
 
 def test_dropped_index_is_dropped_concurrently() -> None:
-    """Nobody waits for it either."""
+    """No session waits for it either."""
     assert drop_statement("one") == statements_of("DROP INDEX CONCURRENTLY IF EXISTS one")[0]
 
 
@@ -134,7 +134,7 @@ def test_migration_says_which_workers_work_with_it_before_its_first_statement(
     [
         (1, 1, None, True),
         (2, 2, None, True),
-        (2, 1, None, True),  # the one before, whatever it says of older ones
+        (2, 1, None, True),  # the version before, with any works-from
         (3, 1, None, False),
         (2, 3, None, False),
         (2, 3, 2, True),
@@ -148,7 +148,7 @@ def test_migration_says_which_workers_work_with_it_before_its_first_statement(
 def test_worker_works_on_its_version_the_one_before_and_later_ones_that_say_so(
     worker: int, version: int | None, works_from: int | None, *, works: bool
 ) -> None:
-    """Contract §10; the refusal says what was expected, what came, and what to do."""
+    """Contract §10; the refusal names the expected version, the actual one, and what to do."""
     refusal = refusal_of(ShardSchema(version, works_from), worker_version=worker)
 
     assert (refusal is None) == works
@@ -180,7 +180,7 @@ def test_plan_has_the_migrations_after_the_shards_version(
     ],
 )
 def test_plan_has_the_types_whose_files_are_others(digests: dict[str, str | None], types: list[str]) -> None:
-    """New ones, changed ones, and those of which nobody knows; what we have no file of is left alone."""
+    """New ones, changed ones, and those without a digest; types without a file stay as they are."""
     plan = plan_upgrade(ShardSchema(1, None, digests), [FIRST], TYPES)
 
     assert plan.business_types == types
@@ -200,14 +200,14 @@ def test_plan_refuses_a_shard_that_is_newer_or_says_nothing(version: int | None,
 
 @given(st.integers(1, 50), st.floats(0, 1))
 def test_pause_grows_to_its_most_and_is_never_as_short_as_half_of_it(tries: int, draw: float) -> None:
-    """Those who were held up by the wait for a lock have time to catch up."""
+    """Sessions that the wait for a lock delayed have time to catch up."""
     whole = min(PAUSE_MIN_S * 2 ** (tries - 1), PAUSE_MAX_S)
 
     assert whole / 2 <= pause_s(tries, draw=draw) <= whole
 
 
 def test_later_migrations_can_be_run_again() -> None:
-    """What makes or removes something says what to do where that was done before."""
+    """A statement that creates or drops something has IF NOT EXISTS or IF EXISTS."""
     for statement in [statement for migration in MIGRATIONS[1:] for statement in statements_of(migration.text)]:
         words = statement.text.upper().split()
         if words[0] in {"CREATE", "DROP"} and words[1] != "POLICY":
