@@ -1,4 +1,4 @@
-"""How the process keeps its memory, looked at in a process of its own: what is set stays as long as that."""
+"""The tuning of memory, in a process of its own, because it lasts as long as the process."""
 
 from __future__ import annotations
 

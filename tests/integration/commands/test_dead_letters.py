@@ -1,4 +1,4 @@
-"""`dead-letters list` and `replay` against a real queue, a real stream, and a shard that applies what comes back."""
+"""`dead-letters list` and `replay` against a real queue, a real stream, and a shard that applies the records."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def kinesis_url() -> Iterator[str]:
 
 @pytest.fixture
 async def world(endpoint_url: str, kinesis_url: str, make_shard: ShardMaker) -> AsyncIterator[World]:
-    """Give a world whose stream is on our server; its queues are moto's."""
+    """Yield a world with its stream on our server and its queues on moto."""
     async with open_world(endpoint_url, make_shard) as world, client_of("kinesis", kinesis_url) as kinesis:
         world.kinesis = kinesis
         world.stream = Stream(kinesis, f"stream-{uuid4()}")
@@ -135,7 +135,7 @@ def bench(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> Bench:
-    """Give a bench whose commands find the world's endpoints in the environment."""
+    """Yield a bench with the world's endpoints in the environment of its commands."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint_url)
     monkeypatch.setenv("AWS_ENDPOINT_URL_KINESIS", kinesis_url)
     monkeypatch.setattr(browse, "POLL_WAIT_S", 0)  # moto has but one server, which knows at once
@@ -354,7 +354,7 @@ async def test_replay_sends_in_order_of_the_source_and_each_record_once(bench: B
 
 
 async def test_replay_leaves_by_name_what_is_not_meant_or_cannot_go(bench: Bench) -> None:
-    """Status 1 and a reason for each that stays; forced, what would come back goes too."""
+    """Status 1 and a reason for each that stays; forced, letters that would come back are sent too."""
     good = letter(bench, record("create", "a-x", 1), "1")
     await bench.store(
         good,
@@ -372,13 +372,13 @@ async def test_replay_leaves_by_name_what_is_not_meant_or_cannot_go(bench: Bench
     assert (forced.status, forced.json["sent"]) == (0, 1)
     assert (await bench.records())[-1] == b"{"
     one = await bench.replay(ReplayOptions(apply=True, force=False, limit=1))
-    assert one.json["sent"] + one.json["left"] == 2  # the first of the letters, and what is none
+    assert one.json["sent"] + one.json["left"] == 2  # the first of the letters, and a message that is none
     nothing = await bench.replay(filters=DeadLetterFilter(tenant=("nobody", "x")))
     assert (nothing.status, nothing.json["letters"]) == (0, [])
 
 
 async def test_replay_takes_a_truncated_record_from_the_stream(bench: Bench) -> None:
-    """By its position, also out of an aggregate, if it is what the letter says; a message, or what is gone, is left."""
+    """By its position, also out of an aggregate, if its digest matches; a message or a lost record is left."""
     world = bench.world
     noise = hashlib.shake_256(b"n").hexdigest(30_000)
     big = [record("create", "a-x", n, resource_id=f"r{n}", data={"noise": noise[n:]}) for n in range(3)]
@@ -502,7 +502,7 @@ async def test_replay_empties_a_fifo_queue_of_letters(bench: Bench) -> None:
 async def test_replay_stops_by_name_when_the_stream_is_in_trouble(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever was not sent is given back, named, and there at once for the next run."""
+    """Letters that were not sent are returned and named, and the next run sees them at once."""
     monkeypatch.setattr(put_records, "RETRY_MAX_S", 0.01)
     monkeypatch.setattr(put_records, "PUT_ATTEMPTS", 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL_KINESIS", "http://127.0.0.1:1")
@@ -527,7 +527,7 @@ async def test_replay_says_that_letters_are_hidden_from_it(bench: Bench) -> None
 
 
 async def test_box_claims_letters_again_and_gives_them_back(bench: Bench) -> None:
-    """While they are depth at nobody else gets them; after the half of their time they are claimed again."""
+    """No other reader receives them while they are read; their visibility timeouts are renewed at half time."""
     now = 0.0
     await bench.store(*(letter(bench, b"{}", str(n)) for n in range(25)))
     async with DeadLetterBrowser(Queue(bench.world.sqs, bench.world.queue_url), clock=lambda: now) as browser:

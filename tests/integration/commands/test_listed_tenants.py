@@ -45,7 +45,7 @@ class World:
         await put_businesses(self.dynamodb, self.table, {business_id: (business_type, locations)})
 
     async def close(self, business_id: str, location_id: str) -> None:
-        """Put a business whose only location is not active."""
+        """Put a business with one location, which is not active."""
         location = {"M": {"id": {"S": location_id}, "active": {"BOOL": False}}}
         item = {"id": {"S": business_id}, "type": {"S": "gym"}, "locations": {"L": [location]}}
         await self.dynamodb.put_item(TableName=self.table, Item=item)
@@ -108,7 +108,7 @@ async def world(endpoint_url: str, make_shard: ShardMaker) -> AsyncIterator[Worl
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    """Keep the log away from what is printed."""
+    """Keep the log out of the printed output."""
     with capture_logs():
         yield
 
@@ -126,7 +126,7 @@ async def audited(world: World, capsys: pytest.CaptureFixture[str]) -> tuple[int
 
 
 async def test_audit_finds_nothing_when_all_agree(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    """Status 0, and the count of what was compared."""
+    """Status 0, and the number of compared tenants."""
     await world.enlist("good", "dental", "main", "side")
     await world.live(("good", "main"))
     await world.live(("good", "side"), "shard-2")
@@ -202,7 +202,7 @@ async def test_audit_names_every_difference(world: World, capsys: pytest.Capture
 async def test_audit_calls_nothing_missing_that_a_silent_shard_may_have(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The shard is named, the status is 1, and what was found elsewhere is compared."""
+    """The shard is named, the status is 1, and the tenants of other shards are compared."""
     down = silent("shard-3")
     world.citrus.add_shard(down.shard_id, down.connection_string)
     await world.enlist("there", "dental", "main")
@@ -287,7 +287,7 @@ async def test_provision_makes_nobody_while_a_shard_is_silent(world: World, caps
 
 
 def test_long_list_shows_a_person_its_first_rows_only(capsys: pytest.CaptureFixture[str]) -> None:
-    """What is not shown is counted, and kept nowhere; as JSON all of it is there."""
+    """Items that are not shown are counted and not kept; the JSON has all of them."""
     for as_json in (False, True):
         shown: StreamedList[dict[str, int]] = StreamedList(
             "rows", ["n"], lambda row: [row["n"]], as_json=as_json, table_max=2

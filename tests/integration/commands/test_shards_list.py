@@ -93,7 +93,7 @@ async def test_roll_call_ends_when_its_time_is_up(breakable_server: PostgresServ
 
 
 async def test_roll_is_called_once_for_all_who_ask_together(make_shard: ShardMaker) -> None:
-    """Each look is a connection; a moment later the shards are asked anew."""
+    """Each inspection is a connection; a moment later the shards are inspected again."""
     now = 100.0
     async with routed_shards([await make_shard("shard-1")]) as routed:
         call = ShardInspector(routed.locator, routed.pools, clock=lambda: now)
@@ -182,7 +182,7 @@ async def test_shards_list_prints_json_and_fails_when_a_shard_is_silent(
 async def test_shards_list_prints_a_table(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """One line a shard, with what is odd."""
+    """One line for each shard, with its oddities."""
     shards = [await make_shard("shard-1"), await make_shard("shard-2", is_empty=True), silent("shard-3")]
     assert await list_shards(settings_of(tmp_path, *shards), as_json=False) == 1
     printed = capfd.readouterr()
@@ -208,7 +208,7 @@ async def test_tenants_list_names_the_silent_shards(
 
 
 def test_row_shows_room_and_lag_as_people_read_them() -> None:
-    """What is not known is left out."""
+    """Unknown members are left out."""
     address = ShardAddress("s", "postgresql://u:p@h:1/d", tenant_count=9, tenant_max=10)
     lagging = msgspec.structs.replace(WELL, standby_count=2, lag_s=31.25, lag_bytes=2048)
     row = command._row(InspectedShard(address, assess(ShardObservation(probe=lagging, usage=usage_of(address)))))

@@ -1,4 +1,4 @@
-"""`shards upgrade`: the plan, what it does, and how it is shown."""
+"""`shards upgrade`: the plan, its execution, and the output."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def settings_of(folder: Path, *shards: ShardAddress) -> Settings:
 async def answer_of(
     capfd: pytest.CaptureFixture[str], settings: Settings, *shard_ids: str, apply: bool = False
 ) -> tuple[int, dict[str, Any]]:
-    """Return the status of the command, and what it printed about each shard."""
+    """Return the status of the command, and its output by shard."""
     capfd.readouterr()
     status = await upgrade_shards(settings, shard_ids, apply=apply, timeout_s=10, as_json=True)
     out = capfd.readouterr().out  # with the log, which is not set up here
@@ -122,7 +122,7 @@ async def test_shards_upgrade_fails_for_the_shards_that_cannot_be_upgraded_alone
 async def test_shards_upgrade_prints_a_table_and_what_to_do(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """For people: the answer on stdout, what else there is to say on stderr, and no password in either."""
+    """For people: the result on stdout, remarks on stderr, and no password in either."""
     behind = await make_shard("shard-1")
     await lose(behind)
     settings = settings_of(tmp_path, behind)
@@ -166,7 +166,7 @@ async def test_shards_upgrade_refuses_a_shard_that_nobody_knows(make_shard: Shar
     ],
 )
 def test_doing_is_described_in_a_line(activity: UpgradeActivity, text: str) -> None:
-    """What, how far, and whom it waits for; a name is a stranger's, and does nothing to a terminal."""
+    """The step, its progress, and the blockers; control characters of names are escaped."""
     assert describe_activity(activity) == text
 
 

@@ -1,4 +1,4 @@
-"""The references' monitoring points, over HTTP: from a real queue, a receiver at work, and a cache."""
+"""The references' monitoring points, over HTTP: from a real queue, a running receiver, and a cache."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class FakeRedis:
 
 @dataclass
 class Site:
-    """A replica behind HTTP, and what it consumes."""
+    """A replica behind HTTP, and its queue."""
 
     server: SqsServer
     client: Client
@@ -191,7 +191,7 @@ async def consumed(receiver: QueueReceiver, desk: Desk) -> AsyncIterator[None]:
 
 @pytest.fixture
 async def site() -> AsyncIterator[Site]:
-    """Give a replica that consumes one FIFO queue, whose handler answers when the test lets it."""
+    """Yield a replica that consumes one FIFO queue; its handler answers when the test allows it."""
     server, desk = SqsServer(), Desk()
     replica = ReplicaStatus("replica-1", asyncio.Event())
     async with AsyncExitStack() as stack:
@@ -229,7 +229,7 @@ async def test_sqs_stats_shows_each_queue_as_sqs_tells_of_it_now(site: Site) -> 
 
 
 async def test_sqs_stats_shows_what_is_in_hand_of_a_queue_that_is_consumed(site: Site) -> None:
-    """What the worker has in hand is there beside what SQS counts, with the age of the oldest."""
+    """The worker's messages in flight are shown beside SQS's counts, with the age of the oldest."""
     await site.send(site.queue, 2)
     row = await site.shown(lambda row: row["inHand"] == 2)
     assert (row["consumed"], row["isFifo"], row["state"]) == (True, True, "polling")
@@ -248,7 +248,7 @@ async def test_sqs_stats_shows_where_the_queue_itself_moves_messages(site: Site)
 
 @pytest.mark.parametrize("kind", ["fail", "cut"])
 async def test_sqs_stats_names_what_is_wrong_when_a_queue_does_not_answer(site: Site, kind: Any) -> None:
-    """One queue in trouble keeps none of the others from being shown, and what was seen of it last stays."""
+    """A failing queue does not hide the others, and its last known counts stay."""
     await site.send(site.letters, 1)
     site.server.run_command(SqsFault(action="GetQueueAttributes", kind=kind, queue=site.queue.name))
     row = await site.row_of(site.queue)
@@ -257,7 +257,7 @@ async def test_sqs_stats_names_what_is_wrong_when_a_queue_does_not_answer(site: 
 
 
 async def test_purge_empties_the_queue_that_is_named(site: Site) -> None:
-    """All that is in the queue is gone, in flight too; no other queue is touched; the log tells."""
+    """All messages of the queue are gone, those in flight too; other queues are unchanged; the purge is logged."""
     site.desk.is_open.set()
     other = await new_queue(site.client)
     cast(dict[str, Any], site.replica.monitoring.queues)[other.name] = other
@@ -276,7 +276,7 @@ async def test_purge_empties_the_queue_that_is_named(site: Site) -> None:
 
 
 async def test_purge_is_429_when_the_queue_was_purged_less_than_a_minute_ago(site: Site) -> None:
-    """SQS takes one purge of a queue in 60 s: the answer says so, and when to ask again."""
+    """SQS accepts one purge of a queue in 60 s: the answer explains it, and names the time to wait."""
     path = f"/sqs/purge?queue={site.letters.name}"
     assert (await site.ask(path, "DELETE"))[0] == 202
     status, answer = await site.ask(path, "DELETE")
@@ -294,7 +294,7 @@ async def test_purge_is_404_when_the_worker_is_not_configured_with_the_queue(sit
 
 
 async def test_purge_is_503_when_sqs_is_in_trouble(site: Site) -> None:
-    """What could not be asked for is said, not passed over."""
+    """A request that fails is reported, not ignored."""
     site.server.run_command(SqsFault(action="PurgeQueue", kind="cut"))
     status, answer = await site.ask(f"/sqs/purge?queue={site.letters.name}", "DELETE")
     assert (status, answer["queue"], bool(answer["error"])) == (503, site.letters.name, True)
@@ -314,7 +314,7 @@ async def test_handler_status_says_whether_the_worker_works(site: Site) -> None:
 
 
 async def test_handler_stats_shows_queues_and_what_was_done(site: Site) -> None:
-    """What is with the handler, what it has done, and how it ended; the queues are those of /sqs/stats."""
+    """The handler's messages, its totals, and the outcomes; the queues are those of /sqs/stats."""
     await site.send(site.queue, 3)
     await site.desk.is_busy.wait()
     at_work = await site.row_of(site.queue, "/handler/stats", "handlers")
@@ -330,7 +330,7 @@ async def test_handler_stats_shows_queues_and_what_was_done(site: Site) -> None:
 
 
 async def test_operation_is_pending_while_an_order_handler_has_it(site: Site) -> None:
-    """An order event on its way to a shard is in hand, as an operation from the stream is."""
+    """An order event that is being applied is pending, like an operation from the stream."""
     site.monitor(orders={site.queue.name: cast(OrderHandler, OneOrder())})
     asked = [("event-1", None), ("event-1", "a-b"), ("event-1", "a-c"), ("event-2", None)]
     assert [site.replica._is_pending(*one) for one in asked] == [True, True, False, False]
@@ -347,7 +347,7 @@ async def test_status_shows_each_queue_that_is_consumed(site: Site) -> None:
 
 
 async def test_cache_is_not_enabled_without_one(site: Site) -> None:
-    """Its stats say so, and there is nothing to list or clear; the answers name the setting."""
+    """Its stats report it, and there is nothing to list or clear; the answers name the setting."""
     assert await site.ask("/cache/stats") == (200, {"enabled": False})
     for path, method in (("/cache/keys", "GET"), ("/cache/clear", "DELETE")):
         status, answer = await site.ask(path, method)
@@ -356,7 +356,7 @@ async def test_cache_is_not_enabled_without_one(site: Site) -> None:
 
 
 async def test_cache_stats_shows_the_worker_and_the_server(site: Site) -> None:
-    """What was invalidated is the worker's, hits and misses are the server's."""
+    """The invalidations are counted by the worker, hits and misses by the server."""
     site.monitor(cache=FakeRedis("simplu:resource:a-b:order:1", "simplu:epoch", "another:key"))
     status, answer = await site.ask("/cache/stats")
     assert (status, answer["enabled"], answer["redis"]) == (200, True, "redis.example:6379/0")
@@ -365,7 +365,7 @@ async def test_cache_stats_shows_the_worker_and_the_server(site: Site) -> None:
 
 
 async def test_cache_keys_are_ours_and_not_more_than_can_be_read(site: Site) -> None:
-    """Keys of others in the same Redis are not shown; what is left out is told."""
+    """Keys of others in the same Redis are not shown; `hasMore` marks a truncated list."""
     names = [f"simplu:resource:a-b:order:{number:05}" for number in range(KEYS_MAX + 1)]
     redis = FakeRedis(*names[:2], "another:key")
     site.monitor(cache=redis)
@@ -376,7 +376,7 @@ async def test_cache_keys_are_ours_and_not_more_than_can_be_read(site: Site) -> 
 
 
 async def test_cache_is_cleared_of_our_keys_alone(site: Site) -> None:
-    """Keys of others stay; the answer says how many went."""
+    """Keys of others stay; the answer has the number of deleted keys."""
     redis = FakeRedis("simplu:resource:a-b:order:1", "simplu:epoch", "another:key")
     site.monitor(cache=redis)
     status, answer = await site.ask("/cache/clear", "DELETE")
@@ -423,6 +423,6 @@ async def test_monitoring_point_is_503_before_the_start(path: str, method: str) 
 
 
 async def test_handler_status_is_starting_before_the_start() -> None:
-    """Whoever asks early learns that it is on its way."""
+    """An early request is answered that the worker is starting."""
     status = ReplicaStatus("replica-1", asyncio.Event()).handler_status()
     assert (status["running"], status["state"]) == (False, "starting")

@@ -1,4 +1,4 @@
-"""The page of all variables is what the settings say."""
+"""The page of all variables matches the settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from simplu_worker.config.settings import Settings
 
 
 def test_page_in_the_repository_is_the_generated_one() -> None:
-    """docs/configuration.md is generated anew whenever a setting changes."""
+    """docs/configuration.md is generated again whenever a setting changes."""
     assert render_page() == PAGE.read_text(encoding="utf-8")
     assert main(["--check"]) == 0
 

@@ -1,4 +1,4 @@
-"""Settings, env files and secret files: what is accepted, what is refused, and that no secret is ever shown."""
+"""Settings, env files and secret files: accepted values, refused ones, and secrets, which are never shown."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ BAD = [
 
 @pytest.mark.parametrize(("variable", "value"), BAD)
 def test_settings_name_variable_value_and_expectation_when_a_value_is_wrong(variable: str, value: str) -> None:
-    """A wrong value is one problem: the variable, what it should be, what came."""
+    """A wrong value is one problem: the variable, the expected value, the actual one."""
     environ = {**COMPLETE, variable: value}
     if variable == "SHARD_MAP_FILE":
         del environ["CITRUS_SERVER_URL"]
@@ -244,7 +244,7 @@ def test_settings_take_the_second_region_when_the_first_is_empty() -> None:
 
 
 def test_settings_are_frozen_and_read_no_environment_when_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only what is handed in counts, and it stays."""
+    """Only the given environment counts, and it is not changed."""
     monkeypatch.setenv("HTTP_PORT", "1")
     settings = Settings(http_port=2)
     assert settings.http_port == 2
@@ -265,7 +265,7 @@ def test_settings_read_a_secret_from_its_file_when_name_file_is_set(name: str, t
 
 @pytest.mark.parametrize("url", ["cache:6379", "http://cache", "redis://", "redis://a b", "redis://cache:0", "unix://"])
 def test_settings_refuse_a_redis_url_that_is_none_and_do_not_show_it(url: str) -> None:
-    """What is no URL of Redis may still hold its password."""
+    """A value that is no URL of Redis may still contain its password."""
     expected = "REDIS_URL: expected a redis://, rediss:// or unix:// URL, got something else, which is not shown"
     assert _problems_of({**COMPLETE, "REDIS_URL": url}) == (expected,)
 
@@ -278,7 +278,7 @@ def test_settings_mask_the_password_of_the_redis_url_and_leave_its_host_readable
 
 
 def test_settings_report_secret_files_when_they_cannot_be_read(tmp_path: Path) -> None:
-    """A problem names the variable and the path, and says why."""
+    """A problem names the variable, the path and the reason."""
     (tmp_path / "empty").write_text("\n")
     (tmp_path / "binary").write_bytes(b"\xff\xfe" + PLANTED.encode())
     problems = _problems_of(
@@ -335,7 +335,7 @@ LEAKS = [
 
 @pytest.mark.parametrize("change", LEAKS)
 def test_settings_show_no_secret_when_it_is_part_of_a_problem(change: dict[str, str]) -> None:
-    """No problem shows a secret, wherever it was put; nor does the error's repr or what it came from."""
+    """No problem shows a secret, in any variable; nor does the error's repr or its cause."""
     with pytest.raises(ConfigurationError) as raised:
         load_settings({**COMPLETE, **change})
     assert PLANTED not in f"{raised.value}{raised.value!r}{raised.value.__cause__!r}{raised.value.__context__!r}"
@@ -409,7 +409,7 @@ def test_env_file_is_a_configuration_error_when_missing_or_not_text(content: byt
 
 
 def test_env_file_fills_only_what_the_environment_lacks(tmp_path: Path) -> None:
-    """The environment wins; what is empty in it is filled; a secret and its NAME_FILE are one thing."""
+    """The environment wins; its empty variables are filled; a secret and its NAME_FILE count as one variable."""
     (file := tmp_path / "env").write_text("A=file\nB=file\nC=file\nAPI_TOKEN_FILE=/file\nCITRUS_API_KEY=file\n")
     environ = {"A": "environment", "B": "", "API_TOKEN": "token", "CITRUS_API_KEY_FILE": "/key"}
     apply_env_file(file, environ)

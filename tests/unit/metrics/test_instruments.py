@@ -212,7 +212,7 @@ def test_build_info_is_one_with_the_version() -> None:
 
 
 def test_metrics_have_no_created_series() -> None:
-    """Nothing reads them, and they would double what is scraped."""
+    """Nothing reads them, and they would double the scraped data."""
     ours = [line for line in generate_latest().decode().splitlines() if "simplu_" in line]
     assert [line for line in ours if "_created" in line] == []
 
@@ -252,7 +252,7 @@ def test_batch_histogram_refuses_a_name_that_is_taken() -> None:
 
 
 def test_all_metrics_parse_in_both_formats() -> None:
-    """Prometheus reads what is exposed, in the old format and in OpenMetrics, with the same names."""
+    """Prometheus reads the exposed text, in the old format and in OpenMetrics, with the same names."""
     text = parse_text(generate_latest().decode())
     families = openmetrics_parser.text_string_to_metric_families(  # type: ignore[no-untyped-call]  # untyped vendor code
         openmetrics_of(REGISTRY)

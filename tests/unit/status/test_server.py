@@ -32,7 +32,7 @@ OPEN = ["/", "/livez", "/healthz", "/readyz", "/metrics"]
 
 @dataclass
 class Daemon:
-    """What stands behind the views: the answers to give, and what was asked."""
+    """A stand-in for the worker behind the views: the answers to give, and the calls."""
 
     live: str | None = None
     ready: str | None = None
@@ -205,7 +205,7 @@ async def test_status_is_shown_when_the_token_is_right(site: Site, scheme: str) 
 @pytest.mark.parametrize("token", [None, ""])
 @pytest.mark.parametrize("path", PROTECTED)
 async def test_protected_path_is_403_when_no_token_is_configured(daemon: Daemon, path: str, token: str | None) -> None:
-    """Without a token nobody gets in, the empty token included, and the answer says what to set."""
+    """Without a token every request is refused, the empty token included, and the answer names the variable to set."""
     async with open_http("127.0.0.1", 0, token=token, views=daemon.views()) as port, ClientSession() as session:
         status, _, body = await Site(session, port).ask(path, Authorization="Bearer ")
     assert status == 403
@@ -261,7 +261,7 @@ async def test_tenant_is_asked_with_the_decoded_ids(site: Site, daemon: Daemon) 
     "path", ["/nowhere", "/operations", "/operations/", "/operations/a/b", "/tenants/b", "/tenants/b/l/", "/status/"]
 )
 async def test_unknown_path_is_404_in_json(site: Site, path: str) -> None:
-    """What is not in the contract is not there, token or not."""
+    """Paths that are not in the contract do not exist, with or without the token."""
     status, _, body = await site.ask(path)
     assert (status, msgspec.json.decode(body)) == (404, {"error": "there is nothing at this path"})
 
@@ -269,7 +269,7 @@ async def test_unknown_path_is_404_in_json(site: Site, path: str) -> None:
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
 @pytest.mark.parametrize("path", ["/", "/metrics", "/status", "/operations/a%2Fb"])
 async def test_other_methods_are_405(site: Site, path: str, method: str) -> None:
-    """What shows is asked with GET or HEAD; the answer says so."""
+    """Reading paths accept GET and HEAD only; the answer names them."""
     status, headers, body = await site.ask(path, method, **AUTHORIZED)
     assert (status, headers["Allow"]) == (405, "GET,HEAD")
     assert msgspec.json.decode(body) == {"error": f"expected GET or HEAD, got {method}"}
@@ -296,7 +296,7 @@ async def test_monitoring_point_answers_with_its_view(site: Site, path: str) -> 
 
 @pytest.mark.parametrize("path", DESTRUCTIVE)
 async def test_nothing_is_emptied_when_that_is_not_allowed(site: Site, daemon: Daemon, path: str) -> None:
-    """The token alone does not let anybody delete; the answer says what does."""
+    """The token alone does not allow deletions; the answer names the variable that does."""
     status, _, body = await site.ask(path, "DELETE", **AUTHORIZED)
     assert (status, daemon.asked) == (403, [])
     assert "ALLOW_DESTRUCTIVE_HTTP" in msgspec.json.decode(body)["error"]
@@ -304,7 +304,7 @@ async def test_nothing_is_emptied_when_that_is_not_allowed(site: Site, daemon: D
 
 @pytest.mark.parametrize("path", DESTRUCTIVE)
 async def test_nothing_is_emptied_without_the_right_token(loose_site: Site, daemon: Daemon, path: str) -> None:
-    """What is allowed to whoever has the token is allowed to nobody else, who does not learn that it is."""
+    """Deletions that are allowed need the token; the refusal does not reveal that they are allowed."""
     statuses = [
         (await loose_site.ask(path, "DELETE"))[0],
         (await loose_site.ask(path, "DELETE", Authorization="Bearer wrong"))[0],
@@ -314,7 +314,7 @@ async def test_nothing_is_emptied_without_the_right_token(loose_site: Site, daem
 
 @pytest.mark.parametrize("path", DESTRUCTIVE)
 async def test_nothing_is_emptied_when_no_token_is_configured(daemon: Daemon, path: str) -> None:
-    """Without a token nobody gets in, whatever else is allowed."""
+    """Without a configured token every request is refused, even if deletions are allowed."""
     http = open_http("127.0.0.1", 0, token=None, views=daemon.views(), allow_destructive=True)
     async with http as port, ClientSession() as session:
         status, _, _ = await Site(session, port).ask(path, "DELETE", Authorization="Bearer ")
@@ -392,7 +392,7 @@ async def test_page_runs_only_what_is_in_it(site: Site) -> None:
 
 
 async def test_page_holds_no_secret(site: Site) -> None:
-    """The page is open to everybody; the token is what a person types."""
+    """The page needs no token; a person types it there."""
     _, _, body = await site.ask("/")
     assert TOKEN.encode() not in body
 

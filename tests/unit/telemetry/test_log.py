@@ -83,7 +83,7 @@ def test_log_takes_libraries_from_warning_on(stream: io.StringIO) -> None:
 
 
 def test_log_keeps_bodies_of_aws_calls_out_when_debug(stream: io.StringIO) -> None:
-    """At debug botocore stays at info, whose debug output has bodies and signatures in it."""
+    """At debug botocore stays at info: its debug output contains bodies and signatures."""
     configure_logging("debug", "json", stream=stream)
     logging.getLogger("botocore.endpoint").debug("body")
     logging.getLogger("botocore.credentials").info("found")
@@ -233,7 +233,7 @@ def test_fold_writes_the_first_and_then_a_count_when_a_warning_repeats() -> None
 
 
 def test_fold_writes_one_line_a_window_when_a_storm_goes_on() -> None:
-    """A warning every second for 35 seconds is four lines whose counts add up."""
+    """A warning every second for 35 seconds is four lines, and their counts add up."""
     fold = LogDeduplicator(window_s=10)
     lines = [line for second in range(35) for line in fold.admit(_event(), second)] + fold.flush()
     assert [line.get("repeated") for line in lines] == [None, 10, 10, 10, 4]
@@ -274,7 +274,7 @@ def test_fold_ignores_the_message_when_the_error_class_is_the_same() -> None:
 
 
 def test_fold_gives_up_the_oldest_when_it_is_full() -> None:
-    """What is remembered is bounded, and what gives way is still counted."""
+    """The number of remembered events is bounded, and a replaced one is still counted."""
     fold = LogDeduplicator(max_keys=1)
     fold.admit(_event("a"), 0)
     fold.admit(_event("a"), 0)
@@ -283,7 +283,7 @@ def test_fold_gives_up_the_oldest_when_it_is_full() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["info", "warning"]), st.floats(0, 20)), max_size=60))
 def test_fold_loses_no_event_whatever_comes(comings: list[tuple[str, str, float]]) -> None:
-    """Lines written, each counted as often as it says, are the events that came."""
+    """The lines with their counts add up to the events that were logged."""
     fold, now, lines = LogDeduplicator(window_s=10, max_keys=2), 0.0, list[Facts]()
     for name, level, pause in comings:
         now += pause

@@ -55,7 +55,7 @@ def test_notifier_sends_when_the_socket_has_an_abstract_name() -> None:
 
 @pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1"}])
 def test_notifier_does_nothing_when_there_is_no_unix_socket(environ: dict[str, str]) -> None:
-    """Outside systemd every call is without effect and nobody watches."""
+    """Outside systemd every call is without effect, and there is no watchdog."""
     notifier = SystemdNotifier({**environ, "WATCHDOG_USEC": "30000000"})
     notifier.notify_ready()
     notifier.notify_watchdog()

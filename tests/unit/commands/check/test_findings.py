@@ -21,7 +21,7 @@ def settings_with(**changes: object) -> Settings:
 
 
 def queue_with(*, visibility_s: int = 30, receives: object = 1000, retention_s: int | None = None) -> QueueAttributes:
-    """Return what a queue says of itself."""
+    """Return the attributes of a queue."""
     target = '"deadLetterTargetArn": "arn:aws:sqs:eu-central-1:000000000000:moved"'
     redrive = None if receives is None else f'{{"maxReceiveCount": {receives}, {target}}}'
     return QueueAttributes(
@@ -84,6 +84,6 @@ def queue_with(*, visibility_s: int = 30, receives: object = 1000, retention_s: 
 def test_findings_name_what_is_odd_and_nothing_else(
     facts: CheckFacts, changes: dict[str, object], expected: list[str]
 ) -> None:
-    """Each rule speaks just beyond its bound, with what it is about first, and is silent at it."""
+    """Each rule reports a finding just beyond its bound, the subject first, and none at the bound."""
     found = [str(finding) for finding in find_oddities(facts, settings_with(**changes))]
     assert [line[: len(start)] for line, start in zip(found, expected, strict=True)] == expected

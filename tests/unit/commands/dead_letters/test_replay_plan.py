@@ -80,7 +80,7 @@ def letter(
 
 
 def sent_for(one: DeadLetter, rules: ReplayRules = RULES) -> Resend:
-    """Return what is sent for a letter that is."""
+    """Return the resend of a letter that is sent."""
     resend = plan_resend(one, rules)
     assert isinstance(resend, Resend), resend
     return resend
@@ -192,14 +192,14 @@ def test_replayed_record_that_failed_again_keeps_the_first_id() -> None:
 def test_record_that_would_come_back_is_left_unless_forced(
     record: bytes | dict[str, Any], reason: DeadLetterReason
 ) -> None:
-    """What is wrong with it is in its own bytes or in the log; forced, it goes as it is."""
+    """The fault is in its own bytes or in the log; forced, it is sent unchanged."""
     one = letter(record, reason=reason)
     assert left_for(one) is LeftReason.WOULD_COME_BACK
     assert [sent.data for sent in sent_for(one, FORCED).records] == [one.record]
 
 
 def test_record_that_is_valid_by_now_is_sent() -> None:
-    """OPERATION_MAX_BYTES was raised, say: what counts is what the worker would make of it today."""
+    """For example after OPERATION_MAX_BYTES was raised: the worker's current decision counts."""
     sent = sent_for(letter(VALID | {"requestId": "r"}, reason=DeadLetterReason.TOO_LARGE))
     assert len(sent.records) == 1
 
@@ -283,7 +283,7 @@ def test_message_has_the_same_new_id_whenever_it_is_sent_again() -> None:
     ],
 )
 def test_order_event_is_sent_with_its_request_id(members: dict[str, Any], effective: str | None, expected: str) -> None:
-    """An event whose id was its message's gets it into its body."""
+    """An event that had its id from the message gets it into its body."""
     message = sent_for(letter(EVENT | members, origin=ORDERS, reason=GIVEN_UP, request_id=effective)).message
     assert message is not None
     body = json.loads(message.body)
@@ -315,7 +315,7 @@ def test_message_that_is_no_event_is_sent_as_it_is_when_forced(body: bytes) -> N
 
 @pytest.mark.parametrize("reason", DeadLetterReason)
 def test_message_is_left_when_its_reason_lasts(reason: DeadLetterReason) -> None:
-    """Only what can have been mended outside the message is sent without force; of orders today's rules decide."""
+    """Only faults outside the message may be corrected by now; order events are judged by the current rules."""
     for origin, sent in (
         (CONTROL, {"retries_exhausted", "unknown_tenant"}),
         (ORDERS, set(DeadLetterReason) - {DeadLetterReason.REQUEST_ID_REUSED}),

@@ -90,7 +90,7 @@ def test_print_json_keeps_the_text_of_results(capsys: pytest.CaptureFixture[str]
     ],
 )
 def test_skew_of_compares_a_date_header_with_our_clock(date: str, expected: float | None) -> None:
-    """Ahead is positive; what is no date says nothing."""
+    """Ahead is positive; an invalid date has no skew."""
     assert clock_skew_s(date, now=NOW) == expected
 
 

@@ -113,7 +113,7 @@ async def test_route_estimates_by_sample_keys_where_none_are_given(
 async def test_route_prints_a_table_and_a_sentence_for_people(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Long lists are cut, and it says so; what an id does to a terminal is shown and not done."""
+    """Long lists are truncated with a note; control characters of an id are escaped."""
     settings = settings_of(tmp_path, 3, pins={"pin-ned": "shard-1"})
     assert await route_keys(settings, ["pin-ned", "ev\x1bil"], 4, as_json=False) == 0
     out = capfd.readouterr().out
@@ -139,7 +139,7 @@ async def test_route_prints_a_table_and_a_sentence_for_people(
 async def test_route_refuses_a_number_of_shards_that_no_map_can_have(
     tmp_path: Path, count: int, retired: set[int], with_shards: int, expected: str
 ) -> None:
-    """And says what was expected."""
+    """With the expected value."""
     with pytest.raises(PermanentError, match=expected):
         await route_keys(settings_of(tmp_path, count, retired=frozenset(retired)), [], with_shards, as_json=True)
 
@@ -154,7 +154,7 @@ def test_keys_are_read_from_stdin_where_a_dash_stands(monkeypatch: pytest.Monkey
 
 
 async def test_route_refuses_an_empty_stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An estimate by other keys is not what was asked for."""
+    """An estimate by sample keys would not answer the question."""
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     with pytest.raises(PermanentError, match="got none on stdin"):
         await route_keys(settings_of(tmp_path, 2), ["-"], 3, as_json=True)
@@ -164,7 +164,7 @@ async def test_route_refuses_an_empty_stdin(tmp_path: Path, monkeypatch: pytest.
 def test_route_is_wrong_usage_without_keys_and_with_an_unknown_option(
     words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit status 2, and what was expected; an option that is mistyped is no key."""
+    """Exit status 2, and the expected arguments; a mistyped option is no key."""
     monkeypatch.setattr("sys.argv", ["simplu-worker", "shards", "route", *words])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -199,7 +199,7 @@ def citrus_settings(url: str) -> Settings:
 
 
 async def test_route_asks_citrus_where_keys_are_registered(capfd: pytest.CaptureFixture[str]) -> None:
-    """Exit status 1 when one is not; a shard that is marked inactive is said."""
+    """Exit status 1 if one is not; a shard that is marked inactive is shown as such."""
 
     async def make_shard() -> tuple[str, str]:
         raise AssertionError

@@ -51,7 +51,7 @@ def test_lines_of_leaves_a_whole_record_as_it_is() -> None:
 
 @pytest.mark.parametrize("absent", [without("requestId", "timestamp"), WHOLE | {"requestId": None, "timestamp": None}])
 def test_lines_of_fills_in_request_id_and_timestamp_when_they_are_missing(absent: dict[str, Any]) -> None:
-    """Missing or null: a new id and now; what goes onto the stream has both."""
+    """Missing or null: a new id and now; the record on the stream has both."""
     (line,) = read(text_of(absent))
     expected = {**WHOLE, "requestId": "new-1", "timestamp": "2026-03-01T12:00:00Z"}
     assert json.loads(line.record) == expected
@@ -59,7 +59,7 @@ def test_lines_of_fills_in_request_id_and_timestamp_when_they_are_missing(absent
 
 
 def test_completed_keeps_every_digit_of_the_data() -> None:
-    """What is filled in does not touch the other members' bytes."""
+    """The added members do not change the bytes of the others."""
     data = b'{"n": 1.10000000000000000000000001, "e": 1E400, "s": "\\ud800"}'
     record = b'{"data":' + data + b"}"
     assert complete_record(record, {"requestId": "x"}) == b'{"data":' + data + b',"requestId":"x"}'

@@ -75,7 +75,7 @@ OTHER = ("a-b", "c")
         pytest.param(
             subject(None, row(), named=None),
             [DifferenceKind.NOT_IN_BUSINESS_INFO, DifferenceKind.NOT_IN_CITRUS],
-            id="known to nobody",
+            id="not listed, not registered",
         ),
         pytest.param(
             subject(DENTAL, row(), named=None, refusal="host x"), [DifferenceKind.ADDRESS_REFUSED], id="a bad address"
@@ -91,7 +91,7 @@ def test_differences_name_what_differs(tenant: AuditSubject, kinds: list[Differe
 
 
 def test_differences_tell_where_and_whose() -> None:
-    """The detail names shards, types and the other pair, so that nobody has to look them up."""
+    """The detail names shards, types and the other business and location."""
     rows = (row("s2", kind="gym"), row("s3", name=OTHER))
     details = [one.detail for one in find_differences(subject(DENTAL, *rows), known_types=TYPES)]
     assert details == [
