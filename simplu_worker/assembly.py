@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from simplu_worker.aws.clients import Client, open_client
 from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, Queue
-from simplu_worker.business_info.table import BusinessInfo
+from simplu_worker.business_info.table import BusinessFinder, BusinessInfo
 from simplu_worker.cache.cache import Cache, CacheAdmin, open_cache
 from simplu_worker.cache.invalidations import OnChange, ignore_changes
 from simplu_worker.config.settings import Settings
@@ -43,7 +43,7 @@ from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator, StaticMap, read_shard_map
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
 from simplu_worker.shards.tenants.destruction import Destroyer
-from simplu_worker.shards.tenants.first_use import FindsBusiness, FirstUse
+from simplu_worker.shards.tenants.first_use import FirstUse
 from simplu_worker.shards.tenants.provisioning import Provisioner
 from simplu_worker.shards.tenants.resource_changes import ResourceChanges
 
@@ -124,7 +124,7 @@ async def open_parts(settings: Settings, replica_name: str) -> AsyncIterator[Par
 
 @contextlib.asynccontextmanager
 async def open_shards(
-    settings: Settings, *, on_change: OnChange = ignore_changes, business_info: FindsBusiness | None = None
+    settings: Settings, *, on_change: OnChange = ignore_changes, business_info: BusinessFinder | None = None
 ) -> AsyncIterator[Shards]:
     """Open access to the shards; no connection is made yet. *on_change* gets the resources that were changed.
 

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import product
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -72,6 +72,13 @@ class _SharedLookup:
         self.lock = asyncio.Lock()
         self.callers = 0
         self.answer: _CachedBusiness | WorkerError | None = None  # of the first who was not cancelled
+
+
+class BusinessFinder(Protocol):
+    """Finds businesses by id; `BusinessInfo` is one."""
+
+    async def find(self, business_id: str, *, max_age_s: float = FRESH_S) -> Business | None:
+        """Return a business as it was at most *max_age_s* ago, or None; raise `PermanentError` if it is unreadable."""
 
 
 class BusinessInfo:

@@ -21,7 +21,7 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import ShardRows, fetch_from_all_shards
-from simplu_worker.shards.tenants.first_use import FirstUse, Name
+from simplu_worker.shards.tenants.first_use import FirstUse, TenantName
 from simplu_worker.shards.types import Absence, PositionClaim, StoredPositions
 from simplu_worker.timing.clock import loop_time
 
@@ -87,7 +87,7 @@ class ShardGateway:
         found = await self._directory.find(tenant_id, absence_max_age_s=absence_max_age_s)
         return found.shard_id if isinstance(found, ShardAddress) else found
 
-    async def provision_on_first_use(self, tenant_id: str, names: Iterable[Name]) -> str | Absence:
+    async def provision_on_first_use(self, tenant_id: str, names: Iterable[TenantName]) -> str | Absence:
         """Provision a tenant that was found `NOT_HERE`, if `PROVISION_ON_FIRST_USE` is set; then return as `find`.
 
         *names* are the pairs of business and location with the tenant's id that sent operations. Raises

@@ -17,11 +17,11 @@ from typing import Any, Final, TypeAlias, TypeVar
 import msgspec
 import structlog
 
+from simplu_worker.business_info.table import BusinessFinder
 from simplu_worker.errors import PermanentError, WorkerError
 from simplu_worker.shards.adoption.discovery import (
     OURS,
     AdoptionRefusedError,
-    FindsBusiness,
     OldTable,
     begin_adoption,
     find_old_table,
@@ -121,7 +121,7 @@ class Adopter:
         self,
         pool: ShardPool,
         locator: Locator,
-        business_info: FindsBusiness,
+        business_info: BusinessFinder,
         *,
         report: ReportProgress = lambda _: None,
         quiet_s: float = QUIET_S,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 
 from simplu_worker.business_info.items import Business
-from simplu_worker.business_info.table import UnreadableBusinessError
+from simplu_worker.business_info.table import BusinessFinder, UnreadableBusinessError
 from simplu_worker.errors import PermanentError
 from simplu_worker.operations.operation import is_id, tenant_id_of
 from simplu_worker.shards.adoption.plan import (
@@ -36,13 +36,6 @@ class AdoptionRefusedError(PermanentError):
 
     def __init__(self, shard_id: str, *problems: str) -> None:
         super().__init__("\n".join(f"shard {shard_id}: {problem}" for problem in problems))
-
-
-class FindsBusiness(Protocol):
-    """Who knows the businesses: business-info."""
-
-    async def find(self, business_id: str) -> Business | None:
-        """Return a business, or None; raise `PermanentError` when its item cannot be read."""
 
 
 class OldTable(msgspec.Struct, frozen=True):
@@ -100,7 +93,7 @@ async def read_contents(connection: Connection) -> OldContents:
     return found
 
 
-async def find_owner(source: OldTenant, shard_id: str, locator: Locator, business_info: FindsBusiness) -> Owner:
+async def find_owner(source: OldTenant, shard_id: str, locator: Locator, business_info: BusinessFinder) -> Owner:
     """Ask business-info and the locator who a source is; raise `RetryableError` where they do not answer."""
     businesses: dict[str, Business | str | None] = {}
     for business_id, location_id in source.candidates:

@@ -19,6 +19,7 @@ from simplu_worker.operations.retention_rules import deletion_pause_s
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
+from simplu_worker.timing.periodic import repeat_every
 
 TURN_S: Final = 60.0
 STATEMENT_MAX_ROWS: Final = 1000
@@ -46,10 +47,7 @@ class LogRetention:
 
     async def run(self) -> None:
         """Take turns until cancelled, one at a time; each begins at least `turn_s` after the one before."""
-        while True:
-            started = time.monotonic()
-            await self.take_turn()
-            await asyncio.sleep(max(0.0, started + self._turn_s - time.monotonic()))
+        await repeat_every(self._turn_s, self.take_turn)
 
     async def take_turn(self) -> dict[str, int]:
         """Delete old rows on every shard, for at most `turn_s`; return the counts by shard id."""

@@ -1,9 +1,8 @@
-"""Confirm tenants that nobody confirmed: who made them was killed and asks no more, or a shard did not answer."""
+"""Confirm tenants left unconfirmed: the replica that made them was killed, or a shard did not answer."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from datetime import timedelta
 from typing import Final
 
@@ -11,12 +10,12 @@ import structlog
 
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
+from simplu_worker.shards.routing.shard_query import fetch_from_shard
 from simplu_worker.shards.tenants.home_confirmation import HomeConfirmer, PlacedTenant
+from simplu_worker.timing.periodic import repeat_every
 
 SWEEP_INTERVAL_S: Final = 300.0
-OVERDUE: Final = timedelta(minutes=2)  # whoever made the tenant has finished by then, or never will
+OVERDUE: Final = timedelta(minutes=2)  # by then the replica that made the tenant has confirmed it, or never will
 SWEEP_MAX_TENANTS: Final = 500  # of one shard
 SHARDS_AT_ONCE: Final = 8
 
@@ -24,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 
 class ConfirmationSweep:
-    """Looks for such tenants, *overdue* after they were made, on the shards in use. Many replicas may do so at once."""
+    """Confirms tenants on the shards in use, *overdue* after they were made. Safe on many replicas at once."""
 
     def __init__(
         self,
@@ -43,40 +42,32 @@ class ConfirmationSweep:
         return f"ConfirmationSweep(interval_s={self._interval_s:g}, overdue={self._overdue})"
 
     async def run(self) -> None:
-        """Take turns until cancelled; one turn at a time, and none begins sooner than a turn's length after another."""
-        while True:
-            started = time.monotonic()
-            await self.sweep()
-            await asyncio.sleep(max(0.0, started + self._interval_s - time.monotonic()))
+        """Sweep until cancelled, one sweep at a time; each begins at least `interval_s` after the one before."""
+        await repeat_every(self._interval_s, self.sweep)
 
     async def sweep(self) -> int:
-        """Confirm what is overdue; return how many of those found still are not."""
+        """Confirm the overdue tenants; return the number that could not be confirmed."""
         pools = [pool for pool in self._pools.by_shard_id().values() if pool.is_healthy]
-        places = asyncio.Semaphore(SHARDS_AT_ONCE)
+        slots = asyncio.Semaphore(SHARDS_AT_ONCE)
 
-        async def look(pool: ShardPool) -> list[PlacedTenant]:
-            async with places:
+        async def fetch(pool: ShardPool) -> list[PlacedTenant]:
+            async with slots:
                 return await self._fetch_overdue(pool)
 
         async with asyncio.TaskGroup() as tasks:
-            looks = [tasks.create_task(look(pool), name=f"unconfirmed:{pool.address.shard_id}") for pool in pools]
-        # By tenant, once: of one that is unconfirmed on two shards, the other home is found from either.
-        found = {placed.tenant_id: placed for look in looks for placed in look.result()}
-        troubles = await self._confirmer.confirm(list(found.values())) if found else {}
-        for trouble in troubles.values():
-            log.debug("confirmation.deferred", count=len(troubles), error=str(trouble))
+            fetches = [tasks.create_task(fetch(pool), name=f"unconfirmed:{pool.address.shard_id}") for pool in pools]
+        # Each tenant once: if it is unconfirmed on two shards, the confirmation of one home finds the other.
+        overdue = {placed.tenant_id: placed for task in fetches for placed in task.result()}
+        errors = await self._confirmer.confirm(list(overdue.values())) if overdue else {}
+        for error in errors.values():
+            log.debug("confirmation.deferred", count=len(errors), error=str(error))
             break
-        return len(troubles)
+        return len(errors)
 
     async def _fetch_overdue(self, pool: ShardPool) -> list[PlacedTenant]:
         address = pool.address
         try:
-            async with pool.connection() as connection:
-                if await check_schema(connection, address.shard_id) is SchemaState.EMPTY:
-                    return []
-                rows = await connection.fetch(
-                    QUERIES["find_unconfirmed"], self._overdue.total_seconds(), SWEEP_MAX_TENANTS
-                )
+            rows = await fetch_from_shard(pool, "find_unconfirmed", self._overdue.total_seconds(), SWEEP_MAX_TENANTS)
         except WorkerError as exc:
             log.debug("confirmation.deferred", shard_id=address.shard_id, error=str(exc))
             return []

@@ -1,13 +1,14 @@
-"""What a control message does to a tenant, as far as the tenant's row decides that (contract §4). Pure.
+"""The effect of a control message on a tenant, decided by the tenant's row (contract §4). Pure.
 
-Messages come in any order and more than once. So each is measured by its own timestamp against the newest that was
-applied, and of a creation and a destruction of the same instant the destruction counts as the newer one: whatever the
-order they come in, a tenant ends the same.
+Messages arrive in any order and more than once. So the timestamp of each is compared with the newest that was applied,
+and of a creation and a destruction of the same instant the destruction is the newer one. A tenant therefore ends in the
+same state whatever the order of its messages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -16,10 +17,12 @@ import msgspec
 
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.admission import TenantState
+from simplu_worker.shards.postgres.address import AddressRefusedError
+from simplu_worker.shards.types import ShardNotAllowedError
 
 
 class ControlledTenant(msgspec.Struct, frozen=True):
-    """A tenant's row, as control messages see it. *is_deletion_begun*: rows of a tenant `destroying` are going."""
+    """The part of a tenant's row that decides. *is_deletion_begun*: resources of a `destroying` tenant are deleted."""
 
     business_id: str
     location_id: str
@@ -29,7 +32,7 @@ class ControlledTenant(msgspec.Struct, frozen=True):
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> ControlledTenant:
-        """Return what a row of `lock_tenants_for_control` says."""
+        """Return the tenant of a row of `lock_tenants_for_control`."""
         return cls(
             business_id=row["business_id"],
             location_id=row["location_id"],
@@ -40,14 +43,14 @@ class ControlledTenant(msgspec.Struct, frozen=True):
 
 
 class ControlStep(StrEnum):
-    """What to do about a control message."""
+    """The step that applies a control message."""
 
     MAKE = "make"  # there is no row
-    REMAKE = "remake"  # there is the row of a tenant that was destroyed
-    RESTORE = "restore"  # take the destruction back
-    DESTROY = "destroy"  # begin with the grace time
-    NOTE = "note"  # it is so already; remember the timestamp
-    STALE = "stale"  # a newer one was applied
+    REMAKE = "remake"  # there is the row of a destroyed tenant
+    RESTORE = "restore"  # cancel the destruction
+    DESTROY = "destroy"  # begin the grace time
+    NOTE = "note"  # the tenant is in that state already; store the timestamp
+    STALE = "stale"  # a newer message was applied
     TAKEN = "taken"  # the row is of another business and location with the same id
     WAIT_FOR_MOVE = "wait_for_move"
     WAIT_FOR_DELETION = "wait_for_deletion"
@@ -56,7 +59,7 @@ class ControlStep(StrEnum):
 def step_of_creation(
     tenant: ControlledTenant | None, business_id: str, location_id: str, requested_at: datetime
 ) -> ControlStep:
-    """Return what a `SHARD_CREATION` of *requested_at* does."""
+    """Return the step for a `SHARD_CREATION` of *requested_at*."""
     if tenant is None:
         return ControlStep.MAKE
     if (tenant.business_id, tenant.location_id) != (business_id, location_id):
@@ -77,7 +80,7 @@ def step_of_creation(
 def step_of_destruction(
     tenant: ControlledTenant, business_id: str, location_id: str, requested_at: datetime
 ) -> ControlStep:
-    """Return what a `SHARD_DESTRUCTION` of *requested_at* does."""
+    """Return the step for a `SHARD_DESTRUCTION` of *requested_at*."""
     if (tenant.business_id, tenant.location_id) != (business_id, location_id):
         return ControlStep.TAKEN
     if requested_at < tenant.control_at:
@@ -88,25 +91,25 @@ def step_of_destruction(
         case TenantState.DESTROYING | TenantState.DESTROYED:
             return ControlStep.NOTE
         case TenantState.INCOMING | TenantState.READY | TenantState.FENCED | TenantState.MOVED:
-            # What is noted here would not be there after the move; and a move takes minutes at most.
+            # A change here would be lost in the move, which takes minutes at most.
             return ControlStep.WAIT_FOR_MOVE
 
 
 def error_of(step: ControlStep, tenant_id: str) -> WorkerError | None:
-    """Return why a message cannot be applied, or cannot be applied now; None when it can."""
+    """Return the error of a step that cannot be taken, or cannot be taken now; None for the others."""
     match step:
         case ControlStep.TAKEN:
             return id_taken_error(tenant_id)
         case ControlStep.WAIT_FOR_MOVE:
             return RetryableError("the tenant is being moved")
         case ControlStep.WAIT_FOR_DELETION:
-            return RetryableError("the tenant's rows are being deleted; it is made again after that")
+            return RetryableError("the tenant's rows are being deleted; the tenant is made again after that")
         case _:
             return None
 
 
 def id_taken_error(tenant_id: str) -> PermanentError:
-    """Return what to say to the second of two tenants with one id."""
+    """Return the error of the second of two tenants with the same id."""
     return PermanentError(
         f"businessId, locationId: their id {tenant_id!r} is taken by another business and location; "
         "register it under other ids"
@@ -114,5 +117,19 @@ def id_taken_error(tenant_id: str) -> PermanentError:
 
 
 def is_row_of(row: Mapping[str, Any], business_id: str, location_id: str) -> bool:
-    """Tell whether a tenant's row is that of this business and location, and not of another pair with the same id."""
+    """Return whether a tenant's row is of this business and location, and not of another pair with the same id."""
     return (row["business_id"], row["location_id"]) == (business_id, location_id)
+
+
+def timestamp_text(requested_at: datetime) -> str:
+    """Return a time as an argument of a query: as text, as asyncpg turns the extremes of `datetime` into infinities."""
+    return requested_at.isoformat()
+
+
+@contextlib.contextmanager
+def refused_address_as_retryable() -> Iterator[None]:
+    """Turn the refusal of a named address into an error that is retried until a person has corrected the address."""
+    try:
+        yield
+    except AddressRefusedError as exc:
+        raise ShardNotAllowedError(str(exc)) from exc

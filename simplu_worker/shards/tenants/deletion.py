@@ -1,8 +1,8 @@
-"""Delete what destroyed tenants have, when their grace time is over: gently, and never on a shard in trouble.
+"""Delete the resources of destroyed tenants after their grace time, in small batches, never on an unhealthy shard.
 
-Safe because each step holds the tenant's row to what it was found to be: a tenant that was taken back, or made again
-after another replica's deletion had come to its end, loses nothing. From the first deletion on nobody can take the
-tenant back any more (`deletion_began_at`). Its log goes by the log's own retention, and its row stays.
+Safe because each step locks the tenant's row and checks its state: a tenant that was restored, or made again after
+another replica had ended its deletion, loses nothing. After the first deletion the tenant cannot be restored any more
+(`deletion_began_at`). The tenant's log is deleted by the log's own retention, and its row stays.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
+from simplu_worker.timing.periodic import repeat_every
 
-TURN_INTERVAL_S: Final = 60.0
-ALL_SHARDS_INTERVAL_S: Final = 900.0  # how often shards are asked that nobody uses: each costs a connection
+TURN_S: Final = 60.0
+ALL_SHARDS_INTERVAL_S: Final = 900.0  # between two queries of shards that are not in use: each takes a connection
 STATEMENT_MAX_ROWS: Final = 1000
 SHARDS_AT_ONCE: Final = 8
 
@@ -33,7 +34,7 @@ log = structlog.get_logger(__name__)
 
 
 class TenantDeleter:
-    """Deletes the resources of the tenants that are to be destroyed, *grace* after that was said, on every shard."""
+    """Deletes the resources of `destroying` tenants on every shard, *grace* after their destruction began."""
 
     def __init__(
         self,
@@ -41,7 +42,7 @@ class TenantDeleter:
         pools: Pools,
         grace: timedelta,
         *,
-        turn_s: float = TURN_INTERVAL_S,
+        turn_s: float = TURN_S,
         statement_max_rows: int = STATEMENT_MAX_ROWS,
         on_change: OnChange = ignore_changes,
     ) -> None:
@@ -55,14 +56,11 @@ class TenantDeleter:
         self._all_shards_listed_at: float | None = None
 
     async def run(self) -> None:
-        """Take turns until cancelled; one turn at a time, and none begins sooner than a turn's length after another."""
-        while True:
-            started = time.monotonic()
-            await self.delete_due()
-            await asyncio.sleep(max(0.0, started + self._turn_s - time.monotonic()))
+        """Take turns until cancelled, one at a time; each begins at least `turn_s` after the one before."""
+        await repeat_every(self._turn_s, self.delete_due)
 
     async def delete_due(self) -> int:
-        """Delete what is due, or what of it a turn's length allows; return how many tenants are destroyed by that."""
+        """Delete due resources for at most `turn_s`; return the number of tenants with a complete deletion."""
         pools = await self._list_pools()
         async with asyncio.TaskGroup() as tasks:
             turns = [
@@ -71,7 +69,7 @@ class TenantDeleter:
         return sum(turn.result() for turn in turns)
 
     async def _list_pools(self) -> list[ShardPool]:
-        """Return the pools in use and, now and then, those of all shards: one may have none but destroyed tenants."""
+        """Return the pools in use, and at intervals those of all shards: one may have only destroyed tenants."""
         now = time.monotonic()
         if self._all_shards_listed_at is None or now >= self._all_shards_listed_at + ALL_SHARDS_INTERVAL_S:
             try:
@@ -94,7 +92,7 @@ class TenantDeleter:
             for tenant in tenants:
                 try:
                     count += await self._delete(pool, tenant, end=end)
-                except (LostRaceError, StatementFailedError) as exc:  # this tenant's; the others go on
+                except (LostRaceError, StatementFailedError) as exc:  # of this tenant; the others continue
                     log.warning(
                         "tenant.not_deleted",
                         business_id=tenant["business_id"],
@@ -107,20 +105,20 @@ class TenantDeleter:
         return count
 
     async def _begin_due(self, pool: ShardPool) -> list[dict[str, Any]]:
-        """Return the tenants to delete from, each marked as begun unless somebody holds its row for long."""
+        """Return the tenants to delete from, each marked as begun unless its row is locked for long."""
         grace_s = self._grace.total_seconds()
         async with pool.transaction() as connection:
             if await check_schema(connection, pool.address.shard_id) is SchemaState.EMPTY:
                 return []
             tenants = [dict(row) for row in await connection.fetch(QUERIES["find_deletions"], grace_s)]
         for tenant in tenants:
-            with contextlib.suppress(LostRaceError):  # then `_delete` finds it not begun: the next turn looks again
+            with contextlib.suppress(LostRaceError):  # then `_delete` deletes nothing, and the next turn tries again
                 async with pool.transaction() as connection:
                     await connection.execute(QUERIES["begin_deletion"], tenant["id"], grace_s)
         return tenants
 
     async def _delete(self, pool: ShardPool, tenant: dict[str, Any], *, end: float) -> bool:
-        """Delete a tenant's resources; tell whether this came to their end, and ended the tenant."""
+        """Delete a tenant's resources; return whether all are deleted, and the tenant is destroyed, by this call."""
         row_count = 0
         limit = self._statement_max_rows
         while time.monotonic() < end:
@@ -147,12 +145,12 @@ class TenantDeleter:
                 )
                 return True
             if not deleted:
-                return False  # another replica has the rest in hand
+                return False  # another replica is deleting the rest
             await asyncio.sleep(deletion_pause_s(time.monotonic() - started))
         return False
 
     async def _delete_rows(self, pool: ShardPool, tenant_id: str, limit: int) -> int | None:
-        """Delete up to *limit* rows; None when the tenant is not one to delete from any more."""
+        """Delete up to *limit* rows, and return their number; None if the tenant's deletion is over or cancelled."""
         keys: list[ResourceKey] = []
         try:
             async with pool.transaction() as connection:
@@ -160,12 +158,12 @@ class TenantDeleter:
                     return None
                 rows = await connection.fetch(QUERIES["delete_resources"], tenant_id, limit)
                 keys += (ResourceKey(tenant_id, row["resource_type"], row["resource_id"]) for row in rows)
-        finally:  # a commit whose answer is lost took them too, and nobody will find them again
+        finally:  # after an unknown outcome too: if the commit succeeded, no later turn finds these rows
             self._on_change(keys)
         return len(keys)
 
     async def _end(self, pool: ShardPool, tenant_id: str) -> bool:
-        # In a transaction of its own: two that hold the row for their deletion could not both change it.
+        # In a transaction of its own: two replicas that share the lock of `lock_deletion` would block each other.
         async with pool.transaction() as connection:
             status: str = await connection.execute(QUERIES["end_deletion"], tenant_id)
         return status == "UPDATE 1"

@@ -1,82 +1,60 @@
 """Make tenants that Citrus knows and no shard has, when their first operation comes (`PROVISION_ON_FIRST_USE`).
 
-Why it is safe: nobody has to have said that the tenant is new. Business-info must list its location as an active one,
-and every shard that is known must say that it has no row of the id, not even that of a destroyed tenant, which only a
-control message may bring back. The tenant's `control_at` is the year 1970: any control message counts as newer.
+Why this is safe without a control message: business-info must list the location as active, and every known shard must
+answer that it has no row of the id, not even that of a destroyed tenant, which only a control message may make again.
+The tenant's `control_at` is the year 1970, so that any control message is newer.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Final, Protocol, TypeAlias
+from typing import Final, TypeAlias
 
 import structlog
 
 from simplu_worker.business_info.items import Business, refusal_reason
-from simplu_worker.business_info.table import ABSENT_FRESH_S, FRESH_S
+from simplu_worker.business_info.table import ABSENT_FRESH_S, BusinessFinder
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.admission import TenantState
 from simplu_worker.operations.operation import tenant_id_of
+from simplu_worker.shards.postgres.coalescing import Coalescer
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import fetch_from_all_shards
+from simplu_worker.shards.tenants.provisioning import Provisioner
 from simplu_worker.shards.types import ProvisionAnswer, ProvisionRequest, ProvisionResult, TenantNotMadeError
 
 BEFORE_ANY_CONTROL: Final = datetime(1970, 1, 1, tzinfo=UTC)
-REPORTED_MAX: Final = 10_000  # tenants of which is remembered what was last said about them
+REPORTED_MAX: Final = 10_000  # tenants with a stored reason, so that each reason is logged once
 MADE_RESULTS: Final = frozenset({ProvisionResult.PROVISIONED, ProvisionResult.EXISTED, ProvisionResult.STALE})
 
 log = structlog.get_logger(__name__)
 
-Name: TypeAlias = tuple[str, str]
-"""A business and a location, whose tenant's id can be that of another pair."""
-
-
-class FindsBusiness(Protocol):
-    """What knows businesses; `simplu_worker.business_info.table.BusinessInfo` does."""
-
-    async def find(self, business_id: str, *, max_age_s: float = FRESH_S) -> Business | None:
-        """Return a business, as it was *max_age_s* ago or later, or None."""
-
-
-class Provisions(Protocol):
-    """What makes tenants; `simplu_worker.shards.tenants.provisioning.Provisioner` does."""
-
-    async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[ProvisionAnswer]:
-        """Make tenants, no two the same; return for each its result, or the error that it met."""
-
-
-class _Group:
-    """Tenants to be made in one go, and what became of each: None, or why it was not made."""
-
-    def __init__(self) -> None:
-        self.requests: dict[str, ProvisionRequest] = {}
-        self.answers: dict[str, str | None] | None = None
+TenantName: TypeAlias = tuple[str, str]
+"""A business and a location; another pair may have the same tenant id."""
 
 
 class FirstUse:
-    """Makes tenants by what *business_info* says of them; those that come together are made together."""
+    """Makes tenants that *business_info* lists; concurrent calls are made together."""
 
-    def __init__(self, business_info: FindsBusiness, provisioner: Provisions, locator: Locator, pools: Pools) -> None:
+    def __init__(self, business_info: BusinessFinder, provisioner: Provisioner, locator: Locator, pools: Pools) -> None:
         self._business_info = business_info
         self._provisioner = provisioner
         self._locator = locator
         self._pools = pools
-        self._group = _Group()
-        self._making = asyncio.Lock()
+        self._requests: Coalescer[ProvisionRequest, str | None] = Coalescer(self._make_all)
         self._reported: dict[str, str] = {}
 
     def __repr__(self) -> str:
-        return f"FirstUse(waiting={len(self._group.requests)}, reported={len(self._reported)})"
+        return f"FirstUse({self._requests!r}, reported={len(self._reported)})"
 
-    async def make_tenant(self, names: Iterable[Name]) -> None:
+    async def make_tenant(self, names: Iterable[TenantName]) -> None:
         """Make the tenant of the first of *names*, which all give one id, that business-info lists as active.
 
-        Idempotent. Raises `TenantNotMadeError`, with why; that is logged once, until it is another reason.
+        Idempotent. Raises `TenantNotMadeError` with the reason, which is logged once until it changes.
         """
-        why = "it has no operations"
+        last_reason = "it has no operations"
         for business_id, location_id in names:
             try:
                 business = await self._find_business(business_id, location_id)
@@ -85,49 +63,50 @@ class FirstUse:
                 business, reason = None, str(exc)
             if business is not None and reason is None:
                 request = ProvisionRequest(business_id, location_id, business.business_type, BEFORE_ANY_CONTROL)
-                reason = await self._make(request)
+                (reason,) = await self._requests.submit([request])
             if reason is None:
                 self._reported.pop(tenant_id_of(business_id, location_id), None)
                 return
             self._report(business_id, location_id, reason)
-            why = reason
-        raise TenantNotMadeError(why)
+            last_reason = reason
+        raise TenantNotMadeError(last_reason)
 
     async def _find_business(self, business_id: str, location_id: str) -> Business | None:
-        """Return a business; what is remembered of it is no reason to refuse one of its locations."""
+        """Return a business, read again if its cached item would be a reason to refuse the location."""
         business = await self._business_info.find(business_id)
         if business is not None and refusal_reason(business, location_id) is not None:
             return await self._business_info.find(business_id, max_age_s=ABSENT_FRESH_S)
         return business
 
-    async def _make(self, request: ProvisionRequest) -> str | None:
-        """Make one tenant with all that come while others are being made; return None, or why not."""
-        group = self._group
-        if request != group.requests.setdefault(request.tenant_id, request):
-            return "another business and location with its id are being made"
-        async with self._making:
-            if group.answers is None:  # not by whoever had the turn before
-                if self._group is group:
-                    self._group = _Group()
-                group.answers = await self._make_all(group.requests)
-        return group.answers[request.tenant_id]
+    async def _make_all(self, requests: Sequence[ProvisionRequest]) -> list[str | None]:
+        """Make tenants; return for each None, or why it was not made. Of two with one id the first is made."""
+        by_id: dict[str, ProvisionRequest] = {}
+        for request in requests:
+            by_id.setdefault(request.tenant_id, request)
+        reasons = await self._make_each(by_id)
+        return [
+            reasons[request.tenant_id]
+            if request == by_id[request.tenant_id]
+            else "another business and location with its id are being made"
+            for request in requests
+        ]
 
-    async def _make_all(self, requests: Mapping[str, ProvisionRequest]) -> dict[str, str | None]:
+    async def _make_each(self, requests: Mapping[str, ProvisionRequest]) -> dict[str, str | None]:
         try:
-            survey = await fetch_from_all_shards(self._locator, self._pools, "find_tenants", list(requests))
+            found = await fetch_from_all_shards(self._locator, self._pools, "find_tenants", list(requests))
         except (RetryableError, PermanentError) as exc:
             return dict.fromkeys(requests, str(exc))
-        if survey.silent_shard_ids:
-            error = f"no answer from shards that may have it: {', '.join(survey.silent_shard_ids)}"
+        if found.silent_shard_ids:
+            error = f"no answer from shards that may have it: {', '.join(found.silent_shard_ids)}"
             return dict.fromkeys(requests, error)
-        # With any other row it was made meanwhile, and is found now.
-        answers: dict[str, str | None] = dict.fromkeys(row["id"] for _, row in survey.rows)
-        for shard_id, row in survey.rows:
+        # A tenant with any other row than a destroyed one was made since it was looked up, and is found now.
+        reasons: dict[str, str | None] = dict.fromkeys(row["id"] for _, row in found.rows)
+        for shard_id, row in found.rows:
             if row["state"] == TenantState.DESTROYED:
-                answers[row["id"]] = f"it was destroyed on shard {shard_id}; only a SHARD_CREATION makes it again"
-        absent = [request for tenant_id, request in requests.items() if tenant_id not in answers]
+                reasons[row["id"]] = f"it was destroyed on shard {shard_id}; only a SHARD_CREATION makes it again"
+        absent = [request for tenant_id, request in requests.items() if tenant_id not in reasons]
         made = await self._provisioner.provision_all(absent) if absent else []
-        return answers | {
+        return reasons | {
             request.tenant_id: _failure_reason(answer) for request, answer in zip(absent, made, strict=True)
         }
 
@@ -141,7 +120,7 @@ class FirstUse:
 
 
 def _failure_reason(answer: ProvisionAnswer) -> str | None:
-    """Return None where a shard has the tenant now: a row that came meanwhile is as good."""
+    """Return None if a shard has the tenant now, made by this call or by another one."""
     if isinstance(answer, WorkerError):
         return str(answer)
     if isinstance(answer, Exception):

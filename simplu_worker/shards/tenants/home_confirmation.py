@@ -1,12 +1,13 @@
-"""The last step of provisioning: make sure that a tenant which was just made has no other home, and note that.
+"""The last step of provisioning: check that a new tenant has no other home, and record that.
 
-Whoever makes a tenant asks for other homes before, and again after the commit. So of two that make it at once, on two
-shards, because Citrus changed its answer in between, the one that commits last sees both; one of the homes is undone
-(`settling`), or a person is called when both have something to lose. That Citrus says the same after the commit is no
-proof: it may have said another thing in between. So the shards are asked every time; Citrus, whether it still knows.
+The provisioner asks for other homes before the commit and again after it. So if two replicas make a tenant on two
+shards at once, because Citrus changed its answer in between, the one that commits last finds both homes. One home is
+undone (`home_conflict`), or a person has to decide if both have data to lose. The same answer of Citrus after the
+commit is no proof, as Citrus may have given another one in between: so the shards are asked every time, and Citrus is
+asked whether the tenant is still registered.
 
-A tenant takes operations from its commit on, confirmed or not. As long as it is not, its row says so, and whoever meets
-it next goes on here: the same message when it comes again, or `ConfirmationSweep`, which looks for such rows.
+A tenant takes operations from its commit on, confirmed or not. The row of an unconfirmed tenant shows this, and the
+confirmation is tried again by the same message when it is delivered again, and by `ConfirmationSweep`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.locator import Locator
+from simplu_worker.shards.routing.shard_query import group_by_shard
 from simplu_worker.shards.routing.tenant_homes import MOVES_MAX, QUERIES_AT_ONCE, TenantHomes
+from simplu_worker.shards.tenants.control_rules import timestamp_text
 from simplu_worker.shards.tenants.home_conflict import HomeCandidate, resolve_homes
 from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW
 
@@ -37,17 +40,17 @@ log = structlog.get_logger(__name__)
 
 
 class HomeUndoneError(RetryableError):
-    """What was made is undone, as the tenant was made elsewhere at the same time; the next try finds it there."""
+    """The tenant was made on another shard at the same time, and this home is undone; the next try finds the other."""
 
 
 class TenantSplitError(RetryableError):
-    """A tenant has two homes, and both have something to lose: a person has to look."""
+    """A tenant has two homes, and both have data to lose: a person has to decide."""
 
 
 class PlacedTenant(msgspec.Struct, frozen=True):
     """A tenant that was found or made on *shard*.
 
-    *is_new*: its name was given to nobody before, so it need not wait for a shard that is down.
+    *is_new*: Citrus registered the tenant just now, so that it need not wait for a shard that is down.
     """
 
     business_id: str
@@ -62,19 +65,19 @@ class PlacedTenant(msgspec.Struct, frozen=True):
         return tenant_id_of(self.business_id, self.location_id)
 
 
-class _Confirmation(msgspec.Struct):
-    """A tenant of which it is not known yet whether it has another home."""
+class _RivalSearch(msgspec.Struct):
+    """The search for other homes of one tenant."""
 
     placed: PlacedTenant
     home: HomeCandidate
-    shards: dict[str, ShardAddress]  # by shard id
+    shards: dict[str, ShardAddress]  # to query, by shard id
     queried: set[str]
     rivals: list[HomeCandidate] = msgspec.field(default_factory=list)
-    error: WorkerError | None = None  # of one that may be its home
+    error: WorkerError | None = None  # of a shard that may have the tenant
 
 
 class HomeConfirmer:
-    """Confirms tenants. *on_doubt* is told of those whose routes are to be asked anew."""
+    """Confirms tenants. Calls *on_undone* with each tenant id that has to be looked up again."""
 
     def __init__(
         self,
@@ -89,174 +92,172 @@ class HomeConfirmer:
         self._homes = TenantHomes(locator, pools)
         self._on_change = on_change
         self._on_undone = on_undone
-        self._at_once = asyncio.Semaphore(QUERIES_AT_ONCE)
+        self._slots = asyncio.Semaphore(QUERIES_AT_ONCE)
         self._confirmations: dict[str, Coalescer[tuple[str, datetime], WorkerError | None]] = {}  # by shard id
 
     async def confirm(self, placed: Sequence[PlacedTenant]) -> dict[str, WorkerError]:
-        """Confirm those of *placed* that are not, each tenant once; return what kept some from it, by tenant id.
+        """Confirm the unconfirmed tenants of *placed*, each once; return the errors of the others by tenant id.
 
-        `HomeUndoneError` and `TenantSplitError` beside the usual ones; whatever it is, the same call may be made again.
+        `HomeUndoneError` and `TenantSplitError` beside the usual ones; the same call may be repeated after any of them.
         """
-        troubles: dict[str, WorkerError] = {}
-        homes = await self._fetch_unconfirmed(placed, troubles)
-        doubts = await self._begin_confirmations([one for one in placed if one.tenant_id in homes], homes, troubles)
-        await self._find_rivals(doubts, troubles)
+        errors: dict[str, WorkerError] = {}
+        homes = await self._fetch_unconfirmed(placed, errors)
+        searches = await self._begin_searches([one for one in placed if one.tenant_id in homes], homes, errors)
+        await self._find_rivals(searches, errors)
         async with asyncio.TaskGroup() as tasks:
-            for doubt in doubts.values():
-                if any(rival.is_home for rival in doubt.rivals):
-                    tasks.create_task(self._resolve(doubt, troubles), name=f"settle:{doubt.placed.tenant_id}")
-        waiting = {tenant_id for tenant_id, doubt in doubts.items() if doubt.error is not None}
-        _defer_unanswered([doubts[tenant_id] for tenant_id in sorted(waiting - troubles.keys())], troubles)
-        done = [one for one in placed if one.tenant_id in homes and one.tenant_id not in troubles.keys() | waiting]
-        await self._mark_confirmed(done, homes, troubles)
-        return troubles
+            for search in searches.values():
+                if any(rival.is_home for rival in search.rivals):
+                    tasks.create_task(self._resolve(search, errors), name=f"resolve:{search.placed.tenant_id}")
+        unanswered = {tenant_id for tenant_id, search in searches.items() if search.error is not None}
+        _defer_unanswered([searches[tenant_id] for tenant_id in sorted(unanswered - errors.keys())], errors)
+        done = [one for one in placed if one.tenant_id in homes and one.tenant_id not in errors.keys() | unanswered]
+        await self._mark_confirmed(done, homes, errors)
+        return errors
 
     async def _fetch_unconfirmed(
-        self, placed: Iterable[PlacedTenant], troubles: dict[str, WorkerError]
+        self, placed: Iterable[PlacedTenant], errors: dict[str, WorkerError]
     ) -> dict[str, HomeCandidate]:
-        """Return the rows, as they are now, of those tenants that are not confirmed."""
-        by_shard: dict[str, tuple[ShardAddress, list[str]]] = {}
-        for one in placed:
-            by_shard.setdefault(one.shard.shard_id, (one.shard, []))[1].append(one.tenant_id)
+        """Return the present rows of the unconfirmed tenants."""
         found: dict[str, HomeCandidate] = {}
 
-        async def ask(shard: ShardAddress, tenant_ids: Sequence[str]) -> None:
+        async def fetch(shard: ShardAddress, tenant_ids: Sequence[str]) -> None:
             answer = await self._fetch_candidates(shard, tenant_ids)
             for tenant_id in tenant_ids:
                 if isinstance(answer, WorkerError):
-                    troubles[tenant_id] = answer
-                elif (claimant := answer.get(tenant_id)) is None:
-                    troubles[tenant_id] = _undone_error(shard.shard_id)
-                elif claimant.is_unconfirmed:
-                    found[tenant_id] = claimant
+                    errors[tenant_id] = answer
+                elif (candidate := answer.get(tenant_id)) is None:
+                    errors[tenant_id] = _undone_error(shard.shard_id)
+                elif candidate.is_unconfirmed:
+                    found[tenant_id] = candidate
 
         async with asyncio.TaskGroup() as tasks:
-            for shard, tenant_ids in by_shard.values():
-                tasks.create_task(ask(shard, tenant_ids), name=f"confirm:{shard.shard_id}")
+            for shard, tenant_ids in group_by_shard((one.shard, one.tenant_id) for one in placed):
+                tasks.create_task(fetch(shard, tenant_ids), name=f"confirm:{shard.shard_id}")
         return found
 
     async def _fetch_candidates(
         self, shard: ShardAddress, tenant_ids: Sequence[str]
     ) -> dict[str, HomeCandidate] | WorkerError:
         try:
-            async with self._at_once:
-                rows = await self._homes.fetch_rows(shard, tenant_ids, query="find_claimants")
+            async with self._slots:
+                rows = await self._homes.fetch_rows(shard, tenant_ids, query="find_home_candidates")
         except WorkerError as exc:
             return exc
         return {tenant_id: HomeCandidate.from_row(shard.shard_id, row) for tenant_id, row in rows.items()}
 
-    async def _begin_confirmations(
-        self, placed: Sequence[PlacedTenant], homes: Mapping[str, HomeCandidate], troubles: dict[str, WorkerError]
-    ) -> dict[str, _Confirmation]:
-        """Ask Citrus, or the map, again for each; return where each may have another home."""
-        doubts: dict[str, _Confirmation] = {}
+    async def _begin_searches(
+        self, placed: Sequence[PlacedTenant], homes: Mapping[str, HomeCandidate], errors: dict[str, WorkerError]
+    ) -> dict[str, _RivalSearch]:
+        """Ask the locator again for each tenant; return the shards on which each tenant may have another home."""
+        searches: dict[str, _RivalSearch] = {}
 
-        async def ask(one: PlacedTenant) -> None:
+        async def locate(one: PlacedTenant) -> None:
             try:
-                async with self._at_once:
+                async with self._slots:
                     named = await self._locate(one)
             except RetryableError as exc:
-                troubles[one.tenant_id] = exc
+                errors[one.tenant_id] = exc
                 return
             if named is None or named.shard_id != one.shard.shard_id:
-                # A changed answer is no new name's any more: somebody may have been sent there before.
+                # After a changed answer the tenant is not new any more: another replica may have made it there.
                 one = msgspec.structs.replace(one, is_new=False)
-            to_ask = {} if named is None else {named.shard_id: named}
-            doubts[one.tenant_id] = _Confirmation(one, homes[one.tenant_id], to_ask, {one.shard.shard_id})
+            shards = {} if named is None else {named.shard_id: named}
+            searches[one.tenant_id] = _RivalSearch(one, homes[one.tenant_id], shards, {one.shard.shard_id})
 
         async with asyncio.TaskGroup() as tasks:
             for one in placed:
-                tasks.create_task(ask(one), name=f"ask-again:{one.tenant_id}")
+                tasks.create_task(locate(one), name=f"locate-again:{one.tenant_id}")
         try:
-            earlier = await self._locator.list_possible_homes(doubts) if doubts else {}
+            possible = await self._locator.list_possible_homes(searches) if searches else {}
         except (RetryableError, PermanentError) as exc:
-            troubles |= dict.fromkeys(doubts, exc)
+            errors |= dict.fromkeys(searches, exc)
             return {}
-        for tenant_id, shards in earlier.items():
-            doubts[tenant_id].shards |= {shard.shard_id: shard for shard in shards}
-        return doubts
+        for tenant_id, shards in possible.items():
+            searches[tenant_id].shards |= {shard.shard_id: shard for shard in shards}
+        return searches
 
     async def _locate(self, one: PlacedTenant) -> ShardAddress | None:
-        """Return the shard that is named for a tenant now, registered once more where that was forgotten."""
+        """Return the shard named for a tenant now; register the tenant again if Citrus lost the registration."""
         try:
             named = await self._locator.locate(one.tenant_id)
             if named is None:
                 named = (await self._locator.register(one.business_id, one.location_id, one.business_type)).address
-        except PermanentError:  # an address that may not be used: another one than that where the tenant was made
+        except PermanentError:  # an address that may not be used, so not that of the shard where the tenant was made
             return None
         return named
 
-    async def _find_rivals(self, doubts: Mapping[str, _Confirmation], troubles: dict[str, WorkerError]) -> None:
-        """Ask every shard where one of the tenants may be, and those where they moved from there; once for all."""
+    async def _find_rivals(self, searches: Mapping[str, _RivalSearch], errors: dict[str, WorkerError]) -> None:
+        """Query every shard that may have one of the tenants, then the targets of moves; each shard once a round."""
         for _ in range(MOVES_MAX):
-            by_shard: dict[str, tuple[ShardAddress, list[_Confirmation]]] = {}
-            for doubt in doubts.values():
-                for shard_id, shard in doubt.shards.items():
-                    if shard_id not in doubt.queried:
-                        by_shard.setdefault(shard_id, (shard, []))[1].append(doubt)
-            if not by_shard:
+            groups = group_by_shard(
+                (shard, search)
+                for search in searches.values()
+                for shard_id, shard in search.shards.items()
+                if shard_id not in search.queried
+            )
+            if not groups:
                 return
             async with asyncio.TaskGroup() as tasks:
-                for shard, asking in by_shard.values():
-                    tasks.create_task(self._query_rivals(shard, asking), name=f"rivals:{shard.shard_id}")
-        troubles |= {
+                for shard, some in groups:
+                    tasks.create_task(self._query_rivals(shard, some), name=f"rivals:{shard.shard_id}")
+        errors |= {
             tenant_id: RetryableError(f"expected at most {MOVES_MAX} moves of a tenant, got more")
-            for tenant_id, doubt in doubts.items()
-            if doubt.shards.keys() - doubt.queried
+            for tenant_id, search in searches.items()
+            if search.shards.keys() - search.queried
         }
 
-    async def _query_rivals(self, shard: ShardAddress, asking: Sequence[_Confirmation]) -> None:
-        answer = await self._fetch_candidates(shard, [doubt.placed.tenant_id for doubt in asking])
-        for doubt in asking:
-            doubt.queried.add(shard.shard_id)
+    async def _query_rivals(self, shard: ShardAddress, searches: Sequence[_RivalSearch]) -> None:
+        answer = await self._fetch_candidates(shard, [search.placed.tenant_id for search in searches])
+        for search in searches:
+            search.queried.add(shard.shard_id)
             if isinstance(answer, WorkerError):
-                doubt.error = answer
-            elif (claimant := answer.get(doubt.placed.tenant_id)) is not None:
-                doubt.rivals.append(claimant)
-                if claimant.state == TenantState.MOVED and claimant.moved_to not in doubt.queried:
-                    await self._follow_move(claimant, doubt)
+                search.error = answer
+            elif (candidate := answer.get(search.placed.tenant_id)) is not None:
+                search.rivals.append(candidate)
+                if candidate.state == TenantState.MOVED and candidate.moved_to not in search.queried:
+                    await self._follow_move(candidate, search)
 
-    async def _follow_move(self, moved: HomeCandidate, doubt: _Confirmation) -> None:
+    async def _follow_move(self, moved: HomeCandidate, search: _RivalSearch) -> None:
         try:
             target = await self._homes.find_address(moved.moved_to)
         except (RetryableError, PermanentError) as exc:
-            doubt.error = exc
+            search.error = exc
             return
         if target is None:
-            doubt.error = RetryableError(f"a tenant moved to shard {moved.moved_to}, which nobody knows")
+            search.error = RetryableError(f"a tenant moved to shard {moved.moved_to}: expected a known shard")
         else:
-            doubt.shards[target.shard_id] = target
+            search.shards[target.shard_id] = target
 
-    async def _resolve(self, doubt: _Confirmation, troubles: dict[str, WorkerError]) -> None:
+    async def _resolve(self, search: _RivalSearch, errors: dict[str, WorkerError]) -> None:
         """Undo all homes of a tenant but one."""
-        one = doubt.placed
-        settlement = resolve_homes([doubt.home, *doubt.rivals])
-        shards = {**doubt.shards, one.shard.shard_id: one.shard}
-        if settlement.kept is None:
-            split = sorted(home.shard_id for home in [doubt.home, *doubt.rivals] if home.is_home)
+        one = search.placed
+        resolution = resolve_homes([search.home, *search.rivals])
+        shards = {**search.shards, one.shard.shard_id: one.shard}
+        if resolution.kept is None:
+            split = sorted(home.shard_id for home in [search.home, *search.rivals] if home.is_home)
             log.error("tenant.split", business_id=one.business_id, location_id=one.location_id, shard_ids=split)
-            troubles[one.tenant_id] = TenantSplitError(f"the tenant has rows on the shards {', '.join(split)}")
+            errors[one.tenant_id] = TenantSplitError(f"the tenant has rows on the shards {', '.join(split)}")
             return
-        for home in settlement.undone:
+        for home in resolution.undone:
             try:
                 await self._undo(
-                    self._pools.ensure_pool(shards[home.shard_id]), one, home, kept=settlement.kept.shard_id
+                    self._pools.ensure_pool(shards[home.shard_id]), one, home, kept=resolution.kept.shard_id
                 )
             except WorkerError as exc:
-                troubles[one.tenant_id] = exc
-        if doubt.home in settlement.undone:
-            troubles.setdefault(one.tenant_id, _undone_error(one.shard.shard_id))
+                errors[one.tenant_id] = exc
+        if search.home in resolution.undone:
+            errors.setdefault(one.tenant_id, _undone_error(one.shard.shard_id))
 
     async def _undo(self, pool: ShardPool, one: PlacedTenant, home: HomeCandidate, *, kept: str) -> None:
-        """Take back what provisioning made on one shard, if it still is what it was seen to be. Idempotent."""
+        """Remove the rows that provisioning made on one shard, if they are still as they were read. Idempotent."""
         async with pool.transaction() as connection:
-            # First held and then looked at: a batch that was just being applied is seen.
+            # Locked first and read then, so that the read sees a batch that was being applied.
             await connection.fetch(QUERIES["lock_tenants_for_control"], [one.tenant_id])
-            row = await connection.fetchrow(QUERIES["find_claimants"], [one.tenant_id])
+            row = await connection.fetchrow(QUERIES["find_home_candidates"], [one.tenant_id])
             if row is None:
                 return
             if HomeCandidate.from_row(home.shard_id, dict(row)) != home:
-                raise LostRaceError("a tenant's home changed when it was to be undone")
+                raise LostRaceError("a tenant's home changed since it was read; it is not undone")
             for query in ("delete_default_row", "delete_tenant_made", "destroy_tenant_remade"):
                 await connection.execute(QUERIES[query], one.tenant_id)
         log.warning(
@@ -271,54 +272,48 @@ class HomeConfirmer:
         self._on_change([ResourceKey(one.tenant_id, *DEFAULT_ROW)])
 
     async def _mark_confirmed(
-        self, placed: Iterable[PlacedTenant], homes: Mapping[str, HomeCandidate], troubles: dict[str, WorkerError]
+        self, placed: Iterable[PlacedTenant], homes: Mapping[str, HomeCandidate], errors: dict[str, WorkerError]
     ) -> None:
-        """Note that tenants are confirmed, in one transaction a shard with those of other calls."""
-        by_shard: dict[str, tuple[ShardAddress, list[str]]] = {}
-        for one in placed:
-            by_shard.setdefault(one.shard.shard_id, (one.shard, []))[1].append(one.tenant_id)
+        """Record that tenants are confirmed; concurrent calls share one transaction a shard."""
 
-        async def note(shard: ShardAddress, tenant_ids: Sequence[str]) -> None:
-            turns = self._confirmations.get(shard.shard_id)
-            if turns is None:
-                turns = self._confirmations[shard.shard_id] = Coalescer(
-                    lambda noted: self._write_confirmed(shard.shard_id, noted)
-                )
-            noted = await turns.submit([(tenant_id, homes[tenant_id].created_at) for tenant_id in tenant_ids])
-            troubles.update(
-                {
-                    tenant_id: trouble
-                    for tenant_id, trouble in zip(tenant_ids, noted, strict=True)
-                    if trouble is not None
-                }
+        async def mark(shard: ShardAddress, tenant_ids: Sequence[str]) -> None:
+            coalescer = self._confirmations.get(shard.shard_id)
+            if coalescer is None:
+                coalescer = Coalescer(lambda tenants: self._write_confirmed(shard.shard_id, tenants))
+                self._confirmations[shard.shard_id] = coalescer
+            results = await coalescer.submit([(tenant_id, homes[tenant_id].created_at) for tenant_id in tenant_ids])
+            errors.update(
+                {tenant_id: error for tenant_id, error in zip(tenant_ids, results, strict=True) if error is not None}
             )
 
         async with asyncio.TaskGroup() as tasks:
-            for shard, tenant_ids in by_shard.values():
-                tasks.create_task(note(shard, tenant_ids), name=f"confirmed:{shard.shard_id}")
+            for shard, tenant_ids in group_by_shard((one.shard, one.tenant_id) for one in placed):
+                tasks.create_task(mark(shard, tenant_ids), name=f"confirmed:{shard.shard_id}")
 
-    async def _write_confirmed(self, shard_id: str, noted: Sequence[tuple[str, datetime]]) -> list[WorkerError | None]:
-        tenant_ids = [tenant_id for tenant_id, _ in noted]
+    async def _write_confirmed(
+        self, shard_id: str, tenants: Sequence[tuple[str, datetime]]
+    ) -> list[WorkerError | None]:
+        tenant_ids = [tenant_id for tenant_id, _ in tenants]
         try:
             async with self._pools.pool_of(shard_id).transaction() as connection:
                 await connection.fetch(QUERIES["lock_tenants_for_control"], tenant_ids)
-                made_at = [made_at.isoformat() for _, made_at in noted]
+                made_at = [timestamp_text(made_at) for _, made_at in tenants]
                 rows = await connection.fetch(QUERIES["confirm_tenants"], tenant_ids, made_at)
         except WorkerError as exc:
-            return [exc] * len(noted)
+            return [exc] * len(tenants)
         confirmed = {row["id"] for row in rows}
         return [None if tenant_id in confirmed else _undone_error(shard_id) for tenant_id in tenant_ids]
 
 
 def _undone_error(shard_id: str) -> HomeUndoneError:
-    return HomeUndoneError(f"what was made on shard {shard_id} is undone: the tenant was made on another one as well")
+    return HomeUndoneError(f"the tenant's rows on shard {shard_id} are undone: the tenant was made on another one too")
 
 
-def _defer_unanswered(doubts: Sequence[_Confirmation], troubles: dict[str, WorkerError]) -> None:
-    """Let those wait whose name is not new; say how many others go on, not confirmed."""
-    going_on = [doubt for doubt in doubts if doubt.placed.is_new]
-    for doubt in doubts:
-        if not doubt.placed.is_new and doubt.error is not None:
-            troubles[doubt.placed.tenant_id] = doubt.error
-    if going_on:
-        log.warning("tenants.unconfirmed", count=len(going_on), error=str(going_on[0].error))
+def _defer_unanswered(searches: Sequence[_RivalSearch], errors: dict[str, WorkerError]) -> None:
+    """Put the errors of tenants that are not new into *errors*; log the number of new ones, which stay unconfirmed."""
+    new = [search for search in searches if search.placed.is_new]
+    for search in searches:
+        if not search.placed.is_new and search.error is not None:
+            errors[search.placed.tenant_id] = search.error
+    if new:
+        log.warning("tenants.unconfirmed", count=len(new), error=str(new[0].error))

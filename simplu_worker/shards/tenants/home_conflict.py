@@ -1,9 +1,9 @@
-"""Which of the homes that a tenant was given stays, where it was given more than one. Pure.
+"""The home that stays, where a tenant was made on more than one shard. Pure.
 
-Several may come to this at once, each with what it saw a moment ago, and each undoes homes by itself; yet they never
-undo all of them. A home is undone only when, its row held, it is still as it was seen: untouched, and as far confirmed.
-Both only ever grow, until somebody undoes it. So of two that were undone, each for the sake of the other, the one whose
-undoing came first would have had to be the better one then; and it was not.
+Several replicas may resolve one conflict at once, each from rows read a moment ago; yet they never undo all homes. A
+home is undone only if, under the lock of its row, the row is still as it was read: untouched, and as far confirmed.
+Both only grow until the home is undone. So if two homes had each been undone in favour of the other, the first one
+undone would have ranked above the other at that time, and it did not.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import msgspec
 
 from simplu_worker.operations.admission import TenantState
 
-# In these a tenant lives on the shard. One that comes by a move (`incoming`, `ready`) still lives where it came from.
+# States in which the shard is the tenant's home. During a move (`incoming`, `ready`) the source shard still is.
 HOME_STATES: Final = frozenset({TenantState.ACTIVE, TenantState.FENCED, TenantState.DESTROYING})
 
 
 class HomeCandidate(msgspec.Struct, frozen=True):
-    """A tenant's row on one shard. *is_touched*: something but provisioning wrote to the tenant there."""
+    """A tenant's row on one shard. *is_touched*: the tenant has other writes there than those of provisioning."""
 
     shard_id: str
     state: TenantState
@@ -33,7 +33,7 @@ class HomeCandidate(msgspec.Struct, frozen=True):
 
     @classmethod
     def from_row(cls, shard_id: str, row: Mapping[str, Any]) -> HomeCandidate:
-        """Return what a row of `find_claimants` says."""
+        """Return the candidate of a row of `find_home_candidates`."""
         return cls(
             shard_id=shard_id,
             state=TenantState(row["state"]),
@@ -46,31 +46,31 @@ class HomeCandidate(msgspec.Struct, frozen=True):
 
     @property
     def is_home(self) -> bool:
-        """Whether the tenant lives there, as far as the shard knows."""
+        """Whether the shard is the tenant's home by its own row."""
         return self.state in HOME_STATES
 
     @property
     def is_unconfirmed(self) -> bool:
-        """Whether provisioning was not through with it."""
+        """Whether the last step of provisioning is missing."""
         return self.state == TenantState.ACTIVE and not self.is_confirmed
 
     @property
     def may_be_undone(self) -> bool:
-        """Whether nothing would be lost with it."""
+        """Whether undoing this home loses no data."""
         return self.state == TenantState.ACTIVE and not self.is_touched
 
 
 class HomeResolution(msgspec.Struct, frozen=True):
-    """The home that stays, and those to undo; none stays where more than one has something to lose."""
+    """The home that stays, and those to undo; none stays and none is undone if two homes have data to lose."""
 
     kept: HomeCandidate | None
     undone: tuple[HomeCandidate, ...] = ()
 
 
 def resolve_homes(candidates: Sequence[HomeCandidate]) -> HomeResolution:
-    """Return which home stays: the one that was touched, else one that was confirmed, else the first by time and shard.
+    """Return the home that stays: the touched one, else a confirmed one, else the first by time and shard id.
 
-    Nothing is undone where two have something to lose: a person has to look.
+    If two homes have data to lose, none is undone: a person has to decide.
     """
     homes = [claimant for claimant in candidates if claimant.is_home]
     if sum(not home.may_be_undone for home in homes) > 1:

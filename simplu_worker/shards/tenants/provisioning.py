@@ -1,11 +1,11 @@
-"""Make tenants: registered with Citrus, then their rows on the shards named, then confirmed; idempotent.
+"""Make tenants: register them with Citrus, make their rows on the named shards, and confirm them; idempotent.
 
-A missing row is never by itself a reason to make one: an earlier home that still has the tenant would then be split
-from the new one for ever (contract §4). So earlier homes are asked first, and while one cannot answer, nobody is made.
+A missing row alone is never a reason to make one: if an earlier home still had the tenant, its data would be split
+between two shards (contract §4). So earlier homes are asked first, and no tenant is made while one of them is silent.
 
-Three steps, each of which may be the last before a crash. *Registered*: Citrus names a shard; the next try is told
-where (409). *Provisioned*: tenant and default row are there, in one commit; the next try finds them. *Confirmed*:
-nobody made the tenant elsewhere meanwhile (`confirming`); the row says whether that is known, or the next try asks.
+A crash may follow each of the three steps. *Registered*: Citrus names a shard; the next try gets the same one (409).
+*Provisioned*: tenant and default row are there, in one commit; the next try finds them. *Confirmed*: the tenant was not
+made on another shard at the same time (`home_confirmation`); the row shows whether the confirmation is done.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import ID_MAX, is_id
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import Server
-from simplu_worker.shards.postgres.address import AddressRefusedError, ShardAddress
+from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.coalescing import Coalescer
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.citrus import Registration
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
+from simplu_worker.shards.routing.shard_query import group_by_shard
 from simplu_worker.shards.routing.tenant_homes import EarlierHomeUnavailableError, TenantHome
 from simplu_worker.shards.schema.schema_check import ensure_schema
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
-from simplu_worker.shards.tenants.control_rules import ControlStep
+from simplu_worker.shards.tenants.control_rules import ControlStep, refused_address_as_retryable
 from simplu_worker.shards.tenants.home_confirmation import HomeConfirmer, HomeUndoneError, PlacedTenant
 from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW, RowOutcome, RowResult, make_rows
-from simplu_worker.shards.types import ProvisionAnswer, ProvisionRequest, ProvisionResult, ShardNotAllowedError
+from simplu_worker.shards.types import ProvisionAnswer, ProvisionRequest, ProvisionResult
 
 REGISTRATIONS_AT_ONCE: Final = 16
 
@@ -48,7 +49,7 @@ RESULTS: Final = {
     ControlStep.NOTE: ProvisionResult.EXISTED,
     ControlStep.STALE: ProvisionResult.STALE,
 }
-# The others were there before, and confirmed.
+# A tenant with another result was made and confirmed before.
 TO_CONFIRM: Final = frozenset({ProvisionResult.PROVISIONED, ProvisionResult.EXISTED})
 
 
@@ -73,10 +74,10 @@ class Provisioner:
         self._coalescers: dict[str, Coalescer[ProvisionRequest, RowOutcome]] = {}  # by shard id
 
     async def provision(self, request: ProvisionRequest) -> ProvisionResult:
-        """Make the tenant unless it is there; it then is as safe as its shard can make it.
+        """Make the tenant unless it is there, and wait until its rows are as safe as the shard can make them.
 
-        Raises `PermanentError` for what can never work (unknown business type, another tenant's id) and
-        `RetryableError` while somebody who must be asked does not answer, or names a shard that may not be used.
+        Raises `PermanentError` for a request that can never succeed (unknown business type, another tenant's id) and
+        `RetryableError` while Citrus or a shard does not answer, or for a named shard that may not be used.
         """
         (answer,) = await self.provision_all([request])
         if isinstance(answer, Exception):
@@ -86,12 +87,11 @@ class Provisioner:
     async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[ProvisionAnswer]:
         """Make many tenants, each at most once among *requests*; return for each what `provision` returns or raises.
 
-        What one of them meets is none of the others' trouble. Those that are asked for at the same time, by other
-        calls, are made with them, in one transaction a shard.
+        An error of one tenant does not affect the others. Requests of concurrent calls share one transaction a shard.
         """
         answers = await self._make(requests)
         undone = [request for request in requests if isinstance(answers[request.tenant_id], HomeUndoneError)]
-        if undone:  # they are somewhere else, and found there
+        if undone:  # these tenants have another home, which the second try finds
             answers |= await self._make(undone)
         for answer in answers.values():
             _count(answer)
@@ -100,30 +100,27 @@ class Provisioner:
     async def _make(self, requests: Sequence[ProvisionRequest]) -> dict[str, ProvisionAnswer]:
         answers: dict[str, ProvisionAnswer] = {}
         placed = await self._place(requests, answers)
-        by_shard: dict[str, tuple[ShardAddress, list[ProvisionRequest]]] = {}
-        for request in requests:
-            if (place := placed.get(request.tenant_id)) is not None:
-                by_shard.setdefault(place.shard.shard_id, (place.shard, []))[1].append(request)
+        pairs = ((placed[request.tenant_id].shard, request) for request in requests if request.tenant_id in placed)
         async with asyncio.TaskGroup() as tasks:
-            for shard_id, (shard, wanted) in by_shard.items():
-                tasks.create_task(self._make_on(shard, wanted, answers), name=f"provision:{shard_id}")
+            for shard, wanted in group_by_shard(pairs):
+                tasks.create_task(self._make_on(shard, wanted, answers), name=f"provision:{shard.shard_id}")
         answers |= await self.confirmer.confirm(
-            [place for tenant_id, place in placed.items() if answers[tenant_id] in TO_CONFIRM]
+            [tenant for tenant_id, tenant in placed.items() if answers[tenant_id] in TO_CONFIRM]
         )
         return answers
 
     async def _place(
         self, requests: Sequence[ProvisionRequest], answers: dict[str, ProvisionAnswer]
     ) -> Mapping[str, PlacedTenant]:
-        """Return the shard on which each tenant is to be, or is; put those without one into *answers*."""
+        """Return the shard of each tenant, present or future; put the errors of the others into *answers*."""
         named: dict[str, Registration] = {}
-        at_once = asyncio.Semaphore(REGISTRATIONS_AT_ONCE)
+        slots = asyncio.Semaphore(REGISTRATIONS_AT_ONCE)
 
         async def register(request: ProvisionRequest) -> None:
-            async with at_once:
+            async with slots:
                 try:
                     named[request.tenant_id] = await self._register(request)
-                except Exception as exc:  # noqa: BLE001  # one request's; the others go on
+                except Exception as exc:  # noqa: BLE001  # of one request; the others continue
                     answers[request.tenant_id] = exc
 
         async with asyncio.TaskGroup() as tasks:
@@ -138,10 +135,10 @@ class Provisioner:
             if tenant_id not in named:
                 continue
             home, registration = homes[tenant_id], named[tenant_id]
-            # A name given just now cannot have another home unless Citrus has forgotten one: those that answer are
-            # asked, and one that is down keeps nobody new waiting.
-            is_passed_over = registration.is_new and isinstance(home, EarlierHomeUnavailableError)
-            if isinstance(home, WorkerError) and not is_passed_over:
+            # A tenant registered just now has another home only if Citrus lost a registration. So a silent shard does
+            # not keep a new tenant waiting; the shards that answer were asked.
+            is_ignored = registration.is_new and isinstance(home, EarlierHomeUnavailableError)
+            if isinstance(home, WorkerError) and not is_ignored:
                 answers[tenant_id] = home
                 continue
             placed[tenant_id] = PlacedTenant(
@@ -155,24 +152,23 @@ class Provisioner:
 
     async def _register(self, request: ProvisionRequest) -> Registration:
         check_request(request)
-        try:
-            registered = await self._locator.register(request.business_id, request.location_id, request.business_type)
-        except AddressRefusedError as exc:
-            raise ShardNotAllowedError(str(exc)) from exc
-        if not registered.address.is_active:
-            raise RetryableError(f"shard {registered.address.shard_id} is not active")
-        return registered
+        with refused_address_as_retryable():
+            registration = await self._locator.register(request.business_id, request.location_id, request.business_type)
+        if not registration.address.is_active:
+            raise RetryableError(f"shard {registration.address.shard_id} is not active")
+        return registration
 
     async def _make_on(
         self, shard: ShardAddress, requests: Sequence[ProvisionRequest], answers: dict[str, ProvisionAnswer]
     ) -> None:
-        turns = self._coalescers.get(shard.shard_id)
-        if turns is None:
-            turns = self._coalescers[shard.shard_id] = Coalescer(lambda wanted: self._make_rows(shard.shard_id, wanted))
+        coalescer = self._coalescers.get(shard.shard_id)
+        if coalescer is None:
+            coalescer = Coalescer(lambda wanted: self._make_rows(shard.shard_id, wanted))
+            self._coalescers[shard.shard_id] = coalescer
         try:
             self._pools.ensure_pool(shard)
-            rows = await turns.submit(requests)
-        except Exception as exc:  # noqa: BLE001  # these requests'; those of other shards go on
+            rows = await coalescer.submit(requests)
+        except Exception as exc:  # noqa: BLE001  # of these requests; those of other shards continue
             answers |= {request.tenant_id: exc for request in requests}
             return
         made: dict[str, ProvisionAnswer] = {}
@@ -180,7 +176,7 @@ class Provisioner:
             self._directory.forget(request.tenant_id)
             made[request.tenant_id] = RESULTS[row.step] if isinstance(row, RowResult) else row
             _log_result(request, shard, made[request.tenant_id])
-        # Of one that existed, too: that it was made may have been said to nobody.
+        # Of an existing tenant too: the process that made it may have ended before its invalidation.
         self._on_change(
             ResourceKey(tenant_id, *DEFAULT_ROW) for tenant_id, answer in made.items() if answer in TO_CONFIRM
         )
@@ -189,18 +185,18 @@ class Provisioner:
         )
 
     async def _make_rows(self, shard_id: str, wanted: Sequence[ProvisionRequest]) -> list[RowOutcome]:
-        """Make all that has come for one shard, with one look at its schema."""
+        """Make all tenants that were submitted for one shard, after one check of its schema."""
         try:
             pool = self._pools.pool_of(shard_id)
             await ensure_schema(pool)
             return await make_rows(pool, wanted)
-        except Exception as exc:  # noqa: BLE001  # an answer to each that has come
+        except Exception as exc:  # noqa: BLE001  # the answer to each request
             return [exc] * len(wanted)
 
     async def _wait_until_safe(
         self, shard_id: str, made: Mapping[str, ProvisionAnswer], servers: Collection[Server]
     ) -> Mapping[str, ProvisionAnswer]:
-        """Return what *made* says once it is safe; until then each is to be asked for again, and will be found made."""
+        """Return *made* once the commits are safe; otherwise an error each, after which the next try finds the rows."""
         try:
             for server in servers:
                 await self._commits.wait_for_transaction(shard_id, server)
@@ -210,7 +206,7 @@ class Provisioner:
 
 
 def check_request(request: ProvisionRequest) -> None:
-    """Raise `PermanentError` for what can never be made: before anybody is told of it."""
+    """Raise `PermanentError` for a tenant that can never be made, before Citrus is asked to register it."""
     for name, value in {"businessId": request.business_id, "locationId": request.location_id}.items():
         if not is_id(value):
             raise PermanentError(f"{name}: expected 1 to {ID_MAX} characters of UTF-8 without U+0000, got {len(value)}")
@@ -218,7 +214,7 @@ def check_request(request: ProvisionRequest) -> None:
 
 
 def check_business_type(business_type: str) -> None:
-    """Raise `PermanentError`, naming the known ones, when there is no such business type."""
+    """Raise `PermanentError`, with the known business types, for an unknown one."""
     if business_type not in BUSINESS_TYPES:
         known = ", ".join(sorted(BUSINESS_TYPES))
         raise PermanentError(f"businessType: expected one of {known}, got {business_type[:64]!r}")

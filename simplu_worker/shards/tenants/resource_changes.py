@@ -1,8 +1,8 @@
-"""What control messages do to a tenant's resources: another id for one, and the rows of its first administrator.
+"""Change a tenant's resources for control messages: rename a resource, add the rows of the first administrator.
 
-Serialised against operations as batches are against each other: the tenant's row is locked `FOR SHARE` and must say
-`active`, so that nothing is written behind a mover's fence or a destruction. Only operations write to `operations`
-(contract §10), so a move that is under way has to learn of these changes in another way.
+Serialised against operations as batches are against each other: the tenant's row is locked `FOR SHARE` and must be
+`active`, so that nothing is written after a mover's fence or a destruction. Only operations write to `operations`
+(contract §10), so a move in progress has to find these changes in another way.
 """
 
 from __future__ import annotations
@@ -15,20 +15,23 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.admission import TenantState
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
-from simplu_worker.shards.postgres.address import AddressRefusedError
 from simplu_worker.shards.postgres.errors import InvalidDataError
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
-from simplu_worker.shards.tenants.control_rules import id_taken_error, is_row_of
+from simplu_worker.shards.tenants.control_rules import (
+    id_taken_error,
+    is_row_of,
+    refused_address_as_retryable,
+    timestamp_text,
+)
 from simplu_worker.shards.tenants.provisioning import check_business_type
 from simplu_worker.shards.types import (
     Absence,
     AdminAccount,
     ChangeResult,
     ResourceRename,
-    ShardNotAllowedError,
     ShardUnavailableError,
 )
 
@@ -36,10 +39,10 @@ Change: TypeAlias = "Callable[[Connection], Awaitable[ChangeResult]]"
 
 
 class ResourceChanges:
-    """Changes resources of tenants where they live; then that is as safe as a shard can make it. Idempotent.
+    """Changes resources on the tenant's shard, and waits until that is as safe as the shard can make it. Idempotent.
 
-    All raise `PermanentError` for what can never work, and `RetryableError` while somebody who must be asked does not
-    answer, or the tenant is being moved.
+    Every method raises `PermanentError` for a change that can never succeed, and `RetryableError` while Citrus or a
+    shard does not answer, or the tenant is being moved.
     """
 
     def __init__(
@@ -58,16 +61,20 @@ class ResourceChanges:
     async def rename(self, rename: ResourceRename) -> ChangeResult:
         """Give a resource another id, and merge `additional_data` into it.
 
-        When there is only one of the new id it is done: what was to be merged may have been changed since, and is not
-        merged again. Refused when there are both.
+        If only a resource with the new id exists, the rename was done before: later changes may have replaced the
+        merged data, so it is not merged again. Refused if both resources exist.
         """
         key = (tenant_id_of(rename.business_id, rename.location_id), rename.resource_type)
         old_id, new_id = rename.old_resource_id, rename.new_resource_id
 
         async def change(connection: Connection) -> ChangeResult:
-            text_of_time = rename.requested_at.isoformat()  # as text: asyncpg makes infinities of the extremes
             status = await connection.execute(
-                QUERIES["rename_resource"], *key, old_id, new_id, rename.additional_data, text_of_time
+                QUERIES["rename_resource"],
+                *key,
+                old_id,
+                new_id,
+                rename.additional_data,
+                timestamp_text(rename.requested_at),
             )
             if status == "UPDATE 1":
                 return ChangeResult.APPLIED
@@ -75,11 +82,11 @@ class ResourceChanges:
             found = {row["resource_id"] for row in rows}
             if found == {old_id, new_id}:
                 raise PermanentError(
-                    "oldResourceId, newResourceId: there is a resource of each id; "
+                    "oldResourceId, newResourceId: expected one resource, got one of each id; "
                     "delete one of them, or send another newResourceId"
                 )
             if old_id in found:
-                raise RetryableError("the resource came just now")
+                raise RetryableError("the resource was created during the rename")
             return ChangeResult.EXISTED if found else ChangeResult.MISSING
 
         keys = [ResourceKey(*key, resource_id) for resource_id in (old_id, new_id)]
@@ -88,7 +95,7 @@ class ResourceChanges:
     async def add_admin(self, admin: AdminAccount) -> ChangeResult:
         """Make the administrator's `role` and staff resource, each unless it is there.
 
-        Their kind goes by the tenant's own business type; the business type sent must be a known one.
+        The staff resource's type follows the tenant's own business type; the sent business type must be a known one.
         """
         check_business_type(admin.business_type)
         tenant_id, user_id = tenant_id_of(admin.business_id, admin.location_id), admin.admin_user_id
@@ -96,7 +103,7 @@ class ResourceChanges:
 
         async def change(connection: Connection) -> ChangeResult:
             status = await connection.execute(
-                QUERIES["add_admin"], tenant_id, user_id, admin.admin_email, admin.requested_at.isoformat()
+                QUERIES["add_admin"], tenant_id, user_id, admin.admin_email, timestamp_text(admin.requested_at)
             )
             staff_type = await connection.fetchval(QUERIES["find_staff_type"], tenant_id)
             keys[:] = (ResourceKey(tenant_id, resource_type, user_id) for resource_type in ("role", staff_type))
@@ -107,15 +114,15 @@ class ResourceChanges:
     async def _change(
         self, business_id: str, location_id: str, change: Change, keys: Sequence[ResourceKey]
     ) -> ChangeResult:
-        """Do *change* where the tenant lives; of what was done before, too, the cache learns: it may not know."""
-        pool = await self._pool_of(tenant_id_of(business_id, location_id))
+        """Run *change* on the tenant's shard, and invalidate *keys*, also if the change was applied before."""
+        pool = await self._find_pool(tenant_id_of(business_id, location_id))
         if pool is None:
             return ChangeResult.UNKNOWN_TENANT
         try:
             async with pool.transaction() as connection:
                 if await check_schema(connection, pool.address.shard_id) is SchemaState.EMPTY:
                     raise ShardUnavailableError(f"shard {pool.address.shard_id}: its database is empty")
-                result = await self._changed(connection, business_id, location_id, change)
+                result = await self._change_if_active(connection, business_id, location_id, change)
                 server = await note_server(connection)
         except InvalidDataError as exc:
             raise PermanentError(f"additionalData: expected what Postgres can store, got {exc}") from exc
@@ -124,14 +131,14 @@ class ResourceChanges:
         await self._commits.wait_for_transaction(pool.address.shard_id, server)
         return result
 
-    async def _changed(
+    async def _change_if_active(
         self, connection: Connection, business_id: str, location_id: str, change: Change
     ) -> ChangeResult:
         tenant_id = tenant_id_of(business_id, location_id)
         row = await connection.fetchrow(QUERIES["lock_tenants"], [tenant_id])
         if row is None:
             self._directory.forget(tenant_id)
-            raise RetryableError("the tenant does not live there any more")
+            raise RetryableError("the tenant has left the shard")
         if not is_row_of(row, business_id, location_id):
             raise id_taken_error(tenant_id)
         match TenantState(row["state"]):
@@ -143,11 +150,9 @@ class ResourceChanges:
                 self._directory.forget(tenant_id)
                 raise RetryableError("the tenant is being moved")
 
-    async def _pool_of(self, tenant_id: str) -> ShardPool | None:
-        try:
+    async def _find_pool(self, tenant_id: str) -> ShardPool | None:
+        with refused_address_as_retryable():
             found = await self._directory.find(tenant_id)
-        except AddressRefusedError as exc:
-            raise ShardNotAllowedError(str(exc)) from exc
         match found:
             case Absence.UNREGISTERED | Absence.NOT_HERE:
                 return None

@@ -1,4 +1,4 @@
-"""Make the rows of tenants on one shard: each whole or not at all, and none twice."""
+"""Make the rows of tenants on one shard: each tenant in one transaction, and none twice."""
 
 from __future__ import annotations
 
@@ -13,15 +13,21 @@ from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.tenants.control_rules import ControlledTenant, ControlStep, error_of, step_of_creation
+from simplu_worker.shards.tenants.control_rules import (
+    ControlledTenant,
+    ControlStep,
+    error_of,
+    step_of_creation,
+    timestamp_text,
+)
 from simplu_worker.shards.types import ProvisionRequest
 
 DEFAULT_ROW: Final = ("settings", "default")  # resource type and id of the row that `add_default_rows` adds
-TRANSACTION_MAX_TENANTS: Final = 100  # so that one stays far below the 30 s that make its created_at worthless
+TRANSACTION_MAX_TENANTS: Final = 100  # so that a transaction stays far below 30 s, after which created_at is unusable
 
 
 class RowResult(msgspec.Struct, frozen=True):
-    """What was done about one tenant, on which server; its transaction is committed."""
+    """The step taken for one tenant, and the server that committed the transaction."""
 
     step: ControlStep
     server: Server
@@ -31,31 +37,31 @@ RowOutcome: TypeAlias = "RowResult | Exception"
 
 
 async def make_rows(pool: ShardPool, wanted: Sequence[ProvisionRequest]) -> list[RowOutcome]:
-    """Make tenants, or see that they are there; return for each, in order, what was done or what it met."""
-    answers: list[RowOutcome] = [RetryableError("not made")] * len(wanted)
-    for places in batches_of(wanted):
-        made = await _make_in_one_transaction(pool, [wanted[place] for place in places])
-        for place in places:
-            answers[place] = made[wanted[place].tenant_id]
-    return answers
+    """Make tenants unless they are there; return the step or the error of each, in order."""
+    outcomes: list[RowOutcome] = [RetryableError("not made")] * len(wanted)
+    for batch in batches_of(wanted):
+        made = await _make_in_one_transaction(pool, [wanted[index] for index in batch])
+        for index in batch:
+            outcomes[index] = made[wanted[index].tenant_id]
+    return outcomes
 
 
 def batches_of(wanted: Sequence[ProvisionRequest], size: int = TRANSACTION_MAX_TENANTS) -> Iterator[list[int]]:
-    """Yield the places of *wanted* that go into one transaction: in order, at most *size*, and no tenant twice."""
+    """Yield the indexes of *wanted* that go into one transaction: in order, at most *size*, and no tenant twice."""
     left = list(range(len(wanted)))
     while left:
-        taken: dict[str, int] = {}
-        for place in left:
-            if len(taken) < size:
-                taken.setdefault(wanted[place].tenant_id, place)
-        batch = list(taken.values())
+        chosen: dict[str, int] = {}
+        for index in left:
+            if len(chosen) < size:
+                chosen.setdefault(wanted[index].tenant_id, index)
+        batch = list(chosen.values())
         yield batch
-        chosen = set(batch)
-        left = [place for place in left if place not in chosen]
+        done = set(batch)
+        left = [index for index in left if index not in done]
 
 
 async def _make_in_one_transaction(pool: ShardPool, wanted: Sequence[ProvisionRequest]) -> dict[str, RowOutcome]:
-    """Make tenants in one transaction, or in smaller ones when one of them makes it fail."""
+    """Make tenants in one transaction, or, after a failure, in smaller ones until only the tenant at fault fails."""
     try:
         async with pool.transaction() as connection:
             missing = await _find_missing_types(connection, wanted)
@@ -66,9 +72,9 @@ async def _make_in_one_transaction(pool: ShardPool, wanted: Sequence[ProvisionRe
             return {wanted[0].tenant_id: exc}
         half = len(wanted) // 2
         return await _make_in_one_transaction(pool, wanted[:half]) | await _make_in_one_transaction(pool, wanted[half:])
-    except Exception as exc:  # noqa: BLE001  # an answer like any other: nothing was made
+    except Exception as exc:  # noqa: BLE001  # the outcome of each tenant: nothing was made
         return {one.tenant_id: exc for one in wanted}
-    answers: dict[str, RowOutcome] = {
+    outcomes: dict[str, RowOutcome] = {
         one.tenant_id: RetryableError(
             f"shard {pool.address.shard_id}: expected the business type {one.business_type}, got a schema without it;"
             f" run: simplu-worker shards upgrade {pool.address.shard_id} --apply"
@@ -76,7 +82,7 @@ async def _make_in_one_transaction(pool: ShardPool, wanted: Sequence[ProvisionRe
         for one in wanted
         if one.business_type in missing
     }
-    return answers | {
+    return outcomes | {
         tenant_id: error_of(step, tenant_id) or RowResult(step, server) for tenant_id, step in made.items()
     }
 
@@ -87,24 +93,26 @@ async def _find_missing_types(connection: Connection, wanted: Sequence[Provision
 
 
 async def _make_tenants(connection: Connection, wanted: Sequence[ProvisionRequest]) -> dict[str, ControlStep]:
-    """Insert the tenants' rows within the transaction of *connection*, or see that they are there."""
+    """Insert the tenants' rows within the transaction of *connection*, unless they are there."""
     by_id = {one.tenant_id: one for one in wanted}
     steps = await _lock_and_decide(connection, wanted)
     made = set(await _insert(connection, [by_id[tenant_id] for tenant_id in _ids_of_step(steps, ControlStep.MAKE)]))
-    # What was not there a moment ago, and is now: somebody else has just made it.
+    # Rows that another replica inserted since they were looked up.
     steps |= await _lock_and_decide(
         connection, [by_id[tenant_id] for tenant_id in _ids_of_step(steps, ControlStep.MAKE) if tenant_id not in made]
     )
     if not made.issuperset(_ids_of_step(steps, ControlStep.MAKE)):
-        raise LostRaceError("a tenant's row came and went away")
+        raise LostRaceError("a tenant's row was inserted and deleted by another transaction")
     for step, query in ((ControlStep.RESTORE, "restore_tenants"), (ControlStep.NOTE, "note_control")):
         if noted := _ids_of_step(steps, step):
-            await connection.execute(QUERIES[query], noted, [_text_of_time(by_id[tenant_id]) for tenant_id in noted])
+            times = [timestamp_text(by_id[tenant_id].requested_at) for tenant_id in noted]
+            await connection.execute(QUERIES[query], noted, times)
     await _remake(connection, [by_id[tenant_id] for tenant_id in _ids_of_step(steps, ControlStep.REMAKE)])
     return steps
 
 
 async def _lock_and_decide(connection: Connection, wanted: Sequence[ProvisionRequest]) -> dict[str, ControlStep]:
+    """Lock the tenants' rows, and return the step to take for each tenant."""
     if not wanted:
         return {}
     rows = await connection.fetch(QUERIES["lock_tenants_for_control"], [one.tenant_id for one in wanted])
@@ -116,11 +124,11 @@ async def _lock_and_decide(connection: Connection, wanted: Sequence[ProvisionReq
 
 
 def _ids_of_step(steps: Mapping[str, ControlStep], step: ControlStep) -> list[str]:
-    return sorted(tenant_id for tenant_id, its in steps.items() if its is step)
+    return sorted(tenant_id for tenant_id, its_step in steps.items() if its_step is step)
 
 
 async def _insert(connection: Connection, wanted: Sequence[ProvisionRequest]) -> list[str]:
-    """Insert rows of new tenants; return the ids of those that were not there."""
+    """Insert rows of new tenants; return the ids of the tenants inserted."""
     if not wanted:
         return []
     rows = await connection.fetch(
@@ -129,7 +137,7 @@ async def _insert(connection: Connection, wanted: Sequence[ProvisionRequest]) ->
         [one.business_id for one in wanted],
         [one.location_id for one in wanted],
         [one.business_type for one in wanted],
-        [_text_of_time(one) for one in wanted],
+        [timestamp_text(one.requested_at) for one in wanted],
     )
     made = {row["id"] for row in rows}
     await _add_default_rows(connection, [one for one in wanted if one.tenant_id in made])
@@ -138,24 +146,20 @@ async def _insert(connection: Connection, wanted: Sequence[ProvisionRequest]) ->
 
 async def _remake(connection: Connection, wanted: Sequence[ProvisionRequest]) -> None:
     if wanted:
-        await connection.execute(QUERIES["remake_tenants"], *_kinds_and_times(wanted))
+        await connection.execute(QUERIES["remake_tenants"], *_types_and_times(wanted))
         await _add_default_rows(connection, wanted)
 
 
 async def _add_default_rows(connection: Connection, wanted: Sequence[ProvisionRequest]) -> None:
     if wanted:
-        await connection.execute(QUERIES["add_default_rows"], *_kinds_and_times(wanted))
+        await connection.execute(QUERIES["add_default_rows"], *_types_and_times(wanted))
     if not await connection.fetchval(QUERIES["is_registration_in_time"]):
-        raise RetryableError("the registering transaction took over 30 s")
+        raise RetryableError("the transaction that inserts tenants took over 30 s")
 
 
-def _kinds_and_times(wanted: Sequence[ProvisionRequest]) -> tuple[list[str], list[str], list[str]]:
+def _types_and_times(wanted: Sequence[ProvisionRequest]) -> tuple[list[str], list[str], list[str]]:
     return (
         [one.tenant_id for one in wanted],
         [one.business_type for one in wanted],
-        [_text_of_time(one) for one in wanted],
+        [timestamp_text(one.requested_at) for one in wanted],
     )
-
-
-def _text_of_time(one: ProvisionRequest) -> str:
-    return one.requested_at.isoformat()  # as text: asyncpg makes infinities of the extremes

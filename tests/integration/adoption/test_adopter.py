@@ -71,7 +71,7 @@ class Businesses:
     known: dict[str, Business] = field(default_factory=lambda: dict(BUSINESSES))
     unreadable: set[str] = field(default_factory=set)
 
-    async def find(self, business_id: str) -> Business | None:
+    async def find(self, business_id: str, *, max_age_s: float = 0.0) -> Business | None:
         """Return a business."""
         if business_id in self.unreadable:
             raise UnreadableBusinessError(f"business-info, business {business_id!r}: type: expected one")

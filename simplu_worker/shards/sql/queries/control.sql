@@ -78,7 +78,7 @@ ON CONFLICT (id, "resourceName", "resourceId") DO NOTHING;
 -- Whether the registering transaction is still young enough for its created_at to be believed.
 SELECT clock_timestamp() - now() < interval '30 seconds';
 
--- name: find_claimants
+-- name: find_home_candidates
 -- What there is of the tenants $1 here: whether they were confirmed, and whether anything but provisioning wrote to them
 -- since they were made. Control messages and operations leave resources, and operations a row in the log as well.
 SELECT
