@@ -6,7 +6,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 RUN = $(or $(PYTHON),$(error No Python found. Install Python 3.11 or newer: apt-get install python3 python3-venv, or brew install python@3.13)) run.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-directory bench-isolation bench-provisioning bench-writing setup tools lock clean
+.PHONY: help demo test lint bench bench-directory bench-isolation bench-provisioning bench-writing mutants setup tools lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -34,6 +34,9 @@ bench-provisioning: ## Measure how long 200 new tenants take that come at once, 
 
 bench-writing: ## Measure what the row costs that each batch writes, of how far the stream shard got
 	@$(RUN) bench writing $(ARGS)
+
+mutants: ## Mutate the pure modules and try the unit tests on each mutant; half an hour
+	@$(RUN) mutants $(ARGS)
 
 setup: ## Make .venv with everything for development
 	@$(RUN) setup

@@ -20,7 +20,8 @@ VENV = os.path.join(ROOT, ".venv")
 TOOLS_VENV = os.path.join(ROOT, ".venv-tools")
 MINISTACK_VENV = os.path.join(ROOT, ".venv-ministack")
 BENCH_VENV = os.path.join(ROOT, ".venv-bench")
-VENVS = (VENV, TOOLS_VENV, MINISTACK_VENV, BENCH_VENV)
+MUTANTS_VENV = os.path.join(ROOT, ".venv-mutants")
+VENVS = (VENV, TOOLS_VENV, MINISTACK_VENV, BENCH_VENV, MUTANTS_VENV)
 OLDEST = (3, 11)
 NAMES = ("python3.13", "python3.12", "python3.11")
 STAMP = "simplu-worker.json"
@@ -40,10 +41,14 @@ LOCKS = {
     "tools": ["requirements/tools.in"],
     "ministack": ["requirements/ministack.in"],
     "bench": ["requirements/bench.in", "-c", "requirements/worker.txt"],
+    "mutants": [
+        *["requirements/mutants.in", "pyproject.toml", "--all-extras", "--group", "build", "--group", "test"],
+        *["-c", "requirements/dev.txt"],
+    ],
 }
 WITHOUT_US = ("tools", "ministack", "bench")  # the sets of environments into which our own package is not installed
 LINTERS = (["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["lint-imports"])
-CACHES = (".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".import_linter_cache")
+CACHES = ("mutants", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".import_linter_cache")
 
 
 class Python(NamedTuple):
@@ -335,6 +340,14 @@ def bench(args: List[str]) -> None:
     become([in_venv("python"), "-m", "benchmarks." + args[0], *args[1:]])
 
 
+def mutants(args: List[str]) -> None:
+    """Mutate the pure modules and run the unit tests on each mutant; arguments name modules."""
+    ensure(MUTANTS_VENV, "mutants")
+    # Runs are to be alike: hypothesis tries the examples of CI.
+    os.environ["CI"] = "1"
+    become([os.path.join(MUTANTS_VENV, "bin", "python"), "-m", "mutation.run", *args])
+
+
 def setup(_args: List[str]) -> None:
     """Make .venv with everything for development."""
     ensure(VENV, "dev")
@@ -373,6 +386,7 @@ COMMANDS: Dict[str, Callable[[List[str]], None]] = {
     "test": test,
     "lint": lint,
     "bench": bench,
+    "mutants": mutants,
     "setup": setup,
     "tools": tools,
     "lock": lock,

@@ -21,7 +21,7 @@ PLATFORMS = {
     for machine in ("x86_64", "aarch64")
 } | {"macos_arm64": list(mac_platforms((14, 0), "arm64"))}
 PYTHONS = ((3, 11), (3, 12), (3, 13))
-LOCKS = ("dev", "tools", "ministack", "bench", "build")  # dev contains worker and local
+LOCKS = ("dev", "tools", "ministack", "bench", "mutants", "build")  # dev contains worker and local
 UNREACHABLE = ("error sending request", "Failed to fetch", "dns error")
 
 

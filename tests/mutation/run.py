@@ -1,0 +1,207 @@
+"""Mutate the pure modules, run the unit tests on each mutant, and print what became of them, by module.
+
+`make mutants` runs this; ARGS are modules or patterns of modules. Verdicts stay in mutants/: a further run of all
+tries only new, changed and surviving mutants. With `--survivors` the text of each survivor follows the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import os
+import shutil
+import sys
+import tomllib
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mutation import operators
+
+ROOT = Path(__file__).resolve().parents[2]
+EQUIVALENT = Path(__file__).with_name("equivalent.toml")
+COPY = ROOT / "mutants"  # mutmut's copy of the project
+VERDICT_SUFFIXES = frozenset({".meta", ".spans"})
+KILLED = frozenset({"killed", "timeout", "segfault"})
+
+
+class Survivor(NamedTuple):
+    """The text of a mutant: its module, its function, and the lines before and after."""
+
+    module: str
+    function: str
+    was: str
+    becomes: str
+
+
+def pure_modules() -> dict[str, Path]:
+    """Return by name the worker's pure modules, as import-linter keeps them; the embedded stack is not the worker."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    contracts: list[dict[str, Any]] = project["tool"]["importlinter"]["contracts"]
+    (listed,) = (contract["source_modules"] for contract in contracts if contract["name"] == "pure modules stay pure")
+    modules = {}
+    for path in sorted((ROOT / "simplu_worker").rglob("*.py")):
+        relative = path.relative_to(ROOT)
+        name = ".".join(relative.with_suffix("").parts)
+        if "local" not in relative.parts and any(name == pure or name.startswith(f"{pure}.") for pure in listed):
+            modules[name] = relative
+    return modules
+
+
+def chosen_modules(patterns: list[str], modules: dict[str, Path]) -> list[str]:
+    """Return the names that a pattern is, matches, or is the package of; all without patterns."""
+    chosen = []
+    for name in modules:
+        short = name.removeprefix("simplu_worker.")
+        candidates = (name, short, short.rsplit(".", 1)[-1])
+        wanted = [pattern.removesuffix(".py").replace("/", ".") for pattern in patterns]
+        if not patterns or any(
+            fnmatch.fnmatch(candidate, pattern) or candidate.startswith(pattern + ".")
+            for pattern in wanted
+            for candidate in candidates
+        ):
+            chosen.append(name)
+    return chosen
+
+
+def equivalent_mutants() -> set[Survivor]:
+    """Return the mutants that are listed as without effect, each with a reason beside it."""
+    listed: list[dict[str, str]] = tomllib.loads(EQUIVALENT.read_text()).get("mutant", [])
+    return {Survivor(entry["module"], entry["function"], entry["was"], entry["becomes"]) for entry in listed}
+
+
+def mutant_text(name: str, path: Path) -> Survivor:
+    """Return the lines that mutant *name* changes, without their indentation."""
+    from mutmut.mutation.diff_apply import get_diff_for_mutant
+
+    lines = get_diff_for_mutant(name, path=path).splitlines()
+    changed: dict[str, list[str]] = {"-": [], "+": []}
+    for line in lines[2:]:
+        if line[:1] in changed and not line.startswith(("---", "+++")):
+            changed[line[0]].append(line[1:].strip())
+    module, _, function = name.rpartition(".")
+    function = function.split("__mutmut_")[0].removeprefix("x_").replace("xǁ", "").replace("ǁ", ".")
+    was, becomes = (" / ".join(changed[sign]) for sign in "-+")
+    return Survivor(module.removeprefix("simplu_worker."), function, was, becomes)
+
+
+def verdict_of(exit_code: int | None) -> str:
+    """Return mutmut's word for *exit_code*."""
+    from mutmut.stats import status_by_exit_code
+
+    return str(status_by_exit_code[exit_code])
+
+
+def read_verdicts(modules: dict[str, Path]) -> Iterator[tuple[str, str, str]]:
+    """Yield module, mutant and verdict of each mutant that was tried."""
+    from mutmut.mutation.data import SourceFileMutationData
+
+    for module, path in modules.items():
+        data = SourceFileMutationData(path=path)
+        data.load()
+        for mutant, exit_code in data.exit_code_by_key.items():
+            yield module, mutant, verdict_of(exit_code)
+
+
+def print_table(modules: dict[str, Path], *, show_survivors: bool) -> None:
+    """Print a row for each module: mutants, killed, survived, equivalent, score."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    equivalent = equivalent_mutants()
+    used: set[Survivor] = set()
+    survivors: list[tuple[str, Survivor]] = []
+    for module, mutant, verdict in read_verdicts(modules):
+        if verdict == "not checked":
+            continue
+        outcome = "killed" if verdict in KILLED else "survived"
+        if outcome == "survived":
+            text = mutant_text(mutant, modules[module])
+            if text in equivalent:
+                outcome = "equivalent"
+                used.add(text)
+            else:
+                survivors.append((verdict, text))
+        counts[module][outcome] += 1
+    rows = [(module.removeprefix("simplu_worker."), count) for module, count in counts.items()]
+    rows.append(("all", sum((count for _, count in rows), Counter[str]())))
+    print("| module | mutants | killed | survived | equivalent | score |\n|---|---|---|---|---|---|")
+    for name, count in rows:
+        effective = count["killed"] + count["survived"]
+        score = f"{100 * count['killed'] / effective:.1f} %" if effective else "–"
+        cells = [f"`{name}`" if name != "all" else name, str(count.total())]
+        cells += [str(count[outcome]) for outcome in ("killed", "survived", "equivalent")]
+        print(f"| {' | '.join([*cells, score])} |")
+    if show_survivors:
+        for verdict, text in survivors:
+            print(f"\n{text.module} {text.function} ({verdict})\n  - {text.was}\n  + {text.becomes}")
+    shown = {name.removeprefix("simplu_worker.") for name in counts}
+    for text in sorted(mutant for mutant in equivalent - used if mutant.module in shown):
+        print(f"Listed as equivalent, and no survivor of this run: {text}", file=sys.stderr)
+
+
+def forget_stale_copies() -> None:
+    """Remove stale tests, SQL and modules from mutmut's copy of the project, which mutmut would leave there."""
+    shutil.rmtree(COPY / "tests", ignore_errors=True)
+    for path in (COPY / "simplu_worker").rglob("*"):
+        origin = ROOT / path.relative_to(COPY)
+        if path.is_file() and path.suffix not in VERDICT_SUFFIXES and (path.suffix != ".py" or not origin.exists()):
+            path.unlink()
+            if origin.exists():
+                shutil.copy2(origin, path)
+
+
+def forget_survivals(modules: dict[str, Path]) -> list[str]:
+    """Have the mutants that survived the last run tried again; return their names."""
+    from mutmut.mutation.data import SourceFileMutationData
+
+    survivors = []
+    for path in modules.values():
+        data = SourceFileMutationData(path=path)
+        data.load()
+        for mutant, exit_code in data.exit_code_by_key.items():
+            if exit_code is not None and verdict_of(exit_code) not in KILLED:
+                data.exit_code_by_key[mutant] = None
+                survivors.append(mutant)
+        if data.exit_code_by_key:
+            data.save()
+    return survivors
+
+
+def run_mutmut(modules: dict[str, Path], names: list[str], max_children: int) -> None:
+    """Generate the mutants and try those that *names* match; without names those that have no verdict."""
+    from mutmut import __main__ as mutmut
+    from mutmut import stats
+    from mutmut.configuration import config
+
+    if not sys.stdout.isatty():
+        mutmut.print_status = stats.print_status = lambda *_, **__: None
+    config().only_mutate = [str(path) for path in modules.values()]
+    mutmut._run(names, max_children)
+
+
+def main() -> None:
+    """Run what the command line names."""
+    parser = argparse.ArgumentParser(prog="make mutants", description=__doc__)
+    parser.add_argument("modules", nargs="*", help="such as shards/apply or 'operations.*'; all without one")
+    parser.add_argument("--again", action="store_true", help="try only what survived the last run")
+    parser.add_argument("--survivors", action="store_true", help="print the text of each survivor")
+    parser.add_argument("--table", action="store_true", help="print the table of the last run, without a run")
+    parser.add_argument("--max-children", type=int, default=os.cpu_count() or 1)
+    arguments: Any = parser.parse_args()
+    os.chdir(ROOT)
+    modules = pure_modules()
+    chosen = chosen_modules(arguments.modules, modules)
+    if not chosen:
+        parser.error(f"expected the name of a pure module, got {' '.join(arguments.modules)}")
+    if not arguments.table:
+        operators.install()
+        COPY.mkdir(exist_ok=True)
+        forget_stale_copies()
+        names = [f"{name}.*" for name in chosen] if arguments.modules else []
+        survivors = forget_survivals({name: modules[name] for name in chosen}) if arguments.again or not names else []
+        run_mutmut(modules, survivors if arguments.again else names, arguments.max_children)
+    print_table({name: modules[name] for name in chosen}, show_survivors=arguments.survivors)
+
+
+if __name__ == "__main__":
+    main()
