@@ -149,7 +149,7 @@ class World:
 
 
 async def _confirm() -> bool:
-    """Nobody else has the lease: there is none."""
+    """Confirm: no other reader has the lease, as there is none."""
     return True
 
 
@@ -208,7 +208,7 @@ def mixed(*chains: Sequence[bytes]) -> list[bytes]:
 
 
 async def outcomes(pool: ShardPool, tenant: str) -> list[str]:
-    """Return what the shard's log says of a tenant's operations, in the order of their numbers.
+    """Return the log of the shard for a tenant's operations, in the order of their numbers.
 
     Fail when a later number was applied in an earlier transaction.
     """

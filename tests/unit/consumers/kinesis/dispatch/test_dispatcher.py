@@ -1,4 +1,4 @@
-"""When a dispatcher is at rest: then nobody looks at it by the clock, so whatever comes must say so."""
+"""When a dispatcher is idle: it is not checked periodically then, so each arrival must set an event."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def entry() -> QueuedOperation:
         origin=Origin(Source.KINESIS, "stream", NOW),
         size_bytes=2,
     )
-    owed = CheckpointTracker[RecordPosition]()
-    return QueuedOperation(owed.start(RecordPosition.before_record("1", NOW)), operation, b"", owed)
+    tracker = CheckpointTracker[RecordPosition]()
+    return QueuedOperation(tracker.start(RecordPosition.before_record("1", NOW)), operation, b"", tracker)
 
 
 async def test_dispatcher_says_so_when_an_operation_arrives_at_rest() -> None:
-    """From then on, until it is settled, there is something to look at: it may wait, be stuck, or be held."""
+    """From then until it is settled the dispatcher needs checks: the operation may wait, be stuck, or be held."""
     dispatcher = Dispatcher(
         "shard-1",
         cast("Any", Lost()),

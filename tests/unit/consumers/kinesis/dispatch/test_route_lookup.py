@@ -1,4 +1,4 @@
-"""What is asked about a tenant that waits for its shard: how old the answer may be, and when it is made."""
+"""The lookup of a tenant's shard: how old the answer may be, and when the tenant is created."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ WAIT = timedelta(seconds=900)
 OVERDUE = NOW - WAIT - UNKNOWN_TENANT_MARGIN
 
 
-class Nobody:
-    """A gateway that knows no tenant and notes how it is asked; and a host to which nothing is done."""
+class NoTenant:
+    """A gateway that knows no tenant and records the lookups, and an owner that does nothing."""
 
     def __init__(self) -> None:
         self.ages: list[float] = []
         self.settled: list[QueuedOperation] = []
 
     async def find(self, _tenant_id: str, *, absence_max_age_s: float) -> Absence:
-        """Say that it is not registered."""
+        """Return that it is not registered."""
         self.ages.append(absence_max_age_s)
         return Absence.UNREGISTERED
 
@@ -40,7 +40,7 @@ class Nobody:
         return False
 
     async def settle(self, entries: Sequence[QueuedOperation], _letters: Sequence[object]) -> None:
-        """Note what was given up."""
+        """Record the operations given up."""
         self.settled += entries
 
 
@@ -71,22 +71,22 @@ def entry(arrived_at: datetime) -> QueuedOperation:
 async def test_tenant_is_asked_for_anew_when_something_is_to_be_given_up(
     arrived_at: datetime, first_age_s: float
 ) -> None:
-    """Else its first answer may be seconds old; what is given up is so for an answer that is not."""
-    nobody = Nobody()
-    room = RouteLookup(cast("Any", nobody), cast("Any", nobody), tenant_wait=WAIT, draw=lambda: 0.0, utc=lambda: NOW)
-    room.add("b-l", [entry(arrived_at)])
+    """Its first answer may be seconds old; operations are given up only by a fresh one."""
+    fake = NoTenant()
+    lookup = RouteLookup(cast("Any", fake), cast("Any", fake), tenant_wait=WAIT, draw=lambda: 0.0, utc=lambda: NOW)
+    lookup.add("b-l", [entry(arrived_at)])
     stopping = asyncio.Event()
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
-        tasks.create_task(room.run(stopping))
-        await eventually(lambda: len(nobody.ages) == 2 or bool(nobody.settled))
+        tasks.create_task(lookup.run(stopping))
+        await eventually(lambda: len(fake.ages) == 2 or bool(fake.settled))
         stopping.set()
-    assert nobody.ages[0] == first_age_s
-    assert nobody.ages[1:] == ([] if nobody.settled else [0.0])
-    assert bool(nobody.settled) is (arrived_at <= OVERDUE)
+    assert fake.ages[0] == first_age_s
+    assert fake.ages[1:] == ([] if fake.settled else [0.0])
+    assert bool(fake.settled) is (arrived_at <= OVERDUE)
 
 
-class Maker(Nobody):
-    """A gateway that knows tenants which no shard has, and makes those of *known* names; a host that takes them."""
+class Maker(NoTenant):
+    """A gateway that knows tenants without a shard, and creates those of *known* names; an owner that takes them."""
 
     def __init__(self, known: set[tuple[str, str]]) -> None:
         super().__init__()
@@ -96,14 +96,14 @@ class Maker(Nobody):
         self.held: list[str] = []
 
     async def find(self, _tenant_id: str, *, absence_max_age_s: float) -> Absence:
-        """Say that it is registered, and that no shard has it."""
+        """Return that it is registered, and on no shard."""
         return Absence.NOT_HERE
 
     async def provision_on_first_use(self, _tenant_id: str, names: Sequence[tuple[str, str]]) -> str:
         """Make it on one shard."""
         self.names.append(list(names))
         if self._known.isdisjoint(names):
-            raise TenantNotMadeError("nobody knows it")
+            raise TenantNotMadeError("no such business")
         return "shard-1"
 
     def route_to_lane(self, tenant_id: str, shard_id: str, entries: Sequence[QueuedOperation]) -> None:
@@ -124,39 +124,39 @@ class Maker(Nobody):
         self.gone.append((tenant_id, "caught up"))
 
 
-def room_of(maker: Maker) -> RouteLookup:
-    """Return a waiting room whose gateway and host are *maker*."""
+def lookup_of(maker: Maker) -> RouteLookup:
+    """Return a lookup with *maker* as gateway and owner."""
     return RouteLookup(cast("Any", maker), cast("Any", maker), tenant_wait=WAIT, draw=lambda: 0.0, utc=lambda: NOW)
 
 
-async def run_until(room: RouteLookup, is_so: Callable[[], bool]) -> None:
-    """Let *room* ask until *is_so*."""
+async def run_until(lookup: RouteLookup, is_so: Callable[[], bool]) -> None:
+    """Let *lookup* ask until *is_so*."""
     stopping = asyncio.Event()
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
-        tasks.create_task(room.run(stopping))
+        tasks.create_task(lookup.run(stopping))
         await eventually(is_so)
         stopping.set()
 
 
 async def test_tenant_is_made_when_no_shard_has_it_and_its_names_are_known() -> None:
-    """The gateway is told the business and location of the operations; then they go to the shard that has it."""
+    """The gateway gets the business and location of the operations; then these go to the tenant's shard."""
     maker = Maker({("b", "l")})
-    room = room_of(maker)
-    room.add("b-l", [entry(NOW)])
-    await run_until(room, lambda: bool(maker.gone))
+    lookup = lookup_of(maker)
+    lookup.add("b-l", [entry(NOW)])
+    await run_until(lookup, lambda: bool(maker.gone))
     assert (maker.names, maker.gone) == ([[("b", "l")]], [("b-l", "shard-1"), ("b-l", "caught up")])
 
 
 async def test_tenant_is_held_with_the_reason_when_it_cannot_be_made() -> None:
-    """It stays `not_here`, the log says why, and the asking goes on by the names that were seen."""
+    """It stays `not_here`, the log has the reason, and the lookups go on with the names seen."""
     maker = Maker(set())
-    room = room_of(maker)
-    room.add("b-l", [entry(NOW)])
+    lookup = lookup_of(maker)
+    lookup.add("b-l", [entry(NOW)])
     with capture_logs() as logs:
-        await run_until(room, lambda: bool(maker.held) and len(maker.names) > 1)
+        await run_until(lookup, lambda: bool(maker.held) and len(maker.names) > 1)
     assert maker.held == [Absence.NOT_HERE]
     (held,) = [line for line in logs if line["event"] == "tenant.held"]
-    assert (held["reason"], held["error"]) == ("not_here", "nobody knows it")
+    assert (held["reason"], held["error"]) == ("not_here", "no such business")
     assert maker.names[-1] == [("b", "l")]
     assert maker.gone == []
 
@@ -168,30 +168,30 @@ async def eventually(is_so: Callable[[], bool]) -> None:
 
 
 async def test_tenant_is_asked_for_at_once_when_nobody_was_here_for_long() -> None:
-    """An empty room does not look by the clock: who comes wakes it, each time anew."""
+    """An empty lookup has no periodic check: each added tenant wakes it."""
     maker = Maker({("b", "l")})
-    room = room_of(maker)
+    lookup = lookup_of(maker)
     stopping = asyncio.Event()
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
-        tasks.create_task(room.run(stopping))
+        tasks.create_task(lookup.run(stopping))
         for come in range(1, 4):
             await asyncio.sleep(2 * CHECK_INTERVAL_MAX_S if come == 1 else 0.0)
-            assert room._next_check_s() is None
-            room.add("b-l", [entry(NOW)])
+            assert lookup._next_check_s() is None
+            lookup.add("b-l", [entry(NOW)])
             await eventually(lambda come=come: len(maker.gone) == 2 * come)  # type: ignore[misc]
-        stopping.set()  # and it ends, though nobody comes
+        stopping.set()  # and it ends without another tenant
 
 
 @pytest.mark.parametrize("has_tenant", [True, False])
 async def test_room_ends_at_once_when_stopping(has_tenant: bool) -> None:  # noqa: FBT001  # a parameter of the test
-    """Whether it waits for the clock or for somebody."""
+    """Whether it waits for the next check or for a tenant."""
     maker = Maker(set())
-    room = room_of(maker)
+    lookup = lookup_of(maker)
     stopping = asyncio.Event()
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
-        run = tasks.create_task(room.run(stopping))
+        run = tasks.create_task(lookup.run(stopping))
         if has_tenant:
-            room.add("b-l", [entry(NOW)])
+            lookup.add("b-l", [entry(NOW)])
         await asyncio.sleep(0.05)
         stopping.set()
         for _ in range(10):

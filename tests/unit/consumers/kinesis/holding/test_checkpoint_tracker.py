@@ -1,4 +1,4 @@
-"""What a stream shard still owes: the checkpoint never passes a record that is not done."""
+"""The checkpoint of a stream shard: it never passes a pending record."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import Checkpoin
 
 
 class OwedMachine(RuleBasedStateMachine):
-    """Takes records and finishes any of them in any order, beside a plain list of what is done."""
+    """Takes records and finishes any of them in any order, beside a plain list of the finished ones."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.owed: CheckpointTracker[str] = CheckpointTracker()
+        self.tracker: CheckpointTracker[str] = CheckpointTracker()
         self.is_done: list[bool] = []
         self.records: dict[int, int] = {}  # by ticket
 
@@ -23,7 +23,7 @@ class OwedMachine(RuleBasedStateMachine):
     def begin(self, has_beginning: bool) -> None:  # noqa: FBT001 - as hypothesis gives it
         """Begin behind a position, or at the beginning."""
         if has_beginning:
-            self.owed = CheckpointTracker("position 0")
+            self.tracker = CheckpointTracker("position 0")
             self.is_done = [True]
 
     @rule(count=st.integers(1, 5))
@@ -31,9 +31,9 @@ class OwedMachine(RuleBasedStateMachine):
         """Read a few records."""
         for _ in range(count):
             record = len(self.is_done)
-            ticket = self.owed.start(f"position {record}")
+            ticket = self.tracker.start(f"position {record}")
             assert ticket == len(self.records)
-            assert self.owed.position_before(ticket) == (f"position {record - 1}" if record else None)
+            assert self.tracker.position_before(ticket) == (f"position {record - 1}" if record else None)
             self.records[ticket] = record
             self.is_done.append(False)
 
@@ -41,9 +41,9 @@ class OwedMachine(RuleBasedStateMachine):
     def take_all(self, count: int) -> None:
         """Read as many at once."""
         records = range(len(self.is_done), len(self.is_done) + count)
-        tickets = self.owed.start_all([f"position {record}" for record in records])
+        tickets = self.tracker.start_all([f"position {record}" for record in records])
         assert tickets == range(len(self.records), len(self.records) + count)
-        befores = [self.owed.position_before(ticket) for ticket in tickets]
+        befores = [self.tracker.position_before(ticket) for ticket in tickets]
         assert befores == [f"position {record - 1}" if record else None for record in records]
         self.records |= dict(zip(tickets, records, strict=True))
         self.is_done += [False] * count
@@ -52,7 +52,7 @@ class OwedMachine(RuleBasedStateMachine):
     def pass_over(self, count: int) -> None:
         """Read a few that are another's."""
         for _ in range(count):
-            self.owed.skip(f"position {len(self.is_done)}")
+            self.tracker.skip(f"position {len(self.is_done)}")
             self.is_done.append(True)
 
     @precondition(lambda self: not all(self.is_done))
@@ -61,18 +61,18 @@ class OwedMachine(RuleBasedStateMachine):
         """Finish some of those that are not."""
         left = [ticket for ticket, record in self.records.items() if not self.is_done[record]]
         tickets = data.draw(st.lists(st.sampled_from(left), unique=True))
-        self.owed.finish(iter(tickets))
+        self.tracker.finish(iter(tickets))
         for ticket in tickets:
             self.is_done[self.records[ticket]] = True
 
     @invariant()
-    def checkpoint_is_before_the_first_owed(self) -> None:
+    def checkpoint_is_before_the_first_pending(self) -> None:
         """Exactly there: not past it, and not behind it either."""
-        first_owed = self.is_done.index(False) if False in self.is_done else len(self.is_done)
-        assert self.owed.checkpoint == (f"position {first_owed - 1}" if first_owed else None)
-        assert self.owed.first_pending == (f"position {first_owed}" if first_owed < len(self.is_done) else None)
-        assert len(self.owed) == self.is_done.count(False)
-        assert self.owed.last_read == (f"position {len(self.is_done) - 1}" if self.is_done else None)
+        first_pending = self.is_done.index(False) if False in self.is_done else len(self.is_done)
+        assert self.tracker.checkpoint == (f"position {first_pending - 1}" if first_pending else None)
+        assert self.tracker.first_pending == (f"position {first_pending}" if first_pending < len(self.is_done) else None)
+        assert len(self.tracker) == self.is_done.count(False)
+        assert self.tracker.last_read == (f"position {len(self.is_done) - 1}" if self.is_done else None)
 
 
 TestOwed = OwedMachine.TestCase
@@ -81,44 +81,48 @@ TestOwed.settings = settings(max_examples=30, stateful_step_count=30)
 
 @given(st.permutations(range(12)))
 def test_checkpoint_is_the_last_position_when_all_are_done(order: list[int]) -> None:
-    """Whatever came last; and nothing is kept of what is done."""
-    owed: CheckpointTracker[int] = CheckpointTracker()
-    tickets = [owed.start(position) for position in range(12)]
+    """In any order; and finished records take no memory."""
+    tracker: CheckpointTracker[int] = CheckpointTracker()
+    tickets = [tracker.start(position) for position in range(12)]
 
     for number in order:
-        owed.finish([tickets[number]])
+        tracker.finish([tickets[number]])
 
-    assert (owed.checkpoint, owed.first_pending, len(owed)) == (11, None, 0)
-    assert repr(owed) == "CheckpointTracker(11, pending=0, read=12)"
+    assert (tracker.checkpoint, tracker.first_pending, len(tracker)) == (11, None, 0)
+    assert repr(tracker) == "CheckpointTracker(11, pending=0, read=12)"
 
 
 def test_nothing_is_owed_at_first() -> None:
     """And there is no checkpoint to write."""
-    owed: CheckpointTracker[int] = CheckpointTracker()
+    tracker: CheckpointTracker[int] = CheckpointTracker()
 
-    assert (owed.checkpoint, owed.first_pending, owed.last_read, len(owed)) == (None, None, None, 0)
+    assert (tracker.checkpoint, tracker.first_pending, tracker.last_read, len(tracker)) == (None, None, None, 0)
 
 
 def test_checkpoint_is_where_it_begins_until_something_is_read() -> None:
-    """And stays there while the first record is owed, whatever is passed over behind it."""
-    owed = CheckpointTracker("position 7")
-    assert (owed.checkpoint, owed.last_read, len(owed)) == ("position 7", "position 7", 0)
+    """And stays there while the first record is pending, whatever is skipped after it."""
+    tracker = CheckpointTracker("position 7")
+    assert (tracker.checkpoint, tracker.last_read, len(tracker)) == ("position 7", "position 7", 0)
 
-    ticket = owed.start("position 8")
-    owed.skip("position 9")
-    assert (owed.checkpoint, owed.position_before(ticket), owed.last_read) == ("position 7", "position 7", "position 9")
+    ticket = tracker.start("position 8")
+    tracker.skip("position 9")
+    assert (tracker.checkpoint, tracker.position_before(ticket), tracker.last_read) == (
+        "position 7",
+        "position 7",
+        "position 9",
+    )
 
-    owed.finish([ticket])
-    assert owed.checkpoint == "position 9"
+    tracker.finish([ticket])
+    assert tracker.checkpoint == "position 9"
 
 
 def test_record_is_done_once() -> None:
     """Twice would take another's place among those that are left."""
-    owed: CheckpointTracker[int] = CheckpointTracker()
-    first, second, _ = owed.start_all([1, 2, 3])
-    owed.finish([second])
+    tracker: CheckpointTracker[int] = CheckpointTracker()
+    first, second, _ = tracker.start_all([1, 2, 3])
+    tracker.finish([second])
 
     with pytest.raises(KeyError):
-        owed.finish([second])
-    owed.finish([first])
-    assert (owed.checkpoint, owed.first_pending, len(owed)) == (2, 3, 1)
+        tracker.finish([second])
+    tracker.finish([first])
+    assert (tracker.checkpoint, tracker.first_pending, len(tracker)) == (2, 3, 1)

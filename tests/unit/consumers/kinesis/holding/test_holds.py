@@ -1,4 +1,4 @@
-"""What a reader holds: nothing is lost or overtaken, whatever happens, and the checkpoint passes nothing owed."""
+"""The holds of a reader: no operation is lost or overtaken in any history, and the checkpoint passes no pending one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPos
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TENANTS = ("a-x", "b-x", "c-x", "d-x", "e-x", "f-x")
 SHARDS = ("shard-1", "shard-2")
-ROUNDS_MAX = 200  # of everybody doing all they can, until all is settled
+ROUNDS_MAX = 200  # in which every lane and catch-up does all it can, until all operations are settled
 
 
 def mark(number: int) -> RecordPosition:
@@ -38,7 +38,7 @@ def at(found: RecordPosition | None) -> int:
 
 @contextmanager
 def small_sets(*, names_max: int = 2, tenant_holds_max: int = 2, slots: int = 8) -> Iterator[None]:
-    """Let sets be slots early, slots be shared, and the bucket be used."""
+    """Make sets use slots early, share slots, and use the overflow hold."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tenant_set, "NAMES_MAX", names_max)
         patch.setattr(tenant_set, "SLOT_COUNT", slots)
@@ -48,25 +48,25 @@ def small_sets(*, names_max: int = 2, tenant_holds_max: int = 2, slots: int = 8)
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """An operation in hand, of the record with this number."""
+    """An operation in memory, of the record with this number."""
 
     number: int
     tenant: str
-    owed: CheckpointTracker[RecordPosition]
+    tracker: CheckpointTracker[RecordPosition]
     ticket: int
 
     @property
     def before(self) -> RecordPosition | None:
         """The last position before it."""
-        return self.owed.position_before(self.ticket)
+        return self.tracker.position_before(self.ticket)
 
     def drop(self) -> None:
-        """Owe it no more."""
-        self.owed.finish([self.ticket])
+        """Finish it with its tracker."""
+        self.tracker.finish([self.ticket])
 
 
 class Lane:
-    """What is on its way to one Postgres shard: a batch in flight and what is behind it."""
+    """The operations queued for one Postgres shard: a batch in flight and the rest behind it."""
 
     def __init__(self) -> None:
         self.batch: list[Entry] = []
@@ -78,9 +78,9 @@ class Lane:
 
 
 class Reader:
-    """A reader as its dispatcher uses the holds, without I/O: a lane for each shard and none for who is asked for.
+    """A reader as its dispatcher uses the holds, without I/O: a lane for each shard, and no route lookup.
 
-    It knows the truth: which operations were applied, and what was sent when.
+    It also records the truth: the operations that were sent and applied.
     """
 
     def __init__(self, holds: Holds) -> None:
@@ -107,7 +107,7 @@ class Reader:
             self.send(Entry(number, tenant, self.main, self.main.start(mark(number))))
 
     def lane_of(self, tenant: str) -> str:
-        """Return where the tenant's operations are, or else where it lives."""
+        """Return the shard with operations of the tenant in its lane, or else the tenant's home."""
         for shard_id, lane in self.lanes.items():
             if any(entry.tenant == tenant for entry in lane.entries()):
                 return shard_id
@@ -121,7 +121,7 @@ class Reader:
             return
         before = [number for number in self.numbers_of(entry.tenant) if number < entry.number]
         assert set(before) <= self.sent, f"{entry.number} of {entry.tenant} is sent before one of {before}"
-        assert entry.tenant not in self.pending_at_parents, f"{entry.tenant}: its parents owe it something"
+        assert entry.tenant not in self.pending_at_parents, f"{entry.tenant} is sent while pending at its parents"
         self.sent.add(entry.number)
         self.lanes[shard_id].queue.append(entry)
 
@@ -162,7 +162,7 @@ class Reader:
         lane.batch = []
 
     def settle(self, entry: Entry) -> None:
-        """Apply an operation, which is no news if it was applied before."""
+        """Apply an operation; it may have been applied before."""
         before = {number for number in self.numbers_of(entry.tenant) if number < entry.number}
         assert before <= self.settled, f"{entry.number} of {entry.tenant} is applied before one of {before}"
         self.settled.add(entry.number)
@@ -176,7 +176,7 @@ class Reader:
             self.hold_shard(shard_id, entries)
 
     def relieved(self, shard_id: str) -> None:
-        """Drop what is behind a batch that is not answered."""
+        """Drop the operations behind a batch that is not answered."""
         lane = self.lanes[shard_id]
         if lane.batch and lane.queue:
             queue, lane.queue = lane.queue, []
@@ -210,7 +210,7 @@ class Reader:
         return hold.target is not Target.PARENTS or hold.is_ready
 
     def advance(self, catch_up: CatchUp, count: int) -> None:
-        """Let a catch-up come to its next records, or meet the main reader."""
+        """Let a catch-up read its next records, or reach the main reader."""
         for _ in range(count):
             if not catch_up.holds:
                 return
@@ -227,32 +227,32 @@ class Reader:
             else:
                 catch_up.tracker.skip(here)
 
-    def free_parents(self, still_owed: Iterable[str], *, by_slot: bool = False) -> None:
-        """Let the parents owe no more than *still_owed*."""
-        self.pending_at_parents.intersection_update(still_owed)
+    def free_parents(self, still_pending: Iterable[str], *, by_slot: bool = False) -> None:
+        """Let the parents finish with all tenants but *still_pending*."""
+        self.pending_at_parents.intersection_update(still_pending)
         self.holds.release_from_parents(listed(TenantSet(self.pending_at_parents), by_slot=by_slot), now=self.tick())
 
-    # What is true
+    # The truth
 
     def numbers_of(self, tenant: str) -> list[int]:
         """Return the records of a tenant that were dispatched."""
         return [number for number, one in enumerate(self.stream, start=1) if one == tenant]
 
-    def in_hand(self) -> set[int]:
+    def in_memory(self) -> set[int]:
         """Return the records in lanes."""
         return {entry.number for lane in self.lanes.values() for entry in lane.entries()}
 
     def check(self) -> None:
-        """See that every operation is settled, in hand, or still to come through a hold."""
-        in_hand = self.in_hand()
+        """Check that every operation is settled, in memory, or still to come through a hold."""
+        in_memory = self.in_memory()
         for number, tenant in enumerate(self.stream, start=1):
-            if number in self.settled or number in in_hand:
+            if number in self.settled or number in in_memory:
                 continue
             covering = [hold for hold in self.holds.all() if tenant in hold.tenants]
             assert any(is_after(mark(number), hold.reached) for hold in covering), f"{number} of {tenant} is lost"
         unsettled = set(range(1, len(self.stream) + 1)) - self.settled
-        floor = at(self.holds.safe_checkpoint(self.main.checkpoint))
-        assert floor < min(unsettled, default=len(self.stream) + 1), "the checkpoint passes what is owed"
+        checkpoint = at(self.holds.safe_checkpoint(self.main.checkpoint))
+        assert checkpoint < min(unsettled, default=len(self.stream) + 1), "the checkpoint passes a pending record"
         listed = self.holds.held_tenants()
         for tenant in TENANTS:
             is_held = any(tenant in hold.tenants for hold in self.holds.all())
@@ -262,10 +262,10 @@ class Reader:
             assert not is_held or tenant in listed
         if self.holds.is_settled():
             assert not self.holds.all()
-            assert floor == at(self.main.checkpoint)
+            assert checkpoint == at(self.main.checkpoint)
 
     def finish(self) -> None:
-        """Let everything be back and see that everything is settled, and no more is held."""
+        """Make all targets available, and check that every operation gets settled and every hold ends."""
         self.free_parents(())
         for _ in range(ROUNDS_MAX):
             for shard_id in SHARDS:
@@ -275,26 +275,26 @@ class Reader:
                 self.advance(catch_up, 1000)
             self.begin(self.holds.all())
             self.check()
-            if self.holds.is_settled() and not self.in_hand():
+            if self.holds.is_settled() and not self.in_memory():
                 break
         assert self.settled == set(range(1, len(self.stream) + 1))
         assert (len(self.holds), self.holds.is_settled()) == (0, True)
         assert at(self.holds.safe_checkpoint(self.main.checkpoint)) == len(self.stream)
 
 
-def by_name(owed: TenantSet) -> TenantSet:
+def by_name(pending: TenantSet) -> TenantSet:
     """List tenants as they are."""
-    return owed
+    return pending
 
 
-def by_slot(owed: TenantSet) -> TenantSet:
+def by_slot(pending: TenantSet) -> TenantSet:
     """List tenants as a lease row does when there are many of them."""
-    return TenantSet.decode(owed.encode(limit=0))
+    return TenantSet.decode(pending.encode(limit=0))
 
 
-def listed(owed: TenantSet, *, by_slot: bool) -> TenantSet:
+def listed(pending: TenantSet, *, by_slot: bool) -> TenantSet:
     """Return what the children read of it in a lease row."""
-    return TenantSet.decode(owed.encode(limit=0 if by_slot else 200))
+    return TenantSet.decode(pending.encode(limit=0 if by_slot else 200))
 
 
 class Scene(msgspec.Struct, frozen=True):
@@ -302,12 +302,12 @@ class Scene(msgspec.Struct, frozen=True):
 
     names_max: int
     tenant_holds_max: int
-    owed: frozenset[str]  # by the parents
-    is_owed_by_slot: bool
+    pending: frozenset[str]  # at the parents
+    is_pending_by_slot: bool
 
 
 class Step(msgspec.Struct, frozen=True):
-    """Something that happens to a reader; what it happens to is chosen by numbers."""
+    """Something that happens to a reader; numbers choose to which of its parts."""
 
     what: str
     one: int
@@ -330,8 +330,8 @@ scenes = st.builds(
     Scene,
     names_max=st.integers(0, 3),
     tenant_holds_max=st.integers(0, 2),
-    owed=st.one_of(st.just(frozenset[str]()), st.frozensets(st.sampled_from(TENANTS))),
-    is_owed_by_slot=st.booleans(),
+    pending=st.one_of(st.just(frozenset[str]()), st.frozensets(st.sampled_from(TENANTS))),
+    is_pending_by_slot=st.booleans(),
 )
 
 
@@ -339,10 +339,10 @@ def live(scene: Scene, history: Sequence[Step], make_holds: Callable[[], Holds] 
     """Let everything of *history* happen to a reader, and see after each step and in the end that all is well."""
     with small_sets(names_max=scene.names_max, tenant_holds_max=scene.tenant_holds_max):
         reader = Reader(make_holds())
-        if scene.owed:
-            reader.pending_at_parents = set(scene.owed)
-            owed = listed(TenantSet(scene.owed), by_slot=scene.is_owed_by_slot)
-            reader.holds.hold_parents(owed, None, START, now=0.0)
+        if scene.pending:
+            reader.pending_at_parents = set(scene.pending)
+            pending = listed(TenantSet(scene.pending), by_slot=scene.is_pending_by_slot)
+            reader.holds.hold_parents(pending, None, START, now=0.0)
         for step in history:
             happen(reader, step)
             reader.check()
@@ -372,8 +372,8 @@ def happen_to_reading(reader: Reader, step: Step) -> None:
         case "advance" if running:
             reader.advance(running[step.one % len(running)], step.count)
         case "free_parents":
-            still_owed = [tenant for place, tenant in enumerate(TENANTS) if step.one >> place & 1]
-            reader.free_parents(still_owed, by_slot=bool(step.other % 2))
+            still_pending = [tenant for place, tenant in enumerate(TENANTS) if step.one >> place & 1]
+            reader.free_parents(still_pending, by_slot=bool(step.other % 2))
 
 
 def happen_to_lane(reader: Reader, step: Step, shard_id: str) -> None:
@@ -394,7 +394,7 @@ def happen_to_lane(reader: Reader, step: Step, shard_id: str) -> None:
 @settings(max_examples=150)
 @given(scenes, steps)
 def test_holds_keep_their_promise_whatever_happens(scene: Scene, history: list[Step]) -> None:
-    """Nothing is lost, first sends are in order, the checkpoint passes nothing owed, and all ends in the end."""
+    """No operation is lost, first sends are in order, the checkpoint passes no pending record, and every hold ends."""
     live(scene, history)
 
 
@@ -409,7 +409,7 @@ class _Deferential(Holds):
 
 
 class _Pushy(Holds):
-    """Sends what another hold has yet to come to."""
+    """Sends operations that another hold has yet to reach."""
 
     def is_record_covered_elsewhere(
         self, tenant_id: str, position: RecordPosition, catch_up: CatchUp, shard_id: str | None = None
@@ -418,28 +418,28 @@ class _Pushy(Holds):
 
 
 class _Literal(Holds):
-    """Knows those only whom it has by name."""
+    """Ignores tenants that are held by slot."""
 
     def hold_of(self, tenant_id: str) -> Hold | None:
         return self._by_name.get(tenant_id)
 
 
 class _Forgetful(Holds):
-    """Does not owe what its catch-ups have sent."""
+    """Ignores the pending operations of catch-ups."""
 
     def safe_checkpoint(self, main: RecordPosition | None) -> RecordPosition | None:
         return lowest_position([main, *(hold.before for hold in self.all() if hold.catch_up is None)])
 
 
 class _Impatient(Holds):
-    """Frees everyone as soon as the parents have settled anything."""
+    """Releases all tenants as soon as the parents have finished with any."""
 
     def release_from_parents(self, pending: TenantSet, *, now: float) -> bool:
         return super().release_from_parents(TenantSet(), now=now)
 
 
 class _Lowering(Holds):
-    """Lowers a hold to what failed last, forgetting how far its catch-up was."""
+    """Lowers a hold to the last failure, and forgets the position of its catch-up."""
 
     def hold_shard(
         self, shard_id: str, tenants: Iterable[str], before: RecordPosition | None, arrived_at: datetime, *, now: float
@@ -451,7 +451,7 @@ class _Lowering(Holds):
 
 @pytest.mark.parametrize("make_holds", [_Deferential, _Pushy, _Literal, _Forgetful, _Impatient, _Lowering])
 def test_histories_tell_a_wrong_design(make_holds: Callable[[], Holds]) -> None:
-    """Or they would prove nothing: each of these breaks the promise in one of them."""
+    """Otherwise they would prove nothing: each wrong design breaks the promise in one history."""
 
     @settings(max_examples=2000, phases=[Phase.generate], database=None, derandomize=True, print_blob=False)
     @given(scenes, steps)
@@ -484,7 +484,7 @@ def pass_over(catch_up: CatchUp, *, to: int) -> None:
 
 
 def test_tenant_is_in_one_hold_by_name_the_one_that_it_came_to_last() -> None:
-    """What it was in before has it no more, and ends when it was the last there."""
+    """It leaves its earlier hold, which ends with its last tenant."""
     holds = Holds()
     hold_tenant(holds, "a-x", 5)
     assert held(holds) == {"tenant a-x": (["a-x"], 5)}
@@ -501,7 +501,7 @@ def test_tenant_is_in_one_hold_by_name_the_one_that_it_came_to_last() -> None:
 
 @pytest.mark.parametrize(("second", "expected"), [(3, 3), (7, 5), (0, 0)])
 def test_hold_starts_where_the_lowest_of_its_failures_was(second: int, expected: int) -> None:
-    """Whatever failed first; and it waits to be ready anew."""
+    """In any order of failures. A new failure makes the hold wait for its target again."""
     holds = Holds()
     hold = hold_shard(holds, "shard-1", ["a-x"], 5)
     hold.is_ready = True
@@ -519,7 +519,7 @@ def test_hold_starts_where_the_lowest_of_its_failures_was(second: int, expected:
     ],
 )
 def test_hold_that_fails_in_catch_up_starts_where_the_catch_up_was(reached: int, failed: int, expected: int) -> None:
-    """Or lower, where what failed was; the catch-up goes on with its other holds, or with none."""
+    """Or lower, at the failed operation. The catch-up goes on with its other holds, or without any."""
     holds = Holds()
     hold, other = hold_shard(holds, "shard-1", ["a-x"], 5), hold_tenant(holds, "b-x", 0)
     catch_up = holds.start_catch_up([hold, other])
@@ -543,7 +543,7 @@ def test_catch_up_starts_at_the_lowest_of_its_holds() -> None:
 
 
 def test_floor_is_the_lowest_of_everything_owed() -> None:
-    """The main reader, holds that wait, catch-ups, and what they sent after they have ended."""
+    """Of the main reader, waiting holds, running catch-ups, and pending operations of ended catch-ups."""
     holds = Holds()
     assert (holds.safe_checkpoint(mark(9)), holds.safe_checkpoint(None)) == (mark(9), None)
 
@@ -568,7 +568,7 @@ def test_floor_is_the_lowest_of_everything_owed() -> None:
 
 
 def test_tenants_beyond_those_held_by_themselves_share_a_bucket() -> None:
-    """One that is being caught up takes nobody more in: those come into the next."""
+    """An overflow hold that is being caught up takes no more tenants: these go to the next one."""
     with small_sets(names_max=10, tenant_holds_max=1, slots=1024):
         holds = Holds()
         for number, tenant in enumerate(("a-x", "b-x", "c-x"), start=5):
@@ -605,7 +605,7 @@ def test_operation_of_a_tenant_in_two_holds_is_left_to_the_one_that_is_behind(
     slotted: int,
     is_left: bool,  # noqa: FBT001 - a table
 ) -> None:
-    """Of all holds that have a tenant, by name or by slot, the last to come to a record sends it."""
+    """Of all holds with a tenant, by name or by slot, the last one to reach a record sends it."""
     with small_sets(names_max=1, slots=8):
         holds = Holds()
         shard = hold_shard(holds, "shard-1", TENANTS, 2)
@@ -619,7 +619,7 @@ def test_operation_of_a_tenant_in_two_holds_is_left_to_the_one_that_is_behind(
 
 
 def test_tenant_is_held_by_slot_when_its_hold_has_too_many_names() -> None:
-    """Nobody is forgotten on the way, and those who share a slot wait too."""
+    """No tenant is forgotten on the way, and tenants that share a slot wait too."""
     with small_sets(names_max=2, slots=8):
         holds = Holds()
         hold = hold_shard(holds, "shard-1", TENANTS[:2], 3)
@@ -640,18 +640,18 @@ def test_tenant_is_held_by_slot_when_its_hold_has_too_many_names() -> None:
 @pytest.mark.parametrize("is_held_by_slot", [False, True])
 @pytest.mark.parametrize("is_listed_by_slot", [False, True])
 def test_parents_free_exactly_those_that_they_owe_no_more(*, is_held_by_slot: bool, is_listed_by_slot: bool) -> None:
-    """Each part from the first record on; what is owed still is not ready, however it is written."""
+    """Each part starts at the first record. Tenants still pending at the parents are not ready, in either form."""
     holds = Holds()
     holds.hold_parents(listed(TenantSet(["a-x", "b-x", "c-x"]), by_slot=is_held_by_slot), None, START, now=0.0)
     holds.release_from_parents(listed(TenantSet(["c-x"]), by_slot=is_listed_by_slot), now=1.0)
     holds.release_from_parents(listed(TenantSet(["b-x", "c-x"]), by_slot=is_listed_by_slot), now=2.0)  # an older answer
 
-    (freed,) = [hold for hold in holds.all() if hold.is_ready]
+    (released,) = [hold for hold in holds.all() if hold.is_ready]
     (kept,) = [hold for hold in holds.all() if not hold.is_ready]
-    assert (freed.before, kept.before, kept.name) == (None, None, "")
-    assert ["a-x" in freed.tenants, "b-x" in freed.tenants, "c-x" in kept.tenants] == [True] * 3
+    assert (released.before, kept.before, kept.name) == (None, None, "")
+    assert ["a-x" in released.tenants, "b-x" in released.tenants, "c-x" in kept.tenants] == [True] * 3
     assert ["a-x" in kept.tenants, "b-x" in kept.tenants] == [False] * 2
-    catch_up = holds.start_catch_up([freed])
+    catch_up = holds.start_catch_up([released])
     pass_over(catch_up, to=9)
     assert not (holds.is_sent_by("c-x", catch_up) and not holds.is_record_covered_elsewhere("c-x", mark(10), catch_up))
     holds.finish(catch_up)
@@ -662,7 +662,7 @@ def test_parents_free_exactly_those_that_they_owe_no_more(*, is_held_by_slot: bo
 
 
 def test_parents_free_nobody_twice() -> None:
-    """Without a hold of theirs, or with the same answer again, nothing changes."""
+    """Without a hold for the parents, or with the same answer again, nothing changes."""
     holds = Holds()
     holds.release_from_parents(TenantSet(), now=1.0)
     hold = holds.hold_parents(TenantSet(["a-x"]), None, START, now=0.0)
@@ -677,15 +677,17 @@ def test_parents_free_nobody_twice() -> None:
 PARENTS = (ParentRecords("parent", AtSequenceNumber("2"), Position(2), None),)
 
 
-def hold_whole(holds: Holds, before: int, *, parents: tuple[ParentRecords, ...] = ()) -> Hold:
+def hold_whole(holds: Holds, before: int, *, parent_records: tuple[ParentRecords, ...] = ()) -> Hold:
     """Hold all of shard-1 from behind this record on."""
-    return holds.hold_whole_shard("shard-1", mark(before) if before else None, START, parent_records=parents, now=0.0)
+    return holds.hold_whole_shard(
+        "shard-1", mark(before) if before else None, START, parent_records=parent_records, now=0.0
+    )
 
 
 def test_whole_shard_is_held_ready_and_no_place_for_anything_new() -> None:
-    """It answers, so it is caught up at once; until that begins, and after it, nothing goes there but through it."""
+    """The shard answers, so its hold is ready at once. Only the catch-up of the hold sends operations there."""
     holds = Holds()
-    hold = hold_whole(holds, 5, parents=PARENTS)
+    hold = hold_whole(holds, 5, parent_records=PARENTS)
 
     assert (hold.covers_whole_shard, hold.is_ready, hold.reason, at(hold.before)) == (True, True, Reason.BACKFILL, 5)
     assert (
@@ -707,7 +709,7 @@ def test_whole_shard_is_held_ready_and_no_place_for_anything_new() -> None:
 
 
 def test_whole_shard_takes_over_what_was_held_of_it_already() -> None:
-    """From the lower of both places on; what a catch-up of it was at begins again."""
+    """From the lower of both positions; a running catch-up of the old hold starts again."""
     holds = Holds()
     hold = hold_shard(holds, "shard-1", ["a-x"], 5)
     catch_up = holds.start_catch_up([hold])
@@ -728,7 +730,7 @@ def test_whole_shard_takes_over_what_was_held_of_it_already() -> None:
 
 
 def test_shard_that_is_held_for_another_reason_is_not_whole() -> None:
-    """It holds those that it did not take."""
+    """Its hold contains the tenants of the operations that it did not take."""
     holds = Holds()
     hold = hold_shard(holds, "shard-1", ["a-x"], 5)
 
@@ -743,17 +745,17 @@ def test_shard_that_is_held_for_another_reason_is_not_whole() -> None:
 @pytest.mark.parametrize(
     ("tenant", "shard_id", "expected"),
     [
-        pytest.param("a-x", "shard-1", True, id="known by name, and lives there"),
+        pytest.param("a-x", "shard-1", True, id="known by name, on this shard"),
         pytest.param("a-x", "shard-2", True, id="known by name: its route is no news"),
-        pytest.param("b-x", "shard-1", True, id="never met, and lives there"),
+        pytest.param("b-x", "shard-1", True, id="not met yet, on this shard"),
         pytest.param("b-x", "shard-2", False, id="lives elsewhere"),
-        pytest.param("b-x", None, True, id="nobody knows where it lives"),
-        pytest.param("c-x", "shard-1", True, id="held by itself, and lives there"),
-        pytest.param("c-x", "shard-2", False, id="held by itself"),
+        pytest.param("b-x", None, True, id="without a known shard"),
+        pytest.param("c-x", "shard-1", True, id="in a hold of its own, on this shard"),
+        pytest.param("c-x", "shard-2", False, id="in a hold of its own"),
     ],
 )
 def test_catch_up_of_a_whole_shard_is_for_who_lives_there(tenant: str, shard_id: str | None, *, expected: bool) -> None:
-    """By the route, which the catch-up looks up; or by name, as with every other hold."""
+    """By the route that the catch-up looks up, or by name, as in every other hold."""
     holds = Holds()
     hold = hold_whole(holds, 5)
     holds.add_tenant(hold, "a-x")
@@ -765,7 +767,7 @@ def test_catch_up_of_a_whole_shard_is_for_who_lives_there(tenant: str, shard_id:
 
 
 def test_what_was_sent_for_a_whole_shard_is_a_stray_when_its_tenant_lives_elsewhere() -> None:
-    """Only where nobody knew that when it was sent, and the tenant has not become one of the hold's since."""
+    """Only operations that were sent while the tenant's shard was unknown, of tenants not added to the hold since."""
     holds = Holds()
     hold = hold_whole(holds, 5)
     catch_up, other = holds.start_catch_up([hold]), holds.start_catch_up([hold_tenant(holds, "c-x", 6)])
@@ -773,14 +775,14 @@ def test_what_was_sent_for_a_whole_shard_is_a_stray_when_its_tenant_lives_elsewh
     holds.add_tenant(hold, "b-x")
 
     asked = [(ticket, tenant, shard_id) for ticket in range(3) for tenant in TENANTS for shard_id in SHARDS]
-    strays = [one for one in asked if holds.is_misrouted(catch_up.tracker, *one)]
+    misrouted = [one for one in asked if holds.is_misrouted(catch_up.tracker, *one)]
 
-    assert strays == [(0, "a-x", "shard-2")]
+    assert misrouted == [(0, "a-x", "shard-2")]
     assert not holds.is_misrouted(other.tracker, 0, "a-x", "shard-2")
 
 
 def test_operation_of_a_tenant_that_is_held_by_itself_is_left_to_that_hold_which_is_behind() -> None:
-    """Both will come to it: the later one sends it, as with holds of any kind."""
+    """Both will reach it; the later one sends it, as with other holds."""
     holds = Holds()
     hold, own = hold_whole(holds, 2), hold_tenant(holds, "c-x", 6)
     catch_up = holds.start_catch_up([hold])
@@ -793,7 +795,7 @@ def test_operation_of_a_tenant_that_is_held_by_itself_is_left_to_that_hold_which
 
 
 def test_whole_hold_is_found_by_the_catch_up_at_work_for_it() -> None:
-    """Only while it is at work for that: what it sent before the hold was lowered is anybody's."""
+    """Only while the catch-up has the hold: once the hold is lowered, its earlier operations are no backfill."""
     holds = Holds()
     hold, own = hold_whole(holds, 5), hold_tenant(holds, "c-x", 6)
     assert holds.whole_shard_hold_of(CheckpointTracker()) is None
@@ -814,7 +816,7 @@ def test_whole_hold_is_found_by_the_catch_up_at_work_for_it() -> None:
 
 
 def test_whole_hold_stays_when_its_last_known_tenant_leaves_it() -> None:
-    """There are others, whom nobody knows by name."""
+    """The shard has other tenants, not known by name."""
     holds = Holds()
     hold = hold_whole(holds, 5)
     holds.add_tenant(hold, "a-x")
@@ -829,7 +831,7 @@ def test_whole_hold_stays_when_its_last_known_tenant_leaves_it() -> None:
 
 
 def test_whole_shard_is_owed_from_its_place_on() -> None:
-    """The checkpoint does not pass it, though nobody is in it by name; nor what was sent of it."""
+    """The checkpoint passes neither its start, though it has no tenant by name, nor the operations sent for it."""
     holds = Holds()
     hold = hold_whole(holds, 4)
     assert (at(holds.safe_checkpoint(mark(9))), holds.is_settled(), len(holds.held_tenants())) == (4, False, 0)
@@ -865,7 +867,7 @@ def test_catch_up_takes_along_what_begins_where_it_has_not_been(reached: int, be
 
 
 def test_catch_up_that_has_lost_all_its_holds_takes_none_along() -> None:
-    """It ends, and would read nothing more for it."""
+    """It is about to end, and would read nothing more for the hold."""
     holds = Holds()
     first, later = hold_tenant(holds, "a-x", 2), hold_tenant(holds, "b-x", 6)
     catch_up = holds.start_catch_up([first])
@@ -876,9 +878,9 @@ def test_catch_up_that_has_lost_all_its_holds_takes_none_along() -> None:
 
 @pytest.mark.parametrize("is_reading_parents", [True, False])
 def test_hold_with_parents_is_caught_up_from_them_on(*, is_reading_parents: bool) -> None:
-    """Neither is it taken along, for it begins before all records; nor does a catch-up at the parents take others."""
+    """It starts before all records, so no running catch-up takes it; a catch-up at the parents takes no hold either."""
     holds = Holds()
-    first = hold_whole(holds, 2, parents=PARENTS if is_reading_parents else ())
+    first = hold_whole(holds, 2, parent_records=PARENTS if is_reading_parents else ())
     later = holds.hold_whole_shard(
         "shard-2", mark(6), START, parent_records=() if is_reading_parents else PARENTS, now=0.0
     )
@@ -890,9 +892,9 @@ def test_hold_with_parents_is_caught_up_from_them_on(*, is_reading_parents: bool
 
 
 def test_what_is_before_a_catch_ups_records_is_known_while_it_reads_that() -> None:
-    """Whatever is held of what it sent then has to begin there as well; of what it sends later, not."""
+    """Operations that it sends then and that get held need these records again; operations sent later do not."""
     holds = Holds()
-    catch_up = holds.start_catch_up([hold_whole(holds, 5, parents=PARENTS)])
+    catch_up = holds.start_catch_up([hold_whole(holds, 5, parent_records=PARENTS)])
     assert (holds.parent_records_of(catch_up.tracker), holds.parent_records_of(CheckpointTracker())) == (PARENTS, ())
 
     catch_up.is_reading_parents = False
@@ -900,9 +902,9 @@ def test_what_is_before_a_catch_ups_records_is_known_while_it_reads_that() -> No
 
 
 def test_what_is_before_a_catch_ups_records_is_known_when_its_hold_was_begun_again() -> None:
-    """What it sent is still in hand, and may be held after that: by then no hold is its own any more."""
+    """Its operations are still in memory, and may get held after the catch-up has lost its holds."""
     holds = Holds()
-    catch_up = holds.start_catch_up([hold_whole(holds, 5, parents=PARENTS)])
+    catch_up = holds.start_catch_up([hold_whole(holds, 5, parent_records=PARENTS)])
     catch_up.tracker.start_at_last()
     hold_whole(holds, 5)
 
@@ -910,9 +912,9 @@ def test_what_is_before_a_catch_ups_records_is_known_when_its_hold_was_begun_aga
 
 
 def test_operation_of_a_parent_is_left_to_who_comes_to_it_later() -> None:
-    """A tenant held meanwhile has what its parents owed it still before it; not by a hold that reads less of them."""
+    """To a tenant's hold with the same parents' records before its own, not to one with fewer of them."""
     holds = Holds()
-    catch_up = holds.start_catch_up([hold_whole(holds, 5, parents=PARENTS)])
+    catch_up = holds.start_catch_up([hold_whole(holds, 5, parent_records=PARENTS)])
     own, _, less = (hold_tenant(holds, tenant_id, 6) for tenant_id in TENANTS[:3])
     own.parent_records, less.parent_records = (
         PARENTS,
@@ -930,14 +932,14 @@ def test_operation_of_a_parent_is_left_to_who_comes_to_it_later() -> None:
 
 
 def test_two_who_have_a_tenant_in_slots_do_not_leave_what_its_parents_owed_it_to_each_other() -> None:
-    """What one has sent is dropped for the other, which has a whole shard and cannot leave it to the first again."""
+    """An operation sent by one is dropped for the whole-shard hold, which cannot leave it to the first one again."""
     with small_sets(names_max=1, tenant_holds_max=0, slots=64):
         holds = Holds()
-        whole = hold_whole(holds, 5, parents=PARENTS)
-        bucket = hold_tenant(holds, "a-x", 6)
+        whole = hold_whole(holds, 5, parent_records=PARENTS)
+        overflow = hold_tenant(holds, "a-x", 6)
         hold_tenant(holds, "b-x", 6)
-        bucket.parent_records = PARENTS
-        both = [holds.start_catch_up([one]) for one in (bucket, whole)]
+        overflow.parent_records = PARENTS
+        both = [holds.start_catch_up([one]) for one in (overflow, whole)]
         for tenant_id in TENANTS[:2]:
             holds.add_tenant(whole, tenant_id)
 
@@ -953,19 +955,19 @@ def test_two_who_have_a_tenant_in_slots_do_not_leave_what_its_parents_owed_it_to
     ("shard_id", "is_left_out", "other_before", "is_left"),
     [
         pytest.param("shard-1", False, 5, False, id="sends all that the other will"),
-        pytest.param("shard-1", False, 4, True, id="begins behind the other"),
-        pytest.param("shard-1", True, 5, True, id="has left something out"),
-        pytest.param("shard-3", False, 5, True, id="the tenant lives elsewhere"),
-        pytest.param(None, False, 5, True, id="nobody knows where the tenant lives"),
+        pytest.param("shard-1", False, 4, True, id="starts after the other"),
+        pytest.param("shard-1", True, 5, True, id="has skipped an operation"),
+        pytest.param("shard-3", False, 5, True, id="the tenant is on another shard"),
+        pytest.param(None, False, 5, True, id="the tenant has no known shard"),
     ],
 )
 def test_two_whole_shards_do_not_leave_their_own_tenants_to_each_other(
     shard_id: str | None, other_before: int, *, is_left_out: bool, is_left: bool
 ) -> None:
-    """Each would find in its lane what the other sent and it had not, and begin again, for ever."""
+    """Each would find skipped operations of the other in its lane, and restart forever."""
     with small_sets(names_max=1, slots=64):
         holds = Holds()
-        first = hold_whole(holds, 5, parents=PARENTS)
+        first = hold_whole(holds, 5, parent_records=PARENTS)
         second = holds.hold_whole_shard("shard-2", mark(other_before), START, parent_records=PARENTS, now=0.0)
         for hold in (first, second):
             for tenant_id in TENANTS[:2]:
@@ -982,7 +984,7 @@ def test_two_whole_shards_do_not_leave_their_own_tenants_to_each_other(
 
 @pytest.mark.parametrize("is_listed_by_slot", [False, True])
 def test_parents_free_nobody_who_is_held_by_name_elsewhere(*, is_listed_by_slot: bool) -> None:
-    """Who waits for its shard with what was read again of its parents is caught up by that hold, and no earlier."""
+    """A tenant waiting for its shard with re-read records of its parents is caught up by that hold, and no earlier."""
     holds = Holds()
     hold = holds.hold_parents(listed(TenantSet(["a-x", "b-x", "c-x", "d-x"]), by_slot=False), None, START, now=0.0)
     own = hold_tenant(holds, "a-x", 3)
@@ -992,38 +994,41 @@ def test_parents_free_nobody_who_is_held_by_name_elsewhere(*, is_listed_by_slot:
 
     assert holds.release_from_parents(listed(TenantSet(["c-x", "d-x"]), by_slot=is_listed_by_slot), now=1.0)
 
-    (freed,) = [one for one in holds.all() if one.target is Target.PARENTS and one.is_ready]
+    (released,) = [one for one in holds.all() if one.target is Target.PARENTS and one.is_ready]
     (kept,) = [one for one in holds.all() if one.target is Target.PARENTS and not one.is_ready]
-    assert ([name in freed.tenants for name in TENANTS[:4]], freed.parent_records) == ([False, True, False, False], ())
+    assert ([name in released.tenants for name in TENANTS[:4]], released.parent_records) == (
+        [False, True, False, False],
+        (),
+    )
     assert [name in kept.tenants for name in TENANTS[:4]] == [False, False, False, True]
     assert [holds.named_hold_of(name) for name in ("a-x", "c-x")] == [own, whole]
     assert not holds.release_from_parents(listed(TenantSet(["c-x", "d-x"]), by_slot=is_listed_by_slot), now=2.0)
 
 
 def test_parents_in_slots_leave_who_is_held_by_name_to_the_later_hold() -> None:
-    """Slots cannot let go of one tenant: it is in both, and its own hold is behind."""
+    """A tenant cannot be removed from slots: it is in both holds, and its own one is behind."""
     with small_sets(names_max=4, slots=64):
         holds = Holds()
         holds.hold_parents(TenantSet.decode(TenantSet(TENANTS).encode(limit=0)), None, START, now=0.0)
         own = hold_tenant(holds, "a-x", 3)
         assert holds.release_from_parents(TenantSet(), now=1.0)
-        (freed,) = [one for one in holds.all() if one.target is Target.PARENTS]
-        catch_up = holds.start_catch_up([freed])
+        (released,) = [one for one in holds.all() if one.target is Target.PARENTS]
+        catch_up = holds.start_catch_up([released])
         pass_over(catch_up, to=3)
 
         assert holds.hold_of("a-x") is own
         assert holds.is_record_covered_elsewhere("a-x", mark(4), catch_up)
 
 
-def hold_what_a_parent_owed(holds: Holds, target: Target, catch_up: CatchUp) -> Hold:
-    """Hold a tenant by a record of a parent: that counts as being where the catch-up of its own records begins."""
+def hold_by_a_parents_record(holds: Holds, target: Target, catch_up: CatchUp) -> Hold:
+    """Hold a tenant by a record of a parent, which counts as the start of the catch-up's own records."""
     if target is Target.TENANT:
         return holds.hold_tenant("a-x", "inactive", catch_up.tracker.last_read, START, now=0.0)
     return holds.hold_shard("shard-2", ["a-x"], catch_up.tracker.last_read, START, now=0.0)
 
 
 def test_tenant_in_slots_gets_its_parents_records_before_its_own() -> None:
-    """Slots cannot let go of it: they leave to the hold that reads the parents' records what is behind those."""
+    """It cannot be removed from slots: these leave the later records to the hold that reads the parents' records."""
     with small_sets(names_max=4, slots=64):
         holds = Holds()
         holds.hold_parents(TenantSet.decode(TenantSet(TENANTS).encode(limit=0)), None, START, now=0.0)
@@ -1035,24 +1040,24 @@ def test_tenant_in_slots_gets_its_parents_records_before_its_own() -> None:
 
         assert (own.parent_records, own.before, at(others.before)) == (PARENTS, None, 10)
         assert holds.release_from_parents(TenantSet(["a-x"]), now=1.0)
-        (freed,) = [one for one in holds.all() if one.target is Target.PARENTS]
-        catch_up = holds.start_catch_up([freed])
-        assert (holds.is_record_covered_elsewhere("a-x", mark(3), catch_up), "a-x" in freed.tenants) == (True, True)
+        (released,) = [one for one in holds.all() if one.target is Target.PARENTS]
+        catch_up = holds.start_catch_up([released])
+        assert (holds.is_record_covered_elsewhere("a-x", mark(3), catch_up), "a-x" in released.tenants) == (True, True)
         assert not holds.is_record_covered_elsewhere("b-x", mark(3), catch_up)
 
 
 @pytest.mark.parametrize("reached", [0, 4])
 @pytest.mark.parametrize("target", [Target.TENANT, Target.SHARD])
 def test_tenant_takes_along_what_another_hold_still_owed_it(target: Target, reached: int) -> None:
-    """What its parents owed it is read before its own records, from wherever on others need those."""
+    """The parents' records are read before the tenant's own, from wherever other holds need these."""
     holds = Holds()
     holds.hold_predecessors(TenantSet(["a-x", "b-x"]), None, START, now=0.0)
     (predecessors,) = holds.all()
     if reached:
         pass_over(holds.start_catch_up([predecessors]), to=reached)
-    catch_up = holds.start_catch_up([hold_whole(holds, 10, parents=PARENTS)])
+    catch_up = holds.start_catch_up([hold_whole(holds, 10, parent_records=PARENTS)])
 
-    own = hold_what_a_parent_owed(holds, target, catch_up)
+    own = hold_by_a_parents_record(holds, target, catch_up)
 
     assert (holds.named_hold_of("a-x"), at(own.before)) == (own, reached)
     assert sorted(predecessors.tenants.names) == ["b-x"]

@@ -1,4 +1,4 @@
-"""Sets of tenants: nobody who was added is ever missing, whatever is done with them, and memory is bounded."""
+"""Sets of tenants: an added tenant is never missing after any combination, and memory is bounded."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from simplu_worker.consumers.kinesis.holding.tenant_set import (
     TenantSet,
 )
 
-SMALL, ROW, LARGE = 8, ROW_SLOT_COUNT, SLOT_COUNT  # sizes of bitmaps; in the small one almost everybody shares a slot
+SMALL, ROW, LARGE = 8, ROW_SLOT_COUNT, SLOT_COUNT  # in the small one almost all tenants share a slot
 CROWD = [f"crowd-{number}" for number in range(NAMES_MAX + 1)]
 POOL = [f"b{number}-l{number % 7}" for number in range(40)]
 
 
 def bitmap_of(slots: Iterable[int], size: int) -> str:
-    """Return a target that lists slots of a bitmap."""
+    """Return an entry that lists slots of a bitmap."""
     bits = sum(1 << slot for slot in set(slots))
     return "slots:" + b64encode(zlib.compress(bits.to_bytes(size // 8, "little"))).decode()
 
 
 def in_slots(names: Iterable[str], size: int) -> TenantSet:
-    """Return the set that knows these tenants by slots of a bitmap of this size."""
+    """Return the set of these tenants by slots of a bitmap of this size."""
     return TenantSet.decode([bitmap_of((zlib.crc32(name.encode()) % size for name in names), size)])
 
 
 def sharing_a_slot(size: int) -> tuple[str, str]:
-    """Return two tenants that no bitmap of this size tells apart."""
+    """Return two tenants with the same slot in every bitmap of this size."""
     seen: dict[int, str] = {}
     for number in range(size * 8):
         name = f"tenant-{number}"
@@ -49,7 +49,7 @@ def sharing_a_slot(size: int) -> tuple[str, str]:
 
 
 def members(tenants: TenantSet) -> set[str]:
-    """Return who of the pool is in a set."""
+    """Return the tenants of the pool that are in a set."""
     return {name for name in POOL if name in tenants}
 
 
@@ -63,7 +63,7 @@ kinds = st.sampled_from(KINDS)
 
 @st.composite
 def tenant_sets(draw: st.DrawFn) -> tuple[TenantSet, frozenset[str]]:
-    """Return a set, named or of slots, and who was put into it."""
+    """Return a set, by names or by slots, and the tenants that were added to it."""
     added, later = draw(names), draw(names)
     tenants = draw(kinds)(added)
     for name in later:
@@ -92,7 +92,7 @@ def test_set_has_everybody_who_was_added_and_exactly_those_while_it_knows_names(
 def test_update_has_whoever_was_in_either(
     one: tuple[TenantSet, frozenset[str]], other: tuple[TenantSet, frozenset[str]]
 ) -> None:
-    """By name or by slot; what is added stays as it was."""
+    """By name or by slot; the added set stays unchanged."""
     tenants, others = one[0], other[0]
     before, added = members(tenants), members(others)
     is_precise = tenants.has_names or not others.has_names  # else names are put into the slots that are there
@@ -108,7 +108,7 @@ def test_update_has_whoever_was_in_either(
 def test_minus_keeps_whoever_is_not_in_the_other(
     one: tuple[TenantSet, frozenset[str]], other: tuple[TenantSet, frozenset[str]]
 ) -> None:
-    """So each tenant of a set is in the difference or in what was taken away; and nobody comes along."""
+    """Each tenant is in the difference or in the part taken away, and no tenant is added."""
     tenants, others = one[0], other[0]
     before, added = members(tenants), members(others)
     is_exact = tenants.has_names or not others.has_names
@@ -138,7 +138,7 @@ def test_narrowing_keeps_exactly_who_is_in_both(
 def test_targets_name_everybody_when_they_are_read_back(
     given_set: tuple[TenantSet, frozenset[str]], limit: int
 ) -> None:
-    """What a parent's lease row lists is what its children hold, or more."""
+    """The children hold all tenants in a parent's lease row, or more."""
     tenants, _ = given_set
     targets = tenants.encode(limit)
     read = TenantSet.decode(targets)
@@ -155,7 +155,7 @@ def test_targets_name_everybody_when_they_are_read_back(
 def test_targets_of_several_parents_are_read_together(
     one: tuple[TenantSet, frozenset[str]], other: tuple[TenantSet, frozenset[str]]
 ) -> None:
-    """A child of a merge holds what either parent owes, named or not."""
+    """A child of a merge holds the pending tenants of both parents, by name or by slot."""
     both = TenantSet.decode(one[0].encode() | other[0].encode(limit=3))
     apart = [TenantSet.decode(targets) for targets in (one[0].encode(), other[0].encode(limit=3))]
 
@@ -182,7 +182,7 @@ def test_set_has_everybody_when_it_grows_beyond_its_names(
 
 
 def test_set_goes_over_to_slots_with_the_first_name_too_many() -> None:
-    """Up to there it tells tenants apart, and forgets one that is taken out."""
+    """Before, it contains exactly the added tenants, and a removed one is gone."""
     tenants = TenantSet(CROWD[:NAMES_MAX])
     at_the_most = (tenants.has_names, len(tenants), len(tenants.names), CROWD[-1] in tenants)
     tenants.add(CROWD[0])
@@ -224,7 +224,7 @@ def test_discard_takes_out_a_name_and_leaves_a_slot(size: int) -> None:
 
 @pytest.mark.parametrize("size", [SMALL, ROW, LARGE])
 def test_tenants_that_share_a_slot_stay_together(size: int) -> None:
-    """Names take nothing from slots; slots take whoever shares them, who then waits with those."""
+    """Names remove nothing from slots; a slot removes all tenants that share it, and these wait together."""
     one, other = sharing_a_slot(size)
     named, slots = TenantSet([one]), in_slots([other], size)
 
@@ -276,7 +276,7 @@ def test_targets_are_names_up_to_the_limit(names: list[str], limit: int, expecte
 
 
 def test_targets_are_one_folded_bitmap_beyond_the_limit() -> None:
-    """The same for every process, so that what is in the row already is not written again."""
+    """The same for every process, so that a row with the same content is not written again."""
     names = POOL[:3]
     expected = {bitmap_of((zlib.crc32(name.encode()) % ROW_SLOT_COUNT for name in names), ROW_SLOT_COUNT)}
 

@@ -1,4 +1,4 @@
-"""When a Postgres shard that is held is asked whether it is back."""
+"""When a held Postgres shard is probed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from simplu_worker.consumers.kinesis.reader.catch_up import (
 
 
 class Way:
-    """A gateway that knows whether the shard is up, and reads that draw the longest pauses."""
+    """A gateway that knows whether the shard is up, and an access that draws the longest pauses."""
 
     def __init__(self) -> None:
         self.up = False
@@ -46,23 +46,23 @@ class Waiting:
         self.hold_again()
 
     def hold_again(self) -> None:
-        """Hold it anew, as who is caught up is let go."""
+        """Hold the shard again, after its catch-up."""
         arrived_at = datetime(2026, 1, 1, tzinfo=UTC)
         self.hold = Hold(
             Target.SHARD, "shard-1", Reason.SHARD_UNAVAILABLE, before=None, arrived_at=arrived_at, now=self.now
         )
 
     def asked(self) -> None:
-        """Note that it was asked, in vain."""
+        """Record a probe that failed."""
         self.hold.attempt_count += 1
         self.hold.next_attempt_at = self.now + self.catch_ups._delay_s(self.hold)
 
     def is_due(self) -> bool:
-        """Whether it is asked now."""
+        """Return whether it is probed now."""
         return self.catch_ups._is_probe_due(self.hold)
 
     def made_ready(self) -> None:
-        """Note that it answered."""
+        """Record a probe that succeeded."""
         self.asked()
         self.catch_ups._probe_history["shard-1"].ready_at = self.now
 
@@ -84,7 +84,7 @@ def test_shard_is_asked_again_within_the_longest_pause(waiting: Waiting) -> None
 
 
 def test_shard_is_asked_at_once_when_anybody_finds_it_back(waiting: Waiting) -> None:
-    """Once, and not for as long as it is said to be well."""
+    """Once, and not for as long as the pool reports it as healthy."""
     waiting.asked()
     assert not waiting.is_due()
     waiting.way.up = True
@@ -94,7 +94,7 @@ def test_shard_is_asked_at_once_when_anybody_finds_it_back(waiting: Waiting) -> 
 
 
 def test_shard_is_asked_ever_later_when_it_answers_and_takes_nothing(waiting: Waiting) -> None:
-    """Whatever its looks say; otherwise the stream would be read again and again for it."""
+    """Whatever its probes return; otherwise the stream would be read again and again for it."""
     pauses = []
     for _ in range(4):
         while not waiting.is_due():
@@ -122,7 +122,7 @@ def test_shard_is_asked_at_once_when_it_is_held_again_after_long(waiting: Waitin
 
 
 class Looked:
-    """What a catch-up loop looks at: a dispatcher that counts looks, and holds nothing; and reads with memory."""
+    """A dispatcher without holds that counts its checks, and an access with memory."""
 
     def __init__(self) -> None:
         self.looks = 0
@@ -140,11 +140,11 @@ class Looked:
         """Do nothing."""
 
     def ready_due_holds(self) -> None:
-        """Note that it was looked."""
+        """Count the check."""
         self.looks += 1
 
     async def looks_within(self, seconds: float) -> int:
-        """Return how often it was looked in that time."""
+        """Return the number of checks in that time."""
         before = self.looks
         await asyncio.sleep(seconds)
         return self.looks - before
@@ -152,7 +152,7 @@ class Looked:
 
 @pytest.fixture
 async def looked() -> AsyncIterator[Looked]:
-    """Run the loop over what is given, to its end."""
+    """Run the loop with these fakes until the test ends."""
     looked, ending = Looked(), asyncio.Event()
     one = cast("Any", looked)
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
@@ -163,12 +163,12 @@ async def looked() -> AsyncIterator[Looked]:
 
 
 async def test_nothing_is_looked_at_by_the_clock_while_at_rest(looked: Looked) -> None:
-    """A stream shard on which nothing comes takes no time; its end is seen all the same."""
+    """A stream shard without records takes no processor time; its end is noticed all the same."""
     assert await looked.looks_within(3 * CHECK_INTERVAL_S) == 0
 
 
 async def test_looks_begin_when_an_operation_arrives_and_end_when_it_is_settled(looked: Looked) -> None:
-    """It may be stuck, or be held, without anything that says so. Also the second time."""
+    """It may get stuck, or be held, without an event. Also the second time."""
     for _ in range(2):
         looked.is_idle = False
         looked.has_arrivals.set()
@@ -179,6 +179,6 @@ async def test_looks_begin_when_an_operation_arrives_and_end_when_it_is_settled(
 
 
 async def test_hold_that_is_ready_is_looked_at_while_at_rest(looked: Looked) -> None:
-    """A refill may be wanted though nothing has come."""
+    """A backfill may start without any new operation."""
     looked.has_ready.set()
     assert await looked.looks_within(CHECK_INTERVAL_S / 2) == 1

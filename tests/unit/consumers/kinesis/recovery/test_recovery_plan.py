@@ -1,4 +1,4 @@
-"""What a shard may lack, by what its rows say: the lowest place that is sure, and no lower without need."""
+"""The operations that a shard may lack, given its rows: from the lowest position needed, and no lower."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SINCE = NOW - timedelta(minutes=5)
 MADE_AT = NOW - timedelta(hours=1)
 WAIT = timedelta(seconds=900)
-FIRST = MADE_AT - WAIT - CLOCK_MARGIN  # nothing older was ever applied
+FIRST = MADE_AT - WAIT - CLOCK_MARGIN  # no older operation was ever applied
 LOWER, UPPER = HashRange(0, 9), HashRange(10, 19)
 
 numbers = st.integers(min_value=0, max_value=10**129 - 1)
@@ -54,7 +54,7 @@ def row(
     parents_done: bool = False,
     owed_since: datetime | None = SINCE,
 ) -> StreamPosition:
-    """Return a row that says so."""
+    """Return a row with this content."""
     return StreamPosition(owed_from, owed_since, parents_done, "token", read_to=read_to, held=held)
 
 
@@ -87,25 +87,25 @@ def place_of(
 
 
 @given(marks)
-def test_position_in_a_row_is_the_one_that_was_written(mark: RecordPosition) -> None:
+def test_position_in_a_row_is_the_one_that_was_written(position: RecordPosition) -> None:
     """Whatever its size, an aggregate's part or the place before all of them."""
-    assert parse_position(format_position(mark), SINCE) == mark
+    assert parse_position(format_position(position), SINCE) == position
 
 
 @pytest.mark.parametrize("text", ["", "TRIM_HORIZON", "SHARD_END", "5", "x/0", "5/x", "05/0", "-1/0", "5/0/0"])
 def test_text_that_is_no_position_is_refused(text: str) -> None:
-    """Nobody goes on from a place that was guessed."""
+    """No reader continues from a guessed position."""
     with pytest.raises(ValueError, match=r"."):
         parse_position(text, SINCE)
 
 
 def test_beginning_is_written_as_the_horizon() -> None:
-    """It is what a row says from which nothing can be left out."""
+    """A row with the horizon excludes no record."""
     assert format_position(None) == TRIM_HORIZON.checkpoint
 
 
 @pytest.mark.parametrize(
-    ("targets", "expected"),
+    ("entries", "expected"),
     [
         ((), frozenset[str]()),
         (("tenant:a-x", "tenant:b-x"), frozenset(["a-x", "b-x"])),
@@ -113,17 +113,17 @@ def test_beginning_is_written_as_the_horizon() -> None:
         (("tenant:a-x", "slots:AAAA"), None),
     ],
 )
-def test_names_are_only_those_of_targets_that_name(targets: tuple[str, ...], expected: frozenset[str] | None) -> None:
-    """Slots may stand for anybody."""
-    assert named_tenants(targets) == expected
+def test_names_are_only_those_of_targets_that_name(entries: tuple[str, ...], expected: frozenset[str] | None) -> None:
+    """Slots may stand for any tenant."""
+    assert named_tenants(entries) == expected
 
 
 @pytest.mark.parametrize(
     ("first_tenant_at", "started_at", "expected"),
     [
-        pytest.param(None, None, None, id="nobody lives there"),
-        pytest.param(None, NOW, None, id="nobody lives there, and reading began later"),
-        pytest.param(MADE_AT, None, FIRST, id="nothing arrived before the first tenant, less the wait"),
+        pytest.param(None, None, None, id="a shard without tenants"),
+        pytest.param(None, NOW, None, id="a shard without tenants, and reading began later"),
+        pytest.param(MADE_AT, None, FIRST, id="no operation arrived before the first tenant, less the wait"),
         pytest.param(MADE_AT, FIRST - WAIT, FIRST, id="reading began before that"),
         pytest.param(MADE_AT, NOW, NOW, id="reading began later"),
     ],
@@ -131,7 +131,7 @@ def test_names_are_only_those_of_targets_that_name(targets: tuple[str, ...], exp
 def test_shard_without_a_row_may_lack_what_came_since_its_first_tenant(
     first_tenant_at: datetime | None, started_at: datetime | None, expected: ReplayStart
 ) -> None:
-    """The row is lost as easily as everything else; the tenants that are there tell the rest."""
+    """The row is lost as easily as anything else; the tenants of the shard give the limit."""
     assert place_of(None, first_tenant_at=first_tenant_at, started_at=started_at) == expected
 
 
@@ -143,18 +143,20 @@ def test_shard_without_a_row_may_lack_what_came_since_its_first_tenant(
         pytest.param(row("5/0"), at(5), id="a record"),
         pytest.param(row("5/3"), at(5, 3), id="a part of one"),
         pytest.param(row("5/-1"), at(5, -1), id="the place before a record"),
-        pytest.param(row("5/0", owed_since=None), RecordPosition("5", 0, NOW), id="nobody noted when it arrived"),
-        pytest.param(row("5/0", read_to="9/1"), at(9, 1), id="nobody is owed what is older"),
-        pytest.param(row("5/0", read_to="9/1", held=("tenant:a-x",)), at(9, 1), id="the reader holds who is"),
+        pytest.param(row("5/0", owed_since=None), RecordPosition("5", 0, NOW), id="without a time of arrival"),
+        pytest.param(row("5/0", read_to="9/1"), at(9, 1), id="no tenant is held further back"),
+        pytest.param(
+            row("5/0", read_to="9/1", held=("tenant:a-x",)), at(9, 1), id="the reader holds the tenants that are"
+        ),
         pytest.param(row("5/0", read_to="9/1", held=("tenant:b-x",)), at(5), id="it does not hold them"),
         pytest.param(row("5/0", read_to="9/1", held=("tenant:a-x", "tenant:b-x")), at(5), id="not all of them"),
         pytest.param(row("4/0", read_to="9/1", held=("tenant:a-x",)), at(4), id="it holds them from too late on"),
-        pytest.param(row("5/0", held=("tenant:a-x",)), at(5), id="how far all others are is not said"),
-        pytest.param(row("5/0", read_to="9/1", held=("slots:AAAA",)), at(5), id="nobody knows whom it means"),
+        pytest.param(row("5/0", held=("tenant:a-x",)), at(5), id="without the position of all others"),
+        pytest.param(row("5/0", read_to="9/1", held=("slots:AAAA",)), at(5), id="of unknown tenants"),
     ],
 )
 def test_shard_may_lack_what_its_row_says(found: StreamPosition, expected: ReplayStart) -> None:
-    """The higher of two places only where the reader itself sees to those who are owed what is between."""
+    """From the higher of two positions only where the reader re-reads the records between for the held tenants."""
     assert place_of(found, held=("a-x",)) == expected
 
 
@@ -163,13 +165,13 @@ def test_shard_may_lack_what_its_row_says(found: StreamPosition, expected: Repla
 def test_row_that_says_nothing_is_one_of_the_beginning(
     held: tuple[str, ...], started_at: datetime | None, expected: datetime
 ) -> None:
-    """Where reading began, and not before, for there nobody read."""
+    """From where reading began, and not before: no reader read there."""
     for found in (row("TRIM_HORIZON"), row("TRIM_HORIZON", read_to="9/0", held=held)):
         assert place_of(found, first_tenant_at=None, started_at=started_at, held=("a-x",)) == expected
 
 
 def test_row_of_the_beginning_tells_how_far_all_others_are() -> None:
-    """Somebody may have been held since the first record of all."""
+    """A tenant may have been held since the very first record."""
     found = row("TRIM_HORIZON", read_to="9/0", held=("tenant:a-x",))
     assert place_of(found, started_at=NOW, held=("a-x",)) == at(9)
 
@@ -180,7 +182,7 @@ def test_place_is_never_behind_what_the_row_says(
     read_to: RecordPosition | None,
     covers: bool,  # noqa: FBT001 - drawn
 ) -> None:
-    """Behind `owed_from` only as far as `read_to`, and only where the rest is seen to."""
+    """After `owed_from` only up to `read_to`, and only where the reader covers the rest."""
     found = row(
         format_position(owed_from), read_to=None if read_to is None else format_position(read_to), held=("tenant:a-x",)
     )
@@ -205,10 +207,10 @@ def unread(
     first_tenant_at: datetime | None = MADE_AT,
     waited_for: frozenset[str] = frozenset(),
 ) -> list[tuple[str, object, Position | None]]:
-    """Return what is to be read again of the ancestors: whose, from where on, and behind what."""
+    """Return the records of ancestors to be read again: of which, from where, and after which position."""
     lineage = Lineage(frozenset(parents), ancestors)
-    standing = StoredPositions(dict(rows), first_tenant_at)
-    rest = ignoring_pending(standing, waited_for.issuperset) if waited_for else standing
+    stored = StoredPositions(dict(rows), first_tenant_at)
+    rest = ignoring_pending(stored, waited_for.issuperset) if waited_for else stored
     found = missing_parent_records(lineage, rest, tenant_wait=WAIT)
     for records in found:
         assert records.hash_range == ancestors[records.stream_shard_id].hash_range
@@ -226,19 +228,21 @@ END, DONE = row("SHARD_END"), row("SHARD_END", parents_done=True)
             {}, [("old", ALL_OF, None), ("left", ALL_OF, None), ("right", ALL_OF, None)], id="it knows nothing"
         ),
         pytest.param({"left": DONE, "right": DONE}, [], id="it has everything"),
-        pytest.param({"left": END, "right": END, "old": END}, [], id="it has, and nobody noted that old was done"),
+        pytest.param(
+            {"left": END, "right": END, "old": END}, [], id="it has everything, and no row notes that old was done"
+        ),
         pytest.param(
             {"left": END, "right": END}, [("old", ALL_OF, None)], id="only what the parents continue is lacking"
         ),
         pytest.param(
             {"left": END, "right": DONE, "old": row("7/2")},
             [("old", AtSequenceNumber("7"), Position(7, 2))],
-            id="one parent did not see to old",
+            id="one parent had not re-read old",
         ),
         pytest.param(
             {"left": row("8/0", parents_done=True), "right": DONE},
             [("left", AtSequenceNumber("8"), Position(8))],
-            id="a parent that had seen to old lacks its own end",
+            id="a parent that had re-read old lacks its own end",
         ),
         pytest.param(
             {"left": row("8/0"), "right": DONE, "old": row("7/-1")},
@@ -248,7 +252,7 @@ END, DONE = row("SHARD_END"), row("SHARD_END", parents_done=True)
         pytest.param(
             {"left": row("TRIM_HORIZON"), "right": DONE, "old": END},
             [("left", AtTimestamp(HORIZON), None)],
-            id="a row that says nothing is older than every tenant",
+            id="a row at the horizon is older than every tenant",
         ),
         pytest.param(
             {"left": row("8/0", read_to="12/0", held=("tenant:a",), parents_done=True), "right": DONE},
@@ -260,7 +264,7 @@ END, DONE = row("SHARD_END"), row("SHARD_END", parents_done=True)
 def test_ancestors_are_read_again_where_their_rows_do_not_say_that_all_is_there(
     rows: Mapping[str, StreamPosition], expected: list[tuple[str, object, Position | None]]
 ) -> None:
-    """Each once, those that it continues first, and only up to those that had seen to theirs."""
+    """Each once, after its own parents, and only up to those that had re-read theirs."""
     assert unread(rows) == expected
 
 
@@ -274,7 +278,7 @@ def test_ancestors_are_read_again_where_their_rows_do_not_say_that_all_is_there(
 def test_what_an_ancestor_owes_to_those_waited_for_is_its_own_affair(
     read_to: str, expected: list[tuple[str, object, Position | None]]
 ) -> None:
-    """All others had everything once it was at its end; one that it owes and nobody waits for makes it read whole."""
+    """At its end, all other tenants had everything. A pending tenant that is not waited for makes it read whole."""
     rows = {"left": row("8/0", read_to=read_to, held=("tenant:a", "tenant:b"), parents_done=True), "right": DONE}
 
     assert unread(rows, waited_for=frozenset({"a", "b", "c"})) == expected
@@ -282,7 +286,7 @@ def test_what_an_ancestor_owes_to_those_waited_for_is_its_own_affair(
 
 
 def test_ancestors_are_nothing_to_a_shard_without_tenants() -> None:
-    """Nothing was ever applied there, whatever its rows say; and of some ancestors alone too much would be read."""
+    """No operation was ever applied there, whatever its rows contain; some ancestors alone would be read too far."""
     assert unread({}, first_tenant_at=None) == []
     assert unread({"left": row("8/0")}, first_tenant_at=None) == []
 
@@ -292,20 +296,20 @@ def test_ancestors_are_nothing_to_a_shard_without_tenants() -> None:
     [
         pytest.param(None, NOW, NOW, id="no row, reading began later than the first tenant"),
         pytest.param(None, HORIZON, FIRST, id="no row, reading began earlier"),
-        pytest.param(row("TRIM_HORIZON"), NOW, NOW, id="a row that says nothing"),
+        pytest.param(row("TRIM_HORIZON"), NOW, NOW, id="a row at the horizon"),
     ],
 )
 def test_ancestor_is_not_read_again_before_where_it_was_read(
     found: StreamPosition | None, started_at: datetime, expected: datetime
 ) -> None:
-    """What came before a stream shard's start was never to be applied."""
+    """Records before the start of a stream shard were never to be applied."""
     ancestors = {"left": Ancestor(frozenset(), LOWER, started_at)}
     rows = {} if found is None else {"left": found}
     assert unread(rows, ancestors=ancestors, parents=("left",)) == [("left", AtTimestamp(expected), None)]
 
 
 def test_parents_that_cannot_be_read_are_passed_over() -> None:
-    """Whoever is past its retention is no ancestor any more."""
+    """A stream shard past its retention is no ancestor any more."""
     assert unread({}, ancestors={}) == []
     assert unread({}, ancestors={"left": FAMILY["left"]}) == [("left", ALL_OF, None)]
 
@@ -318,16 +322,16 @@ row_texts = st.sampled_from(["none", "TRIM_HORIZON", "SHARD_END", "8/0"])
     st.dictionaries(st.integers(0, 9), st.tuples(row_texts, st.booleans())),
 )
 def test_ancestors_are_read_again_whole_lines_at_a_time_and_parents_first(
-    tree: dict[int, frozenset[int]], said: dict[int, tuple[str, bool]]
+    tree: dict[int, frozenset[int]], contents: dict[int, tuple[str, bool]]
 ) -> None:
-    """Left out is only who says that it had everything, or is behind one that says so of its parents."""
+    """Left out are only ancestors with a row at the end, and those behind one with `parents_done`."""
     parents_of = {key: frozenset(str(one) for one in some if one < key) for key, some in tree.items()}
     ancestors = {str(key): Ancestor(parents, None, None) for key, parents in parents_of.items()}
-    rows = {str(key): row(text, parents_done=done) for key, (text, done) in said.items() if text != "none"}
+    rows = {str(key): row(text, parents_done=done) for key, (text, done) in contents.items() if text != "none"}
     lineage = Lineage(frozenset(ancestors), ancestors)
-    standing = StoredPositions({key: found for key, found in rows.items() if key in ancestors}, MADE_AT)
+    stored = StoredPositions({key: found for key, found in rows.items() if key in ancestors}, MADE_AT)
 
-    found = [records.stream_shard_id for records in missing_parent_records(lineage, standing, tenant_wait=WAIT)]
+    found = [records.stream_shard_id for records in missing_parent_records(lineage, stored, tenant_wait=WAIT)]
 
     assert len(found) == len(set(found))
     assert set(found) == {key for key in ancestors if key not in rows or rows[key].owed_from != "SHARD_END"}
@@ -343,7 +347,7 @@ def lease(key: str, *parents: str, checkpoint: Position = SHARD_END, started_at:
 
 
 def test_lineage_has_all_that_can_still_be_read() -> None:
-    """Each by what its lease says of it; those without a lease, and those that are gone, end the line."""
+    """Each as its lease describes it; ancestors without a lease, and those that are gone, end the line."""
     leases = {
         one.lease_key: one
         for one in (
@@ -376,7 +380,7 @@ def test_lineage_has_all_that_can_still_be_read() -> None:
     ],
 )
 def test_lineage_has_ended_when_all_of_it_has(checkpoints: dict[str, Position], *, expected: bool) -> None:
-    """One that is still owed by keeps it open, however far back it is."""
+    """An ancestor with pending records keeps it open, however far back it is."""
     parents = {"left": ["old"], "old": []}
     leases = {key: lease(key, *parents[key], checkpoint=checkpoint) for key, checkpoint in checkpoints.items()}
 
@@ -384,7 +388,7 @@ def test_lineage_has_ended_when_all_of_it_has(checkpoints: dict[str, Position], 
 
 
 def records(key: str, after: int | None = None, *, since: datetime = FIRST) -> ParentRecords:
-    """Return what is to be read again of a stream shard."""
+    """Return the records of a stream shard to be read again."""
     if after is None:
         return ParentRecords(key, AtTimestamp(since), None, LOWER)
     return ParentRecords(key, AtSequenceNumber(str(after)), Position(after), LOWER)
@@ -407,7 +411,7 @@ def records(key: str, after: int | None = None, *, since: datetime = FIRST) -> P
 def test_what_two_lack_is_read_from_the_lower_place_on(
     one: list[ParentRecords], other: list[ParentRecords], expected: list[ParentRecords]
 ) -> None:
-    """Of each stream shard all that either lacks, whichever came first; where that cannot be told, all of it."""
+    """Of each stream shard the records of both, in any order; all of it where the lower start is unknown."""
     assert merge(tuple(one), tuple(other)) == tuple(expected)
     assert merge(tuple(other), tuple(one)) == tuple(expected)
 
