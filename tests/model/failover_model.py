@@ -77,7 +77,7 @@ class Batch(StatePart, frozen=True):
 
 
 class Worker(StatePart, frozen=True):
-    """A reader and what it knows of the shard."""
+    """A reader and its knowledge of the shard."""
 
     reader: Any
     token: int = NEW
@@ -106,9 +106,10 @@ TROUBLES, CRASHES, TAKES, LOST_ACKS, FAILOVERS = range(5)
 
 
 class FailoverModel:
-    """One stream shard of which everything has to be applied in the end, whatever was lost meanwhile.
+    """One stream shard: everything has to be applied in the end, also what the Postgres shard has lost.
 
-    Trouble with a tenant is found in the transaction, whose row stays, or before it with *is_found_before*.
+    Trouble with a tenant is found in the transaction, which then writes the row only; with *is_found_before*, before
+    it.
     """
 
     def __init__(

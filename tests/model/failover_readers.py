@@ -1,8 +1,4 @@
-"""Readers of a stream shard, as far as a shard that fails over sees them: what they send there, and what they owe.
-
-There are two. `WholeReaders` has dispatch, lanes, holds and catch-ups, which are many states. `PlainReaders` knows only
-how far each tenant is, and sends any tenant's next operation: whatever order a whole reader's holds bring about.
-"""
+"""Readers of a stream shard as a shard that fails over sees them: the operations they send there, and those pending."""
 
 from __future__ import annotations
 

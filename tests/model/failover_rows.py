@@ -1,4 +1,4 @@
-"""The row in which a shard says how far a stream shard got there, and its tokens.
+"""The row with the position of a stream shard on a Postgres shard, and its tokens.
 
 A token is random. Here it is a number, and states that differ only in these numbers are one: tokens are renamed after
 every step, and forgotten when no row can have them any more.
@@ -18,7 +18,7 @@ TO_COME = 1000  # in place of a new token, until it is renamed
 
 
 class Row(StatePart, frozen=True):
-    """What a shard says of a stream shard: of its tenants here everything before is applied."""
+    """A shard's position of a stream shard: for the shard's tenants, everything before it is applied."""
 
     token: int
     owed_from: int  # for tenants held

@@ -29,7 +29,7 @@ AGREED = Rules()
 
 
 class Mark(IntEnum):
-    """What the log says of a request."""
+    """The status of a request in the log."""
 
     NONE = 0
     GIVEN_UP = 1

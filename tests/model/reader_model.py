@@ -1,4 +1,4 @@
-"""The reader of one stream shard as the models see it: dispatch, lanes, holds, catch-ups, and what is owed.
+"""The reader of one stream shard as the models see it: dispatch, lanes, holds, catch-ups, and the checkpoint.
 
 An operation is the number of its place in the stream. The first operations of a lane, as many as may be in flight, are
 in flight. A batch is one operation: a larger one is the same with an atomic group.
@@ -19,7 +19,7 @@ CATCH_UPS_MAX = 2
 
 
 class Scene(NamedTuple):
-    """What is in the stream and what breaks."""
+    """The operations in the stream, and the trouble."""
 
     tenants: tuple[int, ...]  # of each operation
     earlier: tuple[int, ...]  # bits of the operations of the same tenant before each
@@ -142,7 +142,7 @@ class ReaderModel:
         return min((owed, *reader.held, *(catch_up.position for catch_up in reader.catch_ups)))
 
     def owes(self, reader: Reader, tenant: int) -> bool:
-        """Tell whether an operation of the tenant that the reader has come across may not be applied."""
+        """Return whether an operation of the tenant that the reader has read may not be applied."""
         if reader.held[tenant] != FREE:
             return True
         return any(self.scene.tenants[operation] == tenant for lane in reader.lanes for operation in lane)

@@ -1,12 +1,12 @@
-"""A reshard, and a Postgres shard that fails over: who applies again what was the parent's.
+"""A reshard, and a Postgres shard that fails over: which reader applies the parent's lost operations again.
 
 The first operations are the grandparent's, if there is one: it has ended before. Those before *end* are the parent's,
-the others the child's. On the shard each of them has its own row, and nobody reads a stream shard any more once
-SHARD_END is in its lease row. A child that adopts a row of its own which does
-not say that the parent is done with reads the parent's records again, from the parent's row to the parent's end.
+the others the child's. On the shard each of them has its own row, and a stream shard is not read any more once
+SHARD_END is in its lease row. A child whose own row does not contain that the parent is finished reads the parent's
+records again when it adopts that row, from the parent's row to the parent's end.
 
-What a child learns from the parent's row, or its lease row, may be lost while the child's own row stays: it counts only
-if the child's row is written in the transaction that reads the parent's.
+A child may learn something from the parent's row, or its lease row, that is lost while the child's own row stays: it
+counts only if the child's row is written in the transaction that reads the parent's.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Version(StatePart, frozen=True):
 
 
 class Worker(StatePart, frozen=True):
-    """A reader and what it knows of the shard: its token, of its own row."""
+    """A reader and its knowledge of the shard: its token, of its own row."""
 
     reader: tuple[int, ...]
     token: int = NEW

@@ -1,7 +1,7 @@
-"""A reshard: a parent and its child, what the parent still owes when it is read to its end, and who may start when.
+"""A reshard: a parent and its child, the operations pending at the parent's end, and when each reader may start.
 
 The operations before *end* are the parent's, the others the child's. The parent's lease row has its checkpoint, the
-list of the tenants that are owed (`simpluOwed`; absent until the parent is read to its end) and SHARD_END.
+list of the pending tenants (`simpluOwed`; absent until the parent is read to its end) and SHARD_END.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def strike(world: World) -> None:
 
 
 async def storm(world: World) -> None:
-    """Lose commits, split stream shards, kill and start replicas: who reads again is itself disturbed, or has to."""
+    """Lose commits, split stream shards, kill and start replicas: further losses disturb the recoveries."""
     world.kinesis.false_ends = world.draws.choice([0.0, 0.1, 0.4])
     count, events = STORMS[world.plan.weather]
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""What was put, what became of it, and what must never happen (architecture, "What must always hold").
+"""All records that were put, their fates, and the states that must never be (architecture, "What must always hold").
 
 Every write to the lease table and every effect of an operation is checked at the instant at which it happens.
 """
@@ -37,7 +37,7 @@ class Ledger:
         self.puts: list[Put] = []
         self.by_stream_shard: dict[str, list[Put]] = {}
         self.violations: list[str] = []
-        self.excused: set[int] = set()  # the indexes of records that somebody else took care of
+        self.excused: set[int] = set()  # the indexes of records that another reader took care of
         self._by_key: dict[RecordKey, Put] = {}
         self._last_applied: dict[str, Put] = {}  # by partition key
         self._applied: dict[tuple[str, str], int] = {}  # by tenant and request id: the index of the record
@@ -85,7 +85,7 @@ class Ledger:
         return self._shards.log.get((operation.tenant_id, operation.request_id)) == operation.digest
 
     def first_unsettled(self, stream_shard_id: str) -> Put | None:
-        """Return the first record of a stream shard that is owed to somebody."""
+        """Return the first record of a stream shard that is not settled."""
         puts = self.by_stream_shard.get(stream_shard_id, [])
         count = self._settled.get(stream_shard_id, 0)
         while count < len(puts) and self.is_settled(puts[count]):
@@ -94,12 +94,12 @@ class Ledger:
         return puts[count] if count < len(puts) else None
 
     def first_never_settled(self, stream_shard_id: str) -> Put | None:
-        """Return the same, without those that a shard has lost: nobody may know of that yet."""
+        """Return the same, without the records that a shard has lost: the worker may not know of the loss yet."""
         puts = self.by_stream_shard.get(stream_shard_id, [])
         return next((put for put in puts if put.index not in self.lost and not self.is_settled(put)), None)
 
     def unsettled(self) -> list[str]:
-        """Return the stream shards of which something is owed."""
+        """Return the stream shards with an unsettled record."""
         return [stream_shard_id for stream_shard_id in self.by_stream_shard if self.first_unsettled(stream_shard_id)]
 
     def check_fates(self) -> None:

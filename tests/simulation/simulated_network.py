@@ -41,7 +41,7 @@ class Network:
         self._nobody = contextvars.copy_context()  # what lands runs as no process, so it runs whoever is stopped
 
     async def ask(self, service: str, serve: Callable[[], T], *, lost: Callable[[], Exception]) -> T:
-        """Have *service* run *serve* some time later and return, or raise, what it gave, some time after that.
+        """Run *serve* at *service* some time later; return, or raise, its result after some more time.
 
         *lost* makes the error of a request that had no answer: it may have landed, or may not.
         """

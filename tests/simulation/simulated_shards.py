@@ -1,7 +1,7 @@
-"""A model of the Postgres shards, of who is registered where, and of the queue of dead letters.
+"""A model of the Postgres shards, of the registered tenants and their shards, and of the dead-letter queue.
 
-What a shard does with a batch is what the worker's writer and its SQL do in one transaction: the tenant's row has the
-last word, the log drops what was applied before, and effects happen in the order of the batch.
+A shard does with a batch what the worker's writer and its SQL do in one transaction: the tenant's row decides, the log
+drops operations that were applied before, and effects happen in the order of the batch.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ STORE_RETRY_S = 0.5
 
 
 class Tenant(msgspec.Struct):
-    """A tenant: where it lives, from when on, and whether its shard takes its operations now."""
+    """A tenant: its shard, since when, and whether the shard takes its operations now."""
 
     tenant_id: str
     shard_id: str
@@ -65,9 +65,9 @@ class Transaction(msgspec.Struct):
 
 
 class PostgresShards:
-    """All shards: `log` is what was applied, by tenant and request id, with the bytes that were.
+    """All shards: `log` contains the applied operations by tenant and request id, with their bytes.
 
-    Each has a replica that may lack its last transactions, and takes its place when it fails over.
+    Each shard has a replica that may lack its last transactions, and takes its place in a failover.
     """
 
     def __init__(self, network: Network, *, tenant_wait: timedelta) -> None:
@@ -95,7 +95,7 @@ class PostgresShards:
     def transact(
         self, shard_id: str, operations: Sequence[Operation], claim: PositionClaim | None = None
     ) -> list[Outcome]:
-        """Apply a batch in one transaction; behind one that fails by itself, its tenant's others are not applied."""
+        """Apply a batch in one transaction: after an operation that fails on its own, no other of its tenant."""
         self._begin(shard_id, claim)
         outcomes: list[Outcome] = []
         failing: set[str] = set()
@@ -178,7 +178,7 @@ class PostgresShards:
         self._history[shard_id].clear()
 
     def _begin(self, shard_id: str, claim: PositionClaim | None) -> None:
-        """Begin a transaction with the write of its claim, whose last token is the new one."""
+        """Begin a transaction with the write of its claim, which has the new token as its last one."""
         if claim is None:
             self._history[shard_id].append(Transaction([]))
             return
@@ -200,7 +200,7 @@ class PostgresShards:
         )
 
     def _move_token(self, shard_id: str) -> str:
-        """Return what is another text once a tenant was moved to a shard."""
+        """Return a text that changes with each tenant moved to a shard."""
         return " ".join(str(one.moved_at) for one in self.tenants.values() if one.shard_id == shard_id and one.moved_at)
 
     def give_up(self, shard_id: str, operation: Operation, claim: PositionClaim | None = None) -> Outcome:

@@ -1,4 +1,4 @@
-"""The world of one simulation: services, replicas of the worker in it, and what tells whether all is well."""
+"""The world of one simulation: services, replicas of the worker, and the checks of the final state."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Weather(StrEnum):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What is decided before a simulation starts. The defaults are those of a quiet world."""
+    """The decisions made before a simulation starts. The defaults are those of a quiet world."""
 
     lease_duration_s: float = 10.0
     initial_position: str = "TRIM_HORIZON"
@@ -184,7 +184,7 @@ class World:
         return {key: lease for key, lease in found.items() if lease is not None}
 
     def owners(self) -> dict[str, str | None]:
-        """Return who owns each lease that is not finished."""
+        """Return the owner of each lease that is not finished."""
         return {key: lease.owner for key, lease in self.leases().items() if lease.checkpoint != SHARD_END}
 
     def register_all(self) -> None:
@@ -201,12 +201,12 @@ class World:
         self.ledger.note_put(records, key, answer, arrived_at)
 
     def tenant_of(self, key: str) -> str:
-        """Return the tenant to whom a partition key belongs."""
+        """Return the tenant of a partition key."""
         tenants = list(self.shards.tenants)
         return tenants[sum(key.encode()) % len(tenants)]
 
     def operation(self, key: str, request_id: str | None, number: str) -> bytes:
-        """Return an operation of the tenant to whom *key* belongs."""
+        """Return an operation of the tenant of *key*."""
         business_id, _, location_id = self.tenant_of(key).partition("-")
         message = {
             "operation": "update",
@@ -238,13 +238,13 @@ class World:
         self.check()
 
     def problems(self) -> list[str]:
-        """Return what is not as it must be when nothing was wrong for a while."""
+        """Return the deviations from the state that must hold when nothing was wrong for a while."""
         leases = self.leases()
         unfinished = {key: lease for key, lease in leases.items() if lease.checkpoint != SHARD_END}
         open_keys = {shard.stream_shard_id for shard in self.kinesis.stream.open_stream_shards}
         alive = {replica.me: replica for replica in self.alive()}
         problems = [] if self.kinesis.stream.status == "ACTIVE" else ["the stream is being resharded"]
-        problems += [f"{key} is owed" for key in self.ledger.unsettled()]
+        problems += [f"{key} is unsettled" for key in self.ledger.unsettled()]
         problems += [f"{key} has no lease" for key in sorted(open_keys - unfinished.keys())]
         problems += [f"{key} has not ended" for key in sorted(unfinished.keys() - open_keys)]
         problems += [f"{key} is owned by {one.owner}" for key, one in unfinished.items() if one.owner not in alive]
@@ -260,7 +260,7 @@ class World:
         return problems
 
     def _is_passed(self, replica: Replica, lease: Lease) -> bool:
-        """Whether a replica knows that nothing is owed of what was put so far."""
+        """Return whether no record put so far is pending, as far as a replica knows."""
         puts = self.ledger.by_stream_shard.get(lease.lease_key)
         readers = [reader for reader in replica.fleet.readers() if reader.stream_shard_id == lease.lease_key]
         checkpoints = [reader.checkpoint for reader in readers]

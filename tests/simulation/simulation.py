@@ -1,6 +1,7 @@
-"""One simulation: a seed decides what is there, what is put, what breaks and when; then it must all come right.
+"""One simulation: its seed decides the plan, the records and the disasters; in the end every record must be settled.
 
-First trouble, for some seconds; then everything is repaired and what is owed must be settled; then the replicas stop.
+First trouble, for some seconds. Then everything is repaired, and all unsettled records must be settled. Then the
+replicas stop.
 """
 
 from __future__ import annotations

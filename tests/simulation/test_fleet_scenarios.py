@@ -201,7 +201,7 @@ def test_leases_are_even_soon_and_stay_when_a_replica_joins() -> None:
 
 @pytest.mark.parametrize("seed", range(16, 33))
 def test_no_other_stream_shard_waits_when_leases_go_to_a_replica_that_joins(seed: int) -> None:
-    """Who took a lease writes its row in each shard; whose it was finds that, and lets nobody wait for an answer."""
+    """The new owner of a lease writes its row in each shard. The old one sees that, and delays no other row."""
 
     async def work(world: World) -> None:
         await until_well(world)
@@ -220,7 +220,7 @@ def test_no_other_stream_shard_waits_when_leases_go_to_a_replica_that_joins(seed
 
 @pytest.mark.parametrize("seed", range(9, 25))
 def test_no_other_stream_shard_waits_when_a_row_is_not_as_it_was_left_and_dynamodb_is_down(seed: int) -> None:
-    """Whose lease it is cannot be asked for then; that takes seconds, and is a matter of that row alone."""
+    """The owner of the lease cannot be found out then; that takes seconds, and concerns that row alone."""
 
     async def work(world: World) -> None:
         places = {key: put_one(world, key, -number) for number, key in enumerate(KEYS)}
@@ -472,9 +472,9 @@ def idle_shard_fails_over_while_nobody_reads(make_fleet: FleetMaker, lost_count:
 def test_what_an_idle_shard_lost_while_nobody_read_is_applied_again(lost_count: int) -> None:
     """The next owner has nothing for it, begins behind all that it lost, and asks it; with its row and without."""
     idle_shard_fails_over_while_nobody_reads(Fleet, lost_count)
-    with pytest.raises(ViolationError, match="is owed"):
+    with pytest.raises(ViolationError, match="is unsettled"):
         idle_shard_fails_over_while_nobody_reads(
-            WRONG_DESIGNS["an idle shard is not looked after"].make_fleet, lost_count
+            WRONG_DESIGNS["the rows of idle shards are not kept fresh"].make_fleet, lost_count
         )
 
 
@@ -502,9 +502,9 @@ def shard_fails_over_when_the_parent_is_finished(make_fleet: FleetMaker, *, is_i
 
 @pytest.mark.parametrize("is_idle", [True, False])
 def test_what_a_shard_lost_of_a_finished_parent_is_read_again_by_the_children(*, is_idle: bool) -> None:
-    """Nobody else can: and each tenant's operations of the parent come before those of the child."""
+    """No other reader can; each tenant's operations of the parent come before those of the child."""
     shard_fails_over_when_the_parent_is_finished(Fleet, is_idle=is_idle)
-    with pytest.raises(ViolationError, match="is owed"):
+    with pytest.raises(ViolationError, match="is unsettled"):
         shard_fails_over_when_the_parent_is_finished(
             WRONG_DESIGNS["children do not read their parents' records again"].make_fleet, is_idle=is_idle
         )

@@ -1,6 +1,6 @@
 """Designs that must not be: each leaves out one thing that the worker does, and a simulation has to notice.
 
-`@override` has mypy say when a method of the worker has another name now: a design that overrides nothing is not wrong.
+With `@override`, mypy notices when a method of the worker gets another name: a design that overrides nothing is right.
 """
 
 from __future__ import annotations
@@ -429,12 +429,12 @@ def _storm_early(world: World) -> None:
 
 
 def _in_less_memory(world: World) -> None:
-    """Let what is read again come in replies of other sizes."""
+    """Let records that are read again come in replies of other sizes."""
     world.plan = replace(world.plan, prefetch_max_bytes=11 * 1024)
 
 
 def _move_after_a_loss(world: World) -> None:
-    """Let all live on one shard, which loses what it has, and then some of them on the other."""
+    """Put all tenants on one shard, which loses its commits, and then move some of them to the other."""
     first, second = SHARD_IDS
     tenants = list(world.shards.tenants.values())
     for tenant in tenants:
@@ -449,10 +449,10 @@ def _move_after_a_loss(world: World) -> None:
 
 
 WRONG_DESIGNS = {
-    "the checkpoint is what was read": WrongDesign(_with_reader(_EagerReader)),
+    "the checkpoint is the last record read": WrongDesign(_with_reader(_EagerReader)),
     "SHARD_END is written at the end of reading": WrongDesign(_with_reader(_CarelessReader), seed=4),
-    "the checkpoint ignores what is held": WrongDesign(_with_reader(_ForgetfulReader)),
-    "a record is passed over before its dead letter is stored": WrongDesign(
+    "the checkpoint ignores holds": WrongDesign(_with_reader(_ForgetfulReader)),
+    "a record is finished before its dead letter is stored": WrongDesign(
         _with_reader(dispatcher_class=_HastyDispatcher), seed=79
     ),
     "one operation waits and not those behind it": WrongDesign(
@@ -463,67 +463,67 @@ WRONG_DESIGNS = {
     "a catch-up ends where all is applied, not dispatched": WrongDesign(
         _with_reader(catch_ups_class=_LaggardCatchUps), seed=221
     ),
-    # The next owner, or the children, would find it out by the rows, where a shard has all of them.
-    "the next owner begins where the last one read, not where it had applied": WrongDesign(
+    # The next owner, or the children, would notice by the rows, where a shard has all of them.
+    "the next owner starts where the last one read, not where it had applied": WrongDesign(
         _with_reader(_BoastfulReader, positions_class=None), _lose_nothing, seed=107
     ),
-    "the list of what is owed leaves out the unregistered": WrongDesign(
+    "the list of pending tenants leaves out the unregistered": WrongDesign(
         _with_reader(_SecretiveReader, positions_class=None), _lose_nothing, seed=116
     ),
-    "children do not hold what their parents owe": WrongDesign(_with_ancestry(_HopefulAncestry), seed=133),
+    "children do not hold the tenants pending at their parents": WrongDesign(
+        _with_ancestry(_HopefulAncestry), seed=133
+    ),
     "every reply without an iterator is the end": WrongDesign(_CredulousFleet, seed=3),
     "every reply without an iterator is the end of a parent": WrongDesign(
         _with_reader(_GullibleReader), weather=Weather.STORM, seed=9996
     ),
     "the child of a merge has its lease from one parent": WrongDesign(_with_end(_OneParentEnd), seed=2835),
     "children do not wait for their parents": WrongDesign(_with_ancestry(_OrphanAncestry), seed=54),
-    "what a scan does not show is not there": WrongDesign(_with_ancestry(_TrustingAncestry), seed=116),
-    "what a scan does not show of what the parents continue is not there": WrongDesign(
+    "a lease that a scan does not show does not exist": WrongDesign(_with_ancestry(_TrustingAncestry), seed=116),
+    "an ancestor's lease that a scan does not show does not exist": WrongDesign(
         _with_ancestry(_ShortsightedAncestry), seed=1956
     ),
-    "a take does not look at the counter": WrongDesign(twist=_take_whatever_the_counter, seed=2),
-    "the log of operations does not tell what was applied": WrongDesign(twist=_log_nothing),
+    "a take ignores the counter": WrongDesign(twist=_take_whatever_the_counter, seed=2),
+    "the log does not drop operations that were applied": WrongDesign(twist=_log_nothing),
     "rows are neither read nor written": WrongDesign(_with_reader(positions_class=None), seed=4),
-    "an idle shard is not looked after": WrongDesign(_without_position_sync, seed=8),
-    "a refill reads only for those known by name": WrongDesign(_with_reader(holds_class=_NarrowHolds)),
-    "a refill begins at the lowest that the reader owes": WrongDesign(
+    "the rows of idle shards are not kept fresh": WrongDesign(_without_position_sync, seed=8),
+    "a backfill reads only for tenants known by name": WrongDesign(_with_reader(holds_class=_NarrowHolds)),
+    "a backfill starts at the reader's checkpoint": WrongDesign(
         _with_reader(positions_class=_ForwardPositions), seed=86
     ),
-    "a row is compared with the lowest that the reader owes": WrongDesign(
+    "a row is compared with the reader's checkpoint": WrongDesign(
         _with_reader(positions_class=_LowPositions), seed=179
     ),
     "children do not read their parents' records again": WrongDesign(_with_ancestry(_FatherlessAncestry), seed=300),
-    "the parents are noted as done when reading them again begins": WrongDesign(
+    "the parents are noted as done when re-reading them starts": WrongDesign(
         _with_reader(positions_class=_RashPositions), seed=58
     ),
-    "what is being read again of the parents is left to them where they still owe it": WrongDesign(
+    "re-read records of the parents are left to parents where they are pending": WrongDesign(
         _with_reader(holds_class=_ForgetfulHolds), seed=3206
     ),
-    "what was lost before a tenant was moved is looked for where it was": WrongDesign(
+    "lost operations of a moved tenant are looked for on its old shard": WrongDesign(
         _with_reader(positions_class=_SettledPositions), twist=_move_after_a_loss, seed=477
     ),
-    "a reader makes its row whoever was moved to the shard since it saw that there is none": WrongDesign(
+    "a reader makes its row though a tenant was moved in since it found none": WrongDesign(
         _with_reader(positions_class=_UnwaryPositions), _in_less_memory, Weather.STORM, seed=5636
     ),
-    "what the parents owed is left to the hold that was made last": WrongDesign(
+    "records of the parents are left to the newest hold": WrongDesign(
         _with_reader(holds_class=_PoliteHolds), _in_less_memory, Weather.STORM, seed=7095
     ),
-    "two whole shards that are read for at once leave tenants in the slots of both to each other": WrongDesign(
+    "two whole-shard catch-ups leave tenants in the slots of both to each other": WrongDesign(
         _with_reader(holds_class=_CourteousHolds), weather=Weather.GREAT_STORM, seed=20639
     ),
-    "what comes before a catch-up's records is forgotten when its holds are begun again": WrongDesign(
+    "the parents' records of a catch-up are forgotten when its holds restart": WrongDesign(
         _with_reader(holds_class=_PresentHolds), weather=Weather.GREAT_STORM, seed=478
     ),
-    "a catch-up that came to the main reader leaves it the rest, and then asks who lives where": WrongDesign(
+    "a catch-up at the main reader leaves it the rest, and then asks for residents": WrongDesign(
         _with_reader(catch_ups_class=_HastyCatchUps),
         twist=_storm_early,
         seed=7072,
     ),
-    "what is read again of a tenant whose place is not known is sent wherever it lives": WrongDesign(
+    "re-read operations of an unrouted tenant are sent to any shard": WrongDesign(
         _with_reader(holds_class=_StraightHolds), seed=1187
     ),
-    "of the ancestors only some are read again": WrongDesign(_with_reader(positions_class=_SparingPositions), seed=90),
-    "others' operations go before what is read again": WrongDesign(
-        _with_reader(dispatcher_class=_UngatedDispatcher), seed=1755
-    ),
+    "only some ancestors are read again": WrongDesign(_with_reader(positions_class=_SparingPositions), seed=90),
+    "other operations overtake re-read ones": WrongDesign(_with_reader(dispatcher_class=_UngatedDispatcher), seed=1755),
 }

@@ -70,7 +70,9 @@ class OwedMachine(RuleBasedStateMachine):
         """Exactly there: not past it, and not behind it either."""
         first_pending = self.is_done.index(False) if False in self.is_done else len(self.is_done)
         assert self.tracker.checkpoint == (f"position {first_pending - 1}" if first_pending else None)
-        assert self.tracker.first_pending == (f"position {first_pending}" if first_pending < len(self.is_done) else None)
+        assert self.tracker.first_pending == (
+            f"position {first_pending}" if first_pending < len(self.is_done) else None
+        )
         assert len(self.tracker) == self.is_done.count(False)
         assert self.tracker.last_read == (f"position {len(self.is_done) - 1}" if self.is_done else None)
 
