@@ -72,7 +72,7 @@ def _row(shard: InspectedShard) -> tuple[object, ...]:
 
 def _format_usage(health: Health) -> str | None:
     """Return the share of the shard's room for tenants that is used, as Citrus counts them."""
-    usage = health.seen.usage
+    usage = health.observation.usage
     if usage.ratio is None:
         return None
     return f"{usage.ratio:.0%} of {usage.tenant_max}"

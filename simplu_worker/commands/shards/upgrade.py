@@ -149,9 +149,7 @@ def _report(address: ShardAddress, upgrade: Upgrade | None, *, is_done: bool = F
 
 
 def _failure(address: ShardAddress, exc: WorkerError) -> UpgradeReport:
-    error = scrub_text(str(exc))
-    for prefix in (f"shard {address.shard_id} at {address.place}: ", f"shard {address.shard_id}: "):
-        error = error.removeprefix(prefix)
+    error = address.without_name(scrub_text(str(exc)))
     return UpgradeReport(address, UpgradeStatus.FAILED, error=error)
 
 

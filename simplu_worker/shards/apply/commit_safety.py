@@ -179,14 +179,14 @@ class _ShardReplication:
 
     def _report(self) -> None:
         """Report how safe commits are, once for every change."""
-        safety, counted = self._watch.safety, self._watch.awaited
-        if (safety, counted) == self._reported:
+        safety, standbys = self._watch.safety, self._watch.awaited
+        if (safety, standbys) == self._reported:
             return
-        self._reported = safety, counted
+        self._reported = safety, standbys
         for one in CommitSafety:
             instruments.SHARD_COMMIT_SAFETY.labels(self._shard_id, one).set(one is safety)
-        tell = log.warning if safety in WARNED else log.info
-        tell("commit_safety.changed", shard_id=self._shard_id, safety=safety, standbys=counted)
+        report = log.warning if safety in WARNED else log.info
+        report("commit_safety.changed", shard_id=self._shard_id, safety=safety, standbys=standbys)
 
 
 async def note_server(connection: Connection) -> Server:

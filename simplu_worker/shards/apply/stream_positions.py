@@ -56,11 +56,11 @@ def _values_of(claim: PositionClaim) -> tuple[object, ...]:
 
 async def fence_position(connection: Connection, claim: PositionClaim) -> bool:
     """Write a new token, unknown to any reader, into the row of *claim*; return whether the reader knew the old one."""
-    place, token = (claim.stream, claim.stream_shard_id), str(uuid4())
-    status = await connection.execute(QUERIES["fence_known_position"], *place, token, claim.fencing_tokens)
+    key, token = _key_of(claim), str(uuid4())
+    status = await connection.execute(QUERIES["fence_known_position"], *key, token, claim.fencing_tokens)
     if status.endswith(" 1"):
         return True
-    await connection.execute(QUERIES["fence_position"], *place, token)
+    await connection.execute(QUERIES["fence_position"], *key, token)
     return False
 
 
@@ -72,9 +72,9 @@ async def read_stored_positions(
         rows = await _read_positions(connection, stream, stream_shard_ids)
         if len(rows) == len(stream_shard_ids) and all(row.parents_done for row in rows.values()):
             return StoredPositions(rows, None)
-    (came,) = await connection.fetch(QUERIES["read_tenant_arrivals"])
+    (arrivals,) = await connection.fetch(QUERIES["read_tenant_arrivals"])
     rows = await _read_positions(connection, stream, stream_shard_ids)  # read last: not older than the move token
-    return StoredPositions(rows, came["first_at"], came["last_move_age_s"], came["move_token"])
+    return StoredPositions(rows, arrivals["first_at"], arrivals["last_move_age_s"], arrivals["move_token"])
 
 
 async def _read_positions(

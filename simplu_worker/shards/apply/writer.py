@@ -149,8 +149,8 @@ class ShardWriter:
                 return None
             is_unchanged = await fence_position(connection, claim)
             ids = [claim.stream_shard_id, *ancestors]
-            standing = await read_stored_positions(connection, claim.stream, ids, is_first=is_first)
-            return msgspec.structs.replace(standing, is_unchanged=is_unchanged)
+            stored = await read_stored_positions(connection, claim.stream, ids, is_first=is_first)
+            return msgspec.structs.replace(stored, is_unchanged=is_unchanged)
 
     async def write_positions(self, claims: Sequence[PositionClaim]) -> list[PositionClaim]:
         """Write *claims* without operations; return those with a row that another reader has written.

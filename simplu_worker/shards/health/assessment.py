@@ -135,7 +135,7 @@ class ShardObservation(msgspec.Struct, frozen=True):
 class Health(msgspec.Struct, frozen=True):
     """The observation of a shard, and its problems."""
 
-    seen: ShardObservation = ShardObservation()
+    observation: ShardObservation = ShardObservation()
     findings: Sequence[HealthFinding] = ()
 
     @property
@@ -148,7 +148,7 @@ class Health(msgspec.Struct, frozen=True):
         """The state that follows from the problems."""
         if self.problems & LOST:
             return ShardState.LOST
-        if self.seen.probe is None:
+        if self.observation.probe is None:
             return ShardState.UNKNOWN
         return ShardState.DEGRADED if self.findings else ShardState.HEALTHY
 
@@ -170,22 +170,22 @@ def usage_of(address: ShardAddress, capacity: Capacity | None = None) -> Usage:
     )
 
 
-def assess(seen: ShardObservation, before: Collection[Problem] = ()) -> Health:
+def assess(observation: ShardObservation, before: Collection[Problem] = ()) -> Health:
     """Return the health of a shard that had the problems *before*."""
-    return Health(seen, tuple(findings(seen, before)))
+    return Health(observation, tuple(findings(observation, before)))
 
 
-def findings(seen: ShardObservation, before: Collection[Problem]) -> Iterator[HealthFinding]:
+def findings(observation: ShardObservation, before: Collection[Problem]) -> Iterator[HealthFinding]:
     """Yield the problems, the worst first; one of *before* lasts until the lower threshold."""
-    if seen.error is not None:
-        yield HealthFinding(Problem.REFUSED if seen.is_refusal else Problem.NO_ANSWER, seen.error)
-    elif seen.probe is not None:
-        yield from _probe_findings(seen.probe, before)
-    if not seen.usage.is_active:
+    if observation.error is not None:
+        yield HealthFinding(Problem.REFUSED if observation.is_refusal else Problem.NO_ANSWER, observation.error)
+    elif observation.probe is not None:
+        yield from _probe_findings(observation.probe, before)
+    if not observation.usage.is_active:
         yield HealthFinding(Problem.INACTIVE, "Citrus marks it inactive")
-    ratio = seen.usage.ratio
+    ratio = observation.usage.ratio
     if ratio is not None and _exceeds(ratio, USAGE_RATIO, is_raised=Problem.USAGE in before):
-        count, room = seen.usage.tenant_count, seen.usage.tenant_max
+        count, room = observation.usage.tenant_count, observation.usage.tenant_max
         yield HealthFinding(Problem.USAGE, f"{count} tenants in room for {room}")
 
 
@@ -239,7 +239,7 @@ def _exceeds(value: float, threshold: Threshold, *, is_raised: bool) -> bool:
 
 def health_view(health: Health) -> dict[str, Any]:
     """Return a shard's health as members of JSON; unknown values are omitted."""
-    probe, usage = health.seen.probe, health.seen.usage
+    probe, usage = health.observation.probe, health.observation.usage
     members: dict[str, Any] = {
         "state": health.state,
         "takesOperations": health.takes_operations,

@@ -13,6 +13,7 @@ import asyncpg
 
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.health.assessment import ShardProbe
+from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
@@ -55,18 +56,18 @@ async def _probe_over(
 ) -> ShardProbe:
     """Probe over a connection; *is_used* means one of the pool, where the probe counts as a use."""
     started = time.perf_counter()
-    seen: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     with contextlib.suppress(_EndProbeError):
         async with opening as connection:
-            seen |= await _read_server(connection, connected_s=time.perf_counter() - started)
+            facts |= await _read_server(connection, connected_s=time.perf_counter() - started)
             try:
                 async with asyncio.timeout(max(0.0, started + within_s - time.perf_counter())):
-                    await _add_details(connection, pool.address.shard_id, seen, counts_tenants=counts_tenants)
+                    await _add_details(connection, pool.address, facts, counts_tenants=counts_tenants)
             except TimeoutError:
-                seen["is_cut_short"] = True
-            if seen.get("is_cut_short") or seen["is_read_only"] or not (is_used or pool.is_healthy):
+                facts["is_cut_short"] = True
+            if facts.get("is_cut_short") or facts["is_read_only"] or not (is_used or pool.is_healthy):
                 raise _EndProbeError
-    return ShardProbe(**seen)
+    return ShardProbe(**facts)
 
 
 async def _read_server(connection: Connection, *, connected_s: float) -> dict[str, Any]:
@@ -86,24 +87,26 @@ async def _read_server(connection: Connection, *, connected_s: float) -> dict[st
     }
 
 
-async def _add_details(connection: Connection, shard_id: str, seen: dict[str, Any], *, counts_tenants: bool) -> None:
-    """Add to *seen* the facts that are not needed for using the shard, the most important first."""
+async def _add_details(
+    connection: Connection, address: ShardAddress, facts: dict[str, Any], *, counts_tenants: bool
+) -> None:
+    """Add to *facts* those that are not needed for using the shard, the most important first."""
     try:
-        state = await check_schema(connection, shard_id)
+        state = await check_schema(connection, address.shard_id)
     except ShardUnavailableError as exc:
-        seen["refusal"] = str(exc).removeprefix(f"shard {shard_id}: ")
+        facts["refusal"] = address.without_name(str(exc))
     else:
         if state is SchemaState.READY:
             identity = await connection.fetchrow(QUERIES["read_identity"])
-            seen["schema_version"] = None if identity is None else identity["version"]
-    await _add_columns(connection, "probe_connections", {"used": "connections_used", "room": "connections_max"}, seen)
+            facts["schema_version"] = None if identity is None else identity["version"]
+    await _add_columns(connection, "probe_connections", {"used": "connections_used", "room": "connections_max"}, facts)
     lag = {"lag_s": "lag_s", "lag_bytes": "lag_bytes", "standby_count": "standby_count"}
-    await _add_columns(connection, "probe_standby" if seen["is_standby"] else "probe_primary", lag, seen)
-    if counts_tenants and seen.get("schema_version") is not None:
-        seen["tenant_count"] = await connection.fetchval(QUERIES["count_tenants"])
+    await _add_columns(connection, "probe_standby" if facts["is_standby"] else "probe_primary", lag, facts)
+    if counts_tenants and facts.get("schema_version") is not None:
+        facts["tenant_count"] = await connection.fetchval(QUERIES["count_tenants"])
 
 
-async def _add_columns(connection: Connection, query: str, names: dict[str, str], seen: dict[str, Any]) -> None:
+async def _add_columns(connection: Connection, query: str, names: dict[str, str], facts: dict[str, Any]) -> None:
     try:
         row = await connection.fetchrow(QUERIES[query])
     except asyncpg.PostgresError:
@@ -111,4 +114,4 @@ async def _add_columns(connection: Connection, query: str, names: dict[str, str]
             raise
         return  # some hosted servers lack such a function, or permit it to no role: no fault of the shard
     if row is not None:
-        seen |= {name: row[column] for column, name in names.items()}
+        facts |= {name: row[column] for column, name in names.items()}

@@ -93,11 +93,11 @@ class Prober:
         fails = False
         if pool is not None:
             counts_tenants = self._clock() - self._counted_at.get(shard_id, float("-inf")) > COUNT_TENANTS_S
-            seen = await inspect_shard(pool, counts_tenants=counts_tenants)
-            if isinstance(seen, ShardProbe) and seen.tenant_count is not None:
+            result = await inspect_shard(pool, counts_tenants=counts_tenants)
+            if isinstance(result, ShardProbe) and result.tenant_count is not None:
                 self._counted_at[shard_id] = self._clock()
-            self._registry.note_probe(shard_id, seen)
-            fails = isinstance(seen, ShardSilence) or not pool.is_healthy
+            self._registry.note_probe(shard_id, result)
+            fails = isinstance(result, ShardSilence) or not pool.is_healthy
         self._schedule.reschedule(shard_id, fails=fails, now=self._clock(), draw=self._draw())
 
 
@@ -106,9 +106,7 @@ async def inspect_shard(pool: ShardPool, *, counts_tenants: bool = True) -> Shar
     try:
         probe = await probe_shard(pool, counts_tenants=counts_tenants)
     except WorkerError as exc:
-        shard_id, place = pool.address.shard_id, pool.address.place
-        error = str(exc).removeprefix(f"shard {shard_id} at {place}: ").removeprefix(f"shard {shard_id}: ")
-        return ShardSilence(error, is_refusal=isinstance(exc, WrongShardError))
+        return ShardSilence(pool.address.without_name(str(exc)), is_refusal=isinstance(exc, WrongShardError))
     if probe.refusal is not None or not probe.is_cut_short:
         pool.refusal = probe.refusal
     if probe.is_read_only == pool.is_healthy:

@@ -56,7 +56,7 @@ class HealthRegistry:
         if shard_id not in self._probed:
             return
         self._probed.discard(shard_id)
-        self._learn(shard_id, ShardObservation(usage=self._entry(shard_id).seen.usage))
+        self._learn(shard_id, ShardObservation(usage=self._entry(shard_id).observation.usage))
         instruments.remove_shard_use(shard_id)
         self._drop_if_unknown(shard_id)
 
@@ -67,7 +67,7 @@ class HealthRegistry:
         """
         if shard_id not in self._probed:
             return
-        before = self._entry(shard_id).seen
+        before = self._entry(shard_id).observation
         if isinstance(probe, ShardSilence):
             self._learn(shard_id, replace(before, error=probe.error, is_refusal=probe.is_refusal))
             return
@@ -81,7 +81,7 @@ class HealthRegistry:
         known = {*list(usages)[:SHARDS_MAX], *(self._probed & usages.keys())}
         for shard_id in self._listed - known:
             self._listed.discard(shard_id)
-            self._learn(shard_id, replace(self._entry(shard_id).seen, usage=Usage()))
+            self._learn(shard_id, replace(self._entry(shard_id).observation, usage=Usage()))
             self._drop_if_unknown(shard_id)
         self._listed |= known
         for shard_id in known:
@@ -90,15 +90,15 @@ class HealthRegistry:
     def note_usage(self, shard_id: str, usage: Usage) -> None:
         """Note the usage of one of those shards."""
         entry = self._entry(shard_id)
-        if shard_id in self._listed and usage != entry.seen.usage:
-            self._learn(shard_id, replace(entry.seen, usage=usage))
+        if shard_id in self._listed and usage != entry.observation.usage:
+            self._learn(shard_id, replace(entry.observation, usage=usage))
 
     def _entry(self, shard_id: str) -> Health:
         return self._health.get(shard_id, Health())
 
-    def _learn(self, shard_id: str, seen: ShardObservation) -> None:
+    def _learn(self, shard_id: str, observation: ShardObservation) -> None:
         before = self._entry(shard_id)
-        now = assess(seen, before.problems)
+        now = assess(observation, before.problems)
         self._health[shard_id] = now
         self._count(before, now)
         self._set_gauges(shard_id, now)
@@ -116,10 +116,10 @@ class HealthRegistry:
             instruments.SHARD_PROBLEMS.labels(problem).set(self._problem_counts[problem])
 
     def _set_gauges(self, shard_id: str, health: Health) -> None:
-        probe, usage = health.seen.probe, health.seen.usage
+        probe, usage = health.observation.probe, health.observation.usage
         if (takes_operations := health.takes_operations) is not None:
             instruments.SHARD_HEALTHY.labels(shard_id).set(takes_operations)
-        is_seen = probe is not None and health.seen.error is None
+        is_seen = probe is not None and health.observation.error is None
         own_count = None if probe is None else probe.tenant_count
         instruments.set_or_remove(instruments.SHARD_USAGE, shard_id, usage.ratio)
         instruments.set_or_remove(

@@ -68,6 +68,14 @@ class ShardAddress(msgspec.Struct, frozen=True):
             return "an unreadable address"
         return f"{parts.netloc.rpartition('@')[2]}{parts.path}"
 
+    def error_with_place(self, error: str | None) -> str:
+        """Return the message of an error of this shard, which begins with the shard's id and place."""
+        return f"shard {self.shard_id} at {self.place}: {error}"
+
+    def without_name(self, message: str) -> str:
+        """Return the message of an error of this shard without the shard's id and place, for lists that show both."""
+        return message.removeprefix(self.error_with_place("")).removeprefix(f"shard {self.shard_id}: ")
+
     def validate_or_refuse(self, allowed_hosts: tuple[str, ...]) -> Self:
         """Return itself as `validate` does, or else a copy with the `refusal` and without the connection string.
 

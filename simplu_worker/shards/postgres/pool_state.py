@@ -198,7 +198,7 @@ class ShardAvailability:
         instruments.SHARD_ERRORS.labels(self._address.shard_id, kind).inc()
 
     def _message(self, error: str | None) -> str:
-        return f"shard {self._address.shard_id} at {self._address.place}: {error}"
+        return self._address.error_with_place(error)
 
     def _report(self, *, healthy: bool) -> None:
         if self._has_reported and healthy is self.is_healthy:

@@ -64,7 +64,7 @@ async def test_roll_call_has_every_shard_and_says_of_each_how_it_fares(make_shar
         ("a-good", False, "healthy"),
         ("d-down", True, "lost"),
     ]
-    assert listed[0].health.seen.usage == Usage(0, 10)
+    assert listed[0].health.observation.usage == Usage(0, 10)
     assert [str(finding.problem) for finding in listed[1].health.findings] == ["no_answer", "inactive"]
 
 

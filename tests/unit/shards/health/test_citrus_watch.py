@@ -68,7 +68,7 @@ async def comes_to(book: HealthRegistry, expected: dict[str, Usage]) -> None:
     """Wait until that is in the book."""
 
     async def is_there() -> bool:
-        return {name: health.seen.usage for name, health in book.by_shard_id.items()} == expected
+        return {name: health.observation.usage for name, health in book.by_shard_id.items()} == expected
 
     assert await poll_until(is_there, within_s=SOON_S), dict(book.by_shard_id)
 

@@ -56,7 +56,7 @@ def test_book_shows_nothing_stale_of_a_silent_shard(book: HealthRegistry) -> Non
     book.note_probe(SHARD, SILENCE)
     shown = [gauge(name) for name in ("healthy", "replication_lag_seconds", "connections_ratio", "tenants")]
     assert shown == [0, None, None, 7]
-    seen = book.by_shard_id[SHARD].seen
+    seen = book.by_shard_id[SHARD].observation
     assert seen.probe is not None
     assert (seen.error, seen.probe.lag_s) == ("TimeoutError", 3.5)
 
@@ -132,7 +132,7 @@ def test_book_does_not_grow_when_citrus_lies() -> None:
     book.begin("last")
     book.note_usages({f"lie-{number}": Usage(1, 2) for number in range(SHARDS_MAX + 100)} | {"last": Usage(1, 2)})
     assert len(book.by_shard_id) == SHARDS_MAX + 1
-    assert book.by_shard_id["last"].seen.usage == Usage(1, 2)
+    assert book.by_shard_id["last"].observation.usage == Usage(1, 2)
     assert book.by_shard_id["lie-0"].state is ShardState.UNKNOWN
     book.note_usages({"lie-5000": Usage(1, 2)})
     assert sorted(book.by_shard_id) == ["last", "lie-5000"]
