@@ -34,6 +34,7 @@ from simplu_worker.shards.routing.route_refresh import RouteRefresh
 from simplu_worker.shards.routing.shard_map_reload import ShardMapReloader, log_unused_reloads
 from simplu_worker.shards.tenants.confirmation_sweep import ConfirmationSweep
 from simplu_worker.shards.tenants.deletion import TenantDeleter
+from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.replica import ReplicaStatus, http_views
 from simplu_worker.status.server import open_http
 from simplu_worker.telemetry.systemd import SystemdNotifier
@@ -70,10 +71,10 @@ async def run_worker(settings: Settings) -> None:
         port = await _serve_http(stack, settings, replica)
         parts = await stack.enter_async_context(open_parts(settings, replica.name))
         health = HealthRegistry()
-        _show(parts, health, replica)
+        _show_parts(parts, health, replica)
         tune_allocator()
         log.info("worker.started", replica=replica.name, version=__version__, http_port=port)
-        heartbeat = {"heartbeat": partial(_beat, notifier, replica)}
+        heartbeat = {"heartbeat": partial(_send_heartbeats, notifier, replica)}
         background = heartbeat | _background_tasks(settings, parts, health, signals.hung_up)
         await _run_until_drained(settings, parts, background, signals.stopping, notifier)
     _require_drained(parts.consumers)
@@ -112,20 +113,14 @@ async def _serve_http(stack: AsyncExitStack, settings: Settings, replica: Replic
         raise WorkerError(f"HTTP_HOST, HTTP_PORT: expected to listen on {place}, got: {exc.strerror}") from exc
 
 
-def _show(parts: Parts, health: HealthRegistry, replica: ReplicaStatus) -> None:
+def _show_parts(parts: Parts, health: HealthRegistry, replica: ReplicaStatus) -> None:
     """Make *replica* show *parts* from now on."""
     shards, consumers = parts.shards, parts.consumers
+    monitoring = Monitoring(
+        consumers.receivers, consumers.all_queues(), consumers.orders, parts.cache, parts.cache_admin
+    )
     replica.start(
-        shards.gateway,
-        shards.pools,
-        shards.locator,
-        consumers.fleet,
-        consumers.receivers,
-        queues=consumers.all_queues(),
-        orders=consumers.orders,
-        cache=parts.cache,
-        cache_admin=parts.cache_admin,
-        health=health,
+        shards.gateway, shards.pools, shards.locator, fleet=consumers.fleet, monitoring=monitoring, health=health
     )
 
 
@@ -166,7 +161,7 @@ async def _reload_map(settings: Settings, shards: Shards, wanted: asyncio.Event)
     await ShardMapReloader(read, shards.locator, shards.directory, shards.pools).run(wanted)
 
 
-async def _beat(notifier: SystemdNotifier, replica: ReplicaStatus) -> None:
+async def _send_heartbeats(notifier: SystemdNotifier, replica: ReplicaStatus) -> None:
     """Measure the event loop's lag, and notify systemd."""
     was_ready = False
     watchdog_at = 0.0
@@ -196,7 +191,7 @@ async def _run_until_drained(
     grace_s = settings.shutdown_grace_seconds
     consumers, cache = parts.consumers, parts.cache
     async with asyncio.timeout(None) as deadline, asyncio.TaskGroup() as tasks:
-        beside = [tasks.create_task(run(), name=name) for name, run in background.items()]
+        background_tasks = [tasks.create_task(run(), name=name) for name, run in background.items()]
         async with asyncio.TaskGroup() as sources:
             for name, receiver in consumers.receivers.items():
                 sources.create_task(receiver.run(stopping), name=f"queue:{name}")
@@ -209,7 +204,7 @@ async def _run_until_drained(
         if cache is not None:
             left_s = (deadline.when() or 0.0) - loop.time()
             await cache.flush(min(FLUSH_S, left_s / 2))
-        for task in beside:
+        for task in background_tasks:
             task.cancel()
 
 

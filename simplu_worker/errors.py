@@ -1,7 +1,7 @@
 """The errors that the doors to vendors raise.
 
 Each door (one module a vendor) translates its vendor's errors into these, by code and never by text, so that its
-callers decide by class alone.
+callers decide by class alone. Pure.
 """
 
 from __future__ import annotations

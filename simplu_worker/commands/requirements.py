@@ -1,4 +1,4 @@
-"""Check that the settings a command needs are present."""
+"""Check that the settings a command needs are present. Pure."""
 
 from __future__ import annotations
 

@@ -15,11 +15,10 @@ from typing import Any, Final
 import msgspec
 
 from simplu_worker import __version__
-from simplu_worker.cache.cache import Cache, CacheAdmin
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler
-from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S, QueueReceiver
+from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import tenant_id_of
@@ -31,7 +30,7 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.types import Absence
-from simplu_worker.status.queues import Monitoring, WatchedQueue
+from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.server import HttpAnswer, Views
 from simplu_worker.telemetry.log import recent_errors, scrub_text
 from simplu_worker.timing.clock import loop_time
@@ -76,20 +75,16 @@ class ReplicaStatus:
         gateway: ShardGateway,
         pools: Pools,
         locator: Locator,
-        fleet: Fleet | None,
-        receivers: Mapping[str, QueueReceiver],
         *,
-        queues: Mapping[str, WatchedQueue] | None = None,
-        orders: Mapping[str, OrderHandler] | None = None,
-        cache: Cache | None = None,
-        cache_admin: CacheAdmin | None = None,
+        fleet: Fleet | None = None,
+        monitoring: Monitoring | None = None,
         health: HealthRegistry | None = None,
     ) -> None:
-        """Show these parts from now on; for *receivers* and the later parameters see `Monitoring`."""
+        """Show these parts from now on."""
         self.gateway, self.pools, self.locator, self.fleet = gateway, pools, locator, fleet
-        self.health = health or HealthRegistry()
         self.inspector = ShardInspector(locator, pools)
-        self.monitoring = Monitoring(receivers, queues or {}, orders or {}, cache, cache_admin)
+        self.monitoring = monitoring or Monitoring()
+        self.health = health or HealthRegistry()
 
     def liveness_problem(self) -> str | None:
         """Return which loop is stuck; None if a restart would not help.
@@ -124,12 +119,12 @@ class ReplicaStatus:
         if isinstance(self.locator, CitrusClient) and self.locator.is_denied:
             return self.locator.last_error
         if self.fleet is not None:  # the stream is the main source: a queue neither replaces it nor makes it unready
-            return self._stream_trouble(self.fleet)
+            return self._stream_problem(self.fleet)
         receivers = self.monitoring.receivers
-        troubles = [f"queue {name}: {one.last_error}" for name, one in receivers.items() if one.last_error]
-        return "; ".join(troubles) if len(troubles) == len(receivers) else None
+        problems = [f"queue {name}: {one.last_error}" for name, one in receivers.items() if one.last_error]
+        return "; ".join(problems) if len(problems) == len(receivers) else None
 
-    def _stream_trouble(self, fleet: Fleet) -> str | None:
+    def _stream_problem(self, fleet: Fleet) -> str | None:
         if fleet.trouble or not fleet.is_set_up:
             return fleet.trouble or "the stream is being opened"
         return next((reader.refusal for reader in fleet.readers() if reader.refusal), None)

@@ -150,11 +150,26 @@ def _tenant_members(plan: AdoptionPlan, owner: Owner) -> dict[str, Any]:
 
 def print_plan(plan: AdoptionPlan, refusals: list[str], state: AdoptMode) -> None:
     """Print a plan for people, and the next step."""
-    found = plan.contents
     print_line(
         f"shard {plan.shard_id}: a table resources of another program, {LAYOUTS[plan.layout]}; "
         f"{plan.row_count} rows of {len(plan.resolved)} tenants can be adopted"
     )
+    _print_tables(plan)
+    if plan.is_begun:
+        print_note("an earlier copy was interrupted; it is continued")
+    for refusal in refusals:
+        print_note(f"before the swap: {refusal}")
+    match state:
+        case AdoptMode.COPY:
+            print_note("copied, and kept up to date; stop the other program, then --apply swaps the tables")
+        case _ if not refusals:
+            print_note("nothing was changed; --prepare copies while the other program runs, --apply adopts the shard")
+        case _:
+            print_note("nothing was changed")
+
+
+def _print_tables(plan: AdoptionPlan) -> None:
+    found = plan.contents
     _print_first(
         ("business", "location", "type", "rows"),
         [
@@ -189,17 +204,6 @@ def print_plan(plan: AdoptionPlan, refusals: list[str], state: AdoptMode) -> Non
         "rows that cannot be adopted",
         count=found.fault_counts.total(),
     )
-    if plan.is_begun:
-        print_note("an earlier copy was interrupted; it is continued")
-    for refusal in refusals:
-        print_note(f"before the swap: {refusal}")
-    match state:
-        case AdoptMode.COPY:
-            print_note("copied, and kept up to date; stop the other program, then --apply swaps the tables")
-        case _ if not refusals:
-            print_note("nothing was changed; --prepare copies while the other program runs, --apply adopts the shard")
-        case _:
-            print_note("nothing was changed")
 
 
 def _print_first(

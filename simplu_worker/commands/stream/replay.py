@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
@@ -24,14 +25,12 @@ from simplu_worker.consumers.kinesis.stream.client import (
     AtSequenceNumber,
     AtTimestamp,
     Start,
-    Stream,
     StreamShard,
     TrimHorizon,
 )
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.metrics import instruments
-from simplu_worker.shards.gateway import ShardGateway
 
 POLL_INTERVAL_S: Final = 0.25
 POLLS_PER_REPORT: Final = 8
@@ -64,9 +63,8 @@ async def replay(settings: Settings, start: datetime, *, as_json: bool) -> int:
         table = await stack.enter_async_context(open_lease_table(settings))
         leases = {lease.lease_key: lease for lease in await table.scan()}
         prefetch = PrefetchMemory(settings.prefetch_max_bytes)
-        stream_replay = _StreamReplay(
-            stream, shards.gateway, dead_letters, reader_settings(settings), prefetch, start, leases
-        )
+        services = ReaderServices(stream, shards.gateway, dead_letters)
+        stream_replay = _StreamReplay(services, reader_settings(settings), prefetch, start, leases)
         for generation in generations(await stream.list_stream_shards()):
             await stream_replay.read(generation)
     outcomes = instruments.totals_by(instruments.OPERATIONS, "outcome")
@@ -91,25 +89,14 @@ def generations(stream_shards: Sequence[StreamShard]) -> Iterator[list[StreamSha
         yield ready
 
 
+@dataclass
 class _StreamReplay:
-    def __init__(
-        self,
-        stream: Stream,
-        gateway: ShardGateway,
-        dead_letters: DeadLetterCounter,
-        rules: ReaderSettings,
-        prefetch: PrefetchMemory,
-        start: datetime,
-        leases: Mapping[str, Lease],
-    ) -> None:
-        self._stream = stream
-        self._gateway = gateway
-        self._dead_letters = dead_letters
-        self._start = start
-        self._leases = leases
-        self._rules = rules
-        self._prefetch = prefetch
-        self.left_waiting = 0
+    services: ReaderServices
+    settings: ReaderSettings
+    prefetch: PrefetchMemory
+    start: datetime
+    leases: Mapping[str, Lease]
+    left_waiting: int = 0
 
     async def read(self, generation: Sequence[StreamShard]) -> None:
         """Read these stream shards concurrently, each to its tip or end."""
@@ -119,8 +106,7 @@ class _StreamReplay:
 
     async def _read(self, shard: StreamShard) -> None:
         assignment = ReaderAssignment(shard.stream_shard_id, await self._find_start(shard))
-        services = ReaderServices(self._stream, self._gateway, self._dead_letters)
-        reader = StreamShardReader(services, assignment, self._rules, self._prefetch.open_quota())
+        reader = StreamShardReader(self.services, assignment, self.settings, self.prefetch.open_quota())
         stopping = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             reading = tasks.create_task(reader.run(stopping), name=f"read:{shard.stream_shard_id}")
@@ -135,17 +121,17 @@ class _StreamReplay:
 
     async def _find_start(self, shard: StreamShard) -> Start:
         """Return the earlier of the requested time and the checkpoint, from which operations may be pending."""
-        lease = self._leases.get(shard.stream_shard_id)
+        lease = self.leases.get(shard.stream_shard_id)
         if lease is None or lease.checkpoint.is_sentinel:
             ended = lease is not None and lease.checkpoint == SHARD_END
-            return AtTimestamp(self._start) if ended else TrimHorizon()
-        iterator: str | None = await self._stream.get_iterator(shard.stream_shard_id, AtTimestamp(self._start))
+            return AtTimestamp(self.start) if ended else TrimHorizon()
+        iterator: str | None = await self.services.stream.get_iterator(shard.stream_shard_id, AtTimestamp(self.start))
         while iterator is not None:
-            reply = await self._stream.get_records(iterator, limit=1)
+            reply = await self.services.stream.get_records(iterator, limit=1)
             if reply.records:
                 first = Position.from_sequence_number(reply.records[0].sequence_number)
                 if first <= lease.checkpoint:
-                    return AtTimestamp(self._start)
+                    return AtTimestamp(self.start)
                 break
             if not reply.millis_behind:
                 break

@@ -77,8 +77,8 @@ async def provision_tenant(
 async def provision_listed(settings: Settings, *, apply: bool, as_json: bool, page_size: int = PAGE_SIZE) -> int:
     """Plan to create every active tenant of business-info that no shard has; with *apply* create them. Idempotent.
 
-    None that was destroyed is made again, and any control message counts as newer. Returns 1 when one of them cannot be
-    made, or not now.
+    A destroyed tenant is not created again, and any control message counts as newer. Returns 1 if a tenant cannot be
+    created, or not now.
     """
     require_settings(settings, routes=True)
     counts: Counter[ProvisionStep] = Counter()

@@ -45,7 +45,7 @@ def settings_of(folder: Path, *shards: ShardAddress) -> Settings:
 def replica_of(routed: RoutedShards, book: HealthRegistry | None = None) -> ReplicaStatus:
     """Return a replica that shows these shards."""
     replica = ReplicaStatus("replica-1", asyncio.Event())
-    replica.start(routed.gateway, routed.pools, routed.locator, None, {}, health=book)
+    replica.start(routed.gateway, routed.pools, routed.locator, health=book)
     return replica
 
 

@@ -28,7 +28,7 @@ from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import RetryableError
 from simplu_worker.local.sqs.faults import SqsFault
 from simplu_worker.local.sqs.server import SqsServer
-from simplu_worker.status.queues import KEYS_MAX
+from simplu_worker.status.queues import KEYS_MAX, Monitoring
 from simplu_worker.status.replica import ReplicaStatus, http_views
 from simplu_worker.status.server import open_http
 from simplu_worker.telemetry.log import register_secret
@@ -161,12 +161,13 @@ class Site:
             replica.gateway,
             replica.pools,
             replica.locator,
-            None,
-            replica.monitoring.receivers,
-            queues=replica.monitoring.queues,
-            orders=orders,
-            cache=None if cache is None else known,
-            cache_admin=None if cache is None else CacheAdmin(known, cast(Any, cache)),
+            monitoring=Monitoring(
+                replica.monitoring.receivers,
+                replica.monitoring.queues,
+                orders or {},
+                cache=None if cache is None else known,
+                cache_admin=None if cache is None else CacheAdmin(known, cast(Any, cache)),
+            ),
         )
 
 
@@ -201,7 +202,8 @@ async def site() -> AsyncIterator[Site]:
         receiver = QueueReceiver(queue, desk, NoLetters(), receiver_settings(poll_wait_s=1, stop_wait_s=2.0))
         shards = await stack.enter_async_context(open_shards(load_settings(SHARD, for_run=False)))
         watched = {queue.name: queue, letters.name: letters}
-        replica.start(shards.gateway, shards.pools, shards.locator, None, {queue.name: receiver}, queues=watched)
+        monitoring = Monitoring({queue.name: receiver}, watched)
+        replica.start(shards.gateway, shards.pools, shards.locator, monitoring=monitoring)
         http = open_http("127.0.0.1", 0, token=TOKEN, views=http_views(replica), allow_destructive=True)
         port = await stack.enter_async_context(http)
         session = await stack.enter_async_context(ClientSession())
