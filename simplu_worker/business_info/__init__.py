@@ -1,1 +1,1 @@
-"""The door to the business-info table, and what its items mean."""
+"""The door to the business-info table, and the meaning of its items."""

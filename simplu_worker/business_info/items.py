@@ -1,7 +1,7 @@
-"""What an item of business-info says: a business, its type and its locations. Pure.
+"""The items of business-info: a business, its type and its locations. Pure.
 
-The shape is the references': `{id, type, locations: [{id, active, …}], …}`; `businessType` is taken for `type` as well.
-Of all else in it, names and addresses included, nothing is read.
+The shape is that of the reference implementations: `{id, type, locations: [{id, active, …}], …}`; `businessType` is
+accepted for `type`. No other member, such as names and addresses, is read.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from simplu_worker.operations.operation import ID_MAX, is_id
 TYPE_MEMBERS: Final = ("businessType", "type")
 
 Item: TypeAlias = Mapping[str, Mapping[str, Any]]
-"""An item as DynamoDB's API gives it: each value under a letter that names its type."""
+"""An item as DynamoDB's API returns it: each value under a letter that names its type."""
 
 
 class UnreadableItemError(ValueError):
-    """An item of business-info is no business as the references write it."""
+    """An item of business-info does not have the shape of a business."""
 
 
 class Business(msgspec.Struct, frozen=True):
-    """A business, with the ids of all its locations, and of those among them that are not active.
+    """A business, with the ids of all its locations, and of the inactive ones among them.
 
-    *problems* say what of its locations could not be read, without what they hold.
+    *problems* describe the unreadable locations, without their content.
     """
 
     id: str
@@ -42,9 +42,9 @@ class Business(msgspec.Struct, frozen=True):
 
 
 def business_of(item: Item) -> Business:
-    """Return the business of an item; raise `UnreadableItemError` when it has no id, no type, or no list of locations.
+    """Return the business of an item; raise `UnreadableItemError` without an id, a type, or a list of locations.
 
-    A location that does not say whether it is active is.
+    A location without `active` is active.
     """
     locations, inactive, problems = [], [], []
     for number, location in enumerate(_locations(item), start=1):
@@ -66,12 +66,12 @@ def business_of(item: Item) -> Business:
 
 
 def id_of(item: Item) -> str | None:
-    """Return the id of an item, readable or not; None where there is none that a business could have."""
+    """Return the id of an item, readable or not; None without a valid id."""
     return _id(item.get("id"))
 
 
 def refusal_reason(business: Business | None, location_id: str) -> str | None:
-    """Return why business-info is no reason to make a tenant of a business at a location; None when it is one."""
+    """Return why no tenant may be made for a business at a location by business-info; None if it may."""
     if business is None:
         return "its business is not in business-info"
     if location_id not in business.locations:
@@ -92,8 +92,8 @@ def _type(item: Item) -> str:
     given = {name: item[name].get("S") for name in TYPE_MEMBERS if name in item}
     names = {value for value in given.values() if value}
     if len(names) != 1 or len(given) != sum(map(bool, given.values())):
-        said = "two different ones" if len(names) > 1 else "none"
-        raise UnreadableItemError(f"type: expected the business's type, a string, got {said}")
+        came = "two different ones" if len(names) > 1 else "none"
+        raise UnreadableItemError(f"type: expected the business's type, a string, got {came}")
     return str(names.pop())
 
 
@@ -113,6 +113,6 @@ def _id(value: Mapping[str, Any] | None) -> str | None:
 
 
 def _is_active(value: Mapping[str, Any] | None) -> bool:
-    """Only a plain "no" is one: `false`, or the text of it."""
+    """Return False only for an explicit `false`, as a boolean or as text."""
     value = value or {}
     return value.get("BOOL") is not False and str(value.get("S", "")).lower() != "false"

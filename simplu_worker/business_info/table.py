@@ -1,7 +1,7 @@
-"""The door to business-info, the DynamoDB table of business metadata: which types and locations businesses have.
+"""The door to business-info, the DynamoDB table of business metadata: the types and locations of businesses.
 
-Read only. One business is looked up at a time and remembered, for whoever meets its first operation; all are scanned,
-or looked up a page at a time, by commands for people.
+Read only. For a tenant's first use a single business is looked up and cached; commands for people scan the whole table,
+or look up a page of businesses at a time.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.metrics.instruments import DYNAMODB_REQUEST
 from simplu_worker.timing.clock import loop_time
 
-FRESH_S: Final = 300.0  # for a business that is there: its type does not change
-ABSENT_FRESH_S: Final = 5.0  # for one that is not: it may just be made
+FRESH_S: Final = 300.0  # for an existing business: its type does not change
+ABSENT_FRESH_S: Final = 5.0  # for a missing one: it may be created at any time
 CACHED_MAX: Final = 10_000
 LOOKUPS_AT_ONCE: Final = 8
 PAGE_SIZE: Final = 500
 BATCH_MAX: Final = 100  # BatchGetItem's quota
 BATCH_TRIES: Final = 6
-BATCH_REST_S: Final = 0.1  # doubled each time, for the keys that DynamoDB did not get to
+BATCH_BACKOFF_S: Final = 0.1  # doubled each time, before unprocessed keys are requested again
 READ: Final = {
     "ProjectionExpression": "#id, #type, #business_type, #locations",
     "ExpressionAttributeNames": {
@@ -43,35 +43,35 @@ for _labels in product(("get_item", "batch_get_item", "scan"), ("ok", "error")):
 
 
 class UnreadableBusiness(msgspec.Struct, frozen=True):
-    """An item that is no business, with what is wrong with it."""
+    """An item that is no business, and its problem."""
 
     id: str | None
     problem: str
 
 
 class UnreadableBusinessError(PermanentError):
-    """The item of a business cannot be read; a person has to mend it."""
+    """The item of a business cannot be read; a person has to correct it."""
 
 
 class _CachedBusiness(msgspec.Struct, frozen=True):
-    """What business-info said of one business, and when it was asked."""
+    """The answer of business-info about one business, and the time of the request."""
 
     found: Business | UnreadableBusiness | None
     asked_at: float
 
     def is_fresh(self, now: float, max_age_s: float) -> bool:
-        """Whether it may still be given."""
+        """Return whether the answer may still be used."""
         max_s = max_age_s if isinstance(self.found, Business) else min(max_age_s, ABSENT_FRESH_S)
         return now - self.asked_at <= max_s
 
 
 class _SharedLookup:
-    """The callers that want one business now: one of them asks, the others share the answer."""
+    """The concurrent callers for one business: one of them looks it up, the others share the answer."""
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
-        self.callers = 0
-        self.answer: _CachedBusiness | WorkerError | None = None  # of the first who was not cancelled
+        self.caller_count = 0
+        self.answer: _CachedBusiness | WorkerError | None = None  # of the first caller that was not cancelled
 
 
 class BusinessFinder(Protocol):
@@ -82,13 +82,13 @@ class BusinessFinder(Protocol):
 
 
 class BusinessInfo:
-    """The table *table*, over *client*. All methods raise `RetryableError` or `PermanentError` as DynamoDB does."""
+    """The table *table*, read through *client*. Raises DynamoDB's errors as `RetryableError` or `PermanentError`."""
 
     def __init__(self, client: Client, table: str, *, clock: Callable[[], float] = loop_time) -> None:
         self._client = client
         self._table = table
         self._clock = clock
-        self._cached: dict[str, _CachedBusiness] = {}  # the longest not asked for first
+        self._cached: dict[str, _CachedBusiness] = {}  # the oldest lookup first
         self._lookups: dict[str, _SharedLookup] = {}
         self._slots = asyncio.Semaphore(LOOKUPS_AT_ONCE)
 
@@ -96,9 +96,9 @@ class BusinessInfo:
         return f"BusinessInfo({self._table!r}, cached={len(self._cached)}, lookups={len(self._lookups)})"
 
     async def find(self, business_id: str, *, max_age_s: float = FRESH_S) -> Business | None:
-        """Return a business, or None when there is none; asked for at most *max_age_s* ago, "none" at most 5 s ago.
+        """Return a business as it was at most *max_age_s* ago, or None as of at most `ABSENT_FRESH_S` ago.
 
-        Of many callers for one business at once one asks. Raises `UnreadableBusinessError` for an item that is no
+        Concurrent callers for one business share one request. Raises `UnreadableBusinessError` for an item that is no
         business.
         """
         answer = self._cached.get(business_id)
@@ -109,7 +109,7 @@ class BusinessInfo:
         return answer.found
 
     async def find_all(self, business_ids: Sequence[str]) -> dict[str, Business | UnreadableBusiness | None]:
-        """Return what the table has of each of *business_ids* now; nothing is remembered."""
+        """Return the present item of each of *business_ids*, without the cache."""
         found: dict[str, Business | UnreadableBusiness | None] = dict.fromkeys(business_ids)
         keys = list(found)
         for start in range(0, len(keys), BATCH_MAX):
@@ -120,7 +120,7 @@ class BusinessInfo:
         return found
 
     async def scan_pages(self, *, page_size: int = PAGE_SIZE) -> AsyncIterator[list[Business | UnreadableBusiness]]:
-        """Yield everything in the table, at most *page_size* at a time; what changes meanwhile may be missed."""
+        """Yield every item of the table, at most *page_size* at a time; changes during the scan may be missed."""
         page: dict[str, Any] = {}
         while True:
             reply = await self._call("scan", TableName=self._table, Limit=page_size, **READ, **page)
@@ -130,16 +130,16 @@ class BusinessInfo:
             page = {"ExclusiveStartKey": reply["LastEvaluatedKey"]}
 
     async def _find_shared(self, business_id: str) -> _CachedBusiness:
-        asking = self._lookups.setdefault(business_id, _SharedLookup())
-        asking.callers += 1
+        lookup = self._lookups.setdefault(business_id, _SharedLookup())
+        lookup.caller_count += 1
         try:
-            async with asking.lock:
-                answer = asking.answer
+            async with lookup.lock:
+                answer = lookup.answer
                 if answer is None:
-                    answer = asking.answer = await self._fetch(business_id)
+                    answer = lookup.answer = await self._fetch(business_id)
         finally:
-            asking.callers -= 1
-            if not asking.callers:
+            lookup.caller_count -= 1
+            if not lookup.caller_count:
                 del self._lookups[business_id]
         if isinstance(answer, WorkerError):
             raise answer
@@ -165,13 +165,13 @@ class BusinessInfo:
         asked = {self._table: {"Keys": [{"id": {"S": business_id}} for business_id in business_ids], **READ}}
         for attempt in range(BATCH_TRIES):
             reply = await self._call("batch_get_item", RequestItems=asked)
-            for found in reply["Responses"].values():  # under the table's name, where it was given by its ARN too
+            for found in reply["Responses"].values():  # under the table's name, even if the request has its ARN
                 items += found
             asked = reply.get("UnprocessedKeys") or {}
             if not asked:
                 return items
-            await asyncio.sleep(BATCH_REST_S * 2**attempt)
-        raise RetryableError(f"table {self._table}: not all keys were read in {BATCH_TRIES} tries, it is throttled")
+            await asyncio.sleep(BATCH_BACKOFF_S * 2**attempt)
+        raise RetryableError(f"table {self._table}: expected all keys within {BATCH_TRIES} tries, got fewer: throttled")
 
     async def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
         """Make one request, measured, with DynamoDB's errors translated."""
@@ -183,7 +183,7 @@ class BusinessInfo:
         except AWS_ERRORS as exc:
             if error_code(exc) == "ResourceNotFoundException":
                 raise PermanentError(
-                    f"table {self._table}: expected business-info, it does not exist; "
+                    f"table {self._table}: expected business-info, got no such table; "
                     "create it, or set DYNAMODB_BUSINESS_INFO_TABLE to yours"
                 ) from exc
             raise translate(exc) from exc

@@ -1,1 +1,1 @@
-"""Drops from Redis what was changed on a shard."""
+"""Invalidates the cache in Redis after changes on a shard."""

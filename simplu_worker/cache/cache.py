@@ -1,6 +1,6 @@
-"""Keep the cache in Redis true to the shards (contract §8), after each commit and without delaying one.
+"""Invalidate the cache in Redis after each commit (contract §8), without delaying a commit.
 
-After a commit, call `changed`: it only records the keys. `run` sends them to Redis in pipelines, each resource once.
+After a commit, call `invalidate`: it only queues the keys. `run` sends them to Redis in pipelines, each resource once.
 At every new connection the epoch is moved first (`EpochMoveReason`), at the first one of a process too: the process
 before it may have been killed between a commit and its invalidation. An orderly stop sends the rest (`flush`).
 """
@@ -28,18 +28,20 @@ from simplu_worker.cache.invalidations import (
     InvalidationBatch,
     InvalidationQueue,
     ResourceKey,
-    backoff_s,
     versions_of,
 )
 from simplu_worker.errors import ConfigurationError, RetryableError
 from simplu_worker.metrics import instruments
+from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import utc_now
 
 if TYPE_CHECKING:
     from simplu_worker.cache.redis_commands import InvalidationReply, RedisCommands
 
 REPLY_TIMEOUT_S: Final = 2.0
-PING_INTERVAL_S: Final = 5.0  # so that a Redis that went away is noticed when nothing is written
+PING_INTERVAL_S: Final = 5.0  # so that an unreachable Redis is noticed without any write
+BACKOFF_BASE_S: Final = 0.1
+BACKOFF_MAX_S: Final = 5.0
 COUNT_MAX_S: Final = 5.0  # for counting keys
 CLEAR_MAX_S: Final = 30.0
 
@@ -47,7 +49,7 @@ log = structlog.get_logger(__name__)
 
 
 class Cache:
-    """The invalidations of one process on their way to Redis. Made without a connection; to be closed."""
+    """Sends the invalidations of one process to Redis. Created without a connection; to be closed."""
 
     def __init__(
         self,
@@ -62,9 +64,9 @@ class Cache:
         self._invalidations = InvalidationQueue(max_bytes=waiting_max_bytes)
         self._ping_interval_s = ping_interval_s
         self._draw = draw
-        self._has_work = asyncio.Event()
-        self._is_drained = asyncio.Event()
-        self._is_drained.set()
+        self._work_added = asyncio.Event()
+        self._drained = asyncio.Event()
+        self._drained.set()
         self._sending_count = 0
         self._counts = dict.fromkeys(instruments.CACHE_OUTCOMES, 0)
         self._connection_count = 0
@@ -85,101 +87,102 @@ class Cache:
 
     @property
     def is_reachable(self) -> bool:
-        """Whether Redis took what it was last told; before the first time it is not known, and true."""
+        """Whether the last call to Redis succeeded; True before the first call."""
         return self._unreachable_since is None
 
     def invalidate(self, keys: Iterable[ResourceKey]) -> None:
-        """Note that resources were changed: to be called after the commit. Never waits and never raises."""
+        """Queue the invalidation of changed resources; to be called after the commit. Never waits and never raises."""
         self._report_dropped(self._invalidations.add(keys))
         if self._invalidations:
-            self._has_work.set()
-            self._is_drained.clear()
+            self._work_added.set()
+            self._drained.clear()
 
     def note_replica_ended(self) -> None:
-        """Note that another replica ended, perhaps killed between a commit and its invalidation."""
+        """Require a move of the epoch: another replica ended, perhaps between a commit and its invalidation."""
         self._invalidations.require_epoch_move(EpochMoveReason.TAKEN_OVER)
-        self._has_work.set()
-        self._is_drained.clear()
+        self._work_added.set()
+        self._drained.clear()
 
     async def close(self) -> None:
         """Close the connections."""
         await self._redis.close()
 
     async def run(self) -> None:
-        """Tell Redis what has changed, until cancelled; while it is out of reach, ask now and then."""
+        """Send invalidations to Redis until cancelled; try again with a back-off while Redis is unreachable."""
         while True:
             try:
                 await self._run_once()
             except RetryableError as exc:
                 self._record_failure(exc)
-                await asyncio.sleep(backoff_s(self._failure_count, draw=self._draw()))
+                pause_s = backoff_s(self._failure_count, draw=self._draw(), base_s=BACKOFF_BASE_S, max_s=BACKOFF_MAX_S)
+                await asyncio.sleep(pause_s)
             else:
                 self._record_success()
 
     async def flush(self, within_s: float) -> None:
-        """Wait until all is told that was noted; not when Redis is out of reach: the next process moves the epoch."""
+        """Wait until the queue is empty; not while Redis is unreachable, as the next process moves the epoch."""
         if self.is_reachable:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(within_s):
-                    await self._is_drained.wait()
-        if not self._is_drained.is_set():
+                    await self._drained.wait()
+        if not self._drained.is_set():
             log.warning("cache.not_flushed", resource_count=len(self._invalidations) + self._sending_count)
 
     async def _run_once(self) -> None:
-        """Do the next thing there is to do, or wait for one."""
-        self._has_work.clear()
+        """Do the next pending work, or wait for some."""
+        self._work_added.clear()
         if self._connection_count == 0 or not self.is_reachable:
-            await self._redis.ping()  # connects: the doubt that this is comes before what is told then
+            await self._redis.ping()  # connects, so that the epoch is moved before the next keys are sent
         if self._invalidations:
             await self._send()
         if self._sweep_cursor is not None:
             await self._sweep(self._sweep_cursor)
         if self._invalidations:
             return
-        self._is_drained.set()
+        self._drained.set()
         if self._sweep_cursor is not None or not self.is_reachable:
-            return  # it is reachable now, and that is to be said before the wait
+            return  # Redis is reachable now, which `run` has to record before the wait
         try:
             async with asyncio.timeout(self._ping_interval_s):
-                await self._has_work.wait()
+                await self._work_added.wait()
         except TimeoutError:
             await self._redis.ping()
 
     async def _send(self) -> None:
         batch = self._invalidations.take()
         self._sending_count = len(batch.keys)
-        is_told = False
+        is_sent = False
         try:
-            told = await self._redis.send_invalidations(
+            reply = await self._redis.send_invalidations(
                 move_epoch=batch.epoch_move is not None,
                 entries=[key.entry for key in batch.keys],
                 versions=versions_of(batch.keys),
             )
-            is_told = True
-        finally:  # cancelled, too: `flush` may still be asked
+            is_sent = True
+        finally:  # after a cancellation too: `flush` may be called later
             self._sending_count = 0
-            if not is_told:
+            if not is_sent:
                 self._count("retried", len(batch.keys))
                 self._report_dropped(self._invalidations.requeue(batch))
             instruments.CACHE_WAITING.set(len(self._invalidations))
-        self._record_reply(batch, told)
+        self._record_reply(batch, reply)
 
-    def _record_reply(self, batch: InvalidationBatch, told: InvalidationReply) -> None:
+    def _record_reply(self, batch: InvalidationBatch, reply: InvalidationReply) -> None:
         if batch.epoch_move is not None:
-            self._epoch, self._epoch_moved_at, self._epoch_reason = told.epoch, utc_now(), batch.epoch_move
-            log.info("cache.epoch_moved", redis=self._redis.place, epoch=told.epoch, reason=batch.epoch_move)
+            self._epoch, self._epoch_moved_at, self._epoch_reason = reply.epoch, utc_now(), batch.epoch_move
+            log.info("cache.epoch_moved", redis=self._redis.place, epoch=reply.epoch, reason=batch.epoch_move)
             if batch.epoch_move.covers_entries:
                 self._sweep_cursor = 0
-        refused = set(told.refused)
+        refused = set(reply.refused)
         failed = sum(key.entry in refused or key.version in refused for key in batch.keys)
         self._count("failed", failed)
         self._count("done", len(batch.keys) - failed)
         if refused:
             self._invalidations.require_epoch_move(EpochMoveReason.REFUSED)
-            log.warning("cache.refused", redis=self._redis.place, key_count=len(refused), error=told.error)
+            log.warning("cache.refused", redis=self._redis.place, key_count=len(refused), error=reply.error)
 
     async def _sweep(self, cursor: int) -> None:
-        """Delete some of the entries of single resources that may be from before the epoch."""
+        """Delete some of the entries of single resources that may be older than the epoch."""
         after, keys = await self._redis.scan(cursor, ENTRY_PREFIX)
         self._swept_count += await self._redis.delete(keys)
         if self._sweep_cursor == cursor:
@@ -193,7 +196,7 @@ class Cache:
         if self._unreachable_since is None:
             self._unreachable_since = time.monotonic()
             log.warning("cache.unreachable", redis=self._redis.place, error=str(exc))
-        if self._sweep_cursor is not None:  # the doubt of the next connection begins it anew
+        if self._sweep_cursor is not None:  # the next connection moves the epoch and restarts the sweep
             self._sweep_cursor = 0
         instruments.CACHE_UNREACHABLE.set(time.monotonic() - self._unreachable_since)
         instruments.CACHE_WAITING.set(len(self._invalidations))
@@ -209,12 +212,12 @@ class Cache:
             log.info("cache.recovered", redis=self._redis.place, outage_s=outage_s)
 
     def _on_connect(self) -> None:
-        """Put all in doubt: nobody knows what became of the connection before this one, or of the process before."""
+        """Require a move of the epoch: the last commands of the connection or process before may be lost."""
         self._invalidations.require_epoch_move(
             EpochMoveReason.RECONNECTED if self._connection_count else EpochMoveReason.STARTED
         )
         self._connection_count += 1
-        self._has_work.set()
+        self._work_added.set()
 
     def _report_dropped(self, number: int) -> None:
         self._count("dropped", number)
@@ -228,11 +231,11 @@ class Cache:
             instruments.CACHE_INVALIDATIONS.labels(outcome).inc(number)
 
     def record_clear(self, epoch: int) -> None:
-        """Note that the epoch was moved by somebody who wanted the cache cleared."""
+        """Record that `CacheAdmin.clear` moved the epoch."""
         self._epoch, self._epoch_moved_at, self._epoch_reason = epoch, utc_now(), "cleared"
 
     def summary(self) -> dict[str, Any]:
-        """Return what this process knows of itself, without asking Redis."""
+        """Return the state of this process's invalidations, without a call to Redis."""
         return {
             "reachable": self.is_reachable,
             "redis": self._redis.place,
@@ -251,9 +254,9 @@ class Cache:
 
 
 class CacheAdmin:
-    """What people may ask of the cache and do to it, beside the invalidations and never in their way.
+    """What people may ask of the cache and do to it, on connections of its own beside the invalidations.
 
-    Only keys of ours are seen and touched.
+    Only our own keys are read and changed.
     """
 
     def __init__(self, cache: Cache, redis: RedisCommands) -> None:
@@ -261,9 +264,9 @@ class CacheAdmin:
         self._redis = redis
 
     async def read_stats(self) -> dict[str, Any]:
-        """Return what is known here and, unless it is out of reach, what Redis says of itself; never raises.
+        """Return the state of this process and, if it is reachable, that of the Redis server; never raises.
 
-        Hits and misses are the server's, for all who use it: readers ask Redis, not us.
+        Hits and misses are the server's, for all its clients, as readers call Redis directly.
         """
         stats = self._cache.summary()
         try:
@@ -288,7 +291,7 @@ class CacheAdmin:
         return stats | {"server": server, "keys": counts | {"complete": is_complete}, "error": None}
 
     async def list_keys(self, limit: int) -> tuple[list[str], bool]:
-        """Return at most *limit* of our keys, sorted, and whether these are all. Raises `RetryableError`."""
+        """Return at most *limit* of our keys, sorted, and whether these are all keys. Raises `RetryableError`."""
         found: set[str] = set()
         async for keys in self._scan_keys(COUNT_MAX_S):
             if keys is None or len(found | set(keys)) > limit:
@@ -298,10 +301,10 @@ class CacheAdmin:
         return sorted(found), True
 
     async def clear(self) -> dict[str, Any]:
-        """Move the epoch and delete all our entries; return the count, the epoch, and whether the end was reached.
+        """Move the epoch and delete all our entries; return the count, the epoch, and whether all were deleted.
 
-        Versions and the epoch stay: counted anew from 0 they would come by numbers that stale lists may still have.
-        Raises `RetryableError`.
+        Versions and the epoch stay: restarted at 0, they would reuse numbers that stale lists may still have. Raises
+        `RetryableError`.
         """
         epoch = await self._redis.move_epoch()
         self._cache.record_clear(epoch)
@@ -330,7 +333,7 @@ class CacheAdmin:
         return counts, True
 
     async def _scan_keys(self, within_s: float) -> AsyncIterator[list[str] | None]:
-        """Yield our keys, some at a time; None, and no more, when *within_s* have passed before the end."""
+        """Yield our keys in batches; yield None and stop if *within_s* pass before the last batch."""
         end = time.monotonic() + within_s
         cursor, keys = await self._redis.scan(0, PREFIX)
         yield keys
@@ -349,7 +352,7 @@ def _is_counter(key: str) -> bool:
 def create_redis_commands(
     url: str, *, on_connect: Callable[[], None] | None = None, reply_timeout_s: float = REPLY_TIMEOUT_S
 ) -> RedisCommands:
-    """Return the way to Redis; no connection is made yet. Raises ConfigurationError without the package for it."""
+    """Return a client of Redis, not yet connected. Raises `ConfigurationError` without the package `redis`."""
     try:
         from simplu_worker.cache.redis_commands import RedisCommands  # noqa: PLC0415 - the package is an extra
     except ModuleNotFoundError as exc:
@@ -362,7 +365,7 @@ def create_redis_commands(
 
 @contextlib.asynccontextmanager
 async def open_cache(url: str) -> AsyncIterator[tuple[Cache, CacheAdmin]]:
-    """Open the cache for a worker: what invalidates, and what people ask, each with connections of its own."""
+    """Open the cache for a worker: its invalidations, and the administration, each with connections of its own."""
     async with AsyncExitStack() as stack:
         cache = Cache(url)
         stack.push_async_callback(cache.close)

@@ -1,8 +1,9 @@
-"""What the cache has to be told, and when all of it is in doubt. Pure: `cache` does what is decided here.
+"""The queue of cache invalidations, and the reasons to invalidate the whole cache. Pure; `cache` does the I/O.
 
-Why no stale entry is read for long: a key waits here from the commit until Redis has said that it is gone. Whenever one
-may have been lost (an overflow, a new process, a Redis that was away and perhaps came back with what it had before)
-everything is in doubt: the epoch is moved, and entries of single resources, whose names do not have it, are swept.
+Why no stale entry is read for long: a key is queued from the commit until Redis has confirmed its deletion. After a
+possible loss (an overflow, a new process, a Redis that was unreachable and may have been restored from an older state)
+the whole cache is invalidated: the epoch is moved, and the entries of single resources, which do not have the epoch in
+their names, are swept.
 """
 
 from __future__ import annotations
@@ -20,11 +21,8 @@ VERSION_PREFIX: Final = f"{PREFIX}version:"
 EPOCH_KEY: Final = f"{PREFIX}epoch"
 
 WAITING_MAX_BYTES: Final = 16 * 1024 * 1024
-KEY_OVERHEAD_BYTES: Final = 400  # of the tuple, its three texts and the place in the dictionary
+KEY_OVERHEAD_BYTES: Final = 400  # of the tuple, its three strings and the slot in the dictionary
 BATCH_MAX_KEYS: Final = 500
-PAUSE_S: Final = 0.1
-PAUSE_MAX_S: Final = 5.0
-DOUBLINGS_MAX: Final = 16
 
 
 class ResourceKey(NamedTuple):
@@ -41,7 +39,7 @@ class ResourceKey(NamedTuple):
 
     @property
     def version(self) -> str:
-        """The key of the number that goes into the names of lists that it may be in."""
+        """The key of the version number in the names of all lists that may contain the resource."""
         return f"{VERSION_PREFIX}{self.tenant_id}:{self.resource_type}"
 
 
@@ -49,28 +47,28 @@ OnChange: TypeAlias = Callable[[Iterable[ResourceKey]], None]
 
 
 def ignore_changes(_keys: Iterable[ResourceKey]) -> None:
-    """Do nothing: there is no cache."""
+    """Do nothing, without a cache."""
 
 
 class EpochMoveReason(StrEnum):
     """Why the whole cache may be stale."""
 
     STARTED = "started"  # the process before this one may have been killed between a commit and its invalidation
-    TAKEN_OVER = "taken_over"  # another replica ended without giving back its leases, perhaps before it had told all
-    RECONNECTED = "reconnected"  # Redis may have lost what it was told last, or have been restored to an earlier time
-    OVERFLOWED = "overflowed"  # more was waiting than there is room for
-    REFUSED = "refused"  # a version is not a number: lists of that type cannot be invalidated by it
+    TAKEN_OVER = "taken_over"  # another replica ended without releasing its leases, perhaps before its invalidations
+    RECONNECTED = "reconnected"  # Redis may have lost the last invalidations, or have been restored to an older state
+    OVERFLOWED = "overflowed"  # the queue was full
+    REFUSED = "refused"  # a version is not a number: it cannot invalidate the lists of that type
 
     @property
     def covers_entries(self) -> bool:
-        """Whether entries of single resources may be stale too, and not only lists."""
+        """Whether entries of single resources may be stale as well as lists."""
         return self is not EpochMoveReason.REFUSED
 
 
 def changed_keys(operations: Sequence[Operation], outcomes: Sequence[Outcome]) -> Iterator[ResourceKey]:
-    """Yield the resources that *operations* changed, or had changed when they were applied before.
+    """Yield the resources that *operations* changed, now or when they were applied before.
 
-    Duplicates count: a batch is sent again when nobody knows what became of it, and may find all of itself in the log.
+    Duplicates count: a batch with an unknown outcome is sent again, and may find all its operations in the log.
     """
     for operation, outcome in zip(operations, outcomes, strict=True):
         if operation.resource_id is None or not operation.kind.writes:
@@ -81,28 +79,19 @@ def changed_keys(operations: Sequence[Operation], outcomes: Sequence[Outcome]) -
 
 
 def versions_of(keys: Iterable[ResourceKey]) -> list[str]:
-    """Return the distinct versions to count up for *keys*."""
+    """Return the distinct versions to increment for *keys*."""
     return list(dict.fromkeys(key.version for key in keys))
 
 
-def backoff_s(failure_count: int, *, draw: float) -> float:
-    """Return how long to leave Redis alone after the *failure_count*-th failure in a row, counted from 1.
-
-    *draw* (0 ≤ draw < 1) picks within the upper half, so that replicas do not come back all at once.
-    """
-    span_s = min(PAUSE_MAX_S, PAUSE_S * 2.0 ** min(failure_count - 1, DOUBLINGS_MAX))
-    return span_s * (0.5 + draw / 2)
-
-
 class InvalidationBatch(NamedTuple):
-    """What goes to Redis at once: a doubt, when there is one, is settled first."""
+    """The next pipeline to Redis: the epoch is moved first, if there is a reason for it."""
 
     epoch_move: EpochMoveReason | None
     keys: list[ResourceKey]
 
 
 class InvalidationQueue:
-    """The resources whose entries are to be dropped, each once, and what is in doubt; bounded by bytes."""
+    """The resources to invalidate, each once, and the pending reason to move the epoch; bounded by bytes."""
 
     def __init__(self, *, max_bytes: int = WAITING_MAX_BYTES) -> None:
         self._waiting: dict[ResourceKey, None] = {}
@@ -119,13 +108,13 @@ class InvalidationQueue:
         return len(self._waiting)
 
     def __bool__(self) -> bool:
-        """Whether there is anything to tell."""
+        """Return whether there is anything to send."""
         return bool(self._waiting) or self._epoch_move is not None
 
     def add(self, keys: Iterable[ResourceKey]) -> int:
-        """Take *keys* in, those that wait already for nothing.
+        """Add *keys*, without those that are queued already.
 
-        Return how many were dropped for want of room: all is in doubt then, which makes up for them.
+        Return the number of keys dropped by an overflow; a required move of the epoch then replaces them.
         """
         dropped = 0
         for key in keys:
@@ -140,12 +129,12 @@ class InvalidationQueue:
         return dropped
 
     def require_epoch_move(self, reason: EpochMoveReason) -> None:
-        """Note that all may be stale; of several reasons one that covers more stays."""
+        """Require that the epoch is moved before anything else is sent; a reason that covers entries prevails."""
         if self._epoch_move is None or not self._epoch_move.covers_entries:
             self._epoch_move = reason
 
     def take(self, max_count: int = BATCH_MAX_KEYS) -> InvalidationBatch:
-        """Take out what to send next; what comes in meanwhile waits for a batch after it."""
+        """Remove and return the next batch; keys that are added later go into a batch after it."""
         keys = list(islice(self._waiting, max_count))
         for key in keys:
             del self._waiting[key]
@@ -155,12 +144,12 @@ class InvalidationQueue:
         return batch
 
     def requeue(self, batch: InvalidationBatch) -> int:
-        """Take in again what could not be sent, or of which nobody knows; return as `add`."""
+        """Add again a batch that could not be sent, or has an unknown outcome; return as `add`."""
         if batch.epoch_move is not None:
             self.require_epoch_move(batch.epoch_move)
         return self.add(batch.keys)
 
 
 def _size_bytes(key: ResourceKey) -> int:
-    # Four bytes a character is the most that Python needs, and about as much as the key in UTF-8 for Redis.
+    # Four bytes a character is Python's maximum, and about the size of the key in UTF-8 for Redis.
     return KEY_OVERHEAD_BYTES + 4 * (len(key.tenant_id) + len(key.resource_type) + len(key.resource_id))

@@ -1,4 +1,4 @@
-"""The door to Redis: the few commands that the cache needs; their errors are told apart by class and code.
+"""The door to Redis: the commands that the cache needs, with errors distinguished by class and code.
 
 Imported only when `REDIS_URL` is set: the package `redis` is the extra `cache`.
 """
@@ -26,11 +26,11 @@ SCAN_COUNT: Final = 1000
 
 
 class CacheUnavailableError(RetryableError):
-    """Redis does not answer, or takes nothing from us now."""
+    """Redis does not answer, or refuses commands now."""
 
 
 class InvalidationReply(NamedTuple):
-    """What Redis made of a batch; *epoch* when it was moved, and the keys that it refuses, with why."""
+    """The answer to a batch: the new epoch, if it was moved, and the refused keys, with the error of the first."""
 
     epoch: int | None
     refused: list[str]
@@ -38,15 +38,15 @@ class InvalidationReply(NamedTuple):
 
 
 class RedisCommands:
-    """One client; every call ends within seconds and raises `CacheUnavailableError` for all trouble.
+    """One client; every call ends within seconds, and raises `CacheUnavailableError` for every failure.
 
-    Calls are tried once: whether to try again is the caller's to say. *on_connect* is called for each connection made.
+    Calls are tried once; the caller decides about retries. *on_connect* is called for each new connection.
     """
 
     def __init__(self, url: str, *, on_connect: Callable[[], None] | None, reply_timeout_s: float) -> None:
         self._on_connect = on_connect
         try:
-            # RESP2 is what every server speaks, and proxies too.
+            # Every server speaks RESP2, and so do proxies.
             self._client: Redis = Redis.from_url(
                 url,
                 protocol=2,
@@ -55,7 +55,7 @@ class RedisCommands:
                 retry=Retry(NoBackoff(), 0),
                 redis_connect_func=self._set_up_connection,
             )
-            # It connects nowhere; only there are the options looked at.
+            # This does not connect, but it is the only step that checks the options.
             self._client.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # untyped in redis
         except (ValueError, TypeError, RedisError):  # their texts may show the URL
             raise ConfigurationError("REDIS_URL: expected options that the package redis knows, got others") from None
@@ -72,16 +72,16 @@ class RedisCommands:
             await self._client.aclose()
 
     async def ping(self) -> None:
-        """Ask whether it is there."""
+        """Check that Redis answers."""
         async with self._translate_errors():
             await self._client.ping()
 
     async def send_invalidations(
         self, *, move_epoch: bool, entries: Sequence[str], versions: Sequence[str]
     ) -> InvalidationReply:
-        """Move the epoch first, if that is asked for, then delete *entries* and count *versions* up: one round trip.
+        """Move the epoch, if asked to, then delete *entries* and increment *versions*, in one round trip.
 
-        A command that fails keeps none of the others from being done.
+        A failed command does not keep the others from being executed.
         """
         async with self._translate_errors():
             pipeline = self._client.pipeline(transaction=False)
@@ -92,16 +92,16 @@ class RedisCommands:
             for version in versions:
                 pipeline.execute_command("INCR", version)
             replies: list[Any] = await pipeline.execute(raise_on_error=False)
-            troubles = [reply for reply in replies if isinstance(reply, Exception)]
-            for trouble in troubles:
-                if not _is_of_one_key(trouble) or (move_epoch and trouble is replies[0]):
-                    raise trouble
-        counted = replies[len(replies) - len(versions) :]
-        refused = [version for version, reply in zip(versions, counted, strict=True) if isinstance(reply, Exception)]
+            errors = [reply for reply in replies if isinstance(reply, Exception)]
+            for error in errors:
+                if not _is_of_one_key(error) or (move_epoch and error is replies[0]):
+                    raise error
+        increments = replies[len(replies) - len(versions) :]
+        refused = [version for version, reply in zip(versions, increments, strict=True) if isinstance(reply, Exception)]
         if entries and isinstance(replies[int(move_epoch)], Exception):
             refused += entries
         return InvalidationReply(
-            int(replies[0]) if move_epoch else None, refused, _error_text(troubles[0]) if troubles else None
+            int(replies[0]) if move_epoch else None, refused, _error_text(errors[0]) if errors else None
         )
 
     async def move_epoch(self) -> int:
@@ -109,23 +109,23 @@ class RedisCommands:
         return (await self.send_invalidations(move_epoch=True, entries=(), versions=())).epoch or 0
 
     async def scan(self, cursor: int, prefix: str) -> tuple[int, list[str]]:
-        """Return the next cursor, 0 at the end, and some of the keys that begin with *prefix*, which has no glob in it.
+        """Return the next cursor, 0 at the end, and some of the keys that begin with *prefix*, which contains no glob.
 
-        Some may come twice. A key that is there from the first to the last call surely comes.
+        A key may be returned twice. A key that exists from the first to the last call is returned.
         """
         async with self._translate_errors():
             after, keys = await self._client.scan(cursor=cursor, match=f"{prefix}*", count=SCAN_COUNT)
         return int(after), [_decode(key) for key in keys]
 
     async def delete(self, keys: Sequence[str]) -> int:
-        """Delete *keys*; return how many were there."""
+        """Delete *keys*; return the number of keys that existed."""
         if not keys:
             return 0
         async with self._translate_errors():
             return int(await self._client.delete(*keys))
 
     async def read_info(self) -> dict[str, Any]:
-        """Return what Redis says of itself (INFO) and the epoch as it has it."""
+        """Return Redis's INFO, and its present epoch."""
         async with self._translate_errors():
             info: dict[str, Any] = await self._client.info()
             epoch = await self._client.get(EPOCH_KEY)
@@ -137,7 +137,7 @@ class RedisCommands:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 yield
         except (RedisError, OSError, TimeoutError) as exc:
-            # Whatever comes on this connection now may be the answer to what was asked before.
+            # The next reply on this connection may be the answer to an earlier command.
             with contextlib.suppress(RedisError, OSError, TimeoutError):
                 await self._client.connection_pool.disconnect()
             raise CacheUnavailableError(_error_text(exc)) from None
@@ -149,10 +149,10 @@ class RedisCommands:
 
 
 def _is_of_one_key(error: Exception) -> bool:
-    """Whether the error is about a key or a command, not about the server: any other would come the same way.
+    """Return whether the error is about one key or command; any other error would hit every command.
 
-    By the code that begins each error of Redis: ERR (as the package keeps it, where it takes it off the text) and
-    WRONGTYPE. All others, as OOM, READONLY, NOPERM, MISCONF, are of the server or of what we may do.
+    Decided by the code at the start of each error of Redis: ERR (which the package may keep apart from the text) and
+    WRONGTYPE. All others, such as OOM, READONLY, NOPERM and MISCONF, are about the server or our permissions.
     """
     code = getattr(error, "status_code", None) or str(error).partition(" ")[0]
     return isinstance(error, ResponseError) and code in {"ERR", "WRONGTYPE"}
@@ -167,7 +167,7 @@ def _decode(value: Any) -> str:
 
 
 def _place_of(url: str) -> str:
-    """Return where a URL of Redis leads, without credentials and options."""
+    """Return the host, port and database of a Redis URL, without credentials and options."""
     parts = urlsplit(url)
     if parts.scheme == "unix":
         return parts.path

@@ -1,7 +1,7 @@
-"""Whether a shard takes an operation, as far as its `tenants` row decides that. Pure.
+"""Admission of an operation by a shard: decided by the shard's `tenants` row. Pure.
 
-The shard has the last word (architecture, idea 4): whatever a cache or Citrus says, an operation is applied only where
-the row of its tenant says `active`.
+The shard is authoritative (architecture, idea 4): whatever a cache or Citrus contains, an operation is applied only on
+a shard with an `active` row of its tenant.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class TenantState(StrEnum):
 
 
 class TenantRow(msgspec.Struct, frozen=True):
-    """What one shard says of one tenant."""
+    """A tenant's row on one shard."""
 
     business_id: str
     location_id: str
@@ -44,17 +44,17 @@ DESTROYED = Outcome(disposition=Disposition.APPLIED, failure=Failure.TENANT_DEST
 
 
 def admit(operation: Operation, tenant: TenantRow | None, *, tenant_wait: timedelta) -> Outcome | None:
-    """Return what becomes of *operation* without its being applied, or None when it is to be applied.
+    """Return the outcome of an *operation* that is not to be applied, or None if it is.
 
-    An outcome APPLIED here still leaves its row in the log.
+    An outcome APPLIED still writes the operation's row in the log.
     """
     if tenant is None:
         return HOLD
     if not _belongs_to(tenant, operation):
-        # Two pairs with the same id: the second to come is refused, and this row stays, so every reader sees the same.
-        return _unknown(f"its id {operation.tenant_id} belongs to another business and location")
+        # Two pairs with the same id: the pair of the row prevails, and the row stays, so every reader decides the same.
+        return _unknown_tenant(f"its id {operation.tenant_id} belongs to another business and location")
     if is_too_late(operation, tenant, tenant_wait=tenant_wait):
-        return _unknown(f"it waited longer than {tenant_wait.total_seconds():g} s for its tenant")
+        return _unknown_tenant(f"it waited longer than {tenant_wait.total_seconds():g} s for its tenant")
     match tenant.state:
         case TenantState.ACTIVE:
             return None
@@ -65,13 +65,13 @@ def admit(operation: Operation, tenant: TenantRow | None, *, tenant_wait: timede
 
 
 def admits_all(operations: Sequence[Operation], tenants: Mapping[str, TenantRow], *, tenant_wait: timedelta) -> bool:
-    """Tell whether all of *operations*, at least one, are to be applied: `admit` is None for each of them.
+    """Return True only if all *operations*, at least one, are to be applied, i.e. `admit` returns None for each.
 
-    False where that takes a look at each. Nearly every batch is like this, and of few tenants.
+    False also where only `admit` can decide. A fast path: in nearly every batch all are admitted, for few tenants.
     """
     pairs = {*zip([one.tenant_id for one in operations], [one.business_id for one in operations], strict=True)}
     rows = [(business_id, tenants.get(tenant_id)) for tenant_id, business_id in pairs]
-    # Of two pairs with the same id, that of the business tells the one from the other.
+    # Two pairs with the same tenant id differ in the business id.
     if not all(row and row.state is ACTIVE and row.business_id == business_id for business_id, row in rows):
         return False
     last_made_at = max(tenants[tenant_id].created_at for tenant_id, _ in pairs)
@@ -79,9 +79,9 @@ def admits_all(operations: Sequence[Operation], tenants: Mapping[str, TenantRow]
 
 
 def is_too_late(operation: Operation, tenant: TenantRow | None, *, tenant_wait: timedelta) -> bool:
-    """Tell whether *operation* waited longer for its tenant than operations do.
+    """Return whether *operation* arrived more than *tenant_wait* before its tenant was made.
 
-    Another reader may have passed over it before the tenant was made; so nobody may apply it any more (idea 7).
+    Another reader may have skipped it before the tenant was made; so no reader may apply it any more (idea 7).
     """
     if tenant is None or not _belongs_to(tenant, operation) or operation.origin.source is not Source.KINESIS:
         return False
@@ -92,5 +92,5 @@ def _belongs_to(tenant: TenantRow, operation: Operation) -> bool:
     return (tenant.business_id, tenant.location_id) == (operation.business_id, operation.location_id)
 
 
-def _unknown(why: str) -> Outcome:
-    return Outcome(disposition=Disposition.DEAD_LETTER, reason=DeadLetterReason.UNKNOWN_TENANT, error=why)
+def _unknown_tenant(error: str) -> Outcome:
+    return Outcome(disposition=Disposition.DEAD_LETTER, reason=DeadLetterReason.UNKNOWN_TENANT, error=error)

@@ -1,7 +1,7 @@
-"""Turn the bytes of a record into an operation, or into the reason why they never will be one (contract §3).
+"""Decode the bytes of a record into an operation, or into the reason why they are none (contract §3). Pure.
 
-Every decision here is a function of the record's bytes and position alone, so that every reader of the record, today
-or after a crash, comes to the same one (architecture, idea 7).
+Every decision is a function of the record's bytes and position alone, so that every reader of the record, today or
+after a crash, decides the same (architecture, idea 7).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from simplu_worker.operations.operation import (
 DERIVED_REQUEST_ID_PREFIX = "simplu:"
 NESTING_MAX = 512  # far below the interpreter's own limit, which differs between versions and call depths
 DEFAULT_PAGE, DEFAULT_LIMIT = 1, 100
-BACKSLASH = ord("\\")  # a number is looked for in bytes at a tenth of what a text of one costs
+BACKSLASH = ord("\\")  # a search for a number in bytes takes a tenth of the time of one for a string
 DIGEST_VERSION = b"\x01"  # first byte of every digest: a later rule must not turn redeliveries into reuses
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -50,7 +50,7 @@ _ABSENT = msgspec.Raw(b"")
 
 
 class _Message(msgspec.Struct, rename="camel", gc=False):
-    """The record's members. A `null` counts as absent: common serialisers write one for every unset member."""
+    """The record's members. A `null` counts as absent, as common serialisers write one for every unset member."""
 
     operation: str
     business_id: Id
@@ -66,7 +66,7 @@ class _Message(msgspec.Struct, rename="camel", gc=False):
 
 
 class ReplayedFrom(msgspec.Struct, frozen=True, rename="camel"):
-    """Member `simpluReplay`: where a record was first that had no request id, and was sent again from a dead letter."""
+    """Member `simpluReplay`: the first position of a record without a request id that is replayed as a dead letter."""
 
     stream: str
     stream_shard: str
@@ -83,12 +83,12 @@ _KINDS_WITH_DATA = frozenset({OperationKind.CREATE, OperationKind.UPDATE, Operat
 _KINDS_WITH_ID = frozenset({OperationKind.UPDATE, OperationKind.PATCH, OperationKind.DELETE, OperationKind.READ})
 _DAY_MEMBERS = ("date", "startDate", "endDate")
 
-# What a time in UTC has between its digits; Postgres reads such a text as Python does.
+# The characters between the digits of a time in UTC; Postgres parses such a text as Python does.
 _PUNCTUATION_OF_UTC = frozenset({"--T::Z", "--T::."})
 _UTC_TEXT_MAX = len("2026-01-31T09:00:00.000000Z")
 
-# A run of backslashes from its first on, and what may be a surrogate behind it: it is one if the run is of odd length.
-# No possessive quantifiers here: Python 3.11.2, which is Debian 12's, takes some of them wrongly.
+# A whole run of backslashes before what looks like a surrogate, which is one only if the run is of odd length.
+# No possessive quantifiers here: Python 3.11.2, the version of Debian 12, matches some of them wrongly.
 _SURROGATES = re.compile(rb"(?<!\\)(\\+)u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _SURROGATE_BYTES = 6
 _STRINGS = re.compile(rb'"[^"]*"?')
@@ -97,7 +97,7 @@ _ONE_KIND_OF_BRACKET = bytes.maketrans(b"{}", b"[]")
 
 
 class _Form(msgspec.Struct, frozen=True, gc=False):
-    """What a record of one kind of operation has to have. Looked up once a record: an enum answers slowly."""
+    """The required members for one kind of operation. Looked up once a record: access to an enum member is slow."""
 
     kind: OperationKind
     name: str
@@ -121,13 +121,13 @@ _FORMS = {
 
 
 class InvalidRecordError(Exception):
-    """The record breaks a rule of the contract; the text says which."""
+    """The record breaks a rule of the contract, which the text names."""
 
 
 def decode_operation(record: bytes, origin: Origin, max_bytes: int, list_limit: int) -> Operation | RejectedRecord:
     """Decode one record of resource operations.
 
-    *list_limit* is `LIST_RESULT_LIMIT`, to which a `list`'s own limit is clamped. Never raises, whatever the bytes.
+    *list_limit* is `LIST_RESULT_LIMIT`, the maximum of a `list`'s own limit. Never raises, whatever the bytes.
     """
     if len(record) > max_bytes:
         error = f"expected at most {max_bytes} bytes (OPERATION_MAX_BYTES), got {len(record)}"
@@ -153,9 +153,9 @@ def parse_timestamp(text: str) -> datetime:
 
 
 def utc_text(text: str) -> str:
-    """Return an ISO 8601 time or date as text in UTC, of which Postgres makes the same instant.
+    """Return an ISO 8601 time or date as text in UTC, which Postgres parses to the same instant.
 
-    Raises as `parse_timestamp`.
+    Raises the errors of `parse_timestamp`.
     """
     if text[4:20:3] in _PUNCTUATION_OF_UTC and text[-1] == "Z" and len(text) <= _UTC_TEXT_MAX:
         datetime.fromisoformat(text)
@@ -164,15 +164,15 @@ def utc_text(text: str) -> str:
 
 
 def derived_request_id(origin: Origin) -> str:
-    """Return the request id of a record that carries none: the same for every reading of the same position."""
+    """Return the request id of a record that has none: the same for every read of the same position."""
     return _derive_request_id(origin.name, origin.stream_shard_id, origin.sequence_number, origin.sub_sequence_number)
 
 
 def with_request_id(record: bytes, origin: Origin) -> bytes:
-    """Return *record*, a valid one without `requestId`, with the one derived from its place *origin*, and that place.
+    """Return *record*, a valid one without `requestId`, with the id derived from its *origin*, and with that origin.
 
-    All it was is left as it is, byte for byte, and no `resourceId` is put in: the digest is over both as they were
-    sent. Of a member that comes twice (`"requestId": null` before) the last one counts.
+    The record's own bytes stay, and no `resourceId` is added, as the digest covers both as they were sent. Of a member
+    that occurs twice (as after `"requestId": null`) the last one counts.
     """
     replayed = ReplayedFrom(
         stream=origin.name,
@@ -192,26 +192,26 @@ def _derive_request_id(
 
 
 def _is_replayed(request_id: str, replay: msgspec.Raw) -> bool:
-    """Tell whether *request_id* is exactly the one derived from the place that `simpluReplay` names."""
+    """Return whether *request_id* is the one derived from the position in `simpluReplay`."""
     try:
-        place = _replayed_decoder.decode(replay)
-        derived = _derive_request_id(place.stream, place.stream_shard, place.sequence_number, place.sub_sequence_number)
+        first = _replayed_decoder.decode(replay)
+        derived = _derive_request_id(first.stream, first.stream_shard, first.sequence_number, first.sub_sequence_number)
     except (msgspec.DecodeError, UnicodeError):
         return False
     return request_id == derived
 
 
 def replace_lone_surrogates(record: bytes) -> bytes:
-    r"""Replace every unpaired surrogate escape of a JSON text by the escape of U+0000, which is as long.
+    r"""Replace every unpaired surrogate escape of a JSON text by the escape of U+0000, which has the same length.
 
-    Neither can be stored, but only the second passes the parser, and then meets the rules for U+0000: an id with it
-    is invalid, and data with it gets the outcome `invalid_data`.
+    Neither can be stored, but the parser accepts the second, to which the rules for U+0000 apply: an id with it is
+    invalid, and data with it gets the outcome `invalid_data`.
     """
     mended = bytearray(record)
-    high_end = -1  # behind a high surrogate that may find its low one there
+    high_end = -1  # the end of a high surrogate, where its low one may begin
     for match in _SURROGATES.finditer(record):
         if len(match[1]) % 2 == 0:
-            continue  # the last backslash is an escaped one
+            continue  # the last backslash is itself escaped
         start, is_low = match.end() - _SURROGATE_BYTES, record[match.end() - 3] in b"cdefCDEF"
         if is_low and start == high_end:
             high_end = -1
@@ -225,15 +225,15 @@ def replace_lone_surrogates(record: bytes) -> bytes:
 
 
 def _blank(mended: bytearray, end: int) -> None:
-    """Put U+0000's escape in place of the one that ends at *end*; -1 is none."""
+    """Replace the escape that ends at *end* by that of U+0000; do nothing for -1."""
     if end >= 0:
         mended[end - _SURROGATE_BYTES : end] = rb"\u0000"
 
 
 def nesting_of(record: bytes) -> int:
-    """Return how deep the arrays and objects of a JSON text are nested."""
-    # Bytes that take no part are dropped by what needs no memory for each of them: a record may have 10 million. Two
-    # quotes side by side are then an empty string, or two strings with nothing but commas and spaces between.
+    """Return the nesting depth of the arrays and objects of a JSON text."""
+    # Irrelevant bytes are removed by methods that need no memory per byte: a record may have 10 million bytes. Two
+    # adjacent quotes are then an empty string, or the border of two strings with only commas and spaces in between.
     unescaped = record.replace(rb"\\", b"").replace(rb"\"", b"")
     shape = unescaped.translate(_ONE_KIND_OF_BRACKET, _NOT_BRACKETS_OR_QUOTES).replace(b'""', b"")
     brackets = _STRINGS.sub(b"", shape)
@@ -242,26 +242,26 @@ def nesting_of(record: bytes) -> int:
 
 
 def parse_record(record: bytes, decoder: msgspec.json.Decoder[T]) -> T:
-    """Parse *record*, its lone surrogates replaced.
+    """Parse *record* with its lone surrogates replaced.
 
-    Raises `msgspec.ValidationError` for JSON of another shape; `msgspec.DecodeError`, `UnicodeDecodeError` and
-    `RecursionError`, of which `json_error` makes words, for what is no JSON.
+    Raises `msgspec.ValidationError` for JSON of another shape; for anything else, `msgspec.DecodeError`,
+    `UnicodeDecodeError` or `RecursionError`, which `json_error` describes.
     """
     if not record.isascii():
-        record.decode()  # msgspec does not look into the strings that it skips or keeps raw
+        record.decode()  # msgspec does not check the strings that it skips or keeps raw
     if len(record) > NESTING_MAX and record.count(b"[") + record.count(b"{") > NESTING_MAX < nesting_of(record):
         raise RecursionError
     try:
         return decoder.decode(record)
     except msgspec.DecodeError:
         mended = replace_lone_surrogates(record)
-        # msgspec stops at the first fault, of whatever kind; text that is no JSON at all is that before anything else.
+        # msgspec stops at the first fault of any kind, but text that is no JSON at all must be reported as that.
         msgspec.json.decode(mended, type=msgspec.Raw)
         return decoder.decode(mended)
 
 
 def json_error(exc: Exception) -> str:
-    """Say why a record is no JSON, without quoting it."""
+    """Return why a record is no JSON, without quoting it."""
     match exc:
         case RecursionError():
             return f"expected JSON nested at most {NESTING_MAX} deep, got deeper"
@@ -272,12 +272,12 @@ def json_error(exc: Exception) -> str:
 
 
 def has_escapes(record: bytes) -> bool:
-    """Tell whether a JSON text has an escaped character, the only way for U+0000 into it."""
+    """Return whether a JSON text has an escaped character: U+0000 can only occur as one."""
     return b"\\u" in record
 
 
 def check_texts(texts: Mapping[str, str | None]) -> None:
-    """Raise InvalidRecordError for a text, by its member's name, that Postgres cannot hold."""
+    """Raise `InvalidRecordError` for a text that Postgres cannot store, with the name of its member."""
     for name, value in texts.items():
         if value is not None and "\0" in value:
             raise InvalidRecordError(f"{name}: expected text without U+0000 and lone surrogates")
@@ -299,19 +299,19 @@ def _build_operation(message: _Message, origin: Origin, record: bytes, list_limi
         known = ", ".join(_FORMS)
         came = f"another text of {len(message.operation)} characters"  # not the text: errors are logged
         raise InvalidRecordError(f"operation: expected one of {known}, got {came}")
-    if BACKSLASH in record and has_escapes(record):  # in two steps: the first is much faster, and hardly any has one
+    if BACKSLASH in record and has_escapes(record):  # in two steps: the first is much faster, and rarely true
         check_texts(_ids_of(message))
     request_id, sent_id = message.request_id, message.resource_id
     if request_id is None:
         request_id = derived_request_id(origin)
     elif request_id.startswith(DERIVED_REQUEST_ID_PREFIX) and not _is_replayed(request_id, message.simplu_replay):
         raise InvalidRecordError(
-            f"requestId: the prefix {DERIVED_REQUEST_ID_PREFIX!r} is kept for derived ids; send another"
+            f"requestId: the prefix {DERIVED_REQUEST_ID_PREFIX!r} is reserved for derived ids; send another id"
         )
     if form.needs_id and sent_id is None:
         raise InvalidRecordError(f"resourceId: required for {form.kind}")
     data = bytes(message.data)
-    if data[:1] != b"{":  # hardly ever
+    if data[:1] != b"{":  # rarely
         data = object_member(message.data, "data", required=form.has_data)
     filters = b"" if message.filters is _ABSENT else object_member(message.filters, "filters")
     pagination = b"" if message.pagination is _ABSENT else object_member(message.pagination, "pagination")
@@ -322,7 +322,7 @@ def _build_operation(message: _Message, origin: Origin, record: bytes, list_limi
             "timestamp: expected ISO 8601 in the years 0001 to 9999, such as 2026-01-31T09:00:00Z"
         ) from None
     business_id, location_id, tenant_id = _interned_ids(message.business_id, message.location_id)
-    return Operation(  # by position: by name it takes half as long again
+    return Operation(  # positional arguments: keywords take half as long again
         form.kind,
         business_id,
         location_id,
@@ -343,13 +343,13 @@ def _build_operation(message: _Message, origin: Origin, record: bytes, list_limi
 def _interned_ids(business_id: str, location_id: str) -> tuple[str, str, str]:
     """Return the ids of a business, a location and their tenant.
 
-    One object for all operations of a tenant: less memory, and looked up and compared at once.
+    All operations of a tenant share these objects: less memory, and lookups and comparisons by identity.
     """
     return intern(business_id), intern(location_id), intern(tenant_id_of(business_id, location_id))
 
 
 def object_member(raw: msgspec.Raw, name: str, *, required: bool = False) -> bytes:
-    """Return the bytes of an object member; empty when it is absent or null. Raises InvalidRecordError."""
+    """Return the bytes of an object member; empty if it is absent or null. Raises `InvalidRecordError`."""
     value = bytes(raw)
     if value[:1] == b"{":
         return value
@@ -394,9 +394,9 @@ def _day(name: str, raw: msgspec.Raw) -> date:
 def digest_of(
     kind: str, resource_type: str, resource_id: str | None, data: bytes, filters: bytes, pagination: bytes
 ) -> bytes:
-    """Return the versioned digest of an operation as sent; each part with its length, so that none runs into the next.
+    """Return the versioned digest of an operation as sent; each part with its length, so that parts cannot merge.
 
-    Not over the timestamp: a producer's retry with a new one is the same operation (protocol §6.4).
+    Without the timestamp: a producer's retry with a new timestamp is the same operation (protocol §6.4).
     """
     head, words = _digest_head(kind, resource_type)
     sent_id = resource_id.encode() if resource_id else b""
@@ -418,7 +418,7 @@ def _sizes_as_text(*sizes: int) -> bytes:
 
 
 class _Ids(msgspec.Struct, rename="camel"):
-    """What can be read of an invalid record, for its dead letter and the log."""
+    """The readable ids of an invalid record, for its dead letter and the log."""
 
     business_id: object = None
     location_id: object = None
@@ -443,5 +443,5 @@ def _reject(reason: DeadLetterReason, error: str, record: bytes, origin: Origin)
 
 
 def short_text(value: object) -> str | None:
-    """Return *value* where it may be an id, whatever came."""
+    """Return *value* if it may be an id, otherwise None."""
     return value if isinstance(value, str) and len(value) <= 256 else None

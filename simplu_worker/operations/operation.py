@@ -1,4 +1,4 @@
-"""The words that consumers and shards share: an operation, where it came from, and what became of it."""
+"""The types that consumers and shards share: an operation, its origin, and its outcome. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ID_MAX: Final = 128  # characters of a business's or a location's id: contract �
 
 
 class OperationKind(StrEnum):
-    """What to do to a resource (contract §3)."""
+    """The kinds of operation on a resource (contract §3)."""
 
     CREATE = "create"
     UPDATE = "update"
@@ -43,25 +43,25 @@ class DeadLetterReason(StrEnum):
 
 
 class Failure(StrEnum):
-    """The error of an operation that was decided and could not take effect (contract §3)."""
+    """The error of an operation that is decided without effect (contract §3)."""
 
     ALREADY_EXISTS = "already_exists"
     NOT_FOUND = "not_found"
     RESULT_TOO_LARGE = "result_too_large"
     INVALID_DATA = "invalid_data"
     TENANT_DESTROYED = "tenant_destroyed"
-    RETRIES_EXHAUSTED = "retries_exhausted"  # given up; the one failure that a replay of its dead letter replaces
+    RETRIES_EXHAUSTED = "retries_exhausted"  # given up; the only failure that a replay of its dead letter replaces
 
 
 class Source(StrEnum):
-    """Where a record came from."""
+    """The service that a record came from."""
 
     KINESIS = "kinesis"
     SQS = "sqs"
 
 
 class Origin(msgspec.Struct, frozen=True, gc=False):
-    """Where one record came from; the same for every reader of it.
+    """The origin of one record; the same for every reader of the record.
 
     For Kinesis *name* is the stream and *stream_shard_id*, *sequence_number* are set; for SQS *name* is the queue.
     *arrived_at* is Kinesis's approximate arrival or SQS's sent timestamp.
@@ -79,14 +79,14 @@ class Origin(msgspec.Struct, frozen=True, gc=False):
 
 
 class DayRange(msgspec.Struct, frozen=True, gc=False):
-    """The instants between which a row's `date` must lie, both inclusive; `None` is no bound."""
+    """The first and last instant, inclusive, of a row's `date`; `None` is no bound."""
 
     first: datetime | None = None
     last: datetime | None = None
 
 
 class ListQuery(msgspec.Struct, frozen=True, gc=False):
-    """What a `list` asks for. *members* is a JSON object: each member must equal the row's member of that name."""
+    """The query of a `list`. *members* is a JSON object: each member must equal the row's member of that name."""
 
     members: str = "{}"
     days: DayRange = DayRange()
@@ -95,11 +95,11 @@ class ListQuery(msgspec.Struct, frozen=True, gc=False):
 
 
 class Operation(msgspec.Struct, frozen=True, gc=False):
-    """A decoded, valid record: what to do to which resource of which tenant.
+    """A decoded, valid record: the kind of operation, the tenant and the resource.
 
-    *resource_id* and *request_id* are the effective ones (generated or derived where the record had none); only a
-    `list` has no *resource_id*. *data* is the JSON text as it came; *requested_at* ISO 8601 in UTC. *digest* tells an
-    identical redelivery from another operation under the same request id. *size_bytes* is the record's size as read.
+    *resource_id* and *request_id* are the effective ones (generated or derived if the record had none); only a `list`
+    has no *resource_id*. *data* is the JSON text as received; *requested_at* is ISO 8601 in UTC. *digest* distinguishes
+    an identical redelivery from another operation with the same request id. *size_bytes* is the record's size as read.
     """
 
     kind: OperationKind
@@ -120,7 +120,7 @@ class Operation(msgspec.Struct, frozen=True, gc=False):
 class RejectedRecord(msgspec.Struct, frozen=True, gc=False):
     """A record that can never be an operation, for a reason in its own bytes.
 
-    *error* says what was expected and what came, without the record's data. The ids are what could be read of it.
+    *error* names the expected and the actual form, without the record's data. Ids that could not be read are None.
     """
 
     reason: DeadLetterReason
@@ -133,20 +133,20 @@ class RejectedRecord(msgspec.Struct, frozen=True, gc=False):
 
 
 class Disposition(StrEnum):
-    """What a reader does next with an operation that it handed to a shard."""
+    """The next step of a reader with an operation that it sent to a shard."""
 
     APPLIED = "applied"  # committed with its effect, or committed as failed with an outcome
     DUPLICATE = "duplicate"  # the log had it already
-    HOLD = "hold"  # the tenant does not live on this shard now; ask for its route again
-    DEAD_LETTER = "dead_letter"  # to be stored as a dead letter, then passed over
-    # It failed by itself, for a reason nobody foresaw, while its shard works: to be tried again later, then given up.
+    HOLD = "hold"  # the tenant is not on this shard now; look up its route again
+    DEAD_LETTER = "dead_letter"  # to be stored as a dead letter, then skipped
+    # The operation alone failed, for an unforeseen reason, on a healthy shard: to be retried later, then given up.
     UNEXPECTED = "unexpected"
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
-    """What became of one operation.
+    """The outcome of one operation.
 
-    *failure* only with APPLIED, *reason* only with DEAD_LETTER. *error*, with DEAD_LETTER and UNEXPECTED, says why
+    *failure* only with APPLIED, *reason* only with DEAD_LETTER. *error*, with DEAD_LETTER and UNEXPECTED, is the cause
     without the record's data.
     """
 
@@ -157,15 +157,15 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
 
 
 def is_storable(text: str) -> bool:
-    """Tell whether Postgres could hold *text* at all: what comes from outside may be anything."""
+    """Return whether Postgres can store *text*, which comes from outside."""
     return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def is_id(text: str) -> bool:
-    """Tell whether *text* can be the id of a business or a location: within the contract, and storable."""
+    """Return whether *text* can be the id of a business or a location: of valid length, and storable."""
     return 1 <= len(text) <= ID_MAX and is_storable(text)
 
 
 def tenant_id_of(business_id: str, location_id: str) -> str:
-    """Return the id of a tenant: also the key by which Citrus and the static map know it."""
+    """Return the id of a tenant, which is also its key for Citrus and the static map."""
     return f"{business_id}-{location_id}"

@@ -1,4 +1,4 @@
-"""How long the log of operations must be kept, and how gently it is made smaller. Pure."""
+"""The retention of the log of operations, and the pauses between its deletions. Pure."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ DELETING_SHARE: Final = 0.1  # of the time, at most
 
 
 def effective_retention(configured: timedelta, sources: Iterable[timedelta | None]) -> timedelta | None:
-    """Return how long a row must stay: as *configured*, or longer where a source keeps its records longer.
+    """Return how long a row must stay: as *configured*, or longer if a source keeps its records longer.
 
-    A record that a source still has can be read again, and only its row in the log then tells that it was applied. A
-    source that does not say (None) may keep them for any time: then the answer is None, and nothing may be deleted.
+    A record that a source still has may be read again, and only its row in the log then shows that it was applied. A
+    source with an unknown retention (None) may keep records for any time: then return None; nothing may be deleted.
     """
     longest = configured
     for retention in sources:
@@ -25,5 +25,5 @@ def effective_retention(configured: timedelta, sources: Iterable[timedelta | Non
 
 
 def deletion_pause_s(busy_s: float) -> float:
-    """Return the pause after a deletion that took *busy_s*, so that deleting never takes more than its share."""
+    """Return the pause after a deletion that took *busy_s*, so that deletions take at most `DELETING_SHARE`."""
     return busy_s * (1 / DELETING_SHARE - 1)

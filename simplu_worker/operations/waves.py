@@ -1,4 +1,4 @@
-"""Cut a batch into waves, so that one statement per wave has the effect of applying the batch one by one.
+"""Split a batch into waves, so that one statement per wave has the effect of applying the batch one by one. Pure.
 
 Why it is safe: within a wave, all reads see the rows as they were before the wave, and each resource is written at most
 once. So an operation may share a wave with an earlier one unless it must see that one's effect: a write after a write
@@ -15,12 +15,12 @@ import msgspec
 
 from simplu_worker.operations.operation import Operation, OperationKind
 
-LIST: Final = OperationKind.LIST  # looked up once: an enum answers slowly
+LIST: Final = OperationKind.LIST  # looked up once: access to an enum member is slow
 READ: Final = OperationKind.READ
 
 
 class Wave(msgspec.Struct, frozen=True, gc=False):
-    """Positions, in the batch, of the operations that are applied together: first the reads, then the writes."""
+    """The indexes, in the batch, of the operations that are applied together: first the reads, then the writes."""
 
     reads: list[int]
     writes: list[int]
@@ -32,9 +32,9 @@ def plan_waves(operations: Sequence[Operation]) -> list[Wave]:
     writes: list[list[int]] = []
     listing = {operation.tenant_id for operation in operations if operation.kind is LIST}
     next_write: dict[tuple[str, str, str | None], int] = {}  # by resource: the first wave that may write it again
-    next_list: dict[tuple[str, str], int] = {}  # by type: the first wave whose reads see all writes so far
-    listed: dict[tuple[str, str], int] = {}  # by type: no write before this wave, or an earlier list would see it
-    for position, operation in enumerate(operations):
+    next_list: dict[tuple[str, str], int] = {}  # by type: the first wave with reads that see all writes so far
+    listed: dict[tuple[str, str], int] = {}  # by type: the earliest wave of a write that no earlier list may see
+    for index, operation in enumerate(operations):
         kind, tenant_id = operation.kind, operation.tenant_id
         if kind is LIST:
             of_type = tenant_id, operation.resource_type
@@ -53,5 +53,5 @@ def plan_waves(operations: Sequence[Operation]) -> list[Wave]:
         if wave == len(reads):
             reads.append([])
             writes.append([])
-        into[wave].append(position)
+        into[wave].append(index)
     return [Wave(*both) for both in zip(reads, writes, strict=True)]

@@ -113,7 +113,7 @@ async def test_reader_gives_up_an_unknown_tenants_operations_after_wait_and_marg
         "nobody-x-0",
         numbers[0],
     )
-    assert letter["error"] == "its tenant was not registered within 960 s; register it and replay this letter"
+    assert letter["error"] == "its tenant was not registered within 960 s; register it and replay this dead letter"
     assert reader.checkpoint == Position.from_sequence_number(numbers[0])
 
 

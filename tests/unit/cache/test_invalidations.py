@@ -10,13 +10,10 @@ from support.postgres.tenant_cases import failed, operation
 from simplu_worker.cache.invalidations import (
     BATCH_MAX_KEYS,
     KEY_OVERHEAD_BYTES,
-    PAUSE_MAX_S,
-    PAUSE_S,
     EpochMoveReason,
     InvalidationBatch,
     InvalidationQueue,
     ResourceKey,
-    backoff_s,
     changed_keys,
     versions_of,
 )
@@ -174,12 +171,3 @@ def test_invalidations_after_a_doubt_was_taken_are_still_told() -> None:
     assert waiting.take().epoch_move is EpochMoveReason.OVERFLOWED
     waiting.add([key(3)])
     assert waiting.take() == InvalidationBatch(None, [key(3)])
-
-
-@pytest.mark.parametrize(
-    ("failure_count", "draw", "expected_s"),
-    [(1, 0.0, PAUSE_S / 2), (1, 1.0, PAUSE_S), (3, 1.0, 4 * PAUSE_S), (100, 0.0, PAUSE_MAX_S / 2)],
-)
-def test_pause_doubles_up_to_seconds(failure_count: int, draw: float, expected_s: float) -> None:
-    """Replicas that lost Redis together do not come back all at once."""
-    assert backoff_s(failure_count, draw=draw) == pytest.approx(expected_s)

@@ -112,7 +112,7 @@ def test_derived_id_is_refused_when_it_is_not_that_of_the_place_named(replay: An
     refused = decoded(record(requestId=DERIVED, simpluReplay=replay))
     assert isinstance(refused, RejectedRecord)
     assert refused.reason is DeadLetterReason.INVALID_MESSAGE
-    assert "the prefix 'simplu:' is kept for derived ids" in refused.error
+    assert "the prefix 'simplu:' is reserved for derived ids" in refused.error
 
 
 @pytest.mark.parametrize("request_id", ["simplu:", "simplu:mine", DERIVED + "0", DERIVED[:-1], DERIVED.upper()])
