@@ -1,4 +1,4 @@
-"""A Postgres shard that comes back without its last commits loses nothing: what it lacks is read again."""
+"""A Postgres shard that comes back without its last commits loses no operation: the lost ones are read again."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.usefixtures("aws_credentials")
 
 @pytest.fixture(scope="module")
 def kinesis_url() -> Iterator[str]:
-    """Run our Kinesis, whose stream shards can be split."""
+    """Run our Kinesis, which can split stream shards."""
     with kinesis_servers() as servers:
         yield servers.url_of("ours")
 
@@ -68,20 +68,20 @@ def _quick_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard_positions, "WRITE_AFTER_S", 0.2)
 
 
-class Memory:
-    """What a replica has of a shard, that is promoted without what came later."""
+class ShardSnapshot:
+    """The rows of a shard at one moment: a replica with these, and without later commits, is promoted."""
 
     def __init__(self, pool: ShardPool, rows: dict[str, list[Any]]) -> None:
         self._pool = pool
         self._rows = rows
 
     @classmethod
-    async def of(cls, pool: ShardPool) -> Memory:
-        """Remember all that the worker writes."""
+    async def take(cls, pool: ShardPool) -> ShardSnapshot:
+        """Read all rows that the worker writes."""
         return cls(pool, {table: await fetch(pool, f"SELECT * FROM {table}") for table in TABLES})
 
     async def promote(self) -> None:
-        """Forget all that came later, in one step."""
+        """Restore the rows, in one step."""
         async with self._pool.transaction() as connection:
             for table, rows in self._rows.items():
                 await connection.execute(f"DELETE FROM {table}")
@@ -90,7 +90,7 @@ class Memory:
                     await connection.execute(f"INSERT INTO {table} VALUES ({places})", *row.values())
 
 
-def refills(shard_id: str) -> float:
+def backfill_count(shard_id: str) -> float:
     """Return how often a shard was read for again."""
     return float(instruments.SHARD_REFILLS.labels(shard_id)._value.get())
 
@@ -120,7 +120,7 @@ async def test_what_a_shard_lost_is_applied_again_before_anything_new(world: Wor
     async with world.reading() as reader:
         await world.put(*mixed(chain("a-x", 6), chain("b-x", 6), chain("c-x", 6)))
         await all_succeeded(shard, a=6, b=6)
-        memory = await Memory.of(shard)
+        memory = await ShardSnapshot.take(shard)
         numbers = await world.put(
             *mixed(chain("a-x", 30, first=6), chain("b-x", 30, first=6), chain("c-x", 30, first=6))
         )
@@ -146,7 +146,7 @@ async def test_what_an_idle_shard_lost_is_applied_again(world: World) -> None:
     async with world.reading() as reader, looked_after(world, reader):
         await world.put(*chain("a-x", 3))
         await all_succeeded(shard, a=3)
-        memory = await Memory.of(shard)
+        memory = await ShardSnapshot.take(shard)
         numbers = await world.put(*mixed(chain("a-x", 30, first=3), chain("b-x", 30)))
         await reaches(reader, numbers[-1])
         await memory.promote()
@@ -154,12 +154,12 @@ async def test_what_an_idle_shard_lost_is_applied_again(world: World) -> None:
 
 
 async def test_what_was_lost_while_nobody_read_is_applied_again(world: World) -> None:
-    """Who takes the lease reads the row first, also where its own records are for others."""
+    """The new owner of the lease reads the row first, also where its own records are for other shards."""
     shard = await world.shard("shard-1")
     async with world.reading() as reader:
         await world.put(*mixed(chain("a-x", 3), chain("b-x", 3)))
         await all_succeeded(shard, a=3, b=3)
-        memory = await Memory.of(shard)
+        memory = await ShardSnapshot.take(shard)
         numbers = await world.put(*mixed(chain("a-x", 30, first=3), chain("b-x", 30, first=3)))
         await reaches(reader, numbers[-1])
     await memory.promote()
@@ -169,9 +169,9 @@ async def test_what_was_lost_while_nobody_read_is_applied_again(world: World) ->
 
 
 async def test_first_commits_that_were_lost_with_the_row_are_applied_again(world: World) -> None:
-    """No row says nothing of how far anybody got: it is read from the time of the first tenant on."""
+    """Without a row, no position is known: the stream is read from the time of the first tenant on."""
     shard = await world.shard("shard-1")
-    memory = await Memory.of(shard)
+    memory = await ShardSnapshot.take(shard)
     async with world.reading() as reader:
         numbers = await world.put(*mixed(chain("a-x", 12), chain("b-x", 12)))
         await reaches(reader, numbers[-1])
@@ -184,12 +184,12 @@ async def test_first_commits_that_were_lost_with_the_row_are_applied_again(world
 async def test_shard_is_read_for_again_for_tenants_too_of_whom_others_believe_that_they_live_elsewhere(
     world: World,
 ) -> None:
-    """A route may be older than a move; the shard says itself who lives there."""
+    """A route may be older than a move; the shard itself reports its tenants."""
     shard = await world.shard("shard-1")
     async with world.reading() as reader:
         await world.put(*mixed(chain("a-x", 3), chain("b-x", 3), chain("c-x", 3)))
         await all_succeeded(shard, a=3, b=3)
-        memory = await Memory.of(shard)
+        memory = await ShardSnapshot.take(shard)
         numbers = await world.put(*mixed(chain("a-x", 30, first=3), chain("c-x", 30, first=3)))
         await reaches(reader, numbers[-1])
     await memory.promote()
@@ -200,12 +200,12 @@ async def test_shard_is_read_for_again_for_tenants_too_of_whom_others_believe_th
 
 
 async def test_second_loss_while_the_first_is_made_good_loses_nothing(world: World) -> None:
-    """What the catch-up of a refill applied is claimed as little as everything else."""
+    """The operations applied by a backfill are as little claimed as all others."""
     shard = await world.shard("shard-1")
     async with world.reading() as reader:
         await world.put(*mixed(chain("a-x", 3), chain("b-x", 3)))
         await all_succeeded(shard, a=3, b=3)
-        memory = await Memory.of(shard)
+        memory = await ShardSnapshot.take(shard)
         for first in range(3, 93, 30):
             numbers = await world.put(*mixed(chain("a-x", 30, first=first), chain("b-x", 30, first=first)))
             await reaches(reader, numbers[-1])
@@ -218,20 +218,20 @@ async def test_second_loss_while_the_first_is_made_good_loses_nothing(world: Wor
 
 
 async def test_reader_that_stopped_in_order_leaves_nothing_to_be_read_again(world: World) -> None:
-    """Its last word to each shard is its checkpoint, where the next one begins."""
+    """Its final position on each shard is its checkpoint, where the next one starts."""
     shard = await world.shard("shard-1")
     async with world.reading() as reader, looked_after(world, reader):
         await world.put(*mixed(chain("a-x", 30), chain("c-x", 30)))
         await all_succeeded(shard, a=30)
         numbers = await world.put(*chain("c-x", 30, first=30))
         await reaches(reader, numbers[-1])
-    before = refills("shard-1"), refills("shard-2")
+    before = backfill_count("shard-1"), backfill_count("shard-2")
     following = world.reading(AtSequenceNumber(numbers[-1]), checkpoint=reader.checkpoint)
     async with following as reader, looked_after(world, reader):
         await world.put(*mixed(chain("a-x", 3, first=30), chain("c-x", 3, first=60)))
         await all_succeeded(shard, a=33)
         await all_succeeded(await world.shard("shard-2"), c=63)
-    assert (refills("shard-1"), refills("shard-2")) == before
+    assert (backfill_count("shard-1"), backfill_count("shard-2")) == before
 
 
 async def test_two_readers_of_one_stream_shard_apply_everything_once_and_in_order(world: World) -> None:
@@ -248,7 +248,7 @@ async def test_two_readers_of_one_stream_shard_apply_everything_once_and_in_orde
 
 
 async def test_others_are_not_read_again_when_the_next_reader_begins_with_a_long_hold(world: World) -> None:
-    """A row says whom the stream shard owes what is older than what it owes all others."""
+    """A row contains two positions: that of the held tenants, with their names, and that of all others."""
     shard, other = await world.shard("shard-1"), await world.shard("shard-2")
     await fetch(other, "UPDATE tenants SET state = 'fenced' WHERE id = 'c-x' RETURNING id")
     async with world.reading(settings=_AT_ONCE_AHEAD) as reader:
@@ -264,14 +264,14 @@ async def test_others_are_not_read_again_when_the_next_reader_begins_with_a_long
     assert ahead.held == TenantSet(["c-x"]).encode()
     row = await fetch(shard, "SELECT read_to, held FROM stream_positions")
     assert [(one["read_to"] is not None, one["held"]) for one in row] == [(True, ["tenant:c-x"])]
-    before = refills("shard-1")
+    before = backfill_count("shard-1")
     await fetch(other, "UPDATE tenants SET state = 'active' WHERE id = 'c-x' RETURNING id")
     start = None if done is None else AtSequenceNumber(done.checkpoint)
     async with world.reading(start, checkpoint=done, read_ahead=ahead, settings=_AT_ONCE_AHEAD) as reader:
         await world.put(*mixed(chain("a-x", 3, first=60), chain("c-x", 3, first=30)))
         await all_succeeded(shard, a=63)
         await all_succeeded(other, c=33)
-    assert refills("shard-1") == before
+    assert backfill_count("shard-1") == before
 
 
 async def test_tenant_that_waits_during_a_refill_gets_what_was_lost_before_anything_else(world: World) -> None:
@@ -280,7 +280,7 @@ async def test_tenant_that_waits_during_a_refill_gets_what_was_lost_before_anyth
     async with world.reading() as reader:
         await world.put(*mixed(chain("a-x", 3), chain("b-x", 3)))
         await all_succeeded(shard, a=3, b=3)
-        memory = await Memory.of(shard)
+        memory = await ShardSnapshot.take(shard)
         numbers = await world.put(*mixed(chain("a-x", 30, first=3), chain("b-x", 30, first=3)))
         await reaches(reader, numbers[-1])
         await memory.promote()
@@ -294,12 +294,12 @@ async def test_tenant_that_waits_during_a_refill_gets_what_was_lost_before_anyth
 
 
 async def test_operation_that_was_given_up_is_given_up_again_when_its_row_is_lost(world: World) -> None:
-    """The row of what was given up is as much of the shard as any other."""
+    """The row of a given-up operation is as much part of the shard as any other."""
     shard = await world.shard("shard-1")
     async with world.reading() as reader:
         await world.put(*chain("a-x", 3))
         await all_succeeded(shard, a=3)
-        memory = await Memory.of(shard)
+        memory = await ShardSnapshot.take(shard)
         bad = record("create", "a-x", 3, data={"text": "\x00"})
         numbers = await world.put(bad, *chain("b-x", 3))
         await reaches(reader, numbers[-1])
@@ -310,7 +310,7 @@ async def test_operation_that_was_given_up_is_given_up_again_when_its_row_is_los
 
 
 async def test_position_of_a_reader_at_its_end_says_so(world: World) -> None:
-    """Who continues the stream shard has nothing to read again of it then."""
+    """The readers of the children then have no record of it to read again."""
     shard = await world.shard("shard-1")
     async with world.reading(is_end=_is_end) as reader:
         await world.put(*chain("a-x", 30))
@@ -328,7 +328,7 @@ async def test_child_reads_of_its_parent_what_a_shard_lacks_before_its_own(world
     async with world.reading(is_end=_is_end) as reader:
         await world.put(*chain("a-x", 3))
         await all_succeeded(shard, a=3)
-        memory = await Memory.of(shard)
+        memory = await ShardSnapshot.take(shard)
         await world.put(*chain("a-x", 30, first=3))
         await all_succeeded(shard, a=33)
         await world.kinesis.split_shard(StreamName=world.stream.name, ShardToSplit=ONLY, NewStartingHashKey=str(2**127))

@@ -49,7 +49,7 @@ async def world(request: pytest.FixtureRequest, endpoint_url: str, make_shard: S
 
 
 async def test_reader_applies_each_tenants_operations_in_stream_order(world: World) -> None:
-    """Each in its own shard, both shards at once; then nothing is owed and nothing was a dead letter."""
+    """Each in its own shard, both shards at once; then no record is pending, and none became a dead letter."""
     tenants = {"a-x": "shard-1", "b-x": "shard-2", "c-x": "shard-1"}
     for tenant, shard_id in tenants.items():
         await world.provision(tenant, shard_id)
@@ -92,7 +92,7 @@ async def test_reader_lets_nobody_wait_for_an_unregistered_tenant(world: World) 
 
 
 async def test_reader_gives_up_an_unknown_tenants_operations_after_wait_and_margin(world: World) -> None:
-    """Not at TENANT_WAIT_SECONDS but a minute later, after a fresh 404; what is younger goes on waiting."""
+    """Not at TENANT_WAIT_SECONDS but a minute later, after a fresh 404; younger operations wait on."""
     ahead = WAIT + MARGIN - timedelta(seconds=5)
     numbers = await world.put(record("create", "nobody-x", 0))
 
@@ -145,7 +145,7 @@ async def test_reader_stores_what_is_no_operation_as_dead_letters_and_goes_on(wo
 
 
 async def test_reader_waits_while_the_dead_letter_queue_refuses(world: World) -> None:
-    """Nothing is passed over or read meanwhile; what was read for other lanes goes on; then all goes on."""
+    """No record is finished or read until then; records read for other lanes go on."""
     await world.provision("a-x", "shard-1")
     name = f"not-yet-{uuid4()}"
     queue_url = world.queue_url.rpartition("/")[0] + f"/{name}"
@@ -186,7 +186,7 @@ async def test_lane_waits_for_its_dead_letter_and_others_do_not(world: World) ->
 
 
 async def test_reader_stops_at_once_while_the_dead_letter_queue_refuses(world: World) -> None:
-    """Its records stay owed and come again; the next reader, with a queue that works, stores the letter."""
+    """Its records stay pending; the next reader, with a working queue, reads them again and stores the dead letter."""
     await world.provision("a-x", "shard-1")
     numbers = await world.put(*chain("a-x", 3), b"not json")
     shard = await world.shard("shard-1")
@@ -204,7 +204,7 @@ async def test_reader_stops_at_once_while_the_dead_letter_queue_refuses(world: W
 
 
 async def test_reader_stops_reading_when_too_much_is_in_hand(world: World) -> None:
-    """Until some of it is applied; then it goes on by itself."""
+    """Until some operations are applied; then it continues."""
     await world.provision("a-x", "shard-1")
     shard = await world.shard("shard-1")
     numbers = await world.put(*chain("a-x", 60))
@@ -223,7 +223,7 @@ async def test_reader_stops_reading_when_too_much_is_in_hand(world: World) -> No
 async def test_reader_decodes_nothing_before_its_lane_has_nothing_to_do(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Undecoded it takes less memory. Whoever looks at the reader finds it at work all the same."""
+    """Undecoded records take less memory. The status shows the reader as reading all the same."""
     monkeypatch.setattr(shard_lane, "LATE_AFTER_S", 60.0)
     await world.provision("a-x", "shard-1")
     shard = await world.shard("shard-1")
@@ -246,7 +246,7 @@ async def test_reader_decodes_nothing_before_its_lane_has_nothing_to_do(
 async def test_reader_goes_on_for_others_while_its_only_lane_is_late(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A tenant of another shard comes with what is read next, and nothing was sent to that shard yet."""
+    """The next records contain a tenant of another shard, to which nothing was sent yet."""
     monkeypatch.setattr(shard_lane, "LATE_AFTER_S", 0.1)
     await world.provision("a-x", "shard-1")
     await world.provision("b-x", "shard-2")
@@ -263,7 +263,7 @@ async def test_reader_goes_on_for_others_while_its_only_lane_is_late(
 async def test_reader_applies_a_healthy_shards_new_tenant_while_another_shard_is_frozen(
     world: World, breakable_server: PostgresServer
 ) -> None:
-    """Invariant 4: the question where one tenant lives must not wait for the question about another."""
+    """Invariant 4: the lookup of one tenant must not wait for the lookup of another."""
     frozen = world.add_shard(await copy_shard(breakable_server, shard_id="shard-3"))
     await world.provision("a-x", "shard-1")
     for number in range(20):
@@ -285,7 +285,7 @@ async def test_reader_applies_a_healthy_shards_new_tenant_while_another_shard_is
 
 @pytest.mark.parametrize("world", [DEFAULT_TIMEOUTS], indirect=True)
 async def test_reader_stops_in_time_when_a_shard_is_frozen(world: World, breakable_server: PostgresServer) -> None:
-    """Open questions and a batch without an answer are given up after *drain_s*; what they were about stays owed."""
+    """Running lookups and a batch without an answer are abandoned after *drain_s*; their operations stay pending."""
     frozen = world.add_shard(await copy_shard(breakable_server, shard_id="shard-3"))
     await world.provision("a-x", "shard-3")
     await world.provision("b-x", "shard-3")
@@ -309,7 +309,7 @@ async def test_reader_stops_in_time_when_a_shard_is_frozen(world: World, breakab
 
 @pytest.mark.parametrize("state", ["fenced", "incoming", "ready"])
 async def test_reader_holds_a_tenant_that_is_not_active(world: World, state: str) -> None:
-    """While its shard says so, in order with what comes meanwhile; its neighbours in the batch are applied."""
+    """While its shard reports it so, in order with later operations; its neighbours in the batch are applied."""
     await world.provision("a-x", "shard-1")
     await world.provision("b-x", "shard-1")
     shard = await world.shard("shard-1")
@@ -355,7 +355,7 @@ async def test_reader_holds_what_is_behind_the_batch_too(world: World) -> None:
 async def test_reader_keeps_the_order_when_another_reader_finds_the_tenant_first(
     world: World, *, is_held: bool
 ) -> None:
-    """The route is known then, and what comes next must still not overtake what waits to ask for it, or is held."""
+    """The route is known then; later operations must still not overtake those that wait for the lookup, or are held."""
     await world.put(*chain("new-x", 3))
 
     async with world.reading() as reader:
@@ -369,7 +369,7 @@ async def test_reader_keeps_the_order_when_another_reader_finds_the_tenant_first
 
 
 async def test_reader_follows_a_tenant_that_moved(world: World) -> None:
-    """Whatever Citrus still says: the shards' own word counts, and the order is kept on the way."""
+    """Whatever Citrus still answers: the shards' own rows decide, and the order is kept on the way."""
     await world.provision("a-x", "shard-1")
     old, new = [await world.shard(shard_id) for shard_id in ("shard-1", "shard-2")]
 
@@ -390,7 +390,7 @@ async def test_reader_follows_a_tenant_that_moved(world: World) -> None:
 
 
 async def test_second_reader_ends_with_the_same_rows_when_the_first_is_stopped_in_the_middle(world: World) -> None:
-    """The checkpoint is never past what is not applied; what lies behind it and was applied is dropped by the log."""
+    """The checkpoint never passes a pending operation; the log drops the operations after it that were applied."""
     tenants = {"a-x": "shard-1", "b-x": "shard-2"}
     for tenant, shard_id in tenants.items():
         await world.provision(tenant, shard_id)
@@ -461,7 +461,7 @@ def reply(*sequence_numbers: str, next_iterator: str | None) -> dict[str, Any]:
 async def test_reader_goes_on_behind_the_last_record_when_its_iterator_expired(
     world: World, scripted: tuple[Stream, ScriptedAws]
 ) -> None:
-    """To the end of the closed stream shard, whose children are then known; each record once."""
+    """To the end of the closed stream shard, which then names its children; each record once."""
     world.stream, aws = scripted
     child = {
         "ShardId": "shardId-000000000001",

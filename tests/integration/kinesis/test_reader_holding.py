@@ -1,4 +1,4 @@
-"""What cannot be applied is held and read again from the stream, while everybody else goes on."""
+"""Operations that cannot be applied are held and read again from the stream, while all other tenants go on."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ async def world(request: pytest.FixtureRequest, endpoint_url: str, make_shard: S
 
 @pytest.fixture(autouse=True)
 def _quick_questions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let those who are held be asked for more often than every few seconds."""
+    """Look up held tenants more often than every few seconds."""
     monkeypatch.setattr(route_lookup, "RETRY_MAX_S", 0.25)
 
 
-def what_is_held(reader: StreamShardReader) -> list[tuple[str, str, str]]:
+def held_targets(reader: StreamShardReader) -> list[tuple[str, str, str]]:
     """Return target, reason and state of everything held."""
     return sorted((held["target"], held["reason"], held["state"]) for held in reader.held_status())
 
@@ -69,7 +69,7 @@ def padded(tenant: str, count: int, size_bytes: int, *, first: int = 0) -> list[
 
 
 async def test_others_go_on_when_a_shard_is_killed_under_load(world: World, breakable_server: PostgresServer) -> None:
-    """Nothing is kept in memory for it; what was held is applied in order when the shard is back."""
+    """Its operations take no memory; they are applied in order when the shard is back."""
     broken = world.add_shard(await copy_shard(breakable_server, shard_id="shard-3"))
     await world.provision("a-x", "shard-1")
     await world.provision("b-x", "shard-3")
@@ -81,7 +81,7 @@ async def test_others_go_on_when_a_shard_is_killed_under_load(world: World, brea
         await breakable_server.kill()
         numbers = await world.put(*mixed(chain("a-x", 300, first=3), chain("b-x", 300, first=3)))
         await logs(shard, "a-x", 303)
-        await eventually(lambda: what_is_held(reader) == [("shard shard-3", "shard_unavailable", "held")])
+        await eventually(lambda: held_targets(reader) == [("shard shard-3", "shard_unavailable", "held")])
         await world.put(*mixed(chain("a-x", 30, first=303), chain("b-x", 30, first=303)))
         await logs(shard, "a-x", 333, within_s=3)
         await eventually(lambda: reader._memory.held_bytes == 0)
@@ -118,7 +118,7 @@ async def test_queue_behind_a_batch_without_an_answer_is_held_when_it_grows(
         await eventually(lambda: reader._memory.held_bytes > MIB)
         await logs(shard, "a-x", 6)
         await eventually(lambda: reader._memory.held_bytes < 64 * 1024)
-        assert what_is_held(reader) == [("shard shard-3", "shard_unavailable", "held")]
+        assert held_targets(reader) == [("shard shard-3", "shard_unavailable", "held")]
         assert reader.is_pending("b-x-3", None)
 
         breakable_server.resume()
@@ -136,7 +136,7 @@ async def test_tenant_gets_all_of_its_operations_when_it_is_registered_late(worl
 
     async with world.reading() as reader:
         await logs(shard, "a-x", 3)
-        await eventually(lambda: what_is_held(reader) == [("tenant late-x", "unregistered", "held")])
+        await eventually(lambda: held_targets(reader) == [("tenant late-x", "unregistered", "held")])
         assert reader.checkpoint is None
         assert reader._dispatcher.entries() == []
         await eventually(lambda: reader._memory.held_bytes == 0)  # a read under way counts for what it may bring
@@ -151,7 +151,7 @@ async def test_tenant_gets_all_of_its_operations_when_it_is_registered_late(worl
 async def test_tenants_held_together_are_applied_when_they_are_registered(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More tenants than are held each by itself share a bucket, and each gets its own in order."""
+    """More tenants than have holds of their own share the overflow hold, and each gets its operations in order."""
     monkeypatch.setattr(holds, "TENANT_HOLDS_MAX", 3)
     monkeypatch.setattr(dispatcher, "OVERFLOW_INTERVAL_FIRST_S", 0.5)
     tenants = [f"new{number}-x" for number in range(20)]
@@ -178,7 +178,7 @@ async def test_tenants_held_together_are_applied_when_they_are_registered(
 
 
 async def test_held_operations_become_dead_letters_each_at_its_own_time(world: World) -> None:
-    """Not a millisecond early; what is younger stays held, and is applied when the tenant comes after all (idea 7)."""
+    """Not a millisecond early; younger ones stay held, and are applied when the tenant is registered (idea 7)."""
     now: datetime | None = None
     (old,) = await world.put(record("create", "nobody-x", 0))
     await asyncio.sleep(0.1)
@@ -196,7 +196,7 @@ async def test_held_operations_become_dead_letters_each_at_its_own_time(world: W
 
         now += timedelta(milliseconds=1)
         await reaches(reader, old)
-        await eventually(lambda: what_is_held(reader) == [("tenant nobody-x", "unregistered", "held")])
+        await eventually(lambda: held_targets(reader) == [("tenant nobody-x", "unregistered", "held")])
         (letter,) = await world.letters()
         assert (letter["reason"], letter["source"]["sequenceNumber"]) == ("unknown_tenant", old)
 
@@ -211,7 +211,7 @@ async def test_held_operations_become_dead_letters_each_at_its_own_time(world: W
 async def test_operation_that_fails_by_itself_is_given_up_and_may_be_sent_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After its last try: a dead letter, a marked row, and then its tenant's later operations; nobody else waited."""
+    """After its last try: a dead letter, a marked row, then its tenant's later operations; no other tenant waited."""
     monkeypatch.setattr(dispatcher, "FAILING_RETRIES_S", (0.3, 0.4, 0.5))
     for tenant in ("a-x", "b-x"):
         await world.provision(tenant, "shard-1")
@@ -222,7 +222,7 @@ async def test_operation_that_fails_by_itself_is_given_up_and_may_be_sent_again(
     await world.put(*mixed(chain("a-x", 3), chain("b-x", 3)), bad)
 
     async with world.reading() as reader:
-        await eventually(lambda: ("tenant a-x", "failing", "held") in what_is_held(reader))
+        await eventually(lambda: ("tenant a-x", "failing", "held") in held_targets(reader))
         await world.put(*mixed(later, chain("b-x", 3, first=3)))
         await logs(shard, "b-x", 6)
         assert await outcomes(shard, "a-x") == ["succeeded"] * 3
@@ -246,7 +246,7 @@ async def test_operation_that_fails_by_itself_is_given_up_and_may_be_sent_again(
 async def test_operation_that_fails_by_itself_is_applied_when_it_stops_failing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before its last try: then there is no dead letter, and what came behind it follows in order."""
+    """Before its last try: then there is no dead letter, and the operations behind it follow in order."""
     monkeypatch.setattr(dispatcher, "FAILING_RETRIES_S", (0.3,) * 50)
     await world.provision("a-x", "shard-1")
     shard = await world.shard("shard-1")
@@ -269,20 +269,20 @@ async def test_operation_that_fails_by_itself_is_applied_when_it_stops_failing(
 async def test_child_holds_what_its_parents_owe_until_they_owe_it_no_more(
     world: World, *, is_listed_by_slot: bool
 ) -> None:
-    """From its first record on, and nobody else; each tenant is freed by itself."""
+    """From its first record on, and only these tenants; each is released on its own."""
     tenants = ["a-x", "b-x", "p-x", "q-x"]
     for tenant in tenants:
         await world.provision(tenant, "shard-1")
     shard = await world.shard("shard-1")
-    owed = TenantSet(["p-x", "q-x"])
+    pending = TenantSet(["p-x", "q-x"])
     if is_listed_by_slot:
-        owed = TenantSet.decode(owed.encode(limit=0))
+        pending = TenantSet.decode(pending.encode(limit=0))
     await world.put(*mixed(*(chain(tenant, 3) for tenant in tenants)))
 
-    async with world.reading(pending_at_parents=owed) as reader:
+    async with world.reading(pending_at_parents=pending) as reader:
         await logs(shard, "a-x", 3)
         await logs(shard, "b-x", 3)
-        assert what_is_held(reader) == [("parents", "reshard", "held")]
+        assert held_targets(reader) == [("parents", "reshard", "held")]
         assert (reader.checkpoint, reader.is_waiting_for_parents) == (None, True)
 
         reader.release_from_parents(TenantSet(["q-x"]))
@@ -290,7 +290,7 @@ async def test_child_holds_what_its_parents_owe_until_they_owe_it_no_more(
         await logs(shard, "p-x", 6)
         await logs(shard, "a-x", 6)
         assert (await outcomes(shard, "q-x"), reader.checkpoint) == ([], None)
-        await eventually(lambda: what_is_held(reader) == [("parents", "reshard", "held")])
+        await eventually(lambda: held_targets(reader) == [("parents", "reshard", "held")])
 
         reader.release_from_parents(TenantSet())
         numbers = await world.put(*mixed(*(chain(tenant, 3, first=6) for tenant in tenants)))
@@ -302,7 +302,7 @@ async def test_child_holds_what_its_parents_owe_until_they_owe_it_no_more(
 
 
 async def test_reader_begins_where_its_predecessor_was_and_catches_up_what_that_held(world: World) -> None:
-    """Where it was is said again from the first renewal on: the next successor, soon after, needs it as much."""
+    """Its position is written again from the first renewal on: the next successor, soon after, needs it as much."""
     await world.provision("a-x", "shard-1")
     await world.provision("p-x", "shard-1")
     shard = await world.shard("shard-1")
@@ -340,7 +340,7 @@ async def test_next_reader_goes_on_with_what_was_held_when_the_first_stops(
         await world.put(*tail, *chain("a-x", 3, first=6))
         await logs(shard, "a-x", 9)
         await eventually(lambda: len(reader.held_status()) == 3)
-        assert what_is_held(reader) == [
+        assert held_targets(reader) == [
             ("shard shard-3", "shard_unavailable", "held"),
             ("tenant c-x", "inactive", "held"),
             ("tenant late-x", "unregistered", "held"),
@@ -364,7 +364,7 @@ async def test_next_reader_goes_on_with_what_was_held_when_the_first_stops(
 
 
 async def test_aggregate_of_another_stream_shard_is_one_dead_letter(world: World) -> None:
-    """None of it is applied, what is around it is, also when it comes again through a catch-up."""
+    """No part of it is applied, its neighbours are, also when a catch-up reads it again."""
     await world.provision("a-x", "shard-1")
     shard = await world.shard("shard-1")
     stray = aggregate([("key", None, one) for one in chain("a-x", 3, first=3)])
@@ -391,7 +391,7 @@ async def test_reader_goes_on_when_every_record_is_larger_than_its_memory(world:
 
     async with world.reading(TrimHorizon(), prefetch=PrefetchMemory(16 * 1024)) as reader:
         await logs(shard, "a-x", 2)
-        await eventually(lambda: what_is_held(reader) == [("tenant late-x", "unregistered", "held")])
+        await eventually(lambda: held_targets(reader) == [("tenant late-x", "unregistered", "held")])
         await world.provision("late-x", "shard-1")
         numbers = await world.put(*padded("late-x", 1, 60_000, first=2))
         await reaches(reader, numbers[-1])
@@ -419,7 +419,7 @@ async def test_batch_without_an_answer_is_held_when_its_memory_is_needed(
         await world.put(*chain("a-x", 3, first=3))
         await logs(shard, "a-x", 6)
         await eventually(lambda: reader._memory.held_bytes == 0)
-        assert what_is_held(reader) == [("shard shard-3", "shard_unavailable", "held")]
+        assert held_targets(reader) == [("shard shard-3", "shard_unavailable", "held")]
 
         breakable_server.resume()
         numbers = await world.put(record("create", "b-x", 23, resource_id="r23"))

@@ -1,4 +1,4 @@
-"""Readers at work while a shard leaves the map: what was for it goes where its tenants live then, in order."""
+"""Running readers while a shard leaves the map: its operations go to the new shards of its tenants, in order."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("aws_credentials")
 
 @pytest.fixture
 async def world(endpoint_url: str, make_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    """Give a world without tenants, where those who are held are asked for often."""
+    """Give a world without tenants, with frequent lookups of held tenants."""
     monkeypatch.setattr(route_lookup, "RETRY_MAX_S", 0.25)
     async with open_world(endpoint_url, make_shard) as world:
         yield world
@@ -34,13 +34,13 @@ def leave(world: World, shard_id: str) -> None:
     world.gateway._directory.apply_map_change([shard_id])
 
 
-def what_is_held(reader: StreamShardReader) -> list[tuple[str, str]]:
+def held_targets(reader: StreamShardReader) -> list[tuple[str, str]]:
     """Return target and reason of everything held."""
     return sorted((held["target"], held["reason"]) for held in reader.held_status())
 
 
 async def test_what_is_on_its_way_to_a_shard_that_leaves_is_applied_where_its_tenant_lives(world: World) -> None:
-    """The lane that the tenant had is told that nobody lives there, and lets it go."""
+    """The lane of the tenant learns that the shard has no tenants, and returns its operations to the lookup."""
     await world.provision("b-x", "shard-2")
     old, new = await world.shard("shard-2"), await world.shard("shard-1")
     async with world.reading() as reader:
@@ -58,7 +58,7 @@ async def test_what_is_on_its_way_to_a_shard_that_leaves_is_applied_where_its_te
 async def test_what_is_held_for_a_shard_that_leaves_is_held_by_tenant_then(
     world: World, breakable_server: PostgresServer
 ) -> None:
-    """Nobody waits for the shard any more; who has a home later is caught up there."""
+    """No operation waits for the shard any more; a tenant that gets a home later is caught up there."""
     broken = world.add_shard(await copy_shard(breakable_server, shard_id="shard-2"))
     await world.provision("b-x", "shard-2")
     new = await world.shard("shard-1")
@@ -67,10 +67,10 @@ async def test_what_is_held_for_a_shard_that_leaves_is_held_by_tenant_then(
         await logs(broken, "b-x", 3)
         await breakable_server.kill()
         await world.put(*chain("b-x", 30, first=3))
-        await eventually(lambda: what_is_held(reader) == [("shard shard-2", "shard_unavailable")])
+        await eventually(lambda: held_targets(reader) == [("shard shard-2", "shard_unavailable")])
         world.citrus.registry.place("b-x", world.citrus.registry.shards["shard-1"])
         leave(world, "shard-2")
-        await eventually(lambda: what_is_held(reader) == [("tenant b-x", "not_here")])
+        await eventually(lambda: held_targets(reader) == [("tenant b-x", "not_here")])
         await add_tenant(new, TENANT, created_at=datetime.now(UTC))
         await logs(new, "b-x", 30)
         await eventually(lambda: not reader.held_status())

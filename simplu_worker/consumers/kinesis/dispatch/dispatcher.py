@@ -133,7 +133,7 @@ class Dispatcher:
         """Work in *tasks* until *ending*; then finish the batches in flight. The other operations stay pending."""
         self._tasks = tasks
         self._ending = ending
-        tasks.create_task(self.lookup.run(ending), name=f"waiting:{self._name}")
+        tasks.create_task(self.lookup.run(ending), name=f"lookup:{self._name}")
 
     def send(self, entries: Sequence[QueuedOperation]) -> None:
         """Send operations read by one cursor, each behind those of its tenant that are in memory.
@@ -199,13 +199,13 @@ class Dispatcher:
             self._drop_for_reread(misrouted)
         if not own:
             return
-        lane = self._lane(shard_id)
+        lane = self._open_lane(shard_id)
         if len(self._lane_by_tenant) >= TENANTS_REMEMBERED:  # tenants without queued operations can be looked up again
             self._lane_by_tenant = {tenant: one for tenant, one in self._lane_by_tenant.items() if len(one)}
         self._lane_by_tenant[tenant_id] = lane
         self._enqueue(lane, own)
 
-    def _lane(self, shard_id: str) -> ShardLane:
+    def _open_lane(self, shard_id: str) -> ShardLane:
         lane = self._lanes.get(shard_id)
         if lane is None:
             tries = len(FAILING_RETRIES_S) + 1
@@ -332,7 +332,7 @@ class Dispatcher:
         """Hold a Postgres shard, from the first of *entries* on; all of them are dropped."""
         tenants = sorted({entry.operation.tenant_id for entry in entries})
         before, arrived_at = lowest_position(entry.before for entry in entries), _first_arrival(entries)
-        parent_records = self._parent_records_of(entries)  # while their hold still has them
+        parent_records = self._parent_records_of(entries)  # before the hold leaves its catch-up
         hold = self.holds.hold_shard(shard_id, tenants, before, arrived_at, now=loop_time())
         self.holds.require_parent_records(hold, parent_records, tenants)
         if self.is_lane_idle(shard_id):
@@ -414,7 +414,7 @@ class Dispatcher:
         self.has_ready.set()
 
     def ready_due_holds(self) -> None:
-        """Make the holds ready that are due; to be called a few times a second."""
+        """Make the holds ready that are due. Must be called a few times a second."""
         now = loop_time()
         holds = self.holds.all()
         for hold in holds:
