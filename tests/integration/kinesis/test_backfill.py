@@ -120,14 +120,14 @@ async def test_what_a_shard_lost_is_applied_again_before_anything_new(world: Wor
     async with world.reading() as reader:
         await world.put(*mixed(chain("a-x", 6), chain("b-x", 6), chain("c-x", 6)))
         await all_succeeded(shard, a=6, b=6)
-        memory = await ShardSnapshot.take(shard)
+        snapshot = await ShardSnapshot.take(shard)
         numbers = await world.put(
             *mixed(chain("a-x", 30, first=6), chain("b-x", 30, first=6), chain("c-x", 30, first=6))
         )
         await all_succeeded(shard, a=36, b=36)
         await reaches(reader, numbers[-1])
         before = reader.checkpoint
-        await memory.promote()
+        await snapshot.promote()
         assert len(await outcomes(shard, "b-x")) == 6
         numbers = await world.put(*mixed(chain("a-x", 3, first=36), chain("c-x", 3, first=36)))
         await all_succeeded(shard, a=39, b=36)
@@ -146,10 +146,10 @@ async def test_what_an_idle_shard_lost_is_applied_again(world: World) -> None:
     async with world.reading() as reader, looked_after(world, reader):
         await world.put(*chain("a-x", 3))
         await all_succeeded(shard, a=3)
-        memory = await ShardSnapshot.take(shard)
+        snapshot = await ShardSnapshot.take(shard)
         numbers = await world.put(*mixed(chain("a-x", 30, first=3), chain("b-x", 30)))
         await reaches(reader, numbers[-1])
-        await memory.promote()
+        await snapshot.promote()
         await all_succeeded(shard, a=33, b=30)
 
 
@@ -159,10 +159,10 @@ async def test_what_was_lost_while_nobody_read_is_applied_again(world: World) ->
     async with world.reading() as reader:
         await world.put(*mixed(chain("a-x", 3), chain("b-x", 3)))
         await all_succeeded(shard, a=3, b=3)
-        memory = await ShardSnapshot.take(shard)
+        snapshot = await ShardSnapshot.take(shard)
         numbers = await world.put(*mixed(chain("a-x", 30, first=3), chain("b-x", 30, first=3)))
         await reaches(reader, numbers[-1])
-    await memory.promote()
+    await snapshot.promote()
     following = world.reading(AtSequenceNumber(numbers[-1]), checkpoint=reader.checkpoint)
     async with following as reader, looked_after(world, reader):
         await all_succeeded(shard, a=33, b=33)
@@ -171,11 +171,11 @@ async def test_what_was_lost_while_nobody_read_is_applied_again(world: World) ->
 async def test_first_commits_that_were_lost_with_the_row_are_applied_again(world: World) -> None:
     """Without a row, no position is known: the stream is read from the time of the first tenant on."""
     shard = await world.shard("shard-1")
-    memory = await ShardSnapshot.take(shard)
+    snapshot = await ShardSnapshot.take(shard)
     async with world.reading() as reader:
         numbers = await world.put(*mixed(chain("a-x", 12), chain("b-x", 12)))
         await reaches(reader, numbers[-1])
-    await memory.promote()
+    await snapshot.promote()
     async with world.reading(AtSequenceNumber(numbers[-1]), checkpoint=reader.checkpoint) as reader:
         await world.put(*chain("a-x", 3, first=12))
         await all_succeeded(shard, a=15, b=12)
@@ -189,10 +189,10 @@ async def test_shard_is_read_for_again_for_tenants_too_of_whom_others_believe_th
     async with world.reading() as reader:
         await world.put(*mixed(chain("a-x", 3), chain("b-x", 3), chain("c-x", 3)))
         await all_succeeded(shard, a=3, b=3)
-        memory = await ShardSnapshot.take(shard)
+        snapshot = await ShardSnapshot.take(shard)
         numbers = await world.put(*mixed(chain("a-x", 30, first=3), chain("c-x", 30, first=3)))
         await reaches(reader, numbers[-1])
-    await memory.promote()
+    await snapshot.promote()
     world.gateway._directory.routes.put("a-x", "shard-2", now=loop_time(), draw=0.5)
     async with world.reading(AtSequenceNumber(numbers[-1]), checkpoint=reader.checkpoint):
         await world.put(*chain("b-x", 3, first=3))
@@ -205,14 +205,14 @@ async def test_second_loss_while_the_first_is_made_good_loses_nothing(world: Wor
     async with world.reading() as reader:
         await world.put(*mixed(chain("a-x", 3), chain("b-x", 3)))
         await all_succeeded(shard, a=3, b=3)
-        memory = await ShardSnapshot.take(shard)
+        snapshot = await ShardSnapshot.take(shard)
         for first in range(3, 93, 30):
             numbers = await world.put(*mixed(chain("a-x", 30, first=first), chain("b-x", 30, first=first)))
             await reaches(reader, numbers[-1])
-            await memory.promote()
+            await snapshot.promote()
         await world.put(*mixed(chain("a-x", 3, first=93), chain("b-x", 3, first=93)))
         await eventually(lambda: bool(reader.held_status()))
-        await memory.promote()
+        await snapshot.promote()
         await world.put(*mixed(chain("a-x", 3, first=96), chain("b-x", 3, first=96)))
         await all_succeeded(shard, a=99, b=99)
 
@@ -280,10 +280,10 @@ async def test_tenant_that_waits_during_a_refill_gets_what_was_lost_before_anyth
     async with world.reading() as reader:
         await world.put(*mixed(chain("a-x", 3), chain("b-x", 3)))
         await all_succeeded(shard, a=3, b=3)
-        memory = await ShardSnapshot.take(shard)
+        snapshot = await ShardSnapshot.take(shard)
         numbers = await world.put(*mixed(chain("a-x", 30, first=3), chain("b-x", 30, first=3)))
         await reaches(reader, numbers[-1])
-        await memory.promote()
+        await snapshot.promote()
         await fetch(shard, "UPDATE tenants SET state = 'fenced' WHERE id = 'b-x' RETURNING id")
         await world.put(*mixed(chain("a-x", 3, first=33), chain("b-x", 3, first=33)))
         await all_succeeded(shard, a=36)
@@ -299,11 +299,11 @@ async def test_operation_that_was_given_up_is_given_up_again_when_its_row_is_los
     async with world.reading() as reader:
         await world.put(*chain("a-x", 3))
         await all_succeeded(shard, a=3)
-        memory = await ShardSnapshot.take(shard)
+        snapshot = await ShardSnapshot.take(shard)
         bad = record("create", "a-x", 3, data={"text": "\x00"})
         numbers = await world.put(bad, *chain("b-x", 3))
         await reaches(reader, numbers[-1])
-        await memory.promote()
+        await snapshot.promote()
         await world.put(*chain("b-x", 3, first=3))
         await all_succeeded(shard, b=6)
         assert await outcomes(shard, "a-x") == ["succeeded"] * 3 + ["invalid_data"]
@@ -328,12 +328,12 @@ async def test_child_reads_of_its_parent_what_a_shard_lacks_before_its_own(world
     async with world.reading(is_end=_is_end) as reader:
         await world.put(*chain("a-x", 3))
         await all_succeeded(shard, a=3)
-        memory = await ShardSnapshot.take(shard)
+        snapshot = await ShardSnapshot.take(shard)
         await world.put(*chain("a-x", 30, first=3))
         await all_succeeded(shard, a=33)
         await world.kinesis.split_shard(StreamName=world.stream.name, ShardToSplit=ONLY, NewStartingHashKey=str(2**127))
         await eventually(lambda: reader.is_finished)
-    await memory.promote()
+    await snapshot.promote()
     lineage = Lineage(frozenset([ONLY]), {ONLY: Ancestor(frozenset(), None, None)}, is_ended=True)
     listed = await world.kinesis.list_shards(StreamName=world.stream.name)
     children = [one["ShardId"] for one in listed["Shards"] if one.get("ParentShardId") == ONLY]
