@@ -175,6 +175,7 @@ def run_mutmut(modules: dict[str, Path], names: list[str], max_children: int) ->
 
     if not sys.stdout.isatty():
         mutmut.print_status = stats.print_status = lambda *_, **__: None
+    mutmut.print_stats = lambda *_, **__: None  # it counts all mutants again after each
     config().only_mutate = [str(path) for path in modules.values()]
     mutmut._run(names, max_children)
 

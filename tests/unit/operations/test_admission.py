@@ -5,8 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from simplu_worker.operations.admission import TenantRow, TenantState, admit
+from simplu_worker.operations.admission import TenantRow, TenantState, admit, admits_all
 from simplu_worker.operations.operation import (
     DeadLetterReason,
     Disposition,
@@ -107,3 +110,48 @@ def test_message_of_a_queue_is_never_too_late() -> None:
     message = operation(arrived_at=CREATED_AT - 2 * WAIT, source=Source.SQS)
 
     assert admit(message, tenant(), tenant_wait=WAIT) is None
+
+
+@pytest.mark.parametrize(
+    ("arrived_before", "admitted"),
+    [
+        ([timedelta(0), timedelta(0)], True),
+        ([timedelta(0), WAIT], False),
+        ([WAIT, timedelta(0)], False),
+        ([WAIT - timedelta(microseconds=1)] * 2, True),
+    ],
+)
+def test_batch_is_not_admitted_whole_when_one_operation_came_too_late(
+    arrived_before: list[timedelta], *, admitted: bool
+) -> None:
+    """The oldest operation decides."""
+    batch = [operation(arrived_at=CREATED_AT - before) for before in arrived_before]
+
+    assert admits_all(batch, {"a-b-c": tenant()}, tenant_wait=WAIT) is admitted
+
+
+def test_batch_is_not_admitted_whole_when_one_tenant_was_made_too_late() -> None:
+    """The tenant that was made last decides."""
+    other = replace(operation(arrived_at=CREATED_AT - WAIT / 2), business_id="z", tenant_id="z-c")
+    rows = {"a-b-c": tenant(), "z-c": replace(tenant(business_id="z"), created_at=CREATED_AT + WAIT)}
+
+    assert not admits_all([operation(), other], rows, tenant_wait=WAIT)
+
+
+cases = st.tuples(
+    st.sampled_from([*TenantState, None]), st.sampled_from([("a-b", "c"), ("a", "b-c")]), st.sampled_from([-1, 0, 1])
+)
+
+
+@given(row=cases, late=st.lists(st.sampled_from([-1, 0, 1]), min_size=1, max_size=3))
+def test_batch_is_admitted_whole_only_when_each_operation_is(
+    row: tuple[TenantState | None, tuple[str, str], int], late: list[int]
+) -> None:
+    """The short way never applies an operation that the long way would not."""
+    state, (business_id, location_id), _ = row
+    found = None if state is None else tenant(state, business_id=business_id, location_id=location_id)
+    rows = {} if found is None else {"a-b-c": found}
+    batch = [operation(arrived_at=CREATED_AT - WAIT - timedelta(microseconds=one)) for one in late]
+
+    each = [admit(one, found, tenant_wait=WAIT) is None for one in batch]
+    assert admits_all(batch, rows, tenant_wait=WAIT) == all(each)

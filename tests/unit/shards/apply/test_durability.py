@@ -173,6 +173,12 @@ def test_watch_begins_anew_with_another_server(successor: Server) -> None:
     assert (watch.safety, watch.standbys_behind(END)) == (CommitSafety.LOCAL, [])
 
 
+def test_watch_awaits_a_standby_at_once_after_a_promotion_to_a_shorter_log() -> None:
+    """The positions of the former primary's log say nothing about the new one's."""
+    watch = watched((0, facts(standby())), (KEEPS_UP_S + 1, facts(standby(500), position=500, server=PROMOTED)))
+    assert (watch.safety, watch.awaited) == (CommitSafety.REPLICATED, ["a"])
+
+
 def test_watch_knows_nothing_before_the_first_answer() -> None:
     """And reports it."""
     assert StandbyWatch().safety is CommitSafety.UNKNOWN

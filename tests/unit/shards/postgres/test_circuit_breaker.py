@@ -85,11 +85,14 @@ def test_breaker_lets_one_probe_when_it_was_open_for_a_while() -> None:
     assert breaker.decide(NOW + 2 * PROBE_INTERVAL_S) is BreakerDecision.PROBE
 
 
-def test_breaker_opens_again_when_the_probe_fails() -> None:
-    """At once, and without reporting that it opened: it was never closed."""
-    breaker = opened()
+@pytest.mark.parametrize(("failure_count", "asked_s_ago"), [(FAILURES_MAX, 0.0), (1, SILENCE_MAX_S)])
+def test_breaker_opens_again_when_the_probe_fails(failure_count: int, asked_s_ago: float) -> None:
+    """At once, whatever opened it, and without a report that it opened: it was never closed."""
+    breaker = CircuitBreaker()
+    for _ in range(failure_count):
+        breaker.record_failure(NOW, asked_at=NOW - asked_s_ago)
     later = NOW + PROBE_INTERVAL_S
-    breaker.decide(later)
+    assert breaker.decide(later) is BreakerDecision.PROBE
 
     assert not breaker.record_failure(later, asked_at=later)
 

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import random
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.pacing import ReadBudget
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
-from simplu_worker.consumers.kinesis.stream.client import Record, Stream, TrimHorizon
+from simplu_worker.consumers.kinesis.stream.client import (
+    AfterSequenceNumber,
+    AtSequenceNumber,
+    ExpiredIteratorError,
+    Record,
+    Start,
+    Stream,
+    StreamGoneError,
+    TrimHorizon,
+)
+from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.metrics import instruments
 from simplu_worker.timing.clock import loop_time
 
 CHILDREN = [{"ShardId": "shardId-1", "HashKeyRange": {"StartingHashKey": "0", "EndingHashKey": "9"}}]
@@ -62,3 +74,87 @@ async def test_bare_end_is_accepted_when_it_repeats(replies: str, are_ends: list
                 found.append(cursor.is_at_end)
 
     assert found == are_ends
+
+
+class ScriptedKinesis(Kinesis):
+    """Answers with the given replies or errors in turn."""
+
+    def __init__(self, *answers: int | Exception | None) -> None:
+        super().__init__("")
+        self._answers = list(answers)
+
+    async def get_records(self, **_asked: Any) -> dict[str, Any]:
+        """Return an empty reply that is so many milliseconds behind, or raise."""
+        answer = self._answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return {"Records": [], "NextShardIterator": "next", "ChildShards": None, "MillisBehindLatest": answer}
+
+
+async def read_all(cursor_of: Start, kinesis: ScriptedKinesis, *, retention: timedelta | None = None) -> Cursor:
+    """Return a cursor after it has read once for each answer of *kinesis*."""
+    memory = PrefetchMemory(1024 * 1024).open_quota()
+    access = StreamShardAccess(Stream(kinesis, "stream"), "shardId-0", memory, random.random)
+    with ReadBudget().open_catch_up(loop_time()) as pacing:
+        cursor = Cursor(access, cursor_of, pacing, kind="catch_up", retention=retention)
+        while kinesis._answers:
+            await cursor.read(asyncio.Event())
+    return cursor
+
+
+DAY = timedelta(hours=24)
+DAY_MS = 24 * 3600 * 1000
+
+
+@pytest.mark.parametrize(
+    ("start", "retention", "millis_behind", "expected"),
+    [
+        (AtSequenceNumber("5"), DAY, DAY_MS, 1),
+        (AtSequenceNumber("5"), DAY, DAY_MS - 60_000, 1),
+        (AtSequenceNumber("5"), DAY, DAY_MS - 60_001, 0),
+        (AtSequenceNumber("5"), DAY, None, 0),
+        (AtSequenceNumber("5"), None, DAY_MS, 0),
+        (AfterSequenceNumber("5"), DAY, DAY_MS, 0),
+        (TrimHorizon(), DAY, DAY_MS, 0),
+    ],
+)
+async def test_expired_records_are_reported_when_the_first_reply_is_as_old_as_the_retention(
+    start: Start, retention: timedelta | None, millis_behind: int | None, expected: int
+) -> None:
+    """Kinesis goes on with the oldest record that it has: only this tells that others before it were not read."""
+    before = instruments.KINESIS_EXPIRED._value.get()
+    with capture_logs() as logs:
+        await read_all(start, ScriptedKinesis(millis_behind), retention=retention)
+
+    reports = [entry for entry in logs if entry["event"] == "stream_shard.records_expired"]
+    assert [(one["checkpoint"], one["retention_hours"]) for one in reports] == [("5", 24.0)] * expected
+    assert instruments.KINESIS_EXPIRED._value.get() - before == expected
+
+
+async def test_expired_records_are_reported_once() -> None:
+    """Later replies are behind because the worker is."""
+    with capture_logs() as logs:
+        await read_all(AtSequenceNumber("5"), ScriptedKinesis(0, DAY_MS), retention=DAY)
+
+    assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == []
+
+
+@pytest.mark.parametrize(
+    ("answers", "trouble", "refusal", "is_gone"),
+    [
+        ([RetryableError("slow")], "slow", None, False),
+        ([PermanentError("denied")], "denied", "denied", False),
+        ([StreamGoneError("gone")], "gone", "gone", True),
+        ([PermanentError("denied"), RetryableError("slow")], "slow", None, False),
+        ([StreamGoneError("gone"), PermanentError("denied")], "denied", "denied", False),
+        ([ExpiredIteratorError("expired")], None, None, False),
+        ([PermanentError("denied"), 0], None, None, False),
+    ],
+)
+async def test_failed_read_leaves_its_error_until_a_reply(
+    answers: list[Exception | int], trouble: str | None, refusal: str | None, *, is_gone: bool
+) -> None:
+    """A refusal is an error that only an operator can end; an iterator that expired is renewed without a word."""
+    cursor = await read_all(TrimHorizon(), ScriptedKinesis(*answers))
+
+    assert (cursor.trouble, cursor.refusal, cursor.is_gone) == (trouble, refusal, is_gone)

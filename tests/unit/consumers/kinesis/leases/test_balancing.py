@@ -79,6 +79,15 @@ def test_very_old_lease_taker() -> None:
     assert takes(seen([ME, ME, ME, BAR]) | expired) == []
 
 
+def test_very_old_lease_is_taken_within_the_share_when_it_is_not_older_than_three_durations() -> None:
+    """Not one tick before; a lease without an owner is never very old: it waits for no renewal."""
+    exact = seen(["gone", "gone"], since=NOW - 3 * DURATION_S, first=4)
+    unowned = seen([None, None], since=VERY_OLD, first=4)
+
+    assert takes(seen([ME, ME, ME, BAR]) | exact) == []
+    assert takes(seen([ME, ME, ME, BAR]) | unowned) == []
+
+
 def test_no_steal_when_off_by_one() -> None:
     """Counts that differ by one are even (KCL testNoStealWhenOffByOne; C11)."""
     assert takes(seen([ME, BAR, BAR])) == []

@@ -141,6 +141,37 @@ def test_group_waits_for_its_head_and_is_handled_in_order_again() -> None:
     assert [one.held_count for one in again] == [1, 0, 0]
 
 
+def held_again() -> GroupScheduler:
+    """Return a group that is held until 9, after a hold until 5 that ended early."""
+    groups = fifo("a1", "a2")
+    decide(groups, call(groups), RetryHeld(5), RetryHeld(5))
+    groups.take_unstarted(keep=lambda _: True)
+    decide(groups, call(groups), RetryHeld(9), RetryHeld(9))
+    return groups
+
+
+def test_hold_that_ended_early_releases_no_later_hold() -> None:
+    """A group is held until the time of its last hold."""
+    groups = held_again()
+    assert names(groups.held_messages()) == ["a1", "a2"]
+    assert (call(groups, now=5), names(call(groups, now=9))) == ([], ["a1", "a2"])
+
+
+def test_next_retry_is_that_of_the_last_hold() -> None:
+    """A hold that ended early wakes nothing."""
+    groups = held_again()
+    assert [groups.next_retry_in_s(now) for now in (0, 5, 10)] == [9.0, 4.0, 0.0]
+    assert GroupScheduler(is_fifo=True).next_retry_in_s(0) is None
+
+
+def test_next_retry_is_none_when_the_hold_ended_early() -> None:
+    """Then the group waits for nothing."""
+    groups = fifo("a1")
+    decide(groups, call(groups), RetryHeld(5))
+    groups.take_unstarted()
+    assert groups.next_retry_in_s(0) is None
+
+
 def test_wait_goes_back_to_the_queue_after_a_minute_in_hand() -> None:
     """A message that was held for a minute returns to the queue, with those behind it."""
     groups, now, waits = fifo("a1", "a2"), 0.0, 0
