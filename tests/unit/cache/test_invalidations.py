@@ -88,6 +88,21 @@ def test_invalidations_wait_once_each_in_their_order() -> None:
     assert (bool(waiting), waiting.size_bytes) == (False, 0)
 
 
+def test_queue_is_empty_without_keys_and_without_an_epoch_move() -> None:
+    """Either is something to send."""
+    for keys, reason, expected in (
+        ([], None, False),
+        ([key(1)], None, True),
+        ([], EpochMoveReason.STARTED, True),
+        ([key(1)], EpochMoveReason.STARTED, True),
+    ):
+        waiting = InvalidationQueue()
+        waiting.add(keys)
+        if reason is not None:
+            waiting.require_epoch_move(reason)
+        assert bool(waiting) is expected
+
+
 def test_invalidations_are_taken_in_batches_of_a_bounded_size() -> None:
     """A pipeline has an end."""
     waiting = InvalidationQueue()

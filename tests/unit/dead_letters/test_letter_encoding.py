@@ -10,6 +10,7 @@ import random
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -165,17 +166,24 @@ def test_letter_of_a_rejected_record_carries_what_could_be_read() -> None:
         reason=DeadLetterReason.INVALID_MESSAGE,
         error="businessId: expected a string",
         origin=SQS,
+        business_id="b",
         location_id="l",
         request_id="r",
+        resource_id="x",
     )
-    made = dead_letter_of(rejected, b"x", failed_at=KINESIS.arrived_at)
-    assert (
-        made.reason,
-        made.location_id,
-        made.request_id,
-        made.business_id,
-        made.attempts,
-    ) == ("invalid_message", "l", "r", None, 1)
+    assert dead_letter_of(rejected, b"y", failed_at=KINESIS.arrived_at, attempts=3) == DeadLetter(
+        reason=DeadLetterReason.INVALID_MESSAGE,
+        error="businessId: expected a string",
+        origin=SQS,
+        failed_at=KINESIS.arrived_at,
+        attempts=3,
+        record=b"y",
+        business_id="b",
+        location_id="l",
+        request_id="r",
+        resource_id="x",
+    )
+    assert dead_letter_of(rejected, b"y", failed_at=KINESIS.arrived_at).attempts == 1
 
 
 @given(record=st.binary(max_size=6_000), max_bytes=st.integers(1_024, 8_000), error=st.text(max_size=200))
@@ -205,6 +213,45 @@ def test_fifo_ids_are_legal_and_the_same_for_one_position() -> None:
     assert (len(first.group_id), len(first.deduplication_id)) == (64, 64)
     assert first.group_id != other.group_id
     assert first.deduplication_id != other.deduplication_id
+
+
+@pytest.mark.parametrize(
+    ("partition_key", "group_id", "ids", "expected"),
+    [
+        ("key", "group", ("b", "l"), "key"),
+        (None, "group", ("b", "l"), "group"),
+        (None, None, ("b", "l"), "b-l"),
+        (None, None, ("b", None), "b-"),
+        (None, None, (None, "l"), "-l"),
+        ("\ud800", None, ("b", "l"), "\ud800"),
+    ],
+)
+def test_group_of_a_letter_is_its_key_else_its_group_else_its_tenant(
+    partition_key: str | None, group_id: str | None, ids: tuple[str | None, str | None], expected: str
+) -> None:
+    """The letters of one key stay in order; a lone surrogate is a key like any other."""
+    origin = msgspec.structs.replace(KINESIS, partition_key=partition_key, group_id=group_id)
+    one = msgspec.structs.replace(letter(origin=origin), business_id=ids[0], location_id=ids[1])
+
+    expected_hash = hashlib.sha256(expected.encode("utf-8", "surrogatepass")).hexdigest()
+    assert fifo_ids_of(one).group_id == expected_hash
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "other"},
+        {"stream_shard_id": "shardId-1"},
+        {"sequence_number": "1"},
+        {"sub_sequence_number": 4},
+        {"message_id": "m"},
+    ],
+)
+def test_deduplication_id_of_a_letter_differs_by_each_part_of_its_position(change: dict[str, object]) -> None:
+    """Two letters of one queue are never taken for each other."""
+    other = letter(origin=msgspec.structs.replace(KINESIS, **change))
+    by_reason = msgspec.structs.replace(letter(), reason=DeadLetterReason.INVALID_JSON)
+    assert len({fifo_ids_of(one).deduplication_id for one in (letter(), other, by_reason)}) == 3
 
 
 @pytest.mark.parametrize(

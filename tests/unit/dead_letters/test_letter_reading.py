@@ -178,6 +178,9 @@ def test_reading_unpacks_no_more_than_its_bound(monkeypatch: pytest.MonkeyPatch)
         ((None, None), b'{"businessId":"b","locationId":"l"}', None, ("b", "l")),
         ((None, None), b'{"orderId":"1"}', {"BusinessId": "b", "LocationId": "l"}, ("b", "l")),
         (("b", None), b'{"locationId":7}', {"LocationId": "l"}, ("b", "l")),
+        ((None, "l"), b'{"businessId":"b","locationId":"x"}', None, ("b", "l")),
+        (("b", "l"), b'{"businessId":"x","locationId":"x"}', None, ("b", "l")),
+        ((None, "l"), b"{}", None, None),
         (("b", None), b"\xff", None, None),
         ((None, None), b'{"businessId":"b"', None, None),
     ],
@@ -193,3 +196,11 @@ def test_tenant_of_a_letter_is_found_in_the_letter_its_record_or_its_attributes(
         LETTER, business_id=own[0], location_id=own[1], record=record, message_attributes=attributes
     )
     assert tenant_of(letter) == expected
+
+
+def test_whole_record_is_known_by_its_size_and_hash() -> None:
+    """An excerpt is replaced by the record that it was cut from, and by no other."""
+    record = b"whole"
+    whole = WholeRecord(len(record), hashlib.sha256(record).hexdigest())
+    assert [whole.matches(one) for one in (record, b"whol", b"other")] == [True, False, False]
+    assert not WholeRecord(4, whole.sha256).matches(record)

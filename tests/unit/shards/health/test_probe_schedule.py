@@ -112,3 +112,27 @@ def test_pace_is_the_interval_or_the_share_whichever_is_slower(count: int) -> No
     between_s = pace.between_s(count)
     assert between_s >= 10.0
     assert count / between_s <= 10.0
+
+
+def test_removed_shard_counts_no_more() -> None:
+    """Neither among the failing shards, which share their probes a second, nor as due."""
+    slow = Pace(1.0, probes_per_second=0.5)
+    schedule = ProbeSchedule(healthy_pace=slow, failing_pace=slow)
+    for shard_id in ("gone", "stays"):
+        schedule.add(shard_id, now=0.0, draw=0.0)
+    schedule.take_due(0.0)
+    schedule.reschedule("gone", fails=True, now=0.0, draw=0.5)
+    schedule.remove("gone")
+    schedule.remove("gone")
+    schedule.reschedule("stays", fails=True, now=0.0, draw=0.5)
+    assert (schedule.take_due(1.9), schedule.take_due(2.1), list(schedule.shard_ids)) == ([], ["stays"], ["stays"])
+
+
+def test_shard_is_brought_forward_once() -> None:
+    """Many uses that fail before the probe bring no further probe."""
+    schedule = schedule_of(1)
+    schedule.take_due(1.0)
+    schedule.reschedule("s0", fails=False, now=1.0, draw=0.5)
+    schedule.bring_forward("s0", now=2.0)
+    schedule.bring_forward("s0", now=1.5)
+    assert (schedule.take_due(1.9), schedule.take_due(2.0)) == ([], ["s0"])

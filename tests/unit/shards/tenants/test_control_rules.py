@@ -14,6 +14,7 @@ from simplu_worker.shards.tenants.control_rules import (
     ControlledTenant,
     ControlStep,
     error_of,
+    is_row_of,
     step_of_creation,
     step_of_destruction,
 )
@@ -132,3 +133,24 @@ def test_tenant_ends_the_same_whatever_the_order_and_however_often(
         assert row is not None
         assert row.state == expected, order
         assert msgspec.structs.asdict(row)["control_at"] == max(at for _, at in messages)
+
+
+def test_controlled_tenant_has_the_facts_of_its_row() -> None:
+    """Each column has its member."""
+    row = {"business_id": "a-b", "location_id": "c", "state": "destroying", "control_at": SAME}
+    for is_begun in (False, True):
+        found = ControlledTenant.from_row(row | {"is_deletion_begun": is_begun})
+        assert found == tenant(TenantState.DESTROYING, is_deletion_begun=is_begun)
+
+
+@pytest.mark.parametrize(
+    ("business_id", "location_id", "expected"), [("a-b", "c", True), ("a", "b-c", False), ("a-b", "x", False)]
+)
+def test_row_is_of_a_tenant_when_both_ids_are_the_same(business_id: str, location_id: str, *, expected: bool) -> None:
+    """`a-b` at `c` and `a` at `b-c` have one id."""
+    assert is_row_of({"business_id": "a-b", "location_id": "c"}, business_id, location_id) is expected
+
+
+def test_error_of_a_taken_id_names_it() -> None:
+    """The operator has to register one of the two under other ids."""
+    assert "'a-b-c'" in str(error_of(ControlStep.TAKEN, "a-b-c"))

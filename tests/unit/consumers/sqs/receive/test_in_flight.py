@@ -141,6 +141,35 @@ def test_nothing_received_from_now_on_is_due_before_the_pause_ends() -> None:
     assert InFlightMessages(visibility_timeout_s=30).next_due_in_s(0.0) == 2.5
 
 
+def test_pause_ends_at_the_next_extension_or_loss() -> None:
+    """A message whose extension is under way may be lost at its deadline; one that is lost ends no pause."""
+    one = in_flight(A)
+    assert [one.next_due_in_s(now) for now in (0.0, 9.5, 11.0)] == [10.0, 0.5, 0.0]
+    due(one, 10.0)
+    assert [one.next_due_in_s(now) for now in (10.0, 29.75)] == [20.0, 0.25]
+    one.add([B], received_at=20.0)
+    assert one.next_due_in_s(20.0) == 10.0
+    one.mark_refused([A, B])
+    assert one.next_due_in_s(40.0) == 2.5
+
+
+def test_message_that_is_not_in_flight_keeps_its_handle_and_may_have_the_longest_timeout() -> None:
+    """It was decided in the meantime: nothing is known of its receive."""
+    one = InFlightMessages(visibility_timeout_s=30)
+    assert (one.with_newest_handle(A), one.allowed_timeout_s(A, 99_999, 0.0), one.remaining_s(A, 0.0)) == (
+        A,
+        VISIBILITY_MAX_S - 1,
+        0.0,
+    )
+
+
+def test_oldest_age_is_that_of_the_first_receive() -> None:
+    """A gauge: 0 when nothing is in flight."""
+    one = in_flight(A, received_at=5.0)
+    one.add([B], received_at=2.0)
+    assert (one.oldest_age_s(10.0), InFlightMessages(visibility_timeout_s=30).oldest_age_s(10.0)) == (8.0, 0.0)
+
+
 STEPS = st.sampled_from(["add", "remove", "refuse", "extend", "expire", "due", "retry"])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
@@ -17,9 +17,10 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
     ToDeadLetter,
     Verdict,
     verdict_on_error,
+    verdict_on_rejected,
 )
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.operations.operation import DeadLetterReason
+from simplu_worker.operations.operation import DeadLetterReason, Origin, RejectedRecord, Source
 
 RULES = RetryRules((1.0, 5.0, 15.5), timedelta())
 IDS = MessageIds("b", "l", "r", "x")
@@ -73,3 +74,17 @@ def test_unexpected_error_gives_up_after_the_last_delay_without_its_text() -> No
     assert verdict_on(KeyError("secret"), message("m", receive_count=4)) == ToDeadLetter(
         DeadLetterReason.RETRIES_EXHAUSTED, "it failed 4 times: KeyError", IDS
     )
+
+
+def test_rejected_message_is_a_dead_letter_with_what_could_be_read() -> None:
+    """The reason, the error and each id go into the letter."""
+    rejected = RejectedRecord(
+        reason=DeadLetterReason.INVALID_JSON,
+        error="no JSON",
+        origin=Origin(source=Source.SQS, name="orders", arrived_at=datetime(2026, 3, 1, tzinfo=UTC)),
+        business_id="b",
+        location_id="l",
+        request_id="r",
+        resource_id="x",
+    )
+    assert verdict_on_rejected(rejected) == ToDeadLetter(DeadLetterReason.INVALID_JSON, "no JSON", IDS)
