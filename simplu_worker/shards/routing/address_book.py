@@ -75,15 +75,14 @@ class AddressBook:
         A shard that was found at another address keeps that one until the shard is found at the new one too.
         """
         shard = self._shards.get(address.shard_id)
-        if shard is None or (not shard.is_proven and shard.address.connection_string != address.connection_string):
+        if shard is None or not shard.is_proven:
             self.add(address, standby=standby)
-            return
-        is_in_use = shard.address.connection_string == address.connection_string
-        shard.standby = None if is_in_use else standby
-        if not is_in_use:
-            shard.candidate = _Candidate(address)
-        else:
+        elif shard.address.connection_string == address.connection_string:
             shard.candidate = None if standby is None else _Candidate(standby, is_standby=True)
+            shard.standby = None
+        else:
+            shard.candidate = _Candidate(address)
+            shard.standby = standby
 
     def remove(self, shard_id: str) -> None:
         """Forget a shard; the results of its trials are then ignored."""

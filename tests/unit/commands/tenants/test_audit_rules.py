@@ -121,3 +121,21 @@ def test_plan_makes_only_what_no_shard_has(tenant: AuditSubject, step: Provision
     """A row in any state is a reason to leave a tenant alone; so is a shard that does not answer."""
     planned = plan_tenant(tenant)
     assert (None if planned is None else planned.step) is step
+
+
+@pytest.mark.parametrize(
+    ("tenant", "detail"),
+    [
+        (subject(DENTAL, named=None), "no shard has its row"),
+        (subject(DENTAL, row(state="moved"), named=None), "no shard has its row; only a row that is moved"),
+        (subject(DENTAL), "it is routed to shard s1, and no shard has its row"),
+        (
+            subject(DENTAL, row(state="moved")),
+            "it is routed to shard s1, and no shard has its row; only a row that is moved",
+        ),
+    ],
+)
+def test_missing_row_is_described_with_the_route_and_the_rows_that_are_there(tenant: AuditSubject, detail: str) -> None:
+    """From these the operator tells a tenant that was never made from one that moved to nowhere."""
+    found = find_differences(tenant, known_types=TYPES)
+    assert detail in [one.detail for one in found if one.kind is DifferenceKind.NO_ROW]

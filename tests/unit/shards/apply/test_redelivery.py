@@ -33,6 +33,9 @@ FROM_SQS = row(source=Source.SQS, stream_shard_id=None, sequence_number=None)
         (row(), Source.KINESIS, "99", LogMatch.REDELIVERY),  # the record itself, read again
         (row(), Source.KINESIS, "100", LogMatch.REPLAY),
         (row(sequence_number="9"), Source.KINESIS, "10", LogMatch.REPLAY),  # numbers, not texts
+        (row(), Source.KINESIS, "0098", LogMatch.REDELIVERY),
+        (row(), Source.KINESIS, "0100", LogMatch.REPLAY),
+        (row(source=Source.SQS, sequence_number="1"), Source.SQS, None, LogMatch.REDELIVERY),
         (row(), Source.KINESIS, "98", LogMatch.REDELIVERY),  # given up before its replay was
         # Its replay was in a child, and was given up there: the parent's new reader meets the record itself again.
         (row(stream_shard_id="shardId-000000000001"), Source.KINESIS, "98", LogMatch.REDELIVERY),
@@ -64,3 +67,9 @@ def test_encounter_is_a_redelivery_when_it_meets_the_row_of_the_same_record(sour
 
     for failure in (None, *Failure):
         assert match_row(sent, LoggedRow.from_operation(sent, failure)) is LogMatch.REDELIVERY
+
+
+def test_logged_row_has_the_facts_of_its_operation() -> None:
+    """As a row of the log is read back."""
+    sent = operation("delete", source=Source.KINESIS, sequence_number="99")
+    assert LoggedRow.from_operation(sent, GIVEN_UP) == row()

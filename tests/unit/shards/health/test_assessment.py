@@ -20,6 +20,7 @@ from simplu_worker.shards.health.assessment import (
     Usage,
     assess,
     health_view,
+    role_of,
     unfit_reason,
     usage_of,
 )
@@ -175,6 +176,34 @@ def test_health_view_leaves_out_what_is_not_known() -> None:
         "standbys": 0,
         "replicationLagSeconds": 1.5,
     }
+
+
+def test_health_view_rounds_what_it_shows() -> None:
+    """A ratio to four digits, times to a hundredth of a millisecond."""
+    probe = with_(response_s=0.123456789, connect_s=0.987654321, lag_bytes=4096)
+    view = health_view(assess(ShardObservation(probe=probe, usage=Usage(1, 3, accepts_new=False))))
+
+    expected = {
+        "usage": 0.3333,
+        "acceptsNew": False,
+        "responseMs": 123.46,
+        "connectMs": 987.65,
+        "replicationLagBytes": 4096,
+    }
+    assert {name: view[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ({}, "primary"),
+        ({"is_read_only": True}, "read-only"),
+        ({"is_read_only": True, "is_standby": True}, "standby"),
+    ],
+)
+def test_role_is_that_of_the_server(members: dict[str, bool], expected: str) -> None:
+    """Every standby is read-only; a primary may be made so."""
+    assert role_of(with_(**members)) == expected
 
 
 def test_problem_kinds_are_those_of_the_metrics() -> None:

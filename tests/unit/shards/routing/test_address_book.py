@@ -219,3 +219,44 @@ def test_book_minds_no_trial_of_a_shard_that_was_removed() -> None:
 
     assert book.known_address("shard-1") is None
     assert not book.is_standby(NEW)
+
+
+def test_book_adds_a_shard_that_is_new_in_the_map() -> None:
+    """With its standby, which is tried while the shard does not answer."""
+    book = AddressBook()
+    book.update(OLD, standby=NEW)
+
+    assert book.known_address("shard-1") == OLD
+    assert (book.is_standby(NEW), book.contested_shard_ids()) == (True, ["shard-1"])
+    assert book.due_candidate("shard-1", 0.0, is_healthy=False) == NEW
+
+
+def test_book_forgets_the_standby_that_a_new_map_does_not_have() -> None:
+    """Whether the shard was found or not; without a candidate no address is a standby's."""
+    for is_proven in (False, True):
+        book = added(is_proven=is_proven)
+        book.update(OLD)
+        assert (book.is_standby(NEW), book.contested_shard_ids()) == (False, [])
+        assert book.due_candidate("shard-1", 0.0, is_healthy=False) is None
+
+
+def test_book_has_no_contest_over_an_address_that_is_not_named_any_more() -> None:
+    """Its back-off goes on, should it be named again."""
+    book = proven()
+    book.resolve(NEW)
+    book.record_failure(NEW, 0.0, draw=1.0)
+    book.resolve(OLD)
+    assert book.contested_shard_ids() == []
+    book.resolve(NEW)
+    assert book.due_candidate("shard-1", 0.5, is_healthy=True) is None
+
+
+def test_book_returns_to_the_former_address_only_after_the_delay_since_the_switch() -> None:
+    """The delay counts from the switch, not from the beginning."""
+    book = proven()
+    book.resolve(NEW)
+    book.switch_to(NEW, 1000.0)
+    book.resolve(OLD)
+
+    assert book.due_candidate("shard-1", 1000.0 + RETURN_DELAY_S - 1, is_healthy=True) is None
+    assert book.due_candidate("shard-1", 1000.0 + RETURN_DELAY_S, is_healthy=True) is OLD

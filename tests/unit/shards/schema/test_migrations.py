@@ -13,6 +13,7 @@ from simplu_worker.shards.schema.migrations import (
     PAUSE_MIN_S,
     Migration,
     ShardSchema,
+    Statement,
     digest_of,
     drop_statement,
     migration_of,
@@ -219,3 +220,30 @@ def test_files_are_made_of_statements(text: str) -> None:
     """Nothing in a migration's or a type's file is beyond what an upgrade understands."""
     assert statements_of(text)
     assert not any(statement.is_concurrent for statement in statements_of(without_concurrently(text)))
+
+
+@pytest.mark.parametrize(("works_from", "needed"), [(None, 4), (3, 3)])
+def test_refusal_of_a_later_schema_names_the_worker_that_may_use_it(works_from: int | None, needed: int) -> None:
+    """The oldest one, so that the operator need not upgrade further than that."""
+    refusal = refusal_of(ShardSchema(4, works_from), worker_version=2)
+    assert refusal is not None
+    assert refusal.endswith(f"got 4; run a worker of schema version {needed} or newer")
+
+
+@pytest.mark.parametrize("schema", [ShardSchema(None), ShardSchema(4, 3), ShardSchema(3, 2, DIGESTS)])
+def test_upgrade_that_does_nothing_leaves_the_schema_as_it_is(schema: ShardSchema) -> None:
+    """Its version and the workers that it works with are those of the shard."""
+    upgrade = plan_upgrade(schema, [FIRST, SECOND, THIRD], TYPES)
+    assert (upgrade.schema, upgrade.is_needed) == (schema, False)
+    assert (upgrade.version, upgrade.works_from) == (schema.version, schema.works_from)
+
+
+def test_upgrade_ends_at_the_last_migration() -> None:
+    """Its version and its works-from are the shard's then."""
+    upgrade = plan_upgrade(ShardSchema(1), [FIRST, SECOND, THIRD], {})
+    assert (upgrade.version, upgrade.works_from, upgrade.migrations) == (3, 2, [SECOND, THIRD])
+
+
+def test_title_of_a_statement_is_its_first_line() -> None:
+    """For people, while an upgrade runs."""
+    assert Statement("ALTER TABLE t\nADD COLUMN c int").title == "ALTER TABLE t"

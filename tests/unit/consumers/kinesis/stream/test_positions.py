@@ -143,3 +143,25 @@ def test_marks_are_made_of_places_when_they_are_asked_for() -> None:
 
     assert list(made) == [RecordPosition(str(number), 1, now) for number in (7, 8, 9)]
     assert (len(made), made[-1], list(made[1:])) == (3, RecordPosition("9", 1, now), list(made)[1:])
+
+
+def test_position_before_a_record_is_after_all_records_before_it() -> None:
+    """It starts a read at the record itself, with all of its sub-records."""
+    arrived_at = datetime(2026, 1, 2, tzinfo=UTC)
+    before = RecordPosition.before_record("10", arrived_at)
+    earlier, first = RecordPosition("9", 7, arrived_at), RecordPosition("10", 0, arrived_at)
+
+    assert before.arrived_at == arrived_at
+    assert [one.is_between_records for one in (earlier, before, first)] == [False, True, False]
+    assert earlier.position < before.position < first.position
+    assert is_after(before, earlier)
+    assert is_after(first, before)
+
+
+@given(st.builds(Position, numbers, st.integers(0, 9)))
+def test_record_position_is_that_of_its_position(position: Position) -> None:
+    """There and back, with the arrival of the record."""
+    arrived_at = datetime(2026, 1, 2, tzinfo=UTC)
+    made = RecordPosition.from_position(position, arrived_at)
+
+    assert (made.position, made.arrived_at) == (position, arrived_at)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.sqs.control.conflicts import MessageSubject, first_conflict, stages_of
+from simplu_worker.consumers.sqs.control.conflicts import MessageSubject, first_conflict, is_same_group, stages_of
 
 
 def about(tenant_id: str, group_id: str | None = None) -> MessageSubject:
@@ -73,3 +73,13 @@ def test_message_waits_for_the_first_undecided_before_it(
 ) -> None:
     """A message of its own group counts before one about the same tenant; messages behind it do not count."""
     assert first_conflict(subjects, len(subjects) - 1, undecided) == expected
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"), [("g", "g", True), ("g", "h", False), ("g", None, False), (None, None, False)]
+)
+def test_messages_without_a_group_are_not_of_the_same_one(
+    one: str | None, other: str | None, *, expected: bool
+) -> None:
+    """A standard queue has no groups."""
+    assert is_same_group(MessageSubject(group_id=one), MessageSubject(group_id=other)) is expected

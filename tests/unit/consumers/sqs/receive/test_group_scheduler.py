@@ -258,6 +258,26 @@ def test_unstarted_leaves_but_for_what_is_to_be_kept() -> None:
     assert names(call(groups)) == ["b1"]
 
 
+@pytest.mark.parametrize(
+    ("kept", "unstarted", "left"),
+    [
+        ("", "a1 a2 a3 b1", ""),
+        ("a1", "a2 a3 b1", "a1"),
+        ("a1 a2", "a3 b1", "a1 a2"),
+        ("a3", "b1", "a1 a2 a3"),
+        ("a2 b1", "a3", "a1 a2 b1"),
+    ],
+)
+def test_unstarted_leave_from_behind_the_last_that_is_kept(kept: str, unstarted: str, left: str) -> None:
+    """A message to keep needs those of its group before it; a group with nothing left is forgotten."""
+    groups = fifo("a1", "a2", "a3", "b1")
+    taken = groups.take_unstarted(keep=lambda one: one.message_id in kept.split())
+
+    assert (names(taken), groups.queued_count) == (unstarted.split(), len(left.split()))
+    assert repr(groups).startswith(f"GroupScheduler({len({name[0] for name in left.split()})} lanes")
+    assert sorted(names(call(groups))) == left.split()
+
+
 def test_t24_thousand_groups_over_eight_slots_starve_none() -> None:
     """T24: with a thousand groups, one of them endless, each is handled once before any is a second time."""
     groups = GroupScheduler(is_fifo=True)
