@@ -1,16 +1,21 @@
 """The worker's Kinesis side as a whole: thousands of random histories, none of which may break an invariant.
 
-SIMULATION_SEED=17 runs one seed and tells what happens in it; SIMULATION_SEED=10000:20000 runs others than the usual,
-which are 400, and ten times as many in CI. SIMULATION_STORM_SEED does the same for those in a storm, a third as many,
-and SIMULATION_GREAT_STORM_SEED for those in a great one, a thirtieth.
+Each seed is a history. Some of each weather run in every test run (QUICK), more in CI (FLOOR), and there further ones as
+long as the budget lasts: SIMULATION_BUDGET_S seconds of processor time in all, 60 by default. The summary of the run
+says how many there were.
+
+SIMULATION_SEED=17 runs one seed and shows what happens in it; SIMULATION_SEED=10000:20000 runs others than the usual.
+SIMULATION_STORM_SEED and SIMULATION_GREAT_STORM_SEED do the same for histories in a storm and in a great one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 import pytest
@@ -20,27 +25,41 @@ from simulation.simulation import simulate
 from simulation.wrong_designs import WRONG_DESIGNS, WrongDesign
 from structlog.types import EventDict, WrappedLogger
 
-IS_CI = os.environ.get("REQUIRE_ALL") == "1"
-SEEDS = os.environ.get("SIMULATION_SEED", "0:4000" if IS_CI else "0:400")
-STORM_SEEDS = os.environ.get("SIMULATION_STORM_SEED", "0:1300" if IS_CI else "0:130")
-GREAT_STORM_SEEDS = os.environ.get("SIMULATION_GREAT_STORM_SEED", "0:130" if IS_CI else "0:13")
-BLOCK = 50
-GREAT_BLOCK = 10
+VARIABLES = {
+    Weather.FAIR: "SIMULATION_SEED",
+    Weather.STORM: "SIMULATION_STORM_SEED",
+    Weather.GREAT_STORM: "SIMULATION_GREAT_STORM_SEED",
+}
+QUICK = {Weather.FAIR: 150, Weather.STORM: 50, Weather.GREAT_STORM: 5}
+FLOOR = {Weather.FAIR: 1000, Weather.STORM: 300, Weather.GREAT_STORM: 30}
+BLOCK = {
+    Weather.FAIR: 50,
+    Weather.STORM: 50,
+    Weather.GREAT_STORM: 5,
+}  # seeds of a test: one takes less than a test does
+BUDGET_S = float(os.environ.get("SIMULATION_BUDGET_S", "60"))
+LANES = 2  # for each weather, to run side by side
 SEEDS_UNTIL_FOUND = 600
 
 
-def blocks_of(seeds: str, block: int = BLOCK) -> list[range]:
-    """Return the seeds to run, some at a time: a test for each would take longer than its run."""
-    first, _, end = seeds.partition(":")
-    last = int(end or int(first) + 1)
-    return [range(at, min(at + block, last)) for at in range(int(first), last, block)]
+def blocks_of(weather: Weather) -> list[Any]:
+    """Return the seeds to run, a block for each test; what is beyond the quick ones is slow."""
+    first, _, end = os.environ.get(VARIABLES[weather], f"0:{FLOOR[weather]}").partition(":")
+    is_usual = VARIABLES[weather] not in os.environ
+    last, size = int(end or int(first) + 1), BLOCK[weather]
+    blocks = [range(at, min(at + size, last)) for at in range(int(first), last, size)]
+    slow = [[pytest.mark.slow] if is_usual and block.start >= QUICK[weather] else [] for block in blocks]
+    return [
+        pytest.param(block, marks=marks, id=f"{block.start}-{block.stop - 1}")
+        for block, marks in zip(blocks, slow, strict=True)
+    ]
 
 
 @pytest.fixture(autouse=True)
 def log_of_simulation() -> Iterator[None]:
     """Drop what is logged; with one seed to run, show it with the virtual time."""
     before = structlog.get_config()
-    is_one = not all(":" in seeds for seeds in (SEEDS, STORM_SEEDS, GREAT_STORM_SEEDS))
+    is_one = any(":" not in os.environ.get(variable, ":") for variable in VARIABLES.values())
     level = logging.INFO if is_one else logging.CRITICAL
     structlog.configure(processors=[_show], wrapper_class=structlog.make_filtering_bound_logger(level))
     yield
@@ -53,40 +72,53 @@ def _show(_logger: WrappedLogger, _level: str, event: EventDict) -> NoReturn:
     raise structlog.DropEvent
 
 
-def name_of(seeds: range) -> str:
-    """Return what a block of seeds is called."""
-    return f"{seeds.start}-{seeds.stop - 1}"
+Note = Callable[[str, object], None]
 
 
-@pytest.mark.parametrize("seeds", blocks_of(SEEDS), ids=name_of)
-def test_nothing_is_lost_doubled_or_out_of_order_whatever_happens(seeds: range) -> None:
+@pytest.mark.parametrize("seeds", blocks_of(Weather.FAIR))
+def test_nothing_is_lost_doubled_or_out_of_order_whatever_happens(seeds: range, record_property: Note) -> None:
     """Kills, stops, reshards, outages and lost answers: each record ends once, in order, before a checkpoint passes it.
 
     And when all is repaired, every stream shard is read by its one owner, and the leases are even and stay.
     """
-    check(seeds, "SIMULATION_SEED")
+    check(seeds, Weather.FAIR, record_property)
 
 
-@pytest.mark.parametrize("seeds", blocks_of(STORM_SEEDS), ids=name_of)
-def test_nothing_is_lost_doubled_or_out_of_order_in_a_storm(seeds: range) -> None:
+@pytest.mark.parametrize("seeds", blocks_of(Weather.STORM))
+def test_nothing_is_lost_doubled_or_out_of_order_in_a_storm(seeds: range, record_property: Note) -> None:
     """The same where commits are lost, stream shards split and replicas killed while others of them are made good."""
-    check(seeds, "SIMULATION_STORM_SEED", Weather.STORM)
+    check(seeds, Weather.STORM, record_property)
 
 
-@pytest.mark.parametrize("seeds", blocks_of(GREAT_STORM_SEEDS, GREAT_BLOCK), ids=name_of)
-def test_nothing_is_lost_doubled_or_out_of_order_in_a_great_storm(seeds: range) -> None:
+@pytest.mark.parametrize("seeds", blocks_of(Weather.GREAT_STORM))
+def test_nothing_is_lost_doubled_or_out_of_order_in_a_great_storm(seeds: range, record_property: Note) -> None:
     """The same with more tenants, records and replicas, and more of everything that happens."""
-    check(seeds, "SIMULATION_GREAT_STORM_SEED", Weather.GREAT_STORM)
+    check(seeds, Weather.GREAT_STORM, record_property)
 
 
-def check(seeds: range, variable: str, weather: Weather = Weather.FAIR) -> None:
-    """Simulate all *seeds*; say how to see again the one that broke a rule."""
+@pytest.mark.slow
+@pytest.mark.parametrize("lane", range(LANES))
+@pytest.mark.parametrize("weather", Weather)
+def test_nothing_is_lost_doubled_or_out_of_order_as_long_as_the_budget_lasts(
+    weather: Weather, lane: int, record_property: Note
+) -> None:
+    """The same with the seeds that follow, as many as there is time for."""
+    ends_at = time.process_time() + BUDGET_S / len(Weather) / LANES
+    seeds = itertools.count(FLOOR[weather] + lane, LANES)
+    check(itertools.takewhile(lambda _: time.process_time() < ends_at, seeds), weather, record_property)
+
+
+def check(seeds: Iterable[int], weather: Weather, record_property: Note) -> None:
+    """Simulate all *seeds* and note how many; say how to see again the one that broke a rule."""
+    count = 0
     for seed in seeds:
         try:
             simulate(seed, weather=weather)
         except ViolationError as exc:
-            exc.add_note(f"to see it again: {variable}={seed} pytest tests/simulation/test_simulation.py")
+            exc.add_note(f"to see it again: {VARIABLES[weather]}={seed} pytest tests/simulation/test_simulation.py")
             raise
+        count += 1
+    record_property("simulated", (weather.value, count))
 
 
 def test_simulation_is_the_same_when_repeated() -> None:
