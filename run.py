@@ -314,7 +314,9 @@ def demo(args: List[str]) -> None:
 def test(args: List[str]) -> None:
     """Run the tests; arguments go to pytest."""
     ensure(VENV, "dev")
-    become([in_venv("python"), "-m", "pytest", "-n", "2", "--dist", "worksteal", *args])
+    # Programs are started by the hundred, and each would compile again all that it imports.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    become([in_venv("python"), "-m", "pytest", "-n", "3", *args])
 
 
 def lint(_args: List[str]) -> None:

@@ -14,6 +14,7 @@ from weakref import WeakSet
 
 import hypothesis
 import pytest
+from support import selection
 from support.aws.endpoints import CREDENTIALS, running_moto
 from support.leaks import LeakDetector
 from support.postgres.databases import SHARD_ID, ShardMaker, Shelf, copy_shard, make_template
@@ -40,19 +41,15 @@ _tenant_numbers = itertools.count(1)
 _leaks = LeakDetector()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what `.ci/run` says."""
+    selection.add_options(parser)
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Begin to watch for leaks."""
+    """Begin to watch for leaks, and choose the tests to run."""
     _leaks.install(config)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave the slow tests to CI, and say so; REQUIRE_ALL=1 runs them here too."""
-    if os.environ.get("REQUIRE_ALL") == "1":
-        return
-    slow = pytest.mark.skip(reason="slow, and left to CI; to run it here: REQUIRE_ALL=1")
-    for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker(slow)
+    config.pluginmanager.register(selection.Selection(config))
 
 
 @pytest.fixture(autouse=True, scope="module")

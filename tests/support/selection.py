@@ -1,0 +1,144 @@
+"""Which tests run, in what order on how many processes, and the line that says what was left out.
+
+A slow test runs in CI, with REQUIRE_ALL=1, or when it is named. `.ci/run` runs each test once: with --passed-to a run
+writes down the tests that have passed, and with --but-passed another one leaves them out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from xdist.scheduler.loadscope import LoadScopeScheduling
+
+# Seconds that a test takes if it does not say so in its mark, by folder: enough for an order.
+USUAL_S = {"acceptance": 3.0, "integration": 0.25, "simulation": 0.4, "model": 0.5}
+SHORT_S = 0.02
+# Tests that share nothing with their module's others and take so long that they run side by side.
+SEPARATE = re.compile(
+    r"tests/(model|simulation)/"
+    r"|tests/acceptance/test_(holding|orders|promotion|provisioning_killed|secrets|fleet|upgrade_under_load)\.py"
+)
+MISSING = re.compile(r"Skipped: (.+) is not here; to have it: ")
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Add the options of this plugin."""
+    group = parser.getgroup("selection")
+    group.addoption("--passed-to", type=Path, metavar="FILE", help="write the tests that passed into FILE")
+    group.addoption("--but-passed", type=Path, metavar="FILE", help="leave out the tests of such a FILE")
+
+
+def scope_of(nodeid: str) -> str:
+    """Return the unit of work that a test belongs to: its file, or itself."""
+    return nodeid if SEPARATE.match(nodeid) else nodeid.partition("::")[0]
+
+
+class Selection:
+    """A plugin of pytest; `workeroutput` is how a process of xdist speaks to the one that reports."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._slow_count = 0
+        self._passed: set[str] = set()
+        self._failed: set[str] = set()
+        self._missing: Counter[str] = Counter()
+        self._simulated: Counter[str] = Counter()
+        self._notes: list[str] = []
+
+    @property
+    def _runs_slow(self) -> bool:
+        is_named = any("::" in argument for argument in self._config.args)
+        return os.environ.get("REQUIRE_ALL") == "1" or is_named or "slow" in self._config.option.markexpr
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        """Leave out what is not to run; on many processes begin with what takes longest."""
+        done_path: Path | None = config.option.but_passed
+        done = set() if done_path is None else set(done_path.read_text(encoding="utf-8").splitlines())
+        kept: list[pytest.Item] = []
+        left_out: list[pytest.Item] = []
+        for item in items:
+            is_left_to_ci = item.get_closest_marker("slow") is not None and not self._runs_slow
+            self._slow_count += is_left_to_ci
+            (left_out if is_left_to_ci or item.nodeid in done else kept).append(item)
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = longest_first(kept) if hasattr(config, "workerinput") else kept
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> LoadScopeScheduling:
+        """Give whole files to a process, for what their tests share, and single tests where they share nothing."""
+        config.option.loadscopereorder = False
+        return _Scheduling(config, log)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Count what the summary tells."""
+        if report.failed:
+            self._failed.add(report.nodeid)
+        elif report.passed and report.when == "call":
+            self._passed.add(report.nodeid)
+        elif report.skipped and (match := MISSING.match(str(report.longrepr[2]))):  # type: ignore[index]  # path, line, reason
+            self._missing[match[1]] += 1
+        if report.when == "call":
+            properties: list[tuple[str, Any]] = report.user_properties
+            for name, value in properties:
+                if name == "simulated":
+                    self._simulated.update(value)
+                elif name == "note":
+                    self._notes.append(str(value))
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Take over what a process of xdist has left out: all have the same."""
+        self._slow_count = getattr(node, "workeroutput", {}).get("slow_count", self._slow_count)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Tell the one that reports, or write down what passed."""
+        if hasattr(session.config, "workeroutput"):
+            session.config.workeroutput["slow_count"] = self._slow_count
+        elif (path := session.config.option.passed_to) is not None:
+            path.write_text("".join(f"{nodeid}\n" for nodeid in sorted(self._passed - self._failed)), encoding="utf-8")
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Say what ran beyond the tests' names, and in one line what did not run."""
+        for note in self._notes:
+            terminalreporter.write_line(note)
+        if self._simulated:
+            counts = ", ".join(f"{count} {weather}" for weather, count in self._simulated.items())
+            terminalreporter.write_line(f"Simulated histories: {counts}")
+        if line := describe_left_out(self._slow_count, self._missing):
+            terminalreporter.write_line(line)
+
+
+class _Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    def _split_scope(self, nodeid: str) -> str:
+        return scope_of(nodeid)
+
+
+def longest_first(items: Iterable[pytest.Item]) -> list[pytest.Item]:
+    """Return *items* by units of work, those first that take longest."""
+    by_scope: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        by_scope[scope_of(item.nodeid)].append(item)
+    by_length = sorted(by_scope.values(), key=lambda unit: -sum(map(_seconds_of, unit)))
+    return [item for unit in by_length for item in unit]
+
+
+def _seconds_of(item: pytest.Item) -> float:
+    mark = item.get_closest_marker("slow")
+    if mark is not None and mark.args:
+        return float(mark.args[0])
+    return USUAL_S.get(item.nodeid.split("/")[1], SHORT_S)
+
+
+def describe_left_out(slow_count: int, missing: Counter[str]) -> str:
+    """Return the line that says what did not run; empty when everything did."""
+    parts = [f"{slow_count} slow tests"] if slow_count else []
+    if missing:
+        parts.append(f"{missing.total()} that need {', '.join(sorted(missing))}")
+    return f"Left out: {', and '.join(parts)}. To run all of them: .ci/run" if parts else ""

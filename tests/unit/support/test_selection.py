@@ -1,0 +1,40 @@
+"""What a test run leaves out is said in one line, and work is handed out whole where tests share something."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from support.selection import describe_left_out, scope_of
+
+
+@pytest.mark.parametrize(
+    ("slow_count", "missing", "expected"),
+    [
+        (0, {}, ""),
+        (412, {}, "Left out: 412 slow tests. To run all of them: .ci/run"),
+        (0, {"npm": 1}, "Left out: 1 that need npm. To run all of them: .ci/run"),
+        (
+            412,
+            {"redis-server": 30, "pgbouncer": 6},
+            "Left out: 412 slow tests, and 36 that need pgbouncer, redis-server. To run all of them: .ci/run",
+        ),
+    ],
+)
+def test_summary_says_in_one_line_what_was_left_out(slow_count: int, missing: dict[str, int], expected: str) -> None:
+    """How many, what they need, and what runs them."""
+    assert expected == describe_left_out(slow_count, Counter(missing))
+
+
+@pytest.mark.parametrize(
+    ("nodeid", "expected"),
+    [
+        ("tests/unit/config/test_settings.py::test_a[1::2]", "tests/unit/config/test_settings.py"),
+        ("tests/acceptance/test_daemon.py::test_b", "tests/acceptance/test_daemon.py"),
+        ("tests/acceptance/test_holding.py::test_c[x]", "tests/acceptance/test_holding.py::test_c[x]"),
+        ("tests/simulation/test_simulation.py::test_d[0-49]", "tests/simulation/test_simulation.py::test_d[0-49]"),
+    ],
+)
+def test_work_is_a_file_unless_its_tests_share_nothing(nodeid: str, expected: str) -> None:
+    """A module's servers are started on one process then, and long tests run side by side."""
+    assert expected == scope_of(nodeid)
