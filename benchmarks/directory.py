@@ -1,13 +1,13 @@
-"""500 databases, 10,000 tenants: what it takes to know where they live, to write to all, and to stay fresh.
+"""Measure 10,000 tenants on 500 databases: finding their shards, writing to all, and keeping routes fresh.
 
     python -m benchmarks.directory [--databases 500] [--tenants 10000] [--max-connections 100]
 
-Starts a few Postgres servers with the databases, and a local Citrus. Directory, pools and gateway run in a process of
-their own, as they do in the worker. Every tenant is found once (cold), looked up again (warm), and written to. Then all
-routes are made stale at once, and asked for anew while Citrus is well, slow, and away: all tenants must be served on.
-Printed are the memory, the connections as the servers count them, and the longest stall of the event loop: by the
-clock, which is also the machine's, and by the processor time of one turn of it, which is ours and has a bound. Exit
-status 1 when a bound is missed.
+Starts a few Postgres servers with the databases, and a local Citrus. Directory, pools and gateway run in a separate
+process, as in the worker. Every tenant is found once (cold), looked up again (warm), and written to. Then all routes
+become stale at once, and are refreshed while Citrus is well, slow, and away: all tenants must still be served. Printed
+are the memory, the connections as counted by the servers, and the longest stall of the event loop: by the clock, which
+includes stalls of the machine, and by the processor time of one iteration, which is our own and has a target. Exit
+status 1 when a target is missed.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ from itertools import islice
 from typing import Any
 
 import asyncpg
-import structlog
 import uvloop
 from prometheus_client import REGISTRY
 from rich.console import Console
 from rich.table import Table
-from support.load.targets import MIB, PerformanceTarget, format_number
+from support.load.console import log_errors_only, open_console
+from support.load.targets import MIB, PerformanceTarget, format_number, json_targets, targets_table
+from support.postgres.databases import TEMPLATE, make_template
 from support.processes.resource_usage import rss_bytes
 
 from simplu_worker.errors import RetryableError
@@ -42,26 +43,22 @@ from simplu_worker.local.stack.citrus_server import CitrusServer
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Disposition, Operation, Origin, Source
 from simplu_worker.shards.gateway import ShardGateway
-from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.citrus import open_citrus
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.route_refresh import REFRESHES_PER_S, RouteRefresh
-from simplu_worker.shards.schema.schema_check import ensure_schema
 from simplu_worker.timing.clock import loop_time
 
 RSS_MAX_MIB = 400.0
 TURN_MAX_MS = 100.0
-LOOKUPS_LEAST_PER_S = 200_000.0  # as the next, a slow machine's
-COLD_LEAST_PER_S = 25.0  # most of it is connections, as five databases share the place of one
-TEMPLATE = "template_shard"
+LOOKUPS_LEAST_PER_S = 200_000.0  # on a slow machine, like the next constant
+COLD_LEAST_PER_S = 25.0  # mostly connecting, as five databases share the place of one connection
 API_KEY = "key-of-the-benchmark"
-AT_ONCE = 16  # as many as a reader asks for that have their answers soon
-WRITES_AT_ONCE = 16
+CONCURRENT_FINDS = 16  # as many as a reader has in flight when answers come soon
+CONCURRENT_WRITES = 16
 WARM_ROUNDS = 50
-PIPED_WIDTH = 140
 LATE_S = 3600.0
-STALL_LOOK_S = 0.002
+STALL_SAMPLE_S = 0.002
 SAMPLE_S = 0.25
 SLOW_S = 2.0
 INSERT = (
@@ -72,33 +69,30 @@ INSERT = (
 
 
 @dataclass
-class Phase:
-    """What one phase came to in the process of the directory."""
+class DirectoryPhase:
+    """The measurements of one phase in the measured process."""
 
     name: str
     seconds: float
     count: int
     stall_ms: float  # by the clock
-    turn_ms: float  # the most processor time between two turns of the loop
-    collecting_ms: float  # the most processor time of one garbage collection, which is part of a turn
+    turn_ms: float  # the most processor time of one iteration of the event loop
+    collecting_ms: float  # the most processor time of one garbage collection, which is part of an iteration
     rss_mib: float
     connections: int
     citrus_requests: int
 
     @property
     def rate(self) -> float:
-        """How many a second."""
+        """The count a second."""
         return self.count / self.seconds
 
 
 def main() -> None:
-    """Run the benchmark, or its inner process."""
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger("error"),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    """Run the benchmark, or the measured process."""
+    log_errors_only()
     if sys.argv[1:] == ["--inside"]:
-        uvloop.run(work(json.loads(sys.stdin.readline())))
+        uvloop.run(run_inside(json.loads(sys.stdin.readline())))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--databases", type=int, default=500)
@@ -106,18 +100,19 @@ def main() -> None:
     parser.add_argument("--servers", type=int, default=5)
     parser.add_argument("--pool-size", type=int, default=4, help="DATABASE_POOL_SIZE")
     parser.add_argument("--max-connections", type=int, default=100, help="DATABASE_MAX_CONNECTIONS")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each phase in which routes are asked for anew")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each phase in which routes are refreshed")
     parser.add_argument("--rss-mib", type=float, default=RSS_MAX_MIB)
-    parser.add_argument("--turn-ms", type=float, default=TURN_MAX_MS, help="most processor time of a turn of the loop")
-    parser.add_argument("--stall-ms", type=float, help="most by the clock; for a machine with nothing else to do")
+    parser.add_argument(
+        "--turn-ms", type=float, default=TURN_MAX_MS, help="maximum processor time of an iteration of the event loop"
+    )
+    parser.add_argument("--stall-ms", type=float, help="maximum stall by the clock; for an idle machine")
     parser.add_argument("--json", action="store_true")
     sys.exit(asyncio.run(run(parser.parse_args())))
 
 
 async def run(arguments: argparse.Namespace) -> int:
     """Measure, print, and return the exit status."""
-    width = None if sys.stderr.isatty() else PIPED_WIDTH
-    console = Console(soft_wrap=True, highlight=False, stderr=arguments.json, width=width)
+    console = open_console(as_json=arguments.json)
     async with AsyncExitStack() as stack:
         servers = await stack.enter_async_context(running_servers(arguments.servers))
         console.print(f"making {arguments.databases} databases on {len(servers)} servers …")
@@ -125,34 +120,32 @@ async def run(arguments: argparse.Namespace) -> int:
         citrus = await make_databases(servers, arguments.databases, arguments.tenants)
         console.print(f"… took {time.monotonic() - started:.0f} s")
         url = await stack.enter_async_context(citrus.serve())
-        watch = await stack.enter_async_context(watched_connections(servers))
-        phases = [phase async for phase in phases_of(arguments, url, citrus, watch, console)]
-        bounds = list(bounds_of(phases, arguments))
-        show(phases, bounds, console)
+        watch = await stack.enter_async_context(counting_connections(servers))
+        phases = [phase async for phase in run_phases(arguments, url, citrus, watch, console)]
+        targets = list(make_targets(phases, arguments))
+        show(phases, targets, console)
     if arguments.json:
-        sys.stdout.write(as_json(phases, bounds) + "\n")
-    return 0 if all(bound.is_kept for bound in bounds) else 1
+        sys.stdout.write(as_json(phases, targets) + "\n")
+    return 0 if all(one.is_kept for one in targets) else 1
 
 
 @asynccontextmanager
 async def running_servers(count: int) -> AsyncIterator[list[PostgresServer]]:
-    """Have Postgres servers, each with the template of a shard."""
+    """Run Postgres servers, each with the template of a shard."""
     with ProcessGroup() as group:
         programs = PostgresPrograms.find(group.directory)
         servers = [PostgresServer(group, programs, database=f"server-{number}") for number in range(1, count + 1)]
         for server in servers:
             await server.start()
-            pool = ShardPool(ShardAddress(TEMPLATE, await server.create_database(TEMPLATE)), size=1)
-            await ensure_schema(pool)
-            await pool.close()
+            await make_template(server)
         yield servers
 
 
 async def make_databases(servers: Sequence[PostgresServer], databases: int, tenants: int) -> CitrusServer:
-    """Make the shards, evenly on the servers, and the tenants, evenly on the shards; return the Citrus that knows."""
+    """Make the shards, evenly on the servers, and the tenants, evenly on the shards; return a Citrus with them."""
 
     async def make_none() -> tuple[str, str]:
-        raise AssertionError("nobody is registered here")
+        raise AssertionError("expected no registration")
 
     citrus = CitrusServer(api_key=API_KEY, make_shard=make_none, max_businesses=tenants)
 
@@ -174,8 +167,8 @@ async def make_databases(servers: Sequence[PostgresServer], databases: int, tena
     return citrus
 
 
-class Watch:
-    """Counts connections on the servers, but its own."""
+class ConnectionCounter:
+    """Counts connections on the servers, except its own."""
 
     def __init__(self, connections: Sequence[asyncpg.Connection]) -> None:
         self._connections = connections
@@ -192,10 +185,10 @@ class Watch:
 
 
 @asynccontextmanager
-async def watched_connections(servers: Sequence[PostgresServer]) -> AsyncIterator[Watch]:
-    """Have connections counted."""
+async def counting_connections(servers: Sequence[PostgresServer]) -> AsyncIterator[ConnectionCounter]:
+    """Count the connections on *servers* while the context is entered."""
     connections = [await asyncpg.connect(server.url_of("postgres")) for server in servers]
-    watch = Watch(connections)
+    watch = ConnectionCounter(connections)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(watch.run())
         yield watch
@@ -205,10 +198,10 @@ async def watched_connections(servers: Sequence[PostgresServer]) -> AsyncIterato
             await connection.close()
 
 
-async def phases_of(
-    arguments: argparse.Namespace, url: str, citrus: CitrusServer, watch: Watch, console: Console
-) -> AsyncIterator[Phase]:
-    """Start the inner process, change what it meets before each of its phases, and yield what they came to."""
+async def run_phases(
+    arguments: argparse.Namespace, url: str, citrus: CitrusServer, watch: ConnectionCounter, console: Console
+) -> AsyncIterator[DirectoryPhase]:
+    """Start the measured process, set the faults of Citrus before each of its phases, and yield the measurements."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, __file__, "--inside", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
@@ -226,7 +219,7 @@ async def phases_of(
                 watch.most = 0
                 process.stdin.write(b"\n")
                 continue
-            phase = Phase(**answer, connections=watch.most)
+            phase = DirectoryPhase(**answer, connections=watch.most)
             console.print(f"{phase.name}: {phase.count} in {phase.seconds:.1f} s")
             yield phase
     except BaseException:
@@ -235,11 +228,11 @@ async def phases_of(
         raise
     await process.wait()
     if process.returncode:
-        raise SystemExit(f"the inner process ended with status {process.returncode}")
+        raise SystemExit(f"expected the measured process to end with status 0, got {process.returncode}")
 
 
-class Inside:
-    """The process whose memory and stalls are measured."""
+class MeasuredProcess:
+    """The process of which memory and stalls are measured."""
 
     def __init__(self, order: dict[str, Any], directory: Directory, gateway: ShardGateway, pools: Pools) -> None:
         self._order = order
@@ -251,40 +244,40 @@ class Inside:
         self._stall_s = self._turn_s = self._collecting_s = 0.0
 
     def watch_collections(self) -> None:
-        """Note the most processor time that a garbage collection takes."""
+        """Record the most processor time of a garbage collection."""
         started = 0.0
 
-        def note(phase: str, _: dict[str, int]) -> None:
+        def note_collection(phase: str, _: dict[str, int]) -> None:
             nonlocal started
             if phase == "start":
                 started = time.process_time()
             else:
                 self._collecting_s = max(self._collecting_s, time.process_time() - started)
 
-        gc.callbacks.append(note)
+        gc.callbacks.append(note_collection)
 
     async def watch_stalls(self) -> None:
-        """Note the longest time for which nothing else had a turn, and the most that one cost."""
+        """Record the longest stall of the event loop, and the most processor time of an iteration."""
         while True:
-            wanted, used = time.perf_counter() + STALL_LOOK_S, time.process_time()
-            await asyncio.sleep(STALL_LOOK_S)
+            wanted, used = time.perf_counter() + STALL_SAMPLE_S, time.process_time()
+            await asyncio.sleep(STALL_SAMPLE_S)
             late = time.perf_counter() - wanted
             self._stall_s = max(self._stall_s, late)
             self._turn_s = max(self._turn_s, time.process_time() - used)
 
-    async def phase(self, name: str, do: Callable[[], Awaitable[int]]) -> None:
-        """Do something and tell what it came to."""
+    async def measure_phase(self, name: str, do: Callable[[], Awaitable[int]]) -> None:
+        """Run *do* as a phase, and write its measurements to stdout."""
         sys.stdout.write(json.dumps({"next": name}) + "\n")
         sys.stdout.flush()
         await asyncio.to_thread(sys.stdin.readline)
-        await asyncio.sleep(2 * STALL_LOOK_S)
-        before = requests()
-        await asyncio.sleep(2 * STALL_LOOK_S)  # counting requests is a turn that is not measured
+        await asyncio.sleep(2 * STALL_SAMPLE_S)
+        before = count_citrus_requests()
+        await asyncio.sleep(2 * STALL_SAMPLE_S)  # counting requests is an iteration that is not measured
         self._stall_s = self._turn_s = self._collecting_s = 0.0
         started = time.perf_counter()
         count = await do()
         seconds = time.perf_counter() - started
-        await asyncio.sleep(2 * STALL_LOOK_S)
+        await asyncio.sleep(2 * STALL_SAMPLE_S)
         answer = {
             "name": name,
             "seconds": seconds,
@@ -293,18 +286,18 @@ class Inside:
             "turn_ms": 1000 * self._turn_s,
             "collecting_ms": 1000 * self._collecting_s,
             "rss_mib": (rss_bytes_of_self() or 0) / MIB,
-            "citrus_requests": requests() - before,
+            "citrus_requests": count_citrus_requests() - before,
         }
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
 
-    async def nothing(self) -> int:
-        """Do nothing, to see what the machine does by itself."""
+    async def do_nothing(self) -> int:
+        """Do nothing, to measure the machine's own stalls."""
         await asyncio.sleep(2)
         return 0
 
     async def find_all(self) -> int:
-        """Find every tenant, many at once; return how many were found where they are."""
+        """Find every tenant, many at once; return how many were found on their shard."""
         databases = self._order["databases"]
         found = 0
 
@@ -316,46 +309,46 @@ class Inside:
 
         numbers = iter(range(len(self.tenant_ids)))
         async with asyncio.TaskGroup() as tasks:
-            for _ in range(AT_ONCE):
+            for _ in range(CONCURRENT_FINDS):
                 tasks.create_task(find(numbers))
         return found
 
     async def look_up_all(self) -> int:
-        """Look every tenant up again and again, as for every operation."""
-        remembered = self._gateway.cached_shard_id
+        """Look every tenant up repeatedly, as for every operation."""
+        look_up = self._gateway.cached_shard_id
         for _ in range(WARM_ROUNDS):
             for some in batched(self.tenant_ids, 1000):
                 for tenant_id in some:
-                    remembered(tenant_id)
+                    look_up(tenant_id)
                 await asyncio.sleep(0)
         return WARM_ROUNDS * len(self.tenant_ids)
 
     async def write_to_all(self) -> int:
-        """Create a resource of every tenant, a batch for each shard; return how many were."""
+        """Create a resource of every tenant, with a batch for each shard; return the number of applied operations."""
         databases, applied = self._order["databases"], 0
 
         async def write(shards: Iterable[int]) -> None:
             nonlocal applied
             for shard in shards:
-                batch = [operation(tenant) for tenant in range(shard, len(self.tenant_ids), databases)]
+                batch = [make_operation(tenant) for tenant in range(shard, len(self.tenant_ids), databases)]
                 outcomes = await self._gateway.apply(f"shard-{shard}", batch)
                 applied += sum(one.disposition is Disposition.APPLIED for one in outcomes)
 
         shards = iter(range(databases))
         async with asyncio.TaskGroup() as tasks:
-            for _ in range(WRITES_AT_ONCE):
+            for _ in range(CONCURRENT_WRITES):
                 tasks.create_task(write(shards))
         return applied
 
     async def find_one_new(self) -> int:
-        """Ask for a tenant that was not found before; return how many were, which is none while Citrus is away."""
+        """Find a tenant that is not cached; return how many were found: 0 while Citrus is away."""
         with suppress(RetryableError):
-            await self._gateway.find("bench-nobody")
+            await self._gateway.find("bench-unknown")
             return 1
         return 0
 
     async def stay_in_use(self) -> int:
-        """Look every tenant up once a second; return how often none was unknown, counted by tenants."""
+        """Look every tenant up once a second; return the mean number of tenants with a cached route."""
         known = rounds = 0
         end = loop_time() + float(self._order["seconds"])
         while loop_time() < end:
@@ -367,8 +360,8 @@ class Inside:
         return known // rounds
 
 
-async def work(order: dict[str, Any]) -> None:
-    """Be the process that is measured."""
+async def run_inside(order: dict[str, Any]) -> None:
+    """Run the phases of the measured process."""
     offset_s = 0.0
 
     def clock() -> float:
@@ -381,27 +374,27 @@ async def work(order: dict[str, Any]) -> None:
     ):
         directory = Directory(citrus, pools, clock=clock)
         gateway = ShardGateway(directory, citrus, pools, tenant_wait=timedelta(minutes=15))
-        inside = Inside(order, directory, gateway, pools)
-        inside.watch_collections()
-        around = [
-            tasks.create_task(inside.watch_stalls()),
+        process = MeasuredProcess(order, directory, gateway, pools)
+        process.watch_collections()
+        background = [
+            tasks.create_task(process.watch_stalls()),
             tasks.create_task(RouteRefresh(directory, citrus, pools, clock=clock).run()),
         ]
-        await inside.phase("idle", inside.nothing)
-        await inside.phase("cold", inside.find_all)
-        await inside.phase("warm", inside.look_up_all)
-        await inside.phase("writes", inside.write_to_all)
+        await process.measure_phase("idle", process.do_nothing)
+        await process.measure_phase("cold", process.find_all)
+        await process.measure_phase("warm", process.look_up_all)
+        await process.measure_phase("writes", process.write_to_all)
         for name in ("Citrus well", "Citrus slow", "Citrus away"):
             offset_s += LATE_S
-            await inside.phase(name, inside.stay_in_use)
+            await process.measure_phase(name, process.stay_in_use)
 
-        await inside.phase("new, Citrus away", inside.find_one_new)
-        await inside.phase("Citrus back", inside.stay_in_use)
-        for task in around:
+        await process.measure_phase("new, Citrus away", process.find_one_new)
+        await process.measure_phase("Citrus back", process.stay_in_use)
+        for task in background:
             task.cancel()
 
 
-def operation(tenant: int) -> Operation:
+def make_operation(tenant: int) -> Operation:
     """Return an operation of one of the tenants."""
     record = {
         "operation": "create",
@@ -427,14 +420,14 @@ def operation(tenant: int) -> Operation:
 
 
 def batched(items: Sequence[str], count: int) -> Iterable[Sequence[str]]:
-    """Yield *items* in parts of at most *count*."""
+    """Yield *items* in sequences of at most *count*."""
     iterator = iter(items)
     while part := list(islice(iterator, count)):
         yield part
 
 
-def requests() -> int:
-    """Return how many requests to Citrus there were."""
+def count_citrus_requests() -> int:
+    """Return the number of requests to Citrus so far."""
     samples = [sample for metric in REGISTRY.collect() for sample in metric.samples]
     return round(sum(one.value for one in samples if one.name == "simplu_citrus_request_seconds_count"))
 
@@ -444,11 +437,11 @@ def rss_bytes_of_self() -> int | None:
     return rss_bytes(os.getpid())
 
 
-def bounds_of(phases: Sequence[Phase], arguments: argparse.Namespace) -> Iterable[PerformanceTarget]:
-    """Yield what is promised of the phases."""
+def make_targets(phases: Sequence[DirectoryPhase], arguments: argparse.Namespace) -> Iterable[PerformanceTarget]:
+    """Yield the targets of the phases."""
     by_name = {phase.name: phase for phase in phases}
     tenants = arguments.tenants
-    yield PerformanceTarget("tenants found where they are", by_name["cold"].count, most=tenants, least=tenants)
+    yield PerformanceTarget("tenants found on their shard", by_name["cold"].count, most=tenants, least=tenants)
     yield PerformanceTarget("found cold", by_name["cold"].rate, least=COLD_LEAST_PER_S, unit="/s")
     yield PerformanceTarget("looked up warm", by_name["warm"].rate, least=LOOKUPS_LEAST_PER_S, unit="/s")
     yield PerformanceTarget("operations applied", by_name["writes"].count, most=tenants, least=tenants)
@@ -456,11 +449,11 @@ def bounds_of(phases: Sequence[Phase], arguments: argparse.Namespace) -> Iterabl
         yield PerformanceTarget(f"{name}: tenants served", by_name[name].count, most=tenants, least=tenants)
         rate = by_name[name].citrus_requests / by_name[name].seconds
         yield PerformanceTarget(f"{name}: requests to Citrus", rate, most=1.2 * REFRESHES_PER_S, unit="/s")
-    yield PerformanceTarget("new tenants told apart while Citrus is away", by_name["new, Citrus away"].count, most=0)
+    yield PerformanceTarget("new tenants found while Citrus is away", by_name["new, Citrus away"].count, most=0)
     yield PerformanceTarget("connections", max(one.connections for one in phases), most=arguments.max_connections)
     yield PerformanceTarget("memory", max(one.rss_mib for one in phases), most=arguments.rss_mib, unit="MiB")
     yield PerformanceTarget(
-        "most processor time of a turn", max(one.turn_ms for one in phases), most=arguments.turn_ms, unit="ms"
+        "most processor time of an iteration", max(one.turn_ms for one in phases), most=arguments.turn_ms, unit="ms"
     )
     if arguments.stall_ms is not None:
         yield PerformanceTarget(
@@ -468,15 +461,15 @@ def bounds_of(phases: Sequence[Phase], arguments: argparse.Namespace) -> Iterabl
         )
 
 
-def show(phases: Sequence[Phase], bounds: Sequence[PerformanceTarget], console: Console) -> None:
-    """Print all of it for people."""
+def show(phases: Sequence[DirectoryPhase], targets: Sequence[PerformanceTarget], console: Console) -> None:
+    """Print tables for people."""
     table = Table(
         "phase",
         "seconds",
         "count",
         "a second",
         "longest stall",
-        "dearest turn",
+        "longest iteration",
         "GC in it",
         "MiB",
         "connections",
@@ -491,22 +484,15 @@ def show(phases: Sequence[Phase], bounds: Sequence[PerformanceTarget], console: 
         usage = (f"{one.rss_mib:.0f}", str(one.connections), str(one.citrus_requests))
         table.add_row(one.name, f"{one.seconds:.2f}", str(one.count), f"{one.rate:.0f}", *stall, *usage)
     console.print(table)
-    table = Table("bound", "measured", "promised", "")
-    for bound in bounds:
-        kept = "kept" if bound.is_kept else "[bold red]MISSED[/]"
-        table.add_row(bound.what, format_number(bound.value, bound.unit), str(bound), kept)
-    console.print(table)
+    console.print(targets_table(targets))
 
 
-def as_json(phases: Sequence[Phase], bounds: Sequence[PerformanceTarget]) -> str:
-    """Return all of it for programs."""
+def as_json(phases: Sequence[DirectoryPhase], targets: Sequence[PerformanceTarget]) -> str:
+    """Return the results as JSON for programs."""
     return json.dumps(
         {
             "phases": [vars(phase) for phase in phases],
-            "bounds": [
-                {"what": bound.what, "value": bound.value, "bound": str(bound), "kept": bound.is_kept}
-                for bound in bounds
-            ],
+            "bounds": json_targets(targets),
         },
         indent=2,
     )

@@ -1,13 +1,13 @@
-"""What trouble costs the others: one Postgres shard lost under load, a growing backlog, tenants that nobody knows.
+"""Measure the cost of trouble for other tenants: a lost Postgres shard, a growing backlog, unregistered tenants.
 
     python -m benchmarks.holding [--rate 2000] [--seconds 60] [--freeze-seconds 60]
     python -m benchmarks.holding --backlog 1000000
     python -m benchmarks.holding --unknown-tenants 100000
 
-Starts the embedded stack, a worker and the producers, each a process of its own. The first phase is the control: the
-same load with all well. The next ones are set beside it: operations a second and arrival → committed, both from the
-shards' own rows and of tenants on the shards that are well, and the memory of the worker. At the end every row of
-every shard is compared with what was put. Exit status 1 when a bound is missed or a row is not as it must be.
+Starts the embedded stack, a worker and the producers, each a separate process. The first phase is the control: the
+same load without trouble. The next phases are compared with it: operations a second and arrival → committed, both from
+the rows of tenants on the other shards, and the memory of the worker. At the end every row of every shard is compared
+with the records that were put. Exit status 1 when a target is missed or a row differs.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from contextlib import asynccontextmanager
 
 from rich.console import Console
 from support.load.chain_checker import count_held
+from support.load.console import open_console
 from support.load.operation_chains import ChainPlan
 from support.load.targets import LoadReport, PerformanceTarget
 from support.load.testbed import Flow, Testbed
@@ -38,37 +39,39 @@ WARM_UP_S = 10.0
 UNKNOWN_TENANT_MARGIN_S = 60.0  # architecture, idea 7
 APPLIED_WITHIN_S = 120.0
 RSS_GROWTH_MIB = 64.0
-RSS_GROWTH_UNKNOWN_MIB = 128.0  # 8 stream shards with a thousand names and two bitmaps each, beside the prefetch
-PIPED_WIDTH = 140
-GIVEN_UP_PER_S = 200.0  # a slow machine's, as the next
+RSS_GROWTH_UNKNOWN_MIB = 128.0  # 8 stream shards with a thousand names and two bitmaps each, and the prefetch
+GIVEN_UP_PER_S = 200.0  # on a slow machine, like the next constant
 APPLIED_PER_S = 500.0
 
 
 def main() -> None:
     """Run one of the benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rate", type=float, default=None, help="operations/s; 2000, beside the modes below 200")
+    parser.add_argument(
+        "--rate", type=float, default=None, help="operations/s; by default 2000, and 200 in the two modes below"
+    )
     parser.add_argument("--seconds", type=float, default=60.0, help="of the control")
     parser.add_argument("--freeze-seconds", type=float, default=60.0)
     parser.add_argument("--catch-up-seconds", type=float, default=HELD_WITHIN_S)
-    parser.add_argument("--p99-ratio", type=float, default=P99_MOST_RATIO, help="most, to the control's")
+    parser.add_argument("--p99-ratio", type=float, default=P99_MOST_RATIO, help="maximum, relative to the control")
     parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--stream-shards", type=int, default=8)
-    parser.add_argument("--backlog", type=int, metavar="N", help="N records while one shard is away")
+    parser.add_argument("--backlog", type=int, metavar="N", help="put N records while one shard is lost")
     parser.add_argument("--away", choices=("frozen", "killed", "stopped"), default="frozen", help="how a shard is lost")
-    parser.add_argument("--unknown-tenants", type=int, metavar="N", help="N records, each of another tenant")
+    parser.add_argument("--unknown-tenants", type=int, metavar="N", help="put N records, each of another tenant")
     parser.add_argument("--tenant-wait", type=float, default=5.0, help="TENANT_WAIT_SECONDS, with --unknown-tenants")
-    parser.add_argument("--fill-rate", type=float, default=None, help="records/s of the two modes; 8000 and 2000")
-    parser.add_argument("--padding-bytes", type=int, default=0, help="make every other record that much longer")
-    parser.add_argument("--rss-growth-mib", type=float, help="most beyond the control's most; 64 and 128")
+    parser.add_argument(
+        "--fill-rate", type=float, default=None, help="records/s of the two modes; by default 8000 and 2000"
+    )
+    parser.add_argument("--padding-bytes", type=int, default=0, help="make every record with data that much longer")
+    parser.add_argument("--rss-growth-mib", type=float, help="maximum beyond the control's; by default 64 and 128")
     parser.add_argument("--json", action="store_true")
     sys.exit(asyncio.run(run(parser.parse_args())))
 
 
 async def run(arguments: argparse.Namespace) -> int:
     """Measure, print, and return the exit status."""
-    width = None if sys.stderr.isatty() else PIPED_WIDTH
-    console = Console(soft_wrap=True, highlight=False, stderr=arguments.json, width=width)
+    console = open_console(as_json=arguments.json)
     if arguments.backlog:
         results = await grow_backlog(arguments, console)
     elif arguments.unknown_tenants:
@@ -82,7 +85,7 @@ async def run(arguments: argparse.Namespace) -> int:
 
 
 async def freeze(arguments: argparse.Namespace, console: Console) -> LoadReport:
-    """Freeze one Postgres server under load, and let it go on."""
+    """Take one Postgres server away under load, and bring it back."""
     rate = arguments.rate or 2000.0
     async with running_testbed(arguments) as testbed:
         lost = testbed.server()
@@ -97,11 +100,11 @@ async def freeze(arguments: argparse.Namespace, console: Console) -> LoadReport:
         await take_away(lost, arguments.away)
         async with testbed.phase(f"one shard {arguments.away}"):
             await asyncio.sleep(arguments.freeze_seconds)
-        console.print("it comes back")
+        console.print(f"{lost.database} comes back")
         await bring_back(lost)
         async with testbed.phase("catching up"):
             await asyncio.sleep(arguments.catch_up_seconds)
-        # Once more without trouble: is all as before?
+        # Once more without trouble, to compare with the control.
         async with testbed.phase("afterwards"):
             await asyncio.sleep(min(arguments.seconds, HELD_WITHIN_S))
         await steady.producer.stop()
@@ -113,14 +116,14 @@ async def freeze(arguments: argparse.Namespace, console: Console) -> LoadReport:
     results.facts["operations held"] = kept.count
     results.add_latency_targets(results.phases[1], most_ratio=arguments.p99_ratio, least_ratio=RATE_LEAST_RATIO)
     results.targets.append(
-        PerformanceTarget("last held operation, after it came back", kept.seconds, HELD_WITHIN_S, unit="s")
+        PerformanceTarget("last held operation, after the shard came back", kept.seconds, HELD_WITHIN_S, unit="s")
     )
     results.add_memory_targets(arguments.rss_growth_mib or RSS_GROWTH_MIB)
     return results
 
 
 async def grow_backlog(arguments: argparse.Namespace, console: Console) -> LoadReport:
-    """Let the stream grow while one shard is away."""
+    """Let the stream grow while one shard is lost."""
     count, rate = arguments.backlog, arguments.rate or 200.0
     fill_rate = arguments.fill_rate or 8000.0
     patience_s = APPLIED_WITHIN_S + count / APPLIED_PER_S
@@ -131,9 +134,9 @@ async def grow_backlog(arguments: argparse.Namespace, console: Console) -> LoadR
         await asyncio.sleep(min(WARM_UP_S, arguments.seconds))
         async with testbed.phase("control"):
             await asyncio.sleep(arguments.seconds)
-        console.print(f"{lost.database} goes away; {count} records follow, {fill_rate:g} a second")
+        console.print(f"{lost.database} is {arguments.away}; {count} records follow, {fill_rate:g} a second")
         await take_away(lost, arguments.away)
-        # All tenants of the lost shard, and one of each other.
+        # All tenants of the lost shard, and one of each other shard.
         plan = ChainPlan(
             "backlog",
             (*testbed.tenants_of(lost), *testbed.tenants_of(*others)[: len(others)]),
@@ -143,10 +146,10 @@ async def grow_backlog(arguments: argparse.Namespace, console: Console) -> LoadR
         async with testbed.phase("backlog grows"):
             await backlog.producer.wait_until_done(within_s=patience_s)
             reached = await testbed.wait_until_applied(testbed.urls_without(lost), within_s=patience_s)
-        results_so_far = PerformanceTarget("others applied all while it was away", float(reached), least=1)
+        others_applied = PerformanceTarget("other shards applied all in the meantime", float(reached), least=1)
         async with testbed.phase("backlog stays"):
             await asyncio.sleep(arguments.seconds)
-        console.print("it comes back")
+        console.print(f"{lost.database} comes back")
         await bring_back(lost)
         async with testbed.phase("catching up"):
             await testbed.wait_until_applied(testbed.urls, within_s=patience_s)
@@ -157,19 +160,19 @@ async def grow_backlog(arguments: argparse.Namespace, console: Console) -> LoadR
         kept = await count_held(lost.url, testbed.phases[2].end)
     results.facts["operations held"] = kept.count
     results.facts["seconds until the last of them was applied"] = kept.seconds
-    results.targets.append(results_so_far)
+    results.targets.append(others_applied)
     results.targets.append(
-        PerformanceTarget("backlog stays: p99 of the others", results.phases[2].p99_s, PROMPT_S, unit="s")
+        PerformanceTarget("backlog stays: p99 of other tenants", results.phases[2].p99_s, PROMPT_S, unit="s")
     )
     results.add_memory_targets(arguments.rss_growth_mib or RSS_GROWTH_MIB)
     return results
 
 
 async def send_unknown(arguments: argparse.Namespace, console: Console) -> LoadReport:
-    """Send records of tenants that nobody registers, beside those of others."""
+    """Send records of unregistered tenants, along with records of other tenants."""
     count: int = arguments.unknown_tenants
     rate, fill_rate = arguments.rate or 200.0, arguments.fill_rate or 2000.0
-    tenants = tuple(Tenant(f"nobody-{number}", "nowhere", "gym") for number in range(count))
+    tenants = tuple(Tenant(f"unknown-{number}", "nowhere", "gym") for number in range(count))
     plan = ChainPlan("unknown", tenants, types=1, resources=1)
     async with running_testbed(arguments, {"TENANT_WAIT_SECONDS": str(arguments.tenant_wait)}) as testbed:
         steady = testbed.start_flow(ChainPlan("steady", testbed.tenants_of()), rate=rate)
@@ -178,7 +181,7 @@ async def send_unknown(arguments: argparse.Namespace, console: Console) -> LoadR
             await asyncio.sleep(arguments.seconds)
         console.print(f"{count} records of as many unregistered tenants follow, {fill_rate:g} a second")
         unknown = testbed.start_flow(plan, rate=fill_rate, count=count, is_checked=False)
-        async with testbed.phase("they come"):
+        async with testbed.phase("records arrive"):
             await unknown.producer.wait_until_done(within_s=APPLIED_WITHIN_S + 2 * count / fill_rate)
         wait_s = arguments.tenant_wait + UNKNOWN_TENANT_MARGIN_S
 
@@ -192,9 +195,9 @@ async def send_unknown(arguments: argparse.Namespace, console: Console) -> LoadR
             await asyncio.sleep(0.5)
             return len(testbed.dead_letters) >= count
 
-        async with testbed.phase("they wait"):
+        async with testbed.phase("records wait"):
             await poll_until(some_given_up, within_s=wait_s + APPLIED_WITHIN_S)
-        async with testbed.phase("they are given up"):
+        async with testbed.phase("records become dead letters"):
             await poll_until(all_given_up, within_s=APPLIED_WITHIN_S + count / GIVEN_UP_PER_S)
         async with testbed.phase("afterwards"):
             await asyncio.sleep(min(arguments.seconds, HELD_WITHIN_S))
@@ -203,16 +206,16 @@ async def send_unknown(arguments: argparse.Namespace, console: Console) -> LoadR
         letters = testbed.dead_letters
     reasons = Counter(letter.reason for letter in {letter.position: letter for letter in letters}.values())
     numbers = {plan.number_of(str(json.loads(one.record or b"{}").get("requestId"))) for one in letters}
-    results.facts["dead letters, those of a redelivery too"] = len(letters)
+    results.facts["dead letters, repeated ones included"] = len(letters)
     results.targets.append(
-        PerformanceTarget("dead letters unknown_tenant", reasons["unknown_tenant"], most=count, least=count)
+        PerformanceTarget("dead letters with unknown_tenant", reasons["unknown_tenant"], most=count, least=count)
     )
     results.targets.append(
-        PerformanceTarget("records with one", len(numbers & set(range(count))), most=count, least=count)
+        PerformanceTarget("records with a dead letter", len(numbers & set(range(count))), most=count, least=count)
     )
     for measured in results.phases[1:]:
         name = measured.phase.name
-        results.targets.append(PerformanceTarget(f"{name}: p99 of the others", measured.p99_s, PROMPT_S, unit="s"))
+        results.targets.append(PerformanceTarget(f"{name}: p99 of other tenants", measured.p99_s, PROMPT_S, unit="s"))
     results.add_memory_targets(arguments.rss_growth_mib or RSS_GROWTH_UNKNOWN_MIB)
     return results
 
@@ -221,7 +224,7 @@ async def send_unknown(arguments: argparse.Namespace, console: Console) -> LoadR
 async def running_testbed(
     arguments: argparse.Namespace, worker_env: dict[str, str] | None = None
 ) -> AsyncIterator[Testbed]:
-    """Have everything up, and the worker's memory looked at; at the end the worker must stop in order."""
+    """Run a testbed and sample the worker's memory; at the end the worker must stop with status 0."""
     testbed = Testbed(shards=arguments.shards, stream_shards=arguments.stream_shards, worker_env=worker_env)
     async with testbed, asyncio.TaskGroup() as tasks:
         sampling = tasks.create_task(testbed.memory.run(), name="memory")
@@ -231,11 +234,11 @@ async def running_testbed(
 
 
 async def conclude(testbed: Testbed, title: str, steady: Flow) -> LoadReport:
-    """Wait until all is applied, and return what the shards that were well say about each phase, and the verdict."""
+    """Wait until all operations are applied; return the measurements of each phase on the other shards, and targets."""
     applied = await testbed.wait_until_applied(testbed.urls, within_s=APPLIED_WITHIN_S)
     urls = testbed.urls_without(testbed.server())
     results = LoadReport(title, [await testbed.measure_phase(phase, steady.plan, urls) for phase in testbed.phases])
-    results.targets.append(PerformanceTarget("all was applied in the end", float(applied), least=1))
+    results.targets.append(PerformanceTarget("all operations applied in the end", float(applied), least=1))
     results.differences = await testbed.find_differences()
     all_known = all(flow.is_checked for flow in testbed.flows)
     if strays := [one for one in testbed.dead_letters if all_known or one.reason != "unknown_tenant"]:
@@ -244,7 +247,7 @@ async def conclude(testbed: Testbed, title: str, steady: Flow) -> LoadReport:
 
 
 async def take_away(server: PostgresServer, how: str) -> None:
-    """Make a Postgres server hang, or end it as a crash or a person would."""
+    """Suspend, kill or stop a Postgres server, as *how* names it."""
     match how:
         case "frozen":
             server.suspend()
@@ -255,7 +258,7 @@ async def take_away(server: PostgresServer, how: str) -> None:
 
 
 async def bring_back(server: PostgresServer) -> None:
-    """Let a server go on, or start it again."""
+    """Resume a suspended server, or start an ended one."""
     server.resume()
     await server.start()
 

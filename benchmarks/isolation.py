@@ -1,14 +1,14 @@
-"""What each trouble of one Postgres shard costs the others, and how soon the shard goes on when it is back.
+"""Measure the cost of each trouble of one Postgres shard for the others, and how soon the shard recovers.
 
     python -m benchmarks.isolation [--rate 400] [--seconds 12] [--rounds 1] [--troubles down,frozen] [--json]
 
-Starts the embedded stack, a worker and a producer, each a process of its own. Each trouble has a control just before
-it: the same load with all well. Set beside it are, of tenants on the shards that are well, operations a second and
-arrival → committed, both from the shards' own rows. A shard is back when a client that connects can change a row of
-its `operations`; from there on it is measured when the first operation that had arrived before is committed (of the
-stream shard that is the last to have one), and when the last one is. At the end every row of every shard is compared
-with what was put. Exit status 1 when a bound is missed (several rounds: costs by their median, the return by the
-slowest) or a row is not as it must be.
+Starts the embedded stack, a worker and a producer, each a separate process. Each trouble has a control just before it:
+the same load without trouble. Compared with it are operations a second and arrival → committed of tenants on the other
+shards, both from the shards' own rows. A shard is back when a client that connects can change a row of its
+`operations`. From then on the benchmark measures when the first operation that had arrived before is committed (on the
+stream shard where that takes longest), and when the last one is. At the end every row of every shard is compared with
+the records that were put. Exit status 1 when a target is missed (of several rounds: costs by their median, recovery by
+the slowest) or a row differs.
 """
 
 from __future__ import annotations
@@ -31,8 +31,17 @@ import asyncpg
 from rich.console import Console
 from rich.table import Table
 from support.load.chain_checker import count_completed, count_held
+from support.load.console import open_console
 from support.load.operation_chains import ChainPlan
-from support.load.targets import MISSING, PerformanceTarget, format_number, ratio_of
+from support.load.targets import (
+    MISSING,
+    PerformanceTarget,
+    format_number,
+    json_targets,
+    print_differences,
+    ratio_of,
+    targets_table,
+)
 from support.load.testbed import Flow, PhaseResult, Testbed
 from support.postgres.faults import (
     frozen,
@@ -58,21 +67,20 @@ APPLIED_WITHIN_S = 120.0
 BACK_WITHIN_S = 30.0
 WARM_UP_S = 5.0
 CATCH_UP_S = 10.0
-SETTLE_S = 1.0  # behind a trouble, before the next control
+SETTLE_S = 1.0  # after a trouble, before the next control
 STATEMENT_S = 1.0
-ROW_BYTES = 1024  # of an operation with its indexes and what it changes, with some to spare
+ROW_BYTES = 1024  # of an operation with its indexes and its effects, with a margin
 DISK_LEAST_BYTES = 32 * 1024 * 1024
-PIPED_WIDTH = 150
 TROUBLES = {
     "down": "killed with -9",
     "frozen": "SIGSTOP",
-    "slow": "a second more a statement that writes the log",
-    "connections": "all its connections are others'",
-    "disk": "no room on the disk of its tables",
+    "slow": "each statement that writes the log takes a second longer",
+    "connections": "other clients use all its connections",
+    "disk": "no space on the disk of its tables",
     "read-only": "default_transaction_read_only",
     "standby": "started as a standby, promoted at the end",
 }
-# A client's write, which changes nothing.
+# A client's write that changes no value.
 WRITE_SQL = "UPDATE operations SET status = status WHERE ctid = (SELECT ctid FROM operations LIMIT 1)"
 FIRST_SQL = """
 SELECT extract(epoch FROM max(first_at) - $1)::float8
@@ -82,12 +90,12 @@ FROM (
 ) AS by_stream_shard
 """
 
-Fault = Callable[[], AbstractAsyncContextManager[None]]
+FaultContext = Callable[[], AbstractAsyncContextManager[None]]
 
 
 @dataclass(frozen=True)
-class Run:
-    """One trouble in one round. *own_rate* is what the shard in trouble still did; durations are from its return."""
+class TroubleRun:
+    """One trouble in one round. *own_rate* is that of the shard in trouble; durations are from its return."""
 
     trouble: str
     shard: str
@@ -101,16 +109,16 @@ class Run:
 
     @property
     def rate_ratio(self) -> float | None:
-        """The others' throughput to the control's."""
+        """The throughput of the other shards ÷ the control's."""
         return ratio_of(self.during.rate, self.control.rate)
 
     @property
     def p99_ratio(self) -> float | None:
-        """The others' p99 to the control's."""
+        """The p99 of the other shards ÷ the control's."""
         return ratio_of(self.during.p99_s, self.control.p99_s)
 
     def as_json(self) -> dict[str, Any]:
-        """Return it for `--json`."""
+        """Return the run for `--json`."""
         phases = (self.control, self.during, self.after)
         return {
             "trouble": self.trouble,
@@ -134,10 +142,10 @@ def main() -> None:
     parser.add_argument("--troubles", default=",".join(TROUBLES), help="comma-separated; default: %(default)s")
     parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--stream-shards", type=int, default=8)
-    parser.add_argument("--p99-ratio", type=float, default=P99_MOST_RATIO, help="most, to the control's")
-    parser.add_argument("--rate-ratio", type=float, default=RATE_LEAST_RATIO, help="least, to the control's")
-    parser.add_argument("--first-seconds", type=float, default=FIRST_WITHIN_S, help="most, until a shard goes on")
-    parser.add_argument("--last-seconds", type=float, default=LAST_WITHIN_S, help="most, until it has caught up")
+    parser.add_argument("--p99-ratio", type=float, default=P99_MOST_RATIO, help="maximum, relative to the control")
+    parser.add_argument("--rate-ratio", type=float, default=RATE_LEAST_RATIO, help="minimum, relative to the control")
+    parser.add_argument("--first-seconds", type=float, default=FIRST_WITHIN_S, help="maximum until a shard commits")
+    parser.add_argument("--last-seconds", type=float, default=LAST_WITHIN_S, help="maximum until it has caught up")
     parser.add_argument("--worker-log", type=Path, metavar="FILE", help="keep the worker's log")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -149,33 +157,31 @@ def main() -> None:
 
 async def run(arguments: argparse.Namespace) -> int:
     """Measure, print, and return the exit status."""
-    width = None if sys.stderr.isatty() else PIPED_WIDTH
-    console = Console(soft_wrap=True, highlight=False, stderr=arguments.json, width=width)
+    console = open_console(as_json=arguments.json, piped_width=150)
     runs, skipped, differences = await measure(arguments, console)
-    bounds = list(bounds_of(runs, arguments))
-    print_results(console, runs, bounds, skipped, differences)
+    targets = list(make_targets(runs, arguments))
+    print_results(console, runs, targets, skipped, differences)
     if arguments.json:
-        verdicts = [{"what": one.what, "value": one.value, "bound": str(one), "kept": one.is_kept} for one in bounds]
         answer = {
             "runs": [one.as_json() for one in runs],
-            "bounds": verdicts,
+            "bounds": json_targets(targets),
             "skipped": skipped,
             "differences": differences,
         }
         print(json.dumps(answer, indent=2))
-    return 1 if differences or not all(bound.is_kept for bound in bounds) else 0
+    return 1 if differences or not all(one.is_kept for one in targets) else 0
 
 
 async def measure(
     arguments: argparse.Namespace, console: Console
-) -> tuple[list[Run], Mapping[str, str], Sequence[str]]:
-    """Make all troubles, round after round; return what came of them, what was skipped, and what rows are wrong."""
+) -> tuple[list[TroubleRun], Mapping[str, str], Sequence[str]]:
+    """Make all troubles, round after round; return the runs, the skipped troubles with reasons, and the differences."""
     async with AsyncExitStack() as entered:
         testbed = await entered.enter_async_context(
             Testbed(shards=arguments.shards, stream_shards=arguments.stream_shards)
         )
         servers = {name: testbed.server(place % arguments.shards) for place, name in enumerate(arguments.troubles)}
-        faults, skipped = await prepare(testbed, servers, arguments, entered)
+        faults, skipped = await prepare_faults(testbed, servers, arguments, entered)
         tasks = await entered.enter_async_context(asyncio.TaskGroup())
         sampling = tasks.create_task(testbed.memory.run(), name="memory")
         steady = testbed.start_flow(ChainPlan("steady", testbed.tenants_of()), rate=arguments.rate)
@@ -185,7 +191,7 @@ async def measure(
             for _ in range(arguments.rounds):
                 for name, fault in faults.items():
                     console.print(f"{name}: {servers[name].database}, {TROUBLES[name]}")
-                    runs.append(await trouble(testbed, steady, (name, servers[name], fault), arguments.seconds))
+                    runs.append(await measure_trouble(testbed, steady, (name, servers[name], fault), arguments.seconds))
             await steady.producer.stop()
             was_applied = await testbed.wait_until_applied(testbed.urls, within_s=APPLIED_WITHIN_S)
             await testbed.stop_workers()
@@ -195,20 +201,20 @@ async def measure(
                 shutil.copyfile(testbed.worker.log_path, arguments.worker_log)
         differences = await testbed.find_differences()
         if not was_applied:
-            differences.append(f"not all was applied {APPLIED_WITHIN_S:g} s after the last trouble")
+            differences.append(f"some operations were not applied {APPLIED_WITHIN_S:g} s after the last trouble")
         if testbed.dead_letters:
             differences.append(f"{len(testbed.dead_letters)} dead letters, such as {testbed.dead_letters[0]}")
         return runs, skipped, differences
 
 
-async def prepare(
+async def prepare_faults(
     testbed: Testbed,
     servers: Mapping[str, PostgresServer],
     arguments: argparse.Namespace,
     entered: AsyncExitStack,
-) -> tuple[dict[str, Fault], dict[str, str]]:
-    """Return how to make each trouble, and why some cannot be made here."""
-    faults: dict[str, Fault] = {}
+) -> tuple[dict[str, FaultContext], dict[str, str]]:
+    """Return the fault of each trouble, and by trouble the reason why it cannot be made here."""
+    faults: dict[str, FaultContext] = {}
     skipped: dict[str, str] = {}
     for name, server in servers.items():
         match name:
@@ -236,29 +242,31 @@ async def prepare(
     return faults, skipped
 
 
-async def trouble(testbed: Testbed, steady: Flow, case: tuple[str, PostgresServer, Fault], seconds: float) -> Run:
-    """Measure a control, make a trouble, wait until the shard has caught up."""
+async def measure_trouble(
+    testbed: Testbed, steady: Flow, case: tuple[str, PostgresServer, FaultContext], seconds: float
+) -> TroubleRun:
+    """Measure a control, make a trouble, and wait until the shard has caught up."""
     name, server, fault = case
     async with testbed.phase("control"):
         await asyncio.sleep(seconds)
     async with AsyncExitStack() as troubled:
-        # Making it and ending it are part of it: these moments may be the dearest.
+        # The begin and the end of a trouble are part of its phase: they may cost most.
         async with testbed.phase(name):
             await troubled.enter_async_context(fault())
             begun_at = datetime.now(UTC)
             await asyncio.sleep(seconds)
         async with testbed.phase("afterwards"):
-            ends_at = datetime.now(UTC)  # one that only hung has given all that waited before it can be asked anything
+            ends_at = datetime.now(UTC)  # before the end: a server that only hung commits waiting statements at once
             await troubled.aclose()
             if not await poll_until(partial(is_writable, server, WRITE_SQL), within_s=BACK_WITHIN_S):
-                raise SystemExit(f"{server.database} cannot be written to {BACK_WITHIN_S:g} s after {name}")
+                raise SystemExit(f"expected {server.database} to accept writes {BACK_WITHIN_S:g} s after {name}")
             back_at = datetime.now(UTC)
             await testbed.wait_until_applied(testbed.urls, within_s=APPLIED_WITHIN_S)
             await asyncio.sleep(SETTLE_S)
     others = testbed.urls_without(server)
     control, during, after = [await testbed.measure_phase(phase, steady.plan, others) for phase in testbed.phases[-3:]]
     own_count = await count_completed([server.url], steady.plan, begun_at, during.phase.end)
-    return Run(
+    return TroubleRun(
         trouble=name,
         shard=server.database,
         control=control,
@@ -266,15 +274,15 @@ async def trouble(testbed: Testbed, steady: Flow, case: tuple[str, PostgresServe
         after=after,
         own_rate=own_count / (during.phase.end - begun_at).total_seconds(),
         held_count=(await count_held(server.url, ends_at)).count,
-        first_s=await first_s(server.url, back_at),
+        first_s=await read_first_s(server.url, back_at),
         last_s=(await count_held(server.url, back_at)).seconds,
     )
 
 
-async def first_s(url: str, back_at: datetime) -> float | None:
-    """Return how long after *back_at* every stream shard had a first operation committed that had arrived before.
+async def read_first_s(url: str, back_at: datetime) -> float | None:
+    """Return how long after *back_at* every stream shard had committed an operation that had arrived before.
 
-    None without any.
+    None without such operations.
     """
     connection = await asyncpg.connect(url, timeout=10)
     try:
@@ -284,38 +292,38 @@ async def first_s(url: str, back_at: datetime) -> float | None:
     return seconds
 
 
-def bounds_of(runs: Sequence[Run], arguments: argparse.Namespace) -> Iterable[PerformanceTarget]:
-    """Yield what is promised of each trouble: costs by the median of its rounds, the return by the slowest."""
+def make_targets(runs: Sequence[TroubleRun], arguments: argparse.Namespace) -> Iterable[PerformanceTarget]:
+    """Yield the targets of each trouble: of costs by the median of its rounds, of recovery by the slowest round."""
     for name in dict.fromkeys(one.trouble for one in runs):
         same = [one for one in runs if one.trouble == name]
         rate, p99 = median(one.rate_ratio for one in same), median(one.p99_ratio for one in same)
-        yield PerformanceTarget(f"{name}: throughput of the others ÷ control's", rate, least=arguments.rate_ratio)
-        yield PerformanceTarget(f"{name}: p99 of the others ÷ control's", p99, most=arguments.p99_ratio)
+        yield PerformanceTarget(f"{name}: throughput of other shards ÷ control's", rate, least=arguments.rate_ratio)
+        yield PerformanceTarget(f"{name}: p99 of other shards ÷ control's", p99, most=arguments.p99_ratio)
         if held_up := [one for one in same if one.held_count]:
             first = max(one.first_s or 0.0 for one in held_up)
             last = max(one.last_s or 0.0 for one in held_up)
             yield PerformanceTarget(
-                f"{name}: the shard goes on when it is back", first, arguments.first_seconds, unit="s"
+                f"{name}: first commit after the shard is back", first, arguments.first_seconds, unit="s"
             )
-            yield PerformanceTarget(f"{name}: it has caught up", last, arguments.last_seconds, unit="s")
+            yield PerformanceTarget(f"{name}: the shard has caught up", last, arguments.last_seconds, unit="s")
 
 
 def median(values: Iterable[float | None]) -> float | None:
-    """Return the median, none when a value is missing: something was not even measured."""
+    """Return the median; none when a value is missing because a run could not measure it."""
     known = list(values)
     return None if None in known else statistics.median(value for value in known if value is not None)
 
 
 def print_results(
     console: Console,
-    runs: Sequence[Run],
-    bounds: Sequence[PerformanceTarget],
+    runs: Sequence[TroubleRun],
+    targets: Sequence[PerformanceTarget],
     skipped: Mapping[str, str],
     differences: Sequence[str],
 ) -> None:
     """Print tables for people."""
     table = Table(
-        "trouble of", "phase", "seconds", "others' op/s", "p50", "p99", "longest", "its own op/s", "worker MiB"
+        "trouble of", "phase", "seconds", "others' op/s", "p50", "p99", "longest", "shard's own op/s", "worker MiB"
     )
     for one in runs:
         for measured, own in ((one.control, None), (one.during, one.own_rate), (one.after, None)):
@@ -333,23 +341,17 @@ def print_results(
                 end_section=measured is one.after,
             )
     console.print(table)
-    table = Table("trouble", "operations held", "first committed", "last committed", "(after it was back)")
+    table = Table("trouble", "operations held", "first committed", "last committed", "(after the shard was back)")
     for one in runs:
         table.add_row(one.trouble, str(one.held_count), format_number(one.first_s, "s"), format_number(one.last_s, "s"))
     console.print(table)
     if p99s := [one.control.p99_s for one in runs if one.control.p99_s is not None]:
-        # Far apart, the machine had something else to do, and no comparison says much.
+        # When they are far apart, other programs used the machine, and no comparison is reliable.
         console.print(f"p99 of the controls: {format_number(min(p99s), 's')} to {format_number(max(p99s), 's')}")
-    table = Table("bound", "measured", "promised", "")
-    for bound in bounds:
-        kept = "kept" if bound.is_kept else "[bold red]MISSED[/]"
-        table.add_row(bound.what, format_number(bound.value, bound.unit), str(bound), kept)
-    console.print(table)
+    console.print(targets_table(targets))
     for name, reason in skipped.items():
         console.print(f"skipped: {name}: {reason}", markup=False)
-    console.print(f"lost, done twice, out of order or misplaced: {len(differences) or 'nothing'}")
-    for difference in differences:
-        console.print(f"  {difference}", markup=False, soft_wrap=True)
+    print_differences(console, differences)
 
 
 if __name__ == "__main__":

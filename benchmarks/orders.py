@@ -1,17 +1,17 @@
-"""Order events a second, beside a naive loop: receive, apply in one transaction each, delete one by one.
+"""Measure order events a second of a worker and of a naive loop: receive, apply in one transaction each, delete each.
 
     python -m benchmarks.orders [--events 10000] [--groups 500] [--runs 3] [--latency-ms 5] [--least-ratio 10]
 
-Starts the embedded stack. Each run fills a FIFO queue and lets the naive loop work it off, then fills another with as
-many groups and lets one worker, just started, do so: the same queue server, shards, tenants and kinds of events. The
-naive loop writes the same rows; it knows where tenants live, keeps its connections, and takes `--receive-count`
-messages a receive. A worker's time is from its first commit until its queue is empty.
+Starts the embedded stack. Each run fills a FIFO queue for the naive loop, then one with as many groups for a worker
+that was just started: the same queue server, shards, tenants and kinds of events. The naive loop writes the same rows;
+it knows the shards of the tenants, keeps its connections, and receives `--receive-count` messages at a time. A worker's
+time is from its first commit until its queue is empty.
 
-Each SQS call takes `--latency-ms` longer than the local server needs, for both alike: a queue is never in the same
-machine. Each run also measures both without that, where the naive loop waits for nothing and the processors decide;
-it is printed and not judged, unless with `--latency-ms 0`. At the end every row and the log are compared with what was
-sent. Exit status 1 when the median worker is less than `--least-ratio` times the median naive loop, or a row is not as
-it must be.
+Each SQS call takes `--latency-ms` longer than the local server needs, for both: a production queue is never on the same
+machine. Each run also measures both without that latency, where the naive loop never waits and the processors decide;
+the result is printed and not judged, unless with `--latency-ms 0`. At the end every row and the log are compared with
+the events sent. Exit status 1 when the median rate of the worker is less than `--least-ratio` times that of the naive
+loop, or a row differs.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from typing import Any, Self
 import asyncpg
 from rich.console import Console
 from rich.table import Table
+from support.load.console import open_console
 from support.load.order_checker import compare_orders, read_first_commit_time
 from support.load.order_plan import OrderPlan
-from support.load.targets import PerformanceTarget
+from support.load.targets import PerformanceTarget, print_differences
 from support.load.testbed import process_name
 from support.processes.resource_usage import cpu_seconds
 
@@ -50,13 +51,12 @@ from simplu_worker.local.workload.workload import Tenant, make_tenants
 
 LEAST_RATIO = 10.0
 CALLS = ("ReceiveMessage", "DeleteMessage", "DeleteMessageBatch", "ChangeMessageVisibilityBatch")
-FOR_EVER = 10**9
+ALL_CALLS = 10**9
 NAIVE_QUEUE = "naive.fifo"
 STOP_WITHIN_S = 35.0
 WITHIN_S = 120.0
-APPLIED_PER_S = 100.0  # a slow machine's
+APPLIED_PER_S = 100.0  # on a slow machine
 POLL_S = 0.05
-PIPED_WIDTH = 140
 
 LOG_SQL = """
 INSERT INTO operations (
@@ -81,10 +81,10 @@ FAILED_SQL = "UPDATE operations SET status = 'failed', error = $3 WHERE tenant_i
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """What one of the two came to."""
+class OrderRun:
+    """One run of the worker or of the naive loop."""
 
-    who: str
+    contender: str
     latency_ms: int
     events: int
     seconds: float
@@ -97,15 +97,17 @@ class Measured:
 
     @property
     def client_s(self) -> float:
-        """Processor time of who applies: the naive loop is in this process."""
-        return self.processor_seconds.get("worker" if self.who == "worker" else "this, Citrus", 0.0)
+        """Processor time of the contender: the naive loop runs in this process."""
+        return self.processor_seconds.get("worker" if self.contender == "worker" else "this, Citrus", 0.0)
 
 
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=10_000, help="for the worker")
-    parser.add_argument("--naive-events", type=int, default=1000, help="for the naive loop, which is slower")
+    parser.add_argument(
+        "--naive-events", type=int, default=1000, help="for the naive loop, which is slower than the worker"
+    )
     parser.add_argument("--groups", type=int, default=500)
     parser.add_argument("--shards", type=int, default=3)
     parser.add_argument("--tenants", type=int, default=12)
@@ -119,9 +121,8 @@ def main() -> None:
 
 async def run(arguments: argparse.Namespace) -> int:
     """Measure, print, and return the exit status."""
-    width = None if sys.stderr.isatty() else PIPED_WIDTH
-    console = Console(soft_wrap=True, highlight=False, stderr=arguments.json, width=width)
-    async with Bench(arguments) as bench:
+    console = open_console(as_json=arguments.json)
+    async with OrderBenchmark(arguments) as bench:
         pairs = []
         for number in range(1, arguments.runs + 1):
             for latency_ms in dict.fromkeys((arguments.latency_ms, 0)):
@@ -129,7 +130,7 @@ async def run(arguments: argparse.Namespace) -> int:
                 naive, worker = pairs[-1]
                 rates = f"naive loop {naive.rate:.0f} events/s, worker {worker.rate:.0f}: {ratio_of([pairs[-1]]):.1f}×"
                 console.print(f"run {number}, {latency_ms} ms a call: {rates}")
-        differences = await bench.differences()
+        differences = await bench.find_differences()
     judged = [pair for pair in pairs if pair[0].latency_ms == arguments.latency_ms]
     what = f"median worker ÷ median naive loop at {arguments.latency_ms} ms a call"
     bound = PerformanceTarget(what, ratio_of(judged), least=arguments.least_ratio)
@@ -139,13 +140,13 @@ async def run(arguments: argparse.Namespace) -> int:
     return 0 if bound.is_kept and not differences else 1
 
 
-def ratio_of(pairs: Sequence[tuple[Measured, Measured]]) -> float:
-    """Return the median worker's rate ÷ the median naive loop's."""
+def ratio_of(pairs: Sequence[tuple[OrderRun, OrderRun]]) -> float:
+    """Return the median rate of the worker ÷ that of the naive loop."""
     return statistics.median(worker.rate for _, worker in pairs) / statistics.median(naive.rate for naive, _ in pairs)
 
 
-class Bench:
-    """The embedded stack with tenants on its shards, and a queue for each of the two."""
+class OrderBenchmark:
+    """The embedded stack with tenants on its shards, and a queue each for the worker and the naive loop."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
@@ -179,9 +180,9 @@ class Bench:
     async def __aexit__(self, *_: object) -> None:
         await self._exit.aclose()
 
-    async def measure_both(self, name: str, latency_ms: int) -> tuple[Measured, Measured]:
-        """Let the naive loop and then the worker work off a queue, with a SQS whose calls take so much longer."""
-        delays = [SqsFault(action=call, kind="delay", count=FOR_EVER, delay_ms=latency_ms) for call in CALLS]
+    async def measure_both(self, name: str, latency_ms: int) -> tuple[OrderRun, OrderRun]:
+        """Let the naive loop and then the worker empty a queue, with *latency_ms* more for each SQS call."""
+        delays = [SqsFault(action=call, kind="delay", count=ALL_CALLS, delay_ms=latency_ms) for call in CALLS]
         self._latency_ms = latency_ms
         await send_commands(self._stack.sqs_url, *(delays if latency_ms else ()))
         try:
@@ -189,19 +190,19 @@ class Bench:
         finally:
             await send_commands(self._stack.sqs_url, ClearFaults())
 
-    async def _measure_naive(self, name: str) -> Measured:
-        """Fill its queue and let the naive loop work it off."""
-        plan = await self._filled(name, self._naive_url, self._arguments.naive_events)
+    async def _measure_naive(self, name: str) -> OrderRun:
+        """Fill the queue of the naive loop, and let the loop empty it."""
+        plan = await self._fill_queue(name, self._naive_url, self._arguments.naive_events)
         by_part = {(tenant.business_id, tenant.location_id): tenant for tenant in self._tenants}
         loop = asyncio.get_running_loop()
         before, began = self._processor_seconds(), loop.time()
         await self._naive_loop(by_part)
         seconds = loop.time() - began
-        return self._measured("naive loop", plan, seconds, before)
+        return self._make_run("naive loop", plan, seconds, before)
 
-    async def _measure_worker(self, name: str) -> Measured:
-        """Fill its queue, start a worker, and wait until the queue is empty."""
-        plan = await self._filled(name, self._orders_url, self._arguments.events)
+    async def _measure_worker(self, name: str) -> OrderRun:
+        """Fill the worker's queue, start a worker, and wait until the queue is empty."""
+        plan = await self._fill_queue(name, self._orders_url, self._arguments.events)
         before = self._processor_seconds()
         self._worker.start()
         await self._worker.wait_ready()
@@ -209,23 +210,25 @@ class Bench:
         async def is_empty() -> bool:
             self._worker.check_running()
             await asyncio.sleep(POLL_S)
-            return not await self._left(self._orders_url)
+            return not await self._count_left(self._orders_url)
 
         if not await poll_until(is_empty, within_s=WITHIN_S + len(plan.planned) / APPLIED_PER_S):
-            raise SystemExit(f"{await self._left(self._orders_url)} events are left in the worker's queue")
+            raise SystemExit(
+                f"expected an empty queue, the worker left {await self._count_left(self._orders_url)} events"
+            )
         ended_at = datetime.now(UTC)
         began_at = await read_first_commit_time(shard_urls(self._stack.env), plan)
         if began_at is None:
-            raise SystemExit("the worker emptied its queue and committed nothing")
-        measured = self._measured("worker", plan, (ended_at - began_at).total_seconds(), before)
+            raise SystemExit("expected commits of the worker, it emptied its queue without any")
+        measured = self._make_run("worker", plan, (ended_at - began_at).total_seconds(), before)
         await self._worker.stop(within_s=STOP_WITHIN_S)
         return measured
 
-    async def differences(self) -> list[str]:
-        """Return what is not as it must be, of all that was sent."""
+    async def find_differences(self) -> list[str]:
+        """Return the differences from the events sent."""
         return list((await compare_orders(shard_urls(self._stack.env), self._plans, {}, [])).differences)
 
-    async def _filled(self, name: str, queue_url: str, count: int) -> OrderPlan:
+    async def _fill_queue(self, name: str, queue_url: str, count: int) -> OrderPlan:
         plan = OrderPlan(name, self._tenants, count=count, groups=self._arguments.groups)
         self._plans.append(plan)
 
@@ -235,15 +238,15 @@ class Bench:
         await send_events(self._sqs, queue_url, (planned.event for planned in plan.planned), on_sent=ignore)
         return plan
 
-    def _measured(self, who: str, plan: OrderPlan, seconds: float, before: Mapping[str, float]) -> Measured:
+    def _make_run(self, contender: str, plan: OrderPlan, seconds: float, before: Mapping[str, float]) -> OrderRun:
         after = self._processor_seconds()
         used = {one: max(0.0, after_s - before.get(one, 0)) for one, after_s in after.items()}
-        return Measured(who, self._latency_ms, len(plan.steps), seconds, used)
+        return OrderRun(contender, self._latency_ms, len(plan.steps), seconds, used)
 
     # The naive loop
 
     async def _naive_loop(self, tenants: Mapping[tuple[str, str], Tenant]) -> None:
-        """Receive, apply in one transaction each, delete one by one, until nothing is left."""
+        """Receive, apply in one transaction each, delete each, until the queue is empty."""
         while True:
             answer = await self._sqs.receive_message(
                 QueueUrl=self._naive_url,
@@ -253,7 +256,7 @@ class Bench:
                 MessageSystemAttributeNames=["All"],
             )
             messages = answer.get("Messages")
-            if not messages and not await self._left(self._naive_url):
+            if not messages and not await self._count_left(self._naive_url):
                 return
             for message in messages or ():
                 await self._naively_apply(message, tenants)
@@ -261,8 +264,11 @@ class Bench:
 
     async def _naively_apply(self, message: Mapping[str, Any], tenants: Mapping[tuple[str, str], Tenant]) -> None:
         event, system = json.loads(message["Body"]), message["Attributes"]
-        told = {name: one["StringValue"] for name, one in message.get("MessageAttributes", {}).items()}
-        ids = (told.get("BusinessId") or event["businessId"], told.get("LocationId") or event["locationId"])
+        in_attributes = {name: one["StringValue"] for name, one in message.get("MessageAttributes", {}).items()}
+        ids = (
+            in_attributes.get("BusinessId") or event["businessId"],
+            in_attributes.get("LocationId") or event["locationId"],
+        )
         tenant_id, order_id = tenants[ids].tenant_id, event["orderId"]
         request_id = event.get("deduplicationId") or system["MessageDeduplicationId"]
         sent_at = datetime.fromtimestamp(int(system["SentTimestamp"]) / 1000, UTC)
@@ -284,23 +290,23 @@ class Bench:
                 error = "already_exists" if kind == "create" else "not_found"
                 await connection.execute(FAILED_SQL, tenant_id, request_id, error)
 
-    # Around
+    # Setup and counting
 
     async def _register(self) -> None:
-        """Have a worker put the tenants on their shards, and end."""
+        """Let a worker provision the tenants, and stop it."""
         self._worker.start()
         await self._worker.wait_ready()
         await create_tenants(self._sqs, self._stack.env["SQS_SHARD_CREATION_QUEUE_URL"], self._tenants)
         wanted = {tenant.tenant_id for tenant in self._tenants}
 
-        async def all_there() -> bool:
+        async def are_registered() -> bool:
             return wanted <= await read_tenant_ids(shard_urls(self._stack.env))
 
-        if not await poll_until(all_there, within_s=WITHIN_S):
-            raise SystemExit(f"{len(wanted)} tenants are not on their shards after {WITHIN_S:g} s")
+        if not await poll_until(are_registered, within_s=WITHIN_S):
+            raise SystemExit(f"expected {len(wanted)} tenants on their shards within {WITHIN_S:g} s")
         await self._worker.stop(within_s=STOP_WITHIN_S)
 
-    async def _left(self, queue_url: str) -> int:
+    async def _count_left(self, queue_url: str) -> int:
         answer = await self._sqs.get_queue_attributes(QueueUrl=queue_url, AttributeNames=["All"])
         names = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible")
         return sum(int(answer["Attributes"][name]) for name in names)
@@ -310,30 +316,30 @@ class Bench:
 
 
 def show(
-    pairs: Sequence[tuple[Measured, Measured]], bound: PerformanceTarget, differences: Sequence[str], console: Console
+    pairs: Sequence[tuple[OrderRun, OrderRun]], bound: PerformanceTarget, differences: Sequence[str], console: Console
 ) -> None:
     """Print all runs for people."""
     names = ("this, Citrus", "worker", "Postgres", "SQS")
     table = Table("ms a call", "", "events", "seconds", "events/s", *(f"{name}: ms" for name in names))
-    table.caption = "on the right: processor time of an event"
+    table.caption = "columns on the right: processor time an event"
     for pair in pairs:
         for one in pair:
             used = [f"{1000 * one.processor_seconds.get(name, 0) / one.events:.2f}" for name in names]
-            table.add_row(str(one.latency_ms), one.who, str(one.events), f"{one.seconds:.2f}", f"{one.rate:.0f}", *used)
+            table.add_row(
+                str(one.latency_ms), one.contender, str(one.events), f"{one.seconds:.2f}", f"{one.rate:.0f}", *used
+            )
     console.print(table)
     ratios = ", ".join(f"{ratio_of([pair]):.1f} at {pair[0].latency_ms} ms" for pair in pairs)
     kept = "kept" if bound.is_kept else "MISSED"
     console.print(f"{bound.what}: {bound.value:.1f}, promised {bound}: {kept}; run by run {ratios}")
-    console.print(f"lost, done twice, out of order or misplaced: {len(differences) or 'nothing'}")
-    for difference in differences:
-        console.print(f"  {difference}", markup=False, soft_wrap=True)
+    print_differences(console, differences)
 
 
-def as_json(pairs: Sequence[tuple[Measured, Measured]], bound: PerformanceTarget, differences: Sequence[str]) -> str:
-    """Return all of it for programs."""
+def as_json(pairs: Sequence[tuple[OrderRun, OrderRun]], bound: PerformanceTarget, differences: Sequence[str]) -> str:
+    """Return the results as JSON for programs."""
     runs = [
         {
-            one.who: {
+            one.contender: {
                 "latencyMs": one.latency_ms,
                 "events": one.events,
                 "seconds": one.seconds,

@@ -1,12 +1,12 @@
-"""Tenants provisioned in a burst, on empty shards, as users have it done: by messages on the control queue.
+"""Measure the provisioning of many tenants at once, on empty shards, by messages on the control queue.
 
     python -m benchmarks.provisioning [--tenants 200] [--shards 4] [--replicas 1] [--most-seconds 30] [--json]
 
-Starts an embedded stack whose shards are empty databases, and a worker with nothing but its queues. Then all
-`SHARD_CREATION` messages are sent at once. Printed is how long it took from the first of them until every tenant was
-active on its shard, and until the last was confirmed; how many transactions made them; and how often a shard's schema
-was locked, as its server's own log says. Exit status 1 when a tenant is missing, has another home as well or has not
-its one row, when a shard's schema was locked more than once by a worker, or when it took longer than `--most-seconds`.
+Starts an embedded stack with empty databases as shards, and a worker with only its queues. Then it sends all
+`SHARD_CREATION` messages at once. It prints the time from the first message until every tenant was active on its shard,
+and until the last was confirmed; the number of transactions that created the tenants; and how often a shard's schema
+was locked, from the server's log. Exit status 1 when a tenant is missing, has a second home or lacks its one row, when
+a worker locked a shard's schema more than once, or when it took longer than `--most-seconds`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import asyncpg
-from rich.console import Console
 from rich.table import Table
+from support.load.console import open_console
 
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.local.processes.loopback import poll_until
@@ -45,7 +45,6 @@ SELECT
     array_agg(id) AS ids
 FROM tenants
 """
-PIPED_WIDTH = 140
 
 
 def main() -> None:
@@ -54,13 +53,13 @@ def main() -> None:
     parser.add_argument("--tenants", type=int, default=200)
     parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--replicas", type=int, default=1, help="worker processes")
-    parser.add_argument("--most-seconds", type=float, default=30.0, help="that it may take until all are active")
+    parser.add_argument("--most-seconds", type=float, default=30.0, help="maximum until all tenants are active")
     parser.add_argument("--json", action="store_true")
     sys.exit(asyncio.run(run(parser.parse_args())))
 
 
 async def run(arguments: argparse.Namespace) -> int:
-    """Run it and return the exit status."""
+    """Measure, print, and return the exit status."""
     places = math.ceil(arguments.tenants / arguments.shards)
     async with Stack(shards=arguments.shards, tenants_per_shard=places) as stack, AsyncExitStack() as opened:
         servers = list(stack.servers.values())
@@ -76,24 +75,25 @@ async def run(arguments: argparse.Namespace) -> int:
             worker.start()
         for worker in workers:
             await worker.wait_ready()
-        took = await burst(stack, connections, arguments.tenants)
+        took = await measure_burst(stack, connections, arguments.tenants)
         for worker in workers:
             await worker.stop(within_s=STOP_WITHIN_S)
         shards = {
-            server.name: await shard_facts(stack, server, one) for server, one in zip(servers, connections, strict=True)
+            server.name: await read_shard_facts(stack, server, one)
+            for server, one in zip(servers, connections, strict=True)
         }
-    problems = problems_of(took, shards, arguments)
+    problems = find_problems(took, shards, arguments)
     show(took, shards, problems, as_json=arguments.json)
     return 1 if problems else 0
 
 
-async def burst(stack: Stack, connections: list[Any], count: int) -> dict[str, float]:
-    """Ask for that many tenants at once; return the seconds until all were sent, active and confirmed."""
+async def measure_burst(stack: Stack, connections: list[Any], count: int) -> dict[str, float]:
+    """Send *count* messages at once; return the seconds until all were sent, active and confirmed."""
     tenants = [Tenant(f"clinic-{number:04}", "main", BUSINESS_TYPES[number % 3]) for number in range(count)]
     took: dict[str, float] = {}
     started = time.perf_counter()
 
-    async def all_there() -> bool:
+    async def are_confirmed() -> bool:
         counts = Counter[str]()
         for connection in connections:
             try:
@@ -106,21 +106,23 @@ async def burst(stack: Stack, connections: list[Any], count: int) -> dict[str, f
         return "confirmed" in took
 
     async with open_client("sqs", stack.env) as sqs, asyncio.TaskGroup() as tasks:
-        tasks.create_task(poll_until(all_there, within_s=WITHIN_S))
+        tasks.create_task(poll_until(are_confirmed, within_s=WITHIN_S))
         await create_tenants(sqs, stack.env["SQS_SHARD_CREATION_QUEUE_URL"], tenants)
         took["sent"] = time.perf_counter() - started
     return took
 
 
-async def shard_facts(stack: Stack, server: PostgresServer, connection: Any) -> dict[str, Any]:
-    """Return what became of one shard, and how often its schema was locked."""
+async def read_shard_facts(stack: Stack, server: PostgresServer, connection: Any) -> dict[str, Any]:
+    """Return the counts of one shard's tenants, and how often its schema was locked."""
     log = (stack.group.directory / f"{server.name}.log").read_text(encoding="utf-8", errors="replace")
     locks = sum(SCHEMA_LOCK in line for line in log.splitlines())
     return dict(await connection.fetchrow(COUNTS)) | {"schemaLocks": locks}
 
 
-def problems_of(took: dict[str, float], shards: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> list[str]:
-    """Return what is not as it must be."""
+def find_problems(
+    took: dict[str, float], shards: dict[str, dict[str, Any]], arguments: argparse.Namespace
+) -> list[str]:
+    """Return every deviation from the expected result."""
     problems = []
     homes = Counter(tenant_id for shard in shards.values() for tenant_id in shard["ids"] or ())
     if len(homes) != arguments.tenants or set(homes.values()) != {1}:
@@ -136,13 +138,13 @@ def problems_of(took: dict[str, float], shards: dict[str, dict[str, Any]], argum
 
 
 def show(took: dict[str, float], shards: dict[str, dict[str, Any]], problems: list[str], *, as_json: bool) -> None:
-    """Print what was measured."""
+    """Print the results."""
     if as_json:
         facts = {name: {key: value for key, value in shard.items() if key != "ids"} for name, shard in shards.items()}
         print(json.dumps({"seconds": took, "shards": facts, "problems": problems}))
         return
-    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
-    table = Table("shard", "tenants", "transactions that made them", "schema locks")
+    console = open_console()
+    table = Table("shard", "tenants", "transactions that created them", "schema locks")
     for name, shard in shards.items():
         table.add_row(name, str(shard["active"]), str(shard["transactions"]), str(shard["schemaLocks"]))
     console.print(table)

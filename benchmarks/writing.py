@@ -1,17 +1,17 @@
-"""What the row costs that each batch writes beside its effects, of how far the stream shard got.
+"""Measure the cost of the row with the stream position that each batch writes along with its effects.
 
     python -m benchmarks.writing [--seconds 50] [--rounds 6] [--sizes 1 10 100 1000] [--least-ratio 0.9]
 
 Starts one Postgres server, with fsync as in production: the shared one of the tests has it off. It has twins: two
-shards with the same tenants, which get the same batches in turn, one of them with the reader's row and one without; a
-pair of them with `synchronous_commit` on, as a shard should have it, and a pair with it off. In several
-rounds, batch size by batch size, `ShardWriter.apply` is timed, and the processor time of this process and of the
-backends is counted. Printed is the median ratio of all batches, as other programs strike single ones, and the least
-and the most median of a round.
+shards with the same tenants, which get the same batches in turn, one of them with the reader's row and one without; one
+pair with `synchronous_commit` on, as a shard should have it, and one with it off. In several rounds, by batch size,
+`ShardWriter.apply` is timed, and the processor time of this process and of the backends is counted. Printed are the
+median ratio of all batches, because other programs disturb single batches, and the least and the greatest median of a
+round.
 
-Then one row is written so many times more, alone, and looked at: how large its table got, and how often Postgres
-found room on the same page (HOT). At the end the twins must have the same resources and the same log. Exit status 1
-when they have not, or when the median ratio of a batch size from 100 on is below `--least-ratio`.
+Then the row alone is written `--writes` times more, and the size of its table and the share of HOT updates (on the same
+page) are printed. At the end the twins must have the same resources and the same log. Exit status 1 when they differ,
+or when the median ratio of a batch size from 100 on is below `--least-ratio`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from random import Random
 from typing import Any, NamedTuple
 
 import asyncpg
-import structlog
 import uvloop
 from rich.console import Console
 from rich.table import Table
-from support.load.targets import PerformanceTarget, format_number
+from support.load.console import log_errors_only, open_console
+from support.load.targets import PerformanceTarget, json_targets, targets_table
+from support.postgres.databases import SHARD_ID, TEMPLATE, execute, make_template
 from support.processes.resource_usage import cpu_seconds
 
 from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer
@@ -46,11 +47,10 @@ from simplu_worker.operations.operation import Disposition, Operation, Origin, S
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.schema.schema_check import ensure_schema
 from simplu_worker.shards.types import PositionClaim
 
 LEAST_RATIO = 0.9
-BOUND_FROM_SIZE = 100  # a smaller batch is one of a reader that has little to do
+BOUND_FROM_SIZE = 100  # smaller batches are those of a reader with few records
 KINDS = ("with_row", "without")
 COMMITS = ("on", "off")  # of synchronous_commit
 WEIGHTS = {"create": 60, "update": 20, "patch": 15, "delete": 4, "list": 1}
@@ -58,13 +58,10 @@ TYPES = ("member", "class", "membership")
 WARM_UP_SIZE = 1000
 PAIRS_LEAST = 2
 SEED = 7
-SHARD_ID = "shard-1"
-TEMPLATE = "template_shard"
 STREAM = "bench"
 STREAM_SHARD_ID = "shardId-000000000000"
 FIRST_SEQUENCE_NUMBER = 49_590_338_271_490_256_608_559_692_538_361_571_095_921_575_989_136_588_898
 STATISTICS_WITHIN_S = 10.0
-PIPED_WIDTH = 140
 
 INSERT = (
     "INSERT INTO tenants (id, business_id, location_id, business_type, state, control_at, created_at)"
@@ -88,8 +85,8 @@ DURABLE = {"fsync": "on"}  # as on servers of production
 TOKEN_SQL = "SELECT token::text FROM stream_positions"
 
 
-class Pair(NamedTuple):
-    """What one batch took with the row and without, in seconds: by the clock, and of this process's processor time."""
+class BatchPair(NamedTuple):
+    """The seconds of one batch with the row and without: by the clock, and of this process's processor time."""
 
     with_row_s: float
     without_s: float
@@ -99,24 +96,24 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """The batches of one size that both twins got, in one round.
+    """The batches of one size that both twins got in one round.
 
-    Of times and ratios the middle one is taken: whatever else the machine does strikes single batches.
+    Of times and ratios the median counts, because other programs disturb single batches.
     """
 
     commit: str
     size: int
-    pairs: Sequence[Pair]
+    pairs: Sequence[BatchPair]
     server_s: Mapping[str, float]  # processor time of the twins' backends
 
     @property
     def ratio(self) -> float:
-        """Operations a second with the row ÷ without: of the same ones, so of the times."""
+        """Operations a second with the row ÷ without, which is the inverse ratio of the times."""
         return statistics.median(pair.without_s / pair.with_row_s for pair in self.pairs)
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class SizeSummary:
     """All rounds of one batch size."""
 
     commit: str
@@ -124,13 +121,13 @@ class Summary:
     rounds: Sequence[Round]
 
     @property
-    def pairs(self) -> list[Pair]:
-        """What all rounds measured."""
+    def pairs(self) -> list[BatchPair]:
+        """The batches of all rounds."""
         return [pair for one in self.rounds for pair in one.pairs]
 
     @property
     def ratio(self) -> float:
-        """The middle one of all batches."""
+        """The median ratio of all batches."""
         return statistics.median(pair.without_s / pair.with_row_s for pair in self.pairs)
 
     def rate(self, kind: str) -> float:
@@ -138,15 +135,15 @@ class Summary:
         return self.size / statistics.median([float(getattr(pair, f"{kind}_s")) for pair in self.pairs])
 
     def client_us(self, kind: str) -> float:
-        """Processor time of the client an operation, in µs: the mean, as its clock may be a coarse one."""
+        """Processor time of the client an operation, in µs: the mean, because the clock may be coarse."""
         return statistics.fmean(getattr(pair, f"{kind}_processor_s") for pair in self.pairs) / self.size * 1e6
 
     def server_us(self, kind: str) -> float:
-        """Processor time of the backend an operation, in µs; 0 where the system does not tell."""
+        """Processor time of the backend an operation, in µs; 0 without /proc."""
         return sum(one.server_s[kind] for one in self.rounds) / (len(self.pairs) * self.size) * 1e6
 
     def as_json(self) -> dict[str, Any]:
-        """Return it for programs."""
+        """Return the summary for programs."""
         ratios = [one.ratio for one in self.rounds]
         return {
             "synchronousCommit": self.commit,
@@ -160,25 +157,25 @@ class Summary:
         }
 
 
-class Load:
-    """Makes operations: random, but the same in every run. What they come to is not theirs to know."""
+class BatchLoad:
+    """Makes random operations, the same in every run."""
 
     def __init__(self, tenants: int) -> None:
         self._random = Random(SEED)
         self._tenants = tenants
-        self._ids: dict[tuple[int, str], list[str]] = defaultdict(list)  # of resources that are there
+        self._ids: dict[tuple[int, str], list[str]] = defaultdict(list)  # of existing resources
         self._number = 0
 
     @property
     def position(self) -> str:
-        """Where the last operation was, as a row has it."""
+        """The position of the last operation, in the format of the row."""
         return f"{FIRST_SEQUENCE_NUMBER + self._number}/0"
 
-    def batch(self, size: int) -> list[Operation]:
+    def next_batch(self, size: int) -> list[Operation]:
         """Return the next *size* operations."""
-        return [self._operation() for _ in range(size)]
+        return [self._next_operation() for _ in range(size)]
 
-    def _operation(self) -> Operation:
+    def _next_operation(self) -> Operation:
         random, now = self._random, datetime.now(UTC)
         self._number += 1
         tenant, resource_type = random.randrange(self._tenants), random.choice(TYPES)
@@ -225,7 +222,7 @@ class Load:
 
 
 class Twins:
-    """Two shards that get the same batches: one with a reader's row, one without."""
+    """Two shards that get the same batches, one with a reader's row and one without."""
 
     def __init__(self, commit: str, pools: Sequence[ShardPool], tenants: int) -> None:
         self.commit = commit
@@ -234,19 +231,19 @@ class Twins:
         writers = [ShardWriter(pool, tenant_wait=timedelta(minutes=15)) for pool in pools]
         self._with_row = writers[0]
         self._turns = list(zip(KINDS, writers, strict=True))
-        self._load = Load(tenants)
+        self._load = BatchLoad(tenants)
 
     async def measure(self, size: int, seconds: float) -> Round:
         """Apply batches of *size* to both, for about *seconds*."""
-        pairs: list[Pair] = []
-        before = await self._server_s()
+        pairs: list[BatchPair] = []
+        before = await self._read_server_s()
         while len(pairs) < PAIRS_LEAST or sum(pair.with_row_s + pair.without_s for pair in pairs) < seconds:
-            pairs.append(await self._measure_pair(self._load.batch(size)))
-        after = await self._server_s()
+            pairs.append(await self._measure_pair(self._load.next_batch(size)))
+        after = await self._read_server_s()
         return Round(self.commit, size, pairs, {kind: after[kind] - before[kind] for kind in KINDS})
 
-    async def _measure_pair(self, operations: Sequence[Operation]) -> Pair:
-        """Apply one batch to both, the one that was last first."""
+    async def _measure_pair(self, operations: Sequence[Operation]) -> BatchPair:
+        """Apply one batch to both twins, in alternating order."""
         self.claim.owed_from, self.claim.owed_since = self._load.position, datetime.now(UTC)
         took = {}
         self._turns.reverse()
@@ -257,9 +254,9 @@ class Twins:
             took[f"{kind}_processor_s"] = time.process_time() - processor_s
             if any(one.disposition is not Disposition.APPLIED or one.failure for one in outcomes):
                 raise SystemExit(f"expected every operation to be applied, got {set(outcomes)}")
-        return Pair(**took)
+        return BatchPair(**took)
 
-    async def _server_s(self) -> dict[str, float]:
+    async def _read_server_s(self) -> dict[str, float]:
         """Return the processor time that the backends of the twins have used."""
         used = {}
         for kind, pool in zip(KINDS, self.pools, strict=True):
@@ -268,14 +265,14 @@ class Twins:
         return used
 
     async def rewrite_row(self, count: int) -> None:
-        """Write the row *count* times more, beside no effect."""
+        """Write the row *count* times, without any operation."""
         for number_of_write in range(count):
             self.claim.owed_from = f"{FIRST_SEQUENCE_NUMBER + number_of_write}/0"
             if await self._with_row.write_positions([self.claim]):
-                raise SystemExit("expected the row to be as this program left it")
+                raise SystemExit("expected the row to be unchanged since this program wrote it")
 
-    async def differences(self) -> list[str]:
-        """Return what one has and the other has not."""
+    async def find_differences(self) -> list[str]:
+        """Return the differences between the twins."""
         contents = [await fetch(pool.address.connection_string, CONTENT_SQL) for pool in self.pools]
         found = [
             f"synchronous_commit {self.commit}: the {what} of the twins differ"
@@ -284,16 +281,13 @@ class Twins:
         ]
         row = await fetch(self.pools[0].address.connection_string, TOKEN_SQL)
         if [row["token"]] != self.claim.fencing_tokens:
-            found.append(f"synchronous_commit {self.commit}: the row is not as its reader left it")
+            found.append(f"synchronous_commit {self.commit}: the row has another token than its reader wrote")
         return found
 
 
 def main() -> None:
     """Run the benchmark."""
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger("error"),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    log_errors_only()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=50.0, help="of applying, in all rounds together")
     parser.add_argument("--rounds", type=int, default=6)
@@ -307,8 +301,7 @@ def main() -> None:
 
 async def run(arguments: argparse.Namespace) -> int:
     """Measure, print, and return the exit status."""
-    width = None if sys.stderr.isatty() else PIPED_WIDTH
-    console = Console(soft_wrap=True, highlight=False, stderr=arguments.json, width=width)
+    console = open_console(as_json=arguments.json)
     rounds: list[Round] = []
     async with running_twins(arguments.tenants) as all_twins:
         cells = [(twins, size) for size in arguments.sizes for twins in all_twins]
@@ -322,13 +315,13 @@ async def run(arguments: argparse.Namespace) -> int:
         before_s = time.monotonic()
         await all_twins[0].rewrite_row(arguments.writes)
         console.print(f"{arguments.writes} more writes of the row took {time.monotonic() - before_s:.0f} s")
-        row = await row_of(all_twins[0], at_least=arguments.writes)
-        differences = [one for twins in all_twins for one in await twins.differences()]
+        row = await read_row_statistics(all_twins[0], at_least=arguments.writes)
+        differences = [one for twins in all_twins for one in await twins.find_differences()]
     summaries = [
-        Summary(twins.commit, size, [one for one in rounds if (one.commit, one.size) == (twins.commit, size)])
+        SizeSummary(twins.commit, size, [one for one in rounds if (one.commit, one.size) == (twins.commit, size)])
         for twins, size in cells
     ]
-    bounds = [
+    targets = [
         PerformanceTarget(
             f"{one.size} operations a batch, synchronous_commit {one.commit}: with the row ÷ without",
             one.ratio,
@@ -337,22 +330,20 @@ async def run(arguments: argparse.Namespace) -> int:
         for one in summaries
         if one.size >= BOUND_FROM_SIZE
     ]
-    show(summaries, bounds, row, differences, console)
+    show(summaries, targets, row, differences, console)
     if arguments.json:
-        sys.stdout.write(as_json(summaries, bounds, row, differences) + "\n")
-    return 0 if not differences and all(bound.is_kept for bound in bounds) else 1
+        sys.stdout.write(as_json(summaries, targets, row, differences) + "\n")
+    return 0 if not differences and all(one.is_kept for one in targets) else 1
 
 
 @asynccontextmanager
 async def running_twins(tenants: int) -> AsyncIterator[list[Twins]]:
-    """Have a server with two shards for each way to commit."""
+    """Run a server with two shards for each value of synchronous_commit."""
     with ProcessGroup() as group:
         server = PostgresServer(group, PostgresPrograms.find(group.directory), database="writing", settings=DURABLE)
         await server.start()
-        template = ShardPool(ShardAddress(SHARD_ID, await server.create_database(TEMPLATE)), size=1)
-        await ensure_schema(template)
-        await template.close()
-        await execute(template.address.connection_string, INSERT, tenants)
+        await make_template(server)
+        await execute(server.url_of(TEMPLATE), INSERT, tenants)
         async with AsyncExitStack() as exits:
             all_twins = []
             for commit in COMMITS:
@@ -366,8 +357,8 @@ async def running_twins(tenants: int) -> AsyncIterator[list[Twins]]:
             yield all_twins
 
 
-async def row_of(twins: Twins, *, at_least: int) -> Mapping[str, float]:
-    """Return what Postgres counted of the row; closes the pool, as a backend tells the last of it when it ends."""
+async def read_row_statistics(twins: Twins, *, at_least: int) -> Mapping[str, float]:
+    """Return Postgres's statistics of the row. Closes the pool, because a backend reports the last ones at its end."""
     pool = twins.pools[0]
     await pool.close()
 
@@ -375,21 +366,12 @@ async def row_of(twins: Twins, *, at_least: int) -> Mapping[str, float]:
         return bool((await fetch(pool.address.connection_string, ROW_SQL))["updates"] >= at_least)
 
     if not await poll_until(is_counted, within_s=STATISTICS_WITHIN_S):
-        raise SystemExit(f"Postgres counted fewer than {at_least} updates of the row")
+        raise SystemExit(f"expected Postgres to count {at_least} updates of the row within {STATISTICS_WITHIN_S:g} s")
     return dict(await fetch(pool.address.connection_string, ROW_SQL))
 
 
-async def execute(url: str, statement: str, *arguments: object) -> None:
-    """Run one statement on a connection of its own."""
-    connection = await asyncpg.connect(url)
-    try:
-        await connection.execute(statement, *arguments)
-    finally:
-        await connection.close()
-
-
 async def fetch(url: str, query: str) -> asyncpg.Record:
-    """Fetch one row on a connection of its own."""
+    """Fetch one row on a new connection."""
     connection = await asyncpg.connect(url)
     try:
         row = await connection.fetchrow(query)
@@ -401,18 +383,18 @@ async def fetch(url: str, query: str) -> asyncpg.Record:
 
 
 def show(
-    summaries: Sequence[Summary],
-    bounds: Sequence[PerformanceTarget],
+    summaries: Sequence[SizeSummary],
+    targets: Sequence[PerformanceTarget],
     row: Mapping[str, float],
     differences: Sequence[str],
     console: Console,
 ) -> None:
-    """Print all of it for people."""
+    """Print tables for people."""
     table = Table(
         "synchronous_commit", "a batch", "operations/s", "ratio (rounds)", "more a batch", "client's µs", "server's µs"
     )
     table.title = "with the reader's row, without; fsync on; processor time an operation"
-    for one in map(Summary.as_json, summaries):
+    for one in map(SizeSummary.as_json, summaries):
         rates, ratio = one["operationsPerSecond"], one["ratio"]
         client, server = one["clientMicrosecondsPerOperation"], one["serverMicrosecondsPerOperation"]
         table.add_row(
@@ -424,33 +406,26 @@ def show(
             *(f"{used['with_row']:.0f}, {used['without']:.0f}" for used in (client, server)),
         )
     console.print(table)
-    table = Table("bound", "measured", "promised", "")
-    for bound in bounds:
-        kept = "kept" if bound.is_kept else "[bold red]MISSED[/]"
-        table.add_row(bound.what, format_number(bound.value, bound.unit), str(bound), kept)
-    console.print(table)
+    console.print(targets_table(targets))
     hot = row["hot_updates"] / row["updates"]
     sizes = f"{row['table_bytes'] / 1024:.0f} KiB and {row['index_bytes'] / 1024:.0f} KiB of index"
     console.print(f"the row after {row['updates']} writes: {hot:.1%} of them HOT, its table has {sizes}")
-    console.print(f"different between twins: {len(differences) or 'nothing'}")
+    console.print(f"differences between twins: {len(differences) or 'none'}")
     for difference in differences:
         console.print(f"  {difference}")
 
 
 def as_json(
-    summaries: Sequence[Summary],
-    bounds: Sequence[PerformanceTarget],
+    summaries: Sequence[SizeSummary],
+    targets: Sequence[PerformanceTarget],
     row: Mapping[str, float],
     differences: Sequence[str],
 ) -> str:
-    """Return all of it for programs."""
+    """Return the results as JSON for programs."""
     return json.dumps(
         {
             "sizes": [one.as_json() for one in summaries],
-            "bounds": [
-                {"what": bound.what, "value": bound.value, "bound": str(bound), "kept": bound.is_kept}
-                for bound in bounds
-            ],
+            "bounds": json_targets(targets),
             "row": dict(row),
             "differences": list(differences),
         },

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from benchmarks.scale.leases import EventResult, FleetSize, TableCost, leases_of, simulate
-from benchmarks.throughput.page import table_of, with_part
+from benchmarks.throughput.page import markdown_table, replace_part
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fetch.pacing import IDLE_INTERVAL_S, READ_INTERVAL_S
 from simplu_worker.consumers.kinesis.fleet.lease_renewer import RENEWALS_PER_DURATION
@@ -112,18 +112,18 @@ def load_of(fleet: FleetSize, table: TableCost) -> Load:
 def report(fleet: FleetSize, table: TableCost, outcomes: Sequence[EventResult]) -> str:
     """Return the whole report as Markdown."""
     load = load_of(fleet, table)
-    batches = table_of(
+    batches = markdown_table(
         ["records/s in all", "a lane", "operations a transaction", "worker cores in all", "a replica"],
         [_batch_line(rate, fleet, load.lanes) for rate in (10_000, 100_000, PUT_RECORDS_PER_S * fleet.stream_shards)],
     )
-    failover = table_of(
+    failover = markdown_table(
         ["what happens", "every lease is held after", "evenly after", "takes", "refused", "scans"],
         [
             [one.name, _seconds(one.all_held_s), _seconds(one.even_s), str(one.takes), str(one.refused), str(one.scans)]
             for one in outcomes
         ],
     )
-    money = table_of(["a month, US dollars", "", "how"], _money(fleet, load))
+    money = markdown_table(["a month, US dollars", "", "how"], _money(fleet, load))
     return "\n\n".join(
         [
             (
@@ -155,7 +155,7 @@ def _counted(fleet: FleetSize, table: TableCost, load: Load) -> str:
     round_s = fleet.shards / SHARDS_PER_S + INTERVAL_S
     probe_s = HEALTHY_PACE.between_s(fleet.shards)
     busy, idle = fleet.stream_shards / READ_INTERVAL_S, fleet.stream_shards / IDLE_INTERVAL_S
-    return table_of(
+    return markdown_table(
         ["what", "how much", "from"],
         [
             [
@@ -276,7 +276,7 @@ def main() -> None:
     Console().print(Markdown(text))
     if given.write:
         page = given.page.read_text(encoding="utf-8")
-        given.page.write_text(with_part(page, "scale", "python3 run.py bench scale --write", text), encoding="utf-8")
+        given.page.write_text(replace_part(page, "scale", "python3 run.py bench scale --write", text), encoding="utf-8")
 
 
 if __name__ == "__main__":

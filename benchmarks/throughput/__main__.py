@@ -1,16 +1,16 @@
-"""What one core does: the worker as a user runs it, beside a bare loop and beside what people use today.
+"""Measure the throughput of one core: of the worker as a user runs it, a bare loop, and async-kinesis.
 
     python -m benchmarks.throughput [--quick] [--rounds 3] [--seconds 4] [--json FILE] [--no-write]
 
 In several rounds the contenders run one after the other on fresh databases of one Postgres server (fsync on), against
-one local Kinesis that holds the records: `worker` is `simplu-worker run` with its defaults, leases and metrics;
-`bare loop` reads, decodes and writes, and promises nothing; `async-kinesis` is a program of 100 lines on that library,
-in an environment of its own. Rates come from the times of the commits, as Postgres keeps them, processor time from the
-system. Ratios are of runs of the same round: what else the machine does strikes all of a round alike.
+one local Kinesis with the records: `worker` is `simplu-worker run` with its defaults, leases and metrics; `bare loop`
+reads, decodes and writes without any guarantee; `async-kinesis` is a program of 100 lines on that library, in its own
+environment. Rates come from Postgres's commit timestamps, processor time from the system. Ratios are of runs of the
+same round, because other programs on the machine affect all runs of a round alike.
 
 Then: p50 and p99 from arrival to commit at 1,000 records a second, the cost of idling, the time from start to ready,
-two replicas, and SQS order events. docs/performance.md and its picture are made from it. Exit status 1 when a target
-is missed, unless `--quick`.
+two replicas, and SQS order events. The results are written into docs/performance.md and its picture. Exit status 1 when
+a target is missed, unless `--quick`.
 """
 
 from __future__ import annotations
@@ -25,57 +25,59 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
-import structlog
 import uvloop
 from rich.console import Console
 from rich.table import Table
+from support.load.console import log_errors_only, open_console
 
-from benchmarks.throughput.measures import measure_idle, measure_latency, measure_orders, measure_starts, measure_two
+from benchmarks.throughput.measures import measure_idle, measure_latency, measure_orders, measure_pair, measure_starts
 from benchmarks.throughput.page import write_page
-from benchmarks.throughput.results import BOUND_CELLS, Machine, Results
-from benchmarks.throughput.runs import Cell, Runner, StalledError, Who
-from benchmarks.throughput.testbed import FOLDER, Bed, running_bed
+from benchmarks.throughput.results import BOUND_CELLS, Machine, ThroughputResults
+from benchmarks.throughput.runs import Cell, Contender, Runner, StalledError
+from benchmarks.throughput.testbed import FOLDER, BenchmarkServers, running_servers
 
 ROOT = FOLDER.parents[1]
 LANES_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
 PAGE = ROOT / "docs" / "performance.md"
-PIPED_WIDTH = 140
-PAIRS = 7  # of one worker and two: with Postgres and Kinesis they are four on two cores, and vary the most
+PAIRS = 7  # of one worker and two: with Postgres and Kinesis four processes share two cores, so these vary most
 THEIR_STREAM_SHARDS = 4  # with 32 and a full queue async-kinesis skips records, or applies none
 TENANTS = 200
 
 CELLS = (
     *BOUND_CELLS,
-    *(Cell(who, stream_shards, 1, "off") for stream_shards in (1, 4, 16) for who in (Who.WORKER, Who.BARE)),
-    Cell(Who.WORKER, 32, 8),
-    Cell(Who.BARE, 32, 8),
-    Cell(Who.LANES, THEIR_STREAM_SHARDS, 8),
+    *(
+        Cell(contender, stream_shards, 1, "off")
+        for stream_shards in (1, 4, 16)
+        for contender in (Contender.WORKER, Contender.BARE)
+    ),
+    Cell(Contender.WORKER, 32, 8),
+    Cell(Contender.BARE, 32, 8),
+    Cell(Contender.LANES, THEIR_STREAM_SHARDS, 8),
 )
 QUICK_CELLS = tuple(cell for cell in BOUND_CELLS if cell.commit == "on")
 
 
 def main() -> None:
     """Run the benchmark."""
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger("error"),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
+    log_errors_only()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one round of the main contenders, a minute in all")
+    parser.add_argument("--quick", action="store_true", help="one round of the main contenders, about a minute")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seconds", type=float, help="of each run, after its warm-up")
     parser.add_argument("--records", type=int, help="in the stream")
     parser.add_argument("--only", nargs="+", choices=("rates", "more", "orders"), default=("rates", "more", "orders"))
-    parser.add_argument("--lanes-python", default=str(LANES_PYTHON), help="one that has async-kinesis")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the figures there")
+    parser.add_argument("--lanes-python", default=str(LANES_PYTHON), help="a Python with async-kinesis")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     parser.add_argument(
         "--write",
         action=argparse.BooleanOptionalAction,
-        help=f"make {PAGE.relative_to(ROOT)} from them; as it comes, not with --quick",
+        help=f"write them into {PAGE.relative_to(ROOT)}; default: yes, except with --quick",
     )
-    parser.add_argument("--page", type=Path, default=PAGE, help="another page to write, with the same marks")
-    parser.add_argument("--who", nargs="+", type=Who, choices=tuple(Who), default=tuple(Who), metavar="WHO")
-    parser.add_argument("--from-json", type=Path, metavar="FILE", help="measure nothing, take kept figures")
+    parser.add_argument("--page", type=Path, default=PAGE, help="write another page, with the same marks")
+    parser.add_argument(
+        "--who", nargs="+", type=Contender, choices=tuple(Contender), default=tuple(Contender), metavar="WHO"
+    )
+    parser.add_argument("--from-json", type=Path, metavar="FILE", help="measure nothing, read the figures from FILE")
     arguments = parser.parse_args()
     defaults = (1, 1.5, 150_000) if arguments.quick else (3, 4.0, 400_000)
     for name, value in zip(("rounds", "seconds", "records"), defaults, strict=True):
@@ -87,16 +89,16 @@ def main() -> None:
 
 
 async def run(arguments: argparse.Namespace) -> int:
-    """Measure, print, keep, and return the exit status."""
-    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    """Measure, print, write the figures, and return the exit status."""
+    console = open_console()
     if arguments.from_json:
-        results = msgspec.json.decode(arguments.from_json.read_bytes(), type=Results)
+        results = msgspec.json.decode(arguments.from_json.read_bytes(), type=ThroughputResults)
     else:
         given = {"rounds": arguments.rounds, "seconds": arguments.seconds, "records": arguments.records}
-        results = Results(machine=machine(), **given)
+        results = ThroughputResults(machine=machine(), **given)
         try:
             await measure(arguments, results, console)
-        finally:  # what was measured before something went wrong is worth a look
+        finally:  # figures measured before an error are useful too
             if arguments.json:
                 arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(results)))
     show(results, console)
@@ -107,32 +109,34 @@ async def run(arguments: argparse.Namespace) -> int:
     return 1 if missed and not arguments.quick else 0
 
 
-async def measure(arguments: argparse.Namespace, results: Results, console: Console) -> None:
-    """Measure all that was asked for, into *results*."""
+async def measure(arguments: argparse.Namespace, results: ThroughputResults, console: Console) -> None:
+    """Measure the requested figures into *results*."""
     more_s = 5.0 if arguments.quick else 20.0
-    async with running_bed(TENANTS) as bed:
+    async with running_servers(TENANTS) as servers:
         if "rates" in arguments.only:
-            await measure_rates(bed, arguments, results, console)
+            await measure_rates(servers, arguments, results, console)
         if "more" in arguments.only:
-            results.starts = await measure_starts(bed, starts=2 if arguments.quick else 7)
+            results.starts = await measure_starts(servers, starts=2 if arguments.quick else 7)
             console.print(f"start to ready: {', '.join(f'{one:.2f}' for one in results.starts)} s")
-            results.latency = await measure_latency(bed, rate=1000, seconds=more_s)
+            results.latency = await measure_latency(servers, rate=1000, seconds=more_s)
             console.print(f"1,000/s: p50 {results.latency.p50_s:.3f} s, p99 {results.latency.p99_s:.3f} s")
-            results.idle = await measure_idle(bed, seconds=more_s)
+            results.idle = await measure_idle(servers, seconds=more_s)
             console.print(f"idle: {results.idle.client_cores:.1%} of a core")
             if not arguments.quick:
-                await measure_replicas(bed, arguments, results, console)
+                await measure_replicas(servers, arguments, results, console)
     if "orders" in arguments.only:
         counts = (2000, 200, 1) if arguments.quick else (10_000, 1000, 3)
         results.orders = await measure_orders(events=counts[0], naive_events=counts[1], runs=counts[2], latency_ms=5)
 
 
-async def measure_replicas(bed: Bed, arguments: argparse.Namespace, results: Results, console: Console) -> None:
+async def measure_replicas(
+    servers: BenchmarkServers, arguments: argparse.Namespace, results: ThroughputResults, console: Console
+) -> None:
     """Measure one worker and two, in *PAIRS* rounds."""
     for number_of_round in range(1, PAIRS + 1):
         try:
-            pair = await measure_two(
-                bed,
+            pair = await measure_pair(
+                servers,
                 records_count=arguments.records,
                 seconds=arguments.seconds,
                 stream_shards=16,
@@ -145,24 +149,26 @@ async def measure_replicas(bed: Bed, arguments: argparse.Namespace, results: Res
         console.print(f"round {number_of_round}: two workers ÷ one: {pair[1].rate / pair[0].rate:.2f}")
 
 
-def note_stall(exc: StalledError, results: Results, console: Console) -> None:
-    """Keep that a contender got nowhere: it is a result, and no reason to lose the others."""
+def note_stall(exc: StalledError, results: ThroughputResults, console: Console) -> None:
+    """Record that a contender stalled: a result too, and no reason to lose the others."""
     results.stalls.append(str(exc).partition(":\n")[0])
     console.print(str(exc), markup=False)
 
 
-async def measure_rates(bed: Bed, arguments: argparse.Namespace, results: Results, console: Console) -> None:
-    """Measure every cell once a round: what is compared stands close together there, and so in time."""
-    cells = [cell for cell in (QUICK_CELLS if arguments.quick else CELLS) if cell.who in arguments.who]
+async def measure_rates(
+    servers: BenchmarkServers, arguments: argparse.Namespace, results: ThroughputResults, console: Console
+) -> None:
+    """Measure every cell once a round; cells that are compared are adjacent, and so measured at about the same time."""
+    cells = [cell for cell in (QUICK_CELLS if arguments.quick else CELLS) if cell.contender in arguments.who]
     async with AsyncExitStack() as streams:
         kinesis = {
-            count: await streams.enter_async_context(bed.kinesis(arguments.records, count))
+            count: await streams.enter_async_context(servers.run_kinesis(arguments.records, count))
             for count in sorted({cell.stream_shards for cell in cells})
         }
         for number_of_round in range(1, arguments.rounds + 1):
             for cell in cells:
                 runner = Runner(
-                    bed,
+                    servers,
                     kinesis[cell.stream_shards],
                     records=arguments.records,
                     seconds=arguments.seconds,
@@ -176,14 +182,14 @@ async def measure_rates(bed: Bed, arguments: argparse.Namespace, results: Result
                     continue
                 results.runs.append(one)
                 console.print(
-                    f"round {number_of_round}: {cell.who}, {cell.stream_shards} stream shards, {cell.shards} shards, "
-                    f"synchronous_commit {cell.commit}: {one.rate:.0f}/s, "
+                    f"round {number_of_round}: {cell.contender}, {cell.stream_shards} stream shards, "
+                    f"{cell.shards} shards, synchronous_commit {cell.commit}: {one.rate:.0f}/s, "
                     f"{one.client_us:.1f} µs client, {one.server_us:.1f} µs Postgres"
                 )
 
 
 def machine() -> Machine:
-    """Say on what it was measured."""
+    """Return the description of this machine."""
     model = next(
         (
             line.partition(":")[2].strip()
@@ -204,8 +210,8 @@ def machine() -> Machine:
     )
 
 
-def show(results: Results, console: Console) -> None:
-    """Print all of it for people."""
+def show(results: ThroughputResults, console: Console) -> None:
+    """Print tables for people."""
     table = Table("", "stream shards", "shards", "synchronous_commit", "records/s", "client µs", "Postgres µs", "MB")
     for line in results.lines():
         table.add_row(*line)

@@ -1,10 +1,10 @@
-"""What people use today: async-kinesis, and one transaction a record. Runs in an environment of its own.
+"""A contender of the throughput benchmark: async-kinesis, with one transaction a record. Runs in its own environment.
 
     .venv-bench/bin/python benchmarks/throughput/async_kinesis.py --kinesis-url URL --postgres-urls URL… --form lanes
 
-Three forms: `read` does nothing with a record; `sequence` applies each in one transaction before it asks for the next;
-`lanes` hands them to 64 lanes by tenant and type, which keep their order, over a pool of 10 connections a Postgres
-shard. The rows are those of the worker. It reads until it is killed; `read` prints how many it has read.
+Three forms: `read` does nothing with a record; `sequence` applies each in one transaction before it reads the next;
+`lanes` distributes them by tenant and type to 64 lanes, which keep their order, over a pool of 10 connections a
+Postgres shard. The rows are those of the worker. It reads until it is killed; `read` prints how many it has read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kinesis import Consumer
 
 LANES = 64
 POOL_SIZE = 10
-LANE_RECORDS = 200  # in hand of a lane
+LANE_RECORDS = 200  # queued for a lane
 PRINT_EVERY = 5000
 
 LOG_SQL = """
@@ -66,8 +66,8 @@ WHERE tenant_id = $1 AND request_id = $2
 Operation = Mapping[str, Any]
 
 
-class Shards:
-    """The pools, and where each tenant lives."""
+class ShardPools:
+    """The pools by tenant id."""
 
     def __init__(self, homes: Mapping[str, Any]) -> None:
         self._homes = homes
@@ -100,7 +100,7 @@ class Shards:
 
 
 async def read(consumer: Consumer) -> None:
-    """Read and do nothing, but print how many and when."""
+    """Read records, and print their number and the time."""
     count = 0
     async for _ in consumer:
         count += 1
@@ -109,14 +109,14 @@ async def read(consumer: Consumer) -> None:
             sys.stdout.flush()
 
 
-async def in_sequence(consumer: Consumer, shards: Shards) -> None:
+async def apply_in_sequence(consumer: Consumer, shards: ShardPools) -> None:
     """Apply one record after the other."""
     async for operation in consumer:
         await shards.apply(operation)
 
 
-async def in_lanes(consumer: Consumer, shards: Shards) -> None:
-    """Apply in lanes: what has the same tenant and type stays in order."""
+async def apply_in_lanes(consumer: Consumer, shards: ShardPools) -> None:
+    """Apply records in lanes: those of the same tenant and type stay in order."""
     lanes: list[asyncio.Queue[Operation]] = [asyncio.Queue(LANE_RECORDS) for _ in range(LANES)]
 
     async def work(lane: asyncio.Queue[Operation]) -> None:
@@ -153,13 +153,13 @@ async def run(arguments: argparse.Namespace) -> None:
             case "read":
                 await read(consumer)
             case "sequence":
-                await in_sequence(consumer, Shards(homes))
+                await apply_in_sequence(consumer, ShardPools(homes))
             case _:
-                await in_lanes(consumer, Shards(homes))
+                await apply_in_lanes(consumer, ShardPools(homes))
 
 
 def main() -> None:
-    """Run it as a program."""
+    """Run the contender as a program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinesis-url", required=True)
     parser.add_argument("--stream", default="resources-operations")

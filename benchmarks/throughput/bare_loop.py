@@ -2,10 +2,10 @@
 
     python -m benchmarks.throughput.bare_loop --kinesis-url URL --map FILE [--wave-records 2000]
 
-It keeps nothing of what the worker promises: no lease, no checkpoint, no position on the shard, no look at the tenant,
-no validation, no retry, no signature, no metric, no order between a list and the writes before it. It has the worker's
-look-ahead of one reply a stream shard and its number of connections, and leaves the same rows. It reads until it is
-killed.
+It has none of the worker's guarantees: no lease, no checkpoint, no position on the shard, no check of the tenant, no
+validation, no retry, no signature, no metric, no order between a list and the writes before it. Like the worker it
+prefetches one reply a stream shard and uses the same number of connections, and it leaves the same rows. It reads until
+it is killed.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ import uvloop
 
 from simplu_worker.shards.routing.shard_map import ShardMap
 
-SEPARATOR = "\x1f"  # no member of a record has it here
+SEPARATOR = "\x1f"  # no member of these records contains it
 REST_S = 0.05  # at the tip
-# Written as few arguments: an array of texts costs asyncpg ten times as much as one text that Postgres cuts.
+# Few arguments: an array of texts costs asyncpg ten times as much as one text that Postgres splits.
 WAVE_SQL = """
 WITH wave AS MATERIALIZED (
     SELECT tenant_id, request_id, operation, resource_type, resource_id, data::jsonb AS data,
@@ -85,24 +85,24 @@ WHERE operations.tenant_id = wave.tenant_id AND operations.request_id = wave.req
 """
 
 
-class Record(msgspec.Struct, gc=False, rename="pascal"):
-    """A record of a reply; the base64 of its data is decoded with it."""
+class ReadRecord(msgspec.Struct, gc=False, rename="pascal"):
+    """A record of a reply; decoding it decodes the base64 of its data."""
 
     sequence_number: str
     data: bytes
     approximate_arrival_timestamp: float
 
 
-class Reply(msgspec.Struct, gc=False, rename="pascal"):
+class ReadReply(msgspec.Struct, gc=False, rename="pascal"):
     """A reply of GetRecords."""
 
-    records: list[Record]
+    records: list[ReadRecord]
     next_shard_iterator: str | None = None
     millis_behind_latest: int = 0
 
 
-class Operation(msgspec.Struct, gc=False, rename="camel"):
-    """What the loop needs of a record."""
+class ReadOperation(msgspec.Struct, gc=False, rename="camel"):
+    """The members of a record that the loop uses."""
 
     operation: str
     business_id: str
@@ -126,12 +126,12 @@ class BareLoop:
         self._map = msgspec.json.decode(Path(arguments.map).read_bytes(), type=ShardMap)
         self._pools: dict[str, asyncpg.Pool[Any]] = {}
         self._homes: dict[str, asyncpg.Pool[Any]] = {}
-        self._replies = msgspec.json.Decoder(Reply)
-        self._operations = msgspec.json.Decoder(Operation)
+        self._replies = msgspec.json.Decoder(ReadReply)
+        self._operations = msgspec.json.Decoder(ReadOperation)
         self._pool_size = arguments.pool_size
 
     async def run(self) -> None:
-        """Read for ever."""
+        """Read until the process is killed."""
         for shard in self._map.shards:
             size = self._pool_size
             pool = await asyncpg.create_pool(shard.connection_string, min_size=size, max_size=size)
@@ -142,7 +142,7 @@ class BareLoop:
                 tasks.create_task(self._read(stream_shard["ShardId"]))
 
     async def _read(self, stream_shard_id: str) -> None:
-        """Read one stream shard; a reply is read while the one before is applied."""
+        """Read one stream shard; the next reply is read while one is applied."""
         first = {"StreamName": self._stream, "ShardId": stream_shard_id, "ShardIteratorType": "TRIM_HORIZON"}
         iterator = msgspec.json.decode(await self._call("GetShardIterator", first))["ShardIterator"]
         body = await self._get_records(iterator)
@@ -167,13 +167,15 @@ class BareLoop:
             raise RuntimeError(f"{action}: {body[:300]!r}")
         return body
 
-    def _by_home(self, records: Sequence[Record]) -> list[tuple[asyncpg.Pool[Any], list[Operation], list[Record]]]:
-        """Decode, and part by Postgres shard."""
+    def _by_home(
+        self, records: Sequence[ReadRecord]
+    ) -> list[tuple[asyncpg.Pool[Any], list[ReadOperation], list[ReadRecord]]]:
+        """Decode *records* and group them by Postgres shard."""
         decode = self._operations.decode
         operations = [decode(record.data) for record in records]
         if len(self._pools) == 1:
             return [(pool, operations, list(records)) for pool in self._pools.values() if records]
-        parts: dict[asyncpg.Pool[Any], tuple[list[Operation], list[Record]]] = defaultdict(lambda: ([], []))
+        parts: dict[asyncpg.Pool[Any], tuple[list[ReadOperation], list[ReadRecord]]] = defaultdict(lambda: ([], []))
         for operation, record in zip(operations, records, strict=True):
             tenant_id = f"{operation.business_id}-{operation.location_id}"
             if (home := self._homes.get(tenant_id)) is None:
@@ -184,15 +186,19 @@ class BareLoop:
         return [(pool, *part) for pool, part in parts.items()]
 
     async def _apply(
-        self, pool: asyncpg.Pool[Any], operations: Sequence[Operation], records: Sequence[Record], stream_shard_id: str
+        self,
+        pool: asyncpg.Pool[Any],
+        operations: Sequence[ReadOperation],
+        records: Sequence[ReadRecord],
+        stream_shard_id: str,
     ) -> None:
-        """Apply them in one transaction, wave by wave."""
+        """Apply *operations* in one transaction, wave by wave."""
         async with pool.acquire() as connection, connection.transaction():
-            for start, end in waves(operations):
+            for start, end in split_into_waves(operations):
                 await self._apply_wave(connection, operations[start:end], records[start:end], stream_shard_id)
 
     async def _apply_wave(
-        self, connection: Any, operations: Sequence[Operation], records: Sequence[Record], stream_shard_id: str
+        self, connection: Any, operations: Sequence[ReadOperation], records: Sequence[ReadRecord], stream_shard_id: str
     ) -> None:
         join = SEPARATOR.join
         tenant_ids = [f"{one.business_id}-{one.location_id}" for one in operations]
@@ -222,7 +228,7 @@ class BareLoop:
             )
 
 
-def waves(operations: Sequence[Operation]) -> list[tuple[int, int]]:
+def split_into_waves(operations: Sequence[ReadOperation]) -> list[tuple[int, int]]:
     """Return where each wave begins and ends: one writes each resource at most once."""
     found: list[tuple[int, int]] = []
     start, written = 0, set[tuple[str, str, str]]()
@@ -240,7 +246,7 @@ _moments: dict[float, str] = {}
 
 
 def _moment(timestamp: float) -> str:
-    """Return an arrival as text; many records have the same."""
+    """Return an arrival time as text, cached because many records share it."""
     if timestamp not in _moments:
         _moments.clear()
         _moments[timestamp] = datetime.fromtimestamp(timestamp).astimezone().isoformat()
@@ -260,7 +266,7 @@ def main() -> None:
     parser.add_argument("--stream", default="resources-operations")
     parser.add_argument("--map", required=True, help="the file of a static shard map")
     parser.add_argument("--pool-size", type=int, default=4, help="connections to one Postgres shard")
-    parser.add_argument("--wave-records", type=int, default=2000, help="asked for with one GetRecords")
+    parser.add_argument("--wave-records", type=int, default=2000, help="maximum of one GetRecords")
     uvloop.run(run(parser.parse_args()))
 
 

@@ -1,11 +1,11 @@
 """The Kinesis of the throughput benchmark: the local one, with the records already in the stream when it listens.
 
-With `--fill-later` they come at once when it is sent SIGUSR1.
+With `--fill-later` it adds them at SIGUSR1.
 
     python -m benchmarks.throughput.filled_kinesis --records 300000 --stream-shards 32 --port 4567
 
-The records do not go through PutRecords: that would take longer than reading them. GetRecords answers from JSON that
-was made when a record was put, so a reply of 1 MiB costs a join and a write to the socket.
+The records do not pass through PutRecords, which would take longer than reading them. GetRecords answers from JSON that
+was encoded when a record was put, so a reply of 1 MiB costs a join and a write to the socket.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable
 import structlog
 import uvloop
 
-from benchmarks.throughput.records import records
+from benchmarks.throughput.records import make_records
 from simplu_worker.local.kinesis.model import KinesisOptions
 from simplu_worker.local.kinesis.server import KinesisServer
 from simplu_worker.local.kinesis.stream_shard import NewRecord
@@ -35,7 +35,7 @@ Fill = Callable[[], None]
 
 
 def filled_server(arguments: argparse.Namespace) -> tuple[KinesisServer, Fill]:
-    """Return a server, and what puts the records into its stream."""
+    """Return a server, and a function that puts the records into its stream."""
     options = KinesisOptions(
         memory_max_bytes=MEMORY_MAX_BYTES, read_throttling=not arguments.no_throttling, create_delay_ms=0
     )
@@ -44,9 +44,10 @@ def filled_server(arguments: argparse.Namespace) -> tuple[KinesisServer, Fill]:
     stream = server.account.create(STREAM_NAME, arguments.stream_shards, now_ms)
     stream.apply_due(now_ms + 1)
     open_shards = stream.open_stream_shards
-    hash_keys: dict[str, int] = {}  # in turn, as an uneven stream would measure the fullest of its stream shards
+    # In turn: with an uneven stream the benchmark would measure the fullest of its stream shards.
+    hash_keys: dict[str, int] = {}
     made = []
-    for key, data in records(arguments.records, arguments.tenants):
+    for key, data in make_records(arguments.records, arguments.tenants):
         if key not in hash_keys:
             hash_keys[key] = open_shards[len(hash_keys) % len(open_shards)].hash_range.start
         text = base64.b64encode(data).decode()
@@ -82,8 +83,8 @@ def main() -> None:
     parser.add_argument("--records", type=int, required=True)
     parser.add_argument("--tenants", type=int, default=200)
     parser.add_argument("--stream-shards", type=int, required=True)
-    parser.add_argument("--no-throttling", action="store_true", help="for readers that do not keep to Kinesis's quotas")
-    parser.add_argument("--fill-later", action="store_true", help="not before SIGUSR1")
+    parser.add_argument("--no-throttling", action="store_true", help="for readers that exceed Kinesis's quotas")
+    parser.add_argument("--fill-later", action="store_true", help="add the records at SIGUSR1")
     parser.add_argument("--port", type=int, required=True)
     uvloop.run(run(parser.parse_args()))
 

@@ -1,4 +1,4 @@
-"""What the throughput benchmark measures beside rates: latency, idling, the start, two replicas, order events."""
+"""The measurements of the throughput benchmark besides rates: latency, idling, start, two replicas, order events."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
+from support.processes.resource_usage import ValueRange
 
-from benchmarks.throughput.records import NewRecord, records
+from benchmarks.throughput.records import PutRecord, make_records
 from benchmarks.throughput.runs import (
     LATENCIES_SQL,
     Cell,
     Clients,
-    Range,
+    Contender,
     Run,
     Runner,
-    Sampler,
-    Who,
+    UsageSampler,
     inherited,
-    running,
+    running_clients,
 )
-from benchmarks.throughput.testbed import Bed, clock
+from benchmarks.throughput.testbed import BenchmarkServers, clock
 from simplu_worker.local.processes.loopback import HOST, free_port, poll_until
 from simplu_worker.local.stack.aws import STREAM_NAME, aws_client
 
@@ -36,12 +36,12 @@ READY_LOOK_S = 0.005
 BALANCED_WITHIN_S = 90.0
 SETTLE_S = 1.0
 PUT_EVERY_S = 0.02
-LATENCY_SETTLE_S = 3.0  # the first records meet a worker that has not met the shard yet
+LATENCY_SETTLE_S = 3.0  # the first records wait until the worker has connected to the shard
 ORDERS_TIMEOUT_S = 900
 
 
-class Latency(msgspec.Struct, frozen=True, rename="camel"):
-    """From a record's arrival, as Kinesis says, until its transaction was committed, as Postgres says."""
+class LatencyFigures(msgspec.Struct, frozen=True, rename="camel"):
+    """Durations from a record's arrival, by Kinesis's clock, to the commit of its transaction, by Postgres's."""
 
     rate: float
     operations: int
@@ -51,8 +51,8 @@ class Latency(msgspec.Struct, frozen=True, rename="camel"):
     client_cores: float
 
 
-class Idle(msgspec.Struct, frozen=True, rename="camel"):
-    """What a worker takes with nothing to do."""
+class IdleFigures(msgspec.Struct, frozen=True, rename="camel"):
+    """The resources that an idle worker uses."""
 
     stream_shards: int
     client_cores: float
@@ -60,8 +60,8 @@ class Idle(msgspec.Struct, frozen=True, rename="camel"):
     rss_bytes: int
 
 
-class Orders(msgspec.Struct, frozen=True, rename="camel"):
-    """SQS order events: a worker beside a loop that receives, applies and deletes one by one."""
+class OrderFigures(msgspec.Struct, frozen=True, rename="camel"):
+    """SQS order events of a worker, and of a loop that receives, applies and deletes one by one."""
 
     latency_ms: int
     worker_rates: list[float]
@@ -70,38 +70,45 @@ class Orders(msgspec.Struct, frozen=True, rename="camel"):
     naive_us: float
 
     @property
-    def ratios(self) -> Range:
+    def ratios(self) -> ValueRange:
         """The worker's rate ÷ the loop's, run by run."""
-        return Range.of([one / other for one, other in zip(self.worker_rates, self.naive_rates, strict=True)])
+        return ValueRange.from_values(
+            [one / other for one, other in zip(self.worker_rates, self.naive_rates, strict=True)]
+        )
 
 
-async def measure_latency(bed: Bed, *, rate: int, seconds: float, stream_shards: int = 4) -> Latency:
-    """Put *rate* records a second for *seconds*; return how long they took."""
+async def measure_latency(
+    servers: BenchmarkServers, *, rate: int, seconds: float, stream_shards: int = 4
+) -> LatencyFigures:
+    """Put *rate* records a second for *seconds*; return the latencies."""
     async with (
-        bed.kinesis(0, stream_shards) as kinesis,
-        bed.target(1, commit="on") as target,
-        running(Who.WORKER, bed, kinesis.url, target, "") as clients,
+        servers.run_kinesis(0, stream_shards) as kinesis,
+        servers.make_databases(1, commit="on") as databases,
+        running_clients(Contender.WORKER, servers, kinesis.url, databases, "") as clients,
     ):
-        load = list(records(int(rate * (LATENCY_SETTLE_S + seconds)), bed.tenants, run="l"))
+        load = list(make_records(int(rate * (LATENCY_SETTLE_S + seconds)), servers.tenants, run="l"))
         settling = int(rate * LATENCY_SETTLE_S)
         await _put(kinesis.url, load[:settling], rate)
-        sampler = Sampler(clients.pids, bed.server_pid)
-        sampler.look()
+        sampler = UsageSampler(clients.pids, servers.server_pid)
+        sampler.take_sample()
         begun_at = clock()
         await _put(kinesis.url, load[settling:], rate)
         ended_at = clock()
-        sampler.look()
+        sampler.take_sample()
 
         async def is_applied() -> bool:
-            clients.check()
-            return await target.count() >= len(load)
+            clients.check_running()
+            return await databases.count_operations() >= len(load)
 
         if not await poll_until(is_applied, within_s=READY_WITHIN_S):
-            raise SystemExit(f"{await target.count()} of {len(load)} operations were applied")
+            applied = await databases.count_operations()
+            raise SystemExit(
+                f"expected {len(load)} operations to be applied within {READY_WITHIN_S:g} s, got {applied}"
+            )
         query = f"{LATENCIES_SQL} WHERE received_at >= to_timestamp({begun_at:.3f})"
-        taken = sorted(row["latency_s"] for row in await target.rows(query))
-        client_s, _ = sampler.between(begun_at, ended_at)
-        return Latency(
+        taken = sorted(row["latency_s"] for row in await databases.fetch_rows(query))
+        client_s, _ = sampler.used_between(begun_at, ended_at)
+        return LatencyFigures(
             rate=rate,
             operations=len(taken),
             p50_s=taken[len(taken) // 2],
@@ -111,7 +118,7 @@ async def measure_latency(bed: Bed, *, rate: int, seconds: float, stream_shards:
         )
 
 
-async def _put(url: str, load: Sequence[NewRecord], rate: int) -> None:
+async def _put(url: str, load: Sequence[PutRecord], rate: int) -> None:
     """Put records at a steady rate, a few at a time."""
     step = max(1, int(rate * PUT_EVERY_S))
     due = time.monotonic()
@@ -123,52 +130,52 @@ async def _put(url: str, load: Sequence[NewRecord], rate: int) -> None:
             await asyncio.sleep(max(0.0, due - time.monotonic()))
 
 
-async def measure_idle(bed: Bed, *, seconds: float, stream_shards: int = 16) -> Idle:
-    """Return what a worker takes that holds *stream_shards* on which nothing comes."""
+async def measure_idle(servers: BenchmarkServers, *, seconds: float, stream_shards: int = 16) -> IdleFigures:
+    """Return the resources of a worker with *stream_shards* stream shards without new records."""
     async with (
-        bed.kinesis(0, stream_shards) as kinesis,
-        bed.target(1, commit="on") as target,
-        running(Who.WORKER, bed, kinesis.url, target, "") as clients,
+        servers.run_kinesis(0, stream_shards) as kinesis,
+        servers.make_databases(1, commit="on") as databases,
+        running_clients(Contender.WORKER, servers, kinesis.url, databases, "") as clients,
     ):
         await asyncio.sleep(IDLE_SETTLE_S)
-        sampler = Sampler(clients.pids, bed.server_pid)
-        sampler.look()
+        sampler = UsageSampler(clients.pids, servers.server_pid)
+        sampler.take_sample()
         await asyncio.sleep(seconds)
-        clients.check()
-        sampler.look()
-        client_s, server_s = sampler.between(sampler.samples[0].at, sampler.samples[-1].at)
+        clients.check_running()
+        sampler.take_sample()
+        client_s, server_s = sampler.used_between(sampler.samples[0].at, sampler.samples[-1].at)
         took_s = sampler.samples[-1].at - sampler.samples[0].at
-        return Idle(stream_shards, client_s / took_s, server_s / took_s, sampler.samples[-1].rss_bytes)
+        return IdleFigures(stream_shards, client_s / took_s, server_s / took_s, sampler.samples[-1].rss_bytes)
 
 
-async def measure_starts(bed: Bed, *, starts: int, stream_shards: int = 4) -> list[float]:
-    """Return the seconds from a start to the first 200 of `/readyz`; the stream and the lease table are there."""
+async def measure_starts(servers: BenchmarkServers, *, starts: int, stream_shards: int = 4) -> list[float]:
+    """Return the seconds from a start to the first 200 of `/readyz`; the stream and the lease table exist."""
     found = []
-    async with bed.kinesis(0, stream_shards) as kinesis, bed.target(1, commit="on") as target:
+    async with servers.run_kinesis(0, stream_shards) as kinesis, servers.make_databases(1, commit="on") as databases:
         port = free_port()
-        env = bed.worker_env(kinesis.url, target, HTTP_PORT=str(port))
+        env = servers.worker_env(kinesis.url, databases, HTTP_PORT=str(port))
         for _ in range(starts + 1):
             process_env = inherited() | env
-            log_path = bed.group.directory / f"client-{bed.number()}.log"
+            log_path = servers.group.directory / f"client-{servers.next_number()}.log"
             began = time.perf_counter()
             command = [sys.executable, "-m", "simplu_worker", "run"]
-            process = bed.group.spawn(command, log_path=log_path, env=process_env)
+            process = servers.group.spawn(command, log_path=log_path, env=process_env)
             clients = Clients([process], [log_path])
             try:
                 while not await asyncio.to_thread(_is_ready, port):
-                    clients.check()
+                    clients.check_running()
                     if time.perf_counter() - began > READY_WITHIN_S:
-                        raise SystemExit(f"the worker is not ready after {READY_WITHIN_S:g} s")
+                        raise SystemExit(f"expected the worker to be ready within {READY_WITHIN_S:g} s")
                     await asyncio.sleep(READY_LOOK_S)
                 found.append(time.perf_counter() - began)
             finally:
                 process.kill()
                 process.wait()
-    return found[1:]  # the first one made the lease table
+    return found[1:]  # the first start created the lease table
 
 
 def _is_ready(port: int) -> bool:
-    """Ask once, with as little as can be: an HTTP client's own start would be measured."""
+    """Request `/readyz` over a plain socket: the start of an HTTP client would be measured too."""
     try:
         with socket.create_connection((HOST, port), timeout=1) as connection:
             connection.sendall(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
@@ -177,35 +184,39 @@ def _is_ready(port: int) -> bool:
         return False
 
 
-async def measure_two(
-    bed: Bed, *, records_count: int, seconds: float, stream_shards: int, round_number: int
+async def measure_pair(
+    servers: BenchmarkServers, *, records_count: int, seconds: float, stream_shards: int, round_number: int
 ) -> tuple[Run, Run]:
-    """Return a run of one worker and one of two, both of which hold their leases before the records come.
+    """Return a run of one worker and one of two; the workers hold their leases before the records are put.
 
-    Either is the first by turns: what the machine does meanwhile is for both.
+    The order alternates by round, so that load of other programs affects both alike.
     """
     runs = {}
-    order = [Who.WORKER, Who.TWO_WORKERS]
-    for who in order if round_number % 2 else reversed(order):
-        async with bed.kinesis(records_count, stream_shards, "--fill-later") as kinesis:
+    order = [Contender.WORKER, Contender.TWO_WORKERS]
+    for contender in order if round_number % 2 else reversed(order):
+        async with servers.run_kinesis(records_count, stream_shards, "--fill-later") as kinesis:
             runner = Runner(
-                bed, kinesis, records=records_count, seconds=seconds, lanes_python="", round_number=round_number
+                servers, kinesis, records=records_count, seconds=seconds, lanes_python="", round_number=round_number
             )
 
-            async def begin(application: str, clients: Clients, who: Who = who) -> None:
-                await _balanced(bed, application, stream_shards, 2 if who is Who.TWO_WORKERS else 1, clients)
+            async def begin(application: str, clients: Clients, contender: Contender = contender) -> None:
+                await _wait_until_balanced(
+                    servers, application, stream_shards, 2 if contender is Contender.TWO_WORKERS else 1, clients
+                )
                 kinesis.fill()
 
-            runs[who] = await runner.measure(Cell(who, stream_shards), begin=begin)
-    return runs[Who.WORKER], runs[Who.TWO_WORKERS]
+            runs[contender] = await runner.measure(Cell(contender, stream_shards), begin=begin)
+    return runs[Contender.WORKER], runs[Contender.TWO_WORKERS]
 
 
-async def _balanced(bed: Bed, application: str, stream_shards: int, replicas: int, clients: Clients) -> None:
-    """Wait until each of *replicas* holds as many leases as any other, and reads."""
-    async with aws_client("dynamodb", bed.urls["aws"]) as client:
+async def _wait_until_balanced(
+    servers: BenchmarkServers, application: str, stream_shards: int, replicas: int, clients: Clients
+) -> None:
+    """Wait until *replicas* workers share the leases evenly, and read."""
+    async with aws_client("dynamodb", servers.urls["aws"]) as client:
 
         async def is_even() -> bool:
-            clients.check()
+            clients.check_running()
             try:
                 rows = (await client.scan(TableName=application))["Items"]
             except client.exceptions.ResourceNotFoundException:
@@ -215,30 +226,35 @@ async def _balanced(bed: Bed, application: str, stream_shards: int, replicas: in
             return owners.total() == stream_shards and len(owners) == replicas and even
 
         if not await poll_until(is_even, within_s=BALANCED_WITHIN_S):
-            raise SystemExit(f"{replicas} workers did not share {stream_shards} leases within {BALANCED_WITHIN_S:g} s")
+            raise SystemExit(f"expected {replicas} workers to share {stream_shards} leases in {BALANCED_WITHIN_S:g} s")
     await asyncio.sleep(SETTLE_S)
 
 
-async def measure_orders(*, events: int, naive_events: int, runs: int, latency_ms: int) -> list[Orders]:
-    """Run the benchmark of order events; return what it found, with and without a latency of SQS."""
+async def measure_orders(*, events: int, naive_events: int, runs: int, latency_ms: int) -> list[OrderFigures]:
+    """Run the benchmark of order events; return its figures, with and without a latency of SQS."""
     command = [sys.executable, "-m", "benchmarks.orders", "--json", "--least-ratio", "0", "--events", str(events)]
     command += ["--naive-events", str(naive_events), "--runs", str(runs), "--latency-ms", str(latency_ms)]
     done = await asyncio.to_thread(
-        subprocess.run, command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=ORDERS_TIMEOUT_S, check=False
+        subprocess.run,
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        timeout=ORDERS_TIMEOUT_S,
+        check=False,
     )
     if done.returncode != 0:
-        raise SystemExit(f"orders.py ended with {done.returncode}: {done.stderr.decode()[-1000:]}")
+        raise SystemExit(f"expected orders.py to end with 0, got {done.returncode}: {done.stderr.decode()[-1000:]}")
     pairs = json.loads(done.stdout)["runs"]
     found = []
     for latency in dict.fromkeys(pair["worker"]["latencyMs"] for pair in pairs):
         same = [pair for pair in pairs if pair["worker"]["latencyMs"] == latency]
         found.append(
-            Orders(
+            OrderFigures(
                 latency,
                 [pair["worker"]["eventsPerSecond"] for pair in same],
                 [pair["naive loop"]["eventsPerSecond"] for pair in same],
-                Range.of([pair["worker"]["processorMicrosecondsPerEvent"] for pair in same]).median,
-                Range.of([pair["naive loop"]["processorMicrosecondsPerEvent"] for pair in same]).median,
+                ValueRange.from_values([pair["worker"]["processorMicrosecondsPerEvent"] for pair in same]).median,
+                ValueRange.from_values([pair["naive loop"]["processorMicrosecondsPerEvent"] for pair in same]).median,
             )
         )
     return found

@@ -1,4 +1,4 @@
-"""The page of the throughput benchmark: its tables and its picture, put where the page has its marks."""
+"""The page of the throughput benchmark: its tables and its picture, written between the marks of the page."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.throughput.measures import Orders
-from benchmarks.throughput.results import BARE, LANES, MB, SEQUENCE, WORKER, Results, spread
-from benchmarks.throughput.runs import Cell, Range, Who, of
+from support.processes.resource_usage import ValueRange
+
+from benchmarks.throughput.measures import OrderFigures
+from benchmarks.throughput.results import BARE, LANES, MB, SEQUENCE, WORKER, ThroughputResults, format_range
+from benchmarks.throughput.runs import Cell, Contender, range_of
 
 PICTURE = Path("images") / "performance.svg"
 MARK = "<!-- {name}: written by {command} -->"
 END_MARK = "<!-- end of {name} -->"
 
 WIDTH, BAR_HEIGHT, GAP, LEFT, RIGHT, TOP = 860, 26, 12, 300, 150, 56
-COLOURS = {Who.WORKER: "#2f6fde", Who.BARE: "#8a94a6"}
+COLOURS = {Contender.WORKER: "#2f6fde", Contender.BARE: "#8a94a6"}
 OTHERS_COLOUR = "#d9822b"
 STYLE = (
     "text{font:14px system-ui,sans-serif;fill:#1f2430}.title{font-weight:600;font-size:16px}.small{fill:#5b6475}"
@@ -28,18 +30,18 @@ class Bar(NamedTuple):
     """One bar of the picture."""
 
     label: str
-    rate: Range
+    rate: ValueRange
     colour: str
 
 
-def write_page(results: Results, page: Path) -> None:
+def write_page(results: ThroughputResults, page: Path) -> None:
     """Put the tables into *page* and the picture beside it. Raises ValueError for a page without the marks."""
     text = page.read_text(encoding="utf-8")
-    page.write_text(with_part(text, "figures", "make bench", figures(results)), encoding="utf-8")
-    (page.parent / PICTURE).write_text(picture(bars(results)), encoding="utf-8")
+    page.write_text(replace_part(text, "figures", "make bench", figures(results)), encoding="utf-8")
+    (page.parent / PICTURE).write_text(draw_bars(bars(results)), encoding="utf-8")
 
 
-def with_part(text: str, name: str, command: str, part: str) -> str:
+def replace_part(text: str, name: str, command: str, part: str) -> str:
     """Return *text* with *part* between the marks of *name*."""
     begin, end = MARK.format(name=name, command=f"`{command}`"), END_MARK.format(name=name)
     before, has_begin, rest = text.partition(begin)
@@ -49,7 +51,7 @@ def with_part(text: str, name: str, command: str, part: str) -> str:
     return f"{before}{begin}\n\n{part.strip()}\n\n{end}{after}"
 
 
-def figures(results: Results) -> str:
+def figures(results: ThroughputResults) -> str:
     """Return the tables as Markdown."""
     one = results.machine
     parts = [
@@ -60,7 +62,7 @@ def figures(results: Results) -> str:
         ),
         f"![Records a second of the worker, a bare loop and async-kinesis]({PICTURE.as_posix()})",
         _targets(results),
-        table_of(
+        markdown_table(
             [
                 "",
                 "stream shards",
@@ -82,58 +84,62 @@ def figures(results: Results) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _targets(results: Results) -> str:
+def _targets(results: ThroughputResults) -> str:
     rows = [[one.what, one.measured, str(one), "kept" if one.is_kept else "**missed**"] for one in results.targets()]
-    return table_of(["target", "measured", "wanted", ""], rows)
+    return markdown_table(["target", "measured", "wanted", ""], rows)
 
 
-def _further(results: Results) -> str:
+def _further(results: ThroughputResults) -> str:
     rows: list[list[str]] = []
     if (latency := results.latency) is not None:
         p50, p99, most = (f"{1000 * one:.0f} ms" for one in (latency.p50_s, latency.p99_s, latency.most_s))
-        told = f"p50 {p50}, p99 {p99}, longest {most}; {latency.client_cores:.1%} of a core"
-        rows.append([f"arrival to commit at {latency.rate:,.0f} records/s", told])
+        text = f"p50 {p50}, p99 {p99}, longest {most}; {latency.client_cores:.1%} of a core"
+        rows.append([f"arrival to commit at {latency.rate:,.0f} records/s", text])
     if (idle := results.idle) is not None:
-        told = f"{idle.client_cores:.1%} of a core, Postgres {idle.server_cores:.1%}; {idle.rss_bytes / MB:.0f} MB"
-        rows.append([f"idle with {idle.stream_shards} stream shards", told])
+        text = f"{idle.client_cores:.1%} of a core, Postgres {idle.server_cores:.1%}; {idle.rss_bytes / MB:.0f} MB"
+        rows.append([f"idle with {idle.stream_shards} stream shards", text])
     if results.starts:
-        rows.append(["start to ready", spread(Range.of(results.starts), 2) + " s"])
+        rows.append(["start to ready", format_range(ValueRange.from_values(results.starts), 2) + " s"])
     for runs in zip(*results.replicas, strict=True):
-        rate, client_us = Range.of([run.rate for run in runs]), Range.of([run.client_us for run in runs])
-        told = f"{spread(rate, 0)} records/s, {spread(client_us, 1)} µs a record"
-        rows.append([f"{runs[0].who} on {runs[0].stream_shards} stream shards, {len(runs)} rounds", told])
+        rate, client_us = (
+            ValueRange.from_values([run.rate for run in runs]),
+            ValueRange.from_values([run.client_us for run in runs]),
+        )
+        text = f"{format_range(rate, 0)} records/s, {format_range(client_us, 1)} µs a record"
+        rows.append([f"{runs[0].contender} on {runs[0].stream_shards} stream shards, {len(runs)} rounds", text])
     rows += [[f"SQS order events, {one.latency_ms} ms more a call", _orders(one)] for one in results.orders]
-    return table_of(["further", ""], rows) if rows else ""
+    return markdown_table(["further", ""], rows) if rows else ""
 
 
-def _orders(orders: Orders) -> str:
+def _orders(orders: OrderFigures) -> str:
+    rate = ValueRange.from_values(orders.worker_rates).median
     return (
-        f"{Range.of(orders.worker_rates).median:,.0f}/s, {spread(orders.ratios, 1)} × a loop that receives, applies "
-        f"and deletes one by one; {orders.worker_us:.0f} µs an event, the loop {orders.naive_us:.0f}"
+        f"{rate:,.0f}/s, {format_range(orders.ratios, 1)} × a loop that receives, applies and deletes one by one; "
+        f"{orders.worker_us:.0f} µs an event, the loop {orders.naive_us:.0f}"
     )
 
 
-def table_of(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table as Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def bars(results: Results) -> list[Bar]:
-    """Return what the picture shows: the contenders at their best with each kind of commit."""
+def bars(results: ThroughputResults) -> list[Bar]:
+    """Return the bars of the picture: the contenders at their best with each kind of commit."""
     wanted = [cell._replace(commit=commit) for commit in ("on", "off") for cell in (WORKER, BARE, LANES, SEQUENCE)]
     return [
-        Bar(_label(cell), rate, COLOURS.get(cell.who, OTHERS_COLOUR))
+        Bar(_label(cell), rate, COLOURS.get(cell.contender, OTHERS_COLOUR))
         for cell in wanted
-        if (rate := of(results.runs, cell, lambda run: run.rate)) is not None
+        if (rate := range_of(results.runs, cell, lambda run: run.rate)) is not None
     ]
 
 
 def _label(cell: Cell) -> str:
-    return f"{cell.who}, commit {cell.commit}"
+    return f"{cell.contender}, commit {cell.commit}"
 
 
-def picture(shown: Sequence[Bar]) -> str:
+def draw_bars(shown: Sequence[Bar]) -> str:
     """Return the bars as SVG, each with its spread."""
     height = TOP + len(shown) * (BAR_HEIGHT + GAP) + 8
     scale = (WIDTH - LEFT - RIGHT) / max((bar.rate.most for bar in shown), default=1.0)

@@ -1,4 +1,4 @@
-"""The records of the throughput benchmark: the same in every run, for everybody who is measured."""
+"""The records of the throughput benchmark: the same in every run and for every contender."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ FIRST_MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
 PAGE = '"filters":{"status":"planned"},"pagination":{"page":1,"limit":20}'
 
 
-class NewRecord(NamedTuple):
-    """A record to put, with the partition key that keeps order for its tenant and type."""
+class PutRecord(NamedTuple):
+    """A record to put, with a partition key of its tenant and type."""
 
     partition_key: str
     data: bytes
 
 
-def records(count: int, tenants: int, *, run: str = "") -> Iterator[NewRecord]:
-    """Yield *count* records for *tenants*, of about 330 bytes each; every one can take effect.
+def make_records(count: int, tenants: int, *, run: str = "") -> Iterator[PutRecord]:
+    """Yield *count* records for *tenants*, of about 330 bytes each; every operation succeeds.
 
-    *run* keeps the ids apart from those of other runs.
+    *run* distinguishes the ids from those of other runs.
     """
     random = Random(SEED)
-    ids: dict[tuple[int, str], list[str]] = defaultdict(list)  # of resources that are there
+    ids: dict[tuple[int, str], list[str]] = defaultdict(list)  # of existing resources
     kinds = random.choices(tuple(WEIGHTS), tuple(WEIGHTS.values()), k=count)
     for number, drawn in enumerate(kinds):
         tenant, resource_type = random.randrange(tenants), random.choice(TYPES)
         known = ids[tenant, resource_type]
         kind = drawn if known or drawn == "list" else "create"
         place = f'"locationId":"{tenant}","resourceType":"{resource_type}"'
-        data = _record(random, kind, place, known, number, run).encode()
-        yield NewRecord(f"{BUSINESS_ID}-{tenant}-{resource_type}", data)
+        data = _make_record(random, kind, place, known, number, run).encode()
+        yield PutRecord(f"{BUSINESS_ID}-{tenant}-{resource_type}", data)
 
 
-def _record(random: Random, kind: str, place: str, known: list[str], number: int, run: str) -> str:
-    """Return a record of *kind*; *known* are the ids of its tenant and type, and are brought up to date."""
+def _make_record(random: Random, kind: str, place: str, known: list[str], number: int, run: str) -> str:
+    """Return a record of *kind*; *known* are the ids of its tenant and type, which this updates."""
     moment = (FIRST_MOMENT + timedelta(milliseconds=number)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     match kind:
         case "create":

@@ -1,10 +1,9 @@
-"""One run of the throughput benchmark: a contender on fresh databases, and what it came to."""
+"""One run of the throughput benchmark: a contender on fresh databases, and its measurements."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import statistics
 import subprocess
 import sys
 from bisect import bisect_left
@@ -15,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-from support.processes.resource_usage import cpu_seconds, rss_bytes
+from support.processes.resource_usage import ValueRange, cpu_seconds, rss_bytes
 
-from benchmarks.throughput.testbed import FOLDER, Bed, Kinesis, Target, clock
+from benchmarks.throughput.testbed import FOLDER, BenchmarkServers, FilledKinesis, RunDatabases, clock
 from simplu_worker.local.aws_server.faults import SetOptions
 from simplu_worker.local.aws_server.server import send_commands
 from simplu_worker.local.processes.watchdog import running_processes, with_descendants
@@ -27,11 +26,11 @@ from simplu_worker.local.stack.aws import CREDENTIALS
 WARM_UP_S = 0.7  # after the first commit
 FIRST_WITHIN_S = 60.0
 SAMPLE_S = 0.2
-LOOK_S = 0.02
-BEFORE_THE_TAIL = 0.9  # of the records: stream shards do not end at the same time
+POLL_S = 0.02
+BEFORE_THE_TAIL = 0.9  # of the records: stream shards do not reach their ends at the same time
 STOP_WITHIN_S = 35.0
 
-# When what share of the rows was committed; the time is the transaction's, as Postgres keeps it.
+# The number of rows by commit time, as Postgres keeps it.
 TIMES_SQL = """
 SELECT extract(epoch FROM at)::float8 AS at, count(*) AS count
 FROM (SELECT pg_xact_commit_timestamp(xid::xid) AS at FROM operations) AS log
@@ -46,11 +45,11 @@ FAILED_SQL = "SELECT count(*) FROM operations WHERE status <> 'succeeded'"
 
 
 class StalledError(Exception):
-    """A contender committed next to nothing in a run."""
+    """A contender committed almost no operations in a run."""
 
 
-class Who(StrEnum):
-    """Who is measured."""
+class Contender(StrEnum):
+    """The measured programs."""
 
     WORKER = "worker"
     TWO_WORKERS = "two workers"
@@ -60,23 +59,23 @@ class Who(StrEnum):
     READ = "async-kinesis, reading only"
 
 
-OURS = frozenset({Who.WORKER, Who.TWO_WORKERS})
+OURS = frozenset({Contender.WORKER, Contender.TWO_WORKERS})
 
 
 class Cell(NamedTuple):
-    """What is measured: who, on how many stream shards and Postgres shards, committing how."""
+    """One combination to measure: contender, stream shards, Postgres shards and synchronous_commit."""
 
-    who: Who
+    contender: Contender
     stream_shards: int
     shards: int = 1
     commit: str = "on"
 
 
 class Run(msgspec.Struct, frozen=True, rename="camel"):
-    """What one run came to. Processor time is that of the client and of all backends, an operation in the window."""
+    """The measurements of one run. Processor time is that of the client and of all backends, an operation."""
 
     round: int
-    who: Who
+    contender: Contender = msgspec.field(name="who")
     stream_shards: int
     shards: int
     commit: str
@@ -89,8 +88,8 @@ class Run(msgspec.Struct, frozen=True, rename="camel"):
 
     @property
     def cell(self) -> Cell:
-        """What was measured."""
-        return Cell(self.who, self.stream_shards, self.shards, self.commit)
+        """The combination that was measured."""
+        return Cell(self.contender, self.stream_shards, self.shards, self.commit)
 
     @property
     def rate(self) -> float:
@@ -99,12 +98,12 @@ class Run(msgspec.Struct, frozen=True, rename="camel"):
 
     @property
     def client_cores(self) -> float:
-        """How much of a core the client took."""
+        """The share of a core that the client used."""
         return self.client_us * self.rate / 1e6
 
 
-class Usage(NamedTuple):
-    """What the processes had used at a time."""
+class UsageSample(NamedTuple):
+    """The resources that the processes had used at a time."""
 
     at: float
     client_s: float
@@ -112,34 +111,34 @@ class Usage(NamedTuple):
     rss_bytes: int
 
 
-class Sampler:
-    """Looks again and again at what the clients and the Postgres server have used."""
+class UsageSampler:
+    """Samples the resources that the clients and the Postgres server have used."""
 
     def __init__(self, pids: Sequence[int], server_pid: int) -> None:
         self._pids = tuple(pids)
         self._server_pid = server_pid
-        self.samples: list[Usage] = []
+        self.samples: list[UsageSample] = []
 
-    def look(self) -> None:
+    def take_sample(self) -> None:
         """Take one sample."""
         backends = with_descendants([self._server_pid], running_processes())
         client_s = cpu_seconds(self._pids, lambda _: "client")["client"]
         server_s = cpu_seconds(backends, lambda _: "server", with_ended=True)["server"]
         rss = max((rss_bytes(pid) or 0 for pid in self._pids), default=0)
-        self.samples.append(Usage(clock(), client_s, server_s, rss))
+        self.samples.append(UsageSample(clock(), client_s, server_s, rss))
 
     async def run(self) -> None:
-        """Look for ever; end it by cancelling."""
+        """Sample until cancelled."""
         while True:
-            self.look()
+            self.take_sample()
             await asyncio.sleep(SAMPLE_S)
 
-    def between(self, begin: float, end: float) -> tuple[float, float]:
-        """Return what the clients and the server used between two times, between samples as if evenly."""
-        first, last = self._at(begin), self._at(end)
+    def used_between(self, begin: float, end: float) -> tuple[float, float]:
+        """Return the processor time of the clients and of the server between two times, by interpolation."""
+        first, last = self._used_at(begin), self._used_at(end)
         return last[0] - first[0], last[1] - first[1]
 
-    def _at(self, at: float) -> tuple[float, float]:
+    def _used_at(self, at: float) -> tuple[float, float]:
         place = min(max(bisect_left(self.samples, at, key=lambda one: one.at), 1), len(self.samples) - 1)
         before, after = self.samples[place - 1], self.samples[place]
         share = (at - before.at) / (after.at - before.at)
@@ -155,7 +154,7 @@ class Clients:
     def __init__(
         self, processes: Sequence[subprocess.Popen[bytes]], log_paths: Sequence[Path], application: str = ""
     ) -> None:
-        """*application* is the name under which workers share their leases."""
+        """*application* is the name of the workers' lease table."""
         self.application = application
         self._processes = processes
         self._log_paths = log_paths
@@ -165,26 +164,28 @@ class Clients:
         """Their process ids."""
         return [process.pid for process in self._processes]
 
-    def words(self) -> str:
+    def log_tails(self) -> str:
         """Return the ends of their logs."""
         return "\n".join(log_tail(path) for path in self._log_paths)
 
-    def check(self) -> None:
+    def check_running(self) -> None:
         """Raise SystemExit, with the end of its log, when one has ended."""
         for process, path in zip(self._processes, self._log_paths, strict=True):
             if process.poll() is not None:
-                raise SystemExit(f"a program that was measured ended with {process.poll()}:\n{log_tail(path)}")
+                raise SystemExit(f"expected a contender to run, it ended with {process.poll()}:\n{log_tail(path)}")
 
 
 @asynccontextmanager
-async def running(who: Who, bed: Bed, kinesis_url: str, target: Target, lanes_python: str) -> AsyncIterator[Clients]:
-    """Have the processes of a contender."""
+async def running_clients(
+    contender: Contender, servers: BenchmarkServers, kinesis_url: str, databases: RunDatabases, lanes_python: str
+) -> AsyncIterator[Clients]:
+    """Run the processes of a contender."""
     processes, log_paths, application = [], [], ""
     try:
-        for command, env in commands(who, bed, kinesis_url, target, lanes_python):
-            log_paths.append(bed.group.directory / f"client-{bed.number()}.log")
+        for command, env in client_commands(contender, servers, kinesis_url, databases, lanes_python):
+            log_paths.append(servers.group.directory / f"client-{servers.next_number()}.log")
             application = env.get("KINESIS_APPLICATION_NAME", "")
-            processes.append(bed.group.spawn(command, log_path=log_paths[-1], env=env))
+            processes.append(servers.group.spawn(command, log_path=log_paths[-1], env=env))
         yield Clients(processes, log_paths, application)
     finally:
         for process in processes:
@@ -192,53 +193,47 @@ async def running(who: Who, bed: Bed, kinesis_url: str, target: Target, lanes_py
             process.wait()
 
 
-def commands(
-    who: Who, bed: Bed, kinesis_url: str, target: Target, lanes_python: str
+def client_commands(
+    contender: Contender, servers: BenchmarkServers, kinesis_url: str, databases: RunDatabases, lanes_python: str
 ) -> list[tuple[list[str], dict[str, str]]]:
-    """Return what to start, each with its environment."""
+    """Return the commands of a contender, each with its environment."""
     own = inherited()
     stream = ["--kinesis-url", kinesis_url]
-    if who in OURS:
-        env = own | bed.worker_env(kinesis_url, target)
+    if contender in OURS:
+        env = own | servers.worker_env(kinesis_url, databases)
         command = [sys.executable, "-m", "simplu_worker", "run"]
-        return [(command, env)] * (2 if who is Who.TWO_WORKERS else 1)
-    if who is Who.BARE:
-        program = [sys.executable, "-m", "benchmarks.throughput.bare_loop", "--map", str(target.path)]
+        return [(command, env)] * (2 if contender is Contender.TWO_WORKERS else 1)
+    if contender is Contender.BARE:
+        program = [sys.executable, "-m", "benchmarks.throughput.bare_loop", "--map", str(databases.path)]
         return [([*program, *stream], own)]
-    form = {Who.LANES: "lanes", Who.SEQUENCE: "sequence", Who.READ: "read"}[who]
-    urls = [shard.connection_string for shard in target.shard_map.shards]
+    form = {Contender.LANES: "lanes", Contender.SEQUENCE: "sequence", Contender.READ: "read"}[contender]
+    urls = [shard.connection_string for shard in databases.shard_map.shards]
     program = [lanes_python, "-P", str(FOLDER / "async_kinesis.py"), "--form", form, "--postgres-urls", *urls]
     return [([*program, *stream], own | CREDENTIALS)]
 
 
 def inherited() -> dict[str, str]:
-    """Return what a process needs of this one's environment; nothing of the user's settings."""
+    """Return the variables that a child needs of this process's environment, without the user's settings."""
     return {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "PYTHONPATH") if name in os.environ}
 
 
-class Range(NamedTuple):
-    """How the figures of several rounds lie."""
-
-    least: float
-    median: float
-    most: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Range:
-        """Return the range of *values*."""
-        return cls(min(values), statistics.median(values), max(values))
-
-
-Begin = Callable[[str, Clients], Awaitable[None]]
+OnStarted = Callable[[str, Clients], Awaitable[None]]
 
 
 class Runner:
-    """Measures cells against one Kinesis, whose stream has *records* records."""
+    """Measures cells against one Kinesis with *records* records in its stream."""
 
     def __init__(
-        self, bed: Bed, kinesis: Kinesis, *, records: int, seconds: float, lanes_python: str, round_number: int
+        self,
+        servers: BenchmarkServers,
+        kinesis: FilledKinesis,
+        *,
+        records: int,
+        seconds: float,
+        lanes_python: str,
+        round_number: int,
     ) -> None:
-        self._bed = bed
+        self._servers = servers
         self._kinesis = kinesis
         self._url = kinesis.url
         self._records = records
@@ -246,60 +241,60 @@ class Runner:
         self._lanes_python = lanes_python
         self._round = round_number
 
-    async def measure(self, cell: Cell, *, begin: Begin | None = None) -> Run:
+    async def measure(self, cell: Cell, *, begin: OnStarted | None = None) -> Run:
         """Run *cell* for the given seconds, or until the stream is applied.
 
-        *begin* is awaited before the first commit is, with the name of the workers' application. Raises StalledError.
+        *begin* is called before the wait for the first commit, with the workers' application. Raises StalledError.
         """
-        await send_commands(self._url, SetOptions({"read_throttling": cell.who in OURS}))
+        await send_commands(self._url, SetOptions({"read_throttling": cell.contender in OURS}))
         async with (
-            self._bed.target(cell.shards, commit=cell.commit) as target,
-            running(cell.who, self._bed, self._url, target, self._lanes_python) as clients,
+            self._servers.make_databases(cell.shards, commit=cell.commit) as databases,
+            running_clients(cell.contender, self._servers, self._url, databases, self._lanes_python) as clients,
         ):
             if begin is not None:
                 await begin(clients.application, clients)
-            sampler = Sampler(clients.pids, self._bed.server_pid)
+            sampler = UsageSampler(clients.pids, self._servers.server_pid)
             async with asyncio.TaskGroup() as tasks:
                 sampling = tasks.create_task(sampler.run())
-                first_at = await self._first(target, clients)
-                await self._rest(target, clients, until=first_at + WARM_UP_S + self._seconds)
-                sampler.look()
+                first_at = await self._wait_for_first(databases, clients)
+                await self._wait_for_rest(databases, clients, until_s=first_at + WARM_UP_S + self._seconds)
+                sampler.take_sample()
                 sampling.cancel()
-            return await self._measured(cell, target, sampler, clients)
+            return await self._make_run(cell, databases, sampler, clients)
 
-    async def _first(self, target: Target, clients: Clients) -> float:
-        """Wait for the first commit; return when it was seen."""
+    async def _wait_for_first(self, databases: RunDatabases, clients: Clients) -> float:
+        """Wait for the first commit; return the time at which it was noticed."""
         began = clock()
-        while not await target.has_any():
-            clients.check()
+        while not await databases.has_operations():
+            clients.check_running()
             if clock() - began > FIRST_WITHIN_S:
-                raise StalledError(f"nothing was committed within {FIRST_WITHIN_S:g} s:\n{clients.words()}")
-            await asyncio.sleep(LOOK_S)
+                raise StalledError(f"expected a commit within {FIRST_WITHIN_S:g} s, got none:\n{clients.log_tails()}")
+            await asyncio.sleep(POLL_S)
         return clock()
 
-    async def _rest(self, target: Target, clients: Clients, *, until: float) -> None:
-        """Wait until that time, or until all is applied."""
-        written = await target.wal_bytes()
-        while (left_s := until - clock()) > 0:
+    async def _wait_for_rest(self, databases: RunDatabases, clients: Clients, *, until_s: float) -> None:
+        """Wait until *until_s*, or until all records are applied."""
+        written = await databases.read_wal_bytes()
+        while (left_s := until_s - clock()) > 0:
             await asyncio.sleep(min(SAMPLE_S, left_s))
-            clients.check()
-            before, written = written, await target.wal_bytes()
-            if written == before and await target.count() >= self._records:
+            clients.check_running()
+            before, written = written, await databases.read_wal_bytes()
+            if written == before and await databases.count_operations() >= self._records:
                 return
 
-    async def _measured(self, cell: Cell, target: Target, sampler: Sampler, clients: Clients) -> Run:
-        times = await target.rows(TIMES_SQL)
-        failed = sum([row[0] for row in await target.rows(FAILED_SQL)])
+    async def _make_run(self, cell: Cell, databases: RunDatabases, sampler: UsageSampler, clients: Clients) -> Run:
+        times = await databases.fetch_rows(TIMES_SQL)
+        failed = sum([row[0] for row in await databases.fetch_rows(FAILED_SQL)])
         if failed:
-            raise SystemExit(f"{cell}: {failed} operations failed, expected all of them to take effect")
+            raise SystemExit(f"{cell}: expected every operation to succeed, {failed} failed")
         begin, end, operations = window([(row["at"], row["count"]) for row in times], self._records)
         if not operations:
-            raise StalledError(f"{cell}: too few commits to measure, {len(times)} in all:\n{clients.words()}")
-        client_s, server_s = sampler.between(begin, end)
+            raise StalledError(f"{cell}: too few commits to measure, {len(times)} in all:\n{clients.log_tails()}")
+        client_s, server_s = sampler.used_between(begin, end)
         after = [one.rss_bytes for one in sampler.samples if one.at >= begin]
         return Run(
             round=self._round,
-            who=cell.who,
+            contender=cell.contender,
             stream_shards=cell.stream_shards,
             shards=cell.shards,
             commit=cell.commit,
@@ -313,9 +308,9 @@ class Runner:
 
 
 def window(commits: Sequence[tuple[float, int]], records: int) -> tuple[float, float, int]:
-    """Return from when to when to measure, and how many operations were committed after the one and until the other.
+    """Return the begin and the end of the time to measure, and the number of operations committed in it.
 
-    From the warm-up's end to the last commit, or to before the tail where all records are applied.
+    It is from the warm-up's end to the last commit, or to the begin of the tail when all records are applied.
     """
     ordered = sorted(commits)
     first_at, last_at = ordered[0][0], ordered[-1][0]
@@ -326,26 +321,26 @@ def window(commits: Sequence[tuple[float, int]], records: int) -> tuple[float, f
             last_at = at
             break
     begin = next((at for at, _ in ordered if at >= first_at + WARM_UP_S), first_at)
-    if begin >= last_at:  # all was done within the warm-up
+    if begin >= last_at:  # all records were applied within the warm-up
         begin = first_at
     operations = sum(count for at, count in ordered if begin < at <= last_at)
     return begin, last_at, operations
 
 
-def of(runs: Sequence[Run], cell: Cell, value: Callable[[Run], float]) -> Range | None:
-    """Return the range of what *value* takes from the runs of *cell*; None where there are none."""
+def range_of(runs: Sequence[Run], cell: Cell, value: Callable[[Run], float]) -> ValueRange | None:
+    """Return the range of *value* over the runs of *cell*; none without a run."""
     values = [value(run) for run in runs if run.cell == cell]
-    return Range.of(values) if values else None
+    return ValueRange.from_values(values) if values else None
 
 
-def ratios(
+def ratio_range(
     runs: Sequence[Run], cell: Cell, other: Cell, value: Callable[[Run], float] = lambda run: run.rate
-) -> Range | None:
-    """Return the range of what *value* takes from *cell* ÷ the same of *other*, round by round."""
+) -> ValueRange | None:
+    """Return the range of *value* of *cell* ÷ that of *other*, by round; none without a common round."""
     values = {(run.round, run.cell): value(run) for run in runs}
     found = [
         own / values[number, other]
         for (number, mine), own in values.items()
         if mine == cell and (number, other) in values
     ]
-    return Range.of(found) if found else None
+    return ValueRange.from_values(found) if found else None

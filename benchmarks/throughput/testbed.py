@@ -1,4 +1,4 @@
-"""What the throughput benchmark runs on: a Postgres server as in production, a full stream, DynamoDB and SQS."""
+"""The servers of the throughput benchmark: Postgres as in production, a full stream, DynamoDB and SQS."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import asyncpg
 import msgspec
+from support.postgres.databases import execute
 
 from benchmarks.throughput.records import BUSINESS_ID, BUSINESS_TYPE
 from simplu_worker.local.aws_server.account import REGION
@@ -37,14 +38,14 @@ from simplu_worker.shards.schema.schema_check import ensure_schema
 
 FOLDER = Path(__file__).resolve().parent
 FILL_TIMEOUT_S = 120.0
-SERVER_SETTINGS = {  # what a server of production has and the embedded one has not
+SERVER_SETTINGS = {  # settings of production that the embedded server lacks
     "fsync": "on",
     "shared_buffers": "512MB",
-    "max_wal_size": "8GB",  # no checkpoint falls into one of two runs that are compared
+    "max_wal_size": "8GB",  # a checkpoint in one of two compared runs would distort the ratio
     "checkpoint_timeout": "60min",
     "autovacuum_naptime": "10min",
     "max_connections": "300",
-    "track_commit_timestamp": "on",  # by it commits are timed, of whoever made them
+    "track_commit_timestamp": "on",  # times the commits of every contender
 }
 INSERT_TENANTS = """
 INSERT INTO tenants (id, business_id, location_id, business_type, state, control_at, created_at)
@@ -54,43 +55,43 @@ FROM unnest($1::text[], $4::text[]) AS tenant (id, location_id)
 
 
 @dataclass(slots=True)
-class Target:
-    """Fresh databases for one run: a map of them, and how to look into them."""
+class RunDatabases:
+    """Fresh databases for one run, with their shard map and a connection to each."""
 
     shard_map: ShardMap
     path: Path
     connections: list[Any] = field(default_factory=list)
 
-    async def rows(self, query: str) -> list[Any]:
+    async def fetch_rows(self, query: str) -> list[Any]:
         """Return the rows of *query* on all shards."""
         return [row for one in self.connections for row in await one.fetch(query)]
 
-    async def has_any(self) -> bool:
-        """Whether any operation was committed."""
+    async def has_operations(self) -> bool:
+        """Return whether any operation was committed."""
         return any([await one.fetchval("SELECT EXISTS (SELECT FROM operations)") for one in self.connections])
 
-    async def count(self) -> int:
-        """Return how many operations are in all logs."""
+    async def count_operations(self) -> int:
+        """Return the number of operations in all logs."""
         return sum([int(await one.fetchval("SELECT count(*) FROM operations")) for one in self.connections])
 
-    async def wal_bytes(self) -> int:
-        """Return how much was written so far: cheap to ask, and it stands still when nothing is written."""
+    async def read_wal_bytes(self) -> int:
+        """Return how much WAL was written so far: a cheap query, and constant while no contender writes."""
         return int(await self.connections[0].fetchval("SELECT pg_current_wal_insert_lsn() - '0/0'::pg_lsn"))
 
 
-class Kinesis(NamedTuple):
+class FilledKinesis(NamedTuple):
     """A running Kinesis."""
 
     url: str
     process: subprocess.Popen[bytes]
 
     def fill(self) -> None:
-        """Let the records come, where it was started to wait for it."""
+        """Put the records into the stream, if the Kinesis was started with `--fill-later`."""
         self.process.send_signal(signal.SIGUSR1)
 
 
-class Bed:
-    """The servers; `target` makes databases for a run, `kinesis` the stream."""
+class BenchmarkServers:
+    """The servers; `make_databases` makes the databases of a run, `run_kinesis` a Kinesis with its stream."""
 
     def __init__(self, group: ProcessGroup, server: PostgresServer, urls: Mapping[str, str], tenants: int) -> None:
         self.group = group
@@ -100,41 +101,41 @@ class Bed:
         self._numbers = iter(range(1, 1_000_000))
 
     def __repr__(self) -> str:
-        return f"Bed({self.server!r}, {self.urls})"
+        return f"BenchmarkServers({self.server!r}, {self.urls})"
 
     @property
     def server_pid(self) -> int:
         """The process id of the Postgres server."""
         if self.server.pid is None:
-            raise RuntimeError("the server was started")
+            raise RuntimeError("expected a started server")
         return self.server.pid
 
-    def number(self) -> int:
+    def next_number(self) -> int:
         """Return a number that was not returned before."""
         return next(self._numbers)
 
     @asynccontextmanager
-    async def target(self, shards: int, *, commit: str) -> AsyncIterator[Target]:
-        """Have *shards* databases with the tenants, dropped at the end; *commit* is their `synchronous_commit`."""
-        run = self.number()
+    async def make_databases(self, shards: int, *, commit: str) -> AsyncIterator[RunDatabases]:
+        """Make *shards* databases with the tenants, dropped at the end; *commit* is their `synchronous_commit`."""
+        run = self.next_number()
         names = [f"run{run}_{number}" for number in range(shards)]
         mapped = tuple(
             MappedShard(shard_id=f"shard-{number}", connection_string=self.server.url_of(name))
             for number, name in enumerate(names)
         )
-        target = Target(ShardMap(mapped), self.group.directory / f"map-{run}.json")
+        databases = RunDatabases(ShardMap(mapped), self.group.directory / f"map-{run}.json")
         async with AsyncExitStack() as exits:
             for name, shard in zip(names, mapped, strict=True):
-                exits.push_async_callback(self._drop, name)
-                await self._make(name, shard, target.shard_map, commit)
+                exits.push_async_callback(self._drop_database, name)
+                await self._make_database(name, shard, databases.shard_map, commit)
             for shard in mapped:
                 connection = await asyncpg.connect(shard.connection_string)
                 exits.push_async_callback(connection.close)
-                target.connections.append(connection)
-            target.path.write_bytes(msgspec.json.encode(target.shard_map))
-            yield target
+                databases.connections.append(connection)
+            databases.path.write_bytes(msgspec.json.encode(databases.shard_map))
+            yield databases
 
-    async def _make(self, name: str, shard: MappedShard, shard_map: ShardMap, commit: str) -> None:
+    async def _make_database(self, name: str, shard: MappedShard, shard_map: ShardMap, commit: str) -> None:
         url = await self.server.create_database(name)
         await execute(self.server.url, f"ALTER DATABASE {name} SET synchronous_commit = {commit}")
         pool = ShardPool(ShardAddress(shard.shard_id, url), size=1)
@@ -150,29 +151,29 @@ class Bed:
         ids = [tenant_id_of(BUSINESS_ID, location) for location in locations]
         await execute(url, INSERT_TENANTS, ids, BUSINESS_ID, BUSINESS_TYPE, locations)
 
-    async def _drop(self, name: str) -> None:
+    async def _drop_database(self, name: str) -> None:
         await execute(self.server.url, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
 
     @asynccontextmanager
-    async def kinesis(self, records: int, stream_shards: int, *options: str) -> AsyncIterator[Kinesis]:
-        """Have a Kinesis with *records* in its stream."""
-        port, log_path = free_port(), self.group.directory / f"kinesis-{self.number()}.log"
+    async def run_kinesis(self, records: int, stream_shards: int, *options: str) -> AsyncIterator[FilledKinesis]:
+        """Run a Kinesis with *records* in its stream."""
+        port, log_path = free_port(), self.group.directory / f"kinesis-{self.next_number()}.log"
         program = [sys.executable, "-m", "benchmarks.throughput.filled_kinesis", "--port", str(port), *options]
         arguments = ["--records", str(records), "--stream-shards", str(stream_shards), "--tenants", str(self.tenants)]
         process = self.group.spawn([*program, *arguments], log_path=log_path)
         try:
 
-            async def settled() -> bool:
+            async def has_started() -> bool:
                 return process.poll() is not None or KINESIS_STARTED in log_path.read_bytes()
 
-            if not await poll_until(settled, within_s=FILL_TIMEOUT_S) or process.poll() is not None:
-                raise StackError(f"the stream was not filled: {log_path.read_text(errors='replace')[-300:]}")
-            yield Kinesis(f"http://{HOST}:{port}", process)
+            if not await poll_until(has_started, within_s=FILL_TIMEOUT_S) or process.poll() is not None:
+                raise StackError(f"expected a filled stream: {log_path.read_text(errors='replace')[-300:]}")
+            yield FilledKinesis(f"http://{HOST}:{port}", process)
         finally:
             process.kill()
             process.wait()
 
-    def worker_env(self, kinesis_url: str, target: Target, **settings: str) -> dict[str, str]:
+    def worker_env(self, kinesis_url: str, databases: RunDatabases, **settings: str) -> dict[str, str]:
         """Return the environment of a worker as a user runs it, with its settings' defaults."""
         return {
             "AWS_REGION": REGION,
@@ -181,18 +182,18 @@ class Bed:
             "AWS_ENDPOINT_URL_KINESIS": kinesis_url,
             "AWS_ENDPOINT_URL_SQS": self.urls["sqs"],
             "KINESIS_STREAM_NAME": STREAM_NAME,
-            "KINESIS_APPLICATION_NAME": f"bench-{self.number()}",
+            "KINESIS_APPLICATION_NAME": f"bench-{self.next_number()}",
             "SQS_DEAD_LETTER_QUEUE_URL": self.urls["dead_letters"],
-            "SHARD_MAP_FILE": str(target.path),
+            "SHARD_MAP_FILE": str(databases.path),
             "HTTP_HOST": HOST,
-            "HTTP_PORT": "0",  # any: one that was looked for before may be taken by then
+            "HTTP_PORT": "0",  # any: a port chosen before may be in use by then
             **settings,
         }
 
 
 @asynccontextmanager
-async def running_bed(tenants: int) -> AsyncIterator[Bed]:
-    """Have the servers; nothing of them outlives the context."""
+async def running_servers(tenants: int) -> AsyncIterator[BenchmarkServers]:
+    """Run the servers; none of their processes outlives the context."""
     with ProcessGroup() as group:
         server = PostgresServer(
             group, PostgresPrograms.find(group.directory), database="throughput", settings=SERVER_SETTINGS
@@ -203,16 +204,7 @@ async def running_bed(tenants: int) -> AsyncIterator[Bed]:
         urls = {"aws": aws.result(), "sqs": sqs.result()}
         async with aws_client("sqs", urls["sqs"]) as client:
             urls["dead_letters"] = (await client.create_queue(QueueName="dead-letters"))["QueueUrl"]
-        yield Bed(group, server, urls, tenants)
-
-
-async def execute(url: str, statement: str, *arguments: object) -> None:
-    """Run one statement on a connection of its own."""
-    connection = await asyncpg.connect(url)
-    try:
-        await connection.execute(statement, *arguments)
-    finally:
-        await connection.close()
+        yield BenchmarkServers(group, server, urls, tenants)
 
 
 def clock() -> float:

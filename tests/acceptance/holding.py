@@ -16,6 +16,7 @@ import sys
 
 from rich.console import Console
 from support.load.chain_checker import count_held
+from support.load.console import open_console
 from support.load.operation_chains import ChainPlan
 from support.load.targets import LoadReport, PerformanceTarget
 from support.load.testbed import Flow, Testbed
@@ -28,7 +29,6 @@ HELD_WITHIN_S = 30.0
 APPLIED_WITHIN_S = 60.0
 WARM_UP_S = 5.0
 LEASE_DURATION_S = 3.0
-PIPED_WIDTH = 140
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
 
 async def run(arguments: argparse.Namespace) -> int:
     """Run the scenario and return the exit status."""
-    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    console = open_console()
     worker_env = {"KINESIS_LEASE_DURATION_SECONDS": str(LEASE_DURATION_S)}
     testbed = Testbed(shards=3, stream_shards=arguments.stream_shards, tenants_per_shard=4, worker_env=worker_env)
     async with testbed, asyncio.TaskGroup() as tasks:

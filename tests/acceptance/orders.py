@@ -31,6 +31,7 @@ from urllib.parse import urlsplit
 from acceptance.blackbox import postgres_pids, read_env_file, stack_of
 from rich.console import Console
 from rich.table import Table
+from support.load.console import open_console
 from support.load.order_checker import OrderComparison, compare_orders, count_orders
 from support.load.order_plan import OrderPlan, PlannedEvent
 
@@ -55,7 +56,6 @@ ROLLING_REPLICAS = 3
 ROLLING_RATE = 200.0
 ROLLING_FROM = 0.05
 ROLLING_MAX_RECEIVE_COUNT = 2
-PIPED_WIDTH = 140
 
 
 def main() -> None:
@@ -78,8 +78,7 @@ def main() -> None:
 
 async def run(arguments: argparse.Namespace) -> int:
     """Send, make the trouble that was asked for, compare; return the exit status."""
-    width = None if sys.stdout.isatty() else PIPED_WIDTH
-    console = Console(soft_wrap=True, highlight=False, width=width, stderr=arguments.json)
+    console = open_console(as_json=arguments.json)
     env = read_env_file(arguments.env_file)
     async with AsyncExitStack() as around:
         sqs = await around.enter_async_context(open_client("sqs", env))

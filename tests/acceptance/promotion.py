@@ -34,6 +34,7 @@ from pathlib import Path
 from acceptance.struck_shard import How, Struck, left_by, request_ids, row, value
 from rich.console import Console
 from rich.table import Table
+from support.load.console import open_console
 from support.load.operation_chains import ChainPlan
 from support.load.targets import PerformanceTarget, format_number
 from support.load.testbed import Flow, Testbed
@@ -50,7 +51,6 @@ SETTLE_S = 2.0  # checkpoints pass what the standby lacks
 APPLIED_WITHIN_S = 60.0
 LEASE_DURATION_S = 5.0
 POLL_S = 0.1
-PIPED_WIDTH = 160
 PLAN_COUNT_SQL = "SELECT count(*) FROM operations WHERE starts_with(request_id, $1 || '-')"
 RETURNED_SQL = "SELECT count(*), max(completed_at) FROM operations WHERE request_id = ANY($1::text[])"
 FIRST_SQL = "SELECT min(completed_at) FROM operations WHERE completed_at >= $1"
@@ -116,7 +116,7 @@ def main() -> None:
 
 async def run(arguments: argparse.Namespace) -> int:
     """Run the rounds and return the exit status."""
-    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    console = open_console(piped_width=160)
     testbed = Testbed(
         shards=SHARDS,
         stream_shards=arguments.stream_shards,

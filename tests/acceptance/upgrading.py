@@ -26,6 +26,7 @@ from typing import Any
 import aiohttp
 import asyncpg
 from rich.console import Console
+from support.load.console import open_console
 from support.load.operation_chains import ChainPlan
 from support.load.targets import LoadReport, PerformanceTarget
 from support.load.testbed import Testbed
@@ -44,7 +45,6 @@ BLOCKED_S = 3.0  # after it was named: the upgrade gives way at least once
 WITHIN_S = 60.0
 LONGEST_S = 15.0  # a lock is waited for 2 s at a time, and the machine may be busy
 STOP_WITHIN_S = 35.0
-PIPED_WIDTH = 140
 FIRST, LAST = 1, max(int(path.name[:4]) for path in (PACKAGE / SQL / "migrations").glob("*.sql"))
 
 
@@ -71,7 +71,7 @@ def main() -> None:
 
 async def run(arguments: argparse.Namespace) -> int:
     """Run all of it and return the exit status."""
-    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    console = open_console()
     testbed = Testbed(shards=arguments.shards, stream_shards=4, tenants_per_shard=3, replicas=0, worker_env=WORKER_ENV)
     async with testbed:
         scenario = Scenario(testbed, arguments, console)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -77,16 +79,10 @@ class LoadReport:
         """Print tables for people."""
         console.print(self._phase_table())
         console.print(self._processor_table())
-        table = Table("target", "measured", "promised", "")
-        for target in self.targets:
-            kept = "kept" if target.is_kept else "[bold red]MISSED[/]"
-            table.add_row(target.what, format_number(target.value, target.unit), str(target), kept)
-        console.print(table)
+        console.print(targets_table(self.targets))
         for what, value in self.facts.items():
             console.print(f"{what}: {format_number(value)}")
-        console.print(f"lost, done twice, out of order or misplaced: {len(self.differences) or 'nothing'}")
-        for difference in self.differences:
-            console.print(f"  {difference}", markup=False, soft_wrap=True)
+        print_differences(console, self.differences)
 
     def _phase_table(self) -> Table:
         table = Table("phase", "seconds", "operations/s", "p50", "p99", "longest", "worker MiB: least, median, most")
@@ -114,20 +110,37 @@ class LoadReport:
 
     def as_json(self) -> str:
         """Return the report as JSON for programs."""
-        bounds = [
-            {"what": target.what, "value": target.value, "bound": str(target), "kept": target.is_kept}
-            for target in self.targets
-        ]
         return json.dumps(
             {
                 "title": self.title,
                 "phases": [one.as_json() for one in self.phases],
-                "bounds": bounds,
+                "bounds": json_targets(self.targets),
                 "facts": self.facts,
                 "differences": self.differences,
             },
             indent=2,
         )
+
+
+def targets_table(targets: Iterable[PerformanceTarget]) -> Table:
+    """Return a table of *targets* for people."""
+    table = Table("target", "measured", "promised", "")
+    for target in targets:
+        kept = "kept" if target.is_kept else "[bold red]MISSED[/]"
+        table.add_row(target.what, format_number(target.value, target.unit), str(target), kept)
+    return table
+
+
+def json_targets(targets: Iterable[PerformanceTarget]) -> list[dict[str, Any]]:
+    """Return *targets* as JSON objects for programs."""
+    return [{"what": one.what, "value": one.value, "bound": str(one), "kept": one.is_kept} for one in targets]
+
+
+def print_differences(console: Console, differences: Sequence[str]) -> None:
+    """Print the differences between the expected rows and the rows on the shards."""
+    console.print(f"lost, done twice, out of order or misplaced: {len(differences) or 'nothing'}")
+    for difference in differences:
+        console.print(f"  {difference}", markup=False, soft_wrap=True)
 
 
 def ratio_of(value: float | None, to: float | None) -> float | None:

@@ -9,9 +9,9 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 SAMPLE_S = 0.5
 PROC = Path("/proc")
@@ -47,8 +47,7 @@ def cpu_seconds(pids: Iterable[int], name_of: Callable[[str], str], *, with_ende
     return used
 
 
-@dataclass(frozen=True, slots=True)
-class ValueRange:
+class ValueRange(NamedTuple):
     """The least, the median and the greatest of several measurements."""
 
     least: float
@@ -56,9 +55,9 @@ class ValueRange:
     most: float
 
     @classmethod
-    def from_values(cls, values: Sequence[float]) -> ValueRange | None:
-        """Return the range of *values*; none without values."""
-        return cls(min(values), statistics.median(values), max(values)) if values else None
+    def from_values(cls, values: Sequence[float]) -> ValueRange:
+        """Return the range of *values*, of which there must be one."""
+        return cls(min(values), statistics.median(values), max(values))
 
 
 class MemorySampler:
@@ -77,5 +76,6 @@ class MemorySampler:
             await asyncio.sleep(SAMPLE_S)
 
     def range_between(self, begin: datetime, end: datetime) -> ValueRange | None:
-        """Return the range of the memory between two times, in bytes."""
-        return ValueRange.from_values([size for at, size in self.samples if begin <= at < end])
+        """Return the range of the memory between two times, in bytes; none without a sample."""
+        sizes = [size for at, size in self.samples if begin <= at < end]
+        return ValueRange.from_values(sizes) if sizes else None
