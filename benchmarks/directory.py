@@ -114,13 +114,13 @@ async def run(arguments: argparse.Namespace) -> int:
     """Measure, print, and return the exit status."""
     console = open_console(as_json=arguments.json)
     async with AsyncExitStack() as stack:
-        servers = await stack.enter_async_context(running_servers(arguments.servers))
+        servers = await stack.enter_async_context(run_servers(arguments.servers))
         console.print(f"making {arguments.databases} databases on {len(servers)} servers …")
         started = time.monotonic()
         citrus = await make_databases(servers, arguments.databases, arguments.tenants)
         console.print(f"… took {time.monotonic() - started:.0f} s")
         url = await stack.enter_async_context(citrus.serve())
-        watch = await stack.enter_async_context(counting_connections(servers))
+        watch = await stack.enter_async_context(count_connections(servers))
         phases = [phase async for phase in run_phases(arguments, url, citrus, watch, console)]
         targets = list(make_targets(phases, arguments))
         show(phases, targets, console)
@@ -130,7 +130,7 @@ async def run(arguments: argparse.Namespace) -> int:
 
 
 @asynccontextmanager
-async def running_servers(count: int) -> AsyncIterator[list[PostgresServer]]:
+async def run_servers(count: int) -> AsyncIterator[list[PostgresServer]]:
     """Run Postgres servers, each with the template of a shard."""
     with ProcessGroup() as group:
         programs = PostgresPrograms.find(group.directory)
@@ -185,7 +185,7 @@ class ConnectionCounter:
 
 
 @asynccontextmanager
-async def counting_connections(servers: Sequence[PostgresServer]) -> AsyncIterator[ConnectionCounter]:
+async def count_connections(servers: Sequence[PostgresServer]) -> AsyncIterator[ConnectionCounter]:
     """Count the connections on *servers* while the context is entered."""
     connections = [await asyncpg.connect(server.url_of("postgres")) for server in servers]
     watch = ConnectionCounter(connections)

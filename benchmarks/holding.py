@@ -87,7 +87,7 @@ async def run(arguments: argparse.Namespace) -> int:
 async def freeze(arguments: argparse.Namespace, console: Console) -> LoadReport:
     """Take one Postgres server away under load, and bring it back."""
     rate = arguments.rate or 2000.0
-    async with running_testbed(arguments) as testbed:
+    async with run_testbed(arguments) as testbed:
         lost = testbed.server()
         steady = testbed.start_flow(
             ChainPlan("steady", testbed.tenants_of(), padding_bytes=arguments.padding_bytes), rate=rate
@@ -127,7 +127,7 @@ async def grow_backlog(arguments: argparse.Namespace, console: Console) -> LoadR
     count, rate = arguments.backlog, arguments.rate or 200.0
     fill_rate = arguments.fill_rate or 8000.0
     patience_s = APPLIED_WITHIN_S + count / APPLIED_PER_S
-    async with running_testbed(arguments) as testbed:
+    async with run_testbed(arguments) as testbed:
         lost = testbed.server()
         others = [one for one in testbed.stack.servers.values() if one is not lost]
         steady = testbed.start_flow(ChainPlan("steady", testbed.tenants_of()), rate=rate)
@@ -174,7 +174,7 @@ async def send_unknown(arguments: argparse.Namespace, console: Console) -> LoadR
     rate, fill_rate = arguments.rate or 200.0, arguments.fill_rate or 2000.0
     tenants = tuple(Tenant(f"unknown-{number}", "nowhere", "gym") for number in range(count))
     plan = ChainPlan("unknown", tenants, types=1, resources=1)
-    async with running_testbed(arguments, {"TENANT_WAIT_SECONDS": str(arguments.tenant_wait)}) as testbed:
+    async with run_testbed(arguments, {"TENANT_WAIT_SECONDS": str(arguments.tenant_wait)}) as testbed:
         steady = testbed.start_flow(ChainPlan("steady", testbed.tenants_of()), rate=rate)
         await asyncio.sleep(min(WARM_UP_S, arguments.seconds))
         async with testbed.phase("control"):
@@ -185,20 +185,20 @@ async def send_unknown(arguments: argparse.Namespace, console: Console) -> LoadR
             await unknown.producer.wait_until_done(within_s=APPLIED_WITHIN_S + 2 * count / fill_rate)
         wait_s = arguments.tenant_wait + UNKNOWN_TENANT_MARGIN_S
 
-        async def some_given_up() -> bool:
-            testbed.check()
+        async def is_any_given_up() -> bool:
+            testbed.check_running()
             await asyncio.sleep(0.5)
             return bool(testbed.dead_letters)
 
-        async def all_given_up() -> bool:
-            testbed.check()
+        async def are_given_up() -> bool:
+            testbed.check_running()
             await asyncio.sleep(0.5)
             return len(testbed.dead_letters) >= count
 
         async with testbed.phase("records wait"):
-            await poll_until(some_given_up, within_s=wait_s + APPLIED_WITHIN_S)
+            await poll_until(is_any_given_up, within_s=wait_s + APPLIED_WITHIN_S)
         async with testbed.phase("records become dead letters"):
-            await poll_until(all_given_up, within_s=APPLIED_WITHIN_S + count / GIVEN_UP_PER_S)
+            await poll_until(are_given_up, within_s=APPLIED_WITHIN_S + count / GIVEN_UP_PER_S)
         async with testbed.phase("afterwards"):
             await asyncio.sleep(min(arguments.seconds, HELD_WITHIN_S))
         await steady.producer.stop()
@@ -221,7 +221,7 @@ async def send_unknown(arguments: argparse.Namespace, console: Console) -> LoadR
 
 
 @asynccontextmanager
-async def running_testbed(
+async def run_testbed(
     arguments: argparse.Namespace, worker_env: dict[str, str] | None = None
 ) -> AsyncIterator[Testbed]:
     """Run a testbed and sample the worker's memory; at the end the worker must stop with status 0."""

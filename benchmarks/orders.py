@@ -259,10 +259,10 @@ class OrderBenchmark:
             if not messages and not await self._count_left(self._naive_url):
                 return
             for message in messages or ():
-                await self._naively_apply(message, tenants)
+                await self._apply_naively(message, tenants)
                 await self._sqs.delete_message(QueueUrl=self._naive_url, ReceiptHandle=message["ReceiptHandle"])
 
-    async def _naively_apply(self, message: Mapping[str, Any], tenants: Mapping[tuple[str, str], Tenant]) -> None:
+    async def _apply_naively(self, message: Mapping[str, Any], tenants: Mapping[tuple[str, str], Tenant]) -> None:
         event, system = json.loads(message["Body"]), message["Attributes"]
         in_attributes = {name: one["StringValue"] for name, one in message.get("MessageAttributes", {}).items()}
         ids = (

@@ -303,7 +303,7 @@ async def run(arguments: argparse.Namespace) -> int:
     """Measure, print, and return the exit status."""
     console = open_console(as_json=arguments.json)
     rounds: list[Round] = []
-    async with running_twins(arguments.tenants) as all_twins:
+    async with run_twins(arguments.tenants) as all_twins:
         cells = [(twins, size) for size in arguments.sizes for twins in all_twins]
         for twins in all_twins:
             await twins.measure(WARM_UP_SIZE, 0.0)
@@ -337,7 +337,7 @@ async def run(arguments: argparse.Namespace) -> int:
 
 
 @asynccontextmanager
-async def running_twins(tenants: int) -> AsyncIterator[list[Twins]]:
+async def run_twins(tenants: int) -> AsyncIterator[list[Twins]]:
     """Run a server with two shards for each value of synchronous_commit."""
     with ProcessGroup() as group:
         server = PostgresServer(group, PostgresPrograms.find(group.directory), database="writing", settings=DURABLE)

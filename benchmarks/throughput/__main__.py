@@ -34,7 +34,7 @@ from benchmarks.throughput.measures import measure_idle, measure_latency, measur
 from benchmarks.throughput.page import write_page
 from benchmarks.throughput.results import BOUND_CELLS, Machine, ThroughputResults
 from benchmarks.throughput.runs import Cell, Contender, Runner, StalledError
-from benchmarks.throughput.testbed import FOLDER, BenchmarkServers, running_servers
+from benchmarks.throughput.testbed import FOLDER, BenchmarkServers, run_servers
 
 ROOT = FOLDER.parents[1]
 LANES_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
@@ -112,7 +112,7 @@ async def run(arguments: argparse.Namespace) -> int:
 async def measure(arguments: argparse.Namespace, results: ThroughputResults, console: Console) -> None:
     """Measure the requested figures into *results*."""
     more_s = 5.0 if arguments.quick else 20.0
-    async with running_servers(TENANTS) as servers:
+    async with run_servers(TENANTS) as servers:
         if "rates" in arguments.only:
             await measure_rates(servers, arguments, results, console)
         if "more" in arguments.only:

@@ -150,7 +150,7 @@ class BareLoop:
             reply = self._replies.decode(body)
             async with asyncio.TaskGroup() as tasks:
                 reading = tasks.create_task(self._get_records(str(reply.next_shard_iterator)))
-                for pool, operations, records in self._by_home(reply.records):
+                for pool, operations, records in self._group_by_shard(reply.records):
                     tasks.create_task(self._apply(pool, operations, records, stream_shard_id))
             body = reading.result()
             if not reply.records:
@@ -167,7 +167,7 @@ class BareLoop:
             raise RuntimeError(f"{action}: {body[:300]!r}")
         return body
 
-    def _by_home(
+    def _group_by_shard(
         self, records: Sequence[ReadRecord]
     ) -> list[tuple[asyncpg.Pool[Any], list[ReadOperation], list[ReadRecord]]]:
         """Decode *records* and group them by Postgres shard."""

@@ -23,8 +23,8 @@ from benchmarks.throughput.runs import (
     Run,
     Runner,
     UsageSampler,
-    inherited,
-    running_clients,
+    inherited_env,
+    run_clients,
 )
 from benchmarks.throughput.testbed import BenchmarkServers, clock
 from simplu_worker.local.processes.loopback import HOST, free_port, poll_until
@@ -84,7 +84,7 @@ async def measure_latency(
     async with (
         servers.run_kinesis(0, stream_shards) as kinesis,
         servers.make_databases(1, commit="on") as databases,
-        running_clients(Contender.WORKER, servers, kinesis.url, databases, "") as clients,
+        run_clients(Contender.WORKER, servers, kinesis.url, databases, "") as clients,
     ):
         load = list(make_records(int(rate * (LATENCY_SETTLE_S + seconds)), servers.tenants, run="l"))
         settling = int(rate * LATENCY_SETTLE_S)
@@ -135,7 +135,7 @@ async def measure_idle(servers: BenchmarkServers, *, seconds: float, stream_shar
     async with (
         servers.run_kinesis(0, stream_shards) as kinesis,
         servers.make_databases(1, commit="on") as databases,
-        running_clients(Contender.WORKER, servers, kinesis.url, databases, "") as clients,
+        run_clients(Contender.WORKER, servers, kinesis.url, databases, "") as clients,
     ):
         await asyncio.sleep(IDLE_SETTLE_S)
         sampler = UsageSampler(clients.pids, servers.server_pid)
@@ -155,7 +155,7 @@ async def measure_starts(servers: BenchmarkServers, *, starts: int, stream_shard
         port = free_port()
         env = servers.worker_env(kinesis.url, databases, HTTP_PORT=str(port))
         for _ in range(starts + 1):
-            process_env = inherited() | env
+            process_env = inherited_env() | env
             log_path = servers.group.directory / f"client-{servers.next_number()}.log"
             began = time.perf_counter()
             command = [sys.executable, "-m", "simplu_worker", "run"]

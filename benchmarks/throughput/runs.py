@@ -176,7 +176,7 @@ class Clients:
 
 
 @asynccontextmanager
-async def running_clients(
+async def run_clients(
     contender: Contender, servers: BenchmarkServers, kinesis_url: str, databases: RunDatabases, lanes_python: str
 ) -> AsyncIterator[Clients]:
     """Run the processes of a contender."""
@@ -197,7 +197,7 @@ def client_commands(
     contender: Contender, servers: BenchmarkServers, kinesis_url: str, databases: RunDatabases, lanes_python: str
 ) -> list[tuple[list[str], dict[str, str]]]:
     """Return the commands of a contender, each with its environment."""
-    own = inherited()
+    own = inherited_env()
     stream = ["--kinesis-url", kinesis_url]
     if contender in OURS:
         env = own | servers.worker_env(kinesis_url, databases)
@@ -212,7 +212,7 @@ def client_commands(
     return [([*program, *stream], own | CREDENTIALS)]
 
 
-def inherited() -> dict[str, str]:
+def inherited_env() -> dict[str, str]:
     """Return the variables that a child needs of this process's environment, without the user's settings."""
     return {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR", "PYTHONPATH") if name in os.environ}
 
@@ -249,7 +249,7 @@ class Runner:
         await send_commands(self._url, SetOptions({"read_throttling": cell.contender in OURS}))
         async with (
             self._servers.make_databases(cell.shards, commit=cell.commit) as databases,
-            running_clients(cell.contender, self._servers, self._url, databases, self._lanes_python) as clients,
+            run_clients(cell.contender, self._servers, self._url, databases, self._lanes_python) as clients,
         ):
             if begin is not None:
                 await begin(clients.application, clients)

@@ -192,7 +192,7 @@ class BenchmarkServers:
 
 
 @asynccontextmanager
-async def running_servers(tenants: int) -> AsyncIterator[BenchmarkServers]:
+async def run_servers(tenants: int) -> AsyncIterator[BenchmarkServers]:
     """Run the servers; none of their processes outlives the context."""
     with ProcessGroup() as group:
         server = PostgresServer(

@@ -226,7 +226,7 @@ class Scenario:
 
         async def far_enough() -> bool:
             await asyncio.sleep(POLL_S)
-            self._testbed.check()
+            self._testbed.check_running()
             return bool(len(await request_ids(self._shard.primary.url)) - kept >= self._arguments.lag_operations)
 
         if not await poll_until(far_enough, within_s=LAG_WITHIN_S):

@@ -202,12 +202,12 @@ class FullStack:
         """Wait until the shards have *tenants*."""
         left = list(tenants)
 
-        async def all_there() -> bool:
+        async def are_provisioned() -> bool:
             while left and await self._is_provisioned(left[-1]):
                 left.pop()
             return not left
 
-        await poll_until_true(all_there, within_s=within_s)
+        await poll_until_true(are_provisioned, within_s=within_s)
 
     async def _is_provisioned(self, tenant: Tenant) -> bool:
         """Return whether the shard has the tenant; before its first tenant it has not even the table."""
@@ -254,11 +254,11 @@ class FullStack:
         """Wait until the tenant's log has *request_ids*; return it."""
         wanted = set(request_ids)
 
-        async def whole_log() -> dict[str, asyncpg.Record]:
+        async def read_whole_log() -> dict[str, asyncpg.Record]:
             log = await self.read_operations(tenant)
             return log if wanted <= log.keys() else {}
 
-        return await poll_until_true(whole_log, within_s=within_s)
+        return await poll_until_true(read_whole_log, within_s=within_s)
 
     async def is_applied(self, chain: Chain) -> bool:
         """Return whether all operations put of *chain* are in the log."""
@@ -267,11 +267,11 @@ class FullStack:
     async def wait_until_applied(self, *chains: Chain, within_s: float) -> None:
         """Wait until all operations put of *chains* are in the log; check that each read found the preceding change."""
 
-        async def all_settled() -> bool:
+        async def are_applied() -> bool:
             return all([await self.is_applied(chain) for chain in chains])
 
         try:
-            await poll_until_true(all_settled, within_s=within_s)
+            await poll_until_true(are_applied, within_s=within_s)
         except TimeoutError:
             self.worker.check_running()
             pytest.fail(f"not applied within {within_s} s; {await self.read_status()}")
@@ -298,11 +298,11 @@ class FullStack:
     async def wait_for_readiness(self, status: int, *, within_s: float, worker: WorkerProcess | None = None) -> str:
         """Wait until `/readyz` answers with *status*; return its text."""
 
-        async def said() -> str:
+        async def read_text() -> str:
             now, text = await self.read_readiness(worker)
             return text if now == status else ""
 
-        return await poll_until_true(said, within_s=within_s)
+        return await poll_until_true(read_text, within_s=within_s)
 
     async def read_status(self) -> Any:
         """Return `/status`."""
@@ -331,11 +331,11 @@ class FullStack:
     async def wait_for_log_event(self, event: str, *, since: int, within_s: float, **facts: str) -> dict[str, Any]:
         """Wait until the worker logs *event* with *facts*; return all of its facts."""
 
-        async def line() -> dict[str, Any]:
+        async def find_line() -> dict[str, Any]:
             lines = self.read_log(since=since)
             return next((line for line in lines if line["event"] == event and facts.items() <= line.items()), {})
 
-        return await poll_until_true(line, within_s=within_s)
+        return await poll_until_true(find_line, within_s=within_s)
 
     # Checkpoints and dead letters
 
@@ -349,10 +349,10 @@ class FullStack:
         """Wait until the checkpoint has passed *position*."""
         stream_shard_id, sequence_number = position
 
-        async def passed() -> bool:
+        async def has_passed() -> bool:
             return await self.read_checkpoint(stream_shard_id) >= int(sequence_number)
 
-        await poll_until_true(passed, within_s=within_s)
+        await poll_until_true(has_passed, within_s=within_s)
 
     async def wait_for_dead_letters(
         self, positions: Iterable[Position], *, within_s: float
@@ -360,9 +360,9 @@ class FullStack:
         """Wait until there are dead letters of the records at *positions*; return them."""
         wanted = set(positions)
 
-        async def all_read() -> bool:
+        async def are_read() -> bool:
             await self.dead_letter_reader.read_once(wait_s=0)
             return wanted <= self.dead_letter_reader.positions
 
-        await poll_until_true(all_read, within_s=within_s)
+        await poll_until_true(are_read, within_s=within_s)
         return {letter.position: letter for letter in self.dead_letter_reader.dead_letters if letter.position in wanted}

@@ -223,11 +223,11 @@ class PostgresServer:
         if self._process is not None:
             await asyncio.to_thread(self._process.wait)
 
-        async def gone() -> bool:
+        async def is_gone() -> bool:
             return not pids & {process.pid for process in running_processes()}
 
         # A remaining backend would prevent a new server from using the data folder.
-        if not await poll_until(gone, within_s=STOP_TIMEOUT_S):
+        if not await poll_until(is_gone, within_s=STOP_TIMEOUT_S):
             raise StackError(f"expected the backends of Postgres {self.name} to end after SIGKILL: {sorted(pids)}")
 
     async def discard(self) -> None:
@@ -270,10 +270,10 @@ class PostgresServer:
         self._create_folder()
         making = self._spawn(program, *arguments)
 
-        async def done() -> bool:
+        async def has_ended() -> bool:
             return making.poll() is not None
 
-        if not await poll_until(done, within_s=START_TIMEOUT_S) or making.returncode != 0:
+        if not await poll_until(has_ended, within_s=START_TIMEOUT_S) or making.returncode != 0:
             raise StackError(f"{program} of Postgres {self.name} failed: {self._log_tail()}")
 
     def _create_folder(self) -> None:
@@ -306,12 +306,12 @@ class PostgresServer:
         """Wait for the server's first answer; return false when the server ended instead."""
         answered = False
 
-        async def settled() -> bool:
+        async def has_answered_or_ended() -> bool:
             nonlocal answered
             answered = await self._answers_as_ours()
             return answered or process.poll() is not None
 
-        if not await poll_until(settled, within_s=START_TIMEOUT_S):
+        if not await poll_until(has_answered_or_ended, within_s=START_TIMEOUT_S):
             raise StackError(f"Postgres {self.name} gave no answer for {START_TIMEOUT_S:.0f} s: {self._log_tail()}")
         return answered
 

@@ -79,10 +79,10 @@ async def _start_program(group: ProcessGroup, name: str, program: Sequence[str],
         process = group.spawn([*program, str(port)], log_path=log_path, env=env)
 
         # The log and not a request: another program that took the port first might answer a request.
-        async def settled(process: subprocess.Popen[bytes] = process) -> bool:
+        async def has_started(process: subprocess.Popen[bytes] = process) -> bool:
             return started_event in log_path.read_bytes() or process.poll() is not None
 
-        if not await poll_until(settled, within_s=START_TIMEOUT_S):
+        if not await poll_until(has_started, within_s=START_TIMEOUT_S):
             raise StackError(f"{name} does not listen after {START_TIMEOUT_S:.0f} s")
         if process.poll() is None:
             return f"http://{HOST}:{port}"
@@ -145,11 +145,11 @@ async def _create_stream(endpoint_url: str, stream_shards: int) -> None:
     async with aws_client("kinesis", endpoint_url) as kinesis:
         await kinesis.create_stream(StreamName=STREAM_NAME, ShardCount=stream_shards, MaxRecordSizeInKiB=RECORD_MAX_KIB)
 
-        async def active() -> bool:
+        async def is_active() -> bool:
             answer = await kinesis.describe_stream_summary(StreamName=STREAM_NAME)
             return bool(answer["StreamDescriptionSummary"]["StreamStatus"] == "ACTIVE")
 
-        if not await poll_until(active, within_s=START_TIMEOUT_S):
+        if not await poll_until(is_active, within_s=START_TIMEOUT_S):
             raise StackError(f"stream {STREAM_NAME} is not active after {START_TIMEOUT_S:.0f} s")
 
 

@@ -179,7 +179,7 @@ class CitrusServer:
         )
 
     async def _register(self, request: web.Request) -> web.Response:
-        body = await _json_of(request)
+        body = await _read_json(request)
         if problem := registration_problem(body):
             return _error_response(400, problem)
         shard_key = body["shardKey"]
@@ -199,7 +199,7 @@ class CitrusServer:
         return shards[(shards.index(shard) + 1) % len(shards)] if shard in shards else shards[0]
 
     async def _repoint(self, request: web.Request) -> web.Response:
-        body = await _json_of(request)
+        body = await _read_json(request)
         shard_key = request.match_info["shard_key"]
         shard = self.registry.shards.get(str(body.get("shardId"))) if isinstance(body, dict) else None
         if shard is None:
@@ -219,7 +219,7 @@ class CitrusServer:
         return web.json_response(_describe(shard) | {"canAcceptNewBusiness": shard.has_room})
 
 
-async def _json_of(request: web.Request) -> Any:
+async def _read_json(request: web.Request) -> Any:
     try:
         return json.loads(await request.read())
     except ValueError:

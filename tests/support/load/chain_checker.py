@@ -128,7 +128,7 @@ class _Found:
 async def count_operations(url: str) -> int:
     """Return the number of operations on a shard; 0 before it has tables."""
     try:
-        return int(await _value(url, "SELECT count(*) FROM operations"))
+        return int(await _fetch_value(url, "SELECT count(*) FROM operations"))
     except asyncpg.UndefinedTableError:
         return 0
 
@@ -147,7 +147,7 @@ async def read_latencies_s(urls: Sequence[str], plan: ChainPlan, begin: datetime
 
 async def count_completed(urls: Sequence[str], plan: ChainPlan, begin: datetime, end: datetime) -> int:
     """Return the number of the plan's operations that were committed in that time."""
-    return sum([int(await _value(url, COMPLETED_SQL, begin, end, plan.name)) for url in urls])
+    return sum([int(await _fetch_value(url, COMPLETED_SQL, begin, end, plan.name)) for url in urls])
 
 
 async def count_held(url: str, at: datetime) -> HeldOperations:
@@ -160,7 +160,7 @@ async def count_held(url: str, at: datetime) -> HeldOperations:
     return HeldOperations(count, None if last_at is None else (last_at - at).total_seconds())
 
 
-async def _value(url: str, query: str, *arguments: object) -> Any:
+async def _fetch_value(url: str, query: str, *arguments: object) -> Any:
     connection = await asyncpg.connect(url, timeout=10, command_timeout=QUERY_TIMEOUT_S)
     try:
         return await connection.fetchval(query, *arguments)

@@ -197,10 +197,10 @@ class Testbed:
             await create_tenants(sqs, env["SQS_SHARD_CREATION_QUEUE_URL"], tenants)
         wanted = {tenant.tenant_id for tenant in tenants}
 
-        async def all_there() -> bool:
+        async def are_provisioned() -> bool:
             return wanted <= await read_tenant_ids(self.urls)
 
-        if not await poll_until(all_there, within_s=TENANTS_WITHIN_S):
+        if not await poll_until(are_provisioned, within_s=TENANTS_WITHIN_S):
             raise SystemExit(f"expected {len(tenants)} tenants on their shards within {TENANTS_WITHIN_S:g} s")
 
     # Load
@@ -219,7 +219,7 @@ class Testbed:
         wanted = {url: self._expected_count(url) for url in urls}
         deadline = asyncio.get_running_loop().time() + within_s
         while wanted:
-            self.check()
+            self.check_running()
             for url, count in list(wanted.items()):
                 if await count_operations(url) >= count:
                     del wanted[url]
@@ -232,7 +232,7 @@ class Testbed:
         tenant_ids = frozenset(tenant_id for tenant_id, home in self.homes.items() if home == url)
         return sum(flow.plan.count_of(tenant_ids, flow.producer.put_count) for flow in self.flows if flow.is_checked)
 
-    def check(self) -> None:
+    def check_running(self) -> None:
         """Raise when a worker or a producer has ended too early."""
         for worker in self.workers:
             worker.check_running()
@@ -246,7 +246,7 @@ class Testbed:
         """Record the time in which the context is entered as a phase."""
         before, begin = self._processor_seconds(), datetime.now(UTC)
         yield
-        self.check()
+        self.check_running()
         end, after = datetime.now(UTC), self._processor_seconds()
         seconds = (end - begin).total_seconds()
         # Negative when a backend has ended.
@@ -274,12 +274,12 @@ class Testbed:
         name = self.stack.env["KINESIS_STREAM_NAME"]
         async with self.stack.aws_client("kinesis") as kinesis:
 
-            async def active() -> bool:
+            async def is_active() -> bool:
                 summary = (await kinesis.describe_stream_summary(StreamName=name))["StreamDescriptionSummary"]
                 return bool(summary["StreamStatus"] == "ACTIVE")
 
             await kinesis.update_shard_count(StreamName=name, TargetShardCount=count, ScalingType="UNIFORM_SCALING")
-            if not await poll_until(active, within_s=within_s):
+            if not await poll_until(is_active, within_s=within_s):
                 raise SystemExit(f"expected the stream to be active {within_s:g} s after a reshard")
 
     # Result

@@ -26,7 +26,7 @@ class TcpProxy:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._hang_up()
+        self._stop_listening()
 
     def cut(self) -> None:
         """Cut every open connection; new ones work."""
@@ -37,7 +37,7 @@ class TcpProxy:
     @contextlib.asynccontextmanager
     async def refuse_connections(self) -> AsyncIterator[None]:
         """Cut every open connection and refuse new ones."""
-        self._hang_up()
+        self._stop_listening()
         try:
             yield
         finally:
@@ -58,7 +58,7 @@ class TcpProxy:
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(self._serve, HOST, self.port)
 
-    def _hang_up(self) -> None:
+    def _stop_listening(self) -> None:
         if self._server is not None:
             self._server.close()
         self.cut()
