@@ -17,7 +17,7 @@ from simplu_worker.commands.output.progress import terminal_bars
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
-from simplu_worker.shards.adoption.adopter import ADOPTION_DEADLINES, Adopter, AdoptionProgress, AdoptionResult
+from simplu_worker.shards.adoption.adopter import ADOPTION_TIMEOUTS, Adopter, AdoptionProgress, AdoptionResult
 from simplu_worker.shards.adoption.plan import AdoptionChoices, AdoptionPlan, Layout, Owner
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool, register_secret_of
@@ -53,7 +53,7 @@ async def adopt_shard(settings: Settings, shard_id: str, options: AdoptOptions, 
     async with open_shards(settings) as shards, open_business_info(settings, attempts=3) as business_info:
         address = await _find_address(shards.locator, shard_id)
         register_secret_of(address)
-        pool = ShardPool(address, size=1, timeouts=ADOPTION_DEADLINES)
+        pool = ShardPool(address, size=1, timeouts=ADOPTION_TIMEOUTS)
         try:
             with AdoptionReporter() as progress:
                 adopter = Adopter(pool, shards.locator, business_info, report=progress.show)

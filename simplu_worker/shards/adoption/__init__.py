@@ -1,1 +1,1 @@
-"""Taking over another program's shard."""
+"""The adoption of another program's shard."""

@@ -1,24 +1,24 @@
-"""Takes over a table that another program has written: ours is made beside it, kept up to date, and swapped in.
+"""Adopt a table of another program: our tables are made beside it, kept up to date, and swapped in.
 
-Why it can be killed at any instruction: what is done is in the shard, in the transaction that did it, and what is left
-to do is found there. Nothing of the other program's is changed before the swap, which is one transaction, and nothing
-is ever dropped: its table stays, under another name. Until the swap the shard is nobody's whom a worker would serve.
+Why the adopter may be killed at any instruction: the progress is stored on the shard, in the transaction that made it,
+and read from there. Nothing of the other program's is changed before the swap, which is one transaction, and nothing is
+ever dropped: the old table stays, under another name. Until the swap no worker uses the shard.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
+from functools import partial
 from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 import structlog
 
 from simplu_worker.business_info.table import BusinessFinder
-from simplu_worker.errors import PermanentError, WorkerError
+from simplu_worker.errors import PermanentError
 from simplu_worker.shards.adoption.discovery import (
     OURS,
     AdoptionRefusedError,
@@ -47,13 +47,13 @@ from simplu_worker.shards.schema.migrations import pause_s
 from simplu_worker.shards.schema.sql_files import ADOPTION
 from simplu_worker.shards.types import ShardUnavailableError
 
-# A lock that is waited for holds off the other program too: not for long. Reading a whole table takes what it takes.
-ADOPTION_DEADLINES: Final = ShardTimeouts(lock_s=2.0, statement_s=86_400.0, reply_s=86_460.0)
-COPY_MAX_ROWS: Final = 2000  # rows in one transaction, which holds nobody off
+# While the adopter waits for a lock, the other program waits too, so not for long. A read of a whole table takes hours.
+ADOPTION_TIMEOUTS: Final = ShardTimeouts(lock_s=2.0, statement_s=86_400.0, reply_s=86_460.0)
+COPY_MAX_ROWS: Final = 2000  # in one transaction, which blocks nothing of the other program's
 SWAP_MAX_CHANGES: Final = 1000  # while the old table is locked
 LOOKUPS_AT_ONCE: Final = 16
 ATTEMPTS: Final = 30  # for a lock
-QUIET_S: Final = 3.0  # the other program asks for records once a second
+QUIET_S: Final = 3.0  # the other program reads records once a second
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ log = structlog.get_logger(__name__)
 
 
 class AdoptionStep(StrEnum):
-    """What an adoption is at."""
+    """The steps of an adoption."""
 
     LOOKING_UP = "looking up tenants"
     COPYING = "copying rows"
@@ -71,7 +71,7 @@ class AdoptionStep(StrEnum):
 
 
 class AdoptionProgress(msgspec.Struct, frozen=True):
-    """How far a step got; by ids of rows where *total* is given."""
+    """The progress of a step, in ids of rows if *total* is given."""
 
     step: AdoptionStep
     done: int = 0
@@ -79,7 +79,7 @@ class AdoptionProgress(msgspec.Struct, frozen=True):
 
 
 class AdoptionResult(msgspec.Struct, frozen=True):
-    """What was taken over: rows of the old table, and tenants."""
+    """The numbers of rows and tenants that were adopted."""
 
     shard_id: str
     row_count: int
@@ -90,32 +90,27 @@ class AdoptionResult(msgspec.Struct, frozen=True):
 ReportProgress: TypeAlias = Callable[[AdoptionProgress], None]
 
 
-class _RehearsedError(WorkerError):
-    """Nothing is wrong: what was tried out, and *found* so, is to be rolled back."""
+class _StepResult(Enum):
+    """The result of one transaction of a step."""
 
-    def __init__(self, found: OldContents) -> None:
-        super().__init__("rehearsed")
-        self.found = found
-
-
-class _AdoptedError(WorkerError):
-    """Somebody else has just swapped the names."""
+    DONE = auto()
+    MORE = auto()  # the step has more to do
+    ADOPTED = auto()  # another adopter has swapped the names: nothing is left to do
 
 
-class _BehindError(WorkerError):
-    """There are more changes than the lock may be held for."""
+class _UnknownSources(msgspec.Struct, frozen=True):
+    """Sources of rows that were not looked up yet; the transaction that found them has changed nothing."""
+
+    sources: list[OldTenant]
 
 
-class _UnknownSourcesError(WorkerError):
-    """Rows of somebody who has not been looked up."""
-
-    def __init__(self, sources: Sequence[OldTenant]) -> None:
-        super().__init__("rows of unknown sources")
-        self.sources = sources
+_Result: TypeAlias = "_StepResult | _UnknownSources"
+_Step: TypeAlias = Callable[[Connection, Any], Awaitable[_Result]]
+"""One transaction of a step, with the locked row of the adoption."""
 
 
 class Adopter:
-    """Adopts the shard of *pool*, which is made with `ADOPTION_DEADLINES`; *tell* is told how far it is."""
+    """Adopts the shard of *pool*, which is made with `ADOPTION_TIMEOUTS`; calls *report* with the progress."""
 
     def __init__(
         self,
@@ -138,17 +133,17 @@ class Adopter:
         self._copy_max_rows = copy_max_rows
         self._attempts = attempts
         self._draw = draw
-        self._late = OldContents()  # what came since the plan was made
+        self._late = OldContents()  # found after the plan was made
         self._owners: dict[str, Owner] = {}
 
     def __repr__(self) -> str:
         return f"Adopter({self._shard_id}, tenants={len(self._owners)})"
 
     async def make_plan(self) -> AdoptionPlan | AdoptionResult:
-        """Return what there is to be adopted, or what was; nothing is changed.
+        """Return the plan of an adoption, or the result if the shard was adopted before; nothing is changed.
 
-        Raises `PermanentError` where there is nothing to adopt, `RetryableError` while somebody who is asked does not
-        answer.
+        Raises `PermanentError` if there is nothing to adopt, `RetryableError` while business-info, the locator or the
+        shard does not answer.
         """
         async with self._pool.connection() as connection:
             is_ours, is_empty = await connection.fetchrow(QUERIES["has_schema"]) or (False, False)
@@ -161,52 +156,54 @@ class Adopter:
         if is_ours:
             raise self._refused("its schema is ours; there is nothing to adopt")
         if is_empty:
-            raise self._refused("it is empty; there is nothing to adopt, the worker makes its tables by itself")
+            raise self._refused("it is empty; there is nothing to adopt, as the worker makes its own tables there")
         old_table = await self._run(lambda connection: find_old_table(connection, self._shard_id))
-        found = await self._read_old_table(old_table, is_begun=is_begun)
-        self._owners = await self._look_up(list(found.sources.values()))
-        return AdoptionPlan(self._shard_id, old_table.layout, found, self._owners, is_begun=is_begun)
+        contents = await self._read_old_table(old_table, is_begun=is_begun)
+        self._owners = await self._look_up(list(contents.sources.values()))
+        return AdoptionPlan(self._shard_id, old_table.layout, contents, self._owners, is_begun=is_begun)
 
     async def copy(self, plan: AdoptionPlan, choices: AdoptionChoices) -> None:
-        """Copy everything, and everything that changes meanwhile; the other program may go on, now and afterwards.
+        """Copy all rows, and all changes until now; the other program may continue to write, now and afterwards.
 
-        Raises as `plan` does.
+        Raises the errors of `make_plan`.
         """
-        if plan.contents.conflicting_names:
-            raise self._refused(*plan.refusals(AdoptionChoices(leave_unresolved=True, leave_faulty=True)))
-        with contextlib.suppress(_AdoptedError):
-            await self._run(self._begin)
-            await self._write_owners(plan.owners.values())
-            if choices.duplicates is not None:
-                await self._choose(newest_wins=choices.duplicates is Duplicates.NEWEST)
-            await self._run(self._watch)
-            await self._repeat(self._copy_some)
-            await self._repeat(self._catch_up_some)
+        await self._copy(plan, choices)
 
     async def adopt(self, plan: AdoptionPlan, choices: AdoptionChoices) -> AdoptionResult:
-        """Copy what is not copied yet, and give the tables their names; the other program must have been stopped.
+        """Copy the rest, and swap the tables' names; the other program must be stopped.
 
-        Raises `PermanentError` where something has to be done or chosen before, or the other program still writes.
+        Raises `PermanentError` if *choices* are missing, or the other program still writes.
         """
         if refusals := plan.refusals(choices):
             raise self._refused(*refusals)
-        await self.copy(plan, choices)
-        with contextlib.suppress(_AdoptedError):
-            await self._run(self._analyze)
+        is_pending = await self._copy(plan, choices) and await self._complete(self._analyze, self._catch_up_some)
+        if is_pending:
             await self._check_for_writes()
-            while not await self._swapped(choices):
-                await self._repeat(self._catch_up_some)
-            log.info("shard.adopted", shard_id=self._shard_id)
+            if await self._swap_names(choices):
+                log.info("shard.adopted", shard_id=self._shard_id)
         return await self._read_result()
 
     def _refused(self, *problems: str) -> PermanentError:
         return AdoptionRefusedError(self._shard_id, *problems)
 
-    async def _run(self, step: Callable[[Connection], Awaitable[T]]) -> T:
-        """Do *step* in a transaction of its own, again and again while a lock is not to be had."""
+    async def _copy(self, plan: AdoptionPlan, choices: AdoptionChoices) -> bool:
+        """Copy all rows and changes; return False if another adopter has swapped the names."""
+        if plan.contents.conflicting_names:
+            raise self._refused(*plan.refusals(AdoptionChoices(leave_unresolved=True, leave_faulty=True)))
+        await self._run(self._begin)
+        return await self._complete(
+            partial(self._write_owners, owners=plan.owners.values()),
+            partial(self._choose, duplicates=choices.duplicates),
+            self._watch,
+            self._copy_some,
+            self._catch_up_some,
+        )
+
+    async def _run(self, step: Callable[[Connection], Awaitable[T]], *, is_rehearsal: bool = False) -> T:
+        """Run *step* in its own transaction; try again with a back-off while a lock is not to be had."""
         for attempt in range(self._attempts):
             try:
-                async with self._pool.transaction() as connection:
+                async with self._pool.transaction(is_rehearsal=is_rehearsal) as connection:
                     return await step(connection)
             except LostRaceError:
                 await asyncio.sleep(pause_s(attempt, draw=self._draw()))
@@ -223,34 +220,43 @@ class Adopter:
             f"pid {row['pid']}: " + ", ".join(filter(None, (row["application_name"], row["role"], row["state"])))
             for row in rows
         ]
-        return "; ".join(users) or "none is there any more"
+        return "; ".join(users) or "none is left now"
 
-    async def _repeat(self, step: Callable[[Connection], Awaitable[bool]]) -> None:
-        """Do *step* until it says that there is no more, and look up those whom it does not know."""
-        while True:
-            try:
-                if not await self._run(step):
-                    return
-            except _UnknownSourcesError as exc:
-                await self._look_up_late(exc.sources)
+    async def _run_locked(self, step: _Step) -> _Result:
+        """Run *step* in a transaction that has locked the adoption against other adopters."""
+
+        async def run(connection: Connection) -> _Result:
+            await connection.execute(QUERIES["work_in"], OURS)
+            adoption = await connection.fetchrow(QUERIES["lock_adoption"])
+            if adoption is None or adoption["adopted_at"] is not None:
+                return _StepResult.ADOPTED
+            return await step(connection, adoption)
+
+        return await self._run(run)
+
+    async def _complete(self, *steps: _Step) -> bool:
+        """Repeat each of *steps* in turn until it is done; return False if another adopter has swapped the names."""
+        for step in steps:
+            while (result := await self._run_locked(step)) is not _StepResult.DONE:
+                if isinstance(result, _UnknownSources):
+                    await self._look_up_late(result.sources)
+                elif result is _StepResult.ADOPTED:
+                    return False
+        return True
 
     async def _read_old_table(self, old_table: OldTable, *, is_begun: bool) -> OldContents:
-        """Return what the old table has; what has to be made for that is not kept."""
+        """Return the contents of the old table; the tables that have to be made for that are rolled back."""
 
-        async def look(connection: Connection) -> None:
+        async def read(connection: Connection) -> OldContents:
             if not is_begun:
                 await self._begin(connection)
             await connection.execute(QUERIES["work_in"], old_table.home)
-            raise _RehearsedError(await read_contents(connection))
+            return await read_contents(connection)
 
-        try:
-            await self._run(look)
-        except _RehearsedError as exc:
-            return exc.found
-        raise AssertionError("a rehearsal always ends so")
+        return await self._run(read, is_rehearsal=True)
 
     async def _look_up(self, sources: Sequence[OldTenant]) -> dict[str, Owner]:
-        """Return who all are who are known, with *sources*."""
+        """Return all owners known so far, with those of *sources*."""
         owners: list[Owner] = []
 
         async def look_up(source: OldTenant) -> None:
@@ -266,6 +272,12 @@ class Adopter:
                 raise group.exceptions[0] from group
         return without_collisions([*self._owners.values(), *owners])
 
+    async def _look_up_late(self, sources: Sequence[OldTenant]) -> None:
+        """Look up the sources of rows that came after the plan was made."""
+        self._owners = await self._look_up(sources)
+        self._late.sources |= {source.key: source for source in sources}
+        await self._run_locked(partial(self._write_owners, owners=self._owners.values()))
+
     # The copy
 
     async def _begin(self, connection: Connection) -> None:
@@ -273,126 +285,115 @@ class Adopter:
         if not await connection.fetchval(QUERIES["has_adoption"]):
             await begin_adoption(connection, self._shard_id, await find_old_table(connection, self._shard_id))
 
-    async def _held(self, connection: Connection) -> Any:
-        await connection.execute(QUERIES["work_in"], OURS)
-        adoption = await connection.fetchrow(QUERIES["hold_adoption"])
-        if adoption is None or adoption["adopted_at"] is not None:
-            raise _AdoptedError
-        return adoption
-
-    async def _write_owners(self, owners: Iterable[Owner]) -> None:
+    async def _write_owners(self, connection: Connection, _: Any, *, owners: Iterable[Owner]) -> _Result:
         rows = [
             (one.source.key, one.tenant_id, one.business_id, one.location_id, one.business_type, one.problem)
             for one in owners
         ]
-
-        async def note(connection: Connection) -> None:
-            await self._held(connection)
-            others = await connection.fetch(QUERIES["note_sources"], *map(list, zip(*rows, strict=True)))
-            await connection.execute(QUERIES["look_again_at_sources"], [row["key"] for row in others])
-
         if rows:
-            await self._run(note)
+            changed = await connection.fetch(QUERIES["write_sources"], *map(list, zip(*rows, strict=True)))
+            await connection.execute(QUERIES["copy_sources_again"], [row["key"] for row in changed])
+        return _StepResult.DONE
 
-    async def _choose(self, *, newest_wins: bool) -> None:
-        async def choose(connection: Connection) -> None:
-            await self._held(connection)
-            await connection.execute(QUERIES["choose_duplicates"], newest_wins)
+    async def _choose(self, connection: Connection, _: Any, *, duplicates: Duplicates | None) -> _Result:
+        if duplicates is not None:
+            await connection.execute(QUERIES["choose_duplicates"], duplicates is Duplicates.NEWEST)
+        return _StepResult.DONE
 
-        await self._run(choose)
-
-    async def _watch(self, connection: Connection) -> None:
-        if (await self._held(connection))["copy_to"] is None:
+    async def _watch(self, connection: Connection, adoption: Any) -> _Result:
+        if adoption["copy_to"] is None:
             await connection.execute(ADOPTION["watch"])
             await connection.execute(QUERIES["begin_copy"])
+        return _StepResult.DONE
 
-    async def _copy_some(self, connection: Connection) -> bool:
-        adoption = await self._held(connection)
+    async def _copy_some(self, connection: Connection, adoption: Any) -> _Result:
         after, up_to = adoption["copied_to"], adoption["copy_to"]
         self._report(AdoptionProgress(AdoptionStep.COPYING, max(0, after), up_to))
         rows = await connection.fetch(QUERIES["next_rows"], after, up_to, self._copy_max_rows)
         ids = [row["id"] for row in rows]
-        if ids:
-            await self._take_rows(connection, adoption, ids)
-            await connection.execute(QUERIES["note_copied"], ids[-1])
-        return bool(ids)
+        if not ids:
+            return _StepResult.DONE
+        if unknown := await self._find_unknown_sources(connection, ids):
+            return unknown
+        await self._copy_rows(connection, adoption, ids)
+        await connection.execute(QUERIES["record_copied"], ids[-1])
+        return _StepResult.MORE
 
-    async def _catch_up_some(self, connection: Connection) -> bool:
-        adoption = await self._held(connection)
+    async def _catch_up_some(self, connection: Connection, adoption: Any) -> _Result:
         self._report(AdoptionProgress(AdoptionStep.CATCHING_UP))
-        return await self._catch_up(connection, adoption, self._copy_max_rows) == self._copy_max_rows
+        return await self._catch_up(connection, adoption, self._copy_max_rows)
 
-    async def _catch_up(self, connection: Connection, adoption: Any, limit: int) -> int:
-        """Do at most *limit* changes, note what is amiss with them, and return how many they were."""
-        rows = await connection.fetch(QUERIES["next_changes"], limit)
-        ids = sorted({row["old_id"] for row in rows})
+    async def _catch_up(self, connection: Connection, adoption: Any, limit: int) -> _Result:
+        """Apply at most *limit* changes, and record the faults and duplicates among them; MORE if there may be more."""
+        changes = await connection.fetch(QUERIES["next_changes"], limit)
+        ids = sorted({change["old_id"] for change in changes})
         if ids:
-            keys = await self._take_rows(connection, adoption, ids)
+            if unknown := await self._find_unknown_sources(connection, ids):
+                return unknown
+            await connection.execute(QUERIES["delete_changes"], [change["number"] for change in changes])
+            keys = await self._copy_rows(connection, adoption, ids)
             faulty = await connection.fetch(QUERIES["find_faults"], ids)
             self._late.fault_counts.update(row["fault"] for row in faulty)
             if await connection.fetch(QUERIES["find_taken_duplicates"], *keys):
                 self._late.duplicate_counts[self._shard_id] += 1
-        return len(rows)
+        return _StepResult.MORE if len(changes) == limit else _StepResult.DONE
 
-    async def _take_rows(self, connection: Connection, adoption: Any, ids: Sequence[int]) -> list[list[str]]:
-        """Make ours as the old rows *ids* are; return the resources that they were or are, as three columns."""
-        unknown = await connection.fetch(QUERIES["find_unknown_sources"], ids)
-        if unknown:
-            raise _UnknownSourcesError([source for row in unknown if (source := source_of(row)) is not None])
+    async def _find_unknown_sources(self, connection: Connection, ids: Sequence[int]) -> _UnknownSources | None:
+        rows = await connection.fetch(QUERIES["find_unknown_sources"], ids)
+        return _UnknownSources([source for row in rows if (source := source_of(row)) is not None]) if rows else None
+
+    async def _copy_rows(self, connection: Connection, adoption: Any, ids: Sequence[int]) -> list[list[str]]:
+        """Make our resources as the old rows *ids* are now; return their old and new keys, as three columns."""
         rows = await connection.fetch(QUERIES["take_rows"], ids)
         keys = [[row[name] for row in rows] for name in ("tenant_id", "resource_type", "resource_id")]
         await connection.execute(QUERIES["make_resources"], *keys, adoption["newest_wins"])
         return keys
 
-    async def _look_up_late(self, sources: Sequence[OldTenant]) -> None:
-        """Look up those who have come since the plan was made."""
-        self._owners = await self._look_up(sources)
-        self._late.sources |= {source.key: source for source in sources}
-        await self._write_owners(self._owners.values())
-
     # The swap
 
-    async def _analyze(self, connection: Connection) -> None:
-        await self._held(connection)
+    async def _analyze(self, connection: Connection, _: Any) -> _Result:
         await connection.execute(QUERIES["analyze_adopted"])
+        return _StepResult.DONE
 
     async def _check_for_writes(self) -> None:
-        """Raise `PermanentError` when the other program writes within a few seconds: it would fail after the swap."""
-        await self._repeat(self._catch_up_some)
+        """Raise `PermanentError` if the other program writes within `quiet_s`: it would fail after the swap."""
         self._report(AdoptionProgress(AdoptionStep.WATCHING))
         await asyncio.sleep(self._quiet_s)
         async with self._pool.connection() as connection:
             if await connection.fetchval(QUERIES["is_written"]):
                 raise self._refused(
-                    f"the other program wrote to its table within {self._quiet_s:g} s; stop it, and run this again: "
-                    "all is copied, and kept up to date"
+                    f"expected no write of the other program within {self._quiet_s:g} s, got one; stop it, and run "
+                    "this again: all rows are copied, and kept up to date"
                 )
 
-    async def _swapped(self, choices: AdoptionChoices) -> bool:
-        """Swap the names; return False when there was too much left to do, or somebody to be looked up."""
-        self._report(AdoptionProgress(AdoptionStep.SWAPPING))
-        try:
-            await self._run(lambda connection: self._swap(connection, choices))
-        except _BehindError:
-            return False
-        except _UnknownSourcesError as exc:
-            await self._look_up_late(exc.sources)
-            return False
-        return True
+    async def _swap_names(self, choices: AdoptionChoices) -> bool:
+        """Swap the names, and catch up as often as that needs; return False if another adopter did it."""
+        while True:
+            self._report(AdoptionProgress(AdoptionStep.SWAPPING))
+            result = await self._run_locked(partial(self._swap, choices=choices))
+            if result is _StepResult.DONE:
+                return True
+            if isinstance(result, _UnknownSources):
+                await self._look_up_late(result.sources)
+            if result is _StepResult.ADOPTED or not await self._complete(self._catch_up_some):
+                return False
 
-    async def _swap(self, connection: Connection, choices: AdoptionChoices) -> None:
-        adoption = await self._held(connection)
-        await connection.execute(ADOPTION["hold_old_table"])
-        if await self._catch_up(connection, adoption, SWAP_MAX_CHANGES) == SWAP_MAX_CHANGES:
-            raise _BehindError
-        if await connection.fetch(QUERIES["find_names_in_the_way"]) or not self._allow_late(choices):
-            raise self._refused("what is in the old table has changed since it was looked at; run this again")
+    async def _swap(self, connection: Connection, adoption: Any, *, choices: AdoptionChoices) -> _Result:
+        """Swap the names; MORE if there were too many changes to apply under the lock."""
+        await connection.execute(ADOPTION["lock_old_table"])
+        result = await self._catch_up(connection, adoption, SWAP_MAX_CHANGES)
+        if result is not _StepResult.DONE:
+            return result
+        if await connection.fetch(QUERIES["find_conflicting_names"]) or not self._allow_late(choices):
+            raise self._refused("expected the old table as planned, got later rows that need a choice; run this again")
         await connection.execute(QUERIES["make_adopted_tenants"])
         await connection.execute(QUERIES["add_adopted_default_rows"])
         await connection.execute(ADOPTION["swap"])
         await connection.execute(QUERIES["end_adoption"])
+        return _StepResult.DONE
 
     def _allow_late(self, choices: AdoptionChoices) -> bool:
+        """Return whether *choices* cover everything that was found after the plan was made."""
         late = self._late
         return (
             (choices.leave_faulty or not late.fault_counts)

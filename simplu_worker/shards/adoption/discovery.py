@@ -1,4 +1,4 @@
-"""What there is to be adopted: the other program's table, whose rows are in it, and who they are."""
+"""Read the other program's table, its contents, and the tenants that own its rows."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.schema.schema_check import make_schema
 from simplu_worker.shards.schema.sql_files import ADOPTION, BUSINESS_TYPES
 
-OURS: Final = "simplu_adoption"  # the namespace of our tables until they are where they belong
+OURS: Final = "simplu_adoption"  # the namespace of our tables until the swap
 
 
 class AdoptionRefusedError(PermanentError):
-    """There is nothing to adopt, or not in this way; a person has to do something first."""
+    """There is nothing to adopt, or a person has to change or choose something first."""
 
     def __init__(self, shard_id: str, *problems: str) -> None:
         super().__init__("\n".join(f"shard {shard_id}: {problem}" for problem in problems))
@@ -47,7 +47,7 @@ class OldTable(msgspec.Struct, frozen=True):
 
 
 async def find_old_table(connection: Connection, shard_id: str) -> OldTable:
-    """Return the table to be adopted; raise `AdoptionRefusedError` where there is none that can be."""
+    """Return the table to adopt; raise `AdoptionRefusedError` if there is none, or it cannot be adopted."""
     row = await connection.fetchrow(QUERIES["find_old_table"])
     if row is None:
         raise AdoptionRefusedError(
@@ -62,39 +62,40 @@ async def find_old_table(connection: Connection, shard_id: str) -> OldTable:
         raise AdoptionRefusedError(
             shard_id,
             "expected a role that owns the table resources and may create schemas in the database and tables "
-            "beside it; use the role of the other program in the connection string, or grant that",
+            "beside it, got another; use the role of the other program in the connection string, or grant these rights",
         )
     return OldTable(row["oid"], row["home"], layout)
 
 
 async def begin_adoption(connection: Connection, shard_id: str, old_table: OldTable) -> None:
-    """Make our tables and the books of the adoption, within a transaction."""
-    await connection.execute(ADOPTION["books"])
+    """Make our tables and those of the adoption, within a transaction."""
+    await connection.execute(ADOPTION["adoption_log"])
     await connection.execute(QUERIES["work_in"], OURS)
     await make_schema(connection, shard_id)
     await connection.execute(QUERIES["work_in"], old_table.home)
     await connection.execute(ADOPTION[old_table.layout])
+    await connection.execute(ADOPTION["old_rows"])
     await connection.execute(QUERIES["begin_adoption"], shard_id, old_table.oid, old_table.home)
 
 
 async def read_contents(connection: Connection) -> OldContents:
-    """Return what the old table has; reads all of it, twice."""
-    found = OldContents()
-    found.conflicting_names = [row["name"] for row in await connection.fetch(QUERIES["find_names_in_the_way"])]
+    """Return the contents of the old table; reads the whole table twice."""
+    contents = OldContents()
+    contents.conflicting_names = [row["name"] for row in await connection.fetch(QUERIES["find_conflicting_names"])]
     for row in await connection.fetch(QUERIES["count_old_rows"]):
-        found.add_rows(source_of(row), row["fault"], row["row_count"])
+        contents.add_rows(source_of(row), row["fault"], row["row_count"])
     async for row in connection.cursor(QUERIES["list_duplicates"], prefetch=1000):
-        found.add_duplicate(
+        contents.add_duplicate(
             DuplicateRows(row["source"], row["resource_type"], row["resource_id"], row["row_count"], row["ids"])
         )
-    if found.fault_counts:
+    if contents.fault_counts:
         rows = await connection.fetch(QUERIES["first_faults"], NAMED_MAX)
-        found.faulty = [FaultyRow(row["id"], row["fault"]) for row in rows]
-    return found
+        contents.faulty = [FaultyRow(row["id"], row["fault"]) for row in rows]
+    return contents
 
 
 async def find_owner(source: OldTenant, shard_id: str, locator: Locator, business_info: BusinessFinder) -> Owner:
-    """Ask business-info and the locator who a source is; raise `RetryableError` where they do not answer."""
+    """Return the tenant of a source by business-info and the locator; raise `RetryableError` if one does not answer."""
     businesses: dict[str, Business | str | None] = {}
     for business_id, location_id in source.candidates:
         if is_id(business_id) and is_id(location_id) and business_id not in businesses:
@@ -105,12 +106,12 @@ async def find_owner(source: OldTenant, shard_id: str, locator: Locator, busines
     named = None
     if any(isinstance(business, Business) for business in businesses.values()):
         named = await locator.locate(tenant_id_of(*source.candidates[0]))
-    answers = SourceLookup(businesses, None if named is None else named.shard_id)
-    return owner_of(source, answers, shard_id=shard_id, types=BUSINESS_TYPES)
+    lookup = SourceLookup(businesses, None if named is None else named.shard_id)
+    return owner_of(source, lookup, shard_id=shard_id, types=BUSINESS_TYPES)
 
 
 def source_of(row: Any) -> OldTenant | None:
-    """Return whose a row of the old table is; None where it does not say."""
+    """Return the source of a row of the old table, or None if the row names none."""
     if row["source"] is None:
         return None
     return OldTenant(row["source"], row["business_id"], row["location_id"])

@@ -1,6 +1,6 @@
-"""What the adoption of another program's table needs: who its rows belong to, and what stands in the way. Pure.
+"""The plan of an adoption: the tenants that own the old table's rows, and the decisions to make first. Pure.
 
-Both layouts of the TypeScript worker: business and location in one column or in two, data as jsonb or as text.
+Supports both layouts of the TypeScript worker: business and location in one column or in two, data as jsonb or text.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgspec
 from simplu_worker.business_info.items import Business, refusal_reason
 from simplu_worker.operations.operation import is_id, tenant_id_of
 
-NAMED_MAX: Final = 1000  # duplicates, and rows that cannot be taken, that a plan names
+NAMED_MAX: Final = 1000  # duplicates, and faulty rows, that a plan names
 
 NEEDED: Final = {
     "id": {"bigint", "integer"},
@@ -29,21 +29,21 @@ TEXTS: Final = {"character varying", "text"}
 
 
 class Layout(StrEnum):
-    """How the old table names a tenant; also the name of the script that puts its rows into our words."""
+    """The old table's columns that name a tenant; the value is also the name of the script for that layout."""
 
     JOINED_IDS = "rows_of_joined_ids"
     TWO_IDS = "rows_of_two_ids"
 
 
 class Duplicates(StrEnum):
-    """Which of several rows of one resource is taken."""
+    """The choice of one of several rows of a resource."""
 
     NEWEST = "newest"
     OLDEST = "oldest"
 
 
 class OldTenant(msgspec.Struct, frozen=True):
-    """Whose rows are in the old table, in its own words: *key* alone, or business and location too."""
+    """A tenant as the old table names it, the source of rows: by *key* alone, or by business and location too."""
 
     key: str
     business_id: str | None = None
@@ -51,17 +51,17 @@ class OldTenant(msgspec.Struct, frozen=True):
 
     @property
     def candidates(self) -> list[tuple[str, str]]:
-        """The businesses and locations that it may mean; of an id with several `-` the text does not tell which."""
+        """The businesses and locations that the source may mean: an id with several `-` is ambiguous."""
         if self.business_id is not None and self.location_id is not None:
             return [(self.business_id, self.location_id)]
-        places = [place for place, char in enumerate(self.key) if char == "-"]
-        return [(self.key[:place], self.key[place + 1 :]) for place in places]
+        dashes = [index for index, char in enumerate(self.key) if char == "-"]
+        return [(self.key[:index], self.key[index + 1 :]) for index in dashes]
 
 
 class SourceLookup(msgspec.Struct, frozen=True):
-    """What was asked about a source: the businesses of its candidates, by id, and the shard that its tenant is on.
+    """The answers about a source: the businesses of its candidates, by id, and the shard named for its tenant.
 
-    A business is its problem, a text, where its item cannot be read.
+    A business with an unreadable item is its problem, a text.
     """
 
     businesses: Mapping[str, Business | str | None]
@@ -69,7 +69,7 @@ class SourceLookup(msgspec.Struct, frozen=True):
 
 
 class Owner(msgspec.Struct, frozen=True):
-    """The tenant that a source is; or, with *problem*, why it is none that can be taken over."""
+    """The tenant of a source; or, with *problem*, why its rows cannot be adopted."""
 
     source: OldTenant
     business_id: str | None = None
@@ -79,21 +79,21 @@ class Owner(msgspec.Struct, frozen=True):
 
     @property
     def tenant_id(self) -> str | None:
-        """The tenant's id, unless there is a problem."""
+        """The tenant's id, or None with a problem."""
         if self.problem is not None or self.business_id is None or self.location_id is None:
             return None
         return tenant_id_of(self.business_id, self.location_id)
 
     @property
     def name(self) -> str:
-        """What to call it: business and location where they are known, else what the old table says."""
+        """The name for people: business and location if they are known, else the old table's key."""
         if self.business_id is not None and self.location_id is not None:
             return f"{self.business_id} {self.location_id}"
         return self.source.key
 
 
 class DuplicateRows(msgspec.Struct, frozen=True):
-    """Several old rows of one resource; *old_ids* are the first of them, the oldest first."""
+    """Several old rows of one resource; *old_ids* are the ids of the first ones, oldest first."""
 
     source_key: str
     resource_type: str
@@ -103,14 +103,14 @@ class DuplicateRows(msgspec.Struct, frozen=True):
 
 
 class FaultyRow(msgspec.Struct, frozen=True):
-    """An old row that cannot be a resource, and why."""
+    """An old row that cannot be a resource, and the reason."""
 
     old_id: int
     fault: str
 
 
 class AdoptionChoices(msgspec.Struct, frozen=True):
-    """What a person said about what must not be decided silently."""
+    """The decisions that a person has to make."""
 
     duplicates: Duplicates | None = None
     leave_unresolved: bool = False
@@ -118,7 +118,7 @@ class AdoptionChoices(msgspec.Struct, frozen=True):
 
 
 class OldContents(msgspec.Struct):
-    """What is in the old table. *row_counts* by source, of rows that can be taken; *duplicate_counts* in the same way.
+    """The contents of the old table. *row_counts* are by source, without faulty rows; so are *duplicate_counts*.
 
     *duplicates* and *faulty* name the first `NAMED_MAX`.
     """
@@ -132,7 +132,7 @@ class OldContents(msgspec.Struct):
     conflicting_names: list[str] = []
 
     def add_rows(self, source: OldTenant | None, fault: str | None, row_count: int) -> None:
-        """Note rows of one source, or of none, with or without a fault."""
+        """Count rows of one source, or of none, with or without a fault."""
         if fault is not None:
             self.fault_counts[fault] += row_count
         elif source is not None:
@@ -140,14 +140,14 @@ class OldContents(msgspec.Struct):
             self.sources[source.key] = source
 
     def add_duplicate(self, rows: DuplicateRows) -> None:
-        """Note a resource of several rows."""
+        """Count, and perhaps name, a resource with several rows."""
         self.duplicate_counts[rows.source_key] += 1
         if len(self.duplicates) < NAMED_MAX:
             self.duplicates.append(rows)
 
 
 class AdoptionPlan(msgspec.Struct, frozen=True):
-    """What an adoption would do."""
+    """The plan of an adoption."""
 
     shard_id: str
     layout: Layout
@@ -157,52 +157,53 @@ class AdoptionPlan(msgspec.Struct, frozen=True):
 
     @property
     def resolved(self) -> list[Owner]:
-        """Whose rows can be taken, by name."""
+        """The owners of rows that can be adopted, by name."""
         return sorted((owner for owner in self.owners.values() if owner.problem is None), key=lambda one: one.name)
 
     @property
     def unresolved(self) -> list[Owner]:
-        """Whose rows cannot, by name."""
+        """The owners of rows that cannot be adopted, by name."""
         return sorted((owner for owner in self.owners.values() if owner.problem is not None), key=lambda one: one.name)
 
     @property
     def row_count(self) -> int:
-        """How many rows can be taken, of several of one resource all."""
+        """The number of rows that can be adopted, including all duplicates."""
         return sum(self.contents.row_counts[owner.source.key] for owner in self.resolved)
 
     @property
     def duplicate_count(self) -> int:
-        """Of how many resources that can be taken there are several rows."""
+        """The number of adoptable resources with several rows."""
         return sum(self.contents.duplicate_counts[owner.source.key] for owner in self.resolved)
 
     def refusals(self, choices: AdoptionChoices) -> list[str]:
-        """Return what has to be done, or chosen, before the names are swapped; each says how."""
+        """Return the reasons that prevent the swap, each with the change or choice that removes it."""
         refusals = []
         if names := self.contents.conflicting_names:
             refusals.append(
-                f"expected no other {', '.join(names)} where our tables go; rename what has that name there"
+                f"expected no other {', '.join(names)} beside the old table; rename the tables, types or functions "
+                "with these names"
             )
         if self.unresolved and not choices.leave_unresolved:
             row_count = sum(self.contents.row_counts[owner.source.key] for owner in self.unresolved)
             refusals.append(
-                f"unresolved tenants: {len(self.unresolved)}, with {row_count} rows; see why and mend it, "
+                f"unresolved tenants: {len(self.unresolved)}, with {row_count} rows; correct the reasons listed, "
                 "or leave their rows in the old table with --leave-unresolved"
             )
         if self.duplicate_count and choices.duplicates is None:
             refusals.append(
-                f"resources with several rows: {self.duplicate_count}; mend them, "
-                "or choose which row is taken with --duplicates newest or --duplicates oldest"
+                f"resources with several rows: {self.duplicate_count}; delete all rows but one, "
+                "or choose the row that is copied with --duplicates newest or --duplicates oldest"
             )
         if (fault_count := self.contents.fault_counts.total()) and not choices.leave_faulty:
             refusals.append(
-                f"rows that cannot be resources: {fault_count}; mend them, "
+                f"rows that cannot be resources: {fault_count}; correct them, "
                 "or leave them in the old table with --leave-faulty"
             )
         return refusals
 
 
 def layout_of(columns: Mapping[str, str]) -> Layout | str:
-    """Return the layout of a table with *columns*, types by name; or, as text, what was expected and what came."""
+    """Return the layout of a table with *columns*, types by name; or, as text, the expected and the actual column."""
     needed = dict(NEEDED)
     if "business_location_id" in columns:
         layout, needed["business_location_id"] = Layout.JOINED_IDS, TEXTS
@@ -216,14 +217,14 @@ def layout_of(columns: Mapping[str, str]) -> Layout | str:
     return layout
 
 
-def owner_of(source: OldTenant, answers: SourceLookup, *, shard_id: str, types: Iterable[str]) -> Owner:
-    """Return the tenant that *source* is: the one pair that business-info knows and that is routed to this shard."""
+def owner_of(source: OldTenant, lookup: SourceLookup, *, shard_id: str, types: Iterable[str]) -> Owner:
+    """Return the tenant of *source*: the only pair that business-info lists, if it is routed to this shard."""
 
     def unresolved(problem: str, pair: tuple[str, str] | None = None) -> Owner:
         business_id, location_id = pair or (source.business_id, source.location_id)
         return Owner(source, business_id, location_id, problem=problem)
 
-    businesses = answers.businesses
+    businesses = lookup.businesses
     for business_id, _ in source.candidates:
         if isinstance(problem := businesses.get(business_id), str):
             return unresolved(problem)
@@ -235,21 +236,21 @@ def owner_of(source: OldTenant, answers: SourceLookup, *, shard_id: str, types: 
     if not known:
         return unresolved(_why_unknown(source, businesses))
     if len(known) > 1:
-        return unresolved(f"it can be any of {', '.join(' '.join(pair) for pair in known)}")
+        return unresolved(f"expected one business and location, got {', '.join(' '.join(pair) for pair in known)}")
     ((pair, business),) = known.items()
     if business.business_type not in types:
         return unresolved(
             f"its type in business-info, {business.business_type[:64]!r}, is none of {', '.join(sorted(types))}", pair
         )
-    if answers.named_shard_id is None:
+    if lookup.named_shard_id is None:
         return unresolved("it is not registered; register it on this shard", pair)
-    if answers.named_shard_id != shard_id:
-        return unresolved(f"it is routed to shard {answers.named_shard_id}; route it to this one", pair)
+    if lookup.named_shard_id != shard_id:
+        return unresolved(f"it is routed to shard {lookup.named_shard_id}; route it to this one", pair)
     return Owner(source, *pair, business.business_type)
 
 
 def without_collisions(owners: Iterable[Owner]) -> dict[str, Owner]:
-    """Return *owners* by source; such as share an id with a problem: `a-b` + `c` is `a` + `b-c` (contract §10)."""
+    """Return *owners* by source, with a problem for those with one id: `a-b` + `c` is `a` + `b-c` (contract §10)."""
     by_key = {owner.source.key: owner for owner in owners}
     counts = Counter(owner.tenant_id for owner in by_key.values() if owner.tenant_id is not None)
     return {
@@ -263,11 +264,11 @@ def without_collisions(owners: Iterable[Owner]) -> dict[str, Owner]:
 def _why_unknown(source: OldTenant, businesses: Mapping[str, Business | str | None]) -> str:
     candidates = [pair for pair in source.candidates if all(is_id(part) for part in pair)]
     if not candidates:
-        return "it is no business and location of 1 to 128 characters each"
+        return "expected a business and a location of 1 to 128 characters each"
     there = [business_id for business_id, _ in candidates if businesses.get(business_id) is not None]
     if len(candidates) == 1 or not there:
         (business_id, location_id), business = candidates[0], businesses.get(candidates[0][0])
         if len(candidates) == 1 and not isinstance(business, str):
             return refusal_reason(business, location_id) or f"business {business_id} is not in business-info"
-        return "none of the businesses that it may be of is in business-info"
+        return "none of the possible businesses is in business-info"
     return f"business-info has {', '.join(there)}, which has no such location"

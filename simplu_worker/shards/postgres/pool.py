@@ -140,10 +140,11 @@ class ShardPool:
                 self._lender.give_back(connection)
 
     @contextlib.asynccontextmanager
-    async def transaction(self) -> AsyncIterator[ShardConnection]:
+    async def transaction(self, *, is_rehearsal: bool = False) -> AsyncIterator[ShardConnection]:
         """Lend a connection within a transaction (READ COMMITTED, bounded in time), committed at the end.
 
-        After an error of the commit itself its outcome is unknown, as after any network error.
+        A rehearsal is rolled back instead. After an error of the commit itself its outcome is unknown, as after any
+        network error.
         """
         started = time.perf_counter()
         async with self.connection() as connection:
@@ -154,6 +155,9 @@ class ShardPool:
                 if not connection.is_closed():
                     await connection.execute("ROLLBACK")
                 raise
+            if is_rehearsal:
+                await connection.execute("ROLLBACK")
+                return
             await connection.execute("COMMIT")
         self._availability.record_commit()
         instruments.SHARD_RESPONSE.labels(self.address.shard_id).observe(time.perf_counter() - started)

@@ -24,7 +24,7 @@ from simplu_worker.business_info.table import UnreadableBusinessError
 from simplu_worker.commands.shards.adopt import AdoptMode, plan_members, print_plan
 from simplu_worker.errors import PermanentError, WorkerError
 from simplu_worker.shards.adoption.adopter import (
-    ADOPTION_DEADLINES,
+    ADOPTION_TIMEOUTS,
     Adopter,
     AdoptionProgress,
     AdoptionResult,
@@ -85,7 +85,7 @@ class Case:
         self.old = old
         self.names = Names(address)
         self.businesses = Businesses()
-        self.pool = ShardPool(address, size=2, timeouts=ADOPTION_DEADLINES)
+        self.pool = ShardPool(address, size=2, timeouts=ADOPTION_TIMEOUTS)
 
     def adopter(self, *, tell: Callable[[AdoptionProgress], None] = lambda _: None, copied_at_once: int = 3) -> Adopter:
         """Return an adopter; without *copied_at_once*, one that needs many transactions."""
@@ -620,7 +620,7 @@ async def test_swap_waits_for_no_one_longer_than_a_lock_may_take(case: Case) -> 
     await case.old.insert(CLINIC, "patient", "p-1", {})
     plan = await case.plan()
     await case.adopter().copy(plan, AdoptionChoices())
-    pool = ShardPool(case.pool.address, size=1, timeouts=type(ADOPTION_DEADLINES)(lock_s=0.05))
+    pool = ShardPool(case.pool.address, size=1, timeouts=type(ADOPTION_TIMEOUTS)(lock_s=0.05))
     adopter = Adopter(pool, case.names, case.businesses, quiet_s=0, attempts=2, draw=lambda: 0.0)  # type: ignore[arg-type]
 
     async with case.old.connection.transaction():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from random import Random
 from typing import Any
 
@@ -17,10 +17,10 @@ from support.postgres.tenant_cases import NO_CHECKS, fetch
 from support.typescript_worker import WRITTEN_AT, TypescriptShard
 
 from simplu_worker.business_info.items import Business
-from simplu_worker.shards.adoption.adopter import ADOPTION_DEADLINES, Adopter, _UnknownSourcesError
+from simplu_worker.shards.adoption.adopter import ADOPTION_TIMEOUTS, Adopter, _Step, _UnknownSources
 from simplu_worker.shards.adoption.plan import AdoptionChoices, AdoptionPlan, Duplicates
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import Connection, ShardPool
+from simplu_worker.shards.postgres.pool import ShardPool
 
 AS_BEGUN = """
 TRUNCATE resources RESTART IDENTITY;
@@ -96,7 +96,7 @@ class Everywhere:
 async def begun(make_shard: ShardMaker) -> AsyncIterator[tuple[Adopter, ShardPool]]:
     """Give an adopter that has begun with an empty table, whose data are text."""
     address = await make_shard("shard-1", is_empty=True)
-    pool = ShardPool(address, size=2, timeouts=ADOPTION_DEADLINES)
+    pool = ShardPool(address, size=2, timeouts=ADOPTION_TIMEOUTS)
     connection = await asyncpg.connect(address.connection_string)
     await TypescriptShard(connection, data_type="TEXT").make()
     await connection.close()
@@ -109,12 +109,11 @@ async def begun(make_shard: ShardMaker) -> AsyncIterator[tuple[Adopter, ShardPoo
     await pool.close()
 
 
-async def once(adopter: Adopter, step: Callable[[Connection], Awaitable[bool]]) -> None:
-    """Do one transaction of the adopter's, or look up those whom it does not know."""
-    try:
-        await adopter._run(step)
-    except _UnknownSourcesError as exc:
-        await adopter._look_up_late(exc.sources)
+async def once(adopter: Adopter, step: _Step) -> None:
+    """Run one transaction of the adopter's, and look up the sources that it does not know."""
+    result = await adopter._run_locked(step)
+    if isinstance(result, _UnknownSources):
+        await adopter._look_up_late(result.sources)
 
 
 def as_object(text: str) -> Any:
@@ -142,7 +141,7 @@ async def test_copy_comes_to_what_the_old_table_is_whatever_is_done_to_it(
     for _ in range(12):
         await other.change(INSERT)
     await fetch(pool, "ALTER TABLE resources ENABLE TRIGGER USER")
-    await adopter._run(adopter._watch)
+    await adopter._run_locked(adopter._watch)
     for _ in range(40):
         match random.randrange(5):
             case 0:

@@ -1,6 +1,6 @@
--- The old table in our words, where business and location have a column each.
+-- The rows of an old table with a column each for business and location, with the source that `old_rows` shows.
 
-CREATE VIEW simplu_adoption_log.old_rows AS
+CREATE VIEW simplu_adoption_log.rows_with_source AS
 SELECT
     id,
     CASE
@@ -8,13 +8,9 @@ SELECT
     END AS source,
     business_id::text AS business_id,
     location_id::text AS location_id,
-    resource_type::text COLLATE "C" AS resource_type,
-    resource_id::text COLLATE "C" AS resource_id,
-    simplu_adoption_log.document_of(data) AS data,
-    coalesce(created_at, updated_at)::timestamptz AS created_at,
-    coalesce(updated_at, created_at)::timestamptz AS updated_at,
-    simplu_adoption_log.fault_of(
-        CASE WHEN business_id <> '' AND location_id <> '' THEN business_id END, resource_type, resource_id,
-        simplu_adoption_log.document_of(data), coalesce(created_at, updated_at)
-    ) AS fault
+    resource_type,
+    resource_id,
+    data,
+    created_at,
+    updated_at
 FROM resources;

@@ -1,6 +1,6 @@
--- Give the old table another name, and have ours take its place. What is in the way of ours by its name belongs to the
--- old table (anything else was looked for before) and is renamed with it. The last statement fails, and with it all of
--- this, should anything of ours have been left behind.
+-- Rename the old table, and move ours to its place. Only indexes of the old table can have names of ours (all other
+-- conflicts were excluded before): they are renamed as well. The last statement fails, and with it the whole swap, if
+-- anything of ours has not moved.
 
 DO $$
 DECLARE

@@ -1,5 +1,5 @@
--- Have every change of the old table noted from now on. Waits for the transactions that write to it, and holds others
--- off until the end of its own. Run again, it makes the same triggers.
+-- Record every change of the old table from now on. Waits for the transactions that write to it, and blocks new ones
+-- until the end of its own. Idempotent.
 
 DO $$
 DECLARE

@@ -1,17 +1,16 @@
--- How a table of another program becomes ours (READ COMMITTED). What is there of an adoption is in the namespace
+-- The adoption of another program's table (READ COMMITTED). The state of an adoption is in the namespace
 -- simplu_adoption_log, made by the scripts in sql/adoption; our tables are made in simplu_adoption.
 --
--- Why nothing is lost or done twice: an old row is never changed, and what is done with its id is always the same, to
--- make ours as the old table is at this moment. Ids come from the copy, in their order, and from the triggers; each is
--- ticked off in the transaction that did it. While one adopter works the row of the adoption is held, so that a second
--- one does its part, and not the same.
+-- Why no row is lost or copied twice: an old row is never changed, and a copy of its id always makes our row as the old
+-- one is at this moment. Ids come from the copy, in ascending order, and from the triggers; each is recorded as copied
+-- in the transaction that copied it. Every transaction locks the adoption's row, so that two adopters share the work.
 
 -- name: work_in
--- Have names without a namespace mean those in $1, and times without an offset be UTC, for this transaction.
+-- For this transaction: names without a namespace are in $1, and times without an offset are in UTC.
 SELECT set_config('search_path', quote_ident($1), true), set_config('TimeZone', 'UTC', true);
 
 -- name: find_old_table
--- The table `resources`, its columns with their types, and whether this role may rename it and make ours.
+-- The table `resources`, its columns with their types, and whether this role may rename the table and make ours.
 SELECT
     pg_class.oid::bigint AS oid,
     current_schema()::text AS home,
@@ -35,7 +34,7 @@ FROM pg_class
 WHERE pg_class.relname = 'resources' AND pg_class.relnamespace = current_schema()::regnamespace;
 
 -- name: find_users_of_old_table
--- Whose transactions use the old table now, as far as this role may see them.
+-- The sessions with transactions that use the old table now, as far as this role may see them.
 SELECT DISTINCT pid, usename::text AS role, application_name, state
 FROM pg_locks
 JOIN pg_stat_activity USING (pid)
@@ -46,27 +45,24 @@ ORDER BY pid
 LIMIT 10;
 
 -- name: has_adoption
--- Whether an adoption was begun here. Read from the catalog: `to_regclass` may answer from what its session remembers,
--- also when what somebody else has made is there by now.
+-- Whether an adoption was begun here. Read from the catalog: `to_regclass` may answer from its session's cache, which
+-- misses a namespace that another session has just made.
 SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'simplu_adoption_log');
 
 -- name: read_adoption
-SELECT shard_id, home, newest_wins, copied_to, copy_to, written_at, begun_at, adopted_at
-FROM simplu_adoption_log.adoption;
+SELECT shard_id, adopted_at FROM simplu_adoption_log.adoption;
 
--- name: hold_adoption
--- The same, held against other adopters until the end of the transaction.
-SELECT shard_id, home, newest_wins, copied_to, copy_to, written_at, begun_at, adopted_at
-FROM simplu_adoption_log.adoption
-FOR UPDATE;
+-- name: lock_adoption
+-- The progress, locked against other adopters until the end of the transaction.
+SELECT newest_wins, copied_to, copy_to, adopted_at FROM simplu_adoption_log.adoption FOR UPDATE;
 
 -- name: begin_adoption
--- Remember which table is adopted, by its oid $2, and where it is.
+-- Store the shard $1, the oid $2 of the adopted table, and its namespace $3.
 INSERT INTO simplu_adoption_log.adoption (shard_id, old_table, home) VALUES ($1, $2::oid::regclass, $3);
 
--- name: find_names_in_the_way
--- What has the name of something of ours in the place where ours is to go, and is not the old table's: relations with
--- their row types, and functions. No lock.
+-- name: find_conflicting_names
+-- The names of ours that are taken in the old table's namespace, but not by the old table itself: relations with their
+-- row types, other types, and functions. No lock.
 WITH old_table AS (
     SELECT adoption.old_table AS oid, pg_class.relnamespace AS home
     FROM simplu_adoption_log.adoption
@@ -100,18 +96,18 @@ WHERE there.relname = 'resources_before_adoption'
 ORDER BY name;
 
 -- name: count_old_rows
--- How many rows each tenant has in the old table, apart by what keeps them from being taken. Reads all of it.
+-- The number of rows of each source in the old table, by fault. Reads the whole table.
 SELECT source, business_id, location_id, fault, count(*) AS row_count
 FROM simplu_adoption_log.old_rows
 GROUP BY source, business_id, location_id, fault
 ORDER BY source, fault;
 
 -- name: first_faults
--- The first $1 rows that cannot be taken, and why.
+-- The first $1 rows with a fault.
 SELECT id, fault FROM simplu_adoption_log.old_rows WHERE fault IS NOT NULL ORDER BY id LIMIT $1;
 
 -- name: list_duplicates
--- Resources of which the old table has several rows, with the first ids of each, oldest first. Reads all of it.
+-- Resources with several old rows, with the first ids of each, oldest first. Reads the whole table.
 SELECT source, resource_type, resource_id, count(*) AS row_count, (array_agg(id ORDER BY updated_at, id))[1:10] AS ids
 FROM simplu_adoption_log.old_rows
 WHERE fault IS NULL
@@ -119,8 +115,8 @@ GROUP BY source, resource_type, resource_id
 HAVING count(*) > 1
 ORDER BY source, resource_type, resource_id;
 
--- name: note_sources
--- Write who each source is; return those that were known as somebody else before. Idempotent.
+-- name: write_sources
+-- Write the tenant of each source; return the sources that had another tenant or type before. Idempotent.
 WITH sent AS (
     SELECT *
     FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
@@ -143,13 +139,13 @@ WITH sent AS (
 )
 SELECT key FROM before;
 
--- name: look_again_at_sources
--- Have every row of the sources $1 looked at again.
+-- name: copy_sources_again
+-- Add every row of the sources $1 to the changes.
 INSERT INTO simplu_adoption_log.changes (old_id, changed_at)
 SELECT id, '-infinity' FROM simplu_adoption_log.old_rows WHERE source = ANY($1::text[]);
 
 -- name: choose_duplicates
--- Say which row of several is to be taken, and have those be looked at again where that is another choice than before.
+-- Store which of several rows is copied; if the choice has changed, add these resources to the changes.
 WITH chosen AS (
     UPDATE simplu_adoption_log.adoption SET newest_wins = $1 WHERE newest_wins <> $1 RETURNING newest_wins
 )
@@ -161,30 +157,33 @@ GROUP BY tenant_id, resource_type, resource_id
 HAVING count(*) > 1;
 
 -- name: begin_copy
--- Up to which id rows are copied; of all others, and of all that happens to these, the triggers tell.
+-- Store the last id to copy; the triggers record later rows, and changes of these.
 UPDATE simplu_adoption_log.adoption
 SET copy_to = coalesce((SELECT max(id) FROM simplu_adoption_log.old_rows), 0)
 WHERE copy_to IS NULL;
 
 -- name: next_rows
--- The ids of at most $3 rows behind $1, up to $2, in order.
+-- The ids of at most $3 rows after $1, up to $2, in order.
 SELECT id FROM simplu_adoption_log.old_rows WHERE id > $1 AND id <= $2 ORDER BY id LIMIT $3;
 
--- name: note_copied
+-- name: record_copied
 UPDATE simplu_adoption_log.adoption SET copied_to = $1;
 
 -- name: next_changes
--- Tick off at most $1 changes, in order, and return whose. What is read after this is at least as new as they are.
-DELETE FROM simplu_adoption_log.changes
-WHERE number = ANY(ARRAY(SELECT number FROM simplu_adoption_log.changes ORDER BY number LIMIT $1))
-RETURNING old_id;
+-- At most $1 changes, in order. A later statement of the transaction reads rows that are at least as new as these
+-- changes: so they may be deleted once their rows are copied.
+SELECT number, old_id FROM simplu_adoption_log.changes ORDER BY number LIMIT $1;
+
+-- name: delete_changes
+-- Delete the changes $1, which this transaction copies.
+DELETE FROM simplu_adoption_log.changes WHERE number = ANY($1::bigint[]);
 
 -- name: is_written
--- Whether the other program has made changes that are not ticked off.
+-- Whether the other program has made changes that are not copied.
 SELECT EXISTS (SELECT FROM simplu_adoption_log.changes WHERE changed_at > '-infinity');
 
 -- name: find_unknown_sources
--- Of which sources the rows $1 are that nobody has looked up yet.
+-- The sources of the rows $1 that were not looked up yet.
 SELECT DISTINCT source, business_id, location_id
 FROM simplu_adoption_log.old_rows
 WHERE
@@ -192,12 +191,12 @@ WHERE
     AND NOT EXISTS (SELECT FROM simplu_adoption_log.sources WHERE sources.key = old_rows.source);
 
 -- name: find_faults
--- Which of the rows $1 cannot be taken, and why.
+-- The rows among $1 with a fault.
 SELECT id, fault FROM simplu_adoption_log.old_rows WHERE id = ANY($1::bigint[]) AND fault IS NOT NULL ORDER BY id;
 
 -- name: take_rows
--- Note of the old rows $1 which resources they are now, or that they are none; return the resources that they were or
--- are. All of it as of one snapshot.
+-- Record the present resources of the old rows $1, or that they have none; return their former and present resources.
+-- All from one snapshot.
 WITH present AS MATERIALIZED (
     SELECT old_rows.id, sources.tenant_id, old_rows.resource_type, old_rows.resource_id, old_rows.updated_at
     FROM simplu_adoption_log.old_rows
@@ -226,8 +225,8 @@ UNION
 SELECT tenant_id, resource_type, resource_id FROM present;
 
 -- name: make_resources
--- Make each of the resources $1, $2, $3 as its old row is, of several the newest ($4) or the oldest; or remove it where
--- there is none. Idempotent. Inserted in key order.
+-- Make each of the resources $1, $2, $3 as its old row is, of several the newest ($4) or the oldest; delete a resource
+-- without an old row. Idempotent. Inserted in key order.
 WITH wanted AS (
     SELECT tenant_id, resource_type, resource_id
     FROM unnest($1::text[], $2::text[], $3::text[]) AS sent (tenant_id, resource_type, resource_id)
@@ -267,7 +266,7 @@ ON CONFLICT (id, "resourceName", "resourceId") DO UPDATE SET
     "lastUpdated" = excluded."lastUpdated";
 
 -- name: find_taken_duplicates
--- Which of the resources $1, $2, $3 have several old rows.
+-- The resources among $1, $2, $3 with several old rows.
 SELECT taken.tenant_id, taken.resource_type, taken.resource_id
 FROM unnest($1::text[], $2::text[], $3::text[]) AS sent (tenant_id, resource_type, resource_id)
 JOIN simplu_adoption_log.taken USING (tenant_id, resource_type, resource_id)
@@ -276,12 +275,12 @@ HAVING count(*) > 1
 ORDER BY taken.tenant_id, taken.resource_type, taken.resource_id;
 
 -- name: analyze_adopted
--- So that the first operations meet good plans.
+-- So that the planner has statistics for the first operations.
 ANALYZE simplu_adoption.resources;
 
 -- name: make_adopted_tenants
--- A row for every tenant of the old table. Any control message is newer than it. Made, for readers of the stream, when
--- the other program last wrote: what arrived long before was that program's to apply, and what arrives after is ours.
+-- Make a row for every tenant of the old table, older than any control message. Its created_at is the last write of the
+-- other program: readers of the stream leave records that arrived long before to that program, and apply later ones.
 INSERT INTO simplu_adoption.tenants (id, business_id, location_id, business_type, state, control_at, created_at)
 SELECT
     sources.tenant_id, sources.business_id, sources.location_id, sources.business_type, 'active', 'epoch',
@@ -292,7 +291,7 @@ WHERE sources.tenant_id IS NOT NULL
 ORDER BY sources.tenant_id;
 
 -- name: add_adopted_default_rows
--- The one row that every tenant starts with, where the other program has none like it.
+-- Add the default row of every tenant, unless the other program has one.
 INSERT INTO simplu_adoption.resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
 SELECT
     tenants.id, tenants.business_type, 'settings', 'default', business_types.default_settings,
@@ -303,7 +302,7 @@ ORDER BY tenants.id
 ON CONFLICT (id, "resourceName", "resourceId") DO NOTHING;
 
 -- name: count_taken
--- How many old rows were taken, and whose.
+-- The number of old rows copied, and of their tenants.
 SELECT
     (SELECT count(*) FROM simplu_adoption_log.taken) AS row_count,
     (SELECT count(*) FROM simplu_adoption_log.sources WHERE tenant_id IS NOT NULL) AS tenant_count;

@@ -1,4 +1,4 @@
--- Tenants: found and shown.
+-- Queries that find and show tenants.
 
 -- name: find_tenants
 -- The rows of the tenants $1, whatever their state.
@@ -7,7 +7,7 @@ FROM tenants
 WHERE id = ANY($1::text[]);
 
 -- name: find_locations
--- The rows of all tenants of one business. By an index from schema version 2 on; a look at every row before.
+-- The rows of all tenants of one business. Uses an index from schema version 2 on, and scans the table before.
 SELECT id, business_id, location_id, state FROM tenants WHERE business_id = $1;
 
 -- name: count_tenants
@@ -18,7 +18,7 @@ SELECT count(*) FROM tenants WHERE state <> 'destroyed';
 SELECT id, business_id, location_id, business_type, state, moved_to, created_at FROM tenants ORDER BY id;
 
 -- name: show_tenant
--- One tenant with the size of what it has here.
+-- One tenant with the numbers of its resources and operations.
 SELECT
     tenants.id, business_id, location_id, business_type, state, moved_to, control_at, created_at,
     (SELECT count(*) FROM resources WHERE resources.id = tenants.id) AS resource_count,

@@ -88,8 +88,12 @@ def test_no_query_is_built_in_python() -> None:
         },  # migrations and business types, from their files
         "shards/schema/upgrade.py": {"statement.text"},  # the same
         # Scripts, from their files too.
-        "shards/adoption/discovery.py": {"ADOPTION['books']", "ADOPTION[old_table.layout]"},
-        "shards/adoption/adopter.py": {"ADOPTION['watch']", "ADOPTION['hold_old_table']", "ADOPTION['swap']"},
+        "shards/adoption/discovery.py": {
+            "ADOPTION['adoption_log']",
+            "ADOPTION[old_table.layout]",
+            "ADOPTION['old_rows']",
+        },
+        "shards/adoption/adopter.py": {"ADOPTION['watch']", "ADOPTION['lock_old_table']", "ADOPTION['swap']"},
         "shards/postgres/connector.py": {"query"},  # of the SQL files, prepared without a name
         "shards/postgres/pool.py": {"self._timeouts.begin", "'ROLLBACK'", "'COMMIT'", "'SELECT 1'"},
     }

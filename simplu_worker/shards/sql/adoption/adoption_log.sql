@@ -1,6 +1,6 @@
--- What the adoption of another program's table keeps beside it, in a namespace of its own that stays for ever: which of
--- our rows came from which of theirs. Our own tables are made in another one, which is gone once they are where they
--- belong. Run once, in the transaction that begins an adoption.
+-- The tables of an adoption, in a namespace of their own that is kept after the swap: they record the old rows of each
+-- resource. Our other tables are made in a second namespace, which is dropped after they have moved to that of the old
+-- table. Run once, in the transaction that begins an adoption.
 
 CREATE SCHEMA simplu_adoption_log;
 CREATE SCHEMA simplu_adoption;
@@ -8,19 +8,19 @@ CREATE SCHEMA simplu_adoption;
 CREATE TABLE simplu_adoption_log.adoption (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     shard_id text NOT NULL,
-    old_table regclass NOT NULL, -- whatever it is called
-    home text NOT NULL, -- the namespace where it is, and where ours go
+    old_table regclass NOT NULL, -- also after its name has changed
+    home text NOT NULL, -- the namespace of the old table, to which ours move
     newest_wins boolean NOT NULL DEFAULT true, -- of duplicates
-    copied_to bigint NOT NULL DEFAULT (-9223372036854775808), -- rows up to this id were looked at; of bigint the least
-    copy_to bigint, -- the last id when the watch began, after which changes are noted; null: it has not begun
-    written_at timestamptz, -- the newest time in any row that was looked at
+    copied_to bigint NOT NULL DEFAULT (-9223372036854775808), -- rows up to this id are copied; the minimum of bigint
+    copy_to bigint, -- the last id when the triggers were made, which record all changes since; null: not made yet
+    written_at timestamptz, -- the newest time in any copied row
     begun_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     adopted_at timestamptz
 );
 
--- Whose rows are in the old table, and which tenant that is; with a problem it is none of ours.
+-- The sources of the old table's rows, and the tenant of each source; one with a problem has no tenant.
 CREATE TABLE simplu_adoption_log.sources (
-    key text COLLATE "C" PRIMARY KEY, -- as the view `old_rows` has it
+    key text COLLATE "C" PRIMARY KEY, -- `source` of the view `old_rows`
     tenant_id text COLLATE "C" UNIQUE DEFERRABLE INITIALLY DEFERRED,
     business_id text,
     location_id text,
@@ -29,7 +29,7 @@ CREATE TABLE simplu_adoption_log.sources (
     CHECK ((tenant_id IS NULL) = (problem IS NOT NULL))
 );
 
--- Each old row that can be taken, and the resource it is; several may be one.
+-- Each old row that is copied, and its resource; several old rows may be one resource.
 CREATE TABLE simplu_adoption_log.taken (
     old_id bigint PRIMARY KEY,
     tenant_id text COLLATE "C" NOT NULL,
@@ -40,14 +40,14 @@ CREATE TABLE simplu_adoption_log.taken (
 
 CREATE INDEX taken_by_resource ON simplu_adoption_log.taken (tenant_id, resource_type, resource_id);
 
--- The ids of old rows to be looked at again. Only ids: what is done is to make ours as the old table is now.
+-- The ids of old rows to copy again. Only ids, as a copy always makes our row as the old one is now.
 CREATE TABLE simplu_adoption_log.changes (
     number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     old_id bigint NOT NULL,
-    changed_at timestamptz NOT NULL DEFAULT clock_timestamp() -- -infinity: not by the other program
+    changed_at timestamptz NOT NULL DEFAULT clock_timestamp() -- -infinity: not changed by the other program
 );
 
--- The other program need not be allowed to do anything here.
+-- SECURITY DEFINER: the other program's role needs no rights in this namespace.
 CREATE FUNCTION simplu_adoption_log.note_change() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog
 AS $$
@@ -71,7 +71,7 @@ BEGIN
 END
 $$;
 
--- The document in an old row; null for what is none, or cannot be stored. One function a type of column.
+-- The document of an old row; null if the value is none, or cannot be stored. One function for each type of column.
 CREATE FUNCTION simplu_adoption_log.document_of(data jsonb) RETURNS jsonb
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 AS 'SELECT data';
@@ -90,7 +90,7 @@ CREATE FUNCTION simplu_adoption_log.document_of(data json) RETURNS jsonb
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 AS 'SELECT simplu_adoption_log.document_of(data::text)';
 
--- Why an old row cannot be a resource (contract §3); null: it can.
+-- The reason why an old row cannot be a resource (contract §3); null if it can.
 CREATE FUNCTION simplu_adoption_log.fault_of(
     source text, resource_type text, resource_id text, document jsonb, written_at timestamptz
 ) RETURNS text

@@ -1,4 +1,4 @@
--- Hold off everybody from the old table until the end of the transaction.
+-- Lock the old table against every other user until the end of the transaction.
 
 DO $$
 BEGIN
