@@ -1,9 +1,9 @@
-# The worker alone: no compiler, no package manager's cache, no embedded stack.
+# The worker alone: without a compiler, a package manager's cache, or the embedded stack.
 
 FROM python:3.12-slim AS build
 WORKDIR /src
 COPY requirements/build.txt requirements/worker.txt requirements/
-# The environment has no pip of its own: the image's pip installs into it, and stays behind with this stage.
+# The environment has no pip of its own: the image's pip installs into it, and does not leave this stage.
 RUN python -m venv --without-pip /opt/simplu-worker \
     && pip --python /opt/simplu-worker/bin/python install --no-cache-dir --require-hashes --only-binary :all: \
         -r requirements/worker.txt \
@@ -25,7 +25,7 @@ COPY --from=build /opt/simplu-worker /opt/simplu-worker
 ENV PATH=/opt/simplu-worker/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
-# A number, so that Kubernetes can tell that it is not root.
+# A number, so that Kubernetes can verify that the user is not root.
 USER 65532:65532
 EXPOSE 8080
 # Exec form: the worker is process 1 and gets SIGTERM itself.

@@ -1,4 +1,4 @@
-# Every target only calls run.py with the first Python that runs; run.py finds the one to build on.
+# Every target only calls run.py with the first Python that runs; run.py chooses the Python for .venv.
 # Arguments: make demo ARGS="--operations 5000", make test ARGS="-k waves".
 
 PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
@@ -20,19 +20,19 @@ test: ## Run the tests
 lint: ## Run ruff, mypy and import-linter
 	@$(RUN) lint
 
-bench: ## Measure what one core does, beside a bare loop and async-kinesis; writes docs/performance.md
+bench: ## Measure the throughput of one core, beside a bare loop and async-kinesis; writes docs/performance.md
 	@$(RUN) bench throughput $(ARGS)
 
 bench-directory: ## Measure routing, memory and stalls with 500 databases and 10,000 tenants
 	@$(RUN) bench directory $(ARGS)
 
-bench-isolation: ## Measure what each trouble of one Postgres shard costs the others
+bench-isolation: ## Measure the cost of each failure of one Postgres shard for the others
 	@$(RUN) bench isolation $(ARGS)
 
-bench-provisioning: ## Measure how long 200 new tenants take that come at once, on empty shards
+bench-provisioning: ## Measure the time that 200 new tenants at once take, on empty shards
 	@$(RUN) bench provisioning $(ARGS)
 
-bench-writing: ## Measure what the row costs that each batch writes, of how far the stream shard got
+bench-writing: ## Measure the cost of the stream position that each batch writes
 	@$(RUN) bench writing $(ARGS)
 
 mutants: ## Mutate the pure modules and try the unit tests on each mutant; half an hour
@@ -44,7 +44,7 @@ setup: ## Make .venv with everything for development
 tools: ## Make .venv-tools with uv and the checkers of deploy/, and .venv-ministack
 	@$(RUN) tools
 
-lock: ## Compile requirements/*.txt anew
+lock: ## Compile requirements/*.txt again
 	@$(RUN) lock $(ARGS)
 
 clean: ## Remove the environments and caches
