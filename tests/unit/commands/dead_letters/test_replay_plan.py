@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.aws.kpl_aggregates import aggregate
 
+from simplu_worker.aws.sqs_queue import FifoIds
 from simplu_worker.commands.dead_letters.replay_plan import (
     REQUEST_LIMITS,
     DeadLetterFilter,
     LeftLetter,
     LeftReason,
+    QueueMessage,
     ReplayRules,
     Resend,
     ResendRequest,
@@ -116,6 +118,42 @@ def left_for(one: DeadLetter, rules: ReplayRules = RULES) -> LeftReason:
 def test_filters_mean_what_all_of_them_mean(filters: DeadLetterFilter, expected: bool) -> None:  # noqa: FBT001
     """Several reasons are alternatives; everything else is narrowed by each further filter."""
     assert filters.match(letter()) is expected
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        DeadLetterFilter(reasons=frozenset({DeadLetterReason.TOO_LARGE})),
+        DeadLetterFilter(source=Source.SQS),
+        DeadLetterFilter(tenant=("b", "l")),
+        DeadLetterFilter(since=FAILED_AT),
+        DeadLetterFilter(until=FAILED_AT),
+    ],
+)
+def test_filter_matches_all_only_without_any_criterion(filters: DeadLetterFilter) -> None:
+    """A deletion of all letters asks for another confirmation."""
+    assert (filters.is_all, DeadLetterFilter().is_all) == (False, True)
+
+
+def test_leading_zeros_do_not_change_the_order() -> None:
+    """Numbers with and without them may meet; a letter without a number comes first."""
+    origins = [msgspec.structs.replace(STREAM, sequence_number=number) for number in (None, "9", "0010", "11")]
+    expected = [letter(origin=origin) for origin in origins]
+    mixed = [expected[index] for index in (2, 0, 3, 1)]
+    assert sorted(mixed, key=sort_key) == expected
+
+
+def test_record_key_takes_any_text() -> None:
+    """A lone surrogate may be in a name that a forged letter has."""
+    odd = [letter(origin=msgspec.structs.replace(STREAM, name=name)) for name in ("\ud800", "\ud801", "?")]
+    assert len({record_key(one) for one in odd}) == 3
+
+
+def test_message_counts_with_its_attributes_as_sqs_counts() -> None:
+    """Body, names, types and values; more than one message fits a request only by their sum."""
+    message = QueueMessage("żó", {"a": "bc"}, FifoIds("g", "d"))
+    assert list(message.texts()) == ["żó", "a", "bc", "String"]
+    assert Resend(Source.SQS, "q", "g", message=message).size_bytes == 4 + 1 + 2 + 6
 
 
 def test_letters_are_ordered_by_source_and_place() -> None:

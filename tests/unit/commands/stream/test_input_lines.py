@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from simplu_worker.commands.stream.input_lines import InputLine, complete_record, parse_lines
-from simplu_worker.operations.operation import Operation, RejectedRecord
+from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, RejectedRecord, Source
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 WHOLE = {
@@ -95,6 +95,15 @@ def test_lines_of_refuses_a_request_id_of_another_operation() -> None:
     decoded = [line.decoded for line in read(text_of(WHOLE, again, other, elsewhere))]
     reasons = [one.reason if isinstance(one, RejectedRecord) else None for one in decoded]
     assert reasons == [None, None, "request_id_reused", None]
+    assert decoded[2] == RejectedRecord(
+        reason=DeadLetterReason.REQUEST_ID_REUSED,
+        error="requestId: used by another operation in an earlier line; give each its own",
+        origin=Origin(source=Source.KINESIS, name="", arrived_at=NOW),
+        business_id="b",
+        location_id="l",
+        request_id="r-1",
+        resource_id="o-2",
+    )
 
 
 def test_partition_key_is_hashed_when_kinesis_would_not_take_it() -> None:
