@@ -49,12 +49,11 @@ def business_of(item: Item) -> Business:
     locations, inactive, problems = [], [], []
     for number, location in enumerate(_locations(item), start=1):
         members = location.get("M")
-        location_id = _id(members.get("id")) if isinstance(members, Mapping) else None
-        if location_id is None:
+        if not isinstance(members, Mapping) or (location_id := _id(members.get("id"))) is None:
             problems.append(f"location {number}: expected an id of 1 to {ID_MAX} characters")
             continue
         locations.append(location_id)
-        if isinstance(members, Mapping) and not _is_active(members.get("active")):
+        if not _is_active(members.get("active")):
             inactive.append(location_id)
     return Business(
         id=_own_id(item),
@@ -89,10 +88,9 @@ def _own_id(item: Item) -> str:
 
 
 def _type(item: Item) -> str:
-    given = {name: item[name].get("S") for name in TYPE_MEMBERS if name in item}
-    names = {value for value in given.values() if value}
-    if len(names) != 1 or len(given) != sum(map(bool, given.values())):
-        came = "two different ones" if len(names) > 1 else "none"
+    names = {item[name].get("S") for name in TYPE_MEMBERS if name in item}
+    if len(names) != 1 or not all(names):
+        came = "two different ones" if names and all(names) else "none"
         raise UnreadableItemError(f"type: expected the business's type, a string, got {came}")
     return str(names.pop())
 
@@ -115,4 +113,4 @@ def _id(value: Mapping[str, Any] | None) -> str | None:
 def _is_active(value: Mapping[str, Any] | None) -> bool:
     """Return False only for an explicit `false`, as a boolean or as text."""
     value = value or {}
-    return value.get("BOOL") is not False and str(value.get("S", "")).lower() != "false"
+    return value.get("BOOL") is not False and str(value.get("S")).lower() != "false"

@@ -153,7 +153,7 @@ def record_key(letter: DeadLetter) -> str:
     """Return a key that all letters of one record share: it is sent once, even if it was stored twice."""
     origin = letter.origin
     position = (origin.source, origin.name, origin.stream_shard_id, origin.sequence_number, origin.message_id)
-    text = repr((*position, origin.sub_sequence_number)).encode("utf-8", "backslashreplace")
+    text = repr((*position, origin.sub_sequence_number)).encode()
     return hashlib.sha256(text + letter.record).hexdigest()
 
 

@@ -108,7 +108,12 @@ ENVELOPE = {
     "Type": "Notification",
     "MessageId": "n",
     "Message": '{"a": 1}',
-    "MessageAttributes": {"A": {"Type": "String", "Value": "sns"}, "B": {"Type": "String", "Value": "2"}, "C": 3},
+    "MessageAttributes": {
+        "A": {"Type": "String", "Value": "sns"},
+        "B": {"Type": "String", "Value": "2"},
+        "C": 3,
+        "D": {"Value": 4},
+    },
 }
 
 

@@ -62,6 +62,7 @@ def test_business_of_reads_an_item(given: dict[str, Any], expected: Business) ->
         (item(type={"S": ""}), "got none", "b"),
         (item(type={"N": "1"}), "got none", "b"),
         (item(businessType={"S": "gym"}), "got two different ones", "b"),
+        (item(businessType={"S": ""}), "got none", "b"),
         (item(locations={"S": "l"}), "locations: expected a list", "b"),
     ],
 )

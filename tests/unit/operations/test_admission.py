@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from simplu_worker.operations.admission import TenantRow, TenantState, admit, admits_all
+from simplu_worker.operations.admission import TenantRow, TenantState, admit, admits_all, is_too_late
 from simplu_worker.operations.operation import (
     DeadLetterReason,
     Disposition,
@@ -155,3 +155,12 @@ def test_batch_is_admitted_whole_only_when_each_operation_is(
 
     each = [admit(one, found, tenant_wait=WAIT) is None for one in batch]
     assert admits_all(batch, rows, tenant_wait=WAIT) == all(each)
+
+
+def test_operation_is_not_too_late_for_a_tenant_that_is_not_its_own() -> None:
+    """Without a row, and beside the row of another pair with its id, nothing is known of its tenant's age."""
+    late = operation(arrived_at=CREATED_AT - 2 * WAIT)
+
+    assert is_too_late(late, tenant(), tenant_wait=WAIT)
+    assert not is_too_late(late, None, tenant_wait=WAIT)
+    assert not is_too_late(late, tenant(business_id="a", location_id="b-c"), tenant_wait=WAIT)

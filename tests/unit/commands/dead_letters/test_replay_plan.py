@@ -195,6 +195,15 @@ def test_record_with_a_request_id_is_sent_as_it_is() -> None:
     assert list(sent_for(letter(data)).records) == [NewRecord("b-l-patient", data)]
 
 
+def test_record_goes_to_its_stream_in_the_order_of_its_key() -> None:
+    """One without a key, of an older letter, has an order and a key of its own."""
+    keyless = letter(VALID | {"requestId": "r"}, origin=msgspec.structs.replace(STREAM, partition_key=None))
+    for one, key in ((letter(VALID | {"requestId": "r"}), "b-l-patient"), (keyless, record_key(keyless))):
+        sent = sent_for(one)
+        assert (sent.source, sent.name, sent.group) == (Source.KINESIS, "operations", key)
+        assert [record.partition_key for record in sent.records] == [key]
+
+
 def test_record_without_one_is_sent_with_the_id_it_had() -> None:
     """Read at its new place it is the same operation: id, resource, digest."""
     one = letter()
@@ -408,3 +417,26 @@ def test_requests_keep_order_and_limits(items: list[tuple[str, int, Source, int]
 def test_letters_are_hidden_shortly_and_longer_only_for_very_many() -> None:
     """A minute after a kill they are back; a hundred thousand take longer to claim again."""
     assert [visibility_timeout_s(count) for count in (0, 10, 1_000, 100_000, 10**9)] == [60, 60, 140, 8_060, 43_200]
+
+
+def test_order_event_has_the_deduplication_id_of_its_message_when_its_letter_names_no_request() -> None:
+    """Letters of older versions do not name the request."""
+    one = letter(EVENT, origin=ORDERS, reason=GIVEN_UP, deduplication_id="d-1")
+    message = sent_for(one).message
+    assert message is not None
+    assert json.loads(message.body)["deduplicationId"] == "d-1"
+
+
+def test_order_event_with_a_reused_id_is_sent_only_when_forced() -> None:
+    """As a record of the stream."""
+    one = letter(EVENT | {"deduplicationId": "d-1"}, origin=ORDERS, reason=DeadLetterReason.REQUEST_ID_REUSED)
+    assert left_for(one) is LeftReason.WOULD_COME_BACK
+    assert sent_for(one, FORCED).message is not None
+
+
+def test_order_event_gets_its_id_before_its_last_brace() -> None:
+    """White space around an event is legal JSON."""
+    one = letter(b" " + json.dumps(EVENT).encode() + b"\n", origin=ORDERS, reason=GIVEN_UP, request_id="d-1")
+    message = sent_for(one).message
+    assert message is not None
+    assert json.loads(message.body) == EVENT | {"deduplicationId": "d-1"}

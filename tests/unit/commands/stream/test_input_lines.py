@@ -112,3 +112,45 @@ def test_partition_key_is_hashed_when_kinesis_would_not_take_it() -> None:
     keys = [line.partition_key for line in read(text_of(long, long | {"resourceType": "x"}, long))]
     assert [len(key) for key in keys] == [64, 64, 64]
     assert keys[0] == keys[2] != keys[1]
+
+
+def test_partition_key_is_not_hashed_while_kinesis_takes_it() -> None:
+    """Exactly 256 characters are not too long."""
+    longest = WHOLE | {"businessId": "b" * 128, "locationId": "l" * 121}
+    (line,) = read(text_of(longest))
+    assert (len(line.partition_key), line.partition_key[:1]) == (256, "b")
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        (b"nonsense", "line-2"),
+        (b'{"businessId":"b"}', "b-2"),
+        (b'{"locationId":"l"}', "line-l"),
+        (b'{"businessId":"b","locationId":"l"}', "b-l"),
+    ],
+)
+def test_rejected_line_has_a_key_of_its_ids_else_of_its_number(record: bytes, expected: str) -> None:
+    """Rejected lines do not all go to one stream shard."""
+    (line,) = read(b"\n" + record)
+    assert line.partition_key == expected
+    assert isinstance(line.decoded, RejectedRecord)
+    assert line.decoded.origin == Origin(source=Source.KINESIS, name="", arrived_at=NOW)
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [(b"{}", b'{"a":"1"}'), (b' {"b":2} \n', b' {"b":2,"a":"1"}'), (b'{"a":null}', b'{"a":"1"}')],
+)
+def test_completed_appends_what_is_missing(record: bytes, expected: bytes) -> None:
+    """Behind the other members, with a comma only where there are any."""
+    assert complete_record(record, {"a": "1"}) == expected
+
+
+def test_lines_of_clamps_a_list_as_the_worker_does() -> None:
+    """The limit is the worker's; without one it is the contract's."""
+    record = {**without("data", "resourceId"), "operation": "list", "pagination": {"limit": 500}}
+    (line,) = read(text_of(record))
+    assert isinstance(line.decoded, Operation)
+    assert line.decoded.query is not None
+    assert line.decoded.query.limit == 100

@@ -68,6 +68,22 @@ OTHER = ("a-b", "c")
         pytest.param(subject(DENTAL, row(state="moved")), [DifferenceKind.NO_ROW], id="moved to nowhere"),
         pytest.param(subject(DENTAL, row(name=OTHER)), [DifferenceKind.ID_TAKEN], id="taken"),
         pytest.param(subject(CLOSED, row(name=OTHER)), [], id="taken and closed"),
+        pytest.param(
+            subject(CLOSED, row(), row("s2", name=OTHER)),
+            [DifferenceKind.ID_TAKEN, DifferenceKind.LOCATION_INACTIVE],
+            id="taken, closed and alive",
+        ),
+        pytest.param(subject(None), [], id="nowhere"),
+        pytest.param(subject(None, row(name=OTHER)), [], id="another's, not listed"),
+        pytest.param(subject(None, row(state="destroying")), [], id="not listed and ending"),
+        pytest.param(
+            subject(DENTAL, row(state="destroyed"), named=None),
+            [DifferenceKind.DESTROYED],
+            id="destroyed, forgotten",
+        ),
+        pytest.param(
+            subject(DENTAL, row(state="destroyed"), row("s2")), [DifferenceKind.SHARD_DIFFERS], id="alive elsewhere"
+        ),
         pytest.param(subject(CLOSED, row()), [DifferenceKind.LOCATION_INACTIVE], id="closed and alive"),
         pytest.param(subject(CLOSED, named=None), [], id="closed"),
         pytest.param(subject(CLOSED, row(state="destroying")), [], id="closed and ending"),
@@ -87,6 +103,7 @@ def test_differences_name_what_differs(tenant: AuditSubject, kinds: list[Differe
     """Each difference once, the gravest first; what a silent shard may have is not called missing."""
     found = find_differences(tenant, known_types=TYPES)
     assert [difference.kind for difference in found] == kinds
+    assert {(one.business_id, one.location_id) for one in found} <= {("a", "b-c")}
     assert all(difference.detail for difference in found)
 
 

@@ -175,3 +175,46 @@ def test_found_names_a_bounded_number_of_duplicates() -> None:
         found.add_duplicate(DuplicateRows("clinic-main", "patient", str(number), 2, []))
 
     assert (len(found.duplicates), found.duplicate_counts.total()) == (NAMED_MAX, NAMED_MAX + 5)
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"), [(("b", "l"), "b l"), (("b", None), "key"), ((None, "l"), "key"), ((None, None), "key")]
+)
+def test_owner_is_called_by_both_ids_else_by_its_key(ids: tuple[str | None, str | None], expected: str) -> None:
+    """Half a tenant is no name."""
+    assert Owner(OldTenant("key"), *ids).name == expected
+
+
+def test_contents_count_rows_by_source_and_faults_by_kind() -> None:
+    """They come in parts; rows without a source and without a fault count nowhere."""
+    contents, source = OldContents(), OldTenant("clinic-main")
+    for count in (2, 3):
+        contents.add_rows(source, None, count)
+        contents.add_rows(source, "bad", count)
+        contents.add_rows(None, None, count)
+    assert (contents.row_counts, contents.fault_counts) == ({"clinic-main": 5}, {"bad": 5})
+    assert contents.sources == {"clinic-main": source}
+
+
+def test_plan_lists_owners_by_name() -> None:
+    """Those with a problem apart from the others."""
+    owners = [Owner(OldTenant(name), problem=problem) for name, problem in zip("cadb", ("p", None) * 2, strict=True)]
+    made = plan(OldContents(), *owners)
+    assert [one.name for one in made.resolved] == ["a", "b"]
+    assert [one.name for one in made.unresolved] == ["c", "d"]
+
+
+def test_plan_says_how_many_rows_are_of_unresolved_tenants() -> None:
+    """All resolved, nothing is to be chosen."""
+    found = OldContents()
+    found.add_rows(OldTenant("lost"), None, 41)
+    lost = Owner(OldTenant("lost"), problem="it is not registered")
+    (refusal,) = plan(found, lost).refusals(AdoptionChoices())
+    assert "unresolved tenants: 1, with 42 rows" in refusal
+    assert plan(OldContents(), owner(OldTenant("clinic-main"), CLINIC)).refusals(AdoptionChoices()) == []
+
+
+def test_owners_with_a_problem_do_not_collide() -> None:
+    """Their own problem stays: they have no id yet."""
+    owners = [Owner(OldTenant(key), problem="it is not registered") for key in "ab"]
+    assert list(without_collisions(owners).values()) == owners

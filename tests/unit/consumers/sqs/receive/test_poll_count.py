@@ -29,6 +29,15 @@ def test_polls_become_more_for_full_ones_and_one_for_an_empty_one(polls: list[tu
     assert count.wanted_count == expected
 
 
+@pytest.mark.parametrize("max_count", [0, 1])
+def test_polls_are_at_least_one(max_count: int) -> None:
+    """A limit of none would stop the queue; one stays one."""
+    count = PollCount(max_count)
+    for _ in range(3):
+        count.record_answer(10, 10)
+    assert count.wanted_count == 1
+
+
 def test_polls_become_one_when_one_fails() -> None:
     """One poll is enough to notice that a queue answers again."""
     count = PollCount(4)
