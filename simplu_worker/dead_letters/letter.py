@@ -138,8 +138,6 @@ def parse_dead_letter(body: str) -> ParsedDeadLetter:
 
 def tenant_of(letter: DeadLetter) -> tuple[str, str] | None:
     """Return business and location: the letter's own, else those of its record, else of its message attributes."""
-    if letter.business_id is not None and letter.location_id is not None:
-        return letter.business_id, letter.location_id
     try:
         ids = msgspec.json.decode(letter.record, type=_TenantMembers)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -118,8 +118,10 @@ class AddressBook:
     def due_candidate(self, shard_id: str, now: float, *, is_healthy: bool) -> ShardAddress | None:
         """Return the address to try for a shard now; *is_healthy* if the shard answers at its present address."""
         shard = self._shards.get(shard_id)
-        candidate = None if shard is None else shard.candidate
-        if shard is None or candidate is None or not candidate.is_named or (candidate.is_standby and is_healthy):
+        if shard is None or shard.candidate is None:
+            return None
+        candidate = shard.candidate
+        if not candidate.is_named or (candidate.is_standby and is_healthy):
             return None
         pause_s = candidate.backoff_s if is_healthy else min(candidate.backoff_s, UNHEALTHY_BACKOFF_MAX_S)
         if now < candidate.failed_at + pause_s:

@@ -60,6 +60,14 @@ def test_touched_is_what_was_written_now_or_before(kind: str, outcome: Outcome, 
     assert list(changed_keys([one], [outcome])) == expected
 
 
+def test_touched_are_all_that_were_written() -> None:
+    """One that was not does not hide those behind it."""
+    kinds = ["list", "create", "read", "delete"]
+    batch = [operation(kind, None if kind == "list" else kind, "{}" if kind == "create" else None) for kind in kinds]
+    found = [one.resource_id for one in changed_keys(batch, [SUCCEEDED] * 4)]
+    assert found == ["create", "delete"]
+
+
 def test_keys_are_those_of_the_contract() -> None:
     """Readers know these names."""
     one = ResourceKey("clinic-main", "patient", "r:1")

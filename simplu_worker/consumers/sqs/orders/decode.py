@@ -100,12 +100,10 @@ def decode_order(
 
 def _parse(record: bytes) -> _Event:
     try:
-        event = parse_record(record, _event_decoder)
+        return parse_record(record, _event_decoder)
     except msgspec.ValidationError:
         _kind_of(parse_record(record, _peek_decoder).type)  # with an unknown type it may have any members
         raise
-    _kind_of(event.type)
-    return event
 
 
 def _kind_of(sent: object) -> OperationKind:

@@ -133,7 +133,7 @@ class InFlightMessages:
             for period in self._periods.values()
             if period.loss is None
         )
-        return max(min(dues, default=now + least) - now, 0.0) if self._periods else least
+        return max(min(dues, default=now + least) - now, 0.0)
 
     def remaining_s(self, message: Message, now: float) -> float:
         """Return how long *message* stays hidden from other receivers."""

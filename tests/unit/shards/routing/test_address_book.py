@@ -260,3 +260,11 @@ def test_book_returns_to_the_former_address_only_after_the_delay_since_the_switc
 
     assert book.due_candidate("shard-1", 1000.0 + RETURN_DELAY_S - 1, is_healthy=True) is None
     assert book.due_candidate("shard-1", 1000.0 + RETURN_DELAY_S, is_healthy=True) is OLD
+
+
+def test_book_knows_nothing_of_a_shard_that_was_never_named() -> None:
+    """A late answer about it is ignored."""
+    book = AddressBook()
+    book.mark_proven(OLD)
+    book.resolve(OLD)
+    assert book.resolve(NEW) is NEW

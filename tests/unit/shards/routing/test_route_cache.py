@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -150,3 +151,68 @@ def test_routes_to_an_abandoned_shard_are_forgotten() -> None:
     assert [routes.last_shard_id(tenant_id) for tenant_id in ("here", "gone", "doubted")] == ["shard-1", None, None]
     assert (routes.sample_tenant_id("shard-1"), routes.sample_tenant_id("shard-2")) == ("here", None)
     assert routes.take_due() is None
+
+
+def test_route_is_due_at_the_very_time_when_it_is_stale() -> None:
+    """Not a moment later."""
+    routes = RouteCache()
+    routes.put("tenant", "shard-1", now=0.0, draw=0.5)
+    routes.set_time(FRESH_S)
+    routes.get("tenant")
+    assert routes.due_count == 1
+
+
+def test_route_that_was_found_again_is_neither_due_nor_invalidated() -> None:
+    """Whatever it was before."""
+    routes = RouteCache()
+    for change in (routes.mark_due, routes.invalidate):
+        routes.put("tenant", "shard-1", now=0.0, draw=0.5)
+        change("tenant")
+        routes.put("tenant", "shard-1", now=0.0, draw=0.5)
+        assert repr(routes) == "RouteCache(1, due=0, invalidated=0)"
+
+
+def test_invalidated_route_is_not_due() -> None:
+    """Nothing is left to refresh."""
+    routes = RouteCache()
+    routes.put("tenant", "shard-1", now=0.0, draw=0.5)
+    routes.mark_due("tenant")
+    routes.invalidate("tenant")
+    assert repr(routes) == "RouteCache(0, due=0, invalidated=1)"
+
+
+def test_found_again_goes_to_the_end_while_there_is_room() -> None:
+    """The oldest lookup is dropped first, of routes and of absences."""
+    routes, absences = RouteCache(max_count=4), AbsenceCache(max_count=4)
+    for name in ("one", "two", "three", "one", "four", "five"):
+        routes.put(name, "shard", now=0.0, draw=0.5)
+        absences.put(name, "unregistered", asked_at=0.0)
+    names = ("one", "two", "three", "four", "five")
+    assert [routes.get(name) is None for name in names] == [False, True, False, False, False]
+    assert [absences.reason(name, since=0.0) is None for name in names] == [False, True, False, False, False]
+
+
+def test_invalidated_routes_are_bounded_too() -> None:
+    """Many tenants may be invalidated one after another."""
+    routes = RouteCache(max_count=2)
+    for number in range(5):
+        routes.put(str(number), "shard", now=0.0, draw=0.5)
+        routes.invalidate(str(number))
+    assert repr(routes) == "RouteCache(0, due=0, invalidated=2)"
+
+
+@pytest.mark.parametrize(("max_count", "left"), [(1, 1), (127, 127), (128, 127), (191, 190), (192, 190)])
+def test_full_cache_drops_a_sixty_fourth_at_once(max_count: int, left: int) -> None:
+    """At least one, and many of a large cache: an iteration first skips deleted slots."""
+    absences = AbsenceCache(max_count=max_count)
+    for number in range(max_count + 1):
+        absences.put(str(number), "unregistered", asked_at=0.0)
+    assert len(absences) == left
+
+
+def test_absences_are_forgotten_with_a_new_map() -> None:
+    """It may name shards for these tenants."""
+    absences = AbsenceCache()
+    absences.put("tenant", "unregistered", asked_at=0.0)
+    absences.clear()
+    assert len(absences) == 0

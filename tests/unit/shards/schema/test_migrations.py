@@ -119,6 +119,7 @@ def test_dropped_index_is_dropped_concurrently() -> None:
         ("-- works-from: 12\n\n-- About.\nSELECT 1;", 12),
         ("SELECT 1;\n-- works-from: 1\nSELECT 2;", None),
         ("SELECT '\n-- works-from: 1\n';", None),
+        ("SELECT 1;\n-- works-from: 1\nSELECT 1;", None),
         ("-- It works-from: 1 on.\nSELECT 1;", None),
         ("", None),
     ],

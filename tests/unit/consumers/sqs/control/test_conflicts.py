@@ -83,3 +83,26 @@ def test_messages_without_a_group_are_not_of_the_same_one(
 ) -> None:
     """A standard queue has no groups."""
     assert is_same_group(MessageSubject(group_id=one), MessageSubject(group_id=other)) is expected
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        (about("a-1"), about("a-1"), True),
+        (about("a-1"), about("a-2"), False),
+        (about("a-1"), about_all("a"), True),
+        (about("a-1"), about_all("b"), False),
+        (about_all("a"), about_all("a"), True),
+        (about("a-1", "g"), about("b-1", "g"), True),
+        (about("a-1", "g"), about("b-1", "h"), False),
+        (about("a-1", "g"), about("b-1"), False),
+        (about_all("a"), MessageSubject(), False),
+        (MessageSubject(), MessageSubject(), False),
+        (MessageSubject(group_id="g"), MessageSubject(), False),
+    ],
+)
+def test_messages_conflict_by_their_group_or_their_subject(
+    one: MessageSubject, other: MessageSubject, *, expected: bool
+) -> None:
+    """Whichever comes first; a message without a subject conflicts by its group alone."""
+    assert (one.conflicts_with(other), other.conflicts_with(one)) == (expected, expected)

@@ -138,6 +138,10 @@ def test_admin_account_is_decoded_and_does_not_show_the_person() -> None:
         (ControlType.UPDATE_RESOURCE_ID, {"newResourceId": "temporary"}, "two different ids"),
         (ControlType.UPDATE_RESOURCE_ID, {"additionalData": [1]}, "additionalData: expected an object"),
         (ControlType.UPDATE_RESOURCE_ID, {"timestamp": "soon"}, "timestamp"),
+        *(
+            (ControlType.UPDATE_RESOURCE_ID, {name: "x\0"}, f"{name}: ")
+            for name in ("businessId", "locationId", "resourceType", "oldResourceId", "newResourceId")
+        ),
         (ControlType.ADMIN_ACCOUNT_CREATION, {"adminEmail": ""}, "adminEmail"),
         (ControlType.ADMIN_ACCOUNT_CREATION, {"adminEmail": "x" * 321}, "adminEmail"),
         (ControlType.ADMIN_ACCOUNT_CREATION, {"adminEmail": "a\0"}, "adminEmail"),

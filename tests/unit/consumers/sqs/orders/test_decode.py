@@ -6,6 +6,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -213,6 +214,38 @@ def test_message_is_refused_unread_when_it_is_too_large() -> None:
     refusal = decode(body, max_bytes=size_bytes - 1)
     assert isinstance(refusal, RejectedRecord)
     assert (refusal.reason, refusal.request_id) == (DeadLetterReason.TOO_LARGE, "own-1")
+
+
+def test_message_that_is_too_large_says_so_with_its_only_id() -> None:
+    """Even where no id is known; nothing in the body is read."""
+    origin = msgspec.structs.replace(ORIGIN, message_id=None)
+    refusal = decode_order(json.dumps(event()), TENANT, origin, deduplication_id=None, max_bytes=10)
+    assert isinstance(refusal, RejectedRecord)
+    assert (refusal.origin, refusal.request_id) == (origin, "")
+    assert refusal.error.startswith("expected at most 10 bytes (OPERATION_MAX_BYTES), got ")
+
+
+@pytest.mark.parametrize(
+    ("members", "named"),
+    [
+        ({"type": ...}, "type: expected one of CREATE, UPDATE, DELETE, got nothing"),
+        ({"type": 7}, "type: expected one of CREATE, UPDATE, DELETE, got another int"),
+        ({"orderId": "o\0"}, "orderId: "),
+        ({"deduplicationId": "d\0"}, "deduplicationId: "),
+        ({"deduplicationId": "simplu:1"}, "deduplicationId: the prefix 'simplu:' is kept"),
+        ({"data": [1]}, "data: expected an object"),
+    ],
+)
+def test_refusal_names_the_member(members: dict[str, Any], named: str) -> None:
+    """And what was expected of it."""
+    assert named in rejected(json.dumps(event(**members))).error
+
+
+def test_attribute_may_be_as_long_as_a_member() -> None:
+    """128 characters are not too many."""
+    operation = decode(json.dumps(event()), TENANT | {"LocationId": "l" * 128})
+    assert isinstance(operation, Operation)
+    assert operation.location_id == "l" * 128
 
 
 def test_refusal_carries_the_ids_that_could_be_read() -> None:

@@ -141,6 +141,68 @@ def test_nothing_received_from_now_on_is_due_before_the_pause_ends() -> None:
     assert InFlightMessages(visibility_timeout_s=30).next_due_in_s(0.0) == 2.5
 
 
+def test_added_are_those_that_were_not_in_flight() -> None:
+    """Their bytes count, and for a message that is received again the difference."""
+    one = InFlightMessages(visibility_timeout_s=30)
+    small, large = message("a", body="x"), message("a", body="x" * 10, handle="newer")
+    assert one.add([small, B], received_at=0.0) == [small, B]
+    assert one.byte_count == small.size_bytes + B.size_bytes
+    assert one.add([large], received_at=1.0) == []
+    assert one.byte_count == large.size_bytes + B.size_bytes
+    one.remove([small, B, B])
+    assert (one.byte_count, len(one)) == (0, 0)
+
+
+def test_message_that_is_not_in_flight_is_not_ours() -> None:
+    """Nor hidden from anybody."""
+    one = in_flight(A)
+    assert (one.is_ours(B, now=0.0), one.remaining_s(B, 0.0)) == (False, 0.0)
+
+
+def test_call_is_filled_up_with_messages_due_within_a_quarter_of_the_interval() -> None:
+    """Not with later ones; of messages that are due together the order is that of their receive."""
+    one = InFlightMessages(visibility_timeout_s=12)  # due after 4 s; soon is within 1 s
+    for received_at, name in ((0.0, "due"), (0.0, "due too"), (1.0, "soon"), (1.001, "later")):
+        one.add([message(name)], received_at=received_at)
+    assert one.take_due(4.0) == [(4.0, [message(name) for name in ("due", "due too", "soon")])]
+    assert one.take_due(4.0) == []
+
+
+def test_calls_are_no_more_than_due_messages_need() -> None:
+    """One due message takes one call, however many are due soon."""
+    one = InFlightMessages(visibility_timeout_s=12)
+    one.add([message("due")], received_at=0.0)
+    one.add([message(f"{number}") for number in range(30)], received_at=0.5)
+    assert [len(batch) for batch in due(one, 4.0)] == [10]
+
+
+def test_extension_of_a_lost_message_does_not_end_the_others() -> None:
+    """Of one call, each answer counts for its message."""
+    one = in_flight(A, B)
+    one.mark_refused([A])
+    one.record_extended([(A, 30), (B, 30)], sent_at=10.0)
+    assert (one.remaining_s(A, 10.0), one.remaining_s(B, 10.0)) == (20.0, 30.0)
+
+
+@pytest.mark.parametrize(
+    ("visibility_s", "is_last", "reason"),
+    [
+        (43_198 - 100, True, LossReason.CEILING),
+        (43_197 - 100, False, LossReason.EXPIRED),
+        (43_000 - 100, False, LossReason.EXPIRED),
+    ],
+)
+def test_extension_to_within_a_second_of_the_ceiling_is_the_last(
+    visibility_s: int, reason: LossReason, *, is_last: bool
+) -> None:
+    """Whole seconds are sent: none is left for another one."""
+    one = in_flight(A)
+    due(one, 10.0)
+    one.record_extended([(A, visibility_s)], sent_at=100.0)
+    assert (one.take_due(43_198.0) == []) is is_last
+    assert one.mark_expired(100.0 + visibility_s) == [(A, reason)]
+
+
 def test_pause_ends_at_the_next_extension_or_loss() -> None:
     """A message whose extension is under way may be lost at its deadline; one that is lost ends no pause."""
     one = in_flight(A)

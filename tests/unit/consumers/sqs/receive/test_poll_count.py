@@ -92,3 +92,28 @@ def test_polls_never_ask_for_more_than_the_room(steps: list[tuple[bool, int]]) -
             reservations.release(asked, [1] * came)
             in_flight += came
         assert in_flight + sum(open_polls) <= 25
+
+
+@pytest.mark.parametrize(
+    ("in_flight_count", "in_flight_bytes", "expected"),
+    [(0, 0, 10), (1, 990, 1), (1, 989, 1), (1, 991, 0), (0, 2000, 1), (1, 2000, 0), (0, 980, 2)],
+)
+def test_room_is_at_least_for_one_message_when_nothing_is_in_flight(
+    in_flight_count: int, in_flight_bytes: int, expected: int
+) -> None:
+    """A message that is larger than all the room is received then."""
+    reservations = PollReservations(message_count=100, byte_count=1000)
+    reservations.release(reservations.reserve(in_flight_count=0, in_flight_bytes=0), [10])
+    count = reservations.reserve(in_flight_count=in_flight_count, in_flight_bytes=in_flight_bytes)
+    assert count == expected
+    assert reservations.reserve(in_flight_count=0, in_flight_bytes=2000) == (0 if expected else 1)
+
+
+def test_sizes_start_unknown_and_are_at_least_a_byte() -> None:
+    """An answer without messages shows no size; one of empty messages that of a byte."""
+    reservations = PollReservations(message_count=100, byte_count=5)
+    assert reservations.reserve(in_flight_count=0, in_flight_bytes=0) == 10
+    reservations.release(10, [])
+    assert reservations.reserve(in_flight_count=0, in_flight_bytes=0) == 10
+    reservations.release(10, [0])
+    assert reservations.reserve(in_flight_count=0, in_flight_bytes=0) == 5

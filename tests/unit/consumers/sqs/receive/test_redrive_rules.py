@@ -51,6 +51,8 @@ def problems(target_retention_s: int | None = None, **members: object) -> list[s
         (["maxReceiveCount"], {"redrive_policy": policy(4)}),
         (["visibility"], {"visibility_timeout_s": 24}),
         ([], {"visibility_timeout_s": 25}),
+        ([], {"target_retention_s": 345_600}),
+        ([], {"redrive_policy": policy(1000), "target_retention_s": 345_600, "retention_s": None}),
         ([], {"redrive_policy": policy(1000), "target_retention_s": 1_209_600}),
         (["letters"], {"redrive_policy": policy(1000), "target_retention_s": 345_600}),
         ([], {"redrive_policy": policy(1000, "letters.fifo"), "target_retention_s": 345_600}),
@@ -62,10 +64,11 @@ def test_unfit_settings_are_told(found: list[str], members: dict[str, object]) -
     assert problems(**members) == found  # type: ignore[arg-type]
 
 
-def test_policy_with_room_for_the_tries_but_not_for_trouble_says_so() -> None:
+@pytest.mark.parametrize("receives", [4, 10, 99])
+def test_policy_with_room_for_the_tries_but_not_for_trouble_says_so(receives: int) -> None:
     """SQS counts every receive, also those during an outage."""
-    (text,) = redrive_problems(msgspec.structs.replace(QUEUE, redrive_policy=policy(10)), None, RULES)
-    assert "down for longer than about 20 min" in text
+    (text,) = redrive_problems(msgspec.structs.replace(QUEUE, redrive_policy=policy(receives)), None, RULES)
+    assert f"down for longer than about {2 * receives} min" in text
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", policy("many"), '{"maxReceiveCount": 3}'])
@@ -77,3 +80,9 @@ def test_policy_that_cannot_be_read_is_none(text: str | None) -> None:
 def test_policy_names_its_target() -> None:
     """The name of the queue is the end of its ARN."""
     assert parse_redrive_policy(policy("7")) == RedrivePolicy("letters", 7)
+
+
+def test_nothing_is_said_about_a_retention_that_is_not_known() -> None:
+    """The policy of the target may keep its attributes from us."""
+    queue = msgspec.structs.replace(QUEUE, redrive_policy=policy(1000))
+    assert list(redrive_problems(queue, msgspec.structs.replace(QUEUE, retention_s=None), RULES)) == []
