@@ -38,5 +38,5 @@ def test_absence_is_looked_up_again_when_it_gives_up_an_operation(arrivals: list
 def test_error_says_how_long_was_waited() -> None:
     """With the margin."""
     assert unknown_tenant_error(WAIT) == (
-        "its tenant was not registered within 960 s; register it and replay this letter"
+        "its tenant was not registered within 960 s; register it and replay this dead letter"
     )
