@@ -65,7 +65,7 @@ class _CachedBusiness(msgspec.Struct, frozen=True):
         return now - self.asked_at <= max_s
 
 
-class _SharedLookup:
+class _SharedFetch:
     """The concurrent callers for one business: one of them looks it up, the others share the answer."""
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class BusinessInfo:
         self._table = table
         self._clock = clock
         self._cached: dict[str, _CachedBusiness] = {}  # the oldest lookup first
-        self._lookups: dict[str, _SharedLookup] = {}
+        self._lookups: dict[str, _SharedFetch] = {}
         self._slots = asyncio.Semaphore(LOOKUPS_AT_ONCE)
 
     def __repr__(self) -> str:
@@ -130,7 +130,7 @@ class BusinessInfo:
             page = {"ExclusiveStartKey": reply["LastEvaluatedKey"]}
 
     async def _find_shared(self, business_id: str) -> _CachedBusiness:
-        lookup = self._lookups.setdefault(business_id, _SharedLookup())
+        lookup = self._lookups.setdefault(business_id, _SharedFetch())
         lookup.caller_count += 1
         try:
             async with lookup.lock:

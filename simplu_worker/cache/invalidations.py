@@ -1,4 +1,4 @@
-"""The queue of cache invalidations, and the reasons to invalidate the whole cache. Pure; `cache` does the I/O.
+"""The queue of cache invalidations, and the reasons to invalidate the whole cache. Pure. `cache` does the I/O.
 
 Why no stale entry is read for long: a key is queued from the commit until Redis has confirmed its deletion. After a
 possible loss (an overflow, a new process, a Redis that was unreachable and may have been restored from an older state)

@@ -1,1 +1,1 @@
-"""Everything about Postgres shards: where a tenant lives, how its operations are applied, how it is provisioned."""
+"""Everything about Postgres shards: the homes of tenants, the applying of operations, provisioning."""

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mutation import operators
+from support.pure_modules import is_marked_pure, worker_modules
+from support.requires import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 EQUIVALENT = Path(__file__).with_name("equivalent.toml")
 COPY = ROOT / "mutants"  # mutmut's copy of the project
 VERDICT_SUFFIXES = frozenset({".meta", ".spans"})
@@ -36,17 +37,12 @@ class Survivor(NamedTuple):
 
 
 def pure_modules() -> dict[str, Path]:
-    """Return by name the worker's pure modules, as import-linter keeps them; the embedded stack is not the worker."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    contracts: list[dict[str, Any]] = project["tool"]["importlinter"]["contracts"]
-    (listed,) = (contract["source_modules"] for contract in contracts if contract["name"] == "pure modules stay pure")
-    modules = {}
-    for path in sorted((ROOT / "simplu_worker").rglob("*.py")):
-        relative = path.relative_to(ROOT)
-        name = ".".join(relative.with_suffix("").parts)
-        if "local" not in relative.parts and any(name == pure or name.startswith(f"{pure}.") for pure in listed):
-            modules[name] = relative
-    return modules
+    """Return by name the worker's modules that are marked as pure; the embedded stack is not the worker."""
+    return {
+        f"simplu_worker.{name}": path.relative_to(ROOT)
+        for name, path in worker_modules().items()
+        if is_marked_pure(path) and not name.startswith("local.")
+    }
 
 
 def chosen_modules(patterns: list[str], modules: dict[str, Path]) -> list[str]:

@@ -113,7 +113,7 @@ class CitrusServer:
         self._make_shard = make_shard
         self._max_businesses = max_businesses
         self._last_rotated: CitrusShard | None = None
-        self._closing = asyncio.Event()  # ends the latency of requests whose client may have gone
+        self._closing = asyncio.Event()  # ends the latency of requests, with or without a client
         self._placing = asyncio.Lock()  # one placement at a time: two concurrent ones would make two new shards
 
     def __repr__(self) -> str:

@@ -40,7 +40,7 @@ class OrderItem:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sent:
+class _SentOrder:
     tenant: Tenant
     request: OperationRequest
     event: OrderEvent
@@ -54,7 +54,7 @@ class OrderWorkload:
         self._tenants = tuple(tenants)
         self._model = model
         self._number = 0
-        self._sent: list[_Sent] = []
+        self._sent: list[_SentOrder] = []
         self._orders: dict[tuple[str, int], list[str]] = defaultdict(list)  # by tenant and group, deleted ones too
 
     def items(self, count: int) -> Iterator[OrderItem]:
@@ -173,7 +173,7 @@ class OrderWorkload:
         )
         if kind == "create":
             self._orders[tenant.tenant_id, group].append(order_id)
-        self._sent.append(_Sent(tenant, request, event))
+        self._sent.append(_SentOrder(tenant, request, event))
         return self._add_verdict(event, self._model.apply(request), moment)
 
     def _add_verdict(self, event: OrderEvent, verdict: Verdict, moment: datetime) -> OrderItem:

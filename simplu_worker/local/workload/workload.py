@@ -83,7 +83,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sent:
+class _SentRequest:
     request: OperationRequest
     record: bytes
 
@@ -122,7 +122,7 @@ class Workload:
         self._weights = [self._shares.weights[kind] for kind in kinds]
         self._random = Random(seed)  # noqa: S311 - repeatable load, nothing secret
         self._number = 0
-        self._sent: dict[str, list[_Sent]] = defaultdict(list)  # by tenant; only records with a requestId
+        self._sent: dict[str, list[_SentRequest]] = defaultdict(list)  # by tenant; only records with a requestId
         self._ids: dict[tuple[str, str], list[str]] = defaultdict(list)  # by tenant and type, deleted ones too
         for tenant in tenants:
             self.model.add_tenant(tenant.business_id, tenant.location_id, tenant.business_type)
@@ -290,7 +290,7 @@ class Workload:
         verdict = self.model.apply(request)
         self.counts[request.kind] += 1
         if request.request_id is not None:
-            self._sent[request.tenant_id].append(_Sent(request, record))
+            self._sent[request.tenant_id].append(_SentRequest(request, record))
         return Item(_key_of(request), record, verdict)
 
     def _make_request(self, tenant: Tenant, resource_type: str, kind: str) -> OperationRequest:

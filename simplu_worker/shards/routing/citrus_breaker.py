@@ -1,4 +1,4 @@
-"""The circuit breaker of one Citrus endpoint. Pure: the time and the random draw are handed in."""
+"""The circuit breaker of one Citrus endpoint. Pure. The time and the random draw are arguments."""
 
 from __future__ import annotations
 

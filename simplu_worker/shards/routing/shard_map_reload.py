@@ -1,6 +1,6 @@
 """Replace the shard map of a running worker when SIGHUP reports a changed file; an invalid map changes nothing.
 
-Why no tenant is split: a tenant lives on the shard that has its row, whatever the map contains, and its possible homes
+Why no tenant is split: a tenant's home is the shard that has its row, whatever the map contains, and its possible homes
 by the new map are asked before the tenant is made again. A shard is removed only if it was retired in the old map, so
 that no worker with that map makes tenants there, and if it confirms that it has none. After that the shard is never
 written to: batches in flight end, and later operations are held as those of tenants on no shard.

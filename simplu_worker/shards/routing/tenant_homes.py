@@ -157,7 +157,7 @@ class TenantHomes:
 
 
 def _may_be_home(answer: Answer) -> bool:
-    """Return whether the tenant lives on the answering shard, or may live on a silent one; not with a destroyed row."""
+    """Return whether the shard is the tenant's home, or may be because it is silent; not with a destroyed row."""
     return not isinstance(answer, TenantHome) or answer.tenant["state"] != TenantState.DESTROYED
 
 
