@@ -197,14 +197,14 @@ async def settled_share(trial: Trial, share: float) -> None:
 def postgres_pids(port: int | None) -> set[int]:
     """Return the processes of the Postgres server with *port* on its command line, which contract §1 promises."""
     table = running_processes()
-    lines = {process.pid: _command_line(process.pid) for process in table}
-    servers = {pid for pid, line in lines.items() if "postgres" in line and re.search(rf"\b{port}\b", line)}
+    servers = {pid for pid, line in _command_lines() if "postgres" in line and re.search(rf"\b{port}\b", line)}
     return with_descendants(servers, table)
 
 
-def _command_line(pid: int) -> str:
-    ps = subprocess.run(["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True, check=False)
-    return ps.stdout
+def _command_lines() -> list[tuple[int, str]]:
+    ps = subprocess.run(["ps", "-axww", "-o", "pid=,args="], capture_output=True, text=True, check=True)
+    rows = (line.strip().partition(" ") for line in ps.stdout.splitlines())
+    return [(int(pid), arguments) for pid, _, arguments in rows]
 
 
 if __name__ == "__main__":

@@ -8,24 +8,23 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from acceptance import fleet
+from acceptance.programs import run_program
 
 from simplu_worker.local.demo.trial import Trial, TrialLoad, TrialSnapshot
 from simplu_worker.local.processes.worker_process import WorkerProcess
 from simplu_worker.local.stack.stack import Stack
 
-FLEET = Path(__file__).parent / "fleet.py"
-ARGUMENTS = ["--operations", "2500", "--stream-shards", "4", "--rate", "100", "--lease-duration", "2"]
+SMALL = ("--operations", "1500", "--stream-shards", "2", "--rate", "60", "--lease-duration", "2")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(45)
 def test_fleet_loses_doubles_and_reorders_nothing_when_replicas_come_and_go_and_the_stream_is_resharded() -> None:
     """Every record is applied once and in order through kill -9, SIGSTOP, SIGTERM, scaling and three reshards."""
-    done = subprocess.run([sys.executable, str(FLEET), *ARGUMENTS], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    run_program(fleet.main, *SMALL)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

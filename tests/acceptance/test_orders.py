@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any, Self
 
 import asyncpg
 import pytest
 import pytest_asyncio
-from acceptance.test_blackbox import running_stack
-from support.requires import ROOT, require
 
 from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.worker_process import WorkerProcess, log_tail
@@ -29,10 +23,6 @@ in_rooms_loop = pytest.mark.asyncio(loop_scope="module")
 
 TENANTS = [Tenant(f"shop-{number}", "main", "gym") for number in range(4)]
 PATIENCE_S = 40.0
-ORDERS = Path(__file__).with_name("orders.py")
-BENCHMARK = ROOT / "benchmarks" / "orders.py"
-SQS_SDK = ROOT / ".tools" / "node_modules" / "@aws-sdk" / "client-sqs"
-RUN_S = 240.0
 BATCH = 10
 ORDERS_SQL = """
 SELECT id, "resourceId" AS order_id, data::text FROM resources WHERE "resourceName" = 'order' AND id = ANY ($1)
@@ -213,41 +203,3 @@ async def test_worker_ends_within_the_grace_time_with_orders_on_their_way(room: 
     assert await room.logged_count() == before + 500
     orders = await room.orders()
     assert {str(orders[TENANTS[number % 4].tenant_id, f"stop-{number}"]) for number in range(100)} == {"{'n': 4}"}
-
-
-# The program that shows it, on a small scale.
-
-
-def run_program(program: Path, *arguments: str) -> None:
-    """Run a program; a failure shows what it printed."""
-    done = subprocess.run(
-        [sys.executable, str(program), *arguments], capture_output=True, text=True, check=False, timeout=RUN_S
-    )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-4000:]
-
-
-@pytest.mark.slow
-def test_orders_of_a_javascript_producer_are_applied_once_and_in_order_when_a_shard_is_restarted(
-    tmp_path: Path,
-) -> None:
-    """Each group's events, sent with the AWS SDK for JavaScript, once and in order; only the poison is a letter."""
-    node = shutil.which("node")
-    how = "install node, copy requirements/npm to .tools, and npm ci --prefix .tools"
-    require("@aws-sdk/client-sqs", found=node is not None and SQS_SDK.is_dir(), how=how)
-    with running_stack(tmp_path / "stack.env"):
-        small = ("--events", "3000", "--groups", "150", "--rate", "300", "--start-worker", "--restart-shard")
-        run_program(ORDERS, "--env-file", str(tmp_path / "stack.env"), *small)
-
-
-@pytest.mark.slow
-def test_orders_leave_no_dead_letter_when_all_replicas_are_replaced_under_load(tmp_path: Path) -> None:
-    """With a maxReceiveCount of 2 neither we nor the queue's redrive makes one."""
-    with running_stack(tmp_path / "stack.env"):
-        small = ("--events", "4000", "--groups", "200", "--rate", "80", "--rolling-restart", "--sender", "python")
-        run_program(ORDERS, "--env-file", str(tmp_path / "stack.env"), *small)
-
-
-@pytest.mark.slow
-def test_orders_are_worked_off_faster_than_by_a_naive_loop() -> None:
-    """Many at a time, not one: the factor of ten is for the benchmark on a quiet machine."""
-    run_program(BENCHMARK, "--events", "3000", "--naive-events", "300", "--runs", "1", "--least-ratio", "3")

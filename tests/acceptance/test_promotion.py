@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from acceptance import promotion
+from acceptance.programs import run_program
 from support.postgres.standby import COPY_PROGRAM, can_copy
 from support.requires import require
 
 from simplu_worker.local.postgres.server import find_postgres_bin
 from simplu_worker.local.processes.loopback import StackError
 
-PROMOTION = Path(__file__).with_name("promotion.py")
-RUN_S = 300.0
-SMALL = ("--rate", "150", "--lag-operations", "100")
+SMALL = ("--rate", "100", "--lag-operations", "60")
 
-pytestmark = pytest.mark.slow  # each takes half a minute and more
+pytestmark = pytest.mark.slow(30)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +33,4 @@ def test_nothing_is_lost_when_a_standby_without_the_last_commits_is_promoted(tro
         require("a Postgres server", found=False, how=str(exc))
     require(COPY_PROGRAM, found=can_copy(folder), how="install simplu-worker[local]")
     rounds = str(len(trouble[1].split(",")))
-    argv = [sys.executable, str(PROMOTION), "--rounds", rounds, *SMALL, *trouble]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=RUN_S)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-4000:]
+    run_program(promotion.main, "--rounds", rounds, *SMALL, *trouble)

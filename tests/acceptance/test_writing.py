@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
-from support.requires import ROOT
+from acceptance.programs import run_program
 
-BENCHMARK = ROOT / "benchmarks" / "writing.py"
+from benchmarks import writing
+
 SMALL = ("--seconds", "0.5", "--rounds", "1", "--sizes", "1", "100", "--tenants", "10", "--writes", "100")
-RUN_S = 120.0
 
 
 @pytest.mark.parametrize(("least_ratio", "status"), [("0.05", 0), ("1000", 1)], ids=["kept", "missed"])
 def test_benchmark_of_writing_tells_whether_its_bounds_are_kept(least_ratio: str, status: int) -> None:
     """Both twins have the same in the end, the row is rewritten on its page, and a bound that is missed is told."""
-    argv = [sys.executable, str(BENCHMARK), *SMALL, "--least-ratio", least_ratio, "--json"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=RUN_S)
+    answer = json.loads(run_program(writing.main, *SMALL, "--least-ratio", least_ratio, "--json", status=status))
 
-    assert done.returncode == status, done.stdout[-4000:] + done.stderr[-4000:]
-    answer = json.loads(done.stdout)
     assert answer["differences"] == []
     assert [bound["kept"] for bound in answer["bounds"]] == [not status] * 2  # 100 operations, both ways to commit
     assert answer["row"]["updates"] >= 100

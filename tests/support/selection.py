@@ -22,7 +22,7 @@ SHORT_S = 0.02
 # Tests that share nothing with their module's others and take so long that they run side by side.
 SEPARATE = re.compile(
     r"tests/(model|simulation)/"
-    r"|tests/acceptance/test_(holding|orders|promotion|provisioning_killed|secrets|fleet|upgrade_under_load)\.py"
+    r"|tests/acceptance/test_(holding|order_programs|promotion|provisioning_killed|fleet)\.py"
 )
 MISSING = re.compile(r"Skipped: (.+) is not here; to have it: ")
 
