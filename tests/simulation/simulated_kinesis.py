@@ -28,6 +28,7 @@ class KinesisService:
         self.account = KinesisAccount(options)
         self.is_false_end: Callable[[], bool] = self._draws_false_end  # whether the next reply looks like one
         self.false_ends = 0.0  # chance of that
+        self.iterators: list[tuple[str, str]] = []  # stream shard and type of each iterator that was asked for
         self._was_false = False
         self._actions = KinesisActions(self.account)
 
@@ -86,6 +87,7 @@ class KinesisClient:
 
     async def get_shard_iterator(self, **arguments: Any) -> dict[str, Any]:
         """API_GetShardIterator."""
+        self._service.iterators.append((arguments["ShardId"], arguments["ShardIteratorType"]))
         if "Timestamp" in arguments:
             arguments["Timestamp"] = arguments["Timestamp"].timestamp()
         return await self._ask("GetShardIterator", arguments)

@@ -369,10 +369,18 @@ def test_child_is_read_from_its_checkpoint_when_its_lease_moves() -> None:
         await asyncio.sleep(1)
         await produce(world)
         await until_well(world)
-        await asyncio.sleep(5)
-        children = [lease for key, lease in world.leases().items() if world.ledger.by_stream_shard.get(key)]
+        await asyncio.sleep(5)  # checkpoints are written
+        children = {key for key, lease in world.leases().items() if lease.parents}
+        assert {key for key, kind in world.kinesis.iterators if kind == "TRIM_HORIZON"} >= children
+        begun_count = len(world.kinesis.iterators)
+        (killed, *_) = [replica for replica in world.alive() if children.intersection(replica.running())]
+        moved = children.intersection(killed.running())
+        killed.kill()
+        await until_well(world)
 
-        assert all(not lease.checkpoint.is_sentinel for lease in children if lease.checkpoint != SHARD_END)
+        begun = dict(reversed(world.kinesis.iterators[begun_count:]))  # the first of each
+        assert {key: begun[key] for key in moved} == dict.fromkeys(moved, "AT_SEQUENCE_NUMBER")
+        assert "TRIM_HORIZON" not in {kind for key, kind in world.kinesis.iterators[begun_count:] if key in moved}
 
     play(Plan(), work)
 

@@ -97,7 +97,7 @@ async def test_store_returns_when_all_letters_are_in_the_queue(client: Client) -
 
 async def test_store_of_nothing_asks_nobody() -> None:
     """An empty batch needs no queue."""
-    async with client_of("sqs", "http://127.0.0.1:1") as client:
+    async with asyncio.timeout(5), client_of("sqs", "http://127.0.0.1:1") as client:
         await DeadLetterQueue(client, "http://127.0.0.1:1/1/q").store([], stopping=asyncio.Event())
 
 

@@ -25,6 +25,7 @@ from simplu_worker.consumers.kinesis.stream.client import (
     StreamGoneError,
     StreamShard,
     TrimHorizon,
+    _InUseError,
 )
 from simplu_worker.consumers.kinesis.stream.positions import HashRange
 from simplu_worker.errors import PermanentError, RetryableError
@@ -256,7 +257,7 @@ async def test_reply_has_arrivals_in_utc_when_kinesis_writes_them_as_numbers(
         ("ProvisionedThroughputExceededException", 400, ThrottledError),
         ("KMSThrottlingException", 400, ThrottledError),
         ("ResourceNotFoundException", 400, StreamGoneError),
-        ("ResourceInUseException", 400, RetryableError),
+        ("ResourceInUseException", 400, _InUseError),
         ("InternalFailure", 500, RetryableError),
         ("ServiceUnavailable", 503, RetryableError),
         ("AccessDeniedException", 400, PermanentError),
@@ -278,7 +279,7 @@ async def test_errors_of_kinesis_become_ours_by_their_code(
     with pytest.raises(expected) as raised:
         await scripted.get_records("iterator", limit=10)
 
-    assert type(raised.value) is expected or expected in (RetryableError, PermanentError)
+    assert type(raised.value) is expected
     assert len(aws.requests) == 1
     assert KINESIS_THROTTLED._value.get() - before == (expected is ThrottledError)
 

@@ -82,8 +82,11 @@ JSON = st.recursive(
 
 @given(st.dictionaries(st.sampled_from(sorted(WHOLE)), JSON))
 def test_message_is_read_or_passed_over_whatever_comes(change: dict[str, Any]) -> None:
-    """No answer of SQS ends the loop that receives."""
-    parse_message(WHOLE | change)
+    """No answer of SQS ends the loop that receives; a message with both ids can be handled."""
+    message = parse_message(WHOLE | change)
+    ids = [(WHOLE | change)[name] for name in ("MessageId", "ReceiptHandle")]
+    assert (message is not None) == all(isinstance(text, str) and text for text in ids)
+    assert message is None or (message.receive_count >= 1 and message.try_count >= 1)
 
 
 def test_origin_of_a_standard_queue_has_the_time_for_a_sequence_number() -> None:

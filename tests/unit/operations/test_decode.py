@@ -885,12 +885,19 @@ def test_data_is_kept_as_the_bytes_it_came_as(data: dict[str, Any], indent: int 
 def test_error_never_quotes_the_record() -> None:
     """It is logged; only the name of an operation that is none may be in it."""
     secret = "4111-1111"
-    members = ("businessId", "locationId", "resourceType", "resourceId", "requestId", "timestamp", "data", "filters")
-    for name in members:
-        for value in ([secret], {secret: secret}, secret * 40, f"\0{secret}", 5):
-            result = decode(json.dumps(message("list", **{name: value})).encode())
-            if isinstance(result, RejectedRecord):
-                assert secret not in result.error, name
+    texts: list[object] = [[secret], {secret: secret}, secret * 40]
+    wrong: dict[str, dict[str, list[object]]] = {
+        "list": dict.fromkeys(("businessId", "locationId", "resourceType", "requestId", "timestamp"), texts)
+        | {"filters": [[secret], f"\0{secret}"]},
+        "read": {"resourceId": texts},
+        "create": {"data": [[secret], secret * 40]},
+    }
+    for kind, members in wrong.items():
+        for name, values in members.items():
+            for value in values:
+                result = decode(json.dumps(message(kind, **{name: value})).encode())
+                assert isinstance(result, RejectedRecord), (name, value)
+                assert not re.search("4111|1111", result.error), name
 
 
 def test_patterns_have_no_possessive_quantifiers_and_atomic_groups() -> None:
