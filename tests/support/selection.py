@@ -24,7 +24,7 @@ SEPARATE = re.compile(
     r"tests/(model|simulation)/"
     r"|tests/acceptance/test_(holding|order_programs|promotion|provisioning_killed|fleet)\.py"
 )
-MISSING = re.compile(r"Skipped: (.+) is not here; to have it: ")
+MISSING = re.compile(r"Skipped: (.+) is not installed; to install it: ")
 
 
 def add_options(parser: pytest.Parser) -> None:
