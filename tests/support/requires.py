@@ -11,12 +11,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / ".venv-tools" / "bin"
 
+_IS_MISSING = " is not installed; to install it: "
+
 
 def require(name: str, *, found: bool, how: str) -> None:
     """Skip the running test unless *found*; with REQUIRE_ALL=1 fail it. *how* is the way to install *name*."""
     if found:
         return
-    reason = f"{name} is not installed; to install it: {how}"
+    reason = f"{name}{_IS_MISSING}{how}"
     if os.environ.get("REQUIRE_ALL") == "1":
         pytest.fail(f"REQUIRE_ALL=1, and {reason}", pytrace=False)
     pytest.skip(reason)
@@ -27,3 +29,9 @@ def required_program(name: str, *, how: str) -> str:
     path = shutil.which(name) or shutil.which(name, path=str(TOOLS))
     require(name, found=path is not None, how=how)
     return path or ""
+
+
+def missing_tool(reason: str) -> str | None:
+    """Return the tool for which `require` skipped a test with *reason*; None for another reason."""
+    name, is_missing, _ = reason.removeprefix("Skipped: ").partition(_IS_MISSING)
+    return name if is_missing else None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.requires import missing_tool
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
 # Seconds that a test takes if it does not say so in its mark, by folder: enough for an order.
@@ -24,7 +25,14 @@ SEPARATE = re.compile(
     r"tests/(model|simulation)/"
     r"|tests/acceptance/test_(holding|order_programs|promotion|provisioning_killed|fleet)\.py"
 )
-MISSING = re.compile(r"Skipped: (.+) is not installed; to install it: ")
+# Tests that are not about the worker.
+MARKED_FOLDERS = {
+    "tests/integration/local/": "own_servers",
+    "tests/unit/local/": "own_servers",
+    "tests/tools/": "tools",
+    "tests/repository/": "tools",
+    "tests/unit/support/": "tools",
+}
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -56,6 +64,12 @@ class Selection:
         is_named = any("::" in argument for argument in self._config.args)
         return os.environ.get("REQUIRE_ALL") == "1" or is_named or "slow" in self._config.option.markexpr
 
+    def pytest_itemcollected(self, item: pytest.Item) -> None:
+        """Mark what is not about the worker."""
+        for folder, mark in MARKED_FOLDERS.items():
+            if item.nodeid.startswith(folder):
+                item.add_marker(mark)
+
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Leave out what is not to run; on many processes begin with what takes longest."""
@@ -82,8 +96,8 @@ class Selection:
             self._failed.add(report.nodeid)
         elif report.passed and report.when == "call":
             self._passed.add(report.nodeid)
-        elif report.skipped and (match := MISSING.match(str(report.longrepr[2]))):  # type: ignore[index]  # path, line, reason
-            self._missing[match[1]] += 1
+        elif report.skipped and (tool := missing_tool(str(report.longrepr[2]))):  # type: ignore[index]  # path, line, reason
+            self._missing[tool] += 1
         if report.when == "call":
             properties: list[tuple[str, Any]] = report.user_properties
             for name, value in properties:

@@ -12,7 +12,7 @@ from uuid import uuid4
 import msgspec
 import pytest
 from support.aws.endpoints import ScriptedAws, client_of
-from support.postgres.databases import QUICK, ShardMaker, copy_shard
+from support.postgres.databases import copy_shard
 from support.postgres.tenant_cases import fetch
 from support.reader_world import (
     MARGIN,
@@ -24,7 +24,6 @@ from support.reader_world import (
     eventually,
     logs,
     mixed,
-    open_world,
     outcomes,
     reaches,
     record,
@@ -39,13 +38,6 @@ from simplu_worker.shards.postgres.statement_timeouts import DEFAULT_TIMEOUTS
 from simplu_worker.timing.clock import utc_now
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")
-
-
-@pytest.fixture
-async def world(request: pytest.FixtureRequest, endpoint_url: str, make_shard: ShardMaker) -> AsyncIterator[World]:
-    """Give a world without tenants; its deadlines may be given as the fixture's parameter."""
-    async with open_world(endpoint_url, make_shard, timeouts=getattr(request, "param", QUICK)) as world:
-        yield world
 
 
 async def test_reader_applies_each_tenants_operations_in_stream_order(world: World) -> None:

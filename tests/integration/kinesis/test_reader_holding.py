@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 
 import pytest
 from support.aws.kpl_aggregates import aggregate
-from support.postgres.databases import QUICK, ShardMaker, copy_shard
+from support.postgres.databases import copy_shard
 from support.postgres.tenant_cases import fetch
 from support.postgres.trouble import calm, make_touchy
 from support.reader_world import (
@@ -19,7 +18,6 @@ from support.reader_world import (
     eventually,
     logs,
     mixed,
-    open_world,
     outcomes,
     reaches,
     record,
@@ -40,13 +38,6 @@ from simplu_worker.timing.clock import utc_now
 MIB = 1024 * 1024
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")
-
-
-@pytest.fixture
-async def world(request: pytest.FixtureRequest, endpoint_url: str, make_shard: ShardMaker) -> AsyncIterator[World]:
-    """Give a world without tenants; its deadlines may be given as the fixture's parameter."""
-    async with open_world(endpoint_url, make_shard, timeouts=getattr(request, "param", QUICK)) as world:
-        yield world
 
 
 @pytest.fixture(autouse=True)

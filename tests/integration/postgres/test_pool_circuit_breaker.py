@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
@@ -18,22 +17,6 @@ from simplu_worker.shards.postgres.circuit_breaker import FAILURES_MAX
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import ShardUnavailableError
-
-
-@pytest.fixture
-async def line(make_shard: ShardMaker) -> AsyncIterator[ShardLine]:
-    """Give a line to a shard."""
-    async with ShardLine(await make_shard()) as line:
-        yield line
-
-
-@pytest.fixture
-async def pool(line: ShardLine) -> AsyncIterator[ShardPool]:
-    """Give the pool of a shard at the other end of the line, which has a connection already."""
-    pool = ShardPool(line.address, size=2, timeouts=HURRIED)
-    await ask(pool)
-    yield pool
-    await pool.close()
 
 
 async def test_pool_fails_fast_when_the_way_to_its_shard_does_not_work(line: ShardLine, pool: ShardPool) -> None:

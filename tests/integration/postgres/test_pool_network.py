@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
@@ -19,22 +18,6 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.connector import KEEPALIVE, USER_TIMEOUT_MS, enable_keepalive
 from simplu_worker.shards.postgres.pool import STOPS_AT_CLOSE_S, Pools, ShardPool
 from simplu_worker.shards.types import ShardUnavailableError
-
-
-@pytest.fixture
-async def line(make_shard: ShardMaker) -> AsyncIterator[ShardLine]:
-    """Give a line to a shard."""
-    async with ShardLine(await make_shard()) as line:
-        yield line
-
-
-@pytest.fixture
-async def pool(line: ShardLine) -> AsyncIterator[ShardPool]:
-    """Give the pool of a shard at the other end of the line, which has a connection already."""
-    pool = ShardPool(line.address, size=2, timeouts=HURRIED)
-    await ask(pool)
-    yield pool
-    await pool.close()
 
 
 async def test_pool_gives_an_answer_up_in_time_when_the_line_swallows_everything(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,20 +21,6 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.routing.shard_map_reload import log_unused_reloads
 from simplu_worker.shards.types import Absence, ProvisionRequest, ProvisionResult, ShardUnavailableError
-
-
-@pytest.fixture
-async def shards(make_shard: ShardMaker) -> Shards:
-    """Give three shards."""
-    return await make_shard("shard-1"), await make_shard("shard-2"), await make_shard("shard-3")
-
-
-@pytest.fixture
-async def world(shards: Shards, tmp_path: Path) -> AsyncIterator[World]:
-    """Give a worker whose map has the first two of them."""
-    write_map(tmp_path / "map.json", *shards[:2])
-    async with worker(tmp_path / "map.json") as world:
-        yield world
 
 
 def reload_count(outcome: str) -> float:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.citrus.cases import silent
-from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import fetch, operation
 from support.shard_map_world import Shards, World, row_counts, tenant_on, worker, write_map
 
@@ -20,20 +18,6 @@ from simplu_worker.operations.admission import HOLD
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.types import Absence
-
-
-@pytest.fixture
-async def shards(make_shard: ShardMaker) -> Shards:
-    """Give three shards."""
-    return await make_shard("shard-1"), await make_shard("shard-2"), await make_shard("shard-3")
-
-
-@pytest.fixture
-async def world(shards: Shards, tmp_path: Path) -> AsyncIterator[World]:
-    """Give a worker whose map has the first two of them."""
-    write_map(tmp_path / "map.json", *shards[:2])
-    async with worker(tmp_path / "map.json") as world:
-        yield world
 
 
 async def test_reload_lets_a_shard_leave_only_when_it_was_retired_and_says_that_it_is_empty(

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import add_tenant, fetch
-from support.postgres.upgrades import BAKERY, INDEX, NEXT, Watcher, indexes, upgrade_pool, upgrader, versions
+from support.postgres.upgrades import BAKERY, INDEX, NEXT, Watcher, indexes, upgrader, versions
 
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.sql_files import MIGRATIONS, SCHEMA_VERSION
 from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, Upgrader
-
-
-@pytest.fixture
-async def pool(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
-    """Give the pool of an upgrade to a fresh shard."""
-    async with upgrade_pool(await make_shard()) as pool:
-        yield pool
 
 
 async def test_upgrade_does_what_the_shard_lacks_and_records_it(pool: ShardPool) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import asyncpg
 import pytest
 from support.postgres.databases import ShardMaker
@@ -21,13 +19,6 @@ from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 from simplu_worker.shards.schema.sql_files import MIGRATIONS, SCHEMA_VERSION
 from simplu_worker.shards.schema.upgrade import Upgrader
 from simplu_worker.shards.types import ShardUnavailableError
-
-
-@pytest.fixture
-async def pool(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
-    """Give the pool of an upgrade to a fresh shard."""
-    async with upgrade_pool(await make_shard()) as pool:
-        yield pool
 
 
 @pytest.mark.parametrize(

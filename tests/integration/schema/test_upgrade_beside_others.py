@@ -26,13 +26,6 @@ from simplu_worker.shards.types import ShardUnavailableError
 
 
 @pytest.fixture
-async def pool(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
-    """Give the pool of an upgrade to a fresh shard."""
-    async with upgrade_pool(await make_shard()) as pool:
-        yield pool
-
-
-@pytest.fixture
 async def stranger(pool: ShardPool) -> AsyncIterator[asyncpg.Connection[Any]]:
     """Give a connection of another program to the shard."""
     connection = await asyncpg.connect(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import asyncpg
@@ -31,13 +30,6 @@ from simplu_worker.shards.types import ProvisionRequest, ProvisionResult
 
 REQUEST = ProvisionRequest(*TENANT, "dental", AT)
 SETTINGS = ResourceKey(TENANT_ID, "settings", "default")
-
-
-@pytest.fixture
-async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
-    """Give two shards behind a local Citrus, which fills the first one first."""
-    async with routed_shards([await make_shard("shard-1"), await make_shard("shard-2")]) as routed:
-        yield routed
 
 
 async def confirmed(routed: RoutedShards, shard_id: str) -> Exception | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -23,13 +23,6 @@ from simplu_worker.shards.types import ProvisionAnswer, ProvisionRequest, Provis
 
 REQUEST = ProvisionRequest(*TENANT, "dental", AT)
 SETTINGS = ResourceKey(TENANT_ID, "settings", "default")
-
-
-@pytest.fixture
-async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
-    """Give two shards behind a local Citrus, which fills the first one first."""
-    async with routed_shards([await make_shard("shard-1"), await make_shard("shard-2")]) as routed:
-        yield routed
 
 
 class Meddler:

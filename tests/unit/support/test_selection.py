@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from support.requires import missing_tool, require
 from support.selection import describe_left_out, scope_of
 
 
@@ -38,3 +39,13 @@ def test_summary_says_in_one_line_what_was_left_out(slow_count: int, missing: di
 def test_work_is_a_file_unless_its_tests_share_nothing(nodeid: str, expected: str) -> None:
     """A module's servers are started on one process then, and long tests run side by side."""
     assert expected == scope_of(nodeid)
+
+
+def test_skipped_test_names_the_tool_that_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the summary counts it; a test skipped for another reason needs none."""
+    monkeypatch.delenv("REQUIRE_ALL", raising=False)
+    with pytest.raises(pytest.skip.Exception) as skipped:
+        require("pgbouncer", found=False, how="apt-get install pgbouncer")
+
+    assert missing_tool(f"Skipped: {skipped.value}") == "pgbouncer"
+    assert missing_tool("Skipped: not on this system") is None

@@ -1,0 +1,28 @@
+"""What the integration tests of this folder share."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from support.postgres.databases import ShardMaker
+from support.postgres.pool_trouble import HURRIED, ask
+from support.postgres.shard_line import ShardLine
+
+from simplu_worker.shards.postgres.pool import ShardPool
+
+
+@pytest.fixture
+async def line(make_shard: ShardMaker) -> AsyncIterator[ShardLine]:
+    """Give a line to a shard."""
+    async with ShardLine(await make_shard()) as line:
+        yield line
+
+
+@pytest.fixture
+async def pool(line: ShardLine) -> AsyncIterator[ShardPool]:
+    """Give the pool of a shard at the other end of the line, which has a connection already."""
+    pool = ShardPool(line.address, size=2, timeouts=HURRIED)
+    await ask(pool)
+    yield pool
+    await pool.close()
