@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
-from unittest.mock import patch
 
+RUN_S = 300.0
 KEPT = 6000  # of what a program printed: its end
 
 
-def run_program(main: Callable[[], None], *arguments: str, status: int = 0) -> str:
-    """Run a program in this process, for a start of Python takes a second; return what it printed on stdout."""
-    out, err = StringIO(), StringIO()
-    ended = 0
-    with patch.object(sys, "argv", [main.__module__, *arguments]), redirect_stdout(out), redirect_stderr(err):
-        try:
-            main()
-        except SystemExit as exc:
-            if isinstance(exc.code, str):
-                err.write(exc.code)
-            ended = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
-    assert ended == status, out.getvalue()[-KEPT:] + err.getvalue()[-KEPT:]
-    return out.getvalue()
+def run_program(module: str, *arguments: str, status: int = 0) -> str:
+    """Run `python -m module`; return what it printed on stdout. A failure shows the end of what it printed."""
+    argv = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=RUN_S)
+    assert done.returncode == status, done.stdout[-KEPT:] + done.stderr[-KEPT:]
+    return done.stdout

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from acceptance import blackbox
 from acceptance.programs import run_program
 
 from simplu_worker.local.processes.watchdog import running_processes, with_descendants
@@ -46,6 +45,6 @@ def test_worker_applies_everything_exactly_once_when_killed_twice(tmp_path: Path
     env_file = tmp_path / "stack.env"
     with running_stack(env_file) as stack:
         options = ("--operations", "800", "--rate", "100", "--late-tenants", "2", "--kills", "2", "--timeout", "90")
-        run_program(blackbox.main, "--env-file", str(env_file), *options)
+        run_program("acceptance.blackbox", "--env-file", str(env_file), *options)
         family = with_descendants([stack.pid], running_processes())
     assert family & {process.pid for process in running_processes()} == set()

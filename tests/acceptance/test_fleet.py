@@ -11,7 +11,6 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import pytest_asyncio
-from acceptance import fleet
 from acceptance.programs import run_program
 
 from simplu_worker.local.demo.trial import Trial, TrialLoad, TrialSnapshot
@@ -24,7 +23,7 @@ SMALL = ("--operations", "1500", "--stream-shards", "2", "--rate", "60", "--leas
 @pytest.mark.slow(45)
 def test_fleet_loses_doubles_and_reorders_nothing_when_replicas_come_and_go_and_the_stream_is_resharded() -> None:
     """Every record is applied once and in order through kill -9, SIGSTOP, SIGTERM, scaling and three reshards."""
-    run_program(fleet.main, *SMALL)
+    run_program("acceptance.fleet", *SMALL)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -7,10 +7,7 @@ to end. How well the others go on is for the programs on a machine that does not
 from __future__ import annotations
 
 import pytest
-from acceptance import holding
 from acceptance.programs import run_program
-
-from benchmarks import holding as benchmark
 
 PROMPT = ("--prompt-seconds", "5")
 
@@ -22,28 +19,28 @@ def test_worker_goes_on_for_all_others_when_a_shard_is_lost(away: str) -> None:
     """Tenants of live shards are as prompt as before, and what was held is applied in order within 30 s."""
     small = ("--shards", "3", "--stream-shards", "4", "--rate", "150")
     short = ("--seconds", "3", "--freeze-seconds", "8", "--catch-up-seconds", "3")
-    run_program(benchmark.main, *small, *short, "--away", away, "--p99-ratio", "25", "--rate-ratio", "0.5")
+    run_program("benchmarks.holding", *small, *short, "--away", away, "--p99-ratio", "25", "--rate-ratio", "0.5")
 
 
 def test_worker_takes_no_more_memory_when_the_backlog_of_a_lost_shard_grows() -> None:
     """What a lost shard is owed stays in the stream."""
     # In memory they would take more than what is allowed; longer ones would meet Kinesis's limit for reading first.
     small = ("--seconds", "2", "--shards", "2", "--stream-shards", "4", "--rate", "100")
-    run_program(benchmark.main, "--backlog", "60000", "--fill-rate", "6000", *small, *PROMPT)
+    run_program("benchmarks.holding", "--backlog", "60000", "--fill-rate", "6000", *small, *PROMPT)
 
 
 def test_worker_stays_prompt_and_small_when_many_tenants_are_unknown() -> None:
     """Each record of a tenant that is never registered ends as one dead letter, and nobody else waits for it."""
     small = ("--seconds", "3", "--shards", "2", "--stream-shards", "2", "--rate", "100", "--tenant-wait", "1")
-    run_program(benchmark.main, "--unknown-tenants", "1000", "--fill-rate", "500", *small, *PROMPT)
+    run_program("benchmarks.holding", "--unknown-tenants", "1000", "--fill-rate", "500", *small, *PROMPT)
 
 
 def test_late_tenant_gets_everything_in_order_when_it_is_registered_after_its_first_operations() -> None:
     """What was sent before the registration is applied after it, and others are prompt meanwhile."""
-    run_program(holding.main, "late-tenant", "--operations", "1000", "--rate", "100", "--seconds", "3", *PROMPT)
+    run_program("acceptance.holding", "late-tenant", "--operations", "1000", "--rate", "100", "--seconds", "3", *PROMPT)
 
 
 @pytest.mark.parametrize("trouble", [(), ("--kill-worker",)], ids=["", "killed"])
 def test_children_go_on_when_a_shard_is_frozen_through_two_reshards(trouble: tuple[str, ...]) -> None:
     """Only the tenants of the frozen shard wait in the children, and then nothing is lost, doubled or out of order."""
-    run_program(holding.main, "reshard", "--rate", "100", "--seconds", "4", *trouble, *PROMPT)
+    run_program("acceptance.holding", "reshard", "--rate", "100", "--seconds", "4", *trouble, *PROMPT)

@@ -8,8 +8,6 @@ import pytest
 from acceptance.programs import run_program
 from support.requires import require
 
-from benchmarks import isolation
-
 
 @pytest.mark.slow(80)
 def test_worker_goes_on_for_all_others_in_whatever_trouble_a_shard_is() -> None:
@@ -17,7 +15,7 @@ def test_worker_goes_on_for_all_others_in_whatever_trouble_a_shard_is() -> None:
     small = ("--seconds", "3", "--rate", "100", "--shards", "3", "--stream-shards", "4")
     # Whether they go on at all; how well is for a machine that does nothing else.
     loose = ("--p99-ratio", "50", "--rate-ratio", "0.3", "--first-seconds", "30", "--last-seconds", "60")
-    answer = json.loads(run_program(isolation.main, *small, *loose, "--json"))
+    answer = json.loads(run_program("benchmarks.isolation", *small, *loose, "--json"))
 
     held = {run["trouble"]: run["held"] for run in answer["runs"]}
     assert all(held.values()), f"a trouble that held nothing up was none: {held}"

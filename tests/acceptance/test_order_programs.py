@@ -6,12 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from acceptance import orders
 from acceptance.programs import run_program
 from acceptance.test_blackbox import running_stack
 from support.requires import ROOT, require
-
-from benchmarks import orders as benchmark
 
 SQS_SDK = ROOT / ".tools" / "node_modules" / "@aws-sdk" / "client-sqs"
 
@@ -26,7 +23,7 @@ def test_orders_of_a_javascript_producer_are_applied_once_and_in_order_when_a_sh
     require("@aws-sdk/client-sqs", found=node is not None and SQS_SDK.is_dir(), how=how)
     with running_stack(tmp_path / "stack.env"):
         small = ("--events", "1200", "--groups", "100", "--rate", "150", "--start-worker", "--restart-shard")
-        run_program(orders.main, "--env-file", str(tmp_path / "stack.env"), *small)
+        run_program("acceptance.orders", "--env-file", str(tmp_path / "stack.env"), *small)
 
 
 @pytest.mark.slow(60)
@@ -34,10 +31,10 @@ def test_orders_leave_no_dead_letter_when_all_replicas_are_replaced_under_load(t
     """With a maxReceiveCount of 2 neither we nor the queue's redrive makes one."""
     with running_stack(tmp_path / "stack.env"):
         small = ("--events", "1800", "--groups", "150", "--rate", "40", "--rolling-restart", "--sender", "python")
-        run_program(orders.main, "--env-file", str(tmp_path / "stack.env"), *small)
+        run_program("acceptance.orders", "--env-file", str(tmp_path / "stack.env"), *small)
 
 
 @pytest.mark.slow(20)
 def test_orders_are_worked_off_faster_than_by_a_naive_loop() -> None:
     """Many at a time, not one: the factor of ten is for the benchmark on a quiet machine."""
-    run_program(benchmark.main, "--events", "2000", "--naive-events", "200", "--runs", "1", "--least-ratio", "3")
+    run_program("benchmarks.orders", "--events", "2000", "--naive-events", "200", "--runs", "1", "--least-ratio", "3")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from acceptance import promotion
 from acceptance.programs import run_program
 from support.postgres.standby import COPY_PROGRAM, can_copy
 from support.requires import require
@@ -33,4 +32,4 @@ def test_nothing_is_lost_when_a_standby_without_the_last_commits_is_promoted(tro
         require("a Postgres server", found=False, how=str(exc))
     require(COPY_PROGRAM, found=can_copy(folder), how="install simplu-worker[local]")
     rounds = str(len(trouble[1].split(",")))
-    run_program(promotion.main, "--rounds", rounds, *SMALL, *trouble)
+    run_program("acceptance.promotion", "--rounds", rounds, *SMALL, *trouble)

@@ -13,7 +13,7 @@ from support.requires import ROOT
 
 BENCHMARK = ROOT / "benchmarks" / "throughput"
 SCALE = ROOT / "benchmarks" / "scale"
-SMALL = ("--quick", "--only", "rates", "--who", "worker", "bare loop", "--records", "20000", "--seconds", "0.5")
+SMALL = ("--quick", "--only", "rates", "--who", "worker", "bare loop", "--records", "20000", "--seconds", "2")
 PAGE = "before\n<!-- {0}: written by `{1}` -->\nold\n<!-- end of {0} -->\nafter\n"
 RUN_S = 150.0
 MACHINE = {"at": "2026-11-20", "model": "a machine", "cores": 2, "python": "3.11.7", "commit": "abc", "load": 0.1}
@@ -103,7 +103,7 @@ def test_scale_simulates_a_failover_within_a_lease_and_a_look(tmp_path: Path) ->
     assert 6.0 < held_after_s < 12.0  # 10 s from its last renewal, which were 3.3 s apart, and a look a second
 
 
-@pytest.mark.slow
+@pytest.mark.slow(15)
 def test_benchmark_measures_a_worker_beside_the_bare_loop(tmp_path: Path) -> None:
     """Every operation of both takes effect, and both leave figures."""
     figures = tmp_path / "figures.json"

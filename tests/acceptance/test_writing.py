@@ -7,15 +7,15 @@ import json
 import pytest
 from acceptance.programs import run_program
 
-from benchmarks import writing
-
 SMALL = ("--seconds", "0.5", "--rounds", "1", "--sizes", "1", "100", "--tenants", "10", "--writes", "100")
 
 
 @pytest.mark.parametrize(("least_ratio", "status"), [("0.05", 0), ("1000", 1)], ids=["kept", "missed"])
 def test_benchmark_of_writing_tells_whether_its_bounds_are_kept(least_ratio: str, status: int) -> None:
     """Both twins have the same in the end, the row is rewritten on its page, and a bound that is missed is told."""
-    answer = json.loads(run_program(writing.main, *SMALL, "--least-ratio", least_ratio, "--json", status=status))
+    answer = json.loads(
+        run_program("benchmarks.writing", *SMALL, "--least-ratio", least_ratio, "--json", status=status)
+    )
 
     assert answer["differences"] == []
     assert [bound["kept"] for bound in answer["bounds"]] == [not status] * 2  # 100 operations, both ways to commit
