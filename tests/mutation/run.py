@@ -24,6 +24,7 @@ from support.requires import ROOT
 EQUIVALENT = Path(__file__).with_name("equivalent.toml")
 COPY = ROOT / "mutants"  # mutmut's copy of the project
 VERDICT_SUFFIXES = frozenset({".meta", ".spans"})
+STATS = COPY / "mutmut-stats.json"  # the tests that reach each function
 KILLED = frozenset({"killed", "timeout", "segfault"})
 
 
@@ -136,7 +137,12 @@ def print_table(modules: dict[str, Path], *, show_survivors: bool) -> None:
 
 
 def forget_stale_copies() -> None:
-    """Remove stale tests, SQL and modules from mutmut's copy of the project, which mutmut would leave there."""
+    """Remove stale tests, SQL and modules from mutmut's copy of the project, which mutmut would leave there.
+
+    The tests that reach each function are found anew: mutmut would find them for new tests only, and a function with
+    another name, or with another caller, would have none.
+    """
+    STATS.unlink(missing_ok=True)
     shutil.rmtree(COPY / "tests", ignore_errors=True)
     for path in (COPY / "simplu_worker").rglob("*"):
         origin = ROOT / path.relative_to(COPY)

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import random
+import time
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -152,6 +153,68 @@ def test_letter_takes_base64_when_the_escapes_of_the_excerpt_do_not_fit() -> Non
     record += "".join(chr(noise.randrange(0x4E00, 0x9FFF)) for _ in range(200_000)).encode()
     members = decoded(encode_dead_letter(letter(record), 262_144))
     assert record[:65_536] == base64.b64decode(members["recordBase64"])
+
+
+@pytest.mark.parametrize("record", [b'{"name":"anna"}' * 200, b"anna" * 1000, random.Random(4).randbytes(5000)])
+def test_letter_takes_the_best_form_that_fits(record: bytes) -> None:
+    """Each form is taken when the queue accepts exactly its size, and a smaller one when it does not."""
+    forms, max_bytes = [], 262_144
+    while max_bytes >= 1_000:
+        text = encode_dead_letter(letter(record), max_bytes)
+        members = decoded(text)
+        assert len(text) <= max_bytes
+        assert encode_dead_letter(letter(record), len(text)) == text
+        forms.append(next(name for name in ("record", "recordGzip", "recordBase64") if name in members))
+        max_bytes = len(text) - 1
+    assert forms[0] in {"record", "recordBase64"}
+    assert len(forms) > 1
+
+
+@pytest.mark.parametrize("max_bytes", range(2_000, 2_008))
+def test_excerpt_is_as_long_as_its_letter_may_be(max_bytes: int) -> None:
+    """Base64 goes by groups of four characters for three bytes."""
+    record = random.Random(5).randbytes(5_000)
+    text = encode_dead_letter(letter(record), max_bytes)
+    assert "truncated" in decoded(text)
+    assert max_bytes - 4 < len(text) <= max_bytes
+
+
+def test_letter_has_neither_attributes_nor_error_nor_record_when_they_do_not_fit() -> None:
+    """The smallest letter still tells the place, size and hash of the record."""
+    large = msgspec.structs.replace(letter(b"x", origin=SQS, error="e" * 500), message_attributes={"a": "v" * 2_000})
+    members, small = decoded(encode_dead_letter(large, 1_024)), decoded(encode_dead_letter(letter(origin=SQS), 262_144))
+    record = members.pop("recordBase64")
+    facts = {"recordBytes": 1, "recordSha256": hashlib.sha256(b"x").hexdigest(), "truncated": True}
+    del small["record"]
+    assert (record, members) == ("", small | {"error": ""} | facts)
+
+
+@pytest.mark.parametrize("prefix", ["", "x", "xx"])
+def test_letter_cuts_no_character(prefix: str) -> None:
+    """An error and an excerpt end with a whole character, wherever their bytes end."""
+    noise = random.Random(6)  # text that does not compress
+    text = prefix + "".join(chr(noise.randrange(0x4E00, 0x9FFF)) for _ in range(300_000))
+    members = decoded(encode_dead_letter(letter(text.encode(), error=text), 262_144))
+    assert (text.startswith(members["record"]), text.startswith(members["error"])) == (True, True)
+    assert (len(members["record"].encode()) > 65_533, len(members["error"].encode()) > 2_045) == (True, True)
+
+
+def test_compressed_record_has_no_time_in_it() -> None:
+    """A letter that is stored again is the same text, and the queue drops the second."""
+    members = decoded(encode_dead_letter(letter(b"a" * 100_000), 50_000))
+    assert base64.b64decode(members["recordGzip"])[4:8] == bytes(4)
+
+
+def test_letter_is_compact_json_with_times_in_utc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the time zone of the host."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        text = encode_dead_letter(letter(b"{}", error="none"), 262_144)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert (" " in text, decoded(text)["failedAt"]) == (False, "2026-01-02T03:04:06Z")
 
 
 def test_letter_cuts_its_error_when_it_is_long() -> None:

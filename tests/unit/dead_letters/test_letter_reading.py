@@ -204,3 +204,34 @@ def test_whole_record_is_known_by_its_size_and_hash() -> None:
     whole = WholeRecord(len(record), hashlib.sha256(record).hexdigest())
     assert [whole.matches(one) for one in (record, b"whol", b"other")] == [True, False, False]
     assert not WholeRecord(4, whole.sha256).matches(record)
+
+
+@pytest.mark.parametrize("lacking", ["recordBytes", "recordSha256"])
+def test_reading_refuses_an_excerpt_without_the_facts_of_the_whole(lacking: str) -> None:
+    """Without them the whole record could not be recognized."""
+    members = WRITTEN | {"truncated": True, "recordBytes": 9, "recordSha256": "0"}
+    assert parse_dead_letter(json.dumps(members)).whole == WholeRecord(9, "0")
+    del members[lacking]
+    with pytest.raises(NotADeadLetterError):
+        parse_dead_letter(json.dumps(members))
+
+
+def test_reading_refuses_base64_with_other_characters_in_it() -> None:
+    """A packed record is what the letter was written with, or nothing."""
+    packed = base64.b64encode(gzip.compress(b"x")).decode()
+    with pytest.raises(NotADeadLetterError):
+        parse_dead_letter(json.dumps(WRITTEN | {"record": None, "recordGzip": f"%{packed}"}))
+
+
+def test_refusal_names_the_member_that_is_wrong() -> None:
+    """It is shown to the operator."""
+    with pytest.raises(NotADeadLetterError, match="attempts"):
+        parse_dead_letter(json.dumps(WRITTEN | {"attempts": "many"}))
+
+
+def test_times_of_a_letter_are_read_as_utc() -> None:
+    """Whatever zone they are written in."""
+    source = WRITTEN["source"] | {"arrivedAt": "2026-01-01T02:00:00+02:00"}
+    read = parse_dead_letter(json.dumps(WRITTEN | {"failedAt": "2026-01-02T02:00:00+02:00", "source": source})).letter
+    assert (read.failed_at, read.failed_at.tzinfo) == (LETTER.failed_at, UTC)
+    assert (read.origin.arrived_at, read.origin.arrived_at.tzinfo) == (LETTER.origin.arrived_at, UTC)

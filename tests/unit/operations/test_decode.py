@@ -25,6 +25,7 @@ from simplu_worker.operations.decode import (
     nesting_of,
     parse_timestamp,
     replace_lone_surrogates,
+    short_text,
 )
 from simplu_worker.operations.operation import (
     DayRange,
@@ -906,3 +907,15 @@ def test_patterns_have_no_possessive_quantifiers_and_atomic_groups() -> None:
     suspicious = re.compile(r"[\])}][*+?]\+|\(\?>")
     found = [str(file) for file in package.rglob("*.py") if suspicious.search(file.read_text(encoding="utf-8"))]
     assert found == []
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("b", "b"), ("", ""), ("ż" * 256, "ż" * 256), ("b" * 257, None), (7, None), (None, None), (["b"], None)],
+)
+def test_rejection_has_ids_only_where_they_may_be_ids(value: object, expected: str | None) -> None:
+    """A text of at most 256 characters; anything else is not repeated in the dead letter."""
+    assert short_text(value) == expected
+    found = decode(json.dumps({"operation": "none", "businessId": value}).encode())
+    assert isinstance(found, RejectedRecord)
+    assert found.business_id == expected

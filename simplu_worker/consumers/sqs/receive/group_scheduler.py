@@ -369,7 +369,7 @@ def _decide_lane(
     held: list[Message] = []
     returned: list[tuple[Message, float]] = []
     left = _quota_after_hold(lane, *undecided[0], now=now, quota=quota) if undecided else None
-    if undecided and left is not None and not lost:
+    if left is not None and not lost:
         held = [message for message, _ in undecided]
     elif undecided or lost:
         returned = [(message, 0.0) for message in [*lane.queued, *(message for message, _ in undecided[1:])]]

@@ -370,6 +370,26 @@ def test_message_is_left_when_its_reason_lasts(reason: DeadLetterReason) -> None
         assert isinstance(plan_resend(letter(EVENT, origin=origin, reason=reason), RULES), Resend) == (reason in sent)
 
 
+def test_control_message_goes_to_its_queue() -> None:
+    """Forced also where its fault lasts; without a group it has that of replays, which only a FIFO queue reads."""
+    one = letter(b"{}", origin=CONTROL, reason=DeadLetterReason.INVALID_MESSAGE)
+    assert "invalid_message" in getattr(plan_resend(one, RULES), "detail", "")
+    sent = sent_for(one, FORCED)
+    assert (sent.source, sent.name, sent.group) == (Source.SQS, "control", record_key(one))
+    assert sent.message is not None
+    assert sent.message.fifo.group_id == "replay"
+
+
+def test_letter_of_another_source_names_what_is_expected() -> None:
+    """The setting, the letter's source, and the sources of this worker."""
+    stream, queue = (msgspec.structs.replace(origin, name="mine") for origin in (STREAM, ORDERS))
+    stream_detail, queue_detail = (
+        getattr(plan_resend(letter(origin=origin), RULES), "detail", "") for origin in (stream, queue)
+    )
+    assert ("'mine'" in stream_detail, "'operations'" in stream_detail) == (True, True)
+    assert ("'mine'" in queue_detail, "'control', 'orders.fifo'" in queue_detail) == (True, True)
+
+
 def test_message_that_is_no_text_is_left() -> None:
     """SQS takes text only."""
     assert left_for(letter(b"\xff", origin=CONTROL, reason=GIVEN_UP)) is LeftReason.SEND_REFUSED
@@ -412,6 +432,31 @@ def test_requests_keep_order_and_limits(items: list[tuple[str, int, Source, int]
             assert sum(one.size_bytes for one in request.resends) <= most_bytes
             assert all(len(one.records) == 1 for one in request.resends)
             assert len(request.resends) <= most_count
+
+
+@pytest.mark.parametrize(
+    ("others", "one", "expected"),
+    [
+        pytest.param([], resend("a", 5_000_000, count=3), True, id="the first, whatever it is"),
+        pytest.param([resend("a", 1_999_999)], resend("b", 1_499_999), True, id="exactly as many bytes as it may have"),
+        pytest.param([resend("a", 1_999_999)], resend("b", 1_500_000), False, id="one byte more"),
+        pytest.param(
+            [resend("a", 999_999), resend("b", 999_999)], resend("c", 1_500_000), False, id="the bytes of all count"
+        ),
+        pytest.param([resend("a"), resend("b")], resend("a"), False, id="its group is there"),
+        pytest.param([resend("a")], resend("b", count=2), False, id="several records have a request of their own"),
+        pytest.param([resend("a", count=2)], resend("b"), False, id="one with several records takes no other"),
+        pytest.param([resend("a", 1)], resend("b", 1, source=Source.SQS), False, id="another source"),
+        pytest.param([resend(str(one), 1) for one in range(499)], resend("b", 1), True, id="the last that it takes"),
+        pytest.param([resend(str(one), 1) for one in range(500)], resend("b", 1), False, id="as many as it may have"),
+    ],
+)
+def test_request_takes_another_resend_while_it_has_room(others: list[Resend], one: Resend, *, expected: bool) -> None:
+    """Each of its bounds alone ends it."""
+    request = ResendRequest()
+    for other in others:
+        request.add(other)
+    assert request.has_room_for(one) is expected
 
 
 def test_letters_are_hidden_shortly_and_longer_only_for_very_many() -> None:

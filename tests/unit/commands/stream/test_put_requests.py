@@ -29,3 +29,26 @@ def test_puts_keep_order_within_bounds_and_each_key_once(records: list[NewRecord
         assert 1 <= len(put) <= most
         assert len(set(keys)) == len(keys)
         assert size_bytes <= most_bytes or len(put) == 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        pytest.param([50, 40], [2], id="exactly as much as a put may have"),
+        pytest.param([50, 41], [1, 1], id="one byte more"),
+        pytest.param([28, 28, 28, 5], [3, 1], id="all records of a put count"),
+        pytest.param([200, 10, 10], [1, 2], id="one that is too large goes alone, and the next put starts empty"),
+        pytest.param([], [], id="nothing"),
+    ],
+)
+def test_put_counts_data_and_keys(sizes: list[int], expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key counts with its bytes in UTF-8: five each here."""
+    monkeypatch.setattr(put_requests, "PUT_MAX_BYTES", 100)
+    records = [NewRecord(f"{number:03}ż", b"x" * size) for number, size in enumerate(sizes)]
+    assert [len(put) for put in cut_into_puts(records)] == expected
+
+
+def test_put_has_as_many_records_as_it_may() -> None:
+    """500 by the contract of Kinesis."""
+    records = [NewRecord(str(number), b"") for number in range(1001)]
+    assert [len(put) for put in cut_into_puts(records)] == [500, 500, 1]

@@ -136,3 +136,37 @@ def test_shard_is_brought_forward_once() -> None:
     schedule.bring_forward("s0", now=2.0)
     schedule.bring_forward("s0", now=1.5)
     assert (schedule.take_due(1.9), schedule.take_due(2.0)) == ([], ["s0"])
+
+
+@pytest.mark.parametrize(
+    ("count", "draw", "expected"),
+    [(0, 0.5, 0.5), (0, 0.0, 0.0), (4, 1.0, 1.0), (5, 1.0, 1.2), (9, 0.5, 1.0)],
+)
+def test_first_probe_is_within_a_second_or_a_round(count: int, draw: float, expected: float) -> None:
+    """A round of many shards takes a fifth of a second for each, the new one included; the draw chooses within it."""
+    schedule = ProbeSchedule()
+    for number in range(count):
+        schedule.add(f"s{number}", now=1000.0, draw=1.0)
+        assert schedule.take_due(2000.0) == [f"s{number}"]
+    schedule.add("new", now=10.0, draw=draw)
+    assert schedule.wait_s(10.0, at_most=60.0) == pytest.approx(expected)
+
+
+def test_healthy_shards_share_the_pace_of_healthy_ones() -> None:
+    """Failing shards do not count."""
+    schedule = ProbeSchedule(healthy_pace=Pace(1.0, probes_per_second=1.0), failing_pace=Pace(100.0, 1.0))
+    for number in range(4):
+        schedule.add(f"s{number}", now=0.0, draw=0.0)
+    assert len(schedule.take_due(0.0)) == 4
+    for number in range(4):
+        schedule.reschedule(f"s{number}", fails=number < 2, now=0.0, draw=0.5)
+    assert schedule.wait_s(0.0, at_most=60.0) == pytest.approx(2.0)
+
+
+def test_shard_that_is_added_again_is_due_at_its_new_time_only() -> None:
+    """However many were added in between."""
+    schedule = ProbeSchedule()
+    schedule.add("s", now=0.0, draw=0.0)
+    schedule.remove("s")
+    schedule.add("s", now=10.0, draw=1.0)
+    assert (schedule.take_due(10.9), schedule.take_due(11.0), schedule.take_due(100.0)) == ([], ["s"], [])

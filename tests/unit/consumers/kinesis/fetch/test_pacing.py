@@ -239,6 +239,27 @@ def test_catch_ups_have_all_starts_when_the_main_reader_has_ended() -> None:
     assert [later - earlier for earlier, later in pairwise(starts)] == pytest.approx([0.26] * 8)
 
 
+@pytest.mark.parametrize(
+    ("second_start", "expected"),
+    [
+        pytest.param(103.0, 103.8, id="all bytes are paid for: what it had beyond its half no other reader wanted"),
+        pytest.param(101.0, 103.0, id="bytes are not paid for yet: it had them at the cost of the others"),
+    ],
+)
+def test_main_reader_may_start_early_when_it_had_no_more_than_its_half(second_start: float, expected: float) -> None:
+    """Half a second before all bytes are paid for; only when they are, bytes beyond its half are forgotten."""
+    budget = ReadBudget()
+    main = Pacing(budget)
+    main.note_start(100.0)
+    main.note_reply(100.0, record_count=1, size_bytes=4 * MIB, millis_behind=1)
+    main.note_start(second_start)
+    main.note_reply(second_start, record_count=0, size_bytes=0, millis_behind=1)
+    with budget.open_catch_up(second_start) as catch_up:
+        catch_up.note_start(second_start + 0.3)
+        catch_up.note_reply(second_start + 0.3, record_count=1, size_bytes=2 * MIB)
+        assert main.next_start(second_start + 0.3) == pytest.approx(expected)
+
+
 def test_catch_up_leaves_the_trouble_of_a_read_to_all() -> None:
     """Kinesis throttles the stream shard, so the main reader backs off too."""
     budget = ReadBudget()

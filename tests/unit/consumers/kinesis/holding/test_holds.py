@@ -567,6 +567,14 @@ def test_floor_is_the_lowest_of_everything_owed() -> None:
     assert (holds.safe_checkpoint(mark(9)), holds.is_settled()) == (mark(9), True)
 
 
+def test_checkpoint_goes_on_with_a_catch_up() -> None:
+    """While a hold is caught up, the position of the catch-up counts, not the start of the hold."""
+    holds = Holds()
+    catch_up = holds.start_catch_up([hold_tenant(holds, "a-x", 4)])
+    pass_over(catch_up, to=7)
+    assert at(holds.safe_checkpoint(mark(9))) == 7
+
+
 def test_tenants_beyond_those_held_by_themselves_share_a_bucket() -> None:
     """An overflow hold that is being caught up takes no more tenants: these go to the next one."""
     with small_sets(names_max=10, tenant_holds_max=1, slots=1024):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC
 from typing import Any
 
 import pytest
@@ -142,13 +143,17 @@ texts = st.text(min_size=1, max_size=5)
 leases = st.builds(
     Lease,
     keys,
-    st.one_of(st.sampled_from([TRIM_HORIZON, LATEST, SHARD_END]), st.builds(Position, st.integers(0, 10**56))),
+    st.one_of(
+        st.sampled_from([TRIM_HORIZON, LATEST, SHARD_END]),
+        st.builds(Position, st.integers(0, 10**56), st.integers(0, 3)),
+    ),
     counter=st.integers(0, 3),
     owner=st.one_of(st.none(), texts, st.just(ME)),
     owner_switches=st.integers(0, 3),
     parents=st.frozensets(texts, max_size=2),
     children=st.frozensets(texts, max_size=2),
     hash_range=st.one_of(st.none(), st.builds(HashRange, st.integers(0, 2**64), st.integers(2**64, 2**128 - 1))),
+    started_at=st.one_of(st.none(), st.datetimes(timezones=st.just(UTC))),
     pending_tenants=st.one_of(st.none(), st.frozensets(texts, min_size=1, max_size=3)),
 )
 
@@ -276,3 +281,24 @@ def test_lease_says_how_far_its_reader_is_ahead_when_the_row_does() -> None:
     assert row["simpluReadTo"] == {"S": "17/3"}
     assert lease_of(row) == Lease("a", Position(5), ahead=ahead)
     assert lease_of({name: value for name, value in row.items() if name != "simpluHeld"}) == Lease("a", Position(5))
+    assert lease_of({name: value for name, value in row.items() if name != "simpluReadTo"}) == Lease("a", Position(5))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        pytest.param({"leaseOwner": {"S": ""}, "checkpointOwner": {"S": ""}}, {}, id="an empty owner is none"),
+        pytest.param({"startingHashKey": {"S": "0"}}, {}, id="half of a hash range is none"),
+        pytest.param({"endingHashKey": {"S": "9"}}, {}, id="the other half is none"),
+        pytest.param({"checkpoint": {"S": "17"}}, {"checkpoint": Position(17, 0)}, id="no sub-sequence number is 0"),
+    ],
+)
+def test_lease_is_read_with_what_may_lack(attributes: dict[str, dict[str, Any]], expected: dict[str, Any]) -> None:
+    """Each of these attributes may be absent, or empty."""
+    assert lease_of(MINIMAL_ROW | attributes) == replace(Lease("shardId-000000000000", LATEST), **expected)
+
+
+def test_unreadable_lease_names_the_value() -> None:
+    """It is shown to the operator."""
+    with pytest.raises(UnreadableLeaseError, match="many"):
+        lease_of(MINIMAL_ROW | {"leaseCounter": {"N": "many"}})

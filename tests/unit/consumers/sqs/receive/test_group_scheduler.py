@@ -205,6 +205,75 @@ def test_wait_goes_back_at_a_stop() -> None:
     assert returned(decide(groups, call(groups), RetryHeld(1.5), may_hold=False)) == [("a1", 2.0)]
 
 
+def test_wait_takes_half_of_the_bytes_and_no_more() -> None:
+    """A message of exactly that size is held."""
+    groups = GroupScheduler(is_fifo=False)
+    groups.add([message("a", body="x" * 60), message("b", body="x")])
+    decision = groups.apply_verdicts(
+        call(groups),
+        [RetryHeld(1.0), RetryHeld(1.0)],
+        now=0.0,
+        limits=SchedulerLimits(byte_count=120),
+        is_ours=lambda _: True,
+    )
+    assert (returned(decision), names(groups.held_messages())) == ([("b", 1.0)], ["a"])
+
+
+def test_wait_without_a_delay_takes_no_room_and_wakes_nothing() -> None:
+    """It is handled again at once."""
+    groups = fifo("a1")
+    decision = decide(groups, call(groups), RetryHeld(0.0), limits=SchedulerLimits(message_count=1))
+    assert (returned(decision), groups.next_retry_in_s(0.0), names(call(groups))) == ([], None, ["a1"])
+
+
+@pytest.mark.parametrize(("delay_s", "expected"), [(HELD_MAX_S, []), (HELD_MAX_S + 1, [("a1", HELD_MAX_S + 1)])])
+def test_wait_is_at_most_a_minute_at_any_time(delay_s: float, expected: list[tuple[str, float]]) -> None:
+    """The minute is counted from the first hold."""
+    groups = fifo("a1")
+    assert returned(decide(groups, call(groups), RetryHeld(delay_s), now=100.0)) == expected
+
+
+def test_wait_is_no_retry() -> None:
+    """Only messages that return to the queue are counted as retried."""
+    groups = fifo("a1", "b1", "c1")
+    decision = decide(groups, call(groups), Done(), RetryHeld(1.0), ReturnToQueue(1.0))
+    assert (names(groups.held_messages()), decision.retried_count) == (["b1"], 1)
+
+
+def test_hold_of_a_message_is_forgotten_when_it_leaves() -> None:
+    """Received again, it is a new message."""
+    groups, one = fifo("a1", "a2"), SchedulerLimits(batch_count=1)
+    decide(groups, call(groups, limits=one), RetryHeld(1.0))
+    decide(groups, call(groups, limits=one, now=1.0), Done())
+    groups.add([message("a1", group="a")])
+    assert [(again.message_id, again.held_count) for again in call(groups)] == [("a2", 0), ("a1", 0)]
+
+
+def held_behind_a_dead_letter() -> GroupScheduler:
+    """Return a group whose held message was lost and received again while the dead letter before it is stored."""
+    groups = fifo("a1", "a2", "b1")
+    first = call(groups)
+    decide(groups, first, DEAD_LETTER, RetryHeld(5.0), RetryHeld(3.0))
+    assert names(groups.remove(first[0])) == ["a2"]
+    groups.add([message("a2", group="a")])
+    groups.finish(first[:1])
+    return groups
+
+
+def test_message_that_is_received_again_is_not_held() -> None:
+    """Its hold ended with its place in the group."""
+    groups = held_behind_a_dead_letter()
+    assert [(one.message_id, one.held_count) for one in call(groups)] == [("a2", 0)]
+
+
+def test_hold_that_ended_with_its_message_releases_no_later_hold() -> None:
+    """Also where another group's hold ends before it."""
+    groups = held_behind_a_dead_letter()
+    decide(groups, call(groups), RetryHeld(9.0))
+    assert names(groups.held_messages()) == ["b1", "a2"]
+    assert (names(call(groups, now=5.0)), names(call(groups, now=9.0))) == (["b1"], ["a2"])
+
+
 # Lost messages
 
 
@@ -233,6 +302,36 @@ def test_lost_message_stays_in_its_lane_while_it_is_handled() -> None:
     assert groups.handling_count == 0
 
 
+def test_held_message_stays_held_when_one_behind_it_is_lost() -> None:
+    """Only what is behind the lost one leaves."""
+    groups = fifo("a1", "a2", "a3")
+    decide(groups, call(groups), RetryHeld(5.0), RetryHeld(5.0), RetryHeld(5.0))
+    assert names(groups.remove(message("a2", group="a"))) == ["a3"]
+    assert (call(groups, now=4.0), names(call(groups, now=5.0))) == ([], ["a1"])
+
+
+def test_wait_goes_back_when_a_message_before_it_is_lost() -> None:
+    """It must not be handled before that one."""
+    groups = fifo("a1", "a2")
+    decision = decide(groups, call(groups), Done(), RetryHeld(1.0), lost="a1")
+    assert returned(decision) == [("a2", 1.0)]
+
+
+def test_queued_messages_go_back_when_the_only_one_of_a_call_is_lost() -> None:
+    """Whatever its verdict."""
+    groups = fifo("a1", "a2")
+    decision = decide(groups, call(groups, limits=SchedulerLimits(batch_count=1)), Done(), lost="a1")
+    assert (returned(decision), decision.retried_count, groups.queued_count) == ([("a2", 0.0)], 0, 0)
+
+
+@pytest.mark.parametrize("other", [message("a9", group="a"), message("z1", group="z")])
+def test_message_that_has_left_is_in_no_lane(other: Message) -> None:
+    """A renewal or a store that ends late finds no message any more, or not even its group."""
+    groups = fifo("a1")
+    groups.finish([other])
+    assert (groups.remove(other), groups.is_queued(other), groups.queued_count) == ([], False, 1)
+
+
 # Calls
 
 
@@ -242,6 +341,46 @@ def test_call_keeps_to_its_limits() -> None:
     groups.add(message(str(number), body="x" * size) for number, size in enumerate((10, 10, 10, 99, 10)))
     limits = SchedulerLimits(batch_count=3, batch_bytes=25)
     assert [names(call(groups, limits=limits)) for _ in range(4)] == [["0", "1"], ["2"], ["3"], ["4"]]
+
+
+def test_call_takes_as_many_bytes_as_it_may() -> None:
+    """A batch of exactly that size is one call."""
+    groups = GroupScheduler(is_fifo=False)
+    groups.add(message(str(number), body="x" * 10) for number in range(3))
+    assert names(call(groups, limits=SchedulerLimits(batch_bytes=20))) == ["0", "1"]
+
+
+def test_call_without_room_for_a_second_of_a_group_has_all_the_first() -> None:
+    """The second waits for the next call of its group."""
+    groups = GroupScheduler(is_fifo=True)
+    sizes = {"a1": 10, "a2": 20, "b1": 5}
+    groups.add(message(name, group=name[0], body="x" * size) for name, size in sizes.items())
+    assert names(call(groups, limits=SchedulerLimits(batch_bytes=25))) == ["a1", "b1"]
+
+
+def test_group_without_room_in_a_call_keeps_its_one_place() -> None:
+    """It is the first of the next call, and has no second turn before the others."""
+    groups = GroupScheduler(is_fifo=True)
+    groups.add(message(name, group=name[0], body="x" * 20) for name in ("a1", "b1"))
+    assert names(call(groups, limits=SchedulerLimits(batch_bytes=25))) == ["a1"]
+    groups.add(message(name, group=name[0]) for name in ("c1", "b2", "d1"))
+    assert names(call(groups, limits=SchedulerLimits(batch_count=3))) == ["b1", "c1", "d1"]
+
+
+def test_group_gets_its_place_when_its_call_has_ended() -> None:
+    """Behind groups that came while it was handled."""
+    groups = fifo("a1")
+    first = call(groups)
+    groups.add([message("a2", group="a"), message("b1", group="b")])
+    decide(groups, first, Done())
+    assert names(call(groups)) == ["b1", "a2"]
+
+
+def test_messages_without_a_group_do_not_wait_for_each_other() -> None:
+    """Each is a group of its own."""
+    groups = GroupScheduler(is_fifo=True)
+    groups.add([message("a"), message("b")])
+    assert [names(call(groups, limits=SchedulerLimits(batch_count=1))) for _ in range(2)] == [["a"], ["b"]]
 
 
 def test_call_takes_one_of_each_group_before_a_second() -> None:
