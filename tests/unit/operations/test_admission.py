@@ -157,6 +157,14 @@ def test_batch_is_admitted_whole_only_when_each_operation_is(
     assert admits_all(batch, rows, tenant_wait=WAIT) == all(each)
 
 
+def test_batch_is_not_admitted_whole_when_one_of_its_tenants_is_not_active() -> None:
+    """Whatever the others are."""
+    operations = [operation(), replace(operation(), tenant_id="other")]
+    rows = {"a-b-c": tenant(), "other": tenant(TenantState.FENCED)}
+    assert admits_all(operations, rows, tenant_wait=timedelta(seconds=60)) is False
+    assert admits_all(operations, rows | {"other": tenant()}, tenant_wait=timedelta(seconds=60)) is True
+
+
 def test_operation_is_not_too_late_for_a_tenant_that_is_not_its_own() -> None:
     """Without a row, and beside the row of another pair with its id, nothing is known of its tenant's age."""
     late = operation(arrived_at=CREATED_AT - 2 * WAIT)

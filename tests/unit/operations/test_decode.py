@@ -22,10 +22,12 @@ from simplu_worker.operations.decode import (
     NESTING_MAX,
     decode_operation,
     derived_request_id,
+    digest_of,
     nesting_of,
     parse_timestamp,
     replace_lone_surrogates,
     short_text,
+    utc_text,
 )
 from simplu_worker.operations.operation import (
     DayRange,
@@ -919,3 +921,39 @@ def test_rejection_has_ids_only_where_they_may_be_ids(value: object, expected: s
     found = decode(json.dumps({"operation": "none", "businessId": value}).encode())
     assert isinstance(found, RejectedRecord)
     assert found.business_id == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2026-01-31T09:00:00Z", "2026-01-31T09:00:00Z"),
+        ("2026-01-31T09:00:00.000001Z", "2026-01-31T09:00:00.000001Z"),
+        ("2026-01-31T09:00:00.0000009Z", "2026-01-31T09:00:00+00:00"),  # Postgres would round it up
+        ("2026-01-31T09:00:00.5+02:00", "2026-01-31T07:00:00.500000+00:00"),
+        ("2026-01-31t09:00:00z", "2026-01-31T09:00:00+00:00"),
+        ("20260131T090000Z", "2026-01-31T09:00:00+00:00"),
+        ("2026-01-31", "2026-01-31T00:00:00+00:00"),
+    ],
+)
+def test_time_is_kept_as_it_came_only_where_postgres_reads_it_alike(text: str, expected: str) -> None:
+    """A text of the usual form in UTC, with at most six decimals, costs no second text."""
+    assert utc_text(text) == expected
+    assert (parse_timestamp(text).tzinfo, parse_timestamp(expected)) == (UTC, parse_timestamp(text))
+
+
+@pytest.mark.parametrize("name", ["businessId", "locationId", "resourceType", "resourceId", "requestId"])
+def test_refusal_begins_with_the_member_that_holds_what_text_cannot(name: str) -> None:
+    """As all refusals of a member."""
+    assert rejected(**{name: "a\0b"}).error.startswith(f"{name}: ")
+
+
+def test_refusal_of_a_kind_tells_its_length_and_not_its_text() -> None:
+    """Errors are logged."""
+    error = rejected(operation="secrets").error
+    assert ("of 7 characters" in error, "secrets" in error) == (True, False)
+
+
+def test_digest_without_a_resource_id_has_an_empty_one() -> None:
+    """Frozen, as all of the digest."""
+    parts = b"4,11,0,0,0,0\0list\0appointment\0\0\0\0"
+    assert digest_of("list", "appointment", None, b"", b"", b"") == b"\x01" + hashlib.sha256(parts).digest()

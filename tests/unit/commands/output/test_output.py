@@ -124,3 +124,5 @@ def test_require_names_every_variable_that_a_command_lacks() -> None:
         "CITRUS_SERVER_URL",
     ]
     require_settings(Settings(kinesis_stream_name="s", database_host="h"), routes=True, stream=True)
+    require_settings(Settings(kinesis_stream_name="s"), stream=True)
+    assert str(raised.value) == "\n".join(raised.value.problems)

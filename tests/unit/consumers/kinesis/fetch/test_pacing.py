@@ -242,6 +242,7 @@ def test_catch_ups_have_all_starts_when_the_main_reader_has_ended() -> None:
 @pytest.mark.parametrize(
     ("second_start", "expected"),
     [
+        pytest.param(102.0, 102.8, id="all bytes have just been paid for"),
         pytest.param(103.0, 103.8, id="all bytes are paid for: what it had beyond its half no other reader wanted"),
         pytest.param(101.0, 103.0, id="bytes are not paid for yet: it had them at the cost of the others"),
     ],
@@ -258,6 +259,19 @@ def test_main_reader_may_start_early_when_it_had_no_more_than_its_half(second_st
         catch_up.note_start(second_start + 0.3)
         catch_up.note_reply(second_start + 0.3, record_count=1, size_bytes=2 * MIB)
         assert main.next_start(second_start + 0.3) == pytest.approx(expected)
+
+
+def test_reader_is_busy_while_behind_and_a_minute_after_a_record() -> None:
+    """At the tip of a stream shard in use it must start in time; at the end it is neither."""
+    main = Pacing(ReadBudget())
+    found = []
+    for record_count, millis_behind in ((0, 5), (1, 0)):
+        main.note_start(100.0)
+        main.note_reply(100.0, record_count=record_count, size_bytes=record_count, millis_behind=millis_behind)
+        found += [(main.is_busy(now), main.is_at_tip_in_use(now)) for now in (160.0, 160.001)]
+    assert found == [(True, False), (True, False), (True, True), (False, False)]
+    main.note_end()
+    assert main.is_busy(100.0) is False
 
 
 def test_catch_up_leaves_the_trouble_of_a_read_to_all() -> None:

@@ -236,7 +236,7 @@ def test_wait_is_at_most_a_minute_at_any_time(delay_s: float, expected: list[tup
 def test_wait_is_no_retry() -> None:
     """Only messages that return to the queue are counted as retried."""
     groups = fifo("a1", "b1", "c1")
-    decision = decide(groups, call(groups), Done(), RetryHeld(1.0), ReturnToQueue(1.0))
+    decision = decide(groups, call(groups), Done(), RetryHeld(1.0), ReturnToQueue(1))
     assert (names(groups.held_messages()), decision.retried_count) == (["b1"], 1)
 
 
