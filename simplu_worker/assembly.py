@@ -6,7 +6,7 @@ Opening a part makes no request yet. Each is an async context manager, which clo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -14,10 +14,10 @@ from functools import partial
 from typing import Final
 from urllib.parse import quote
 
-from simplu_worker.aws.clients import Client, open_client
+from simplu_worker.aws.clients import Client, check_aws_profile, open_client
 from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, Queue
 from simplu_worker.business_info.table import BusinessFinder, BusinessInfo
-from simplu_worker.cache.cache import Cache, CacheAdmin, open_cache
+from simplu_worker.cache.cache import Cache, CacheAdmin, create_redis_commands, open_cache
 from simplu_worker.cache.invalidations import OnChange, ignore_changes
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
@@ -104,6 +104,27 @@ class Parts:
     cache_admin: CacheAdmin | None = None
 
 
+def find_part_problems(settings: Settings) -> list[str]:
+    """Return the problems of *settings* at which opening the parts of a worker would stop, one part after another.
+
+    Reads files, but contacts no dependency. The environment is prepared for botocore.
+    """
+    checks: list[Callable[[], object]] = [partial(check_aws_profile, settings.aws_region)]
+    if settings.redis_url is not None:
+        checks.append(partial(create_redis_commands, settings.redis_url.get_secret_value()))
+    if settings.shard_map_file is not None:
+        checks.append(partial(read_shard_map, settings.shard_map_file, settings.database_allowed_hosts))
+    elif settings.citrus_server_url is None and settings.database_host is not None:
+        checks.append(partial(_only_shard, settings))
+    problems: list[str] = []
+    for check in checks:
+        try:
+            check()
+        except ConfigurationError as exc:
+            problems += exc.problems
+    return problems
+
+
 @contextlib.asynccontextmanager
 async def open_parts(settings: Settings, replica_name: str) -> AsyncIterator[Parts]:
     """Open all parts of the worker *replica_name*: cache, shards, consumers."""
@@ -174,12 +195,16 @@ async def _open_locator(settings: Settings) -> AsyncIterator[Locator]:
     elif settings.shard_map_file is not None:
         yield StaticMap(read_shard_map(settings.shard_map_file, allowed_hosts))
     else:
-        shard = MappedShard(shard_id=ONLY_SHARD_ID, connection_string=_only_connection_string(settings))
-        try:
-            shard.address.validate(allowed_hosts)
-        except PermanentError as exc:
-            raise ConfigurationError(f"DATABASE_HOST: {exc}") from None
-        yield StaticMap(ShardMap(shards=(shard,)))
+        yield StaticMap(ShardMap(shards=(_only_shard(settings),)))
+
+
+def _only_shard(settings: Settings) -> MappedShard:
+    shard = MappedShard(shard_id=ONLY_SHARD_ID, connection_string=_only_connection_string(settings))
+    try:
+        shard.address.validate(settings.database_allowed_hosts)
+    except PermanentError as exc:
+        raise ConfigurationError(f"DATABASE_HOST: {exc}") from None
+    return shard
 
 
 def _only_connection_string(settings: Settings) -> str:

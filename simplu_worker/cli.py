@@ -19,6 +19,7 @@ from simplu_worker.commands.command_line import (
     EnvFile,
     UsageError,
     complain,
+    log_misspellings,
     read_settings,
     run_until_interrupted,
 )
@@ -48,6 +49,7 @@ def run(*, env_file: EnvFile = None) -> int:
 
     settings = read_settings(env_file, for_run=True)
     configure_logging(settings.log_level, settings.log_format)
+    log_misspellings()
     try:
         uvloop.run(run_worker(settings))
     except ConfigurationError:

@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
+import botocore.session
 import msgspec
 from aiobotocore.config import AioConfig
 from aiobotocore.parsers import AioJSONParser, AioResponseParserFactory
@@ -96,6 +97,8 @@ CREDENTIALS_ERRORS: tuple[type[Exception], ...] = (
 )
 
 
+NO_REGION = "AWS_REGION: expected a region such as eu-west-1, none is set"
+
 # Decoders of replies, by the name of their shape in the service's model, for replies that are frequent or large:
 # botocore's own parser takes ten times as long.
 DECODERS: dict[str, Callable[[bytes], dict[str, Any]]] = {}
@@ -137,7 +140,7 @@ async def open_client(
                 _session().create_client(service, region_name=region, endpoint_url=endpoint_url, config=config),
             )
         except botocore_errors.NoRegionError as exc:
-            raise ConfigurationError("AWS_REGION: expected a region such as eu-west-1, none is set") from exc
+            raise ConfigurationError(NO_REGION) from exc
         except botocore_errors.ProfileNotFound as exc:
             raise ConfigurationError(f"AWS_PROFILE: {exc}") from exc
         except ValueError as exc:  # of botocore, for an endpoint or a region without a valid host
@@ -145,6 +148,20 @@ async def open_client(
                 f"AWS_ENDPOINT_URL, AWS_REGION: expected an http(s) URL and a region, got no valid host for {service}"
             ) from exc
         yield client
+
+
+def check_aws_profile(region: str | None) -> None:
+    """Raise ConfigurationError when the profile does not exist, or neither *region* nor the profile names a region."""
+    session = botocore.session.get_session()  # the one of the process would keep the profile
+    try:
+        region = region or session.get_config_variable("region")
+        session.get_scoped_config()
+    except botocore_errors.ProfileNotFound as exc:
+        raise ConfigurationError(f"AWS_PROFILE: {exc}") from None
+    except botocore_errors.BotoCoreError as exc:  # a file that is not in the format of profiles
+        raise ConfigurationError(f"AWS_CONFIG_FILE: {exc}") from None
+    if region is None:
+        raise ConfigurationError(NO_REGION)
 
 
 def error_code(exc: Exception) -> str:

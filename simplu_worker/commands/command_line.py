@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Coroutine
@@ -15,12 +16,15 @@ import structlog
 from cyclopts import Parameter
 
 from simplu_worker.config.environment import apply_env_file, prepare_aws_environment
-from simplu_worker.config.settings import Settings, load_settings
+from simplu_worker.config.misspellings import Misspelling, find_misspellings
+from simplu_worker.config.settings import Settings, draft_settings
 from simplu_worker.errors import ConfigurationError, WorkerError
 from simplu_worker.telemetry.log import configure_logging, flush_logging, scrub_text
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIGURATION = 0, 1, 2, 78  # 78: EX_CONFIG of sysexits.h
 EXIT_INTERRUPTED: Final = 128 + 2  # as a shell reports an end by SIGINT
+
+log = structlog.get_logger(__name__)
 
 Command = Callable[[Settings], Coroutine[Any, Any, int]]
 
@@ -45,10 +49,10 @@ class CommonOptions:
     env_file: EnvFile = None
     as_json: AsJson = False
 
-    def run(self, command: Command, *, for_run: bool = False) -> int:
+    def run(self, command: Command, *, for_run: bool = False, reports_misspellings: bool = False) -> int:
         """Run *command* with the settings; return its exit status. Its answer goes to stdout, its log to stderr.
 
-        *for_run* requires every setting that `run` needs.
+        *for_run* requires every setting that `run` needs. A command that *reports_misspellings* has them in its answer.
         """
         settings = read_settings(self.env_file, for_run=for_run)
         given = settings.model_fields_set
@@ -57,6 +61,8 @@ class CommonOptions:
             settings.log_format if "log_format" in given else "console",
             stream=sys.stderr,
         )
+        if not reports_misspellings:
+            log_misspellings()
         try:
             return run_until_interrupted(command(settings))
         except ConfigurationError:
@@ -66,8 +72,8 @@ class CommonOptions:
         except BrokenPipeError:
             # The reader of our output is gone; without this Python would complain about the same stdout at its exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except Exception:  # noqa: BLE001  (a bug: it goes to the log, which scrubs secrets)
-            structlog.get_logger(__name__).exception("command.crashed")
+        except Exception:  # a bug: it goes to the log, which scrubs secrets
+            log.exception("command.crashed")
         finally:
             flush_logging()
         return EXIT_FAILED
@@ -77,12 +83,36 @@ NO_OPTIONS: Final = CommonOptions()
 
 
 def read_settings(env_file: Path | None, *, for_run: bool) -> Settings:
-    """Return the settings of the environment and *env_file*, and prepare the environment for botocore."""
+    """Return the settings of the environment and *env_file*, and prepare the environment for botocore.
+
+    *for_run* also checks what opening the parts of a worker needs. Raises ConfigurationError with every problem, and
+    with the misspelt variables, one of which may be the cause.
+    """
     if env_file is not None:
         apply_env_file(env_file, os.environ)
-    settings = load_settings(os.environ, for_run=for_run)
-    prepare_aws_environment(os.environ)
-    return settings
+    draft = draft_settings(os.environ, for_run=for_run)
+    problems = draft.problems
+    with contextlib.suppress(ConfigurationError):  # its problems are among those of the draft
+        prepare_aws_environment(os.environ)
+    if for_run:
+        from simplu_worker.assembly import find_part_problems
+
+        named = {problem.partition(":")[0] for problem in problems}
+        problems += [more for more in find_part_problems(draft.settings) if more.partition(":")[0] not in named]
+    if problems:
+        raise ConfigurationError(*problems, *map(str, given_misspellings()))
+    return draft.settings
+
+
+def given_misspellings() -> list[Misspelling]:
+    """Return the misspelt variables of the environment; an empty one counts as unset."""
+    return list(find_misspellings(name for name, value in os.environ.items() if value))
+
+
+def log_misspellings() -> None:
+    """Log the misspelt variables of the environment: they may be of another program, so they stop nothing."""
+    for misspelling in given_misspellings():
+        log.warning("variable.ignored", variable=misspelling.name, nearest=misspelling.nearest)
 
 
 def run_until_interrupted(command: Coroutine[Any, Any, int]) -> int:

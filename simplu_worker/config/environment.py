@@ -1,6 +1,6 @@
 """Read env files and secrets in files, and prepare the variables that botocore reads.
 
-The order for a command: `apply_env_file`, then `settings.load_settings`, then `prepare_aws_environment`.
+The order for a command: `apply_env_file`, then `settings.draft_settings`, then `prepare_aws_environment`.
 """
 
 from __future__ import annotations
@@ -152,7 +152,8 @@ def _read_secret(path: Path) -> str:
 def prepare_aws_environment(environ: MutableMapping[str, str]) -> None:
     """Change *environ* so that botocore reads it as the contract requires: empty means unset, and NAME_FILE works.
 
-    Idempotent. Call this after `load_settings`, which reports the same problems as ConfigurationError.
+    Idempotent. Call this after `draft_settings`, which returns the same problems.
+    Raises ConfigurationError with them.
     """
     for name in [name for name, value in environ.items() if name.startswith("AWS_") and not value]:
         del environ[name]  # botocore takes an empty AWS_PROFILE as a profile without a name

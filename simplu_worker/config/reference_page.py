@@ -32,14 +32,17 @@ INTRODUCTION = """\
 
 `simplu-worker run` needs only environment variables.
 
-- An empty value means unset. Variables that are not listed here are ignored.
+- An empty value means unset. Variables that are not listed here are ignored, since other programs share the
+  environment. One that resembles a variable of this page is logged as `variable.ignored`, with the nearest name.
+  `check` and the list of problems of an invalid configuration have it too. It never stops the worker.
 - Every secret (marked 🔒) can also come from a file: `NAME_FILE=/path` instead of `NAME`. Line breaks at the end
   of the file are dropped. Setting both is an error.
 - `--env-file FILE`, with every command, reads variables from a file written by `simplu-worker stack`, or from a `.env`.
   A line is `NAME=value` or `export NAME=value`; `#` begins a comment; a value that begins with a quote is read as a
   shell reads it, any other value is taken literally; nothing is interpolated. The environment wins over the file.
 - Invalid configuration ends the process with exit status 78 and one line for each problem; the values of secrets are
-  never shown.
+  never shown. `run` and `check` include the contents of `SHARD_MAP_FILE`, the package that `REDIS_URL` needs, and the
+  AWS profile, before anything starts.
 - At least one source (`KINESIS_STREAM_NAME`, `SQS_SHARD_CREATION_QUEUE_URL`, `SQS_ORDER_EVENTS_QUEUE_URL`,
   `SQS_PRIORITY_QUEUE_URL`) and one way to find shards (`CITRUS_SERVER_URL`, `SHARD_MAP_FILE` or `DATABASE_HOST`) must
   be set.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 from urllib.parse import urlsplit
 
 from annotated_types import Ge, Gt, Le
@@ -277,15 +277,30 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take values from arguments only: `load_settings` gets the environment, and reads no other source."""
+        """Take values from arguments only: `draft_settings` gets the environment, and reads no other source."""
         return (init_settings,)
 
 
+class SettingsDraft(NamedTuple):
+    """The settings of the valid values, with defaults in place of the invalid ones, and every problem."""
+
+    settings: Settings
+    problems: list[str]
+
+
 def load_settings(environ: Mapping[str, str], *, for_run: bool = True) -> Settings:
-    """Return the settings in *environ*; unknown names are ignored, because other programs share the environment.
+    """Return the settings in *environ*, as `draft_settings`. Raises ConfigurationError with every problem."""
+    draft = draft_settings(environ, for_run=for_run)
+    if draft.problems:
+        raise ConfigurationError(*draft.problems)
+    return draft.settings
+
+
+def draft_settings(environ: Mapping[str, str], *, for_run: bool) -> SettingsDraft:
+    """Return the settings in *environ*, and its problems; unknown names are ignored, since programs share it.
 
     *for_run* requires every variable that `run` needs; without it, for commands that need fewer, those that are present
-    must be valid. Registers every secret with the log. Raises ConfigurationError with every problem.
+    must be valid. Registers every secret with the log.
     """
     given = {name: value for name, value in environ.items() if value}
     if region := given.get("AWS_REGION", given.get("AWS_DEFAULT_REGION")):
@@ -294,17 +309,16 @@ def load_settings(environ: Mapping[str, str], *, for_run: bool = True) -> Settin
     texts = {name: given[name] for name in map(str.upper, Settings.model_fields) if name in given} | {
         name: secrets[name] for name in OWN_SECRETS if name in secrets
     }
-    settings = None
+    values = {name.lower(): text for name, text in texts.items()}
     try:
-        settings = Settings(**{name.lower(): value for name, value in texts.items()})  # type: ignore[arg-type]
+        settings = Settings(**values)  # type: ignore[arg-type]
     except ValidationError as exc:
         names = dict.fromkeys(str(error["loc"][0]) for error in exc.errors(include_input=False, include_context=False))
-        problems += [_describe_problem(name, texts[name.upper()]) for name in names]
+        problems += [_describe_problem(name, values.pop(name)) for name in names]
+        settings = Settings(**values)  # type: ignore[arg-type]  # each value is checked alone
     problems += find_contradictions(given)
     problems += find_omissions(given) if for_run else ()
-    if problems or settings is None:
-        raise ConfigurationError(*dict.fromkeys(map(scrub_text, problems)))
-    return settings
+    return SettingsDraft(settings, list(dict.fromkeys(map(scrub_text, problems))))
 
 
 SOURCE_QUEUES = ("SQS_SHARD_CREATION_QUEUE_URL", "SQS_ORDER_EVENTS_QUEUE_URL", "SQS_PRIORITY_QUEUE_URL")

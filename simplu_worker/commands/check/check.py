@@ -24,6 +24,7 @@ from simplu_worker.aws.sqs_queue import Queue
 from simplu_worker.cache.cache import create_redis_commands
 from simplu_worker.commands.check.findings import CheckFacts, Finding, find_oddities, format_hours
 from simplu_worker.commands.output.display import print_json, print_line, print_table
+from simplu_worker.config.misspellings import Misspelling
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.client import Stream, StreamGoneError
 from simplu_worker.consumers.sqs.receive.redrive_rules import parse_redrive_policy
@@ -75,9 +76,9 @@ class CheckReport(msgspec.Struct, frozen=True):
     odd: list[Finding]
 
 
-async def check(settings: Settings, *, as_json: bool) -> int:
+async def check(settings: Settings, *, as_json: bool, misspellings: Sequence[Misspelling] = ()) -> int:
     """Check all dependencies that *settings* name, and print the report. Return 1 if one failed, else 0."""
-    report = scrub_report(await check_dependencies(settings))
+    report = scrub_report(await check_dependencies(settings, misspellings))
     if as_json:
         print_json(report)
     else:
@@ -116,7 +117,7 @@ def scrub_report(report: CheckReport) -> CheckReport:
     )
 
 
-async def check_dependencies(settings: Settings) -> CheckReport:
+async def check_dependencies(settings: Settings, misspellings: Sequence[Misspelling] = ()) -> CheckReport:
     """Contact all dependencies. Raises ConfigurationError only; any other failure is in the report."""
     once = settings.model_copy(update={"citrus_retry_attempts": 1})
     checks = DependencyChecks(settings)
@@ -147,7 +148,7 @@ async def check_dependencies(settings: Settings) -> CheckReport:
             ]
         )
     dependencies = [dependency for answer in answers for dependency in answer]
-    return CheckReport(dependencies, find_oddities(checks.facts, settings))
+    return CheckReport(dependencies, find_oddities(checks.facts, settings, misspellings))
 
 
 class DependencyChecks:

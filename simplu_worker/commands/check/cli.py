@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from simplu_worker.commands.command_line import NO_OPTIONS, CommonOptions
+from simplu_worker.commands.command_line import NO_OPTIONS, CommonOptions, given_misspellings
 
 
 def check(*, common: CommonOptions = NO_OPTIONS) -> int:
     """Contact every dependency once; print the answers, and everything odd about the configuration."""
     from simplu_worker.commands.check.check import check
 
-    return common.run(lambda settings: check(settings, as_json=common.as_json), for_run=True)
+    return common.run(
+        lambda settings: check(settings, as_json=common.as_json, misspellings=given_misspellings()),
+        for_run=True,
+        reports_misspellings=True,
+    )

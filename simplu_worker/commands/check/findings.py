@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from simplu_worker.aws.sqs_queue import QueueAttributes
+from simplu_worker.config.misspellings import Misspelling
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
 from simplu_worker.operations.retention_rules import effective_retention
@@ -45,7 +46,7 @@ class CheckFacts:
     eviction_policy: str | None = None  # of Redis
 
 
-def find_oddities(facts: CheckFacts, settings: Settings) -> list[Finding]:
+def find_oddities(facts: CheckFacts, settings: Settings, misspellings: Iterable[Misspelling] = ()) -> list[Finding]:
     """Return all oddities."""
     return [
         *_queue_findings(facts, settings),
@@ -54,6 +55,7 @@ def find_oddities(facts: CheckFacts, settings: Settings) -> list[Finding]:
         *_cache_findings(facts),
         *_clock_findings(facts),
         *_settings_findings(facts, settings),
+        *_misspelling_findings(misspellings),
     ]
 
 
@@ -137,6 +139,11 @@ def _settings_findings(facts: CheckFacts, settings: Settings) -> Iterator[Findin
         yield Finding("API_TOKEN", "not set, the protected pages answer 403", "set it to see /status")
     for name, advice in facts.missing_tables.items():
         yield Finding(name, "does not exist", advice)
+
+
+def _misspelling_findings(misspellings: Iterable[Misspelling]) -> Iterator[Finding]:
+    for name, nearest in misspellings:
+        yield Finding(name, "no variable of the worker, which ignores it", f"did you mean {nearest}?")
 
 
 def format_hours(duration: timedelta) -> str:

@@ -9,6 +9,7 @@ from pydantic import SecretStr
 
 from simplu_worker.aws.sqs_queue import QueueAttributes
 from simplu_worker.commands.check.findings import CheckFacts, find_oddities
+from simplu_worker.config.misspellings import Misspelling
 from simplu_worker.config.settings import Settings
 
 HOUR = timedelta(hours=1)
@@ -87,3 +88,11 @@ def test_findings_name_what_is_odd_and_nothing_else(
     """Each rule reports a finding just beyond its bound, the subject first, and none at the bound."""
     found = [str(finding) for finding in find_oddities(facts, settings_with(**changes))]
     assert [line[: len(start)] for line, start in zip(found, expected, strict=True)] == expected
+
+
+def test_misspelt_variable_is_odd() -> None:
+    """A variable of another program may have such a name, so it is no failure."""
+    found = find_oddities(CheckFacts(), settings_with(), [Misspelling("LOG_LVL", "LOG_LEVEL")])
+    assert [str(finding) for finding in found] == [
+        "LOG_LVL: no variable of the worker, which ignores it; did you mean LOG_LEVEL?"
+    ]

@@ -1,0 +1,172 @@
+"""The settings of a command: every problem at once, those of its parts and misspelt variables included."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from simplu_worker.commands.command_line import read_settings
+from simplu_worker.errors import ConfigurationError
+from simplu_worker.telemetry import log as log_module
+
+COMPLETE = {
+    "AWS_REGION": "eu-central-1",
+    "KINESIS_STREAM_NAME": "resources-operations",
+    "SQS_DEAD_LETTER_QUEUE_URL": "http://127.0.0.1:4566/000000000000/dead-letters",
+    "CITRUS_SERVER_URL": "http://citrus.server.com:8080/",
+}
+WORD = "pl4nted-s3cret"
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Give each test an environment of its own, and keep its secrets out of all others."""
+    for name in os.environ:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    before, log_module._secrets = log_module._secrets, log_module._Secrets()
+    yield
+    log_module._secrets = before
+
+
+def problems_of(monkeypatch: pytest.MonkeyPatch, environ: Mapping[str, str], *, for_run: bool = True) -> list[str]:
+    """Return the problems that a command with *environ* reports."""
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    problems: tuple[str, ...] = ()
+    try:
+        read_settings(None, for_run=for_run)
+    except ConfigurationError as exc:
+        problems = exc.problems
+    assert WORD not in "".join(problems)
+    return list(problems)
+
+
+def names_of(problems: list[str]) -> list[str]:
+    """Return the variables that *problems* are about."""
+    return [problem.partition(":")[0] for problem in problems]
+
+
+@pytest.fixture
+def _without_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "simplu_worker.cache.redis_commands", raising=False)
+    monkeypatch.setitem(sys.modules, "redis.asyncio", None)
+
+
+@pytest.mark.usefixtures("_without_redis")
+@pytest.mark.parametrize("as_file", [False, True])
+def test_redis_without_its_extra_is_named_with_every_other_problem(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, as_file: bool
+) -> None:
+    """Before anything starts, beside invalid and missing variables, whether the URL comes as a value or as a file."""
+    (path := tmp_path / "url").write_text("redis://cache")
+    redis = {"REDIS_URL_FILE": str(path)} if as_file else {"REDIS_URL": "redis://cache"}
+    problems = problems_of(monkeypatch, COMPLETE | redis | {"HTTP_PORT": "x", "SQS_DEAD_LETTER_QUEUE_URL": ""})
+    assert names_of(problems) == ["HTTP_PORT", "SQS_DEAD_LETTER_QUEUE_URL", "REDIS_URL"]
+    assert "install simplu-worker[cache]" in problems[-1]
+
+
+@pytest.mark.usefixtures("_without_redis")
+def test_redis_without_its_extra_does_not_matter_to_a_command_without_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same variables serve a laptop on which the extra is not installed."""
+    assert problems_of(monkeypatch, COMPLETE | {"REDIS_URL": "redis://cache"}, for_run=False) == []
+
+
+def test_problems_of_all_parts_are_named_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The contents of the map, options of the Redis URL and the AWS profile, beside a value that is invalid."""
+    (path := tmp_path / "map.json").write_text(
+        json.dumps(
+            {
+                "shards": [
+                    {"shardId": "a", "connectionString": f"postgresql://u:{WORD}@db.example/one"},
+                    {"shardId": "a", "connectionString": f"postgresql://u:{WORD}@db.example/two"},
+                ]
+            }
+        )
+    )
+    changes = {
+        "CITRUS_SERVER_URL": "",
+        "SHARD_MAP_FILE": str(path),
+        "DATABASE_ALLOWED_HOSTS": "*.internal",
+        "REDIS_URL": f"redis://:{WORD}@cache/0?nonsense=1",
+        "AWS_PROFILE": "nowhere",
+        "HTTP_PORT": "x",
+    }
+    problems = problems_of(monkeypatch, COMPLETE | changes)
+    assert sorted(set(names_of(problems))) == ["AWS_PROFILE", "HTTP_PORT", "REDIS_URL", "SHARD_MAP_FILE"]
+    assert any("listed twice" in problem for problem in problems)
+    assert any("db.example" in problem for problem in problems)
+
+
+def test_only_shard_outside_the_allowed_hosts_is_named_with_every_other_problem(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`DATABASE_*` is checked as a connection string from a map is."""
+    changes = {
+        "CITRUS_SERVER_URL": "",
+        "DATABASE_HOST": "db.example",
+        "DATABASE_NAME": "simplu",
+        "DATABASE_USERNAME": "u",
+        "DATABASE_ALLOWED_HOSTS": "*.internal",
+        "HTTP_PORT": "x",
+    }
+    assert names_of(problems_of(monkeypatch, COMPLETE | changes)) == ["HTTP_PORT", "DATABASE_HOST"]
+
+
+def test_region_that_the_profile_lacks_is_named_with_every_other_problem(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A profile may name the region, so its absence is known only once the profile was read."""
+    (config := tmp_path / "config").write_text("[default]\noutput = json\n")
+    changes = {"AWS_REGION": "", "AWS_CONFIG_FILE": str(config), "HTTP_PORT": "x"}
+    assert names_of(problems_of(monkeypatch, COMPLETE | changes)) == ["HTTP_PORT", "AWS_REGION"]
+    config.write_text("[default]\nregion = eu-central-1\n")
+    assert names_of(problems_of(monkeypatch, COMPLETE | changes)) == ["HTTP_PORT"]
+
+
+def test_each_variable_is_named_once_when_its_part_fails_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A region that is missing, or an invalid URL, is not a second problem of the client or the cache."""
+    assert names_of(problems_of(monkeypatch, COMPLETE | {"AWS_REGION": "", "REDIS_URL": f"http://{WORD}"})) == [
+        "REDIS_URL",
+        "AWS_REGION",
+    ]
+
+
+@pytest.mark.parametrize("for_run", [True, False])
+def test_misspelt_variable_is_named_beside_the_problem_that_it_caused(
+    monkeypatch: pytest.MonkeyPatch, *, for_run: bool
+) -> None:
+    """It is part of the answer to "got nothing"; its value is not shown."""
+    problems = problems_of(monkeypatch, COMPLETE | {"HTTP_PORT": "x", "CITRUS_API_KYE": WORD}, for_run=for_run)
+    expected = "expected the name of a variable, got one that the worker ignores; did you mean CITRUS_API_KEY?"
+    assert problems[1:] == [f"CITRUS_API_KYE: {expected}"]
+
+
+def test_misspelt_variable_alone_is_a_warning(tmp_path: Path) -> None:
+    """It may be of another program, so the command runs; its stdout has nothing of the warning."""
+    (path := tmp_path / "map.json").write_text(
+        json.dumps({"shards": [{"shardId": "a", "connectionString": "postgresql://u@db.example/one"}]})
+    )
+    ran = subprocess.run(
+        [sys.executable, "-m", "simplu_worker", "shards", "route", "smile-berlin", "--json"],
+        env={"SHARD_MAP_FILE": str(path), "DATABASE_PASWORD": WORD, "LOG_FORMAT": "json"},
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=60,
+    )
+    assert json.loads(ran.stdout)
+    line = json.loads(ran.stderr)
+    assert (line["event"], line["level"], line["variable"], line["nearest"]) == (
+        "variable.ignored",
+        "warning",
+        "DATABASE_PASWORD",
+        "DATABASE_PASSWORD",
+    )
+    assert WORD not in ran.stdout + ran.stderr
