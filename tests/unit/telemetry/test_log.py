@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from simplu_worker.telemetry import log as log_module
 from simplu_worker.telemetry.log import configure_logging, flush_logging, register_secret, scrub, scrub_text
-from simplu_worker.telemetry.log_folding import FOLDED_LEVELS, Facts, LogDeduplicator
+from simplu_worker.telemetry.log_folding import FOLDED_LEVELS, Facts, LogDeduplicator, dedup_key
 
 PLANTED = "s3cret-of/the'day%40\\x"
 
@@ -310,3 +310,50 @@ def test_flush_writes_what_is_folded_when_the_process_ends(stream: io.StringIO) 
         ("batch.applied", None),
         ("shard.lost", 2),
     ]
+
+
+def folded(event: str, **facts: Any) -> Facts:
+    """Return a warning."""
+    return {"level": "warning", "event": event} | facts
+
+
+def test_fold_ends_at_the_end_of_its_window() -> None:
+    """An event that comes then is written."""
+    log = LogDeduplicator(window_s=10.0)
+    assert [len(log.admit(folded("a"), now)) for now in (0.0, 10.0, 10.1)] == [1, 1, 0]
+
+
+def test_fold_forgets_the_oldest_event_with_its_summary_beside_those_that_are_due() -> None:
+    """No repetition is lost."""
+    log = LogDeduplicator(window_s=10.0, max_keys=2)
+    for event, now in (("a", 0.0), ("a", 1.0), ("b", 5.0), ("b", 6.0), ("c", 6.0)):
+        log.admit(folded(event), now)
+    written = log.admit(folded("d"), 7.0)
+    assert [(one["event"], one.get("repeated")) for one in written] == [("b", 1), ("d", None)]
+
+
+def test_flush_leaves_nothing_to_write_again() -> None:
+    """Each repetition is counted once."""
+    log = LogDeduplicator()
+    for now in (0.0, 1.0):
+        log.admit(folded("a"), now)
+    assert [one["repeated"] for one in log.flush()] == [1]
+    assert (log.flush(), len(log.admit(folded("a"), 2.0))) == ([], 1)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        pytest.param({"error": "Refused: at a"}, {"error": "Refused: at b: again"}, True, id="the class of an error"),
+        pytest.param({"error": "Refused: at a"}, {"error": "Lost: at a"}, False, id="another class"),
+        pytest.param({}, {"error": ""}, True, id="no error"),
+        pytest.param({}, {"error": "None"}, False, id="a text is no absence"),
+        pytest.param({}, {"event": "a", "shard_id": ""}, True, id="no fact"),
+        pytest.param({}, {"event": "a", "shard_id": "None"}, False, id="another fact"),
+    ],
+)
+def test_events_are_the_same_by_their_facts_and_the_class_of_their_error(
+    one: Facts, other: Facts, *, expected: bool
+) -> None:
+    """What differs between two of one trouble does not count."""
+    assert (dedup_key(folded("a") | one) == dedup_key(folded("a") | other)) is expected

@@ -218,3 +218,35 @@ def test_owners_with_a_problem_do_not_collide() -> None:
     """Their own problem stays: they have no id yet."""
     owners = [Owner(OldTenant(key), problem="it is not registered") for key in "ab"]
     assert list(without_collisions(owners).values()) == owners
+
+
+@pytest.mark.parametrize("half", [{"business_id": "x"}, {"location_id": "x"}])
+def test_half_a_tenant_is_looked_for_by_its_key(half: dict[str, str]) -> None:
+    """And has no id."""
+    assert OldTenant("clinic-main", **half).candidates == [("clinic", "main")]
+    assert Owner(OldTenant("clinic-main"), **half).tenant_id is None
+
+
+@pytest.mark.parametrize(("business", "shard_id"), [(UNTYPED, "shard-1"), (CLINIC, None), (CLINIC, "shard-2")])
+def test_owner_with_a_problem_is_called_by_its_pair_where_that_is_known(
+    business: Business, shard_id: str | None
+) -> None:
+    """Its type, its registration or its route is to be corrected."""
+    found = owner(OldTenant("clinic-main"), business, shard_id=shard_id)
+    assert (found.name, found.problem is None, found.tenant_id) == ("clinic main", False, None)
+
+
+def test_owner_that_is_not_known_is_called_as_the_old_table_calls_it() -> None:
+    """The problem names the business, or that it has no such location."""
+    absent, elsewhere = owner(OldTenant("nowhere-main")), owner(OldTenant("clinic-other"), CLINIC)
+    assert (absent.name, elsewhere.name) == ("nowhere-main", "clinic-other")
+    assert owner(OldTenant("k", "nowhere", "main")).name == "nowhere main"
+    assert elsewhere.problem == "its business in business-info has no such location"
+    assert absent.problem == "its business is not in business-info"
+
+
+def test_contents_name_the_first_duplicates() -> None:
+    """Each with the ids of its rows."""
+    found, rows = OldContents(), DuplicateRows("clinic-main", "patient", "1", 2, [3, 4])
+    found.add_duplicate(rows)
+    assert found.duplicates == [rows]

@@ -244,3 +244,25 @@ def test_watch_lets_nobody_wait_for_much_longer_than_a_minute(phases: list[tuple
             waiting.popleft()
         longest_s = now - waiting[0][0] if waiting else 0.0
         assert longest_s <= KEEPS_UP_S + GRACE_S + 2.0
+
+
+def test_standby_is_awaited_from_the_first_answer_wherever_it_is() -> None:
+    """Only later answers tell whether it keeps up; once it is away, it is behind any position."""
+    watch = watched((0.0, facts(standby(0))))
+    assert (watch.awaited, watch.standbys_behind(0)) == (["a"], [])
+    watch.note(facts(), now=1.0)
+    assert watch.standbys_behind(1) == ["a"]
+
+
+@pytest.mark.parametrize(("state", "flushed"), [(None, END), ("startup", None)])
+def test_standby_is_hidden_only_without_state_and_position(state: str | None, flushed: int | None) -> None:
+    """One of them tells enough."""
+    assert (standby(flushed, state).is_hidden, HIDDEN.is_hidden) == (False, True)
+
+
+def test_watch_remembers_a_bounded_number_of_positions() -> None:
+    """However often the server answers."""
+    watch = StandbyWatch()
+    for step in range(5000):
+        watch.note(facts(standby()), now=step / 10)
+    assert len(watch._positions) < 200

@@ -12,6 +12,7 @@ from support.postgres.probes import WELL
 
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.health.assessment import (
+    VERSION_MIN,
     Health,
     Problem,
     ShardObservation,
@@ -147,6 +148,34 @@ def test_unfit_names_what_was_expected_and_what_came() -> None:
     assert unfit_reason(WELL) is None
     assert unfit_reason(with_(version_number=130001, server_version="13.1")) == (
         "expected PostgreSQL 14 or newer, got 13.1; upgrade it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("probe", "expected"),
+    [
+        (with_(version_number=VERSION_MIN), []),
+        (with_(refusal="it is of another fleet"), ["it is of another fleet"]),
+        (with_(connections_used=None, connections_max=100), []),
+        (with_(connections_used=100, connections_max=None), []),
+        (with_(lag_s=31.0, standby_count=1), ["its standby is 31 s behind"]),
+    ],
+)
+def test_findings_tell_what_the_shard_told(probe: ShardProbe, expected: list[str]) -> None:
+    """Nothing where a part of it is unknown."""
+    assert [str(one) for one in assess(ShardObservation(probe=probe)).findings] == expected
+
+
+def test_findings_name_the_role_of_a_server_that_cannot_be_written_to() -> None:
+    """A standby lags itself."""
+    one, other = (
+        [str(found) for found in assess(ShardObservation(probe=with_(is_read_only=True, **more))).findings]
+        for more in ({"is_standby": True, "lag_s": 31.0}, {})
+    )
+    assert ("got a standby;" in one[0], one[1], "got a read-only server;" in other[0]) == (
+        True,
+        "it is 31 s behind",
+        True,
     )
 
 

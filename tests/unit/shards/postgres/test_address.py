@@ -188,6 +188,28 @@ def test_place_shows_where_without_who() -> None:
     assert shown == "a.internal:5432,b.internal/shard"
 
 
+def test_place_without_a_user_is_the_same() -> None:
+    """A user and a password may come from elsewhere."""
+    assert address("postgresql://a.internal/shard").place == "a.internal/shard"
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("shard shard-1 at a.internal/shard: refused", "refused"),
+        ("shard shard-1: refused", "refused"),
+        ("shard shard-2: refused", "shard shard-2: refused"),
+        ("refused, shard shard-1: ", "refused, shard shard-1: "),
+        ("refused by shard shard-1 at a.internal/shard: ", "refused by shard shard-1 at a.internal/shard: "),
+    ],
+)
+def test_message_without_the_name_has_the_rest(message: str, expected: str) -> None:
+    """For lists that show the id and the place beside it."""
+    one = address("postgresql://a.internal/shard")
+    assert one.without_name(message) == expected
+    assert one.without_name(one.error_with_place("refused")) == "refused"
+
+
 PIECES = (
     "postgresql:// user : secret @ / ? # , [ ] ::1 db evil.com a.internal %40 %2F %00 % é \\ "
     "5432 99999 = & host sslmode require shard"

@@ -219,3 +219,60 @@ def test_budget_is_kept_and_nobody_starves(max_connections: int, pool_count: int
             if shard.lent:
                 shard.give_back(now, used_s=1.0)
     assert all(shard.turn_count > before[shards.index(shard)] for shard in waiting)
+
+
+def test_pool_keeps_its_turn_while_it_wants_another_connection() -> None:
+    """A pool with several waiters gets one connection after the other."""
+    budget = ConnectionBudget[int](2)
+    a, b = pools(budget, 2)
+    assert [pool.ask(0.0) for pool in (a, a, b, b)] == [True, True, False, False]
+    for expected in (1, 2):
+        a.lent.pop()
+        a.open_count -= 1
+        budget.release_slot(a, 0.0)
+        assert b.open_count == expected
+    assert repr(budget) == "ConnectionBudget(2/2 open, 0 idle, 0 in the queue)"
+
+
+def test_place_that_is_not_taken_is_free() -> None:
+    """A caller may have given up in between."""
+    budget = ConnectionBudget[int](3)
+    a, b = Pool(budget), GivenUp(budget)
+    assert [pool.ask(0.0) for pool in (a, a, a, b)] == [True, True, True, False]
+    a.lent.pop()
+    a.open_count -= 1
+    budget.release_slot(a, 0.0)
+    assert (b.open_count, budget.open_count) == (0, 2)
+
+
+class GivenUp(Pool):
+    """A pool whose callers give up just before they are let in."""
+
+    def open_another(self) -> bool:
+        """Let no waiter open a connection."""
+        self.waiter_count = 0
+        return False
+
+
+def test_pool_that_withdraws_is_not_in_the_queue() -> None:
+    """Its callers have what they wanted."""
+    budget = ConnectionBudget[int](1)
+    a, b = pools(budget, 2)
+    assert (a.ask(0.0), b.ask(0.0), budget.has_idle) == (True, False, False)
+    budget.withdraw(b)
+    assert repr(budget) == "ConnectionBudget(1/1 open, 0 idle, 0 in the queue)"
+    a.give_back(1.0)
+    assert budget.has_idle is True
+
+
+def test_connection_in_use_again_and_again_is_spared_when_another_ends() -> None:
+    """A place that is released goes to the first in the queue, and a second place is not made at once."""
+    budget = ConnectionBudget[int](3)
+    a, b = pools(budget, 2)
+    assert [pool.ask(0.0) for pool in (a, a, b)] == [True, True, True]
+    b.give_back(0.0)
+    assert [a.ask(0.0) for _ in range(2)] == [False, False]
+    a.lent.pop()
+    a.open_count -= 1
+    budget.release_slot(a, 0.0)
+    assert (a.open_count, b.open_count, a.waiter_count) == (2, 1, 1)

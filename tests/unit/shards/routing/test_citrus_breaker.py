@@ -115,3 +115,23 @@ def test_breaker_never_keeps_anybody_waiting_for_ever(steps: list[tuple[str, flo
         else:
             breaker.cancel_call(ticket)
     assert breaker.begin_call(now + OPEN_MAX_S) is not None
+
+
+def test_breaker_tells_for_how_long_it_is_open() -> None:
+    """Nothing while it is closed, or when the time is over."""
+    breaker = opened(100.0)
+    assert [breaker.open_for_s(now) for now in (100.0, 100.0 + OPEN_BASE_S, 200.0)] == [OPEN_BASE_S, 0.0, 0.0]
+    assert CitrusBreaker().open_for_s(0.0) == 0.0
+
+
+def test_call_of_an_earlier_state_does_not_end_the_trial_when_it_is_cancelled() -> None:
+    """Only the trial itself does."""
+    breaker = CitrusBreaker()
+    early = begun(breaker, 0.0)
+    for _ in range(FAILURES_MAX):
+        breaker.record_failure(begun(breaker, 0.0), 0.0, draw=1.0)
+    trial = begun(breaker, 10.0)
+    breaker.cancel_call(early)
+    assert breaker.begin_call(10.0) is None
+    breaker.cancel_call(trial)
+    assert breaker.begin_call(10.0) is not None

@@ -21,6 +21,7 @@ from simplu_worker.shards.routing.shard_map import (
     ShardMap,
     bucket_of,
     buckets_of,
+    first_problems,
     jump_hash,
     parse_shard_map,
 )
@@ -321,6 +322,30 @@ def test_bad_map_is_refused_with_every_problem_and_no_secret(content: Any, expec
     assert all(problem.startswith("SHARD_MAP_FILE: ") for problem in raised.value.problems)
     assert [text for text in expected if text not in str(raised.value)] == []
     assert "correct-horse" not in str(raised.value)
+
+
+def test_map_without_shards_has_that_one_problem() -> None:
+    """Whether they are retired does not matter."""
+    with pytest.raises(ConfigurationError) as raised:
+        parse_shard_map(b'{"shards": []}', ())
+    assert raised.value.problems == ("SHARD_MAP_FILE: expected at least one shard",)
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(2, ["a", "b", "c"]), (3, ["a", "b", "c"]), (1, ["a"]), (4, ["a", "b", "c"])]
+)
+def test_first_problems_are_all_unless_there_are_more(count: int, expected: list[str]) -> None:
+    """The number of the others follows."""
+    problems, more = ["a", "b", "c"], {2: ["and 1 more like that"], 1: ["and 2 more like that"]}
+    assert first_problems(problems, count) == [*expected[:count], *more.get(count, [])]
+
+
+@given(TEXTS)
+def test_key_is_at_its_first_place_when_all_shards_are_retired(key: str) -> None:
+    """A map from a file has one that is not; every shard may be a home of the key."""
+    every = ShardMap(tuple(MappedShard(f"shard-{number}", "", retired=True) for number in range(3)))
+    assert every.placement(key).shard is every.shards[bucket_of(key, 3)]
+    assert sorted(names(every.possible_homes(key))) == ["shard-0", "shard-1", "shard-2"]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b'{"shards": [' + b"[" * 100_000])

@@ -116,6 +116,8 @@ UNKNOWN = {
     "bytes": bytes_field(9, b"\x1a\x05" * 100),
     "32 bits": varint(9 << 3 | 5) + b"1234",
     "the largest field number": number_field(2**29 - 1, 1),
+    "a field number of two bytes": number_field(16, 5),
+    "an unknown number that ends with 127": number_field(9, 2**14 - 1) + number_field(9, 127),
     "a known field of another wire type": number_field(3, 1) + varint(1 << 3 | 5) + b"1234",
 }
 
@@ -169,6 +171,7 @@ ORDINARY = {
     "an index of eleven bytes": sealed(KEYS + bytes_field(3, b"\x08" + b"\x80" * 10 + b"\x00" + bytes_field(3, b""))),
     "an index of a megabyte": sealed(KEYS + bytes_field(3, b"\x08" + b"\xff" * 2**20 + b"\x00")),
     "an unknown number of 65 bits": sealed(KEYS + ONE + number_field(9, 2**64)),
+    "an unknown number without its end": sealed(KEYS + ONE + varint(9 << 3) + b"\x80" * 10),
     "a length of -1": sealed(KEYS + ONE + b"\x1a" + varint(2**64 - 1) + b"x"),
     "a record beyond the end": sealed(KEYS + ONE + b"\x1a\x08" + b"\x08\x00\x1a\x03two"),
     "data beyond its record": sealed(KEYS + b"\x1a\x07\x08\x00\x1a\x04two" + ONE),
