@@ -194,3 +194,16 @@ def test_invalidations_after_a_doubt_was_taken_are_still_told() -> None:
     assert waiting.take().epoch_move is EpochMoveReason.OVERFLOWED
     waiting.add([key(3)])
     assert waiting.take() == InvalidationBatch(None, [key(3)])
+
+
+def test_queue_counts_the_keys_of_each_overflow() -> None:
+    """Also where one addition has several."""
+    assert InvalidationQueue(max_bytes=SIZE_BYTES - 1).add([key(1), key(2), key(3)]) == 3
+
+
+def test_batch_without_a_move_of_the_epoch_takes_no_other_back() -> None:
+    """The reason that came since stays."""
+    queue = InvalidationQueue()
+    queue.require_epoch_move(EpochMoveReason.REFUSED)
+    queue.requeue(InvalidationBatch(None, []))
+    assert queue.take().epoch_move is EpochMoveReason.REFUSED

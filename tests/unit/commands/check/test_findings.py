@@ -47,6 +47,11 @@ def queue_with(*, visibility_s: int = 30, receives: object = 1000, retention_s: 
             ["queue q: maxReceiveCount 1 is lower"],
         ),
         (CheckFacts(queues={"queue q": queue_with(receives=99)}), {}, ["queue q: maxReceiveCount 99: SQS moves"]),
+        (
+            CheckFacts(queues={"queue q": queue_with(receives=2)}),
+            {"sqs_retry_delays_seconds": (1,)},
+            ["queue q: maxReceiveCount 2: SQS moves"],
+        ),
         (CheckFacts(queues={"queue q": queue_with(receives=100)}), {}, []),
         (
             CheckFacts(

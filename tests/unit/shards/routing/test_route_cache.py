@@ -216,3 +216,10 @@ def test_absences_are_forgotten_with_a_new_map() -> None:
     absences.put("tenant", "unregistered", asked_at=0.0)
     absences.clear()
     assert len(absences) == 0
+
+
+def test_tenant_without_a_route_is_not_asked_for_again() -> None:
+    """It was forgotten in between."""
+    routes = RouteCache()
+    routes.requeue("nobody")
+    assert routes.due_count == 0

@@ -17,6 +17,7 @@ from simplu_worker.shards.tenants.control_rules import (
     is_row_of,
     step_of_creation,
     step_of_destruction,
+    timestamp_text,
 )
 
 CONTROL_AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -154,3 +155,9 @@ def test_row_is_of_a_tenant_when_both_ids_are_the_same(business_id: str, locatio
 def test_error_of_a_taken_id_names_it() -> None:
     """The operator has to register one of the two under other ids."""
     assert "'a-b-c'" in str(error_of(ControlStep.TAKEN, "a-b-c"))
+
+
+@pytest.mark.parametrize("at", [CONTROL_AT, datetime.max.replace(tzinfo=UTC)])
+def test_time_is_sent_as_text(at: datetime) -> None:
+    """Postgres reads it exactly, also the last one that there is."""
+    assert datetime.fromisoformat(timestamp_text(at)) == at

@@ -54,6 +54,7 @@ def test_prefetch_leaves_room(held: list[int], rooms: list[int]) -> None:
         pytest.param([376, 0], [True, False], id="two: a read would be small for one of them"),
         pytest.param([400, 100], [True, False], id="two: half is used, and one has more than a quarter of its half"),
         pytest.param([0, 1000], [True, True], id="two: nothing is left"),
+        pytest.param([0, 900], [False, True], id="two: one holds nothing, and something is left"),
     ],
 )
 def test_quota_is_short_when_a_read_would_be_a_small_one(held: list[int], short: list[bool]) -> None:

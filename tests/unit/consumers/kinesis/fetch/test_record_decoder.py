@@ -157,6 +157,8 @@ def test_decoder_rejects_a_whole_aggregate_when_a_part_belongs_elsewhere(outside
     assert bytes_of_all == content
     assert isinstance(refused, RejectedRecord)
     assert (refused.reason, refused.origin.partition_key) == (DeadLetterReason.INVALID_MESSAGE, "inside")
+    assert refused.origin.sub_sequence_number == 0
+    assert RecordPosition.from_record(arrivals[0][0]).arrived_at == START + timedelta(seconds=1)
     assert f"({len(outside)} of 3 sub-records lie outside" in refused.error
 
 
@@ -188,3 +190,20 @@ def test_decoder_skips_exactly_the_records_up_to_the_position(sizes: list[int], 
 def test_decoder_yields_nothing_without_records() -> None:
     """An empty reply is a reply."""
     assert list(decoder().decode([], after=Position(3))) == []
+
+
+def test_lists_are_bounded_alone_and_in_an_aggregate() -> None:
+    """By the limit of the worker, however many rows a record wants."""
+    members = {"operation": "list", "resourceId": None, "pagination": {"limit": 5000}}
+    content = json.dumps(json.loads(data("r")) | members).encode()
+    found = list(decoder(WHOLE).decode([record(1, content), record(2, aggregate([("a-x", None, content)]))]))
+    assert [one.query.limit for _, _, one in found if isinstance(one, Operation) and one.query] == [1000, 1000]
+
+
+def test_records_of_one_instant_share_it() -> None:
+    """Less memory for many operations that wait."""
+    arrivals = [datetime(2026, 3, 1, 12, tzinfo=UTC) for _ in range(2)]
+    records = [Record(str(number), "a-x", data("r"), at) for number, at in enumerate(arrivals, 1)]
+    first, second = (one.origin.arrived_at for _, _, one in decoder().decode(records))
+    assert arrivals[0] is not arrivals[1]
+    assert first is second

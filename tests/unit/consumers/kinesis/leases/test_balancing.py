@@ -215,3 +215,19 @@ def test_next_expiry_is_that_of_the_first_lease_of_another() -> None:
 def test_next_expiry_is_none_when_others_hold_nothing() -> None:
     """Then the next scan comes at its time."""
     assert next_expiry(seen([ME, None]), held={"000"}, lease_duration_s=DURATION_S) is None
+
+
+def test_finished_leases_that_are_held_do_not_count() -> None:
+    """A replica takes its share of the others."""
+    observations = seen([None, None]) | {
+        key: Observation(replace(one.lease, checkpoint=SHARD_END), one.unchanged_since)
+        for key, one in seen([ME] * 3, first=2).items()
+    }
+    assert takes(observations) == ["000", "001"]
+
+
+def test_steal_is_from_the_last_by_name_of_the_fullest_and_never_what_is_held() -> None:
+    """All replicas that see the same choose the same owner; a lease that was taken since the scan is no victim."""
+    assert takes(seen([BAR] * 3 + [BAZ] * 3)) == ["003"]
+    wanted = plan_takes(seen([BAZ] * 4), held=["000"], now=NOW, lease_duration_s=DURATION_S, me=ME, draw=0.0)
+    assert [lease.lease_key for lease in wanted] == ["001"]

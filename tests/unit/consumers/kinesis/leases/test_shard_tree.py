@@ -408,3 +408,9 @@ def test_finished_lease_is_removable_when_nobody_needs_it(
     found = removable_leases({one.lease_key: one for one in leases}, gone)
 
     assert [one.lease_key for one in found] == expected
+
+
+def test_finished_lease_is_removable_whatever_unread_lease_is_elsewhere() -> None:
+    """Only its own children matter."""
+    leases = {one.lease_key: one for one in (Lease("a", SHARD_END), Lease("b", TRIM_HORIZON))}
+    assert [one.lease_key for one in removable_leases(leases, ["a"])] == ["a"]

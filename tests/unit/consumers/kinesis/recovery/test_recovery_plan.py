@@ -439,3 +439,15 @@ def test_what_two_lack_together_leaves_out_nothing_of_either(
         else:
             assert both.after is None or both.after <= lacking.after
     assert merge(found, one) == merge(found, other) == found
+
+
+@pytest.mark.parametrize(
+    ("read_to", "expected"),
+    [(SHARD_END.checkpoint, None), ("9/0", RecordPosition("9", 0, NOW))],
+)
+def test_reader_that_covers_the_held_tenants_needs_only_what_was_not_read(
+    read_to: str, expected: RecordPosition | None
+) -> None:
+    """Nothing after the end; without a time in the row, that of now."""
+    found = row(TRIM_HORIZON.checkpoint, read_to=read_to, held=("tenant:a-x",), owed_since=None)
+    assert replay_start(found, None, tenant_wait=WAIT, started_at=None, covers=lambda *_: True, now=NOW) == expected

@@ -165,3 +165,8 @@ def test_record_position_is_that_of_its_position(position: Position) -> None:
     made = RecordPosition.from_position(position, arrived_at)
 
     assert (made.position, made.arrived_at) == (position, arrived_at)
+
+
+def test_position_without_a_sub_sequence_number_is_that_of_the_whole_record() -> None:
+    """Which is the first of an aggregate."""
+    assert Position.from_sequence_number("5") == Position.from_checkpoint("5") == Position(5, 0)

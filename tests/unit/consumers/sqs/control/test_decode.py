@@ -221,3 +221,38 @@ MEMBERS = st.sampled_from([*{name for members in BODIES.values() for name in mem
 def test_decoding_decides_whatever_comes(text: str | bytes, attributes: dict[str, str]) -> None:
     """Any bytes, text and attributes give a message or a rejection, never an exception."""
     assert isinstance(decode_control(text, attributes, ORIGIN), Control | RejectedRecord)
+
+
+@pytest.mark.parametrize(
+    ("control_type", "names"),
+    [
+        (ControlType.SHARD_CREATION, ["businessId", "locationId", "businessType"]),
+        (ControlType.SHARD_DESTRUCTION, ["businessId", "locationId"]),
+        (
+            ControlType.ADMIN_ACCOUNT_CREATION,
+            ["businessId", "locationId", "businessType", "adminEmail", "adminUserId"],
+        ),
+    ],
+)
+def test_rejection_begins_with_the_member_that_holds_what_text_cannot(
+    control_type: ControlType, names: list[str]
+) -> None:
+    """As all rejections of a member."""
+    for name in names:
+        rejected = decode(control_type, **{name: "x\0"})
+        assert isinstance(rejected, RejectedRecord)
+        assert rejected.error.startswith(f"{name}: ")
+
+
+def test_destruction_takes_a_location_of_the_greatest_length() -> None:
+    """As a creation does."""
+    decoded = decode(ControlType.SHARD_DESTRUCTION, locationId="x" * 128)
+    assert isinstance(decoded, ShardDestruction)
+    assert decoded.location_id == "x" * 128
+
+
+def test_text_with_a_lone_surrogate_is_rejected_as_json() -> None:
+    """It cannot be written as UTF-8."""
+    rejected = decode_control("\ud800", {}, ORIGIN)
+    assert isinstance(rejected, RejectedRecord)
+    assert rejected.reason is DeadLetterReason.INVALID_JSON
