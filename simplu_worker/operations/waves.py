@@ -8,7 +8,7 @@ with an earlier read, which does not see it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import msgspec
@@ -55,3 +55,18 @@ def plan_waves(operations: Sequence[Operation]) -> list[Wave]:
             writes.append([])
         into[wave].append(index)
     return [Wave(*both) for both in zip(reads, writes, strict=True)]
+
+
+def isolate(waves: Sequence[Sequence[int]], isolated: Collection[int]) -> Sequence[Sequence[int]]:
+    """Return *waves* with each of the operations *isolated* in a wave of its own, right behind its former one.
+
+    Its former wave writes no resource of it, and contains the reads that must not see it.
+    """
+    if not isolated:
+        return waves
+    apart: list[Sequence[int]] = []
+    for wave in waves:
+        rest = [index for index in wave if index not in isolated]
+        apart += [rest] if rest else []
+        apart += [[index] for index in wave if index in isolated]
+    return apart

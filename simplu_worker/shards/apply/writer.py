@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack
 from datetime import timedelta
 from itertools import accumulate, chain, pairwise
-from typing import Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 import structlog
 
+from simplu_worker.errors import WorkerError
 from simplu_worker.operations.admission import HOLD, TenantRow, TenantState, admit, admits_all, is_too_late
 from simplu_worker.operations.operation import (
     READING_KINDS,
@@ -26,9 +27,11 @@ from simplu_worker.operations.operation import (
     Operation,
     Outcome,
 )
-from simplu_worker.operations.waves import plan_waves
+from simplu_worker.operations.waves import isolate, plan_waves
+from simplu_worker.shards.apply.batch_cuts import cut_points, points_around
 from simplu_worker.shards.apply.group_commit import CommitBatch, GroupCommit
 from simplu_worker.shards.apply.operation_log import find_logged, write_log
+from simplu_worker.shards.apply.patch_merging import find_laborious, merge_in_worker
 from simplu_worker.shards.apply.position_claims import attempt_claim
 from simplu_worker.shards.apply.redelivery import LogMatch
 from simplu_worker.shards.apply.stream_positions import (
@@ -42,10 +45,14 @@ from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.single_flight import SingleFlightProbe
+from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 from simplu_worker.shards.types import PositionClaim, ShardUnavailableError, StoredPositions
+from simplu_worker.timing.clock import loop_time
 
 RESULT_MAX_BYTES = 1024 * 1024  # contract §3: a list over 1 MiB is result_too_large
+SLOW_MAX_COUNT = 1000  # operations that took too long, of which the writer remembers the last
+SLOW_LOG_SHARE = 0.25  # of a statement's time; a shard that takes longer for the rows of the log is slow itself
 RACES_MAX = 5
 RACE_PAUSE_MAX_S = 0.1
 
@@ -63,6 +70,8 @@ NO_KNOWN_OUTCOMES: Final[Mapping[int, Outcome]] = {}
 OUTCOME_BY_MATCH = {LogMatch.REDELIVERY: DUPLICATE, LogMatch.REUSE: REUSED}  # logged operations are not applied
 STOPPING = frozenset({Disposition.HOLD, Disposition.UNEXPECTED})  # no later operation of the tenant may be applied
 
+OperationKey: TypeAlias = tuple[str, str]  # the tenant's id and the request id
+
 log = structlog.get_logger(__name__)
 
 
@@ -76,6 +85,7 @@ class ShardWriter:
         self._checked_address: object = None
         self._shared_probe = SingleFlightProbe(self._probe_once)
         self._group_commit = GroupCommit(self._apply)
+        self._slow: dict[OperationKey, None] = {}  # oldest first
 
     async def apply(self, operations: Sequence[Operation], claim: PositionClaim | None = None) -> list[Outcome]:
         """Apply *operations*, in effect one by one in their order, and return the outcome of each.
@@ -170,28 +180,37 @@ class ShardWriter:
                 await connection.execute(QUERIES["forget_positions"], stream, list(stream_shard_ids))
 
     async def _apply(
-        self, batch: CommitBatch, known_outcomes: Mapping[int, Outcome] = NO_KNOWN_OUTCOMES
+        self,
+        batch: CommitBatch,
+        known_outcomes: Mapping[int, Outcome] = NO_KNOWN_OUTCOMES,
+        budget: StatementBudget = StatementBudget.BATCH,
     ) -> list[Outcome]:
         """Apply *batch*; repeat until no operation makes it fail, with the outcomes found for those that did.
 
-        *known_outcomes* are outcomes that are known before the attempt, by index.
+        *known_outcomes* are outcomes that are known before the attempt, by index. Operations that took too long before
+        are applied apart from the others.
         """
         while True:
-            attempt = self._new_attempt(batch, known_outcomes)
+            attempt = self._new_attempt(batch, known_outcomes, self._slow if budget is StatementBudget.BATCH else ())
             try:
-                return await self._commit(attempt)
+                return await self._commit(attempt, budget)
+            except SlowOperationsError as exc:
+                return await self._apply_split(attempt, points_around(exc.indexes), budget)
             except InvalidDataError as exc:
                 found = await self._find_refused(attempt, exc)
                 is_timeout = False
             except StatementFailedError as exc:
-                found = await self._find_failing(attempt, exc)
+                found = await self._find_failing(attempt, exc, budget)
                 is_timeout = exc.is_timeout
             if not found:
-                return await self._apply_split(attempt, cut_points(attempt.suspects, is_timeout=is_timeout))
+                points = cut_points(attempt.suspects, is_timeout=is_timeout)
+                return await self._apply_split(attempt, points, StatementBudget.PART if is_timeout else budget)
             known_outcomes = {**known_outcomes, **found}
 
-    async def _apply_split(self, attempt: WriteAttempt, indexes: Sequence[int]) -> list[Outcome]:
-        """Apply a batch, cut at *indexes*, part by part.
+    async def _apply_split(
+        self, attempt: WriteAttempt, indexes: Sequence[int], budget: StatementBudget
+    ) -> list[Outcome]:
+        """Apply a batch, cut at *indexes*, part by part, each with *budget*.
 
         A tenant that is stopped in one part is held in the next ones: otherwise the operations of a tenant that comes
         back between two transactions would be applied out of order.
@@ -201,9 +220,13 @@ class ShardWriter:
         stopped: set[str] = set()
         for start, end in pairwise([0, *indexes, len(operations)]):
             part = [index for index in range(start, end) if operations[index].tenant_id not in stopped]
+            if not part:
+                continue
             known = {number: known_outcomes[index] for number, index in enumerate(part) if index in known_outcomes}
             batch = CommitBatch([operations[index] for index in part], attempt.batch.claims)
-            for index, outcome in zip(part, await self._apply(batch, known) if part else (), strict=True):
+            is_slow = len(part) == 1 and key_of(batch.operations[0]) in self._slow
+            part_outcomes = await self._apply(batch, known, StatementBudget.PART if is_slow else budget)
+            for index, outcome in zip(part, part_outcomes, strict=True):
                 outcomes[index] = outcome
                 if outcome.disposition in STOPPING:
                     stopped.add(operations[index].tenant_id)
@@ -225,17 +248,30 @@ class ShardWriter:
             log.info("operation.refused", shard_id=self._pool.address.shard_id, error=str(exc), **ids)
         return dict.fromkeys(found, INVALID_DATA)
 
-    async def _find_failing(self, attempt: WriteAttempt, exc: StatementFailedError) -> dict[int, Outcome]:
+    async def _find_failing(
+        self, attempt: WriteAttempt, exc: StatementFailedError, budget: StatementBudget
+    ) -> dict[int, Outcome]:
         """Return the outcome, by index, of the operation at fault; none if the batch must be cut to find it.
 
-        Raises *exc* if no operation can be at fault, and `ShardUnavailableError` if the shard does not work.
+        Raises *exc* if no operation can be at fault, and `ShardUnavailableError` if the shard does not work. An
+        operation that took too long is at fault only on a shard that was quick with its row of the log.
         """
         if not attempt.suspects:
             raise exc
         if len(attempt.suspects) > 1:
             return {}
+        if exc.is_timeout:
+            if attempt.log_took_s > self._pool.seconds_of(budget) * SLOW_LOG_SHARE:
+                raise exc
+            self._note_slow(attempt.batch.operations[attempt.suspects[0]])
         await self._pool.probe()
         return {attempt.suspects[0]: Outcome(disposition=Disposition.UNEXPECTED, error=exc.error)}
+
+    def _note_slow(self, operation: Operation) -> None:
+        """Remember an operation that took too long alone: its next tries must not delay others that long."""
+        self._slow[key_of(operation)] = None
+        if len(self._slow) > SLOW_MAX_COUNT:
+            del self._slow[next(iter(self._slow))]
 
     async def _find_unstorable(self, operations: Sequence[Operation]) -> list[int]:
         """Return the indexes of the operations with a text that Postgres cannot store as jsonb."""
@@ -265,15 +301,17 @@ class ShardWriter:
             self._checked_address = address
         return True
 
-    def _new_attempt(self, batch: CommitBatch, known_outcomes: Mapping[int, Outcome]) -> WriteAttempt:
-        return WriteAttempt(batch, known_outcomes, tenant_wait=self._tenant_wait)
+    def _new_attempt(
+        self, batch: CommitBatch, known_outcomes: Mapping[int, Outcome], slow: Collection[OperationKey] = ()
+    ) -> WriteAttempt:
+        return WriteAttempt(batch, known_outcomes, slow, tenant_wait=self._tenant_wait)
 
-    async def _commit(self, attempt: WriteAttempt) -> list[Outcome]:
+    async def _commit(self, attempt: WriteAttempt, budget: StatementBudget = StatementBudget.BATCH) -> list[Outcome]:
         for _ in range(RACES_MAX):
             attempt.suspects = ()
             try:
                 with ExitStack() as claimed:
-                    async with self._pool.transaction() as connection:
+                    async with self._pool.transaction(budget=budget) as connection:
                         return await attempt.apply(connection, claimed)
             except LostRaceError:
                 await asyncio.sleep(self._draw() * RACE_PAUSE_MAX_S)
@@ -283,42 +321,57 @@ class ShardWriter:
         return ShardUnavailableError(f"shard {self._pool.address.shard_id}: refuses a row of the log: {exc}")
 
 
-def cut_points(suspects: Sequence[int], *, is_timeout: bool) -> list[int]:
-    """Return where to cut a batch, to find the one of several *suspects* that makes it fail.
+def key_of(operation: Operation) -> OperationKey:
+    """Return what identifies an operation on its shard."""
+    return operation.tenant_id, operation.request_id
 
-    In two, each with half of the suspects. After a timeout, though, each suspect is a part of its own: every part with
-    the culprit takes as long as the whole batch did, so only one part may contain it; the others take little more time
-    than together.
-    """
-    if is_timeout:
-        return sorted({index + offset for index in suspects for offset in (0, 1)})
-    return [suspects[len(suspects) // 2]]
+
+class SlowOperationsError(WorkerError):
+    """The batch has operations that took too long before; nothing was written. *indexes* are theirs."""
+
+    def __init__(self, indexes: Sequence[int]) -> None:
+        super().__init__(f"{len(indexes)} operations took too long before")
+        self.indexes = indexes
 
 
 class WriteAttempt:
     """One attempt to apply a batch; may be repeated after a lost race.
 
     `suspects` are, after an error, the indexes of the operations that can have caused it: those of the failed
-    statement. Empty if no operation can have caused it.
+    statement. Empty if no operation can have caused it. `log_took_s` is the time from the beginning of the transaction
+    until the rows of the log were written.
     """
 
     def __init__(
-        self, batch: CommitBatch, known_outcomes: Mapping[int, Outcome] = NO_KNOWN_OUTCOMES, *, tenant_wait: timedelta
+        self,
+        batch: CommitBatch,
+        known_outcomes: Mapping[int, Outcome] = NO_KNOWN_OUTCOMES,
+        slow: Collection[OperationKey] = (),
+        *,
+        tenant_wait: timedelta,
     ) -> None:
+        """*slow* are operations that must not be in one transaction with others."""
         self.batch = batch
         self.known_outcomes = known_outcomes
         self.suspects: Sequence[int] = ()
+        self.log_took_s = 0.0
+        self._slow = slow
         self._tenant_wait = tenant_wait
 
     def __repr__(self) -> str:
         return f"WriteAttempt({len(self.batch.operations)} operations, {len(self.suspects)} suspects)"
 
     async def apply(self, connection: Connection, claimed: ExitStack) -> list[Outcome]:
-        """Apply the batch in the transaction of *connection*; *claimed* passes the transaction's end to the claims."""
+        """Apply the batch in the transaction of *connection*; *claimed* passes the transaction's end to the claims.
+
+        Raises `SlowOperationsError` if operations of it are to be applied apart from the others.
+        """
         self.batch.close()
         operations = self.batch.operations
         if not operations:
             return []
+        began_at = loop_time()
+        self._check_slow(operations)
         claims = [(claim, claimed.enter_context(attempt_claim(claim))) for claim in self.batch.claims]
         if changed := await write_positions(connection, claims):
             raise position_changed_error(changed)
@@ -335,6 +388,7 @@ class WriteAttempt:
         decided |= {logged[number]: OUTCOME_BY_MATCH[one] for number, one in matches.items() if one in OUTCOME_BY_MATCH}
         applied = [index for index in logged if index not in decided] if decided else logged
         self.suspects = applied
+        self.log_took_s = loop_time() - began_at
         for index, failure in await self._apply_waves(connection, tenants, applied):
             decided[index] = Outcome(disposition=Disposition.APPLIED, failure=failure)
         self.suspects = logged  # a deferred trigger runs at the commit
@@ -342,6 +396,13 @@ class WriteAttempt:
         for index, outcome in decided.items():
             outcomes[index] = outcome
         return outcomes
+
+    def _check_slow(self, operations: Sequence[Operation]) -> None:
+        if not self._slow:
+            return
+        indexes = [index for index, operation in enumerate(operations) if key_of(operation) in self._slow]
+        if indexes := [index for index in indexes if index not in self.known_outcomes]:
+            raise SlowOperationsError(indexes)
 
     def _decide(self, tenants: Mapping[str, TenantRow]) -> dict[int, Outcome]:
         """Return, by index, the outcomes of operations that are not applied; after one that stops a tenant, HOLD."""
@@ -383,17 +444,25 @@ class WriteAttempt:
     async def _apply_waves(
         self, connection: Connection, tenants: Mapping[str, TenantRow], applied: Sequence[int]
     ) -> list[tuple[int, Failure]]:
-        """Apply the operations *applied*, wave after wave in one round trip; return those without effect, and why."""
+        """Apply the operations *applied*, wave after wave; return those without effect, and why.
+
+        In one round trip, but for two more before each patch that the worker merges.
+        """
         operations = _select(applied, self.batch.operations)
-        waves = [(*wave.reads, *wave.writes) for wave in plan_waves(operations)]
-        if not waves:
-            return []
-        starts = accumulate(map(len, waves), initial=0)
-        arguments = [
-            _wave_arguments(start, [operations[index] for index in wave], tenants)
-            for start, wave in zip(starts, waves, strict=False)
-        ]
-        rows = await connection.fetchmany(QUERIES["apply_wave"], arguments)
+        laborious = find_laborious(operations)
+        waves = isolate([(*wave.reads, *wave.writes) for wave in plan_waves(operations)], laborious)
+        rows: list[Any] = []
+        arguments: list[tuple[object, ...]] = []
+        for start, wave in zip(accumulate(map(len, waves), initial=0), waves, strict=False):
+            members = [operations[index] for index in wave]
+            if not laborious.isdisjoint(wave):
+                if arguments:  # before the patch, which is merged into their result
+                    rows += await connection.fetchmany(QUERIES["apply_wave"], arguments)
+                    arguments = []
+                members = [await merge_in_worker(connection, members[0])]
+            arguments.append(_wave_arguments(start, members, tenants))
+        if arguments:
+            rows += await connection.fetchmany(QUERIES["apply_wave"], arguments)
         in_turn = list(chain.from_iterable(waves))
         return [(applied[in_turn[row["index"]]], Failure(row["error"])) for row in rows]
 

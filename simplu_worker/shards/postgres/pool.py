@@ -26,7 +26,7 @@ from simplu_worker.shards.postgres.pool_state import ShardAvailability
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.single_flight import SingleFlightProbe
 from simplu_worker.shards.postgres.sqlstate import EXPIRING_STATES, POOLER_STATES, READ_ONLY
-from simplu_worker.shards.postgres.statement_timeouts import DEFAULT_TIMEOUTS, ShardTimeouts
+from simplu_worker.shards.postgres.statement_timeouts import DEFAULT_TIMEOUTS, ShardTimeouts, StatementBudget
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.telemetry.log import register_secret
 from simplu_worker.timing.clock import loop_time
@@ -80,6 +80,10 @@ class ShardPool:
         self._availability.reset(address)
         self.refusal = None
         self._lender.expire()
+
+    def seconds_of(self, budget: StatementBudget) -> float:
+        """Return how long one statement of a transaction with *budget* may take."""
+        return self._timeouts.seconds_of(budget)
 
     @property
     def is_healthy(self) -> bool:
@@ -140,7 +144,9 @@ class ShardPool:
                 self._lender.give_back(connection)
 
     @contextlib.asynccontextmanager
-    async def transaction(self, *, is_rehearsal: bool = False) -> AsyncIterator[ShardConnection]:
+    async def transaction(
+        self, *, is_rehearsal: bool = False, budget: StatementBudget = StatementBudget.USUAL
+    ) -> AsyncIterator[ShardConnection]:
         """Lend a connection within a transaction (READ COMMITTED, bounded in time), committed at the end.
 
         A rehearsal is rolled back instead. After an error of the commit itself its outcome is unknown, as after any
@@ -149,7 +155,7 @@ class ShardPool:
         started = time.perf_counter()
         async with self.connection() as connection:
             try:
-                await connection.execute(self._timeouts.begin)
+                await connection.execute(self._timeouts.begin(budget))
                 yield connection
             except (asyncpg.PostgresError, WorkerError):
                 if not connection.is_closed():

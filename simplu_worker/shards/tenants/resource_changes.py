@@ -13,8 +13,10 @@ from typing import TypeAlias
 from simplu_worker.cache.invalidations import OnChange, ResourceKey, ignore_changes
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.admission import TenantState
+from simplu_worker.operations.merge_patch import is_laborious
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
+from simplu_worker.shards.apply.patch_merging import merge_into_row
 from simplu_worker.shards.postgres.errors import InvalidDataError
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -68,13 +70,17 @@ class ResourceChanges:
         old_id, new_id = rename.old_resource_id, rename.new_resource_id
 
         async def change(connection: Connection) -> ChangeResult:
+            patch, merged = rename.additional_data, None
+            if patch is not None and is_laborious(patch):
+                merged = await merge_into_row(connection, (*key, old_id), patch)
             status = await connection.execute(
                 QUERIES["rename_resource"],
                 *key,
                 old_id,
                 new_id,
-                rename.additional_data,
+                patch,
                 timestamp_text(rename.requested_at),
+                merged,
             )
             if status == "UPDATE 1":
                 return ChangeResult.APPLIED

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 from support.postgres.databases import ShardMaker, database_of, execute
-from support.postgres.tenant_cases import NO_CHECKS, TENANT, TenantCase, add_tenant, failed, fetch
+from support.postgres.tenant_cases import NO_CHECKS, TENANT, TenantCase, add_tenant, failed, fetch, writer_of
 from support.postgres.trouble import calm, make_touchy
 
 from simplu_worker.local.postgres.server import PostgresServer
@@ -32,7 +32,7 @@ SLOW = {"sleep": 5}
 @pytest.fixture
 async def touchy(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
     """Give a healthy shard that fails at some operations, with a statement timeout of half a second."""
-    pool = ShardPool(await make_shard(), size=4, timeouts=ShardTimeouts(statement_s=0.5))
+    pool = ShardPool(await make_shard(), size=4, timeouts=ShardTimeouts(batch_s=0.5, part_s=0.5))
     await make_touchy(pool)
     yield pool
     await pool.close()
@@ -190,6 +190,40 @@ async def test_writer_has_the_wait_twice_when_one_of_many_takes_too_long(touchy:
     assert len(await other.resources()) == 59
 
 
+async def test_writer_finds_a_slow_operation_once_when_it_is_tried_again(touchy: ShardPool) -> None:
+    """It is remembered: its next tries cost its neighbours the time of a part, not that of a batch."""
+    touchy = ShardPool(touchy.address, size=2, timeouts=ShardTimeouts(batch_s=1.5, part_s=0.4))
+    case, other = await case_on(touchy), await case_on(touchy, "other")
+    slow, writer = case.operation("create", "r1", SLOW), writer_of(touchy)
+    assert await writer.apply([slow]) == [TIMED_OUT]
+    batch = [other.operation("create", "r1", {}), slow, case.operation("create", "r2", {})]
+    started = time.monotonic()
+
+    assert await writer.apply(batch) == [SUCCEEDED, TIMED_OUT, HOLD]
+
+    assert time.monotonic() - started < 1.4
+    await calm(touchy)
+    assert await writer.apply(batch) == [DUPLICATE, SUCCEEDED, SUCCEEDED]
+    await touchy.close()
+
+
+async def test_writer_blames_nobody_when_the_shard_is_slow_with_the_log_as_well(touchy: ShardPool) -> None:
+    """It is the shard that is slow: the batch is tried again, and no operation is given up for that."""
+    touchy = ShardPool(touchy.address, size=2, timeouts=ShardTimeouts(batch_s=0.5, part_s=0.5))
+    case = await case_on(touchy)
+    await fetch(
+        touchy,
+        "CREATE FUNCTION wait_a_little() RETURNS trigger LANGUAGE plpgsql"
+        " AS $$ BEGIN PERFORM pg_sleep(0.3); RETURN NULL; END $$",
+    )
+    statement = "CREATE TRIGGER slow BEFORE INSERT ON operations FOR EACH STATEMENT EXECUTE FUNCTION wait_a_little()"
+    await fetch(touchy, statement)
+
+    with pytest.raises(ShardUnavailableError, match="57014"):
+        await case.apply(case.operation("create", "r1", SLOW))
+    await touchy.close()
+
+
 async def test_writer_blames_at_once_when_one_operation_alone_was_to_be_applied(touchy: ShardPool) -> None:
     """With all other operations of the batch in the log, no search is needed."""
     case, other = await case_on(touchy), await case_on(touchy, "other")
@@ -215,7 +249,7 @@ async def test_writer_blames_nobody_when_the_failing_statement_has_no_operation_
     make_shard: ShardMaker, moment: str
 ) -> None:
     """Before the log is written no operation can be at fault: it is the shard that cannot take the batch."""
-    timeouts = ShardTimeouts(statement_s=0.3, lock_s=5.0 if moment == "lock_tenants" else 1e9)
+    timeouts = ShardTimeouts(batch_s=0.3, lock_s=5.0 if moment == "lock_tenants" else 1e9)
     pool = ShardPool(await make_shard(), size=2, timeouts=timeouts)
     case = await case_on(pool)
     async with pool.connection() as rival, rival.transaction():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -109,6 +110,17 @@ async def test_rename_changes_nothing_when_it_is_redelivered(routed: RoutedShard
 
     assert await rename(routed, additional_data='{"name": "Bea"}') is ChangeResult.EXISTED
     assert await case.everything() == before
+
+
+async def test_rename_merges_laborious_data_as_well(routed: RoutedShards) -> None:
+    """Thousands of nulls take linear time, and data of a resource that is not there change nothing."""
+    case = await made(routed, "old", data='{"name": "Ann", "n1": 1}')
+    more = json.dumps(dict.fromkeys([f"n{number}" for number in range(1000)]) | {"age": 1.50})
+
+    assert await rename(routed, additional_data=more) is ChangeResult.APPLIED
+    assert await rename(routed, old_id="missing", new_id="other", additional_data=more) is ChangeResult.MISSING
+
+    assert await case.resources() == {("patient", "new"): {"name": "Ann", "age": 1.5}}
 
 
 async def test_rename_is_refused_when_there_is_a_resource_of_each_id(routed: RoutedShards) -> None:

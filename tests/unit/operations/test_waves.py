@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.operations.operation import Operation, OperationKind, Origin, Source
-from simplu_worker.operations.waves import plan_waves
+from simplu_worker.operations.waves import isolate, plan_waves
 
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
 ORIGIN = Origin(source=Source.KINESIS, name="stream", arrived_at=NOW)
@@ -102,6 +102,27 @@ def test_waves_have_the_effect_of_one_by_one_application(operations: list[Operat
     """Rows and what every operation saw or became, for any interleaving of kinds, tenants, types and resources."""
     outcomes, rows = apply_waves(operations)
 
+    assert (list(map(outcomes.get, range(len(operations)))), rows) == apply_one_by_one(operations)
+
+
+@given(st.lists(OPERATIONS, max_size=30), st.data())
+def test_waves_have_the_same_effect_when_some_writes_are_isolated(
+    operations: list[Operation], data: st.DataObject
+) -> None:
+    """An isolated write is alone in its wave, and whatever reads see stays the same."""
+    writes = [position for position, one in enumerate(operations) if one.kind.writes]
+    isolated = data.draw(st.sets(st.sampled_from(writes))) if writes else set()
+
+    waves = isolate([(*wave.reads, *wave.writes) for wave in plan_waves(operations)], isolated)
+
+    assert all(len(wave) == 1 for wave in waves if not isolated.isdisjoint(wave))
+    outcomes: dict[int, Outcome] = {}
+    rows: Rows = {}
+    for wave in waves:
+        before = dict(rows)
+        for position in wave:
+            one, mark = operations[position], str(position)
+            outcomes[position] = written(rows, before, one, mark) if one.kind.writes else observed(before, one)
     assert (list(map(outcomes.get, range(len(operations)))), rows) == apply_one_by_one(operations)
 
 

@@ -145,12 +145,16 @@ SET state = 'destroyed', state_changed_at = clock_timestamp()
 WHERE id = $1 AND state = 'active' AND epoch > 1;
 
 -- name: rename_resource
--- Give a resource another id, and merge the additional data (RFC 7396, as a `patch` does). Does nothing if a resource
--- with the new id exists, or none with the old one.
+-- Give a resource another id, and merge the additional data $5 (RFC 7396, as a `patch` does), unless the worker merged
+-- them: then $7 are the resource's data. Does nothing if a resource with the new id exists, or none with the old one.
 UPDATE resources
 SET
     "resourceId" = $4,
-    data = CASE WHEN $5::text IS NULL THEN data ELSE simplu_merge_patch(data, $5::text::jsonb) END,
+    data = CASE
+        WHEN $7::text IS NOT NULL THEN $7::text::jsonb
+        WHEN $5::text IS NULL THEN data
+        ELSE simplu_merge_patch(data, $5::text::jsonb)
+    END,
     "lastUpdated" = $6::text::timestamptz
 WHERE
     id = $1 AND "resourceName" = $2 AND "resourceId" = $3

@@ -1,0 +1,168 @@
+"""Work is bounded: no operation takes the shard more than little over linear time, whatever its size and shape."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from support.postgres.tenant_cases import TenantCase, failed, fetch
+
+from simplu_worker.operations.merge_patch import is_laborious
+from simplu_worker.operations.operation import Failure
+from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
+
+SMALL, LARGE = 2_500, 10_000
+RATIO_MAX = 9  # for four times the members: 4 in linear time, 16 in quadratic time
+LABORIOUS = {f"n{number}": None for number in range(1000)}
+
+
+def members(count: int, prefix: str = "m") -> dict[str, Any]:
+    """Return an object of *count* members."""
+    return {f"{prefix}{number}": number for number in range(count)}
+
+
+def nested(depth: int, value: Any) -> Any:
+    """Return *value* within *depth* objects."""
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+async def fastest_s(act: Callable[[], Awaitable[Any]]) -> float:
+    """Return the shortest of three times."""
+    took = []
+    for _ in range(3):
+        began_at = time.perf_counter()
+        await act()
+        took.append(time.perf_counter() - began_at)
+    return min(took)
+
+
+PATCHES: dict[str, Callable[[int], tuple[Any, Any]]] = {
+    "nulls": lambda count: (members(count), dict.fromkeys(members(count, "n"))),
+    "nulls within an object": lambda count: (nested(1, members(count)), nested(1, dict.fromkeys(members(count, "n")))),
+    "objects": lambda count: (
+        {name: {"x": 1} for name in members(count)},
+        {name: {"y": None} for name in members(count)},
+    ),
+    "deep": lambda count: (nested(100, members(count)), nested(100, dict.fromkeys(members(count, "n")))),
+}
+
+
+@pytest.mark.parametrize("shape", PATCHES)
+async def test_patch_takes_linear_time_whatever_its_shape(tenant: TenantCase, shape: str) -> None:
+    """60,000 nulls onto 60,000 other members took longer than any statement may."""
+    took = []
+    for count in (SMALL, LARGE):
+        document, patch = PATCHES[shape](count)
+        resource_id = f"{shape}-{count}"
+        assert await tenant.apply(tenant.operation("create", resource_id, document)) == [SUCCEEDED]
+
+        async def act(patch: Any = patch, resource_id: str = resource_id) -> None:
+            assert await tenant.apply(tenant.operation("patch", resource_id, patch)) == [SUCCEEDED]
+
+        took.append(await fastest_s(act))
+
+    assert took[1] < RATIO_MAX * took[0]
+
+
+FILTERS: dict[str, Callable[[int], Any]] = {
+    "members": members,
+    "an array": lambda count: {"v": list(range(count))},
+    "an array of objects": lambda count: {"v": [{"x": number} for number in range(count)]},
+}
+
+
+@pytest.mark.parametrize("shape", FILTERS)
+async def test_list_takes_linear_time_whatever_its_filters(tenant: TenantCase, shape: str) -> None:
+    """Whether an array contains another takes Postgres the product of their lengths, and nothing interrupts it."""
+    took = []
+    for count in (SMALL, LARGE):
+        document, resource_type = FILTERS[shape](count), f"{shape}-{count}"
+        await tenant.apply(tenant.operation("create", "r1", document, resource_type=resource_type))
+        listing = {"filters": document, "resource_type": resource_type}
+
+        async def act(listing: dict[str, Any] = listing) -> None:
+            asked = tenant.operation("list", None, **listing)
+            assert await tenant.apply(asked) == [SUCCEEDED]
+            assert len((await tenant.result(asked))["items"]) == 1
+
+        took.append(await fastest_s(act))
+
+    assert took[1] < RATIO_MAX * took[0]
+
+
+async def test_waves_take_linear_time_when_a_batch_changes_one_resource(tenant: TenantCase) -> None:
+    """A wave for each operation, and none takes longer than the one before."""
+    await tenant.apply(tenant.operation("create", data={}))
+    took = []
+    for count in (100, 400):
+
+        async def act(count: int = count) -> None:
+            await tenant.apply(*(tenant.operation("patch", data={"v": number}) for number in range(count)))
+
+        took.append(await fastest_s(act))
+
+    assert took[1] < RATIO_MAX * took[0]
+
+
+async def test_laborious_patches_keep_their_place_in_the_batch(tenant: TenantCase) -> None:
+    """Reads before one do not see it, those behind it do, and it sees all earlier writes."""
+    assert is_laborious(json.dumps(LABORIOUS))
+    batch = [
+        tenant.operation("create", "r1", {"n1": 1, "keep": 1.50}),
+        tenant.operation("list", None),
+        tenant.operation("patch", "r1", {"n2": 2}),
+        tenant.operation("read", "r1"),
+        tenant.operation("patch", "r1", LABORIOUS | {"object": {"x": None, "y": 1}}),
+        tenant.operation("read", "r1"),
+        tenant.operation("patch", "r1", {"n1": 3}),
+        tenant.operation("patch", "missing", LABORIOUS),
+        tenant.operation("patch", "r1", LABORIOUS),
+        tenant.operation("list", None),
+    ]
+
+    outcomes = await tenant.apply(*batch)
+
+    assert outcomes == [SUCCEEDED] * 7 + [failed(Failure.NOT_FOUND)] + [SUCCEEDED] * 2
+    first, before, after, last = [await tenant.result(batch[index]) for index in (1, 3, 5, 9)]
+    assert [item["data"] for item in first["items"]] == [{"n1": 1, "keep": 1.5}]
+    assert before["data"] == {"n1": 1, "n2": 2, "keep": 1.5}
+    assert after["data"] == {"keep": 1.5, "object": {"y": 1}}
+    assert [item["data"] for item in last["items"]] == [after["data"]]
+    assert await tenant.apply(*batch) == [DUPLICATE] * len(batch)
+    (row,) = await fetch(tenant.pool, "SELECT data::text FROM resources WHERE id = $1", tenant.tenant_id)
+    assert '"keep": 1.5' in row["data"]
+
+
+@pytest.mark.parametrize("text", ['"\\u0000"', '"\\ud800"', "1e200000"])
+async def test_laborious_patch_is_invalid_data_when_postgres_cannot_store_it(tenant: TenantCase, text: str) -> None:
+    """As any other operation, and its neighbours are applied."""
+    await tenant.apply(tenant.operation("create", "r1", {"a": 1}))
+    patch = json.dumps(LABORIOUS)[:-1] + f', "bad": {text}}}'
+
+    outcomes = await tenant.apply(
+        tenant.operation("create", "r2", {}),
+        tenant.operation("patch", "r1", patch),
+        tenant.operation("patch", "r2", {}),
+    )
+
+    assert outcomes == [SUCCEEDED, failed(Failure.INVALID_DATA), SUCCEEDED]
+    assert (await tenant.resources())["patient", "r1"] == {"a": 1}
+
+
+async def test_laborious_patch_is_merged_by_postgres_when_the_text_of_the_row_may_be_huge(tenant: TenantCase) -> None:
+    """The text of a number that an older worker stored is never built."""
+    await tenant.apply(tenant.operation("create", "r1", {"n1": 1}))
+    await fetch(
+        tenant.pool,
+        "UPDATE resources SET data = data || jsonb_build_object('big', '1e5000'::jsonb) WHERE id = $1",
+        tenant.tenant_id,
+    )
+
+    assert await tenant.apply(tenant.operation("patch", "r1", LABORIOUS | {"big": None})) == [SUCCEEDED]
+
+    assert await tenant.resources() == {("patient", "r1"): {}}
