@@ -19,7 +19,7 @@ from simplu_worker.local.processes.loopback import HOST, free_port
 from simplu_worker.local.processes.worker_process import INHERITED, WorkerProcess
 from simplu_worker.local.stack.stack import Stack
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(2)]
 
 COMMAND_S = 30.0
 QUEUES = ["control queue", "order events", "priority order events", "dead letters"]

@@ -21,7 +21,7 @@ from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.worker_process import WorkerProcess
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]  # together they take over a minute
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(6)]
 BYSTANDER_S = 5.0  # for what has nothing to do with the trouble, and is put while it lasts
 RECOVERY_S = 15.0  # backing off takes up to 5 s, and two tries may be needed
 FROZEN_S = 8.0

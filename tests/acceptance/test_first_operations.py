@@ -25,7 +25,7 @@ def logged(worker: WorkerProcess, event: str, **facts: str) -> list[dict[str, An
     return [line for line in lines if line["event"] == event and facts.items() <= line.items()]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 async def test_tenants_without_a_message_are_made_by_business_info(tmp_path: Path) -> None:
     """At their first operation, of either kind; one that is not listed waits, told once; then all is right."""
     async with Stack(shards=2, stream_shards=1) as stack:

@@ -6,10 +6,13 @@ import json
 from typing import Any
 
 import aiohttp
+import pytest
 
 from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.worker_process import WorkerProcess
 from simplu_worker.local.stack.stack import Stack
+
+pytestmark = pytest.mark.slow(8)
 
 QUEUES = (
     "SQS_SHARD_CREATION_QUEUE_URL",

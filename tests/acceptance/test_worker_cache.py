@@ -20,6 +20,8 @@ from simplu_worker.local.verify.shard_checker import read_tenant_ids, shard_urls
 from simplu_worker.local.workload.producer import create_tenants, open_client, put_items
 from simplu_worker.local.workload.workload import Tenant
 
+pytestmark = pytest.mark.slow(5)
+
 in_place_loop = pytest.mark.asyncio(loop_scope="module")
 
 PATIENCE_S = 40.0

@@ -7,6 +7,8 @@ import json
 import pytest
 from acceptance.programs import run_program
 
+pytestmark = pytest.mark.slow(6)
+
 SMALL = ("--seconds", "0.5", "--rounds", "1", "--sizes", "1", "100", "--tenants", "10", "--writes", "100")
 
 

@@ -30,7 +30,7 @@ from simplu_worker.local.processes.watchdog import ProcessGroup, running_process
 from simplu_worker.local.stack.citrus_server import CitrusServer
 from simplu_worker.local.stack.stack import Stack
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(2)]
 
 STACK_PROGRAM = """
 import asyncio, json, sys

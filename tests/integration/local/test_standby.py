@@ -13,6 +13,8 @@ from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_worker.local.processes.loopback import StackError
 from simplu_worker.local.processes.watchdog import ProcessGroup
 
+pytestmark = pytest.mark.slow(4)
+
 
 @pytest.fixture
 async def standby() -> AsyncIterator[StandbyServer]:
