@@ -33,6 +33,7 @@ pytestmark = pytest.mark.slow(3)
 in_module_loop = pytest.mark.asyncio(loop_scope="module")
 HELD_S = 15.0
 SETTLED_S = 15.0
+PROCESS_S = 60.0  # far more than the start and end of a process take
 AWKWARD = 'p@ss/w:rd?#%&=+é\\"'  # what has another spelling in a URL, in JSON or in a query
 CONFIGURATION_ERROR = 78
 
@@ -416,7 +417,7 @@ def refused_run(*arguments: str, **env: str) -> str:
     base = {"AWS_REGION": "us-east-1", "KINESIS_STREAM_NAME": "stream", "SQS_DEAD_LETTER_QUEUE_URL": queue}
     argv = [sys.executable, "-m", "simplu_worker", "run", *arguments]
     ended = subprocess.run(
-        argv, env=inherited | base | env, capture_output=True, text=True, timeout=SETTLED_S, check=False
+        argv, env=inherited | base | env, capture_output=True, text=True, timeout=PROCESS_S, check=False
     )
     assert ended.returncode == CONFIGURATION_ERROR, ended.stdout + ended.stderr
     return ended.stdout + ended.stderr

@@ -227,7 +227,7 @@ def test_script_has_the_syntax_of_python_3_6() -> None:
 
 def test_make_lists_its_targets() -> None:
     """`make` alone lists every command of run.py."""
-    done = subprocess.run(["make", "-s"], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(["make", "-s", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=False)
     names = [line.split()[1] for line in done.stdout.splitlines()]
     expected = (
         "help demo test lint bench bench-directory bench-isolation bench-provisioning bench-writing"
