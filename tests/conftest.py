@@ -15,7 +15,7 @@ from weakref import WeakSet
 import hypothesis
 import pytest
 from support import selection
-from support.aws.endpoints import CREDENTIALS, running_moto
+from support.aws.endpoints import CREDENTIALS, empty_moto, running_moto
 from support.leaks import LeakDetector
 from support.postgres.databases import SHARD_ID, ShardMaker, Shelf, copy_shard, make_template
 from support.postgres.tenant_cases import TenantCase, add_tenant
@@ -169,11 +169,17 @@ async def tenant(common_address: ShardAddress) -> AsyncIterator[TenantCase]:
     await pool.close()
 
 
-@pytest.fixture(scope="module")
-def endpoint_url() -> Iterator[str]:
-    """Run one empty moto for the tests of a module; each makes its own queue, stream or table."""
+@pytest.fixture(scope="session")
+def _moto() -> Iterator[str]:
     with running_moto() as url:
         yield url
+
+
+@pytest.fixture(scope="module")
+def endpoint_url(_moto: str) -> str:
+    """Give a moto that is empty at first to the tests of a module; each makes its own queue, stream or table."""
+    empty_moto(_moto)
+    return _moto
 
 
 @pytest.fixture

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
 import pytest
 import structlog
 from msgspec.structs import replace
-from support.aws.endpoints import CREDENTIALS, ScriptedAws, client_of, running_moto
+from support.aws.endpoints import CREDENTIALS, ScriptedAws, client_of
 
 from simplu_worker.aws.clients import Client, ThrottledError
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
@@ -26,13 +26,6 @@ NEW = Lease(
     parents=frozenset({"shardId-000000000000"}),
     hash_range=HashRange(0, 2**128 - 1),
 )
-
-
-@pytest.fixture(scope="module")
-def endpoint_url() -> Iterator[str]:
-    """Run one moto for the tests of this file; each makes its own table."""
-    with running_moto() as url:
-        yield url
 
 
 @pytest.fixture

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import urllib.request
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from http import HTTPStatus
 from typing import Any
 
 from aiohttp import web
@@ -16,7 +18,7 @@ from simplu_worker.local.aws_server.account import REGION
 from simplu_worker.local.processes.watchdog import ProcessGroup
 from simplu_worker.local.stack.aws import CREDENTIALS, start_moto
 
-__all__ = ["CREDENTIALS", "REGION", "ScriptedAws", "client_of", "running_moto"]
+__all__ = ["CREDENTIALS", "REGION", "ScriptedAws", "client_of", "empty_moto", "running_moto"]
 
 
 @contextmanager
@@ -24,6 +26,12 @@ def running_moto() -> Iterator[str]:
     """Run an empty moto for as long as the context; yield its endpoint URL."""
     with ProcessGroup() as group:
         yield asyncio.run(start_moto(group))
+
+
+def empty_moto(url: str) -> None:
+    """Delete everything from a moto."""
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/moto-api/reset", method="POST")) as answer:  # our own
+        assert answer.status == HTTPStatus.OK
 
 
 @asynccontextmanager
