@@ -20,6 +20,8 @@ MACHINE = {"at": "2026-11-20", "model": "a machine", "cores": 2, "python": "3.11
 WORKER, BARE = "worker", "bare loop"
 LANES, SEQUENCE = "async-kinesis, 64 lanes", "async-kinesis, in sequence"
 
+pytestmark = pytest.mark.slow(5)
+
 
 def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a benchmark."""
@@ -103,7 +105,6 @@ def test_scale_simulates_a_failover_within_a_lease_and_a_look(tmp_path: Path) ->
     assert 6.0 < held_after_s < 12.0  # 10 s from its last renewal, which were 3.3 s apart, and a look a second
 
 
-@pytest.mark.slow(15)
 def test_benchmark_measures_a_worker_beside_the_bare_loop(tmp_path: Path) -> None:
     """Every operation of both takes effect, and both leave figures."""
     figures = tmp_path / "figures.json"

@@ -30,7 +30,7 @@ VARIABLES = {
     Weather.STORM: "SIMULATION_STORM_SEED",
     Weather.GREAT_STORM: "SIMULATION_GREAT_STORM_SEED",
 }
-QUICK = {Weather.FAIR: 100, Weather.STORM: 25, Weather.GREAT_STORM: 2}
+QUICK = {Weather.FAIR: 50, Weather.STORM: 25, Weather.GREAT_STORM: 2}
 FLOOR = {Weather.FAIR: 600, Weather.STORM: 200, Weather.GREAT_STORM: 20}
 BLOCK = {Weather.FAIR: 50, Weather.STORM: 25, Weather.GREAT_STORM: 2}  # seeds of a test
 BUDGET_S = float(os.environ.get("SIMULATION_BUDGET_S", "45"))

@@ -543,6 +543,7 @@ async def test_box_claims_letters_again_and_gives_them_back(bench: Bench) -> Non
     assert await bench.count() == (20, 0)
 
 
+@pytest.mark.slow(10)
 async def test_commands_work_as_processes(bench: Bench) -> None:
     """JSON alone on stdout; status 2 for a time that is none, 78 without the queue, 1 when something is left."""
     await bench.store(
