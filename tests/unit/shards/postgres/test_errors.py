@@ -42,3 +42,10 @@ def test_request_is_for_the_tenant_of_its_business_and_location() -> None:
 def test_error_keeps_the_time_after_which_to_try_again() -> None:
     """As the dependency asked for it."""
     assert (RetryableError("wait", retry_after_s=3.0).retry_after_s, RetryableError("no").retry_after_s) == (3.0, None)
+
+
+def test_errors_of_a_shard_are_those_of_a_dependency() -> None:
+    """With all that their callers read."""
+    failed = StatementFailedError("the batch failed", error="DataError (22P02)", is_timeout=False)
+    unavailable = ShardUnavailableError("refused", shard_id="s1")
+    assert (failed.retry_after_s, failed.shard_id, unavailable.retry_after_s) == (None, None, None)

@@ -128,3 +128,20 @@ def test_record_is_done_once() -> None:
         tracker.finish([second])
     tracker.finish([first])
     assert (tracker.checkpoint, tracker.first_pending, len(tracker)) == (2, 3, 1)
+
+
+def test_record_that_is_finished_twice_is_named() -> None:
+    """By its ticket."""
+    tracker: CheckpointTracker[str] = CheckpointTracker()
+    tracker.start("first")
+    tickets = tracker.start_all(["a", "b", "c"])
+    tracker.finish([tickets[2]])
+    with pytest.raises(KeyError, match="3"):
+        tracker.finish([tickets[2]])
+
+
+def test_work_before_the_next_record_has_the_next_ticket() -> None:
+    """At the position of the last one, which stays pending until it is done."""
+    tracker: CheckpointTracker[str] = CheckpointTracker()
+    tracker.start("first")
+    assert (tracker.start_at_last(), tracker.last_read, len(tracker)) == (1, "first", 2)

@@ -1070,3 +1070,131 @@ def test_tenant_takes_along_what_another_hold_still_owed_it(target: Target, reac
     assert (holds.named_hold_of("a-x"), at(own.before)) == (own, reached)
     assert sorted(predecessors.tenants.names) == ["b-x"]
     assert at(predecessors.reached) == reached
+
+
+# What other parts ask the holds
+
+
+def test_catch_up_covers_what_it_reads_from_its_start_on() -> None:
+    """From the beginning all of it; records of parents only where it reads them too."""
+    holds = Holds()
+    from_beginning = holds.start_catch_up([hold_tenant(holds, "a-x", 0)])
+    from_five = holds.start_catch_up([hold_tenant(holds, "b-x", 5)])
+    found = [
+        (one.covers("a-x", None, ()), one.covers("a-x", mark(4), ()), one.covers("a-x", mark(5), ()))
+        for one in (from_beginning, from_five)
+    ]
+    assert found == [(True, True, True), (False, False, True)]
+    assert not from_beginning.covers("a-x", mark(5), PARENTS)
+    from_beginning.incomplete_tenants.add("a-x")
+    assert not from_beginning.covers("a-x", mark(5), ())
+
+
+def test_live_tenants_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forgotten one is held with the others of its slot: safe, and only slower."""
+    monkeypatch.setattr(holds_module, "LIVE_TENANTS_MAX", 2)
+    holds, remembered = Holds(), []
+    for tenant_id in TENANTS[:4]:
+        holds.mark_live({tenant_id})
+        remembered.append(sorted(holds._live_tenants))
+    assert remembered == [["a-x"], ["a-x", "b-x"], ["c-x"], ["c-x", "d-x"]]
+
+
+def test_operation_of_the_main_reader_is_not_misrouted() -> None:
+    """It is sent to the shard of its tenant."""
+    assert not Holds().is_misrouted(CheckpointTracker(), 0, "a-x", "shard-1")
+
+
+def test_hold_of_a_whole_shard_begins_now() -> None:
+    """The status shows for how long."""
+    hold = Holds().hold_whole_shard("shard-1", None, START, parent_records=(), now=7.0)
+    assert (hold.since, hold.next_attempt_at) == (7.0, 7.0)
+
+
+def test_parents_are_read_again_for_the_shards_that_may_need_them() -> None:
+    """For its own one, where a shard is held as a whole; else for any."""
+    holds = Holds()
+    assert not holds.is_rereading_parents_for("shard-1")
+    hold_shard(holds, "shard-2", ["b-x"], 5)
+    hold_whole(holds, 5)
+    assert not holds.is_rereading_parents_for("shard-1")
+    hold_whole(holds, 5, parent_records=PARENTS)
+    assert [holds.is_rereading_parents_for(one) for one in ("shard-1", "shard-2")] == [True, False]
+    hold_tenant(holds, "a-x", 5).parent_records = PARENTS
+    assert holds.is_rereading_parents_for("shard-2")
+
+
+def test_tenants_wait_for_parents_while_all_are_pending_there() -> None:
+    """Those that were released wait no longer."""
+    holds = Holds()
+    assert not holds.are_waiting_for_parents(set())
+    hold_tenant(holds, "d-x", 5)
+    parents = holds.hold_parents(TenantSet(["a-x", "b-x"]), None, START, now=0.0)
+    sets = ({"a-x"}, {"a-x", "b-x"}, {"a-x", "c-x"}, {"d-x"})
+    assert [holds.are_waiting_for_parents(one) for one in sets] == [True, True, False, False]
+    parents.is_ready = True
+    assert not holds.are_waiting_for_parents({"a-x"})
+
+
+def test_predecessors_are_ready_at_once_from_the_checkpoint_on() -> None:
+    """Nobody else sends their operations."""
+    holds = Holds()
+    holds.hold_predecessors(TenantSet(["a-x"]), mark(3), START, now=7.0)
+    (hold,) = holds.all()
+    assert (hold.target, hold.name, hold.reason) == (Target.PREDECESSOR, "", Reason.TAKEN_OVER)
+    assert (hold.before, hold.arrived_at, hold.since, hold.is_ready) == (mark(3), START, 7.0, True)
+
+
+def test_catch_up_takes_along_whole_shards_beside_its_own() -> None:
+    """And no hold from the beginning of reading."""
+    holds = Holds()
+    catch_up = holds.start_catch_up([hold_whole(holds, 2)])
+    other = holds.hold_whole_shard("shard-2", mark(6), START, parent_records=(), now=0.0)
+    assert holds.attach(catch_up, hold_tenant(holds, "a-x", 6))
+    assert catch_up.whole_shard_ids == {"shard-1"}
+    assert holds.attach(catch_up, other)
+    assert catch_up.whole_shard_ids == {"shard-1", "shard-2"}
+    assert not holds.attach(catch_up, hold_tenant(holds, "b-x", 0))
+
+
+@pytest.mark.parametrize("is_caught_up", [True, False])
+@pytest.mark.parametrize("is_ready", [True, False])
+@pytest.mark.parametrize(("other_before", "is_lowered"), [(3, True), (5, False), (8, False), (0, True)])
+def test_hold_is_lowered_only_to_one_that_has_not_come_as_far(
+    other_before: int, *, is_lowered: bool, is_ready: bool, is_caught_up: bool
+) -> None:
+    """It then leaves its catch-up, and goes on to be ready for one if it was."""
+    holds = Holds()
+    hold, other = hold_tenant(holds, "a-x", 5), hold_shard(holds, "shard-1", ["b-x", "c-x"], other_before)
+    hold.is_ready = is_ready
+    catch_up = holds.start_catch_up([hold]) if is_caught_up else None
+
+    holds.add_tenant(hold, "b-x")
+
+    assert at(hold.before) == (other_before if is_lowered else 5)
+    assert hold.catch_up is (None if is_lowered else catch_up)
+    assert hold.is_ready is (is_ready or (is_lowered and is_caught_up))
+    assert (at(other.before), sorted(other.tenants.names)) == (other_before, ["c-x"])
+
+
+def test_hold_from_the_beginning_is_not_lowered() -> None:
+    """There is nothing before it."""
+    holds = Holds()
+    hold = hold_tenant(holds, "a-x", 0)
+    hold_shard(holds, "shard-1", ["b-x"], 3)
+    catch_up = holds.start_catch_up([hold])
+    holds.add_tenant(hold, "b-x")
+    assert (hold.before, hold.catch_up) == (None, catch_up)
+
+
+def test_parents_records_lower_a_hold_only_to_slots_that_have_a_tenant_of_it() -> None:
+    """One of several tenants is enough."""
+    with small_sets(names_max=4, slots=64):
+        holds = Holds()
+        slots = TenantSet.decode(TenantSet(["a-x", "b-x"]).encode(limit=0))
+        holds.hold_predecessors(slots, mark(3), START, now=0.0)
+        without, one_of_two = (hold_shard(holds, f"shard-{number}", [], 10) for number in (1, 2))
+        outside = [one for one in TENANTS if one not in slots]
+        holds.require_parent_records(without, PARENTS, outside[:1])
+        holds.require_parent_records(one_of_two, PARENTS, ["a-x", *outside[:1]])
+        assert (at(without.before), at(one_of_two.before), without.parent_records) == (10, 3, PARENTS)

@@ -328,3 +328,12 @@ def test_set_shows_how_much_it_has(tenants: TenantSet, expected: str) -> None:
     """Its debugging view, which names no tenant."""
     assert repr(tenants) == expected
     assert tenants != expected
+
+
+def test_sets_are_equal_by_names_and_slots() -> None:
+    """A set by names is not one by slots, and no other thing is one."""
+    by_names, others = TenantSet(["a-x"]), [TenantSet(["b-x"]), in_slots(["a-x"], SMALL), in_slots([], SMALL)]
+    assert by_names == TenantSet(["a-x"])
+    assert [by_names == one for one in [*others, {"a-x"}, None]] == [False] * 5
+    assert in_slots(["a-x"], LARGE) == in_slots(["a-x"], LARGE) != in_slots(["b0-l0"], LARGE)
+    assert (by_names.__eq__(None)) is NotImplemented
