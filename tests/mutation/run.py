@@ -101,15 +101,25 @@ def read_verdicts(modules: dict[str, Path]) -> Iterator[tuple[str, str, str]]:
             yield module, mutant, verdict_of(exit_code)
 
 
-def print_table(modules: dict[str, Path], *, show_survivors: bool) -> None:
-    """Print a row for each module: mutants, killed, survived, equivalent, score."""
+def package_of(module: str) -> str:
+    """Return the folder of *module*, at most two deep."""
+    return "/".join(module.split(".")[:-1][:2]) or module
+
+
+def print_table(modules: dict[str, Path], *, by_package: bool, show_survivors: bool) -> None:
+    """Print a row for each module, or package: mutants, killed, survived, equivalent, score."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     equivalent = equivalent_mutants()
     used: set[Survivor] = set()
     survivors: list[tuple[str, Survivor]] = []
+    shown: set[str] = set()
+    untried_count = 0
     for module, mutant, verdict in read_verdicts(modules):
         if verdict == "not checked":
+            untried_count += 1
             continue
+        name = module.removeprefix("simplu_worker.")
+        shown.add(name)
         outcome = "killed" if verdict in KILLED else "survived"
         if outcome == "survived":
             text = mutant_text(mutant, modules[module])
@@ -118,10 +128,11 @@ def print_table(modules: dict[str, Path], *, show_survivors: bool) -> None:
                 used.add(text)
             else:
                 survivors.append((verdict, text))
-        counts[module][outcome] += 1
-    rows = [(module.removeprefix("simplu_worker."), count) for module, count in counts.items()]
+        counts[package_of(name) if by_package else name][outcome] += 1
+    rows = sorted(counts.items())
     rows.append(("all", sum((count for _, count in rows), Counter[str]())))
-    print("| module | mutants | killed | survived | equivalent | score |\n|---|---|---|---|---|---|")
+    unit = "package" if by_package else "module"
+    print(f"| {unit} | mutants | killed | survived | equivalent | score |\n|---|---|---|---|---|---|")
     for name, count in rows:
         effective = count["killed"] + count["survived"]
         score = f"{100 * count['killed'] / effective:.1f} %" if effective else "–"
@@ -131,7 +142,8 @@ def print_table(modules: dict[str, Path], *, show_survivors: bool) -> None:
     if show_survivors:
         for verdict, text in survivors:
             print(f"\n{text.module} {text.function} ({verdict})\n  - {text.was}\n  + {text.becomes}")
-    shown = {name.removeprefix("simplu_worker.") for name in counts}
+    if untried_count:
+        print(f"Not tried yet, and not counted: {untried_count} mutants", file=sys.stderr)
     for text in sorted(mutant for mutant in equivalent - used if mutant.module in shown):
         print(f"Listed as equivalent, and no survivor of this run: {text}", file=sys.stderr)
 
@@ -188,6 +200,7 @@ def main() -> None:
     parser.add_argument("modules", nargs="*", help="such as shards/apply or 'operations.*'; all without one")
     parser.add_argument("--again", action="store_true", help="try only what survived the last run")
     parser.add_argument("--survivors", action="store_true", help="print the text of each survivor")
+    parser.add_argument("--packages", action="store_true", help="print a row for each package, not for each module")
     parser.add_argument("--table", action="store_true", help="print the table of the last run, without a run")
     parser.add_argument("--max-children", type=int, default=os.cpu_count() or 1)
     arguments: Any = parser.parse_args()
@@ -203,7 +216,11 @@ def main() -> None:
         names = [f"{name}.*" for name in chosen] if arguments.modules else []
         survivors = forget_survivals({name: modules[name] for name in chosen}) if arguments.again or not names else []
         run_mutmut(modules, survivors if arguments.again else names, arguments.max_children)
-    print_table({name: modules[name] for name in chosen}, show_survivors=arguments.survivors)
+    print_table(
+        {name: modules[name] for name in chosen},
+        by_package=arguments.packages,
+        show_survivors=arguments.survivors,
+    )
 
 
 if __name__ == "__main__":
