@@ -35,7 +35,7 @@ bench-provisioning: ## Measure the time that 200 new tenants at once take, on em
 bench-writing: ## Measure the cost of the stream position that each batch writes
 	@$(RUN) bench writing $(ARGS)
 
-mutants: ## Mutate the pure modules and try the unit tests on each mutant; half an hour
+mutants: ## Mutate the pure modules and try the unit tests on each mutant; an hour
 	@$(RUN) mutants $(ARGS)
 
 setup: ## Make .venv with everything for development

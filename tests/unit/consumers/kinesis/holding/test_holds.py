@@ -1155,6 +1155,8 @@ def test_catch_up_takes_along_whole_shards_beside_its_own() -> None:
     assert holds.attach(catch_up, other)
     assert catch_up.whole_shard_ids == {"shard-1", "shard-2"}
     assert not holds.attach(catch_up, hold_tenant(holds, "b-x", 0))
+    from_beginning = holds.start_catch_up([hold_tenant(holds, "c-x", 0)])
+    assert not holds.attach(from_beginning, hold_tenant(holds, "d-x", 0))
 
 
 @pytest.mark.parametrize("is_caught_up", [True, False])
