@@ -1200,3 +1200,34 @@ def test_parents_records_lower_a_hold_only_to_slots_that_have_a_tenant_of_it() -
         holds.require_parent_records(without, PARENTS, outside[:1])
         holds.require_parent_records(one_of_two, PARENTS, ["a-x", *outside[:1]])
         assert (at(without.before), at(one_of_two.before), without.parent_records) == (10, 3, PARENTS)
+
+
+def test_tenants_that_parents_still_have_pending_are_held_since_the_beginning() -> None:
+    """Those that are released are held anew; both from where the parents were held."""
+    holds = Holds()
+    holds.hold_parents(TenantSet(["a-x", "b-x"]), mark(3), START, now=1.0)
+    assert holds.release_from_parents(TenantSet(["b-x"]), now=7.0)
+    found = {
+        tuple(hold.tenants.names): (at(hold.before), hold.arrived_at, hold.since, hold.is_ready) for hold in holds.all()
+    }
+    assert found == {("a-x",): (3, START, 7.0, True), ("b-x",): (3, START, 1.0, False)}
+
+
+@pytest.mark.parametrize(
+    ("reached", "arrived_s", "expected_s"),
+    [
+        pytest.param(9, 20, 9, id="the catch-up has passed the operation of which the hold knew"),
+        pytest.param(9, 4, 4, id="the operation that failed now arrived before"),
+        pytest.param(None, 20, 3, id="without a catch-up the earlier one stays"),
+    ],
+)
+def test_hold_that_is_lowered_knows_when_its_first_operation_arrived(
+    reached: int | None, arrived_s: int, expected_s: int
+) -> None:
+    """About: no operation before the record that its catch-up has reached is missing."""
+    holds = Holds()
+    hold = holds.hold_tenant("a-x", "unregistered", mark(5), START + timedelta(seconds=3), now=0.0)
+    if reached is not None:
+        pass_over(holds.start_catch_up([hold]), to=reached)
+    hold.lower(mark(4), START + timedelta(seconds=arrived_s))
+    assert hold.arrived_at == START + timedelta(seconds=expected_s)
