@@ -1,4 +1,4 @@
-"""The protocol of holding, searched: the agreed way is safe in every reachable state, and each deviation is not.
+"""The protocols of holding and of leases, searched: the agreed way is safe in all reachable states, a deviation is not.
 
 The numbers of states are exact: one that changes without a reason is a model that no longer says what it said.
 """
@@ -12,6 +12,7 @@ from model import (
     failover_model,
     giving_up_model,
     hold_model,
+    lease_model,
     letters_model,
     reader_model,
     reshard_failover_model,
@@ -21,6 +22,8 @@ from model.failover_model import FailoverModel
 from model.failover_model import Rules as RowRules
 from model.giving_up_model import GivingUpModel
 from model.hold_model import HoldModel
+from model.lease_model import LeaseModel
+from model.lease_model import Rules as LeaseRules
 from model.letters_model import LettersModel
 from model.reader_model import Scene
 from model.reshard_failover_model import ReshardFailoverModel
@@ -38,6 +41,8 @@ ONLY_TENANT_REFUSED = {"shards": "AA", "trouble": "a"}
 ALL_TROUBLE = reshard_model.Budget()
 ONLY_TAKES = reshard_model.Budget(parent_takes=1, child_crashes=0)
 ONLY_PARENT_CRASHES = reshard_model.Budget(parent_takes=0, parent_crashes=1, child_crashes=0)
+ALL_OF_A_LEASE = lease_model.Budget()
+ALL_OF_A_LEASE_TWICE = lease_model.Budget(takes=2, hand_overs=2, lost_answers=2, stops=2)
 CHILD_TAKES = reshard_model.Budget(parent_takes=0, parent_crashes=1, child_crashes=0, child_takes=1)
 
 
@@ -143,6 +148,10 @@ SAFE = {
     "reshard: early child": (reshard("ba", "b", TENANT_REFUSED, budget=ONLY_TAKES), 27_867),
     "reshard: early child, only shard down": (reshard("ba", "b", ONLY_SHARD_DOWN, budget=ONLY_PARENT_CRASHES), 14_802),
     "reshard: waiting child": (reshard("ba", "b", SHARD_DOWN, WAITING_CHILD), 7_143),
+    "lease: hand-over": (LeaseModel(ALL_OF_A_LEASE), 812),
+    "lease: hand-over, twice": (LeaseModel(ALL_OF_A_LEASE_TWICE), 12_202),
+    "lease: hand-over is loss": (LeaseModel(ALL_OF_A_LEASE_TWICE, LeaseRules(hand_over_is_loss=True)), 9_874),
+    "lease: renewed by the counter, own name": (LeaseModel(ALL_OF_A_LEASE, LeaseRules(counter_alone=True)), 1_260),
     "giving up": (GivingUpModel(2), 2_060),
     "giving up: three requests, two replays": (GivingUpModel(3, crashes=2, replays=2), 17_114),
     "failover: one reader": (failover("ab"), 12_863),
@@ -280,6 +289,26 @@ WRONG = {
         reshard("ba", "b", TENANT_REFUSED, reshard_model.Rules(list_before_end=True)),
         "order",
         4,
+    ),
+    "lease: renewed by the counter, under the name in the row": (
+        LeaseModel(ALL_OF_A_LEASE, LeaseRules(counter_alone=True, owner_of_the_row=True)),
+        "owners",
+        5,
+    ),
+    "lease: held under the name in the row": (
+        LeaseModel(ALL_OF_A_LEASE, LeaseRules(owner_of_the_row=True)),
+        "owners",
+        6,
+    ),
+    "lease: any row one higher is the own write": (
+        LeaseModel(ALL_OF_A_LEASE, LeaseRules(landed_by_counter=True)),
+        "owners",
+        4,
+    ),
+    "lease: hand-over frees the lease": (
+        LeaseModel(ALL_OF_A_LEASE, LeaseRules(frees_at_hand_over=True)),
+        "owner",
+        3,
     ),
     "giving up: no row": (GivingUpModel(2, rules=giving_up_model.Rules(leaves_no_row=True)), "order", 6),
     "giving up: plain failed row": (

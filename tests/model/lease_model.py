@@ -1,0 +1,224 @@
+"""One lease, two workers and a leader of the KCL 3.x: who may write to the row, while it is taken and handed over.
+
+Worker a is ours. Worker b is ours, too, or one of the KCL 3.x; a leader that hands the lease over gives it to b. A
+worker writes by its copy of the row, as its last write, or its take, left it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from model.search import StatePart
+from msgspec.structs import replace
+
+NOBODY = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How our workers go about it; each switch is a deviation from the agreed way, the first two are as right."""
+
+    hand_over_is_loss: bool = False  # the leader assigns the lease after a time
+    counter_alone: bool = False  # a renewal expects the counter, and not the owner: the row that it returns names both
+    owner_of_the_row: bool = False  # a worker takes the owner in its copy of the row for itself
+    landed_by_counter: bool = False  # a row one higher is a worker's own write, whoever owns the lease
+    frees_at_hand_over: bool = False  # a hand-over removes the next owner, too
+
+
+AGREED = Rules()
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How often each thing comes that need not come."""
+
+    takes: int = 1
+    hand_overs: int = 1
+    lost_answers: int = 1
+    stops: int = 1
+
+
+class Row(StatePart, frozen=True):
+    """What the rules look at."""
+
+    counter: int = 0
+    owner: str = NOBODY
+    checkpoint_owner: str = NOBODY
+    checkpoint: int = 0
+
+    @property
+    def actual_owner(self) -> str:
+        """The worker that may write."""
+        return self.checkpoint_owner or self.owner
+
+
+class Worker(StatePart, frozen=True):
+    """What a worker has in memory."""
+
+    copy: Row | None = None  # of the row; None when it holds nothing
+    read_to: int = 0
+    is_stopping: bool = False
+
+
+class State(StatePart, frozen=True):
+    """All of it."""
+
+    row: Row
+    workers: tuple[Worker, Worker]
+    left: tuple[int, ...]  # as in Budget
+    promise: str = ""  # broken on the way here
+
+
+NAMES = "ab"
+
+
+class LeaseModel:
+    """All that two workers and a leader may do to one row until *end* is read and the lease is where it belongs."""
+
+    def __init__(self, budget: Budget, rules: Rules = AGREED, *, end: int = 1) -> None:
+        self._rules = rules
+        self._budget = budget
+        self._end = end
+
+    def first(self) -> State:
+        """Return a lease that worker a holds."""
+        budget, row = self._budget, Row(1, "a")
+        left = (budget.takes, budget.hand_overs, budget.lost_answers, budget.stops)
+        return State(row, (Worker(row), Worker()), left)
+
+    def steps(self, state: State) -> Iterator[tuple[str, State]]:
+        """Return what workers and leader do: read, renew, hand over, begin, assign."""
+        for place, name in enumerate(NAMES):
+            worker = state.workers[place]
+            if worker.copy is None:
+                yield from self._begin(state, place)
+                continue
+            is_draining = worker.is_stopping or self._is_reassigned(worker)
+            if worker.read_to < self._end and not is_draining:
+                read = replace(worker, read_to=worker.read_to + 1)
+                yield f"{name} reads", _with_worker(state, place, read)
+            if worker.read_to > worker.copy.checkpoint or worker.copy != state.row:
+                yield from self._renew(state, place)
+            if is_draining:
+                yield from self._release(state, place)
+        if state.row.checkpoint_owner:
+            assigned = replace(state.row, counter=state.row.counter + 1, checkpoint_owner=NOBODY)
+            yield f"leader assigns to {state.row.owner}", replace(state, row=assigned)
+
+    def faults(self, state: State) -> Iterator[tuple[str, State]]:
+        """Return what need not happen: takes of a lease whose owner seems dead, hand-overs, stops."""
+        takes, hand_overs, _, stops = state.left
+        for place, name in enumerate(NAMES):
+            worker = state.workers[place]
+            if takes and worker.copy is None and state.row.actual_owner not in (NOBODY, name):
+                yield f"{name} takes", _less(self._taken(state, place), 0)
+            if stops and worker.copy is not None and not worker.is_stopping:
+                yield f"{name} is stopped", _less(_with_worker(state, place, replace(worker, is_stopping=True)), 3)
+        row = state.row
+        if hand_overs and row.owner == "a" and not row.checkpoint_owner:
+            begun = replace(row, owner="b", checkpoint_owner="a")
+            yield "leader begins to hand over to b", _less(replace(state, row=begun), 1)
+
+    def broken(self, state: State) -> str:
+        """Return the promise that was broken: only the actual owner writes, and nobody writes over its checkpoint."""
+        return state.promise
+
+    def unsettled(self, state: State) -> str:
+        """Return what is left over: a worker that still takes itself for the owner, or a lease that nobody reads."""
+        holders = [name for name, worker in zip(NAMES, state.workers, strict=True) if worker.copy is not None]
+        if len(holders) > 1:
+            return f"owners: both workers hold the lease for good, the row names {state.row.owner}"
+        is_settled = holders == [state.row.actual_owner] and state.row.checkpoint == self._end
+        return "" if is_settled else f"unsettled: {state}"
+
+    def _is_reassigned(self, worker: Worker) -> bool:
+        return worker.copy is not None and worker.copy.checkpoint_owner != NOBODY
+
+    def _begin(self, state: State, place: int) -> Iterator[tuple[str, State]]:
+        """Return how a worker comes to a lease that is free, or that is assigned to it."""
+        name, row = NAMES[place], state.row
+        if row.actual_owner == NOBODY:
+            yield f"{name} takes the free lease", self._taken(state, place)
+        elif row == replace(row, owner=name, checkpoint_owner=NOBODY):
+            yield f"{name} begins", _with_worker(state, place, Worker(row, row.checkpoint))
+
+    def _taken(self, state: State, place: int) -> State:
+        row = Row(state.row.counter + 1, NAMES[place], NOBODY, state.row.checkpoint)
+        return _with_worker(replace(state, row=row), place, Worker(row, row.checkpoint))
+
+    def _renew(self, state: State, place: int) -> Iterator[tuple[str, State]]:
+        """Return a renewal with a checkpoint: written, refused, or written and its answer lost."""
+        worker, row = state.workers[place], state.row
+        copy = worker.copy
+        if copy is None:
+            return
+        name = copy.owner if self._rules.owner_of_the_row else NAMES[place]
+        is_expected = row.counter == copy.counter and (self._rules.counter_alone or self._is_held(copy, row, name))
+        if is_expected:
+            written = replace(row, counter=row.counter + 1, checkpoint=max(row.checkpoint, worker.read_to))
+            after = replace(state, row=written, promise=self._wrong_writer(state, place))
+            label = f"{NAMES[place]} renews at {written.checkpoint}"
+            yield label, _with_worker(after, place, replace(worker, copy=written))
+            if state.left[2]:
+                yield f"{label}, no answer", _less(after, 2)
+        else:
+            yield self._refused(state, place, name)
+
+    def _refused(self, state: State, place: int, name: str) -> tuple[str, State]:
+        """Return what a worker makes of a row that was not as expected."""
+        worker, row = state.workers[place], state.row
+        copy = worker.copy
+        label = NAMES[place]
+        if copy is not None and (row.actual_owner == name or self._rules.landed_by_counter):
+            has_begun = row.counter == copy.counter and row.checkpoint_owner != copy.checkpoint_owner
+            if has_begun and self._rules.hand_over_is_loss:
+                return f"{label} gives up", _with_worker(state, place, Worker())
+            if has_begun:
+                return f"{label} is to hand over", _with_worker(state, place, replace(worker, copy=row))
+            if row.counter == copy.counter + 1:
+                return f"{label} knows its write", _with_worker(state, place, replace(worker, copy=row))
+        return f"{label} has lost it", _with_worker(state, place, Worker())
+
+    def _release(self, state: State, place: int) -> Iterator[tuple[str, State]]:
+        """Return the release, or the end of a hand-over, with the last checkpoint; refused, it changes nothing."""
+        worker, row = state.workers[place], state.row
+        copy = worker.copy
+        if copy is None:
+            return
+        name = copy.owner if self._rules.owner_of_the_row else NAMES[place]
+        gone = _with_worker(state, place, Worker())
+        if not self._is_held(copy, row, name):
+            if row.actual_owner == name and row.checkpoint_owner != copy.checkpoint_owner:
+                yield f"{NAMES[place]} is to hand over", _with_worker(state, place, replace(worker, copy=row))
+            else:
+                yield f"{NAMES[place]} releases nothing", gone
+            return
+        is_hand_over = copy.checkpoint_owner != NOBODY
+        keeps_owner = is_hand_over and not self._rules.frees_at_hand_over
+        checkpoint = max(row.checkpoint, worker.read_to)
+        freed = Row(row.counter + 1, row.owner if keeps_owner else NOBODY, NOBODY, checkpoint)
+        promise = self._wrong_writer(state, place)
+        if is_hand_over and not keeps_owner:
+            promise = promise or f"owner: {NAMES[place]} takes the lease from the next owner, {row.owner}"
+        yield f"{NAMES[place]} releases at {checkpoint}", replace(gone, row=freed, promise=promise)
+
+    def _is_held(self, copy: Row, row: Row, name: str) -> bool:
+        """Return whether the condition of a write holds: the worker has the lease, as its copy shows it."""
+        if copy.checkpoint_owner == NOBODY:
+            return row.owner == name and row.checkpoint_owner == NOBODY
+        return row.checkpoint_owner == name
+
+    def _wrong_writer(self, state: State, place: int) -> str:
+        owner = state.row.actual_owner
+        return "" if owner == NAMES[place] else f"writer: {NAMES[place]} writes to the lease of {owner or 'nobody'}"
+
+
+def _with_worker(state: State, place: int, worker: Worker) -> State:
+    workers = (worker, state.workers[1]) if place == 0 else (state.workers[0], worker)
+    return replace(state, workers=workers)
+
+
+def _less(state: State, place: int) -> State:
+    left = state.left
+    return replace(state, left=(*left[:place], left[place] - 1, *left[place + 1 :]))
