@@ -22,6 +22,7 @@ from simplu_worker.cache.invalidations import OnChange, ignore_changes
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings
+from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch, KclTables
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.reader.reader_parameters import ReaderSettings
 from simplu_worker.consumers.kinesis.stream.client import Stream
@@ -229,10 +230,20 @@ async def open_stream(settings: Settings) -> AsyncIterator[Stream]:
 @contextlib.asynccontextmanager
 async def open_lease_table(settings: Settings) -> AsyncIterator[LeaseTable]:
     """Open the lease table."""
+    async with open_leases(settings) as (table, _):
+        yield table
+
+
+@contextlib.asynccontextmanager
+async def open_leases(settings: Settings) -> AsyncIterator[tuple[LeaseTable, KclLeaderWatch]]:
+    """Open the lease table, and the watch for a leader of the KCL 3.x there and in the tables beside it."""
+    name = settings.kinesis_application_name
+    kcl_tables = KclTables.of(name, settings.kinesis_coordinator_table, settings.kinesis_worker_metrics_table)
     async with open_client(
         "dynamodb", region=settings.aws_region, endpoint_url=settings.dynamodb_endpoint, pool_size=32
     ) as client:
-        yield LeaseTable(client, settings.kinesis_application_name)
+        table = LeaseTable(client, name)
+        yield table, KclLeaderWatch(client, table, kcl_tables)
 
 
 @contextlib.asynccontextmanager
@@ -285,9 +296,11 @@ async def _open_consumers(
         await _open_receivers(stack, settings, shards, consumers, sqs, polls)
     if settings.kinesis_stream_name is not None:
         consumers.stream = await stack.enter_async_context(open_stream(settings))
+        table, kcl_leader = await stack.enter_async_context(open_leases(settings))
         services = FleetServices(
             consumers.stream,
-            await stack.enter_async_context(open_lease_table(settings)),
+            table,
+            kcl_leader,
             shards.gateway,
             consumers.dead_letters,
             PrefetchMemory(settings.prefetch_max_bytes),

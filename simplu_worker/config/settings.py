@@ -141,6 +141,18 @@ class Settings(BaseSettings):
         pattern=r"^[a-zA-Z0-9_.-]{3,255}$",
         description="Name of the DynamoDB lease table, as with the Kinesis Client Library.",
     )
+    kinesis_coordinator_table: Annotated[str | None, Expected("the name or ARN of a DynamoDB table")] = Field(
+        default=None,
+        pattern=_TABLE,
+        description="Coordinator table of a KCL 3.x application on the same lease table, where it has another name; "
+        "unset: `KINESIS_APPLICATION_NAME` with `-CoordinatorState`.",
+    )
+    kinesis_worker_metrics_table: Annotated[str | None, Expected("the name or ARN of a DynamoDB table")] = Field(
+        default=None,
+        pattern=_TABLE,
+        description="The same for its table of worker metrics; "
+        "unset: `KINESIS_APPLICATION_NAME` with `-WorkerMetricStats`.",
+    )
     kinesis_initial_position: Annotated[
         Literal["TRIM_HORIZON", "LATEST"] | datetime,
         BeforeValidator(_parse_position),

@@ -301,13 +301,20 @@ async def test_check_names_what_is_missing_and_shows_the_others(terminal: Termin
 
 
 async def test_check_says_that_a_missing_stream_will_be_created(terminal: Terminal) -> None:
-    """A stream and a lease table that the worker makes itself are no failure; business-info is a warning."""
+    """A stream and a lease table that the worker makes itself are no failure; business-info is a warning.
+
+    So is a table of the KCL that is named and does not exist: its leader would not be seen.
+    """
     env = {"KINESIS_STREAM_NAME": "later", "KINESIS_APPLICATION_NAME": "later", "DYNAMODB_BUSINESS_INFO_TABLE": "none"}
+    env |= {"KINESIS_COORDINATOR_TABLE": "misspelt", "KINESIS_WORKER_METRICS_TABLE": "business-info"}
     report = await terminal.run("check", "--json", **env)
     results = {one["dependency"]: (one["status"], one["result"]) for one in report.json["dependencies"]}
     assert report.status == 0
     assert results["stream"] == results["lease table"] == ("ok", "does not exist, will be created")
     assert results["business-info"] == ("warning", "does not exist")
+    assert results["KCL coordinator table"][0] == "warning"
+    assert "KINESIS_COORDINATOR_TABLE" in results["KCL coordinator table"][1]
+    assert results["KCL worker metrics"] == ("ok", "answers")
     assert "table none" in [finding["about"] for finding in report.json["odd"]]
 
 

@@ -24,7 +24,6 @@ SAME_MEANING = {
     "HashRange": "a range of Kinesis's hash keys; the embedded Kinesis is independent of the worker",
     "NewRecord": "a record to put; the embedded Kinesis is independent of the worker",
     "RedrivePolicy": "SQS's attribute; the embedded SQS is independent of the worker",
-    "_InUseError": "AWS's ResourceInUseException, of DynamoDB and of Kinesis",
 }
 
 

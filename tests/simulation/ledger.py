@@ -10,9 +10,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 from simulation.simulated_shards import PostgresShards, RecordKey, record_key
 
-from simplu_worker.consumers.kinesis.leases.lease import Lease, lease_of
+from simplu_worker.consumers.kinesis.leases.lease import Lease, is_lease, lease_of
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Source
@@ -115,9 +116,18 @@ class Ledger:
             if reason is not None and not is_given_up and put.index in self._applied.values():
                 self.violate(f"record {put.index} is applied and a dead letter ({reason})")
 
-    def watch_lease(self, key: str, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> None:
-        """Check one write to the lease table."""
+    def watch_lease(
+        self, key: str, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, *, replica: str | None
+    ) -> None:
+        """Check one write to the lease table, by *replica* where a replica sent it."""
+        rows = [row for row in (before, after) if row is not None]
+        if not all(map(is_lease, rows)):
+            if replica is not None:
+                self.violate(f"{replica} wrote to a row that is no lease: {rows}")
+            return
         old, new = (None if row is None else lease_of(row) for row in (before, after))
+        if replica is not None and old is not None and new is not None:
+            self._check_writer(old, new, replica)
         if new is None:
             if old is None or old.checkpoint != SHARD_END:
                 self.violate(f"lease {key} was deleted before its end: {old}")
@@ -128,6 +138,13 @@ class Ledger:
             self.violate(f"lease {key} went back from {old.counter}, {old.checkpoint} to {new}")
         if old is None or new.checkpoint != old.checkpoint:
             self._check_checkpoint(new)
+
+    def _check_writer(self, old: Lease, new: Lease, replica: str) -> None:
+        """Check that the lease of another worker was taken whole, or not written."""
+        is_taken = new.actual_owner == replica and new.counter == old.counter + 1
+        is_own = old.actual_owner in (None, replica)
+        if not is_own and not is_taken and replace(new, hash_range=old.hash_range) != old:
+            self.violate(f"{replica} wrote to lease {old.lease_key} of {old.actual_owner}: {new}")
 
     def _check_checkpoint(self, lease: Lease) -> None:
         owed = self.first_never_settled(lease.lease_key) if self.lost else self.first_unsettled(lease.lease_key)

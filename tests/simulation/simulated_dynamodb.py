@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from botocore.exceptions import ClientError, ReadTimeoutError
 from simulation.simulated_network import Network
+from simulation.virtual_time import current_process
 
 Row: TypeAlias = Mapping[str, Any]
 Watch: TypeAlias = Callable[[str, Row | None, Row | None], None]  # key, row before, row after
@@ -72,6 +73,7 @@ class DynamoDb:
         self._page_size = page_size
         self.tables: dict[str, Table] = {}
         self.unconditional_updates: frozenset[str] = frozenset()  # clauses; for worlds that are meant to break
+        self.sender: str | None = None  # of the request that lands at this moment: the name of its process
 
     def table(self, name: str, key_name: str = "leaseKey") -> Table:
         """Return a table, made when it is not there."""
@@ -110,7 +112,18 @@ class DynamoDb:
     ) -> dict[str, Any]:
         if self._network.draws.random() < self._network.trouble.throttled:
             return await self._network.ask(SERVICE, partial(_refuse, operation, THROUGHPUT), lost=_lost)
-        return await self._network.ask(SERVICE, partial(serve, request), lost=_lost)
+        process = current_process()
+        sender = None if process is None else process.name
+        return await self._network.ask(SERVICE, partial(self._land, serve, request, sender), lost=_lost)
+
+    def _land(
+        self, serve: Callable[[dict[str, Any]], dict[str, Any]], request: dict[str, Any], sender: str | None
+    ) -> dict[str, Any]:
+        self.sender = sender
+        try:
+            return serve(request)
+        finally:
+            self.sender = None
 
     def _find(self, request: dict[str, Any]) -> Table:
         name = request["TableName"]

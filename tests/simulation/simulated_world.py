@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, cast
 
 import msgspec
 from simulation.ledger import Ledger
-from simulation.simulated_dynamodb import DynamoDb
+from simulation.simulated_dynamodb import DynamoDb, Row
 from simulation.simulated_kinesis import STREAM, KinesisClient, KinesisService
 from simulation.simulated_network import Network
 from simulation.simulated_shards import SHARD_IDS, PostgresShards, SimulatedDeadLetters, SimulatedGateway, Tenant
@@ -26,6 +26,7 @@ from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, Fl
 from simplu_worker.consumers.kinesis.holding import holds, tenant_set
 from simplu_worker.consumers.kinesis.holding.holds import TENANT_HOLDS_MAX
 from simplu_worker.consumers.kinesis.holding.tenant_set import NAMES_MAX
+from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch, KclTables
 from simplu_worker.consumers.kinesis.leases.lease import Lease, lease_of, worker_id
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.reader.reader_parameters import ReaderSettings
@@ -86,9 +87,11 @@ class Replica:
         self.process = Process(self.me)
         self.stopping = asyncio.Event()
         skew = timedelta(seconds=world.draws.uniform(-plan.skew_max_s, plan.skew_max_s))
+        table = LeaseTable(world.dynamodb, APPLICATION)
         services = FleetServices(
             Stream(KinesisClient(world.kinesis), STREAM),
-            LeaseTable(world.dynamodb, APPLICATION),
+            table,
+            KclLeaderWatch(world.dynamodb, table, KclTables.of(APPLICATION)),
             cast("ShardGateway", SimulatedGateway(world.shards)),
             SimulatedDeadLetters(world.shards),
             PrefetchMemory(plan.prefetch_max_bytes),
@@ -146,7 +149,7 @@ class World:
         self.dynamodb = DynamoDb(self.network, page_size=plan.page_size)
         self.ledger = Ledger(self.shards, tenant_wait=tenant_wait, is_closed=self.kinesis.is_closed)
         self.table = self.dynamodb.table(APPLICATION)
-        self.table.watch = self.ledger.watch_lease
+        self.table.watch = self._watch_lease
         self.replicas: list[Replica] = []
         self._processes: list[Process] = []
         for number in range(plan.tenant_count):
@@ -219,6 +222,11 @@ class World:
             "data": {"n": number},
         }
         return msgspec.json.encode(message)
+
+    def _watch_lease(self, key: str, before: Row | None, after: Row | None) -> None:
+        writer = self.dynamodb.sender
+        is_replica = any(replica.me == writer for replica in self.replicas)
+        self.ledger.watch_lease(key, before, after, replica=writer if is_replica else None)
 
     def check(self) -> None:
         """Raise ViolationError when a rule was broken, or something failed."""

@@ -413,6 +413,35 @@ def test_child_of_a_merge_is_read_while_a_parent_owes_to_a_tenant_that_is_not_re
     play(Plan(stream_shard_count=2, tenant_count=2, tenant_wait_s=300.0), work, tenants_wait=True)
 
 
+def test_list_of_pending_tenants_that_cannot_be_read_is_named_and_delays_only_what_waits_for_it() -> None:
+    """It stays in the row: the children wait for SHARD_END, and the parents are read to their end."""
+
+    async def work(world: World) -> None:
+        registered, unregistered = world.shards.tenants.values()
+        registered.created_at = world.loop.utc()
+        keys = [f"key-{number}" for number in range(8)]
+        for key in keys:
+            world.put(key, [world.operation(key, f"r-{key}", "1")])
+        merge(world)
+        await asyncio.sleep(20)
+        listed = [key for key, lease in world.leases().items() if lease.pending_tenants]
+        for lease_key in listed:
+            damaged = {**world.table.rows[lease_key], "simpluOwed": {"SS": ["of a later version"]}}
+            world.table.put(lease_key, damaged, world.loop.time())
+        with structlog.testing.capture_logs() as logs:
+            await asyncio.sleep(20)
+            left = [world.table.rows[lease_key]["simpluOwed"] for lease_key in listed]
+            unregistered.created_at = world.loop.utc()
+            await settle_down(world)
+        named = [entry["stream_shard_id"] for entry in logs if entry["event"] == "lease.list_unreadable"]
+
+        assert listed
+        assert left == [{"SS": ["of a later version"]}] * len(listed)
+        assert sorted(named) == sorted(listed)
+
+    play(Plan(stream_shard_count=2, tenant_count=2, tenant_wait_s=300.0), work, tenants_wait=True)
+
+
 def held_while_another_shard_is_slow(make_fleet: FleetMaker) -> None:
     """Have a tenant caught up while the main reader, far ahead, still waits for another tenant's shard."""
 

@@ -5,14 +5,26 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from random import Random
+from typing import Any, NamedTuple
 
 import pytest
 import structlog
+from botocore.exceptions import ClientError
+from simulation.simulated_shards import SHARD_IDS
 from simulation.simulated_world import APPLICATION, Plan, World, a_world
 from simulation.simulation import settle_down, stop_all
 from simulation.virtual_time import Process
-from support.aws.kcl_peer import KclPeer, number, reference_row
+from support.aws.kcl3_peer import (
+    Kcl3Peer,
+    leader_row,
+    migration_row,
+    stream_row,
+    table_migration_row,
+    worker_row,
+)
+from support.aws.kcl_peer import KclPeer, Row, reference_row
 
 FAILOVER_S = 10.0
 COORDINATOR = f"{APPLICATION}-CoordinatorState"
@@ -144,13 +156,30 @@ def test_kcl_application_resumes_where_the_fleet_stopped() -> None:
     play(work)
 
 
-@pytest.mark.parametrize("version", ["CLIENT_VERSION_3X", "CLIENT_VERSION_3X_WITH_ROLLBACK"])
-def test_fleet_takes_nothing_while_a_kcl_3_leader_lives_and_all_when_it_is_dead(version: str) -> None:
+LEADING = "CLIENT_VERSION_3X"
+
+
+class Places(NamedTuple):
+    """The tables in which a KCL 3.x has its leader and its migration state."""
+
+    leader: str
+    migration: str
+
+
+BEFORE_3_5 = Places(COORDINATOR, COORDINATOR)
+SINCE_3_5 = Places(APPLICATION, APPLICATION)
+MOVING = Places(COORDINATOR, APPLICATION)  # the lock moves last
+EVERYWHERE = pytest.mark.parametrize("places", [BEFORE_3_5, SINCE_3_5, MOVING], ids=["before 3.5", "3.5", "moving"])
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("version", [LEADING, "CLIENT_VERSION_3X_WITH_ROLLBACK"])
+def test_fleet_takes_nothing_while_a_kcl_3_leader_lives_and_all_when_it_is_dead(version: str, places: Places) -> None:
     """It would take back what we take. Whether it lives shows by its heartbeat, every 30 s."""
 
     async def work(world: World) -> None:
         leader = Process("kcl-3")
-        world.start(leader, _lead(world, version))
+        world.start(leader, _lead(world, version, places))
         await asyncio.sleep(1)
         replica = world.start_replica()
         await asyncio.sleep(300)
@@ -165,12 +194,13 @@ def test_fleet_takes_nothing_while_a_kcl_3_leader_lives_and_all_when_it_is_dead(
     play(work)
 
 
+@EVERYWHERE
 @pytest.mark.parametrize("version", ["CLIENT_VERSION_UPGRADE_FROM_2X", "CLIENT_VERSION_2X", "CLIENT_VERSION_INIT"])
-def test_fleet_takes_its_share_when_the_kcl_3_works_as_2(version: str) -> None:
+def test_fleet_takes_its_share_when_the_kcl_3_works_as_2(version: str, places: Places) -> None:
     """Then there is nobody who assigns leases."""
 
     async def work(world: World) -> None:
-        world.start(Process("kcl-3"), _lead(world, version))
+        world.start(Process("kcl-3"), _lead(world, version, places))
         await asyncio.sleep(1)
         world.start_replica()
         await world.until(lambda: shares(world) == [8], within_s=5)
@@ -178,12 +208,13 @@ def test_fleet_takes_its_share_when_the_kcl_3_works_as_2(version: str) -> None:
     play(work)
 
 
-def test_fleet_takes_what_a_dead_kcl_3_leader_left_after_its_second_look() -> None:
+@EVERYWHERE
+def test_fleet_takes_what_a_dead_kcl_3_leader_left_after_its_second_look(places: Places) -> None:
     """At the first look nobody knows whether it lives: 35 s later its heartbeat has not moved."""
 
     async def work(world: World) -> None:
         leader = Process("kcl-3")
-        world.start(leader, _lead(world, "CLIENT_VERSION_3X"))
+        world.start(leader, _lead(world, LEADING, places))
         await asyncio.sleep(1)
         leader.is_dead = True
         world.start_replica()
@@ -196,13 +227,199 @@ def test_fleet_takes_what_a_dead_kcl_3_leader_left_after_its_second_look() -> No
     play(work)
 
 
-async def _lead(world: World, version: str) -> None:
-    """Write what a leader of the KCL 3.x does to its coordinator table."""
-    table = world.dynamodb.table(COORDINATOR, "key")
-    table.put("Migration3.0", {"key": {"S": "Migration3.0"}, "cv": {"S": version}}, world.loop.time())
+@pytest.mark.parametrize("table", [f"{APPLICATION}-WorkerMetricStats", APPLICATION], ids=["before 3.5", "3.5"])
+def test_fleet_takes_nothing_between_two_leaders_of_the_kcl_3(table: str) -> None:
+    """Its workers show by their metrics that one of them becomes the leader soon; nobody leads for 120 s."""
+
+    async def work(world: World) -> None:
+        leader = Process("kcl-3")
+        world.start(leader, _lead(world, LEADING, SINCE_3_5))
+        workers = Process("kcl-3-workers")
+        world.start(workers, _report_metrics(world, table))
+        await asyncio.sleep(1)
+        replica = world.start_replica()
+        await asyncio.sleep(100)
+        leader.is_dead = True
+        world.table.put("Leader", None, world.loop.time())  # the lock is released
+        await asyncio.sleep(120)
+        between = shares(world), str(replica.fleet.trouble)
+        workers.is_dead = True
+        await world.until(lambda: shares(world) == [8], within_s=80)
+
+        assert between[0] == []
+        assert "kcl-3-b" in between[1]
+
+    play(work)
+
+
+def test_fleet_takes_nothing_from_the_moment_at_which_a_leader_of_the_kcl_3_5_comes() -> None:
+    """Every scan shows it; the looks in between compare heartbeats only."""
+
+    async def work(world: World) -> None:
+        replica = world.start_replica()
+        await world.until(lambda: shares(world) == [8], within_s=5)
+        before = replica.fleet.is_led_by_kcl
+        world.start(Process("kcl-3"), _lead(world, LEADING, SINCE_3_5))
+        await asyncio.sleep(FAILOVER_S / 5)
+        led = [replica.fleet.is_led_by_kcl]
+        for _ in range(100):
+            await asyncio.sleep(1)
+            led.append(replica.fleet.is_led_by_kcl)
+
+        assert not before
+        assert all(led)
+
+    play(work)
+
+
+def test_fleet_looks_for_a_kcl_3_leader_before_it_takes_its_first_lease() -> None:
+    """A look that fails is repeated, and until one succeeds no lease is taken."""
+
+    async def work(world: World) -> None:
+        world.start(Process("kcl-3"), _lead(world, LEADING, BEFORE_3_5))
+        await asyncio.sleep(1)
+        answer, refused = world.dynamodb.get_item, 0
+
+        async def refuse(**request: Any) -> dict[str, Any]:
+            nonlocal refused
+            if request["TableName"] == COORDINATOR and refused < 3:
+                refused += 1
+                raise ClientError({"Error": {"Code": "ThrottlingException", "Message": "as simulated"}}, "GetItem")
+            return await answer(**request)
+
+        world.dynamodb.get_item = refuse  # type: ignore[method-assign]
+        replica = world.start_replica()
+        await asyncio.sleep(60)
+
+        assert (refused, shares(world), replica.fleet.is_led_by_kcl) == (3, [], True)
+
+    play(work)
+
+
+def test_fleet_leaves_the_other_rows_of_the_kcl_3_5_alone() -> None:
+    """None of them is a lease: they are not taken, not changed, not removed, and not in any status."""
+
+    async def work(world: World) -> None:
+        others = [
+            leader_row("kcl-3-worker", "v1"),
+            migration_row(LEADING),
+            table_migration_row("COMPLETE"),
+            worker_row("kcl-3-a", 1_790_000_000),
+            stream_row("123456789012:stream:1700000000"),
+        ]
+        for row in others:
+            world.table.put(row["leaseKey"]["S"], row, world.loop.time())
+        put_all(world, "ours")
+        replicas = [world.start_replica() for _ in range(2)]
+        await asyncio.sleep(60)  # nothing of the KCL moves
+        await settle_down(world)
+        listed = {one["streamShard"] for replica in replicas for one in replica.fleet.status()}
+        await stop_all(world)
+
+        assert [world.table.rows[row["leaseKey"]["S"]] for row in others] == others
+        assert listed == world.owners().keys()
+        assert len(listed) == 8
+
+    play(work)
+
+
+def test_fleet_hands_a_lease_over_when_a_kcl_3_leader_assigns_it_to_another_worker() -> None:
+    """It stops reading, writes its last checkpoint and lets the next owner begin; then it writes nothing more."""
+
+    async def work(world: World) -> None:
+        put_all(world, "ours")
+        replica = world.start_replica()
+        await settle_down(world)
+        world.start(Process("kcl-3"), _lead(world, LEADING, SINCE_3_5))
+        await world.until(lambda: replica.fleet.is_led_by_kcl, within_s=60)
+        leader = Kcl3Peer(world.dynamodb, APPLICATION, "kcl-3-worker")
+        worker = Kcl3Peer(world.dynamodb, APPLICATION, "kcl-3-next")
+        lease_key = min(key for key, puts in world.ledger.by_stream_shard.items() if puts)
+        counter = world.leases()[lease_key].counter
+        await leader.initiate_handoff(await leader.read(lease_key), worker.me)
+        begun_early = await worker.discover()
+        await world.until(lambda: lease_key not in replica.running(), within_s=FAILOVER_S)
+        await asyncio.sleep(1)
+        handed_over = world.leases()[lease_key]
+        begun = await worker.discover()
+        renewed = []
+        for _ in range(30):
+            await asyncio.sleep(FAILOVER_S / 3)
+            renewed.append(await worker.renew(lease_key))
+
+        assert (begun_early, begun) == ([], [lease_key])
+        assert (handed_over.owner, handed_over.checkpoint_owner) == (worker.me, None)
+        assert handed_over.counter > counter
+        assert handed_over.checkpoint == world.ledger.by_stream_shard[lease_key][-1].position
+        assert all(renewed)
+        assert lease_key not in replica.running()
+        assert len(replica.running()) == 7
+
+    play(work)
+
+
+def test_fleet_loses_a_lease_that_a_kcl_3_leader_assigns_because_its_hand_over_takes_too_long() -> None:
+    """The leader's second write names the same owner with a counter one higher: that is not a write of ours."""
+
+    async def work(world: World) -> None:
+        put_all(world, "ours")
+        replica = world.start_replica()
+        await settle_down(world)
+        world.start(Process("kcl-3"), _lead(world, LEADING, SINCE_3_5))
+        await world.until(lambda: replica.fleet.is_led_by_kcl, within_s=60)
+        leader = Kcl3Peer(world.dynamodb, APPLICATION, "kcl-3-worker")
+        worker = Kcl3Peer(world.dynamodb, APPLICATION, "kcl-3-next")
+        lease_key = min(key for key, puts in world.ledger.by_stream_shard.items() if puts)
+        world.network.slow = dict.fromkeys(SHARD_IDS, 60.0)
+        put_all(world, "slow")
+        await asyncio.sleep(1)
+        await leader.initiate_handoff(await leader.read(lease_key), worker.me)
+        counter = world.leases()[lease_key].counter
+        await world.until(lambda: world.leases()[lease_key].counter > counter, within_s=FAILOVER_S)
+        is_assigned = await leader.assign(await leader.read(lease_key), worker.me)
+        begun = await worker.discover()
+        renewed = []
+        for _ in range(20):
+            await asyncio.sleep(FAILOVER_S / 3)
+            renewed.append(await worker.renew(lease_key))
+
+        assert is_assigned
+        assert begun == [lease_key]
+        assert all(renewed)
+        assert lease_key not in replica.running()
+
+    play(work)
+
+
+async def _lead(world: World, version: str, places: Places) -> None:
+    """Write what a leader of the KCL 3.x does to its tables."""
+    _put(world, places.migration, lambda key_name: migration_row(version, key_name=key_name))
     beats = 0
     while True:
         beats += 1
-        row = {"key": {"S": "Leader"}, "ownerName": {"S": "kcl-3-worker"}, "recordVersionNumber": {"S": f"v{beats}"}}
-        table.put("Leader", row | {"leaseDuration": number(120_000)}, world.loop.time())
+        _put(world, places.leader, partial(_leader_row, beats))
         await asyncio.sleep(30)
+
+
+def _leader_row(beats: int, key_name: str) -> Row:
+    return leader_row("kcl-3-worker", f"v{beats}", key_name=key_name)
+
+
+async def _report_metrics(world: World, table: str) -> None:
+    """Write what two workers of the KCL 3.x do, leader or not."""
+    while True:
+        for worker in ("kcl-3-a", "kcl-3-b"):
+            updated_at = int(world.loop.utc().timestamp())
+            _put(world, table, partial(_worker_row, worker, updated_at), key_name="wid")
+        await asyncio.sleep(30)
+
+
+def _worker_row(worker: str, updated_at: int, key_name: str) -> Row:
+    return worker_row(worker, updated_at, key_name=key_name)
+
+
+def _put(world: World, table: str, row_of: Callable[[str], Row], *, key_name: str = "key") -> None:
+    """Write a row to a table: to the lease table under its key, to another one under *key_name*."""
+    own_key = "leaseKey" if table == APPLICATION else key_name
+    row = row_of(own_key)
+    world.dynamodb.table(table, own_key).put(row[own_key]["S"], row, world.loop.time())

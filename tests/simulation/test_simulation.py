@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import pytest
 import structlog
+from simulation.kcl_leader import hand_leases_over
 from simulation.simulated_world import ViolationError, Weather
 from simulation.simulation import simulate
 from simulation.wrong_designs import WRONG_DESIGNS, WrongDesign
@@ -35,6 +36,7 @@ FLOOR = {Weather.FAIR: 600, Weather.STORM: 200, Weather.GREAT_STORM: 20}
 BLOCK = {Weather.FAIR: 50, Weather.STORM: 25, Weather.GREAT_STORM: 2}  # seeds of a test
 BUDGET_S = float(os.environ.get("SIMULATION_BUDGET_S", "45"))
 LANES = 2  # for each weather, to run side by side
+KCL_SEEDS = 20  # with a leader of the KCL 3.x beside the replicas
 SEEDS_UNTIL_FOUND = 600
 
 
@@ -121,6 +123,13 @@ def check(seeds: Iterable[int], weather: Weather, record_property: Note) -> None
             raise
         count += 1
     record_property("simulated", {weather.value: count})
+
+
+@pytest.mark.parametrize("first_seed", range(0, KCL_SEEDS, KCL_SEEDS // LANES))
+def test_nothing_is_lost_doubled_or_out_of_order_while_a_kcl_leader_has_leases_handed_over(first_seed: int) -> None:
+    """Each lease has one writer at a time, and in the end the replicas have all leases again."""
+    for seed in range(first_seed, first_seed + KCL_SEEDS // LANES):
+        simulate(seed, twist=hand_leases_over)
 
 
 def test_simulation_is_the_same_when_repeated() -> None:

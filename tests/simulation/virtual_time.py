@@ -42,6 +42,11 @@ class Process:
         return f"Process({self.name}, {state})"
 
 
+def current_process() -> Process | None:
+    """Return the process that runs now; None outside of all."""
+    return _process.get()
+
+
 class VirtualLoop(asyncio.SelectorEventLoop):
     """The event loop of a simulation: when nothing is ready, its clock jumps to the next timer."""
 

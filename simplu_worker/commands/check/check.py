@@ -26,6 +26,8 @@ from simplu_worker.commands.check.findings import CheckFacts, Finding, find_oddi
 from simplu_worker.commands.output.display import print_json, print_line, print_table
 from simplu_worker.config.misspellings import Misspelling
 from simplu_worker.config.settings import Settings
+from simplu_worker.consumers.kinesis.leases.kcl_leader import LEADER_KEY
+from simplu_worker.consumers.kinesis.leases.table_requests import TableMissingError, TableRequests
 from simplu_worker.consumers.kinesis.stream.client import Stream, StreamGoneError
 from simplu_worker.consumers.sqs.receive.redrive_rules import parse_redrive_policy
 from simplu_worker.errors import WorkerError
@@ -39,6 +41,7 @@ DEADLINE_S: Final = 10.0
 READ_TIMEOUT_S: Final = 8.0  # below DEADLINE_S: the client's own error names the service that hangs
 LEASE_KEY: Final = ("leaseKey",)
 BUSINESS_INFO_KEY: Final = ("id",)
+KCL_TABLE_MOVED: Final = "that is well if a KCL 3.5 moved its rows into the lease table, else correct"
 T = TypeVar("T")
 
 STYLES: Final = {"ok": "green", "warning": "yellow", "failed": "bold red"}
@@ -189,7 +192,7 @@ class DependencyChecks:
         return CheckAnswer(f"{summary.status.lower()}, {count} open stream shards, records kept for {kept}")
 
     async def check_tables(self, client: Client) -> list[CheckedDependency]:
-        """Check the lease table, if a stream is configured, and business-info."""
+        """Check the lease table and the KCL's tables that have names, if a stream is configured, and business-info."""
         leases, info = self._settings.kinesis_application_name, self._settings.dynamodb_business_info_table
         checks = [
             check_dependency("business-info", address_of(client, info), lambda: self._check_business_info(client, info))
@@ -199,7 +202,21 @@ class DependencyChecks:
                 0,
                 check_dependency("lease table", address_of(client, leases), lambda: _check_lease_table(client, leases)),
             )
+            checks += self._check_kcl_tables(client)
         return await run_all(checks)
+
+    def _check_kcl_tables(self, client: Client) -> list[Coroutine[Any, Any, CheckedDependency]]:
+        """Return the checks of the KCL 3.x's tables with names of their own: a wrong name would hide a leader."""
+        settings = self._settings
+        tables = (
+            ("KCL coordinator table", settings.kinesis_coordinator_table, _check_coordinator_table),
+            ("KCL worker metrics", settings.kinesis_worker_metrics_table, _check_worker_metrics_table),
+        )
+        return [
+            check_dependency(dependency, address_of(client, name), partial(check, TableRequests(client), name))
+            for dependency, name, check in tables
+            if name is not None
+        ]
 
     async def _check_business_info(self, client: Client, name: str) -> CheckAnswer:
         problem = CheckStatus.FAILED if self._settings.provision_on_first_use else CheckStatus.WARNING
@@ -338,6 +355,22 @@ async def _check_lease_table(client: Client, name: str) -> CheckAnswer:
             CheckStatus.FAILED,
         )
     return CheckAnswer(table.status.lower())
+
+
+async def _check_coordinator_table(requests: TableRequests, name: str) -> CheckAnswer:
+    try:
+        await requests.call(name, "get_item", Key={"key": {"S": LEADER_KEY}})
+    except TableMissingError as exc:
+        return CheckAnswer(f"{exc}; {KCL_TABLE_MOVED} KINESIS_COORDINATOR_TABLE", CheckStatus.WARNING)
+    return CheckAnswer("answers")
+
+
+async def _check_worker_metrics_table(requests: TableRequests, name: str) -> CheckAnswer:
+    try:
+        await requests.call(name, "scan", Limit=1)
+    except TableMissingError as exc:
+        return CheckAnswer(f"{exc}; {KCL_TABLE_MOVED} KINESIS_WORKER_METRICS_TABLE", CheckStatus.WARNING)
+    return CheckAnswer("answers")
 
 
 def address_of(client: Client, name: str) -> str:

@@ -1,4 +1,4 @@
-"""One lease table, shared with a worker of the Kinesis Client Library 2.x: take-over, mixing, hand-back, row by row."""
+"""One lease table, shared with workers of the KCL 2.x and 3.5: take-over, mixing, hand-over, hand-back, row by row."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from msgspec.structs import replace
 from support.aws.endpoints import CREDENTIALS, client_of, running_moto
+from support.aws.kcl3_peer import (
+    Kcl3Peer,
+    leader_row,
+    migration_row,
+    stream_row,
+    table_migration_row,
+    worker_row,
+)
 from support.aws.kcl_peer import KclPeer, Row, number, reference_row
 
 from simplu_worker.aws.clients import Client
@@ -142,10 +149,10 @@ async def test_prepared_checkpoint_is_seen_and_ends_with_the_first_of_ours(share
     await shared.kcl.prepare_checkpoint(KEY, LATER, b"state")
     taken = await shared.table.take(await shared.read_lease(), OURS)
     assert taken is not None
-    renewed = await shared.table.renew(taken)
+    renewed = await shared.table.renew(taken, OURS)
     assert renewed is not None
     kept = [name for name in await shared.read_row() if name.startswith("pending")]
-    await shared.table.renew(renewed, Position(int(LATER)))
+    await shared.table.renew(renewed, OURS, Position(int(LATER)))
     left = [name for name in await shared.read_row() if name.startswith("pending")]
 
     assert renewed.pending_checkpoint == Position(int(LATER))
@@ -154,25 +161,30 @@ async def test_prepared_checkpoint_is_seen_and_ends_with_the_first_of_ours(share
 
 async def test_rows_that_are_no_leases_are_left_alone(shared: Shared) -> None:
     """The KCL 3.5 keeps its leader, workers and migrations in the lease table."""
+    looks_like_a_lease = {
+        "leaseKey": {"S": "of a later version"},
+        "entityType": {"S": "SOMETHING"},
+        "leaseCounter": number(1),
+        "leaseOwner": {"S": "x"},
+        "checkpoint": {"S": "TRIM_HORIZON"},
+    }
     others = [
-        {
-            "leaseKey": {"S": name},
-            "entityType": {"S": kind},
-            "leaseOwner": {"S": "x"},
-            "checkpoint": {"S": "TRIM_HORIZON"},
-        }
-        for name, kind in (
-            ("Leader", "LEADER"),
-            ("Migration3.0", "CLIENT_VERSION_MIGRATION"),
-            ("worker", "WORKER_METRIC_STATS"),
-            ("account:stream:1", "STREAM"),
-        )
+        leader_row("kcl-3", "v1"),
+        migration_row("CLIENT_VERSION_3X"),
+        table_migration_row("COMPLETE"),
+        worker_row("kcl-3", 1_790_000_000),
+        stream_row("123456789012:stream:1700000000"),
+        looks_like_a_lease,
     ]
     for row in others:
         await shared.put(row)
     await shared.kcl.create(reference_row(KEY, AT))
 
     assert [lease.lease_key for lease in await shared.table.scan()] == [KEY]
+    assert sorted(row["leaseKey"]["S"] for row in shared.table.other_rows) == sorted(
+        row["leaseKey"]["S"] for row in others
+    )
+    assert [await shared.table.find(row["leaseKey"]["S"]) for row in others] == [None] * len(others)
     assert [await shared.read_row(row["leaseKey"]["S"]) for row in others] == others
 
 
@@ -181,9 +193,9 @@ async def test_peer_resumes_from_our_checkpoint_when_the_lease_is_handed_back(sh
     await shared.table.create(Lease(KEY, LATEST, started_at=datetime(2026, 1, 31, tzinfo=UTC)))
     taken = await shared.table.take(await shared.read_lease(), OURS)
     assert taken is not None
-    renewed = await shared.table.renew(taken, Position(int(AT), 3))
+    renewed = await shared.table.renew(taken, OURS, Position(int(AT), 3))
     assert renewed is not None
-    await shared.table.release(renewed, Position(int(LATER), 5))
+    await shared.table.release(renewed, OURS, Position(int(LATER), 5))
     row = await shared.read_row()
     took = await shared.kcl.take_some()
 
@@ -201,8 +213,8 @@ async def test_finished_lease_names_its_children_when_it_is_handed_back(shared: 
     await shared.table.create(Lease(KEY, Position(int(AT)), hash_range=HashRange(0, 17)))
     taken = await shared.table.take(await shared.read_lease(), OURS)
     assert taken is not None
-    await shared.table.write_metadata(replace(taken, children=frozenset(CHILDREN)))
-    await shared.table.release(taken, SHARD_END)
+    await shared.table.write_children(taken, OURS, CHILDREN)
+    await shared.table.release(taken, OURS, SHARD_END)
     row = await shared.read_row()
 
     assert (row["checkpoint"], row["childShardIds"]) == ({"S": "SHARD_END"}, {"SS": sorted(CHILDREN)})
@@ -215,9 +227,9 @@ async def test_list_of_what_is_owed_stays_in_the_row_whatever_the_peer_writes(sh
     await shared.table.create(Lease(KEY, Position(int(AT)), hash_range=HashRange(0, 17)))
     taken = await shared.table.take(await shared.read_lease(), OURS)
     assert taken is not None
-    renewed = await shared.table.renew(taken, pending_tenants=owed)
+    renewed = await shared.table.renew(taken, OURS, pending_tenants=owed)
     assert renewed is not None
-    await shared.table.release(renewed)
+    await shared.table.release(renewed, OURS)
     lists = [(await shared.read_lease()).pending_tenants]
     took = await shared.kcl.take_some()
     for write in (
@@ -254,8 +266,8 @@ async def test_late_checkpoint_of_either_side_changes_nothing_after_the_other_to
     assert by_us is not None
     late_of_peer = await shared.kcl.checkpoint(KEY, LATER)
     await shared.kcl.take(await shared.read_row())
-    late_of_ours = await shared.table.renew(by_us, Position(int(LATER)))
-    late_release = await shared.table.release(by_us, SHARD_END)
+    late_of_ours = await shared.table.renew(by_us, OURS, Position(int(LATER)))
+    late_release = await shared.table.release(by_us, OURS, SHARD_END)
 
     assert (late_of_peer, late_of_ours, late_release) == (False, None, False)
     assert (await shared.read_lease()).checkpoint == Position(int(AT))
@@ -272,8 +284,8 @@ async def test_renewal_whose_answer_was_lost_is_known_again_by_both(shared: Shar
     assert await shared.kcl.renew(KEY) is True
     by_us = await shared.table.take(await shared.read_lease(), OURS)
     assert by_us is not None
-    landed = await shared.table.renew(by_us)
-    assert await shared.table.renew(by_us) == landed
+    landed = await shared.table.renew(by_us, OURS)
+    assert await shared.table.renew(by_us, OURS) == landed
 
 
 async def test_row_that_the_peer_deleted_does_not_come_back(shared: Shared) -> None:
@@ -282,11 +294,122 @@ async def test_row_that_the_peer_deleted_does_not_come_back(shared: Shared) -> N
     taken = await shared.table.take(await shared.read_lease(), OURS)
     assert taken is not None
     await shared.kcl.delete(KEY)
-    await shared.table.write_metadata(replace(taken, children=frozenset(CHILDREN)))
+    await shared.table.write_children(taken, OURS, CHILDREN)
 
-    assert await shared.table.renew(taken, Position(int(LATER))) is None
-    assert await shared.table.release(taken) is False
+    assert await shared.table.renew(taken, OURS, Position(int(LATER))) is None
+    assert await shared.table.release(taken, OURS) is False
     assert await shared.table.find(KEY) is None
+
+
+class HandOver:
+    """A lease of ours that a leader of the KCL 3.5 has begun to hand over to one of its workers."""
+
+    def __init__(self, shared: Shared, lease: Lease) -> None:
+        self.leader = Kcl3Peer(shared.client, shared.table.name, "kcl-leader:uuid")
+        self.next = Kcl3Peer(shared.client, shared.table.name, "kcl-next:uuid")
+        self.lease = lease  # as our last write left it, before the hand-over
+
+    def __repr__(self) -> str:
+        return f"HandOver({self.lease.lease_key} to {self.next.me})"
+
+
+@pytest.fixture
+async def hand_over(shared: Shared) -> HandOver:
+    """Take a lease, and have its hand-over begun."""
+    await shared.kcl.create(reference_row(KEY, AT))
+    taken = await shared.table.take(await shared.read_lease(), OURS)
+    assert taken is not None
+    one = HandOver(shared, taken)
+    assert await one.leader.initiate_handoff(await shared.read_row(), one.next.me)
+    return one
+
+
+async def test_hand_over_of_a_kcl_3_leader_is_seen_and_ends_with_our_last_checkpoint(
+    shared: Shared, hand_over: HandOver
+) -> None:
+    """Until then we renew under our own name, and the next owner waits; its lease stays its own."""
+    renewed = await shared.table.renew(hand_over.lease, OURS)
+    assert renewed is not None
+    checkpointed = await shared.table.renew(renewed, OURS, Position(int(LATER)))
+    assert checkpointed is not None
+    begun_early = await hand_over.next.discover()
+    await shared.table.write_children(checkpointed, OURS, CHILDREN)
+    released = await shared.table.release(checkpointed, OURS, Position(int(LATER), 3))
+    row = await shared.read_row()
+
+    assert (renewed.owner, renewed.checkpoint_owner, renewed.actual_owner) == (hand_over.next.me, OURS, OURS)
+    assert begun_early == []
+    assert released
+    assert (row["leaseOwner"], "checkpointOwner" in row) == ({"S": hand_over.next.me}, False)
+    assert (row["checkpoint"], row["checkpointSubSequenceNumber"]) == ({"S": LATER}, number(3))
+    assert row["childShardIds"] == {"SS": sorted(CHILDREN)}
+    assert await hand_over.next.discover() == [KEY]
+    assert await hand_over.next.renew(KEY)
+
+
+async def test_release_that_does_not_know_of_the_hand_over_ends_it(shared: Shared, hand_over: HandOver) -> None:
+    """A stop between two renewals: the next owner begins at our last checkpoint, at once."""
+    await shared.table.write_children(hand_over.lease, OURS, CHILDREN)
+    released = await shared.table.release(hand_over.lease, OURS, Position(int(LATER)))
+    row = await shared.read_row()
+
+    assert released
+    assert (row["leaseOwner"], "checkpointOwner" in row) == ({"S": hand_over.next.me}, False)
+    assert (row["checkpoint"], row["childShardIds"]) == ({"S": LATER}, {"SS": sorted(CHILDREN)})
+    assert await hand_over.next.discover() == [KEY]
+
+
+@pytest.mark.parametrize("is_seen", [True, False])
+async def test_lease_that_a_kcl_3_leader_assigned_is_lost_whatever_we_knew(
+    shared: Shared,
+    hand_over: HandOver,
+    is_seen: bool,  # noqa: FBT001  # a column of the table
+) -> None:
+    """The counter is one higher and the owner is the one in our copy of the row: still no write of ours."""
+    lease: Lease | None = hand_over.lease
+    if is_seen:
+        lease = await shared.table.renew(hand_over.lease, OURS)
+    assert lease is not None
+    await hand_over.leader.assign(await shared.read_row(), hand_over.next.me)
+    await hand_over.next.discover()
+    await hand_over.next.checkpoint(KEY, LATER)
+    row = await shared.read_row()
+    renewed = [await shared.table.renew(lease, OURS, position) for position in (None, Position(int(AT), 5), SHARD_END)]
+    released = await shared.table.release(lease, OURS, SHARD_END)
+    await shared.table.write_children(lease, OURS, CHILDREN)
+
+    assert (renewed, released) == ([None] * 3, False)
+    assert await shared.read_row() == row
+    assert await hand_over.next.renew(KEY)
+
+
+async def test_renewal_during_a_hand_over_whose_answer_was_lost_is_recognised(
+    shared: Shared, hand_over: HandOver
+) -> None:
+    """By the checkpoint owner: the row names the next owner already."""
+    landed = await shared.table.renew(hand_over.lease, OURS)
+
+    assert await shared.table.renew(hand_over.lease, OURS) == landed
+    assert landed is not None
+    again = await shared.table.renew(landed, OURS)
+    assert await shared.table.renew(landed, OURS) == again
+
+
+async def test_lease_that_is_being_handed_over_to_us_is_its_last_owners(shared: Shared) -> None:
+    """It is neither free for us nor ours, until the last owner has handed it over, or is gone."""
+    await shared.kcl.create(reference_row(KEY, AT, owner="kcl-last:uuid", counter=5))
+    leader = Kcl3Peer(shared.client, shared.table.name, "kcl-leader:uuid")
+    await leader.initiate_handoff(await shared.read_row(), OURS)
+    ours = OurTaker(shared, OURS)
+    early = [await ours.take_some()]
+    shared.clock.now += DURATION_S - 1
+    early.append(await ours.take_some())
+    shared.clock.now += 2
+    late = await ours.take_some()
+    row = await shared.read_row()
+
+    assert (early, late) == ([[], []], [KEY])
+    assert (row["leaseOwner"], "checkpointOwner" in row, row["leaseCounter"]) == ({"S": OURS}, False, number(6))
 
 
 async def test_lease_has_one_owner_when_both_kinds_try_at_once(shared: Shared) -> None:
@@ -316,7 +439,7 @@ class OurTaker:
     async def renew_all(self) -> None:
         """Renew the held leases; drop the lost ones."""
         for lease_key, lease in list(self.held.items()):
-            renewed = await self._shared.table.renew(lease)
+            renewed = await self._shared.table.renew(lease, self.me)
             if renewed is None:
                 del self.held[lease_key]
             else:

@@ -174,7 +174,7 @@ async def test_take_has_one_winner_when_many_try(table: LeaseTable) -> None:
 
 async def test_take_is_refused_when_the_owner_has_renewed_meanwhile(table: LeaseTable, taken: Lease) -> None:
     """A stale scan takes nothing from a living owner."""
-    renewed = await table.renew(taken)
+    renewed = await table.renew(taken, ME)
 
     assert await table.take(taken, OTHER) is None
     assert await table.scan() == [renewed]
@@ -198,9 +198,9 @@ async def test_take_counts_switches_of_the_owner(dynamodb: Client, table: LeaseT
 
 async def test_renewal_and_checkpoint_are_one_write(table: LeaseTable, taken: Lease) -> None:
     """The counter moves with and without a checkpoint; a checkpoint ends the count of switches."""
-    renewed = await table.renew(taken)
+    renewed = await table.renew(taken, ME)
     assert renewed is not None
-    checkpointed = await table.renew(renewed, Position(17, 3))
+    checkpointed = await table.renew(renewed, ME, Position(17, 3))
 
     assert renewed == replace(taken, counter=2)
     assert checkpointed == replace(taken, counter=3, checkpoint=Position(17, 3), owner_switches=0)
@@ -225,12 +225,12 @@ async def test_checkpoint_leaves_attributes_of_others_alone_and_ends_a_prepared_
             ":bytes": {"B": b"state"},
         },
     )
-    renewed = await table.renew(taken)
+    renewed = await table.renew(taken, ME)
     assert renewed is not None
     assert renewed.pending_checkpoint == Position(5, 1)
-    checkpointed = await table.renew(renewed, Position(17))
+    checkpointed = await table.renew(renewed, ME, Position(17))
     assert checkpointed is not None
-    await table.release(checkpointed, Position(18))
+    await table.release(checkpointed, ME, Position(18))
     row = await row_in(dynamodb, table)
 
     assert row["throughputKBps"] == {"N": "1"}
@@ -248,7 +248,7 @@ async def test_renewal_fails_when_another_took_the_lease(
     """The new owner's row stays as it is: a late checkpoint writes nothing."""
     by_other = await table.take(taken, OTHER)
 
-    assert await table.renew(taken, checkpoint) is None
+    assert await table.renew(taken, ME, checkpoint) is None
     assert await table.scan() == [by_other]
 
 
@@ -260,9 +260,9 @@ async def test_renewal_fails_when_the_row_was_deleted(
     """No write brings a deleted row back."""
     await dynamodb.delete_item(TableName=table.name, Key={"leaseKey": {"S": NEW.lease_key}})
 
-    assert await table.renew(taken, Position(17)) is None
+    assert await table.renew(taken, ME, Position(17)) is None
     assert await table.take(taken, ME) is None
-    assert await table.release(taken, Position(17)) is False
+    assert await table.release(taken, ME, Position(17)) is False
     assert await table.scan() == []
 
 
@@ -286,9 +286,9 @@ async def test_renewal_whose_answer_was_lost_is_recognised_when_repeated(
     expected_checkpoint: Position,
 ) -> None:
     """A landed write of its own is no loss of the lease; a higher checkpoint overwrites it, a lower does not."""
-    await table.renew(taken, landed)
+    await table.renew(taken, ME, landed)
 
-    renewed = await table.renew(taken, repeated)
+    renewed = await table.renew(taken, ME, repeated)
 
     assert renewed is not None
     assert (renewed.counter, renewed.checkpoint) == (expected_counter, expected_checkpoint)
@@ -302,14 +302,14 @@ async def test_renewal_sets_pending_tenants_in_the_same_write(
     dynamodb: Client, table: LeaseTable, taken: Lease
 ) -> None:
     """With a checkpoint and without; it stays until another is given, and a new owner finds it."""
-    first = await table.renew(taken, Position(17), pending_tenants=OWED)
+    first = await table.renew(taken, ME, Position(17), pending_tenants=OWED)
     assert first is not None
     row = await row_in(dynamodb, table)
-    second = await table.renew(first, Position(18))
+    second = await table.renew(first, ME, Position(18))
     assert second is not None
-    third = await table.renew(second, pending_tenants=frozenset())
+    third = await table.renew(second, ME, pending_tenants=frozenset())
     assert third is not None
-    fourth = await table.renew(third, pending_tenants=LESS_OWED)
+    fourth = await table.renew(third, ME, pending_tenants=LESS_OWED)
     by_other = await table.take(fourth, OTHER) if fourth else None
 
     assert first == replace(taken, counter=2, checkpoint=Position(17), owner_switches=0, pending_tenants=OWED)
@@ -323,12 +323,12 @@ async def test_renewal_sets_pending_tenants_in_the_same_write(
 
 async def test_lease_that_is_finished_or_released_may_keep_its_list(table: LeaseTable, taken: Lease) -> None:
     """The next owner continues with the list; with SHARD_END it is ignored."""
-    renewed = await table.renew(taken, pending_tenants=OWED)
+    renewed = await table.renew(taken, ME, pending_tenants=OWED)
     assert renewed is not None
-    await table.release(renewed)
+    await table.release(renewed, ME)
     retaken = await table.take(await lease_in(table), ME)
     assert retaken is not None
-    await table.release(retaken, SHARD_END)
+    await table.release(retaken, ME, SHARD_END)
     finished = await lease_in(table)
 
     assert retaken.pending_tenants == OWED
@@ -339,7 +339,7 @@ async def test_pending_tenants_are_not_written_when_another_took_the_lease(table
     """A late list would let children run ahead of operations pending at the new owner."""
     by_other = await table.take(taken, OTHER)
 
-    assert await table.renew(taken, Position(17), pending_tenants=OWED) is None
+    assert await table.renew(taken, ME, Position(17), pending_tenants=OWED) is None
     assert await table.scan() == [by_other]
 
 
@@ -366,9 +366,9 @@ async def test_renewal_writes_its_list_over_an_earlier_try_that_landed_without_i
     expected: tuple[Position, frozenset[str]],
 ) -> None:
     """The renewed lease has the last list and the highest checkpoint, with or without the first try."""
-    await table.renew(taken, landed[0], pending_tenants=landed[1])
+    await table.renew(taken, ME, landed[0], pending_tenants=landed[1])
 
-    renewed = await table.renew(taken, repeated[0], pending_tenants=repeated[1])
+    renewed = await table.renew(taken, ME, repeated[0], pending_tenants=repeated[1])
 
     assert renewed is not None
     assert (renewed.counter, (renewed.checkpoint, renewed.pending_tenants)) == (expected_counter, expected)
@@ -384,7 +384,7 @@ async def test_renewal_returns_the_earlier_try_when_writing_its_list_over_it_fai
     aws.refuse("InternalServerError", status=500)
     lease = Lease("a", TRIM_HORIZON, counter=5, owner=ME)
     async with aws.running() as url, client_of("dynamodb", url) as client:
-        renewed = await LeaseTable(client, "leases").renew(lease, Position(17), pending_tenants=OWED)
+        renewed = await LeaseTable(client, "leases").renew(lease, ME, Position(17), pending_tenants=OWED)
     last = aws.requests[-1][1]
 
     assert renewed == Lease("a", Position(17), counter=6, owner=ME)
@@ -404,7 +404,7 @@ async def test_release_frees_the_lease_with_its_last_checkpoint(
     taken: Lease,
 ) -> None:
     """The owner is absent then, not empty; the counter moves; a repetition does no harm."""
-    released = [await table.release(taken, Position(17)), await table.release(taken, Position(17))]
+    released = [await table.release(taken, ME, Position(17)), await table.release(taken, ME, Position(17))]
     row = await row_in(dynamodb, table)
 
     assert released == [True, True]
@@ -414,9 +414,9 @@ async def test_release_frees_the_lease_with_its_last_checkpoint(
 
 async def test_release_keeps_the_checkpoint_when_none_is_given(table: LeaseTable, taken: Lease) -> None:
     """A lease can be released before the first read, also while a renewal is in flight."""
-    await table.renew(taken, Position(17))
+    await table.renew(taken, ME, Position(17))
 
-    assert await table.release(taken) is True
+    assert await table.release(taken, ME) is True
     assert await table.scan() == [replace(taken, owner=None, counter=3, checkpoint=Position(17), owner_switches=0)]
 
 
@@ -424,7 +424,7 @@ async def test_release_changes_nothing_when_another_took_the_lease(table: LeaseT
     """A late release takes nothing from the new owner."""
     by_other = await table.take(taken, OTHER)
 
-    assert await table.release(taken, Position(17)) is False
+    assert await table.release(taken, ME, Position(17)) is False
     assert await table.scan() == [by_other]
 
 
@@ -435,7 +435,9 @@ async def test_renewal_asks_for_the_row_when_the_refusal_does_not_bring_it(dynam
     row = {"leaseKey": {"S": "a"}, "leaseCounter": {"N": "6"}, "leaseOwner": {"S": ME}, "checkpoint": {"S": "17"}}
     aws.answer({"Item": row})
     async with aws.running() as url, client_of("dynamodb", url) as client:
-        renewed = await LeaseTable(client, "leases").renew(Lease("a", TRIM_HORIZON, counter=5, owner=ME), Position(17))
+        renewed = await LeaseTable(client, "leases").renew(
+            Lease("a", TRIM_HORIZON, counter=5, owner=ME), ME, Position(17)
+        )
 
     assert renewed == Lease("a", Position(17), counter=6, owner=ME)
     assert [operation for operation, _ in aws.requests] == ["UpdateItem", "GetItem"]
@@ -492,19 +494,19 @@ async def test_renew_notes_how_far_the_reader_is_ahead_and_removes_it(table: Lea
     await table.create(Lease("a", TRIM_HORIZON))
     taken = await table.take(Lease("a", TRIM_HORIZON), ME)
     assert taken is not None
-    noted = await table.renew(taken, Position(17), ahead=ahead)
+    noted = await table.renew(taken, ME, Position(17), ahead=ahead)
     assert noted is not None
-    kept = await table.renew(noted)
+    kept = await table.renew(noted, ME)
     assert (noted.ahead, kept and kept.ahead) == (ahead, ahead)
     assert kept is not None
 
-    assert await table.renew(noted, Position(17), ahead=ahead) == kept  # an answer that was lost
-    await table.release(kept, Position(18), ahead=ahead)
+    assert await table.renew(noted, ME, Position(17), ahead=ahead) == kept  # an answer that was lost
+    await table.release(kept, ME, Position(18), ahead=ahead)
     found = await table.find("a")
     assert found is not None
     retaken = await table.take(found, ME)
     assert retaken is not None
     assert (retaken.checkpoint, retaken.ahead) == (Position(18), ahead)
-    cleared = await table.renew(retaken, Position(50), ahead=None)
+    cleared = await table.renew(retaken, ME, Position(50), ahead=None)
     assert cleared is not None
     assert (cleared.checkpoint, cleared.ahead) == (Position(50), None)

@@ -13,7 +13,7 @@ from botocore.loaders import JSONFileLoader, Loader
 from botocore.useragent import UserAgentString
 
 from simplu_worker.aws.clients import Client, ModelFiles, open_client
-from simplu_worker.consumers.kinesis.leases.lease_table import decode_rows
+from simplu_worker.consumers.kinesis.leases.table_requests import decode_rows
 from simplu_worker.errors import ConfigurationError
 
 REGION = "eu-west-1"

@@ -64,6 +64,7 @@ class FleetServices(msgspec.Struct, frozen=True):
 
     stream: Stream
     table: LeaseTable
+    kcl_leader: KclLeaderWatch
     gateway: ShardGateway
     dead_letters: DeadLetterStore
     prefetch: PrefetchMemory
@@ -102,7 +103,7 @@ class Fleet:
         self._view = StreamView()
         self._syncer = LeaseSyncer(stream, table, settings.initial_position, utc=utc)
         self._ancestry = LeaseAncestry(table, self._view)
-        self._kcl_leader = KclLeaderWatch(table)
+        self._kcl_leader = services.kcl_leader
         self._coordinator = LeaseCoordinator(
             table,
             self._view,
@@ -206,8 +207,8 @@ class Fleet:
     def _create_holder(self, lease: Lease) -> LeaseHolder:
         table, duration_s = self._services.table, self._settings.lease_duration_s
         return LeaseHolder(
-            LeaseRenewer(table, lease, duration_s=duration_s),
-            StreamShardEnd(table, self._syncer),
+            LeaseRenewer(table, lease, me=self._me, duration_s=duration_s),
+            StreamShardEnd(table, self._syncer, me=self._me),
             self._ancestry,
             self._create_reader,
             duration_s=duration_s,
@@ -249,10 +250,18 @@ class _Chore:
         return f"_Chore({self._run!r}, due_at={self._due_at:.1f})"
 
     async def run_if_due(self, now: float) -> None:
-        """Run the chore if it is due; the next time after about its interval."""
+        """Run the chore if it is due; the next time after about its interval.
+
+        A first run that fails is repeated at once: no lease may be taken before the first look for a KCL leader.
+        """
         if now >= self._due_at:
+            is_first = self._due_at == 0.0
             self._due_at = loop_time() + jittered(self._interval_s, ratio=0.1, draw=self._draw())
-            await self._run()
+            try:
+                await self._run()
+            except (RetryableError, PermanentError):
+                self._due_at = 0.0 if is_first else self._due_at
+                raise
 
 
 def _usable_ahead(lease: Lease) -> ReadAhead | None:

@@ -55,8 +55,7 @@ class LeaseCleanup:
         await self._remove_leases(leases)
         for lease_key, lease in leases.items():
             if lease.hash_range is None and lease_key in listed:
-                hash_range = listed[lease_key].hash_range
-                await self._table.write_metadata(Lease(lease_key, lease.checkpoint, hash_range=hash_range))
+                await self._table.write_hash_range(lease_key, listed[lease_key].hash_range)
 
     def _abandon_readers(self, leases: dict[str, Lease]) -> None:
         """End the readers of stream shards that are gone before their end: records are lost."""

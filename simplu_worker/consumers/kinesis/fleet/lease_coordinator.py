@@ -82,7 +82,7 @@ class LeaseCoordinator:
                 "streamShard": lease_key,
                 "state": "ended" if one.lease.checkpoint == SHARD_END else "elsewhere",
                 "checkpoint": one.lease.checkpoint.checkpoint,
-                "owner": one.lease.owner,
+                "owner": one.lease.actual_owner,
             }
             for lease_key, one in sorted(self._view.observations.items())
         ]
@@ -139,7 +139,7 @@ class LeaseCoordinator:
             stream_shard_id=lease.lease_key,
             checkpoint=lease.checkpoint.checkpoint,
             how=how,
-            owner_before=lease.owner,
+            owner_before=lease.actual_owner,
         )
         if how == "expired":
             self._on_expired()
@@ -148,7 +148,7 @@ class LeaseCoordinator:
         return False
 
     def _how(self, lease: Lease) -> str:
-        if lease.owner in {None, self._me}:
+        if lease.actual_owner in {None, self._me}:
             return "free"
         unchanged_for_s = loop_time() - self._view.observations[lease.lease_key].unchanged_since
         return "expired" if unchanged_for_s > self._lease_duration_s else "stolen"
@@ -165,4 +165,4 @@ class LeaseCoordinator:
             return "ended"
         if lease.lease_key in self._holders:
             return "owned"
-        return "unowned" if lease.owner is None else "other"
+        return "unowned" if lease.actual_owner is None else "other"

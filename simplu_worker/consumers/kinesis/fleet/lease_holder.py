@@ -20,7 +20,7 @@ from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.stream.client import ChildShard
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.timing.waits import sleep_or_event
+from simplu_worker.timing.waits import sleep_or_event, wait_any
 
 PARENT_CHECKS_PER_DURATION: Final = 10
 END_RETRY_PAUSE_S: Final = 1.0
@@ -72,7 +72,7 @@ class LeaseHolder:
     def status(self) -> dict[str, Any]:
         """Return state and progress, for people."""
         lease = self._renewer.lease
-        renewed = {"owner": lease.owner, "renewalAgeSeconds": round(self.renewal_age_s, 1)}
+        renewed = {"owner": lease.actual_owner, "renewalAgeSeconds": round(self.renewal_age_s, 1)}
         if self.reader is not None:
             return self.reader.status() | renewed
         waits_for = ", ".join(self._ancestry.unfinished_parents(lease)) or "its first read"
@@ -83,14 +83,19 @@ class LeaseHolder:
         } | renewed
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Hold the lease until *stopping*, the end of the stream shard, or its loss."""
+        """Hold the lease until *stopping*, the end of the stream shard, or the loss or reassignment of the lease."""
+        ending = asyncio.Event()
+        if stopping.is_set():
+            ending.set()
         try:
             async with asyncio.TaskGroup() as tasks:
                 renewing = tasks.create_task(self._renewer.run(), name=f"renew:{self.lease_key}")
-                await self._read(stopping)
+                watching = tasks.create_task(self._end_on(stopping, ending), name=f"end:{self.lease_key}")
+                await self._read(ending)
                 if self._is_ended:  # its children begin by the positions on the shards
                     await self._write_final_positions()
                 renewing.cancel()
+                watching.cancel()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._renewer.release(is_ended=self._is_ended), name=f"release:{self.lease_key}")
                 if not self._is_ended:  # beside the release: the next owner must not wait for these writes
@@ -107,15 +112,19 @@ class LeaseHolder:
             if pending is not None:
                 self.reader.release_from_parents(pending)
 
-    async def _read(self, stopping: asyncio.Event) -> None:
+    async def _end_on(self, stopping: asyncio.Event, ending: asyncio.Event) -> None:
+        await wait_any(stopping, self._renewer.is_reassigned)
+        ending.set()
+
+    async def _read(self, ending: asyncio.Event) -> None:
         while (pending := await self._find_pending_at_parents()) is None:
-            if await sleep_or_event(self._duration_s / PARENT_CHECKS_PER_DURATION, until=stopping):
+            if await sleep_or_event(self._duration_s / PARENT_CHECKS_PER_DURATION, until=ending):
                 return
-        if stopping.is_set():
+        if ending.is_set():
             return
         reader = self._create_reader(self._renewer.lease, pending, self._check_end, self._renewer.confirm)
         self._renewer.reader = reader
-        await reader.run(stopping)
+        await reader.run(ending)
         self._is_ended = reader.is_finished
 
     async def _write_final_positions(self) -> None:

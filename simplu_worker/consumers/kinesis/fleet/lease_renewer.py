@@ -1,7 +1,8 @@
 """Renew one lease and write the progress of its reader into the row.
 
 Renewal and checkpoint are one write, every third of the lease duration. A replica that cannot renew for the whole
-duration stops reading.
+duration stops reading. After a leader of the KCL 3.x assigned the lease to another worker, the reader drains, and the
+lease is renewed with its progress until the release.
 """
 
 from __future__ import annotations
@@ -35,10 +36,14 @@ class LeaseLostError(Exception):
 class LeaseRenewer:
     """Renews a lease until it is lost or released. *reader*, once there is one, gives the progress to write."""
 
-    def __init__(self, table: LeaseTable, lease: Lease, *, duration_s: float) -> None:
+    def __init__(self, table: LeaseTable, lease: Lease, *, me: str, duration_s: float) -> None:
+        """*me* is the owner under which this process took *lease*. Another owner in a row is never this process."""
         self._table = table
+        self._me = me
         self.lease = lease  # as the last write left it
         self._duration_s = duration_s
+        self.is_reassigned = asyncio.Event()  # another worker waits for the lease: the reader is to drain
+        self._has_unreadable_list = False
         self._renewed_at = loop_time()
         self._is_over = False
         self._is_requested = asyncio.Event()
@@ -55,6 +60,7 @@ class LeaseRenewer:
 
     async def run(self) -> NoReturn:
         """Renew until cancelled. Raises LeaseLostError."""
+        self._note_reassignment()
         interval_s = self._duration_s / RENEWALS_PER_DURATION
         due_at = aligned_time(loop_time(), interval_s)
         while True:
@@ -66,7 +72,11 @@ class LeaseRenewer:
                 # the lease in between.
                 async with asyncio.timeout_at(started_at + interval_s):
                     renewed = await self._table.renew(
-                        self.lease, self._checkpoint(), pending_tenants=self._pending_tenants(), ahead=self._ahead()
+                        self.lease,
+                        self._me,
+                        self._checkpoint(),
+                        pending_tenants=self._pending_tenants(),
+                        ahead=self._ahead(),
                     )
             except (RetryableError, PermanentError, TimeoutError) as exc:
                 log.warning(
@@ -79,6 +89,7 @@ class LeaseRenewer:
             if renewed is None:
                 raise LeaseLostError
             self.lease, self._renewed_at = renewed, started_at
+            self._note_reassignment()
             self._is_renewed.set()
             due_at = aligned_time(loop_time(), interval_s)
 
@@ -122,10 +133,15 @@ class LeaseRenewer:
         """Release the lease, with as many tries as it takes; return False when it is lost."""
         while True:
             try:
-                return await self._table.release(self.lease, checkpoint, ahead=self._ahead())
+                return await self._table.release(self.lease, self._me, checkpoint, ahead=self._ahead())
             except (RetryableError, PermanentError) as exc:
                 log.warning("lease.unreleased", stream_shard_id=self.lease.lease_key, error=str(exc))
             await asyncio.sleep(self._duration_s / TRIES_PER_DURATION)
+
+    def _note_reassignment(self) -> None:
+        if self.lease.checkpoint_owner is not None and not self.is_reassigned.is_set():
+            log.info("lease.reassigned", stream_shard_id=self.lease.lease_key, next_owner=self.lease.owner)
+            self.is_reassigned.set()
 
     def _checkpoint(self) -> Position | None:
         """Return the checkpoint to write; None when it has not moved."""
@@ -136,15 +152,25 @@ class LeaseRenewer:
         """Return the pending tenants to list, so that the children can begin; None when the row lists them already.
 
         The list only shrinks. The children have begun by the list in the row, whichever replica wrote it: tenants that
-        this reader holds beyond it were finished before, and the log of operations drops theirs.
+        this reader holds beyond it were finished before, and the log of operations drops theirs. So a list that cannot
+        be read stays as it is, and the children wait for SHARD_END, as they do without a list.
         """
         pending = None if self.reader is None else self.reader.pending_tenants()
         if pending is None:
             return None
         if self.lease.pending_tenants is not None:
-            pending = pending.intersection(TenantSet.decode(self.lease.pending_tenants))
+            try:
+                pending = pending.intersection(TenantSet.decode(self.lease.pending_tenants))
+            except ValueError as exc:
+                self._note_unreadable_list(str(exc))
+                return None
         targets = pending.encode()
         return targets if targets != self.lease.pending_tenants else None
+
+    def _note_unreadable_list(self, error: str) -> None:
+        if not self._has_unreadable_list:
+            log.warning("lease.list_unreadable", stream_shard_id=self.lease.lease_key, error=error)
+        self._has_unreadable_list = True
 
     def _ahead(self) -> ReadAhead | None:
         """Return how far the reader is ahead of its checkpoint; before the first read, the contents of the row stay."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import structlog
-from msgspec.structs import replace
 
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.lease_sync import LeaseSyncer
@@ -19,8 +18,10 @@ log = structlog.get_logger(__name__)
 class StreamShardEnd:
     """Decides whether a reply without an iterator is the end of one stream shard."""
 
-    def __init__(self, table: LeaseTable, syncer: LeaseSyncer) -> None:
+    def __init__(self, table: LeaseTable, syncer: LeaseSyncer, *, me: str) -> None:
+        """*me* is the owner under which this process took the lease."""
         self._table = table
+        self._me = me
         self._syncer = syncer
         self._is_known_closed = False
 
@@ -42,7 +43,7 @@ class StreamShardEnd:
         for child in children:
             if await self._table.create(child):
                 log.info("lease.created", stream_shard_id=child.lease_key, parent=lease.lease_key)
-        await self._table.write_metadata(replace(lease, children=frozenset(child.lease_key for child in children)))
+        await self._table.write_children(lease, self._me, [child.lease_key for child in children])
         return True
 
     async def _check_bare_end(self, lease: Lease) -> bool:

@@ -34,9 +34,9 @@ def plan_takes(
     free = takeable_leases(unfinished, held=held, now=now, lease_duration_s=lease_duration_s, me=me)
     free_keys = {lease.lease_key for lease in free}
     counts = Counter(
-        one.lease.owner
+        one.lease.actual_owner
         for key, one in unfinished.items()
-        if key not in free_keys and key not in held and one.lease.owner
+        if key not in free_keys and key not in held and one.lease.actual_owner
     )
     mine = sum(1 for key in held if key in unfinished)
     if free:
@@ -44,7 +44,7 @@ def plan_takes(
         very_old = {
             lease.lease_key
             for lease in free
-            if lease.owner is not None
+            if lease.actual_owner is not None
             and now - unfinished[lease.lease_key].unchanged_since > VERY_OLD_DURATIONS * lease_duration_s
         }
         rotated = _rotated(free, draw)
@@ -61,7 +61,7 @@ def next_expiry(
         (
             one.unchanged_since + lease_duration_s
             for key, one in observations.items()
-            if key not in held and one.lease.owner is not None and one.lease.checkpoint != SHARD_END
+            if key not in held and one.lease.actual_owner is not None and one.lease.checkpoint != SHARD_END
         ),
         default=None,
     )
@@ -81,7 +81,9 @@ def _plan_steal(
     fullest, count = max(counts.items(), key=lambda pair: (pair[1], pair[0]))
     if count < mine + 2:
         return []
-    victims = [one.lease for key, one in sorted(unfinished.items()) if one.lease.owner == fullest and key not in held]
+    victims = [
+        one.lease for key, one in sorted(unfinished.items()) if one.lease.actual_owner == fullest and key not in held
+    ]
     return [victims[int(draw * len(victims))]]
 
 

@@ -2,48 +2,119 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
 
+import msgspec
 import structlog
 
-from simplu_worker.consumers.kinesis.leases.lease_table import KclLeader, LeaseTable
+from simplu_worker.aws.clients import Client
+from simplu_worker.consumers.kinesis.leases.kcl_leader import (
+    LEADER_KEY,
+    MIGRATION_KEY,
+    KclState,
+    leading_owners,
+    new_leaders,
+    state_of,
+)
+from simplu_worker.consumers.kinesis.leases.lease import LeaseRow
+from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
+from simplu_worker.consumers.kinesis.leases.table_requests import TableMissingError, TableRequests
 from simplu_worker.errors import PermanentError
 
-LEADING_VERSIONS: Final = frozenset({"CLIENT_VERSION_3X", "CLIENT_VERSION_3X_WITH_ROLLBACK"})
-CHECK_INTERVAL_S: Final = 35.0  # a live leader writes a new version every 30 s
+CHECK_INTERVAL_S: Final = 35.0  # a live leader writes a new version every 30 s, a live worker new metrics
+OWNERS_NAMED: Final = 3
 
 log = structlog.get_logger(__name__)
+
+
+class KclTables(msgspec.Struct, frozen=True):
+    """The names of the tables that the KCL 3.x has beside the lease table, until they are moved into it."""
+
+    coordinator: str
+    worker_metrics: str
+
+    @classmethod
+    def of(cls, lease_table: str, coordinator: str | None = None, worker_metrics: str | None = None) -> KclTables:
+        """Return the names: those given, else those that the KCL derives from the application's name."""
+        return cls(
+            coordinator or f"{lease_table}-CoordinatorState", worker_metrics or f"{lease_table}-WorkerMetricStats"
+        )
 
 
 class KclLeaderWatch:
     """Knows whether a live leader assigns the leases. It would take back every lease that this replica takes."""
 
-    def __init__(self, table: LeaseTable) -> None:
+    def __init__(self, client: Client, table: LeaseTable, kcl_tables: KclTables) -> None:
+        self._requests = TableRequests(client)
         self._table = table
-        self._leader: KclLeader | None = None
-        self.is_leading = False
+        self._kcl_tables = kcl_tables
+        self._state: KclState | None = None
+        self._owners: list[str] = []
 
     def __repr__(self) -> str:
-        return f"KclLeaderWatch({self._table.name}, {self._leader}, is_leading={self.is_leading})"
+        return f"KclLeaderWatch({self._table.name}, {self._owners}, {self._state})"
+
+    @property
+    def is_leading(self) -> bool:
+        """Whether a live leader assigns the leases."""
+        return bool(self._leading_owners())
 
     @property
     def trouble(self) -> str | None:
         """Why this replica takes no leases; None when it may."""
-        if not self.is_leading or self._leader is None:
+        owners = self._leading_owners()
+        if not owners:
             return None
+        names = ", ".join(owners[:OWNERS_NAMED]) + (", …" if len(owners) > OWNERS_NAMED else "")
         return (
-            f"table {self._table.name}: the Kinesis Client Library 3.x at {self._leader.owner} assigns its leases; "
+            f"table {self._table.name}: the Kinesis Client Library 3.x at {names} assigns its leases; "
             "stop that application, or set KINESIS_APPLICATION_NAME to another name"
         )
 
     async def check(self) -> None:
-        """Read the coordinator table. A table that may not be read counts as none."""
+        """Look for a leader in the last scan of the lease table, and in the KCL's other tables.
+
+        A table that may not be read counts as empty. Raises RetryableError, and keeps the result of the last look then.
+        """
+        coordinator, workers = self._kcl_tables.coordinator, self._kcl_tables.worker_metrics
+        rows: list[tuple[str, Sequence[LeaseRow]]] = [
+            (self._table.name, self._table.other_rows),
+            (coordinator, await self._read(self._find_coordinator_rows, coordinator)),
+        ]
+        if state_of(rows).is_version_leading:  # else the workers do not matter
+            rows.append((workers, await self._read(self._scan, workers)))
+        state = state_of(rows)
+        self._owners = leading_owners(state, self._state)
+        self._state = state
+
+    def _leading_owners(self) -> list[str]:
+        """Return those of the last look, or leaders that have come into the lease table since."""
+        return self._owners or new_leaders(state_of([(self._table.name, self._table.other_rows)]), self._state)
+
+    async def _read(self, read: Callable[[str], Awaitable[Sequence[LeaseRow]]], table: str) -> Sequence[LeaseRow]:
+        """Return the rows that *read* finds; none without the table, or without the right to read it."""
         try:
-            leader = await self._table.find_kcl_leader()
+            return await read(table)
+        except TableMissingError:
+            return ()
         except PermanentError as exc:
-            log.warning("kcl_leader.unread", error=str(exc))
-            leader = None
-        is_leader = leader is not None and leader.client_version in LEADING_VERSIONS and leader.record_version != ""
-        # A live leader has another version at the next check; the first check cannot distinguish it from a dead one.
-        self.is_leading = is_leader and leader != self._leader
-        self._leader = leader
+            log.warning("kcl_leader.unread", table=table, error=str(exc))
+            return ()
+
+    async def _find_coordinator_rows(self, table: str) -> Sequence[LeaseRow]:
+        replies = [
+            await self._requests.call(table, "get_item", Key={"key": {"S": key}}, ConsistentRead=True)
+            for key in (LEADER_KEY, MIGRATION_KEY)
+        ]
+        return [reply["Item"] for reply in replies if reply.get("Item")]
+
+    async def _scan(self, table: str) -> Sequence[LeaseRow]:
+        rows: list[LeaseRow] = []
+        page: dict[str, Any] = {}
+        while True:
+            reply = await self._requests.call(table, "scan", **page)
+            rows += reply["Items"]
+            if not reply.get("LastEvaluatedKey"):
+                return rows
+            page = {"ExclusiveStartKey": reply["LastEvaluatedKey"]}

@@ -42,7 +42,7 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     """A row of the lease table as read (KCL `DynamoDBLeaseSerializer`).
 
     *checkpoint* is the last finished position, as with the KCL. *checkpoint_owner* is set while a KCL 3.x leader moves
-    the lease gracefully.
+    the lease gracefully: *owner* is then the next owner already, and *checkpoint_owner* reads until it hands over.
 
     The last three are the worker's own. *started_at* is the instant from which this application reads the stream shard,
     written when its lease is first taken; where it pins LATEST or AT_TIMESTAMP, every reader starts there until there
@@ -65,6 +65,11 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     started_at: datetime | None = None
     pending_tenants: frozenset[str] | None = None
     ahead: ReadAhead | None = None
+
+    @property
+    def actual_owner(self) -> str | None:
+        """The worker that may read the stream shard and write the row (KCL `Lease.actualOwner`)."""
+        return self.checkpoint_owner or self.owner
 
 
 class Observation(msgspec.Struct, frozen=True, gc=False):
@@ -104,17 +109,19 @@ def takeable_leases(
     """Return the leases that may be taken now: free ones first, then those unchanged for longest.
 
     Free leases have no owner, or have the owner *me* and are not held by this process: the answer to a take was lost,
-    and no process reads them. Others may be taken once unchanged for longer than *lease_duration_s*. Finished leases
-    and those in *held* (lease keys) are never taken.
+    and no process reads them. Others may be taken once unchanged for longer than *lease_duration_s*; one that is being
+    handed over belongs to its last owner. Finished leases and those in *held* (lease keys) are never taken.
     """
     candidates = [
         observation
         for lease_key, observation in observations.items()
         if lease_key not in held and observation.lease.checkpoint != SHARD_END
     ]
-    free = [one.lease for one in candidates if one.lease.owner in (None, me)]
+    free = [one.lease for one in candidates if one.lease.actual_owner in (None, me)]
     expired = [
-        one for one in candidates if one.lease.owner not in (None, me) and now - one.unchanged_since > lease_duration_s
+        one
+        for one in candidates
+        if one.lease.actual_owner not in (None, me) and now - one.unchanged_since > lease_duration_s
     ]
     expired.sort(key=lambda one: one.unchanged_since)
     return free + [one.lease for one in expired]
@@ -123,18 +130,31 @@ def takeable_leases(
 def is_own_landed_write(lease: Lease, row: Lease, *, me: str) -> bool:
     """Return whether *row*, found where *lease* was expected, was written by an earlier try of *me* with that lease.
 
-    The answer to that write was lost, but it landed, so its repetition fails. Only the owner moves the counter without
-    changing the owner, so a counter one higher is the worker's own write.
+    The answer to that write was lost, but it landed, so its repetition fails. Only the actual owner moves the counter
+    without changing the actual owner, so a counter one higher is the worker's own write.
     """
-    return row.owner == me and row.counter == lease.counter + 1
+    return row.actual_owner == me and row.counter == lease.counter + 1
+
+
+def has_hand_over_begun(lease: Lease, row: Lease, *, me: str) -> bool:
+    """Return whether *row* shows that *me* has *lease* still, but is to hand it over, or need not any more.
+
+    A KCL 3.x leader writes the next owner, and *me* as checkpoint owner, without moving the counter.
+    """
+    return row.actual_owner == me and row.checkpoint_owner != lease.checkpoint_owner
+
+
+def is_lease(row: LeaseRow) -> bool:
+    """Return whether a row of the lease table is a lease: since KCL 3.5 leader, workers and migrations have rows."""
+    return "entityType" not in row or row["entityType"].get("S") == ENTITY_TYPE
 
 
 def lease_of(row: LeaseRow) -> Lease | None:
-    """Parse a row of the lease table; None for rows that are not leases (KCL 3.5 stores other rows in the table).
+    """Parse a row of the lease table; None for rows that are not leases.
 
     Raises UnreadableLeaseError when an attribute is missing or of another type or form than the KCL's.
     """
-    if "entityType" in row and row["entityType"].get("S") != ENTITY_TYPE:
+    if not is_lease(row):
         return None
     try:
         return Lease(

@@ -1,24 +1,22 @@
 """The lease table in DynamoDB, shared with the Kinesis Client Library.
 
-Why it is safe: every write expects the counter as it was read (a release: the owner), so one of two writers learns that
-it lost. Every write but a lease's creation names the attributes that it changes, so other attributes survive. Scans are
-eventually consistent, as the KCL's are: a stale row only makes a write fail.
+Why it is safe: a take expects the counter as it was read, and every write of an owner expects that owner (a renewal:
+the counter, too), so one of two writers learns that it lost. The counter alone is not enough: a KCL 3.x leader begins
+to hand a lease over without moving it. Every write but a lease's creation names the attributes that it changes, so
+other attributes survive. Scans are eventually consistent, as the KCL's are: a stale row only makes a write fail.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
-from itertools import product
 from typing import Any, Final
 
-import msgspec
 import structlog
 
-from simplu_worker.aws.clients import AWS_ERRORS, DECODERS, Client, error_code, translate
+from simplu_worker.aws.clients import Client
 from simplu_worker.consumers.kinesis.leases.lease import (
     HELD,
     PENDING_TENANTS,
@@ -29,13 +27,20 @@ from simplu_worker.consumers.kinesis.leases.lease import (
     ReadAhead,
     UnreadableLeaseError,
     attributes_of,
+    has_hand_over_begun,
+    is_lease,
     is_own_landed_write,
     lease_of,
     row_of,
 )
-from simplu_worker.consumers.kinesis.stream.positions import Position
+from simplu_worker.consumers.kinesis.leases.table_requests import (
+    ConditionFailedError,
+    TableInUseError,
+    TableMissingError,
+    TableRequests,
+)
+from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON, HashRange, Position
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.metrics.instruments import DYNAMODB_REQUEST
 
 log = structlog.get_logger(__name__)
 
@@ -45,21 +50,9 @@ READY_STATES = frozenset({"ACTIVE", "UPDATING"})
 STATE_POLL_INTERVAL_S = 0.5
 UNCHANGED: Final = ReadAhead(Position(0), frozenset())  # compared by identity: leave the attributes of the row
 
-_OPERATIONS = ("scan", "put_item", "update_item", "delete_item", "get_item", "create_table", "describe_table")
-for _labels in product(_OPERATIONS, ("ok", "error", "condition_failed")):
-    DYNAMODB_REQUEST.labels(*_labels)
-
 # The attributes that a checkpoint changes. A real checkpoint supersedes the KCL's two-phase ("pending") one.
 _SET_CHECKPOINT = "checkpoint = :checkpoint, checkpointSubSequenceNumber = :sub, ownerSwitchesSinceCheckpoint = :zero"
 _REMOVE_PENDING = "pendingCheckpoint, pendingCheckpointSubSequenceNumber, pendingCheckpointState"
-
-
-class KclLeader(msgspec.Struct, frozen=True):
-    """The leader of a KCL 3.x application, as its coordinator table contains it."""
-
-    owner: str
-    record_version: str  # changes with every heartbeat of a live leader
-    client_version: str  # CLIENT_VERSION_3X and CLIENT_VERSION_3X_WITH_ROLLBACK: the leader assigns the leases
 
 
 class LeaseTable:
@@ -71,8 +64,9 @@ class LeaseTable:
 
     def __init__(self, client: Client, name: str) -> None:
         self.name = name
-        self._client = client
+        self._requests = TableRequests(client)
         self._unreadable: set[str] = set()
+        self.other_rows: tuple[LeaseRow, ...] = ()  # of the last scan: those of the KCL 3.5 that are not leases
         self.scan_capacity = 0.0  # of the last scan, in read capacity units
 
     def __repr__(self) -> str:
@@ -93,24 +87,29 @@ class LeaseTable:
                 await asyncio.sleep(STATE_POLL_INTERVAL_S)
 
     async def scan(self, *, is_consistent: bool = False) -> list[Lease]:
-        """Return all leases, without rows of other kinds and unreadable rows (logged once).
+        """Return all leases, without rows of other kinds (`other_rows`) and unreadable rows (logged once).
 
         Unless *is_consistent*, which costs twice as much, a row may be a second old.
         """
         leases: list[Lease] = []
+        others: list[LeaseRow] = []
         page: dict[str, Any] = {}
         self.scan_capacity = 0.0
         while True:
-            reply = await self._call("scan", ReturnConsumedCapacity="TOTAL", ConsistentRead=is_consistent, **page)
+            reply = await self._requests.call(
+                self.name, "scan", ReturnConsumedCapacity="TOTAL", ConsistentRead=is_consistent, **page
+            )
             self.scan_capacity += reply.get("ConsumedCapacity", {}).get("CapacityUnits", 0.0)
             leases += [lease for row in reply["Items"] if (lease := self._parse(row))]
+            others += [row for row in reply["Items"] if not is_lease(row)]
             if not reply.get("LastEvaluatedKey"):
+                self.other_rows = tuple(others)
                 return leases
             page = {"ExclusiveStartKey": reply["LastEvaluatedKey"]}
 
     async def find(self, lease_key: str) -> Lease | None:
         """Return a lease by a consistent read; None without a row, or with an unreadable one."""
-        reply = await self._call("get_item", Key={KEY: {"S": lease_key}}, ConsistentRead=True)
+        reply = await self._requests.call(self.name, "get_item", Key={KEY: {"S": lease_key}}, ConsistentRead=True)
         row = reply.get("Item")
         return self._parse(row) if row else None
 
@@ -121,8 +120,10 @@ class LeaseTable:
     async def create(self, lease: Lease) -> bool:
         """Write *lease* as a new row; return False when there is a row, which stays as it is."""
         try:
-            await self._call("put_item", Item=row_of(lease), ConditionExpression=f"attribute_not_exists({KEY})")
-        except _ConditionFailedError:
+            await self._requests.call(
+                self.name, "put_item", Item=row_of(lease), ConditionExpression=f"attribute_not_exists({KEY})"
+            )
+        except ConditionFailedError:
             return False
         return True
 
@@ -135,7 +136,7 @@ class LeaseTable:
             ":counter": _number(lease.counter),
             ":next": _number(lease.counter + 1),
             ":me": {"S": me},
-            ":switch": _number(0 if lease.owner == me else 1),
+            ":switch": _number(0 if lease.actual_owner == me else 1),
         }
         pin = ""
         if start_at is not None:
@@ -147,27 +148,34 @@ class LeaseTable:
         )
         try:
             return await self._update(lease, update, "leaseCounter = :counter", values)
-        except _ConditionFailedError as failed:
+        except ConditionFailedError as failed:
             row = await self._find_instead(lease, failed)
         return row if row is not None and is_own_landed_write(lease, row, me=me) else None
 
     async def renew(
         self,
         lease: Lease,
+        me: str,
         checkpoint: Position | None = None,
         *,
         pending_tenants: frozenset[str] | None = None,
         ahead: ReadAhead | None = UNCHANGED,
     ) -> Lease | None:
-        """Renew a lease that its owner holds; in the same write, set its checkpoint and its pending tenants.
+        """Renew a lease that *me* holds; in the same write, set its checkpoint and its pending tenants.
 
-        Returns the lease as written, for the next write; None when another owner has it. An earlier try that landed
-        without an answer counts as this one. If its checkpoint was lower, or it wrote other attributes, this try is
-        written over it; when the answer to that is lost, too, the lease is returned as the earlier try left it.
+        Returns the lease as written, for the next write; None when another owner has it. With a `checkpoint_owner`,
+        which is *me* then, a KCL 3.x leader has assigned it to another worker, which waits for `release`. An earlier
+        try that landed without an answer counts as this one. If its checkpoint was lower, or it wrote other attributes,
+        this try is written over it; when the answer to that is lost, too, the lease is returned as the earlier try left
+        it.
 
         Without *pending_tenants*, or with none, the list in the row stays. *ahead* None removes the row's.
         """
-        values: dict[str, Any] = {":counter": _number(lease.counter), ":next": _number(lease.counter + 1)}
+        values: dict[str, Any] = {
+            ":counter": _number(lease.counter),
+            ":next": _number(lease.counter + 1),
+            ":me": {"S": me},
+        }
         sets = ["leaseCounter = :next"]
         removes: list[str] = []
         if pending_tenants:
@@ -179,31 +187,37 @@ class LeaseTable:
             removes.append(_REMOVE_PENDING)
             values |= _checkpoint_values(checkpoint)
         try:
-            return await self._update(lease, _update_expression(sets, removes), "leaseCounter = :counter", values)
-        except _ConditionFailedError as failed:
+            condition = f"leaseCounter = :counter AND {self._held_condition(lease)}"
+            return await self._update(lease, _update_expression(sets, removes), condition, values)
+        except ConditionFailedError as failed:
             row = await self._find_instead(lease, failed)
-        if row is None or lease.owner is None or not is_own_landed_write(lease, row, me=lease.owner):
+        if row is None:
+            return None
+        if has_hand_over_begun(lease, row, me=me) and row.counter == lease.counter:
+            return await self.renew(row, me, checkpoint, pending_tenants=pending_tenants, ahead=ahead)
+        if not is_own_landed_write(lease, row, me=me):
             return None
         higher = checkpoint if checkpoint is not None and row.checkpoint < checkpoint else None
         has_tenants = not pending_tenants or row.pending_tenants == pending_tenants
         if higher is None and has_tenants and (ahead is UNCHANGED or row.ahead == ahead):
             return row
         try:
-            return await self.renew(row, higher, pending_tenants=pending_tenants, ahead=ahead)
+            return await self.renew(row, me, higher, pending_tenants=pending_tenants, ahead=ahead)
         except RetryableError:
             return row  # it is renewed; the next renewal writes the rest, and recognises this one if it landed
 
     async def release(
-        self, lease: Lease, checkpoint: Position | None = None, *, ahead: ReadAhead | None = UNCHANGED
+        self, lease: Lease, me: str, checkpoint: Position | None = None, *, ahead: ReadAhead | None = UNCHANGED
     ) -> bool:
-        """Release the lease, with a last checkpoint, so that others may take it at once.
+        """Release a lease of *me*, with a last checkpoint, so that others may take it at once.
 
-        Returns False when another owner has it already: then nothing was changed. The write expects the owner and not
+        A lease that a KCL 3.x leader has assigned to another worker stays that worker's, which begins then. Returns
+        False when *me* does not hold the lease any more: then nothing was changed. The write expects the owner and not
         the counter, so a renewal in flight does no harm.
         """
-        values = {":owner": {"S": lease.owner or ""}, ":one": _number(1)}
+        values = {":me": {"S": me}, ":one": _number(1)}
         sets: list[str] = []
-        removes = ["leaseOwner"]
+        removes = ["leaseOwner" if lease.checkpoint_owner is None else "checkpointOwner"]
         _add_ahead(ahead, lease, sets, removes, values)
         if checkpoint is not None:
             sets.append(_SET_CHECKPOINT)
@@ -211,66 +225,54 @@ class LeaseTable:
             values |= _checkpoint_values(checkpoint)
         update = f"{_update_expression(sets, removes)} ADD leaseCounter :one"
         try:
-            await self._update(lease, update, "leaseOwner = :owner", values)
-        except _ConditionFailedError as failed:
+            await self._update(lease, update, self._held_condition(lease), values)
+        except ConditionFailedError as failed:
             row = await self._find_instead(lease, failed)
-            return row is not None and row.owner is None and checkpoint in (None, row.checkpoint)
-        return True
+        else:
+            return True
+        if row is not None and has_hand_over_begun(lease, row, me=me):
+            return await self.release(row, me, checkpoint, ahead=ahead)
+        next_owner = None if lease.checkpoint_owner is None else lease.owner
+        return row is not None and row.actual_owner == next_owner and checkpoint in (None, row.checkpoint)
 
-    async def write_metadata(self, lease: Lease) -> None:
-        """Write the children and the hash range of a lease, as far as it has them, whatever its owner and counter.
+    async def write_children(self, lease: Lease, me: str, children: Collection[str]) -> None:
+        """Write the *children* of a lease, whatever its counter; nothing when *me* does not hold it any more."""
+        values = {":children": {"SS": sorted(children)}, ":me": {"S": me}}
+        try:
+            await self._update(lease, "SET childShardIds = :children", self._held_condition(lease), values)
+        except ConditionFailedError as failed:
+            row = await self._find_instead(lease, failed)
+            if row is not None and has_hand_over_begun(lease, row, me=me):
+                await self.write_children(row, me, children)
+
+    async def write_hash_range(self, lease_key: str, hash_range: HashRange) -> None:
+        """Write the hash range of a lease, which never changes, whatever its owner and counter.
 
         Nothing is written when the row is gone: a deleted lease must not come back as half a row.
         """
-        parts: dict[str, dict[str, Any]] = {
-            name: value
-            for name, value in row_of(lease).items()
-            if name in {"childShardIds", "startingHashKey", "endingHashKey"}
-        }
-        if not parts:
-            return
-        update = "SET " + ", ".join(f"{name} = :{name}" for name in parts)
-        with contextlib.suppress(_ConditionFailedError):
-            await self._update(
-                lease, update, f"attribute_exists({KEY})", {f":{name}": value for name, value in parts.items()}
-            )
+        values = {":first": {"S": str(hash_range.first)}, ":last": {"S": str(hash_range.last)}}
+        update = "SET startingHashKey = :first, endingHashKey = :last"
+        with contextlib.suppress(ConditionFailedError):
+            await self._update(Lease(lease_key, TRIM_HORIZON), update, f"attribute_exists({KEY})", values)
 
     async def delete(self, lease: Lease) -> bool:
         """Delete the row unless it was written since it was read; return whether it was deleted."""
         try:
-            await self._call(
+            await self._requests.call(
+                self.name,
                 "delete_item",
                 Key={KEY: {"S": lease.lease_key}},
                 ConditionExpression="leaseCounter = :counter",
                 ExpressionAttributeValues={":counter": _number(lease.counter)},
             )
-        except _ConditionFailedError:
+        except ConditionFailedError:
             return False
         return True
 
-    async def find_kcl_leader(self) -> KclLeader | None:
-        """Return the leader of the KCL 3.x for this table; None without its coordinator table."""
-        try:
-            leader = await self._get_coordinator_row("Leader")
-            migration = await self._get_coordinator_row("Migration3.0")
-        except _NotFoundError:
-            return None
-        return KclLeader(
-            owner=str(leader.get("ownerName", {}).get("S", "")),
-            record_version=str(leader.get("recordVersionNumber", {}).get("S", "")),
-            client_version=str(migration.get("cv", {}).get("S", "")),
-        )
-
-    async def _get_coordinator_row(self, key: str) -> dict[str, dict[str, Any]]:
-        table = f"{self.name}-CoordinatorState"
-        reply = await self._call("get_item", table=table, Key={"key": {"S": key}}, ConsistentRead=True)
-        row: dict[str, dict[str, Any]] = reply.get("Item", {})
-        return row
-
     async def _describe(self) -> dict[str, Any] | None:
         try:
-            reply = await self._call("describe_table")
-        except _NotFoundError:
+            reply = await self._requests.call(self.name, "describe_table")
+        except TableMissingError:
             return None
         table: dict[str, Any] = reply["Table"]
         return table
@@ -278,7 +280,8 @@ class LeaseTable:
     async def _create_table(self) -> None:
         owner = "leaseOwner"
         try:
-            await self._call(
+            await self._requests.call(
+                self.name,
                 "create_table",
                 BillingMode="PAY_PER_REQUEST",
                 AttributeDefinitions=[{"AttributeName": name, "AttributeType": "S"} for name in (KEY, owner)],
@@ -294,7 +297,7 @@ class LeaseTable:
                     },
                 ],
             )
-        except _InUseError:
+        except TableInUseError:
             return  # another replica was faster
         log.info("lease_table.created", table=self.name)
 
@@ -306,8 +309,18 @@ class LeaseTable:
                 "set KINESIS_APPLICATION_NAME to a name that no other table has",
             )
 
+    def _held_condition(self, lease: Lease) -> str:
+        """Return the condition that `:me` holds *lease* still, and that no hand-over has begun since it was read.
+
+        During a hand-over the row names the next owner, and the checkpoint owner holds the lease.
+        """
+        if lease.checkpoint_owner is None:
+            return "leaseOwner = :me AND attribute_not_exists(checkpointOwner)"
+        return "checkpointOwner = :me"
+
     async def _update(self, lease: Lease, update: str, condition: str, values: dict[str, Any]) -> Lease | None:
-        reply = await self._call(
+        reply = await self._requests.call(
+            self.name,
             "update_item",
             Key={KEY: {"S": lease.lease_key}},
             UpdateExpression=update,
@@ -318,7 +331,7 @@ class LeaseTable:
         )
         return self._parse(reply["Attributes"])
 
-    async def _find_instead(self, lease: Lease, failed: _ConditionFailedError) -> Lease | None:
+    async def _find_instead(self, lease: Lease, failed: ConditionFailedError) -> Lease | None:
         """Return the lease that failed the condition; DynamoDB Local and others do not send it with the error."""
         return await self.find(lease.lease_key) if failed.row is None else self._parse(failed.row)
 
@@ -333,57 +346,6 @@ class LeaseTable:
             return None
         self._unreadable.discard(lease_key)
         return lease
-
-    async def _call(self, operation: str, *, table: str | None = None, **arguments: Any) -> dict[str, Any]:
-        """Make one measured request; translate DynamoDB's errors."""
-        started_at = time.perf_counter()
-        outcome = "error"
-        try:
-            reply: dict[str, Any] = await getattr(self._client, operation)(TableName=table or self.name, **arguments)
-            outcome = "ok"
-        except AWS_ERRORS as exc:
-            match error_code(exc):
-                case "ConditionalCheckFailedException":
-                    outcome = "condition_failed"
-                    raise _ConditionFailedError(getattr(exc, "response", {}).get("Item")) from exc
-                case "ResourceNotFoundException":
-                    raise _NotFoundError(f"table {self.name}: expected it to exist, it does not") from exc
-                case "ResourceInUseException":
-                    raise _InUseError(f"table {self.name} is being created, changed or deleted") from exc
-            raise translate(exc) from exc
-        finally:
-            DYNAMODB_REQUEST.labels(operation, outcome).observe(time.perf_counter() - started_at)
-        return reply
-
-
-_reply_decoder = msgspec.json.Decoder(dict[str, Any])
-
-
-def decode_rows(body: bytes) -> dict[str, Any]:
-    """Return a reply with rows as botocore would, but with undecoded binary attributes: the worker uses none.
-
-    Raises msgspec.DecodeError.
-    """
-    return {name: value for name, value in _reply_decoder.decode(body).items() if value is not None}
-
-
-DECODERS.update(dict.fromkeys(("ScanOutput", "UpdateItemOutput"), decode_rows))
-
-
-class _ConditionFailedError(Exception):
-    """The row was not as expected; *row* is the actual one, if DynamoDB sent it."""
-
-    def __init__(self, row: LeaseRow | None) -> None:
-        super().__init__()
-        self.row = row
-
-
-class _NotFoundError(PermanentError):
-    """The table does not exist."""
-
-
-class _InUseError(RetryableError):
-    """The table is in a state that does not allow this now."""
 
 
 def _number(value: int) -> dict[str, str]:

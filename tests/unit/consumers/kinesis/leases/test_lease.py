@@ -15,6 +15,7 @@ from simplu_worker.consumers.kinesis.leases.lease import (
     Observation,
     ReadAhead,
     UnreadableLeaseError,
+    has_hand_over_begun,
     is_own_landed_write,
     lease_of,
     observe,
@@ -266,6 +267,64 @@ def test_row_is_our_own_landed_write_when_we_own_it_and_it_is_one_step_on(
     lease = Lease("a", LATEST, counter=5, owner=ME)
 
     assert is_own_landed_write(lease, replace(lease, owner=owner, counter=counter), me=ME) == expected
+
+
+@pytest.mark.parametrize(
+    ("owner", "checkpoint_owner", "counter", "expected"),
+    [
+        ("next", ME, 6, True),  # renewed while it is handed over
+        ("next", ME, 5, False),
+        ("next", None, 6, False),  # assigned to the next owner, at last
+        (ME, "last", 6, False),  # being handed over to this worker
+    ],
+)
+def test_row_in_a_hand_over_is_the_write_of_its_checkpoint_owner(
+    owner: str,
+    checkpoint_owner: str | None,
+    counter: int,
+    expected: bool,  # noqa: FBT001  # a column of the table
+) -> None:
+    """Until it has handed the lease over, it is the actual owner; the leader alone does not move the counter."""
+    lease = Lease("a", LATEST, counter=5, owner=ME)
+    row = replace(lease, owner=owner, checkpoint_owner=checkpoint_owner, counter=counter)
+
+    assert is_own_landed_write(lease, row, me=ME) == expected
+
+
+@pytest.mark.parametrize(
+    ("known", "found", "expected"),
+    [
+        ((ME, None), ("next", ME), True),
+        (("next", ME), (ME, None), True),  # taken back
+        ((ME, None), (ME, None), False),
+        (("next", ME), ("another", ME), False),
+        ((ME, None), ("next", None), False),
+        ((ME, None), (ME, "last"), False),
+    ],
+)
+def test_hand_over_has_begun_when_the_row_names_this_worker_in_another_way(
+    known: tuple[str, str | None],
+    found: tuple[str, str | None],
+    expected: bool,  # noqa: FBT001  # a column of the table
+) -> None:
+    """This worker still holds the lease, and writes to it by the new names."""
+    lease, row = (Lease("a", LATEST, owner=owner, checkpoint_owner=last) for owner, last in (known, found))
+
+    assert has_hand_over_begun(lease, row, me=ME) == expected
+
+
+@pytest.mark.parametrize(
+    ("owner", "checkpoint_owner", "takeable_at"),
+    [(None, None, 5.0), (ME, None, 5.0), ("next", ME, 5.0), (ME, "last", 15.0), (None, "last", 15.0)],
+)
+def test_lease_in_a_hand_over_is_its_last_owners_until_it_expires(
+    owner: str | None, checkpoint_owner: str | None, takeable_at: float
+) -> None:
+    """The next owner has nothing yet; a lease that this process had and does not hold is free."""
+    seen = {"a": Observation(Lease("a", LATEST, owner=owner, checkpoint_owner=checkpoint_owner), 0.0)}
+    found = [now for now in (5.0, 15.0) if takeable_leases(seen, held=(), now=now, lease_duration_s=DURATION_S, me=ME)]
+
+    assert found[0] == takeable_at
 
 
 def test_worker_id_names_host_and_process_and_is_unique_by_its_token() -> None:

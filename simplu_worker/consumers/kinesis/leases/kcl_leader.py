@@ -1,0 +1,96 @@
+"""Whether a leader of the Kinesis Client Library 3.x assigns the leases, by the rows that it writes. Pure.
+
+Until KCL 3.4, and until a later one has moved them, the rows of leader and migration are in a coordinator table, and
+those of the workers in a table of worker metrics. Since 3.5 all are in the lease table, distinguished by `entityType`,
+and new applications have no other table. While rows move, each table has some of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import msgspec
+
+from simplu_worker.consumers.kinesis.leases.lease import LeaseRow
+
+LEADING_VERSIONS: Final = frozenset({"CLIENT_VERSION_3X", "CLIENT_VERSION_3X_WITH_ROLLBACK"})
+LEADER_KEY: Final = "Leader"
+MIGRATION_KEY: Final = "Migration3.0"
+
+_LEADER, _MIGRATION, _WORKER = "LEADER", "CLIENT_VERSION_MIGRATION", "WORKER_METRIC_STATS"
+_KIND_BY_KEY: Final = {LEADER_KEY: _LEADER, MIGRATION_KEY: _MIGRATION}  # rows before KCL 3.4 have no entityType
+
+
+class KclState(msgspec.Struct, frozen=True):
+    """The state of a KCL 3.x application at one look.
+
+    Both members of beats are owners by table and what changes at every sign of life: of the leader's lock the record
+    version (every 30 s), of a worker the time of its last metrics (every 30 s, also while there is no leader).
+    """
+
+    client_versions: frozenset[str] = frozenset()
+    leader_beats: Mapping[tuple[str, str], str] = msgspec.field(default_factory=dict)
+    worker_beats: Mapping[tuple[str, str], str] = msgspec.field(default_factory=dict)
+
+    @property
+    def is_version_leading(self) -> bool:
+        """Whether the application is in a mode in which its leader assigns the leases."""
+        return not self.client_versions.isdisjoint(LEADING_VERSIONS)
+
+
+def state_of(tables: Iterable[tuple[str, Iterable[LeaseRow]]]) -> KclState:
+    """Return the state that the rows of *tables* (name, rows) contain, some of which may be of other kinds."""
+    versions: set[str] = set()
+    leader_beats: dict[tuple[str, str], str] = {}
+    worker_beats: dict[tuple[str, str], str] = {}
+    for table, rows in tables:
+        for row in rows:
+            match _kind_of(row):
+                case "LEADER" if version := _text(row, "recordVersionNumber"):
+                    leader_beats[table, _text(row, "ownerName")] = version
+                case "CLIENT_VERSION_MIGRATION":
+                    versions.add(_text(row, "cv"))
+                case "WORKER_METRIC_STATS":
+                    worker_beats[table, _text(row, "wid") or _text(row, "leaseKey")] = _text(row, "lut")
+    return KclState(frozenset(versions), leader_beats, worker_beats)
+
+
+def leading_owners(state: KclState, before: KclState | None) -> list[str]:
+    """Return the workers that show that the application assigns the leases: its leader, else its live workers.
+
+    Empty when it does not assign them. *before* is the state at the last look; a live leader or worker has another beat
+    since. The first look cannot distinguish a live leader from a dead one, and takes it for live. Workers without a
+    leader count, because one of them becomes the leader soon.
+    """
+    if not state.is_version_leading:
+        return []
+    if before is None:
+        return sorted({owner for _, owner in state.leader_beats})
+    for beats, beats_before in (
+        (state.leader_beats, before.leader_beats),
+        (state.worker_beats, before.worker_beats),
+    ):
+        moved = {owner for (table, owner), beat in beats.items() if beats_before.get((table, owner)) != beat}
+        if moved:
+            return sorted(moved)
+    return []
+
+
+def new_leaders(state: KclState, before: KclState | None) -> list[str]:
+    """Return the leaders of an application that assigns the leases with locks that were not there at the last look."""
+    if before is None or not state.is_version_leading:
+        return []
+    return sorted({owner for table, owner in state.leader_beats if (table, owner) not in before.leader_beats})
+
+
+def _kind_of(row: LeaseRow) -> str | None:
+    """Return the `entityType` of a row, by its key where it has none."""
+    if "entityType" in row:
+        return _text(row, "entityType")
+    return _WORKER if "wid" in row else _KIND_BY_KEY.get(_text(row, "key"))
+
+
+def _text(row: LeaseRow, name: str) -> str:
+    value = row.get(name, {})
+    return str(value.get("S", value.get("N", "")))

@@ -1,0 +1,152 @@
+"""The watch for a leader of the KCL 3.x, in a real DynamoDB API: in the lease table, and in the tables beside it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from uuid import uuid4
+
+import pytest
+import structlog
+from support.aws.endpoints import CREDENTIALS, ScriptedAws, client_of, running_moto
+from support.aws.kcl3_peer import leader_row, migration_row, worker_row
+from support.aws.kcl_peer import Row
+
+from simplu_worker.aws.clients import Client
+from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch, KclTables
+from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
+from simplu_worker.errors import RetryableError
+
+LEADING = "CLIENT_VERSION_3X"
+
+
+class Application:
+    """A lease table of its own for a test, the tables beside it, and the watch."""
+
+    def __init__(self, client: Client, *, coordinator: str | None = None, worker_metrics: str | None = None) -> None:
+        self._client = client
+        self.table = LeaseTable(client, f"leases-{uuid4()}")
+        self.tables = KclTables.of(self.table.name, coordinator, worker_metrics)
+        self.watch = KclLeaderWatch(client, self.table, self.tables)
+
+    def __repr__(self) -> str:
+        return f"Application({self.table!r}, {self.watch!r})"
+
+    async def create(self, table: str, key_name: str) -> None:
+        """Create one of the other tables."""
+        await self._client.create_table(
+            TableName=table,
+            BillingMode="PAY_PER_REQUEST",
+            AttributeDefinitions=[{"AttributeName": key_name, "AttributeType": "S"}],
+            KeySchema=[{"AttributeName": key_name, "KeyType": "HASH"}],
+        )
+
+    async def put(self, table: str, row: Row) -> None:
+        """Write a row as it is given."""
+        await self._client.put_item(TableName=table, Item=row)
+
+    async def look(self) -> list[bool]:
+        """Look as the fleet does, after a scan; return whether a leader was found, and is named."""
+        await self.table.scan()
+        await self.watch.check()
+        return [self.watch.is_leading, "kcl-" in str(self.watch.trouble)]
+
+
+@pytest.fixture(scope="module")
+def endpoint_url() -> Iterator[str]:
+    """Run one moto for the tests of this file."""
+    with running_moto() as url:
+        yield url
+
+
+@pytest.fixture
+async def client(endpoint_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Client]:
+    """Open a client of that moto."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    async with client_of("dynamodb", endpoint_url) as client:
+        yield client
+
+
+@pytest.fixture
+async def application(client: Client) -> Application:
+    """Return an application with a lease table alone."""
+    one = Application(client)
+    await one.table.ensure()
+    return one
+
+
+async def test_leader_is_found_in_the_lease_table_when_there_is_no_other_table(application: Application) -> None:
+    """An application that began with KCL 3.5 has no other; a beat that stays is a dead leader."""
+    table = application.table.name
+    none_yet = await application.look()
+    await application.put(table, migration_row(LEADING))
+    await application.put(table, leader_row("kcl-1", "v1"))
+    looks = [await application.look(), await application.look()]
+    await application.put(table, leader_row("kcl-1", "v2"))
+    looks.append(await application.look())
+
+    assert none_yet == [False, False]
+    assert looks == [[True, True], [False, False], [True, True]]
+
+
+async def test_leader_is_found_in_tables_of_other_names(client: Client) -> None:
+    """The names of both may be overridden; a worker's metrics count when its leader is gone."""
+    names = {"coordinator": f"state-{uuid4()}", "worker_metrics": f"metrics-{uuid4()}"}
+    application = Application(client, **names)
+    await application.table.ensure()
+    await application.create(names["coordinator"], "key")
+    await application.create(names["worker_metrics"], "wid")
+    await application.put(names["coordinator"], migration_row(LEADING, key_name="key"))
+    await application.put(names["coordinator"], leader_row("kcl-1", "v1", key_name="key"))
+    await application.put(names["worker_metrics"], worker_row("kcl-2", 1_790_000_000, key_name="wid"))
+    looks = [await application.look(), await application.look()]
+    await application.put(names["worker_metrics"], worker_row("kcl-2", 1_790_000_030, key_name="wid"))
+    looks.append(await application.look())
+
+    assert application.tables == KclTables(names["coordinator"], names["worker_metrics"])
+    assert looks == [[True, True], [False, False], [True, True]]
+    assert "kcl-2" in str(application.watch.trouble)
+
+
+async def test_tables_have_the_names_that_the_kcl_gives_them() -> None:
+    """They follow from the application's name, which is that of the lease table."""
+    assert KclTables.of("app") == KclTables("app-CoordinatorState", "app-WorkerMetricStats")
+
+
+async def test_lease_table_counts_when_the_others_may_not_be_read(client: Client) -> None:
+    """The missing right is named with its table; the workers' table is not read before it matters."""
+    aws = ScriptedAws()
+    aws.answer({"Items": [migration_row(LEADING), leader_row("kcl-1", "v1")]})
+    aws.refuse("AccessDeniedException", status=400)
+    aws.refuse("AccessDeniedException", status=400)
+    aws.answer({"Items": []})
+    aws.refuse("AccessDeniedException", status=400)
+    async with aws.running() as url, client_of("dynamodb", url) as scripted:
+        application = Application(scripted)
+        with structlog.testing.capture_logs() as logs:
+            looks = [await application.look(), await application.look()]
+
+    assert looks == [[True, True], [False, False]]
+    assert [(entry["event"], entry["table"]) for entry in logs] == [
+        ("kcl_leader.unread", application.tables.coordinator),
+        ("kcl_leader.unread", application.tables.worker_metrics),
+        ("kcl_leader.unread", application.tables.coordinator),
+    ]
+
+
+async def test_what_was_known_stays_when_a_look_fails(client: Client) -> None:
+    """The next look compares with the last one that succeeded."""
+    aws = ScriptedAws()
+    aws.answer({"Items": [migration_row(LEADING), leader_row("kcl-1", "v1")]})
+    aws.answer({})
+    aws.answer({})
+    aws.answer({"Items": []})
+    aws.answer({"Items": [migration_row(LEADING), leader_row("kcl-1", "v2")]})
+    aws.refuse("ThrottlingException", status=400)
+    async with aws.running() as url, client_of("dynamodb", url) as scripted:
+        application = Application(scripted)
+        before = await application.look()
+        with pytest.raises(RetryableError):
+            await application.look()
+
+    assert (before, application.watch.is_leading) == ([True, True], True)

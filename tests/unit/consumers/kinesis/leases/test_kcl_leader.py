@@ -1,0 +1,109 @@
+"""Whether a leader of the KCL 3.x assigns the leases, by the rows that it writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from simplu_worker.consumers.kinesis.leases.kcl_leader import KclState, leading_owners, new_leaders, state_of
+
+LEADER = {"recordVersionNumber": {"S": "v1"}, "ownerName": {"S": "worker-1"}}
+MIGRATION = {"cv": {"S": "CLIENT_VERSION_3X"}}
+METRICS = {"lut": {"N": "1790000000"}}
+STATE = KclState(frozenset({"CLIENT_VERSION_3X"}), {("table", "worker-1"): "v1"}, {("table", "worker-2"): "1790000000"})
+
+
+def test_rows_of_the_lease_table_are_told_apart_by_their_entity_type() -> None:
+    """As KCL 3.5 writes them; leases and rows of other kinds are passed over."""
+    rows: list[dict[str, Any]] = [
+        {"leaseKey": {"S": "Leader"}, "entityType": {"S": "LEADER"}, **LEADER},
+        {"leaseKey": {"S": "Migration3.0"}, "entityType": {"S": "CLIENT_VERSION_MIGRATION"}, **MIGRATION},
+        {"leaseKey": {"S": "worker-2"}, "entityType": {"S": "WORKER_METRIC_STATS"}, **METRICS},
+        {"leaseKey": {"S": "TableMigration3.5"}, "entityType": {"S": "TABLE_MIGRATION"}, **MIGRATION},
+        {"leaseKey": {"S": "Leader"}, "leaseCounter": {"N": "1"}, "checkpoint": {"S": "LATEST"}, **LEADER},
+    ]
+
+    assert state_of([("table", rows)]) == STATE
+
+
+def test_rows_of_the_other_tables_are_told_apart_by_their_keys() -> None:
+    """Before KCL 3.4 they have no entity type."""
+    rows: list[dict[str, Any]] = [
+        {"key": {"S": "Leader"}, **LEADER},
+        {"key": {"S": "Migration3.0"}, **MIGRATION},
+        {"key": {"S": "123456789012:stream:1"}, **MIGRATION},
+        {"wid": {"S": "worker-2"}, **METRICS},
+    ]
+
+    assert state_of([("table", rows)]) == STATE
+
+
+def test_lock_without_a_version_is_none() -> None:
+    """It is what a release leaves behind."""
+    assert state_of([("table", [{"key": {"S": "Leader"}, "ownerName": {"S": "worker-1"}}])]) == KclState()
+
+
+@pytest.mark.parametrize(
+    ("versions", "expected"),
+    [
+        (set(), False),
+        ({""}, False),
+        ({"CLIENT_VERSION_INIT"}, False),
+        ({"CLIENT_VERSION_2X"}, False),
+        ({"CLIENT_VERSION_UPGRADE_FROM_2X"}, False),
+        ({"CLIENT_VERSION_3X"}, True),
+        ({"CLIENT_VERSION_3X_WITH_ROLLBACK"}, True),
+        ({"CLIENT_VERSION_2X", "CLIENT_VERSION_3X"}, True),
+    ],
+)
+def test_leader_assigns_the_leases_in_the_modes_of_3_x_only(versions: set[str], expected: bool) -> None:  # noqa: FBT001  # a column of the table
+    """Of two tables with a version one is left over; the safe one counts."""
+    state = replace(STATE, client_versions=frozenset(versions))
+
+    assert state.is_version_leading == expected
+    assert bool(leading_owners(state, None)) == expected
+
+
+BEFORE_BEAT = replace(STATE, leader_beats={("table", "worker-1"): "v0"})
+BEFORE_METRICS = replace(STATE, worker_beats={("table", "worker-2"): "1789999970"})
+
+
+@pytest.mark.parametrize(
+    ("state", "before", "expected"),
+    [
+        pytest.param(STATE, None, ["worker-1"], id="first look: a leader"),
+        pytest.param(replace(STATE, leader_beats={}), None, [], id="first look: workers of an application that ended"),
+        pytest.param(STATE, STATE, [], id="nothing has moved"),
+        pytest.param(STATE, BEFORE_BEAT, ["worker-1"], id="the leader lives"),
+        pytest.param(STATE, BEFORE_METRICS, ["worker-2"], id="a worker lives, its leader does not"),
+        pytest.param(STATE, KclState(), ["worker-1"], id="a leader has come"),
+        pytest.param(
+            replace(STATE, leader_beats={("other", "worker-1"): "v1"}), STATE, ["worker-1"], id="the lock has moved"
+        ),
+        pytest.param(replace(STATE, leader_beats={}, worker_beats={}), STATE, [], id="all is gone"),
+    ],
+)
+def test_leader_lives_when_something_has_moved_since_the_last_look(
+    state: KclState, before: KclState | None, expected: list[str]
+) -> None:
+    """The leader's lock first, then the metrics of workers."""
+    assert leading_owners(state, before) == expected
+
+
+@pytest.mark.parametrize(
+    ("state", "before", "expected"),
+    [
+        (STATE, None, []),  # nothing is known before the first look
+        (STATE, STATE, []),
+        (STATE, BEFORE_BEAT, []),  # whether a known leader lives is for the looks
+        (STATE, KclState(), ["worker-1"]),
+        (replace(STATE, client_versions=frozenset()), KclState(), []),
+    ],
+)
+def test_leader_is_new_when_its_lock_was_not_there_at_the_last_look(
+    state: KclState, before: KclState | None, expected: list[str]
+) -> None:
+    """Between two looks its lock is enough; whether it lives shows later."""
+    assert new_leaders(state, before) == expected
