@@ -8,7 +8,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from functools import partial
@@ -28,6 +28,7 @@ from simplu_worker.shards.apply.log_retention import LogRetention
 from simplu_worker.shards.health.citrus_watch import CitrusWatch
 from simplu_worker.shards.health.prober import Prober
 from simplu_worker.shards.health.registry import HealthRegistry
+from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import StaticMap, read_shard_map
 from simplu_worker.shards.routing.route_refresh import RouteRefresh
@@ -134,13 +135,18 @@ def _background_tasks(
         "retention": LogRetention(shards.pools, _effective_retention(settings, consumers).read).run,
         "deletion": TenantDeleter(shards.locator, shards.pools, grace, on_change=parts.on_change).run,
         "unconfirmed": ConfirmationSweep(shards.provisioner.confirmer, shards.pools).run,
-        "prober": Prober(shards.pools, health).run,
         "routes": RouteRefresh(shards.directory, shards.locator, shards.pools).run,
         "dead-letters": consumers.dead_letters.read_limits,
         "shard-map": partial(_reload_map, settings, shards, hung_up),
     }
+    known: Callable[[], Iterable[ShardAddress]] = tuple
     if isinstance(shards.locator, CitrusClient):
-        tasks["citrus"] = CitrusWatch(shards.locator, health).run
+        watch = CitrusWatch(shards.locator, health)
+        known = watch.known_shards
+        tasks["citrus"] = watch.run
+    elif isinstance(shards.locator, StaticMap):
+        known = shards.locator.known_shards
+    tasks["prober"] = Prober(shards.pools, health, known=known).run
     if parts.cache is not None:
         tasks["cache"] = parts.cache.run
     return tasks

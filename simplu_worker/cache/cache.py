@@ -285,7 +285,7 @@ class CacheAdmin:
             "clients": about.get("connected_clients"),
             "hits": hits,
             "misses": misses,
-            "hitRatio": round(hits / (hits + misses), 4) if hits is not None and misses and hits + misses else None,
+            "hitRatio": hit_ratio(hits, misses),
             "epoch": about["epoch"],
         }
         return stats | {"server": server, "keys": counts | {"complete": is_complete}, "error": None}
@@ -343,6 +343,13 @@ class CacheAdmin:
                 return
             cursor, keys = await self._redis.scan(cursor, PREFIX)
             yield keys
+
+
+def hit_ratio(hits: int | None, misses: int | None) -> float | None:
+    """Return the share of reads that found a key; None before the first read, and for a server without the counts."""
+    if hits is None or misses is None or hits + misses == 0:
+        return None
+    return round(hits / (hits + misses), 4)
 
 
 def _is_counter(key: str) -> bool:

@@ -45,6 +45,8 @@ HEALTH_SUMMARY: Final = (
     "connectionsMax",
     "replicationLagSeconds",
     "odd",
+    "lastCheckAt",
+    "lastAnswer",
 )
 FLEET_TURN_MAX_S: Final = 60.0  # twice the time of a scan, a listing and their time-outs
 DRAIN_MARGIN_S: Final = 10.0  # to cancel and to close after the grace time, when the daemon ends the drain
@@ -184,18 +186,31 @@ class ReplicaStatus:
 
     def _sources(self) -> list[dict[str, Any]]:
         queues = [
-            {"kind": "sqs", "name": name, "state": receiver.last_error or "polling", "inHand": receiver.in_flight_count}
+            {
+                "kind": "sqs",
+                "name": name,
+                "state": receiver.last_error or self._activity("polling"),
+                "inHand": receiver.in_flight_count,
+            }
             for name, receiver in self.monitoring.receivers.items()
         ]
         if self.fleet is None:
             return queues
-        return [{"kind": "kinesis", "name": self.fleet.stream_name, "state": self.fleet.trouble or "reading"}, *queues]
+        state = self.fleet.trouble or self._activity("reading")
+        return [{"kind": "kinesis", "name": self.fleet.stream_name, "state": state}, *queues]
+
+    def _activity(self, usual: str) -> str:
+        """Return the state of a source without trouble: *usual*, and in a drain that nothing new is fetched."""
+        return "draining" if self.stopping.is_set() else usual
 
     def _shards(self) -> list[dict[str, Any]]:
-        """Return the shards in use as last seen, without a request."""
+        """Return the known shards as last seen, without a request."""
+        pools, health = self.pools.by_shard_id() if self.pools else {}, self.health.by_shard_id
         return [
-            _pool_view(pool) | _health_summary(health_view(self.health.by_shard_id.get(shard_id, Health())))
-            for shard_id, pool in sorted((self.pools.by_shard_id() if self.pools else {}).items())
+            {"shardId": shard_id}
+            | _pool_view(pools.get(shard_id))
+            | _health_summary(health_view(health.get(shard_id, Health())))
+            for shard_id in sorted(pools.keys() | health.keys())
         ]
 
     def handler_status(self) -> dict[str, Any]:

@@ -34,6 +34,9 @@ DEPTH_MAX = 6
 GROUP_MAX_LENGTH = 20
 RECENT_MAX = 20
 RECENT_LEVELS = frozenset({"warning", "error", "critical"})
+FACT_MAX_LENGTH = 200
+HEAD = ("timestamp", "level", "logger", "event")
+CAUSES = ("error", "problems", "problem", "reasons", "reason")
 ABOUT = ("shard_id", "stream_shard_id", "queue", "stream", "table", "business_id")
 # At debug these libraries log bodies and signatures; our own doors log each call without them.
 LIBRARIES_NEVER_AT_DEBUG = ("aiobotocore", "boto3", "botocore", "urllib3")
@@ -201,7 +204,7 @@ class _Output:
 
 
 def _scrub_event(event: Facts) -> Facts:
-    head = {name: scrub(event[name]) for name in ("timestamp", "level", "logger", "event") if name in event}
+    head = {name: scrub(event[name]) for name in HEAD if name in event}
     rest = {name: value for name, value in event.items() if name not in head and name != "exc_info"}
     facts: Facts = head | scrub(rest)
     if isinstance(exc := event.get("exc_info"), BaseException):
@@ -306,11 +309,28 @@ def recent_errors() -> list[Facts]:
             "level": event["level"],
             "event": event["event"],
             "about": next((event[name] for name in ABOUT if name in event), None),
-            "error": event.get("error") or event.get("reason"),
+            "error": _cause_of(event),
             "count": 1 + event.get("repeated", 0),
         }
         for event in reversed(list(_output.recent))
     ]
+
+
+def _cause_of(event: Facts) -> str | None:
+    """Return the cause that an event names: its error or problems, or else its other facts; None without facts."""
+    for name in CAUSES:
+        if cause := event.get(name):
+            return "; ".join(map(str, cause)) if isinstance(cause, list) else str(cause)
+    if exception := event.get("exception"):
+        return f"{exception['type']}: {exception['message']}"
+    subject = next((name for name in ABOUT if name in event), None)
+    facts = {name: value for name, value in event.items() if name not in {*HEAD, subject, "repeated"}}
+    return ", ".join(f"{name} {_shorten(value)}" for name, value in facts.items() if value is not None) or None
+
+
+def _shorten(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= FACT_MAX_LENGTH else f"{text[:FACT_MAX_LENGTH]}…"
 
 
 def flush_logging() -> None:

@@ -65,7 +65,10 @@ def _queue_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
         policy = parse_redrive_policy(queue.redrive_policy)
         if policy is None:
             yield Finding(
-                name, "no redrive policy, a message that always fails comes back without end", "give the queue one"
+                name,
+                "no redrive policy",
+                "nothing to do: the worker stores dead letters itself, and only a message that crashes it comes back "
+                "without end",
             )
         elif policy.max_receive_count > RECEIVES_MAX:
             yield Finding(

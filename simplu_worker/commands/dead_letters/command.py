@@ -317,4 +317,7 @@ def _print_outcomes(
     ]
     print_table(("letters", "reason", "source", "outcome" if options.apply else "plan", "why", ""), rows)
     if not options.apply:
-        print_note("nothing was sent; --apply sends them")
+        can_send = counts[ReplayStatus.WOULD_SEND] > 0
+        print_note(
+            "nothing was sent; --apply sends them" if can_send else "nothing was sent, nor would --apply send any"
+        )

@@ -28,6 +28,7 @@ STREAM_NAME = "resources-operations"
 BUSINESS_INFO_TABLE = "business-info"
 RECORD_MAX_KIB = 10 * 1024  # the maximum of a stream; records that the worker itself rejects for their size are larger
 VISIBILITY_TIMEOUT_S = 30
+RETENTION_MAX_S = 1_209_600  # 14 days: longer than that of the source queues
 MAX_RECEIVE_COUNT = 1000  # hours of a dependency's outage must not create dead letters
 START_TIMEOUT_S = 30.0
 PORT_ATTEMPTS = 5
@@ -127,7 +128,7 @@ async def _create_queues(endpoint_url: str) -> QueueUrls:
             return str((await sqs.create_queue(QueueName=name, Attributes=attributes))["QueueUrl"])
 
         async def create_with_redrive(name: str, redrive_name: str, **attributes: str) -> str:
-            redrive_url = await create(redrive_name, **attributes)
+            redrive_url = await create(redrive_name, MessageRetentionPeriod=str(RETENTION_MAX_S), **attributes)
             answer = await sqs.get_queue_attributes(QueueUrl=redrive_url, AttributeNames=["QueueArn"])
             redrive = {"deadLetterTargetArn": answer["Attributes"]["QueueArn"], "maxReceiveCount": MAX_RECEIVE_COUNT}
             return await create(name, RedrivePolicy=json.dumps(redrive), **attributes)
@@ -137,7 +138,7 @@ async def _create_queues(endpoint_url: str) -> QueueUrls:
             shard_creation=await create_with_redrive("shard-creation", "shard-creation-redrive"),
             order_events=await create_with_redrive("order-events.fifo", "order-events-redrive.fifo", **fifo),
             priority=await create_with_redrive("order-events-priority.fifo", "order-events-redrive.fifo", **fifo),
-            dead_letters=await create("dead-letters"),
+            dead_letters=await create("dead-letters", MessageRetentionPeriod=str(RETENTION_MAX_S)),
         )
 
 

@@ -22,11 +22,15 @@ REGISTRATION_FIELDS = ("businessId", "locationId", "businessType", "shardKey")
 
 @dataclass
 class CitrusShard:
-    """A shard as Citrus knows it; tests may set *is_active* to false for a shard that accepts no work."""
+    """A shard as Citrus knows it; tests may set *is_active* to false for a shard that accepts no work.
+
+    With *filled_at* tenants the shard gets no more, though it has room: another shard is made in time.
+    """
 
     shard_id: str
     connection_string: str
     max_businesses: int = MAX_BUSINESSES
+    filled_at: int | None = None
     is_active: bool = True
     tenants: set[str] = field(default_factory=set)
 
@@ -38,7 +42,8 @@ class CitrusShard:
     @property
     def has_room(self) -> bool:
         """Whether another tenant may be placed here."""
-        return self.is_active and len(self.tenants) < self.max_businesses
+        most = self.max_businesses if self.filled_at is None else self.filled_at
+        return self.is_active and len(self.tenants) < most
 
 
 @dataclass
@@ -48,9 +53,16 @@ class CitrusRegistry:
     shards: dict[str, CitrusShard] = field(default_factory=dict)
     homes: dict[str, CitrusShard] = field(default_factory=dict)
 
-    def add_shard(self, shard_id: str, connection_string: str, *, max_businesses: int = MAX_BUSINESSES) -> CitrusShard:
+    def add_shard(
+        self,
+        shard_id: str,
+        connection_string: str,
+        *,
+        max_businesses: int = MAX_BUSINESSES,
+        filled_at: int | None = None,
+    ) -> CitrusShard:
         """Add an empty shard."""
-        shard = self.shards[shard_id] = CitrusShard(shard_id, connection_string, max_businesses)
+        shard = self.shards[shard_id] = CitrusShard(shard_id, connection_string, max_businesses, filled_at)
         return shard
 
     def first_with_room(self) -> CitrusShard | None:
@@ -106,12 +118,14 @@ class CitrusServer:
         api_key: str,
         make_shard: Callable[[], Awaitable[tuple[str, str]]],
         max_businesses: int = MAX_BUSINESSES,
+        filled_at: int | None = None,
     ) -> None:
         self.registry = CitrusRegistry()
         self.faults = CitrusFaults()
         self._authorization = f"Bearer {api_key}".encode()
         self._make_shard = make_shard
         self._max_businesses = max_businesses
+        self._filled_at = filled_at
         self._last_rotated: CitrusShard | None = None
         self._closing = asyncio.Event()  # ends the latency of requests, with or without a client
         self._placing = asyncio.Lock()  # one placement at a time: two concurrent ones would make two new shards
@@ -121,7 +135,9 @@ class CitrusServer:
 
     def add_shard(self, shard_id: str, connection_string: str) -> CitrusShard:
         """Add an empty shard of the usual capacity."""
-        return self.registry.add_shard(shard_id, connection_string, max_businesses=self._max_businesses)
+        return self.registry.add_shard(
+            shard_id, connection_string, max_businesses=self._max_businesses, filled_at=self._filled_at
+        )
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[str]:

@@ -7,11 +7,14 @@ import itertools
 import os
 import secrets
 import shlex
+import shutil
 import signal
+import sys
 from contextlib import AsyncExitStack, suppress
+from math import ceil
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from rich.console import Console
 from rich.table import Table
@@ -31,7 +34,11 @@ from simplu_worker.local.stack.aws import (
     start_moto,
     start_sqs,
 )
-from simplu_worker.local.stack.citrus_server import MAX_BUSINESSES, CitrusServer
+from simplu_worker.local.stack.citrus_server import CitrusServer
+
+COMMAND: Final = "simplu-worker"
+TENANTS_PER_SHARD: Final = 3
+FILLED_RATIO: Final = 0.75  # of a shard's room, when Citrus makes another shard: a worker warns from 0.8 on
 
 
 class Stack:
@@ -39,7 +46,7 @@ class Stack:
 
     *group* is also for other processes that must end with this one. *servers* are the Postgres servers by shard id, and
     *env* is the environment for a worker. Kinesis and SQS are ours, which end stream shards and keep groups in order;
-    with *aws* "moto" they are moto's.
+    with *aws* "moto" they are moto's. Citrus makes another shard once each has *tenants_per_shard* tenants.
     """
 
     def __init__(
@@ -47,13 +54,16 @@ class Stack:
         *,
         shards: int = 3,
         stream_shards: int = 4,
-        tenants_per_shard: int = MAX_BUSINESSES,
+        tenants_per_shard: int = TENANTS_PER_SHARD,
         aws: Literal["local", "moto"] = "local",
     ) -> None:
         self.servers: dict[str, PostgresServer] = {}
         self.citrus_api_key = secrets.token_urlsafe(18)
         self.citrus = CitrusServer(
-            api_key=self.citrus_api_key, make_shard=self._make_shard, max_businesses=tenants_per_shard
+            api_key=self.citrus_api_key,
+            make_shard=self._make_shard,
+            max_businesses=ceil(tenants_per_shard / FILLED_RATIO),
+            filled_at=tenants_per_shard,
         )
         self.env: dict[str, str] = {}
         self.aws_url = ""
@@ -251,6 +261,15 @@ def _remove_stale_file(env_file: Path) -> None:
     env_file.unlink(missing_ok=True)
 
 
+def own_command(program: str) -> str:
+    """Return the command by which a shell finds this program again, which was started as *program*."""
+    name = Path(program).name
+    if name != COMMAND:  # python -m simplu_worker
+        return f"{shlex.quote(sys.executable)} -m simplu_worker"
+    found = shutil.which(name)
+    return name if found is not None and Path(found).samefile(program) else shlex.quote(program)
+
+
 def _describe(stack: Stack, env_file: Path, console: Console) -> None:
     table = Table("service", "address", "process")
     for shard_id, server in stack.servers.items():
@@ -262,13 +281,14 @@ def _describe(stack: Stack, env_file: Path, console: Console) -> None:
     table.add_row("data, removed at the end", str(stack.group.directory), "")
     console.print(table)
     file = shlex.quote(str(env_file))
+    command = own_command(sys.argv[0])
     console.print(
-        f"all services answer; in another terminal:\n  simplu-worker run --env-file {file}",
+        f"all services answer; in another terminal:\n  {command} run --env-file {file}",
         markup=False,
         soft_wrap=True,
     )
     console.print(
-        f"to send operations: simplu-worker operations send FILE --wait --env-file {file}\n"
+        f"to send operations: {command} operations send FILE --wait --env-file {file}\n"
         f"status page: http://{HOST}:{stack.env['HTTP_PORT']}/ with the API_TOKEN of that file",
         markup=False,
         soft_wrap=True,

@@ -22,7 +22,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import LIMITS, QueryLimits, query_all_shards
-from simplu_worker.timing.clock import loop_time
+from simplu_worker.timing.clock import loop_time, utc_now
 
 FRESH_S: Final = 2.0  # how long a result is shared: each probe opens a connection
 
@@ -56,16 +56,15 @@ async def inspect_all_shards(locator: Locator, pools: Pools, *, limits: QueryLim
 
 
 def _assess(shard: ShardAddress, probes: Mapping[str, ShardProbe | ShardSilence], limits: QueryLimits) -> Health:
-    usage = usage_of(shard)
+    observation = ShardObservation(usage=usage_of(shard), checked_at=utc_now())
     match probes.get(shard.shard_id):
         case ShardProbe() as probe:
-            return assess(ShardObservation(probe=probe, usage=usage))
+            return assess(msgspec.structs.replace(observation, probe=probe, answered_at=observation.checked_at))
         case ShardSilence(error):
-            return assess(ShardObservation(error=error, usage=usage))
+            return assess(msgspec.structs.replace(observation, error=error))
         case _:
-            return assess(
-                ShardObservation(error=f"no answer within {limits.all_s:g} s, with all shards asked", usage=usage)
-            )
+            error = f"no answer within {limits.all_s:g} s, with all shards asked"
+            return assess(msgspec.structs.replace(observation, error=error))
 
 
 class ShardInspector:

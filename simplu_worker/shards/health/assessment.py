@@ -7,6 +7,7 @@ with every probe.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
@@ -124,12 +125,17 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class ShardObservation(msgspec.Struct, frozen=True):
-    """The last probe of a shard, or its error, and the usage from Citrus. All may be missing."""
+    """The last answer of a shard to a probe, the error of a later probe, and the usage from Citrus. All may be missing.
+
+    *checked_at* is the time of the last probe, *answered_at* that of the last one with an answer.
+    """
 
     probe: ShardProbe | None = None
     error: str | None = None
     usage: Usage = Usage()
     is_refusal: bool = False  # of `error`
+    checked_at: datetime | None = None
+    answered_at: datetime | None = None
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -238,8 +244,11 @@ def _exceeds(value: float, threshold: Threshold, *, is_raised: bool) -> bool:
 
 
 def health_view(health: Health) -> dict[str, Any]:
-    """Return a shard's health as members of JSON; unknown values are omitted."""
-    probe, usage = health.observation.probe, health.observation.usage
+    """Return a shard's health as members of JSON; unknown values are omitted.
+
+    While the shard does not answer, the facts of its last answer are a member of their own, `lastAnswer`.
+    """
+    observation, usage = health.observation, health.observation.usage
     members: dict[str, Any] = {
         "state": health.state,
         "takesOperations": health.takes_operations,
@@ -247,19 +256,34 @@ def health_view(health: Health) -> dict[str, Any]:
         "odd": [finding.detail for finding in health.findings] or None,
         "usage": None if usage.ratio is None else round(usage.ratio, 4),
         "acceptsNew": usage.accepts_new,
+        "lastCheckAt": _format_time(observation.checked_at),
     }
-    if probe is not None:
-        members |= {
-            "role": role_of(probe),
-            "responseMs": round(probe.response_s * 1000, 2),
-            "connectMs": round(probe.connect_s * 1000, 2),
-            "serverVersion": probe.server_version,
-            "schemaVersion": probe.schema_version,
-            "tenantCount": probe.tenant_count,
-            "connectionsUsed": probe.connections_used,
-            "connectionsMax": probe.connections_max,
-            "standbys": probe.standby_count,
-            "replicationLagSeconds": probe.lag_s,
-            "replicationLagBytes": probe.lag_bytes,
-        }
+    if observation.probe is not None:
+        facts = _probe_members(observation.probe)
+        answer = {"at": _format_time(observation.answered_at)} | facts
+        members |= facts if observation.error is None else {"lastAnswer": _without_unknown(answer)}
+    return _without_unknown(members)
+
+
+def _probe_members(probe: ShardProbe) -> dict[str, Any]:
+    return {
+        "role": role_of(probe),
+        "responseMs": round(probe.response_s * 1000, 2),
+        "connectMs": round(probe.connect_s * 1000, 2),
+        "serverVersion": probe.server_version,
+        "schemaVersion": probe.schema_version,
+        "tenantCount": probe.tenant_count,
+        "connectionsUsed": probe.connections_used,
+        "connectionsMax": probe.connections_max,
+        "standbys": probe.standby_count,
+        "replicationLagSeconds": probe.lag_s,
+        "replicationLagBytes": probe.lag_bytes,
+    }
+
+
+def _format_time(time: datetime | None) -> str | None:
+    return None if time is None else time.isoformat(timespec="milliseconds")
+
+
+def _without_unknown(members: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in members.items() if value is not None}

@@ -87,6 +87,10 @@ class CitrusWatch:
     def __repr__(self) -> str:
         return f"CitrusWatch(known={len(self._known)}, capacities={len(self._capacities)})"
 
+    def known_shards(self) -> Collection[ShardAddress]:
+        """Return the shards of the last answer."""
+        return self._known.values()
+
     async def run(self) -> None:
         """Poll until cancelled."""
         async with asyncio.TaskGroup() as tasks:

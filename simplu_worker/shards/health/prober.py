@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
 
@@ -17,20 +17,23 @@ from simplu_worker.shards.health.assessment import ShardProbe, ShardSilence
 from simplu_worker.shards.health.probe import probe_shard
 from simplu_worker.shards.health.probe_schedule import FAILING_PACE, HEALTHY_PACE, Pace, ProbeSchedule
 from simplu_worker.shards.health.registry import HealthRegistry
+from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import WrongShardError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
 
 CHECK_INTERVAL_S: Final = 0.5  # until a new or failing shard is noticed
+KNOWN_INTERVAL_S: Final = 5.0  # until a shard that is new to the locator is probed
 COUNT_TENANTS_S: Final = 60.0  # it reads a whole table
 
 Draw = Callable[[], float]
 
 
 class Prober:
-    """The prober of all shards with a pool, which writes its observations into *registry*.
+    """The prober of all shards with a pool, and of those in *known*, which writes its observations into *registry*.
 
-    The pool also learns whether its shard answers.
+    The pool also learns whether its shard answers. *known* lists the shards that may not have been used yet.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class Prober:
         pools: Pools,
         registry: HealthRegistry,
         *,
+        known: Callable[[], Iterable[ShardAddress]] = tuple,
         healthy_pace: Pace = HEALTHY_PACE,
         failing_pace: Pace = FAILING_PACE,
         clock: Callable[[], float] = loop_time,
@@ -45,6 +49,9 @@ class Prober:
     ) -> None:
         self._pools = pools
         self._registry = registry
+        self._known = known
+        self._known_at = float("-inf")
+        self._refused: set[str] = set()
         self._schedule = ProbeSchedule(healthy_pace=healthy_pace, failing_pace=failing_pace)
         self._clock = clock
         self._draw = draw
@@ -64,7 +71,11 @@ class Prober:
 
     def _notice_changes(self) -> None:
         """Follow the pools: new ones, removed ones, and those with a failed last use."""
-        pools, now = self._pools.by_shard_id(), self._clock()
+        now = self._clock()
+        if now >= self._known_at + KNOWN_INTERVAL_S:
+            self._known_at = now
+            self._notice_known()
+        pools = self._pools.by_shard_id()
         for shard_id in pools.keys() - self._schedule.shard_ids:
             self._schedule.add(shard_id, now=now, draw=self._draw())
             self._registry.begin(shard_id)
@@ -76,6 +87,21 @@ class Prober:
         for shard_id, pool in pools.items():
             if not pool.is_healthy:
                 self._schedule.bring_forward(shard_id, now=now)
+
+    def _notice_known(self) -> None:
+        """Have a pool for each known shard, and note those at an address that may not be used, which get no pool."""
+        pools = self._pools.by_shard_id()
+        known = {shard.shard_id: shard for shard in self._known()}
+        refused = {shard_id for shard_id, shard in known.items() if shard.refusal is not None} - pools.keys()
+        for shard_id in self._refused - refused - pools.keys():
+            self._registry.end(shard_id)
+        for shard_id in sorted(refused):
+            self._registry.begin(shard_id)
+            self._registry.note_probe(shard_id, ShardSilence(known[shard_id].refusal or "", is_refusal=True))
+        self._refused = refused
+        for shard_id in known.keys() - refused - pools.keys():
+            with contextlib.suppress(ShardUnavailableError):  # retired since
+                self._pools.ensure_pool(known[shard_id])
 
     def _show_connections(self, shard_id: str) -> None:
         """Count the connections of a pool when metrics are read, and at no other time."""

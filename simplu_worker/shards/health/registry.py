@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Final
 
 import structlog
@@ -20,6 +21,7 @@ from simplu_worker.shards.health.assessment import (
     assess,
     connections_ratio,
 )
+from simplu_worker.timing.clock import utc_now
 
 SHARDS_MAX: Final = 2000  # of those that only Citrus lists: each has several series of metrics
 
@@ -32,7 +34,8 @@ class HealthRegistry:
     Metrics cost something only when an entry changes, or when they are read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, utc: Callable[[], datetime] = utc_now) -> None:
+        self._utc = utc
         self._health: dict[str, Health] = {}
         self._probed: set[str] = set()
         self._listed: set[str] = set()
@@ -67,14 +70,16 @@ class HealthRegistry:
         """
         if shard_id not in self._probed:
             return
-        before = self._entry(shard_id).observation
+        before, now = self._entry(shard_id).observation, self._utc()
         if isinstance(probe, ShardSilence):
-            self._learn(shard_id, replace(before, error=probe.error, is_refusal=probe.is_refusal))
+            self._learn(shard_id, replace(before, error=probe.error, is_refusal=probe.is_refusal, checked_at=now))
             return
         if probe.tenant_count is None and before.probe is not None and probe.schema_version is not None:
             probe = replace(probe, tenant_count=before.probe.tenant_count)
         instruments.SHARD_RESPONSE.labels(shard_id).observe(probe.response_s)
-        self._learn(shard_id, replace(before, probe=probe, error=None, is_refusal=False))
+        self._learn(
+            shard_id, replace(before, probe=probe, error=None, is_refusal=False, checked_at=now, answered_at=now)
+        )
 
     def note_usages(self, usages: Mapping[str, Usage]) -> None:
         """Note the usage of all shards that Citrus lists."""

@@ -91,6 +91,10 @@ class StaticMap:
 
     async def list_shards(self) -> list[ShardAddress]:
         """Return every shard of the map."""
+        return self.known_shards()
+
+    def known_shards(self) -> list[ShardAddress]:
+        """Return every shard of the map."""
         return [self.address_of(shard) for shard in self.map.shards]
 
     def address_of(self, shard: MappedShard) -> ShardAddress:

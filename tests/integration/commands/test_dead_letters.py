@@ -342,6 +342,17 @@ async def test_tables_are_printed_for_people(bench: Bench, capfd: pytest.Capture
     assert "private" not in listed.out + listed.err + planned.out + planned.err
 
 
+async def test_plan_that_sends_nothing_does_not_say_that_apply_would(
+    bench: Bench, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Without dead letters, and with such as would only come back."""
+    assert await replay_dead_letters(bench.settings, ALL, PLAN, as_json=False) == 0
+    assert "nor would --apply send any" in capfd.readouterr().err
+    await bench.store(letter(bench, b"{", "2", reason=DeadLetterReason.INVALID_JSON))
+    assert await replay_dead_letters(bench.settings, ALL, PLAN, as_json=False) == 1
+    assert "nor would --apply send any" in capfd.readouterr().err
+
+
 async def test_replay_sends_in_order_of_the_source_and_each_record_once(bench: Bench) -> None:
     """However the queue mixes them: by number; a letter stored twice is sent once, and both are deleted."""
     letters = [letter(bench, record("update", "a-x", n), str(n)) for n in range(1, 41)]

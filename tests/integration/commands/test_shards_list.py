@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -19,11 +20,12 @@ from simplu_worker.commands.shards import show as command
 from simplu_worker.commands.shards.show import list_shards
 from simplu_worker.commands.tenants.show import list_tenants
 from simplu_worker.config.settings import Settings, load_settings
+from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.errors import RetryableError
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.shards.health import all_shards
 from simplu_worker.shards.health.all_shards import InspectedShard, ShardInspector, inspect_all_shards
-from simplu_worker.shards.health.assessment import ShardObservation, Usage, assess, usage_of
+from simplu_worker.shards.health.assessment import ShardObservation, ShardSilence, Usage, assess, usage_of
 from simplu_worker.shards.health.prober import inspect_shard
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -144,9 +146,42 @@ async def test_status_shows_shards_as_last_seen_and_asks_nobody(make_shard: Shar
         book.begin("shard-1")
         book.note_probe("shard-1", await inspect_shard(pool))
         (shown,) = replica.status()["shards"]
+        book.note_probe("shard-1", ShardSilence("TimeoutError"))
+        (lost,) = replica.status()["shards"]
         book.end("shard-1")
     assert shown["state"] == "healthy"
-    assert {"role", "responseMs", "tenantCount", "connections", "connectionsMax", "healthy"} <= shown.keys()
+    figures = {"role", "responseMs", "tenantCount", "connectionsMax"}
+    assert figures | {"connections", "healthy", "lastCheckAt"} <= shown.keys()
+    assert (lost["state"], figures & lost.keys()) == ("lost", set())
+    assert figures | {"at"} <= lost["lastAnswer"].keys()
+    assert lost["lastAnswer"]["at"] == shown["lastCheckAt"] <= lost["lastCheckAt"]
+
+
+async def test_status_shows_a_known_shard_that_may_not_be_used(make_shard: ShardMaker) -> None:
+    """It has no pool, and its health says why."""
+    book = HealthRegistry()
+    async with routed_shards([await make_shard("shard-1")]) as routed:
+        replica = replica_of(routed, book)
+        book.begin("shard-2")
+        book.note_probe("shard-2", ShardSilence("host x is not in DATABASE_ALLOWED_HOSTS", is_refusal=True))
+        (shown,) = replica.status()["shards"]
+        book.end("shard-2")
+    assert (shown["shardId"], shown["state"], shown["odd"]) == (
+        "shard-2",
+        "lost",
+        ["host x is not in DATABASE_ALLOWED_HOSTS"],
+    )
+
+
+async def test_status_says_of_sources_that_they_drain(make_shard: ShardMaker) -> None:
+    """Nothing new is fetched from them then."""
+    async with routed_shards([await make_shard("shard-1")]) as routed:
+        replica = ReplicaStatus("replica-1", asyncio.Event())
+        fleet = cast("Fleet", SimpleNamespace(stream_name="s", trouble=None, readers=list, status=list))
+        replica.start(routed.gateway, routed.pools, routed.locator, fleet=fleet)
+        assert [source["state"] for source in replica._sources()] == ["reading"]
+        replica.stopping.set()
+        assert [source["state"] for source in replica._sources()] == ["draining"]
 
 
 async def test_operation_view_names_the_silent_shards_when_all_are_asked(make_shard: ShardMaker) -> None:

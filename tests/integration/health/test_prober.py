@@ -34,7 +34,7 @@ from simplu_worker.shards.health.assessment import (
     role_of,
 )
 from simplu_worker.shards.health.probe import probe_shard
-from simplu_worker.shards.health.prober import Prober, inspect_shard
+from simplu_worker.shards.health.prober import KNOWN_INTERVAL_S, Prober, inspect_shard
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
@@ -344,6 +344,45 @@ async def test_prober_looks_at_every_pool_soon_and_forgets_those_that_are_gone(
         assert await poll_until(is_forgotten, within_s=SOON_S)
         assert REGISTRY.get_sample_value(connections, labels | {"state": "used"}) is None
     await pool.close()
+
+
+async def test_prober_looks_at_known_shards_that_no_operation_uses(pools: Pools, make_shard: ShardMaker) -> None:
+    """Soon after the locator names them; one at an address that may not be used is lost, until it is named no more."""
+    idle = await make_shard("idle-1")
+    refused = ShardAddress("refused-1", "", refusal="host x is not in DATABASE_ALLOWED_HOSTS")
+    known = [idle, refused]
+    now = 0.0
+    book = HealthRegistry()
+    async with asyncio.TaskGroup() as tasks:
+        prober = Prober(pools, book, known=lambda: known, clock=lambda: now)
+        running = tasks.create_task(prober.run())
+        await comes_to(book, "refused-1", is_(ShardState.LOST))
+        assert book.by_shard_id["refused-1"].problems == {Problem.REFUSED}
+        now += 2.0
+        await comes_to(book, "idle-1", is_(ShardState.HEALTHY))
+        known.remove(refused)
+        now += KNOWN_INTERVAL_S
+
+        async def is_forgotten() -> bool:
+            return "refused-1" not in book.by_shard_id
+
+        assert await poll_until(is_forgotten, within_s=SOON_S)
+        running.cancel()
+    assert list(pools.by_shard_id()) == ["idle-1"]
+    book.end("idle-1")
+
+
+async def test_prober_leaves_the_address_of_a_pool_alone(pools: Pools, make_shard: ShardMaker) -> None:
+    """The last list may be older than a failover."""
+    used = pools.ensure_pool(await make_shard("used-1"))
+    former = ShardAddress("used-1", "postgresql://u@127.0.0.1:1/former")
+    book = HealthRegistry()
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(Prober(pools, book, known=lambda: [former]).run())
+        await comes_to(book, "used-1", is_(ShardState.HEALTHY))
+        running.cancel()
+    assert used.address.connection_string != former.connection_string
+    book.end("used-1")
 
 
 @pytest.mark.parametrize("trouble", [killed, frozen, read_only, without_connections])

@@ -410,6 +410,6 @@ async def test_stack_command_writes_its_file_and_cleans_up_when_it_is_interrupte
         command.send_signal(signal.SIGINT)
         shown, _ = command.communicate(timeout=20)
     assert command.returncode == 0
-    assert f"simplu-worker run --env-file {file}" in shown
+    assert f"{sys.executable} -m simplu_worker run --env-file {file}" in shown
     assert not [name for name in ("API_TOKEN", "CITRUS_API_KEY", "STACK_POSTGRES_URLS") if env[name] in shown]
     assert names_in(tmp_path) == []

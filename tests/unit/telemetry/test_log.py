@@ -16,7 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.telemetry import log as log_module
-from simplu_worker.telemetry.log import configure_logging, flush_logging, register_secret, scrub, scrub_text
+from simplu_worker.telemetry.log import (
+    configure_logging,
+    flush_logging,
+    recent_errors,
+    register_secret,
+    scrub,
+    scrub_text,
+)
 from simplu_worker.telemetry.log_folding import FOLDED_LEVELS, Facts, LogDeduplicator, dedup_key
 
 PLANTED = "s3cret-of/the'day%40\\x"
@@ -357,3 +364,37 @@ def test_events_are_the_same_by_their_facts_and_the_class_of_their_error(
 ) -> None:
     """What differs between two of one trouble does not count."""
     assert (dedup_key(folded("a") | one) == dedup_key(folded("a") | other)) is expected
+
+
+@pytest.mark.parametrize(
+    ("facts", "about", "expected"),
+    [
+        ({"shard_id": "a", "error": "OSError"}, "a", "OSError"),
+        ({"queue": "q", "reason": "late"}, "q", "late"),
+        ({"shard_id": "a", "problems": ["TimeoutError", "it is 40 s behind"]}, "a", "TimeoutError; it is 40 s behind"),
+        ({"queue": "q", "problem": "maxReceiveCount 3"}, "q", "maxReceiveCount 3"),
+        ({"variable": "LOG_LVL", "nearest": "LOG_LEVEL"}, None, "variable LOG_LVL, nearest LOG_LEVEL"),
+        ({"shard_id": "a", "count": 3, "error": None}, "a", "count 3"),
+        ({"ids": ["x" * 300]}, None, "ids [" + '"' + 198 * "x" + "…"),
+        ({"exc_info": OSError("gone")}, None, "OSError: gone"),
+        ({}, None, None),
+    ],
+)
+@pytest.mark.usefixtures("stream")
+def test_recent_errors_name_the_cause_of_each_event(
+    facts: dict[str, Any], about: str | None, expected: str | None
+) -> None:
+    """The error or the problems, or else the other facts: no warning is without one on the status page."""
+    _logger().warning("thing.happened", **facts)
+    (one,) = recent_errors()
+    assert (one["event"], one["about"], one["error"], one["count"]) == ("thing.happened", about, expected, 1)
+
+
+@pytest.mark.usefixtures("stream")
+def test_recent_errors_mask_secrets_and_count_repetitions() -> None:
+    """As the log does."""
+    for _ in range(3):
+        _logger().warning("shard.lost", shard_id="a", problems=["postgresql://u:hunter22@h/d"])
+    flush_logging()
+    newest = recent_errors()[0]
+    assert (newest["error"], newest["count"]) == ("postgresql://u:***@h/d", 3)

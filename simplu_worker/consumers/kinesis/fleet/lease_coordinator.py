@@ -80,7 +80,7 @@ class LeaseCoordinator:
             if lease_key in self._holders
             else {
                 "streamShard": lease_key,
-                "state": "ended" if one.lease.checkpoint == SHARD_END else "elsewhere",
+                "state": self._state_for_people(one.lease),
                 "checkpoint": one.lease.checkpoint.checkpoint,
                 "owner": one.lease.actual_owner,
             }
@@ -159,6 +159,14 @@ class LeaseCoordinator:
         finally:
             del self._holders[holder.lease_key]
             instruments.remove_stream_shard(holder.lease_key)
+
+    def _state_for_people(self, lease: Lease) -> str:
+        """Return the state of a lease that this replica does not hold, by the last scan."""
+        if lease.checkpoint == SHARD_END:
+            return "ended"
+        if lease.owner is None:
+            return "unowned"
+        return "released" if lease.owner == self._me else "elsewhere"
 
     def _state_of(self, lease: Lease) -> str:
         if lease.checkpoint == SHARD_END:

@@ -246,7 +246,7 @@ class StreamShardReader:
         checkpoint = self.checkpoint
         return {
             "streamShard": self.stream_shard_id,
-            "state": "waits for memory" if self._memory.is_short else "ended" if self.is_at_end else "reading",
+            "state": self._activity,
             "lagSeconds": self.lag_s,
             "checkpoint": None if checkpoint is None else checkpoint.checkpoint,
             "pendingBytes": self._memory.held_bytes,
@@ -254,6 +254,14 @@ class StreamShardReader:
             "catchUps": [one.status() for one in self._catch_ups.running],
             "trouble": self.trouble,
         }
+
+    @property
+    def _activity(self) -> str:
+        if self._stopping.is_set():
+            return "draining"
+        if self._memory.is_short:
+            return "waits for memory"
+        return "ended" if self.is_at_end else "reading"
 
     @property
     def is_waiting_for_parents(self) -> bool:

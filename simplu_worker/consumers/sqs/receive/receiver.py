@@ -138,6 +138,7 @@ class QueueReceiver:
         self._opening_error: str | None = None
         self._turned_at = clock()
         self._is_running = False
+        self._stopping = asyncio.Event()
         self.overdue_message_ids: list[str] = []  # of calls that were cancelled at the end of a drain
 
     def __repr__(self) -> str:
@@ -160,12 +161,19 @@ class QueueReceiver:
         """The current error of the queue."""
         return self._opening_error or self._poller.last_error
 
+    @property
+    def _activity(self) -> str:
+        if self._stopping.is_set():
+            return "draining"
+        return "polling" if self._is_running else "opening"
+
     async def run(self, stopping: asyncio.Event) -> None:
         """Receive until *stopping* is set, then finish the messages in flight and return. Run once.
 
         A cancellation leaves the messages in flight to their visibility timeouts.
         """
         name = self._queue.name
+        self._stopping = stopping
         start_queue_at_zero(name)
         SQS_OLDEST_IN_HAND.labels(name).set_function(lambda: self._in_flight.oldest_age_s(self._clock()))
         try:
@@ -195,7 +203,7 @@ class QueueReceiver:
         return {
             "queue": self._queue.name,
             "isFifo": self._queue.is_fifo,
-            "state": self.last_error or ("polling" if self._is_running else "opening"),
+            "state": self.last_error or self._activity,
             "visible": queue and queue.visible_count,
             "inFlight": queue and queue.in_flight_count,
             "delayed": queue and queue.delayed_count,

@@ -36,6 +36,15 @@ def test_registry_passes_over_a_shard_when_it_is_inactive() -> None:
     assert registry.first_with_room() is registry.shards["shard-2"]
 
 
+def test_registry_gives_a_shard_no_more_than_it_is_filled_with() -> None:
+    """Though it has room: so that another shard is there before a worker warns of a full one."""
+    registry = CitrusRegistry()
+    shard = registry.add_shard("shard-1", "postgresql://u:secret@h/d", max_businesses=4, filled_at=1)
+    assert registry.first_with_room() is shard
+    registry.place("tenant", shard)
+    assert registry.first_with_room() is None
+
+
 def test_place_moves_the_count_when_a_tenant_has_a_home() -> None:
     """A tenant counts on one shard only, its newest."""
     registry = registry_of(2, 0)

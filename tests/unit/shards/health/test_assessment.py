@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -205,6 +206,29 @@ def test_health_view_leaves_out_what_is_not_known() -> None:
         "standbys": 0,
         "replicationLagSeconds": 1.5,
     }
+
+
+def test_health_view_keeps_old_figures_apart_while_the_shard_is_silent() -> None:
+    """The figures of the last answer have its time, and none of them looks current; the usage is of Citrus."""
+    answered, checked = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC), datetime(2026, 1, 2, 3, 5, tzinfo=UTC)
+    observation = ShardObservation(
+        probe=WELL, error="TimeoutError", usage=Usage(1, 4), checked_at=checked, answered_at=answered
+    )
+    view = health_view(assess(observation))
+    last_answer = view.pop("lastAnswer")
+    assert view == {
+        "state": "lost",
+        "takesOperations": False,
+        "problems": ["no_answer"],
+        "odd": ["TimeoutError"],
+        "usage": 0.25,
+        "lastCheckAt": "2026-01-02T03:05:00.000+00:00",
+    }
+    assert (last_answer["at"], last_answer["role"], last_answer["tenantCount"]) == (
+        "2026-01-02T03:04:05.678+00:00",
+        "primary",
+        3,
+    )
 
 
 def test_health_view_rounds_what_it_shows() -> None:

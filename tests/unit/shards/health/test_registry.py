@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 import pytest
 from prometheus_client import REGISTRY, generate_latest
@@ -59,6 +60,21 @@ def test_book_shows_nothing_stale_of_a_silent_shard(book: HealthRegistry) -> Non
     seen = book.by_shard_id[SHARD].observation
     assert seen.probe is not None
     assert (seen.error, seen.probe.lag_s) == ("TimeoutError", 3.5)
+
+
+def test_book_knows_when_a_shard_was_looked_at_and_when_it_answered() -> None:
+    """Both are the same until it falls silent."""
+    times = iter(datetime(2026, 1, 1, hour, tzinfo=UTC) for hour in range(3))
+    book = HealthRegistry(utc=lambda: next(times))
+    book.begin(SHARD)
+    seen = []
+    for probe in (WELL, SILENCE, WELL):
+        book.note_probe(SHARD, probe)
+        observation = book.by_shard_id[SHARD].observation
+        seen.append((observation.checked_at, observation.answered_at))
+    book.end(SHARD)
+    assert [(a and a.hour, b and b.hour) for a, b in seen] == [(0, 0), (1, 0), (2, 2)]
+    assert book.by_shard_id == {}
 
 
 def test_book_keeps_the_count_of_tenants_when_a_look_did_not_count(book: HealthRegistry) -> None:

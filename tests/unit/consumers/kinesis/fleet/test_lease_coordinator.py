@@ -1,0 +1,36 @@
+"""The states of leases that a replica does not hold, as the status shows them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import cast
+
+from simplu_worker.consumers.kinesis.fleet.lease_coordinator import LeaseCoordinator
+from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
+from simplu_worker.consumers.kinesis.leases.stream_view import StreamView
+from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON
+
+
+def test_status_tells_a_released_lease_from_one_that_is_elsewhere() -> None:
+    """Its own name in the last scan means that this replica gave it back since, as in a drain."""
+    view = StreamView()
+    owners = {"a-own": "me", "b-theirs": "other", "c-free": None}
+    leases = [Lease(key, TRIM_HORIZON, owner=owner) for key, owner in owners.items()]
+    view.update([*leases, Lease("d-ended", SHARD_END, owner="me")], now=0.0)
+    coordinator = LeaseCoordinator(
+        cast("LeaseTable", SimpleNamespace(name="leases")),
+        view,
+        lambda lease: NotImplemented,
+        me="me",
+        lease_duration_s=10,
+        pin=lambda lease: None,
+        on_expired=lambda: None,
+        draw=lambda: 0.5,
+    )
+    assert [(row["streamShard"], row["state"]) for row in coordinator.status()] == [
+        ("a-own", "released"),
+        ("b-theirs", "elsewhere"),
+        ("c-free", "unowned"),
+        ("d-ended", "ended"),
+    ]
