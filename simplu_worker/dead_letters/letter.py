@@ -11,19 +11,39 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Annotated, Any, Final, assert_never
 
 import msgspec
 
 from simplu_worker.aws.sqs_queue import FifoIds
+from simplu_worker.operations.decode import derived_request_id
 from simplu_worker.operations.operation import DeadLetterReason, Origin, RejectedRecord, Source, tenant_id_of
 
 ERROR_MAX_BYTES: Final = 2048
 EXCERPT_BYTES: Final = 64 * 1024  # contract §6
 UNPACKED_MAX_BYTES: Final = 64 * 1024 * 1024  # several times the largest record of any source: letters may be forged
+PARTS_COUNTED_MAX: Final = 10_000_000  # an aggregate has a byte at least for each of its parts
+REQUEST_ID_USUAL_BYTES: Final = 40  # more than that many ids fit in no letter
+PartCount = Annotated[int, msgspec.Meta(ge=1, le=PARTS_COUNTED_MAX)]
 TENANT_ATTRIBUTES: Final = ("BusinessId", "LocationId")  # contract §5
+
+
+class BadParts(msgspec.Struct, frozen=True, gc=False):
+    """The bad parts of an aggregate; the record of their letter is an aggregate of these parts alone.
+
+    *part_count* counts all parts of the whole aggregate, *bad_count* the bad ones, *reasons* the bad ones by reason.
+    *numbers* are the sub-sequence numbers of the bad ones in the whole, *request_ids* those that they have; the
+    effective id of a part without one is derived from its position. Both are None where the letter had no room.
+    """
+
+    part_count: int
+    bad_count: int
+    reasons: Mapping[str, int]
+    numbers: tuple[int, ...] | None = None
+    request_ids: tuple[str | None, ...] | None = None
 
 
 class DeadLetter(msgspec.Struct, frozen=True, gc=False):
@@ -31,7 +51,8 @@ class DeadLetter(msgspec.Struct, frozen=True, gc=False):
 
     *request_id* and *resource_id* are the effective ones, so that a replay is de-duplicated like any redelivery.
     *error* must not quote the record: it is logged. *attempts* counts the tries, the first one included.
-    *message_attributes* and *deduplication_id* are those of an SQS message.
+    *message_attributes* and *deduplication_id* are those of an SQS message. With *parts*, the record consists of
+    several bad parts of an aggregate.
     """
 
     reason: DeadLetterReason
@@ -46,6 +67,7 @@ class DeadLetter(msgspec.Struct, frozen=True, gc=False):
     location_id: str | None = None
     message_attributes: Mapping[str, str] | None = None
     deduplication_id: str | None = None
+    parts: BadParts | None = None
 
 
 class WholeRecord(msgspec.Struct, frozen=True, gc=False):
@@ -93,12 +115,72 @@ def encode_dead_letter(letter: DeadLetter, max_bytes: int) -> str:
     returned in that smallest form: the refusal of the queue then names the problem.
     """
     head = _head(letter)
-    if len(letter.record) <= max_bytes:  # escaping only adds bytes
-        text = _json({**head, **_text_or_base64(letter.record, letter.record)})
+    if letter.parts is None:
+        return _encode_record(head, letter.record, max_bytes) or _encode_excerpt(head, letter.record, max_bytes)
+    heads = [{**head, "parts": members} for members in _part_members(letter, letter.parts, max_bytes)]
+    for one in heads:
+        if (text := _encode_record(one, letter.record, max_bytes)) is not None:
+            return text
+    # An excerpt is worth less than the numbers, by which a replay finds the parts in the stream.
+    best = next((one for one in heads if len(_json(one)) <= max_bytes // 2), heads[-1])
+    return _encode_excerpt(best, letter.record, max_bytes)
+
+
+def _encode_record(head: Mapping[str, Any], record: bytes, max_bytes: int) -> str | None:
+    """Return the letter with the whole record; None if it does not fit."""
+    if len(record) <= max_bytes:  # escaping only adds bytes
+        text = _json({**head, **_text_or_base64(record, record)})
         if len(text) <= max_bytes:
             return text
-    text = _json({**head, "recordGzip": _base64(gzip.compress(letter.record, mtime=0))})
-    return text if len(text) <= max_bytes else _encode_excerpt(head, letter.record, max_bytes)
+    text = _json({**head, "recordGzip": _base64(gzip.compress(record, mtime=0))})
+    return text if len(text) <= max_bytes else None
+
+
+def _part_members(letter: DeadLetter, parts: BadParts, max_bytes: int) -> Iterator[dict[str, Any]]:
+    """Yield the member `parts`, complete first, then without the request ids, then without the numbers.
+
+    A reader of the letter can derive the request ids again, by the parts and their numbers.
+    """
+    counts = {"total": parts.part_count, "bad": parts.bad_count, "reasons": dict(parts.reasons)}
+    if parts.numbers is not None:
+        numbers = {"subSequenceNumbers": format_ranges(parts.numbers)}
+        if parts.bad_count * REQUEST_ID_USUAL_BYTES <= max_bytes:
+            yield {**counts, **numbers, "requestIds": _effective_ids(letter.origin, parts, parts.numbers)}
+        yield {**counts, **numbers}
+    yield counts
+
+
+def _effective_ids(origin: Origin, parts: BadParts, numbers: Sequence[int]) -> list[str]:
+    own_ids = parts.request_ids or (None,) * len(numbers)
+    return [
+        derived_request_id(msgspec.structs.replace(origin, sub_sequence_number=number)) if own_id is None else own_id
+        for number, own_id in zip(numbers, own_ids, strict=True)
+    ]
+
+
+def format_ranges(numbers: Sequence[int]) -> str:
+    """Return rising *numbers* as text, with a hyphen for several in a row: `0-3,7`."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and ranges[-1][1] == number - 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
+
+
+def parse_ranges(text: str, count: int) -> tuple[int, ...]:
+    """Return the *count* numbers of the output of `format_ranges`. Raises ValueError for another text or count."""
+    numbers: list[int] = []
+    for part in text.split(",", count):
+        first, _, last = part.partition("-")
+        start, end = int(first), int(last or first) + 1
+        if not 0 <= start < end <= start + count - len(numbers):
+            raise ValueError("expected rising numbers, as many as there are bad parts")
+        numbers += range(start, end)
+    if len(numbers) != count or any(one >= other for one, other in pairwise(numbers)):
+        raise ValueError("expected rising numbers, as many as there are bad parts")
+    return tuple(numbers)
 
 
 def parse_dead_letter(body: str) -> ParsedDeadLetter:
@@ -121,6 +203,7 @@ def parse_dead_letter(body: str) -> ParsedDeadLetter:
             location_id=wire.location_id,
             message_attributes=wire.source.message_attributes,
             deduplication_id=wire.source.deduplication_id,
+            parts=_parts_of(wire.parts),
         )
     except msgspec.ValidationError as exc:
         raise NotADeadLetterError(str(exc)) from None
@@ -265,6 +348,16 @@ class _WireSource(msgspec.Struct, rename="camel"):
     message_attributes: dict[str, str] | None = None
 
 
+class _WireParts(msgspec.Struct, rename="camel"):
+    """Members of `parts`."""
+
+    total: PartCount
+    bad: PartCount
+    reasons: dict[str, int] = {}
+    sub_sequence_numbers: str | None = None
+    request_ids: list[str] | None = None
+
+
 class _Wire(msgspec.Struct, rename="camel"):
     """Members of a letter."""
 
@@ -283,6 +376,7 @@ class _Wire(msgspec.Struct, rename="camel"):
     record_bytes: int | None = None
     record_sha256: str | None = None
     truncated: bool = False
+    parts: _WireParts | None = None
 
 
 class _TenantMembers(msgspec.Struct, rename="camel"):
@@ -304,6 +398,21 @@ def _origin_of(source: _WireSource) -> Origin:
         partition_key=source.partition_key,
         message_id=source.message_id,
         group_id=source.group_id,
+    )
+
+
+def _parts_of(wire: _WireParts | None) -> BadParts | None:
+    if wire is None:
+        return None
+    text, ids = wire.sub_sequence_numbers, wire.request_ids
+    if ids is not None and len(ids) != wire.bad:
+        raise NotADeadLetterError(f"expected {wire.bad} requestIds, got {len(ids)}")
+    return BadParts(
+        part_count=wire.total,
+        bad_count=wire.bad,
+        reasons=wire.reasons,
+        numbers=None if text is None else parse_ranges(text, wire.bad),
+        request_ids=None if ids is None else tuple(ids),
     )
 
 

@@ -121,6 +121,7 @@ class RejectedRecord(msgspec.Struct, frozen=True, gc=False):
     """A record that can never be an operation, for a reason in its own bytes.
 
     *error* names the expected and the actual form, without the record's data. Ids that could not be read are None.
+    *part_count* is the number of parts of the aggregate that the record is a part of; None for a record of its own.
     """
 
     reason: DeadLetterReason
@@ -130,6 +131,7 @@ class RejectedRecord(msgspec.Struct, frozen=True, gc=False):
     location_id: str | None = None
     request_id: str | None = None
     resource_id: str | None = None
+    part_count: int | None = None
 
 
 class Disposition(StrEnum):

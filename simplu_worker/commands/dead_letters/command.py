@@ -246,8 +246,14 @@ def _members(message: Message, parsed: ParsedDeadLetter, *, with_record: bool) -
         "attempts": letter.attempts,
         "recordBytes": len(letter.record) if parsed.whole is None else parsed.whole.size_bytes,
         "truncated": parsed.whole is not None,
+        **_part_counts(letter),
     }
     return row | (_record_members(letter) if with_record else {})
+
+
+def _part_counts(letter: DeadLetter) -> dict[str, Any]:
+    parts = letter.parts
+    return {} if parts is None else {"parts": {"total": parts.part_count, "bad": parts.bad_count, **parts.reasons}}
 
 
 def _record_members(letter: DeadLetter) -> dict[str, Any]:

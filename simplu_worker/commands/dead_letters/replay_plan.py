@@ -13,10 +13,10 @@ import msgspec
 from simplu_worker.aws.sns_envelope import unwrap
 from simplu_worker.aws.sqs_queue import FifoIds
 from simplu_worker.commands.stream.put_requests import PUT_MAX_BYTES, PUT_MAX_COUNT
-from simplu_worker.consumers.kinesis.stream.aggregation import SubRecord, deaggregate
+from simplu_worker.consumers.kinesis.stream.aggregation import PARTS_MAX, SubRecord, deaggregate
 from simplu_worker.consumers.kinesis.stream.client import NewRecord
 from simplu_worker.consumers.sqs.orders.decode import decode_order
-from simplu_worker.dead_letters.letter import DeadLetter, tenant_of
+from simplu_worker.dead_letters.letter import BadParts, DeadLetter, tenant_of
 from simplu_worker.operations.decode import (
     decode_operation,
     derived_request_id,
@@ -116,12 +116,17 @@ class DeadLetterFilter(msgspec.Struct, frozen=True):
     def match(self, letter: DeadLetter) -> bool:
         """Return whether the filter matches *letter*."""
         return (
-            (not self.reasons or letter.reason in self.reasons)
+            (not self.reasons or not self.reasons.isdisjoint(_reasons_of(letter)))
             and (self.source is None or letter.origin.source is self.source)
             and (self.since is None or letter.failed_at >= self.since)
             and (self.until is None or letter.failed_at < self.until)
             and (self.tenant is None or tenant_of(letter) == self.tenant)
         )
+
+
+def _reasons_of(letter: DeadLetter) -> set[str]:
+    """Return the reason of *letter*, and those of its parts."""
+    return {letter.reason, *(letter.parts.reasons if letter.parts is not None else ())}
 
 
 class ReplayRules(msgspec.Struct, frozen=True):
@@ -183,6 +188,8 @@ def plan_resend(letter: DeadLetter, rules: ReplayRules) -> Resend | LeftLetter:
         return left
     if letter.origin.source is Source.SQS:
         return _queue_resend(letter, rules)
+    if letter.parts is not None:
+        return _parts_resend(letter, letter.parts, rules)
     parts = deaggregate(letter.record)
     return _stream_resend(letter, rules) if parts is None else _aggregate_resend(letter, parts, rules)
 
@@ -240,6 +247,12 @@ def _stream_resend(letter: DeadLetter, rules: ReplayRules) -> Resend | LeftLette
 
 def _aggregate_resend(letter: DeadLetter, parts: Sequence[SubRecord], rules: ReplayRules) -> Resend | LeftLetter:
     """Send the records of an aggregate one by one. One that can never be applied becomes a dead letter of its own."""
+    if len(parts) > PARTS_MAX and not rules.force:
+        return LeftLetter(
+            LeftReason.WOULD_COME_BACK,
+            f"an aggregate of {len(parts)} records, some of which are no operations and would come back one by one; "
+            "--force sends them",
+        )
     records = []
     for part in parts:
         origin = msgspec.structs.replace(
@@ -253,6 +266,35 @@ def _aggregate_resend(letter: DeadLetter, parts: Sequence[SubRecord], rules: Rep
                 "Producer Library does, they would be applied twice; --force sends them",
             )
         records.append(NewRecord(part.partition_key, part.data if isinstance(record, LeftLetter) else record))
+    return _records_resend(letter, records)
+
+
+def _parts_resend(letter: DeadLetter, bad: BadParts, rules: ReplayRules) -> Resend | LeftLetter:
+    """Send the bad parts of an aggregate one by one, each with its effective request id.
+
+    Without *force* all of them or none: a letter stays until nothing of it would come back.
+    """
+    parts = deaggregate(letter.record)
+    if parts is None or len(parts) != bad.bad_count:
+        return LeftLetter(LeftReason.NOT_A_LETTER, f"expected an aggregate of {bad.bad_count} bad parts as its record")
+    records: list[NewRecord] = []
+    returning: list[LeftLetter] = []
+    for index, part in enumerate(parts):
+        number = 0 if bad.numbers is None else bad.numbers[index]
+        origin = msgspec.structs.replace(letter.origin, sub_sequence_number=number, partition_key=part.partition_key)
+        record = _ensure_request_id(part.data, origin, rules)
+        if isinstance(record, LeftLetter):
+            returning.append(record)
+            record = part.data
+        elif record != part.data and bad.numbers is None:
+            return LeftLetter(
+                LeftReason.WITHOUT_REQUEST_IDS,
+                "the letter had no room for the numbers of its parts, from which their request ids are derived",
+            )
+        records.append(NewRecord(part.partition_key, record))
+    if returning and not rules.force:
+        detail = f"{len(returning)} of {len(parts)} bad parts: {returning[0].detail}"
+        return LeftLetter(LeftReason.WOULD_COME_BACK, detail)
     return _records_resend(letter, records)
 
 

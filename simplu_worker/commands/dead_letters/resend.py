@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -20,7 +20,7 @@ from simplu_worker.commands.dead_letters.replay_plan import (
 )
 from simplu_worker.commands.stream.put_records import put_records
 from simplu_worker.commands.stream.put_requests import cut_into_puts
-from simplu_worker.consumers.kinesis.stream.aggregation import deaggregate
+from simplu_worker.consumers.kinesis.stream.aggregation import AggregatePacker, SubRecord, deaggregate
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, Record, Stream
 from simplu_worker.dead_letters.letter import DeadLetter, ParsedDeadLetter
 from simplu_worker.errors import PermanentError
@@ -101,9 +101,7 @@ class DeadLetterResender:
         record = await self._read_record(self._stream, letter)
         if record is None:
             return _left_gone(f"the stream {self._stream.name} no longer has the record")
-        parts = deaggregate(record.data) or ()
-        number = letter.origin.sub_sequence_number
-        candidates = [record.data, *(part.data for part in parts if part.sub_sequence_number == number)]
+        candidates = [record.data, *_parts_named(letter, deaggregate(record.data) or ())]
         found = [data for data in candidates if whole.matches(data)]
         return found[0] if found else _left_gone("the stream has another record at its position")
 
@@ -123,6 +121,19 @@ class DeadLetterResender:
         except PermanentError:
             return None  # past the retention of the stream, or of its shard
         return None
+
+
+def _parts_named(letter: DeadLetter, parts: Sequence[SubRecord]) -> Iterator[bytes]:
+    """Yield the part at the letter's position, or an aggregate of its bad parts."""
+    if letter.parts is None:
+        yield from (part.data for part in parts if part.sub_sequence_number == letter.origin.sub_sequence_number)
+        return
+    numbers = frozenset(letter.parts.numbers or ())
+    packer = AggregatePacker()
+    for part in parts:
+        if part.sub_sequence_number in numbers:
+            packer.add(part.partition_key, part.data)
+    yield packer.seal()
 
 
 def _outgoing(resends: Iterable[Resend], queue: Queue) -> Iterable[OutgoingMessage]:

@@ -21,7 +21,7 @@ from support.aws.kinesis_endpoints import kinesis_servers
 from support.aws.kpl_aggregates import aggregate
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import fetch
-from support.reader_world import MARGIN, WAIT, World, eventually, open_world, reaches, record
+from support.reader_world import MARGIN, SETTINGS, WAIT, World, eventually, open_world, reaches, record
 
 from simplu_worker.aws.sqs_queue import Queue
 from simplu_worker.commands.dead_letters import browse
@@ -423,6 +423,47 @@ async def test_replay_takes_an_aggregate_apart_that_lay_outside(bench: Bench) ->
         await eventually(lambda: reader.is_caught_up)
     rows = await fetch(await world.shard("shard-1"), "SELECT status FROM operations")
     assert [row["status"] for row in rows] == ["succeeded"] * 3
+
+
+async def read_all(world: World) -> None:
+    """Read the stream from its beginning to its end."""
+    async with world.reading() as reader:
+        await eventually(lambda: reader.is_caught_up)
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+async def test_replay_sends_only_the_bad_parts_of_an_aggregate(bench: Bench, *, is_cut: bool) -> None:
+    """Each is applied once, and so is each good part, though none has a requestId and the stream is read again.
+
+    With *is_cut* the letter has no room for the parts, which come from the stream then.
+    """
+    world = bench.world
+    await world.provision("a-x", "shard-1")
+    shard = await world.shard("shard-1")
+    noise = hashlib.shake_256(b"n").hexdigest(4000)
+    parts = [
+        without_id(record("create", "a-x", n, data={"noise": noise[n:] if n % 2 else ""})) for n in range(5)
+    ]  # of which the second and the fourth are too large for the reader
+    strict = msgspec.structs.replace(SETTINGS, operation_max_bytes=1000)
+    await world.put(aggregate([(f"k{n}", None, part) for n, part in enumerate(parts)]))
+    url = await bench.new_queue("letters", MaximumMessageSize="2000") if is_cut else world.queue_url
+    bench.more["SQS_DEAD_LETTER_QUEUE_URL"] = url
+
+    async with world.reading(settings=strict, queue_url=url) as reader:
+        await eventually(lambda: reader.is_caught_up and reader.checkpoint is not None)
+    listed = (await bench.shown()).json["letters"]
+    assert [(one["parts"], one["truncated"]) for one in listed] == [({"total": 5, "bad": 2, "too_large": 2}, is_cut)]
+    assert len(await fetch(shard, "SELECT FROM operations")) == 3
+
+    done = await bench.replay()
+    assert (done.status, done.json["sent"]) == (0, 1)
+    assert len(await bench.records()) == 3
+    for _ in range(2):
+        await read_all(world)  # from the beginning: the good parts, and those that were sent
+    rows = await fetch(shard, "SELECT status, count(*) FROM operations GROUP BY status")
+    assert [tuple(row.values()) for row in rows] == [("succeeded", 5)]
+    assert len(await fetch(shard, "SELECT FROM resources WHERE \"resourceName\" = 'class'")) == 5
+    assert await world.letters() == []
 
 
 async def received(bench: Bench, url: str, count: int) -> list[dict[str, Any]]:

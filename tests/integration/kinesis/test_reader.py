@@ -12,6 +12,7 @@ from uuid import uuid4
 import msgspec
 import pytest
 from support.aws.endpoints import ScriptedAws, client_of
+from support.aws.kpl_aggregates import sealed
 from support.postgres.databases import copy_shard
 from support.postgres.tenant_cases import fetch
 from support.reader_world import (
@@ -30,7 +31,9 @@ from support.reader_world import (
 )
 
 from simplu_worker.consumers.kinesis.dispatch import shard_lane
+from simplu_worker.consumers.kinesis.fetch import record_decoder
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
+from simplu_worker.consumers.kinesis.stream.aggregation import PARTS_MAX
 from simplu_worker.consumers.kinesis.stream.client import AfterSequenceNumber, AtSequenceNumber, ChildShard, Stream
 from simplu_worker.consumers.kinesis.stream.positions import Position
 from simplu_worker.local.postgres.server import PostgresServer
@@ -81,6 +84,26 @@ async def test_reader_lets_nobody_wait_for_an_unregistered_tenant(world: World) 
 
     assert await outcomes(shard, "new-x") == ["succeeded"] * 6
     assert await world.letters() == []
+
+
+@pytest.mark.parametrize("count", [3000, 101])
+async def test_aggregate_of_bad_parts_holds_up_no_record_behind_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """However many it has, one letter is stored; its neighbours are applied."""
+    parts_max = PARTS_MAX if count > 101 else 100
+    monkeypatch.setattr(record_decoder, "PARTS_MAX", parts_max)
+    await world.provision("a-x", "shard-1")
+    bomb = sealed(b"\x0a\x01k" + b"\x1a\x04\x08\x00\x1a\x00" * count)
+    numbers = await world.put(*chain("a-x", 3), bomb, *chain("a-x", 3, first=3))
+
+    async with world.reading() as reader:
+        await reaches(reader, numbers[-1])
+
+    (letter,) = await world.letters()
+    assert letter["source"]["sequenceNumber"] == numbers[3]
+    assert (letter.get("parts") or {}).get("bad") == (count if count <= parts_max else None)
+    assert await outcomes(await world.shard("shard-1"), "a-x") == ["succeeded"] * 6
 
 
 async def test_reader_gives_up_an_unknown_tenants_operations_after_wait_and_margin(world: World) -> None:

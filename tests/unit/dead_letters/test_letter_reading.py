@@ -17,13 +17,17 @@ from hypothesis import strategies as st
 from simplu_worker.dead_letters import letter
 from simplu_worker.dead_letters.letter import (
     ERROR_MAX_BYTES,
+    BadParts,
     DeadLetter,
     NotADeadLetterError,
     WholeRecord,
     encode_dead_letter,
+    format_ranges,
     parse_dead_letter,
+    parse_ranges,
     tenant_of,
 )
+from simplu_worker.operations.decode import derived_request_id
 from simplu_worker.operations.operation import DeadLetterReason, Origin, Source
 
 MOMENTS = st.datetimes(
@@ -235,3 +239,65 @@ def test_times_of_a_letter_are_read_as_utc() -> None:
     read = parse_dead_letter(json.dumps(WRITTEN | {"failedAt": "2026-01-02T02:00:00+02:00", "source": source})).letter
     assert (read.failed_at, read.failed_at.tzinfo) == (LETTER.failed_at, UTC)
     assert (read.origin.arrived_at, read.origin.arrived_at.tzinfo) == (LETTER.origin.arrived_at, UTC)
+
+
+PARTS = st.lists(st.tuples(st.integers(0, 5000), MAYBE), min_size=2, max_size=40, unique_by=lambda part: part[0])
+
+
+@given(letter=st.builds(DeadLetter, origin=KINESIS, **COMMON), parts=PARTS, max_bytes=st.sampled_from([2500, 262_144]))
+def test_parts_of_a_letter_are_read_as_they_were_written(
+    letter: DeadLetter, parts: list[tuple[int, str | None]], max_bytes: int
+) -> None:
+    """With the id that each part has or gets by its position; where there is no room, the counts at least."""
+    numbers, ids = zip(*sorted(parts, key=lambda part: part[0]), strict=True)
+    written = BadParts(9999, len(parts), {"invalid_json": len(parts)}, numbers, ids)
+    letter = msgspec.structs.replace(letter, parts=written)
+    read = parse_dead_letter(encode_dead_letter(letter, max_bytes)).letter.parts
+    assert read is not None
+    assert (read.part_count, read.bad_count, read.reasons) == (9999, len(parts), written.reasons)
+    assert read.numbers in {numbers, None}
+    if max_bytes > 2500:
+        assert read.numbers == numbers
+    if read.request_ids is not None:
+        derived = [derived_request_id(msgspec.structs.replace(letter.origin, sub_sequence_number=n)) for n in numbers]
+        assert read.request_ids == tuple(
+            own if own is not None else other for own, other in zip(ids, derived, strict=True)
+        )
+
+
+@given(st.lists(st.integers(0, 300), min_size=1, unique=True).map(sorted))
+def test_ranges_are_read_as_they_were_written(numbers: list[int]) -> None:
+    """Numbers in a row take no room."""
+    assert parse_ranges(format_ranges(numbers), len(numbers)) == tuple(numbers)
+
+
+def test_ranges_are_short_for_numbers_in_a_row() -> None:
+    """As most bad parts are."""
+    assert format_ranges([0, 1, 2, 3, 7, 9, 10]) == "0-3,7,9-10"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "0-3", "0-999999999999", "5-4,1", "1,1", "2,1", "0,1,2", "-1,1", "0-1-2", "1_0,2"]
+)
+def test_ranges_refuse_numbers_that_are_not_as_many_and_rising(text: str) -> None:
+    """Letters may be forged: no text takes more memory than its count allows."""
+    with pytest.raises(ValueError, match=r"expected|invalid"):
+        parse_ranges(text, 2)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"total": 0, "bad": 2},
+        {"total": 5, "bad": 100_000_000},
+        {"total": 5, "bad": 2, "subSequenceNumbers": "0-4"},
+        {"total": 5, "bad": 2, "requestIds": ["a"]},
+        {"bad": 2},
+        7,
+    ],
+)
+def test_reading_refuses_parts_that_contradict_themselves(parts: object) -> None:
+    """It is no dead letter of this worker."""
+    body = json.loads(encode_dead_letter(LETTER, 10_000)) | {"parts": parts}
+    with pytest.raises(NotADeadLetterError):
+        parse_dead_letter(json.dumps(body))

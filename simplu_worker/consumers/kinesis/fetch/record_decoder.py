@@ -8,7 +8,18 @@ from itertools import dropwhile
 from sys import intern
 from typing import Final, TypeAlias
 
-from simplu_worker.consumers.kinesis.stream.aggregation import MAGIC, SubRecord, deaggregate, lies_within, outside_error
+from msgspec.structs import replace
+
+from simplu_worker.consumers.kinesis.stream.aggregation import (
+    MAGIC,
+    PARTS_MAX,
+    TOO_MANY,
+    SubRecord,
+    TooManyPartsError,
+    deaggregate,
+    lies_within,
+    outside_error,
+)
 from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, HasPosition, Position, RecordPosition
 from simplu_worker.operations.decode import decode_operation
@@ -43,7 +54,7 @@ class RecordDecoder:
         """Yield the decoded *records* and sub-records in their order, from the first one after the position *after*.
 
         Empties *records* on the way, so that the memory of a decoded record is reused for the next. An aggregate with
-        a part that belongs to another stream shard is rejected as a whole.
+        a part that belongs to another stream shard, or with too many parts, is rejected as a whole.
         """
         decoded = self._decode_all(records)
         if after is None:
@@ -61,30 +72,42 @@ class RecordDecoder:
             if record.arrived_at != arrived_at:
                 arrived_at = record.arrived_at
             data = record.data
-            if data.startswith(MAGIC) and (subs := deaggregate(data)) is not None:
-                yield from self._decode_sub_records(record, subs)
+            if data.startswith(MAGIC) and (parts := self._decode_aggregate(record)) is not None:
+                yield from parts
                 continue
             number, key = record.sequence_number, intern(record.partition_key)
             origin = Origin(KINESIS, stream_name, arrived_at, stream_shard_id, number, 0, key)
             yield origin, data, decode_operation(data, origin, max_bytes, list_limit)
 
+    def _decode_aggregate(self, record: Record) -> Iterator[DecodedRecord] | None:
+        """Return the decoded parts of an aggregate, or its one rejection; None for an ordinary record."""
+        try:
+            subs = deaggregate(record.data, parts_max=PARTS_MAX)
+        except TooManyPartsError:
+            # Its parts have at least a byte each: no reader that starts within the aggregate skips the rejection.
+            return iter([self._reject_aggregate(record, TOO_MANY, last_number=len(record.data))])
+        return None if subs is None else self._decode_sub_records(record, subs)
+
     def _decode_sub_records(self, record: Record, subs: Sequence[SubRecord]) -> Iterator[DecodedRecord]:
         if self._hash_range is not None and not lies_within(subs, self._hash_range):
-            yield self._reject_aggregate(record, subs, self._hash_range)
+            error = outside_error(subs, self._hash_range)
+            yield self._reject_aggregate(record, error, last_number=subs[-1].sub_sequence_number)
             return
+        part_count = len(subs)
         for sub in subs:
             origin = self._origin(record, sub.sub_sequence_number, sub.partition_key)
             decoded = decode_operation(sub.data, origin, self._operation_max_bytes, self._list_result_limit)
+            if isinstance(decoded, RejectedRecord):
+                decoded = replace(decoded, part_count=part_count)
             yield origin, sub.data, decoded
 
-    def _reject_aggregate(self, record: Record, subs: Sequence[SubRecord], hash_range: HashRange) -> DecodedRecord:
-        """Return the rejection of an aggregate with a part that belongs to another stream shard.
+    def _reject_aggregate(self, record: Record, error: str, *, last_number: int) -> DecodedRecord:
+        """Return the rejection of a whole aggregate.
 
         Its position is that of the last sub-record: a reader that starts within the aggregate must not skip it.
         """
         origin = self._origin(record, 0, record.partition_key)
-        error = outside_error(subs, hash_range)
-        last = RecordPosition(record.sequence_number, subs[-1].sub_sequence_number, record.arrived_at)
+        last = RecordPosition(record.sequence_number, last_number, record.arrived_at)
         return last, record.data, RejectedRecord(DeadLetterReason.INVALID_MESSAGE, error, origin)
 
     def _origin(self, record: Record, sub_sequence_number: int, partition_key: str) -> Origin:

@@ -24,6 +24,7 @@ from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAcce
 from simplu_worker.consumers.kinesis.fetch.pacing import Pacing
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import MemoryQuota
 from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
+from simplu_worker.consumers.kinesis.fetch.rejection_collector import RejectionCollector
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.holding.holds import CatchUp, Hold, Target
 from simplu_worker.consumers.kinesis.holding.parent_records import ParentRecords
@@ -56,7 +57,7 @@ from simplu_worker.consumers.kinesis.stream.positions import (
     Position,
     RecordPosition,
 )
-from simplu_worker.dead_letters.letter import DeadLetter, dead_letter_of
+from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import Operation
@@ -478,32 +479,35 @@ class StreamShardReader:
 
     async def _dispatch_records(self, records: list[Record]) -> None:
         """Dispatch the operations of a reply; return when its dead letters are stored."""
-        letters: list[DeadLetter] = []
-        rejected: list[int] = []
+        rejections = RejectionCollector()
+        rejected: list[list[int]] = []
         arrivals = self._decoder.decode(records, after=self._read_after)
         tracker, holds = self._tracker, self._dispatcher.holds
         while decoded := await self._decode_batch(arrivals):
             self._read_after = None
             entries: list[QueuedOperation] = []
             held: list[int] = []
+            rejected_now: list[int] = []
             is_any_held = len(holds) > 0
             tickets = tracker.start_all(LazyPositions([origin for origin, _, _ in decoded]))
             for ticket, (_, record, operation) in zip(tickets, decoded, strict=True):
                 if not isinstance(operation, Operation):
-                    letters.append(dead_letter_of(operation, record, failed_at=self._utc()))
-                    rejected.append(ticket)
+                    rejections.add(operation, record)
+                    rejected_now.append(ticket)
                 elif is_any_held and holds.hold_of(operation.tenant_id) is not None:
                     held.append(ticket)  # a catch-up will read it again
                 else:
                     entries.append(QueuedOperation(ticket, operation, record, tracker))
+            rejected.append(rejected_now)
             tracker.finish(held)
             holds.mark_live({entry.operation.tenant_id for entry in entries})
             self._dispatcher.send(entries)
             if len(decoded) == BATCH_MAX_COUNT:
                 await asyncio.sleep(0)  # other tasks run before the next batch is decoded
-        if letters:
-            await self._store_dead_letters(letters)
-            tracker.finish(rejected)
+        if len(rejections):
+            await self._store_dead_letters(rejections.dead_letters(self._utc()))
+            for batch in rejected:  # one batch after the other: rejections are often all of it
+                tracker.finish(batch)
         instruments.KINESIS_LAG.labels(self.stream_shard_id).set(self.lag_s or 0.0)
 
     async def _decode_batch(self, arrivals: Iterator[DecodedRecord]) -> list[DecodedRecord]:

@@ -29,6 +29,15 @@ OUTSIDE: Final = (
     "producer without the library must pack for one stream shard at a time, or not at all"
 )
 
+# Most sub-records of an aggregate. A valid operation takes at least 101 bytes of one, so that the 10 MiB of the largest
+# record hold 103,819: an aggregate with more has sub-records that are no operations.
+PARTS_MAX: Final = 131_072
+
+TOO_MANY: Final = (
+    f"aggregate: expected at most {PARTS_MAX} sub-records, more than there is room for with valid operations, got "
+    "more; none was applied. Send the valid ones again, each with its requestId"
+)
+
 MAGIC: Final = b"\xf3\x89\x9a\xc2"
 _MAGIC_BYTES: Final = 4
 _DIGEST_BYTES: Final = 16
@@ -67,13 +76,17 @@ class _MalformedError(ValueError):
     """The bytes are not an AggregatedRecord."""
 
 
-def deaggregate(data: bytes) -> list[SubRecord] | None:
+class TooManyPartsError(Exception):
+    """An aggregate has more sub-records than it may."""
+
+
+def deaggregate(data: bytes, *, parts_max: int | None = None) -> list[SubRecord] | None:
     """Return the sub-records of an aggregate, at least one; None for an ordinary record.
 
     A record is ordinary unless it is an aggregate to the last byte: no magic, another MD5, invalid protobuf, a missing
     required field, an index beyond its table, a partition key that is not UTF-8, an impossible explicit hash key, or no
     sub-record make it ordinary. The KCL delivers the sub-records before a bad index and drops the rest; the worker
-    drops none. Never raises.
+    drops none. Raises only TooManyPartsError, for more than *parts_max*, and reads no further then.
     """
     if not data.startswith(MAGIC) or len(data) <= _MAGIC_BYTES + _DIGEST_BYTES:
         return None
@@ -81,9 +94,32 @@ def deaggregate(data: bytes) -> list[SubRecord] | None:
     if hashlib.md5(message, usedforsecurity=False).digest() != data[-_DIGEST_BYTES:]:
         return None
     try:
-        return _sub_records(message) or None
+        return _sub_records(message, parts_max) or None
     except (_MalformedError, IndexError, UnicodeDecodeError):  # IndexError: bytes that end early, or a bad table index
         return None
+
+
+class AggregatePacker:
+    """Packs records as an aggregate, without explicit hash keys."""
+
+    def __init__(self) -> None:
+        self._key_indexes: dict[str, int] = {}
+        self._records = bytearray()
+
+    def __repr__(self) -> str:
+        return f"AggregatePacker({len(self._records)} bytes, {len(self._key_indexes)} keys)"
+
+    def add(self, partition_key: str, data: bytes) -> None:
+        """Add a record."""
+        index = self._key_indexes.setdefault(partition_key, len(self._key_indexes))
+        record = b"%c%b%b" % (_PARTITION_KEY_INDEX, _encode_varint(index), _encode_field(_DATA, data))
+        self._records += _encode_field(_RECORD, record)
+
+    def seal(self) -> bytes:
+        """Return the aggregate of all records, in the order in which they were added."""
+        keys = b"".join(_encode_field(_PARTITION_KEY, key.encode()) for key in self._key_indexes)
+        message = keys + self._records
+        return MAGIC + message + hashlib.md5(message, usedforsecurity=False).digest()
 
 
 def hash_key_of(sub: SubRecord) -> int:
@@ -126,10 +162,11 @@ def _with_distinct_keys(subs: Iterable[SubRecord]) -> Collection[SubRecord]:
 # The two loops read varints of one byte, nearly all, inline: a call for each would cost as much as the rest.
 
 
-def _sub_records(message: bytes) -> list[SubRecord]:
+def _sub_records(message: bytes, parts_max: int | None) -> list[SubRecord]:
     partition_keys: list[str] = []
     hash_keys: list[str] = []
     records: list[bytes] = []  # decoded at the end: the tables may come after them
+    too_many = None if parts_max is None else parts_max + 1
     at, end = 0, len(message)
     while at < end:
         tag = message[at]
@@ -147,6 +184,8 @@ def _sub_records(message: bytes) -> list[SubRecord]:
         at += length
         if tag == _RECORD:
             records.append(value)
+            if len(records) == too_many:
+                raise TooManyPartsError
         elif tag == _PARTITION_KEY:
             partition_keys.append(value.decode())
         else:
@@ -184,6 +223,19 @@ def _sub_record(record: bytes, number: int, partition_keys: list[str], hash_keys
         raise _MalformedError
     hash_key = None if hash_key_index is None else hash_keys[hash_key_index]
     return SubRecord(partition_keys[key_index], hash_key, data, number)
+
+
+def _encode_field(tag: int, value: bytes) -> bytes:
+    return b"%c%b%b" % (tag, _encode_varint(len(value)), value)
+
+
+def _encode_varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:

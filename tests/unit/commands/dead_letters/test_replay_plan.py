@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from support.aws.kpl_aggregates import aggregate
 
 from simplu_worker.aws.sqs_queue import FifoIds
+from simplu_worker.commands.dead_letters import replay_plan
 from simplu_worker.commands.dead_letters.replay_plan import (
     REQUEST_LIMITS,
     DeadLetterFilter,
@@ -29,7 +30,7 @@ from simplu_worker.commands.dead_letters.replay_plan import (
 )
 from simplu_worker.commands.stream.put_requests import cut_into_puts
 from simplu_worker.consumers.kinesis.stream.client import NewRecord
-from simplu_worker.dead_letters.letter import DeadLetter
+from simplu_worker.dead_letters.letter import BadParts, DeadLetter
 from simplu_worker.operations.decode import decode_operation, derived_request_id
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Source
 
@@ -269,6 +270,58 @@ def test_aggregate_without_request_ids_is_left_unless_forced() -> None:
     assert left_for(one) is LeftReason.WITHOUT_REQUEST_IDS
     ids = [json.loads(sent.data)["requestId"] for sent in sent_for(one, FORCED).records]
     assert ids == [derived_request_id(msgspec.structs.replace(STREAM, sub_sequence_number=n)) for n in range(2)]
+
+
+BAD_PARTS = [("k1", VALID), ("k2", VALID | {"requestId": "own"}), ("k1", VALID)]
+
+
+def letter_of_parts(*more: tuple[str, bytes], numbers: tuple[int, ...] | None = (3, 8, 9)) -> DeadLetter:
+    """Return a letter of the parts 3, 8 and 9 of an aggregate, which are valid by now, and of *more*."""
+    packed = [*((key, json.dumps(members).encode()) for key, members in BAD_PARTS), *more]
+    parts = BadParts(100, len(packed), {"invalid_message": len(packed)}, numbers)
+    return letter(aggregate([(key, None, data) for key, data in packed]), parts=parts)
+
+
+def test_bad_parts_of_an_aggregate_are_sent_with_the_ids_of_their_positions() -> None:
+    """Not of their positions in the letter, where good parts of the aggregate were."""
+    resend = sent_for(letter_of_parts())
+    assert [record.partition_key for record in resend.records] == ["k1", "k2", "k1"]
+    decoded = [decode_operation(record.data, STREAM, 10_000, 1000) for record in resend.records]
+    expected = [derived_request_id(msgspec.structs.replace(STREAM, sub_sequence_number=number)) for number in (3, 9)]
+    assert [isinstance(one, Operation) and one.request_id for one in decoded] == [expected[0], "own", expected[1]]
+
+
+def test_letter_of_bad_parts_is_found_by_the_reason_of_each() -> None:
+    """Its own reason is that of the first."""
+    parts = BadParts(9, 2, {"unknown_tenant": 1, "too_large": 1}, (1, 2))
+    one = letter(reason=DeadLetterReason.UNKNOWN_TENANT, parts=parts)
+    found = {reason for reason in DeadLetterReason if DeadLetterFilter(reasons=frozenset({reason})).match(one)}
+    assert found == {DeadLetterReason.UNKNOWN_TENANT, DeadLetterReason.TOO_LARGE}
+
+
+def test_bad_parts_are_left_together_when_one_would_come_back_unless_forced() -> None:
+    """The letter stays whole: what is sent of it would be lost with it if it were deleted."""
+    one = letter_of_parts(("k3", b"{"), numbers=(3, 8, 9, 10))
+    assert left_for(one) is LeftReason.WOULD_COME_BACK
+    resend = sent_for(one, FORCED)
+    assert [len(resend.records), resend.records[3]] == [4, NewRecord("k3", b"{")]
+
+
+def test_bad_parts_without_numbers_or_an_aggregate_are_left() -> None:
+    """Their ids cannot be derived."""
+    assert left_for(letter_of_parts(numbers=None)) is LeftReason.WITHOUT_REQUEST_IDS
+    broken = msgspec.structs.replace(letter_of_parts(), record=b"{}")
+    assert left_for(broken) is LeftReason.NOT_A_LETTER
+    assert left_for(broken, FORCED) is LeftReason.NOT_A_LETTER
+
+
+def test_aggregate_with_too_many_parts_is_left_unless_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of its bad parts would come back as a letter."""
+    monkeypatch.setattr(replay_plan, "PARTS_MAX", 2)
+    whole = json.dumps(VALID | {"requestId": "own"}).encode()
+    one = letter(aggregate([("k", None, whole), ("k", None, b""), ("k", None, b"")]))
+    assert left_for(one) is LeftReason.WOULD_COME_BACK
+    assert len(sent_for(one, FORCED).records) == 3
 
 
 @pytest.mark.parametrize("name", ["another", "orders.fifo"])

@@ -20,7 +20,9 @@ from support.aws.kpl_aggregates import (
 
 from simplu_worker.consumers.kinesis.stream.aggregation import (
     OUTSIDE,
+    AggregatePacker,
     SubRecord,
+    TooManyPartsError,
     deaggregate,
     hash_key_of,
     lies_within,
@@ -300,3 +302,23 @@ def test_outside_error_contains_expected_actual_and_remedy() -> None:
     assert ("expected" in error, "got" in error, "send all sub-records again" in error) == (True, True, True)
     assert not any(word in error for word in ("key-a", "key-b", "key-c", "data"))
     assert len(error) < 1024
+
+
+def test_packer_packs_what_is_unpacked_again() -> None:
+    """As another encoder does: each key once, the tables first."""
+    packed = [("a", b"1"), ("b", b""), ("a", b"x" * 300), ("ü" * 70, b"2")]
+    packer = AggregatePacker()
+    for key, data in packed:
+        packer.add(key, data)
+    assert packer.seal() == aggregate([(key, None, data) for key, data in packed])
+
+
+@pytest.mark.parametrize(("count", "is_too_many"), [(2, False), (3, False), (4, True)])
+def test_deaggregation_stops_at_the_most_parts(count: int, *, is_too_many: bool) -> None:
+    """One more is not read."""
+    data = aggregate([("k", None, b"x")] * count)
+    if is_too_many:
+        with pytest.raises(TooManyPartsError):
+            deaggregate(data, parts_max=3)
+    else:
+        assert len(deaggregate(data, parts_max=3) or ()) == count

@@ -1,0 +1,154 @@
+"""The dead letters of a reply: one for each rejected record, and one for all bad parts of an aggregate."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+
+import msgspec
+from support.aws.kpl_aggregates import aggregate, sealed
+from unit.consumers.kinesis.fetch.test_record_decoder import STREAM, STREAM_SHARD_ID, data, decoder, record
+
+from simplu_worker.consumers.kinesis.fetch.rejection_collector import RejectionCollector
+from simplu_worker.consumers.kinesis.stream.aggregation import PARTS_MAX, TOO_MANY, deaggregate
+from simplu_worker.consumers.kinesis.stream.client import Record
+from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition
+from simplu_worker.dead_letters.letter import BadParts, DeadLetter, encode_dead_letter
+from simplu_worker.operations.operation import DeadLetterReason, Operation, RejectedRecord
+
+FAILED_AT = datetime(2026, 3, 2, tzinfo=UTC)
+BOMB_COUNT = PARTS_MAX + 1
+
+
+def letters_of(*records: Record, after: Position | None = None) -> list[DeadLetter]:
+    """Return the letters of a reply with *records*."""
+    rejections = RejectionCollector()
+    for _, content, decoded in decoder().decode(list(records), after=after):
+        if isinstance(decoded, RejectedRecord):
+            rejections.add(decoded, content)
+    letters = rejections.dead_letters(FAILED_AT)
+    assert len(letters) == len(rejections)
+    return letters
+
+
+def with_bad_parts(number: int, *parts: bytes) -> Record:
+    """Return an aggregate of *parts*, each with a key of its own."""
+    return record(number, aggregate([(f"key-{n}", None, part) for n, part in enumerate(parts)]))
+
+
+def test_bad_parts_of_an_aggregate_are_one_letter_without_the_good_ones() -> None:
+    """Counts, and the bad parts alone with their keys, numbers and ids, at the position of the first."""
+    own = json.dumps({"businessId": "a", "locationId": "x", "requestId": "own"}).encode()
+    (letter,) = letters_of(with_bad_parts(7, data("r0"), b"{", data("r2"), own, b"", data("r5")))
+
+    assert letter.parts == BadParts(
+        part_count=6,
+        bad_count=3,
+        reasons={"invalid_json": 2, "invalid_message": 1},
+        numbers=(1, 3, 4),
+        request_ids=(None, "own", None),
+    )
+    packed = deaggregate(letter.record)
+    assert packed is not None
+    assert [(part.partition_key, part.data) for part in packed] == [("key-1", b"{"), ("key-3", own), ("key-4", b"")]
+    assert (letter.reason, letter.origin.name, letter.origin.stream_shard_id) == (
+        DeadLetterReason.INVALID_JSON,
+        STREAM,
+        STREAM_SHARD_ID,
+    )
+    assert (letter.origin.sequence_number, letter.origin.sub_sequence_number) == ("7", 1)
+    assert letter.error.startswith(
+        "3 of the 6 sub-records of an aggregate are no operations; the first one, number 1: "
+    )
+    assert (letter.business_id, letter.request_id, letter.failed_at) == (None, None, FAILED_AT)
+
+
+def test_single_bad_part_is_a_letter_as_ever() -> None:
+    """With its own bytes and position."""
+    (letter,) = letters_of(with_bad_parts(7, data("r0"), b"{"))
+    assert (letter.parts, letter.record, letter.origin.sub_sequence_number) == (None, b"{", 1)
+
+
+def test_letters_are_of_one_record_each() -> None:
+    """Neighbours are not mixed, whether they are aggregates or not."""
+    letters = letters_of(
+        with_bad_parts(1, b"{", b"{"), with_bad_parts(2, b"}", b"}", b"}"), record(3, b"{"), record(4, b"{")
+    )
+    assert [(one.origin.sequence_number, one.parts and one.parts.bad_count) for one in letters] == [
+        ("1", 2),
+        ("2", 3),
+        ("3", None),
+        ("4", None),
+    ]
+
+
+def test_tenant_of_a_letter_is_that_of_all_its_parts_or_none() -> None:
+    """Filters by tenant find a letter only when all of it is of the tenant."""
+    of_a, of_b = (json.dumps({"businessId": one, "locationId": "x"}).encode() for one in "ab")
+    letters = letters_of(with_bad_parts(1, of_a, of_a), with_bad_parts(2, of_a, of_b))
+    assert [(one.business_id, one.location_id) for one in letters] == [("a", "x"), (None, None)]
+
+
+def test_reader_that_starts_within_an_aggregate_stores_the_bad_parts_from_there_on() -> None:
+    """Another worker, of an earlier version too, may have stored those before, one by one."""
+    parts = (b"{", data("r1"), b"{1", b"{2")
+    (letter,) = letters_of(with_bad_parts(7, *parts), after=Position(7, 1))
+    assert letter.parts is not None
+    assert letter.parts.numbers == (2, 3)
+    (last,) = letters_of(with_bad_parts(7, *parts), after=Position(7, 2))
+    assert (last.parts, last.record) == (None, b"{2")
+
+
+def test_aggregate_with_more_parts_than_valid_operations_can_be_is_one_rejection() -> None:
+    """Whatever part of it a reader starts at: it is not decoded, and not skipped."""
+    bomb = with_many(BOMB_COUNT)
+    for after in (None, Position(7, 0), Position(7, BOMB_COUNT - 1)):
+        ((place, content, decoded),) = decoder().decode([bomb], after=after)
+        assert isinstance(decoded, RejectedRecord)
+        assert (decoded.reason, decoded.error, content) == (DeadLetterReason.INVALID_MESSAGE, TOO_MANY, bomb.data)
+        assert RecordPosition.from_record(place).position > Position(7, BOMB_COUNT - 1)
+    last = Position(7, len(bomb.data))
+    assert list(decoder().decode([bomb], after=last)) == []
+
+
+def test_bound_on_parts_is_above_what_valid_operations_fill() -> None:
+    """The smallest valid operation, as often as it fits into the largest record."""
+    smallest = b'{"operation":"list","businessId":"a","locationId":"b","resourceType":"c","timestamp":"2026W01"}'
+    (one,) = decoder().decode([record(1, smallest)])
+    assert isinstance(one[2], Operation)
+    packed = aggregate([("k", None, smallest)] * 1000)
+    assert 10 * 1024 * 1024 / (len(packed) / 1000) < PARTS_MAX
+
+
+def test_letter_of_very_many_bad_parts_is_small() -> None:
+    """It fits into a message of any queue, and has its counts and numbers."""
+    (letter,) = letters_of(with_many(40_000))
+    members = msgspec.json.decode(encode_dead_letter(letter, 262_144))
+    assert members["parts"] == {
+        "total": 40_000,
+        "bad": 40_000,
+        "reasons": {"invalid_json": 40_000},
+        "subSequenceNumbers": "0-39999",
+    }
+    assert "recordGzip" in members
+
+
+def test_letter_of_bad_parts_takes_time_in_proportion_to_them() -> None:
+    """Four times the parts take no more than about four times as long."""
+    few, many = (min(seconds_for(count) for _ in range(3)) for count in (5_000, 20_000))
+    assert many < 10 * few
+
+
+def seconds_for(count: int) -> float:
+    """Return the time for a letter of *count* parts, from the record to its encoded form."""
+    bomb = with_many(count)
+    started = time.process_time()
+    (letter,) = letters_of(bomb)
+    encode_dead_letter(letter, 262_144)
+    return time.process_time() - started
+
+
+def with_many(count: int) -> Record:
+    """Return an aggregate of empty parts, cheaply."""
+    return record(7, sealed(b"\x0a\x01k" + b"\x1a\x04\x08\x00\x1a\x00" * count))
