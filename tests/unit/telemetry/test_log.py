@@ -195,9 +195,9 @@ HOSTILE = ["a.", "a://b:", "password='", "secret", "authorization", "Bearer ", "
 @pytest.mark.parametrize("part", HOSTILE)
 def test_scrubbing_is_quick_when_a_text_is_hostile(part: str) -> None:
     """A megabyte of any beginning of a pattern costs no more than a fraction of a second."""
-    started = time.perf_counter()
+    started = time.process_time()
     scrub_text(part * (1_000_000 // len(part)))
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_exceptions_are_written_with_type_and_scrubbed_message(stream: io.StringIO) -> None:
