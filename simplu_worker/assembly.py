@@ -110,7 +110,9 @@ def find_part_problems(settings: Settings) -> list[str]:
 
     Reads files, but contacts no dependency. The environment is prepared for botocore.
     """
-    checks: list[Callable[[], object]] = [partial(check_aws_profile, settings.aws_region)]
+    checks: list[Callable[[], object]] = []
+    if settings.kinesis_stream_name is not None or any(url is not None for url in _queue_urls(settings)):
+        checks.append(partial(check_aws_profile, settings.aws_region))
     if settings.redis_url is not None:
         checks.append(partial(create_redis_commands, settings.redis_url.get_secret_value()))
     if settings.shard_map_file is not None:

@@ -138,6 +138,13 @@ def test_each_variable_is_named_once_when_its_part_fails_too(monkeypatch: pytest
     ]
 
 
+def test_region_is_no_problem_before_there_is_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The missing source is; which region is wanted depends on it."""
+    assert names_of(problems_of(monkeypatch, COMPLETE | {"AWS_REGION": "", "KINESIS_STREAM_NAME": ""})) == [
+        "KINESIS_STREAM_NAME"
+    ]
+
+
 @pytest.mark.parametrize("for_run", [True, False])
 def test_misspelt_variable_is_named_beside_the_problem_that_it_caused(
     monkeypatch: pytest.MonkeyPatch, *, for_run: bool
