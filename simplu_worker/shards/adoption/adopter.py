@@ -20,9 +20,7 @@ import structlog
 from simplu_worker.business_info.table import BusinessFinder
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.adoption.discovery import (
-    OURS,
     AdoptionRefusedError,
-    OldTable,
     begin_adoption,
     find_old_table,
     find_owner,
@@ -146,7 +144,7 @@ class Adopter:
         shard does not answer.
         """
         async with self._pool.connection() as connection:
-            is_ours, is_empty = await connection.fetchrow(QUERIES["has_schema"]) or (False, False)
+            is_ours, is_empty = await connection.fetchrow(QUERIES["has_schema"], connection.home) or (False, False)
             is_begun = bool(await connection.fetchval(QUERIES["has_adoption"]))
             adoption = await connection.fetchrow(QUERIES["read_adoption"]) if is_begun else None
         if adoption is not None and adoption["shard_id"] != self._shard_id:
@@ -158,7 +156,7 @@ class Adopter:
         if is_empty:
             raise self._refused("it is empty; there is nothing to adopt, as the worker makes its own tables there")
         old_table = await self._run(lambda connection: find_old_table(connection, self._shard_id))
-        contents = await self._read_old_table(old_table, is_begun=is_begun)
+        contents = await self._read_old_table(is_begun=is_begun)
         self._owners = await self._look_up(list(contents.sources.values()))
         return AdoptionPlan(self._shard_id, old_table.layout, contents, self._owners, is_begun=is_begun)
 
@@ -226,7 +224,7 @@ class Adopter:
         """Run *step* in a transaction that has locked the adoption against other adopters."""
 
         async def run(connection: Connection) -> _Result:
-            await connection.execute(QUERIES["work_in"], OURS)
+            await connection.execute(QUERIES["work_in_utc"])
             adoption = await connection.fetchrow(QUERIES["lock_adoption"])
             if adoption is None or adoption["adopted_at"] is not None:
                 return _StepResult.ADOPTED
@@ -244,13 +242,13 @@ class Adopter:
                     return False
         return True
 
-    async def _read_old_table(self, old_table: OldTable, *, is_begun: bool) -> OldContents:
+    async def _read_old_table(self, *, is_begun: bool) -> OldContents:
         """Return the contents of the old table; the tables that have to be made for that are rolled back."""
 
         async def read(connection: Connection) -> OldContents:
             if not is_begun:
                 await self._begin(connection)
-            await connection.execute(QUERIES["work_in"], old_table.home)
+            await connection.execute(QUERIES["work_in_utc"])
             return await read_contents(connection)
 
         return await self._run(read, is_rehearsal=True)
@@ -330,21 +328,21 @@ class Adopter:
         if ids:
             if unknown := await self._find_unknown_sources(connection, ids):
                 return unknown
-            await connection.execute(QUERIES["delete_changes"], [change["number"] for change in changes])
+            await connection.execute(QUERIES["delete_changes"], _texts(change["number"] for change in changes))
             keys = await self._copy_rows(connection, adoption, ids)
-            faulty = await connection.fetch(QUERIES["find_faults"], ids)
+            faulty = await connection.fetch(QUERIES["find_faults"], _texts(ids))
             self._late.fault_counts.update(row["fault"] for row in faulty)
             if await connection.fetch(QUERIES["find_taken_duplicates"], *keys):
                 self._late.duplicate_counts[self._shard_id] += 1
         return _StepResult.MORE if len(changes) == limit else _StepResult.DONE
 
     async def _find_unknown_sources(self, connection: Connection, ids: Sequence[int]) -> _UnknownSources | None:
-        rows = await connection.fetch(QUERIES["find_unknown_sources"], ids)
+        rows = await connection.fetch(QUERIES["find_unknown_sources"], _texts(ids))
         return _UnknownSources([source for row in rows if (source := source_of(row)) is not None]) if rows else None
 
     async def _copy_rows(self, connection: Connection, adoption: Any, ids: Sequence[int]) -> list[list[str]]:
         """Make our resources as the old rows *ids* are now; return their old and new keys, as three columns."""
-        rows = await connection.fetch(QUERIES["take_rows"], ids)
+        rows = await connection.fetch(QUERIES["take_rows"], _texts(ids))
         keys = [[row[name] for row in rows] for name in ("tenant_id", "resource_type", "resource_id")]
         await connection.execute(QUERIES["make_resources"], *keys, adoption["newest_wins"])
         return keys
@@ -405,3 +403,8 @@ class Adopter:
         async with self._pool.connection() as connection:
             row_count, tenant_count = await connection.fetchrow(QUERIES["count_taken"]) or (0, 0)
         return AdoptionResult(self._shard_id, row_count, tenant_count)
+
+
+def _texts(ids: Iterable[int]) -> list[str]:
+    """Return *ids* as they are sent: for an array of another type asyncpg would ask the server by unqualified names."""
+    return [str(one) for one in ids]

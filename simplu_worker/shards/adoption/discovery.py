@@ -48,7 +48,7 @@ class OldTable(msgspec.Struct, frozen=True):
 
 async def find_old_table(connection: Connection, shard_id: str) -> OldTable:
     """Return the table to adopt; raise `AdoptionRefusedError` if there is none, or it cannot be adopted."""
-    row = await connection.fetchrow(QUERIES["find_old_table"])
+    row = await connection.fetchrow(QUERIES["find_old_table"], connection.home)
     if row is None:
         raise AdoptionRefusedError(
             shard_id, "expected a table resources of another program, got none; it cannot be adopted"
@@ -64,15 +64,15 @@ async def find_old_table(connection: Connection, shard_id: str) -> OldTable:
             "expected a role that owns the table resources and may create schemas in the database and tables "
             "beside it, got another; use the role of the other program in the connection string, or grant these rights",
         )
-    return OldTable(row["oid"], row["home"], layout)
+    return OldTable(row["oid"], connection.home, layout)
 
 
 async def begin_adoption(connection: Connection, shard_id: str, old_table: OldTable) -> None:
     """Make our tables and those of the adoption, within a transaction."""
     await connection.execute(ADOPTION["adoption_log"])
-    await connection.execute(QUERIES["work_in"], OURS)
-    await make_schema(connection, shard_id)
-    await connection.execute(QUERIES["work_in"], old_table.home)
+    await connection.execute(QUERIES["work_in_utc"])
+    with connection.working_in(OURS):
+        await make_schema(connection, shard_id)
     await connection.execute(ADOPTION[old_table.layout])
     await connection.execute(ADOPTION["old_rows"])
     await connection.execute(QUERIES["begin_adoption"], shard_id, old_table.oid, old_table.home)
@@ -85,8 +85,9 @@ async def read_contents(connection: Connection) -> OldContents:
     for row in await connection.fetch(QUERIES["count_old_rows"]):
         contents.add_rows(source_of(row), row["fault"], row["row_count"])
     async for row in connection.cursor(QUERIES["list_duplicates"], prefetch=1000):
+        ids = [int(one) for one in row["ids"]]
         contents.add_duplicate(
-            DuplicateRows(row["source"], row["resource_type"], row["resource_id"], row["row_count"], row["ids"])
+            DuplicateRows(row["source"], row["resource_type"], row["resource_id"], row["row_count"], ids)
         )
     if contents.fault_counts:
         rows = await connection.fetch(QUERIES["first_faults"], NAMED_MAX)

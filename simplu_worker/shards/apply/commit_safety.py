@@ -220,4 +220,4 @@ def _server(row: Any) -> Server:
 def _unlogged(row: Any, waits: Sequence[_CommitWait]) -> set[int]:
     """Return the ids of those of *waits* with a key that is not in the log."""
     owners = [id(wait) for wait in waits for _ in wait.keys]
-    return {owners[index] for index in row["unlogged"]}
+    return {owners[int(index)] for index in row["unlogged"]}

@@ -128,7 +128,7 @@ async def _replace_given_up(connection: Connection, replays: Sequence[GivenUpRep
         [operation.origin.stream_shard_id for operation in operations],
         [operation.origin.sequence_number for operation in operations],
         [operation.requested_at for operation in operations],
-        [operation.origin.arrived_at for operation in operations],
+        [operation.origin.arrived_at.isoformat() for operation in operations],
     )
     if status != f"UPDATE {len(operations)}":
         raise LostRaceError("the row of an operation that was given up was replaced after it was read")

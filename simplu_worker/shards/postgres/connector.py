@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
@@ -13,11 +14,13 @@ import asyncpg
 
 from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of
 from simplu_worker.shards.postgres.errors import WrongShardError, wrong_shard_message
+from simplu_worker.shards.postgres.home import DEFAULT_HOME, at_home
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.timing.clock import loop_time
 
 STATEMENT_CACHE_SIZE: Final = 100  # prepared statements per connection; asyncpg's default
 USER_TIMEOUT_MS: Final = 10_000  # until a connection with unacknowledged data is ended
+NO_SCHEMA: Final = (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError)
 # Probes of an idle connection, so that a dead one is noticed: first after 10 s, then every 5 s, dead after three.
 KEEPALIVE: Final = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 
@@ -43,18 +46,57 @@ IS_TARGET: Final[Mapping[TargetSessionAttrs, Callable[[asyncpg.Record], bool]]] 
 
 
 class ShardConnection(asyncpg.Connection):
-    """A connection to a shard, with the notes of its pool."""
+    """A connection to a shard, with the notes of its pool; the SQL texts that it runs are for the shard's `home`."""
 
-    __slots__ = ("generation", "is_read_only", "opened_at", "place")
+    __slots__ = ("generation", "home", "is_read_only", "opened_at", "place")
 
     generation: int
+    home: str
     is_read_only: bool
     opened_at: float
     place: HostPort
 
     def __init__(self, protocol: Any, transport: Any, *rest: Any) -> None:
         super().__init__(protocol, transport, *rest)
+        self.home = DEFAULT_HOME
         enable_keepalive(transport.get_extra_info("socket"))
+
+    @contextlib.contextmanager
+    def working_in(self, home: str) -> Iterator[None]:
+        """Run the SQL texts of the block for another schema."""
+        before, self.home = self.home, home
+        try:
+            yield
+        finally:
+            self.home = before
+
+    def execute(self, query: str, *args: Any, **options: Any) -> Any:
+        """Run a statement at home."""
+        return super().execute(at_home(query, self.home), *args, **options)
+
+    def fetch(self, query: str, *args: Any, **options: Any) -> Any:
+        """Fetch all rows at home."""
+        return super().fetch(at_home(query, self.home), *args, **options)
+
+    def fetchrow(self, query: str, *args: Any, **options: Any) -> Any:
+        """Fetch the first row at home."""
+        return super().fetchrow(at_home(query, self.home), *args, **options)
+
+    def fetchval(self, query: str, *args: Any, **options: Any) -> Any:
+        """Fetch the first value at home."""
+        return super().fetchval(at_home(query, self.home), *args, **options)
+
+    def fetchmany(self, query: str, args: Any, **options: Any) -> Any:
+        """Fetch the rows of each of *args* at home."""
+        return super().fetchmany(at_home(query, self.home), args, **options)
+
+    def prepare(self, query: str, **options: Any) -> Any:
+        """Prepare a statement at home."""
+        return super().prepare(at_home(query, self.home), **options)
+
+    def cursor(self, query: str, *args: Any, **options: Any) -> Any:
+        """Fetch row by row at home."""
+        return super().cursor(at_home(query, self.home), *args, **options)
 
 
 def enable_keepalive(endpoint: socket.socket) -> None:
@@ -68,7 +110,7 @@ def enable_keepalive(endpoint: socket.socket) -> None:
 
 
 class Connector:
-    """The connector to one address, with the last good host, and whether there is a pooler.
+    """The connector to one address, with the last good host, the shard's home, and whether there is a pooler.
 
     The last good host is tried first. Behind a pooler nothing is prepared: the next transaction may run on another
     server, without the prepared statement.
@@ -78,6 +120,7 @@ class Connector:
         self._address = address
         self._reply_s = reply_s
         self._places: list[HostPort] = []
+        self._home: str | None = None
         self.has_pooler = False
 
     def __repr__(self) -> str:
@@ -116,12 +159,12 @@ class Connector:
         prepares = not self.has_pooler
         connection = await self._open(place)
         try:
-            server = await _inspect_server(connection)
+            server = await self._inspect_server(connection)
             if prepares and server["pid"] != connection.get_server_pid():
                 self.has_pooler = True
                 connection.terminate()
                 connection = await self._open(place)
-                server = await _inspect_server(connection)
+                server = await self._inspect_server(connection)
             self._check_server(server, target)
         except BaseException:
             connection.terminate()
@@ -143,6 +186,21 @@ class Connector:
         connection.place = place
         return connection
 
+    async def _inspect_server(self, connection: ShardConnection) -> asyncpg.Record:
+        """Inspect the server, and note the shard's home; it is looked up until it has our tables."""
+        if self._home is not None:
+            connection.home = self._home
+            with contextlib.suppress(*NO_SCHEMA):
+                return await _fetch_unnamed(connection, QUERIES["inspect_server"])
+            self._home = None
+        connection.home = (await _fetch_unnamed(connection, QUERIES["find_home"]))["home"] or DEFAULT_HOME
+        try:
+            server = await _fetch_unnamed(connection, QUERIES["inspect_server"])
+        except NO_SCHEMA:
+            return await _fetch_unnamed(connection, QUERIES["inspect_server_without_schema"])
+        self._home = connection.home
+        return server
+
     def _check_server(self, server: asyncpg.Record, target: TargetSessionAttrs) -> None:
         shard_id = server.get("shard_id", self._address.shard_id)  # a database without a schema has no owner yet
         if shard_id != self._address.shard_id:
@@ -152,18 +210,11 @@ class Connector:
             raise asyncpg.TargetServerAttributeNotMatched(f"expected a server that is {target}")
 
 
-async def _inspect_server(connection: ShardConnection) -> asyncpg.Record:
-    try:
-        return await _fetch_unnamed(connection, QUERIES["inspect_server"])
-    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError):
-        return await _fetch_unnamed(connection, QUERIES["inspect_server_without_schema"])
-
-
 async def _fetch_unnamed(connection: ShardConnection, query: str) -> asyncpg.Record:
     """Fetch one row by an unnamed statement: a named one would stay on a server behind a pooler."""
     statement = await connection.prepare(query, name="")
-    row = await statement.fetchrow()
-    assert row is not None  # noqa: S101  # a SELECT without FROM
+    row: asyncpg.Record | None = await statement.fetchrow()
+    assert row is not None  # noqa: S101  # these queries always have one
     return row
 
 

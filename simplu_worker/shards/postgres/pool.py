@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from functools import partial
-from typing import Any, Self, TypeAlias, assert_never
+from typing import Self, TypeAlias, assert_never
 
 import asyncpg
 import structlog
@@ -36,7 +36,7 @@ CONNECTIONS_MAX = 100_000  # the default: more than a process may have
 
 log = structlog.get_logger(__name__)
 
-Connection: TypeAlias = "asyncpg.Connection[Any]"
+Connection: TypeAlias = ShardConnection
 
 
 class ShardPool:

@@ -1,7 +1,7 @@
 """The named queries of `shards/sql/queries/`, read once.
 
 A file has queries, each begun by `-- name: x`, and fragments, each begun by `-- fragment: x`: SQL that several queries
-share. A query includes a fragment, of any file, as `:x`.
+share. A query includes a fragment, of any file, as `:x`. The comments stay in the files.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from importlib.resources.abc import Traversable
 
 _SQL = files("simplu_worker.shards") / "sql"
 _HEADING = re.compile(r"^-- (name|fragment): (\w+)$", re.MULTILINE)
-_COMMENT = re.compile(r"^--.*\n", re.MULTILINE)
+_COMMENT = re.compile(r"^ *--.*(?:\n|$)", re.MULTILINE)
 _INCLUDE = re.compile(r"(?<!:):([a-z]\w*)")  # `::x` is a cast
 
 
@@ -23,13 +23,13 @@ def read_queries(texts: Iterable[str]) -> dict[str, str]:
     Raises `KeyError` for a fragment that no file has.
     """
     parts = [part for text in texts for part in _parts_of(text)]
-    fragments = {name: _COMMENT.sub("", sql) for kind, name, sql in parts if kind == "fragment"}
+    fragments = {name: sql for kind, name, sql in parts if kind == "fragment"}
     return {name: _INCLUDE.sub(lambda match: fragments[match[1]], sql) for kind, name, sql in parts if kind == "name"}
 
 
 def _parts_of(text: str) -> Iterable[tuple[str, str, str]]:
     _, *parts = _HEADING.split(text)
-    sqls = [sql.strip() for sql in parts[2::3]]
+    sqls = [_COMMENT.sub("", sql).strip() for sql in parts[2::3]]
     return zip(parts[::3], parts[1::3], sqls, strict=True)
 
 

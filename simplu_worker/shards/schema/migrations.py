@@ -180,7 +180,7 @@ def statements_of(text: str) -> list[Statement]:
 
 def drop_statement(index: str) -> Statement:
     """Return the statement that drops a half-built index; *index* is its name in one of our statements."""
-    return Statement(f"DROP INDEX CONCURRENTLY IF EXISTS {index}", is_concurrent=True)
+    return Statement(f"DROP INDEX CONCURRENTLY IF EXISTS public.{index}", is_concurrent=True)
 
 
 def pause_s(tries: int, *, draw: float) -> float:

@@ -10,6 +10,7 @@ from simplu_worker.shards.postgres.errors import wrong_shard_message
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.migrations import ShardSchema, digest_of, refusal_of, without_concurrently
+from simplu_worker.shards.schema.qualification import qualify
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
 from simplu_worker.shards.types import ShardUnavailableError
 
@@ -28,7 +29,7 @@ async def read_schema(connection: Connection, shard_id: str) -> ShardSchema | No
 
     Raises `ShardUnavailableError` for another shard's database, and for another program's tables.
     """
-    is_ours, is_empty = await connection.fetchrow(QUERIES["has_schema"]) or (False, False)
+    is_ours, is_empty = await connection.fetchrow(QUERIES["has_schema"], connection.home) or (False, False)
     if not is_ours:
         if is_empty:
             return None
@@ -77,6 +78,7 @@ async def ensure_schema(pool: ShardPool) -> None:
 
 async def make_schema(connection: Connection, shard_id: str) -> None:
     """Make tables, business types, their records and the identity in the current namespace, within a transaction."""
+    await connection.execute(QUERIES["skip_body_checks"])
     for migration in MIGRATIONS:
         await _execute(connection, migration.text)
         await connection.execute(QUERIES["record_migration"], migration.version, migration.name, migration.works_from)
@@ -88,4 +90,4 @@ async def make_schema(connection: Connection, shard_id: str) -> None:
 
 async def _execute(connection: Connection, text: str) -> None:
     """Run the statements of a file."""
-    await connection.execute(without_concurrently(text))
+    await connection.execute(without_concurrently(qualify(text)))

@@ -20,6 +20,7 @@ import structlog
 
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.postgres.errors import LostRaceError
+from simplu_worker.shards.postgres.home import at_home
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
@@ -35,6 +36,7 @@ from simplu_worker.shards.schema.migrations import (
     plan_upgrade,
     steps_of,
 )
+from simplu_worker.shards.schema.qualification import qualify
 from simplu_worker.shards.schema.schema_check import read_schema
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS
 from simplu_worker.shards.types import ShardUnavailableError
@@ -181,7 +183,7 @@ class Upgrader:
             yield guard
 
     async def _run_file(self, guard: Connection, text: str) -> None:
-        for step in steps_of(text):
+        for step in steps_of(qualify(text)):
             if guard.is_closed():
                 shard_id = self._pool.address.shard_id
                 raise ShardUnavailableError(f"shard {shard_id}: the server has ended the connection with the lock")
@@ -216,12 +218,12 @@ class Upgrader:
         """Return whether *index* exists and is invalid, after waiting until no session builds it."""
         while True:
             async with self._pool.connection() as connection:
-                row = await connection.fetchrow(QUERIES["read_index"], index)
+                row = await connection.fetchrow(QUERIES["read_index"], connection.home, index)
             if row is None or row["is_valid"]:
                 return False
             if not row["builders"]:
                 return True
-            builders = [Blocker(pid, "builds the same index") for pid in row["builders"]]
+            builders = [Blocker(int(pid), "builds the same index") for pid in row["builders"]]
             self._set_activity(self._activity_at(statement, waits_for=builders))
             await asyncio.sleep(WATCH_INTERVAL_S)
 
@@ -252,8 +254,9 @@ class Upgrader:
                     self._set_activity(activity)
 
     async def _read_activity(self, connection: Connection, statement: Statement) -> UpgradeActivity:
-        blockers = await connection.fetch(QUERIES["find_blockers"], statement.text)
-        build = await connection.fetchrow(QUERIES["read_build"], statement.text) if statement.index else None
+        sent = at_home(statement.text, connection.home)
+        blockers = await connection.fetch(QUERIES["find_blockers"], sent)
+        build = await connection.fetchrow(QUERIES["read_build"], sent) if statement.index else None
         share = None if build is None else build["share"]
         return self._activity_at(statement, share=share, waits_for=[Blocker(**row) for row in blockers])
 

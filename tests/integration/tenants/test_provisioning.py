@@ -13,17 +13,17 @@ import pytest
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 from support.citrus.cases import RoutedShards, ScriptedCitrus, reply, routed_shards, silent
-from support.postgres.databases import ShardMaker, database_of, execute
+from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, TENANT_MADE_AT, TenantCase, add_tenant, failed, fetch
 from support.postgres.trouble import Line
 
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.operations.operation import Failure, Operation
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import StaticMap
@@ -294,18 +294,12 @@ async def test_provision_leaves_nothing_when_it_is_cut_off_half_way(routed: Rout
 
 
 async def test_provision_is_undone_when_its_transaction_took_too_long(
-    make_shard: ShardMaker, postgres_server: PostgresServer
+    make_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`created_at` is the transaction's clock: one that took 30 s is not to be believed, and aborts."""
-    address = await make_shard("shard-1")
-    await execute(
-        address.connection_string,
-        "CREATE FUNCTION clock_timestamp() RETURNS timestamptz LANGUAGE sql"
-        " AS $$ SELECT pg_catalog.clock_timestamp() + interval '30 seconds' $$",
-    )
-    path = f"ALTER DATABASE {database_of(address)} SET search_path = public, pg_catalog"
-    await execute(postgres_server.url_of("postgres"), path)
-    async with routed_shards([address]) as routed:
+    """`created_at` is the transaction's clock: one that took 30 s, here nothing, is not to be believed, and aborts."""
+    query = QUERIES["is_registration_in_time"]
+    monkeypatch.setitem(QUERIES, "is_registration_in_time", query.replace("30 seconds", "0 seconds"))
+    async with routed_shards([await make_shard("shard-1")]) as routed:
         with pytest.raises(RetryableError, match="took over 30 s"):
             await routed.provisioner.provision(request())
 

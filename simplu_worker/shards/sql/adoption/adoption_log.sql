@@ -14,7 +14,7 @@ CREATE TABLE simplu_adoption_log.adoption (
     copied_to bigint NOT NULL DEFAULT (-9223372036854775808), -- rows up to this id are copied; the minimum of bigint
     copy_to bigint, -- the last id when the triggers were made, which record all changes since; null: not made yet
     written_at timestamptz, -- the newest time in any copied row
-    begun_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    begun_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     adopted_at timestamptz
 );
 
@@ -44,12 +44,12 @@ CREATE INDEX taken_by_resource ON simplu_adoption_log.taken (tenant_id, resource
 CREATE TABLE simplu_adoption_log.changes (
     number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     old_id bigint NOT NULL,
-    changed_at timestamptz NOT NULL DEFAULT clock_timestamp() -- -infinity: not changed by the other program
+    changed_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp() -- -infinity: not changed by the other program
 );
 
 -- SECURITY DEFINER: the other program's role needs no rights in this namespace.
 CREATE FUNCTION simplu_adoption_log.note_change() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     IF TG_OP <> 'INSERT' THEN
@@ -63,7 +63,7 @@ END
 $$;
 
 CREATE FUNCTION simplu_adoption_log.note_truncation() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     INSERT INTO simplu_adoption_log.changes (old_id) SELECT old_id FROM simplu_adoption_log.taken;
@@ -73,34 +73,34 @@ $$;
 
 -- The document of an old row; null if the value is none, or cannot be stored. One function for each type of column.
 CREATE FUNCTION simplu_adoption_log.document_of(data jsonb) RETURNS jsonb
-LANGUAGE sql IMMUTABLE PARALLEL SAFE
+LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
 AS 'SELECT data';
 
 CREATE FUNCTION simplu_adoption_log.document_of(data text) RETURNS jsonb
-LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RETURN data::jsonb;
+    RETURN data::pg_catalog.jsonb;
 EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
     RETURN NULL;
 END
 $$;
 
 CREATE FUNCTION simplu_adoption_log.document_of(data json) RETURNS jsonb
-LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-AS 'SELECT simplu_adoption_log.document_of(data::text)';
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+AS 'SELECT simplu_adoption_log.document_of(data::pg_catalog.text)';
 
 -- The reason why an old row cannot be a resource (contract §3); null if it can.
 CREATE FUNCTION simplu_adoption_log.fault_of(
     source text, resource_type text, resource_id text, document jsonb, written_at timestamptz
 ) RETURNS text
-LANGUAGE sql IMMUTABLE PARALLEL SAFE
+LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT CASE
         WHEN source IS NULL THEN 'it names no tenant'
-        WHEN coalesce(length(resource_type), 0) NOT BETWEEN 1 AND 128 THEN 'its resource_type has not 1 to 128 characters'
-        WHEN coalesce(length(resource_id), 0) NOT BETWEEN 1 AND 256 THEN 'its resource_id has not 1 to 256 characters'
-        WHEN jsonb_typeof(document) IS DISTINCT FROM 'object' THEN 'its data is no JSON object that can be stored'
+        WHEN coalesce(pg_catalog.length(resource_type), 0) NOT BETWEEN 1 AND 128 THEN 'its resource_type has not 1 to 128 characters'
+        WHEN coalesce(pg_catalog.length(resource_id), 0) NOT BETWEEN 1 AND 256 THEN 'its resource_id has not 1 to 256 characters'
+        WHEN pg_catalog.jsonb_typeof(document) IS DISTINCT FROM 'object' THEN 'its data is no JSON object that can be stored'
         WHEN written_at IS NULL THEN 'it has neither created_at nor updated_at'
     END
 $$;

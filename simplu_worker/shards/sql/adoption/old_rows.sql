@@ -6,11 +6,11 @@ SELECT
     source,
     business_id,
     location_id,
-    resource_type::text COLLATE "C" AS resource_type,
-    resource_id::text COLLATE "C" AS resource_id,
+    resource_type::pg_catalog.text COLLATE "C" AS resource_type,
+    resource_id::pg_catalog.text COLLATE "C" AS resource_id,
     simplu_adoption_log.document_of(data) AS data,
-    coalesce(created_at, updated_at)::timestamptz AS created_at,
-    coalesce(updated_at, created_at)::timestamptz AS updated_at,
+    coalesce(created_at, updated_at)::pg_catalog.timestamptz AS created_at,
+    coalesce(updated_at, created_at)::pg_catalog.timestamptz AS updated_at,
     simplu_adoption_log.fault_of(
         source, resource_type, resource_id, simplu_adoption_log.document_of(data), coalesce(created_at, updated_at)
     ) AS fault

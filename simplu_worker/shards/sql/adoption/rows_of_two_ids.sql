@@ -4,13 +4,14 @@ CREATE VIEW simplu_adoption_log.rows_with_source AS
 SELECT
     id,
     CASE
-        WHEN business_id <> '' AND location_id <> '' THEN jsonb_build_array(business_id, location_id)::text COLLATE "C"
+        WHEN business_id::pg_catalog.text <> '' AND location_id::pg_catalog.text <> ''
+        THEN pg_catalog.jsonb_build_array(business_id, location_id)::pg_catalog.text COLLATE "C"
     END AS source,
-    business_id::text AS business_id,
-    location_id::text AS location_id,
+    business_id::pg_catalog.text AS business_id,
+    location_id::pg_catalog.text AS location_id,
     resource_type,
     resource_id,
     data,
     created_at,
     updated_at
-FROM resources;
+FROM public.resources;

@@ -5,49 +5,49 @@
 -- one is at this moment. Ids come from the copy, in ascending order, and from the triggers; each is recorded as copied
 -- in the transaction that copied it. Every transaction locks the adoption's row, so that two adopters share the work.
 
--- name: work_in
--- For this transaction: names without a namespace are in $1, and times without an offset are in UTC.
-SELECT set_config('search_path', quote_ident($1), true), set_config('TimeZone', 'UTC', true);
+-- name: work_in_utc
+-- For this transaction: times without an offset are in UTC.
+SELECT pg_catalog.set_config('TimeZone', 'UTC', true);
 
 -- name: find_old_table
--- The table `resources`, its columns with their types, and whether this role may rename the table and make ours.
+-- The table `resources` of the schema $1, its columns with their types, and whether this role may rename the table and make ours.
 SELECT
     pg_class.oid::bigint AS oid,
-    current_schema()::text AS home,
     pg_class.relkind = 'r' AND NOT pg_class.relispartition AND NOT EXISTS (
-        SELECT FROM pg_inherits WHERE pg_class.oid IN (inhrelid, inhparent)
+        SELECT FROM pg_catalog.pg_inherits WHERE pg_class.oid IN (inhrelid, inhparent)
     ) AS is_plain,
-    pg_has_role(pg_class.relowner, 'USAGE') AS is_owner,
-    has_database_privilege(current_database(), 'CREATE') AND has_schema_privilege(current_schema(), 'CREATE')
-        AS may_create,
+    pg_catalog.pg_has_role(pg_class.relowner, 'USAGE') AS is_owner,
+    pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')
+    AND pg_catalog.has_schema_privilege(pg_class.relnamespace, 'CREATE') AS may_create,
     ARRAY(
-        SELECT attname::text FROM pg_attribute
+        SELECT attname::pg_catalog.text FROM pg_catalog.pg_attribute
         WHERE attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped
         ORDER BY attnum
     ) AS columns,
     ARRAY(
-        SELECT format_type(atttypid, NULL) FROM pg_attribute
+        SELECT pg_catalog.format_type(atttypid, NULL) FROM pg_catalog.pg_attribute
         WHERE attrelid = pg_class.oid AND attnum > 0 AND NOT attisdropped
         ORDER BY attnum
     ) AS types
-FROM pg_class
-WHERE pg_class.relname = 'resources' AND pg_class.relnamespace = current_schema()::regnamespace;
+FROM pg_catalog.pg_class
+JOIN pg_catalog.pg_namespace ON pg_namespace.oid = pg_class.relnamespace
+WHERE pg_class.relname = 'resources' AND pg_namespace.nspname = $1::pg_catalog.name;
 
 -- name: find_users_of_old_table
 -- The sessions with transactions that use the old table now, as far as this role may see them.
-SELECT DISTINCT pid, usename::text AS role, application_name, state
-FROM pg_locks
-JOIN pg_stat_activity USING (pid)
+SELECT DISTINCT pid, usename::pg_catalog.text AS role, application_name, state
+FROM pg_catalog.pg_locks
+JOIN pg_catalog.pg_stat_activity USING (pid)
 WHERE
-    pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-    AND pg_locks.relation = to_regclass('resources') AND pg_locks.granted AND pid <> pg_backend_pid()
+    pg_locks.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+    AND pg_locks.relation = pg_catalog.to_regclass('public.resources')::pg_catalog.oid AND pg_locks.granted AND pid <> pg_catalog.pg_backend_pid()
 ORDER BY pid
 LIMIT 10;
 
 -- name: has_adoption
 -- Whether an adoption was begun here. Read from the catalog: `to_regclass` may answer from its session's cache, which
 -- misses a namespace that another session has just made.
-SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'simplu_adoption_log');
+SELECT EXISTS (SELECT FROM pg_catalog.pg_namespace WHERE nspname = 'simplu_adoption_log');
 
 -- name: read_adoption
 SELECT shard_id, adopted_at FROM simplu_adoption_log.adoption;
@@ -58,46 +58,46 @@ SELECT newest_wins, copied_to, copy_to, adopted_at FROM simplu_adoption_log.adop
 
 -- name: begin_adoption
 -- Store the shard $1, the oid $2 of the adopted table, and its namespace $3.
-INSERT INTO simplu_adoption_log.adoption (shard_id, old_table, home) VALUES ($1, $2::oid::regclass, $3);
+INSERT INTO simplu_adoption_log.adoption (shard_id, old_table, home) VALUES ($1, $2::pg_catalog.oid::pg_catalog.regclass, $3);
 
 -- name: find_conflicting_names
 -- The names of ours that are taken in the old table's namespace, but not by the old table itself: relations with their
 -- row types, other types, and functions. No lock.
 WITH old_table AS (
-    SELECT adoption.old_table AS oid, pg_class.relnamespace AS home
+    SELECT pg_class.oid, pg_class.relnamespace AS home
     FROM simplu_adoption_log.adoption
-    JOIN pg_class ON pg_class.oid = adoption.old_table
+    JOIN pg_catalog.pg_class ON pg_class.oid = adoption.old_table::pg_catalog.oid
 )
-SELECT there.relname::text AS name
+SELECT there.relname::pg_catalog.text AS name
 FROM old_table
-JOIN pg_class AS there ON there.relnamespace = old_table.home
-JOIN pg_class AS ours ON ours.relname = there.relname AND ours.relnamespace = 'simplu_adoption'::regnamespace
+JOIN pg_catalog.pg_class AS there ON there.relnamespace = old_table.home
+JOIN pg_catalog.pg_class AS ours ON ours.relname = there.relname AND ours.relnamespace = 'simplu_adoption'::pg_catalog.regnamespace::pg_catalog.oid
 WHERE
     there.oid <> old_table.oid
-    AND NOT EXISTS (SELECT FROM pg_index WHERE indexrelid = there.oid AND indrelid = old_table.oid)
+    AND NOT EXISTS (SELECT FROM pg_catalog.pg_index WHERE indexrelid = there.oid AND indrelid = old_table.oid)
 UNION
-SELECT there.typname::text
+SELECT there.typname::pg_catalog.text
 FROM old_table
-JOIN pg_type AS there ON there.typnamespace = old_table.home
-JOIN pg_type AS ours ON ours.typname = there.typname AND ours.typnamespace = 'simplu_adoption'::regnamespace
-WHERE there.typrelid = 0 AND there.typelem = 0
+JOIN pg_catalog.pg_type AS there ON there.typnamespace = old_table.home
+JOIN pg_catalog.pg_type AS ours ON ours.typname = there.typname AND ours.typnamespace = 'simplu_adoption'::pg_catalog.regnamespace::pg_catalog.oid
+WHERE there.typrelid = 0::pg_catalog.oid AND there.typelem = 0::pg_catalog.oid
 UNION
-SELECT there.proname::text
+SELECT there.proname::pg_catalog.text
 FROM old_table
-JOIN pg_proc AS there ON there.pronamespace = old_table.home
-JOIN pg_proc AS ours ON
+JOIN pg_catalog.pg_proc AS there ON there.pronamespace = old_table.home
+JOIN pg_catalog.pg_proc AS ours ON
     ours.proname = there.proname AND ours.proargtypes = there.proargtypes
-    AND ours.pronamespace = 'simplu_adoption'::regnamespace
+    AND ours.pronamespace = 'simplu_adoption'::pg_catalog.regnamespace::pg_catalog.oid
 UNION
-SELECT there.relname::text
+SELECT there.relname::pg_catalog.text
 FROM old_table
-JOIN pg_class AS there ON there.relnamespace = old_table.home
+JOIN pg_catalog.pg_class AS there ON there.relnamespace = old_table.home
 WHERE there.relname = 'resources_before_adoption'
 ORDER BY name;
 
 -- name: count_old_rows
 -- The number of rows of each source in the old table, by fault. Reads the whole table.
-SELECT source, business_id, location_id, fault, count(*) AS row_count
+SELECT source, business_id, location_id, fault, pg_catalog.count(*) AS row_count
 FROM simplu_adoption_log.old_rows
 GROUP BY source, business_id, location_id, fault
 ORDER BY source, fault;
@@ -108,18 +108,18 @@ SELECT id, fault FROM simplu_adoption_log.old_rows WHERE fault IS NOT NULL ORDER
 
 -- name: list_duplicates
 -- Resources with several old rows, with the first ids of each, oldest first. Reads the whole table.
-SELECT source, resource_type, resource_id, count(*) AS row_count, (array_agg(id ORDER BY updated_at, id))[1:10] AS ids
+SELECT source, resource_type, resource_id, pg_catalog.count(*) AS row_count, (pg_catalog.array_agg(id::pg_catalog.text ORDER BY updated_at, id))[1:10] AS ids
 FROM simplu_adoption_log.old_rows
 WHERE fault IS NULL
 GROUP BY source, resource_type, resource_id
-HAVING count(*) > 1
+HAVING pg_catalog.count(*) > 1
 ORDER BY source, resource_type, resource_id;
 
 -- name: write_sources
 -- Write the tenant of each source; return the sources that had another tenant or type before. Idempotent.
 WITH sent AS (
     SELECT *
-    FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
+    FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[], $6::pg_catalog.text[])
         AS sent (key, tenant_id, business_id, location_id, business_type, problem)
 ), before AS (
     SELECT sent.key
@@ -142,7 +142,7 @@ SELECT key FROM before;
 -- name: copy_sources_again
 -- Add every row of the sources $1 to the changes.
 INSERT INTO simplu_adoption_log.changes (old_id, changed_at)
-SELECT id, '-infinity' FROM simplu_adoption_log.old_rows WHERE source = ANY($1::text[]);
+SELECT id, '-infinity' FROM simplu_adoption_log.old_rows WHERE source = ANY($1::pg_catalog.text[]);
 
 -- name: choose_duplicates
 -- Store which of several rows is copied; if the choice has changed, add these resources to the changes.
@@ -150,16 +150,16 @@ WITH chosen AS (
     UPDATE simplu_adoption_log.adoption SET newest_wins = $1 WHERE newest_wins <> $1 RETURNING newest_wins
 )
 INSERT INTO simplu_adoption_log.changes (old_id, changed_at)
-SELECT min(old_id), '-infinity'
+SELECT pg_catalog.min(old_id), '-infinity'
 FROM simplu_adoption_log.taken
 WHERE EXISTS (SELECT FROM chosen)
 GROUP BY tenant_id, resource_type, resource_id
-HAVING count(*) > 1;
+HAVING pg_catalog.count(*) > 1;
 
 -- name: begin_copy
 -- Store the last id to copy; the triggers record later rows, and changes of these.
 UPDATE simplu_adoption_log.adoption
-SET copy_to = coalesce((SELECT max(id) FROM simplu_adoption_log.old_rows), 0)
+SET copy_to = coalesce((SELECT pg_catalog.max(id) FROM simplu_adoption_log.old_rows), 0)
 WHERE copy_to IS NULL;
 
 -- name: next_rows
@@ -176,7 +176,7 @@ SELECT number, old_id FROM simplu_adoption_log.changes ORDER BY number LIMIT $1;
 
 -- name: delete_changes
 -- Delete the changes $1, which this transaction copies.
-DELETE FROM simplu_adoption_log.changes WHERE number = ANY($1::bigint[]);
+DELETE FROM simplu_adoption_log.changes WHERE number = ANY($1::pg_catalog.text[]::bigint[]);
 
 -- name: is_written
 -- Whether the other program has made changes that are not copied.
@@ -187,12 +187,12 @@ SELECT EXISTS (SELECT FROM simplu_adoption_log.changes WHERE changed_at > '-infi
 SELECT DISTINCT source, business_id, location_id
 FROM simplu_adoption_log.old_rows
 WHERE
-    id = ANY($1::bigint[]) AND fault IS NULL
+    id = ANY($1::pg_catalog.text[]::bigint[]) AND fault IS NULL
     AND NOT EXISTS (SELECT FROM simplu_adoption_log.sources WHERE sources.key = old_rows.source);
 
 -- name: find_faults
 -- The rows among $1 with a fault.
-SELECT id, fault FROM simplu_adoption_log.old_rows WHERE id = ANY($1::bigint[]) AND fault IS NOT NULL ORDER BY id;
+SELECT id, fault FROM simplu_adoption_log.old_rows WHERE id = ANY($1::pg_catalog.text[]::bigint[]) AND fault IS NOT NULL ORDER BY id;
 
 -- name: take_rows
 -- Record the present resources of the old rows $1, or that they have none; return their former and present resources.
@@ -201,12 +201,12 @@ WITH present AS MATERIALIZED (
     SELECT old_rows.id, sources.tenant_id, old_rows.resource_type, old_rows.resource_id, old_rows.updated_at
     FROM simplu_adoption_log.old_rows
     JOIN simplu_adoption_log.sources ON sources.key = old_rows.source
-    WHERE old_rows.id = ANY($1::bigint[]) AND old_rows.fault IS NULL AND sources.tenant_id IS NOT NULL
+    WHERE old_rows.id = ANY($1::pg_catalog.text[]::bigint[]) AND old_rows.fault IS NULL AND sources.tenant_id IS NOT NULL
 ), former AS (
-    SELECT tenant_id, resource_type, resource_id FROM simplu_adoption_log.taken WHERE old_id = ANY($1::bigint[])
+    SELECT tenant_id, resource_type, resource_id FROM simplu_adoption_log.taken WHERE old_id = ANY($1::pg_catalog.text[]::bigint[])
 ), gone AS (
     DELETE FROM simplu_adoption_log.taken
-    WHERE old_id = ANY($1::bigint[]) AND NOT EXISTS (SELECT FROM present WHERE present.id = taken.old_id)
+    WHERE old_id = ANY($1::pg_catalog.text[]::bigint[]) AND NOT EXISTS (SELECT FROM present WHERE present.id = taken.old_id)
 ), noted AS (
     INSERT INTO simplu_adoption_log.taken (old_id, tenant_id, resource_type, resource_id, updated_at)
     SELECT id, tenant_id, resource_type, resource_id, updated_at FROM present
@@ -217,8 +217,8 @@ WITH present AS MATERIALIZED (
         updated_at = excluded.updated_at
 ), written AS (
     UPDATE simplu_adoption_log.adoption
-    SET written_at = (SELECT max(updated_at) FROM present)
-    WHERE (SELECT max(updated_at) FROM present) > coalesce(written_at, '-infinity')
+    SET written_at = (SELECT pg_catalog.max(updated_at) FROM present)
+    WHERE (SELECT pg_catalog.max(updated_at) FROM present) > coalesce(written_at, '-infinity')
 )
 SELECT tenant_id, resource_type, resource_id FROM former
 UNION
@@ -229,7 +229,7 @@ SELECT tenant_id, resource_type, resource_id FROM present;
 -- without an old row. Idempotent. Inserted in key order.
 WITH wanted AS (
     SELECT tenant_id, resource_type, resource_id
-    FROM unnest($1::text[], $2::text[], $3::text[]) AS sent (tenant_id, resource_type, resource_id)
+    FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[]) AS sent (tenant_id, resource_type, resource_id)
 ), chosen AS MATERIALIZED (
     SELECT DISTINCT ON (taken.tenant_id, taken.resource_type, taken.resource_id) taken.*
     FROM wanted
@@ -268,10 +268,10 @@ ON CONFLICT (id, "resourceName", "resourceId") DO UPDATE SET
 -- name: find_taken_duplicates
 -- The resources among $1, $2, $3 with several old rows.
 SELECT taken.tenant_id, taken.resource_type, taken.resource_id
-FROM unnest($1::text[], $2::text[], $3::text[]) AS sent (tenant_id, resource_type, resource_id)
+FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[]) AS sent (tenant_id, resource_type, resource_id)
 JOIN simplu_adoption_log.taken USING (tenant_id, resource_type, resource_id)
 GROUP BY taken.tenant_id, taken.resource_type, taken.resource_id
-HAVING count(*) > 1
+HAVING pg_catalog.count(*) > 1
 ORDER BY taken.tenant_id, taken.resource_type, taken.resource_id;
 
 -- name: analyze_adopted
@@ -284,7 +284,7 @@ ANALYZE simplu_adoption.resources;
 INSERT INTO simplu_adoption.tenants (id, business_id, location_id, business_type, state, control_at, created_at)
 SELECT
     sources.tenant_id, sources.business_id, sources.location_id, sources.business_type, 'active', 'epoch',
-    least(coalesce(adoption.written_at, now()), now())
+    least(coalesce(adoption.written_at, pg_catalog.now()), pg_catalog.now())
 FROM simplu_adoption_log.sources
 CROSS JOIN simplu_adoption_log.adoption
 WHERE sources.tenant_id IS NOT NULL
@@ -304,8 +304,8 @@ ON CONFLICT (id, "resourceName", "resourceId") DO NOTHING;
 -- name: count_taken
 -- The number of old rows copied, and of their tenants.
 SELECT
-    (SELECT count(*) FROM simplu_adoption_log.taken) AS row_count,
-    (SELECT count(*) FROM simplu_adoption_log.sources WHERE tenant_id IS NOT NULL) AS tenant_count;
+    (SELECT pg_catalog.count(*) FROM simplu_adoption_log.taken) AS row_count,
+    (SELECT pg_catalog.count(*) FROM simplu_adoption_log.sources WHERE tenant_id IS NOT NULL) AS tenant_count;
 
 -- name: end_adoption
-UPDATE simplu_adoption_log.adoption SET adopted_at = clock_timestamp();
+UPDATE simplu_adoption_log.adoption SET adopted_at = pg_catalog.clock_timestamp();

@@ -22,22 +22,84 @@ END
 -- Whether a resource's data have a number that takes more than 1,000 digits to write out. Builds no text of a number
 -- that is much longer. An array, not the rows of `jsonb_path_query`: that takes quadratic time for their number.
 EXISTS (
-    SELECT FROM pg_catalog.jsonb_array_elements(
-        pg_catalog.jsonb_path_query_array(resources.data, 'strict $.** ? (@.type() == "number")')
+    SELECT FROM pg_catalog.pg_catalog.jsonb_array_elements(
+        pg_catalog.jsonb_path_query_array(resources.data, 'strict $.** ? (@.type() == "number")'::pg_catalog.jsonpath)
     ) AS number
     WHERE CASE
         WHEN pg_catalog.abs(number::numeric) >= 1e1000 OR pg_catalog.scale(number::numeric) > 1000 THEN true
         WHEN pg_catalog.abs(number::numeric) < 1e100 AND pg_catalog.scale(number::numeric) < 100 THEN false
-        ELSE pg_catalog.length(pg_catalog.translate(number::text, '-.', '')) > 1000
+        ELSE pg_catalog.length(pg_catalog.translate(number::pg_catalog.text, '-.', '')) > 1000
     END
+)
+
+-- fragment: deep_merge
+-- RFC 7396 for the jsonb `merging.target` and the object `merging.patch`. Not a function: those on a shard that is not
+-- upgraded yet call others by the search path. `node` has the objects of the patch, each with the value that it patches;
+-- `flat` merges all members of each that are no objects; `merged` puts the objects of a level into those above, from
+-- the deepest on. A patch with more than 1,024 levels is an error of its data (22P02).
+(
+    WITH RECURSIVE node AS (
+        SELECT
+            0 AS level, ''::pg_catalog.text AS place, ''::pg_catalog.text AS parent, ''::pg_catalog.text AS key,
+            merging.target, merging.patch
+        UNION ALL
+        SELECT
+            node.level + 1, node.place || '/'::pg_catalog.text || member.number::pg_catalog.text, node.place, member.key,
+            node.target -> member.key, member.value
+        FROM node
+        CROSS JOIN LATERAL pg_catalog.jsonb_each(node.patch) WITH ORDINALITY AS member (key, value, number)
+        WHERE pg_catalog.jsonb_typeof(member.value) = 'object' AND node.level <= 1024
+    ), flat AS (
+        SELECT
+            node.level, node.place, node.parent, node.key,
+            CASE
+                WHEN pg_catalog.jsonb_typeof(node.target) = 'object' THEN node.target - special.keys
+                ELSE '{}'::pg_catalog.jsonb
+            END || (node.patch - special.keys) AS members
+        FROM node
+        CROSS JOIN LATERAL (
+            SELECT ARRAY(
+                SELECT member.key
+                FROM pg_catalog.jsonb_each(node.patch) AS member
+                WHERE pg_catalog.jsonb_typeof(member.value) IN ('null', 'object')
+            ) AS keys
+        ) AS special
+    ), merged AS (
+        SELECT
+            pg_catalog.max(flat.level) AS level,
+            CASE
+                WHEN pg_catalog.max(flat.level) <= 1024 THEN '{}'::pg_catalog.jsonb
+                ELSE ('levels: '::pg_catalog.text || pg_catalog.max(flat.level)::pg_catalog.text)::pg_catalog.jsonb
+            END AS below
+        FROM flat
+        UNION ALL
+        SELECT
+            merged.level - 1,
+            (
+                SELECT pg_catalog.jsonb_object_agg(siblings.parent, siblings.members)
+                FROM (
+                    SELECT
+                        flat.parent,
+                        pg_catalog.jsonb_object_agg(
+                            flat.key, flat.members || coalesce(merged.below -> flat.place, '{}'::pg_catalog.jsonb)
+                        ) AS members
+                    FROM flat
+                    WHERE flat.level = merged.level
+                    GROUP BY flat.parent
+                ) AS siblings
+            )
+        FROM merged
+        WHERE merged.level >= 0
+    )
+    SELECT merged.below -> ''::pg_catalog.text -> ''::pg_catalog.text FROM merged WHERE merged.level < 0
 )
 
 -- name: lock_tenants
 -- The rows of the tenants $1. The share lock blocks a mover's fence and a destruction until the batch has committed;
 -- batches do not block each other. In order of id, so that two batches cannot deadlock here.
 SELECT id, business_id, location_id, business_type, state, moved_to, created_at
-FROM tenants
-WHERE id = ANY($1::text[])
+FROM public.tenants
+WHERE id = ANY($1::pg_catalog.text[])
 ORDER BY id
 FOR SHARE;
 
@@ -45,29 +107,29 @@ FOR SHARE;
 -- Write the batch into the log before any effect. An existing row, or one that another transaction is writing (this
 -- statement waits for it), stays as it is: its operation was applied. In key order, against deadlocks; of two
 -- operations with one key the first of the batch is written. $13 are the digests, of 33 bytes each.
-INSERT INTO operations (
+INSERT INTO public.operations (
     tenant_id, request_id, operation, resource_type, resource_id, status, error, digest,
     source, stream_shard_id, sequence_number, requested_at, received_at
 )
 SELECT
     tenant_id, request_id, operation, resource_type, nullif(resource_id, ''),
     CASE WHEN error = '' IS NOT FALSE THEN 'succeeded' ELSE 'failed' END, nullif(error, ''),
-    substring($13::bytea FROM 33 * position - 32 FOR 33), source, nullif(stream_shard_id, ''),
-    nullif(sequence_number, ''), requested_at::timestamptz, received_at::timestamptz
+    substring($13::pg_catalog.bytea FROM 33 * position - 32 FOR 33), source, nullif(stream_shard_id, ''),
+    nullif(sequence_number, ''), requested_at::pg_catalog.timestamptz, received_at::pg_catalog.timestamptz
 FROM (
     SELECT
-        generate_subscripts(string_to_array($2, $1), 1) AS position,
-        unnest(string_to_array($2, $1)) AS tenant_id,
-        unnest(string_to_array($3, $1)) AS request_id,
-        unnest(string_to_array($4, $1)) AS operation,
-        unnest(string_to_array($5, $1)) AS resource_type,
-        unnest(string_to_array($6, $1)) AS resource_id,
-        unnest(string_to_array($7, $1)) AS error,
-        unnest(string_to_array($8, $1)) AS source,
-        unnest(string_to_array($9, $1)) AS stream_shard_id,
-        unnest(string_to_array($10, $1)) AS sequence_number,
-        unnest(string_to_array($11, $1)) AS requested_at,
-        unnest(string_to_array($12, $1)) AS received_at
+        pg_catalog.generate_subscripts(pg_catalog.string_to_array($2, $1), 1) AS position,
+        pg_catalog.unnest(pg_catalog.string_to_array($2, $1)) AS tenant_id,
+        pg_catalog.unnest(pg_catalog.string_to_array($3, $1)) AS request_id,
+        pg_catalog.unnest(pg_catalog.string_to_array($4, $1)) AS operation,
+        pg_catalog.unnest(pg_catalog.string_to_array($5, $1)) AS resource_type,
+        pg_catalog.unnest(pg_catalog.string_to_array($6, $1)) AS resource_id,
+        pg_catalog.unnest(pg_catalog.string_to_array($7, $1)) AS error,
+        pg_catalog.unnest(pg_catalog.string_to_array($8, $1)) AS source,
+        pg_catalog.unnest(pg_catalog.string_to_array($9, $1)) AS stream_shard_id,
+        pg_catalog.unnest(pg_catalog.string_to_array($10, $1)) AS sequence_number,
+        pg_catalog.unnest(pg_catalog.string_to_array($11, $1)) AS requested_at,
+        pg_catalog.unnest(pg_catalog.string_to_array($12, $1)) AS received_at
 ) AS batch
 ORDER BY tenant_id COLLATE "C", request_id COLLATE "C", position
 ON CONFLICT (tenant_id, request_id) DO NOTHING;
@@ -77,9 +139,9 @@ ON CONFLICT (tenant_id, request_id) DO NOTHING;
 -- redelivery from another use of the request id.
 SELECT
     tenant_id, request_id, digest, error, source, stream_shard_id, sequence_number,
-    xid::text AS xid, xid = pg_current_xact_id() AS is_fresh
-FROM operations
-JOIN unnest($1::text[], $2::text[]) AS batch (tenant_id, request_id) USING (tenant_id, request_id);
+    xid::pg_catalog.text AS xid, xid = pg_catalog.pg_current_xact_id() AS is_fresh
+FROM public.operations
+JOIN unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS batch (tenant_id, request_id) USING (tenant_id, request_id);
 
 -- name: replace_given_up
 -- Replace the rows of operations that were given up by those of their replays, which are then applied as new ones.
@@ -89,20 +151,20 @@ JOIN unnest($1::text[], $2::text[]) AS batch (tenant_id, request_id) USING (tena
 WITH replay AS (
     SELECT *
     FROM unnest(
-        $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
-        $9::timestamptz[]
+        $1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[], $6::pg_catalog.text[], $7::pg_catalog.text[], $8::pg_catalog.text[],
+        $9::pg_catalog.text[]
     ) AS sent (
         tenant_id, request_id, seen_xid, error, source, stream_shard_id, sequence_number, requested_at, received_at
     )
 ), given_up AS (
     SELECT replay.*
-    FROM operations
+    FROM public.operations
     JOIN replay USING (tenant_id, request_id)
-    WHERE operations.error = 'retries_exhausted' AND operations.xid = replay.seen_xid::xid8
+    WHERE operations.error = 'retries_exhausted' AND operations.xid = replay.seen_xid::pg_catalog.xid8
     ORDER BY tenant_id, request_id
     FOR UPDATE OF operations
 )
-UPDATE operations
+UPDATE public.operations
 SET
     status = CASE WHEN given_up.error IS NULL THEN 'succeeded' ELSE 'failed' END,
     error = given_up.error,
@@ -110,10 +172,10 @@ SET
     source = given_up.source,
     stream_shard_id = given_up.stream_shard_id,
     sequence_number = given_up.sequence_number,
-    xid = pg_current_xact_id(),
-    requested_at = given_up.requested_at::timestamptz,
-    received_at = given_up.received_at,
-    completed_at = clock_timestamp()
+    xid = pg_catalog.pg_current_xact_id(),
+    requested_at = given_up.requested_at::pg_catalog.timestamptz,
+    received_at = given_up.received_at::pg_catalog.timestamptz,
+    completed_at = pg_catalog.clock_timestamp()
 FROM given_up
 WHERE operations.tenant_id = given_up.tenant_id AND operations.request_id = given_up.request_id;
 
@@ -138,42 +200,63 @@ WHERE operations.tenant_id = given_up.tenant_id AND operations.request_id = give
 WITH wave AS MATERIALIZED (
     SELECT
         $3::bigint + position - 1 AS index, tenant_id, request_id, operation, resource_type, resource_id, business_type,
-        nullif(data, '')::jsonb AS data, requested_at::timestamptz AS requested_at,
-        nullif(first_date, '')::timestamptz AS first_date, nullif(last_date, '')::timestamptz AS last_date,
+        nullif(data, '')::pg_catalog.jsonb AS data, requested_at::pg_catalog.timestamptz AS requested_at,
+        nullif(first_date, '')::pg_catalog.timestamptz AS first_date, nullif(last_date, '')::pg_catalog.timestamptz AS last_date,
         nullif(page, '')::bigint AS page, nullif(page_size, '')::bigint AS page_size
     FROM (
         SELECT
-            unnest(ARRAY(SELECT generate_subscripts(string_to_array($4, $1), 1))) AS position,
-            unnest(string_to_array($4, $1)) AS tenant_id,
-            unnest(string_to_array($5, $1)) AS request_id,
-            unnest(string_to_array($6, $1)) AS operation,
-            unnest(string_to_array($7, $1)) AS resource_type,
-            unnest(string_to_array($8, $1)) AS resource_id,
-            unnest(string_to_array($9, $1)) AS business_type,
-            unnest(string_to_array($10, $1)) AS data,
-            unnest(string_to_array($11, $1)) AS requested_at,
-            unnest(string_to_array($12, $1)) AS first_date,
-            unnest(string_to_array($13, $1)) AS last_date,
-            unnest(string_to_array($14, $1)) AS page,
-            unnest(string_to_array($15, $1)) AS page_size
+            pg_catalog.unnest(ARRAY(SELECT pg_catalog.generate_subscripts(pg_catalog.string_to_array($4, $1), 1))) AS position,
+            pg_catalog.unnest(pg_catalog.string_to_array($4, $1)) AS tenant_id,
+            pg_catalog.unnest(pg_catalog.string_to_array($5, $1)) AS request_id,
+            pg_catalog.unnest(pg_catalog.string_to_array($6, $1)) AS operation,
+            pg_catalog.unnest(pg_catalog.string_to_array($7, $1)) AS resource_type,
+            pg_catalog.unnest(pg_catalog.string_to_array($8, $1)) AS resource_id,
+            pg_catalog.unnest(pg_catalog.string_to_array($9, $1)) AS business_type,
+            pg_catalog.unnest(pg_catalog.string_to_array($10, $1)) AS data,
+            pg_catalog.unnest(pg_catalog.string_to_array($11, $1)) AS requested_at,
+            pg_catalog.unnest(pg_catalog.string_to_array($12, $1)) AS first_date,
+            pg_catalog.unnest(pg_catalog.string_to_array($13, $1)) AS last_date,
+            pg_catalog.unnest(pg_catalog.string_to_array($14, $1)) AS page,
+            pg_catalog.unnest(pg_catalog.string_to_array($15, $1)) AS page_size
     ) AS sent
 ), created AS (
-    INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
+    INSERT INTO public.resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
     SELECT tenant_id, business_type, resource_type, resource_id, data, requested_at, requested_at
     FROM wave
     WHERE operation = 'create'
     ON CONFLICT (id, "resourceName", "resourceId") DO NOTHING
     RETURNING id, "resourceName", "resourceId"
 ), changed AS (
-    UPDATE resources
+    UPDATE public.resources
     SET
         data = CASE
             WHEN wave.operation = 'update' THEN wave.data
-            WHEN jsonb_path_exists(wave.data, 'strict $.* ? (@.type() == "object")')
-            THEN simplu_merge_patch(resources.data, wave.data)
-            WHEN jsonb_path_exists(wave.data, 'strict $.* ? (@ == null)')
+            WHEN pg_catalog.jsonb_path_exists(wave.data, 'strict $.* ? (@.type() == "object")'::pg_catalog.jsonpath)
+            THEN CASE
+                WHEN pg_catalog.jsonb_path_exists(
+                    wave.data,
+                    'strict $.* ? (@ == null || exists (
+                        @ ? (@.type() == "object").* ? (@ == null || @.type() == "object")
+                    ))'::pg_catalog.jsonpath
+                )
+                THEN (SELECT :deep_merge FROM (SELECT resources.data AS target, wave.data AS patch) AS merging)
+                ELSE (resources.data || wave.data) || (
+                    SELECT pg_catalog.jsonb_object_agg(
+                        member.key,
+                        CASE pg_catalog.jsonb_typeof(resources.data -> member.key)
+                            WHEN 'object' THEN (resources.data -> member.key) || member.value
+                            ELSE member.value
+                        END
+                    )
+                    FROM pg_catalog.jsonb_each(wave.data) AS member
+                    WHERE pg_catalog.jsonb_typeof(member.value) = 'object'
+                )
+            END
+            WHEN pg_catalog.jsonb_path_exists(wave.data, 'strict $.* ? (@ == null)'::pg_catalog.jsonpath)
             THEN (resources.data || wave.data) - ARRAY(
-                SELECT jsonb_path_query(wave.data, 'strict $.keyvalue() ? (@.value == null).key') #>> '{}'
+                SELECT pg_catalog.jsonb_path_query(
+                    wave.data, 'strict $.keyvalue() ? (@.value == null).key'::pg_catalog.jsonpath
+                ) #>> '{}'::pg_catalog.text[]
             )
             ELSE resources.data || wave.data
         END,
@@ -184,19 +267,19 @@ WITH wave AS MATERIALIZED (
         AND resources."resourceName" = wave.resource_type AND resources."resourceId" = wave.resource_id
     RETURNING wave.index
 ), deleted AS (
-    DELETE FROM resources
+    DELETE FROM public.resources
     USING wave
     WHERE
         wave.operation = 'delete' AND resources.id = wave.tenant_id
         AND resources."resourceName" = wave.resource_type AND resources."resourceId" = wave.resource_id
     RETURNING wave.index
 ), undone AS (
-    UPDATE operations
+    UPDATE public.operations
     SET status = 'failed', error = CASE wave.operation WHEN 'create' THEN 'already_exists' ELSE 'not_found' END
     FROM wave
     WHERE
-        (SELECT count(*) FROM created) + (SELECT count(*) FROM changed) + (SELECT count(*) FROM deleted)
-            < (SELECT count(*) FROM wave WHERE operation IN ('create', 'update', 'patch', 'delete'))
+        (SELECT pg_catalog.count(*) FROM created) + (SELECT pg_catalog.count(*) FROM changed) + (SELECT pg_catalog.count(*) FROM deleted)
+            < (SELECT pg_catalog.count(*) FROM wave WHERE operation IN ('create', 'update', 'patch', 'delete'))
         AND CASE
             WHEN wave.operation = 'create' THEN (wave.tenant_id, wave.resource_type, wave.resource_id) NOT IN (
                 SELECT id, "resourceName", "resourceId" FROM created
@@ -207,18 +290,18 @@ WITH wave AS MATERIALIZED (
         AND operations.tenant_id = wave.tenant_id AND operations.request_id = wave.request_id
     RETURNING wave.index, operations.error
 ), found AS (
-    UPDATE operations
+    UPDATE public.operations
     SET
         status = CASE WHEN resources.id IS NULL THEN 'failed' ELSE 'succeeded' END,
         error = CASE WHEN resources.id IS NULL THEN 'not_found' END,
-        result = CASE WHEN resources.id IS NOT NULL THEN jsonb_build_object(
+        result = CASE WHEN resources.id IS NOT NULL THEN pg_catalog.jsonb_build_object(
             'resourceId', resources."resourceId",
             'data', resources.data,
-            'date', to_char(resources.date AT TIME ZONE 'UTC', :utc_format),
-            'lastUpdated', to_char(resources."lastUpdated" AT TIME ZONE 'UTC', :utc_format)
+            'date', pg_catalog.to_char(resources.date AT TIME ZONE 'UTC', :utc_format),
+            'lastUpdated', pg_catalog.to_char(resources."lastUpdated" AT TIME ZONE 'UTC', :utc_format)
         ) END
     FROM wave
-    LEFT JOIN resources ON
+    LEFT JOIN public.resources ON
         resources.id = wave.tenant_id AND resources."resourceName" = wave.resource_type
         AND resources."resourceId" = wave.resource_id
     WHERE
@@ -228,49 +311,49 @@ WITH wave AS MATERIALIZED (
 ), wanted AS MATERIALIZED (
     SELECT
         index, tenant_id, request_id, resource_type, data AS members, first_date, last_date, page, page_size,
-        NOT pg_catalog.jsonb_path_exists(data, 'strict $.* ? (@.type() == "array" || @.type() == "object")')
+        NOT pg_catalog.jsonb_path_exists(data, 'strict $.* ? (@.type() == "array" || @.type() == "object")'::pg_catalog.jsonpath)
             AS has_scalars_only,
         pg_catalog.pg_column_size(data) AS size,
         coalesce(last_date - first_date < interval '32 days', false) AS is_short
     FROM wave
     WHERE operation = 'list'
 ), listed AS (
-    UPDATE operations
+    UPDATE public.operations
     SET
         status = CASE WHEN answer.fits THEN 'succeeded' ELSE 'failed' END,
         error = CASE WHEN NOT answer.fits THEN 'result_too_large' END,
         result = CASE WHEN answer.fits THEN answer.result END
     FROM wanted
     CROSS JOIN LATERAL (
-        SELECT result, page_bytes <= $2::bigint AND octet_length(result::text) <= $2::bigint AS fits
+        SELECT result, page_bytes <= $2::bigint AND pg_catalog.octet_length(result::pg_catalog.text) <= $2::bigint AS fits
         FROM (
             SELECT
-                jsonb_build_object(
-                    'items', coalesce(jsonb_agg(item ORDER BY page_row) FILTER (WHERE page_row <= wanted.page_size), '[]'),
+                pg_catalog.jsonb_build_object(
+                    'items', coalesce(pg_catalog.jsonb_agg(item ORDER BY page_row) FILTER (WHERE page_row <= wanted.page_size), '[]'),
                     'page', wanted.page,
                     'limit', wanted.page_size,
-                    'hasMore', count(*) > wanted.page_size
+                    'hasMore', pg_catalog.count(*) > wanted.page_size
                 ) AS result,
-                coalesce(max(bytes_so_far) FILTER (WHERE page_row <= wanted.page_size), 0) AS page_bytes
+                coalesce(pg_catalog.max(bytes_so_far) FILTER (WHERE page_row <= wanted.page_size), 0) AS page_bytes
             FROM (
                 SELECT
                     page_row,
                     bytes_so_far,
-                    CASE WHEN bytes_so_far <= $2::bigint THEN jsonb_build_object(
+                    CASE WHEN bytes_so_far <= $2::bigint THEN pg_catalog.jsonb_build_object(
                         'resourceId', "resourceId",
                         'data', data,
-                        'date', to_char(date AT TIME ZONE 'UTC', :utc_format),
-                        'lastUpdated', to_char("lastUpdated" AT TIME ZONE 'UTC', :utc_format)
+                        'date', pg_catalog.to_char(date AT TIME ZONE 'UTC', :utc_format),
+                        'lastUpdated', pg_catalog.to_char("lastUpdated" AT TIME ZONE 'UTC', :utc_format)
                     ) END AS item
                 FROM (
                     SELECT
                         matching.*,
-                        row_number() OVER in_order AS page_row,
-                        sum(octet_length(data::text)) OVER in_order AS bytes_so_far
+                        pg_catalog.row_number() OVER in_order AS page_row,
+                        pg_catalog.sum(pg_catalog.octet_length(data::pg_catalog.text)) OVER in_order AS bytes_so_far
                     FROM (
                         (
                             SELECT "resourceId", data, date, "lastUpdated"
-                            FROM resources
+                            FROM public.resources
                             WHERE
                                 NOT wanted.is_short AND resources.id = wanted.tenant_id
                                 AND resources."resourceName" = wanted.resource_type
@@ -284,7 +367,7 @@ WITH wave AS MATERIALIZED (
                         UNION ALL
                         (
                             SELECT "resourceId", data, date, "lastUpdated"
-                            FROM resources
+                            FROM public.resources
                             WHERE
                                 wanted.is_short AND resources.id = wanted.tenant_id
                                 AND resources."resourceName" = wanted.resource_type
@@ -313,14 +396,14 @@ UNION ALL SELECT index, error FROM listed WHERE error IS NOT NULL;
 SELECT
     CASE
         WHEN pg_catalog.pg_column_size(resources.data || '{}') <= $4::bigint AND NOT :has_long_number
-        THEN resources.data::text
+        THEN resources.data::pg_catalog.text
     END AS data
-FROM resources
+FROM public.resources
 WHERE resources.id = $1 AND resources."resourceName" = $2 AND resources."resourceId" = $3
 FOR UPDATE;
 
 -- name: find_unstorable
 -- The indexes of the texts that cannot be stored as jsonb. Reads no table; the function catches a text's error.
 SELECT position - 1 AS position
-FROM unnest($1::text[]) WITH ORDINALITY AS sent (document, position)
-WHERE NOT simplu_is_storable(document);
+FROM pg_catalog.unnest($1::pg_catalog.text[]) WITH ORDINALITY AS sent (document, position)
+WHERE NOT public.simplu_is_storable(document);

@@ -1,17 +1,47 @@
 -- The check of a new connection, before its first use.
+--
+-- All queries are qualified: a role that may create functions, operators or tables in a schema of the search path must
+-- not have the worker run them. `public` stands for the schema of the shard's tables, which may be another one
+-- (shards/postgres/home.py). An operator has no schema where both types are exactly those of an operator in pg_catalog:
+-- no other operator is preferred to that one. An `unnest` of several arrays in FROM is always that of pg_catalog.
+
+-- fragment: is_trusted
+-- Whether the role `owner` is this one, a superuser, the database's owner, or a role that this one is a member of:
+-- what such a role owns was not made by an attacker.
+(
+    owner.rolname = current_user OR owner.rolsuper OR owner.rolname = 'pg_database_owner'
+    OR owner.oid = (SELECT datdba FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+    OR pg_catalog.pg_has_role(current_user, owner.oid, 'MEMBER'::pg_catalog.text)
+    AND NOT (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user)
+)
+
+-- name: find_home
+-- The schema of the search path with our tables; in a database without them, the one to make them in. A schema that a
+-- trusted role has made comes first: another role may have made one with the name of this role, and tables in it.
+-- NULL if no schema of the path may be used.
+SELECT (
+    SELECT home.nspname::pg_catalog.text
+    FROM pg_catalog.unnest(pg_catalog.current_schemas(false)) WITH ORDINALITY AS path (name, place)
+    JOIN pg_catalog.pg_namespace AS home ON home.nspname = path.name
+    LEFT JOIN pg_catalog.pg_class AS meta
+        ON meta.relnamespace = home.oid AND meta.relname = 'shard_meta' AND meta.relkind = 'r'
+    JOIN pg_catalog.pg_roles AS owner ON owner.oid = coalesce(meta.relowner, home.nspowner)
+    ORDER BY meta.oid IS NULL, NOT :is_trusted, path.place
+    LIMIT 1
+) AS home;
 
 -- name: inspect_server
 -- The identity of the database, whether the server takes writes, and which backend answers: behind a pooler another
 -- one than at the start of the connection.
 SELECT
-    (SELECT shard_id FROM shard_meta) AS shard_id,
-    pg_backend_pid() AS pid,
-    pg_is_in_recovery() AS is_standby,
+    (SELECT shard_id FROM public.shard_meta) AS shard_id,
+    pg_catalog.pg_backend_pid() AS pid,
+    pg_catalog.pg_is_in_recovery() AS is_standby,
     :refuses_writes AS is_read_only;
 
 -- name: inspect_server_without_schema
 -- The same for a database without our schema, and so without an identity, yet.
 SELECT
-    pg_backend_pid() AS pid,
-    pg_is_in_recovery() AS is_standby,
+    pg_catalog.pg_backend_pid() AS pid,
+    pg_catalog.pg_is_in_recovery() AS is_standby,
     :refuses_writes AS is_read_only;

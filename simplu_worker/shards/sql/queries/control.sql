@@ -9,23 +9,23 @@
 -- The rows of the tenants $1, locked against other control messages and against batches. In order of id, so that two
 -- messages cannot deadlock here.
 SELECT id, business_id, location_id, state, control_at, deletion_began_at IS NOT NULL AS is_deletion_begun
-FROM tenants
-WHERE id = ANY($1::text[])
+FROM public.tenants
+WHERE id = ANY($1::pg_catalog.text[])
 ORDER BY id
 FOR UPDATE;
 
 -- name: find_missing_types
 -- The business types among $1 that this shard does not have, as it was last upgraded before their release.
-SELECT name FROM unnest($1::text[]) AS sent (name)
-WHERE NOT EXISTS (SELECT FROM business_types WHERE business_types.name = sent.name)
+SELECT name FROM pg_catalog.unnest($1::pg_catalog.text[]) AS sent (name)
+WHERE NOT EXISTS (SELECT FROM public.business_types WHERE business_types.name = sent.name)
 ORDER BY name;
 
 -- name: make_tenants
 -- Insert tenants unless they exist: idempotent. created_at is the start of this transaction, which is rolled back after
 -- `is_registration_in_time` if it took too long (architecture, idea 7). In order of id, against deadlocks.
-INSERT INTO tenants (id, business_id, location_id, business_type, state, control_at, created_at, state_changed_at)
-SELECT id, business_id, location_id, business_type, 'active', requested_at::timestamptz, now(), now()
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[])
+INSERT INTO public.tenants (id, business_id, location_id, business_type, state, control_at, created_at, state_changed_at)
+SELECT id, business_id, location_id, business_type, 'active', requested_at::pg_catalog.timestamptz, pg_catalog.now(), pg_catalog.now()
+FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[])
     AS sent (id, business_id, location_id, business_type, requested_at)
 ORDER BY id
 ON CONFLICT (id) DO NOTHING
@@ -34,52 +34,52 @@ RETURNING id;
 -- name: remake_tenants
 -- Make destroyed tenants again. With a new created_at: no reader applies an operation from before (architecture, idea
 -- 7), and the old rows of the log stay for the log's retention.
-UPDATE tenants
+UPDATE public.tenants
 SET
     state = 'active',
     business_type = sent.business_type,
     epoch = tenants.epoch + 1,
-    control_at = sent.requested_at::timestamptz,
-    created_at = now(),
-    state_changed_at = now(), -- unconfirmed
+    control_at = sent.requested_at::pg_catalog.timestamptz,
+    created_at = pg_catalog.now(),
+    state_changed_at = pg_catalog.now(), -- unconfirmed
     deletion_began_at = NULL
-FROM unnest($1::text[], $2::text[], $3::text[]) AS sent (id, business_type, requested_at)
+FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[]) AS sent (id, business_type, requested_at)
 WHERE tenants.id = sent.id AND tenants.state = 'destroyed';
 
 -- name: restore_tenants
 -- Cancel destructions before their first deletion.
-UPDATE tenants
-SET state = 'active', control_at = sent.requested_at::timestamptz, state_changed_at = clock_timestamp()
-FROM unnest($1::text[], $2::text[]) AS sent (id, requested_at)
+UPDATE public.tenants
+SET state = 'active', control_at = sent.requested_at::pg_catalog.timestamptz, state_changed_at = pg_catalog.clock_timestamp()
+FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS sent (id, requested_at)
 WHERE tenants.id = sent.id AND tenants.state = 'destroying' AND tenants.deletion_began_at IS NULL;
 
 -- name: note_control
 -- Store the time of the newest control message that was applied to each tenant.
-UPDATE tenants
-SET control_at = sent.requested_at::timestamptz
-FROM unnest($1::text[], $2::text[]) AS sent (id, requested_at)
-WHERE tenants.id = sent.id AND tenants.control_at < sent.requested_at::timestamptz;
+UPDATE public.tenants
+SET control_at = sent.requested_at::pg_catalog.timestamptz
+FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS sent (id, requested_at)
+WHERE tenants.id = sent.id AND tenants.control_at < sent.requested_at::pg_catalog.timestamptz;
 
 -- name: destroy_tenant
 -- After the commit, the tenant's operations fail as `tenant_destroyed`. The grace time begins now by the shard's clock.
-UPDATE tenants
-SET state = 'destroying', control_at = $2::text::timestamptz, state_changed_at = clock_timestamp()
+UPDATE public.tenants
+SET state = 'destroying', control_at = $2::pg_catalog.text::pg_catalog.timestamptz, state_changed_at = pg_catalog.clock_timestamp()
 WHERE id = $1 AND state = 'active';
 
 -- name: add_default_rows
 -- Add the default row of each tenant. Never overwrites a row that operations have changed.
-INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
+INSERT INTO public.resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
 SELECT
     sent.id, business_types.name, 'settings', 'default', business_types.default_settings,
-    sent.requested_at::timestamptz, sent.requested_at::timestamptz
-FROM unnest($1::text[], $2::text[], $3::text[]) AS sent (id, business_type, requested_at)
-JOIN business_types ON business_types.name = sent.business_type
+    sent.requested_at::pg_catalog.timestamptz, sent.requested_at::pg_catalog.timestamptz
+FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[]) AS sent (id, business_type, requested_at)
+JOIN public.business_types ON business_types.name = sent.business_type
 ORDER BY sent.id
 ON CONFLICT (id, "resourceName", "resourceId") DO NOTHING;
 
 -- name: is_registration_in_time
 -- Whether this transaction is young enough for its created_at to be used.
-SELECT clock_timestamp() - now() < interval '30 seconds';
+SELECT pg_catalog.clock_timestamp() - pg_catalog.now() < interval '30 seconds';
 
 -- name: find_home_candidates
 -- The rows of the tenants $1 here: whether they are confirmed, and whether they have other writes than those of
@@ -88,11 +88,11 @@ SELECT
     id, state, epoch, moved_to, created_at,
     NOT :is_unconfirmed AS is_confirmed,
     EXISTS (
-        SELECT FROM operations WHERE operations.tenant_id = tenants.id AND operations.completed_at >= tenants.created_at
+        SELECT FROM public.operations WHERE operations.tenant_id = tenants.id AND operations.completed_at >= tenants.created_at
     )
     OR EXISTS (
-        SELECT FROM resources
-        LEFT JOIN business_types ON business_types.name = tenants.business_type
+        SELECT FROM public.resources
+        LEFT JOIN public.business_types ON business_types.name = tenants.business_type
         WHERE
             resources.id = tenants.id
             AND (
@@ -101,93 +101,96 @@ SELECT
                 OR resources.date <> resources."lastUpdated"
             )
     ) AS is_touched
-FROM tenants
-WHERE id = ANY($1::text[]);
+FROM public.tenants
+WHERE id = ANY($1::pg_catalog.text[]);
 
 -- name: confirm_tenants
 -- Record that the tenants $1, made at $2, have no other home, and return those that still exist. Idempotent. In a
 -- transaction that has locked their rows by `lock_tenants_for_control`.
-UPDATE tenants
+UPDATE public.tenants
 SET state_changed_at = CASE
     WHEN :is_unconfirmed
         -- A clock that was set back must not make the tenant unconfirmed.
-        THEN greatest(clock_timestamp(), tenants.created_at + interval '1 microsecond')
+        THEN greatest(pg_catalog.clock_timestamp(), tenants.created_at + interval '1 microsecond')
     ELSE tenants.state_changed_at
 END
-FROM unnest($1::text[], $2::text[]) AS sent (id, created_at)
-WHERE tenants.id = sent.id AND tenants.created_at = sent.created_at::timestamptz
+FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS sent (id, created_at)
+WHERE tenants.id = sent.id AND tenants.created_at = sent.created_at::pg_catalog.timestamptz
 RETURNING tenants.id;
 
 -- name: find_unconfirmed
 -- At most $2 unconfirmed tenants that were made more than $1 seconds ago: the replica that made them was killed, or a
 -- shard did not answer. Scans the table.
 SELECT id, business_id, location_id, business_type
-FROM tenants
+FROM public.tenants
 WHERE
     state = 'active' AND :is_unconfirmed
-    AND created_at < clock_timestamp() - make_interval(secs => $1)
+    AND created_at < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1)
 ORDER BY created_at, id
 LIMIT $2;
 
 -- name: delete_default_row
 -- Undo `add_default_rows` for the tenant $1. In a transaction that has locked the tenant's row, and read that it has no
 -- writes but those of provisioning; the next two queries as well.
-DELETE FROM resources WHERE id = $1 AND "resourceName" = 'settings' AND "resourceId" = 'default';
+DELETE FROM public.resources WHERE id = $1 AND "resourceName" = 'settings' AND "resourceId" = 'default';
 
 -- name: delete_tenant_made
 -- Undo `make_tenants`.
-DELETE FROM tenants WHERE id = $1 AND state = 'active' AND epoch = 1;
+DELETE FROM public.tenants WHERE id = $1 AND state = 'active' AND epoch = 1;
 
 -- name: destroy_tenant_remade
 -- Undo `remake_tenants`: the tenant is destroyed again.
-UPDATE tenants
-SET state = 'destroyed', state_changed_at = clock_timestamp()
+UPDATE public.tenants
+SET state = 'destroyed', state_changed_at = pg_catalog.clock_timestamp()
 WHERE id = $1 AND state = 'active' AND epoch > 1;
 
 -- name: rename_resource
 -- Give a resource another id, and merge the additional data $5 (RFC 7396, as a `patch` does), unless the worker merged
 -- them: then $7 are the resource's data. Does nothing if a resource with the new id exists, or none with the old one.
-UPDATE resources
+UPDATE public.resources
 SET
     "resourceId" = $4,
     data = CASE
-        WHEN $7::text IS NOT NULL THEN $7::text::jsonb
-        WHEN $5::text IS NULL THEN data
-        ELSE simplu_merge_patch(data, $5::text::jsonb)
+        WHEN $7::pg_catalog.text IS NOT NULL THEN $7::pg_catalog.text::pg_catalog.jsonb
+        WHEN $5::pg_catalog.text IS NULL THEN data
+        ELSE (
+            SELECT :deep_merge
+            FROM (SELECT resources.data AS target, $5::pg_catalog.text::pg_catalog.jsonb AS patch) AS merging
+        )
     END,
-    "lastUpdated" = $6::text::timestamptz
+    "lastUpdated" = $6::pg_catalog.text::pg_catalog.timestamptz
 WHERE
     id = $1 AND "resourceName" = $2 AND "resourceId" = $3
     AND NOT EXISTS (
-        SELECT FROM resources AS other WHERE other.id = $1 AND other."resourceName" = $2 AND other."resourceId" = $4
+        SELECT FROM public.resources AS other WHERE other.id = $1 AND other."resourceName" = $2 AND other."resourceId" = $4
     );
 
 -- name: find_resource_ids
 -- The ids among $3 that exist.
 SELECT "resourceId" AS resource_id
-FROM resources
-WHERE id = $1 AND "resourceName" = $2 AND "resourceId" = ANY($3::text[]);
+FROM public.resources
+WHERE id = $1 AND "resourceName" = $2 AND "resourceId" = ANY($3::pg_catalog.text[]);
 
 -- name: add_admin
 -- Add the role of a tenant's first administrator, and the person's own resource, of the staff type of the tenant's
 -- business type. Never overwrites an existing row: idempotent.
-INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
+INSERT INTO public.resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
 SELECT
-    tenants.id, tenants.business_type, made.resource_type, $2::text, made.data,
-    $4::text::timestamptz, $4::text::timestamptz
-FROM tenants
-JOIN business_types ON business_types.name = tenants.business_type
+    tenants.id, tenants.business_type, made.resource_type, $2::pg_catalog.text, made.data,
+    $4::pg_catalog.text::pg_catalog.timestamptz, $4::pg_catalog.text::pg_catalog.timestamptz
+FROM public.tenants
+JOIN public.business_types ON business_types.name = tenants.business_type
 CROSS JOIN LATERAL (
     VALUES
         (
             'role',
-            jsonb_build_object('name', 'Administrator', 'status', 'active', 'permissions', jsonb_build_array('*'))
+            pg_catalog.jsonb_build_object('name', 'Administrator', 'status', 'active', 'permissions', pg_catalog.jsonb_build_array('*'))
         ),
         (
             business_types.staff_resource_type,
-            jsonb_build_object(
-                business_types.staff_resource_type || 'Name', split_part($3::text, '@', 1),
-                'email', $3::text,
+            pg_catalog.jsonb_build_object(
+                business_types.staff_resource_type || 'Name', pg_catalog.split_part($3::pg_catalog.text, '@', 1),
+                'email', $3::pg_catalog.text,
                 'phone', '',
                 'role', 'Administrator',
                 'status', 'active'
@@ -200,43 +203,43 @@ ON CONFLICT (id, "resourceName", "resourceId") DO NOTHING;
 -- name: find_staff_type
 -- The resource type of staff for a tenant's business type.
 SELECT business_types.staff_resource_type
-FROM tenants
-JOIN business_types ON business_types.name = tenants.business_type
+FROM public.tenants
+JOIN public.business_types ON business_types.name = tenants.business_type
 WHERE tenants.id = $1;
 
 -- name: find_deletions
 -- The tenants after their grace time ($1 seconds), and those with a deletion that has begun.
-SELECT id, business_id, location_id FROM tenants
+SELECT id, business_id, location_id FROM public.tenants
 WHERE
     state = 'destroying'
-    AND (deletion_began_at IS NOT NULL OR state_changed_at <= clock_timestamp() - make_interval(secs => $1))
+    AND (deletion_began_at IS NOT NULL OR state_changed_at <= pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1))
 ORDER BY deletion_began_at, id;
 
 -- name: begin_deletion
 -- Mark a tenant after its grace time ($2 seconds): a new `SHARD_CREATION` then waits for the end of the deletion, and
 -- restores nothing. Waits for the batches that have locked the row; does nothing for a tenant that is marked or was just
 -- restored.
-UPDATE tenants
-SET deletion_began_at = clock_timestamp()
+UPDATE public.tenants
+SET deletion_began_at = pg_catalog.clock_timestamp()
 WHERE
     id = $1 AND state = 'destroying' AND deletion_began_at IS NULL
-    AND state_changed_at <= clock_timestamp() - make_interval(secs => $2);
+    AND state_changed_at <= pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $2);
 
 -- name: lock_deletion
 -- Lock a tenant if its deletion is still in progress: another replica may have ended it, and the tenant may have been
 -- made again. The share lock blocks neither other replicas nor the batches that find the tenant destroyed.
-SELECT id FROM tenants WHERE id = $1 AND state = 'destroying' AND deletion_began_at IS NOT NULL FOR SHARE;
+SELECT id FROM public.tenants WHERE id = $1 AND state = 'destroying' AND deletion_began_at IS NOT NULL FOR SHARE;
 
 -- name: delete_resources
 -- Delete at most $2 of a tenant's resources, and skip those that another replica is deleting.
-DELETE FROM resources
-WHERE ctid = ANY(ARRAY(SELECT ctid FROM resources WHERE id = $1 LIMIT $2 FOR UPDATE SKIP LOCKED))
+DELETE FROM public.resources
+WHERE ctid = ANY(ARRAY(SELECT ctid FROM public.resources WHERE id = $1 LIMIT $2 FOR UPDATE SKIP LOCKED))
 RETURNING "resourceName" AS resource_type, "resourceId" AS resource_id;
 
 -- name: end_deletion
 -- Mark a tenant without resources as destroyed: its row stays, and its log for the log's retention.
-UPDATE tenants
-SET state = 'destroyed', state_changed_at = clock_timestamp(), deletion_began_at = NULL
+UPDATE public.tenants
+SET state = 'destroyed', state_changed_at = pg_catalog.clock_timestamp(), deletion_began_at = NULL
 WHERE
     id = $1 AND state = 'destroying' AND deletion_began_at IS NOT NULL
-    AND NOT EXISTS (SELECT FROM resources WHERE resources.id = $1);
+    AND NOT EXISTS (SELECT FROM public.resources WHERE resources.id = $1);

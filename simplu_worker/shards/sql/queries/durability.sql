@@ -6,19 +6,19 @@
 -- fragment: server_run
 -- The timeline and the start of the server: with another one, positions do not compare.
 CASE
-    WHEN to_regproc('aurora_version') IS NULL THEN substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
+    WHEN pg_catalog.to_regproc('aurora_version') IS NULL THEN pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8)
     ELSE ''
 END AS timeline,
-pg_postmaster_start_time() AS started_at
+pg_catalog.pg_postmaster_start_time() AS started_at
 
 -- fragment: unlogged
 -- The indexes of the operations that are not in the log; $1 are their tenants, $2 their request ids.
 ARRAY(
-    SELECT sent.number - 1
-    FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS sent (tenant_id, request_id, number)
+    SELECT (sent.number - 1)::pg_catalog.text
+    FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) WITH ORDINALITY AS sent (tenant_id, request_id, number)
     WHERE (
         SELECT true
-        FROM operations
+        FROM public.operations
         WHERE operations.tenant_id = sent.tenant_id AND operations.request_id = sent.request_id
     ) IS NULL
 ) AS unlogged
@@ -33,23 +33,23 @@ ARRAY(
 SELECT
     :server_run,
     CASE
-        WHEN to_regproc('aurora_version') IS NULL THEN (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint
+        WHEN pg_catalog.to_regproc('aurora_version') IS NULL THEN (pg_catalog.pg_current_wal_insert_lsn() - '0/0'::pg_catalog.pg_lsn)::bigint
         ELSE 0
     END AS position,
-    current_setting('synchronous_commit') AS synchronous_commit,
+    pg_catalog.current_setting('synchronous_commit') AS synchronous_commit,
     CASE
-        WHEN current_setting('max_wal_senders')::integer > 0 THEN current_setting('synchronous_standby_names')
+        WHEN pg_catalog.current_setting('max_wal_senders')::integer > 0 THEN pg_catalog.current_setting('synchronous_standby_names')
         ELSE ''
     END AS synchronous_standby_names,
-    current_setting('fsync')::boolean AS fsync,
+    pg_catalog.current_setting('fsync')::boolean AS fsync,
     (
-        SELECT coalesce(json_agg(json_build_object(
-            'name', concat_ws(' ', coalesce(slot.slot_name, sender.application_name), host(sender.client_addr)),
+        SELECT coalesce(pg_catalog.json_agg(pg_catalog.json_build_object(
+            'name', pg_catalog.concat_ws(' ', coalesce(slot.slot_name, sender.application_name), pg_catalog.host(sender.client_addr)),
             'state', sender.state,
-            'flushed', (coalesce(sender.flush_lsn, slot.restart_lsn) - '0/0'::pg_lsn)::bigint
-        )), '[]')::text
-        FROM pg_stat_replication AS sender
-        LEFT JOIN pg_replication_slots AS slot ON slot.active_pid = sender.pid
+            'flushed', (coalesce(sender.flush_lsn, slot.restart_lsn) - '0/0'::pg_catalog.pg_lsn)::bigint
+        )), '[]')::pg_catalog.text
+        FROM pg_catalog.pg_stat_replication AS sender
+        LEFT JOIN pg_catalog.pg_replication_slots AS slot ON slot.active_pid = sender.pid
         WHERE slot.slot_type IS DISTINCT FROM 'logical'
             AND sender.state IS DISTINCT FROM 'backup'
             AND coalesce(sender.application_name, '') NOT IN ('pg_basebackup', 'pg_receivewal')
@@ -61,8 +61,8 @@ SELECT
 -- names standbys, confirmed by them. All earlier commits are then as safe, such as those of the operations found in
 -- the log. A wait for standbys that is cancelled ends with a warning, and otherwise looks like one that was not.
 SELECT
-    set_config('synchronous_commit', 'on', true),
-    pg_logical_emit_message(true, 'simplu-worker', ''),
+    pg_catalog.set_config('synchronous_commit', 'on', true),
+    pg_catalog.pg_logical_emit_message(true, 'simplu-worker', ''),
     :server_run,
     :unlogged;
 
@@ -71,8 +71,8 @@ SELECT
 -- crash of this run of the server cannot undo it.
 SELECT
     :server_run,
-    set_config(
+    pg_catalog.set_config(
         'synchronous_commit',
-        CASE current_setting('synchronous_commit') WHEN 'off' THEN 'local' ELSE current_setting('synchronous_commit') END,
+        CASE pg_catalog.current_setting('synchronous_commit') WHEN 'off' THEN 'local' ELSE pg_catalog.current_setting('synchronous_commit') END,
         true
     );

@@ -2,7 +2,7 @@
 
 -- fragment: refuses_writes
 -- Whether the server would refuse a write: a standby, a former primary.
-pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean
+pg_catalog.pg_is_in_recovery() OR pg_catalog.current_setting('transaction_read_only')::boolean
 
 -- name: is_read_only
 SELECT :refuses_writes;
@@ -10,52 +10,52 @@ SELECT :refuses_writes;
 -- name: probe_server
 -- The kind of server, and its clock.
 SELECT
-    current_setting('server_version') AS version,
-    current_setting('server_version_num')::integer AS version_number,
-    pg_is_in_recovery() AS is_standby,
+    pg_catalog.current_setting('server_version') AS version,
+    pg_catalog.current_setting('server_version_num')::integer AS version_number,
+    pg_catalog.pg_is_in_recovery() AS is_standby,
     :refuses_writes AS is_read_only,
-    clock_timestamp() AS clock;
+    pg_catalog.clock_timestamp() AS clock;
 
 -- name: probe_connections
 -- The connections in use, and the most that there may be, by the nearest limit: the server's less those reserved for
 -- superusers, the database's, the role's. A role with few rights sees no backend_type, but every backend.
 WITH clients AS (
     SELECT datid, usesysid
-    FROM pg_stat_activity
+    FROM pg_catalog.pg_stat_activity
     WHERE backend_type = 'client backend' OR (backend_type IS NULL AND datid IS NOT NULL)
 ),
 limits AS (
     SELECT
-        (SELECT count(*) FROM clients) AS used,
-        current_setting('max_connections')::integer
-        - current_setting('superuser_reserved_connections')::integer
-        - coalesce(current_setting('reserved_connections', true)::integer, 0) AS room
+        (SELECT pg_catalog.count(*) FROM clients) AS used,
+        pg_catalog.current_setting('max_connections')::integer
+        - pg_catalog.current_setting('superuser_reserved_connections')::integer
+        - coalesce(pg_catalog.current_setting('reserved_connections', true)::integer, 0) AS room
     UNION ALL
-    SELECT (SELECT count(*) FROM clients WHERE clients.datid = pg_database.oid), datconnlimit
-    FROM pg_database
-    WHERE datname = current_database() AND datconnlimit >= 0
+    SELECT (SELECT pg_catalog.count(*) FROM clients WHERE clients.datid = pg_database.oid), datconnlimit
+    FROM pg_catalog.pg_database
+    WHERE datname = pg_catalog.current_database() AND datconnlimit >= 0
     UNION ALL
-    SELECT (SELECT count(*) FROM clients WHERE clients.usesysid = pg_roles.oid), rolconnlimit
-    FROM pg_roles
+    SELECT (SELECT pg_catalog.count(*) FROM clients WHERE clients.usesysid = pg_roles.oid), rolconnlimit
+    FROM pg_catalog.pg_roles
     WHERE rolname = session_user AND rolconnlimit >= 0 AND NOT rolsuper
 )
-SELECT used, room FROM limits ORDER BY used::float / greatest(room, 1) DESC LIMIT 1;
+SELECT used, room FROM limits ORDER BY used::pg_catalog.float8 / greatest(room, 1)::pg_catalog.float8 DESC LIMIT 1;
 
 -- name: probe_standby
 -- How far a standby is behind the log that it received; if it receives nothing, behind the time of its last commit.
 SELECT
     CASE
-        WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() AND EXISTS (SELECT FROM pg_stat_wal_receiver) THEN 0.0
-        ELSE extract(EPOCH FROM clock_timestamp() - pg_last_xact_replay_timestamp())
-    END::float AS lag_s,
-    pg_wal_lsn_diff(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::bigint AS lag_bytes,
+        WHEN pg_catalog.pg_last_wal_receive_lsn() = pg_catalog.pg_last_wal_replay_lsn() AND EXISTS (SELECT FROM pg_catalog.pg_stat_wal_receiver) THEN 0.0
+        ELSE extract(EPOCH FROM pg_catalog.clock_timestamp() - pg_catalog.pg_last_xact_replay_timestamp())
+    END::pg_catalog.float8 AS lag_s,
+    pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_last_wal_receive_lsn(), pg_catalog.pg_last_wal_replay_lsn())::bigint AS lag_bytes,
     0::bigint AS standby_count;
 
 -- name: probe_primary
 -- How far the slowest standby is behind; null if there is none, or this role may not see it.
 SELECT
-    extract(EPOCH FROM max(replay_lag))::float AS lag_s,
-    max(pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn))::bigint AS lag_bytes,
-    count(*) AS standby_count
-FROM pg_stat_replication
+    extract(EPOCH FROM pg_catalog.max(replay_lag))::pg_catalog.float8 AS lag_s,
+    pg_catalog.max(pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), replay_lsn))::bigint AS lag_bytes,
+    pg_catalog.count(*) AS standby_count
+FROM pg_catalog.pg_stat_replication
 WHERE state IS DISTINCT FROM 'backup';

@@ -3,4 +3,4 @@
 -- name: count_living_tenants
 -- The number of tenants that would be lost with this shard: all but the moved and the destroyed ones. Reads the whole
 -- table, without a lock.
-SELECT count(*) FROM tenants WHERE state NOT IN ('moved', 'destroyed');
+SELECT pg_catalog.count(*) FROM public.tenants WHERE state NOT IN ('moved', 'destroyed');

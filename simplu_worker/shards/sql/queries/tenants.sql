@@ -3,25 +3,25 @@
 -- name: find_tenants
 -- The rows of the tenants $1, whatever their state.
 SELECT id, business_id, location_id, business_type, state, moved_to, control_at, created_at
-FROM tenants
-WHERE id = ANY($1::text[]);
+FROM public.tenants
+WHERE id = ANY($1::pg_catalog.text[]);
 
 -- name: find_locations
 -- The rows of all tenants of one business. Uses an index from schema version 2 on, and scans the table before.
-SELECT id, business_id, location_id, state FROM tenants WHERE business_id = $1;
+SELECT id, business_id, location_id, state FROM public.tenants WHERE business_id = $1;
 
 -- name: count_tenants
-SELECT count(*) FROM tenants WHERE state <> 'destroyed';
+SELECT pg_catalog.count(*) FROM public.tenants WHERE state <> 'destroyed';
 
 -- name: list_tenants
 -- All tenants of the shard, in order of id.
-SELECT id, business_id, location_id, business_type, state, moved_to, created_at FROM tenants ORDER BY id;
+SELECT id, business_id, location_id, business_type, state, moved_to, created_at FROM public.tenants ORDER BY id;
 
 -- name: show_tenant
 -- One tenant with the numbers of its resources and operations.
 SELECT
     tenants.id, business_id, location_id, business_type, state, moved_to, control_at, created_at,
-    (SELECT count(*) FROM resources WHERE resources.id = tenants.id) AS resource_count,
-    (SELECT count(*) FROM operations WHERE operations.tenant_id = tenants.id) AS operation_count
-FROM tenants
+    (SELECT pg_catalog.count(*) FROM public.resources WHERE resources.id = tenants.id) AS resource_count,
+    (SELECT pg_catalog.count(*) FROM public.operations WHERE operations.tenant_id = tenants.id) AS operation_count
+FROM public.tenants
 WHERE tenants.id = $1;

@@ -24,15 +24,15 @@ def without_comments(sql: str) -> str:
 
 
 def test_queries_are_split_at_their_names() -> None:
-    """Text before the first name belongs to no query."""
+    """Text before the first name belongs to no query, and comments are not sent."""
     text = "-- About.\n\n-- name: one\n-- Returns one.\nSELECT 1;\n\n-- name: two\nSELECT 2;\n"
 
-    assert read_queries([text]) == {"one": "-- Returns one.\nSELECT 1;", "two": "SELECT 2;"}
+    assert read_queries([text]) == {"one": "SELECT 1;", "two": "SELECT 2;"}
     assert read_queries(["-- nothing yet\n"]) == {}
 
 
 def test_queries_include_the_fragments_of_all_files() -> None:
-    """Without their comments, which stand in the files alone; a cast is no fragment, nor is a time's format."""
+    """A cast is no fragment, nor is a time's format."""
     user = "-- name: one\nSELECT :two AS two, '2'::text, to_char(now(), 'HH24:MI'), :two;\n"
     owner = "-- About.\n\n-- fragment: two\n-- Two of them.\n1 + 1\n\n-- name: three\nSELECT 3;\n"
 

@@ -1,0 +1,149 @@
+-- works-from: 2
+--
+-- What another role makes in a schema of the search path is run by nobody else: policies name functions of pg_catalog,
+-- and functions have a search path of their own, so that they call no other function of ours.
+-- A worker of version 2 goes on as before: it calls functions of the same names.
+
+-- In the order in which a batch takes its tables.
+DROP POLICY IF EXISTS simplu_writer ON public.stream_positions;
+CREATE POLICY simplu_writer ON public.stream_positions
+    USING ((SELECT pg_catalog.has_table_privilege('public.stream_positions'::pg_catalog.regclass, 'INSERT')));
+
+DROP POLICY IF EXISTS simplu_writer ON public.tenants;
+CREATE POLICY simplu_writer ON public.tenants
+    USING ((SELECT pg_catalog.has_table_privilege('public.tenants'::pg_catalog.regclass, 'INSERT')));
+DROP POLICY IF EXISTS simplu_reader ON public.tenants;
+CREATE POLICY simplu_reader ON public.tenants
+    FOR SELECT USING (id = pg_catalog.current_setting('simplu.tenant', true));
+
+DROP POLICY IF EXISTS simplu_writer ON public.operations;
+CREATE POLICY simplu_writer ON public.operations
+    USING ((SELECT pg_catalog.has_table_privilege('public.operations'::pg_catalog.regclass, 'INSERT')));
+DROP POLICY IF EXISTS simplu_reader ON public.operations;
+CREATE POLICY simplu_reader ON public.operations
+    FOR SELECT USING (tenant_id = pg_catalog.current_setting('simplu.tenant', true));
+
+DROP POLICY IF EXISTS simplu_writer ON public.resources;
+CREATE POLICY simplu_writer ON public.resources
+    USING ((SELECT pg_catalog.has_table_privilege('public.resources'::pg_catalog.regclass, 'INSERT')));
+DROP POLICY IF EXISTS simplu_reader ON public.resources;
+CREATE POLICY simplu_reader ON public.resources
+    FOR SELECT USING (id = pg_catalog.current_setting('simplu.tenant', true));
+
+DROP POLICY IF EXISTS simplu_writer ON public.moves;
+CREATE POLICY simplu_writer ON public.moves
+    USING ((SELECT pg_catalog.has_table_privilege('public.moves'::pg_catalog.regclass, 'INSERT')));
+
+-- RFC 7396, for workers of version 2: as before, but for patches that go deeper than one object within another. Those
+-- are merged as later workers do in their own statement (queries/applying.sql), without a function that calls itself.
+CREATE OR REPLACE FUNCTION public.simplu_merge_patch(target jsonb, patch jsonb) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    special text[];
+    nested jsonb;
+    merged jsonb;
+BEGIN
+    IF jsonb_typeof(patch) <> 'object' THEN
+        RETURN patch;
+    END IF;
+    IF jsonb_path_exists(patch, 'strict $.* ? (@.type() == "null" || @.type() == "object")') THEN
+        SELECT
+            array_agg(key), coalesce(jsonb_object_agg(key, value) FILTER (WHERE jsonb_typeof(value) = 'object'), '{}')
+        INTO special, nested
+        FROM jsonb_each(patch)
+        WHERE jsonb_typeof(value) IN ('null', 'object');
+        patch := patch - special;
+    END IF;
+    merged := target || coalesce(patch, '{}');
+    IF jsonb_typeof(merged) IS DISTINCT FROM 'object' THEN -- the target was none
+        merged := coalesce(patch, '{}');
+    END IF;
+    IF special IS NULL THEN
+        RETURN merged;
+    END IF;
+    SELECT coalesce(
+        jsonb_object_agg(
+            top.key,
+            CASE
+                WHEN jsonb_path_exists(top.value, 'strict $.* ? (@.type() == "null" || @.type() == "object")')
+                THEN (
+                    WITH RECURSIVE node AS (
+                        SELECT
+                            0 AS level, ''::text AS place, ''::text AS parent, ''::text AS key,
+                            merged -> top.key AS document, top.value AS change
+                        UNION ALL
+                        SELECT
+                            node.level + 1, node.place || '/' || member.number::text, node.place, member.key,
+                            node.document -> member.key, member.value
+                        FROM node
+                        CROSS JOIN LATERAL jsonb_each(node.change) WITH ORDINALITY AS member (key, value, number)
+                        WHERE jsonb_typeof(member.value) = 'object' AND node.level <= 1024
+                    ), flat AS (
+                        SELECT
+                            node.level, node.place, node.parent, node.key,
+                            CASE WHEN jsonb_typeof(node.document) = 'object' THEN node.document - names.keys ELSE '{}' END
+                            || (node.change - names.keys) AS members
+                        FROM node
+                        CROSS JOIN LATERAL (
+                            SELECT ARRAY(
+                                SELECT member.key
+                                FROM jsonb_each(node.change) AS member
+                                WHERE jsonb_typeof(member.value) IN ('null', 'object')
+                            ) AS keys
+                        ) AS names
+                    ), risen AS (
+                        SELECT
+                            max(flat.level) AS level,
+                            CASE
+                                WHEN max(flat.level) <= 1024 THEN '{}'::jsonb
+                                ELSE ('levels: ' || max(flat.level)::text)::jsonb
+                            END AS below
+                        FROM flat
+                        UNION ALL
+                        SELECT
+                            risen.level - 1,
+                            (
+                                SELECT jsonb_object_agg(siblings.parent, siblings.members)
+                                FROM (
+                                    SELECT
+                                        flat.parent,
+                                        jsonb_object_agg(
+                                            flat.key, flat.members || coalesce(risen.below -> flat.place, '{}')
+                                        ) AS members
+                                    FROM flat
+                                    WHERE flat.level = risen.level
+                                    GROUP BY flat.parent
+                                ) AS siblings
+                            )
+                        FROM risen
+                        WHERE risen.level >= 0
+                    )
+                    SELECT risen.below -> '' -> '' FROM risen WHERE risen.level < 0
+                )
+                WHEN jsonb_typeof(merged -> top.key) = 'object' THEN (merged -> top.key) || top.value
+                ELSE top.value
+            END
+        ),
+        '{}'
+    )
+    INTO nested
+    FROM jsonb_each(nested) AS top;
+    RETURN (merged - special) || nested;
+END
+$$;
+
+DROP FUNCTION IF EXISTS public.simplu_merge_patch_deeply(jsonb, jsonb);
+
+-- As before, but for their search path; and the one in SQL is in PL/pgSQL, which is faster where it is not inlined.
+ALTER FUNCTION public.simplu_is_storable(text) SET search_path = pg_catalog, pg_temp;
+ALTER FUNCTION public.simplu_timestamptz(jsonb) SET search_path = pg_catalog, pg_temp;
+ALTER FUNCTION public.simplu_numeric(jsonb) SET search_path = pg_catalog, pg_temp;
+ALTER FUNCTION public.simplu_integer(jsonb) SET search_path = pg_catalog, pg_temp;
+CREATE OR REPLACE FUNCTION public.simplu_boolean(value jsonb) RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RETURN CASE value #>> '{}' WHEN 'true' THEN true WHEN 'false' THEN false END;
+END
+$$;

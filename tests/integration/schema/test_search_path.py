@@ -1,0 +1,252 @@
+"""Another role makes functions, operators and tables in the search path: no statement of ours uses one of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import pytest
+from support.postgres.databases import ShardMaker, database_of, execute
+from support.postgres.decoys import ATTACKER, parse_trees, trap
+from support.postgres.pooler import running_pooler
+from support.postgres.tenant_cases import operation, writer_of
+
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.local.processes.loopback import HOST
+from simplu_worker.operations.operation import Failure
+from simplu_worker.shards.adoption.discovery import begin_adoption, find_old_table
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.schema.migrations import without_concurrently
+from simplu_worker.shards.schema.schema_check import SchemaState, check_schema, ensure_schema
+from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
+from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, Upgrader
+
+OURS = """
+SELECT array_agg(meant::text) FROM (
+    SELECT 'relid=' || oid::text AS meant FROM pg_class
+    WHERE relnamespace::regnamespace::text IN ('public', 'simplu_adoption', 'simplu_adoption_log')
+    UNION ALL
+    SELECT 'funcid=' || oid::text FROM pg_proc
+    WHERE pronamespace::regnamespace::text <> 'postgres' AND proname ~ '^simplu_|^document_of$|^fault_of$'
+) AS ours
+"""
+# Policies, views, constraints and defaults that use a decoy.
+CAPTURED = """
+SELECT pg_describe_object(classid, objid, objsubid) AS captured FROM pg_depend
+WHERE refobjid BETWEEN 1000000 AND 2000000
+"""
+OPEN_FUNCTIONS = """
+SELECT proname FROM pg_proc
+WHERE pronamespace = 'public'::regnamespace AND proname ~ '^simplu_' AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY(proconfig), false)
+"""
+OLD_TABLE = """
+CREATE TABLE public.resources (
+    id bigserial PRIMARY KEY, business_id varchar(255) NOT NULL, location_id varchar(255) NOT NULL,
+    resource_type varchar(100) NOT NULL, resource_id varchar(255) NOT NULL, data jsonb NOT NULL,
+    created_at timestamptz, updated_at timestamptz
+)
+"""
+TENANT = """
+INSERT INTO {home}.tenants (id, business_id, location_id, business_type, state, control_at, created_at)
+VALUES ('clinic-main', 'clinic', 'main', 'dental', 'active', '2026-01-01', '2026-01-01')
+"""
+
+
+async def ask(url: str, query: str) -> Any:
+    """Return the rows of *query*, of which no decoy is a part."""
+    connection = await asyncpg.connect(url)
+    await connection.execute("SET search_path = pg_catalog")
+    try:
+        return [list(row.values()) for row in await connection.fetch(query)]
+    finally:
+        await connection.close()
+
+
+@asynccontextmanager
+async def pool_of(address: ShardAddress) -> AsyncIterator[ShardPool]:
+    """Open a pool with room for an upgrade."""
+    pool = ShardPool(address, size=CONNECTIONS, timeouts=UPGRADE_TIMEOUTS)
+    yield pool
+    await pool.close()
+
+
+async def make_old_schema(address: ShardAddress) -> None:
+    """Make the schema of the version before, as its worker made it: before anybody planted a decoy."""
+    files = [*(migration.text for migration in MIGRATIONS[:-1]), *BUSINESS_TYPES.values()]
+    await execute(address.connection_string, ";".join(without_concurrently(text) for text in files))
+    for migration in MIGRATIONS[:-1]:
+        values = (migration.version, migration.name, migration.works_from)
+        await execute(address.connection_string, QUERIES["record_migration"], *values)
+    await execute(address.connection_string, QUERIES["record_identity"], address.shard_id)
+
+
+async def strangers(address: ShardAddress, *, of_adoption: bool) -> dict[str, set[str]]:
+    """Return what queries mean that is neither ours nor of `pg_catalog`, by query."""
+    ((ours,),) = await ask(address.connection_string, OURS)
+    async with parse_trees(address.connection_string) as trees:
+        return {
+            name: odd
+            for name, query in QUERIES.items()
+            if ("simplu_adoption" in query) == of_adoption and (odd := await trees.strangers(query) - set(ours))
+        }
+
+
+@pytest.fixture
+async def trapped(make_shard: ShardMaker, postgres_server: PostgresServer) -> ShardAddress:
+    """Give a shard with decoys of all that our statements contain."""
+    address = await make_shard()
+    await trap(postgres_server, address)
+    return address
+
+
+@pytest.fixture
+async def old_and_trapped(make_shard: ShardMaker, postgres_server: PostgresServer) -> ShardAddress:
+    """Give a shard of the schema version before, with the same decoys."""
+    address = await make_shard("shard-2", is_empty=True)
+    await make_old_schema(address)
+    await trap(postgres_server, address)
+    return address
+
+
+async def test_decoys_are_what_unqualified_statements_use(trapped: ShardAddress) -> None:
+    """So the tests below would notice one: functions, operators, tables; and asyncpg's own question about a type."""
+    async with parse_trees(trapped.connection_string) as trees:
+        for statement in (
+            "SELECT jsonb_path_exists($1::jsonb, '$.*')",
+            "SELECT array_length($1::text[], 1) = 1::bigint, unnest($1)",
+            "SELECT 1::float8 / 1::bigint",
+            "SELECT $1::jsonb #>> '{}'",
+            "SELECT FROM tenants",
+        ):
+            assert [one for one in await trees.strangers(statement) if not one.startswith("opfunc")], statement
+        with pytest.raises(asyncpg.WrongObjectTypeError, match="array_agg is not an aggregate"):
+            await trees.strangers("SELECT $1::pg_catalog.uuid[]")
+
+
+async def test_every_query_means_what_it_says_beside_decoys(trapped: ShardAddress) -> None:
+    """By the server's parse trees; of the types of arguments and columns there is none that asyncpg would ask for."""
+    assert await strangers(trapped, of_adoption=False) == {}
+
+
+async def test_every_query_means_what_it_says_on_a_shard_of_the_version_before(
+    old_and_trapped: ShardAddress,
+) -> None:
+    """A worker goes on with the schema version before."""
+    assert await strangers(old_and_trapped, of_adoption=False) == {}
+
+
+async def test_every_query_of_an_adoption_means_what_it_says_beside_decoys(
+    make_shard: ShardMaker, postgres_server: PostgresServer
+) -> None:
+    """And its scripts run no decoy."""
+    address = await make_shard("shard-1", is_empty=True)
+    await execute(address.connection_string, OLD_TABLE)
+    await trap(postgres_server, address, tables=["resources"])
+    async with pool_of(address) as pool, pool.transaction() as connection:
+        await begin_adoption(connection, "shard-1", await find_old_table(connection, "shard-1"))
+
+    assert await strangers(address, of_adoption=True) == {}
+    assert await ask(address.connection_string, CAPTURED) == []
+
+
+async def apply_all_kinds(address: ShardAddress, home: str = "public") -> None:
+    """Apply operations of every kind, and patches of every depth, and compare the results."""
+    await execute(address.connection_string, TENANT.format(home=home))
+    document = {"name": "Ana", "address": {"city": "Cluj", "geo": {"lat": 46, "long": 23}}, "tags": [1]}
+    patches: list[Any] = [{"name": "Eva"}, {"tags": None}, {"address": {"city": None}}]
+    patches += [{"address": {"geo": {"lat": None, "alt": {}}}}]
+    async with pool_of(address) as pool:
+        writer = writer_of(pool)
+        batch = [operation("create", "r1", document), operation("create", "r2", {"n": 1}), operation("delete", "r2")]
+        batch += [operation("patch", "r1", patch) for patch in patches]
+        batch += [operation("read", "r1", request_id="read"), operation("read", "r2", request_id="gone")]
+        batch += [operation("list", None, request_id="list", filters={"name": "Eva"})]
+        outcomes = await writer.apply(batch)
+        again = await writer.apply(batch)
+        async with pool.connection() as connection:
+            rows = await connection.fetch(QUERIES["find_operations"], ["clinic-main"] * 2, ["read", "list"])
+            assert await connection.fetchval(QUERIES["find_unstorable"], ['{"a": "\\u0000"}']) == 0
+    assert [one.failure for one in outcomes] == [None] * 8 + [Failure.NOT_FOUND] + [None]
+    assert {one.disposition for one in again} != {one.disposition for one in outcomes}
+    results = {row["request_id"]: json.loads(row["result"]) for row in rows}
+    expected = {"name": "Eva", "address": {"geo": {"long": 23, "alt": {}}}}
+    assert results["read"]["data"] == expected
+    assert [item["data"] for item in results["list"]["items"]] == [expected]
+
+
+async def test_operations_run_no_decoy(trapped: ShardAddress) -> None:
+    """Neither their statements nor the functions that these call."""
+    await apply_all_kinds(trapped)
+
+
+async def test_operations_run_no_decoy_on_a_shard_that_is_not_upgraded_yet(old_and_trapped: ShardAddress) -> None:
+    """Where functions have the search path of the session, and call others by it."""
+    await apply_all_kinds(old_and_trapped)
+
+
+async def test_operations_run_no_decoy_behind_a_pooler(trapped: ShardAddress, postgres_server: PostgresServer) -> None:
+    """In transaction mode no setting of a connection stays, and none is needed."""
+    async with running_pooler(postgres_server, {"auth_type": "any", "pool_mode": "transaction"}) as port:
+        url = f"postgresql://guest@{HOST}:{port}/{database_of(trapped)}"
+        await apply_all_kinds(ShardAddress(trapped.shard_id, url))
+
+
+async def test_schema_is_made_beside_decoys(make_shard: ShardMaker, postgres_server: PostgresServer) -> None:
+    """Not in the schema that another role has made in the worker's name, and without use of what it has planted."""
+    address = await make_shard("shard-3", is_empty=True)
+    await trap(postgres_server, address, tables=[])
+    async with pool_of(address) as pool:
+        await ensure_schema(pool)
+
+    assert await ask(address.connection_string, CAPTURED) == []
+    assert await ask(address.connection_string, OPEN_FUNCTIONS) == []
+    await apply_all_kinds(address)
+
+
+async def test_upgrade_closes_the_search_path_of_what_is_installed(old_and_trapped: ShardAddress) -> None:
+    """Policies, functions and views come to mean what they say, whoever looks at the tables."""
+    async with pool_of(old_and_trapped) as pool:
+        assert len(await ask(old_and_trapped.connection_string, OPEN_FUNCTIONS)) > 0
+
+        done = await Upgrader(pool).run()
+
+    assert done is not None
+    assert done.version == SCHEMA_VERSION
+    assert await ask(old_and_trapped.connection_string, CAPTURED) == []
+    assert await ask(old_and_trapped.connection_string, OPEN_FUNCTIONS) == []
+    await apply_all_kinds(old_and_trapped)
+
+
+async def test_shard_is_found_in_the_schema_of_a_trusted_role(trapped: ShardAddress) -> None:
+    """The attacker's tables have the same names, and come first in the search path."""
+    async with pool_of(trapped) as pool, pool.connection() as connection:
+        path = await connection.fetchval("SELECT pg_catalog.current_schemas(false)::pg_catalog.text")
+        found = connection.home
+
+    assert (path, found) == ("{postgres,public}", "public")
+    assert ATTACKER not in found
+
+
+async def test_shard_may_be_in_any_schema_of_the_search_path(
+    make_shard: ShardMaker, postgres_server: PostgresServer
+) -> None:
+    """The first one, as Postgres would choose it; whatever its name."""
+    address = await make_shard("shard-4", is_empty=True)
+    await execute(address.connection_string, 'CREATE SCHEMA "Our ""home"""')
+    path = f'ALTER DATABASE {database_of(address)} SET search_path = "Our ""home""", public'
+    await execute(postgres_server.url_of("postgres"), path)
+    async with pool_of(address) as pool:
+        await ensure_schema(pool)
+        async with pool.connection() as connection:
+            assert connection.home == 'Our "home"'
+            assert await check_schema(connection, "shard-4") is SchemaState.READY
+
+    assert (
+        await ask(address.connection_string, "SELECT FROM pg_class WHERE relnamespace = 'public'::regnamespace") == []
+    )
+    await apply_all_kinds(address, '"Our ""home"""')
