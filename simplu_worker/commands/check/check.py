@@ -307,6 +307,7 @@ class DependencyChecks:
         async def ask() -> CheckAnswer:
             probe = await probe_shard(shards.pools.ensure_pool(address))
             self.facts.skews_s[name] = probe.skew_s
+            self.facts.schema_creators[name] = probe.creators
             for finding in assess(ShardObservation(probe=probe)).findings:
                 if finding.problem in TAKES_NO_OPERATIONS:
                     return CheckAnswer(f"shard {address.shard_id}: {finding}", CheckStatus.FAILED)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
@@ -14,6 +14,7 @@ from simplu_worker.config.misspellings import Misspelling
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
 from simplu_worker.operations.retention_rules import effective_retention
+from simplu_worker.shards.health.assessment import SchemaCreator
 
 RECEIVES_MAX: Final = 1000  # a message that crashes the worker is received that often
 SKEW_MAX_S: Final = 30.0
@@ -42,6 +43,7 @@ class CheckFacts:
     shard_count: int = 0
     empty_shards: list[str] = field(default_factory=list)
     inactive_shards: list[str] = field(default_factory=list)
+    schema_creators: dict[str, Sequence[SchemaCreator]] = field(default_factory=dict)  # of shards
     skews_s: dict[str, float] = field(default_factory=dict)  # their clock less ours
     eviction_policy: str | None = None  # of Redis
 
@@ -116,6 +118,10 @@ def _shard_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
         yield Finding(name, "no schema yet", "nothing to do: the schema is created with the first tenant")
     for name in facts.inactive_shards:
         yield Finding(name, "marked inactive by Citrus, its tenants wait", "ask the operators of Citrus")
+    for name, creators in facts.schema_creators.items():
+        for creator in creators:
+            problem, _, advice = str(creator).rpartition("; ")
+            yield Finding(name, problem, advice)
     connections = facts.shard_count * settings.database_pool_size
     if connections > settings.database_max_connections:
         yield Finding(

@@ -14,9 +14,25 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 import msgspec
 
 from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.home import quote_name
 from simplu_worker.shards.routing.citrus import Capacity
 
 VERSION_MIN: Final = 140000  # contract §10: PostgreSQL 14 or newer
+
+
+class SchemaCreator(msgspec.Struct, frozen=True):
+    """A role that may create in a schema of the search path beside the worker's role; None for all roles."""
+
+    schema: str
+    role: str | None
+
+    def __str__(self) -> str:
+        role = "PUBLIC" if self.role is None else quote_name(self.role)
+        subject = "every role" if self.role is None else f"the role {self.role}"
+        return (
+            f"expected a schema {self.schema} in which no other role may create, got one in which {subject} may; "
+            f"run REVOKE CREATE ON SCHEMA {quote_name(self.schema)} FROM {role}"
+        )
 
 
 class ShardProbe(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,7 +42,7 @@ class ShardProbe(msgspec.Struct, frozen=True, kw_only=True):
     unknown: not asked for, not permitted, or too slow (*is_cut_short*). *refusal* is why no worker may use the
     database, *trouble* the error of its last use by this replica, although it answers. *connections_used* count towards
     *connections_max*, the nearest limit. The lag is that of a standby, or on a primary that of its slowest standby.
-    *skew_s* is the server's clock minus ours.
+    *skew_s* is the server's clock minus ours. *creators* are no problem of the shard, but a risk for its readers.
     """
 
     server_version: str
@@ -46,6 +62,7 @@ class ShardProbe(msgspec.Struct, frozen=True, kw_only=True):
     trouble: str | None = None
     schema_version: int | None = None
     tenant_count: int | None = None
+    creators: Sequence[SchemaCreator] = ()
 
 
 class ShardSilence(msgspec.Struct, frozen=True):
@@ -249,11 +266,13 @@ def health_view(health: Health) -> dict[str, Any]:
     While the shard does not answer, the facts of its last answer are a member of their own, `lastAnswer`.
     """
     observation, usage = health.observation, health.observation.usage
+    answered = observation.probe if observation.error is None else None
+    risks = [] if answered is None else list(map(str, answered.creators))
     members: dict[str, Any] = {
         "state": health.state,
         "takesOperations": health.takes_operations,
         "problems": [finding.problem for finding in health.findings] or None,
-        "odd": [finding.detail for finding in health.findings] or None,
+        "odd": [*(finding.detail for finding in health.findings), *risks] or None,
         "usage": None if usage.ratio is None else round(usage.ratio, 4),
         "acceptsNew": usage.accepts_new,
         "lastCheckAt": _format_time(observation.checked_at),

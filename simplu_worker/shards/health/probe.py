@@ -12,7 +12,7 @@ from typing import Any, Final
 import asyncpg
 
 from simplu_worker.errors import WorkerError
-from simplu_worker.shards.health.assessment import ShardProbe
+from simplu_worker.shards.health.assessment import SchemaCreator, ShardProbe
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -104,6 +104,9 @@ async def _add_details(
     await _add_columns(connection, "probe_standby" if facts["is_standby"] else "probe_primary", lag, facts)
     if counts_tenants and facts.get("schema_version") is not None:
         facts["tenant_count"] = await connection.fetchval(QUERIES["count_tenants"])
+    if counts_tenants:
+        rows = await connection.fetch(QUERIES["probe_creators"])
+        facts["creators"] = [SchemaCreator(row["schema"], row["role"]) for row in rows]
 
 
 async def _add_columns(connection: Connection, query: str, names: dict[str, str], facts: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 from support.citrus.cases import RoutedShards, routed_shards, silent
-from support.postgres.databases import QUICK, ShardMaker, copy_shard
+from support.postgres.databases import QUICK, ShardMaker, copy_shard, execute
 from support.postgres.faults import frozen
 from support.postgres.probes import WELL
 from support.postgres.tenant_cases import TENANT, add_tenant
@@ -278,3 +278,22 @@ def test_row_shows_room_and_lag_as_people_read_them() -> None:
         "connections",
         "lag",
     }
+
+
+async def test_shards_list_names_a_schema_in_which_others_may_create(
+    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the statement that ends it; the shard is as healthy as before."""
+    open_one, closed_one = await make_shard("shard-1"), await make_shard("shard-2")
+    await execute(open_one.connection_string, "GRANT CREATE ON SCHEMA public TO PUBLIC")
+    try:
+        assert await list_shards(settings_of(tmp_path, open_one, closed_one), as_json=True) == 0
+    finally:
+        await execute(open_one.connection_string, "REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    shards = by_id(json.loads(capsys.readouterr().out)["shards"])
+    assert shards["shard-1"]["odd"] == [
+        "expected a schema public in which no other role may create, got one in which every role may; "
+        'run REVOKE CREATE ON SCHEMA "public" FROM PUBLIC'
+    ]
+    assert [shards[name]["state"] for name in sorted(shards)] == ["healthy", "healthy"]
+    assert "odd" not in shards["shard-2"]

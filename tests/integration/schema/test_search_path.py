@@ -42,7 +42,9 @@ WHERE refobjid BETWEEN 1000000 AND 2000000
 """
 OPEN_FUNCTIONS = """
 SELECT proname FROM pg_proc
-WHERE pronamespace = 'public'::regnamespace AND proname ~ '^simplu_' AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY(proconfig), false)
+WHERE pronamespace = 'public'::regnamespace
+    AND proname ~ '^simplu_'
+    AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY(proconfig), false)
 """
 OLD_TABLE = """
 CREATE TABLE public.resources (

@@ -11,6 +11,7 @@ from simplu_worker.aws.sqs_queue import QueueAttributes
 from simplu_worker.commands.check.findings import CheckFacts, find_oddities
 from simplu_worker.config.misspellings import Misspelling
 from simplu_worker.config.settings import Settings
+from simplu_worker.shards.health.assessment import SchemaCreator
 
 HOUR = timedelta(hours=1)
 
@@ -79,6 +80,17 @@ def queue_with(*, visibility_s: int = 30, receives: object = 1000, retention_s: 
         (CheckFacts(retentions={"queue q": 24 * HOUR}, dead_letters_retention=24 * HOUR), {}, []),
         (CheckFacts(empty_shards=["shard a"]), {}, ["shard a: no schema yet"]),
         (CheckFacts(inactive_shards=["shard a"]), {}, ["shard a: marked inactive"]),
+        (
+            CheckFacts(schema_creators={"shard a": [SchemaCreator("public", None), SchemaCreator("public", "guest")]}),
+            {},
+            [
+                "shard a: expected a schema public in which no other role may create, got one in which every role may; "
+                'run REVOKE CREATE ON SCHEMA "public" FROM PUBLIC',
+                "shard a: expected a schema public in which no other role may create, got one in which the role guest "
+                'may; run REVOKE CREATE ON SCHEMA "public" FROM "guest"',
+            ],
+        ),
+        (CheckFacts(schema_creators={"shard a": []}), {}, []),
         (CheckFacts(shard_count=50), {}, []),
         (CheckFacts(shard_count=51), {}, ["connections: DATABASE_POOL_SIZE 4 × 51 shards = 204"]),
         (CheckFacts(skews_s={"clock of sqs": 30.0, "shard a": -30.0}), {}, []),

@@ -109,7 +109,7 @@ def test_statement_is_refused_when_its_index_could_not_be_built_again(statement:
 
 def test_dropped_index_is_dropped_concurrently() -> None:
     """No session waits for it either."""
-    assert drop_statement("one") == statements_of("DROP INDEX CONCURRENTLY IF EXISTS one")[0]
+    assert drop_statement("one") == statements_of("DROP INDEX CONCURRENTLY IF EXISTS public.one")[0]
 
 
 @pytest.mark.parametrize(

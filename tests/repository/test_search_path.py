@@ -1,0 +1,88 @@
+"""The SQL files name the schema of every function, table and type: nothing is looked up in the search path.
+
+What the server makes of them, operators too, is in tests/integration/schema/test_search_path.py.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.schema.sql_files import ADOPTION, MIGRATIONS
+
+FIRST_QUALIFIED = 3  # the migration
+BODY = re.compile(r"\$\$.*?\$\$", re.DOTALL)
+TEXT = re.compile(r"'(?:[^']|'')*'")
+COMMENT = re.compile(r"--[^\n]*")
+CLOSED = "SET search_path = pg_catalog, pg_temp"
+# Known to the grammar, which names the schema itself; `unnest` too, of several arrays in FROM.
+OF_GRAMMAR = {"any", "array", "coalesce", "extract", "greatest", "least", "nullif", "substring"}
+TYPES_OF_GRAMMAR = {"bigint", "integer", "boolean"}
+
+TEXTS = {
+    **QUERIES,
+    **{f"adoption/{name}": text for name, text in ADOPTION.items()},
+    **{f"migrations/{one.name}": one.text for one in MIGRATIONS if one.version >= FIRST_QUALIFIED},
+}
+
+
+def code_of(sql: str) -> str:
+    """Return *sql* without comments, texts, and the bodies of functions that have a search path of their own."""
+    parts = re.split(r"(?=^CREATE (?:OR REPLACE )?FUNCTION)", COMMENT.sub("", sql), flags=re.MULTILINE)
+    parts = [BODY.sub("", part, count=1) if CLOSED in part else part for part in parts]
+    return TEXT.sub("''", "".join(parts))
+
+
+def unqualified_calls(code: str) -> set[str]:
+    """Return the names that are called without a schema."""
+    calls = {match[1]: match for match in re.finditer(r"(?<![\w.\"])([a-z]\w*)\(", code)}
+    several = not re.search(r"(?<![\w.])unnest\([^,()]*(?:\([^()]*\)[^,()]*)*\)", code)
+    return calls.keys() - OF_GRAMMAR - ({"unnest"} if several else set())
+
+
+def unqualified_tables(code: str) -> set[str]:
+    """Return the tables that are named without a schema, but for those of a WITH."""
+    made = set(re.findall(r"(\w+) AS (?:MATERIALIZED )?\(", code))
+    named = re.findall(r"(?<!DISTINCT )\b(?:FROM|JOIN|INTO|UPDATE|USING|TABLE|VIEW) ([a-z]\w*)\b(?![.(])", code)
+    return set(named) - made - {"unnest", "old_oid", "named"}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_sql_names_the_schema_of_all_that_it_uses(name: str) -> None:
+    """A role that may create in `public` has nothing of its own run by the worker."""
+    code = code_of(TEXTS[name])
+
+    assert unqualified_calls(code) == set()
+    assert unqualified_tables(code) == set()
+    assert set(re.findall(r"::([a-z]\w*)\b(?!\.)", code)) <= TYPES_OF_GRAMMAR
+
+
+@pytest.mark.parametrize("name", [name for name in TEXTS if "/" in name])
+def test_every_function_has_a_search_path_of_its_own(name: str) -> None:
+    """Whoever calls it."""
+    text = COMMENT.sub("", TEXTS[name])
+
+    assert len(re.findall(r"\bCREATE (?:OR REPLACE )?FUNCTION\b", text)) == len(
+        re.findall(rf"^LANGUAGE \w+ [^\n]*{CLOSED}$", text, re.MULTILINE)
+    )
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT now()",
+        "SELECT FROM tenants",
+        "SELECT 1 FROM public.tenants JOIN resources ON true",
+        "SELECT $1::text",
+        "SELECT FROM unnest($1)",
+        "UPDATE tenants SET a = 1",
+        "DELETE FROM public.resources USING moves",
+    ],
+)
+def test_names_without_a_schema_are_found(sql: str) -> None:
+    """The rules above see them."""
+    types = set(re.findall(r"::([a-z]\w*)\b(?!\.)", code_of(sql))) - TYPES_OF_GRAMMAR
+
+    assert unqualified_calls(code_of(sql)) | unqualified_tables(code_of(sql)) | types
