@@ -291,9 +291,10 @@ async def test_shards_list_names_a_schema_in_which_others_may_create(
     finally:
         await execute(open_one.connection_string, "REVOKE CREATE ON SCHEMA public FROM PUBLIC")
     shards = by_id(json.loads(capsys.readouterr().out)["shards"])
-    assert shards["shard-1"]["odd"] == [
+    (odd,) = shards["shard-1"]["odd"]
+    assert odd == (
         "expected a schema public in which no other role may create, got one in which every role may; "
         'run REVOKE CREATE ON SCHEMA "public" FROM PUBLIC'
-    ]
+    )
     assert [shards[name]["state"] for name in sorted(shards)] == ["healthy", "healthy"]
     assert "odd" not in shards["shard-2"]

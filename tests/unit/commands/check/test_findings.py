@@ -84,10 +84,9 @@ def queue_with(*, visibility_s: int = 30, receives: object = 1000, retention_s: 
             CheckFacts(schema_creators={"shard a": [SchemaCreator("public", None), SchemaCreator("public", "guest")]}),
             {},
             [
-                "shard a: expected a schema public in which no other role may create, got one in which every role may; "
-                'run REVOKE CREATE ON SCHEMA "public" FROM PUBLIC',
-                "shard a: expected a schema public in which no other role may create, got one in which the role guest "
-                'may; run REVOKE CREATE ON SCHEMA "public" FROM "guest"',
+                f"shard a: expected a schema public in which no other role may create, got one in which {subject}"
+                f' may; run REVOKE CREATE ON SCHEMA "public" FROM {role}'
+                for subject, role in [("every role", "PUBLIC"), ("the role guest", '"guest"')]
             ],
         ),
         (CheckFacts(schema_creators={"shard a": []}), {}, []),
