@@ -19,7 +19,7 @@ COMMENT = re.compile(r"--[^\n]*")
 CLOSED = "SET search_path = pg_catalog, pg_temp"
 # Known to the grammar, which names the schema itself; `unnest` too, of several arrays in FROM.
 OF_GRAMMAR = {"any", "array", "coalesce", "extract", "greatest", "least", "nullif", "substring"}
-TYPES_OF_GRAMMAR = {"bigint", "integer", "boolean"}
+TYPES_OF_GRAMMAR = {"bigint", "boolean", "integer", "numeric"}
 
 TEXTS = {
     **QUERIES,

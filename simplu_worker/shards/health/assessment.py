@@ -14,7 +14,6 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 import msgspec
 
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.home import quote_name
 from simplu_worker.shards.routing.citrus import Capacity
 
 VERSION_MIN: Final = 140000  # contract §10: PostgreSQL 14 or newer
@@ -27,11 +26,11 @@ class SchemaCreator(msgspec.Struct, frozen=True):
     role: str | None
 
     def __str__(self) -> str:
-        role = "PUBLIC" if self.role is None else quote_name(self.role)
+        role = "PUBLIC" if self.role is None else f'"{self.role}"'
         subject = "every role" if self.role is None else f"the role {self.role}"
         return (
             f"expected a schema {self.schema} in which no other role may create, got one in which {subject} may; "
-            f"run REVOKE CREATE ON SCHEMA {quote_name(self.schema)} FROM {role}"
+            f'run REVOKE CREATE ON SCHEMA "{self.schema}" FROM {role}'
         )
 
 

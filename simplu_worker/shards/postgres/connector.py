@@ -14,8 +14,7 @@ import asyncpg
 
 from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of
 from simplu_worker.shards.postgres.errors import WrongShardError, wrong_shard_message
-from simplu_worker.shards.postgres.home import DEFAULT_HOME, at_home
-from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.queries import DEFAULT_HOME, QUERIES, at_home
 from simplu_worker.timing.clock import loop_time
 
 STATEMENT_CACHE_SIZE: Final = 100  # prepared statements per connection; asyncpg's default

@@ -2,6 +2,9 @@
 
 A file has queries, each begun by `-- name: x`, and fragments, each begun by `-- fragment: x`: SQL that several queries
 share. A query includes a fragment, of any file, as `:x`. The comments stay in the files.
+
+In all SQL texts `public` stands for the home of a shard, the schema with our tables and functions, so that nothing in
+them is looked up in the search path.
 """
 
 from __future__ import annotations
@@ -10,10 +13,14 @@ import re
 from collections.abc import Iterable
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from typing import Final
+
+DEFAULT_HOME: Final = "public"
 
 _SQL = files("simplu_worker.shards") / "sql"
 _HEADING = re.compile(r"^-- (name|fragment): (\w+)$", re.MULTILINE)
 _COMMENT = re.compile(r"^ *--.*(?:\n|$)", re.MULTILINE)
+_OF_HOME = re.compile(r"\bpublic\.(?=[\w\"%])")
 _INCLUDE = re.compile(r"(?<!:):([a-z]\w*)")  # `::x` is a cast
 
 
@@ -36,6 +43,23 @@ def _parts_of(text: str) -> Iterable[tuple[str, str, str]]:
 def sql_files(folder: str) -> list[Traversable]:
     """Return the files of a folder of `shards/sql/`, by name."""
     return sorted((_SQL / folder).iterdir(), key=lambda file: file.name)
+
+
+def quote_name(name: str) -> str:
+    """Return *name* as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def at_home(sql: str, home: str) -> str:
+    """Return the SQL text *sql* for a shard with the schema *home*.
+
+    Raises `ValueError` for a name that would end a text literal.
+    """
+    if home == DEFAULT_HOME:
+        return sql
+    if "'" in home or "\\" in home:
+        raise ValueError(f"expected a schema without ' and \\ in its name, got {home}; rename it")
+    return _OF_HOME.sub(lambda _: f"{quote_name(home)}.", sql)
 
 
 QUERIES = read_queries(file.read_text() for file in sql_files("queries"))

@@ -20,9 +20,8 @@ import structlog
 
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.postgres.errors import LostRaceError
-from simplu_worker.shards.postgres.home import at_home
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
-from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.queries import QUERIES, at_home
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.schema.migrations import (
     Migration,

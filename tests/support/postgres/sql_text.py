@@ -185,7 +185,7 @@ def _table(arm: Arm, tokens: Sequence[Token], place: int, *, is_insert: bool = F
     place += 1
     if place < len(tokens) and tokens[place].text == "." and not tokens[place].group:
         name = tokens[place + 1].text
-        table, place = f"{table}.{name}", place + 2
+        table, place = name if table == "public" else f"{table}.{name}", place + 2
     while place < len(tokens) and tokens[place].group and not is_insert:  # a function's arguments
         table, place = "(", place + 1
     if tokens[place - 1].text == "(":

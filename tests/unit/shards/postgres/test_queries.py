@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import simplu_worker
-from simplu_worker.shards.postgres.queries import QUERIES, read_queries
+from simplu_worker.shards.postgres.queries import QUERIES, at_home, quote_name, read_queries
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
 
 PACKAGE = Path(simplu_worker.__file__).parent
@@ -84,7 +84,7 @@ def test_no_query_is_built_in_python() -> None:
     """Invariant 6: statements come from the SQL files, or are constants of the door to Postgres itself."""
     allowed = {
         "shards/schema/schema_check.py": {
-            "without_concurrently(text)"
+            "without_concurrently(qualify(text))"
         },  # migrations and business types, from their files
         "shards/schema/upgrade.py": {"statement.text"},  # the same
         # Scripts, from their files too.
@@ -94,7 +94,10 @@ def test_no_query_is_built_in_python() -> None:
             "ADOPTION['old_rows']",
         },
         "shards/adoption/adopter.py": {"ADOPTION['watch']", "ADOPTION['lock_old_table']", "ADOPTION['swap']"},
-        "shards/postgres/connector.py": {"query"},  # of the SQL files, prepared without a name
+        "shards/postgres/connector.py": {
+            "query",  # of the SQL files, prepared without a name
+            "at_home(query, self.home)",  # the same, for the schema of the shard's tables
+        },
         "shards/postgres/pool.py": {"self._timeouts.begin(budget)", "'ROLLBACK'", "'COMMIT'", "'SELECT 1'"},
     }
     inside = [path for path in PACKAGE.rglob("*.py") if "local" not in path.relative_to(PACKAGE).parts]
@@ -132,3 +135,36 @@ def test_business_type_has_its_row_and_index(name: str) -> None:
 def test_business_types_are_those_of_the_contract() -> None:
     """A new type is a new file, and nothing else has to be changed for it."""
     assert set(BUSINESS_TYPES) >= {"dental", "gym", "hotel"}
+
+
+@pytest.mark.parametrize(
+    ("sql", "expected"),
+    [
+        ("SELECT FROM public.tenants", 'SELECT FROM "it""s".tenants'),
+        (
+            "ALTER TABLE public.moves; SELECT public.simplu_f(a)",
+            'ALTER TABLE "it""s".moves; SELECT "it""s".simplu_f(a)',
+        ),
+        (
+            "SELECT 'public.tenants'::regclass, 'is public. Yes'",
+            "SELECT '\"it\"\"s\".tenants'::regclass, 'is public. Yes'",
+        ),
+        ("SELECT republic.a, publics.b", "SELECT republic.a, publics.b"),
+    ],
+)
+def test_sql_is_for_the_home_of_the_shard(sql: str, expected: str) -> None:
+    """Wherever a name has a schema; a shard in `public` gets the text as it is."""
+    assert at_home(sql, 'it"s') == expected
+    assert at_home(sql, "public") is sql
+
+
+@pytest.mark.parametrize("home", ["it's", "back\\slash"])
+def test_home_is_refused_when_its_name_would_end_a_literal(home: str) -> None:
+    """It would be a way to have another statement run."""
+    with pytest.raises(ValueError, match="expected a schema without"):
+        at_home("SELECT 'public.tenants'", home)
+
+
+def test_name_is_quoted() -> None:
+    """As Postgres reads it."""
+    assert quote_name('a"B') == '"a""B"'
