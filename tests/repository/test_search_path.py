@@ -57,6 +57,7 @@ def test_sql_names_the_schema_of_all_that_it_uses(name: str) -> None:
     assert unqualified_calls(code) == set()
     assert unqualified_tables(code) == set()
     assert set(re.findall(r"::([a-z]\w*)\b(?!\.)", code)) <= TYPES_OF_GRAMMAR
+    assert not re.search(r"\bto_reg\w+\('[^.']*'", TEXTS[name])
 
 
 @pytest.mark.parametrize("name", [name for name in TEXTS if "/" in name])

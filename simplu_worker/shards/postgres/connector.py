@@ -179,6 +179,7 @@ class Connector:
             target_session_attrs=asyncpg.connect_utils.SessionAttribute.any,  # checked here, in one query
             command_timeout=self._reply_s,
             statement_cache_size=0 if self.has_pooler else STATEMENT_CACHE_SIZE,
+            max_cacheable_statement_size=0,  # of any size: the longest are those of every batch
             connection_class=ShardConnection,
         )
         connection.opened_at = loop_time()

@@ -98,9 +98,12 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT CASE
         WHEN source IS NULL THEN 'it names no tenant'
-        WHEN coalesce(pg_catalog.length(resource_type), 0) NOT BETWEEN 1 AND 128 THEN 'its resource_type has not 1 to 128 characters'
-        WHEN coalesce(pg_catalog.length(resource_id), 0) NOT BETWEEN 1 AND 256 THEN 'its resource_id has not 1 to 256 characters'
-        WHEN pg_catalog.jsonb_typeof(document) IS DISTINCT FROM 'object' THEN 'its data is no JSON object that can be stored'
+        WHEN coalesce(pg_catalog.length(resource_type), 0) NOT BETWEEN 1 AND 128
+        THEN 'its resource_type has not 1 to 128 characters'
+        WHEN coalesce(pg_catalog.length(resource_id), 0) NOT BETWEEN 1 AND 256
+        THEN 'its resource_id has not 1 to 256 characters'
+        WHEN pg_catalog.jsonb_typeof(document) IS DISTINCT FROM 'object'
+        THEN 'its data is no JSON object that can be stored'
         WHEN written_at IS NULL THEN 'it has neither created_at nor updated_at'
     END
 $$;

@@ -22,7 +22,9 @@ BEGIN
         FROM pg_catalog.pg_index
         JOIN pg_catalog.pg_class ON pg_class.oid = pg_index.indexrelid
         JOIN pg_catalog.pg_class AS ours ON ours.relname = pg_class.relname
-        WHERE pg_index.indrelid = old_oid AND ours.relnamespace = 'simplu_adoption'::pg_catalog.regnamespace::pg_catalog.oid
+        WHERE
+            pg_index.indrelid = old_oid
+            AND ours.relnamespace = 'simplu_adoption'::pg_catalog.regnamespace::pg_catalog.oid
     LOOP
         EXECUTE pg_catalog.format(
             'ALTER INDEX %I.%I RENAME TO %I', home, named.name, pg_catalog.left(named.name, 46) || '_before_adoption'
@@ -32,7 +34,9 @@ BEGIN
     FOR named IN
         SELECT relname AS name, relkind AS kind
         FROM pg_catalog.pg_class
-        WHERE relnamespace = 'simplu_adoption'::pg_catalog.regnamespace::pg_catalog.oid AND relkind IN ('r', 'p', 'v', 'm', 'f')
+        WHERE
+            relnamespace = 'simplu_adoption'::pg_catalog.regnamespace::pg_catalog.oid
+            AND relkind IN ('r', 'p', 'v', 'm', 'f')
     LOOP
         EXECUTE pg_catalog.format('ALTER TABLE simplu_adoption.%I SET SCHEMA %I', named.name, home);
     END LOOP;

@@ -82,8 +82,10 @@ BEGIN
                     ), flat AS (
                         SELECT
                             node.level, node.place, node.parent, node.key,
-                            CASE WHEN jsonb_typeof(node.document) = 'object' THEN node.document - names.keys ELSE '{}' END
-                            || (node.change - names.keys) AS members
+                            CASE
+                                WHEN jsonb_typeof(node.document) = 'object' THEN node.document - names.keys
+                                ELSE '{}'
+                            END || (node.change - names.keys) AS members
                         FROM node
                         CROSS JOIN LATERAL (
                             SELECT ARRAY(

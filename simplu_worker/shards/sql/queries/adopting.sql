@@ -10,7 +10,8 @@
 SELECT pg_catalog.set_config('TimeZone', 'UTC', true);
 
 -- name: find_old_table
--- The table `resources` of the schema $1, its columns with their types, and whether this role may rename the table and make ours.
+-- The table `resources` of the schema $1, its columns with their types, and whether this role may rename the table and
+-- make ours.
 SELECT
     pg_class.oid::bigint AS oid,
     pg_class.relkind = 'r' AND NOT pg_class.relispartition AND NOT EXISTS (
@@ -40,7 +41,8 @@ FROM pg_catalog.pg_locks
 JOIN pg_catalog.pg_stat_activity USING (pid)
 WHERE
     pg_locks.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
-    AND pg_locks.relation = pg_catalog.to_regclass('public.resources')::pg_catalog.oid AND pg_locks.granted AND pid <> pg_catalog.pg_backend_pid()
+    AND pg_locks.relation = pg_catalog.to_regclass('public.resources')::pg_catalog.oid AND pg_locks.granted
+    AND pid <> pg_catalog.pg_backend_pid()
 ORDER BY pid
 LIMIT 10;
 
@@ -58,7 +60,8 @@ SELECT newest_wins, copied_to, copy_to, adopted_at FROM simplu_adoption_log.adop
 
 -- name: begin_adoption
 -- Store the shard $1, the oid $2 of the adopted table, and its namespace $3.
-INSERT INTO simplu_adoption_log.adoption (shard_id, old_table, home) VALUES ($1, $2::pg_catalog.oid::pg_catalog.regclass, $3);
+INSERT INTO simplu_adoption_log.adoption (shard_id, old_table, home)
+VALUES ($1, $2::pg_catalog.oid::pg_catalog.regclass, $3);
 
 -- name: find_conflicting_names
 -- The names of ours that are taken in the old table's namespace, but not by the old table itself: relations with their
@@ -71,7 +74,8 @@ WITH old_table AS (
 SELECT there.relname::pg_catalog.text AS name
 FROM old_table
 JOIN pg_catalog.pg_class AS there ON there.relnamespace = old_table.home
-JOIN pg_catalog.pg_class AS ours ON ours.relname = there.relname AND ours.relnamespace = 'simplu_adoption'::pg_catalog.regnamespace::pg_catalog.oid
+JOIN pg_catalog.pg_class AS ours ON
+    ours.relname = there.relname AND ours.relnamespace = 'simplu_adoption'::pg_catalog.regnamespace::pg_catalog.oid
 WHERE
     there.oid <> old_table.oid
     AND NOT EXISTS (SELECT FROM pg_catalog.pg_index WHERE indexrelid = there.oid AND indrelid = old_table.oid)
@@ -79,7 +83,8 @@ UNION
 SELECT there.typname::pg_catalog.text
 FROM old_table
 JOIN pg_catalog.pg_type AS there ON there.typnamespace = old_table.home
-JOIN pg_catalog.pg_type AS ours ON ours.typname = there.typname AND ours.typnamespace = 'simplu_adoption'::pg_catalog.regnamespace::pg_catalog.oid
+JOIN pg_catalog.pg_type AS ours ON
+    ours.typname = there.typname AND ours.typnamespace = 'simplu_adoption'::pg_catalog.regnamespace::pg_catalog.oid
 WHERE there.typrelid = 0::pg_catalog.oid AND there.typelem = 0::pg_catalog.oid
 UNION
 SELECT there.proname::pg_catalog.text
@@ -108,7 +113,9 @@ SELECT id, fault FROM simplu_adoption_log.old_rows WHERE fault IS NOT NULL ORDER
 
 -- name: list_duplicates
 -- Resources with several old rows, with the first ids of each, oldest first. Reads the whole table.
-SELECT source, resource_type, resource_id, pg_catalog.count(*) AS row_count, (pg_catalog.array_agg(id::pg_catalog.text ORDER BY updated_at, id))[1:10] AS ids
+SELECT
+    source, resource_type, resource_id, pg_catalog.count(*) AS row_count,
+    (pg_catalog.array_agg(id::pg_catalog.text ORDER BY updated_at, id))[1:10] AS ids
 FROM simplu_adoption_log.old_rows
 WHERE fault IS NULL
 GROUP BY source, resource_type, resource_id
@@ -119,8 +126,10 @@ ORDER BY source, resource_type, resource_id;
 -- Write the tenant of each source; return the sources that had another tenant or type before. Idempotent.
 WITH sent AS (
     SELECT *
-    FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[], $6::pg_catalog.text[])
-        AS sent (key, tenant_id, business_id, location_id, business_type, problem)
+    FROM unnest(
+        $1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[],
+        $5::pg_catalog.text[], $6::pg_catalog.text[]
+    ) AS sent (key, tenant_id, business_id, location_id, business_type, problem)
 ), before AS (
     SELECT sent.key
     FROM sent
@@ -192,7 +201,10 @@ WHERE
 
 -- name: find_faults
 -- The rows among $1 with a fault.
-SELECT id, fault FROM simplu_adoption_log.old_rows WHERE id = ANY($1::pg_catalog.text[]::bigint[]) AND fault IS NOT NULL ORDER BY id;
+SELECT id, fault
+FROM simplu_adoption_log.old_rows
+WHERE id = ANY($1::pg_catalog.text[]::bigint[]) AND fault IS NOT NULL
+ORDER BY id;
 
 -- name: take_rows
 -- Record the present resources of the old rows $1, or that they have none; return their former and present resources.
@@ -201,12 +213,18 @@ WITH present AS MATERIALIZED (
     SELECT old_rows.id, sources.tenant_id, old_rows.resource_type, old_rows.resource_id, old_rows.updated_at
     FROM simplu_adoption_log.old_rows
     JOIN simplu_adoption_log.sources ON sources.key = old_rows.source
-    WHERE old_rows.id = ANY($1::pg_catalog.text[]::bigint[]) AND old_rows.fault IS NULL AND sources.tenant_id IS NOT NULL
+    WHERE
+        old_rows.id = ANY($1::pg_catalog.text[]::bigint[]) AND old_rows.fault IS NULL
+        AND sources.tenant_id IS NOT NULL
 ), former AS (
-    SELECT tenant_id, resource_type, resource_id FROM simplu_adoption_log.taken WHERE old_id = ANY($1::pg_catalog.text[]::bigint[])
+    SELECT tenant_id, resource_type, resource_id
+    FROM simplu_adoption_log.taken
+    WHERE old_id = ANY($1::pg_catalog.text[]::bigint[])
 ), gone AS (
     DELETE FROM simplu_adoption_log.taken
-    WHERE old_id = ANY($1::pg_catalog.text[]::bigint[]) AND NOT EXISTS (SELECT FROM present WHERE present.id = taken.old_id)
+    WHERE
+        old_id = ANY($1::pg_catalog.text[]::bigint[])
+        AND NOT EXISTS (SELECT FROM present WHERE present.id = taken.old_id)
 ), noted AS (
     INSERT INTO simplu_adoption_log.taken (old_id, tenant_id, resource_type, resource_id, updated_at)
     SELECT id, tenant_id, resource_type, resource_id, updated_at FROM present
@@ -229,7 +247,8 @@ SELECT tenant_id, resource_type, resource_id FROM present;
 -- without an old row. Idempotent. Inserted in key order.
 WITH wanted AS (
     SELECT tenant_id, resource_type, resource_id
-    FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[]) AS sent (tenant_id, resource_type, resource_id)
+    FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[])
+        AS sent (tenant_id, resource_type, resource_id)
 ), chosen AS MATERIALIZED (
     SELECT DISTINCT ON (taken.tenant_id, taken.resource_type, taken.resource_id) taken.*
     FROM wanted
@@ -268,7 +287,8 @@ ON CONFLICT (id, "resourceName", "resourceId") DO UPDATE SET
 -- name: find_taken_duplicates
 -- The resources among $1, $2, $3 with several old rows.
 SELECT taken.tenant_id, taken.resource_type, taken.resource_id
-FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[]) AS sent (tenant_id, resource_type, resource_id)
+FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[])
+    AS sent (tenant_id, resource_type, resource_id)
 JOIN simplu_adoption_log.taken USING (tenant_id, resource_type, resource_id)
 GROUP BY taken.tenant_id, taken.resource_type, taken.resource_id
 HAVING pg_catalog.count(*) > 1

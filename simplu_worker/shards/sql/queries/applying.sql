@@ -22,7 +22,7 @@ END
 -- Whether a resource's data have a number that takes more than 1,000 digits to write out. Builds no text of a number
 -- that is much longer. An array, not the rows of `jsonb_path_query`: that takes quadratic time for their number.
 EXISTS (
-    SELECT FROM pg_catalog.pg_catalog.jsonb_array_elements(
+    SELECT FROM pg_catalog.jsonb_array_elements(
         pg_catalog.jsonb_path_query_array(resources.data, 'strict $.** ? (@.type() == "number")'::pg_catalog.jsonpath)
     ) AS number
     WHERE CASE
@@ -34,9 +34,9 @@ EXISTS (
 
 -- fragment: deep_merge
 -- RFC 7396 for the jsonb `merging.target` and the object `merging.patch`. Not a function: those on a shard that is not
--- upgraded yet call others by the search path. `node` has the objects of the patch, each with the value that it patches;
--- `flat` merges all members of each that are no objects; `merged` puts the objects of a level into those above, from
--- the deepest on. A patch with more than 1,024 levels is an error of its data (22P02).
+-- upgraded yet call others by the search path. `node` has the objects of the patch, each with the value that it
+-- patches; `flat` merges all members of each that are no objects; `merged` puts the objects of a level into those
+-- above, from the deepest on. A patch with more than 1,024 levels is an error of its data (22P02).
 (
     WITH RECURSIVE node AS (
         SELECT
@@ -44,7 +44,8 @@ EXISTS (
             merging.target, merging.patch
         UNION ALL
         SELECT
-            node.level + 1, node.place || '/'::pg_catalog.text || member.number::pg_catalog.text, node.place, member.key,
+            node.level + 1, node.place || '/'::pg_catalog.text || member.number::pg_catalog.text, node.place,
+            member.key,
             node.target -> member.key, member.value
         FROM node
         CROSS JOIN LATERAL pg_catalog.jsonb_each(node.patch) WITH ORDINALITY AS member (key, value, number)
@@ -141,7 +142,8 @@ SELECT
     tenant_id, request_id, digest, error, source, stream_shard_id, sequence_number,
     xid::pg_catalog.text AS xid, xid = pg_catalog.pg_current_xact_id() AS is_fresh
 FROM public.operations
-JOIN unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS batch (tenant_id, request_id) USING (tenant_id, request_id);
+JOIN unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS batch (tenant_id, request_id)
+    USING (tenant_id, request_id);
 
 -- name: replace_given_up
 -- Replace the rows of operations that were given up by those of their replays, which are then applied as new ones.
@@ -151,7 +153,8 @@ JOIN unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS batch (tenant_id, r
 WITH replay AS (
     SELECT *
     FROM unnest(
-        $1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[], $6::pg_catalog.text[], $7::pg_catalog.text[], $8::pg_catalog.text[],
+        $1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[],
+        $5::pg_catalog.text[], $6::pg_catalog.text[], $7::pg_catalog.text[], $8::pg_catalog.text[],
         $9::pg_catalog.text[]
     ) AS sent (
         tenant_id, request_id, seen_xid, error, source, stream_shard_id, sequence_number, requested_at, received_at
@@ -201,11 +204,14 @@ WITH wave AS MATERIALIZED (
     SELECT
         $3::bigint + position - 1 AS index, tenant_id, request_id, operation, resource_type, resource_id, business_type,
         nullif(data, '')::pg_catalog.jsonb AS data, requested_at::pg_catalog.timestamptz AS requested_at,
-        nullif(first_date, '')::pg_catalog.timestamptz AS first_date, nullif(last_date, '')::pg_catalog.timestamptz AS last_date,
+        nullif(first_date, '')::pg_catalog.timestamptz AS first_date,
+        nullif(last_date, '')::pg_catalog.timestamptz AS last_date,
         nullif(page, '')::bigint AS page, nullif(page_size, '')::bigint AS page_size
     FROM (
         SELECT
-            pg_catalog.unnest(ARRAY(SELECT pg_catalog.generate_subscripts(pg_catalog.string_to_array($4, $1), 1))) AS position,
+            pg_catalog.unnest(
+                ARRAY(SELECT pg_catalog.generate_subscripts(pg_catalog.string_to_array($4, $1), 1))
+            ) AS position,
             pg_catalog.unnest(pg_catalog.string_to_array($4, $1)) AS tenant_id,
             pg_catalog.unnest(pg_catalog.string_to_array($5, $1)) AS request_id,
             pg_catalog.unnest(pg_catalog.string_to_array($6, $1)) AS operation,
@@ -278,7 +284,8 @@ WITH wave AS MATERIALIZED (
     SET status = 'failed', error = CASE wave.operation WHEN 'create' THEN 'already_exists' ELSE 'not_found' END
     FROM wave
     WHERE
-        (SELECT pg_catalog.count(*) FROM created) + (SELECT pg_catalog.count(*) FROM changed) + (SELECT pg_catalog.count(*) FROM deleted)
+        (SELECT pg_catalog.count(*) FROM created) + (SELECT pg_catalog.count(*) FROM changed)
+            + (SELECT pg_catalog.count(*) FROM deleted)
             < (SELECT pg_catalog.count(*) FROM wave WHERE operation IN ('create', 'update', 'patch', 'delete'))
         AND CASE
             WHEN wave.operation = 'create' THEN (wave.tenant_id, wave.resource_type, wave.resource_id) NOT IN (
@@ -311,8 +318,9 @@ WITH wave AS MATERIALIZED (
 ), wanted AS MATERIALIZED (
     SELECT
         index, tenant_id, request_id, resource_type, data AS members, first_date, last_date, page, page_size,
-        NOT pg_catalog.jsonb_path_exists(data, 'strict $.* ? (@.type() == "array" || @.type() == "object")'::pg_catalog.jsonpath)
-            AS has_scalars_only,
+        NOT pg_catalog.jsonb_path_exists(
+            data, 'strict $.* ? (@.type() == "array" || @.type() == "object")'::pg_catalog.jsonpath
+        ) AS has_scalars_only,
         pg_catalog.pg_column_size(data) AS size,
         coalesce(last_date - first_date < interval '32 days', false) AS is_short
     FROM wave
@@ -325,11 +333,15 @@ WITH wave AS MATERIALIZED (
         result = CASE WHEN answer.fits THEN answer.result END
     FROM wanted
     CROSS JOIN LATERAL (
-        SELECT result, page_bytes <= $2::bigint AND pg_catalog.octet_length(result::pg_catalog.text) <= $2::bigint AS fits
+        SELECT
+            result,
+            page_bytes <= $2::bigint AND pg_catalog.octet_length(result::pg_catalog.text) <= $2::bigint AS fits
         FROM (
             SELECT
                 pg_catalog.jsonb_build_object(
-                    'items', coalesce(pg_catalog.jsonb_agg(item ORDER BY page_row) FILTER (WHERE page_row <= wanted.page_size), '[]'),
+                    'items', coalesce(
+                        pg_catalog.jsonb_agg(item ORDER BY page_row) FILTER (WHERE page_row <= wanted.page_size), '[]'
+                    ),
                     'page', wanted.page,
                     'limit', wanted.page_size,
                     'hasMore', pg_catalog.count(*) > wanted.page_size
@@ -358,7 +370,8 @@ WITH wave AS MATERIALIZED (
                                 NOT wanted.is_short AND resources.id = wanted.tenant_id
                                 AND resources."resourceName" = wanted.resource_type
                                 AND CASE
-                                    WHEN resources.date < wanted.first_date OR resources.date > wanted.last_date THEN false
+                                    WHEN resources.date < wanted.first_date OR resources.date > wanted.last_date
+                                    THEN false
                                     ELSE :members_match
                                 END
                             ORDER BY "resourceId"

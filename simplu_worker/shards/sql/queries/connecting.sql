@@ -2,8 +2,8 @@
 --
 -- All queries are qualified: a role that may create functions, operators or tables in a schema of the search path must
 -- not have the worker run them. `public` stands for the schema of the shard's tables, which may be another one
--- (shards/postgres/queries.py). An operator has no schema where both types are exactly those of an operator in pg_catalog:
--- no other operator is preferred to that one. An `unnest` of several arrays in FROM is always that of pg_catalog.
+-- (shards/postgres/queries.py). An operator has no schema where both types are exactly those of one in pg_catalog: no
+-- other is preferred to that one. An `unnest` of several arrays in FROM is always that of pg_catalog.
 
 -- fragment: is_trusted
 -- Whether the role `owner` is this one, a superuser, the database's owner, or a role that this one is a member of:

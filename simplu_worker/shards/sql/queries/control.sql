@@ -23,10 +23,15 @@ ORDER BY name;
 -- name: make_tenants
 -- Insert tenants unless they exist: idempotent. created_at is the start of this transaction, which is rolled back after
 -- `is_registration_in_time` if it took too long (architecture, idea 7). In order of id, against deadlocks.
-INSERT INTO public.tenants (id, business_id, location_id, business_type, state, control_at, created_at, state_changed_at)
-SELECT id, business_id, location_id, business_type, 'active', requested_at::pg_catalog.timestamptz, pg_catalog.now(), pg_catalog.now()
-FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[])
-    AS sent (id, business_id, location_id, business_type, requested_at)
+INSERT INTO public.tenants (
+    id, business_id, location_id, business_type, state, control_at, created_at, state_changed_at
+)
+SELECT
+    id, business_id, location_id, business_type, 'active', requested_at::pg_catalog.timestamptz,
+    pg_catalog.now(), pg_catalog.now()
+FROM unnest(
+    $1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[]
+) AS sent (id, business_id, location_id, business_type, requested_at)
 ORDER BY id
 ON CONFLICT (id) DO NOTHING
 RETURNING id;
@@ -43,13 +48,17 @@ SET
     created_at = pg_catalog.now(),
     state_changed_at = pg_catalog.now(), -- unconfirmed
     deletion_began_at = NULL
-FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[]) AS sent (id, business_type, requested_at)
+FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[])
+    AS sent (id, business_type, requested_at)
 WHERE tenants.id = sent.id AND tenants.state = 'destroyed';
 
 -- name: restore_tenants
 -- Cancel destructions before their first deletion.
 UPDATE public.tenants
-SET state = 'active', control_at = sent.requested_at::pg_catalog.timestamptz, state_changed_at = pg_catalog.clock_timestamp()
+SET
+    state = 'active',
+    control_at = sent.requested_at::pg_catalog.timestamptz,
+    state_changed_at = pg_catalog.clock_timestamp()
 FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS sent (id, requested_at)
 WHERE tenants.id = sent.id AND tenants.state = 'destroying' AND tenants.deletion_began_at IS NULL;
 
@@ -63,7 +72,10 @@ WHERE tenants.id = sent.id AND tenants.control_at < sent.requested_at::pg_catalo
 -- name: destroy_tenant
 -- After the commit, the tenant's operations fail as `tenant_destroyed`. The grace time begins now by the shard's clock.
 UPDATE public.tenants
-SET state = 'destroying', control_at = $2::pg_catalog.text::pg_catalog.timestamptz, state_changed_at = pg_catalog.clock_timestamp()
+SET
+    state = 'destroying',
+    control_at = $2::pg_catalog.text::pg_catalog.timestamptz,
+    state_changed_at = pg_catalog.clock_timestamp()
 WHERE id = $1 AND state = 'active';
 
 -- name: add_default_rows
@@ -72,7 +84,8 @@ INSERT INTO public.resources (id, "businessType", "resourceName", "resourceId", 
 SELECT
     sent.id, business_types.name, 'settings', 'default', business_types.default_settings,
     sent.requested_at::pg_catalog.timestamptz, sent.requested_at::pg_catalog.timestamptz
-FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[]) AS sent (id, business_type, requested_at)
+FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[])
+    AS sent (id, business_type, requested_at)
 JOIN public.business_types ON business_types.name = sent.business_type
 ORDER BY sent.id
 ON CONFLICT (id, "resourceName", "resourceId") DO NOTHING;
@@ -88,7 +101,8 @@ SELECT
     id, state, epoch, moved_to, created_at,
     NOT :is_unconfirmed AS is_confirmed,
     EXISTS (
-        SELECT FROM public.operations WHERE operations.tenant_id = tenants.id AND operations.completed_at >= tenants.created_at
+        SELECT FROM public.operations
+        WHERE operations.tenant_id = tenants.id AND operations.completed_at >= tenants.created_at
     )
     OR EXISTS (
         SELECT FROM public.resources
@@ -162,7 +176,8 @@ SET
 WHERE
     id = $1 AND "resourceName" = $2 AND "resourceId" = $3
     AND NOT EXISTS (
-        SELECT FROM public.resources AS other WHERE other.id = $1 AND other."resourceName" = $2 AND other."resourceId" = $4
+        SELECT FROM public.resources AS other
+        WHERE other.id = $1 AND other."resourceName" = $2 AND other."resourceId" = $4
     );
 
 -- name: find_resource_ids
@@ -184,7 +199,11 @@ CROSS JOIN LATERAL (
     VALUES
         (
             'role',
-            pg_catalog.jsonb_build_object('name', 'Administrator', 'status', 'active', 'permissions', pg_catalog.jsonb_build_array('*'))
+            pg_catalog.jsonb_build_object(
+                'name', 'Administrator',
+                'status', 'active',
+                'permissions', pg_catalog.jsonb_build_array('*')
+            )
         ),
         (
             business_types.staff_resource_type,
@@ -212,13 +231,16 @@ WHERE tenants.id = $1;
 SELECT id, business_id, location_id FROM public.tenants
 WHERE
     state = 'destroying'
-    AND (deletion_began_at IS NOT NULL OR state_changed_at <= pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1))
+    AND (
+        deletion_began_at IS NOT NULL
+        OR state_changed_at <= pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1)
+    )
 ORDER BY deletion_began_at, id;
 
 -- name: begin_deletion
 -- Mark a tenant after its grace time ($2 seconds): a new `SHARD_CREATION` then waits for the end of the deletion, and
--- restores nothing. Waits for the batches that have locked the row; does nothing for a tenant that is marked or was just
--- restored.
+-- restores nothing. Waits for the batches that have locked the row; does nothing for a tenant that is marked or was
+-- just restored.
 UPDATE public.tenants
 SET deletion_began_at = pg_catalog.clock_timestamp()
 WHERE

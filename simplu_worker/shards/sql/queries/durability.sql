@@ -6,7 +6,8 @@
 -- fragment: server_run
 -- The timeline and the start of the server: with another one, positions do not compare.
 CASE
-    WHEN pg_catalog.to_regproc('aurora_version') IS NULL THEN pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8)
+    WHEN pg_catalog.to_regproc('pg_catalog.aurora_version') IS NULL
+    THEN pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8)
     ELSE ''
 END AS timeline,
 pg_catalog.pg_postmaster_start_time() AS started_at
@@ -33,18 +34,22 @@ ARRAY(
 SELECT
     :server_run,
     CASE
-        WHEN pg_catalog.to_regproc('aurora_version') IS NULL THEN (pg_catalog.pg_current_wal_insert_lsn() - '0/0'::pg_catalog.pg_lsn)::bigint
+        WHEN pg_catalog.to_regproc('pg_catalog.aurora_version') IS NULL
+        THEN (pg_catalog.pg_current_wal_insert_lsn() - '0/0'::pg_catalog.pg_lsn)::bigint
         ELSE 0
     END AS position,
     pg_catalog.current_setting('synchronous_commit') AS synchronous_commit,
     CASE
-        WHEN pg_catalog.current_setting('max_wal_senders')::integer > 0 THEN pg_catalog.current_setting('synchronous_standby_names')
+        WHEN pg_catalog.current_setting('max_wal_senders')::integer > 0
+        THEN pg_catalog.current_setting('synchronous_standby_names')
         ELSE ''
     END AS synchronous_standby_names,
     pg_catalog.current_setting('fsync')::boolean AS fsync,
     (
         SELECT coalesce(pg_catalog.json_agg(pg_catalog.json_build_object(
-            'name', pg_catalog.concat_ws(' ', coalesce(slot.slot_name, sender.application_name), pg_catalog.host(sender.client_addr)),
+            'name', pg_catalog.concat_ws(
+                ' ', coalesce(slot.slot_name, sender.application_name), pg_catalog.host(sender.client_addr)
+            ),
             'state', sender.state,
             'flushed', (coalesce(sender.flush_lsn, slot.restart_lsn) - '0/0'::pg_catalog.pg_lsn)::bigint
         )), '[]')::pg_catalog.text
@@ -73,6 +78,9 @@ SELECT
     :server_run,
     pg_catalog.set_config(
         'synchronous_commit',
-        CASE pg_catalog.current_setting('synchronous_commit') WHEN 'off' THEN 'local' ELSE pg_catalog.current_setting('synchronous_commit') END,
+        CASE pg_catalog.current_setting('synchronous_commit')
+            WHEN 'off' THEN 'local'
+            ELSE pg_catalog.current_setting('synchronous_commit')
+        END,
         true
     );

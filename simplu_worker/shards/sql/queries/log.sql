@@ -25,7 +25,8 @@ CROSS JOIN LATERAL (
 -- Many operations at once; $1 are their tenants, $2 their request ids.
 SELECT tenant_id, request_id, status, error, result::pg_catalog.text AS result, digest, completed_at
 FROM public.operations
-JOIN unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS wanted (tenant_id, request_id) USING (tenant_id, request_id);
+JOIN unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS wanted (tenant_id, request_id)
+    USING (tenant_id, request_id);
 
 -- name: forget_operations
 -- Delete at most $2 of the rows completed more than $1 seconds ago, by the shard's clock, never by the producers'.

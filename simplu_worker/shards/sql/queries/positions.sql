@@ -5,7 +5,8 @@
 -- A text that changes with each tenant that is moved to this shard: a move leaves a higher epoch; other changes may
 -- too.
 pg_catalog.concat_ws(
-    ' ', pg_catalog.sum(epoch) FILTER (WHERE epoch > 1), extract(epoch FROM pg_catalog.max(state_changed_at) FILTER (WHERE epoch > 1))
+    ' ', pg_catalog.sum(epoch) FILTER (WHERE epoch > 1),
+    extract(epoch FROM pg_catalog.max(state_changed_at) FILTER (WHERE epoch > 1))
 ) AS move_token
 
 -- name: read_positions
@@ -19,14 +20,18 @@ WHERE stream = $1 AND stream_shard_id = ANY($2::pg_catalog.text[]);
 -- at most how many seconds ago the last tenant was moved here.
 SELECT
     pg_catalog.min(created_at) AS first_at,
-    extract(epoch FROM pg_catalog.clock_timestamp() - pg_catalog.max(state_changed_at) FILTER (WHERE epoch > 1))::pg_catalog.float8 AS last_move_age_s,
+    extract(
+        epoch FROM pg_catalog.clock_timestamp() - pg_catalog.max(state_changed_at) FILTER (WHERE epoch > 1)
+    )::pg_catalog.float8 AS last_move_age_s,
     :move_token
 FROM public.tenants;
 
 -- name: fence_known_position
 -- Leave the token $3 in the row if this reader wrote or read the row last: its token is one of $4. The row stays
 -- locked, so that the reader's knowledge of the row holds until the commit.
-UPDATE public.stream_positions SET token = $3::pg_catalog.uuid WHERE stream = $1 AND stream_shard_id = $2 AND token = ANY($4::pg_catalog.text[]::pg_catalog.uuid[]);
+UPDATE public.stream_positions
+SET token = $3::pg_catalog.uuid
+WHERE stream = $1 AND stream_shard_id = $2 AND token = ANY($4::pg_catalog.text[]::pg_catalog.uuid[]);
 
 -- name: fence_position
 -- Leave the token $3 in the row, or make a row without progress. Rows of other stream shards that the same
@@ -40,7 +45,9 @@ ON CONFLICT (stream, stream_shard_id) DO UPDATE SET token = excluded.token;
 -- The row stays locked until the batch has committed: of two readers one waits for the other and then finds another
 -- token.
 UPDATE public.stream_positions
-SET owed_from = $3, owed_since = $4, read_to = $5, held = $6::pg_catalog.text[], parents_done = $7, token = $9::pg_catalog.uuid
+SET
+    owed_from = $3, owed_since = $4, read_to = $5, held = $6::pg_catalog.text[], parents_done = $7,
+    token = $9::pg_catalog.uuid
 WHERE stream = $1 AND stream_shard_id = $2 AND token = ANY($8::pg_catalog.text[]::pg_catalog.uuid[])
 RETURNING stream, stream_shard_id;
 

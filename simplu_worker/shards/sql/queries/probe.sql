@@ -50,7 +50,9 @@ CROSS JOIN LATERAL pg_catalog.aclexplode(
     coalesce(schema.nspacl, pg_catalog.acldefault('n'::"char", schema.nspowner))
 ) AS permission
 LEFT JOIN pg_catalog.pg_roles AS owner ON owner.oid = permission.grantee
-WHERE permission.privilege_type = 'CREATE' AND CASE WHEN permission.grantee = 0::pg_catalog.oid THEN true ELSE NOT :is_trusted END
+WHERE
+    permission.privilege_type = 'CREATE'
+    AND CASE WHEN permission.grantee = 0::pg_catalog.oid THEN true ELSE NOT :is_trusted END
 ORDER BY path.place, owner.rolname NULLS FIRST
 LIMIT 10;
 
@@ -58,10 +60,14 @@ LIMIT 10;
 -- How far a standby is behind the log that it received; if it receives nothing, behind the time of its last commit.
 SELECT
     CASE
-        WHEN pg_catalog.pg_last_wal_receive_lsn() = pg_catalog.pg_last_wal_replay_lsn() AND EXISTS (SELECT FROM pg_catalog.pg_stat_wal_receiver) THEN 0.0
+        WHEN
+            pg_catalog.pg_last_wal_receive_lsn() = pg_catalog.pg_last_wal_replay_lsn()
+            AND EXISTS (SELECT FROM pg_catalog.pg_stat_wal_receiver)
+        THEN 0.0
         ELSE extract(EPOCH FROM pg_catalog.clock_timestamp() - pg_catalog.pg_last_xact_replay_timestamp())
     END::pg_catalog.float8 AS lag_s,
-    pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_last_wal_receive_lsn(), pg_catalog.pg_last_wal_replay_lsn())::bigint AS lag_bytes,
+    pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_last_wal_receive_lsn(), pg_catalog.pg_last_wal_replay_lsn())::bigint
+        AS lag_bytes,
     0::bigint AS standby_count;
 
 -- name: probe_primary

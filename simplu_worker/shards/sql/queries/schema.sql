@@ -99,8 +99,8 @@ JOIN pg_catalog.pg_stat_activity AS builder ON builder.pid = building.pid
 WHERE building.datname = pg_catalog.current_database() AND pg_catalog.starts_with($1::pg_catalog.text, builder.query);
 
 -- name: read_index
--- Whether the index $2 of the schema $1 is usable, and the sessions that are building it, such as that of an upgrade with a killed
--- process: the server goes on with the statement. No row: there is no such index.
+-- Whether the index $2 of the schema $1 is usable, and the sessions that are building it, such as that of an upgrade
+-- with a killed process: the server goes on with the statement. No row: there is no such index.
 SELECT
     pg_index.indisvalid AS is_valid,
     array(
