@@ -105,8 +105,17 @@ async def _add_details(
     if counts_tenants and facts.get("schema_version") is not None:
         facts["tenant_count"] = await connection.fetchval(QUERIES["count_tenants"])
     if counts_tenants:
+        facts["creators"] = await _read_creators(connection)
+
+
+async def _read_creators(connection: Connection) -> list[SchemaCreator]:
+    try:
         rows = await connection.fetch(QUERIES["probe_creators"])
-        facts["creators"] = [SchemaCreator(row["schema"], row["role"]) for row in rows]
+    except asyncpg.PostgresError:
+        if connection.is_closed():
+            raise
+        return []  # as below
+    return [SchemaCreator(row["schema"], row["role"]) for row in rows]
 
 
 async def _add_columns(connection: Connection, query: str, names: dict[str, str], facts: dict[str, Any]) -> None:
