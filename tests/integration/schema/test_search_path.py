@@ -59,6 +59,11 @@ VALUES ('clinic-main', 'clinic', 'main', 'dental', 'active', '2026-01-01', '2026
 """
 
 
+def url_as(role: str, address: ShardAddress) -> str:
+    """Return the connection string of *role*; the server trusts all connections from this host."""
+    return f"postgresql://{role}@{address.connection_string.rpartition('@')[2]}"
+
+
 async def ask(url: str, query: str) -> Any:
     """Return the rows of *query*, of which no decoy is a part."""
     connection = await asyncpg.connect(url)
@@ -252,3 +257,27 @@ async def test_shard_may_be_in_any_schema_of_the_search_path(
         await ask(address.connection_string, "SELECT FROM pg_class WHERE relnamespace = 'public'::regnamespace") == []
     )
     await apply_all_kinds(address, '"Our ""home"""')
+
+
+@pytest.mark.parametrize("owner", ["worker_role", "owner_role", "postgres"])
+async def test_shard_is_found_by_a_role_without_special_rights(make_shard: ShardMaker, owner: str) -> None:
+    """Its tables belong to it, to a role that it is a member of, or to a superuser; the attacker's do not."""
+    address = await make_shard()
+    made = f"""
+        CREATE ROLE worker_role LOGIN; CREATE ROLE owner_role; GRANT owner_role TO worker_role;
+        CREATE ROLE {ATTACKER}_role; GRANT SELECT ON shard_meta TO worker_role;
+        ALTER TABLE shard_meta OWNER TO {owner};
+        CREATE SCHEMA worker_role AUTHORIZATION {ATTACKER}_role; GRANT USAGE ON SCHEMA worker_role TO worker_role;
+        CREATE TABLE worker_role.shard_meta (LIKE shard_meta);
+        INSERT INTO worker_role.shard_meta VALUES (true, 'shard-1', now());
+        ALTER TABLE worker_role.shard_meta OWNER TO {ATTACKER}_role; GRANT SELECT ON worker_role.shard_meta TO PUBLIC;
+    """
+    await execute(address.connection_string, made)
+    try:
+        worker = ShardAddress("shard-1", url_as("worker_role", address))
+        async with pool_of(worker) as pool, pool.connection() as connection:
+            assert connection.home == "public"
+    finally:
+        gone = f"worker_role, owner_role, {ATTACKER}_role"
+        restored = "DROP SCHEMA worker_role CASCADE; ALTER TABLE shard_meta OWNER TO postgres"
+        await execute(address.connection_string, f"{restored}; DROP OWNED BY {gone}; DROP ROLE {gone}")
