@@ -216,9 +216,12 @@ class PostgresShards:
         return GIVEN_UP
 
     def store(self, letters: Sequence[DeadLetter]) -> None:
-        """Keep dead letters."""
+        """Keep dead letters; one of several bad parts of an aggregate is that of each."""
         for letter in letters:
-            self.letters[record_key(letter.origin)] = letter.reason
+            numbers = (letter.origin.sub_sequence_number,) if letter.parts is None else letter.parts.numbers or ()
+            for number in numbers:
+                origin = msgspec.structs.replace(letter.origin, sub_sequence_number=number)
+                self.letters[record_key(origin)] = letter.reason
 
     def _apply(self, shard_id: str, operation: Operation) -> Outcome:
         outcome = admit(operation, self._row(shard_id, operation), tenant_wait=self._tenant_wait)
