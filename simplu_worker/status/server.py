@@ -7,35 +7,46 @@ JSON, errors included, and contains no more than necessary.
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from importlib import resources
-from typing import Any
+from typing import Any, Final, cast
 
 import msgspec
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
-from prometheus_client.aiohttp import make_aiohttp_handler
+from prometheus_client.exposition import gzip_accepted
+
+from simplu_worker.status.connection_order import Places
+from simplu_worker.status.connections import CONNECTION_LIMITS, ConnectionGate, ConnectionLimits, connection_of
+from simplu_worker.status.metrics_text import MetricsText, accepted_format
+from simplu_worker.status.responses import (
+    COMMON_HEADERS,
+    busy_response,
+    encoded_response,
+    error_response,
+    json_response,
+)
+from simplu_worker.status.shared_answer import SharedAnswer
 
 log = structlog.get_logger(__name__)
 
-SHUTDOWN_TIMEOUT_S = 1.0  # for unfinished answers; idle connections are closed at once
+SHUTDOWN_TIMEOUT_S: Final = 1.0  # for unfinished answers; idle connections are closed at once
+BACKLOG: Final = 512  # beyond it the kernel drops a connect, which the client repeats after a second
+PATH_REQUESTS_MAX: Final = 20  # of one path, while their answers are made; further ones get a 503 at once
+REQUESTS_MAX: Final = 50  # of all paths; probes, the page and refusals need no place
+VIEWS_AT_ONCE: Final = 4  # of one path whose answers are not shared; the others wait for their turn
+ANSWER_WITHIN_S: Final = 60.0  # more than the limits that the views themselves have
 # An id may contain any character, an encoded slash and braces too; aiohttp decodes it after matching the path.
 ANY_ID = "[^/]+"
-COMMON_HEADERS = {
-    "Cache-Control": "no-store",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Server": "simplu-worker",  # hides the versions of Python and of the library
-}
-
 HttpAnswer = tuple[int, dict[str, Any]]
 
 
@@ -66,9 +77,15 @@ class Views:
     clear_cache: Callable[[], Awaitable[HttpAnswer]]
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def open_http(
-    host: str, port: int, *, token: str | None, views: Views, allow_destructive: bool = False
+    host: str,
+    port: int,
+    *,
+    token: str | None,
+    views: Views,
+    allow_destructive: bool = False,
+    limits: ConnectionLimits = CONNECTION_LIMITS,
 ) -> AsyncIterator[int]:
     """Serve *views* while the context is open, and yield the port (a free one where *port* is 0).
 
@@ -76,61 +93,123 @@ async def open_http(
     if the port is in use.
     """
     app = _application(_Guard(token, allow_destructive=allow_destructive), views)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
+    runner = web.AppRunner(app, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port, reuse_address=True)
-        await site.start()
-        log.info("http.started", host=host, port=site.port, protected_paths="open" if token else "closed")
-        yield site.port
+        gate = ConnectionGate(cast("web.Server", runner.server), limits)  # aiohttp's sites have no place for it
+        listener = await asyncio.get_running_loop().create_server(gate, host, port, reuse_address=True, backlog=BACKLOG)
+        try:
+            own_port = listener.sockets[0].getsockname()[1]
+            log.info("http.started", host=host, port=own_port, protected_paths="open" if token else "closed")
+            yield own_port
+        finally:
+            listener.close()
     finally:
         await runner.cleanup()
 
 
 def _application(guard: _Guard, views: Views) -> web.Application:
     endpoints = _Endpoints(views)
+    gate = _RequestGate()
+
+    def share(path: str, view: Callable[[], Awaitable[HttpAnswer]]) -> Handler:
+        return guard.protect(gate.limit(path, _shared_handler(view)))
+
+    def run(path: str, handler: Handler, *, is_destructive: bool = False) -> Handler:
+        return guard.protect(gate.limit(path, gate.take_turns(handler)), is_destructive=is_destructive)
+
     app = web.Application(middlewares=[_answer_errors_in_json])
     app.router.add_get("/", _page_handler())
     app.router.add_get("/livez", endpoints.live)
     app.router.add_get("/healthz", endpoints.live)
     app.router.add_get("/readyz", endpoints.ready)
-    app.router.add_get("/metrics", _metrics_handler(views.refresh_gauges))
-    app.router.add_get("/status", guard.protect(endpoints.status))
-    app.router.add_get("/shards", guard.protect(_answer_handler(views.shards)))
-    app.router.add_get(f"/operations/{{requestId:{ANY_ID}}}", guard.protect(endpoints.operation))
-    app.router.add_get(f"/tenants/{{businessId:{ANY_ID}}}/{{locationId:{ANY_ID}}}", guard.protect(endpoints.tenant))
-    app.router.add_get("/sqs/stats", guard.protect(_answer_handler(views.sqs_stats)))
-    app.router.add_delete("/sqs/purge", guard.protect(endpoints.purge, is_destructive=True))
-    app.router.add_get("/handler/status", guard.protect(endpoints.handler_status))
-    app.router.add_get("/handler/stats", guard.protect(_answer_handler(views.handler_stats)))
-    app.router.add_get("/cache/stats", guard.protect(_answer_handler(views.cache_stats)))
-    app.router.add_get("/cache/keys", guard.protect(_answer_handler(views.cache_keys)))
-    app.router.add_delete("/cache/clear", guard.protect(_answer_handler(views.clear_cache), is_destructive=True))
+    app.router.add_get("/metrics", gate.limit("/metrics", _metrics_handler(views.refresh_gauges)))
+    app.router.add_get("/status", share("/status", endpoints.status))
+    app.router.add_get("/shards", share("/shards", views.shards))
+    app.router.add_get(f"/operations/{{requestId:{ANY_ID}}}", run("/operations", endpoints.operation))
+    app.router.add_get(f"/tenants/{{businessId:{ANY_ID}}}/{{locationId:{ANY_ID}}}", run("/tenants", endpoints.tenant))
+    app.router.add_get("/sqs/stats", share("/sqs/stats", views.sqs_stats))
+    app.router.add_delete("/sqs/purge", run("/sqs/purge", endpoints.purge, is_destructive=True))
+    app.router.add_get("/handler/status", share("/handler/status", endpoints.handler_status))
+    app.router.add_get("/handler/stats", share("/handler/stats", views.handler_stats))
+    app.router.add_get("/cache/stats", share("/cache/stats", views.cache_stats))
+    app.router.add_get("/cache/keys", share("/cache/keys", views.cache_keys))
+    app.router.add_delete("/cache/clear", run("/cache/clear", endpoints.clear_cache, is_destructive=True))
     return app
+
+
+class _RequestGate:
+    """Limits the requests whose answers are being made."""
+
+    def __init__(self) -> None:
+        self._places = Places(path_max=PATH_REQUESTS_MAX, all_max=REQUESTS_MAX)
+
+    def limit(self, path: str, handler: Handler) -> Handler:
+        """Return *handler* with the limits on the number and the time of requests to *path*."""
+
+        async def limited(request: web.Request) -> web.StreamResponse:
+            if not self._places.take(path):
+                return busy_response()
+            try:
+                async with asyncio.timeout(ANSWER_WITHIN_S) as deadline:
+                    return await handler(request)
+            except TimeoutError:
+                if not deadline.expired():
+                    raise
+                return error_response(HTTPStatus.SERVICE_UNAVAILABLE, f"no answer within {ANSWER_WITHIN_S:g} s")
+            finally:
+                self._places.free(path)
+
+        return limited
+
+    def take_turns(self, handler: Handler) -> Handler:
+        """Return *handler* for VIEWS_AT_ONCE requests at one time, each until its answer is sent."""
+        turns = asyncio.Semaphore(VIEWS_AT_ONCE)
+
+        async def wait_for_turn(request: web.Request) -> web.StreamResponse:
+            await turns.acquire()
+            try:
+                response = await handler(request)
+            except BaseException:
+                turns.release()
+                raise
+            connection_of(request).call_when_sent(turns.release)
+            return response
+
+        return wait_for_turn
 
 
 def _metrics_handler(refresh_gauges: Callable[[], None]) -> Handler:
     """Return the handler of the metrics, which refreshes the gauges first."""
-    show = make_aiohttp_handler()
+    metrics = MetricsText(refresh_gauges)
 
     async def show_metrics(request: web.Request) -> web.StreamResponse:
-        refresh_gauges()
-        return await show(request)
+        wanted = accepted_format(",".join(request.headers.getall("Accept", [])))
+        headers = {**COMMON_HEADERS, "Content-Type": wanted.value, "Vary": "Accept, Accept-Encoding"}
+        if not gzip_accepted(request.headers.get("Accept-Encoding", "")):
+            return web.Response(body=await metrics.read(wanted), headers=headers)
+        return web.Response(body=await metrics.read_compressed(wanted), headers=headers | {"Content-Encoding": "gzip"})
 
     return show_metrics
 
 
-def _answer_handler(view: Callable[[], Awaitable[HttpAnswer]]) -> Handler:
-    """Return the handler of a view without arguments."""
+def _shared_handler(view: Callable[[], Awaitable[HttpAnswer]]) -> Handler:
+    """Return the handler of a view without arguments, whose callers share its answer for a moment."""
+
+    async def encode() -> tuple[int, bytes]:
+        status, answer = await view()
+        return status, msgspec.json.encode(answer)
+
+    shared = SharedAnswer(encode)
 
     async def answer(_: web.Request) -> web.StreamResponse:
-        return _json_response(*await view())
+        return encoded_response(*await shared())
 
     return answer
 
 
 class _Endpoints:
-    """The handlers of views with arguments: each turns a request into a call, and the result into a response."""
+    """The handlers of views with arguments, or without a coroutine: each turns a request into a call."""
 
     def __init__(self, views: Views) -> None:
         self._views = views
@@ -141,40 +220,43 @@ class _Endpoints:
     async def ready(self, _: web.Request) -> web.Response:
         return _health_response(self._views.ready())
 
-    async def status(self, _: web.Request) -> web.Response:
-        return _json_response(HTTPStatus.OK, self._views.status())
+    async def status(self) -> HttpAnswer:
+        return HTTPStatus.OK, self._views.status()
 
-    async def handler_status(self, _: web.Request) -> web.Response:
-        return _json_response(HTTPStatus.OK, self._views.handler_status())
+    async def handler_status(self) -> HttpAnswer:
+        return HTTPStatus.OK, self._views.handler_status()
+
+    async def clear_cache(self, _: web.Request) -> web.Response:
+        return json_response(*await self._views.clear_cache())
 
     async def purge(self, request: web.Request) -> web.Response:
         names = request.query.getall("queue", [])
         if len(names) != 1 or not names[0]:
-            return _error_response(
+            return error_response(
                 HTTPStatus.BAD_REQUEST, "expected the name of one queue, as ?queue=NAME; /sqs/stats names them"
             )
         status, answer = await self._views.purge(names[0])
         wait_s = answer.get("retryAfterSeconds")
-        return _json_response(status, answer, headers={"Retry-After": str(wait_s)} if wait_s else None)
+        return json_response(status, answer, headers={"Retry-After": str(wait_s)} if wait_s else None)
 
     async def operation(self, request: web.Request) -> web.Response:
         request_id = request.match_info["requestId"]
         business_id, location_id = request.query.get("businessId"), request.query.get("locationId")
         if (not business_id) != (not location_id):
-            return _error_response(
+            return error_response(
                 HTTPStatus.BAD_REQUEST, "expected businessId and locationId together, or neither of them"
             )
         if not business_id or not location_id:
             business_id = location_id = None
         if not _are_storable(request_id, business_id, location_id):
-            return _error_response(HTTPStatus.BAD_REQUEST, "expected ids without the character U+0000")
-        return _json_response(*await self._views.operation(request_id, business_id, location_id))
+            return error_response(HTTPStatus.BAD_REQUEST, "expected ids without the character U+0000")
+        return json_response(*await self._views.operation(request_id, business_id, location_id))
 
     async def tenant(self, request: web.Request) -> web.Response:
         business_id, location_id = request.match_info["businessId"], request.match_info["locationId"]
         if not _are_storable(business_id, location_id):
-            return _error_response(HTTPStatus.BAD_REQUEST, "expected ids without the character U+0000")
-        return _json_response(*await self._views.tenant(business_id, location_id))
+            return error_response(HTTPStatus.BAD_REQUEST, "expected ids without the character U+0000")
+        return json_response(*await self._views.tenant(business_id, location_id))
 
 
 class _Guard:
@@ -190,7 +272,7 @@ class _Guard:
         async def guarded(request: web.Request) -> web.StreamResponse:
             refusal = self._refusal(request.headers.get("Authorization"))
             if refusal is None and is_destructive and not self._allow_destructive:
-                refusal = _error_response(
+                refusal = error_response(
                     HTTPStatus.FORBIDDEN,
                     "destructive requests are not allowed: set ALLOW_DESTRUCTIVE_HTTP=true and restart",
                 )
@@ -200,7 +282,7 @@ class _Guard:
 
     def _refusal(self, authorization: str | None) -> web.Response | None:
         if self._token is None:
-            return _error_response(
+            return error_response(
                 HTTPStatus.FORBIDDEN, "no token is configured, so this path is closed: set API_TOKEN and restart"
             )
         if authorization is None:
@@ -217,32 +299,29 @@ class _Guard:
 
 @web.middleware
 async def _answer_errors_in_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    connection_of(request).begin_view()
     try:
-        response = await handler(request)
+        return await handler(request)
     except web.HTTPException as exc:  # the router's own: no such path, no such method
-        response = _http_error(exc, request.method)
+        return _http_error(exc, request.method)
     except Exception:
         # A bug in a view must not disable the health answers; the path is logged without the ids in it.
         resource = request.match_info.route.resource
         log.exception("http.failed", path=resource.canonical if resource else None)
-        response = _error_response(
-            HTTPStatus.INTERNAL_SERVER_ERROR, "this answer failed; the worker's log has the reason"
-        )
-    response.headers.update(COMMON_HEADERS)
-    return response
+        return error_response(HTTPStatus.INTERNAL_SERVER_ERROR, "this answer failed; the worker's log has the reason")
 
 
 def _http_error(exc: web.HTTPException, method: str) -> web.Response:
     match exc:
         case web.HTTPNotFound():
-            return _error_response(exc.status, "there is nothing at this path")
+            return error_response(exc.status, "there is nothing at this path")
         case web.HTTPMethodNotAllowed():
             expected = " or ".join(sorted(exc.allowed_methods))
-            return _error_response(
+            return error_response(
                 exc.status, f"expected {expected}, got {method}", headers={"Allow": exc.headers["Allow"]}
             )
         case _:
-            return _error_response(exc.status, exc.reason)
+            return error_response(exc.status, exc.reason)
 
 
 def _page_handler() -> Handler:
@@ -253,8 +332,11 @@ def _page_handler() -> Handler:
         "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 
+    body = page.encode()
+    headers = {**COMMON_HEADERS, "Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": policy}
+
     async def show_page(_: web.Request) -> web.Response:
-        return web.Response(text=page, content_type="text/html", headers={"Content-Security-Policy": policy})
+        return web.Response(body=body, headers=headers)
 
     return show_page
 
@@ -273,19 +355,10 @@ def _are_storable(*ids: str | None) -> bool:
 
 def _health_response(trouble: str | None) -> web.Response:
     if trouble is None:
-        return _json_response(HTTPStatus.OK, {"status": "ok"})
-    return _json_response(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "unavailable", "reason": trouble})
+        return json_response(HTTPStatus.OK, {"status": "ok"})
+    return json_response(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "unavailable", "reason": trouble})
 
 
 def _unauthorized_response(message: str, *, error: str | None = None) -> web.Response:
     challenge = 'Bearer realm="simplu-worker"' + (f', error="{error}"' if error else "")  # RFC 6750, section 3
-    return _error_response(HTTPStatus.UNAUTHORIZED, message, headers={"WWW-Authenticate": challenge})
-
-
-def _error_response(status: int, message: str, *, headers: Mapping[str, str] | None = None) -> web.Response:
-    return _json_response(status, {"error": message}, headers=headers)
-
-
-def _json_response(status: int, answer: dict[str, Any], *, headers: Mapping[str, str] | None = None) -> web.Response:
-    body = msgspec.json.encode(answer)
-    return web.Response(status=status, body=body, content_type="application/json", headers=headers)
+    return error_response(HTTPStatus.UNAUTHORIZED, message, headers={"WWW-Authenticate": challenge})

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import re
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,7 +21,7 @@ from structlog.testing import capture_logs
 from yarl import URL
 
 from simplu_worker.metrics import instruments  # noqa: F401  # the metrics that /metrics must show
-from simplu_worker.status.server import Views, open_http
+from simplu_worker.status.server import PATH_REQUESTS_MAX, VIEWS_AT_ONCE, Views, open_http
 
 TOKEN = "tokén-1"
 AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
@@ -418,3 +419,140 @@ async def test_server_says_so_when_the_port_is_taken(daemon: Daemon) -> None:
         with pytest.raises(OSError, match=str(port)):
             async with open_http("127.0.0.1", port, token=TOKEN, views=daemon.views()):
                 pass
+
+
+MALFORMED = [
+    b"GET /status HTTP/1.1\r\nAuthorization: Bearer secret-token\x00\r\n\r\n",
+    b"GET /status HTTP/1.1\r\nAuthorization Bearer secret-token\r\n\r\n",
+    b"GET /secret-token HTTP/9.9.9\r\n\r\n",
+    b"secret-token\r\n\r\n",
+    b"\x16\x03\x01\x02secret-token\r\n\r\n",
+    b"GET /livez HTTP/1.1\r\nContent-Length: secret-token\r\n\r\n",
+    b"GET /livez HTTP/1.1\r\nX: " + b"secret-token" * 5000 + b"\r\n\r\n",
+    b"GET http://[secret-token/ HTTP/1.1\r\nHost: x\r\n\r\n",
+    b"GET /livez HTTP/1.1\r\nHost: x\r\nExpect: \xffsecret-token\r\n\r\n",
+]
+
+
+async def answer_to(port: int, sent: bytes) -> bytes:
+    """Return everything that the server answers to *sent* on one connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(sent)
+    try:
+        async with asyncio.timeout(5):
+            return await reader.read()
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize("sent", MALFORMED)
+async def test_malformed_request_is_neither_repeated_nor_logged(
+    site: Site, sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A header beside the token, or a client that speaks TLS: the answer and the log have none of its bytes."""
+    caplog.set_level("DEBUG")
+    with capture_logs() as logs:
+        answer = await answer_to(site.port, sent)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith((b"HTTP/1.0 400", b"HTTP/1.1 400"))
+    assert list(msgspec.json.decode(body)) == ["error"]
+    assert b"X-Content-Type-Options: nosniff" in head
+    assert [entry["event"] for entry in logs] == ["http.malformed"]
+    assert b"secret-token" not in answer
+    assert [record for record in caplog.records if record.name.startswith("aiohttp")] == []
+    assert "secret-token" not in f"{logs}{caplog.text}"
+
+
+@pytest.mark.parametrize("path", ["/livez", "/nowhere"])
+async def test_unknown_expectation_is_not_repeated(site: Site, path: str) -> None:
+    """A header that the library refuses before the path is looked at."""
+    answer = await answer_to(site.port, f"GET {path} HTTP/1.1\r\nHost: x\r\nExpect: secret-token\r\n\r\n".encode())
+    assert (answer.partition(b" ")[2][:3], b"secret-token" in answer) == (b"400", False)
+
+
+async def test_malformed_body_is_neither_repeated_nor_logged(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """No path reads a body: the head is answered, and the rest costs a line without its bytes at most."""
+    caplog.set_level("DEBUG")
+    sent = b"GET /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nsecret-token\r\nzz\r\n\r\n"
+    with capture_logs() as logs:
+        answer = await answer_to(site.port, sent)
+    assert b"secret-token" not in answer
+    assert {entry["event"] for entry in logs} <= {"http.malformed"}
+    assert "secret-token" not in f"{logs}{caplog.text}"
+    assert [record for record in caplog.records if record.exc_info] == []
+
+
+@pytest.mark.parametrize("path", ["/status", "/shards", *MONITORING])
+async def test_answer_is_shared_among_callers(daemon: Daemon, path: str) -> None:
+    """Many clients of one path cost as much as one; beyond its places a request is refused and told when to repeat."""
+    calls = 0
+
+    async def slow(*_: object) -> tuple[int, dict[str, Any]]:
+        nonlocal calls
+        calls += 1
+        await asyncio.sleep(0.05)
+        return 200, {"call": calls}
+
+    def quick() -> dict[str, Any]:
+        nonlocal calls
+        calls += 1
+        return {"call": calls}
+
+    views = replace(
+        daemon.views(),
+        status=quick,
+        shards=slow,
+        sqs_stats=slow,
+        handler_status=quick,
+        handler_stats=slow,
+        cache_stats=slow,
+        cache_keys=slow,
+    )
+    async with open_http("127.0.0.1", 0, token=TOKEN, views=views) as port, ClientSession() as session:
+        answers = await asyncio.gather(*(Site(session, port).ask(path, **AUTHORIZED) for _ in range(60)))
+    assert calls == 1
+    assert {body for status, _, body in answers if status == 200} == {b'{"call":1}'}
+    refused = [headers for status, headers, _ in answers if status != 200]
+    assert {headers["Retry-After"] for headers in refused} <= {"1"}
+
+
+async def test_operations_are_looked_up_a_few_at_a_time(daemon: Daemon) -> None:
+    """Many clients of a path whose answers differ take turns, so that they leave connections to operations."""
+    running = longest = 0
+
+    async def look_up(*_: object) -> tuple[int, dict[str, Any]]:
+        nonlocal running, longest
+        running += 1
+        longest = max(longest, running)
+        await asyncio.sleep(0.01)
+        running -= 1
+        return 200, {}
+
+    views = replace(daemon.views(), operation=look_up)
+    async with open_http("127.0.0.1", 0, token=TOKEN, views=views) as port, ClientSession() as session:
+        asks = (Site(session, port).ask(f"/operations/{number}", **AUTHORIZED) for number in range(60))
+        answers = await asyncio.gather(*asks)
+        probe = await Site(session, port).ask("/livez")
+    assert longest == VIEWS_AT_ONCE
+    assert Counter(status for status, _, _ in answers) == {200: PATH_REQUESTS_MAX, 503: 60 - PATH_REQUESTS_MAX}
+    assert probe[0] == 200
+
+
+async def test_refused_requests_take_no_place(daemon: Daemon) -> None:
+    """Clients without the token cannot keep those with it from an answer."""
+    held = asyncio.Event()
+
+    async def hold(*_: object) -> tuple[int, dict[str, Any]]:
+        await held.wait()
+        return 200, {}
+
+    views = replace(daemon.views(), operation=hold)
+    async with open_http("127.0.0.1", 0, token=TOKEN, views=views) as port, ClientSession() as session:
+        site = Site(session, port)
+        asking = asyncio.create_task(site.ask("/operations/r", **AUTHORIZED))
+        refused = await asyncio.gather(*(site.ask("/operations/r") for _ in range(60)))
+        held.set()
+        assert {status for status, _, _ in refused} == {401}
+        assert (await asking)[0] == 200

@@ -1,0 +1,88 @@
+"""The order in which connections are closed for new ones, and the number of requests at one time. Pure.
+
+A connection waits for a complete request, then for the view that makes its answer, then until its peer has taken the
+answer. At the limit a new connection takes the place of the one that has waited longest for a request, or else of the
+one whose answer has waited longest for its peer. Requests whose answer is being made keep their connection: `Places`
+limits them to fewer than all connections, so there is always another one to close.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+Connection = TypeVar("Connection", bound=Hashable)
+
+
+class ConnectionOrder(Generic[Connection]):
+    """The open connections, at most *limit*, each in one of three states and there the oldest first."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._receiving: dict[Connection, None] = {}
+        self._viewing: dict[Connection, None] = {}
+        self._sending: dict[Connection, None] = {}
+
+    def __repr__(self) -> str:
+        states = f"{len(self._receiving)} receiving, {len(self._viewing)} viewing, {len(self._sending)} sending"
+        return f"ConnectionOrder({states}, at most {self.limit})"
+
+    def __len__(self) -> int:
+        return len(self._receiving) + len(self._viewing) + len(self._sending)
+
+    def add(self, connection: Connection) -> Connection | None:
+        """Add a new connection; return the one to close, which is removed: *connection* itself if no other may be."""
+        closed: Connection | None = None
+        if len(self) >= self.limit:
+            closed = next(iter(self._receiving or self._sending), connection)
+            self.remove(closed)
+        if closed is not connection:
+            self._receiving[connection] = None
+        return closed
+
+    def receive(self, connection: Connection) -> None:
+        """Note that *connection* waits for its next request from now on."""
+        self._move(connection, self._receiving)
+
+    def view(self, connection: Connection) -> None:
+        """Note that the request of *connection* is complete."""
+        self._move(connection, self._viewing)
+
+    def send(self, connection: Connection) -> None:
+        """Note that the answer of *connection* is made, and has to be taken."""
+        self._move(connection, self._sending)
+
+    def remove(self, connection: Connection) -> None:
+        """Remove a closed connection. Idempotent."""
+        for state in (self._receiving, self._viewing, self._sending):
+            state.pop(connection, None)
+
+    def _move(self, connection: Connection, state: dict[Connection, None]) -> None:
+        count = len(self)
+        self.remove(connection)
+        if len(self) < count:  # a connection that was closed for another one stays removed
+            state[connection] = None
+
+
+class Places:
+    """The places of requests whose answers are being made: at most *path_max* of one path, and *all_max* in all."""
+
+    def __init__(self, *, path_max: int, all_max: int) -> None:
+        self._path_max = path_max
+        self._all_max = all_max
+        self._taken: Counter[str] = Counter()
+
+    def __repr__(self) -> str:
+        return f"Places({dict(self._taken)}, at most {self._path_max} of {self._all_max})"
+
+    def take(self, path: str) -> bool:
+        """Take a place for a request to *path*; return False if there is none."""
+        if self._taken[path] >= self._path_max or self._taken.total() >= self._all_max:
+            return False
+        self._taken[path] += 1
+        return True
+
+    def free(self, path: str) -> None:
+        """Return the place of a request to *path*."""
+        self._taken[path] -= 1

@@ -1,0 +1,80 @@
+"""Which connection is closed for a new one, and how many requests have a place."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.status.connection_order import ConnectionOrder, Places
+
+
+def test_nothing_is_closed_below_the_limit() -> None:
+    """As many as allowed stay open."""
+    order = ConnectionOrder[str](2)
+    assert [order.add("a"), order.add("b")] == [None, None]
+    assert repr(order) == "ConnectionOrder(2 receiving, 0 viewing, 0 sending, at most 2)"
+
+
+def test_the_one_that_waits_longest_for_a_request_is_closed_first() -> None:
+    """An answer makes its connection the youngest; one whose answer is being made or sent is spared."""
+    order = ConnectionOrder[str](4)
+    for name in "abcd":
+        order.add(name)
+    order.view("a")
+    order.view("b")
+    order.send("b")
+    order.view("c")
+    order.send("c")
+    order.receive("c")
+    assert [order.add(name) for name in "xy"] == ["d", "c"]
+    assert repr(order) == "ConnectionOrder(2 receiving, 1 viewing, 1 sending, at most 4)"
+
+
+def test_the_one_whose_answer_is_taken_slowest_is_closed_when_all_others_have_a_request() -> None:
+    """A new connection is closed itself only if the answers of all others are still being made."""
+    order = ConnectionOrder[str](2)
+    for name in "ab":
+        order.add(name)
+        order.view(name)
+    order.send("b")
+    assert order.add("x") == "b"
+    order.view("x")
+    assert order.add("y") == "y"
+    assert len(order) == 2
+
+
+def test_a_closed_connection_stays_removed() -> None:
+    """Its last steps come after it was closed for another one."""
+    order = ConnectionOrder[str](1)
+    order.add("a")
+    assert order.add("b") == "a"
+    order.view("a")
+    order.send("a")
+    order.receive("a")
+    order.remove("a")
+    order.remove("a")
+    assert repr(order) == "ConnectionOrder(1 receiving, 0 viewing, 0 sending, at most 1)"
+
+
+@given(st.lists(st.tuples(st.sampled_from(["add", "view", "send", "receive", "remove"]), st.integers(0, 6))))
+def test_there_are_never_more_than_allowed(steps: list[tuple[str, int]]) -> None:
+    """Whatever the order of steps, and each connection is in one state."""
+    order = ConnectionOrder[int](3)
+    opened: set[int] = set()
+    for step, connection in steps:
+        if step == "add" and connection in opened:
+            continue
+        closed = getattr(order, step)(connection)
+        if step == "add":
+            opened = (opened | {connection}) - {closed}
+        elif step == "remove":
+            opened.discard(connection)
+        assert len(order) == len(opened) <= 3
+
+
+def test_places_are_limited_for_a_path_and_for_all() -> None:
+    """A freed place can be taken again; one path does not take those of all others."""
+    places = Places(path_max=2, all_max=3)
+    assert [places.take(path) for path in ("a", "a", "a", "b", "b")] == [True, True, False, True, False]
+    places.free("a")
+    assert [places.take(path) for path in ("b", "a")] == [True, False]

@@ -1,0 +1,68 @@
+"""One answer for all callers of a moment."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from simplu_worker.status.shared_answer import SharedAnswer
+
+
+class Made:
+    """A maker of numbered answers; it waits until it may go on."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.may_end = asyncio.Event()
+        self.may_end.set()
+        self.now = 0.0
+        self.error: Exception | None = None
+        self.shared = SharedAnswer(self.make, fresh_s=1.0, clock=lambda: self.now)
+
+    async def make(self) -> int:
+        """Return the number of the call."""
+        self.count += 1
+        await self.may_end.wait()
+        if self.error is not None:
+            raise self.error
+        return self.count
+
+
+async def test_answer_is_made_once_for_concurrent_callers() -> None:
+    """A hundred callers cost as much as one."""
+    made = Made()
+    assert await asyncio.gather(*(made.shared() for _ in range(100))) == [1] * 100
+    assert repr(made.shared) == "SharedAnswer(made_at=0.0)"
+
+
+async def test_answer_is_kept_for_a_moment_from_its_end_on() -> None:
+    """A caller after that gets a new one."""
+    made = Made()
+    answers = [await made.shared()]
+    for now in (0.9, 1.0, 1.9, 2.0):
+        made.now = now
+        answers.append(await made.shared())
+    assert answers == [1, 1, 2, 2, 3]
+
+
+async def test_error_is_not_kept() -> None:
+    """The next caller tries again."""
+    made = Made()
+    made.error = ValueError("once")
+    with pytest.raises(ValueError, match="once"):
+        await made.shared()
+    made.error = None
+    assert await made.shared() == 2
+
+
+async def test_cancelled_caller_leaves_the_work_to_the_next() -> None:
+    """Callers that wait get an answer, whoever goes away."""
+    made = Made()
+    made.may_end.clear()
+    callers = [asyncio.create_task(made.shared()) for _ in range(3)]
+    await asyncio.sleep(0)
+    callers[0].cancel()
+    await asyncio.sleep(0)
+    made.may_end.set()
+    assert await asyncio.gather(*callers[1:]) == [2, 2]
