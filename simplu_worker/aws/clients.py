@@ -13,9 +13,11 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
+import aiohttp
 import botocore.session
 import msgspec
 from aiobotocore.config import AioConfig
+from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.parsers import AioJSONParser, AioResponseParserFactory
 from aiobotocore.session import AioSession
 from botocore import exceptions as botocore_errors
@@ -24,8 +26,12 @@ from botocore.loaders import JSONFileLoader
 from botocore.parsers import ResponseParserError
 from botocore.useragent import UserAgentString
 from botocore.utils import parse_timestamp
+from yarl import URL
 
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError, WorkerError
+from simplu_worker.network_errors import network_cause
+
+REPLY_MAX_BYTES = 32 * 1024 * 1024  # twice the largest that a service sends, which is 16 MB (BatchGetItem)
 
 Client: TypeAlias = Any  # botocore makes its clients at run time from the service's model: they have no class to import
 
@@ -133,6 +139,7 @@ async def open_client(
         connect_timeout=connect_timeout_s,
         max_pool_connections=pool_size,
         retries={"total_max_attempts": max_attempts, "mode": "standard"},
+        http_session_cls=_BoundedSession,
     )
     async with AsyncExitStack() as stack:
         try:
@@ -183,7 +190,7 @@ def translate(exc: Exception) -> WorkerError:
             f"no usable AWS credentials: expected them in the environment, a profile or a role; {exc}"
         )
     if isinstance(exc, TRANSIENT_ERRORS):
-        return RetryableError(f"{type(exc).__name__}: {exc}")
+        return RetryableError(_unanswered_text(exc))
     raise exc
 
 
@@ -194,6 +201,20 @@ def translate_errors() -> Iterator[None]:
         yield
     except AWS_ERRORS as exc:
         raise translate(exc) from exc
+
+
+def _unanswered_text(exc: Exception) -> str:
+    """Return the address and the cause of a request without an answer of the service."""
+    facts = getattr(exc, "kwargs", {})
+    cause, endpoint_url = facts.get("error"), facts.get("endpoint_url")
+    if endpoint_url is None:
+        return str(exc) if cause is None else f"AWS: {network_cause(cause)}"
+    place = URL(str(endpoint_url)).with_user(None).with_query(None)
+    if isinstance(exc, botocore_errors.ConnectTimeoutError):
+        return f"{place}: no connection in time"
+    if isinstance(exc, botocore_errors.ReadTimeoutError):
+        return f"{place}: no answer in time"
+    return f"{place}: {str(exc) if cause is None else network_cause(cause)}"
 
 
 def _service_error(exc: botocore_errors.ClientError) -> WorkerError:
@@ -217,6 +238,53 @@ def _session() -> AioSession:
     session.register_component("user_agent_creator", _UserAgent.from_environment())
     session.get_component("data_loader").file_loader = ModelFiles()
     return session
+
+
+class _BoundedSession(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore has no types
+    """Reads at most REPLY_MAX_BYTES of an answer; aiobotocore reads all, and has no setting for that.
+
+    Nothing is decompressed: requests do not accept compression, and a compressed answer is not parsed.
+    """
+
+    async def send(self, request: Any) -> Any:
+        is_streamed, request.stream_output = request.stream_output, True  # the answer's body is left unread
+        try:
+            response = await super().send(request)
+        finally:
+            request.stream_output = is_streamed
+        response.raw = _BoundedReply(response.raw)
+        if not is_streamed:
+            try:
+                await response.content  # which keeps it
+            except aiohttp.ServerTimeoutError as exc:
+                raise botocore_errors.ReadTimeoutError(endpoint_url=request.url, error=exc) from exc
+            except (aiohttp.ClientError, OSError) as exc:
+                raise botocore_errors.ConnectionClosedError(endpoint_url=request.url, error=exc) from exc
+        return response
+
+
+class _BoundedReply:
+    """The unread body of an answer."""
+
+    def __init__(self, reply: aiohttp.ClientResponse) -> None:
+        self._reply = reply
+
+    async def read(self) -> bytes:
+        """Return the body; close its connection if that fails. Raises ResponseParserError if it is too long."""
+        try:
+            return b"".join([part async for part in self._read_parts()])
+        except BaseException:
+            self._reply.close()
+            raise
+
+    async def _read_parts(self) -> AsyncIterator[bytes]:
+        left_bytes = REPLY_MAX_BYTES
+        async for part in self._reply.content.iter_any():
+            left_bytes -= len(part)
+            if left_bytes < 0:
+                place = self._reply.url.with_user(None).with_query(None)
+                raise ResponseParserError(f"{place}: expected an answer of at most {REPLY_MAX_BYTES} bytes, got more")
+            yield part
 
 
 class ModelFiles(JSONFileLoader):  # type: ignore[misc]  # botocore has no types
@@ -266,7 +334,20 @@ class _UserAgent(UserAgentString):  # type: ignore[misc]  # botocore has no type
 
 
 class _JsonParser(AioJSONParser):  # type: ignore[misc]  # botocore has no types
-    """Parses replies member by member by the service's model, but replies with a decoder in DECODERS in one go."""
+    """Parses replies member by member by the service's model, but replies with a decoder in DECODERS in one go.
+
+    Raises ResponseParserError for every reply that it cannot parse.
+    """
+
+    async def parse(self, response: dict[str, Any], shape: Any) -> dict[str, Any]:
+        try:
+            parsed: dict[str, Any] = await super().parse(response, shape)
+        except (ValueError, TypeError, AttributeError, RecursionError) as exc:  # of botocore, which expects AWS
+            name = "an answer" if shape is None else shape.name
+            raise ResponseParserError(
+                f"{name}: expected JSON of AWS, got something else ({type(exc).__name__})"
+            ) from None
+        return parsed
 
     async def _do_parse(self, response: dict[str, Any], shape: Any) -> dict[str, Any]:
         decode = None if shape is None else DECODERS.get(shape.name)

@@ -8,13 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 from urllib.parse import urlsplit
 
+from redis._parsers import _AsyncRESP2Parser
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from simplu_worker.cache.invalidations import EPOCH_KEY
@@ -23,6 +25,10 @@ from simplu_worker.telemetry.log import register_secret, scrub_text
 
 CALL_TIMEOUT_S: Final = 5.0  # for all replies of a pipeline together
 SCAN_COUNT: Final = 1000
+REPLY_MAX_BYTES: Final = 16 * 1024 * 1024  # some thousand of our longest keys
+
+# Raised by the package for bytes that are no reply of Redis.
+UNREADABLE: Final = (ValueError, TypeError, AttributeError, RecursionError)
 
 
 class CacheUnavailableError(RetryableError):
@@ -54,6 +60,7 @@ class RedisCommands:
                 socket_connect_timeout=reply_timeout_s,
                 retry=Retry(NoBackoff(), 0),
                 redis_connect_func=self._set_up_connection,
+                parser_class=_BoundedParser,
             )
             # This does not connect, but it is the only step that checks the options.
             self._client.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # untyped in redis
@@ -101,7 +108,7 @@ class RedisCommands:
         if entries and isinstance(replies[int(move_epoch)], Exception):
             refused += entries
         return InvalidationReply(
-            int(replies[0]) if move_epoch else None, refused, _error_text(errors[0]) if errors else None
+            int(replies[0]) if move_epoch else None, refused, self._error_text(errors[0]) if errors else None
         )
 
     async def move_epoch(self) -> int:
@@ -136,16 +143,61 @@ class RedisCommands:
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 yield
-        except (RedisError, OSError, TimeoutError) as exc:
+        except (RedisError, OSError, TimeoutError, *UNREADABLE) as exc:
             # The next reply on this connection may be the answer to an earlier command.
             with contextlib.suppress(RedisError, OSError, TimeoutError):
                 await self._client.connection_pool.disconnect()
-            raise CacheUnavailableError(_error_text(exc)) from None
+            raise CacheUnavailableError(self._error_text(exc)) from None
+
+    def _error_text(self, error: Exception) -> str:
+        cause = str(error) or f"no answer within {CALL_TIMEOUT_S:g} s"
+        if isinstance(error, UNREADABLE):
+            cause = f"expected a reply of Redis, got something else ({type(error).__name__})"
+        return scrub_text(f"Redis at {self.place}: {cause}")
 
     async def _set_up_connection(self, connection: AbstractConnection) -> None:
         await connection.on_connect()
         if self._on_connect is not None:
             self._on_connect()
+
+
+class _BoundedParser(_AsyncRESP2Parser):
+    """Reads at most REPLY_MAX_BYTES of a reply; the package has no setting for that."""
+
+    def on_connect(self, connection: Any) -> None:
+        super().on_connect(connection)  # type: ignore[no-untyped-call]  # untyped in redis
+        self._bounded = _BoundedReader(self._stream)
+        self._stream = cast("asyncio.StreamReader", self._bounded)
+
+    async def read_response(self, disable_decoding: bool = False) -> Any:  # noqa: FBT001, FBT002 - as in redis
+        self._bounded.left_bytes = REPLY_MAX_BYTES
+        return await super().read_response(disable_decoding)
+
+
+class _BoundedReader:
+    """What a parser needs of a stream; raises redis's ConnectionError for a reply of over *left_bytes*."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.left_bytes = REPLY_MAX_BYTES
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    async def readexactly(self, count: int) -> bytes:
+        self._spend(count)  # before the read: the length is the server's word
+        data: bytes = await self._stream.readexactly(count)
+        return data
+
+    async def readline(self) -> bytes:
+        line: bytes = await self._stream.readline()
+        self._spend(len(line))
+        return line
+
+    def _spend(self, count: int) -> None:
+        self.left_bytes -= count
+        if self.left_bytes < 0:
+            raise RedisConnectionError(f"expected a reply of at most {REPLY_MAX_BYTES} bytes, got a longer one")
 
 
 def _is_of_one_key(error: Exception) -> bool:
@@ -156,10 +208,6 @@ def _is_of_one_key(error: Exception) -> bool:
     """
     code = getattr(error, "status_code", None) or str(error).partition(" ")[0]
     return isinstance(error, ResponseError) and code in {"ERR", "WRONGTYPE"}
-
-
-def _error_text(error: Exception) -> str:
-    return scrub_text(f"{type(error).__name__}: {error}")
 
 
 def _decode(value: Any) -> str:

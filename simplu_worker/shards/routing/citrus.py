@@ -18,6 +18,7 @@ from yarl import URL
 
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
+from simplu_worker.network_errors import network_cause
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.postgres.address import SHARD_ID_MAX, ShardAddress
 from simplu_worker.shards.routing.address_book import AddressBook
@@ -25,7 +26,8 @@ from simplu_worker.shards.routing.citrus_breaker import CitrusBreaker
 from simplu_worker.shards.types import CitrusDeniedError
 from simplu_worker.timing.clock import loop_time
 
-REPLY_MAX_BYTES: Final = 4 * 1024 * 1024  # the health of some thousand shards
+REPLY_MAX_BYTES: Final = 4 * 1024 * 1024  # the health of some thousand shards, decompressed
+SHARDS_MAX: Final = 10_000  # each costs the event loop some microseconds
 RETRY_AFTER_MAX_S: Final = 30.0
 RETRY_AFTER_IN_CALL_MAX_S: Final = 2.0  # a longer one opens the breaker for all calls, and no caller waits for it
 
@@ -83,6 +85,9 @@ class _ShardReply(msgspec.Struct, rename="camel"):
         )
 
 
+_ShardReplies = Annotated[list[_ShardReply], msgspec.Meta(max_length=SHARDS_MAX)]
+
+
 class _CapacityReply(msgspec.Struct, rename="camel"):
     shard_id: _ShardId
     business_count: _Count | None = None
@@ -91,7 +96,7 @@ class _CapacityReply(msgspec.Struct, rename="camel"):
 
 
 class CitrusClient:
-    """A client of one Citrus. Every call is tried *attempts* times in all, backing off with jitter.
+    """A client of the Citrus at *place*. Every call is tried *attempts* times in all, backing off with jitter.
 
     Every call raises `CitrusUnavailableError` or `CitrusDeniedError` if no answer came, and `PermanentError` for an
     address that may not be used. During an outage most calls raise at once, and one call every few seconds finds out
@@ -102,12 +107,14 @@ class CitrusClient:
         self,
         session: aiohttp.ClientSession,
         *,
+        place: str,
         attempts: int,
         allowed_hosts: tuple[str, ...],
         clock: Callable[[], float] = loop_time,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._session = session
+        self.place = place  # host and port, for errors
         self._attempts = attempts
         self._allowed_hosts = allowed_hosts
         self._clock = clock
@@ -142,7 +149,7 @@ class CitrusClient:
 
     async def list_shards(self) -> list[ShardAddress]:
         """Return every shard that Citrus knows; a shard at an address that may not be used has a `refusal`."""
-        status, replies = await self._request("shards_health", "GET", "api/shards/health", list[_ShardReply])
+        status, replies = await self._request("shards_health", "GET", "api/shards/health", _ShardReplies)
         if status == 404:
             raise CitrusUnavailableError("Citrus shards_health: expected 200, got 404")
         return self._resolve_all(replies)
@@ -163,7 +170,7 @@ class CitrusClient:
 
     async def fetch_overview(self) -> list[ShardAddress] | None:
         """Return the same as `list_shards`, for people; None if Citrus has no such endpoint."""
-        replies = await self._request_for_people("shards_health", "api/shards/health", list[_ShardReply])
+        replies = await self._request_for_people("shards_health", "api/shards/health", _ShardReplies)
         return None if replies is None else self._resolve_all(replies)
 
     async def fetch_capacity(self, shard_id: str) -> Capacity | None:
@@ -180,9 +187,7 @@ class CitrusClient:
     def _resolve(self, reply: _ShardReply) -> ShardAddress:
         return self.address_book.resolve(reply.address.validate(self._allowed_hosts))
 
-    async def _request(
-        self, endpoint: str, method: str, path: str, type_: type[Any], message: Any = None
-    ) -> tuple[int, Any]:
+    async def _request(self, endpoint: str, method: str, path: str, type_: Any, message: Any = None) -> tuple[int, Any]:
         """Return the status of the answer and, of a 200 or 201, the body as *type_*."""
         return await self._request_unless_open(
             endpoint, lambda: self._request_with_retries(endpoint, method, path, type_, message)
@@ -216,7 +221,7 @@ class CitrusClient:
         if breaker.record_failure(ticket, self._clock(), draw=self._draw(), at_least_s=exc.retry_after_s or 0.0):
             log.warning("citrus.silent", error=str(exc), rests_s=round(breaker.open_for_s(self._clock()), 2))
 
-    async def _request_for_people(self, endpoint: str, path: str, type_: type[Any]) -> Any:
+    async def _request_for_people(self, endpoint: str, path: str, type_: Any) -> Any:
         """Return an answer that no route needs, after a single try; None for 404.
 
         A failure leaves `last_error` and `is_denied` as they are for routes; an accepted key resets both.
@@ -229,7 +234,7 @@ class CitrusClient:
         return None if status == 404 else reply
 
     async def _request_with_retries(
-        self, endpoint: str, method: str, path: str, type_: type[Any], message: Any
+        self, endpoint: str, method: str, path: str, type_: Any, message: Any
     ) -> tuple[int, Any]:
         attempts = stamina.retry_context(
             on=_retry_delay, attempts=self._attempts, timeout=None, wait_initial=0.1, wait_max=5, wait_jitter=0.2
@@ -247,7 +252,7 @@ class CitrusClient:
         return answer
 
     async def _request_once(
-        self, endpoint: str, method: str, path: str, type_: type[Any], message: Any = None
+        self, endpoint: str, method: str, path: str, type_: Any, message: Any = None
     ) -> tuple[int, Any]:
         started = time.perf_counter()
         outcome = "error"
@@ -264,10 +269,12 @@ class CitrusClient:
         except TimeoutError as exc:
             outcome = "timeout"
             raise CitrusUnavailableError(
-                f"Citrus {endpoint}: expected an answer within CITRUS_TIMEOUT, got none", is_outage=True
+                f"Citrus {endpoint} at {self.place}: expected an answer within CITRUS_TIMEOUT, got none", is_outage=True
             ) from exc
         except aiohttp.ClientError as exc:
-            raise CitrusUnavailableError(f"Citrus {endpoint}: {type(exc).__name__}", is_outage=True) from exc
+            raise CitrusUnavailableError(
+                f"Citrus {endpoint} at {self.place}: {network_cause(exc)}", is_outage=True
+            ) from exc
         else:
             return response.status, reply
         finally:
@@ -286,13 +293,15 @@ async def open_citrus(
 ) -> AsyncIterator[CitrusClient]:
     """Open a client with one keep-alive session to the Citrus at *url*."""
     headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
+    base_url = URL(url.rstrip("/") + "/")
     async with aiohttp.ClientSession(
-        base_url=URL(url.rstrip("/") + "/"),
+        base_url=base_url,
         headers=headers,
         timeout=aiohttp.ClientTimeout(total=timeout_s),
         cookie_jar=aiohttp.DummyCookieJar(),
     ) as session:
-        yield CitrusClient(session, attempts=attempts, allowed_hosts=allowed_hosts, clock=clock)
+        place = f"{base_url.host}:{base_url.port}"
+        yield CitrusClient(session, place=place, attempts=attempts, allowed_hosts=allowed_hosts, clock=clock)
 
 
 async def _read_body(response: aiohttp.ClientResponse) -> bytes:
@@ -340,7 +349,7 @@ def _retry_delay(exc: Exception) -> bool | float:
     return exc.retry_after_s if exc.retry_after_s <= RETRY_AFTER_IN_CALL_MAX_S else False
 
 
-def _decode(endpoint: str, body: bytes, type_: type[Any]) -> Any:
+def _decode(endpoint: str, body: bytes, type_: Any) -> Any:
     try:
         return msgspec.json.decode(body, type=type_)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:

@@ -1,20 +1,26 @@
-"""Our clients send and read the same as botocore's, faster. No request leaves this process."""
+"""Our clients send and read the same as botocore's, faster, and up to a limit. No request leaves this process."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import gzip
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from aiobotocore.session import AioSession
+from aiohttp import web
+from aiohttp.typedefs import Handler
 from botocore.exceptions import EndpointConnectionError
 from botocore.loaders import JSONFileLoader, Loader
 from botocore.useragent import UserAgentString
 
-from simplu_worker.aws.clients import Client, ModelFiles, open_client
+from simplu_worker.aws.clients import REPLY_MAX_BYTES, Client, ModelFiles, open_client, translate_errors
 from simplu_worker.consumers.kinesis.leases.table_requests import decode_rows
-from simplu_worker.errors import ConfigurationError
+from simplu_worker.errors import ConfigurationError, RetryableError
 
 REGION = "eu-west-1"
 
@@ -108,3 +114,80 @@ def test_rows_that_are_none_are_an_error(body: bytes) -> None:
     """It becomes a `ResponseParserError`, which is transient."""
     with pytest.raises((msgspec.DecodeError, UnicodeDecodeError)):
         decode_rows(body)
+
+
+@contextlib.asynccontextmanager
+async def serving(answer: Handler) -> AsyncIterator[str]:
+    """Serve *answer* as every answer of AWS; yield the URL."""
+    application = web.Application()
+    application.router.add_post("/", answer)
+    runner = web.AppRunner(application, handler_cancellation=True)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/"
+    finally:
+        await runner.cleanup()
+
+
+MEGABYTE = b"x" * 1024 * 1024
+
+
+async def endless(request: web.Request) -> web.StreamResponse:
+    """Answer without an end."""
+    response = web.StreamResponse(headers={"Content-Type": "application/x-amz-json-1.0"})
+    await response.prepare(request)
+    for _ in range(4 * REPLY_MAX_BYTES // len(MEGABYTE)):
+        await response.write(MEGABYTE)
+    return response
+
+
+async def packed(_: web.Request) -> web.StreamResponse:
+    """Answer with something that is long when it is decompressed."""
+    headers = {"Content-Encoding": "gzip", "Content-Type": "application/x-amz-json-1.0"}
+    return web.Response(body=gzip.compress(b" " * 2 * REPLY_MAX_BYTES), headers=headers)
+
+
+async def broken_off(request: web.Request) -> web.StreamResponse:
+    """Answer with half of what is announced."""
+    response = web.StreamResponse(headers={"Content-Length": "100"})
+    await response.prepare(request)
+    await response.write(b"secret")
+    assert request.transport is not None
+    request.transport.close()
+    return response
+
+
+async def never(_: web.Request) -> web.StreamResponse:
+    """Answer too late."""
+    await asyncio.sleep(5)
+    return web.Response()
+
+
+@pytest.mark.parametrize("service", ["dynamodb", "kinesis", "sqs"])
+async def test_answer_is_read_up_to_a_limit(service: str) -> None:
+    """No service sends as much."""
+    calls = {"dynamodb": "list_tables", "kinesis": "list_streams", "sqs": "list_queues"}
+    async with serving(endless) as url, open_client(service, region=REGION, endpoint_url=url) as client:
+        error = f"^{url}: expected an answer of at most {REPLY_MAX_BYTES} bytes"
+        with pytest.raises(RetryableError, match=error), translate_errors():
+            await getattr(client, calls[service])()
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (packed, "expected JSON of AWS, got something else"),
+        (broken_off, "^URL: its answer broke off, or cannot be decompressed$"),
+        (never, "^URL: no answer in time$"),
+        (None, "^http://127.0.0.1:1/: Connection refused$"),
+    ],
+)
+async def test_error_names_address_and_cause(answer: Handler | None, error: str) -> None:
+    """Not a class of a library, and no byte of the answer. A compressed answer, never asked for, stays compressed."""
+    async with serving(answer or never) as url:
+        asked = "http://127.0.0.1:1/" if answer is None else url
+        async with open_client("dynamodb", region=REGION, endpoint_url=asked, read_timeout_s=0.3) as client:
+            with pytest.raises(RetryableError, match=error.replace("URL", url)) as caught, translate_errors():
+                await client.list_tables()
+    assert "secret" not in str(caught.value)

@@ -7,9 +7,9 @@ import gzip
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from simplu_worker.status.metrics_text import (
+    ENCODERS,
     SLICE_SAMPLES,
     MetricsFormat,
     MetricsText,
@@ -39,7 +39,7 @@ def registry() -> CollectorRegistry:
 def test_slices_together_are_the_whole_text(registry: CollectorRegistry, wanted: MetricsFormat) -> None:
     """Byte for byte as the library renders it, and no slice has more lines than allowed."""
     slices = list(encoded_slices(registry.collect(), wanted))
-    whole = generate_latest(registry) if wanted is MetricsFormat.TEXT else generate_openmetrics(registry)
+    whole = ENCODERS[wanted](registry)
     assert b"".join(slices) == whole
     assert max(one.count(b"\n") for one in slices) <= SLICE_SAMPLES + 2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import time
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -11,7 +12,13 @@ from support.citrus.cases import API_KEY, CONNECTION_STRING, SHARD, Reply, Scrip
 
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.routing.citrus import REPLY_MAX_BYTES, CitrusUnavailableError, Registration, open_citrus
+from simplu_worker.shards.routing.citrus import (
+    REPLY_MAX_BYTES,
+    SHARDS_MAX,
+    CitrusUnavailableError,
+    Registration,
+    open_citrus,
+)
 from simplu_worker.shards.routing.citrus_breaker import OPEN_BASE_S, OPEN_MAX_S
 from simplu_worker.shards.types import CitrusDeniedError
 
@@ -87,7 +94,7 @@ NO_ANSWERS: dict[str, tuple[Reply, str]] = {
     "null": (reply(SHARD | {"connectionString": None}), "Expected `str`, got `null`"),
     "nested without end": (reply(b"[" * 100_000), "expected JSON"),
     "too long": (reply(b'"' + b"x" * REPLY_MAX_BYTES + b'"'), f"at most {REPLY_MAX_BYTES} bytes"),
-    "half of it": (half_a_reply(b'{"shardId": "shard-a", '), "ClientPayloadError"),
+    "half of it": (half_a_reply(b'{"shardId": "shard-a", '), "its answer broke off"),
     "500": (reply({"error": "oops"}, status=500), "expected 200, got 500"),
     "503 html": (reply(HTML, status=503, content_type="text/html"), "expected 200, got 503"),
     "204": (reply(b"", status=204), "expected 200, got 204"),
@@ -241,12 +248,41 @@ async def test_citrus_is_not_waited_for_when_it_is_slow() -> None:
             await client.locate("a-b")
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://nowhere.invalid:80"])
-async def test_citrus_has_no_answer_when_it_is_not_there(url: str) -> None:
-    """A refused connection and an unknown host are trouble of Citrus's."""
+@pytest.mark.parametrize(
+    ("url", "cause"),
+    [
+        ("http://user:pass-word@127.0.0.1:1/citrus", "at 127.0.0.1:1: Connection refused$"),
+        ("http://nowhere.invalid", "at nowhere.invalid:80: the host's name was not resolved: "),
+    ],
+)
+async def test_citrus_has_no_answer_when_it_is_not_there(url: str, cause: str) -> None:
+    """A refused connection and an unknown host are trouble of Citrus's; the error names the address and the cause."""
     async with open_citrus(url, api_key=None, timeout_s=2, attempts=1, allowed_hosts=()) as client:
-        with pytest.raises(CitrusUnavailableError, match="Citrus shards_health: "):
+        with pytest.raises(CitrusUnavailableError, match=f"^Citrus shards_health {cause}"):
             await client.list_shards()
+
+
+async def test_packed_answer_takes_little_memory() -> None:
+    """What is decompressed is counted while it is decompressed: a thousandth of it may come over the network."""
+    packed = gzip.compress(b"x" * 32 * REPLY_MAX_BYTES)
+    async with ScriptedCitrus(reply(packed, Content_Encoding="gzip")).opened() as client:
+        tracemalloc.start()
+        try:
+            with pytest.raises(CitrusUnavailableError, match=f"at most {REPLY_MAX_BYTES} bytes"):
+                await client.locate("a-b")
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak_bytes < 4 * REPLY_MAX_BYTES
+
+
+async def test_too_many_shards_are_no_answer() -> None:
+    """Each costs the event loop some time; the body alone could hold a hundred thousand."""
+    shards = [{"shardId": str(number), "connectionString": ""} for number in range(SHARDS_MAX + 1)]
+    async with ScriptedCitrus(reply(shards), reply(shards[:-1])).opened() as client:
+        with pytest.raises(CitrusUnavailableError, match=f"length <= {SHARDS_MAX}"):
+            await client.list_shards()
+        assert len(await client.list_shards()) == SHARDS_MAX
 
 
 REGISTRATION = {"businessId": "a/b", "locationId": "ö", "businessType": "gym", "shardKey": "a/b-ö"}
