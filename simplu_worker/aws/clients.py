@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit
 
 import aiohttp
 import botocore.session
@@ -169,6 +170,12 @@ def check_aws_profile(region: str | None) -> None:
         raise ConfigurationError(f"AWS_CONFIG_FILE: {exc}") from None
     if region is None:
         raise ConfigurationError(NO_REGION)
+
+
+def address_of(client: Client, name: str) -> str:
+    """Return the endpoint of *client*, without credentials, and *name*."""
+    url = urlsplit(str(client.meta.endpoint_url))
+    return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path.rstrip('/')}/{name}"
 
 
 def error_code(exc: Exception) -> str:

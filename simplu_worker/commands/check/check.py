@@ -12,13 +12,12 @@ from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from functools import partial
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
 
 import msgspec
 from rich.text import Text
 
 from simplu_worker.assembly import Shards, open_shards
-from simplu_worker.aws.clients import Client, open_client
+from simplu_worker.aws.clients import Client, address_of, open_client
 from simplu_worker.aws.dynamodb_tables import TableSummary, describe_table
 from simplu_worker.aws.sqs_queue import Queue
 from simplu_worker.cache.cache import create_redis_commands
@@ -372,12 +371,6 @@ async def _check_worker_metrics_table(requests: TableRequests, name: str) -> Che
     except TableMissingError as exc:
         return CheckAnswer(f"{exc}; {KCL_TABLE_MOVED} KINESIS_WORKER_METRICS_TABLE", CheckStatus.WARNING)
     return CheckAnswer("answers")
-
-
-def address_of(client: Client, name: str) -> str:
-    """Return the endpoint of *client*, without credentials, and *name*."""
-    url = urlsplit(str(client.meta.endpoint_url))
-    return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path.rstrip('/')}/{name}"
 
 
 def clock_skew_s(date: str, *, now: datetime) -> float | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+NO_CAUSES: Final[Mapping[str, str]] = {}
 NOT_A_TERMINAL_WIDTH = 1000  # so that no table is folded for a file or a pipe
 
 
@@ -41,10 +42,16 @@ def print_note(text: str) -> None:
     Console(stderr=True, highlight=False).print(Text(escape_unprintable(text)), soft_wrap=True)
 
 
-def print_silent(shard_ids: Sequence[str]) -> None:
-    """Print on stderr which shards did not answer, if any."""
+def print_silent(shard_ids: Sequence[str], causes: Mapping[str, str] = NO_CAUSES) -> None:
+    """Print on stderr which shards did not answer, if any, each with its cause where it is known."""
     if shard_ids:
-        print_note(f"no answer from: {', '.join(shard_ids)}")
+        print_note(describe_silent(shard_ids, causes))
+
+
+def describe_silent(shard_ids: Sequence[str], causes: Mapping[str, str]) -> str:
+    """Return which shards did not answer."""
+    named = (f"{one} ({causes[one]})" if causes.get(one) else one for one in shard_ids)
+    return f"no answer from: {', '.join(named)}"
 
 
 def print_json(value: Any) -> None:

@@ -26,6 +26,7 @@ class CountProgress:
     def __init__(self, what: str, total: int) -> None:
         self._what = what
         self._total = total
+        self.done = 0
         self._shown_at = time.monotonic()
         self._bars = terminal_bars(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
@@ -45,6 +46,7 @@ class CountProgress:
 
     def show(self, done: int) -> None:
         """Show that *done* of the total are done."""
+        self.done = done
         if self._bars is not None:
             self._bars.update(self._task, completed=done)
         elif time.monotonic() - self._shown_at >= LINE_INTERVAL_S:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Final
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import Final, TypeAlias
 
 from simplu_worker.aws.clients import open_client
 from simplu_worker.commands.output.progress import CountProgress
@@ -17,23 +17,30 @@ from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.timing.backoff import backoff_s
 
 PUT_TIMEOUT_S: Final = 30.0  # a request of 5 MiB over a slow line
-PUT_ATTEMPTS: Final = 3
 TRIES_MAX: Final = 8  # in a row, without a record taken
 RETRY_BASE_S: Final = 0.2
 RETRY_MAX_S: Final = 5.0
+
+OnFailure: TypeAlias = Callable[[RetryableError], None]
+
+
+def ignore_failure(_: RetryableError) -> None:
+    """Do nothing."""
 
 
 @contextlib.asynccontextmanager
 async def open_stream_for_puts(settings: Settings) -> AsyncIterator[Stream]:
     """Open the stream with time-outs for large requests; no request is made yet."""
-    async with open_client(
-        "kinesis", region=settings.aws_region, read_timeout_s=PUT_TIMEOUT_S, max_attempts=PUT_ATTEMPTS
-    ) as client:
+    async with open_client("kinesis", region=settings.aws_region, read_timeout_s=PUT_TIMEOUT_S) as client:
         yield Stream(client, settings.kinesis_stream_name or "")
 
 
 async def put_in_order(
-    stream: Stream, records: Iterable[NewRecord], progress: CountProgress
+    stream: Stream,
+    records: Iterable[NewRecord],
+    progress: CountProgress,
+    *,
+    on_failure: OnFailure = ignore_failure,
 ) -> tuple[int, WorkerError | None]:
     """Put *records* in their order, one request at a time. Return how many were put, and the error that stopped it.
 
@@ -42,7 +49,7 @@ async def put_in_order(
     count = 0
     for request in cut_into_puts(records):
         try:
-            await put_records(stream, request)
+            await put_records(stream, request, on_failure=on_failure)
         except WorkerError as exc:
             return count, exc
         count += len(request)
@@ -50,8 +57,11 @@ async def put_in_order(
     return count, None
 
 
-async def put_records(stream: Stream, records: Sequence[NewRecord]) -> None:
-    """Put all *records* in any order, and refused ones again. Raises the error of the last try."""
+async def put_records(stream: Stream, records: Sequence[NewRecord], *, on_failure: OnFailure = ignore_failure) -> None:
+    """Put all *records* in any order, and refused ones again; *on_failure* gets the error of each failed try.
+
+    Raises the error of the last try.
+    """
     failure_count = 0
     while records:
         try:
@@ -59,6 +69,8 @@ async def put_records(stream: Stream, records: Sequence[NewRecord]) -> None:
             error: RetryableError = RetryableError(f"stream {stream.name} takes no more records now")
         except RetryableError as exc:
             refused, error = list(records), exc
+        if refused:
+            on_failure(error)
         failure_count = failure_count + 1 if len(refused) == len(records) else 1
         if refused and failure_count == TRIES_MAX:
             raise error

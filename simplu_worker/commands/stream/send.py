@@ -12,6 +12,7 @@ import msgspec
 from rich.text import Text
 
 from simplu_worker.assembly import open_shards
+from simplu_worker.commands.output.awaited import note_what_is_awaited
 from simplu_worker.commands.output.display import (
     print_json,
     print_line,
@@ -26,16 +27,19 @@ from simplu_worker.commands.requirements import require_settings
 from simplu_worker.commands.stream.input_lines import InputLine, parse_lines
 from simplu_worker.commands.stream.put_records import open_stream_for_puts, put_in_order
 from simplu_worker.commands.stream.wait_outcomes import (
+    LastPoll,
     OperationKey,
     SendOutcome,
     SendStatus,
+    describe_poll,
     send_outcomes,
     wait_for_outcomes,
 )
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.client import NewRecord
-from simplu_worker.errors import PermanentError, WorkerError
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.operation import RejectedRecord, tenant_id_of
+from simplu_worker.shards.postgres.pool import Pools
 
 RESULT_SHOWN_LENGTH: Final = 60
 STYLES: Final = {
@@ -64,6 +68,7 @@ async def show_operation(settings: Settings, request_id: str, tenant: tuple[str,
     tenant_id = None if tenant is None else tenant_id_of(*tenant)
     async with open_shards(settings) as shards:
         found, silent = await shards.gateway.find_operation(request_id, tenant_id)
+        errors = pool_errors(shards.pools)
     shown = {"requestId": request_id, "status": "unknown"} if found is None else _members(found)
     if as_json:
         print_json(shown | {"shardsWithoutAnswer": silent})
@@ -72,7 +77,7 @@ async def show_operation(settings: Settings, request_id: str, tenant: tuple[str,
     else:
         print_line(f"unknown: no shard that answered has an operation {request_id}")
     if not as_json:
-        print_silent(silent)
+        print_silent(silent, errors)
     return 1 if found is None else 0
 
 
@@ -110,21 +115,57 @@ async def send_operations(settings: Settings, text: bytes, options: SendOptions,
 
 async def _send(
     settings: Settings, lines: Sequence[InputLine], options: SendOptions
-) -> tuple[list[SendOutcome], list[str]]:
-    records = [NewRecord(line.partition_key, line.record) for line in lines]
-    async with open_stream_for_puts(settings) as stream:
-        with CountProgress("put", len(records)) as progress:
-            sent_count, error = await put_in_order(stream, records, progress)
-    if error is not None:
-        print_note(f"{sent_count} of {len(records)} were put, then: {error}")
+) -> tuple[list[SendOutcome], dict[str, str]]:
+    sent_count = await _put(settings, lines)
     sent, unsent = lines[:sent_count], lines[sent_count:]
-    rows: dict[OperationKey, dict[str, Any]] = {}
-    silent: list[str] = []
-    if options.wait and sent:
-        async with open_shards(settings) as shards:
-            with CountProgress("in the log", len(sent)) as progress:
-                rows, silent = await wait_for_outcomes(shards.gateway, sent, options.timeout_s, progress)
-    return send_outcomes(sent, unsent, rows, waited=options.wait), silent
+    if not options.wait or not sent:
+        return send_outcomes(sent, unsent, {}, waited=options.wait), {}
+    rows, silent = await _wait(settings, sent, options.timeout_s)
+    return send_outcomes(sent, unsent, rows, waited=True), silent
+
+
+async def _put(settings: Settings, lines: Sequence[InputLine]) -> int:
+    """Put *lines* on the stream; return how many were put, and print the error if these are not all."""
+    records = [NewRecord(line.partition_key, line.record) for line in lines]
+    failures: list[RetryableError] = []
+    async with open_stream_for_puts(settings) as stream:
+
+        def describe() -> str:
+            cause = failures[-1] if failures else f"no answer from {stream.address} yet"
+            return f"waiting for stream {stream.name}: {cause}"
+
+        with CountProgress("put", len(records)) as progress, note_what_is_awaited(describe, progress):
+            sent_count, error = await put_in_order(stream, records, progress, on_failure=failures.append)
+        if error is not None:
+            print_note(f"{sent_count} of {len(records)} were put on {stream.address}, then: {error}")
+    return sent_count
+
+
+async def _wait(
+    settings: Settings, sent: Sequence[InputLine], timeout_s: float
+) -> tuple[dict[OperationKey, dict[str, Any]], dict[str, str]]:
+    """Wait for the outcomes; return the rows of the logs, and the shards without an answer, with the causes."""
+    poll = LastPoll(len(sent))
+    async with open_shards(settings) as shards:
+
+        def describe() -> str:
+            return describe_poll(poll, pool_errors(shards.pools))
+
+        with CountProgress("in the log", len(sent)) as progress, note_what_is_awaited(describe, progress):
+            rows = await wait_for_outcomes(shards.gateway, sent, timeout_s, progress, poll)
+        errors = pool_errors(shards.pools)
+    if poll.error is not None:
+        print_note(f"the shards were not listed: {poll.error}")
+    return rows, {shard_id: errors.get(shard_id, "") for shard_id in poll.silent_shard_ids}
+
+
+def pool_errors(pools: Pools) -> dict[str, str]:
+    """Return place and error of the shards that cannot be used, by their ids."""
+    return {
+        shard_id: f"{pool.address.place}: {pool.last_error}"
+        for shard_id, pool in pools.by_shard_id().items()
+        if pool.last_error
+    }
 
 
 def _print_invalid(invalid: dict[int, RejectedRecord], *, as_json: bool) -> None:
@@ -136,9 +177,9 @@ def _print_invalid(invalid: dict[int, RejectedRecord], *, as_json: bool) -> None
     print_note("nothing was sent; correct the lines, or send all with --force")
 
 
-def _print_outcomes(outcomes: Sequence[SendOutcome], silent: list[str], *, as_json: bool) -> None:
+def _print_outcomes(outcomes: Sequence[SendOutcome], silent: dict[str, str], *, as_json: bool) -> None:
     if as_json:
-        print_json({"operations": outcomes, "shardsWithoutAnswer": silent})
+        print_json({"operations": outcomes, "shardsWithoutAnswer": list(silent)})
         return
     columns = ("line", "request id", "operation", "tenant", "resource", "status", "error", "result")
     rows = [
@@ -155,7 +196,7 @@ def _print_outcomes(outcomes: Sequence[SendOutcome], silent: list[str], *, as_js
         for outcome in outcomes
     ]
     print_table(columns, rows)
-    print_silent(silent)
+    print_silent(list(silent), silent)
 
 
 def _members(value: msgspec.Struct) -> dict[str, Any]:

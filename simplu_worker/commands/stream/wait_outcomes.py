@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
 import msgspec
 
+from simplu_worker.commands.output.display import describe_silent
 from simplu_worker.commands.output.progress import CountProgress
 from simplu_worker.commands.stream.input_lines import InputLine
 from simplu_worker.errors import RetryableError
@@ -51,43 +53,69 @@ class SendOutcome(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tru
     result: msgspec.Raw | None = None
 
 
+@dataclass
+class LastPoll:
+    """The last query of all logs: the shards that did not answer, and the error if the shards could not be listed."""
+
+    pending_count: int
+    has_ended: bool = False
+    silent_shard_ids: list[str] = field(default_factory=list)
+    error: str | None = None
+
+
+def describe_poll(poll: LastPoll, errors: Mapping[str, str]) -> str:
+    """Return what a command waits for; *errors* are those of shards that cannot be used, by their ids."""
+    waiting = f"waiting for {poll.pending_count} operations"
+    if poll.error is not None:
+        return f"{waiting}; the shards were not listed: {poll.error}"
+    if poll.silent_shard_ids or errors:
+        return f"{waiting}; {describe_silent(sorted({*poll.silent_shard_ids, *errors}), errors)}"
+    if not poll.has_ended:
+        return f"{waiting}; the shards have not answered yet"
+    return f"{waiting}; the shards answer, and no worker has applied them yet: see /status of the workers"
+
+
 async def wait_for_outcomes(
-    gateway: ShardGateway, lines: Sequence[InputLine], timeout_s: float, progress: CountProgress
-) -> tuple[dict[OperationKey, dict[str, Any]], list[str]]:
+    gateway: ShardGateway, lines: Sequence[InputLine], timeout_s: float, progress: CountProgress, poll: LastPoll
+) -> dict[OperationKey, dict[str, Any]]:
     """Query the logs until they have every line that is an operation, for at most *timeout_s*.
 
-    Returns the rows of the logs, each with its `shard_id`, and the shards that did not answer the last query.
+    Returns the rows of the logs, each with its `shard_id`. *poll* is kept up to date.
     """
     deadline = time.monotonic() + timeout_s
     pending = {line.key for line in lines if line.key is not None}
     rows: dict[OperationKey, dict[str, Any]] = {}
     while True:
         started = time.monotonic()
-        found, silent = await _find_operations(gateway, pending)
+        found = await _find_operations(gateway, pending, poll)
         rows |= found
         pending -= found.keys()
+        poll.pending_count, poll.has_ended = len(pending), True
         progress.show(len(rows))
         left_s = deadline - time.monotonic()
         if not pending or left_s <= 0:
-            return rows, silent
+            return rows
         await asyncio.sleep(min(left_s, max(POLL_MIN_S, POLL_REST * (time.monotonic() - started))))
 
 
 async def _find_operations(
-    gateway: ShardGateway, keys: Iterable[OperationKey]
-) -> tuple[dict[OperationKey, dict[str, Any]], list[str]]:
+    gateway: ShardGateway, keys: Iterable[OperationKey], poll: LastPoll
+) -> dict[OperationKey, dict[str, Any]]:
     ordered = sorted(keys)
     rows: dict[OperationKey, dict[str, Any]] = {}
     silent: set[str] = set()
+    error: str | None = None
     for first in range(0, len(ordered), KEYS_PER_QUERY):
         some = ordered[first : first + KEYS_PER_QUERY]
         try:
             survey = await gateway.survey("find_operations", [key[0] for key in some], [key[1] for key in some])
-        except RetryableError:
-            continue  # Citrus does not list the shards now: the next poll queries these keys again
+        except RetryableError as exc:
+            error = str(exc)  # Citrus does not list the shards now: the next poll queries these keys again
+            continue
         silent |= set(survey.silent_shard_ids)
         rows |= {(row["tenant_id"], row["request_id"]): row | {"shard_id": shard_id} for shard_id, row in survey.rows}
-    return rows, sorted(silent)
+    poll.silent_shard_ids, poll.error = sorted(silent), error
+    return rows
 
 
 def send_outcomes(

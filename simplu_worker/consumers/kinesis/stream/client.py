@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, assert_never
 import msgspec
 import structlog
 
-from simplu_worker.aws.clients import AWS_ERRORS, DECODERS, Client, ThrottledError, error_code, translate
+from simplu_worker.aws.clients import AWS_ERRORS, DECODERS, Client, ThrottledError, address_of, error_code, translate
 from simplu_worker.consumers.kinesis.stream.positions import HashRange
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import KINESIS_GET_RECORDS, KINESIS_THROTTLED
@@ -144,6 +144,11 @@ class Stream:
 
     def __repr__(self) -> str:
         return f"<Stream {self.name}>"
+
+    @property
+    def address(self) -> str:
+        """The endpoint and the name, for people."""
+        return address_of(self._client, self.name)
 
     async def ensure(self, *, create: bool, stream_shard_count: int) -> None:
         """Wait until the stream can be read; create a missing one if *create*. Idempotent, also among replicas.
