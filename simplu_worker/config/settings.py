@@ -263,7 +263,10 @@ class Settings(BaseSettings):
         description="Address that health, metrics and status listen on.",
     )
     http_port: int = Field(
-        default=8080, ge=0, le=65535, description="Port of health, metrics and status; 0: any free one."
+        default=8080,
+        ge=0,
+        le=65535,
+        description="Port of health, metrics and status, for 100 connections at most; 0: any free one.",
     )
     api_token: HeaderSecret | None = Field(
         default=None, description="Bearer token for the protected pages; unset: they answer 403."

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
+
+CONNECTIONS_MAX: Final = 100  # of strangers: well below the open files that a process may have
 
 Connection = TypeVar("Connection", bound=Hashable)
 

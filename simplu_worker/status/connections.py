@@ -16,11 +16,10 @@ import structlog
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
-from simplu_worker.status.connection_order import ConnectionOrder
+from simplu_worker.status.connection_order import CONNECTIONS_MAX, ConnectionOrder
 from simplu_worker.status.responses import malformed_response
 from simplu_worker.timing.clock import loop_time
 
-CONNECTIONS_MAX: Final = 100
 REQUEST_WITHIN_S: Final = 10.0  # from the connect or the last answer to the end of the request's head
 ANSWER_TAKEN_WITHIN_S: Final = 30.0
 LINGER_S: Final = 1.0  # for the rest of a request's body, which no path reads

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
@@ -123,6 +124,7 @@ async def check_dependencies(settings: Settings, misspellings: Sequence[Misspell
     """Contact all dependencies. Raises ConfigurationError only; any other failure is in the report."""
     once = settings.model_copy(update={"citrus_retry_attempts": 1})
     checks = DependencyChecks(settings)
+    checks.facts.open_files_max = open_files_max()
     async with AsyncExitStack() as stack:
         shards = await stack.enter_async_context(open_shards(once))
         clients = {
@@ -371,6 +373,12 @@ async def _check_worker_metrics_table(requests: TableRequests, name: str) -> Che
     except TableMissingError as exc:
         return CheckAnswer(f"{exc}; {KCL_TABLE_MOVED} KINESIS_WORKER_METRICS_TABLE", CheckStatus.WARNING)
     return CheckAnswer("answers")
+
+
+def open_files_max() -> int | None:
+    """Return how many files this process may have open; None without a limit."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if most == resource.RLIM_INFINITY else most
 
 
 def clock_skew_s(date: str, *, now: datetime) -> float | None:

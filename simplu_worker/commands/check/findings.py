@@ -15,9 +15,11 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
 from simplu_worker.operations.retention_rules import effective_retention
 from simplu_worker.shards.health.assessment import SchemaCreator
+from simplu_worker.status.connection_order import CONNECTIONS_MAX
 
 RECEIVES_MAX: Final = 1000  # a message that crashes the worker is received that often
 SKEW_MAX_S: Final = 30.0
+OTHER_FILES: Final = 300  # connections to AWS, Citrus and Redis, the log, the event loop
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -46,6 +48,7 @@ class CheckFacts:
     schema_creators: dict[str, Sequence[SchemaCreator]] = field(default_factory=dict)  # of shards
     skews_s: dict[str, float] = field(default_factory=dict)  # their clock less ours
     eviction_policy: str | None = None  # of Redis
+    open_files_max: int | None = None  # of a process like this one
 
 
 def find_oddities(facts: CheckFacts, settings: Settings, misspellings: Iterable[Misspelling] = ()) -> list[Finding]:
@@ -56,6 +59,7 @@ def find_oddities(facts: CheckFacts, settings: Settings, misspellings: Iterable[
         *_shard_findings(facts, settings),
         *_cache_findings(facts),
         *_clock_findings(facts),
+        *_open_files_findings(facts, settings),
         *_settings_findings(facts, settings),
         *_misspelling_findings(misspellings),
     ]
@@ -141,6 +145,17 @@ def _clock_findings(facts: CheckFacts) -> Iterator[Finding]:
                 f"its clock is {abs(skew_s):.0f} s {direction} ours",
                 "synchronise both with NTP: holds and retentions are measured by clocks",
             )
+
+
+def _open_files_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
+    needed = CONNECTIONS_MAX + settings.database_max_connections + OTHER_FILES
+    if facts.open_files_max is not None and facts.open_files_max < needed:
+        yield Finding(
+            "RLIMIT_NOFILE",
+            f"{facts.open_files_max} open files, the settings need up to {needed}: {CONNECTIONS_MAX} for HTTP, "
+            f"DATABASE_MAX_CONNECTIONS {settings.database_max_connections}, and {OTHER_FILES} others",
+            f"raise it to {needed} or more (ulimit -n, LimitNOFILE= of systemd)",
+        )
 
 
 def _settings_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
