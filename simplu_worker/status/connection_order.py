@@ -2,8 +2,8 @@
 
 A connection waits for a complete request, then for the view that makes its answer, then until its peer has taken the
 answer. At the limit a new connection takes the place of the one that has waited longest for a request, or else of the
-one whose answer has waited longest for its peer. Requests whose answer is being made keep their connection: `Places`
-limits them to fewer than all connections, so there is always another one to close.
+one that has waited longest for its peer to take the answer. While an answer is made its connection stays open: `Places`
+allows fewer of these than connections, so there is always another one to close.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ConnectionOrder(Generic[Connection]):
 
 
 class Places:
-    """The places of requests whose answers are being made: at most *path_max* of one path, and *all_max* in all."""
+    """The places of requests while their answers are made: at most *path_max* of one path, and *all_max* in all."""
 
     def __init__(self, *, path_max: int, all_max: int) -> None:
         self._path_max = path_max

@@ -107,7 +107,7 @@ class BoundedConnection(web.RequestHandler):
         super().connection_lost(exc)
 
     def abort(self) -> None:
-        """Close the connection now, whatever is unsent."""
+        """Close the connection now; unsent bytes are dropped."""
         if self._open_transport is not None:
             self._open_transport.abort()
 

@@ -43,7 +43,7 @@ SHUTDOWN_TIMEOUT_S: Final = 1.0  # for unfinished answers; idle connections are 
 BACKLOG: Final = 512  # beyond it the kernel drops a connect, which the client repeats after a second
 PATH_REQUESTS_MAX: Final = 20  # of one path, while their answers are made; further ones get a 503 at once
 REQUESTS_MAX: Final = 50  # of all paths; probes, the page and refusals need no place
-VIEWS_AT_ONCE: Final = 4  # of one path whose answers are not shared; the others wait for their turn
+VIEWS_AT_ONCE: Final = 4  # of one path without shared answers; further requests wait for their turn
 ANSWER_WITHIN_S: Final = 60.0  # more than the limits that the views themselves have
 # An id may contain any character, an encoded slash and braces too; aiohttp decodes it after matching the path.
 ANY_ID = "[^/]+"
@@ -139,7 +139,7 @@ def _application(guard: _Guard, views: Views) -> web.Application:
 
 
 class _RequestGate:
-    """Limits the requests whose answers are being made."""
+    """Limits the requests for as long as their answers are made."""
 
     def __init__(self) -> None:
         self._places = Places(path_max=PATH_REQUESTS_MAX, all_max=REQUESTS_MAX)
@@ -194,7 +194,7 @@ def _metrics_handler(refresh_gauges: Callable[[], None]) -> Handler:
 
 
 def _shared_handler(view: Callable[[], Awaitable[HttpAnswer]]) -> Handler:
-    """Return the handler of a view without arguments, whose callers share its answer for a moment."""
+    """Return the handler of a view without arguments; its callers share an answer for a moment."""
 
     async def encode() -> tuple[int, bytes]:
         status, answer = await view()

@@ -1,4 +1,4 @@
-"""Say on stderr what a command waits for, once it has made no progress for a moment."""
+"""A note on stderr with the reason why a command makes no progress."""
 
 from __future__ import annotations
 
