@@ -48,6 +48,7 @@ ANSWER_WITHIN_S: Final = 60.0  # more than the limits that the views themselves 
 # An id may contain any character, an encoded slash and braces too; aiohttp decodes it after matching the path.
 ANY_ID = "[^/]+"
 HttpAnswer = tuple[int, dict[str, Any]]
+EncodedAnswer = tuple[int, bytes]
 
 
 @dataclass(frozen=True)
@@ -111,12 +112,25 @@ async def open_http(
 def _application(guard: _Guard, views: Views) -> web.Application:
     endpoints = _Endpoints(views)
     gate = _RequestGate()
+    shared_answers: list[SharedAnswer[EncodedAnswer]] = []
 
     def share(path: str, view: Callable[[], Awaitable[HttpAnswer]]) -> Handler:
-        return guard.protect(gate.limit(path, _shared_handler(view)))
+        shared = _shared_answer(view)
+        shared_answers.append(shared)
+        return guard.protect(gate.limit(path, _shared_handler(shared)))
 
-    def run(path: str, handler: Handler, *, is_destructive: bool = False) -> Handler:
-        return guard.protect(gate.limit(path, gate.take_turns(handler)), is_destructive=is_destructive)
+    def run(path: str, handler: Handler) -> Handler:
+        return guard.protect(gate.limit(path, gate.take_turns(handler)))
+
+    def change(path: str, handler: Handler) -> Handler:
+        async def run_and_forget(request: web.Request) -> web.StreamResponse:
+            try:
+                return await handler(request)
+            finally:
+                for shared in shared_answers:
+                    shared.forget()
+
+        return guard.protect(gate.limit(path, gate.take_turns(run_and_forget)), is_destructive=True)
 
     app = web.Application(middlewares=[_answer_errors_in_json])
     app.router.add_get("/", _page_handler())
@@ -129,12 +143,12 @@ def _application(guard: _Guard, views: Views) -> web.Application:
     app.router.add_get(f"/operations/{{requestId:{ANY_ID}}}", run("/operations", endpoints.operation))
     app.router.add_get(f"/tenants/{{businessId:{ANY_ID}}}/{{locationId:{ANY_ID}}}", run("/tenants", endpoints.tenant))
     app.router.add_get("/sqs/stats", share("/sqs/stats", views.sqs_stats))
-    app.router.add_delete("/sqs/purge", run("/sqs/purge", endpoints.purge, is_destructive=True))
-    app.router.add_get("/handler/status", share("/handler/status", endpoints.handler_status))
+    app.router.add_delete("/sqs/purge", change("/sqs/purge", endpoints.purge))
+    app.router.add_get("/handler/status", run("/handler/status", endpoints.handler_status))
     app.router.add_get("/handler/stats", share("/handler/stats", views.handler_stats))
     app.router.add_get("/cache/stats", share("/cache/stats", views.cache_stats))
     app.router.add_get("/cache/keys", share("/cache/keys", views.cache_keys))
-    app.router.add_delete("/cache/clear", run("/cache/clear", endpoints.clear_cache, is_destructive=True))
+    app.router.add_delete("/cache/clear", change("/cache/clear", endpoints.clear_cache))
     return app
 
 
@@ -193,14 +207,18 @@ def _metrics_handler(refresh_gauges: Callable[[], None]) -> Handler:
     return show_metrics
 
 
-def _shared_handler(view: Callable[[], Awaitable[HttpAnswer]]) -> Handler:
-    """Return the handler of a view without arguments; its callers share an answer for a moment."""
+def _shared_answer(view: Callable[[], Awaitable[HttpAnswer]]) -> SharedAnswer[EncodedAnswer]:
+    """Return the answer of a view without arguments, which its callers share for a moment."""
 
-    async def encode() -> tuple[int, bytes]:
+    async def encode() -> EncodedAnswer:
         status, answer = await view()
         return status, msgspec.json.encode(answer)
 
-    shared = SharedAnswer(encode)
+    return SharedAnswer(encode)
+
+
+def _shared_handler(shared: SharedAnswer[EncodedAnswer]) -> Handler:
+    """Return the handler of a shared answer."""
 
     async def answer(_: web.Request) -> web.StreamResponse:
         return encoded_response(*await shared())
@@ -223,8 +241,8 @@ class _Endpoints:
     async def status(self) -> HttpAnswer:
         return HTTPStatus.OK, self._views.status()
 
-    async def handler_status(self) -> HttpAnswer:
-        return HTTPStatus.OK, self._views.handler_status()
+    async def handler_status(self, _: web.Request) -> web.Response:
+        return json_response(HTTPStatus.OK, self._views.handler_status())
 
     async def clear_cache(self, _: web.Request) -> web.Response:
         return json_response(*await self._views.clear_cache())

@@ -31,6 +31,7 @@ class SharedAnswer(Generic[Answer]):
         self._clock = clock
         self._turn = asyncio.Lock()
         self._kept: tuple[float, Answer] | None = None
+        self._forgotten_count = 0
 
     def __repr__(self) -> str:
         return f"SharedAnswer(made_at={None if self._kept is None else self._kept[0]})"
@@ -40,6 +41,13 @@ class SharedAnswer(Generic[Answer]):
         async with self._turn:
             if self._kept is not None and self._clock() - self._kept[0] < self._fresh_s:
                 return self._kept[1]
+            forgotten_count = self._forgotten_count
             answer = await self._make()
-            self._kept = self._clock(), answer
+            if self._forgotten_count == forgotten_count:
+                self._kept = self._clock(), answer
             return answer
+
+    def forget(self) -> None:
+        """Make a new answer for the next caller: what the kept one shows was changed."""
+        self._kept = None
+        self._forgotten_count += 1

@@ -556,7 +556,6 @@ async def test_replay_stops_by_name_when_the_stream_is_in_trouble(
 ) -> None:
     """Letters that were not sent are returned and named, and the next run sees them at once."""
     monkeypatch.setattr(put_records, "RETRY_MAX_S", 0.01)
-    monkeypatch.setattr(put_records, "PUT_ATTEMPTS", 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL_KINESIS", "http://127.0.0.1:1")
     await bench.store(*(letter(bench, record("create", "a-x", n), str(n)) for n in range(3)))
     done = await bench.replay()

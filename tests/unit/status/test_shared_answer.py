@@ -56,6 +56,19 @@ async def test_error_is_not_kept() -> None:
     assert await made.shared() == 2
 
 
+async def test_forgotten_answer_is_made_again() -> None:
+    """Also one that was being made when what it shows was changed."""
+    made = Made()
+    await made.shared()
+    made.shared.forget()
+    made.may_end.clear()
+    asking = asyncio.create_task(made.shared())
+    await asyncio.sleep(0)
+    made.shared.forget()
+    made.may_end.set()
+    assert [await asking, await made.shared(), await made.shared()] == [2, 3, 3]
+
+
 async def test_cancelled_caller_leaves_the_work_to_the_next() -> None:
     """Callers that wait get an answer, whoever goes away."""
     made = Made()
