@@ -1,8 +1,8 @@
-"""Shards are upgraded from the first schema to the last under load, while old workers and new ones work side by side.
+"""Shards are upgraded from the schema before to the last under load, while old workers and new ones work side by side.
 
     python tests/acceptance/upgrading.py [--rate 300] [--seconds 5]
 
-Starts the embedded stack and a worker of the first schema: a copy of the package without the later migrations, one
+Starts the embedded stack and a worker of the schema before: a copy of the package without the last migration, one
 business type and the last change of another. Then, while operations keep coming: a new worker beside the old one, a
 session that holds a table, an upgrade that waits for it and is killed with -9, two others that do all between them, the
 old worker's end. Exit status 0 only if both workers worked on both schemas, the upgrade named who held it up, no shard
@@ -45,7 +45,8 @@ BLOCKED_S = 3.0  # after it was named: the upgrade gives way at least once
 WITHIN_S = 60.0
 LONGEST_S = 15.0  # a lock is waited for 2 s at a time, and the machine may be busy
 STOP_WITHIN_S = 35.0
-FIRST, LAST = 1, max(int(path.name[:4]) for path in (PACKAGE / SQL / "migrations").glob("*.sql"))
+LAST = max(int(path.name[:4]) for path in (PACKAGE / SQL / "migrations").glob("*.sql"))
+FIRST = LAST - 1  # the oldest schema that a worker of today works with
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ async def run(arguments: argparse.Namespace) -> int:
 
 
 def old_package(folder: Path) -> Path:
-    """Copy the package as it was with the first schema, and return what PYTHONPATH is to be."""
+    """Copy the package as it was with the schema before, and return what PYTHONPATH is to be."""
     copy = folder / "old" / "simplu_worker"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "local"))
     for path in (copy / SQL / "migrations").glob("*.sql"):
@@ -118,10 +119,10 @@ class Scenario:
         await testbed.start_worker(self._old)
         await testbed.register(testbed.tenants_of())
         flow = testbed.start_flow(ChainPlan("steady", testbed.tenants_of()), rate=self._rate)
-        async with testbed.phase("old worker, first schema"):
+        async with testbed.phase("old worker, schema before"):
             await asyncio.sleep(self._seconds)
         await testbed.start_worker(self._new)
-        await self._both_work("first schema")
+        await self._both_work("schema before")
         await self._plan()
         async with testbed.phase("upgrade"):
             await self._blocked_and_killed()
