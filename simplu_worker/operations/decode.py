@@ -17,6 +17,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
+from simplu_worker.operations.document_bounds import exceeds_bounds
 from simplu_worker.operations.operation import (
     DayRange,
     DeadLetterReason,
@@ -336,6 +337,7 @@ def _build_operation(message: _Message, origin: Origin, record: bytes, list_limi
         digest_of(form.name, message.resource_type, sent_id, data, filters, pagination),
         origin,
         len(record),
+        form.has_data and exceeds_bounds(data),
     )
 
 

@@ -34,12 +34,12 @@ def is_laborious(patch: str) -> bool:
     return any(value[:1] == b"{" or value == b"null" for value in values)
 
 
-def merge_texts(document: str, patch: str) -> str:
+def merge_texts(document: str, patch: str) -> bytes:
     """Return the JSON text of *document* changed by *patch*, both JSON objects; of equal names the last one counts.
 
     Raises `ValueError` for a text with a lone surrogate, and `RecursionError` for one nested deeper than any record.
     """
-    return msgspec.json.encode(_merge(_parse(document), _parse(patch))).decode()
+    return msgspec.json.encode(_merge(_parse(document), _parse(patch)))
 
 
 def _merge(target: Any, patch: dict[str, Any]) -> dict[str, Any]:

@@ -7,49 +7,73 @@ other batch changes it in between.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Container, Sequence
+from typing import Final, TypeAlias
 
 import msgspec
 
+from simplu_worker.errors import PermanentError
+from simplu_worker.operations.document_bounds import BOUNDS_TEXT, exceeds_bounds
 from simplu_worker.operations.merge_patch import is_laborious, merge_texts
 from simplu_worker.operations.operation import Operation, OperationKind
 from simplu_worker.shards.postgres.pool import Connection
 from simplu_worker.shards.postgres.queries import QUERIES
 
+ResourceId: TypeAlias = tuple[str, str, str]  # tenant, type, id
+
 DOCUMENT_MAX_BYTES: Final = 32 * 1024 * 1024  # as Postgres stores it uncompressed; a larger one is never read
+BOUNDS_ERROR: Final = f"the merged data: expected {BOUNDS_TEXT}, got more"
 PATCH: Final = OperationKind.PATCH  # looked up once: access to an enum member is slow
 
 
-def find_laborious(operations: Sequence[Operation]) -> frozenset[int]:
-    """Return the indexes of the patches that the worker merges."""
+class BoundsExceededError(PermanentError):
+    """A document is not stored: it has too many values, too long a number, or too much text."""
+
+
+def find_laborious(operations: Sequence[Operation], large: Container[ResourceId]) -> frozenset[int]:
+    """Return the indexes of the patches that the worker merges; *large* are resources of which it merges all."""
     return frozenset(
         index
         for index, operation in enumerate(operations)
-        if operation.kind is PATCH and is_laborious(operation.data or "")
+        if operation.kind is PATCH and (is_laborious(operation.data or "") or resource_of(operation) in large)
     )
+
+
+def resource_of(operation: Operation) -> ResourceId:
+    """Return the tenant, type and id of an operation's resource."""
+    return operation.tenant_id, operation.resource_type, operation.resource_id or ""
 
 
 async def merge_in_worker(connection: Connection, operation: Operation) -> Operation:
     """Return an `update` with the effect of *operation*, a patch, on the row that *connection* now sees, and lock it.
 
-    Return *operation* itself where only Postgres can merge it.
+    Return *operation* itself where there is no row. Raises `BoundsExceededError`.
     """
-    key = operation.tenant_id, operation.resource_type, operation.resource_id or ""
-    merged = await merge_into_row(connection, key, operation.data or "")
+    merged = await merge_into_row(connection, resource_of(operation), operation.data or "")
     return operation if merged is None else msgspec.structs.replace(operation, kind=OperationKind.UPDATE, data=merged)
 
 
-async def merge_into_row(connection: Connection, key: tuple[str, str, str], patch: str) -> str | None:
+async def merge_into_row(connection: Connection, key: ResourceId, patch: str) -> str | None:
     """Lock the row of a resource (tenant, type, id), and return its data changed by *patch*; change nothing.
 
-    Return None where only Postgres can merge it: there is no row, its data are too large to be read, or one of the
-    texts has a part that Postgres stores or refuses and Python cannot represent.
+    Return None where there is no row. Raises `BoundsExceededError`.
     """
-    document = await connection.fetchval(QUERIES["lock_target"], *key, DOCUMENT_MAX_BYTES)
-    if document is None:
+    row = await connection.fetchrow(QUERIES["lock_target"], *key, DOCUMENT_MAX_BYTES)
+    if row is None:
         return None
     try:
-        return await asyncio.to_thread(merge_texts, document, patch)
-    except (ValueError, RecursionError):
-        return None
+        if row["data"] is None:
+            return await _merge_on_shard(connection, key, patch)
+        merged = await asyncio.to_thread(merge_texts, row["data"], patch)
+    except (ValueError, RecursionError):  # Postgres stores or refuses texts that Python cannot represent
+        return await _merge_on_shard(connection, key, patch)
+    if await asyncio.to_thread(exceeds_bounds, merged):
+        raise BoundsExceededError(BOUNDS_ERROR)
+    return merged.decode()
+
+
+async def _merge_on_shard(connection: Connection, key: ResourceId, patch: str) -> str:
+    merged: str | None = await connection.fetchval(QUERIES["patch_target"], *key, patch)
+    if merged is None:
+        raise BoundsExceededError(BOUNDS_ERROR)
+    return merged

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack
 from datetime import timedelta
-from itertools import accumulate, chain, pairwise
-from typing import Any, Final, TypeAlias
+from itertools import accumulate, chain, islice, pairwise
+from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 import structlog
@@ -31,7 +31,13 @@ from simplu_worker.operations.waves import isolate, plan_waves
 from simplu_worker.shards.apply.batch_cuts import cut_points, points_around
 from simplu_worker.shards.apply.group_commit import CommitBatch, GroupCommit
 from simplu_worker.shards.apply.operation_log import find_logged, write_log
-from simplu_worker.shards.apply.patch_merging import find_laborious, merge_in_worker
+from simplu_worker.shards.apply.patch_merging import (
+    BoundsExceededError,
+    ResourceId,
+    find_laborious,
+    merge_in_worker,
+    resource_of,
+)
 from simplu_worker.shards.apply.position_claims import attempt_claim
 from simplu_worker.shards.apply.redelivery import LogMatch
 from simplu_worker.shards.apply.stream_positions import (
@@ -54,6 +60,8 @@ RESULT_MAX_BYTES = 1024 * 1024  # contract §3: a list over 1 MiB is result_too_
 SLOW_MAX_COUNT = 1000  # operations that took too long, of which the writer remembers the last
 SLOW_LOG_SHARE = 0.25  # of a statement's time; a shard that takes longer for the rows of the log is slow itself
 RACES_MAX = 5
+UNMERGED = "unmerged"  # of a patch, in `applying.sql`: the worker has to merge it
+LARGE_MAX_COUNT = 10_000  # resources with large data, of which the writer remembers the last
 RACE_PAUSE_MAX_S = 0.1
 
 SUCCEEDED = Outcome(disposition=Disposition.APPLIED)
@@ -70,6 +78,7 @@ NO_KNOWN_OUTCOMES: Final[Mapping[int, Outcome]] = {}
 OUTCOME_BY_MATCH = {LogMatch.REDELIVERY: DUPLICATE, LogMatch.REUSE: REUSED}  # logged operations are not applied
 STOPPING = frozenset({Disposition.HOLD, Disposition.UNEXPECTED})  # no later operation of the tenant may be applied
 
+KeyT = TypeVar("KeyT", bound=tuple[str, ...])
 OperationKey: TypeAlias = tuple[str, str]  # the tenant's id and the request id
 
 log = structlog.get_logger(__name__)
@@ -86,6 +95,7 @@ class ShardWriter:
         self._shared_probe = SingleFlightProbe(self._probe_once)
         self._group_commit = GroupCommit(self._apply)
         self._slow: dict[OperationKey, None] = {}  # oldest first
+        self._large: dict[ResourceId, None] = {}  # the same
 
     async def apply(self, operations: Sequence[Operation], claim: PositionClaim | None = None) -> list[Outcome]:
         """Apply *operations*, in effect one by one in their order, and return the outcome of each.
@@ -190,10 +200,16 @@ class ShardWriter:
         *known_outcomes* are outcomes that are known before the attempt, by index. Operations that took too long before
         are applied apart from the others.
         """
+        large: set[ResourceId] = set()
         while True:
             attempt = self._new_attempt(batch, known_outcomes, self._slow if budget is StatementBudget.BATCH else ())
+            attempt.large = large.union(self._large)
             try:
                 return await self._commit(attempt, budget)
+            except UnmergedPatchesError as exc:
+                large.update(exc.resources)
+                remember(self._large, exc.resources, LARGE_MAX_COUNT)
+                continue
             except SlowOperationsError as exc:
                 return await self._apply_split(attempt, points_around(exc.indexes), budget)
             except InvalidDataError as exc:
@@ -269,9 +285,7 @@ class ShardWriter:
 
     def _note_slow(self, operation: Operation) -> None:
         """Remember an operation that took too long alone: its next tries must not delay others that long."""
-        self._slow[key_of(operation)] = None
-        if len(self._slow) > SLOW_MAX_COUNT:
-            del self._slow[next(iter(self._slow))]
+        remember(self._slow, [key_of(operation)], SLOW_MAX_COUNT)
 
     async def _find_unstorable(self, operations: Sequence[Operation]) -> list[int]:
         """Return the indexes of the operations with a text that Postgres cannot store as jsonb."""
@@ -326,6 +340,21 @@ def key_of(operation: Operation) -> OperationKey:
     return operation.tenant_id, operation.request_id
 
 
+def remember(known: dict[KeyT, None], keys: Iterable[KeyT], max_count: int) -> None:
+    """Add *keys* to *known*, and drop the oldest ones beyond *max_count*."""
+    known.update(dict.fromkeys(keys))
+    for key in list(islice(known, max(0, len(known) - max_count))):
+        del known[key]
+
+
+class UnmergedPatchesError(WorkerError):
+    """The shard did not merge patches of *resources*, which the worker has to merge; the transaction is rolled back."""
+
+    def __init__(self, resources: Collection[ResourceId]) -> None:
+        super().__init__(f"patches of {len(resources)} resources are to be merged in the worker")
+        self.resources = resources
+
+
 class SlowOperationsError(WorkerError):
     """The batch has operations that took too long before; nothing was written. *indexes* are theirs."""
 
@@ -355,6 +384,7 @@ class WriteAttempt:
         self.known_outcomes = known_outcomes
         self.suspects: Sequence[int] = ()
         self.log_took_s = 0.0
+        self.large: Container[ResourceId] = ()  # resources of which the worker merges every patch
         self._slow = slow
         self._tenant_wait = tenant_wait
 
@@ -406,14 +436,22 @@ class WriteAttempt:
 
     def _decide(self, tenants: Mapping[str, TenantRow]) -> dict[int, Outcome]:
         """Return, by index, the outcomes of operations that are not applied; after one that stops a tenant, HOLD."""
-        if not self.known_outcomes and admits_all(self.batch.operations, tenants, tenant_wait=self._tenant_wait):
+        operations = self.batch.operations
+        has_excess = True in [operation.exceeds_bounds for operation in operations]
+        if (
+            not self.known_outcomes
+            and not has_excess
+            and admits_all(operations, tenants, tenant_wait=self._tenant_wait)
+        ):
             return {}
         decided: dict[int, Outcome] = {}
         stopped: set[str] = set()
-        for index, operation in enumerate(self.batch.operations):
+        for index, operation in enumerate(operations):
             tenant_id = operation.tenant_id
             admitted = admit(operation, tenants.get(tenant_id), tenant_wait=self._tenant_wait)
             outcome = HOLD if tenant_id in stopped else admitted or self.known_outcomes.get(index)
+            if outcome is None and operation.exceeds_bounds:
+                outcome = INVALID_DATA  # unless the log has it: an older worker may have applied it
             if outcome is not None:
                 decided[index] = outcome
                 if outcome.disposition in STOPPING:
@@ -449,9 +487,10 @@ class WriteAttempt:
         In one round trip, but for two more before each patch that the worker merges.
         """
         operations = _select(applied, self.batch.operations)
-        laborious = find_laborious(operations)
+        laborious = find_laborious(operations, self.large)
         waves = isolate([(*wave.reads, *wave.writes) for wave in plan_waves(operations)], laborious)
         rows: list[Any] = []
+        failures: list[tuple[int, Failure]] = []
         arguments: list[tuple[object, ...]] = []
         for start, wave in zip(accumulate(map(len, waves), initial=0), waves, strict=False):
             members = [operations[index] for index in wave]
@@ -459,12 +498,19 @@ class WriteAttempt:
                 if arguments:  # before the patch, which is merged into their result
                     rows += await connection.fetchmany(QUERIES["apply_wave"], arguments)
                     arguments = []
-                members = [await merge_in_worker(connection, members[0])]
+                try:
+                    members = [await merge_in_worker(connection, members[0])]
+                except BoundsExceededError:
+                    await connection.execute(QUERIES["fail_operation"], *key_of(members[0]), Failure.INVALID_DATA)
+                    failures.append((applied[wave[0]], Failure.INVALID_DATA))
+                    continue
             arguments.append(_wave_arguments(start, members, tenants))
         if arguments:
             rows += await connection.fetchmany(QUERIES["apply_wave"], arguments)
         in_turn = list(chain.from_iterable(waves))
-        return [(applied[in_turn[row["index"]]], Failure(row["error"])) for row in rows]
+        if unmerged := [operations[in_turn[row["index"]]] for row in rows if row["error"] == UNMERGED]:
+            raise UnmergedPatchesError({resource_of(operation) for operation in unmerged})
+        return [*failures, *((applied[in_turn[row["index"]]], Failure(row["error"])) for row in rows)]
 
 
 def _select(indexes: Sequence[int], operations: Sequence[Operation]) -> Sequence[Operation]:

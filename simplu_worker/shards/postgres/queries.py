@@ -1,7 +1,7 @@
 """The named queries of `shards/sql/queries/`, read once.
 
 A file has queries, each begun by `-- name: x`, and fragments, each begun by `-- fragment: x`: SQL that several queries
-share. A query includes a fragment, of any file, as `:x`. The comments stay in the files.
+share. A query, or another fragment, includes a fragment of any file as `:x`. The comments stay in the files.
 
 In all SQL texts `public` stands for the home of a shard, the schema with our tables and functions, so that nothing in
 them is looked up in the search path.
@@ -10,7 +10,7 @@ them is looked up in the search path.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Final
@@ -31,7 +31,12 @@ def read_queries(texts: Iterable[str]) -> dict[str, str]:
     """
     parts = [part for text in texts for part in _parts_of(text)]
     fragments = {name: sql for kind, name, sql in parts if kind == "fragment"}
-    return {name: _INCLUDE.sub(lambda match: fragments[match[1]], sql) for kind, name, sql in parts if kind == "name"}
+    return {name: _include(sql, fragments) for kind, name, sql in parts if kind == "name"}
+
+
+def _include(sql: str, fragments: Mapping[str, str]) -> str:
+    """Return *sql* with its fragments, and theirs, included."""
+    return _INCLUDE.sub(lambda match: _include(fragments[match[1]], fragments), sql)
 
 
 def _parts_of(text: str) -> Iterable[tuple[str, str, str]]:

@@ -13,6 +13,7 @@ from typing import TypeAlias
 from simplu_worker.cache.invalidations import OnChange, ResourceKey, ignore_changes
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.admission import TenantState
+from simplu_worker.operations.document_bounds import BOUNDS_TEXT, exceeds_bounds
 from simplu_worker.operations.merge_patch import is_laborious
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
@@ -71,16 +72,21 @@ class ResourceChanges:
 
         async def change(connection: Connection) -> ChangeResult:
             patch, merged = rename.additional_data, None
-            if patch is not None and is_laborious(patch):
+            has_excess = patch is not None and exceeds_bounds(patch.encode())
+            if patch is not None and not has_excess and is_laborious(patch):
                 merged = await merge_into_row(connection, (*key, old_id), patch)
-            status = await connection.execute(
-                QUERIES["rename_resource"],
-                *key,
-                old_id,
-                new_id,
-                patch,
-                timestamp_text(rename.requested_at),
-                merged,
+            status = (
+                ""
+                if has_excess
+                else await connection.execute(
+                    QUERIES["rename_resource"],
+                    *key,
+                    old_id,
+                    new_id,
+                    patch,
+                    timestamp_text(rename.requested_at),
+                    merged,
+                )
             )
             if status == "UPDATE 1":
                 return ChangeResult.APPLIED
@@ -91,6 +97,8 @@ class ResourceChanges:
                     "oldResourceId, newResourceId: expected one resource, got one of each id; "
                     "delete one of them, or send another newResourceId"
                 )
+            if old_id in found and has_excess:
+                raise PermanentError(f"additionalData: expected {BOUNDS_TEXT}, got more; send less")
             if old_id in found:
                 raise RetryableError("the resource was created during the rename")
             return ChangeResult.EXISTED if found else ChangeResult.MISSING

@@ -29,6 +29,7 @@ from simplu_worker.operations.decode import (
     parse_record,
     short_text,
 )
+from simplu_worker.operations.document_bounds import exceeds_bounds
 from simplu_worker.operations.operation import (
     DeadLetterReason,
     Operation,
@@ -141,6 +142,7 @@ def _operation_of(
         digest=digest_of(kind, RESOURCE_TYPE, event.order_id, data, b"", b""),
         origin=origin,
         size_bytes=len(record),
+        exceeds_bounds=kind is not OperationKind.DELETE and exceeds_bounds(data),
     )
 
 

@@ -12,25 +12,87 @@
 -- documents. `@>`, which takes the product of the lengths of two arrays and cannot be interrupted, is only for scalars:
 -- there it takes less time where a resource does not match. A resource much smaller than the members cannot match.
 CASE
-    WHEN wanted.size > 4096 AND wanted.size > 4 * pg_catalog.pg_column_size(resources.data || '{}') THEN false
+    WHEN wanted.size > 4096 AND wanted.size > 4 * pg_catalog.pg_column_size(resources.data || '{}'::pg_catalog.jsonb) THEN false
     WHEN NOT wanted.has_scalars_only OR resources.data @> wanted.members
     THEN (resources.data || wanted.members) = resources.data
     ELSE false
 END
 
+-- fragment: numbers_of_document
+-- The numbers of `checked.document`. From an array: the rows of `jsonb_path_query` take quadratic time for their number.
+pg_catalog.jsonb_array_elements(
+    pg_catalog.jsonb_path_query_array(checked.document, 'strict $.** ? (@.type() == "number")'::pg_catalog.jsonpath)
+) AS element
+
 -- fragment: has_long_number
--- Whether a resource's data have a number that takes more than 1,000 digits to write out. Builds no text of a number
--- that is much longer. An array, not the rows of `jsonb_path_query`: that takes quadratic time for their number.
+-- Whether `checked.document` has a number that takes more than 1,000 digits to write out. Builds no text of a number
+-- that is much longer.
 EXISTS (
-    SELECT FROM pg_catalog.jsonb_array_elements(
-        pg_catalog.jsonb_path_query_array(resources.data, 'strict $.** ? (@.type() == "number")'::pg_catalog.jsonpath)
-    ) AS number
+    SELECT FROM :numbers_of_document
     WHERE CASE
-        WHEN pg_catalog.abs(number::numeric) >= 1e1000 OR pg_catalog.scale(number::numeric) > 1000 THEN true
-        WHEN pg_catalog.abs(number::numeric) < 1e100 AND pg_catalog.scale(number::numeric) < 100 THEN false
-        ELSE pg_catalog.length(pg_catalog.translate(number::pg_catalog.text, '-.', '')) > 1000
+        WHEN pg_catalog.abs(element::numeric) >= 1e1000 OR pg_catalog.scale(element::numeric) > 1000 THEN true
+        WHEN pg_catalog.abs(element::numeric) < 1e100 AND pg_catalog.scale(element::numeric) < 100 THEN false
+        ELSE pg_catalog.octet_length(pg_catalog.abs(element::numeric)::pg_catalog.text) - (pg_catalog.scale(element::numeric) > 0)::integer > 1000
     END
 )
+
+-- fragment: is_within_bounds
+-- Whether `checked.document` may be stored (operations/document_bounds.py has the same bounds). A value takes more than
+-- four bytes, so that a small document can only have too long a number. Once there is none of these, the text of any
+-- document is at most a hundred times as long as what is stored.
+CASE
+    WHEN :has_long_number THEN false
+    WHEN pg_catalog.pg_column_size(checked.document) <= 100000 THEN true
+    WHEN
+        pg_catalog.jsonb_array_length(pg_catalog.jsonb_path_query_array(checked.document, 'strict $.**.type()'::pg_catalog.jsonpath))
+        > 100001 THEN false
+    ELSE pg_catalog.octet_length(checked.document::pg_catalog.text) <= 16977216
+END
+
+-- fragment: text_bytes
+-- The length of the text of `checked.document`; where its numbers make it longer than 32 MiB, an estimate of these,
+-- at most twice as much: then no text is built.
+CASE
+    WHEN
+        pg_catalog.pg_column_size(checked.document) <= 300
+        OR NOT pg_catalog.jsonb_path_exists(
+            checked.document, 'strict $.** ? (@ >= 1e30 || @ <= -1e30 || (@ > -1e-30 && @ < 1e-30))'::pg_catalog.jsonpath
+        )
+    THEN pg_catalog.octet_length(checked.document::pg_catalog.text)
+    ELSE (
+        SELECT
+            CASE
+                WHEN pg_catalog.sum(digits) > 33554432 THEN pg_catalog.sum(digits)
+                ELSE pg_catalog.octet_length(checked.document::pg_catalog.text)
+            END
+        FROM (
+            SELECT
+                pg_catalog.scale(element::numeric) + CASE
+                    WHEN pg_catalog.abs(element::numeric) < 1e1000 THEN 0
+                    WHEN pg_catalog.abs(element::numeric) < 1e2000 THEN 2000
+                    WHEN pg_catalog.abs(element::numeric) < 1e4000 THEN 4000
+                    WHEN pg_catalog.abs(element::numeric) < 1e8000 THEN 8000
+                    WHEN pg_catalog.abs(element::numeric) < 1e16000 THEN 16000
+                    WHEN pg_catalog.abs(element::numeric) < 1e32000 THEN 32000
+                    WHEN pg_catalog.abs(element::numeric) < 1e64000 THEN 64000
+                    ELSE 131072
+                END AS digits
+            FROM :numbers_of_document
+        ) AS estimated
+    )
+END
+
+-- fragment: patch_fits
+-- Whether patched data may certainly be stored, and are merged here. The patch itself may, as it is applied. Small data
+-- without an extreme number stay so: 32,000 bytes have no room for too many values or too much text.
+CASE
+    WHEN pg_catalog.pg_column_size(resources.data || '{}'::pg_catalog.jsonb) <= 300 AND pg_catalog.pg_column_size(wave.data) <= 32000
+    THEN pg_catalog.octet_length(resources.data::pg_catalog.text) <= 1000
+    ELSE pg_catalog.pg_column_size(resources.data || '{}'::pg_catalog.jsonb) + pg_catalog.pg_column_size(wave.data) <= 32000
+    AND NOT pg_catalog.jsonb_path_exists(
+        resources.data, 'strict $.** ? (@ >= 1e30 || @ <= -1e30 || (@ > -1e-30 && @ < 1e-30 && @ != 0))'::pg_catalog.jsonpath
+    )
+END
 
 -- fragment: deep_merge
 -- RFC 7396 for the jsonb `merging.target` and the object `merging.patch`. Not a function: those on a shard that is not
@@ -271,6 +333,7 @@ WITH wave AS MATERIALIZED (
     WHERE
         wave.operation IN ('update', 'patch') AND resources.id = wave.tenant_id
         AND resources."resourceName" = wave.resource_type AND resources."resourceId" = wave.resource_id
+        AND CASE WHEN wave.operation = 'patch' THEN :patch_fits ELSE true END
     RETURNING wave.index
 ), deleted AS (
     DELETE FROM public.resources
@@ -281,7 +344,18 @@ WITH wave AS MATERIALIZED (
     RETURNING wave.index
 ), undone AS (
     UPDATE public.operations
-    SET status = 'failed', error = CASE wave.operation WHEN 'create' THEN 'already_exists' ELSE 'not_found' END
+    SET
+        status = 'failed',
+        error = CASE
+            WHEN wave.operation = 'create' THEN 'already_exists'
+            WHEN wave.operation = 'patch' AND EXISTS (
+                SELECT FROM public.resources
+                WHERE
+                    resources.id = wave.tenant_id AND resources."resourceName" = wave.resource_type
+                    AND resources."resourceId" = wave.resource_id
+            ) THEN 'unmerged'
+            ELSE 'not_found'
+        END
     FROM wave
     WHERE
         (SELECT pg_catalog.count(*) FROM created) + (SELECT pg_catalog.count(*) FROM changed)
@@ -299,9 +373,12 @@ WITH wave AS MATERIALIZED (
 ), found AS (
     UPDATE public.operations
     SET
-        status = CASE WHEN resources.id IS NULL THEN 'failed' ELSE 'succeeded' END,
-        error = CASE WHEN resources.id IS NULL THEN 'not_found' END,
-        result = CASE WHEN resources.id IS NOT NULL THEN pg_catalog.jsonb_build_object(
+        status = CASE WHEN measured.fits THEN 'succeeded' ELSE 'failed' END,
+        error = CASE
+            WHEN resources.id IS NULL THEN 'not_found'
+            WHEN NOT measured.fits THEN 'result_too_large'
+        END,
+        result = CASE WHEN measured.fits THEN pg_catalog.jsonb_build_object(
             'resourceId', resources."resourceId",
             'data', resources.data,
             'date', pg_catalog.to_char(resources.date AT TIME ZONE 'UTC', :utc_format),
@@ -311,6 +388,11 @@ WITH wave AS MATERIALIZED (
     LEFT JOIN public.resources ON
         resources.id = wave.tenant_id AND resources."resourceName" = wave.resource_type
         AND resources."resourceId" = wave.resource_id
+    CROSS JOIN LATERAL (
+        SELECT coalesce(:text_bytes <= 16977216, false) AS fits
+        FROM (SELECT resources.data || '{}'::pg_catalog.jsonb AS document OFFSET 0) AS checked
+        OFFSET 0
+    ) AS measured
     WHERE
         wave.operation = 'read'
         AND operations.tenant_id = wave.tenant_id AND operations.request_id = wave.request_id
@@ -361,7 +443,7 @@ WITH wave AS MATERIALIZED (
                     SELECT
                         matching.*,
                         pg_catalog.row_number() OVER in_order AS page_row,
-                        pg_catalog.sum(pg_catalog.octet_length(data::pg_catalog.text)) OVER in_order AS bytes_so_far
+                        pg_catalog.sum(:text_bytes) OVER in_order AS bytes_so_far
                     FROM (
                         (
                             SELECT "resourceId", data, date, "lastUpdated"
@@ -390,6 +472,7 @@ WITH wave AS MATERIALIZED (
                             LIMIT wanted.page_size + 1 OFFSET (wanted.page - 1) * wanted.page_size
                         )
                     ) AS matching
+                    CROSS JOIN LATERAL (SELECT matching.data || '{}'::pg_catalog.jsonb AS document OFFSET 0) AS checked
                     WINDOW in_order AS (ORDER BY "resourceId")
                 ) AS measured
             ) AS items
@@ -408,12 +491,31 @@ UNION ALL SELECT index, error FROM listed WHERE error IS NOT NULL;
 -- be any number of times as long.
 SELECT
     CASE
-        WHEN pg_catalog.pg_column_size(resources.data || '{}') <= $4::bigint AND NOT :has_long_number
-        THEN resources.data::pg_catalog.text
+        WHEN pg_catalog.pg_column_size(checked.document) <= $4::bigint AND NOT :has_long_number
+        THEN checked.document::pg_catalog.text
     END AS data
 FROM public.resources
+CROSS JOIN LATERAL (SELECT resources.data || '{}'::pg_catalog.jsonb AS document OFFSET 0) AS checked
 WHERE resources.id = $1 AND resources."resourceName" = $2 AND resources."resourceId" = $3
-FOR UPDATE;
+FOR UPDATE OF resources;
+
+-- name: patch_target
+-- The text of the data of `lock_target` changed by the patch $4 (RFC 7396), by Postgres, for data that the worker does
+-- not read; NULL if the changed data may not be stored.
+SELECT CASE WHEN :is_within_bounds THEN checked.document::pg_catalog.text END AS data
+FROM public.resources
+CROSS JOIN LATERAL (
+    SELECT (
+        SELECT :deep_merge
+        FROM (SELECT resources.data AS target, $4::pg_catalog.text::pg_catalog.jsonb AS patch) AS merging
+    ) AS document
+    OFFSET 0
+) AS checked
+WHERE resources.id = $1 AND resources."resourceName" = $2 AND resources."resourceId" = $3;
+
+-- name: fail_operation
+-- Turn the row that this transaction wrote for the operation $2 of the tenant $1 into that of a failure, $3.
+UPDATE public.operations SET status = 'failed', error = $3 WHERE tenant_id = $1 AND request_id = $2;
 
 -- name: find_unstorable
 -- The indexes of the texts that cannot be stored as jsonb. Reads no table; the function catches a text's error.

@@ -1,0 +1,96 @@
+"""The bounds of what is stored, decided by the JSON text of a document alone, and so the same for every reader. Pure.
+
+Postgres stores a number as its digits, without trailing zeros, and writes it out as plain decimal text: a record of 63
+KB may be 917 MB of text for everything that reads it. All passes are linear, and most documents need the first only.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+NUMBER_MAX_DIGITS: Final = 1000
+DOCUMENT_MAX_VALUES: Final = 100_000  # members of objects and elements of arrays, at every depth
+DOCUMENT_MAX_BYTES: Final = 16 * 1024 * 1024  # of text, with every number written out
+BOUNDS_TEXT: Final = (
+    f"at most {DOCUMENT_MAX_VALUES:,} values, {NUMBER_MAX_DIGITS:,} digits a number and 16 MiB of text with every"
+    " number written out"
+)
+
+# The bytes around an exponent of two digits or more, which may also be in a string, after `_SHAPE_OF_NUMBERS`.
+_EXPONENT: Final = b"0e00"
+_SHAPE_OF_NUMBERS: Final = bytes(
+    ord("0") if chr(byte) in "0123456789" else ord("e") if chr(byte) in "eE" else ord(" ") for byte in range(256)
+)
+_SCALED_NUMBER = re.compile(rb"[\s:\[,]-?[0-9]+(?:\.[0-9]+)?[eE][+-]?[0-9]{2}")
+_NUMBER_PARTS = re.compile(rb"-?([0-9]+)(?:\.([0-9]+))?[eE]([+-]?)0*([0-9]+)")
+_EXPONENT_MAX_CHARS: Final = 6  # a longer one is beyond all bounds
+_NUMBER = re.compile(rb"[-+.0-9eE]+")
+_PART_OF_NUMBER_TWICE = re.compile(rb"[0-9.]{2}")
+_SAMPLE_STEP: Final = NUMBER_MAX_DIGITS // 2  # of a longer number two samples in a row are digits
+_QUOTE: Final = ord('"')
+_SPACES: Final = b" \t\n\r"
+
+
+def exceeds_bounds(document: bytes) -> bool:
+    """Return whether a JSON object has too many values, too long a number, or too much text to be stored."""
+    if not _may_exceed_bounds(document):
+        return False
+    outside = _without_strings(document)
+    if outside is None or _value_count(outside) > DOCUMENT_MAX_VALUES:
+        return True
+    growth = _growth(outside)
+    return growth is None or len(document) + growth > DOCUMENT_MAX_BYTES
+
+
+def _may_exceed_bounds(document: bytes) -> bool:
+    """Return whether an exact answer is needed, which takes ten times as long; it hardly ever is."""
+    if _EXPONENT in document.translate(_SHAPE_OF_NUMBERS, b"+-") and _SCALED_NUMBER.search(document) is not None:
+        return True
+    if len(document) <= NUMBER_MAX_DIGITS:
+        return False
+    if _PART_OF_NUMBER_TWICE.search(document[::_SAMPLE_STEP]) is not None or len(document) > DOCUMENT_MAX_BYTES:
+        return True
+    return len(document) > DOCUMENT_MAX_VALUES and sum(map(document.count, b"[{,")) > DOCUMENT_MAX_VALUES
+
+
+def _without_strings(document: bytes) -> bytes | None:
+    """Return *document* without spaces and with a quote in place of each string; None for too many strings."""
+    quoted = document.replace(rb"\\", b"").replace(rb"\"", b"")
+    if quoted.count(_QUOTE) > 4 * DOCUMENT_MAX_VALUES:  # a value has at most two strings, of two quotes
+        return None
+    return b'"'.join(quoted.split(b'"')[::2]).translate(None, _SPACES)
+
+
+def _value_count(outside: bytes) -> int:
+    """Return the number of members and elements: a comma between two of them, and a bracket before the first."""
+    openings = outside.count(b"[") + outside.count(b"{") - outside.count(b"[]") - outside.count(b"{}")
+    return outside.count(b",") + openings
+
+
+def _growth(outside: bytes) -> int | None:
+    """Return how much longer the text gets when all numbers are written out; None if one is too long."""
+    growth = 0
+    for number in _NUMBER.finditer(outside):
+        literal = number[0]
+        parts = _NUMBER_PARTS.fullmatch(literal) if b"e" in literal or b"E" in literal else None
+        if parts is None:
+            if len(literal) > NUMBER_MAX_DIGITS and len(literal.lstrip(b"-").replace(b".", b"")) > NUMBER_MAX_DIGITS:
+                return None
+            continue
+        digits, scale = _plain_digits(*parts.groups(default=b""))
+        if digits > NUMBER_MAX_DIGITS:
+            return None
+        growth += digits + (scale > 0) + literal.startswith(b"-") - len(literal)
+    return growth
+
+
+def _plain_digits(whole: bytes, fraction: bytes, sign: bytes, exponent_text: bytes) -> tuple[int, int]:
+    """Return how many digits a number has when it is written out, and how many of them are behind the point."""
+    if len(exponent_text) > _EXPONENT_MAX_CHARS:
+        return NUMBER_MAX_DIGITS + 1, 0
+    exponent = -int(exponent_text) if sign == b"-" else int(exponent_text)
+    significant = len((whole + fraction).lstrip(b"0"))
+    scale = max(0, len(fraction) - exponent)
+    before_point = significant + exponent - len(fraction) if significant else 1
+    return max(1, before_point) + scale, scale

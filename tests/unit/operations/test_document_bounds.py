@@ -1,0 +1,110 @@
+"""The bounds of a document, by its text alone: values, digits of a number, text with every number written out."""
+
+from __future__ import annotations
+
+import json
+import time
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.operations.document_bounds import DOCUMENT_MAX_VALUES, NUMBER_MAX_DIGITS, exceeds_bounds
+
+BOMB = "1e131071"
+
+
+def array_of(count: int, text: str, *, separator: str = ",") -> str:
+    """Return a document with an array of *count* times *text*."""
+    return f'{{"a":[{separator.join([text] * count)}]}}'
+
+
+def plain_digits(literal: str) -> int:
+    """Return the digits of a number as Postgres writes it out: with all places behind the point that were sent."""
+    return sum(character.isdigit() for character in format(Decimal(literal), "f"))
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ("{}", False),
+        ('{"a": 1e999}', False),
+        ('{"a": 1e1000}', True),
+        ('{"a": -1E+999}', False),
+        ('{"a": -12E+999}', True),
+        ('{"a":1e-999}', False),
+        ('{"a":1e-1000}', True),
+        ('{"a": 0e-16000}', True),
+        ('{"a": 0e99999}', False),
+        ('{"a": 1e0000000000000003}', False),
+        ('{"a": 1e99999999999999999999}', True),
+        ('{"a": 0.001e1002}', False),
+        ('{"a": 0.001e1003}', True),
+        ('{"a": "1e5000", "b 1e5000": ", 1e5000"}', False),
+        ('{"a": "\\", 1e5000", "\\\\": 1e5000}', True),
+        ('{"a": "\\\\\\", 1e5000"}', False),
+        (f'{{"a": {"7" * NUMBER_MAX_DIGITS}}}', False),
+        (f'{{"a": {"7" * (NUMBER_MAX_DIGITS + 1)}}}', True),
+        (f'{{"a": -0.{"7" * (NUMBER_MAX_DIGITS - 1)}}}', False),
+        (f'{{"a": -0.{"7" * NUMBER_MAX_DIGITS}}}', True),
+        (f'{{"a": "{"7" * 5000}"}}', False),
+        (f'{{"a":{" " * 700}{"7" * 1001}{" " * 700}}}', True),
+        (array_of(7000, BOMB), True),
+        (array_of(10_000, "1e999"), False),
+        (array_of(16_600, "1e999"), False),
+        (array_of(16_800, "1e999"), True),
+        (array_of(DOCUMENT_MAX_VALUES - 1, "1"), False),
+        (array_of(DOCUMENT_MAX_VALUES, "1"), True),
+        (array_of(DOCUMENT_MAX_VALUES - 1, '"1,2"', separator=" , "), False),
+        (array_of(DOCUMENT_MAX_VALUES, '""', separator=" , "), True),
+        (array_of(DOCUMENT_MAX_VALUES // 2 - 1, "[ ]"), False),
+        (array_of(DOCUMENT_MAX_VALUES // 2, "[{}]"), True),
+        (json.dumps({str(number): number for number in range(DOCUMENT_MAX_VALUES)}), False),
+        (json.dumps({str(number): number for number in range(DOCUMENT_MAX_VALUES + 1)}), True),
+        (json.dumps({"a": 'a, "quoted" [word] {and}, ' * 50_000}), False),
+        (json.dumps({"a": "x" * 16_777_205}), False),
+        (json.dumps({"a": "x" * 16_777_209}), True),
+    ],
+    ids=range(37),
+)
+def test_document_exceeds_the_bounds(document: str, *, expected: bool) -> None:
+    """At each bound, and one beyond it; digits in strings are no numbers."""
+    assert exceeds_bounds(document.encode()) is expected
+
+
+@given(st.from_regex(r"-?(0|[1-9][0-9]{0,5})(\.[0-9]{1,5})?[eE][+-]?0{0,2}([0-9]|9[89][0-9]|100[0-9])", fullmatch=True))
+def test_number_has_the_digits_that_postgres_writes(literal: str) -> None:
+    """Of a zero only the places behind the point count."""
+    value = Decimal(literal)
+    digits = plain_digits(literal) if value or "e-" in literal.lower() else len(format(value.quantize(Decimal(1)), "f"))
+    if not value and "e-" not in literal.lower():
+        digits = 1
+
+    assert exceeds_bounds(f'{{"a": {literal}}}'.encode()) is (digits > NUMBER_MAX_DIGITS)
+
+
+@given(
+    st.recursive(
+        st.integers() | st.text() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    )
+)
+def test_usual_documents_do_not_exceed_the_bounds(value: Any) -> None:
+    """Whatever their strings contain."""
+    assert not exceeds_bounds(json.dumps({"a": value, "b": 1e99}).encode())
+
+
+@pytest.mark.parametrize("text", ["1e5", '"\\""', "7" * 499, "[]", '", 1e77"', '{"1e55":[]}'])
+def test_bounds_take_linear_time(text: str) -> None:
+    """For four times the text about four times as long, whatever it is."""
+    shortest = [float("inf")] * 2
+    for _ in range(6):
+        for place, size in enumerate((50_000, 200_000)):
+            document = array_of(size // len(text), text).encode()
+            began_at = time.perf_counter()
+            exceeds_bounds(document)
+            shortest[place] = min(shortest[place], time.perf_counter() - began_at)
+        if shortest[1] < 9 * shortest[0]:
+            return
+    raise AssertionError(f"four times the text took {shortest[1] / shortest[0]:.1f} times as long")
