@@ -1,4 +1,4 @@
-"""The bounds of what is stored, decided by the JSON text of a document alone, and so the same for every reader. Pure.
+"""The bounds of stored documents, decided by their JSON text alone, and so the same for every reader. Pure.
 
 Postgres stores a number as its digits, without trailing zeros, and writes it out as plain decimal text: a record of 63
 KB may be 917 MB of text for everything that reads it. All passes are linear, and most documents need the first only.

@@ -14,7 +14,6 @@ from simplu_worker.cache.invalidations import OnChange, ResourceKey, ignore_chan
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.admission import TenantState
 from simplu_worker.operations.document_bounds import BOUNDS_TEXT, exceeds_bounds
-from simplu_worker.operations.merge_patch import is_laborious
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.apply.patch_merging import merge_into_row
@@ -71,23 +70,9 @@ class ResourceChanges:
         old_id, new_id = rename.old_resource_id, rename.new_resource_id
 
         async def change(connection: Connection) -> ChangeResult:
-            patch, merged = rename.additional_data, None
-            has_excess = patch is not None and exceeds_bounds(patch.encode())
-            if patch is not None and not has_excess and is_laborious(patch):
-                merged = await merge_into_row(connection, (*key, old_id), patch)
-            status = (
-                ""
-                if has_excess
-                else await connection.execute(
-                    QUERIES["rename_resource"],
-                    *key,
-                    old_id,
-                    new_id,
-                    patch,
-                    timestamp_text(rename.requested_at),
-                    merged,
-                )
-            )
+            data = rename.additional_data
+            has_excess = data is not None and exceeds_bounds(data.encode())
+            status = "" if has_excess else await _rename(connection, rename)
             if status == "UPDATE 1":
                 return ChangeResult.APPLIED
             rows = await connection.fetch(QUERIES["find_resource_ids"], *key, [old_id, new_id])
@@ -174,3 +159,12 @@ class ResourceChanges:
                 raise RetryableError("the tenant's shard is not active, or the tenant is being moved")
             case _:
                 return self._pools.ensure_pool(found)
+
+
+async def _rename(connection: Connection, rename: ResourceRename) -> str:
+    """Rename the resource, with its data merged; return the status of the statement. Raises `BoundsExceededError`."""
+    key = (tenant_id_of(rename.business_id, rename.location_id), rename.resource_type, rename.old_resource_id)
+    patch = rename.additional_data
+    merged = None if patch is None else await merge_into_row(connection, key, patch)
+    requested_at = timestamp_text(rename.requested_at)
+    return await connection.execute(QUERIES["rename_resource"], *key, rename.new_resource_id, merged, requested_at)

@@ -11,6 +11,7 @@ from support.postgres.tenant_cases import TenantCase, failed, fetch
 
 from simplu_worker.operations.operation import Failure, Operation
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
+from simplu_worker.shards.postgres.queries import QUERIES
 
 INVALID_DATA = failed(Failure.INVALID_DATA)
 TOO_LARGE = failed(Failure.RESULT_TOO_LARGE)
@@ -152,3 +153,26 @@ async def test_patches_are_merged_once_more_only_when_a_resource_is_found_to_be_
         assert stored["patient", name]["n"] == {"o": 1}
         assert len(stored["patient", name]) == 2000
     assert stored["patient", "s"] == dict.fromkeys(ids, 1)
+
+
+@pytest.mark.parametrize("query", ["find_operation", "find_operation_of_any_tenant", "find_operations"])
+async def test_result_of_an_older_worker_is_left_out_of_answers_when_its_text_is_huge(
+    tenant: TenantCase, query: str
+) -> None:
+    """A note stands for it: nothing that shows operations loads hundreds of megabytes."""
+    await tenant.apply(tenant.operation("create", "r1", {"v": 1}))
+    reading, usual = tenant.operation("read", "r1"), tenant.operation("read", "r1")
+    await tenant.apply(reading, usual)
+    stored = "UPDATE operations SET result = $3::text::jsonb WHERE tenant_id = $1 AND request_id = $2"
+    await fetch(tenant.pool, stored, tenant.tenant_id, reading.request_id, BOMB)
+    arguments: dict[str, Any] = {
+        "find_operation": (tenant.tenant_id, reading.request_id),
+        "find_operation_of_any_tenant": (reading.request_id,),
+        "find_operations": ([tenant.tenant_id] * 2, [reading.request_id, usual.request_id]),
+    }
+
+    rows = await fetch(tenant.pool, QUERIES[query], *arguments[query])
+
+    results = {row["request_id"]: json.loads(row["result"]) for row in rows}
+    assert "omitted" in results[reading.request_id]
+    assert results.get(usual.request_id, {"data": {"v": 1}})["data"] == {"v": 1}

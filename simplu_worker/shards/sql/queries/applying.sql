@@ -12,7 +12,9 @@
 -- documents. `@>`, which takes the product of the lengths of two arrays and cannot be interrupted, is only for scalars:
 -- there it takes less time where a resource does not match. A resource much smaller than the members cannot match.
 CASE
-    WHEN wanted.size > 4096 AND wanted.size > 4 * pg_catalog.pg_column_size(resources.data || '{}'::pg_catalog.jsonb) THEN false
+    WHEN
+        wanted.size > 4096 AND wanted.size > 4 * pg_catalog.pg_column_size(resources.data || '{}'::pg_catalog.jsonb)
+    THEN false
     WHEN NOT wanted.has_scalars_only OR resources.data @> wanted.members
     THEN (resources.data || wanted.members) = resources.data
     ELSE false
@@ -32,20 +34,24 @@ EXISTS (
     WHERE CASE
         WHEN pg_catalog.abs(element::numeric) >= 1e1000 OR pg_catalog.scale(element::numeric) > 1000 THEN true
         WHEN pg_catalog.abs(element::numeric) < 1e100 AND pg_catalog.scale(element::numeric) < 100 THEN false
-        ELSE pg_catalog.octet_length(pg_catalog.abs(element::numeric)::pg_catalog.text) - (pg_catalog.scale(element::numeric) > 0)::integer > 1000
+        ELSE
+            pg_catalog.octet_length(pg_catalog.abs(element::numeric)::pg_catalog.text)
+            - (pg_catalog.scale(element::numeric) > 0)::integer > 1000
     END
 )
 
 -- fragment: is_within_bounds
 -- Whether `checked.document` may be stored (operations/document_bounds.py has the same bounds). A value takes more than
 -- four bytes, so that a small document can only have too long a number. Once there is none of these, the text of any
--- document is at most a hundred times as long as what is stored.
+-- document is at most a hundred times as long as the document.
 CASE
     WHEN :has_long_number THEN false
     WHEN pg_catalog.pg_column_size(checked.document) <= 100000 THEN true
     WHEN
-        pg_catalog.jsonb_array_length(pg_catalog.jsonb_path_query_array(checked.document, 'strict $.**.type()'::pg_catalog.jsonpath))
-        > 100001 THEN false
+        pg_catalog.jsonb_array_length(
+            pg_catalog.jsonb_path_query_array(checked.document, 'strict $.**.type()'::pg_catalog.jsonpath)
+        ) > 100001
+    THEN false
     ELSE pg_catalog.octet_length(checked.document::pg_catalog.text) <= 16977216
 END
 
@@ -56,7 +62,8 @@ CASE
     WHEN
         pg_catalog.pg_column_size(checked.document) <= 300
         OR NOT pg_catalog.jsonb_path_exists(
-            checked.document, 'strict $.** ? (@ >= 1e30 || @ <= -1e30 || (@ > -1e-30 && @ < 1e-30))'::pg_catalog.jsonpath
+            checked.document,
+            'strict $.** ? (@ >= 1e30 || @ <= -1e30 || (@ > -1e-30 && @ < 1e-30))'::pg_catalog.jsonpath
         )
     THEN pg_catalog.octet_length(checked.document::pg_catalog.text)
     ELSE (
@@ -86,12 +93,17 @@ END
 -- Whether patched data may certainly be stored, and are merged here. The patch itself may, as it is applied. Small data
 -- without an extreme number stay so: 32,000 bytes have no room for too many values or too much text.
 CASE
-    WHEN pg_catalog.pg_column_size(resources.data || '{}'::pg_catalog.jsonb) <= 300 AND pg_catalog.pg_column_size(wave.data) <= 32000
+    WHEN
+        pg_catalog.pg_column_size(resources.data || '{}'::pg_catalog.jsonb) <= 300
+        AND pg_catalog.pg_column_size(wave.data) <= 32000
     THEN pg_catalog.octet_length(resources.data::pg_catalog.text) <= 1000
-    ELSE pg_catalog.pg_column_size(resources.data || '{}'::pg_catalog.jsonb) + pg_catalog.pg_column_size(wave.data) <= 32000
-    AND NOT pg_catalog.jsonb_path_exists(
-        resources.data, 'strict $.** ? (@ >= 1e30 || @ <= -1e30 || (@ > -1e-30 && @ < 1e-30 && @ != 0))'::pg_catalog.jsonpath
-    )
+    ELSE
+        pg_catalog.pg_column_size(resources.data || '{}'::pg_catalog.jsonb) + pg_catalog.pg_column_size(wave.data)
+        <= 32000
+        AND NOT pg_catalog.jsonb_path_exists(
+            resources.data,
+            'strict $.** ? (@ >= 1e30 || @ <= -1e30 || (@ > -1e-30 && @ < 1e-30 && @ != 0))'::pg_catalog.jsonpath
+        )
 END
 
 -- fragment: deep_merge

@@ -159,19 +159,12 @@ SET state = 'destroyed', state_changed_at = pg_catalog.clock_timestamp()
 WHERE id = $1 AND state = 'active' AND epoch > 1;
 
 -- name: rename_resource
--- Give a resource another id, and merge the additional data $5 (RFC 7396, as a `patch` does), unless the worker merged
--- them: then $7 are the resource's data. Does nothing if a resource with the new id exists, or none with the old one.
+-- Give a resource another id and, unless $5 is NULL, other data. Does nothing if a resource with the new id exists, or
+-- none with the old one.
 UPDATE public.resources
 SET
     "resourceId" = $4,
-    data = CASE
-        WHEN $7::pg_catalog.text IS NOT NULL THEN $7::pg_catalog.text::pg_catalog.jsonb
-        WHEN $5::pg_catalog.text IS NULL THEN data
-        ELSE (
-            SELECT :deep_merge
-            FROM (SELECT resources.data AS target, $5::pg_catalog.text::pg_catalog.jsonb AS patch) AS merging
-        )
-    END,
+    data = coalesce($5::pg_catalog.text::pg_catalog.jsonb, data),
     "lastUpdated" = $6::pg_catalog.text::pg_catalog.timestamptz
 WHERE
     id = $1 AND "resourceName" = $2 AND "resourceId" = $3

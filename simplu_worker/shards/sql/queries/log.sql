@@ -2,8 +2,32 @@
 
 -- fragment: logged_operation
 -- The columns that people see of an operation.
-tenant_id, request_id, status, operation, resource_type, resource_id, error, result::pg_catalog.text AS result,
+tenant_id, request_id, status, operation, resource_type, resource_id, error, :result_text AS result,
 received_at, completed_at
+
+-- fragment: result_text
+-- The text of the result of an operation; in place of one over 16 MiB, as older workers stored, a note.
+(
+    SELECT
+        CASE
+            WHEN checked.document IS NULL THEN NULL
+            WHEN :text_bytes <= 17000000 THEN checked.document::pg_catalog.text
+            ELSE '{"omitted": "the result has more than 16 MiB of text"}'
+        END
+    FROM (SELECT operations.result || '{}'::pg_catalog.jsonb AS document OFFSET 0) AS checked
+)
+
+-- fragment: short_result_text
+-- The same over 1 MiB, for answers with the results of many operations.
+(
+    SELECT
+        CASE
+            WHEN checked.document IS NULL THEN NULL
+            WHEN :text_bytes <= 1100000 THEN checked.document::pg_catalog.text
+            ELSE '{"omitted": "the result has more than 1 MiB of text"}'
+        END
+    FROM (SELECT operations.result || '{}'::pg_catalog.jsonb AS document OFFSET 0) AS checked
+)
 
 -- name: find_operation
 -- One operation of one tenant.
@@ -23,7 +47,7 @@ CROSS JOIN LATERAL (
 
 -- name: find_operations
 -- Many operations at once; $1 are their tenants, $2 their request ids.
-SELECT tenant_id, request_id, status, error, result::pg_catalog.text AS result, digest, completed_at
+SELECT tenant_id, request_id, status, error, :short_result_text AS result, digest, completed_at
 FROM public.operations
 JOIN unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS wanted (tenant_id, request_id)
     USING (tenant_id, request_id);
