@@ -455,7 +455,7 @@ WITH wave AS MATERIALIZED (
                     SELECT
                         matching.*,
                         pg_catalog.row_number() OVER in_order AS page_row,
-                        pg_catalog.sum(:text_bytes) OVER in_order AS bytes_so_far
+                        (pg_catalog.sum(:text_bytes) OVER in_order)::bigint AS bytes_so_far
                     FROM (
                         (
                             SELECT "resourceId", data, date, "lastUpdated"
