@@ -167,4 +167,7 @@ async def _rename(connection: Connection, rename: ResourceRename) -> str:
     patch = rename.additional_data
     merged = None if patch is None else await merge_into_row(connection, key, patch)
     requested_at = timestamp_text(rename.requested_at)
-    return await connection.execute(QUERIES["rename_resource"], *key, rename.new_resource_id, merged, requested_at)
+    status: str = await connection.execute(
+        QUERIES["rename_resource"], *key, rename.new_resource_id, merged, requested_at
+    )
+    return status
