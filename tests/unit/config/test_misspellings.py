@@ -27,12 +27,14 @@ MISSPELT = [
     ("CITRUS_KEY_FILE", "CITRUS_API_KEY_FILE"),
     ("CITURS_SERVER_URL", "CITRUS_SERVER_URL"),
     ("DATABASE_USER", "DATABASE_USERNAME"),
+    ("DATABASE_USRNAMES", "DATABASE_USERNAME"),
     ("DATABASE_PASSWD", "DATABASE_PASSWORD"),
     ("DATABASE_PASSWORDFILE", "DATABASE_PASSWORD_FILE"),
     ("DATABASE_ALOWED_HOSTS", "DATABASE_ALLOWED_HOSTS"),
     ("DATABASE_MAX_CONNS", "DATABASE_MAX_CONNECTIONS"),
     ("SHARD_MAP", "SHARD_MAP_FILE"),
     ("REDIS_URI", "REDIS_URL"),
+    ("REDDIS_URL", "REDIS_URL"),
     ("API_TOKENS", "API_TOKEN"),
     ("ALLOW_DESTRUCTIVE", "ALLOW_DESTRUCTIVE_HTTP"),
     ("LOG_LVL", "LOG_LEVEL"),
@@ -47,6 +49,7 @@ MISSPELT = [
 OF_OTHERS = [
     "DATABASE_TYPE",
     "DATABASE_URL",
+    "DATABASE_UN",
     "DATABASE_SSL",
     "RDS_HOST",
     "NUM_SHARDS",
@@ -93,7 +96,9 @@ OF_OTHERS = [
     "HTTP_SERVICE_HOST",
     "SIMPLU_WORKER_PORT",
     "LOGNAME",
+    "GENESIS_STREAM_NAME",
     "LOG_FILE",
+    "LOG_LABEL",
     "LOG_DIR",
     "TENANT_ID",
     "TENANT",
@@ -147,7 +152,8 @@ def test_edit_distance_is_a_count_of_edits(first: str, second: str, more: str) -
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "expected"), [("LEVEL", "LEVLE", 1), ("URL", "URI", 1), ("A", "", 1), ("PORT", "PROXY", 3)]
+    ("first", "second", "expected"),
+    [("LEVEL", "LEVLE", 1), ("AB", "BA", 1), ("BAC", "ABC", 1), ("URL", "URI", 1), ("A", "", 1), ("PORT", "PROXY", 3)],
 )
 def test_edit_distance_counts_an_exchange_of_neighbours_as_one_edit(first: str, second: str, expected: int) -> None:
     """As keyboards produce them."""

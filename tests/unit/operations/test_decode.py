@@ -7,7 +7,7 @@ import json
 import re
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -555,6 +555,36 @@ def test_lone_surrogates_are_replaced_and_nothing_else(text: str) -> None:
 
     assert len(record) == len(text)
     assert after == re.sub("[\ud800-\udfff]", "\0", before)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param(r"\\ud800", r"\\ud800", id="an escaped backslash before a letter"),
+        pytest.param(r"\\ud800\ud800", r"\\ud800\u0000", id="and then a surrogate"),
+        pytest.param(r"\\\ud800", r"\\\u0000", id="an escaped backslash before a surrogate"),
+    ],
+)
+def test_letters_after_an_escaped_backslash_are_no_surrogate(text: str, expected: str) -> None:
+    """The text of a record may look like an escape; the search goes on behind it."""
+    assert replace_lone_surrogates(text.encode()).decode() == expected
+
+
+@pytest.fixture
+def far_from_utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Run the process in a time zone 9 hours ahead of UTC."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "XXX-9")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("far_from_utc")
+def test_timestamp_is_in_utc_wherever_the_worker_runs() -> None:
+    """A day filter means the same day for every replica."""
+    parsed = [parse_timestamp(text) for text in ("2026-01-31T23:00:00-02:00", "2026-02-01T01:00:00")]
+    assert [moment.isoformat() for moment in parsed] == ["2026-02-01T01:00:00+00:00"] * 2
 
 
 def test_record_is_too_large_when_it_passes_the_bound() -> None:

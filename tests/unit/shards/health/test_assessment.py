@@ -75,6 +75,8 @@ def test_shard_is_judged_by_what_it_says_of_itself(
     [
         (Usage(), []),
         (Usage(tenant_count=5), []),
+        (Usage(tenant_max=5), []),
+        (Usage(tenant_count=0, tenant_max=1), []),
         (Usage(tenant_count=80, tenant_max=100), []),
         (Usage(tenant_count=81, tenant_max=100), [Problem.USAGE]),
         (Usage(tenant_count=0, tenant_max=0), [Problem.USAGE]),
@@ -94,6 +96,18 @@ def test_shard_without_an_answer_is_lost_whatever_it_said_before() -> None:
     health = assess(ShardObservation(probe=with_(is_read_only=True), error="TimeoutError"))
     assert (health.state, health.takes_operations) == (ShardState.LOST, False)
     assert [str(finding) for finding in health.findings] == ["TimeoutError"]
+
+
+@pytest.mark.parametrize(("is_refusal", "expected"), [(True, Problem.REFUSED), (False, Problem.NO_ANSWER)])
+def test_shard_without_an_answer_was_refused_or_is_silent(*, is_refusal: bool, expected: Problem) -> None:
+    """A database that no worker may use is named as such."""
+    health = assess(ShardObservation(error="another program's tables", is_refusal=is_refusal))
+    assert health.problems == {expected}
+
+
+def test_shard_without_room_is_used_up() -> None:
+    """However many tenants it has."""
+    assert [Usage(count, 0).ratio for count in (0, 3)] == [1.0, 1.0]
 
 
 def test_shard_that_nobody_looked_at_is_unknown() -> None:

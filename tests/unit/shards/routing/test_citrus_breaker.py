@@ -135,3 +135,63 @@ def test_call_of_an_earlier_state_does_not_end_the_trial_when_it_is_cancelled() 
     assert breaker.begin_call(10.0) is None
     breaker.cancel_call(trial)
     assert breaker.begin_call(10.0) is not None
+
+
+def test_trial_decides_even_when_failures_were_few() -> None:
+    """A breaker that `Retry-After` opened has counted one failure; the trial's failure opens it again."""
+    breaker = CitrusBreaker()
+    breaker.record_failure(begun(breaker, 0.0), 0.0, draw=0.0, at_least_s=1.0)
+    assert breaker.record_failure(begun(breaker, 1.0), 1.0, draw=1.0) is True
+    assert breaker.state is CitrusState.OPEN
+
+
+def test_call_of_an_earlier_state_opens_nothing_when_it_fails() -> None:
+    """Its failure is known already, or is older than the success that closed the breaker."""
+    breaker = CitrusBreaker()
+    early = begun(breaker, 0.0)
+    for _ in range(FAILURES_MAX):
+        breaker.record_failure(begun(breaker, 0.0), 0.0, draw=1.0)
+    of_open_breaker = breaker.record_failure(early, 0.0, draw=1.0)
+    trial = begun(breaker, 10.0)
+    of_half_open_breaker = breaker.record_failure(early, 10.0, draw=1.0)
+    breaker.record_success(trial)
+    of_closed_breaker = [breaker.record_failure(ticket, 10.0, draw=1.0) for ticket in (early, trial) for _ in range(3)]
+
+    assert [of_open_breaker, of_half_open_breaker, *of_closed_breaker] == [False] * 8
+    assert repr(breaker) == "CitrusBreaker(closed, failures=0, openings=0)"
+
+
+def test_calls_that_succeed_together_all_count_while_the_breaker_is_closed() -> None:
+    """A success of a closed breaker is no new state: a call that runs meanwhile still counts."""
+    breaker = CitrusBreaker()
+    tickets = [begun(breaker, 0.0) for _ in range(FAILURES_MAX + 1)]
+    breaker.record_success(tickets[0])
+    opened_by = [breaker.record_failure(ticket, 0.0, draw=1.0) for ticket in tickets[1:]]
+    assert opened_by == [False, False, True]
+
+
+def test_breaker_is_open_again_and_not_half_open_after_it_closed_once() -> None:
+    """After a trial that succeeded, the next outage opens the breaker, and a single call tries again."""
+    breaker = opened()
+    breaker.record_success(begun(breaker, 1.0))
+    reports = [breaker.record_failure(begun(breaker, 1.0), 1.0, draw=1.0) for _ in range(FAILURES_MAX)]
+    assert (reports, breaker.state) == ([False, False, True], CitrusState.OPEN)
+    assert breaker.begin_call(1.0 + OPEN_BASE_S) is not None
+
+
+def test_no_two_states_have_the_same_ticket() -> None:
+    """Each trial, opening and closing is a state of its own, over several outages."""
+    breaker, now, tickets = CitrusBreaker(), 0.0, []
+    for is_last_trial_good in (False, True, False, True):
+        while (ticket := breaker.begin_call(now)) is not None and breaker.state is CitrusState.CLOSED:
+            tickets.append(ticket)
+            breaker.record_failure(ticket, now, draw=1.0)
+        now += OPEN_MAX_S
+        trial = begun(breaker, now) if ticket is None else ticket
+        assert trial not in tickets
+        tickets.append(trial)
+        if is_last_trial_good:
+            breaker.record_success(trial)
+        else:
+            breaker.record_failure(trial, now, draw=1.0)
+    assert tickets == sorted(tickets)

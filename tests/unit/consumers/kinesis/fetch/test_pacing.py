@@ -14,7 +14,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.kinesis.fetch.pacing import READ_BYTES_PER_S, CatchUpPacing, Pacing, ReadBudget
+from simplu_worker.consumers.kinesis.fetch.pacing import (
+    MAIN_GRACE_S,
+    MAIN_LATE_S,
+    MAIN_NEAR_S,
+    NEVER,
+    READ_BYTES_PER_S,
+    SHARED_INTERVAL_S,
+    WINDOW_S,
+    CatchUpPacing,
+    Pacing,
+    ReadBudget,
+)
 from simplu_worker.local.kinesis.quotas import MAX_REPLY_BYTES, ReadQuota
 
 MIB = 1024 * 1024
@@ -40,25 +51,23 @@ def test_pacing_reads_at_once_when_nothing_was_read_yet() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pacing", "now", "earliest", "latest"),
+    ("reply", "now", "earliest", "latest"),
     [
-        pytest.param(after_reply(), 100.02, 101.0, 101.05, id="idle: within 1.1 s with the time of a request"),
-        pytest.param(after_reply(record_count=1, size_bytes=99), 100.02, 100.2, 100.25, id="busy: within 300 ms"),
-        pytest.param(after_reply(record_count=1, size_bytes=99), 160.0, 160.0, 160.0, id="busy for a minute"),
-        pytest.param(after_reply(millis_behind=5), 100.02, 100.2, 100.25, id="behind, over a gap: busy"),
-        pytest.param(after_reply(millis_behind=None), 100.02, 101.0, 101.05, id="tip unknown: idle"),
-        pytest.param(
-            after_reply(record_count=9000, size_bytes=10 * MIB, millis_behind=5),
-            101.0,
-            105.0,
-            105.05,
-            id="10 MiB are paid for before the next read",
-        ),
-        pytest.param(after_reply(record_count=1), 200.0, 200.0, 200.0, id="late: at once"),
+        pytest.param((0, 0, 0), 100.02, 101.0, 101.05, id="idle: within 1.1 s with the time of a request"),
+        pytest.param((1, 99, 0), 100.02, 100.2, 100.25, id="busy: within 300 ms"),
+        pytest.param((1, 99, 0), 160.0, 160.0, 160.0, id="busy for a minute"),
+        pytest.param((0, 0, 5), 100.02, 100.2, 100.25, id="behind, over a gap: busy"),
+        pytest.param((0, 0, None), 100.02, 101.0, 101.05, id="tip unknown: idle"),
+        pytest.param((9000, 10 * MIB, 5), 101.0, 105.0, 105.05, id="10 MiB are paid for before the next read"),
+        pytest.param((1, 0, 0), 200.0, 200.0, 200.0, id="late: at once"),
     ],
 )
-def test_pacing_starts_the_next_read_in_time(pacing: Pacing, now: float, earliest: float, latest: float) -> None:
+def test_pacing_starts_the_next_read_in_time(
+    reply: tuple[int, int, int | None], now: float, earliest: float, latest: float
+) -> None:
     """A record is seen within 300 ms on a busy stream shard and within 1.1 s on an idle one."""
+    record_count, size_bytes, millis_behind = reply
+    pacing = after_reply(record_count=record_count, size_bytes=size_bytes, millis_behind=millis_behind)
     assert earliest <= now + pacing.delay_s(now) <= latest
 
 
@@ -183,6 +192,150 @@ def test_limit_follows_the_size_of_records(
     assert main.limit() == 10_000
     with budget.open_catch_up(0.0) as catch_up:
         assert (main.limit(), catch_up.limit()) == (main_limit, catch_up_limit)
+
+
+@pytest.mark.parametrize(("record_count", "size_bytes"), [(0, 0), (1, 0), (0, 10)])
+def test_size_of_records_stays_when_a_reply_has_no_records_or_no_bytes(record_count: int, size_bytes: int) -> None:
+    """Such a reply tells nothing about the size of the next records."""
+    budget = ReadBudget()
+    for reply in ((10, 10 * 1024), (record_count, size_bytes)):
+        budget.note_reply(0.0, 0.0, record_count=reply[0], size_bytes=reply[1])
+    assert budget.limit(MIB) == 1024
+
+
+@pytest.mark.parametrize(
+    ("record_count", "size_bytes", "opens_at"),
+    [
+        pytest.param(9999, 9 * MIB, 105.0, id="full: Kinesis refuses the next reads"),
+        pytest.param(10_000, 9 * MIB, NEVER, id="as many records as a reply may have: cut off by their number"),
+        pytest.param(9999, 9 * MIB - 1, NEVER, id="a record more would have fitted"),
+    ],
+)
+def test_reads_pause_for_five_seconds_when_a_reply_was_cut_off_by_its_size(
+    record_count: int, size_bytes: int, opens_at: float
+) -> None:
+    """Kinesis refuses reads for 5 s after a reply of 10 MiB; the last record up to there may not have fitted."""
+    budget = ReadBudget()
+    budget.note_reply(99.0, 100.0, record_count=record_count, size_bytes=size_bytes)
+    assert budget.opens_at == opens_at
+
+
+def busy_main(budget: ReadBudget, starts: list[tuple[float, bool]]) -> Pacing:
+    """Return the main reader of a stream shard in use after *starts*, each of its own or of a catch-up."""
+    main = Pacing(budget)
+    for at, is_own in starts:
+        if is_own:
+            main.note_start(at)
+            main.note_reply(at, record_count=1, size_bytes=0, millis_behind=0)
+        else:
+            budget.note_start(at)
+    return main
+
+
+@pytest.mark.parametrize(
+    ("starts", "start", "now", "expected"),
+    [
+        pytest.param([], 100.0, 100.0, 100.0, id="nothing was read yet: at once"),
+        pytest.param(
+            [(100.0, True), (100.2, False)], 100.46, 100.2, 100.31, id="main reader is kept: ask after its start"
+        ),
+        pytest.param(
+            [(100.0, True), (100.2, False)], 100.46, 100.32, 100.475, id="main reader did not start: when in time"
+        ),
+        pytest.param([(100.0, True), (100.2, False)], 100.48, 100.2, 100.48, id="late enough by a hair"),
+        pytest.param(
+            [(100.0, True), (100.1, False), (100.2, True), (100.3, False), (100.4, True)],
+            101.09,
+            101.08,
+            101.095,
+            id="the fourth start back decides, not the fifth",
+        ),
+        pytest.param(
+            [(100.0, True), (100.02, False), (100.5, True), (100.56, False), (100.6, False)],
+            101.09,
+            101.08,
+            101.235,
+            id="each start back needs an interval less",
+        ),
+        pytest.param(
+            [(100.0, False), (100.3, False), (100.31, False), (100.32, True)],
+            100.9,
+            100.9,
+            101.035,
+            id="the third start back decides",
+        ),
+        pytest.param([(100.0, True)], 100.2, 100.1, 100.31, id="near the start of the main reader: after it"),
+        pytest.param([(100.0, True)], 100.15, 100.1, 100.15, id="well before the start of the main reader: at once"),
+        pytest.param([(100.0, True)], 100.32, 100.3, 100.32, id="well after it: at once"),
+    ],
+)
+def test_catch_up_starts_beside_the_main_reader_without_keeping_it(
+    starts: list[tuple[float, bool]], start: float, now: float, expected: float
+) -> None:
+    """The main reader's next starts stay in time: the fifth start before each has to lie a window back."""
+    budget = ReadBudget()
+    busy_main(budget, starts)
+    with budget.open_catch_up(100.0):
+        assert budget.start_beside_main(start, now) == pytest.approx(expected)
+
+
+def test_catch_up_starts_at_its_time_when_exactly_on_a_bound() -> None:
+    """Not later than a bound is early enough."""
+    budget = ReadBudget()
+    main = busy_main(budget, [(100.0, True), (100.2, False)])
+    with budget.open_catch_up(100.0):
+        after_main = main.next_start(100.0) + MAIN_GRACE_S
+        in_time = 100.0 + WINDOW_S - 2 * SHARED_INTERVAL_S
+        assert budget.start_beside_main(100.46, after_main) == pytest.approx(in_time - MAIN_LATE_S)
+        just_late = in_time - MAIN_LATE_S
+        assert just_late + MAIN_LATE_S == in_time  # to the last digit
+        assert budget.start_beside_main(just_late, 100.2) == just_late
+
+    budget = ReadBudget()
+    main = busy_main(budget, [(100.0, True)])
+    with budget.open_catch_up(100.0):
+        not_near = main.next_start(100.0) - MAIN_NEAR_S
+        assert budget.start_beside_main(not_near, 100.0) == not_near
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [pytest.param(2.099, 2.21, id="it yields"), pytest.param(2.1, 2.1, id="it has yielded for long enough")],
+)
+def test_catch_up_yields_to_the_main_reader_for_two_seconds(start: float, expected: float) -> None:
+    """Reads may take longer than the gaps between the main reader's starts."""
+    budget = ReadBudget()
+    with budget.open_catch_up(0.0) as catch_up:
+        catch_up.note_start(0.0)
+        busy_main(budget, [(1.9, True)])
+        assert budget.start_beside_main(start, 2.0) == pytest.approx(expected)
+
+
+def test_catch_up_does_not_wait_for_a_main_reader_that_has_ended() -> None:
+    """No start is kept for it."""
+    budget = ReadBudget()
+    main = busy_main(budget, [(100.0, True), *((100.0 + at / 10, False) for at in range(1, 5))])
+    with budget.open_catch_up(100.0):
+        before = budget.start_beside_main(101.03, 100.5)
+        main.note_end()
+        assert (before > 101.03, budget.start_beside_main(101.03, 100.5)) == (True, 101.03)
+
+
+def test_catch_up_that_is_opened_starts_at_once_and_an_interval_after_the_others() -> None:
+    """The first of them need not wait; a later one counts the starts of those before it."""
+    budget = ReadBudget()
+    with budget.open_catch_up(100.0) as first:
+        assert first.delay_s(100.0) == pytest.approx(0.0)
+        first.note_start(100.0)
+        with budget.open_catch_up(100.1) as second:
+            assert second.delay_s(100.1) == pytest.approx(0.16)
+
+
+def test_catch_up_goes_first_when_those_before_it_have_not_asked_yet() -> None:
+    """One that has never asked may never ask."""
+    budget = ReadBudget()
+    with budget.open_catch_up(100.0), budget.open_catch_up(100.0) as second:
+        assert second.delay_s(100.0) == pytest.approx(0.0)
 
 
 def test_limit_keeps_to_the_room_that_is_left() -> None:

@@ -106,6 +106,14 @@ def test_quota_refuses_to_give_more_than_it_holds() -> None:
         quota.release(6)
 
 
+def test_rooms_are_whole_bytes_when_memory_cannot_be_divided_evenly() -> None:
+    """A fraction of a byte is of no use."""
+    prefetch = PrefetchMemory(1001)
+    first, second = quotas_holding(prefetch, 500, 1)
+    rooms = [first.room_bytes, second.room_bytes, prefetch.read_room_bytes]
+    assert (rooms, [type(room) for room in rooms]) == ([0, 499, 375], [int] * 3)
+
+
 class PrefetchMachine(RuleBasedStateMachine):
     """Readers open a quota, reserve within their room, get a reply of at most that, apply it, and close."""
 

@@ -1231,3 +1231,136 @@ def test_hold_that_is_lowered_knows_when_its_first_operation_arrived(
         pass_over(holds.start_catch_up([hold]), to=reached)
     hold.lower(mark(4), START + timedelta(seconds=arrived_s))
     assert hold.arrived_at == START + timedelta(seconds=expected_s)
+
+
+def test_live_tenant_is_not_held_when_it_only_shares_a_slot() -> None:
+    """The main reader goes on to send its operations; a tenant with a name in a hold is held all the same."""
+    with small_sets(names_max=2, slots=8):
+        holds = Holds()
+        hold = hold_shard(holds, "shard-1", TENANTS[:3], 3)
+        sharing = next(f"{number}-y" for number in range(100) if f"{number}-y" in hold.tenants)
+        before = holds.hold_of(sharing)
+        holds.mark_live({sharing})
+        assert (before, holds.hold_of(sharing)) == (hold, None)
+
+
+def test_catch_up_of_several_holds_sends_what_one_of_them_contains() -> None:
+    """One whole shard among its holds is enough for a tenant of that shard."""
+    holds = Holds()
+    whole, own = hold_whole(holds, 5), hold_tenant(holds, "a-x", 5)
+    catch_up = holds.start_catch_up([own, whole])
+    assert [holds.is_sent_by("b-x", catch_up, shard_id) for shard_id in ("shard-1", "shard-2")] == [True, False]
+
+
+def test_tenant_in_slots_is_sent_by_the_catch_up_of_those_slots_alone() -> None:
+    """Another hold with slots, or another tenant of these slots, does not count."""
+    with small_sets(names_max=1, slots=64):
+        holds = Holds()
+        first, second = hold_shard(holds, "shard-1", TENANTS[:2], 3), hold_shard(holds, "shard-2", TENANTS[2:4], 3)
+        assert ["a-x" in second.tenants, "c-x" in first.tenants] == [False, False]
+        catch_up = holds.start_catch_up([first])
+        assert [holds.is_sent_by(tenant, catch_up) for tenant in TENANTS[:4]] == [True, True, False, False]
+
+
+def test_whole_shard_leaves_a_tenant_to_a_hold_of_its_own_whatever_it_covers() -> None:
+    """Only another whole shard would drop the tenant's operations in this shard's lane."""
+    holds = Holds()
+    whole, _ = hold_whole(holds, 5), hold_tenant(holds, "a-x", 5)
+    catch_up = holds.start_catch_up([whole])
+    assert holds.is_record_covered_elsewhere("a-x", mark(9), catch_up, "shard-1")
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_only_catch_up_of_a_whole_shard_keeps_its_tenants_from_another_whole_shard(*, is_whole: bool) -> None:
+    """Also beside other holds; the catch-up of a shard that is not held as a whole leaves them to the other."""
+    holds = Holds()
+    first = hold_whole(holds, 5) if is_whole else hold_shard(holds, "shard-1", [], 5)
+    beside = hold_tenant(holds, "b-x", 5)
+    second = holds.hold_whole_shard("shard-2", mark(5), START, parent_records=(), now=0.0)
+    holds.add_tenant(second, "a-x")
+    catch_up = holds.start_catch_up([beside, first])
+    assert holds.is_record_covered_elsewhere("a-x", mark(9), catch_up, "shard-1") is not is_whole
+
+
+def test_hold_of_a_shard_has_a_reason_a_time_and_a_tenant_to_probe_with() -> None:
+    """The tenant is one of those whose operations the shard did not take."""
+    holds = Holds()
+    hold = holds.hold_shard("shard-1", ["a-x", "b-x"], mark(5), START, now=7.0)
+    assert (hold.reason, hold.since, hold.next_attempt_at, hold.sample_tenant) == (
+        Reason.SHARD_UNAVAILABLE,
+        7.0,
+        7.0,
+        "b-x",
+    )
+
+
+def test_tenants_released_by_parents_one_after_the_other_have_holds_with_names_of_their_own() -> None:
+    """The names are counted; a release of nothing is none."""
+    holds = Holds()
+    holds.hold_parents(TenantSet(["a-x", "b-x"]), mark(3), START, now=1.0)
+    releases = [
+        holds.release_from_parents(TenantSet(pending), now=7.0) for pending in (["a-x", "b-x"], ["b-x"], ["b-x"], [])
+    ]
+    assert releases == [False, True, False, True]
+    assert [(hold.name, hold.reason) for hold in holds.all()] == [("1", Reason.RESHARD), ("2", Reason.RESHARD)]
+    assert not holds.release_from_parents(TenantSet(), now=8.0)
+
+
+def test_parents_release_nothing_when_their_hold_is_ready() -> None:
+    """All its tenants are caught up already."""
+    holds = Holds()
+    hold = holds.hold_parents(TenantSet(["a-x"]), None, START, now=0.0)
+    hold.is_ready = True
+    assert (holds.release_from_parents(TenantSet(), now=1.0), holds.all()) == (False, [hold])
+
+
+def test_hold_that_ends_leaves_its_catch_up() -> None:
+    """The catch-up goes on for its other holds."""
+    holds = Holds()
+    hold, other = hold_tenant(holds, "a-x", 5), hold_tenant(holds, "b-x", 5)
+    catch_up = holds.start_catch_up([hold, other])
+    holds.remove(hold)
+    assert (hold.catch_up, catch_up.holds) == (None, [other])
+
+
+@pytest.mark.parametrize("has_hold", [True, False])
+def test_finished_catch_up_counts_no_longer(*, has_hold: bool) -> None:
+    """Neither for the checkpoint nor for the end of all work."""
+    holds = Holds()
+    catch_up = holds.start_catch_up([hold_tenant(holds, "a-x", 4)])
+    pass_over(catch_up, to=6)
+    if not has_hold:
+        holds.finish(catch_up)
+    assert holds.is_settled() is not has_hold
+
+    holds = Holds()
+    catch_up = holds.start_catch_up([hold_tenant(holds, "a-x", 4)])
+    pass_over(catch_up, to=6)
+    if not has_hold:
+        holds.finish(catch_up)
+    assert at(holds.safe_checkpoint(mark(9))) == (6 if has_hold else 9)
+
+
+def test_tenant_has_a_hold_of_its_own_again_when_another_one_ended() -> None:
+    """Only the holds that there are count towards the bound."""
+    with small_sets(tenant_holds_max=1):
+        holds = Holds()
+        for tenant_id in TENANTS:
+            hold = hold_tenant(holds, tenant_id, 5)
+            assert hold.target is Target.TENANT
+            holds.remove(hold)
+
+
+def test_tenant_of_two_lists_stays_with_the_hold_that_got_it_last() -> None:
+    """The predecessor's list ends, or turns into slots; the parents' hold keeps the tenant's name."""
+    for ends_by in ("removal", "slots"):
+        with small_sets(names_max=2, slots=64):
+            holds = Holds()
+            holds.hold_predecessors(TenantSet(["a-x", "b-x"]), mark(3), START, now=0.0)
+            (predecessors,) = holds.all()
+            parents = holds.hold_parents(TenantSet(["a-x"]), None, START, now=0.0)
+            if ends_by == "removal":
+                holds.remove(predecessors)
+            else:
+                holds.add_tenant(predecessors, "c-x")
+            assert (holds.named_hold_of("a-x"), holds.named_hold_of("b-x")) == (parents, None)
