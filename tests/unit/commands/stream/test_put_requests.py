@@ -38,6 +38,7 @@ def test_puts_keep_order_within_bounds_and_each_key_once(records: list[NewRecord
         pytest.param([50, 41], [1, 1], id="one byte more"),
         pytest.param([28, 28, 28, 5], [3, 1], id="all records of a put count"),
         pytest.param([200, 10, 10], [1, 2], id="one that is too large goes alone, and the next put starts empty"),
+        pytest.param([200, 50, 40], [1, 2], id="the next put has as much as the first"),
         pytest.param([], [], id="nothing"),
     ],
 )
