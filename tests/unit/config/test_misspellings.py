@@ -51,6 +51,7 @@ OF_OTHERS = [
     "DATABASE_TYPE",
     "DATABASE_URL",
     "DATABASE_UN",
+    "DATABASE_RAM",
     "DATABASE_SSL",
     "RDS_HOST",
     "NUM_SHARDS",
