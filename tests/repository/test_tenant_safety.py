@@ -28,6 +28,7 @@ BEING_MADE = {f"simplu_adoption.{table}": column for table, column in TENANT_COL
 # Queries about more than the tenants they are given, each with the reason why it must be.
 NOT_OF_ONE_TENANT = {
     "add_adopted_default_rows": "the tenants of a shard that is being adopted: nobody else's are in those tables",
+    "count_beyond_bounds": "the count alone, of documents of any tenant",
     "count_living_tenants": "the count alone, for a shard that is to leave the map",
     "count_tenants": "the count alone, for capacity",
     "find_deletions": "what a shard has to delete, whosever it is",

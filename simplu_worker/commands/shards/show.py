@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from rich.text import Text
@@ -12,6 +13,9 @@ from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.shards.health.all_shards import InspectedShard, inspect_all_shards
 from simplu_worker.shards.health.assessment import Health, ShardState
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.routing.shard_query import fetch_from_shard, query_all_shards
 from simplu_worker.status.replica import shard_view
 from simplu_worker.telemetry.log import scrub_text
 
@@ -37,22 +41,38 @@ async def list_shards(settings: Settings, *, as_json: bool) -> int:
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
         listed = await inspect_all_shards(shards.locator, shards.pools)
+        beyond = await _count_beyond_bounds(listed, shards.pools)
     silent = [shard.address.shard_id for shard in listed if shard.is_silent]
     if as_json:
-        print_json({"shards": [_members(shard) for shard in listed], "shardsWithoutAnswer": silent})
+        print_json({"shards": [_members(shard, beyond) for shard in listed], "shardsWithoutAnswer": silent})
     else:
-        print_table(COLUMNS, [_row(shard) for shard in listed])
+        print_table(COLUMNS, [_row(shard, beyond) for shard in listed])
         print_silent(silent)
     return 1 if silent else 0
 
 
-def _members(shard: InspectedShard) -> dict[str, Any]:
+async def _count_beyond_bounds(listed: Sequence[InspectedShard], pools: Pools) -> dict[str, int]:
+    """Return, by shard, how many documents may not be stored any more; without shards that take too long to count."""
+
+    async def count(address: ShardAddress) -> int:
+        rows = await fetch_from_shard(pools.ensure_pool(address), "count_beyond_bounds")
+        return rows[0]["count"] if rows else 0
+
+    return await query_all_shards([shard.address for shard in listed if not shard.is_silent], count)
+
+
+def _members(shard: InspectedShard, beyond: Mapping[str, int]) -> dict[str, Any]:
+    """Return the facts of a shard; *beyond* are the counts of documents beyond the bounds, by shard."""
     view = {name: value for name, value in shard_view(shard).items() if value is not None}
-    return view | ({"odd": [scrub_text(one) for one in view["odd"]]} if "odd" in view else {})
+    view |= {"odd": [scrub_text(one) for one in view["odd"]]} if "odd" in view else {}
+    count = beyond.get(shard.address.shard_id)
+    return view if count is None else view | {"documentsBeyondBounds": count}
 
 
-def _row(shard: InspectedShard) -> tuple[object, ...]:
-    view = _members(shard)
+def _row(shard: InspectedShard, beyond: Mapping[str, int]) -> tuple[object, ...]:
+    view = _members(shard, beyond)
+    count = view.get("documentsBeyondBounds")
+    odd = [*view.get("odd", ()), *([f"{count} documents beyond the bounds of data"] if count else [])]
     state = shard.health.state
     return (
         view["shardId"],
@@ -66,7 +86,7 @@ def _row(shard: InspectedShard) -> tuple[object, ...]:
         _format_usage(shard.health),
         _format_connections(view.get("connectionsUsed"), view.get("connectionsMax")),
         _format_lag(view),
-        "; ".join(view.get("odd", ())),
+        "; ".join(odd),
     )
 
 

@@ -14,7 +14,7 @@ from support.citrus.cases import RoutedShards, routed_shards, silent
 from support.postgres.databases import QUICK, ShardMaker, copy_shard, execute
 from support.postgres.faults import frozen
 from support.postgres.probes import WELL
-from support.postgres.tenant_cases import TENANT, add_tenant
+from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant
 
 from simplu_worker.commands.shards import show as command
 from simplu_worker.commands.shards.show import list_shards
@@ -23,6 +23,7 @@ from simplu_worker.config.settings import Settings, load_settings
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.errors import RetryableError
 from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.health import all_shards
 from simplu_worker.shards.health.all_shards import InspectedShard, ShardInspector, inspect_all_shards
 from simplu_worker.shards.health.assessment import ShardObservation, ShardSilence, Usage, assess, usage_of
@@ -246,7 +247,7 @@ def test_row_shows_room_and_lag_as_people_read_them() -> None:
     """Unknown members are left out."""
     address = ShardAddress("s", "postgresql://u:p@h:1/d", tenant_count=9, tenant_max=10)
     lagging = msgspec.structs.replace(WELL, standby_count=2, lag_s=31.25, lag_bytes=2048)
-    row = command._row(InspectedShard(address, assess(ShardObservation(probe=lagging, usage=usage_of(address)))))
+    row = command._row(InspectedShard(address, assess(ShardObservation(probe=lagging, usage=usage_of(address)))), {})
     assert dict(zip(command.COLUMNS, map(str, row), strict=True)) == {
         "shard": "s",
         "place": "h:1/d",
@@ -264,7 +265,7 @@ def test_row_shows_room_and_lag_as_people_read_them() -> None:
     unknown = dict(
         zip(
             command.COLUMNS,
-            command._row(InspectedShard(address, assess(ShardObservation(error="TimeoutError")))),
+            command._row(InspectedShard(address, assess(ShardObservation(error="TimeoutError"))), {}),
             strict=True,
         )
     )
@@ -298,3 +299,26 @@ async def test_shards_list_names_a_schema_in_which_others_may_create(
     )
     assert [shards[name]["state"] for name in sorted(shards)] == ["healthy", "healthy"]
     assert "odd" not in shards["shard-2"]
+
+
+async def test_list_counts_documents_beyond_the_bounds(
+    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Documents that an older worker stored, in the table only where there are any."""
+    with_bomb, other = await make_shard("shard-1"), await make_shard("shard-2")
+    async with routed_shards([with_bomb]) as routed:
+        case = TenantCase(routed.pools.ensure_pool(with_bomb), TENANT)
+        await add_tenant(case.pool)
+        bomb = case.operation("create", "r1", f'{{"a": [{",".join(["1e131071"] * 2000)}]}}')
+        usual = case.operation("create", "r2", {f"m{number}": number for number in range(1000)})
+        older = msgspec.structs.replace(bomb, exceeds_bounds=False)
+        assert await case.apply(older, usual) == [SUCCEEDED] * 2
+    settings = settings_of(tmp_path, with_bomb, other)
+
+    assert await list_shards(settings, as_json=True) == 0
+    listed = by_id(json.loads(capsys.readouterr().out)["shards"])
+    assert [listed[name]["documentsBeyondBounds"] for name in ("shard-1", "shard-2")] == [1, 0]
+
+    assert await list_shards(settings, as_json=False) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.count("beyond") == 1
