@@ -196,13 +196,17 @@ async def test_commits_are_on_disk_where_none_waits_for_it_by_default(shard: Sha
 
 async def test_server_that_tells_no_positions_is_not_asked_for_them(shard: Shard) -> None:
     """Aurora answers such a question with an error, and keeps its commits otherwise."""
-    await execute(shard.pool.address.connection_string, "CREATE FUNCTION aurora_version() RETURNS text RETURN '16.1'")
-    server = await shard.note_server()
-    assert server.timeline == ""
-    await shard.commits.wait_for_transaction(SHARD_ID, server)
-    await shard.are_safe(await shard.applied())
-    with pytest.raises(RetryableError, match="lost its last commits"):
-        await shard.are_safe([operation("create", "never", "{}")])
+    url = shard.pool.address.connection_string
+    await execute(url, "CREATE FUNCTION pg_catalog.aurora_version() RETURNS text RETURN '16.1'")
+    try:
+        server = await shard.note_server()
+        assert server.timeline == ""
+        await shard.commits.wait_for_transaction(SHARD_ID, server)
+        await shard.are_safe(await shard.applied())
+        with pytest.raises(RetryableError, match="lost its last commits"):
+            await shard.are_safe([operation("create", "never", "{}")])
+    finally:
+        await execute(url, "DROP FUNCTION pg_catalog.aurora_version()")  # a database is given back but for `public`
 
 
 # With a standby
