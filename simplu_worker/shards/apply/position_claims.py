@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, StatementFailedError
+from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, RolledBackError, StatementFailedError
 from simplu_worker.shards.types import PositionChangedError, PositionClaim
 
 UNCERTAIN_ATTEMPTS_MAX: Final = 20  # attempts with an unknown outcome that a claim remembers; beyond, the row is read
+
+_ROLLED_BACK: Final = (PositionChangedError, LostRaceError, InvalidDataError, StatementFailedError, RolledBackError)
 
 
 @contextmanager
@@ -23,7 +25,7 @@ def attempt_claim(claim: PositionClaim) -> Iterator[str]:
     claim.fencing_tokens = [*claim.fencing_tokens[:1], *claim.fencing_tokens[1:][-UNCERTAIN_ATTEMPTS_MAX:], token]
     try:
         yield token
-    except (PositionChangedError, LostRaceError, InvalidDataError, StatementFailedError):  # certainly rolled back
+    except _ROLLED_BACK:
         claim.fencing_tokens = [known for known in claim.fencing_tokens if known != token]
         raise
     if token in claim.fencing_tokens:  # otherwise a later attempt has committed already

@@ -17,7 +17,6 @@ from typing import Any, Final, TypeAlias, TypeVar
 import msgspec
 import structlog
 
-from simplu_worker.errors import WorkerError
 from simplu_worker.operations.admission import HOLD, TenantRow, TenantState, admit, admits_all, is_too_late
 from simplu_worker.operations.operation import (
     READING_KINDS,
@@ -47,7 +46,7 @@ from simplu_worker.shards.apply.stream_positions import (
     write_positions,
 )
 from simplu_worker.shards.postgres.column_packing import pack_columns
-from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, StatementFailedError
+from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, RolledBackError, StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.single_flight import SingleFlightProbe
@@ -347,16 +346,16 @@ def remember(known: dict[KeyT, None], keys: Iterable[KeyT], max_count: int) -> N
         del known[key]
 
 
-class UnmergedPatchesError(WorkerError):
-    """The shard did not merge patches of *resources*, which the worker has to merge; the transaction is rolled back."""
+class UnmergedPatchesError(RolledBackError):
+    """The shard did not merge patches of *resources*, which the worker has to merge."""
 
     def __init__(self, resources: Collection[ResourceId]) -> None:
         super().__init__(f"patches of {len(resources)} resources are to be merged in the worker")
         self.resources = resources
 
 
-class SlowOperationsError(WorkerError):
-    """The batch has operations that took too long before; nothing was written. *indexes* are theirs."""
+class SlowOperationsError(RolledBackError):
+    """The batch has operations that took too long before. *indexes* are theirs."""
 
     def __init__(self, indexes: Sequence[int]) -> None:
         super().__init__(f"{len(indexes)} operations took too long before")

@@ -10,6 +10,10 @@ class InvalidDataError(WorkerError):
     """Postgres cannot store some data of the batch; the transaction was rolled back."""
 
 
+class RolledBackError(WorkerError):
+    """The transaction was given up before its end, to be tried in another way; it was rolled back."""
+
+
 class LostRaceError(RetryableError):
     """The transaction lost a race against another one; an immediate retry may win."""
 

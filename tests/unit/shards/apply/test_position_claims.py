@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.apply.position_claims import UNCERTAIN_ATTEMPTS_MAX, attempt_claim
-from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, StatementFailedError
+from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, RolledBackError, StatementFailedError
 from simplu_worker.shards.types import PositionChangedError, PositionClaim, ShardUnavailableError
 
 ROLLED_BACK = [
     PositionChangedError("it is another's"),
     LostRaceError("a deadlock"),
     InvalidDataError("no jsonb"),
+    RolledBackError("patches are to be merged in another way"),
     StatementFailedError("a trigger", error="RaiseError (P0001)", is_timeout=False),
 ]
 UNKNOWN = [
