@@ -23,7 +23,7 @@ from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.dispatch.shard_lane import QueuedOperation, ShardLane
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.record_decoder import RecordDecoder
-from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings
+from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings, _Chore
 from simplu_worker.consumers.kinesis.fleet.lease_ancestry import LeaseAncestry
 from simplu_worker.consumers.kinesis.fleet.lease_holder import Confirm, EndCheck, LeaseHolder
 from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
@@ -43,6 +43,8 @@ from simplu_worker.consumers.kinesis.stream.client import ChildShard, Record, Re
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position, RecordPosition
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.shards.types import StoredPositions
+from simplu_worker.timing.backoff import jittered
+from simplu_worker.timing.clock import loop_time
 
 OPEN_AFTER_S = 1.5  # a world is open then
 
@@ -414,6 +416,29 @@ def _with_reader(
     return WrongFleet
 
 
+class _UnrepeatedChore(_Chore):
+    @override
+    async def run_if_due(self, now: float) -> None:
+        if now >= self._due_at:
+            self._due_at = loop_time() + jittered(self._interval_s, ratio=0.1, draw=self._draw())
+            await self._run()
+
+
+def _with_unrepeated_chores(make_fleet: FleetMaker) -> FleetMaker:
+    """Return fleets whose chores wait for their next time when the first run fails.
+
+    Not wrong without a KCL leader: some rare designs show in such histories, and not in hundreds of the others.
+    """
+
+    def make(services: FleetServices, settings: FleetSettings, **others: Any) -> Fleet:
+        fleet = make_fleet(services, settings, **others)
+        for chore in fleet._chores:
+            chore.__class__ = _UnrepeatedChore
+        return fleet
+
+    return make
+
+
 def _with_end(end_class: type[StreamShardEnd]) -> FleetMaker:
     class WrongFleet(Fleet):
         @override
@@ -475,7 +500,7 @@ WRONG_DESIGNS = {
     "one operation waits and not those behind it": WrongDesign(
         _with_reader(dispatcher_class=_LooseDispatcher), seed=41
     ),
-    "a hold is not sticky": WrongDesign(_with_reader(holds_class=_SlackHolds), seed=10),
+    "a hold is not sticky": WrongDesign(_with_reader(holds_class=_SlackHolds), seed=36),
     "a hold is not lowered": WrongDesign(_with_reader(holds_class=_LateHolds), seed=250),
     "a catch-up ends where all is applied, not dispatched": WrongDesign(
         _with_reader(catch_ups_class=_LaggardCatchUps), seed=221
@@ -531,10 +556,10 @@ WRONG_DESIGNS = {
         _with_reader(holds_class=_PoliteHolds), _in_less_memory, Weather.STORM, seed=7095
     ),
     "two whole-shard catch-ups leave tenants in the slots of both to each other": WrongDesign(
-        _with_reader(holds_class=_CourteousHolds), weather=Weather.GREAT_STORM, seed=20639
+        _with_unrepeated_chores(_with_reader(holds_class=_CourteousHolds)), weather=Weather.GREAT_STORM, seed=20639
     ),
     "the parents' records of a catch-up are forgotten when its holds restart": WrongDesign(
-        _with_reader(holds_class=_PresentHolds), weather=Weather.GREAT_STORM, seed=478
+        _with_unrepeated_chores(_with_reader(holds_class=_PresentHolds)), weather=Weather.GREAT_STORM, seed=478
     ),
     "a catch-up at the main reader leaves it the rest, and then asks for residents": WrongDesign(
         _with_reader(catch_ups_class=_HastyCatchUps),
