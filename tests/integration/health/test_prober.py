@@ -302,7 +302,7 @@ async def test_look_shows_how_far_a_standby_is_behind() -> None:
         standby = StandbyServer(group, programs, primary, name="follower")
         await standby.start()
         await standby.wait_streaming()
-        await execute(primary.url, "SELECT pg_current_xact_id()")
+        await execute(primary.url, "COMMENT ON DATABASE fed IS 'a commit to replay'")
         await standby.catch_up()
         async with Pools(size=1) as pools:
             roles: list[Role] = []
