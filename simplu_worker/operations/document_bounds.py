@@ -32,27 +32,24 @@ _SPACES: Final = b" \t\n\r"
 
 def exceeds_bounds(document: bytes) -> bool:
     """Return whether a JSON object has too many values, too long a number, or too much text to be stored."""
-    if len(document) <= NUMBER_MAX_DIGITS and _EXPONENT not in document.translate(_SHAPE_OF_NUMBERS):
+    has_exponent = _EXPONENT in document.translate(_SHAPE_OF_NUMBERS)
+    if has_exponent and _SCALED_NUMBER.search(document) is not None:
+        return _exceeds_exactly(document)
+    if len(document) <= NUMBER_MAX_DIGITS:
         return False  # nearly always
-    if not _may_exceed_bounds(document):
-        return False
+    if _PART_OF_NUMBER_TWICE.search(document[::_SAMPLE_STEP]) is not None or len(document) > DOCUMENT_MAX_BYTES:
+        return _exceeds_exactly(document)
+    may_have_too_many = len(document) > DOCUMENT_MAX_VALUES and sum(map(document.count, b"[{,")) > DOCUMENT_MAX_VALUES
+    return may_have_too_many and _exceeds_exactly(document)
+
+
+def _exceeds_exactly(document: bytes) -> bool:
+    """Return the same without a look for cheaper signs, in ten times as long; it hardly ever is needed."""
     outside = _without_strings(document)
     if outside is None or _value_count(outside) > DOCUMENT_MAX_VALUES:
         return True
     growth = _growth(outside)
     return growth is None or len(document) + growth > DOCUMENT_MAX_BYTES
-
-
-def _may_exceed_bounds(document: bytes) -> bool:
-    """Return whether an exact answer is needed, which takes ten times as long; it hardly ever is."""
-    has_exponent = _EXPONENT in document.translate(_SHAPE_OF_NUMBERS)
-    if has_exponent and _SCALED_NUMBER.search(document) is not None:
-        return True
-    if len(document) <= NUMBER_MAX_DIGITS:
-        return False
-    if _PART_OF_NUMBER_TWICE.search(document[::_SAMPLE_STEP]) is not None or len(document) > DOCUMENT_MAX_BYTES:
-        return True
-    return len(document) > DOCUMENT_MAX_VALUES and sum(map(document.count, b"[{,")) > DOCUMENT_MAX_VALUES
 
 
 def _without_strings(document: bytes) -> bytes | None:

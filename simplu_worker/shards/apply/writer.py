@@ -202,7 +202,7 @@ class ShardWriter:
         large: set[ResourceId] = set()
         while True:
             attempt = self._new_attempt(batch, known_outcomes, self._slow if budget is StatementBudget.BATCH else ())
-            attempt.large = large.union(self._large)
+            attempt.large = large.union(self._large) if large else self._large
             try:
                 return await self._commit(attempt, budget)
             except UnmergedPatchesError as exc:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
 from uuid import uuid4
 
 import pytest
 import structlog
-from support.aws.endpoints import CREDENTIALS, ScriptedAws, client_of, running_moto
+from support.aws.endpoints import ScriptedAws, client_of
 from support.aws.kcl3_peer import leader_row, migration_row, worker_row
 from support.aws.kcl_peer import Row
 
@@ -51,26 +50,10 @@ class Application:
         return [self.watch.is_leading, "kcl-" in str(self.watch.trouble)]
 
 
-@pytest.fixture(scope="module")
-def endpoint_url() -> Iterator[str]:
-    """Run one moto for the tests of this file."""
-    with running_moto() as url:
-        yield url
-
-
 @pytest.fixture
-async def client(endpoint_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Client]:
-    """Open a client of that moto."""
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
-    async with client_of("dynamodb", endpoint_url) as client:
-        yield client
-
-
-@pytest.fixture
-async def application(client: Client) -> Application:
+async def application(dynamodb: Client) -> Application:
     """Return an application with a lease table alone."""
-    one = Application(client)
+    one = Application(dynamodb)
     await one.table.ensure()
     return one
 
@@ -89,10 +72,10 @@ async def test_leader_is_found_in_the_lease_table_when_there_is_no_other_table(a
     assert looks == [[True, True], [False, False], [True, True]]
 
 
-async def test_leader_is_found_in_tables_of_other_names(client: Client) -> None:
+async def test_leader_is_found_in_tables_of_other_names(dynamodb: Client) -> None:
     """The names of both may be overridden; a worker's metrics count when its leader is gone."""
     names = {"coordinator": f"state-{uuid4()}", "worker_metrics": f"metrics-{uuid4()}"}
-    application = Application(client, **names)
+    application = Application(dynamodb, **names)
     await application.table.ensure()
     await application.create(names["coordinator"], "key")
     await application.create(names["worker_metrics"], "wid")
@@ -113,7 +96,7 @@ async def test_tables_have_the_names_that_the_kcl_gives_them() -> None:
     assert KclTables.of("app") == KclTables("app-CoordinatorState", "app-WorkerMetricStats")
 
 
-async def test_lease_table_counts_when_the_others_may_not_be_read(client: Client) -> None:
+async def test_lease_table_counts_when_the_others_may_not_be_read(dynamodb: Client) -> None:
     """The missing right is named with its table; the workers' table is not read before it matters."""
     aws = ScriptedAws()
     aws.answer({"Items": [migration_row(LEADING), leader_row("kcl-1", "v1")]})
@@ -134,7 +117,7 @@ async def test_lease_table_counts_when_the_others_may_not_be_read(client: Client
     ]
 
 
-async def test_what_was_known_stays_when_a_look_fails(client: Client) -> None:
+async def test_what_was_known_stays_when_a_look_fails(dynamodb: Client) -> None:
     """The next look compares with the last one that succeeded."""
     aws = ScriptedAws()
     aws.answer({"Items": [migration_row(LEADING), leader_row("kcl-1", "v1")]})

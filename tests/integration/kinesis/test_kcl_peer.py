@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from random import Random
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from support.aws.endpoints import CREDENTIALS, client_of, running_moto
 from support.aws.kcl3_peer import (
     Kcl3Peer,
     leader_row,
@@ -98,22 +96,12 @@ class Shared:
         return found
 
 
-@pytest.fixture(scope="module")
-def endpoint_url() -> Iterator[str]:
-    """Run one moto for the tests of this file."""
-    with running_moto() as url:
-        yield url
-
-
 @pytest.fixture
-async def shared(endpoint_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Shared]:
+async def shared(dynamodb: Client) -> Shared:
     """Return an empty table to share."""
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
-    async with client_of("dynamodb", endpoint_url) as client:
-        one = Shared(client)
-        await one.table.ensure()
-        yield one
+    one = Shared(dynamodb)
+    await one.table.ensure()
+    return one
 
 
 async def test_table_of_a_kcl_application_is_taken_over_as_it_is(shared: Shared) -> None:

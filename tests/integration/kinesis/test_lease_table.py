@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
 import pytest
 import structlog
 from msgspec.structs import replace
-from support.aws.endpoints import CREDENTIALS, ScriptedAws, client_of
+from support.aws.endpoints import ScriptedAws, client_of
 
 from simplu_worker.aws.clients import Client, ThrottledError
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
@@ -26,15 +25,6 @@ NEW = Lease(
     parents=frozenset({"shardId-000000000000"}),
     hash_range=HashRange(0, 2**128 - 1),
 )
-
-
-@pytest.fixture
-async def dynamodb(endpoint_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Client]:
-    """Open a client of that moto."""
-    for name, value in CREDENTIALS.items():
-        monkeypatch.setenv(name, value)
-    async with client_of("dynamodb", endpoint_url) as client:
-        yield client
 
 
 @pytest.fixture
