@@ -13,7 +13,7 @@ import pytest
 import structlog
 from botocore.exceptions import ClientError
 from simulation.simulated_shards import SHARD_IDS
-from simulation.simulated_world import APPLICATION, Plan, World, a_world
+from simulation.simulated_world import APPLICATION, Plan, Replica, World, a_world
 from simulation.simulation import settle_down, stop_all
 from simulation.virtual_time import Process
 from support.aws.kcl3_peer import (
@@ -327,14 +327,7 @@ def test_fleet_hands_a_lease_over_when_a_kcl_3_leader_assigns_it_to_another_work
     """It stops reading, writes its last checkpoint and lets the next owner begin; then it writes nothing more."""
 
     async def work(world: World) -> None:
-        put_all(world, "ours")
-        replica = world.start_replica()
-        await settle_down(world)
-        world.start(Process("kcl-3"), _lead(world, LEADING, SINCE_3_5))
-        await world.until(lambda: replica.fleet.is_led_by_kcl, within_s=60)
-        leader = Kcl3Peer(world.dynamodb, APPLICATION, "kcl-3-worker")
-        worker = Kcl3Peer(world.dynamodb, APPLICATION, "kcl-3-next")
-        lease_key = min(key for key, puts in world.ledger.by_stream_shard.items() if puts)
+        replica, leader, worker, lease_key = await _led_replica(world)
         counter = world.leases()[lease_key].counter
         await leader.initiate_handoff(await leader.read(lease_key), worker.me)
         begun_early = await worker.discover()
@@ -362,14 +355,7 @@ def test_fleet_loses_a_lease_that_a_kcl_3_leader_assigns_because_its_hand_over_t
     """The leader's second write names the same owner with a counter one higher: that is not a write of ours."""
 
     async def work(world: World) -> None:
-        put_all(world, "ours")
-        replica = world.start_replica()
-        await settle_down(world)
-        world.start(Process("kcl-3"), _lead(world, LEADING, SINCE_3_5))
-        await world.until(lambda: replica.fleet.is_led_by_kcl, within_s=60)
-        leader = Kcl3Peer(world.dynamodb, APPLICATION, "kcl-3-worker")
-        worker = Kcl3Peer(world.dynamodb, APPLICATION, "kcl-3-next")
-        lease_key = min(key for key, puts in world.ledger.by_stream_shard.items() if puts)
+        replica, leader, worker, lease_key = await _led_replica(world)
         world.network.slow = dict.fromkeys(SHARD_IDS, 60.0)
         put_all(world, "slow")
         await asyncio.sleep(1)
@@ -389,6 +375,17 @@ def test_fleet_loses_a_lease_that_a_kcl_3_leader_assigns_because_its_hand_over_t
         assert lease_key not in replica.running()
 
     play(work)
+
+
+async def _led_replica(world: World) -> tuple[Replica, Kcl3Peer, Kcl3Peer, str]:
+    """Return a replica that has all leases and then sees a leader of the KCL, that leader, a worker, and a lease."""
+    put_all(world, "ours")
+    replica = world.start_replica()
+    await settle_down(world)
+    world.start(Process("kcl-3"), _lead(world, LEADING, SINCE_3_5))
+    await world.until(lambda: replica.fleet.is_led_by_kcl, within_s=60)
+    leader, worker = (Kcl3Peer(world.dynamodb, APPLICATION, name) for name in ("kcl-3-worker", "kcl-3-next"))
+    return replica, leader, worker, min(key for key, puts in world.ledger.by_stream_shard.items() if puts)
 
 
 async def _lead(world: World, version: str, places: Places) -> None:

@@ -6,11 +6,7 @@ Written from DynamoDBLeaseRefresher, LeaseDiscoverer, WorkerMetricStats, Coordin
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any
-
-from botocore.exceptions import ClientError
-from support.aws.kcl_peer import Client, Row, number
+from support.aws.kcl_peer import Client, Row, number, write_if
 
 
 def leader_row(owner: str, version: str, *, key_name: str = "leaseKey") -> Row:
@@ -155,8 +151,9 @@ class Kcl3Peer:
         return is_written
 
     async def _write(self, row: Row, update: str, condition: str, values: Row) -> bool:
-        reply = await self._send(
+        reply = await write_if(
             self._client.update_item,
+            TableName=self._table,
             Key={"leaseKey": row["leaseKey"]},
             UpdateExpression=update,
             ConditionExpression=condition,
@@ -166,12 +163,3 @@ class Kcl3Peer:
         if reply is not None and row["leaseKey"]["S"] in self.held:
             self.held[row["leaseKey"]["S"]] = reply["Attributes"]
         return reply is not None
-
-    async def _send(self, write: Callable[..., Awaitable[dict[str, Any]]], **request: Any) -> dict[str, Any] | None:
-        """Return the answer; None when the condition did not hold."""
-        try:
-            return await write(TableName=self._table, **request)
-        except ClientError as exc:
-            if exc.response["Error"]["Code"] == "ConditionalCheckFailedException":
-                return None
-            raise

@@ -37,6 +37,16 @@ def reference_row(lease_key: str, checkpoint: str, *, owner: str | None = None, 
     return row if owner is None else row | {"leaseOwner": {"S": owner}}
 
 
+async def write_if(write: Callable[..., Awaitable[dict[str, Any]]], **request: Any) -> dict[str, Any] | None:
+    """Return the answer to a conditional write; None when the condition did not hold."""
+    try:
+        return await write(**request)
+    except ClientError as exc:
+        if exc.response["Error"]["Code"] == "ConditionalCheckFailedException":
+            return None
+        raise
+
+
 class KclPeer:
     """One worker; *held* has its copies of the rows, as after its last write to them."""
 
@@ -64,8 +74,8 @@ class KclPeer:
 
     async def create(self, row: Row) -> bool:
         """createLeaseIfNotExists: the whole row, when there is none."""
-        written = await self._send(
-            self._client.put_item, Item=row, ConditionExpression="attribute_not_exists(leaseKey)"
+        written = await write_if(
+            self._client.put_item, TableName=self._table, Item=row, ConditionExpression="attribute_not_exists(leaseKey)"
         )
         return written is not None
 
@@ -142,8 +152,9 @@ class KclPeer:
     async def evict(self, lease_key: str) -> bool:
         """Release the lease, when it is still the owner (evictLease of 2.x); the KCL does not do so at its end."""
         row = self.held.pop(lease_key)
-        written = await self._send(
+        written = await write_if(
             self._client.update_item,
+            TableName=self._table,
             Key={"leaseKey": {"S": lease_key}},
             UpdateExpression="SET leaseCounter = :next REMOVE leaseOwner",
             ConditionExpression="leaseOwner = :me",
@@ -204,8 +215,9 @@ class KclPeer:
 
     async def _write(self, row: Row, update: str, values: Row) -> bool:
         """Write to a row if its counter is as in *row*; keep the row as written."""
-        reply = await self._send(
+        reply = await write_if(
             self._client.update_item,
+            TableName=self._table,
             Key={"leaseKey": row["leaseKey"]},
             UpdateExpression=update,
             ConditionExpression="leaseCounter = :counter",
@@ -215,15 +227,6 @@ class KclPeer:
         if reply is not None:
             self.held[row["leaseKey"]["S"]] = reply["Attributes"]
         return reply is not None
-
-    async def _send(self, write: Callable[..., Awaitable[dict[str, Any]]], **request: Any) -> dict[str, Any] | None:
-        """Return the answer; None when the condition did not hold."""
-        try:
-            return await write(TableName=self._table, **request)
-        except ClientError as exc:
-            if exc.response["Error"]["Code"] == "ConditionalCheckFailedException":
-                return None
-            raise
 
 
 def _counter(row: Row) -> int:
