@@ -12,9 +12,8 @@ from simplu_worker.config.settings import Settings
 
 NAME_MAX_LENGTH: Final = 64  # longer than every variable of ours with room for mistakes
 EDITS_MAX: Final = 3
-FUZZY_FIRST_WORD_LENGTH: Final = (
-    5  # a shorter first word, such as HTTP or LOG, must be spelt as ours: HTTPS_PORT is none
-)
+# A shorter first word, such as HTTP or LOG, must be spelt as ours: HTTPS_PORT is of another program.
+FUZZY_FIRST_WORD_LENGTH: Final = 5
 ABBREVIATION_MIN_LENGTH: Final = 3
 
 AWS_VARIABLES: Final = frozenset(
