@@ -34,6 +34,11 @@ def is_laborious(patch: str) -> bool:
     return any(value[:1] == b"{" or value == b"null" for value in values)
 
 
+def is_nested(patch: str) -> bool:
+    """Return whether *patch*, a JSON object, may have an object among its members."""
+    return patch.count("{") > 1
+
+
 def merge_texts(document: str, patch: str) -> bytes:
     """Return the JSON text of *document* changed by *patch*, both JSON objects; of equal names the last one counts.
 

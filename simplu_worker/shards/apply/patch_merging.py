@@ -7,7 +7,7 @@ other batch changes it in between.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Final, TypeAlias
 
 import msgspec
@@ -30,12 +30,14 @@ class BoundsExceededError(PermanentError):
     """A document is not stored: it has too many values, too long a number, or too much text."""
 
 
-def find_laborious(operations: Sequence[Operation], large: Container[ResourceId]) -> frozenset[int]:
-    """Return the indexes of the patches that the worker merges; *large* are resources of which it merges all."""
+def find_laborious(
+    operations: Sequence[Operation], patches: Iterable[int], large: Container[ResourceId]
+) -> frozenset[int]:
+    """Return those indexes of *patches* that the worker merges; *large* are resources of which it merges all."""
     return frozenset(
         index
-        for index, operation in enumerate(operations)
-        if operation.kind is PATCH and (is_laborious(operation.data or "") or resource_of(operation) in large)
+        for index in patches
+        if is_laborious(operations[index].data or "") or resource_of(operations[index]) in large
     )
 
 

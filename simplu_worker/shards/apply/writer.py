@@ -18,19 +18,14 @@ import msgspec
 import structlog
 
 from simplu_worker.operations.admission import HOLD, TenantRow, TenantState, admit, admits_all, is_too_late
-from simplu_worker.operations.operation import (
-    READING_KINDS,
-    DeadLetterReason,
-    Disposition,
-    Failure,
-    Operation,
-    Outcome,
-)
+from simplu_worker.operations.merge_patch import is_nested
+from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Operation, Outcome
 from simplu_worker.operations.waves import isolate, plan_waves
 from simplu_worker.shards.apply.batch_cuts import cut_points, points_around
 from simplu_worker.shards.apply.group_commit import CommitBatch, GroupCommit
 from simplu_worker.shards.apply.operation_log import find_logged, write_log
 from simplu_worker.shards.apply.patch_merging import (
+    PATCH,
     BoundsExceededError,
     ResourceId,
     find_laborious,
@@ -45,7 +40,7 @@ from simplu_worker.shards.apply.stream_positions import (
     read_stored_positions,
     write_positions,
 )
-from simplu_worker.shards.postgres.column_packing import pack_columns
+from simplu_worker.shards.apply.wave_statement import statement_for, wave_arguments
 from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, RolledBackError, StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -55,7 +50,6 @@ from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 from simplu_worker.shards.types import PositionClaim, ShardUnavailableError, StoredPositions
 from simplu_worker.timing.clock import loop_time
 
-RESULT_MAX_BYTES = 1024 * 1024  # contract §3: a list over 1 MiB is result_too_large
 SLOW_MAX_COUNT = 1000  # operations that took too long, of which the writer remembers the last
 SLOW_LOG_SHARE = 0.25  # of a statement's time; a shard that takes longer for the rows of the log is slow itself
 RACES_MAX = 5
@@ -486,8 +480,14 @@ class WriteAttempt:
         In one round trip, but for two more before each patch that the worker merges.
         """
         operations = _select(applied, self.batch.operations)
-        laborious = find_laborious(operations, self.large)
-        waves = isolate([(*wave.reads, *wave.writes) for wave in plan_waves(operations)], laborious)
+        patches = [index for index, operation in enumerate(operations) if operation.kind is PATCH]
+        laborious = find_laborious(operations, patches, self.large)
+        planned = plan_waves(operations)
+        waves = isolate([(*wave.reads, *wave.writes) for wave in planned], laborious)
+        statement = statement_for(
+            [operations[index].kind for wave in planned for index in wave.reads],
+            has_nested=any(is_nested(operations[index].data or "") for index in patches),
+        )
         rows: list[Any] = []
         failures: list[tuple[int, Failure]] = []
         arguments: list[tuple[object, ...]] = []
@@ -495,7 +495,7 @@ class WriteAttempt:
             members = [operations[index] for index in wave]
             if not laborious.isdisjoint(wave):
                 if arguments:  # before the patch, which is merged into their result
-                    rows += await connection.fetchmany(QUERIES["apply_wave"], arguments)
+                    rows += await connection.fetchmany(QUERIES[statement.query], arguments)
                     arguments = []
                 try:
                     members = [await merge_in_worker(connection, members[0])]
@@ -503,9 +503,9 @@ class WriteAttempt:
                     await connection.execute(QUERIES["fail_operation"], *key_of(members[0]), Failure.INVALID_DATA)
                     failures.append((applied[wave[0]], Failure.INVALID_DATA))
                     continue
-            arguments.append(_wave_arguments(start, members, tenants))
+            arguments.append(wave_arguments(statement, start, members, tenants))
         if arguments:
-            rows += await connection.fetchmany(QUERIES["apply_wave"], arguments)
+            rows += await connection.fetchmany(QUERIES[statement.query], arguments)
         in_turn = list(chain.from_iterable(waves))
         if unmerged := [operations[in_turn[row["index"]]] for row in rows if row["error"] == UNMERGED]:
             raise UnmergedPatchesError({resource_of(operation) for operation in unmerged})
@@ -530,30 +530,6 @@ async def _lock_tenants(connection: Connection, tenant_ids: Iterable[str]) -> di
         )
         for row in rows
     }
-
-
-def _wave_arguments(start: int, wave: Sequence[Operation], tenants: Mapping[str, TenantRow]) -> tuple[object, ...]:
-    """Return the arguments of `apply_wave` for one wave, reads first; earlier waves have *start* operations."""
-    queries = [operation.query for operation in wave if operation.kind in READING_KINDS]
-    separator, *columns = pack_columns(
-        [
-            [operation.tenant_id for operation in wave],
-            [operation.request_id for operation in wave],
-            [operation.kind for operation in wave],
-            [operation.resource_type for operation in wave],
-            [operation.resource_id or "" for operation in wave],
-            [tenants[operation.tenant_id].business_type for operation in wave],
-        ],
-        [
-            [operation.data or (operation.query.members if operation.query else "") for operation in wave],
-            [operation.requested_at for operation in wave],
-            [query.days.first.isoformat() if query and query.days.first else "" for query in queries],
-            [query.days.last.isoformat() if query and query.days.last else "" for query in queries],
-            [str(query.page) if query else "" for query in queries],
-            [str(query.limit) if query else "" for query in queries],
-        ],
-    )
-    return separator, RESULT_MAX_BYTES, start, *columns
 
 
 def leaves_row(outcome: Outcome) -> bool:

@@ -8,7 +8,8 @@ import pytest
 from support.postgres.tenant_cases import TenantCase, failed
 
 from simplu_worker.operations.operation import Failure
-from simplu_worker.shards.apply.writer import RESULT_MAX_BYTES, SUCCEEDED
+from simplu_worker.shards.apply.wave_statement import RESULT_MAX_BYTES
+from simplu_worker.shards.apply.writer import SUCCEEDED
 
 DOCUMENTS = {
     "absent": {},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,7 +16,8 @@ from support.postgres.tenant_cases import TenantCase, add_tenant, fetch, writer_
 
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.operations.operation import Operation
-from simplu_worker.shards.apply.writer import RESULT_MAX_BYTES, SUCCEEDED
+from simplu_worker.shards.apply.wave_statement import RESULT_MAX_BYTES
+from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.column_packing import SEPARATOR
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
@@ -113,10 +115,12 @@ LISTS = [
 
 
 @pytest.mark.parametrize("mode", ["force_custom_plan", "force_generic_plan"])
+@pytest.mark.parametrize("query", ["apply_wave", "apply_lists"])
 @pytest.mark.parametrize(("tenant_id", "filters", "dates", "page", "index", "most"), LISTS)
 async def test_list_looks_at_no_more_rows_than_it_must(
     filled: ShardPool,
     mode: str,
+    query: str,
     tenant_id: str,
     filters: str,
     dates: tuple[datetime | None, datetime | None],
@@ -135,20 +139,22 @@ async def test_list_looks_at_no_more_rows_than_it_must(
         )
         columns = [tenant_id, "r", "list", "appointment", "", "gym", filters, "2026-01-31T09:00:00Z"]
         columns += [date.isoformat() if date else "" for date in dates] + [str(page), "100"]
-        plan = await explained(connection, QUERIES["apply_wave"], SEPARATOR, RESULT_MAX_BYTES, 0, *columns)
+        plan = await explained(connection, QUERIES[query], SEPARATOR, 0, *columns, RESULT_MAX_BYTES)
         await connection.execute("ROLLBACK")
 
     ((used, looked_at),) = scans(plan)
     assert (used, looked_at <= most) == (index, True), looked_at
 
 
-async def test_wave_is_planned_for_few_operations_on_tables_of_any_size(make_shard: ShardMaker) -> None:
+@pytest.mark.parametrize("query", [name for name in QUERIES if name.startswith("apply_")])
+async def test_wave_is_planned_for_few_operations_on_tables_of_any_size(make_shard: ShardMaker, query: str) -> None:
     """Made when they are empty and nothing is known of them, the plan is used while they grow: it takes the indexes."""
     pool = ShardPool(await make_shard(), size=1)
     async with pool.connection() as connection:
         await connection.execute("BEGIN; SET LOCAL plan_cache_mode = force_generic_plan")
-        await connection.execute(f"PREPARE wave AS {QUERIES['apply_wave']}")
-        rows = await connection.fetch(f"EXPLAIN EXECUTE wave ({', '.join(['NULL'] * 15)})")
+        await connection.execute(f"PREPARE wave AS {QUERIES[query]}")
+        count = len(set(re.findall(r"\$\d+", QUERIES[query])))
+        rows = await connection.fetch(f"EXPLAIN EXECUTE wave ({', '.join(['NULL'] * count)})")
         await connection.execute("ROLLBACK; DEALLOCATE wave")
     await pool.close()
 

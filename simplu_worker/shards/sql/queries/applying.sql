@@ -55,16 +55,20 @@ CASE
     ELSE pg_catalog.octet_length(checked.document::pg_catalog.text) <= 16977216
 END
 
+-- fragment: extreme_numbers
+-- The numbers that may take far more bytes as text than as jsonb: large ones, tiny ones, and zeros, of which only the
+-- text has the scale. The first filter drops nearly all others after two comparisons.
+strict $.** ? (@ < 1e-30 || @ >= 1e30) ? (@ >= 1e30 || @ <= -1e30 || @ > -1e-30)
+
 -- fragment: text_bytes
 -- The length of the text of `checked.document`; where its numbers make it longer than 32 MiB, an estimate of these,
--- at most twice as much: then no text is built.
+-- at most twice as much: then no text is built. 250 numbers make it no longer.
 CASE
     WHEN
         pg_catalog.pg_column_size(checked.document) <= 300
-        OR NOT pg_catalog.jsonb_path_exists(
-            checked.document,
-            'strict $.** ? (@ >= 1e30 || @ <= -1e30 || (@ > -1e-30 && @ < 1e-30))'::pg_catalog.jsonpath
-        )
+        OR pg_catalog.jsonb_array_length(
+            pg_catalog.jsonb_path_query_array(checked.document, ':extreme_numbers'::pg_catalog.jsonpath)
+        ) <= 250
     THEN pg_catalog.octet_length(checked.document::pg_catalog.text)
     ELSE (
         SELECT
@@ -91,19 +95,20 @@ END
 
 -- fragment: patch_fits
 -- Whether patched data may certainly be stored, and are merged here. The patch itself may, as it is applied. Small data
--- without an extreme number stay so: 32,000 bytes have no room for too many values or too much text.
+-- without an extreme number stay so: 32,000 bytes have no room for too many values or too much text. A zero is too long
+-- only with about as many zeros behind its point.
 CASE
     WHEN
         pg_catalog.pg_column_size(resources.data || '{}'::pg_catalog.jsonb) <= 300
         AND pg_catalog.pg_column_size(wave.data) <= 32000
     THEN pg_catalog.octet_length(resources.data::pg_catalog.text) <= 1000
-    ELSE
+    WHEN
         pg_catalog.pg_column_size(resources.data || '{}'::pg_catalog.jsonb) + pg_catalog.pg_column_size(wave.data)
-        <= 32000
-        AND NOT pg_catalog.jsonb_path_exists(
-            resources.data,
-            'strict $.** ? (@ >= 1e30 || @ <= -1e30 || (@ > -1e-30 && @ < 1e-30 && @ != 0))'::pg_catalog.jsonpath
-        )
+        > 32000
+    THEN false
+    WHEN NOT pg_catalog.jsonb_path_exists(resources.data, ':extreme_numbers'::pg_catalog.jsonpath) THEN true
+    WHEN pg_catalog.jsonb_path_exists(resources.data, ':extreme_numbers ? (@ != 0)'::pg_catalog.jsonpath) THEN false
+    ELSE pg_catalog.strpos(resources.data::pg_catalog.text, pg_catalog.repeat('0'::pg_catalog.text, 900)) = 0
 END
 
 -- fragment: deep_merge
@@ -256,105 +261,145 @@ SET
 FROM given_up
 WHERE operations.tenant_id = given_up.tenant_id AND operations.request_id = given_up.request_id;
 
--- name: apply_wave
--- Apply one wave: it writes each resource at most once, and its reads see the state before it. Operations without
--- effect or without an answer are marked as failed in the log; only these are returned, by their index from $3 on.
+-- fragment: wave_values
 -- `wave` is materialized, so that all data and filters are parsed first: data that cannot be stored fail the
--- statement whether the resource exists or not. No row of the log is updated twice: an operation is of one kind. No
--- part of a wave is joined with another (`NOT IN` is by hash): the plan is made once, for arrays of any length, and a
--- join would be in nested loops. The planner expects ten rows of an array, so it reads tables by their indexes. So
--- the positions are an array too: of `generate_subscripts` the planner expects a thousand rows, and would read tables
--- of which it has few statistics as a whole.
--- The effects are counted first: nearly always they are complete, and no failure is searched for. A patch without an
--- object among its members is merged here: `||` and `-` are then all of RFC 7396, and the function takes up to three
--- times as long.
--- A `list` selects by containment (`@>`), which equality implies, and then compares member by member. Once the bytes
--- of the page exceed the bound ($2), its further items are not built.
--- A list reads in order of id until the page is full. A list of days, a month at most, reads by date and sorts
--- afterwards: few of a type's resources are of one month, and a scan by id would read all the others too. `is_short`
--- selects one of the two. Without the CASE the planner, which has no statistics of the filters, would expect hardly
--- any row to pass; it would read all resources of the type and sort them.
-WITH wave AS MATERIALIZED (
+-- statement whether the resource exists or not.
+$2::bigint + position - 1 AS index, tenant_id, request_id, operation, resource_type, resource_id, business_type,
+nullif(data, '')::pg_catalog.jsonb AS data, requested_at::pg_catalog.timestamptz AS requested_at
+
+-- fragment: wave_columns
+-- The planner expects ten rows of an array, so it reads tables by their indexes. So the positions are an array too: of
+-- `generate_subscripts` the planner expects a thousand rows, and would read tables of which it has few statistics as a
+-- whole.
+pg_catalog.unnest(
+    ARRAY(SELECT pg_catalog.generate_subscripts(pg_catalog.string_to_array($3, $1), 1))
+) AS position,
+pg_catalog.unnest(pg_catalog.string_to_array($3, $1)) AS tenant_id,
+pg_catalog.unnest(pg_catalog.string_to_array($4, $1)) AS request_id,
+pg_catalog.unnest(pg_catalog.string_to_array($5, $1)) AS operation,
+pg_catalog.unnest(pg_catalog.string_to_array($6, $1)) AS resource_type,
+pg_catalog.unnest(pg_catalog.string_to_array($7, $1)) AS resource_id,
+pg_catalog.unnest(pg_catalog.string_to_array($8, $1)) AS business_type,
+pg_catalog.unnest(pg_catalog.string_to_array($9, $1)) AS data,
+pg_catalog.unnest(pg_catalog.string_to_array($10, $1)) AS requested_at
+
+-- fragment: wave
+wave AS MATERIALIZED (
     SELECT
-        $3::bigint + position - 1 AS index, tenant_id, request_id, operation, resource_type, resource_id, business_type,
-        nullif(data, '')::pg_catalog.jsonb AS data, requested_at::pg_catalog.timestamptz AS requested_at,
+        :wave_values
+    FROM (
+        SELECT
+            :wave_columns
+    ) AS sent
+)
+
+-- fragment: reading_wave
+wave AS MATERIALIZED (
+    SELECT
+        :wave_values,
         nullif(first_date, '')::pg_catalog.timestamptz AS first_date,
         nullif(last_date, '')::pg_catalog.timestamptz AS last_date,
         nullif(page, '')::bigint AS page, nullif(page_size, '')::bigint AS page_size
     FROM (
         SELECT
-            pg_catalog.unnest(
-                ARRAY(SELECT pg_catalog.generate_subscripts(pg_catalog.string_to_array($4, $1), 1))
-            ) AS position,
-            pg_catalog.unnest(pg_catalog.string_to_array($4, $1)) AS tenant_id,
-            pg_catalog.unnest(pg_catalog.string_to_array($5, $1)) AS request_id,
-            pg_catalog.unnest(pg_catalog.string_to_array($6, $1)) AS operation,
-            pg_catalog.unnest(pg_catalog.string_to_array($7, $1)) AS resource_type,
-            pg_catalog.unnest(pg_catalog.string_to_array($8, $1)) AS resource_id,
-            pg_catalog.unnest(pg_catalog.string_to_array($9, $1)) AS business_type,
-            pg_catalog.unnest(pg_catalog.string_to_array($10, $1)) AS data,
-            pg_catalog.unnest(pg_catalog.string_to_array($11, $1)) AS requested_at,
-            pg_catalog.unnest(pg_catalog.string_to_array($12, $1)) AS first_date,
-            pg_catalog.unnest(pg_catalog.string_to_array($13, $1)) AS last_date,
-            pg_catalog.unnest(pg_catalog.string_to_array($14, $1)) AS page,
-            pg_catalog.unnest(pg_catalog.string_to_array($15, $1)) AS page_size
+            :wave_columns,
+            pg_catalog.unnest(pg_catalog.string_to_array($11, $1)) AS first_date,
+            pg_catalog.unnest(pg_catalog.string_to_array($12, $1)) AS last_date,
+            pg_catalog.unnest(pg_catalog.string_to_array($13, $1)) AS page,
+            pg_catalog.unnest(pg_catalog.string_to_array($14, $1)) AS page_size
     ) AS sent
-), created AS (
+)
+
+-- fragment: created
+created AS (
     INSERT INTO public.resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
     SELECT tenant_id, business_type, resource_type, resource_id, data, requested_at, requested_at
     FROM wave
     WHERE operation = 'create'
     ON CONFLICT (id, "resourceName", "resourceId") DO NOTHING
     RETURNING id, "resourceName", "resourceId"
-), changed AS (
+)
+
+-- fragment: flat_cases
+-- Data changed by a patch without an object among its members: `||` and `-` are then all of RFC 7396.
+WHEN pg_catalog.jsonb_path_exists(wave.data, 'strict $.* ? (@ == null)'::pg_catalog.jsonpath)
+THEN (resources.data || wave.data) - ARRAY(
+    SELECT pg_catalog.jsonb_path_query(
+        wave.data, 'strict $.keyvalue() ? (@.value == null).key'::pg_catalog.jsonpath
+    ) #>> '{}'::pg_catalog.text[]
+)
+ELSE resources.data || wave.data
+
+-- fragment: nested_cases
+-- Data changed by a patch with objects among its members. `:deep_merge` takes up to three times as long as the rest.
+WHEN pg_catalog.jsonb_path_exists(wave.data, 'strict $.* ? (@.type() == "object")'::pg_catalog.jsonpath)
+THEN CASE
+    WHEN pg_catalog.jsonb_path_exists(
+        wave.data,
+        'strict $.* ? (@ == null || exists (
+            @ ? (@.type() == "object").* ? (@ == null || @.type() == "object")
+        ))'::pg_catalog.jsonpath
+    )
+    THEN (SELECT :deep_merge FROM (SELECT resources.data AS target, wave.data AS patch) AS merging)
+    ELSE (resources.data || wave.data) || (
+        SELECT pg_catalog.jsonb_object_agg(
+            member.key,
+            CASE pg_catalog.jsonb_typeof(resources.data -> member.key)
+                WHEN 'object' THEN (resources.data -> member.key) || member.value
+                ELSE member.value
+            END
+        )
+        FROM pg_catalog.jsonb_each(wave.data) AS member
+        WHERE pg_catalog.jsonb_typeof(member.value) = 'object'
+    )
+END
+
+-- fragment: changed_rows
+FROM wave
+WHERE
+    wave.operation IN ('update', 'patch') AND resources.id = wave.tenant_id
+    AND resources."resourceName" = wave.resource_type AND resources."resourceId" = wave.resource_id
+    AND CASE WHEN wave.operation = 'patch' THEN :patch_fits ELSE true END
+RETURNING wave.index
+
+-- fragment: changed
+changed AS (
     UPDATE public.resources
     SET
         data = CASE
             WHEN wave.operation = 'update' THEN wave.data
-            WHEN pg_catalog.jsonb_path_exists(wave.data, 'strict $.* ? (@.type() == "object")'::pg_catalog.jsonpath)
-            THEN CASE
-                WHEN pg_catalog.jsonb_path_exists(
-                    wave.data,
-                    'strict $.* ? (@ == null || exists (
-                        @ ? (@.type() == "object").* ? (@ == null || @.type() == "object")
-                    ))'::pg_catalog.jsonpath
-                )
-                THEN (SELECT :deep_merge FROM (SELECT resources.data AS target, wave.data AS patch) AS merging)
-                ELSE (resources.data || wave.data) || (
-                    SELECT pg_catalog.jsonb_object_agg(
-                        member.key,
-                        CASE pg_catalog.jsonb_typeof(resources.data -> member.key)
-                            WHEN 'object' THEN (resources.data -> member.key) || member.value
-                            ELSE member.value
-                        END
-                    )
-                    FROM pg_catalog.jsonb_each(wave.data) AS member
-                    WHERE pg_catalog.jsonb_typeof(member.value) = 'object'
-                )
-            END
-            WHEN pg_catalog.jsonb_path_exists(wave.data, 'strict $.* ? (@ == null)'::pg_catalog.jsonpath)
-            THEN (resources.data || wave.data) - ARRAY(
-                SELECT pg_catalog.jsonb_path_query(
-                    wave.data, 'strict $.keyvalue() ? (@.value == null).key'::pg_catalog.jsonpath
-                ) #>> '{}'::pg_catalog.text[]
-            )
-            ELSE resources.data || wave.data
+            :flat_cases
         END,
         "lastUpdated" = wave.requested_at
-    FROM wave
-    WHERE
-        wave.operation IN ('update', 'patch') AND resources.id = wave.tenant_id
-        AND resources."resourceName" = wave.resource_type AND resources."resourceId" = wave.resource_id
-        AND CASE WHEN wave.operation = 'patch' THEN :patch_fits ELSE true END
-    RETURNING wave.index
-), deleted AS (
+    :changed_rows
+)
+
+-- fragment: changed_deeply
+changed AS (
+    UPDATE public.resources
+    SET
+        data = CASE
+            WHEN wave.operation = 'update' THEN wave.data
+            :nested_cases
+            :flat_cases
+        END,
+        "lastUpdated" = wave.requested_at
+    :changed_rows
+)
+
+-- fragment: deleted
+deleted AS (
     DELETE FROM public.resources
     USING wave
     WHERE
         wave.operation = 'delete' AND resources.id = wave.tenant_id
         AND resources."resourceName" = wave.resource_type AND resources."resourceId" = wave.resource_id
     RETURNING wave.index
-), undone AS (
+)
+
+-- fragment: undone
+-- The effects are counted first: nearly always they are complete, and no failure is searched for.
+undone AS (
     UPDATE public.operations
     SET
         status = 'failed',
@@ -382,7 +427,10 @@ WITH wave AS MATERIALIZED (
         END
         AND operations.tenant_id = wave.tenant_id AND operations.request_id = wave.request_id
     RETURNING wave.index, operations.error
-), found AS (
+)
+
+-- fragment: found
+found AS (
     UPDATE public.operations
     SET
         status = CASE WHEN measured.fits THEN 'succeeded' ELSE 'failed' END,
@@ -401,7 +449,11 @@ WITH wave AS MATERIALIZED (
         resources.id = wave.tenant_id AND resources."resourceName" = wave.resource_type
         AND resources."resourceId" = wave.resource_id
     CROSS JOIN LATERAL (
-        SELECT coalesce(:text_bytes <= 16977216, false) AS fits
+        SELECT
+            CASE
+                WHEN pg_catalog.pg_column_size(checked.document) <= 1500 THEN true
+                ELSE coalesce(:text_bytes <= 16977216, false)
+            END AS fits
         FROM (SELECT resources.data || '{}'::pg_catalog.jsonb AS document OFFSET 0) AS checked
         OFFSET 0
     ) AS measured
@@ -409,7 +461,16 @@ WITH wave AS MATERIALIZED (
         wave.operation = 'read'
         AND operations.tenant_id = wave.tenant_id AND operations.request_id = wave.request_id
     RETURNING wave.index, operations.error
-), wanted AS MATERIALIZED (
+)
+
+-- fragment: listed
+-- A `list` selects by containment (`@>`), which equality implies, and then compares member by member. Once the bytes
+-- of the page exceed the bound ($15), its further items are not built.
+-- A list reads in order of id until the page is full. A list of days, a month at most, reads by date and sorts
+-- afterwards: few of a type's resources are of one month, and a scan by id would read all the others too. `is_short`
+-- selects one of the two. Without the CASE the planner, which has no statistics of the filters, would expect hardly
+-- any row to pass; it would read all resources of the type and sort them.
+wanted AS MATERIALIZED (
     SELECT
         index, tenant_id, request_id, resource_type, data AS members, first_date, last_date, page, page_size,
         NOT pg_catalog.jsonb_path_exists(
@@ -429,7 +490,7 @@ WITH wave AS MATERIALIZED (
     CROSS JOIN LATERAL (
         SELECT
             result,
-            page_bytes <= $2::bigint AND pg_catalog.octet_length(result::pg_catalog.text) <= $2::bigint AS fits
+            page_bytes <= $15::bigint AND pg_catalog.octet_length(result::pg_catalog.text) <= $15::bigint AS fits
         FROM (
             SELECT
                 pg_catalog.jsonb_build_object(
@@ -445,7 +506,7 @@ WITH wave AS MATERIALIZED (
                 SELECT
                     page_row,
                     bytes_so_far,
-                    CASE WHEN bytes_so_far <= $2::bigint THEN pg_catalog.jsonb_build_object(
+                    CASE WHEN bytes_so_far <= $15::bigint THEN pg_catalog.jsonb_build_object(
                         'resourceId', "resourceId",
                         'data', data,
                         'date', pg_catalog.to_char(date AT TIME ZONE 'UTC', :utc_format),
@@ -493,9 +554,40 @@ WITH wave AS MATERIALIZED (
     WHERE operations.tenant_id = wanted.tenant_id AND operations.request_id = wanted.request_id
     RETURNING wanted.index, operations.error
 )
+
+-- name: apply_wave
+-- Apply one wave: it writes each resource at most once, and its reads see the state before it. Operations without
+-- effect or without an answer are marked as failed in the log; only these are returned, by their index from $2 on.
+-- No row of the log is updated twice: an operation is of one kind. No part of a wave is joined with another (`NOT IN`
+-- is by hash): the plan is made once, for arrays of any length, and a join would be in nested loops.
+-- This is for all waves. A server prepares all parts of a plan again at each run, which takes as long as a few
+-- operations. So the texts below, with the same first arguments, leave out parts that most waves do not need.
+WITH :reading_wave, :created, :changed_deeply, :deleted, :undone, :found, :listed
 SELECT index, error FROM undone
 UNION ALL SELECT index, error FROM found WHERE error IS NOT NULL
 UNION ALL SELECT index, error FROM listed WHERE error IS NOT NULL;
+
+-- name: apply_lists
+-- The same for waves without `read` and without patches that have objects among their members.
+WITH :reading_wave, :created, :changed, :deleted, :undone, :listed
+SELECT index, error FROM undone
+UNION ALL SELECT index, error FROM listed WHERE error IS NOT NULL;
+
+-- name: apply_reads
+-- The same for waves without `list` and without such patches.
+WITH :wave, :created, :changed, :deleted, :undone, :found
+SELECT index, error FROM undone
+UNION ALL SELECT index, error FROM found WHERE error IS NOT NULL;
+
+-- name: apply_nested_writes
+-- The same for waves without reads.
+WITH :wave, :created, :changed_deeply, :deleted, :undone
+SELECT index, error FROM undone;
+
+-- name: apply_writes
+-- The same for waves without reads and without such patches.
+WITH :wave, :created, :changed, :deleted, :undone
+SELECT index, error FROM undone;
 
 -- name: lock_target
 -- The data of the resource $3 of type $2 of the tenant $1, locked until the batch has committed, so that the worker can

@@ -1,0 +1,71 @@
+"""The statement that applies the waves of a batch, by what the batch contains, and its arguments. Pure.
+
+A server prepares every part of a plan again at each run. For small batches that takes as long as the work itself, so
+there is a text for each of the frequent contents (`applying.sql`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from simplu_worker.operations.admission import TenantRow
+from simplu_worker.operations.operation import READING_KINDS, Operation, OperationKind
+from simplu_worker.shards.postgres.column_packing import pack_columns
+
+RESULT_MAX_BYTES: Final = 1024 * 1024  # contract §3: a list over 1 MiB is result_too_large
+LIST: Final = OperationKind.LIST  # looked up once: access to an enum member is slow
+READ: Final = OperationKind.READ
+
+
+class WaveStatement(msgspec.Struct, frozen=True):
+    """A query for waves. Only one that *has_lists* applies a `list`; it takes more arguments."""
+
+    query: str
+    has_lists: bool
+
+
+def statement_for(reading_kinds: Collection[OperationKind], *, has_nested: bool) -> WaveStatement:
+    """Return the statement for waves with reads of *reading_kinds*; *has_nested*: with patches that have objects."""
+    has_lists, has_reads = LIST in reading_kinds, READ in reading_kinds
+    if has_nested or (has_lists and has_reads):
+        is_writing = not has_lists and not has_reads
+        return WaveStatement("apply_nested_writes", False) if is_writing else WaveStatement("apply_wave", True)
+    if has_lists:
+        return WaveStatement("apply_lists", True)
+    return WaveStatement("apply_reads" if has_reads else "apply_writes", False)
+
+
+def wave_arguments(
+    statement: WaveStatement, start: int, wave: Sequence[Operation], tenants: Mapping[str, TenantRow]
+) -> tuple[object, ...]:
+    """Return the arguments of *statement* for one wave, reads first; earlier waves have *start* operations."""
+    queries = [operation.query for operation in wave if operation.kind in READING_KINDS] if statement.has_lists else []
+    separator, *columns = pack_columns(
+        [
+            [operation.tenant_id for operation in wave],
+            [operation.request_id for operation in wave],
+            [operation.kind for operation in wave],
+            [operation.resource_type for operation in wave],
+            [operation.resource_id or "" for operation in wave],
+            [tenants[operation.tenant_id].business_type for operation in wave],
+        ],
+        [
+            [operation.data or (operation.query.members if operation.query else "") for operation in wave],
+            [operation.requested_at for operation in wave],
+        ],
+    )
+    if not statement.has_lists:
+        return separator, start, *columns
+    columns += [
+        separator.join(column)
+        for column in (
+            [query.days.first.isoformat() if query and query.days.first else "" for query in queries],
+            [query.days.last.isoformat() if query and query.days.last else "" for query in queries],
+            [str(query.page) if query else "" for query in queries],
+            [str(query.limit) if query else "" for query in queries],
+        )
+    ]
+    return separator, start, *columns, RESULT_MAX_BYTES

@@ -1,0 +1,40 @@
+"""The statement for the waves of a batch is the shortest that has all its parts."""
+
+from __future__ import annotations
+
+import pytest
+
+from simplu_worker.operations.operation import OperationKind
+from simplu_worker.shards.apply.wave_statement import statement_for
+from simplu_worker.shards.postgres.queries import QUERIES
+
+READ, LIST = OperationKind.READ, OperationKind.LIST
+CASES = [
+    # the kinds of reads; "nested" if a patch has objects; the statement
+    ([], "", "apply_writes"),
+    ([], "nested", "apply_nested_writes"),
+    ([READ, READ], "", "apply_reads"),
+    ([READ], "nested", "apply_wave"),
+    ([LIST], "", "apply_lists"),
+    ([LIST], "nested", "apply_wave"),
+    ([READ, LIST], "", "apply_wave"),
+    ([LIST, READ], "nested", "apply_wave"),
+]
+PARTS = {READ: "found AS (", LIST: "listed AS (", "nested": "RECURSIVE"}
+
+
+@pytest.mark.parametrize(("kinds", "nested", "query"), CASES)
+def test_statement_has_the_parts_that_the_batch_needs(kinds: list[OperationKind], nested: str, query: str) -> None:
+    """A missing part would leave operations without effect."""
+    statement = statement_for(kinds, has_nested=bool(nested))
+
+    assert statement.query == query
+    assert statement.has_lists == (PARTS[LIST] in QUERIES[query])
+    for kind in kinds:
+        assert PARTS[kind] in QUERIES[query]
+    assert not nested or PARTS["nested"] in QUERIES[query]
+
+
+def test_statements_are_all_used() -> None:
+    """A text that nothing runs would be tested by nothing."""
+    assert {query for _, _, query in CASES} == {name for name in QUERIES if name.startswith("apply_")}
