@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from support.citrus.cases import RoutedShards, routed_shards, silent
 from support.postgres.databases import QUICK, ShardMaker, copy_shard, database_of, execute
+from support.postgres.pool_trouble import forget_probes
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 from support.postgres.trouble import Line, nobody_is_left
 
@@ -39,11 +40,6 @@ async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
 def pool_of(routed: RoutedShards) -> ShardPool:
     """Return the shard's pool."""
     return routed.pools.ensure_pool(ShardAddress("shard-1", routed.citrus.registry.shards["shard-1"].connection_string))
-
-
-def forget_looks(pool: ShardPool) -> None:
-    """Let the answer of before be an old one."""
-    pool._shared_probe = SingleFlightProbe(pool._probe_once)
 
 
 async def amiss(gateway: ShardGateway) -> str:
@@ -86,7 +82,7 @@ async def test_probe_is_one_connection_when_many_readers_ask_at_once(make_shard:
     """The shard gets one of them, and at the first use another that checks its identity and schema."""
     async with Line(await make_shard()).opened() as line, routed_shards([line.address]) as routed:
         for expected in (2, 3):
-            forget_looks(pool_of(routed))
+            forget_probes(pool_of(routed))
             async with asyncio.TaskGroup() as tasks:
                 for _ in range(64):
                     tasks.create_task(routed.gateway.probe("shard-1"))
@@ -118,7 +114,7 @@ async def test_probe_raises_in_time_when_the_server_is_frozen(breakable_server: 
         assert (pool.is_healthy, pool.last_error) == (False, "TimeoutError")
         breakable_server.resume()
 
-        forget_looks(pool)
+        forget_probes(pool)
         await pool.probe()
         assert (pool.is_healthy, pool.last_error) == (True, None)
         assert await case.apply(case.operation("list", None)) == [SUCCEEDED]
@@ -137,7 +133,7 @@ async def test_probe_raises_when_nobody_listens_at_the_address(make_shard: Shard
         with pytest.raises(ShardUnavailableError, match="ConnectionRefusedError"):
             await pool.probe()  # within the moment for which the old answer holds
         assert (pool.is_healthy, pool.last_error) == (False, "ConnectionRefusedError")
-        forget_looks(pool)
+        forget_probes(pool)
         await pool.probe()
         assert (pool.is_healthy, pool.last_error) == (True, None)
 

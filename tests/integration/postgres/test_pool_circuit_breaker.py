@@ -8,7 +8,7 @@ import contextlib
 import msgspec
 import pytest
 from support.postgres.databases import QUICK, ShardMaker, copy_shard
-from support.postgres.pool_trouble import HURRIED, PATIENT_S, ask, forget_looks, nothing_is_open, unavailable, within
+from support.postgres.pool_trouble import HURRIED, PATIENT_S, ask, forget_probes, nothing_is_open, unavailable, within
 from support.postgres.shard_line import STARTING_UP, TOO_MANY, ShardLine
 
 from simplu_worker.local.postgres.server import PostgresServer
@@ -93,7 +93,7 @@ async def test_pool_uses_what_it_has_when_the_server_is_full(line: ShardLine, po
             with pytest.raises(ShardUnavailableError, match="TooManyConnectionsError"):
                 await pool.probe()  # there is none to ask on
             assert pool.is_healthy  # by the one it has
-        forget_looks(pool)
+        forget_probes(pool)
 
         await pool.probe()
 
@@ -142,14 +142,14 @@ async def test_pool_is_used_again_within_two_seconds_when_a_frozen_server_goes_o
         for _ in range(2):
             tasks.create_task(stuck())
         for _ in range(FAILURES_MAX):
-            forget_looks(pool)
+            forget_probes(pool)
             with pytest.raises(ShardUnavailableError, match="TimeoutError"):
                 await pool.probe()
         with within(0, 0.2):
             assert await unavailable(pool) == "TimeoutError"
         breakable_server.resume()
         with within(0, 2.0):
-            forget_looks(pool)
+            forget_probes(pool)
             await pool.probe()
             assert await ask(pool) == 1
     await pool.close()

@@ -45,6 +45,6 @@ async def nothing_is_open(pool: ShardPool) -> bool:
     return pool.counts()["open"] == 0
 
 
-def forget_looks(pool: ShardPool) -> None:
-    """Let the answer of before be an old one."""
+def forget_probes(pool: ShardPool) -> None:
+    """Let the next probe ask the server: it shares no earlier result."""
     pool._shared_probe = SingleFlightProbe(pool._probe_once)
