@@ -1,7 +1,8 @@
 """A pytest plugin for runs under mutation.
 
 Hypothesis tries what CI tries, and does not shrink what it finds. Searches for the faults of wrong designs do not run:
-they take long, and every mutant that they notice fails the same properties of the right one.
+they take long, and every mutant that they notice fails the same properties of the right one. Tests of the cost of
+decoding do not run either: mutated code is slower, whatever the mutant.
 """
 
 from __future__ import annotations
@@ -20,5 +21,5 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out the searches in wrong designs."""
-    items[:] = [item for item in items if "wrong_design" not in item.nodeid]
+    """Leave out the searches in wrong designs, and the tests of the cost of decoding."""
+    items[:] = [item for item in items if "wrong_design" not in item.nodeid and "is_cheap" not in item.nodeid]

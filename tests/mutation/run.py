@@ -165,7 +165,7 @@ def forget_stale_copies() -> None:
 
 
 def forget_survivals(modules: dict[str, Path]) -> list[str]:
-    """Have the mutants that survived the last run tried again; return their names."""
+    """Have the mutants that survived the last run tried again; return their names, and those without a verdict."""
     from mutmut.mutation.data import SourceFileMutationData
 
     survivors = []
@@ -173,7 +173,7 @@ def forget_survivals(modules: dict[str, Path]) -> list[str]:
         data = SourceFileMutationData(path=path)
         data.load()
         for mutant, exit_code in data.exit_code_by_key.items():
-            if exit_code is not None and verdict_of(exit_code) not in KILLED:
+            if exit_code is None or verdict_of(exit_code) not in KILLED:
                 data.exit_code_by_key[mutant] = None
                 survivors.append(mutant)
         if data.exit_code_by_key:
@@ -198,7 +198,7 @@ def main() -> None:
     """Run what the command line names."""
     parser = argparse.ArgumentParser(prog="make mutants", description=__doc__)
     parser.add_argument("modules", nargs="*", help="such as shards/apply or 'operations.*'; all without one")
-    parser.add_argument("--again", action="store_true", help="try only what survived the last run")
+    parser.add_argument("--again", action="store_true", help="try only what survived the last run, or has no verdict")
     parser.add_argument("--survivors", action="store_true", help="print the text of each survivor")
     parser.add_argument("--packages", action="store_true", help="print a row for each package, not for each module")
     parser.add_argument("--table", action="store_true", help="print the table of the last run, without a run")

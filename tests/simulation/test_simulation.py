@@ -1,7 +1,7 @@
 """The worker's Kinesis side as a whole: thousands of random histories, none of which may break an invariant.
 
 Each seed is a history. Some of each weather run in every test run (QUICK), more in CI (FLOOR), and there further ones
-as long as the budget lasts: SIMULATION_BUDGET_S seconds of processor time in all, 45 by default. The summary of the run
+as long as the budget lasts: SIMULATION_BUDGET_S seconds of processor time in all, 15 by default. The summary of the run
 says how many there were.
 
 SIMULATION_SEED=17 runs one seed and shows what happens in it; SIMULATION_SEED=10000:20000 runs others than the usual.
@@ -34,7 +34,7 @@ VARIABLES = {
 QUICK = {Weather.FAIR: 50, Weather.STORM: 25, Weather.GREAT_STORM: 2}
 FLOOR = {Weather.FAIR: 600, Weather.STORM: 200, Weather.GREAT_STORM: 20}
 BLOCK = {Weather.FAIR: 50, Weather.STORM: 25, Weather.GREAT_STORM: 2}  # seeds of a test
-BUDGET_S = float(os.environ.get("SIMULATION_BUDGET_S", "45"))
+BUDGET_S = float(os.environ.get("SIMULATION_BUDGET_S", "15"))
 LANES = 2  # for each weather, to run side by side
 KCL_SEEDS = 20  # with a leader of the KCL 3.x beside the replicas
 SEEDS_UNTIL_FOUND = 600
