@@ -213,6 +213,7 @@ async def test_worker_drains_and_gives_its_leases_back_when_it_gets_sigterm(stac
     assert events[-1] == "worker.stopped"
 
 
+@pytest.mark.slow(4)
 @in_stacks_loop
 async def test_worker_still_drains_when_a_shard_is_frozen(stack: Stack) -> None:
     """A batch without an answer is left owed: exit 0 in time, leases back, and the next worker applies it."""
@@ -237,6 +238,7 @@ async def test_worker_still_drains_when_a_shard_is_frozen(stack: Stack) -> None:
         await worker.stop(within_s=GRACE_S)
 
 
+@pytest.mark.slow(4)
 @in_stacks_loop
 async def test_worker_ends_at_once_when_it_gets_a_second_signal(stack: Stack) -> None:
     """Whatever it still waits for; SIGINT counts like SIGTERM."""
@@ -328,6 +330,7 @@ async def test_worker_answers_over_http(stack: Stack) -> None:
     assert "Traceback" not in taken.stdout + taken.stderr
 
 
+@pytest.mark.slow(4)
 @in_stacks_loop
 async def test_worker_shows_nothing_protected_when_it_has_no_token(stack: Stack) -> None:
     """403, whatever is sent; health is open all the same."""
@@ -339,6 +342,7 @@ async def test_worker_shows_nothing_protected_when_it_has_no_token(stack: Stack)
     assert (statuses, live) == ({403}, 200)
 
 
+@pytest.mark.slow(4)
 @in_stacks_loop
 async def test_worker_sees_a_record_soon(stack: Stack) -> None:
     """Within 1.1 s on an idle stream shard, within 300 ms on a busy one; here until committed, with slack."""

@@ -37,6 +37,7 @@ async def _ignore(_: TrialSnapshot) -> None:
     pass
 
 
+@pytest.mark.slow(15)
 @pytest.mark.asyncio(loop_scope="module")
 async def test_replay_drops_what_was_applied_when_the_stream_is_read_again(stack: Stack) -> None:
     """A replay changes no row: the log has every operation already."""

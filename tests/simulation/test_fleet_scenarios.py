@@ -24,6 +24,8 @@ from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 from simplu_worker.local.kinesis.model import KinesisOptions
 
+pytestmark = pytest.mark.slow
+
 OWN_TRY_S = 0.05  # of looking, here
 CALM = Plan(replica_count=4, stream_shard_count=16, key_count=32)
 KEYS = [f"key-{number}" for number in range(32)]  # of which some come to each of 8 stream shards

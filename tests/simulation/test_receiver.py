@@ -40,6 +40,8 @@ from simplu_worker.metrics.instruments import (
 )
 from simplu_worker.operations.operation import DeadLetterReason
 
+pytestmark = pytest.mark.slow
+
 BURY = ToDeadLetter(DeadLetterReason.INVALID_JSON, "no JSON")
 ONE_BY_ONE = SchedulerLimits(batch_count=1, call_count=1)
 RETRIES = RetryRules((1, 5, 15), timedelta())

@@ -31,9 +31,9 @@ VARIABLES = {
     Weather.STORM: "SIMULATION_STORM_SEED",
     Weather.GREAT_STORM: "SIMULATION_GREAT_STORM_SEED",
 }
-QUICK = {Weather.FAIR: 50, Weather.STORM: 25, Weather.GREAT_STORM: 2}
+QUICK = {Weather.FAIR: 20, Weather.STORM: 10, Weather.GREAT_STORM: 1}
 FLOOR = {Weather.FAIR: 600, Weather.STORM: 200, Weather.GREAT_STORM: 20}
-BLOCK = {Weather.FAIR: 50, Weather.STORM: 25, Weather.GREAT_STORM: 2}  # seeds of a test
+BLOCK = {Weather.FAIR: 20, Weather.STORM: 10, Weather.GREAT_STORM: 1}  # seeds of a test
 BUDGET_S = float(os.environ.get("SIMULATION_BUDGET_S", "15"))
 LANES = 2  # for each weather, to run side by side
 KCL_SEEDS = 20  # with a leader of the KCL 3.x beside the replicas

@@ -40,6 +40,8 @@ from support.aws.kinesis_endpoints import Servers, kinesis_servers
 from simplu_worker.aws.clients import Client
 from simplu_worker.local.processes.loopback import poll_until
 
+pytestmark = pytest.mark.slow
+
 HASH_KEYS = 2**128
 Test = TypeVar("Test", bound=Callable[..., Any])
 

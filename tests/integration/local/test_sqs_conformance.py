@@ -45,6 +45,8 @@ from support.aws.sqs_endpoints import Servers, sqs_servers
 from simplu_worker.aws.clients import Client
 from simplu_worker.local.processes.loopback import poll_until
 
+pytestmark = pytest.mark.slow
+
 Test = TypeVar("Test", bound=Callable[..., Any])
 ALL = ("ours", "moto", "ministack")
 HOURS_12_S = 43_200
