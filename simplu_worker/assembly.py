@@ -27,6 +27,7 @@ from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.reader.reader_parameters import ReaderSettings
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.sqs.control.handler import ControlHandler
+from simplu_worker.consumers.sqs.orders.decode import OrderRules
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders
 from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.poller import POLL_WAIT_S, PollTimes
@@ -72,6 +73,7 @@ class Shards:
 class Consumers:
     """The sources that are on."""
 
+    sqs: Client
     dead_letters: DeadLetterQueue
     fleet: Fleet | None = None
     receivers: dict[str, QueueReceiver] = field(default_factory=dict)
@@ -285,7 +287,7 @@ async def _open_consumers(
     sqs = await stack.enter_async_context(
         open_client("sqs", region=settings.aws_region, pool_size=CALLS_A_QUEUE * (queue_count + 1))
     )
-    consumers = Consumers(DeadLetterQueue(sqs, settings.sqs_dead_letter_queue_url or ""))
+    consumers = Consumers(sqs, DeadLetterQueue(sqs, settings.dead_letter_queue_url or ""))
     if queue_count:
         polls = await stack.enter_async_context(
             open_client(
@@ -335,14 +337,13 @@ async def _open_receivers(
         queue = Queue(sqs, control_url, poll_client=polls)
         control = ControlHandler(shards.provisioner, shards.destroyer, shards.changes, queue, retries=retries)
         consumers.add(queue, control, _receiver(settings, queue, control, consumers.dead_letters))
+    order_rules = OrderRules(settings.operation_max_bytes, settings.order_tenant)
     gate: PriorityGate | None = None
     for url in (priority_url, orders_url):
         if url is None:
             continue
         queue = Queue(sqs, url, poll_client=polls)
-        orders = await stack.enter_async_context(
-            open_orders(shards.gateway, queue, operation_max_bytes=settings.operation_max_bytes, retries=retries)
-        )
+        orders = await stack.enter_async_context(open_orders(shards.gateway, queue, rules=order_rules, retries=retries))
         receiver = _receiver(settings, queue, orders, consumers.dead_letters, gate)
         consumers.add(queue, orders, receiver)
         gate = PriorityGate(partial(_is_busy, receiver))  # order events wait while the priority queue is busy

@@ -21,6 +21,7 @@ from simplu_worker.assembly import Consumers, Parts, Shards, open_parts
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.leases.lease import worker_id
 from simplu_worker.consumers.source_retention import EffectiveRetention
+from simplu_worker.dead_letters.default_queue import ensure_default_queue
 from simplu_worker.errors import WorkerError
 from simplu_worker.memory_tuning import tune_allocator
 from simplu_worker.metrics import instruments
@@ -72,6 +73,7 @@ async def run_worker(settings: Settings) -> None:
         port = await _serve_http(stack, settings, replica)
         parts = await stack.enter_async_context(open_parts(settings, replica.name))
         health = HealthRegistry()
+        await _ensure_dead_letter_queue(settings, parts.consumers, signals.stopping)
         _show_parts(parts, health, replica)
         tune_allocator()
         log.info("worker.started", replica=replica.name, version=__version__, http_port=port)
@@ -112,6 +114,11 @@ async def _serve_http(stack: AsyncExitStack, settings: Settings, replica: Replic
     except OSError as exc:
         place = f"{settings.http_host}:{settings.http_port}"
         raise WorkerError(f"HTTP_HOST, HTTP_PORT: expected to listen on {place}, got: {exc.strerror}") from exc
+
+
+async def _ensure_dead_letter_queue(settings: Settings, consumers: Consumers, stopping: asyncio.Event) -> None:
+    if settings.sqs_dead_letter_queue_url is None and settings.dead_letter_queue_url is not None:
+        await ensure_default_queue(consumers.sqs, settings.dead_letter_queue_url, stopping)
 
 
 def _show_parts(parts: Parts, health: HealthRegistry, replica: ReplicaStatus) -> None:

@@ -72,11 +72,13 @@ THROTTLING_CODES = frozenset(
 # or deleted); expired tokens: the credentials chain fetches new ones for the next call.
 TRANSIENT_CODES = frozenset(
     {
+        "AWS.SimpleQueueService.QueueDeletedRecently",  # for 60 s no queue of that name can be created
         "ExpiredToken",
         "ExpiredTokenException",
         "InternalFailure",
         "InternalServerError",
         "PriorRequestNotComplete",
+        "QueueDeletedRecently",
         "RequestTimeout",
         "RequestTimeoutException",
         "ResourceInUseException",

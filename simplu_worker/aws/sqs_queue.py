@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 import structlog
 
-from simplu_worker.aws.clients import Client, translate_errors
+from simplu_worker.aws.clients import AWS_ERRORS, Client, error_code, translate, translate_errors
 from simplu_worker.aws.sns_envelope import unwrap
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import Origin, Source
@@ -29,6 +29,7 @@ LONG_POLL_MAX_S: Final = 20  # SQS API reference, ReceiveMessage
 POLL_MARGIN_S: Final = 5  # by how much the poll client's read timeout exceeds the poll, to notice a dead connection
 VISIBILITY_DEFAULT_S: Final = 30  # SQS developer guide
 DELETE_TRIES: Final = 5
+MISSING_QUEUE_CODES: Final = frozenset({"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist"})
 
 T = TypeVar("T")
 
@@ -280,6 +281,33 @@ class Queue:
             if attempt < DELETE_TRIES:
                 await asyncio.sleep(backoff_s(attempt, draw=self._draw(), base_s=0.2, max_s=2.0))
         return refused + messages
+
+
+async def find_queue_url(client: Client, name: str) -> str | None:
+    """Return the URL of the queue named *name* of the client's account; None when there is none."""
+    try:
+        answer = await client.get_queue_url(QueueName=name)
+    except AWS_ERRORS as exc:
+        if error_code(exc) in MISSING_QUEUE_CODES:
+            return None
+        raise translate(exc) from exc
+    return str(answer["QueueUrl"])
+
+
+async def create_queue(client: Client, name: str, *, retention_s: int) -> str:
+    """Create a standard queue with encryption by SQS's own keys, unless it exists with these settings; return its URL.
+
+    Without encryption where an emulator of SQS knows no such attribute.
+    """
+    attributes = {"MessageRetentionPeriod": str(retention_s)}
+    try:
+        answer = await client.create_queue(QueueName=name, Attributes=attributes | {"SqsManagedSseEnabled": "true"})
+    except AWS_ERRORS as exc:
+        if error_code(exc) != "InvalidAttributeName":
+            raise translate(exc) from exc
+        with translate_errors():
+            answer = await client.create_queue(QueueName=name, Attributes=attributes)
+    return str(answer["QueueUrl"])
 
 
 def parse_message(item: Mapping[str, Any]) -> Message | None:

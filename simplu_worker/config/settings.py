@@ -108,6 +108,7 @@ HeaderSecret = Annotated[
 RedisUrl = Annotated[SecretStr, AfterValidator(_check_redis_url), Expected("a redis://, rediss:// or unix:// URL")]
 MapFile = Annotated[Path, AfterValidator(_check_file), Expected("the path of a file that exists")]
 HostPattern = Annotated[str, Field(pattern=r"^[^\s@/,]+$")]
+TenantPart = Annotated[str, Field(min_length=1, max_length=128), Expected("1 to 128 characters")]
 RetryDelay = Annotated[float, Field(ge=0, le=43200)]  # SQS: a message is invisible for at most 12 hours
 
 
@@ -119,7 +120,7 @@ class Settings(BaseSettings):
     aws_region: Annotated[str | None, Expected("the name of a region, such as eu-central-1")] = Field(
         default=None,
         pattern=r"^[a-z0-9-]+$",
-        description="Region of every AWS client; else `AWS_DEFAULT_REGION`, else the profile's.",
+        description="Region of every AWS client; else `AWS_DEFAULT_REGION`, the profile's, that in a queue's URL.",
     )
     dynamodb_endpoint: ServerUrl | None = Field(
         default=None, description="Endpoint of DynamoDB (business-info and leases); wins over the standard overrides."
@@ -181,8 +182,16 @@ class Settings(BaseSettings):
     sqs_priority_queue_url: QueueUrl | None = Field(
         default=None, description="Another queue of order events, polled first; unset: off."
     )
+    order_events_business_id: TenantPart | None = Field(
+        default=None, description="Business of order events that name no tenant; with `ORDER_EVENTS_LOCATION_ID`."
+    )
+    order_events_location_id: TenantPart | None = Field(
+        default=None, description="Location of order events that name no tenant; with `ORDER_EVENTS_BUSINESS_ID`."
+    )
     sqs_dead_letter_queue_url: QueueUrl | None = Field(
-        default=None, description="Queue that dead letters are sent to; required when any source is on."
+        default=None,
+        description="Queue that dead letters are sent to. Unset: the control queue's name with `-dead-letters`, "
+        "created at the start with 14 days' retention; required without a control queue.",
     )
     sqs_retry_delays_seconds: Annotated[
         tuple[RetryDelay, ...],
@@ -283,6 +292,17 @@ class Settings(BaseSettings):
     )
     shutdown_grace_seconds: float = Field(default=25, gt=0, le=3600, description="Time to drain at SIGTERM.")
 
+    @property
+    def dead_letter_queue_url(self) -> str | None:
+        """The queue of dead letters: the named one, else the default one beside the control queue."""
+        return self.sqs_dead_letter_queue_url or default_dead_letter_queue_url(self.sqs_shard_creation_queue_url)
+
+    @property
+    def order_tenant(self) -> tuple[str, str] | None:
+        """The business and location of order events that name no tenant."""
+        business_id, location_id = self.order_events_business_id, self.order_events_location_id
+        return None if business_id is None or location_id is None else (business_id, location_id)
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -318,7 +338,7 @@ def draft_settings(environ: Mapping[str, str], *, for_run: bool) -> SettingsDraf
     must be valid. Registers every secret with the log.
     """
     given = {name: value for name, value in environ.items() if value}
-    if region := given.get("AWS_REGION", given.get("AWS_DEFAULT_REGION")):
+    if region := given.get("AWS_REGION", given.get("AWS_DEFAULT_REGION", _region_of_queues(given))):
         given["AWS_REGION"] = region
     secrets, problems = read_secrets(given)
     texts = {name: given[name] for name in map(str.upper, Settings.model_fields) if name in given} | {
@@ -338,6 +358,10 @@ def draft_settings(environ: Mapping[str, str], *, for_run: bool) -> SettingsDraf
 
 SOURCE_QUEUES = ("SQS_SHARD_CREATION_QUEUE_URL", "SQS_ORDER_EVENTS_QUEUE_URL", "SQS_PRIORITY_QUEUE_URL")
 SOURCES = ("KINESIS_STREAM_NAME", *SOURCE_QUEUES)
+QUEUE_NAME_MAX_LENGTH = 80  # SQS API reference, CreateQueue
+# The older form begins with the region: https://eu-central-1.queue.amazonaws.com/.
+_QUEUE_HOST = re.compile(r"https?://(?:sqs\.)?(?P<region>[a-z]{2,}(?:-[a-z]+)+-\d+)\.(?:queue\.)?amazonaws\.com")
+ORDER_TENANT = ("ORDER_EVENTS_BUSINESS_ID", "ORDER_EVENTS_LOCATION_ID")
 ROUTES = ("CITRUS_SERVER_URL", "SHARD_MAP_FILE", "DATABASE_HOST")
 
 
@@ -347,15 +371,20 @@ def find_contradictions(given: Mapping[str, str]) -> Iterator[str]:
     for first, second in combinations(queues, 2):
         if queues[first] == queues[second]:
             yield f"{second}: expected another queue than {first}, got the same; each would take the other's messages"
-    dead_letters = given.get("SQS_DEAD_LETTER_QUEUE_URL", "").rstrip("/")
+    control_queue_url = given.get("SQS_SHARD_CREATION_QUEUE_URL")
+    dead_letters = given.get("SQS_DEAD_LETTER_QUEUE_URL") or default_dead_letter_queue_url(control_queue_url) or ""
     for name, url in queues.items():
-        if url == dead_letters:
+        if url == dead_letters.rstrip("/"):
             yield (
                 f"SQS_DEAD_LETTER_QUEUE_URL: expected another queue than {name}, got the same; "
                 "dead letters would be read again"
             )
     if "CITRUS_SERVER_URL" in given and "SHARD_MAP_FILE" in given:
         yield "SHARD_MAP_FILE: expected either CITRUS_SERVER_URL or SHARD_MAP_FILE, got both; unset one"
+    if len(half := {*ORDER_TENANT} - given.keys()) == 1:
+        (missing,) = half
+        (other,) = {*ORDER_TENANT} - half
+        yield f"{missing}: expected a value, since {other} is set, got nothing; set both or neither"
     if routing_variable(given) == "DATABASE_HOST":
         for name in ("DATABASE_NAME", "DATABASE_USERNAME"):
             if name not in given:
@@ -367,7 +396,12 @@ def find_omissions(given: Mapping[str, str]) -> Iterator[str]:
     sources = [name for name in SOURCES if name in given]
     if not sources:
         yield f"{SOURCES[0]}: expected a source, {' or '.join(SOURCES)}, got none; set one"
-    if sources and "SQS_DEAD_LETTER_QUEUE_URL" not in given:
+    control_queue_url = given.get("SQS_SHARD_CREATION_QUEUE_URL")
+    if (
+        sources
+        and "SQS_DEAD_LETTER_QUEUE_URL" not in given
+        and default_dead_letter_queue_url(control_queue_url) is None
+    ):
         yield (
             "SQS_DEAD_LETTER_QUEUE_URL: expected the URL of a queue for dead letters, "
             f"since {' and '.join(sources)} is set, got nothing; set it"
@@ -381,6 +415,25 @@ def find_omissions(given: Mapping[str, str]) -> Iterator[str]:
 def routing_variable(given: Mapping[str, str]) -> str | None:
     """Return the variable that determines the routing of tenants: the first one in the order of precedence."""
     return next((name for name in ROUTES if name in given), None)
+
+
+def default_dead_letter_queue_url(control_queue_url: str | None) -> str | None:
+    """Return the URL of the dead-letter queue that belongs to a control queue; None where its name would be too long.
+
+    A standard queue: dead letters have no order to keep.
+    """
+    if control_queue_url is None:
+        return None
+    url = control_queue_url.rstrip("/").removesuffix(".fifo") + "-dead-letters"
+    return url if len(url.rpartition("/")[2]) <= QUEUE_NAME_MAX_LENGTH else None
+
+
+def _region_of_queues(given: Mapping[str, str]) -> str | None:
+    """Return the region in the URL of a source queue, unless a profile may name one."""
+    if _has_aws_profile(given):
+        return None
+    regions = (_QUEUE_HOST.match(given[name]) for name in SOURCE_QUEUES if name in given)
+    return next((found["region"] for found in regions if found is not None), None)
 
 
 def _has_aws_profile(given: Mapping[str, str]) -> bool:

@@ -20,7 +20,7 @@ from rich.text import Text
 from simplu_worker.assembly import Shards, open_shards
 from simplu_worker.aws.clients import Client, address_of, open_client
 from simplu_worker.aws.dynamodb_tables import TableSummary, describe_table
-from simplu_worker.aws.sqs_queue import Queue
+from simplu_worker.aws.sqs_queue import Queue, find_queue_url
 from simplu_worker.cache.cache import create_redis_commands
 from simplu_worker.commands.check.findings import CheckFacts, Finding, find_oddities, format_hours
 from simplu_worker.commands.output.display import print_json, print_line, print_table
@@ -242,9 +242,8 @@ class DependencyChecks:
         ):
             if url is not None:
                 checks.append(check_dependency(name, url, partial(self._check_source_queue, Queue(client, url))))
-        if (url := self._settings.sqs_dead_letter_queue_url) is not None:
-            letters = Queue(client, url)
-            checks.append(check_dependency("dead letters", url, lambda: self._check_dead_letter_queue(letters)))
+        if (url := self._settings.dead_letter_queue_url) is not None:
+            checks.append(check_dependency("dead letters", url, partial(self._check_dead_letter_queue, client, url)))
         return await run_all(checks)
 
     async def _check_source_queue(self, queue: Queue) -> CheckAnswer:
@@ -258,7 +257,10 @@ class DependencyChecks:
                 self.facts.redrive_targets[f"queue {queue.name}"] = await target.read_attributes()
         return CheckAnswer(f"answers, {attributes.visible_count} waiting, {attributes.in_flight_count} in flight")
 
-    async def _check_dead_letter_queue(self, queue: Queue) -> CheckAnswer:
+    async def _check_dead_letter_queue(self, client: Client, url: str) -> CheckAnswer:
+        queue = Queue(client, url)
+        if self._settings.sqs_dead_letter_queue_url is None and await find_queue_url(client, queue.name) is None:
+            return CheckAnswer("does not exist yet: the worker creates it at its start")
         attributes = await queue.read_attributes()
         if attributes.retention_s is not None:
             self.facts.dead_letters_retention = timedelta(seconds=attributes.retention_s)

@@ -154,9 +154,10 @@ def _is_dead_letter(outcome: ReplayOutcome) -> bool:
 
 
 def _queue_url(settings: Settings) -> str:
-    if settings.sqs_dead_letter_queue_url is None:
+    url = settings.dead_letter_queue_url
+    if url is None:
         raise ConfigurationError("SQS_DEAD_LETTER_QUEUE_URL: expected the dead-letter queue, got nothing; set it")
-    return settings.sqs_dead_letter_queue_url
+    return url
 
 
 @asynccontextmanager
@@ -184,6 +185,7 @@ async def _open_resender(
         stream=None if stream is None else stream.name,
         queues={queue.name: QUEUES[name] for name, queue in queues.items()},
         operation_max_bytes=settings.operation_max_bytes,
+        order_tenant=settings.order_tenant,
         list_result_limit=settings.list_result_limit,
         force=options.force,
     )

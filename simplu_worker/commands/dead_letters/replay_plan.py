@@ -15,7 +15,8 @@ from simplu_worker.aws.sqs_queue import FifoIds
 from simplu_worker.commands.stream.put_requests import PUT_MAX_BYTES, PUT_MAX_COUNT
 from simplu_worker.consumers.kinesis.stream.aggregation import PARTS_MAX, SubRecord, deaggregate
 from simplu_worker.consumers.kinesis.stream.client import NewRecord
-from simplu_worker.consumers.sqs.orders.decode import decode_order
+from simplu_worker.consumers.sqs.control.decode import with_timestamp
+from simplu_worker.consumers.sqs.orders.decode import TENANT_ATTRIBUTES, OrderRules, decode_order
 from simplu_worker.dead_letters.letter import BadParts, DeadLetter, tenant_of
 from simplu_worker.operations.decode import (
     decode_operation,
@@ -136,6 +137,7 @@ class ReplayRules(msgspec.Struct, frozen=True):
     queues: Mapping[str, bool]
     operation_max_bytes: int
     list_result_limit: int
+    order_tenant: tuple[str, str] | None = None  # of order events that name none
     force: bool = False
 
 
@@ -337,6 +339,8 @@ def _queue_resend(letter: DeadLetter, rules: ReplayRules) -> Resend | LeftLetter
         body, attributes = event
     elif letter.reason in LASTING_REASONS and not rules.force:
         return _left_returning(letter.reason)
+    else:
+        body = with_timestamp(body, attributes, origin)
     # A new id: under the old one SQS would drop a message sent within five minutes, and the letter would be deleted.
     # The same one for every letter of this message, so that SQS drops a message that is sent again after a kill.
     again = hashlib.sha256(f"replay\0{origin.name}\0{origin.message_id}".encode()).hexdigest()
@@ -352,25 +356,35 @@ def _queue_resend(letter: DeadLetter, rules: ReplayRules) -> Resend | LeftLetter
 def _prepare_order_event(
     letter: DeadLetter, body: str, attributes: Mapping[str, str], rules: ReplayRules
 ) -> tuple[str, dict[str, str]] | LeftLetter:
-    """Return an order event without its SNS envelope, its request id in its body; or why it is not a valid one."""
+    """Return an order event without its SNS envelope, with its tenant and request id; or why it is not a valid one."""
     event, found = unwrap(body, attributes)
     own_id = letter.request_id or letter.deduplication_id
-    decoded = decode_order(event, found, letter.origin, deduplication_id=own_id, max_bytes=rules.operation_max_bytes)
+    decoded = decode_order(event, found, letter.origin, _order_rules(letter, rules), deduplication_id=own_id)
     if isinstance(decoded, RejectedRecord):
         refused = _left_returning(f"{decoded.reason}: {decoded.error}")
         return (body, dict(attributes)) if rules.force else refused
     if letter.reason is DeadLetterReason.REQUEST_ID_REUSED and not rules.force:
         return _left_returning("another operation has its deduplicationId")
-    if decoded.request_id == _sent_deduplication_id(event):
-        return event, found
-    return event.rstrip()[:-1] + "," + msgspec.json.encode({"deduplicationId": decoded.request_id}).decode()[1:], found
+    sent = msgspec.json.decode(replace_lone_surrogates(event.encode()), type=_SentIds)
+    missing: dict[str, str] = {}
+    if decoded.request_id != sent.deduplication_id:
+        missing["deduplicationId"] = decoded.request_id
+    if not (sent.business_id or any(found.get(name) for name in TENANT_ATTRIBUTES.values())):
+        missing |= {"businessId": decoded.business_id, "locationId": decoded.location_id}
+    if missing:
+        event = event.rstrip()[:-1] + "," + msgspec.json.encode(missing).decode()[1:]
+    return event, found
+
+
+def _order_rules(letter: DeadLetter, rules: ReplayRules) -> OrderRules:
+    """Return the rules for the event of *letter*: its tenant stays the one that it had, whatever the default is now."""
+    had_tenant = letter.business_id is not None and letter.location_id is not None
+    tenant = (letter.business_id or "", letter.location_id or "") if had_tenant else rules.order_tenant
+    return OrderRules(rules.operation_max_bytes, tenant)
 
 
 class _SentIds(msgspec.Struct, rename="camel"):
-    """The request id in a valid order event."""
+    """The ids in a valid order event; an event that names one id of its tenant there names both, or has attributes."""
 
     deduplication_id: str | None = None
-
-
-def _sent_deduplication_id(event: str) -> str | None:
-    return msgspec.json.decode(replace_lone_surrogates(event.encode()), type=_SentIds).deduplication_id
+    business_id: str | None = None

@@ -27,7 +27,7 @@ class RedrivePolicy(msgspec.Struct, rename="camel", frozen=True):
 class QueueSettings(msgspec.Struct, rename="pascal", frozen=True, forbid_unknown_fields=True, dict=True):
     """A queue's settings; the defaults are those of a queue created without attributes.
 
-    The retention period has no effect: a message here is never as old as its least value, a minute.
+    The retention period has no effect: a message here is never as old as its least value, a minute. Nor has encryption.
     """
 
     visibility_timeout: Annotated[int, Meta(ge=0, le=MAX_VISIBILITY_S)] = 30
@@ -36,6 +36,7 @@ class QueueSettings(msgspec.Struct, rename="pascal", frozen=True, forbid_unknown
     delay_seconds: Annotated[int, Meta(ge=0, le=MAX_DELAY_S)] = 0
     receive_message_wait_time_seconds: Annotated[int, Meta(ge=0, le=MAX_WAIT_S)] = 0
     redrive_policy: str = ""
+    sqs_managed_sse_enabled: bool = True
     fifo_queue: bool = False
     content_based_deduplication: bool = False
 

@@ -81,7 +81,7 @@ def spoil_event(number: int, members: Members, event: OrderEvent) -> tuple[Order
 NOT_JSON = ("not json at all", "{", '{"type": "CREATE", ', '{"type": "CREATE"} and more', '{"type": NaN}')
 UNKNOWN_TYPES: tuple[object, ...] = (None, "REFUND", "create", "", 5, {})
 SPOILERS: tuple[tuple[str, Members], ...] = (
-    ("orderId", {}),
+    ("", {"orderId": []}),
     ("data", {}),
     ("", {"orderId": ""}),
     ("", {"orderId": "x" * 257}),

@@ -16,6 +16,7 @@ from support.postgres.standby_pair import Pair, eventually, restored, running_pa
 from support.postgres.tenant_cases import TENANT, TENANT_WAIT, add_tenant, fetch, operation, writer_of
 
 from simplu_worker.aws.sqs_queue import Message, Queue
+from simplu_worker.consumers.sqs.orders.decode import OrderRules
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders
 from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, RetryRules, ReturnToQueue, Verdict
 from simplu_worker.errors import RetryableError
@@ -64,7 +65,7 @@ def open_handler(gateway: ShardGateway) -> AbstractAsyncContextManager[OrderHand
     return open_orders(
         gateway,
         Queue(None, "http://127.0.0.1/000000000000/orders.fifo"),
-        operation_max_bytes=100_000,
+        rules=OrderRules(100_000),
         retries=RetryRules((1.0,), TENANT_WAIT),
         draw=lambda: 0.0,
     )

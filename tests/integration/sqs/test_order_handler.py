@@ -24,6 +24,7 @@ from support.postgres.tenant_cases import NO_CHECKS, TENANT_WAIT, add_tenant, fe
 from support.postgres.trouble import calm, make_touchy, shut_gate
 
 from simplu_worker.aws.sqs_queue import Message, Queue
+from simplu_worker.consumers.sqs.orders.decode import OrderRules
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders
 from simplu_worker.consumers.sqs.receive.verdicts import (
     Done,
@@ -135,7 +136,7 @@ def open_handler(gateway: ShardGateway, queue: str, *, utc: UtcClock) -> Abstrac
     return open_orders(
         gateway,
         Queue(None, URL + queue),
-        operation_max_bytes=100_000,
+        rules=OrderRules(100_000),
         retries=RetryRules(RETRY_DELAYS_S, TENANT_WAIT),
         draw=lambda: 0.0,
         utc=utc,

@@ -19,7 +19,7 @@ from simplu_worker.config.environment import (
     prepare_aws_environment,
     read_env_file,
 )
-from simplu_worker.config.settings import Settings, describe_expected, load_settings
+from simplu_worker.config.settings import Settings, describe_expected, draft_settings, load_settings
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.telemetry import log as log_module
 
@@ -190,6 +190,22 @@ RULES = [
     ({"KINESIS_STREAM_NAME": ""}, ["KINESIS_STREAM_NAME"]),
     ({"KINESIS_STREAM_NAME": "", "SQS_DEAD_LETTER_QUEUE_URL": ""}, ["KINESIS_STREAM_NAME"]),
     ({"KINESIS_STREAM_NAME": "", "SQS_SHARD_CREATION_QUEUE_URL": "http://h/q"}, []),
+    ({"SQS_DEAD_LETTER_QUEUE_URL": "", "SQS_SHARD_CREATION_QUEUE_URL": "http://h/q"}, []),
+    (
+        {"SQS_DEAD_LETTER_QUEUE_URL": "", "SQS_SHARD_CREATION_QUEUE_URL": "http://h/" + "q" * 80},
+        ["SQS_DEAD_LETTER_QUEUE_URL"],
+    ),
+    (
+        {
+            "SQS_DEAD_LETTER_QUEUE_URL": "",
+            "SQS_SHARD_CREATION_QUEUE_URL": "http://h/q",
+            "SQS_PRIORITY_QUEUE_URL": "http://h/q-dead-letters/",
+        },
+        ["SQS_DEAD_LETTER_QUEUE_URL"],
+    ),
+    ({"ORDER_EVENTS_BUSINESS_ID": "shop"}, ["ORDER_EVENTS_LOCATION_ID"]),
+    ({"ORDER_EVENTS_LOCATION_ID": "web"}, ["ORDER_EVENTS_BUSINESS_ID"]),
+    ({"ORDER_EVENTS_BUSINESS_ID": "shop", "ORDER_EVENTS_LOCATION_ID": "web"}, []),
     ({"SQS_SHARD_CREATION_QUEUE_URL": COMPLETE["SQS_DEAD_LETTER_QUEUE_URL"]}, ["SQS_DEAD_LETTER_QUEUE_URL"]),
     ({"KINESIS_STREAM_NAME": "", "SQS_ORDER_EVENTS_QUEUE_URL": "http://h/q"}, []),
     ({"KINESIS_STREAM_NAME": "", "SQS_PRIORITY_QUEUE_URL": "http://h/q"}, []),
@@ -226,6 +242,34 @@ def test_settings_follow_the_rules_across_variables(change: dict[str, str], expe
         load_settings(environ)
     else:
         assert expected == [problem.partition(":")[0] for problem in _problems_of(environ)]
+
+
+@pytest.mark.parametrize(
+    ("url", "region"),
+    [
+        ("https://sqs.us-east-1.amazonaws.com/123456789012/shard-creation-queue", "us-east-1"),
+        ("https://sqs.us-gov-west-1.amazonaws.com/123456789012/q.fifo", "us-gov-west-1"),
+        ("https://sqs.cn-north-1.amazonaws.com.cn/123456789012/q", "cn-north-1"),
+        ("https://eu-west-3.queue.amazonaws.com/123456789012/q", "eu-west-3"),
+        ("https://queue.amazonaws.com/123456789012/q", None),
+        ("http://127.0.0.1:4566/000000000000/sqs.us-east-1.amazonaws.com", None),
+    ],
+)
+def test_region_is_that_of_the_control_queue_when_nothing_else_names_one(url: str, region: str | None) -> None:
+    """The references name the queue and no region; a profile may name one, and goes first."""
+    environ = {**COMPLETE, "AWS_REGION": "", "SQS_SHARD_CREATION_QUEUE_URL": url}
+    assert draft_settings(environ, for_run=True).settings.aws_region == region
+    assert draft_settings({**environ, "AWS_PROFILE": "work"}, for_run=True).settings.aws_region is None
+    assert draft_settings({**environ, "AWS_REGION": "eu-north-1"}, for_run=True).settings.aws_region == "eu-north-1"
+
+
+@pytest.mark.parametrize("name", ["control", "control.fifo", "control/"])
+def test_dead_letter_queue_is_beside_the_control_queue_when_none_is_named(name: str) -> None:
+    """The default is a standard queue; a named queue goes first."""
+    named = {**COMPLETE, "SQS_SHARD_CREATION_QUEUE_URL": f"http://h:4566/0/{name}"}
+    default = load_settings({**named, "SQS_DEAD_LETTER_QUEUE_URL": ""})
+    assert default.dead_letter_queue_url == "http://h:4566/0/control-dead-letters"
+    assert load_settings(named).dead_letter_queue_url == COMPLETE["SQS_DEAD_LETTER_QUEUE_URL"]
 
 
 def test_settings_report_rules_when_single_values_are_wrong_too() -> None:

@@ -94,7 +94,7 @@ class _Creation(msgspec.Struct, rename="camel"):
     business_id: Id
     location_id: Id
     business_type: Id
-    timestamp: str
+    timestamp: str | None = None
     shard_id: str | None = None
     connection_string: str | None = None
 
@@ -150,7 +150,7 @@ def decode_control(body: str | bytes, attributes: Mapping[str, str], origin: Ori
     """Decode one message; *attributes* are its message attributes."""
     record = body.encode("utf-8", "surrogatepass") if isinstance(body, str) else body
     try:
-        return _DECODERS[_type_of(parse_record(record, _peek_decoder), attributes)](record)
+        return _DECODERS[_type_of(parse_record(record, _peek_decoder), attributes)](record, origin)
     except DECODING_ERRORS as exc:
         reason, error = rejection_of(exc)
     ids = peek(record, _PeekedControl)
@@ -161,6 +161,14 @@ def decode_control(body: str | bytes, attributes: Mapping[str, str], origin: Ori
         business_id=short_text(ids.business_id),
         location_id=short_text(ids.location_id),
     )
+
+
+def with_timestamp(body: str, attributes: Mapping[str, str], origin: Origin) -> str:
+    """Return *body*; a `SHARD_CREATION` without `timestamp` gets the time when it was first sent, for a replay."""
+    control = decode_control(body, attributes, origin)
+    if not isinstance(control, ShardCreation) or parse_record(body.encode(), _creation_decoder).timestamp is not None:
+        return body
+    return body.rstrip()[:-1] + "," + msgspec.json.encode({"timestamp": origin.arrived_at}).decode()[1:]
 
 
 def _type_of(peeked: _PeekedControl, attributes: Mapping[str, str]) -> ControlType:
@@ -176,20 +184,21 @@ def _type_of(peeked: _PeekedControl, attributes: Mapping[str, str]) -> ControlTy
     return control_type
 
 
-def _decode_creation(record: bytes) -> ShardCreation:
+def _decode_creation(record: bytes, origin: Origin) -> ShardCreation:
     body = parse_record(record, _creation_decoder)
     check_texts({"businessId": body.business_id, "locationId": body.location_id, "businessType": body.business_type})
     return ShardCreation(
         business_id=body.business_id,
         location_id=body.location_id,
         business_type=body.business_type,
-        requested_at=_parse_time(body.timestamp),
+        # The references' own messages have none. Every receive of a message has the same sent time.
+        requested_at=origin.arrived_at if body.timestamp is None else _parse_time(body.timestamp),
         shard_id=body.shard_id or None,
         connection_string=body.connection_string or None,
     )
 
 
-def _decode_destruction(record: bytes) -> ShardDestruction:
+def _decode_destruction(record: bytes, _origin: Origin) -> ShardDestruction:
     body = parse_record(record, _destruction_decoder)
     if body.action not in {"destroy", "destroy_all"}:
         raise InvalidRecordError("action: expected destroy or destroy_all")  # without the text: errors are logged
@@ -206,7 +215,7 @@ def _decode_destruction(record: bytes) -> ShardDestruction:
     )
 
 
-def _decode_rename(record: bytes) -> ResourceRename:
+def _decode_rename(record: bytes, _origin: Origin) -> ResourceRename:
     body = parse_record(record, _rename_decoder)
     check_texts(
         {
@@ -230,7 +239,7 @@ def _decode_rename(record: bytes) -> ResourceRename:
     )
 
 
-def _decode_admin(record: bytes) -> AdminAccount:
+def _decode_admin(record: bytes, _origin: Origin) -> AdminAccount:
     body = parse_record(record, _admin_decoder)
     check_texts(
         {
@@ -253,7 +262,7 @@ def _decode_admin(record: bytes) -> AdminAccount:
 
 _TYPES: Final = {control_type.value: control_type for control_type in ControlType}
 _KNOWN: Final = ", ".join(_TYPES)
-_DECODERS: Final[Mapping[ControlType, Callable[[bytes], Control]]] = {
+_DECODERS: Final[Mapping[ControlType, Callable[[bytes, Origin], Control]]] = {
     ControlType.SHARD_CREATION: _decode_creation,
     ControlType.SHARD_DESTRUCTION: _decode_destruction,
     ControlType.UPDATE_RESOURCE_ID: _decode_rename,

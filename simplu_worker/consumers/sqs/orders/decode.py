@@ -59,11 +59,18 @@ class _Event(msgspec.Struct, rename="camel", gc=False):
     """The members of an order event. A `null` counts as absent."""
 
     type: str
-    order_id: LongId
+    order_id: LongId | None = None
     data: msgspec.Raw = msgspec.Raw(b"")
     deduplication_id: Id | None = None
     business_id: Id | None = None
     location_id: Id | None = None
+
+
+class OrderRules(msgspec.Struct, frozen=True):
+    """What holds for all events of a queue. *default_tenant*: business and location of events that name neither."""
+
+    max_bytes: int
+    default_tenant: tuple[str, str] | None = None
 
 
 _peek_decoder = msgspec.json.Decoder(_PeekedOrder)
@@ -71,16 +78,16 @@ _event_decoder = msgspec.json.Decoder(_Event)
 
 
 def decode_order(
-    body: str, attributes: Mapping[str, str], origin: Origin, *, deduplication_id: str | None, max_bytes: int
+    body: str, attributes: Mapping[str, str], origin: Origin, rules: OrderRules, *, deduplication_id: str | None
 ) -> Operation | RejectedRecord:
     """Decode one message; *attributes* are its message attributes, *deduplication_id* is its own, from a FIFO queue."""
     record = body.encode("utf-8", "surrogatepass")
     own_id = deduplication_id or origin.message_id or ""
-    if len(record) > max_bytes:
-        error = f"expected at most {max_bytes} bytes (OPERATION_MAX_BYTES), got {len(record)}"
+    if len(record) > rules.max_bytes:
+        error = f"expected at most {rules.max_bytes} bytes (OPERATION_MAX_BYTES), got {len(record)}"
         return RejectedRecord(reason=DeadLetterReason.TOO_LARGE, error=error, origin=origin, request_id=own_id)
     try:
-        return _operation_of(_parse(record), record, attributes, origin, own_id=own_id)
+        return _operation_of(_parse(record), record, attributes, origin, rules, own_id=own_id)
     except DECODING_ERRORS as exc:
         reason, error = rejection_of(exc)
     ids = peek(record, _PeekedOrder)
@@ -116,12 +123,16 @@ def _kind_of(sent: object) -> OperationKind:
 
 
 def _operation_of(
-    event: _Event, record: bytes, attributes: Mapping[str, str], origin: Origin, *, own_id: str
+    event: _Event, record: bytes, attributes: Mapping[str, str], origin: Origin, rules: OrderRules, *, own_id: str
 ) -> Operation:
     kind = _kind_of(event.type)
-    business_id = _tenant_part("businessId", event.business_id, attributes)
-    location_id = _tenant_part("locationId", event.location_id, attributes)
-    request_id = event.deduplication_id or own_id
+    business_id, location_id = _tenant_of(event, attributes, rules)
+    order_id, request_id = event.order_id, event.deduplication_id or own_id
+    if order_id is None:
+        if kind is not OperationKind.CREATE:
+            raise InvalidRecordError(f"orderId: required for {event.type}")
+        # Never the message's own deduplication id, which may be a hash of the content: two equal orders are two orders.
+        order_id = request_id = event.deduplication_id or origin.message_id or own_id
     if has_escapes(record):
         check_texts({"orderId": event.order_id, "deduplicationId": event.deduplication_id})
     if request_id.startswith(DERIVED_REQUEST_ID_PREFIX):
@@ -134,7 +145,7 @@ def _operation_of(
         location_id=location_id,
         tenant_id=tenant_id_of(business_id, location_id),
         resource_type=RESOURCE_TYPE,
-        resource_id=event.order_id,
+        resource_id=order_id,
         request_id=request_id,
         data=None if kind is OperationKind.DELETE else data.decode(),
         query=None,
@@ -144,6 +155,15 @@ def _operation_of(
         size_bytes=len(record),
         exceeds_bounds=kind is not OperationKind.DELETE and exceeds_bounds(data),
     )
+
+
+def _tenant_of(event: _Event, attributes: Mapping[str, str], rules: OrderRules) -> tuple[str, str]:
+    """Return the business and the location of an event: as named, or the default ones when it names neither."""
+    sent = event.business_id, event.location_id, *(attributes.get(name) for name in TENANT_ATTRIBUTES.values())
+    if rules.default_tenant is not None and not any(sent):
+        return rules.default_tenant
+    business_id = _tenant_part("businessId", event.business_id, attributes)
+    return business_id, _tenant_part("locationId", event.location_id, attributes)
 
 
 def _tenant_part(member: str, sent: str | None, attributes: Mapping[str, str]) -> str:

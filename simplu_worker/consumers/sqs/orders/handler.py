@@ -22,7 +22,7 @@ import msgspec
 import structlog
 
 from simplu_worker.aws.sqs_queue import Message, Queue
-from simplu_worker.consumers.sqs.orders.decode import decode_order
+from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
 from simplu_worker.consumers.sqs.orders.order_lane import Crash, LaneAnswer, OrderLane
 from simplu_worker.consumers.sqs.receive.verdicts import (
     Done,
@@ -123,16 +123,14 @@ async def open_orders(
     gateway: ShardGateway,
     queue: Queue,
     *,
-    operation_max_bytes: int,
+    rules: OrderRules,
     retries: RetryRules,
     draw: Callable[[], float] = random.random,
     utc: UtcClock = utc_now,
 ) -> AsyncIterator[OrderHandler]:
     """Open the handler of one order queue. Leaving cancels operations under way: leave it after its receiver ended."""
     async with asyncio.TaskGroup() as tasks:
-        handler = OrderHandler(
-            gateway, queue, tasks, operation_max_bytes=operation_max_bytes, retries=retries, draw=draw, utc=utc
-        )
+        handler = OrderHandler(gateway, queue, tasks, rules=rules, retries=retries, draw=draw, utc=utc)
         try:
             yield handler
         finally:
@@ -148,7 +146,7 @@ class OrderHandler:
         queue: Queue,
         tasks: asyncio.TaskGroup,
         *,
-        operation_max_bytes: int,
+        rules: OrderRules,
         retries: RetryRules,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
@@ -156,7 +154,7 @@ class OrderHandler:
         self._gateway = gateway
         self._queue = queue
         self._tasks = tasks
-        self._operation_max_bytes = operation_max_bytes
+        self._rules = rules
         self._retries = retries
         self._draw = draw
         self._utc = utc
@@ -223,8 +221,8 @@ class OrderHandler:
             message.body,
             message.attributes,
             self._queue.origin_of(message),
+            self._rules,
             deduplication_id=message.deduplication_id,
-            max_bytes=self._operation_max_bytes,
         )
 
     def _chain_of(self, message: Message) -> str:

@@ -391,6 +391,19 @@ def test_order_event_is_sent_with_its_request_id(members: dict[str, Any], effect
     assert {name: body[name] for name in EVENT} == {**EVENT, "data": body["data"]}
 
 
+def test_order_event_without_a_tenant_keeps_the_one_that_it_had() -> None:
+    """Another default tenant since then changes nothing; one that had none gets the default one."""
+    event = {name: value for name, value in EVENT.items() if name not in {"businessId", "locationId"}}
+    rules = msgspec.structs.replace(RULES, order_tenant=("other", "place"))
+    for had, expected in ((("b", "l"), ("b", "l")), ((None, None), ("other", "place"))):
+        ids = dict(zip(("business_id", "location_id"), had, strict=True))
+        one = letter(event, origin=ORDERS, reason=GIVEN_UP, request_id="d-1", **ids)
+        message = sent_for(one, rules=rules).message
+        assert message is not None
+        body = json.loads(message.body)
+        assert (body["businessId"], body["locationId"], body["deduplicationId"]) == (*expected, "d-1")
+
+
 def test_order_event_from_sns_is_sent_out_of_its_envelope() -> None:
     """The id has to go into the event itself; the envelope's attributes go along, the message's own win."""
     found = {"BusinessId": {"Type": "String", "Value": "b"}, "LocationId": {"Type": "String", "Value": "outer"}}

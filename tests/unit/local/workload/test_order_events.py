@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 from support.load.order_plan import REUSED, OrderPlan, PlannedEvent
 
-from simplu_worker.consumers.sqs.orders.decode import decode_order
+from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
 from simplu_worker.local.verify.comparison import ShardContent, StoredOperation, known_times
 from simplu_worker.local.workload.order_events import OrderEvent
 from simplu_worker.local.workload.order_workload import NOT_SENDABLE, OrderItem, OrderWorkload
@@ -26,7 +26,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 def _decoded(event: OrderEvent) -> Operation | RejectedRecord:
     origin = Origin(source=Source.SQS, name="orders.fifo", arrived_at=NOW, message_id="m", group_id=event.group_id)
     return decode_order(
-        event.body, event.attributes, origin, deduplication_id=event.deduplication_id, max_bytes=1024 * 1024
+        event.body, event.attributes, origin, OrderRules(1024 * 1024), deduplication_id=event.deduplication_id
     )
 
 

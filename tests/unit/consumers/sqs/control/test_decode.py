@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from simplu_worker.consumers.sqs.control.decode import (
     control_type_of,
     decode_control,
     tenant_id_of_control,
+    with_timestamp,
 )
 from simplu_worker.operations.operation import DeadLetterReason, Origin, RejectedRecord, Source
 from simplu_worker.shards.types import AdminAccount, ResourceRename
@@ -109,6 +111,19 @@ def test_rename_keeps_what_is_to_be_merged_as_it_came(sent: str, expected: str |
     text = body(ControlType.UPDATE_RESOURCE_ID)[:-1] + f', "additionalData": {sent}}}'
     rename = decode_control(text, {"MessageType": "UPDATE_RESOURCE_ID"}, ORIGIN)
     assert rename == ResourceRename("b", "l", "order", "temporary", "final", expected, REQUESTED_AT)
+
+
+def test_creation_without_a_timestamp_is_as_old_as_its_message() -> None:
+    """A replay of it says so: it would be newer than a later destruction."""
+    text = body(timestamp=None)
+    creation = decode_control(text, {}, ORIGIN)
+    assert isinstance(creation, ShardCreation)
+    assert creation.requested_at == ORIGIN.arrived_at
+
+    later = msgspec.structs.replace(ORIGIN, arrived_at=ORIGIN.arrived_at + timedelta(days=1))
+    assert decode_control(with_timestamp(text, {}, ORIGIN), {}, later) == creation
+    assert with_timestamp(body(), {}, later) == body()
+    assert with_timestamp("{", {}, later) == "{"
 
 
 def test_admin_account_is_decoded_and_does_not_show_the_person() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.sqs.orders.decode import decode_order
+from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
 from simplu_worker.operations.decode import NESTING_MAX, decode_operation
 from simplu_worker.operations.operation import (
     DeadLetterReason,
@@ -54,10 +54,12 @@ def decode(
     *,
     deduplication_id: str | None = "own-1",
     max_bytes: int = MAX_BYTES,
+    default_tenant: tuple[str, str] | None = None,
 ) -> Operation | RejectedRecord:
     """Decode as the handler does."""
     attributes = TENANT if attributes is None else attributes
-    return decode_order(body, attributes, ORIGIN, deduplication_id=deduplication_id, max_bytes=max_bytes)
+    rules = OrderRules(max_bytes, default_tenant)
+    return decode_order(body, attributes, ORIGIN, rules, deduplication_id=deduplication_id)
 
 
 def decoded(type_: str = "CREATE", **members: Any) -> Operation:
@@ -98,6 +100,30 @@ def test_order_event_is_an_operation_on_an_order(type_: str) -> None:
         origin=ORIGIN,
         size_bytes=len(body),
     )
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [({"deduplicationId": "event-1"}, "event-1"), ({"deduplicationId": ...}, ORIGIN.message_id)],
+)
+def test_create_without_an_order_id_is_an_order_of_its_own(members: dict[str, Any], expected: str) -> None:
+    """Its id is never the message's own deduplication id: that may be a hash, and two equal orders are two orders."""
+    operation = decoded(orderId=..., **members)
+
+    assert (operation.resource_id, operation.request_id) == (expected, expected)
+
+
+def test_default_tenant_stands_for_a_tenant_that_is_not_named() -> None:
+    """An event that names its tenant keeps it, and one that names half of it is rejected."""
+    default_tenant = ("shop", "web")
+    body = json.dumps(event())
+
+    for attributes, tenant_id in ((dict[str, str](), "shop-web"), (TENANT, "clinic-main")):
+        operation = decode(body, attributes, default_tenant=default_tenant)
+        assert isinstance(operation, Operation)
+        assert operation.tenant_id == tenant_id
+    for half in ({"BusinessId": "clinic"}, {"LocationId": "main"}):
+        assert isinstance(decode(body, half, default_tenant=default_tenant), RejectedRecord)
 
 
 @pytest.mark.parametrize("type_", KINDS)
@@ -171,7 +197,8 @@ INVALID = [
     ('{"type":"create"}', {}, "unknown_type"),
     ('{"type":7}', {}, "unknown_type"),
     ('{"type":null}', {}, "unknown_type"),
-    (event(orderId=...), {}, "invalid_message"),
+    (event("UPDATE", orderId=...), {}, "invalid_message"),
+    (event("DELETE", orderId=None), {}, "invalid_message"),
     (event(orderId=5), {}, "invalid_message"),
     (event(orderId=""), {}, "invalid_message"),
     (event(orderId="o" * 257), {}, "invalid_message"),
@@ -219,7 +246,7 @@ def test_message_is_refused_unread_when_it_is_too_large() -> None:
 def test_message_that_is_too_large_says_so_with_its_only_id() -> None:
     """Even where no id is known; nothing in the body is read."""
     origin = msgspec.structs.replace(ORIGIN, message_id=None)
-    refusal = decode_order(json.dumps(event()), TENANT, origin, deduplication_id=None, max_bytes=10)
+    refusal = decode_order(json.dumps(event()), TENANT, origin, OrderRules(10), deduplication_id=None)
     assert isinstance(refusal, RejectedRecord)
     assert (refusal.origin, refusal.request_id) == (origin, "")
     assert refusal.error.startswith("expected at most 10 bytes (OPERATION_MAX_BYTES), got ")

@@ -1,0 +1,91 @@
+"""The dead-letter queue of a worker that is given none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from support.aws.endpoints import ScriptedAws, client_of
+from support.aws.sqs_endpoints import sqs_servers
+
+from simplu_worker.aws.clients import Client
+from simplu_worker.dead_letters.default_queue import RETENTION_S, ensure_default_queue
+from simplu_worker.errors import ConfigurationError
+
+URL = "http://127.0.0.1:4566/000000000000/control-dead-letters"
+MISSING = "AWS.SimpleQueueService.NonExistentQueue"
+
+pytestmark = pytest.mark.usefixtures("aws_credentials")
+
+
+@pytest.fixture(scope="module", params=["moto", "ours"])
+def server_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Give the endpoint URL of each server."""
+    with sqs_servers() as servers:
+        yield servers.url_of(request.param)
+
+
+@pytest.fixture
+async def client(server_url: str) -> AsyncIterator[Client]:
+    """Open a client of each server."""
+    async with client_of("sqs", server_url) as opened:
+        yield opened
+
+
+async def test_default_queue_is_created_once_and_keeps_dead_letters_for_two_weeks(client: Client) -> None:
+    """A later start finds it, and leaves it as an operator has set it."""
+    control = (await client.create_queue(QueueName="control"))["QueueUrl"]
+    url = f"{control}-dead-letters"
+
+    await ensure_default_queue(client, url, asyncio.Event())
+
+    first = (await client.get_queue_attributes(QueueUrl=url, AttributeNames=["All"]))["Attributes"]
+    assert first["MessageRetentionPeriod"] == str(RETENTION_S)
+    assert first.get("SqsManagedSseEnabled") == "true"
+    await client.set_queue_attributes(QueueUrl=url, Attributes={"MessageRetentionPeriod": "3600"})
+    await ensure_default_queue(client, url, asyncio.Event())
+    again = (await client.get_queue_attributes(QueueUrl=url, AttributeNames=["All"]))["Attributes"]
+    assert again["MessageRetentionPeriod"] == "3600"
+
+
+async def test_default_queue_of_another_account_is_a_problem_of_the_configuration(client: Client) -> None:
+    """Its letters would go to a queue that nobody reads."""
+    with pytest.raises(ConfigurationError, match=r"SQS_DEAD_LETTER_QUEUE_URL: .* of another account"):
+        await ensure_default_queue(client, "http://127.0.0.1/999999999999/control-dead-letters", asyncio.Event())
+
+
+async def test_default_queue_that_may_not_be_created_is_a_problem_of_the_configuration() -> None:
+    """The text says what to allow, or which variable to set."""
+    aws = ScriptedAws()
+    aws.refuse(MISSING)
+    aws.refuse("AccessDenied")
+    async with aws.running() as url, client_of("sqs", url) as client:
+        with pytest.raises(ConfigurationError, match=r"AccessDenied.*allow sqs:GetQueueUrl and sqs:CreateQueue"):
+            await ensure_default_queue(client, URL, asyncio.Event())
+
+
+async def test_default_queue_is_created_unencrypted_where_sqs_knows_no_encryption() -> None:
+    """An emulator may refuse the attribute."""
+    aws = ScriptedAws()
+    aws.refuse(MISSING)
+    aws.refuse("InvalidAttributeName")
+    aws.answer({"QueueUrl": URL})
+    async with aws.running() as url, client_of("sqs", url) as client:
+        await ensure_default_queue(client, URL, asyncio.Event())
+    asked = [(operation, "SqsManagedSseEnabled" in body.get("Attributes", {})) for operation, body in aws.requests]
+    assert asked == [("GetQueueUrl", False), ("CreateQueue", True), ("CreateQueue", False)]
+
+
+async def test_default_queue_is_waited_for_while_sqs_does_not_answer() -> None:
+    """An outage ends no worker; a stop does."""
+    aws, stopping = ScriptedAws(), asyncio.Event()
+    for _ in range(2):
+        aws.script.append((503, {"__type": "ServiceUnavailable", "message": "later"}))
+    aws.answer({"QueueUrl": URL})
+    async with aws.running() as url, client_of("sqs", url) as client:
+        await ensure_default_queue(client, URL, stopping, draw=lambda: 0.0)
+        assert len(aws.requests) == 3
+        stopping.set()
+        await ensure_default_queue(client, URL, stopping)
+    assert len(aws.requests) == 3
