@@ -100,8 +100,16 @@ class Monitoring:
             "cache": self.cache_state(),
         }
 
-    async def purge(self, name: str) -> HttpAnswer:
-        """Answer `DELETE /sqs/purge`: delete all messages of a queue. Those in flight are handled all the same."""
+    async def purge(self, name: str | None) -> HttpAnswer:
+        """Answer `DELETE /sqs/purge`: delete all messages of a queue. Those in flight are handled all the same.
+
+        Without *name* it is the one source queue; the dead-letter queue has to be named.
+        """
+        if name is None:
+            if len(self.receivers) != 1:
+                known = ", ".join(self.queues) or "none"
+                return 400, {"error": f"expected the name of one queue, as ?queue=NAME; the queues are: {known}"}
+            (name,) = self.receivers
         queue = self.queues.get(name)
         if queue is None:
             known = ", ".join(self.queues) or "none"

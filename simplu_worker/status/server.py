@@ -59,7 +59,7 @@ class Views:
     before the metrics are shown. The others return the HTTP status and the JSON; text that is JSON already (a result
     as Postgres stores it) is passed as `msgspec.Raw`, so that no number loses a digit.
     *operation* takes the request id and, both or neither, business id and location id; *tenant* takes those two ids.
-    *purge* takes the name of a queue, and empties the queue; *clear_cache* empties the cache.
+    *purge* empties the queue of that name, or the only source queue for None; *clear_cache* empties the cache.
     """
 
     live: Callable[[], str | None]
@@ -74,7 +74,7 @@ class Views:
     handler_stats: Callable[[], Awaitable[HttpAnswer]]
     cache_stats: Callable[[], Awaitable[HttpAnswer]]
     cache_keys: Callable[[], Awaitable[HttpAnswer]]
-    purge: Callable[[str], Awaitable[HttpAnswer]]
+    purge: Callable[[str | None], Awaitable[HttpAnswer]]
     clear_cache: Callable[[], Awaitable[HttpAnswer]]
 
 
@@ -248,12 +248,10 @@ class _Endpoints:
         return json_response(*await self._views.clear_cache())
 
     async def purge(self, request: web.Request) -> web.Response:
-        names = request.query.getall("queue", [])
-        if len(names) != 1 or not names[0]:
-            return error_response(
-                HTTPStatus.BAD_REQUEST, "expected the name of one queue, as ?queue=NAME; /sqs/stats names them"
-            )
-        status, answer = await self._views.purge(names[0])
+        names = [name for name in request.query.getall("queue", []) if name]
+        if len(names) > 1:
+            return error_response(HTTPStatus.BAD_REQUEST, "expected the name of one queue, as ?queue=NAME, got several")
+        status, answer = await self._views.purge(names[0] if names else None)
         wait_s = answer.get("retryAfterSeconds")
         return json_response(status, answer, headers={"Retry-After": str(wait_s)} if wait_s else None)
 

@@ -278,6 +278,19 @@ async def test_purge_empties_the_queue_that_is_named(site: Site) -> None:
     ]
 
 
+async def test_purge_without_a_name_empties_the_only_source_queue(site: Site) -> None:
+    """The dead-letter queue beside it is unchanged; with two source queues the name is required."""
+    await site.send(site.letters, 2)
+
+    assert (await site.ask("/sqs/purge", "DELETE"))[1]["queue"] == site.queue.name
+
+    assert (await site.row_of(site.letters))["visible"] == 2
+    receivers = cast(dict[str, Any], site.replica.monitoring.receivers)
+    receivers["another"] = receivers[site.queue.name]
+    status, answer = await site.ask("/sqs/purge", "DELETE")
+    assert (status, site.letters.name in answer["error"]) == (400, True)
+
+
 async def test_purge_is_429_when_the_queue_was_purged_less_than_a_minute_ago(site: Site) -> None:
     """SQS accepts one purge of a queue in 60 s: the answer explains it, and names the time to wait."""
     path = f"/sqs/purge?queue={site.letters.name}"
