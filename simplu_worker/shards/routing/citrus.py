@@ -67,25 +67,35 @@ _ShardId = Annotated[str, msgspec.Meta(min_length=1, max_length=SHARD_ID_MAX, pa
 _Count = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 
 
-class _ShardReply(msgspec.Struct, rename="camel"):
+class _ShardFacts(msgspec.Struct, rename="camel", kw_only=True):
     shard_id: _ShardId
-    connection_string: str
     is_active: bool = True
     business_count: _Count | None = None
     max_businesses: _Count | None = None
 
-    @property
-    def address(self) -> ShardAddress:
+    def at(self, connection_string: str) -> ShardAddress:
         return ShardAddress(
             shard_id=self.shard_id,
-            connection_string=self.connection_string,
+            connection_string=connection_string,
             is_active=self.is_active,
             tenant_count=self.business_count,
             tenant_max=self.max_businesses,
         )
 
 
-_ShardReplies = Annotated[list[_ShardReply], msgspec.Meta(max_length=SHARDS_MAX)]
+class _ShardReply(_ShardFacts, rename="camel", kw_only=True):
+    connection_string: str
+
+    @property
+    def address(self) -> ShardAddress:
+        return self.at(self.connection_string)
+
+
+class _ListedShard(_ShardFacts, rename="camel", kw_only=True):
+    connection_string: str | None = None  # an entry without one must not hide the others
+
+
+_ShardReplies = Annotated[list[_ListedShard], msgspec.Meta(max_length=SHARDS_MAX)]
 
 
 class _CapacityReply(msgspec.Struct, rename="camel"):
@@ -154,10 +164,13 @@ class CitrusClient:
             raise CitrusUnavailableError("Citrus shards_health: expected 200, got 404")
         return self._resolve_all(replies)
 
-    def _resolve_all(self, replies: Iterable[_ShardReply]) -> list[ShardAddress]:
+    def _resolve_all(self, replies: Iterable[_ListedShard]) -> list[ShardAddress]:
+        """Return the listed shards. One listed without an address is at the known one, if any; else it is refused."""
         shards: dict[str, ShardAddress] = {}
         for reply in replies:  # of two entries for one shard the first counts
-            shards.setdefault(reply.shard_id, reply.address.validate_or_refuse(self._allowed_hosts))
+            known = None if reply.connection_string else self.address_book.known_address(reply.shard_id)
+            address = reply.at(known.connection_string if known else reply.connection_string or "")
+            shards.setdefault(reply.shard_id, address.validate_or_refuse(self._allowed_hosts))
         return [self.address_book.resolve(shard) for shard in shards.values()]
 
     async def list_possible_homes(self, tenant_ids: Iterable[str]) -> dict[str, list[ShardAddress]]:

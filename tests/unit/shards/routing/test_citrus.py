@@ -364,9 +364,25 @@ async def test_shards_lists_all_and_marks_those_that_may_not_be_used() -> None:
     assert "evil.example is not in DATABASE_ALLOWED_HOSTS" in str(refused.refusal)
 
 
+@pytest.mark.parametrize("members", [{}, {"connectionString": None}, {"connectionString": ""}])
+async def test_shards_lists_one_without_an_address_as_one_without_an_answer(members: dict[str, Any]) -> None:
+    """The others serve; and it is known where the shard is once another answer has named its address."""
+    listed = [{"shardId": SHARD["shardId"], "businessCount": 7} | members, SHARD | {"shardId": "shard-c"}]
+    async with ScriptedCitrus(reply(listed), reply(SHARD), reply(listed)).opened() as client:
+        refused, other = await client.list_shards()
+        assert (refused.shard_id, refused.connection_string, other.refusal) == (SHARD["shardId"], "", None)
+        assert refused.refusal is not None
+
+        await client.locate("a-b")
+
+        known = (await client.list_shards())[0]
+        assert (known.connection_string, known.refusal) == (ADDRESS.connection_string, None)
+        assert known.tenant_count == 7
+
+
 async def test_shards_has_no_answer_when_one_entry_is_nonsense() -> None:
     """A list with an entry that cannot be read might lack anybody's home."""
-    async with ScriptedCitrus(reply([SHARD, {"shardId": "shard-b"}])).opened() as client:
+    async with ScriptedCitrus(reply([SHARD, {"connectionString": SHARD["connectionString"]}])).opened() as client:
         with pytest.raises(CitrusUnavailableError, match=r"\$\[1\]"):
             await client.list_shards()
 
