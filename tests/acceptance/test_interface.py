@@ -1,0 +1,171 @@
+"""docs/interface.md does what it says: its examples are run in their order, against a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import aiohttp
+import asyncpg
+import pytest
+from support.requires import ROOT
+
+from simplu_worker.local.processes.loopback import poll_until
+from simplu_worker.local.processes.worker_process import WorkerProcess
+from simplu_worker.local.stack.aws import STREAM_NAME
+from simplu_worker.local.stack.stack import Stack
+
+pytestmark = pytest.mark.slow(15)
+
+PAGE = ROOT / "docs" / "interface.md"
+EXAMPLE = re.compile(r"(?ms)^<!-- (?P<what>\w+): (?P<name>[^>]*?) -->\n```\w+\n(?P<text>.*?)^```$")
+PATIENCE_S = 30.0
+CREATION = "control SHARD_CREATION"
+TOLD = (("settings", "default"), ("role", "u-1"))  # resources whose data the page has in its text
+
+
+class Example(NamedTuple):
+    """A block of the page: *what* to do with it (`run`, or compare an `outcome` or a `result`), and with which name."""
+
+    what: str
+    name: str
+    text: str
+
+
+class Reader:
+    """Someone who follows the page with *stack* and *worker*, and *bin_path* before the rest of PATH."""
+
+    def __init__(self, stack: Stack, worker: WorkerProcess, bin_path: Path) -> None:
+        self._stack = stack
+        self._worker = worker
+        own = {"HTTP_PORT": str(worker.port), "AWS_DEFAULT_REGION": stack.env["AWS_REGION"]}
+        path = {"PATH": f"{bin_path}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT / "tests")}
+        self._env = dict(os.environ) | stack.env | own | path
+        self._sent_count = 0
+
+    async def follow(self, example: Example) -> None:
+        """Do what *example* shows, or compare what it shows with what the worker answers."""
+        match example.what, example.name.split():
+            case "run", ["record"]:
+                await self._put_record(example.text)
+            case "run", ["order"]:
+                await self._send_message("SQS_ORDER_EVENTS_QUEUE_URL", example.text, group=True)
+            case "run", ["control", kind]:
+                await self._send_message("SQS_SHARD_CREATION_QUEUE_URL", example.text, kind=kind)
+            case "run", ["shell"]:
+                await self._run("bash", "-euo", "pipefail", "-c", example.text)
+            case "run", ["python"]:
+                await self._run(sys.executable, "-c", example.text)
+            case "outcome", [request_id]:
+                found = await self.find_operation(request_id)
+                assert found | json.loads(example.text) == found
+            case "result", [request_id]:
+                assert (await self.find_operation(request_id))["result"] == json.loads(example.text)
+            case _:
+                raise AssertionError(f"expected a known kind of example, got {example.what}: {example.name}")
+        await self._wait_for_control_messages()
+
+    async def find_operation(self, request_id: str) -> dict[str, Any]:
+        """Return the outcome of an operation, once it is decided."""
+        found: dict[str, Any] = {}
+
+        async def is_decided() -> bool:
+            found.update(await self.ask(f"/operations/{request_id}?businessId=smile&locationId=berlin"))
+            return found["status"] in {"succeeded", "failed"}
+
+        assert await poll_until(is_decided, within_s=PATIENCE_S), found
+        return found
+
+    async def ask(self, path: str) -> dict[str, Any]:
+        """Return the JSON at *path* of the worker."""
+        headers = {"Authorization": f"Bearer {self._env['API_TOKEN']}"}
+        async with aiohttp.ClientSession() as session, session.get(self._worker.url + path, headers=headers) as answer:
+            return dict(await answer.json())
+
+    async def _put_record(self, text: str) -> None:
+        record = json.loads(text)
+        key = "-".join(record[name] for name in ("businessId", "locationId", "resourceType"))
+        async with self._stack.aws_client("kinesis") as kinesis:
+            await kinesis.put_record(StreamName=STREAM_NAME, Data=text.encode(), PartitionKey=key)
+
+    async def _send_message(self, variable: str, text: str, *, group: bool = False, kind: str | None = None) -> None:
+        self._sent_count += 1
+        fifo = {"MessageGroupId": "orders", "MessageDeduplicationId": str(self._sent_count)} if group else {}
+        typed = {"MessageAttributes": {"MessageType": {"DataType": "String", "StringValue": kind}}} if kind else {}
+        async with self._stack.aws_client("sqs") as sqs:
+            await sqs.send_message(QueueUrl=self._env[variable], MessageBody=text, **fifo, **typed)
+
+    async def _run(self, *command: str) -> None:
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(*command, env=self._env, stdout=pipe, stderr=pipe)
+        output, errors = await process.communicate()
+        assert process.returncode == 0, errors.decode()
+        if output:
+            json.loads(output)
+
+    async def _wait_for_control_messages(self) -> None:
+        async def are_decided() -> bool:
+            control = (await self.ask("/sqs/stats"))["queues"][0]
+            return not (control["visible"] or control["inFlight"] or control["inHand"])
+
+        assert await poll_until(are_decided, within_s=PATIENCE_S)
+
+
+async def test_examples_of_the_page_do_what_it_says(tmp_path: Path) -> None:
+    """Records, messages, commands and code, as they are written."""
+    page = PAGE.read_text(encoding="utf-8")
+    examples = [Example(**found.groupdict()) for found in EXAMPLE.finditer(page)]
+    assert len(examples) == page.count("<!-- ") >= 25
+    aws = tmp_path / "aws"
+    aws.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m support.aws.command_line "$@"\n', encoding="utf-8")
+    aws.chmod(0o755)
+    async with Stack(shards=1, stream_shards=1) as stack:
+        worker = WorkerProcess(stack.group, stack.env)
+        worker.start()
+        await worker.wait_ready()
+        reader = Reader(stack, worker, tmp_path)
+        # The page tells of tenants last.
+        await reader.follow(next(example for example in examples if example.name == CREATION))
+        for example in examples:
+            await reader.follow(example)
+
+        outcomes = {
+            name: await reader.find_operation(name)
+            for name in ("from-the-shell", "from-python", "o-1-created", "o-1-paid", "o-1-gone", "o-2-created")
+        }
+        tenant = await reader.ask("/tenants/smile/berlin")
+        letters = (await reader.ask("/sqs/stats"))["queues"][-1]
+        await worker.stop(within_s=PATIENCE_S)
+        (server,) = stack.servers.values()
+        connection = await asyncpg.connect(server.url)
+        rows = await connection.fetch('SELECT "resourceName", "resourceId", data FROM resources')
+        await connection.close()
+
+    assert {one["status"] for one in outcomes.values()} == {"succeeded"}
+    assert (tenant["state"], tenant["businessType"], letters["visible"]) == ("active", "dental", 0)
+    resources = {(row["resourceName"], row["resourceId"]): json.loads(row["data"]) for row in rows}
+    assert resources.keys() == {
+        ("settings", "default"),
+        ("role", "u-1"),
+        ("medic", "u-1"),
+        ("appointment", "a6"),
+        ("patient", "p1"),
+        ("treatment", "t1"),
+        ("order", "o-2"),
+    }
+    assert resources["appointment", "a6"] == {"patientName": "Ben", "status": "moved"}
+    told = [json.loads(block) for block in re.findall(r"`(\{[^`]*\})`", page) if _is_json(block)]
+    assert all(resources[key] in told for key in TOLD)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,43 @@
+"""`python -m support.aws.command_line SERVICE OPERATION --member VALUE …`: a request as the AWS CLI 2 makes it.
+
+Version 2 is no package of Python. This reads the arguments by botocore's own model of the service, as the CLI does:
+`--queue-url` is member QueueUrl, members of structures are JSON, and `--cli-binary-format` says that blobs are text.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import botocore.session
+from botocore import xform_name
+
+
+def parse_arguments(arguments: list[str], shape: Any) -> dict[str, Any]:
+    """Return the parameters of a request of *shape*; raise KeyError for an option that it does not have."""
+    members = {xform_name(name, "-"): name for name in shape.members}
+    given = dict(zip(arguments[::2], arguments[1::2], strict=True))
+    if given.pop("--cli-binary-format", None) != "raw-in-base64-out":
+        assert not any(shape.members[name].type_name == "blob" for name in shape.members), "blobs are base64 by default"
+    parameters = {}
+    for option, text in given.items():
+        name = members[option.removeprefix("--")]
+        is_text = shape.members[name].type_name in {"string", "blob"}
+        parameters[name] = text if is_text else json.loads(text)
+    return parameters
+
+
+def main() -> None:
+    """Make the request and print its answer."""
+    service, operation, *arguments = sys.argv[1:]
+    client: Any = botocore.session.get_session().create_client(service)
+    method = operation.replace("-", "_")
+    model = client.meta.service_model.operation_model(client.meta.method_to_api_mapping[method])
+    answer = getattr(client, method)(**parse_arguments(arguments, model.input_shape))
+    answer.pop("ResponseMetadata")
+    print(json.dumps(answer, default=str))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
