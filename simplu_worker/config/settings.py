@@ -1,4 +1,4 @@
-"""The configuration: typed, from environment variables, every problem reported at once (contract §2)."""
+"""The configuration: typed, from environment variables, every problem reported at once (docs/configuration.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encode dead letters by the contract (§6), within the size that their queue accepts, and parse them. Pure.
+"""Encode dead letters (docs/operating.md), within the size that their queue accepts, and parse them. Pure.
 
 A letter is ASCII, so its length is its size, and it contains no character that SQS refuses. It contains the first of
 these forms of the record that fits: unchanged, compressed, an excerpt with the size and hash of the whole record.
@@ -23,12 +23,12 @@ from simplu_worker.operations.decode import derived_request_id
 from simplu_worker.operations.operation import DeadLetterReason, Origin, RejectedRecord, Source, tenant_id_of
 
 ERROR_MAX_BYTES: Final = 2048
-EXCERPT_BYTES: Final = 64 * 1024  # contract §6
+EXCERPT_BYTES: Final = 64 * 1024  # docs/interface.md
 UNPACKED_MAX_BYTES: Final = 64 * 1024 * 1024  # several times the largest record of any source: letters may be forged
 PARTS_COUNTED_MAX: Final = 10_000_000  # an aggregate has a byte at least for each of its parts
 REQUEST_ID_USUAL_BYTES: Final = 40  # more than that many ids fit in no letter
 PartCount = Annotated[int, msgspec.Meta(ge=1, le=PARTS_COUNTED_MAX)]
-TENANT_ATTRIBUTES: Final = ("BusinessId", "LocationId")  # contract §5
+TENANT_ATTRIBUTES: Final = ("BusinessId", "LocationId")  # docs/interface.md
 
 
 class BadParts(msgspec.Struct, frozen=True, gc=False):

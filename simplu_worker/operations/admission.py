@@ -16,7 +16,7 @@ from simplu_worker.operations.operation import DeadLetterReason, Disposition, Fa
 
 
 class TenantState(StrEnum):
-    """The states of a tenant on one shard (contract §10)."""
+    """The states of a tenant on one shard (docs/reading.md)."""
 
     INCOMING = "incoming"
     READY = "ready"

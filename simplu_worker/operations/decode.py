@@ -1,4 +1,4 @@
-"""Decode the bytes of a record into an operation, or into the reason why they are none (contract §3). Pure.
+"""Decode the bytes of a record into an operation, or into the reason why they are none (docs/interface.md). Pure.
 
 Every decision is a function of the record's bytes and position alone, so that every reader of the record, today or
 after a crash, decides the same (architecture, idea 7).

@@ -8,11 +8,11 @@ from typing import Final
 
 import msgspec
 
-ID_MAX: Final = 128  # characters of a business's or a location's id: contract §3
+ID_MAX: Final = 128  # characters of a business's or a location's id: docs/interface.md
 
 
 class OperationKind(StrEnum):
-    """The kinds of operation on a resource (contract §3)."""
+    """The kinds of operation on a resource (docs/interface.md)."""
 
     CREATE = "create"
     UPDATE = "update"
@@ -31,7 +31,7 @@ READING_KINDS = frozenset({OperationKind.LIST, OperationKind.READ})
 
 
 class DeadLetterReason(StrEnum):
-    """Why a record became a dead letter (contract §6)."""
+    """Why a record became a dead letter (docs/interface.md)."""
 
     INVALID_JSON = "invalid_json"
     INVALID_MESSAGE = "invalid_message"
@@ -43,7 +43,7 @@ class DeadLetterReason(StrEnum):
 
 
 class Failure(StrEnum):
-    """The error of an operation that is decided without effect (contract §3)."""
+    """The error of an operation that is decided without effect (docs/interface.md)."""
 
     ALREADY_EXISTS = "already_exists"
     NOT_FOUND = "not_found"

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import timedelta
 from typing import Final
 
-SOURCE_MARGIN: Final = timedelta(hours=24)  # contract §2, OPERATION_RETENTION_HOURS
+SOURCE_MARGIN: Final = timedelta(hours=24)  # docs/configuration.md, OPERATION_RETENTION_HOURS
 DELETING_SHARE: Final = 0.1  # of the time, at most
 
 

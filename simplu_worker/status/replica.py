@@ -214,7 +214,7 @@ class ReplicaStatus:
         ]
 
     def handler_status(self) -> dict[str, Any]:
-        """Return the state of the worker (contract §9, `GET /handler/status`)."""
+        """Return the state of the worker (docs/interface.md, `GET /handler/status`)."""
         trouble = self.readiness_problem()
         return {
             "running": trouble is None,
@@ -227,7 +227,7 @@ class ReplicaStatus:
         }
 
     async def find_operation(self, request_id: str, business_id: str | None, location_id: str | None) -> HttpAnswer:
-        """Answer `GET /operations/{requestId}` (contract §9)."""
+        """Answer `GET /operations/{requestId}` (docs/interface.md)."""
         if self.gateway is None:
             return 503, {"error": "starting"}
         tenant_id = None if business_id is None else tenant_id_of(business_id, location_id or "")

@@ -1,4 +1,4 @@
-"""Serve health, metrics, status and single answers over HTTP (contract §9), from views that are passed as callables.
+"""Serve health, metrics, status and single answers over HTTP (docs/interface.md), from views passed as callables.
 
 The bearer token protects every path with data of tenants; health and metrics have no such data and are open. All paths
 but the two DELETEs only read, and the DELETEs have to be allowed separately. Every answer but metrics and the page is

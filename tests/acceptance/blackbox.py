@@ -195,7 +195,7 @@ async def settled_share(trial: Trial, share: float) -> None:
 
 
 def postgres_pids(port: int | None) -> set[int]:
-    """Return the processes of the Postgres server with *port* on its command line, which contract §1 promises."""
+    """Return the processes of the Postgres server with *port* on its command line, which README.md promises."""
     table = running_processes()
     servers = {pid for pid, line in _command_lines() if "postgres" in line and re.search(rf"\b{port}\b", line)}
     return with_descendants(servers, table)

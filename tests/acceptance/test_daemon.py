@@ -290,7 +290,7 @@ async def test_worker_ends_with_the_models_rows_when_it_was_killed_in_the_middle
 
 @in_stacks_loop
 async def test_worker_answers_over_http(stack: Stack) -> None:
-    """Contract §9: what is open, what is protected, what is not there; and a second worker cannot have the port."""
+    """What is open, what is protected, what is not there; and a second worker cannot have the port."""
     token = stack.env["API_TOKEN"]
     async with running_worker(stack) as worker:
         await put(stack, "asked-for")

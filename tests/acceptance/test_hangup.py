@@ -26,7 +26,7 @@ PATIENCE_S = 20.0
 
 
 def place_of(key: str, count: int, retired: frozenset[int]) -> int:
-    """Return the place of *key* in a list of shards (contract §7), in the words of the paper's C++."""
+    """Return the place of *key* in a list of shards (docs/interface.md), in the words of the paper's C++."""
     attempt = 0
     while True:
         digest = hashlib.md5((f"{key}#{attempt}" if attempt else key).encode()).digest()

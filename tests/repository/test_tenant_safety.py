@@ -32,14 +32,14 @@ NOT_OF_ONE_TENANT = {
     "count_living_tenants": "the count alone, for a shard that is to leave the map",
     "count_tenants": "the count alone, for capacity",
     "find_deletions": "what a shard has to delete, whosever it is",
-    "find_locations": "contract §4: `destroy_all` is for every location of a business",
-    "find_operation_of_any_tenant": "contract §9: without the tenant all shards are asked",
+    "find_locations": "docs/interface.md: `destroy_all` is for every location of a business",
+    "find_operation_of_any_tenant": "docs/interface.md: without the tenant all shards are asked",
     "find_unconfirmed": "what a provisioning that was killed has left, whosever it is",
     "insert_position": "how the tenants came, for what is known of a stream shard",
     "read_tenant_arrivals": "times alone, of the first and of the last that was moved here",
     "forget_operations": "rows go by their age, whosever they are",
-    "list_tenants": "contract §1: `tenants list`",
-    "page_tenants": "contract §1: `tenants audit`",
+    "list_tenants": "README.md: `tenants list`",
+    "page_tenants": "README.md: `tenants audit`",
 }
 # What is not a named query, by folder.
 SCRIPTS = {

@@ -73,7 +73,7 @@ def complete_record(record: bytes, defaults: dict[str, str]) -> bytes:
 
 
 def partition_key_of(decoded: Operation | RejectedRecord, number: int) -> str:
-    """Return the partition key of contract §3, hashed if too long; a rejected line without ids gets one of its own."""
+    """Return a record's partition key, hashed if too long; a rejected line without ids gets one of its own."""
     if isinstance(decoded, Operation):
         key = f"{decoded.tenant_id}-{decoded.resource_type}"
     else:

@@ -23,7 +23,7 @@ from simplu_worker.local.workload.reference_model import (
 )
 from simplu_worker.local.workload.workload import Item
 
-DEFAULT_ROW = ("settings", "default")  # contract §10: created by provisioning, one per tenant
+DEFAULT_ROW = ("settings", "default")  # docs/reading.md: created by provisioning, one per tenant
 SHOWN_CHARS = 160
 TIME_STEP = timedelta(milliseconds=1)  # SentTimestamp is in whole milliseconds
 Key = TypeVar("Key")

@@ -125,7 +125,7 @@ class DeadLetterReader:
 
 
 def parse_dead_letter(body: str) -> StoredDeadLetter:
-    """Parse the body of a dead letter (contract §6)."""
+    """Parse the body of a dead letter (docs/interface.md)."""
     letter = json.loads(body)
     source = letter.get("source") or {}
     if source.get("kind") == "sqs":

@@ -13,7 +13,7 @@ INVALID_JSON = frozenset({"invalid_json"})
 INVALID_MESSAGE = frozenset({"invalid_message"})
 TOO_LARGE = frozenset({"too_large"})
 TOO_DEEP = 10_000
-OPERATION_MAX_BYTES = 10_485_760  # OPERATION_MAX_BYTES's default, contract §2
+OPERATION_MAX_BYTES = 10_485_760  # OPERATION_MAX_BYTES's default, docs/configuration.md
 
 Envelope = dict[str, Any]
 NOT_JSON: tuple[bytes, ...] = (

@@ -250,7 +250,7 @@ def owner_of(source: OldTenant, lookup: SourceLookup, *, shard_id: str, types: I
 
 
 def without_collisions(owners: Iterable[Owner]) -> dict[str, Owner]:
-    """Return *owners* by source, with a problem for those with one id: `a-b` + `c` is `a` + `b-c` (contract §10)."""
+    """Return *owners* by source, with a problem for those with one id: `a-b` + `c` is `a` + `b-c` (docs/reading.md)."""
     by_key = {owner.source.key: owner for owner in owners}
     counts = Counter(owner.tenant_id for owner in by_key.values() if owner.tenant_id is not None)
     return {

@@ -16,7 +16,7 @@ import msgspec
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import Capacity
 
-VERSION_MIN: Final = 140000  # contract §10: PostgreSQL 14 or newer
+VERSION_MIN: Final = 140000  # docs/reading.md: PostgreSQL 14 or newer
 
 
 class SchemaCreator(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""The door to Citrus, the shard manager, which knows the shard of each tenant (contract §7)."""
+"""The door to Citrus, the shard manager, which knows the shard of each tenant (docs/interface.md)."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def digest_of(text: str) -> str:
 def refusal_of(schema: ShardSchema, *, worker_version: int) -> str | None:
     """Return why a worker of *worker_version* may not use a shard with *schema*; None if it may.
 
-    Contract §10: it may use its own version and the one before, and a later one with a suitable `works_from`.
+    It may use its own version and the one before, and a later one with a suitable `works_from`.
     """
     version = schema.version
     if version is None:

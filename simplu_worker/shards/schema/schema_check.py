@@ -48,7 +48,7 @@ async def check_schema(connection: Connection, shard_id: str) -> SchemaState:
     """Return whether this database has our schema or is empty.
 
     Raises `ShardUnavailableError` as `read_schema` does, and for a schema version that this worker may not use
-    (contract §10).
+    (docs/reading.md).
     """
     schema = await read_schema(connection, shard_id)
     if schema is None:

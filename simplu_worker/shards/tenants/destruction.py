@@ -1,6 +1,6 @@
 """Begin the destruction of tenants: their operations then fail as `tenant_destroyed`, and the grace time runs.
 
-Citrus gets no message (contract §4): the tenant's row stays on its shard, and decides the operations routed there.
+Citrus gets no message: the tenant's row stays on its shard, and decides the operations that are routed there.
 """
 
 from __future__ import annotations

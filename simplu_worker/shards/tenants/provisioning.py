@@ -1,7 +1,7 @@
 """Make tenants: register them with Citrus, make their rows on the named shards, and confirm them; idempotent.
 
 A missing row alone is never a reason to make one: if an earlier home still had the tenant, its data would be split
-between two shards (contract §4). So earlier homes are asked first, and no tenant is made while one of them is silent.
+between two shards. So earlier homes are asked first, and no tenant is made while one of them is silent.
 
 A crash may follow each of the three steps. *Registered*: Citrus names a shard; the next try gets the same one (409).
 *Provisioned*: tenant and default row are there, in one commit; the next try finds them. *Confirmed*: the tenant was not

@@ -2,7 +2,7 @@
 
 Serialised against operations as batches are against each other: the tenant's row is locked `FOR SHARE` and must be
 `active`, so that nothing is written after a mover's fence or a destruction. Only operations write to `operations`
-(contract §10), so a move in progress has to find these changes in another way.
+(docs/reading.md), so a move in progress has to find these changes in another way.
 """
 
 from __future__ import annotations

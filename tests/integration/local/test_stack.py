@@ -204,7 +204,7 @@ async def never() -> tuple[str, str]:
 
 @pytest.mark.parametrize("business_id", ["acme", "a/b", "%2F %25", "ü+?#&=", "..", "日本-", "a/capacity"])
 async def test_citrus_speaks_the_contract_from_registration_to_move(business_id: str) -> None:
-    """Look-up, registration, capacity and re-pointing return the members of contract §7, for any key."""
+    """Look-up, registration, capacity and re-pointing return the members of docs/interface.md, for any key."""
     citrus = CitrusServer(api_key="key", make_shard=never, max_businesses=1)
     for number in (1, 2):
         citrus.add_shard(f"shard-{number}", f"postgresql://u:p@h/{number}")

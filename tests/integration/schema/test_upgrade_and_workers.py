@@ -50,7 +50,7 @@ async def test_workers_go_on_when_what_their_statements_use_has_changed(pool: Sh
 
 
 async def test_worker_holds_the_shard_when_an_upgrade_has_left_its_version_behind(pool: ShardPool) -> None:
-    """Contract §10, also where it has worked on the shard before; and it goes on when it may again."""
+    """Also where it has worked on the shard before; and it goes on when it may again."""
     users = ShardPool(pool.address, size=2)
     writer = writer_of(users)
     await add_tenant(users)
@@ -75,7 +75,7 @@ async def test_worker_holds_the_shard_when_an_upgrade_has_left_its_version_behin
 
 
 async def test_worker_works_before_and_after_the_upgrade_to_its_version(pool: ShardPool) -> None:
-    """Contract §10: its own version and the one before."""
+    """Its own version and the one before."""
     await fetch(pool, f"DELETE FROM schema_migrations WHERE version = {SCHEMA_VERSION}")
     before = await state_of(pool)
     done: Upgrade | None = await Upgrader(pool).run()

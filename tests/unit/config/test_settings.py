@@ -47,7 +47,7 @@ def _problems_of(environ: dict[str, str]) -> tuple[str, ...]:
 
 
 def test_settings_have_the_defaults_of_the_contract_when_only_the_needed_is_set() -> None:
-    """Each default is the one of contract §2, and unknown variables are ignored."""
+    """Each default is the one of docs/configuration.md, and unknown variables are ignored."""
     settings = load_settings({**COMPLETE, "DATABASE_TYPE": "postgres", "RDS_HOST": "x"})
     assert settings.sqs_retry_delays_seconds == (1.0, 5.0, 15.0)
     assert (

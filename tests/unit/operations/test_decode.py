@@ -1,4 +1,4 @@
-"""What becomes of a record's bytes: every rule of contract §3, and that nothing else can come of any bytes."""
+"""What becomes of a record's bytes: every rule of docs/interface.md, and that nothing else can come of any bytes."""
 
 from __future__ import annotations
 

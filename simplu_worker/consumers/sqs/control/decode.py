@@ -1,4 +1,4 @@
-"""Decode messages of the control queue (contract §4): any text gives a message or a rejection, no exception. Pure."""
+"""Decode control messages (docs/interface.md): any text gives a message or a rejection, no exception. Pure."""
 
 from __future__ import annotations
 

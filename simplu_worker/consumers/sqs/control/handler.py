@@ -1,4 +1,4 @@
-"""Carry out control messages (contract §4), and return the verdict on each.
+"""Carry out control messages (docs/interface.md), and return the verdict on each.
 
 Of one batch, creations are provisioned all together and the other messages in parallel; but messages about one tenant
 one after the other, and none behind an undecided one.

@@ -1,4 +1,4 @@
-"""Decode messages of an order queue (contract §5): any text gives an operation or a rejection, no exception. Pure.
+"""Decode order events (docs/interface.md): any text gives an operation or a rejection, no exception. Pure.
 
 An operation is a function of the message alone, so that every receive of it, today or after a crash, gives the same.
 """

@@ -1,4 +1,4 @@
-"""Apply order events (contract §5): many in one transaction for each Postgres shard, in order within each group.
+"""Apply order events (docs/interface.md): many in one transaction for each Postgres shard, in order within each group.
 
 The messages of a call are split into chains, each a message group of a FIFO queue or one message of a standard queue,
 where a group id promises no order. A chain goes on with its next operation only after the one before was applied or

@@ -4,7 +4,7 @@
 -- table of its own, which takes half as long again.
 
 -- fragment: utc_format
--- Of times in results (contract §3), for times at UTC.
+-- Of times in results (docs/interface.md), for times at UTC.
 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'
 
 -- fragment: members_match

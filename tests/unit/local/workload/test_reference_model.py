@@ -65,7 +65,7 @@ def _outcomes(model: ReferenceModel) -> dict[str, str | None]:
 
 
 def test_model_applies_each_kind_when_the_resource_is_there() -> None:
-    """Create, update, patch and delete have the effects of contract §3, and keep the day of creation."""
+    """Create, update, patch and delete have the effects of docs/interface.md, and keep the day of creation."""
     model = _model()
     later = NOON.replace(hour=13)
     model.apply(CREATE)
@@ -266,7 +266,7 @@ def test_overtaken_keys_are_found_when_a_later_record_was_taken() -> None:
 
 
 def test_creation_message_gives_its_type_in_each_way_when_asked() -> None:
-    """Contract §4 has three ways to mark a `SHARD_CREATION`."""
+    """There are three ways to mark a `SHARD_CREATION`."""
     messages = [creation_message(Tenant("b", "l", "gym"), way=way, now=NOON) for way in range(3)]
     assert ["MessageAttributes" in message for message in messages] == [True, False, False]
     assert ["messageType" in json.loads(message["MessageBody"]) for message in messages] == [False, True, False]

@@ -130,7 +130,7 @@ def test_owner_has_a_problem_when_it_is_not_certain(
 
 
 def test_owners_of_one_id_are_none_when_they_are_two_pairs() -> None:
-    """`a-b` + `c` and `a` + `b-c` give the same id (contract §10): neither is taken."""
+    """`a-b` + `c` and `a` + `b-c` give the same id (docs/reading.md): neither is taken."""
     one, other = OldTenant("1", "clinic", "b-c"), OldTenant("2", "clinic-b", "c")
     owners = without_collisions([owner(one, CLINIC), owner(other, DASHED), owner(OldTenant("clinic-main"), CLINIC)])
 

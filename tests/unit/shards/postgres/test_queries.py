@@ -123,7 +123,7 @@ def test_migrations_are_numbered_without_a_gap() -> None:
 
 @pytest.mark.parametrize("name", BUSINESS_TYPES)
 def test_business_type_has_its_row_and_index(name: str) -> None:
-    """Contract §10: each in one file, which repeats nothing."""
+    """Each in one file, which repeats nothing."""
     sql = without_comments(BUSINESS_TYPES[name])
 
     assert f"VALUES ('{name}'," in sql

@@ -150,7 +150,7 @@ def test_migration_says_which_workers_work_with_it_before_its_first_statement(
 def test_worker_works_on_its_version_the_one_before_and_later_ones_that_say_so(
     worker: int, version: int | None, works_from: int | None, *, works: bool
 ) -> None:
-    """Contract §10; the refusal names the expected version, the actual one, and what to do."""
+    """The refusal names the expected version, the actual one, and what to do."""
     refusal = refusal_of(ShardSchema(version, works_from), worker_version=worker)
 
     assert (refusal is None) == works

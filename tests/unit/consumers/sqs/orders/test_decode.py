@@ -1,4 +1,4 @@
-"""Decoding of order messages: every rule of contract §5, for any text."""
+"""Decoding of order messages: every rule of docs/interface.md, for any text."""
 
 from __future__ import annotations
 
