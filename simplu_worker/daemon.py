@@ -108,6 +108,7 @@ async def _serve_http(stack: AsyncExitStack, settings: Settings, replica: Replic
         token=None if token is None else token.get_secret_value(),
         views=http_views(replica),
         allow_destructive=settings.allow_destructive_http,
+        opens_reads=settings.api_open_reads,
     )
     try:
         return await stack.enter_async_context(http)

@@ -280,6 +280,10 @@ class Settings(BaseSettings):
     api_token: HeaderSecret | None = Field(
         default=None, description="Bearer token for the protected pages; unset: they answer 403."
     )
+    api_open_reads: bool = Field(
+        default=False,
+        description="Show counts and states of `/status`, `/shards` and the monitoring points without a token.",
+    )
     allow_destructive_http: bool = Field(
         default=False, description="Lets the protected `DELETE`s empty a queue or the cache; otherwise they answer 403."
     )

@@ -28,6 +28,7 @@ from prometheus_client.exposition import gzip_accepted
 from simplu_worker.status.connection_order import Places
 from simplu_worker.status.connections import CONNECTION_LIMITS, ConnectionGate, ConnectionLimits, connection_of
 from simplu_worker.status.metrics_text import MetricsText, accepted_format
+from simplu_worker.status.open_reads import counts_and_states, is_own_host
 from simplu_worker.status.responses import (
     COMMON_HEADERS,
     busy_response,
@@ -86,14 +87,16 @@ async def open_http(
     token: str | None,
     views: Views,
     allow_destructive: bool = False,
+    opens_reads: bool = False,
     limits: ConnectionLimits = CONNECTION_LIMITS,
 ) -> AsyncIterator[int]:
     """Serve *views* while the context is open, and yield the port (a free one where *port* is 0).
 
-    Without *token* the protected paths answer 403, and so do the DELETEs without *allow_destructive*. Raises OSError
-    if the port is in use.
+    Without *token* the protected paths answer 403, and so do the DELETEs without *allow_destructive*. With
+    *opens_reads* some of the others show counts and states to requests without a token. Raises OSError if the port is
+    in use.
     """
-    app = _application(_Guard(token, allow_destructive=allow_destructive), views)
+    app = _application(_Guard(token, host, allow_destructive=allow_destructive, opens_reads=opens_reads), views)
     runner = web.AppRunner(app, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
     await runner.setup()
     try:
@@ -117,7 +120,10 @@ def _application(guard: _Guard, views: Views) -> web.Application:
     def share(path: str, view: Callable[[], Awaitable[HttpAnswer]]) -> Handler:
         shared = _shared_answer(view)
         shared_answers.append(shared)
-        return guard.protect(gate.limit(path, _shared_handler(shared)))
+        return gate.limit(path, _shared_handler(shared))
+
+    def share_openly(path: str, view: Callable[[], Awaitable[HttpAnswer]]) -> Handler:
+        return guard.protect(share(path, view), without_token=share(path, _reduced(view)))
 
     def run(path: str, handler: Handler) -> Handler:
         return guard.protect(gate.limit(path, gate.take_turns(handler)))
@@ -138,16 +144,16 @@ def _application(guard: _Guard, views: Views) -> web.Application:
     app.router.add_get("/healthz", endpoints.live)
     app.router.add_get("/readyz", endpoints.ready)
     app.router.add_get("/metrics", gate.limit("/metrics", _metrics_handler(views.refresh_gauges)))
-    app.router.add_get("/status", share("/status", endpoints.status))
-    app.router.add_get("/shards", share("/shards", views.shards))
+    app.router.add_get("/status", share_openly("/status", endpoints.status))
+    app.router.add_get("/shards", share_openly("/shards", views.shards))
     app.router.add_get(f"/operations/{{requestId:{ANY_ID}}}", run("/operations", endpoints.operation))
     app.router.add_get(f"/tenants/{{businessId:{ANY_ID}}}/{{locationId:{ANY_ID}}}", run("/tenants", endpoints.tenant))
-    app.router.add_get("/sqs/stats", share("/sqs/stats", views.sqs_stats))
+    app.router.add_get("/sqs/stats", share_openly("/sqs/stats", views.sqs_stats))
     app.router.add_delete("/sqs/purge", change("/sqs/purge", endpoints.purge))
-    app.router.add_get("/handler/status", run("/handler/status", endpoints.handler_status))
-    app.router.add_get("/handler/stats", share("/handler/stats", views.handler_stats))
-    app.router.add_get("/cache/stats", share("/cache/stats", views.cache_stats))
-    app.router.add_get("/cache/keys", share("/cache/keys", views.cache_keys))
+    app.router.add_get("/handler/status", share_openly("/handler/status", endpoints.handler_status))
+    app.router.add_get("/handler/stats", share_openly("/handler/stats", views.handler_stats))
+    app.router.add_get("/cache/stats", share_openly("/cache/stats", views.cache_stats))
+    app.router.add_get("/cache/keys", guard.protect(share("/cache/keys", views.cache_keys)))
     app.router.add_delete("/cache/clear", change("/cache/clear", endpoints.clear_cache))
     return app
 
@@ -217,6 +223,16 @@ def _shared_answer(view: Callable[[], Awaitable[HttpAnswer]]) -> SharedAnswer[En
     return SharedAnswer(encode)
 
 
+def _reduced(view: Callable[[], Awaitable[HttpAnswer]]) -> Callable[[], Awaitable[HttpAnswer]]:
+    """Return *view* as it is shown without a token."""
+
+    async def reduce() -> HttpAnswer:
+        status, answer = await view()
+        return status, counts_and_states(answer)
+
+    return reduce
+
+
 def _shared_handler(shared: SharedAnswer[EncodedAnswer]) -> Handler:
     """Return the handler of a shared answer."""
 
@@ -241,8 +257,8 @@ class _Endpoints:
     async def status(self) -> HttpAnswer:
         return HTTPStatus.OK, self._views.status()
 
-    async def handler_status(self, _: web.Request) -> web.Response:
-        return json_response(HTTPStatus.OK, self._views.handler_status())
+    async def handler_status(self) -> HttpAnswer:
+        return HTTPStatus.OK, self._views.handler_status()
 
     async def clear_cache(self, _: web.Request) -> web.Response:
         return json_response(*await self._views.clear_cache())
@@ -276,17 +292,32 @@ class _Endpoints:
 
 
 class _Guard:
-    """Accepts requests with the bearer token; destructive ones only if they are allowed."""
+    """Accepts requests with the bearer token; destructive ones, and those without the token, only if allowed."""
 
-    def __init__(self, token: str | None, *, allow_destructive: bool) -> None:
+    def __init__(self, token: str | None, host: str, *, allow_destructive: bool, opens_reads: bool) -> None:
         self._token = token.encode() if token else None
+        self._host = host
         self._allow_destructive = allow_destructive
+        self._opens_reads = opens_reads
 
-    def protect(self, handler: Handler, *, is_destructive: bool = False) -> Handler:
-        """Return *handler* with a check of the token and, if *is_destructive*, of the permission."""
+    def protect(
+        self, handler: Handler, *, without_token: Handler | None = None, is_destructive: bool = False
+    ) -> Handler:
+        """Return *handler* with a check of the token and, if *is_destructive*, of the permission.
+
+        *without_token* answers requests that send none, where reads are open.
+        """
 
         async def guarded(request: web.Request) -> web.StreamResponse:
-            refusal = self._refusal(request.headers.get("Authorization"))
+            authorization = request.headers.get("Authorization")
+            if authorization is None and without_token is not None and self._opens_reads:
+                if is_own_host(request.headers.get("Host", ""), self._host):
+                    return await without_token(request)
+                return error_response(
+                    HTTPStatus.FORBIDDEN,
+                    "expected the value of HTTP_HOST, an IP address or localhost as Host, since no token was sent",
+                )
+            refusal = self._refusal(authorization)
             if refusal is None and is_destructive and not self._allow_destructive:
                 refusal = error_response(
                     HTTPStatus.FORBIDDEN,

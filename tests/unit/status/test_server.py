@@ -322,6 +322,23 @@ async def test_nothing_is_emptied_when_no_token_is_configured(daemon: Daemon, pa
     assert (status, daemon.asked) == (403, [])
 
 
+COUNTS_AND_STATES = ["/status", "/shards", "/sqs/stats", "/handler/status", "/handler/stats", "/cache/stats"]
+
+
+async def test_reads_are_open_only_where_that_is_allowed(daemon: Daemon) -> None:
+    """Counts and states without a token; nothing else, and nothing to a page of another site."""
+    http = open_http("127.0.0.1", 0, token=TOKEN, views=daemon.views(), opens_reads=True)
+    async with http as port, ClientSession() as session:
+        site = Site(session, port)
+        for path in PROTECTED:
+            status, _, body = await site.ask(path)
+            assert status == (200 if path in COUNTS_AND_STATES else 401), path
+            assert b"worker-1" not in body
+        assert b"worker-1" in (await site.ask("/status", **AUTHORIZED))[2]
+        assert (await site.ask("/status", Host="evil.example"))[0] == 403
+        assert (await site.ask("/status", Authorization="Bearer wrong"))[0] == 401
+
+
 async def test_purge_is_asked_with_the_decoded_name(loose_site: Site, daemon: Daemon) -> None:
     """The queue's name is decoded once; when to ask again is in the header too."""
     status, headers, _ = await loose_site.ask("/sqs/purge?queue=a%2Fb%20c.fifo", "DELETE", **AUTHORIZED)
