@@ -125,8 +125,8 @@ def _application(guard: _Guard, views: Views) -> web.Application:
     def share_openly(path: str, view: Callable[[], Awaitable[HttpAnswer]]) -> Handler:
         return guard.protect(share(path, view), without_token=share(path, _reduced(view)))
 
-    def run(path: str, handler: Handler) -> Handler:
-        return guard.protect(gate.limit(path, gate.take_turns(handler)))
+    def run(path: str, handler: Handler, *, without_token: Handler | None = None) -> Handler:
+        return guard.protect(gate.limit(path, gate.take_turns(handler)), without_token=without_token)
 
     def change(path: str, handler: Handler) -> Handler:
         async def run_and_forget(request: web.Request) -> web.StreamResponse:
@@ -150,7 +150,8 @@ def _application(guard: _Guard, views: Views) -> web.Application:
     app.router.add_get(f"/tenants/{{businessId:{ANY_ID}}}/{{locationId:{ANY_ID}}}", run("/tenants", endpoints.tenant))
     app.router.add_get("/sqs/stats", share_openly("/sqs/stats", views.sqs_stats))
     app.router.add_delete("/sqs/purge", change("/sqs/purge", endpoints.purge))
-    app.router.add_get("/handler/status", share_openly("/handler/status", endpoints.handler_status))
+    open_state = share("/handler/status", _reduced(endpoints.handler_state))
+    app.router.add_get("/handler/status", run("/handler/status", endpoints.handler_status, without_token=open_state))
     app.router.add_get("/handler/stats", share_openly("/handler/stats", views.handler_stats))
     app.router.add_get("/cache/stats", share_openly("/cache/stats", views.cache_stats))
     app.router.add_get("/cache/keys", guard.protect(share("/cache/keys", views.cache_keys)))
@@ -257,8 +258,11 @@ class _Endpoints:
     async def status(self) -> HttpAnswer:
         return HTTPStatus.OK, self._views.status()
 
-    async def handler_status(self) -> HttpAnswer:
+    async def handler_state(self) -> HttpAnswer:
         return HTTPStatus.OK, self._views.handler_status()
+
+    async def handler_status(self, _: web.Request) -> web.Response:
+        return json_response(*await self.handler_state())
 
     async def clear_cache(self, _: web.Request) -> web.Response:
         return json_response(*await self._views.clear_cache())
