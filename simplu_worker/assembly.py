@@ -29,6 +29,7 @@ from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.sqs.control.handler import ControlHandler
 from simplu_worker.consumers.sqs.orders.decode import OrderRules
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders
+from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.poller import POLL_WAIT_S, PollTimes
 from simplu_worker.consumers.sqs.receive.priority import PriorityGate
@@ -333,9 +334,10 @@ async def _open_receivers(
     """Open the consumers of the source queues."""
     control_url, priority_url, orders_url = _queue_urls(settings)
     retries = RetryRules(settings.sqs_retry_delays_seconds, timedelta(seconds=settings.tenant_wait_seconds))
+    failures = FailureCounts(shards.gateway)
     if control_url is not None:
         queue = Queue(sqs, control_url, poll_client=polls)
-        control = ControlHandler(shards.provisioner, shards.destroyer, shards.changes, queue, retries=retries)
+        control = ControlHandler(shards.provisioner, shards.destroyer, shards.changes, failures, queue, retries=retries)
         consumers.add(queue, control, _receiver(settings, queue, control, consumers.dead_letters))
     order_rules = OrderRules(settings.operation_max_bytes, settings.order_tenant)
     gate: PriorityGate | None = None
@@ -343,7 +345,9 @@ async def _open_receivers(
         if url is None:
             continue
         queue = Queue(sqs, url, poll_client=polls)
-        orders = await stack.enter_async_context(open_orders(shards.gateway, queue, rules=order_rules, retries=retries))
+        orders = await stack.enter_async_context(
+            open_orders(shards.gateway, failures, queue, rules=order_rules, retries=retries)
+        )
         receiver = _receiver(settings, queue, orders, consumers.dead_letters, gate)
         consumers.add(queue, orders, receiver)
         gate = PriorityGate(partial(_is_busy, receiver))  # order events wait while the priority queue is busy
@@ -366,9 +370,7 @@ def _receiver(
             limits=QUEUE_LIMITS,
             poll_times=PollTimes(wait_s=poll_wait_s, stop_wait_s=poll_wait_s + 1.0),
             drain_s=DRAIN_SHARE * settings.shutdown_grace_seconds,
-            redrive_rules=RedriveRules(
-                try_count=len(settings.sqs_retry_delays_seconds) + 1, grace_s=settings.shutdown_grace_seconds
-            ),
+            redrive_rules=RedriveRules(settings.sqs_retry_delays_seconds, settings.shutdown_grace_seconds),
         ),
         gate=gate,
     )

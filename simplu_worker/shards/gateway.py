@@ -14,6 +14,7 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.admission import HOLD
 from simplu_worker.operations.operation import Disposition, Operation, Outcome, is_storable
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
+from simplu_worker.shards.apply.message_failures import count_failures, forget_failures
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
@@ -144,6 +145,18 @@ class ShardGateway:
         if outcome.disposition is Disposition.HOLD:
             self._directory.forget(operation.tenant_id)
         return outcome
+
+    async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int] | None:
+        """Count one failure more of each message, by tenant and message id, on a shard; return their numbers.
+
+        For failures of an operation itself, never for those of a shard. None if the shard cannot count: its schema is
+        older than the table, or its role may not write there. Raises `RetryableError` when the shard does not answer.
+        """
+        return await count_failures(self._pools.pool_of(shard_id), failed)
+
+    async def forget_failures(self, shard_id: str, tenant_id: str, message_id: str) -> None:
+        """Forget the failures of a message. Raises as `count_failures` does."""
+        await forget_failures(self._pools.pool_of(shard_id), (tenant_id, message_id))
 
     async def probe(self, shard_id: str) -> None:
         """Check, within seconds, that a shard can apply operations now; raise `RetryableError` when it cannot.

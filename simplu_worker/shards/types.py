@@ -42,6 +42,19 @@ class TenantNotMadeError(WorkerError):
     """A tenant without a shard could not be provisioned at its first use; its operations stay held."""
 
 
+class FailedOnShardError(Exception):
+    """An unforeseen error of the work for one tenant on a known shard, where it counts as a failure of that work.
+
+    The error itself is the `__cause__`; *error* is its type.
+    """
+
+    def __init__(self, error: str, *, shard_id: str, tenant_id: str) -> None:
+        super().__init__(f"{error} in the work for a tenant on shard {shard_id}")
+        self.error = error
+        self.shard_id = shard_id
+        self.tenant_id = tenant_id
+
+
 class ShardNotAllowedError(RetryableError):
     """The named shard may not be used: a person has to correct its address or `DATABASE_ALLOWED_HOSTS`."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any
@@ -29,6 +30,7 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
     ToDeadLetter,
     Verdict,
     verdict_on_error,
+    verdict_on_failure,
 )
 from simplu_worker.errors import RetryableError
 from simplu_worker.local.sqs.faults import SqsFault
@@ -361,11 +363,41 @@ async def test_t15_delay_is_cut_to_what_is_left_of_twelve_hours(world: World) ->
     assert 42_500 < call["Entries"][0]["VisibilityTimeout"] < 43_200 - 599
 
 
+class FailureDesk(Desk):
+    """A desk at which messages fail by themselves, and the failures of each are counted."""
+
+    def __init__(self, failing: Callable[[Message], bool]) -> None:
+        super().__init__(self.decide)
+        self._failing = failing
+        self._failures: Counter[str] = Counter()
+
+    def decide(self, message: Message) -> Verdict:
+        """Answer as the handlers do: a message that fails is retried, and given up for its own failures."""
+        if not self._failing(message):
+            return Done()
+        self._failures[message.message_id] += 1
+        return verdict_on_failure("KeyError", self._failures[message.message_id], MessageIds(), rules=RETRIES)
+
+    async def handle(self, messages: Sequence[Message]) -> list[Verdict]:
+        """Decide the messages of a group until the first undecided one."""
+        await super().handle([])
+        verdicts: list[Verdict] = []
+        stopped: set[str | None] = set()
+        for message in messages:
+            is_behind = message.group_id is not None and message.group_id in stopped
+            if not is_behind:
+                self.handled.append((asyncio.get_running_loop().time(), message))
+            verdicts.append(ReturnToQueue(0) if is_behind else self.decide(message))
+            if isinstance(verdicts[-1], RetryHeld):
+                stopped.add(message.group_id)
+        return verdicts
+
+
 @virtually
-async def test_t16_unexpected_errors_come_again_by_the_configured_delays_and_then_no_more(world: World) -> None:
-    """T16: gaps between receives follow the delays, by receive count; after the last comes a dead letter."""
-    queue, letters = world.queue(), Letters()
-    desk = Desk(lambda message: verdict_on_error(KeyError(), message, MessageIds(), rules=RETRIES, draw=0.0))
+async def test_t16_failures_are_retried_by_the_configured_delays_and_then_no_more(world: World) -> None:
+    """T16: gaps between tries follow the delays, by failures; after the last comes a dead letter, and one receive."""
+    queue, letters = world.queue(VisibilityTimeout="4"), Letters()
+    desk = FailureDesk(lambda _: True)
     await world.send(queue, "a")
     async with world.receiving(queue, desk, letters):
         await world.emptied(queue)
@@ -373,6 +405,44 @@ async def test_t16_unexpected_errors_come_again_by_the_configured_delays_and_the
     gaps = [later - earlier for earlier, later in pairwise(times)]
     assert gaps == pytest.approx([1, 5, 15], abs=0.3)
     assert [(letter.reason, letter.attempts) for letter in letters.stored] == [("retries_exhausted", 4)]
+    assert desk.receive_counts == [1] * 4
+
+
+@virtually
+async def test_t16_followers_of_a_failing_head_use_up_neither_receives_nor_tries(world: World) -> None:
+    """T16: a follower that then fails once, for a moment, is tried again, and is no dead letter."""
+    queue, letters = world.queue(is_fifo=True, VisibilityTimeout="4"), Letters()
+    failed_once: set[str] = set()
+
+    def is_failing(message: Message) -> bool:
+        is_first = message.body not in failed_once
+        failed_once.add(message.body)
+        return message.body == "head" or is_first
+
+    desk = FailureDesk(is_failing)
+    await world.send(queue, "head", *bodies(20), group="g")
+    async with world.receiving(queue, desk, letters):
+        await world.emptied(queue)
+    assert [(letter.record, letter.attempts) for letter in letters.stored] == [(b"head", 4)]
+    assert desk.bodies == ["head"] * 4 + [body for body in bodies(20) for _ in range(2)]
+    assert set(desk.receive_counts) == {1}
+
+
+@virtually
+async def test_t16_stop_between_two_tries_returns_the_message_and_its_followers(world: World) -> None:
+    """T16: what waits for its next try is not waited for at a stop; all return in their order, none is given up."""
+    queue, letters = world.queue(is_fifo=True), Letters()
+    desk = FailureDesk(lambda message: message.body == "head")
+    await world.send(queue, "head", *bodies(3), group="g")
+    async with world.receiving(queue, desk, letters) as running:
+        await world.until(lambda: len(desk.handled) == 3)
+        await asyncio.sleep(1)
+        running.stopping.set()
+        stopped_at = world.loop.time()
+    assert (world.loop.time() - stopped_at < 10, letters.stored) == (True, [])
+    assert world.counts(queue) == (4, 0)
+    again = await queue.receive(wait_s=1, max_messages=10)
+    assert [message.body for message in again] == ["head", *bodies(3)]
 
 
 @virtually
@@ -385,7 +455,7 @@ async def test_t16_trouble_backs_off_up_to_a_minute_for_as_long_as_it_lasts(worl
         if world.loop.time() >= ends_at:
             return Done()
         draw = world.draws.random()
-        return verdict_on_error(RetryableError("down"), message, MessageIds(), rules=RETRIES, draw=draw)
+        return verdict_on_error(RetryableError("down"), message, MessageIds(), draw=draw)
 
     desk = Desk(verdict)
     await world.send(queue, "a")
@@ -832,7 +902,7 @@ async def test_what_does_not_fit_the_queue_is_told_at_the_start(world: World) ->
     policy = json.dumps({"deadLetterTargetArn": world.arn_of(letters), "maxReceiveCount": "2"})
     queue = world.queue(RedrivePolicy=policy, VisibilityTimeout="10", MessageRetentionPeriod="7200")
     with capture_logs() as logs:
-        async with world.receiving(queue, Desk(), redrive_rules=RedriveRules(try_count=4, grace_s=25)):
+        async with world.receiving(queue, Desk(), redrive_rules=RedriveRules((1, 5, 15), grace_s=25)):
             await asyncio.sleep(1)
     problems = [line["problem"] for line in logged(logs, "queue.redrive_unfit")]
     assert [problem.split()[0] for problem in problems] == ["maxReceiveCount", "visibility", letters.name]

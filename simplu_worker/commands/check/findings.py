@@ -66,7 +66,7 @@ def find_oddities(facts: CheckFacts, settings: Settings, misspellings: Iterable[
 
 
 def _queue_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
-    rules = RedriveRules(try_count=len(settings.sqs_retry_delays_seconds) + 1, grace_s=settings.shutdown_grace_seconds)
+    rules = RedriveRules(settings.sqs_retry_delays_seconds, settings.shutdown_grace_seconds)
     for name, queue in facts.queues.items():
         policy = parse_redrive_policy(queue.redrive_policy)
         if policy is None:

@@ -18,7 +18,7 @@ import msgspec
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.postgres.address import AddressRefusedError
-from simplu_worker.shards.types import ShardNotAllowedError
+from simplu_worker.shards.types import FailedOnShardError, ShardNotAllowedError
 
 
 class ControlledTenant(msgspec.Struct, frozen=True):
@@ -124,6 +124,27 @@ def is_row_of(row: Mapping[str, Any], business_id: str, location_id: str) -> boo
 def timestamp_text(requested_at: datetime) -> str:
     """Return a time as an argument of a query: as text, as asyncpg turns the extremes of `datetime` into infinities."""
     return requested_at.isoformat()
+
+
+def with_shard(error: Exception, *, shard_id: str, tenant_id: str) -> Exception:
+    """Return *error* of the work for a tenant on a shard; one that is none of ours becomes a `FailedOnShardError`."""
+    if isinstance(error, WorkerError | FailedOnShardError):
+        return error
+    failed = FailedOnShardError(type(error).__name__, shard_id=shard_id, tenant_id=tenant_id)
+    failed.__cause__ = error
+    return failed
+
+
+@contextlib.contextmanager
+def unforeseen_with_shard(shard_id: str, tenant_id: str) -> Iterator[None]:
+    """Turn an unforeseen error of the work for a tenant on a shard into a `FailedOnShardError`."""
+    try:
+        yield
+    except Exception as exc:
+        error = with_shard(exc, shard_id=shard_id, tenant_id=tenant_id)
+        if error is exc:
+            raise
+        raise error from exc
 
 
 @contextlib.contextmanager

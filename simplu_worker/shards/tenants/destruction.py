@@ -16,6 +16,7 @@ from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.operations.admission import TenantState
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
+from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -29,8 +30,9 @@ from simplu_worker.shards.tenants.control_rules import (
     refused_address_as_retryable,
     step_of_destruction,
     timestamp_text,
+    unforeseen_with_shard,
 )
-from simplu_worker.shards.types import DestructionResult, ShardUnavailableError
+from simplu_worker.shards.types import DestructionResult, FailedOnShardError, ShardUnavailableError
 
 log = structlog.get_logger(__name__)
 
@@ -70,13 +72,13 @@ class Destroyer:
         """
         by_location = await self._find_locations(business_id)
         results: dict[str, DestructionResult] = {}
-        errors: list[WorkerError] = []
+        errors: list[WorkerError | FailedOnShardError] = []
 
         async def destroy(location_id: str, shards: Mapping[str, ShardAddress]) -> None:
             for shard in shards.values():  # more than one only during a move, or after a destruction
                 try:
                     result = await self._destroy_on(shard, business_id, location_id, requested_at)
-                except WorkerError as exc:
+                except (WorkerError, FailedOnShardError) as exc:
                     errors.append(exc)
                 else:
                     is_better = result is DestructionResult.DESTROYING
@@ -136,6 +138,16 @@ class Destroyer:
     async def _destroy_on(
         self, shard: ShardAddress, business_id: str, location_id: str, requested_at: datetime
     ) -> DestructionResult:
+        with unforeseen_with_shard(shard.shard_id, tenant_id_of(business_id, location_id)):
+            step, server = await self._mark_destroying(shard, business_id, location_id, requested_at)
+            if step is ControlStep.DESTROY:
+                log.info("tenant.destroying", business_id=business_id, location_id=location_id, shard_id=shard.shard_id)
+            await self._commits.wait_for_transaction(shard.shard_id, server)
+        return RESULTS[step]
+
+    async def _mark_destroying(
+        self, shard: ShardAddress, business_id: str, location_id: str, requested_at: datetime
+    ) -> tuple[ControlStep, Server]:
         tenant_id = tenant_id_of(business_id, location_id)
         time_text = timestamp_text(requested_at)
         async with self._pools.ensure_pool(shard).transaction() as connection:
@@ -149,8 +161,4 @@ class Destroyer:
                 await connection.execute(QUERIES["destroy_tenant"], tenant_id, time_text)
             elif step is ControlStep.NOTE:
                 await connection.execute(QUERIES["note_control"], [tenant_id], [time_text])
-            server = await note_server(connection)
-        if step is ControlStep.DESTROY:
-            log.info("tenant.destroying", business_id=business_id, location_id=location_id, shard_id=shard.shard_id)
-        await self._commits.wait_for_transaction(shard.shard_id, server)
-        return RESULTS[step]
+            return step, await note_server(connection)

@@ -32,7 +32,7 @@ from simplu_worker.shards.routing.shard_query import group_by_shard
 from simplu_worker.shards.routing.tenant_homes import EarlierHomeUnavailableError, TenantHome
 from simplu_worker.shards.schema.schema_check import ensure_schema
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
-from simplu_worker.shards.tenants.control_rules import ControlStep, refused_address_as_retryable
+from simplu_worker.shards.tenants.control_rules import ControlStep, refused_address_as_retryable, with_shard
 from simplu_worker.shards.tenants.home_confirmation import HomeConfirmer, HomeUndoneError, PlacedTenant
 from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW, RowOutcome, RowResult, make_rows
 from simplu_worker.shards.types import ProvisionAnswer, ProvisionRequest, ProvisionResult
@@ -169,12 +169,14 @@ class Provisioner:
             self._pools.ensure_pool(shard)
             rows = await coalescer.submit(requests)
         except Exception as exc:  # noqa: BLE001  # of these requests; those of other shards continue
-            answers |= {request.tenant_id: exc for request in requests}
+            answers |= {request.tenant_id: _with_shard(exc, request, shard) for request in requests}
             return
         made: dict[str, ProvisionAnswer] = {}
         for request, row in zip(requests, rows, strict=True):
             self._directory.forget(request.tenant_id)
-            made[request.tenant_id] = RESULTS[row.step] if isinstance(row, RowResult) else row
+            made[request.tenant_id] = (
+                RESULTS[row.step] if isinstance(row, RowResult) else _with_shard(row, request, shard)
+            )
             _log_result(request, shard, made[request.tenant_id])
         # Of an existing tenant too: the process that made it may have ended before its invalidation.
         self._on_change(
@@ -218,6 +220,10 @@ def check_business_type(business_type: str) -> None:
     if business_type not in BUSINESS_TYPES:
         known = ", ".join(sorted(BUSINESS_TYPES))
         raise PermanentError(f"businessType: expected one of {known}, got {business_type[:64]!r}")
+
+
+def _with_shard(error: Exception, request: ProvisionRequest, shard: ShardAddress) -> Exception:
+    return with_shard(error, shard_id=shard.shard_id, tenant_id=request.tenant_id)
 
 
 def _log_result(request: ProvisionRequest, shard: ShardAddress, answer: ProvisionAnswer) -> None:

@@ -27,6 +27,7 @@ from simplu_worker.shards.tenants.control_rules import (
     is_row_of,
     refused_address_as_retryable,
     timestamp_text,
+    unforeseen_with_shard,
 )
 from simplu_worker.shards.tenants.provisioning import check_business_type
 from simplu_worker.shards.types import (
@@ -114,9 +115,16 @@ class ResourceChanges:
         self, business_id: str, location_id: str, change: Change, keys: Sequence[ResourceKey]
     ) -> ChangeResult:
         """Run *change* on the tenant's shard, and invalidate *keys*, also if the change was applied before."""
-        pool = await self._find_pool(tenant_id_of(business_id, location_id))
+        tenant_id = tenant_id_of(business_id, location_id)
+        pool = await self._find_pool(tenant_id)
         if pool is None:
             return ChangeResult.UNKNOWN_TENANT
+        with unforeseen_with_shard(pool.address.shard_id, tenant_id):
+            return await self._change_on(pool, business_id, location_id, change, keys)
+
+    async def _change_on(
+        self, pool: ShardPool, business_id: str, location_id: str, change: Change, keys: Sequence[ResourceKey]
+    ) -> ChangeResult:
         try:
             async with pool.transaction() as connection:
                 if await check_schema(connection, pool.address.shard_id) is SchemaState.EMPTY:

@@ -31,7 +31,7 @@ DATA = {
     ("smile-center", "patient", "p1"): '{"name": "Ben"}',
     ("smile-center", "patients", "p2"): '{"name": "Cleo"}',
 }
-TABLES = "resources, operations, tenants, moves, stream_positions, dental_patients"
+TABLES = "resources, operations, tenants, moves, stream_positions, message_failures, dental_patients"
 
 RoleMaker = Callable[..., Awaitable[str]]  # (*statements with {role}) -> the role's connection string
 

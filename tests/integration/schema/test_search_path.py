@@ -13,6 +13,7 @@ from support.postgres.databases import ShardMaker, database_of, execute
 from support.postgres.decoys import ATTACKER, parse_trees, trap
 from support.postgres.pooler import running_pooler
 from support.postgres.tenant_cases import operation, writer_of
+from support.postgres.upgrades import make_old_schema
 
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.local.processes.loopback import HOST
@@ -21,9 +22,8 @@ from simplu_worker.shards.adoption.discovery import begin_adoption, find_old_tab
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.schema.migrations import without_concurrently
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema, ensure_schema
-from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
+from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
 from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, Upgrader
 
 OURS = """
@@ -80,16 +80,6 @@ async def pool_of(address: ShardAddress) -> AsyncIterator[ShardPool]:
     pool = ShardPool(address, size=CONNECTIONS, timeouts=UPGRADE_TIMEOUTS)
     yield pool
     await pool.close()
-
-
-async def make_old_schema(address: ShardAddress) -> None:
-    """Make the schema of the version before, as its worker made it: before anybody planted a decoy."""
-    files = [*(migration.text for migration in MIGRATIONS[:-1]), *BUSINESS_TYPES.values()]
-    await execute(address.connection_string, ";".join(without_concurrently(text) for text in files))
-    for migration in MIGRATIONS[:-1]:
-        values = (migration.version, migration.name, migration.works_from)
-        await execute(address.connection_string, QUERIES["record_migration"], *values)
-    await execute(address.connection_string, QUERIES["record_identity"], address.shard_id)
 
 
 async def strangers(address: ShardAddress, *, of_adoption: bool) -> dict[str, set[str]]:

@@ -18,6 +18,7 @@ from support.postgres.tenant_cases import TENANT, TENANT_WAIT, add_tenant, fetch
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.orders.decode import OrderRules
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders
+from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, RetryRules, ReturnToQueue, Verdict
 from simplu_worker.errors import RetryableError
 from simplu_worker.local.processes.loopback import poll_until
@@ -64,6 +65,7 @@ def open_handler(gateway: ShardGateway) -> AbstractAsyncContextManager[OrderHand
     """Open a handler of order events with a back-off without randomness."""
     return open_orders(
         gateway,
+        FailureCounts(gateway),
         Queue(None, "http://127.0.0.1/000000000000/orders.fifo"),
         rules=OrderRules(100_000),
         retries=RetryRules((1.0,), TENANT_WAIT),
@@ -121,7 +123,7 @@ class UnknowingGateway(ShardGateway):
 
 @pytest.mark.parametrize(
     ("error", "verdict"),
-    [(RetryableError("unknown"), RetryHeld(0.5)), (ZeroDivisionError(), ReturnToQueue(1))],
+    [(RetryableError("unknown"), RetryHeld(0.5)), (ZeroDivisionError(), RetryHeld(1.0))],
     ids=["trouble", "a bug"],
 )
 async def test_orders_come_again_when_their_commit_cannot_be_known_to_be_safe(

@@ -18,6 +18,7 @@ from support.postgres.tenant_cases import TenantCase, fetch
 
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.control.handler import CHANGES_AT_ONCE, ControlHandler
+from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.verdicts import (
     Done,
     MessageIds,
@@ -36,6 +37,7 @@ from simplu_worker.shards.types import (
     ChangeResult,
     CitrusDeniedError,
     DestructionResult,
+    FailedOnShardError,
     ProvisionAnswer,
     ProvisionRequest,
     ProvisionResult,
@@ -145,12 +147,23 @@ class Desk:
         return script.popleft() if script else well
 
 
+class NoTable:
+    """Shards that cannot count failures: the handler's process does."""
+
+    async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> None:
+        """Count nothing."""
+
+    async def forget_failures(self, shard_id: str, tenant_id: str, message_id: str) -> None:
+        """Forget nothing."""
+
+
 def handler(desk: Any = None, *, fifo: bool = False, routed: RoutedShards | None = None) -> ControlHandler:
     """Return a handler of *desk*, or of real shards."""
     return ControlHandler(
         routed.provisioner if routed else desk,
         routed.destroyer if routed else desk,
         routed.changes if routed else desk,
+        FailureCounts(routed.gateway if routed else NoTable()),
         Queue(None, "http://sqs/000/control" + (".fifo" if fifo else "")),
         retries=RetryRules((1, 5), WAIT),
         draw=lambda: 0.0,
@@ -275,32 +288,71 @@ async def test_refused_message_is_a_dead_letter_with_the_refusal(what: str) -> N
     assert [(entry["event"], entry["error"]) for entry in logs] == [("control.refused", "expected something else")]
 
 
+def failed_on_shard() -> FailedOnShardError:
+    """Return an unforeseen error on a shard, as the provisioner, the destroyer and the changer raise it."""
+    return FailedOnShardError("KeyError", shard_id="shard-1", tenant_id="b-1")
+
+
 @pytest.mark.parametrize("what", list(TYPES))
-async def test_unexpected_error_is_tried_again_then_given_up_without_its_text(what: str) -> None:
-    """By the configured delays and the receives; the log has the traceback."""
+async def test_unforeseen_error_on_a_shard_is_retried_then_given_up_without_its_text(what: str) -> None:
+    """By the configured delays and the message's own failures; the log has the traceback, and the number."""
     desk = Desk()
-    verdicts = []
-    for tries in (1, 2, 3):
-        desk.script_answers(what, "" if what == "destroy_all" else "1", KeyError("secret"))
-        verdicts += await handler(desk).handle([message(what, tries=tries)])
-    assert verdicts[:2] == [ReturnToQueue(1), ReturnToQueue(5)]
+    desk.script_answers(what, "" if what == "destroy_all" else "1", *(failed_on_shard() for _ in range(3)))
+    handled, failing = handler(desk), message(what, tries=9)
+    with capture_logs() as logs:
+        verdicts = [(await handled.handle([failing]))[0] for _ in range(3)]
+    assert verdicts[:2] == [RetryHeld(1), RetryHeld(5)]
     assert isinstance(verdicts[2], ToDeadLetter)
-    assert (verdicts[2].reason, verdicts[2].ids.business_id, "secret" in verdicts[2].error) == (
+    assert (verdicts[2].reason, verdicts[2].error, verdicts[2].attempts, verdicts[2].ids.business_id) == (
         "retries_exhausted",
+        "it failed 3 times: KeyError",
+        3,
         "b",
-        False,
     )
+    failed = [(one["error"], one["attempts"]) for one in logs if one["event"] == "control.failed"]
+    assert failed == [("KeyError", 1), ("KeyError", 2), ("KeyError", 3)]
+    assert [one["event"] for one in logs if one["event"] == "control.deferred"] == []
+
+
+@pytest.mark.parametrize("what", list(TYPES))
+async def test_unforeseen_error_without_a_known_shard_never_gives_a_message_up(what: str) -> None:
+    """The message is held with a back-off, at most a minute, for as long as it takes."""
+    desk = Desk()
+    desk.script_answers(what, "" if what == "destroy_all" else "1", *(KeyError("secret") for _ in range(20)))
+    handled = handler(desk)
+    verdicts = [(await handled.handle([message(what, tries=tries)]))[0] for tries in range(1, 21)]
+    assert verdicts[:3] == [RetryHeld(0.5), RetryHeld(1.0), RetryHeld(2.0)]
+    assert verdicts[-1] == RetryHeld(30.0)
+    assert await handled.handle([message(what)]) == [Done()]
+
+
+async def test_failure_that_cannot_be_counted_is_an_outage() -> None:
+    """A shard that is down by then counts no failure."""
+
+    class Down(NoTable):
+        async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> None:
+            raise OUTAGE
+
+    desk = Desk()
+    desk.script_answers("create", "1", *(failed_on_shard() for _ in range(9)))
+    queue = Queue(None, "http://sqs/000/control")
+    retries = RetryRules((1, 5), WAIT)
+    handled = ControlHandler(
+        desk, desk, desk, FailureCounts(Down()), queue, retries=retries, draw=lambda: 0.0, clock=lambda: NOW
+    )
+    creation = message("create")
+    assert [(await handled.handle([creation]))[0] for _ in range(9)] == [RetryHeld(0.5)] * 9
 
 
 async def test_bug_in_provisioning_a_batch_is_every_ones_own() -> None:
-    """Each of the batch is tried again by its own receives; the other messages are not touched by it."""
+    """Each of the batch is held by its own tries; the other messages are not touched by it."""
 
     class Broken(Desk):
         async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[ProvisionAnswer]:
             raise KeyError("a bug")
 
     batch = [message("create", "1"), message("create", "2", tries=3), message("admin", "3")]
-    assert kinds(await handler(Broken()).handle(batch)) == [ReturnToQueue, ToDeadLetter, Done]
+    assert await handler(Broken()).handle(batch) == [RetryHeld(0.5), RetryHeld(2.0), Done()]
 
 
 @pytest.mark.parametrize(
@@ -398,8 +450,8 @@ async def test_message_behind_one_that_waits_is_not_applied() -> None:
     assert verdicts == [
         RetryHeld(0.5),
         RetryHeld(0.5),
-        ReturnToQueue(1),
-        ReturnToQueue(1),
+        RetryHeld(0.5),
+        RetryHeld(0.5),
         Done(),
         RetryHeld(0.5),
         RetryHeld(0.5),

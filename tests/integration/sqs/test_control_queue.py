@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -19,6 +19,7 @@ from support.aws.receiver_settings import receiver_settings
 from simplu_worker.aws.clients import Client
 from simplu_worker.aws.sqs_queue import Queue
 from simplu_worker.consumers.sqs.control.handler import ControlHandler
+from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import RetryRules
 from simplu_worker.dead_letters.queue import DeadLetterQueue
@@ -26,6 +27,7 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.types import (
     ChangeResult,
     DestructionResult,
+    FailedOnShardError,
     ProvisionAnswer,
     ProvisionRequest,
     ProvisionResult,
@@ -40,6 +42,7 @@ class RecordingShards:
 
     def __init__(self, *script: ProvisionResult | Exception) -> None:
         self.requests: list[ProvisionRequest] = []
+        self.failures: Counter[tuple[str, str]] = Counter()
         self._script = deque(script)
 
     async def provision_all(self, requests: Sequence[ProvisionRequest]) -> list[ProvisionAnswer]:
@@ -62,6 +65,15 @@ class RecordingShards:
     async def add_admin(self, *_: object, **__: object) -> ChangeResult:
         """Make the administrator's rows."""
         return ChangeResult.APPLIED
+
+    async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int]:
+        """Count in memory."""
+        self.failures.update(failed)
+        return [self.failures[key] for key in failed]
+
+    async def forget_failures(self, shard_id: str, tenant_id: str, message_id: str) -> None:
+        """Forget."""
+        del self.failures[tenant_id, message_id]
 
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")
@@ -124,7 +136,8 @@ async def consuming(
     """Consume the control queue; yield the log, and drain at the end."""
     stopping = asyncio.Event()
     retries = RetryRules((0, 0), tenant_wait)
-    handler = ControlHandler(shards, shards, shards, desk.control, retries=retries, draw=lambda: 0.0)
+    failures = FailureCounts(shards)
+    handler = ControlHandler(shards, shards, shards, failures, desk.control, retries=retries, draw=lambda: 0.0)
     letters = DeadLetterQueue(desk.client, desk.letters.url)
     receiver = QueueReceiver(desk.control, handler, letters, receiver_settings(poll_wait_s=1, stop_wait_s=stop_wait_s))
     with capture_logs() as logs:
@@ -200,14 +213,20 @@ async def test_creation_comes_again_when_a_dependency_is_in_trouble(desk: Desk) 
 
 
 async def test_creation_becomes_a_dead_letter_after_the_last_delay(desk: Desk) -> None:
-    """An unexpected error is retried by the configured delays, then given up without its text."""
-    shards = RecordingShards(*(KeyError("secret") for _ in range(3)))
+    """An unforeseen error on a shard is retried by the configured delays, then given up, and its count forgotten."""
+    failed = FailedOnShardError("KeyError", shard_id="shard-1", tenant_id="b-l")
+    shards = RecordingShards(*(failed for _ in range(3)))
     await desk.send(json.dumps(CREATION))
     async with consuming(desk, shards) as logs:
         await desk.reaches(0, 0, 1)
     letter = await desk.letter()
-    assert (letter["reason"], letter["attempts"], "secret" in letter["error"]) == ("retries_exhausted", 3, False)
-    assert len(logged(logs, "control.failed")) == 3
+    assert (letter["reason"], letter["attempts"], letter["error"]) == (
+        "retries_exhausted",
+        3,
+        "it failed 3 times: KeyError",
+    )
+    assert [entry["receive_count"] for entry in logged(logs, "control.failed")] == [1, 1, 1]
+    assert shards.failures == Counter()
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from support.postgres.trouble import calm, make_touchy, shut_gate
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.orders.decode import OrderRules
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders
+from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.verdicts import (
     Done,
     MessageIds,
@@ -135,6 +136,7 @@ def open_handler(gateway: ShardGateway, queue: str, *, utc: UtcClock) -> Abstrac
     """Open a handler with a back-off without randomness."""
     return open_orders(
         gateway,
+        FailureCounts(gateway),
         Queue(None, URL + queue),
         rules=OrderRules(100_000),
         retries=RetryRules(RETRY_DELAYS_S, TENANT_WAIT),
@@ -288,15 +290,15 @@ async def test_standard_queue_promises_no_order_within_a_group_id(standard_desk:
 
 
 async def test_unregistered_tenant_is_waited_for_and_given_up_when_overdue(desk: Desk) -> None:
-    """A message returns until a "not registered" of after the wait and a minute; then dead letters, in order."""
+    """A message is held until a "not registered" of after the wait and a minute; then dead letters, in order."""
     early, late = NOW - TENANT_WAIT - timedelta(seconds=60), NOW - TENANT_WAIT
     fresh = message("dan", "o1", sent_at=late, group="fresh")
     with capture_logs() as logs:
-        assert await desk.handle(fresh, message("ann", "o1", group="other")) == [ReturnToQueue(1), Done()]
+        assert await desk.handle(fresh, message("ann", "o1", group="other")) == [RetryHeld(0.5), Done()]
     (entry,) = [entry for entry in logs if entry["event"] == "orders.deferred"]
     assert (entry["count"], entry["business_id"], entry["error"]) == (1, "dan", "its tenant is unregistered")
     desk.now += timedelta(seconds=50)
-    assert await desk.handle(received_again(fresh, receive_count=9)) == [ReturnToQueue(10)]
+    assert await desk.handle(received_again(fresh, receive_count=9)) == [RetryHeld(10.0)]
 
     overdue = [message("dan", f"o{number}", sent_at=early) for number in range(2)]
     behind = [message("dan", "o3", sent_at=NOW), message("ann", "o3")]
@@ -313,7 +315,7 @@ async def test_unregistered_tenant_costs_one_question_when_it_sends_much(desk: D
     early = NOW - TENANT_WAIT - timedelta(seconds=60)
     before = requests_to("get_shard")
     for number in range(5):
-        assert await desk.handle(message("eve", f"o{number}")) == [ReturnToQueue(1)]
+        assert await desk.handle(message("eve", f"o{number}")) == [RetryHeld(0.5)]
     assert requests_to("get_shard") == before + 1
 
     (verdict,) = await desk.handle(message("eve", "o9", sent_at=early))
@@ -322,14 +324,13 @@ async def test_unregistered_tenant_costs_one_question_when_it_sends_much(desk: D
 
 
 async def test_order_that_fails_by_itself_is_tried_again_and_holds_back_its_group_alone(desk: Desk) -> None:
-    """By the configured delays; other groups of the same tenant, in the same transaction, are applied."""
+    """By the configured delays, in flight; other groups of the same tenant, in the same transaction, are applied."""
     await make_touchy(desk.pool("shard-1"))
     failing = [message("ann", "o1", data=BAD, group="bad"), message("ann", "o2", group="bad")]
     others = [*steps("ann", "o3", 3, group="good"), message("cat", "o4", group="good-too")]
 
-    for receive_count, delay_s in ((1, 1), (2, 5)):
-        tried = [received_again(one, receive_count=receive_count) for one in failing]
-        assert await desk.handle(*tried, *others) == [ReturnToQueue(delay_s), ReturnToQueue(0), *[Done()] * 4]
+    for delay_s in RETRY_DELAYS_S:
+        assert await desk.handle(*failing, *others) == [RetryHeld(delay_s), ReturnToQueue(0), *[Done()] * 4]
 
     assert await desk.orders("ann") == {"o3": {"n": 2}}
 
@@ -341,7 +342,7 @@ async def test_group_that_is_larger_than_a_batch_stops_where_one_of_it_fails(des
     large = [message("ann", f"o{number}", data={"text": text}, group="large") for number in range(15)]
     large[3] = message("ann", "o3", data=BAD, group="large")
     verdicts = await desk.handle(*large, message("ann", "small", group="small"))
-    assert verdicts == [Done()] * 3 + [ReturnToQueue(1)] + [ReturnToQueue(0)] * 11 + [Done()]
+    assert verdicts == [Done()] * 3 + [RetryHeld(1.0)] + [ReturnToQueue(0)] * 11 + [Done()]
     assert sorted(await desk.orders("ann")) == ["o0", "o1", "o2", "small"]
 
 
@@ -350,15 +351,19 @@ async def test_order_is_given_up_after_its_last_try_and_its_group_goes_on_behind
     await make_touchy(desk.pool("shard-1"))
     bad, behind = message("ann", "o1", data=BAD), message("ann", "o2")
 
-    verdict, held = await desk.handle(received_again(bad, receive_count=3), behind)
+    with capture_logs() as logs:
+        assert await desk.handle(bad, behind) == [RetryHeld(1.0), ReturnToQueue(0)]
+        assert await desk.handle(bad, behind) == [RetryHeld(5.0), ReturnToQueue(0)]
+        verdict, held = await desk.handle(bad, behind)
 
+    assert [one["attempts"] for one in logs if one["event"] == "operation.failing"] == [1, 2]
     assert isinstance(verdict, ToDeadLetter)
     assert (verdict.reason, verdict.ids.request_id, verdict.ids.resource_id) == (
         "retries_exhausted",
         bad.deduplication_id,
         "o1",
     )
-    assert verdict.error == "it failed 3 times: RaiseError (P0001)"
+    assert (verdict.error, verdict.attempts) == ("it failed 3 times: RaiseError (P0001)", 3)
     assert held == RetryHeld(0.0)
     assert await desk.log("ann") == []
     assert verdict.before_delete is not None
@@ -377,7 +382,8 @@ async def test_order_is_given_up_after_its_last_try_and_its_group_goes_on_behind
 async def test_giving_up_is_refused_when_the_tenant_is_on_the_move(desk: Desk) -> None:
     """The row belongs on the tenant's home: the message is received again, and its home is looked up again."""
     await make_touchy(desk.pool("shard-1"))
-    (verdict,) = await desk.handle(message("ann", "o1", data=BAD, receive_count=3))
+    bad = message("ann", "o1", data=BAD)
+    (verdict,) = [await desk.handle(bad) for _ in range(3)][-1]
     assert isinstance(verdict, ToDeadLetter)
     assert verdict.before_delete is not None
     await fetch(desk.pool("shard-1"), "UPDATE tenants SET state = 'fenced'")
@@ -466,10 +472,10 @@ async def test_bug_that_one_order_meets_ends_no_other(desk: Desk) -> None:
         others = [message("ann", f"o{number}", group=f"good-{number}") for number in range(3)]
         with capture_logs() as logs:
             verdicts = await handler.handle([*others[:2], bug, message("ann", "o9", group="bad"), others[2]])
-        assert verdicts == [Done(), Done(), ReturnToQueue(1), ReturnToQueue(0), Done()]
+        assert verdicts == [Done(), Done(), RetryHeld(1.0), ReturnToQueue(0), Done()]
         (entry,) = [entry for entry in logs if entry["event"] == "order.failed"]
         assert (entry["message_id"], entry["error"]) == (bug.message_id, "ZeroDivisionError")
-        (verdict,) = await handler.handle([received_again(bug, receive_count=3)])
+        (verdict,) = [await handler.handle([bug]) for _ in range(2)][-1]
         assert isinstance(verdict, ToDeadLetter)
         assert (verdict.reason, verdict.error) == ("retries_exhausted", "it failed 3 times: ZeroDivisionError")
     assert sorted(await desk.orders("ann")) == ["o0", "o1", "o2"]

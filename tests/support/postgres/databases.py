@@ -72,7 +72,8 @@ ROWS = """
     (SELECT count(*) FROM shard_meta)
 """
 EMPTYING = "".join(
-    f"DELETE FROM {table};" for table in ("tenants", "resources", "operations", "stream_positions", "moves")
+    f"DELETE FROM {table};"
+    for table in ("tenants", "resources", "operations", "stream_positions", "moves", "message_failures")
 )
 OTHERS_END = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity

@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+from support.postgres.databases import execute
 from support.postgres.tenant_cases import fetch
 
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.schema.migrations import migration_of
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.schema.migrations import migration_of, without_concurrently
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
 from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, ReportActivity, UpgradeActivity, Upgrader
 
@@ -58,6 +60,16 @@ def upgrader(
         types=BUSINESS_TYPES | (types or {}),
         draw=lambda: 0.0,
     )
+
+
+async def make_old_schema(address: ShardAddress) -> None:
+    """Make the schema of the version before, as its worker made it."""
+    files = [*(migration.text for migration in MIGRATIONS[:-1]), *BUSINESS_TYPES.values()]
+    await execute(address.connection_string, ";".join(without_concurrently(text) for text in files))
+    for migration in MIGRATIONS[:-1]:
+        values = (migration.version, migration.name, migration.works_from)
+        await execute(address.connection_string, QUERIES["record_migration"], *values)
+    await execute(address.connection_string, QUERIES["record_identity"], address.shard_id)
 
 
 class Watcher:

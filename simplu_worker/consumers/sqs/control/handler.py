@@ -2,15 +2,20 @@
 
 Of one batch, creations are provisioned all together and the other messages in parallel; but messages about one tenant
 one after the other, and none behind an undecided one.
+
+A message is given up for failures of its own work on a shard alone. An unforeseen error before a shard is known counts
+nothing: the message is retried until it is handled, at most a minute apart.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Final, Protocol, TypeAlias, assert_never
 
 import msgspec
@@ -26,6 +31,7 @@ from simplu_worker.consumers.sqs.control.decode import (
     decode_control,
     tenant_id_of_control,
 )
+from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.verdicts import (
     OUTAGE_BASE_S,
     Done,
@@ -37,6 +43,7 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
     Verdict,
     message_backoff_s,
     verdict_on_error,
+    verdict_on_failure,
     verdict_on_rejected,
 )
 from simplu_worker.errors import PermanentError, RetryableError
@@ -47,6 +54,7 @@ from simplu_worker.shards.types import (
     ChangeResult,
     CitrusDeniedError,
     DestructionResult,
+    FailedOnShardError,
     ProvisionAnswer,
     ProvisionRequest,
     ProvisionResult,
@@ -115,6 +123,7 @@ class ControlHandler:
         provisioner: TenantProvisioner,
         destroyer: TenantDestroyer,
         changer: ResourceChanger,
+        failures: FailureCounts,
         queue: Queue,
         *,
         retries: RetryRules,
@@ -124,6 +133,7 @@ class ControlHandler:
         self._provisioner = provisioner
         self._destroyer = destroyer
         self._changer = changer
+        self._failures = failures
         self._queue = queue
         self._retries = retries
         self._draw = draw
@@ -153,7 +163,7 @@ class ControlHandler:
                 else:
                     items[index] = _Item(messages[index], control)
             handled = await self._carry_out(list(items.values()))
-            verdicts |= dict(zip(items, self._decide(handled), strict=True))
+            verdicts |= dict(zip(items, await self._decide(handled), strict=True))
         return [verdicts[index] for index in range(len(messages))]
 
     def _subject_of(self, message: Message, control: Control | RejectedRecord) -> MessageSubject:
@@ -172,7 +182,7 @@ class ControlHandler:
                 answers = await self._provisioner.provision_all(
                     [_provision_request_of(creation) for _, creation in creations]
                 )
-            except Exception as exc:  # noqa: BLE001  # a bug must not end the others; the message is retried, then a dead letter
+            except Exception as exc:  # noqa: BLE001  # a bug must not end the others; the message is retried
                 answers = [exc] * len(creations)
             for (item, _), answer in zip(creations, answers, strict=True):
                 results[item.message.message_id] = answer
@@ -221,16 +231,21 @@ class ControlHandler:
         order = (DestructionResult.DESTROYING, DestructionResult.EXISTED, DestructionResult.STALE)
         return next((result for result in order if counts[result]), DestructionResult.UNKNOWN)
 
-    def _decide(self, handled: Sequence[_HandledItem]) -> list[Verdict]:
+    async def _decide(self, handled: Sequence[_HandledItem]) -> list[Verdict]:
         """Return the verdicts on *handled* items, and log them."""
-        verdicts = [self._verdict_on(item, result) for item, result in handled]
+        async with asyncio.TaskGroup() as tasks:
+            deciding = [tasks.create_task(self._verdict_on(item, result)) for item, result in handled]
+        verdicts = [one.result() for one in deciding]
         self._log_deferred(handled, verdicts)
         return verdicts
 
-    def _verdict_on(self, item: _Item, result: Result | Exception) -> Verdict:
+    async def _verdict_on(self, item: _Item, result: Result | Exception) -> Verdict:
         match result:
+            case RetryableError() | PermanentError():
+                verdict = verdict_on_error(result, item.message, _ids_of(item), draw=self._draw())
+                return self._refuse(item, verdict) if isinstance(verdict, ToDeadLetter) else verdict
             case Exception():
-                return self._verdict_on_error(item, result)
+                return await self._verdict_on_unforeseen(item, result)
             case DestructionResult.UNKNOWN | ChangeResult.UNKNOWN_TENANT | ChangeResult.MISSING:
                 return self._verdict_on_absence(item, result)
             case ProvisionResult.STALE | DestructionResult.STALE:
@@ -240,19 +255,30 @@ class ControlHandler:
                 log.info("control.applied", **self._facts(item), result=result)
                 return Done()
 
-    def _verdict_on_error(self, item: _Item, error: Exception) -> Verdict:
-        verdict = verdict_on_error(error, item.message, _ids_of(item), rules=self._retries, draw=self._draw())
-        if not isinstance(error, RetryableError | PermanentError):
-            log.error(
-                "control.failed",
-                **self._facts(item),
-                receive_count=item.message.receive_count,
-                error=type(error).__name__,
-                exc_info=error,
-            )
-        if isinstance(verdict, ReturnToQueue):
-            RETRIES.labels("sqs", "unexpected").inc()
-        return self._refuse(item, verdict) if isinstance(verdict, ToDeadLetter) else verdict
+    async def _verdict_on_unforeseen(self, item: _Item, error: Exception) -> Verdict:
+        """Count a failure on a known shard, and log it; without a count the message is held, and not given up."""
+        RETRIES.labels("sqs", "unexpected").inc()
+        failure_count = None
+        if isinstance(error, FailedOnShardError):
+            with contextlib.suppress(RetryableError):  # an outage now
+                (failure_count,) = await self._failures.add(
+                    error.shard_id, [(error.tenant_id, item.message.message_id)]
+                )
+        log.error(
+            "control.failed",
+            **self._facts(item),
+            attempts=failure_count,
+            receive_count=item.message.receive_count,
+            error=error.error if isinstance(error, FailedOnShardError) else type(error).__name__,
+            exc_info=error,
+        )
+        if not isinstance(error, FailedOnShardError) or failure_count is None:
+            return RetryHeld(message_backoff_s(item.message, draw=self._draw()))
+        verdict = verdict_on_failure(error.error, failure_count, _ids_of(item), rules=self._retries)
+        if isinstance(verdict, RetryHeld):
+            return verdict
+        forget = partial(self._failures.forget, error.shard_id, error.tenant_id, item.message.message_id)
+        return self._refuse(item, msgspec.structs.replace(verdict, before_delete=forget))
 
     def _verdict_on_absence(self, item: _Item, result: Result) -> Verdict:
         """Hold a message for a tenant or a resource that may still come; give it up when it waited long enough."""
@@ -287,7 +313,8 @@ class ControlHandler:
         """Log held messages: one line for each error of a batch, with the first of its messages."""
         by_error: dict[str, list[tuple[_Item, Result | Exception, RetryHeld]]] = {}
         for (item, result), verdict in zip(handled, verdicts, strict=True):
-            if isinstance(verdict, RetryHeld):
+            is_logged = isinstance(result, Exception) and not isinstance(result, RetryableError)
+            if isinstance(verdict, RetryHeld) and not is_logged:
                 error = str(result) if isinstance(result, Exception) else result.value
                 by_error.setdefault(error, []).append((item, result, verdict))
         for error, deferred in by_error.items():

@@ -3,13 +3,13 @@
 The messages of a call are split into chains, each a message group of a FIFO queue or one message of a standard queue,
 where a group id promises no order. A chain goes on with its next operation only after the one before was applied or
 given up for good, so that none is ever applied before an earlier one of its group, whatever their tenants and shards.
+An operation is given up for its own failures alone: no wait of its message, behind another one or for a shard, counts.
 Chains do not wait for each other: lanes gather their operations for a shard.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -23,7 +23,8 @@ import structlog
 
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
-from simplu_worker.consumers.sqs.orders.order_lane import Crash, LaneAnswer, OrderLane
+from simplu_worker.consumers.sqs.orders.order_lane import FailedTry, LaneAnswer, OrderLane
+from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.verdicts import (
     Done,
     MessageIds,
@@ -34,8 +35,8 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
     Verdict,
     message_backoff_s,
     verdict_on_error,
+    verdict_on_failure,
     verdict_on_rejected,
-    verdict_on_unexpected,
 )
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import RETRIES
@@ -78,7 +79,13 @@ class _Absent(msgspec.Struct, frozen=True):
         return f"its tenant is {self.why}" + (f": {self.error}" if self.error else "")
 
 
-_LookupError: TypeAlias = RetryableError | PermanentError | Crash
+class _LookupCrash(msgspec.Struct, frozen=True):
+    """Looking up the shard of a tenant ended with an unexpected error, of type *error*."""
+
+    error: str
+
+
+_LookupError: TypeAlias = RetryableError | PermanentError | _LookupCrash
 _Home: TypeAlias = str | _Absent | _LookupError
 
 
@@ -121,6 +128,7 @@ class _OrderMessage(msgspec.Struct, eq=False):
 @asynccontextmanager
 async def open_orders(
     gateway: ShardGateway,
+    failures: FailureCounts,
     queue: Queue,
     *,
     rules: OrderRules,
@@ -130,7 +138,7 @@ async def open_orders(
 ) -> AsyncIterator[OrderHandler]:
     """Open the handler of one order queue. Leaving cancels operations under way: leave it after its receiver ended."""
     async with asyncio.TaskGroup() as tasks:
-        handler = OrderHandler(gateway, queue, tasks, rules=rules, retries=retries, draw=draw, utc=utc)
+        handler = OrderHandler(gateway, failures, queue, tasks, rules=rules, retries=retries, draw=draw, utc=utc)
         try:
             yield handler
         finally:
@@ -143,6 +151,7 @@ class OrderHandler:
     def __init__(
         self,
         gateway: ShardGateway,
+        failures: FailureCounts,
         queue: Queue,
         tasks: asyncio.TaskGroup,
         *,
@@ -152,6 +161,7 @@ class OrderHandler:
         utc: UtcClock = utc_now,
     ) -> None:
         self._gateway = gateway
+        self._failures = failures
         self._queue = queue
         self._tasks = tasks
         self._rules = rules
@@ -261,8 +271,9 @@ class OrderHandler:
     ) -> None:
         lane = self._lanes.get(shard_id)
         if lane is None:
-            lane = OrderLane(shard_id, self._gateway, self._tasks, queue_name=self._queue.name, utc=self._utc)
-            self._lanes[shard_id] = lane
+            lane = self._lanes[shard_id] = OrderLane(
+                shard_id, self._gateway, self._failures, self._tasks, queue_name=self._queue.name, utc=self._utc
+            )
         entries = lane.submit(chain, [(one.message.message_id, operation) for one, operation in pending])
         if not lane.is_stuck:
             await asyncio.wait([entry.answer for entry in entries], timeout=max(0.0, deadline - loop_time()))
@@ -306,7 +317,7 @@ class OrderHandler:
                 return exc
             except Exception as exc:  # a bug in the lookup of one tenant must not end the others
                 log.exception("order.failed", queue=self._queue.name, error=type(exc).__name__)
-                return Crash(exc)
+                return _LookupCrash(type(exc).__name__)
         return _Absent(found, asked_at) if isinstance(found, Absence) else found
 
     def _forget_uncollected(self) -> None:
@@ -320,8 +331,9 @@ class OrderHandler:
                 self._hold(one, _Deferral("no answer yet to where tenants live"))
             case RetryableError() | PermanentError():
                 self._hold_for_outage(one, operation, home)
-            case Crash():
-                one.verdict = self._verdict_on_unexpected(one, operation, None, type(home.error).__name__)
+            case _LookupCrash():
+                failed = FailedTry(home.error, self._failures.remember(one.message.message_id))
+                one.verdict = self._verdict_on_failure(one, operation, None, failed)
             case _Absent(why=Absence.UNREGISTERED):
                 self._decide_unregistered(one, operation, home.asked_at)
             case _Absent():
@@ -338,8 +350,8 @@ class OrderHandler:
                 self._hold(one, _Deferral(f"no answer yet from shard {shard_id}"))
             case RetryableError():
                 self._hold_for_outage(one, operation, answer)
-            case Crash():
-                one.verdict = self._verdict_on_unexpected(one, operation, shard_id, type(answer.error).__name__)
+            case FailedTry():
+                one.verdict = self._verdict_on_failure(one, operation, shard_id, answer)
             case Outcome():
                 self._decide_outcome(one, operation, shard_id, answer)
             case _:
@@ -356,7 +368,7 @@ class OrderHandler:
                 text = f"its tenant does not live on shard {shard_id} now"
                 self._hold(one, _Deferral.of_tenant(operation, text))
             case Disposition.UNEXPECTED:
-                one.verdict = self._verdict_on_unexpected(one, operation, shard_id, outcome.error or "")
+                raise AssertionError("the lane answers a failed try with its number")
             case _:
                 assert_never(outcome.disposition)
 
@@ -366,7 +378,7 @@ class OrderHandler:
         one.deferral = _Deferral(str(error))
         # A PermanentError is about an address that may not be used: a person may correct that.
         outage = error if isinstance(error, RetryableError) else RetryableError(str(error))
-        one.verdict = verdict_on_error(outage, one.message, _ids_of(operation), rules=self._retries, draw=self._draw())
+        one.verdict = verdict_on_error(outage, one.message, _ids_of(operation), draw=self._draw())
 
     def _hold(self, one: _OrderMessage, deferral: _Deferral) -> None:
         one.deferral = deferral
@@ -374,7 +386,7 @@ class OrderHandler:
         one.verdict = RetryHeld(backoff_s(try_count, draw=self._draw(), base_s=HOLD_BASE_S, max_s=HOLD_MAX_S))
 
     def _decide_unregistered(self, one: _OrderMessage, operation: Operation, asked_at: datetime) -> None:
-        """Return a message to the queue until it is overdue, by a "not registered" that was asked for after that."""
+        """Hold a message until it is overdue, by a "not registered" that was asked for after that."""
         message, tenant_wait = one.message, self._retries.tenant_wait
         if is_overdue(message.sent_at, now=asked_at, tenant_wait=tenant_wait):
             error = unknown_tenant_error(tenant_wait)
@@ -383,29 +395,29 @@ class OrderHandler:
         rest_s = (message.sent_at + tenant_wait + UNKNOWN_TENANT_MARGIN - self._utc()).total_seconds()
         delay_s = message_backoff_s(message, draw=self._draw())
         one.deferral = _Deferral.of_tenant(operation, f"its tenant is {Absence.UNREGISTERED}")
-        one.verdict = ReturnToQueue(max(1, math.ceil(min(delay_s, rest_s))))
+        one.verdict = RetryHeld(max(HOLD_BASE_S, min(delay_s, rest_s)))
 
-    def _verdict_on_unexpected(
-        self, one: _OrderMessage, operation: Operation, shard_id: str | None, error: str
+    def _verdict_on_failure(
+        self, one: _OrderMessage, operation: Operation, shard_id: str | None, failed: FailedTry
     ) -> Verdict:
-        verdict = verdict_on_unexpected(error, one.message, _ids_of(operation), rules=self._retries)
-        if isinstance(verdict, ReturnToQueue):
+        verdict = verdict_on_failure(failed.error, failed.failure_count, _ids_of(operation), rules=self._retries)
+        if isinstance(verdict, RetryHeld):
             log.warning(
                 "operation.failing",
                 queue=self._queue.name,
                 shard_id=shard_id,
-                attempts=one.message.receive_count,
-                error=error,
+                attempts=failed.failure_count,
+                error=failed.error,
                 business_id=operation.business_id,
                 location_id=operation.location_id,
             )
             return verdict
         if shard_id is None:
             return verdict
-        give_up = partial(self._give_up, shard_id, operation, verdict.error)
+        give_up = partial(self._give_up, shard_id, operation, one.message.message_id, verdict)
         return msgspec.structs.replace(verdict, before_delete=give_up)
 
-    async def _give_up(self, shard_id: str, operation: Operation, error: str) -> None:
+    async def _give_up(self, shard_id: str, operation: Operation, message_id: str, verdict: ToDeadLetter) -> None:
         """Write the row of an operation that is given up. Raises `RetryableError` when that cannot be done now."""
         outcome = await self._gateway.give_up(shard_id, operation)
         if outcome.disposition is Disposition.HOLD:
@@ -414,10 +426,12 @@ class OrderHandler:
             "operation.given_up",
             queue=self._queue.name,
             shard_id=shard_id,
-            error=error,
+            attempts=verdict.attempts,
+            error=verdict.error,
             business_id=operation.business_id,
             location_id=operation.location_id,
         )
+        await self._failures.forget(shard_id, operation.tenant_id, message_id)
 
 
 def _run_from(members: Sequence[_OrderMessage], position: int) -> Sequence[_OrderMessage]:

@@ -8,6 +8,9 @@ behind it in the lane.
 An applied operation is answered when it is as safe as the shard can make it, because its message is deleted then. The
 next batch does not wait for that.
 
+A failure of an operation itself is recorded on the shard before it is answered: only then is the try over. Operations
+of its chain that are submitted in the meantime are not applied.
+
 A message that is handled again while its operation is still in the lane finds the operation there. So a caller may stop
 waiting for a shard that does not answer, and no operation is applied twice because of it.
 """
@@ -23,6 +26,7 @@ import msgspec
 import structlog
 
 from simplu_worker.consumers.outcome_counts import count_outcomes
+from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.gateway import ShardGateway
@@ -36,13 +40,14 @@ KEPT_MAX_COUNT: Final = 10_000  # answers that were not collected, because their
 log = structlog.get_logger(__name__)
 
 
-class Crash(msgspec.Struct, frozen=True):
-    """Applying one operation ended with an unexpected error."""
+class FailedTry(msgspec.Struct, frozen=True):
+    """A try of an operation that failed, its *failure_count*-th; *error* is the type or code of its error."""
 
-    error: Exception
+    error: str
+    failure_count: int
 
 
-LaneAnswer: TypeAlias = Outcome | RetryableError | Crash
+LaneAnswer: TypeAlias = Outcome | RetryableError | FailedTry
 
 BEHIND_OUTCOME = Outcome(disposition=Disposition.HOLD)  # of an operation behind another of its chain that was stopped
 LOGGED_DISPOSITIONS = frozenset({Disposition.APPLIED, Disposition.DUPLICATE})
@@ -63,7 +68,7 @@ class _CommittedBatch(msgspec.Struct, frozen=True, eq=False):
     committed_at: float
     pairs: Sequence[tuple[OrderEntry, Outcome]]
 
-    def set_answers(self, error: RetryableError | Crash | None = None) -> None:
+    def set_answers(self, error: RetryableError | None = None) -> None:
         """Answer each entry with its outcome, or with the error."""
         for entry, outcome in self.pairs:
             entry.answer.set_result(error or outcome)
@@ -76,6 +81,7 @@ class OrderLane:
         self,
         shard_id: str,
         gateway: ShardGateway,
+        failures: FailureCounts,
         tasks: asyncio.TaskGroup,
         *,
         queue_name: str,
@@ -83,6 +89,7 @@ class OrderLane:
     ) -> None:
         self.shard_id = shard_id
         self._gateway = gateway
+        self._failures = failures
         self._tasks = tasks
         self._queue_name = queue_name
         self._utc = utc
@@ -91,6 +98,7 @@ class OrderLane:
         self._batch: list[OrderEntry] = []
         self._applying: asyncio.Task[None] | None = None
         self._committed: dict[asyncio.Task[None], _CommittedBatch] = {}  # in order
+        self._failing: dict[str, asyncio.Task[None]] = {}  # by message id: failures that are being recorded
         self._sent_at = float("inf")
         self._single_count = 0  # operations to be applied one by one, because their batch crashed
         self._failure_count = 0
@@ -119,8 +127,15 @@ class OrderLane:
         """Append operations of a chain, by message id, in their order; return their entries.
 
         An operation that is in the lane already keeps its place or its answer, unless the answer asks for another try.
+        Those behind one that failed are not applied: the caller has to decide about that one first.
         """
-        entries = [self._find_or_queue(chain, message_id, operation) for message_id, operation in operations]
+        entries: list[OrderEntry] = []
+        for message_id, operation in operations:
+            if entries and self._stops_chain(entries[-1]):
+                entries.append(_new_entry(chain, message_id, operation))
+                entries[-1].answer.set_result(BEHIND_OUTCOME)
+            else:
+                entries.append(self._find_or_queue(chain, message_id, operation))
         if self._queue and self._applying is None:
             self._applying = self._tasks.create_task(self._apply_all(), name=f"orders:{self.shard_id}")
         return entries
@@ -137,13 +152,19 @@ class OrderLane:
         """Cancel the lane's tasks; whether the batch in flight was committed is then unknown."""
         if self._applying is not None:
             self._applying.cancel()
-        for task in self._committed:
+        for task in (*self._committed, *self._failing.values()):
             task.cancel()
+
+    def _stops_chain(self, entry: OrderEntry) -> bool:
+        """Return whether *entry* failed, or is behind one that did."""
+        if not entry.answer.done():
+            return entry.message_id in self._failing
+        return isinstance(entry.answer.result(), FailedTry) or entry.answer.result() is BEHIND_OUTCOME
 
     def _find_or_queue(self, chain: str, message_id: str, operation: Operation) -> OrderEntry:
         entry = self._entries.get(message_id)
         if entry is None or (entry.answer.done() and not _is_final(entry.answer.result())):
-            entry = OrderEntry(message_id, chain, operation, asyncio.get_running_loop().create_future())
+            entry = _new_entry(chain, message_id, operation)
             self._entries[message_id] = entry
             self._queue.append(entry)
         return entry
@@ -226,7 +247,7 @@ class OrderLane:
             error=type(exc).__name__,
             exc_info=exc,
         )
-        entry.answer.set_result(Crash(exc))
+        self._record_failures([(entry, type(exc).__name__)])
         self._stop_chains({entry.chain})
 
     def _distribute(self, outcomes: Sequence[Outcome]) -> None:
@@ -236,9 +257,9 @@ class OrderLane:
         belong to other chains are tried again.
         """
         pairs = list(zip(self._batch, outcomes, strict=True))
-        failing = [entry for entry, outcome in pairs if outcome.disposition is Disposition.UNEXPECTED]
-        failing_tenants = {entry.operation.tenant_id for entry in failing}
-        stopped = {entry.chain for entry in failing}
+        failing = [(entry, outcome) for entry, outcome in pairs if outcome.disposition is Disposition.UNEXPECTED]
+        failing_tenants = {entry.operation.tenant_id for entry, _ in failing}
+        stopped = {entry.chain for entry, _ in failing}
         again: list[OrderEntry] = []
         committed: list[tuple[OrderEntry, Outcome]] = []
         for entry, outcome in pairs:
@@ -250,8 +271,9 @@ class OrderLane:
                 stopped.add(entry.chain)
             if outcome.disposition in LOGGED_DISPOSITIONS:
                 committed.append((entry, outcome))
-            else:
+            elif outcome.disposition is not Disposition.UNEXPECTED:
                 entry.answer.set_result(outcome)
+        self._record_failures([(entry, outcome.error or "") for entry, outcome in failing])
         self._queue.extendleft(reversed(again))
         self._stop_chains(stopped)
         if committed:
@@ -268,9 +290,33 @@ class OrderLane:
             batch.set_answers(exc)
         except Exception as exc:  # a bug must not end the others; the messages are retried, then dead letters
             log.exception("order.failed", queue=self._queue_name, shard_id=self.shard_id, error=type(exc).__name__)
-            batch.set_answers(Crash(exc))
+            await self._answer_failures([(entry, type(exc).__name__) for entry, _ in batch.pairs])
         else:
             batch.set_answers()
+
+    def _record_failures(self, failed: Sequence[tuple[OrderEntry, str]]) -> None:
+        """Record failures of operations themselves, with their errors; the next batch does not wait for that."""
+        if not failed:
+            return
+        message_ids = [entry.message_id for entry, _ in failed]
+        task = self._tasks.create_task(self._answer_failures(failed), name=f"orders:{self.shard_id}:failures")
+        self._failing |= dict.fromkeys(message_ids, task)
+        task.add_done_callback(lambda _: [self._failing.pop(message_id) for message_id in message_ids])
+
+    async def _answer_failures(self, failed: Sequence[tuple[OrderEntry, str]]) -> None:
+        """Answer operations that failed, once that is recorded; when the shard is down by then, with its outage."""
+        keys = [(entry.operation.tenant_id, entry.message_id) for entry, _ in failed]
+        try:
+            counts = await self._failures.add(self.shard_id, keys)
+        except RetryableError as exc:
+            for entry, _ in failed:
+                entry.answer.set_result(exc)
+            return
+        except Exception as exc:  # a bug must not end the others
+            log.exception("order.failed", queue=self._queue_name, shard_id=self.shard_id, error=type(exc).__name__)
+            counts = [self._failures.remember(message_id) for _, message_id in keys]
+        for (entry, error), count in zip(failed, counts, strict=True):
+            entry.answer.set_result(FailedTry(error, count))
 
     def _stop_chains(self, chains: set[str]) -> None:
         """Answer the queued entries of *chains*: each is behind an operation that was not applied."""
@@ -291,4 +337,8 @@ def _is_final(answer: LaneAnswer) -> bool:
     """Return whether another try would give the same answer, or the caller has to decide about one."""
     if isinstance(answer, Outcome):
         return answer.disposition is not Disposition.HOLD
-    return isinstance(answer, Crash)
+    return isinstance(answer, FailedTry)
+
+
+def _new_entry(chain: str, message_id: str, operation: Operation) -> OrderEntry:
+    return OrderEntry(message_id, chain, operation, asyncio.get_running_loop().create_future())

@@ -388,7 +388,7 @@ class QueueReceiver:
             error=verdict.error,
             origin=self._queue.origin_of(message),
             failed_at=datetime.now(UTC),
-            attempts=message.receive_count,
+            attempts=verdict.attempts,
             record=message.body.encode("utf-8", "surrogatepass"),
             request_id=verdict.ids.request_id,
             resource_id=verdict.ids.resource_id,

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from simplu_worker.aws.sqs_queue import QueueAttributes
+from simplu_worker.consumers.sqs.receive.group_scheduler import HELD_MAX_S
 
 # During an outage a message is received about once in two minutes, so this is an outage of some hours.
 OUTAGE_MIN_RECEIVES: Final = 100
 
 
 class RedriveRules(msgspec.Struct, frozen=True):
-    """How the worker consumes a queue: tries of a message, the first included, and seconds that a drain may take."""
+    """How the worker consumes a queue: the delays between the tries of a message, and how long a drain may take."""
 
-    try_count: int
+    retry_delays_s: Sequence[float]
     grace_s: float
+
+    @property
+    def receive_count(self) -> int:
+        """How many receives the tries of a message take when nothing else happens to it.
+
+        A message stays in flight between its tries, and returns to the queue only where that would take too long.
+        """
+        receive_count, held_s = 1, 0.0
+        for delay_s in self.retry_delays_s:
+            held_s += delay_s
+            if held_s > HELD_MAX_S:
+                receive_count, held_s = receive_count + 1, 0.0
+        return receive_count
 
 
 class RedrivePolicy(msgspec.Struct, frozen=True):
@@ -46,15 +60,17 @@ def redrive_problems(queue: QueueAttributes, target: QueueAttributes | None, rul
     SQS counts every receive, of any receiver and with any end, so its policy cannot spare messages during an outage.
     """
     policy = parse_redrive_policy(queue.redrive_policy)
-    if policy is not None and policy.max_receive_count < rules.try_count:
+    if policy is not None and policy.max_receive_count < rules.receive_count:
         yield (
-            f"maxReceiveCount {policy.max_receive_count} is lower than the {rules.try_count} tries of "
-            f"SQS_RETRY_DELAYS_SECONDS: SQS moves a message to {policy.target_name} before its tries are over"
+            f"maxReceiveCount {policy.max_receive_count} is lower than the {rules.receive_count} receives that "
+            f"SQS_RETRY_DELAYS_SECONDS takes: SQS moves a message to {policy.target_name} before its tries are over; "
+            f"set {OUTAGE_MIN_RECEIVES} or more"
         )
     elif policy is not None and policy.max_receive_count < OUTAGE_MIN_RECEIVES:
         yield (
             f"maxReceiveCount {policy.max_receive_count}: SQS moves messages to {policy.target_name} when a dependency "
-            f"is down for longer than about {2 * policy.max_receive_count} min; set {OUTAGE_MIN_RECEIVES} or more"
+            f"is down for longer than about {2 * policy.max_receive_count} min, or when as many workers are killed; "
+            f"set {OUTAGE_MIN_RECEIVES} or more"
         )
     if queue.visibility_timeout_s < rules.grace_s:
         yield (

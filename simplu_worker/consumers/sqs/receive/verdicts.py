@@ -1,14 +1,13 @@
-"""The verdict of a handler on a message, and the one rule from an error to a verdict. Pure.
+"""The verdict of a handler on a message, and the rules from an error to a verdict. Pure.
 
 The random draw is a parameter.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
-from typing import TypeAlias
+from typing import TypeAlias, assert_never
 
 import msgspec
 
@@ -37,6 +36,7 @@ class Done(msgspec.Struct, frozen=True):
 class ToDeadLetter(msgspec.Struct, frozen=True):
     """The message can never be handled: store a dead letter, then delete it. *error* does not quote the message.
 
+    *attempts* counts the tries of its operation, which all failed; 1 if it was refused, or waited in vain.
     *before_delete* is awaited between the two; it records on the shard that the operation was given up. When it raises
     RetryableError, the message returns to the queue.
     """
@@ -44,6 +44,7 @@ class ToDeadLetter(msgspec.Struct, frozen=True):
     reason: DeadLetterReason
     error: str
     ids: MessageIds = MessageIds()
+    attempts: int = 1
     before_delete: Callable[[], Awaitable[object]] | None = None
 
 
@@ -54,9 +55,10 @@ class ReturnToQueue(msgspec.Struct, frozen=True):
 
 
 class RetryHeld(msgspec.Struct, frozen=True):
-    """The message stays in flight, hidden, and is handled again after *delay_s*: a dependency is down for a moment.
+    """The message stays in flight, hidden, and is handled again after *delay_s*.
 
-    It returns to the queue instead when it was held for long, or when held messages take half of the room in flight.
+    It waits for a dependency, a tenant or a resource, or its operation failed and is retried. It returns to the queue
+    instead when it was held for long, or when held messages take half of the room in flight.
     """
 
     delay_s: float
@@ -68,8 +70,8 @@ Verdict: TypeAlias = Done | ToDeadLetter | ReturnToQueue | RetryHeld
 class RetryRules(msgspec.Struct, frozen=True):
     """How long messages are retried.
 
-    *delays_s* are the delays after unexpected errors, one for each retry. *tenant_wait* is how long a message waits,
-    counted from when it was sent, for a tenant or a resource that does not exist yet.
+    *delays_s* are the delays after failures of an operation itself, one for each retry. *tenant_wait* is how long a
+    message waits, counted from when it was sent, for a tenant or a resource that does not exist yet.
     """
 
     delays_s: Sequence[float]
@@ -77,13 +79,12 @@ class RetryRules(msgspec.Struct, frozen=True):
 
 
 def verdict_on_error(
-    error: Exception, message: Message, ids: MessageIds, *, rules: RetryRules, draw: float
-) -> RetryHeld | ReturnToQueue | ToDeadLetter:
+    error: RetryableError | PermanentError, message: Message, ids: MessageIds, *, draw: float
+) -> RetryHeld | ToDeadLetter:
     """Return the verdict on *message* after its handling ended with *error*.
 
     RetryableError: hold the message for at most a minute at a time, for as long as the outage lasts; it is never given
-    up. PermanentError: a dead letter. Any other error is unexpected; the dead letter gets its type alone, because its
-    text may quote the message.
+    up. PermanentError: a dead letter.
     """
     match error:
         case RetryableError():
@@ -91,17 +92,21 @@ def verdict_on_error(
         case PermanentError():
             return ToDeadLetter(DeadLetterReason.INVALID_MESSAGE, str(error), ids)
         case _:
-            return verdict_on_unexpected(type(error).__name__, message, ids, rules=rules)
+            assert_never(error)
 
 
-def verdict_on_unexpected(
-    error: str, message: Message, ids: MessageIds, *, rules: RetryRules
-) -> ReturnToQueue | ToDeadLetter:
-    """Return the verdict after an unexpected *error*: the configured delays, and after the last a dead letter."""
-    tries = message.receive_count
-    if tries <= len(rules.delays_s):
-        return ReturnToQueue(delay_s=math.ceil(rules.delays_s[max(tries, 1) - 1]))
-    return ToDeadLetter(DeadLetterReason.RETRIES_EXHAUSTED, f"it failed {tries} times: {error}", ids)
+def verdict_on_failure(
+    error: str, failure_count: int, ids: MessageIds, *, rules: RetryRules
+) -> RetryHeld | ToDeadLetter:
+    """Return the verdict on a message with an operation that failed *failure_count* times, the last time with *error*.
+
+    The configured delays, one after each failure, and after the last a dead letter. Nothing else counts: no receive,
+    no outage, no wait behind another message. *error* is a type or a code alone, as a text may quote the message.
+    """
+    if failure_count <= len(rules.delays_s):
+        return RetryHeld(delay_s=rules.delays_s[max(failure_count, 1) - 1])
+    text = f"it failed {failure_count} times: {error}"
+    return ToDeadLetter(DeadLetterReason.RETRIES_EXHAUSTED, text, ids, attempts=failure_count)
 
 
 def verdict_on_rejected(rejected: RejectedRecord) -> ToDeadLetter:

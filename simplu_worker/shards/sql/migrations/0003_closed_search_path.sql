@@ -3,6 +3,8 @@
 -- What another role makes in a schema of the search path is run by nobody else: policies name functions of pg_catalog,
 -- and functions have a search path of their own, so that they call no other function of ours.
 -- A worker of version 2 goes on as before: it calls functions of the same names.
+--
+-- And a new table, of which a worker of version 2 knows nothing: how often a message of a queue has failed.
 
 -- In the order in which a batch takes its tables.
 DROP POLICY IF EXISTS simplu_writer ON public.stream_positions;
@@ -33,6 +35,20 @@ CREATE POLICY simplu_reader ON public.resources
 DROP POLICY IF EXISTS simplu_writer ON public.moves;
 CREATE POLICY simplu_writer ON public.moves
     USING ((SELECT pg_catalog.has_table_privilege('public.moves'::pg_catalog.regclass, 'INSERT')));
+
+-- How often the operation of each message of a queue has failed. A row is made by the first failure, and
+-- deleted with the message's dead letter, with its tenant, or when no queue can still have the message.
+CREATE TABLE IF NOT EXISTS public.message_failures (
+    tenant_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
+    message_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
+    failure_count integer NOT NULL,
+    failed_at pg_catalog.timestamptz NOT NULL, -- the last time
+    PRIMARY KEY (tenant_id, message_id)
+);
+DROP POLICY IF EXISTS simplu_writer ON public.message_failures;
+CREATE POLICY simplu_writer ON public.message_failures
+    USING ((SELECT pg_catalog.has_table_privilege('public.message_failures'::pg_catalog.regclass, 'INSERT')));
+ALTER TABLE public.message_failures ENABLE ROW LEVEL SECURITY;
 
 -- RFC 7396, for workers of version 2: as before, but for patches that go deeper than one object within another. Those
 -- are merged as later workers do in their own statement (queries/applying.sql), without a function that calls itself.

@@ -15,7 +15,7 @@ from simplu_worker.consumers.sqs.receive.redrive_rules import (
     redrive_problems,
 )
 
-RULES = RedriveRules(try_count=4, grace_s=25.0)
+RULES = RedriveRules(retry_delays_s=(1, 5, 15), grace_s=25.0)
 QUEUE = QueueAttributes(
     visibility_timeout_s=30,
     max_message_bytes=None,
@@ -64,11 +64,26 @@ def test_unfit_settings_are_told(found: list[str], members: dict[str, object]) -
     assert problems(**members) == found  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("receives", [4, 10, 99])
+@pytest.mark.parametrize("receives", [1, 4, 10, 99])
 def test_policy_with_room_for_the_tries_but_not_for_trouble_says_so(receives: int) -> None:
-    """SQS counts every receive, also those during an outage."""
+    """SQS counts every receive, also those during an outage; the tries of a message in flight cost none."""
     (text,) = redrive_problems(msgspec.structs.replace(QUEUE, redrive_policy=policy(receives)), None, RULES)
     assert f"down for longer than about {2 * receives} min" in text
+
+
+@pytest.mark.parametrize(
+    ("delays_s", "expected"),
+    [((), 1), ((1, 5, 15), 1), ((60,), 1), ((61,), 2), ((30, 30, 30), 2), ((30, 31, 60, 1), 3), ((300, 300), 3)],
+)
+def test_tries_cost_a_receive_only_where_a_message_does_not_stay_in_flight(
+    delays_s: tuple[float, ...], expected: int
+) -> None:
+    """A message is held for a minute in all; then it returns to the queue for its next delay."""
+    rules = RedriveRules(delays_s, 25.0)
+    assert rules.receive_count == expected
+    queue = msgspec.structs.replace(QUEUE, redrive_policy=policy(expected - 1))
+    (text,) = redrive_problems(queue, None, rules)
+    assert f"is lower than the {expected} receives" in text
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", policy("many"), '{"maxReceiveCount": 3}'])

@@ -13,10 +13,10 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
     MessageIds,
     RetryHeld,
     RetryRules,
-    ReturnToQueue,
     ToDeadLetter,
     Verdict,
     verdict_on_error,
+    verdict_on_failure,
     verdict_on_rejected,
 )
 from simplu_worker.errors import PermanentError, RetryableError
@@ -26,9 +26,9 @@ RULES = RetryRules((1.0, 5.0, 15.5), timedelta())
 IDS = MessageIds("b", "l", "r", "x")
 
 
-def verdict_on(error: Exception, one: Message, *, draw: float = 0.0) -> Verdict:
+def verdict_on(error: RetryableError | PermanentError, one: Message, *, draw: float = 0.0) -> Verdict:
     """Return the verdict on a message after *error*."""
-    return verdict_on_error(error, one, IDS, rules=RULES, draw=draw)
+    return verdict_on_error(error, one, IDS, draw=draw)
 
 
 @pytest.mark.parametrize(
@@ -63,17 +63,24 @@ def test_permanent_error_is_a_dead_letter_with_its_text() -> None:
     )
 
 
-@pytest.mark.parametrize(("receive_count", "expected"), [(0, 1), (1, 1), (2, 5), (3, 16)])
-def test_unexpected_error_follows_the_configured_delays(receive_count: int, expected: int) -> None:
-    """Each further try has its own delay, in whole seconds as SQS takes them."""
-    assert verdict_on(KeyError("x"), message("m", receive_count=receive_count)) == ReturnToQueue(expected)
+@pytest.mark.parametrize(("failure_count", "expected"), [(0, 1.0), (1, 1.0), (2, 5.0), (3, 15.5)])
+def test_failure_of_an_operation_follows_the_configured_delays_in_flight(failure_count: int, expected: float) -> None:
+    """Each further try has its own delay, and costs no receive."""
+    assert verdict_on_failure("KeyError", failure_count, IDS, rules=RULES) == RetryHeld(expected)
 
 
-def test_unexpected_error_gives_up_after_the_last_delay_without_its_text() -> None:
-    """After the last delay the message is a dead letter, which names the type of the error only."""
-    assert verdict_on(KeyError("secret"), message("m", receive_count=4)) == ToDeadLetter(
-        DeadLetterReason.RETRIES_EXHAUSTED, "it failed 4 times: KeyError", IDS
-    )
+@pytest.mark.parametrize("failure_count", [4, 5, 1000])
+def test_failure_after_the_last_delay_is_a_dead_letter_with_the_number_of_failures(failure_count: int) -> None:
+    """The letter names the failures of the operation as its attempts."""
+    verdict = verdict_on_failure("KeyError", failure_count, IDS, rules=RULES)
+    text = f"it failed {failure_count} times: KeyError"
+    assert verdict == ToDeadLetter(DeadLetterReason.RETRIES_EXHAUSTED, text, IDS, attempts=failure_count)
+
+
+def test_operation_without_delays_is_given_up_at_its_first_failure() -> None:
+    """Without delays there is no retry."""
+    verdict = verdict_on_failure("KeyError", 1, IDS, rules=RetryRules((), timedelta()))
+    assert isinstance(verdict, ToDeadLetter)
 
 
 def test_rejected_message_is_a_dead_letter_with_what_could_be_read() -> None:

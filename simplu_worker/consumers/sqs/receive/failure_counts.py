@@ -1,0 +1,57 @@
+"""Count how often the operation of each message has failed: on its shard, else in the memory of this process.
+
+On the shard the count is exact: it survives a restart, and all replicas share it. In memory are the failures of which
+no shard can know: while the shard of a tenant is looked up, and on a shard that has no table for them yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import structlog
+
+from simplu_worker.consumers.sqs.receive.failure_memory import FailureMemory
+from simplu_worker.errors import RetryableError
+
+log = structlog.get_logger(__name__)
+
+
+class FailureTable(Protocol):
+    """The counts on the shards; `shards.gateway.ShardGateway` is one."""
+
+    async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int] | None:
+        """Count one failure more of each message, by tenant and message id; None if the shard cannot count."""
+
+    async def forget_failures(self, shard_id: str, tenant_id: str, message_id: str) -> None:
+        """Forget the failures of a message."""
+
+
+class FailureCounts:
+    """The counts of all queues of this process; *table* has those on the shards."""
+
+    def __init__(self, table: FailureTable) -> None:
+        self._table = table
+        self._memory = FailureMemory()
+
+    def __repr__(self) -> str:
+        return f"FailureCounts({self._memory!r})"
+
+    async def add(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int]:
+        """Count one failure more of each message, by tenant and message id; return their numbers.
+
+        Raises `RetryableError` when the shard does not answer. That is an outage: then no failure counts.
+        """
+        counts = await self._table.count_failures(shard_id, failed)
+        return [self.remember(message_id) for _, message_id in failed] if counts is None else counts
+
+    def remember(self, message_id: str) -> int:
+        """Count one failure more of a message without a known shard; return their number."""
+        return self._memory.add(message_id)
+
+    async def forget(self, shard_id: str, tenant_id: str, message_id: str) -> None:
+        """Forget the failures of a message with a stored dead letter; when its shard is down, the retention does."""
+        try:
+            await self._table.forget_failures(shard_id, tenant_id, message_id)
+        except RetryableError as exc:
+            log.debug("message.failures_kept", shard_id=shard_id, message_id=message_id, error=str(exc))

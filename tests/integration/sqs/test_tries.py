@@ -1,0 +1,381 @@
+"""The tries of a message are the failures of its own operation: on real shards, whatever it waited for before."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+from support.aws.endpoints import client_of
+from support.aws.receiver_settings import receiver_settings
+from support.aws.sqs_endpoints import sqs_servers
+from support.citrus.cases import RoutedShards, routed_shards
+from support.postgres.databases import SHARD_ID, ShardMaker, copy_shard, database_of
+from support.postgres.tenant_cases import TENANT_WAIT, add_tenant, fetch
+from support.postgres.trouble import calm, make_touchy
+from support.postgres.upgrades import make_old_schema
+
+from simplu_worker.aws.clients import Client
+from simplu_worker.aws.sqs_queue import FifoIds, Message, OutgoingMessage, Queue
+from simplu_worker.consumers.sqs.orders.decode import decode_order
+from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders
+from simplu_worker.consumers.sqs.orders.order_lane import BEHIND_OUTCOME, FailedTry, OrderLane
+from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
+from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
+from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, RetryRules, ToDeadLetter
+from simplu_worker.dead_letters.queue import DeadLetterQueue
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.operations.operation import Operation, Outcome
+from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.types import PositionClaim
+
+pytestmark = pytest.mark.usefixtures("aws_credentials")
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+BAD = {"raise": "P0001"}
+GOOD: dict[str, str] = {}
+TENANT = ("ann", "main")
+ATTRIBUTES = {"BusinessId": "ann", "LocationId": "main"}
+COUNTS = "SELECT tenant_id, message_id, failure_count FROM message_failures ORDER BY message_id"
+
+_numbers = itertools.count(1)
+
+
+def message(order_id: str, data: dict[str, str], *, receive_count: int = 1) -> Message:
+    """Return a message that makes an order, all of one group; another receive of it each time."""
+    number = next(_numbers)
+    return Message(
+        message_id=f"message-{order_id}",
+        receipt_handle=f"receipt-{number}",
+        body=json.dumps({"type": "CREATE", "orderId": order_id, "data": data}),
+        attributes=ATTRIBUTES,
+        sent_at=NOW,
+        receive_count=receive_count,
+        group_id="g",
+        deduplication_id=f"event-{order_id}",
+        sequence_number=f"{int(order_id, 36):020}",
+    )
+
+
+def order(order_id: str, data: dict[str, str]) -> Operation:
+    """Return the operation of a message."""
+    sent = message(order_id, data)
+    origin = Queue(None, "http://127.0.0.1/000000000000/orders.fifo").origin_of(sent)
+    decoded = decode_order(
+        sent.body, sent.attributes, origin, deduplication_id=sent.deduplication_id, max_bytes=100_000
+    )
+    assert isinstance(decoded, Operation)
+    return decoded
+
+
+class Desk:
+    """A shard with one tenant, and handlers of it, each that of another replica."""
+
+    def __init__(self, routed: RoutedShards, pool: ShardPool) -> None:
+        self.routed = routed
+        self.pool = pool
+
+    @asynccontextmanager
+    async def replica(
+        self, gateway: ShardGateway | None = None, *, delays_s: Sequence[float] = (1, 5, 15), queue: Queue | None = None
+    ) -> AsyncIterator[OrderHandler]:
+        """Open the handler of a replica."""
+        used = gateway or self.gateway()
+        async with open_orders(
+            used,
+            FailureCounts(used),
+            queue or Queue(None, "http://127.0.0.1/000000000000/orders.fifo"),
+            operation_max_bytes=100_000,
+            retries=RetryRules(delays_s, TENANT_WAIT),
+            draw=lambda: 0.0,
+            utc=lambda: NOW,
+        ) as handler:
+            yield handler
+
+    def gateway(self, kind: type[ShardGateway] = ShardGateway) -> ShardGateway:
+        """Return a gateway to the shard."""
+        return kind(self.routed.directory, self.routed.locator, self.routed.pools, tenant_wait=TENANT_WAIT)
+
+    async def counts(self) -> dict[str, int]:
+        """Return the failures on the shard, by message id."""
+        return {row["message_id"]: row["failure_count"] for row in await fetch(self.pool, COUNTS)}
+
+    async def orders(self) -> list[str]:
+        """Return the ids of the orders."""
+        rows = await fetch(self.pool, 'SELECT "resourceId" AS id FROM resources ORDER BY 1')
+        return [row["id"] for row in rows]
+
+
+@asynccontextmanager
+async def open_desk(address: ShardAddress) -> AsyncIterator[Desk]:
+    """Open the shard, with its tenant."""
+    async with routed_shards([address]) as routed:
+        desk = Desk(routed, routed.pools.ensure_pool(address))
+        await add_tenant(desk.pool, TENANT)
+        routed.register(TENANT, address.shard_id)
+        yield desk
+
+
+@pytest.fixture
+async def desk(make_shard: ShardMaker) -> AsyncIterator[Desk]:
+    """Give a shard that fails at orders with bad data."""
+    async with open_desk(await make_shard()) as desk:
+        await make_touchy(desk.pool)
+        yield desk
+
+
+async def test_waits_use_up_no_tries(desk: Desk) -> None:
+    """After any number of receives the first failure is the first try: no event is buried by one."""
+    async with desk.replica() as handler:
+        for order_id, receive_count in (("follower", 4), ("outage", 9), ("late", 1000)):
+            waited = message(order_id, BAD, receive_count=receive_count)
+            with capture_logs() as logs:
+                assert await handler.handle([waited]) == [RetryHeld(1)]
+            assert [one["attempts"] for one in logs if one["event"] == "operation.failing"] == [1]
+    assert set((await desk.counts()).values()) == {1}
+
+
+async def test_tries_are_counted_across_replicas_and_restarts(desk: Desk) -> None:
+    """Each try by another process, received once more: four tries, then a dead letter that says so; no row is left."""
+    seen = []
+    for receive_count in range(1, 5):
+        async with desk.replica() as handler:
+            seen += await handler.handle([message("o1", BAD, receive_count=receive_count)])
+    assert seen[:3] == [RetryHeld(1), RetryHeld(5), RetryHeld(15)]
+    assert isinstance(seen[3], ToDeadLetter)
+    assert (seen[3].error, seen[3].attempts) == ("it failed 4 times: RaiseError (P0001)", 4)
+    assert await fetch(desk.pool, COUNTS) == [{"tenant_id": "ann-main", "message_id": "message-o1", "failure_count": 4}]
+    assert seen[3].before_delete is not None
+    await seen[3].before_delete()
+    assert await desk.counts() == {}
+
+
+async def test_success_costs_the_table_nothing(desk: Desk) -> None:
+    """Only failures are written, and the count of a message that succeeds then is left to the retention."""
+    async with desk.replica() as handler:
+        assert await handler.handle([message("o1", GOOD), message("o2", GOOD)]) == [Done(), Done()]
+        assert await desk.counts() == {}
+        assert (await handler.handle([message("o3", BAD)])) == [RetryHeld(1)]
+        await calm(desk.pool)
+        assert (await handler.handle([message("o3", BAD)])) == [Done()]
+    assert await desk.counts() == {"message-o3": 1}
+
+
+async def test_failures_are_counted_in_memory_on_a_shard_of_schema_version_2(make_shard: ShardMaker) -> None:
+    """A shard without the table is used as before; the count is that of the process."""
+    address = await make_shard(is_empty=True)
+    await make_old_schema(address)
+    async with open_desk(address) as desk:
+        await make_touchy(desk.pool)
+        async with desk.replica(delays_s=(1, 5)) as handler:
+            seen = [(await handler.handle([message("o1", BAD, receive_count=9)]))[0] for _ in range(3)]
+            assert seen[:2] == [RetryHeld(1), RetryHeld(5)]
+            assert isinstance(seen[2], ToDeadLetter)
+            assert (seen[2].attempts, seen[2].error) == (3, "it failed 3 times: RaiseError (P0001)")
+            assert seen[2].before_delete is not None
+            await seen[2].before_delete()
+            assert await handler.handle([message("o1", BAD)]) == [Done()]  # its row in the log is marked
+        async with desk.replica() as restarted:
+            assert await restarted.handle([message("o2", BAD, receive_count=9)]) == [RetryHeld(1)]
+
+
+async def test_failures_are_counted_in_memory_when_the_role_may_not_write_the_table(desk: Desk) -> None:
+    """A shard that its owner upgraded, and on which the worker's role got no rights on the new table."""
+    role = f"{database_of(desk.pool.address)}_worker"
+    tables = "tenants, operations, resources, stream_positions, shard_meta, schema_migrations, business_types"
+    await fetch(desk.pool, f"CREATE ROLE {role} LOGIN")
+    await fetch(desk.pool, f"GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO {role}")
+    url = f"postgresql://{role}@{desk.pool.address.connection_string.rpartition('@')[2]}"
+    limited = ShardAddress(SHARD_ID, url)
+    try:
+        async with routed_shards([limited]) as routed:
+            routed.register(TENANT, SHARD_ID)
+            gateway = Desk(routed, routed.pools.ensure_pool(limited)).gateway()
+            async with desk.replica(gateway) as handler:
+                assert await handler.handle([message("o1", BAD, receive_count=9)]) == [RetryHeld(1)]
+                assert await handler.handle([message("o1", BAD)]) == [RetryHeld(5)]
+        assert await desk.counts() == {}
+    finally:
+        await fetch(desk.pool, f"DROP OWNED BY {role}")
+        await fetch(desk.pool, f"DROP ROLE {role}")
+
+
+async def test_failure_is_no_failure_when_its_shard_is_gone_before_it_is_counted(
+    postgres_server: PostgresServer, breakable_server: PostgresServer
+) -> None:
+    """That is an outage: the message is held with a back-off, and the next failure is the first."""
+
+    class Breaking(ShardGateway):
+        async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int] | None:
+            await breakable_server.kill()
+            return await super().count_failures(shard_id, failed)
+
+    async with open_desk(await copy_shard(breakable_server)) as desk:
+        await make_touchy(desk.pool)
+        async with desk.replica(desk.gateway(Breaking)) as handler:
+            (verdict,) = await handler.handle([message("o1", BAD)])
+        assert verdict == RetryHeld(0.5)
+        await breakable_server.start()
+        async with desk.replica() as handler:
+            verdict = RetryHeld(0.5)
+            async with asyncio.timeout(20):
+                while verdict == RetryHeld(0.5):
+                    (verdict,) = await handler.handle([message("o1", BAD)])
+        assert (verdict, await desk.counts()) == (RetryHeld(1), {"message-o1": 1})
+
+
+async def test_follower_is_not_applied_while_the_failure_of_its_head_is_recorded(desk: Desk) -> None:
+    """Nor before the failure is collected: a call that ended before submits the group again with the next one."""
+
+    class Slow(ShardGateway):
+        recorded = asyncio.Event()
+
+        async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int] | None:
+            await self.recorded.wait()
+            return await super().count_failures(shard_id, failed)
+
+    gateway = desk.gateway(Slow)
+    group = [(f"message-{name}", order(name, data)) for name, data in (("o1", BAD), ("o2", GOOD), ("o3", GOOD))]
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        lane = OrderLane(SHARD_ID, gateway, FailureCounts(gateway), tasks, queue_name="orders.fifo", utc=lambda: NOW)
+        head, *behind = lane.submit("g", group)
+        await asyncio.wait([entry.answer for entry in behind])
+        assert not head.answer.done()
+
+        again, *behind = lane.submit("g", group)
+        assert (again, [lane.collect(entry) for entry in behind]) == (head, [BEHIND_OUTCOME] * 2)
+        Slow.recorded.set()
+        await head.answer
+
+        again, *behind = lane.submit("g", group)
+        assert (again, [lane.collect(entry) for entry in behind]) == (head, [BEHIND_OUTCOME] * 2)
+        assert lane.collect(head) == FailedTry("RaiseError (P0001)", 1)
+        assert len(lane) == 0
+        assert await desk.orders() == []
+
+        await calm(desk.pool)
+        await asyncio.wait([entry.answer for entry in lane.submit("g", group)])
+    assert await desk.orders() == ["o1", "o2", "o3"]
+
+
+async def test_lookup_that_crashes_is_counted_in_memory(desk: Desk) -> None:
+    """No shard is known yet, so the process remembers: the message is given up for its own failures there too."""
+
+    class Crashing(ShardGateway):
+        async def find(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> Any:
+            raise ZeroDivisionError("a secret")
+
+    async with desk.replica(desk.gateway(Crashing), delays_s=(1, 5)) as handler:
+        seen = [(await handler.handle([message("o1", GOOD, receive_count=50)]))[0] for _ in range(3)]
+    assert seen[:2] == [RetryHeld(1), RetryHeld(5)]
+    assert isinstance(seen[2], ToDeadLetter)
+    assert (seen[2].error, seen[2].attempts) == ("it failed 3 times: ZeroDivisionError", 3)
+    assert await desk.counts() == {}
+
+
+async def test_bug_that_one_order_meets_is_counted_on_its_shard(desk: Desk) -> None:
+    """An unforeseen error of ours is a failure of the operation as well."""
+
+    class Crashing(ShardGateway):
+        async def apply(
+            self, shard_id: str, operations: Sequence[Operation], *, claim: PositionClaim | None = None
+        ) -> list[Outcome]:
+            raise ZeroDivisionError("a secret")
+
+    for expected in (RetryHeld(1), RetryHeld(5)):
+        async with desk.replica(desk.gateway(Crashing)) as handler:
+            assert await handler.handle([message("o1", GOOD)]) == [expected]
+    assert await desk.counts() == {"message-o1": 2}
+
+
+# Through a queue
+
+
+@asynccontextmanager
+async def consuming(
+    desk: Desk, queue: Queue, letters: Queue, client: Client, delays_s: Sequence[float]
+) -> AsyncIterator[list[Any]]:
+    """Consume the queue as a replica does; yield the log."""
+    stopping = asyncio.Event()
+    async with desk.replica(delays_s=delays_s, queue=queue) as handler:
+        receiver = QueueReceiver(
+            queue, handler, DeadLetterQueue(client, letters.url), receiver_settings(poll_wait_s=1, stop_wait_s=1)
+        )
+        with capture_logs() as logs:
+            async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+                tasks.create_task(receiver.run(stopping))
+                yield logs
+                stopping.set()
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until *condition* holds."""
+    async with asyncio.timeout(20):
+        while not await condition():  # noqa: ASYNC110  # the server has nothing to await
+            await asyncio.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def sqs_url() -> Iterator[str]:
+    """Give the endpoint URL of our SQS."""
+    with sqs_servers() as servers:
+        yield servers.url_of("ours")
+
+
+async def test_followers_of_a_failing_head_cost_no_receives_and_are_not_buried(desk: Desk, sqs_url: str) -> None:
+    """The head fails four times; then a follower fails once, for a moment, and is applied: one letter, no receive."""
+    async with client_of("sqs", sqs_url) as client:
+        fifo = {"FifoQueue": "true", "VisibilityTimeout": "5"}
+        made = await client.create_queue(QueueName="orders.fifo", Attributes=fifo)
+        queue = Queue(client, made["QueueUrl"])
+        letters = Queue(client, (await client.create_queue(QueueName="letters"))["QueueUrl"])
+        data = {"head": BAD, "shaky": BAD, "last": GOOD}
+        events = [
+            OutgoingMessage(
+                json.dumps({"type": "CREATE", "orderId": order_id, "data": one, **tenant_members()}),
+                FifoIds("g", f"event-{order_id}"),
+            )
+            for order_id, one in data.items()
+        ]
+        assert await queue.send(events) == []
+
+        async def shaky_failed() -> bool:
+            return len(await desk.counts()) == 1 and await letters_of(letters) == 1
+
+        async def is_empty() -> bool:
+            found = await queue.read_attributes()
+            return found.visible_count + found.in_flight_count == 0
+
+        async with consuming(desk, queue, letters, client, (0.1, 0.1, 0.1)) as logs:
+            await until(shaky_failed)
+            await calm(desk.pool)
+            await until(is_empty)
+        (letter,) = await letters.receive(wait_s=1, max_messages=10)
+    body = json.loads(letter.body)
+    assert (body["requestId"], body["attempts"], body["error"]) == (
+        "event-head",
+        4,
+        "it failed 4 times: RaiseError (P0001)",
+    )
+    assert await desk.orders() == ["last", "shaky"]
+    tries = [(one["attempts"], one["log_level"]) for one in logs if one["event"] == "operation.failing"]
+    assert tries[:4] == [(1, "warning"), (2, "warning"), (3, "warning"), (1, "warning")]
+    assert [one for one in logs if one["event"] == "message.given_back"] == []
+
+
+def tenant_members() -> dict[str, str]:
+    """Return the tenant as members of a body."""
+    return {"businessId": "ann", "locationId": "main"}
+
+
+async def letters_of(queue: Queue) -> int:
+    """Return how many letters wait in a queue."""
+    return (await queue.read_attributes()).visible_count
