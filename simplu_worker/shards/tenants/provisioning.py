@@ -161,30 +161,36 @@ class Provisioner:
     async def _make_on(
         self, shard: ShardAddress, requests: Sequence[ProvisionRequest], answers: dict[str, ProvisionAnswer]
     ) -> None:
+        try:
+            made = await self._make_all_on(shard, requests)
+        except Exception as exc:  # noqa: BLE001  # of these requests; those of other shards continue
+            made = {request.tenant_id: exc for request in requests}
+        for tenant_id, answer in made.items():
+            if isinstance(answer, Exception):
+                answers[tenant_id] = with_shard(answer, shard_id=shard.shard_id, tenant_id=tenant_id)
+            else:
+                answers[tenant_id] = answer
+
+    async def _make_all_on(
+        self, shard: ShardAddress, requests: Sequence[ProvisionRequest]
+    ) -> Mapping[str, ProvisionAnswer]:
         coalescer = self._coalescers.get(shard.shard_id)
         if coalescer is None:
             coalescer = Coalescer(lambda wanted: self._make_rows(shard.shard_id, wanted))
             self._coalescers[shard.shard_id] = coalescer
-        try:
-            self._pools.ensure_pool(shard)
-            rows = await coalescer.submit(requests)
-        except Exception as exc:  # noqa: BLE001  # of these requests; those of other shards continue
-            answers |= {request.tenant_id: _with_shard(exc, request, shard) for request in requests}
-            return
+        self._pools.ensure_pool(shard)
+        rows = await coalescer.submit(requests)
         made: dict[str, ProvisionAnswer] = {}
         for request, row in zip(requests, rows, strict=True):
             self._directory.forget(request.tenant_id)
-            made[request.tenant_id] = (
-                RESULTS[row.step] if isinstance(row, RowResult) else _with_shard(row, request, shard)
-            )
+            made[request.tenant_id] = RESULTS[row.step] if isinstance(row, RowResult) else row
             _log_result(request, shard, made[request.tenant_id])
         # Of an existing tenant too: the process that made it may have ended before its invalidation.
         self._on_change(
             ResourceKey(tenant_id, *DEFAULT_ROW) for tenant_id, answer in made.items() if answer in TO_CONFIRM
         )
-        answers |= await self._wait_until_safe(
-            shard.shard_id, made, {row.server for row in rows if isinstance(row, RowResult)}
-        )
+        servers = {row.server for row in rows if isinstance(row, RowResult)}
+        return await self._wait_until_safe(shard.shard_id, made, servers)
 
     async def _make_rows(self, shard_id: str, wanted: Sequence[ProvisionRequest]) -> list[RowOutcome]:
         """Make all tenants that were submitted for one shard, after one check of its schema."""
@@ -220,10 +226,6 @@ def check_business_type(business_type: str) -> None:
     if business_type not in BUSINESS_TYPES:
         known = ", ".join(sorted(BUSINESS_TYPES))
         raise PermanentError(f"businessType: expected one of {known}, got {business_type[:64]!r}")
-
-
-def _with_shard(error: Exception, request: ProvisionRequest, shard: ShardAddress) -> Exception:
-    return with_shard(error, shard_id=shard.shard_id, tenant_id=request.tenant_id)
 
 
 def _log_result(request: ProvisionRequest, shard: ShardAddress, answer: ProvisionAnswer) -> None:

@@ -13,6 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 from support.aws.endpoints import ScriptedAws, client_of
 from support.postgres.databases import QUICK, ShardMaker, execute
+from support.postgres.upgrades import make_old_schema
 
 from simplu_worker.aws.dynamodb_tables import describe_table
 from simplu_worker.aws.sqs_queue import Queue
@@ -92,6 +93,27 @@ async def test_retention_forgets_nothing_when_the_window_is_unknown(pools: Pools
     await add_rows(address, "old", age=400 * DAY, count=5)
     assert await LogRetention(pools, keeps(None)).take_turn() == {}
     assert await left_on(address) == 5
+
+
+async def test_retention_forgets_failures_of_messages_that_no_queue_can_have(
+    pools: Pools, make_shard: ShardMaker
+) -> None:
+    """SQS keeps a message for 14 days; a shard of schema version 2 has no such rows."""
+    address, old = await make_shard("shard-1"), await make_shard("shard-2", is_empty=True)
+    await make_old_schema(old)
+    for one in (address, old):
+        pools.ensure_pool(one)
+    for message_id, days in (("old", 16), ("young", 14)):
+        failed = "INSERT INTO message_failures VALUES ('b-l', $1, 2, now() - make_interval(days => $2))"
+        await execute(address.connection_string, failed, message_id, days)
+    await add_rows(old, "old", age=20 * DAY, count=3)
+    assert await LogRetention(pools, keeps(15 * DAY)).take_turn() == {"shard-2": 3}
+    connection = await asyncpg.connect(address.connection_string)
+    try:
+        rows = await connection.fetch("SELECT message_id FROM message_failures")
+    finally:
+        await connection.close()
+    assert [row["message_id"] for row in rows] == ["young"]
 
 
 async def test_retention_leaves_rows_alone_when_somebody_holds_them(pools: Pools, make_shard: ShardMaker) -> None:

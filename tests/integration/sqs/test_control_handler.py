@@ -7,9 +7,11 @@ import itertools
 import json
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 from support.citrus.cases import RoutedShards, routed_shards, silent
@@ -30,8 +32,13 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
 )
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import DeadLetterReason
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
+from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.tenants.deletion import TenantDeleter
+from simplu_worker.shards.tenants.destruction import Destroyer
+from simplu_worker.shards.tenants.provisioning import Provisioner
+from simplu_worker.shards.tenants.resource_changes import ResourceChanges
 from simplu_worker.shards.types import (
     AdminAccount,
     ChangeResult,
@@ -320,7 +327,8 @@ async def test_unforeseen_error_without_a_known_shard_never_gives_a_message_up(w
     desk = Desk()
     desk.script_answers(what, "" if what == "destroy_all" else "1", *(KeyError("secret") for _ in range(20)))
     handled = handler(desk)
-    verdicts = [(await handled.handle([message(what, tries=tries)]))[0] for tries in range(1, 21)]
+    with capture_logs():
+        verdicts = [(await handled.handle([message(what, tries=tries)]))[0] for tries in range(1, 21)]
     assert verdicts[:3] == [RetryHeld(0.5), RetryHeld(1.0), RetryHeld(2.0)]
     assert verdicts[-1] == RetryHeld(30.0)
     assert await handled.handle([message(what)]) == [Done()]
@@ -341,7 +349,8 @@ async def test_failure_that_cannot_be_counted_is_an_outage() -> None:
         desk, desk, desk, FailureCounts(Down()), queue, retries=retries, draw=lambda: 0.0, clock=lambda: NOW
     )
     creation = message("create")
-    assert [(await handled.handle([creation]))[0] for _ in range(9)] == [RetryHeld(0.5)] * 9
+    with capture_logs():
+        assert [(await handled.handle([creation]))[0] for _ in range(9)] == [RetryHeld(0.5)] * 9
 
 
 async def test_bug_in_provisioning_a_batch_is_every_ones_own() -> None:
@@ -546,6 +555,63 @@ async def test_destruction_of_a_business_waits_for_a_silent_shard_and_others_do_
         assert kinds(await control.handle(batch)) == [Done, RetryHeld, Done]
         case = TenantCase(routed.pools.ensure_pool(ShardAddress("shard-1", address.connection_string)), ("b", "1"))
         assert await states(case) == {"b-1": "active", "c-1": "active"}
+
+
+async def test_bug_on_a_known_shard_is_counted_there_and_given_up(make_shard: ShardMaker) -> None:
+    """Whatever the message asks for; each try may be another replica's. The count goes with the dead letter."""
+
+    def bug(_: object) -> None:
+        raise ZeroDivisionError("a secret")
+
+    class BuggyWaiter(ReplicationWaiter):
+        async def wait_for_transaction(self, shard_id: str, server: Server) -> None:
+            raise ZeroDivisionError("a secret")
+
+    address = await make_shard("shard-1")
+    async with routed_shards([address]) as routed:
+        pool = routed.pools.ensure_pool(address)
+        assert await handler(routed=routed).handle([message("create")]) == [Done()]
+        buggy = replace(
+            routed,
+            provisioner=Provisioner(routed.locator, routed.directory, routed.pools, on_change=bug),
+            destroyer=Destroyer(routed.locator, routed.directory, routed.pools, commits=BuggyWaiter(routed.pools)),
+            changes=ResourceChanges(routed.directory, routed.pools, on_change=bug),
+        )
+        for what in ("create", "admin", "destroy", "destroy_all"):
+            failing = message(what, minute=1)
+            verdicts = []
+            for tries in (7, 8, 9):
+                again = msgspec.structs.replace(failing, receive_count=tries)
+                with capture_logs():
+                    verdicts += await handler(routed=buggy).handle([again])
+            assert verdicts[:2] == [RetryHeld(1), RetryHeld(5)]
+            assert isinstance(verdicts[2], ToDeadLetter)
+            assert (verdicts[2].error, verdicts[2].attempts) == ("it failed 3 times: ZeroDivisionError", 3)
+            counts = await fetch(pool, "SELECT tenant_id, message_id, failure_count FROM message_failures")
+            assert [tuple(row.values()) for row in counts] == [("b-1", failing.message_id, 3)]
+            assert verdicts[2].before_delete is not None
+            await verdicts[2].before_delete()
+            assert await fetch(pool, "SELECT FROM message_failures") == []
+
+
+async def test_bug_before_a_shard_is_known_counts_nothing(make_shard: ShardMaker) -> None:
+    """A creation that fails while its shard is named is retried until it succeeds."""
+
+    class Crashing(Desk):
+        async def register(self, *_: object) -> None:
+            raise ZeroDivisionError("a secret")
+
+    address = await make_shard("shard-1")
+    async with routed_shards([address]) as routed:
+        crashing: Any = Crashing()
+        buggy = replace(routed, provisioner=Provisioner(crashing, routed.directory, routed.pools))
+        creation = message("create")
+        control = handler(routed=buggy)
+        with capture_logs():
+            assert [(await control.handle([creation]))[0] for _ in range(9)] == [RetryHeld(0.5)] * 9
+        pool = routed.pools.ensure_pool(address)
+        assert await fetch(pool, "SELECT FROM message_failures") == []
+        assert await handler(routed=routed).handle([creation]) == [Done()]
 
 
 async def states(case: TenantCase) -> dict[str, str]:
