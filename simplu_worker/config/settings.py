@@ -200,7 +200,7 @@ class Settings(BaseSettings):
     ] = Field(
         default=(1, 5, 15),
         max_length=100,
-        description="Delay before each further try after an unexpected error; then the message is a dead letter.",
+        description="Delay after each failure of a message's own operation; after one more it is a dead letter.",
     )
 
     citrus_server_url: ServerUrl | None = Field(default=None, description="Address of the shard manager.")

@@ -50,7 +50,8 @@ class DeadLetter(msgspec.Struct, frozen=True, gc=False):
     """A record that is given up, and why.
 
     *request_id* and *resource_id* are the effective ones, so that a replay is de-duplicated like any redelivery.
-    *error* must not quote the record: it is logged. *attempts* counts the tries, the first one included.
+    *error* must not quote the record: it is logged. *attempts* counts the tries of its operation: all failed, for
+    reasons of its own, and waits are none; 1 if it was refused or waited in vain.
     *message_attributes* and *deduplication_id* are those of an SQS message. With *parts*, the record consists of
     several bad parts of an aggregate.
     """

@@ -52,6 +52,7 @@ async def shard(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
         await add_tenant(pool, tenant)
         await writer_of(pool).apply([operation("read", "nobody", tenant=tenant)])
         await fetch(pool, "INSERT INTO moves VALUES ($1, 'elsewhere', 1, 'copy')", "-".join(tenant))
+        await fetch(pool, "INSERT INTO message_failures VALUES ($1, 'm', 1, now())", "-".join(tenant))
     for key, data in DATA.items():
         await fetch(
             pool,
@@ -111,6 +112,7 @@ async def seen(url: str, query: str, *, tenant: str | None = None) -> list[Any]:
         ("SELECT other.id FROM tenants JOIN resources AS other ON other.id <> tenants.id", []),
         ("SELECT tenant_id FROM moves", []),
         ("SELECT stream FROM stream_positions", []),
+        ("SELECT tenant_id FROM message_failures", []),
     ],
 )
 async def test_reader_sees_one_tenant_when_it_names_that(

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Container
 from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
 import pytest
 from support.postgres.databases import ShardMaker, database_of, execute
-from support.postgres.decoys import ATTACKER, parse_trees, trap
+from support.postgres.decoys import ATTACKER, TABLES_BEFORE, parse_trees, trap
 from support.postgres.pooler import running_pooler
 from support.postgres.tenant_cases import operation, writer_of
-from support.postgres.upgrades import make_old_schema
+from support.postgres.upgrades import OF_NEW_TABLE, make_old_schema
 
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.local.processes.loopback import HOST
 from simplu_worker.operations.operation import Failure
 from simplu_worker.shards.adoption.discovery import begin_adoption, find_old_table
+from simplu_worker.shards.apply.message_failures import count_failures, forget_failures
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema, ensure_schema
 from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
 from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, Upgrader
+from simplu_worker.shards.types import ShardUnavailableError
 
 OURS = """
 SELECT array_agg(meant::text) FROM (
@@ -82,14 +84,16 @@ async def pool_of(address: ShardAddress) -> AsyncIterator[ShardPool]:
     await pool.close()
 
 
-async def strangers(address: ShardAddress, *, of_adoption: bool) -> dict[str, set[str]]:
+async def strangers(address: ShardAddress, *, of_adoption: bool, without: Container[str] = ()) -> dict[str, set[str]]:
     """Return what queries mean that is neither ours nor of `pg_catalog`, by query."""
     ((ours,),) = await ask(address.connection_string, OURS)
     async with parse_trees(address.connection_string) as trees:
         return {
             name: odd
             for name, query in QUERIES.items()
-            if ("simplu_adoption" in query) == of_adoption and (odd := await trees.strangers(query) - set(ours))
+            if ("simplu_adoption" in query) == of_adoption
+            and name not in without
+            and (odd := await trees.strangers(query) - set(ours))
         }
 
 
@@ -106,7 +110,7 @@ async def old_and_trapped(make_shard: ShardMaker, postgres_server: PostgresServe
     """Give a shard of the schema version before, with the same decoys."""
     address = await make_shard("shard-2", is_empty=True)
     await make_old_schema(address)
-    await trap(postgres_server, address)
+    await trap(postgres_server, address, tables=TABLES_BEFORE)
     return address
 
 
@@ -134,7 +138,7 @@ async def test_every_query_means_what_it_says_on_a_shard_of_the_version_before(
     old_and_trapped: ShardAddress,
 ) -> None:
     """A worker goes on with the schema version before."""
-    assert await strangers(old_and_trapped, of_adoption=False) == {}
+    assert await strangers(old_and_trapped, of_adoption=False, without=OF_NEW_TABLE) == {}
 
 
 async def test_every_query_of_an_adoption_means_what_it_says_beside_decoys(
@@ -217,6 +221,33 @@ async def test_upgrade_closes_the_search_path_of_what_is_installed(old_and_trapp
     assert await ask(old_and_trapped.connection_string, CAPTURED) == []
     assert await ask(old_and_trapped.connection_string, OPEN_FUNCTIONS) == []
     await apply_all_kinds(old_and_trapped)
+
+
+PLANTED = f"""
+CREATE TABLE public.message_failures (
+    tenant_id text, message_id text, failure_count integer, failed_at timestamptz, PRIMARY KEY (tenant_id, message_id)
+);
+CREATE FUNCTION public.take_over() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'run by the worker'; END $$;
+CREATE TRIGGER take_over BEFORE INSERT ON public.message_failures FOR EACH ROW EXECUTE FUNCTION public.take_over();
+ALTER TABLE public.message_failures OWNER TO {ATTACKER}; GRANT ALL ON public.message_failures TO PUBLIC;
+"""
+
+
+async def test_table_that_an_attacker_made_under_the_name_of_a_new_one_is_not_used(
+    old_and_trapped: ShardAddress,
+) -> None:
+    """Its triggers would run with the worker's rights. A worker goes on without it, and an upgrade refuses it."""
+    await execute(old_and_trapped.connection_string, PLANTED)
+    async with pool_of(old_and_trapped) as pool:
+        assert await count_failures(pool, [("clinic-main", "m")]) is None
+        await forget_failures(pool, ("clinic-main", "m"))
+
+        with pytest.raises(ShardUnavailableError, match="InsufficientPrivilege"):
+            await Upgrader(pool, patience_s=0.1).run()
+
+        await execute(old_and_trapped.connection_string, "DROP TABLE public.message_failures")
+        assert await Upgrader(pool).run() is not None
+        assert await count_failures(pool, [("clinic-main", "m")]) == [1]
 
 
 async def test_shard_is_found_in_the_schema_of_a_trusted_role(trapped: ShardAddress) -> None:

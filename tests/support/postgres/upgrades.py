@@ -32,6 +32,8 @@ INSERT INTO business_types (name, default_settings, staff_resource_type) VALUES 
 ON CONFLICT (name) DO NOTHING;
 """
 WITHIN_S = 30.0
+# About a table that the schema before does not have: a worker runs them only after `can_count_failures`.
+OF_NEW_TABLE = {"count_failures", "forget_failures", "forget_failures_of_tenant", "forget_old_failures"}
 
 
 @asynccontextmanager

@@ -45,6 +45,22 @@ CREATE TABLE IF NOT EXISTS public.message_failures (
     failed_at pg_catalog.timestamptz NOT NULL, -- the last time
     PRIMARY KEY (tenant_id, message_id)
 );
+-- A table of that name that another role has made, with triggers of its own, is not taken for ours.
+DO $$
+BEGIN
+    IF EXISTS (
+        SELECT FROM pg_catalog.pg_class AS made
+        JOIN pg_catalog.pg_class AS tenants ON tenants.oid = 'public.tenants'::pg_catalog.regclass::pg_catalog.oid
+        WHERE
+            made.oid = 'public.message_failures'::pg_catalog.regclass::pg_catalog.oid
+            AND made.relowner <> tenants.relowner
+            AND pg_catalog.pg_get_userbyid(made.relowner) <> current_user
+    ) THEN
+        RAISE EXCEPTION 'expected no table message_failures of another role, got one; drop it'
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+END
+$$;
 DROP POLICY IF EXISTS simplu_writer ON public.message_failures;
 CREATE POLICY simplu_writer ON public.message_failures
     USING ((SELECT pg_catalog.has_table_privilege('public.message_failures'::pg_catalog.regclass, 'INSERT')));

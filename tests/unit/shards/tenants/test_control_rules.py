@@ -18,7 +18,10 @@ from simplu_worker.shards.tenants.control_rules import (
     step_of_creation,
     step_of_destruction,
     timestamp_text,
+    unforeseen_with_shard,
+    with_shard,
 )
+from simplu_worker.shards.types import FailedOnShardError, ShardNotAllowedError
 
 CONTROL_AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TICK = timedelta(microseconds=1)
@@ -161,3 +164,23 @@ def test_error_of_a_taken_id_names_it() -> None:
 def test_time_is_sent_as_text(at: datetime) -> None:
     """Postgres reads it exactly, also the last one that there is."""
     assert datetime.fromisoformat(timestamp_text(at)) == at
+
+
+@pytest.mark.parametrize("error", [RetryableError("down"), PermanentError("no"), ShardNotAllowedError("not allowed")])
+def test_foreseen_error_stays_as_it_is(error: Exception) -> None:
+    """Only an unforeseen one is a failure of the work, and carries the shard on which it counts."""
+    assert with_shard(error, shard_id="shard-1", tenant_id="b-l") is error
+    with pytest.raises(type(error)) as raised, unforeseen_with_shard("shard-1", "b-l"):
+        raise error
+    assert raised.value is error
+
+
+def test_unforeseen_error_gets_its_shard_once() -> None:
+    """With its type, not with its text."""
+    error = KeyError("a secret")
+    with pytest.raises(FailedOnShardError) as raised, unforeseen_with_shard("shard-1", "b-l"):
+        raise error
+    failed = raised.value
+    assert (failed.error, failed.shard_id, failed.tenant_id, failed.__cause__) == ("KeyError", "shard-1", "b-l", error)
+    assert "secret" not in str(failed)
+    assert with_shard(failed, shard_id="shard-2", tenant_id="b-l") is failed
