@@ -54,7 +54,7 @@ from simplu_worker.operations.unknown_tenants import (
     unknown_tenant_error,
 )
 from simplu_worker.shards.gateway import ShardGateway
-from simplu_worker.shards.types import Absence, TenantNotMadeError
+from simplu_worker.shards.types import Absence, FailedOnShardError, TenantNotMadeError
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 
@@ -316,8 +316,9 @@ class OrderHandler:
             except (RetryableError, PermanentError) as exc:
                 return exc
             except Exception as exc:  # a bug in the lookup of one tenant must not end the others
-                log.exception("order.failed", queue=self._queue.name, error=type(exc).__name__)
-                return _LookupCrash(type(exc).__name__)
+                error = exc.error if isinstance(exc, FailedOnShardError) else type(exc).__name__
+                log.exception("order.failed", queue=self._queue.name, error=error)
+                return _LookupCrash(error)
         return _Absent(found, asked_at) if isinstance(found, Absence) else found
 
     def _forget_uncollected(self) -> None:
