@@ -23,7 +23,7 @@ from support.postgres.upgrades import make_old_schema
 
 from simplu_worker.aws.clients import Client
 from simplu_worker.aws.sqs_queue import FifoIds, Message, OutgoingMessage, Queue
-from simplu_worker.consumers.sqs.orders.decode import decode_order
+from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders
 from simplu_worker.consumers.sqs.orders.order_lane import BEHIND_OUTCOME, FailedTry, OrderLane
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
@@ -40,6 +40,7 @@ from simplu_worker.shards.types import PositionClaim
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")
 
+RULES = OrderRules(100_000)
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 BAD = {"raise": "P0001"}
 GOOD: dict[str, str] = {}
@@ -70,9 +71,7 @@ def order(order_id: str, data: dict[str, str]) -> Operation:
     """Return the operation of a message."""
     sent = message(order_id, data)
     origin = Queue(None, "http://127.0.0.1/000000000000/orders.fifo").origin_of(sent)
-    decoded = decode_order(
-        sent.body, sent.attributes, origin, deduplication_id=sent.deduplication_id, max_bytes=100_000
-    )
+    decoded = decode_order(sent.body, sent.attributes, origin, RULES, deduplication_id=sent.deduplication_id)
     assert isinstance(decoded, Operation)
     return decoded
 
@@ -94,7 +93,7 @@ class Desk:
             used,
             FailureCounts(used),
             queue or Queue(None, "http://127.0.0.1/000000000000/orders.fifo"),
-            operation_max_bytes=100_000,
+            rules=RULES,
             retries=RetryRules(delays_s, TENANT_WAIT),
             draw=lambda: 0.0,
             utc=lambda: NOW,
