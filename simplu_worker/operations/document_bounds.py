@@ -7,7 +7,7 @@ KB may be 917 MB of text for everything that reads it. All passes are linear, an
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Final, NamedTuple
 
 NUMBER_MAX_DIGITS: Final = 1000
 DOCUMENT_MAX_VALUES: Final = 100_000  # members of objects and elements of arrays, at every depth
@@ -23,11 +23,36 @@ _SHAPE_OF_NUMBERS: Final = bytes.maketrans(b"123456789+-E", b"0" * 11 + b"e")
 _SCALED_NUMBER = re.compile(rb"[\s:\[,]-?[0-9]+(?:\.[0-9]+)?[eE][+-]?[0-9]{2}")
 _NUMBER_PARTS = re.compile(rb"-?([0-9]+)(?:\.([0-9]+))?[eE]([+-]?)0*([0-9]+)")
 _EXPONENT_MAX_CHARS: Final = 6  # a longer one is beyond all bounds
-_NUMBER = re.compile(rb"[-+.0-9eE]+")
+_BETWEEN_NUMBERS = re.compile(rb"[^-+.0-9eE]+")
+_BEFORE_EXPONENT = re.compile(rb"[0-9][eE]")
 _PART_OF_NUMBER_TWICE = re.compile(rb"[0-9.]{2}")
 _SAMPLE_STEP: Final = NUMBER_MAX_DIGITS // 2  # of a longer number two samples in a row are digits
 _QUOTE: Final = ord('"')
 _SPACES: Final = b" \t\n\r"
+
+
+class DocumentSize(NamedTuple):
+    """The size of a JSON value, by the measures of the bounds; both are sums over its parts.
+
+    *text_bytes* is without spaces, and with every number written out.
+    """
+
+    values: int
+    text_bytes: int
+
+    @property
+    def exceeds_bounds(self) -> bool:
+        """Whether a document of this size may not be stored."""
+        return self.values > DOCUMENT_MAX_VALUES or self.text_bytes > DOCUMENT_MAX_BYTES
+
+
+def size_of(value: bytes) -> DocumentSize | None:
+    """Return the size of a JSON value; None if it has too long a number, or far too many values."""
+    outside = _without_strings(value)
+    growth = None if outside is None else _growth(outside.compact)
+    if outside is None or growth is None:
+        return None
+    return DocumentSize(_value_count(outside.compact), len(value) - outside.space_count + growth)
 
 
 def exceeds_bounds(document: bytes) -> bool:
@@ -46,18 +71,27 @@ def exceeds_bounds(document: bytes) -> bool:
 def _exceeds_exactly(document: bytes) -> bool:
     """Return the same without a look for cheaper signs, in ten times as long; it hardly ever is needed."""
     outside = _without_strings(document)
-    if outside is None or _value_count(outside) > DOCUMENT_MAX_VALUES:
+    if outside is None or _value_count(outside.compact) > DOCUMENT_MAX_VALUES:
         return True
-    growth = _growth(outside)
+    growth = _growth(outside.compact)
     return growth is None or len(document) + growth > DOCUMENT_MAX_BYTES
 
 
-def _without_strings(document: bytes) -> bytes | None:
-    """Return *document* without spaces and with a quote in place of each string; None for too many strings."""
+class _Outside(NamedTuple):
+    """A JSON text with a quote in place of each string, without the *space_count* spaces that it has elsewhere."""
+
+    compact: bytes
+    space_count: int
+
+
+def _without_strings(document: bytes) -> _Outside | None:
+    """Return what *document* has outside its strings; None for too many strings."""
     quoted = document.replace(rb"\\", b"").replace(rb"\"", b"")
     if quoted.count(_QUOTE) > 4 * DOCUMENT_MAX_VALUES:  # a value has at most two strings, of two quotes
         return None
-    return b'"'.join(quoted.split(b'"')[::2]).translate(None, _SPACES)
+    outside = b'"'.join(quoted.split(b'"')[::2])
+    compact = outside.translate(None, _SPACES)
+    return _Outside(compact, len(outside) - len(compact))
 
 
 def _value_count(outside: bytes) -> int:
@@ -68,9 +102,11 @@ def _value_count(outside: bytes) -> int:
 
 def _growth(outside: bytes) -> int | None:
     """Return how much longer the text gets when all numbers are written out; None if one is too long."""
+    literals = _BETWEEN_NUMBERS.split(outside)
+    if max(map(len, literals)) <= NUMBER_MAX_DIGITS and _BEFORE_EXPONENT.search(outside) is None:
+        return 0  # nearly always
     growth = 0
-    for number in _NUMBER.finditer(outside):
-        literal = number[0]
+    for literal in literals:
         parts = _NUMBER_PARTS.fullmatch(literal) if b"e" in literal or b"E" in literal else None
         if parts is None:
             if len(literal) > NUMBER_MAX_DIGITS and len(literal.lstrip(b"-").replace(b".", b"")) > NUMBER_MAX_DIGITS:

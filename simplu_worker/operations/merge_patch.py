@@ -17,7 +17,7 @@ SMALL_PATCH_MAX_OBJECTS: Final = 16
 
 _members_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 # Numbers stay texts, so that none loses a digit.
-_parse = partial(json.loads, parse_int=msgspec.Raw, parse_float=msgspec.Raw)
+parse_with_texts = partial(json.loads, parse_int=msgspec.Raw, parse_float=msgspec.Raw)
 
 
 def is_laborious(patch: str) -> bool:
@@ -44,7 +44,7 @@ def merge_texts(document: str, patch: str) -> bytes:
 
     Raises `ValueError` for a text with a lone surrogate, and `RecursionError` for one nested deeper than any record.
     """
-    return msgspec.json.encode(_merge(_parse(document), _parse(patch)))
+    return msgspec.json.encode(_merge(parse_with_texts(document), parse_with_texts(patch)))
 
 
 def _merge(target: Any, patch: dict[str, Any]) -> dict[str, Any]:

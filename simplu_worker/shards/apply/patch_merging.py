@@ -1,4 +1,4 @@
-"""Merge laborious patches in the worker, one at a time, so that no statement takes more than linear time for one.
+"""Merge laborious patches in the worker, one resource at a time, so that no statement takes more than linear time.
 
 Only one document is in memory at a time. The row stays locked from its read to the end of the transaction, so that no
 other batch changes it in between.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Container, Iterable, Sequence
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -16,6 +16,7 @@ from simplu_worker.errors import PermanentError
 from simplu_worker.operations.document_bounds import BOUNDS_TEXT, exceeds_bounds
 from simplu_worker.operations.merge_patch import is_laborious, merge_texts
 from simplu_worker.operations.operation import Operation, OperationKind
+from simplu_worker.operations.patched_document import PatchedDocument
 from simplu_worker.shards.postgres.pool import Connection
 from simplu_worker.shards.postgres.queries import QUERIES
 
@@ -44,6 +45,35 @@ def find_laborious(
 def resource_of(operation: Operation) -> ResourceId:
     """Return the tenant, type and id of an operation's resource."""
     return operation.tenant_id, operation.resource_type, operation.resource_id or ""
+
+
+class MergedPatches(NamedTuple):
+    """The JSON text of a resource's data with patches merged, and the numbers of those that would exceed the bounds."""
+
+    data: str
+    refused: Sequence[int]
+
+
+async def merge_together(connection: Connection, key: ResourceId, patches: Sequence[Operation]) -> MergedPatches | None:
+    """Lock the row of a resource, and merge *patches* one after the other into its data; change nothing.
+
+    Return None where there is no row, and where the patches are to be merged one by one: the data are from an older
+    worker, or not even a text.
+    """
+    row = await connection.fetchrow(QUERIES["lock_target"], *key, DOCUMENT_MAX_BYTES)
+    if row is None or row["data"] is None:
+        return None
+    texts = [patch.data or "" for patch in patches]
+    try:
+        return await asyncio.to_thread(_merge_in_turn, row["data"], texts)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _merge_in_turn(data: str, patches: Sequence[str]) -> MergedPatches:
+    document = PatchedDocument(data)
+    refused = [number for number, patch in enumerate(patches) if not document.merge(patch)]
+    return MergedPatches(document.text().decode(), refused)
 
 
 async def merge_in_worker(connection: Connection, operation: Operation) -> Operation:

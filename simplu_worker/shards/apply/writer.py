@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Container, Iterable, Mapping, 
 from contextlib import AbstractAsyncContextManager, ExitStack
 from datetime import timedelta
 from itertools import accumulate, chain, islice, pairwise
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 import msgspec
 import structlog
@@ -26,10 +26,8 @@ from simplu_worker.shards.apply.group_commit import CommitBatch, GroupCommit
 from simplu_worker.shards.apply.operation_log import find_logged, write_log
 from simplu_worker.shards.apply.patch_merging import (
     PATCH,
-    BoundsExceededError,
     ResourceId,
     find_laborious,
-    merge_in_worker,
     resource_of,
 )
 from simplu_worker.shards.apply.position_claims import attempt_claim
@@ -40,7 +38,8 @@ from simplu_worker.shards.apply.stream_positions import (
     read_stored_positions,
     write_positions,
 )
-from simplu_worker.shards.apply.wave_statement import statement_for, wave_arguments
+from simplu_worker.shards.apply.wave_run import WaveRun
+from simplu_worker.shards.apply.wave_statement import statement_for
 from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, RolledBackError, StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -477,7 +476,7 @@ class WriteAttempt:
     ) -> list[tuple[int, Failure]]:
         """Apply the operations *applied*, wave after wave; return those without effect, and why.
 
-        In one round trip, but for two more before each patch that the worker merges.
+        In one round trip, but for a few more for each resource of which the worker merges patches.
         """
         operations = _select(applied, self.batch.operations)
         patches = [index for index, operation in enumerate(operations) if operation.kind is PATCH]
@@ -488,28 +487,17 @@ class WriteAttempt:
             [operations[index].kind for wave in planned for index in wave.reads],
             has_nested=any(is_nested(operations[index].data or "") for index in patches),
         )
-        rows: list[Any] = []
-        failures: list[tuple[int, Failure]] = []
-        arguments: list[tuple[object, ...]] = []
-        for start, wave in zip(accumulate(map(len, waves), initial=0), waves, strict=False):
-            members = [operations[index] for index in wave]
-            if not laborious.isdisjoint(wave):
-                if arguments:  # before the patch, which is merged into their result
-                    rows += await connection.fetchmany(QUERIES[statement.query], arguments)
-                    arguments = []
-                try:
-                    members = [await merge_in_worker(connection, members[0])]
-                except BoundsExceededError:
-                    await connection.execute(QUERIES["fail_operation"], *key_of(members[0]), Failure.INVALID_DATA)
-                    failures.append((applied[wave[0]], Failure.INVALID_DATA))
-                    continue
-            arguments.append(wave_arguments(statement, start, members, tenants))
-        if arguments:
-            rows += await connection.fetchmany(QUERIES[statement.query], arguments)
+        run = WaveRun(connection, statement, tenants)
+        for number, wave in zip(accumulate(map(len, waves), initial=0), waves, strict=False):
+            if laborious and wave[0] in laborious:  # alone in its wave
+                run.add_patch(number, operations[wave[0]])
+            else:
+                await run.add_wave(number, [operations[index] for index in wave])
+        await run.finish()
         in_turn = list(chain.from_iterable(waves))
-        if unmerged := [operations[in_turn[row["index"]]] for row in rows if row["error"] == UNMERGED]:
+        if unmerged := [operations[in_turn[number]] for number, error in run.failures if error == UNMERGED]:
             raise UnmergedPatchesError({resource_of(operation) for operation in unmerged})
-        return [*failures, *((applied[in_turn[row["index"]]], Failure(row["error"])) for row in rows)]
+        return [(applied[in_turn[number]], Failure(error)) for number, error in run.failures]
 
 
 def _select(indexes: Sequence[int], operations: Sequence[Operation]) -> Sequence[Operation]:

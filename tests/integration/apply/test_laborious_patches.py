@@ -172,3 +172,18 @@ async def test_laborious_patch_is_merged_by_postgres_when_the_text_of_the_row_ma
     assert await tenant.apply(tenant.operation("patch", "r1", LABORIOUS | {"big": None})) == [SUCCEEDED]
 
     assert await tenant.resources() == {("patient", "r1"): {}}
+
+
+async def test_patches_of_one_large_resource_share_its_reading_and_its_writing(tenant: TenantCase) -> None:
+    """Each took the time of the whole document, and held the neighbours in its batch that long."""
+    await tenant.apply(tenant.operation("create", "r1", members(30_000)))
+    acts = []
+    for count in (2, 32):
+
+        async def act(count: int = count) -> None:
+            batch = [tenant.operation("patch", "r1", {f"m{number}": None, "n": number}) for number in range(count)]
+            assert await tenant.apply(*batch) == [SUCCEEDED] * count
+
+        acts.append(act)
+
+    await assert_is_linear(acts)

@@ -32,8 +32,8 @@ pg_catalog.jsonb_array_elements(
 EXISTS (
     SELECT FROM :numbers_of_document
     WHERE CASE
-        WHEN pg_catalog.abs(element::numeric) >= 1e1000 OR pg_catalog.scale(element::numeric) > 1000 THEN true
         WHEN pg_catalog.abs(element::numeric) < 1e100 AND pg_catalog.scale(element::numeric) < 100 THEN false
+        WHEN pg_catalog.abs(element::numeric) >= 1e1000 OR pg_catalog.scale(element::numeric) > 1000 THEN true
         ELSE
             pg_catalog.octet_length(pg_catalog.abs(element::numeric)::pg_catalog.text)
             - (pg_catalog.scale(element::numeric) > 0)::integer > 1000
