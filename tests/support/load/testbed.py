@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -284,10 +284,13 @@ class Testbed:
 
     # Result
 
-    async def find_differences(self) -> list[str]:
-        """Return the differences from the plans: operations lost, done twice, out of order, misplaced."""
+    async def find_differences(self, ignored: Collection[str] = ()) -> list[str]:
+        """Return the differences from the plans: operations lost, done twice, out of order, misplaced.
+
+        *ignored* are the ids of tenants without a plan.
+        """
         puts = [PutPlan(flow.plan, flow.producer.put_count, self.homes) for flow in self.flows if flow.is_checked]
-        return await find_differences(self.urls, puts)
+        return await find_differences(self.urls, puts, ignored)
 
     @property
     def dead_letters(self) -> Sequence[StoredDeadLetter]:
