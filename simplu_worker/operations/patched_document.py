@@ -1,6 +1,6 @@
 """A large document that takes many patches (RFC 7396), one after the other, within the bounds of documents. Pure.
 
-Each patch takes time for itself and for what it replaces, not for the document: members that no patch reaches are never
+Each patch takes time for itself and for the members it replaces, not for the document: other members are never
 parsed, and the size is kept by differences. A member that a patch reaches into is parsed once, as a whole: level by
 level, deep ones would take quadratic time.
 """

@@ -54,7 +54,7 @@ class WaveRun:
         self._patches.setdefault(resource_of(operation), []).append((number, operation))
 
     async def finish(self) -> None:
-        """Apply what was put off."""
+        """Apply the patches that were put off, and send the last waves."""
         for key in list(self._patches):
             await self._merge(key)
         await self._send()
