@@ -46,6 +46,7 @@ BAD = {"raise": "P0001"}
 GOOD: dict[str, str] = {}
 TENANT = ("ann", "main")
 ATTRIBUTES = {"BusinessId": "ann", "LocationId": "main"}
+TENANT_MEMBERS = {"businessId": "ann", "locationId": "main"}
 COUNTS = "SELECT tenant_id, message_id, failure_count FROM message_failures ORDER BY message_id"
 
 _numbers = itertools.count(1)
@@ -209,7 +210,7 @@ async def test_failures_are_counted_in_memory_when_the_role_may_not_write_the_ta
 
 
 async def test_failure_is_no_failure_when_its_shard_is_gone_before_it_is_counted(
-    postgres_server: PostgresServer, breakable_server: PostgresServer
+    breakable_server: PostgresServer,
 ) -> None:
     """That is an outage: the message is held with a back-off, and the next failure is the first."""
 
@@ -359,23 +360,84 @@ def sqs_url() -> Iterator[str]:
         yield servers.url_of("ours")
 
 
+async def make_queues(client: Client) -> tuple[Queue, Queue]:
+    """Make an order queue and a queue of dead letters."""
+    number = next(_numbers)
+    fifo = {"FifoQueue": "true", "VisibilityTimeout": "5"}
+    made = await client.create_queue(QueueName=f"orders-{number}.fifo", Attributes=fifo)
+    return Queue(client, made["QueueUrl"]), Queue(
+        client, (await client.create_queue(QueueName=f"letters-{number}"))["QueueUrl"]
+    )
+
+
+async def send(queue: Queue, data: dict[str, dict[str, str]]) -> None:
+    """Send an event of each order, all of one group."""
+    events = [
+        OutgoingMessage(
+            json.dumps({"type": "CREATE", "orderId": order_id, "data": one, **TENANT_MEMBERS}),
+            FifoIds("g", f"event-{order_id}"),
+        )
+        for order_id, one in data.items()
+    ]
+    assert await queue.send(events) == []
+
+
+async def is_empty(queue: Queue) -> bool:
+    """Tell whether a queue has nothing left."""
+    found = await queue.read_attributes()
+    return found.visible_count + found.in_flight_count == 0
+
+
+@pytest.mark.slow(8)
+@pytest.mark.parametrize("cause", ["outage", "late tenant"])
+async def test_waits_with_restarts_use_up_no_tries(breakable_server: PostgresServer, sqs_url: str, cause: str) -> None:
+    """The shard is down, or the tenant is not registered, while workers come and go; then one failure, for a moment."""
+    address = await copy_shard(breakable_server)
+    async with client_of("sqs", sqs_url) as client, routed_shards([address]) as routed:
+        desk = Desk(routed, routed.pools.ensure_pool(address))
+        await add_tenant(desk.pool, TENANT)
+        await make_touchy(desk.pool)
+        queue, letters = await make_queues(client)
+        await send(queue, {"waited": BAD})
+        if cause == "outage":
+            routed.register(TENANT, SHARD_ID)
+            await breakable_server.kill()
+        for _ in range(2):
+            async with consuming(desk, queue, letters, client, (2,)) as logs:
+
+                async def is_deferred(logs: list[Any] = logs) -> bool:
+                    return any(one["event"] == "orders.deferred" for one in logs)
+
+                await until(is_deferred)
+        if cause == "outage":
+            await breakable_server.start()
+        else:
+            routed.register(TENANT, SHARD_ID)
+
+        async def has_failed() -> bool:
+            try:
+                return list((await desk.counts()).values()) == [1]
+            except RetryableError:
+                return False
+
+        async def all_is_done() -> bool:
+            return await is_empty(queue)
+
+        async with consuming(desk, queue, letters, client, (2,)) as logs:
+            await until(has_failed)
+            await calm(desk.pool)
+            await until(all_is_done)
+        assert await is_empty(letters)
+        assert await desk.orders() == ["waited"]
+    assert [one["attempts"] for one in logs if one["event"] == "operation.failing"] == [1]
+
+
+@pytest.mark.slow(2)
 async def test_followers_of_a_failing_head_cost_no_receives_and_are_not_buried(desk: Desk, sqs_url: str) -> None:
     """The head fails four times; then a follower fails once, for a moment, and is applied: one letter, no receive."""
     async with client_of("sqs", sqs_url) as client:
-        fifo = {"FifoQueue": "true", "VisibilityTimeout": "5"}
-        made = await client.create_queue(QueueName="orders.fifo", Attributes=fifo)
-        queue = Queue(client, made["QueueUrl"])
-        letters = Queue(client, (await client.create_queue(QueueName="letters"))["QueueUrl"])
-        data = {"head": BAD, "shaky": BAD, "last": GOOD}
-        events = [
-            OutgoingMessage(
-                json.dumps({"type": "CREATE", "orderId": order_id, "data": one, **tenant_members()}),
-                FifoIds("g", f"event-{order_id}"),
-            )
-            for order_id, one in data.items()
-        ]
-        assert await queue.send(events) == []
-
+        queue, letters = await make_queues(client)
+        await send(queue, {"head": BAD, "shaky": BAD, "last": GOOD})
         head_ids: set[str] = set()
 
         async def head_failed() -> bool:
@@ -385,15 +447,14 @@ async def test_followers_of_a_failing_head_cost_no_receives_and_are_not_buried(d
         async def follower_failed() -> bool:
             return bool((await desk.counts()).keys() - head_ids)
 
-        async def is_empty() -> bool:
-            found = await queue.read_attributes()
-            return found.visible_count + found.in_flight_count == 0
+        async def all_is_done() -> bool:
+            return await is_empty(queue)
 
         async with consuming(desk, queue, letters, client, (0.05, 0.05, 1.0)) as logs:
             await until(head_failed)
             await until(follower_failed)
             await calm(desk.pool)
-            await until(is_empty)
+            await until(all_is_done)
         (letter,) = await letters.receive(wait_s=1, max_messages=10)
     body = json.loads(letter.body)
     assert (body["requestId"], body["attempts"], body["error"]) == (
@@ -405,8 +466,3 @@ async def test_followers_of_a_failing_head_cost_no_receives_and_are_not_buried(d
     tries = [(one["attempts"], one["log_level"]) for one in logs if one["event"] == "operation.failing"]
     assert tries[:4] == [(1, "warning"), (2, "warning"), (3, "warning"), (1, "warning")]
     assert [one for one in logs if one["event"] == "message.given_back"] == []
-
-
-def tenant_members() -> dict[str, str]:
-    """Return the tenant as members of a body."""
-    return {"businessId": "ann", "locationId": "main"}
