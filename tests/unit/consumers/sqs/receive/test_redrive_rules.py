@@ -73,7 +73,16 @@ def test_policy_with_room_for_the_tries_but_not_for_trouble_says_so(receives: in
 
 @pytest.mark.parametrize(
     ("delays_s", "expected"),
-    [((), 1), ((1, 5, 15), 1), ((60,), 1), ((61,), 2), ((30, 30, 30), 2), ((30, 31, 60, 1), 3), ((300, 300), 3)],
+    [
+        ((), 1),
+        ((1, 5, 15), 1),
+        ((60,), 1),
+        ((61,), 2),
+        ((30, 30, 30), 2),
+        ((30, 31, 60, 1), 3),
+        ((61, 60), 2),
+        ((300, 300), 3),
+    ],
 )
 def test_tries_cost_a_receive_only_where_a_message_does_not_stay_in_flight(
     delays_s: tuple[float, ...], expected: int
