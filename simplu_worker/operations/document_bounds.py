@@ -19,7 +19,9 @@ BOUNDS_TEXT: Final = (
 
 # An exponent of two digits, or of one with its sign; it may also be in a string.
 _EXPONENT: Final = b"0e00"
-_SHAPE_OF_NUMBERS: Final = bytes.maketrans(b"123456789+-E", b"0" * 11 + b"e")
+_SHAPE_OF_NUMBERS: Final = bytes(
+    ord("0") if byte in b"0123456789+-" else ord("e") if byte in b"eE" else 0 for byte in range(256)
+)
 _SCALED_NUMBER = re.compile(rb"[\s:\[,]-?[0-9]+(?:\.[0-9]+)?[eE][+-]?[0-9]{2}")
 _NUMBER_PARTS = re.compile(rb"-?([0-9]+)(?:\.([0-9]+))?[eE]([+-]?)0*([0-9]+)")
 _EXPONENT_MAX_CHARS: Final = 6  # a longer one is beyond all bounds
@@ -57,8 +59,8 @@ def size_of(value: bytes) -> DocumentSize | None:
 
 def exceeds_bounds(document: bytes) -> bool:
     """Return whether a JSON object has too many values, too long a number, or too much text to be stored."""
-    has_exponent = _EXPONENT in document.translate(_SHAPE_OF_NUMBERS)
-    if has_exponent and _SCALED_NUMBER.search(document) is not None:
+    # `find`, as `in` takes half as long again.
+    if document.translate(_SHAPE_OF_NUMBERS).find(_EXPONENT) >= 0 and _SCALED_NUMBER.search(document) is not None:
         return _exceeds_exactly(document)
     if len(document) <= NUMBER_MAX_DIGITS:
         return False  # nearly always
