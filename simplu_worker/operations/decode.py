@@ -11,13 +11,13 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, time
 from functools import lru_cache
-from itertools import accumulate
 from sys import intern
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 
-from simplu_worker.operations.document_bounds import exceeds_bounds
+from simplu_worker.operations.document_bounds import DOCUMENT_MAX_DEPTH, exceeds_bounds
+from simplu_worker.operations.nesting import cut_deep_values, is_nested_deeper
 from simplu_worker.operations.operation import (
     DayRange,
     DeadLetterReason,
@@ -30,7 +30,7 @@ from simplu_worker.operations.operation import (
 )
 
 DERIVED_REQUEST_ID_PREFIX = "simplu:"
-NESTING_MAX = 512  # far below the interpreter's own limit, which differs between versions and call depths
+NESTING_MAX = 1 + DOCUMENT_MAX_DEPTH  # far below the interpreter's own limit, which differs between versions
 DEFAULT_PAGE, DEFAULT_LIMIT = 1, 100
 BACKSLASH = ord("\\")  # a search for a number in bytes takes a tenth of the time of one for a string
 DIGEST_VERSION = b"\x01"  # first byte of every digest: a later rule must not turn redeliveries into reuses
@@ -92,9 +92,6 @@ _UTC_TEXT_MAX = len("2026-01-31T09:00:00.000000Z")
 # No possessive quantifiers here: Python 3.11.2, the version of Debian 12, matches some of them wrongly.
 _SURROGATES = re.compile(rb"(?<!\\)(\\+)u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _SURROGATE_BYTES = 6
-_STRINGS = re.compile(rb'"[^"]*"?')
-_NOT_BRACKETS_OR_QUOTES = bytes(set(range(256)) - set(b'[]{}"'))
-_ONE_KIND_OF_BRACKET = bytes.maketrans(b"{}", b"[]")
 
 
 class _Form(msgspec.Struct, frozen=True, gc=False):
@@ -195,7 +192,7 @@ def _derive_request_id(
 def _is_replayed(request_id: str, replay: msgspec.Raw) -> bool:
     """Return whether *request_id* is the one derived from the position in `simpluReplay`."""
     try:
-        first = _replayed_decoder.decode(replay)
+        first = parse_record(bytes(replay), _replayed_decoder)
         derived = _derive_request_id(first.stream, first.stream_shard, first.sequence_number, first.sub_sequence_number)
     except (msgspec.DecodeError, UnicodeError):
         return False
@@ -231,40 +228,52 @@ def _blank(mended: bytearray, end: int) -> None:
         mended[end - _SURROGATE_BYTES : end] = rb"\u0000"
 
 
-def nesting_of(record: bytes) -> int:
-    """Return the nesting depth of the arrays and objects of a JSON text."""
-    # Irrelevant bytes are removed by methods that need no memory per byte: a record may have 10 million bytes. Two
-    # adjacent quotes are then an empty string, or the border of two strings with only commas and spaces in between.
-    unescaped = record.replace(rb"\\", b"").replace(rb"\"", b"")
-    shape = unescaped.translate(_ONE_KIND_OF_BRACKET, _NOT_BRACKETS_OR_QUOTES).replace(b'""', b"")
-    brackets = _STRINGS.sub(b"", shape)
-    steps = map(ord("\\").__sub__, brackets)  # the character between the two brackets: 1 in, -1 out
-    return max(accumulate(steps), default=0)
-
-
 def parse_record(record: bytes, decoder: msgspec.json.Decoder[T]) -> T:
-    """Parse *record* with its lone surrogates replaced.
+    """Parse *record*, nested however deep, with its lone surrogates replaced.
 
+    A member with a deep value must be unknown, or raw in the type of *decoder*.
     Raises `msgspec.ValidationError` for JSON of another shape; for anything else, `msgspec.DecodeError`,
     `UnicodeDecodeError` or `RecursionError`, which `json_error` describes.
     """
     if not record.isascii():
         record.decode()  # msgspec does not check the strings that it skips or keeps raw
-    if len(record) > NESTING_MAX and record.count(b"[") + record.count(b"{") > NESTING_MAX < nesting_of(record):
-        raise RecursionError
+    is_deep = len(record) > NESTING_MAX and is_nested_deeper(record, NESTING_MAX)
+    parse = _parse_deep if is_deep else _parse_shallow
     try:
-        return decoder.decode(record)
+        return parse(record, decoder)
     except msgspec.DecodeError:
         mended = replace_lone_surrogates(record)
+        if mended == record:
+            raise
+        return parse(mended, decoder)
+
+
+def _parse_shallow(record: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    try:
+        return decoder.decode(record)
+    except msgspec.ValidationError:
         # msgspec stops at the first fault of any kind, but text that is no JSON at all must be reported as that.
-        msgspec.json.decode(mended, type=msgspec.Raw)
-        return decoder.decode(mended)
+        msgspec.json.decode(record, type=msgspec.Raw)
+        raise
+
+
+def _parse_deep(record: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+    cut = cut_deep_values(record)
+    return cast("T", _with_values(_parse_shallow(cut.text, decoder), cut.values))
+
+
+def _with_values(message: Any, values: Mapping[bytes, bytes]) -> Any:
+    """Return *message*, a struct or a dictionary, with the deep values of its raw members in their places."""
+    members: dict[str, Any] = message if isinstance(message, dict) else msgspec.structs.asdict(message)
+    raw = {name: bytes(value) for name, value in members.items() if isinstance(value, msgspec.Raw)}
+    deep = {name: msgspec.Raw(values[place]) for name, place in raw.items() if place in values}
+    return members | deep if isinstance(message, dict) else msgspec.structs.replace(message, **deep)
 
 
 def json_error(exc: Exception) -> str:
     """Return why a record is no JSON, without quoting it."""
     match exc:
-        case RecursionError():
+        case RecursionError():  # only if the worker's own calls are nested deep
             return f"expected JSON nested at most {NESTING_MAX} deep, got deeper"
         case UnicodeDecodeError():
             return f"expected UTF-8, got another byte at {exc.start}"
@@ -316,6 +325,7 @@ def _build_operation(message: _Message, origin: Origin, record: bytes, list_limi
         data = object_member(message.data, "data", required=form.has_data)
     filters = b"" if message.filters is _ABSENT else object_member(message.filters, "filters")
     pagination = b"" if message.pagination is _ABSENT else object_member(message.pagination, "pagination")
+    are_filters_deep = form.is_list and is_nested_deeper(filters, DOCUMENT_MAX_DEPTH)
     try:
         requested_at = utc_text(message.timestamp)
     except ValueError:
@@ -332,12 +342,12 @@ def _build_operation(message: _Message, origin: Origin, record: bytes, list_limi
         None if form.is_list else request_id if form.is_create and sent_id is None else sent_id,
         request_id,
         data.decode() if form.has_data else None,
-        _list_query(filters, pagination, list_limit) if form.is_list else None,
+        _list_query(b"" if are_filters_deep else filters, pagination, list_limit) if form.is_list else None,
         requested_at,
         digest_of(form.name, message.resource_type, sent_id, data, filters, pagination),
         origin,
         len(record),
-        form.has_data and exceeds_bounds(data),
+        exceeds_bounds(data) if form.has_data else are_filters_deep,
     )
 
 
@@ -364,7 +374,7 @@ def object_member(raw: msgspec.Raw, name: str, *, required: bool = False) -> byt
 
 def _list_query(filters: bytes, pagination: bytes, list_limit: int) -> ListQuery:
     try:
-        pages = _pagination_decoder.decode(pagination or b"{}")
+        pages = parse_record(pagination or b"{}", _pagination_decoder)
     except msgspec.ValidationError as exc:
         raise InvalidRecordError(f"pagination: {exc}") from None
     members = _filters_decoder.decode(filters or b"{}")

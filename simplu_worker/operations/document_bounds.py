@@ -9,12 +9,15 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
+from simplu_worker.operations.nesting import is_nested_deeper
+
 NUMBER_MAX_DIGITS: Final = 1000
 DOCUMENT_MAX_VALUES: Final = 100_000  # members of objects and elements of arrays, at every depth
+DOCUMENT_MAX_DEPTH: Final = 512
 DOCUMENT_MAX_BYTES: Final = 16 * 1024 * 1024  # of text, with every number written out
 BOUNDS_TEXT: Final = (
-    f"at most {DOCUMENT_MAX_VALUES:,} values, {NUMBER_MAX_DIGITS:,} digits a number and 16 MiB of text with every"
-    " number written out"
+    f"at most {DOCUMENT_MAX_VALUES:,} values, nested at most {DOCUMENT_MAX_DEPTH} deep, {NUMBER_MAX_DIGITS:,} digits a"
+    " number and 16 MiB of text with every number written out"
 )
 
 # An exponent of two digits, or of one with its sign; it may also be in a string.
@@ -57,8 +60,13 @@ def size_of(value: bytes) -> DocumentSize | None:
     return DocumentSize(_value_count(outside.compact), len(value) - outside.space_count + growth)
 
 
-def exceeds_bounds(document: bytes) -> bool:
-    """Return whether a JSON object has too many values, too long a number, or too much text to be stored."""
+def exceeds_bounds(document: bytes, *, may_be_deep: bool = True) -> bool:
+    """Return whether a JSON object has too many values, too many levels, too long a number, or too much text.
+
+    The levels are counted only if it *may_be_deep*.
+    """
+    if may_be_deep and is_nested_deeper(document, DOCUMENT_MAX_DEPTH):
+        return True
     # `find`, as `in` takes half as long again.
     if document.translate(_SHAPE_OF_NUMBERS).find(_EXPONENT) >= 0 and _SCALED_NUMBER.search(document) is not None:
         return _exceeds_exactly(document)

@@ -100,7 +100,8 @@ class Operation(msgspec.Struct, frozen=True, gc=False):
     *resource_id* and *request_id* are the effective ones (generated or derived if the record had none); only a `list`
     has no *resource_id*. *data* is the JSON text as received; *requested_at* is ISO 8601 in UTC. *digest* distinguishes
     an identical redelivery from another operation with the same request id. *size_bytes* is the record's size as read.
-    *exceeds_bounds*: its *data* may not be stored (`document_bounds.py`); an older worker may have applied it before.
+    *exceeds_bounds*: its *data* may not be stored (`document_bounds.py`), or its filters are nested as deep; an older
+    worker may have applied it before.
     """
 
     kind: OperationKind

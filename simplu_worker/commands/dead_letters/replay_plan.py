@@ -21,7 +21,7 @@ from simplu_worker.dead_letters.letter import BadParts, DeadLetter, tenant_of
 from simplu_worker.operations.decode import (
     decode_operation,
     derived_request_id,
-    replace_lone_surrogates,
+    parse_record,
     with_request_id,
 )
 from simplu_worker.operations.operation import DeadLetterReason, Origin, RejectedRecord, Source
@@ -365,7 +365,7 @@ def _prepare_order_event(
         return (body, dict(attributes)) if rules.force else refused
     if letter.reason is DeadLetterReason.REQUEST_ID_REUSED and not rules.force:
         return _left_returning("another operation has its deduplicationId")
-    sent = msgspec.json.decode(replace_lone_surrogates(event.encode()), type=_SentIds)
+    sent = parse_record(event.encode(), _sent_ids_decoder)
     missing: dict[str, str] = {}
     if decoded.request_id != sent.deduplication_id:
         missing["deduplicationId"] = decoded.request_id
@@ -388,3 +388,6 @@ class _SentIds(msgspec.Struct, rename="camel"):
 
     deduplication_id: str | None = None
     business_id: str | None = None
+
+
+_sent_ids_decoder = msgspec.json.Decoder(_SentIds)

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from simplu_worker.operations.decode import decode_operation, replace_lone_surrogates
+from simplu_worker.operations.decode import decode_operation, parse_record
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, RejectedRecord, Source
 
 PARTITION_KEY_MAX: Final = 256  # Kinesis API reference
@@ -61,7 +61,7 @@ def parse_lines(
 def complete_record(record: bytes, defaults: dict[str, str]) -> bytes:
     """Return *record* with the *defaults* of members that are missing or null; unchanged if it is no JSON object."""
     try:
-        members = _members_decoder.decode(replace_lone_surrogates(record))
+        members = parse_record(record, _members_decoder)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return record
     missing = {name: value for name, value in defaults.items() if bytes(members.get(name, b"null")) == b"null"}

@@ -10,7 +10,7 @@ import pytest
 from support.postgres.tenant_cases import TenantCase, failed, fetch
 
 from simplu_worker.operations.operation import Failure, Operation
-from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
+from simplu_worker.shards.apply.writer import DUPLICATE, REUSED, SUCCEEDED
 from simplu_worker.shards.postgres.queries import QUERIES
 
 INVALID_DATA = failed(Failure.INVALID_DATA)
@@ -53,6 +53,55 @@ async def test_bomb_is_a_duplicate_when_an_older_worker_applied_it(tenant: Tenan
     assert await tenant.apply(bomb) == [DUPLICATE]
 
     assert (await tenant.log())[bomb.request_id] == ("succeeded", None)
+
+
+def nested(depth: int) -> str:
+    """Return a document nested *depth* deep."""
+    return '{"a":' * (depth - 1) + "{}" + "}" * (depth - 1)
+
+
+@pytest.mark.parametrize("kind", ["create", "update", "patch"])
+@pytest.mark.parametrize("depth", [513, 100_000])
+async def test_deep_data_is_invalid_data_and_its_neighbours_are_applied(
+    tenant: TenantCase, kind: str, depth: int
+) -> None:
+    """Beside data that Postgres refuses too: each leaves its row, and its redelivery is a duplicate."""
+    await tenant.apply(tenant.operation("create", "old", {"v": 1}))
+    deep = tenant.operation(kind, "new" if kind == "create" else "old", nested(depth))
+    other = tenant.operation("create", "r0", '{"a": "\\u0000"}')
+
+    outcomes = await tenant.apply(
+        tenant.operation("create", "r1", {}), deep, other, tenant.operation("create", "r2", {})
+    )
+
+    assert outcomes == [SUCCEEDED, INVALID_DATA, INVALID_DATA, SUCCEEDED]
+    assert (await tenant.log())[deep.request_id] == ("failed", "invalid_data")
+    assert await tenant.resources() == {("patient", "old"): {"v": 1}, ("patient", "r1"): {}, ("patient", "r2"): {}}
+    assert await tenant.apply(deep) == [DUPLICATE]
+    again = tenant.operation(kind, deep.resource_id, nested(depth + 1), request_id=deep.request_id)
+    assert await tenant.apply(again) == [REUSED]
+
+
+async def test_data_is_stored_read_and_merged_up_to_the_bound_of_levels(tenant: TenantCase) -> None:
+    """A patch into the deepest level adds none."""
+    patch = '{"a":' * 511 + '{"b": 1}' + "}" * 511
+    reading = tenant.operation("read", "r1")
+
+    outcomes = await tenant.apply(
+        tenant.operation("create", "r1", nested(512)), tenant.operation("patch", "r1", patch), reading
+    )
+
+    assert outcomes == [SUCCEEDED] * 3
+    (row,) = await fetch(tenant.pool, "SELECT data::text AS text FROM resources WHERE id = $1", tenant.tenant_id)
+    assert row["text"].replace(" ", "") == patch.replace(" ", "")
+
+
+async def test_list_with_deep_filters_is_invalid_data(tenant: TenantCase) -> None:
+    """As Postgres would find them."""
+    listing = tenant.operation("list", None, filters=nested(5_000))
+
+    assert await tenant.apply(listing, tenant.operation("create", "r1", {})) == [INVALID_DATA, SUCCEEDED]
+    assert await tenant.apply(listing) == [DUPLICATE]
 
 
 async def test_numbers_are_stored_up_to_the_bounds(tenant: TenantCase) -> None:

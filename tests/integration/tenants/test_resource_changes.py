@@ -123,6 +123,18 @@ async def test_rename_merges_laborious_data_as_well(routed: RoutedShards) -> Non
     assert await case.resources() == {("patient", "new"): {"name": "Ann", "age": 1.5}}
 
 
+@pytest.mark.parametrize("depth", [513, 100_000])
+async def test_rename_is_refused_when_its_data_are_too_deep(routed: RoutedShards, depth: int) -> None:
+    """As data beyond the other bounds: nothing changes, and the error says what is expected."""
+    case = await made(routed, "old")
+    deep = '{"a":' * (depth - 1) + "{}" + "}" * (depth - 1)
+
+    with pytest.raises(PermanentError, match=r"additionalData: expected at most .* nested at most 512 deep"):
+        await rename(routed, additional_data=deep)
+
+    assert ("patient", "old") in await case.resources()
+
+
 async def test_rename_is_refused_when_there_is_a_resource_of_each_id(routed: RoutedShards) -> None:
     """Neither is overwritten, and the error says what to do."""
     case = await made(routed, "old", "new")

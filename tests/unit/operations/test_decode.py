@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 import time
-import tracemalloc
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,11 +18,9 @@ from hypothesis import strategies as st
 
 import simplu_worker
 from simplu_worker.operations.decode import (
-    NESTING_MAX,
     decode_operation,
     derived_request_id,
     digest_of,
-    nesting_of,
     parse_timestamp,
     replace_lone_surrogates,
     short_text,
@@ -494,18 +491,114 @@ def nested(depth: int, opening: str = "[", closing: str = "]") -> str:
     return '{"a": ' + opening * (depth - 1) + closing * (depth - 1) + "}"
 
 
-@pytest.mark.parametrize("name", ["data", "noise", "filters"])
-def test_nesting_is_allowed_up_to_its_bound(name: str) -> None:
-    """The record itself is the first level; far deeper is the same as one too deep, in any member."""
-    kind = "list" if name == "filters" else "create"
-    assert isinstance(decode(with_text(name, nested(NESTING_MAX - 1), kind)), Operation)
-    for depth in (NESTING_MAX, 10_000, 100_000):
-        for opening, closing in (("[", "]"), ('{"a":', "}")):
-            deep = nested(depth, opening, closing).replace(":}", ":1}")
-            refusal = decode(with_text(name, deep, kind))
-            assert isinstance(refusal, RejectedRecord)
-            assert refusal.reason is DeadLetterReason.INVALID_JSON
-            assert refusal.error == "expected JSON nested at most 512 deep, got deeper"
+DEEP = [
+    pytest.param(opening, closing, depth, id=f"{depth} of {opening}")
+    for opening, closing in (("[", "]"), ('{"a":', "}"), ('[[],"]",', "]"))
+    for depth in (513, 600, 10_000, 100_000)
+]
+
+
+def deep_value(depth: int, opening: str = "[", closing: str = "]") -> str:
+    """Return a JSON object nested *depth* deep."""
+    return nested(depth, opening, closing).replace(":}", ":1}").replace(",]", ",1]")
+
+
+@pytest.mark.parametrize("kind", KINDS_WITH_DATA)
+def test_data_may_be_nested_up_to_the_bound_of_documents(kind: str) -> None:
+    """Whatever the record around it."""
+    operation = decode(with_text("data", nested(512), kind))
+
+    assert isinstance(operation, Operation)
+    assert (operation.exceeds_bounds, operation.data) == (False, nested(512))
+
+
+@pytest.mark.parametrize("kind", KINDS_WITH_DATA)
+@pytest.mark.parametrize(("opening", "closing", "depth"), DEEP)
+def test_deeper_data_is_an_operation_beyond_the_bounds(kind: str, opening: str, closing: str, depth: int) -> None:
+    """All else of it is as sent, so that its redelivery is a duplicate, and other data a reuse."""
+    data = deep_value(depth, opening, closing)
+
+    operation = decode(with_text("data", data, kind))
+
+    assert isinstance(operation, Operation)
+    assert (operation.exceeds_bounds, operation.data, operation.request_id) == (True, data, "request-1")
+    assert operation.digest == digest_of(kind, "appointment", "a-1", data.encode(), b"", b"")
+
+
+@pytest.mark.parametrize(("opening", "closing", "depth"), DEEP)
+def test_deep_filters_are_beyond_the_bounds(opening: str, closing: str, depth: int) -> None:
+    """As Postgres would find them; and nothing of them is looked into."""
+    filters = deep_value(depth, opening, closing)
+
+    operation = decode(with_text("filters", filters, "list"))
+
+    assert isinstance(operation, Operation)
+    assert (operation.exceeds_bounds, operation.query) == (True, ListQuery())
+    assert operation.digest == digest_of("list", "appointment", "a-1", b"", filters.encode(), b"")
+
+
+@pytest.mark.parametrize(("opening", "closing", "depth"), DEEP)
+@pytest.mark.parametrize("name", ["noise", "filters", "pagination", "simpluReplay"])
+def test_deep_members_are_ignored_where_others_would_be(name: str, opening: str, closing: str, depth: int) -> None:
+    """The operation is applied as if they were flat."""
+    operation = decode(with_text(name, deep_value(depth, opening, closing)))
+
+    assert isinstance(operation, Operation)
+    assert (operation.exceeds_bounds, operation.data) == (False, '{"room": 4}')
+
+
+@pytest.mark.parametrize(("opening", "closing", "depth"), DEEP)
+@pytest.mark.parametrize("name", ["businessId", "operation", "timestamp", "requestId"])
+def test_deep_members_are_refused_where_a_text_is_expected(name: str, opening: str, closing: str, depth: int) -> None:
+    """As flat ones are."""
+    refusal = decode(with_text(name, deep_value(depth, opening, closing)))
+
+    assert isinstance(refusal, RejectedRecord)
+    assert refusal.reason is DeadLetterReason.INVALID_MESSAGE
+
+
+def test_data_is_an_object_however_deep_it_is() -> None:
+    """An array has the reason of a flat one."""
+    refusal = decode(with_text("data", "[" * 600 + "]" * 600))
+
+    assert isinstance(refusal, RejectedRecord)
+    assert (refusal.reason, refusal.error) == (DeadLetterReason.INVALID_MESSAGE, "data: expected an object")
+
+
+@pytest.mark.parametrize(("opening", "closing", "depth"), DEEP)
+def test_last_of_two_deep_members_counts(opening: str, closing: str, depth: int) -> None:
+    """As of two flat ones."""
+    deep, deeper = deep_value(depth, opening, closing), deep_value(depth + 1, opening, closing)
+    for first, last in ((deep, deeper), (deeper, deep), ("{}", deep), (deep, "{}")):
+        operation = decode(with_text("data", f'{first}, "data": {last}'))
+        assert isinstance(operation, Operation)
+        assert (operation.data, operation.exceeds_bounds) == (last, last != "{}")
+
+
+BREAKS = [
+    ("[", "{"),
+    ("]", "}"),
+    ("]", ""),
+    ("]", "]]"),
+    ("[", "1["),
+    ("[", "[,"),
+    ("]", ",]"),
+    ("]", '"]'),
+    ("]", "-]"),
+]
+
+
+@pytest.mark.parametrize("name", ["data", "filters", "noise"])
+@pytest.mark.parametrize(("old", "new"), BREAKS)
+def test_deep_text_is_invalid_json_when_it_is_broken_at_any_depth(name: str, old: str, new: str) -> None:
+    """A record with it is no JSON, as if it were flat."""
+    deep = nested(5_000)
+    for number in (0, 1, 250, 513, 2_500, 4_998):
+        at = deep.index("[") + number if old == "[" else len(deep) - 2 - number
+        assert deep[at] == old
+        refusal = decode(with_text(name, deep[:at] + new + deep[at + 1 :], "list" if name == "filters" else "create"))
+        assert isinstance(refusal, RejectedRecord)
+        assert refusal.reason is DeadLetterReason.INVALID_JSON
 
 
 def test_brackets_in_strings_are_not_nesting() -> None:
@@ -516,31 +609,12 @@ def test_brackets_in_strings_are_not_nesting() -> None:
         assert json.loads(operation.data) == {"a": text, text: [text, text]}
 
 
-def depth_of(value: object) -> int:
-    """Return how deep *value* is nested, the slow way."""
-    match value:
-        case dict():
-            return 1 + max(map(depth_of, value.values()), default=0)
-        case list():
-            return 1 + max(map(depth_of, value), default=0)
-        case _:
-            return 0
-
-
 TEXTS = st.text(st.sampled_from(list('[]{}"\\, a\nué漢😀\0\ud800\udc00')), max_size=8)
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
     lambda children: st.lists(children, max_size=4) | st.dictionaries(TEXTS, children, max_size=4),
     max_leaves=20,
 )
-
-
-@given(JSON_VALUES, st.booleans())
-def test_nesting_of_is_the_depth_of_the_value(value: object, indented: bool) -> None:  # noqa: FBT001
-    """For any JSON text."""
-    text = json.dumps(value, indent=1 if indented else None)
-
-    assert nesting_of(text.encode()) == depth_of(value)
 
 
 @given(st.text(st.sampled_from(list("\\ud83d\\ude00dDFfx")), max_size=24) | TEXTS.map(json.dumps))
@@ -608,11 +682,22 @@ def test_record_is_too_large_when_it_passes_the_bound() -> None:
         b'"' + b"[" * 2_000_000 + b'"',
         b'["' + rb"\"" * 1_000_000 + b'"]',
         b"[" * 2_000_000,
+        b'{"a": ' + b"[" * 700_000 + b"]" * 700_000 + b"}",
+        b"[" * 600 + b"]" * 600 + b",[]" * 600_000,
         b'["",' + b'["["],' * 320_000 + b"1]",
         b'"' + rb"\"" * 1_000_000 + rb"\ud800" + b'"',
         b'{"":0},' * 280_000,
     ],
-    ids=["brackets in a string", "escapes", "deep", "strings of brackets", "a lone surrogate", "objects"],
+    ids=[
+        "brackets in a string",
+        "escapes",
+        "deep",
+        "deep and closed",
+        "wide and deep",
+        "strings of brackets",
+        "a lone surrogate",
+        "objects",
+    ],
 )
 def test_decoding_is_cheap_when_a_record_is_megabytes_of_trouble(body: bytes) -> None:
     """The event loop stands still meanwhile: for up to 0.1 s where it takes 0.05 s to count to a million."""
@@ -633,18 +718,6 @@ def _least_s(work: Callable[[], object]) -> float:
         return time.process_time() - started
 
     return min(once() for _ in range(3))
-
-
-def test_nesting_takes_no_memory_for_what_is_in_strings() -> None:
-    """A record of ten megabytes may come on every stream shard at once."""
-    record = b'{"data": ["' + b"[" * 1_000_000 + rb"\"" * 500_000 + b'"]}'
-    tracemalloc.start()
-
-    assert nesting_of(record) == 2
-
-    peak_bytes = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak_bytes < 4 * len(record)
 
 
 @pytest.mark.parametrize(

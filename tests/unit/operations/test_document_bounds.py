@@ -66,8 +66,12 @@ def plain_digits(literal: str) -> int:
         (json.dumps({"a": 'a, "quoted" [word] {and}, ' * 50_000}), False),
         (json.dumps({"a": "x" * 16_777_205}), False),
         (json.dumps({"a": "x" * 16_777_209}), True),
+        ('{"a":' + "[" * 511 + "]" * 511 + "}", False),
+        ('{"a":' + "[" * 512 + "]" * 512 + "}", True),
+        ('{"a":1e10,"b":' + '{"a":' * 511 + "{}" + "}" * 512, True),
+        ('{"a":"' + "[" * 5000 + '"}', False),
     ],
-    ids=range(37),
+    ids=range(41),
 )
 def test_document_exceeds_the_bounds(document: str, *, expected: bool) -> None:
     """At each bound, and one beyond it; digits in strings are no numbers."""

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
-from simplu_worker.operations.decode import NESTING_MAX, decode_operation
+from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import (
     DeadLetterReason,
     Operation,
@@ -184,11 +184,30 @@ def test_tenant_is_taken_from_attributes_or_members(attributes: dict[str, str], 
     assert (operation.business_id, operation.location_id, operation.tenant_id) == ("b", "l", "b-l")
 
 
+def deep_event(depth: int, **members: Any) -> str:
+    """Return an event with data nested *depth* + 1 deep."""
+    return json.dumps(event(data="@", **members)).replace('"@"', '{"a":' + "[" * depth + "]" * depth + "}")
+
+
+@pytest.mark.parametrize(("depth", "expected"), [(511, False), (512, True), (5_000, True)])
+@pytest.mark.parametrize("kind", ["CREATE", "UPDATE"])
+def test_deep_data_is_an_operation_beyond_the_bounds(kind: str, depth: int, *, expected: bool) -> None:
+    """From the level on that documents may not have; all else is as sent."""
+    operation = decode(deep_event(depth, type=kind))
+
+    assert isinstance(operation, Operation)
+    assert operation.exceeds_bounds is expected
+    assert operation.data == '{"a":' + "[" * depth + "]" * depth + "}"
+
+
 INVALID = [
     ("{", {}, "invalid_json"),
     ("", {}, "invalid_json"),
     ('{"type":"CREATE"} x', {}, "invalid_json"),
-    ('{"type":"CREATE","data":' + "[" * (NESTING_MAX + 1) + "]" * (NESTING_MAX + 1) + "}", {}, "invalid_json"),
+    (deep_event(600).replace("]" * 600, "]" * 599), {}, "invalid_json"),
+    (deep_event(600).replace('"a":', '"a"'), {}, "invalid_json"),
+    (deep_event(600, type="PAY"), {}, "unknown_type"),
+    (deep_event(600, orderId=5), {}, "invalid_message"),
     ('"\ud800"', {}, "invalid_json"),
     ("[]", {}, "invalid_message"),
     ("5", {}, "invalid_message"),
