@@ -103,13 +103,12 @@ class RedisCommands:
             for error in errors:
                 if not _is_of_one_key(error) or (move_epoch and error is replies[0]):
                     raise error
+            epoch = int(replies[0]) if move_epoch else None
         increments = replies[len(replies) - len(versions) :]
         refused = [version for version, reply in zip(versions, increments, strict=True) if isinstance(reply, Exception)]
         if entries and isinstance(replies[int(move_epoch)], Exception):
             refused += entries
-        return InvalidationReply(
-            int(replies[0]) if move_epoch else None, refused, self._error_text(errors[0]) if errors else None
-        )
+        return InvalidationReply(epoch, refused, self._error_text(errors[0]) if errors else None)
 
     async def move_epoch(self) -> int:
         """Move the epoch; return the new one."""

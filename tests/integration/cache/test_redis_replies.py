@@ -66,6 +66,18 @@ async def test_reply_is_read_up_to_a_limit(reply: bytes, repeated: int) -> None:
     assert peak_bytes < 3 * REPLY_MAX_BYTES
 
 
+@pytest.mark.parametrize(
+    "reply", [b"+QUEUED\r\n", b"$-1\r\n", b"*1\r\n:1\r\n", b"$5\r\nseven\r\n"], ids=["text", "nil", "list", "bytes"]
+)
+async def test_epoch_is_a_number(reply: bytes) -> None:
+    """Any other reply to INCR is none of Redis: the caller tries again, and the cause names no reply."""
+    async with lying_redis(reply) as port:
+        commands = RedisCommands(f"redis://127.0.0.1:{port}/0", on_connect=None, reply_timeout_s=5)
+        with pytest.raises(CacheUnavailableError, match=f"^Redis at 127.0.0.1:{port}/0: expected a reply of Redis"):
+            await commands.move_epoch()
+        await commands.close()
+
+
 async def test_error_names_address_and_cause() -> None:
     """Not a class of the library alone, nor nothing at all."""
     commands = RedisCommands("redis://:pass-word@127.0.0.1:1/3", on_connect=None, reply_timeout_s=1)
