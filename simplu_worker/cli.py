@@ -20,6 +20,7 @@ from simplu_worker.commands.command_line import (
     UsageError,
     complain,
     log_misspellings,
+    log_service_links,
     read_settings,
     run_until_interrupted,
 )
@@ -49,6 +50,7 @@ def run(*, env_file: EnvFile = None) -> int:
 
     settings = read_settings(env_file, for_run=True)
     configure_logging(settings.log_level, settings.log_format)
+    log_service_links()
     log_misspellings()
     try:
         uvloop.run(run_worker(settings))

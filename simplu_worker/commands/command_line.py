@@ -15,13 +15,14 @@ from typing import Annotated, Any, Final
 import structlog
 from cyclopts import Parameter
 
-from simplu_worker.config.environment import apply_env_file, prepare_aws_environment
+from simplu_worker.config.environment import apply_env_file, is_service_link, prepare_aws_environment
 from simplu_worker.config.misspellings import Misspelling, find_misspellings
 from simplu_worker.config.settings import Settings, draft_settings
 from simplu_worker.errors import ConfigurationError, WorkerError
 from simplu_worker.telemetry.log import configure_logging, flush_logging, scrub_text
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIGURATION = 0, 1, 2, 78  # 78: EX_CONFIG of sysexits.h
+SERVICE_LINK_ADVICE: Final = "the address of a service; enableServiceLinks: false keeps it out of the pod"
 EXIT_INTERRUPTED: Final = 128 + 2  # as a shell reports an end by SIGINT
 
 log = structlog.get_logger(__name__)
@@ -61,6 +62,7 @@ class CommonOptions:
             settings.log_format if "log_format" in given else "console",
             stream=sys.stderr,
         )
+        log_service_links()
         if not reports_misspellings:
             log_misspellings()
         try:
@@ -107,6 +109,13 @@ def read_settings(env_file: Path | None, *, for_run: bool) -> Settings:
 def given_misspellings() -> list[Misspelling]:
     """Return the misspelt variables of the environment; an empty one counts as unset."""
     return list(find_misspellings(name for name, value in os.environ.items() if value))
+
+
+def log_service_links() -> None:
+    """Log the variables of ours that are ignored because Kubernetes has set them for a service of that name."""
+    for name in map(str.upper, Settings.model_fields):
+        if is_service_link(name, os.environ.get(name, "")):
+            log.warning("variable.not_ours", variable=name, advice=SERVICE_LINK_ADVICE)
 
 
 def log_misspellings() -> None:

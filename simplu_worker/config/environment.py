@@ -37,6 +37,15 @@ _DOUBLE_QUOTE_ESCAPE = re.compile(r'\\([$`"\\\n])')  # POSIX shell, 2.2.3: any o
 _COMMENT = re.compile(r"(?:^|\s)#.*")
 
 
+# Kubernetes and Docker set such a NAME_PORT in every container beside a service called "name".
+_SERVICE_ADDRESS = re.compile(r"(?:tcp|udp|sctp)://[0-9A-Za-z.:\[\]-]+:[0-9]+")
+
+
+def is_service_link(name: str, value: str) -> bool:
+    """Return whether the variable *name* is the address of a service, by chance under a name of ours; it is ignored."""
+    return name.endswith("_PORT") and _SERVICE_ADDRESS.fullmatch(value) is not None
+
+
 def parse_env(text: str) -> tuple[dict[str, str], list[int]]:
     """Return the variables of an env file's *text* and the numbers of the invalid lines.
 
@@ -93,11 +102,11 @@ def read_env_file(path: Path) -> dict[str, str]:
 
 
 def apply_env_file(path: Path, environ: MutableMapping[str, str]) -> None:
-    """Set in *environ* the variables of the env file at *path* that *environ* lacks or has empty.
+    """Set in *environ* the variables of the env file at *path* that *environ* lacks, or has empty or as a service link.
 
     A secret in the environment as NAME hides NAME_FILE of the file, and the other way round.
     """
-    given = {name for name, value in environ.items() if value}
+    given = {name for name, value in environ.items() if value and not is_service_link(name, value)}
     for secret in SECRETS:
         if not given.isdisjoint(twins := {secret, f"{secret}_FILE"}):
             given |= twins

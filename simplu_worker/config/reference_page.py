@@ -35,6 +35,9 @@ INTRODUCTION = """\
 - An empty value means unset. Variables that are not listed here are ignored, since other programs share the
   environment. One that resembles a variable of this page is logged as `variable.ignored`, with the nearest name.
   `check` and the list of problems of an invalid configuration have it too. It never stops the worker.
+- In a pod, a service called `database` or `http` sets `DATABASE_PORT` or `HTTP_PORT` to its address, such as
+  `tcp://10.0.0.1:5432`. Such a value counts as unset, and is logged as `variable.not_ours`; `enableServiceLinks: false`
+  in the pod's specification keeps it away.
 - Every secret (marked 🔒) can also come from a file: `NAME_FILE=/path` instead of `NAME`. Line breaks at the end
   of the file are dropped. Setting both is an error.
 - `--env-file FILE`, with every command, reads variables from a file written by `simplu-worker stack`, or from a `.env`.

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from simplu_worker.config.environment import OWN_SECRETS, read_secrets
+from simplu_worker.config.environment import OWN_SECRETS, is_service_link, read_secrets
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.telemetry.log import scrub_text
 
@@ -336,12 +336,14 @@ def load_settings(environ: Mapping[str, str], *, for_run: bool = True) -> Settin
 
 
 def draft_settings(environ: Mapping[str, str], *, for_run: bool) -> SettingsDraft:
-    """Return the settings in *environ*, and its problems; unknown names are ignored, since programs share it.
+    """Return the settings in *environ*, and its problems.
+
+    Unknown names and addresses of services are ignored, since programs share the environment.
 
     *for_run* requires every variable that `run` needs; without it, for commands that need fewer, those that are present
     must be valid. Registers every secret with the log.
     """
-    given = {name: value for name, value in environ.items() if value}
+    given = {name: value for name, value in environ.items() if value and not is_service_link(name, value)}
     if region := given.get("AWS_REGION", given.get("AWS_DEFAULT_REGION", _region_of_queues(given))):
         given["AWS_REGION"] = region
     secrets, problems = read_secrets(given)

@@ -89,6 +89,11 @@ def test_manifest_with_a_wrong_type_is_refused(tmp_path: Path) -> None:
     assert judge(program, "--strict", "--quiet", str(tmp_path / "deployment.yaml")).returncode != 0
 
 
+def test_deployment_has_no_variables_of_services() -> None:
+    """A service called "database" would set DATABASE_PORT."""
+    assert "\n      enableServiceLinks: false\n" in (DEPLOY / "kubernetes" / "deployment.yaml").read_text()
+
+
 def test_kustomization_lists_every_manifest_but_the_example() -> None:
     """No manifest is forgotten, and no example secret is ever applied with the rest."""
     text = (DEPLOY / "kubernetes" / "kustomization.yaml").read_text()

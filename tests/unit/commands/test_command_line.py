@@ -155,6 +155,28 @@ def test_misspelt_variable_is_named_beside_the_problem_that_it_caused(
     assert problems[1:] == [f"CITRUS_API_KYE: {expected}"]
 
 
+def test_address_of_a_service_is_a_warning(tmp_path: Path) -> None:
+    """The port is that of the env file, and the command says why it does not take the one of the environment."""
+    (path := tmp_path / "map.json").write_text(
+        json.dumps({"shards": [{"shardId": "a", "connectionString": "postgresql://u@db.example/one"}]})
+    )
+    (tmp_path / "local.env").write_text(f"SHARD_MAP_FILE={path}\nDATABASE_PORT=5433\n")
+    ran = subprocess.run(
+        [
+            *(sys.executable, "-m", "simplu_worker", "shards", "route", "smile-berlin", "--json"),
+            *("--env-file", str(tmp_path / "local.env")),
+        ],
+        env={"HTTP_PORT": "tcp://10.0.0.1:80", "DATABASE_PORT": "tcp://10.0.0.1:5432", "LOG_FORMAT": "json"},
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=60,
+    )
+    line = json.loads(ran.stderr)
+    assert (line["event"], line["level"], line["variable"]) == ("variable.not_ours", "warning", "HTTP_PORT")
+    assert "enableServiceLinks: false" in line["advice"]
+
+
 def test_misspelt_variable_alone_is_a_warning(tmp_path: Path) -> None:
     """It may be of another program, so the command runs; its stdout has nothing of the warning."""
     (path := tmp_path / "map.json").write_text(

@@ -176,6 +176,29 @@ def test_settings_name_variable_value_and_expectation_when_a_value_is_wrong(vari
     assert (expected,) == _problems_of(environ)
 
 
+@pytest.mark.parametrize("address", ["tcp://10.0.0.1:5432", "udp://[fd00::1]:53", "tcp://fd00::1:5432"])
+@pytest.mark.parametrize(("name", "default"), [("DATABASE_PORT", 5432), ("HTTP_PORT", 8080)])
+def test_port_is_unset_when_it_is_the_address_of_a_service(name: str, default: int, address: str) -> None:
+    """Kubernetes sets it in every pod, for a service called "database" or "http"."""
+    settings = load_settings({**COMPLETE, name: address})
+
+    assert getattr(settings, name.lower()) == default
+    assert name.lower() not in settings.model_fields_set
+
+
+@pytest.mark.parametrize(
+    "value", ["http://10.0.0.1:5432", "tcp://10.0.0.1", "tcp://10.0.0.1:5432/", "tcp://:5432", "x"]
+)
+def test_port_is_a_problem_when_it_is_anything_else(value: str) -> None:
+    """Only the exact form is of Kubernetes."""
+    assert _problems_of({**COMPLETE, "DATABASE_PORT": value}) != ()
+
+
+def test_other_settings_are_problems_when_they_are_addresses_of_services() -> None:
+    """Kubernetes sets no other variable to one."""
+    assert _problems_of({**COMPLETE, "KINESIS_SHARD_COUNT": "tcp://10.0.0.1:5432"}) != ()
+
+
 def test_settings_say_the_bounds_when_a_number_is_outside() -> None:
     """The words of a problem are those of the type and its bounds."""
     assert _problems_of({**COMPLETE, "DATABASE_PORT": "x", "TENANT_WAIT_SECONDS": "-1", "LOG_LEVEL": "y"}) == (
