@@ -54,7 +54,8 @@ def parse_env(text: str) -> tuple[dict[str, str], list[int]]:
     text = text.removeprefix("\ufeff").replace("\r\n", "\n")
     variables: dict[str, str] = {}
     bad_lines: list[int] = []
-    at = 0
+    at = counted_at = 0
+    line = 1
     while at < len(text):
         if nothing := _NOTHING.match(text, at):
             at = nothing.end()
@@ -62,7 +63,9 @@ def parse_env(text: str) -> tuple[dict[str, str], list[int]]:
             variables[statement["name"]] = _statement_value(statement)
             at = statement.end()
         else:
-            bad_lines.append(text.count("\n", 0, at) + 1)
+            line += text.count("\n", counted_at, at)
+            counted_at = at
+            bad_lines.append(line)
             at = text.find("\n", at) + 1 or len(text)
     return variables, bad_lines
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+import time
+import timeit
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -513,3 +515,16 @@ def test_aws_environment_is_what_botocore_reads_when_prepared(tmp_path: Path) ->
     assert environ == expected
     prepare_aws_environment(environ)
     assert environ == expected
+
+
+@pytest.mark.parametrize(
+    "line", ["bad line\n", "#\nbad\n", "A='x\n", 'A="\n', "A='x' y\n", "A=''\n", "A=1\n", " ", "\n", "A"]
+)
+def test_env_file_is_read_in_linear_time(line: str) -> None:
+    """Four times the lines take four times as long, or a little more, whatever is wrong with them."""
+
+    def least_s(count: int) -> float:
+        text = line * count
+        return min(timeit.repeat(lambda: parse_env(text), timer=time.process_time, number=1, repeat=3))
+
+    assert least_s(16_000) < 9 * least_s(4_000)
