@@ -149,7 +149,9 @@ def parse_shard_map(content: bytes, allowed_hosts: tuple[str, ...]) -> ShardMap:
     try:
         shard_map = msgspec.json.decode(content, type=ShardMap)
     except msgspec.DecodeError as exc:
-        raise ConfigurationError(f"SHARD_MAP_FILE: {exc}") from None
+        raise ConfigurationError(f"SHARD_MAP_FILE: {_shown(str(exc), instead='an unknown member')}") from None
+    except UnicodeDecodeError as exc:
+        raise ConfigurationError(f"SHARD_MAP_FILE: expected UTF-8, got another byte at {exc.start}") from None
     problems = list(_problems(shard_map, allowed_hosts))
     if problems:
         raise ConfigurationError(*(f"SHARD_MAP_FILE: {problem}" for problem in problems))
@@ -166,7 +168,7 @@ def _problems(shard_map: ShardMap, allowed_hosts: tuple[str, ...]) -> list[str]:
     problems += [f"shard {name}: listed twice" for name in sorted(counts) if counts[name] > 1]
     problems += first_problems(
         [
-            f"tenant {tenant}: pinned to {name}, which is not listed"
+            f"tenant {_shown(tenant)}: pinned to {_shown(name)}, which is not listed"
             for tenant, name in shard_map.tenants.items()
             if name not in counts
         ]
@@ -182,6 +184,11 @@ def _problems(shard_map: ShardMap, allowed_hosts: tuple[str, ...]) -> list[str]:
         except PermanentError as exc:
             problems.append(str(exc))
     return problems
+
+
+def _shown(text: str, *, instead: str = "a name") -> str:
+    """Return *text*, which has a name from the map, unless that is a connection string in a wrong place."""
+    return f"{instead} with @, which is not shown because it may contain a password" if "@" in text else text
 
 
 def first_problems(problems: list[str], count: int = PROBLEMS_MAX) -> list[str]:

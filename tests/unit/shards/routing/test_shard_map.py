@@ -276,6 +276,7 @@ def test_map_is_read_from_its_file(tmp_path: Path) -> None:
     assert shard_map.tenants == {}
 
 
+PASSWORD_URL = "postgresql://u:correct-horse@a.internal/d"
 BAD_MAPS: list[tuple[str, Any, list[str]]] = [
     ("no shard", {"shards": []}, ["at least one shard"]),
     ("all retired", {"shards": [shard(0, retired=True)]}, ["not retired"]),
@@ -297,6 +298,9 @@ BAD_MAPS: list[tuple[str, Any, list[str]]] = [
     ("missing member", {"shards": [{"shardId": "shard-0"}]}, ["connectionString"]),
     ("wrong type", {"shards": [shard(0, connectionString=["correct-horse"])]}, ["connectionString"]),
     ("no object", [], ["object"]),
+    ("pin to an address", {"shards": [shard(0)], "tenants": {"a-b": PASSWORD_URL}}, ["tenant a-b", "not shown"]),
+    ("tenant of an address", {"shards": [shard(0)], "tenants": {PASSWORD_URL: "shard-9"}}, ["shard-9", "not shown"]),
+    ("member of an address", {"shards": [shard(0, **{PASSWORD_URL: 1})]}, ["not shown"]),
     (
         "many pins to nowhere",
         {"shards": [shard(0)], "tenants": {f"a-{number}": "shard-9" for number in range(100)}},
@@ -348,7 +352,7 @@ def test_key_is_at_its_first_place_when_all_shards_are_retired(key: str) -> None
     assert sorted(names(every.possible_homes(key))) == ["shard-0", "shard-1", "shard-2"]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b'{"shards": [' + b"[" * 100_000])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b'{"\xff": 1}', b'{"shards": [' + b"[" * 100_000])
 def test_bad_map_is_refused_when_it_is_no_json(content: bytes) -> None:
     """Whatever is in the file."""
     with pytest.raises(ConfigurationError, match="SHARD_MAP_FILE: "):
