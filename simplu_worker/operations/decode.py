@@ -7,6 +7,7 @@ after a crash, decides the same (architecture, idea 7).
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, time
@@ -47,7 +48,7 @@ class _Pagination(msgspec.Struct, gc=False):
     limit: Positive | None = None
 
 
-_ABSENT = msgspec.Raw(b"")
+ABSENT = msgspec.Raw(b"")
 
 
 class _Message(msgspec.Struct, rename="camel", gc=False):
@@ -60,10 +61,10 @@ class _Message(msgspec.Struct, rename="camel", gc=False):
     timestamp: str
     resource_id: LongId | None = None
     request_id: Id | None = None
-    data: msgspec.Raw = _ABSENT
-    filters: msgspec.Raw = _ABSENT
-    pagination: msgspec.Raw = _ABSENT
-    simplu_replay: msgspec.Raw = _ABSENT
+    data: msgspec.Raw = ABSENT
+    filters: msgspec.Raw = ABSENT
+    pagination: msgspec.Raw = ABSENT
+    simplu_replay: msgspec.Raw = ABSENT
 
 
 class ReplayedFrom(msgspec.Struct, frozen=True, rename="camel"):
@@ -323,8 +324,8 @@ def _build_operation(message: _Message, origin: Origin, record: bytes, list_limi
     data = bytes(message.data)
     if data[:1] != b"{":  # rarely
         data = object_member(message.data, "data", required=form.has_data)
-    filters = b"" if message.filters is _ABSENT else object_member(message.filters, "filters")
-    pagination = b"" if message.pagination is _ABSENT else object_member(message.pagination, "pagination")
+    filters = b"" if message.filters is ABSENT else object_member(message.filters, "filters")
+    pagination = b"" if message.pagination is ABSENT else object_member(message.pagination, "pagination")
     are_filters_deep = form.is_list and is_nested_deeper(filters, DOCUMENT_MAX_DEPTH)
     try:
         requested_at = utc_text(message.timestamp)
@@ -432,10 +433,10 @@ def _sizes_as_text(*sizes: int) -> bytes:
 class _Ids(msgspec.Struct, rename="camel"):
     """The readable ids of an invalid record, for its dead letter and the log."""
 
-    business_id: object = None
-    location_id: object = None
-    request_id: object = None
-    resource_id: object = None
+    business_id: msgspec.Raw = ABSENT
+    location_id: msgspec.Raw = ABSENT
+    request_id: msgspec.Raw = ABSENT
+    resource_id: msgspec.Raw = ABSENT
 
 
 def _reject(reason: DeadLetterReason, error: str, record: bytes, origin: Origin) -> RejectedRecord:
@@ -454,6 +455,15 @@ def _reject(reason: DeadLetterReason, error: str, record: bytes, origin: Origin)
     )
 
 
-def short_text(value: object) -> str | None:
-    """Return *value* if it may be an id, otherwise None."""
+def peeked_value(raw: msgspec.Raw) -> object:
+    """Return the value of a member that may be any; infinity for one that cannot be read, None for none."""
+    try:
+        return msgspec.json.decode(raw) if bytes(raw) else None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return math.inf
+
+
+def short_text(raw: msgspec.Raw) -> str | None:
+    """Return the value of a member if it may be an id, otherwise None."""
+    value = peeked_value(raw)
     return value if isinstance(value, str) and len(value) <= 256 else None

@@ -6,7 +6,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from simplu_worker.operations.decode import InvalidRecordError, json_error, replace_lone_surrogates
+from simplu_worker.operations.decode import ABSENT, InvalidRecordError, json_error, replace_lone_surrogates
 from simplu_worker.operations.operation import DeadLetterReason
 
 
@@ -17,8 +17,8 @@ class UnknownTypeError(Exception):
 class PeekedMessage(msgspec.Struct, rename="camel"):
     """The tenant's ids of a message that may be invalid, of any type; a subclass adds what its queue needs."""
 
-    business_id: object = None
-    location_id: object = None
+    business_id: msgspec.Raw = ABSENT
+    location_id: msgspec.Raw = ABSENT
 
 
 P = TypeVar("P", bound=PeekedMessage)

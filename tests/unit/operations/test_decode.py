@@ -1020,10 +1020,19 @@ def test_patterns_have_no_possessive_quantifiers_and_atomic_groups() -> None:
 )
 def test_rejection_has_ids_only_where_they_may_be_ids(value: object, expected: str | None) -> None:
     """A text of at most 256 characters; anything else is not repeated in the dead letter."""
-    assert short_text(value) == expected
+    assert short_text(msgspec.Raw(json.dumps(value).encode())) == expected
     found = decode(json.dumps({"operation": "none", "businessId": value}).encode())
     assert isinstance(found, RejectedRecord)
     assert found.business_id == expected
+
+
+@pytest.mark.parametrize("number", ["1e999", "9" * 5000, "[1e999]", '{"a":-1e999}'])
+@pytest.mark.parametrize("name", ["locationId", "resourceId", "requestId"])
+def test_rejection_has_the_other_ids_where_one_is_a_number_that_python_cannot_represent(name: str, number: str) -> None:
+    """Postgres can, and it is valid JSON."""
+    found = decode(with_text(name, number))
+    assert isinstance(found, RejectedRecord)
+    assert (found.reason, found.business_id) == (DeadLetterReason.INVALID_MESSAGE, "clinic")
 
 
 @pytest.mark.parametrize(

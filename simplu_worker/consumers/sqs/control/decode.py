@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from enum import StrEnum
@@ -17,6 +18,7 @@ from simplu_worker.consumers.sqs.rejection import (
     rejection_of,
 )
 from simplu_worker.operations.decode import (
+    ABSENT,
     Id,
     InvalidRecordError,
     LongId,
@@ -24,13 +26,13 @@ from simplu_worker.operations.decode import (
     object_member,
     parse_record,
     parse_timestamp,
+    peeked_value,
     short_text,
 )
 from simplu_worker.operations.operation import Origin, RejectedRecord, tenant_id_of
 from simplu_worker.shards.types import AdminAccount, ResourceRename
 
 TYPE_ATTRIBUTE: Final = "MessageType"
-QUOTED_MAX_CHARS: Final = 64
 ID_MAX_CHARS: Final = 128
 
 Email = Annotated[str, msgspec.Meta(min_length=1, max_length=320)]  # RFC 3696: 64 before the @, 255 behind it
@@ -134,10 +136,12 @@ class _Admin(msgspec.Struct, rename="camel"):
 class _PeekedControl(PeekedMessage, rename="camel"):
     """The members that decide the type of a message."""
 
-    message_type: object = None
-    business_type: object = None
-    admin_email: object = None
+    message_type: msgspec.Raw = ABSENT
+    business_type: msgspec.Raw = ABSENT
+    admin_email: msgspec.Raw = ABSENT
 
+
+_LIKE_A_TYPE: Final = re.compile(r"[A-Z0-9_]{1,64}")
 
 _peek_decoder = msgspec.json.Decoder(_PeekedControl)
 _creation_decoder = msgspec.json.Decoder(_Creation)
@@ -172,15 +176,16 @@ def with_timestamp(body: str, attributes: Mapping[str, str], origin: Origin) -> 
 
 
 def _type_of(peeked: _PeekedControl, attributes: Mapping[str, str]) -> ControlType:
-    named = attributes.get(TYPE_ATTRIBUTE) or peeked.message_type
+    named = attributes.get(TYPE_ATTRIBUTE) or peeked_value(peeked.message_type)
     if not named:
-        if peeked.business_type is not None and peeked.admin_email is None:
+        if peeked_value(peeked.business_type) is not None and peeked_value(peeked.admin_email) is None:
             return ControlType.SHARD_CREATION
         text = f"no type: expected message attribute {TYPE_ATTRIBUTE} or member messageType with one of {_KNOWN}"
         raise UnknownTypeError(text)
     control_type = _TYPES.get(named) if isinstance(named, str) else None
     if control_type is None:
-        raise UnknownTypeError(f"unknown type {str(named)[:QUOTED_MAX_CHARS]!r}: expected one of {_KNOWN}")
+        shown = repr(str(named)) if _LIKE_A_TYPE.fullmatch(str(named)) else "that is not shown"  # errors are logged
+        raise UnknownTypeError(f"unknown type {shown}: expected one of {_KNOWN}")
     return control_type
 
 

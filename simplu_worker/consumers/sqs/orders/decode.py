@@ -18,6 +18,7 @@ from simplu_worker.consumers.sqs.rejection import (
     rejection_of,
 )
 from simplu_worker.operations.decode import (
+    ABSENT,
     DERIVED_REQUEST_ID_PREFIX,
     Id,
     InvalidRecordError,
@@ -27,6 +28,7 @@ from simplu_worker.operations.decode import (
     has_escapes,
     object_member,
     parse_record,
+    peeked_value,
     short_text,
 )
 from simplu_worker.operations.document_bounds import exceeds_bounds
@@ -42,6 +44,7 @@ from simplu_worker.operations.operation import (
 RESOURCE_TYPE: Final = "order"
 TENANT_ATTRIBUTES: Final = {"businessId": "BusinessId", "locationId": "LocationId"}  # by the members they replace
 ID_MAX_CHARS: Final = 128
+LONG_ID_MAX_CHARS: Final = 256
 
 _KINDS: Final = {"CREATE": OperationKind.CREATE, "UPDATE": OperationKind.PATCH, "DELETE": OperationKind.DELETE}
 _KNOWN: Final = ", ".join(_KINDS)
@@ -50,9 +53,9 @@ _KNOWN: Final = ", ".join(_KINDS)
 class _PeekedOrder(PeekedMessage, rename="camel"):
     """The members that decide the type of a message, and those that its dead letter carries."""
 
-    type: object = None
-    order_id: object = None
-    deduplication_id: object = None
+    type: msgspec.Raw = ABSENT
+    order_id: msgspec.Raw = ABSENT
+    deduplication_id: msgspec.Raw = ABSENT
 
 
 class _Event(msgspec.Struct, rename="camel", gc=False):
@@ -92,7 +95,7 @@ def decode_order(
         reason, error = rejection_of(exc)
     ids = peek(record, _PeekedOrder)
     tenant = {
-        member: short_text(attributes.get(name)) or short_text(sent)
+        member: _short_attribute(attributes.get(name)) or short_text(sent)
         for (member, name), sent in zip(TENANT_ATTRIBUTES.items(), (ids.business_id, ids.location_id), strict=True)
     }
     return RejectedRecord(
@@ -110,8 +113,12 @@ def _parse(record: bytes) -> _Event:
     try:
         return parse_record(record, _event_decoder)
     except msgspec.ValidationError:
-        _kind_of(parse_record(record, _peek_decoder).type)  # with an unknown type it may have any members
+        _kind_of(peeked_value(parse_record(record, _peek_decoder).type))  # with an unknown type it may have any members
         raise
+
+
+def _short_attribute(value: str | None) -> str | None:
+    return value if value is not None and len(value) <= LONG_ID_MAX_CHARS else None
 
 
 def _kind_of(sent: object) -> OperationKind:

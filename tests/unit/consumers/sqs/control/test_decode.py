@@ -208,6 +208,16 @@ def test_message_is_rejected_naming_what_was_expected(text: str | bytes, reason:
     assert (reason, True) == (rejected.reason, named in rejected.error)
 
 
+@pytest.mark.parametrize(
+    "name", ["postgresql://u:pass-word@h/d", "shard_creation", "A" * 65, "SHARD CREATION", ["A b"]]
+)
+def test_unknown_type_is_shown_only_if_it_looks_like_one(name: object) -> None:
+    """Errors are logged, and any text of the message may be in the wrong member."""
+    rejected = decode_control(body(messageType=name), {}, ORIGIN)
+    assert isinstance(rejected, RejectedRecord)
+    assert rejected.error.startswith("unknown type that is not shown: expected one of SHARD_CREATION, ")
+
+
 def test_rejected_message_carries_the_ids_that_could_be_read() -> None:
     """The rejection names the tenant when the message does."""
     rejected = decode_control(body(timestamp=1), {}, ORIGIN)

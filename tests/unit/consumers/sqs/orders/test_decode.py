@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from datetime import UTC, datetime
 from typing import Any
 
@@ -209,6 +210,7 @@ INVALID = [
     (deep_event(600, type="PAY"), {}, "unknown_type"),
     (deep_event(600, orderId=5), {}, "invalid_message"),
     ('"\ud800"', {}, "invalid_json"),
+    ('{"type":"CREATE","orderId":"\ud800"}', {}, "invalid_json"),
     ("[]", {}, "invalid_message"),
     ("5", {}, "invalid_message"),
     ("{}", {}, "unknown_type"),
@@ -275,6 +277,11 @@ def test_message_that_is_too_large_says_so_with_its_only_id() -> None:
     ("members", "named"),
     [
         ({"type": ...}, "type: expected one of CREATE, UPDATE, DELETE, got nothing"),
+        (
+            {"type": 7, "orderId": math.inf, "businessId": [math.inf]},
+            "type: expected one of CREATE, UPDATE, DELETE, got another int",
+        ),
+        ({"type": math.inf}, "type: expected one of CREATE, UPDATE, DELETE, got another float"),
         ({"type": 7}, "type: expected one of CREATE, UPDATE, DELETE, got another int"),
         ({"orderId": "o\0"}, "orderId: "),
         ({"deduplicationId": "d\0"}, "deduplicationId: "),
@@ -284,7 +291,7 @@ def test_message_that_is_too_large_says_so_with_its_only_id() -> None:
 )
 def test_refusal_names_the_member(members: dict[str, Any], named: str) -> None:
     """And what was expected of it."""
-    assert named in rejected(json.dumps(event(**members))).error
+    assert named in rejected(json.dumps(event(**members)).replace("Infinity", "1e999")).error
 
 
 def test_attribute_may_be_as_long_as_a_member() -> None:
