@@ -345,9 +345,9 @@ class CacheAdmin:
             yield keys
 
 
-def hit_ratio(hits: int | None, misses: int | None) -> float | None:
+def hit_ratio(hits: object, misses: object) -> float | None:
     """Return the share of reads that found a key; None before the first read, and for a server without the counts."""
-    if hits is None or misses is None or hits + misses == 0:
+    if not isinstance(hits, int) or not isinstance(misses, int) or hits + misses == 0:
         return None
     return round(hits / (hits + misses), 4)
 

@@ -25,6 +25,7 @@ from simplu_worker.telemetry.log import register_secret, scrub_text
 
 CALL_TIMEOUT_S: Final = 5.0  # for all replies of a pipeline together
 SCAN_COUNT: Final = 1000
+CAUSE_MAX_CHARS: Final = 300  # of the server's text in an error
 REPLY_MAX_BYTES: Final = 16 * 1024 * 1024  # some thousand of our longest keys
 
 # Raised by the package for bytes that are no reply of Redis.
@@ -149,7 +150,7 @@ class RedisCommands:
             raise CacheUnavailableError(self._error_text(exc)) from None
 
     def _error_text(self, error: Exception) -> str:
-        cause = str(error) or f"no answer within {CALL_TIMEOUT_S:g} s"
+        cause = str(error)[:CAUSE_MAX_CHARS] or f"no answer within {CALL_TIMEOUT_S:g} s"
         if isinstance(error, UNREADABLE):
             cause = f"expected a reply of Redis, got something else ({type(error).__name__})"
         return scrub_text(f"Redis at {self.place}: {cause}")

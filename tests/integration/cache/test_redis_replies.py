@@ -78,6 +78,21 @@ async def test_epoch_is_a_number(reply: bytes) -> None:
         await commands.close()
 
 
+@pytest.mark.parametrize("reply", [b"-ERR " + b"x" * 60_000 + b"\r\n", b"]" * 60_000 + b"\r\n"], ids=["error", "none"])
+async def test_error_shows_the_beginning_of_a_reply(reply: bytes) -> None:
+    """It is logged, and shown on the status page."""
+    async with lying_redis(reply) as port:
+        commands = RedisCommands(f"redis://127.0.0.1:{port}/0", on_connect=None, reply_timeout_s=5)
+        with pytest.raises(CacheUnavailableError, match=f"^Redis at 127.0.0.1:{port}/0: ") as caught:
+            await commands.ping()
+        answer = (
+            await commands.send_invalidations(move_epoch=False, entries=["a"], versions=[]) if b"ERR" in reply else None
+        )
+        await commands.close()
+    assert len(str(caught.value)) < 500
+    assert answer is None or len(answer.error or "") < 500
+
+
 async def test_error_names_address_and_cause() -> None:
     """Not a class of the library alone, nor nothing at all."""
     commands = RedisCommands("redis://:pass-word@127.0.0.1:1/3", on_connect=None, reply_timeout_s=1)
