@@ -65,7 +65,7 @@ def cut_deep_values(record: bytes) -> CutRecord:
     values: dict[bytes, bytes] = {}
     places: list[bytes] = []
     parts: list[bytes] = []
-    inner: defaultdict[int, list[_Part]] = defaultdict(list)  # by number: the parts whose outer part has not ended
+    inner: defaultdict[int, list[_Part]] = defaultdict(list)  # by number: the parts in an outer part that has not ended
     for part in _find_parts(record):
         within = inner.pop(part.number + 1, [])
         parts.append(_replace(record, part.start, part.end, within, [_CUT_OUT] * len(within)))
