@@ -6,7 +6,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 RUN = $(or $(PYTHON),$(error No Python found. Install Python 3.11 or newer: apt-get install python3 python3-venv, or brew install python@3.13)) run.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-directory bench-isolation bench-provisioning bench-writing mutants setup tools lock clean
+.PHONY: help demo test lint bench bench-directory bench-isolation bench-provisioning bench-writing mutants fuzz setup tools lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -37,6 +37,9 @@ bench-writing: ## Measure the cost of the stream position that each batch writes
 
 mutants: ## Mutate the pure modules and try the unit tests on each mutant; an hour
 	@$(RUN) mutants $(ARGS)
+
+fuzz: ## Send made-up inputs to all that parses what comes from outside; ARGS="--seconds 3600" for an hour
+	@$(RUN) fuzz $(ARGS)
 
 setup: ## Make .venv with everything for development
 	@$(RUN) setup

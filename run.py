@@ -21,7 +21,8 @@ TOOLS_VENV = os.path.join(ROOT, ".venv-tools")
 MINISTACK_VENV = os.path.join(ROOT, ".venv-ministack")
 BENCH_VENV = os.path.join(ROOT, ".venv-bench")
 MUTANTS_VENV = os.path.join(ROOT, ".venv-mutants")
-VENVS = (VENV, TOOLS_VENV, MINISTACK_VENV, BENCH_VENV, MUTANTS_VENV)
+FUZZ_VENV = os.path.join(ROOT, ".venv-fuzz")
+VENVS = (VENV, TOOLS_VENV, MINISTACK_VENV, BENCH_VENV, MUTANTS_VENV, FUZZ_VENV)
 OLDEST = (3, 11)
 NAMES = ("python3.13", "python3.12", "python3.11")
 STAMP = "simplu-worker.json"
@@ -45,10 +46,14 @@ LOCKS = {
         *["requirements/mutants.in", "pyproject.toml", "--all-extras", "--group", "build", "--group", "test"],
         *["-c", "requirements/dev.txt"],
     ],
+    "fuzz": [
+        *["requirements/fuzz.in", "pyproject.toml", "--extra", "cache", "--group", "build"],
+        *["-c", "requirements/dev.txt"],
+    ],
 }
 WITHOUT_US = ("tools", "ministack", "bench")  # the sets of environments into which our own package is not installed
 LINTERS = (["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["lint-imports"])
-CACHES = ("mutants", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".import_linter_cache")
+CACHES = ("mutants", ".fuzz", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".import_linter_cache")
 
 
 class Python(NamedTuple):
@@ -350,6 +355,12 @@ def mutants(args: List[str]) -> None:
     become([os.path.join(MUTANTS_VENV, "bin", "python"), "-m", "mutation.run", *args])
 
 
+def fuzz(args: List[str]) -> None:
+    """Send made-up inputs to all that parses what comes from outside; arguments choose the targets and the time."""
+    ensure(FUZZ_VENV, "fuzz")
+    become([os.path.join(FUZZ_VENV, "bin", "python"), "-m", "fuzz.run", *args])
+
+
 def setup(_args: List[str]) -> None:
     """Make .venv with everything for development."""
     ensure(VENV, "dev")
@@ -389,6 +400,7 @@ COMMANDS: Dict[str, Callable[[List[str]], None]] = {
     "lint": lint,
     "bench": bench,
     "mutants": mutants,
+    "fuzz": fuzz,
     "setup": setup,
     "tools": tools,
     "lock": lock,

@@ -22,7 +22,7 @@ PLATFORMS = {
     for machine in ("x86_64", "aarch64")
 } | {"macos_arm64": list(mac_platforms((14, 0), "arm64"))}
 PYTHONS = ((3, 11), (3, 12), (3, 13))
-LOCKS = ("dev", "tools", "ministack", "bench", "mutants", "build")  # dev contains worker and local
+LOCKS = ("dev", "tools", "ministack", "bench", "mutants", "fuzz", "build")  # dev contains worker and local
 UNREACHABLE = ("error sending request", "Failed to fetch", "dns error")
 
 
@@ -38,10 +38,17 @@ def missing(files: dict[str, list[str]], tags: set[Tag]) -> list[str]:
     return [name for name, wheels in files.items() if not any(parse_wheel_filename(w)[3] & tags for w in wheels)]
 
 
-def asked_for(packages: list[dict[str, Any]], python: tuple[int, int]) -> list[dict[str, Any]]:
-    """Return the packages whose marker holds under *python*, on the machine of this test."""
+def asked_for(packages: list[dict[str, Any]], platform: str, python: tuple[int, int]) -> list[dict[str, Any]]:
+    """Return the packages whose marker holds for *python* on *platform*."""
     version = "{}.{}".format(*python)
-    environment = {"python_version": version, "python_full_version": f"{version}.0"}
+    is_macos, machine = platform.startswith("macos_"), platform.removeprefix("macos_")
+    environment = {
+        "python_version": version,
+        "python_full_version": f"{version}.0",
+        "sys_platform": "darwin" if is_macos else "linux",
+        "platform_system": "Darwin" if is_macos else "Linux",
+        "platform_machine": machine,
+    }
     return [
         package for package in packages if "marker" not in package or Marker(package["marker"]).evaluate(environment)
     ]
@@ -76,7 +83,7 @@ def test_pins_have_a_wheel_for_each_system_and_python(lock: str) -> None:
         f"{platform} {python}": names
         for platform in PLATFORMS
         for python in PYTHONS
-        if (names := missing(pinned_wheels(asked_for(packages, python), hashes), tags_of(platform, python)))
+        if (names := missing(pinned_wheels(asked_for(packages, platform, python), hashes), tags_of(platform, python)))
     }
     assert wanting == {}
 

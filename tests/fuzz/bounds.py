@@ -1,0 +1,93 @@
+"""The bounds of time and memory for one input, in terms of a control that runs in the same process."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from functools import cache
+
+from fuzz.target import Target
+
+FREE_STEPS = 20_000_000  # of the control, for an input of no size
+FREE_BYTES = 4 * 1024 * 1024
+CONTROL_STEPS = 200_000
+MEMORY_EVERY = 32  # inputs, of which the memory of one is measured: that takes several times as long
+GROWN_EVERY = 64
+GROWTH = 4
+GROWTH_MAX = 10.0  # linear: 4, quadratic: 16
+GROWTH_LEAST_S = 0.02  # a shorter time is noise
+COUNTS = 7  # of repetitions, one more each
+GROWN_BYTES = 1 << 14  # and GROWTH times as much
+
+
+class BoundExceededError(AssertionError):
+    """An input took too much time or memory."""
+
+
+def check_bounded(target: Target, data: bytes) -> None:
+    """Check *data*, its time, and of some inputs the memory, and the time of one that repeats a part of it."""
+    spent_s = _cpu_s(target.check, data)
+    if spent_s > _limit_s(target, data):
+        spent_s = min(_cpu_s(target.check, data) for _ in range(3))
+        if spent_s > (limit_s := _limit_s(target, data, again=True)):
+            raise BoundExceededError(f"expected at most {limit_s:.3f} s for {len(data)} bytes, got {spent_s:.3f} s")
+    draw = zlib.crc32(data)  # the input alone decides, so that it fails again when it is repeated
+    if draw % MEMORY_EVERY == 0:
+        check_memory(target, data)
+    if draw % GROWN_EVERY == 1 and data:
+        first = (draw >> 8) % len(data)
+        last = first + 1 + (draw >> 16) % min(16, len(data) - first)
+        check_growth(target, data[:first], data[first:last], data[last:], size=GROWN_BYTES)
+
+
+def check_memory(target: Target, data: bytes) -> None:
+    """Check how much memory *data* takes at most."""
+    tracemalloc.start()
+    try:
+        target.check(data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    if peak > (limit := FREE_BYTES + target.bytes_per_byte * len(data)):
+        raise BoundExceededError(f"expected at most {limit} bytes of memory for {len(data)} bytes, got {peak}")
+
+
+def check_growth(target: Target, head: bytes, pump: bytes, tail: bytes, *, size: int) -> None:
+    """Check that *pump*, repeated between *head* and *tail* up to *size* and more, takes a time linear in its count."""
+    count = max(1, size // len(pump))
+    for runs, more in ((1, 1), (3, 1), (3, COUNTS)):  # a count by which the input ends early proves nothing
+        texts = [[head + pump * (count * factor + one) + tail for one in range(more)] for factor in (1, GROWTH)]
+        small_s, large_s = ([_least_s(target.check, text, runs) for text in same] for same in texts)
+        if min(large_s) < GROWTH_LEAST_S or min(large_s) <= GROWTH_MAX * max(small_s):
+            return
+    text = f"{pump!r} times {count} took {max(small_s):.3f} s, {GROWTH} times as many {min(large_s):.3f} s"
+    raise BoundExceededError(f"expected at most {GROWTH_MAX:g} times the time, got more: {text}")
+
+
+def _limit_s(target: Target, data: bytes, *, again: bool = False) -> float:
+    if again:
+        _step_s.cache_clear()
+    return _step_s() * (FREE_STEPS + target.steps_per_byte * len(data))
+
+
+@cache
+def _step_s() -> float:
+    """Return the time of one step of the control."""
+    return _least_s(_count, b"", 3) / CONTROL_STEPS
+
+
+def _count(_: bytes) -> None:
+    for _step in range(CONTROL_STEPS):
+        pass
+
+
+def _least_s(work: Callable[[bytes], None], data: bytes, runs: int) -> float:
+    return min(_cpu_s(work, data) for _ in range(runs))
+
+
+def _cpu_s(work: Callable[[bytes], None], data: bytes) -> float:
+    started = time.process_time()
+    work(data)
+    return time.process_time() - started

@@ -1,0 +1,223 @@
+"""Requests to the HTTP server, byte by byte: an answer of its own or a closed connection, and nothing of the token."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from functools import partial
+from typing import Any, Final, cast
+
+from aiohttp import web
+from fuzz.inputs import spliced
+from fuzz.memory_network import MemoryTransport, call_at_close, run, turn_until
+from fuzz.quiet import TOKEN, check_faults, check_secrets, note_fault
+from fuzz.target import Target
+from hypothesis import strategies as st
+
+from simplu_worker.operations.operation import is_storable
+from simplu_worker.status.connections import CONNECTION_LIMITS, ConnectionGate
+from simplu_worker.status.server import Views, _application, _Guard
+
+STATUSES: Final = frozenset({100, 200, 400, 401, 403, 404, 405, 413, 414, 417, 429, 431, 503})
+STATUS_LINE: Final = re.compile(rb"HTTP/\d\.\d (\d{3}) ")
+IDLE_TURNS: Final = 30  # of the event loop without an answer: no view waits for anything
+
+
+def storable(*ids: str | None) -> tuple[int, dict[str, Any]]:
+    """Answer, and note ids that Postgres and SQS would refuse with an error that no one expects."""
+    for one in ids:
+        if one is not None and not is_storable(one):
+            note_fault(f"a view gets what cannot be stored: {one!r}")
+    return 200, {"ids": len(ids)}
+
+
+async def answer_with_ids(*ids: str | None) -> tuple[int, dict[str, Any]]:
+    """Answer a request for ids."""
+    return storable(*ids)
+
+
+async def answer_to_name(_name: str) -> tuple[int, dict[str, Any]]:
+    """Answer a request for a name, which is only compared with known ones."""
+    return 429, {"error": "once in 60 s", "retryAfterSeconds": 60}
+
+
+async def answer() -> tuple[int, dict[str, Any]]:
+    """Answer any other request."""
+    return 200, {"v": 1}
+
+
+VIEWS: Final = Views(
+    live=lambda: None,
+    ready=lambda: "starting",
+    refresh_gauges=lambda: None,
+    status=lambda: {"v": 1},
+    operation=answer_with_ids,
+    tenant=answer_with_ids,
+    shards=answer,
+    sqs_stats=answer,
+    handler_status=lambda: {"v": 1},
+    handler_stats=answer,
+    cache_stats=answer,
+    cache_keys=answer,
+    purge=answer_to_name,
+    clear_cache=answer,
+)
+_gates: list[ConnectionGate] = []
+
+
+async def open_gate() -> ConnectionGate:
+    """Return the server's gate, the same for all inputs."""
+    if not _gates:
+        runner = web.AppRunner(_application(_Guard(TOKEN, allow_destructive=True), VIEWS))
+        await runner.setup()
+        _gates.append(ConnectionGate(cast("web.Server", runner.server), CONNECTION_LIMITS))
+        call_at_close(partial(close_gate, runner))
+    return _gates[0]
+
+
+async def close_gate(runner: web.AppRunner) -> None:
+    """Close the server."""
+    _gates.clear()
+    await runner.cleanup()
+
+
+def check(data: bytes) -> None:
+    """Send *data* on a connection of its own, in pieces of a size that its first byte decides."""
+    run(send(data))
+    check_faults()
+
+
+async def send(data: bytes) -> None:
+    """Send *data*, end, and look at the answers."""
+    gate = await open_gate()
+    connection = gate()
+    transport = MemoryTransport(connection)
+    connection.connection_made(transport)
+    piece = 1 + data[0] * len(data) // 64 if data else 1
+    for start in range(1, len(data), piece):
+        transport.receive(data[start : start + piece])
+        await asyncio.sleep(0)
+    await settle(transport)
+    transport.receive_end()
+    await settle(transport)
+    transport.abort()
+    assert await turn_until(lambda: len(gate.order) == 0), "the connection is not forgotten"
+    sent = bytes(transport.sent)
+    assert not sent or STATUS_LINE.match(sent), sent[:100]
+    assert {int(status) for status in STATUS_LINE.findall(sent)} <= STATUSES, sent[:1000]
+    check_secrets(sent.decode(errors="replace"))
+
+
+async def settle(transport: MemoryTransport) -> None:
+    """Let the server answer until it has nothing more to send."""
+    length = -1
+    while length != len(transport.sent) and not transport.is_closing():
+        length = len(transport.sent)
+        await turn_until(transport.is_closing, IDLE_TURNS)
+
+
+def request(path: str, headers: str = "", method: str = "GET") -> bytes:
+    """Return the input of one request, sent in one piece."""
+    return f"@{method} {path} HTTP/1.1\r\nHost: worker\r\n{headers}\r\n".encode("utf-8", "surrogateescape")
+
+
+AUTHORIZED: Final = f"Authorization: Bearer {TOKEN}\r\n"
+PATHS: Final = (
+    *("/", "/livez", "/readyz", "/metrics", "/status", "/shards", "/cache/keys", "/sqs/stats", "/handler/status"),
+    *("/operations/r-1", "/operations/r%2F1?businessId=b&locationId=l", "/tenants/b/l", "/operations/%00", "/x"),
+    *(
+        "/operations/%ED%A0%80",
+        "/tenants/%ff/%c3",
+        "/operations/\udcff",
+        "/tenants/b/\udcc3?x=\udcff",
+        "/%2e%2e/status",
+    ),
+)
+SEEDS: Final = (
+    *(request(path, AUTHORIZED) for path in PATHS),
+    *(
+        request(path, AUTHORIZED, "DELETE")
+        for path in ("/sqs/purge?queue=orders", "/cache/clear", "/sqs/purge?queue=%00")
+    ),
+    request("/livez") + request("/status", "Authorization: Basic x\r\n")[1:],
+    request("/metrics", "Accept: application/openmetrics-text; version=1.0.0; q=0.5, */*\r\n"),
+    request("/livez", "Content-Length: 5\r\n") + b"hello",
+    request("/livez", "Transfer-Encoding: chunked\r\n") + b"5\r\nhello\r\n0\r\n\r\n",
+    request("/livez", "Expect: 100-continue\r\nContent-Length: 5\r\n"),
+    request("/livez", "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"),
+)
+WORDS: Final = (
+    *(
+        b"\r\n",
+        b"\r\n\r\n",
+        b"GET ",
+        b"DELETE ",
+        b"OPTIONS * ",
+        b"CONNECT a:1 ",
+        b" HTTP/1.1\r\n",
+        b" HTTP/1.0\r\n",
+        b"HTTP/9.9",
+    ),
+    *(
+        b"Host: ",
+        b"Content-Length: ",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Content-Encoding: gzip\r\n",
+        b"Expect: x\r\n",
+    ),
+    *(
+        b"Connection: close\r\n",
+        b"Connection: keep-alive\r\n",
+        b"Upgrade: h2c\r\n",
+        b"Range: bytes=0-\r\n",
+        b"Cookie: a=b;\r\n",
+    ),
+    *(
+        b"If-Modified-Since: x\r\n",
+        b"Accept: a/b;version=x;escaping=y\r\n",
+        b"Accept-Encoding: gzip\r\n",
+        AUTHORIZED.encode(),
+    ),
+    *(
+        b"%00",
+        b"%2f",
+        b"%ff",
+        b"%",
+        b"?",
+        b"#",
+        b"&",
+        b"=",
+        b"//",
+        b"/../",
+        b"http://a/",
+        b"\xc3\xa9",
+        b"\xff",
+        b"\t",
+        b";",
+    ),
+)
+HEADERS: Final = st.lists(
+    st.sampled_from([word.decode("utf-8", "surrogateescape") for word in WORDS if b": " in word and word[-1:] == b"\n"])
+    | st.just(AUTHORIZED)
+    | st.text(max_size=6).map(lambda text: f"X-{text}: {text}\r\n"),
+    max_size=4,
+).map("".join)
+TARGETS: Final = st.sampled_from(PATHS) | st.text(max_size=10).map(lambda text: f"/operations/{text}")
+METHODS: Final = st.sampled_from(["GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "get", "X"])
+REQUESTS: Final = st.builds(lambda *drawn: request(*drawn)[1:], TARGETS, HEADERS, METHODS)
+
+
+def in_pieces(drawn: tuple[int, list[bytes]]) -> bytes:
+    """Return the input of several requests."""
+    return bytes([drawn[0]]) + b"".join(drawn[1])
+
+
+TARGET: Final = Target(
+    check=check,
+    seeds=SEEDS,
+    words=WORDS,
+    inputs=st.tuples(st.integers(0, 255), st.lists(REQUESTS, max_size=3)).map(in_pieces)
+    | spliced(st.sampled_from(SEEDS), WORDS),
+    steps_per_byte=30_000,  # of an answer to a request of twenty bytes
+    bytes_per_byte=4_000,
+)
