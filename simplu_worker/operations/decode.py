@@ -132,7 +132,8 @@ def decode_operation(record: bytes, origin: Origin, max_bytes: int, list_limit: 
         error = f"expected at most {max_bytes} bytes (OPERATION_MAX_BYTES), got {len(record)}"
         return RejectedRecord(reason=DeadLetterReason.TOO_LARGE, error=error, origin=origin)
     try:
-        return _build_operation(parse_record(record, _message_decoder), origin, record, list_limit)
+        message, is_deep = _parse_record(record, _message_decoder)
+        return _build_operation(message, origin, record, list_limit, is_deep=is_deep)
     except (msgspec.ValidationError, InvalidRecordError) as exc:
         return _reject(DeadLetterReason.INVALID_MESSAGE, str(exc), record, origin)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
@@ -236,17 +237,22 @@ def parse_record(record: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     Raises `msgspec.ValidationError` for JSON of another shape; for anything else, `msgspec.DecodeError`,
     `UnicodeDecodeError` or `RecursionError`, which `json_error` describes.
     """
+    return _parse_record(record, decoder)[0]
+
+
+def _parse_record(record: bytes, decoder: msgspec.json.Decoder[T]) -> tuple[T, bool]:
+    """Return the same as `parse_record`, and whether *record* is nested deeper than NESTING_MAX."""
     if not record.isascii():
         record.decode()  # msgspec does not check the strings that it skips or keeps raw
     is_deep = len(record) > NESTING_MAX and is_nested_deeper(record, NESTING_MAX)
     parse = _parse_deep if is_deep else _parse_shallow
     try:
-        return parse(record, decoder)
+        return parse(record, decoder), is_deep
     except msgspec.DecodeError:
         mended = replace_lone_surrogates(record)
         if mended == record:
             raise
-        return parse(mended, decoder)
+        return parse(mended, decoder), is_deep
 
 
 def _parse_shallow(record: bytes, decoder: msgspec.json.Decoder[T]) -> T:
@@ -304,7 +310,7 @@ def _ids_of(message: _Message) -> dict[str, str | None]:
     }
 
 
-def _build_operation(message: _Message, origin: Origin, record: bytes, list_limit: int) -> Operation:
+def _build_operation(message: _Message, origin: Origin, record: bytes, list_limit: int, *, is_deep: bool) -> Operation:
     form = _FORMS.get(message.operation)
     if form is None:
         known = ", ".join(_FORMS)
@@ -326,7 +332,7 @@ def _build_operation(message: _Message, origin: Origin, record: bytes, list_limi
         data = object_member(message.data, "data", required=form.has_data)
     filters = b"" if message.filters is ABSENT else object_member(message.filters, "filters")
     pagination = b"" if message.pagination is ABSENT else object_member(message.pagination, "pagination")
-    are_filters_deep = form.is_list and is_nested_deeper(filters, DOCUMENT_MAX_DEPTH)
+    are_filters_deep = is_deep and form.is_list and is_nested_deeper(filters, DOCUMENT_MAX_DEPTH)
     try:
         requested_at = utc_text(message.timestamp)
     except ValueError:
@@ -348,7 +354,7 @@ def _build_operation(message: _Message, origin: Origin, record: bytes, list_limi
         digest_of(form.name, message.resource_type, sent_id, data, filters, pagination),
         origin,
         len(record),
-        exceeds_bounds(data) if form.has_data else are_filters_deep,
+        exceeds_bounds(data, may_be_deep=is_deep) if form.has_data else are_filters_deep,
     )
 
 

@@ -6,6 +6,7 @@ Every pass goes over chunks, by methods that need no memory per byte: a record m
 from __future__ import annotations
 
 import hashlib
+import re
 from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,9 @@ CHUNK_BYTES: Final = 1024
 # has more than twice as many, and no bracket is looked at twice.
 LEVELS: Final = 256
 
+_STRINGS = re.compile(rb'"[^"]*"?')
+_NOT_BRACKETS_OR_QUOTES: Final = bytes(set(range(256)) - set(b'[]{}"'))
+_ONE_KIND_OF_BRACKET: Final = bytes.maketrans(b"{}", b"[]")
 # Both kinds of brackets as the square ones, and every other byte as 0.
 _BRACKETS_ALONE: Final = bytes(ord("[") if byte in b"[{" else ord("]") if byte in b"]}" else 0 for byte in range(256))
 _AS_STEPS: Final = bytes.maketrans(b"[]", b"\x01\xff")  # 1 and -1 as signed bytes
@@ -44,13 +48,17 @@ def is_nested_deeper(text: bytes, limit: int) -> bool:
     """Return whether the arrays and objects of a JSON text are nested more than *limit* deep."""
     if text.count(b"[") + text.count(b"{") <= limit:
         return False
+    # Two adjacent quotes are then an empty string, or the border of two strings with only commas and spaces in between.
+    unescaped = text.replace(rb"\\", b"").replace(rb"\"", b"")
+    shape = unescaped.translate(_ONE_KIND_OF_BRACKET, _NOT_BRACKETS_OR_QUOTES).replace(b'""', b"")
+    brackets = _STRINGS.sub(b"", shape)
     depth = 0
-    for chunk in _chunks(text):
-        brackets = chunk.replace(b"\0", b"")
-        openings = brackets.count(b"[")
-        if depth + openings > limit and max(_depths(brackets, depth)) > limit:
+    for start in range(0, len(brackets), CHUNK_BYTES):
+        chunk = brackets[start : start + CHUNK_BYTES]
+        openings = chunk.count(b"[")
+        if depth + openings > limit and max(_depths(chunk, depth)) > limit:
             return True
-        depth += 2 * openings - len(brackets)
+        depth += 2 * openings - len(chunk)
     return False
 
 
