@@ -64,22 +64,25 @@ class _Secrets:
     """The registered secrets, in every spelling in which a text may contain them."""
 
     def __init__(self) -> None:
+        self._values: set[str] = set()
         self._spellings: set[str] = set()
-        self._pattern: re.Pattern[str] | None = None
 
     def add(self, value: str) -> None:
+        if value in self._values:
+            return
+        self._values.add(value)
         for text in {value, unquote(value)}:
             if len(text) < SECRET_MIN_LENGTH:
                 continue
             self._spellings |= {text, *(encode(text, errors="backslashreplace") for encode in (quote, quote_plus))}
             self._spellings.add(quote(text, safe="", errors="backslashreplace"))
             self._spellings |= {repr(text)[1:-1], json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
-        # The longest first: one secret may begin with another.
-        longest_first = sorted(self._spellings, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
     def mask(self, text: str) -> str:
-        return self._pattern.sub(MASK, text) if self._pattern else text
+        # A pattern of those in the text alone: one of all would take seconds to compile where each shard has another.
+        found = [spelling for spelling in self._spellings if spelling in text]
+        found.sort(key=len, reverse=True)  # the longest first: one secret may begin with another
+        return re.sub("|".join(map(re.escape, found)), MASK, text) if found else text
 
 
 _secrets = _Secrets()

@@ -189,6 +189,25 @@ def test_scrubbing_leaves_no_registered_secret_in_any_text(before: str, after: s
         assert shown not in secrets.mask(f"{before}{shown}{after}")
 
 
+def test_registering_secrets_takes_linear_time() -> None:
+    """Each of a thousand shards has a password, which is registered with every new pool of connections."""
+
+    def least_s(count: int) -> float:
+        return min(_registering_s(count) for _ in range(3))
+
+    assert least_s(400) < 9 * least_s(100)
+
+
+def _registering_s(count: int) -> float:
+    secrets = log_module._Secrets()
+    started = time.process_time()
+    for number in range(count):
+        secrets.add(f"{PLANTED}-{number}")
+        secrets.add(PLANTED)
+    assert secrets.mask(f"{PLANTED}-0 {PLANTED}-{count - 1}") == f"{log_module.MASK} {log_module.MASK}"
+    return time.process_time() - started
+
+
 HOSTILE = ["a.", "a://b:", "password='", "secret", "authorization", "Bearer ", "x", "@", "\\'", "://:@ "]
 
 
