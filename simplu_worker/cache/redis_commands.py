@@ -122,7 +122,7 @@ class RedisCommands:
         """
         async with self._translate_errors():
             after, keys = await self._client.scan(cursor=cursor, match=f"{prefix}*", count=SCAN_COUNT)
-        return int(after), [_decode(key) for key in keys]
+            return int(after), [_decode(key) for key in _as_list(keys)]
 
     async def delete(self, keys: Sequence[str]) -> int:
         """Delete *keys*; return the number of keys that existed."""
@@ -136,7 +136,7 @@ class RedisCommands:
         async with self._translate_errors():
             info: dict[str, Any] = await self._client.info()
             epoch = await self._client.get(EPOCH_KEY)
-        return info | {"epoch": None if epoch is None else _decode(epoch)}
+            return info | {"epoch": None if epoch is None else _decode(epoch)}
 
     @contextlib.asynccontextmanager
     async def _translate_errors(self) -> AsyncIterator[None]:
@@ -208,6 +208,13 @@ def _is_of_one_key(error: Exception) -> bool:
     """
     code = getattr(error, "status_code", None) or str(error).partition(" ")[0]
     return isinstance(error, ResponseError) and code in {"ERR", "WRONGTYPE"}
+
+
+def _as_list(value: object) -> list[Any]:
+    """Return *value*; raises TypeError if it is no list."""
+    if not isinstance(value, list):
+        raise TypeError
+    return value
 
 
 def _decode(value: Any) -> str:

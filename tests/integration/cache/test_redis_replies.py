@@ -78,6 +78,18 @@ async def test_epoch_is_a_number(reply: bytes) -> None:
         await commands.close()
 
 
+@pytest.mark.parametrize(
+    "keys", [b":2\r\n", b"-ERR no\r\n", b"$1\r\nk\r\n", b"$-1\r\n"], ids=["number", "error", "text", "nil"]
+)
+async def test_keys_are_a_list(keys: bytes) -> None:
+    """Any other reply to SCAN is none of Redis."""
+    async with lying_redis(b"*2\r\n$1\r\n0\r\n" + keys) as port:
+        commands = RedisCommands(f"redis://127.0.0.1:{port}/0", on_connect=None, reply_timeout_s=5)
+        with pytest.raises(CacheUnavailableError, match=f"^Redis at 127.0.0.1:{port}/0: expected a reply of Redis"):
+            await commands.scan(0, "simplu:")
+        await commands.close()
+
+
 @pytest.mark.parametrize("reply", [b"-ERR " + b"x" * 60_000 + b"\r\n", b"]" * 60_000 + b"\r\n"], ids=["error", "none"])
 async def test_error_shows_the_beginning_of_a_reply(reply: bytes) -> None:
     """It is logged, and shown on the status page."""
