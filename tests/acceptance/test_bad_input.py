@@ -42,7 +42,7 @@ def bad_records(tenant: Tenant, run: str) -> dict[str, tuple[bytes, str]]:
         del record[name]
         return json.dumps(record).encode()
 
-    deep = b'{"a":' * 10_000 + b"1" + b"}" * 10_000
+    half_deep = b'{"a":' * 10_000 + b"1" + b"}" * 9_999
     required = ("operation", "businessId", "locationId", "resourceType", "resourceId", "timestamp", "data")
     names = ("businessId", "locationId", "resourceType", "resourceId", "requestId")
     return {
@@ -50,8 +50,8 @@ def bad_records(tenant: Tenant, run: str) -> dict[str, tuple[bytes, str]]:
         "not JSON": (b"not JSON", "invalid_json"),
         "not UTF-8": (b'{"operation": "\xff\xfe"}', "invalid_json"),
         "half": (spoilt()[:-1], "invalid_json"),
-        "deep": (spoilt(data=0).replace(b'"data": 0', b'"data": ' + deep), "invalid_json"),
-        "deep outside": (b"[" * 10_000 + b"]" * 10_000, "invalid_json"),
+        "deep and half": (spoilt(data=0).replace(b'"data": 0', b'"data": ' + half_deep), "invalid_json"),
+        "deep outside": (b"[" * 10_000 + b"]" * 10_000, "invalid_message"),
         "a list": (b"[]", "invalid_message"),
         "unknown operation": (spoilt(operation="upsert"), "invalid_message"),
         "an old time": (spoilt(timestamp="0000-01-01"), "invalid_message"),
@@ -88,7 +88,10 @@ async def test_worker_buries_bad_records_and_delays_nothing_behind_them(full_sta
 
 @large_bodies
 async def test_worker_stores_awkward_ids_and_text_as_they_are(full_stack: FullStack) -> None:
-    """Quotes, SQL, paths and control characters are text; U+0000 in data is an outcome; 1 MB is nothing special."""
+    """Quotes, SQL, paths and control characters are text; U+0000 in data and too many levels of it are outcomes.
+
+    1 MB is nothing special.
+    """
     tenant, run = full_stack.steady[1], Chain(full_stack.steady[1]).resource_id
     records = {
         f"{run} {name}": make_record(
@@ -105,16 +108,20 @@ async def test_worker_stores_awkward_ids_and_text_as_they_are(full_stack: FullSt
         tenant, "create", f"{run} 1 MB", resourceId=f"{run} 1 MB", data={"big": "x" * 1_000_000}
     )
     records[f"{run} nul"] = make_record(tenant, "create", f"{run} nul", resourceId=f"{run} nul", data={"text": "a\0b"})
-    await full_stack.put(*(make_item(partition_key(1), record) for record in records.values()))
+    records[f"{run} deep"] = make_record(tenant, "create", f"{run} deep", resourceId=f"{run} deep", data={"a": 0})
+    deep = json.dumps(records[f"{run} deep"]).replace('{"a": 0}', '{"a":' * 10_000 + "0" + "}" * 10_000).encode()
+    sent_records = [make_item(partition_key(1), record) for record in list(records.values())[:-1]]
+    await full_stack.put(*sent_records, make_item(partition_key(1), deep))
     log = await full_stack.wait_for_rows(tenant, list(records), within_s=SETTLED_S)
-    assert {name: log[name]["error"] for name in records if log[name]["error"]} == {f"{run} nul": "invalid_data"}
+    refused = {f"{run} nul": "invalid_data", f"{run} deep": "invalid_data"}
+    assert {name: log[name]["error"] for name in records if log[name]["error"]} == refused
     assert [(name, log[name]["latency_s"]) for name in records if log[name]["latency_s"] > PROMPT_S] == []
     query = 'SELECT "resourceName", "resourceId", data FROM resources WHERE "resourceId" = ANY ($1)'
     async with full_stack.connect(tenant) as connection:
         rows = await connection.fetch(query, list(records))
     stored = {row["resourceId"]: (row["resourceName"], json.loads(row["data"])) for row in rows}
     sent = {name: (record["resourceType"], record["data"]) for name, record in records.items()}
-    del sent[f"{run} nul"]
+    del sent[f"{run} nul"], sent[f"{run} deep"]
     assert stored == sent
 
 
