@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import re
 import traceback
 from collections.abc import MutableMapping
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import structlog
+
+from simplu_worker.telemetry import log as worker_log
 
 TOKEN = "fuzz-token-7f3a"  # no secret: what must occur in no answer and no log
 PASSWORD = "fuzz-word-51c2"
 
+_CONNECTION_STRING: Final = re.compile(rb'onnectionString"\s*:\s*"[^"\\]*"')
 _faults: list[str] = []
 
 
@@ -49,7 +53,13 @@ def check_secrets(text: str) -> None:
         _faults.append(f"a secret is shown: {text[:2000]}")
 
 
+def has_stray_password(data: bytes) -> bool:
+    """Return whether *data* has the password elsewhere than in a connection string: then it may be shown as a name."""
+    return PASSWORD.encode() in _CONNECTION_STRING.sub(b"", data)
+
+
 def check_faults() -> None:
-    """Raise for the faults of this input."""
+    """Raise for the faults of this input, and forget the secrets that it registered."""
+    worker_log._secrets = worker_log._Secrets()
     found, _faults[:] = list(_faults), []
     assert not found, "\n".join(found)

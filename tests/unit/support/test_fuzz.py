@@ -22,6 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.requires import ROOT
 
+from simplu_worker.telemetry import log as log_module
+
 KNOWN = sorted((ROOT / "tests" / "fuzz" / "known").iterdir(), key=lambda path: path.name)
 
 
@@ -30,6 +32,7 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Log as the fuzz does, and close its event loop at the end."""
     monkeypatch.setattr(logging, "lastResort", logging.lastResort)
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(log_module, "_secrets", log_module._Secrets())
     before = structlog.get_config()
     silence()
     yield
