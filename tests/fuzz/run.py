@@ -6,6 +6,7 @@ An input that fails is kept in `.fuzz/`, and the one command that repeats it is 
 from __future__ import annotations
 
 import argparse
+import base64
 import hashlib
 import os
 import re
@@ -25,6 +26,7 @@ KEPT = ROOT / ".fuzz"
 GRACE_S = 60  # of an engine after its time, to make a failing input smaller
 DETAIL_LINES = 40
 DETAIL_COLUMNS = 1_000
+SHOWN_BYTES = 4_096  # of an input: CI keeps no files
 COUNTS = re.compile(r'(?:"inputs": |number_of_executed_units: )(\d+)')
 
 
@@ -80,6 +82,8 @@ class Job:
             kept = KEPT / f"{self.target}-{hashlib.sha256(data).hexdigest()[:12]}"
             kept.write_bytes(data)
             path = kept.relative_to(ROOT)
+            if len(data) <= SHOWN_BYTES:
+                say(f"base64: {base64.b64encode(data).decode()}")
             say(f'{len(data)} bytes failed. Repeat: make fuzz ARGS="--target {self.target} --input {path}"')
         return False
 

@@ -18,6 +18,7 @@ from simplu_worker.consumers.sqs.control.decode import (
     control_type_of,
     decode_control,
     tenant_id_of_control,
+    with_timestamp,
 )
 from simplu_worker.errors import PermanentError
 from simplu_worker.operations.document_bounds import exceeds_bounds
@@ -56,6 +57,7 @@ def check(data: bytes) -> None:
         check_faults()
         return
     control_type_of(decoded)
+    assert decoded == decode_control(with_timestamp(body, attributes, ORIGIN), attributes, ORIGIN)
     tenant_id = tenant_id_of_control(decoded)
     assert is_id(decoded.business_id)
     assert tenant_id is None or is_storable(tenant_id)

@@ -36,7 +36,7 @@ async def answer_with_ids(*ids: str | None) -> tuple[int, dict[str, Any]]:
     return storable(*ids)
 
 
-async def answer_to_name(_name: str) -> tuple[int, dict[str, Any]]:
+async def answer_to_name(_name: str | None) -> tuple[int, dict[str, Any]]:
     """Answer a request for a name, which is only compared with known ones."""
     return 429, {"error": "once in 60 s", "retryAfterSeconds": 60}
 
@@ -68,7 +68,7 @@ _gates: list[ConnectionGate] = []
 async def open_gate() -> ConnectionGate:
     """Return the server's gate, the same for all inputs."""
     if not _gates:
-        runner = web.AppRunner(_application(_Guard(TOKEN, allow_destructive=True), VIEWS))
+        runner = web.AppRunner(_application(_Guard(TOKEN, "worker", allow_destructive=True, opens_reads=True), VIEWS))
         await runner.setup()
         _gates.append(ConnectionGate(cast("web.Server", runner.server), CONNECTION_LIMITS))
         call_at_close(partial(close_gate, runner))
@@ -141,6 +141,9 @@ SEEDS: Final = (
     ),
     request("/livez") + request("/status", "Authorization: Basic x\r\n")[1:],
     request("/metrics", "Accept: application/openmetrics-text; version=1.0.0; q=0.5, */*\r\n"),
+    request("/status")
+    + request("/shards", "Host: elsewhere\r\n")[1:]
+    + request("/sqs/stats", "Host: [::1]:80\r\n")[1:],
     request("/livez", "Content-Length: 5\r\n") + b"hello",
     request("/livez", "Transfer-Encoding: chunked\r\n") + b"5\r\nhello\r\n0\r\n\r\n",
     request("/livez", "Expect: 100-continue\r\nContent-Length: 5\r\n"),

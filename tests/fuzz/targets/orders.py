@@ -14,13 +14,14 @@ from fuzz.targets.records import check_operation, check_reason
 from hypothesis import strategies as st
 
 from simplu_worker.aws.sns_envelope import unwrap
-from simplu_worker.consumers.sqs.orders.decode import decode_order
+from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
 from simplu_worker.dead_letters.letter import dead_letter_of, encode_dead_letter, parse_dead_letter
 from simplu_worker.operations.operation import Operation, Origin, RejectedRecord, Source
 
 NOW: Final = datetime(2026, 1, 31, 9, tzinfo=UTC)
 LETTER_MAX_BYTES: Final = 262_144
 ORIGIN: Final = Origin(Source.SQS, "orders.fifo", NOW, message_id="6f1b0c9a-0000-4000-8000-000000000001", group_id="g")
+RULES: Final = OrderRules(1_048_576, ("clinic", "main"))
 NEXT: Final = b"\xff\xfe"  # between the body and the attributes; never in UTF-8
 ATTRIBUTES: Final = ("BusinessId", "LocationId", "MessageType", "deduplication")
 DEDUPLICATION_ID: Final = re.compile(r"[!-~]{1,128}")  # SQS API reference, MessageDeduplicationId
@@ -53,8 +54,8 @@ def check(data: bytes) -> None:
     """Decode a message, and encode the letter of one that is no order."""
     body, attributes = message_of(data)
     own_id = attributes.pop("deduplication", None)
-    decoded = decode_order(body, attributes, ORIGIN, deduplication_id=own_id, max_bytes=1_048_576)
-    assert decoded == decode_order(body, attributes, ORIGIN, deduplication_id=own_id, max_bytes=1_048_576)
+    decoded = decode_order(body, attributes, ORIGIN, RULES, deduplication_id=own_id)
+    assert decoded == decode_order(body, attributes, ORIGIN, RULES, deduplication_id=own_id)
     if isinstance(decoded, Operation):
         check_operation(decoded)
         check_reason(None, body.encode("utf-8", "surrogatepass"))
