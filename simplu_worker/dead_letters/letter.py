@@ -1,4 +1,4 @@
-"""Encode dead letters (docs/operating.md), within the size that their queue accepts, and parse them. Pure.
+"""Encode dead letters (docs/dead-letters.md), within the size that their queue accepts, and parse them. Pure.
 
 A letter is ASCII, so its length is its size, and it contains no character that SQS refuses. It contains the first of
 these forms of the record that fits: unchanged, compressed, an excerpt with the size and hash of the whole record.

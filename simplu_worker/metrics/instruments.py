@@ -1,4 +1,4 @@
-"""Define every metric of the worker and its labels, on the default registry (docs/operating.md).
+"""Define every metric of the worker and its labels, on the default registry (docs/monitoring.md).
 
 Callers count once a batch and not once a record. Label values are bounded: no tenant, resource or request id ever is
 one. Every label set that is known in advance exists from the start with 0, so that `rate()` sees the first error too.

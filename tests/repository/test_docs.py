@@ -24,6 +24,7 @@ EVENT = r"[a-z]+(?:_[a-z]+)*\.[a-z]+(?:_[a-z]+)*"
 ALWAYS_THERE = {"--help", "-h", "--version"}
 TREES = ("simplu_worker", "tests", "benchmarks", "deploy", "docs", "requirements")
 PATH = re.compile(r"[\w*-][\w.*-]*(?:/[\w.*-]+)*(?:/|\.(?:cjs|html|md|py|service|sql|toml|txt|yaml))")
+LONG_PAGE_LINES = 300
 PLACEHOLDER = "NNNN"  # in the name of a file that does not exist yet
 
 
@@ -204,23 +205,23 @@ def test_event_is_a_noun_and_what_became_of_it(event: str) -> None:
 
 
 def test_metrics_are_all_described() -> None:
-    """docs/operating.md has every metric that is defined, and no other."""
+    """docs/monitoring.md has every metric that is defined, and no other."""
     tree = ast.parse((PACKAGE / "metrics" / "instruments.py").read_text(encoding="utf-8"))
     names = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     defined = {name for name in names if re.fullmatch(r"simplu_[a-z_]+", name)}
-    described = set(re.findall(r"`(simplu_[a-z_]+)", (DOCS / "operating.md").read_text(encoding="utf-8")))
+    described = set(re.findall(r"`(simplu_[a-z_]+)", (DOCS / "monitoring.md").read_text(encoding="utf-8")))
     assert described == defined
 
 
 def test_alerts_have_a_runbook_each() -> None:
-    """docs/operating.md has a section for each alert, and none for an alert that is gone."""
+    """docs/monitoring.md has a section for each alert, and none for an alert that is gone."""
     rules = (ROOT / "deploy" / "prometheus" / "alerts.yaml").read_text(encoding="utf-8")
-    page = (DOCS / "operating.md").read_text(encoding="utf-8")
+    page = (DOCS / "monitoring.md").read_text(encoding="utf-8")
     section = page.partition("\n## Alerts\n")[2].partition("\n## ")[0]
     assert re.findall(r"^### (\w+)$", section, flags=re.MULTILINE) == re.findall(r"- alert: (\w+)", rules)
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "operating.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda page: page.name)
 def test_command_lines_name_commands_and_options_that_exist(page: Path) -> None:
     """What a newcomer copies works: each command and each option is the program's."""
     commands = commands_of()
@@ -248,6 +249,17 @@ def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
         target = (page.parent / path) if path else page
         assert target.exists(), link
         assert not anchor or anchor in map(anchor_of, headings(target)), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_long_pages_begin_with_a_table_of_contents(page: Path) -> None:
+    """A reader of over 300 lines finds each section from the top."""
+    text = page.read_text(encoding="utf-8")
+    if page.name == "CHANGELOG.md" or text.count("\n") <= LONG_PAGE_LINES:
+        return
+    sections = re.findall(r"(?m)^## (.*)$", text)
+    contents = text.partition("\n## ")[0]
+    assert [title for title in sections if f"(#{anchor_of(title)})" not in contents] == []
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
