@@ -15,7 +15,12 @@ from simplu_worker.telemetry import log as worker_log
 TOKEN = "fuzz-token-7f3a"  # no secret: what must occur in no answer and no log
 PASSWORD = "fuzz-word-51c2"
 
-_CONNECTION_STRING: Final = re.compile(rb'onnectionString"\s*:\s*"[^"\\]*"')
+# Where the password may be so that nothing may show it; elsewhere it may be a name, and names are shown.
+_IN_ITS_PLACE: Final = re.compile(
+    rb'onnectionString"\s*:\s*"postgres(?:ql)?://user:%b@(?:(?!%b)[^"\\])*"' % (PASSWORD.encode(), PASSWORD.encode())
+    + rb"|\nDATABASE_PASSWORD=%b\n|\nREDIS_URL=redis://:%b@[a-z]+" % (PASSWORD.encode(), PASSWORD.encode())
+)
+_stray: list[bool] = []  # whether the password of this input is also elsewhere
 _faults: list[str] = []
 
 
@@ -49,13 +54,14 @@ def note_fault(text: str) -> None:
 
 def check_secrets(text: str) -> None:
     """Note a fault if *text*, of an error or a log, has a secret."""
-    if f"Bearer {TOKEN}" in text or PASSWORD in text:
+    if f"Bearer {TOKEN}" in text or (PASSWORD in text and not any(_stray)):
         _faults.append(f"a secret is shown: {text[:2000]}")
 
 
-def has_stray_password(data: bytes) -> bool:
-    """Return whether *data* has the password elsewhere than in a connection string: then it may be shown as a name."""
-    return PASSWORD.encode() in _CONNECTION_STRING.sub(b"", data)
+def begin(data: bytes) -> None:
+    """Note where the input *data* has the password: it may be shown if it is in the place of a name."""
+    is_shell = data.startswith(b"#") and any(character in data for character in b"'\"\\")  # lines may be joined
+    _stray[:] = [is_shell or PASSWORD.encode() in _IN_ITS_PLACE.sub(b"", data)]
 
 
 def check_faults() -> None:

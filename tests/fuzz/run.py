@@ -23,7 +23,7 @@ from fuzz.target import NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / ".fuzz"
-GRACE_S = 60  # of an engine after its time, to make a failing input smaller
+GRACE_S = 120  # of an engine after its time, to make a failing input smaller
 DETAIL_LINES = 40
 DETAIL_COLUMNS = 1_000
 SHOWN_BYTES = 4_096  # of an input: CI keeps no files

@@ -10,7 +10,7 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from fuzz.inputs import messages, spliced
 from fuzz.memory_network import MemoryTransport, event_loop, run
-from fuzz.quiet import PASSWORD, TOKEN, check_faults, check_secrets
+from fuzz.quiet import PASSWORD, TOKEN, begin, check_faults, check_secrets
 from fuzz.target import Target
 from hypothesis import strategies as st
 
@@ -71,6 +71,7 @@ def answer_of(data: bytes) -> bytes:
 
 def check(data: bytes) -> None:
     """Make a call that gets the answer."""
+    begin(data)
     run(call(data))
     check_faults()
 

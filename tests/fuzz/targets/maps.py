@@ -6,7 +6,7 @@ import json
 from typing import Final
 
 from fuzz.inputs import messages, spliced
-from fuzz.quiet import PASSWORD, check_faults, check_secrets, has_stray_password
+from fuzz.quiet import PASSWORD, begin, check_faults, check_secrets
 from fuzz.target import Target
 from hypothesis import strategies as st
 
@@ -41,14 +41,14 @@ before: Final = parse_shard_map(json.dumps(USUAL).encode(), ALLOWED_HOSTS)
 
 def check(data: bytes) -> None:
     """Read a map or variables, and find shards with them."""
+    begin(data)
     try:
         if data[:1] == VARIABLES:
             check_variables(data)
         else:
             check_map(parse_shard_map(data, ALLOWED_HOSTS))
     except ConfigurationError as exc:
-        if not has_stray_password(data):
-            check_secrets(str(exc))
+        check_secrets(str(exc))
     check_faults()
 
 
