@@ -152,7 +152,7 @@ async def test_reader_stores_what_is_no_operation_as_dead_letters_and_goes_on(wo
     async with world.reading() as reader:
         await reaches(reader, numbers[-1])
 
-    expected = ["invalid_json", "invalid_json", *["invalid_message"] * 4, "too_large", "invalid_json"]
+    expected = ["invalid_json", "invalid_json", *["invalid_message"] * 4, "too_large", "invalid_message"]
     letters = {letter["source"]["sequenceNumber"]: letter["reason"] for letter in await world.letters()}
     assert letters == dict(zip(numbers[3:11], expected, strict=True)) | {numbers[-1]: "request_id_reused"}
     shard = await world.shard("shard-1")
