@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from support.postgres.tenant_cases import TenantCase, failed
 from simplu_worker.operations.operation import Failure
 from simplu_worker.shards.apply.wave_statement import RESULT_MAX_BYTES
 from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.postgres.queries import QUERIES
 
 DOCUMENTS = {
     "absent": {},
@@ -216,3 +218,70 @@ async def test_list_counts_the_bound_in_bytes_of_the_whole_result(tenant: Tenant
     )
 
     assert outcomes == [SUCCEEDED] * 3 + [failed(Failure.RESULT_TOO_LARGE), SUCCEEDED]
+
+
+@pytest.mark.slow(4)
+async def test_page_of_documents_with_much_text_is_not_measured_to_its_end(tenant: TenantCase) -> None:
+    """Five times as many documents with numbers of 1,000 digits each take hardly longer: the first ones are enough."""
+    numbers = '{"a": [' + ",".join(["1e999"] * 5000) + "]}"
+    for first in range(0, 50, 10):
+        created = [
+            tenant.operation("create", f"d{number:02}", numbers, resource_type=name)
+            for number in range(first, first + 10)
+            for name in ("many", "few")[: 2 if first == 0 else 1]
+        ]
+        assert await tenant.apply(*created) == [SUCCEEDED] * len(created)
+
+    async def seconds(resource_type: str) -> float:
+        began_at = time.perf_counter()
+        asked = tenant.operation("list", None, resource_type=resource_type)
+        assert await tenant.apply(asked) == [failed(Failure.RESULT_TOO_LARGE)]
+        return time.perf_counter() - began_at
+
+    few, many = [[await seconds(name) for _ in range(3)] for name in ("few", "many")]
+    assert min(many) < 2.5 * min(few)
+
+
+SHAPES = [
+    "{}",
+    "[]",
+    "0",
+    "-1.5",
+    "1e31",
+    "-1e400",
+    "1e-31",
+    "0e-5000",
+    '""',
+    '"\\u0001"',
+    "null",
+    "true",
+    '{"": 0}',
+    "[[]]",
+]
+
+
+async def test_bounds_below_the_text_of_a_document_are_below_it(tenant: TenantCase) -> None:
+    """Of what has the least text for what is stored, in small and in large numbers, and of each number near a bound."""
+    documents = [
+        document
+        for shape in SHAPES
+        for count in (1, 3, 50, 2000)
+        for document in (
+            '{"a": [' + ",".join([shape] * count) + "]}",
+            "{" + ",".join(f'"{number}": {shape}' for number in range(count)) + "}",
+            '{"a": ' + "[" * min(count, 400) + shape + "]" * min(count, 400) + "}",
+        )
+    ]
+    bound = (
+        QUERIES["apply_lists"].partition("(pg_catalog.sum(")[2].partition(") OVER in_order)::bigint AS least_bytes")[0]
+    )
+    query = f"""
+        SELECT count(*) FILTER (WHERE {bound} > text_bytes OR pg_column_size(document) > 8 * text_bytes), count(*)
+        FROM (
+            SELECT document, octet_length(document::text) AS text_bytes, 0::bigint AS stored_bytes
+            FROM (SELECT text::jsonb AS document FROM unnest($1::text[]) AS text) AS parsed
+        ) AS counted"""
+    async with tenant.pool.connection() as connection:
+        row = await connection.fetchrow(query.replace("$15", "$2"), documents, RESULT_MAX_BYTES)
+    assert row is not None
+    assert tuple(row) == (0, len(documents))

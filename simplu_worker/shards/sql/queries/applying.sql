@@ -93,6 +93,20 @@ CASE
     )
 END
 
+-- fragment: least_text_bytes
+-- A bound below the length of the text of `counted.document`, for less work than the length: its text has an eighth of
+-- the bytes that are stored of it, and 31 for each number from 1e30 on or nearer to zero than 1e-30.
+CASE
+    WHEN counted.stored_bytes > 8 * $15::bigint THEN $15::bigint + 1
+    WHEN pg_catalog.pg_column_size(counted.document) <= 2000 THEN 0
+    ELSE 31 * pg_catalog.jsonb_array_length(
+        pg_catalog.jsonb_path_query_array(
+            counted.document,
+            'strict $.** ? (@ >= 1e30 || @ <= -1e30 || (@ > 0 && @ < 1e-30) || (@ < 0 && @ > -1e-30))'::pg_catalog.jsonpath
+        )
+    )
+END
+
 -- fragment: patch_fits
 -- Whether patched data may certainly be stored, and are merged here. The patch itself may, as it is applied. Small data
 -- without an extreme number stay so: 32,000 bytes have no room for too many values or too much text. A zero is too long
@@ -465,7 +479,7 @@ found AS (
 
 -- fragment: listed
 -- A `list` selects by containment (`@>`), which equality implies, and then compares member by member. Once the bytes
--- of the page exceed the bound ($15), its further items are not built.
+-- of the page exceed the bound ($15), its further items are not built, nor measured where a bound below says so.
 -- A list reads in order of id until the page is full. A list of days, a month at most, reads by date and sorts
 -- afterwards: few of a type's resources are of one month, and a scan by id would read all the others too. `is_short`
 -- selects one of the two. Without the CASE the planner, which has no statistics of the filters, would expect hardly
@@ -514,38 +528,56 @@ wanted AS MATERIALIZED (
                     ) END AS item
                 FROM (
                     SELECT
-                        matching.*,
-                        pg_catalog.row_number() OVER in_order AS page_row,
-                        (pg_catalog.sum(:text_bytes) OVER in_order)::bigint AS bytes_so_far
+                        "resourceId", data, date, "lastUpdated", page_row,
+                        CASE
+                            WHEN least_bytes > $15::bigint THEN least_bytes
+                            ELSE (
+                                pg_catalog.sum(CASE WHEN least_bytes <= $15::bigint THEN :text_bytes END) OVER in_order
+                            )::bigint
+                        END AS bytes_so_far
                     FROM (
-                        (
-                            SELECT "resourceId", data, date, "lastUpdated"
-                            FROM public.resources
-                            WHERE
-                                NOT wanted.is_short AND resources.id = wanted.tenant_id
-                                AND resources."resourceName" = wanted.resource_type
-                                AND CASE
-                                    WHEN resources.date < wanted.first_date OR resources.date > wanted.last_date
-                                    THEN false
-                                    ELSE :members_match
-                                END
-                            ORDER BY "resourceId"
-                            LIMIT wanted.page_size + 1 OFFSET (wanted.page - 1) * wanted.page_size
-                        )
-                        UNION ALL
-                        (
-                            SELECT "resourceId", data, date, "lastUpdated"
-                            FROM public.resources
-                            WHERE
-                                wanted.is_short AND resources.id = wanted.tenant_id
-                                AND resources."resourceName" = wanted.resource_type
-                                AND resources.date BETWEEN wanted.first_date AND wanted.last_date
-                                AND :members_match
-                            ORDER BY "resourceId"
-                            LIMIT wanted.page_size + 1 OFFSET (wanted.page - 1) * wanted.page_size
-                        )
-                    ) AS matching
-                    CROSS JOIN LATERAL (SELECT matching.data || '{}'::pg_catalog.jsonb AS document OFFSET 0) AS checked
+                        SELECT counted.*, (pg_catalog.sum(:least_text_bytes) OVER in_order)::bigint AS least_bytes
+                        FROM (
+                            SELECT
+                                matching.*,
+                                stored.document,
+                                pg_catalog.row_number() OVER in_order AS page_row,
+                                pg_catalog.sum(pg_catalog.pg_column_size(stored.document)) OVER in_order AS stored_bytes
+                            FROM (
+                                (
+                                    SELECT "resourceId", data, date, "lastUpdated"
+                                    FROM public.resources
+                                    WHERE
+                                        NOT wanted.is_short AND resources.id = wanted.tenant_id
+                                        AND resources."resourceName" = wanted.resource_type
+                                        AND CASE
+                                            WHEN resources.date < wanted.first_date OR resources.date > wanted.last_date
+                                            THEN false
+                                            ELSE :members_match
+                                        END
+                                    ORDER BY "resourceId"
+                                    LIMIT wanted.page_size + 1 OFFSET (wanted.page - 1) * wanted.page_size
+                                )
+                                UNION ALL
+                                (
+                                    SELECT "resourceId", data, date, "lastUpdated"
+                                    FROM public.resources
+                                    WHERE
+                                        wanted.is_short AND resources.id = wanted.tenant_id
+                                        AND resources."resourceName" = wanted.resource_type
+                                        AND resources.date BETWEEN wanted.first_date AND wanted.last_date
+                                        AND :members_match
+                                    ORDER BY "resourceId"
+                                    LIMIT wanted.page_size + 1 OFFSET (wanted.page - 1) * wanted.page_size
+                                )
+                            ) AS matching
+                            CROSS JOIN LATERAL (
+                                SELECT matching.data || '{}'::pg_catalog.jsonb AS document OFFSET 0
+                            ) AS stored
+                            WINDOW in_order AS (ORDER BY "resourceId")
+                        ) AS counted
+                        WINDOW in_order AS (ORDER BY "resourceId")
+                    ) AS checked
                     WINDOW in_order AS (ORDER BY "resourceId")
                 ) AS measured
             ) AS items
