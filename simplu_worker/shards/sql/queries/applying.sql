@@ -94,8 +94,8 @@ CASE
 END
 
 -- fragment: least_text_bytes
--- A bound below the length of the text of `counted.document`, for less work than the length: its text has an eighth of
--- the bytes that are stored of it, and 31 for each number from 1e30 on or nearer to zero than 1e-30.
+-- A bound below the length of the text of `counted.document`, for less work than the length. The text has an eighth of
+-- the stored bytes at least, and 31 for each number from 1e30 on or nearer to zero than 1e-30.
 CASE
     WHEN counted.stored_bytes > 8 * $15::bigint THEN $15::bigint + 1
     WHEN pg_catalog.pg_column_size(counted.document) <= 2000 THEN 0
@@ -479,7 +479,7 @@ found AS (
 
 -- fragment: listed
 -- A `list` selects by containment (`@>`), which equality implies, and then compares member by member. Once the bytes
--- of the page exceed the bound ($15), its further items are not built, nor measured where a bound below says so.
+-- of the page exceed the bound ($15), its further items are not built, and not measured where a lower bound is enough.
 -- A list reads in order of id until the page is full. A list of days, a month at most, reads by date and sorts
 -- afterwards: few of a type's resources are of one month, and a scan by id would read all the others too. `is_short`
 -- selects one of the two. Without the CASE the planner, which has no statistics of the filters, would expect hardly
