@@ -108,7 +108,7 @@ def old_package(folder: Path) -> Path:
     changed = copy / SQL / "business_types" / f"{CHANGED_TYPE}.sql"
     changed.write_text(f"-- As it was.\n{changed.read_text()}")
     with (copy / BOUNDS).open("a") as bounds:
-        bounds.write("\n\ndef exceeds_bounds(document: bytes) -> bool:\n    return False\n")
+        bounds.write("\n\ndef exceeds_bounds(_document: bytes, **_options: bool) -> bool:\n    return False\n")
     return copy.parent
 
 
