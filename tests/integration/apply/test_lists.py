@@ -222,9 +222,9 @@ async def test_list_counts_the_bound_in_bytes_of_the_whole_result(tenant: Tenant
 
 @pytest.mark.slow(4)
 async def test_page_of_documents_with_much_text_is_not_measured_to_its_end(tenant: TenantCase) -> None:
-    """Five times as many documents with numbers of 1,000 digits each take hardly longer: the first ones are enough."""
+    """Ten times as many documents with numbers of 1,000 digits take far less than that: the first ones are enough."""
     numbers = '{"a": [' + ",".join(["1e999"] * 5000) + "]}"
-    for first in range(0, 50, 10):
+    for first in range(0, 100, 10):
         created = [
             tenant.operation("create", f"d{number:02}", numbers, resource_type=name)
             for number in range(first, first + 10)
@@ -239,7 +239,7 @@ async def test_page_of_documents_with_much_text_is_not_measured_to_its_end(tenan
         return time.perf_counter() - began_at
 
     few, many = [[await seconds(name) for _ in range(3)] for name in ("few", "many")]
-    assert min(many) < 2.5 * min(few)
+    assert min(many) < 5 * min(few)
 
 
 SHAPES = [
