@@ -17,7 +17,7 @@ from simplu_worker.local.demo.trial import Trial, TrialLoad, TrialSnapshot
 from simplu_worker.local.processes.worker_process import WorkerProcess
 from simplu_worker.local.stack.stack import Stack
 
-SMALL = ("--operations", "1500", "--stream-shards", "2", "--rate", "60", "--lease-duration", "2")
+SMALL = ("--operations", "1500", "--stream-shards", "2", "--rate", "40", "--lease-duration", "2")
 
 
 @pytest.mark.slow(45)
