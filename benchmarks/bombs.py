@@ -31,10 +31,11 @@ from support.load.console import open_console
 from support.load.operation_chains import ChainPlan
 from support.load.targets import (
     PerformanceTarget,
+    add_kinds,
     format_number,
-    json_targets,
     print_differences,
     ratio_of,
+    report_runs,
     targets_table,
 )
 from support.load.testbed import Flow, PhaseResult, Testbed
@@ -238,14 +239,10 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=100.0, help="operations/s of the neighbours")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each control, and of each kind of bomb")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--bombs", default=",".join(BOMBS), help="comma-separated; default: %(default)s")
+    add_kinds(parser, "--bombs", BOMBS)
     parser.add_argument("--p99-ratio", type=float, default=P99_MOST_RATIO, help="maximum, relative to the control")
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    arguments.bombs = arguments.bombs.split(",")
-    if unknown := [one for one in arguments.bombs if one not in BOMBS]:
-        parser.error(f"expected bombs of {', '.join(BOMBS)}, got {', '.join(unknown)}")
-    sys.exit(asyncio.run(run(arguments)))
+    sys.exit(asyncio.run(run(parser.parse_args())))
 
 
 async def run(arguments: argparse.Namespace) -> int:
@@ -254,10 +251,7 @@ async def run(arguments: argparse.Namespace) -> int:
     runs, differences = await measure(arguments, console)
     targets = list(make_targets(runs, most_ratio=arguments.p99_ratio))
     print_results(console, runs, targets, differences)
-    if arguments.json:
-        answer = {"runs": [one.as_json() for one in runs], "bounds": json_targets(targets), "differences": differences}
-        print(json.dumps(answer, indent=2))
-    return 1 if differences or not all(one.is_kept for one in targets) else 0
+    return report_runs(runs, targets, differences, as_json=arguments.json)
 
 
 async def measure(arguments: argparse.Namespace, console: Console) -> tuple[list[BombRun], list[str]]:

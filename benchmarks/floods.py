@@ -31,10 +31,11 @@ from support.load.console import open_console
 from support.load.operation_chains import ChainPlan
 from support.load.targets import (
     PerformanceTarget,
+    add_kinds,
     format_number,
-    json_targets,
     print_differences,
     ratio_of,
+    report_runs,
     targets_table,
 )
 from support.load.testbed import Flow, PhaseResult, Testbed
@@ -126,17 +127,13 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=300.0, help="operations/s")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each control and each flood")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--floods", default=",".join(FLOODS), help="comma-separated; default: %(default)s")
+    add_kinds(parser, "--floods", FLOODS)
     parser.add_argument("--probe-seconds", type=float, default=PROBE_WITHIN_S, help="maximum of a probe")
     parser.add_argument(
         "--later-seconds", type=float, default=LATER_MOST_S, help="maximum of the event loop's lateness"
     )
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    arguments.floods = arguments.floods.split(",")
-    if unknown := [one for one in arguments.floods if one not in FLOODS]:
-        parser.error(f"expected floods of {', '.join(FLOODS)}, got {', '.join(unknown)}")
-    sys.exit(asyncio.run(run(arguments)))
+    sys.exit(asyncio.run(run(parser.parse_args())))
 
 
 async def run(arguments: argparse.Namespace) -> int:
@@ -145,10 +142,7 @@ async def run(arguments: argparse.Namespace) -> int:
     runs, differences = await measure(arguments, console)
     targets = list(make_targets(runs, arguments))
     print_results(console, runs, targets, differences)
-    if arguments.json:
-        answer = {"runs": [one.as_json() for one in runs], "bounds": json_targets(targets), "differences": differences}
-        print(json.dumps(answer, indent=2))
-    return 1 if differences or not all(one.is_kept for one in targets) else 0
+    return report_runs(runs, targets, differences, as_json=arguments.json)
 
 
 async def measure(arguments: argparse.Namespace, console: Console) -> tuple[list[FloodRun], list[str]]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import shutil
 import statistics
 import sys
@@ -36,10 +35,11 @@ from support.load.operation_chains import ChainPlan
 from support.load.targets import (
     MISSING,
     PerformanceTarget,
+    add_kinds,
     format_number,
-    json_targets,
     print_differences,
     ratio_of,
+    report_runs,
     targets_table,
 )
 from support.load.testbed import Flow, PhaseResult, Testbed
@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=400.0, help="operations/s of all shards together")
     parser.add_argument("--seconds", type=float, default=12.0, help="of each control and each trouble")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--troubles", default=",".join(TROUBLES), help="comma-separated; default: %(default)s")
+    add_kinds(parser, "--troubles", TROUBLES)
     parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--stream-shards", type=int, default=8)
     parser.add_argument("--p99-ratio", type=float, default=P99_MOST_RATIO, help="maximum, relative to the control")
@@ -148,11 +148,7 @@ def main() -> None:
     parser.add_argument("--last-seconds", type=float, default=LAST_WITHIN_S, help="maximum until it has caught up")
     parser.add_argument("--worker-log", type=Path, metavar="FILE", help="keep the worker's log")
     parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    arguments.troubles = arguments.troubles.split(",")
-    if unknown := [one for one in arguments.troubles if one not in TROUBLES]:
-        parser.error(f"expected troubles of {', '.join(TROUBLES)}, got {', '.join(unknown)}")
-    sys.exit(asyncio.run(run(arguments)))
+    sys.exit(asyncio.run(run(parser.parse_args())))
 
 
 async def run(arguments: argparse.Namespace) -> int:
@@ -161,15 +157,7 @@ async def run(arguments: argparse.Namespace) -> int:
     runs, skipped, differences = await measure(arguments, console)
     targets = list(make_targets(runs, arguments))
     print_results(console, runs, targets, skipped, differences)
-    if arguments.json:
-        answer = {
-            "runs": [one.as_json() for one in runs],
-            "bounds": json_targets(targets),
-            "skipped": skipped,
-            "differences": differences,
-        }
-        print(json.dumps(answer, indent=2))
-    return 1 if differences or not all(one.is_kept for one in targets) else 0
+    return report_runs(runs, targets, differences, as_json=arguments.json, skipped=skipped)
 
 
 async def measure(

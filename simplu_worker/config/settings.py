@@ -377,10 +377,9 @@ def find_contradictions(given: Mapping[str, str]) -> Iterator[str]:
     for first, second in combinations(queues, 2):
         if queues[first] == queues[second]:
             yield f"{second}: expected another queue than {first}, got the same; each would take the other's messages"
-    control_queue_url = given.get("SQS_SHARD_CREATION_QUEUE_URL")
-    dead_letters = given.get("SQS_DEAD_LETTER_QUEUE_URL") or default_dead_letter_queue_url(control_queue_url) or ""
+    dead_letters = (_dead_letter_queue_url(given) or "").rstrip("/")
     for name, url in queues.items():
-        if url == dead_letters.rstrip("/"):
+        if url == dead_letters:
             yield (
                 f"SQS_DEAD_LETTER_QUEUE_URL: expected another queue than {name}, got the same; "
                 "dead letters would be read again"
@@ -402,12 +401,7 @@ def find_omissions(given: Mapping[str, str]) -> Iterator[str]:
     sources = [name for name in SOURCES if name in given]
     if not sources:
         yield f"{SOURCES[0]}: expected a source, {' or '.join(SOURCES)}, got none; set one"
-    control_queue_url = given.get("SQS_SHARD_CREATION_QUEUE_URL")
-    if (
-        sources
-        and "SQS_DEAD_LETTER_QUEUE_URL" not in given
-        and default_dead_letter_queue_url(control_queue_url) is None
-    ):
+    if sources and _dead_letter_queue_url(given) is None:
         yield (
             "SQS_DEAD_LETTER_QUEUE_URL: expected the URL of a queue for dead letters, "
             f"since {' and '.join(sources)} is set, got nothing; set it"
@@ -432,6 +426,11 @@ def default_dead_letter_queue_url(control_queue_url: str | None) -> str | None:
         return None
     url = control_queue_url.rstrip("/").removesuffix(".fifo") + "-dead-letters"
     return url if len(url.rpartition("/")[2]) <= QUEUE_NAME_MAX_LENGTH else None
+
+
+def _dead_letter_queue_url(given: Mapping[str, str]) -> str | None:
+    named = given.get("SQS_DEAD_LETTER_QUEUE_URL")
+    return named or default_dead_letter_queue_url(given.get("SQS_SHARD_CREATION_QUEUE_URL"))
 
 
 def _region_of_queues(given: Mapping[str, str]) -> str | None:

@@ -83,11 +83,11 @@ def _count(_: bytes) -> None:
         pass
 
 
-def _least_s(work: Callable[[bytes], None], data: bytes, runs: int) -> float:
+def _least_s(work: Callable[[bytes], object], data: bytes, runs: int) -> float:
     return min(_cpu_s(work, data) for _ in range(runs))
 
 
-def _cpu_s(work: Callable[[bytes], None], data: bytes) -> float:
+def _cpu_s(work: Callable[[bytes], object], data: bytes) -> float:
     started = time.process_time()
     work(data)
     return time.process_time() - started

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from fuzz.bounds import check_bounded, check_growth, check_memory
@@ -58,8 +59,8 @@ def run_structure(name: str, *, seconds: float, number: int, found: Path) -> int
             signal.alarm(0)
 
     for data in target.seeds:
-        check(lambda data=data: check_bounded(target, data), data)  # type: ignore[misc]
-        check(lambda data=data: check_memory(target, data), data)  # type: ignore[misc]
+        check(partial(check_bounded, target, data), data)
+        check(partial(check_memory, target, data), data)
     for round_number in itertools.count():
         if time.monotonic() > ends_at:
             return next(counts)
@@ -81,7 +82,7 @@ def _run_round(target: Target, number: int, check: Callable[..., None]) -> None:
     @common
     @given(target.inputs)
     def check_inputs(data: bytes) -> None:
-        check(lambda: check_bounded(target, data), data)
+        check(partial(check_bounded, target, data), data)
 
     @seed(number)
     @settings(common, max_examples=EXAMPLES // 20)

@@ -102,7 +102,7 @@ def call_at_close(closer: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 def close() -> None:
     """Close the event loop, and what needs it."""
-    global _loop  # noqa: PLW0603
+    global _loop  # noqa: PLW0603 - see event_loop
     while _closers:
         run(_closers.pop()())
     if _loop is not None:

@@ -20,7 +20,7 @@ class Target:
     steps of a loop in Python, and the memory. *raw* are the bytes that the surface gets of an input.
     """
 
-    check: Callable[[bytes], None]
+    check: Callable[[bytes], object]
     seeds: tuple[bytes, ...]
     words: tuple[bytes, ...]
     inputs: st.SearchStrategy[bytes]

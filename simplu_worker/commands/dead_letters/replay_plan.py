@@ -378,9 +378,9 @@ def _prepare_order_event(
 
 def _order_rules(letter: DeadLetter, rules: ReplayRules) -> OrderRules:
     """Return the rules for the event of *letter*: its tenant stays the one that it had, whatever the default is now."""
-    had_tenant = letter.business_id is not None and letter.location_id is not None
-    tenant = (letter.business_id or "", letter.location_id or "") if had_tenant else rules.order_tenant
-    return OrderRules(rules.operation_max_bytes, tenant)
+    if letter.business_id is None or letter.location_id is None:
+        return OrderRules(rules.operation_max_bytes, rules.order_tenant)
+    return OrderRules(rules.operation_max_bytes, (letter.business_id, letter.location_id))
 
 
 class _SentIds(msgspec.Struct, rename="camel"):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from support.aws.endpoints import ScriptedAws, client_of
 from support.aws.receiver_settings import receiver_settings
-from support.aws.sqs_endpoints import sqs_servers
 
 from simplu_worker.aws.clients import Client
 from simplu_worker.aws.sqs_queue import Message, OutgoingMessage, Queue
@@ -26,20 +25,6 @@ QUEUE_NUMBERS = itertools.count(1)
 
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")
-
-
-@pytest.fixture(scope="module", params=["moto", "ours"])
-def server_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Give the endpoint URL of each server."""
-    with sqs_servers() as servers:
-        yield servers.url_of(request.param)
-
-
-@pytest.fixture
-async def client(server_url: str) -> AsyncIterator[Client]:
-    """Open a client of each server."""
-    async with client_of("sqs", server_url) as opened:
-        yield opened
 
 
 async def new_queue(client: Client, **attributes: str) -> Queue:

@@ -36,7 +36,7 @@ def main() -> None:
     model = client.meta.service_model.operation_model(client.meta.method_to_api_mapping[method])
     answer = getattr(client, method)(**parse_arguments(arguments, model.input_shape))
     answer.pop("ResponseMetadata")
-    print(json.dumps(answer, default=str))  # noqa: T201
+    print(json.dumps(answer, default=str))  # noqa: T201  # as the AWS CLI does
 
 
 if __name__ == "__main__":

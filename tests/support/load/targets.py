@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.table import Table
@@ -54,8 +56,8 @@ class LoadReport:
 
     @property
     def status(self) -> int:
-        """The exit status: 1 when a target is missed or a row differs."""
-        return 0 if not self.differences and all(target.is_kept for target in self.targets) else 1
+        """The exit status of `exit_status`."""
+        return exit_status(self.targets, self.differences)
 
     def add_latency_targets(self, measured: PhaseResult, *, most_ratio: float, least_ratio: float) -> None:
         """Add the targets that *measured* is not much slower than the control and has not much less throughput."""
@@ -154,3 +156,45 @@ def format_number(value: float | None, unit: str = "") -> str:
         return MISSING
     digits = 0 if abs(value) >= 100 else 3 if abs(value) < 1 else 2
     return f"{value:.{digits}f} {unit}".rstrip()
+
+
+class MeasuredRun(Protocol):
+    """One run of a benchmark that compares a kind of trouble with a control."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the run for `--json`."""
+
+
+def add_kinds(parser: argparse.ArgumentParser, option: str, known: Iterable[str]) -> None:
+    """Add *option*, a comma-separated choice of the kinds to measure, by default all *known* ones."""
+    kinds = tuple(known)
+    parser.add_argument(
+        option, type=partial(_parse_kinds, kinds), default=",".join(kinds), help="comma-separated; default: %(default)s"
+    )
+
+
+def _parse_kinds(known: Sequence[str], text: str) -> list[str]:
+    kinds = text.split(",")
+    if unknown := [kind for kind in kinds if kind not in known]:
+        raise argparse.ArgumentTypeError(f"expected some of {', '.join(known)}, got {', '.join(unknown)}")
+    return kinds
+
+
+def report_runs(
+    runs: Iterable[MeasuredRun],
+    targets: Sequence[PerformanceTarget],
+    differences: Sequence[str],
+    *,
+    as_json: bool,
+    **more: object,
+) -> int:
+    """Print what was measured as JSON, if *as_json*, with *more* members; return the exit status."""
+    if as_json:
+        answer = {"runs": [one.as_json() for one in runs], "bounds": json_targets(targets)}
+        print(json.dumps(answer | more | {"differences": list(differences)}, indent=2))  # noqa: T201  # the result
+    return exit_status(targets, differences)
+
+
+def exit_status(targets: Iterable[PerformanceTarget], differences: Sequence[str]) -> int:
+    """Return 1 when a target is missed or a row differs, else 0."""
+    return 0 if not differences and all(target.is_kept for target in targets) else 1

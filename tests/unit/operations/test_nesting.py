@@ -36,7 +36,7 @@ def depth_of(value: object) -> int:
 
 
 @given(JSON_VALUES, st.booleans())
-def test_text_is_nested_as_deep_as_its_value(value: object, indented: bool) -> None:  # noqa: FBT001
+def test_text_is_nested_as_deep_as_its_value(value: object, indented: bool) -> None:  # noqa: FBT001 - as hypothesis gives it
     """For any JSON text."""
     text, depth = json.dumps(value, indent=1 if indented else None).encode(), depth_of(value)
 

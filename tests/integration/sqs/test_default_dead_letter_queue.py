@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from support.aws.endpoints import ScriptedAws, client_of
-from support.aws.sqs_endpoints import sqs_servers
 
 from simplu_worker.aws.clients import Client
 from simplu_worker.dead_letters.default_queue import RETENTION_S, ensure_default_queue
@@ -17,20 +15,6 @@ URL = "http://127.0.0.1:4566/000000000000/control-dead-letters"
 MISSING = "AWS.SimpleQueueService.NonExistentQueue"
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")
-
-
-@pytest.fixture(scope="module", params=["moto", "ours"])
-def server_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Give the endpoint URL of each server."""
-    with sqs_servers() as servers:
-        yield servers.url_of(request.param)
-
-
-@pytest.fixture
-async def client(server_url: str) -> AsyncIterator[Client]:
-    """Open a client of each server."""
-    async with client_of("sqs", server_url) as opened:
-        yield opened
 
 
 async def test_default_queue_is_created_once_and_keeps_dead_letters_for_two_weeks(client: Client) -> None:
