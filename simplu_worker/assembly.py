@@ -339,7 +339,7 @@ async def _open_receivers(
         queue = Queue(sqs, control_url, poll_client=polls)
         control = ControlHandler(shards.provisioner, shards.destroyer, shards.changes, failures, queue, retries=retries)
         consumers.add(queue, control, _receiver(settings, queue, control, consumers.dead_letters))
-    order_rules = OrderRules(settings.operation_max_bytes, settings.order_tenant)
+    order_rules = OrderRules(settings.operation_max_bytes, settings.order_tenant, settings.order_window)
     gate: PriorityGate | None = None
     for url in (priority_url, orders_url):
         if url is None:

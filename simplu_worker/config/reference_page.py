@@ -16,7 +16,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 AREAS: Mapping[str, tuple[str, ...]] = {
     "AWS": ("AWS_", "DYNAMODB_ENDPOINT"),
     "Kinesis": ("KINESIS_", "PREFETCH_"),
-    "SQS": ("SQS_", "ORDER_EVENTS_"),
+    "SQS": ("SQS_", "ORDER_"),
     "Finding shards": ("CITRUS_", "SHARD_MAP_FILE", "DATABASE_"),
     "Connections": ("DATABASE_ALLOWED_HOSTS", "DATABASE_POOL_SIZE", "DATABASE_MAX_CONNECTIONS"),
     "Tenants and operations": ("DYNAMODB_BUSINESS_INFO_TABLE", "PROVISION_", "TENANT_", "OPERATION_", "LIST_"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
@@ -188,6 +188,13 @@ class Settings(BaseSettings):
     order_events_location_id: TenantPart | None = Field(
         default=None, description="Location of order events that name no tenant; with `ORDER_EVENTS_BUSINESS_ID`."
     )
+    order_deduplication_seconds: float | None = Field(
+        default=None,
+        ge=300,
+        le=3_153_600_000,
+        description="How long a `deduplicationId` is one order event, from message to message as they were sent; "
+        "unset: as long as the log has it (`OPERATION_RETENTION_HOURS`).",
+    )
     sqs_dead_letter_queue_url: QueueUrl | None = Field(
         default=None,
         description="Queue that dead letters are sent to. Unset: the control queue's name with `-dead-letters`, "
@@ -306,6 +313,12 @@ class Settings(BaseSettings):
         """The business and location of order events that name no tenant."""
         business_id, location_id = self.order_events_business_id, self.order_events_location_id
         return None if business_id is None or location_id is None else (business_id, location_id)
+
+    @property
+    def order_window(self) -> timedelta | None:
+        """How long a `deduplicationId` is one order event; None: as long as the log has it."""
+        seconds = self.order_deduplication_seconds
+        return None if seconds is None else timedelta(seconds=seconds)
 
     @classmethod
     def settings_customise_sources(

@@ -237,6 +237,10 @@ SQS_STALE_RECEIPTS = Counter(
     ["queue", "call"],
 )
 SQS_POLLS = Gauge("simplu_sqs_polls", "Running polls.", ["queue"])
+REPETITIONS_LATE = Counter(
+    "simplu_repetitions_late_total",
+    "Order events dropped as repetitions of one that was sent more than five minutes before.",
+)
 SQS_POLLS_REPLACED = Counter(
     "simplu_sqs_polls_replaced_total",
     "Polls that never returned and were replaced.",

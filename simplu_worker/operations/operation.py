@@ -100,6 +100,7 @@ class Operation(msgspec.Struct, frozen=True, gc=False):
     *resource_id* and *request_id* are the effective ones (generated or derived if the record had none); only a `list`
     has no *resource_id*. *data* is the JSON text as received; *requested_at* is ISO 8601 in UTC. *digest* distinguishes
     an identical redelivery from another operation with the same request id. *size_bytes* is the record's size as read.
+    *window_start*, of an order event, ISO 8601: an event of its request id that was sent before is another event.
     *exceeds_bounds*: its *data* may not be stored (`document_bounds.py`), or its filters are nested as deep; an older
     worker may have applied it before.
     """
@@ -118,6 +119,7 @@ class Operation(msgspec.Struct, frozen=True, gc=False):
     origin: Origin
     size_bytes: int
     exceeds_bounds: bool = False
+    window_start: str | None = None
 
 
 class RejectedRecord(msgspec.Struct, frozen=True, gc=False):
@@ -152,13 +154,14 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     """The outcome of one operation.
 
     *failure* only with APPLIED, *reason* only with DEAD_LETTER. *error*, with DEAD_LETTER and UNEXPECTED, is the cause
-    without the record's data.
+    without the record's data. *is_late*, with DUPLICATE: an order event that was sent long after the one in the log.
     """
 
     disposition: Disposition
     failure: Failure | None = None
     reason: DeadLetterReason | None = None
     error: str | None = None
+    is_late: bool = False
 
 
 def is_storable(text: str) -> bool:

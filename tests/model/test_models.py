@@ -25,6 +25,8 @@ from model.hold_model import HoldModel
 from model.lease_model import LeaseModel
 from model.lease_model import Rules as LeaseRules
 from model.letters_model import LettersModel
+from model.order_window_model import OrderWindowModel
+from model.order_window_model import Rules as OrderRules
 from model.reader_model import Scene
 from model.reshard_failover_model import ReshardFailoverModel
 from model.reshard_failover_model import Rules as ChildRules
@@ -152,6 +154,8 @@ SAFE = {
     "lease: hand-over, twice": (LeaseModel(ALL_OF_A_LEASE_TWICE), 12_202),
     "lease: hand-over is loss": (LeaseModel(ALL_OF_A_LEASE_TWICE, LeaseRules(hand_over_is_loss=True)), 9_874),
     "lease: renewed by the counter, own name": (LeaseModel(ALL_OF_A_LEASE, LeaseRules(counter_alone=True)), 1_260),
+    "orders: window": (OrderWindowModel(2), 25_787),
+    "orders: window, FIFO": (OrderWindowModel(3, is_fifo=True), 78_842),
     "giving up": (GivingUpModel(2), 2_060),
     "giving up: three requests, two replays": (GivingUpModel(3, crashes=2, replays=2), 17_114),
     "failover: one reader": (failover("ab"), 12_863),
@@ -177,6 +181,7 @@ SAFE_AND_LARGE = {
     "hold: 5 operations": (hold("babbb", SHARD_DOWN, crashes=0), 48_439),
     "letters: crash and zombie, clocks ahead": (LettersModel(2, skew=1), 355_594),
     "letters: 3 operations": (LettersModel(3, takes=0), 105_602),
+    "orders: window, 3 messages": (OrderWindowModel(3), 330_836),
     "reshard: early child crashes": (reshard("ba", "b", SHARD_DOWN), 59_599),
     "reshard: zombie of the early child": (reshard("ba", "b", SHARD_DOWN, budget=CHILD_TAKES), 162_848),
     "reshard: early child, 4 operations": (reshard("ba", "bb", TENANT_REFUSED, budget=ONLY_TAKES), 67_576),
@@ -265,6 +270,11 @@ WRONG = {
         10,
     ),
     "letters: clocks further apart than the margin allows": (LettersModel(2, takes=0, skew=2), "both", 8),
+    "orders: by the clock": (OrderWindowModel(1, rules=OrderRules(by_the_clock=True)), "twice", 6),
+    "orders: replay with its own time": (OrderWindowModel(1, rules=OrderRules(replay_has_own_time=True)), "twice", 8),
+    "orders: earlier ones are other events": (OrderWindowModel(2, rules=OrderRules(any_other_time=True)), "twice", 8),
+    "orders: the first row stays": (OrderWindowModel(2, rules=OrderRules(keeps_row=True)), "twice", 8),
+    "orders: effect before its row": (OrderWindowModel(1, rules=OrderRules(row_after_effect=True)), "twice", 3),
     "reshard: SHARD_END at the end of reading": (
         reshard("ba", "b", TENANT_REFUSED, reshard_model.Rules(shard_end_ignores_holds=True)),
         "lost",

@@ -356,7 +356,10 @@ def _queue_resend(letter: DeadLetter, rules: ReplayRules) -> Resend | LeftLetter
 def _prepare_order_event(
     letter: DeadLetter, body: str, attributes: Mapping[str, str], rules: ReplayRules
 ) -> tuple[str, dict[str, str]] | LeftLetter:
-    """Return an order event without its SNS envelope, with its tenant and request id; or why it is not a valid one."""
+    """Return an order event without its SNS envelope, with its tenant, request id and time of sending.
+
+    Or why it is not a valid one.
+    """
     event, found = unwrap(body, attributes)
     own_id = letter.request_id or letter.deduplication_id
     decoded = decode_order(event, found, letter.origin, _order_rules(letter, rules), deduplication_id=own_id)
@@ -371,6 +374,8 @@ def _prepare_order_event(
         missing["deduplicationId"] = decoded.request_id
     if not (sent.business_id or any(found.get(name) for name in TENANT_ATTRIBUTES.values())):
         missing |= {"businessId": decoded.business_id, "locationId": decoded.location_id}
+    if not sent.first_sent_at:
+        missing["firstSentAt"] = letter.origin.arrived_at.isoformat()
     if missing:
         event = event.rstrip()[:-1] + "," + msgspec.json.encode(missing).decode()[1:]
     return event, found
@@ -388,6 +393,7 @@ class _SentIds(msgspec.Struct, rename="camel"):
 
     deduplication_id: str | None = None
     business_id: str | None = None
+    first_sent_at: msgspec.Raw = msgspec.Raw(b"")
 
 
 _sent_ids_decoder = msgspec.json.Decoder(_SentIds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -14,9 +14,12 @@ from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Connection
 from simplu_worker.shards.postgres.queries import QUERIES
 
+# Matches of an operation that is applied, and replaces the row.
+REPLACING: Final = frozenset({LogMatch.REPLAY, LogMatch.ANOTHER_EVENT})
 
-class GivenUpReplay(msgspec.Struct, frozen=True):
-    """The replay of an operation that was given up; it replaces the row that the transaction *seen_xid* wrote."""
+
+class Replacement(msgspec.Struct, frozen=True):
+    """An operation that is applied in place of the row that the transaction *seen_xid* wrote."""
 
     operation: Operation
     failure: Failure | None
@@ -29,7 +32,8 @@ async def write_log(
     """Write the rows of *operations*; return, by index, how each that was logged before matches its row.
 
     *failures*, by index, are failures that are known before the attempt. The row of an operation that was given up is
-    replaced by its replay's. Raises `LostRaceError` when another transaction changes a row in between.
+    replaced by its replay's, the row of an order event by that of another event. Raises `LostRaceError` when another
+    transaction changes a row in between.
     """
     if not operations:
         return {}
@@ -62,9 +66,9 @@ async def write_log(
     rows = await _fetch_logged(connection, operations)
     if len(rows) < len(operations):
         raise LostRaceError("a row of the log was deleted for its age before it was read")
-    matches, replays = _match_rows(operations, failures, rows)
-    if replays:
-        await _replace_given_up(connection, replays)
+    matches, replacements = _match_rows(operations, failures, rows)
+    if replacements:
+        await _replace_rows(connection, replacements)
     return matches
 
 
@@ -79,31 +83,44 @@ async def find_logged(connection: Connection, operations: Sequence[Operation]) -
     """Return, for each of *operations*, whether the log has it."""
     if not operations:
         return []
-    rows = await _fetch_logged(connection, operations)
-    digests = {(row["tenant_id"], row["request_id"]): row["digest"] for row in rows}
-    return [digests.get((operation.tenant_id, operation.request_id)) == operation.digest for operation in operations]
+    logged = {_key_of_row(row): _logged_row(row) for row in await _fetch_logged(connection, operations)}
+    rows = [logged.get((operation.tenant_id, operation.request_id)) for operation in operations]
+    return [
+        row is not None and match_row(operation, row) not in {LogMatch.REUSE, LogMatch.ANOTHER_EVENT}
+        for operation, row in zip(operations, rows, strict=True)
+    ]
 
 
 def _match_rows(
     operations: Sequence[Operation], failures: Mapping[int, Failure | None], rows: Iterable[Any]
-) -> tuple[dict[int, LogMatch], list[GivenUpReplay]]:
-    """Return, by index, how *operations* match the *rows* that existed before, and the replays among them."""
-    by_key = {(row["tenant_id"], row["request_id"]): row for row in rows}
+) -> tuple[dict[int, LogMatch], list[Replacement]]:
+    """Return, by index, how *operations* match the *rows* that existed before, and those that replace a row."""
+    by_key = {_key_of_row(row): row for row in rows}
     fresh = {key for key, row in by_key.items() if row["is_fresh"]}
+    written = set(fresh)  # by this batch
     logged = {key: _logged_row(row) for key, row in by_key.items()}
     matches: dict[int, LogMatch] = {}
-    replays: list[GivenUpReplay] = []
+    replacements: list[Replacement] = []
     for index, operation in enumerate(operations):
         key = (operation.tenant_id, operation.request_id)
         if key in fresh:
             fresh.discard(key)  # a second one in this batch was not written
             continue
         matches[index] = match_row(operation, logged[key])
-        if matches[index] is LogMatch.REPLAY:
-            failure = failures.get(index)
-            logged[key] = LoggedRow.from_operation(operation, failure)  # a second one in this batch matches the first
-            replays.append(GivenUpReplay(operation, failure, by_key[key]["xid"]))
-    return matches, replays
+        if matches[index] not in REPLACING:
+            continue
+        if key in written:
+            matches[index] = LogMatch.BEHIND_ANOTHER
+            continue
+        failure = failures.get(index)
+        logged[key] = LoggedRow.from_operation(operation, failure)  # a second one in this batch matches the first
+        written.add(key)
+        replacements.append(Replacement(operation, failure, by_key[key]["xid"]))
+    return matches, replacements
+
+
+def _key_of_row(row: Any) -> tuple[str, str]:
+    return row["tenant_id"], row["request_id"]
 
 
 def _logged_row(row: Any) -> LoggedRow:
@@ -113,22 +130,27 @@ def _logged_row(row: Any) -> LoggedRow:
         source=row["source"],
         stream_shard_id=row["stream_shard_id"],
         sequence_number=row["sequence_number"],
+        requested_at=row["requested_at"],
     )
 
 
-async def _replace_given_up(connection: Connection, replays: Sequence[GivenUpReplay]) -> None:
-    operations = [replay.operation for replay in replays]
+async def _replace_rows(connection: Connection, replacements: Sequence[Replacement]) -> None:
+    operations = [replacement.operation for replacement in replacements]
     status = await connection.execute(
-        QUERIES["replace_given_up"],
+        QUERIES["replace_rows"],
         [operation.tenant_id for operation in operations],
         [operation.request_id for operation in operations],
-        [replay.seen_xid for replay in replays],
-        [replay.failure for replay in replays],
+        [replacement.seen_xid for replacement in replacements],
+        [replacement.failure for replacement in replacements],
         [operation.origin.source for operation in operations],
         [operation.origin.stream_shard_id for operation in operations],
         [operation.origin.sequence_number for operation in operations],
         [operation.requested_at for operation in operations],
         [operation.origin.arrived_at.isoformat() for operation in operations],
+        [operation.kind for operation in operations],
+        [operation.resource_type for operation in operations],
+        [operation.resource_id for operation in operations],
+        [operation.digest for operation in operations],
     )
     if status != f"UPDATE {len(operations)}":
-        raise LostRaceError("the row of an operation that was given up was replaced after it was read")
+        raise LostRaceError("a row of the log was replaced after it was read")

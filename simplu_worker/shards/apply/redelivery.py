@@ -3,23 +3,35 @@
 The operation of a row with `retries_exhausted` was given up, and its dead letter may be sent again: that replay has a
 later position in its source, and replaces the row. The given-up record stays in the stream. A reader that reads it
 again compares its position with the row's, and does not apply it behind later operations.
+
+The request id of an order event is its `deduplicationId`, which is one event for a time (ORDER_DEDUPLICATION_SECONDS).
+A message sent longer after the row's is another event, and replaces the row. Only the times of sending count: so a
+message that is redelivered, however late, and the replay of its dead letter, which carries its time, stay duplicates.
 """
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 
-from simplu_worker.operations.operation import Failure, Operation, Origin
+from simplu_worker.operations.operation import Failure, Operation, Origin, Source
+
+# SQS's own window. A repetition within it is a producer that tries again.
+LATE_AFTER: Final = timedelta(minutes=5)
 
 
 class LogMatch(StrEnum):
     """How an operation matches the row with its request id."""
 
     REDELIVERY = "redelivery"  # the same operation
+    LATE_REPETITION = "late_repetition"  # the same order event in another message, sent long after the first
     REUSE = "reuse"  # another operation under its request id
     REPLAY = "replay"  # the same operation, sent again after it was given up
+    ANOTHER_EVENT = "another_event"  # an order event with an id that was used before, longer ago than it counts
+    BEHIND_ANOTHER = "behind_another"  # such an event behind another one in the same batch
 
 
 class LoggedRow(msgspec.Struct, frozen=True, gc=False):
@@ -30,21 +42,32 @@ class LoggedRow(msgspec.Struct, frozen=True, gc=False):
     source: str
     stream_shard_id: str | None
     sequence_number: str | None
+    requested_at: datetime
 
     @classmethod
     def from_operation(cls, operation: Operation, failure: Failure | None) -> LoggedRow:
         """Return the row that *operation* leaves."""
         origin = operation.origin
-        return cls(operation.digest, failure, origin.source, origin.stream_shard_id, origin.sequence_number)
+        position = origin.stream_shard_id, origin.sequence_number
+        return cls(operation.digest, failure, origin.source, *position, datetime.fromisoformat(operation.requested_at))
 
 
 def match_row(operation: Operation, row: LoggedRow) -> LogMatch:
     """Return how *operation* matches *row*, which has its tenant and request id."""
+    is_order_event = row.source == operation.origin.source == Source.SQS
+    if is_order_event and _is_another_event(operation, row):
+        return LogMatch.ANOTHER_EVENT
     if operation.digest != row.digest:
         return LogMatch.REUSE
     if row.error == Failure.RETRIES_EXHAUSTED and _is_resent(operation.origin, row):
         return LogMatch.REPLAY
+    if is_order_event and datetime.fromisoformat(operation.requested_at) - row.requested_at > LATE_AFTER:
+        return LogMatch.LATE_REPETITION
     return LogMatch.REDELIVERY
+
+
+def _is_another_event(operation: Operation, row: LoggedRow) -> bool:
+    return operation.window_start is not None and row.requested_at < datetime.fromisoformat(operation.window_start)
 
 
 def _is_resent(origin: Origin, row: LoggedRow) -> bool:

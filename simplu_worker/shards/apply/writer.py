@@ -67,7 +67,12 @@ REUSED = Outcome(
 )
 
 NO_KNOWN_OUTCOMES: Final[Mapping[int, Outcome]] = {}
-OUTCOME_BY_MATCH = {LogMatch.REDELIVERY: DUPLICATE, LogMatch.REUSE: REUSED}  # logged operations are not applied
+# Of logged operations, which are not applied.
+OUTCOME_BY_MATCH = {
+    LogMatch.REDELIVERY: DUPLICATE,
+    LogMatch.LATE_REPETITION: Outcome(disposition=Disposition.DUPLICATE, is_late=True),
+    LogMatch.REUSE: REUSED,
+}
 STOPPING = frozenset({Disposition.HOLD, Disposition.UNEXPECTED})  # no later operation of the tenant may be applied
 
 KeyT = TypeVar("KeyT", bound=tuple[str, ...])
@@ -202,7 +207,7 @@ class ShardWriter:
                 large.update(exc.resources)
                 remember(self._large, exc.resources, LARGE_MAX_COUNT)
                 continue
-            except SlowOperationsError as exc:
+            except ApartError as exc:
                 return await self._apply_split(attempt, points_around(exc.indexes), budget)
             except InvalidDataError as exc:
                 found = await self._find_refused(attempt, exc)
@@ -347,11 +352,11 @@ class UnmergedPatchesError(RolledBackError):
         self.resources = resources
 
 
-class SlowOperationsError(RolledBackError):
-    """The batch has operations that took too long before. *indexes* are theirs."""
+class ApartError(RolledBackError):
+    """The operations at *indexes* of the batch are to be applied apart from the others, for *reason*."""
 
-    def __init__(self, indexes: Sequence[int]) -> None:
-        super().__init__(f"{len(indexes)} operations took too long before")
+    def __init__(self, indexes: Sequence[int], reason: str) -> None:
+        super().__init__(f"{len(indexes)} operations are to be applied apart: {reason}")
         self.indexes = indexes
 
 
@@ -386,7 +391,7 @@ class WriteAttempt:
     async def apply(self, connection: Connection, claimed: ExitStack) -> list[Outcome]:
         """Apply the batch in the transaction of *connection*; *claimed* passes the transaction's end to the claims.
 
-        Raises `SlowOperationsError` if operations of it are to be applied apart from the others.
+        Raises `ApartError` if operations of it are to be applied apart from the others.
         """
         self.batch.close()
         operations = self.batch.operations
@@ -407,6 +412,8 @@ class WriteAttempt:
             failures = {number: decided[index].failure for number, index in enumerate(logged) if index in decided}
         self.suspects = logged
         matches = await write_log(connection, _select(logged, operations), failures)
+        if apart := [logged[number] for number, one in matches.items() if one is LogMatch.BEHIND_ANOTHER]:
+            raise ApartError(apart, "order events with the id of one before them")
         decided |= {logged[number]: OUTCOME_BY_MATCH[one] for number, one in matches.items() if one in OUTCOME_BY_MATCH}
         applied = [index for index in logged if index not in decided] if decided else logged
         self.suspects = applied
@@ -424,7 +431,7 @@ class WriteAttempt:
             return
         indexes = [index for index, operation in enumerate(operations) if key_of(operation) in self._slow]
         if indexes := [index for index in indexes if index not in self.known_outcomes]:
-            raise SlowOperationsError(indexes)
+            raise ApartError(indexes, "they took too long before")
 
     def _decide(self, tenants: Mapping[str, TenantRow]) -> dict[int, Outcome]:
         """Return, by index, the outcomes of operations that are not applied; after one that stops a tenant, HOLD."""

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -49,6 +50,7 @@ from simplu_worker.timing.clock import UtcClock
 
 URL = "http://127.0.0.1/000000000000/"
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+WINDOW = timedelta(minutes=10)  # how long an id is one event, on one desk
 RETRY_DELAYS_S = (1.0, 5.0)
 HOMES = {"ann": "shard-1", "bob": "shard-2", "cat": "shard-1"}  # by business id
 UNDECIDED = (ReturnToQueue, RetryHeld)
@@ -132,13 +134,15 @@ class Desk:
         return await fetch(self.pool(HOMES[business_id]), query, f"{business_id}-main")
 
 
-def open_handler(gateway: ShardGateway, queue: str, *, utc: UtcClock) -> AbstractAsyncContextManager[OrderHandler]:
+def open_handler(
+    gateway: ShardGateway, queue: str, *, utc: UtcClock, window: timedelta | None = None
+) -> AbstractAsyncContextManager[OrderHandler]:
     """Open a handler with a back-off without randomness."""
     return open_orders(
         gateway,
         FailureCounts(gateway),
         Queue(None, URL + queue),
-        rules=OrderRules(100_000),
+        rules=OrderRules(100_000, window=window),
         retries=RetryRules(RETRY_DELAYS_S, TENANT_WAIT),
         draw=lambda: 0.0,
         utc=utc,
@@ -153,11 +157,14 @@ async def eventually(condition: Callable[[], bool]) -> None:
 
 
 @asynccontextmanager
-async def open_desk(shards: Sequence[ShardAddress], *, queue: str = "orders.fifo") -> AsyncIterator[Desk]:
+async def open_desk(
+    shards: Sequence[ShardAddress], *, queue: str = "orders.fifo", window: timedelta | None = None
+) -> AsyncIterator[Desk]:
     """Open a handler in front of *shards*, with the tenants of HOMES."""
     async with routed_shards(shards) as routed:
         desk: Desk | None = None
-        async with open_handler(routed.gateway, queue, utc=lambda: NOW if desk is None else desk.now) as handler:
+        utc: UtcClock = lambda: NOW if desk is None else desk.now  # noqa: E731
+        async with open_handler(routed.gateway, queue, utc=utc, window=window) as handler:
             desk = Desk(routed, handler)
             for business_id, shard_id in HOMES.items():
                 await add_tenant(desk.pool(shard_id), (business_id, "main"))
@@ -226,6 +233,69 @@ async def test_order_is_applied_once_when_it_is_received_again(desk: Desk) -> No
 
     assert await desk.orders("ann") == {"o1": {"n": 2}}
     assert REGISTRY.get_sample_value("simplu_operations_total", labels) == count + 2
+
+
+@pytest.fixture
+async def desk_with_window(make_shard: ShardMaker) -> AsyncIterator[Desk]:
+    """Give the same with ids that are one event for ten minutes."""
+    async with open_desk([await make_shard("shard-1"), await make_shard("shard-2")], window=WINDOW) as desk:
+        yield desk
+
+
+def sent_after(seconds: float, type_: str, data: dict[str, Any], **members: Any) -> Message:
+    """Return a message about one order, sent that long after the first."""
+    return message("ann", "o1", type_, data, sent_at=NOW + timedelta(seconds=seconds), **members)
+
+
+async def test_id_of_an_order_event_names_another_one_after_the_window(desk_with_window: Desk) -> None:
+    """Whatever its content; what was applied before stays so, by whichever message and however late it comes back."""
+    handle, orders = desk_with_window.handle, partial(desk_with_window.orders, "ann")
+    late = REGISTRY.get_sample_value("simplu_repetitions_late_total") or 0
+    first = sent_after(0, "UPDATE", {"status": "pending"}, deduplication_id="pending")
+    assert await handle(sent_after(0, "CREATE", {}), first, sent_after(1, "UPDATE", {"status": "paid"})) == [Done()] * 3
+
+    repetition = sent_after(600, "UPDATE", {"status": "pending"}, deduplication_id="pending")
+    assert await handle(repetition) == [Done()]
+    assert (await orders(), REGISTRY.get_sample_value("simplu_repetitions_late_total")) == (
+        {"o1": {"status": "paid"}},
+        late + 1,
+    )
+    another = sent_after(601, "UPDATE", {"status": "pending"}, deduplication_id="pending")
+    assert await handle(another) == [Done()]
+    assert await orders() == {"o1": {"status": "pending"}}
+    assert await handle(sent_after(700, "UPDATE", {"status": "sent"})) == [Done()]
+
+    replay = json.loads(first.body) | {"deduplicationId": "pending", "firstSentAt": NOW.isoformat()}
+    assert (
+        await handle(
+            received_again(another), received_again(first), sent_after(10_000, "UPDATE", {}, body=json.dumps(replay))
+        )
+        == [Done()] * 3
+    )
+    assert await orders() == {"o1": {"status": "sent"}}
+    third = sent_after(1202, "DELETE", {}, deduplication_id="pending")
+    assert await handle(third) == [Done()]
+    assert await orders() == {}
+    assert REGISTRY.get_sample_value("simplu_repetitions_late_total") == late + 1
+    rows = [row for row in await desk_with_window.log("ann") if row["request_id"] == "pending"]
+    assert [row["error"] for row in rows] == [None]
+
+
+async def test_events_with_one_id_are_applied_in_turn_when_they_come_in_one_batch(desk_with_window: Desk) -> None:
+    """After an outage that was longer than the window; each finds the row of the one before."""
+    events = [
+        sent_after(601 * number, type_, {"n": number}, deduplication_id="tick")
+        for number, type_ in enumerate(["CREATE", "UPDATE", "CREATE", "DELETE", "UPDATE"])
+    ]
+    between = sent_after(900, "UPDATE", {"seen": True})
+
+    assert await desk_with_window.handle(*events[:2], between, *events[2:3]) == [Done()] * 4
+    assert await desk_with_window.orders("ann") == {"o1": {"n": 1, "seen": True}}
+    assert {row["error"] for row in await desk_with_window.log("ann")} == {None, "already_exists"}
+    assert await desk_with_window.handle(*events[3:]) == [Done()] * 2
+    assert {row["error"] for row in await desk_with_window.log("ann")} == {None, "not_found"}
+    assert await desk_with_window.handle(*map(received_again, events)) != [Done()] * 5, "another content, sent before"
+    assert await desk_with_window.orders("ann") == {}
 
 
 async def test_order_is_a_dead_letter_when_its_deduplication_id_was_used_before(desk: Desk) -> None:

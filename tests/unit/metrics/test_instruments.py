@@ -49,6 +49,7 @@ CONTRACT = {
     "simplu_moves": ("counter", ["outcome"]),
 }
 BEYOND_THE_CONTRACT = {
+    "simplu_repetitions_late": ("counter", []),
     "simplu_shard_refills": ("counter", ["shard_id"]),
     "simplu_shard_connections_ratio": ("gauge", ["shard_id"]),
     "simplu_shard_replication_lag_seconds": ("gauge", ["shard_id"]),

@@ -6,7 +6,8 @@ An operation is a function of the message alone, so that every receive of it, to
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Final
 
 import msgspec
 
@@ -45,6 +46,7 @@ RESOURCE_TYPE: Final = "order"
 TENANT_ATTRIBUTES: Final = {"businessId": "BusinessId", "locationId": "LocationId"}  # by the members they replace
 ID_MAX_CHARS: Final = 128
 LONG_ID_MAX_CHARS: Final = 256
+EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)  # of `firstSentAt`
 
 _KINDS: Final = {"CREATE": OperationKind.CREATE, "UPDATE": OperationKind.PATCH, "DELETE": OperationKind.DELETE}
 _KNOWN: Final = ", ".join(_KINDS)
@@ -59,7 +61,7 @@ class _PeekedOrder(PeekedMessage, rename="camel"):
 
 
 class _Event(msgspec.Struct, rename="camel", gc=False):
-    """The members of an order event. A `null` counts as absent."""
+    """The members of an order event. A `null` counts as absent, and `firstSentAt` unless it is a replay's."""
 
     type: str
     order_id: LongId | None = None
@@ -67,17 +69,23 @@ class _Event(msgspec.Struct, rename="camel", gc=False):
     deduplication_id: Id | None = None
     business_id: Id | None = None
     location_id: Id | None = None
+    first_sent_at: msgspec.Raw = msgspec.Raw(b"")
 
 
 class OrderRules(msgspec.Struct, frozen=True):
-    """What holds for all events of a queue. *default_tenant*: business and location of events that name neither."""
+    """What holds for all events of a queue. *default_tenant*: business and location of events that name neither.
+
+    *window* is how long a `deduplicationId` is one event; None: as long as the log has it.
+    """
 
     max_bytes: int
     default_tenant: tuple[str, str] | None = None
+    window: timedelta | None = None
 
 
 _peek_decoder = msgspec.json.Decoder(_PeekedOrder)
 _event_decoder = msgspec.json.Decoder(_Event)
+_time_decoder = msgspec.json.Decoder(Annotated[datetime, msgspec.Meta(tz=True)])
 
 
 def decode_order(
@@ -146,6 +154,7 @@ def _operation_of(
         text = f"deduplicationId: the prefix {DERIVED_REQUEST_ID_PREFIX!r} is kept for derived ids; send another"
         raise InvalidRecordError(text)
     data = object_member(event.data, "data", required=kind is not OperationKind.DELETE)
+    sent_at = _sent_at(event, origin)
     return Operation(
         kind=kind,
         business_id=business_id,
@@ -156,12 +165,22 @@ def _operation_of(
         request_id=request_id,
         data=None if kind is OperationKind.DELETE else data.decode(),
         query=None,
-        requested_at=origin.arrived_at.isoformat(),
+        requested_at=sent_at.isoformat(),
         digest=digest_of(kind, RESOURCE_TYPE, event.order_id, data, b"", b""),
         origin=origin,
         size_bytes=len(record),
         exceeds_bounds=kind is not OperationKind.DELETE and exceeds_bounds(data),
+        window_start=None if rules.window is None else (sent_at - rules.window).isoformat(),
     )
+
+
+def _sent_at(event: _Event, origin: Origin) -> datetime:
+    """Return when the event was sent: a replay of its dead letter has the time of the first message."""
+    try:
+        first = _time_decoder.decode(event.first_sent_at)
+    except DECODING_ERRORS:  # a member of the producer's own
+        return origin.arrived_at
+    return first.astimezone(UTC) if EARLIEST <= first <= origin.arrived_at else origin.arrived_at
 
 
 def _tenant_of(event: _Event, attributes: Mapping[str, str], rules: OrderRules) -> tuple[str, str]:

@@ -28,6 +28,7 @@ import structlog
 from simplu_worker.consumers.outcome_counts import count_outcomes
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.metrics.instruments import REPETITIONS_LATE
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
@@ -198,10 +199,26 @@ class OrderLane:
         else:
             self._failure_count = 0
             count_outcomes(operations, outcomes, now=self._utc())
+            self._note_late(outcomes)
             self._distribute(outcomes)
         finally:
             self._batch = []
             self._forget_uncollected()
+
+    def _note_late(self, outcomes: Sequence[Outcome]) -> None:
+        """Count and log events that were dropped as repetitions, though their producer may have meant another event."""
+        late = [entry for entry, outcome in zip(self._batch, outcomes, strict=True) if outcome.is_late]
+        if late:
+            REPETITIONS_LATE.inc(len(late))
+            log.warning(
+                "orders.late_repetitions",
+                queue=self._queue_name,
+                shard_id=self.shard_id,
+                count=len(late),
+                business_id=late[0].operation.business_id,
+                location_id=late[0].operation.location_id,
+                request_id=late[0].operation.request_id,
+            )
 
     def _take_batch(self) -> list[OrderEntry]:
         batch: list[OrderEntry] = []

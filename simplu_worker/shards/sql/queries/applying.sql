@@ -232,48 +232,54 @@ ON CONFLICT (tenant_id, request_id) DO NOTHING;
 -- The rows of the batch's operations: whether this transaction wrote them, and the columns that distinguish a
 -- redelivery from another use of the request id.
 SELECT
-    tenant_id, request_id, digest, error, source, stream_shard_id, sequence_number,
+    tenant_id, request_id, digest, error, source, stream_shard_id, sequence_number, requested_at,
     xid::pg_catalog.text AS xid, xid = pg_catalog.pg_current_xact_id() AS is_fresh
 FROM public.operations
 JOIN unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS batch (tenant_id, request_id)
     USING (tenant_id, request_id);
 
--- name: replace_given_up
--- Replace the rows of operations that were given up by those of their replays, which are then applied as new ones.
--- Only a row still written by the transaction $3, as seen before: of two replays at once the second waits here, finds
--- another row, and its batch is tried again. So each row is replaced once, and a repetition replaces none. Locked in
--- key order, against deadlocks.
-WITH replay AS (
+-- name: replace_rows
+-- Replace the rows of operations that were given up by those of their replays, and rows of order events by those of
+-- other events with their ids. These are then applied as new ones. Only a row still written by the transaction $3, as
+-- seen before: of two replays at once the second waits here, finds another row, and its batch is tried again. So each
+-- row is replaced once, and a repetition replaces none. Locked in key order, against deadlocks.
+WITH replacement AS (
     SELECT *
     FROM unnest(
         $1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[],
         $5::pg_catalog.text[], $6::pg_catalog.text[], $7::pg_catalog.text[], $8::pg_catalog.text[],
-        $9::pg_catalog.text[]
+        $9::pg_catalog.text[], $10::pg_catalog.text[], $11::pg_catalog.text[], $12::pg_catalog.text[],
+        $13::pg_catalog.bytea[]
     ) AS sent (
-        tenant_id, request_id, seen_xid, error, source, stream_shard_id, sequence_number, requested_at, received_at
+        tenant_id, request_id, seen_xid, error, source, stream_shard_id, sequence_number, requested_at, received_at,
+        operation, resource_type, resource_id, digest
     )
-), given_up AS (
-    SELECT replay.*
+), seen AS (
+    SELECT replacement.*
     FROM public.operations
-    JOIN replay USING (tenant_id, request_id)
-    WHERE operations.error = 'retries_exhausted' AND operations.xid = replay.seen_xid::pg_catalog.xid8
+    JOIN replacement USING (tenant_id, request_id)
+    WHERE operations.xid = replacement.seen_xid::pg_catalog.xid8
     ORDER BY tenant_id, request_id
     FOR UPDATE OF operations
 )
 UPDATE public.operations
 SET
-    status = CASE WHEN given_up.error IS NULL THEN 'succeeded' ELSE 'failed' END,
-    error = given_up.error,
+    operation = seen.operation,
+    resource_type = seen.resource_type,
+    resource_id = seen.resource_id,
+    digest = seen.digest,
+    status = CASE WHEN seen.error IS NULL THEN 'succeeded' ELSE 'failed' END,
+    error = seen.error,
     result = NULL,
-    source = given_up.source,
-    stream_shard_id = given_up.stream_shard_id,
-    sequence_number = given_up.sequence_number,
+    source = seen.source,
+    stream_shard_id = seen.stream_shard_id,
+    sequence_number = seen.sequence_number,
     xid = pg_catalog.pg_current_xact_id(),
-    requested_at = given_up.requested_at::pg_catalog.timestamptz,
-    received_at = given_up.received_at::pg_catalog.timestamptz,
+    requested_at = seen.requested_at::pg_catalog.timestamptz,
+    received_at = seen.received_at::pg_catalog.timestamptz,
     completed_at = pg_catalog.clock_timestamp()
-FROM given_up
-WHERE operations.tenant_id = given_up.tenant_id AND operations.request_id = given_up.request_id;
+FROM seen
+WHERE operations.tenant_id = seen.tenant_id AND operations.request_id = seen.request_id;
 
 -- fragment: wave_values
 -- `wave` is materialized, so that all data and filters are parsed first: data that cannot be stored fail the

@@ -338,6 +338,7 @@ def test_letter_of_a_source_that_is_not_configured_is_left(name: str) -> None:
 
 EVENT: dict[str, Any] = {"type": "CREATE", "orderId": "o-1", "data": {"n": 1}, "businessId": "b", "locationId": "l"}
 GIVEN_UP = DeadLetterReason.RETRIES_EXHAUSTED
+FIRST_SENT_AT = ORDERS.arrived_at.isoformat()
 
 
 def test_message_is_sent_as_it_was() -> None:
@@ -347,7 +348,8 @@ def test_message_is_sent_as_it_was() -> None:
     message = sent_for(one).message
     assert message is not None
     assert (message.body, dict(message.attributes)) == ('{"a": 1}', attributes)
-    fifo = letter(EVENT | {"deduplicationId": "d-1"}, origin=ORDERS, reason=GIVEN_UP, deduplication_id="d-1")
+    event = EVENT | {"deduplicationId": "d-1", "firstSentAt": "2025-12-31T00:00:00Z"}  # it was a replay itself
+    fifo = letter(event, origin=ORDERS, reason=GIVEN_UP, deduplication_id="d-1")
     sent = sent_for(fifo)
     assert sent.message is not None
     assert sent.message.body.encode() == fifo.record
@@ -387,7 +389,7 @@ def test_order_event_is_sent_with_its_request_id(members: dict[str, Any], effect
     message = sent_for(letter(EVENT | members, origin=ORDERS, reason=GIVEN_UP, request_id=effective)).message
     assert message is not None
     body = json.loads(message.body)
-    assert body.get("deduplicationId") == expected
+    assert (body.get("deduplicationId"), body["firstSentAt"]) == (expected, FIRST_SENT_AT)
     assert {name: body[name] for name in EVENT} == {**EVENT, "data": body["data"]}
 
 
@@ -412,7 +414,7 @@ def test_order_event_from_sns_is_sent_out_of_its_envelope() -> None:
     one = letter(envelope, origin=ORDERS, reason=GIVEN_UP, request_id="d-1", message_attributes={"LocationId": "inner"})
     message = sent_for(one).message
     assert message is not None
-    assert json.loads(message.body) == event | {"deduplicationId": "d-1"}
+    assert json.loads(message.body) == event | {"deduplicationId": "d-1", "firstSentAt": FIRST_SENT_AT}
     assert message.attributes == {"BusinessId": "b", "LocationId": "inner"}
 
 
@@ -550,4 +552,4 @@ def test_order_event_gets_its_id_before_its_last_brace() -> None:
     one = letter(b" " + json.dumps(EVENT).encode() + b"\n", origin=ORDERS, reason=GIVEN_UP, request_id="d-1")
     message = sent_for(one).message
     assert message is not None
-    assert json.loads(message.body) == EVENT | {"deduplicationId": "d-1"}
+    assert json.loads(message.body) == EVENT | {"deduplicationId": "d-1", "firstSentAt": FIRST_SENT_AT}

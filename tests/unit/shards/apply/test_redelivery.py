@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
+import msgspec
 import pytest
 from support.postgres.tenant_cases import STREAM_SHARD_ID, operation
 
@@ -9,6 +12,7 @@ from simplu_worker.operations.operation import Failure, Source
 from simplu_worker.shards.apply.redelivery import LoggedRow, LogMatch, match_row
 
 DIGEST = operation("delete").digest
+FIRST = datetime(2026, 3, 1, 12, tzinfo=UTC)
 GIVEN_UP = Failure.RETRIES_EXHAUSTED
 
 
@@ -19,9 +23,10 @@ def row(
     source: Source = Source.KINESIS,
     stream_shard_id: str | None = STREAM_SHARD_ID,
     sequence_number: str | None = "99",
+    requested_at: datetime = FIRST,
 ) -> LoggedRow:
     """Return a row of the log, by default that of an operation that was given up."""
-    return LoggedRow(digest, error, source, stream_shard_id, sequence_number)
+    return LoggedRow(digest, error, source, stream_shard_id, sequence_number, requested_at)
 
 
 FROM_SQS = row(source=Source.SQS, stream_shard_id=None, sequence_number=None)
@@ -73,3 +78,33 @@ def test_logged_row_has_the_facts_of_its_operation() -> None:
     """As a row of the log is read back."""
     sent = operation("delete", source=Source.KINESIS, sequence_number="99")
     assert LoggedRow.from_operation(sent, GIVEN_UP) == row()
+
+
+@pytest.mark.parametrize("digest", [DIGEST, b"another"])
+@pytest.mark.parametrize(
+    ("since_first_s", "window_s", "same", "other"),
+    [
+        (0, 600, LogMatch.REDELIVERY, LogMatch.REUSE),
+        (300, 600, LogMatch.REDELIVERY, LogMatch.REUSE),
+        (301, 600, LogMatch.LATE_REPETITION, LogMatch.REUSE),
+        (600, 600, LogMatch.LATE_REPETITION, LogMatch.REUSE),
+        (601, 600, LogMatch.ANOTHER_EVENT, LogMatch.ANOTHER_EVENT),
+        (-601, 600, LogMatch.REDELIVERY, LogMatch.REUSE),  # sent before the one that was applied
+        (301, 300, LogMatch.ANOTHER_EVENT, LogMatch.ANOTHER_EVENT),
+        (10_000_000, None, LogMatch.LATE_REPETITION, LogMatch.REUSE),
+    ],
+)
+def test_id_of_an_order_event_names_one_event_for_the_window(
+    digest: bytes, since_first_s: int, window_s: int | None, same: LogMatch, other: LogMatch
+) -> None:
+    """By the times of sending alone."""
+    sent_at = FIRST + timedelta(seconds=since_first_s)
+    start = None if window_s is None else (sent_at - timedelta(seconds=window_s)).isoformat()
+    sent = msgspec.structs.replace(
+        operation("delete", source=Source.SQS, timestamp=sent_at.isoformat()), window_start=start
+    )
+
+    expected = same if digest == DIGEST else other
+    assert match_row(sent, msgspec.structs.replace(FROM_SQS, digest=digest, error=None)) is expected
+    from_stream = row(digest=digest, error=None, sequence_number="99")
+    assert match_row(sent, from_stream) is (LogMatch.REDELIVERY if digest == DIGEST else LogMatch.REUSE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -183,6 +183,30 @@ def test_tenant_is_taken_from_attributes_or_members(attributes: dict[str, str], 
     operation = decode(json.dumps(event(**members)), attributes)
     assert isinstance(operation, Operation)
     assert (operation.business_id, operation.location_id, operation.tenant_id) == ("b", "l", "b-l")
+
+
+@pytest.mark.parametrize(
+    ("first_sent_at", "sent_at"),
+    [
+        (None, ORIGIN.arrived_at),
+        ("2020-01-01T02:00:00+02:00", datetime(2020, 1, 1, tzinfo=UTC)),
+        ("2020-01-01T00:00:00", ORIGIN.arrived_at),  # without a time zone
+        ("9999-12-31T23:59:59-14:00", ORIGIN.arrived_at),  # later than the message itself
+        ("0001-01-01T00:00:00+14:00", ORIGIN.arrived_at),
+        ("yesterday", ORIGIN.arrived_at),
+        (1577836800, ORIGIN.arrived_at),
+        ({"at": "2020-01-01T00:00:00Z"}, ORIGIN.arrived_at),
+    ],
+)
+def test_order_event_was_sent_when_the_first_message_was(first_sent_at: Any, sent_at: datetime) -> None:
+    """A replay has the time of its dead letter; a producer's own member of that name is no error."""
+    rules = OrderRules(MAX_BYTES, window=timedelta(hours=1))
+    body = json.dumps(event(firstSentAt=first_sent_at))
+    operation = decode_order(body, TENANT, ORIGIN, rules, deduplication_id="own-1")
+    assert isinstance(operation, Operation)
+    assert operation.requested_at == sent_at.isoformat()
+    assert operation.window_start == (sent_at - timedelta(hours=1)).isoformat()
+    assert decoded(firstSentAt=first_sent_at).window_start is None
 
 
 def deep_event(depth: int, **members: Any) -> str:
