@@ -150,7 +150,7 @@ async def _replace_rows(connection: Connection, replacements: Sequence[Replaceme
         [operation.kind for operation in operations],
         [operation.resource_type for operation in operations],
         [operation.resource_id for operation in operations],
-        [operation.digest for operation in operations],
+        [operation.digest.hex() for operation in operations],
     )
     if status != f"UPDATE {len(operations)}":
         raise LostRaceError("a row of the log was replaced after it was read")

@@ -249,7 +249,7 @@ WITH replacement AS (
         $1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[],
         $5::pg_catalog.text[], $6::pg_catalog.text[], $7::pg_catalog.text[], $8::pg_catalog.text[],
         $9::pg_catalog.text[], $10::pg_catalog.text[], $11::pg_catalog.text[], $12::pg_catalog.text[],
-        $13::pg_catalog.bytea[]
+        $13::pg_catalog.text[]
     ) AS sent (
         tenant_id, request_id, seen_xid, error, source, stream_shard_id, sequence_number, requested_at, received_at,
         operation, resource_type, resource_id, digest
@@ -267,7 +267,7 @@ SET
     operation = seen.operation,
     resource_type = seen.resource_type,
     resource_id = seen.resource_id,
-    digest = seen.digest,
+    digest = pg_catalog.decode(seen.digest, 'hex'),
     status = CASE WHEN seen.error IS NULL THEN 'succeeded' ELSE 'failed' END,
     error = seen.error,
     result = NULL,
