@@ -321,7 +321,7 @@ def test(args: List[str]) -> None:
     ensure(VENV, "dev")
     # Programs are started by the hundred, and each would compile again all that it imports.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    become([in_venv("python"), "-m", "pytest", "-n", "3", *args])
+    become([in_venv("python"), "-m", "pytest", "-n", "4", *args])
 
 
 def lint(_args: List[str]) -> None:

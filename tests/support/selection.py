@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from xdist.scheduler.loadscope import LoadScopeScheduling
 # Seconds that a test takes if it does not say so in its mark, by folder: enough for an order.
 USUAL_S = {"acceptance": 3.0, "integration": 0.25, "simulation": 0.4, "model": 0.5}
 SHORT_S = 0.02
+WAITING = ("tests/acceptance/", "tests/integration/")
 # Tests that share nothing with their module's others and take so long that they run side by side.
 SEPARATE = re.compile(
     r"tests/(model|simulation)/"
@@ -135,12 +137,29 @@ class _Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no ty
 
 
 def longest_first(items: Iterable[pytest.Item]) -> list[pytest.Item]:
-    """Return *items* by units of work, those first that take longest."""
+    """Return *items* by units of work, those first that take longest; units that wait in turn with those that compute.
+
+    What waits for servers leaves the processors to what does not.
+    """
     by_scope: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
         by_scope[scope_of(item.nodeid)].append(item)
-    by_length = sorted(by_scope.values(), key=lambda unit: -sum(map(_seconds_of, unit)))
-    return [item for unit in by_length for item in unit]
+    by_length = sorted(by_scope.items(), key=lambda unit: -_seconds_of_all(unit[1]))
+    waiting = [unit for scope, unit in by_length if scope.startswith(WAITING)]
+    computing = [unit for scope, unit in by_length if not scope.startswith(WAITING)]
+    placed = sorted([*_by_share(waiting), *_by_share(computing)], key=lambda pair: pair[0])
+    return [item for _, unit in placed for item in unit]
+
+
+def _by_share(units: Sequence[list[pytest.Item]]) -> Iterator[tuple[float, list[pytest.Item]]]:
+    """Yield *units* with the share of the time of all of them that is over when they begin."""
+    seconds = list(map(_seconds_of_all, units))
+    for begins_s, unit in zip(accumulate(seconds, initial=0.0), units, strict=False):
+        yield begins_s / sum(seconds), unit
+
+
+def _seconds_of_all(items: Iterable[pytest.Item]) -> float:
+    return sum(map(_seconds_of, items))
 
 
 def _seconds_of(item: pytest.Item) -> float:
