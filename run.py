@@ -39,6 +39,7 @@ LOCKS = {
     "local": ["pyproject.toml", "--extra", "cache", "--extra", "local", "--group", "build"],
     "dev": ["pyproject.toml", "--all-extras", "--group", "build", "--group", "test", "--group", "lint"],
     "build": ["--group", "build"],
+    "uv": ["requirements/uv.in"],
     "tools": ["requirements/tools.in"],
     "ministack": ["requirements/ministack.in"],
     "bench": ["requirements/bench.in", "-c", "requirements/worker.txt"],
@@ -252,52 +253,77 @@ def make_venv(venv: str, python: Python, uv: Optional[str]) -> None:
         ignore.write("*\n")
 
 
+def install_pins(venv: str, requirements: str, uv: Optional[str]) -> None:
+    inside = os.path.join(venv, "bin", "python")
+    # Bytecode is made at first import: most modules of the emulators never are imported, and compiling them all takes
+    # a quarter of pip's time. (uv does not compile unless told.)
+    pip = [inside, "-m", "pip", "install", "--no-compile"]
+    pins = os.path.join("requirements", requirements + ".txt")
+    command = [uv, "pip", "install", "--python", inside] if uv else pip
+    quiet([*command, "-q", "--require-hashes", "--only-binary", ":all:", "-r", pins])
+
+
+def fetch_uv(venv: str) -> Optional[str]:
+    """Return a uv in *venv*, by pip if need be: it installs everything else in a tenth of pip's time. None: no wheel."""
+    path = os.path.join(venv, "bin", "uv")
+    try:
+        if not os.access(path, os.X_OK):
+            install_pins(venv, "uv", None)
+    except CommandFailedError:
+        return None
+    return path
+
+
 def install(venv: str, requirements: str, uv: Optional[str]) -> None:
     """Install the pins of *requirements*, and our own package in place where it belongs."""
-    inside = os.path.join(venv, "bin", "python")
-    pip = [uv, "pip", "install", "-q", "--python", inside] if uv else [inside, "-m", "pip", "install", "-q"]
-    # Bytecode is made at first import: most modules of the emulators never are imported, and compiling them all takes
-    # a quarter of the time. (uv does not compile unless told.)
-    lazily = [] if uv else ["--no-compile"]
-    pins = os.path.join("requirements", requirements + ".txt")
-    quiet([*pip, *lazily, "--require-hashes", "--only-binary", ":all:", "-r", pins])
+    install_pins(venv, requirements, uv)
     if requirements not in WITHOUT_US:
-        quiet([*pip, "--no-deps", "--no-build-isolation", "-e", "."])
+        inside = os.path.join(venv, "bin", "python")
+        pip = [uv, "pip", "install", "--python", inside] if uv else [inside, "-m", "pip", "install"]
+        quiet([*pip, "-q", "--no-deps", "--no-build-isolation", "-e", "."])
 
 
-def build(venv: str, requirements: str, python: Python, uv: Optional[str]) -> None:
-    """Make *venv* if need be and install; the stamp says what is in it only once all is."""
-    stamp = read_stamp(venv)
-    if not usable(venv, python, stamp, have_uv=uv is not None):
+def prepare(venv: str, requirements: str, python: Python, uv: Optional[str]) -> None:
+    """Make *venv* if need be; its stamp says that it has nothing yet."""
+    if not usable(venv, python, read_stamp(venv), have_uv=uv is not None):
         make_venv(venv, python, uv)
     write_stamp(venv, {"requirements": requirements, "folder": ROOT, "digest": ""})
-    install(venv, requirements, uv)
+
+
+def build(venv: str, requirements: str, python: Python) -> None:
+    """Make *venv* if need be and install; the stamp says what is in it only once all is."""
+    found = shutil.which("uv") or (None if venv == VENV else shutil.which("uv", path=os.path.dirname(in_venv("uv"))))
+    prepare(venv, requirements, python, found)
+    uv = found or fetch_uv(venv)
+    try:
+        install(venv, requirements, uv)
+    except CommandFailedError as failure:
+        if uv is None or not python.makes_venvs:
+            raise
+        # uv reads other settings than pip (mirrors, certificates): pip may well get through.
+        say("uv could not install, trying pip:\n" + str(failure))
+        shutil.rmtree(venv, ignore_errors=True)
+        prepare(venv, requirements, python, None)
+        install(venv, requirements, None)
     write_stamp(venv, {"requirements": requirements, "folder": ROOT, "digest": digest(requirements)})
 
 
 def ensure(venv: str, requirements: str) -> None:
     """Bring *venv* to the pins of *requirements*; nothing is done when it has them already."""
     python = chosen_python()
-    uv = shutil.which("uv")
     with alone():
         stamp = read_stamp(venv)
         requirements = wanted_set(requirements, stamp)
-        if usable(venv, python, stamp, have_uv=uv is not None) and stamp.get("digest") == digest(requirements):
+        if usable(venv, python, stamp, have_uv=shutil.which("uv") is not None) and stamp.get("digest") == digest(
+            requirements
+        ):
             return
         say("Installing requirements/{}.txt into {} ...".format(requirements, os.path.basename(venv)))
         started = time.time()
         try:
-            build(venv, requirements, python, uv)
+            build(venv, requirements, python)
         except CommandFailedError as failure:
-            if uv is None or not python.makes_venvs:
-                stop(str(failure))
-            # uv reads other settings than pip (mirrors, certificates): pip may well get through.
-            say("uv could not install, trying pip:\n" + str(failure))
-            shutil.rmtree(venv, ignore_errors=True)
-            try:
-                build(venv, requirements, python, None)
-            except CommandFailedError as second_failure:
-                stop(str(second_failure))
+            stop(str(failure))
         say("Installed in {:.0f} s".format(time.time() - started))
 
 
@@ -367,17 +393,17 @@ def setup(_args: List[str]) -> None:
 
 
 def tools(_args: List[str]) -> None:
-    """Make .venv-tools with uv and the checkers of deploy/, and .venv-ministack, an SQS to compare ours with."""
+    """Make .venv-tools with the checkers of deploy/, and .venv-ministack, an SQS to compare ours with."""
     ensure(TOOLS_VENV, "tools")
     ensure(MINISTACK_VENV, "ministack")
 
 
 def lock(args: List[str]) -> None:
     """Compile requirements/*.txt anew; arguments (say --upgrade) go to uv."""
-    uv = shutil.which("uv")
+    ensure(TOOLS_VENV, "tools")
+    uv = shutil.which("uv") or fetch_uv(TOOLS_VENV)
     if uv is None:
-        ensure(TOOLS_VENV, "tools")
-        uv = os.path.join(TOOLS_VENV, "bin", "uv")
+        stop("uv has no wheel for this system: put it on the PATH")
     for name, sources in LOCKS.items():
         out = "requirements/" + name + ".txt"
         say("Compiling " + out)

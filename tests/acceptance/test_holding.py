@@ -14,12 +14,11 @@ PROMPT = ("--prompt-seconds", "5")
 pytestmark = pytest.mark.slow(30)
 
 
-@pytest.mark.parametrize("away", ["frozen", "killed"])
-def test_worker_goes_on_for_all_others_when_a_shard_is_lost(away: str) -> None:
+def test_worker_goes_on_for_all_others_when_a_shard_is_frozen() -> None:
     """Tenants of live shards are as prompt as before, and what was held is applied in order within 30 s."""
     small = ("--shards", "3", "--stream-shards", "4", "--rate", "150")
     short = ("--seconds", "3", "--freeze-seconds", "8", "--catch-up-seconds", "3")
-    run_program("benchmarks.holding", *small, *short, "--away", away, "--p99-ratio", "25", "--rate-ratio", "0.5")
+    run_program("benchmarks.holding", *small, *short, "--p99-ratio", "25", "--rate-ratio", "0.5")
 
 
 def test_worker_takes_no_more_memory_when_the_backlog_of_a_lost_shard_grows() -> None:
@@ -31,7 +30,7 @@ def test_worker_takes_no_more_memory_when_the_backlog_of_a_lost_shard_grows() ->
 
 def test_worker_stays_prompt_and_small_when_many_tenants_are_unknown() -> None:
     """Each record of a tenant that is never registered ends as one dead letter, and nobody else waits for it."""
-    small = ("--seconds", "3", "--shards", "2", "--stream-shards", "2", "--rate", "100", "--tenant-wait", "1")
+    small = ("--seconds", "3", "--shards", "2", "--stream-shards", "2", "--rate", "50", "--tenant-wait", "1")
     run_program("benchmarks.holding", "--unknown-tenants", "200", "--fill-rate", "200", *small, *PROMPT)
 
 
@@ -40,7 +39,6 @@ def test_late_tenant_gets_everything_in_order_when_it_is_registered_after_its_fi
     run_program("acceptance.holding", "late-tenant", "--operations", "1000", "--rate", "100", "--seconds", "3", *PROMPT)
 
 
-@pytest.mark.parametrize("trouble", [(), ("--kill-worker",)], ids=["", "killed"])
-def test_children_go_on_when_a_shard_is_frozen_through_two_reshards(trouble: tuple[str, ...]) -> None:
+def test_children_go_on_when_a_shard_is_frozen_through_two_reshards_and_the_worker_is_killed() -> None:
     """Only the tenants of the frozen shard wait in the children, and then nothing is lost, doubled or out of order."""
-    run_program("acceptance.holding", "reshard", "--rate", "100", "--seconds", "4", *trouble, *PROMPT)
+    run_program("acceptance.holding", "reshard", "--rate", "100", "--seconds", "4", "--kill-worker", *PROMPT)

@@ -30,7 +30,7 @@ def test_orders_of_a_javascript_producer_are_applied_once_and_in_order_when_a_sh
 def test_orders_leave_no_dead_letter_when_all_replicas_are_replaced_under_load(tmp_path: Path) -> None:
     """With a maxReceiveCount of 2 neither we nor the queue's redrive makes one."""
     with running_stack(tmp_path / "stack.env"):
-        small = ("--events", "1800", "--groups", "150", "--rate", "40", "--rolling-restart", "--sender", "python")
+        small = ("--events", "1200", "--groups", "100", "--rate", "40", "--rolling-restart", "--sender", "python")
         run_program("acceptance.orders", "--env-file", str(tmp_path / "stack.env"), *small)
 
 

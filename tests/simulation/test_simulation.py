@@ -32,7 +32,7 @@ VARIABLES = {
     Weather.GREAT_STORM: "SIMULATION_GREAT_STORM_SEED",
 }
 QUICK = {Weather.FAIR: 20, Weather.STORM: 10, Weather.GREAT_STORM: 1}
-FLOOR = {Weather.FAIR: 600, Weather.STORM: 200, Weather.GREAT_STORM: 20}
+FLOOR = {Weather.FAIR: 400, Weather.STORM: 150, Weather.GREAT_STORM: 15}
 BLOCK = {Weather.FAIR: 20, Weather.STORM: 10, Weather.GREAT_STORM: 1}  # seeds of a test
 BUDGET_S = float(os.environ.get("SIMULATION_BUDGET_S", "15"))
 LANES = 2  # for each weather, to run side by side

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,8 @@ def require(name: str, *, found: bool, how: str) -> None:
 
 
 def required_program(name: str, *, how: str) -> str:
-    """Return the path of the program *name*, in the PATH or in .venv-tools; skip or fail as `require` does."""
-    path = shutil.which(name) or shutil.which(name, path=str(TOOLS))
+    """Return the path of the program *name*, in the PATH or an environment of ours; skip or fail as `require` does."""
+    path = shutil.which(name) or shutil.which(name, path=f"{TOOLS}{os.pathsep}{Path(sys.executable).parent}")
     require(name, found=path is not None, how=how)
     return path or ""
 

@@ -22,7 +22,7 @@ PLATFORMS = {
     for machine in ("x86_64", "aarch64")
 } | {"macos_arm64": list(mac_platforms((14, 0), "arm64"))}
 PYTHONS = ((3, 11), (3, 12), (3, 13))
-LOCKS = ("dev", "tools", "ministack", "bench", "mutants", "fuzz", "build")  # dev contains worker and local
+LOCKS = ("dev", "uv", "tools", "ministack", "bench", "mutants", "fuzz", "build")  # dev contains worker and local
 UNREACHABLE = ("error sending request", "Failed to fetch", "dns error")
 
 
@@ -69,7 +69,7 @@ def pinned_wheels(packages: Iterable[dict[str, Any]], hashes: set[str]) -> dict[
 @pytest.mark.parametrize("lock", LOCKS)
 def test_pins_have_a_wheel_for_each_system_and_python(lock: str) -> None:
     """Each pin has a wheel with one of the lock's hashes for Linux and macOS and each supported Python."""
-    uv = required_program("uv", how="python3 run.py tools")
+    uv = required_program("uv", how="python3 run.py setup")
     path = ROOT / "requirements" / f"{lock}.txt"
     command = [uv, "pip", "compile", str(path), "--no-deps", "--universal", "--python-version", "3.11"]
     command += ["--python", sys.executable, "--format", "pylock.toml", "--no-header", "-q"]

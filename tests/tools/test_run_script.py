@@ -189,6 +189,17 @@ def test_environment_is_usable_only_as_it_was_made(
     assert run.usable(str(tmp_path / "venv"), python, stamp, have_uv=False) is expected
 
 
+@pytest.mark.parametrize("has_wheel", [True, False])
+def test_uv_is_fetched_where_there_is_a_wheel_of_it(run: ModuleType, tmp_path: Path, *, has_wheel: bool) -> None:
+    """Without one pip installs everything; one that is there is taken."""
+    pip = shim(tmp_path / "bin", "python", exit_status=0 if has_wheel else 1)
+    path = str(pip.parent / "uv")
+    assert run.fetch_uv(str(tmp_path)) == (path if has_wheel else None)
+    shim(pip.parent, "python", exit_status=1)
+    shim(pip.parent, "uv")
+    assert run.fetch_uv(str(tmp_path)) == path
+
+
 def test_failed_command_is_told_whole(run: ModuleType) -> None:
     """A command is silent until it fails; then everything it said is in the error."""
     with pytest.raises(run.CommandFailedError, match=r"(?s)said this.*exit status 3"):

@@ -38,7 +38,7 @@ from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Source
 from simplu_worker.timing.clock import utc_now
 
-pytestmark = pytest.mark.usefixtures("aws_credentials")
+pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(0.5)]
 
 APPLY = ReplayOptions(apply=True, force=False, limit=None)
 FORCE = ReplayOptions(apply=True, force=True, limit=None)

@@ -41,6 +41,8 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
 from simplu_worker.shards.types import ShardUnavailableError
 
+pytestmark = pytest.mark.slow(0.7)
+
 HURRIED = msgspec.structs.replace(QUICK, probe_s=1.0)
 SOON_S = 20.0  # on a busy machine
 

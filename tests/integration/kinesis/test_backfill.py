@@ -41,7 +41,7 @@ from simplu_worker.timing.clock import loop_time
 _AT_ONCE_AHEAD = msgspec.structs.replace(SETTINGS, ahead_from_s=0.0)
 TABLES = ("operations", "resources", "stream_positions")
 
-pytestmark = pytest.mark.usefixtures("aws_credentials")
+pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(0.8)]
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,8 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import ShardUnavailableError
 
+pytestmark = pytest.mark.slow(0.6)
+
 
 @pytest.fixture
 async def empty(make_shard: ShardMaker) -> ShardAddress:

@@ -30,7 +30,7 @@ from simplu_worker.metrics.instruments import SQS_POLLS_REPLACED, message_outcom
 
 QUEUE_NUMBERS = itertools.count(1)
 
-pytestmark = pytest.mark.usefixtures("aws_credentials")
+pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(1)]
 
 
 @dataclass
