@@ -264,7 +264,7 @@ def install_pins(venv: str, requirements: str, uv: Optional[str]) -> None:
 
 
 def fetch_uv(venv: str) -> Optional[str]:
-    """Return a uv in *venv*, by pip if need be: it installs everything else in a tenth of pip's time. None: no wheel."""
+    """Return a uv in *venv*, by pip if need be: which takes ten times as long to install the rest. None: no wheel."""
     path = os.path.join(venv, "bin", "uv")
     try:
         if not os.access(path, os.X_OK):

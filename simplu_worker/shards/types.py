@@ -45,7 +45,7 @@ class TenantNotMadeError(WorkerError):
 class FailedOnShardError(Exception):
     """An unforeseen error of the work for one tenant on a known shard, where it counts as a failure of that work.
 
-    The error itself is the `__cause__`; *error* is its type.
+    The error itself is the `__cause__`; *error* is its type, or the server's error by class and code.
     """
 
     def __init__(self, error: str, *, shard_id: str, tenant_id: str) -> None:

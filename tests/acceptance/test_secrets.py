@@ -377,7 +377,13 @@ async def test_worker_shows_no_secret_when_it_crashes(observer: Observer) -> Non
     # Where the hash keys begin: the error about it says what came instead of a number, as far as it is not too long.
     keys = {"StartingHashKey": " ".join([url, *hidden - {password}]), "EndingHashKey": "1"}
     leak = {"ShardId": "shardId-1", "SequenceNumberRange": {"StartingSequenceNumber": "1"}, "HashKeyRange": keys}
-    answer = http_answer(200, json.dumps({"ShardIterator": "any", "Records": [], "Shards": [leak]}).encode())
+    members = {
+        "ShardIterator": "any",
+        "Records": [],
+        "Shards": [leak],
+        "StreamDescriptionSummary": {"StreamStatus": "ACTIVE", "RetentionPeriodHours": 24},
+    }
+    answer = http_answer(200, json.dumps(members).encode())
     with full_stack.kinesis_proxy.answer_all(answer):
         assert await poll_until(lambda: has_ended(full_stack.worker), within_s=HELD_S)
     log = full_stack.worker.log_path.read_text()

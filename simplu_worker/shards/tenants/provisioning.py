@@ -24,6 +24,7 @@ from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.coalescing import Coalescer
+from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.citrus import Registration
 from simplu_worker.shards.routing.directory import Directory
@@ -35,7 +36,7 @@ from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
 from simplu_worker.shards.tenants.control_rules import ControlStep, refused_address_as_retryable, with_shard
 from simplu_worker.shards.tenants.home_confirmation import HomeConfirmer, HomeUndoneError, PlacedTenant
 from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW, RowOutcome, RowResult, make_rows
-from simplu_worker.shards.types import ProvisionAnswer, ProvisionRequest, ProvisionResult
+from simplu_worker.shards.types import ProvisionAnswer, ProvisionRequest, ProvisionResult, ShardUnavailableError
 
 REGISTRATIONS_AT_ONCE: Final = 16
 
@@ -196,7 +197,10 @@ class Provisioner:
         """Make all tenants that were submitted for one shard, after one check of its schema."""
         try:
             pool = self._pools.pool_of(shard_id)
-            await ensure_schema(pool)
+            try:
+                await ensure_schema(pool)
+            except StatementFailedError as exc:  # a fault of the shard, not of a tenant
+                raise ShardUnavailableError(str(exc)) from exc
             return await make_rows(pool, wanted)
         except Exception as exc:  # noqa: BLE001  # the answer to each request
             return [exc] * len(wanted)

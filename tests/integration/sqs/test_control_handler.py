@@ -594,6 +594,36 @@ async def test_bug_on_a_known_shard_is_counted_there_and_given_up(make_shard: Sh
             assert await fetch(pool, "SELECT FROM message_failures") == []
 
 
+REFUSING = (
+    "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'a secret'; END $$",
+    "CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON tenants"
+    " FOR EACH ROW WHEN (NEW.location_id = 'refused') EXECUTE FUNCTION refuse()",
+)
+
+
+async def test_message_whose_statement_fails_is_given_up_and_those_beside_it_are_not(make_shard: ShardMaker) -> None:
+    """A trigger refuses one tenant; of the creations in its transaction the others are made."""
+    address = await make_shard("shard-1")
+    async with routed_shards([address]) as routed:
+        for statement in REFUSING:
+            await fetch(routed.pools.ensure_pool(address), statement)
+        refused = message("create", "refused")
+        verdicts = []
+        for tries in (7, 8, 9):
+            again = msgspec.structs.replace(refused, receive_count=tries)
+            with capture_logs():
+                others = message("create", f"other-{tries}"), message("create", "other")
+                found = await handler(routed=routed).handle([others[0], again, others[1]])
+            assert found[::2] == [Done(), Done()]
+            verdicts.append(found[1])
+    assert verdicts[:2] == [RetryHeld(1), RetryHeld(5)]
+    assert isinstance(verdicts[2], ToDeadLetter)
+    assert (verdicts[2].reason, verdicts[2].error) == (
+        DeadLetterReason.RETRIES_EXHAUSTED,
+        "it failed 3 times: RaiseError (P0001)",
+    )
+
+
 async def test_bug_before_a_shard_is_known_counts_nothing(make_shard: ShardMaker) -> None:
     """A creation that fails while its shard is named is retried until it succeeds."""
 

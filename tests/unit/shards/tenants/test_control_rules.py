@@ -10,6 +10,7 @@ import pytest
 
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.admission import TenantState
+from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.tenants.control_rules import (
     ControlledTenant,
     ControlStep,
@@ -166,7 +167,12 @@ def test_time_is_sent_as_text(at: datetime) -> None:
     assert datetime.fromisoformat(timestamp_text(at)) == at
 
 
-@pytest.mark.parametrize("error", [RetryableError("down"), PermanentError("no"), ShardNotAllowedError("not allowed")])
+TIMEOUT = StatementFailedError("took too long", error="QueryCanceledError (57014)", is_timeout=True)
+
+
+@pytest.mark.parametrize(
+    "error", [RetryableError("down"), PermanentError("no"), ShardNotAllowedError("not allowed"), TIMEOUT]
+)
 def test_foreseen_error_stays_as_it_is(error: Exception) -> None:
     """Only an unforeseen one is a failure of the work, and carries the shard on which it counts."""
     assert with_shard(error, shard_id="shard-1", tenant_id="b-l") is error
@@ -184,3 +190,11 @@ def test_unforeseen_error_gets_its_shard_once() -> None:
     assert (failed.error, failed.shard_id, failed.tenant_id, failed.__cause__) == ("KeyError", "shard-1", "b-l", error)
     assert "secret" not in str(failed)
     assert with_shard(failed, shard_id="shard-2", tenant_id="b-l") is failed
+
+
+def test_failed_statement_is_a_failure_of_the_work() -> None:
+    """A trigger of the shard's owner may refuse one tenant's rows for ever."""
+    error = StatementFailedError("shard-1: RaiseError", error="RaiseError (P0001)", is_timeout=False)
+    failed = with_shard(error, shard_id="shard-1", tenant_id="b-l")
+    assert isinstance(failed, FailedOnShardError)
+    assert (failed.error, failed.__cause__) == ("RaiseError (P0001)", error)
