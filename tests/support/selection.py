@@ -19,8 +19,8 @@ from support.requires import missing_tool
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
 # Seconds that a test takes if it does not say so in its mark, by folder: enough for an order.
-USUAL_S = {"acceptance": 3.0, "integration": 0.25, "simulation": 0.4, "model": 0.5}
-SHORT_S = 0.02
+USUAL_S = {"acceptance": 4.0, "integration": 0.4, "simulation": 0.4, "model": 0.5}
+SHORT_S = 0.015
 WAITING = ("tests/acceptance/", "tests/integration/")
 # Tests that share nothing with their module's others and take so long that they run side by side.
 SEPARATE = re.compile(
