@@ -185,7 +185,7 @@ def test_fleet_takes_nothing_while_a_kcl_3_leader_lives_and_all_when_it_is_dead(
         await asyncio.sleep(300)
         while_it_lives = set(world.owners().values()), replica.fleet.is_led_by_kcl, replica.fleet.trouble
         leader.is_dead = True
-        await world.until(lambda: shares(world) == [8], within_s=80)
+        await world.until(lambda: shares(world) == [8], within_s=120)
 
         assert while_it_lives[:2] == ({None}, True)
         assert "kcl-3-worker" in str(while_it_lives[2])
@@ -209,8 +209,8 @@ def test_fleet_takes_its_share_when_the_kcl_3_works_as_2(version: str, places: P
 
 
 @EVERYWHERE
-def test_fleet_takes_what_a_dead_kcl_3_leader_left_after_its_second_look(places: Places) -> None:
-    """At the first look nobody knows whether it lives: 35 s later its heartbeat has not moved."""
+def test_fleet_takes_what_a_dead_kcl_3_leader_left_after_its_third_look(places: Places) -> None:
+    """At the first look nobody knows whether it lives: 70 s later its heartbeat has not moved twice."""
 
     async def work(world: World) -> None:
         leader = Process("kcl-3")
@@ -218,9 +218,9 @@ def test_fleet_takes_what_a_dead_kcl_3_leader_left_after_its_second_look(places:
         await asyncio.sleep(1)
         leader.is_dead = True
         world.start_replica()
-        await asyncio.sleep(30)
+        await asyncio.sleep(60)
         early = shares(world)
-        await world.until(lambda: shares(world) == [8], within_s=15)
+        await world.until(lambda: shares(world) == [8], within_s=20)
 
         assert early == []
 
@@ -244,7 +244,7 @@ def test_fleet_takes_nothing_between_two_leaders_of_the_kcl_3(table: str) -> Non
         await asyncio.sleep(120)
         between = shares(world), str(replica.fleet.trouble)
         workers.is_dead = True
-        await world.until(lambda: shares(world) == [8], within_s=80)
+        await world.until(lambda: shares(world) == [8], within_s=120)
 
         assert between[0] == []
         assert "kcl-3-b" in between[1]

@@ -130,7 +130,7 @@ def timestamp_text(requested_at: datetime) -> str:
 def with_shard(error: Exception, *, shard_id: str, tenant_id: str) -> Exception:
     """Return *error* of the work for a tenant on a shard; an unforeseen one becomes a `FailedOnShardError`.
 
-    So does a statement that fails on a healthy server, say by a trigger of the shard's owner: waiting would not end it.
+    So does a statement that fails on a healthy server, for example by a trigger of its owner: waiting would not end it.
     After a timeout the shard may only be slow.
     """
     if isinstance(error, StatementFailedError) and not error.is_timeout:

@@ -596,8 +596,10 @@ async def test_bug_on_a_known_shard_is_counted_there_and_given_up(make_shard: Sh
 
 REFUSING = (
     "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'a secret'; END $$",
-    "CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON tenants"
-    " FOR EACH ROW WHEN (NEW.location_id = 'refused') EXECUTE FUNCTION refuse()",
+    (
+        "CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON tenants"
+        " FOR EACH ROW WHEN (NEW.location_id = 'refused') EXECUTE FUNCTION refuse()"
+    ),
 )
 
 

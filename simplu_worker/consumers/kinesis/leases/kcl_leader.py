@@ -7,8 +7,8 @@ and new applications have no other table. While rows move, each table has some o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -17,6 +17,12 @@ from simplu_worker.consumers.kinesis.leases.lease import LeaseRow
 LEADING_VERSIONS: Final = frozenset({"CLIENT_VERSION_3X", "CLIENT_VERSION_3X_WITH_ROLLBACK"})
 LEADER_KEY: Final = "Leader"
 MIGRATION_KEY: Final = "Migration3.0"
+
+# Looks without a beat after which its owner is dead. Looks and beats are about as frequent: a beat that is late, for a
+# pause of the process or a throttled request, must not let this worker take leases beside a live leader.
+LOOKS: Final = 2
+
+Beats: TypeAlias = Mapping[tuple[str, str], str]
 
 _LEADER, _MIGRATION, _WORKER = "LEADER", "CLIENT_VERSION_MIGRATION", "WORKER_METRIC_STATS"
 _KIND_BY_KEY: Final = {LEADER_KEY: _LEADER, MIGRATION_KEY: _MIGRATION}  # rows before KCL 3.4 have no entityType
@@ -30,8 +36,8 @@ class KclState(msgspec.Struct, frozen=True):
     """
 
     client_versions: frozenset[str] = frozenset()
-    leader_beats: Mapping[tuple[str, str], str] = msgspec.field(default_factory=dict)
-    worker_beats: Mapping[tuple[str, str], str] = msgspec.field(default_factory=dict)
+    leader_beats: Beats = msgspec.field(default_factory=dict)
+    worker_beats: Beats = msgspec.field(default_factory=dict)
 
     @property
     def is_version_leading(self) -> bool:
@@ -56,25 +62,24 @@ def state_of(tables: Iterable[tuple[str, Iterable[LeaseRow]]]) -> KclState:
     return KclState(frozenset(versions), leader_beats, worker_beats)
 
 
-def leading_owners(state: KclState, before: KclState | None) -> list[str]:
+def leading_owners(state: KclState, earlier: Sequence[KclState]) -> list[str]:
     """Return the workers that show that the application assigns the leases: its leader, else its live workers.
 
-    Empty when it does not assign them. *before* is the state at the last look; a live leader or worker has another beat
-    since. The first look cannot distinguish a live leader from a dead one, and takes it for live. Workers without a
-    leader count, because one of them becomes the leader soon.
+    Empty when it does not assign them. *earlier* are the states at the last LOOKS looks; a live leader or worker had
+    another beat at one of them. With fewer looks a live leader cannot be distinguished from a dead one, and any leader
+    is taken for live. Workers without a leader count, because one of them becomes the leader soon.
     """
     if not state.is_version_leading:
         return []
-    if before is None:
+    if len(earlier) < LOOKS and state.leader_beats:
         return sorted({owner for _, owner in state.leader_beats})
-    for beats, beats_before in (
-        (state.leader_beats, before.leader_beats),
-        (state.worker_beats, before.worker_beats),
-    ):
-        moved = {owner for (table, owner), beat in beats.items() if beats_before.get((table, owner)) != beat}
-        if moved:
-            return sorted(moved)
-    return []
+    return _moved(state.leader_beats, [before.leader_beats for before in earlier]) or _moved(
+        state.worker_beats, [before.worker_beats for before in earlier]
+    )
+
+
+def _moved(beats: Beats, earlier: Sequence[Beats]) -> list[str]:
+    return sorted({key[1] for key, beat in beats.items() if any(before.get(key) != beat for before in earlier)})
 
 
 def new_leaders(state: KclState, before: KclState | None) -> list[str]:

@@ -11,6 +11,7 @@ import structlog
 from simplu_worker.aws.clients import Client
 from simplu_worker.consumers.kinesis.leases.kcl_leader import (
     LEADER_KEY,
+    LOOKS,
     MIGRATION_KEY,
     KclState,
     leading_owners,
@@ -49,11 +50,11 @@ class KclLeaderWatch:
         self._requests = TableRequests(client)
         self._table = table
         self._kcl_tables = kcl_tables
-        self._state: KclState | None = None
+        self._states: tuple[KclState, ...] = ()  # at the last looks, newest first
         self._owners: list[str] = []
 
     def __repr__(self) -> str:
-        return f"KclLeaderWatch({self._table.name}, {self._owners}, {self._state})"
+        return f"KclLeaderWatch({self._table.name}, {self._owners}, {self._states[:1]})"
 
     @property
     def is_leading(self) -> bool:
@@ -85,12 +86,13 @@ class KclLeaderWatch:
         if state_of(rows).is_version_leading:  # else the workers do not matter
             rows.append((workers, await self._read(self._scan, workers)))
         state = state_of(rows)
-        self._owners = leading_owners(state, self._state)
-        self._state = state
+        self._owners = leading_owners(state, self._states)
+        self._states = (state, *self._states)[:LOOKS]
 
     def _leading_owners(self) -> list[str]:
         """Return those of the last look, or leaders that have come into the lease table since."""
-        return self._owners or new_leaders(state_of([(self._table.name, self._table.other_rows)]), self._state)
+        last = next(iter(self._states), None)
+        return self._owners or new_leaders(state_of([(self._table.name, self._table.other_rows)]), last)
 
     async def _read(self, read: Callable[[str], Awaitable[Sequence[LeaseRow]]], table: str) -> Sequence[LeaseRow]:
         """Return the rows that *read* finds; none without the table, or without the right to read it."""

@@ -63,7 +63,7 @@ def test_leader_assigns_the_leases_in_the_modes_of_3_x_only(versions: set[str], 
     state = replace(STATE, client_versions=frozenset(versions))
 
     assert state.is_version_leading == expected
-    assert bool(leading_owners(state, None)) == expected
+    assert bool(leading_owners(state, [])) == expected
 
 
 BEFORE_BEAT = replace(STATE, leader_beats={("table", "worker-1"): "v0"})
@@ -71,25 +71,31 @@ BEFORE_METRICS = replace(STATE, worker_beats={("table", "worker-2"): "1789999970
 
 
 @pytest.mark.parametrize(
-    ("state", "before", "expected"),
+    ("state", "earlier", "expected"),
     [
-        pytest.param(STATE, None, ["worker-1"], id="first look: a leader"),
-        pytest.param(replace(STATE, leader_beats={}), None, [], id="first look: workers of an application that ended"),
-        pytest.param(STATE, STATE, [], id="nothing has moved"),
-        pytest.param(STATE, BEFORE_BEAT, ["worker-1"], id="the leader lives"),
-        pytest.param(STATE, BEFORE_METRICS, ["worker-2"], id="a worker lives, its leader does not"),
-        pytest.param(STATE, KclState(), ["worker-1"], id="a leader has come"),
+        pytest.param(STATE, [], ["worker-1"], id="first look: a leader"),
+        pytest.param(replace(STATE, leader_beats={}), [], [], id="first look: workers of an application that ended"),
+        pytest.param(STATE, [STATE], ["worker-1"], id="second look: a beat may be late"),
+        pytest.param(replace(STATE, leader_beats={}), [BEFORE_METRICS], ["worker-2"], id="second look: a live worker"),
+        pytest.param(STATE, [STATE, STATE], [], id="nothing has moved"),
+        pytest.param(STATE, [BEFORE_BEAT, BEFORE_BEAT], ["worker-1"], id="the leader lives"),
+        pytest.param(STATE, [STATE, BEFORE_BEAT], ["worker-1"], id="the leader has missed one look"),
+        pytest.param(STATE, [STATE, BEFORE_METRICS], ["worker-2"], id="a worker lives, its leader does not"),
+        pytest.param(STATE, [KclState(), KclState()], ["worker-1"], id="a leader has come"),
         pytest.param(
-            replace(STATE, leader_beats={("other", "worker-1"): "v1"}), STATE, ["worker-1"], id="the lock has moved"
+            replace(STATE, leader_beats={("other", "worker-1"): "v1"}),
+            [STATE, STATE],
+            ["worker-1"],
+            id="the lock has moved",
         ),
-        pytest.param(replace(STATE, leader_beats={}, worker_beats={}), STATE, [], id="all is gone"),
+        pytest.param(replace(STATE, leader_beats={}, worker_beats={}), [STATE, STATE], [], id="all is gone"),
     ],
 )
-def test_leader_lives_when_something_has_moved_since_the_last_look(
-    state: KclState, before: KclState | None, expected: list[str]
+def test_leader_lives_when_something_has_moved_in_the_last_two_looks(
+    state: KclState, earlier: list[KclState], expected: list[str]
 ) -> None:
     """The leader's lock first, then the metrics of workers."""
-    assert leading_owners(state, before) == expected
+    assert leading_owners(state, earlier) == expected
 
 
 @pytest.mark.parametrize(
