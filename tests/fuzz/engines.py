@@ -37,16 +37,18 @@ def has_coverage() -> bool:
     return importlib.util.find_spec("atheris") is not None
 
 
-def run_structure(name: str, *, seconds: float, number: int, found: Path) -> int:
-    """Check inputs that hypothesis draws, round after round; return their count. The last failing one is in *found*."""
+def run_structure(name: str, *, until: float, number: int, found: Path) -> int:
+    """Check inputs that hypothesis draws, round after round; return their count. The last failing one is in *found*.
+
+    *until* is a time of the monotonic clock, which is that of all processes.
+    """
     silence()
     signal.signal(signal.SIGALRM, _hang)
     target = load_target(name)
-    ends_at = time.monotonic() + seconds
     counts = itertools.count()
 
     def check(check_one: Callable[[], None], data: bytes, limit_s: int = HANGS_AFTER_S) -> None:
-        if time.monotonic() > ends_at and not found.exists():
+        if time.monotonic() > until and not found.exists():
             return
         next(counts)
         signal.alarm(limit_s)
@@ -62,7 +64,7 @@ def run_structure(name: str, *, seconds: float, number: int, found: Path) -> int
         check(partial(check_bounded, target, data), data)
         check(partial(check_memory, target, data), data)
     for round_number in itertools.count():
-        if time.monotonic() > ends_at:
+        if time.monotonic() > until:
             return next(counts)
         _run_round(target, number + round_number, check)
     raise AssertionError
@@ -103,7 +105,7 @@ def _hang(*_: object) -> None:
     raise HangError("expected an end, got none")
 
 
-def run_coverage(name: str, *, seconds: float, number: int, found: Path, corpus: Path | None) -> None:
+def run_coverage(name: str, *, until: float, number: int, found: Path, corpus: Path | None) -> None:
     """Check inputs that atheris finds; does not return. A failing one is in *found*."""
     import atheris  # it is in .venv-fuzz alone
 
@@ -119,7 +121,7 @@ def run_coverage(name: str, *, seconds: float, number: int, found: Path, corpus:
         corpora = [str(seeds)] if corpus is None else [str(corpus), str(seeds)]
         options = {
             "seed": number,
-            "max_total_time": max(1, round(seconds)),
+            "max_total_time": max(1, round(until - time.monotonic())),
             "max_len": INPUT_MAX_BYTES,
             "timeout": HANGS_AFTER_S,
             "rss_limit_mb": MEMORY_MAX_MB,

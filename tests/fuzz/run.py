@@ -53,11 +53,11 @@ class Job:
     def start(self, seconds: float, number: int, corpus: str | None) -> None:
         """Start the process."""
         command = [sys.executable, "-m", "fuzz.run", "--engine", self.engine, "--target", self.target]
-        command += ["--seconds", f"{seconds:.1f}", "--seed", str(number), "--found", str(self.found)]
+        self.started_at = time.monotonic()
+        command += ["--until", f"{self.started_at + seconds:.2f}", "--seed", str(number), "--found", str(self.found)]
         command += ["--corpus", corpus] if corpus else []
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-        self.started_at = time.monotonic()
 
     def is_over(self, seconds: float) -> bool:
         """Return whether the process has ended; one that does not end is killed."""
@@ -124,18 +124,17 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--corpus", help="a folder for the inputs that reach new branches, to begin with the next time")
     parser.add_argument("--input", type=Path, help="repeat this input of a target")
     parser.add_argument("--found", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)  # of the clock that all processes share
     return parser.parse_args(arguments)
 
 
 def run_engine(options: argparse.Namespace) -> None:
-    """Run one engine in this process, as a job does."""
-    ends_at = time.monotonic() + options.seconds
+    """Run one engine in this process, as a job does; its start counts against its time."""
     if options.engine == STRUCTURE:
-        report_count(run_structure(options.target, seconds=options.seconds, number=options.seed, found=options.found))
+        report_count(run_structure(options.target, until=options.until, number=options.seed, found=options.found))
     else:
         corpus = Path(options.corpus) if options.corpus else None
-        seconds = ends_at - time.monotonic()
-        run_coverage(options.target, seconds=seconds, number=options.seed, found=options.found, corpus=corpus)
+        run_coverage(options.target, until=options.until, number=options.seed, found=options.found, corpus=corpus)
 
 
 def main(arguments: Sequence[str]) -> int:

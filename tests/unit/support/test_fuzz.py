@@ -139,4 +139,4 @@ def test_messages_are_bytes_that_may_be_no_json(data: bytes) -> None:
 
 def test_structure_is_the_same_for_a_seed(tmp_path: Path) -> None:
     """Without time only the usual inputs are tried, if those."""
-    assert run_structure("redis", seconds=0.0, number=1, found=tmp_path / "found") == 0
+    assert run_structure("redis", until=time.monotonic() + 0.0, number=1, found=tmp_path / "found") == 0
