@@ -45,7 +45,7 @@ class TenantNotMadeError(WorkerError):
 class FailedOnShardError(Exception):
     """An unforeseen error of the work for one tenant on a known shard, where it counts as a failure of that work.
 
-    The error itself is the `__cause__`; *error* is its type, or the server's error by class and code.
+    The error itself is the `__cause__`; *error* is its type.
     """
 
     def __init__(self, error: str, *, shard_id: str, tenant_id: str) -> None:
@@ -53,6 +53,13 @@ class FailedOnShardError(Exception):
         self.error = error
         self.shard_id = shard_id
         self.tenant_id = tenant_id
+
+
+class RefusedOnShardError(FailedOnShardError, WorkerError):
+    """A statement of the work for one tenant failed on a healthy shard, for example by a trigger of its owner.
+
+    *error* is the server's error by class and code.
+    """
 
 
 class ShardNotAllowedError(RetryableError):

@@ -19,6 +19,8 @@ from simplu_worker.local.verify.shard_checker import read_tenant_ids, shard_urls
 from simplu_worker.local.workload.producer import create_tenants, open_client
 from simplu_worker.local.workload.workload import Tenant
 
+pytestmark = pytest.mark.slow(6)
+
 in_rooms_loop = pytest.mark.asyncio(loop_scope="module")
 
 TENANTS = [Tenant(f"shop-{number}", "main", "gym") for number in range(4)]

@@ -20,17 +20,13 @@ from typing import Any, NoReturn
 
 import pytest
 import structlog
+from simulation.campaign import VARIABLES
 from simulation.kcl_leader import hand_leases_over
 from simulation.simulated_world import ViolationError, Weather
 from simulation.simulation import simulate
 from simulation.wrong_designs import WRONG_DESIGNS, WrongDesign
 from structlog.types import EventDict, WrappedLogger
 
-VARIABLES = {
-    Weather.FAIR: "SIMULATION_SEED",
-    Weather.STORM: "SIMULATION_STORM_SEED",
-    Weather.GREAT_STORM: "SIMULATION_GREAT_STORM_SEED",
-}
 QUICK = {Weather.FAIR: 20, Weather.STORM: 10, Weather.GREAT_STORM: 1}
 FLOOR = {Weather.FAIR: 400, Weather.STORM: 150, Weather.GREAT_STORM: 15}
 BLOCK = {Weather.FAIR: 20, Weather.STORM: 10, Weather.GREAT_STORM: 1}  # seeds of a test

@@ -19,7 +19,7 @@ from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.postgres.address import AddressRefusedError
 from simplu_worker.shards.postgres.errors import StatementFailedError
-from simplu_worker.shards.types import FailedOnShardError, ShardNotAllowedError
+from simplu_worker.shards.types import FailedOnShardError, RefusedOnShardError, ShardNotAllowedError
 
 
 class ControlledTenant(msgspec.Struct, frozen=True):
@@ -128,18 +128,18 @@ def timestamp_text(requested_at: datetime) -> str:
 
 
 def with_shard(error: Exception, *, shard_id: str, tenant_id: str) -> Exception:
-    """Return *error* of the work for a tenant on a shard; an unforeseen one becomes a `FailedOnShardError`.
+    """Return *error* of the work for a tenant on a shard; one that is none of ours becomes a `FailedOnShardError`.
 
-    So does a statement that fails on a healthy server, for example by a trigger of its owner: waiting would not end it.
-    After a timeout the shard may only be slow.
+    A failed statement becomes a `RefusedOnShardError`: waiting would not end it. After a timeout the shard may only be
+    slow.
     """
+    failed: FailedOnShardError
     if isinstance(error, StatementFailedError) and not error.is_timeout:
-        text = error.error
+        failed = RefusedOnShardError(error.error, shard_id=shard_id, tenant_id=tenant_id)
     elif isinstance(error, WorkerError | FailedOnShardError):
         return error
     else:
-        text = type(error).__name__
-    failed = FailedOnShardError(text, shard_id=shard_id, tenant_id=tenant_id)
+        failed = FailedOnShardError(type(error).__name__, shard_id=shard_id, tenant_id=tenant_id)
     failed.__cause__ = error
     return failed
 

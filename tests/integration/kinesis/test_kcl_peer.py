@@ -26,6 +26,8 @@ from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation, obs
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.stream.positions import LATEST, SHARD_END, HashRange, Position
 
+pytestmark = pytest.mark.slow(1)
+
 KEY, CHILDREN = "shardId-000000000003", ("shardId-000000000008", "shardId-000000000009")
 AT = "49590338271490256608559692538361571095921575989136588898"
 LATER = "49590338271490256608559692538361571095921575989136588999"

@@ -21,7 +21,6 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Failure, Operation
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
@@ -30,7 +29,13 @@ from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS
 from simplu_worker.shards.tenants.provisioning import Provisioner
-from simplu_worker.shards.types import ProvisionRequest, ProvisionResult, ShardNotAllowedError, ShardUnavailableError
+from simplu_worker.shards.types import (
+    ProvisionRequest,
+    ProvisionResult,
+    RefusedOnShardError,
+    ShardNotAllowedError,
+    ShardUnavailableError,
+)
 
 REQUESTED_AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SETTINGS = ("settings", "default")
@@ -285,7 +290,7 @@ async def test_provision_leaves_nothing_when_it_is_cut_off_half_way(routed: Rout
     """Tenant and default row come together or not at all; the next try makes both."""
     pool = pool_of(routed, "shard-1")
     await fetch(pool, "ALTER TABLE resources ADD CONSTRAINT nothing CHECK (false)")
-    with pytest.raises(ShardUnavailableError, match=r"CheckViolationError \(23514\)"):
+    with pytest.raises(RefusedOnShardError, match=r"CheckViolationError \(23514\)"):
         await routed.provisioner.provision(request())
     assert await tenants(routed, "shard-1") == []
 
@@ -436,7 +441,7 @@ async def test_provision_all_makes_the_others_when_some_cannot_be_made(make_shar
 
         kinds = [answer if isinstance(answer, ProvisionResult) else type(answer) for answer in answers]
         made = ProvisionResult.PROVISIONED
-        assert kinds == [made, StatementFailedError, PermanentError, PermanentError, ShardUnavailableError, made, made]
+        assert kinds == [made, RefusedOnShardError, PermanentError, PermanentError, ShardUnavailableError, made, made]
         assert [row["id"] for row in await tenants(routed, "shard-1")] == ["a-b-c", "x-1", "x-2", "x-3"]
         assert await fetch(pool, "SELECT count(*) FROM resources") == [{"count": 3}]
         assert provisioned("failed") == before + 4

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import pytest
 from support.leaks import HAS_PROC, LeakDetector, processes_of
 
+pytestmark = pytest.mark.slow(1)
+
 on_linux = pytest.mark.skipif(not HAS_PROC, reason="there is no /proc here")
 
 

@@ -22,7 +22,7 @@ from simplu_worker.shards.tenants.control_rules import (
     unforeseen_with_shard,
     with_shard,
 )
-from simplu_worker.shards.types import FailedOnShardError, ShardNotAllowedError
+from simplu_worker.shards.types import FailedOnShardError, RefusedOnShardError, ShardNotAllowedError
 
 CONTROL_AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TICK = timedelta(microseconds=1)
@@ -196,5 +196,5 @@ def test_failed_statement_is_a_failure_of_the_work() -> None:
     """A trigger of the shard's owner may refuse one tenant's rows for ever."""
     error = StatementFailedError("shard-1: RaiseError", error="RaiseError (P0001)", is_timeout=False)
     failed = with_shard(error, shard_id="shard-1", tenant_id="b-l")
-    assert isinstance(failed, FailedOnShardError)
+    assert isinstance(failed, RefusedOnShardError)
     assert (failed.error, failed.__cause__) == ("RaiseError (P0001)", error)

@@ -1,0 +1,82 @@
+"""Write the figures of docs/correctness.md from what the runs assert or have written down.
+
+python -m support.correctness_page [--check]
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+
+from model.test_models import SAFE, SAFE_AND_LARGE, WRONG
+from simulation.campaign import CAMPAIGNS
+from simulation.test_simulation import FLOOR, KCL_SEEDS
+from simulation.wrong_designs import WRONG_DESIGNS
+from support.requires import ROOT
+
+PAGE = ROOT / "docs" / "correctness.md"
+REGION = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+SUBJECTS = {
+    "hold": "holding and catching up of one stream shard",
+    "letters": "dead letters of a tenant that is not registered",
+    "reshard": "a child stream shard beside the holds of its parent",
+    "lease": "one lease, its hand-over, and a leader of the KCL 3.x",
+    "giving up": "an operation that is given up, and its replay",
+    "failover": "stream positions on a shard that loses commits, with parents, children and grandparents",
+    "orders": "how long a `deduplicationId` is one event",
+}
+
+
+def models() -> str:
+    """Return the table of models."""
+    safe = {**SAFE, **SAFE_AND_LARGE}
+    scopes, states = Counter[str](), Counter[str]()
+    for name, (_, state_count) in safe.items():
+        scopes[_subject(name)] += 1
+        states[_subject(name)] += state_count
+    wrong = Counter(map(_subject, WRONG))
+    rows = [(text, scopes[name], states[name], wrong[name]) for name, text in SUBJECTS.items()]
+    rows.append(("all", scopes.total(), states.total(), wrong.total()))
+    return _table(("model", "scopes", "states", "left-out rules that break a promise"), rows)
+
+
+def simulation() -> str:
+    """Return the table of simulated histories."""
+    campaigns = json.loads(CAMPAIGNS.read_text(encoding="utf-8"))
+    drawn = sum((Counter(one["histories"]) for one in campaigns), Counter[str]())
+    wrong = Counter(design.weather for design in WRONG_DESIGNS.values())
+    rows = [(weather.value, FLOOR[weather], drawn[weather.value], wrong[weather]) for weather in FLOOR]
+    hours = sum(one["processorSeconds"] for one in campaigns) / 3600
+    return (
+        _table(("weather", "in each CI run, at least", "in campaigns", "wrong designs noticed"), rows)
+        + f"\nBeside them CI runs {KCL_SEEDS} histories with a leader of the KCL 3.x. Campaigns"
+        f" (`python -m simulation.campaign`) took {hours:.1f} hours of processor time so far.\n"
+    )
+
+
+def _subject(name: str) -> str:
+    return name.partition(":")[0]
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, int, int, int]]) -> str:
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    lines += [f"| {text} | {' | '.join(f'{count:,}' for count in counts)} |" for text, *counts in rows]
+    return "\n".join(lines) + "\n"
+
+
+FIGURES = {"models": models, "simulation": simulation}
+
+
+def render(page: str) -> str:
+    """Return *page* with the figures of now."""
+    return REGION.sub(lambda region: region[1] + FIGURES[region[2]]() + region[3], page)
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(render(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
