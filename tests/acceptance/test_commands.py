@@ -183,6 +183,29 @@ async def test_operations_send_waits_for_outcomes_in_the_order_sent(terminal: Te
     assert (unknown.status, unknown.json["status"]) == (1, "unknown")
 
 
+async def test_operations_send_sends_order_events_and_waits_for_their_outcomes(terminal: Terminal) -> None:
+    """Of either queue; the events of a group in order, and each invalid line is named before anything is sent."""
+    tenant = {"businessId": "clinic", "locationId": "main"}
+    events = [{"type": "CREATE", "orderId": "e-1", "data": {"n": 0}, **tenant}]
+    events += [{"type": "UPDATE", "orderId": "e-1", "data": {"n": number}, **tenant} for number in range(1, 13)]
+    sent = await terminal.run("operations", "send", "-", "--orders", "--wait", "--json", text=text_of(*events))
+    assert (sent.status, {fate["status"] for fate in sent.json["operations"]}) == (0, {"succeeded"}), sent.err
+    late = {"type": "UPDATE", "orderId": "e-1", "data": {"n": 13}, "deduplicationId": "an id with spaces", **tenant}
+    text = text_of(late, {"type": "DELETE", "orderId": "none", **tenant})
+    urgent = await terminal.run("operations", "send", "-", "--orders", "--priority", "--wait", "--json", text=text)
+    fates = [(fate["operation"], fate["status"], fate.get("error")) for fate in urgent.json["operations"]]
+    assert (urgent.status, fates) == (1, [("patch", "succeeded", None), ("delete", "failed", "not_found")])
+    read = operation(operation="read", resourceType="order", resourceId="e-1", data=None)
+    found = await terminal.run("operations", "send", "-", "--wait", "--json", text=text_of(read))
+    assert found.json["operations"][0]["result"]["data"] == {"n": 13}
+
+    bad = await terminal.run("operations", "send", "-", "--orders", text=text_of(late, {"type": "PAY", **tenant}))
+    assert (bad.status, bad.out) == (1, "")
+    assert "line 2: unknown_type: type: expected one of CREATE, UPDATE, DELETE" in bad.err
+    alone = await terminal.run("operations", "send", "-", "--priority", text="")
+    assert (alone.status, "expected --orders with it" in alone.err) == (2, True)
+
+
 async def test_operations_send_fails_when_one_failed_or_is_not_heard_of(terminal: Terminal) -> None:
     """A failed one has its error; one of a tenant that nobody knows is unknown when the time is over."""
     good = operation(resourceId="o-3", requestId="once")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter, validators
 
-from simplu_worker.commands.command_line import NO_OPTIONS, CommonOptions, Flag, parse_time
+from simplu_worker.commands.command_line import NO_OPTIONS, CommonOptions, Flag, UsageError, parse_time
 
 operations = App(name="operations", help="Show the outcome of operations, and send operations.")
 
@@ -38,24 +38,33 @@ def send_operations(
     wait: Flag = False,
     timeout: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 60,
     force: Flag = False,
+    orders: Flag = False,
+    priority: Flag = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Put operations, one JSON object a line, on the stream.
+    """Put operations, one JSON object a line, on the stream; or order events into their queue.
 
     Parameters
     ----------
     file
-        A file of JSON lines; `-` for stdin. A missing requestId or timestamp is filled in.
+        A file of JSON lines; `-` for stdin. A missing requestId or timestamp is filled in, of an order event a missing
+        deduplicationId.
     wait
         Wait until every operation is in the log, and print the outcomes.
     timeout
         Wait for at most this many seconds.
     force
         Send invalid lines too; the worker stores a dead letter for each.
+    orders
+        The lines are order events, for SQS_ORDER_EVENTS_QUEUE_URL. The group is groupId, else orderId.
+    priority
+        With --orders: for SQS_PRIORITY_QUEUE_URL.
     """
     from simplu_worker.commands.stream.send import SendOptions, read_lines, send_operations
 
-    options = SendOptions(wait=wait, timeout_s=timeout, force=force)
+    if priority and not orders:
+        raise UsageError("--priority: expected --orders with it, got it alone")
+    options = SendOptions(wait=wait, timeout_s=timeout, force=force, orders=orders, priority=priority)
     path = None if file == "-" else Path(file)
     return common.run(lambda settings: send_operations(settings, read_lines(path), options, as_json=common.as_json))
 

@@ -1,24 +1,38 @@
-"""Parse JSON lines of operations: complete them for the stream, or reject them as the worker would. Pure."""
+"""Parse JSON lines of operations and order events: complete them, or reject them as the worker would. Pure."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
 import msgspec
 
+from simplu_worker.aws.sqs_queue import FifoIds, OutgoingMessage
+from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
 from simplu_worker.operations.decode import decode_operation, parse_record
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, RejectedRecord, Source
 
 PARTITION_KEY_MAX: Final = 256  # Kinesis API reference
 
+SQS_ID: Final = re.compile(r"[!-~]{1,128}")  # SQS API reference, SendMessage: alphanumeric and punctuation
+
+
+class _Grouped(msgspec.Struct, rename="camel"):
+    group_id: str | None = None
+
+
 _members_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_group_decoder = msgspec.json.Decoder(_Grouped)
 
 
 class InputLine(msgspec.Struct, frozen=True):
-    """A line that is not empty, its number from 1 on, the record to put, and the result of decoding the record."""
+    """A line that is not empty, its number from 1 on, the record to put, and the result of decoding the record.
+
+    *partition_key* keeps the order: of an order event it is the message group.
+    """
 
     number: int
     record: bytes
@@ -58,6 +72,46 @@ def parse_lines(
     return lines
 
 
+def parse_events(text: bytes, *, now: datetime, new_id: Callable[[], str], rules: OrderRules) -> list[InputLine]:
+    """Return the lines of *text* as order events; a missing `deduplicationId` is taken from *new_id*.
+
+    The group is the member `groupId`, else the order's id.
+    """
+    origin = Origin(source=Source.SQS, name="", arrived_at=now)
+    lines: list[InputLine] = []
+    digests: dict[tuple[str, str], bytes] = {}
+    for number, raw in enumerate(text.split(b"\n"), 1):
+        if not raw.strip():
+            continue
+        record = complete_record(raw.strip(), {"deduplicationId": new_id()})
+        decoded = decode_order(record.decode("utf-8", "replace"), {}, origin, rules, deduplication_id=None)
+        if isinstance(decoded, Operation):
+            earlier = digests.setdefault((decoded.tenant_id, decoded.request_id), decoded.digest)
+            if earlier != decoded.digest:
+                decoded = _reject_reused(decoded, "deduplicationId")
+        lines.append(InputLine(number, record, _group_of(record) or decoded.resource_id or f"line-{number}", decoded))
+    return lines
+
+
+def _group_of(record: bytes) -> str | None:
+    try:
+        return _group_decoder.decode(record).group_id or None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def message_of(line: InputLine, *, is_fifo: bool) -> OutgoingMessage:
+    """Return the message of an order event. SQS has its own rules for ids: what breaks them is hashed."""
+    key = line.key
+    own_id = f"line-{line.number}" if key is None else key[1]
+    fifo = FifoIds(group_id=_sqs_id(line.partition_key), deduplication_id=_sqs_id(own_id))
+    return OutgoingMessage(body=line.record.decode("utf-8", "replace"), fifo=fifo if is_fifo else None)
+
+
+def _sqs_id(text: str) -> str:
+    return text if SQS_ID.fullmatch(text) else hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 def complete_record(record: bytes, defaults: dict[str, str]) -> bytes:
     """Return *record* with the *defaults* of members that are missing or null; unchanged if it is no JSON object."""
     try:
@@ -81,10 +135,10 @@ def partition_key_of(decoded: Operation | RejectedRecord, number: int) -> str:
     return key if len(key) <= PARTITION_KEY_MAX else hashlib.sha256(key.encode()).hexdigest()
 
 
-def _reject_reused(operation: Operation) -> RejectedRecord:
+def _reject_reused(operation: Operation, member: str = "requestId") -> RejectedRecord:
     return RejectedRecord(
         reason=DeadLetterReason.REQUEST_ID_REUSED,
-        error="requestId: used by another operation in an earlier line; give each its own",
+        error=f"{member}: used by another operation in an earlier line; give each its own",
         origin=operation.origin,
         business_id=operation.business_id,
         location_id=operation.location_id,

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 from rich.text import Text
@@ -24,8 +24,15 @@ from simplu_worker.commands.output.display import (
 )
 from simplu_worker.commands.output.progress import CountProgress
 from simplu_worker.commands.requirements import require_settings
-from simplu_worker.commands.stream.input_lines import InputLine, parse_lines
-from simplu_worker.commands.stream.put_records import open_stream_for_puts, put_in_order
+from simplu_worker.commands.stream.input_lines import InputLine, message_of, parse_events, parse_lines
+from simplu_worker.commands.stream.put_records import (
+    QueueSink,
+    Sink,
+    StreamSink,
+    open_queue_for_sends,
+    open_stream_for_puts,
+    put_in_order,
+)
 from simplu_worker.commands.stream.wait_outcomes import (
     LastPoll,
     OperationKey,
@@ -37,11 +44,15 @@ from simplu_worker.commands.stream.wait_outcomes import (
 )
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.client import NewRecord
+from simplu_worker.consumers.sqs.orders.decode import OrderRules
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.operation import RejectedRecord, tenant_id_of
 from simplu_worker.shards.postgres.pool import Pools
 
 RESULT_SHOWN_LENGTH: Final = 60
+
+T = TypeVar("T")
+
 STYLES: Final = {
     SendStatus.SUCCEEDED: "green",
     SendStatus.FAILED: "red",
@@ -51,11 +62,13 @@ STYLES: Final = {
 
 
 class SendOptions(NamedTuple):
-    """The options of `operations send`."""
+    """The options of `operations send`. *orders* sends order events, *priority* to the priority queue."""
 
     wait: bool
     timeout_s: float
     force: bool
+    orders: bool = False
+    priority: bool = False
 
 
 async def show_operation(settings: Settings, request_id: str, tenant: tuple[str, str] | None, *, as_json: bool) -> int:
@@ -90,19 +103,15 @@ def read_lines(file: Path | None) -> bytes:
 
 
 async def send_operations(settings: Settings, text: bytes, options: SendOptions, *, as_json: bool) -> int:
-    """Put the operations of *text* on the stream; print their request ids, or with `wait` their outcomes.
+    """Put the operations of *text* on the stream, or order events into their queue.
+
+    Print their request ids, or with `wait` their outcomes.
 
     Puts nothing if a line is invalid, unless `force`. Returns 1 if a line was invalid or not put, or if an operation
     failed or did not reach the log in time.
     """
-    require_settings(settings, stream=True, routes=options.wait)
-    lines = parse_lines(
-        text,
-        now=datetime.now(UTC),
-        new_id=lambda: str(uuid.uuid4()),
-        max_bytes=settings.operation_max_bytes,
-        list_limit=settings.list_result_limit,
-    )
+    require_settings(settings, stream=not options.orders, routes=options.wait, queue=_queue_name(options))
+    lines = _parse(settings, text, is_orders=options.orders)
     invalid = {line.number: line.decoded for line in lines if isinstance(line.decoded, RejectedRecord)}
     if invalid and not options.force:
         _print_invalid(invalid, as_json=as_json)
@@ -113,10 +122,29 @@ async def send_operations(settings: Settings, text: bytes, options: SendOptions,
     return 0 if not invalid and all(outcome.status in expected for outcome in outcomes) else 1
 
 
+def _queue_name(options: SendOptions) -> str | None:
+    if not options.orders:
+        return None
+    return "SQS_PRIORITY_QUEUE_URL" if options.priority else "SQS_ORDER_EVENTS_QUEUE_URL"
+
+
+def _parse(settings: Settings, text: bytes, *, is_orders: bool) -> list[InputLine]:
+    now = datetime.now(UTC)
+    if is_orders:
+        rules = OrderRules(settings.operation_max_bytes, settings.order_tenant)
+        return parse_events(text, now=now, new_id=_new_id, rules=rules)
+    limits = {"max_bytes": settings.operation_max_bytes, "list_limit": settings.list_result_limit}
+    return parse_lines(text, now=now, new_id=_new_id, **limits)
+
+
+def _new_id() -> str:
+    return str(uuid.uuid4())
+
+
 async def _send(
     settings: Settings, lines: Sequence[InputLine], options: SendOptions
 ) -> tuple[list[SendOutcome], dict[str, str]]:
-    sent_count = await _put(settings, lines)
+    sent_count = await (_put(settings, lines) if not options.orders else _put_events(settings, lines, options))
     sent, unsent = lines[:sent_count], lines[sent_count:]
     if not options.wait or not sent:
         return send_outcomes(sent, unsent, {}, waited=options.wait), {}
@@ -127,17 +155,29 @@ async def _send(
 async def _put(settings: Settings, lines: Sequence[InputLine]) -> int:
     """Put *lines* on the stream; return how many were put, and print the error if these are not all."""
     records = [NewRecord(line.partition_key, line.record) for line in lines]
-    failures: list[RetryableError] = []
     async with open_stream_for_puts(settings) as stream:
+        return await _put_into(StreamSink(stream), records, str(stream.address))
 
-        def describe() -> str:
-            cause = failures[-1] if failures else f"no answer from {stream.address} yet"
-            return f"waiting for stream {stream.name}: {cause}"
 
-        with CountProgress("put", len(records)) as progress, note_what_is_awaited(describe, progress):
-            sent_count, error = await put_in_order(stream, records, progress, on_failure=failures.append)
-        if error is not None:
-            print_note(f"{sent_count} of {len(records)} were put on {stream.address}, then: {error}")
+async def _put_events(settings: Settings, lines: Sequence[InputLine], options: SendOptions) -> int:
+    """Do the same with order events and their queue."""
+    url = settings.sqs_priority_queue_url if options.priority else settings.sqs_order_events_queue_url
+    async with open_queue_for_sends(settings, url or "") as queue:
+        messages = [message_of(line, is_fifo=queue.is_fifo) for line in lines]
+        return await _put_into(QueueSink(queue), messages, queue.name)
+
+
+async def _put_into(sink: Sink[T], items: Sequence[T], place: str) -> int:
+    failures: list[RetryableError] = []
+
+    def describe() -> str:
+        cause = failures[-1] if failures else f"no answer from {place} yet"
+        return f"waiting for {sink}: {cause}"
+
+    with CountProgress("put", len(items)) as progress, note_what_is_awaited(describe, progress):
+        sent_count, error = await put_in_order(sink, items, progress, on_failure=failures.append)
+    if error is not None:
+        print_note(f"{sent_count} of {len(items)} were put on {place}, then: {error}")
     return sent_count
 
 

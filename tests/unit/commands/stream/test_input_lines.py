@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from simplu_worker.commands.stream.input_lines import InputLine, complete_record, parse_lines
+from simplu_worker.commands.stream.input_lines import InputLine, complete_record, message_of, parse_events, parse_lines
+from simplu_worker.consumers.sqs.orders.decode import OrderRules
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, RejectedRecord, Source
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -154,3 +155,54 @@ def test_lines_of_clamps_a_list_as_the_worker_does() -> None:
     assert isinstance(line.decoded, Operation)
     assert line.decoded.query is not None
     assert line.decoded.query.limit == 100
+
+
+EVENT = {"type": "CREATE", "orderId": "o-1", "data": {}, "businessId": "b", "locationId": "l", "deduplicationId": "d-1"}
+
+
+def read_events(text: bytes) -> list[InputLine]:
+    """Read *text* as order events, with ids that count up."""
+    numbers = itertools.count(1)
+    return parse_events(text, now=NOW, new_id=lambda: f"new-{next(numbers)}", rules=OrderRules(10_000, ("x", "y")))
+
+
+def test_events_get_an_id_and_a_group() -> None:
+    """A whole event stays as it is; the order's id is the group of an event that names none."""
+    absent = {name: value for name, value in EVENT.items() if name != "deduplicationId"}
+    nameless = {"type": "DELETE", "orderId": "o-2", "groupId": "all", "deduplicationId": None}
+    whole, numbered, third = read_events(text_of(EVENT, b"", absent, nameless))
+    assert (whole.number, whole.record, whole.partition_key) == (1, json.dumps(EVENT).encode(), "o-1")
+    assert (numbered.number, numbered.key) == (3, ("b-l", "new-2"))
+    assert (third.partition_key, third.key) == ("all", ("x-y", "new-3"))
+    assert message_of(third, is_fifo=False).fifo is None
+    fifo = message_of(third, is_fifo=True).fifo
+    assert fifo is not None
+    assert (fifo.group_id, fifo.deduplication_id) == ("all", "new-3")
+
+
+def test_ids_that_sqs_refuses_are_hashed() -> None:
+    """The same one for the same id; the event keeps its own."""
+    odd = EVENT | {"deduplicationId": "d 1", "groupId": "g" * 129}
+    first, again = (message_of(line, is_fifo=True).fifo for line in read_events(text_of(odd, odd)))
+    assert first is not None
+    assert first == again
+    assert {len(first.group_id), len(first.deduplication_id)} == {64}
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (b"nonsense", DeadLetterReason.INVALID_JSON),
+        (b"[1]", DeadLetterReason.INVALID_MESSAGE),
+        (b'{"type": "PAY"}', DeadLetterReason.UNKNOWN_TYPE),
+        (b"\xff", DeadLetterReason.INVALID_JSON),
+        (json.dumps(EVENT | {"data": {"n": 1}}).encode(), DeadLetterReason.REQUEST_ID_REUSED),
+    ],
+)
+def test_bad_event_is_rejected_as_by_the_worker(bad: bytes, reason: DeadLetterReason) -> None:
+    """With its line; the others stay."""
+    good, rejected = read_events(text_of(EVENT, bad))
+    assert isinstance(good.decoded, Operation)
+    assert isinstance(rejected.decoded, RejectedRecord)
+    assert rejected.decoded.reason is reason
+    assert message_of(rejected, is_fifo=True).fifo is not None

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simplu_worker.aws.sqs_queue import FifoIds, OutgoingMessage
 from simplu_worker.commands.stream import put_requests
-from simplu_worker.commands.stream.put_requests import cut_into_puts
+from simplu_worker.commands.stream.put_requests import cut_into_puts, cut_into_sends
 from simplu_worker.consumers.kinesis.stream.client import NewRecord
 
 
@@ -47,6 +48,24 @@ def test_put_counts_data_and_keys(sizes: list[int], expected: list[int], monkeyp
     monkeypatch.setattr(put_requests, "PUT_MAX_BYTES", 100)
     records = [NewRecord(f"{number:03}ż", b"x" * size) for number, size in enumerate(sizes)]
     assert [len(put) for put in cut_into_puts(records)] == expected
+
+
+def test_sends_keep_the_order_of_groups_within_bounds() -> None:
+    """Ten messages, 256 KiB, and no group twice; messages of a standard queue have no group."""
+
+    def messages(*groups: str | None, size: int = 1) -> list[OutgoingMessage]:
+        ids = [None if group is None else FifoIds(group, str(number)) for number, group in enumerate(groups)]
+        return [OutgoingMessage("x" * size, fifo) for fifo in ids]
+
+    def counts(sent: list[OutgoingMessage]) -> list[int]:
+        requests = list(cut_into_sends(sent))
+        assert [message for request in requests for message in request] == sent
+        return [len(request) for request in requests]
+
+    assert counts(messages(*"abcdefghijklm")) == [10, 3]
+    assert counts(messages(*"abacb")) == [2, 3]
+    assert counts(messages(*[None] * 12)) == [10, 2]
+    assert counts(messages(*"abc", size=131_072)) == [2, 1]
 
 
 def test_put_has_as_many_records_as_it_may() -> None:
