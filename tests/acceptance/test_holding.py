@@ -1,5 +1,7 @@
 """What trouble costs the others, on a small scale: the same programs tell it at full size.
 
+Of a shard that is lost `test_isolation.py` and `test_failures.py` tell it, of unknown tenants `test_bad_input.py`.
+
 The bounds are wide, for the machine may be busy: they tell those who wait a moment from those who wait for the trouble
 to end. How well the others go on is for the programs on a machine that does nothing else.
 """
@@ -14,24 +16,11 @@ PROMPT = ("--prompt-seconds", "5")
 pytestmark = pytest.mark.slow(30)
 
 
-def test_worker_goes_on_for_all_others_when_a_shard_is_frozen() -> None:
-    """Tenants of live shards are as prompt as before, and what was held is applied in order within 30 s."""
-    small = ("--shards", "3", "--stream-shards", "4", "--rate", "150")
-    short = ("--seconds", "3", "--freeze-seconds", "8", "--catch-up-seconds", "3")
-    run_program("benchmarks.holding", *small, *short, "--p99-ratio", "25", "--rate-ratio", "0.5")
-
-
 def test_worker_takes_no_more_memory_when_the_backlog_of_a_lost_shard_grows() -> None:
     """What a lost shard is owed stays in the stream."""
     # In memory they would take more than what is allowed; longer ones would meet Kinesis's limit for reading first.
     small = ("--seconds", "2", "--shards", "2", "--stream-shards", "4", "--rate", "100")
     run_program("benchmarks.holding", "--backlog", "60000", "--fill-rate", "6000", *small, *PROMPT)
-
-
-def test_worker_stays_prompt_and_small_when_many_tenants_are_unknown() -> None:
-    """Each record of a tenant that is never registered ends as one dead letter, and nobody else waits for it."""
-    small = ("--seconds", "3", "--shards", "2", "--stream-shards", "2", "--rate", "50", "--tenant-wait", "1")
-    run_program("benchmarks.holding", "--unknown-tenants", "200", "--fill-rate", "200", *small, *PROMPT)
 
 
 def test_late_tenant_gets_everything_in_order_when_it_is_registered_after_its_first_operations() -> None:

@@ -20,9 +20,8 @@ pytestmark = pytest.mark.slow(30)
     [
         ("--variants", "loaded,idle-restarted"),
         ("--variants", "interrupted", "--how", "multi-host"),
-        ("--variants", "idle", "--how", "replica"),
     ],
-    ids=["citrus", "multi-host", "replica"],
+    ids=["citrus", "multi-host"],
 )
 def test_nothing_is_lost_when_a_standby_without_the_last_commits_is_promoted(trouble: tuple[str, ...]) -> None:
     """What the stream still has is applied again before anything new, however the worker learns of the new primary."""

@@ -28,7 +28,7 @@ from simulation.wrong_designs import WRONG_DESIGNS, WrongDesign
 from structlog.types import EventDict, WrappedLogger
 
 QUICK = {Weather.FAIR: 20, Weather.STORM: 10, Weather.GREAT_STORM: 1}
-FLOOR = {Weather.FAIR: 400, Weather.STORM: 150, Weather.GREAT_STORM: 15}
+FLOOR = {Weather.FAIR: 240, Weather.STORM: 90, Weather.GREAT_STORM: 9}
 BLOCK = {Weather.FAIR: 20, Weather.STORM: 10, Weather.GREAT_STORM: 1}  # seeds of a test
 BUDGET_S = float(os.environ.get("SIMULATION_BUDGET_S", "15"))
 LANES = 2  # for each weather, to run side by side

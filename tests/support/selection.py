@@ -6,6 +6,7 @@ writes down the tests that have passed, and with --but-passed another one leaves
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections import Counter, defaultdict
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _pytest.pathlib import ImportMode, import_path
 from support.requires import missing_tool
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
@@ -71,6 +73,22 @@ class Selection:
         for folder, mark in MARKED_FOLDERS.items():
             if item.nodeid.startswith(folder):
                 item.add_marker(mark)
+
+    def pytest_collection(self, session: pytest.Session) -> None:
+        """On many processes, each imports its share of the files first.
+
+        Where nothing is compiled yet, each would compile all of them at the same time.
+        """
+        config = session.config
+        workerinput: dict[str, Any] | None = getattr(config, "workerinput", None)
+        if workerinput is None:
+            return
+        folders = [config.rootpath / argument for argument in config.args]
+        files = sorted({file for folder in folders if folder.is_dir() for file in folder.rglob("test_*.py")})
+        number = int(workerinput["workerid"].removeprefix("gw"))
+        for file in files[number :: workerinput["workercount"]]:
+            with contextlib.suppress(Exception):  # the collection reports it
+                import_path(file, mode=ImportMode.importlib, root=config.rootpath, consider_namespace_packages=False)
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
