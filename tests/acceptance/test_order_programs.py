@@ -32,9 +32,3 @@ def test_orders_leave_no_dead_letter_when_all_replicas_are_replaced_under_load(t
     with running_stack(tmp_path / "stack.env"):
         small = ("--events", "1200", "--groups", "100", "--rate", "40", "--rolling-restart", "--sender", "python")
         run_program("acceptance.orders", "--env-file", str(tmp_path / "stack.env"), *small)
-
-
-@pytest.mark.slow(20)
-def test_orders_are_worked_off_faster_than_by_a_naive_loop() -> None:
-    """Many at a time, not one: the factor of ten is for the benchmark on a quiet machine."""
-    run_program("benchmarks.orders", "--events", "2000", "--naive-events", "200", "--runs", "1", "--least-ratio", "3")

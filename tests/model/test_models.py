@@ -181,7 +181,6 @@ SAFE_AND_LARGE = {
     "hold: 5 operations": (hold("babbb", SHARD_DOWN, crashes=0), 48_439),
     "letters: crash and zombie, clocks ahead": (LettersModel(2, skew=1), 355_594),
     "letters: 3 operations": (LettersModel(3, takes=0), 105_602),
-    "orders: window, 3 messages": (OrderWindowModel(3), 330_836),
     "reshard: early child crashes": (reshard("ba", "b", SHARD_DOWN), 59_599),
     "reshard: zombie of the early child": (reshard("ba", "b", SHARD_DOWN, budget=CHILD_TAKES), 162_848),
     "reshard: early child, 4 operations": (reshard("ba", "bb", TENANT_REFUSED, budget=ONLY_TAKES), 67_576),

@@ -1,7 +1,7 @@
 """The worker's Kinesis side as a whole: thousands of random histories, none of which may break an invariant.
 
 Each seed is a history. Some of each weather run in every test run (QUICK), more in CI (FLOOR), and there further ones
-as long as the budget lasts: SIMULATION_BUDGET_S seconds of processor time in all, 15 by default. The summary of the run
+as long as the budget lasts: SIMULATION_BUDGET_S seconds of processor time in all, 6 by default. The summary of the run
 says how many there were.
 
 SIMULATION_SEED=17 runs one seed and shows what happens in it; SIMULATION_SEED=10000:20000 runs others than the usual.
@@ -28,9 +28,9 @@ from simulation.wrong_designs import WRONG_DESIGNS, WrongDesign
 from structlog.types import EventDict, WrappedLogger
 
 QUICK = {Weather.FAIR: 20, Weather.STORM: 10, Weather.GREAT_STORM: 1}
-FLOOR = {Weather.FAIR: 240, Weather.STORM: 90, Weather.GREAT_STORM: 9}
+FLOOR = {Weather.FAIR: 160, Weather.STORM: 60, Weather.GREAT_STORM: 6}
 BLOCK = {Weather.FAIR: 20, Weather.STORM: 10, Weather.GREAT_STORM: 1}  # seeds of a test
-BUDGET_S = float(os.environ.get("SIMULATION_BUDGET_S", "15"))
+BUDGET_S = float(os.environ.get("SIMULATION_BUDGET_S", "6"))
 LANES = 2  # for each weather, to run side by side
 KCL_SEEDS = 20  # with a leader of the KCL 3.x beside the replicas
 SEEDS_UNTIL_FOUND = 600

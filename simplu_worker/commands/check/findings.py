@@ -45,6 +45,7 @@ class CheckFacts:
     shard_count: int = 0
     empty_shards: list[str] = field(default_factory=list)
     inactive_shards: list[str] = field(default_factory=list)
+    shards_without_counts: list[str] = field(default_factory=list)  # of failed messages
     schema_creators: dict[str, Sequence[SchemaCreator]] = field(default_factory=dict)  # of shards
     skews_s: dict[str, float] = field(default_factory=dict)  # their clock less ours
     eviction_policy: str | None = None  # of Redis
@@ -122,6 +123,12 @@ def _shard_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
         yield Finding(name, "no schema yet", "nothing to do: the schema is created with the first tenant")
     for name in facts.inactive_shards:
         yield Finding(name, "marked inactive by Citrus, its tenants wait", "ask the operators of Citrus")
+    for name in facts.shards_without_counts:
+        yield Finding(
+            name,
+            "this role may not write message_failures, so that tries of messages are counted in memory only",
+            "as their owner run GRANT SELECT, INSERT, UPDATE, DELETE ON public.message_failures TO that role",
+        )
     for name, creators in facts.schema_creators.items():
         for creator in creators:
             problem, _, advice = str(creator).rpartition("; ")

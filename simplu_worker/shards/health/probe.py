@@ -19,6 +19,7 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 from simplu_worker.shards.types import ShardUnavailableError
 
+FAILURES_SINCE: Final = 3  # the schema version with the table of failed messages
 PROBE_S: Final = 2.4  # within `ShardTimeouts.probe_s`: a slow shard has answered, and is not lost
 
 
@@ -102,8 +103,11 @@ async def _add_details(
     await _add_columns(connection, "probe_connections", {"used": "connections_used", "room": "connections_max"}, facts)
     lag = {"lag_s": "lag_s", "lag_bytes": "lag_bytes", "standby_count": "standby_count"}
     await _add_columns(connection, "probe_standby" if facts["is_standby"] else "probe_primary", lag, facts)
-    if counts_tenants and facts.get("schema_version") is not None:
+    version: int | None = facts.get("schema_version")
+    if counts_tenants and version is not None:
         facts["tenant_count"] = await connection.fetchval(QUERIES["count_tenants"])
+        if version >= FAILURES_SINCE:
+            facts["counts_failures"] = await connection.fetchval(QUERIES["can_count_failures"])
     if counts_tenants:
         facts["creators"] = await _read_creators(connection)
 

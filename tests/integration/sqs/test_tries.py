@@ -34,6 +34,7 @@ from simplu_worker.errors import RetryableError
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.operations.operation import Operation, Outcome
 from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.shards.health.probe import probe_shard
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.types import PositionClaim
@@ -203,6 +204,8 @@ async def test_failures_are_counted_in_memory_when_the_role_may_not_write_the_ta
             async with desk.replica(gateway) as handler:
                 assert await handler.handle([message("o1", BAD, receive_count=9)]) == [RetryHeld(1)]
                 assert await handler.handle([message("o1", BAD)]) == [RetryHeld(5)]
+            assert (await probe_shard(routed.pools.ensure_pool(limited))).counts_failures is False
+        assert (await probe_shard(desk.pool)).counts_failures is True
         assert await desk.counts() == {}
     finally:
         await fetch(desk.pool, f"DROP OWNED BY {role}")

@@ -90,6 +90,7 @@ def queue_with(*, visibility_s: int = 30, receives: object = 1000, retention_s: 
             ],
         ),
         (CheckFacts(schema_creators={"shard a": []}), {}, []),
+        (CheckFacts(shards_without_counts=["shard a"]), {}, ["shard a: this role may not write message_failures"]),
         (CheckFacts(open_files_max=600), {}, []),
         (CheckFacts(open_files_max=599), {}, ["RLIMIT_NOFILE: 599 open files, the settings need up to 600: "]),
         (CheckFacts(open_files_max=1024), {"database_max_connections": 800}, ["RLIMIT_NOFILE: 1024 open files"]),
