@@ -1,6 +1,7 @@
 """What trouble costs the others, on a small scale: the same programs tell it at full size.
 
-Of a shard that is lost `test_isolation.py` and `test_failures.py` tell it, of unknown tenants `test_bad_input.py`.
+Of a shard that is lost `test_isolation.py` and `test_failures.py` tell it, of unknown and late tenants
+`test_bad_input.py` and `tests/integration/kinesis/test_reader_holding.py`.
 
 The bounds are wide, for the machine may be busy: they tell those who wait a moment from those who wait for the trouble
 to end. How well the others go on is for the programs on a machine that does nothing else.
@@ -21,11 +22,6 @@ def test_worker_takes_no_more_memory_when_the_backlog_of_a_lost_shard_grows() ->
     # In memory they would take more than what is allowed; longer ones would meet Kinesis's limit for reading first.
     small = ("--seconds", "2", "--shards", "2", "--stream-shards", "4", "--rate", "100")
     run_program("benchmarks.holding", "--backlog", "60000", "--fill-rate", "6000", *small, *PROMPT)
-
-
-def test_late_tenant_gets_everything_in_order_when_it_is_registered_after_its_first_operations() -> None:
-    """What was sent before the registration is applied after it, and others are prompt meanwhile."""
-    run_program("acceptance.holding", "late-tenant", "--operations", "1000", "--rate", "100", "--seconds", "3", *PROMPT)
 
 
 def test_children_go_on_when_a_shard_is_frozen_through_two_reshards_and_the_worker_is_killed() -> None:

@@ -28,7 +28,7 @@ from simulation.wrong_designs import WRONG_DESIGNS, WrongDesign
 from structlog.types import EventDict, WrappedLogger
 
 QUICK = {Weather.FAIR: 20, Weather.STORM: 10, Weather.GREAT_STORM: 1}
-FLOOR = {Weather.FAIR: 160, Weather.STORM: 60, Weather.GREAT_STORM: 6}
+FLOOR = {Weather.FAIR: 120, Weather.STORM: 40, Weather.GREAT_STORM: 4}
 BLOCK = {Weather.FAIR: 20, Weather.STORM: 10, Weather.GREAT_STORM: 1}  # seeds of a test
 BUDGET_S = float(os.environ.get("SIMULATION_BUDGET_S", "6"))
 LANES = 2  # for each weather, to run side by side
