@@ -24,7 +24,7 @@ from simplu_worker.metrics.instruments import SQS_IN_FLIGHT, SQS_MESSAGES
 QUEUE_NUMBERS = itertools.count(1)
 
 
-pytestmark = pytest.mark.usefixtures("aws_credentials")
+pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(0.6)]
 
 
 async def new_queue(client: Client, **attributes: str) -> Queue:

@@ -38,7 +38,7 @@ TOKEN = "token-of-the-monitoring-points"
 QUEUE_NUMBERS = itertools.count(1)
 SHARD = {"DATABASE_HOST": "127.0.0.1", "DATABASE_PORT": "1", "DATABASE_NAME": "d", "DATABASE_USERNAME": "u"}
 
-pytestmark = pytest.mark.usefixtures("aws_credentials")
+pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(0.5)]
 
 
 class Desk:
