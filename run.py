@@ -253,14 +253,23 @@ def make_venv(venv: str, python: Python, uv: Optional[str]) -> None:
         ignore.write("*\n")
 
 
-def install_pins(venv: str, requirements: str, uv: Optional[str]) -> None:
+def installer(venv: str, uv: Optional[str]) -> List[str]:
+    """Return the command that installs into *venv*: of uv, or without one of the pip in it."""
     inside = os.path.join(venv, "bin", "python")
     # Bytecode is made at first import: most modules of the emulators never are imported, and compiling them all takes
     # a quarter of pip's time. (uv does not compile unless told.)
     pip = [inside, "-m", "pip", "install", "--no-compile"]
+    return [*([uv, "pip", "install", "--python", inside] if uv else pip), "-q"]
+
+
+def install_pins(venv: str, requirements: str, uv: Optional[str]) -> None:
     pins = os.path.join("requirements", requirements + ".txt")
-    command = [uv, "pip", "install", "--python", inside] if uv else pip
-    quiet([*command, "-q", "--require-hashes", "--only-binary", ":all:", "-r", pins])
+    quiet([*installer(venv, uv), "--require-hashes", "--only-binary", ":all:", "-r", pins])
+
+
+def find_uv(venv: str) -> Optional[str]:
+    """Return the uv on the PATH, or for an environment other than .venv the one in .venv; None: there is none yet."""
+    return shutil.which("uv") or (None if venv == VENV else shutil.which("uv", path=os.path.join(VENV, "bin")))
 
 
 def fetch_uv(venv: str) -> Optional[str]:
@@ -278,9 +287,7 @@ def install(venv: str, requirements: str, uv: Optional[str]) -> None:
     """Install the pins of *requirements*, and our own package in place where it belongs."""
     install_pins(venv, requirements, uv)
     if requirements not in WITHOUT_US:
-        inside = os.path.join(venv, "bin", "python")
-        pip = [uv, "pip", "install", "--python", inside] if uv else [inside, "-m", "pip", "install"]
-        quiet([*pip, "-q", "--no-deps", "--no-build-isolation", "-e", "."])
+        quiet([*installer(venv, uv), "--no-deps", "--no-build-isolation", "-e", "."])
 
 
 def prepare(venv: str, requirements: str, python: Python, uv: Optional[str]) -> None:
@@ -292,7 +299,7 @@ def prepare(venv: str, requirements: str, python: Python, uv: Optional[str]) -> 
 
 def build(venv: str, requirements: str, python: Python) -> None:
     """Make *venv* if need be and install; the stamp says what is in it only once all is."""
-    found = shutil.which("uv") or (None if venv == VENV else shutil.which("uv", path=os.path.dirname(in_venv("uv"))))
+    found = find_uv(venv)
     prepare(venv, requirements, python, found)
     uv = found or fetch_uv(venv)
     try:
@@ -314,9 +321,8 @@ def ensure(venv: str, requirements: str) -> None:
     with alone():
         stamp = read_stamp(venv)
         requirements = wanted_set(requirements, stamp)
-        if usable(venv, python, stamp, have_uv=shutil.which("uv") is not None) and stamp.get("digest") == digest(
-            requirements
-        ):
+        is_usable = usable(venv, python, stamp, have_uv=find_uv(venv) is not None)
+        if is_usable and stamp.get("digest") == digest(requirements):
             return
         say("Installing requirements/{}.txt into {} ...".format(requirements, os.path.basename(venv)))
         started = time.time()
@@ -400,8 +406,10 @@ def tools(_args: List[str]) -> None:
 
 def lock(args: List[str]) -> None:
     """Compile requirements/*.txt anew; arguments (say --upgrade) go to uv."""
-    ensure(TOOLS_VENV, "tools")
-    uv = shutil.which("uv") or fetch_uv(TOOLS_VENV)
+    uv = find_uv(TOOLS_VENV)
+    if uv is None:
+        ensure(TOOLS_VENV, "tools")
+        uv = fetch_uv(TOOLS_VENV)
     if uv is None:
         stop("uv has no wheel for this system: put it on the PATH")
     for name, sources in LOCKS.items():

@@ -61,14 +61,14 @@ def main() -> int:
         results = pool.starmap(run_lane, [(start + lane * RANGE, seconds) for lane in range(lanes)])
     counts = sum((one[0] for one in results), Counter[str]())
     if broken := [text for _, _, text in results if text]:
-        print("\n".join(broken))  # noqa: T201
+        print("\n".join(broken))  # noqa: T201 - a command
         return 1
     campaigns = json.loads(CAMPAIGNS.read_text(encoding="utf-8"))
     day = datetime.now(UTC).date().isoformat()
     spent_s = round(sum(one[1] for one in results))
     campaigns.append({"day": day, "firstSeed": start, "processorSeconds": spent_s, "histories": dict(counts)})
     CAMPAIGNS.write_text(json.dumps(campaigns, indent=1) + "\n", encoding="utf-8")
-    print(f"{counts.total()} histories in {spent_s} s of processor time, no rule broken: {dict(counts)}")  # noqa: T201
+    print(f"{counts.total()} histories in {spent_s} s of processor time, no rule broken: {dict(counts)}")  # noqa: T201 - a command
     return 0
 
 

@@ -1,6 +1,6 @@
 """Write the figures of docs/correctness.md from what the runs assert or have written down.
 
-python -m support.correctness_page [--check]
+python -m support.correctness_page
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from simplu_worker.aws.sns_envelope import unwrap
-from simplu_worker.aws.sqs_queue import FifoIds
-from simplu_worker.commands.stream.put_requests import PUT_MAX_BYTES, PUT_MAX_COUNT, SEND_MAX_BYTES, SEND_MAX_COUNT
+from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, FifoIds
+from simplu_worker.commands.stream.put_requests import PUT_MAX_BYTES, PUT_MAX_COUNT, SEND_MAX_BYTES
 from simplu_worker.consumers.kinesis.stream.aggregation import PARTS_MAX, SubRecord, deaggregate
 from simplu_worker.consumers.kinesis.stream.client import NewRecord
 from simplu_worker.consumers.sqs.control.decode import with_timestamp
@@ -29,7 +29,7 @@ from simplu_worker.operations.operation import DeadLetterReason, Origin, Rejecte
 HIDDEN_MIN_S: Final = 60  # a killed command's letters stay hidden from other readers at least that long
 HIDDEN_MAX_S: Final = 43_200  # SQS: 12 hours
 # Most entries and bytes of one request: PutRecords, SendMessageBatch.
-REQUEST_LIMITS: Final = {Source.KINESIS: (PUT_MAX_COUNT, PUT_MAX_BYTES), Source.SQS: (SEND_MAX_COUNT, SEND_MAX_BYTES)}
+REQUEST_LIMITS: Final = {Source.KINESIS: (PUT_MAX_COUNT, PUT_MAX_BYTES), Source.SQS: (BATCH_MAX_COUNT, SEND_MAX_BYTES)}
 RENEWED_PER_S: Final = 25  # visibility timeouts that can be renewed in a second, ten a call, with a reserve
 
 # Faults of a control message itself: they recur when it is sent again.

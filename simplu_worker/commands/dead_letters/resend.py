@@ -18,7 +18,7 @@ from simplu_worker.commands.dead_letters.replay_plan import (
     plan_resend,
     unknown_source,
 )
-from simplu_worker.commands.stream.put_records import StreamSink, put_all
+from simplu_worker.commands.stream.put_records import put_all, stream_sink
 from simplu_worker.commands.stream.put_requests import cut_into_puts
 from simplu_worker.consumers.kinesis.stream.aggregation import AggregatePacker, SubRecord, deaggregate
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, Record, Stream
@@ -75,7 +75,7 @@ class DeadLetterResender:
         if resends[0].source is Source.KINESIS:
             assert self._stream is not None  # noqa: S101  (unknown_source ensures it)
             for records in cut_into_puts(record for resend in resends for record in resend.records):
-                await put_all(StreamSink(self._stream), records)
+                await put_all(stream_sink(self._stream), records)
             return {}
         return await self._send_messages(self._queues[resends[0].name], resends)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Final
 
@@ -55,21 +55,14 @@ def parse_lines(
     No other byte changes. A line with the request id of another operation before it is rejected, as by the worker.
     """
     origin = Origin(source=Source.KINESIS, name="", arrived_at=now)
-    lines: list[InputLine] = []
-    digests: dict[tuple[str, str], bytes] = {}
-    for number, raw in enumerate(text.split(b"\n"), 1):
-        if not raw.strip():
-            continue
-        record = complete_record(
-            raw.strip(), {"requestId": new_id(), "timestamp": now.isoformat().replace("+00:00", "Z")}
-        )
+    timestamp = now.isoformat().replace("+00:00", "Z")
+
+    def parse(number: int, raw: bytes) -> InputLine:
+        record = complete_record(raw, {"requestId": new_id(), "timestamp": timestamp})
         decoded = decode_operation(record, origin, max_bytes=max_bytes, list_limit=list_limit)
-        if isinstance(decoded, Operation):
-            earlier = digests.setdefault((decoded.tenant_id, decoded.request_id), decoded.digest)
-            if earlier != decoded.digest:
-                decoded = _reject_reused(decoded)
-        lines.append(InputLine(number, record, partition_key_of(decoded, number), decoded))
-    return lines
+        return InputLine(number, record, partition_key_of(decoded, number), decoded)
+
+    return list(_reject_reused_ids(_parse_each(text, parse), "requestId"))
 
 
 def parse_events(text: bytes, *, now: datetime, new_id: Callable[[], str], rules: OrderRules) -> list[InputLine]:
@@ -78,19 +71,31 @@ def parse_events(text: bytes, *, now: datetime, new_id: Callable[[], str], rules
     The group is the member `groupId`, else the order's id.
     """
     origin = Origin(source=Source.SQS, name="", arrived_at=now)
-    lines: list[InputLine] = []
-    digests: dict[tuple[str, str], bytes] = {}
-    for number, raw in enumerate(text.split(b"\n"), 1):
-        if not raw.strip():
-            continue
-        record = complete_record(raw.strip(), {"deduplicationId": new_id()})
+
+    def parse(number: int, raw: bytes) -> InputLine:
+        record = complete_record(raw, {"deduplicationId": new_id()})
         decoded = decode_order(record.decode("utf-8", "replace"), {}, origin, rules, deduplication_id=None)
+        return InputLine(number, record, _group_of(record) or decoded.resource_id or f"line-{number}", decoded)
+
+    return list(_reject_reused_ids(_parse_each(text, parse), "deduplicationId"))
+
+
+def _parse_each(text: bytes, parse: Callable[[int, bytes], InputLine]) -> Iterator[InputLine]:
+    for number, raw in enumerate(text.split(b"\n"), 1):
+        if stripped := raw.strip():
+            yield parse(number, stripped)
+
+
+def _reject_reused_ids(lines: Iterable[InputLine], member: str) -> Iterator[InputLine]:
+    """Yield *lines*, those rejected that have the id of another operation in an earlier line."""
+    digests: dict[tuple[str, str], bytes] = {}
+    for line in lines:
+        decoded = line.decoded
         if isinstance(decoded, Operation):
             earlier = digests.setdefault((decoded.tenant_id, decoded.request_id), decoded.digest)
             if earlier != decoded.digest:
-                decoded = _reject_reused(decoded, "deduplicationId")
-        lines.append(InputLine(number, record, _group_of(record) or decoded.resource_id or f"line-{number}", decoded))
-    return lines
+                decoded = _reject_reused(decoded, member)
+        yield msgspec.structs.replace(line, decoded=decoded)
 
 
 def _group_of(record: bytes) -> str | None:
@@ -135,7 +140,7 @@ def partition_key_of(decoded: Operation | RejectedRecord, number: int) -> str:
     return key if len(key) <= PARTITION_KEY_MAX else hashlib.sha256(key.encode()).hexdigest()
 
 
-def _reject_reused(operation: Operation, member: str = "requestId") -> RejectedRecord:
+def _reject_reused(operation: Operation, member: str) -> RejectedRecord:
     return RejectedRecord(
         reason=DeadLetterReason.REQUEST_ID_REUSED,
         error=f"{member}: used by another operation in an earlier line; give each its own",

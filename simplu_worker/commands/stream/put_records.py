@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from typing import Final, Protocol, TypeAlias, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Generic, TypeAlias, TypeVar
 
 from simplu_worker.aws.clients import open_client
 from simplu_worker.aws.sqs_queue import OutgoingMessage, Queue
@@ -45,50 +46,31 @@ async def open_queue_for_sends(settings: Settings, url: str) -> AsyncIterator[Qu
         yield Queue(client, url)
 
 
-class Sink(Protocol[T]):
-    """The place of records or messages that a command puts."""
+@dataclass(frozen=True, slots=True)
+class Sink(Generic[T]):
+    """The place of records or messages that a command puts.
 
-    def cut(self, items: Iterable[T]) -> Iterable[list[T]]:
-        """Cut *items* into requests, in order."""
+    *cut* cuts items into requests, in order. *put* puts the items of one request and returns the refused ones; it
+    raises the errors of the door.
+    """
 
-    async def put(self, items: Sequence[T]) -> list[T]:
-        """Put the items of one request; return the refused ones. Raises the errors of the door."""
-
-
-class StreamSink:
-    """A stream, for records."""
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-
-    def __str__(self) -> str:
-        return f"stream {self._stream.name}"
-
-    def cut(self, items: Iterable[NewRecord]) -> Iterable[list[NewRecord]]:
-        """See `Sink`."""
-        return cut_into_puts(items)
-
-    async def put(self, items: Sequence[NewRecord]) -> list[NewRecord]:
-        """See `Sink`."""
-        return list(await self._stream.put(items))
+    name: str
+    cut: Callable[[Iterable[T]], Iterable[list[T]]]
+    put: Callable[[Sequence[T]], Awaitable[Sequence[T]]]
 
 
-class QueueSink:
-    """A queue, for messages."""
+def stream_sink(stream: Stream) -> Sink[NewRecord]:
+    """Return a stream as the place of records."""
+    return Sink(f"stream {stream.name}", cut_into_puts, stream.put)
 
-    def __init__(self, queue: Queue) -> None:
-        self._queue = queue
 
-    def __str__(self) -> str:
-        return f"queue {self._queue.name}"
+def queue_sink(queue: Queue) -> Sink[OutgoingMessage]:
+    """Return a queue as the place of messages."""
 
-    def cut(self, items: Iterable[OutgoingMessage]) -> Iterable[list[OutgoingMessage]]:
-        """See `Sink`."""
-        return cut_into_sends(items)
+    async def send(messages: Sequence[OutgoingMessage]) -> Sequence[OutgoingMessage]:
+        return [messages[unsent.index] for unsent in await queue.send(messages)]
 
-    async def put(self, items: Sequence[OutgoingMessage]) -> list[OutgoingMessage]:
-        """See `Sink`."""
-        return [items[unsent.index] for unsent in await self._queue.send(items)]
+    return Sink(f"queue {queue.name}", cut_into_sends, send)
 
 
 async def put_in_order(
@@ -118,9 +100,9 @@ async def put_all(sink: Sink[T], items: Sequence[T], *, on_failure: OnFailure = 
     while items:
         try:
             refused = await sink.put(items)
-            error: RetryableError = RetryableError(f"{sink} takes no more now")
+            error: RetryableError = RetryableError(f"{sink.name} takes no more now")
         except RetryableError as exc:
-            refused, error = list(items), exc
+            refused, error = items, exc
         if refused:
             on_failure(error)
         failure_count = failure_count + 1 if len(refused) == len(items) else 1

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TypeVar
 
-from simplu_worker.aws.sqs_queue import OutgoingMessage
+from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, OutgoingMessage
 from simplu_worker.consumers.kinesis.stream.client import NewRecord
 
 PUT_MAX_COUNT: Final = 500  # records: Kinesis API reference
 PUT_MAX_BYTES: Final = 3_500_000  # below the 5 MiB of PutRecords, which some servers count after base64
-SEND_MAX_COUNT: Final = 10  # messages: SQS API reference, SendMessageBatch
 SEND_MAX_BYTES: Final = 262_144  # of a queue that was not configured for more
 
 T = TypeVar("T")
@@ -34,7 +33,7 @@ def cut_into_sends(messages: Iterable[OutgoingMessage]) -> Iterator[list[Outgoin
     def group_of(message: OutgoingMessage) -> str | None:
         return None if message.fifo is None else message.fifo.group_id
 
-    return _cut(messages, group_of, lambda message: len(message.body.encode()), SEND_MAX_COUNT, SEND_MAX_BYTES)
+    return _cut(messages, group_of, lambda message: len(message.body.encode()), BATCH_MAX_COUNT, SEND_MAX_BYTES)
 
 
 def _cut(

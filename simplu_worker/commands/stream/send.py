@@ -26,12 +26,12 @@ from simplu_worker.commands.output.progress import CountProgress
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.commands.stream.input_lines import InputLine, message_of, parse_events, parse_lines
 from simplu_worker.commands.stream.put_records import (
-    QueueSink,
     Sink,
-    StreamSink,
     open_queue_for_sends,
     open_stream_for_puts,
     put_in_order,
+    queue_sink,
+    stream_sink,
 )
 from simplu_worker.commands.stream.wait_outcomes import (
     LastPoll,
@@ -51,14 +51,14 @@ from simplu_worker.shards.postgres.pool import Pools
 
 RESULT_SHOWN_LENGTH: Final = 60
 
-T = TypeVar("T")
-
 STYLES: Final = {
     SendStatus.SUCCEEDED: "green",
     SendStatus.FAILED: "red",
     SendStatus.UNKNOWN: "yellow",
     SendStatus.NOT_SENT: "red",
 }
+
+T = TypeVar("T")
 
 
 class SendOptions(NamedTuple):
@@ -156,7 +156,7 @@ async def _put(settings: Settings, lines: Sequence[InputLine]) -> int:
     """Put *lines* on the stream; return how many were put, and print the error if these are not all."""
     records = [NewRecord(line.partition_key, line.record) for line in lines]
     async with open_stream_for_puts(settings) as stream:
-        return await _put_into(StreamSink(stream), records, str(stream.address))
+        return await _put_into(stream_sink(stream), records, str(stream.address))
 
 
 async def _put_events(settings: Settings, lines: Sequence[InputLine], options: SendOptions) -> int:
@@ -164,7 +164,7 @@ async def _put_events(settings: Settings, lines: Sequence[InputLine], options: S
     url = settings.sqs_priority_queue_url if options.priority else settings.sqs_order_events_queue_url
     async with open_queue_for_sends(settings, url or "") as queue:
         messages = [message_of(line, is_fifo=queue.is_fifo) for line in lines]
-        return await _put_into(QueueSink(queue), messages, queue.name)
+        return await _put_into(queue_sink(queue), messages, queue.name)
 
 
 async def _put_into(sink: Sink[T], items: Sequence[T], place: str) -> int:
@@ -172,7 +172,7 @@ async def _put_into(sink: Sink[T], items: Sequence[T], place: str) -> int:
 
     def describe() -> str:
         cause = failures[-1] if failures else f"no answer from {place} yet"
-        return f"waiting for {sink}: {cause}"
+        return f"waiting for {sink.name}: {cause}"
 
     with CountProgress("put", len(items)) as progress, note_what_is_awaited(describe, progress):
         sent_count, error = await put_in_order(sink, items, progress, on_failure=failures.append)

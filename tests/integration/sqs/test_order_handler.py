@@ -163,7 +163,10 @@ async def open_desk(
     """Open a handler in front of *shards*, with the tenants of HOMES."""
     async with routed_shards(shards) as routed:
         desk: Desk | None = None
-        utc: UtcClock = lambda: NOW if desk is None else desk.now  # noqa: E731
+
+        def utc() -> datetime:
+            return NOW if desk is None else desk.now
+
         async with open_handler(routed.gateway, queue, utc=utc, window=window) as handler:
             desk = Desk(routed, handler)
             for business_id, shard_id in HOMES.items():
