@@ -192,16 +192,14 @@ def test_events_are_in_the_catalogue_and_only_those_that_exist() -> None:
     assert sorted(logged_events()) == sorted(event for event, _ in catalogued_events())
 
 
-@pytest.mark.parametrize(("event", "levels"), [pytest.param(*row, id=row[0]) for row in catalogued_events()])
-def test_catalogue_names_the_level_at_which_an_event_is_logged(event: str, levels: set[str]) -> None:
+def test_catalogue_names_the_level_at_which_an_event_is_logged() -> None:
     """An operator filters by level, so the catalogue's is the code's."""
-    assert logged_events()[event] == levels
+    assert dict(catalogued_events()) == logged_events()
 
 
-@pytest.mark.parametrize("event", sorted(logged_events()))
-def test_event_is_a_noun_and_what_became_of_it(event: str) -> None:
+def test_events_are_nouns_and_what_became_of_them() -> None:
     """Events are `noun.past_verb`, in lower case, so that they can be searched for."""
-    assert re.fullmatch(EVENT, event)
+    assert not [event for event in logged_events() if not re.fullmatch(EVENT, event)]
 
 
 def test_metrics_are_all_described() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -78,8 +79,9 @@ async def test_user_agent_is_botocores_own_and_made_once(monkeypatch: pytest.Mon
         made.append(make(self))
         return made[-1]
 
-    async with AioSession().create_client("kinesis", region_name=REGION) as plain:
-        expected = (await agents_of(plain, 1))[0]  # it tries more than once
+    once = AioConfig(retries={"total_max_attempts": 1})
+    async with AioSession().create_client("kinesis", region_name=REGION, config=once) as plain:
+        (expected,) = await agents_of(plain, 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL_KINESIS", "http://127.0.0.1:1")
     monkeypatch.setattr(UserAgentString, "to_string", counted)
     async with open_client("kinesis", region=REGION) as client:
