@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 
@@ -52,15 +52,16 @@ async def execute(url: str, statement: str, *arguments: Any) -> None:
         await connection.close()
 
 
-# Everything a test may have changed that is not a row of the tables below.
+# Everything a test may have changed that is not a row of the tables below. Objects of Postgres have smaller ids.
 FINGERPRINT = """
 SELECT md5(concat_ws(' ',
     (SELECT string_agg(attrelid::text || attname || atttypid::text, ',' ORDER BY attrelid, attnum)
-     FROM pg_attribute WHERE attnum > 0),
-    (SELECT string_agg(oid::text, ',' ORDER BY oid) FROM pg_proc),
-    (SELECT string_agg(oid::text, ',' ORDER BY oid) FROM pg_constraint),
+     FROM pg_attribute WHERE attnum > 0 AND attrelid >= 16384),
+    (SELECT string_agg(oid::text, ',' ORDER BY oid) FROM pg_proc WHERE oid >= 16384),
+    (SELECT string_agg(oid::text, ',' ORDER BY oid) FROM pg_constraint WHERE oid >= 16384),
     (SELECT string_agg(oid::text, ',' ORDER BY oid) FROM pg_trigger),
-    (SELECT string_agg(oid::text, ',' ORDER BY oid) FROM pg_type),
+    (SELECT string_agg(oid::text, ',' ORDER BY oid) FROM pg_type WHERE oid >= 16384),
+    (SELECT string_agg(concat(nspname, nspacl), ',' ORDER BY nspname) FROM pg_namespace WHERE nspname !~ '^pg_'),
     (SELECT count(*) FROM pg_db_role_setting WHERE setdatabase IN (0, (
         SELECT oid FROM pg_database WHERE datname = current_database()))),
     {rows}
@@ -75,10 +76,43 @@ EMPTYING = "".join(
     f"DELETE FROM {table};"
     for table in ("tenants", "resources", "operations", "stream_positions", "moves", "message_failures")
 )
+EMPTY_SCHEMA = """
+DROP SCHEMA public CASCADE;
+CREATE SCHEMA public AUTHORIZATION pg_database_owner;
+GRANT USAGE ON SCHEMA public TO PUBLIC
+"""
 OTHERS_END = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid()
 """
+NEWEST = """
+SELECT max(oid) FROM (
+    SELECT oid FROM pg_class UNION ALL SELECT oid FROM pg_proc UNION ALL SELECT oid FROM pg_type
+    UNION ALL SELECT oid FROM pg_trigger UNION ALL SELECT oid FROM pg_namespace
+) objects
+"""
+# The statements that remove what is newer than $1: what a test has created. Oids are the same in every copy.
+REMOVALS = """
+SELECT string_agg(statement, '; ') FROM (
+    SELECT format('DROP TRIGGER IF EXISTS %I ON %s', tgname, tgrelid::regclass) AS statement
+    FROM pg_trigger WHERE oid > $1 AND NOT tgisinternal
+    UNION ALL SELECT format('DROP SCHEMA IF EXISTS %I CASCADE', nspname)
+    FROM pg_namespace WHERE oid > $1 AND nspname !~ '^(pg_|public$)'
+    UNION ALL SELECT format('DROP TABLE IF EXISTS %s CASCADE', oid::regclass)
+    FROM pg_class WHERE oid > $1 AND relkind = 'r'
+    UNION ALL SELECT format('DROP INDEX IF EXISTS %s', oid::regclass)
+    FROM pg_class WHERE oid > $1 AND relkind = 'i' AND relnamespace <> 'pg_toast'::regnamespace
+    UNION ALL SELECT format('DROP ROUTINE IF EXISTS %s CASCADE', oid::regprocedure) FROM pg_proc WHERE oid > $1
+    UNION ALL SELECT format('ALTER DATABASE %I RESET ALL', current_database())
+) statements
+"""
+
+
+class Fresh(NamedTuple):
+    """What a copy is like that no test had yet: its fingerprint, and the newest object in it."""
+
+    fingerprint: str
+    newest_oid: int
 
 
 class Shelf:
@@ -87,15 +121,15 @@ class Shelf:
     def __init__(self, server: PostgresServer) -> None:
         self._server = server
         self._shelved: dict[bool, list[str]] = {False: [], True: []}  # connection strings, by whether it is empty
-        self._fingerprints: dict[bool, str] = {}
+        self._fresh: dict[bool, Fresh] = {}
 
     async def take(self, shard_id: str, *, is_empty: bool) -> ShardAddress:
         """Return the address of a database like a fresh one."""
         shelved = self._shelved[is_empty]
         if not shelved:
             address = await copy_shard(self._server, shard_id, is_empty=is_empty)
-            if is_empty not in self._fingerprints:
-                self._fingerprints[is_empty] = await self._reset(address.connection_string, is_empty=is_empty)
+            if is_empty not in self._fresh:
+                self._fresh[is_empty] = await self._look(address.connection_string, is_empty=is_empty)
         else:
             address = ShardAddress(shard_id=shard_id, connection_string=shelved.pop())
         if not is_empty:
@@ -103,10 +137,10 @@ class Shelf:
         return address
 
     async def give_back(self, address: ShardAddress, *, is_empty: bool) -> None:
-        """Empty a database and keep it, or drop it when more than rows of it were changed."""
+        """Empty a database and keep it, or drop it when a test has changed or removed objects of it."""
         url = address.connection_string
         try:
-            is_as_it_was = await self._reset(url, is_empty=is_empty) == self._fingerprints[is_empty]
+            is_as_it_was = await self._reset(url, is_empty=is_empty)
         except asyncpg.PostgresError:
             is_as_it_was = False
         if is_as_it_was:
@@ -114,17 +148,33 @@ class Shelf:
         else:
             await execute(self._server.url_of("postgres"), f"DROP DATABASE {database_of(address)} WITH (FORCE)")
 
-    async def _reset(self, url: str, *, is_empty: bool) -> str:
+    async def _look(self, url: str, *, is_empty: bool) -> Fresh:
+        connection = await asyncpg.connect(url)
+        try:
+            return Fresh(await _fingerprint(connection, is_empty=is_empty), await connection.fetchval(NEWEST))
+        finally:
+            await connection.close()
+
+    async def _reset(self, url: str, *, is_empty: bool) -> bool:
+        """Remove what a test has left; return whether the database is like a fresh one then."""
+        fresh = self._fresh[is_empty]
         connection = await asyncpg.connect(url)
         try:
             await connection.execute(OTHERS_END)
             if is_empty:
-                await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+                await connection.execute(EMPTY_SCHEMA)
             else:
                 await connection.execute(EMPTYING)
-            return str(await connection.fetchval(FINGERPRINT.format(rows="1" if is_empty else ROWS)))
+                if await _fingerprint(connection, is_empty=False) == fresh.fingerprint:
+                    return True
+            await connection.execute(await connection.fetchval(REMOVALS, fresh.newest_oid))
+            return await _fingerprint(connection, is_empty=is_empty) == fresh.fingerprint
         finally:
             await connection.close()
+
+
+async def _fingerprint(connection: asyncpg.Connection[Any], *, is_empty: bool) -> str:
+    return str(await connection.fetchval(FINGERPRINT.format(rows="1" if is_empty else ROWS)))
 
 
 def database_of(address: ShardAddress) -> str:
