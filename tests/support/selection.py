@@ -23,7 +23,6 @@ from xdist.scheduler.loadscope import LoadScopeScheduling
 # Seconds that a test takes if it does not say so in its mark, by folder: enough for an order.
 USUAL_S = {"acceptance": 4.0, "integration": 0.4, "simulation": 0.4, "model": 0.5}
 SHORT_S = 0.015
-WAITING = ("tests/acceptance/", "tests/integration/")
 # Tests that share nothing with their module's others and take so long that they run side by side.
 SEPARATE = re.compile(
     r"tests/(model|simulation)/"
@@ -155,24 +154,30 @@ class _Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no ty
 
 
 def longest_first(items: Iterable[pytest.Item]) -> list[pytest.Item]:
-    """Return *items* by units of work, those first that take longest; units that wait in turn with those that compute.
+    """Return *items* by units of work, those first that take longest, and units of all folders in turn.
 
-    What waits for servers leaves the processors to what does not.
+    What waits for servers, programs above all, leaves the processors to what computes.
     """
     by_scope: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
         by_scope[scope_of(item.nodeid)].append(item)
-    by_length = sorted(by_scope.items(), key=lambda unit: -_seconds_of_all(unit[1]))
-    waiting = [unit for scope, unit in by_length if scope.startswith(WAITING)]
-    computing = [unit for scope, unit in by_length if not scope.startswith(WAITING)]
-    placed = sorted([*_by_share(waiting), *_by_share(computing)], key=lambda pair: pair[0])
+    by_folder: dict[str, list[list[pytest.Item]]] = defaultdict(list)
+    for scope, unit in by_scope.items():
+        by_folder[_folder_of(scope)].append(unit)
+    placed = [pair for units in by_folder.values() for pair in _by_share(units)]
+    placed.sort(key=lambda pair: pair[0])
     return [item for _, unit in placed for item in unit]
 
 
+def _folder_of(nodeid: str) -> str:
+    return nodeid.split("/")[1]
+
+
 def _by_share(units: Sequence[list[pytest.Item]]) -> Iterator[tuple[float, list[pytest.Item]]]:
-    """Yield *units* with the share of the time of all of them that is over when they begin."""
-    seconds = list(map(_seconds_of_all, units))
-    for begins_s, unit in zip(accumulate(seconds, initial=0.0), units, strict=False):
+    """Yield *units*, the longest first, with the share of the time of all of them that is over when they begin."""
+    ordered = sorted(units, key=_seconds_of_all, reverse=True)
+    seconds = list(map(_seconds_of_all, ordered))
+    for begins_s, unit in zip(accumulate(seconds, initial=0.0), ordered, strict=False):
         yield begins_s / sum(seconds), unit
 
 
@@ -184,7 +189,7 @@ def _seconds_of(item: pytest.Item) -> float:
     mark = item.get_closest_marker("slow")
     if mark is not None and mark.args:
         return float(mark.args[0])
-    return USUAL_S.get(item.nodeid.split("/")[1], SHORT_S)
+    return USUAL_S.get(_folder_of(item.nodeid), SHORT_S)
 
 
 def describe_left_out(slow_count: int, missing: Counter[str]) -> str:
