@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Final
 
 import msgspec
@@ -33,7 +34,7 @@ from simplu_worker.shards.types import Absence
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.server import HttpAnswer, Views
 from simplu_worker.telemetry.log import recent_errors, scrub_text
-from simplu_worker.timing.clock import loop_time
+from simplu_worker.timing.clock import loop_time, utc_now
 
 HEALTH_SUMMARY: Final = (
     "state",
@@ -158,7 +159,7 @@ class ReplicaStatus:
 
     def status(self) -> dict[str, Any]:
         """Return the whole status, for people and their tools."""
-        readers = self.fleet.readers() if self.fleet else []
+        readers = self._readers()
         return {
             "replica": self.name,
             "version": __version__,
@@ -231,22 +232,50 @@ class ReplicaStatus:
         if self.gateway is None:
             return 503, {"error": "starting"}
         tenant_id = None if business_id is None else tenant_id_of(business_id, location_id or "")
-        silent: list[str] = []
+        asked = {"requestId": request_id}
         try:
             found, silent = await self.gateway.find_operation(request_id, tenant_id)
+            held = None if found is not None or tenant_id is None else await self._find_held(self.gateway, tenant_id)
         except (RetryableError, PermanentError) as exc:
-            return 503, {"error": str(exc)}
+            held = None if tenant_id is None else self._own_hold(tenant_id)
+            return (503, {"error": str(exc)}) if held is None else (200, asked | held)
         if found is not None:
-            return 200, msgspec.to_builtins(found, builtin_types=(msgspec.Raw,)) | _silent_members(silent)
+            answer = msgspec.to_builtins(found, builtin_types=(msgspec.Raw,))
+            return 200, answer | self._read_up_to(tenant_id) | _silent_members(silent)
         if self._is_pending(request_id, tenant_id):
-            return 200, {"requestId": request_id, "status": "pending"} | _silent_members(silent)
-        lags = [reader.lag_of(tenant_id) for reader in (self.fleet.readers() if self.fleet else [])]
+            return 200, asked | {"status": "pending"} | _silent_members(silent)
+        if held is not None:
+            return 200, asked | held
+        lags = [reader.lag_of(tenant_id) for reader in self._readers()]
         lag_s = max((lag for lag in lags if lag is not None), default=None)
-        return 404, {"requestId": request_id, "status": "unknown", "lagSeconds": lag_s} | _silent_members(silent)
+        unknown = {"status": "unknown", "lagSeconds": lag_s} | self._read_up_to(tenant_id)
+        return 404, asked | unknown | _silent_members(silent)
+
+    def _readers(self) -> Sequence[StreamShardReader]:
+        return self.fleet.readers() if self.fleet else []
+
+    def _read_up_to(self, tenant_id: str | None) -> dict[str, Any]:
+        return {} if self.fleet is None else {"readUpTo": self.fleet.read_status(tenant_id).up_to}
+
+    async def _find_held(self, gateway: ShardGateway, tenant_id: str) -> dict[str, Any] | None:
+        """Return why and since when operations of a tenant are held, if they are. Raises as `ShardGateway.find`."""
+        if (held := self._own_hold(tenant_id)) is not None:
+            return held
+        if await gateway.find(tenant_id) is Absence.UNREGISTERED:
+            return {"status": "held", "reason": Absence.UNREGISTERED}
+        if self.fleet is not None and self.fleet.read_status(tenant_id).held_in:
+            return {"status": "held", "reason": "other_replica"}
+        return None
+
+    def _own_hold(self, tenant_id: str) -> dict[str, Any] | None:
+        held = next(filter(None, (reader.hold_of(tenant_id) for reader in self._readers())), None)
+        if held is None:
+            return None
+        since = utc_now() - timedelta(seconds=loop_time() - held.since)
+        return {"status": "held", "reason": held.reason, "since": since}
 
     def _is_pending(self, request_id: str, tenant_id: str | None) -> bool:
-        readers = self.fleet.readers() if self.fleet else []
-        handlers: list[StreamShardReader | OrderHandler] = [*readers, *self.monitoring.orders.values()]
+        handlers: list[StreamShardReader | OrderHandler] = [*self._readers(), *self.monitoring.orders.values()]
         return any(handler.is_pending(request_id, tenant_id) for handler in handlers)
 
     async def find_tenant(self, business_id: str, location_id: str) -> HttpAnswer:

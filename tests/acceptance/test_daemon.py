@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -328,6 +329,33 @@ async def test_worker_answers_over_http(stack: Stack) -> None:
     (line,) = [line for line in taken.stdout.splitlines() if json.loads(line)["level"] == "error"]
     assert f"expected to listen on {HOST}:{worker.port}" in json.loads(line)["error"]
     assert "Traceback" not in taken.stdout + taken.stderr
+
+
+@pytest.mark.slow(6)
+@in_stacks_loop
+async def test_worker_tells_a_client_when_to_stop_asking(stack: Stack) -> None:
+    """What was put before `readUpTo` is decided, or the tenant is held: then it says so."""
+
+    async def asked(business_id: str) -> tuple[int, dict[str, Any]]:
+        path = f"/operations/never-sent?businessId={business_id}&locationId=main"
+        status, body = await get(worker, path, token=stack.env["API_TOKEN"])
+        return status, json.loads(body)
+
+    async def is_read() -> bool:
+        read_up_to = (await asked("clinic"))[1]["readUpTo"]
+        return read_up_to is not None and datetime.fromisoformat(read_up_to) > sent_at
+
+    async with running_worker(stack) as worker:
+        sent_at = datetime.now(UTC)
+        await put(stack, "before")
+        assert await poll_until(is_read, within_s=GRACE_S)
+        done, _ = await get(worker, "/operations/before", token=stack.env["API_TOKEN"])
+        status, answer = await asked("clinic")
+        held = await asked("nobody")
+        await worker.stop(within_s=GRACE_S)
+
+    assert (done, status, answer["status"]) == (200, 404, "unknown")
+    assert held == (200, {"requestId": "never-sent", "status": "held", "reason": "unregistered"})
 
 
 @pytest.mark.slow(4)

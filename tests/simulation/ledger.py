@@ -99,6 +99,14 @@ class Ledger:
         puts = self.by_stream_shard.get(stream_shard_id, [])
         return next((put for put in puts if put.index not in self.lost and not self.is_settled(put)), None)
 
+    def never_settled(self) -> list[Put]:
+        """Return the operations that are not settled, without those that a shard has lost."""
+        return [
+            put
+            for put in self.puts
+            if put.operation is not None and put.index not in self.lost and not self.is_settled(put)
+        ]
+
     def unsettled(self) -> list[str]:
         """Return the stream shards with an unsettled record."""
         return [stream_shard_id for stream_shard_id in self.by_stream_shard if self.first_unsettled(stream_shard_id)]

@@ -13,7 +13,7 @@ from random import Random
 from typing import Any, TypeAlias, cast
 
 import msgspec
-from simulation.ledger import Ledger
+from simulation.ledger import Ledger, Put
 from simulation.simulated_dynamodb import DynamoDb, Row
 from simulation.simulated_kinesis import STREAM, KinesisClient, KinesisService
 from simulation.simulated_network import Network
@@ -234,6 +234,21 @@ class World:
         if self.ledger.violations or bugs or self.loop.failures:
             problems = [*self.ledger.violations[:3], *map(repr, bugs), *map(repr, self.loop.failures)]
             raise ViolationError("; ".join(problems)) from next(iter([*bugs, *self.loop.failures]), None)
+
+    def check_read_status(self) -> None:
+        """Check that no replica calls a time read up to, before which an operation of the tenant arrived that is open.
+
+        The clock of a replica may be fast.
+        """
+        first_open: dict[str, Put] = {}  # by tenant
+        for put in reversed(self.ledger.never_settled()):
+            assert put.operation is not None
+            first_open[put.operation.tenant_id] = put
+        for tenant_id, put in first_open.items():
+            for replica in self.alive():
+                up_to = replica.fleet.read_status(tenant_id).up_to
+                if up_to is not None and put.origin.arrived_at < up_to - timedelta(seconds=self.plan.skew_max_s):
+                    self.ledger.violate(f"{replica.me} has read up to {up_to}, and record {put.index} is open")
 
     async def until(self, is_reached: Callable[[], object], *, within_s: float) -> None:
         """Wait until *is_reached*. Raises ViolationError when that takes longer, or a rule was broken."""

@@ -25,6 +25,7 @@ UNKNOWN_AFTER_S = 330.0  # for records of tenants that never come: 60 s, and a f
 REFILLED_AFTER_S = {Weather.FAIR: 60.0, Weather.STORM: 60.0, Weather.GREAT_STORM: 400.0}
 GIVEN_UP_AFTER_S = 30.0  # for an operation that fails by itself: its tries are 21 s apart
 STOPPED_WITHIN_S = 10.0
+STATUS_EVERY_S = 1.0
 RECORDS_AT_ONCE = (1,) * 12 + (2, 4)  # more than one: packed as the Kinesis Producer Library does
 REQUEST_IDS = ("own",) * 18 + ("none", "reused")
 BAD_RECORDS = 0.03
@@ -102,6 +103,7 @@ def enlarged(plan: Plan, draws: Random) -> Plan:
 
 async def _run(world: World) -> None:
     await world.open()
+    watching = asyncio.create_task(watch_read_status(world))
     if world.plan.initial_position == "LATEST":  # what comes before it was first seen is not read
         await world.until(lambda: all(one.fleet.is_set_up for one in world.replicas), within_s=WELL_WITHIN_S)
     world.network.trouble = draw_trouble(world)
@@ -116,7 +118,15 @@ async def _run(world: World) -> None:
     _repair(world)
     await settle_down(world)
     world.ledger.check_fates()
+    watching.cancel()
     await stop_all(world)
+
+
+async def watch_read_status(world: World) -> None:
+    """Check what the replicas tell about their progress, every now and then."""
+    while True:
+        await asyncio.sleep(STATUS_EVERY_S)
+        world.check_read_status()
 
 
 async def produce(world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -379,7 +380,7 @@ async def test_renewal_returns_the_earlier_try_when_writing_its_list_over_it_fai
 
     assert renewed == Lease("a", Position(17), counter=6, owner=ME)
     assert [operation for operation, _ in aws.requests] == ["UpdateItem", "GetItem", "UpdateItem"]
-    assert last["UpdateExpression"] == "SET leaseCounter = :next, simpluOwed = :pending"
+    assert last["UpdateExpression"] == "SET leaseCounter = :next, simpluOwed = :pending REMOVE simpluReadUpTo"
     assert last["ExpressionAttributeValues"][":pending"] == {"SS": sorted(OWED)}
 
 
@@ -500,3 +501,20 @@ async def test_renew_notes_how_far_the_reader_is_ahead_and_removes_it(table: Lea
     cleared = await table.renew(retaken, ME, Position(50), ahead=None)
     assert cleared is not None
     assert (cleared.checkpoint, cleared.ahead) == (Position(50), None)
+
+
+async def test_renew_writes_how_far_the_stream_shard_is_read(table: LeaseTable) -> None:
+    """A renewal without it removes it, as a release does; of another owner it counts for nothing."""
+    up_to = datetime(2026, 1, 1, 8, 0, 0, 250_000, tzinfo=UTC)
+    await table.create(Lease("a", TRIM_HORIZON))
+    taken = await table.take(Lease("a", TRIM_HORIZON), ME)
+    assert taken is not None
+    noted = await table.renew(taken, ME, read_up_to=up_to)
+    assert noted is not None
+    removed = await table.renew(noted, ME)
+    assert removed is not None
+    again = await table.renew(removed, ME, read_up_to=up_to)
+    assert again is not None
+    stolen = await table.take(again, OTHER)
+    assert stolen is not None
+    assert [lease.read_up_to for lease in (noted, removed, again, stolen)] == [up_to, None, up_to, None]

@@ -32,6 +32,7 @@ from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
 from simplu_worker.consumers.kinesis.leases.lease_audit import LeaseAudit
 from simplu_worker.consumers.kinesis.leases.lease_sync import LeaseSyncer
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
+from simplu_worker.consumers.kinesis.leases.read_status import ReadStatus, read_status
 from simplu_worker.consumers.kinesis.leases.stream_view import StreamView
 from simplu_worker.consumers.kinesis.reader.reader_parameters import (
     LeaseContext,
@@ -147,6 +148,15 @@ class Fleet:
     def readers(self) -> Sequence[StreamShardReader]:
         """Return the running readers, in order of their stream shards."""
         return self._coordinator.readers()
+
+    def read_status(self, tenant_id: str | None) -> ReadStatus:
+        """Return how far the stream is read for a tenant, by this replica's readers and the rows of the others."""
+        readers = {reader.stream_shard_id: reader for reader in self.readers()}
+        leases = [
+            lease if (reader := readers.get(key)) is None else reader.with_progress(lease)
+            for key, lease in self._view.leases().items()
+        ]
+        return read_status(leases, tenant_id)
 
     def status(self) -> list[dict[str, Any]]:
         """Return every stream shard with a lease: its owner, its state and its checkpoint."""

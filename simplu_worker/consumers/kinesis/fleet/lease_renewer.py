@@ -77,6 +77,7 @@ class LeaseRenewer:
                         self._checkpoint(),
                         pending_tenants=self._pending_tenants(),
                         ahead=self._ahead(),
+                        read_up_to=None if self.reader is None else self.reader.read_up_to,
                     )
             except (RetryableError, PermanentError, TimeoutError) as exc:
                 log.warning(

@@ -22,6 +22,7 @@ STARTED_AT = "simpluStartedAt"
 PENDING_TENANTS = "simpluOwed"
 READ_TO = "simpluReadTo"
 HELD = "simpluHeld"
+READ_UP_TO = "simpluReadUpTo"
 
 
 class UnreadableLeaseError(ValueError):
@@ -44,10 +45,12 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     *checkpoint* is the last finished position, as with the KCL. *checkpoint_owner* is set while a KCL 3.x leader moves
     the lease gracefully: *owner* is then the next owner already, and *checkpoint_owner* reads until it hands over.
 
-    The last three are the worker's own. *started_at* is the instant from which this application reads the stream shard,
+    The last four are the worker's own. *started_at* is the instant from which this application reads the stream shard,
     written when its lease is first taken; where it pins LATEST or AT_TIMESTAMP, every reader starts there until there
     is a checkpoint. *pending_tenants* are the tenants with pending operations (as `TenantSet.encode` writes them) of a
     stream shard that is read to its end; None before. *ahead* is None when the reader is not ahead of its checkpoint.
+    Before *read_up_to* no record arrived that is pending, except those of the tenants in *ahead*; None unless the
+    actual owner has written it. No reader decides by it.
 
     Other attributes survive, because every later write names the attributes that it changes.
     """
@@ -65,6 +68,7 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     started_at: datetime | None = None
     pending_tenants: frozenset[str] | None = None
     ahead: ReadAhead | None = None
+    read_up_to: datetime | None = None
 
     @property
     def actual_owner(self) -> str | None:
@@ -171,6 +175,7 @@ def lease_of(row: LeaseRow) -> Lease | None:
             started_at=_instant(row, STARTED_AT),
             pending_tenants=frozenset(_optional(row, PENDING_TENANTS, "SS") or ()) or None,
             ahead=_ahead(row),
+            read_up_to=_read_up_to(row),
         )
     except UnreadableLeaseError:
         raise
@@ -246,6 +251,17 @@ def _ahead(row: LeaseRow) -> ReadAhead | None:
         if held and sequence_number
         else None
     )
+
+
+def read_up_to_text(instant: datetime, owner: str) -> str:
+    """Return an instant for a row, with its writer: a worker that does not know the attribute would leave it stale."""
+    return f"{instant.isoformat()} {owner}"
+
+
+def _read_up_to(row: LeaseRow) -> datetime | None:
+    owner = _optional(row, "checkpointOwner", "S") or _optional(row, "leaseOwner", "S")
+    instant, _, writer = (_optional(row, READ_UP_TO, "S") or "").partition(" ")
+    return datetime.fromisoformat(instant) if owner and writer == owner else None
 
 
 def _hash_range(row: LeaseRow) -> HashRange | None:

@@ -21,6 +21,7 @@ from simplu_worker.consumers.kinesis.leases.lease import (
     HELD,
     PENDING_TENANTS,
     READ_TO,
+    READ_UP_TO,
     STARTED_AT,
     Lease,
     LeaseRow,
@@ -31,6 +32,7 @@ from simplu_worker.consumers.kinesis.leases.lease import (
     is_lease,
     is_own_landed_write,
     lease_of,
+    read_up_to_text,
     row_of,
 )
 from simplu_worker.consumers.kinesis.leases.table_requests import (
@@ -160,6 +162,7 @@ class LeaseTable:
         *,
         pending_tenants: frozenset[str] | None = None,
         ahead: ReadAhead | None = UNCHANGED,
+        read_up_to: datetime | None = None,
     ) -> Lease | None:
         """Renew a lease that *me* holds; in the same write, set its checkpoint and its pending tenants.
 
@@ -169,7 +172,8 @@ class LeaseTable:
         this try is written over it; when the answer to that is lost, too, the lease is returned as the earlier try left
         it.
 
-        Without *pending_tenants*, or with none, the list in the row stays. *ahead* None removes the row's.
+        Without *pending_tenants*, or with none, the list in the row stays. *ahead* None removes the row's, and so does
+        *read_up_to*.
         """
         values: dict[str, Any] = {
             ":counter": _number(lease.counter),
@@ -182,6 +186,11 @@ class LeaseTable:
             sets.append(f"{PENDING_TENANTS} = :pending")
             values[":pending"] = {"SS": sorted(pending_tenants)}
         _add_ahead(ahead, lease, sets, removes, values)
+        if read_up_to is not None:
+            sets.append(f"{READ_UP_TO} = :up_to")
+            values[":up_to"] = {"S": read_up_to_text(read_up_to, me)}
+        else:
+            removes.append(READ_UP_TO)
         if checkpoint is not None:
             sets.append(_SET_CHECKPOINT)
             removes.append(_REMOVE_PENDING)
@@ -194,7 +203,9 @@ class LeaseTable:
         if row is None:
             return None
         if has_hand_over_begun(lease, row, me=me) and row.counter == lease.counter:
-            return await self.renew(row, me, checkpoint, pending_tenants=pending_tenants, ahead=ahead)
+            return await self.renew(
+                row, me, checkpoint, pending_tenants=pending_tenants, ahead=ahead, read_up_to=read_up_to
+            )
         if not is_own_landed_write(lease, row, me=me):
             return None
         higher = checkpoint if checkpoint is not None and row.checkpoint < checkpoint else None
@@ -202,7 +213,9 @@ class LeaseTable:
         if higher is None and has_tenants and (ahead is UNCHANGED or row.ahead == ahead):
             return row
         try:
-            return await self.renew(row, me, higher, pending_tenants=pending_tenants, ahead=ahead)
+            return await self.renew(
+                row, me, higher, pending_tenants=pending_tenants, ahead=ahead, read_up_to=read_up_to
+            )
         except RetryableError:
             return row  # it is renewed; the next renewal writes the rest, and recognises this one if it landed
 
@@ -217,7 +230,7 @@ class LeaseTable:
         """
         values = {":me": {"S": me}, ":one": _number(1)}
         sets: list[str] = []
-        removes = ["leaseOwner" if lease.checkpoint_owner is None else "checkpointOwner"]
+        removes = ["leaseOwner" if lease.checkpoint_owner is None else "checkpointOwner", READ_UP_TO]
         _add_ahead(ahead, lease, sets, removes, values)
         if checkpoint is not None:
             sets.append(_SET_CHECKPOINT)

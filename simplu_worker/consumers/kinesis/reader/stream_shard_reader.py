@@ -12,10 +12,11 @@ import contextlib
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any, Final
 
+import msgspec
 import structlog
 
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
@@ -29,7 +30,7 @@ from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import Checkpoin
 from simplu_worker.consumers.kinesis.holding.holds import CatchUp, Hold, Target
 from simplu_worker.consumers.kinesis.holding.parent_records import ParentRecords
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
-from simplu_worker.consumers.kinesis.leases.lease import ReadAhead
+from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
 from simplu_worker.consumers.kinesis.reader.catch_up import CatchUpReader, CatchUps
 from simplu_worker.consumers.kinesis.reader.reader_parameters import (
     LeaseContext,
@@ -65,6 +66,7 @@ from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.waits import sleep_or_event
 
 SETTLED_WAIT_S: Final = 0.25
+VISIBLE_AFTER: Final = timedelta(seconds=2)  # a reply may lack a record that was put so shortly before
 FINAL_WRITE_S: Final = 0.5  # for all Postgres shards together
 PUBLISH_END_S: Final = 2.0  # at most, until the last records are applied, held or stuck
 
@@ -226,6 +228,10 @@ class StreamShardReader:
             for entry in self._dispatcher.entries()
         )
 
+    def hold_of(self, tenant_id: str) -> Hold | None:
+        """Return the hold of a tenant; None without one."""
+        return next((hold for hold in self.holds() if tenant_id in hold.tenants), None)
+
     def held_status(self) -> list[dict[str, Any]]:
         """Return every hold for the status: its target, reason and start, and the age of its first operation."""
         now = loop_time()
@@ -298,6 +304,34 @@ class StreamShardReader:
                 tenants.add(entry.operation.tenant_id)
         held = tenants.encode()  # empty where only whole shards are held: the successor reads their rows
         return ReadAhead(main.position, held) if held else None
+
+    @property
+    def read_up_to(self) -> datetime | None:
+        """The time before which no record arrived that is pending, but for tenants in `ahead`; None while unknown.
+
+        At the end of the stream shard later records are in its children, so there it is unknown.
+        """
+        first, holds = self._tracker.first_pending, self.holds()
+        is_read_in_part = first is None and (self._cursor.millis_behind is None or self._is_dispatching)
+        if is_read_in_part or self.is_at_end or any(hold.covers_whole_shard for hold in holds):
+            return None
+        instants = [self._fully_read_to() if first is None else first.arrived_at]
+        if self.ahead is None:
+            if any(hold.target in (Target.PREDECESSOR, Target.PARENTS) for hold in holds):
+                return None  # their first records are not known
+            instants += [hold.arrived_at for hold in holds]
+            others = (entry for entry in self._dispatcher.entries() if entry.tracker is not self._tracker)
+            instants += [entry.operation.origin.arrived_at for entry in others]
+        return min(instants) - VISIBLE_AFTER
+
+    def _fully_read_to(self) -> datetime:
+        """Return the time of the last reply, less how far it was behind."""
+        unread_for = timedelta(seconds=loop_time() - self._cursor.replied_at)
+        return self._utc() - unread_for - timedelta(milliseconds=self._cursor.millis_behind or 0)
+
+    def with_progress(self, lease: Lease) -> Lease:
+        """Return the lease as its next renewal will write it."""
+        return msgspec.structs.replace(lease, ahead=self.ahead, read_up_to=self.read_up_to)
 
     def release_from_parents(self, pending: TenantSet) -> None:
         """Catch up the tenants that were held for the parents and are no longer in *pending*.

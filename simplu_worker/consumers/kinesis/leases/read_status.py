@@ -1,0 +1,53 @@
+"""How far a whole stream is read for a tenant, by the rows of the lease table. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from datetime import datetime
+
+import msgspec
+
+from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
+from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
+
+
+class ReadStatus(msgspec.Struct, frozen=True, gc=False):
+    """How far a stream is read for a tenant.
+
+    Everything that arrived before *up_to* is decided; None while that is unknown, and while the tenant is held.
+    *held_in* are the stream shards with the tenant in their list of held tenants.
+    """
+
+    up_to: datetime | None
+    held_in: tuple[str, ...] = ()
+
+
+def read_status(leases: Iterable[Lease], tenant_id: str | None) -> ReadStatus:
+    """Return the status for a tenant, or with None for all tenants together.
+
+    A stream shard that is read to its end constrains only the tenants that its row lists as pending.
+    """
+    instants: list[datetime | None] = []
+    held_in: list[str] = []
+    for lease in leases:
+        if lease.checkpoint == SHARD_END:
+            continue
+        listed = lease.pending_tenants or (lease.ahead.held if lease.ahead is not None else None)
+        if listed is not None and _may_contain(listed, tenant_id):
+            held_in.append(lease.lease_key)
+        elif lease.pending_tenants is None:
+            instants.append(lease.read_up_to)
+    known = [instant for instant in instants if instant is not None]
+    is_known = not held_in and known and len(known) == len(instants)
+    return ReadStatus(min(known) if is_known else None, tuple(held_in))
+
+
+def _may_contain(listed: Collection[str], tenant_id: str | None) -> bool:
+    """Return whether a list of a row has the tenant; also when the list cannot be read."""
+    if tenant_id is None:
+        return True
+    try:
+        return tenant_id in TenantSet.decode(listed)
+    except ValueError:
+        return True
