@@ -23,6 +23,7 @@ from simplu_worker.consumers.kinesis.fleet.lease_holder import Confirm, EndCheck
 from simplu_worker.consumers.kinesis.fleet.lease_renewer import LeaseRenewer
 from simplu_worker.consumers.kinesis.fleet.lease_start import pinned_start, start_of
 from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
+from simplu_worker.consumers.kinesis.fleet.read_status import ReadStatus, read_status
 from simplu_worker.consumers.kinesis.fleet.stream_shard_end import StreamShardEnd
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases import kcl_leader_watch
@@ -32,7 +33,6 @@ from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
 from simplu_worker.consumers.kinesis.leases.lease_audit import LeaseAudit
 from simplu_worker.consumers.kinesis.leases.lease_sync import LeaseSyncer
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
-from simplu_worker.consumers.kinesis.leases.read_status import ReadStatus, read_status
 from simplu_worker.consumers.kinesis.leases.stream_view import StreamView
 from simplu_worker.consumers.kinesis.reader.reader_parameters import (
     LeaseContext,

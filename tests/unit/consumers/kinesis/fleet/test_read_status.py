@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 import pytest
 
+from simplu_worker.consumers.kinesis.fleet.read_status import ReadStatus, read_status
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
-from simplu_worker.consumers.kinesis.leases.read_status import ReadStatus, read_status
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
 
 EARLY, LATE = datetime(2026, 1, 1, 8, tzinfo=UTC), datetime(2026, 1, 1, 9, tzinfo=UTC)
