@@ -17,6 +17,7 @@ import msgspec
 
 from simplu_worker import __version__
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
+from simplu_worker.consumers.kinesis.fleet.read_status import ReadStatus, hold_reason
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler
 from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S
@@ -261,11 +262,9 @@ class ReplicaStatus:
         """Return why and since when operations of a tenant are held, if they are. Raises as `ShardGateway.find`."""
         if (held := self._own_hold(tenant_id)) is not None:
             return held
-        if await gateway.find(tenant_id) is Absence.UNREGISTERED:
-            return {"status": "held", "reason": Absence.UNREGISTERED}
-        if self.fleet is not None and self.fleet.read_status(tenant_id).held_in:
-            return {"status": "held", "reason": "other_replica"}
-        return None
+        status = ReadStatus(None) if self.fleet is None else self.fleet.read_status(tenant_id)
+        reason = hold_reason(await gateway.find(tenant_id), status)
+        return None if reason is None else {"status": "held", "reason": reason}
 
     def _own_hold(self, tenant_id: str) -> dict[str, Any] | None:
         held = next(filter(None, (reader.hold_of(tenant_id) for reader in self._readers())), None)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 import pytest_asyncio
 
-from simplu_worker.local.processes.loopback import HOST, free_port
+from simplu_worker.local.processes.loopback import HOST, free_port, poll_until
 from simplu_worker.local.processes.worker_process import INHERITED, WorkerProcess
 from simplu_worker.local.stack.stack import Stack
 
@@ -182,6 +182,15 @@ async def test_operations_send_waits_for_outcomes_in_the_order_sent(terminal: Te
     unknown = await terminal.run("operations", "show", "never-sent", "--json")
     assert (unknown.status, unknown.json["status"]) == (1, "unknown")
 
+    async def is_read() -> bool:
+        absent = await terminal.run("operations", "show", "never-sent", "--tenant", "clinic", "main", "--json")
+        assert (absent.status, absent.json["status"]) == (1, "unknown")
+        return "readUpTo" in absent.json
+
+    assert await poll_until(is_read, within_s=COMMAND_S)
+    held = await terminal.run("operations", "show", "never-sent", "--tenant", "nobody", "main")
+    assert (held.status, held.out) == (1, "held: unregistered; if operation never-sent was sent, it waits\n")
+
 
 async def test_operations_send_sends_order_events_and_waits_for_their_outcomes(terminal: Terminal) -> None:
     """Of either queue; the events of a group in order, and each invalid line is named before anything is sent."""
@@ -207,7 +216,7 @@ async def test_operations_send_sends_order_events_and_waits_for_their_outcomes(t
 
 
 async def test_operations_send_fails_when_one_failed_or_is_not_heard_of(terminal: Terminal) -> None:
-    """A failed one has its error; one of a tenant that nobody knows is unknown when the time is over."""
+    """A failed one has its error; one of a tenant that nobody knows is held when the time is over."""
     good = operation(resourceId="o-3", requestId="once")
     text = text_of(good, operation(operation="delete", resourceId="none", data=None))
     failed = await terminal.run("operations", "send", "-", "--wait", "--json", text=text)
@@ -219,7 +228,8 @@ async def test_operations_send_fails_when_one_failed_or_is_not_heard_of(terminal
     assert (reused.status, reused.json["operations"][0]["error"]) == (1, "request_id_reused")
     nobody = text_of(operation(businessId="nobody"))
     late = await terminal.run("operations", "send", "-", "--wait", "--timeout", "0.5", "--json", text=nobody)
-    assert (late.status, late.json["operations"][0]["status"]) == (1, "unknown")
+    (left,) = late.json["operations"]
+    assert (late.status, left["status"], left["reason"]) == (1, "held", "unregistered")
 
 
 async def test_operations_send_sends_nothing_when_a_line_is_bad(terminal: Terminal) -> None:

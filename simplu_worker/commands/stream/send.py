@@ -33,6 +33,7 @@ from simplu_worker.commands.stream.put_records import (
     queue_sink,
     stream_sink,
 )
+from simplu_worker.commands.stream.undecided import Undecided, find_undecided
 from simplu_worker.commands.stream.wait_outcomes import (
     LastPoll,
     OperationKey,
@@ -41,6 +42,7 @@ from simplu_worker.commands.stream.wait_outcomes import (
     describe_poll,
     send_outcomes,
     wait_for_outcomes,
+    with_undecided,
 )
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.client import NewRecord
@@ -54,6 +56,7 @@ RESULT_SHOWN_LENGTH: Final = 60
 STYLES: Final = {
     SendStatus.SUCCEEDED: "green",
     SendStatus.FAILED: "red",
+    SendStatus.HELD: "yellow",
     SendStatus.UNKNOWN: "yellow",
     SendStatus.NOT_SENT: "red",
 }
@@ -81,17 +84,30 @@ async def show_operation(settings: Settings, request_id: str, tenant: tuple[str,
     tenant_id = None if tenant is None else tenant_id_of(*tenant)
     async with open_shards(settings) as shards:
         found, silent = await shards.gateway.find_operation(request_id, tenant_id)
+        undecided = Undecided()
+        if found is None and tenant_id is not None:
+            undecided = (await find_undecided(settings, shards.gateway, [tenant_id]))[tenant_id]
         errors = pool_errors(shards.pools)
-    shown = {"requestId": request_id, "status": "unknown"} if found is None else _members(found)
+    status = SendStatus.UNKNOWN if undecided.reason is None else SendStatus.HELD
+    shown = {"requestId": request_id, "status": status} | _members(undecided) if found is None else _members(found)
     if as_json:
         print_json(shown | {"shardsWithoutAnswer": silent})
     elif found is not None:
         print_members({name: _format_value(value) for name, value in shown.items()})
     else:
-        print_line(f"unknown: no shard that answered has an operation {request_id}")
+        print_line(_describe_absent(request_id, undecided))
     if not as_json:
         print_silent(silent, errors)
     return 1 if found is None else 0
+
+
+def _describe_absent(request_id: str, undecided: Undecided) -> str:
+    if undecided.reason is not None:
+        return f"held: {undecided.reason}; if operation {request_id} was sent, it waits"
+    told = f"unknown: no shard that answered has an operation {request_id}"
+    if undecided.read_up_to is None:
+        return told
+    return f"{told}; the tenant's operations that were sent before {undecided.read_up_to.isoformat()} are decided"
 
 
 def read_lines(file: Path | None) -> bytes:
@@ -148,8 +164,9 @@ async def _send(
     sent, unsent = lines[:sent_count], lines[sent_count:]
     if not options.wait or not sent:
         return send_outcomes(sent, unsent, {}, waited=options.wait), {}
-    rows, silent = await _wait(settings, sent, options.timeout_s)
-    return send_outcomes(sent, unsent, rows, waited=True), silent
+    rows, undecided, silent = await _wait(settings, sent, options)
+    outcomes = send_outcomes(sent, unsent, rows, waited=True)
+    return [with_undecided(outcome, undecided) for outcome in outcomes], silent
 
 
 async def _put(settings: Settings, lines: Sequence[InputLine]) -> int:
@@ -182,9 +199,13 @@ async def _put_into(sink: Sink[T], items: Sequence[T], place: str) -> int:
 
 
 async def _wait(
-    settings: Settings, sent: Sequence[InputLine], timeout_s: float
-) -> tuple[dict[OperationKey, dict[str, Any]], dict[str, str]]:
-    """Wait for the outcomes; return the rows of the logs, and the shards without an answer, with the causes."""
+    settings: Settings, sent: Sequence[InputLine], options: SendOptions
+) -> tuple[dict[OperationKey, dict[str, Any]], dict[str, Undecided], dict[str, str]]:
+    """Wait for the outcomes.
+
+    Return the rows of the logs, what is known of the tenants of the others, and the shards without an answer, with the
+    causes.
+    """
     poll = LastPoll(len(sent))
     async with open_shards(settings) as shards:
 
@@ -192,11 +213,13 @@ async def _wait(
             return describe_poll(poll, pool_errors(shards.pools))
 
         with CountProgress("in the log", len(sent)) as progress, note_what_is_awaited(describe, progress):
-            rows = await wait_for_outcomes(shards.gateway, sent, timeout_s, progress, poll)
+            rows = await wait_for_outcomes(shards.gateway, sent, options.timeout_s, progress, poll)
+        tenant_ids = {line.key[0] for line in sent if line.key is not None and line.key not in rows}
+        undecided = await find_undecided(settings, shards.gateway, tenant_ids, is_stream=not options.orders)
         errors = pool_errors(shards.pools)
     if poll.error is not None:
         print_note(f"the shards were not listed: {poll.error}")
-    return rows, {shard_id: errors.get(shard_id, "") for shard_id in poll.silent_shard_ids}
+    return rows, undecided, {shard_id: errors.get(shard_id, "") for shard_id in poll.silent_shard_ids}
 
 
 def pool_errors(pools: Pools) -> dict[str, str]:
@@ -230,7 +253,7 @@ def _print_outcomes(outcomes: Sequence[SendOutcome], silent: dict[str, str], *, 
             " ".join(filter(None, (outcome.business_id, outcome.location_id))),
             " ".join(filter(None, (outcome.resource_type, outcome.resource_id))),
             Text(outcome.status, STYLES.get(outcome.status, "")),
-            outcome.error,
+            outcome.error or outcome.reason,
             "" if outcome.result is None else shorten(bytes(outcome.result).decode(), RESULT_SHOWN_LENGTH),
         )
         for outcome in outcomes

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
@@ -14,8 +15,9 @@ import msgspec
 from simplu_worker.commands.output.display import describe_silent
 from simplu_worker.commands.output.progress import CountProgress
 from simplu_worker.commands.stream.input_lines import InputLine
+from simplu_worker.commands.stream.undecided import Undecided
 from simplu_worker.errors import RetryableError
-from simplu_worker.operations.operation import Operation, RejectedRecord
+from simplu_worker.operations.operation import Operation, RejectedRecord, tenant_id_of
 from simplu_worker.shards.gateway import ShardGateway
 
 POLL_MIN_S: Final = 0.25
@@ -34,7 +36,8 @@ class SendStatus(StrEnum):
     SENT = "sent"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
-    UNKNOWN = "unknown"  # not in the log in time: held, waiting, or a dead letter
+    HELD = "held"  # not in the log in time, and its tenant is held
+    UNKNOWN = "unknown"  # not in the log in time: waiting, or a dead letter
 
 
 class SendOutcome(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
@@ -51,6 +54,8 @@ class SendOutcome(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tru
     shard_id: str | None = None
     error: str | None = None
     result: msgspec.Raw | None = None
+    reason: str | None = None
+    read_up_to: datetime | None = None
 
 
 @dataclass
@@ -128,6 +133,16 @@ def send_outcomes(
     """Return the outcome of each line, in order; *rows* are the rows that the logs have of the sent ones."""
     outcomes = [_outcome(line, rows.get(line.key) if line.key else None, waited=waited) for line in sent]
     return outcomes + [_describe(line, SendStatus.NOT_SENT) for line in unsent]
+
+
+def with_undecided(outcome: SendOutcome, undecided: Mapping[str, Undecided]) -> SendOutcome:
+    """Return an outcome with what is known of its tenant, by tenant id, where no log has the operation."""
+    if outcome.status is not SendStatus.UNKNOWN:
+        return outcome
+    known = undecided[tenant_id_of(outcome.business_id or "", outcome.location_id or "")]
+    if known.reason is None:
+        return msgspec.structs.replace(outcome, read_up_to=known.read_up_to)
+    return msgspec.structs.replace(outcome, status=SendStatus.HELD, reason=known.reason)
 
 
 def _outcome(line: InputLine, row: Mapping[str, Any] | None, *, waited: bool) -> SendOutcome:

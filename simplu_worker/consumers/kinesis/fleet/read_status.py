@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from datetime import datetime
+from typing import Final
 
 import msgspec
 
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
+from simplu_worker.shards.types import Absence
+
+OTHER_REPLICA: Final = "other_replica"  # the replica that holds the tenant knows why
 
 
 class ReadStatus(msgspec.Struct, frozen=True, gc=False):
@@ -41,6 +45,13 @@ def read_status(leases: Iterable[Lease], tenant_id: str | None) -> ReadStatus:
     known = [instant for instant in instants if instant is not None]
     is_known = not held_in and known and len(known) == len(instants)
     return ReadStatus(min(known) if is_known else None, tuple(held_in))
+
+
+def hold_reason(home: str | Absence, status: ReadStatus) -> str | None:
+    """Return why a tenant is held, as far as any process can tell by its shard or absence; None where it is not."""
+    if home is Absence.UNREGISTERED:
+        return Absence.UNREGISTERED
+    return OTHER_REPLICA if status.held_in else None
 
 
 def _may_contain(listed: Collection[str], tenant_id: str | None) -> bool:

@@ -1,0 +1,58 @@
+"""Tell of operations that no log has whether their tenants are held, and how far the stream is read."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Collection
+from datetime import datetime
+from typing import Final
+
+import msgspec
+
+from simplu_worker.assembly import open_lease_table
+from simplu_worker.commands.output.display import print_note
+from simplu_worker.config.settings import Settings
+from simplu_worker.consumers.kinesis.fleet.read_status import hold_reason, read_status
+from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.errors import WorkerError
+from simplu_worker.shards.gateway import ShardGateway
+
+LOOK_UP_S: Final = 10.0  # for all tenants together
+
+
+class Undecided(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Why operations of a tenant are held; else the time before which all of them are decided, where it is known."""
+
+    reason: str | None = None
+    read_up_to: datetime | None = None
+
+
+async def find_undecided(
+    settings: Settings, gateway: ShardGateway, tenant_ids: Collection[str], *, is_stream: bool = True
+) -> dict[str, Undecided]:
+    """Return what is known of operations of each tenant that no log has; less where something does not answer.
+
+    Operations that came by a queue (*is_stream* False) have no time up to which all is read.
+    """
+    if not tenant_ids:
+        return {}
+    leases = await _scan_leases(settings) if is_stream and settings.kinesis_stream_name is not None else []
+    statuses = {tenant_id: read_status(leases, tenant_id) for tenant_id in tenant_ids}
+    known = {tenant_id: Undecided(read_up_to=status.up_to) for tenant_id, status in statuses.items()}
+    # What does not answer has been named before: by the survey of the shards.
+    with contextlib.suppress(WorkerError, TimeoutError):
+        async with asyncio.timeout(LOOK_UP_S):
+            for tenant_id, status in statuses.items():
+                if reason := hold_reason(await gateway.find(tenant_id), status):
+                    known[tenant_id] = Undecided(reason)
+    return known
+
+
+async def _scan_leases(settings: Settings) -> list[Lease]:
+    try:
+        async with open_lease_table(settings) as table:
+            return await table.scan()
+    except WorkerError as exc:
+        print_note(f"how far the stream is read is not known: {exc}")
+        return []
