@@ -17,7 +17,7 @@ import msgspec
 
 from simplu_worker import __version__
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
-from simplu_worker.consumers.kinesis.fleet.read_status import ReadStatus, hold_reason
+from simplu_worker.consumers.kinesis.fleet.read_status import hold_reason, read_status
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler
 from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S
@@ -256,13 +256,13 @@ class ReplicaStatus:
         return self.fleet.readers() if self.fleet else []
 
     def _read_up_to(self, tenant_id: str | None) -> dict[str, Any]:
-        return {} if self.fleet is None else {"readUpTo": self.fleet.read_status(tenant_id).up_to}
+        return {} if self.fleet is None else {"readUpTo": read_status(self.fleet.leases(), tenant_id).up_to}
 
     async def _find_held(self, gateway: ShardGateway, tenant_id: str) -> dict[str, Any] | None:
         """Return why and since when operations of a tenant are held, if they are. Raises as `ShardGateway.find`."""
         if (held := self._own_hold(tenant_id)) is not None:
             return held
-        status = ReadStatus(None) if self.fleet is None else self.fleet.read_status(tenant_id)
+        status = read_status([] if self.fleet is None else self.fleet.leases(), tenant_id)
         reason = hold_reason(await gateway.find(tenant_id), status)
         return None if reason is None else {"status": "held", "reason": reason}
 

@@ -342,7 +342,7 @@ async def test_worker_tells_a_client_when_to_stop_asking(stack: Stack) -> None:
         return status, json.loads(body)
 
     async def is_read() -> bool:
-        read_up_to = (await asked("clinic"))[1]["readUpTo"]
+        read_up_to = (await asked("clinic"))[1].get("readUpTo")
         return read_up_to is not None and datetime.fromisoformat(read_up_to) > sent_at
 
     async with running_worker(stack) as worker:

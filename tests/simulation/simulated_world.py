@@ -23,6 +23,7 @@ from support.aws.kpl_aggregates import aggregate
 
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings
+from simplu_worker.consumers.kinesis.fleet.read_status import read_status
 from simplu_worker.consumers.kinesis.holding import holds, tenant_set
 from simplu_worker.consumers.kinesis.holding.holds import TENANT_HOLDS_MAX
 from simplu_worker.consumers.kinesis.holding.tenant_set import NAMES_MAX
@@ -244,9 +245,10 @@ class World:
         for put in reversed(self.ledger.never_settled()):
             assert put.operation is not None
             first_open[put.operation.tenant_id] = put
-        for tenant_id, put in first_open.items():
-            for replica in self.alive():
-                up_to = replica.fleet.read_status(tenant_id).up_to
+        for replica in self.alive() if first_open else []:
+            leases = replica.fleet.leases()
+            for tenant_id, put in first_open.items():
+                up_to = read_status(leases, tenant_id).up_to
                 if up_to is not None and put.origin.arrived_at < up_to - timedelta(seconds=self.plan.skew_max_s):
                     self.ledger.violate(f"{replica.me} has read up to {up_to}, and record {put.index} is open")
 

@@ -25,7 +25,8 @@ UNKNOWN_AFTER_S = 330.0  # for records of tenants that never come: 60 s, and a f
 REFILLED_AFTER_S = {Weather.FAIR: 60.0, Weather.STORM: 60.0, Weather.GREAT_STORM: 400.0}
 GIVEN_UP_AFTER_S = 30.0  # for an operation that fails by itself: its tries are 21 s apart
 STOPPED_WITHIN_S = 10.0
-STATUS_EVERY_S = 1.0
+STATUS_PAUSE_S = 0.5
+STATUS_PAUSE_GROWTH = 1.15
 RECORDS_AT_ONCE = (1,) * 12 + (2, 4)  # more than one: packed as the Kinesis Producer Library does
 REQUEST_IDS = ("own",) * 18 + ("none", "reused")
 BAD_RECORDS = 0.03
@@ -123,10 +124,12 @@ async def _run(world: World) -> None:
 
 
 async def watch_read_status(world: World) -> None:
-    """Check what the replicas tell about their progress, every now and then."""
+    """Check what the replicas tell about their progress, often at first: later little changes, for long."""
+    pause_s = STATUS_PAUSE_S
     while True:
-        await asyncio.sleep(STATUS_EVERY_S)
+        await asyncio.sleep(pause_s)
         world.check_read_status()
+        pause_s *= STATUS_PAUSE_GROWTH
 
 
 async def produce(world: World) -> None:

@@ -547,7 +547,7 @@ WRONG_DESIGNS = {
     "a row is compared with the reader's checkpoint": WrongDesign(
         _with_reader(positions_class=_LowPositions), seed=179
     ),
-    "children do not read their parents' records again": WrongDesign(_with_ancestry(_FatherlessAncestry), seed=300),
+    "children do not read their parents' records again": WrongDesign(_with_ancestry(_FatherlessAncestry), seed=439),
     "the parents are noted as done when re-reading them starts": WrongDesign(
         _with_reader(positions_class=_RashPositions), seed=58
     ),
@@ -564,7 +564,7 @@ WRONG_DESIGNS = {
         _with_reader(holds_class=_PoliteHolds), _in_less_memory, Weather.STORM, seed=7431
     ),
     "two whole-shard catch-ups leave tenants in the slots of both to each other": WrongDesign(
-        _with_unrepeated_chores(_with_reader(holds_class=_CourteousHolds)), weather=Weather.GREAT_STORM, seed=20841
+        _with_unrepeated_chores(_with_reader(holds_class=_CourteousHolds)), weather=Weather.GREAT_STORM, seed=20956
     ),
     "the parents' records of a catch-up are forgotten when its holds restart": WrongDesign(
         _with_unrepeated_chores(_with_reader(holds_class=_PresentHolds)), weather=Weather.GREAT_STORM, seed=478
@@ -575,7 +575,7 @@ WRONG_DESIGNS = {
         seed=7151,
     ),
     "re-read operations of an unrouted tenant are sent to any shard": WrongDesign(
-        _with_reader(holds_class=_StraightHolds), seed=1425
+        _with_reader(holds_class=_StraightHolds), seed=1936
     ),
     "only some ancestors are read again": WrongDesign(_with_reader(positions_class=_SparingPositions), seed=434),
     "other operations overtake re-read ones": WrongDesign(_with_reader(dispatcher_class=_UngatedDispatcher), seed=1755),

@@ -203,7 +203,7 @@ async def _wait(
 ) -> tuple[dict[OperationKey, dict[str, Any]], dict[str, Undecided], dict[str, str]]:
     """Wait for the outcomes.
 
-    Return the rows of the logs, what is known of the tenants of the others, and the shards without an answer, with the
+    Return the rows of the logs, the states of the tenants without a row, and the shards without an answer, with the
     causes.
     """
     poll = LastPoll(len(sent))

@@ -1,4 +1,4 @@
-"""Tell of operations that no log has whether their tenants are held, and how far the stream is read."""
+"""Find out why operations are in no log: whether their tenants are held, and how far the stream is read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Undecided(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True)
 async def find_undecided(
     settings: Settings, gateway: ShardGateway, tenant_ids: Collection[str], *, is_stream: bool = True
 ) -> dict[str, Undecided]:
-    """Return what is known of operations of each tenant that no log has; less where something does not answer.
+    """Return the state of each tenant; less of it where a service does not answer.
 
     Operations that came by a queue (*is_stream* False) have no time up to which all is read.
     """
@@ -40,7 +40,7 @@ async def find_undecided(
     leases = await _scan_leases(settings) if is_stream and settings.kinesis_stream_name is not None else []
     statuses = {tenant_id: read_status(leases, tenant_id) for tenant_id in tenant_ids}
     known = {tenant_id: Undecided(read_up_to=status.up_to) for tenant_id, status in statuses.items()}
-    # What does not answer has been named before: by the survey of the shards.
+    # The survey of the shards has named every server without an answer.
     with contextlib.suppress(WorkerError, TimeoutError):
         async with asyncio.timeout(LOOK_UP_S):
             for tenant_id, status in statuses.items():

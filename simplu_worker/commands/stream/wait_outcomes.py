@@ -136,7 +136,7 @@ def send_outcomes(
 
 
 def with_undecided(outcome: SendOutcome, undecided: Mapping[str, Undecided]) -> SendOutcome:
-    """Return an outcome with what is known of its tenant, by tenant id, where no log has the operation."""
+    """Return an outcome with the state of its tenant, where no log has the operation; *undecided* is by tenant id."""
     if outcome.status is not SendStatus.UNKNOWN:
         return outcome
     known = undecided[tenant_id_of(outcome.business_id or "", outcome.location_id or "")]

@@ -23,7 +23,6 @@ from simplu_worker.consumers.kinesis.fleet.lease_holder import Confirm, EndCheck
 from simplu_worker.consumers.kinesis.fleet.lease_renewer import LeaseRenewer
 from simplu_worker.consumers.kinesis.fleet.lease_start import pinned_start, start_of
 from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
-from simplu_worker.consumers.kinesis.fleet.read_status import ReadStatus, read_status
 from simplu_worker.consumers.kinesis.fleet.stream_shard_end import StreamShardEnd
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases import kcl_leader_watch
@@ -149,14 +148,13 @@ class Fleet:
         """Return the running readers, in order of their stream shards."""
         return self._coordinator.readers()
 
-    def read_status(self, tenant_id: str | None) -> ReadStatus:
-        """Return how far the stream is read for a tenant, by this replica's readers and the rows of the others."""
+    def leases(self) -> list[Lease]:
+        """Return the leases of the last scan, those of this replica's readers with the progress of now."""
         readers = {reader.stream_shard_id: reader for reader in self.readers()}
-        leases = [
+        return [
             lease if (reader := readers.get(key)) is None else reader.with_progress(lease)
             for key, lease in self._view.leases().items()
         ]
-        return read_status(leases, tenant_id)
 
     def status(self) -> list[dict[str, Any]]:
         """Return every stream shard with a lease: its owner, its state and its checkpoint."""

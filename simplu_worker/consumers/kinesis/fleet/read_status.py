@@ -48,7 +48,7 @@ def read_status(leases: Iterable[Lease], tenant_id: str | None) -> ReadStatus:
 
 
 def hold_reason(home: str | Absence, status: ReadStatus) -> str | None:
-    """Return why a tenant is held, as far as any process can tell by its shard or absence; None where it is not."""
+    """Return why a tenant is held, as far as its *home* and the lease table show it; None where it is not held."""
     if home is Absence.UNREGISTERED:
         return Absence.UNREGISTERED
     return OTHER_REPLICA if status.held_in else None
