@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from acceptance.programs import run_program
 
@@ -15,11 +13,3 @@ def test_provisioning_leaves_one_home_when_it_is_killed_or_run_twice() -> None:
     said = run_program("acceptance.provisioning", "--stride", "11", "--rounds", "6")
 
     assert "every tenant has one home, with its one row" in said
-
-
-def test_provisioning_makes_a_burst_of_tenants_in_few_transactions() -> None:
-    """200 that are asked for at once are on their shards within seconds, each of which got its schema once."""
-    answer = json.loads(run_program("benchmarks.provisioning", "--json", "--most-seconds", "60"))
-
-    assert [shard["schemaLocks"] for shard in answer["shards"].values()] == [1, 1, 1, 1]
-    assert sum(shard["transactions"] for shard in answer["shards"].values()) <= 40

@@ -12,14 +12,11 @@ pytestmark = pytest.mark.slow(6)
 SMALL = ("--seconds", "0.5", "--rounds", "1", "--sizes", "1", "100", "--tenants", "10", "--writes", "100")
 
 
-@pytest.mark.parametrize(("least_ratio", "status"), [("0.05", 0), ("1000", 1)], ids=["kept", "missed"])
-def test_benchmark_of_writing_tells_whether_its_bounds_are_kept(least_ratio: str, status: int) -> None:
+def test_benchmark_of_writing_tells_that_its_bounds_are_missed() -> None:
     """Both twins have the same in the end, the row is rewritten on its page, and a bound that is missed is told."""
-    answer = json.loads(
-        run_program("benchmarks.writing", *SMALL, "--least-ratio", least_ratio, "--json", status=status)
-    )
+    answer = json.loads(run_program("benchmarks.writing", *SMALL, "--least-ratio", "1000", "--json", status=1))
 
     assert answer["differences"] == []
-    assert [bound["kept"] for bound in answer["bounds"]] == [not status] * 2  # 100 operations, both ways to commit
+    assert [bound["kept"] for bound in answer["bounds"]] == [False] * 2  # 100 operations, both ways to commit
     assert answer["row"]["updates"] >= 100
     assert answer["row"]["hot_updates"] >= 0.9 * answer["row"]["updates"]

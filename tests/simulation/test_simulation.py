@@ -30,7 +30,7 @@ from structlog.types import EventDict, WrappedLogger
 QUICK = {Weather.FAIR: 20, Weather.STORM: 10, Weather.GREAT_STORM: 1}
 FLOOR = {Weather.FAIR: 120, Weather.STORM: 40, Weather.GREAT_STORM: 4}
 BLOCK = {Weather.FAIR: 20, Weather.STORM: 10, Weather.GREAT_STORM: 1}  # seeds of a test
-BUDGET_S = float(os.environ.get("SIMULATION_BUDGET_S", "6"))
+BUDGET_S = float(os.environ.get("SIMULATION_BUDGET_S", "3"))
 LANES = 2  # for each weather, to run side by side
 KCL_SEEDS = 20  # with a leader of the KCL 3.x beside the replicas
 SEEDS_UNTIL_FOUND = 600
