@@ -261,7 +261,10 @@ def read_up_to_text(instant: datetime, owner: str) -> str:
 def _read_up_to(row: LeaseRow) -> datetime | None:
     owner = _optional(row, "checkpointOwner", "S") or _optional(row, "leaseOwner", "S")
     instant, _, writer = (_optional(row, READ_UP_TO, "S") or "").partition(" ")
-    return datetime.fromisoformat(instant) if owner and writer == owner else None
+    try:
+        return datetime.fromisoformat(instant) if owner and writer == owner else None
+    except ValueError:  # it is for people: the lease can be used without it
+        return None
 
 
 def _hash_range(row: LeaseRow) -> HashRange | None:

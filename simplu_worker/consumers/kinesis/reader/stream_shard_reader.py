@@ -316,7 +316,7 @@ class StreamShardReader:
         if is_read_in_part or self.is_at_end or any(hold.covers_whole_shard for hold in holds):
             return None
         instants = [self._fully_read_to() if first is None else first.arrived_at]
-        if self.ahead is None:
+        if self.ahead is None and not self._dispatcher.holds.is_settled():
             if any(hold.target in (Target.PREDECESSOR, Target.PARENTS) for hold in holds):
                 return None  # their first records are not known
             instants += [hold.arrived_at for hold in holds]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -361,3 +361,27 @@ def test_unreadable_lease_names_the_value() -> None:
     """It is shown to the operator."""
     with pytest.raises(UnreadableLeaseError, match="many"):
         lease_of(MINIMAL_ROW | {"leaseCounter": {"N": "many"}})
+
+
+@pytest.mark.parametrize(
+    ("owners", "text", "expected"),
+    [
+        ({"leaseOwner": "me"}, "2026-01-01T08:00:00+00:00 me", datetime(2026, 1, 1, 8, tzinfo=UTC)),
+        ({"leaseOwner": "other"}, "2026-01-01T08:00:00+00:00 me", None),
+        ({}, "2026-01-01T08:00:00+00:00 me", None),
+        (
+            {"leaseOwner": "next", "checkpointOwner": "me"},
+            "2026-01-01T08:00:00+00:00 me",
+            datetime(2026, 1, 1, 8, tzinfo=UTC),
+        ),
+        ({"leaseOwner": "me"}, "yesterday me", None),
+    ],
+)
+def test_time_read_up_to_counts_if_the_owner_has_written_it(
+    owners: dict[str, str], text: str, expected: datetime | None
+) -> None:
+    """Another owner may be a worker that does not know the attribute. Without it the lease can be used."""
+    attributes = {name: {"S": value} for name, value in {**owners, "simpluReadUpTo": text}.items()}
+    lease = lease_of({**MINIMAL_ROW, **attributes})
+    assert lease is not None
+    assert lease.read_up_to == expected
