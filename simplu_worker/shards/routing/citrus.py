@@ -27,6 +27,7 @@ from simplu_worker.shards.types import CitrusDeniedError
 from simplu_worker.timing.clock import loop_time
 
 REPLY_MAX_BYTES: Final = 4 * 1024 * 1024  # the health of some thousand shards, decompressed
+MEDIA_TYPE_SHOWN_LENGTH: Final = 100
 SHARDS_MAX: Final = 10_000  # each costs the event loop some microseconds
 RETRY_AFTER_MAX_S: Final = 30.0
 RETRY_AFTER_IN_CALL_MAX_S: Final = 2.0  # a longer one opens the breaker for all calls, and no caller waits for it
@@ -333,9 +334,11 @@ def _check_status(endpoint: str, response: aiohttp.ClientResponse) -> str:
             return "ok"
         case 404 if endpoint == "get_shard":
             # A proxy's 404 is a page; only a 404 of Citrus itself means that the tenant is not registered.
-            if "json" in response.content_type:
+            # Not `response.content_type`: its parser recurses with the text of the header.
+            media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()[:MEDIA_TYPE_SHOWN_LENGTH]
+            if "json" in media_type.lower():
                 return "not_found"
-            raise CitrusUnavailableError(f"Citrus {endpoint}: expected JSON, got 404 with {response.content_type}")
+            raise CitrusUnavailableError(f"Citrus {endpoint}: expected JSON, got 404 with {media_type or 'no type'}")
         case 404 if endpoint in {"shards_health", "capacity"}:
             return "not_found"
         case 409 if endpoint == "register":
