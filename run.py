@@ -27,7 +27,8 @@ OLDEST = (3, 11)
 NAMES = ("python3.13", "python3.12", "python3.11")
 STAMP = "simplu-worker.json"
 PROBE_TIMEOUT_S = 30
-MEMORY_FOLDER = "/dev/shm"  # noqa: S108 - on Linux; containers have one that is small, or without programs
+# A file system in memory, on Linux; in containers it is small, or no program in it may run: see is_roomy.
+MEMORY_FOLDER = "/dev/shm"  # noqa: S108 - the folder for TMPDIR: tempfile draws the names in it
 MEMORY_MIN_BYTES = 4 * 1024**3
 # Printed as one JSON line; Debian without python3-venv has venv and lacks ensurepip.
 PROBE = (

@@ -17,7 +17,7 @@ import msgspec
 
 from simplu_worker import __version__
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
-from simplu_worker.consumers.kinesis.fleet.read_status import hold_reason, read_status
+from simplu_worker.consumers.kinesis.fleet.read_status import ReadStatus, hold_reason, read_status
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler
 from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S
@@ -234,35 +234,37 @@ class ReplicaStatus:
             return 503, {"error": "starting"}
         tenant_id = None if business_id is None else tenant_id_of(business_id, location_id or "")
         asked = {"requestId": request_id}
+        # Before the log is queried: an operation that is applied in between must not count as decided and absent.
+        status = None if self.fleet is None else read_status(self.fleet.leases(), tenant_id)
+        read_up_to = {} if status is None else {"readUpTo": status.up_to}
+        held: dict[str, Any] | None = None
         try:
             found, silent = await self.gateway.find_operation(request_id, tenant_id)
-            held = None if found is not None or tenant_id is None else await self._find_held(self.gateway, tenant_id)
+            if found is None and tenant_id is not None:
+                held = await self._find_held(self.gateway, tenant_id, status)
         except (RetryableError, PermanentError) as exc:
             held = None if tenant_id is None else self._own_hold(tenant_id)
             return (503, {"error": str(exc)}) if held is None else (200, asked | held)
         if found is not None:
             answer = msgspec.to_builtins(found, builtin_types=(msgspec.Raw,))
-            return 200, answer | self._read_up_to(tenant_id) | _silent_members(silent)
+            return 200, answer | read_up_to | _silent_members(silent)
         if self._is_pending(request_id, tenant_id):
             return 200, asked | {"status": "pending"} | _silent_members(silent)
         if held is not None:
             return 200, asked | held
         lags = [reader.lag_of(tenant_id) for reader in self._readers()]
         lag_s = max((lag for lag in lags if lag is not None), default=None)
-        unknown = {"status": "unknown", "lagSeconds": lag_s} | self._read_up_to(tenant_id)
-        return 404, asked | unknown | _silent_members(silent)
+        return 404, asked | {"status": "unknown", "lagSeconds": lag_s} | read_up_to | _silent_members(silent)
 
     def _readers(self) -> Sequence[StreamShardReader]:
         return self.fleet.readers() if self.fleet else []
 
-    def _read_up_to(self, tenant_id: str | None) -> dict[str, Any]:
-        return {} if self.fleet is None else {"readUpTo": read_status(self.fleet.leases(), tenant_id).up_to}
-
-    async def _find_held(self, gateway: ShardGateway, tenant_id: str) -> dict[str, Any] | None:
+    async def _find_held(
+        self, gateway: ShardGateway, tenant_id: str, status: ReadStatus | None
+    ) -> dict[str, Any] | None:
         """Return why and since when operations of a tenant are held, if they are. Raises as `ShardGateway.find`."""
         if (held := self._own_hold(tenant_id)) is not None:
             return held
-        status = read_status([] if self.fleet is None else self.fleet.leases(), tenant_id)
         reason = hold_reason(await gateway.find(tenant_id), status)
         return None if reason is None else {"status": "held", "reason": reason}
 

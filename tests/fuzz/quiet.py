@@ -15,9 +15,10 @@ from simplu_worker.telemetry import log as worker_log
 TOKEN = "fuzz-token-7f3a"  # no secret: what must occur in no answer and no log
 PASSWORD = "fuzz-word-51c2"
 
-# Where the password may be so that nothing may show it; elsewhere it may be a name, and names are shown.
+# Where the password may be so that nothing may show it; elsewhere it may be a name, and names are shown. Its repetition
+# goes back nowhere ("*+"): else its memory grows in steps, and the growth of a check would be measured from them.
 _IN_ITS_PLACE: Final = re.compile(
-    rb'onnectionString"\s*:\s*"postgres(?:ql)?://user:%b@(?:(?!%b)[^"\\])*"' % (PASSWORD.encode(), PASSWORD.encode())
+    rb'onnectionString"\s*:\s*"postgres(?:ql)?://user:%b@(?:(?!%b)[^"\\])*+"' % (PASSWORD.encode(), PASSWORD.encode())
     + rb"|\nDATABASE_PASSWORD=%b\n|\nREDIS_URL=redis://:%b@[a-z]+" % (PASSWORD.encode(), PASSWORD.encode())
 )
 _stray: list[bool] = []  # whether the password of this input is also elsewhere

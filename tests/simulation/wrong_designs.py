@@ -116,8 +116,7 @@ class _BoastfulReader(StreamShardReader):
 
 class _ProudReader(StreamShardReader):
     @override
-    @property
-    def read_up_to(self) -> datetime | None:
+    def read_up_to(self, ahead: ReadAhead | None) -> datetime | None:
         return None if self._cursor.millis_behind is None else self._fully_read_to()
 
 

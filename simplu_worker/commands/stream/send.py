@@ -40,6 +40,7 @@ from simplu_worker.commands.stream.wait_outcomes import (
     SendOutcome,
     SendStatus,
     describe_poll,
+    find_operations,
     send_outcomes,
     wait_for_outcomes,
     with_undecided,
@@ -87,6 +88,8 @@ async def show_operation(settings: Settings, request_id: str, tenant: tuple[str,
         undecided = Undecided()
         if found is None and tenant_id is not None:
             undecided = (await find_undecided(settings, shards.gateway, [tenant_id]))[tenant_id]
+            # An operation that was applied in between must not count as decided and absent.
+            found, silent = await shards.gateway.find_operation(request_id, tenant_id)
         errors = pool_errors(shards.pools)
     status = SendStatus.UNKNOWN if undecided.reason is None else SendStatus.HELD
     shown = {"requestId": request_id, "status": status} | _members(undecided) if found is None else _members(found)
@@ -214,8 +217,11 @@ async def _wait(
 
         with CountProgress("in the log", len(sent)) as progress, note_what_is_awaited(describe, progress):
             rows = await wait_for_outcomes(shards.gateway, sent, options.timeout_s, progress, poll)
-        tenant_ids = {line.key[0] for line in sent if line.key is not None and line.key not in rows}
+        absent = {line.key for line in sent if line.key is not None and line.key not in rows}
+        tenant_ids = {tenant_id for tenant_id, _ in absent}
         undecided = await find_undecided(settings, shards.gateway, tenant_ids, is_stream=not options.orders)
+        if absent:  # an operation that was applied in between must not count as decided and absent
+            rows |= await find_operations(shards.gateway, absent, poll)
         errors = pool_errors(shards.pools)
     if poll.error is not None:
         print_note(f"the shards were not listed: {poll.error}")

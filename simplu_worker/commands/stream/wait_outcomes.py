@@ -92,7 +92,7 @@ async def wait_for_outcomes(
     rows: dict[OperationKey, dict[str, Any]] = {}
     while True:
         started = time.monotonic()
-        found = await _find_operations(gateway, pending, poll)
+        found = await find_operations(gateway, pending, poll)
         rows |= found
         pending -= found.keys()
         poll.pending_count, poll.has_ended = len(pending), True
@@ -103,9 +103,10 @@ async def wait_for_outcomes(
         await asyncio.sleep(min(left_s, max(POLL_MIN_S, POLL_REST * (time.monotonic() - started))))
 
 
-async def _find_operations(
+async def find_operations(
     gateway: ShardGateway, keys: Iterable[OperationKey], poll: LastPoll
 ) -> dict[OperationKey, dict[str, Any]]:
+    """Query all logs once; return the rows that they have, each with its `shard_id`, and note in *poll* what failed."""
     ordered = sorted(keys)
     rows: dict[OperationKey, dict[str, Any]] = {}
     silent: set[str] = set()

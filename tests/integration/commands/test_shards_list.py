@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -21,6 +22,8 @@ from simplu_worker.commands.shards.show import list_shards
 from simplu_worker.commands.tenants.show import list_tenants
 from simplu_worker.config.settings import Settings, load_settings
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
+from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON
 from simplu_worker.errors import RetryableError
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.shards.apply.writer import SUCCEEDED
@@ -34,6 +37,7 @@ from simplu_worker.shards.routing.shard_query import QueryLimits
 from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
 from simplu_worker.status.replica import ReplicaStatus, http_views
 
+SEEN_AT = datetime(2026, 11, 1, tzinfo=UTC)
 HURRIED = msgspec.structs.replace(QUICK, probe_s=1.0)
 
 
@@ -183,6 +187,32 @@ async def test_status_says_of_sources_that_they_drain(make_shard: ShardMaker) ->
         assert [source["state"] for source in replica._sources()] == ["reading"]
         replica.stopping.set()
         assert [source["state"] for source in replica._sources()] == ["draining"]
+
+
+async def test_operation_view_takes_the_time_before_it_asks_the_log(
+    make_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is applied in between is in no answer of the log, and must not be in the time that is decided."""
+    order: list[str] = []
+    async with routed_shards([await make_shard("shard-1")]) as routed:
+        find = routed.gateway.find_operation
+
+        async def noted_find(request_id: str, tenant_id: str | None) -> object:
+            order.append("log")
+            return await find(request_id, tenant_id)
+
+        def noted_leases() -> list[Lease]:
+            order.append("leases")
+            return [Lease("a", TRIM_HORIZON, read_up_to=SEEN_AT)]
+
+        monkeypatch.setattr(routed.gateway, "find_operation", noted_find)
+        replica = ReplicaStatus("replica-1", asyncio.Event())
+        fleet = cast("Fleet", SimpleNamespace(readers=list, leases=noted_leases))
+        replica.start(routed.gateway, routed.pools, routed.locator, fleet=fleet)
+        status, answer = await replica.find_operation("never-seen", None, None)
+
+    assert (status, answer["status"], answer["readUpTo"]) == (404, "unknown", SEEN_AT)
+    assert order == ["leases", "log"]
 
 
 async def test_operation_view_names_the_silent_shards_when_all_are_asked(make_shard: ShardMaker) -> None:

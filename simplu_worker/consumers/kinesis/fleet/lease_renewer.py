@@ -66,7 +66,7 @@ class LeaseRenewer:
         while True:
             await sleep_or_event(due_at - loop_time(), until=self._is_requested)
             self._is_requested.clear()
-            started_at = loop_time()
+            started_at, ahead = loop_time(), self._ahead()
             try:
                 # Also when it is overdue, after a suspension or slow answers: the write fails if another replica took
                 # the lease in between.
@@ -76,8 +76,8 @@ class LeaseRenewer:
                         self._me,
                         self._checkpoint(),
                         pending_tenants=self._pending_tenants(),
-                        ahead=self._ahead(),
-                        read_up_to=None if self.reader is None else self.reader.read_up_to,
+                        ahead=ahead,
+                        read_up_to=None if self.reader is None else self.reader.read_up_to(ahead),
                     )
             except (RetryableError, PermanentError, TimeoutError) as exc:
                 log.warning(

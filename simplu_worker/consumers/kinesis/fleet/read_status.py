@@ -47,11 +47,11 @@ def read_status(leases: Iterable[Lease], tenant_id: str | None) -> ReadStatus:
     return ReadStatus(min(known) if is_known else None, tuple(held_in))
 
 
-def hold_reason(home: str | Absence, status: ReadStatus) -> str | None:
+def hold_reason(home: str | Absence, status: ReadStatus | None) -> str | None:
     """Return why a tenant is held, as far as its *home* and the lease table show it; None where it is not held."""
     if home is Absence.UNREGISTERED:
         return Absence.UNREGISTERED
-    return OTHER_REPLICA if status.held_in else None
+    return OTHER_REPLICA if status is not None and status.held_in else None
 
 
 def _may_contain(listed: Collection[str], tenant_id: str | None) -> bool:

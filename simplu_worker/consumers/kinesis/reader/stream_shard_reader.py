@@ -305,18 +305,18 @@ class StreamShardReader:
         held = tenants.encode()  # empty where only whole shards are held: the successor reads their rows
         return ReadAhead(main.position, held) if held else None
 
-    @property
-    def read_up_to(self) -> datetime | None:
-        """The time before which no record arrived that is pending, but for tenants in `ahead`; None while unknown.
+    def read_up_to(self, ahead: ReadAhead | None) -> datetime | None:
+        """Return the time before which no record arrived that is pending, but for the tenants in *ahead*; or None.
 
-        At the end of the stream shard later records are in its children, so there it is unknown.
+        None while it is unknown; *ahead* is `ahead` as of now. At the end of the stream shard later records are in its
+        children, so there it is unknown.
         """
         first, holds = self._tracker.first_pending, self.holds()
         is_read_in_part = first is None and (self._cursor.millis_behind is None or self._is_dispatching)
         if is_read_in_part or self.is_at_end or any(hold.covers_whole_shard for hold in holds):
             return None
         instants = [self._fully_read_to() if first is None else first.arrived_at]
-        if self.ahead is None and not self._dispatcher.holds.is_settled():
+        if ahead is None and not self._dispatcher.holds.is_settled():
             if any(hold.target in (Target.PREDECESSOR, Target.PARENTS) for hold in holds):
                 return None  # their first records are not known
             instants += [hold.arrived_at for hold in holds]
@@ -331,7 +331,8 @@ class StreamShardReader:
 
     def with_progress(self, lease: Lease) -> Lease:
         """Return the lease as its next renewal will write it."""
-        return msgspec.structs.replace(lease, ahead=self.ahead, read_up_to=self.read_up_to)
+        ahead = self.ahead
+        return msgspec.structs.replace(lease, ahead=ahead, read_up_to=self.read_up_to(ahead))
 
     def release_from_parents(self, pending: TenantSet) -> None:
         """Catch up the tenants that were held for the parents and are no longer in *pending*.
