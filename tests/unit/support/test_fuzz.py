@@ -69,6 +69,14 @@ def test_quadratic_time_is_found(monkeypatch: pytest.MonkeyPatch, step_s: float)
     check_growth(target_of(lambda data: step_s * len(data)), b"x", b"bc", b"y", size=1 << 13)
 
 
+def test_step_of_time_is_no_growth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here of a target that refuses short inputs at once."""
+    monkeypatch.setattr(bounds, "_cpu_s", lambda work, data: work(data))
+    refusing = target_of(lambda data: 1e-6 * len(data) if len(data) > 1 << 14 else 0.0)
+
+    check_growth(refusing, b"x", b"bc", b"y", size=1 << 13)
+
+
 def test_memory_without_bound_is_found() -> None:
     """Here of ten megabytes for one byte."""
     with pytest.raises(BoundExceededError, match="bytes of memory for 1 bytes"):
