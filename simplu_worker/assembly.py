@@ -26,6 +26,7 @@ from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWat
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.reader.reader_parameters import ReaderSettings
 from simplu_worker.consumers.kinesis.stream.client import Stream
+from simplu_worker.consumers.rejection_notes import RejectionNotes
 from simplu_worker.consumers.sqs.control.handler import ControlHandler
 from simplu_worker.consumers.sqs.orders.decode import OrderRules
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders
@@ -36,7 +37,7 @@ from simplu_worker.consumers.sqs.receive.priority import PriorityGate
 from simplu_worker.consumers.sqs.receive.receiver import Handler, QueueReceiver, ReceiverSettings
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules
 from simplu_worker.consumers.sqs.receive.verdicts import RetryRules
-from simplu_worker.dead_letters.queue import DeadLetterQueue
+from simplu_worker.dead_letters.queue import DeadLetterQueue, DeadLetterStore
 from simplu_worker.errors import ConfigurationError, PermanentError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.gateway import ShardGateway
@@ -76,6 +77,7 @@ class Consumers:
 
     sqs: Client
     dead_letters: DeadLetterQueue
+    rejections: RejectionNotes  # the same queue, for the sources
     fleet: Fleet | None = None
     receivers: dict[str, QueueReceiver] = field(default_factory=dict)
     orders: dict[str, OrderHandler] = field(default_factory=dict)
@@ -288,7 +290,9 @@ async def _open_consumers(
     sqs = await stack.enter_async_context(
         open_client("sqs", region=settings.aws_region, pool_size=CALLS_A_QUEUE * (queue_count + 1))
     )
-    consumers = Consumers(sqs, DeadLetterQueue(sqs, settings.dead_letter_queue_url or ""))
+    dead_letters = DeadLetterQueue(sqs, settings.dead_letter_queue_url or "")
+    rejections = RejectionNotes(dead_letters, dead_letters.queue.name, shards.gateway)
+    consumers = Consumers(sqs, dead_letters, rejections)
     if queue_count:
         polls = await stack.enter_async_context(
             open_client(
@@ -307,7 +311,7 @@ async def _open_consumers(
             table,
             kcl_leader,
             shards.gateway,
-            consumers.dead_letters,
+            consumers.rejections,
             PrefetchMemory(settings.prefetch_max_bytes),
         )
         consumers.fleet = Fleet(
@@ -338,7 +342,7 @@ async def _open_receivers(
     if control_url is not None:
         queue = Queue(sqs, control_url, poll_client=polls)
         control = ControlHandler(shards.provisioner, shards.destroyer, shards.changes, failures, queue, retries=retries)
-        consumers.add(queue, control, _receiver(settings, queue, control, consumers.dead_letters))
+        consumers.add(queue, control, _receiver(settings, queue, control, consumers.rejections))
     order_rules = OrderRules(settings.operation_max_bytes, settings.order_tenant, settings.order_window)
     gate: PriorityGate | None = None
     for url in (priority_url, orders_url):
@@ -348,7 +352,7 @@ async def _open_receivers(
         orders = await stack.enter_async_context(
             open_orders(shards.gateway, failures, queue, rules=order_rules, retries=retries)
         )
-        receiver = _receiver(settings, queue, orders, consumers.dead_letters, gate)
+        receiver = _receiver(settings, queue, orders, consumers.rejections, gate)
         consumers.add(queue, orders, receiver)
         gate = PriorityGate(partial(_is_busy, receiver))  # order events wait while the priority queue is busy
 
@@ -357,7 +361,7 @@ def _receiver(
     settings: Settings,
     queue: Queue,
     handler: Handler,
-    dead_letters: DeadLetterQueue,
+    dead_letters: DeadLetterStore,
     gate: PriorityGate | None = None,
 ) -> QueueReceiver:
     # The drain waits for a parked poll: the poll must leave most of the grace time to messages in flight.

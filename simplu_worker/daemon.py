@@ -25,10 +25,10 @@ from simplu_worker.dead_letters.default_queue import ensure_default_queue
 from simplu_worker.errors import WorkerError
 from simplu_worker.memory_tuning import tune_allocator
 from simplu_worker.metrics import instruments
-from simplu_worker.shards.apply.log_retention import LogRetention
 from simplu_worker.shards.health.citrus_watch import CitrusWatch
 from simplu_worker.shards.health.prober import Prober
 from simplu_worker.shards.health.registry import HealthRegistry
+from simplu_worker.shards.log.retention import LogRetention
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import StaticMap, read_shard_map
@@ -42,7 +42,7 @@ from simplu_worker.status.server import open_http
 from simplu_worker.telemetry.systemd import SystemdNotifier
 
 HEARTBEAT_S: Final = 0.5
-FLUSH_S: Final = 2.0  # at a stop, for the invalidations that Redis did not get yet
+FLUSH_S: Final = 2.0  # at a stop, for notes that shards, and for invalidations that Redis did not get yet
 
 Task = Callable[[], Coroutine[Any, Any, None]]
 
@@ -145,6 +145,7 @@ def _background_tasks(
         "unconfirmed": ConfirmationSweep(shards.provisioner.confirmer, shards.pools).run,
         "routes": RouteRefresh(shards.directory, shards.locator, shards.pools).run,
         "dead-letters": consumers.dead_letters.read_limits,
+        "rejections": consumers.rejections.run,
         "shard-map": partial(_reload_map, settings, shards, hung_up),
     }
     known: Callable[[], Iterable[ShardAddress]] = tuple
@@ -215,9 +216,11 @@ async def _run_until_drained(
             notifier.notify_stopping()
             log.info("worker.draining", grace_s=grace_s)
             deadline.reschedule(loop.time() + grace_s)
-        if cache is not None:
-            left_s = (deadline.when() or 0.0) - loop.time()
-            await cache.flush(min(FLUSH_S, left_s / 2))
+        flush_s = min(FLUSH_S, ((deadline.when() or 0.0) - loop.time()) / 2)
+        async with asyncio.TaskGroup() as flushes:
+            flushes.create_task(consumers.rejections.flush(flush_s))
+            if cache is not None:
+                flushes.create_task(cache.flush(flush_s))
         for task in background_tasks:
             task.cancel()
 

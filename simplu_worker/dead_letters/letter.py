@@ -37,6 +37,7 @@ class BadParts(msgspec.Struct, frozen=True, gc=False):
     *part_count* counts all parts of the whole aggregate, *bad_count* the bad ones, *reasons* the bad ones by reason.
     *numbers* are the sub-sequence numbers of the bad ones in the whole, *request_ids* those that they have; the
     effective id of a part without one is derived from its position. Both are None where the letter had no room.
+    *first_parts* are the rejections of the first ones, which are not in the letter's text.
     """
 
     part_count: int
@@ -44,6 +45,7 @@ class BadParts(msgspec.Struct, frozen=True, gc=False):
     reasons: Mapping[str, int]
     numbers: tuple[int, ...] | None = None
     request_ids: tuple[str | None, ...] | None = None
+    first_parts: tuple[RejectedRecord, ...] = ()
 
 
 class DeadLetter(msgspec.Struct, frozen=True, gc=False):

@@ -158,6 +158,10 @@ OPERATION_LATENCY = BatchHistogram(
 )
 RETRIES = Counter("simplu_retries_total", "Batches and messages that were tried again.", ["source", "reason"])
 DEAD_LETTERS = Counter("simplu_dead_letters_total", "Records stored as dead letters.", ["reason"])
+REJECTIONS_UNNOTED = Counter(
+    "simplu_rejections_unnoted_total",
+    "Rejected records without a row on their shard: their request ids answer `unknown`. Their dead letters are stored.",
+)
 HELD_TARGETS = Gauge("simplu_held_targets", "Shards and tenants with held operations.", ["reason"])
 HELD_AGE = Gauge(
     "simplu_held_age_seconds",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,16 +15,17 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.admission import HOLD
 from simplu_worker.operations.operation import Disposition, Operation, Outcome, is_storable
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
-from simplu_worker.shards.apply.message_failures import count_failures, forget_failures
 from simplu_worker.shards.apply.writer import ShardWriter
+from simplu_worker.shards.log.message_failures import count_failures, forget_failures
+from simplu_worker.shards.log.rejections import find_rejections, note_rejections
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.routing.shard_query import ShardRows, fetch_from_all_shards
+from simplu_worker.shards.routing.shard_query import ShardRows, fetch_from_all_shards, query_all_shards
 from simplu_worker.shards.tenants.first_use import FirstUse, TenantName
-from simplu_worker.shards.types import Absence, PositionClaim, StoredPositions
+from simplu_worker.shards.types import Absence, PositionClaim, Rejection, StoredPositions
 from simplu_worker.timing.clock import loop_time
 
 
@@ -40,6 +42,22 @@ class LoggedOperation(msgspec.Struct, frozen=True, rename="camel", omit_defaults
     resource_id: str | None = None
     error: str | None = None
     result: msgspec.Raw | None = None
+
+
+class RejectedRequest(
+    msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, tag_field="status", tag="rejected"
+):
+    """A record that was rejected, as its row on the shard of its tenant."""
+
+    request_id: str
+    reason: str
+    error: str
+    dead_letter_queue: str
+    source: str
+    rejected_at: datetime
+    shard_id: str
+    sequence_number: str | None = None
+    message_id: str | None = None
 
 
 class ShardGateway:
@@ -240,6 +258,48 @@ class ShardGateway:
         operations = [_operation_of(shard_id, row) for shard_id, row in survey.rows]
         return max(operations, key=lambda operation: operation.completed_at, default=None), survey.silent_shard_ids
 
+    async def find_rejection(self, request_id: str, tenant_id: str | None) -> RejectedRequest | None:
+        """Return the last record that was rejected with a request id; where `find_operation` finds none.
+
+        Without the tenant all shards are asked, and the newest of those that answered is returned.
+        """
+        if not is_storable(request_id):
+            return None
+        if tenant_id is not None:
+            return (await self.find_rejections([(tenant_id, request_id)])).get((tenant_id, request_id))
+
+        async def fetch(shard: ShardAddress) -> list[dict[str, Any]]:
+            return await find_rejections(self._pools.ensure_pool(shard), "find_rejection_of_any_tenant", request_id)
+
+        answers = await query_all_shards(await self._locator.list_shards(), fetch)
+        found = [_rejected_request_of(shard_id, row) for shard_id, rows in answers.items() for row in rows]
+        return max(found, key=lambda one: one.rejected_at, default=None)
+
+    async def find_rejections(self, keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], RejectedRequest]:
+        """Return the records of *keys*, tenants and request ids, that were rejected.
+
+        Raises as `Directory.find` does, and `RetryableError` when a shard does not answer.
+        """
+        by_shard: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+        for tenant_id in {tenant_id for tenant_id, _ in keys}:
+            found = await self._directory.find(tenant_id) if is_storable(tenant_id) else Absence.UNREGISTERED
+            if isinstance(found, ShardAddress):
+                self._pools.ensure_pool(found)
+                by_shard[found.shard_id] += [key for key in keys if key[0] == tenant_id]
+        rejections = {}
+        for shard_id, wanted in by_shard.items():
+            columns = [list(column) for column in zip(*wanted, strict=True)]
+            for row in await find_rejections(self._pools.pool_of(shard_id), "find_rejections", *columns):
+                rejections[row["tenant_id"], row["request_id"]] = _rejected_request_of(shard_id, row)
+        return rejections
+
+    async def note_rejections(self, shard_id: str, dead_letter_queue: str, rejections: Sequence[Rejection]) -> bool:
+        """Write the rows of *rejections* of one shard's tenants; return False where the shard cannot have them.
+
+        Raises `RetryableError` when the shard does not answer.
+        """
+        return await note_rejections(self._pools.pool_of(shard_id), dead_letter_queue, rejections)
+
     async def find_tenant(self, tenant_id: str) -> tuple[str, dict[str, Any]] | Absence:
         """Return the shard of a tenant and its row there, with the counts of its resources and operations."""
         found = await self._directory.find(tenant_id) if is_storable(tenant_id) else Absence.UNREGISTERED
@@ -279,3 +339,8 @@ def _operation_of(shard_id: str, row: dict[str, Any]) -> LoggedOperation:
         completed_at=row["completed_at"],
         shard_id=shard_id,
     )
+
+
+def _rejected_request_of(shard_id: str, row: dict[str, Any]) -> RejectedRequest:
+    members = {name: value for name, value in row.items() if name != "tenant_id"}
+    return RejectedRequest(**members, shard_id=shard_id)

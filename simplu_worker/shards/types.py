@@ -97,6 +97,22 @@ class StoredPositions(msgspec.Struct, frozen=True):
     is_unchanged: bool = False
 
 
+class Rejection(msgspec.Struct, frozen=True):
+    """A record that is no operation, and has the ids of its tenant and its request. *error* does not quote it.
+
+    *source* is the stream or the queue of the record, *sequence_number* its place in the stream, *message_id* the
+    message's.
+    """
+
+    tenant_id: str
+    request_id: str
+    reason: str
+    error: str
+    source: str
+    sequence_number: str | None = None
+    message_id: str | None = None
+
+
 class PositionClaim(msgspec.Struct):
     """The position that a reader writes into its row with the next batch, and the fencing tokens that the row may have.
 

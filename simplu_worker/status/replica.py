@@ -24,7 +24,7 @@ from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import tenant_id_of
-from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.shards.gateway import LoggedOperation, RejectedRequest, ShardGateway
 from simplu_worker.shards.health.all_shards import InspectedShard, ShardInspector
 from simplu_worker.shards.health.assessment import Health, health_view
 from simplu_worker.shards.health.registry import HealthRegistry
@@ -238,8 +238,12 @@ class ReplicaStatus:
         status = None if self.fleet is None else read_status(self.fleet.leases(), tenant_id)
         read_up_to = {} if status is None else {"readUpTo": status.up_to}
         held: dict[str, Any] | None = None
+        found: LoggedOperation | RejectedRequest | None
         try:
             found, silent = await self.gateway.find_operation(request_id, tenant_id)
+            is_pending = found is None and self._is_pending(request_id, tenant_id)
+            if found is None and not is_pending:
+                found = await self.gateway.find_rejection(request_id, tenant_id)
             if found is None and tenant_id is not None:
                 held = await self._find_held(self.gateway, tenant_id, status)
         except (RetryableError, PermanentError) as exc:
@@ -248,7 +252,7 @@ class ReplicaStatus:
         if found is not None:
             answer = msgspec.to_builtins(found, builtin_types=(msgspec.Raw,))
             return 200, answer | read_up_to | _silent_members(silent)
-        if self._is_pending(request_id, tenant_id):
+        if is_pending:
             return 200, asked | {"status": "pending"} | _silent_members(silent)
         if held is not None:
             return 200, asked | held

@@ -188,6 +188,18 @@ async def test_operations_send_waits_for_outcomes_in_the_order_sent(terminal: Te
         return "readUpTo" in absent.json
 
     assert await poll_until(is_read, within_s=COMMAND_S)
+    bad = '{"requestId": "bad-1", "businessId": "clinic", "locationId": "main", "operation": "create"}'
+    assert (await terminal.run("operations", "send", "-", "--force", text=bad)).status == 1
+
+    async def is_rejected() -> bool:
+        shown = await terminal.run("operations", "show", "bad-1", "--tenant", "clinic", "main", "--json")
+        return (shown.status, shown.json["status"]) == (0, "rejected")
+
+    assert await poll_until(is_rejected, within_s=COMMAND_S)
+    shown = await terminal.run("operations", "show", "bad-1")
+    assert shown.status == 0
+    assert "rejected" in shown.out
+    assert "resourceType" in shown.out
     held = await terminal.run("operations", "show", "never-sent", "--tenant", "nobody", "main")
     assert (held.status, held.out) == (1, "held: unregistered; if operation never-sent was sent, it waits\n")
 

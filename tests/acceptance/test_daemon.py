@@ -331,6 +331,37 @@ async def test_worker_answers_over_http(stack: Stack) -> None:
     assert "Traceback" not in taken.stdout + taken.stderr
 
 
+@pytest.mark.slow(4)
+@in_stacks_loop
+async def test_id_of_a_rejected_record_answers_why_until_the_record_is_mended(stack: Stack) -> None:
+    """And its dead letter is in the queue that the answer names."""
+
+    async def answer() -> dict[str, str]:
+        path = "/operations/mended?businessId=clinic&locationId=main"
+        return dict(json.loads((await get(worker, path, token=stack.env["API_TOKEN"]))[1]))
+
+    async def is_rejected() -> bool:
+        return (await answer())["status"] == "rejected"
+
+    async def is_applied() -> bool:
+        return (await answer())["status"] == "succeeded"
+
+    bad = {"businessId": "clinic", "locationId": "main", "requestId": "mended", "operation": "create"}
+    async with running_worker(stack) as worker:
+        async with stack.aws_client("kinesis") as kinesis:
+            await kinesis.put_record(StreamName=STREAM_NAME, PartitionKey="key", Data=json.dumps(bad).encode())
+        assert await poll_until(is_rejected, within_s=GRACE_S)
+        rejected = await answer()
+        await put(stack, "mended")
+        assert await poll_until(is_applied, within_s=GRACE_S)
+        await worker.stop(within_s=GRACE_S)
+
+    assert rejected["reason"] == "invalid_message"
+    assert "resourceType" in rejected["error"]
+    assert rejected["deadLetterQueue"] == stack.env["SQS_DEAD_LETTER_QUEUE_URL"].rpartition("/")[2]
+    assert "readUpTo" in rejected
+
+
 @pytest.mark.slow(6)
 @in_stacks_loop
 async def test_worker_tells_a_client_when_to_stop_asking(stack: Stack) -> None:

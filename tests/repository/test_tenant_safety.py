@@ -22,6 +22,7 @@ TENANT_COLUMNS = {
     "operations": "tenant_id",
     "moves": "tenant_id",
     "message_failures": "tenant_id",
+    "rejections": "tenant_id",
 }
 OF_NO_TENANT = {
     "business_types": "what every tenant of a type begins with",
@@ -40,10 +41,12 @@ NOT_OF_ONE_TENANT = {
     "find_deletions": "what a shard has to delete, whosever it is",
     "find_locations": "docs/interface.md: `destroy_all` is for every location of a business",
     "find_operation_of_any_tenant": "docs/interface.md: without the tenant all shards are asked",
+    "find_rejection_of_any_tenant": "docs/interface.md: without the tenant all shards are asked",
     "find_unconfirmed": "what a provisioning that was killed has left, whosever it is",
     "insert_position": "how the tenants came, for what is known of a stream shard",
     "read_tenant_arrivals": "times alone, of the first and of the last that was moved here",
     "forget_old_failures": "rows go by their age, whosever they are",
+    "forget_old_rejections": "rows go by their age, whosever they are",
     "forget_operations": "rows go by their age, whosever they are",
     "list_tenants": "README.md: `tenants list`",
     "page_tenants": "README.md: `tenants audit`",
@@ -205,12 +208,13 @@ def test_table_with_tenants_in_it_has_policies(table: str) -> None:
         assert f"ON {table} FOR SELECT USING ({column} = current_setting('simplu.tenant', true));" in text
 
 
-def test_counts_of_failures_are_for_roles_that_may_write_them() -> None:
-    """No reader's role sees them."""
+@pytest.mark.parametrize("table", ["message_failures", "rejections"])
+def test_new_table_is_for_roles_that_may_write_it(table: str) -> None:
+    """No reader's role sees it."""
     text = MIGRATIONS[2].text
 
-    assert "ALTER TABLE public.message_failures ENABLE ROW LEVEL SECURITY;" in text
-    assert re.findall(r"CREATE POLICY (\w+) ON public.message_failures", text) == ["simplu_writer"]
+    assert f"ALTER TABLE public.{table} ENABLE ROW LEVEL SECURITY;" in text
+    assert re.findall(rf"CREATE POLICY (\w+) ON public.{table}", text) == ["simplu_writer"]
 
 
 def test_policies_are_made_in_the_order_in_which_a_batch_takes_its_tables() -> None:

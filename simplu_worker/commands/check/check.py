@@ -311,8 +311,7 @@ class DependencyChecks:
             probe = await probe_shard(shards.pools.ensure_pool(address))
             self.facts.skews_s[name] = probe.skew_s
             self.facts.schema_creators[name] = probe.creators
-            if probe.counts_failures is False:
-                self.facts.shards_without_counts.append(name)
+            self.facts.unwritable_tables[name] = probe.unwritable_tables
             for finding in assess(ShardObservation(probe=probe)).findings:
                 if finding.problem in TAKES_NO_OPERATIONS:
                     return CheckAnswer(f"shard {address.shard_id}: {finding}", CheckStatus.FAILED)

@@ -15,10 +15,15 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
 from simplu_worker.operations.retention_rules import effective_retention
 from simplu_worker.shards.health.assessment import SchemaCreator
+from simplu_worker.shards.schema.schema_check import MESSAGE_FAILURES, REJECTIONS
 from simplu_worker.status.connection_order import CONNECTIONS_MAX
 
 RECEIVES_MAX: Final = 1000  # a message that crashes the worker is received that often
 SKEW_MAX_S: Final = 30.0
+UNWRITABLE: Final = {  # the tables that a worker goes on without
+    MESSAGE_FAILURES: "tries of messages are counted in memory only",
+    REJECTIONS: "the ids of rejected records answer `unknown`",
+}
 OTHER_FILES: Final = 300  # connections to AWS, Citrus and Redis, the log, the event loop
 
 
@@ -45,7 +50,7 @@ class CheckFacts:
     shard_count: int = 0
     empty_shards: list[str] = field(default_factory=list)
     inactive_shards: list[str] = field(default_factory=list)
-    shards_without_counts: list[str] = field(default_factory=list)  # of failed messages
+    unwritable_tables: dict[str, Sequence[str]] = field(default_factory=dict)  # of shards
     schema_creators: dict[str, Sequence[SchemaCreator]] = field(default_factory=dict)  # of shards
     skews_s: dict[str, float] = field(default_factory=dict)  # their clock less ours
     eviction_policy: str | None = None  # of Redis
@@ -123,12 +128,13 @@ def _shard_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
         yield Finding(name, "no schema yet", "nothing to do: the schema is created with the first tenant")
     for name in facts.inactive_shards:
         yield Finding(name, "marked inactive by Citrus, its tenants wait", "ask the operators of Citrus")
-    for name in facts.shards_without_counts:
-        yield Finding(
-            name,
-            "this role may not write message_failures, so that tries of messages are counted in memory only",
-            "as their owner run GRANT SELECT, INSERT, UPDATE, DELETE ON public.message_failures TO that role",
-        )
+    for name, tables in facts.unwritable_tables.items():
+        for table in tables:
+            yield Finding(
+                name,
+                f"this role may not write {table}, so that {UNWRITABLE[table]}",
+                f"as their owner run GRANT SELECT, INSERT, UPDATE, DELETE ON public.{table} TO that role",
+            )
     for name, creators in facts.schema_creators.items():
         for creator in creators:
             problem, _, advice = str(creator).rpartition("; ")

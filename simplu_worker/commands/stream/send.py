@@ -41,6 +41,7 @@ from simplu_worker.commands.stream.wait_outcomes import (
     SendStatus,
     describe_poll,
     find_operations,
+    find_rejected,
     send_outcomes,
     wait_for_outcomes,
     with_undecided,
@@ -50,6 +51,7 @@ from simplu_worker.consumers.kinesis.stream.client import NewRecord
 from simplu_worker.consumers.sqs.orders.decode import OrderRules
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.operation import RejectedRecord, tenant_id_of
+from simplu_worker.shards.gateway import LoggedOperation, RejectedRequest
 from simplu_worker.shards.postgres.pool import Pools
 
 RESULT_SHOWN_LENGTH: Final = 60
@@ -57,6 +59,7 @@ RESULT_SHOWN_LENGTH: Final = 60
 STYLES: Final = {
     SendStatus.SUCCEEDED: "green",
     SendStatus.FAILED: "red",
+    SendStatus.REJECTED: "red",
     SendStatus.HELD: "yellow",
     SendStatus.UNKNOWN: "yellow",
     SendStatus.NOT_SENT: "red",
@@ -84,12 +87,15 @@ async def show_operation(settings: Settings, request_id: str, tenant: tuple[str,
         raise PermanentError("request id, tenant: expected UTF-8") from None
     tenant_id = None if tenant is None else tenant_id_of(*tenant)
     async with open_shards(settings) as shards:
+        found: LoggedOperation | RejectedRequest | None
         found, silent = await shards.gateway.find_operation(request_id, tenant_id)
         undecided = Undecided()
         if found is None and tenant_id is not None:
             undecided = (await find_undecided(settings, shards.gateway, [tenant_id]))[tenant_id]
             # An operation that was applied in between must not count as decided and absent.
             found, silent = await shards.gateway.find_operation(request_id, tenant_id)
+        if found is None:
+            found = await shards.gateway.find_rejection(request_id, tenant_id)
         errors = pool_errors(shards.pools)
     status = SendStatus.UNKNOWN if undecided.reason is None else SendStatus.HELD
     shown = {"requestId": request_id, "status": status} | _members(undecided) if found is None else _members(found)
@@ -163,11 +169,12 @@ def _new_id() -> str:
 async def _send(
     settings: Settings, lines: Sequence[InputLine], options: SendOptions
 ) -> tuple[list[SendOutcome], dict[str, str]]:
+    begun_at = datetime.now(UTC)
     sent_count = await (_put(settings, lines) if not options.orders else _put_events(settings, lines, options))
     sent, unsent = lines[:sent_count], lines[sent_count:]
     if not options.wait or not sent:
         return send_outcomes(sent, unsent, {}, waited=options.wait), {}
-    rows, undecided, silent = await _wait(settings, sent, options)
+    rows, undecided, silent = await _wait(settings, sent, options, begun_at)
     outcomes = send_outcomes(sent, unsent, rows, waited=True)
     return [with_undecided(outcome, undecided) for outcome in outcomes], silent
 
@@ -202,12 +209,12 @@ async def _put_into(sink: Sink[T], items: Sequence[T], place: str) -> int:
 
 
 async def _wait(
-    settings: Settings, sent: Sequence[InputLine], options: SendOptions
+    settings: Settings, sent: Sequence[InputLine], options: SendOptions, begun_at: datetime
 ) -> tuple[dict[OperationKey, dict[str, Any]], dict[str, Undecided], dict[str, str]]:
-    """Wait for the outcomes.
+    """Wait for the outcomes of the lines *sent* since *begun_at*.
 
-    Return the rows of the logs, the states of the tenants without a row, and the shards without an answer, with the
-    causes.
+    Return the rows of the logs and of the records rejected since, the states of the tenants without a row, and the
+    shards without an answer, with the causes.
     """
     poll = LastPoll(len(sent))
     async with open_shards(settings) as shards:
@@ -222,6 +229,7 @@ async def _wait(
         undecided = await find_undecided(settings, shards.gateway, tenant_ids, is_stream=not options.orders)
         if absent:  # an operation that was applied in between must not count as decided and absent
             rows |= await find_operations(shards.gateway, absent, poll)
+            rows |= await find_rejected(shards.gateway, absent - rows.keys(), begun_at)
         errors = pool_errors(shards.pools)
     if poll.error is not None:
         print_note(f"the shards were not listed: {poll.error}")

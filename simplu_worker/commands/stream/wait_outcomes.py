@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -16,7 +16,7 @@ from simplu_worker.commands.output.display import describe_silent
 from simplu_worker.commands.output.progress import CountProgress
 from simplu_worker.commands.stream.input_lines import InputLine
 from simplu_worker.commands.stream.undecided import Undecided
-from simplu_worker.errors import RetryableError
+from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.operations.operation import Operation, RejectedRecord, tenant_id_of
 from simplu_worker.shards.gateway import ShardGateway
 
@@ -36,6 +36,7 @@ class SendStatus(StrEnum):
     SENT = "sent"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
+    REJECTED = "rejected"  # no operation, for the worker; where its settings are other than those of the command
     HELD = "held"  # not in the log in time, and its tenant is held
     UNKNOWN = "unknown"  # not in the log in time: waiting, or a dead letter
 
@@ -124,6 +125,21 @@ async def find_operations(
     return rows
 
 
+async def find_rejected(
+    gateway: ShardGateway, keys: Collection[OperationKey], since: datetime
+) -> dict[OperationKey, dict[str, Any]]:
+    """Return rows like those of the log for records rejected after *since*; none where a shard does not answer."""
+    try:
+        found = await gateway.find_rejections(keys)
+    except WorkerError:
+        return {}  # the query of the logs has named it
+    return {
+        key: {"status": SendStatus.REJECTED, "shard_id": one.shard_id, "error": f"{one.reason}: {one.error}"}
+        for key, one in found.items()
+        if one.rejected_at > since
+    }
+
+
 def send_outcomes(
     sent: Iterable[InputLine],
     unsent: Iterable[InputLine],
@@ -151,6 +167,9 @@ def _outcome(line: InputLine, row: Mapping[str, Any] | None, *, waited: bool) ->
         return _describe(line, SendStatus.SENT)
     if row is None:
         return _describe(line, SendStatus.UNKNOWN)
+    if row["status"] == SendStatus.REJECTED:
+        outcome = _describe(line, SendStatus.REJECTED)
+        return msgspec.structs.replace(outcome, shard_id=row["shard_id"], error=row["error"])
     if bytes(row["digest"]) != line.decoded.digest:
         outcome = _describe(line, SendStatus.FAILED)
         return msgspec.structs.replace(outcome, shard_id=row["shard_id"], error=REUSED)

@@ -42,7 +42,7 @@ class ShardProbe(msgspec.Struct, frozen=True, kw_only=True):
     database, *trouble* the error of its last use by this replica, although it answers. *connections_used* count towards
     *connections_max*, the nearest limit. The lag is that of a standby, or on a primary that of its slowest standby.
     *skew_s* is the server's clock minus ours. *creators* are no problem of the shard, but a risk for its readers.
-    *counts_failures* is whether this role may write the table of failed messages, which came with schema version 3.
+    *unwritable_tables* are those of schema version 3 that this role may not write.
     """
 
     server_version: str
@@ -63,7 +63,7 @@ class ShardProbe(msgspec.Struct, frozen=True, kw_only=True):
     schema_version: int | None = None
     tenant_count: int | None = None
     creators: Sequence[SchemaCreator] = ()
-    counts_failures: bool | None = None
+    unwritable_tables: Sequence[str] = ()
 
 
 class ShardSilence(msgspec.Struct, frozen=True):

@@ -16,10 +16,17 @@ from simplu_worker.shards.health.assessment import SchemaCreator, ShardProbe
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
+from simplu_worker.shards.schema.schema_check import (
+    MESSAGE_FAILURES,
+    REJECTIONS,
+    SchemaState,
+    check_schema,
+    may_write_table,
+)
 from simplu_worker.shards.types import ShardUnavailableError
 
-FAILURES_SINCE: Final = 3  # the schema version with the table of failed messages
+NEW_TABLES: Final = (MESSAGE_FAILURES, REJECTIONS)
+NEW_TABLES_SINCE: Final = 3  # schema version
 PROBE_S: Final = 2.4  # within `ShardTimeouts.probe_s`: a slow shard has answered, and is not lost
 
 
@@ -106,8 +113,8 @@ async def _add_details(
     version: int | None = facts.get("schema_version")
     if counts_tenants and version is not None:
         facts["tenant_count"] = await connection.fetchval(QUERIES["count_tenants"])
-        if version >= FAILURES_SINCE:
-            facts["counts_failures"] = await connection.fetchval(QUERIES["can_count_failures"])
+        if version >= NEW_TABLES_SINCE:
+            facts["unwritable_tables"] = [table for table in NEW_TABLES if not await may_write_table(connection, table)]
     if counts_tenants:
         facts["creators"] = await _read_creators(connection)
 

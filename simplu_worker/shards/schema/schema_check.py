@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 import structlog
 
@@ -13,6 +14,10 @@ from simplu_worker.shards.schema.migrations import ShardSchema, digest_of, refus
 from simplu_worker.shards.schema.qualification import qualify
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
 from simplu_worker.shards.types import ShardUnavailableError
+
+# Tables that came with schema version 3: on a shard of version 2 a worker goes on without them.
+MESSAGE_FAILURES: Final = "message_failures"
+REJECTIONS: Final = "rejections"
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +47,11 @@ async def read_schema(connection: Connection, shard_id: str) -> ShardSchema | No
         found = None if identity is None else identity["shard_id"]
         raise ShardUnavailableError(wrong_shard_message(shard_id, found))
     return ShardSchema(identity["version"], identity["works_from"])
+
+
+async def may_write_table(connection: Connection, table: str) -> bool:
+    """Return whether the shard has a table that came with schema version 3, and this role may write it."""
+    return bool(await connection.fetchval(QUERIES["may_write_table"], table))
 
 
 async def check_schema(connection: Connection, shard_id: str) -> SchemaState:

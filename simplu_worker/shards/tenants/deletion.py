@@ -18,7 +18,8 @@ import structlog
 from simplu_worker.cache.invalidations import OnChange, ResourceKey, ignore_changes
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.retention_rules import deletion_pause_s
-from simplu_worker.shards.apply.message_failures import forget_failures_of_tenant
+from simplu_worker.shards.log.message_failures import forget_failures_of_tenant
+from simplu_worker.shards.log.rejections import forget_rejections_of_tenant
 from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -169,4 +170,5 @@ class TenantDeleter:
             status: str = await connection.execute(QUERIES["end_deletion"], tenant_id)
             if status == "UPDATE 1":
                 await forget_failures_of_tenant(connection, tenant_id)
+                await forget_rejections_of_tenant(connection, tenant_id)
         return status == "UPDATE 1"

@@ -22,7 +22,7 @@ from simplu_worker.consumers.source_retention import EffectiveRetention
 from simplu_worker.errors import RetryableError
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.shards.apply.log_retention import LogRetention
+from simplu_worker.shards.log.retention import LogRetention
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -114,6 +114,24 @@ async def test_retention_forgets_failures_of_messages_that_no_queue_can_have(
     finally:
         await connection.close()
     assert [row["message_id"] for row in rows] == ["young"]
+
+
+async def test_retention_forgets_rejections_with_the_log(pools: Pools, make_shard: ShardMaker) -> None:
+    """As long as the log's rows of that time, and no longer."""
+    address = await make_shard()
+    pools.ensure_pool(address)
+    for request_id, days in (("old", 16), ("young", 14)):
+        columns = "'b-l', $1, 'r', 'e', 'q', 's', '1', NULL, now() - make_interval(days => $2)"
+        await execute(address.connection_string, f"INSERT INTO rejections VALUES ({columns})", request_id, days)
+
+    await LogRetention(pools, keeps(15 * DAY)).take_turn()
+
+    connection = await asyncpg.connect(address.connection_string)
+    try:
+        rows = await connection.fetch("SELECT request_id FROM rejections")
+    finally:
+        await connection.close()
+    assert [row["request_id"] for row in rows] == ["young"]
 
 
 async def test_retention_leaves_rows_alone_when_somebody_holds_them(pools: Pools, make_shard: ShardMaker) -> None:

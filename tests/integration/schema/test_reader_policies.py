@@ -31,7 +31,7 @@ DATA = {
     ("smile-center", "patient", "p1"): '{"name": "Ben"}',
     ("smile-center", "patients", "p2"): '{"name": "Cleo"}',
 }
-TABLES = "resources, operations, tenants, moves, stream_positions, message_failures, dental_patients"
+TABLES = "resources, operations, tenants, moves, stream_positions, message_failures, rejections, dental_patients"
 
 RoleMaker = Callable[..., Awaitable[str]]  # (*statements with {role}) -> the role's connection string
 
@@ -53,6 +53,8 @@ async def shard(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
         await writer_of(pool).apply([operation("read", "nobody", tenant=tenant)])
         await fetch(pool, "INSERT INTO moves VALUES ($1, 'elsewhere', 1, 'copy')", "-".join(tenant))
         await fetch(pool, "INSERT INTO message_failures VALUES ($1, 'm', 1, now())", "-".join(tenant))
+        rejection = "INSERT INTO rejections VALUES ($1, 'r', 'too_large', 'e', 'q', 's', '1', NULL, now())"
+        await fetch(pool, rejection, "-".join(tenant))
     for key, data in DATA.items():
         await fetch(
             pool,
@@ -113,6 +115,7 @@ async def seen(url: str, query: str, *, tenant: str | None = None) -> list[Any]:
         ("SELECT tenant_id FROM moves", []),
         ("SELECT stream FROM stream_positions", []),
         ("SELECT tenant_id FROM message_failures", []),
+        ("SELECT tenant_id FROM rejections", []),
     ],
 )
 async def test_reader_sees_one_tenant_when_it_names_that(

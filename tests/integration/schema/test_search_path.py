@@ -13,20 +13,21 @@ from support.postgres.databases import ShardMaker, database_of, execute
 from support.postgres.decoys import ATTACKER, TABLES_BEFORE, parse_trees, trap
 from support.postgres.pooler import running_pooler
 from support.postgres.tenant_cases import operation, writer_of
-from support.postgres.upgrades import OF_NEW_TABLE, make_old_schema
+from support.postgres.upgrades import OF_NEW_TABLES, make_old_schema
 
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.local.processes.loopback import HOST
 from simplu_worker.operations.operation import Failure
 from simplu_worker.shards.adoption.discovery import begin_adoption, find_old_table
-from simplu_worker.shards.apply.message_failures import count_failures, forget_failures
+from simplu_worker.shards.log.message_failures import count_failures, forget_failures
+from simplu_worker.shards.log.rejections import note_rejections
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema, ensure_schema
 from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
 from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, Upgrader
-from simplu_worker.shards.types import ShardUnavailableError
+from simplu_worker.shards.types import Rejection, ShardUnavailableError
 
 OURS = """
 SELECT array_agg(meant::text) FROM (
@@ -138,7 +139,7 @@ async def test_every_query_means_what_it_says_on_a_shard_of_the_version_before(
     old_and_trapped: ShardAddress,
 ) -> None:
     """A worker goes on with the schema version before."""
-    assert await strangers(old_and_trapped, of_adoption=False, without=OF_NEW_TABLE) == {}
+    assert await strangers(old_and_trapped, of_adoption=False, without=OF_NEW_TABLES) == {}
 
 
 async def test_every_query_of_an_adoption_means_what_it_says_beside_decoys(
@@ -227,9 +228,15 @@ PLANTED = f"""
 CREATE TABLE public.message_failures (
     tenant_id text, message_id text, failure_count integer, failed_at timestamptz, PRIMARY KEY (tenant_id, message_id)
 );
+CREATE TABLE public.rejections (
+    tenant_id text, request_id text, reason text, error text, dead_letter_queue text, source text,
+    sequence_number text, message_id text, rejected_at timestamptz, PRIMARY KEY (tenant_id, request_id)
+);
 CREATE FUNCTION public.take_over() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'run by the worker'; END $$;
 CREATE TRIGGER take_over BEFORE INSERT ON public.message_failures FOR EACH ROW EXECUTE FUNCTION public.take_over();
+CREATE TRIGGER take_over BEFORE INSERT ON public.rejections FOR EACH ROW EXECUTE FUNCTION public.take_over();
 ALTER TABLE public.message_failures OWNER TO {ATTACKER}; GRANT ALL ON public.message_failures TO PUBLIC;
+ALTER TABLE public.rejections OWNER TO {ATTACKER}; GRANT ALL ON public.rejections TO PUBLIC;
 """
 
 
@@ -241,13 +248,16 @@ async def test_table_that_an_attacker_made_under_the_name_of_a_new_one_is_not_us
     async with pool_of(old_and_trapped) as pool:
         assert await count_failures(pool, [("clinic-main", "m")]) is None
         await forget_failures(pool, ("clinic-main", "m"))
+        rejection = Rejection("clinic-main", "r", "too_large", "over 10 bytes", "operations", "1")
+        assert await note_rejections(pool, "letters", [rejection]) is False
 
-        with pytest.raises(ShardUnavailableError, match="InsufficientPrivilege"):
-            await Upgrader(pool, patience_s=0.1).run()
-
-        await execute(old_and_trapped.connection_string, "DROP TABLE public.message_failures")
+        for table in ("message_failures", "rejections"):
+            with pytest.raises(ShardUnavailableError, match="InsufficientPrivilege"):
+                await Upgrader(pool, patience_s=0.1).run()
+            await execute(old_and_trapped.connection_string, f"DROP TABLE public.{table}")
         assert await Upgrader(pool).run() is not None
         assert await count_failures(pool, [("clinic-main", "m")]) == [1]
+        assert await note_rejections(pool, "letters", [rejection]) is True
 
 
 async def test_shard_is_found_in_the_schema_of_a_trusted_role(trapped: ShardAddress) -> None:

@@ -6,7 +6,7 @@ import asyncpg
 import pytest
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import add_tenant, fetch, operation, writer_of
-from support.postgres.upgrades import NEXT, OF_NEW_TABLE, upgrade_pool, upgrader
+from support.postgres.upgrades import NEXT, OF_NEW_TABLES, upgrade_pool, upgrader
 
 from simplu_worker.operations.operation import Disposition
 from simplu_worker.shards.health.assessment import ShardProbe
@@ -98,7 +98,7 @@ async def test_every_query_means_something_on_the_schema_before(make_shard: Shar
         understood = {name for name in known if await is_understood(old, name)}
 
     assert len(known) > 50
-    assert known - understood == OF_NEW_TABLE
+    assert known - understood == OF_NEW_TABLES
 
 
 async def is_understood(pool: ShardPool, name: str) -> bool:

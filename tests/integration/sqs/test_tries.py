@@ -37,6 +37,7 @@ from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.health.probe import probe_shard
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.schema.schema_check import MESSAGE_FAILURES, REJECTIONS
 from simplu_worker.shards.types import PositionClaim
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")
@@ -204,8 +205,9 @@ async def test_failures_are_counted_in_memory_when_the_role_may_not_write_the_ta
             async with desk.replica(gateway) as handler:
                 assert await handler.handle([message("o1", BAD, receive_count=9)]) == [RetryHeld(1)]
                 assert await handler.handle([message("o1", BAD)]) == [RetryHeld(5)]
-            assert (await probe_shard(routed.pools.ensure_pool(limited))).counts_failures is False
-        assert (await probe_shard(desk.pool)).counts_failures is True
+            probe = await probe_shard(routed.pools.ensure_pool(limited))
+            assert probe.unwritable_tables == [MESSAGE_FAILURES, REJECTIONS]
+        assert (await probe_shard(desk.pool)).unwritable_tables == []
         assert await desk.counts() == {}
     finally:
         await fetch(desk.pool, f"DROP OWNED BY {role}")

@@ -289,16 +289,19 @@ async def test_deletion_keeps_row_and_log_and_the_tenant_can_be_made_again(route
     assert list(await case.resources()) == [("settings", "default")]
 
 
-async def test_deletion_forgets_the_failures_of_the_tenants_messages(routed: RoutedShards) -> None:
+async def test_deletion_forgets_failed_messages_and_rejected_records_of_the_tenant(routed: RoutedShards) -> None:
     """Only with the end of its own deletion; those of others stay."""
     for tenant_id in ("clinic-main", "another-one"):
         await fetch(pool_of(routed), "INSERT INTO message_failures VALUES ($1, 'm', 1, now())", tenant_id)
+        rejection = "INSERT INTO rejections VALUES ($1, 'r', 'too_large', 'e', 'q', 's', '1', NULL, now())"
+        await fetch(pool_of(routed), rejection, tenant_id)
     await destroy(routed)
     assert await deletion(routed, GRACE).delete_due() == 0
     assert len(await fetch(pool_of(routed), "SELECT FROM message_failures")) == 2
     assert await deletion(routed).delete_due() == 1
-    rows = await fetch(pool_of(routed), "SELECT tenant_id FROM message_failures")
-    assert rows == [{"tenant_id": "another-one"}]
+    for table in ("message_failures", "rejections"):
+        rows = await fetch(pool_of(routed), f"SELECT tenant_id FROM {table}")
+        assert rows == [{"tenant_id": "another-one"}]
 
 
 async def test_deletion_goes_in_small_statements_and_on_in_the_next_turn(routed: RoutedShards) -> None:

@@ -74,7 +74,7 @@ ROWS = """
 """
 EMPTYING = "".join(
     f"DELETE FROM {table};"
-    for table in ("tenants", "resources", "operations", "stream_positions", "moves", "message_failures")
+    for table in ("tenants", "resources", "operations", "stream_positions", "moves", "message_failures", "rejections")
 )
 EMPTY_SCHEMA = """
 DROP SCHEMA public CASCADE;

@@ -32,8 +32,12 @@ INSERT INTO business_types (name, default_settings, staff_resource_type) VALUES 
 ON CONFLICT (name) DO NOTHING;
 """
 WITHIN_S = 30.0
-# About a table that the schema before does not have: a worker runs them only after `can_count_failures`.
-OF_NEW_TABLE = {"count_failures", "forget_failures", "forget_failures_of_tenant", "forget_old_failures"}
+# About tables that the schema before does not have: a worker runs them only after `may_write_table`.
+OF_NEW_TABLES = {
+    *("count_failures", "forget_failures", "forget_failures_of_tenant", "forget_old_failures"),
+    *("note_rejections", "find_rejections", "find_rejection_of_any_tenant"),
+    *("forget_rejections_of_tenant", "forget_old_rejections"),
+}
 
 
 @asynccontextmanager

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import datetime
+from typing import Final
 
 from simplu_worker.consumers.kinesis.stream.aggregation import AggregatePacker
 from simplu_worker.dead_letters.letter import BadParts, DeadLetter, dead_letter_of
 from simplu_worker.operations.operation import RejectedRecord
+
+FIRST_PARTS_MAX: Final = 100  # that have a status of their own by their request ids (docs/interface.md)
 
 
 class RejectionCollector:
@@ -50,6 +53,7 @@ class _Group:
         self._numbers: list[int] = []
         self._request_ids: list[str | None] = []
         self._reasons: Counter[str] = Counter()
+        self._first_parts: list[RejectedRecord] = []
         self._tenant: tuple[str | None, str | None] = (first.business_id, first.location_id)
 
     def has_room_for(self, rejected: RejectedRecord) -> bool:
@@ -73,6 +77,8 @@ class _Group:
         self._numbers.append(rejected.origin.sub_sequence_number)
         self._request_ids.append(rejected.request_id)
         self._reasons[rejected.reason.value] += 1
+        if len(self._first_parts) < FIRST_PARTS_MAX:
+            self._first_parts.append(rejected)
         if self._tenant != (rejected.business_id, rejected.location_id):
             self._tenant = (None, None)
 
@@ -94,5 +100,12 @@ class _Group:
             record=self._packer.seal(),
             business_id=self._tenant[0],
             location_id=self._tenant[1],
-            parts=BadParts(total, len(self._numbers), self._reasons, tuple(self._numbers), tuple(self._request_ids)),
+            parts=BadParts(
+                total,
+                len(self._numbers),
+                self._reasons,
+                tuple(self._numbers),
+                tuple(self._request_ids),
+                tuple(self._first_parts),
+            ),
         )

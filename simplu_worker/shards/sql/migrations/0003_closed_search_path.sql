@@ -4,7 +4,8 @@
 -- and functions have a search path of their own, so that they call no other function of ours.
 -- A worker of version 2 goes on as before: it calls functions of the same names.
 --
--- And a new table, of which a worker of version 2 knows nothing: how often a message of a queue has failed.
+-- And two new tables, of which a worker of version 2 knows nothing: how often a message of a queue has failed, and
+-- which records were rejected.
 
 -- In the order in which a batch takes its tables.
 DROP POLICY IF EXISTS simplu_writer ON public.stream_positions;
@@ -45,18 +46,35 @@ CREATE TABLE IF NOT EXISTS public.message_failures (
     failed_at pg_catalog.timestamptz NOT NULL, -- the last time
     PRIMARY KEY (tenant_id, message_id)
 );
--- A table of that name that another role has made, with triggers of its own, is not taken for ours.
+-- What became of records that are no operations, for `GET /operations/{requestId}`. Apart from the log, so that no row
+-- here hides an operation, or makes a record that was corrected a duplicate. Deleted with the log's rows of its time.
+CREATE TABLE IF NOT EXISTS public.rejections (
+    tenant_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
+    request_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
+    reason pg_catalog.text NOT NULL, -- of the dead letter
+    error pg_catalog.text NOT NULL,
+    dead_letter_queue pg_catalog.text NOT NULL,
+    source pg_catalog.text NOT NULL, -- the stream or the queue of the record
+    sequence_number pg_catalog.text, -- of a record of a stream
+    message_id pg_catalog.text, -- of a message of a queue
+    rejected_at pg_catalog.timestamptz NOT NULL, -- the last time
+    PRIMARY KEY (tenant_id, request_id)
+);
+-- A table of one of these names that another role has made, with triggers of its own, is not taken for ours.
 DO $$
 BEGIN
     IF EXISTS (
         SELECT FROM pg_catalog.pg_class AS made
         JOIN pg_catalog.pg_class AS tenants ON tenants.oid = 'public.tenants'::pg_catalog.regclass::pg_catalog.oid
         WHERE
-            made.oid = 'public.message_failures'::pg_catalog.regclass::pg_catalog.oid
+            (
+                made.oid = 'public.message_failures'::pg_catalog.regclass::pg_catalog.oid
+                OR made.oid = 'public.rejections'::pg_catalog.regclass::pg_catalog.oid
+            )
             AND made.relowner <> tenants.relowner
             AND pg_catalog.pg_get_userbyid(made.relowner) <> current_user
     ) THEN
-        RAISE EXCEPTION 'expected no table message_failures of another role, got one; drop it'
+        RAISE EXCEPTION 'expected no table message_failures or rejections of another role, got one; drop it'
             USING ERRCODE = 'insufficient_privilege';
     END IF;
 END
@@ -65,6 +83,10 @@ DROP POLICY IF EXISTS simplu_writer ON public.message_failures;
 CREATE POLICY simplu_writer ON public.message_failures
     USING ((SELECT pg_catalog.has_table_privilege('public.message_failures'::pg_catalog.regclass, 'INSERT')));
 ALTER TABLE public.message_failures ENABLE ROW LEVEL SECURITY;
+DROP POLICY IF EXISTS simplu_writer ON public.rejections;
+CREATE POLICY simplu_writer ON public.rejections
+    USING ((SELECT pg_catalog.has_table_privilege('public.rejections'::pg_catalog.regclass, 'INSERT')));
+ALTER TABLE public.rejections ENABLE ROW LEVEL SECURITY;
 
 -- RFC 7396, for workers of version 2: as before, but for patches that go deeper than one object within another. Those
 -- are merged as later workers do in their own statement (queries/applying.sql), without a function that calls itself.

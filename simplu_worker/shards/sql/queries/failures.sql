@@ -1,17 +1,5 @@
 -- How often the operations of messages have failed.
 
--- name: can_count_failures
--- Whether the shard has the table, which came with schema version 3, and this role may write it. Not a table that
--- another role has made on a shard of version 2: its triggers would run with the rights of this role.
-SELECT EXISTS (
-    SELECT FROM pg_catalog.pg_class AS failures
-    JOIN pg_catalog.pg_roles AS owner ON owner.oid = failures.relowner
-    WHERE
-        failures.oid = pg_catalog.to_regclass('public.message_failures')::pg_catalog.oid
-        AND :is_trusted
-        AND pg_catalog.has_table_privilege(failures.oid, 'INSERT'::pg_catalog.text)
-) AS is_ours;
-
 -- name: count_failures
 -- Count one failure more of each message; $1 are their tenants, $2 their ids, each message once. In order of their
 -- keys, so that two replicas cannot deadlock here.

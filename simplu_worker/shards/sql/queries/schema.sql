@@ -129,3 +129,18 @@ ON CONFLICT (version) DO NOTHING;
 -- The digest of the file that was applied for a type; the file itself makes the row. Idempotent; locks that row.
 UPDATE public.business_types SET digest = $2 WHERE name = $1
 RETURNING name;
+
+-- name: may_write_table
+-- Whether the shard has the table $1, which came with schema version 3, and this role may write it. Not a table that
+-- another role has made on a shard of version 2: its triggers would run with the rights of this role.
+SELECT EXISTS (
+    SELECT FROM pg_catalog.pg_class AS wanted
+    JOIN pg_catalog.pg_class AS meta ON meta.relnamespace = wanted.relnamespace
+    JOIN pg_catalog.pg_roles AS owner ON owner.oid = wanted.relowner
+    WHERE
+        meta.oid = pg_catalog.to_regclass('public.shard_meta')::pg_catalog.oid
+        AND wanted.relname = $1::pg_catalog.name
+        AND wanted.relkind = 'r'
+        AND :is_trusted
+        AND pg_catalog.has_table_privilege(wanted.oid, 'INSERT'::pg_catalog.text)
+) AS may_write;

@@ -12,6 +12,7 @@ from simplu_worker.commands.check.findings import CheckFacts, find_oddities
 from simplu_worker.config.misspellings import Misspelling
 from simplu_worker.config.settings import Settings
 from simplu_worker.shards.health.assessment import SchemaCreator
+from simplu_worker.shards.schema.schema_check import MESSAGE_FAILURES, REJECTIONS
 
 HOUR = timedelta(hours=1)
 
@@ -90,7 +91,14 @@ def queue_with(*, visibility_s: int = 30, receives: object = 1000, retention_s: 
             ],
         ),
         (CheckFacts(schema_creators={"shard a": []}), {}, []),
-        (CheckFacts(shards_without_counts=["shard a"]), {}, ["shard a: this role may not write message_failures"]),
+        (
+            CheckFacts(unwritable_tables={"shard a": [MESSAGE_FAILURES, REJECTIONS], "shard b": []}),
+            {},
+            [
+                "shard a: this role may not write message_failures, so that tries of messages are counted in memory",
+                "shard a: this role may not write rejections, so that the ids of rejected records answer `unknown`",
+            ],
+        ),
         (CheckFacts(open_files_max=600), {}, []),
         (CheckFacts(open_files_max=599), {}, ["RLIMIT_NOFILE: 599 open files, the settings need up to 600: "]),
         (CheckFacts(open_files_max=1024), {"database_max_connections": 800}, ["RLIMIT_NOFILE: 1024 open files"]),

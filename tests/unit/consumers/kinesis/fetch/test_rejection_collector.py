@@ -10,7 +10,7 @@ import msgspec
 from support.aws.kpl_aggregates import aggregate, sealed
 from unit.consumers.kinesis.fetch.test_record_decoder import STREAM, STREAM_SHARD_ID, data, decoder, record
 
-from simplu_worker.consumers.kinesis.fetch.rejection_collector import RejectionCollector
+from simplu_worker.consumers.kinesis.fetch.rejection_collector import FIRST_PARTS_MAX, RejectionCollector
 from simplu_worker.consumers.kinesis.stream.aggregation import PARTS_MAX, TOO_MANY, deaggregate
 from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition
@@ -42,7 +42,13 @@ def test_bad_parts_of_an_aggregate_are_one_letter_without_the_good_ones() -> Non
     own = json.dumps({"businessId": "a", "locationId": "x", "requestId": "own"}).encode()
     (letter,) = letters_of(with_bad_parts(7, data("r0"), b"{", data("r2"), own, b"", data("r5")))
 
-    assert letter.parts == BadParts(
+    assert letter.parts is not None
+    assert [(one.request_id, one.business_id, one.origin.sub_sequence_number) for one in letter.parts.first_parts] == [
+        (None, None, 1),
+        ("own", "a", 3),
+        (None, None, 4),
+    ]
+    assert msgspec.structs.replace(letter.parts, first_parts=()) == BadParts(
         part_count=6,
         bad_count=3,
         reasons={"invalid_json": 2, "invalid_message": 1},
@@ -62,6 +68,15 @@ def test_bad_parts_of_an_aggregate_are_one_letter_without_the_good_ones() -> Non
         "3 of the 6 sub-records of an aggregate are no operations; the first one, number 1: "
     )
     assert (letter.business_id, letter.request_id, letter.failed_at) == (None, None, FAILED_AT)
+
+
+def test_number_of_parts_with_a_status_is_bounded() -> None:
+    """However many parts of the aggregate are bad."""
+    (letter,) = letters_of(with_bad_parts(7, *[b"{"] * (FIRST_PARTS_MAX + 1)))
+
+    assert letter.parts is not None
+    assert letter.parts.bad_count == FIRST_PARTS_MAX + 1
+    assert [one.origin.sub_sequence_number for one in letter.parts.first_parts] == list(range(FIRST_PARTS_MAX))
 
 
 def test_single_bad_part_is_a_letter_as_ever() -> None:

@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.schema.schema_check import MESSAGE_FAILURES, may_write_table
 
 KEPT_FOR: Final = timedelta(days=15)  # SQS keeps a message for 14 days at most
 
@@ -27,7 +28,7 @@ async def count_failures(pool: ShardPool, failed: Sequence[MessageKey]) -> list[
     Raises `RetryableError` when the shard does not answer: whether they were counted is then unknown.
     """
     async with pool.connection() as connection:
-        if not await connection.fetchval(QUERIES["can_count_failures"]):
+        if not await may_write_table(connection, MESSAGE_FAILURES):
             return None
         tenant_ids, message_ids = zip(*failed, strict=True)
         rows = await connection.fetch(QUERIES["count_failures"], list(tenant_ids), list(message_ids))
@@ -38,17 +39,17 @@ async def count_failures(pool: ShardPool, failed: Sequence[MessageKey]) -> list[
 async def forget_failures(pool: ShardPool, message: MessageKey) -> None:
     """Delete the count of one message. Raises `RetryableError` when the shard does not answer."""
     async with pool.connection() as connection:
-        if await connection.fetchval(QUERIES["can_count_failures"]):
+        if await may_write_table(connection, MESSAGE_FAILURES):
             await connection.execute(QUERIES["forget_failures"], *message)
 
 
 async def forget_failures_of_tenant(connection: Connection, tenant_id: str) -> None:
     """Delete the counts of all messages of a tenant."""
-    if await connection.fetchval(QUERIES["can_count_failures"]):
+    if await may_write_table(connection, MESSAGE_FAILURES):
         await connection.execute(QUERIES["forget_failures_of_tenant"], tenant_id)
 
 
 async def forget_old_failures(connection: Connection, max_rows: int) -> None:
     """Delete at most *max_rows* counts of messages that no queue can still have."""
-    if await connection.fetchval(QUERIES["can_count_failures"]):
+    if await may_write_table(connection, MESSAGE_FAILURES):
         await connection.execute(QUERIES["forget_old_failures"], KEPT_FOR.total_seconds(), max_rows)

@@ -1,6 +1,6 @@
 """Delete old rows of the operation log, in small statements with long pauses, and never on an unhealthy shard.
 
-Old counts of failed messages are deleted with them.
+Old counts of failed messages, and rows of rejected records, are deleted with them.
 
 Safe because a row is deleted only when no source can still have its record: `window` is that time, None while it is
 unknown. Replicas may do this at the same time; each skips the rows that another one has locked.
@@ -18,7 +18,8 @@ import structlog
 
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.retention_rules import deletion_pause_s
-from simplu_worker.shards.apply.message_failures import forget_old_failures
+from simplu_worker.shards.log.message_failures import forget_old_failures
+from simplu_worker.shards.log.rejections import forget_old_rejections
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
@@ -98,6 +99,7 @@ class LogRetention:
             if await check_schema(connection, pool.address.shard_id) is SchemaState.EMPTY:
                 return 0
             await forget_old_failures(connection, self._statement_max_rows)
+            await forget_old_rejections(connection, retention, self._statement_max_rows)
             status: str = await connection.execute(
                 QUERIES["forget_operations"], retention.total_seconds(), self._statement_max_rows
             )

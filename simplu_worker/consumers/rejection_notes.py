@@ -1,0 +1,183 @@
+"""Note rejected records on the shards of their tenants, so that their request ids answer `rejected`.
+
+A note is made beside the dead letter and delays nothing: only the letter must not be lost. A note that its shard does
+not take within a minute is dropped and counted, and so are notes beyond a bound. Then the request id answers `unknown`,
+with a `readUpTo` by which the record is decided (docs/interface.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final, TypeVar
+
+import msgspec
+import structlog
+
+from simplu_worker.dead_letters.letter import DeadLetter
+from simplu_worker.dead_letters.queue import DeadLetterStore
+from simplu_worker.errors import WorkerError
+from simplu_worker.metrics.instruments import REJECTIONS_UNNOTED
+from simplu_worker.operations.operation import DeadLetterReason, Origin, is_storable, tenant_id_of
+from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.shards.types import Absence, Rejection
+from simplu_worker.timing.clock import loop_time
+from simplu_worker.timing.waits import wait_any
+
+NOTES_MAX: Final = 2_000  # that wait: about 1 KB each
+BATCH_MAX_COUNT: Final = 500
+KEPT_S: Final = 60.0  # how long a note waits for its shard
+LOOK_UP_S: Final = 2.0  # for the shards of one batch
+WRITE_S: Final = 5.0  # for one batch
+AT_ONCE: Final = 8  # lookups, and writes
+ABSENCE_MAX_AGE_S: Final = 60.0
+RETRY_S: Final = 1.0
+ERROR_MAX: Final = 2_000  # characters
+# The operations of these records have rows in the log, or their tenants have no shard.
+NOTED_ELSEWHERE: Final = frozenset(
+    {DeadLetterReason.RETRIES_EXHAUSTED, DeadLetterReason.REQUEST_ID_REUSED, DeadLetterReason.UNKNOWN_TENANT}
+)
+
+Result = TypeVar("Result")
+
+log = structlog.get_logger(__name__)
+
+
+class _Note(msgspec.Struct, frozen=True):
+    """A rejection that is to be written, and until when (monotonic)."""
+
+    rejection: Rejection
+    until: float
+
+
+class RejectionNotes:
+    """The dead letters of *queue*, with a note of each rejected record: a `DeadLetterStore` for all sources."""
+
+    def __init__(self, queue: DeadLetterStore, queue_name: str, gateway: ShardGateway) -> None:
+        self._queue = queue
+        self._queue_name = queue_name
+        self._gateway = gateway
+        self._waiting: deque[_Note] = deque()
+        self._has_work = asyncio.Event()
+        self._is_written = asyncio.Event()
+        self._is_written.set()
+
+    def __repr__(self) -> str:
+        return f"RejectionNotes({len(self._waiting)} wait)"
+
+    async def store(self, letters: Sequence[DeadLetter], *, stopping: asyncio.Event) -> None:
+        """Note the rejections of *letters*, and store these. Raises as the queue does."""
+        self._add(rejections_of(letters))
+        await self._queue.store(letters, stopping=stopping)
+
+    def _add(self, rejections: Sequence[Rejection]) -> None:
+        until = loop_time() + KEPT_S
+        room = max(0, NOTES_MAX - len(self._waiting))
+        self._waiting.extend(_Note(rejection, until) for rejection in rejections[:room])
+        _report_dropped(len(rejections) - room)
+        if rejections:
+            self._has_work.set()
+            self._is_written.clear()
+
+    async def run(self) -> None:
+        """Write the notes until cancelled."""
+        while True:
+            await self._has_work.wait()
+            if not await self._write_batch():
+                await asyncio.sleep(RETRY_S)
+            if not self._waiting:
+                self._has_work.clear()
+                self._is_written.set()
+
+    async def flush(self, within_s: float) -> None:
+        """Wait until all notes are written or dropped, at most for *within_s*; `run` writes them."""
+        await wait_any(self._is_written, within_s=within_s)
+        _report_dropped(len(self._waiting))
+
+    async def _write_batch(self) -> bool:
+        """Try to write the first notes once; return whether any is done. Those that failed wait again, at the end."""
+        batch = [self._waiting.popleft() for _ in range(min(BATCH_MAX_COUNT, len(self._waiting)))]
+        by_tenant = _grouped((note.rejection.tenant_id, note) for note in batch)
+        shard_ids = await _try_each(by_tenant, self._find, within_s=LOOK_UP_S)
+        by_shard = _grouped(
+            (shard_id, note)
+            for tenant_id, shard_id in shard_ids.items()
+            if not isinstance(shard_id, Absence)
+            for note in by_tenant[tenant_id]
+        )
+        written = await _try_each(
+            by_shard, lambda shard_id: self._write(shard_id, by_shard[shard_id]), within_s=WRITE_S
+        )
+        failed = [note for tenant_id in by_tenant.keys() - shard_ids.keys() for note in by_tenant[tenant_id]]
+        failed += [note for shard_id in by_shard.keys() - written.keys() for note in by_shard[shard_id]]
+        now = loop_time()
+        again = [note for note in failed if note.until > now]
+        _report_dropped(len(failed) - len(again))
+        self._waiting.extend(again)
+        return len(again) < len(batch)
+
+    async def _find(self, tenant_id: str) -> str | Absence:
+        return await self._gateway.find(tenant_id, absence_max_age_s=ABSENCE_MAX_AGE_S)
+
+    async def _write(self, shard_id: str, notes: Sequence[_Note]) -> bool:
+        rejections = [note.rejection for note in notes]
+        return await self._gateway.note_rejections(shard_id, self._queue_name, rejections)
+
+
+def _grouped(pairs: Iterable[tuple[str, _Note]]) -> dict[str, list[_Note]]:
+    groups: defaultdict[str, list[_Note]] = defaultdict(list)
+    for key, note in pairs:
+        groups[key].append(note)
+    return groups
+
+
+async def _try_each(
+    keys: Iterable[str], work: Callable[[str], Awaitable[Result]], *, within_s: float
+) -> dict[str, Result]:
+    """Return the results of *work* for those of *keys* for which it succeeds, in *within_s* for all of them."""
+    results: dict[str, Result] = {}
+    slots = asyncio.Semaphore(AT_ONCE)
+    ends_at = loop_time() + within_s
+
+    async def try_one(key: str) -> None:
+        with contextlib.suppress(WorkerError, TimeoutError):
+            async with asyncio.timeout_at(ends_at), slots:
+                results[key] = await work(key)
+
+    async with asyncio.TaskGroup() as tasks:
+        for key in keys:
+            tasks.create_task(try_one(key))
+    return results
+
+
+def _report_dropped(count: int) -> None:
+    if count > 0:
+        REJECTIONS_UNNOTED.inc(count)
+        log.warning("rejection.unnoted", count=count)
+
+
+def rejections_of(letters: Iterable[DeadLetter]) -> list[Rejection]:
+    """Return the notes of *letters*: of those with a known tenant and request id."""
+    noted: list[Rejection] = []
+    for letter in letters:
+        for one in (letter,) if letter.parts is None else letter.parts.first_parts:
+            if one.reason in NOTED_ELSEWHERE or None in (one.request_id, one.business_id, one.location_id):
+                continue
+            tenant_id = tenant_id_of(one.business_id or "", one.location_id or "")
+            if is_storable(tenant_id) and is_storable(one.request_id or ""):
+                noted.append(_rejection(tenant_id, one.request_id or "", one.reason, one.error, one.origin))
+    return noted
+
+
+def _rejection(tenant_id: str, request_id: str, reason: str, error: str, origin: Origin) -> Rejection:
+    return Rejection(
+        tenant_id=tenant_id,
+        request_id=request_id,
+        reason=reason,
+        error=error[:ERROR_MAX] if is_storable(error) else reason,
+        source=origin.name,
+        sequence_number=origin.sequence_number,
+        message_id=origin.message_id,
+    )

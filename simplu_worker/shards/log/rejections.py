@@ -1,0 +1,58 @@
+"""The rejected records of a shard's tenants: a row each, found by request id.
+
+The row is written beside the dead letter, once, and by nothing else: it decides about no operation. A shard of schema
+version 2 has no such table, and a role may lack the rights on it: then there are no rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from simplu_worker.shards.postgres.pool import Connection, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.schema.schema_check import REJECTIONS, SchemaState, check_schema, may_write_table
+from simplu_worker.shards.types import Rejection
+
+
+async def note_rejections(pool: ShardPool, dead_letter_queue: str, rejections: Sequence[Rejection]) -> bool:
+    """Write the rows of *rejections*, the last one for each key; return False where the shard cannot have them.
+
+    Raises `RetryableError` when the shard does not answer.
+    """
+    rows = {(one.tenant_id, one.request_id): one for one in rejections}.values()
+    columns = [
+        [getattr(row, name) for row in rows]
+        for name in ("tenant_id", "request_id", "reason", "error", "source", "sequence_number", "message_id")
+    ]
+    async with pool.connection() as connection:
+        if not await _may_write(connection, pool.address.shard_id):
+            return False
+        await connection.execute(QUERIES["note_rejections"], dead_letter_queue, *columns)
+    return True
+
+
+async def find_rejections(pool: ShardPool, query: str, *arguments: object) -> list[dict[str, Any]]:
+    """Return the rows of one of the queries of rejections. Raises `RetryableError` when the shard does not answer."""
+    async with pool.connection() as connection:
+        if not await _may_write(connection, pool.address.shard_id):
+            return []
+        return [dict(row) for row in await connection.fetch(QUERIES[query], *arguments)]
+
+
+async def forget_rejections_of_tenant(connection: Connection, tenant_id: str) -> None:
+    """Delete the rows of a tenant."""
+    if await may_write_table(connection, REJECTIONS):
+        await connection.execute(QUERIES["forget_rejections_of_tenant"], tenant_id)
+
+
+async def forget_old_rejections(connection: Connection, retention: timedelta, max_rows: int) -> None:
+    """Delete at most *max_rows* rows that are older than *retention*."""
+    if await may_write_table(connection, REJECTIONS):
+        await connection.execute(QUERIES["forget_old_rejections"], retention.total_seconds(), max_rows)
+
+
+async def _may_write(connection: Connection, shard_id: str) -> bool:
+    state = await check_schema(connection, shard_id)
+    return state is SchemaState.READY and await may_write_table(connection, REJECTIONS)

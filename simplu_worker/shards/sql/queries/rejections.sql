@@ -1,0 +1,59 @@
+-- What became of records that are no operations.
+
+-- name: note_rejections
+-- Insert or replace a row for each rejected record; each key once. In order of their keys, so that two replicas cannot
+-- deadlock here.
+INSERT INTO public.rejections AS known (
+    tenant_id, request_id, reason, error, dead_letter_queue, source, sequence_number, message_id, rejected_at
+)
+SELECT
+    rejected.tenant_id, rejected.request_id, rejected.reason, rejected.error, $1::pg_catalog.text, rejected.source,
+    rejected.sequence_number, rejected.message_id, pg_catalog.clock_timestamp()
+FROM
+    unnest(
+        $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[],
+        $6::pg_catalog.text[], $7::pg_catalog.text[], $8::pg_catalog.text[]
+    ) AS rejected (tenant_id, request_id, reason, error, source, sequence_number, message_id)
+ORDER BY rejected.tenant_id, rejected.request_id
+ON CONFLICT (tenant_id, request_id) DO UPDATE
+SET
+    reason = excluded.reason, error = excluded.error, dead_letter_queue = excluded.dead_letter_queue,
+    source = excluded.source, sequence_number = excluded.sequence_number, message_id = excluded.message_id,
+    rejected_at = excluded.rejected_at;
+
+-- fragment: rejection
+-- The columns that people see of a rejected record.
+tenant_id, request_id, reason, error, dead_letter_queue, source, sequence_number, message_id, rejected_at
+
+-- name: find_rejections
+-- The rejected records of many keys; $1 are their tenants, $2 their request ids.
+SELECT :rejection
+FROM public.rejections
+JOIN unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS wanted (tenant_id, request_id)
+    USING (tenant_id, request_id);
+
+-- name: find_rejection_of_any_tenant
+-- Those of one request id: one lookup by primary key for each tenant of the shard.
+SELECT found.*
+FROM public.tenants
+CROSS JOIN LATERAL (
+    SELECT :rejection
+    FROM public.rejections
+    WHERE rejections.tenant_id = tenants.id AND rejections.request_id = $1
+) AS found;
+
+-- name: forget_rejections_of_tenant
+-- Delete all rows of one tenant.
+DELETE FROM public.rejections WHERE tenant_id = $1;
+
+-- name: forget_old_rejections
+-- Delete at most $2 of the rows written more than $1 seconds ago, by the shard's clock. Scans the table, which has a row
+-- only for records that were rejected. Locked rows are skipped: another replica is deleting or replacing them.
+DELETE FROM public.rejections
+WHERE ctid = ANY(ARRAY(
+    SELECT ctid
+    FROM public.rejections
+    WHERE rejected_at < pg_catalog.now() - pg_catalog.make_interval(secs => $1)
+    LIMIT $2
+    FOR UPDATE SKIP LOCKED
+));

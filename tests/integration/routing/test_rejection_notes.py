@@ -1,0 +1,195 @@
+"""Rejected records are noted on the shard of their tenant, beside their dead letters, and delay nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+from prometheus_client import REGISTRY
+from support.citrus.cases import RoutedShards, routed_shards, silent
+from support.full_stack import poll_until_true
+from support.postgres.databases import QUICK, ShardMaker, copy_shard
+from support.postgres.faults import frozen
+from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant
+from support.postgres.upgrades import make_old_schema
+
+from simplu_worker.commands.stream.input_lines import parse_lines
+from simplu_worker.commands.stream.wait_outcomes import find_rejected, send_outcomes
+from simplu_worker.consumers import rejection_notes
+from simplu_worker.consumers.rejection_notes import NOTES_MAX, RejectionNotes
+from simplu_worker.dead_letters.letter import DeadLetter
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.operations.operation import DeadLetterReason, Origin, Source
+from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.gateway import RejectedRequest
+
+TENANT_ID = "-".join(TENANT)
+WITHIN_S = 20.0
+
+
+def letter(request_id: str, tenant: tuple[str, str] = TENANT, *, error: str = "expected an object") -> DeadLetter:
+    """Return the letter of a rejected record."""
+    now = datetime.now(UTC)
+    return DeadLetter(
+        reason=DeadLetterReason.INVALID_MESSAGE,
+        error=error,
+        origin=Origin(Source.KINESIS, "operations", now, stream_shard_id="shardId-0", sequence_number="7"),
+        failed_at=now,
+        attempts=1,
+        record=b"{}",
+        request_id=request_id,
+        business_id=tenant[0],
+        location_id=tenant[1],
+    )
+
+
+class Letters:
+    """A queue that takes every letter at once."""
+
+    def __init__(self) -> None:
+        self.request_ids: list[str | None] = []
+
+    async def store(self, letters: Sequence[DeadLetter], *, stopping: asyncio.Event) -> None:
+        """Store *letters*."""
+        self.request_ids += [letter.request_id for letter in letters]
+
+
+@asynccontextmanager
+async def open_notes(routed: RoutedShards, letters: Letters) -> AsyncIterator[RejectionNotes]:
+    """Open the notes on *routed*, which are written meanwhile."""
+    notes = RejectionNotes(letters, "letters", routed.gateway)
+    writing = asyncio.create_task(notes.run())
+    yield notes
+    writing.cancel()
+    await asyncio.wait([writing])
+
+
+async def store(notes: RejectionNotes, *letters: DeadLetter) -> None:
+    """Store *letters*, and wait for their notes."""
+    await notes.store(letters, stopping=asyncio.Event())
+    await notes.flush(WITHIN_S)
+
+
+async def test_rejected_record_is_found_by_its_request_id(make_shard: ShardMaker) -> None:
+    """With its tenant and without, the last one of an id; an operation of that id is applied, and is its answer."""
+    shards = [await make_shard("shard-1"), await make_shard("shard-2"), await make_shard("shard-3", is_empty=True)]
+    async with routed_shards([*shards, silent("shard-4")]) as routed, open_notes(routed, Letters()) as notes:
+        case = await add_registered(routed, TENANT, "shard-1")
+        await add_registered(routed, ("hotel", "sea"), "shard-2")
+        await store(notes, letter("r-1", error="first"), letter("r-1", error="last"))
+        await store(notes, letter("r-1", ("hotel", "sea")), letter("r-2", ("nobody", "nowhere")))
+        found = await routed.gateway.find_rejection("r-1", TENANT_ID)
+        of_any = await routed.gateway.find_rejection("r-1", None)
+
+        assert found is not None
+        assert of_any is not None
+        assert of_any.shard_id == "shard-2"
+        assert msgspec.to_builtins(found, builtin_types=(datetime,)) == {
+            "requestId": "r-1",
+            "status": "rejected",
+            "reason": "invalid_message",
+            "error": "last",
+            "deadLetterQueue": "letters",
+            "source": "operations",
+            "sequenceNumber": "7",
+            "rejectedAt": found.rejected_at,
+            "shardId": "shard-1",
+        }
+        assert await routed.gateway.find_rejection("r-2", "nobody-nowhere") is None
+        assert await routed.gateway.find_rejection("r-1", "\0") is None
+        assert await routed.gateway.find_rejection("\0", None) is None
+        assert await case.apply(case.operation("create", data={}, request_id="r-1")) == [SUCCEEDED]
+        applied, _ = await routed.gateway.find_operation("r-1", TENANT_ID)
+        assert applied is not None
+
+
+async def test_command_shows_lines_that_were_rejected_since_it_sent_them(make_shard: ShardMaker) -> None:
+    """Not a record with the same id that was rejected before."""
+    line = {"operation": "read", "businessId": "b", "locationId": "l", "resourceType": "x", "resourceId": "y"}
+    at = datetime.now(UTC)
+    text = json.dumps(line | {"requestId": "r-1"}).encode()
+    lines = parse_lines(text, now=at, new_id=str, max_bytes=1000, list_limit=10)
+    async with routed_shards([await make_shard("shard-1")]) as routed, open_notes(routed, Letters()) as notes:
+        await add_registered(routed, ("b", "l"), "shard-1")
+        await store(notes, letter("r-1", ("b", "l")))
+        keys = {("b-l", "r-1"), ("b-l", "r-2")}
+        rows = await find_rejected(routed.gateway, keys, at)
+        assert await find_rejected(routed.gateway, keys, datetime.now(UTC) + timedelta(minutes=1)) == {}
+
+    (outcome,) = send_outcomes(lines, [], rows, waited=True)
+    assert (outcome.status, outcome.error, outcome.shard_id) == (
+        "rejected",
+        "invalid_message: expected an object",
+        "shard-1",
+    )
+
+
+async def add_registered(routed: RoutedShards, tenant: tuple[str, str], shard_id: str) -> TenantCase:
+    """Register a tenant and give it its row."""
+    routed.register(tenant, shard_id)
+    (address,) = [one for one in await routed.locator.list_shards() if one.shard_id == shard_id]
+    pool = routed.pools.ensure_pool(address)
+    await add_tenant(pool, tenant)
+    return TenantCase(pool, tenant)
+
+
+async def test_shard_of_the_schema_before_has_no_notes(make_shard: ShardMaker) -> None:
+    """A worker goes on without them."""
+    old = await make_shard("shard-1", is_empty=True)
+    await make_old_schema(old)
+    async with routed_shards([old]) as routed, open_notes(routed, Letters()) as notes:
+        await add_registered(routed, TENANT, "shard-1")
+        await store(notes, letter("r-1"))
+
+        assert await routed.gateway.find_rejection("r-1", TENANT_ID) is None
+        assert await routed.gateway.find_rejection("r-1", None) is None
+
+
+async def test_note_waits_for_its_shard_while_letters_and_other_notes_do_not(
+    make_shard: ShardMaker, breakable_server: PostgresServer
+) -> None:
+    """Of a server that hangs; the note is written once it answers."""
+    hanging = await copy_shard(breakable_server, "shard-2")
+    letters = Letters()
+    async with (
+        routed_shards([await make_shard("shard-1"), hanging], timeouts=QUICK) as routed,
+        open_notes(routed, letters) as notes,
+    ):
+        await add_registered(routed, TENANT, "shard-1")
+        await add_registered(routed, ("hotel", "sea"), "shard-2")
+        await routed.gateway.find("hotel-sea")
+        async with frozen(breakable_server):
+            await notes.store([letter("r-1", ("hotel", "sea")), letter("r-2")], stopping=asyncio.Event())
+            assert letters.request_ids == ["r-1", "r-2"]
+            assert await poll_until_true(lambda: _is_noted(routed, "r-2", TENANT_ID), within_s=WITHIN_S)
+        await notes.flush(WITHIN_S)
+
+        assert await _is_noted(routed, "r-1", "hotel-sea")
+
+
+async def _is_noted(routed: RoutedShards, request_id: str, tenant_id: str) -> bool:
+    return isinstance(await routed.gateway.find_rejection(request_id, tenant_id), RejectedRequest)
+
+
+async def test_notes_that_wait_are_bounded_and_those_dropped_are_counted(
+    make_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By number, and by time where the shard does not answer."""
+
+    def dropped() -> float:
+        return REGISTRY.get_sample_value("simplu_rejections_unnoted_total") or 0.0
+
+    monkeypatch.setattr(rejection_notes, "KEPT_S", 0.1)
+    before = dropped()
+    async with routed_shards([silent("shard-1")], timeouts=QUICK) as routed, open_notes(routed, Letters()) as notes:
+        routed.register(TENANT, "shard-1")
+        await notes.store([letter(f"r-{n}") for n in range(NOTES_MAX + 3)], stopping=asyncio.Event())
+        assert dropped() - before == 3
+        await notes.flush(WITHIN_S)
+
+    assert dropped() - before == NOTES_MAX + 3
