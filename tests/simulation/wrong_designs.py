@@ -20,7 +20,8 @@ from simulation.simulated_world import FleetMaker, Weather, World
 from typing_extensions import override
 
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
-from simplu_worker.consumers.kinesis.dispatch.shard_lane import QueuedOperation, ShardLane
+from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
+from simplu_worker.consumers.kinesis.dispatch.shard_lane import ShardLane
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.record_decoder import RecordDecoder
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings, _Chore

@@ -11,12 +11,22 @@ import random
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, assert_never
 
 import structlog
 
+from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation, cost_bytes_of
+from simplu_worker.consumers.kinesis.dispatch.results import (
+    BatchDecided,
+    Found,
+    NoAnswer,
+    Overdue,
+    RowBehind,
+    Unregistered,
+    Waited,
+)
 from simplu_worker.consumers.kinesis.dispatch.route_lookup import RouteLookup
-from simplu_worker.consumers.kinesis.dispatch.shard_lane import QueuedOperation, ShardLane, cost_bytes_of
+from simplu_worker.consumers.kinesis.dispatch.shard_lane import ShardLane
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import MemoryQuota
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.holding.holds import CatchUp, Hold, Holds, Reason, Target
@@ -24,7 +34,11 @@ from simplu_worker.consumers.kinesis.holding.parent_records import ParentRecords
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.recovery.shard_positions import Backfill, ReaderState, ShardPositions
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition, is_after, lowest_position
+from simplu_worker.consumers.outcome_counts import count_outcomes
 from simplu_worker.dead_letters.letter import DeadLetter
+from simplu_worker.errors import RetryableError
+from simplu_worker.metrics import instruments
+from simplu_worker.operations.operation import DeadLetterReason, Disposition
 from simplu_worker.operations.unknown_tenants import is_overdue
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
@@ -71,7 +85,7 @@ class Dispatcher:
         self.shard_positions = (
             None if reader is None else ShardPositions(gateway, self.holds, reader, tenant_wait=tenant_wait, utc=utc)
         )
-        self.lookup = RouteLookup(gateway, self, tenant_wait=tenant_wait, draw=draw, utc=utc)
+        self.lookup = RouteLookup(gateway, self.holds, tenant_wait=tenant_wait, draw=draw, utc=utc)
         self._lanes: dict[str, ShardLane] = {}
         self._lane_by_tenant: dict[str, ShardLane] = {}  # the lane of its queued operations, or of its last ones
         self._failures: dict[str, tuple[str | None, int, int]] = {}  # by tenant: the operation, and how often it failed
@@ -133,7 +147,7 @@ class Dispatcher:
         """Work in *tasks* until *ending*; then finish the batches in flight. The other operations stay pending."""
         self._tasks = tasks
         self._ending = ending
-        tasks.create_task(self.lookup.run(ending), name=f"lookup:{self._name}")
+        tasks.create_task(self._run_lookups(), name=f"lookups:{self._name}")
 
     def send(self, entries: Sequence[QueuedOperation]) -> None:
         """Send operations read by one cursor, each behind those of its tenant that are in memory.
@@ -161,7 +175,7 @@ class Dispatcher:
             elif (shard_id := self._gateway.cached_shard_id(tenant_id)) is not None:
                 self.route_to_lane(tenant_id, shard_id, own)
             else:
-                self.lookup.add(tenant_id, own)
+                self._wait_for_route(tenant_id, own)
 
     def shard_id_of(self, tenant_id: str) -> str | None:
         """Return the id of the Postgres shard for a tenant's next operation; None if unknown."""
@@ -182,7 +196,11 @@ class Dispatcher:
         if hold is not None and others:
             own = self._split_for_backfill(hold, others, own)
         if own:
-            self.lookup.add(tenant_id, own)
+            self._wait_for_route(tenant_id, own)
+
+    def _wait_for_route(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
+        if (waited := self.lookup.add(tenant_id, entries)) is not None:
+            self._hold_waited(waited)
 
     def route_to_lane(self, tenant_id: str, shard_id: str, entries: Sequence[QueuedOperation]) -> None:
         """Put all waiting operations of a tenant into the lane of its shard; later ones follow there.
@@ -208,19 +226,105 @@ class Dispatcher:
     def _open_lane(self, shard_id: str) -> ShardLane:
         lane = self._lanes.get(shard_id)
         if lane is None:
-            tries = len(FAILING_RETRIES_S) + 1
+            positions = self.shard_positions
             lane = ShardLane(
-                shard_id,
-                self._gateway,
-                self,
-                shard_positions=self.shard_positions,
-                tries_max=tries,
-                draw=self._draw,
-                utc=self._utc,
+                shard_id, self._gateway, self.holds, shard_positions=positions, draw=self._draw, utc=self._utc
             )
             self._lanes[shard_id] = lane
-            self._tasks.create_task(lane.run(self._ending), name=f"lane:{self._name}:{shard_id}")
+            self._tasks.create_task(self._run_lane(lane), name=f"lane:{self._name}:{shard_id}")
         return lane
+
+    async def _run_lane(self, lane: ShardLane) -> None:
+        """Apply the batches of a lane, and deal with each result in the step in which it comes."""
+        while (result := await lane.next_result(self._ending)) is not None:
+            match result:
+                case BatchDecided():
+                    await self._settle_batch(lane, result)
+                case NoAnswer():
+                    self.hold_shard(lane.shard_id, result.entries)
+                case RowBehind():
+                    self.start_backfill(lane.shard_id, result.backfill, result.entries)
+                case _:
+                    assert_never(result)
+
+    async def _settle_batch(self, lane: ShardLane, batch: BatchDecided) -> None:
+        """Settle, hold or look up each operation, together with those of its tenant behind it."""
+        for entry, error in batch.failing:
+            if await self._give_up_if_exhausted(lane, entry, error):
+                batch.finished.append(entry)
+            else:
+                tenant_id = entry.operation.tenant_id
+                self._hold_failing([entry, *batch.not_here.pop(tenant_id, ()), *lane.take_tenant(tenant_id)])
+        for tenant_id, entries in batch.not_here.items():
+            self.requeue_unrouted(tenant_id, [*entries, *lane.take_tenant(tenant_id)])
+        await self.settle(batch.finished, batch.letters)
+
+    async def _give_up_if_exhausted(self, lane: ShardLane, entry: QueuedOperation, error: str) -> bool:
+        """Give up an operation after its last try: store its dead letter, then mark its row; return True.
+
+        Return False also where the shard does not take the mark: then operation, dead letter and row are tried again.
+        """
+        attempts = self._count_failure(entry)
+        ids = {"business_id": entry.operation.business_id, "location_id": entry.operation.location_id}
+        if attempts <= len(FAILING_RETRIES_S):
+            instruments.RETRIES.labels("kinesis", "failing").inc()
+            log.warning("operation.failing", shard_id=lane.shard_id, attempts=attempts, error=error, **ids)
+            return False
+        reason = DeadLetterReason.RETRIES_EXHAUSTED
+        letter = entry.dead_letter(
+            reason, f"it failed {attempts} times: {error}", failed_at=self._utc(), attempts=attempts
+        )
+        await self.settle([], [letter])
+        try:
+            outcome = await lane.write_failure(entry.operation)
+        except RetryableError:
+            return False
+        count_outcomes([entry.operation], [outcome], now=self._utc())
+        log.error("operation.given_up", shard_id=lane.shard_id, attempts=attempts, error=error, **ids)
+        return outcome.disposition is not Disposition.HOLD
+
+    async def _run_lookups(self) -> None:
+        """Do the lookups that are due until the end; then cancel those that are still running.
+
+        No lookup waits for another one, so a tenant of a shard that does not answer delays no other tenant.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            running: set[asyncio.Task[None]] = set()
+            while not self._ending.is_set():
+                for waited in self.lookup.take_long_waiting():
+                    self._hold_waited(waited)
+                for tenant_id in self.lookup.take_due():
+                    self.lookup.begin(tenant_id)
+                    task = tasks.create_task(self._look_up(tenant_id), name=f"ask:{tenant_id}")
+                    running.add(task)
+                    task.add_done_callback(running.discard)
+                await self.lookup.wait_for_change(self._ending)
+            for task in running:
+                task.cancel()
+
+    async def _look_up(self, tenant_id: str) -> None:
+        """Look a tenant up, and deal with the result in the step in which it comes."""
+        try:
+            match await self.lookup.look_up(tenant_id):
+                case Found() as found:
+                    if found.entries:
+                        self.route_to_lane(tenant_id, found.shard_id, found.entries)
+                    self.on_tenant_found(tenant_id)  # may be held too: the entries may have come for its shard's hold
+                case Unregistered() as answer if not self._ending.is_set():
+                    self._on_tenant_unregistered(tenant_id, answer.asked_at)
+                case Overdue() as overdue if not self._ending.is_set():
+                    await self.settle(overdue.entries, overdue.letters)
+                    self.lookup.remove_overdue(overdue)
+        finally:
+            self.lookup.end(tenant_id)
+
+    def _hold_waited(self, waited: Waited) -> None:
+        """Hold a tenant without a route. With a shard that does not answer, with all others of that shard."""
+        if waited.shard_id is not None:
+            self.hold_shard(waited.shard_id, waited.entries)
+            self.lookup.forget(waited.tenant_id)
+        elif self._hold_tenant(waited.entries, waited.reason).target is not Target.TENANT:
+            self.lookup.forget(waited.tenant_id)
 
     def _enqueue(self, lane: ShardLane, entries: Sequence[QueuedOperation]) -> None:
         hold = self.holds.shard_hold(lane.shard_id)
@@ -322,11 +426,7 @@ class Dispatcher:
     def requeue_unrouted(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
         """Take back all operations of a tenant from its lane: its shard reports that it does not live there now."""
         self._lane_by_tenant.pop(tenant_id, None)
-        self.lookup.add(tenant_id, entries)
-
-    def is_held(self, shard_id: str) -> bool:
-        """Return whether a Postgres shard is held and no operation may be sent there."""
-        return self.holds.blocking_shard_hold(shard_id) is not None
+        self._wait_for_route(tenant_id, entries)
 
     def hold_shard(self, shard_id: str, entries: Sequence[QueuedOperation]) -> None:
         """Hold a Postgres shard, from the first of *entries* on; all of them are dropped."""
@@ -339,16 +439,6 @@ class Dispatcher:
             for tenant_id in tenants:
                 self._lane_by_tenant.pop(tenant_id, None)
         self._drop_for_reread(entries)
-
-    def hold_tenant(self, entries: Sequence[QueuedOperation], reason: str, *, shard_id: str | None) -> bool:
-        """Hold the tenant of *entries*, from the first of them on; return whether it has a hold of its own.
-
-        With *shard_id*, a Postgres shard that does not answer, the tenant is held with all others of that shard.
-        """
-        if shard_id is not None:
-            self.hold_shard(shard_id, entries)
-            return False
-        return self._hold_tenant(entries, reason).target is Target.TENANT
 
     def on_tenant_moved(self, hold: Hold, tenant_id: str) -> None:
         """Catch up a tenant of a held Postgres shard that has another shard now."""
@@ -367,27 +457,22 @@ class Dispatcher:
         self._drop_for_reread(entries)
         return hold
 
-    def needs_lookup(self, tenant_id: str) -> bool:
-        """Return whether a tenant is held because it has no shard, and is not being caught up."""
-        hold = self.holds.hold_of(tenant_id)
-        return hold is not None and hold.target is Target.TENANT and hold.catch_up is None and not hold.is_ready
-
     def on_tenant_found(self, tenant_id: str) -> None:
         """Catch up a held tenant that has a shard now."""
         hold = self.holds.hold_of(tenant_id)
         if hold is not None and hold.target is Target.TENANT and hold.catch_up is None:
             self._make_ready(hold)
 
-    def on_tenant_unregistered(self, tenant_id: str, asked_at: datetime) -> None:
+    def _on_tenant_unregistered(self, tenant_id: str, asked_at: datetime) -> None:
         """Catch up a held tenant if it has overdue operations; the catch-up turns these into dead letters."""
         hold = self.holds.hold_of(tenant_id)
-        if hold is None or not self.needs_lookup(tenant_id) or loop_time() < hold.next_attempt_at:
+        if hold is None or not self.holds.needs_lookup(tenant_id) or loop_time() < hold.next_attempt_at:
             return
         if is_overdue(hold.arrived_at, now=asked_at, tenant_wait=self._tenant_wait):
             hold.next_attempt_at = loop_time() + min(OVERDUE_INTERVAL_S, self._tenant_wait.total_seconds())
             self._make_ready(hold)
 
-    def count_failure(self, entry: QueuedOperation) -> int:
+    def _count_failure(self, entry: QueuedOperation) -> int:
         """Count one more failure of an operation on a healthy shard; return the count.
 
         Failures of many tenants are taken for a fault of the shard, for example a trigger that refuses every row: then
@@ -403,7 +488,7 @@ class Dispatcher:
         is_mass = sum(hold.reason == Reason.FAILING for hold in self.holds.all()) > FAILING_TENANTS_MAX
         return min(times, len(FAILING_RETRIES_S)) if is_mass else times
 
-    def hold_failing(self, entries: Sequence[QueuedOperation]) -> None:
+    def _hold_failing(self, entries: Sequence[QueuedOperation]) -> None:
         """Hold the tenant of *entries*, the first of which failed on a healthy shard, to try it again later."""
         *_, times = self._failures.get(entries[0].operation.tenant_id, (1,))
         hold = self._hold_tenant(entries, Reason.FAILING)

@@ -10,17 +10,17 @@ import asyncio
 import heapq
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import count
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 import structlog
 
-from simplu_worker.consumers.kinesis.dispatch.shard_lane import QueuedOperation
-from simplu_worker.consumers.kinesis.holding.holds import Reason
-from simplu_worker.dead_letters.letter import DeadLetter
+from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
+from simplu_worker.consumers.kinesis.dispatch.results import Found, LookupResult, Overdue, Unregistered, Waited
+from simplu_worker.consumers.kinesis.holding.holds import Holds, Reason
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import DeadLetterReason
 from simplu_worker.operations.unknown_tenants import absence_max_age_s, is_overdue, unknown_tenant_error
@@ -62,45 +62,20 @@ class WaitingTenant(msgspec.Struct):
     names: dict[tuple[str, str], None] = {}  # its pairs of business and location, in order of their first operation
 
 
-class LookupOwner(Protocol):
-    """Adds tenants to the lookup, and takes them back."""
-
-    def route_to_lane(self, tenant_id: str, shard_id: str, entries: Sequence[QueuedOperation]) -> None:
-        """Send all operations of a tenant to the shard that was found."""
-
-    def hold_tenant(self, entries: Sequence[QueuedOperation], reason: str, *, shard_id: str | None) -> bool:
-        """Hold the tenant of *entries*, from the first of them on; return whether to look it up further.
-
-        False where the tenant is held with the Postgres shard *shard_id*, which does not answer.
-        """
-
-    def needs_lookup(self, tenant_id: str) -> bool:
-        """Return whether a held tenant still has to be looked up."""
-
-    def on_tenant_found(self, tenant_id: str) -> None:
-        """Catch up a held tenant: it has a shard now."""
-
-    def on_tenant_unregistered(self, tenant_id: str, asked_at: datetime) -> None:
-        """Catch up a held tenant if it has overdue operations."""
-
-    async def settle(self, entries: Sequence[QueuedOperation], letters: Sequence[DeadLetter]) -> None:
-        """Finish *entries*, once *letters* are stored."""
-
-
 class RouteLookup:
     """Looks up the shard of each tenant on its own, with back-off."""
 
     def __init__(
         self,
         gateway: ShardGateway,
-        owner: LookupOwner,
+        holds: Holds,
         *,
         tenant_wait: timedelta,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
         self._gateway = gateway
-        self._owner = owner
+        self._holds = holds
         self._tenant_wait = tenant_wait
         self._draw = draw
         self._utc = utc
@@ -108,14 +83,13 @@ class RouteLookup:
         self._unasked_count = 0  # tenants with entries that were not looked up yet
         self._agenda: list[tuple[float, int, str]] = []  # a heap of lookups: time, number, tenant
         self._agenda_numbers = count()
-        self._lookups: dict[str, asyncio.Task[None]] = {}  # by tenant, while a lookup runs
-        self._lookup_started_at: dict[str, float] = {}  # likewise (monotonic)
+        self._lookup_started_at: dict[str, float] = {}  # by tenant, while a lookup runs (monotonic)
         self._answered_at = float("-inf")
         self._found_share = 1.0
         self._change = asyncio.Event()
 
     def __repr__(self) -> str:
-        return f"RouteLookup({len(self._tenants)} tenants, {len(self._lookups)} lookups)"
+        return f"RouteLookup({len(self._tenants)} tenants, {len(self._lookup_started_at)} lookups)"
 
     def __len__(self) -> int:
         """Return the number of tenants to look up, with and without entries."""
@@ -160,8 +134,11 @@ class RouteLookup:
         tenant.entries.clear()
         return taken
 
-    def add(self, tenant_id: str, entries: Iterable[QueuedOperation]) -> None:
-        """Append operations of a tenant; a tenant that is new here is looked up at once."""
+    def add(self, tenant_id: str, entries: Iterable[QueuedOperation]) -> Waited | None:
+        """Append operations of a tenant; a tenant that is new here is looked up at once.
+
+        Return the tenant where it is to be held at once: too many others wait, and most of them have no shard.
+        """
         tenant = self._tenants.get(tenant_id)
         if tenant is None:
             tenant = self._tenants[tenant_id] = WaitingTenant(deque(), waiting_since=loop_time())
@@ -176,23 +153,8 @@ class RouteLookup:
             if len(tenant.names) < NAMES_MAX:
                 tenant.names[entry.operation.business_id, entry.operation.location_id] = None
         if not tenant.failure_count and self._unasked_count > CROWD_COUNT and not self.is_crowded:
-            self._hold(tenant_id, tenant)
-
-    async def run(self, stopping: asyncio.Event) -> None:
-        """Do the lookups that are due until *stopping*; then cancel those that are still running.
-
-        No lookup waits for another one, so a tenant of a shard that does not answer delays no other tenant.
-        """
-        async with asyncio.TaskGroup() as tasks:
-            while not stopping.is_set():
-                self._hold_long_waiting()
-                for tenant_id in self._take_due():
-                    task = tasks.create_task(self._run_lookup(tenant_id, stopping), name=f"ask:{tenant_id}")
-                    self._lookups[tenant_id] = task
-                    self._lookup_started_at[tenant_id] = loop_time()
-                await self._wait_for_change(stopping)
-            for task in self._lookups.values():
-                task.cancel()
+            return self._take_waited(tenant_id, tenant)
+        return None
 
     def _schedule(self, tenant_id: str, tenant: WaitingTenant, at: float) -> None:
         """Put a tenant on the agenda, in place of its earlier entry."""
@@ -200,8 +162,8 @@ class RouteLookup:
         heapq.heappush(self._agenda, (at, tenant.agenda_number, tenant_id))
         self._change.set()
 
-    def _take_due(self) -> list[str]:
-        """Remove and return the tenants that are due, the longest due first."""
+    def take_due(self) -> list[str]:
+        """Remove and return the tenants that are due for a lookup, the longest due first; `look_up` each at once."""
         due: list[str] = []
         now = loop_time()
         while self._agenda and self._agenda[0][0] <= now and self._can_ask(len(due)):
@@ -210,9 +172,9 @@ class RouteLookup:
             if tenant is None or tenant.agenda_number != turn:
                 continue
             tenant.agenda_number = None
-            if not tenant.entries and not self._owner.needs_lookup(tenant_id):
-                self._forget(tenant_id)
-            elif tenant_id not in self._lookups:
+            if not tenant.entries and not self._holds.needs_lookup(tenant_id):
+                self.forget(tenant_id)
+            elif tenant_id not in self._lookup_started_at:
                 due.append(tenant_id)
         return due
 
@@ -224,9 +186,9 @@ class RouteLookup:
         """
         now = loop_time()
         lately = sum(now - at < ANSWER_S for at in self._lookup_started_at.values())
-        return lately + more < RECENT_LOOKUPS_MAX and len(self._lookups) + more < LOOKUPS_MAX
+        return lately + more < RECENT_LOOKUPS_MAX and len(self._lookup_started_at) + more < LOOKUPS_MAX
 
-    async def _wait_for_change(self, stopping: asyncio.Event) -> None:
+    async def wait_for_change(self, stopping: asyncio.Event) -> None:
         """Wait until a tenant is added, answered or due, or may have waited too long."""
         self._change.clear()
         await wait_any(self._change, stopping, within_s=self._next_check_s())
@@ -241,15 +203,16 @@ class RouteLookup:
             CHECK_INTERVAL_MAX_S if is_full else min(max(0.0, self._agenda[0][0] - loop_time()), CHECK_INTERVAL_MAX_S)
         )
 
-    def _hold_long_waiting(self) -> None:
+    def take_long_waiting(self) -> Iterator[Waited]:
+        """Remove and yield the tenants that have waited for so long that they are to be held; lookups of them go on."""
         now = loop_time()
         in_line_s = UNASKED_WAIT_MAX_S if now - self._answered_at < WAIT_MAX_S else WAIT_MAX_S
         for tenant_id, tenant in list(self._tenants.items()):
             patience_s = WAIT_MAX_S if tenant.failure_count else in_line_s
             if tenant.entries and now - tenant.waiting_since >= patience_s:
-                self._hold(tenant_id, tenant)
+                yield self._take_waited(tenant_id, tenant)
 
-    def _hold(self, tenant_id: str, tenant: WaitingTenant) -> None:
+    def _take_waited(self, tenant_id: str, tenant: WaitingTenant) -> Waited:
         operation = tenant.entries[0].operation
         ids = {"business_id": operation.business_id, "location_id": operation.location_id}
         log.warning("tenant.held", reason=tenant.reason, error=tenant.error, **ids)
@@ -257,24 +220,26 @@ class RouteLookup:
         tenant.failure_count = tenant.failure_count or 1
         entries = list(tenant.entries)
         tenant.entries.clear()
-        if not self._owner.hold_tenant(entries, tenant.reason, shard_id=tenant.shard_id):
-            self._forget(tenant_id)
+        return Waited(tenant_id, entries, tenant.reason, tenant.shard_id)
 
-    def _forget(self, tenant_id: str) -> None:
+    def forget(self, tenant_id: str) -> None:
+        """Look a tenant up no more."""
         self._unasked_count -= not self._tenants.pop(tenant_id).failure_count
 
-    async def _run_lookup(self, tenant_id: str, stopping: asyncio.Event) -> None:
-        try:
-            await self._look_up(tenant_id, stopping)
-        finally:
-            del self._lookups[tenant_id], self._lookup_started_at[tenant_id]
-            tenant = self._tenants.get(tenant_id)
-            if tenant is not None and tenant.agenda_number is None:  # added, or due, during the lookup
-                self._schedule(tenant_id, tenant, loop_time())
-            self._change.set()
+    def begin(self, tenant_id: str) -> None:
+        """Note that a lookup of a tenant begins; until its `end` no other one does."""
+        self._lookup_started_at[tenant_id] = loop_time()
 
-    async def _look_up(self, tenant_id: str, stopping: asyncio.Event) -> None:
-        """Look up a tenant's shard, and route its operations, keep them or give them up."""
+    def end(self, tenant_id: str) -> None:
+        """Note that a lookup of a tenant has ended, and its result is dealt with."""
+        del self._lookup_started_at[tenant_id]
+        tenant = self._tenants.get(tenant_id)
+        if tenant is not None and tenant.agenda_number is None:  # added, or due, during the lookup
+            self._schedule(tenant_id, tenant, loop_time())
+        self._change.set()
+
+    async def look_up(self, tenant_id: str) -> LookupResult | None:
+        """Look up a tenant's shard once, and return the result; None where the tenant waits on."""
         asked_at = self._utc()
         max_age_s = self._absence_max_age_s(tenant_id, asked_at)
         asked_at -= timedelta(seconds=max_age_s)
@@ -282,7 +247,7 @@ class RouteLookup:
             found = await self._gateway.find(tenant_id, absence_max_age_s=max_age_s)
         except (RetryableError, PermanentError) as exc:
             self._schedule_retry(tenant_id, Reason.SHARD_UNAVAILABLE, exc)
-            return
+            return None
         self._answered_at = loop_time()
         self._found_share += FOUND_WEIGHT * ((not isinstance(found, Absence)) - self._found_share)
         why = None
@@ -290,18 +255,14 @@ class RouteLookup:
             found, why = await self._create_tenant(tenant_id, list(tenant.names))
         tenant = self._tenants.get(tenant_id)
         if tenant is None:
-            return
+            return None
         if not isinstance(found, Absence):
-            self._forget(tenant_id)
-            if tenant.entries:
-                self._owner.route_to_lane(tenant_id, found, tenant.entries)
-            self._owner.on_tenant_found(
-                tenant_id
-            )  # may be held too: the entries here may have come for its shard's hold
-            return
+            self.forget(tenant_id)
+            return Found(tenant_id, found, tenant.entries)
         self._schedule_retry(tenant_id, found, why)
-        if found is Absence.UNREGISTERED and not stopping.is_set():
-            await self._give_up_overdue(tenant_id, tenant, asked_at)
+        if found is not Absence.UNREGISTERED:
+            return None
+        return self._find_overdue(tenant_id, tenant, asked_at) if tenant.entries else Unregistered(tenant_id, asked_at)
 
     async def _create_tenant(
         self, tenant_id: str, names: Sequence[tuple[str, str]]
@@ -337,25 +298,27 @@ class RouteLookup:
         delay_s = backoff_s(tenant.failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=max_s)
         self._schedule(tenant_id, tenant, loop_time() + max(delay_s, wished_s))
 
-    async def _give_up_overdue(self, tenant_id: str, tenant: WaitingTenant, asked_at: datetime) -> None:
-        """Turn overdue operations into dead letters; the others wait on, or stay held."""
-        if not tenant.entries:
-            self._owner.on_tenant_unregistered(tenant_id, asked_at)
-            return
+    def _find_overdue(self, tenant_id: str, tenant: WaitingTenant, asked_at: datetime) -> Overdue | None:
+        """Return the overdue operations of a tenant with their dead letters, if it has any. They stay here."""
         entries = [
             entry
             for entry in tenant.entries
             if is_overdue(entry.operation.origin.arrived_at, now=asked_at, tenant_wait=self._tenant_wait)
         ]
         if not entries:
-            return
+            return None
         error = unknown_tenant_error(self._tenant_wait)
         failed_at = self._utc()
         reason = DeadLetterReason.UNKNOWN_TENANT
+        letters = [entry.dead_letter(reason, error, failed_at=failed_at) for entry in entries]
         tenant.waiting_since = float("inf")  # not to be held now: the operations are being settled
-        await self._owner.settle(entries, [entry.dead_letter(reason, error, failed_at=failed_at) for entry in entries])
+        return Overdue(tenant_id, entries, letters)
+
+    def remove_overdue(self, overdue: Overdue) -> None:
+        """Remove the operations of *overdue*, which are settled; the others of the tenant wait on."""
+        tenant = self._tenants[overdue.tenant_id]
         tenant.waiting_since = loop_time()
-        given_up = {id(entry) for entry in entries}
+        given_up = {id(entry) for entry in overdue.entries}
         tenant.entries = deque(entry for entry in tenant.entries if id(entry) not in given_up)
-        if not tenant.entries and not self._owner.needs_lookup(tenant_id):
-            self._forget(tenant_id)
+        if not tenant.entries and not self._holds.needs_lookup(overdue.tenant_id):
+            self.forget(overdue.tenant_id)

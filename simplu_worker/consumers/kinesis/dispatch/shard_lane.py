@@ -10,20 +10,18 @@ from __future__ import annotations
 import asyncio
 import random
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Sequence
-from datetime import datetime
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
-from typing import Final, Protocol, assert_never
+from typing import Final, assert_never
 
 import msgspec
 import structlog
 
-from simplu_worker.consumers.kinesis.fetch.prefetch_memory import OPERATION_OVERHEAD_BYTES
-from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
-from simplu_worker.consumers.kinesis.recovery.shard_positions import Backfill, ShardPosition, ShardPositions
-from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
+from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation, cost_bytes_of
+from simplu_worker.consumers.kinesis.dispatch.results import BatchDecided, LaneResult, NoAnswer, RowBehind
+from simplu_worker.consumers.kinesis.holding.holds import Holds
+from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPosition, ShardPositions
 from simplu_worker.consumers.outcome_counts import count_outcomes, group_by_outcome
-from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, Operation, Outcome
@@ -46,67 +44,6 @@ DONE: Final = frozenset({Disposition.APPLIED, Disposition.DUPLICATE})
 log = structlog.get_logger(__name__)
 
 
-class QueuedOperation(msgspec.Struct, frozen=True, gc=False):
-    """A decoded operation with its source record and its ticket in the tracker of the cursor that read it."""
-
-    ticket: int
-    operation: Operation
-    record: bytes
-    tracker: CheckpointTracker[RecordPosition]
-
-    @property
-    def before(self) -> RecordPosition | None:
-        """The last position before the operation."""
-        return self.tracker.position_before(self.ticket)
-
-    def dead_letter(
-        self, reason: DeadLetterReason, error: str, *, failed_at: datetime, attempts: int = 1
-    ) -> DeadLetter:
-        """Return the dead letter of the operation."""
-        return DeadLetter(
-            reason=reason,
-            error=error,
-            origin=self.operation.origin,
-            failed_at=failed_at,
-            attempts=attempts,
-            record=self.record,
-            request_id=self.operation.request_id,
-            resource_id=self.operation.resource_id,
-            business_id=self.operation.business_id,
-            location_id=self.operation.location_id,
-        )
-
-
-def cost_bytes_of(entries: Collection[QueuedOperation]) -> int:
-    """Return the memory that *entries* count for: the records, their data as text, and an overhead for each."""
-    return 2 * sum([entry.operation.size_bytes for entry in entries]) + OPERATION_OVERHEAD_BYTES * len(entries)
-
-
-class LaneOwner(Protocol):
-    """Takes the operations that a lane does not apply."""
-
-    async def settle(self, entries: Sequence[QueuedOperation], letters: Sequence[DeadLetter]) -> None:
-        """Finish *entries*, once *letters* are stored."""
-
-    def requeue_unrouted(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
-        """Take back all operations of a tenant that does not live on the shard now, by the row of the shard."""
-
-    def hold_shard(self, shard_id: str, entries: Sequence[QueuedOperation]) -> None:
-        """Hold a shard that takes no operations, from the first of *entries* on."""
-
-    def is_held(self, shard_id: str) -> bool:
-        """Return whether the shard is already held."""
-
-    def count_failure(self, entry: QueuedOperation) -> int:
-        """Count one more failure of an operation on a healthy shard; return the count."""
-
-    def start_backfill(self, shard_id: str, backfill: Backfill, entries: Sequence[QueuedOperation]) -> None:
-        """Have the stream read again for all tenants of the shard; drop *entries*, which are all of the lane."""
-
-    def hold_failing(self, entries: Sequence[QueuedOperation]) -> None:
-        """Hold the tenant of *entries*, the first of which failed on a healthy shard, to try it again later."""
-
-
 class ShardLane:
     """The queue of one reader for one shard: first in, first out, one batch in flight."""
 
@@ -114,23 +51,18 @@ class ShardLane:
         self,
         shard_id: str,
         gateway: ShardGateway,
-        owner: LaneOwner,
+        holds: Holds,
         *,
         shard_positions: ShardPositions | None,
-        tries_max: int,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
-        """*tries_max*: how often an operation that fails on a healthy shard is tried before it is given up.
-
-        Without *shard_positions* no position is written on the shard.
-        """
+        """Without *shard_positions* no position is written on the shard."""
         self.shard_id = shard_id
         self._gateway = gateway
-        self._owner = owner
+        self._holds = holds
         self._shard_positions = shard_positions
         self._must_read_row = False  # the reader's position row on the shard
-        self._tries_max = tries_max
         self._draw = draw
         self._utc = utc
         self._queue: list[QueuedOperation] = []
@@ -198,23 +130,25 @@ class ShardLane:
         if self._flight_timeout is not None and not self._flight_timeout.expired():
             self._flight_timeout.reschedule(loop_time())
 
-    async def run(self, stopping: asyncio.Event) -> None:
-        """Apply batch after batch until *stopping*; then finish the batch in flight. The queue stays pending."""
+    async def next_result(self, stopping: asyncio.Event) -> LaneResult | None:
+        """Apply the next batch and return the result; None once *stopping* is set, when the queue stays pending.
+
+        By this call the caller has dealt with the result before.
+        """
+        self._batch = []
         while not await self._wait_for_work(stopping):
             self._batch, self._must_read_row = self._next_batch(), False
             try:
-                outcomes = await self._apply([entry.operation for entry in self._batch])
+                result = await self._apply([entry.operation for entry in self._batch])
             except PositionChangedError:
                 await self._requeue_and_reread()
-                continue
             except RetryableError as exc:
-                await self._defer(exc, stopping)
-                continue
-            self._failing_since, self._failure_count = None, 0
-            # Of the batch as it is now: a backfill empties it.
-            count_outcomes([entry.operation for entry in self._batch], outcomes, now=self._utc())
-            await self._settle_outcomes(outcomes)
-            self._batch = []
+                if (no_answer := await self._defer(exc, stopping)) is not None:
+                    return no_answer
+            else:
+                self._failing_since, self._failure_count = None, 0
+                return result
+        return None
 
     async def _wait_for_work(self, stopping: asyncio.Event) -> bool:
         """Wait for work or *stopping*; return whether it is *stopping*."""
@@ -230,36 +164,37 @@ class ShardLane:
         del self._queue[: len(batch)]
         return batch
 
-    async def _apply(self, operations: Sequence[Operation]) -> list[Outcome]:
-        """Apply the batch and return its outcomes; none where the stream is to be read again for the shard."""
+    async def _apply(self, operations: Sequence[Operation]) -> BatchDecided | RowBehind:
+        """Apply the batch, unless the reader's row is behind."""
         self._sent_at = loop_time()
         try:
             async with asyncio.timeout(None) as self._flight_timeout:
                 if self._shard_positions is None:
-                    return await self._gateway.apply(self.shard_id, operations)
+                    return self._decide(await self._gateway.apply(self.shard_id, operations))
                 shard_position = self._shard_positions.position_on(self.shard_id)
                 async with shard_position.lock:
-                    if not shard_position.is_current and await self._reconcile(self._shard_positions, shard_position):
-                        return []
+                    if not shard_position.is_current and (
+                        behind := await self._reconcile(self._shard_positions, shard_position)
+                    ):
+                        return behind
                     if not operations:
-                        return []
-                    return await self._gateway.apply(
-                        self.shard_id, operations, claim=self._shard_positions.prepare_claim(shard_position)
-                    )
+                        return BatchDecided([])
+                    claim = self._shard_positions.prepare_claim(shard_position)
+                    return self._decide(await self._gateway.apply(self.shard_id, operations, claim=claim))
         except TimeoutError:
             raise RetryableError(f"shard {self.shard_id}: no answer, and the memory of the batch was needed") from None
         finally:
             self._flight_timeout = None
 
-    async def _reconcile(self, shard_positions: ShardPositions, shard_position: ShardPosition) -> bool:
-        """Read the position row. Where it is behind, start a backfill, which empties the lane, and return True."""
+    async def _reconcile(self, shard_positions: ShardPositions, shard_position: ShardPosition) -> RowBehind | None:
+        """Read the position row. Where it is behind, empty the lane."""
         backfill = await shard_positions.reconcile(shard_position)
-        if backfill is None:
-            return False
+        return None if backfill is None else RowBehind(backfill, self._take_all())
+
+    def _take_all(self) -> list[QueuedOperation]:
         entries = [*self._batch, *self.take_queue()]
         self._batch = []
-        self._owner.start_backfill(self.shard_id, backfill, entries)
-        return True
+        return entries
 
     async def _requeue_and_reread(self) -> None:
         """Put the batch back and have the row read first: another reader wrote it, or the server lacks commits.
@@ -273,83 +208,51 @@ class ShardLane:
             self._shard_positions.position_on(self.shard_id).is_current = False
             await self._shard_positions.confirm_lease()
 
-    async def _defer(self, exc: RetryableError, stopping: asyncio.Event) -> None:
-        """Try the batch again soon, or hold the shard when it has taken no batch for HOLD_AFTER_S."""
+    async def _defer(self, exc: RetryableError, stopping: asyncio.Event) -> NoAnswer | None:
+        """Wait a little; or empty the lane where the shard is held, or has taken no batch for HOLD_AFTER_S."""
         self._failing_since = self._failing_since or self._sent_at
         self._failure_count += 1
         instruments.RETRIES.labels("kinesis", "shard_unavailable").inc()
-        if loop_time() - self._failing_since >= HOLD_AFTER_S or self._owner.is_held(self.shard_id):
-            entries = [*self._batch, *self.take_queue()]
-            self._batch, self._failing_since = [], None
+        is_held = self._holds.blocking_shard_hold(self.shard_id) is not None
+        if is_held or loop_time() - self._failing_since >= HOLD_AFTER_S:
+            self._failing_since = None
+            entries = self._take_all()
             if not entries:
-                return
+                return None
             log.warning("shard.held", shard_id=self.shard_id, operations=len(entries), error=str(exc))
-            self._owner.hold_shard(self.shard_id, entries)
-            return
+            return NoAnswer(entries)
         self._queue[:0] = self._batch
         self._batch = []
         delay_s = backoff_s(self._failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
         log.warning("batch.deferred", shard_id=self.shard_id, retry_in_s=round(delay_s, 2), error=str(exc))
         await sleep_or_event(delay_s, until=stopping)
+        return None
 
-    async def _settle_outcomes(self, outcomes: Sequence[Outcome]) -> None:
-        """Settle, hold or requeue each operation by its outcome, together with those of its tenant behind it."""
+    def _decide(self, outcomes: Sequence[Outcome]) -> BatchDecided:
+        """Return the operations of the batch by their outcomes, and count these."""
+        count_outcomes([entry.operation for entry in self._batch], outcomes, now=self._utc())
         if {outcome.disposition for outcome in group_by_outcome(self._batch, outcomes)} <= DONE:
-            await self._owner.settle(self._batch, [])
-            return
-        finished: list[QueuedOperation] = []
-        letters: list[DeadLetter] = []
-        held: dict[str, list[QueuedOperation]] = {}
+            return BatchDecided(self._batch)
+        decided = BatchDecided([])
         failing: dict[str, tuple[QueuedOperation, str]] = {}
         for entry, outcome in zip(self._batch, outcomes, strict=True):
             match outcome.disposition:
                 case Disposition.APPLIED | Disposition.DUPLICATE:
-                    finished.append(entry)
+                    decided.finished.append(entry)
                 case Disposition.DEAD_LETTER:
-                    finished.append(entry)
+                    decided.finished.append(entry)
                     reason, error = outcome.reason or DeadLetterReason.INVALID_MESSAGE, outcome.error or ""
-                    letters.append(entry.dead_letter(reason, error, failed_at=self._utc()))
+                    decided.letters.append(entry.dead_letter(reason, error, failed_at=self._utc()))
                 case Disposition.HOLD:
-                    held.setdefault(entry.operation.tenant_id, []).append(entry)
+                    decided.not_here.setdefault(entry.operation.tenant_id, []).append(entry)
                 case Disposition.UNEXPECTED:
                     failing[entry.operation.tenant_id] = entry, outcome.error or ""
                 case _:
                     assert_never(outcome.disposition)
-        for tenant_id, (entry, error) in failing.items():
-            if await self._give_up_if_exhausted(entry, error):
-                finished.append(entry)
-            else:
-                self._owner.hold_failing([entry, *held.pop(tenant_id, ()), *self._take_tenant(tenant_id)])
-        for tenant_id, entries in held.items():
-            self._owner.requeue_unrouted(tenant_id, [*entries, *self._take_tenant(tenant_id)])
-        await self._owner.settle(finished, letters)
+        return msgspec.structs.replace(decided, failing=list(failing.values()))
 
-    async def _give_up_if_exhausted(self, entry: QueuedOperation, error: str) -> bool:
-        """Give up an operation after *tries_max* failures: store its dead letter, then mark its row; return True.
-
-        Return False also where the shard does not take the mark: then operation, dead letter and row are tried again.
-        """
-        attempts = self._owner.count_failure(entry)
-        ids = {"business_id": entry.operation.business_id, "location_id": entry.operation.location_id}
-        if attempts < self._tries_max:
-            instruments.RETRIES.labels("kinesis", "failing").inc()
-            log.warning("operation.failing", shard_id=self.shard_id, attempts=attempts, error=error, **ids)
-            return False
-        reason = DeadLetterReason.RETRIES_EXHAUSTED
-        letter = entry.dead_letter(
-            reason, f"it failed {attempts} times: {error}", failed_at=self._utc(), attempts=attempts
-        )
-        await self._owner.settle([], [letter])
-        try:
-            outcome = await self._write_failure(entry.operation)
-        except RetryableError:
-            return False
-        count_outcomes([entry.operation], [outcome], now=self._utc())
-        log.error("operation.given_up", shard_id=self.shard_id, attempts=attempts, error=error, **ids)
-        return outcome.disposition is not Disposition.HOLD
-
-    async def _write_failure(self, operation: Operation) -> Outcome:
-        """Write the row of an operation that is given up."""
+    async def write_failure(self, operation: Operation) -> Outcome:
+        """Write the row of an operation that is given up. Raises `RetryableError` where the shard does not take it."""
         if self._shard_positions is None:
             return await self._gateway.give_up(self.shard_id, operation)
         shard_position = self._shard_positions.position_on(self.shard_id)
@@ -358,7 +261,7 @@ class ShardLane:
                 self.shard_id, operation, claim=self._shard_positions.prepare_claim(shard_position)
             )
 
-    def _take_tenant(self, tenant_id: str) -> list[QueuedOperation]:
+    def take_tenant(self, tenant_id: str) -> list[QueuedOperation]:
         """Remove and return the operations of a tenant from the queue."""
         taken = [entry for entry in self._queue if entry.operation.tenant_id == tenant_id]
         if taken:

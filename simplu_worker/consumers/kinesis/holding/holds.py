@@ -173,6 +173,11 @@ class Holds:
             return next((hold for hold in self._bitmap_holds if tenant_id in hold.tenants), None)
         return found
 
+    def needs_lookup(self, tenant_id: str) -> bool:
+        """Return whether a tenant is held because it has no shard, and is not being caught up."""
+        hold = self.hold_of(tenant_id)
+        return hold is not None and hold.target is Target.TENANT and hold.catch_up is None and not hold.is_ready
+
     def mark_live(self, tenant_ids: AbstractSet[str]) -> None:
         """Record that the main reader sends operations of tenants that are in no hold."""
         if len(self._live_tenants) >= LIVE_TENANTS_MAX:

@@ -15,7 +15,8 @@ import msgspec
 import structlog
 
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
-from simplu_worker.consumers.kinesis.dispatch.shard_lane import BATCH_MAX_BYTES, BATCH_MAX_COUNT, QueuedOperation
+from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
+from simplu_worker.consumers.kinesis.dispatch.shard_lane import BATCH_MAX_BYTES, BATCH_MAX_COUNT
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
 from simplu_worker.consumers.kinesis.holding.holds import NO_SHARD, CatchUp, Hold, Target

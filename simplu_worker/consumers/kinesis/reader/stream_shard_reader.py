@@ -20,7 +20,8 @@ import msgspec
 import structlog
 
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
-from simplu_worker.consumers.kinesis.dispatch.shard_lane import BATCH_MAX_COUNT, QueuedOperation
+from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
+from simplu_worker.consumers.kinesis.dispatch.shard_lane import BATCH_MAX_COUNT
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.pacing import Pacing
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import MemoryQuota

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
-from simplu_worker.consumers.kinesis.dispatch.shard_lane import QueuedOperation
+from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
@@ -59,6 +59,6 @@ async def test_dispatcher_says_so_when_an_operation_arrives_at_rest() -> None:
     assert (dispatcher.is_idle, dispatcher.has_arrivals.is_set()) == (False, True)
 
     held = dispatcher.lookup.take_entries("b-l")
-    dispatcher.hold_tenant(held, "not_here", shard_id=None)
+    dispatcher._hold_tenant(held, "not_here")
     assert dispatcher.is_empty
     assert not dispatcher.is_idle
