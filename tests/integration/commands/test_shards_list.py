@@ -23,7 +23,8 @@ from simplu_worker.commands.tenants.show import list_tenants
 from simplu_worker.config.settings import Settings, load_settings
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.leases.lease import Lease
-from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON
+from simplu_worker.consumers.kinesis.leases.shard_tree import HASH_KEY_LAST
+from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON, HashRange
 from simplu_worker.errors import RetryableError
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.shards.apply.writer import SUCCEEDED
@@ -203,7 +204,7 @@ async def test_operation_view_takes_the_time_before_it_asks_the_log(
 
         def noted_leases() -> list[Lease]:
             order.append("leases")
-            return [Lease("a", TRIM_HORIZON, read_up_to=SEEN_AT)]
+            return [Lease("a", TRIM_HORIZON, hash_range=HashRange(0, HASH_KEY_LAST), read_up_to=SEEN_AT)]
 
         monkeypatch.setattr(routed.gateway, "find_operation", noted_find)
         replica = ReplicaStatus("replica-1", asyncio.Event())

@@ -71,7 +71,9 @@ class Cursor:
         self._bare_ends = 0  # in a row, without a record between them
         self.millis_behind: int | None = None
         self.replied_at = 0.0
+        self.asked_at = 0.0  # for the last reply, which shows the stream shard as it was at this time or later
         self.is_at_end = False  # by the last reply; a further read may prove it wrong
+        self.is_closed = False  # the last reply has no iterator for another one; not every such end is accepted
         self.child_shards: tuple[ChildShard, ...] = ()
         self.trouble: str | None = None
         self.refusal: str | None = None  # the trouble, where only an operator can end it
@@ -102,10 +104,13 @@ class Cursor:
         limit = self._pacing.limit(min(room_bytes // 2, READ_MAX_BYTES))
         limit = max(1, min(limit, room_bytes // (2 * OPERATION_OVERHEAD_BYTES)))
         self._held_bytes = self._access.budget.expected_bytes(limit) + limit * OPERATION_OVERHEAD_BYTES
-        self._pacing.note_start(loop_time())
+        started_at = loop_time()
+        self._pacing.note_start(started_at)
         self._access.memory.reserve(self._held_bytes)
         reply = await self._read(limit)
-        size_bytes = 0 if reply is None else reply.size_bytes
+        size_bytes = 0
+        if reply is not None:
+            self.asked_at, size_bytes = started_at, reply.size_bytes
         self._access.memory.correct(self._held_bytes, size_bytes)
         self._held_bytes = size_bytes
         return reply
@@ -134,7 +139,7 @@ class Cursor:
         self.millis_behind, self.replied_at = reply.millis_behind, now
         self._iterator = reply.next_iterator
         self.child_shards = reply.child_shards
-        self.is_at_end = self._detect_end(reply)
+        self.is_closed, self.is_at_end = reply.next_iterator is None, self._detect_end(reply)
         if reply.records:
             self._start = AfterSequenceNumber(reply.records[-1].sequence_number)
         self._read_count.inc()

@@ -10,6 +10,7 @@ import msgspec
 
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.leases.shard_tree import first_hole
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 from simplu_worker.shards.types import Absence
 
@@ -30,9 +31,10 @@ class ReadStatus(msgspec.Struct, frozen=True, gc=False):
 def read_status(leases: Iterable[Lease], tenant_id: str | None) -> ReadStatus:
     """Return the status for a tenant, or with None for all tenants together.
 
-    A stream shard that is read to its end constrains only the tenants that its row lists as pending.
+    A stream shard that is read to its end constrains only the tenants that its row lists as pending. While rows are
+    missing, of stream shards that no replica reads yet, the time is unknown.
     """
-    instants: list[datetime | None] = []
+    readings: list[Lease] = []
     held_in: list[str] = []
     for lease in leases:
         if lease.checkpoint == SHARD_END:
@@ -41,10 +43,11 @@ def read_status(leases: Iterable[Lease], tenant_id: str | None) -> ReadStatus:
         if listed is not None and _may_contain(listed, tenant_id):
             held_in.append(lease.lease_key)
         elif lease.pending_tenants is None:
-            instants.append(lease.read_up_to)
-    known = [instant for instant in instants if instant is not None]
-    is_known = not held_in and known and len(known) == len(instants)
-    return ReadStatus(min(known) if is_known else None, tuple(held_in))
+            readings.append(lease)
+    instants = [lease.read_up_to for lease in readings if lease.read_up_to is not None]
+    ranges = [lease.hash_range for lease in readings if lease.hash_range is not None]
+    is_known = not held_in and len(instants) == len(ranges) == len(readings) and first_hole(ranges) is None
+    return ReadStatus(min(instants) if is_known else None, tuple(held_in))
 
 
 def hold_reason(home: str | Absence, status: ReadStatus | None) -> str | None:

@@ -309,12 +309,13 @@ class StreamShardReader:
     def read_up_to(self, ahead: ReadAhead | None) -> datetime | None:
         """Return the time before which no record arrived that is pending, but for the tenants in *ahead*; or None.
 
-        None while it is unknown; *ahead* is `ahead` as of now. At the end of the stream shard later records are in its
-        children, so there it is unknown.
+        None while it is unknown; *ahead* is `ahead` as of now. Of a closed stream shard later records are in its
+        children, which may have no lease yet, so there it is unknown.
         """
         first, holds = self._tracker.first_pending, self.holds()
         is_read_in_part = first is None and (self._cursor.millis_behind is None or self._is_dispatching)
-        if is_read_in_part or self.is_at_end or any(hold.covers_whole_shard for hold in holds):
+        is_closed = self.is_at_end or self._cursor.is_closed
+        if is_read_in_part or is_closed or any(hold.covers_whole_shard for hold in holds):
             return None
         instants = [self._fully_read_to() if first is None else first.arrived_at]
         if ahead is None and not self._dispatcher.holds.is_settled():
@@ -326,8 +327,8 @@ class StreamShardReader:
         return min(instants) - VISIBLE_AFTER
 
     def _fully_read_to(self) -> datetime:
-        """Return the time of the last reply, less how far it was behind."""
-        unread_for = timedelta(seconds=loop_time() - self._cursor.replied_at)
+        """Return the time at which the last reply was asked for, less how far it was behind."""
+        unread_for = timedelta(seconds=loop_time() - self._cursor.asked_at)
         return self._utc() - unread_for - timedelta(milliseconds=self._cursor.millis_behind or 0)
 
     def with_progress(self, lease: Lease) -> Lease:

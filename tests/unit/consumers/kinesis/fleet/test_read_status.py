@@ -9,19 +9,24 @@ import pytest
 from simplu_worker.consumers.kinesis.fleet.read_status import ReadStatus, read_status
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
-from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
+from simplu_worker.consumers.kinesis.leases.shard_tree import HASH_KEY_LAST
+from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, HashRange, Position
 
 EARLY, LATE = datetime(2026, 1, 1, 8, tzinfo=UTC), datetime(2026, 1, 1, 9, tzinfo=UTC)
 HELD = TenantSet(["held-main"]).encode()
+LOW, HIGH = HashRange(0, 9), HashRange(10, HASH_KEY_LAST)
 ROWS = {
-    "early": Lease("early", Position(1), read_up_to=EARLY),
-    "late": Lease("late", Position(1), read_up_to=LATE),
-    "new": Lease("new", Position(1)),
+    "early": Lease("early", Position(1), hash_range=LOW, read_up_to=EARLY),
+    "late": Lease("late", Position(1), hash_range=HashRange(0, HASH_KEY_LAST), read_up_to=LATE),
+    "low": Lease("low", Position(1), hash_range=LOW, read_up_to=LATE),
+    "high": Lease("high", Position(1), hash_range=HIGH, read_up_to=LATE),
+    "kcl": Lease("kcl", Position(1), read_up_to=LATE),
+    "new": Lease("new", Position(1), hash_range=LOW),
     "done": Lease("done", SHARD_END),
-    "holding": Lease("holding", Position(1), ahead=ReadAhead(Position(9), HELD), read_up_to=LATE),
-    "ended": Lease("ended", Position(1), pending_tenants=HELD, read_up_to=EARLY),
+    "holding": Lease("holding", Position(1), hash_range=LOW, ahead=ReadAhead(Position(9), HELD), read_up_to=LATE),
+    "ended": Lease("ended", Position(1), hash_range=LOW, pending_tenants=HELD, read_up_to=EARLY),
     "unreadable": Lease(
-        "unreadable", Position(1), ahead=ReadAhead(Position(9), frozenset({"slots:?"})), read_up_to=LATE
+        "unreadable", Position(1), hash_range=LOW, ahead=ReadAhead(Position(9), frozenset({"slots:?"})), read_up_to=LATE
     ),
 }
 
@@ -32,6 +37,11 @@ ROWS = {
         ("", "other-main", ReadStatus(None)),
         ("done", "other-main", ReadStatus(None)),
         ("late early", "other-main", ReadStatus(EARLY)),
+        ("low high", "other-main", ReadStatus(LATE)),
+        ("low", "other-main", ReadStatus(None)),
+        ("low ended", "other-main", ReadStatus(None)),
+        ("low done", "other-main", ReadStatus(None)),
+        ("late kcl", "other-main", ReadStatus(None)),
         ("late early", None, ReadStatus(EARLY)),
         ("late new", "other-main", ReadStatus(None)),
         ("late done", "other-main", ReadStatus(LATE)),
@@ -44,5 +54,5 @@ ROWS = {
     ],
 )
 def test_stream_is_read_as_far_as_its_last_stream_shard(rows: str, tenant_id: str | None, expected: ReadStatus) -> None:
-    """A row without a time leaves it unknown; one that is read to its end constrains its pending tenants alone."""
+    """A row without a time or a range, or none, leaves it unknown; one read to its end constrains its pending tenants."""
     assert read_status([ROWS[name] for name in rows.split()], tenant_id) == expected
