@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 import structlog
@@ -71,6 +71,7 @@ class Cursor:
         self._bare_ends = 0  # in a row, without a record between them
         self.millis_behind: int | None = None
         self.replied_at = 0.0
+        self.last_arrival: datetime | None = None  # of the records of the last reply; None if it had none
         self.asked_at = 0.0  # for the last reply, which shows the stream shard as it was at this time or later
         self.is_at_end = False  # by the last reply; a further read may prove it wrong
         self.is_closed = False  # the last reply has no iterator for another one; not every such end is accepted
@@ -139,6 +140,7 @@ class Cursor:
         self.millis_behind, self.replied_at = reply.millis_behind, now
         self._iterator = reply.next_iterator
         self.child_shards = reply.child_shards
+        self.last_arrival = reply.records[-1].arrived_at if reply.records else None
         self.is_closed, self.is_at_end = reply.next_iterator is None, self._detect_end(reply)
         if reply.records:
             self._start = AfterSequenceNumber(reply.records[-1].sequence_number)

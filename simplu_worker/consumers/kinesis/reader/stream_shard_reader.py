@@ -327,7 +327,13 @@ class StreamShardReader:
         return min(instants) - VISIBLE_AFTER
 
     def _fully_read_to(self) -> datetime:
-        """Return the time at which the last reply was asked for, less how far it was behind."""
+        """Return a time at which the stream shard was open, and before which all of its records are read.
+
+        That of the request of the last reply, less how far the reply was behind. But a reply with the last records of a
+        closed stream shard does not name the end, the next one does: then the time of the last record.
+        """
+        if self._cursor.last_arrival is not None:
+            return self._cursor.last_arrival
         unread_for = timedelta(seconds=loop_time() - self._cursor.asked_at)
         return self._utc() - unread_for - timedelta(milliseconds=self._cursor.millis_behind or 0)
 
