@@ -18,6 +18,9 @@ from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.log.message_failures import count_failures, forget_failures
 from simplu_worker.shards.log.rejections import find_rejections, note_rejections
+from simplu_worker.shards.listing.lister import OperationLister
+from simplu_worker.shards.listing.page import OperationPage
+from simplu_worker.shards.listing.request import ListRequest
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -81,6 +84,7 @@ class ShardGateway:
         self._on_change = on_change
         self._commits = commits or ReplicationWaiter(pools)
         self._first_use = first_use
+        self._lister = OperationLister(directory, pools)
         self._writers: dict[str, tuple[ShardPool, ShardWriter]] = {}
         self._last_applied_at: dict[str, float] = {}
 
@@ -299,6 +303,11 @@ class ShardGateway:
         Raises `RetryableError` when the shard does not answer.
         """
         return await note_rejections(self._pools.pool_of(shard_id), dead_letter_queue, rejections)
+    async def list_operations(
+        self, business_id: str, location_id: str, request: ListRequest
+    ) -> OperationPage | Absence:
+        """Return a page of the operations of a tenant, see `OperationLister.list_page`."""
+        return await self._lister.list_page(business_id, location_id, request)
 
     async def find_tenant(self, tenant_id: str) -> tuple[str, dict[str, Any]] | Absence:
         """Return the shard of a tenant and its row there, with the counts of its resources and operations."""

@@ -50,6 +50,7 @@ NOT_OF_ONE_TENANT = {
     "forget_operations": "rows go by their age, whosever they are",
     "list_tenants": "README.md: `tenants list`",
     "page_tenants": "README.md: `tenants audit`",
+    "search_operations": "a bounded part of the log by time, of which it returns the rows of the tenant that is named",
 }
 # What is not a named query, by folder.
 SCRIPTS = {

@@ -15,6 +15,14 @@ SET LOCAL statement_timeout = {statement_ms};
 SET LOCAL idle_in_transaction_session_timeout = {idle_ms};
 SET LOCAL plan_cache_mode = force_generic_plan;
 """
+# A search bounds the rows that it reads by an index in its order. So no other plan may be chosen, whatever the
+# statistics are: a sequential scan, or a bitmap of all rows of a tenant, reads the whole log (sql/queries/listing.sql).
+SEARCH = """
+SET TRANSACTION READ ONLY;
+SET LOCAL plan_cache_mode = force_custom_plan;
+SET LOCAL enable_seqscan = off;
+SET LOCAL enable_bitmapscan = off;
+"""
 
 
 class StatementBudget(StrEnum):
@@ -23,6 +31,7 @@ class StatementBudget(StrEnum):
     USUAL = "usual"
     BATCH = "batch"  # of operations, from all the tenants that share the shard
     PART = "part"  # of a batch that took too long, to find the operation at fault
+    SEARCH = "search"  # of the log, for people; it reads only
 
 
 class ShardTimeouts(msgspec.Struct, frozen=True):
@@ -31,7 +40,8 @@ class ShardTimeouts(msgspec.Struct, frozen=True):
     The server's own are shorter than ours, and a lock wait is the shortest: so a waiter learns the cause of its
     failure, and only a silent server, such as a frozen one, runs into *reply_s*. *probe_s* bounds a whole probe. A
     cancelled use waits up to *cancel_s* for the server to stop its statement. An idle connection is kept for *idle_s*.
-    A batch that runs into *batch_s* is taken apart, and each of its parts has *part_s*.
+    A batch that runs into *batch_s* is taken apart, and each of its parts has *part_s*. Each statement of a search has
+    *search_s*.
     """
 
     connect_s: float = 5.0
@@ -40,6 +50,7 @@ class ShardTimeouts(msgspec.Struct, frozen=True):
     statement_s: float = 25.0
     batch_s: float = 10.0
     part_s: float = 2.0
+    search_s: float = 3.0
     idle_in_transaction_s: float = 30.0
     reply_s: float = 30.0
     cancel_s: float = 1.0
@@ -56,14 +67,19 @@ class ShardTimeouts(msgspec.Struct, frozen=True):
                 return self.batch_s
             case StatementBudget.PART:
                 return self.part_s
+            case StatementBudget.SEARCH:
+                return self.search_s
             case _:
                 assert_never(budget)
 
     def begin(self, budget: StatementBudget = StatementBudget.USUAL) -> str:
         """Return the statements that open a transaction with these timeouts."""
-        lock_s = min(self.lock_s, self.part_s / 2) if budget is StatementBudget.PART else self.lock_s
-        seconds = {"lock_ms": lock_s, "statement_ms": self.seconds_of(budget), "idle_ms": self.idle_in_transaction_s}
-        return BEGIN.format(**{name: round(value * 1000) for name, value in seconds.items()})
+        statement_s = self.seconds_of(budget)
+        is_short = budget in {StatementBudget.PART, StatementBudget.SEARCH}
+        lock_s = min(self.lock_s, statement_s / 2) if is_short else self.lock_s
+        seconds = {"lock_ms": lock_s, "statement_ms": statement_s, "idle_ms": self.idle_in_transaction_s}
+        begin = BEGIN.format(**{name: round(value * 1000) for name, value in seconds.items()})
+        return begin + SEARCH if budget is StatementBudget.SEARCH else begin
 
 
 DEFAULT_TIMEOUTS = ShardTimeouts()

@@ -1,0 +1,1 @@
+"""Lists of the operations of one tenant, from its shard's log."""

@@ -1,0 +1,142 @@
+"""List the operations of a tenant from its shard's log, with little work for the shard (sql/queries/listing.sql)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from simplu_worker.errors import RetryableError
+from simplu_worker.operations.operation import is_id, tenant_id_of
+from simplu_worker.shards.listing.page import (
+    SEARCH_LIMITS,
+    ListedOperation,
+    OperationPage,
+    PageSearch,
+    SearchChunk,
+    SearchLimits,
+    SearchStep,
+)
+from simplu_worker.shards.listing.request import ListRequest
+from simplu_worker.shards.postgres.errors import StatementFailedError
+from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
+from simplu_worker.shards.routing.directory import SERVED_STATES, Directory
+from simplu_worker.shards.types import Absence
+from simplu_worker.timing.clock import loop_time
+
+MEMBERS = tuple(field.name for field in msgspec.structs.fields(ListedOperation))
+
+
+class OperationLister:
+    """Lists operations. Of all lists one at a time uses a connection to a shard, so that batches find one free."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        pools: Pools,
+        *,
+        limits: SearchLimits = SEARCH_LIMITS,
+        clock: Callable[[], float] = loop_time,
+    ) -> None:
+        self._directory = directory
+        self._pools = pools
+        self._limits = limits
+        self._clock = clock
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    def __repr__(self) -> str:
+        return f"OperationLister({self._limits})"
+
+    async def list_page(self, business_id: str, location_id: str, request: ListRequest) -> OperationPage | Absence:
+        """Return a page of the operations of a tenant, or why no shard has the tenant.
+
+        Raises `RetryableError` if Citrus or the shard does not answer, or takes too long; `PermanentError` if the
+        shard's address may not be used.
+        """
+        if not (is_id(business_id) and is_id(location_id)):
+            return Absence.UNREGISTERED
+        tenant_id = tenant_id_of(business_id, location_id)
+        for _ in range(2):  # again if the cached route is that of a tenant that has moved
+            found = await self._directory.find(tenant_id)
+            if isinstance(found, Absence):
+                return found
+            page = await self._search(self._pools.ensure_pool(found), (business_id, location_id), request)
+            if page is not Absence.NOT_HERE:
+                return page
+            self._directory.forget(tenant_id)
+        return Absence.NOT_HERE
+
+    async def _search(self, pool: ShardPool, tenant: tuple[str, str], request: ListRequest) -> OperationPage | Absence:
+        search = PageSearch(request, self._limits)
+        tenant_id, shard_id = tenant_id_of(*tenant), pool.address.shard_id
+        started_at = self._clock()
+        is_confirmed = False
+        while not search.is_complete(self._clock() - started_at):
+            try:
+                async with (
+                    self._turns[shard_id],
+                    # Rolled back at its end: a transaction that only reads is no proof that the shard takes commits.
+                    pool.transaction(is_rehearsal=True, budget=StatementBudget.SEARCH) as connection,
+                ):
+                    if not is_confirmed and (absence := await _find_absence(connection, tenant)) is not None:
+                        return absence
+                    is_confirmed = True
+                    await self._read_next(connection, tenant_id, request, search)
+            except StatementFailedError as exc:
+                if not exc.is_timeout:
+                    raise
+                if search.step is SearchStep.FEW:  # its rows are on many cold pages
+                    search.note_large()
+                    continue
+                raise RetryableError(
+                    f"shard {shard_id}: expected a part of its log within "
+                    f"{pool.seconds_of(StatementBudget.SEARCH):g} s, got no answer; ask again, or narrow the time"
+                ) from exc
+        return search.result(shard_id)
+
+    async def _read_next(
+        self, connection: Connection, tenant_id: str, request: ListRequest, search: PageSearch
+    ) -> None:
+        """Read the next part of the log for *search*."""
+        arguments = [
+            tenant_id,
+            search.position.at,
+            search.position.request_id,
+            search.since,
+            request.resource_type,
+            request.resource_id,
+            request.status,
+            request.error,
+            search.missing_count,
+        ]
+        match search.step:
+            case SearchStep.CHUNK:
+                rows = await connection.fetch(QUERIES["search_operations"], *arguments, self._limits.chunk_rows)
+                found = _operations_of(row for row in rows if row["request_id"] is not None)
+                search.add_chunk(SearchChunk(found, rows[0]["row_count"], rows[0]["oldest"]))
+            case SearchStep.INSTANT:
+                rows = await connection.fetch(QUERIES["search_operations_of_instant"], *arguments)
+                search.add_instant(_operations_of(rows))
+            case SearchStep.FEW:
+                if await connection.fetchval(QUERIES["has_few_operations"], tenant_id, self._limits.few):
+                    rows = await connection.fetch(QUERIES["list_few_operations"], *arguments)
+                    search.add_few(_operations_of(rows))
+                else:
+                    search.note_large()
+
+
+async def _find_absence(connection: Connection, tenant: tuple[str, str]) -> Absence | None:
+    """Return why the shard has no operations of a tenant to list; None if its row is there."""
+    row = await connection.fetchrow(QUERIES["find_tenants"], [tenant_id_of(*tenant)])
+    if row is None or row["state"] not in SERVED_STATES:
+        return Absence.NOT_HERE
+    return None if (row["business_id"], row["location_id"]) == tenant else Absence.UNREGISTERED  # another pair's id
+
+
+def _operations_of(rows: Iterable[Mapping[str, Any]]) -> list[ListedOperation]:
+    return [ListedOperation(**{name: row[name] for name in MEMBERS}) for row in rows]

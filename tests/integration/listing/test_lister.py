@@ -1,0 +1,428 @@
+"""Lists of the operations of a tenant: each one once, newest first, whatever the log is like; and with bounded work."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import re
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+from support.citrus.cases import RoutedShards, routed_shards, silent
+from support.postgres.databases import ShardMaker, database_of, execute
+from support.postgres.log_rows import COMPLETED_AT, LogRow, crowd_log, write_log_rows
+from support.postgres.pooler import running_pooler
+from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
+from support.postgres.upgrades import make_old_schema
+
+from simplu_worker.errors import RetryableError
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.local.processes.loopback import HOST, poll_until
+from simplu_worker.operations.operation import Failure
+from simplu_worker.shards.listing.lister import OperationLister
+from simplu_worker.shards.listing.page import OperationPage, SearchLimits
+from simplu_worker.shards.listing.request import INSTANT, ListRequest, OperationStatus, SearchPosition, decode_cursor
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts, StatementBudget
+from simplu_worker.shards.types import Absence
+
+TENANT_ID = "-".join(TENANT)
+OTHERS = ("smile-berlin", "clinic-mai", "clinic-main-")
+NO_FEW = SearchLimits(few=0)
+FILTERS: list[dict[str, Any]] = [
+    {},
+    {"resource_type": "patient"},
+    {"resource_id": "p2"},
+    {"resource_type": "invoice", "resource_id": "p1"},
+    {"status": OperationStatus.FAILED},
+    {"status": OperationStatus.SUCCEEDED},
+    {"error": Failure.NOT_FOUND},
+    {"since": COMPLETED_AT + 2 * INSTANT},
+    {"until": COMPLETED_AT + 3 * INSTANT},
+    {"since": COMPLETED_AT + INSTANT, "until": COMPLETED_AT + 2 * INSTANT, "status": OperationStatus.SUCCEEDED},
+    {"resource_type": "none of these"},
+]
+
+
+@pytest.fixture
+async def routed(make_shard: ShardMaker) -> AsyncIterator[RoutedShards]:
+    """Give two shards behind a local Citrus, and a tenant on the first."""
+    shards = [await make_shard("shard-1"), await make_shard("shard-2")]
+    async with routed_shards(shards) as routed:
+        await add_tenant(pool_of(routed))
+        routed.register(TENANT, "shard-1")
+        yield routed
+
+
+def pool_of(routed: RoutedShards, shard_id: str = "shard-1") -> ShardPool:
+    """Return the pool of one of the shards."""
+    return routed.pools.ensure_pool(ShardAddress(shard_id, routed.citrus.registry.shards[shard_id].connection_string))
+
+
+def lister_of(routed: RoutedShards, limits: SearchLimits) -> OperationLister:
+    """Return a lister with its own bounds."""
+    return OperationLister(routed.directory, routed.pools, limits=limits)
+
+
+async def page_of(lister: OperationLister, **members: Any) -> OperationPage:
+    """Return one page of the tenant's operations."""
+    page = await lister.list_page(*TENANT, ListRequest(**members))
+    assert isinstance(page, OperationPage)
+    return page
+
+
+async def pages_of(lister: OperationLister, **members: Any) -> list[OperationPage]:
+    """Return all pages, from cursor to cursor."""
+    pages = [await page_of(lister, **members)]
+    while pages[-1].next is not None:
+        assert len(pages) < 200
+        pages.append(await page_of(lister, **members, after=decode_cursor(pages[-1].next)))
+    return pages
+
+
+def ids_of(pages: list[OperationPage]) -> list[str]:
+    """Return the request ids on *pages*."""
+    return [one.request_id for page in pages for one in page.operations]
+
+
+def expected_ids(rows: list[LogRow], **wanted: Any) -> list[str]:
+    """Return the request ids of the tenant's rows that are wanted, newest first."""
+    found = [
+        row
+        for row in rows
+        if row.tenant_id == TENANT_ID
+        and wanted.get("resource_type") in {None, row.resource_type}
+        and wanted.get("resource_id") in {None, row.resource_id}
+        and wanted.get("status") in {None, "failed" if row.error else "succeeded"}
+        and wanted.get("error") in {None, row.error}
+        and ("since" not in wanted or row.completed_at >= wanted["since"])
+        and ("until" not in wanted or row.completed_at < wanted["until"])
+    ]
+    return [row.request_id for row in sorted(found, key=lambda row: (row.micros, row.request_id), reverse=True)]
+
+
+def random_rows(seed: int, count: int = 60) -> list[LogRow]:
+    """Return rows of several tenants, many of them at one time."""
+    draw = random.Random(seed)
+    tenants = (TENANT_ID, TENANT_ID, *OTHERS)
+    instants = draw.choice([(0,), (0, 1, 2, 3, 4), range(-40, 40)])
+    return [
+        LogRow(
+            draw.choice(tenants),
+            f"{draw.choice(['r', 'R', 'é', 'simplu:'])}{number}",
+            draw.choice(instants),
+            draw.choice(["patient", "invoice"]),
+            draw.choice(["p1", "p2", None]),
+            draw.choice([None, None, "not_found", "invalid_data"]),
+        )
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_pages_have_each_operation_once_newest_first(routed: RoutedShards, seed: int) -> None:
+    """Whatever the filters, and the sizes of pages and chunks; at equal times too. None is of another tenant."""
+    rows = random_rows(seed)
+    await write_log_rows(pool_of(routed), rows)
+    draw = random.Random(seed)
+    for wanted in FILTERS:
+        limits = SearchLimits(
+            chunk_rows=draw.choice([1, 2, 3, 7, 1000]),
+            rows=draw.choice([1, 10, 1000]),
+            few=draw.choice([0, 0, 5, 1000]),
+        )
+        limit = draw.choice([1, 2, 5, 500])
+        pages = await pages_of(lister_of(routed, limits), limit=limit, **wanted)
+
+        assert ids_of(pages) == expected_ids(rows, **wanted), (wanted, limits, limit)
+        assert all(len(page.operations) <= limit for page in pages)
+
+
+async def test_list_has_the_members_of_an_operation(routed: RoutedShards) -> None:
+    """As the worker has written them; the last page has no cursor, and names the shard."""
+    case = TenantCase(pool_of(routed), TENANT)
+    await case.apply_each(
+        case.operation("create", data={"a": 1}, request_id="one"),
+        case.operation("create", "r2", {}, request_id="two"),
+        case.operation("delete", "r3", request_id="three"),
+        case.operation("list", None, request_id="four"),
+    )
+
+    page = await page_of(OperationLister(routed.directory, routed.pools))
+
+    shown = [
+        (one.request_id, one.operation, one.resource_type, one.resource_id, one.status, one.error)
+        for one in page.operations
+    ]
+    assert shown == [
+        ("four", "list", "patient", None, "succeeded", None),
+        ("three", "delete", "patient", "r3", "failed", "not_found"),
+        ("two", "create", "patient", "r2", "succeeded", None),
+        ("one", "create", "patient", "r1", "succeeded", None),
+    ]
+    times = [one.completed_at for one in page.operations]
+    assert times == sorted(times, reverse=True)
+    assert {one.received_at for one in page.operations} == {case.operation("read").origin.arrived_at}
+    assert (page.next, page.searched_to, page.shard_id) == (None, None, "shard-1")
+
+
+async def test_page_ends_at_a_bound_and_tells_how_far_it_came(routed: RoutedShards) -> None:
+    """A page may be empty with a cursor; the next one goes on, and the last one has none."""
+    pool = pool_of(routed)
+    await crowd_log(pool, OTHERS[0], 1000)
+    await write_log_rows(pool, [LogRow(TENANT_ID, "old", -10_000_000_000)])
+    lister = lister_of(routed, SearchLimits(chunk_rows=100, rows=300, few=0))
+
+    pages = await pages_of(lister)
+
+    assert [len(page.operations) for page in pages] == [0, 0, 0, 1]
+    assert [page.searched_to for page in pages] == [
+        *(COMPLETED_AT - timedelta(seconds=seconds) for seconds in (298, 595, 892)),  # of each chunk but its oldest row
+        None,
+    ]
+
+
+async def test_page_ends_when_its_time_is_over(routed: RoutedShards) -> None:
+    """After one chunk at least: so each page gets further."""
+    pool = pool_of(routed)
+    await crowd_log(pool, OTHERS[0], 100)
+    await write_log_rows(pool, [LogRow(TENANT_ID, "old", -10_000_000_000)])
+    clock = itertools.count()
+    limits = SearchLimits(chunk_rows=10, few=0, seconds=3.5)
+    lister = OperationLister(routed.directory, routed.pools, limits=limits, clock=lambda: float(next(clock)))
+
+    first = await page_of(lister)
+    assert first.searched_to == COMPLETED_AT - timedelta(
+        seconds=19
+    )  # two chunks, at 1 and 3 s; at 2 s the tenant is counted
+    hurried = OperationLister(
+        routed.directory, routed.pools, limits=SearchLimits(chunk_rows=10, few=0, seconds=0.0), clock=lambda: 0.0
+    )
+    assert (await page_of(hurried)).searched_to == COMPLETED_AT - timedelta(seconds=10)
+
+
+@pytest.mark.parametrize(("count", "page_count"), [(4, 1), (5, 10)])
+async def test_tenant_with_few_operations_has_them_listed_at_once(
+    routed: RoutedShards, count: int, page_count: int
+) -> None:
+    """However long the log is; one with more is searched for by time, and is not counted again for the next page."""
+    pool = pool_of(routed)
+    await crowd_log(pool, OTHERS[0], 1000)
+    await write_log_rows(pool, [LogRow(TENANT_ID, f"old-{n}", -10_000_000_000 - n) for n in range(count)])
+    lister = lister_of(routed, SearchLimits(chunk_rows=100, rows=100, few=4))
+
+    pages = await pages_of(lister)
+
+    assert ids_of(pages) == [f"old-{n}" for n in range(count)]
+    assert len(pages) >= page_count
+    assert {decode_cursor(page.next).is_large for page in pages if page.next} <= {True}
+
+
+async def test_instant_with_more_rows_than_a_chunk_is_read_to_its_end(routed: RoutedShards) -> None:
+    """Rows of one time are told apart by their request ids alone."""
+    rows = [LogRow(tenant_id, f"r{n:03}") for n in range(50) for tenant_id in (TENANT_ID, *OTHERS)]
+    rows += [LogRow(TENANT_ID, "before", -1), LogRow(TENANT_ID, "after", 1)]
+    await write_log_rows(pool_of(routed), rows)
+
+    pages = await pages_of(lister_of(routed, SearchLimits(chunk_rows=10, rows=10, few=0)), limit=20)
+
+    assert ids_of(pages) == expected_ids(rows)
+    assert len(pages) <= 6
+
+
+async def test_search_reads_the_log_by_its_indexes_where_the_planner_would_not(routed: RoutedShards) -> None:
+    """Whatever the statistics are: so the bound on rows is one on the work."""
+    pool = pool_of(routed)
+    await crowd_log(pool, TENANT_ID, 3000)
+    await fetch(pool, "ANALYZE operations")
+    arguments = [TENANT_ID, COMPLETED_AT, None, COMPLETED_AT - timedelta(days=9), None, "p9", None, None, 51, 3000]
+    async with pool.connection() as connection:
+        usual = [await plan_of(connection, name, *arguments) for name in ("search_operations", "list_few_operations")]
+    async with pool.transaction(budget=StatementBudget.SEARCH) as connection:
+        searched = await plan_of(connection, "search_operations", *arguments)
+        few = await plan_of(connection, "list_few_operations", *arguments)
+        counted = await plan_of(connection, "has_few_operations", TENANT_ID, 10)
+
+    assert ["Seq Scan on operations" in plan for plan in usual] == [True, True]
+    assert "Index Scan Backward using operations_completed_at" in searched
+    for plan in (few, counted):
+        assert "using operations_pkey" in plan
+        assert "operations_completed_at" not in plan
+
+
+async def plan_of(connection: Connection, query: str, *arguments: Any) -> str:
+    """Return the plan of a named query, with as many of *arguments* as it takes."""
+    count = len({*re.findall(r"\$\d+", QUERIES[query])})
+    rows = await connection.fetch(f"EXPLAIN {QUERIES[query]}", *arguments[:count])
+    return "\n".join(row[0] for row in rows)
+
+
+async def test_search_that_takes_too_long_is_ended_and_leaves_the_shard_healthy(make_shard: ShardMaker) -> None:
+    """A part of the log takes longer than its time: the error tells what to do."""
+    async with routed_shards([await make_shard("shard-1")], timeouts=ShardTimeouts(search_s=0.004)) as routed:
+        pool = pool_of(routed)
+        await add_tenant(pool)
+        routed.register(TENANT, "shard-1")
+        await crowd_log(pool, OTHERS[0], 30_000)
+        lister = lister_of(routed, SearchLimits(chunk_rows=100_000))
+
+        with pytest.raises(RetryableError, match=r"expected a part of its log within 0\.004 s, .* narrow the time"):
+            await lister.list_page(*TENANT, ListRequest())
+
+        assert pool.is_healthy
+
+
+@pytest.mark.slow(3)
+async def test_operations_that_take_too_long_at_once_are_searched_for_by_time(make_shard: ShardMaker) -> None:
+    """Few rows may be on many cold pages: the search goes on with the other way."""
+    async with routed_shards([await make_shard("shard-1")], timeouts=ShardTimeouts(search_s=0.05)) as routed:
+        pool = pool_of(routed)
+        await add_tenant(pool)
+        routed.register(TENANT, "shard-1")
+        await crowd_log(pool, TENANT_ID, 150_000)
+        lister = lister_of(routed, SearchLimits(chunk_rows=10, rows=30, few=1_000_000))
+
+        page = await page_of(lister)
+
+        assert ids_of([page]) == [f"c{number}" for number in range(1, len(page.operations) + 1)]
+        assert page.next is not None
+        assert decode_cursor(page.next).is_large
+
+
+async def test_lists_leave_connections_to_operations(routed: RoutedShards) -> None:
+    """While the log of a shard does not answer lists, one connection waits for it, and not one for each list."""
+    pool = pool_of(routed)
+    blocker = await asyncpg.connect(pool.address.connection_string)
+    lister = OperationLister(routed.directory, routed.pools)
+    try:
+        await routed.directory.find(TENANT_ID)
+        await blocker.execute("BEGIN; LOCK TABLE operations")
+        async with asyncio.TaskGroup() as tasks:
+            lists = [tasks.create_task(lister.list_page(*TENANT, ListRequest())) for _ in range(4)]
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'operations'::regclass"
+
+            async def waits() -> bool:
+                return bool(await blocker.fetchval(waiting))
+
+            assert await poll_until(waits, within_s=4)
+            async with asyncio.timeout(1), pool.connection() as connection:
+                assert await connection.fetchval("SELECT 1") == 1
+            assert await blocker.fetchval(waiting) == 1
+            await blocker.execute("ROLLBACK")
+        assert [task.result() for task in lists] == [OperationPage([], None, None, "shard-1")] * 4
+    finally:
+        await blocker.close()
+
+
+async def test_lister_follows_a_tenant_that_has_moved(routed: RoutedShards) -> None:
+    """Its cached route leads to a row that is not the tenant's home any more."""
+    lister = OperationLister(routed.directory, routed.pools)
+    assert (await page_of(lister)).shard_id == "shard-1"
+    await add_tenant(pool_of(routed, "shard-2"))
+    await fetch(pool_of(routed), "UPDATE tenants SET state = 'moved', moved_to = 'shard-2'")
+
+    assert (await page_of(lister)).shard_id == "shard-2"
+    await fetch(pool_of(routed, "shard-2"), "UPDATE tenants SET state = 'fenced'")
+    assert await lister.list_page(*TENANT, ListRequest()) is Absence.INACTIVE
+
+
+@pytest.mark.parametrize(
+    ("tenant", "expected"),
+    [
+        (("nobody", "here"), Absence.UNREGISTERED),
+        (("registered", "only"), Absence.NOT_HERE),
+        (("clinic-main", ""), Absence.UNREGISTERED),
+        (("cl\0", "main"), Absence.UNREGISTERED),
+        (("\ud800", "main"), Absence.UNREGISTERED),
+    ],
+)
+async def test_list_of_no_tenant_is_an_absence(
+    routed: RoutedShards, tenant: tuple[str, str], expected: Absence
+) -> None:
+    """As for one operation."""
+    routed.register(("registered", "only"), "shard-2")
+    assert await routed.gateway.list_operations(*tenant, ListRequest()) is expected
+
+
+async def test_list_is_not_that_of_another_pair_with_the_same_id(routed: RoutedShards) -> None:
+    """`a-b c` and `a b-c` have one id; the row has the names."""
+    await add_tenant(pool_of(routed), ("a-b", "c"))
+    routed.register(("a-b", "c"), "shard-1")
+    await write_log_rows(pool_of(routed), [LogRow("a-b-c", "r")])
+
+    assert await routed.gateway.list_operations("a", "b-c", ListRequest()) is Absence.UNREGISTERED
+    page = await routed.gateway.list_operations("a-b", "c", ListRequest())
+    assert isinstance(page, OperationPage)
+    assert ids_of([page]) == ["r"]
+
+
+async def test_list_raises_when_the_shard_does_not_answer(make_shard: ShardMaker) -> None:
+    """Silence is not taken for an empty log."""
+    async with routed_shards([await make_shard("shard-1"), silent("shard-2")]) as routed:
+        routed.register(TENANT, "shard-2")
+        with pytest.raises(RetryableError):
+            await routed.gateway.list_operations(*TENANT, ListRequest())
+
+
+async def test_forged_cursor_leads_to_no_row_of_another_tenant(routed: RoutedShards) -> None:
+    """It is a place in time and nothing more."""
+    await write_log_rows(pool_of(routed), [LogRow(OTHERS[0], "r1"), LogRow(TENANT_ID, "r0")])
+    lister = lister_of(routed, NO_FEW)
+    for after in (SearchPosition(COMPLETED_AT, "r2"), SearchPosition(COMPLETED_AT, OTHERS[0]), SearchPosition()):
+        assert set(ids_of(await pages_of(lister, after=after))) <= {"r0"}
+
+
+async def check_pages(address: ShardAddress) -> None:
+    """List rows of a shard that another role or a pooler leads to."""
+    rows = random_rows(1)
+    async with routed_shards([address]) as routed, Pools(size=2) as pools:
+        routed.register(TENANT, "shard-1")
+        for limits in (SearchLimits(chunk_rows=7, few=0), SearchLimits(chunk_rows=7)):
+            lister = OperationLister(routed.directory, pools, limits=limits)
+            assert ids_of(await pages_of(lister, limit=5)) == expected_ids(rows)
+
+
+async def fill(address: ShardAddress) -> None:
+    """Put the tenant and its log on a shard."""
+    async with Pools(size=1) as pools:
+        pool = pools.ensure_pool(address)
+        await add_tenant(pool)
+        await write_log_rows(pool, random_rows(1))
+
+
+async def test_list_works_on_a_shard_of_the_version_before(make_shard: ShardMaker) -> None:
+    """Its log has the same columns."""
+    address = await make_shard("shard-1", is_empty=True)
+    await make_old_schema(address)
+    await fill(address)
+    await check_pages(address)
+
+
+async def test_list_works_behind_a_pooler(make_shard: ShardMaker, postgres_server: PostgresServer) -> None:
+    """In transaction mode: the settings of a search are those of its transaction."""
+    address = await make_shard("shard-1")
+    await fill(address)
+    async with running_pooler(postgres_server, {"auth_type": "any", "pool_mode": "transaction"}) as port:
+        await check_pages(ShardAddress("shard-1", f"postgresql://guest@{HOST}:{port}/{database_of(address)}"))
+
+
+async def test_list_works_for_a_role_with_row_level_security(make_shard: ShardMaker) -> None:
+    """A role that may write the tables, and does not own them."""
+    address = await make_shard("shard-1")
+    await fill(address)
+    tables = "ALL TABLES IN SCHEMA public"
+    await execute(
+        address.connection_string,
+        f"CREATE ROLE listing_role LOGIN; GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO listing_role",
+    )
+    try:
+        url = f"postgresql://listing_role@{address.connection_string.rpartition('@')[2]}"
+        await check_pages(ShardAddress("shard-1", url))
+    finally:
+        await execute(address.connection_string, "DROP OWNED BY listing_role; DROP ROLE listing_role")

@@ -1,0 +1,151 @@
+"""The search for a page: the next step, its position, and the cursor at its end."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from simplu_worker.shards.listing.page import ListedOperation, PageSearch, SearchChunk, SearchLimits, SearchStep
+from simplu_worker.shards.listing.request import INSTANT, NEWEST, OLDEST, ListRequest, SearchPosition, decode_cursor
+
+AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
+LIMITS = SearchLimits(chunk_rows=10, rows=30, few=5, seconds=2.0)
+
+
+def found(count: int, *, first: int = 0) -> list[ListedOperation]:
+    """Return operations, the newest first, a second apart."""
+    return [
+        ListedOperation(f"r{n}", "succeeded", "update", "patient", AT, AT - timedelta(seconds=n))
+        for n in range(first, first + count)
+    ]
+
+
+def chunk(operations: list[ListedOperation] | None = None, *, row_count: int = 10, seconds: int = 9) -> SearchChunk:
+    """Return a chunk with the oldest row *seconds* before AT."""
+    return SearchChunk(operations or [], row_count, AT - timedelta(seconds=seconds))
+
+
+def search_of(*, limit: int = 3, is_large: bool = True) -> PageSearch:
+    """Return a search that has only begun."""
+    return PageSearch(ListRequest(limit=limit, after=SearchPosition(AT, is_large=is_large)), LIMITS)
+
+
+def test_search_begins_with_a_chunk_of_the_newest_rows() -> None:
+    """All times, and one operation more than the page has room for."""
+    search = PageSearch(ListRequest(limit=3))
+    assert (search.step, search.position, search.since, search.missing_count) == (
+        SearchStep.CHUNK,
+        SearchPosition(NEWEST),
+        OLDEST,
+        4,
+    )
+    assert PageSearch(ListRequest(since=AT)).since == AT
+    assert not search.is_complete(0.0)
+    assert not search.is_complete(1e9)  # each page gets further than the one before
+
+
+@pytest.mark.parametrize(("row_count", "oldest"), [(9, AT), (0, None)])
+def test_last_chunk_ends_the_search(row_count: int, oldest: datetime | None) -> None:
+    """It has fewer rows than a chunk may have."""
+    search = search_of()
+    search.add_chunk(SearchChunk(found(2), row_count, oldest))
+
+    page = search.result("shard-1")
+
+    assert search.is_complete(0.0)
+    assert (page.operations, page.next, page.searched_to, page.shard_id) == (found(2), None, None, "shard-1")
+
+
+def test_full_page_ends_after_its_last_operation() -> None:
+    """The next page begins there, also if the log ends with this chunk; the one operation more is not shown."""
+    for row_count in (10, 5):
+        search = search_of()
+        search.add_chunk(chunk(found(4), row_count=row_count))
+        page = search.result("shard-1")
+
+        assert search.is_complete(0.0)
+        assert page.operations == found(3)
+        assert decode_cursor(page.next or "") == SearchPosition(AT - timedelta(seconds=2), "r2", is_large=True)
+        assert page.searched_to == AT - timedelta(seconds=2)
+
+
+def test_page_that_is_just_full_is_searched_on() -> None:
+    """Until it is known whether there is a next one."""
+    search = search_of()
+    search.add_chunk(chunk(found(3)))
+    assert (search.is_complete(0.0), search.missing_count) == (False, 1)
+    search.add_chunk(chunk(row_count=1))
+    assert (search.is_complete(0.0), search.result("shard-1").next) == (True, None)
+
+
+def test_chunk_moves_the_search_to_its_oldest_row() -> None:
+    """Other rows of that time may follow, so that it is read again."""
+    search = search_of()
+    search.add_chunk(chunk(found(1)))
+    assert (search.position, search.step) == (
+        SearchPosition(AT - timedelta(seconds=9), is_large=True),
+        SearchStep.CHUNK,
+    )
+    assert search.missing_count == 3
+
+
+@pytest.mark.parametrize(("chunks", "spent_s", "expected"), [(2, 1.9, False), (3, 0.0, True), (1, 2.0, True)])
+def test_search_ends_at_a_bound(chunks: int, spent_s: float, *, expected: bool) -> None:
+    """Of rows, or of time; the cursor is that of the place where it is."""
+    search = search_of()
+    for number in range(chunks):
+        search.add_chunk(chunk(seconds=9 * (number + 1)))
+
+    assert search.is_complete(spent_s) is expected
+    page = search.result("shard-1")
+    assert (page.operations, page.searched_to) == ([], AT - timedelta(seconds=9 * chunks))
+    assert decode_cursor(page.next or "") == search.position
+
+
+def test_tenant_with_few_operations_is_read_at_once() -> None:
+    """After the first chunk, and though the search may read no further chunk."""
+    search = search_of(is_large=False)
+    search.add_chunk(chunk(found(1)))
+    assert (search.step, search.is_complete(1e9)) == (SearchStep.FEW, False)
+
+    search.add_few(found(2, first=10))
+
+    assert search.is_complete(0.0)
+    page = search.result("shard-1")
+    assert (page.operations, page.next) == (found(1) + found(2, first=10), None)
+
+
+def test_tenant_with_many_operations_is_searched_for_by_time() -> None:
+    """The cursor keeps that, so that the next page does not count them again."""
+    search = search_of(is_large=False)
+    search.add_chunk(chunk())
+    search.note_large()
+    assert (search.step, search.is_complete(0.0), search.is_complete(2.0)) == (SearchStep.CHUNK, False, True)
+    search.add_chunk(chunk(seconds=18))
+    assert (search.step, search.position.is_large) == (SearchStep.CHUNK, True)
+    assert decode_cursor(search.result("shard-1").next or "").is_large
+
+
+def test_instant_with_more_rows_than_a_chunk_is_read_by_itself() -> None:
+    """Otherwise the next chunk would be the same one; the search does not end before."""
+    search = search_of()
+    search.add_chunk(chunk(seconds=0))
+    assert (search.step, search.is_complete(1e9)) == (SearchStep.INSTANT, False)
+
+    search.add_instant(found(2)[:1])
+
+    assert (search.step, search.position) == (SearchStep.CHUNK, SearchPosition(AT - INSTANT, is_large=True))
+    search.add_chunk(SearchChunk([], 10, AT - INSTANT))
+    assert search.step is SearchStep.INSTANT
+
+
+def test_page_may_end_within_an_instant() -> None:
+    """Then it is full, and the next one begins behind its last operation."""
+    search = search_of()
+    search.add_chunk(chunk(seconds=0))
+    same = [ListedOperation(f"r{n}", "succeeded", "update", "patient", AT, AT) for n in (9, 8, 7, 6)]
+    search.add_instant(same)
+    assert search.is_complete(0.0)
+    page = search.result("shard-1")
+    assert decode_cursor(page.next or "") == SearchPosition(AT, "r7", is_large=True)

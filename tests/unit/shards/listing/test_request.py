@@ -1,0 +1,191 @@
+"""The request for a page of operations, and its cursor: what comes back, and what is refused."""
+
+from __future__ import annotations
+
+import base64
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.operations.operation import Failure
+from simplu_worker.shards.listing.request import (
+    CURSOR_MAX,
+    INSTANT,
+    LIMIT_MAX,
+    NEWEST,
+    OLDEST,
+    TEXT_MAX,
+    InvalidRequestError,
+    ListRequest,
+    OperationStatus,
+    SearchPosition,
+    check_request,
+    decode_cursor,
+)
+
+AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def cursor_of(value: Any) -> str:
+    """Return what has the form of a cursor and any JSON in it, or any bytes."""
+    text = value if isinstance(value, bytes) else json.dumps(value, separators=(",", ":")).encode()
+    return base64.urlsafe_b64encode(text).decode().rstrip("=")
+
+
+@given(
+    st.builds(
+        SearchPosition,
+        st.datetimes(min_value=datetime(1, 1, 2), max_value=datetime(9999, 12, 30), timezones=st.just(UTC)),  # noqa: DTZ001
+        st.none() | st.text(max_size=256, alphabet=st.characters(exclude_characters="\0", exclude_categories=["Cs"])),
+        st.booleans(),
+    )
+)
+def test_cursor_comes_back_as_the_position_it_was(position: SearchPosition) -> None:
+    """To the microsecond, in characters that a URL and a shell take as they are."""
+    cursor = position.encode()
+    assert set(cursor) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
+    assert decode_cursor(cursor) == position
+
+
+def test_cursor_has_room_for_the_longest_request_id() -> None:
+    """A key in an index of Postgres has at most 2,704 bytes."""
+    position = SearchPosition(AT, "é" * 1352)
+    assert decode_cursor(position.encode()) == position
+
+
+GOOD = SearchPosition(AT, "r-1").encode()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "next",
+        "=",
+        "ä",
+        "\0",
+        "\ud800",
+        " " + GOOD,
+        GOOD + "\n",
+        GOOD + "=",
+        GOOD[:-1],
+        GOOD[1:],
+        GOOD + "A",
+        GOOD.swapcase(),
+        "A" * (CURSOR_MAX + 1),
+        "_" * CURSOR_MAX,
+        cursor_of(b""),
+        cursor_of(b"\xff"),
+        cursor_of(b"[1,0,null,false] "),
+        cursor_of(b"[1, 0, null, false]"),
+        cursor_of(b"[1,0,null,false,0]"),
+        cursor_of(b"[1,0,null]"),
+        cursor_of(b"[" * 2000),
+        cursor_of(b'[1,0,"\\u0041",false]'),
+        cursor_of(b'[1,0,"\\ud800",false]'),
+        cursor_of(b'[1,0,"\\u0000",false]'),
+        cursor_of(b'[1,0,"\xed\xa0\x80",false]'),
+        cursor_of({}),
+        cursor_of(1),
+        cursor_of(None),
+        cursor_of([0, 0, None, False]),
+        cursor_of([2, 0, None, False]),
+        cursor_of([True, 0, None, False]),
+        cursor_of(["1", 0, None, False]),
+        cursor_of([1, 0.5, None, False]),
+        cursor_of([1, "0", None, False]),
+        cursor_of([1, None, None, False]),
+        cursor_of([1, True, None, False]),
+        cursor_of([1, 10**18, None, False]),
+        cursor_of([1, 10**40, None, False]),
+        cursor_of([1, -(10**18), None, False]),
+        cursor_of([1, (OLDEST - datetime(1970, 1, 1, tzinfo=UTC)) // INSTANT, None, False]),
+        cursor_of([1, (NEWEST - datetime(1970, 1, 1, tzinfo=UTC)) // INSTANT + 1, None, False]),
+        cursor_of([1, 0, 1, False]),
+        cursor_of([1, 0, ["a"], False]),
+        cursor_of([1, 0, "a\0", False]),
+        cursor_of([1, 0, None, 0]),
+        cursor_of([1, 0, None, None]),
+    ],
+)
+def test_cursor_is_refused_when_no_page_had_it(text: str) -> None:
+    """A person may cut or change it, a program may make one up."""
+    with pytest.raises(ValueError, match="expected the `next` of a page, unchanged"):
+        decode_cursor(text)
+
+
+@given(st.text() | st.binary().map(cursor_of) | st.recursive(st.none() | st.integers(), st.lists).map(cursor_of))
+def test_any_text_is_a_position_or_an_error(text: str) -> None:
+    """No other error, and no position that would be written in another way."""
+    try:
+        position = decode_cursor(text)
+    except ValueError as exc:
+        assert str(exc).startswith("expected the `next`")  # noqa: PT017  # of any text, most are none
+    else:
+        assert position.encode() == text
+
+
+@pytest.mark.parametrize(
+    ("until", "after", "expected"),
+    [
+        (None, SearchPosition(), SearchPosition(NEWEST)),
+        (None, SearchPosition(AT, "r"), SearchPosition(AT, "r")),
+        (AT, SearchPosition(), SearchPosition(AT - INSTANT)),
+        (AT, SearchPosition(AT, "r", is_large=True), SearchPosition(AT - INSTANT, is_large=True)),
+        (AT + INSTANT, SearchPosition(AT, "r"), SearchPosition(AT, "r")),
+        (AT, SearchPosition(AT - timedelta(days=1), "r"), SearchPosition(AT - timedelta(days=1), "r")),
+        (OLDEST, SearchPosition(), SearchPosition(OLDEST)),
+    ],
+)
+def test_page_begins_after_the_cursor_and_before_until(
+    until: datetime | None, after: SearchPosition, expected: SearchPosition
+) -> None:
+    """The older of the two; `until` itself is left out."""
+    assert ListRequest(until=until, after=after).start == expected
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        ListRequest(),
+        ListRequest(limit=1),
+        ListRequest(limit=LIMIT_MAX),
+        ListRequest(resource_type="t" * TEXT_MAX, resource_id="é"),
+        ListRequest(since=AT, until=AT + INSTANT),
+        ListRequest(error=Failure.NOT_FOUND),
+        ListRequest(error=Failure.NOT_FOUND, status=OperationStatus.FAILED),
+        ListRequest(status=OperationStatus.SUCCEEDED),
+    ],
+)
+def test_request_is_taken_when_it_can_be_meant(request_: ListRequest) -> None:
+    """At the bounds too."""
+    assert check_request(request_) is request_
+
+
+@pytest.mark.parametrize(
+    ("request_", "problem"),
+    [
+        (ListRequest(limit=0), "limit: expected 1 to 500, got 0"),
+        (ListRequest(limit=LIMIT_MAX + 1), "limit: expected 1 to 500, got 501"),
+        (ListRequest(resource_type=""), "resource_type: expected 1 to 256 characters"),
+        (ListRequest(resource_id="i" * (TEXT_MAX + 1)), "resource_id: expected 1 to 256 characters"),
+        (ListRequest(resource_type="\0"), "resource_type: expected 1 to 256 characters of UTF-8, without U+0000"),
+        (ListRequest(resource_id="\ud800"), "resource_id: expected 1 to 256 characters"),
+        (ListRequest(since=AT, until=AT), "since: expected a time before `until`"),
+        (ListRequest(since=AT, until=AT - INSTANT), "since: expected a time before `until`"),
+        (
+            ListRequest(error=Failure.NOT_FOUND, status=OperationStatus.SUCCEEDED),
+            "error: expected the status `failed` with it, got `succeeded`",
+        ),
+    ],
+)
+def test_request_is_refused_when_it_cannot_be_meant(request_: ListRequest, problem: str) -> None:
+    """The error names the member."""
+    with pytest.raises(InvalidRequestError) as refused:
+        check_request(request_)
+    assert str(refused.value).startswith(problem)
+    assert refused.value.member == problem.partition(":")[0]

@@ -1,0 +1,32 @@
+"""The timeouts of a transaction, by its budget."""
+
+from __future__ import annotations
+
+import pytest
+
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts, StatementBudget
+
+
+@pytest.mark.parametrize(
+    ("budget", "statement_ms", "lock_ms"),
+    [
+        (StatementBudget.USUAL, 25_000, 5_000),
+        (StatementBudget.BATCH, 10_000, 5_000),
+        (StatementBudget.PART, 2_000, 1_000),
+        (StatementBudget.SEARCH, 3_000, 1_500),
+    ],
+)
+def test_transaction_has_the_timeouts_of_its_budget(budget: StatementBudget, statement_ms: int, lock_ms: int) -> None:
+    """A lock wait is the shortest, so that a waiter learns the cause of its failure."""
+    begin = ShardTimeouts().begin(budget)
+    assert f"SET LOCAL statement_timeout = {statement_ms};" in begin
+    assert f"SET LOCAL lock_timeout = {lock_ms};" in begin
+    assert ShardTimeouts().seconds_of(budget) * 1000 == statement_ms
+
+
+@pytest.mark.parametrize("budget", StatementBudget)
+def test_only_a_search_reads_only_and_by_index(budget: StatementBudget) -> None:
+    """A batch keeps the planner's choice, and its plans."""
+    begin = ShardTimeouts().begin(budget)
+    is_search = budget is StatementBudget.SEARCH
+    assert ("READ ONLY" in begin, "enable_seqscan = off" in begin) == (is_search, is_search)
