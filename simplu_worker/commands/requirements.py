@@ -1,9 +1,10 @@
-"""Check that the settings a command needs are present. Pure."""
+"""Check what a command needs: settings that are present, a tenant with valid names. Pure."""
 
 from __future__ import annotations
 
 from simplu_worker.config.settings import ROUTES, Settings
-from simplu_worker.errors import ConfigurationError
+from simplu_worker.errors import ConfigurationError, PermanentError
+from simplu_worker.operations.operation import ID_MAX, is_id, tenant_id_of
 
 
 def require_settings(
@@ -22,3 +23,11 @@ def require_settings(
         problems.append(f"{ROUTES[0]}: expected a way to find shards, {' or '.join(ROUTES)}, got none; set one")
     if problems:
         raise ConfigurationError(*problems)
+
+
+def parse_tenant_id(business_id: str, location_id: str) -> str:
+    """Return the tenant id of two names from the command line. Raises PermanentError if one is invalid."""
+    for name, value in {"business": business_id, "location": location_id}.items():
+        if not is_id(value):
+            raise PermanentError(f"{name}: expected 1 to {ID_MAX} characters of UTF-8, got {len(value)}")
+    return tenant_id_of(business_id, location_id)

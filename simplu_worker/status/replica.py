@@ -32,6 +32,7 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.types import Absence
+from simplu_worker.status.operation_list import list_operations
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.server import HttpAnswer, Views
 from simplu_worker.telemetry.log import recent_errors, scrub_text
@@ -320,6 +321,7 @@ def http_views(replica: ReplicaStatus) -> Views:
         refresh_gauges=replica.refresh_gauges,
         status=replica.status,
         operation=replica.find_operation,
+        operations=lambda query: list_operations(replica.gateway, query),
         tenant=replica.find_tenant,
         shards=replica.inspect_shards,
         sqs_stats=_require_started(replica, Monitoring.sqs_stats),

@@ -27,6 +27,7 @@ from prometheus_client.exposition import gzip_accepted
 
 from simplu_worker.status.connection_order import Places
 from simplu_worker.status.connections import CONNECTION_LIMITS, ConnectionGate, ConnectionLimits, connection_of
+from simplu_worker.status.list_query import OperationListQuery, parse_list_query
 from simplu_worker.status.metrics_text import MetricsText, accepted_format
 from simplu_worker.status.open_reads import counts_and_states, is_own_host
 from simplu_worker.status.responses import (
@@ -59,7 +60,8 @@ class Views:
     *live* and *ready* return the reason why not, or None; *refresh_gauges* sets the gauges that no single event sets,
     before the metrics are shown. The others return the HTTP status and the JSON; text that is JSON already (a result
     as Postgres stores it) is passed as `msgspec.Raw`, so that no number loses a digit.
-    *operation* takes the request id and, both or neither, business id and location id; *tenant* takes those two ids.
+    *operation* takes the request id and, both or neither, business id and location id; *tenant* takes those two ids;
+    *operations* takes the query of a list.
     *purge* empties the queue of that name, or the only source queue for None; *clear_cache* empties the cache.
     """
 
@@ -68,6 +70,7 @@ class Views:
     refresh_gauges: Callable[[], None]
     status: Callable[[], dict[str, Any]]
     operation: Callable[[str, str | None, str | None], Awaitable[HttpAnswer]]
+    operations: Callable[[OperationListQuery], Awaitable[HttpAnswer]]
     tenant: Callable[[str, str], Awaitable[HttpAnswer]]
     shards: Callable[[], Awaitable[HttpAnswer]]
     sqs_stats: Callable[[], Awaitable[HttpAnswer]]
@@ -146,6 +149,7 @@ def _application(guard: _Guard, views: Views) -> web.Application:
     app.router.add_get("/metrics", gate.limit("/metrics", _metrics_handler(views.refresh_gauges)))
     app.router.add_get("/status", share_openly("/status", endpoints.status))
     app.router.add_get("/shards", share_openly("/shards", views.shards))
+    app.router.add_get("/operations", run("/operations?", endpoints.operations))
     app.router.add_get(f"/operations/{{requestId:{ANY_ID}}}", run("/operations", endpoints.operation))
     app.router.add_get(f"/tenants/{{businessId:{ANY_ID}}}/{{locationId:{ANY_ID}}}", run("/tenants", endpoints.tenant))
     app.router.add_get("/sqs/stats", share_openly("/sqs/stats", views.sqs_stats))
@@ -287,6 +291,13 @@ class _Endpoints:
         if not _are_storable(request_id, business_id, location_id):
             return error_response(HTTPStatus.BAD_REQUEST, "expected ids without the character U+0000")
         return json_response(*await self._views.operation(request_id, business_id, location_id))
+
+    async def operations(self, request: web.Request) -> web.Response:
+        try:
+            query = parse_list_query(request.query.items())
+        except ValueError as exc:
+            return error_response(HTTPStatus.BAD_REQUEST, str(exc))
+        return json_response(*await self._views.operations(query))
 
     async def tenant(self, request: web.Request) -> web.Response:
         business_id, location_id = request.match_info["businessId"], request.match_info["locationId"]

@@ -30,7 +30,10 @@ TOLD = (("settings", "default"), ("role", "u-1"))  # resources whose data the pa
 
 
 class Example(NamedTuple):
-    """A block of the page: *what* to do with it (`run`, or compare an `outcome` or a `result`), and with which name."""
+    """A block of the page: *what* to do with it, and with which name.
+
+    `run` it, or compare an `outcome`, a `result` or a `list`.
+    """
 
     what: str
     name: str
@@ -66,6 +69,12 @@ class Reader:
                 assert found | json.loads(example.text) == found
             case "result", [request_id]:
                 assert (await self.find_operation(request_id))["result"] == json.loads(example.text)
+            case "list", [query]:
+                found = await self.ask(f"/operations?{query}")
+                shown = json.loads(example.text)
+                pairs = zip(found.pop("operations"), shown.pop("operations"), strict=True)
+                assert all(one | expected == one for one, expected in pairs)
+                assert found | shown == found
             case _:
                 raise AssertionError(f"expected a known kind of example, got {example.what}: {example.name}")
         await self._wait_for_control_messages()

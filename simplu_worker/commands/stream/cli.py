@@ -2,14 +2,96 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from cyclopts import App, Parameter, validators
 
 from simplu_worker.commands.command_line import NO_OPTIONS, CommonOptions, Flag, UsageError, parse_time
 
-operations = App(name="operations", help="Show the outcome of operations, and send operations.")
+if TYPE_CHECKING:
+    from simplu_worker.shards.listing.request import ListRequest
+
+operations = App(name="operations", help="Show and list the outcomes of operations, and send operations.")
+
+ErrorCode = Literal[
+    "already_exists",
+    "not_found",
+    "result_too_large",
+    "invalid_data",
+    "tenant_destroyed",
+    "retries_exhausted",
+]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class OperationListOptions:
+    """The operations to list; all of them without an option.
+
+    Parameters
+    ----------
+    resource_type
+        Only those of resources of this type.
+    resource_id
+        Only those of resources with this id.
+    since
+        Only those that were decided at this time or later, as ISO 8601; no offset means UTC.
+    until
+        Only those that were decided before this time.
+    status
+        Only those with this status.
+    error
+        Only those that failed with this error.
+    limit
+        Print at most this many, up to 500.
+    after
+        Go on after a list that ended with this cursor.
+    """
+
+    resource_type: str | None = None
+    resource_id: str | None = None
+    since: str | None = None
+    until: str | None = None
+    status: Literal["succeeded", "failed"] | None = None
+    error: ErrorCode | None = None
+    limit: int = 50
+    after: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None
+
+    def parse(self) -> ListRequest:
+        """Return the request. Raises UsageError."""
+        from simplu_worker.operations.operation import Failure
+        from simplu_worker.shards.listing.request import (
+            InvalidRequestError,
+            ListRequest,
+            OperationStatus,
+            SearchPosition,
+            check_request,
+            decode_cursor,
+        )
+
+        try:
+            after = SearchPosition() if self.after is None else decode_cursor(self.after)
+        except ValueError as exc:
+            raise UsageError(f"--after: {exc}") from None
+        request = ListRequest(
+            resource_type=self.resource_type,
+            resource_id=self.resource_id,
+            since=None if self.since is None else parse_time("--since", self.since),
+            until=None if self.until is None else parse_time("--until", self.until),
+            status=None if self.status is None else OperationStatus(self.status),
+            error=None if self.error is None else Failure(self.error),
+            limit=self.limit,
+            after=after,
+        )
+        try:
+            return check_request(request)
+        except InvalidRequestError as exc:
+            raise UsageError(f"--{exc.member.replace('_', '-')}: {exc.problem}") from None
+
+
+ALL_OPERATIONS: Final = OperationListOptions()
 
 
 @operations.command(name="show")
@@ -28,6 +110,22 @@ def show_operation(
     from simplu_worker.commands.stream.send import show_operation
 
     return common.run(lambda settings: show_operation(settings, request_id, tenant, as_json=common.as_json))
+
+
+@operations.command(name="list")
+def list_operations(
+    business: str,
+    location: str,
+    /,
+    *,
+    options: OperationListOptions = ALL_OPERATIONS,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Print the decided operations of one tenant, newest first; those of one batch in no order."""
+    from simplu_worker.commands.stream.list_operations import list_operations
+
+    request = options.parse()
+    return common.run(lambda settings: list_operations(settings, business, location, request, as_json=common.as_json))
 
 
 @operations.command(name="send")

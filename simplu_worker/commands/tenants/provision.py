@@ -13,10 +13,9 @@ import msgspec
 from simplu_worker.assembly import Shards, open_business_info, open_shards
 from simplu_worker.commands.output.display import print_json, print_line, print_note
 from simplu_worker.commands.output.streamed_list import StreamedList
-from simplu_worker.commands.requirements import require_settings
+from simplu_worker.commands.requirements import parse_tenant_id, require_settings
 from simplu_worker.commands.tenants.audit_rules import AuditSubject, DifferenceKind
 from simplu_worker.commands.tenants.inventory import BUSINESS_INFO_ATTEMPTS, PAGE_SIZE, ListingPage, TenantInventory
-from simplu_worker.commands.tenants.show import parse_tenant_id
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import WorkerError
 from simplu_worker.operations.admission import TenantState

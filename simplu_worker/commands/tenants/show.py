@@ -7,10 +7,8 @@ from typing import Any
 
 from simplu_worker.assembly import open_shards
 from simplu_worker.commands.output.display import print_json, print_line, print_note, print_silent, print_table
-from simplu_worker.commands.requirements import require_settings
+from simplu_worker.commands.requirements import parse_tenant_id, require_settings
 from simplu_worker.config.settings import Settings
-from simplu_worker.errors import PermanentError
-from simplu_worker.operations.operation import ID_MAX, is_id, tenant_id_of
 from simplu_worker.shards.routing.shard_query import ShardRows
 from simplu_worker.status.replica import tenant_view
 
@@ -58,14 +56,6 @@ async def show_tenant(settings: Settings, business_id: str, location_id: str, *,
                 f"shard {view['shardId']}: its id {tenant_id} is taken by {view['businessId']} {view['locationId']}"
             )
     return 0 if found else 1
-
-
-def parse_tenant_id(business_id: str, location_id: str) -> str:
-    """Return the tenant id of two names from the command line. Raises PermanentError if one is invalid."""
-    for name, value in {"business": business_id, "location": location_id}.items():
-        if not is_id(value):
-            raise PermanentError(f"{name}: expected 1 to {ID_MAX} characters of UTF-8, got {len(value)}")
-    return tenant_id_of(business_id, location_id)
 
 
 def _views(survey: ShardRows) -> list[dict[str, Any]]:

@@ -15,7 +15,9 @@ from fuzz.target import Target
 from hypothesis import strategies as st
 
 from simplu_worker.operations.operation import is_storable
+from simplu_worker.shards.listing.request import LIMIT_MAX, SearchPosition, decode_cursor
 from simplu_worker.status.connections import CONNECTION_LIMITS, ConnectionGate
+from simplu_worker.status.list_query import OperationListQuery
 from simplu_worker.status.server import Views, _application, _Guard
 
 STATUSES: Final = frozenset({100, 200, 400, 401, 403, 404, 405, 413, 414, 417, 429, 431, 503})
@@ -36,6 +38,14 @@ async def answer_with_ids(*ids: str | None) -> tuple[int, dict[str, Any]]:
     return storable(*ids)
 
 
+async def answer_with_list(query: OperationListQuery) -> tuple[int, dict[str, Any]]:
+    """Answer a request for a list, as its query was understood."""
+    business_id, location_id, request = query
+    if not 1 <= request.limit <= LIMIT_MAX or decode_cursor(request.start.encode()) != request.start:
+        note_fault(f"a view gets a request that no shard takes: {request}")
+    return storable(business_id, location_id, request.resource_type, request.resource_id, request.after.request_id)
+
+
 async def answer_to_name(_name: str | None) -> tuple[int, dict[str, Any]]:
     """Answer a request for a name, which is only compared with known ones."""
     return 429, {"error": "once in 60 s", "retryAfterSeconds": 60}
@@ -52,6 +62,7 @@ VIEWS: Final = Views(
     refresh_gauges=lambda: None,
     status=lambda: {"v": 1},
     operation=answer_with_ids,
+    operations=answer_with_list,
     tenant=answer_with_ids,
     shards=answer,
     sqs_stats=answer,
@@ -121,10 +132,16 @@ def request(path: str, headers: str = "", method: str = "GET") -> bytes:
     return f"@{method} {path} HTTP/1.1\r\nHost: worker\r\n{headers}\r\n".encode("utf-8", "surrogateescape")
 
 
+LIST: Final = "/operations?businessId=b&locationId=l"
+LIST_MEMBERS: Final = (
+    *("resourceType=t", "resourceId=%2F", "since=2026-01-31T09:00Z", "until=2026-02-01", "status=failed", "limit=500"),
+    *("status=succeeded", "error=not_found", f"after={SearchPosition(request_id='r').encode()}", "after=W10"),
+)
 AUTHORIZED: Final = f"Authorization: Bearer {TOKEN}\r\n"
 PATHS: Final = (
     *("/", "/livez", "/readyz", "/metrics", "/status", "/shards", "/cache/keys", "/sqs/stats", "/handler/status"),
     *("/operations/r-1", "/operations/r%2F1?businessId=b&locationId=l", "/tenants/b/l", "/operations/%00", "/x"),
+    *(LIST, "&".join([LIST, *LIST_MEMBERS[:6]]), f"{LIST}&{LIST_MEMBERS[8]}", f"{LIST}&since=0001-01-01&until=9999"),
     *(
         "/operations/%ED%A0%80",
         "/tenants/%ff/%c3",
@@ -205,7 +222,12 @@ HEADERS: Final = st.lists(
     | st.text(max_size=6).map(lambda text: f"X-{text}: {text}\r\n"),
     max_size=4,
 ).map("".join)
-TARGETS: Final = st.sampled_from(PATHS) | st.text(max_size=10).map(lambda text: f"/operations/{text}")
+LISTS: Final = st.lists(
+    st.sampled_from(LIST_MEMBERS)
+    | st.builds("{}={}".format, st.sampled_from([one.partition("=")[0] for one in LIST_MEMBERS]), st.text(max_size=10)),
+    max_size=4,
+).map(lambda members: "&".join([LIST, *members]))
+TARGETS: Final = st.sampled_from(PATHS) | st.text(max_size=10).map(lambda text: f"/operations/{text}") | LISTS
 METHODS: Final = st.sampled_from(["GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "get", "X"])
 REQUESTS: Final = st.builds(lambda *drawn: request(*drawn)[1:], TARGETS, HEADERS, METHODS)
 

@@ -23,6 +23,7 @@ OPEN_PATHS = ("/", "/livez", "/healthz", "/readyz", "/metrics", "/nowhere", "/st
 PROTECTED_PATHS = (
     "/status",
     "/shards",
+    "/operations?businessId=b&locationId=l&since=2026-01-01&status=failed&limit=500",
     "/operations/r",
     "/operations/r?businessId=b&locationId=l",
     "/tenants/b/l",

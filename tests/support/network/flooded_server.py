@@ -77,6 +77,7 @@ def _views(result: msgspec.Raw) -> Views:
         refresh_gauges=lambda: None,
         status=status,
         operation=operation,
+        operations=answer,
         tenant=operation,
         shards=answer,
         sqs_stats=answer,

@@ -21,12 +21,14 @@ from structlog.testing import capture_logs
 from yarl import URL
 
 from simplu_worker.metrics import instruments  # noqa: F401  # the metrics that /metrics must show
+from simplu_worker.status.list_query import OperationListQuery
 from simplu_worker.status.server import PATH_REQUESTS_MAX, VIEWS_AT_ONCE, Views, open_http
 
 TOKEN = "tokén-1"
 AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
 MONITORING = ["/sqs/stats", "/handler/status", "/handler/stats", "/cache/stats", "/cache/keys"]
-PROTECTED = ["/status", "/shards", "/operations/r1", "/tenants/b/l", *MONITORING]
+LISTED = "/operations?businessId=b&locationId=l"
+PROTECTED = ["/status", "/shards", LISTED, "/operations/r1", "/tenants/b/l", *MONITORING]
 DESTRUCTIVE = ["/sqs/purge?queue=orders.fifo", "/cache/clear"]
 OPEN = ["/", "/livez", "/healthz", "/readyz", "/metrics"]
 
@@ -47,6 +49,7 @@ class Daemon:
             refresh_gauges=lambda: self.asked.append(("refresh_gauges",)),
             status=lambda: {"replica": "worker-1", "ready": self.ready},
             operation=self.operation,
+            operations=self.operations,
             tenant=self.tenant,
             shards=self.shards,
             sqs_stats=lambda: self.answer("/sqs/stats"),
@@ -78,6 +81,11 @@ class Daemon:
         """Answer as for an operation that no shard knows."""
         self.asked.append((request_id, business_id, location_id))
         return 404, {"status": "unknown", "lagSeconds": 0.5}
+
+    async def operations(self, query: OperationListQuery) -> tuple[int, dict[str, Any]]:
+        """Answer with an empty page."""
+        self.asked.append((query.business_id, query.location_id, query.request.resource_id))
+        return 200, {"operations": [], "next": None}
 
     async def tenant(self, business_id: str, location_id: str) -> tuple[int, dict[str, Any]]:
         """Answer with JSON text as a shard keeps it."""
@@ -250,6 +258,42 @@ async def test_ids_are_refused_when_they_cannot_be_meant(site: Site, daemon: Dae
     assert msgspec.json.decode(body)["error"].startswith("expected")
 
 
+async def test_list_is_asked_with_the_decoded_query(site: Site, daemon: Daemon) -> None:
+    """The tenant and the filters are percent-decoded once."""
+    status, _, body = await site.ask("/operations?businessId=b%2F1&locationId=l+%C3%A9&resourceId=%2525", **AUTHORIZED)
+    assert (status, daemon.asked) == (200, [("b/1", "l é", "%25")])
+    assert msgspec.json.decode(body) == {"operations": [], "next": None}
+
+
+@pytest.mark.parametrize("query", ["", "?businessId=b", f"?{'&'.join(['businessId=b'] * 2)}", "?x%ED%A0%80=1"])
+async def test_list_is_refused_when_its_query_cannot_be_meant(site: Site, daemon: Daemon, query: str) -> None:
+    """The error is for people."""
+    status, _, body = await site.ask(f"/operations{query}", **AUTHORIZED)
+    assert (status, daemon.asked) == (400, [])
+    assert "expected" in msgspec.json.decode(body)["error"]
+
+
+async def test_lists_leave_places_to_lookups_of_one_operation(daemon: Daemon) -> None:
+    """A list takes longer than a lookup, and is of another kind: each kind has its own turns."""
+    held = asyncio.Event()
+
+    async def hold(_: OperationListQuery) -> tuple[int, dict[str, Any]]:
+        await held.wait()
+        return 200, {}
+
+    views = replace(daemon.views(), operations=hold)
+    async with open_http("127.0.0.1", 0, token=TOKEN, views=views) as port, ClientSession() as session:
+        site = Site(session, port)
+        asking = [asyncio.create_task(site.ask(LISTED, **AUTHORIZED)) for _ in range(2 * PATH_REQUESTS_MAX)]
+        refused, _ = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+        looked_up = await site.ask("/operations/r", **AUTHORIZED)
+        held.set()
+        answers = await asyncio.gather(*asking)
+    assert {task.result()[0] for task in refused} == {503}
+    assert looked_up[0] == 404
+    assert Counter(status for status, _, _ in answers) == {200: PATH_REQUESTS_MAX, 503: PATH_REQUESTS_MAX}
+
+
 async def test_tenant_is_asked_with_the_decoded_ids(site: Site, daemon: Daemon) -> None:
     """Both ids may hold slashes; JSON text of a view keeps its digits."""
     status, headers, body = await site.ask("/tenants/b%2F1/l%2f2", **AUTHORIZED)
@@ -259,7 +303,7 @@ async def test_tenant_is_asked_with_the_decoded_ids(site: Site, daemon: Daemon) 
 
 
 @pytest.mark.parametrize(
-    "path", ["/nowhere", "/operations", "/operations/", "/operations/a/b", "/tenants/b", "/tenants/b/l/", "/status/"]
+    "path", ["/nowhere", "/operations/", "/operations/a/b", "/tenants/b", "/tenants/b/l/", "/status/"]
 )
 async def test_unknown_path_is_404_in_json(site: Site, path: str) -> None:
     """Paths that are not in the contract do not exist, with or without the token."""
@@ -268,7 +312,7 @@ async def test_unknown_path_is_404_in_json(site: Site, path: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
-@pytest.mark.parametrize("path", ["/", "/metrics", "/status", "/operations/a%2Fb"])
+@pytest.mark.parametrize("path", ["/", "/metrics", "/status", "/operations", "/operations/a%2Fb"])
 async def test_other_methods_are_405(site: Site, path: str, method: str) -> None:
     """Reading paths accept GET and HEAD only; the answer names them."""
     status, headers, body = await site.ask(path, method, **AUTHORIZED)

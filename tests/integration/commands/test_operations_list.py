@@ -1,0 +1,238 @@
+"""`operations list` and `GET /operations`: pages of the log for people and programs, and the errors for each."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+from support.citrus.cases import RoutedShards, routed_shards, silent
+from support.postgres.databases import ShardMaker
+from support.postgres.log_rows import LogRow, crowd_log, write_log_rows
+from support.postgres.tenant_cases import TENANT, add_tenant
+
+from simplu_worker.commands.command_line import UsageError
+from simplu_worker.commands.stream.cli import OperationListOptions
+from simplu_worker.commands.stream.list_operations import list_operations, print_page, search
+from simplu_worker.config.settings import Settings, load_settings
+from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.shards.listing.lister import OperationLister
+from simplu_worker.shards.listing.page import OperationPage, SearchLimits
+from simplu_worker.shards.listing.request import LIMIT_MAX, ListRequest
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.status.replica import ReplicaStatus, http_views
+from simplu_worker.status.server import open_http
+
+TENANT_ID = "-".join(TENANT)
+ROWS = [
+    LogRow(TENANT_ID, "r1"),
+    LogRow(TENANT_ID, "r2", 1, resource_id=None),
+    LogRow(TENANT_ID, "r3", 2, error="not_found"),
+    LogRow("smile-berlin", "r4", 3),
+]
+TOKEN = "token-1"
+
+
+@dataclass(frozen=True)
+class World:
+    """A shard with a tenant and its log, as a command and as an HTTP client reach it."""
+
+    settings: Settings
+    routed: RoutedShards
+    url: str
+
+    async def ask(self, **query: str) -> tuple[int, dict[str, Any]]:
+        """Return the answer to `GET /operations`, for the tenant unless *query* names another."""
+        whole = {"businessId": TENANT[0], "locationId": TENANT[1]} | query
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        async with ClientSession() as session, session.get(self.url, params=whole, headers=headers) as response:
+            return response.status, await response.json()
+
+    async def run(self, request: ListRequest | None = None, *, tenant: tuple[str, str] = TENANT, **how: bool) -> int:
+        """Run the command; return its status."""
+        return await list_operations(
+            self.settings, *tenant, request or ListRequest(), as_json=how.get("as_json", False)
+        )
+
+
+def settings_of(folder: Path, *shards: ShardAddress) -> Settings:
+    """Return the settings of a command with a static map of *shards*."""
+    listed = [{"shardId": shard.shard_id, "connectionString": shard.connection_string} for shard in shards]
+    path = folder / "map.json"
+    path.write_text(json.dumps({"shards": listed}))
+    return load_settings({"AWS_REGION": "eu-west-1", "SHARD_MAP_FILE": str(path)}, for_run=False)
+
+
+@pytest.fixture
+async def world(make_shard: ShardMaker, tmp_path: Path) -> AsyncIterator[World]:
+    """Give such a world."""
+    address = await make_shard("shard-1")
+    async with routed_shards([address]) as routed:
+        pool = routed.pools.ensure_pool(address)
+        await add_tenant(pool)
+        await write_log_rows(pool, ROWS)
+        routed.register(TENANT, "shard-1")
+        replica = ReplicaStatus("replica-1", asyncio.Event())
+        replica.start(routed.gateway, routed.pools, routed.locator)
+        async with open_http("127.0.0.1", 0, token=TOKEN, views=http_views(replica)) as port:
+            yield World(settings_of(tmp_path, address), routed, f"http://127.0.0.1:{port}/operations")
+
+
+async def test_command_prints_the_operations_newest_first(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """One a line, without those of another tenant; the end needs no cursor."""
+    assert await world.run() == 0
+    shown = capsys.readouterr()
+    lines = [line for line in shown.out.splitlines() if "2026-03-01T12:00:00.000+00:00" in line]
+    assert [[cell.strip() for cell in line.strip("│").split("│")][1:] for line in lines] == [
+        ["update", "patient p1", "r3", "failed", "not_found"],
+        ["update", "patient", "r2", "succeeded", ""],
+        ["update", "patient p1", "r1", "succeeded", ""],
+    ]
+    assert shown.err == ""
+
+
+async def test_command_and_http_have_the_same_pages(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """In JSON, from cursor to cursor."""
+    assert await world.run(ListRequest(limit=2), as_json=True) == 0
+    printed = json.loads(capsys.readouterr().out)
+    status, first = await world.ask(limit="2")
+    _, last = await world.ask(limit="2", after=first["next"])
+
+    assert (status, printed) == (200, first)
+    assert first["operations"][0] == {
+        "requestId": "r3",
+        "status": "failed",
+        "operation": "update",
+        "resourceType": "patient",
+        "resourceId": "p1",
+        "error": "not_found",
+        "receivedAt": "2026-01-01T00:00:00Z",
+        "completedAt": "2026-03-01T12:00:00.000002Z",
+    }
+    assert "resourceId" not in first["operations"][1]
+    assert (first["searchedTo"], first["shardId"]) == ("2026-03-01T12:00:00.000001Z", "shard-1")
+    assert [one["requestId"] for one in first["operations"] + last["operations"]] == ["r3", "r2", "r1"]
+    assert (last["next"], last["searchedTo"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ({"status": "failed"}, ["r3"]),
+        ({"status": "succeeded"}, ["r2", "r1"]),
+        ({"error": "not_found"}, ["r3"]),
+        ({"resourceType": "patient", "resourceId": "p1"}, ["r3", "r1"]),
+        ({"resourceType": "invoice"}, []),
+        ({"since": "2026-03-01T12:00:00.000001Z"}, ["r3", "r2"]),
+        ({"until": "2026-03-01T13:00:00.000001+01:00"}, ["r1"]),
+    ],
+)
+async def test_list_has_what_the_filters_want(world: World, query: dict[str, str], expected: list[str]) -> None:
+    """Over HTTP; the command's options become the same request."""
+    names = {"resourceType": "resource_type", "resourceId": "resource_id"}
+    options: dict[str, Any] = {names.get(name, name): value for name, value in query.items()}
+    status, answer = await world.ask(**query)
+    page = await world.routed.gateway.list_operations(*TENANT, OperationListOptions(**options).parse())
+
+    assert (status, [one["requestId"] for one in answer["operations"]]) == (200, expected)
+    assert isinstance(page, OperationPage)
+    assert [one.request_id for one in page.operations] == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"limit": 0}, "--limit: expected 1 to 500, got 0"),
+        ({"limit": LIMIT_MAX + 1}, "--limit: expected 1 to 500, got 501"),
+        ({"since": "soon"}, "--since: expected ISO 8601, such as 2026-01-31T09:00Z, got 'soon'"),
+        ({"until": "1d"}, "--until: expected ISO 8601"),
+        ({"since": "2026-01-02", "until": "2026-01-01"}, "--since: expected a time before `until`"),
+        ({"resource_type": ""}, "--resource-type: expected 1 to 256 characters"),
+        ({"resource_id": "\udcff"}, "--resource-id: expected 1 to 256 characters"),
+        ({"error": "not_found", "status": "succeeded"}, "--error: expected the status `failed` with it"),
+        ({"after": "forged"}, "--after: expected the `next` of a page, unchanged"),
+    ],
+)
+def test_command_refuses_options_that_cannot_be_meant(options: dict[str, Any], problem: str) -> None:
+    """As wrong usage, before anything is opened."""
+    with pytest.raises(UsageError) as refused:
+        OperationListOptions(**options).parse()
+    assert str(refused.value).startswith(problem)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [{"limit": "501"}, {"since": "1d"}, {"status": "held"}, {"after": "forged"}, {"resource": "x"}, {"locationId": ""}],
+)
+async def test_http_refuses_a_query_that_cannot_be_meant(world: World, query: dict[str, str]) -> None:
+    """With 400 and an error for people."""
+    status, answer = await world.ask(**query)
+    assert status == 400
+    assert "expected" in answer["error"]
+
+
+async def test_unknown_tenant_is_reported(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """With status 1 or 404, and its state; an id that cannot be one is refused."""
+    status, answer = await world.ask(businessId="nobody")
+    assert (status, answer) == (404, {"businessId": "nobody", "locationId": "main", "state": "unregistered"})
+    assert await world.run(tenant=("nobody", "main"), as_json=True) == 1
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == {"operations": [], "next": None, "state": "not_here"}
+    assert shown.err == "no shard has the tenant nobody main: not_here\n"
+    with pytest.raises(PermanentError, match="location: expected 1 to 128 characters"):
+        await world.run(tenant=("nobody", "x" * 129))
+
+
+async def test_shard_without_answer_is_an_error(make_shard: ShardMaker, tmp_path: Path) -> None:
+    """Raised for status 1, and 503 over HTTP."""
+    down = silent("shard-1")
+    with pytest.raises(RetryableError, match="shard-1"):
+        await list_operations(settings_of(tmp_path, down), *TENANT, ListRequest(), as_json=False)
+    async with routed_shards([await make_shard("shard-2"), down]) as routed:
+        routed.register(TENANT, "shard-1")
+        replica = ReplicaStatus("replica-1", asyncio.Event())
+        starting = ReplicaStatus("replica-2", asyncio.Event())
+        replica.start(routed.gateway, routed.pools, routed.locator)
+        answers = []
+        for one in (replica, starting):
+            async with open_http("127.0.0.1", 0, token=TOKEN, views=http_views(one)) as port:
+                world = World(settings_of(tmp_path, down), routed, f"http://127.0.0.1:{port}/operations")
+                answers.append(await world.ask())
+    assert [status for status, _ in answers] == [503, 503]
+    assert "shard-1" in answers[0][1]["error"]
+    assert answers[1][1] == {"error": "starting"}
+
+
+async def test_command_goes_on_where_a_page_ends_at_a_bound(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """For some seconds, so that a person is not asked to go on for nothing; then it prints how far it came."""
+    pool = world.routed.pools.by_shard_id()["shard-1"]
+    await crowd_log(pool, "smile-berlin", 100)
+    await crowd_log(pool, TENANT_ID, 100)
+    limits = SearchLimits(chunk_rows=15, rows=15, few=0)
+    list_page = OperationLister(world.routed.directory, world.routed.pools, limits=limits).list_page
+
+    page = await search(list_page, *TENANT, ListRequest(limit=80))
+    hurried = await search(list_page, *TENANT, ListRequest(resource_id="p99"), seconds=0)
+
+    assert isinstance(page, OperationPage)
+    assert [one.request_id for one in page.operations] == ["r3", "r2", "r1"] + [f"c{n}" for n in range(1, 78)]
+    assert isinstance(hurried, OperationPage)
+    assert (hurried.operations, hurried.next is None) == ([], False)
+    print_page(hurried, 50)
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.splitlines() == [
+        "searched back to 2026-03-01T11:59:54+00:00; narrow the time with --since and --until, or",
+        f"go on with --after {hurried.next}",
+    ]
+
+
+async def test_command_reports_an_empty_list(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """With status 0: the tenant is there."""
+    assert await world.run(ListRequest(resource_id="none")) == 0
+    assert capsys.readouterr().err == "the log has no such operation\n"
