@@ -16,11 +16,11 @@ from simplu_worker.operations.admission import HOLD
 from simplu_worker.operations.operation import Disposition, Operation, Outcome, is_storable
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.writer import ShardWriter
-from simplu_worker.shards.log.message_failures import count_failures, forget_failures
-from simplu_worker.shards.log.rejections import find_rejections, note_rejections
 from simplu_worker.shards.listing.lister import OperationLister
 from simplu_worker.shards.listing.page import OperationPage
 from simplu_worker.shards.listing.request import ListRequest
+from simplu_worker.shards.log.message_failures import count_failures, forget_failures
+from simplu_worker.shards.log.rejections import find_rejections, note_rejections
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -303,6 +303,7 @@ class ShardGateway:
         Raises `RetryableError` when the shard does not answer.
         """
         return await note_rejections(self._pools.pool_of(shard_id), dead_letter_queue, rejections)
+
     async def list_operations(
         self, business_id: str, location_id: str, request: ListRequest
     ) -> OperationPage | Absence:

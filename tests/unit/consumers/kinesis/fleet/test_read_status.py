@@ -54,5 +54,5 @@ ROWS = {
     ],
 )
 def test_stream_is_read_as_far_as_its_last_stream_shard(rows: str, tenant_id: str | None, expected: ReadStatus) -> None:
-    """A row without a time or a range, or none, leaves it unknown; one read to its end constrains its pending tenants."""
+    """Unknown by a row without a time or a range, or no row; one read to its end constrains its pending tenants."""
     assert read_status([ROWS[name] for name in rows.split()], tenant_id) == expected
