@@ -46,7 +46,7 @@ class Reader:
     def __init__(self, stack: Stack, worker: WorkerProcess, bin_path: Path) -> None:
         self._stack = stack
         self._worker = worker
-        own = {"HTTP_PORT": str(worker.port), "AWS_DEFAULT_REGION": stack.env["AWS_REGION"]}
+        own = {"HTTP_PORT": str(worker.port)}
         path = {"PATH": f"{bin_path}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT / "tests")}
         self._env = dict(os.environ) | stack.env | own | path
         self._sent_count = 0

@@ -171,6 +171,7 @@ class Stack:
     def _environment(self, queues: QueueUrls) -> dict[str, str]:
         return {
             "AWS_REGION": REGION,
+            "AWS_DEFAULT_REGION": REGION,  # boto3 reads no other
             **CREDENTIALS,
             "AWS_ENDPOINT_URL": self.aws_url,
             "AWS_ENDPOINT_URL_KINESIS": self.kinesis_url,
