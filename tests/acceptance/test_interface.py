@@ -8,11 +8,12 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import aiohttp
 import asyncpg
 import pytest
+from support.page_examples import Example, page_examples
 from support.requires import ROOT
 
 from simplu_worker.local.processes.loopback import poll_until
@@ -23,21 +24,9 @@ from simplu_worker.local.stack.stack import Stack
 pytestmark = pytest.mark.slow(15)
 
 PAGE = ROOT / "docs" / "interface.md"
-EXAMPLE = re.compile(r"(?ms)^<!-- (?P<what>\w+): (?P<name>[^>]*?) -->\n```\w+\n(?P<text>.*?)^```$")
 PATIENCE_S = 30.0
 CREATION = "control SHARD_CREATION"
 TOLD = (("settings", "default"), ("role", "u-1"))  # resources whose data the page has in its text
-
-
-class Example(NamedTuple):
-    """A block of the page: *what* to do with it, and with which name.
-
-    `run` it, or compare an `outcome`, a `result` or a `list`.
-    """
-
-    what: str
-    name: str
-    text: str
 
 
 class Reader:
@@ -127,9 +116,8 @@ class Reader:
 
 async def test_examples_of_the_page_do_what_it_says(tmp_path: Path) -> None:
     """Records, messages, commands and code, as they are written."""
-    page = PAGE.read_text(encoding="utf-8")
-    examples = [Example(**found.groupdict()) for found in EXAMPLE.finditer(page)]
-    assert len(examples) == page.count("<!-- ") >= 25
+    examples = page_examples(PAGE)
+    assert len(examples) >= 25
     aws = tmp_path / "aws"
     aws.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m support.aws.command_line "$@"\n', encoding="utf-8")
     aws.chmod(0o755)
@@ -168,7 +156,9 @@ async def test_examples_of_the_page_do_what_it_says(tmp_path: Path) -> None:
         ("order", "o-2"),
     }
     assert resources["appointment", "a6"] == {"patientName": "Ben", "status": "moved"}
-    told = [json.loads(block) for block in re.findall(r"`(\{[^`]*\})`", page) if _is_json(block)]
+    told = [
+        json.loads(block) for block in re.findall(r"`(\{[^`]*\})`", PAGE.read_text(encoding="utf-8")) if _is_json(block)
+    ]
     assert all(resources[key] in told for key in TOLD)
 
 

@@ -12,6 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ROOT / ".venv-tools" / "bin"
 
+# Parts of what uv and pip write when they do not reach the index.
+_UNREACHABLE = ("error sending request", "Failed to fetch", "dns error", "after connection broken by")
 _IS_MISSING = " is not installed; to install it: "
 
 
@@ -30,6 +32,12 @@ def required_program(name: str, *, how: str) -> str:
     path = shutil.which(name) or shutil.which(name, path=f"{TOOLS}{os.pathsep}{Path(sys.executable).parent}")
     require(name, found=path is not None, how=how)
     return path or ""
+
+
+def require_package_index(errors: str) -> None:
+    """Skip or fail as `require` does if *errors*, of a command of uv or pip that failed, are about the network."""
+    is_reached = not any(sign in errors for sign in _UNREACHABLE)
+    require("the package index", found=is_reached, how="a network that reaches it")
 
 
 def missing_tool(reason: str) -> str | None:

@@ -1,0 +1,137 @@
+"""docs/installing.md is true: its commands are run in a copy of the repository, and the steps of the Dockerfile."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.checkout import checkout_files, copy_files, newcomer_environment, run_lines
+from support.image_build import ImageBuild, context_of, missing_sources, parse_dockerfile
+from support.page_examples import page_examples
+from support.requires import ROOT
+
+from simplu_worker import __version__
+
+PAGE = ROOT / "docs" / "installing.md"
+DOCKERFILE = ROOT / "Dockerfile"
+DOCKERIGNORE = ROOT / ".dockerignore"
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PLACE = "/opt/simplu-worker"  # where the page installs the wheel
+WRONG_CONFIGURATION = 78
+# Modules that only an extra lets in.
+NEEDS = {"cache": {"simplu_worker.cache.redis_commands"}, "local": {"simplu_worker.local.stack.moto_server"}}
+IMPORT_ALL = """
+import importlib, json, pkgutil, simplu_worker
+
+refused = []
+for module in pkgutil.walk_packages(simplu_worker.__path__, "simplu_worker."):
+    try:
+        module.name == "simplu_worker.__main__" or importlib.import_module(module.name)
+    except ImportError:
+        refused.append(module.name)
+print(json.dumps(refused))
+"""
+
+
+@pytest.mark.slow(30)
+def test_commands_of_the_page_install_the_worker_and_remove_it(tmp_path: Path) -> None:
+    """A checkout's commands and a wheel's, in the order of the page; `check` refuses what the page shows."""
+    checkout = copy_files(checkout_files(), tmp_path / "checkout")
+    place = tmp_path / "place"
+    environment = newcomer_environment(tmp_path / "bin")
+    examples = page_examples(PAGE)
+    output, problems = "", ""
+    for what, _, text in examples:
+        lines = text.replace(PLACE, str(place))
+        match what:
+            case "run":
+                output += run_lines(lines, folder=checkout, environment=environment).stdout
+            case "refused":
+                done = run_lines(lines, folder=checkout, environment=environment, status=WRONG_CONFIGURATION)
+                problems = done.stderr
+            case "problems":
+                assert problems == text
+            case _:
+                raise AssertionError(f"expected a known kind of example, got {what}")
+    assert {example.what for example in examples} == {"run", "refused", "problems"}
+    assert output.splitlines().count(__version__) == 2
+    assert "Usage: simplu-worker COMMAND" in output
+    assert not place.exists()
+    assert not (checkout / ".venv").exists()
+
+
+@pytest.mark.slow(20)
+def test_steps_of_the_dockerfile_make_an_image_of_the_worker(tmp_path: Path) -> None:
+    """COPY, RUN and ENV as they are written. The image has no pip, and of the extras only `cache`, which is enough."""
+    context = context_of(checkout_files(), DOCKERIGNORE.read_text(encoding="utf-8"))
+    environment = newcomer_environment(tmp_path / "bin")
+    run_lines("uv venv -q --seed --python python3 base", folder=tmp_path, environment=environment)
+    base = environment | {"PATH": f"{tmp_path / 'base' / 'bin'}:{environment['PATH']}"}
+    (tmp_path / "image").mkdir()
+    image = ImageBuild(copy_files(context, tmp_path / "context"), tmp_path / "image", base)
+    image.follow(parse_dockerfile(DOCKERFILE.read_text(encoding="utf-8")))
+    version, _ = image.run(shlex.join([*image.entrypoint, "--version"]))
+    _, problems = image.run(shlex.join([*image.entrypoint, *image.command]), status=WRONG_CONFIGURATION)
+    refused, _ = image.run(f"python -I -c {shlex.quote(IMPORT_ALL)}")
+    assert version.strip() == __version__
+    assert "KINESIS_STREAM_NAME: expected a source" in problems
+    assert set(json.loads(refused)) == NEEDS["local"]
+    assert list((image.root / "opt").rglob("pip")) == []
+
+
+@pytest.mark.slow(5)
+def test_extra_local_alone_is_enough_for_all_but_the_cache(tmp_path: Path) -> None:
+    """The wheel with `local`: all modules can be imported but the one that needs `cache`. The image has the reverse."""
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    pins = shlex.quote(str(ROOT / "requirements" / "dev.txt"))
+    environment = newcomer_environment(tmp_path / "bin")
+    lines = f"""
+        uv venv -q --python python3 venv
+        uv pip install -q --python venv/bin/python -c {pins} '{wheel}[local]'
+        venv/bin/python -I -c {shlex.quote(IMPORT_ALL)}
+    """
+    done = run_lines(lines, folder=tmp_path, environment=environment)
+    assert set(json.loads(done.stdout)) == NEEDS["cache"]
+
+
+def test_page_names_the_pythons_and_the_extras_of_the_project() -> None:
+    """Each Python in the classifiers, and a row for each extra."""
+    page = PAGE.read_text(encoding="utf-8")
+    named = re.search(r"Python ([\d., or]+) with", page)
+    assert named is not None
+    classified = re.findall(r"Python :: (\d\.\d+)", " ".join(PROJECT["classifiers"]))
+    assert re.findall(r"\d\.\d+", named[1]) == classified
+    extras = page.partition("| extra | for |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` \|", extras, flags=re.MULTILINE) == list(PROJECT["optional-dependencies"])
+    assert NEEDS.keys() == PROJECT["optional-dependencies"].keys()
+
+
+def test_sources_of_the_dockerfile_are_in_the_context() -> None:
+    """Each source of a COPY is there and not left out by .dockerignore; one that is left out is found."""
+    instructions = parse_dockerfile(DOCKERFILE.read_text(encoding="utf-8"))
+    ignored = DOCKERIGNORE.read_text(encoding="utf-8")
+    assert missing_sources(instructions, context_of(checkout_files(), ignored)) == []
+    assert missing_sources(instructions, context_of(checkout_files(), ignored.replace("!LICENSE\n", ""))) == ["LICENSE"]
+    context = context_of(checkout_files(), ignored)
+    assert {path.partition("/")[0] for path in context} == {
+        "LICENSE",
+        "README.md",
+        "pyproject.toml",
+        "requirements",
+        "simplu_worker",
+    }
+
+
+def test_unknown_instruction_of_a_dockerfile_fails(tmp_path: Path) -> None:
+    """What the steps cannot follow is not passed over."""
+    with pytest.raises(AssertionError, match="ONBUILD"):
+        ImageBuild(tmp_path, tmp_path, {}).follow(parse_dockerfile("FROM scratch AS one\nONBUILD RUN true\n"))
