@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from simplu_worker.local.demo.display import Display, print_differences, result_table
+from simplu_worker.local.demo.display import Display, print_conclusion, print_differences, result_table
 from simplu_worker.local.demo.trial import Trial, TrialLoad, TrialResult, TrialSnapshot
 from simplu_worker.local.processes.loopback import StackError
 from simplu_worker.local.processes.worker_process import WorkerEndedError, WorkerProcess
@@ -53,7 +53,7 @@ async def run_demo(
         if others is not None or ended is None:
             raise
         return _fail(console, _first_of(ended))
-    return _conclude(result, console)
+    return print_conclusion(console, result, was_held=hold)
 
 
 def _fail(console: Console, error: BaseException) -> int:
@@ -75,7 +75,8 @@ async def _run(stack: Stack, workers: Sequence[WorkerProcess], load: TrialLoad, 
         await worker.wait_ready()
     console.print(
         f"ready; sending {load.operations} operations and {load.orders} order events of "
-        f"{load.tenants} tenants (seed {load.seed})"
+        f"{load.tenants} tenants (seed {load.seed})",
+        soft_wrap=True,
     )
     trial_display = Display(console)
     with trial_display.open() as display:
@@ -90,18 +91,6 @@ async def _run(stack: Stack, workers: Sequence[WorkerProcess], load: TrialLoad, 
     console.print(result_table(result))
     print_differences(console, result.report.differences)
     return result
-
-
-def _conclude(result: TrialResult, console: Console) -> int:
-    if result.report.differences:
-        console.print(f"failed: {len(result.report.differences)} differences", style="bold red")
-        return 1
-    if not result.progress.is_done:
-        console.print("failed: some records left neither a row nor a dead letter in time", style="bold red")
-        return 1
-    console.print("Passed: every row of every shard is as expected, and the worker ended with status 0.")
-    console.print("Next: run `make demo ARGS=--hold` and open the status page that it names.", markup=False)
-    return 0
 
 
 async def _hold(stack: Stack, workers: Sequence[WorkerProcess], console: Console) -> None:

@@ -113,6 +113,22 @@ def print_differences(console: Console, differences: Sequence[str]) -> None:
         console.print(f"  … and {len(differences) - DIFFERENCES_SHOWN} more")
 
 
+def print_conclusion(console: Console, result: TrialResult, *, was_held: bool) -> int:
+    """Print whether *result* is as expected, and what to try next; return the exit status. Each line is one line."""
+    if result.report.differences:
+        console.print(f"failed: {len(result.report.differences)} differences", style="bold red")
+        return 1
+    if not result.progress.is_done:
+        console.print("failed: some records left neither a row nor a dead letter in time", style="bold red")
+        return 1
+    console.print(
+        "Passed: every row of every shard is as expected, and the worker ended with status 0.", soft_wrap=True
+    )
+    if not was_held:
+        console.print("Next: run `make demo ARGS=--hold` and open the status page that it names.", markup=False)
+    return 0
+
+
 def _rate(snapshot: TrialSnapshot) -> float:
     if snapshot.progress is None or not snapshot.elapsed_s:
         return 0.0
