@@ -129,9 +129,3 @@ def test_sources_of_the_dockerfile_are_in_the_context() -> None:
         "requirements",
         "simplu_worker",
     }
-
-
-def test_unknown_instruction_of_a_dockerfile_fails(tmp_path: Path) -> None:
-    """What the steps cannot follow is not passed over."""
-    with pytest.raises(AssertionError, match="ONBUILD"):
-        ImageBuild(tmp_path, tmp_path, {}).follow(parse_dockerfile("FROM scratch AS one\nONBUILD RUN true\n"))
