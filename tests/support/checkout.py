@@ -42,9 +42,10 @@ def newcomer_environment(folder: Path) -> dict[str, str]:
         (folder / name).write_text(f'#!/bin/sh\nexec "{path}" "$@"\n', encoding="utf-8")
         (folder / name).chmod(0o755)
     kept = {name: value for name, value in os.environ.items() if name not in KNOWN_VARIABLES}
-    # Modules are compiled where they are imported: to compile all of them takes pip a quarter of its time.
+    # Modules are compiled where they are imported: to compile all of them takes pip half of its time. The value of an
+    # option that begins with "no" is reversed, as pip's documentation says of configuration.
     path = f"{folder}{os.pathsep}{os.environ['PATH']}"
-    return kept | {"PIP_NO_COMPILE": "1", "PATH": path}
+    return kept | {"PIP_NO_COMPILE": "0", "PATH": path}
 
 
 def run_lines(
