@@ -31,7 +31,7 @@ class Scene(NamedTuple):
     @classmethod
     def of(cls, operations: str, *, shards: str, trouble: str) -> Scene:
         """Make a scene: `abb` and `AB` are three operations of tenants on two shards, *trouble* a tenant or a shard."""
-        tenants = tuple(map("ab".index, operations))
+        tenants = tuple(map("abc".index, operations))
         shard_of = tuple(map("AB".index, shards))
         return cls(
             tenants=tenants,

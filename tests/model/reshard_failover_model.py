@@ -24,17 +24,19 @@ from msgspec.structs import replace
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How parent and child go about it; each switch but the first four is a deviation from the agreed ways."""
+    """How parent and child go about it; each switch but the first five is a deviation from the agreed ways."""
 
     child_waits_for_shard_end: bool = False  # as right as the list
     child_ignores_list: bool = False  # likewise: it reads everything of the parent again
     adopts_again_when_freed: bool = False  # likewise: what is listed is left out, and not sent before it adopts again
     leaves_listed: bool = False  # likewise: the same where the parent's row, which names them, lacks nobody else's
+    parents_own_listed: bool = False  # with `leaves_listed`, as right: always, and the others are read without them
     forgets_parents: bool = False
     forgets_grandparents: bool = False  # though the parent's row does not say that they are done with
     adopts_without_writing: bool = False
     skips_listed: bool = False  # in what is read again of the parent, for the parent will apply it
     leaves_anyway: bool = False  # with `leaves_listed`: also what it is just reading again itself
+    frees_without_adopting: bool = False  # what was left out is sent as soon as the parent does not list it any more
     done_at_shard_end: bool = False  # says so in its row though it has not applied again what it should
     done_early: bool = False  # likewise, and before SHARD_END
 
@@ -199,6 +201,8 @@ class ReshardFailoverModel:
         """Return what one reader may do: adopt, or one transaction."""
         if worker is None:
             return
+        if self._rules.frees_without_adopting:
+            worker = replace(worker, left_out=())
         who = f"zombie of {name}" if is_zombie else name
         row = state.shard.parent if name == "parent" else state.shard.child
         listed = () if name == "parent" else self._owed_by_parent(state)
@@ -264,11 +268,17 @@ class ReshardFailoverModel:
         listed, parent, rules = self._owed_by_parent(state), state.shard.parent, self._rules
         if state.shard.child.is_after_parents or not (rules.adopts_again_when_freed or rules.leaves_listed):
             return ()
-        if rules.adopts_again_when_freed:
+        if rules.adopts_again_when_freed or rules.parents_own_listed:
             return listed
         lacking = {tenant for tenant in self._all if parent.claimed(tenant) < self._end}
         is_reading_again = min(worker.reader) < self._end
         return listed if lacking <= {*listed} and (rules.leaves_anyway or not is_reading_again) else ()
+
+    def _lacks_for_others(self, state: State, listed: tuple[int, ...]) -> bool:
+        """Return whether something before the child may not be applied for tenants that are not *listed*."""
+        parent = state.shard.parent
+        is_whole = parent.is_after_parents or not self._begin
+        return not is_whole or any(parent.claimed(one) < self._end for one in self._all if one not in listed)
 
     def _rewound(self, state: State, name: SideName, worker: Worker, left_out: tuple[int, ...]) -> tuple[int, ...]:
         """Return a reader that reads again from where the shard says; what is the parent's as well, if it has to."""
@@ -278,7 +288,8 @@ class ReshardFailoverModel:
         if not (own.is_after_parents or self._rules.forgets_parents):
             skips = self._rules.skips_listed and name == "child"
             skipped = self._owed_by_parent(state) if skips else left_out
-            if left_out and self._rules.leaves_listed:
+            is_for_others = self._rules.parents_own_listed and self._lacks_for_others(state, left_out)
+            if left_out and self._rules.leaves_listed and not is_for_others:
                 skipped = tuple(self._all)
             before = self._before(state, name)
             if before < (self._begin if name == "parent" else self._end):

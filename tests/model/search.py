@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from itertools import pairwise
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -49,38 +50,81 @@ class Violation(Exception):  # noqa: N818 - it is what a search is for
         super().__init__("\n".join([promise, *(f"{number:3}. {label}" for number, label in enumerate(trace, 1))]))
 
 
-def search(model: Model[State]) -> int:
-    """Visit every state that can be reached, and return how many there are. Raises Violation at the first bad one."""
+def search(model: Model[State], *, forbids_cycles: bool = False) -> int:
+    """Visit every state that can be reached, and return how many there are. Raises Violation at the first bad one.
+
+    With *forbids_cycles* a cycle of steps is bad too: a model that goes round without a fault gets nowhere. The steps
+    of the cycle are at the end of its trace.
+    """
     first = model.first()
-    came_from: dict[State, tuple[str, State] | None] = {first: None}
-    waiting = deque([first])
-    while waiting:
-        state = waiting.popleft()
-        if promise := model.broken(state):
-            raise Violation(promise, _trace(came_from, state))
-        is_quiescent = True
-        for label, following in model.steps(state):
-            is_quiescent = is_quiescent and following == state
-            if following not in came_from:
-                came_from[following] = (label, state)
-                waiting.append(following)
-        for label, following in model.faults(state):
-            if following not in came_from:
-                came_from[following] = (label, state)
-                waiting.append(following)
-        if is_quiescent and (promise := model.unsettled(state)):
-            raise Violation(promise, _trace(came_from, state))
-        if len(came_from) > STATES_MAX:
+    numbers = {first: 0}
+    states = [first]
+    came_from: list[tuple[str, int]] = [("", 0)]
+    steps: list[set[int]] = []  # by state: the states that its steps lead to
+    for number, state in enumerate(states):  # which grow
+        following = []
+        for label, one in model.steps(state):
+            found = numbers.setdefault(one, len(states))
+            following.append(found)
+            if found == len(states):
+                states.append(one)
+                came_from.append((label, number))
+        for label, one in model.faults(state):
+            if numbers.setdefault(one, len(states)) == len(states):
+                states.append(one)
+                came_from.append((label, number))
+        onwards = {*following} - {number}
+        if promise := model.broken(state) or ("" if onwards else model.unsettled(state)):
+            raise Violation(promise, _trace(came_from, number))
+        if forbids_cycles:
+            steps.append(onwards)
+        if len(states) > STATES_MAX:
             raise RuntimeError(f"over {STATES_MAX} states: make the model smaller")
-    return len(came_from)
+    if cycle := _cycle_of(steps):
+        labels = _labels_between(model, [states[one] for one in (*cycle, cycle[0])])
+        raise Violation(f"cycle: {len(cycle)} steps without a fault", [*_trace(came_from, cycle[0]), *labels])
+    return len(states)
 
 
-def _trace(came_from: dict[State, tuple[str, State] | None], state: State) -> list[str]:
-    """Return the labels of the steps that led to *state*, the first one first."""
+def _labels_between(model: Model[State], states: Sequence[State]) -> list[str]:
+    """Return the labels of the steps from each state to the next one."""
+    return [next(label for label, one in model.steps(at) if one == to) for at, to in pairwise(states)]
+
+
+def _trace(came_from: Sequence[tuple[str, int]], number: int) -> list[str]:
+    """Return the labels of the steps that led to a state, the first one first."""
     labels = []
-    step = came_from[state]
-    while step is not None:
-        label, state = step
+    while number:
+        label, number = came_from[number]
         labels.append(label)
-        step = came_from[state]
     return labels[::-1]
+
+
+def _cycle_of(steps: Sequence[AbstractSet[int]]) -> list[int]:
+    """Return a shortest cycle through the lowest state that is on one, from there on; empty if there is none.
+
+    *steps* are the following states of each state, without itself.
+    """
+    incoming = [0] * len(steps)
+    for following in steps:
+        for number in following:
+            incoming[number] += 1
+    # A state without a step to it is on no cycle, nor is one with steps only from such states.
+    waiting = [number for number, count in enumerate(incoming) if not count]
+    while waiting:
+        for number in steps[waiting.pop()]:
+            incoming[number] -= 1
+            if not incoming[number]:
+                waiting.append(number)
+    rest = {number for number, count in enumerate(incoming) if count}
+    for start in sorted(rest):
+        came_from = {start: start}
+        for at in (path := [start]):  # which grows
+            if start in steps[at]:
+                cycle = [at]
+                while cycle[-1] != start:
+                    cycle.append(came_from[cycle[-1]])
+                return cycle[::-1]
+            path += [one for one in steps[at] if one not in came_from]
+            came_from.update((one, at) for one in steps[at] if one not in came_from)
+    return []

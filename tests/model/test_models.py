@@ -138,6 +138,7 @@ WAITING_CHILD_REFILLS = ChildRules(child_waits_for_shard_end=True)
 ADOPTS_AGAIN = ChildRules(adopts_again_when_freed=True)
 IGNORES_LIST = ChildRules(child_ignores_list=True)
 LEAVES_LISTED = ChildRules(leaves_listed=True)
+PARENTS_OWN_LISTED = ChildRules(leaves_listed=True, parents_own_listed=True)
 
 SAFE = {
     "hold: shard down": (hold("bab", SHARD_DOWN), 18_121),
@@ -170,6 +171,7 @@ SAFE = {
     "failover: grandparent": (reshard_failover("a", "a", WAITING_CHILD_REFILLS, grandparent="a"), 4_698),
     "failover: early child, adopts again": (reshard_failover("a", "a", ADOPTS_AGAIN), 8_106),
     "failover: early child, leaves what is listed": (reshard_failover("a", "a", LEAVES_LISTED), 13_368),
+    "failover: parents own what is listed": (reshard_failover("a", "a", PARENTS_OWN_LISTED), 11_469),
 }
 
 SAFE_AND_LARGE = {
@@ -218,6 +220,31 @@ SAFE_AND_LARGE = {
     "failover: early child, leaves what is listed, two tenants": (
         reshard_failover("ab", "b", LEAVES_LISTED, child_crashes=0),
         42_002,
+    ),
+    "failover: parents own what is listed, two tenants": (
+        reshard_failover("ab", "b", PARENTS_OWN_LISTED, child_crashes=0),
+        37_395,
+    ),
+    "failover: parents own what is listed, 3 operations": (reshard_failover("aa", "a", PARENTS_OWN_LISTED), 23_517),
+    "failover: parents own what is listed, twice": (
+        reshard_failover("a", "a", PARENTS_OWN_LISTED, failovers=2),
+        43_886,
+    ),
+    "failover: parents own what is listed, parent crashes": (
+        reshard_failover("a", "a", PARENTS_OWN_LISTED, parent_crashes=1),
+        33_691,
+    ),
+    "failover: parents own what is listed, zombie of the child": (
+        reshard_failover("a", "a", PARENTS_OWN_LISTED, child_crashes=0, child_takes=1),
+        72_285,
+    ),
+    "failover: parents own what is listed, zombie of the parent": (
+        reshard_failover("a", "a", PARENTS_OWN_LISTED, child_crashes=0, parent_takes=1),
+        55_260,
+    ),
+    "failover: parents own what is listed, grandparent": (
+        reshard_failover("a", "a", PARENTS_OWN_LISTED, grandparent="a"),
+        45_439,
     ),
     "failover: early child, adopts again, twice": (reshard_failover("a", "a", ADOPTS_AGAIN, failovers=2), 30_273),
 }
@@ -425,6 +452,15 @@ WRONG = {
         reshard_harm("aa", "a", ChildRules(leaves_listed=True, leaves_anyway=True), child_crashes=0),
         "order",
         11,
+    ),
+    "failover: child sends what is free without adopting again": (
+        reshard_harm(
+            "a",
+            "a",
+            ChildRules(leaves_listed=True, parents_own_listed=True, frees_without_adopting=True),
+        ),
+        "order",
+        9,
     ),
     "failover: parents done at SHARD_END": (reshard_harm("a", "a", ChildRules(done_at_shard_end=True)), "order", 11),
     "failover: parents done early": (reshard_harm("a", "a", ChildRules(done_early=True)), "order", 11),

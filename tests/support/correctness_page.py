@@ -9,12 +9,14 @@ import json
 import re
 from collections import Counter
 
-from model.test_models import SAFE, SAFE_AND_LARGE, WRONG
+from model import test_models, test_ownership
 from simulation.campaign import CAMPAIGNS
 from simulation.test_simulation import FLOOR, KCL_SEEDS
 from simulation.wrong_designs import WRONG_DESIGNS
 from support.requires import ROOT
 
+SAFE = {**test_models.SAFE, **test_models.SAFE_AND_LARGE, **test_ownership.SAFE, **test_ownership.SAFE_AND_LARGE}
+WRONG = {**test_models.WRONG, **test_ownership.WRONG}
 PAGE = ROOT / "docs" / "correctness.md"
 REGION = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SUBJECTS = {
@@ -25,14 +27,14 @@ SUBJECTS = {
     "giving up": "an operation that is given up, and its replay",
     "failover": "stream positions on a shard that loses commits, with parents, children and grandparents",
     "orders": "how long a `deduplicationId` is one event",
+    "ownership": "exclusive owners of tenants within a reader (a design)",
 }
 
 
 def models() -> str:
     """Return the table of models."""
-    safe = {**SAFE, **SAFE_AND_LARGE}
     scopes, states = Counter[str](), Counter[str]()
-    for name, (_, state_count) in safe.items():
+    for name, (_, state_count) in SAFE.items():
         scopes[_subject(name)] += 1
         states[_subject(name)] += state_count
     wrong = Counter(map(_subject, WRONG))

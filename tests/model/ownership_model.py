@@ -1,0 +1,347 @@
+"""Exclusive ownership of tenants in one stream shard's reader, on Postgres shards that lose commits and tenants.
+
+This is a design: the reader's code (`simplu_worker/consumers/kinesis/`) has sets of tenants that may overlap, and asks
+of each operation afterwards which of them it belongs to. Here every tenant has one owner among the reader's pipelines
+(`ownership.py`), and routes decide nothing.
+
+An operation is the number of its place in the stream, a batch is one operation, and a commit is atomic. A shard that
+fails over loses the commits that its replica did not get. Its row then has another token or a lower position, and the
+reader sends all operations from that position to all tenants of the shard again: a backfill. The question to the shard
+which tenants it has, and the use of its answer, are two steps. A reader whose lease was taken goes on as a zombie.
+
+Beside the promises of the other models there is one more: no cycle of steps without a fault, so that no two pipelines
+can hand a tenant to each other for ever (`search(..., forbids_cycles=True)`).
+
+Not searched: two readers (a zombie) on two shards, and with outages or moves of tenants; slots in every scope; the
+clock; a bound on the pipelines that read at a time, and on operations in memory; aggregated records; lost
+acknowledgements (`failover_model.py` has them); a scan of lease rows; children that start before their parents' end
+(`reshard_failover_model.py` has them, without pipelines).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from enum import IntEnum
+from typing import Literal
+
+from model.failover_rows import NEW, OUTDATED, TO_ADOPT, TO_COME, names_of
+from model.ownership import AGREED, NO_SHARD, Reader, Rules, put_at
+from model.ownership_reader import SHARD_NAMES, TENANT_NAMES, Lease, OwnershipReaders, Placement
+from model.reader_model import Scene
+from model.search import StatePart
+from msgspec.structs import replace
+
+NEW_AFTER_MOVE = -4  # in place of the token of a reader that has yet to look, and was there before a tenant moved
+Role = Literal["owner", "zombie"]
+
+
+class Trouble(IntEnum):
+    """The kinds of trouble, by their place in `State.left`."""
+
+    OUTAGE = 0
+    FAILOVER = 1
+    MOVE = 2
+    CRASH = 3
+    TAKE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """How often each kind of trouble comes, and to which shards and tenants."""
+
+    outages: int = 0
+    failovers: int = 0
+    moves: int = 0
+    crashes: int = 0
+    takes: int = 0
+
+
+class Row(StatePart, frozen=True):
+    """A shard's position of the stream shard: for the shard's tenants, everything before it is applied."""
+
+    token: int
+    position: int
+
+
+class Shard(StatePart, frozen=True):
+    """A shard as of one commit."""
+
+    applied: int  # bits
+    row: Row
+
+
+class State(StatePart, frozen=True):
+    """All of it: the shards and their replicas, the lease row, the readers, and the trouble still to come."""
+
+    shards: tuple[Shard, ...]
+    replicas: tuple[Shard | None, ...]  # a replica that gets nothing any more; None: it has everything
+    placement: Placement
+    lease: Lease
+    owner: Reader
+    zombie: Reader | None
+    left: tuple[int, ...]  # by Trouble
+    promise: str  # broken on the way here
+
+
+class OwnershipModel:
+    """One stream shard of which everything has to be applied."""
+
+    def __init__(
+        self,
+        operations: str,
+        homes: str,
+        budget: Budget,
+        rules: Rules = AGREED,
+        *,
+        shards: str = "AB",
+        falls: str = "AB",
+        fails_over: str = "AB",
+        moves: str = "abc",
+        continues_ahead: bool = False,
+    ) -> None:
+        """Make a model of tenants on two shards.
+
+        `aba` and `B.` are three operations, of tenant a on shard B and of tenant b that is registered late, on the
+        last of the *shards*. *falls* and *fails_over* are the shards with outages and failovers, *moves* the tenants
+        that move. *continues_ahead*: a successor begins where its predecessor was, and not at the checkpoint.
+        """
+        self._scene = Scene.of(operations, shards="AAA", trouble="")
+        self._budget = budget
+        self._shards = range(len(shards))
+        self._falls = [SHARD_NAMES.index(name) for name in falls if name in shards]
+        self._fails_over = [SHARD_NAMES.index(name) for name in fails_over if name in shards]
+        self._moving = [TENANT_NAMES.index(name) for name in moves[: len(homes)]]
+        self._homes = tuple(NO_SHARD if name == "." else SHARD_NAMES.index(name) for name in homes)
+        self._continues_ahead = continues_ahead
+        self._end = len(operations)
+        self._readers = OwnershipReaders(self._scene.tenants, len(homes), len(shards), rules)
+
+    def first(self) -> State:
+        """Return a reader at the start of the stream shard."""
+        count = len(self._shards)
+        return State(
+            shards=(Shard(0, Row(1, 0)),) * count,
+            replicas=(None,) * count,
+            placement=Placement(self._homes, (False,) * count),
+            lease=Lease(),
+            owner=self._start(Lease()),
+            zombie=None,
+            left=astuple(self._budget),
+            promise="",
+        )
+
+    def steps(self, state: State) -> Iterator[tuple[str, State]]:
+        """Return what the owner of the lease does, the end of outages, and late registrations."""
+        yield from self._work(state, "owner")
+        lease = self._readers.prospect(state.owner, state.placement).lease
+        if not self._continues_ahead:
+            lease = Lease(lease.checkpoint)
+        # During a backfill from before the checkpoint nothing is written: a checkpoint does not go back.
+        if lease.checkpoint >= state.lease.checkpoint and lease != state.lease:
+            yield f"lease row: {lease}", replace(state, lease=lease)
+        placement = state.placement
+        for shard in self._shards:
+            if placement.is_down[shard]:
+                up = replace(placement, is_down=put_at(placement.is_down, shard, False))
+                yield f"{SHARD_NAMES[shard]} is up", replace(state, placement=up)
+        for tenant, home in enumerate(placement.homes):
+            if home == NO_SHARD:
+                last = self._shards[-1]
+                label = f"{TENANT_NAMES[tenant]} is registered on {SHARD_NAMES[last]}"
+                registered = replace(placement, homes=put_at(placement.homes, tenant, last))
+                yield label, replace(state, placement=registered)
+
+    def faults(self, state: State) -> Iterator[tuple[str, State]]:
+        """Return what the zombie does, and all trouble."""
+        if state.zombie is not None:
+            for label, following in self._work(state, "zombie"):
+                yield f"zombie: {label}", following
+        if state.left[Trouble.OUTAGE]:
+            yield from self._outages(state)
+        for shard in self._fails_over:
+            yield from self._fail_over(state, shard)
+        if state.left[Trouble.MOVE]:
+            yield from self._moves_of_tenants(state)
+        if state.left[Trouble.CRASH]:
+            started = self._start(state.lease)
+            yield "crash", replace(state, owner=started, left=_spend(state, Trouble.CRASH))
+        if state.left[Trouble.TAKE]:
+            started = self._start(state.lease)
+            left = _spend(state, Trouble.TAKE)
+            yield "lease taken", replace(state, owner=started, zombie=state.owner, left=left)
+
+    def broken(self, state: State) -> str:
+        """Return the promise that was broken: order, or that a row claims only what is applied."""
+        if state.promise:
+            return state.promise
+        for shard, versions in enumerate(zip(state.shards, state.replicas, strict=True)):
+            for version in versions:
+                if version is None:
+                    continue
+                for operation in range(version.row.position):
+                    is_here = state.placement.homes[self._scene.tenants[operation]] == shard
+                    if is_here and not version.applied >> operation & 1:
+                        name = SHARD_NAMES[shard]
+                        return f"claims: {operation} is not applied, the row of {name} is at {version.row.position}"
+        return ""
+
+    def unsettled(self, state: State) -> str:
+        """Return what is left over at the end."""
+        for operation, tenant in enumerate(self._scene.tenants):
+            home = state.placement.homes[tenant]
+            if home == NO_SHARD or not state.shards[home].applied >> operation & 1:
+                return f"lost: nobody will apply {operation}"
+        return "" if state.lease.checkpoint == self._end else f"unsettled: {state}"
+
+    def _start(self, lease: Lease) -> Reader:
+        return self._readers.start(lease if self._continues_ahead else Lease(lease.checkpoint, lease.checkpoint))
+
+    def _work(self, state: State, role: Role) -> Iterator[tuple[str, State]]:
+        """Return what one reader may do."""
+        reader = state.owner if role == "owner" else state.zombie
+        assert reader is not None
+        for label, following in self._readers.prospect(reader, state.placement).moves:
+            yield label, _with(state, role, following)
+        for shard in self._shards:
+            if not state.placement.is_down[shard]:
+                yield from self._contact(state, role, reader, shard)
+
+    def _contact(self, state: State, role: Role, reader: Reader, shard: int) -> Iterator[tuple[str, State]]:
+        """Return what a reader may do with a shard: compare the row, then commit one operation or its position."""
+        name, row, token = SHARD_NAMES[shard], state.shards[shard].row, reader.tokens[shard]
+        if token < OUTDATED:
+            yield self._adopt(state, role, reader, shard)
+            return
+        if token != row.token:
+            adopting = replace(reader, tokens=put_at(reader.tokens, shard, TO_ADOPT))
+            yield f"{name} has another token", _with(state, role, adopting)
+            return
+        for operation in self._readers.heads(reader, shard):
+            tenant = self._scene.tenants[operation]
+            if state.placement.homes[tenant] != shard:
+                back = self._readers.take_back(reader, shard, tenant)
+                yield f"{name}: {TENANT_NAMES[tenant]} is not here", _with(state, role, back)
+            else:
+                yield self._commit(state, role, reader, shard, operation)
+        position = self._readers.prospect(reader, state.placement).safe_checkpoint
+        if not reader.lanes[shard] and position != row.position:
+            written = replace(state.shards[shard], row=Row(TO_COME, position))
+            yield f"{name} stores {position}", self._wrote(state, role, reader, shard, written)
+
+    def _adopt(self, state: State, role: Role, reader: Reader, shard: int) -> tuple[str, State]:
+        """Return what follows from a row with a token that the reader has not written.
+
+        A position before everything that the reader has read since it began means that the shard lost commits, or is
+        new to the reader.
+        """
+        row, name = state.shards[shard].row, SHARD_NAMES[shard]
+        known_to = reader.began if reader.tokens[shard] == NEW else reader.main
+        adopted = replace(reader, tokens=put_at(reader.tokens, shard, row.token))
+        if row.position >= known_to:
+            return f"{name} adopted, nothing is lost", _with(state, role, adopted)
+        adopted = self._readers.backfill(adopted, shard, row.position)
+        return f"{name} adopted, backfill from {row.position}", _with(state, role, adopted)
+
+    def _commit(self, state: State, role: Role, reader: Reader, shard: int, operation: int) -> tuple[str, State]:
+        """Return what follows a commit; the row has the position as of before the batch."""
+        position = self._readers.prospect(reader, state.placement).safe_checkpoint
+        applied, promise = self._scene.take_effect(state.shards[shard].applied, operation)
+        lane = list(reader.lanes[shard])
+        lane.remove(operation)
+        after = replace(reader, lanes=put_at(reader.lanes, shard, tuple(lane)))
+        written = Shard(applied, Row(TO_COME, position))
+        following = self._wrote(state, role, after, shard, written)
+        if promise:
+            following = replace(following, promise=promise)
+        return f"{SHARD_NAMES[shard]} commits {operation}", following
+
+    def _wrote(self, state: State, role: Role, reader: Reader, shard: int, written: Shard) -> State:
+        """Return what follows a reader's transaction."""
+        known = replace(reader, tokens=put_at(reader.tokens, shard, TO_COME))
+        return _renamed(replace(_with(state, role, known), shards=put_at(state.shards, shard, written)), shard)
+
+    def _outages(self, state: State) -> Iterator[tuple[str, State]]:
+        """Return the beginnings of outages."""
+        placement = state.placement
+        for shard in self._falls:
+            if not placement.is_down[shard]:
+                down = replace(placement, is_down=put_at(placement.is_down, shard, True))
+                label = f"{SHARD_NAMES[shard]} is down"
+                yield label, replace(state, placement=down, left=_spend(state, Trouble.OUTAGE))
+
+    def _fail_over(self, state: State, shard: int) -> Iterator[tuple[str, State]]:
+        """Return a failover in its two steps: the replica gets no more, later it takes the place of the shard."""
+        name, replica = SHARD_NAMES[shard], state.replicas[shard]
+        if replica is None:
+            if state.left[Trouble.FAILOVER]:
+                replicas = put_at(state.replicas, shard, state.shards[shard])
+                label = f"the replica of {name} gets no more"
+                yield label, replace(state, replicas=replicas, left=_spend(state, Trouble.FAILOVER))
+        elif replica != state.shards[shard]:
+            shards, replicas = put_at(state.shards, shard, replica), put_at(state.replicas, shard, None)
+            yield f"failover of {name}", _renamed(replace(state, shards=shards, replicas=replicas), shard)
+
+    def _moves_of_tenants(self, state: State) -> Iterator[tuple[str, State]]:
+        """Return moves, which need both shards, and a replica that has everything."""
+        is_replicated = all(replica is None for replica in state.replicas)
+        if is_replicated and not any(state.placement.is_down):
+            for tenant in self._moving:
+                if state.placement.homes[tenant] != NO_SHARD:
+                    yield self._move(state, tenant)
+
+    def _move(self, state: State, tenant: int) -> tuple[str, State]:
+        """Return a move of a tenant to the other shard, with the lower position of both rows and a new token."""
+        home = state.placement.homes[tenant]
+        target_place = 1 - home
+        source, target = state.shards[home], state.shards[target_place]
+        own = sum(1 << operation for operation, one in enumerate(self._scene.tenants) if one == tenant)
+        row = Row(TO_COME, min(source.row.position, target.row.position))
+        shards = put_at(state.shards, home, replace(source, applied=source.applied & ~own))
+        shards = put_at(shards, target_place, Shard(target.applied | source.applied & own, row))
+        moved = replace(
+            state,
+            shards=shards,
+            placement=replace(state.placement, homes=put_at(state.placement.homes, tenant, target_place)),
+            owner=_after_move(state.owner),
+            zombie=None if state.zombie is None else _after_move(state.zombie),
+            left=_spend(state, Trouble.MOVE),
+        )
+        label = f"{TENANT_NAMES[tenant]} moves from {SHARD_NAMES[home]} to {SHARD_NAMES[target_place]}"
+        return label, _renamed(moved, target_place)
+
+
+def _renamed(state: State, shard: int) -> State:
+    """Return the same state with other names for the tokens of a shard, which are only compared with each other."""
+    current, replica = state.shards[shard], state.replicas[shard]
+    names = names_of([one.row.token for one in (current, replica) if one is not None])
+
+    def version(one: Shard) -> Shard:
+        return replace(one, row=replace(one.row, token=names[one.row.token]))
+
+    def reader(one: Reader) -> Reader:
+        token = one.tokens[shard]
+        if token <= OUTDATED:
+            return one
+        return replace(one, tokens=put_at(one.tokens, shard, names.get(token, OUTDATED)))
+
+    return replace(
+        state,
+        shards=put_at(state.shards, shard, version(current)),
+        replicas=put_at(state.replicas, shard, None if replica is None else version(replica)),
+        owner=reader(state.owner),
+        zombie=None if state.zombie is None else reader(state.zombie),
+    )
+
+
+def _after_move(reader: Reader) -> Reader:
+    tokens = tuple(NEW_AFTER_MOVE if token == NEW else token for token in reader.tokens)
+    return replace(reader, tokens=tokens)
+
+
+def _with(state: State, role: Role, reader: Reader) -> State:
+    return replace(state, owner=reader) if role == "owner" else replace(state, zombie=reader)
+
+
+def _spend(state: State, kind: Trouble) -> tuple[int, ...]:
+    return put_at(state.left, kind, state.left[kind] - 1)

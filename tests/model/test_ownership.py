@@ -1,0 +1,207 @@
+"""Exclusive ownership of tenants, searched: no promise is broken, no steps form a cycle, and each deviation is found.
+
+The numbers of states are exact, as in `test_models.py`.
+"""
+
+from __future__ import annotations
+
+import pytest
+from model import merge_model
+from model.ownership import AGREED, Rules
+from model.ownership_model import Budget, OwnershipModel
+from model.ownership_walks import walk_all
+from model.search import Violation, search
+
+FAILOVER = Budget(failovers=1)
+OUTAGE = Budget(outages=1)
+FAILOVER_AND_OUTAGE = Budget(failovers=1, outages=1)
+SLOTS = Rules(slots=True)
+
+
+def on_a(operations: str, homes: str, budget: Budget, rules: Rules = AGREED, *, ahead: bool = False) -> OwnershipModel:
+    """Return a model in which all trouble is shard A's."""
+    return OwnershipModel(operations, homes, budget, rules, falls="A", fails_over="A", continues_ahead=ahead)
+
+
+def on_b(operations: str, homes: str, rules: Rules = AGREED) -> OwnershipModel:
+    """Return a model in which shard B fails over."""
+    return OwnershipModel(operations, homes, FAILOVER, rules, fails_over="B")
+
+
+def moves_a(operations: str, homes: str, budget: Budget, rules: Rules = AGREED) -> OwnershipModel:
+    """Return a model in which tenant a moves, and shard A fails over."""
+    return OwnershipModel(operations, homes, budget, rules, fails_over="A", moves="a")
+
+
+def zombie(operations: str, homes: str, rules: Rules = AGREED, *, failovers: int = 0) -> OwnershipModel:
+    """Return a model of two readers on one shard: with a second shard there are over 1,300,000 states."""
+    return OwnershipModel(operations, homes, Budget(takes=1, failovers=failovers), rules, shards="A")
+
+
+SAFE = {
+    "ownership: failover": (on_a("aba", "AA", FAILOVER), 4_952),
+    "ownership: failover twice": (on_a("ab", "AA", Budget(failovers=2)), 5_298),
+    "ownership: failover, shard down": (on_a("ab", "AA", FAILOVER_AND_OUTAGE), 11_142),
+    "ownership: move": (moves_a("aba", "AB", Budget(moves=1)), 5_886),
+    "ownership: registered during the backfill of its shard": (on_b("baa", ".B"), 12_436),
+    "ownership: slots, failover": (on_a("aba", "AA", FAILOVER, SLOTS), 4_308),
+}
+
+SAFE_AND_LARGE = {
+    "ownership: shard down, crash": (on_a("aba", "AA", Budget(outages=1, crashes=1)), 128_600),
+    "ownership: shard down, others on B": (OwnershipModel("aba", "AB", Budget(outages=1, crashes=1)), 93_349),
+    "ownership: failover, crash": (on_a("ab", "AA", Budget(failovers=1, crashes=1)), 28_777),
+    "ownership: two shards fail over": (OwnershipModel("ab", "AB", Budget(failovers=2)), 12_718),
+    "ownership: failover, late tenant": (on_a("ab", "A.", Budget(failovers=1, crashes=1)), 46_246),
+    "ownership: late tenant, its shard fails over": (on_b("aba", "B."), 14_488),
+    "ownership: move, shard down": (moves_a("ab", "AB", Budget(moves=1, outages=1)), 21_053),
+    "ownership: failover, move onto it": (moves_a("aba", "BA", Budget(failovers=1, moves=1)), 72_775),
+    "ownership: failover, move away": (moves_a("ab", "AA", Budget(failovers=1, moves=1)), 13_900),
+    "ownership: two moves": (moves_a("ab", "AB", Budget(moves=2)), 10_808),
+    "ownership: successor ahead, shard down": (
+        on_a("ab", "AA", Budget(outages=1, crashes=1), ahead=True),
+        133_264,
+    ),
+    "ownership: successor ahead, failover": (
+        on_a("ab", "AA", Budget(failovers=1, crashes=1), ahead=True),
+        118_242,
+    ),
+    "ownership: zombie": (zombie("ab", "AA"), 85_107),
+    "ownership: zombie, failover": (zombie("a", "A", failovers=1), 12_722),
+    "ownership: slots, failover twice": (on_a("ab", "AA", Budget(failovers=2), SLOTS), 4_126),
+    "ownership: slots, failover, crash": (on_a("ab", "AA", Budget(failovers=1, crashes=1), SLOTS), 28_963),
+    "ownership: slots, failover, shard down": (on_a("ab", "AA", FAILOVER_AND_OUTAGE, SLOTS), 7_284),
+    "ownership: slots, two shards fail over": (OwnershipModel("ab", "AB", Budget(failovers=2), SLOTS), 12_657),
+    "ownership: slots, failover, late tenant": (on_a("ab", "A.", Budget(failovers=1, crashes=1), SLOTS), 40_051),
+    "ownership: slots, late tenant, its shard fails over": (on_b("aba", "B.", SLOTS), 12_304),
+    "ownership: slots, registered during the backfill of its shard": (on_b("baa", ".B", SLOTS), 10_116),
+    "ownership: slots, move": (moves_a("aba", "AB", Budget(moves=1), SLOTS), 7_466),
+    "ownership: slots, move, shard down": (moves_a("ab", "AB", Budget(moves=1, outages=1), SLOTS), 15_436),
+    "ownership: slots, failover, move away": (moves_a("ab", "AA", Budget(failovers=1, moves=1), SLOTS), 13_453),
+    "ownership: slots, two moves": (moves_a("ab", "AB", Budget(moves=2), SLOTS), 10_621),
+}
+
+WRONG = {
+    "ownership: a hold is lifted when its target answers": (
+        on_a("ab", "AA", OUTAGE, Rules(lifts_holds=True)),
+        "claims",
+        7,
+    ),
+    "ownership: checkpoint and rows ignore holds": (
+        on_a("ab", "AA", Budget(outages=1, crashes=1), Rules(ignores_holds=True)),
+        "claims",
+        6,
+    ),
+    "ownership: a split hold begins at the main reader": (
+        on_a("ab", "AA", OUTAGE, Rules(splits_at_main=True)),
+        "claims",
+        6,
+    ),
+    "ownership: a hold joins a catch-up that has passed it": (
+        OwnershipModel("aba", "AB", Budget(outages=2), Rules(joins_pipeline_ahead=True)),
+        "claims",
+        12,
+    ),
+    "ownership: sent without a look at the backfill of the shard": (
+        on_a("aa", "A", FAILOVER, Rules(sends_beside_backfill=True)),
+        "order",
+        10,
+    ),
+    "ownership: a backfill goes by remembered routes": (
+        on_a("ab", "AA", Budget(failovers=1, crashes=1), Rules(backfills_by_route=True)),
+        "claims",
+        11,
+    ),
+    "ownership: a backfill takes no tenant from another catch-up": (
+        on_a("aba", "AA", FAILOVER_AND_OUTAGE, Rules(leaves_held=True)),
+        "claims",
+        16,
+    ),
+    "ownership: a backfill takes from an owner that is behind it": (
+        on_b("baa", ".B", Rules(takes_from_behind=True)),
+        "order",
+        20,
+    ),
+    "ownership: given to a backfill that has passed the operation": (
+        on_b("baa", ".B", Rules(gives_when_passed=True)),
+        "claims",
+        17,
+    ),
+    "ownership: a backfill goes on though its shard loses again": (
+        on_a("aa", "A", Budget(failovers=2), Rules(continues_after_loss=True)),
+        "claims",
+        16,
+    ),
+    "ownership: operations of a given tenant stay in their lane": (
+        on_a("aa", "A", FAILOVER, Rules(keeps_given=True)),
+        "order",
+        10,
+    ),
+    "ownership: a backfill goes on while it asks": (
+        on_a("aa", "A", FAILOVER, Rules(passes_before_answer=True)),
+        "claims",
+        10,
+    ),
+    "ownership: two pipelines hand a tenant to each other": (on_b("baa", ".B", Rules(hands_back=True)), "cycle", 17),
+    "ownership: lanes of each owner": (on_b("baa", ".B", Rules(own_lanes=True)), "cycle", 19),
+    "ownership: a backfill owns its shard, no tenant individually": (
+        on_a("aab", "AA", FAILOVER_AND_OUTAGE, Rules(owns_by_route=True)),
+        "claims",
+        15,
+    ),
+    "ownership: two pipelines leave a tenant to each other": (
+        on_a("aba", "AA", FAILOVER_AND_OUTAGE, Rules(leaves_to_each_other=True)),
+        "claims",
+        16,
+    ),
+}
+
+
+@pytest.mark.parametrize(("model", "state_count"), SAFE.values(), ids=SAFE)
+def test_every_state_keeps_the_promises(model: OwnershipModel, state_count: int) -> None:
+    """The agreed way breaks no promise in any state that can be reached, and its steps end."""
+    assert state_count == search(model, forbids_cycles=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "state_count"), SAFE_AND_LARGE.values(), ids=SAFE_AND_LARGE)
+def test_every_state_keeps_the_promises_in_a_larger_model(model: OwnershipModel, state_count: int) -> None:
+    """The same with more operations and more trouble."""
+    assert state_count == search(model, forbids_cycles=True)
+
+
+@pytest.mark.parametrize(("model", "promise", "length"), WRONG.values(), ids=WRONG)
+def test_search_finds_the_violation_when_a_rule_is_left_out(model: OwnershipModel, promise: str, length: int) -> None:
+    """A deviation from the agreed way breaks a promise or goes round in a cycle, and the error has the way to it."""
+    with pytest.raises(Violation) as caught:
+        search(model, forbids_cycles=True)
+    assert promise == caught.value.promise.partition(":")[0], caught.value
+    assert length == len(caught.value.trace), caught.value
+
+
+def test_random_history_keeps_the_promises() -> None:
+    """With up to three tenants, eight operations and all kinds of trouble at once."""
+    walk_all(range(60))
+
+
+@pytest.mark.slow
+def test_random_history_keeps_the_promises_in_many() -> None:
+    """The same, of more histories."""
+    walk_all(range(60, 600))
+
+
+@pytest.mark.parametrize("rules", [Rules(lifts_holds=True), Rules(leaves_held=True), Rules(keeps_given=True)])
+def test_random_history_breaks_a_promise_when_a_rule_is_left_out(rules: Rules) -> None:
+    """The histories are not blind."""
+    with pytest.raises(Violation):
+        walk_all(range(300), rules)
+
+
+def test_catch_up_need_not_end_when_it_has_lanes_of_its_own() -> None:
+    """A batch of it may always be in flight when it reaches the main reader."""
+    assert merge_model.fair_cycle(merge_model.own_lanes)
+
+
+def test_catch_up_ends_when_it_reaches_the_main_reader_with_shared_lanes() -> None:
+    """Nothing that is in flight has to be waited for."""
+    assert not merge_model.fair_cycle(merge_model.shared_lanes)
