@@ -46,6 +46,10 @@ class Rules:
     passes_before_answer: bool = False  # a backfill passes an operation, and takes its tenant when the answer comes
     leaves_to_each_other: bool = False  # a backfill leaves tenants to any other owner, and any other to a backfill
     owns_by_route: bool = False  # a backfill owns its whole shard, and no tenant individually
+    forgets_parents: bool = False  # a backfill begins at the own row, though that does not contain the parents' end
+    adopts_without_writing: bool = False  # a row by which the position of the parents counts
+    done_early: bool = False  # the row contains that the parents' operations are applied before these are
+    bounds_held: bool = False  # the bound on pipelines that read counts those that are held as well
     hands_back: bool = False  # an operation that a backfill has passed gets a pipeline of its own, which hands it back
 
 

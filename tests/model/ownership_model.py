@@ -12,10 +12,13 @@ which tenants it has, and the use of its answer, are two steps. A reader whose l
 Beside the promises of the other models there is one more: no cycle of steps without a fault, so that no two pipelines
 can hand a tenant to each other for ever (`search(..., forbids_cycles=True)`).
 
-Not searched: two readers (a zombie) on two shards, and with outages or moves of tenants; slots in every scope; the
-clock; a bound on the pipelines that read at a time, and on operations in memory; aggregated records; lost
-acknowledgements (`failover_model.py` has them); a scan of lease rows; children that start before their parents' end
-(`reshard_failover_model.py` has them, without pipelines).
+A model may have parents: stream shards that ended before, with operations that come before the reader's own. A shard
+that lost those too gets them in the same backfill, from the position of the parents' rows on.
+
+Not searched: two readers (a zombie) on two shards, and two readers with outages or moves of tenants; slots and parents
+in every scope; children that start before their parents' end (`reshard_failover_model.py` has them, without pipelines);
+a parent's parents; the clock, and how reads are shared; aggregated records; lost acknowledgements (`failover_model.py`
+has them); a scan of lease rows.
 """
 
 from __future__ import annotations
@@ -27,7 +30,15 @@ from typing import Literal
 
 from model.failover_rows import NEW, OUTDATED, TO_ADOPT, TO_COME, names_of
 from model.ownership import AGREED, NO_SHARD, Reader, Rules, put_at
-from model.ownership_reader import SHARD_NAMES, TENANT_NAMES, Lease, OwnershipReaders, Placement
+from model.ownership_reader import (
+    SHARD_NAMES,
+    TENANT_NAMES,
+    UNBOUNDED,
+    Bounds,
+    Lease,
+    OwnershipReaders,
+    Placement,
+)
 from model.reader_model import Scene
 from model.search import StatePart
 from msgspec.structs import replace
@@ -62,6 +73,7 @@ class Row(StatePart, frozen=True):
 
     token: int
     position: int
+    is_after_parents: bool = True  # for the shard's tenants, all operations of the parents are applied too
 
 
 class Shard(StatePart, frozen=True):
@@ -69,6 +81,7 @@ class Shard(StatePart, frozen=True):
 
     applied: int  # bits
     row: Row
+    parents_position: int = 0  # of the parents' rows: everything before it is applied
 
 
 class State(StatePart, frozen=True):
@@ -94,6 +107,8 @@ class OwnershipModel:
         budget: Budget,
         rules: Rules = AGREED,
         *,
+        parents: str = "",
+        bounds: Bounds = UNBOUNDED,
         shards: str = "AB",
         falls: str = "AB",
         fails_over: str = "AB",
@@ -105,8 +120,13 @@ class OwnershipModel:
         `aba` and `B.` are three operations, of tenant a on shard B and of tenant b that is registered late, on the
         last of the *shards*. *falls* and *fails_over* are the shards with outages and failovers, *moves* the tenants
         that move. *continues_ahead*: a successor begins where its predecessor was, and not at the checkpoint.
+
+        The *parents* have ended, and their operations come before the others: they are applied on the shards, and on
+        none of the replicas, which got nothing of them. So their tenants are registered.
         """
-        self._scene = Scene.of(operations, shards="AAA", trouble="")
+        self._scene = Scene.of(parents + operations, shards="AAA", trouble="")
+        self._begin = len(parents)
+        self._rules = rules
         self._budget = budget
         self._shards = range(len(shards))
         self._falls = [SHARD_NAMES.index(name) for name in falls if name in shards]
@@ -114,18 +134,23 @@ class OwnershipModel:
         self._moving = [TENANT_NAMES.index(name) for name in moves[: len(homes)]]
         self._homes = tuple(NO_SHARD if name == "." else SHARD_NAMES.index(name) for name in homes)
         self._continues_ahead = continues_ahead
-        self._end = len(operations)
-        self._readers = OwnershipReaders(self._scene.tenants, len(homes), len(shards), rules)
+        self._end = len(parents + operations)
+        self._readers = OwnershipReaders(self._scene.tenants, len(homes), len(shards), rules, bounds)
 
     def first(self) -> State:
         """Return a reader at the start of the stream shard."""
         count = len(self._shards)
+        row = Row(1, self._begin, is_after_parents=not self._begin)
+        applied = (
+            sum(1 << one for one in range(self._begin) if self._homes[self._scene.tenants[one]] == shard)
+            for shard in self._shards
+        )
         return State(
-            shards=(Shard(0, Row(1, 0)),) * count,
-            replicas=(None,) * count,
+            shards=tuple(Shard(bits, row, self._begin) for bits in applied),
+            replicas=(Shard(0, row) if self._begin else None,) * count,
             placement=Placement(self._homes, (False,) * count),
-            lease=Lease(),
-            owner=self._start(Lease()),
+            lease=(lease := Lease(self._begin, self._begin if self._continues_ahead else 0)),
+            owner=self._start(lease),
             zombie=None,
             left=astuple(self._budget),
             promise="",
@@ -179,11 +204,11 @@ class OwnershipModel:
             for version in versions:
                 if version is None:
                     continue
-                for operation in range(version.row.position):
+                of_parents = self._begin if version.row.is_after_parents else version.parents_position
+                for operation in (*range(of_parents), *range(self._begin, version.row.position)):
                     is_here = state.placement.homes[self._scene.tenants[operation]] == shard
                     if is_here and not version.applied >> operation & 1:
-                        name = SHARD_NAMES[shard]
-                        return f"claims: {operation} is not applied, the row of {name} is at {version.row.position}"
+                        return f"claims: {operation} is not applied, by the rows of {SHARD_NAMES[shard]}"
         return ""
 
     def unsettled(self, state: State) -> str:
@@ -201,14 +226,16 @@ class OwnershipModel:
         """Return what one reader may do."""
         reader = state.owner if role == "owner" else state.zombie
         assert reader is not None
-        for label, following in self._readers.prospect(reader, state.placement).moves:
+        prospect = self._readers.prospect(reader, state.placement)
+        for label, following in prospect.moves:
             yield label, _with(state, role, following)
         for shard in self._shards:
             if not state.placement.is_down[shard]:
-                yield from self._contact(state, role, reader, shard)
+                row = self._row(state, shard, prospect.safe_checkpoint)
+                yield from self._contact(state, role, reader, shard, row)
 
-    def _contact(self, state: State, role: Role, reader: Reader, shard: int) -> Iterator[tuple[str, State]]:
-        """Return what a reader may do with a shard: compare the row, then commit one operation or its position."""
+    def _contact(self, state: State, role: Role, reader: Reader, shard: int, own: Row) -> Iterator[tuple[str, State]]:
+        """Return what a reader may do with a shard: compare the row, then commit an operation, or its *own* row."""
         name, row, token = SHARD_NAMES[shard], state.shards[shard].row, reader.tokens[shard]
         if token < OUTDATED:
             yield self._adopt(state, role, reader, shard)
@@ -223,11 +250,15 @@ class OwnershipModel:
                 back = self._readers.take_back(reader, shard, tenant)
                 yield f"{name}: {TENANT_NAMES[tenant]} is not here", _with(state, role, back)
             else:
-                yield self._commit(state, role, reader, shard, operation)
-        position = self._readers.prospect(reader, state.placement).safe_checkpoint
-        if not reader.lanes[shard] and position != row.position:
-            written = replace(state.shards[shard], row=Row(TO_COME, position))
-            yield f"{name} stores {position}", self._wrote(state, role, reader, shard, written)
+                yield self._commit(state, role, reader, shard, operation, own)
+        if not reader.lanes[shard] and (own.position, own.is_after_parents) != (row.position, row.is_after_parents):
+            written = replace(state.shards[shard], row=own)
+            yield f"{name} stores {own.position}", self._wrote(state, role, reader, shard, written)
+
+    def _row(self, state: State, shard: int, position: int) -> Row:
+        """Return the row that a reader writes, by its checkpoint before the operations in the same transaction."""
+        is_done = position >= self._begin or self._rules.done_early or state.shards[shard].row.is_after_parents
+        return Row(TO_COME, max(position, self._begin), is_done)
 
     def _adopt(self, state: State, role: Role, reader: Reader, shard: int) -> tuple[str, State]:
         """Return what follows from a row with a token that the reader has not written.
@@ -235,22 +266,30 @@ class OwnershipModel:
         A position before everything that the reader has read since it began means that the shard lost commits, or is
         new to the reader.
         """
-        row, name = state.shards[shard].row, SHARD_NAMES[shard]
+        found, name = state.shards[shard], SHARD_NAMES[shard]
+        row, start = found.row, found.row.position
+        if not row.is_after_parents and found.parents_position < self._begin and not self._rules.forgets_parents:
+            start = found.parents_position
         known_to = reader.began if reader.tokens[shard] == NEW else reader.main
-        adopted = replace(reader, tokens=put_at(reader.tokens, shard, row.token))
-        if row.position >= known_to:
-            return f"{name} adopted, nothing is lost", _with(state, role, adopted)
-        adopted = self._readers.backfill(adopted, shard, row.position)
-        return f"{name} adopted, backfill from {row.position}", _with(state, role, adopted)
+        adopted, label = replace(reader, tokens=put_at(reader.tokens, shard, row.token)), "nothing is lost"
+        if start < known_to:
+            adopted, label = self._readers.backfill(adopted, shard, start), f"backfill from {start}"
+        following = _with(state, role, adopted)
+        if not row.is_after_parents and not self._rules.adopts_without_writing:
+            # Else the loss of the parents' operations would leave the row as the reader knows it.
+            written = replace(found, row=replace(row, token=TO_COME))
+            following = self._wrote(following, role, adopted, shard, written)
+        return f"{name} adopted, {label}", following
 
-    def _commit(self, state: State, role: Role, reader: Reader, shard: int, operation: int) -> tuple[str, State]:
-        """Return what follows a commit; the row has the position as of before the batch."""
-        position = self._readers.prospect(reader, state.placement).safe_checkpoint
+    def _commit(
+        self, state: State, role: Role, reader: Reader, shard: int, operation: int, row: Row
+    ) -> tuple[str, State]:
+        """Return what follows a commit."""
         applied, promise = self._scene.take_effect(state.shards[shard].applied, operation)
         lane = list(reader.lanes[shard])
         lane.remove(operation)
         after = replace(reader, lanes=put_at(reader.lanes, shard, tuple(lane)))
-        written = Shard(applied, Row(TO_COME, position))
+        written = replace(state.shards[shard], applied=applied, row=row)
         following = self._wrote(state, role, after, shard, written)
         if promise:
             following = replace(following, promise=promise)
@@ -296,9 +335,15 @@ class OwnershipModel:
         target_place = 1 - home
         source, target = state.shards[home], state.shards[target_place]
         own = sum(1 << operation for operation, one in enumerate(self._scene.tenants) if one == tenant)
-        row = Row(TO_COME, min(source.row.position, target.row.position))
+        row = Row(
+            TO_COME,
+            min(source.row.position, target.row.position),
+            source.row.is_after_parents and target.row.is_after_parents,
+        )
+        parents_position = min(source.parents_position, target.parents_position)
         shards = put_at(state.shards, home, replace(source, applied=source.applied & ~own))
-        shards = put_at(shards, target_place, Shard(target.applied | source.applied & own, row))
+        merged = Shard(target.applied | source.applied & own, row, parents_position)
+        shards = put_at(shards, target_place, merged)
         moved = replace(
             state,
             shards=shards,

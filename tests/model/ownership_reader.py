@@ -55,6 +55,16 @@ class Lease(StatePart, frozen=True):
     held: tuple[int, ...] = ()  # tenants for which only the checkpoint counts
 
 
+class Bounds(NamedTuple):
+    """The bounds of a reader: where one is reached, nothing is read until there is room."""
+
+    pipelines_reading: int = 99
+    operations_in_memory: int = 99
+
+
+UNBOUNDED = Bounds()
+
+
 class Prospect(NamedTuple):
     """What a reader may do without a row, and the positions that it may write."""
 
@@ -66,13 +76,21 @@ class Prospect(NamedTuple):
 class OwnershipReaders:
     """Everything that a reader may do."""
 
-    def __init__(self, tenants: Sequence[int], tenant_count: int, shard_count: int, rules: Rules) -> None:
+    def __init__(
+        self,
+        tenants: Sequence[int],
+        tenant_count: int,
+        shard_count: int,
+        rules: Rules,
+        bounds: Bounds = UNBOUNDED,
+    ) -> None:
         """*tenants*: the tenant of each operation."""
         self.ownership = Ownership(tenants, tenant_count, rules)
         self._tenants = tenants
         self._end = len(tenants)
         self._shards = range(shard_count)
         self._all = range(tenant_count)
+        self._bounds = bounds
         self._prospects: dict[tuple[Reader, Placement], Prospect] = {}  # a reader is in many states of the model
 
     def start(self, lease: Lease) -> Reader:
@@ -127,7 +145,7 @@ class OwnershipReaders:
         number = backfill_of(reader, shard)
         if number is None:
             number = len(reader.pipelines)
-            pipeline = Pipeline(shard, start, is_reading=True, waits_for=NOTHING)
+            pipeline = Pipeline(shard, start, is_reading=self._may_begin(reader), waits_for=NOTHING)
             reader = replace(reader, pipelines=(*reader.pipelines, pipeline))
         elif not rules.continues_after_loss:
             reader = self.ownership.restart(reader, number, start)
@@ -143,7 +161,7 @@ class OwnershipReaders:
         return tidied(reader)
 
     def _moves(self, reader: Reader, placement: Placement) -> Iterator[tuple[str, Reader]]:
-        if reader.main < self._end:
+        if reader.main < self._end and self._has_room(reader):
             operation = reader.main
             following = replace(reader, main=operation + 1)
             if reader.owners[self._tenants[operation]] == MAIN:
@@ -153,7 +171,7 @@ class OwnershipReaders:
         for number, pipeline in enumerate(reader.pipelines):
             if pipeline.is_reading:
                 yield from self._read(reader, number, pipeline, placement)
-            elif placement.answers(pipeline.waits_for):
+            elif placement.answers(pipeline.waits_for) and self._may_begin(reader):
                 yield from self._begin(reader, number, pipeline)
         for tenant in self._all:
             if reader.lookup[tenant]:
@@ -161,6 +179,13 @@ class OwnershipReaders:
         for shard in self._shards:
             if placement.is_down[shard] and reader.lanes[shard]:
                 yield f"lane of {SHARD_NAMES[shard]} fails, held", self.ownership.hold_shard(reader, shard)
+
+    def _may_begin(self, reader: Reader) -> bool:
+        bounds_held = self.ownership.rules.bounds_held
+        return sum(one.is_reading or bounds_held for one in reader.pipelines) < self._bounds.pipelines_reading
+
+    def _has_room(self, reader: Reader) -> bool:
+        return sum(map(len, (*reader.lanes, *reader.lookup))) < self._bounds.operations_in_memory
 
     def _begin(self, reader: Reader, number: int, pipeline: Pipeline) -> Iterator[tuple[str, Reader]]:
         """Return the beginnings of a held pipeline whose target answers: of its own, or together with another."""
@@ -186,7 +211,7 @@ class OwnershipReaders:
         is_answered_late = rules.passes_before_answer and pipeline.is_here != NOT_ASKED
         if is_answered_late:
             yield self._answer_late(reader, number, pipeline)
-        elif operation < reader.main:
+        elif operation < reader.main and self._has_room(reader):
             is_owner = reader.owners[self._tenants[operation]] == number
             passed = change(reader, number, next=operation + 1, is_here=NOT_ASKED)
             if is_owner:

@@ -9,6 +9,7 @@ import pytest
 from model import merge_model
 from model.ownership import AGREED, Rules
 from model.ownership_model import Budget, OwnershipModel
+from model.ownership_reader import UNBOUNDED, Bounds
 from model.ownership_walks import walk_all
 from model.search import Violation, search
 
@@ -16,6 +17,7 @@ FAILOVER = Budget(failovers=1)
 OUTAGE = Budget(outages=1)
 FAILOVER_AND_OUTAGE = Budget(failovers=1, outages=1)
 SLOTS = Rules(slots=True)
+ONE_AT_A_TIME = Bounds(pipelines_reading=1, operations_in_memory=1)
 
 
 def on_a(operations: str, homes: str, budget: Budget, rules: Rules = AGREED, *, ahead: bool = False) -> OwnershipModel:
@@ -38,6 +40,24 @@ def zombie(operations: str, homes: str, rules: Rules = AGREED, *, failovers: int
     return OwnershipModel(operations, homes, Budget(takes=1, failovers=failovers), rules, shards="A")
 
 
+def after_parents(
+    operations: str,
+    homes: str,
+    rules: Rules = AGREED,
+    *,
+    parents: str,
+    crashes: int = 0,
+    bounds: Bounds = UNBOUNDED,
+) -> OwnershipModel:
+    """Return a model in which both shards fail over, and lose what the parents have applied too."""
+    return OwnershipModel(operations, homes, Budget(crashes=crashes), rules, parents=parents, bounds=bounds)
+
+
+def bounded(operations: str, homes: str, budget: Budget, rules: Rules = AGREED) -> OwnershipModel:
+    """Return a model in which one pipeline reads at a time, and one operation is in memory."""
+    return OwnershipModel(operations, homes, budget, rules, fails_over="A", bounds=ONE_AT_A_TIME)
+
+
 SAFE = {
     "ownership: failover": (on_a("aba", "AA", FAILOVER), 4_952),
     "ownership: failover twice": (on_a("ab", "AA", Budget(failovers=2)), 5_298),
@@ -45,6 +65,9 @@ SAFE = {
     "ownership: move": (moves_a("aba", "AB", Budget(moves=1)), 5_886),
     "ownership: registered during the backfill of its shard": (on_b("baa", ".B"), 12_436),
     "ownership: slots, failover": (on_a("aba", "AA", FAILOVER, SLOTS), 4_308),
+    "ownership: after parents": (after_parents("ab", "AB", parents="ab"), 8_266),
+    "ownership: slots, after parents": (after_parents("ab", "AB", SLOTS, parents="ab"), 12_452),
+    "ownership: bounds, failover, shard down": (bounded("aba", "AB", FAILOVER_AND_OUTAGE), 13_849),
 }
 
 SAFE_AND_LARGE = {
@@ -68,6 +91,13 @@ SAFE_AND_LARGE = {
     ),
     "ownership: zombie": (zombie("ab", "AA"), 85_107),
     "ownership: zombie, failover": (zombie("a", "A", failovers=1), 12_722),
+    "ownership: after parents, three tenants": (after_parents("abc", "ABA", parents="abc"), 37_578),
+    "ownership: after parents, late tenant": (after_parents("ab", "A.", parents="a"), 28_017),
+    "ownership: slots, after parents, crash": (after_parents("ab", "AB", SLOTS, parents="ab", crashes=1), 132_895),
+    "ownership: bounds, slots, after parents, crash": (
+        after_parents("ab", "AB", SLOTS, parents="ab", crashes=1, bounds=ONE_AT_A_TIME),
+        31_439,
+    ),
     "ownership: slots, failover twice": (on_a("ab", "AA", Budget(failovers=2), SLOTS), 4_126),
     "ownership: slots, failover, crash": (on_a("ab", "AA", Budget(failovers=1, crashes=1), SLOTS), 28_963),
     "ownership: slots, failover, shard down": (on_a("ab", "AA", FAILOVER_AND_OUTAGE, SLOTS), 7_284),
@@ -144,6 +174,22 @@ WRONG = {
     ),
     "ownership: two pipelines hand a tenant to each other": (on_b("baa", ".B", Rules(hands_back=True)), "cycle", 17),
     "ownership: lanes of each owner": (on_b("baa", ".B", Rules(own_lanes=True)), "cycle", 19),
+    "ownership: a backfill forgets the parents": (
+        after_parents("a", "A", Rules(forgets_parents=True), parents="a"),
+        "claims",
+        3,
+    ),
+    "ownership: a child adopts without writing": (
+        after_parents("a", "A", Rules(adopts_without_writing=True), parents="a"),
+        "claims",
+        3,
+    ),
+    "ownership: parents done early": (after_parents("a", "A", Rules(done_early=True), parents="a"), "claims", 3),
+    "ownership: the bound on pipelines counts the held": (
+        bounded("ab", "AB", OUTAGE, Rules(bounds_held=True)),
+        "lost",
+        9,
+    ),
     "ownership: a backfill owns its shard, no tenant individually": (
         on_a("aab", "AA", FAILOVER_AND_OUTAGE, Rules(owns_by_route=True)),
         "claims",
