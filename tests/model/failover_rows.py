@@ -41,7 +41,9 @@ def names_of(rows: Iterable[int], adrift: Iterable[tuple[int, tuple[int, ...]]] 
         names.setdefault(token, len(names))
     has_row = NO_TOKEN not in rows
     waiting = list(adrift)
-    while found := next((one for one in waiting if any(t in names and (t or not has_row) for t in one[1])), None):
+    while waiting and (
+        found := next((one for one in waiting if any(t in names and (t or not has_row) for t in one[1])), None)
+    ):
         waiting.remove(found)
         names.setdefault(found[0], len(names))
     if has_row:

@@ -343,20 +343,20 @@ def _renamed(state: State) -> State:
     }
 
     def version(one: Version) -> Version:
-        parent, child = one.parent, one.child
-        return replace(
-            one,
-            parent=replace(parent, token=names["parent"][parent.token]),
-            child=replace(child, token=names["child"][child.token]),
-        )
+        parent, child = names["parent"][one.parent.token], names["child"][one.child.token]
+        if (parent, child) == (one.parent.token, one.child.token):
+            return one
+        return replace(one, parent=replace(one.parent, token=parent), child=replace(one.child, token=child))
 
     def worker(one: Worker | None, name: SideName) -> Worker | None:
         if one is None or one.token <= TO_ADOPT:
             return one
-        return replace(one, token=names[name].get(one.token, OUTDATED))
+        token = names[name].get(one.token, OUTDATED)
+        return one if token == one.token else replace(one, token=token)
 
     def side(one: Side, name: SideName) -> Side:
-        return replace(one, owner=worker(one.owner, name), zombie=worker(one.zombie, name))
+        owner, zombie = worker(one.owner, name), worker(one.zombie, name)
+        return one if owner is one.owner and zombie is one.zombie else replace(one, owner=owner, zombie=zombie)
 
     return replace(
         state,

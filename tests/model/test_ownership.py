@@ -98,17 +98,12 @@ SAFE_AND_LARGE = {
         after_parents("ab", "AB", SLOTS, parents="ab", crashes=1, bounds=ONE_AT_A_TIME),
         31_439,
     ),
-    "ownership: slots, failover twice": (on_a("ab", "AA", Budget(failovers=2), SLOTS), 4_126),
-    "ownership: slots, failover, crash": (on_a("ab", "AA", Budget(failovers=1, crashes=1), SLOTS), 28_963),
     "ownership: slots, failover, shard down": (on_a("ab", "AA", FAILOVER_AND_OUTAGE, SLOTS), 7_284),
     "ownership: slots, two shards fail over": (OwnershipModel("ab", "AB", Budget(failovers=2), SLOTS), 12_657),
-    "ownership: slots, failover, late tenant": (on_a("ab", "A.", Budget(failovers=1, crashes=1), SLOTS), 40_051),
     "ownership: slots, late tenant, its shard fails over": (on_b("aba", "B.", SLOTS), 12_304),
     "ownership: slots, registered during the backfill of its shard": (on_b("baa", ".B", SLOTS), 10_116),
     "ownership: slots, move": (moves_a("aba", "AB", Budget(moves=1), SLOTS), 7_466),
     "ownership: slots, move, shard down": (moves_a("ab", "AB", Budget(moves=1, outages=1), SLOTS), 15_436),
-    "ownership: slots, failover, move away": (moves_a("ab", "AA", Budget(failovers=1, moves=1), SLOTS), 13_453),
-    "ownership: slots, two moves": (moves_a("ab", "AB", Budget(moves=2), SLOTS), 10_621),
 }
 
 WRONG = {
@@ -233,7 +228,7 @@ def test_random_history_keeps_the_promises() -> None:
 @pytest.mark.slow
 def test_random_history_keeps_the_promises_in_many() -> None:
     """The same, of more histories."""
-    walk_all(range(60, 600))
+    walk_all(range(60, 400))
 
 
 @pytest.mark.parametrize("rules", [Rules(lifts_holds=True), Rules(leaves_held=True), Rules(keeps_given=True)])
