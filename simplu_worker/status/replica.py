@@ -18,6 +18,7 @@ import msgspec
 from simplu_worker import __version__
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.fleet.read_status import ReadStatus, hold_reason, read_status
+from simplu_worker.consumers.kinesis.reader.reader_view import ReaderView
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler
 from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S
@@ -146,16 +147,16 @@ class ReplicaStatus:
         for reader in readers:
             for hold in reader.holds():
                 targets.add((hold.reason, hold.target, hold.name))
-                ages[hold.reason] = max(ages[hold.reason], reader.held_age_s(hold))
+                ages[hold.reason] = max(ages[hold.reason], reader.view.held_age_s(hold))
             name = reader.stream_shard_id
-            instruments.KINESIS_LAG.labels(name).set(reader.lag_s or 0.0)
-            instruments.HELD_RETENTION.labels(name).set(reader.held_retention_ratio)
-            instruments.CATCH_UP_LAG.labels(name).set(reader.catch_up_lag_s)
+            instruments.KINESIS_LAG.labels(name).set(reader.view.lag_s or 0.0)
+            instruments.HELD_RETENTION.labels(name).set(reader.view.held_retention_ratio(reader.retention))
+            instruments.CATCH_UP_LAG.labels(name).set(reader.view.catch_up_lag_s)
         counts = Counter(reason for reason, _, _ in targets)
         for reason, age_s in ages.items():
             instruments.HELD_TARGETS.labels(reason).set(counts[reason])
             instruments.HELD_AGE.labels(reason).set(age_s)
-        instruments.CATCH_UPS.set(sum(reader.catch_up_count for reader in readers))
+        instruments.CATCH_UPS.set(sum(reader.view.catch_up_count for reader in readers))
         instruments.PREFETCH_BYTES.set(fleet.prefetch.used_bytes)
         instruments.PREFETCH_MAX_BYTES.set(fleet.prefetch.max_bytes)
 
@@ -171,7 +172,7 @@ class ReplicaStatus:
             "queues": self.monitoring.consumed_queues(),
             "streamShards": self.fleet.status() if self.fleet else [],
             "shards": self._shards(),
-            "held": [{"streamShard": r.stream_shard_id} | target for r in readers for target in r.held_status()],
+            "held": [{"streamShard": r.stream_shard_id} | target for r in readers for target in r.view.held_status()],
             "prefetch": self.fleet
             and {
                 "usedBytes": self.fleet.prefetch.used_bytes,
@@ -257,7 +258,7 @@ class ReplicaStatus:
             return 200, asked | {"status": "pending"} | _silent_members(silent)
         if held is not None:
             return 200, asked | held
-        lags = [reader.lag_of(tenant_id) for reader in self._readers()]
+        lags = [reader.view.lag_of(tenant_id) for reader in self._readers()]
         lag_s = max((lag for lag in lags if lag is not None), default=None)
         return 404, asked | {"status": "unknown", "lagSeconds": lag_s} | read_up_to | _silent_members(silent)
 
@@ -274,14 +275,17 @@ class ReplicaStatus:
         return None if reason is None else {"status": "held", "reason": reason}
 
     def _own_hold(self, tenant_id: str) -> dict[str, Any] | None:
-        held = next(filter(None, (reader.hold_of(tenant_id) for reader in self._readers())), None)
+        held = next(filter(None, (reader.view.hold_of(tenant_id) for reader in self._readers())), None)
         if held is None:
             return None
         since = utc_now() - timedelta(seconds=loop_time() - held.since)
         return {"status": "held", "reason": held.reason, "since": since}
 
     def _is_pending(self, request_id: str, tenant_id: str | None) -> bool:
-        handlers: list[StreamShardReader | OrderHandler] = [*self._readers(), *self.monitoring.orders.values()]
+        handlers: list[ReaderView | OrderHandler] = [
+            *(reader.view for reader in self._readers()),
+            *self.monitoring.orders.values(),
+        ]
         return any(handler.is_pending(request_id, tenant_id) for handler in handlers)
 
     async def find_tenant(self, business_id: str, location_id: str) -> HttpAnswer:

@@ -142,5 +142,5 @@ class _StreamReplay:
 
 def _show_lag(shard: StreamShard, reader: StreamShardReader) -> None:
     trouble = f": {reader.trouble}" if reader.trouble else ""
-    lag = "unknown" if reader.lag_s is None else f"{reader.lag_s:.0f} s"
+    lag = "unknown" if reader.view.lag_s is None else f"{reader.view.lag_s:.0f} s"
     Console(stderr=True, highlight=False).print(f"{shard.stream_shard_id}: {lag} to go{trouble}", markup=False)

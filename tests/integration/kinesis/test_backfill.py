@@ -135,7 +135,7 @@ async def test_what_a_shard_lost_is_applied_again_before_anything_new(world: Wor
         assert before is not None
         assert reader.checkpoint is not None
         assert reader.checkpoint > before
-        assert reader.held_status() == []
+        assert reader.view.held_status() == []
     await all_succeeded(other, c=39)
     assert await world.letters() == []
 
@@ -211,7 +211,7 @@ async def test_second_loss_while_the_first_is_made_good_loses_nothing(world: Wor
             await reaches(reader, numbers[-1])
             await snapshot.promote()
         await world.put(*mixed(chain("a-x", 3, first=93), chain("b-x", 3, first=93)))
-        await eventually(lambda: bool(reader.held_status()))
+        await eventually(lambda: bool(reader.view.held_status()))
         await snapshot.promote()
         await world.put(*mixed(chain("a-x", 3, first=96), chain("b-x", 3, first=96)))
         await all_succeeded(shard, a=99, b=99)
@@ -254,7 +254,7 @@ async def test_others_are_not_read_again_when_the_next_reader_begins_with_a_long
     async with world.reading(settings=_AT_ONCE_AHEAD) as reader:
         await world.put(*mixed(chain("a-x", 30), chain("c-x", 30)))
         await all_succeeded(shard, a=30)
-        await eventually(lambda: bool(reader.held_status()))
+        await eventually(lambda: bool(reader.view.held_status()))
         await asyncio.sleep(shard_positions.AHEAD_MAX_AGE_S)
         await world.put(*chain("a-x", 30, first=30))
         await all_succeeded(shard, a=60)
@@ -287,7 +287,7 @@ async def test_tenant_that_waits_during_a_refill_gets_what_was_lost_before_anyth
         await fetch(shard, "UPDATE tenants SET state = 'fenced' WHERE id = 'b-x' RETURNING id")
         await world.put(*mixed(chain("a-x", 3, first=33), chain("b-x", 3, first=33)))
         await all_succeeded(shard, a=36)
-        await eventually(lambda: [hold["target"] for hold in reader.held_status()] == ["tenant b-x"])
+        await eventually(lambda: [hold["target"] for hold in reader.view.held_status()] == ["tenant b-x"])
         assert len(await outcomes(shard, "b-x")) == 3
         await fetch(shard, "UPDATE tenants SET state = 'active' WHERE id = 'b-x' RETURNING id")
         await all_succeeded(shard, a=36, b=36)
@@ -341,7 +341,7 @@ async def test_child_reads_of_its_parent_what_a_shard_lacks_before_its_own(world
     async with reading[0] as one, reading[1] as two:
         await world.put(*chain("a-x", 3, first=33))
         await all_succeeded(shard, a=36)
-        await eventually(lambda: not one.held_status() and not two.held_status())
+        await eventually(lambda: not one.view.held_status() and not two.view.held_status())
     rows = await fetch(shard, "SELECT parents_done FROM stream_positions WHERE stream_shard_id <> $1", ONLY)
     assert True in [row["parents_done"] for row in rows]
 

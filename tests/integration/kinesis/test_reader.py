@@ -58,7 +58,7 @@ async def test_reader_applies_each_tenants_operations_in_stream_order(world: Wor
         rows = await fetch(await world.shard(shard_id), "SELECT data FROM resources WHERE \"resourceName\" = 'class'")
         assert all(json.loads(row["data"])["number"] == 399 for row in rows)
     assert await world.letters() == []
-    assert (reader.lag_s, reader.held_status()) == (0.0, [])
+    assert (reader.view.lag_s, reader.view.held_status()) == (0.0, [])
 
 
 async def test_reader_lets_nobody_wait_for_an_unregistered_tenant(world: World) -> None:
@@ -69,14 +69,14 @@ async def test_reader_lets_nobody_wait_for_an_unregistered_tenant(world: World) 
 
     async with world.reading() as reader:
         await logs(shard, "a-x", 6)
-        await eventually(lambda: reader.is_pending("new-x-1", "new-x") or bool(reader.held_status()))
-        assert not reader.is_pending("a-x-1", None)
-        await eventually(lambda: bool(reader.held_status()))
+        await eventually(lambda: reader.view.is_pending("new-x-1", "new-x") or bool(reader.view.held_status()))
+        assert not reader.view.is_pending("a-x-1", None)
+        await eventually(lambda: bool(reader.view.held_status()))
         assert reader.checkpoint == Position.from_sequence_number(numbers[2])
-        assert [(held["target"], held["reason"], held["tenants"]) for held in reader.held_status()] == [
+        assert [(held["target"], held["reason"], held["tenants"]) for held in reader.view.held_status()] == [
             ("tenant new-x", "unregistered", 1)
         ]
-        assert not reader.is_pending("new-x-1", "new-x")
+        assert not reader.view.is_pending("new-x-1", "new-x")
 
         more = await world.put(*chain("new-x", 3, first=3))
         await world.provision("new-x", "shard-1")
@@ -112,7 +112,7 @@ async def test_reader_gives_up_an_unknown_tenants_operations_after_wait_and_marg
     numbers = await world.put(record("create", "nobody-x", 0))
 
     async with world.reading(utc=lambda: utc_now() + ahead) as reader:
-        await eventually(lambda: bool(reader.held_status()))
+        await eventually(lambda: bool(reader.view.held_status()))
         assert reader.checkpoint is None
         await asyncio.sleep(0.5)
         assert await world.letters() == []
@@ -120,7 +120,7 @@ async def test_reader_gives_up_an_unknown_tenants_operations_after_wait_and_marg
         await reaches(reader, numbers[0])
         ahead = timedelta(0)
         await world.put(record("create", "nobody-x", 1))
-        await eventually(lambda: bool(reader.held_status()))
+        await eventually(lambda: bool(reader.view.held_status()))
 
     (letter,) = await world.letters()
     assert (letter["reason"], letter["requestId"], letter["source"]["sequenceNumber"]) == (
@@ -247,11 +247,11 @@ async def test_reader_decodes_nothing_before_its_lane_has_nothing_to_do(
         async with shard.transaction() as connection:
             await connection.execute("SELECT FROM tenants FOR UPDATE")  # no batch gets past this
             await world.put(record("create", "a-x", 0))
-            await eventually(lambda: reader.is_pending("a-x-0", None))
+            await eventually(lambda: reader.view.is_pending("a-x-0", None))
             (second,) = await world.put(record("update", "a-x", 1))
             await eventually(lambda: reader._is_dispatching)
             await asyncio.sleep(0.1)
-            assert not reader.is_pending("a-x-1", None)
+            assert not reader.view.is_pending("a-x-1", None)
             assert not reader.is_caught_up
         await reaches(reader, second)
 
@@ -269,10 +269,10 @@ async def test_reader_goes_on_for_others_while_its_only_lane_is_late(
     async with world.reading() as reader, (await world.shard("shard-1")).transaction() as connection:
         await connection.execute("SELECT FROM tenants FOR UPDATE")  # no batch gets past this
         await world.put(record("create", "a-x", 0))
-        await eventually(lambda: reader.is_pending("a-x-0", None))
+        await eventually(lambda: reader.view.is_pending("a-x-0", None))
         await world.put(record("create", "b-x", 0))
         await logs(await world.shard("shard-2"), "b-x", 1)
-        assert reader.is_pending("a-x-0", None)
+        assert reader.view.is_pending("a-x-0", None)
 
 
 async def test_reader_applies_a_healthy_shards_new_tenant_while_another_shard_is_frozen(
@@ -288,12 +288,12 @@ async def test_reader_applies_a_healthy_shards_new_tenant_while_another_shard_is
 
     async with world.reading() as reader:
         await world.put(*(record("create", f"f{number}-x", 0) for number in range(20)))
-        await eventually(lambda: reader.is_pending("f19-x-0", None))
+        await eventually(lambda: reader.view.is_pending("f19-x-0", None))
         await world.put(record("create", "a-x", 0))
         await logs(shard, "a-x", 1, within_s=1.5)
 
         breakable_server.resume()
-        await eventually(lambda: not reader.held_status() and not reader.is_pending("f7-x-0", None))
+        await eventually(lambda: not reader.view.held_status() and not reader.view.is_pending("f7-x-0", None))
 
     assert len(await fetch(frozen, "SELECT FROM operations")) == 20
 
@@ -310,7 +310,7 @@ async def test_reader_stops_in_time_when_a_shard_is_frozen(world: World, breakab
         await reaches(reader, numbers[-1])
         breakable_server.suspend()
         await world.put(*chain("a-x", 3, first=3), record("create", "b-x", 0))
-        await eventually(lambda: reader.is_pending("a-x-5", None) and reader.is_pending("b-x-0", None))
+        await eventually(lambda: reader.view.is_pending("a-x-5", None) and reader.view.is_pending("b-x-0", None))
         await asyncio.sleep(0.2)
         stopped_at = asyncio.get_running_loop().time()
     assert asyncio.get_running_loop().time() - stopped_at < DEFAULT_TIMEOUTS.close_s + 1.5
@@ -336,7 +336,7 @@ async def test_reader_holds_a_tenant_that_is_not_active(world: World, state: str
         await fetch(shard, set_state, state)
         await world.put(*mixed(chain("a-x", 3, first=3), chain("b-x", 3, first=3)))
         await logs(shard, "b-x", 6)
-        await eventually(lambda: [held["reason"] for held in reader.held_status()] == ["inactive"])
+        await eventually(lambda: [held["reason"] for held in reader.view.held_status()] == ["inactive"])
         numbers = await world.put(*mixed(chain("a-x", 3, first=6), chain("b-x", 3, first=6)))
         await logs(shard, "b-x", 9)
         assert await outcomes(shard, "a-x") == ["succeeded"] * 3
@@ -358,7 +358,7 @@ async def test_reader_holds_what_is_behind_the_batch_too(world: World) -> None:
         await fetch(shard, "UPDATE tenants SET state = 'fenced' RETURNING id")
         numbers = await world.put(*chain("a-x", 1500, first=3))
         await eventually(lambda: reader.read_to is not None and reader.read_to.sequence_number == numbers[-1])
-        await eventually(lambda: [held["reason"] for held in reader.held_status()] == ["inactive"])
+        await eventually(lambda: [held["reason"] for held in reader.view.held_status()] == ["inactive"])
         assert (reader._dispatcher.entries(), await outcomes(shard, "a-x")) == ([], ["succeeded"] * 3)
         await fetch(shard, "UPDATE tenants SET state = 'active' RETURNING id")
         await reaches(reader, numbers[-1])
@@ -374,7 +374,9 @@ async def test_reader_keeps_the_order_when_another_reader_finds_the_tenant_first
     await world.put(*chain("new-x", 3))
 
     async with world.reading() as reader:
-        await eventually(lambda: bool(reader.held_status()) if is_held else reader.is_pending("new-x-2", None))
+        await eventually(
+            lambda: bool(reader.view.held_status()) if is_held else reader.view.is_pending("new-x-2", None)
+        )
         await world.provision("new-x", "shard-1")
         await world.gateway.find("new-x")
         numbers = await world.put(*chain("new-x", 3, first=3))

@@ -49,7 +49,7 @@ def _quick_questions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def held_targets(reader: StreamShardReader) -> list[tuple[str, str, str]]:
     """Return target, reason and state of everything held."""
-    return sorted((held["target"], held["reason"], held["state"]) for held in reader.held_status())
+    return sorted((held["target"], held["reason"], held["state"]) for held in reader.view.held_status())
 
 
 def padded(tenant: str, count: int, size_bytes: int, *, first: int = 0) -> list[bytes]:
@@ -77,13 +77,13 @@ async def test_others_go_on_when_a_shard_is_killed_under_load(world: World, brea
         await world.put(*mixed(chain("a-x", 30, first=303), chain("b-x", 30, first=303)))
         await logs(shard, "a-x", 333, within_s=3)
         await eventually(lambda: reader._memory.held_bytes == 0)
-        assert not reader.is_pending("b-x-3", None)
+        assert not reader.view.is_pending("b-x-3", None)
         assert reader.checkpoint == Position.from_sequence_number(numbers[0])
 
         await breakable_server.start()
         more = await world.put(*mixed(chain("a-x", 3, first=333), chain("b-x", 3, first=333)))
         await reaches(reader, more[-1])
-        assert reader.held_status() == []
+        assert reader.view.held_status() == []
 
     assert await outcomes(shard, "a-x") == ["succeeded"] * 336
     assert await outcomes(broken, "b-x") == ["succeeded"] * 336
@@ -105,13 +105,13 @@ async def test_queue_behind_a_batch_without_an_answer_is_held_when_it_grows(
         await logs(frozen, "b-x", 3)
         breakable_server.suspend()
         await world.put(record("create", "b-x", 3, resource_id="r3"))
-        await eventually(lambda: reader.is_pending("b-x-3", None))
+        await eventually(lambda: reader.view.is_pending("b-x-3", None))
         await world.put(*padded("b-x", 60, 30_000, first=4), *chain("a-x", 3, first=3))
         await eventually(lambda: reader._memory.held_bytes > MIB)
         await logs(shard, "a-x", 6)
         await eventually(lambda: reader._memory.held_bytes < 64 * 1024)
         assert held_targets(reader) == [("shard shard-3", "shard_unavailable", "held")]
-        assert reader.is_pending("b-x-3", None)
+        assert reader.view.is_pending("b-x-3", None)
 
         breakable_server.resume()
         numbers = await world.put(record("create", "b-x", 64, resource_id="r64"))
@@ -152,8 +152,8 @@ async def test_tenants_held_together_are_applied_when_they_are_registered(
     await world.put(*mixed(*(chain(tenant, 3) for tenant in tenants)))
 
     async with world.reading() as reader:
-        await eventually(lambda: sum(held["tenants"] for held in reader.held_status()) == len(tenants))
-        targets = sorted(held["target"].split()[0] for held in reader.held_status())
+        await eventually(lambda: sum(held["tenants"] for held in reader.view.held_status()) == len(tenants))
+        targets = sorted(held["target"].split()[0] for held in reader.view.held_status())
         assert targets in (["bucket", "tenant", "tenant", "tenant"], ["bucket", "bucket", "tenant", "tenant", "tenant"])
         await world.put(*mixed(*(chain(tenant, 3, first=3) for tenant in tenants)), *chain("a-x", 3))
         await logs(shard, "a-x", 3)
@@ -162,7 +162,7 @@ async def test_tenants_held_together_are_applied_when_they_are_registered(
             await world.provision(tenant, f"shard-{1 + number % 2}")
         numbers = await world.put(*(record("list", tenant, 6) for tenant in tenants))
         await reaches(reader, numbers[-1])
-        assert reader.held_status() == []
+        assert reader.view.held_status() == []
 
     for number, tenant in enumerate(tenants):
         assert await outcomes(await world.shard(f"shard-{1 + number % 2}"), tenant) == ["succeeded"] * 7
@@ -177,7 +177,7 @@ async def test_held_operations_become_dead_letters_each_at_its_own_time(world: W
     (young,) = await world.put(record("create", "nobody-x", 1))
 
     async with world.reading(utc=lambda: now or utc_now()) as reader:
-        await eventually(lambda: bool(reader.held_status()))
+        await eventually(lambda: bool(reader.view.held_status()))
         (hold,) = reader.holds()
         now = hold.arrived_at + WAIT + MARGIN - timedelta(milliseconds=1)
         room = reader._dispatcher.lookup
@@ -248,7 +248,7 @@ async def test_operation_that_fails_by_itself_is_applied_when_it_stops_failing(
     )
 
     async with world.reading() as reader:
-        await eventually(lambda: bool(reader.held_status()))
+        await eventually(lambda: bool(reader.view.held_status()))
         assert reader.checkpoint is None
         await calm(shard)
         await reaches(reader, numbers[-1])
@@ -287,7 +287,7 @@ async def test_child_holds_what_its_parents_owe_until_they_owe_it_no_more(
         reader.release_from_parents(TenantSet())
         numbers = await world.put(*mixed(*(chain(tenant, 3, first=6) for tenant in tenants)))
         await reaches(reader, numbers[-1])
-        assert (reader.held_status(), reader.is_waiting_for_parents) == ([], False)
+        assert (reader.view.held_status(), reader.is_waiting_for_parents) == ([], False)
 
     for tenant in tenants:
         assert await outcomes(shard, tenant) == ["succeeded"] * 9
@@ -331,7 +331,7 @@ async def test_next_reader_goes_on_with_what_was_held_when_the_first_stops(
         tail = mixed(*(chain(tenant, 30, first=3) for tenant in ("b-x", "c-x")), chain("late-x", 30))
         await world.put(*tail, *chain("a-x", 3, first=6))
         await logs(shard, "a-x", 9)
-        await eventually(lambda: len(reader.held_status()) == 3)
+        await eventually(lambda: len(reader.view.held_status()) == 3)
         assert held_targets(reader) == [
             ("shard shard-3", "shard_unavailable", "held"),
             ("tenant c-x", "inactive", "held"),
@@ -365,7 +365,7 @@ async def test_aggregate_of_another_stream_shard_is_one_dead_letter(world: World
 
     async with world.reading(hash_range=HashRange(0, 0)) as reader:
         await logs(shard, "a-x", 6)
-        await eventually(lambda: bool(reader.held_status()))
+        await eventually(lambda: bool(reader.view.held_status()))
         await world.provision("late-x", "shard-1")
         await reaches(reader, numbers[-1])
 

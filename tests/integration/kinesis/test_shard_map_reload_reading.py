@@ -36,7 +36,7 @@ def leave(world: World, shard_id: str) -> None:
 
 def held_targets(reader: StreamShardReader) -> list[tuple[str, str]]:
     """Return target and reason of everything held."""
-    return sorted((held["target"], held["reason"]) for held in reader.held_status())
+    return sorted((held["target"], held["reason"]) for held in reader.view.held_status())
 
 
 async def test_what_is_on_its_way_to_a_shard_that_leaves_is_applied_where_its_tenant_lives(world: World) -> None:
@@ -51,7 +51,7 @@ async def test_what_is_on_its_way_to_a_shard_that_leaves_is_applied_where_its_te
         leave(world, "shard-2")
         await world.put(*chain("b-x", 30, first=3))
         await logs(new, "b-x", 30)
-        await eventually(lambda: not reader.held_status())
+        await eventually(lambda: not reader.view.held_status())
     await old.close()
 
 
@@ -73,5 +73,5 @@ async def test_what_is_held_for_a_shard_that_leaves_is_held_by_tenant_then(
         await eventually(lambda: held_targets(reader) == [("tenant b-x", "not_here")])
         await add_tenant(new, TENANT, created_at=datetime.now(UTC))
         await logs(new, "b-x", 30)
-        await eventually(lambda: not reader.held_status())
+        await eventually(lambda: not reader.view.held_status())
     await broken.close()

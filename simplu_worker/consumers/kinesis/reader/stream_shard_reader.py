@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
@@ -39,6 +38,7 @@ from simplu_worker.consumers.kinesis.reader.reader_parameters import (
     ReaderServices,
     ReaderSettings,
 )
+from simplu_worker.consumers.kinesis.reader.reader_view import ReaderView
 from simplu_worker.consumers.kinesis.recovery.shard_positions import (
     Backfill,
     PositionRow,
@@ -129,6 +129,7 @@ class StreamShardReader:
             utc=utc,
         )
         self._catch_ups = CatchUps(services.gateway, self._dispatcher, self._access, self._create_catch_up_reader)
+        self.view = ReaderView(self._tracker, self._cursor, self._dispatcher, self._catch_ups, utc=utc)
         holds = self._dispatcher.holds
         if ahead is not None:
             held = TenantSet.decode(ahead.held)
@@ -176,78 +177,9 @@ class StreamShardReader:
         """The trouble, where only a person can end it."""
         return self._cursor.refusal
 
-    @property
-    def lag_s(self) -> float | None:
-        """The age of the first pending record, else the lag of the last reply; None before the first reply.
-
-        The lag grows while reading fails, as new records are unknown then. Held records do not count: `held_age_s`.
-        """
-        first = self._tracker.first_pending
-        if first is not None:
-            return max(0.0, (self._utc() - first.arrived_at).total_seconds())
-        if self._cursor.millis_behind is None:
-            return None
-        unread_for_s = loop_time() - self._cursor.replied_at if self.trouble else 0.0
-        return self._cursor.millis_behind / 1000 + unread_for_s
-
-    def lag_of(self, tenant_id: str | None) -> float | None:
-        """Return how far a tenant's operations may be behind, held ones included; of any tenant with None."""
-        holds = [hold for hold in self.holds() if tenant_id is None or tenant_id in hold.tenants]
-        return max((age for age in [self.lag_s, *map(self.held_age_s, holds)] if age is not None), default=None)
-
-    @property
-    def catch_up_lag_s(self) -> float:
-        """The lag of the slowest catch-up behind the main reader; 0 without catch-ups."""
-        return max((one.lag_s for one in self._catch_ups.running), default=0.0)
-
-    @property
-    def catch_up_count(self) -> int:
-        """How many catch-ups run."""
-        return len(self._catch_ups.running)
-
-    @property
-    def held_retention_ratio(self) -> float:
-        """The age of the oldest held operation over the retention of the stream; at 1 the operation is lost."""
-        if self.retention is None:
-            return 0.0
-        return max(map(self.held_age_s, self.holds()), default=0.0) / self.retention.total_seconds()
-
-    def held_age_s(self, hold: Hold) -> float:
-        """Return the age of the first operation of a hold that is not applied."""
-        reached = hold.reached if hold.catch_up is not None else None
-        arrived_at = hold.arrived_at if reached is None else max(hold.arrived_at, reached.arrived_at)
-        return max(0.0, (self._utc() - arrived_at).total_seconds())
-
     def holds(self) -> list[Hold]:
         """Return all holds, the oldest first."""
         return self._dispatcher.holds.all()
-
-    def is_pending(self, request_id: str, tenant_id: str | None) -> bool:
-        """Return whether an operation is in memory and not yet applied. Searches all of them: for people only."""
-        return any(
-            entry.operation.request_id == request_id and tenant_id in (None, entry.operation.tenant_id)
-            for entry in self._dispatcher.entries()
-        )
-
-    def hold_of(self, tenant_id: str) -> Hold | None:
-        """Return the hold of a tenant; None without one."""
-        return next((hold for hold in self.holds() if tenant_id in hold.tenants), None)
-
-    def held_status(self) -> list[dict[str, Any]]:
-        """Return every hold for the status: its target, reason and start, and the age of its first operation."""
-        now = loop_time()
-        return [
-            {
-                "target": f"{hold.target} {hold.name}".strip(),
-                "reason": hold.reason,
-                "state": "catching up" if hold.catch_up else "ready" if hold.is_ready else "held",
-                "tenants": len(hold.tenants),
-                "ageSeconds": round(self.held_age_s(hold), 1),
-                "heldForSeconds": round(now - hold.since, 1),
-                "position": None if hold.reached is None else hold.reached.sequence_number,
-            }
-            for hold in self.holds()
-        ]
 
     def status(self) -> dict[str, Any]:
         """Return the progress, for the status."""
@@ -255,13 +187,9 @@ class StreamShardReader:
         return {
             "streamShard": self.stream_shard_id,
             "state": self._activity,
-            "lagSeconds": self.lag_s,
             "checkpoint": None if checkpoint is None else checkpoint.checkpoint,
             "pendingBytes": self._memory.held_bytes,
-            "held": dict(Counter(hold.reason for hold in self.holds())),
-            "catchUps": [one.status() for one in self._catch_ups.running],
-            "trouble": self.trouble,
-        }
+        } | self.view.activity_status()
 
     @property
     def _activity(self) -> str:
@@ -551,7 +479,7 @@ class StreamShardReader:
             await self._store_dead_letters(rejections.dead_letters(self._utc()))
             for batch in rejected:  # one batch after the other: rejections are often all of it
                 tracker.finish(batch)
-        instruments.KINESIS_LAG.labels(self.stream_shard_id).set(self.lag_s or 0.0)
+        instruments.KINESIS_LAG.labels(self.stream_shard_id).set(self.view.lag_s or 0.0)
 
     async def _decode_batch(self, arrivals: Iterator[DecodedRecord]) -> list[DecodedRecord]:
         """Wait until a lane is idle, then decode as many records as a batch takes; empty at the end of *arrivals*.

@@ -1,0 +1,117 @@
+"""The view of a reader for people and metrics: lags, holds and pending operations. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import timedelta
+from typing import Any
+
+from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
+from simplu_worker.consumers.kinesis.fetch.cursor import Cursor
+from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
+from simplu_worker.consumers.kinesis.holding.holds import Hold
+from simplu_worker.consumers.kinesis.reader.catch_up import CatchUps
+from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
+from simplu_worker.timing.clock import UtcClock, loop_time
+
+
+class ReaderView:
+    """The view of one reader, which gives it its parts."""
+
+    def __init__(
+        self,
+        tracker: CheckpointTracker[RecordPosition],
+        cursor: Cursor,
+        dispatcher: Dispatcher,
+        catch_ups: CatchUps,
+        *,
+        utc: UtcClock,
+    ) -> None:
+        self._tracker = tracker
+        self._cursor = cursor
+        self._dispatcher = dispatcher
+        self._catch_ups = catch_ups
+        self._utc = utc
+
+    def __repr__(self) -> str:
+        return f"ReaderView({self._tracker!r})"
+
+    @property
+    def lag_s(self) -> float | None:
+        """The age of the first pending record, else the lag of the last reply; None before the first reply.
+
+        The lag grows while reading fails, as new records are unknown then. Held records do not count: `held_age_s`.
+        """
+        first = self._tracker.first_pending
+        if first is not None:
+            return max(0.0, (self._utc() - first.arrived_at).total_seconds())
+        if self._cursor.millis_behind is None:
+            return None
+        unread_for_s = loop_time() - self._cursor.replied_at if self._cursor.trouble else 0.0
+        return self._cursor.millis_behind / 1000 + unread_for_s
+
+    def lag_of(self, tenant_id: str | None) -> float | None:
+        """Return how far a tenant's operations may be behind, held ones included; of any tenant with None."""
+        holds = [hold for hold in self._holds() if tenant_id is None or tenant_id in hold.tenants]
+        return max((age for age in [self.lag_s, *map(self.held_age_s, holds)] if age is not None), default=None)
+
+    @property
+    def catch_up_lag_s(self) -> float:
+        """The lag of the slowest catch-up behind the main reader; 0 without catch-ups."""
+        return max((one.lag_s for one in self._catch_ups.running), default=0.0)
+
+    @property
+    def catch_up_count(self) -> int:
+        """How many catch-ups run."""
+        return len(self._catch_ups.running)
+
+    def held_retention_ratio(self, retention: timedelta | None) -> float:
+        """Return the age of the oldest held operation over the *retention* of the stream; at 1 it is lost."""
+        if retention is None:
+            return 0.0
+        return max(map(self.held_age_s, self._holds()), default=0.0) / retention.total_seconds()
+
+    def held_age_s(self, hold: Hold) -> float:
+        """Return the age of the first operation of a hold that is not applied."""
+        reached = hold.reached if hold.catch_up is not None else None
+        arrived_at = hold.arrived_at if reached is None else max(hold.arrived_at, reached.arrived_at)
+        return max(0.0, (self._utc() - arrived_at).total_seconds())
+
+    def is_pending(self, request_id: str, tenant_id: str | None) -> bool:
+        """Return whether an operation is in memory and not yet applied. Searches all of them: for people only."""
+        return any(
+            entry.operation.request_id == request_id and tenant_id in (None, entry.operation.tenant_id)
+            for entry in self._dispatcher.entries()
+        )
+
+    def hold_of(self, tenant_id: str) -> Hold | None:
+        """Return the hold of a tenant; None without one."""
+        return next((hold for hold in self._holds() if tenant_id in hold.tenants), None)
+
+    def held_status(self) -> list[dict[str, Any]]:
+        """Return every hold for the status: its target, reason and start, and the age of its first operation."""
+        now = loop_time()
+        return [
+            {
+                "target": f"{hold.target} {hold.name}".strip(),
+                "reason": hold.reason,
+                "state": "catching up" if hold.catch_up else "ready" if hold.is_ready else "held",
+                "tenants": len(hold.tenants),
+                "ageSeconds": round(self.held_age_s(hold), 1),
+                "heldForSeconds": round(now - hold.since, 1),
+                "position": None if hold.reached is None else hold.reached.sequence_number,
+            }
+            for hold in self._holds()
+        ]
+
+    def activity_status(self) -> dict[str, Any]:
+        """Return the lag, the holds by reason, the catch-ups and the trouble, for the status."""
+        return {
+            "lagSeconds": self.lag_s,
+            "held": dict(Counter(hold.reason for hold in self._holds())),
+            "catchUps": [one.status() for one in self._catch_ups.running],
+            "trouble": self._cursor.trouble,
+        }
+
+    def _holds(self) -> list[Hold]:
+        return self._dispatcher.holds.all()
