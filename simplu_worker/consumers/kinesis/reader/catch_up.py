@@ -33,9 +33,7 @@ from simplu_worker.timing.waits import sleep_or_event, wait_any
 
 CATCH_UPS_MAX: Final = 4  # at a time; they share the part of the quota that the main reader leaves
 GROUP_WITHIN: Final = timedelta(seconds=60)  # holds that start so close to each other are caught up together
-SENT_MAX_COUNT: Final = (  # pending, of one catch-up: operations of others queue behind them
-    2 * BATCH_MAX_COUNT
-)  # pending operations of one catch-up: those of other readers queue behind them
+SENT_MAX_COUNT: Final = 2 * BATCH_MAX_COUNT  # pending, of one catch-up: those of other readers queue behind them
 SENT_MAX_BYTES: Final = 2 * BATCH_MAX_BYTES
 CHECK_INTERVAL_S: Final = 0.25
 LOOKUP_WAIT_S: Final = 0.02

@@ -64,9 +64,8 @@ def lineage_of(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str])
     return Lineage(lease.parents & ancestors.keys(), ancestors, are_ended)
 
 
-ReplayStart: TypeAlias = (  # after a record; at its first record since then; nowhere
-    RecordPosition | datetime | None
-)  # after a record; before the first that arrived since; nowhere
+# After a record; before the first one that arrived since an instant; nowhere.
+ReplayStart: TypeAlias = RecordPosition | datetime | None
 
 
 def format_position(position: RecordPosition | None) -> str:
