@@ -561,7 +561,7 @@ WRONG_DESIGNS = {
         _with_reader(positions_class=_UnwaryPositions), _in_less_memory, Weather.STORM, seed=5636
     ),
     "records of the parents are left to the newest hold": WrongDesign(
-        _with_reader(holds_class=_PoliteHolds), _in_less_memory, Weather.STORM, seed=7431
+        _with_reader(holds_class=_PoliteHolds), _in_less_memory, Weather.STORM, seed=7095
     ),
     "two whole-shard catch-ups leave tenants in the slots of both to each other": WrongDesign(
         _with_unrepeated_chores(_with_reader(holds_class=_CourteousHolds)), weather=Weather.GREAT_STORM, seed=20956
@@ -575,7 +575,7 @@ WRONG_DESIGNS = {
         seed=7151,
     ),
     "re-read operations of an unrouted tenant are sent to any shard": WrongDesign(
-        _with_reader(holds_class=_StraightHolds), seed=1936
+        _with_reader(holds_class=_StraightHolds), seed=4266
     ),
     "only some ancestors are read again": WrongDesign(_with_reader(positions_class=_SparingPositions), seed=434),
     "other operations overtake re-read ones": WrongDesign(_with_reader(dispatcher_class=_UngatedDispatcher), seed=1755),
