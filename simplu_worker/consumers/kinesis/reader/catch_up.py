@@ -7,9 +7,9 @@ reader. It sends only the operations of its holds, and ends them when its next r
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 import structlog
@@ -31,7 +31,7 @@ from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event, wait_any
 
-CATCH_UPS_MAX: Final = 4  # at a time; they share the part of the quota that the main reader leaves
+CATCH_UPS_MAX: Final = 4  # at a time; they share the part of the quota that the main reader leaves; one is the oldest
 GROUP_WITHIN: Final = timedelta(seconds=60)  # holds that start so close to each other are caught up together
 SENT_MAX_COUNT: Final = 2 * BATCH_MAX_COUNT  # pending, of one catch-up: those of other readers queue behind them
 SENT_MAX_BYTES: Final = 2 * BATCH_MAX_BYTES
@@ -42,6 +42,8 @@ PROBE_INTERVAL_S: Final = 0.1  # between two checks for due probes, while a Post
 PROBE_BASE_S: Final = 0.25
 PROBE_MAX_S: Final = 0.7  # a shard that is back is used within two seconds, including the probe and the first read
 RELAPSE_S: Final = 5.0  # a shard that is held again so soon after its return answers probes, but takes no writes
+
+Group = TypeVar("Group")
 
 log = structlog.get_logger(__name__)
 
@@ -82,6 +84,7 @@ class CatchUpReader:
         self._record_count = 0
         self._elsewhere_tenants: set[str] = set()  # of the current reply: on other shards, by the known routes
         self.is_reading = True
+        self.is_oldest = False  # began with the oldest hold that was ready
 
     def __repr__(self) -> str:
         return f"CatchUpReader({self.catch_up!r}, read={self._record_count})"
@@ -275,6 +278,19 @@ class _ProbeHistory(msgspec.Struct):
     relapse_count: int = 0  # how often it was held again soon after that
 
 
+def next_to_catch_up(groups: Sequence[Group], running: Sequence[bool]) -> list[Group]:
+    """Return the *groups* of holds that may start now, of *groups* in order of age.
+
+    The shortest first, so that a long catch-up delays no other; but one of CATCH_UPS_MAX is the oldest, which new short
+    ones would delay without end. *running* has True for a running catch-up that began as the oldest.
+    """
+    room = max(0, CATCH_UPS_MAX - len(running))
+    oldest_count = 1 if room and not any(running) else 0
+    oldest, others = groups[:oldest_count], groups[oldest_count:]
+    shortest = others[max(0, len(others) - (room - oldest_count)) :]
+    return [*oldest, *shortest][::-1]
+
+
 class CatchUps:
     """Finds out when holds can be caught up, and catches up a few at a time."""
 
@@ -377,9 +393,9 @@ class CatchUps:
             self._dispatcher.on_tenant_moved(hold, tenant_id)
 
     def _start_ready(self, tasks: asyncio.TaskGroup, ending: asyncio.Event) -> None:
-        """Catch up the ready holds: by a running catch-up that has not reached their start, else the shortest first.
+        """Catch up the ready holds: by a running catch-up that has not reached their start, else by one of their own.
 
-        So a long catch-up delays no other, and many holds do not each read the same records again.
+        So many holds do not each read the same records again.
         """
         groups: list[list[Hold]] = []
         ready = [hold for hold in self._dispatcher.holds.all() if hold.is_ready and hold.catch_up is None]
@@ -391,11 +407,12 @@ class CatchUps:
                 groups[-1].append(hold)
             else:
                 groups.append([hold])
-        for group in reversed(groups):
-            if len(self.running) < CATCH_UPS_MAX:
-                reader = self._create_reader(self._dispatcher.holds.start_catch_up(group))
-                self.running.append(reader)
-                tasks.create_task(self._run_reader(reader, ending), name=f"catch-up:{self._access.stream_shard_id}")
+        oldest = groups[0] if groups else None
+        for group in next_to_catch_up(groups, [one.is_oldest for one in self.running]):
+            reader = self._create_reader(self._dispatcher.holds.start_catch_up(group))
+            reader.is_oldest = group is oldest
+            self.running.append(reader)
+            tasks.create_task(self._run_reader(reader, ending), name=f"catch-up:{self._access.stream_shard_id}")
 
     async def _run_reader(self, reader: CatchUpReader, ending: asyncio.Event) -> None:
         try:

@@ -1,4 +1,4 @@
-"""When a held Postgres shard is probed."""
+"""When a held Postgres shard is probed, and which holds are caught up first."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from simplu_worker.consumers.kinesis.holding.holds import Hold, Reason, Target
 from simplu_worker.consumers.kinesis.reader import catch_up
 from simplu_worker.consumers.kinesis.reader.catch_up import (
+    CATCH_UPS_MAX,
     CHECK_INTERVAL_S,
     PROBE_BASE_S,
     PROBE_MAX_S,
     RELAPSE_S,
     CatchUps,
+    next_to_catch_up,
 )
 
 
@@ -119,6 +123,43 @@ def test_shard_is_asked_at_once_when_it_is_held_again_after_long(waiting: Waitin
     waiting.now += RELAPSE_S
     waiting.hold_again()
     assert waiting.is_due()
+
+
+@pytest.mark.parametrize(
+    ("waiting", "running", "expected"),
+    [
+        ("", [], ""),
+        ("a", [], "a"),
+        ("abc", [], "cba"),
+        ("abcdef", [], "feda"),
+        ("abcdef", [True], "fed"),
+        ("abcdef", [False, False, False], "a"),
+        ("abcdef", [True, False, False], "f"),
+        ("a", [True], "a"),
+        ("abc", [True, False, False, False], ""),
+    ],
+)
+def test_oldest_hold_has_one_place_and_the_shortest_the_others(
+    waiting: str, running: list[bool], expected: str
+) -> None:
+    """Of groups in order of age; each catch-up that runs began as the oldest, or not."""
+    assert next_to_catch_up(list(waiting), running) == list(expected)
+
+
+@given(st.lists(st.sampled_from(["short", "end"]), min_size=20, max_size=60))
+def test_oldest_hold_is_caught_up_however_many_short_ones_come(events: list[str]) -> None:
+    """It starts at the latest when one that runs has ended, and never do more run than may."""
+    waiting, running = ["long", *(f"first-{n}" for n in range(9))], [("other", True), *[("other", False)] * 3]
+    for number, event in enumerate(events):
+        if event == "short":
+            waiting.append(f"short-{number}")
+        else:
+            running = running[1:]
+        begun = next_to_catch_up(waiting, [is_oldest for _, is_oldest in running])
+        running += [(one, one is waiting[0]) for one in begun]
+        waiting = [one for one in waiting if one not in begun]
+        assert len(running) <= CATCH_UPS_MAX
+    assert "long" not in waiting or "end" not in events
 
 
 class Looked:
