@@ -50,6 +50,7 @@ CONTRACT = {
 }
 BEYOND_THE_CONTRACT = {
     "simplu_repetitions_late": ("counter", []),
+    "simplu_rejections_unnoted": ("counter", []),
     "simplu_shard_refills": ("counter", ["shard_id"]),
     "simplu_shard_connections_ratio": ("gauge", ["shard_id"]),
     "simplu_shard_replication_lag_seconds": ("gauge", ["shard_id"]),
