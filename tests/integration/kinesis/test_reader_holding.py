@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import datetime, timedelta
 
+import msgspec
 import pytest
 from support.aws.kpl_aggregates import aggregate
 from support.postgres.databases import copy_shard
@@ -13,6 +14,7 @@ from support.postgres.tenant_cases import fetch
 from support.postgres.trouble import calm, make_touchy
 from support.reader_world import (
     MARGIN,
+    SETTINGS,
     WAIT,
     World,
     chain,
@@ -291,6 +293,19 @@ async def test_child_holds_what_its_parents_owe_until_they_owe_it_no_more(
 
     for tenant in tenants:
         assert await outcomes(shard, tenant) == ["succeeded"] * 9
+
+
+async def test_time_read_up_to_goes_on_for_others_while_a_tenant_is_held(world: World) -> None:
+    """Also when no record comes any more: soon the row of the lease lists who is held."""
+    async with world.reading(settings=msgspec.structs.replace(SETTINGS, ahead_from_s=0.2)) as reader:
+        await world.put(*chain("nobody-x", 1))
+        await eventually(lambda: reader.ahead is not None)
+        first = reader.read_up_to(reader.ahead)
+
+        assert first is not None
+        await eventually(lambda: (reader.read_up_to(reader.ahead) or first) > first)
+        assert reader.read_to is not None
+        assert reader.ahead == ReadAhead(reader.read_to.position, frozenset({"tenant:nobody-x"}))
 
 
 async def test_reader_begins_where_its_predecessor_was_and_catches_up_what_that_held(world: World) -> None:

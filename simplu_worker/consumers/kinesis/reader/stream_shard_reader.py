@@ -225,7 +225,9 @@ class StreamShardReader:
         oldest = min(hold.arrived_at for hold in holds) if safe_checkpoint is None else safe_checkpoint.arrived_at
         # The age of a predecessor's holds is unknown; it was high enough to be noted. At the end, no record is added.
         is_noted_anyway = self.is_at_end or any(hold.target is Target.PREDECESSOR for hold in holds)
-        if not is_noted_anyway and (main.arrived_at - oldest).total_seconds() < self._settings.ahead_from_s:
+        # Where no record came after the held ones, the time up to which it has read counts: for `read_up_to`.
+        read_to = max(main.arrived_at, self._passed_to() or main.arrived_at)
+        if not is_noted_anyway and (read_to - oldest).total_seconds() < self._settings.ahead_from_s:
             return None
         tenants = self._dispatcher.holds.held_tenants()
         for entry in self._dispatcher.entries():
@@ -240,12 +242,11 @@ class StreamShardReader:
         None while it is unknown; *ahead* is `ahead` as of now. Of a closed stream shard later records are in its
         children, which may have no lease yet, so there it is unknown.
         """
-        first, holds = self._tracker.first_pending, self.holds()
-        is_read_in_part = first is None and (self._cursor.millis_behind is None or self._is_dispatching)
+        passed_to, holds = self._passed_to(), self.holds()
         is_closed = self.is_at_end or self._cursor.is_closed
-        if is_read_in_part or is_closed or any(hold.covers_whole_shard for hold in holds):
+        if passed_to is None or is_closed or any(hold.covers_whole_shard for hold in holds):
             return None
-        instants = [self._fully_read_to() if first is None else first.arrived_at]
+        instants = [passed_to]
         if ahead is None and not self._dispatcher.holds.is_settled():
             if any(hold.target in (Target.PREDECESSOR, Target.PARENTS) for hold in holds):
                 return None  # their first records are not known
@@ -253,6 +254,14 @@ class StreamShardReader:
             others = (entry for entry in self._dispatcher.entries() if entry.tracker is not self._tracker)
             instants += [entry.operation.origin.arrived_at for entry in others]
         return min(instants) - VISIBLE_AFTER
+
+    def _passed_to(self) -> datetime | None:
+        """Return a time before which every record is settled or held; None while that is unknown."""
+        if (first := self._tracker.first_pending) is not None:
+            return first.arrived_at
+        if self._cursor.millis_behind is None or self._is_dispatching:
+            return None
+        return self._fully_read_to()
 
     def _fully_read_to(self) -> datetime:
         """Return a time at which the stream shard was open, and before which all of its records are read.
