@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
-from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.queries import QUERIES, affected_count
 from simplu_worker.shards.schema.schema_check import REJECTIONS, SchemaState, check_schema, may_write_table
 from simplu_worker.shards.types import Rejection
 
@@ -41,16 +41,18 @@ async def find_rejections(pool: ShardPool, query: str, *arguments: object) -> li
         return [dict(row) for row in await connection.fetch(QUERIES[query], *arguments)]
 
 
-async def forget_rejections_of_tenant(connection: Connection, tenant_id: str) -> None:
-    """Delete the rows of a tenant."""
+async def forget_rejections_of_tenant(connection: Connection, tenant_id: str, max_rows: int) -> None:
+    """Delete at most *max_rows* rows of a tenant; the retention deletes the others with the tenant's log."""
     if await may_write_table(connection, REJECTIONS):
-        await connection.execute(QUERIES["forget_rejections_of_tenant"], tenant_id)
+        await connection.execute(QUERIES["forget_rejections_of_tenant"], tenant_id, max_rows)
 
 
-async def forget_old_rejections(connection: Connection, retention: timedelta, max_rows: int) -> None:
-    """Delete at most *max_rows* rows that are older than *retention*."""
-    if await may_write_table(connection, REJECTIONS):
-        await connection.execute(QUERIES["forget_old_rejections"], retention.total_seconds(), max_rows)
+async def forget_old_rejections(connection: Connection, retention: timedelta, max_rows: int) -> int:
+    """Delete at most *max_rows* rows that are older than *retention*; return how many."""
+    if not await may_write_table(connection, REJECTIONS):
+        return 0
+    status = await connection.execute(QUERIES["forget_old_rejections"], retention.total_seconds(), max_rows)
+    return affected_count(status)
 
 
 async def _may_write(connection: Connection, shard_id: str) -> bool:

@@ -21,7 +21,7 @@ from simplu_worker.operations.retention_rules import deletion_pause_s
 from simplu_worker.shards.log.message_failures import forget_old_failures
 from simplu_worker.shards.log.rejections import forget_old_rejections
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.queries import QUERIES, affected_count
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 from simplu_worker.timing.periodic import repeat_every
 
@@ -83,24 +83,27 @@ class LogRetention:
             try:
                 async with self._slots:
                     started = time.monotonic()
-                    deleted = await self._delete(pool, retention)
+                    deleted, is_any_left = await self._delete(pool, retention)
                     busy_s = time.monotonic() - started
             except RetryableError as exc:
                 log.debug("retention.deferred", shard_id=pool.address.shard_id, error=str(exc))
                 break
             count += deleted
-            if deleted < self._statement_max_rows:
+            if not is_any_left:
                 break
             await asyncio.sleep(deletion_pause_s(busy_s))
         return count
 
-    async def _delete(self, pool: ShardPool, retention: timedelta) -> int:
+    async def _delete(self, pool: ShardPool, retention: timedelta) -> tuple[int, bool]:
+        """Delete some old rows; return how many of the log, and whether there may be more of any kind."""
         async with pool.transaction() as connection:
             if await check_schema(connection, pool.address.shard_id) is SchemaState.EMPTY:
-                return 0
+                return 0, False
             await forget_old_failures(connection, self._statement_max_rows)
-            await forget_old_rejections(connection, retention, self._statement_max_rows)
-            status: str = await connection.execute(
-                QUERIES["forget_operations"], retention.total_seconds(), self._statement_max_rows
+            rejections = await forget_old_rejections(connection, retention, self._statement_max_rows)
+            operations = affected_count(
+                await connection.execute(
+                    QUERIES["forget_operations"], retention.total_seconds(), self._statement_max_rows
+                )
             )
-        return int(status.rpartition(" ")[2])  # "DELETE 1000"
+        return operations, max(operations, rejections) >= self._statement_max_rows

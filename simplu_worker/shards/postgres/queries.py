@@ -67,4 +67,9 @@ def at_home(sql: str, home: str) -> str:
     return _OF_HOME.sub(lambda _: f"{quote_name(home)}.", sql)
 
 
+def affected_count(status: str) -> int:
+    """Return the number of rows in the status of a statement, such as `DELETE 1000`."""
+    return int(status.rpartition(" ")[2])
+
+
 QUERIES = read_queries(file.read_text() for file in sql_files("queries"))

@@ -170,5 +170,5 @@ class TenantDeleter:
             status: str = await connection.execute(QUERIES["end_deletion"], tenant_id)
             if status == "UPDATE 1":
                 await forget_failures_of_tenant(connection, tenant_id)
-                await forget_rejections_of_tenant(connection, tenant_id)
+                await forget_rejections_of_tenant(connection, tenant_id, self._statement_max_rows)
         return status == "UPDATE 1"

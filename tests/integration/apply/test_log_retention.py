@@ -117,14 +117,14 @@ async def test_retention_forgets_failures_of_messages_that_no_queue_can_have(
 
 
 async def test_retention_forgets_rejections_with_the_log(pools: Pools, make_shard: ShardMaker) -> None:
-    """As long as the log's rows of that time, and no longer."""
+    """As long as the log's rows of that time, and no longer; all in one turn, also where the log has no old row."""
     address = await make_shard()
     pools.ensure_pool(address)
-    for request_id, days in (("old", 16), ("young", 14)):
+    for request_id, days in (*((f"old-{number}", 16) for number in range(5)), ("young", 14)):
         columns = "'b-l', $1, 'r', 'e', 'q', 's', '1', NULL, now() - make_interval(days => $2)"
         await execute(address.connection_string, f"INSERT INTO rejections VALUES ({columns})", request_id, days)
 
-    await LogRetention(pools, keeps(15 * DAY)).take_turn()
+    await LogRetention(pools, keeps(15 * DAY), statement_max_rows=2).take_turn()
 
     connection = await asyncpg.connect(address.connection_string)
     try:

@@ -60,6 +60,8 @@ CREATE TABLE IF NOT EXISTS public.rejections (
     rejected_at pg_catalog.timestamptz NOT NULL, -- the last time
     PRIMARY KEY (tenant_id, request_id)
 );
+-- For the deletion of old rows: a producer may send bad records only, so there may be as many as operations.
+CREATE INDEX IF NOT EXISTS rejections_rejected_at ON public.rejections (rejected_at);
 -- A table of one of these names that another role has made, with triggers of its own, is not taken for ours.
 DO $$
 BEGIN

@@ -43,12 +43,13 @@ CROSS JOIN LATERAL (
 ) AS found;
 
 -- name: forget_rejections_of_tenant
--- Delete all rows of one tenant.
-DELETE FROM public.rejections WHERE tenant_id = $1;
+-- Delete at most $2 rows of one tenant.
+DELETE FROM public.rejections
+WHERE tenant_id = $1 AND request_id = ANY(ARRAY(SELECT request_id FROM public.rejections WHERE tenant_id = $1 LIMIT $2));
 
 -- name: forget_old_rejections
--- Delete at most $2 of the rows written more than $1 seconds ago, by the shard's clock. Scans the table, which has a row
--- only for records that were rejected. Locked rows are skipped: another replica is deleting or replacing them.
+-- Delete at most $2 of the rows written more than $1 seconds ago, by the shard's clock. Locked rows are skipped: another
+-- replica is deleting or replacing them.
 DELETE FROM public.rejections
 WHERE ctid = ANY(ARRAY(
     SELECT ctid
