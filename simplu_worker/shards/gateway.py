@@ -14,10 +14,11 @@ from simplu_worker.cache.invalidations import OnChange, changed_keys, ignore_cha
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.admission import HOLD
 from simplu_worker.operations.operation import Disposition, Operation, Outcome, is_storable
+from simplu_worker.operations.unknown_tenants import ABSENCE_MAX_AGE_S
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.listing.lister import OperationLister
-from simplu_worker.shards.listing.page import OperationPage
+from simplu_worker.shards.listing.page import ListedOperation, OperationPage, listed_members
 from simplu_worker.shards.listing.request import ListRequest
 from simplu_worker.shards.log.message_failures import count_failures, forget_failures
 from simplu_worker.shards.log.rejections import find_rejections, note_rejections
@@ -32,18 +33,10 @@ from simplu_worker.shards.types import Absence, PositionClaim, Rejection, Stored
 from simplu_worker.timing.clock import loop_time
 
 
-class LoggedOperation(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+class LoggedOperation(ListedOperation, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
     """One operation as its row in the shard's log; *result* is JSON text as Postgres wrote it."""
 
-    request_id: str
-    status: str
-    operation: str
-    resource_type: str
-    received_at: datetime
-    completed_at: datetime
     shard_id: str
-    resource_id: str | None = None
-    error: str | None = None
     result: msgspec.Raw | None = None
 
 
@@ -286,7 +279,10 @@ class ShardGateway:
         """
         by_shard: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
         for tenant_id in {tenant_id for tenant_id, _ in keys}:
-            found = await self._directory.find(tenant_id) if is_storable(tenant_id) else Absence.UNREGISTERED
+            if not is_storable(tenant_id):
+                continue
+            # Mostly asked for what `find_operation` has not found: without another look for a tenant that is unknown.
+            found = await self._directory.find(tenant_id, absence_max_age_s=ABSENCE_MAX_AGE_S)
             if isinstance(found, ShardAddress):
                 self._pools.ensure_pool(found)
                 by_shard[found.shard_id] += [key for key in keys if key[0] == tenant_id]
@@ -337,18 +333,8 @@ class ShardGateway:
 
 
 def _operation_of(shard_id: str, row: dict[str, Any]) -> LoggedOperation:
-    return LoggedOperation(
-        request_id=row["request_id"],
-        status=row["status"],
-        operation=row["operation"],
-        resource_type=row["resource_type"],
-        resource_id=row["resource_id"],
-        error=row["error"],
-        result=None if row["result"] is None else msgspec.Raw(row["result"].encode()),
-        received_at=row["received_at"],
-        completed_at=row["completed_at"],
-        shard_id=shard_id,
-    )
+    result = None if row["result"] is None else msgspec.Raw(row["result"].encode())
+    return LoggedOperation(**listed_members(row), shard_id=shard_id, result=result)
 
 
 def _rejected_request_of(shard_id: str, row: dict[str, Any]) -> RejectedRequest:

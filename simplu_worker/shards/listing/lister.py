@@ -7,8 +7,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import msgspec
-
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import is_id, tenant_id_of
 from simplu_worker.shards.listing.page import (
@@ -19,6 +17,7 @@ from simplu_worker.shards.listing.page import (
     SearchChunk,
     SearchLimits,
     SearchStep,
+    listed_members,
 )
 from simplu_worker.shards.listing.request import ListRequest
 from simplu_worker.shards.postgres.errors import StatementFailedError
@@ -28,8 +27,6 @@ from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.routing.directory import SERVED_STATES, Directory
 from simplu_worker.shards.types import Absence
 from simplu_worker.timing.clock import loop_time
-
-MEMBERS = tuple(field.name for field in msgspec.structs.fields(ListedOperation))
 
 
 class OperationLister:
@@ -139,4 +136,4 @@ async def _find_absence(connection: Connection, tenant: tuple[str, str]) -> Abse
 
 
 def _operations_of(rows: Iterable[Mapping[str, Any]]) -> list[ListedOperation]:
-    return [ListedOperation(**{name: row[name] for name in MEMBERS}) for row in rows]
+    return [ListedOperation(**listed_members(row)) for row in rows]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -39,6 +39,14 @@ class ListedOperation(msgspec.Struct, frozen=True, rename="camel", omit_defaults
     completed_at: datetime
     resource_id: str | None = None
     error: str | None = None
+
+
+_LISTED: Final = tuple(field.name for field in msgspec.structs.fields(ListedOperation))
+
+
+def listed_members(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the members of a `ListedOperation` from a row of the log."""
+    return {name: row[name] for name in _LISTED}
 
 
 class OperationPage(msgspec.Struct, frozen=True, rename="camel"):
