@@ -9,14 +9,21 @@ import json
 import re
 from collections import Counter
 
-from model import test_models, test_ownership
+from model import test_models, test_moves, test_ownership
 from simulation.campaign import CAMPAIGNS
 from simulation.test_simulation import FLOOR, KCL_SEEDS
 from simulation.wrong_designs import WRONG_DESIGNS
 from support.requires import ROOT
 
-SAFE = {**test_models.SAFE, **test_models.SAFE_AND_LARGE, **test_ownership.SAFE, **test_ownership.SAFE_AND_LARGE}
-WRONG = {**test_models.WRONG, **test_ownership.WRONG}
+SAFE = {
+    **test_models.SAFE,
+    **test_models.SAFE_AND_LARGE,
+    **test_ownership.SAFE,
+    **test_ownership.SAFE_AND_LARGE,
+    **test_moves.SAFE,
+    **test_moves.SAFE_AND_LARGE,
+}
+WRONG = {**test_models.WRONG, **test_ownership.WRONG, **test_moves.WRONG}
 PAGE = ROOT / "docs" / "correctness.md"
 REGION = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SUBJECTS = {
@@ -28,6 +35,8 @@ SUBJECTS = {
     "failover": "stream positions on a shard that loses commits, with parents, children and grandparents",
     "orders": "how long a `deduplicationId` is one event",
     "ownership": "exclusive owners of tenants within a reader (a design)",
+    "move": "a tenant that moves, with two movers, rollbacks and cleanups",
+    "move and failover": "a tenant that moves between shards that lose commits",
 }
 
 

@@ -1,0 +1,205 @@
+"""Moves of a tenant, searched: the agreed way breaks no promise, and each deviation is found.
+
+The numbers of states are exact, as in `test_models.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import pytest
+from model import move_failover_model, move_model
+from model.move_failover_model import MoveFailoverModel
+from model.move_failover_model import Rules as FailoverRules
+from model.move_model import MoveModel, Rules
+from model.search import Model, Violation, search
+
+MovesModel: TypeAlias = Model[Any]
+
+
+def move(count: int = 1, rules: Rules = move_model.AGREED, **budget: int) -> MoveModel:
+    """Return a model of movers on shards that lose nothing."""
+    return MoveModel(count, move_model.Budget(**budget), rules)
+
+
+def failing(
+    count: int = 1,
+    rules: FailoverRules = move_failover_model.AGREED,
+    *,
+    movers: int = 1,
+    source: int = 0,
+    target: int = 0,
+    crashes: int = 0,
+    message: bool = False,
+    rows: str = "AB",
+) -> MoveFailoverModel:
+    """Return a model in which the source and the target fail over so many times."""
+    budget = move_failover_model.Budget(movers, source, target, crashes)
+    return MoveFailoverModel(count, budget, rules, has_message=message, has_rows=rows)
+
+
+SAFE: dict[str, tuple[MovesModel, int]] = {
+    "move: crash, zombie": (move(2, crashes=1, takes=1), 7_059),
+    "move: two movers": (move(2, moves=2), 7_805),
+    "move: two movers, zombie": (move(2, moves=2, takes=1), 48_922),
+    "move: two movers, rename": (move(2, moves=2, renames=1), 25_951),
+    "move: rolled back beside the mover": (move(2, rollbacks=1), 2_732),
+    "move: and back": (move(2, moves_back=1), 2_462),
+    "move: and back, cleanup": (move(2, moves_back=1, cleanups=1), 6_194),
+    "move and failover: of the source": (failing(2, source=1), 32_130),
+    "move and failover: of the target": (failing(2, target=1), 15_333),
+    "move and failover: of the target, message": (failing(0, movers=2, target=1, message=True), 8_642),
+    "move and failover: of the target, without a wait for its replica": (
+        failing(0, FailoverRules(skips_target_wait=True), movers=2, target=1, message=True),
+        13_304,
+    ),
+    "move and failover: of the source, message": (failing(1, source=1, message=True), 37_440),
+    "move and failover: of the source, target without a row": (failing(1, source=1, rows="A"), 20_338),
+    "move and failover: of the source, source without a row": (failing(1, source=1, rows="B"), 9_206),
+}
+
+SAFE_AND_LARGE: dict[str, tuple[MovesModel, int]] = {
+    "move: two movers, late commit": (move(2, moves=2, late_commits=1), 68_340),
+    "move: two movers, late commit, rollback": (move(1, moves=2, late_commits=1, rollbacks=1), 90_815),
+    "move: two movers, rename, crash, zombie": (move(1, moves=2, renames=1, crashes=1, takes=1), 69_782),
+    "move: and back twice, cleanup": (move(1, moves=2, moves_back=2, cleanups=1), 121_805),
+    "move: and back, rename, zombie, cleanup": (move(1, moves_back=1, renames=1, takes=1, cleanups=1), 18_460),
+    "move and failover: of the source, two movers": (failing(2, movers=2, source=1), 193_211),
+    "move and failover: of the target, two movers": (failing(2, movers=2, target=1), 95_587),
+    "move and failover: of both": (failing(1, source=1, target=1), 69_342),
+    "move and failover: of both, message": (failing(0, movers=2, source=1, target=1, message=True), 87_434),
+    "move and failover: of the source, crash": (failing(2, source=1, crashes=1), 175_001),
+    "move and failover: of the source, no rows": (failing(2, source=1, rows=""), 94_273),
+}
+
+WRONG: dict[str, tuple[MovesModel, str, int]] = {
+    "move: an expired fence is read as active": (move(rules=Rules(reads_expired_fence_as_active=True)), "lost", 13),
+    "move: a commit by the token alone": (
+        move(rules=Rules(commits_without_fence=True, expiry_keeps_token=True)),
+        "lost",
+        14,
+    ),
+    "move: no token": (move(rules=Rules(has_no_token=True), moves=2), "lost", 13),
+    "move: the token is taken at the fence": (
+        move(2, rules=Rules(takes_token_at_fence=True), moves=2),
+        "unsettled",
+        14,
+    ),
+    "move: writes to the target do not check the token": (
+        move(2, rules=Rules(writes_without_token=True), moves=2),
+        "lost",
+        18,
+    ),
+    "move: the end of a fence keeps the token": (
+        move(2, rules=Rules(expiry_keeps_token=True), late_commits=1),
+        "lost",
+        16,
+    ),
+    "move: the fence does not wait for batches": (move(rules=Rules(fences_beside_batches=True)), "lost", 13),
+    "move: the delta misses batches in flight": (move(rules=Rules(misses_batches_in_flight=True)), "lost", 13),
+    "move: the log stays": (move(rules=Rules(leaves_log=True), crashes=1), "twice", 15),
+    "move: renames are not in the delta": (move(rules=Rules(ignores_renames=True), renames=1), "lost", 11),
+    "move: activated without the last delta": (move(rules=Rules(activates_incoming=True)), "lost", 10),
+    "move: a rollback drops rows without a token": (
+        move(rules=Rules(drops_without_token=True), rollbacks=1),
+        "unsettled",
+        12,
+    ),
+    "move: a rollback after the commit makes the source active": (
+        move(rules=Rules(rolls_back_in_place=True), rollbacks=1),
+        "lost",
+        15,
+    ),
+    "move: the delta of the way back begins with it": (
+        move(rules=Rules(rolls_back_by_old_copy=True), moves_back=1),
+        "lost",
+        21,
+    ),
+    "move: the way back trusts cleaned rows": (
+        move(rules=Rules(trusts_cleaned_rows=True), moves_back=1, cleanups=1),
+        "lost",
+        20,
+    ),
+    "move: a cleanup deletes what has come back": (
+        move(rules=Rules(cleans_up_unchecked=True), moves_back=1, cleanups=1),
+        "lost",
+        22,
+    ),
+    "move and failover: any incoming row is activated": (
+        failing(rules=FailoverRules(activates_any_incoming=True, skips_target_wait=True), target=1),
+        "lost",
+        10,
+    ),
+    "move and failover: ready without a token": (
+        failing(0, FailoverRules(ready_without_token=True, skips_target_wait=True), movers=2, target=1, message=True),
+        "lost",
+        18,
+    ),
+    "move and failover: no wait for the source's replica": (
+        failing(rules=FailoverRules(skips_source_wait=True), source=1),
+        "homes",
+        10,
+    ),
+    "move and failover: no second copy": (
+        failing(rules=FailoverRules(never_copies_again=True, skips_target_wait=True), movers=2, target=1),
+        "unsettled",
+        11,
+    ),
+    "move and failover: positions are not carried": (
+        failing(rules=FailoverRules(carries_no_position=True), source=1),
+        "claims",
+        14,
+    ),
+    "move and failover: positions are merged before the commit": (
+        failing(rules=FailoverRules(merges_before_commit=True), source=1),
+        "claims",
+        14,
+    ),
+    "move and failover: positions are merged before the commit, and a ready tenant is read again": (
+        failing(rules=FailoverRules(merges_before_commit=True, counts_ready_as_resident=True), source=1),
+        "claims",
+        15,
+    ),
+    "move and failover: the target's row stays though the source has none": (
+        failing(2, FailoverRules(keeps_row_if_source_has_none=True), source=1, rows="B"),
+        "claims",
+        14,
+    ),
+    "move and failover: a reader makes a row beside the move": (
+        failing(2, FailoverRules(makes_row_beside_move=True), source=1, rows="A"),
+        "order",
+        14,
+    ),
+    "move and failover: the mover trusts its memory of the copy": (
+        failing(rules=FailoverRules(trusts_own_progress=True), target=1),
+        "lost",
+        10,
+    ),
+    "move and failover: messages are deleted early": (
+        failing(rules=FailoverRules(deletes_messages_early=True), source=1, message=True),
+        "lost",
+        4,
+    ),
+}
+
+
+@pytest.mark.parametrize(("model", "state_count"), SAFE.values(), ids=SAFE)
+def test_every_state_keeps_the_promises(model: MovesModel, state_count: int) -> None:
+    """The agreed way breaks no promise in any state that can be reached."""
+    assert state_count == search(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "state_count"), SAFE_AND_LARGE.values(), ids=SAFE_AND_LARGE)
+def test_every_state_keeps_the_promises_in_a_larger_model(model: MovesModel, state_count: int) -> None:
+    """The same with more movers and more trouble."""
+    assert state_count == search(model)
+
+
+@pytest.mark.parametrize(("model", "promise", "length"), WRONG.values(), ids=WRONG)
+def test_search_finds_the_violation_when_a_rule_is_left_out(model: MovesModel, promise: str, length: int) -> None:
+    """A deviation from the agreed way breaks a promise, and the error has the way to it."""
+    with pytest.raises(Violation) as caught:
+        search(model)
+    assert promise == caught.value.promise.partition(":")[0], caught.value
+    assert length == len(caught.value.trace), caught.value
