@@ -46,6 +46,7 @@ class Rules:
     leaves_log: bool = False  # does not copy the rows of the log
     ignores_renames: bool = False  # the last delta has the operations of the log alone
     activates_incoming: bool = False  # a target without the last delta
+    activates_by_present_token: bool = False  # of the source, and not by the one read with `moved`
     drops_without_token: bool = False  # a rollback before the commit
     rolls_back_in_place: bool = False  # after the commit, by making the source active again
     rolls_back_by_old_copy: bool = False  # the delta of the walk back begins with the walk
@@ -324,7 +325,8 @@ class MoveModel:
         return _next(committed, number, replace(mover, phase="activate"))
 
     def _activate(self, state: State, number: int, mover: Mover) -> State | None:
-        if not self._may_activate(mover.token, state.sides[1 - mover.source]):
+        token = state.sides[mover.source].token if self._rules.activates_by_present_token else mover.token
+        if not self._may_activate(token, state.sides[1 - mover.source]):
             return None
         return _without_mover(_activated(state, 1 - mover.source), number)
 

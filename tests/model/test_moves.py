@@ -100,6 +100,11 @@ WRONG: dict[str, tuple[MovesModel, str, int]] = {
     "move: the log stays": (move(rules=Rules(leaves_log=True), crashes=1), "twice", 15),
     "move: renames are not in the delta": (move(rules=Rules(ignores_renames=True), renames=1), "lost", 11),
     "move: activated without the last delta": (move(rules=Rules(activates_incoming=True)), "lost", 10),
+    "move: activated by the present token of the source": (
+        move(rules=Rules(activates_by_present_token=True), moves=2, moves_back=1),
+        "homes",
+        26,
+    ),
     "move: a rollback drops rows without a token": (
         move(rules=Rules(drops_without_token=True), rollbacks=1),
         "unsettled",
