@@ -31,7 +31,8 @@ from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event, wait_any
 
-CATCH_UPS_MAX: Final = 4  # at a time; they share the part of the quota that the main reader leaves; one is the oldest
+# At a time: they share the part of the quota that the main reader leaves. One is for the oldest hold.
+CATCH_UPS_MAX: Final = 4
 GROUP_WITHIN: Final = timedelta(seconds=60)  # holds that start so close to each other are caught up together
 SENT_MAX_COUNT: Final = 2 * BATCH_MAX_COUNT  # pending, of one catch-up: those of other readers queue behind them
 SENT_MAX_BYTES: Final = 2 * BATCH_MAX_BYTES
