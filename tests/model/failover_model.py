@@ -17,7 +17,7 @@ from typing import Any, Literal
 from model.failover_readers import A, PlainReaders, Readers, WholeReaders
 from model.failover_rows import NEW, NO_ROW, NO_TOKEN, OUTDATED, TO_ADOPT, TO_COME, Row, names_of
 from model.reader_model import Scene
-from model.search import StatePart
+from model.search import StatePart, one_less
 from msgspec.structs import replace
 
 
@@ -353,4 +353,4 @@ def _with(state: State, role: Role, worker: Worker) -> State:
 
 
 def _spend(state: State, kind: int) -> State:
-    return replace(state, left=(*state.left[:kind], state.left[kind] - 1, *state.left[kind + 1 :]))
+    return replace(state, left=one_less(state.left, kind))

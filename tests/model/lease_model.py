@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from model.search import StatePart
+from model.search import StatePart, one_less
 from msgspec.structs import replace
 
 NOBODY = ""
@@ -220,5 +220,4 @@ def _with_worker(state: State, place: int, worker: Worker) -> State:
 
 
 def _less(state: State, place: int) -> State:
-    left = state.left
-    return replace(state, left=(*left[:place], left[place] - 1, *left[place + 1 :]))
+    return replace(state, left=one_less(state.left, place))

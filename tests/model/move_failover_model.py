@@ -12,17 +12,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from enum import IntEnum
-from typing import Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias
 
 from model.failover_rows import NEW, NO_TOKEN, OUTDATED, TO_ADOPT, TO_COME, names_of
-from model.search import StatePart
+from model.search import StatePart, one_less, put_at
 from msgspec.structs import replace
 
 A, B = 0, 1
 SHARD_NAMES = "AB"
 NO_ROW = -1  # in place of a position
 
-Value = TypeVar("Value")
 TenantState: TypeAlias = Literal["none", "incoming", "ready", "active", "fenced", "moved"]
 Phase: TypeAlias = Literal["take", "prepare", "copy", "fence", "last delta", "commit", "activate"]
 MessageState: TypeAlias = Literal["none", "queued", "deleted"]
@@ -96,15 +95,15 @@ class Reader(StatePart, frozen=True):
     """A reader: the tenant's next operation, and the token that it knows of each shard's row."""
 
     next: int = 0
-    tokens: tuple[int, int] = (NEW, NEW)
-    arrivals: tuple[int, int] = (0, 0)  # as of when it found no row
+    tokens: tuple[int, ...] = (NEW, NEW)
+    arrivals: tuple[int, ...] = (0, 0)  # as of when it found no row
 
 
 class State(StatePart, frozen=True):
     """All of it."""
 
-    shards: tuple[Version, Version]
-    replicas: tuple[Version | None, Version | None]  # one that gets nothing any more; None: it has everything
+    shards: tuple[Version, ...]  # A and B
+    replicas: tuple[Version | None, ...]  # one that gets nothing any more; None: it has everything
     mover: Mover | None
     reader: Reader
     checkpoint: int
@@ -179,7 +178,7 @@ class MoveFailoverModel:
             yield "crash", replace(_spend(state, Left.CRASHES), reader=Reader(state.checkpoint))
         for shard, kind in ((A, Left.OF_SOURCE), (B, Left.OF_TARGET)):
             if state.left[kind] and state.replicas[shard] is None:
-                lagging = _at(state.replicas, shard, state.shards[shard])
+                lagging = put_at(state.replicas, shard, state.shards[shard])
                 label = f"the replica of {SHARD_NAMES[shard]} gets no more"
                 yield label, replace(_spend(state, kind), replicas=lagging)
 
@@ -229,8 +228,8 @@ class MoveFailoverModel:
         adopted = replace(
             reader,
             next=position,
-            tokens=_at(reader.tokens, shard, version.row_token),
-            arrivals=_at(reader.arrivals, shard, 0 if version.row_token else version.arrivals),
+            tokens=put_at(reader.tokens, shard, version.row_token),
+            arrivals=put_at(reader.arrivals, shard, 0 if version.row_token else version.arrivals),
         )
         return _renamed(replace(state, reader=adopted))
 
@@ -241,7 +240,7 @@ class MoveFailoverModel:
         if is_known and version.row_token == NO_TOKEN and not self._rules.makes_row_beside_move:
             is_known = version.arrivals == reader.arrivals[shard]
         if not is_known:
-            refused = replace(reader, tokens=_at(reader.tokens, shard, TO_ADOPT))
+            refused = replace(reader, tokens=put_at(reader.tokens, shard, TO_ADOPT))
             return _renamed(replace(state, reader=refused))
         promise, log = "", version.log
         if operation is not None and not log >> operation & 1:
@@ -252,7 +251,7 @@ class MoveFailoverModel:
         reader = replace(
             reader,
             next=reader.next + (operation is not None),
-            tokens=_at(reader.tokens, shard, TO_COME),
+            tokens=put_at(reader.tokens, shard, TO_COME),
         )
         return _renamed(replace(_put(state, shard, version), reader=reader, promise=promise))
 
@@ -274,7 +273,7 @@ class MoveFailoverModel:
         replica, name = state.replicas[shard], SHARD_NAMES[shard]
         if replica is None:
             return
-        caught_up = replace(state, replicas=_at(state.replicas, shard, None))
+        caught_up = replace(state, replicas=put_at(state.replicas, shard, None))
         yield f"the replica of {name} has everything", _renamed(caught_up)
         if replica != state.shards[shard]:
             yield f"failover of {name}", _renamed(_put(caught_up, shard, replica))
@@ -425,21 +424,17 @@ def _renamed(state: State) -> State:
         replica = replicas[shard]
         versions = [shards[shard]] if replica is None else [shards[shard], replica]
         names = names_of([one.row_token for one in versions])
-        shards = _at(shards, shard, replace(shards[shard], row_token=names[shards[shard].row_token]))
+        shards = put_at(shards, shard, replace(shards[shard], row_token=names[shards[shard].row_token]))
         if replica is not None:
-            replicas = _at(replicas, shard, replace(replica, row_token=names[replica.row_token]))
+            replicas = put_at(replicas, shard, replace(replica, row_token=names[replica.row_token]))
         if tokens[shard] > OUTDATED:
-            tokens = _at(tokens, shard, names.get(tokens[shard], OUTDATED))
+            tokens = put_at(tokens, shard, names.get(tokens[shard], OUTDATED))
     return replace(state, shards=shards, replicas=replicas, reader=replace(state.reader, tokens=tokens))
 
 
-def _at(pair: tuple[Value, Value], number: int, value: Value) -> tuple[Value, Value]:
-    return (value, pair[1]) if number == 0 else (pair[0], value)
-
-
 def _put(state: State, shard: int, version: Version) -> State:
-    return replace(state, shards=_at(state.shards, shard, version))
+    return replace(state, shards=put_at(state.shards, shard, version))
 
 
 def _spend(state: State, kind: Left) -> State:
-    return replace(state, left=(*state.left[:kind], state.left[kind] - 1, *state.left[kind + 1 :]))
+    return replace(state, left=one_less(state.left, kind))

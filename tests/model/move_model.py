@@ -16,11 +16,11 @@ shards that lose commits, stream positions and messages.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import IntEnum
 from typing import Literal, TypeAlias
 
-from model.search import StatePart
+from model.search import StatePart, one_less, put_at
 from msgspec.structs import replace
 
 SHARD_NAMES = "AB"
@@ -126,7 +126,7 @@ class Reader(StatePart, frozen=True):
 class State(StatePart, frozen=True):
     """All of it."""
 
-    sides: tuple[Side, Side]
+    sides: tuple[Side, ...]  # of shards A and B
     movers: tuple[Mover, ...]
     cleaner: tuple[int, int] | None  # a cleanup that has begun: its shard, its token
     late_commit: tuple[int, int] | None  # shard and token
@@ -148,7 +148,6 @@ class MoveModel:
 
     def first(self) -> State:
         """Return a tenant with old rows on shard A."""
-        budget = self._budget
         return State(
             sides=(Side("active", rows=Rows(has_old=True)), Side("none")),
             movers=(),
@@ -158,16 +157,7 @@ class MoveModel:
             zombie=None,
             checkpoint=0,
             is_renamed=False,
-            left=(
-                budget.moves,
-                budget.moves_back,
-                budget.rollbacks,
-                budget.cleanups,
-                budget.renames,
-                budget.crashes,
-                budget.takes,
-                budget.late_commits,
-            ),
+            left=astuple(self._budget),
         )
 
     def steps(self, state: State) -> Iterator[tuple[str, State]]:
@@ -437,7 +427,7 @@ class MoveModel:
 
 
 def _put(state: State, number: int, side: Side) -> State:
-    return replace(state, sides=(side, state.sides[1]) if number == 0 else (state.sides[0], side))
+    return replace(state, sides=put_at(state.sides, number, side))
 
 
 def _activated(state: State, number: int) -> State:
@@ -457,4 +447,4 @@ def _with_mover(state: State, mover: Mover) -> State:
 
 
 def _spend(state: State, kind: Left) -> State:
-    return replace(state, left=(*state.left[:kind], state.left[kind] - 1, *state.left[kind + 1 :]))
+    return replace(state, left=one_less(state.left, kind))

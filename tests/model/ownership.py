@@ -13,9 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
-from model.search import StatePart
+from model.search import StatePart, put_at
 from msgspec.structs import replace
 
 MAIN = -1  # in place of the number of a pipeline: the main reader
@@ -23,7 +22,6 @@ NO_SHARD = 2  # in place of the number of a Postgres shard
 TENANT = 2  # a pipeline that waits for tenant t, to be registered, waits for TENANT + t; for shard x, for x
 NOTHING = 99  # in place of what a pipeline waits for
 NOT_ASKED = -1  # in place of a shard's answer
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,11 +210,6 @@ class Ownership:
     def _unit(self, tenant: int) -> Iterable[int]:
         """Return the tenants that change hands together."""
         return self._all if self.rules.slots else (tenant,)
-
-
-def put_at(items: tuple[Item, ...], place: int, item: Item) -> tuple[Item, ...]:
-    """Return *items* with another one at *place*."""
-    return (*items[:place], item, *items[place + 1 :])
 
 
 def change(reader: Reader, number: int, **changes: int) -> Reader:

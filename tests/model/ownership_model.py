@@ -29,7 +29,7 @@ from enum import IntEnum
 from typing import Literal
 
 from model.failover_rows import NEW, OUTDATED, TO_ADOPT, TO_COME, names_of
-from model.ownership import AGREED, NO_SHARD, Reader, Rules, put_at
+from model.ownership import AGREED, NO_SHARD, Reader, Rules
 from model.ownership_reader import (
     SHARD_NAMES,
     TENANT_NAMES,
@@ -40,7 +40,7 @@ from model.ownership_reader import (
     Placement,
 )
 from model.reader_model import Scene
-from model.search import StatePart
+from model.search import StatePart, one_less, put_at
 from msgspec.structs import replace
 
 NEW_AFTER_MOVE = -4  # in place of the token of a reader that has yet to look, and was there before a tenant moved
@@ -389,4 +389,4 @@ def _with(state: State, role: Role, reader: Reader) -> State:
 
 
 def _spend(state: State, kind: Trouble) -> tuple[int, ...]:
-    return put_at(state.left, kind, state.left[kind] - 1)
+    return one_less(state.left, kind)

@@ -24,10 +24,9 @@ from model.ownership import (
     ensure_hold,
     hand_over,
     hold_of,
-    put_at,
     tidied,
 )
-from model.search import StatePart
+from model.search import StatePart, put_at
 from msgspec.structs import replace
 
 TENANT_NAMES = "abc"

@@ -18,7 +18,7 @@ from typing import Final, Literal
 from model.failover_readers import PlainReaders
 from model.failover_rows import NEW, NO_ROW, OUTDATED, TO_ADOPT, TO_COME, Row, names_of
 from model.reader_model import Scene
-from model.search import StatePart
+from model.search import StatePart, one_less
 from msgspec.structs import replace
 
 
@@ -381,4 +381,4 @@ def _settled(state: State, name: SideName, worker: Worker, *, is_zombie: bool) -
 
 
 def _spend(state: State, place: int) -> State:
-    return replace(state, left=(*state.left[:place], state.left[place] - 1, *state.left[place + 1 :]))
+    return replace(state, left=one_less(state.left, place))

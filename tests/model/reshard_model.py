@@ -12,7 +12,7 @@ from typing import Literal
 
 from model.reader_model import AGREED as AGREED_READER
 from model.reader_model import FREE, Reader, ReaderModel, Scene
-from model.search import StatePart
+from model.search import StatePart, one_less
 from msgspec.structs import replace
 
 
@@ -108,7 +108,7 @@ class ReshardModel:
         yield from self._moves(state, "parent", is_zombie=True)
         yield from self._moves(state, "child", is_zombie=True)
         if state.left[0] and not state.is_troubled:
-            yield "trouble begins", replace(state, is_troubled=True, left=_one_less(state.left, 0))
+            yield "trouble begins", replace(state, is_troubled=True, left=one_less(state.left, 0))
         if not state.is_ended:
             yield from self._replacements(state, "parent", 1)
         if state.child.owner is not None:
@@ -189,10 +189,10 @@ class ReshardModel:
         """Return a crash and a taken lease of a stream shard; its new reader reads the list of its parent."""
         fresh = self._restarted(state, name)
         if state.left[place]:
-            yield f"{name}: crash", replace(_with(state, name, fresh), left=_one_less(state.left, place))
+            yield f"{name}: crash", replace(_with(state, name, fresh), left=one_less(state.left, place))
         if state.left[place + 1]:
             taken = replace(fresh, zombie=_side(state, name).owner)
-            yield f"{name}: lease taken", replace(_with(state, name, taken), left=_one_less(state.left, place + 1))
+            yield f"{name}: lease taken", replace(_with(state, name, taken), left=one_less(state.left, place + 1))
 
     def _restarted(self, state: State, name: SideName) -> Side:
         side = _side(state, name)
@@ -206,7 +206,3 @@ def _side(state: State, name: SideName) -> Side:
 
 def _with(state: State, name: SideName, side: Side) -> State:
     return replace(state, parent=side) if name == "parent" else replace(state, child=side)
-
-
-def _one_less(left: tuple[int, ...], place: int) -> tuple[int, ...]:
-    return (*left[:place], left[place] - 1, *left[place + 1 :])

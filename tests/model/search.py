@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 State = TypeVar("State", bound=Hashable)
+Item = TypeVar("Item")
 STATES_MAX = 2_000_000  # about 2 GB: a model this large is a mistake
 
 
@@ -48,6 +49,16 @@ class Violation(Exception):  # noqa: N818 - it is what a search is for
         self.promise = promise
         self.trace = tuple(trace)
         super().__init__("\n".join([promise, *(f"{number:3}. {label}" for number, label in enumerate(trace, 1))]))
+
+
+def put_at(items: tuple[Item, ...], place: int, item: Item) -> tuple[Item, ...]:
+    """Return *items* with another one at *place*."""
+    return (*items[:place], item, *items[place + 1 :])
+
+
+def one_less(left: tuple[int, ...], place: int) -> tuple[int, ...]:
+    """Return how often each thing may still happen, after the one at *place* has happened."""
+    return put_at(left, place, left[place] - 1)
 
 
 def search(model: Model[State], *, forbids_cycles: bool = False) -> int:

@@ -21,11 +21,12 @@ Station = tuple[str, str, str, str, str]  # number, class, method, file, what co
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
 STATIONS: list[Station] = ROW.findall(PAGE)
+FILES = {class_name: file for _, class_name, _, file, _ in STATIONS}
 
 
 def function_of(class_name: str, name: str) -> Callable[..., Any]:
     """Import a method by the names in the table."""
-    (path,) = {next(PACKAGE.rglob(file)) for _, owner, _, file, _ in STATIONS if owner == class_name}
+    (path,) = PACKAGE.rglob(FILES[class_name])
     module = import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
     found: Callable[..., Any] = getattr(getattr(module, class_name), name)
     return found

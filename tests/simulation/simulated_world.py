@@ -303,12 +303,16 @@ class World:
             self.loop.run_until_complete(asyncio.wait(tasks))
 
 
+def bound_sets(names_max: int, tenant_holds_max: int) -> None:
+    """Bound the sets of held tenants: a world has too few tenants for the constants of the worker."""
+    tenant_set.NAMES_MAX, holds.TENANT_HOLDS_MAX = names_max, tenant_holds_max  # type: ignore[misc]  # Final elsewhere
+
+
 @contextmanager
 def a_world(draws: Random, plan: Plan, *, make_fleet: FleetMaker = Fleet) -> Iterator[World]:
     """Make a world; end everything in it afterwards."""
     loop = VirtualLoop()
-    # Bounds that a world of few tenants would never come to.
-    tenant_set.NAMES_MAX, holds.TENANT_HOLDS_MAX = plan.names_max, plan.tenant_holds_max  # type: ignore[misc]
+    bound_sets(plan.names_max, plan.tenant_holds_max)
     try:
         world = World(loop, draws, plan, make_fleet)
         try:
@@ -316,5 +320,5 @@ def a_world(draws: Random, plan: Plan, *, make_fleet: FleetMaker = Fleet) -> Ite
         finally:
             world.end()
     finally:
-        tenant_set.NAMES_MAX, holds.TENANT_HOLDS_MAX = NAMES_MAX, TENANT_HOLDS_MAX  # type: ignore[misc]
+        bound_sets(NAMES_MAX, TENANT_HOLDS_MAX)
         loop.close()

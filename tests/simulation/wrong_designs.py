@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from simulation.disasters import fail_over, kill, split
 from simulation.kcl_leader import hand_leases_over
 from simulation.simulated_shards import SHARD_IDS, PostgresShards
-from simulation.simulated_world import FleetMaker, Weather, World
+from simulation.simulated_world import FleetMaker, Weather, World, bound_sets
 from typing_extensions import override
 
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
@@ -29,7 +29,6 @@ from simplu_worker.consumers.kinesis.fleet.lease_ancestry import LeaseAncestry
 from simplu_worker.consumers.kinesis.fleet.lease_holder import Confirm, EndCheck, LeaseHolder
 from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
 from simplu_worker.consumers.kinesis.fleet.stream_shard_end import StreamShardEnd
-from simplu_worker.consumers.kinesis.holding import tenant_set
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.holding.holds import CatchUp, Hold, Holds, Target
 from simplu_worker.consumers.kinesis.holding.parent_records import ParentRecords
@@ -478,9 +477,9 @@ def _storm_early(world: World) -> None:
         world.loop.call_later(world.draws.uniform(0.5, 0.7 * world.plan.trouble_s), event, world)
 
 
-def _in_slots(_: World) -> None:
+def _in_slots(world: World) -> None:
     """Let every set of two tenants or more be a bitmap; the end of the world sets this back."""
-    tenant_set.NAMES_MAX = 1  # type: ignore[misc]
+    bound_sets(1, world.plan.tenant_holds_max)
 
 
 def _in_less_memory(world: World) -> None:
