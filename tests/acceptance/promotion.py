@@ -16,6 +16,11 @@ resharded            what is lost is partly in stream shards that were closed me
 resharded-restarted  both
 caught-up            the standby goes on receiving until the primary's end
 
+`--kill-every` kills one replica after the other with -9 the whole time, and starts it again; with `--round-every` the
+rounds begin so many seconds apart. An hour of both is the soak test before a change of who applies what:
+
+    python tests/acceptance/promotion.py --rounds 30 --round-every 120 --kill-every 20 --replicas 2
+
 With `--synchronous` commits wait for the standby, so that the primary stands still once that is cut off. Exit status 0
 only if all that a primary had and its standby had not was applied again, and every row is right in the end.
 """
@@ -24,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -110,6 +116,8 @@ def main() -> None:
     parser.add_argument("--within", type=float, default=120.0, help="seconds until what was lost must be back")
     parser.add_argument("--synchronous", action="store_true", help="let commits wait for the standby")
     parser.add_argument("--stall", type=float, default=10.0, help="with --synchronous, seconds without a standby")
+    parser.add_argument("--round-every", type=float, default=0.0, metavar="SECONDS", help="from one round to the next")
+    parser.add_argument("--kill-every", type=float, metavar="SECONDS", help="kill a replica with -9 so often, in turn")
     parser.add_argument("--log", type=Path, help="copy the worker's log there in the end")
     sys.exit(asyncio.run(run(parser.parse_args())))
 
@@ -147,6 +155,7 @@ class Scenario:
         self._console = console
         self._split = False
         self._promotions: list[Promotion] = []
+        self._kill_count = 0
         self._bounds: list[PerformanceTarget] = []
         self._differences: list[str] = []
 
@@ -155,10 +164,16 @@ class Scenario:
         testbed, names = self._testbed, self._arguments.variants.split(",")
         tenants = [tenant for tenant in testbed.tenants_of() if tenant not in self._shard.tenants]
         others = testbed.start_flow(ChainPlan("others", tuple(tenants)), rate=self._arguments.rate / 2)
-        for one in range(self._arguments.rounds):
-            promotion = await self._round(one + 1, names[one % len(names)])
-            self._promotions.append(promotion)
-            self._console.print(f"{one + 1}: {promotion}")
+        killing = asyncio.create_task(self._kill_in_turn())
+        loop, begin = asyncio.get_running_loop(), asyncio.get_running_loop().time()
+        try:
+            for one in range(self._arguments.rounds):
+                await asyncio.sleep(begin + one * self._arguments.round_every - loop.time())
+                promotion = await self._round(one + 1, names[one % len(names)])
+                self._promotions.append(promotion)
+                self._console.print(f"{one + 1}: {promotion}")
+        finally:
+            killing.cancel()
         await others.producer.stop()
         applied = await testbed.wait_until_applied(testbed.urls, within_s=self._arguments.within)
         self._bounds.append(PerformanceTarget("all was applied in the end", float(applied), least=1))
@@ -166,6 +181,17 @@ class Scenario:
         if testbed.dead_letters:
             self._differences.append(f"{len(testbed.dead_letters)} dead letters, such as {testbed.dead_letters[0]}")
         await testbed.stop_workers()
+
+    async def _kill_in_turn(self) -> None:
+        """Kill one replica after the other, all the time, and start it again."""
+        if (every_s := self._arguments.kill_every) is None:
+            return
+        for worker in itertools.cycle(self._testbed.workers):
+            await asyncio.sleep(every_s)
+            if worker.pid is not None:  # otherwise the round has killed it, and will start it
+                worker.kill()
+                worker.start()
+                self._kill_count += 1
 
     async def _round(self, one: int, name: str) -> Promotion:
         variant, shard = VARIANTS[name], self._shard
@@ -293,6 +319,8 @@ class Scenario:
         self._console.print(table)
         lost, missing = (sum(getattr(each, name) for each in self._promotions) for name in ("lost", "missing"))
         self._console.print(f"{lost} operations lost by {len(self._promotions)} promotions, {missing} gone for ever")
+        if self._kill_count:
+            self._console.print(f"{self._kill_count} times a replica was killed with -9 beside that")
         for bound in self._bounds:
             self._console.print(f"{bound.what}: {'yes' if bound.is_kept else 'NO'}")
         self._console.print(f"lost, done twice, out of order or misplaced: {len(self._differences) or 'nothing'}")
