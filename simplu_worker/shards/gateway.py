@@ -234,9 +234,12 @@ class ShardGateway:
         await self._ensure_writer(shard_id).forget_positions(stream, stream_shard_ids)
 
     async def find_again(self, tenant_id: str) -> str | Absence:
-        """Find a tenant's shard without the cached route; also learns a new address of its shard."""
-        self._directory.forget(tenant_id)
-        return await self.find(tenant_id)
+        """Find a tenant's shard without the cached route, which stays until there is another answer.
+
+        Also learns a new address of the shard. Raises as `find`.
+        """
+        found = await self._directory.find(tenant_id, is_cached_enough=False)
+        return found.shard_id if isinstance(found, ShardAddress) else found
 
     async def find_operation(self, request_id: str, tenant_id: str | None) -> tuple[LoggedOperation | None, list[str]]:
         """Return one operation from the log, and the ids of the asked shards that did not answer.

@@ -84,13 +84,16 @@ class Directory:
         self.routes.remove_shards(removed)
         self._absences.clear()
 
-    async def find(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> ShardAddress | Absence:
+    async def find(
+        self, tenant_id: str, *, absence_max_age_s: float = 0.0, is_cached_enough: bool = True
+    ) -> ShardAddress | Absence:
         """Return the shard that confirms the tenant as its own, or why there is none.
 
         Concurrent callers for one tenant share one lookup. But a call never shares a lookup that began before it, so
         that no "not registered" is older than the call, unless *absence_max_age_s* allows an older one. Other absences
-        are short, and looked up each time. Raises `RetryableError` if Citrus or a shard that may have the tenant does
-        not answer, and `PermanentError` if the named address may not be used.
+        are short, and looked up each time; so is a cached route without *is_cached_enough*. Raises `RetryableError` if
+        Citrus or a shard that may have the tenant does not answer, and `PermanentError` if the named address may not be
+        used.
         """
         since = self._clock() - absence_max_age_s
         if absence_max_age_s and self._absences.reason(tenant_id, since=since) == Absence.UNREGISTERED:
@@ -100,7 +103,7 @@ class Directory:
         begun_before = lookup.lookup_count
         try:
             async with lookup.lock:
-                if (cached := self.cached_address(tenant_id)) is not None:
+                if is_cached_enough and (cached := self.cached_address(tenant_id)) is not None:
                     return cached
                 answer = lookup.answer if lookup.lookup_count > begun_before else None
                 if answer is None:
@@ -147,6 +150,7 @@ class Directory:
             self._absences.remove(tenant_id)
             self.routes.put(tenant_id, found.shard_id, now=self._clock(), draw=self._draw())
         else:
+            self.routes.invalidate(tenant_id)
             self._absences.put(tenant_id, found, asked_at=asked_at, searched_at=self._absences.searched_at(tenant_id))
         return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -78,6 +79,19 @@ async def test_gateway_forgets_the_route_when_the_shard_holds_the_tenant(routed:
     assert await routed.gateway.find(TENANT_ID) == "shard-2"
     assert await routed.gateway.apply("shard-2", [create]) == [SUCCEEDED]
     assert await case.everything() == [[], []]
+
+
+async def test_route_is_used_until_the_lookup_of_a_held_tenant_has_another_answer(routed: RoutedShards) -> None:
+    """A lookup without an answer would leave a tenant of a shard that is back without its route."""
+    await routed.gateway.find(TENANT_ID)
+    asking = asyncio.create_task(routed.gateway.find_again(TENANT_ID))
+    await asyncio.sleep(0)
+    assert routed.gateway.cached_shard_id(TENANT_ID) == "shard-1"
+    assert await asking == "shard-1"
+
+    await fetch(case_of(routed).pool, "DELETE FROM tenants")
+    assert await routed.gateway.find_again(TENANT_ID) is Absence.NOT_HERE
+    assert routed.gateway.cached_shard_id(TENANT_ID) is None
 
 
 async def test_gateway_writes_to_the_new_place_when_the_address_was_refreshed(
