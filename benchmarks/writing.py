@@ -47,7 +47,7 @@ from simplu_worker.operations.operation import Disposition, Operation, Origin, S
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.types import PositionClaim
+from simplu_worker.shards.types import PositionClaim, StreamPosition
 
 LEAST_RATIO = 0.9
 BOUND_FROM_SIZE = 100  # smaller batches are those of a reader with few records
@@ -244,7 +244,7 @@ class Twins:
 
     async def _measure_pair(self, operations: Sequence[Operation]) -> BatchPair:
         """Apply one batch to both twins, in alternating order."""
-        self.claim.owed_from, self.claim.owed_since = self._load.position, datetime.now(UTC)
+        self.claim.position = StreamPosition(self._load.position, datetime.now(UTC))
         took = {}
         self._turns.reverse()
         for kind, writer in self._turns:
@@ -267,7 +267,7 @@ class Twins:
     async def rewrite_row(self, count: int) -> None:
         """Write the row *count* times, without any operation."""
         for number_of_write in range(count):
-            self.claim.owed_from = f"{FIRST_SEQUENCE_NUMBER + number_of_write}/0"
+            self.claim.position = StreamPosition(f"{FIRST_SEQUENCE_NUMBER + number_of_write}/0")
             if await self._with_row.write_positions([self.claim]):
                 raise SystemExit("expected the row to be unchanged since this program wrote it")
 

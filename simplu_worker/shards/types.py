@@ -71,12 +71,16 @@ class CitrusDeniedError(RetryableError):
 
 
 class StreamPosition(msgspec.Struct, frozen=True):
-    """One row of `stream_positions`. *held* are targets (`TenantSet.encode`); positions are text, as in the row."""
+    """The content of a row of `stream_positions` (ADR 0004). Positions are text, as in the row.
+
+    *held* are targets (`TenantSet.encode`), none without *read_to*. *fencing_token* is that of the row as it was read;
+    empty in a content to write, which gets a new one.
+    """
 
     owed_from: str
-    owed_since: datetime | None
-    parents_done: bool
-    fencing_token: str
+    owed_since: datetime | None = None
+    parents_done: bool = False
+    fencing_token: str = ""
     read_to: str | None = None
     held: tuple[str, ...] = ()
 
@@ -114,7 +118,7 @@ class Rejection(msgspec.Struct, frozen=True):
 
 
 class PositionClaim(msgspec.Struct):
-    """The position that a reader writes into its row with the next batch, and the fencing tokens that the row may have.
+    """The *position* that a reader writes into its row with the next batch, and the tokens that the row may have.
 
     The first token is that of the last write or read with a known outcome; the others are of attempts with an unknown
     one. Without tokens, the reader found no row. Then the shard makes the row only if its *move_token* is still the one
@@ -123,11 +127,7 @@ class PositionClaim(msgspec.Struct):
 
     stream: str
     stream_shard_id: str
-    owed_from: str = ""
-    owed_since: datetime | None = None
-    read_to: str | None = None
-    held: tuple[str, ...] | None = None
-    parents_done: bool = False
+    position: StreamPosition = StreamPosition("")
     move_token: str | None = None
     fencing_tokens: list[str] = []
 

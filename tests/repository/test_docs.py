@@ -269,7 +269,7 @@ def test_paths_that_are_named_exist(page: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("`shards/gateway.py`, `simplu_worker/cli.py`, `tests/unit/`, `holds.py`", []),
+        ("`shards/gateway.py`, `simplu_worker/cli.py`, `tests/unit/`, `ownership.py`", []),
         ("`shards/owed.py` and `lanes.py`", ["shards/owed.py", "lanes.py"]),
         ("`decode.py`", ["decode.py"]),
         ("`consumers/sqs/orders/`: `decode.py`; `control/`", []),

@@ -20,8 +20,8 @@ from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.admission import HOLD, TenantRow, TenantState, admit
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Operation, Origin, Outcome
-from simplu_worker.shards.apply.position_claims import attempt_claim
 from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.shards.positions.claims import attempt_claim
 from simplu_worker.shards.types import (
     Absence,
     PositionChangedError,
@@ -190,14 +190,7 @@ class PostgresShards:
         if not seen and claim.move_token is not None and claim.move_token != self._move_token(shard_id):
             raise PositionChangedError("a tenant was moved here since")
         self._history[shard_id].append(Transaction([], place, before))
-        self.positions[place] = StreamPosition(
-            claim.owed_from,
-            claim.owed_since,
-            claim.parents_done,
-            token,
-            read_to=claim.read_to,
-            held=claim.held or (),
-        )
+        self.positions[place] = msgspec.structs.replace(claim.position, fencing_token=token)
 
     def _move_token(self, shard_id: str) -> str:
         """Return a text that changes with each tenant moved to a shard."""
@@ -270,7 +263,9 @@ class SimulatedGateway(ShardGateway):
     async def find(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> str | Absence:
         """Ask for the shard of a tenant."""
         found = await self._shards.network.ask(CITRUS, lambda: self._shards.locate(tenant_id), lost=_lost)
-        if not isinstance(found, Absence):
+        if isinstance(found, Absence):
+            self._remembered.pop(tenant_id, None)
+        else:
             self._remembered[tenant_id] = found
         return found
 
@@ -350,7 +345,6 @@ class SimulatedGateway(ShardGateway):
 
     async def find_again(self, tenant_id: str) -> str | Absence:
         """Ask for the shard of a tenant anew."""
-        self._remembered.pop(tenant_id, None)
         return await self.find(tenant_id)
 
 

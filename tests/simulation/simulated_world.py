@@ -24,8 +24,8 @@ from support.aws.kpl_aggregates import aggregate
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings
 from simplu_worker.consumers.kinesis.fleet.read_status import read_status
-from simplu_worker.consumers.kinesis.holding import holds, tenant_set
-from simplu_worker.consumers.kinesis.holding.holds import TENANT_HOLDS_MAX
+from simplu_worker.consumers.kinesis.holding import ownership, tenant_set
+from simplu_worker.consumers.kinesis.holding.ownership import TENANT_HOLDS_MAX
 from simplu_worker.consumers.kinesis.holding.tenant_set import NAMES_MAX
 from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch, KclTables
 from simplu_worker.consumers.kinesis.leases.lease import Lease, lease_of, worker_id
@@ -305,7 +305,7 @@ class World:
 
 def bound_sets(names_max: int, tenant_holds_max: int) -> None:
     """Bound the sets of held tenants: a world has too few tenants for the constants of the worker."""
-    tenant_set.NAMES_MAX, holds.TENANT_HOLDS_MAX = names_max, tenant_holds_max  # type: ignore[misc]  # Final elsewhere
+    tenant_set.NAMES_MAX, ownership.TENANT_HOLDS_MAX = names_max, tenant_holds_max  # type: ignore[misc]  # Final elsewhere
 
 
 @contextmanager

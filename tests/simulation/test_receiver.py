@@ -217,7 +217,7 @@ async def test_t8_handler_that_never_returns_does_not_stop_the_stop(world: World
 
 
 @virtually
-async def test_t9_messages_do_not_expire_while_they_wait_in_hand(world: World) -> None:
+async def test_t9_messages_do_not_expire_while_they_wait_in_memory(world: World) -> None:
     """T9: one handler, ten messages, each takes 0.4 of the visibility timeout: each is received once."""
     queue, desk = world.queue(VisibilityTimeout="30"), Desk(takes_s=12)
     await world.send(queue, *bodies(10))
@@ -264,7 +264,7 @@ async def test_t11_handler_may_take_many_times_the_visibility_timeout(world: Wor
 
 
 @virtually
-async def test_t12_two_thousand_in_hand_are_claimed_in_time_by_tens(world: World) -> None:
+async def test_t12_two_thousand_in_memory_are_claimed_in_time_by_tens(world: World) -> None:
     """T12: with 2,000 in hand and 30 s, claims go out in full batches, spread, and none is lost."""
     queue, desk = world.queue(VisibilityTimeout="30"), Desk(takes_s=90)
     await world.send(queue, *bodies(2000))
@@ -909,7 +909,7 @@ async def test_what_does_not_fit_the_queue_is_told_at_the_start(world: World) ->
 
 
 @virtually
-async def test_stats_tell_what_is_in_hand_and_what_became_of_the_rest(world: World) -> None:
+async def test_stats_tell_what_is_in_memory_and_what_became_of_the_rest(world: World) -> None:
     """The monitoring points show the real queue, hand, handlers and outcomes."""
     queue, desk = world.queue(), Desk(takes_s=20)
     await world.send(queue, *bodies(7))

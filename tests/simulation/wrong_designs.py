@@ -6,46 +6,46 @@ With `@override`, mypy notices when a method of the worker gets another name: a 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import msgspec
 from msgspec.structs import replace
-from simulation.disasters import fail_over, kill, split
+from simulation.disasters import split
 from simulation.kcl_leader import hand_leases_over
 from simulation.simulated_shards import SHARD_IDS, PostgresShards
-from simulation.simulated_world import FleetMaker, Weather, World, bound_sets
+from simulation.simulated_world import FleetMaker, Weather, World
 from typing_extensions import override
 
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
 from simplu_worker.consumers.kinesis.dispatch.shard_lane import ShardLane
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
-from simplu_worker.consumers.kinesis.fetch.record_decoder import RecordDecoder
-from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings, _Chore
+from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
+from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings
 from simplu_worker.consumers.kinesis.fleet.lease_ancestry import LeaseAncestry
 from simplu_worker.consumers.kinesis.fleet.lease_holder import Confirm, EndCheck, LeaseHolder
 from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
 from simplu_worker.consumers.kinesis.fleet.stream_shard_end import StreamShardEnd
-from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
-from simplu_worker.consumers.kinesis.holding.holds import CatchUp, Hold, Holds, Target
-from simplu_worker.consumers.kinesis.holding.parent_records import ParentRecords
+from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold, Target
+from simplu_worker.consumers.kinesis.holding.ownership import Meeting, Ownership
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
+from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases.shard_tree import child_leases, pending_at_parents
-from simplu_worker.consumers.kinesis.reader.catch_up import CatchUpReader, CatchUps
+from simplu_worker.consumers.kinesis.reader.catch_up import CatchUpReader, CatchUps, _tenants_of
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
-from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage, ignoring_pending, missing_parent_records
-from simplu_worker.consumers.kinesis.recovery.shard_positions import Backfill, ShardPosition, ShardPositions
-from simplu_worker.consumers.kinesis.stream.client import ChildShard, Record, Reply, Stream
+from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage
+from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPosition, ShardPositions
+from simplu_worker.consumers.kinesis.stream.client import ChildShard, Reply, Stream
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position, RecordPosition
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.shards.types import StoredPositions
-from simplu_worker.timing.backoff import jittered
-from simplu_worker.timing.clock import loop_time
 
 OPEN_AFTER_S = 1.5  # a world is open then
 
@@ -137,91 +137,68 @@ class _LooseDispatcher(Dispatcher):
 
 class _UngatedDispatcher(Dispatcher):
     @override
-    def _enqueue_for_whole_shard(
-        self, lane: ShardLane, hold: Hold, catch_up: CatchUp, entries: Sequence[QueuedOperation]
-    ) -> None:
+    def _enqueue_beside_backfill(self, lane: ShardLane, hold: Hold, entries: Sequence[QueuedOperation]) -> None:
         lane.enqueue(entries)
 
+
+class _ParentlessOwnership(Ownership):
     @override
-    def _enqueue_for_lookup(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
-        self.lookup.add(tenant_id, entries)
+    def split(self, tenant_id: str, hold: Hold, in_memory: Iterable[Unread], arrived_at: datetime) -> None:
+        super().split(tenant_id, hold, [Unread(unread.after) for unread in in_memory], arrived_at)
 
 
-class _NarrowHolds(Holds):
+class _GreedyOwnership(Ownership):
     @override
-    def is_sent_by(self, tenant_id: str, catch_up: CatchUp, shard_id: str | None = None) -> bool:
-        return super().is_sent_by(tenant_id, catch_up, "none of them")
+    def meet_resident(self, tenant_id: str, backfill: Hold, in_memory: Iterable[Unread]) -> Meeting:
+        meeting = super().meet_resident(tenant_id, backfill, in_memory)
+        if meeting is Meeting.LEFT and self.owner_of(tenant_id) is not backfill:
+            self._assign(tenant_id, backfill)
+            return Meeting.TAKEN
+        return meeting
 
 
-class _ForgetfulHolds(Holds):
+class _SteadyOwnership(Ownership):
     @override
-    def is_rereading_parents_for(self, shard_id: str) -> bool:
-        return False
+    def open_backfill(self, shard_id: str, unread: Unread, arrived_at: datetime, *, now: float) -> Hold:
+        hold = self.shard_hold(shard_id)
+        if hold is not None and hold.is_backfill:
+            return hold
+        return super().open_backfill(shard_id, unread, arrived_at, now=now)
 
 
-class _PresentHolds(Holds):
+class _NarrowCatchUp(CatchUpReader):
     @override
-    def parent_records_of(self, tracker: CheckpointTracker[RecordPosition]) -> tuple[ParentRecords, ...]:
-        return next(
-            (one.parent_records for one in self._catch_ups if one.tracker is tracker and one.is_reading_parents), ()
-        )
+    def _backfills(self) -> list[Hold]:
+        return []
 
 
-class _StraightHolds(Holds):
+class _RoutedCatchUp(CatchUpReader):
     @override
-    def is_misrouted(
-        self, tracker: CheckpointTracker[RecordPosition], ticket: int, tenant_id: str, shard_id: str
-    ) -> bool:
-        return False
-
-
-class _PoliteHolds(Holds):
-    @override
-    def is_parent_record_covered_elsewhere(
-        self,
-        tenant_id: str,
-        stream_shard_id: str,
-        position: Position,
-        catch_up: CatchUp,
-        shard_id: str | None = None,
-    ) -> bool:
-        named = self.named_hold_of(tenant_id)
-        if named is not None and named.catch_up is catch_up:
-            return False
-        holds = self.all()
-        own = max((holds.index(hold) for hold in catch_up.holds if not hold.covers_whole_shard), default=-1)
-        later = [hold for hold in holds[own + 1 :] if not hold.covers_whole_shard and tenant_id in hold.tenants]
-        return any(hold.parent_records and hold.catch_up is not catch_up for hold in later)
-
-
-class _CourteousHolds(Holds):
-    @override
-    def _other_holds(self, tenant_id: str, catch_up: CatchUp, shard_id: str | None) -> list[Hold]:
-        return super()._other_holds(tenant_id, catch_up, None)
+    async def _ask_for_residents(self, decoded: Iterable[DecodedRecord], ending: asyncio.Event) -> bool:
+        for hold in self._backfills():
+            answers = self._residents.setdefault(hold.name, {})
+            for one in _tenants_of(decoded):
+                answers[one] = self._gateway.cached_shard_id(one) == hold.name
+        return True
 
 
 class _HastyCatchUp(CatchUpReader):
     @override
-    async def _send_reply(self, records: list[Record], ending: asyncio.Event) -> None:
-        tracker = self.catch_up.tracker
-        start, ticket = tracker.last_read, tracker.start_at_last()
-        await self._send_until_caught_up(self._decoder.decode(records, after=self._after), ending)
-        await self._check_residents(start, ending)
-        tracker.finish([ticket])
-
-
-class _HastyCatchUps(CatchUps):
-    @override
-    async def _run_reader(self, reader: CatchUpReader, ending: asyncio.Event) -> None:
-        reader.__class__ = _HastyCatchUp
-        await super()._run_reader(reader, ending)
+    async def _ask_for_residents(self, decoded: Iterable[DecodedRecord], ending: asyncio.Event) -> bool:
+        unknown = [self._residents.setdefault(hold.name, {}) for hold in self._backfills()]
+        for answers in unknown:
+            answers.update(dict.fromkeys(_tenants_of(decoded) - answers.keys(), False))
+        self._send_decoded(deque(decoded))
+        for answers in unknown:
+            answers.clear()
+        return await super()._ask_for_residents(decoded, ending)
 
 
 class _SettledPositions(ShardPositions):
     @override
     async def reconcile_with(
         self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions
-    ) -> Backfill | None:
+    ) -> Unread | None:
         return await super().reconcile_with(shard_position, lineage, replace(stored, last_move_age_s=None))
 
 
@@ -229,7 +206,7 @@ class _UnwaryPositions(ShardPositions):
     @override
     async def reconcile_with(
         self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions
-    ) -> Backfill | None:
+    ) -> Unread | None:
         return await super().reconcile_with(shard_position, lineage, replace(stored, move_token=None))
 
 
@@ -237,17 +214,17 @@ class _ForwardPositions(ShardPositions):
     @override
     async def reconcile_with(
         self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions
-    ) -> Backfill | None:
-        backfill = await super().reconcile_with(shard_position, lineage, stored)
-        return None if backfill is None else replace(backfill, before=self._reader.progress().safe_checkpoint)
+    ) -> Unread | None:
+        unread = await super().reconcile_with(shard_position, lineage, stored)
+        return None if unread is None else replace(unread, after=_safe_checkpoint(self))
 
 
 class _LowPositions(ShardPositions):
     @override
     async def reconcile_with(
         self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions
-    ) -> Backfill | None:
-        self._reader = replace(self._reader, read_to=lambda: self._reader.progress().safe_checkpoint)
+    ) -> Unread | None:
+        self._reader = replace(self._reader, read_to=lambda: _safe_checkpoint(self))
         return await super().reconcile_with(shard_position, lineage, stored)
 
 
@@ -255,19 +232,21 @@ class _RashPositions(ShardPositions):
     @override
     async def reconcile_with(
         self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions
-    ) -> Backfill | None:
-        backfill = await super().reconcile_with(shard_position, lineage, stored)
-        shard_position.claim.parents_done = True
-        return backfill
+    ) -> Unread | None:
+        unread = await super().reconcile_with(shard_position, lineage, stored)
+        shard_position.claim.position = replace(shard_position.claim.position, parents_done=True)
+        return unread
 
 
-class _SparingPositions(ShardPositions):
+class _ContentPositions(ShardPositions):
     @override
-    def _missing_parent_records(
-        self, lineage: Lineage, stored: StoredPositions, *, is_only_parents: bool
-    ) -> tuple[ParentRecords, ...]:
-        rest = ignoring_pending(stored, self._holds.are_waiting_for_parents)
-        return missing_parent_records(lineage, rest, tenant_wait=self._tenant_wait)
+    def invalidate_parent_rows(self) -> list[ShardPosition]:
+        return []
+
+
+def _safe_checkpoint(positions: ShardPositions) -> RecordPosition | None:
+    ownership = positions._ownership
+    return ownership.floor(ownership._main.checkpoint)
 
 
 class _NoPositionSync(PositionSync):
@@ -282,22 +261,20 @@ class _SafeShards(PostgresShards):
         """Go on with a replica that lacks nothing."""
 
 
-class _SlackHolds(Holds):
+class _SlackOwnership(Ownership):
     @override
-    def hold_of(self, tenant_id: str) -> Hold | None:
-        hold = super().hold_of(tenant_id)
+    def owner_of(self, tenant_id: str) -> Hold | None:
+        hold = super().owner_of(tenant_id)
         return None if hold is not None and hold.is_ready else hold
 
 
-class _LateHolds(Holds):
+class _LateOwnership(Ownership):
     @override
-    def hold_shard(
-        self, shard_id: str, tenants: Iterable[str], before: RecordPosition | None, arrived_at: datetime, *, now: float
-    ) -> Hold:
-        known = self._holds.get((Target.SHARD, shard_id))
-        if known is not None:
-            before = known.reached
-        return super().hold_shard(shard_id, tenants, before, arrived_at, now=now)
+    def split(self, tenant_id: str, hold: Hold, in_memory: Iterable[Unread], arrived_at: datetime) -> None:
+        if hold.tenants:
+            self._assign(tenant_id, hold)
+        else:
+            super().split(tenant_id, hold, in_memory, arrived_at)
 
 
 class _LaggardCatchUps(CatchUps):
@@ -355,12 +332,6 @@ class _TrustingAncestry(LeaseAncestry):
         return None if self.unfinished_parents(lease) else TenantSet.decode(pending)
 
 
-class _ShortsightedAncestry(LeaseAncestry):
-    @override
-    async def _find_ancestors(self, lease: Lease) -> None:
-        pass
-
-
 class _FatherlessAncestry(LeaseAncestry):
     @override
     def lineage(self, lease: Lease) -> Lineage:
@@ -400,8 +371,9 @@ def _without_position_sync(services: FleetServices, settings: FleetSettings, **m
 def _with_reader(
     reader_class: type[StreamShardReader] = StreamShardReader,
     dispatcher_class: type[Dispatcher] = Dispatcher,
-    holds_class: type[Holds] = Holds,
+    ownership_class: type[Ownership] = Ownership,
     catch_ups_class: type[CatchUps] = CatchUps,
+    catch_up_class: type[CatchUpReader] = CatchUpReader,
     positions_class: type[ShardPositions] | None = ShardPositions,
 ) -> FleetMaker:
     class WrongFleet(Fleet):
@@ -412,8 +384,9 @@ def _with_reader(
             reader = super()._create_reader(lease, pending, is_end, confirm)
             reader.__class__ = reader_class
             reader._dispatcher.__class__ = dispatcher_class
-            reader._dispatcher.holds.__class__ = holds_class
+            reader._dispatcher.ownership.__class__ = ownership_class
             reader._catch_ups.__class__ = catch_ups_class
+            reader._catch_ups._create_reader = partial(_create_as, catch_up_class, reader._create_catch_up_reader)
             if positions_class is None:
                 reader._dispatcher.shard_positions = None
             else:
@@ -423,27 +396,12 @@ def _with_reader(
     return WrongFleet
 
 
-class _UnrepeatedChore(_Chore):
-    @override
-    async def run_if_due(self, now: float) -> None:
-        if now >= self._due_at:
-            self._due_at = loop_time() + jittered(self._interval_s, ratio=0.1, draw=self._draw())
-            await self._run()
-
-
-def _with_unrepeated_chores(make_fleet: FleetMaker) -> FleetMaker:
-    """Return fleets whose chores wait for their next time when the first run fails.
-
-    Not wrong without a KCL leader: some rare designs show in such histories, and not in hundreds of the others.
-    """
-
-    def make(services: FleetServices, settings: FleetSettings, **others: Any) -> Fleet:
-        fleet = make_fleet(services, settings, **others)
-        for chore in fleet._chores:
-            chore.__class__ = _UnrepeatedChore
-        return fleet
-
-    return make
+def _create_as(
+    catch_up_class: type[CatchUpReader], create: Callable[[CatchUp], CatchUpReader], catch_up: CatchUp
+) -> CatchUpReader:
+    reader = create(catch_up)
+    reader.__class__ = catch_up_class
+    return reader
 
 
 def _with_end(end_class: type[StreamShardEnd]) -> FleetMaker:
@@ -469,22 +427,19 @@ def _lose_nothing(world: World) -> None:
     world.shards.__class__ = _SafeShards
 
 
-def _storm_early(world: World) -> None:
-    """Let children read their parents again and again, long before all is repaired."""
-    world.loop.call_later(0.2, setattr, world.kinesis, "false_ends", 0.1)
-    for _ in range(8):
-        event = world.draws.choice([fail_over, fail_over, split, kill])
-        world.loop.call_later(world.draws.uniform(0.5, 0.7 * world.plan.trouble_s), event, world)
+def _lose_all_behind_splits(world: World) -> None:
+    """Split twice, which scans show late; then both shards lose all, and replies look like ends."""
+    draws, splits_at = world.draws, world.draws.uniform(0.3, 0.7) * world.plan.trouble_s
 
+    def lose() -> None:
+        for shard_id in SHARD_IDS:
+            world.shards.fail_over(shard_id, 1000)
+        world.kinesis.false_ends = 0.4
 
-def _in_slots(world: World) -> None:
-    """Let every set of two tenants or more be a bitmap; the end of the world sets this back."""
-    bound_sets(1, world.plan.tenant_holds_max)
-
-
-def _in_less_memory(world: World) -> None:
-    """Let records that are read again come in replies of other sizes."""
-    world.plan = replace(world.plan, prefetch_max_bytes=11 * 1024)
+    world.loop.call_later(splits_at - 0.1, lambda: setattr(world.network.trouble, "stale", 0.9))
+    for split_at in (splits_at, splits_at + draws.uniform(0.1, 1.0)):
+        world.loop.call_later(split_at, split, world)
+    world.loop.call_later(splits_at + draws.uniform(1.0, 3.0), lose)
 
 
 def _move_after_a_loss(world: World) -> None:
@@ -508,13 +463,13 @@ WRONG_DESIGNS = {
     "the checkpoint ignores holds": WrongDesign(_with_reader(_ForgetfulReader)),
     "read up to a time is what is not decided": WrongDesign(_with_reader(_ProudReader)),
     "a record is finished before its dead letter is stored": WrongDesign(
-        _with_reader(dispatcher_class=_HastyDispatcher), seed=79
+        _with_reader(dispatcher_class=_HastyDispatcher), seed=44
     ),
     "one operation waits and not those behind it": WrongDesign(
-        _with_reader(dispatcher_class=_LooseDispatcher), seed=41
+        _with_reader(dispatcher_class=_LooseDispatcher), seed=1161
     ),
-    "a hold is not sticky": WrongDesign(_with_reader(holds_class=_SlackHolds), seed=36),
-    "a hold is not lowered": WrongDesign(_with_reader(holds_class=_LateHolds), seed=250),
+    "a hold is not sticky": WrongDesign(_with_reader(ownership_class=_SlackOwnership), seed=1),
+    "a hold is not lowered": WrongDesign(_with_reader(ownership_class=_LateOwnership), seed=21),
     "a catch-up ends where all is applied, not dispatched": WrongDesign(
         _with_reader(catch_ups_class=_LaggardCatchUps), seed=221
     ),
@@ -530,14 +485,11 @@ WRONG_DESIGNS = {
     ),
     "every reply without an iterator is the end": WrongDesign(_CredulousFleet, seed=3),
     "every reply without an iterator is the end of a parent": WrongDesign(
-        _with_reader(_GullibleReader), weather=Weather.STORM, seed=9996
+        _with_reader(_GullibleReader), _lose_all_behind_splits, seed=132
     ),
     "the child of a merge has its lease from one parent": WrongDesign(_with_end(_OneParentEnd), seed=2835),
-    "children do not wait for their parents": WrongDesign(_with_ancestry(_OrphanAncestry), seed=71),
-    "a lease that a scan does not show does not exist": WrongDesign(_with_ancestry(_TrustingAncestry), seed=319),
-    "an ancestor's lease that a scan does not show does not exist": WrongDesign(
-        _with_ancestry(_ShortsightedAncestry), seed=1956
-    ),
+    "children do not wait for their parents": WrongDesign(_with_ancestry(_OrphanAncestry), seed=13),
+    "a lease that a scan does not show does not exist": WrongDesign(_with_ancestry(_TrustingAncestry), seed=681),
     "a take ignores the counter": WrongDesign(twist=_take_whatever_the_counter, seed=2),
     "a renewal expects the counter alone, and knows itself by the owner in the row": WrongDesign(
         _without_names, hand_leases_over, seed=45
@@ -545,43 +497,38 @@ WRONG_DESIGNS = {
     "the log does not drop operations that were applied": WrongDesign(twist=_log_nothing),
     "rows are neither read nor written": WrongDesign(_with_reader(positions_class=None), seed=4),
     "the rows of idle shards are not kept fresh": WrongDesign(_without_position_sync, seed=8),
-    "a backfill reads only for tenants known by name": WrongDesign(_with_reader(holds_class=_NarrowHolds)),
+    "a backfill reads only for tenants known by name": WrongDesign(
+        _with_reader(catch_up_class=_NarrowCatchUp), seed=27
+    ),
+    "a backfill goes by remembered routes": WrongDesign(_with_reader(catch_up_class=_RoutedCatchUp), seed=128),
+    "a backfill goes on while it asks": WrongDesign(_with_reader(catch_up_class=_HastyCatchUp), seed=144),
+    "a backfill takes tenants from an owner that is behind it": WrongDesign(
+        _with_reader(ownership_class=_GreedyOwnership), seed=41
+    ),
+    "a backfill that loses again goes on where it is": WrongDesign(
+        _with_reader(ownership_class=_SteadyOwnership), seed=611
+    ),
+    "rows are not read again when tenants are released from the parents": WrongDesign(
+        _with_reader(positions_class=_ContentPositions), seed=802
+    ),
+    "dropped operations of parents are read again as own ones": WrongDesign(
+        _with_reader(ownership_class=_ParentlessOwnership), _lose_all_behind_splits, seed=383
+    ),
     "a backfill starts at the reader's checkpoint": WrongDesign(
-        _with_reader(positions_class=_ForwardPositions), seed=86
+        _with_reader(positions_class=_ForwardPositions), seed=128
     ),
     "a row is compared with the reader's checkpoint": WrongDesign(
         _with_reader(positions_class=_LowPositions), seed=179
     ),
     "children do not read their parents' records again": WrongDesign(_with_ancestry(_FatherlessAncestry), seed=439),
     "the parents are noted as done when re-reading them starts": WrongDesign(
-        _with_reader(positions_class=_RashPositions), seed=58
-    ),
-    "re-read records of the parents are left to parents where they are pending": WrongDesign(
-        _with_reader(holds_class=_ForgetfulHolds), seed=3206
+        _with_reader(positions_class=_RashPositions), seed=209
     ),
     "lost operations of a moved tenant are looked for on its old shard": WrongDesign(
         _with_reader(positions_class=_SettledPositions), twist=_move_after_a_loss, seed=477
     ),
     "a reader makes its row though a tenant was moved in since it found none": WrongDesign(
-        _with_reader(positions_class=_UnwaryPositions), _in_less_memory, Weather.STORM, seed=5636
+        _with_reader(positions_class=_UnwaryPositions), _move_after_a_loss, seed=824
     ),
-    "records of the parents are left to the newest hold": WrongDesign(
-        _with_reader(holds_class=_PoliteHolds), _in_less_memory, Weather.STORM, seed=7095
-    ),
-    "two whole-shard catch-ups leave tenants in the slots of both to each other": WrongDesign(
-        _with_reader(holds_class=_CourteousHolds), _in_slots, Weather.GREAT_STORM, seed=336
-    ),
-    "the parents' records of a catch-up are forgotten when its holds restart": WrongDesign(
-        _with_unrepeated_chores(_with_reader(holds_class=_PresentHolds)), weather=Weather.GREAT_STORM, seed=478
-    ),
-    "a catch-up at the main reader leaves it the rest, and then asks for residents": WrongDesign(
-        _with_reader(catch_ups_class=_HastyCatchUps),
-        twist=_storm_early,
-        seed=7151,
-    ),
-    "re-read operations of an unrouted tenant are sent to any shard": WrongDesign(
-        _with_reader(holds_class=_StraightHolds), seed=4266
-    ),
-    "only some ancestors are read again": WrongDesign(_with_reader(positions_class=_SparingPositions), seed=434),
-    "other operations overtake re-read ones": WrongDesign(_with_reader(dispatcher_class=_UngatedDispatcher), seed=1755),
+    "other operations overtake re-read ones": WrongDesign(_with_reader(dispatcher_class=_UngatedDispatcher), seed=3749),
 }

@@ -34,7 +34,7 @@ SUBJECTS = {
     "giving up": "an operation that is given up, and its replay",
     "failover": "stream positions on a shard that loses commits, with parents, children and grandparents",
     "orders": "how long a `deduplicationId` is one event",
-    "ownership": "exclusive owners of tenants within a reader (a design)",
+    "ownership": "exclusive owners of tenants within a reader",
     "move": "a tenant that moves, with two movers, rollbacks and cleanups",
     "move and failover": "a tenant that moves between shards that lose commits",
 }

@@ -30,16 +30,16 @@ from simplu_worker.shards.apply.patch_merging import (
     find_laborious,
     resource_of,
 )
-from simplu_worker.shards.apply.position_claims import attempt_claim
 from simplu_worker.shards.apply.redelivery import LogMatch
-from simplu_worker.shards.apply.stream_positions import (
+from simplu_worker.shards.apply.wave_run import WaveRun
+from simplu_worker.shards.apply.wave_statement import statement_for
+from simplu_worker.shards.positions.claims import attempt_claim
+from simplu_worker.shards.positions.rows import (
     fence_position,
     position_changed_error,
     read_stored_positions,
     write_positions,
 )
-from simplu_worker.shards.apply.wave_run import WaveRun
-from simplu_worker.shards.apply.wave_statement import statement_for
 from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, RolledBackError, StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES

@@ -15,7 +15,7 @@ from simplu_worker.operations.operation import Disposition, Failure, Operation, 
 from simplu_worker.shards.apply.group_commit import GROUP_LEAST_COUNT, GROUP_MAX_BYTES, GROUP_MAX_COUNT
 from simplu_worker.shards.apply.writer import SUCCEEDED, ShardWriter
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.types import PositionChangedError, PositionClaim, ShardUnavailableError
+from simplu_worker.shards.types import PositionChangedError, PositionClaim, ShardUnavailableError, StreamPosition
 
 READERS = 8
 INVALID_DATA = Outcome(disposition=Disposition.APPLIED, failure=Failure.INVALID_DATA)
@@ -33,7 +33,7 @@ async def case(make_shard: ShardMaker) -> AsyncIterator[TenantCase]:
 def claims(tokens: Sequence[str] = ()) -> list[PositionClaim]:
     """Return what so many readers of stream shards claim."""
     return [
-        PositionClaim(STREAM, f"shardId-{number:012}", owed_from="7/0", fencing_tokens=list(tokens))
+        PositionClaim(STREAM, f"shardId-{number:012}", StreamPosition("7/0"), fencing_tokens=list(tokens))
         for number in range(READERS)
     ]
 
@@ -72,7 +72,9 @@ async def test_batches_that_wait_go_in_one_transaction(case: TenantCase) -> None
     assert outcomes == [[SUCCEEDED] * 3] * READERS
     assert await transactions(case) == [3 * READERS]
     rows = await fetch(case.pool, "SELECT stream_shard_id, owed_from FROM stream_positions ORDER BY 1")
-    assert [tuple(row.values()) for row in rows] == [(claim.stream_shard_id, claim.owed_from) for claim in claims()]
+    assert [tuple(row.values()) for row in rows] == [
+        (claim.stream_shard_id, claim.position.owed_from) for claim in claims()
+    ]
 
 
 async def test_readers_move_their_positions_together_again_and_again(case: TenantCase) -> None:
@@ -80,7 +82,7 @@ async def test_readers_move_their_positions_together_again_and_again(case: Tenan
     writer, claimed = writer_of(case.pool), claims()
     for turn in range(3):
         for claim in claimed:
-            claim.owed_from = f"{turn}/0"
+            claim.position = StreamPosition(f"{turn}/0")
         batches = [creates(case, 10 * turn + one, 1) for one in range(READERS)]
         assert await together(case, writer, batches, claimed) == [[SUCCEEDED]] * READERS
 

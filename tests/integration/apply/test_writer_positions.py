@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -52,9 +53,17 @@ def writer(case: TenantCase) -> ShardWriter:
     return writer_of(case.pool)
 
 
-def claim_of(stream_shard_id: str = STREAM_SHARD_ID, owed_from: str = "7/0", **members: Any) -> PositionClaim:
-    """Return what a reader that saw no row is going to write."""
-    return PositionClaim(STREAM, stream_shard_id, owed_from=owed_from, **members)
+def claim_of(
+    stream_shard_id: str = STREAM_SHARD_ID,
+    owed_from: str = "7/0",
+    *,
+    fencing_tokens: Sequence[str] = (),
+    move_token: str | None = None,
+    **content: Any,
+) -> PositionClaim:
+    """Return what a reader is going to write; by default one that saw no row."""
+    position = StreamPosition(owed_from, **content)
+    return PositionClaim(STREAM, stream_shard_id, position, move_token, list(fencing_tokens))
 
 
 def said(row: dict[str, Any]) -> dict[str, Any]:
@@ -101,8 +110,7 @@ async def test_writer_makes_the_row_with_the_first_batch_and_moves_it_with_the_n
     }
     assert len(claim.fencing_tokens) == 1
 
-    claim.owed_from, claim.owed_since = "8/0", ARRIVED_AT + timedelta(seconds=1)
-    claim.read_to, claim.held, claim.parents_done = None, None, False
+    claim.position = StreamPosition("8/0", ARRIVED_AT + timedelta(seconds=1))
     assert await writer.apply([case.operation("update", data={})], claim) == [SUCCEEDED]
 
     assert (await rows(case.pool))[STREAM_SHARD_ID] == {
@@ -135,7 +143,7 @@ async def test_writer_applies_nothing_when_the_row_is_another_readers(
     await writer.apply([case.operation("create", "r1", {})], other)
     before = await case.everything(), await rows(case.pool)
 
-    claim.owed_from = "8/0"
+    claim.position = StreamPosition("8/0")
     operations = [case.operation("create", "r2", {}), case.operation("update", "r1", {"v": 2})]
     with pytest.raises(PositionChangedError, match=STREAM_SHARD_ID):
         await writer.apply(operations, claim)
@@ -230,14 +238,14 @@ async def test_reader_goes_on_when_it_does_not_know_whether_its_batch_was_commit
         await writer.apply([case.operation("list", None)], claim if known == "a row" else None)
         before = list(claim.fencing_tokens)
         batch = [case.operation("create", data={"v": 0}), case.operation("patch", data={"w": 1})]
-        claim.owed_from = "8/0"
+        claim.position = StreamPosition("8/0")
         line.cut_after_commit, line.cut_before_commit = after, not after
         with pytest.raises(ShardUnavailableError):
             await writer.apply(batch, claim)
         assert claim.fencing_tokens[:-1] == before
         assert await position(pool) == ("8/0" if after else "7/0" if before else None)
 
-        claim.owed_from = "9/0"
+        claim.position = StreamPosition("9/0")
         if not after and not before:
             with pytest.raises(PositionChangedError):
                 await writer.apply(batch, claim)
@@ -255,7 +263,7 @@ async def test_reader_goes_on_when_its_connection_is_ended_within_the_batch(
     claim = claim_of()
     await writer.apply([case.operation("create", data={})], claim)
     batch = [case.operation("update", data={"v": 1})]
-    claim.owed_from = "8/0"
+    claim.position = StreamPosition("8/0")
 
     async with shut_gate(case.pool) as gate, asyncio.TaskGroup() as tasks:
         applying = tasks.create_task(_outcome(writer, batch, claim))
@@ -285,8 +293,8 @@ async def test_attempt_that_was_given_up_writes_nothing_when_it_comes_late(
     claim = claim_of()
     await writer.apply([case.operation("create", data={"v": 0})], claim)
     seen = list(claim.fencing_tokens)
-    late = PositionClaim(STREAM, STREAM_SHARD_ID, owed_from="7/0", fencing_tokens=seen)
-    claim.owed_from = "8/0"
+    late = claim_of(fencing_tokens=seen)
+    claim.position = StreamPosition("8/0")
     assert await writer.apply([case.operation("update", data={"v": 1})], claim) == [SUCCEEDED]
 
     with pytest.raises(PositionChangedError):
@@ -379,7 +387,7 @@ async def test_writer_writes_the_row_with_an_operation_that_is_given_up(case: Te
     assert await writer.give_up(bad, claim) == GIVEN_UP
     assert (await position(case.pool), len(claim.fencing_tokens)) == ("7/0", 1)
 
-    claim.owed_from = "8/0"
+    claim.position = StreamPosition("8/0")
     assert await writer.give_up(bad, claim) == DUPLICATE
     assert await position(case.pool) == "8/0"
 
@@ -398,7 +406,7 @@ async def test_touch_writes_what_is_its_readers_and_says_what_is_not(case: Tenan
     token = await take_away(case.pool, "shardId-2")
     await fetch(case.pool, "DELETE FROM stream_positions WHERE stream_shard_id = 'shardId-3'")
     for claim in (known, new, stolen, gone):
-        claim.owed_from = "8/0"
+        claim.position = StreamPosition("8/0")
 
     assert await writer.write_positions([gone, stolen, new, known]) == [stolen, gone]
 

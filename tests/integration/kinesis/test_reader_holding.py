@@ -28,7 +28,7 @@ from support.reader_world import (
 
 from simplu_worker.consumers.kinesis.dispatch import dispatcher, route_lookup
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
-from simplu_worker.consumers.kinesis.holding import holds
+from simplu_worker.consumers.kinesis.holding import ownership
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import ReadAhead
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
@@ -146,7 +146,7 @@ async def test_tenants_held_together_are_applied_when_they_are_registered(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More tenants than have holds of their own share the overflow hold, and each gets its operations in order."""
-    monkeypatch.setattr(holds, "TENANT_HOLDS_MAX", 3)
+    monkeypatch.setattr(ownership, "TENANT_HOLDS_MAX", 3)
     monkeypatch.setattr(dispatcher, "OVERFLOW_INTERVAL_FIRST_S", 0.5)
     tenants = [f"new{number}-x" for number in range(20)]
     await world.provision("a-x", "shard-1")

@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
 from typing import Final, assert_never
 
@@ -29,11 +30,12 @@ from simplu_worker.consumers.kinesis.dispatch.route_lookup import RouteLookup
 from simplu_worker.consumers.kinesis.dispatch.shard_lane import ShardLane
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import MemoryQuota
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
-from simplu_worker.consumers.kinesis.holding.holds import CatchUp, Hold, Holds, Reason, Target
-from simplu_worker.consumers.kinesis.holding.parent_records import ParentRecords
+from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold, Reason, Target
+from simplu_worker.consumers.kinesis.holding.ownership import Meeting, Ownership
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
-from simplu_worker.consumers.kinesis.recovery.shard_positions import Backfill, ReaderState, ShardPositions
-from simplu_worker.consumers.kinesis.stream.positions import RecordPosition, is_after, lowest_position
+from simplu_worker.consumers.kinesis.holding.unread import Unread
+from simplu_worker.consumers.kinesis.recovery.shard_positions import ReaderState, ShardPositions
+from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.consumers.outcome_counts import count_outcomes
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import RetryableError
@@ -64,13 +66,16 @@ class Dispatcher:
         gateway: ShardGateway,
         memory: MemoryQuota,
         *,
+        main: CheckpointTracker[RecordPosition],
         tenant_wait: timedelta,
         store_dead_letters: Callable[[Sequence[DeadLetter]], Awaitable[None]],
         reader: ReaderState | None,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
-        """*name* is that of the stream shard. *store_dead_letters* returns when the dead letters are stored.
+        """*name* is that of the stream shard, *main* the tracker of the main reader.
+
+        *store_dead_letters* returns when the dead letters are stored.
 
         Without *reader* no positions are written on Postgres shards.
         """
@@ -81,11 +86,13 @@ class Dispatcher:
         self._store_dead_letters = store_dead_letters
         self._draw = draw
         self._utc = utc
-        self.holds = Holds()
+        self.ownership = Ownership(main)
         self.shard_positions = (
-            None if reader is None else ShardPositions(gateway, self.holds, reader, tenant_wait=tenant_wait, utc=utc)
+            None
+            if reader is None
+            else ShardPositions(gateway, self.ownership, reader, tenant_wait=tenant_wait, utc=utc)
         )
-        self.lookup = RouteLookup(gateway, self.holds, tenant_wait=tenant_wait, draw=draw, utc=utc)
+        self.lookup = RouteLookup(gateway, self.ownership, tenant_wait=tenant_wait, draw=draw, utc=utc)
         self._lanes: dict[str, ShardLane] = {}
         self._lane_by_tenant: dict[str, ShardLane] = {}  # the lane of its queued operations, or of its last ones
         self._failures: dict[str, tuple[str | None, int, int]] = {}  # by tenant: the operation, and how often it failed
@@ -100,7 +107,7 @@ class Dispatcher:
         self.has_arrivals = asyncio.Event()  # an operation was sent; the waiting task clears it
 
     def __repr__(self) -> str:
-        return f"Dispatcher({self._name}, {list(self._lanes.values())}, {self.lookup!r}, {self.holds!r})"
+        return f"Dispatcher({self._name}, {list(self._lanes.values())}, {self.lookup!r}, {self.ownership!r})"
 
     @property
     def is_empty(self) -> bool:
@@ -110,7 +117,7 @@ class Dispatcher:
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to check periodically; `has_arrivals` is set when that changes."""
-        return not self.holds.all() and self.is_empty
+        return not len(self.ownership) and self.is_empty
 
     def entries(self) -> list[QueuedOperation]:
         """Return all operations in memory."""
@@ -118,7 +125,7 @@ class Dispatcher:
 
     def pending_tenants(self) -> TenantSet:
         """Return all tenants that are held or have operations in memory."""
-        tenants = self.holds.held_tenants()
+        tenants = self.ownership.held_tenants()
         for entry in self.entries():
             tenants.add(entry.operation.tenant_id)
         return tenants
@@ -171,64 +178,43 @@ class Dispatcher:
             self._enqueue(lane, own)
         for tenant_id, own in without_lane.items():
             if tenant_id in waiting:
-                self._enqueue_for_lookup(tenant_id, own)
+                self._wait_for_route(tenant_id, own)
             elif (shard_id := self._gateway.cached_shard_id(tenant_id)) is not None:
                 self.route_to_lane(tenant_id, shard_id, own)
             else:
                 self._wait_for_route(tenant_id, own)
-
-    def shard_id_of(self, tenant_id: str) -> str | None:
-        """Return the id of the Postgres shard for a tenant's next operation; None if unknown."""
-        lane = self._lane_by_tenant.get(tenant_id)
-        return self._gateway.cached_shard_id(tenant_id) if lane is None else lane.shard_id
-
-    def _enqueue_for_lookup(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
-        """Append operations read by one cursor to those of their tenant that wait for a lookup.
-
-        Operations of a backfill come first: those of other cursors that wait already are dropped, and will be read
-        again.
-        """
-        tracker = entries[0].tracker
-        hold = self.holds.whole_shard_hold_of(tracker)
-        waiting = [] if hold is None else self.lookup.take_entries(tenant_id)
-        others = [one for one in waiting if one.tracker is not tracker]
-        own: Sequence[QueuedOperation] = [*(one for one in waiting if one.tracker is tracker), *entries]
-        if hold is not None and others:
-            own = self._split_for_backfill(hold, others, own)
-        if own:
-            self._wait_for_route(tenant_id, own)
 
     def _wait_for_route(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
         if (waited := self.lookup.add(tenant_id, entries)) is not None:
             self._hold_waited(waited)
 
     def route_to_lane(self, tenant_id: str, shard_id: str, entries: Sequence[QueuedOperation]) -> None:
-        """Put all waiting operations of a tenant into the lane of its shard; later ones follow there.
+        """Put all operations of a tenant into the lane of its shard; later ones follow there.
 
-        Except those that a backfill of another shard sent while the tenant's shard was unknown: these are dropped.
+        Those that the tenant's hold has still to come to are dropped: the shard may lack earlier ones.
         """
-        own: list[QueuedOperation] = []
-        misrouted: list[QueuedOperation] = []
+        owner = self.ownership.owner_of(tenant_id)
+        dropped: list[QueuedOperation] = []
+        kept: list[QueuedOperation] = []
         for entry in entries:
-            is_misrouted = self.holds.is_misrouted(entry.tracker, entry.ticket, tenant_id, shard_id)
-            (misrouted if is_misrouted else own).append(entry)
-        self.holds.clear_unrouted(tenant_id)
-        if misrouted:
-            self._drop_for_reread(misrouted)
-        if not own:
-            return
+            (dropped if owner is not None and owner.unread.includes(entry.unread) else kept).append(entry)
+        self._finish(dropped)
+        if kept:
+            self._enqueue(self._remember_lane(tenant_id, shard_id), kept)
+
+    def _remember_lane(self, tenant_id: str, shard_id: str) -> ShardLane:
         lane = self._open_lane(shard_id)
         if len(self._lane_by_tenant) >= TENANTS_REMEMBERED:  # tenants without queued operations can be looked up again
             self._lane_by_tenant = {tenant: one for tenant, one in self._lane_by_tenant.items() if len(one)}
         self._lane_by_tenant[tenant_id] = lane
-        self._enqueue(lane, own)
+        return lane
 
     def _open_lane(self, shard_id: str) -> ShardLane:
         lane = self._lanes.get(shard_id)
         if lane is None:
             positions = self.shard_positions
             lane = ShardLane(
-                shard_id, self._gateway, self.holds, shard_positions=positions, draw=self._draw, utc=self._utc
+                shard_id, self._gateway, self.ownership, shard_positions=positions, draw=self._draw, utc=self._utc
             )
             self._lanes[shard_id] = lane
             self._tasks.create_task(self._run_lane(lane), name=f"lane:{self._name}:{shard_id}")
@@ -243,45 +229,56 @@ class Dispatcher:
                 case NoAnswer():
                     self.hold_shard(lane.shard_id, result.entries)
                 case RowBehind():
-                    self.start_backfill(lane.shard_id, result.backfill, result.entries)
+                    self.start_backfill(lane.shard_id, result.unread, result.entries)
                 case _:
                     assert_never(result)
 
     async def _settle_batch(self, lane: ShardLane, batch: BatchDecided) -> None:
-        """Settle, hold or look up each operation, together with those of its tenant behind it."""
-        for entry, error in batch.failing:
-            if await self._give_up_if_exhausted(lane, entry, error):
-                batch.finished.append(entry)
-            else:
-                tenant_id = entry.operation.tenant_id
-                self._hold_failing([entry, *batch.not_here.pop(tenant_id, ()), *lane.take_tenant(tenant_id)])
-        for tenant_id, entries in batch.not_here.items():
-            self.requeue_unrouted(tenant_id, [*entries, *lane.take_tenant(tenant_id)])
-        await self.settle(batch.finished, batch.letters)
+        """Settle, hold or look up each operation, together with those of its tenant behind it.
 
-    async def _give_up_if_exhausted(self, lane: ShardLane, entry: QueuedOperation, error: str) -> bool:
-        """Give up an operation after its last try: store its dead letter, then mark its row; return True.
-
-        Return False also where the shard does not take the mark: then operation, dead letter and row are tried again.
+        Nothing is awaited before all operations that are not finished are in one place again.
         """
-        attempts = self._count_failure(entry)
+        exhausted: list[tuple[QueuedOperation, int, str, Hold]] = []
+        for entry, error in batch.failing:
+            tenant_id, attempts = entry.operation.tenant_id, self._count_failure(entry)
+            entries = [entry, *batch.not_here.pop(tenant_id, ()), *lane.take_tenants({tenant_id})]
+            hold = self._hold_tenant(entries, Reason.FAILING)
+            if attempts > len(FAILING_RETRIES_S):
+                hold.next_attempt_at = float("inf")
+                exhausted.append((entry, attempts, error, hold))
+            else:
+                hold.next_attempt_at = loop_time() + FAILING_RETRIES_S[attempts - 1]
+                ids = {"business_id": entry.operation.business_id, "location_id": entry.operation.location_id}
+                instruments.RETRIES.labels("kinesis", "failing").inc()
+                log.warning("operation.failing", shard_id=lane.shard_id, attempts=attempts, error=error, **ids)
+        for tenant_id, entries in batch.not_here.items():
+            self.requeue_unrouted(tenant_id, [*entries, *lane.take_tenants({tenant_id})])
+        await self.settle(batch.finished, batch.letters)
+        for entry, attempts, error, hold in exhausted:
+            await self._give_up(lane, entry, attempts, error, hold)
+
+    async def _give_up(self, lane: ShardLane, entry: QueuedOperation, attempts: int, error: str, hold: Hold) -> None:
+        """Give up an operation after its last try: store its dead letter, mark its row, and catch up its tenant.
+
+        Where the shard does not take the mark, operation, dead letter and row are tried again.
+        """
         ids = {"business_id": entry.operation.business_id, "location_id": entry.operation.location_id}
-        if attempts <= len(FAILING_RETRIES_S):
-            instruments.RETRIES.labels("kinesis", "failing").inc()
-            log.warning("operation.failing", shard_id=lane.shard_id, attempts=attempts, error=error, **ids)
-            return False
-        reason = DeadLetterReason.RETRIES_EXHAUSTED
+        hold.next_attempt_at = loop_time() + FAILING_RETRIES_S[-1]
         letter = entry.dead_letter(
-            reason, f"it failed {attempts} times: {error}", failed_at=self._utc(), attempts=attempts
+            DeadLetterReason.RETRIES_EXHAUSTED,
+            f"it failed {attempts} times: {error}",
+            failed_at=self._utc(),
+            attempts=attempts,
         )
         await self.settle([], [letter])
         try:
             outcome = await lane.write_failure(entry.operation)
         except RetryableError:
-            return False
+            return
         count_outcomes([entry.operation], [outcome], now=self._utc())
         log.error("operation.given_up", shard_id=lane.shard_id, attempts=attempts, error=error, **ids)
-        return outcome.disposition is not Disposition.HOLD
+        if outcome.disposition is not Disposition.HOLD and hold.is_waiting:
+            self._make_ready(hold)
 
     async def _run_lookups(self) -> None:
         """Do the lookups that are due until the end; then cancel those that are still running.
@@ -327,94 +324,119 @@ class Dispatcher:
             self.lookup.forget(waited.tenant_id)
 
     def _enqueue(self, lane: ShardLane, entries: Sequence[QueuedOperation]) -> None:
-        hold = self.holds.shard_hold(lane.shard_id)
+        hold = self.ownership.shard_hold(lane.shard_id)
         if hold is None:
             lane.enqueue(entries)
-        elif hold.catch_up is None:
+        elif hold.is_waiting:
             self.hold_shard(lane.shard_id, entries)
-        elif hold.covers_whole_shard:
-            self._enqueue_for_whole_shard(lane, hold, hold.catch_up, entries)
+        elif hold.is_backfill:
+            self._enqueue_beside_backfill(lane, hold, entries)
         else:
             lane.enqueue(entries)
 
-    def _enqueue_for_whole_shard(
-        self, lane: ShardLane, hold: Hold, catch_up: CatchUp, entries: Sequence[QueuedOperation]
-    ) -> None:
-        """Queue the operations of *catch_up*, which reads for all tenants of the shard; drop those of other cursors.
+    def _enqueue_beside_backfill(self, lane: ShardLane, hold: Hold, entries: Sequence[QueuedOperation]) -> None:
+        """Queue operations for a shard that may lack earlier ones: not those that a backfill has still to come to."""
+        queued = self.in_memory_of({entry.operation.tenant_id for entry in entries}, [lane])
+        for tenant_id, own in _by_tenant(entries).items():
+            if hold.catch_up is None:
+                self._split(hold, [*lane.take_tenants({tenant_id}), *own])
+                continue
+            is_own = self.ownership.owner_of(tenant_id) is hold and not hold.catch_up.has_others(own)
+            in_memory = [*queued.get(tenant_id, ()), *own]
+            if is_own or self._meet(tenant_id, hold, in_memory) is Meeting.LEFT:
+                lane.enqueue(own)
+            else:
+                self._finish([*lane.take_tenants({tenant_id}), *own])
 
-        The catch-up will reach the dropped ones or has sent them already. Where it has passed one without sending it,
-        it starts again before that one; the operations it has just sent are dropped as well, as they would be too
-        early.
+    def meet_resident(self, tenant_id: str, hold: Hold, in_memory: Sequence[QueuedOperation]) -> bool:
+        """Return whether a backfill takes a tenant of its shard; *in_memory* are the tenant's operations."""
+        meeting = self._meet(tenant_id, hold, in_memory)
+        if meeting is Meeting.APART:
+            self._drop(in_memory)
+        elif meeting is Meeting.TAKEN:
+            self._remember_lane(tenant_id, hold.name)
+        return meeting is Meeting.TAKEN
+
+    def make_way(self, tenant_id: str, catch_up: CatchUp, in_memory: Sequence[QueuedOperation]) -> bool:
+        """Drop those *in_memory* of a tenant to which *catch_up* is about to come; return whether it may send.
+
+        It may not where neither comes to all of the other; then the tenant gets a hold of its own.
         """
-        others = [entry for entry in entries if entry.tracker is not catch_up.tracker]
-        own = [entry for entry in entries if entry.tracker is catch_up.tracker]
-        lane.enqueue(self._split_for_backfill(hold, others, own))
+        later: list[QueuedOperation] = []
+        for entry in in_memory:
+            if entry.tracker is catch_up.tracker:
+                continue
+            if catch_up.comes_to(entry.unread):
+                later.append(entry)
+            elif not entry.unread.includes(catch_up.unread):
+                self._set_apart(tenant_id, catch_up.unread, in_memory)
+                self._drop(in_memory)
+                return False
+        self._drop(later)
+        return True
 
-    def _split_for_backfill(
-        self, hold: Hold, others: Sequence[QueuedOperation], own: Sequence[QueuedOperation]
-    ) -> Sequence[QueuedOperation]:
-        """Drop *others*, to be read again for *hold*; return those of *own*, read for the hold, that may be sent.
+    def _meet(self, tenant_id: str, hold: Hold, in_memory: Sequence[QueuedOperation]) -> Meeting:
+        """Have a backfill meet a tenant. Unless the tenant is left, drop the operations *in_memory*."""
+        meeting = self.ownership.meet_resident(tenant_id, hold, [entry.unread for entry in in_memory])
+        if meeting is Meeting.APART:
+            self._set_apart(tenant_id, hold.unread, in_memory)
+        return meeting
 
-        Returns none where the catch-up of the hold has passed one of the others without sending it: it is restarted.
-        """
-        parent_records = self._parent_records_of(others)
-        dropped = list(others)
-        if any(
-            (parent_records or _has_passed(hold, entry)) and not _will_send(hold, entry, parent_records)
-            for entry in others
-        ):
-            dropped += own
-            hold.lower(lowest_position(entry.before for entry in dropped), _first_arrival(dropped))
-            self.holds.require_parent_records(hold, parent_records, [entry.operation.tenant_id for entry in others])
+    def _set_apart(self, tenant_id: str, unread: Unread, in_memory: Sequence[QueuedOperation]) -> None:
+        """Give a tenant a hold of its own, for *unread* and the operations *in_memory*."""
+        arrived_at = _first_arrival(in_memory) if in_memory else self._utc()
+        parts = [unread, *(entry.unread for entry in in_memory)]
+        hold = self.ownership.hold_tenant(tenant_id, Reason.BACKFILL, parts, arrived_at, now=loop_time())
+        if hold.target is Target.TENANT:
             self._make_ready(hold)
-        for tenant_id in {entry.operation.tenant_id for entry in others}:
-            self.holds.add_tenant(hold, tenant_id)
-        self._drop_for_reread(dropped)
-        return () if len(dropped) > len(others) else own
 
-    def _parent_records_of(self, entries: Iterable[QueuedOperation]) -> tuple[ParentRecords, ...]:
-        """Return the records of parents that must precede the operations that are just being sent."""
-        for entry in entries:
-            if parent_records := self.holds.parent_records_of(entry.tracker):
-                return parent_records
-        return ()
+    def in_memory_of(
+        self, tenant_ids: AbstractSet[str], lanes: Iterable[ShardLane] | None = None
+    ) -> dict[str, list[QueuedOperation]]:
+        """Return the operations of tenants that are in *lanes*; by default, also those that wait for a lookup.
 
-    def start_backfill(self, shard_id: str, backfill: Backfill, entries: Sequence[QueuedOperation]) -> None:
-        """Have the stream read again for all tenants of a Postgres shard; drop *entries*, which are all of its lane.
+        Without those that are being settled.
+        """
+        found = [entry for lane in lanes or self._lanes.values() for entry in lane.in_memory()]
+        if lanes is None:
+            found += self.lookup.in_memory()
+        return _by_tenant(entry for entry in found if entry.operation.tenant_id in tenant_ids)
+
+    def start_backfill(self, shard_id: str, unread: Unread, entries: Sequence[QueuedOperation]) -> None:
+        """Have *unread* read again for all tenants of a Postgres shard; drop *entries*, which are all of its lane.
 
         Must be called in the same step as the decision, with no batch in flight.
         """
-        before = lowest_position([backfill.before, *(entry.before for entry in entries)])
-        arrived_at = self._utc() if before is None else before.arrived_at
-        hold = self.holds.hold_whole_shard(
-            shard_id, before, arrived_at, parent_records=backfill.parent_records, now=loop_time()
-        )
-        for tenant_id in sorted({entry.operation.tenant_id for entry in entries}):
-            self.holds.add_tenant(hold, tenant_id)
-        self._drop_for_reread(entries)
+        arrived_at = self._utc() if unread.after is None else unread.after.arrived_at
+        hold = self.ownership.open_backfill(shard_id, unread, arrived_at, now=loop_time())
+        own = {entry.operation.tenant_id for entry in self.entries()}
+        own = {tenant_id for tenant_id in own if self.ownership.owner_of(tenant_id) is hold}
+        self._split(hold, [*entries, *self._take(own)])
         self._make_ready(hold)
 
-    def restart_hold(self, hold: Hold, before: RecordPosition | None, tenant_ids: Iterable[str]) -> None:
-        """Restart *hold* from *before*: its catch-up skipped operations of *tenant_ids*, which live on its shard.
+    def _split(self, hold: Hold, entries: Sequence[QueuedOperation]) -> None:
+        """Give the tenants of *entries*, all their operations in memory, to a hold; drop *entries*."""
+        for tenant_id, own in _by_tenant(entries).items():
+            self.ownership.split(tenant_id, hold, [entry.unread for entry in own], _first_arrival(own))
+        self._finish(entries)
 
-        A tenant with operations queued for another shard is skipped again until these have come back.
-        """
-        for tenant_id in tenant_ids:
-            lane = self._lane_by_tenant.get(tenant_id)
-            if lane is not None and not any(entry.operation.tenant_id == tenant_id for entry in lane.entries()):
-                del self._lane_by_tenant[tenant_id]
-        hold.lower(before, hold.arrived_at)
-        self._make_ready(hold)
+    def _take(self, tenant_ids: AbstractSet[str]) -> list[QueuedOperation]:
+        """Remove and return all operations of tenants in memory, but for those that are being settled."""
+        entries = [entry for own in self.in_memory_of(tenant_ids).values() for entry in own]
+        self._remove(entries)
+        return entries
 
-    def finish_parents(self, catch_up: CatchUp) -> None:
-        """Record that all parents' records of a catch-up are applied, or held again with their parents' records."""
-        catch_up.is_reading_parents = False
-        for hold in catch_up.holds:
-            hold.parent_records = ()
-        if self.shard_positions is not None and not self.holds.has_parent_records:
-            for hold in catch_up.holds:
-                if hold.covers_whole_shard:
-                    self.shard_positions.mark_parents_read(hold.name)
+    def _drop(self, entries: Sequence[QueuedOperation]) -> None:
+        """Drop operations: they will be read again."""
+        self._remove(entries)
+        self._finish(entries)
+
+    def _remove(self, entries: Iterable[QueuedOperation]) -> None:
+        ids = {id(entry) for entry in entries}
+        if ids:
+            self.lookup.remove(ids)
+            for lane in self._lanes.values():
+                lane.remove(ids)
 
     def request_row_read(self, shard_id: str) -> bool:
         """Make the lane to a Postgres shard read its row there again; return False where there is no lane."""
@@ -429,44 +451,42 @@ class Dispatcher:
         self._wait_for_route(tenant_id, entries)
 
     def hold_shard(self, shard_id: str, entries: Sequence[QueuedOperation]) -> None:
-        """Hold a Postgres shard, from the first of *entries* on; all of them are dropped."""
-        tenants = sorted({entry.operation.tenant_id for entry in entries})
-        before, arrived_at = lowest_position(entry.before for entry in entries), _first_arrival(entries)
-        parent_records = self._parent_records_of(entries)  # before the hold leaves its catch-up
-        hold = self.holds.hold_shard(shard_id, tenants, before, arrived_at, now=loop_time())
-        self.holds.require_parent_records(hold, parent_records, tenants)
+        """Hold a Postgres shard with the tenants of *entries*, all of which are dropped."""
+        hold = self.ownership.open_shard_hold(shard_id, _first_arrival(entries), now=loop_time())
+        hold.sample_tenant = entries[0].operation.tenant_id
+        self._split(hold, entries)
         if self.is_lane_idle(shard_id):
-            for tenant_id in tenants:
+            for tenant_id in {entry.operation.tenant_id for entry in entries}:
                 self._lane_by_tenant.pop(tenant_id, None)
-        self._drop_for_reread(entries)
 
     def on_tenant_moved(self, hold: Hold, tenant_id: str) -> None:
         """Catch up a tenant of a held Postgres shard that has another shard now."""
-        own = self.holds.hold_tenant(tenant_id, hold.reason, hold.reached, hold.arrived_at, now=loop_time())
-        self.holds.require_parent_records(own, hold.parent_records, [tenant_id])
+        entries = self._take({tenant_id})
+        arrived_at = min([hold.first_arrival, *(entry.operation.origin.arrived_at for entry in entries)])
+        unread = [entry.unread for entry in entries]
+        own = self.ownership.hold_tenant(tenant_id, hold.reason, unread, arrived_at, now=loop_time())
+        self._finish(entries)
         if own.target is Target.TENANT:
             self._make_ready(own)
 
     def _hold_tenant(self, entries: Sequence[QueuedOperation], reason: str) -> Hold:
         tenant_id = entries[0].operation.tenant_id
-        before, arrived_at = lowest_position(entry.before for entry in entries), _first_arrival(entries)
-        parent_records = self._parent_records_of(entries)
-        hold = self.holds.hold_tenant(tenant_id, reason, before, arrived_at, now=loop_time())
-        self.holds.require_parent_records(hold, parent_records, [tenant_id])
+        unread = [entry.unread for entry in entries]
+        hold = self.ownership.hold_tenant(tenant_id, reason, unread, _first_arrival(entries), now=loop_time())
         self._lane_by_tenant.pop(tenant_id, None)
-        self._drop_for_reread(entries)
+        self._finish(entries)
         return hold
 
     def on_tenant_found(self, tenant_id: str) -> None:
         """Catch up a held tenant that has a shard now."""
-        hold = self.holds.hold_of(tenant_id)
+        hold = self.ownership.owner_of(tenant_id)
         if hold is not None and hold.target is Target.TENANT and hold.catch_up is None:
             self._make_ready(hold)
 
     def _on_tenant_unregistered(self, tenant_id: str, asked_at: datetime) -> None:
         """Catch up a held tenant if it has overdue operations; the catch-up turns these into dead letters."""
-        hold = self.holds.hold_of(tenant_id)
-        if hold is None or not self.holds.needs_lookup(tenant_id) or loop_time() < hold.next_attempt_at:
+        hold = self.ownership.owner_of(tenant_id)
+        if hold is None or not self.ownership.needs_lookup(tenant_id) or loop_time() < hold.next_attempt_at:
             return
         if is_overdue(hold.arrived_at, now=asked_at, tenant_wait=self._tenant_wait):
             hold.next_attempt_at = loop_time() + min(OVERDUE_INTERVAL_S, self._tenant_wait.total_seconds())
@@ -485,14 +505,8 @@ class Dispatcher:
         while len(self._failures) >= FAILURES_REMEMBERED:
             del self._failures[next(iter(self._failures))]
         self._failures[entry.operation.tenant_id] = *position, times
-        is_mass = sum(hold.reason == Reason.FAILING for hold in self.holds.all()) > FAILING_TENANTS_MAX
+        is_mass = sum(hold.reason == Reason.FAILING for hold in self.ownership.holds()) > FAILING_TENANTS_MAX
         return min(times, len(FAILING_RETRIES_S)) if is_mass else times
-
-    def _hold_failing(self, entries: Sequence[QueuedOperation]) -> None:
-        """Hold the tenant of *entries*, the first of which failed on a healthy shard, to try it again later."""
-        *_, times = self._failures.get(entries[0].operation.tenant_id, (1,))
-        hold = self._hold_tenant(entries, Reason.FAILING)
-        hold.next_attempt_at = loop_time() + FAILING_RETRIES_S[min(times, len(FAILING_RETRIES_S)) - 1]
 
     def _make_ready(self, hold: Hold) -> None:
         hold.is_ready = True
@@ -501,7 +515,7 @@ class Dispatcher:
     def ready_due_holds(self) -> None:
         """Make the holds ready that are due. Must be called a few times a second."""
         now = loop_time()
-        holds = self.holds.all()
+        holds = self.ownership.holds()
         for hold in holds:
             if hold.reason == Reason.FAILING and hold.catch_up is None and now >= hold.next_attempt_at:
                 self._make_ready(hold)
@@ -543,12 +557,6 @@ class Dispatcher:
                     batch.is_stored = True
         self._finish(entries)
 
-    def _drop_for_reread(self, entries: Sequence[QueuedOperation]) -> None:
-        """Drop *entries*: their hold re-reads them. Marks the catch-up that queued them as incomplete."""
-        for entry in entries:
-            self.holds.mark_incomplete(entry.tracker, entry.operation.tenant_id)
-        self._finish(entries)
-
     def _finish(self, entries: Sequence[QueuedOperation]) -> None:
         """Finish *entries* with the tracker of the cursor that read them, and release their memory."""
         tickets: defaultdict[CheckpointTracker[RecordPosition], list[int]] = defaultdict(list)
@@ -568,15 +576,11 @@ class _DeadLetterBatch:
         self.is_stored = False
 
 
-def _has_passed(hold: Hold, entry: QueuedOperation) -> bool:
-    """Return whether the catch-up of *hold* is past the position of *entry*."""
-    return hold.reached is not None and is_after(hold.reached, entry.before)
-
-
-def _will_send(hold: Hold, entry: QueuedOperation, parent_records: tuple[ParentRecords, ...]) -> bool:
-    """Return whether the catch-up of *hold* sends *entry* itself, after *parent_records*."""
-    catch_up = hold.catch_up
-    return catch_up is not None and catch_up.covers(entry.operation.tenant_id, entry.before, parent_records)
+def _by_tenant(entries: Iterable[QueuedOperation]) -> dict[str, list[QueuedOperation]]:
+    found: defaultdict[str, list[QueuedOperation]] = defaultdict(list)
+    for entry in entries:
+        found[entry.operation.tenant_id].append(entry)
+    return found
 
 
 def _first_arrival(entries: Iterable[QueuedOperation]) -> datetime:

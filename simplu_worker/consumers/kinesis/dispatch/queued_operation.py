@@ -9,23 +9,28 @@ import msgspec
 
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import OPERATION_OVERHEAD_BYTES
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
+from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.operations.operation import DeadLetterReason, Operation
 
 
 class QueuedOperation(msgspec.Struct, frozen=True, gc=False):
-    """A decoded operation with its source record and its ticket in the tracker of the cursor that read it."""
+    """A decoded operation with its source record and its ticket in the tracker of the cursor that read it.
+
+    *parents* are the records of parents from the operation on; empty for an operation of the stream shard itself.
+    """
 
     ticket: int
     operation: Operation
     record: bytes
     tracker: CheckpointTracker[RecordPosition]
+    parents: tuple[ParentRecords, ...] = ()
 
     @property
-    def before(self) -> RecordPosition | None:
-        """The last position before the operation."""
-        return self.tracker.position_before(self.ticket)
+    def unread(self) -> Unread:
+        """The records from the operation on, which are read again when it is dropped."""
+        return Unread(self.tracker.position_before(self.ticket), self.parents)
 
     def dead_letter(
         self, reason: DeadLetterReason, error: str, *, failed_at: datetime, attempts: int = 1

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import msgspec
 
 from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
-from simplu_worker.consumers.kinesis.recovery.shard_positions import Backfill
+from simplu_worker.consumers.kinesis.holding.unread import Unread
 from simplu_worker.dead_letters.letter import DeadLetter
 
 
@@ -38,9 +38,9 @@ class NoAnswer(msgspec.Struct, frozen=True):
 
 
 class RowBehind(msgspec.Struct, frozen=True):
-    """The reader's row on the shard is behind: the shard lacks operations; *entries* were all of the lane."""
+    """The reader's row on the shard is behind: the shard may lack *unread*; *entries* were all of the lane."""
 
-    backfill: Backfill
+    unread: Unread
     entries: list[QueuedOperation]
 
 

@@ -11,6 +11,7 @@ import heapq
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
 from itertools import count
 from typing import Final
@@ -20,7 +21,8 @@ import structlog
 
 from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
 from simplu_worker.consumers.kinesis.dispatch.results import Found, LookupResult, Overdue, Unregistered, Waited
-from simplu_worker.consumers.kinesis.holding.holds import Holds, Reason
+from simplu_worker.consumers.kinesis.holding.hold import Reason
+from simplu_worker.consumers.kinesis.holding.ownership import Ownership
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import DeadLetterReason
 from simplu_worker.operations.unknown_tenants import absence_max_age_s, is_overdue, unknown_tenant_error
@@ -68,14 +70,14 @@ class RouteLookup:
     def __init__(
         self,
         gateway: ShardGateway,
-        holds: Holds,
+        ownership: Ownership,
         *,
         tenant_wait: timedelta,
         draw: Callable[[], float] = random.random,
         utc: UtcClock = utc_now,
     ) -> None:
         self._gateway = gateway
-        self._holds = holds
+        self._ownership = ownership
         self._tenant_wait = tenant_wait
         self._draw = draw
         self._utc = utc
@@ -122,17 +124,16 @@ class RouteLookup:
         """Return all waiting operations."""
         return [entry for tenant in self._tenants.values() for entry in tenant.entries]
 
-    def take_entries(self, tenant_id: str) -> list[QueuedOperation]:
-        """Remove and return the waiting operations of a tenant; its lookups go on for later ones.
+    def in_memory(self) -> list[QueuedOperation]:
+        """Return the waiting operations, but for those of tenants of which some are being settled."""
+        settling = float("inf")
+        waiting = [tenant for tenant in self._tenants.values() if tenant.waiting_since != settling]
+        return [entry for tenant in waiting for entry in tenant.entries]
 
-        Returns none while they are being settled.
-        """
-        tenant = self._tenants[tenant_id]
-        if tenant.waiting_since == float("inf"):
-            return []
-        taken = list(tenant.entries)
-        tenant.entries.clear()
-        return taken
+    def remove(self, ids: AbstractSet[int]) -> None:
+        """Remove the waiting operations with these object ids; a tenant without any is looked up no more for them."""
+        for tenant in self._tenants.values():
+            tenant.entries = deque(entry for entry in tenant.entries if id(entry) not in ids)
 
     def add(self, tenant_id: str, entries: Iterable[QueuedOperation]) -> Waited | None:
         """Append operations of a tenant; a tenant that is new here is looked up at once.
@@ -172,7 +173,7 @@ class RouteLookup:
             if tenant is None or tenant.agenda_number != turn:
                 continue
             tenant.agenda_number = None
-            if not tenant.entries and not self._holds.needs_lookup(tenant_id):
+            if not tenant.entries and not self._ownership.needs_lookup(tenant_id):
                 self.forget(tenant_id)
             elif tenant_id not in self._lookup_started_at:
                 due.append(tenant_id)
@@ -320,5 +321,5 @@ class RouteLookup:
         tenant.waiting_since = loop_time()
         given_up = {id(entry) for entry in overdue.entries}
         tenant.entries = deque(entry for entry in tenant.entries if id(entry) not in given_up)
-        if not tenant.entries and not self._holds.needs_lookup(overdue.tenant_id):
+        if not tenant.entries and not self._ownership.needs_lookup(overdue.tenant_id):
             self.forget(overdue.tenant_id)

@@ -11,6 +11,7 @@ import asyncio
 import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import accumulate
 from typing import Final, assert_never
 
@@ -19,7 +20,7 @@ import structlog
 
 from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation, cost_bytes_of
 from simplu_worker.consumers.kinesis.dispatch.results import BatchDecided, LaneResult, NoAnswer, RowBehind
-from simplu_worker.consumers.kinesis.holding.holds import Holds
+from simplu_worker.consumers.kinesis.holding.ownership import Ownership
 from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPosition, ShardPositions
 from simplu_worker.consumers.outcome_counts import count_outcomes, group_by_outcome
 from simplu_worker.errors import RetryableError
@@ -51,7 +52,7 @@ class ShardLane:
         self,
         shard_id: str,
         gateway: ShardGateway,
-        holds: Holds,
+        ownership: Ownership,
         *,
         shard_positions: ShardPositions | None,
         draw: Callable[[], float] = random.random,
@@ -60,13 +61,14 @@ class ShardLane:
         """Without *shard_positions* no position is written on the shard."""
         self.shard_id = shard_id
         self._gateway = gateway
-        self._holds = holds
+        self._ownership = ownership
         self._shard_positions = shard_positions
         self._must_read_row = False  # the reader's position row on the shard
         self._draw = draw
         self._utc = utc
         self._queue: list[QueuedOperation] = []
         self._batch: list[QueuedOperation] = []  # in flight, or with outcomes that are being settled
+        self._dropped: set[int] = set()  # object ids of the batch's, dropped in flight: their outcomes do not count
         self._flight_timeout: asyncio.Timeout | None = None
         self._sent_at = 0.0
         self._failing_since: float | None = None
@@ -108,7 +110,11 @@ class ShardLane:
 
     def entries(self) -> list[QueuedOperation]:
         """Return all operations of the lane, the batch included."""
-        return [*self._batch, *self._queue]
+        return [*self._own_batch(), *self._queue]
+
+    def in_memory(self) -> list[QueuedOperation]:
+        """Return the operations without a known outcome."""
+        return [*(() if self._flight_timeout is None else self._own_batch()), *self._queue]
 
     def enqueue(self, entries: Iterable[QueuedOperation]) -> None:
         """Append *entries*, in their order."""
@@ -137,7 +143,7 @@ class ShardLane:
         """
         self._batch = []
         while not await self._wait_for_work(stopping):
-            self._batch, self._must_read_row = self._next_batch(), False
+            self._batch, self._dropped, self._must_read_row = self._next_batch(), set(), False
             try:
                 result = await self._apply([entry.operation for entry in self._batch])
             except PositionChangedError:
@@ -188,13 +194,17 @@ class ShardLane:
 
     async def _reconcile(self, shard_positions: ShardPositions, shard_position: ShardPosition) -> RowBehind | None:
         """Read the position row. Where it is behind, empty the lane."""
-        backfill = await shard_positions.reconcile(shard_position)
-        return None if backfill is None else RowBehind(backfill, self._take_all())
+        unread = await shard_positions.reconcile(shard_position)
+        return None if unread is None else RowBehind(unread, self._take_all())
 
     def _take_all(self) -> list[QueuedOperation]:
-        entries = [*self._batch, *self.take_queue()]
+        entries = [*self._own_batch(), *self.take_queue()]
         self._batch = []
         return entries
+
+    def _own_batch(self) -> list[QueuedOperation]:
+        """Return the batch without the operations that were dropped in flight."""
+        return [entry for entry in self._batch if id(entry) not in self._dropped] if self._dropped else self._batch
 
     async def _requeue_and_reread(self) -> None:
         """Put the batch back and have the row read first: another reader wrote it, or the server lacks commits.
@@ -202,7 +212,7 @@ class ShardLane:
         Confirm the lease before: otherwise two readers of the stream shard would make each other read it again.
         """
         log.warning("position.changed", shard_id=self.shard_id, operations=len(self._batch))
-        self._queue[:0] = self._batch
+        self._queue[:0] = self._own_batch()
         self._batch = []
         if self._shard_positions is not None:
             self._shard_positions.position_on(self.shard_id).is_current = False
@@ -213,7 +223,7 @@ class ShardLane:
         self._failing_since = self._failing_since or self._sent_at
         self._failure_count += 1
         instruments.RETRIES.labels("kinesis", "shard_unavailable").inc()
-        is_held = self._holds.blocking_shard_hold(self.shard_id) is not None
+        is_held = self._ownership.is_blocked(self.shard_id)
         if is_held or loop_time() - self._failing_since >= HOLD_AFTER_S:
             self._failing_since = None
             entries = self._take_all()
@@ -221,7 +231,7 @@ class ShardLane:
                 return None
             log.warning("shard.held", shard_id=self.shard_id, operations=len(entries), error=str(exc))
             return NoAnswer(entries)
-        self._queue[:0] = self._batch
+        self._queue[:0] = self._own_batch()
         self._batch = []
         delay_s = backoff_s(self._failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
         log.warning("batch.deferred", shard_id=self.shard_id, retry_in_s=round(delay_s, 2), error=str(exc))
@@ -232,10 +242,12 @@ class ShardLane:
         """Return the operations of the batch by their outcomes, and count these."""
         count_outcomes([entry.operation for entry in self._batch], outcomes, now=self._utc())
         if {outcome.disposition for outcome in group_by_outcome(self._batch, outcomes)} <= DONE:
-            return BatchDecided(self._batch)
+            return BatchDecided(self._own_batch())
         decided = BatchDecided([])
         failing: dict[str, tuple[QueuedOperation, str]] = {}
         for entry, outcome in zip(self._batch, outcomes, strict=True):
+            if id(entry) in self._dropped:
+                continue
             match outcome.disposition:
                 case Disposition.APPLIED | Disposition.DUPLICATE:
                     decided.finished.append(entry)
@@ -261,9 +273,14 @@ class ShardLane:
                 self.shard_id, operation, claim=self._shard_positions.prepare_claim(shard_position)
             )
 
-    def take_tenant(self, tenant_id: str) -> list[QueuedOperation]:
-        """Remove and return the operations of a tenant from the queue."""
-        taken = [entry for entry in self._queue if entry.operation.tenant_id == tenant_id]
-        if taken:
-            self._queue = [entry for entry in self._queue if entry.operation.tenant_id != tenant_id]
+    def take_tenants(self, tenant_ids: AbstractSet[str]) -> list[QueuedOperation]:
+        """Remove and return the operations of tenants, but for those that are being settled."""
+        taken = [entry for entry in self.in_memory() if entry.operation.tenant_id in tenant_ids]
+        self.remove({id(entry) for entry in taken})
         return taken
+
+    def remove(self, ids: AbstractSet[int]) -> None:
+        """Remove the operations with these object ids. Of one in flight the outcome counts no longer."""
+        if self._flight_timeout is not None:
+            self._dropped |= {id(entry) for entry in self._batch} & ids
+        self._queue = [entry for entry in self._queue if id(entry) not in ids]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from simplu_worker.consumers.kinesis.holding.parent_records import HORIZON
+from simplu_worker.consumers.kinesis.holding.unread import HORIZON
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, AtTimestamp, Start, TrimHorizon
 from simplu_worker.consumers.kinesis.stream.positions import AT_TIMESTAMP, LATEST, TRIM_HORIZON

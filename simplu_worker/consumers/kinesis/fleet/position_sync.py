@@ -154,13 +154,13 @@ class PositionSync:
         if reader.request_row_read(shard_id):
             return
         if lineage.ancestors:
-            backfill = await positions.reconcile(position)
+            unread = await positions.reconcile(position)
         else:
-            backfill = await positions.reconcile_with(position, lineage, stored)
+            unread = await positions.reconcile_with(position, lineage, stored)
         if reader.request_row_read(shard_id):  # the lane was opened in between
             position.forget_row()
-        elif backfill is not None:
-            reader.start_backfill(shard_id, backfill)
+        elif unread is not None:
+            reader.start_backfill(shard_id, unread)
 
 
 def _must_reconcile(locked: LockedPosition, stored: StoredPositions) -> bool:

@@ -91,18 +91,42 @@ class CheckpointTracker(Generic[P]):
         return None
 
     @property
+    def first_pending_ticket(self) -> int | None:
+        """The ticket of the first pending record; None without one."""
+        for run in self._runs:
+            return run.first_ticket + run.first_pending
+        return None
+
+    @property
+    def next_ticket(self) -> int:
+        """The ticket of the next record."""
+        return self._next_ticket
+
+    @property
     def last_read(self) -> P | None:
         """The position of the last record that was started or skipped."""
         return self._last_read
 
     def position_before(self, ticket: int) -> P | None:
-        """Return the last position before a pending record; None before there is one."""
-        run = self._runs[self._run_index(ticket)]
+        """Return the last position before a pending record; None before there is one.
+
+        Raises KeyError where no record of the ticket's run is pending.
+        """
+        run_index = self._run_index(ticket)
+        run = self._runs[run_index] if run_index >= 0 else None
+        if run is None or ticket - run.first_ticket >= len(run.positions):
+            raise KeyError(ticket)
         return run.position_before(ticket - run.first_ticket)
 
     def skip(self, position: P) -> None:
         """Record that the record at *position* was read and is not pending here."""
         self._last_read = position
+
+    def rewind(self, position: P | None) -> None:
+        """Go back to *position*: all pending records were started at the last one, and now are at *position*."""
+        self._last_read = position
+        for run in self._runs:
+            run.before, run.positions = position, [position] * len(run.positions)
 
     def start(self, position: P) -> int:
         """Add a pending record at *position*; return its ticket."""

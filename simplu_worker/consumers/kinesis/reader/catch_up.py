@@ -7,8 +7,10 @@ reader. It sends only the operations of its holds, and ends them when its next r
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
+from itertools import islice
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -19,10 +21,10 @@ from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOper
 from simplu_worker.consumers.kinesis.dispatch.shard_lane import BATCH_MAX_BYTES, BATCH_MAX_COUNT
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
-from simplu_worker.consumers.kinesis.holding.holds import NO_SHARD, CatchUp, Hold, Target
-from simplu_worker.consumers.kinesis.holding.parent_records import ParentRecords
-from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, Record, Start
-from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position, RecordPosition, is_after
+from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold, Target
+from simplu_worker.consumers.kinesis.holding.unread import ParentRecords
+from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, Reply, Start
+from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition, is_after
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.gateway import ShardGateway
@@ -39,6 +41,7 @@ SENT_MAX_BYTES: Final = 2 * BATCH_MAX_BYTES
 CHECK_INTERVAL_S: Final = 0.25
 LOOKUP_WAIT_S: Final = 0.02
 DECODED_AT_ONCE: Final = 250  # about two milliseconds, then other tasks run
+TENANTS_ASKED_MAX: Final = 100_000  # answers of a shard that are remembered; then it is asked again
 PROBE_INTERVAL_S: Final = 0.1  # between two checks for due probes, while a Postgres shard is held
 PROBE_BASE_S: Final = 0.25
 PROBE_MAX_S: Final = 0.7  # a shard that is back is used within two seconds, including the probe and the first read
@@ -75,15 +78,12 @@ class CatchUpReader:
         self._dispatcher = dispatcher
         self._gateway = gateway
         self._main_position = main_position
+        self._beginning = beginning
         self._open_parent = open_parent
         self._retention = retention
-        self._start, self._after = beginning
-        if catch_up.start is not None:
-            self._start = AtSequenceNumber(catch_up.start.sequence_number)
-            self._after = catch_up.start.position
         self._started_at = loop_time()
         self._record_count = 0
-        self._elsewhere_tenants: set[str] = set()  # of the current reply: on other shards, by the known routes
+        self._residents: dict[str, dict[str, bool]] = {}  # by Postgres shard: the tenants asked for, and its answers
         self.is_reading = True
         self.is_oldest = False  # began with the oldest hold that was ready
 
@@ -93,7 +93,7 @@ class CatchUpReader:
     @property
     def lag_s(self) -> float:
         """How far it is behind the main reader, by the arrival times of the last records that both have read."""
-        main, own = self._main_position(), self.catch_up.tracker.last_read or self.catch_up.start
+        main, own = self._main_position(), self.catch_up.tracker.last_read
         return 0.0 if main is None or own is None else max(0.0, (main.arrived_at - own.arrived_at).total_seconds())
 
     def status(self) -> dict[str, Any]:
@@ -110,78 +110,57 @@ class CatchUpReader:
 
     async def run(self, ending: asyncio.Event) -> None:
         """Read until it reaches the main reader, until its last hold is gone, or until *ending*."""
-        for records in self.catch_up.parent_records:
-            await self._send_parent_records(records, ending)
-        if self.catch_up.is_reading_parents:
-            await self._finish_parents(ending)
+        while self.catch_up.parents and self.catch_up.holds and not ending.is_set():
+            await self._read_parent(self.catch_up.parents[0], ending)
         with self._access.budget.open_catch_up(loop_time()) as pacing:
-            cursor = Cursor(self._access, self._start, pacing, kind="catch_up", retention=self._retention)
+            start, after = self._own_start()
+            cursor = Cursor(self._access, start, pacing, kind="catch_up", retention=self._retention)
             while self.catch_up.holds and not ending.is_set():
                 is_at_end = self._access.is_gone or (cursor.is_at_end and cursor.child_shards)
                 # An end without children may be false: there, the catch-up goes on until it reaches the main reader.
                 if self._has_caught_up() or is_at_end:
-                    self._finish()
-                elif self._has_sent_enough() or self._access.memory.is_short:
-                    self._dispatcher.has_settled.clear()
-                    await sleep_or_event(CHECK_INTERVAL_S, until=self._dispatcher.has_settled)
-                elif (reply := await cursor.read(ending)) is not None:
-                    await self._send_reply(reply.records, ending)
+                    self._meet()
+                elif (reply := await self._read(cursor, self._access, ending)) is not None:
+                    await self._send_reply(self._decoder.decode(reply.records, after=after), ending)
+                    after = None if reply.records else after
                     cursor.release_memory()
         self.is_reading = False
 
-    async def _send_parent_records(self, records: ParentRecords, ending: asyncio.Event) -> None:
-        """Send the operations that may be lacking of a parent, up to the end of the parent."""
+    async def _read_parent(self, records: ParentRecords, ending: asyncio.Event) -> None:
+        """Send the operations of a parent, up to the end of the parent."""
         access, decoder = self._open_parent(records)
         after = records.after
         with access.budget.open_catch_up(loop_time()) as pacing:
             cursor = Cursor(access, records.start, pacing, kind="catch_up")
             # A parent that is gone is past its retention: no record of it can be read.
             while self.catch_up.holds and not ending.is_set() and not cursor.is_at_end and not cursor.is_gone:
-                if self._has_sent_enough() or access.memory.is_short:
-                    self._dispatcher.has_settled.clear()
-                    await sleep_or_event(CHECK_INTERVAL_S, until=self._dispatcher.has_settled)
-                elif (reply := await cursor.read(ending)) is not None:
-                    arrivals = decoder.decode(reply.records, after=after)
-                    for count, (origin, record, decoded) in enumerate(arrivals, start=1):
-                        after = None
-                        if isinstance(decoded, Operation):
-                            position = RecordPosition.from_record(origin).position
-                            self._send_parent_operation(records.stream_shard_id, position, record, decoded)
-                        if count % DECODED_AT_ONCE == 0:
-                            await asyncio.sleep(0)
-                    await self._check_residents(self.catch_up.tracker.last_read, ending)
+                if (reply := await self._read(cursor, access, ending)) is not None:
+                    await self._send_reply(decoder.decode(reply.records, after=after), ending)
+                    after = None if reply.records else after
                     cursor.release_memory()
-        self.catch_up.parents_reached[records.stream_shard_id] = SHARD_END
+            if cursor.is_at_end or cursor.is_gone:
+                self.catch_up.pass_parent()
 
-    def _send_parent_operation(self, parent: str, position: Position, record: bytes, operation: Operation) -> None:
-        catch_up, tenant_id = self.catch_up, operation.tenant_id
-        shard_id, is_sent = self._locate(tenant_id)
-        is_covered_elsewhere = self._dispatcher.holds.is_parent_record_covered_elsewhere
-        if is_sent and not is_covered_elsewhere(tenant_id, parent, position, catch_up, shard_id):
-            self._send(QueuedOperation(catch_up.tracker.start_at_last(), operation, record, catch_up.tracker))
-        else:
-            catch_up.incomplete_tenants.add(tenant_id)
-        catch_up.parents_reached[parent] = position
+    def _own_start(self) -> tuple[Start, Position | None]:
+        """Return where to start with the own records, and the position of the last one to skip."""
+        after = self.catch_up.unread.after
+        return self._beginning if after is None else (AtSequenceNumber(after.sequence_number), after.position)
 
-    async def _finish_parents(self, ending: asyncio.Event) -> None:
-        """Go on to the own records once all operations of the parents are applied, or held again."""
-        while len(self.catch_up.tracker) and self.catch_up.holds and not ending.is_set():
+    async def _read(self, cursor: Cursor, access: StreamShardAccess, ending: asyncio.Event) -> Reply | None:
+        """Read once; None when the read failed, or was put off until some operations are settled."""
+        count = len(self.catch_up.tracker)
+        has_sent_enough = count >= SENT_MAX_COUNT or self._access.budget.expected_bytes(count) >= SENT_MAX_BYTES
+        if has_sent_enough or access.memory.is_short:
             self._dispatcher.has_settled.clear()
             await sleep_or_event(CHECK_INTERVAL_S, until=self._dispatcher.has_settled)
-        if len(self.catch_up.tracker) or not self.catch_up.holds:
-            return
-        self._dispatcher.finish_parents(self.catch_up)
-
-    def _has_sent_enough(self) -> bool:
-        """Return whether to wait until some operations are settled."""
-        count = len(self.catch_up.tracker)
-        return count >= SENT_MAX_COUNT or self._access.budget.expected_bytes(count) >= SENT_MAX_BYTES
+            return None
+        return await cursor.read(ending)
 
     def _has_caught_up(self) -> bool:
         main = self._main_position()
-        return main is None or not is_after(main, self.catch_up.tracker.last_read)
+        return not self.catch_up.parents and (main is None or not is_after(main, self.catch_up.tracker.last_read))
 
-    def _finish(self) -> None:
+    def _meet(self) -> None:
         """End the holds. Must run in the same step as the check of the main reader's position: no await in between."""
         log.info(
             "catch_up.ended",
@@ -189,86 +168,90 @@ class CatchUpReader:
             records=self._record_count,
             took_s=round(loop_time() - self._started_at, 1),
         )
-        self._dispatcher.holds.finish(self.catch_up)
+        self._dispatcher.ownership.meet(self.catch_up)
 
-    async def _send_reply(self, records: list[Record], ending: asyncio.Event) -> None:
-        """Send the operations of its holds up to the position of the main reader at which all routes are known.
+    async def _send_reply(self, arrivals: Iterator[DecodedRecord], ending: asyncio.Event) -> None:
+        """Send the operations of its tenants, up to the position of the main reader.
 
-        While it asks for routes, the main reader goes on, and leaves the operations of the held tenants to the
-        catch-up.
+        While it asks a shard, or waits for a lookup, the main reader goes on, and leaves the operations of the held
+        tenants to the catch-up.
         """
-        tracker, arrivals, is_any_left = self.catch_up.tracker, self._decoder.decode(records, after=self._after), True
-        while is_any_left and self.catch_up.holds and not self._has_caught_up() and not ending.is_set():
-            start, ticket = tracker.last_read, tracker.start_at_last()  # skipped operations stay pending until then
-            is_any_left = await self._send_until_caught_up(arrivals, ending)
-            await self._check_residents(start, ending)
-            tracker.finish([ticket])
-
-    async def _send_until_caught_up(self, arrivals: Iterator[DecodedRecord], ending: asyncio.Event) -> bool:
-        """Send the operations of its holds, up to the position of the main reader; return whether any may be left."""
-        count = 0
-        while not self._has_caught_up() and self.catch_up.holds:
-            arrival = next(arrivals, None)
-            if arrival is None:
-                return False
-            origin, record, decoded = arrival
-            position = RecordPosition.from_record(origin)
-            self._after = None
-            self._record_count += 1
-            if isinstance(decoded, Operation):
-                self._send_operation(position, record, decoded)
-            else:
-                self.catch_up.tracker.skip(position)
-            count += 1
-            if count % DECODED_AT_ONCE == 0:
-                await asyncio.sleep(0)
+        decoded: deque[DecodedRecord] = deque()
+        while not self._is_over(ending):
+            if not decoded:
+                decoded.extend(islice(arrivals, DECODED_AT_ONCE))
+            if not decoded:
+                return
+            if await self._ask_for_residents(decoded, ending):
+                self._send_decoded(decoded)
+            await asyncio.sleep(0)
             while self._dispatcher.lookup.is_busy and not ending.is_set():  # tenants of the main reader come first
                 await sleep_or_event(LOOKUP_WAIT_S, until=ending)
-        return True
 
-    def _send_operation(self, position: RecordPosition, record: bytes, operation: Operation) -> None:
-        tracker, holds, tenant_id = self.catch_up.tracker, self._dispatcher.holds, operation.tenant_id
-        shard_id, is_sent = self._locate(tenant_id)
-        if is_sent and not holds.is_record_covered_elsewhere(tenant_id, position, self.catch_up, shard_id):
-            self._send(QueuedOperation(tracker.start(position), operation, record, tracker))
-        else:
-            self.catch_up.incomplete_tenants.add(tenant_id)
-            tracker.skip(position)
+    def _is_over(self, ending: asyncio.Event) -> bool:
+        return self._has_caught_up() or not self.catch_up.holds or ending.is_set()
 
-    def _locate(self, tenant_id: str) -> tuple[str | None, bool]:
-        """Return the known shard of a tenant, and whether to send its operations.
+    def _send_decoded(self, decoded: deque[DecodedRecord]) -> None:
+        """Send and remove the records, until a lookup has to be waited for. No await in between: all were asked for."""
+        in_memory = self._dispatcher.in_memory_of(_tenants_of(decoded))
+        while decoded and self.catch_up.holds and not self._has_caught_up() and not self._dispatcher.lookup.is_busy:
+            origin, record, operation = decoded.popleft()
+            self._record_count += 1
+            position = RecordPosition.from_record(origin)
+            is_sent = isinstance(operation, Operation) and self._may_send(operation.tenant_id, in_memory)
+            parents, tracker = self.catch_up.parents, self.catch_up.tracker
+            ticket = None
+            if parents:
+                ticket = tracker.start_at_last() if is_sent else None
+                self.catch_up.pass_parent_record(position.position)
+            elif is_sent:
+                ticket = tracker.start(position)
+            else:
+                tracker.skip(position)
+            if ticket is not None and isinstance(operation, Operation):
+                self._dispatcher.send([QueuedOperation(ticket, operation, record, tracker, parents)])
 
-        The operations of tenants that are held, or live on a shard that is held as a whole, are sent.
+    def _may_send(self, tenant_id: str, in_memory: dict[str, list[QueuedOperation]]) -> bool:
+        """Return whether to send the next operation of a tenant; *in_memory* are those that were in memory before.
+
+        A backfill may take the tenant for that. Later operations in memory are dropped, as they will be read again.
         """
-        shard_id = NO_SHARD if tenant_id in self._elsewhere_tenants else self._dispatcher.shard_id_of(tenant_id)
-        is_sent = self._dispatcher.holds.is_sent_by(tenant_id, self.catch_up, shard_id)
-        if not is_sent and self.catch_up.whole_shard_ids:
-            self._elsewhere_tenants.add(tenant_id)
-        return shard_id, is_sent
+        owner = self._dispatcher.ownership.owner_of(tenant_id)
+        if owner is None or owner.catch_up is not self.catch_up:
+            homes = [hold for hold in self._backfills() if self._residents[hold.name][tenant_id]]
+            if not homes or not self._dispatcher.meet_resident(tenant_id, homes[0], in_memory.get(tenant_id, ())):
+                return False
+        own = in_memory.pop(tenant_id, None)
+        return own is None or self._dispatcher.make_way(tenant_id, self.catch_up, own)
 
-    def _send(self, entry: QueuedOperation) -> None:
-        catch_up, tenant_id = self.catch_up, entry.operation.tenant_id
-        is_routed = not catch_up.whole_shard_ids or self._dispatcher.shard_id_of(tenant_id) is not None
-        if not is_routed and not self._dispatcher.holds.is_sent_by(tenant_id, catch_up, NO_SHARD):
-            catch_up.unrouted.setdefault(tenant_id, set()).add(entry.ticket)
-        self._dispatcher.send([entry])
+    def _backfills(self) -> list[Hold]:
+        return [hold for hold in self.catch_up.holds if hold.is_backfill]
 
-    async def _check_residents(self, start: RecordPosition | None, ending: asyncio.Event) -> None:
-        """Ask the shards held as a whole for tenants of a reply that were skipped, as their routes may be old.
+    async def _ask_for_residents(self, decoded: Iterable[DecodedRecord], ending: asyncio.Event) -> bool:
+        """Ask each shard that is backfilled which tenants of some records live there; return whether it answered.
 
-        The hold of a shard with such a tenant is restarted from *start*, the beginning of the reply.
+        An answer is good for all of the catch-up: nothing of a tenant that comes to live there later was lost there
+        before, and after a move the row has another token, with which the backfill restarts.
         """
-        for hold in [one for one in self.catch_up.holds if one.covers_whole_shard] if self._elsewhere_tenants else ():
-            while hold.catch_up is self.catch_up and not ending.is_set():
-                try:
-                    residents = await self._gateway.find_resident_tenants(hold.name, sorted(self._elsewhere_tenants))
-                except (RetryableError, PermanentError):
-                    await sleep_or_event(CHECK_INTERVAL_S, until=ending)
-                    continue
-                if residents and hold.catch_up is self.catch_up:
-                    self._dispatcher.restart_hold(hold, start, residents)
-                break
-        self._elsewhere_tenants.clear()
+        for hold in self._backfills():
+            answers = self._residents.setdefault(hold.name, {})
+            unknown = _tenants_of(decoded) - answers.keys()
+            if not unknown:
+                continue
+            if len(answers) > TENANTS_ASKED_MAX:
+                answers.clear()
+                unknown = _tenants_of(decoded)
+            try:
+                residents = await self._gateway.find_resident_tenants(hold.name, sorted(unknown))
+            except (RetryableError, PermanentError):
+                await sleep_or_event(CHECK_INTERVAL_S, until=ending)
+                return False
+            answers |= {tenant_id: tenant_id in residents for tenant_id in unknown}
+        return all(_tenants_of(decoded) <= self._residents.get(hold.name, {}).keys() for hold in self._backfills())
+
+
+def _tenants_of(decoded: Iterable[DecodedRecord]) -> set[str]:
+    return {operation.tenant_id for _, _, operation in decoded if isinstance(operation, Operation)}
 
 
 class _ProbeHistory(msgspec.Struct):
@@ -340,7 +323,7 @@ class CatchUps:
     def _start_probes(self, tasks: asyncio.TaskGroup) -> bool:
         """Probe the held Postgres shards that are due; return whether any is held."""
         is_any_held = False
-        for hold in self._dispatcher.holds.all():
+        for hold in self._dispatcher.ownership.holds():
             if hold.target is Target.SHARD and hold.catch_up is None and not hold.is_ready:
                 is_any_held = True
                 if hold.name not in self._probes and self._is_probe_due(hold):
@@ -399,18 +382,18 @@ class CatchUps:
         So many holds do not each read the same records again.
         """
         groups: list[list[Hold]] = []
-        ready = [hold for hold in self._dispatcher.holds.all() if hold.is_ready and hold.catch_up is None]
+        ready = [hold for hold in self._dispatcher.ownership.holds() if hold.is_ready and hold.catch_up is None]
         for hold in sorted(ready, key=lambda one: one.arrived_at):
-            if any(self._dispatcher.holds.attach(one.catch_up, hold) for one in self.running if one.is_reading):
+            if any(self._dispatcher.ownership.join(hold, one.catch_up) for one in self.running if one.is_reading):
                 continue
-            is_alone = hold.parent_records or (groups and groups[-1][0].parent_records)
+            is_alone = hold.unread.parents or (groups and groups[-1][0].unread.parents)
             if groups and not is_alone and hold.arrived_at - groups[-1][0].arrived_at <= GROUP_WITHIN:
                 groups[-1].append(hold)
             else:
                 groups.append([hold])
         oldest = groups[0] if groups else None
         for group in next_to_catch_up(groups, [one.is_oldest for one in self.running]):
-            reader = self._create_reader(self._dispatcher.holds.start_catch_up(group))
+            reader = self._create_reader(self._dispatcher.ownership.start_catch_up(group))
             reader.is_oldest = group is oldest
             self.running.append(reader)
             tasks.create_task(self._run_reader(reader, ending), name=f"catch-up:{self._access.stream_shard_id}")

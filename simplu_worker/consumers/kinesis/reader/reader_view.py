@@ -9,7 +9,7 @@ from typing import Any
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
-from simplu_worker.consumers.kinesis.holding.holds import Hold
+from simplu_worker.consumers.kinesis.holding.hold import Hold
 from simplu_worker.consumers.kinesis.reader.catch_up import CatchUps
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.timing.clock import UtcClock, loop_time
@@ -52,7 +52,8 @@ class ReaderView:
 
     def lag_of(self, tenant_id: str | None) -> float | None:
         """Return how far a tenant's operations may be behind, held ones included; of any tenant with None."""
-        holds = [hold for hold in self._holds() if tenant_id is None or tenant_id in hold.tenants]
+        owner = None if tenant_id is None else self.hold_of(tenant_id)
+        holds = self._holds() if tenant_id is None else [] if owner is None else [owner]
         return max((age for age in [self.lag_s, *map(self.held_age_s, holds)] if age is not None), default=None)
 
     @property
@@ -73,9 +74,7 @@ class ReaderView:
 
     def held_age_s(self, hold: Hold) -> float:
         """Return the age of the first operation of a hold that is not applied."""
-        reached = hold.reached if hold.catch_up is not None else None
-        arrived_at = hold.arrived_at if reached is None else max(hold.arrived_at, reached.arrived_at)
-        return max(0.0, (self._utc() - arrived_at).total_seconds())
+        return max(0.0, (self._utc() - hold.first_arrival).total_seconds())
 
     def is_pending(self, request_id: str, tenant_id: str | None) -> bool:
         """Return whether an operation is in memory and not yet applied. Searches all of them: for people only."""
@@ -86,7 +85,7 @@ class ReaderView:
 
     def hold_of(self, tenant_id: str) -> Hold | None:
         """Return the hold of a tenant; None without one."""
-        return next((hold for hold in self._holds() if tenant_id in hold.tenants), None)
+        return self._dispatcher.ownership.owner_of(tenant_id)
 
     def held_status(self) -> list[dict[str, Any]]:
         """Return every hold for the status: its target, reason and start, and the age of its first operation."""
@@ -114,4 +113,4 @@ class ReaderView:
         }
 
     def _holds(self) -> list[Hold]:
-        return self._dispatcher.holds.all()
+        return self._dispatcher.ownership.holds()

@@ -27,9 +27,9 @@ from simplu_worker.consumers.kinesis.fetch.prefetch_memory import MemoryQuota
 from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
 from simplu_worker.consumers.kinesis.fetch.rejection_collector import RejectionCollector
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
-from simplu_worker.consumers.kinesis.holding.holds import CatchUp, Hold, Target
-from simplu_worker.consumers.kinesis.holding.parent_records import ParentRecords
+from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold, Target
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
+from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
 from simplu_worker.consumers.kinesis.reader.catch_up import CatchUpReader, CatchUps
 from simplu_worker.consumers.kinesis.reader.reader_parameters import (
@@ -39,13 +39,8 @@ from simplu_worker.consumers.kinesis.reader.reader_parameters import (
     ReaderSettings,
 )
 from simplu_worker.consumers.kinesis.reader.reader_view import ReaderView
-from simplu_worker.consumers.kinesis.recovery.shard_positions import (
-    Backfill,
-    PositionRow,
-    ReaderProgress,
-    ReaderState,
-    ShardPositions,
-)
+from simplu_worker.consumers.kinesis.recovery.recovery_plan import format_position
+from simplu_worker.consumers.kinesis.recovery.shard_positions import Ahead, ReaderState, ShardPositions
 from simplu_worker.consumers.kinesis.stream.client import (
     AtSequenceNumber,
     AtTimestamp,
@@ -63,6 +58,7 @@ from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import Operation
+from simplu_worker.shards.types import StreamPosition
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.waits import sleep_or_event
 
@@ -122,6 +118,7 @@ class StreamShardReader:
             self.stream_shard_id,
             services.gateway,
             memory,
+            main=self._tracker,
             tenant_wait=settings.tenant_wait,
             store_dead_letters=self._store_dead_letters,
             reader=None if lease is None else self._reader_state(lease, ahead),
@@ -130,12 +127,11 @@ class StreamShardReader:
         )
         self._catch_ups = CatchUps(services.gateway, self._dispatcher, self._access, self._create_catch_up_reader)
         self.view = ReaderView(self._tracker, self._cursor, self._dispatcher, self._catch_ups, utc=utc)
-        holds = self._dispatcher.holds
+        ownership, unread = self._dispatcher.ownership, Unread(self._checkpoint_at_start)
         if ahead is not None:
-            held = TenantSet.decode(ahead.held)
-            holds.hold_predecessors(held, self._checkpoint_at_start, utc(), now=loop_time())
+            ownership.hold_predecessors(TenantSet.decode(ahead.held), unread, utc(), now=loop_time())
         if assignment.pending_at_parents:
-            holds.hold_parents(assignment.pending_at_parents, self._checkpoint_at_start, utc(), now=loop_time())
+            ownership.hold_parents(assignment.pending_at_parents, unread, utc(), now=loop_time())
         self._stopping = asyncio.Event()
         self.is_at_end = False
         self._is_dispatching = False  # some records of the last reply are not dispatched yet
@@ -147,7 +143,7 @@ class StreamShardReader:
     @property
     def checkpoint(self) -> Position | None:
         """The position up to which no record is pending; None before the first record is finished."""
-        position = self._dispatcher.holds.safe_checkpoint(self._tracker.checkpoint)
+        position = self._dispatcher.ownership.floor(self._tracker.checkpoint)
         return None if position is None or position.is_between_records else position.position
 
     @property
@@ -158,13 +154,13 @@ class StreamShardReader:
     @property
     def is_finished(self) -> bool:
         """Whether the stream shard was read to its end and no record of it is pending."""
-        return self.is_at_end and not len(self._tracker) and self._dispatcher.holds.is_settled()
+        return self.is_at_end and not len(self._tracker) and self._dispatcher.ownership.is_settled()
 
     @property
     def is_caught_up(self) -> bool:
         """Whether it is at the tip or the end, and every record it read is finished, or held for its target."""
         at_tip = self.is_at_end or (self._cursor.millis_behind == 0 and not self._is_dispatching)
-        is_catching_up = any(hold.is_ready for hold in self._dispatcher.holds.all()) or self._catch_ups.running
+        is_catching_up = any(hold.is_ready for hold in self._dispatcher.ownership.holds()) or self._catch_ups.running
         return at_tip and not len(self._tracker) and not is_catching_up and self._dispatcher.lookup.has_asked_all
 
     @property
@@ -179,7 +175,7 @@ class StreamShardReader:
 
     def holds(self) -> list[Hold]:
         """Return all holds, the oldest first."""
-        return self._dispatcher.holds.all()
+        return self._dispatcher.ownership.holds()
 
     def status(self) -> dict[str, Any]:
         """Return the progress, for the status."""
@@ -221,7 +217,7 @@ class StreamShardReader:
         main, holds = self._tracker.checkpoint, self.holds()
         if main is None or not holds:
             return None
-        safe_checkpoint = self._dispatcher.holds.safe_checkpoint(main)
+        safe_checkpoint = self._dispatcher.ownership.floor(main)
         oldest = min(hold.arrived_at for hold in holds) if safe_checkpoint is None else safe_checkpoint.arrived_at
         # The age of a predecessor's holds is unknown; it was high enough to be noted. At the end, no record is added.
         is_noted_anyway = self.is_at_end or any(hold.target is Target.PREDECESSOR for hold in holds)
@@ -229,7 +225,7 @@ class StreamShardReader:
         read_to = max(main.arrived_at, self._passed_to() or main.arrived_at)
         if not is_noted_anyway and (read_to - oldest).total_seconds() < self._settings.ahead_from_s:
             return None
-        tenants = self._dispatcher.holds.held_tenants()
+        tenants = self._dispatcher.ownership.held_tenants()
         for entry in self._dispatcher.entries():
             if entry.tracker is not self._tracker:  # read by a catch-up, which may have ended
                 tenants.add(entry.operation.tenant_id)
@@ -244,10 +240,10 @@ class StreamShardReader:
         """
         passed_to, holds = self._passed_to(), self.holds()
         is_closed = self.is_at_end or self._cursor.is_closed
-        if passed_to is None or is_closed or any(hold.covers_whole_shard for hold in holds):
+        if passed_to is None or is_closed or any(hold.is_backfill for hold in holds):
             return None
         instants = [passed_to]
-        if ahead is None and not self._dispatcher.holds.is_settled():
+        if ahead is None and not self._dispatcher.ownership.is_settled():
             if any(hold.target in (Target.PREDECESSOR, Target.PARENTS) for hold in holds):
                 return None  # their first records are not known
             instants += [hold.arrived_at for hold in holds]
@@ -285,7 +281,7 @@ class StreamShardReader:
         A shard may since have lost operations that the parents' readers applied. So the rows of all shards are read
         again before an operation of such a tenant is applied.
         """
-        if not self._dispatcher.holds.release_from_parents(pending, now=loop_time()):
+        if not self._dispatcher.ownership.release_from_parents(pending, now=loop_time()):
             return
         if self.shard_positions is not None:
             for shard_position in self.shard_positions.invalidate_parent_rows():
@@ -297,13 +293,13 @@ class StreamShardReader:
         """The rows of this reader on the Postgres shards."""
         return self._dispatcher.shard_positions
 
-    def start_backfill(self, shard_id: str, backfill: Backfill) -> None:
-        """Read the stream again for all tenants of a Postgres shard to which nothing was sent yet."""
-        self._dispatcher.start_backfill(shard_id, backfill, ())
+    def start_backfill(self, shard_id: str, unread: Unread) -> None:
+        """Read *unread* again for all tenants of a Postgres shard to which nothing was sent yet."""
+        self._dispatcher.start_backfill(shard_id, unread, ())
 
     def is_backfilling(self, shard_id: str) -> bool:
         """Return whether the stream is being read again for all tenants of a Postgres shard."""
-        return self._dispatcher.holds.whole_shard_hold(shard_id) is not None
+        return (hold := self._dispatcher.ownership.shard_hold(shard_id)) is not None and hold.is_backfill
 
     def request_row_read(self, shard_id: str) -> bool:
         """Make the lane to a Postgres shard read its row there again; return False where there is no lane."""
@@ -355,7 +351,7 @@ class StreamShardReader:
             predecessor_tenants=held.names,
             read_to=self._position,
             progress=self._progress,
-            ahead_row=self._ahead_row,
+            progress_ahead=self._progress_ahead,
             find_first_since=self._find_first_since,
             confirm_lease=lease.confirm,
             lineage=lease.lineage,
@@ -374,21 +370,20 @@ class StreamShardReader:
             if self.shard_positions is not None:
                 await self.shard_positions.confirm_lease()  # writes the lease row from which the children start
 
-    def _progress(self) -> ReaderProgress:
-        safe_checkpoint = self._dispatcher.holds.safe_checkpoint(self._tracker.checkpoint)
-        return ReaderProgress(safe_checkpoint, is_finished=self.is_finished)
+    def _progress(self) -> StreamPosition:
+        """Return the position after which operations may be pending, as rows on the Postgres shards contain it."""
+        safe_checkpoint = self._dispatcher.ownership.floor(self._tracker.checkpoint)
+        owed_from = SHARD_END.checkpoint if self.is_finished else format_position(safe_checkpoint)
+        return StreamPosition(owed_from, None if safe_checkpoint is None else safe_checkpoint.arrived_at)
 
-    def _ahead_row(self) -> PositionRow | None:
-        """Return `ahead` as a row on the Postgres shards; at the end of the stream shard, with all pending tenants."""
+    def _progress_ahead(self) -> Ahead | None:
+        """Return `ahead` as rows contain it, `read_to` and `held`; at the end of the stream shard, with all tenants."""
         if self.is_at_end:
-            return PositionRow(
-                read_to=SHARD_END.checkpoint, held=tuple(sorted(self._dispatcher.pending_tenants().encode()))
-            )
+            return SHARD_END.checkpoint, tuple(sorted(self._dispatcher.pending_tenants().encode()))
         ahead = self.ahead
         if ahead is None:
             return None
-        read_to = f"{ahead.read_to.checkpoint}/{ahead.read_to.sub_sequence_number}"
-        return PositionRow(read_to=read_to, held=tuple(sorted(ahead.held)))
+        return f"{ahead.read_to.checkpoint}/{ahead.read_to.sub_sequence_number}", tuple(sorted(ahead.held))
 
     async def write_final_positions(self) -> None:
         """Write the progress to the Postgres shards once `run` has returned, so that the next reader starts there.
@@ -462,25 +457,25 @@ class StreamShardReader:
         rejections = RejectionCollector()
         rejected: list[list[int]] = []
         arrivals = self._decoder.decode(records, after=self._read_after)
-        tracker, holds = self._tracker, self._dispatcher.holds
+        tracker, ownership = self._tracker, self._dispatcher.ownership
         while decoded := await self._decode_batch(arrivals):
             self._read_after = None
             entries: list[QueuedOperation] = []
             held: list[int] = []
             rejected_now: list[int] = []
-            is_any_held = len(holds) > 0
+            is_any_held = len(ownership) > 0
             tickets = tracker.start_all(LazyPositions([origin for origin, _, _ in decoded]))
             for ticket, (_, record, operation) in zip(tickets, decoded, strict=True):
                 if not isinstance(operation, Operation):
                     rejections.add(operation, record)
                     rejected_now.append(ticket)
-                elif is_any_held and holds.hold_of(operation.tenant_id) is not None:
+                elif is_any_held and ownership.owner_of(operation.tenant_id) is not None:
                     held.append(ticket)  # a catch-up will read it again
                 else:
                     entries.append(QueuedOperation(ticket, operation, record, tracker))
             rejected.append(rejected_now)
             tracker.finish(held)
-            holds.mark_live({entry.operation.tenant_id for entry in entries})
+            ownership.mark_live({entry.operation.tenant_id for entry in entries})
             self._dispatcher.send(entries)
             if len(decoded) == BATCH_MAX_COUNT:
                 await asyncio.sleep(0)  # other tasks run before the next batch is decoded

@@ -15,8 +15,8 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from simplu_worker.consumers.kinesis.holding.parent_records import HORIZON, ParentRecords
 from simplu_worker.consumers.kinesis.holding.tenant_set import NAME_PREFIX
+from simplu_worker.consumers.kinesis.holding.unread import HORIZON, ParentRecords
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, AtTimestamp, Start
 from simplu_worker.consumers.kinesis.stream.positions import (
@@ -79,6 +79,34 @@ def parse_position(text: str, arrived_at: datetime) -> RecordPosition:
     return RecordPosition(
         str(Position.from_sequence_number(sequence_number).number), int(sub_sequence_number), arrived_at
     )
+
+
+def is_own_row(row: StreamPosition | None, known_tokens: Collection[str]) -> bool:
+    """Return whether a row is as its reader left it, or is missing as it was then: *known_tokens* are empty."""
+    return not known_tokens if row is None else row.fencing_token in known_tokens
+
+
+def may_lack_writes(row: StreamPosition | None, stored: StoredPositions, known_tokens: Collection[str]) -> bool:
+    """Return whether writes of this reader, or of earlier ones, may be lost: its row has none of the *known_tokens*."""
+    return not stored.is_unchanged and (row is None or row.fencing_token not in known_tokens)
+
+
+def compared_position(
+    *,
+    is_first: bool,
+    was_tenant_moved_in: bool,
+    began_behind: RecordPosition | None,
+    read_to: RecordPosition | None,
+) -> RecordPosition | None:
+    """Return the position of a reader with which its row is compared; None is the start of reading.
+
+    | its row | may be lost besides what earlier readers wrote | compared with |
+    |---|---|---|
+    | is read for the first time | nothing: all records since its start are in its memory | where it began |
+    | … and a tenant was moved to the shard since | operations that the tenant's last shard has | where it is now |
+    | was read before | what this reader wrote | where it is now |
+    """
+    return began_behind if is_first and not was_tenant_moved_in else read_to
 
 
 def replay_start(
@@ -150,9 +178,8 @@ def missing_parent_records(
 def ignoring_pending(stored: StoredPositions, waits_for: Callable[[AbstractSet[str]], bool]) -> StoredPositions:
     """Return the stored rows with SHARD_END for each ancestor that has only operations of waiting tenants pending.
 
-    *waits_for* returns whether the reader holds all given tenants until the ancestors have applied these operations.
-    Use the result only to decide whether nothing at all is to be read again: records that are read again are sent for
-    all tenants, also for the waiting ones, and need the pending operations of the ancestors before them.
+    *waits_for* returns whether the reader holds all given tenants until the ancestors have applied these operations: no
+    backfill takes them, and the rows are read again when they are released.
     """
     rows = {
         key: msgspec.structs.replace(row, owed_from=SHARD_END.checkpoint)

@@ -1,14 +1,20 @@
-"""When a dispatcher is idle: it is not checked periodically then, so each arrival must set an event."""
+"""When a dispatcher is idle, so that each arrival must set an event; and what becomes of operations found late."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
+import msgspec
+import pytest
+
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
+from simplu_worker.consumers.kinesis.holding.hold import Target
+from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
+from simplu_worker.consumers.kinesis.stream.client import AtTimestamp
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.operations.operation import Operation, OperationKind, Origin, Source
 
@@ -22,8 +28,13 @@ class Lost:
         """Know nothing."""
 
 
-def entry() -> QueuedOperation:
-    """Return an operation as the main reader sends it."""
+def mark(number: int) -> RecordPosition:
+    """Return the position before a record."""
+    return RecordPosition.before_record(str(number), NOW)
+
+
+def entry(tracker: CheckpointTracker[RecordPosition], number: int = 1) -> QueuedOperation:
+    """Return an operation as the cursor with *tracker* sends it."""
     operation = Operation(
         kind=OperationKind.CREATE,
         business_id="b",
@@ -39,26 +50,93 @@ def entry() -> QueuedOperation:
         origin=Origin(Source.KINESIS, "stream", NOW),
         size_bytes=2,
     )
-    tracker = CheckpointTracker[RecordPosition]()
-    return QueuedOperation(tracker.start(RecordPosition.before_record("1", NOW)), operation, b"", tracker)
+    return QueuedOperation(tracker.start(mark(number)), operation, b"", tracker)
 
 
-async def test_dispatcher_says_so_when_an_operation_arrives_at_rest() -> None:
-    """From then until it is settled the dispatcher needs checks: the operation may wait, be stuck, or be held."""
-    dispatcher = Dispatcher(
+def make_dispatcher(main: CheckpointTracker[RecordPosition]) -> Dispatcher:
+    """Return the dispatcher of a reader with the tracker *main*."""
+    return Dispatcher(
         "shard-1",
         cast("Any", Lost()),
         PrefetchMemory(2**20).open_quota(),
+        main=main,
         tenant_wait=timedelta(seconds=900),
         store_dead_letters=cast("Any", None),
         reader=None,
     )
+
+
+async def test_operations_that_come_late_out_of_the_lookup_are_dropped_where_the_hold_reads_them() -> None:
+    """All of them: the first one must not be finished before the positions of the others are known."""
+    main = CheckpointTracker(mark(0))
+    dispatcher = make_dispatcher(main)
+    hold = dispatcher.ownership.hold_tenant("b-l", "not_here", [Unread(mark(0))], NOW, now=0.0)
+    waited = [entry(main, 1), entry(main, 2)]
+    dispatcher.send(waited)
+    dispatcher._remove(waited)
+
+    dispatcher.route_to_lane("b-l", "shard-a", waited)
+
+    assert dispatcher.is_empty
+    assert (len(main), main.checkpoint, hold.unread) == (0, mark(2), Unread(mark(0)))
+
+
+@pytest.mark.parametrize(
+    ("behind", "left_count"),
+    [
+        pytest.param(mark(0), 0, id="it comes to the later operation, which is dropped"),
+        pytest.param(mark(5), 1, id="the operation is an earlier one, and is sent first"),
+    ],
+)
+async def test_catch_up_makes_way_for_itself_before_it_sends_an_earlier_operation(
+    behind: RecordPosition, left_count: int
+) -> None:
+    """A tenant that comes along with a slot may have operations of the main reader in memory."""
+    main = CheckpointTracker(mark(1))
+    dispatcher = make_dispatcher(main)
+    queued = [entry(main, 2)]
+    dispatcher.send(queued)
+    main.skip(mark(9))
+    hold = dispatcher.ownership.open_backfill("shard-a", Unread(behind), NOW, now=0.0)
+    catch_up = dispatcher.ownership.start_catch_up([hold])
+
+    assert dispatcher.make_way("b-l", catch_up, queued)
+
+    assert dispatcher.entries() == queued[:left_count]
+    assert len(main) == left_count
+
+
+async def test_tenant_gets_a_hold_of_its_own_where_neither_cursor_comes_to_all_of_the_other() -> None:
+    """The operation is of a parent, which the catch-up does not read; the catch-up starts lower with own records."""
+    main = CheckpointTracker(mark(1))
+    dispatcher = make_dispatcher(main)
+    parents = (ParentRecords("parent", AtTimestamp(NOW), None, None),)
+    main.skip(mark(6))
+    operation = msgspec.structs.replace(entry(main, 7), parents=parents)
+    dispatcher.send([operation])
+    hold = dispatcher.ownership.open_backfill("shard-a", Unread(mark(5)), NOW, now=0.0)
+    catch_up = dispatcher.ownership.start_catch_up([hold])
+
+    unread = operation.unread
+
+    assert not dispatcher.make_way("b-l", catch_up, [operation])
+
+    own = dispatcher.ownership.owner_of("b-l")
+    assert own is not None
+    assert (own.target, own.is_ready) == (Target.TENANT, True)
+    assert own.unread.includes(unread)
+    assert own.unread.includes(catch_up.unread)
+    assert dispatcher.is_empty
+
+
+async def test_dispatcher_says_so_when_an_operation_arrives_at_rest() -> None:
+    """From then until it is settled the dispatcher needs checks: the operation may wait, be stuck, or be held."""
+    dispatcher = make_dispatcher(CheckpointTracker())
     assert (dispatcher.is_idle, dispatcher.has_arrivals.is_set()) == (True, False)
 
-    dispatcher.send([entry()])
+    dispatcher.send([entry(CheckpointTracker())])
     assert (dispatcher.is_idle, dispatcher.has_arrivals.is_set()) == (False, True)
 
-    held = dispatcher.lookup.take_entries("b-l")
-    dispatcher._hold_tenant(held, "not_here")
+    dispatcher._hold_tenant(dispatcher._take({"b-l"}), "not_here")
     assert dispatcher.is_empty
     assert not dispatcher.is_idle

@@ -95,6 +95,7 @@ async def running(gateway: NoTenant, letters: list[DeadLetter] | None = None) ->
         "stream-shard-1",
         cast("Any", gateway),
         PrefetchMemory(2**20).open_quota(),
+        main=CheckpointTracker(),
         tenant_wait=WAIT,
         store_dead_letters=store,
         reader=None,
@@ -141,7 +142,6 @@ async def test_tenant_is_made_when_no_shard_has_it_and_its_names_are_known() -> 
         dispatcher.send([entry(NOW)])
         await eventually(lambda: dispatcher.is_empty)
     assert (maker.names, maker.applied) == ([[("b", "l")]], [("b-l", "shard-1")])
-    assert dispatcher.shard_id_of("b-l") == "shard-1"
 
 
 async def test_tenant_is_held_with_the_reason_when_it_cannot_be_made() -> None:
@@ -150,8 +150,8 @@ async def test_tenant_is_held_with_the_reason_when_it_cannot_be_made() -> None:
     with capture_logs() as logs:
         async with running(maker) as dispatcher:
             dispatcher.send([entry(NOW)])
-            await eventually(lambda: bool(dispatcher.holds.all()) and len(maker.names) > 1)
-    assert [hold.reason for hold in dispatcher.holds.all()] == [Absence.NOT_HERE]
+            await eventually(lambda: bool(dispatcher.ownership.holds()) and len(maker.names) > 1)
+    assert [hold.reason for hold in dispatcher.ownership.holds()] == [Absence.NOT_HERE]
     (held,) = [line for line in logs if line["event"] == "tenant.held"]
     assert (held["reason"], held["error"]) == ("not_here", "no such business")
     assert maker.names[-1] == [("b", "l")]

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from simplu_worker.consumers.kinesis.fleet.lease_start import pinned_start, start_of
-from simplu_worker.consumers.kinesis.holding.parent_records import HORIZON
+from simplu_worker.consumers.kinesis.holding.unread import HORIZON
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, AtTimestamp, Start, TrimHorizon
 from simplu_worker.consumers.kinesis.stream.positions import AT_TIMESTAMP, LATEST, TRIM_HORIZON, Position

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.kinesis.holding.holds import Hold, Reason, Target
+from simplu_worker.consumers.kinesis.holding.hold import Hold, Reason, Target
+from simplu_worker.consumers.kinesis.holding.unread import Unread
 from simplu_worker.consumers.kinesis.reader import catch_up
 from simplu_worker.consumers.kinesis.reader.catch_up import (
     CATCH_UPS_MAX,
@@ -53,7 +54,7 @@ class Waiting:
         """Hold the shard again, after its catch-up."""
         arrived_at = datetime(2026, 1, 1, tzinfo=UTC)
         self.hold = Hold(
-            Target.SHARD, "shard-1", Reason.SHARD_UNAVAILABLE, before=None, arrived_at=arrived_at, now=self.now
+            Target.SHARD, "shard-1", Reason.SHARD_UNAVAILABLE, unread=Unread(None), arrived_at=arrived_at, now=self.now
         )
 
     def asked(self) -> None:
@@ -171,9 +172,9 @@ class Looked:
         self.is_short = False
         self.has_ready = asyncio.Event()
         self.has_arrivals = asyncio.Event()
-        self.holds = self.memory = self
+        self.ownership = self.memory = self
 
-    def all(self) -> list[Hold]:
+    def holds(self) -> list[Hold]:
         """Return no holds."""
         return []
 

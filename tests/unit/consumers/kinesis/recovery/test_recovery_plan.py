@@ -10,16 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.kinesis.holding.parent_records import HORIZON, ParentRecords, merge
+from simplu_worker.consumers.kinesis.holding.unread import HORIZON, ParentRecords, merge
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import (
     CLOCK_MARGIN,
     Ancestor,
     Lineage,
     ReplayStart,
+    compared_position,
     format_position,
     ignoring_pending,
+    is_own_row,
     lineage_of,
+    may_lack_writes,
     missing_parent_records,
     named_tenants,
     parse_position,
@@ -84,6 +87,41 @@ def place_of(
         covers=covering(*held),
         now=NOW,
     )
+
+
+@pytest.mark.parametrize(
+    ("found", "known_tokens", "is_own", "may_lack"),
+    [
+        pytest.param(None, [], True, True, id="no row, as before: none was ever written, or it is lost"),
+        pytest.param(None, ["token"], False, True, id="the row that the reader wrote is lost"),
+        pytest.param(row("5/0"), [], False, True, id="a row that the reader has not read"),
+        pytest.param(row("5/0"), ["token"], True, False, id="its own row"),
+        pytest.param(row("5/0"), ["last", "token"], True, False, id="its own row, by a write without an answer"),
+        pytest.param(row("5/0"), ["other"], False, True, id="a row of another reader, or an older one of its own"),
+    ],
+)
+def test_row_with_an_unknown_token_may_lack_writes(
+    found: StreamPosition | None, known_tokens: list[str], *, is_own: bool, may_lack: bool
+) -> None:
+    """The token goes with the effects: where it survived, so did all writes before it."""
+    rows = {} if found is None else {"own": found}
+    assert is_own_row(found, known_tokens) is is_own
+    assert may_lack_writes(found, StoredPositions(rows, MADE_AT), known_tokens) is may_lack
+    assert not may_lack_writes(found, StoredPositions(rows, MADE_AT, is_unchanged=True), known_tokens)
+
+
+@pytest.mark.parametrize(
+    ("is_first", "was_tenant_moved_in", "expected"),
+    [(True, False, at(3)), (True, True, at(7)), (False, False, at(7)), (False, True, at(7))],
+)
+def test_first_read_of_a_row_is_compared_with_where_reading_began(
+    expected: RecordPosition, *, is_first: bool, was_tenant_moved_in: bool
+) -> None:
+    """All records since are in memory then, but for those that a moved tenant sent to its last shard."""
+    found = compared_position(
+        is_first=is_first, was_tenant_moved_in=was_tenant_moved_in, began_behind=at(3), read_to=at(7)
+    )
+    assert found == expected
 
 
 @given(marks)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.errors import RetryableError
-from simplu_worker.shards.apply.position_claims import UNCERTAIN_ATTEMPTS_MAX, attempt_claim
+from simplu_worker.shards.positions.claims import UNCERTAIN_ATTEMPTS_MAX, attempt_claim
 from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, RolledBackError, StatementFailedError
 from simplu_worker.shards.types import PositionChangedError, PositionClaim, ShardUnavailableError
 

@@ -50,8 +50,9 @@ def _known_tokens(claim: PositionClaim, token: str) -> list[str]:
 
 
 def _values_of(claim: PositionClaim) -> tuple[object, ...]:
-    held = claim.held and list(claim.held)
-    return (*_key_of(claim), claim.owed_from, claim.owed_since, claim.read_to, held, claim.parents_done)
+    position = claim.position
+    held = None if position.read_to is None else list(position.held)
+    return (*_key_of(claim), position.owed_from, position.owed_since, position.read_to, held, position.parents_done)
 
 
 async def fence_position(connection: Connection, claim: PositionClaim) -> bool:

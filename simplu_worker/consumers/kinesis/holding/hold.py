@@ -1,0 +1,173 @@
+"""A hold: the tenants of one target that takes no operations now, and the records still to be read for them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import Protocol
+
+import msgspec
+
+from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
+from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
+from simplu_worker.consumers.kinesis.holding.unread import Unread, union
+from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber
+from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition
+
+
+class HasTracker(Protocol):
+    """An operation in memory."""
+
+    @property
+    def tracker(self) -> CheckpointTracker[RecordPosition]:
+        """That of the cursor that read it."""
+
+
+class Target(StrEnum):
+    """What cannot take operations now."""
+
+    SHARD = "shard"  # a Postgres shard
+    TENANT = "tenant"
+    OVERFLOW = "bucket"  # the tenants beyond TENANT_HOLDS_MAX; the status shows it as `bucket`
+    PARENTS = "parents"  # the tenants with operations of a parent (after a reshard) that are pending there
+    PREDECESSOR = "predecessor"  # the tenants that the last owner of the lease held
+
+
+class Reason(StrEnum):
+    """Why a target is held, where the reason is not an `Absence` of its shard."""
+
+    SHARD_UNAVAILABLE = "shard_unavailable"
+    FAILING = "failing"
+    RESHARD = "reshard"
+    BACKFILL = "refill"  # a Postgres shard may have lost commits
+    TAKEN_OVER = "taken_over"
+
+
+class Hold:
+    """One target and its tenants. All their unread operations come through the catch-up of the hold.
+
+    *arrived_at* is about when the first of these operations arrived.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        name: str,
+        reason: str,
+        *,
+        unread: Unread,
+        arrived_at: datetime,
+        now: float,
+        tenants: TenantSet | None = None,
+    ) -> None:
+        self.target = target
+        self.name = name
+        self.reason = reason
+        self.arrived_at = arrived_at
+        self.since = now  # monotonic
+        self.tenants = TenantSet() if tenants is None else tenants
+        self.more_names: set[str] = set()  # its tenants in slots that belong to an older hold
+        self.sample_tenant = name  # of a shard's hold: one of its tenants
+        self.is_backfill = False  # its catch-up also takes the tenants that the Postgres shard names
+        self.catch_up: CatchUp | None = None
+        self.is_ready = False  # for a catch-up
+        self.attempt_count = 0  # probes since the target is held
+        self.next_attempt_at = now  # monotonic
+        self._unread = unread
+
+    def __repr__(self) -> str:
+        state = "catching up" if self.catch_up else "ready" if self.is_ready else "held"
+        return f"Hold({self.target} {self.name}, {self.reason}, {state}, unread={self.unread})"
+
+    @property
+    def unread(self) -> Unread:
+        """The records still to be read for its tenants."""
+        return self._unread if self.catch_up is None else self.catch_up.unread
+
+    @property
+    def reached(self) -> RecordPosition | None:
+        """The own position after which its tenants' operations are still to come; None is the beginning."""
+        return self.unread.after
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether its target takes no operations yet."""
+        return self.catch_up is None and not self.is_ready
+
+    @property
+    def is_waiting_for_parents(self) -> bool:
+        """Whether its tenants have operations pending at the parents of the stream shard."""
+        return self.target is Target.PARENTS and self.is_waiting
+
+    @property
+    def first_arrival(self) -> datetime:
+        """About when the first operation arrived that is still to be read."""
+        reached = None if self.catch_up is None else self.reached
+        return self.arrived_at if reached is None else max(self.arrived_at, reached.arrived_at)
+
+    def lower(self, unread: Unread, arrived_at: datetime) -> None:
+        """Have *unread* read too; the hold leaves its catch-up, and is no longer ready for one."""
+        self.arrived_at = min(self.first_arrival, arrived_at)
+        self._unread = union([self.unread, unread])
+        self.is_ready = False
+        if self.catch_up is not None:
+            self.catch_up.holds.remove(self)
+            self.catch_up = None
+
+
+class CatchUp:
+    """A cursor that reads again for some holds: the records it has still to read, and its pending operations."""
+
+    def __init__(self, holds: Sequence[Hold]) -> None:
+        unread = union([hold.unread for hold in holds])
+        self.holds = list(holds)
+        self.parents = unread.parents  # that are still to be read, the first one in part; no own record before them
+        self.tracker: CheckpointTracker[RecordPosition] = CheckpointTracker(unread.after)
+        self._own_from = 0  # the ticket of the first own record
+        for hold in holds:
+            hold.catch_up = self
+
+    def __repr__(self) -> str:
+        return f"CatchUp({self.holds}, {self.tracker!r})"
+
+    @property
+    def unread(self) -> Unread:
+        """The records it has still to read."""
+        return Unread(self.tracker.last_read, self.parents)
+
+    @property
+    def is_backfill(self) -> bool:
+        """Whether it reads for a Postgres shard that may have lost commits."""
+        return any(hold.is_backfill for hold in self.holds)
+
+    @property
+    def has_pending_parents(self) -> bool:
+        """Whether operations of parents are not read, or not settled."""
+        first = self.tracker.first_pending_ticket
+        return bool(self.parents) or (first is not None and first < self._own_from)
+
+    def comes_to(self, unread: Unread) -> bool:
+        """Return whether it comes to *unread*; while it reads those of parents, it may start lower with its own."""
+        if self.parents and self.unread.includes_parents_of(unread):
+            self.start_own_lower(unread.after)
+        return self.unread.includes(unread)
+
+    def has_others(self, entries: Iterable[HasTracker]) -> bool:
+        """Return whether another cursor has read any of *entries*."""
+        return any(entry.tracker is not self.tracker for entry in entries)
+
+    def pass_parent_record(self, position: Position) -> None:
+        """Go on after a record of the first of the parents."""
+        start = AtSequenceNumber(str(position.number))
+        first = msgspec.structs.replace(self.parents[0], start=start, after=position)
+        self.parents = (first, *self.parents[1:])
+
+    def pass_parent(self) -> None:
+        """Go on after the first of the parents."""
+        self.parents = self.parents[1:]
+        self._own_from = self.tracker.next_ticket
+
+    def start_own_lower(self, after: RecordPosition | None) -> None:
+        """Start with its own records no later than after *after*; only while it reads those of parents."""
+        self.tracker.rewind(union([self.unread, Unread(after)]).after)

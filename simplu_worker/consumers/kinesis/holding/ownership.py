@@ -1,0 +1,367 @@
+"""Which cursor of a reader sends a tenant's operations: the main one, or the catch-up of the hold that owns it. Pure.
+
+Two invariants (ADR 0002). *Unique*: every tenant has one owner, its hold or the main reader. A name goes before its
+slot, and a slot belongs to its oldest hold. *Handed in*: of all operations of a tenant, its owner still reads those
+that are not settled, or they are in memory: in one place, in the order of the stream.
+
+Ownership changes by five verbs. *split*: a hold gets a tenant; the operations in memory are dropped, and read again.
+*give* (`meet_resident`): a backfill gets a tenant when it will come to all that the tenant's owner has not read.
+*join*: a hold is caught up by a running catch-up that will come to all of it. *meet*: a catch-up has reached the main
+reader, which gets its tenants. *restart*: a hold reads again from a lower position (`Hold.lower`).
+
+The main reader has read the most. So it may lose a tenant to any hold at any time, as it does when a slot gets a hold,
+and the operations in memory stay there. A catch-up that comes to earlier ones drops them (`Dispatcher.make_way`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from datetime import datetime
+from enum import Enum, auto
+from typing import Final
+
+from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
+from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold, Reason, Target
+from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
+from simplu_worker.consumers.kinesis.holding.unread import Unread, union
+from simplu_worker.consumers.kinesis.stream.positions import RecordPosition, lowest_position
+
+TENANT_HOLDS_MAX: Final = 1000  # tenants with a hold of their own; the others share the overflow hold
+LIVE_TENANTS_MAX: Final = 10_000  # tenants known to be the main reader's
+
+
+class Meeting(Enum):
+    """What becomes of a tenant when a backfill meets it on its Postgres shard."""
+
+    TAKEN = auto()  # by the backfill
+    LEFT = auto()  # to its owner, which still comes to all of it
+    APART = auto()  # neither comes to all of it: the tenant needs a hold of its own
+
+
+class Ownership:
+    """All holds of one reader, and which of them owns a tenant."""
+
+    def __init__(self, main: CheckpointTracker[RecordPosition]) -> None:
+        """Create it without holds; *main* is the tracker of the main reader."""
+        self._main = main
+        self._holds: dict[tuple[Target, str], Hold] = {}
+        self._by_name: dict[str, Hold] = {}
+        self._bitmap_holds: list[Hold] = []  # with slots in place of names; a slot belongs to the first with it
+        self._live_tenants: set[str] = set()  # the main reader's, whatever their slots
+        self._catch_ups: list[CatchUp] = []  # that run, or have ended with pending operations
+        self._tenant_count = 0  # holds with the target TENANT
+        self._overflow_count = 0
+        self._released_count = 0
+
+    def __repr__(self) -> str:
+        return f"Ownership({list(self._holds.values())})"
+
+    def __len__(self) -> int:
+        """Return the number of holds."""
+        return len(self._holds)
+
+    def holds(self) -> list[Hold]:
+        """Return all holds, the oldest first."""
+        return list(self._holds.values())
+
+    def owner_of(self, tenant_id: str) -> Hold | None:
+        """Return the hold that owns a tenant; None for the main reader."""
+        found = self._by_name.get(tenant_id)
+        if found is None and self._bitmap_holds and tenant_id not in self._live_tenants:
+            return self._owner_of_slot(tenant_id)
+        return found
+
+    def needs_lookup(self, tenant_id: str) -> bool:
+        """Return whether a tenant is held because it has no shard, and is not being caught up."""
+        owner = self.owner_of(tenant_id)
+        return owner is not None and owner.target is Target.TENANT and owner.is_waiting
+
+    def mark_live(self, tenant_ids: AbstractSet[str]) -> None:
+        """Record that tenants are the main reader's, so that they stay so when their slot gets a hold."""
+        if len(self._live_tenants) >= LIVE_TENANTS_MAX:
+            self._live_tenants.clear()
+        self._live_tenants |= tenant_ids
+
+    def shard_hold(self, shard_id: str) -> Hold | None:
+        """Return the hold of a Postgres shard, whether it is being caught up or not."""
+        return self._holds.get((Target.SHARD, shard_id)) if self._holds else None
+
+    def is_blocked(self, shard_id: str) -> bool:
+        """Return whether no operation may be sent to a Postgres shard now."""
+        hold = self.shard_hold(shard_id)
+        return hold is not None and hold.is_waiting
+
+    @property
+    def has_backfill(self) -> bool:
+        """Whether a Postgres shard may lack operations of tenants that are not known."""
+        return any(hold.is_backfill for hold in self._holds.values())
+
+    @property
+    def has_pending_parents(self) -> bool:
+        """Whether records of parents are to be read again, or operations of them are not settled."""
+        return any(hold.unread.parents for hold in self._holds.values()) or any(
+            one.has_pending_parents for one in self._catch_ups
+        )
+
+    @property
+    def parents_hold(self) -> Hold | None:
+        """The hold of the tenants with operations pending at the parents of the stream shard."""
+        hold = self._holds.get((Target.PARENTS, ""))
+        return hold if hold is not None and hold.is_waiting_for_parents else None
+
+    def are_waiting_for_parents(self, tenant_ids: AbstractSet[str]) -> bool:
+        """Return whether all of *tenant_ids* are held until none of their operations is pending at the parents."""
+        hold = self.parents_hold
+        return hold is not None and all(tenant_id in hold.tenants for tenant_id in tenant_ids)
+
+    # Verbs
+
+    def split(self, tenant_id: str, hold: Hold, in_memory: Iterable[Unread], arrived_at: datetime) -> None:
+        """Give a tenant to *hold*, which reads again the operations *in_memory*; the caller drops them.
+
+        *arrived_at* is when the first of these operations arrived.
+        """
+        owner = self.owner_of(tenant_id)
+        unread = union([self._unread_of(owner), *in_memory])
+        hold.lower(unread, arrived_at if owner is None else min(arrived_at, owner.first_arrival))
+        self._assign(tenant_id, hold)
+
+    def open_shard_hold(self, shard_id: str, arrived_at: datetime, *, now: float) -> Hold:
+        """Return the hold of a Postgres shard that takes no operations; its catch-up, if any, has ended."""
+        return self._open(Target.SHARD, shard_id, Reason.SHARD_UNAVAILABLE, arrived_at, now=now)
+
+    def open_backfill(self, shard_id: str, unread: Unread, arrived_at: datetime, *, now: float) -> Hold:
+        """Return the hold of a Postgres shard that lacks *unread*; its tenants are those that the shard names."""
+        hold = self._open(Target.SHARD, shard_id, Reason.BACKFILL, arrived_at, now=now)
+        hold.reason = Reason.BACKFILL
+        hold.is_backfill = True
+        hold.lower(unread, arrived_at)
+        return hold
+
+    def hold_tenant(
+        self, tenant_id: str, reason: str, in_memory: Iterable[Unread], arrived_at: datetime, *, now: float
+    ) -> Hold:
+        """Split a tenant off: to a hold of its own, or the overflow hold where TENANT_HOLDS_MAX have theirs."""
+        if (Target.TENANT, tenant_id) in self._holds or self._tenant_count < TENANT_HOLDS_MAX:
+            hold = self._open(Target.TENANT, tenant_id, reason, arrived_at, now=now)
+            hold.reason = reason
+        else:
+            hold = self._open(Target.OVERFLOW, self._overflow_name(), reason, arrived_at, now=now)
+        self.split(tenant_id, hold, in_memory, arrived_at)
+        return hold
+
+    def meet_resident(self, tenant_id: str, backfill: Hold, in_memory: Iterable[Unread]) -> Meeting:
+        """Decide about a tenant that *backfill*, which is being caught up, meets on its shard; give it where it can.
+
+        The tenants that wait for the parents are left: when they are released, the rows are read again. A tenant may be
+        the backfill's by its slot alone, before it is met: its operations in memory are then the main reader's.
+        """
+        owner, catch_up = self.owner_of(tenant_id), backfill.catch_up
+        if owner is backfill:
+            owner = None
+        elif owner is not None and owner.is_waiting_for_parents:
+            return Meeting.LEFT
+        undone = union([self._unread_of(owner), *in_memory])
+        if backfill.unread.includes(undone) if catch_up is None else catch_up.comes_to(undone):
+            self._assign(tenant_id, backfill)
+            return Meeting.TAKEN
+        return Meeting.LEFT if undone.includes(backfill.unread) else Meeting.APART
+
+    def start_catch_up(self, holds: Sequence[Hold]) -> CatchUp:
+        """Start a catch-up of *holds*."""
+        catch_up = CatchUp(holds)
+        self._catch_ups.append(catch_up)
+        return catch_up
+
+    def join(self, hold: Hold, catch_up: CatchUp) -> bool:
+        """Have a running catch-up take a hold along; return whether it still comes to all of it.
+
+        A catch-up without holds (all were lowered) is about to end, and takes none.
+        """
+        has_parents = bool(catch_up.parents or hold.unread.parents)
+        if not catch_up.holds or has_parents or not catch_up.unread.includes(hold.unread):
+            return False
+        catch_up.holds.append(hold)
+        hold.catch_up = catch_up
+        return True
+
+    def meet(self, catch_up: CatchUp) -> None:
+        """End the holds of a catch-up that has reached the main reader: the next record is the next one for both."""
+        for hold in list(catch_up.holds):
+            self.remove(hold)
+
+    def remove(self, hold: Hold) -> None:
+        """End a hold: its tenants are the main reader's."""
+        self._unregister(hold)
+        if self._bitmap_holds:
+            self.mark_live(hold.tenants.names | hold.more_names)
+        if hold.catch_up is not None:
+            hold.catch_up.holds.remove(hold)
+            hold.catch_up = None
+
+    # The tenants of the last owner of the lease, and of the parents
+
+    def hold_predecessors(self, tenants: TenantSet, unread: Unread, arrived_at: datetime, *, now: float) -> None:
+        """Hold the tenants that the last owner of the lease held. The hold is ready at once."""
+        hold = Hold(
+            Target.PREDECESSOR, "", Reason.TAKEN_OVER, unread=unread, arrived_at=arrived_at, now=now, tenants=tenants
+        )
+        hold.is_ready = True
+        self._register(hold)
+
+    def hold_parents(self, tenants: TenantSet, unread: Unread, arrived_at: datetime, *, now: float) -> None:
+        """Hold the tenants with pending operations at the parents of the stream shard.
+
+        Must be called after `hold_predecessors`: a tenant in both belongs to the parents.
+        """
+        for tenant_id in [one for one in self._by_name if one in tenants]:
+            self._by_name.pop(tenant_id).tenants.discard(tenant_id)
+        self._register(
+            Hold(Target.PARENTS, "", Reason.RESHARD, unread=unread, arrived_at=arrived_at, now=now, tenants=tenants)
+        )
+
+    def release_from_parents(self, pending: TenantSet, *, now: float) -> bool:
+        """Make ready the tenants with no operation *pending* at the parents any more; return whether there are any."""
+        hold = self.parents_hold
+        if hold is None:
+            return False
+        released, kept = hold.tenants.difference(pending), hold.tenants.intersection(pending)
+        if not released:
+            return False
+        self._unregister(hold)
+        self._released_count += 1
+        for name, tenants in ((str(self._released_count), released), ("", kept)):
+            for tenant_id in [one for one in tenants.names if one in self._by_name]:
+                tenants.discard(tenant_id)  # has another hold, and so no operation that the parents have
+            if tenants:
+                part = Hold(
+                    Target.PARENTS,
+                    name,
+                    Reason.RESHARD,
+                    unread=hold.unread,
+                    arrived_at=hold.arrived_at,
+                    now=now if name else hold.since,
+                    tenants=tenants,
+                )
+                part.is_ready = bool(name)
+                self._register(part)
+        return True
+
+    # Pending operations
+
+    def floor(self, main: RecordPosition | None) -> RecordPosition | None:
+        """Return the position up to which no operation is pending, given the checkpoint *main* of the main reader."""
+        self._forget_finished_catch_ups()
+        return lowest_position(
+            [
+                main,
+                *(hold.reached for hold in self._holds.values()),
+                *(catch_up.tracker.checkpoint for catch_up in self._catch_ups),
+            ]
+        )
+
+    def is_settled(self) -> bool:
+        """Return whether there is no hold, and no catch-up with a pending operation."""
+        self._forget_finished_catch_ups()
+        return not self._holds and not self._catch_ups
+
+    def held_tenants(self) -> TenantSet:
+        """Return all held tenants."""
+        found = TenantSet(self._by_name)
+        for hold in self._bitmap_holds:
+            found.update(hold.tenants)
+        return found
+
+    def _forget_finished_catch_ups(self) -> None:
+        self._catch_ups = [one for one in self._catch_ups if one.holds or len(one.tracker)]
+
+    def _unread_of(self, owner: Hold | None) -> Unread:
+        return Unread(self._main.last_read) if owner is None else owner.unread
+
+    # Names and slots
+
+    def _assign(self, tenant_id: str, hold: Hold) -> None:
+        """Make a hold the owner of a tenant: by name while it has room for names, then by slot.
+
+        By name also where the slot belongs to another hold. A hold that loses its last tenant ends.
+        """
+        self._live_tenants.discard(tenant_id)
+        owner = self._by_name.get(tenant_id)
+        if owner is hold:
+            return
+        if owner is not None:
+            self._take_name(tenant_id, owner)
+        if hold.tenants.has_names:
+            names = hold.tenants.names
+            hold.tenants.add(tenant_id)
+            self._by_name[tenant_id] = hold
+            if not hold.tenants.names:  # has turned them into slots
+                self._register_slots(hold, [*names, tenant_id])
+        elif self._owner_of_slot(tenant_id) in (None, hold):
+            hold.tenants.add(tenant_id)
+        else:
+            self._add_name(tenant_id, hold)
+
+    def _take_name(self, tenant_id: str, owner: Hold) -> None:
+        del self._by_name[tenant_id]
+        owner.tenants.discard(tenant_id)
+        owner.more_names.discard(tenant_id)
+        if not owner.tenants and not owner.is_backfill:
+            self.remove(owner)
+
+    def _add_name(self, tenant_id: str, hold: Hold) -> None:
+        """Add the name of a tenant with a slot of another hold."""
+        hold.more_names.add(tenant_id)
+        self._by_name[tenant_id] = hold
+
+    def _owner_of_slot(self, tenant_id: str) -> Hold | None:
+        return next((hold for hold in self._bitmap_holds if tenant_id in hold.tenants), None)
+
+    def _register_slots(self, hold: Hold, names: Iterable[str]) -> None:
+        """Turn the names of a hold into slots, but for those in slots of other holds."""
+        for tenant_id in names:
+            if self._owner_of_slot(tenant_id) is None:
+                self._by_name.pop(tenant_id, None)
+            else:
+                self._add_name(tenant_id, hold)
+        self._bitmap_holds.append(hold)
+
+    def _overflow_name(self) -> str:
+        """Return the name of the overflow hold that is not being caught up; a new name where each is."""
+        name = str(self._overflow_count)
+        overflow = self._holds.get((Target.OVERFLOW, name))
+        if overflow is not None and overflow.catch_up is not None:
+            self._overflow_count += 1
+        return str(self._overflow_count)
+
+    def _open(self, target: Target, name: str, reason: str, arrived_at: datetime, *, now: float) -> Hold:
+        """Return a hold that waits for its target; a new one has nothing to read that the main reader has read."""
+        hold = self._holds.get((target, name))
+        if hold is None:
+            unread = Unread(self._main.last_read)
+            hold = Hold(target, name, reason, unread=unread, arrived_at=arrived_at, now=now)
+            self._register(hold)
+        else:
+            hold.lower(hold.unread, arrived_at)
+        return hold
+
+    def _register(self, hold: Hold) -> None:
+        self._holds[hold.target, hold.name] = hold
+        self._tenant_count += hold.target is Target.TENANT
+        if hold.tenants.has_names:
+            for tenant_id in hold.tenants.names:
+                self._by_name[tenant_id] = hold
+        elif hold.target is Target.PARENTS:  # before the slots of the last owner
+            self._bitmap_holds.insert(0, hold)
+        else:
+            self._bitmap_holds.append(hold)
+
+    def _unregister(self, hold: Hold) -> None:
+        del self._holds[hold.target, hold.name]
+        self._tenant_count -= hold.target is Target.TENANT
+        if hold in self._bitmap_holds:
+            self._bitmap_holds.remove(hold)
+        for tenant_id in hold.tenants.names | hold.more_names:
+            if self._by_name.get(tenant_id) is hold:
+                del self._by_name[tenant_id]

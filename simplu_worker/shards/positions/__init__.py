@@ -1,0 +1,1 @@
+"""The positions of stream shards, stored on every Postgres shard beside the effects."""

@@ -1,0 +1,41 @@
+"""The ancestors of a stream shard, where the last scan does not show all of them: it is eventually consistent."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import pytest
+
+from simplu_worker.aws.clients import Client
+from simplu_worker.consumers.kinesis.fleet.lease_ancestry import LeaseAncestry
+from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
+from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
+from simplu_worker.consumers.kinesis.leases.stream_view import StreamView
+from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON
+
+GRANDPARENT = Lease("shardId-1", SHARD_END)
+PARENT = Lease("shardId-2", SHARD_END, parents=frozenset({"shardId-1"}))
+CHILD = Lease("shardId-3", TRIM_HORIZON, parents=frozenset({"shardId-2"}))
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [{GRANDPARENT.lease_key}, {PARENT.lease_key}, {GRANDPARENT.lease_key, PARENT.lease_key}],
+    ids=["the grandparent", "the parent", "both"],
+)
+async def test_ancestors_that_a_scan_does_not_show_are_found_in_the_table(dynamodb: Client, hidden: set[str]) -> None:
+    """Two reshards within a second: without the grandparent, what a shard lost of it would not be read again."""
+    table, view = LeaseTable(dynamodb, f"leases-{uuid4()}"), StreamView()
+    await table.ensure()
+    family = [GRANDPARENT, PARENT, CHILD]
+    for lease in family:
+        await table.create(lease)
+    view.update([lease for lease in family if lease.lease_key not in hidden], now=0.0)
+    ancestry = LeaseAncestry(table, view)
+    assert not ancestry.lineage(CHILD).ancestors.keys() & hidden
+
+    assert await ancestry.find_pending_at_parents(CHILD) == TenantSet()
+
+    assert set(ancestry.lineage(CHILD).ancestors) == {"shardId-1", "shardId-2"}
+    assert ancestry.lineage(CHILD).is_ended

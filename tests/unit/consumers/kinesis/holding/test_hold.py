@@ -1,0 +1,123 @@
+"""A hold and its catch-up: from where it reads, and what of the parents is pending."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold, Target
+from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
+from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber
+from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition
+
+START = datetime(2026, 3, 1, 12, tzinfo=UTC)
+PARENTS = tuple(ParentRecords(one, AtSequenceNumber("2"), Position(2), None) for one in ("parent-1", "parent-2"))
+
+
+def mark(number: int) -> RecordPosition:
+    """Return the position of the record with this number, one a second."""
+    return RecordPosition(str(number), 0, START + timedelta(seconds=number))
+
+
+def make_hold(after: int, *parents: ParentRecords, target: Target = Target.SHARD, arrived_s: int = 0) -> Hold:
+    """Return a hold whose records after this one are unread."""
+    arrived_at = START + timedelta(seconds=arrived_s)
+    return Hold(target, "", "failing", unread=Unread(mark(after), parents), arrived_at=arrived_at, now=7.0)
+
+
+@pytest.mark.parametrize("target", Target)
+def test_hold_waits_is_ready_and_is_caught_up(target: Target) -> None:
+    """It waits for the parents only where it is theirs. When it is lowered, it waits again."""
+    hold = make_hold(5, target=target)
+    states = []
+    for is_ready in (False, True):
+        hold.is_ready = is_ready
+        states.append((hold.is_waiting, hold.is_waiting_for_parents, repr(hold).split(", ")[2]))
+    CatchUp([hold])
+    states.append((hold.is_waiting, hold.is_waiting_for_parents, repr(hold).split(", ")[2]))
+    hold.lower(Unread(mark(4)), START)
+    states.append((hold.is_waiting, hold.is_waiting_for_parents, repr(hold).split(", ")[2]))
+
+    waiting = (True, target is Target.PARENTS, "held")
+    assert states == [waiting, (False, False, "ready"), (False, False, "catching up"), waiting]
+    assert (hold.since, hold.next_attempt_at) == (7.0, 7.0)
+
+
+@pytest.mark.parametrize(("lowered_to", "expected"), [(8, 6), (6, 6), (3, 3)])
+def test_hold_that_is_lowered_reads_on_from_the_lower_of_its_catch_up_and_the_new_start(
+    lowered_to: int, expected: int
+) -> None:
+    """It leaves the catch-up, which goes on with its others."""
+    hold, other = make_hold(5), make_hold(2)
+    catch_up = CatchUp([hold, other])
+    catch_up.tracker.skip(mark(6))
+    hold.lower(Unread(mark(lowered_to), PARENTS[1:]), START)
+    assert (hold.unread, hold.reached) == (Unread(mark(expected), PARENTS[1:]), mark(expected))
+    assert (hold.catch_up, catch_up.holds, other.reached) == (None, [other], mark(6))
+
+
+@pytest.mark.parametrize(
+    ("reached", "arrived_s", "expected_s"),
+    [
+        pytest.param(9, 20, 9, id="the catch-up has passed the operation of which the hold knew"),
+        pytest.param(9, 4, 4, id="the new operation arrived before"),
+        pytest.param(None, 20, 3, id="without a catch-up the earlier one stays"),
+    ],
+)
+def test_hold_knows_about_when_its_first_operation_arrived(
+    reached: int | None, arrived_s: int, expected_s: int
+) -> None:
+    """No operation before the record that its catch-up has reached is missing."""
+    hold = make_hold(5, arrived_s=3)
+    assert hold.first_arrival == START + timedelta(seconds=3)
+    if reached is not None:
+        CatchUp([hold]).tracker.skip(mark(reached))
+        assert hold.first_arrival == mark(reached).arrived_at
+    hold.lower(Unread(mark(4)), START + timedelta(seconds=arrived_s))
+    assert hold.arrived_at == START + timedelta(seconds=expected_s)
+
+
+def test_catch_up_reads_all_that_its_holds_have_not_read() -> None:
+    """The parents in their order, then the own records. It is a backfill where one of its holds is."""
+    holds = [make_hold(5, PARENTS[1]), make_hold(3, PARENTS[0])]
+    catch_up = CatchUp(holds)
+    assert (catch_up.unread, [hold.unread for hold in holds]) == (Unread(mark(3), PARENTS), [catch_up.unread] * 2)
+    assert not catch_up.is_backfill
+    holds[1].is_backfill = True
+    assert catch_up.is_backfill
+
+
+def test_catch_up_goes_on_after_each_record_of_a_parent() -> None:
+    """A hold that is lowered then reads the rest of this parent, and the next ones."""
+    catch_up = CatchUp([make_hold(5, *PARENTS)])
+    catch_up.pass_parent_record(Position(4, 1))
+    rest = ParentRecords("parent-1", AtSequenceNumber("4"), Position(4, 1), None)
+    assert catch_up.unread == Unread(mark(5), (rest, PARENTS[1]))
+    catch_up.pass_parent()
+    assert catch_up.unread == Unread(mark(5), PARENTS[1:])
+
+
+def test_parents_of_a_catch_up_are_pending_until_all_are_read_and_settled() -> None:
+    """Its own operations do not count."""
+    catch_up = CatchUp([make_hold(5, *PARENTS)])
+    tickets = []
+    for _ in PARENTS:
+        tickets.append(catch_up.tracker.start_at_last())
+        catch_up.pass_parent()
+    own = catch_up.tracker.start(mark(6))
+    pending = [catch_up.has_pending_parents]
+    for ticket in (*tickets, own):
+        catch_up.tracker.finish([ticket])
+        pending.append(catch_up.has_pending_parents)
+    assert pending == [True, True, False, False]
+    assert CatchUp([make_hold(5, *PARENTS)]).has_pending_parents
+    assert not CatchUp([make_hold(5)]).has_pending_parents
+
+
+@pytest.mark.parametrize(("start", "expected"), [(3, 3), (7, 5), (None, None)])
+def test_catch_up_at_the_parents_may_start_lower_with_its_own_records(start: int | None, expected: int | None) -> None:
+    """Never higher; None is the beginning."""
+    catch_up = CatchUp([make_hold(5, *PARENTS)])
+    catch_up.start_own_lower(None if start is None else mark(start))
+    assert catch_up.unread == Unread(None if expected is None else mark(expected), PARENTS)

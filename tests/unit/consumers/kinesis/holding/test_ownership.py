@@ -1,0 +1,347 @@
+"""The verbs of ownership, one by one. `test_ownership_histories` has what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from simplu_worker.consumers.kinesis.holding import ownership as ownership_module
+from simplu_worker.consumers.kinesis.holding import tenant_set
+from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
+from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold, Reason, Target
+from simplu_worker.consumers.kinesis.holding.ownership import Meeting, Ownership
+from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
+from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
+from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber
+from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition
+
+START = datetime(2026, 3, 1, 12, tzinfo=UTC)
+TENANTS = ("a-x", "b-w", "c-y", "d-p", "e-u", "f-t")  # of 8 slots, the first three share one, and the next two
+PARENTS = (ParentRecords("parent", AtSequenceNumber("2"), Position(2), None),)
+LATER_PARENTS = (ParentRecords("parent", AtSequenceNumber("5"), Position(5), None),)
+
+
+@pytest.fixture
+def _small_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("NAMES_MAX", 1), ("SLOT_COUNT", 8), ("ROW_SLOT_COUNT", 8)):
+        monkeypatch.setattr(tenant_set, name, value)
+
+
+def mark(number: int) -> RecordPosition | None:
+    """Return the position of the record with this number, one a second; that of 0 is the beginning."""
+    return RecordPosition(str(number), 0, START + timedelta(seconds=number)) if number else None
+
+
+def unread(after: int, *parents: ParentRecords) -> Unread:
+    """Return the records after this one, and those of parents."""
+    return Unread(mark(after), parents)
+
+
+def new(main: int = 9) -> Ownership:
+    """Return the ownership of a reader whose main reader is at this record."""
+    return Ownership(CheckpointTracker(mark(main)))
+
+
+def hold_tenant(ownership: Ownership, tenant: str, *in_memory: int) -> Hold:
+    """Hold a tenant with operations in memory after these records."""
+    return ownership.hold_tenant(tenant, "unregistered", map(unread, in_memory), START, now=0.0)
+
+
+def hold_shard(ownership: Ownership, shard_id: str, tenants: Iterable[str], after: int) -> Hold:
+    """Hold a shard with tenants that have operations in memory after this record."""
+    hold = ownership.open_shard_hold(shard_id, START, now=0.0)
+    for tenant in tenants:
+        ownership.split(tenant, hold, [unread(after)], START)
+    return hold
+
+
+def backfill(ownership: Ownership, after: int, *parents: ParentRecords) -> Hold:
+    """Have shard-1 backfilled, by a running catch-up."""
+    hold = ownership.open_backfill("shard-1", unread(after, *parents), START, now=0.0)
+    ownership.start_catch_up([hold])
+    return hold
+
+
+def read_on(catch_up: CatchUp | None, *, to: int) -> None:
+    """Let a catch-up read records that it does not send."""
+    position = mark(to)
+    assert catch_up is not None
+    assert position is not None
+    catch_up.tracker.skip(position)
+
+
+def owners(ownership: Ownership) -> Iterator[str]:
+    """Yield the name of each tenant's hold; `-` for the main reader."""
+    for tenant in TENANTS:
+        hold = ownership.owner_of(tenant)
+        yield "-" if hold is None else hold.name
+
+
+def test_tenant_has_one_owner_and_a_hold_without_tenants_ends() -> None:
+    """The one that got it last."""
+    ownership = new()
+    hold_tenant(ownership, "a-x", 5)
+    hold_shard(ownership, "shard-1", ["a-x", "b-w"], 3)
+    assert (list(owners(ownership))[:3], len(ownership)) == (["shard-1", "shard-1", "-"], 1)
+    hold_tenant(ownership, "b-w", 4)
+    assert (list(owners(ownership))[:3], len(ownership)) == (["shard-1", "b-w", "-"], 2)
+
+
+@pytest.mark.parametrize(
+    ("owner_after", "in_memory", "expected"),
+    [
+        pytest.param(None, [], 9, id="the main reader's, nothing in memory"),
+        pytest.param(None, [7, 5, 6], 5, id="the main reader's"),
+        pytest.param(4, [], 4, id="another hold's"),
+        pytest.param(4, [3], 3, id="another hold's, sent by its catch-up"),
+        pytest.param(4, [6], 4, id="another hold's, in memory since the main reader sent it"),
+        pytest.param(None, [0], 0, id="the first record"),
+    ],
+)
+def test_split_reads_again_what_is_dropped_and_what_the_owner_has_not_read(
+    owner_after: int | None, in_memory: list[int], expected: int
+) -> None:
+    """The lowest of all of them."""
+    ownership = new()
+    if owner_after is not None:
+        hold_shard(ownership, "shard-1", ["a-x", "b-w"], owner_after)
+    hold = hold_tenant(ownership, "a-x", *in_memory)
+    assert (hold.unread, ownership.owner_of("a-x")) == (unread(expected), hold)
+
+
+def test_split_takes_along_the_parents_records_of_the_owner_and_of_what_is_dropped() -> None:
+    """From the lower position of both."""
+    ownership = new()
+    ownership.split("a-x", backfill(ownership, 6, *LATER_PARENTS), [], START)
+    hold = ownership.hold_tenant("a-x", "failing", [unread(6, *PARENTS)], START, now=0.0)
+    assert (hold.unread, hold.reason, ownership.has_backfill) == (unread(6, *PARENTS), "failing", True)
+
+
+def test_hold_that_is_split_to_again_leaves_its_catch_up_where_that_was() -> None:
+    """It waits for its target again; so it blocks its shard."""
+    ownership = new()
+    hold, other = hold_shard(ownership, "shard-1", ["a-x"], 2), hold_tenant(ownership, "b-w", 2)
+    catch_up = ownership.start_catch_up([hold, other])
+    read_on(catch_up, to=6)
+    assert not ownership.is_blocked("shard-1")
+    hold_shard(ownership, "shard-1", ["a-x"], 7)
+    assert (hold.reached, hold.catch_up, catch_up.holds) == (mark(6), None, [other])
+    assert (ownership.is_blocked("shard-1"), ownership.is_blocked("shard-2")) == (True, False)
+
+
+def test_backfill_leaves_tenants_that_wait_for_the_parents() -> None:
+    """The catch-up after their release comes to all of it."""
+    ownership = new()
+    ownership.hold_parents(TenantSet(["a-x"]), unread(3), START, now=0.0)
+    before, hold = ownership.owner_of("a-x"), backfill(ownership, 2)
+    assert (ownership.meet_resident("a-x", hold, []), ownership.owner_of("a-x")) == (Meeting.LEFT, before)
+
+
+@pytest.mark.parametrize(("in_memory", "expected"), [(None, Meeting.TAKEN), (3, Meeting.TAKEN), (1, Meeting.LEFT)])
+def test_backfill_meets_its_own_tenant_as_one_of_the_main_reader(in_memory: int | None, expected: Meeting) -> None:
+    """It may be the backfill's by its slot alone."""
+    ownership = new()
+    hold = backfill(ownership, 2)
+    ownership.split("a-x", hold, [], START)
+    ownership.start_catch_up([hold])
+    assert ownership.meet_resident("a-x", hold, [] if in_memory is None else [unread(in_memory)]) is expected
+
+
+@pytest.mark.parametrize(
+    ("owner", "in_memory", "reached", "expected"),
+    [
+        pytest.param(None, [], unread(5), Meeting.TAKEN, id="the main reader's, nothing in memory"),
+        pytest.param(None, [5], unread(5), Meeting.TAKEN, id="all in memory is still to come"),
+        pytest.param(None, [4], unread(5), Meeting.LEFT, id="in memory, and passed"),
+        pytest.param(unread(5), [], unread(5), Meeting.TAKEN, id="both at one position"),
+        pytest.param(unread(4), [], unread(5), Meeting.LEFT, id="the owner is behind"),
+        pytest.param(unread(7), [6], unread(5), Meeting.TAKEN, id="the owner is further"),
+        pytest.param(
+            unread(7), [], unread(8, *PARENTS), Meeting.TAKEN, id="the backfill is at the parents and starts lower"
+        ),
+        pytest.param(unread(0), [], unread(8, *PARENTS), Meeting.TAKEN, id="it starts at the beginning"),
+        pytest.param(unread(7, *PARENTS), [], unread(8), Meeting.LEFT, id="the owner has parents"),
+        pytest.param(unread(8, *LATER_PARENTS), [], unread(7), Meeting.APART, id="each has what the other lacks"),
+        pytest.param(
+            unread(8, *PARENTS), [], unread(7, *LATER_PARENTS), Meeting.APART, id="the owner has more parents"
+        ),
+    ],
+)
+def test_backfill_takes_a_tenant_when_it_comes_to_all_that_its_owner_has_not_read(
+    owner: Unread | None, in_memory: list[int], reached: Unread, expected: Meeting
+) -> None:
+    """It leaves the tenant where its owner comes to all that the backfill will; else the tenant needs its own hold."""
+    ownership = new()
+    before = None
+    if owner is not None:
+        before = ownership.hold_tenant("a-x", "failing", [owner], START, now=0.0)
+    assert reached.after is not None
+    hold = backfill(ownership, int(reached.after.sequence_number), *reached.parents)
+    assert ownership.meet_resident("a-x", hold, map(unread, in_memory)) is expected
+    assert ownership.owner_of("a-x") is (hold if expected is Meeting.TAKEN else before)
+    if expected is Meeting.TAKEN and owner is not None:
+        assert hold.unread.includes(owner)
+
+
+def test_catch_up_takes_along_a_hold_that_it_has_not_passed() -> None:
+    """One without parents' records, and only while it has a hold."""
+    ownership = new()
+    first, parents = hold_tenant(ownership, "a-x", 2), backfill(ownership, 2, *PARENTS).catch_up
+    catch_up = ownership.start_catch_up([first])
+    read_on(catch_up, to=5)
+    passed, same, later = (hold_tenant(ownership, one, after) for one, after in zip("bcd", (4, 5, 6), strict=True))
+    assert [ownership.join(one, catch_up) for one in (passed, same, later)] == [False, True, True]
+    assert (catch_up.holds, same.catch_up, passed.catch_up) == ([first, same, later], catch_up, None)
+    assert parents is not None
+    assert not ownership.join(hold_tenant(ownership, "e-u", 6), parents)
+    assert not ownership.join(ownership.open_backfill("shard-2", unread(7, *PARENTS), START, now=0.0), catch_up)
+    empty = ownership.start_catch_up([passed])
+    passed.lower(unread(1), START)
+    assert not ownership.join(hold_tenant(ownership, "f-t", 6), empty)
+
+
+def test_meeting_the_main_reader_ends_all_holds_of_a_catch_up() -> None:
+    """Their tenants are the main reader's; the pending operations of the catch-up still count."""
+    ownership = new()
+    holds = [hold_tenant(ownership, "a-x", 2), hold_shard(ownership, "shard-1", ["b-w"], 3)]
+    catch_up = ownership.start_catch_up(holds)
+    position = mark(4)
+    assert position is not None
+    ticket = catch_up.tracker.start(position)
+    read_on(catch_up, to=9)
+    ownership.meet(catch_up)
+    assert (set(owners(ownership)), len(ownership), catch_up.holds, holds[0].catch_up) == ({"-"}, 0, [], None)
+    assert (ownership.floor(mark(9)), ownership.is_settled()) == (mark(2), False)
+    catch_up.tracker.finish([ticket])
+    assert (ownership.floor(mark(9)), ownership.is_settled()) == (mark(9), True)
+
+
+def test_floor_is_the_lowest_of_main_reader_holds_and_catch_ups() -> None:
+    """While a hold is caught up, it is where the catch-up is."""
+    ownership = new()
+    assert (ownership.floor(mark(9)), ownership.floor(None)) == (mark(9), None)
+    hold = hold_tenant(ownership, "a-x", 4)
+    hold_tenant(ownership, "b-w", 6)
+    assert (ownership.floor(mark(9)), ownership.floor(mark(2))) == (mark(4), mark(2))
+    read_on(ownership.start_catch_up([hold]), to=8)
+    assert ownership.floor(mark(9)) == mark(6)
+
+
+def test_parents_are_pending_until_the_last_operation_of_them_is_settled() -> None:
+    """Unread, read and not settled, or dropped for a hold that reads them again."""
+    ownership = new()
+    found = [ownership.has_pending_parents]
+    hold = backfill(ownership, 5, *PARENTS)
+    catch_up = hold.catch_up
+    assert catch_up is not None
+    found.append(ownership.has_pending_parents)
+    ticket = catch_up.tracker.start_at_last()
+    catch_up.pass_parent()
+    read_on(catch_up, to=9)
+    ownership.meet(catch_up)
+    found.append(ownership.has_pending_parents)
+    catch_up.tracker.finish([ticket])
+    found.append(ownership.has_pending_parents)
+    ownership.hold_tenant("a-x", "failing", [unread(5, *PARENTS)], START, now=0.0)
+    assert [*found, ownership.has_pending_parents] == [False, True, True, False, True]
+
+
+@pytest.mark.parametrize("is_by_slot", [False, True])
+def test_parents_release_those_that_they_have_not_pending_any_more(*, is_by_slot: bool) -> None:
+    """These are ready at once; the others wait on, since when they did."""
+    ownership, limit = new(), 0 if is_by_slot else 200
+    held, pending = (TenantSet.decode(TenantSet(one).encode(limit=limit)) for one in (["a-x", "d-p"], ["d-p"]))
+    ownership.hold_parents(held, unread(3), START, now=1.0)
+    assert ownership.are_waiting_for_parents({"a-x", "d-p"})
+    assert not ownership.are_waiting_for_parents({"a-x", "f-t"})
+    assert [ownership.release_from_parents(pending, now=7.0) for _ in range(2)] == [True, False]
+    found = [(hold.name, hold.unread, hold.since, hold.is_ready) for hold in ownership.holds()]
+    assert found == [("1", unread(3), 7.0, True), ("", unread(3), 1.0, False)]
+    assert (ownership.are_waiting_for_parents({"d-p"}), ownership.are_waiting_for_parents({"a-x"})) == (True, False)
+    assert ownership.release_from_parents(TenantSet(), now=8.0)
+    assert (ownership.parents_hold, [hold.name for hold in ownership.holds()]) == (None, ["1", "2"])
+
+
+def test_parents_release_nobody_who_has_another_hold() -> None:
+    """That hold reads all of the tenant."""
+    ownership = new()
+    ownership.hold_parents(TenantSet(["a-x", "b-w", "c-y"]), unread(0), START, now=0.0)
+    own = hold_tenant(ownership, "a-x", 3)
+    assert (own.unread, ownership.release_from_parents(TenantSet(["c-y"]), now=1.0)) == (unread(0), True)
+    assert list(owners(ownership))[:3] == ["a-x", "1", ""]
+
+
+def test_tenant_that_the_last_owner_held_and_the_parents_have_is_the_parents() -> None:
+    """By name and by slot. The predecessors' hold is ready at once."""
+    for limit in (200, 0):
+        ownership = new()
+        lists = (TenantSet.decode(TenantSet(one).encode(limit=limit)) for one in (["a-x", "d-p"], ["a-x"]))
+        ownership.hold_predecessors(next(lists), unread(3), START, now=7.0)
+        ownership.hold_parents(next(lists), unread(3), START, now=7.0)
+        found = [ownership.owner_of(tenant) for tenant in ("a-x", "d-p")]
+        assert [hold and hold.target for hold in found] == [Target.PARENTS, Target.PREDECESSOR]
+        assert found[1] is not None
+        assert (found[1].is_ready, found[1].reason, found[1].unread) == (True, Reason.TAKEN_OVER, unread(3))
+
+
+@pytest.mark.usefixtures("_small_sets")
+def test_slot_belongs_to_its_oldest_hold_and_a_name_goes_before_it() -> None:
+    """A tenant of that slot that comes to another hold is there by name, also where that one has slots."""
+    ownership = new()
+    hold_shard(ownership, "shard-1", ["a-x", "d-p"], 3)
+    assert list(owners(ownership)) == [*["shard-1"] * 5, "-"]  # with those that share the two slots
+    hold_shard(ownership, "shard-2", ["b-w", "f-t", "e-u"], 3)
+    assert list(owners(ownership)) == ["shard-1", "shard-2", "shard-1", "shard-1", "shard-2", "shard-2"]
+    assert all(tenant in ownership.held_tenants() for tenant in TENANTS)
+    hold_tenant(ownership, "f-t", 3)
+    hold_tenant(ownership, "e-u", 3)
+    assert list(owners(ownership))[4:] == ["e-u", "f-t"]
+
+
+@pytest.mark.usefixtures("_small_sets")
+def test_tenant_of_the_main_reader_stays_there_when_its_slot_gets_a_hold() -> None:
+    """Until it is held, too; also the one whose hold has ended."""
+    ownership = new()
+    ownership.mark_live({"b-w"})
+    hold_shard(ownership, "shard-1", ["a-x", "d-p"], 3)
+    own = hold_tenant(ownership, "c-y", 3)
+    ownership.remove(own)
+    assert list(owners(ownership))[:3] == ["shard-1", "-", "-"]
+    hold_shard(ownership, "shard-1", ["b-w"], 3)
+    assert list(owners(ownership))[:3] == ["shard-1", "shard-1", "-"]
+
+
+def test_live_tenants_are_remembered_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forgotten one is held with the others of its slot: only slower."""
+    monkeypatch.setattr(ownership_module, "LIVE_TENANTS_MAX", 2)
+    ownership, remembered = new(), []
+    for tenant in TENANTS[:4]:
+        ownership.mark_live({tenant})
+        remembered.append(len(ownership._live_tenants))
+    assert remembered == [1, 2, 1, 2]
+
+
+def test_tenants_beyond_those_with_a_hold_of_their_own_share_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is being caught up takes no more. When a hold has ended, another tenant has its own one."""
+    monkeypatch.setattr(ownership_module, "TENANT_HOLDS_MAX", 1)
+    ownership = new()
+    holds = [hold_tenant(ownership, tenant, 5) for tenant in TENANTS[:3]]
+    ownership.start_catch_up(holds[1:2])
+    hold_tenant(ownership, "d-p", 5)
+    assert list(owners(ownership))[:4] == ["a-x", "0", "0", "1"]
+    assert [ownership.needs_lookup(tenant) for tenant in TENANTS] == [True, *[False] * 5]
+    ownership.remove(holds[0])
+    assert hold_tenant(ownership, "e-u", 5).target is Target.TENANT
+
+
+def test_backfill_stays_when_its_last_known_tenant_leaves_it_and_when_its_shard_fails() -> None:
+    """The shard may lack operations of tenants that are not known."""
+    ownership = new()
+    hold = backfill(ownership, 5)
+    assert (hold.reason, ownership.meet_resident("a-x", hold, [])) == (Reason.BACKFILL, Meeting.TAKEN)
+    hold_tenant(ownership, "a-x")
+    assert (ownership.shard_hold("shard-1"), hold.tenants.names) == (hold, frozenset())
+    assert hold_shard(ownership, "shard-1", ["b-w"], 7) is hold
+    assert (hold.is_backfill, hold.is_waiting, hold.unread, ownership.has_backfill) == (True, True, unread(5), True)

@@ -1,0 +1,89 @@
+"""Records to be read: one part includes another, or both have a union."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.consumers.kinesis.holding.unread import HORIZON, ParentRecords, Unread, union
+from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, AtTimestamp
+from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition
+
+START = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def mark(number: int) -> RecordPosition:
+    """Return the position of the record with this number."""
+    return RecordPosition(str(number), 0, START + timedelta(seconds=number))
+
+
+def parent(stream_shard_id: str, after: int) -> ParentRecords:
+    """Return the records of a parent after this one; 0 is an unknown place."""
+    if not after:
+        return ParentRecords(stream_shard_id, AtTimestamp(HORIZON), None, None)
+    return ParentRecords(stream_shard_id, AtSequenceNumber(str(after)), Position(after), None)
+
+
+parents = st.dictionaries(st.sampled_from("abc"), st.integers(0, 3), max_size=3).map(
+    lambda found: tuple(parent(one, found[one]) for one in sorted(found))
+)
+unreads = st.builds(Unread, st.none() | st.integers(1, 12).map(mark), parents)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        (Unread(mark(5)), Unread(mark(5)), True),
+        (Unread(mark(9)), Unread(mark(10)), True),  # as numbers, not as text
+        (Unread(mark(10)), Unread(mark(9)), False),
+        (Unread(None), Unread(mark(1)), True),
+        (Unread(mark(1)), Unread(None), False),
+        (Unread(mark(5), (parent("a", 2),)), Unread(mark(5)), True),
+        (Unread(mark(5)), Unread(mark(5), (parent("a", 2),)), False),
+        (Unread(mark(5), (parent("a", 2),)), Unread(mark(5), (parent("a", 3),)), True),
+        (Unread(mark(5), (parent("a", 3),)), Unread(mark(5), (parent("a", 2),)), False),
+        (Unread(mark(5), (parent("a", 2),)), Unread(mark(5), (parent("b", 2),)), False),
+        (Unread(mark(5), (parent("a", 2), parent("b", 2))), Unread(mark(5), (parent("b", 2),)), True),
+        (Unread(mark(6), (parent("a", 2),)), Unread(mark(5), (parent("a", 2),)), False),
+        (Unread(mark(5), (parent("a", 0),)), Unread(mark(5), (parent("a", 2),)), True),
+        (Unread(mark(5), (parent("a", 2),)), Unread(mark(5), (parent("a", 0),)), False),
+    ],
+)
+def test_unread_includes_what_starts_no_lower_of_its_parents_and_of_its_own(
+    one: Unread, other: Unread, *, expected: bool
+) -> None:
+    """The records of a parent come before all own ones, so both count."""
+    assert one.includes(other) is expected
+
+
+def test_union_has_the_lower_start_of_each_parent_in_the_order_of_their_ids() -> None:
+    """Where a start is unknown, from the horizon on. No parent's records are read twice."""
+    parts = [
+        Unread(mark(10), (parent("b", 2), parent("c", 3))),
+        Unread(mark(9), (parent("a", 3), parent("b", 1), parent("c", 0))),
+    ]
+    assert union(parts) == union(parts[::-1])
+    assert union(parts) == Unread(mark(9), (parent("a", 3), parent("b", 1), parent("c", 0)))
+    assert union([*parts, Unread(None)]).after is None
+
+
+@given(unreads, unreads)
+def test_union_includes_both_and_nothing_more_than_needed(one: Unread, other: Unread) -> None:
+    """What includes both includes the union; the order does not matter."""
+    both = union([one, other])
+    assert both.includes(one)
+    assert both.includes(other)
+    assert both == union([other, one])
+    assert (both == one) is one.includes(other)
+
+
+@given(unreads, unreads, unreads)
+def test_includes_is_a_partial_order(one: Unread, other: Unread, third: Unread) -> None:
+    """Of each with itself, in one direction, and along a chain."""
+    assert one.includes(one)
+    assert one == other or not (one.includes(other) and other.includes(one))
+    assert one.includes(third) or not (one.includes(other) and other.includes(third))
+    assert union([one, other]).includes(union([one])) is True
