@@ -19,6 +19,7 @@ from simplu_worker.cli import app
 PACKAGE = ROOT / "simplu_worker"
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+COMMAND_PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("runbook/*.md"))]
 LEVELS = {"debug": "debug", "info": "info", "warning": "warning", "error": "error", "exception": "error"}
 EVENT = r"[a-z]+(?:_[a-z]+)*\.[a-z]+(?:_[a-z]+)*"
 ALWAYS_THERE = {"--help", "-h", "--version"}
@@ -219,7 +220,7 @@ def test_alerts_have_a_runbook_each() -> None:
     assert re.findall(r"^### (\w+)$", section, flags=re.MULTILINE) == re.findall(r"- alert: (\w+)", rules)
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", COMMAND_PAGES, ids=lambda page: page.name)
 def test_command_lines_name_commands_and_options_that_exist(page: Path) -> None:
     """What a newcomer copies works: each command and each option is the program's."""
     commands = commands_of()

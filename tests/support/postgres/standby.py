@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from simplu_worker.local.processes.loopback import HOST, StackError, poll_until
 from simplu_worker.local.processes.watchdog import ProcessGroup
 
 COPY_PROGRAM = "pg_basebackup"
+COPY_OPTIONS = ("--wal-method=stream", "--checkpoint=fast", "--no-sync")
 WITHIN_S = 30.0
 PROMOTION_S = 60
 STATE_SQL = "SELECT state FROM pg_stat_replication WHERE application_name = $1"
@@ -29,12 +30,13 @@ def can_copy(folder: Path) -> bool:
     return (folder / COPY_PROGRAM).is_file()
 
 
-class StandbyServer(PostgresServer):
-    """A copy of *primary* that streams from it, with the same database and password, and once promoted a server itself.
+class CopiedServer(PostgresServer):
+    """A copy of *primary*, with the same database and password: a base backup, which begins as a server of its own.
 
-    Its first start copies the primary, which must run. *port* is for one that comes where another was. Replication is
-    asynchronous until `make_synchronous`.
+    Its first start copies the primary, which must run. *port* is for one that comes where another was.
     """
+
+    _options: Sequence[str] = COPY_OPTIONS
 
     def __init__(
         self,
@@ -49,6 +51,24 @@ class StandbyServer(PostgresServer):
         self.password = primary.password
         self.port = self.port if port is None else port
         self.primary = primary
+
+    async def _initialise(self) -> None:
+        if not can_copy(self._programs.folder):
+            raise StackError(f"there is no {COPY_PROGRAM} in {self._programs.folder}; install simplu-worker[local]")
+        source = f"host={HOST} port={self.primary.port} user={SUPERUSER}"
+        await self._create_data(COPY_PROGRAM, "-D", self._data, *self._options, "-d", source)
+
+    async def _create_content(self) -> None:
+        """Do nothing: the copy has the database."""
+
+
+class StandbyServer(CopiedServer):
+    """A copy that streams from its primary, and once promoted is a server itself.
+
+    Replication is asynchronous until `make_synchronous`.
+    """
+
+    _options = (*COPY_OPTIONS, "--write-recovery-conf")
 
     async def wait_streaming(self) -> None:
         """Return once the primary streams to it."""
@@ -91,16 +111,6 @@ class StandbyServer(PostgresServer):
         """Return once it takes writes, on a timeline of its own; the primary's end is the caller's to see to."""
         if not await _value(self, "SELECT pg_promote(true, $1)", PROMOTION_S):
             raise StackError(f"Postgres {self.name} is not promoted after {PROMOTION_S} s: {self._log_tail()}")
-
-    async def _initialise(self) -> None:
-        if not can_copy(self._programs.folder):
-            raise StackError(f"there is no {COPY_PROGRAM} in {self._programs.folder}; install simplu-worker[local]")
-        source = f"host={HOST} port={self.primary.port} user={SUPERUSER}"
-        options = ("--write-recovery-conf", "--wal-method=stream", "--checkpoint=fast", "--no-sync")
-        await self._create_data(COPY_PROGRAM, "-D", self._data, *options, "-d", source)
-
-    async def _create_content(self) -> None:
-        """Do nothing: the copy has the database."""
 
 
 async def _insist(ask: Callable[[], Awaitable[bool]], what: str) -> None:

@@ -1,0 +1,145 @@
+"""The state of the world before the first step of each page of docs/runbook/."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+from support.postgres.databases import execute
+from support.postgres.upgrades import make_old_schema
+from support.runbook.scene import Scene
+
+from simplu_worker.shards.postgres.address import ShardAddress
+
+HELD_COUNT: Final = 4
+STRAY_SQL: Final = """
+INSERT INTO tenants SELECT 'fit-oslo', 'fit', 'oslo', 'gym', state, epoch, moved_to, control_at, created_at,
+    state_changed_at FROM tenants WHERE id = 'smile-berlin';
+INSERT INTO resources SELECT 'fit-oslo', 'gym', one.name, one.id, one.data, now(), now()
+FROM (VALUES ('settings', 'default', '{}'::jsonb), ('members', 'stray', '{"name": "Kari"}')) AS one (name, id, data);
+INSERT INTO operations SELECT (one.stray).* FROM (
+    SELECT jsonb_populate_record(o, '{"tenant_id": "fit-oslo", "request_id": "stray"}') AS stray
+    FROM operations AS o LIMIT 1
+) AS one;
+"""
+
+
+async def first_deployment(scene: Scene) -> None:
+    """Start two servers without a database."""
+    await scene.add_server("db-1", database="unused")
+    await scene.add_server("db-2", database="unused")
+
+
+async def add_shard(scene: Scene) -> None:
+    """Deploy two shards, and start a new server without a database."""
+    await scene.add_server("db-3", database="unused")
+    await scene.deploy("db-1", "db-2")
+
+
+async def shard_failed_over(scene: Scene) -> None:
+    """Kill the primary of a shard with a standby that lacks the last operations."""
+    await scene.deploy("db-1", "db-2")
+    await scene.wait_until_applied()
+    standby = await scene.add_standby("db-1b", "db-1")
+    await standby.catch_up()
+    await standby.fall_behind()
+    await scene.send("smile-berlin", HELD_COUNT)
+    await scene.wait_until_applied()
+    await scene.servers["db-1"].kill()
+    await scene.send("smile-berlin", HELD_COUNT)
+
+
+async def replace_server(scene: Scene) -> None:
+    """Deploy two shards; the page makes the new server."""
+    await scene.deploy("db-1", "db-2")
+
+
+async def shard_restored(scene: Scene) -> None:
+    """Kill a shard that has taken operations since its base backup."""
+    await scene.deploy("db-1", "db-2")
+    await scene.wait_until_applied()
+    await scene.back_up("db-1")
+    await scene.send("smile-berlin", HELD_COUNT)
+    await scene.wait_until_applied()
+    await scene.servers["db-1"].kill()
+    await scene.send("smile-berlin", HELD_COUNT)
+
+
+async def rotate_credentials(scene: Scene) -> None:
+    """Deploy shards that ask the worker for a password, which it has in a file."""
+    scene.write("pgpass", "*:*:shard:worker:old\n")
+    (scene.folder / "pgpass").chmod(0o600)
+    await scene.deploy("db-1", "db-2", options="?passfile=/etc/simplu-worker/pgpass")
+    for host in ("db-1", "db-2"):
+        await scene.require_passwords(host)
+    scene.write("api-token", "old-token")
+    scene.replace("worker.env", r"API_TOKEN=.*", "API_TOKEN_FILE=/etc/simplu-worker/api-token")
+
+
+async def upgrade(scene: Scene) -> None:
+    """Deploy shards with the schema of the version before."""
+    for host in ("db-1", "db-2"):
+        server = await scene.add_server(host)
+        await scene.make_role(host)
+        await make_old_schema(ShardAddress(host, server.url.replace("postgres:", "worker:", 1)))
+    await scene.deploy("db-1", "db-2")
+
+
+async def stream_near_retention(scene: Scene) -> None:
+    """Kill a shard, and let operations wait for it."""
+    await scene.deploy("db-1", "db-2")
+    await scene.wait_until_applied()
+    await scene.servers["db-1"].kill()
+    await scene.send("smile-berlin", HELD_COUNT)
+    await scene.wait_for_log("shard.held")
+
+
+async def poisoned_producer(scene: Scene) -> None:
+    """Send a tenant's resource and its deletion, and two records without `data`."""
+    await scene.deploy("db-1", "db-2")
+    tenant = {"businessId": "fit", "locationId": "oslo", "resourceType": "members"}
+    tenant |= {"timestamp": "2026-01-31T09:00:00Z"}
+    create = tenant | {"operation": "create", "resourceId": "m1"}
+    await scene.put(create | {"requestId": "good-1", "data": {"name": "Kari"}})
+    await scene.put(tenant | {"operation": "delete", "resourceId": "m1", "requestId": "harm-1"})
+    await scene.put(create | {"resourceId": "m2", "requestId": "bad-1"})
+    await scene.put(create | {"resourceId": "m3", "requestId": "bad-2"})
+    await scene.wait_for_log("dead_letter.stored")
+
+
+async def tenant_split(scene: Scene) -> None:
+    """Let db-1 have a tenant of db-2 too, with an operation of its own."""
+    await scene.deploy("db-1", "db-2")
+    await scene.wait_until_applied()
+    await execute(scene.servers["db-1"].url, STRAY_SQL)
+
+
+async def region_loss(scene: Scene) -> None:
+    """Leave two standbys that lack the last operations; the producers have kept them in a file."""
+    await scene.deploy("db-1", "db-2")
+    await scene.wait_until_applied()
+    for host in ("db-1", "db-2"):
+        standby = await scene.add_standby(f"{host}b", host)
+        await standby.catch_up()
+        await standby.fall_behind()
+    lost = await scene.send("smile-berlin", 3) + await scene.send("fit-oslo", 3)
+    await scene.wait_until_applied()
+    scene.write("kept-by-producers.jsonl", "".join(f"{json.dumps(record)}\n" for record in lost))
+    for host in ("db-1", "db-2"):
+        await scene.servers[host].kill()
+
+
+SCENES: Final[Mapping[str, Callable[[Scene], Awaitable[None]]]] = {
+    "add-shard": add_shard,
+    "first-deployment": first_deployment,
+    "poisoned-producer": poisoned_producer,
+    "region-loss": region_loss,
+    "replace-server": replace_server,
+    "rotate-credentials": rotate_credentials,
+    "shard-failed-over": shard_failed_over,
+    "shard-restored": shard_restored,
+    "stream-near-retention": stream_near_retention,
+    "tenant-split": tenant_split,
+    "upgrade": upgrade,
+}

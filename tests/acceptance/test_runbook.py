@@ -1,0 +1,66 @@
+"""The pages of docs/runbook/ are true: each is carried out from its own text on the embedded stack."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from acceptance.runbook_scenes import SCENES
+from support.requires import ROOT
+from support.runbook.page import lines_elsewhere, read_stand_ins, read_steps
+from support.runbook.scene import Scene
+from support.runbook.stand_ins import STAND_INS, carry_out
+from support.runbook.world import World, open_world
+
+RUNBOOK = ROOT / "docs" / "runbook"
+INDEX = RUNBOOK / "README.md"
+PAGES = sorted(path for path in RUNBOOK.glob("*.md") if path != INDEX)
+SECTIONS = ["Go back", "Not run by the test"]
+
+any_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world() -> AsyncIterator[World]:
+    """Start the local AWS for all pages."""
+    async with open_world() as opened:
+        yield opened
+
+
+@any_page
+@pytest.mark.slow(8)
+@pytest.mark.asyncio(loop_scope="module")
+async def test_page_leads_where_it_says(world: World, page: Path) -> None:
+    """Each step ends and prints as the page says; in the end each operation sent is applied, once."""
+    async with Scene(world, page.stem) as scene:
+        await SCENES[page.stem](scene)
+        for step in read_steps(page):
+            await carry_out(scene, step)
+        await scene.wait_until_applied()
+
+
+@any_page
+def test_page_names_each_line_that_its_test_does_not_run(page: Path) -> None:
+    """The table at the end of a page has these lines, how often they occur, and what the test does instead."""
+    expected = {line: (count, STAND_INS[line].instead) for line, count in lines_elsewhere(read_steps(page)).items()}
+    assert read_stand_ins(page) == expected
+
+
+@any_page
+def test_page_has_numbered_steps_and_a_way_back(page: Path) -> None:
+    """One title; steps from 1 on, most with a command; the way back, and the lines that are not run."""
+    sections = re.findall(r"(?m)^## (.+)$", page.read_text(encoding="utf-8"))
+    steps = [section for section in sections if section[0].isdigit()]
+    assert [step.partition(". ")[0] for step in steps] == [str(number) for number in range(1, len(steps) + 1)]
+    assert [section for section in sections if section in SECTIONS] == SECTIONS
+    assert len(read_steps(page)) >= len(steps) / 2
+
+
+def test_every_page_has_a_scene_and_is_in_the_index() -> None:
+    """A new page is carried out, and found."""
+    assert sorted(SCENES) == [page.stem for page in PAGES]
+    assert sorted(re.findall(r"\]\(([\w-]+)\.md\)", INDEX.read_text(encoding="utf-8"))) == sorted(SCENES)
+    assert {line for page in PAGES for line in lines_elsewhere(read_steps(page))} == STAND_INS.keys()

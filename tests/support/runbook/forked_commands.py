@@ -1,0 +1,81 @@
+"""Start commands of the worker by a fork of a process that has imported them: each import takes most of a second.
+
+`python -m support.runbook.forked_commands SOCKET` serves; run as a file with a socket and the arguments of a command,
+it is that command: it hands its folder, variables and streams over, and ends with the status of the fork.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+
+LENGTH_MAX = 1 << 20
+STREAMS = (0, 1, 2)
+
+
+def serve(path: str) -> None:
+    """Fork for each connection to the socket *path*, until the process is ended."""
+    import simplu_worker.commands.check.check
+    import simplu_worker.commands.dead_letters.command
+    import simplu_worker.commands.shards.show
+    import simplu_worker.commands.shards.upgrade
+    import simplu_worker.commands.stream.send  # noqa: F401
+
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no fork is waited for here
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                if os.fork() == 0:
+                    _run(connection)
+
+
+def _run(connection: socket.socket) -> None:
+    """Fork once more for the command of *connection*, send its exit status, and end this process."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    text, streams, _, _ = socket.recv_fds(connection, LENGTH_MAX, len(STREAMS))
+    request = json.loads(text)
+    command = os.fork()
+    if command:
+        _, status = os.waitpid(command, 0)
+        connection.sendall(bytes([os.waitstatus_to_exitcode(status)]))
+        os._exit(0)
+    for stream, number in zip(streams, STREAMS, strict=True):
+        os.dup2(stream, number)
+    # New objects: those of the server believe that they write to its log.
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)  # noqa: SIM115
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environ"])
+    sys.argv = ["simplu-worker", *request["arguments"]]
+    from simplu_worker.cli import main
+
+    try:
+        main()
+    except SystemExit as end:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(end.code or 0))
+
+
+def call(path: str, arguments: list[str]) -> int:
+    """Have a command run, with the streams, the folder and the variables of this process; return its exit status."""
+    folder = os.getcwd()  # noqa: PTH109  (without pathlib this starts sooner)
+    request = {"arguments": arguments, "folder": folder, "environ": dict(os.environ)}
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(path)
+        socket.send_fds(connection, [json.dumps(request).encode()], STREAMS)
+        return connection.recv(1)[0]
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 2:
+        serve(sys.argv[1])
+    sys.exit(call(sys.argv[1], sys.argv[2:]))
