@@ -167,15 +167,33 @@ def send_operations(
     return common.run(lambda settings: send_operations(settings, read_lines(path), options, as_json=common.as_json))
 
 
-def replay(*, start: Annotated[str, Parameter(name="--from")], common: CommonOptions = NO_OPTIONS) -> int:
+def replay(
+    *,
+    start: Annotated[str, Parameter(name="--from")],
+    end: Annotated[str | None, Parameter(name="--to")] = None,
+    tenant: tuple[str, str] | None = None,
+    dry_run: Flag = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
     """Read the stream again from a time. Operations that were applied before are dropped as duplicates.
 
     Parameters
     ----------
     start
         The time to start from, as ISO 8601; no offset means UTC.
+    end
+        Only records that arrived before this time.
+    tenant
+        Only operations of this business and location.
+    dry_run
+        Apply nothing: look the operations up in the logs, and count their outcomes.
     """
+    from simplu_worker.commands.requirements import parse_tenant_id
     from simplu_worker.commands.stream.replay import replay
+    from simplu_worker.commands.stream.replay_rules import ReplayRange
 
-    instant = parse_time("--from", start)
-    return common.run(lambda settings: replay(settings, instant, as_json=common.as_json))
+    begins, ends = parse_time("--from", start), None if end is None else parse_time("--to", end)
+    if ends is not None and ends <= begins:
+        raise UsageError(f"--to: expected a time after --from, {begins.isoformat()}, got {ends.isoformat()}")
+    chosen = ReplayRange(begins, ends, None if tenant is None else parse_tenant_id(*tenant))
+    return common.run(lambda settings: replay(settings, chosen, dry_run=dry_run, as_json=common.as_json))

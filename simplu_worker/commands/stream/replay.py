@@ -3,144 +3,198 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+import random
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Final
-
-import structlog
-from rich.console import Console
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Final
 
 from simplu_worker.assembly import open_lease_table, open_shards, open_stream, reader_settings
-from simplu_worker.commands.output.display import print_json, print_table
+from simplu_worker.commands.output.display import print_json, print_note, print_table
+from simplu_worker.commands.output.progress import LINE_INTERVAL_S
 from simplu_worker.commands.requirements import require_settings
+from simplu_worker.commands.stream.replay_rules import ReplayRange, ReplayTotals, generations, select
+from simplu_worker.commands.stream.replay_sink import ApplyingSink, DryRunSink, ReplaySink, ShardRoutes, retry
 from simplu_worker.config.settings import Settings
+from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
+from simplu_worker.consumers.kinesis.fetch.pacing import Pacing
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
+from simplu_worker.consumers.kinesis.fetch.record_decoder import RecordDecoder
 from simplu_worker.consumers.kinesis.leases.lease import Lease
-from simplu_worker.consumers.kinesis.reader.reader_parameters import ReaderAssignment, ReaderServices, ReaderSettings
-from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
+from simplu_worker.consumers.kinesis.reader.reader_parameters import ReaderSettings
 from simplu_worker.consumers.kinesis.stream.client import (
     AtSequenceNumber,
     AtTimestamp,
     Start,
+    Stream,
+    StreamGoneError,
     StreamShard,
     TrimHorizon,
 )
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
-from simplu_worker.dead_letters.letter import DeadLetter
-from simplu_worker.metrics import instruments
+from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.timing.clock import utc_now
 
 POLL_INTERVAL_S: Final = 0.25
-POLLS_PER_REPORT: Final = 8
-
-log = structlog.get_logger(__name__)
 
 
-class DeadLetterCounter:
-    """Counts dead letters instead of storing them: they were stored when the records were first read."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-
-    async def store(self, dead_letters: Sequence[DeadLetter], *, stopping: asyncio.Event) -> None:  # noqa: ARG002
-        """Count *dead_letters* by reason."""
-        self.counts.update(letter.reason for letter in dead_letters)
-
-
-async def replay(settings: Settings, start: datetime, *, as_json: bool) -> int:
-    """Read every stream shard from *start* to its tip, parents before their children; print the outcomes.
+async def replay(settings: Settings, chosen: ReplayRange, *, dry_run: bool, as_json: bool) -> int:
+    """Read every stream shard from the start of *chosen* to its end, parents before their children; print the outcomes.
 
     Needs no lease and moves no checkpoint. Is safe beside the workers' readers, because it starts no later than their
-    first pending operation: no operation is applied before an earlier one of its key (architecture, idea 2).
+    first pending operation: no operation is applied before an earlier one of its key (architecture, idea 2). With
+    *dry_run* nothing is applied. Returns 1 if tenants or stream shards were left.
     """
     require_settings(settings, routes=True, stream=True)
-    dead_letters = DeadLetterCounter()
+    totals = ReplayTotals()
     async with AsyncExitStack() as stack:
         shards = await stack.enter_async_context(open_shards(settings))
         stream = await stack.enter_async_context(open_stream(settings))
         table = await stack.enter_async_context(open_lease_table(settings))
+        rules = reader_settings(settings)
+        routes = ShardRoutes(shards.gateway, totals, tenant_wait=rules.tenant_wait)
+        sink: ReplaySink = (DryRunSink if dry_run else ApplyingSink)(shards.gateway, totals, routes)
         leases = {lease.lease_key: lease for lease in await table.scan()}
-        prefetch = PrefetchMemory(settings.prefetch_max_bytes)
-        services = ReaderServices(stream, shards.gateway, dead_letters)
-        stream_replay = _StreamReplay(services, reader_settings(settings), prefetch, start, leases)
+        _note_retention(chosen, (await stream.describe()).retention)
+        memory = PrefetchMemory(settings.prefetch_max_bytes)
+        stream_replay = _StreamReplay(stream, sink, rules, memory, chosen, leases, totals)
         for generation in generations(await stream.list_stream_shards()):
+            if stream_replay.has_failed:
+                break  # operations of the children must not come before those of their parents
             await stream_replay.read(generation)
-    outcomes = instruments.totals_by(instruments.OPERATIONS, "outcome")
-    answer = {"outcomes": outcomes, "deadLetters": dict(dead_letters.counts), "leftWaiting": stream_replay.left_waiting}
     if as_json:
-        print_json(answer)
+        print_json(_members(totals, dry_run=dry_run))
     else:
-        rows = sorted(outcomes.items())
-        rows += [(f"no operation: {reason}", count) for reason, count in sorted(dead_letters.counts.items())]
-        rows += [("left held: shards or tenants", stream_replay.left_waiting)] if stream_replay.left_waiting else []
-        print_table(("outcome of the records", "count"), rows)
-    return 1 if stream_replay.left_waiting else 0
+        _print_totals(totals, dry_run=dry_run)
+    return 1 if totals.left else 0
 
 
-def generations(stream_shards: Sequence[StreamShard]) -> Iterator[list[StreamShard]]:
-    """Yield groups of stream shards, as large as possible, each shard in a later group than its parents."""
-    left = {shard.stream_shard_id: shard for shard in stream_shards}
-    while left:
-        ready = [shard for shard in left.values() if not shard.parents & left.keys()]
-        for shard in ready:
-            del left[shard.stream_shard_id]
-        yield ready
+def _note_retention(chosen: ReplayRange, retention: timedelta) -> None:
+    """Note on stderr that the stream no longer has the beginning of *chosen*."""
+    if chosen.start < utc_now() - retention:
+        hours = retention.total_seconds() / 3600
+        print_note(f"the stream keeps records for {hours:g} h: it is read from its oldest record on")
+
+
+def _members(totals: ReplayTotals, *, dry_run: bool) -> dict[str, Any]:
+    return {
+        "dryRun": dry_run,
+        "records": totals.record_count,
+        "outcomes": totals.outcomes,
+        "deadLetters": totals.dead_letters,
+        "leftOperations": totals.left_count,
+        "left": totals.left,
+        "leftWaiting": len(totals.left),
+    }
+
+
+def _print_totals(totals: ReplayTotals, *, dry_run: bool) -> None:
+    rows = sorted(totals.outcomes.items())
+    rows += [(f"no operation: {reason}", count) for reason, count in sorted(totals.dead_letters.items())]
+    rows += [("left", totals.left_count)] if totals.left else []
+    print_table(("outcome of the records", "count"), rows)
+    for target, reason in sorted(totals.left.items()):
+        print_note(f"{target}: left: {reason}")
+    if dry_run:
+        print_note("nothing was applied; without --dry-run the operations that would_apply are applied")
 
 
 @dataclass
 class _StreamReplay:
-    services: ReaderServices
-    settings: ReaderSettings
-    prefetch: PrefetchMemory
-    start: datetime
+    stream: Stream
+    sink: ReplaySink
+    rules: ReaderSettings
+    memory: PrefetchMemory
+    chosen: ReplayRange
     leases: Mapping[str, Lease]
-    left_waiting: int = 0
+    totals: ReplayTotals
+    has_failed: bool = False  # a stream shard could not be read
+    lags_s: dict[str, float] = field(default_factory=dict)  # of the stream shards that are being read
+    shown_at: float = field(default_factory=time.monotonic)
 
     async def read(self, generation: Sequence[StreamShard]) -> None:
-        """Read these stream shards concurrently, each to its tip or end."""
+        """Read these stream shards concurrently, each to its tip, its end, or the end of the range."""
         async with asyncio.TaskGroup() as tasks:
             for shard in generation:
                 tasks.create_task(self._read(shard), name=f"replay:{shard.stream_shard_id}")
 
     async def _read(self, shard: StreamShard) -> None:
-        assignment = ReaderAssignment(shard.stream_shard_id, await self._find_start(shard))
-        reader = StreamShardReader(self.services, assignment, self.settings, self.prefetch.open_quota())
-        stopping = asyncio.Event()
-        async with asyncio.TaskGroup() as tasks:
-            reading = tasks.create_task(reader.run(stopping), name=f"read:{shard.stream_shard_id}")
-            polls = 0
-            while not reading.done() and not reader.is_caught_up:
-                await asyncio.sleep(POLL_INTERVAL_S)
-                polls += 1
-                if polls % POLLS_PER_REPORT == 0:
-                    _show_lag(shard, reader)
-            stopping.set()
-        self.left_waiting += len(reader.holds())
+        quota = self.memory.open_quota()
+        access = StreamShardAccess(self.stream, shard.stream_shard_id, quota, random.random)
+        try:
+            cursor = Cursor(access, await self._find_start(shard), Pacing(access.budget), kind="main")
+            while not await self._read_reply(shard, cursor):
+                self._show_progress(cursor)
+            cursor.release_memory()
+        except StreamGoneError:
+            return  # past its retention
+        except (RetryableError, PermanentError) as exc:
+            self.has_failed = True
+            self.totals.left[f"stream shard {shard.stream_shard_id}"] = str(exc)
+        finally:
+            quota.close()
+            self.lags_s.pop(shard.stream_shard_id, None)
+
+    async def _read_reply(self, shard: StreamShard, cursor: Cursor) -> bool:
+        """Read once, and send the operations on; return whether the stream shard is done.
+
+        Raises PermanentError if it cannot be read.
+        """
+        reply = await cursor.read(asyncio.Event())
+        if reply is None:
+            if cursor.refusal is not None and not cursor.is_gone:
+                raise PermanentError(cursor.refusal)
+            return cursor.is_gone
+        self.totals.record_count += len(reply.records)
+        selection = select(self._decoder_of(shard).decode(reply.records), self.chosen)
+        self.totals.count_rejected(selection.rejected)
+        await self.sink.send(selection.operations)
+        self.lags_s[shard.stream_shard_id] = (cursor.millis_behind or 0) / 1000
+        return selection.is_last or cursor.is_at_end or cursor.millis_behind == 0
+
+    def _decoder_of(self, shard: StreamShard) -> RecordDecoder:
+        return RecordDecoder(
+            self.stream.name,
+            shard.stream_shard_id,
+            operation_max_bytes=self.rules.operation_max_bytes,
+            list_result_limit=self.rules.list_result_limit,
+            hash_range=shard.hash_range,
+        )
 
     async def _find_start(self, shard: StreamShard) -> Start:
         """Return the earlier of the requested time and the checkpoint, from which operations may be pending."""
+        start = AtTimestamp(self.chosen.start)
         lease = self.leases.get(shard.stream_shard_id)
         if lease is None or lease.checkpoint.is_sentinel:
             ended = lease is not None and lease.checkpoint == SHARD_END
-            return AtTimestamp(self.start) if ended else TrimHorizon()
-        iterator: str | None = await self.services.stream.get_iterator(shard.stream_shard_id, AtTimestamp(self.start))
+            return start if ended else TrimHorizon()
+        first = await retry(lambda: self._first_position(shard, start))
+        is_before = first is not None and first <= lease.checkpoint
+        return start if is_before else AtSequenceNumber(lease.checkpoint.checkpoint)
+
+    async def _first_position(self, shard: StreamShard, start: Start) -> Position | None:
+        """Return the position of the first record from *start* on; None without one."""
+        iterator: str | None = await self.stream.get_iterator(shard.stream_shard_id, start)
         while iterator is not None:
-            reply = await self.services.stream.get_records(iterator, limit=1)
+            reply = await self.stream.get_records(iterator, limit=1)
             if reply.records:
-                first = Position.from_sequence_number(reply.records[0].sequence_number)
-                if first <= lease.checkpoint:
-                    return AtTimestamp(self.start)
-                break
+                return Position.from_sequence_number(reply.records[0].sequence_number)
             if not reply.millis_behind:
-                break
+                return None
             iterator = reply.next_iterator
             await asyncio.sleep(POLL_INTERVAL_S)
-        return AtSequenceNumber(lease.checkpoint.checkpoint)
+        return None
 
-
-def _show_lag(shard: StreamShard, reader: StreamShardReader) -> None:
-    trouble = f": {reader.trouble}" if reader.trouble else ""
-    lag = "unknown" if reader.view.lag_s is None else f"{reader.view.lag_s:.0f} s"
-    Console(stderr=True, highlight=False).print(f"{shard.stream_shard_id}: {lag} to go{trouble}", markup=False)
+    def _show_progress(self, cursor: Cursor) -> None:
+        """Print on stderr, from time to time, how far the replay is."""
+        if time.monotonic() - self.shown_at < LINE_INTERVAL_S:
+            return
+        self.shown_at = time.monotonic()
+        decided = ", ".join(f"{count} {outcome}" for outcome, count in sorted(self.totals.outcomes.items()))
+        trouble = f"; {cursor.trouble}" if cursor.trouble else ""
+        behind_s = max(self.lags_s.values(), default=0.0)
+        print_note(
+            f"{self.totals.record_count} records read ({decided or 'no outcome yet'}), {behind_s:.0f} s to go{trouble}"
+        )

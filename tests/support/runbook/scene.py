@@ -301,7 +301,7 @@ class Scene:
         """Run the commands of a step; compare their exit status and their output with those of the page."""
         deadline = asyncio.get_running_loop().time() + (REPEAT_S if step.kind == "repeat" else 0.0)
         while True:
-            status, output = await self._run_lines(step.text)
+            status, output = await self.run_lines(step.text)
             missing = first_missing_line(step.expected, output)
             if status == step.status and missing is None:
                 self.output.append(output)
@@ -311,7 +311,8 @@ class Scene:
                 raise AssertionError(f"{problem}:\n$ {step.text}\n{output}")
             await asyncio.sleep(PAUSE_S)
 
-    async def _run_lines(self, text: str) -> tuple[int, str]:
+    async def run_lines(self, text: str) -> tuple[int, str]:
+        """Run lines as a step does; return exit status and output."""
         process = await asyncio.create_subprocess_exec(
             "sh",
             "-euc",

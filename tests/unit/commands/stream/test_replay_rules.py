@@ -1,0 +1,149 @@
+"""Which records `replay` takes, in which order it reads, and how it counts."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from simplu_worker.commands.stream.replay_rules import (
+    ReplayRange,
+    ReplayTotals,
+    batches,
+    became_dead_letter,
+    generations,
+    select,
+)
+from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
+from simplu_worker.consumers.kinesis.stream.client import Record, StreamShard
+from simplu_worker.consumers.kinesis.stream.positions import HashRange
+from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Operation, Outcome
+from simplu_worker.shards.types import Absence
+
+AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
+DECODER = RecordDecoder("stream", "shard-0", operation_max_bytes=10_000, list_result_limit=10)
+
+
+def record(number: int, business: str, *, after_s: float = 0, **members: Any) -> Record:
+    """Return a record of the tenant `business-main` that arrived *after_s* after AT."""
+    whole = {
+        "operation": "create",
+        "businessId": business,
+        "locationId": "main",
+        "resourceType": "notes",
+        "resourceId": "n",
+        "requestId": f"r{number}",
+        "timestamp": "2026-01-31T09:00:00Z",
+        "data": {},
+    }
+    text = {name: value for name, value in (whole | members).items() if value is not None}
+    return Record(str(number), "key", json.dumps(text).encode(), AT + timedelta(seconds=after_s))
+
+
+def decoded(*records: Record) -> list[DecodedRecord]:
+    """Return records as the reader decodes them."""
+    return list(DECODER.decode(list(records)))
+
+
+def operations_of(*records: Record) -> list[Operation]:
+    """Return the operations in *records*."""
+    return [one for _, _, one in decoded(*records) if isinstance(one, Operation)]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "taken", "rejected", "is_last"),
+    [
+        (ReplayRange(AT), ["r1", "r2", "r4"], 2, False),
+        (ReplayRange(AT, tenant_id="a-main"), ["r1", "r4"], 1, False),
+        (ReplayRange(AT, AT + timedelta(seconds=2)), ["r1", "r2"], 1, True),
+        (ReplayRange(AT, AT + timedelta(seconds=4)), ["r1", "r2", "r4"], 2, False),
+        (ReplayRange(AT, AT + timedelta(seconds=3.5)), ["r1", "r2", "r4"], 2, False),
+        (ReplayRange(AT, AT), [], 0, True),
+    ],
+)
+def test_selection_has_the_records_of_the_range(
+    chosen: ReplayRange, taken: list[str], rejected: int, *, is_last: bool
+) -> None:
+    """Those of its tenant, records without a readable one left out; up to its end, which is behind the range."""
+    records = decoded(
+        record(1, "a"),
+        record(2, "b", after_s=1),
+        record(3, "a", after_s=1, data=None),
+        record(4, "a", after_s=2),
+        Record("5", "key", b"nonsense", AT + timedelta(seconds=3)),
+    )
+    selection = select(records, chosen)
+    assert [one.request_id for one in selection.operations] == taken
+    assert (len(selection.rejected), selection.is_last) == (rejected, is_last)
+
+
+def test_batches_are_as_large_as_they_may_be() -> None:
+    """By count and by bytes; an operation that is too large alone; none is left out."""
+    operations = operations_of(*(record(number, "a") for number in range(7)))
+    size = operations[0].size_bytes
+
+    def sizes(count: int, max_bytes: int) -> list[int]:
+        found = list(batches(operations, max_count=count, max_bytes=max_bytes))
+        assert [one for batch in found for one in batch] == operations
+        return [len(batch) for batch in found]
+
+    assert sizes(3, 100 * size) == [3, 3, 1]
+    assert sizes(100, 2 * size) == [2, 2, 2, 1]
+    assert sizes(100, size - 1) == [1] * 7
+    assert list(batches([], max_count=3, max_bytes=size)) == []
+
+
+def test_generations_have_parents_before_their_children() -> None:
+    """As few as possible; a parent that is gone is waited for by none."""
+
+    def shard(name: str, *parents: str) -> StreamShard:
+        return StreamShard(name, frozenset(parents), HashRange(0, 1), "1")
+
+    shards = [shard("c", "a", "b"), shard("a"), shard("b", "gone"), shard("d", "c"), shard("e", "a")]
+    assert [[one.stream_shard_id for one in group] for group in generations(shards)] == [["a", "b"], ["c", "e"], ["d"]]
+
+
+@pytest.mark.parametrize(
+    ("absence", "age_s", "expected"),
+    [
+        (Absence.UNREGISTERED, 361, True),
+        (Absence.UNREGISTERED, 359, False),
+        (Absence.NOT_HERE, 9999, False),
+        (Absence.INACTIVE, 9999, False),
+    ],
+)
+def test_operation_became_a_dead_letter_when_its_tenant_never_came(
+    absence: Absence, age_s: float, *, expected: bool
+) -> None:
+    """After the wait for a tenant and a minute; a tenant that is registered may still come."""
+    arrived_at = AT - timedelta(seconds=age_s)
+    assert became_dead_letter(absence, arrived_at, tenant_wait=timedelta(seconds=300), now=AT) is expected
+
+
+def test_totals_count_each_decided_outcome() -> None:
+    """An applied one by its failure; an operation in the log by its digest, as the shard would."""
+    totals = ReplayTotals()
+    (operation,) = operations_of(record(1, "a"))
+    totals.count(Outcome(Disposition.APPLIED))
+    totals.count(Outcome(Disposition.APPLIED, failure=Failure.NOT_FOUND))
+    totals.count(Outcome(Disposition.DUPLICATE))
+    totals.count(Outcome(Disposition.DEAD_LETTER, reason=DeadLetterReason.UNKNOWN_TENANT))
+    totals.count_logged(operation, {"digest": memoryview(operation.digest)})
+    totals.count_logged(operation, {"digest": b"another"})
+    totals.count_rejected(select(decoded(record(2, "a", data=None)), ReplayRange(AT)).rejected)
+    assert totals.outcomes == {"succeeded": 1, "not_found": 1, "duplicate": 2, "dead_letter": 2}
+    assert totals.dead_letters == {"unknown_tenant": 1, "request_id_reused": 1, "invalid_message": 1}
+    with pytest.raises(AssertionError, match="expected a decided operation, got hold"):
+        totals.count(Outcome(Disposition.HOLD))
+
+
+def test_tenant_that_is_left_once_stays_left_with_its_first_reason() -> None:
+    """Its later operations would come before the one that was left."""
+    totals = ReplayTotals()
+    totals.leave(operations_of(record(1, "a"), record(2, "b")), "shard db-1 is down")
+    totals.leave(operations_of(record(3, "a")), "")
+    assert totals.left == {"tenant a-main": "shard db-1 is down", "tenant b-main": "shard db-1 is down"}
+    assert totals.left_count == 3
+    assert [totals.has_left(tenant_id) for tenant_id in ("a-main", "c-main")] == [True, False]
