@@ -12,7 +12,8 @@ from pathlib import Path
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.telemetry.log import register_secret
 
-OWN_SECRETS = ("CITRUS_API_KEY", "DATABASE_PASSWORD", "REDIS_URL", "API_TOKEN")
+OWN_SECRETS = ("CITRUS_API_KEY", "DATABASE_PASSWORD", "REDIS_URL", "API_TOKEN", "BACKUP_URL")
+URLS = ("REDIS_URL", "BACKUP_URL")  # of which the password alone is secret
 AWS_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 SECRETS = OWN_SECRETS + AWS_SECRETS
 
@@ -139,7 +140,7 @@ def read_secrets(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]
         if value:
             values[name] = value
     for name, value in values.items():
-        if name == "REDIS_URL":
+        if name in URLS:
             register_secret(_url_password(value))
         elif name != "AWS_ACCESS_KEY_ID":  # an identifier and no secret; with local servers it is an ordinary word
             register_secret(value)

@@ -284,6 +284,10 @@ class Settings(BaseSettings):
         le=65535,
         description="Port of health, metrics and status, for 100 connections at most; 0: any free one.",
     )
+    backup_url: SecretStr | None = Field(
+        default=None,
+        description="Connection string of a restored backup of a shard, for `shards verify-backup` only.",
+    )
     api_token: HeaderSecret | None = Field(
         default=None, description="Bearer token for the protected pages; unset: they answer 403."
     )

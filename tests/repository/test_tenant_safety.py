@@ -38,6 +38,7 @@ NOT_OF_ONE_TENANT = {
     "count_beyond_bounds": "the count alone, of documents of any tenant",
     "count_living_tenants": "the count alone, for a shard that is to leave the map",
     "count_tenants": "the count alone, for capacity",
+    "describe_content": "counts and times alone, of a backup",
     "find_deletions": "what a shard has to delete, whosever it is",
     "find_locations": "docs/interface.md: `destroy_all` is for every location of a business",
     "find_operation_of_any_tenant": "docs/interface.md: without the tenant all shards are asked",

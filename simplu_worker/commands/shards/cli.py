@@ -8,7 +8,7 @@ from cyclopts import App, Parameter, validators
 
 from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, UsageError
 
-shards = App(name="shards", help="Show Postgres shards, route keys to them, upgrade and adopt shards.")
+shards = App(name="shards", help="Show Postgres shards, route keys to them, upgrade and adopt shards, check backups.")
 
 
 @shards.command(name="list")
@@ -64,6 +64,20 @@ def route_keys(
         got = "none" if unknown is None else f"the option {unknown}, which is unknown"
         raise UsageError(f"KEY: expected at least one, - for stdin, or --with-shards, got {got}")
     return common.run(lambda settings: route_keys(settings, keys, with_shards, as_json=common.as_json))
+
+
+@shards.command(name="verify-backup")
+def verify_backup(shard: str, /, *, common: CommonOptions = NO_OPTIONS) -> int:
+    """Check a restored backup of a shard: identity, schema, positions. BACKUP_URL has its connection string.
+
+    Parameters
+    ----------
+    shard
+        The shard id.
+    """
+    from simplu_worker.commands.shards.verify_backup import verify_backup
+
+    return common.run(lambda settings: verify_backup(settings, shard, as_json=common.as_json))
 
 
 @shards.command(name="adopt")

@@ -78,6 +78,12 @@ async def read_stored_positions(
     return StoredPositions(rows, arrivals["first_at"], arrivals["last_move_age_s"], arrivals["move_token"])
 
 
+async def read_position_rows(connection: Connection, stream: str) -> dict[str, StreamPosition]:
+    """Return all stored positions of a stream, by stream shard."""
+    rows = await connection.fetch(QUERIES["read_all_positions"], stream)
+    return {row["stream_shard_id"]: _position(row) for row in rows}
+
+
 async def _read_positions(
     connection: Connection, stream: str, stream_shard_ids: Sequence[str]
 ) -> dict[str, StreamPosition]:

@@ -142,7 +142,7 @@ class Scene:
         self.names[f"{host}:5432"] = f"{HOST}:{server.port}"
 
     async def back_up(self, host: str) -> None:
-        """Make a base backup of a server, to be restored at its address."""
+        """Make a base backup of a server."""
         backup = CopiedServer(
             self.world.group, self.world.programs, self.servers[host], name=f"{self._page}-{host}-backup"
         )
@@ -150,13 +150,11 @@ class Scene:
         await backup.stop()
         self.backups[host] = backup
 
-    async def restore(self, host: str) -> None:
-        """Start the backup of a server that was killed, at its address."""
-        await self.servers[host].discard()
+    async def restore(self, host: str, new_host: str) -> None:
+        """Start the backup of a server on another one, which the page calls *new_host*."""
         backup = self.backups.pop(host)
-        backup.port = self.servers[host].port
-        self.servers[host] = backup
         await backup.start()
+        self._add(new_host, backup)
 
     async def require_passwords(self, host: str) -> None:
         """Let the server ask the worker's role for its password."""

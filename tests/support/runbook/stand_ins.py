@@ -61,7 +61,7 @@ async def _stop_server(scene: Scene) -> str:
 
 
 async def _restore_server(scene: Scene) -> str:
-    await scene.restore("db-1")
+    await scene.restore("db-1", "db-1b")
     return ""
 
 
@@ -80,8 +80,8 @@ STAND_INS: Final = {
     ),
     "ssh db-1 'pg_ctl start'": StandIn("starts the server", _start_server),
     "ssh db-1 'pg_ctl stop --mode fast'": StandIn("stops the server in the mode `fast`", _stop_server),
-    "ssh db-1 'tar --extract --file base.tar --directory $PGDATA && pg_ctl start'": StandIn(
-        "starts a copy that `pg_basebackup` made before the loss, at the same address", _restore_server
+    "ssh db-1b 'tar --extract --file base.tar --directory $PGDATA && pg_ctl start'": StandIn(
+        "starts a copy that `pg_basebackup` made before the loss", _restore_server
     ),
 }
 

@@ -1,4 +1,4 @@
-"""`replay` beside a worker: lost operations are applied again, of all tenants or one; a dry run changes nothing."""
+"""`replay` and `shards verify-backup`, beside a worker and its shards."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ DELETE FROM operations WHERE tenant_id = '{tenant}';
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def scene() -> AsyncIterator[Scene]:
     """Run two shards with a tenant each, and a worker that has applied three operations of each."""
-    async with open_world() as world, Scene(world, "replay") as scene:
+    async with open_world() as world, Scene(world, "recovery") as scene:
         await scene.deploy("db-1", "db-2")
         await scene.wait_until_applied()
         yield scene
 
 
-async def lose(scene: Scene) -> None:
+async def lose_operations(scene: Scene) -> None:
     """Remove the operations of both tenants, with their effects, so that no worker notices."""
     for host, tenant in zip(("db-1", "db-2"), TENANTS, strict=True):
         await execute(scene.servers[host].url, LOSE_SQL.format(tenant=tenant))
@@ -51,7 +51,7 @@ async def replay(scene: Scene, options: str = "", *, status: int = 0) -> dict[st
 async def test_replay_applies_what_a_shard_lacks_and_a_dry_run_counts_it(scene: Scene) -> None:
     """First nothing is missing; then a tenant's operations come back, then the other's, each once."""
     assert (await replay(scene, "--dry-run"))["outcomes"] == {"duplicate": 6}
-    await lose(scene)
+    await lose_operations(scene)
     planned = await replay(scene, "--dry-run")
     assert (planned["dryRun"], planned["records"], planned["outcomes"]) == (True, 6, {"would_apply": 6})
     assert (await replay(scene, "--dry-run --tenant fit oslo"))["outcomes"] == {"would_apply": 3}
@@ -71,7 +71,7 @@ async def test_replay_ends_with_the_records_of_its_range(scene: Scene) -> None:
 
 async def test_replay_leaves_the_tenants_of_a_shard_that_is_down_and_names_them(scene: Scene) -> None:
     """The others are applied. Its end is 1, and the next replay applies the rest."""
-    await lose(scene)
+    await lose_operations(scene)
     await scene.servers["db-1"].kill()
     try:
         answer = await replay(scene, status=1)
@@ -81,3 +81,53 @@ async def test_replay_leaves_the_tenants_of_a_shard_that_is_down_and_names_them(
     assert (answer["leftOperations"], list(answer["left"])) == (3, ["tenant smile-berlin"])
     assert (await replay(scene))["outcomes"] == {"succeeded": 3, "duplicate": 3}
     await scene.wait_until_applied()
+
+
+async def verify(scene: Scene, url: str, shard_id: str = "db-1", *, status: int, **env: str) -> dict[str, Any]:
+    """Return the report of the database at *url* as a backup of a shard."""
+    (scene.folder / "backup-url").write_text(url, encoding="utf-8")
+    variables = " ".join(f"{name}={value}" for name, value in ({"BACKUP_URL_FILE": "backup-url"} | env).items())
+    command = f"{variables} simplu-worker shards verify-backup {shard_id} --json --env-file worker.env 2>err"
+    found, out = await scene.run_lines(command)
+    assert found == status, (out, (scene.folder / "err").read_text())
+    answer: dict[str, Any] = json.loads(out)
+    return answer
+
+
+async def test_verify_backup_tells_whether_a_backup_can_take_its_shards_place(scene: Scene) -> None:
+    """A backup that can; one of another shard, an empty database, none that answers, and one behind the retention."""
+    await scene.back_up("db-1")
+    backup = scene.backups["db-1"]
+    await backup.start()
+    good = await verify(scene, backup.url, status=0)
+    assert (good["shardId"], good["tenants"], good["problems"]) == ("db-1", 1, [])
+    assert good["gapSeconds"] < good["retentionSeconds"] == 24 * 3600
+    assert {one["state"] for one in good["positions"]} <= {"level", "readable"}
+
+    other = await verify(scene, backup.url, "db-2", status=1)
+    empty = await verify(scene, backup.url_of("postgres"), status=1)
+    old_sql = "UPDATE stream_positions SET owed_from = '1/0', owed_since = now() - interval '25 hours'"
+    await execute(backup.url, old_sql)
+    old = await verify(scene, backup.url, status=1)
+    password = backup.url.partition("@")[0].rpartition(":")[2]
+    await backup.stop()
+    silent = await verify(scene, backup.url, status=1)
+    problems = [one for report in (other, empty, old, silent) for one in report["problems"]]
+    expected = [
+        "leads to the database of shard db-1",
+        "expected a shard, got an empty database",
+        "within the stream's retention of 24 h, got older ones of shardId-",
+        "ConnectionRefusedError",
+    ]
+    assert [part for part, problem in zip(expected, problems, strict=True) if part not in problem] == [], problems
+    assert password not in json.dumps([other, empty, old, silent]) + (scene.folder / "err").read_text()
+
+
+async def test_verify_backup_asks_for_the_url_by_a_variable_only(scene: Scene) -> None:
+    """Without it 78, and the name of the variable; a URL that is none is refused unseen."""
+    status, out = await scene.run_lines("simplu-worker shards verify-backup db-1 --env-file worker.env")
+    assert (status, out.partition(":")[0]) == (78, "BACKUP_URL")
+    status, out = await scene.run_lines(
+        "BACKUP_URL=mysql://a:topsecret@b/c simplu-worker shards verify-backup db-1 --env-file worker.env"
+    )
+    assert (status, "expected postgresql://" in out, "topsecret" in out) == (1, True, False)

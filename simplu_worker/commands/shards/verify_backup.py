@@ -1,0 +1,139 @@
+"""`shards verify-backup`: whether a restored backup is that shard's, and whether the stream reaches back to it."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from simplu_worker.assembly import open_lease_table, open_stream
+from simplu_worker.commands.output.display import print_json, print_members, print_note, print_table
+from simplu_worker.commands.shards.backup_rules import (
+    BackupFacts,
+    JudgedPosition,
+    PositionState,
+    judge_positions,
+    longest_gap,
+)
+from simplu_worker.config.settings import Settings
+from simplu_worker.errors import ConfigurationError, WorkerError
+from simplu_worker.shards.health.backup_content import BackupContent, read_backup
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.schema.migrations import refusal_of
+from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
+from simplu_worker.timing.clock import utc_now
+
+COLUMNS = ("stream shard", "position", "lacks records since", "state")
+
+
+class BackupReport(msgspec.Struct):
+    """The result: the content of the backup, its positions, and every problem."""
+
+    place: str
+    checked_at: datetime
+    problems: list[str]
+    content: BackupContent | None = None
+    retention_s: float | None = None
+    positions: list[JudgedPosition] = []
+
+    @property
+    def gap_s(self) -> float:
+        """The age of the oldest record that would be read again, in seconds."""
+        return longest_gap(self.positions, self.checked_at).total_seconds()
+
+
+async def verify_backup(settings: Settings, shard_id: str, *, as_json: bool) -> int:
+    """Print the content of the database at BACKUP_URL, a restored backup of *shard_id*; only reads.
+
+    Returns 1 if it cannot take the shard's place without a loss.
+    """
+    if settings.backup_url is None:
+        raise ConfigurationError(
+            "BACKUP_URL: expected the connection string of a restored backup, got nothing; set it, or BACKUP_URL_FILE"
+        )
+    url = settings.backup_url.get_secret_value()
+    address = ShardAddress(shard_id, url).validate(settings.database_allowed_hosts)
+    report = BackupReport(address.place, utc_now(), [])
+    try:
+        await _read_content(settings, address, report)
+    except WorkerError as exc:
+        report.problems.append(address.without_name(str(exc)))
+    if report.content is not None and settings.kinesis_stream_name is not None:
+        await _judge_positions(settings, report.content, report)
+    if as_json:
+        print_json(_members(shard_id, report))
+    else:
+        _print(shard_id, report)
+    return 1 if report.problems else 0
+
+
+async def _read_content(settings: Settings, address: ShardAddress, report: BackupReport) -> None:
+    stream_name = settings.kinesis_stream_name
+    async with Pools(size=1) as pools:
+        pool = pools.ensure_pool(address)
+        report.content = await read_backup(pool, stream_name and stream_name.rpartition("/")[2])
+    if report.content is None:
+        report.problems.append("expected a shard, got an empty database; check BACKUP_URL, or restore again")
+    elif (refusal := refusal_of(report.content.schema, worker_version=SCHEMA_VERSION)) is not None:
+        report.problems.append(refusal)
+
+
+async def _judge_positions(settings: Settings, content: BackupContent, report: BackupReport) -> None:
+    async with open_stream(settings) as stream, open_lease_table(settings) as table:
+        retention = (await stream.describe()).retention
+        report.retention_s = retention.total_seconds()
+        report.checked_at = utc_now()
+        facts = BackupFacts(
+            rows=content.rows,
+            first_tenant_at=content.first_tenant_at,
+            stream_shards=await stream.list_stream_shards(),
+            leases={lease.lease_key: lease for lease in await table.scan()},
+            retention=retention,
+            tenant_wait=timedelta(seconds=settings.tenant_wait_seconds),
+            now=report.checked_at,
+        )
+    report.positions = judge_positions(facts)
+    lost = [one.stream_shard_id for one in report.positions if one.state is PositionState.LOST]
+    if lost:
+        report.problems.append(
+            f"expected positions within the stream's retention of {retention.total_seconds() / 3600:g} h, got older"
+            f" ones of {', '.join(lost)}; take a newer backup: records may be lost, and workers would continue"
+        )
+
+
+def _members(shard_id: str, report: BackupReport) -> dict[str, Any]:
+    members: dict[str, Any] = {"shardId": shard_id, "place": report.place, "checkedAt": report.checked_at}
+    if (content := report.content) is not None:
+        members |= {
+            "schemaVersion": content.schema.version,
+            "tenants": content.tenant_count,
+            "lastAppliedAt": content.last_applied_at,
+        }
+    if report.retention_s is not None:
+        members |= {"retentionSeconds": report.retention_s, "gapSeconds": round(report.gap_s, 1)}
+    members["positions"] = [
+        {"streamShard": one.stream_shard_id, "position": one.position, "since": one.since, "state": one.state}
+        for one in report.positions
+    ]
+    return members | {"problems": report.problems}
+
+
+def _print(shard_id: str, report: BackupReport) -> None:
+    facts: dict[str, object] = {"shard": shard_id, "place": report.place}
+    if (content := report.content) is not None:
+        facts |= {"schema": content.schema.version, "tenants": content.tenant_count}
+        facts |= {"last operation": _format_time(content.last_applied_at)}
+    if report.retention_s is not None:
+        facts |= {"read again": f"{report.gap_s:.0f} s", "stream keeps": f"{report.retention_s:.0f} s"}
+    print_members(facts)
+    if report.positions:
+        rows = [(one.stream_shard_id, one.position, _format_time(one.since), one.state) for one in report.positions]
+        print_table(COLUMNS, rows)
+    for problem in report.problems:
+        print_note(problem)
+
+
+def _format_time(time: datetime | None) -> str | None:
+    return None if time is None else time.isoformat(timespec="seconds")

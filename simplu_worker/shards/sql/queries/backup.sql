@@ -1,0 +1,15 @@
+-- The content of a restored backup of a shard, as `shards verify-backup` reports it.
+
+-- name: read_all_positions
+-- The rows of all stream shards of the stream $1.
+SELECT stream_shard_id, owed_from, owed_since, read_to, held, parents_done, token::pg_catalog.text AS token
+FROM public.stream_positions
+WHERE stream = $1
+ORDER BY stream_shard_id;
+
+-- name: describe_content
+-- The number of the tenants, when the first was made, and when the last operation was applied.
+SELECT
+    (SELECT pg_catalog.count(*) FROM public.tenants WHERE state NOT IN ('moved', 'destroyed')) AS tenant_count,
+    (SELECT pg_catalog.min(created_at) FROM public.tenants) AS first_tenant_at,
+    (SELECT pg_catalog.max(completed_at) FROM public.operations) AS last_applied_at;

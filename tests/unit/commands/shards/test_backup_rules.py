@@ -1,0 +1,104 @@
+"""Whether the stream still has what came after the positions in a backup."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from simplu_worker.commands.shards.backup_rules import (
+    BackupFacts,
+    JudgedPosition,
+    PositionState,
+    judge_positions,
+    longest_gap,
+)
+from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.stream.client import StreamShard
+from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON, HashRange, Position
+from simplu_worker.shards.types import StreamPosition
+
+NOW = datetime(2026, 3, 10, tzinfo=UTC)
+RETENTION = timedelta(hours=24)
+LEVEL, READABLE, LOST = PositionState.LEVEL, PositionState.READABLE, PositionState.LOST
+
+
+def row(owed_from: str, hours: float | None = None) -> StreamPosition:
+    """Return a row with a position that arrived so many hours ago."""
+    since = None if hours is None else NOW - timedelta(hours=hours)
+    return StreamPosition(owed_from=owed_from, owed_since=since, parents_done=True, fencing_token="t")
+
+
+def facts(
+    rows: dict[str, StreamPosition],
+    *,
+    checkpoints: dict[str, Position] | None = None,
+    shards: dict[str, tuple[str, ...]] | None = None,
+    first_tenant_hours: float | None = 1.0,
+) -> BackupFacts:
+    """Return facts about a backup; *shards* are those of the stream, with their parents."""
+    return BackupFacts(
+        rows=rows,
+        first_tenant_at=None if first_tenant_hours is None else NOW - timedelta(hours=first_tenant_hours),
+        stream_shards=[
+            StreamShard(name, frozenset(parents), HashRange(0, 1), "1") for name, parents in (shards or {}).items()
+        ],
+        leases={name: Lease(name, position) for name, position in (checkpoints or {}).items()},
+        retention=RETENTION,
+        tenant_wait=timedelta(minutes=5),
+        now=NOW,
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "checkpoint", "state"),
+    [
+        (row("100/0", 2), Position(200), READABLE),
+        (row("100/0", 2), None, READABLE),
+        (row("100/0", 24), Position(200), LOST),
+        (row("100/0", 23.98), Position(200), READABLE),  # a minute of margin
+        (row("100/0", 23.99), Position(200), LOST),
+        (row("100/0", 240), Position(100), LEVEL),  # the stream was idle since
+        (row("100/0", 240), Position(99), LEVEL),
+        (row("100/0", 240), Position(100, 1), LOST),
+        (row("100/0", 240), None, LOST),
+        (row("SHARD_END", 240), Position(200), LEVEL),
+        (row("TRIM_HORIZON"), TRIM_HORIZON, LEVEL),
+        (row("TRIM_HORIZON"), Position(200), READABLE),
+    ],
+)
+def test_position_is_judged_by_its_age_unless_no_worker_is_ahead_of_it(
+    found: StreamPosition, checkpoint: Position | None, state: PositionState
+) -> None:
+    """Against the retention; the checkpoint shows that there is nothing between."""
+    checkpoints = {} if checkpoint is None else {"a": checkpoint}
+    (judged,) = judge_positions(facts({"a": found}, checkpoints=checkpoints))
+    assert (judged.stream_shard_id, judged.position, judged.state) == ("a", found.owed_from, state)
+
+
+def test_beginning_of_the_stream_counts_from_the_first_tenant() -> None:
+    """No operation was applied before: less the wait for a tenant."""
+    begun = facts({"a": row("TRIM_HORIZON")}, checkpoints={"a": Position(9)}, first_tenant_hours=48)
+    (judged,) = judge_positions(begun)
+    assert (judged.state, judged.since) == (LOST, NOW - timedelta(hours=48, minutes=5))
+
+
+def test_stream_shard_without_a_row_is_judged_unless_it_has_parents() -> None:
+    """Those with parents have records since the parents' rows only; without tenants nothing is read."""
+    shards: dict[str, tuple[str, ...]] = {"b": (), "a": (), "child": ("a",)}
+    judged = judge_positions(facts({"a": row("5/0", 2)}, shards=shards, first_tenant_hours=30))
+    since = NOW - timedelta(hours=30, minutes=5)
+    assert judged == [
+        JudgedPosition("a", "5/0", READABLE, NOW - timedelta(hours=2)),
+        JudgedPosition("b", "no row", LOST, since),
+    ]
+    assert judge_positions(facts({}, shards=shards, first_tenant_hours=None)) == []
+
+
+def test_longest_gap_is_that_of_the_oldest_position_that_is_read_from() -> None:
+    """Level ones are not; without any it is zero."""
+    old, young = NOW - timedelta(hours=9), NOW - timedelta(hours=2)
+    level = JudgedPosition("a", "1/0", LEVEL, old)
+    readable = JudgedPosition("b", "1/0", READABLE, young)
+    assert longest_gap([level, readable], NOW) == timedelta(hours=2)
+    assert longest_gap([level], NOW) == timedelta()
