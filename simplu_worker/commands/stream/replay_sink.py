@@ -12,7 +12,7 @@ from typing import Final, Protocol, TypeVar
 from simplu_worker.commands.stream.replay_rules import WOULD_APPLY, ReplayTotals, batches, became_dead_letter
 from simplu_worker.commands.stream.wait_outcomes import LastPoll, find_operations
 from simplu_worker.consumers.kinesis.dispatch.shard_lane import BATCH_MAX_BYTES, BATCH_MAX_COUNT
-from simplu_worker.errors import RetryableError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, Operation
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.types import Absence
@@ -60,7 +60,7 @@ class ShardRoutes:
     async def _find(self, tenant_id: str, operations: Sequence[Operation]) -> str | None:
         try:
             found = await retry(lambda: self._gateway.find(tenant_id))
-        except RetryableError as exc:
+        except (RetryableError, PermanentError) as exc:
             self._totals.leave(operations, str(exc))
             return None
         if not isinstance(found, Absence):
