@@ -1,11 +1,13 @@
-"""Start commands of the worker by a fork of a process that has imported them: each import takes most of a second.
+"""Start the commands of pages by a fork of a process that has imported them: each import takes most of a second.
 
-`python -m support.runbook.forked_commands SOCKET` serves; run as a file with a socket and the arguments of a command,
-it is that command: it hands its folder, variables and streams over, and ends with the status of the fork.
+`python -m support.runbook.forked_commands SOCKET` serves `simplu-worker`, and `aws` as in
+`support/aws/command_line.py`. Run as a file with a socket, a command and its arguments, it is that command: it hands
+its folder, variables and streams over, and ends with the status of the fork.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -13,17 +15,24 @@ import socket
 import sys
 
 LENGTH_MAX = 1 << 20
+PRELOADED = (
+    "support.aws.command_line",
+    "simplu_worker.cli",
+    "simplu_worker.commands.check.check",
+    "simplu_worker.commands.dead_letters.command",
+    "simplu_worker.commands.shards.show",
+    "simplu_worker.commands.shards.upgrade",
+    "simplu_worker.commands.shards.verify_backup",
+    "simplu_worker.commands.stream.replay",
+    "simplu_worker.commands.stream.send",
+)
 STREAMS = (0, 1, 2)
 
 
 def serve(path: str) -> None:
     """Fork for each connection to the socket *path*, until the process is ended."""
-    import simplu_worker.commands.check.check
-    import simplu_worker.commands.dead_letters.command
-    import simplu_worker.commands.shards.show
-    import simplu_worker.commands.shards.upgrade
-    import simplu_worker.commands.stream.send  # noqa: F401
-
+    for name in PRELOADED:
+        importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no fork is waited for here
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
@@ -54,11 +63,14 @@ def _run(connection: socket.socket) -> None:
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environ"])
-    sys.argv = ["simplu-worker", *request["arguments"]]
-    from simplu_worker.cli import main
+    sys.argv = request["arguments"]
+    from support.aws.command_line import main as aws
+
+    from simplu_worker.cli import main as worker
 
     try:
-        main()
+        {"aws": aws, "simplu-worker": worker}[sys.argv[0]]()
+        sys.exit(0)
     except SystemExit as end:
         sys.stdout.flush()
         sys.stderr.flush()

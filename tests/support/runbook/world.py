@@ -20,6 +20,7 @@ from simplu_worker.local.stack.aws import CREDENTIALS, start_kinesis, start_moto
 
 CLIENTS = ("psql", "pg_basebackup")
 START_S = 30.0
+TESTS = ROOT / "tests"
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,12 @@ async def _write_commands(group: ProcessGroup) -> Path:
     """Write the commands of the pages that are ours, the worker's and the AWS CLI's stand-in; return their folder."""
     folder, served = group.directory / "commands", group.directory / "commands.socket"
     folder.mkdir()
-    program = ROOT / "tests" / "support" / "runbook" / "forked_commands.py"
-    server = [sys.executable, str(program), str(served)]
-    group.spawn(server, log_path=group.directory / "commands.log", env=dict(os.environ))
-    lines = {
-        "simplu-worker": f'exec "{sys.executable}" -I -S "{program}" "{served}" "$@"',
-        "aws": f'PYTHONPATH="{ROOT / "tests"}" exec "{sys.executable}" -m support.aws.command_line "$@"',
-    }
-    for name, line in lines.items():
+    module = "support.runbook.forked_commands"
+    environ = dict(os.environ) | {"PYTHONPATH": str(TESTS)}
+    group.spawn([sys.executable, "-m", module, str(served)], log_path=group.directory / "commands.log", env=environ)
+    program = TESTS.joinpath(*module.split(".")).with_suffix(".py")
+    for name in ("simplu-worker", "aws"):
+        line = f'exec "{sys.executable}" -I -S "{program}" "{served}" {name} "$@"'
         (folder / name).write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
         (folder / name).chmod(0o755)
 
