@@ -13,6 +13,10 @@ from support.postgres.databases import execute
 from support.runbook.scene import Scene
 from support.runbook.world import open_world
 
+from simplu_worker.local.aws_server.server import send_commands
+from simplu_worker.local.kinesis.faults import Trim
+from simplu_worker.local.processes.loopback import poll_until
+
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(10)]
 
 TENANTS = ("smile-berlin", "fit-oslo")
@@ -106,8 +110,7 @@ async def test_verify_backup_tells_whether_a_backup_can_take_its_shards_place(sc
 
     other = await verify(scene, backup.url, "db-2", status=1)
     empty = await verify(scene, backup.url_of("postgres"), status=1)
-    old_sql = "UPDATE stream_positions SET owed_from = '1/0', owed_since = now() - interval '25 hours'"
-    await execute(backup.url, old_sql)
+    await execute(backup.url, "UPDATE stream_positions SET owed_from = '1/0', owed_since = now() - interval '25 hours'")
     old = await verify(scene, backup.url, status=1)
     password = backup.url.partition("@")[0].rpartition(":")[2]
     await backup.stop()
@@ -116,7 +119,7 @@ async def test_verify_backup_tells_whether_a_backup_can_take_its_shards_place(sc
     expected = [
         "leads to the database of shard db-1",
         "expected a shard, got an empty database",
-        "within the stream's retention of 24 h, got older ones of shardId-",
+        "still has, with its retention of 24 h, got older ones of shardId-",
         "ConnectionRefusedError",
     ]
     assert [part for part, problem in zip(expected, problems, strict=True) if part not in problem] == [], problems
@@ -131,3 +134,28 @@ async def test_verify_backup_asks_for_the_url_by_a_variable_only(scene: Scene) -
         "BACKUP_URL=mysql://a:topsecret@b/c simplu-worker shards verify-backup db-1 --env-file worker.env"
     )
     assert (status, "expected postgresql://" in out, "topsecret" in out) == (1, True, False)
+
+
+async def test_verify_backup_looks_for_the_record_of_each_position_in_the_stream(scene: Scene) -> None:
+    """A position is readable while the stream has its record, whatever the times say; then it is lost."""
+    await scene.send("smile-berlin", 2)
+    await scene.wait_until_applied()
+    await scene.send("smile-berlin", 2)
+    await scene.wait_until_applied()
+    await scene.back_up("db-1")
+    backup = scene.backups["db-1"]
+    await backup.start()
+    await scene.send("smile-berlin", 1)
+    await scene.wait_until_applied()
+
+    async def states(status: int) -> list[str]:
+        report = await verify(scene, backup.url, status=status)
+        return [one["state"] for one in report["positions"] if one["position"][0].isdigit()]
+
+    async def is_behind() -> bool:
+        return "readable" in await states(0)  # a checkpoint is ahead of it
+
+    assert await poll_until(is_behind, within_s=20)
+    await send_commands(scene.shell["AWS_ENDPOINT_URL_KINESIS"], Trim(stream=scene.stream))
+    after = await states(1)
+    assert ("readable" in after, "lost" in after) == (False, True)

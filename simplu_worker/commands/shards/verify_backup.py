@@ -15,8 +15,11 @@ from simplu_worker.commands.shards.backup_rules import (
     PositionState,
     judge_positions,
     longest_gap,
+    record_to_confirm,
 )
 from simplu_worker.config.settings import Settings
+from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, Stream, StreamGoneError
+from simplu_worker.consumers.kinesis.stream.first_record import find_first_record
 from simplu_worker.errors import ConfigurationError, WorkerError
 from simplu_worker.shards.health.backup_content import BackupContent, read_backup
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -94,13 +97,26 @@ async def _judge_positions(settings: Settings, content: BackupContent, report: B
             tenant_wait=timedelta(seconds=settings.tenant_wait_seconds),
             now=report.checked_at,
         )
-    report.positions = judge_positions(facts)
+        report.positions = [await _confirm(stream, judged) for judged in judge_positions(facts)]
     lost = [one.stream_shard_id for one in report.positions if one.state is PositionState.LOST]
     if lost:
         report.problems.append(
-            f"expected positions within the stream's retention of {retention.total_seconds() / 3600:g} h, got older"
-            f" ones of {', '.join(lost)}; take a newer backup: records may be lost, and workers would continue"
+            f"expected positions that the stream still has, with its retention of {retention.total_seconds() / 3600:g}"
+            f" h, got older ones of {', '.join(lost)}; take a newer backup: records may be lost, and workers go on"
         )
+
+
+async def _confirm(stream: Stream, judged: JudgedPosition) -> JudgedPosition:
+    """Return *judged* as lost if the stream no longer has its record: later ones may have gone with it."""
+    wanted = record_to_confirm(judged)
+    if wanted is None:
+        return judged
+    try:
+        found = await find_first_record(stream, judged.stream_shard_id, AtSequenceNumber(wanted))
+    except StreamGoneError:
+        found = None
+    is_there = found is not None and found.sequence_number == wanted
+    return judged if is_there else msgspec.structs.replace(judged, state=PositionState.LOST)
 
 
 def _members(shard_id: str, report: BackupReport) -> dict[str, Any]:

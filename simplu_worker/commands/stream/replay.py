@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any
 
 from simplu_worker.assembly import open_lease_table, open_shards, open_stream, reader_settings
 from simplu_worker.commands.output.display import print_json, print_note, print_table
 from simplu_worker.commands.output.progress import LINE_INTERVAL_S
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.commands.stream.replay_rules import ReplayRange, ReplayTotals, generations, select
-from simplu_worker.commands.stream.replay_sink import ApplyingSink, DryRunSink, ReplaySink, ShardRoutes, retry
+from simplu_worker.commands.stream.replay_sink import ApplyingSink, DryRunSink, ReplaySink, ShardRoutes
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.pacing import Pacing
@@ -33,11 +33,10 @@ from simplu_worker.consumers.kinesis.stream.client import (
     StreamShard,
     TrimHorizon,
 )
+from simplu_worker.consumers.kinesis.stream.first_record import find_first_record
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.timing.clock import utc_now
-
-POLL_INTERVAL_S: Final = 0.25
 
 
 async def replay(settings: Settings, chosen: ReplayRange, *, dry_run: bool, as_json: bool) -> int:
@@ -170,22 +169,9 @@ class _StreamReplay:
         if lease is None or lease.checkpoint.is_sentinel:
             ended = lease is not None and lease.checkpoint == SHARD_END
             return start if ended else TrimHorizon()
-        first = await retry(lambda: self._first_position(shard, start))
-        is_before = first is not None and first <= lease.checkpoint
+        first = await find_first_record(self.stream, shard.stream_shard_id, start)
+        is_before = first is not None and Position.from_sequence_number(first.sequence_number) <= lease.checkpoint
         return start if is_before else AtSequenceNumber(lease.checkpoint.checkpoint)
-
-    async def _first_position(self, shard: StreamShard, start: Start) -> Position | None:
-        """Return the position of the first record from *start* on; None without one."""
-        iterator: str | None = await self.stream.get_iterator(shard.stream_shard_id, start)
-        while iterator is not None:
-            reply = await self.stream.get_records(iterator, limit=1)
-            if reply.records:
-                return Position.from_sequence_number(reply.records[0].sequence_number)
-            if not reply.millis_behind:
-                return None
-            iterator = reply.next_iterator
-            await asyncio.sleep(POLL_INTERVAL_S)
-        return None
 
     def _show_progress(self, cursor: Cursor) -> None:
         """Print on stderr, from time to time, how far the replay is."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import Final, Protocol, TypeVar
+from typing import Protocol
 
 from simplu_worker.commands.stream.replay_rules import WOULD_APPLY, ReplayTotals, batches, became_dead_letter
 from simplu_worker.commands.stream.wait_outcomes import LastPoll, find_operations
@@ -16,13 +14,8 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, Operation
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.types import Absence
-from simplu_worker.timing.backoff import backoff_s
-from simplu_worker.timing.clock import loop_time, utc_now
-
-PATIENCE_S: Final = 10.0  # for a shard or Citrus without an answer; then its tenants are left
-RETRY_BASE_S, RETRY_MAX_S = 0.2, 2.0
-
-T = TypeVar("T")
+from simplu_worker.timing.clock import utc_now
+from simplu_worker.timing.retrying import retry
 
 
 class ReplaySink(Protocol):
@@ -146,17 +139,3 @@ class DryRunSink:
                 self._totals.leave(own, poll.error or f"shard {shard_id} does not answer")
             else:
                 self._totals.outcomes[WOULD_APPLY] += len(own)
-
-
-async def retry(call: Callable[[], Awaitable[T]]) -> T:
-    """Return the result of *call*, which is repeated for up to *PATIENCE_S* while it raises `RetryableError`."""
-    deadline, failure_count = loop_time() + PATIENCE_S, 0
-    while True:
-        try:
-            return await call()
-        except RetryableError:
-            failure_count += 1
-            if loop_time() >= deadline:
-                raise
-            draw = random.random()  # noqa: S311
-            await asyncio.sleep(backoff_s(failure_count, draw=draw, base_s=RETRY_BASE_S, max_s=RETRY_MAX_S))
