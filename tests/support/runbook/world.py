@@ -46,8 +46,8 @@ async def open_world() -> AsyncIterator[World]:
     with ProcessGroup() as group:
         moto, kinesis, sqs = await start_moto(group), await start_kinesis(group), await start_sqs(group)
         commands = await _write_commands(group)
-        kept = {name: value for name, value in os.environ.items() if name not in KNOWN_VARIABLES}
-        shell = kept | CREDENTIALS
+        others = KNOWN_VARIABLES | {name for name in os.environ if name.startswith(("AWS_", "PG"))}
+        shell = {name: value for name, value in os.environ.items() if name not in others} | CREDENTIALS
         shell |= {"AWS_REGION": REGION, "AWS_DEFAULT_REGION": REGION, "AWS_ENDPOINT_URL": moto}
         shell |= {"AWS_ENDPOINT_URL_KINESIS": kinesis, "AWS_ENDPOINT_URL_SQS": sqs, "DYNAMODB_ENDPOINT": moto}
         shell |= {"PATH": os.pathsep.join([str(commands), str(folder), os.environ["PATH"]]), "LC_ALL": "C.UTF-8"}
