@@ -381,7 +381,7 @@ async def test_worker_shows_no_secret_when_it_crashes(observer: Observer) -> Non
         "ShardIterator": "any",
         "Records": [],
         "Shards": [leak],
-        "StreamDescriptionSummary": {"StreamStatus": "ACTIVE", "RetentionPeriodHours": 24},
+        "StreamDescriptionSummary": {"StreamStatus": "ACTIVE", "RetentionPeriodHours": 24, "OpenShardCount": 1},
     }
     answer = http_answer(200, json.dumps(members).encode())
     with full_stack.kinesis_proxy.answer_all(answer):
