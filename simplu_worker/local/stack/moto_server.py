@@ -3,7 +3,8 @@
     python -m simplu_worker.local.stack.moto_server --port 4568
 
 moto's own server closes a connection after each reply. Every request then opens one, which is a large part of its cost,
-and no test reuses a connection.
+and no test reuses a connection. And moto checks the condition of a write to DynamoDB some time before it writes: of two
+requests at once both may succeed. So requests to DynamoDB are answered one after the other.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Final
 
 import structlog
@@ -33,6 +36,7 @@ class MotoServer:
     def __init__(self) -> None:
         self._application = DomainDispatcherApplication(create_backend_app)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="moto")
+        self._dynamodb_lock = threading.Lock()
 
     def __repr__(self) -> str:
         return f"MotoServer({THREADS} threads)"
@@ -52,7 +56,9 @@ class MotoServer:
         return web.Response(body=body, status=status, headers=headers)
 
     def _call(self, builder: EnvironBuilder) -> tuple[int, list[tuple[str, str]], bytes]:
-        chunks, status, headers = run_wsgi_app(self._application, builder.get_environ(), buffered=True)
+        is_dynamodb = builder.headers.get("X-Amz-Target", "").startswith("DynamoDB")
+        with self._dynamodb_lock if is_dynamodb else nullcontext():
+            chunks, status, headers = run_wsgi_app(self._application, builder.get_environ(), buffered=True)
         body = b"".join(chunks)
         return int(status.split()[0]), [pair for pair in headers if pair[0].lower() != "content-length"], body
 
