@@ -336,14 +336,18 @@ class Dispatcher:
 
     def _enqueue_beside_backfill(self, lane: ShardLane, hold: Hold, entries: Sequence[QueuedOperation]) -> None:
         """Queue operations for a shard that may lack earlier ones: not those that a backfill has still to come to."""
-        queued = self.in_memory_of({entry.operation.tenant_id for entry in entries}, [lane])
-        for tenant_id, own in _by_tenant(entries).items():
+        by_tenant = _by_tenant(entries)
+        queued: dict[str, list[QueuedOperation]] | None = None  # found only if needed: a backfill sends one by one
+        for tenant_id, own in by_tenant.items():
             if hold.catch_up is None:
                 self._split(hold, [*lane.take_tenants({tenant_id}), *own])
                 continue
-            is_own = self.ownership.owner_of(tenant_id) is hold and not hold.catch_up.has_others(own)
-            in_memory = [*queued.get(tenant_id, ()), *own]
-            if is_own or self._meet(tenant_id, hold, in_memory) is Meeting.LEFT:
+            if self.ownership.owner_of(tenant_id) is hold and not hold.catch_up.has_others(own):
+                lane.enqueue(own)
+                continue
+            if queued is None:
+                queued = self.in_memory_of(by_tenant.keys(), [lane])
+            if self._meet(tenant_id, hold, [*queued.get(tenant_id, ()), *own]) is Meeting.LEFT:
                 lane.enqueue(own)
             else:
                 self._finish([*lane.take_tenants({tenant_id}), *own])
