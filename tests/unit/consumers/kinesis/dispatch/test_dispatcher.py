@@ -7,16 +7,15 @@ from typing import Any, cast
 
 import msgspec
 import pytest
+from support.queued_operations import queued_operation
 
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
-from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.holding.hold import Target
 from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
 from simplu_worker.consumers.kinesis.stream.client import AtTimestamp
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
-from simplu_worker.operations.operation import Operation, OperationKind, Origin, Source
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -31,26 +30,6 @@ class Lost:
 def mark(number: int) -> RecordPosition:
     """Return the position before a record."""
     return RecordPosition.before_record(str(number), NOW)
-
-
-def entry(tracker: CheckpointTracker[RecordPosition], number: int = 1) -> QueuedOperation:
-    """Return an operation as the cursor with *tracker* sends it."""
-    operation = Operation(
-        kind=OperationKind.CREATE,
-        business_id="b",
-        location_id="l",
-        tenant_id="b-l",
-        resource_type="order",
-        resource_id="o",
-        request_id="r",
-        data="{}",
-        query=None,
-        requested_at=NOW.isoformat(),
-        digest=b"",
-        origin=Origin(Source.KINESIS, "stream", NOW),
-        size_bytes=2,
-    )
-    return QueuedOperation(tracker.start(mark(number)), operation, b"", tracker)
 
 
 def make_dispatcher(main: CheckpointTracker[RecordPosition]) -> Dispatcher:
@@ -71,7 +50,7 @@ async def test_operations_that_come_late_out_of_the_lookup_are_dropped_where_the
     main = CheckpointTracker(mark(0))
     dispatcher = make_dispatcher(main)
     hold = dispatcher.ownership.hold_tenant("b-l", "not_here", [Unread(mark(0))], NOW, now=0.0)
-    waited = [entry(main, 1), entry(main, 2)]
+    waited = [queued_operation(tracker=main, number=1), queued_operation(tracker=main, number=2)]
     dispatcher.send(waited)
     dispatcher._remove(waited)
 
@@ -94,7 +73,7 @@ async def test_catch_up_makes_way_for_itself_before_it_sends_an_earlier_operatio
     """A tenant that comes along with a slot may have operations of the main reader in memory."""
     main = CheckpointTracker(mark(1))
     dispatcher = make_dispatcher(main)
-    queued = [entry(main, 2)]
+    queued = [queued_operation(tracker=main, number=2)]
     dispatcher.send(queued)
     main.skip(mark(9))
     hold = dispatcher.ownership.open_backfill("shard-a", Unread(behind), NOW, now=0.0)
@@ -112,7 +91,7 @@ async def test_tenant_gets_a_hold_of_its_own_where_neither_cursor_comes_to_all_o
     dispatcher = make_dispatcher(main)
     parents = (ParentRecords("parent", AtTimestamp(NOW), None, None),)
     main.skip(mark(6))
-    operation = msgspec.structs.replace(entry(main, 7), parents=parents)
+    operation = msgspec.structs.replace(queued_operation(tracker=main, number=7), parents=parents)
     dispatcher.send([operation])
     hold = dispatcher.ownership.open_backfill("shard-a", Unread(mark(5)), NOW, now=0.0)
     catch_up = dispatcher.ownership.start_catch_up([hold])
@@ -134,7 +113,7 @@ async def test_dispatcher_says_so_when_an_operation_arrives_at_rest() -> None:
     dispatcher = make_dispatcher(CheckpointTracker())
     assert (dispatcher.is_idle, dispatcher.has_arrivals.is_set()) == (True, False)
 
-    dispatcher.send([entry(CheckpointTracker())])
+    dispatcher.send([queued_operation()])
     assert (dispatcher.is_idle, dispatcher.has_arrivals.is_set()) == (False, True)
 
     dispatcher._hold_tenant(dispatcher._take({"b-l"}), "not_here")

@@ -10,15 +10,14 @@ from typing import Any, cast
 
 import pytest
 from structlog.testing import capture_logs
+from support.queued_operations import queued_operation
 
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
-from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
 from simplu_worker.consumers.kinesis.dispatch.route_lookup import CHECK_INTERVAL_MAX_S
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
-from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.dead_letters.letter import DeadLetter
-from simplu_worker.operations.operation import Operation, OperationKind, Origin, Outcome, Source
+from simplu_worker.operations.operation import Operation, Outcome
 from simplu_worker.operations.unknown_tenants import ABSENCE_MAX_AGE_S, UNKNOWN_TENANT_MARGIN
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.types import Absence, TenantNotMadeError
@@ -44,27 +43,6 @@ class NoTenant:
         """Know nothing."""
 
 
-def entry(arrived_at: datetime, tenant_id: str = "b-l") -> QueuedOperation:
-    """Return an operation."""
-    operation = Operation(
-        kind=OperationKind.CREATE,
-        business_id="b",
-        location_id="l",
-        tenant_id=tenant_id,
-        resource_type="order",
-        resource_id="o",
-        request_id="r",
-        data="{}",
-        query=None,
-        requested_at=arrived_at.isoformat(),
-        digest=b"",
-        origin=Origin(Source.KINESIS, "stream", arrived_at),
-        size_bytes=2,
-    )
-    tracker = CheckpointTracker[RecordPosition]()
-    return QueuedOperation(tracker.start(RecordPosition.before_record("1", NOW)), operation, b"", tracker)
-
-
 @pytest.mark.parametrize(
     ("arrived_at", "first_age_s"),
     [(NOW, ABSENCE_MAX_AGE_S), (OVERDUE + timedelta(milliseconds=1), ABSENCE_MAX_AGE_S), (OVERDUE, 0.0)],
@@ -76,7 +54,7 @@ async def test_tenant_is_asked_for_anew_when_something_is_to_be_given_up(
     gateway = NoTenant()
     letters: list[DeadLetter] = []
     async with running(gateway, letters) as dispatcher:
-        dispatcher.send([entry(arrived_at)])
+        dispatcher.send([queued_operation(arrived_at=arrived_at)])
         await eventually(lambda: len(gateway.ages) == 2 or bool(letters))
     assert gateway.ages[0] == first_age_s
     assert gateway.ages[1:] == ([] if letters else [0.0])
@@ -139,7 +117,7 @@ async def test_tenant_is_made_when_no_shard_has_it_and_its_names_are_known() -> 
     """The gateway gets the business and location of the operations; then these go to the tenant's shard."""
     maker = Maker({("b", "l")})
     async with running(maker) as dispatcher:
-        dispatcher.send([entry(NOW)])
+        dispatcher.send([queued_operation(arrived_at=NOW)])
         await eventually(lambda: dispatcher.is_empty)
     assert (maker.names, maker.applied) == ([[("b", "l")]], [("b-l", "shard-1")])
 
@@ -149,7 +127,7 @@ async def test_tenant_is_held_with_the_reason_when_it_cannot_be_made() -> None:
     maker = Maker(set())
     with capture_logs() as logs:
         async with running(maker) as dispatcher:
-            dispatcher.send([entry(NOW)])
+            dispatcher.send([queued_operation(arrived_at=NOW)])
             await eventually(lambda: bool(dispatcher.ownership.holds()) and len(maker.names) > 1)
     assert [hold.reason for hold in dispatcher.ownership.holds()] == [Absence.NOT_HERE]
     (held,) = [line for line in logs if line["event"] == "tenant.held"]
@@ -171,7 +149,7 @@ async def test_tenant_is_asked_for_at_once_when_nobody_was_here_for_long() -> No
         for come in range(1, 4):
             await asyncio.sleep(2 * CHECK_INTERVAL_MAX_S if come == 1 else 0.0)
             assert dispatcher.lookup._next_check_s() is None
-            dispatcher.send([entry(NOW, f"b-l-{come}")])
+            dispatcher.send([queued_operation(f"b-l-{come}")])
             await eventually(lambda come=come: len(maker.applied) == come and dispatcher.is_empty)  # type: ignore[misc]
 
 
@@ -180,7 +158,7 @@ async def test_lookups_end_at_once_when_stopping(has_tenant: bool) -> None:  # n
     """Whether they wait for the next check or for a tenant."""
     async with running(Maker(set())) as dispatcher:
         if has_tenant:
-            dispatcher.send([entry(NOW)])
+            dispatcher.send([queued_operation(arrived_at=NOW)])
         await asyncio.sleep(0.05)
         started = loop_time()
     assert loop_time() - started < CHECK_INTERVAL_MAX_S / 2

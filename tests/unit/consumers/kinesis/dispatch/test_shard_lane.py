@@ -8,15 +8,15 @@ from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
+from support.queued_operations import queued_operation
 
 from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
 from simplu_worker.consumers.kinesis.dispatch.results import BatchDecided, NoAnswer
 from simplu_worker.consumers.kinesis.dispatch.shard_lane import ShardLane
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.holding.ownership import Ownership
-from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.errors import RetryableError
-from simplu_worker.operations.operation import Disposition, Operation, OperationKind, Origin, Outcome, Source
+from simplu_worker.operations.operation import Disposition, Operation, Outcome
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 OUTCOMES = {
@@ -50,27 +50,6 @@ class Answering:
         return 0.0
 
 
-def entry(tenant_id: str) -> QueuedOperation:
-    """Return an operation as the main reader sends it."""
-    operation = Operation(
-        kind=OperationKind.CREATE,
-        business_id="b",
-        location_id="l",
-        tenant_id=tenant_id,
-        resource_type="order",
-        resource_id="o",
-        request_id="r",
-        data="{}",
-        query=None,
-        requested_at=NOW.isoformat(),
-        digest=b"",
-        origin=Origin(Source.KINESIS, "stream", NOW),
-        size_bytes=2,
-    )
-    tracker = CheckpointTracker[RecordPosition]()
-    return QueuedOperation(tracker.start(RecordPosition.before_record("1", NOW)), operation, b"", tracker)
-
-
 def make_lane(gateway: Answering, entries: Sequence[QueuedOperation], *, held: bool = False) -> ShardLane:
     """Return a lane with *entries*; its shard may be held."""
     ownership = Ownership(CheckpointTracker())
@@ -85,7 +64,7 @@ def make_lane(gateway: Answering, entries: Sequence[QueuedOperation], *, held: b
 async def test_outcome_of_what_was_taken_in_flight_counts_no_longer(outcome: str) -> None:
     """That of the others in the batch does. What was queued behind is taken too, and never sent."""
     gateway = Answering(OUTCOMES[outcome])
-    first, other, second = entry("a-x"), entry("b-x"), entry("a-x")
+    first, other, second = queued_operation("a-x"), queued_operation("b-x"), queued_operation("a-x")
     lane = make_lane(gateway, [first, other])
     flight = asyncio.create_task(lane.next_result(asyncio.Event()))
     await gateway.is_asked.wait()
@@ -107,7 +86,7 @@ async def test_outcome_of_what_was_taken_in_flight_counts_no_longer(outcome: str
 async def test_what_was_taken_in_flight_is_not_sent_again_after_a_failure() -> None:
     """The rest of the batch is, before what is queued behind it."""
     gateway = Answering(None, OUTCOMES["applied"])
-    entries = [entry(tenant) for tenant in ("a-x", "b-x", "c-x")]
+    entries = [queued_operation(tenant) for tenant in ("a-x", "b-x", "c-x")]
     lane = make_lane(gateway, entries[:2])
     flight = asyncio.create_task(lane.next_result(asyncio.Event()))
     await gateway.is_asked.wait()
@@ -122,7 +101,7 @@ async def test_what_was_taken_in_flight_is_not_sent_again_after_a_failure() -> N
 async def test_what_was_taken_in_flight_is_not_held_with_the_shard() -> None:
     """Another hold reads it again."""
     gateway = Answering(None)
-    entries = [entry("a-x"), entry("b-x")]
+    entries = [queued_operation("a-x"), queued_operation("b-x")]
     lane = make_lane(gateway, entries, held=True)
     flight = asyncio.create_task(lane.next_result(asyncio.Event()))
     await gateway.is_asked.wait()

@@ -1,0 +1,39 @@
+"""Operations as a reader queues them, for unit tests of what passes them on."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
+from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
+from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
+from simplu_worker.operations.operation import Operation, OperationKind, Origin, Source
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def queued_operation(
+    tenant_id: str = "b-l",
+    *,
+    arrived_at: datetime = NOW,
+    tracker: CheckpointTracker[RecordPosition] | None = None,
+    number: int = 1,
+) -> QueuedOperation:
+    """Return an operation of the record *number* as the cursor with *tracker* sends it."""
+    operation = Operation(
+        kind=OperationKind.CREATE,
+        business_id="b",
+        location_id="l",
+        tenant_id=tenant_id,
+        resource_type="order",
+        resource_id="o",
+        request_id="r",
+        data="{}",
+        query=None,
+        requested_at=arrived_at.isoformat(),
+        digest=b"",
+        origin=Origin(Source.KINESIS, "stream", arrived_at),
+        size_bytes=2,
+    )
+    tracker = CheckpointTracker[RecordPosition]() if tracker is None else tracker  # an empty one is false
+    return QueuedOperation(tracker.start(RecordPosition.before_record(str(number), NOW)), operation, b"", tracker)
