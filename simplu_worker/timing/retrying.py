@@ -17,7 +17,7 @@ RETRY_BASE_S, RETRY_MAX_S = 0.2, 2.0
 T = TypeVar("T")
 
 
-async def retry(call: Callable[[], Awaitable[T]]) -> T:
+async def retry(call: Callable[[], Awaitable[T]], *, draw: Callable[[], float] = random.random) -> T:
     """Return the result of *call*, which is repeated for up to *PATIENCE_S* while it raises `RetryableError`."""
     deadline, failure_count = loop_time() + PATIENCE_S, 0
     while True:
@@ -27,5 +27,4 @@ async def retry(call: Callable[[], Awaitable[T]]) -> T:
             failure_count += 1
             if loop_time() >= deadline:
                 raise
-            draw = random.random()  # noqa: S311
-            await asyncio.sleep(backoff_s(failure_count, draw=draw, base_s=RETRY_BASE_S, max_s=RETRY_MAX_S))
+            await asyncio.sleep(backoff_s(failure_count, draw=draw(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S))

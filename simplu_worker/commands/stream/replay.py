@@ -124,7 +124,9 @@ class _StreamReplay:
         access = StreamShardAccess(self.stream, shard.stream_shard_id, quota, random.random)
         try:
             cursor = Cursor(access, await self._find_start(shard), Pacing(access.budget), kind="main")
-            while not await self._read_reply(shard, cursor):
+            decoder = self._decoder_of(shard)
+            while not await self._read_reply(cursor, decoder):
+                self.lags_s[shard.stream_shard_id] = (cursor.millis_behind or 0) / 1000
                 self._show_progress(cursor)
             cursor.release_memory()
         except StreamGoneError:
@@ -136,7 +138,7 @@ class _StreamReplay:
             quota.close()
             self.lags_s.pop(shard.stream_shard_id, None)
 
-    async def _read_reply(self, shard: StreamShard, cursor: Cursor) -> bool:
+    async def _read_reply(self, cursor: Cursor, decoder: RecordDecoder) -> bool:
         """Read once, and send the operations on; return whether the stream shard is done.
 
         Raises PermanentError if it cannot be read.
@@ -147,10 +149,9 @@ class _StreamReplay:
                 raise PermanentError(cursor.refusal)
             return cursor.is_gone
         self.totals.record_count += len(reply.records)
-        selection = select(self._decoder_of(shard).decode(reply.records), self.chosen)
+        selection = select(decoder.decode(reply.records), self.chosen)
         self.totals.count_rejected(selection.rejected)
         await self.sink.send(selection.operations)
-        self.lags_s[shard.stream_shard_id] = (cursor.millis_behind or 0) / 1000
         return selection.is_last or cursor.is_at_end or cursor.millis_behind == 0
 
     def _decoder_of(self, shard: StreamShard) -> RecordDecoder:

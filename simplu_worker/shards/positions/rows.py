@@ -80,7 +80,7 @@ async def read_stored_positions(
 
 async def read_position_rows(connection: Connection, stream: str) -> dict[str, StreamPosition]:
     """Return all stored positions of a stream, by stream shard."""
-    rows = await connection.fetch(QUERIES["read_all_positions"], stream)
+    rows = await connection.fetch(QUERIES["read_positions_of_all_stream_shards"], stream)
     return {row["stream_shard_id"]: _position(row) for row in rows}
 
 

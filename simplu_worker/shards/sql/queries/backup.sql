@@ -1,12 +1,5 @@
 -- The content of a restored backup of a shard, as `shards verify-backup` reports it.
 
--- name: read_all_positions
--- The rows of all stream shards of the stream $1.
-SELECT stream_shard_id, owed_from, owed_since, read_to, held, parents_done, token::pg_catalog.text AS token
-FROM public.stream_positions
-WHERE stream = $1
-ORDER BY stream_shard_id;
-
 -- name: describe_content
 -- The number of the tenants, when the first was made, and when the last operation was applied.
 SELECT

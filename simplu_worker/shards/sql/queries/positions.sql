@@ -9,11 +9,18 @@ pg_catalog.concat_ws(
     extract(epoch FROM pg_catalog.max(state_changed_at) FILTER (WHERE epoch > 1))
 ) AS move_token
 
--- name: read_positions
--- The rows of the stream shards $2 of the stream $1.
+-- fragment: stored_positions
+-- The rows of the stream $1.
 SELECT stream_shard_id, owed_from, owed_since, read_to, held, parents_done, token::pg_catalog.text AS token
 FROM public.stream_positions
-WHERE stream = $1 AND stream_shard_id = ANY($2::pg_catalog.text[]);
+WHERE stream = $1
+
+-- name: read_positions
+-- The rows of the stream shards $2.
+:stored_positions AND stream_shard_id = ANY($2::pg_catalog.text[]);
+
+-- name: read_positions_of_all_stream_shards
+:stored_positions ORDER BY stream_shard_id;
 
 -- name: read_tenant_arrivals
 -- When the first of this shard's tenants was made: no operation was ever applied here that arrived long before. And
