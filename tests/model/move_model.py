@@ -48,6 +48,7 @@ class Rules:
     activates_incoming: bool = False  # a target without the last delta
     activates_by_present_token: bool = False  # of the source, and not by the one read with `moved`
     drops_without_token: bool = False  # a rollback before the commit
+    continues_from_own_start: bool = False  # a copy that an earlier mover has left: the delta begins with this mover
     rolls_back_in_place: bool = False  # after the commit, by making the source active again
     rolls_back_by_old_copy: bool = False  # the delta of the walk back begins with the walk
     trusts_cleaned_rows: bool = False  # the walk back takes rows for whole that a cleanup has deleted
@@ -103,6 +104,7 @@ class Side(StatePart, frozen=True):
     token: int = 0
     rows: Rows = NO_ROWS
     copied_log: int = 0  # the log of the source as of the copy
+    has_copy: bool = False  # since the tenant began to move here
     is_whole: bool = True  # no cleanup has begun since the tenant left
 
 
@@ -141,7 +143,9 @@ class State(StatePart, frozen=True):
 class MoveModel:
     """One tenant, two shards, a stream of *count* operations."""
 
-    def __init__(self, count: int, budget: Budget, rules: Rules = AGREED) -> None:
+    def __init__(self, count: int, budget: Budget, rules: Rules = AGREED, *, keeps_copies: bool = False) -> None:
+        """Make a model. With *keeps_copies* a mover goes on from the copy that an earlier one has left."""
+        self._keeps_copies = keeps_copies
         self._count = count
         self._budget = budget
         self._rules = rules
@@ -345,6 +349,9 @@ class MoveModel:
 
     def _prepared(self, source: Side, target: Side, token: int) -> tuple[Side, Phase]:
         """Return the target, and what comes next: a copy, unless it has all rows as of when the tenant left it."""
+        if self._keeps_copies and target.state in {"incoming", "ready"} and target.has_copy:
+            covered = source.rows.log if self._rules.continues_from_own_start else target.copied_log
+            return replace(target, state="incoming", token=token, copied_log=covered), "fence"
         is_warm = target.state == "moved" and (target.is_whole or self._rules.trusts_cleaned_rows)
         if not is_warm:
             return Side("incoming", token), "read"
@@ -361,7 +368,7 @@ class MoveModel:
                 for reader in (state.owner, state.zombie):
                     if reader is not None and reader.shard == mover.source:
                         covered |= 1 << reader.next
-            return replace(target, rows=replace(rows, log=log), copied_log=covered)
+            return replace(target, rows=replace(rows, log=log), copied_log=covered, has_copy=self._keeps_copies)
         delta = rows.log & ~target.copied_log
         written = replace(
             target.rows,
@@ -369,6 +376,8 @@ class MoveModel:
             log=target.rows.log | (0 if rules.leaves_log else delta),
             is_renamed=target.rows.is_renamed if rules.ignores_renames else rows.is_renamed,
         )
+        if self._keeps_copies:
+            target = replace(target, copied_log=rows.log)
         return replace(target, state="ready", rows=written)
 
     def _fence(self, state: State, number: int, mover: Mover) -> State | None:

@@ -18,9 +18,9 @@ from model.violations import assert_is_violated
 MovesModel: TypeAlias = Model[Any]
 
 
-def move(count: int = 1, rules: Rules = move_model.AGREED, **budget: int) -> MoveModel:
-    """Return a model of movers on shards that lose nothing."""
-    return MoveModel(count, move_model.Budget(**budget), rules)
+def move(count: int = 1, rules: Rules = move_model.AGREED, *, keeps: bool = False, **budget: int) -> MoveModel:
+    """Return a model of movers on shards that lose nothing; with *keeps* they go on from earlier copies."""
+    return MoveModel(count, move_model.Budget(**budget), rules, keeps_copies=keeps)
 
 
 def failing(
@@ -44,6 +44,9 @@ SAFE: dict[str, tuple[MovesModel, int]] = {
     "move: two movers": (move(2, moves=2), 7_805),
     "move: two movers, zombie": (move(2, moves=2, takes=1), 48_922),
     "move: two movers, rename": (move(2, moves=2, renames=1), 25_951),
+    "move: two movers, one copy": (move(2, keeps=True, moves=2), 5_442),
+    "move: two movers, one copy, rename": (move(1, keeps=True, moves=2, renames=1), 5_395),
+    "move: two movers, one copy, rolled back": (move(1, keeps=True, moves=2, rollbacks=1), 9_025),
     "move: rolled back beside the mover": (move(2, rollbacks=1), 2_732),
     "move: and back": (move(2, moves_back=1), 2_462),
     "move: and back, cleanup": (move(2, moves_back=1, cleanups=1), 6_194),
@@ -63,6 +66,8 @@ SAFE_AND_LARGE: dict[str, tuple[MovesModel, int]] = {
     "move: two movers, late commit": (move(2, moves=2, late_commits=1), 68_340),
     "move: two movers, late commit, rollback": (move(1, moves=2, late_commits=1, rollbacks=1), 90_815),
     "move: two movers, rename, crash, zombie": (move(1, moves=2, renames=1, crashes=1, takes=1), 69_782),
+    "move: two movers, one copy, late commit": (move(2, keeps=True, moves=2, late_commits=1), 40_701),
+    "move: two movers, one copy, and back, zombie": (move(1, keeps=True, moves=2, moves_back=1, takes=1), 28_397),
     "move: and back twice, cleanup": (move(1, moves=2, moves_back=2, cleanups=1), 121_805),
     "move: and back, rename, zombie, cleanup": (move(1, moves_back=1, renames=1, takes=1, cleanups=1), 18_460),
     "move and failover: of the source, two movers": (failing(2, movers=2, source=1), 193_211),
@@ -115,6 +120,11 @@ WRONG: dict[str, tuple[MovesModel, str, int]] = {
         move(rules=Rules(rolls_back_in_place=True), rollbacks=1),
         "lost",
         15,
+    ),
+    "move: the delta to an earlier copy begins with the mover": (
+        move(rules=Rules(continues_from_own_start=True), keeps=True, moves=2),
+        "lost",
+        16,
     ),
     "move: the delta of the way back begins with it": (
         move(rules=Rules(rolls_back_by_old_copy=True), moves_back=1),
