@@ -41,6 +41,7 @@ from simplu_worker.dead_letters.queue import DeadLetterQueue, DeadLetterStore
 from simplu_worker.errors import ConfigurationError, PermanentError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.shards.moving.settling import MoveSettler
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.citrus import open_citrus
 from simplu_worker.shards.routing.directory import Directory
@@ -64,6 +65,7 @@ class Shards:
 
     locator: Locator
     pools: Pools
+    commits: ReplicationWaiter
     directory: Directory
     gateway: ShardGateway
     provisioner: Provisioner
@@ -164,13 +166,14 @@ async def open_shards(
             Pools(size=settings.database_pool_size, max_connections=settings.database_max_connections)
         )
         locator = await stack.enter_async_context(_open_locator(settings))
-        directory = Directory(locator, pools)
-        tenant_wait = timedelta(seconds=settings.tenant_wait_seconds)
         commits = ReplicationWaiter(pools)
+        directory = Directory(locator, pools, settler=MoveSettler(pools, commits))
+        tenant_wait = timedelta(seconds=settings.tenant_wait_seconds)
         provisioner = Provisioner(locator, directory, pools, on_change=on_change, commits=commits)
         yield Shards(
             locator=locator,
             pools=pools,
+            commits=commits,
             directory=directory,
             gateway=ShardGateway(
                 directory,

@@ -46,6 +46,7 @@ HELD_REASONS = (
     "shard_unavailable",
     "not_here",
     "inactive",
+    "moving",
     "failing",
     "reshard",
     "taken_over",

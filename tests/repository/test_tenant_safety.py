@@ -23,6 +23,8 @@ TENANT_COLUMNS = {
     "moves": "tenant_id",
     "message_failures": "tenant_id",
     "rejections": "tenant_id",
+    "arrivals": "tenant_id",
+    "move_changes": "tenant_id",
 }
 OF_NO_TENANT = {
     "business_types": "what every tenant of a type begins with",
@@ -37,9 +39,11 @@ NOT_OF_ONE_TENANT = {
     "add_adopted_default_rows": "the tenants of a shard that is being adopted: nobody else's are in those tables",
     "count_beyond_bounds": "the count alone, of documents of any tenant",
     "count_living_tenants": "the count alone, for a shard that is to leave the map",
+    "count_moves": "the count alone, and a time, for the alert",
     "count_tenants": "the count alone, for capacity",
     "describe_content": "counts and times alone, of a backup",
     "find_deletions": "what a shard has to delete, whosever it is",
+    "find_left_behind": "what a shard has to delete, whosever it is",
     "find_locations": "docs/interface.md: `destroy_all` is for every location of a business",
     "find_operation_of_any_tenant": "docs/interface.md: without the tenant all shards are asked",
     "find_rejection_of_any_tenant": "docs/interface.md: without the tenant all shards are asked",
@@ -51,6 +55,10 @@ NOT_OF_ONE_TENANT = {
     "forget_operations": "rows go by their age, whosever they are",
     "list_tenants": "README.md: `tenants list`",
     "page_tenants": "README.md: `tenants audit`",
+    "weigh_bytes": "sizes alone, to balance shards",
+    "weigh_load": "counts alone, to balance shards",
+    "weigh_rows": "counts alone, to balance shards",
+    "weigh_tenants": "names alone, to balance shards",
     "search_operations": "a bounded part of the log by time, of which it returns the rows of the tenant that is named",
 }
 # What is not a named query, by folder.
@@ -210,7 +218,7 @@ def test_table_with_tenants_in_it_has_policies(table: str) -> None:
         assert f"ON {table} FOR SELECT USING ({column} = current_setting('simplu.tenant', true));" in text
 
 
-@pytest.mark.parametrize("table", ["message_failures", "rejections"])
+@pytest.mark.parametrize("table", ["message_failures", "rejections", "arrivals", "move_changes"])
 def test_new_table_is_for_roles_that_may_write_it(table: str) -> None:
     """No reader's role sees it."""
     text = MIGRATIONS[2].text

@@ -8,7 +8,7 @@ from cyclopts import App, Parameter, validators
 
 from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, UsageError
 
-shards = App(name="shards", help="Show Postgres shards, route keys to them, upgrade and adopt shards, check backups.")
+shards = App(name="shards", help="Show, upgrade, balance and empty Postgres shards, route keys to them.")
 
 
 @shards.command(name="list")
@@ -78,6 +78,73 @@ def verify_backup(shard: str, /, *, common: CommonOptions = NO_OPTIONS) -> int:
     from simplu_worker.commands.shards.verify_backup import verify_backup
 
     return common.run(lambda settings: verify_backup(settings, shard, as_json=common.as_json))
+
+
+Parallel = Annotated[int, Parameter(validator=validators.Number(gte=1, lte=100))]
+RowsPerSecond = Annotated[float | None, Parameter(validator=validators.Number(gt=0))]
+PauseSeconds = Annotated[float, Parameter(validator=validators.Number(gt=0))]
+
+
+@shards.command(name="rebalance")
+def rebalance_shards(
+    *,
+    by: Literal["rows", "bytes", "load"] | None = None,
+    parallel: Parallel = 10,
+    max_rows_per_second: RowsPerSecond = None,
+    max_pause: PauseSeconds = 0.5,
+    apply: Apply = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Move tenants so that shards are about equally full; with a shard map, to where it places them now.
+
+    Parameters
+    ----------
+    by
+        The measure: rows, bytes, or load, which is the operations of the last hour. Without it a shard map is followed,
+        and with Citrus the numbers of tenants are balanced.
+    parallel
+        Move so many tenants at a time.
+    max_rows_per_second
+        Copy each tenant no faster.
+    max_pause
+        Refuse a move for which the tenant's operations would wait for longer, in seconds.
+    """
+    from simplu_worker.commands.moves.runner import MoveTerms
+    from simplu_worker.commands.shards.rebalance import Weight, rebalance_shards
+
+    terms, weight = MoveTerms(parallel, max_rows_per_second, max_pause), None if by is None else Weight(by)
+    return common.run(lambda settings: rebalance_shards(settings, weight, terms, apply=apply, as_json=common.as_json))
+
+
+@shards.command(name="drain")
+def drain_shard(
+    shard: str,
+    /,
+    *,
+    parallel: Parallel = 10,
+    max_rows_per_second: RowsPerSecond = None,
+    max_pause: PauseSeconds = 0.5,
+    apply: Apply = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Move all tenants of a shard to the others, and print whether it can be removed.
+
+    Parameters
+    ----------
+    shard
+        The shard id.
+    parallel
+        Move so many tenants at a time.
+    max_rows_per_second
+        Copy each tenant no faster.
+    max_pause
+        Refuse a move for which the tenant's operations would wait for longer, in seconds.
+    """
+    from simplu_worker.commands.moves.runner import MoveTerms
+    from simplu_worker.commands.shards.rebalance import drain_shard
+
+    terms = MoveTerms(parallel, max_rows_per_second, max_pause)
+    return common.run(lambda settings: drain_shard(settings, shard, terms, apply=apply, as_json=common.as_json))
 
 
 @shards.command(name="adopt")

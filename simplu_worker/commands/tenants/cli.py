@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, validators
 
 from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, UsageError
 
-tenants = App(name="tenants", help="Show, create and audit tenants.")
+tenants = App(name="tenants", help="Show, create, move and audit tenants.")
 
 
 @tenants.command(name="list")
@@ -56,6 +57,88 @@ def provision_tenant(
     return common.run(
         lambda settings: provision_tenant(settings, business, location, business_type, as_json=common.as_json)
     )
+
+
+@tenants.command(name="move")
+def move_tenant(
+    business: str | None = None,
+    location: str | None = None,
+    /,
+    *,
+    to: str | None = None,
+    from_file: Path | None = None,
+    parallel: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=100))] = 10,
+    max_rows_per_second: Annotated[float | None, Parameter(validator=validators.Number(gt=0))] = None,
+    max_pause: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 0.5,
+    dry_run: Flag = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Move a tenant to another shard while workers run. A move that was interrupted goes on.
+
+    Parameters
+    ----------
+    to
+        The id of the shard to move to.
+    from_file
+        Move the tenants of a file, a line business,location,shard for each.
+    parallel
+        Move so many tenants of a file at a time.
+    max_rows_per_second
+        Copy each tenant no faster; both shards slow a copy down by their response times in any case.
+    max_pause
+        Refuse a move for which the tenant's operations would wait for longer, in seconds.
+    dry_run
+        Only check, and predict the duration and the pause.
+    """
+    from simplu_worker.commands.moves.runner import MoveRequest, MoveTerms
+    from simplu_worker.commands.tenants.move import move_tenants, read_requests
+
+    if from_file is not None and (business, location, to) == (None, None, None):
+        requests = read_requests(from_file)
+    elif from_file is None and business is not None and location is not None and to is not None:
+        requests = [MoveRequest(business, location, to)]
+    else:
+        raise UsageError("tenants move: expected BUSINESS LOCATION --to SHARD, or --from-file FILE")
+    terms = MoveTerms(parallel, max_rows_per_second, max_pause)
+    return common.run(lambda settings: move_tenants(settings, requests, terms, dry_run=dry_run, as_json=common.as_json))
+
+
+@tenants.command(name="verify")
+def verify_tenant(business: str, location: str, /, *, repair: Flag = False, common: CommonOptions = NO_OPTIONS) -> int:
+    """Compare a tenant that has moved with the rows on the shard it left, but for those that changed since.
+
+    Parameters
+    ----------
+    repair
+        Write the resources that differ as they were on the former shard.
+    """
+    from simplu_worker.commands.tenants.moved import verify_tenant
+
+    return common.run(
+        lambda settings: verify_tenant(settings, (business, location), repair=repair, as_json=common.as_json)
+    )
+
+
+@tenants.command(name="rollback")
+def rollback_tenant(business: str, location: str, /, *, common: CommonOptions = NO_OPTIONS) -> int:
+    """Delete the copy of a move that has not ended, or move a tenant back to the shard it left."""
+    from simplu_worker.commands.tenants.moved import rollback_tenant
+
+    return common.run(lambda settings: rollback_tenant(settings, (business, location), as_json=common.as_json))
+
+
+@tenants.command(name="cleanup")
+def clean_up_tenants(*, older_than: str = "7d", apply: Apply = False, common: CommonOptions = NO_OPTIONS) -> int:
+    """Delete the rows that tenants have left on their former shards. A rollback then copies everything.
+
+    Parameters
+    ----------
+    older_than
+        The time since the move, such as 7d or 12h.
+    """
+    from simplu_worker.commands.tenants.moved import clean_up_tenants
+
+    return common.run(lambda settings: clean_up_tenants(settings, older_than, apply=apply, as_json=common.as_json))
 
 
 @tenants.command(name="audit")

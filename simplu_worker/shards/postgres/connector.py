@@ -97,6 +97,10 @@ class ShardConnection(asyncpg.Connection):
         """Fetch row by row at home."""
         return super().cursor(at_home(query, self.home), *args, **options)
 
+    def copy_from_query(self, query: str, *args: Any, **options: Any) -> Any:
+        """Send the rows of a query at home to *output*."""
+        return super().copy_from_query(at_home(query, self.home), *args, **options)
+
 
 def enable_keepalive(endpoint: socket.socket) -> None:
     """Let the system notice within seconds that the peer of a connection is gone without closing it."""

@@ -29,6 +29,7 @@ from simplu_worker.timing.clock import loop_time
 REPLY_MAX_BYTES: Final = 4 * 1024 * 1024  # the health of some thousand shards, decompressed
 MEDIA_TYPE_SHOWN_LENGTH: Final = 100
 SHARDS_MAX: Final = 10_000  # each costs the event loop some microseconds
+NO_SUCH_REQUEST: Final = frozenset({404, 405, 501})  # the references have no PUT
 RETRY_AFTER_MAX_S: Final = 30.0
 RETRY_AFTER_IN_CALL_MAX_S: Final = 2.0  # a longer one opens the breaker for all calls, and no caller waits for it
 
@@ -157,6 +158,12 @@ class CitrusClient:
         if address is None:
             raise CitrusUnavailableError("Citrus get_shard: expected the shard of a registered tenant (409), got 404")
         return Registration(address, is_new=False)
+
+    async def move(self, tenant_id: str, shard_id: str) -> bool:
+        """Name another shard for a tenant; return False if this Citrus has no such request."""
+        path = f"api/shard/{quote(tenant_id, safe='')}"
+        status, _ = await self._request("move", "PUT", path, _ShardReply, {"shardId": shard_id})
+        return status not in NO_SUCH_REQUEST
 
     async def list_shards(self) -> list[ShardAddress]:
         """Return every shard that Citrus knows; a shard at an address that may not be used has a `refusal`."""
@@ -340,6 +347,8 @@ def _check_status(endpoint: str, response: aiohttp.ClientResponse) -> str:
                 return "not_found"
             raise CitrusUnavailableError(f"Citrus {endpoint}: expected JSON, got 404 with {media_type or 'no type'}")
         case 404 if endpoint in {"shards_health", "capacity"}:
+            return "not_found"
+        case status if endpoint == "move" and status in NO_SUCH_REQUEST:
             return "not_found"
         case 409 if endpoint == "register":
             return "conflict"

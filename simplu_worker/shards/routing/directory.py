@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 
@@ -22,9 +22,20 @@ from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.address_change import AddressChanger
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.route_cache import AbsenceCache, RouteCache
-from simplu_worker.shards.routing.tenant_homes import TenantHome, TenantHomes
+from simplu_worker.shards.routing.tenant_homes import ARRIVING_STATES, TenantHome, TenantHomes
 from simplu_worker.shards.types import Absence
 from simplu_worker.timing.clock import loop_time
+
+
+class Settler(Protocol):
+    """Ends what a mover that was killed has left (`shards/moving/settling.py`). Raises `RetryableError`."""
+
+    async def end_overdue_fence(self, shard_id: str, tenant_id: str) -> bool:
+        """Make a fenced tenant active again after its deadline; return whether it was."""
+
+    async def activate_left(self, source_id: str, target_id: str, tenant_id: str) -> bool:
+        """Make a tenant active that a mover has left ready on *target_id*; return whether it was."""
+
 
 # Of tenants in these states the shard itself decides the outcome of operations.
 SERVED_STATES: Final = frozenset({TenantState.ACTIVE, TenantState.DESTROYING, TenantState.DESTROYED})
@@ -51,11 +62,13 @@ class Directory:
         locator: Locator,
         pools: Pools,
         *,
+        settler: Settler | None = None,
         clock: Callable[[], float] = loop_time,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._locator = locator
         self._pools = pools
+        self._settler = settler
         self._clock = clock
         self._draw = draw
         self._homes = TenantHomes(locator, pools)
@@ -162,7 +175,7 @@ class Directory:
             # The row on the last shard shows without Citrus that the tenant is still there, or where it moved to.
             if (home := await self._find_last_home(tenant_id)) is None:
                 raise
-            return _route_of(home)
+            return await self._route_to(tenant_id, home)
         if named is None:
             if (home := await self._find_last_home(tenant_id)) is None:
                 return Absence.UNREGISTERED
@@ -176,7 +189,17 @@ class Directory:
                 return Absence.NOT_HERE
         if named is None or home.address.shard_id != named.shard_id:
             _log_conflict(named, home.address.shard_id)
-        return _route_of(home)
+        return await self._route_to(tenant_id, home)
+
+    async def _route_to(self, tenant_id: str, home: TenantHome) -> ShardAddress | Absence:
+        """Return the tenant's home if it may be used; ends what a mover that was killed has left."""
+        state, shard_id = home.tenant["state"], home.address.shard_id
+        is_settled = state in SERVED_STATES
+        if self._settler is not None and state == TenantState.FENCED:
+            is_settled = await self._settler.end_overdue_fence(shard_id, tenant_id)
+        elif self._settler is not None and state == TenantState.READY and home.left is not None:
+            is_settled = await self._settler.activate_left(home.left.shard_id, shard_id, tenant_id)
+        return home.address if is_settled else Absence.MOVING
 
     async def _find_last_home(self, tenant_id: str) -> TenantHome | None:
         """Return the home of a tenant that was found before, from its last shard and without the locator."""
@@ -192,9 +215,9 @@ class Directory:
     ) -> TenantHome | None:
         """Return the same as `find_home`; None without a search if one within `SEARCH_FRESH_S` found no home."""
         row = (await self._homes.fetch_rows(named, [tenant_id])).get(tenant_id)
-        if row is not None:
+        if row is not None and row["state"] not in ARRIVING_STATES:
             return await self._homes.follow_moves(TenantHome(named, row), tenant_id)
-        if self._absences.searched_at(tenant_id) > asked_at - SEARCH_FRESH_S:
+        if row is None and self._absences.searched_at(tenant_id) > asked_at - SEARCH_FRESH_S:
             return None
         searched_at = self._clock()
         (home,) = await self._searches.submit([(tenant_id, named)])
@@ -220,10 +243,6 @@ def _home_or_raise(home: TenantHome | WorkerError | None) -> TenantHome | None:
     if isinstance(home, WorkerError):
         raise home
     return home
-
-
-def _route_of(home: TenantHome) -> ShardAddress | Absence:
-    return home.address if home.tenant["state"] in SERVED_STATES else Absence.INACTIVE
 
 
 def _log_conflict(named: ShardAddress | None, shard_id: str) -> None:

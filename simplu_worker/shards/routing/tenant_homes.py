@@ -24,6 +24,7 @@ from simplu_worker.shards.types import ShardUnavailableError
 
 MOVES_MAX: Final = 8  # forward pointers followed for one tenant
 QUERIES_AT_ONCE: Final = 16
+ARRIVING_STATES: Final = frozenset({TenantState.INCOMING, TenantState.READY})
 
 
 class EarlierHomeUnavailableError(ShardUnavailableError):
@@ -31,10 +32,11 @@ class EarlierHomeUnavailableError(ShardUnavailableError):
 
 
 class TenantHome(msgspec.Struct, frozen=True):
-    """A shard with a row of a tenant, and the row."""
+    """A shard with a row of a tenant, and the row; *left* is the shard that the tenant has left for this one."""
 
     address: ShardAddress
     tenant: dict[str, Any]
+    left: ShardAddress | None = None
 
 
 Answer: TypeAlias = "TenantHome | WorkerError"
@@ -52,17 +54,18 @@ class TenantHomes:
         """Return the home of each tenant, at the end of its moves; *named* are the shards that the locator names.
 
         None means that every shard on which the tenant may live answered that it has no row. A destroyed row counts
-        only on the named shard, and only if no other shard has another row. An error is returned while a shard that may
-        have the tenant does not answer: `EarlierHomeUnavailableError` if that is not the named one. Each shard gets
-        one query a pass for all tenants.
+        only on the named shard, and only if no other shard has another row; the row of a tenant that is moving to a
+        shard, only if none has a row that it has not left. An error is returned while a shard that may have the tenant
+        does not answer: `EarlierHomeUnavailableError` if that is not the named one. Each shard gets one query a pass
+        for all tenants.
         """
         on_named = await self._query_shards({tenant_id: [address] for tenant_id, address in named.items()})
         destroyed = {
             tenant_id: answers[0] for tenant_id, answers in on_named.items() if answers and not _may_be_home(answers[0])
         }
         found = _first_possible(on_named)
-        found |= await self._find_on_possible_homes(_without(found, named))
-        found |= await self._find_on_fallback_homes(_without(found, named))
+        _add_better(found, await self._find_on_possible_homes(_without(found, named)))
+        _add_better(found, await self._find_on_fallback_homes(_without(found, named)))
         return {
             tenant_id: await self._follow_answer(tenant_id, found.get(tenant_id, destroyed.get(tenant_id)))
             for tenant_id in named
@@ -147,7 +150,7 @@ class TenantHomes:
                     f"a tenant moved from shard {home.address.shard_id} to {home.tenant['moved_to']}: "
                     "expected its row there, got none"
                 )
-            home = TenantHome(target, row)
+            home = TenantHome(target, row, left=home.address)
         return home
 
     async def find_address(self, shard_id: str | None) -> ShardAddress | None:
@@ -161,14 +164,28 @@ def _may_be_home(answer: Answer) -> bool:
     return not isinstance(answer, TenantHome) or answer.tenant["state"] != TenantState.DESTROYED
 
 
+def _is_arriving(answer: Answer) -> bool:
+    """Return whether the tenant is moving to the shard: its home is still another one."""
+    return isinstance(answer, TenantHome) and answer.tenant["state"] in ARRIVING_STATES
+
+
 def _first_possible(answers: Mapping[str, Sequence[Answer]]) -> dict[str, Answer]:
     """Return the first answer by which each tenant has, or may have, its home; without the tenants that have none."""
-    firsts = {tenant_id: next(filter(_may_be_home, some), None) for tenant_id, some in answers.items()}
+    firsts = {
+        tenant_id: min(filter(_may_be_home, some), key=_is_arriving, default=None)
+        for tenant_id, some in answers.items()
+    }
     return {tenant_id: answer for tenant_id, answer in firsts.items() if answer is not None}
 
 
+def _add_better(found: dict[str, Answer], later: Mapping[str, Answer]) -> None:
+    """Add the answers of a later pass, in place of shards to which a tenant is only moving."""
+    found |= {one: answer for one, answer in later.items() if one not in found or not _is_arriving(answer)}
+
+
 def _without(found: Mapping[str, Answer], named: Mapping[str, ShardAddress]) -> dict[str, ShardAddress]:
-    return {tenant_id: address for tenant_id, address in named.items() if tenant_id not in found}
+    """Return the tenants, with their named shards, that are to be looked for further."""
+    return {one: address for one, address in named.items() if one not in found or _is_arriving(found[one])}
 
 
 def _of_earlier_home(answer: Answer) -> Answer:

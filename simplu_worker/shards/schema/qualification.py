@@ -21,10 +21,12 @@ _TOKEN: Final = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 # Written like a function's name, directly before a parenthesis, but known to the grammar alone.
-_GRAMMAR: Final = frozenset({"any", "array", "coalesce", "extract", "greatest", "least", "nullif", "operator"})
+_GRAMMAR: Final = frozenset({"any", "array", "coalesce", "extract", "greatest", "least", "nullif", "operator", "when"})
 _BEFORE_RELATION: Final = frozenset({"EXISTS", "FROM", "INTO", "JOIN", "ON", "TABLE", "UPDATE", "VIEW"})
 # After these words no relation follows, although one of those above stands there.
-_NO_RELATION: Final = frozenset({"CONFLICT", "IF", "INDEX", "ONLY", "SET", "TABLE", "COLUMN", "FUNCTION", "true"})
+_NO_RELATION: Final = frozenset(
+    {"CONFLICT", "IF", "INDEX", "ONLY", "SET", "TABLE", "COLUMN", "FUNCTION", "OF", "PUBLIC", "true"}
+)
 _EXISTS_OF_NO_RELATION: Final = frozenset({"COLUMN", "CONSTRAINT", "CONCURRENTLY", "INDEX", "POLICY", "TRIGGER"})
 
 

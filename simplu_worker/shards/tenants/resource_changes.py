@@ -163,7 +163,7 @@ class ResourceChanges:
         match found:
             case Absence.UNREGISTERED | Absence.NOT_HERE:
                 return None
-            case Absence.INACTIVE:
+            case Absence.INACTIVE | Absence.MOVING:
                 raise RetryableError("the tenant's shard is not active, or the tenant is being moved")
             case _:
                 return self._pools.ensure_pool(found)

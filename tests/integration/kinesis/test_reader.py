@@ -336,7 +336,7 @@ async def test_reader_holds_a_tenant_that_is_not_active(world: World, state: str
         await fetch(shard, set_state, state)
         await world.put(*mixed(chain("a-x", 3, first=3), chain("b-x", 3, first=3)))
         await logs(shard, "b-x", 6)
-        await eventually(lambda: [held["reason"] for held in reader.view.held_status()] == ["inactive"])
+        await eventually(lambda: [held["reason"] for held in reader.view.held_status()] == ["moving"])
         numbers = await world.put(*mixed(chain("a-x", 3, first=6), chain("b-x", 3, first=6)))
         await logs(shard, "b-x", 9)
         assert await outcomes(shard, "a-x") == ["succeeded"] * 3
@@ -358,7 +358,7 @@ async def test_reader_holds_what_is_behind_the_batch_too(world: World) -> None:
         await fetch(shard, "UPDATE tenants SET state = 'fenced' RETURNING id")
         numbers = await world.put(*chain("a-x", 1500, first=3))
         await eventually(lambda: reader.read_to is not None and reader.read_to.sequence_number == numbers[-1])
-        await eventually(lambda: [held["reason"] for held in reader.view.held_status()] == ["inactive"])
+        await eventually(lambda: [held["reason"] for held in reader.view.held_status()] == ["moving"])
         assert (reader._dispatcher.entries(), await outcomes(shard, "a-x")) == ([], ["succeeded"] * 3)
         await fetch(shard, "UPDATE tenants SET state = 'active' RETURNING id")
         await reaches(reader, numbers[-1])

@@ -349,7 +349,7 @@ async def test_next_reader_goes_on_with_what_was_held_when_the_first_stops(
         await eventually(lambda: len(reader.view.held_status()) == 3)
         assert held_targets(reader) == [
             ("shard shard-3", "shard_unavailable", "held"),
-            ("tenant c-x", "inactive", "held"),
+            ("tenant c-x", "moving", "held"),
             ("tenant late-x", "unregistered", "held"),
         ]
         assert reader.checkpoint == Position.from_sequence_number(ahead[-1])

@@ -195,7 +195,7 @@ async def test_find_ends_when_moves_lead_round_in_a_circle(routed: RoutedShards)
     await put(routed, "shard-2", "moved", moved_to="shard-1")
 
     async with asyncio.timeout(5):
-        assert await found(routed) == "absent: inactive"
+        assert await found(routed) == "absent: moving"
 
 
 @pytest.mark.parametrize(
@@ -204,9 +204,9 @@ async def test_find_ends_when_moves_lead_round_in_a_circle(routed: RoutedShards)
         ("active", "shard-1"),
         ("destroying", "shard-1"),  # the shard itself gives the outcome
         ("destroyed", "shard-1"),
-        ("fenced", "absent: inactive"),
-        ("incoming", "absent: inactive"),
-        ("ready", "absent: inactive"),
+        ("fenced", "absent: moving"),
+        ("incoming", "absent: moving"),
+        ("ready", "absent: moving"),
     ],
 )
 async def test_find_returns_the_shard_as_the_tenants_state_says(

@@ -160,7 +160,7 @@ async def test_a_tenant_in_doubt_is_found_by_its_last_shard_while_citrus_is_away
     pool = world.pool("shard-1")
     assert await world.found() == "shard-1"
     await fetch(pool, "UPDATE tenants SET state = 'fenced'")
-    assert await world.found() == Absence.INACTIVE
+    assert await world.found() == Absence.MOVING
     await fetch(pool, "UPDATE tenants SET state = 'active'")
     assert await world.found() == "shard-1"
 

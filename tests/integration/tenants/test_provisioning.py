@@ -96,6 +96,8 @@ async def test_provision_makes_tenant_and_default_row(routed: RoutedShards, busi
         "moved_to": None,
         "control_at": REQUESTED_AT,
         "deletion_began_at": None,
+        "move_token": 0,
+        "fenced_until": None,
     }
     (default,) = await fetch(pool_of(routed, "shard-1"), "SELECT *, data::text FROM resources")
     assert (default["resourceName"], default["resourceId"]) == SETTINGS

@@ -74,7 +74,17 @@ ROWS = """
 """
 EMPTYING = "".join(
     f"DELETE FROM {table};"
-    for table in ("tenants", "resources", "operations", "stream_positions", "moves", "message_failures", "rejections")
+    for table in (
+        "tenants",
+        "resources",
+        "operations",
+        "stream_positions",
+        "moves",
+        "message_failures",
+        "rejections",
+        "arrivals",
+        "move_changes",
+    )
 )
 EMPTY_SCHEMA = """
 DROP SCHEMA public CASCADE;

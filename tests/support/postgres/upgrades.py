@@ -37,6 +37,11 @@ OF_NEW_TABLES = {
     *("count_failures", "forget_failures", "forget_failures_of_tenant", "forget_old_failures"),
     *("note_rejections", "find_rejections", "find_rejection_of_any_tenant"),
     *("forget_rejections_of_tenant", "forget_old_rejections"),
+    *("find_tenant_to_move", "lock_tenant_to_move", "take_move_token", "fence_tenant", "end_own_fence"),
+    *("end_overdue_fence", "commit_move", "make_incoming", "lock_incoming", "make_ready", "activate_tenant"),
+    *("take_incoming", "drop_incoming", "lock_left", "drop_failures", "drop_rejections"),
+    *("find_arrival", "open_arrival", "note_arrival", "note_ready", "close_arrival", "forget_move_changes"),
+    *("rejection_boundary", "failure_boundary", "copy_rejections", "copy_failures", "read_other_changes"),
 }
 
 

@@ -41,6 +41,7 @@ WAIT_MAX_S: Final = 1.0  # in memory: of a tenant without a shard; of all tenant
 UNASKED_WAIT_MAX_S: Final = 5.0  # of a tenant that was not looked up yet, while other lookups are answered
 CHECK_INTERVAL_MAX_S: Final = 0.25
 RETRY_BASE_S: Final = 0.25
+MOVING_RETRY_S: Final = 0.04  # of a tenant that waits in memory: a move pauses it for milliseconds
 RETRY_MAX_S: Final = 5.0
 NAMES_MAX: Final = 8  # pairs of ids that make one tenant id
 LOOKUPS_PER_S: Final = 25.0  # of held tenants, however many there are
@@ -294,6 +295,10 @@ class RouteLookup:
         tenant.shard_id = exc.shard_id if isinstance(exc, ShardUnavailableError) else None
         wished_s = exc.retry_after_s or 0.0 if isinstance(exc, RetryableError) else 0.0
         self._unasked_count -= not tenant.failure_count
+        if reason == Absence.MOVING and tenant.entries:
+            tenant.failure_count = tenant.failure_count or 1
+            self._schedule(tenant_id, tenant, loop_time() + MOVING_RETRY_S)
+            return
         tenant.failure_count += 1
         max_s = max(RETRY_MAX_S, len(self._tenants) / LOOKUPS_PER_S)
         delay_s = backoff_s(tenant.failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=max_s)

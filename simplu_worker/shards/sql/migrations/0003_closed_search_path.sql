@@ -4,8 +4,8 @@
 -- and functions have a search path of their own, so that they call no other function of ours.
 -- A worker of version 2 goes on as before: it calls functions of the same names.
 --
--- And two new tables, of which a worker of version 2 knows nothing: how often a message of a queue has failed, and
--- which records were rejected.
+-- And new tables, of which a worker of version 2 knows nothing: how often a message of a queue has failed, which
+-- records were rejected, and what a move of a tenant to another shard needs (docs/adr/0007-moving-tenants.md).
 
 -- In the order in which a batch takes its tables.
 DROP POLICY IF EXISTS simplu_writer ON public.stream_positions;
@@ -18,6 +18,11 @@ CREATE POLICY simplu_writer ON public.tenants
 DROP POLICY IF EXISTS simplu_reader ON public.tenants;
 CREATE POLICY simplu_reader ON public.tenants
     FOR SELECT USING (id = pg_catalog.current_setting('simplu.tenant', true));
+
+-- A number that only grows: who wrote last of the movers of the tenant, and of the workers that end a fence.
+ALTER TABLE public.tenants ADD COLUMN IF NOT EXISTS move_token pg_catalog.int8 NOT NULL DEFAULT 0;
+-- While `fenced`: from then on any worker may make the tenant active again, with the next token.
+ALTER TABLE public.tenants ADD COLUMN IF NOT EXISTS fenced_until pg_catalog.timestamptz;
 
 DROP POLICY IF EXISTS simplu_writer ON public.operations;
 CREATE POLICY simplu_writer ON public.operations
@@ -62,6 +67,24 @@ CREATE TABLE IF NOT EXISTS public.rejections (
 );
 -- For the deletion of old rows: a producer may send bad records only, so there may be as many as operations.
 CREATE INDEX IF NOT EXISTS rejections_rejected_at ON public.rejections (rejected_at);
+-- Journal of moves, on the target. Of no tenant any more once the rows on the source are deleted.
+CREATE TABLE IF NOT EXISTS public.arrivals (
+    tenant_id pg_catalog.text COLLATE pg_catalog."C" PRIMARY KEY,
+    source_shard_id pg_catalog.text NOT NULL,
+    move_token pg_catalog.int8 NOT NULL, -- of the mover that wrote last
+    progress pg_catalog.jsonb NOT NULL, -- of the copy; written with the rows that it counts
+    ready_at pg_catalog.timestamptz, -- when all rows were here: everything since then was written here
+    started_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    updated_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
+-- Resources that have changed and are not in the log of operations, while the tenant moves, or could go back.
+CREATE TABLE IF NOT EXISTS public.move_changes (
+    tenant_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
+    resource_type pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
+    resource_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
+    changed_at pg_catalog.timestamptz NOT NULL, -- the last time
+    PRIMARY KEY (tenant_id, resource_type, resource_id)
+);
 -- A table of one of these names that another role has made, with triggers of its own, is not taken for ours.
 DO $$
 BEGIN
@@ -69,14 +92,17 @@ BEGIN
         SELECT FROM pg_catalog.pg_class AS made
         JOIN pg_catalog.pg_class AS tenants ON tenants.oid = 'public.tenants'::pg_catalog.regclass::pg_catalog.oid
         WHERE
-            (
-                made.oid = 'public.message_failures'::pg_catalog.regclass::pg_catalog.oid
-                OR made.oid = 'public.rejections'::pg_catalog.regclass::pg_catalog.oid
+            made.oid IN (
+                'public.message_failures'::pg_catalog.regclass::pg_catalog.oid,
+                'public.rejections'::pg_catalog.regclass::pg_catalog.oid,
+                'public.arrivals'::pg_catalog.regclass::pg_catalog.oid,
+                'public.move_changes'::pg_catalog.regclass::pg_catalog.oid
             )
             AND made.relowner <> tenants.relowner
             AND pg_catalog.pg_get_userbyid(made.relowner) <> current_user
     ) THEN
-        RAISE EXCEPTION 'expected no table message_failures or rejections of another role, got one; drop it'
+        RAISE EXCEPTION
+            'expected no table message_failures, rejections, arrivals or move_changes of another role, got one; drop it'
             USING ERRCODE = 'insufficient_privilege';
     END IF;
 END
@@ -89,6 +115,41 @@ DROP POLICY IF EXISTS simplu_writer ON public.rejections;
 CREATE POLICY simplu_writer ON public.rejections
     USING ((SELECT pg_catalog.has_table_privilege('public.rejections'::pg_catalog.regclass, 'INSERT')));
 ALTER TABLE public.rejections ENABLE ROW LEVEL SECURITY;
+DROP POLICY IF EXISTS simplu_writer ON public.arrivals;
+CREATE POLICY simplu_writer ON public.arrivals
+    USING ((SELECT pg_catalog.has_table_privilege('public.arrivals'::pg_catalog.regclass, 'INSERT')));
+ALTER TABLE public.arrivals ENABLE ROW LEVEL SECURITY;
+DROP POLICY IF EXISTS simplu_writer ON public.move_changes;
+CREATE POLICY simplu_writer ON public.move_changes
+    USING ((SELECT pg_catalog.has_table_privilege('public.move_changes'::pg_catalog.regclass, 'INSERT')));
+ALTER TABLE public.move_changes ENABLE ROW LEVEL SECURITY;
+
+-- Renames are not in the log of operations. As the owner of the tables, so that a worker's role that may write nothing
+-- but the older tables can rename as before; and nobody else can make a trigger of it. The tables are those beside the
+-- one of the trigger: an adoption makes all of them in another schema first.
+CREATE OR REPLACE FUNCTION public.simplu_note_rename() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    EXECUTE format(
+        'INSERT INTO %1$I.move_changes (tenant_id, resource_type, resource_id, changed_at) '
+        'SELECT $1, $2, renamed.id, clock_timestamp() '
+        'FROM (VALUES ($3), ($4)) AS renamed (id) '
+        'WHERE EXISTS (SELECT FROM %1$I.moves WHERE tenant_id = $1 AND step = ''open'') '
+        'OR EXISTS (SELECT FROM %1$I.arrivals WHERE tenant_id = $1) '
+        'ORDER BY renamed.id '
+        'ON CONFLICT (tenant_id, resource_type, resource_id) DO UPDATE SET changed_at = excluded.changed_at',
+        TG_TABLE_SCHEMA
+    )
+    USING NEW.id, NEW."resourceName", OLD."resourceId", NEW."resourceId";
+    RETURN NULL;
+END
+$$;
+REVOKE ALL ON FUNCTION public.simplu_note_rename() FROM PUBLIC;
+CREATE OR REPLACE TRIGGER simplu_note_rename
+AFTER UPDATE OF "resourceId" ON public.resources
+FOR EACH ROW WHEN (OLD."resourceId" <> NEW."resourceId")
+EXECUTE FUNCTION public.simplu_note_rename();
 
 -- RFC 7396, for workers of version 2: as before, but for patches that go deeper than one object within another. Those
 -- are merged as later workers do in their own statement (queries/applying.sql), without a function that calls itself.

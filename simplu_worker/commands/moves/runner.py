@@ -1,0 +1,156 @@
+"""Run moves of tenants, some at a time, and publish each new home."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Final
+
+import msgspec
+
+from simplu_worker.assembly import Shards
+from simplu_worker.commands.moves.progress import MoveProgress
+from simplu_worker.commands.output.display import print_line, print_note
+from simplu_worker.config.settings import Settings
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
+from simplu_worker.operations.operation import tenant_id_of
+from simplu_worker.shards.moving.mover import Certificate, Move, MoveOptions, Mover
+from simplu_worker.shards.moving.places import find_places
+from simplu_worker.shards.moving.readiness import check_shards
+from simplu_worker.shards.routing.citrus import CitrusClient
+from simplu_worker.shards.routing.locator import StaticMap
+from simplu_worker.shards.routing.publishing import pin_in_file
+
+PARALLEL: Final = 10
+
+
+class MoveRequest(msgspec.Struct, frozen=True):
+    """A tenant, and the shard that it is to move to."""
+
+    business_id: str
+    location_id: str
+    shard_id: str
+
+    @property
+    def tenant_id(self) -> str:
+        """The id of the tenant."""
+        return tenant_id_of(self.business_id, self.location_id)
+
+
+class MoveResult(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """What became of one request: a certificate, or an error; *warning*, if Citrus or the map was not written."""
+
+    tenant: str
+    outcome: str
+    certificate: Certificate | None = None
+    error: str | None = None
+    warning: str | None = None
+
+
+class MoveTerms(msgspec.Struct, frozen=True):
+    """What the command line states about all moves."""
+
+    parallel: int = PARALLEL
+    max_rows_per_s: float | None = None
+    max_pause_s: float = 0.5
+
+
+class MoveRunner:
+    """Runs moves, some at a time, and publishes each: `tenants move`, `shards rebalance` and `shards drain`."""
+
+    def __init__(self, settings: Settings, shards: Shards, terms: MoveTerms, *, as_json: bool) -> None:
+        self._settings = settings
+        self._shards = shards
+        self._as_json = as_json
+        self._terms = terms
+        self._slots = asyncio.Semaphore(terms.parallel)
+        self._publishing = asyncio.Lock()
+        self._options = MoveOptions(
+            log_kept=timedelta(hours=settings.operation_retention_hours),
+            max_pause_s=terms.max_pause_s,
+            max_rows_per_s=terms.max_rows_per_s,
+        )
+
+    def __repr__(self) -> str:
+        return f"MoveRunner({self._terms})"
+
+    async def run(self, requests: Sequence[MoveRequest]) -> int:
+        """Run all moves; print each result as it comes. Return 1 if a tenant was not moved, or its rows differ."""
+        results = []
+        with MoveProgress(len(requests), as_json=self._as_json) as progress:
+            tasks = [
+                asyncio.create_task(self._run_one(one, progress), name=f"move:{one.tenant_id}") for one in requests
+            ]
+            try:
+                for task in asyncio.as_completed(tasks):
+                    result = await task
+                    results.append(result)
+                    progress.finish(result.tenant)
+                    self._print(result)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+        return 0 if all(one.outcome == "moved" for one in results) else 1
+
+    async def _run_one(self, request: MoveRequest, progress: MoveProgress) -> MoveResult:
+        tenant_id = request.tenant_id
+        async with self._slots:
+            try:
+                certificate = await self._move(request, progress)
+            except WorkerError as exc:
+                return MoveResult(tenant_id, "failed", error=str(exc))
+            warning = await self._publish(tenant_id, request.shard_id)
+        return MoveResult(
+            tenant_id, "moved" if certificate.verdict == "equal" else "differs", certificate, None, warning
+        )
+
+    async def _move(self, request: MoveRequest, progress: MoveProgress) -> Certificate:
+        locator, pools = self._shards.locator, self._shards.pools
+        places = await find_places(locator, pools, request.tenant_id)
+        source_id = places.source_for(request.shard_id)
+        await check_shards(locator, pools, source_id, request.shard_id)
+        move = Move(request.tenant_id, source_id, request.shard_id)
+        mover = Mover(pools, self._shards.commits, move, self._options, show=progress.watch(request.tenant_id))
+        return await mover.run()
+
+    async def _publish(self, tenant_id: str, shard_id: str) -> str | None:
+        """Publish the home to Citrus or the map; return a warning where that is not possible: the shards lead to it."""
+        locator = self._shards.locator
+        async with self._publishing:
+            try:
+                if isinstance(locator, CitrusClient):
+                    if not await locator.move(tenant_id, shard_id):
+                        return (
+                            "Citrus has no PUT /api/shard: it goes on naming the old shard, "
+                            "which leads to the new one; keep the old shard"
+                        )
+                elif isinstance(locator, StaticMap) and self._settings.shard_map_file is not None:
+                    pin_in_file(self._settings.shard_map_file, {tenant_id: shard_id})
+            except (PermanentError, RetryableError) as exc:
+                return f'{exc}; the old shard leads to the new one; pin the tenant: "{tenant_id}": "{shard_id}"'
+        return None
+
+    def _print(self, result: MoveResult) -> None:
+        if self._as_json:
+            print_line(msgspec.json.encode(result).decode())
+            return
+        if result.certificate is None:
+            print_note(f"{result.tenant}: {result.error}")
+            return
+        print_line(describe(result.certificate))
+        if result.warning:
+            print_note(f"{result.tenant}: {result.warning}")
+
+
+def describe(certificate: Certificate) -> str:
+    """Return a certificate as one line."""
+    compared = certificate.comparison
+    pause = "" if certificate.pause_s is None else f", paused for {certificate.pause_s * 1000:.0f} ms"
+    changed = f", {compared.excluded} changed since" if compared.excluded else ""
+    return (
+        f"{certificate.tenant}: {certificate.source_shard} → {certificate.target_shard}, epoch {certificate.epoch}, "
+        f"{certificate.rows_copied} rows copied in {certificate.duration_s:.1f} s{pause}; "
+        f"{compared.row_count} resources compared{changed}: {certificate.verdict}"
+    )

@@ -1,0 +1,158 @@
+"""`tenants verify`, `rollback` and `cleanup`: after a move."""
+
+from __future__ import annotations
+
+import re
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from typing import Any
+
+from simplu_worker.assembly import Shards, open_shards
+from simplu_worker.commands.command_line import UsageError
+from simplu_worker.commands.moves.runner import MoveRequest, MoveRunner, MoveTerms
+from simplu_worker.commands.output.display import print_json, print_line, print_note, print_silent, print_table
+from simplu_worker.commands.requirements import require_settings
+from simplu_worker.config.settings import Settings
+from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.operations.operation import tenant_id_of
+from simplu_worker.shards.moving.checksums import Comparison, TypeSum, compare_shards, describe_difference
+from simplu_worker.shards.moving.places import find_places
+from simplu_worker.shards.moving.repairing import repair_resources
+from simplu_worker.shards.moving.rows import Arrival, read_arrival
+from simplu_worker.shards.moving.undoing import clean_up, list_left_behind, undo_move
+from simplu_worker.shards.postgres.pool import ShardPool
+
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+SHOWN_MAX = 20  # resources that differ
+
+
+async def verify_tenant(settings: Settings, tenant: tuple[str, str], *, repair: bool, as_json: bool) -> int:
+    """Compare a tenant with the shard that it left; print what differs. Return 1 if something does."""
+    require_settings(settings, routes=True)
+    tenant_id = tenant_id_of(*tenant)
+    kept = timedelta(hours=settings.operation_retention_hours)
+    async with open_shards(settings) as shards:
+        source, target, arrival = await _find_move(shards, tenant_id)
+        if arrival.ready_at is None or arrival.read_at - arrival.ready_at > kept:
+            raise PermanentError(
+                f"{tenant_id}: expected a move within OPERATION_RETENTION_HOURS, got an older one: "
+                "the log has not all changes since; compare with a backup"
+            )
+
+        async def compared() -> Comparison:
+            since = arrival.ready_at or arrival.read_at
+            return await compare_shards(source, target, tenant_id, since, live_on_source=False, log_kept=kept / 2)
+
+        comparison = await compared()
+        repaired = 0
+        if repair and comparison.differing:
+            repaired = await repair_resources(source, target, tenant_id, arrival.ready_at, comparison.differing)
+            comparison = await compared()
+    _print_comparison(tenant_id, comparison, repaired, as_json=as_json)
+    return 0 if comparison.is_equal else 1
+
+
+def _print_comparison(tenant_id: str, comparison: Comparison, repaired: int, *, as_json: bool) -> None:
+    verdict = "equal" if comparison.is_equal else "differs"
+    if as_json:
+        members: dict[str, Any] = {"tenant": tenant_id, "verdict": verdict, "repaired": repaired}
+        print_json({**members, "comparison": comparison})
+        return
+    print_table(
+        ("resource type", "rows", "former shard's", "bytes", "former shard's", ""),
+        (_sums_row(name, comparison) for name in sorted({**comparison.source, **comparison.target})),
+    )
+    changed = f"; {comparison.excluded} that may have changed since the move are not compared"
+    print_line(f"{tenant_id}: {comparison.row_count} resources compared{changed}: {verdict}")
+    if repaired:
+        print_note(f"{repaired} resources were written as they were on the former shard")
+    if not comparison.is_equal:
+        print_note(f"differing: {describe_difference(comparison)}")
+        for resource_type, resource_id in comparison.differing[:SHOWN_MAX]:
+            print_note(f"  {resource_type} {resource_id}")
+        print_note("with --repair these resources are written as they were; tenants rollback moves the tenant back")
+
+
+def _sums_row(name: str, comparison: Comparison) -> tuple[object, ...]:
+    here, there = (sums.get(name, TypeSum()) for sums in (comparison.source, comparison.target))
+    counts = (there.row_count, here.row_count, there.byte_count, here.byte_count)
+    return (name, *counts, "" if there == here else "differs")
+
+
+async def _find_move(shards: Shards, tenant_id: str) -> tuple[ShardPool, ShardPool, Arrival]:
+    """Return the shard that a tenant left, its home, and the journal of the move there."""
+    places = await find_places(shards.locator, shards.pools, tenant_id)
+    home = places.home()
+    if home is None:
+        raise RetryableError(f"{tenant_id}: expected a home, got a tenant on its way; run tenants move again")
+    target = shards.pools.pool_of(home)
+    async with target.connection() as connection:
+        arrival = await read_arrival(connection, tenant_id)
+    if arrival is None:
+        raise PermanentError(f"{tenant_id}: expected a tenant that has moved to shard {home}, got one that has not")
+    return shards.pools.pool_of(arrival.source_shard_id), target, arrival
+
+
+async def rollback_tenant(settings: Settings, tenant: tuple[str, str], *, as_json: bool) -> int:
+    """Delete the copy of a move that has not ended, or move the tenant back. Return 1 if that fails."""
+    require_settings(settings, routes=True)
+    tenant_id = tenant_id_of(*tenant)
+    async with open_shards(settings) as shards:
+        places = await find_places(shards.locator, shards.pools, tenant_id)
+        home, copies = places.home(), places.arriving_on()
+        if home is not None and copies:
+            count = sum([await undo_move(shards.pools, tenant_id, home, copy) for copy in copies])
+            if as_json:
+                print_json({"tenant": tenant_id, "outcome": "undone", "rowsDeleted": count})
+            else:
+                print_line(f"{tenant_id}: stays on shard {home}; {count} rows of the copy deleted")
+            return 0
+        if home is None:
+            raise RetryableError(
+                f"{tenant_id}: expected a home, got a tenant that has left its shard; workers activate it within "
+                "seconds: run the command again"
+            )
+        source, _, _ = await _find_move(shards, tenant_id)
+        runner = MoveRunner(settings, shards, MoveTerms(), as_json=as_json)
+        return await runner.run([MoveRequest(*tenant, source.address.shard_id)])
+
+
+async def clean_up_tenants(settings: Settings, older_than: str, *, apply: bool, as_json: bool) -> int:
+    """Delete the rows that tenants have left on their former shards, or list them. Return 1 if a shard is silent."""
+    require_settings(settings, routes=True)
+    age = _parse_age(older_than)
+    found: list[dict[str, Any]] = []
+    silent: dict[str, str] = {}
+    async with AsyncExitStack() as stack:
+        shards = await stack.enter_async_context(open_shards(settings))
+        pools = [shards.pools.ensure_pool(one) for one in await shards.locator.list_shards() if one.refusal is None]
+        for pool in pools:
+            shard_id = pool.address.shard_id
+            try:
+                for tenant_id, target_id in await list_left_behind(pool, age):
+                    one: dict[str, Any] = {"tenant": tenant_id, "left": shard_id, "home": target_id}
+                    if apply:
+                        one["rows"] = await clean_up(shards.pools, tenant_id, shard_id, target_id)
+                    found.append(one)
+            except RetryableError as exc:
+                silent[shard_id] = str(exc)
+    if as_json:
+        print_json({"tenants": found, "shardsWithoutAnswer": sorted(silent)})
+    else:
+        print_table(("tenant", "left", "home", "rows deleted"), (_row(one) for one in found))
+        if found and not apply:
+            print_note("nothing was deleted; with --apply the rows are")
+        print_silent(list(silent), silent)
+    return 1 if silent else 0
+
+
+def _row(one: dict[str, Any]) -> tuple[object, ...]:
+    rows = one.get("rows", "")
+    return one["tenant"], one["left"], one["home"], "its home is another one now" if rows is None else rows
+
+
+def _parse_age(text: str) -> timedelta:
+    match = re.fullmatch(r"(\d{1,6})([smhd])", text)
+    if match is None:
+        raise UsageError(f"--older-than: expected a number and one of s, m, h, d, such as 7d, got {text!r}")
+    return timedelta(**{UNITS[match[2]]: int(match[1])})

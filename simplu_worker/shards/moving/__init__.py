@@ -1,0 +1,1 @@
+"""Moves of tenants between shards, by one command, while workers apply their operations (docs/adr/0007)."""

@@ -1,0 +1,151 @@
+"""Compare a tenant's rows on two shards by checksums that no order changes, without the rows that changed since."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import msgspec
+
+from simplu_worker.shards.moving.changes import ResourceKey, read_changed_keys
+from simplu_worker.shards.moving.copying import TABLES, find_end
+from simplu_worker.shards.moving.rows import FIRST, RowKey
+from simplu_worker.shards.postgres.pool import Connection, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
+
+RANGE_ROWS: Final = 50_000  # compared by one statement
+DIFFERENCES_MAX: Final = 1000  # that are named
+LOG: Final = "operations"  # in place of a resource type, for the rows of the log
+
+
+class TypeSum(msgspec.Struct, frozen=True, rename="camel"):
+    """The rows of one resource type on one shard: their number, the bytes of their data, the sum of their hashes."""
+
+    row_count: int = 0
+    byte_count: int = 0
+    checksum: int = 0
+
+    def __add__(self, other: TypeSum) -> TypeSum:
+        return TypeSum(
+            self.row_count + other.row_count, self.byte_count + other.byte_count, self.checksum + other.checksum
+        )
+
+
+class Comparison(msgspec.Struct, frozen=True, rename="camel"):
+    """The sums of both shards by resource type, and the resources that differ."""
+
+    source: Mapping[str, TypeSum]
+    target: Mapping[str, TypeSum]
+    differing: Sequence[ResourceKey] = ()
+    excluded: int = 0  # resources that changed since, and are not compared
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether all sums are the same."""
+        return self.source == self.target
+
+    @property
+    def row_count(self) -> int:
+        """The number of resources compared on the source."""
+        return sum(one.row_count for name, one in self.source.items() if name != LOG)
+
+    @property
+    def byte_count(self) -> int:
+        """The bytes of their data."""
+        return sum(one.byte_count for one in self.source.values())
+
+
+class ComparedLog(msgspec.Struct, frozen=True):
+    """The part of the log that is compared: completed from *since* on and before *until*, without *requests*."""
+
+    since: datetime
+    until: datetime
+    requests: Collection[str] = ()
+
+
+async def compare_shards(
+    source: ShardPool,
+    target: ShardPool,
+    tenant_id: str,
+    since: datetime,
+    *,
+    live_on_source: bool,
+    log_kept: timedelta,
+) -> Comparison:
+    """Compare a tenant's rows on two shards, without those that changed on the one with the tenant since *since*.
+
+    By its clock. The log is compared from *log_kept* before that on: older rows may be deleted at different times.
+    """
+    live, other = (source, target) if live_on_source else (target, source)
+    async with live.transaction() as live_connection, other.transaction() as other_connection:
+        await live_connection.execute(QUERIES["read_one_moment"])
+        keys, requests = await read_changed_keys(live_connection, tenant_id, since)
+        pair = (live_connection, other_connection) if live_on_source else (other_connection, live_connection)
+        return await compare(*pair, tenant_id, keys, ComparedLog(since - log_kept, since, requests))
+
+
+async def compare(
+    source: Connection,
+    target: Connection,
+    tenant_id: str,
+    changed: Collection[ResourceKey],
+    compared_log: ComparedLog,
+) -> Comparison:
+    """Return the comparison of a tenant's rows, in ranges of keys; *changed* are left out."""
+    sums: tuple[dict[str, TypeSum], dict[str, TypeSum]] = ({}, {})
+    differing: list[ResourceKey] = []
+    after: RowKey | None = FIRST
+    while after is not None:
+        end = await find_end(source, TABLES[0], tenant_id, after, RANGE_ROWS)
+        ranges = [await _sum_range(one, tenant_id, changed, after, end) for one in (source, target)]
+        for total, part in zip(sums, ranges, strict=True):
+            for name, one in part.items():
+                total[name] = total.get(name, TypeSum()) + one
+        if ranges[0] != ranges[1] and len(differing) < DIFFERENCES_MAX:
+            hashes = [await _hash_range(one, tenant_id, after, end) for one in (source, target)]
+            differing += sorted({key for key, _ in set(hashes[0].items()) ^ set(hashes[1].items())} - set(changed))
+        after = end
+    for total, connection in zip(sums, (source, target), strict=True):
+        total[LOG] = await _sum_log(connection, tenant_id, compared_log)
+    return Comparison(sums[0], sums[1], differing[:DIFFERENCES_MAX], len(changed))
+
+
+async def _sum_range(
+    connection: Connection, tenant_id: str, changed: Collection[ResourceKey], after: RowKey, end: RowKey | None
+) -> dict[str, TypeSum]:
+    rows = await connection.fetch(
+        QUERIES["checksum_resources"], tenant_id, *_columns(changed), *after, *(end or (None, None))
+    )
+    return {row["resource_type"]: TypeSum(row["row_count"], row["byte_count"], int(row["checksum"])) for row in rows}
+
+
+async def _hash_range(
+    connection: Connection, tenant_id: str, after: RowKey, end: RowKey | None
+) -> dict[ResourceKey, str]:
+    rows = await connection.fetch(QUERIES["hash_resources"], tenant_id, *after, *(end or (None, None)))
+    return {(row["resource_type"], row["resource_id"]): row["checksum"] for row in rows}
+
+
+async def _sum_log(connection: Connection, tenant_id: str, compared: ComparedLog) -> TypeSum:
+    row: Any = await connection.fetchrow(
+        QUERIES["checksum_log"], tenant_id, compared.since, compared.until, list(compared.requests)
+    )
+    return TypeSum(row["row_count"], 0, int(row["checksum"]))
+
+
+def _columns(keys: Iterable[ResourceKey]) -> tuple[list[str], list[str]]:
+    in_order = sorted(keys)
+    return [one for one, _ in in_order], [one for _, one in in_order]
+
+
+def describe_difference(comparison: Comparison) -> str:
+    """Return the resource types that differ, for people."""
+    names = Counter(name for name, _ in comparison.differing)
+    types = sorted(name for name in {**comparison.source, **comparison.target} if _differs(comparison, name))
+    return ", ".join(f"{name} ({names[name]} named)" if names[name] else name for name in types)
+
+
+def _differs(comparison: Comparison, name: str) -> bool:
+    return comparison.source.get(name) != comparison.target.get(name)

@@ -1,0 +1,63 @@
+"""The stream positions of a target once a tenant has come: what the tenant lacks on both shards is read again. Pure.
+
+A row states that everything before its position is applied, for the tenants of its shard. For a tenant that has come
+the row of the shard it left counts as well: so the lower of both. Where one of the two shards has no row of a stream
+shard, nothing is known of the tenant, and the target has none either (docs/adr/0004-stream-positions-on-each-shard.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Final, TypeAlias
+
+import msgspec
+
+PositionKey: TypeAlias = tuple[str, str]  # the stream and the stream shard
+
+_ENDS: Final[Mapping[str, tuple[float, int]]] = {"TRIM_HORIZON": (-1, 0), "SHARD_END": (float("inf"), 0)}
+
+
+class CarriedPosition(msgspec.Struct, frozen=True):
+    """A row of `stream_positions`, without what counts on its own shard alone."""
+
+    stream: str
+    stream_shard_id: str
+    owed_from: str
+    owed_since: datetime | None
+    parents_done: bool
+
+    @property
+    def key(self) -> PositionKey:
+        """What identifies the row."""
+        return self.stream, self.stream_shard_id
+
+
+class MergedPositions(msgspec.Struct, frozen=True):
+    """The rows of the target to write with lower positions, and the keys of those to delete."""
+
+    lowered: tuple[CarriedPosition, ...]
+    deleted: tuple[PositionKey, ...]
+
+
+def merge_positions(carried: Iterable[CarriedPosition], own: Iterable[CarriedPosition]) -> MergedPositions:
+    """Return what becomes of the rows *own* of a target when a tenant comes with the rows *carried* of its source."""
+    by_key = {one.key: one for one in carried}
+    lowered = [_lower(one, by_key[one.key]) for one in own if one.key in by_key]
+    kept = {one.key for one in lowered}
+    return MergedPositions(tuple(lowered), tuple(one.key for one in own if one.key not in kept))
+
+
+def _lower(one: CarriedPosition, other: CarriedPosition) -> CarriedPosition:
+    low, high = sorted((one, other), key=lambda position: _order_of(position.owed_from))
+    times = [position.owed_since for position in (low, high)]
+    since = None if low.owed_from in _ENDS or None in times else min(time for time in times if time is not None)
+    return msgspec.structs.replace(low, owed_since=since, parents_done=one.parents_done and other.parents_done)
+
+
+def _order_of(position: str) -> tuple[float, int]:
+    """Return a key that sorts positions as the stream does: `number/sub-number`, or one of the two ends."""
+    if position in _ENDS:
+        return _ENDS[position]
+    number, _, sub_number = position.partition("/")
+    return int(number), int(sub_number)

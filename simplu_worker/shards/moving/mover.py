@@ -1,0 +1,578 @@
+"""Move one tenant from a shard to another one while workers apply its operations (docs/adr/0007-moving-tenants.md).
+
+All state is in rows, and each step is a transaction on one shard that checks the mover's token. So a mover that is
+killed, or loses a shard for a moment, begins again: it reads the rows of both shards, and goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+import structlog
+
+from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.operations.admission import TenantState
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
+from simplu_worker.shards.apply.durability import Server
+from simplu_worker.shards.moving.changes import Changes, read_changes, write_changes
+from simplu_worker.shards.moving.checksums import Comparison, compare_shards, describe_difference
+from simplu_worker.shards.moving.copying import TABLES, copy_chunk, find_end
+from simplu_worker.shards.moving.pacing import CopyPace, next_pace
+from simplu_worker.shards.moving.rows import (
+    FIRST,
+    MovingTenant,
+    Progress,
+    encoded,
+    read_arrival,
+    read_departure,
+    read_tenant,
+)
+from simplu_worker.shards.moving.settling import LOCK_WAIT_S, MoveSettler, read_positions
+from simplu_worker.shards.moving.situation import Situation, continued_progress, situation_of, warm_progress
+from simplu_worker.shards.postgres.errors import LostRaceError
+from simplu_worker.shards.postgres.pool import Connection, Pools
+from simplu_worker.shards.postgres.queries import QUERIES, affected_count
+from simplu_worker.timing.clock import loop_time
+
+FENCE_S: Final = 2.0  # until any worker may end it
+FENCE_TRIES: Final = 10
+ROUNDS_MAX: Final = 20
+SMALL_ROUND: Final = 100  # rows: a round of so many or fewer leaves nothing to win by another one
+DROP_ROWS: Final = 5_000  # deleted by one statement
+NOTE_INTERVAL_S: Final = 2.0
+PATIENCE_S: Final = 60.0  # in which a shard that does not answer may come back
+PAUSE_S: Final = 0.5  # before each new beginning
+CLOCK_STEP_MAX_S: Final = 1.0  # below the margin of the changes that are read again
+LOG_KEPT_SHARE: Final = 0.5  # of the retention: a move that stood still for longer copies everything again
+
+log = structlog.get_logger(__name__)
+
+
+class Phase(StrEnum):
+    """The phase of a mover."""
+
+    PREPARE = "prepare"
+    COPY = "copy"
+    CATCH_UP = "catch up"
+    VERIFY = "verify"
+    SWITCH = "switch"
+    ACTIVATE = "activate"
+    DONE = "done"
+
+
+class Move(msgspec.Struct, frozen=True):
+    """A tenant and the two shards; *source_id* has its home."""
+
+    tenant_id: str
+    source_id: str
+    target_id: str
+
+
+class MoveOptions(msgspec.Struct, frozen=True):
+    """How a mover goes about it. *log_kept* is the shortest time for which a worker keeps rows of the log."""
+
+    log_kept: timedelta
+    max_pause_s: float = 0.5
+    max_rows_per_s: float | None = None
+
+
+class MoveStatus(msgspec.Struct, frozen=True):
+    """How far a mover is."""
+
+    phase: Phase
+    row_count: int = 0
+    byte_count: int = 0
+
+
+class Certificate(msgspec.Struct, frozen=True, rename="camel"):
+    """What a move did; *comparison* is of the rows as of the fence. Times in seconds."""
+
+    tenant: str
+    source_shard: str
+    target_shard: str
+    epoch: int
+    pause_s: float | None  # from the fence until the tenant was active; None if another process ended the move
+    duration_s: float
+    rows_copied: int
+    bytes_copied: int
+    comparison: Comparison
+    at: datetime
+
+    @property
+    def verdict(self) -> str:
+        """Whether both shards have the same rows."""
+        return "equal" if self.comparison.is_equal else "differs"
+
+
+class OutrunError(PermanentError):
+    """Another mover of the tenant, or a rollback, has begun since; or a worker has ended the fence for good."""
+
+
+class PauseTooLongError(PermanentError):
+    """The tenant would have to wait for longer than allowed."""
+
+
+class Mover:
+    """Moves one tenant; *show* is called as it goes on."""
+
+    def __init__(
+        self,
+        pools: Pools,
+        commits: ReplicationWaiter,
+        move: Move,
+        options: MoveOptions,
+        *,
+        show: Callable[[MoveStatus], None],
+        clock: Callable[[], float] = loop_time,
+    ) -> None:
+        self._move = move
+        self._options = options
+        self._show = show
+        self._clock = clock
+        self._commits = commits
+        self._settler = MoveSettler(pools, commits)
+        self._source = pools.pool_of(move.source_id)
+        self._target = pools.pool_of(move.target_id)
+        self._token = 0
+        self._epoch = 0
+        self._step = "open"  # in the journal
+        self._pace = CopyPace()
+        self._noted_at = float("-inf")
+        self._last_barrier: tuple[float, datetime] | None = None  # by our clock, and by the source's
+        self._pause_s: float | None = None
+        self._phase = Phase.PREPARE
+
+    def __repr__(self) -> str:
+        return f"Mover({self._move}, token={self._token}, {self._phase})"
+
+    async def run(self) -> Certificate:
+        """Move the tenant, or go on with its move; return the certificate.
+
+        Raises `PermanentError` if it cannot be moved, `OutrunError` and `PauseTooLongError` among them, and
+        `RetryableError` if a shard did not answer for a minute: the message has the state of the tenant.
+        """
+        began_at = self._clock()
+        answered_at = began_at
+        while True:
+            phase = self._phase
+            try:
+                return await self._run_once(began_at)
+            except (LostRaceError, RetryableError) as exc:
+                if self._phase != phase:
+                    answered_at = self._clock()
+                if self._clock() - answered_at > PATIENCE_S:
+                    raise RetryableError(f"{self._move.tenant_id}: {exc}; {self.describe_state()}") from exc
+                log.info("move.again", tenant_id=self._move.tenant_id, phase=self._phase, error=str(exc))
+                await asyncio.sleep(PAUSE_S)
+
+    def describe_state(self) -> str:
+        """Return in which state the tenant is, and which command comes next."""
+        source_id, again = self._move.source_id, "run the same command again to go on"
+        match self._phase:
+            case Phase.PREPARE | Phase.COPY | Phase.CATCH_UP | Phase.VERIFY:
+                return f"the tenant goes on on shard {source_id}; {again}, or tenants rollback to delete the copy"
+            case Phase.SWITCH:
+                return f"the tenant is on shard {source_id} or on its way, and workers go on; {again}"
+            case Phase.ACTIVATE | Phase.DONE:
+                return f"the tenant has left shard {source_id}: workers activate it; {again}"
+
+    async def _run_once(self, began_at: float) -> Certificate:
+        source, target = await self._read_both()
+        match situation_of(source, target, target_shard_id=self._move.target_id):
+            case Situation.MOVE:
+                progress = await self._prepare()
+                progress = await self._copy(progress)
+                progress = await self._catch_up(progress)
+                await self._verify_live(progress)
+                progress = await self._catch_up(progress)
+                await self._switch(progress)
+            case Situation.COPY_AGAIN:
+                await self._copy_rest(await self._copy(await self._prepare()))
+                await self._activate(None)
+            case Situation.ACTIVATE:
+                await self._activate(None)
+            case Situation.ARRIVED:
+                pass
+            case Situation.GONE:
+                raise PermanentError(f"{self._move.tenant_id}: expected a tenant to move, got one that is destroyed")
+            case Situation.ELSEWHERE:
+                raise PermanentError(
+                    f"{self._move.tenant_id}: expected its home on shard {self._move.source_id} or "
+                    f"{self._move.target_id}, got none there; run: simplu-worker tenants show"
+                )
+        return await self._certify(began_at)
+
+    # Prepare
+
+    async def _read_both(self) -> tuple[MovingTenant | None, MovingTenant | None]:
+        async with self._source.connection() as connection:
+            source = await read_tenant(connection, self._move.tenant_id)
+        async with self._target.connection() as connection:
+            return source, await read_tenant(connection, self._move.tenant_id)
+
+    async def _prepare(self) -> Progress:
+        """Take a token on the source, so that no earlier mover can commit, and then the row on the target."""
+        self._enter(Phase.PREPARE)
+        _, target = await self._read_both()
+        source = await self._take_token(0 if target is None else target.move_token)
+        return await self._prepare_target(source)
+
+    async def _take_token(self, token_of_target: int) -> MovingTenant:
+        tenant_id = self._move.tenant_id
+        async with self._source.transaction() as connection:
+            source = await read_tenant(connection, tenant_id, locked=True)
+            if source is None:
+                raise RetryableError("the tenant's row has gone from its shard")
+            self._token = max(source.move_token, token_of_target) + 1
+            if affected_count(await connection.execute(QUERIES["take_move_token"], tenant_id, self._token)) != 1:
+                raise RetryableError(f"the tenant is {source.state}")
+            self._step = "committed" if source.state is TenantState.MOVED else "open"
+            await connection.execute(QUERIES["open_move"], tenant_id, self._move.target_id, self._token, self._step)
+        self._last_barrier = (self._clock(), source.read_at)
+        return source
+
+    async def _prepare_target(self, source: MovingTenant) -> Progress:
+        tenant_id, keeps = self._move.tenant_id, self._options.log_kept * LOG_KEPT_SHARE
+        async with self._source.connection() as connection:
+            arrival_on_source = await read_arrival(connection, tenant_id)
+        async with self._target.transaction() as connection:
+            target = await read_tenant(connection, tenant_id, locked=True)
+            if target is not None and (target.business_id, target.location_id) != (
+                source.business_id,
+                source.location_id,
+            ):
+                raise PermanentError(f"{tenant_id}: its id belongs to another business and location on the target")
+            arrival = await read_arrival(connection, tenant_id)
+            departure = await read_departure(connection, tenant_id)
+            kept = continued_progress(source, self._move.source_id, target, arrival, keeps) or warm_progress(
+                source, target, departure, arrival_on_source, keeps
+            )
+            progress = kept or Progress(source.server, source.epoch, source.read_at)
+            self._epoch = _epoch_of(source, target)
+            status = await connection.execute(
+                QUERIES["make_incoming"],
+                tenant_id,
+                source.business_id,
+                source.location_id,
+                source.business_type,
+                self._epoch,
+                self._token,
+                source.control_at,
+                source.created_at,
+            )
+            if affected_count(status) != 1:
+                raise self._outrun_error()
+            await connection.execute(
+                QUERIES["open_arrival"], tenant_id, self._move.source_id, self._token, encoded(progress)
+            )
+        if kept is None:
+            await self._drop_rows(("drop_resources", "drop_operations", "drop_rejections"))
+        return progress
+
+    async def _drop_rows(self, queries: Sequence[str]) -> None:
+        """Delete what an earlier move has left on the target, in bounded transactions."""
+        for query in queries:
+            is_done = False
+            while not is_done:
+                async with self._target.transaction() as connection:
+                    await self._check_token(connection)
+                    status = await connection.execute(QUERIES[query], self._move.tenant_id, DROP_ROWS)
+                is_done = affected_count(status) < DROP_ROWS
+        async with self._target.transaction() as connection:
+            await self._check_token(connection)
+            await connection.execute(QUERIES["drop_failures"], self._move.tenant_id)
+
+    async def _check_token(self, connection: Connection) -> None:
+        """Begin a transaction on the target. Raises `OutrunError` if another mover has come."""
+        if not await connection.fetchval(QUERIES["lock_incoming"], self._move.tenant_id, self._token):
+            raise self._outrun_error()
+
+    # Copy, catch up
+
+    async def _copy(self, progress: Progress) -> Progress:
+        self._enter(Phase.COPY)
+        for table in TABLES:
+            after = progress.cursors.get(table.name, FIRST)
+            while after is not None:
+                await asyncio.sleep(self._pace.rest_s)
+                began_at = self._clock()
+                async with self._source.transaction() as connection:
+                    end = await find_end(connection, table, self._move.tenant_id, after, self._pace.row_count)
+                answered_at = self._clock()
+                async with self._target.transaction() as connection:
+                    await self._check_token(connection)
+                    answer_s = max(answered_at - began_at, self._clock() - answered_at)
+                    chunk = await copy_chunk(self._source, connection, table, self._move.tenant_id, after, end)
+                    after = end
+                    progress = msgspec.structs.replace(
+                        progress,
+                        cursors=progress.cursors | {table.name: end},
+                        row_count=progress.row_count + chunk.row_count,
+                        byte_count=progress.byte_count + chunk.byte_count,
+                    )
+                    await self._note_progress(connection, progress)
+                self._pace = next_pace(
+                    self._pace,
+                    row_count=chunk.row_count,
+                    took_s=self._clock() - began_at,
+                    answer_s=answer_s,
+                    max_rows_per_s=self._options.max_rows_per_s,
+                )
+                await self._show_progress(progress)
+        return progress
+
+    async def _catch_up(self, progress: Progress) -> Progress:
+        """Copy what changed since the barrier, in rounds, until a round is small. Raises `PauseTooLongError`."""
+        self._enter(Phase.CATCH_UP)
+        for _ in range(ROUNDS_MAX):
+            began_at = self._clock()
+            barrier = await self._set_barrier()
+            count = 0
+            async with self._source.connection() as connection:
+                async for changes in read_changes(connection, self._move.tenant_id, progress.barrier):
+                    count += changes.count
+                    await self._write(changes)
+            async with self._target.transaction() as connection:
+                await self._check_token(connection)
+                progress = msgspec.structs.replace(
+                    progress, barrier=barrier.read_at, row_count=progress.row_count + count
+                )
+                await self._note_progress(connection, progress)
+            await self._show_progress(progress)
+            took_s = self._clock() - began_at
+            if count <= SMALL_ROUND or took_s <= self._options.max_pause_s / 4:
+                break
+        if took_s > self._options.max_pause_s:
+            raise PauseTooLongError(
+                f"{self._move.tenant_id}: expected a pause of at most {self._options.max_pause_s:g} s, "
+                f"got a last round that takes {took_s:.2f} s; try again with less load, or give a longer --max-pause"
+            )
+        return progress
+
+    async def _set_barrier(self) -> MovingTenant:
+        """Return the tenant's row after all batches in flight: their rows of the log are from before `read_at`."""
+        async with self._source.transaction() as connection:
+            source = await read_tenant(connection, self._move.tenant_id, locked=True)
+        if source is None or source.state not in {TenantState.ACTIVE, TenantState.MOVED}:
+            raise RetryableError(f"the tenant is {None if source is None else source.state}")
+        if source.move_token != self._token:
+            raise self._outrun_error()
+        self._check_clock(source.read_at)
+        return source
+
+    def _check_clock(self, read_at: datetime) -> None:
+        """Begin again if the source's clock was set back: rows written since may have times before the barrier."""
+        now = self._clock()
+        if self._last_barrier is not None:
+            at, before = self._last_barrier
+            if (now - at) - (read_at - before).total_seconds() > CLOCK_STEP_MAX_S:
+                self._last_barrier = None
+                raise PermanentError(
+                    f"{self._move.tenant_id}: expected the clock of shard {self._move.source_id} to run, got one "
+                    "that was set back; run: simplu-worker tenants rollback, and then move the tenant again"
+                )
+        self._last_barrier = (now, read_at)
+
+    async def _write(self, changes: Changes) -> None:
+        async with self._target.transaction() as connection:
+            await self._check_token(connection)
+            await write_changes(connection, self._move.tenant_id, changes)
+
+    async def _verify_live(self, progress: Progress) -> None:
+        """Compare the rows unchanged since the last round, while the tenant goes on. Raises if they differ."""
+        self._enter(Phase.VERIFY)
+        comparison = await compare_shards(
+            self._source,
+            self._target,
+            self._move.tenant_id,
+            progress.barrier,
+            live_on_source=True,
+            log_kept=self._options.log_kept * LOG_KEPT_SHARE,
+        )
+        if not comparison.is_equal:
+            raise PermanentError(
+                f"{self._move.tenant_id}: expected equal rows on both shards, got other ones: "
+                f"{describe_difference(comparison)}; the tenant goes on on shard {self._move.source_id}; "
+                "run: simplu-worker tenants rollback"
+            )
+
+    # Switch
+
+    async def _switch(self, progress: Progress) -> None:
+        """Fence the tenant, copy the last changes, commit, and activate: the pause."""
+        self._enter(Phase.SWITCH)
+        await self._note_move()
+        began_at, source, progress, changes = await self._fence(progress)
+        try:
+            ready = await self._finish_copy(source, progress, changes)
+            await self._commits.wait_for_transaction(self._move.target_id, ready)
+            committed = await self._commit()
+        except BaseException:
+            with contextlib.suppress(RetryableError, PermanentError):
+                await asyncio.shield(self._end_fence())
+            raise
+        await self._activate(committed)
+        self._pause_s = self._clock() - began_at
+
+    async def _fence(self, progress: Progress) -> tuple[float, MovingTenant, Progress, list[Changes]]:
+        """Fence the tenant; return when, its row, and the remaining changes, all of one transaction."""
+        tenant_id = self._move.tenant_id
+        for _ in range(FENCE_TRIES):
+            with contextlib.suppress(LostRaceError):  # a batch takes longer than others may wait for it
+                async with self._source.transaction() as connection:
+                    await connection.fetchval(QUERIES["limit_lock_wait"], str(round(LOCK_WAIT_S * 1000)))
+                    status = await connection.execute(QUERIES["fence_tenant"], tenant_id, self._token, FENCE_S)
+                    began_at = self._clock()
+                    source = await read_tenant(connection, tenant_id)
+                    if affected_count(status) != 1 or source is None:
+                        raise self._outrun_error()
+                    self._check_clock(source.read_at)
+                    positions = await read_positions(connection)
+                    changes = [one async for one in read_changes(connection, tenant_id, progress.barrier)]
+                fenced = msgspec.structs.replace(
+                    progress, barrier=source.read_at, fenced_at=source.read_at, positions=positions
+                )
+                return began_at, source, fenced, changes
+            await asyncio.sleep(PAUSE_S)
+        raise PauseTooLongError(
+            f"{tenant_id}: expected a moment without a batch that takes over {LOCK_WAIT_S:g} s, got none in "
+            f"{FENCE_TRIES} tries; {self.describe_state()}"
+        )
+
+    async def _copy_rest(self, progress: Progress) -> None:
+        """Make the tenant ready again, from a source that it has left: nothing changes there."""
+        async with self._source.connection() as connection:
+            source = await read_tenant(connection, self._move.tenant_id)
+            if source is None:
+                raise RetryableError("the tenant's row has gone from its shard")
+            positions = await read_positions(connection)
+            changes = [one async for one in read_changes(connection, self._move.tenant_id, progress.barrier)]
+        progress = msgspec.structs.replace(progress, positions=positions)
+        ready = await self._finish_copy(source, progress, changes)
+        await self._commits.wait_for_transaction(self._move.target_id, ready)
+
+    async def _finish_copy(self, source: MovingTenant, progress: Progress, changes: Sequence[Changes]) -> Server:
+        """Write the last changes, and make the tenant ready, in one transaction; return its server."""
+        tenant_id = self._move.tenant_id
+        async with self._target.transaction() as connection:
+            await self._check_token(connection)
+            for one in changes:
+                await write_changes(connection, tenant_id, one)
+            server = await note_server(connection)
+            progress = msgspec.structs.replace(progress, target_server=server)
+            await connection.execute(
+                QUERIES["make_ready"],
+                tenant_id,
+                self._token,
+                source.business_type,
+                source.control_at,
+                source.created_at,
+            )
+            await connection.execute(QUERIES["note_ready"], tenant_id, self._token, encoded(progress))
+        return server
+
+    async def _commit(self) -> Server:
+        """Commit the move; return the server of the source. Raises `LostRaceError` after the end of the fence."""
+        tenant_id = self._move.tenant_id
+        async with self._source.transaction() as connection:
+            status = await connection.execute(
+                QUERIES["commit_move"], tenant_id, self._token, self._move.target_id, self._epoch
+            )
+            if affected_count(status) != 1:
+                raise LostRaceError("a worker has ended the fence")
+            await connection.execute(QUERIES["note_move"], tenant_id, self._token, "committed", None)
+            return await note_server(connection)
+
+    async def _end_fence(self) -> None:
+        """Let the tenant go on on the source at once, and not after the deadline."""
+        async with self._source.transaction() as connection:
+            await connection.execute(QUERIES["end_own_fence"], self._move.tenant_id, self._token)
+
+    async def _activate(self, committed: Server | None) -> None:
+        """Activate the tenant on the target; *committed* is the server of the commit, if that is known."""
+        self._enter(Phase.ACTIVATE)
+        move = self._move
+        if committed is None:
+            await self._settler.activate(move.source_id, move.target_id, move.tenant_id)
+        else:
+            await self._settler.activate_after(move.source_id, committed, move.target_id, move.tenant_id, self._token)
+        _, target = await self._read_both()
+        if target is None or target.state is not TenantState.ACTIVE:
+            raise RetryableError(f"the tenant is {None if target is None else target.state} on shard {move.target_id}")
+
+    # The end
+
+    async def _certify(self, began_at: float) -> Certificate:
+        """Compare both shards as of the fence, and keep the result in the journal of the source."""
+        move = self._move
+        async with self._target.connection() as connection:
+            target = await read_tenant(connection, move.tenant_id)
+            arrival = await read_arrival(connection, move.tenant_id)
+        async with self._source.connection() as connection:
+            departure = await read_departure(connection, move.tenant_id)
+        if target is None or arrival is None or arrival.ready_at is None or departure is None:
+            raise PermanentError(
+                f"{move.tenant_id}: expected the journal of its move to shard {move.target_id}, got none: "
+                "it is there already"
+            )
+        comparison = await compare_shards(
+            self._source,
+            self._target,
+            move.tenant_id,
+            arrival.ready_at,
+            live_on_source=False,
+            log_kept=self._options.log_kept * LOG_KEPT_SHARE,
+        )
+        certificate = Certificate(
+            tenant=move.tenant_id,
+            source_shard=move.source_id,
+            target_shard=move.target_id,
+            epoch=target.epoch,
+            pause_s=self._pause_s,
+            duration_s=self._clock() - began_at,
+            rows_copied=arrival.progress.row_count,
+            bytes_copied=arrival.progress.byte_count,
+            comparison=comparison,
+            at=datetime.now(UTC),
+        )
+        self._token = departure.move_token
+        detail = {"verdict": certificate.verdict, "certificate": certificate}
+        await self._note_move("done", msgspec.json.encode(detail).decode())
+        self._enter(Phase.DONE)
+        return certificate
+
+    async def _note_move(self, step: str | None = None, detail: str | None = None) -> None:
+        """Write the journal on the source, which also shows that this mover runs."""
+        self._noted_at = self._clock()
+        async with self._source.transaction() as connection:
+            await connection.execute(
+                QUERIES["note_move"], self._move.tenant_id, self._token, step or self._step, detail
+            )
+
+    async def _note_progress(self, connection: Connection, progress: Progress) -> None:
+        await connection.execute(QUERIES["note_arrival"], self._move.tenant_id, self._token, encoded(progress))
+
+    async def _show_progress(self, progress: Progress) -> None:
+        self._show(MoveStatus(self._phase, progress.row_count, progress.byte_count))
+        if self._clock() - self._noted_at > NOTE_INTERVAL_S:
+            await self._note_move()
+
+    def _outrun_error(self) -> OutrunError:
+        return OutrunError(f"{self._move.tenant_id}: another mover has begun since; {self.describe_state()}")
+
+    def _enter(self, phase: Phase) -> None:
+        self._phase = phase
+        self._show(MoveStatus(phase))
+
+
+def _epoch_of(source: MovingTenant, target: MovingTenant | None) -> int:
+    """Return the epoch of the tenant on its target: above all that it had on either shard before this move."""
+    if source.state is TenantState.MOVED:  # its commit has raised it
+        return source.epoch
+    return max(source.epoch, 0 if target is None else target.epoch) + 1

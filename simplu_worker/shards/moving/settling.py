@@ -1,0 +1,109 @@
+"""End what a mover that was killed has left: a fence after its deadline, and a tenant between two shards.
+
+The same for a mover and for any worker that looks up the tenant: the rows of the two shards decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from simplu_worker.operations.admission import TenantState
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
+from simplu_worker.shards.apply.durability import Server
+from simplu_worker.shards.moving.merged_positions import CarriedPosition, merge_positions
+from simplu_worker.shards.moving.rows import read_arrival, read_tenant
+from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES, affected_count
+
+LOCK_WAIT_S: Final = 0.3  # of a mover for batches: too short to be noticed
+
+LEFT_FOR: Final = timedelta(seconds=1)  # before a worker takes the mover of a ready tenant for killed
+
+log = structlog.get_logger(__name__)
+
+
+class MoveSettler:
+    """Ends fences and activates tenants on the shards of *pools*."""
+
+    def __init__(self, pools: Pools, commits: ReplicationWaiter) -> None:
+        self._pools = pools
+        self._commits = commits
+
+    async def end_overdue_fence(self, shard_id: str, tenant_id: str) -> bool:
+        """Make a fenced tenant active again if the fence is past its deadline; return whether it was.
+
+        Raises `RetryableError` if the shard does not answer.
+        """
+        async with self._pools.pool_of(shard_id).transaction() as connection:
+            has_ended = affected_count(await connection.execute(QUERIES["end_overdue_fence"], tenant_id)) == 1
+        if has_ended:
+            log.warning("move.fence_ended", shard_id=shard_id, tenant_id=tenant_id)
+        return has_ended
+
+    async def activate_left(self, source_id: str, target_id: str, tenant_id: str) -> bool:
+        """Do as `activate` for a tenant that has been ready for a while: its mover takes milliseconds."""
+        async with self._pools.pool_of(target_id).connection() as connection:
+            arrival = await read_arrival(connection, tenant_id)
+        if arrival is None or arrival.ready_at is None or arrival.read_at - arrival.ready_at < LEFT_FOR:
+            return False
+        return await self.activate(source_id, target_id, tenant_id)
+
+    async def activate(self, source_id: str, target_id: str, tenant_id: str) -> bool:
+        """Make a tenant that has left *source_id* active on *target_id*; return whether this call did.
+
+        Only once the standbys of the source have the commit: a promoted one would still have the tenant active. Raises
+        `RetryableError` if a shard does not answer, or the standbys do not confirm.
+        """
+        async with self._pools.pool_of(source_id).transaction() as connection:
+            left = await read_tenant(connection, tenant_id)
+            server = await note_server(connection)
+        if left is None or left.state is not TenantState.MOVED or left.moved_to != target_id:
+            return False
+        return await self.activate_after(source_id, server, target_id, tenant_id, left.move_token)
+
+    async def activate_after(self, source_id: str, server: Server, target_id: str, tenant_id: str, token: int) -> bool:
+        """Do the same after the commit on *source_id*, made by *server*; *token* is that of the `moved` row there."""
+        await self._commits.wait_for_transaction(source_id, server)
+        target = self._pools.pool_of(target_id)
+        if not await _activate(target, tenant_id, token):
+            return False
+        log.info("move.activated", tenant_id=tenant_id, source_id=source_id, shard_id=target_id)
+        return True
+
+
+async def _activate(target: ShardPool, tenant_id: str, token: int) -> bool:
+    """Activate the tenant, and merge the stream positions, in one transaction."""
+    async with target.transaction() as connection:
+        await connection.fetchval(QUERIES["limit_lock_wait"], str(round(LOCK_WAIT_S * 1000)))
+        # In the order in which batches lock: first the positions, then the tenant.
+        await connection.execute(QUERIES["lock_positions"])
+        if affected_count(await connection.execute(QUERIES["activate_tenant"], tenant_id, token)) != 1:
+            return False
+        arrival = await read_arrival(connection, tenant_id)
+        await _merge(connection, () if arrival is None else arrival.progress.positions)
+    return True
+
+
+async def _merge(connection: Connection, carried: Sequence[CarriedPosition]) -> None:
+    merged = merge_positions(carried, await read_positions(connection))
+    if merged.lowered:
+        columns = zip(
+            *((*one.key, one.owed_from, _text_of(one), str(one.parents_done)) for one in merged.lowered), strict=True
+        )
+        await connection.execute(QUERIES["merge_positions"], *map(list, columns))
+    if merged.deleted:
+        await connection.execute(QUERIES["delete_positions"], *map(list, zip(*merged.deleted, strict=True)))
+
+
+async def read_positions(connection: Connection) -> tuple[CarriedPosition, ...]:
+    """Return the rows of `stream_positions` of all streams."""
+    rows = await connection.fetch(QUERIES["read_all_positions_of_shard"])
+    return tuple(CarriedPosition(**dict(row)) for row in rows)
+
+
+def _text_of(position: CarriedPosition) -> str | None:
+    return None if position.owed_since is None else position.owed_since.isoformat()

@@ -1,0 +1,129 @@
+"""Take back what a move has left: the copy of one that has not committed, and the rows that a tenant left behind.
+
+Each under a token of its own, so that a mover that wakes up late finds another one (ADR 0007).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from simplu_worker.errors import PermanentError
+from simplu_worker.operations.admission import TenantState
+from simplu_worker.shards.moving.rows import read_arrival, read_departure, read_tenant
+from simplu_worker.shards.moving.situation import LEAVING, ON_THE_WAY
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES, affected_count
+
+DROP_ROWS: Final = 5_000  # deleted by one statement
+DROPS: Final = ("drop_resources", "drop_operations", "drop_rejections")
+
+log = structlog.get_logger(__name__)
+
+
+async def undo_move(pools: Pools, tenant_id: str, source_id: str, target_id: str) -> int:
+    """Delete the copy of a tenant that has not left its source; return the number of rows deleted.
+
+    Raises `PermanentError` if the tenant has left the source, and `RetryableError` if a shard does not answer: then the
+    same call goes on.
+    """
+    source, target = pools.pool_of(source_id), pools.pool_of(target_id)
+    async with target.connection() as connection:
+        copy = await read_tenant(connection, tenant_id)
+    async with source.transaction() as connection:
+        tenant = await read_tenant(connection, tenant_id, locked=True)
+        if tenant is None or tenant.state not in LEAVING:
+            state = "none" if tenant is None else tenant.state
+            raise PermanentError(f"{tenant_id}: expected its home on shard {source_id}, got a row that is {state}")
+        token = max(tenant.move_token, 0 if copy is None else copy.move_token) + 1
+        await connection.execute(QUERIES["take_move_token"], tenant_id, token)
+        await connection.execute(QUERIES["open_move"], tenant_id, target_id, token, "undoing")
+    count = 0
+    if copy is not None and copy.state in ON_THE_WAY:
+        count = await _drop_copy(target, tenant_id, token)
+    async with source.transaction() as connection:
+        await connection.execute(QUERIES["note_move"], tenant_id, token, "undone", None)
+        await connection.execute(QUERIES["forget_move_changes"], tenant_id)
+    log.info("move.undone", tenant_id=tenant_id, source_id=source_id, target_id=target_id, rows=count)
+    return count
+
+
+async def _drop_copy(target: ShardPool, tenant_id: str, token: int) -> int:
+    """Delete the rows of a tenant that is on its way, if no mover with a higher token has come."""
+    async with target.transaction() as connection:
+        status = await connection.execute(QUERIES["take_incoming"], tenant_id, token)
+        if affected_count(status) != 1:
+            raise PermanentError(f"{tenant_id}: another mover has begun since; run the command again once it has ended")
+    count = 0
+    for query in DROPS:
+        is_done = False
+        while not is_done:
+            async with target.transaction() as connection:
+                if not await connection.fetchval(QUERIES["lock_incoming"], tenant_id, token):
+                    raise PermanentError(f"{tenant_id}: another mover has begun since")
+                deleted = affected_count(await connection.execute(QUERIES[query], tenant_id, DROP_ROWS))
+            count += deleted
+            is_done = deleted < DROP_ROWS
+    async with target.transaction() as connection:
+        status = await connection.execute(QUERIES["drop_incoming"], tenant_id, token)
+        if affected_count(status) == 1:
+            await connection.execute(QUERIES["drop_failures"], tenant_id)
+            await connection.execute(QUERIES["close_arrival"], tenant_id)
+    return count
+
+
+async def list_left_behind(shard: ShardPool, older_than: timedelta) -> Sequence[tuple[str, str]]:
+    """Return the tenants that left a shard so long ago and have rows there, each with the shard it went to."""
+    async with shard.connection() as connection:
+        rows = await connection.fetch(QUERIES["find_left_behind"], older_than)
+    return [(row["tenant_id"], row["target_shard_id"]) for row in rows]
+
+
+async def clean_up(pools: Pools, tenant_id: str, source_id: str, target_id: str) -> int | None:
+    """Delete the rows that a tenant left on *source_id*, and return their number; the tenant's row stays.
+
+    None if the tenant is not, or no more, on *target_id*, or has come back. From the first statement on the move can
+    only be taken back by copying everything. Raises `RetryableError` if a shard does not answer.
+    """
+    source, target = pools.pool_of(source_id), pools.pool_of(target_id)
+    async with target.connection() as connection:
+        home = await read_tenant(connection, tenant_id)
+    async with source.transaction() as connection:
+        left = await read_tenant(connection, tenant_id, locked=True)
+        departure = await read_departure(connection, tenant_id)
+        is_safe = (
+            home is not None
+            and left is not None
+            and departure is not None
+            and (left.state, left.moved_to) == (TenantState.MOVED, target_id)
+            and home.state is TenantState.ACTIVE
+            and home.epoch >= left.epoch
+        )
+        if not is_safe or left is None or home is None:
+            return None
+        token = max(left.move_token, home.move_token) + 1
+        await connection.execute(QUERIES["take_move_token"], tenant_id, token)
+        await connection.execute(QUERIES["retake_move"], tenant_id, token, "cleaning")
+    count = 0
+    for query in DROPS:
+        is_done = False
+        while not is_done:
+            async with source.transaction() as connection:
+                if not await connection.fetchval(QUERIES["lock_left"], tenant_id, token):
+                    return None
+                deleted = affected_count(await connection.execute(QUERIES[query], tenant_id, DROP_ROWS))
+            count += deleted
+            is_done = deleted < DROP_ROWS
+    async with source.transaction() as connection:
+        await connection.execute(QUERIES["drop_failures"], tenant_id)
+        await connection.execute(QUERIES["note_move"], tenant_id, token, "cleaned", None)
+    async with target.transaction() as connection:
+        arrival = await read_arrival(connection, tenant_id)
+        if arrival is not None and arrival.source_shard_id == source_id:
+            await connection.execute(QUERIES["close_arrival"], tenant_id)
+            await connection.execute(QUERIES["forget_move_changes"], tenant_id)
+    log.info("move.cleaned_up", tenant_id=tenant_id, source_id=source_id, rows=count)
+    return count

@@ -1,0 +1,484 @@
+-- Moves of tenants between shards (docs/adr/0007-moving-tenants.md). What a mover writes to a shard is about a tenant's
+-- row with the mover's own token; what any worker may write is about a state that only it can follow.
+
+-- fragment: tenant_to_move
+-- The columns of a tenant's row that decide the next step of its move, the time, and the server.
+SELECT
+    id, business_id, location_id, business_type, state, epoch, move_token, moved_to, control_at, created_at,
+    pg_catalog.clock_timestamp() AS read_at, :server_run
+FROM public.tenants
+WHERE id = $1
+
+-- name: find_tenant_to_move
+:tenant_to_move;
+
+-- name: lock_tenant_to_move
+-- Waits for the batches in flight: their rows of the log are from before `read_at`, and all later ones from after it.
+:tenant_to_move FOR UPDATE;
+
+-- name: find_move
+-- The journal of the tenant $1 on its source.
+SELECT tenant_id, target_shard_id, move_token, step, detail::pg_catalog.text AS detail, started_at, updated_at
+FROM public.moves
+WHERE tenant_id = $1;
+
+-- name: find_arrival
+-- The journal of the tenant $1 on its target.
+SELECT
+    tenant_id, source_shard_id, move_token, progress::pg_catalog.text AS progress, ready_at, started_at,
+    pg_catalog.clock_timestamp() AS read_at
+FROM public.arrivals
+WHERE tenant_id = $1;
+
+-- name: count_moves
+-- How many moves are open on this shard, and for how many seconds the one that stands still longest has.
+SELECT
+    pg_catalog.count(*) AS open_count,
+    coalesce(
+        pg_catalog.max(extract(epoch FROM pg_catalog.clock_timestamp() - updated_at)), 0
+    )::pg_catalog.float8 AS still_s
+FROM public.moves
+WHERE step IN ('open', 'committed');
+
+-- name: take_move_token
+-- From now on no earlier mover of the tenant $1 can fence it or commit.
+UPDATE public.tenants
+SET move_token = $2::pg_catalog.int8, fenced_until = NULL, state = CASE state WHEN 'fenced' THEN 'active' ELSE state END
+WHERE id = $1 AND state IN ('active', 'fenced', 'moved') AND move_token < $2::pg_catalog.int8;
+
+-- name: open_move
+-- The time of an open move to the same shard stays.
+INSERT INTO public.moves AS known (tenant_id, target_shard_id, move_token, step)
+VALUES ($1, $2, $3, $4)
+ON CONFLICT (tenant_id) DO UPDATE SET
+    target_shard_id = excluded.target_shard_id,
+    move_token = excluded.move_token,
+    step = excluded.step,
+    detail = '{}',
+    started_at = CASE
+        WHEN known.step IN ('open', 'committed') AND known.target_shard_id = excluded.target_shard_id THEN known.started_at
+        ELSE pg_catalog.clock_timestamp()
+    END,
+    updated_at = pg_catalog.clock_timestamp();
+
+-- name: note_move
+-- Set the step of a move, and its detail; also shows that its mover runs.
+UPDATE public.moves
+SET
+    step = $3, detail = coalesce($4::pg_catalog.text::pg_catalog.jsonb, detail),
+    updated_at = pg_catalog.clock_timestamp()
+WHERE tenant_id = $1 AND move_token = $2;
+
+-- name: fence_tenant
+-- Waits for the batches in flight, within the lock timeout of the transaction. $3: seconds.
+UPDATE public.tenants
+SET state = 'fenced', fenced_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $3)
+WHERE id = $1 AND state = 'active' AND move_token = $2;
+
+-- name: end_own_fence
+-- By the mover itself. With the next token: a commit of this one that is under way must not find it.
+UPDATE public.tenants
+SET state = 'active', move_token = move_token + 1, fenced_until = NULL
+WHERE id = $1 AND state = 'fenced' AND move_token = $2;
+
+-- name: end_overdue_fence
+-- By any worker. No program may merely take an overdue fence for ended: the mover's commit may be under way.
+UPDATE public.tenants
+SET state = 'active', move_token = move_token + 1, fenced_until = NULL
+WHERE id = $1 AND state = 'fenced' AND fenced_until < pg_catalog.clock_timestamp();
+
+-- name: commit_move
+-- The commit point: from here on the tenant's home is the shard $3, where its row has the epoch $4.
+UPDATE public.tenants
+SET
+    state = 'moved', moved_to = $3, epoch = $4, fenced_until = NULL, deletion_began_at = NULL,
+    state_changed_at = pg_catalog.clock_timestamp()
+WHERE id = $1 AND state = 'fenced' AND move_token = $2;
+
+-- name: read_one_moment
+-- All further statements of the transaction see the shard as of the first one.
+SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY;
+
+-- name: limit_lock_wait
+-- $1: milliseconds, as text.
+SELECT pg_catalog.set_config('lock_timeout', $1, true);
+
+-- name: read_all_positions_of_shard
+-- Of every stream.
+SELECT stream, stream_shard_id, owed_from, owed_since, parents_done FROM public.stream_positions;
+
+-- name: lock_positions
+-- Against readers' writes, until the commit.
+LOCK TABLE public.stream_positions IN SHARE ROW EXCLUSIVE MODE;
+
+-- name: merge_positions
+-- Lower the positions of rows that both shards have, with new tokens. $1 streams, $2 stream shards, $3 positions, $4 the
+-- times that belong to them, $5 whether all that the parents had for the shard is here.
+UPDATE public.stream_positions AS known
+SET
+    owed_from = sent.owed_from, owed_since = sent.owed_since::pg_catalog.timestamptz, read_to = NULL, held = NULL,
+    parents_done = sent.parents_done::pg_catalog.bool, token = pg_catalog.gen_random_uuid()
+FROM unnest(
+    $1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[]
+) AS sent (stream, stream_shard_id, owed_from, owed_since, parents_done)
+WHERE known.stream = sent.stream AND known.stream_shard_id = sent.stream_shard_id;
+
+-- name: delete_positions
+-- Of stream shards that only one of the two shards had a row of.
+DELETE FROM public.stream_positions AS known
+USING unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS sent (stream, stream_shard_id)
+WHERE known.stream = sent.stream AND known.stream_shard_id = sent.stream_shard_id;
+
+-- name: make_incoming
+-- Only over a lower token, and never over a tenant with its home here.
+INSERT INTO public.tenants AS known (
+    id, business_id, location_id, business_type, state, epoch, move_token, control_at, created_at
+)
+VALUES ($1, $2, $3, $4, 'incoming', $5, $6, $7, $8)
+ON CONFLICT (id) DO UPDATE SET
+    business_id = excluded.business_id, location_id = excluded.location_id, business_type = excluded.business_type,
+    state = 'incoming', epoch = excluded.epoch, move_token = excluded.move_token, moved_to = NULL, fenced_until = NULL,
+    control_at = excluded.control_at, created_at = excluded.created_at, deletion_began_at = NULL
+WHERE known.state IN ('incoming', 'ready', 'moved', 'destroyed') AND known.move_token < excluded.move_token;
+
+-- name: open_arrival
+INSERT INTO public.arrivals AS known (tenant_id, source_shard_id, move_token, progress)
+VALUES ($1, $2, $3, $4::pg_catalog.text::pg_catalog.jsonb)
+ON CONFLICT (tenant_id) DO UPDATE SET
+    source_shard_id = excluded.source_shard_id, move_token = excluded.move_token, progress = excluded.progress,
+    ready_at = NULL, updated_at = pg_catalog.clock_timestamp();
+
+-- name: lock_incoming
+-- Begins each transaction that writes to the target: no other mover has come.
+SELECT true FROM public.tenants WHERE id = $1 AND state = 'incoming' AND move_token = $2 FOR SHARE;
+
+-- name: note_arrival
+-- The progress, in the transaction of the rows that it counts.
+UPDATE public.arrivals
+SET progress = $3::pg_catalog.text::pg_catalog.jsonb, updated_at = pg_catalog.clock_timestamp()
+WHERE tenant_id = $1 AND move_token = $2;
+
+-- name: make_ready
+-- With what control messages may have changed on the source since its row was copied.
+UPDATE public.tenants
+SET state = 'ready', business_type = $3, control_at = $4, created_at = $5
+WHERE id = $1 AND state = 'incoming' AND move_token = $2;
+
+-- name: note_ready
+UPDATE public.arrivals
+SET
+    progress = $3::pg_catalog.text::pg_catalog.jsonb, ready_at = pg_catalog.clock_timestamp(),
+    updated_at = pg_catalog.clock_timestamp()
+WHERE tenant_id = $1 AND move_token = $2;
+
+-- name: activate_tenant
+-- The token is that of the `moved` row on the source. The new time shows readers that a tenant has arrived.
+UPDATE public.tenants
+SET state = 'active', state_changed_at = pg_catalog.clock_timestamp()
+WHERE id = $1 AND state = 'ready' AND move_token = $2;
+
+-- name: take_incoming
+-- What an earlier mover has left is a rollback's now: its token is above the mover's.
+UPDATE public.tenants
+SET state = 'incoming', move_token = $2
+WHERE id = $1 AND state IN ('incoming', 'ready') AND move_token < $2;
+
+-- name: drop_incoming
+DELETE FROM public.tenants WHERE id = $1 AND state = 'incoming' AND move_token = $2;
+
+-- name: lock_left
+-- Begins each transaction that deletes what a tenant has left behind: it has not come back, and no mover is coming.
+SELECT true FROM public.tenants WHERE id = $1 AND state = 'moved' AND move_token = $2 FOR SHARE;
+
+-- name: retake_move
+-- Note in the journal that its rows are another program's now.
+UPDATE public.moves
+SET move_token = $2, step = $3, updated_at = pg_catalog.clock_timestamp()
+WHERE tenant_id = $1;
+
+-- name: find_left_behind
+-- The tenants that have moved away from this shard at least $1 ago, and have left rows here.
+SELECT tenant_id, target_shard_id
+FROM public.moves
+WHERE step IN ('done', 'cleaning') AND updated_at < pg_catalog.clock_timestamp() - $1::pg_catalog.interval
+ORDER BY updated_at, tenant_id;
+
+-- name: close_arrival
+DELETE FROM public.arrivals WHERE tenant_id = $1;
+
+-- name: forget_move_changes
+DELETE FROM public.move_changes WHERE tenant_id = $1;
+
+-- name: drop_resources
+-- At most $2 of a tenant's resources, while its home is elsewhere.
+DELETE FROM public.resources
+WHERE ctid = ANY(ARRAY(SELECT ctid FROM public.resources WHERE id = $1 LIMIT $2));
+
+-- name: drop_operations
+-- At most $2 of a tenant's rows of the log.
+DELETE FROM public.operations
+WHERE ctid = ANY(ARRAY(SELECT ctid FROM public.operations WHERE tenant_id = $1 LIMIT $2));
+
+-- name: drop_failures
+DELETE FROM public.message_failures WHERE tenant_id = $1;
+
+-- name: drop_rejections
+DELETE FROM public.rejections
+WHERE ctid = ANY(ARRAY(SELECT ctid FROM public.rejections WHERE tenant_id = $1 LIMIT $2));
+
+-- name: resource_boundary
+-- The key of the $4-th resource after the key $2, $3: the end of the next chunk. NULL if there are fewer.
+SELECT "resourceName" AS first, "resourceId" AS second
+FROM public.resources
+WHERE id = $1 AND ("resourceName", "resourceId") > ($2::pg_catalog.text, $3::pg_catalog.text)
+ORDER BY "resourceName", "resourceId"
+OFFSET $4 - 1 LIMIT 1;
+
+-- name: operation_boundary
+-- The same for the log, where a key has one part.
+SELECT request_id AS first, '' AS second
+FROM public.operations
+WHERE tenant_id = $1 AND request_id > $2::pg_catalog.text AND $3::pg_catalog.text = ''
+ORDER BY request_id
+OFFSET $4 - 1 LIMIT 1;
+
+-- name: rejection_boundary
+SELECT request_id AS first, '' AS second
+FROM public.rejections
+WHERE tenant_id = $1 AND request_id > $2::pg_catalog.text AND $3::pg_catalog.text = ''
+ORDER BY request_id
+OFFSET $4 - 1 LIMIT 1;
+
+-- name: failure_boundary
+SELECT message_id AS first, '' AS second
+FROM public.message_failures
+WHERE tenant_id = $1 AND message_id > $2::pg_catalog.text AND $3::pg_catalog.text = ''
+ORDER BY message_id
+OFFSET $4 - 1 LIMIT 1;
+
+-- name: copy_resources
+-- The resources behind the key $2, $3, up to $4, $5; to the last one without these.
+SELECT id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated"
+FROM public.resources
+WHERE
+    id = $1 AND ("resourceName", "resourceId") > ($2::pg_catalog.text, $3::pg_catalog.text)
+    AND ($4::pg_catalog.text IS NULL OR ("resourceName", "resourceId") <= ($4::pg_catalog.text, $5::pg_catalog.text))
+ORDER BY "resourceName", "resourceId";
+
+-- name: copy_operations
+-- Without the number of the transaction: on another shard it could be that of a batch there.
+SELECT
+    tenant_id, request_id, operation, resource_type, resource_id, status, error, result, digest, source,
+    stream_shard_id, sequence_number, requested_at, received_at, completed_at
+FROM public.operations
+WHERE
+    tenant_id = $1 AND request_id > $2::pg_catalog.text AND $3::pg_catalog.text = ''
+    AND ($4::pg_catalog.text IS NULL OR (request_id <= $4::pg_catalog.text AND $5::pg_catalog.text = ''))
+ORDER BY request_id;
+
+-- name: copy_rejections
+SELECT
+    tenant_id, request_id, reason, error, dead_letter_queue, source, sequence_number, message_id, rejected_at
+FROM public.rejections
+WHERE
+    tenant_id = $1 AND request_id > $2::pg_catalog.text AND $3::pg_catalog.text = ''
+    AND ($4::pg_catalog.text IS NULL OR (request_id <= $4::pg_catalog.text AND $5::pg_catalog.text = ''))
+ORDER BY request_id;
+
+-- name: copy_failures
+SELECT tenant_id, message_id, failure_count, failed_at
+FROM public.message_failures
+WHERE
+    tenant_id = $1 AND message_id > $2::pg_catalog.text AND $3::pg_catalog.text = ''
+    AND ($4::pg_catalog.text IS NULL OR (message_id <= $4::pg_catalog.text AND $5::pg_catalog.text = ''))
+ORDER BY message_id;
+
+-- name: may_copy_into
+-- Whether COPY may write the tables: with policies in force for this role only INSERT may.
+SELECT NOT pg_catalog.row_security_active('public.resources'::pg_catalog.regclass);
+
+-- name: read_logged_changes
+-- At most $5 rows of the log that were written from $2 on, after the row of $3, $4. In the order of the index by time.
+SELECT
+    tenant_id, request_id, operation, resource_type, resource_id, status, error, result::pg_catalog.text AS result,
+    digest, source, stream_shard_id, sequence_number, requested_at, received_at, completed_at
+FROM public.operations
+WHERE
+    tenant_id = $1 AND completed_at >= $2
+    AND (completed_at, request_id) > ($3::pg_catalog.timestamptz, $4::pg_catalog.text)
+ORDER BY completed_at, request_id
+LIMIT $5;
+
+-- name: read_other_changes
+-- Resources that may have changed without a row in the log since $2: renamed ones, and administrators with their roles,
+-- which control messages add. An application makes few such roles.
+SELECT resource_type, resource_id FROM public.move_changes WHERE tenant_id = $1 AND changed_at >= $2
+UNION
+SELECT made.resource_type, resources."resourceId"
+FROM public.resources
+JOIN public.tenants ON tenants.id = resources.id
+JOIN public.business_types ON business_types.name = tenants.business_type
+CROSS JOIN LATERAL (VALUES ('role'), (business_types.staff_resource_type)) AS made (resource_type)
+WHERE
+    resources.id = $1 AND resources."resourceName" = 'role'
+    AND resources.data @> '{"name": "Administrator", "permissions": ["*"]}';
+
+-- name: read_resources
+-- The resources of $1 with the types $2 and the ids $3 that exist.
+SELECT
+    "businessType" AS business_type, "resourceName" AS resource_type, "resourceId" AS resource_id,
+    data::pg_catalog.text AS data, date, "lastUpdated" AS last_updated
+FROM unnest($2::pg_catalog.text[], $3::pg_catalog.text[]) AS wanted (resource_type, resource_id)
+JOIN public.resources
+    ON resources.id = $1 AND resources."resourceName" = wanted.resource_type
+    AND resources."resourceId" = wanted.resource_id;
+
+-- name: write_resources
+INSERT INTO public.resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
+SELECT
+    $1, sent.business_type, sent.resource_type, sent.resource_id, sent.data::pg_catalog.jsonb,
+    sent.date::pg_catalog.timestamptz, sent.updated::pg_catalog.timestamptz
+FROM unnest(
+    $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[], $6::pg_catalog.text[],
+    $7::pg_catalog.text[]
+) AS sent (business_type, resource_type, resource_id, data, date, updated)
+ON CONFLICT (id, "resourceName", "resourceId") DO UPDATE SET
+    "businessType" = excluded."businessType", data = excluded.data, date = excluded.date,
+    "lastUpdated" = excluded."lastUpdated";
+
+-- name: delete_resources_named
+-- The resources of $1 with the types $2 and the ids $3.
+DELETE FROM public.resources
+USING unnest($2::pg_catalog.text[], $3::pg_catalog.text[]) AS gone (resource_type, resource_id)
+WHERE
+    resources.id = $1 AND resources."resourceName" = gone.resource_type
+    AND resources."resourceId" = gone.resource_id;
+
+-- name: write_log
+-- Rows of the log with their times. Of those that are here the newer ones replace the older.
+INSERT INTO public.operations (
+    tenant_id, request_id, operation, resource_type, resource_id, status, error, result, digest, source,
+    stream_shard_id, sequence_number, requested_at, received_at, completed_at
+)
+SELECT
+    $1, sent.request_id, sent.operation, sent.resource_type, sent.resource_id, sent.status, sent.error,
+    sent.result::pg_catalog.jsonb, pg_catalog.decode(sent.digest, 'hex'), sent.source, sent.stream_shard_id,
+    sent.sequence_number, sent.requested_at::pg_catalog.timestamptz, sent.received_at::pg_catalog.timestamptz,
+    sent.completed_at::pg_catalog.timestamptz
+FROM unnest(
+    $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[], $6::pg_catalog.text[],
+    $7::pg_catalog.text[], $8::pg_catalog.text[], $9::pg_catalog.text[], $10::pg_catalog.text[],
+    $11::pg_catalog.text[], $12::pg_catalog.text[], $13::pg_catalog.text[], $14::pg_catalog.text[],
+    $15::pg_catalog.text[]
+) AS sent (
+    request_id, operation, resource_type, resource_id, status, error, result, digest, source, stream_shard_id,
+    sequence_number, requested_at, received_at, completed_at
+)
+ON CONFLICT (tenant_id, request_id) DO UPDATE SET
+    operation = excluded.operation, resource_type = excluded.resource_type, resource_id = excluded.resource_id,
+    status = excluded.status, error = excluded.error, result = excluded.result, digest = excluded.digest,
+    source = excluded.source, stream_shard_id = excluded.stream_shard_id, sequence_number = excluded.sequence_number,
+    xid = pg_catalog.pg_current_xact_id(), requested_at = excluded.requested_at, received_at = excluded.received_at,
+    completed_at = excluded.completed_at;
+
+-- name: checksum_resources
+-- Of each resource type of $1: the number, the bytes of the data as text, and the sum of hashes, which no order changes.
+-- Without the resources of the types $2 with the ids $3; those behind the key $4, $5, up to $6, $7 if these are given.
+SELECT
+    "resourceName" AS resource_type, pg_catalog.count(*) AS row_count,
+    pg_catalog.sum(pg_catalog.octet_length(data::pg_catalog.text))::pg_catalog.int8 AS byte_count,
+    pg_catalog.sum(:resource_hash)::pg_catalog.text AS checksum
+FROM public.resources
+WHERE
+    id = $1 AND ("resourceName", "resourceId") > ($4::pg_catalog.text, $5::pg_catalog.text)
+    AND ($6::pg_catalog.text IS NULL OR ("resourceName", "resourceId") <= ($6::pg_catalog.text, $7::pg_catalog.text))
+    AND NOT EXISTS (
+        SELECT
+        FROM unnest($2::pg_catalog.text[], $3::pg_catalog.text[]) AS changed (resource_type, resource_id)
+        WHERE changed.resource_type = resources."resourceName" AND changed.resource_id = resources."resourceId"
+    )
+GROUP BY "resourceName"
+ORDER BY "resourceName";
+
+-- fragment: resource_hash
+pg_catalog.hashtextextended(
+    pg_catalog.concat_ws(
+        e'\x01', "businessType", "resourceName", "resourceId", data::pg_catalog.text,
+        pg_catalog.encode(pg_catalog.timestamptz_send(date) || pg_catalog.timestamptz_send("lastUpdated"), 'hex')
+    ),
+    0
+)::numeric
+
+-- name: hash_resources
+-- The resources of $1 behind the key $2, $3, up to $4, $5 if these are given, each with its hash.
+SELECT "resourceName" AS resource_type, "resourceId" AS resource_id, :resource_hash::pg_catalog.text AS checksum
+FROM public.resources
+WHERE
+    id = $1 AND ("resourceName", "resourceId") > ($2::pg_catalog.text, $3::pg_catalog.text)
+    AND ($4::pg_catalog.text IS NULL OR ("resourceName", "resourceId") <= ($4::pg_catalog.text, $5::pg_catalog.text));
+
+-- name: checksum_log
+-- The same of the rows of the log of $1 that were completed from $2 on and before $3, without the requests $4.
+SELECT
+    pg_catalog.count(*) AS row_count,
+    coalesce(
+        pg_catalog.sum(
+            pg_catalog.hashtextextended(
+                pg_catalog.concat_ws(
+                    e'\x01', request_id, status, error, pg_catalog.encode(digest, 'hex'),
+                    pg_catalog.encode(pg_catalog.timestamptz_send(completed_at), 'hex')
+                ),
+                0
+            )::numeric
+        ),
+        0
+    )::pg_catalog.text AS checksum
+FROM public.operations
+WHERE
+    tenant_id = $1 AND completed_at >= $2 AND completed_at < $3
+    AND NOT (request_id = ANY($4::pg_catalog.text[]));
+
+-- name: describe_tenant_size
+-- The rows of a tenant and the bytes of its resources, for a plan. Reads all of its rows.
+SELECT
+    (SELECT pg_catalog.count(*) FROM public.resources WHERE resources.id = $1) AS resource_count,
+    (
+        SELECT coalesce(pg_catalog.sum(pg_catalog.pg_column_size(resources.data)), 0)::pg_catalog.int8
+        FROM public.resources
+        WHERE resources.id = $1
+    ) AS byte_count,
+    (SELECT pg_catalog.count(*) FROM public.operations WHERE operations.tenant_id = $1) AS operation_count;
+
+-- name: weigh_tenants
+-- All tenants of the shard, each with the same weight.
+SELECT business_id, location_id, state, 1::pg_catalog.int8 AS weight FROM public.tenants;
+
+-- name: weigh_rows
+-- All tenants of the shard, with their numbers of resources. Reads the index of all resources.
+SELECT
+    business_id, location_id, state,
+    (SELECT pg_catalog.count(*) FROM public.resources WHERE resources.id = tenants.id) AS weight
+FROM public.tenants;
+
+-- name: weigh_bytes
+-- All tenants of the shard, with the stored bytes of their resources. Reads all resources.
+SELECT
+    business_id, location_id, state,
+    (
+        SELECT coalesce(pg_catalog.sum(pg_catalog.pg_column_size(resources.data)), 0)::pg_catalog.int8
+        FROM public.resources
+        WHERE resources.id = tenants.id
+    ) AS weight
+FROM public.tenants;
+
+-- name: weigh_load
+-- All tenants of the shard, with the numbers of their operations in the last hour.
+SELECT
+    tenants.business_id, tenants.location_id, tenants.state, coalesce(recent.operation_count, 0) AS weight
+FROM public.tenants
+LEFT JOIN (
+    SELECT tenant_id, pg_catalog.count(*) AS operation_count
+    FROM public.operations
+    WHERE completed_at > pg_catalog.clock_timestamp() - interval '1 hour'
+    GROUP BY tenant_id
+) AS recent ON recent.tenant_id = tenants.id;

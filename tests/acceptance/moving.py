@@ -1,0 +1,198 @@
+"""A tenant moves back and forth between two shards under load: how long its operations wait, and that none is lost.
+
+    python tests/acceptance/moving.py [--rows 100000] [--moves 10] [--rate 100] [--kill]
+
+Starts the embedded stack and the worker. One tenant has so many resources and gets so many operations a second; others
+on both shards get as many together. Each move is a process of its own; with --kill it is killed with -9 at random
+times, until one run gets to its end, and the worker is killed as well. Exit status 0 only if every certificate is
+equal, every row of every shard is right in the end, and 48 of 50 pauses are at most 100 ms, and none over 500 ms; with
+--kill the pauses are only printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+from support.load.console import open_console
+from support.load.operation_chains import ChainPlan
+from support.load.testbed import Testbed
+
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.local.workload.workload import Tenant
+
+FILL_SQL = """
+INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
+SELECT $1, 'dental', 'settings', 'filler-' || number,
+    jsonb_build_object('number', number, 'text', repeat('x', 300)), now(), now()
+FROM generate_series(1, $2::int) AS number
+"""
+# From the fence to the first operation on the target. All servers have one clock.
+PAUSE_SQL = """
+SELECT extract(epoch FROM (
+    SELECT min(completed_at) FROM operations
+    WHERE tenant_id = $1 AND completed_at > (progress->>'fenced_at')::timestamptz
+) - (progress->>'fenced_at')::timestamptz)::float8
+FROM arrivals WHERE tenant_id = $1
+"""
+SETTLE_S = 1.0
+KILLS_MAX = 5  # of one move
+APPLIED_WITHIN_S = 300.0
+SHARE_WITHIN_100_MS = 48 / 50
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """One move: its certificate, and the pause as its operations saw it."""
+
+    certificate: dict[str, Any]
+    pause_s: float
+    kills: int
+
+
+def main() -> None:
+    """Run the program and end with its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--moves", type=int, default=10)
+    parser.add_argument(
+        "--rate", type=float, default=100.0, help="operations/s, for the tenant and for the others each"
+    )
+    parser.add_argument("--stream-shards", type=int, default=4)
+    parser.add_argument("--kill", action="store_true")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--log", type=Path, help="copy the worker's log there in the end")
+    sys.exit(asyncio.run(run(parser.parse_args())))
+
+
+async def run(arguments: argparse.Namespace) -> int:
+    """Move the tenant, compare every row, and return the exit status."""
+    console = open_console(piped_width=160)
+    chance = random.Random(arguments.seed)
+    testbed = Testbed(shards=2, stream_shards=arguments.stream_shards, tenants_per_shard=4)
+    async with testbed:
+        servers = list(testbed.stack.servers.items())
+        tenant, *others = testbed.tenants_of(servers[0][1])
+        await ask(servers[0][1], FILL_SQL, tenant.tenant_id, arguments.rows)
+        testbed.start_flow(ChainPlan("moving", (tenant,)), rate=arguments.rate)
+        testbed.start_flow(ChainPlan("others", (*others, *testbed.tenants_of(servers[1][1]))), rate=arguments.rate)
+        await asyncio.sleep(2 * SETTLE_S)
+        moves = []
+        for number in range(arguments.moves):
+            shard_id, server = servers[(number + 1) % 2]
+            moved = await move(testbed, tenant, shard_id, server, chance if arguments.kill else None)
+            testbed.homes[tenant.tenant_id] = server.url
+            moves.append(moved)
+            console.print(describe(moved))
+            await asyncio.sleep(SETTLE_S)
+        differences = await find_differences(testbed)
+        if arguments.log is not None:
+            arguments.log.write_bytes(testbed.worker.log_path.read_bytes())
+        await testbed.stop_workers()
+    pauses = sorted(one.pause_s for one in moves)
+    console.print(
+        f"{len(pauses)} moves; pause: median {statistics.median(pauses) * 1000:.0f} ms, "
+        f"longest {pauses[-1] * 1000:.0f} ms, within 100 ms {sum(one <= 0.1 for one in pauses)}"
+    )
+    console.print(f"lost, done twice, out of order or misplaced: {len(differences) or 'nothing'}")
+    for difference in differences:
+        console.print(f"  {difference}", markup=False, soft_wrap=True)
+    is_short = pauses[-1] <= 0.5 and sum(one <= 0.1 for one in pauses) >= SHARE_WITHIN_100_MS * len(pauses)
+    are_equal = all(one.certificate["comparison"]["source"] == one.certificate["comparison"]["target"] for one in moves)
+    return 0 if not differences and are_equal and (is_short or arguments.kill) else 1
+
+
+async def move(
+    testbed: Testbed, tenant: Tenant, shard_id: str, server: PostgresServer, chance: random.Random | None
+) -> Moved:
+    """Move the tenant to *shard_id*; with *chance* kill the mover, and sometimes the worker, before that."""
+    kills = 0
+    while chance is not None and kills < KILLS_MAX and chance.random() < 0.7:
+        kills += 1
+        process = await start_command(testbed, "tenants", "move", *ids(tenant), "--to", shard_id, "--json")
+        await asyncio.sleep(chance.uniform(0.5, 2.5))
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+        if chance.random() < 0.3:
+            testbed.worker.kill()
+            testbed.workers.clear()
+            await testbed.start_worker()
+    result = await run_command(testbed, "tenants", "move", *ids(tenant), "--to", shard_id, "--json")
+    if result["outcome"] != "moved":
+        raise SystemExit(f"expected a move, got {result}")
+    await asyncio.sleep(SETTLE_S)
+    pause_s = await ask(server, PAUSE_SQL, tenant.tenant_id)
+    return Moved(result["certificate"], pause_s if pause_s is not None else float("inf"), kills)
+
+
+def ids(tenant: Tenant) -> tuple[str, str]:
+    """Return the two ids of a tenant."""
+    return tenant.business_id, tenant.location_id
+
+
+async def find_differences(testbed: Testbed) -> list[str]:
+    """Stop the load, delete the rows left behind, and compare every row of every shard with the operations put."""
+    for flow in testbed.flows:
+        await flow.producer.stop()
+    await asyncio.sleep(SETTLE_S)
+    await run_command(testbed, "tenants", "cleanup", "--older-than", "0s", "--apply", "--json")
+    differences = []
+    if not await testbed.wait_until_applied(testbed.urls, within_s=APPLIED_WITHIN_S):
+        differences.append("not all operations were applied in the end")
+    differences += await testbed.find_differences()
+    if testbed.dead_letters:
+        differences.append(f"{len(testbed.dead_letters)} dead letters, such as {testbed.dead_letters[0]}")
+    return differences
+
+
+async def start_command(testbed: Testbed, *arguments: str) -> asyncio.subprocess.Process:
+    """Start a command of the worker."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "simplu_worker", *arguments),
+        env=testbed.stack.env,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def run_command(testbed: Testbed, *arguments: str) -> Any:
+    """Run a command of the worker, and return its answer."""
+    process = await start_command(testbed, *arguments)
+    output, errors = await process.communicate()
+    if not output:
+        raise SystemExit(f"expected an answer of {' '.join(arguments)}, got {errors.decode()}")
+    return json.loads(output)
+
+
+async def ask(server: PostgresServer, query: str, *values: Any) -> Any:
+    """Run a statement on a server, and return its first value."""
+    connection = await asyncpg.connect(server.url, timeout=10, command_timeout=120)
+    try:
+        return await connection.fetchval(query, *values)
+    finally:
+        await connection.close()
+
+
+def describe(moved: Moved) -> str:
+    """Return a move as one line."""
+    certificate = moved.certificate
+    own = certificate.get("pauseS")
+    killed = f", mover killed {moved.kills} times" if moved.kills else ""
+    return (
+        f"{certificate['sourceShard']} → {certificate['targetShard']}: {certificate['rowsCopied']} rows in "
+        f"{certificate['durationS']:.1f} s; pause {moved.pause_s * 1000:.0f} ms, "
+        f"the mover's {'unknown' if own is None else f'{own * 1000:.0f} ms'}{killed}"
+    )
+
+
+if __name__ == "__main__":
+    main()

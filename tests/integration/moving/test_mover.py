@@ -1,0 +1,302 @@
+"""A tenant moves between two shards while it is written to: each operation once, in order, and every row there."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
+
+from simplu_worker.errors import PermanentError
+from simplu_worker.operations.operation import Disposition
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
+from simplu_worker.shards.apply.writer import ShardWriter
+from simplu_worker.shards.moving.checksums import Comparison, compare_shards
+from simplu_worker.shards.moving.mover import Certificate, Move, MoveOptions, Mover, MoveStatus, OutrunError
+from simplu_worker.shards.moving.repairing import repair_resources
+from simplu_worker.shards.moving.settling import MoveSettler
+from simplu_worker.shards.moving.undoing import clean_up, list_left_behind, undo_move
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
+
+OPTIONS = MoveOptions(log_kept=timedelta(days=1))
+TENANT_ID = "clinic-main"
+ROWS = """
+INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
+SELECT $1, 'dental', 'patient', number::text, jsonb_build_object('n', number, 'text', repeat('x', number % 50)),
+    now(), now() FROM generate_series(1, $2::int) AS number
+"""
+LOGGED = """
+INSERT INTO operations (
+    tenant_id, request_id, operation, resource_type, resource_id, status, digest, source, requested_at, received_at,
+    completed_at
+)
+SELECT $1, 'old-' || number, 'create', 'patient', number::text, 'succeeded', '\\x00', 'kinesis', now(), now(),
+    clock_timestamp() - interval '1 hour'
+FROM generate_series(1, $2::int) AS number
+"""
+
+
+class World:
+    """Two shards and a tenant on the first one."""
+
+    def __init__(self, pools: Pools, addresses: list[ShardAddress]) -> None:
+        self.pools = pools
+        self.commits = ReplicationWaiter(pools)
+        self.shard_pools = {address.shard_id: pools.ensure_pool(address) for address in addresses}
+        self.statuses: list[MoveStatus] = []
+        self.values: dict[str, int] = {}
+        self.applied = 0
+
+    def mover(self, source: str = "a", target: str = "b", options: MoveOptions = OPTIONS) -> Mover:
+        """Return a mover of the tenant."""
+        return Mover(self.pools, self.commits, Move(TENANT_ID, source, target), options, show=self.statuses.append)
+
+    async def move(self, source: str = "a", target: str = "b") -> Certificate:
+        """Move the tenant."""
+        return await self.mover(source, target).run()
+
+    def case(self, shard_id: str) -> TenantCase:
+        """Return the tenant on a shard."""
+        return TenantCase(self.shard_pools[shard_id], TENANT)
+
+    async def states(self) -> dict[str, str]:
+        """Return the states of the tenant by shard."""
+        rows = {}
+        for shard_id, pool in self.shard_pools.items():
+            for row in await fetch(pool, "SELECT state FROM tenants WHERE id = $1", TENANT_ID):
+                rows[shard_id] = row["state"]
+        return rows
+
+    async def write_until(self, stopping: asyncio.Event) -> None:
+        """Apply operations in batches, each where the tenant is active, as a worker does."""
+        writers = {name: ShardWriter(pool, tenant_wait=timedelta(days=30)) for name, pool in self.shard_pools.items()}
+        names = itertools.cycle(writers)
+        shard_id = next(names)
+        chance = random.Random(1)
+        for number in itertools.count():
+            if stopping.is_set():
+                return
+            keys = [str(chance.randint(1, 400)) for _ in range(5)]
+            operations = [self._operation(key, number * 10 + place, chance) for place, key in enumerate(keys)]
+            while True:
+                outcomes = await writers[shard_id].apply(operations)
+                if all(one.disposition is Disposition.APPLIED and one.failure is None for one in outcomes):
+                    break
+                assert all(one.disposition is Disposition.HOLD for one in outcomes)
+                shard_id = next(names)
+                await asyncio.sleep(0.01)
+            self.applied += len(operations)
+            await asyncio.sleep(0.002)
+
+    def _operation(self, key: str, value: int, chance: random.Random) -> Any:
+        kind = "update" if key in self.values else "create"
+        if kind == "update" and chance.random() < 0.2:
+            del self.values[key]
+            return self.case("a").operation("delete", key)
+        self.values[key] = value
+        return self.case("a").operation(kind, key, {"n": value})
+
+
+@pytest.fixture
+async def world(make_shard: ShardMaker) -> AsyncIterator[World]:
+    """Give two shards, and a tenant on the first one with resources and a log."""
+    addresses = [await make_shard("a"), await make_shard("b")]
+    async with Pools(size=6) as pools:
+        world = World(pools, addresses)
+        await add_tenant(world.shard_pools["a"])
+        await fetch(world.shard_pools["a"], ROWS, TENANT_ID, 3000)
+        await fetch(world.shard_pools["a"], LOGGED, TENANT_ID, 500)
+        yield world
+
+
+async def test_tenant_moves_with_all_of_its_rows(world: World) -> None:
+    """Its home is the target, the source has what it had, and the certificate names both."""
+    before = await world.case("a").resources(), await world.case("a").log()
+
+    certificate = await world.move()
+
+    assert await world.states() == {"a": "moved", "b": "active"}
+    assert (await world.case("b").resources(), await world.case("b").log()) == before
+    assert (certificate.verdict, certificate.epoch) == ("equal", 2)
+    assert certificate.comparison.source["patient"].row_count == 3000
+    assert certificate.comparison.source == certificate.comparison.target
+    assert certificate.pause_s is not None
+
+
+async def test_tenant_is_written_to_while_it_moves_there_and_back(world: World) -> None:
+    """No operation is lost, applied twice or out of order; the way back is warm."""
+    stopping = asyncio.Event()
+    world.values = {str(number): number for number in range(1, 401)}
+    writing = asyncio.create_task(world.write_until(stopping))
+    certificates = []
+    for source, target in (("a", "b"), ("b", "a"), ("a", "b")):
+        certificates.append(await world.move(source, target))
+    stopping.set()
+    await writing
+
+    assert [one.verdict for one in certificates] == ["equal"] * 3
+    assert await world.states() == {"a": "moved", "b": "active"}
+    resources = await world.case("b").resources()
+    for key in map(str, range(1, 401)):
+        data: Any = resources.get(("patient", key))
+        assert (None if data is None else data["n"]) == world.values.get(key), key
+    assert len(await world.case("b").log()) == 500 + world.applied
+    assert certificates[1].rows_copied < 3000  # warm
+
+
+@pytest.mark.parametrize("statement", range(1, 38, 3))
+async def test_mover_that_is_killed_is_continued_by_the_next_one(world: World, statement: int) -> None:
+    """At any of its transactions; whatever it has left, the next one ends it, or a worker does."""
+    count = 0
+    for pool in world.shard_pools.values():
+        original = pool.transaction
+
+        def counted(*args: Any, original: Any = original, **options: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == statement:
+                raise asyncio.CancelledError
+            return original(*args, **options)
+
+        pool.transaction = counted  # type: ignore[method-assign]
+    before = await world.case("a").resources()
+    with pytest.raises(asyncio.CancelledError):
+        await world.move()
+    certificate = await world.move()
+
+    assert certificate.verdict == "equal"
+    assert await world.states() == {"a": "moved", "b": "active"}
+    assert await world.case("b").resources() == before
+
+
+async def test_two_movers_exclude_each_other(world: World) -> None:
+    """One of them moves the tenant; the other ends with an error, or finds the tenant there."""
+    results = await asyncio.gather(world.move(), world.move(), return_exceptions=True)
+
+    assert any(isinstance(one, Certificate) for one in results), results
+    assert all(isinstance(one, Certificate | PermanentError) for one in results), results
+    assert not all(isinstance(one, OutrunError) for one in results)
+    assert await world.states() == {"a": "moved", "b": "active"}
+
+
+async def test_worker_ends_a_fence_after_its_deadline_only(world: World) -> None:
+    """With the next token, so that the mover that has set it cannot commit."""
+    pool = world.shard_pools["a"]
+    settler = MoveSettler(world.pools, world.commits)
+    fence = "UPDATE tenants SET state = 'fenced', move_token = 7, fenced_until = clock_timestamp() + $1::interval"
+    await fetch(pool, fence, timedelta(minutes=1))
+    assert not await settler.end_overdue_fence("a", TENANT_ID)
+    assert (await world.states())["a"] == "fenced"
+
+    await fetch(pool, fence, timedelta(seconds=-1))
+    assert await settler.end_overdue_fence("a", TENANT_ID)
+    assert await fetch(pool, "SELECT state, move_token FROM tenants") == [{"state": "active", "move_token": 8}]
+
+
+async def test_renamed_and_added_resources_are_moved_though_they_are_not_in_the_log(world: World) -> None:
+    """A rename is noted by the shard itself; administrators are looked at in each delta."""
+    source: ShardPool = world.shard_pools["a"]
+    is_copied = asyncio.Event()
+
+    def show(status: MoveStatus) -> None:
+        if status.row_count >= 3000:
+            is_copied.set()
+
+    mover = Mover(world.pools, world.commits, Move(TENANT_ID, "a", "b"), OPTIONS, show=show)
+    run = asyncio.create_task(mover.run())
+    await is_copied.wait()
+    await fetch(source, "UPDATE resources SET \"resourceId\" = 'new' WHERE \"resourceId\" = '17'")
+    await fetch(
+        source,
+        'INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")'
+        " SELECT $1, 'dental', made.type, 'admin-1', made.data, now(), now() FROM (VALUES"
+        """ ('role', '{"name": "Administrator", "status": "active", "permissions": ["*"]}'::jsonb),"""
+        " ((SELECT staff_resource_type FROM business_types WHERE name = 'dental'), '{}')) AS made (type, data)",
+        TENANT_ID,
+    )
+    certificate = await run
+
+    assert certificate.verdict == "equal"
+    there = await world.case("b").resources()
+    assert ("patient", "new") in there
+    assert ("patient", "17") not in there
+    assert ("role", "admin-1") in there
+    assert there == await world.case("a").resources()
+
+
+async def test_cleanup_deletes_what_the_tenant_left_and_the_way_back_copies_everything(world: World) -> None:
+    """Only on the shard that it left; the row that leads to its home stays."""
+    await world.move()
+    before = await world.case("b").resources()
+
+    assert await list_left_behind(world.shard_pools["b"], timedelta()) == []
+    assert await list_left_behind(world.shard_pools["a"], timedelta(hours=1)) == []
+    assert await list_left_behind(world.shard_pools["a"], timedelta()) == [(TENANT_ID, "b")]
+    assert await clean_up(world.pools, TENANT_ID, "a", "b") == 3500
+
+    assert await world.states() == {"a": "moved", "b": "active"}
+    assert (await world.case("a").resources(), await world.case("a").log()) == ({}, {})
+    assert await world.case("b").resources() == before
+    assert await list_left_behind(world.shard_pools["a"], timedelta()) == []
+    certificate = await world.move("b", "a")
+    assert (certificate.rows_copied, certificate.verdict) == (3500, "equal")
+    assert await world.case("a").resources() == before
+    assert await clean_up(world.pools, TENANT_ID, "a", "b") is None  # it is at home there
+
+
+async def test_move_is_undone_before_its_commit(world: World) -> None:
+    """The copy goes, and the mover that made it can do nothing any more."""
+    is_copied = asyncio.Event()
+    mover = Mover(
+        world.pools,
+        world.commits,
+        Move(TENANT_ID, "a", "b"),
+        OPTIONS,
+        show=lambda status: is_copied.set() if status.row_count else None,
+    )
+    run = asyncio.create_task(mover.run())
+    await is_copied.wait()
+    await undo_move(world.pools, TENANT_ID, "a", "b")
+
+    with pytest.raises(PermanentError, match="another mover has begun since"):
+        await run
+    assert await world.states() == {"a": "active"}
+    assert await world.case("b").resources() == {}
+    assert (await world.move()).verdict == "equal"
+
+
+async def test_difference_is_found_and_repaired_when_asked(world: World) -> None:
+    """A changed, a lost and a strange resource; not one that was written since."""
+    await world.move()
+    pool, case = world.shard_pools["b"], world.case("b")
+    await case.apply(case.operation("update", "5", {"n": 0}))
+    await fetch(pool, """UPDATE resources SET data = data || '{"n": -1}' WHERE "resourceId" = '7'""")
+    await fetch(pool, "DELETE FROM resources WHERE \"resourceId\" = '8'")
+    (arrival,) = await fetch(pool, "SELECT ready_at FROM arrivals")
+
+    async def compared() -> Comparison:
+        return await compare_shards(
+            world.shard_pools["a"],
+            pool,
+            TENANT_ID,
+            arrival["ready_at"],
+            live_on_source=False,
+            log_kept=timedelta(days=1),
+        )
+
+    comparison = await compared()
+    assert (comparison.is_equal, comparison.differing) == (False, [("patient", "7"), ("patient", "8")])
+    repaired = await repair_resources(
+        world.shard_pools["a"], pool, TENANT_ID, arrival["ready_at"], comparison.differing
+    )
+    assert repaired == 2
+    assert (await compared()).is_equal
+    resources: Any = await case.resources()
+    assert [resources["patient", key]["n"] for key in ("5", "7", "8")] == [0, 7, 8]

@@ -1,0 +1,45 @@
+"""The size of the next chunk of a copy."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.shards.moving.pacing import CHUNK_S, REST_MAX_S, ROWS_MAX, ROWS_MIN, CopyPace, next_pace
+
+
+@pytest.mark.parametrize(
+    ("took_s", "answer_s", "row_count", "rests"),
+    [
+        (0.05, 0.001, 4_000, False),  # quick: twice as many, no more
+        (1.0, 0.001, 1_000, False),  # slow: as many as fit
+        (0.2, 0.1, 1_000, True),  # the shard answers later than usual
+    ],
+)
+def test_chunk_follows_both_shards(took_s: float, answer_s: float, row_count: int, rests: bool) -> None:  # noqa: FBT001
+    """By the time of the last chunk, and by that of a small statement."""
+    pace = next_pace(CopyPace(2_000, usual_answer_s=0.001), row_count=2_000, took_s=took_s, answer_s=answer_s)
+    assert (pace.row_count, pace.rest_s > 0) == (row_count, rests)
+
+
+@given(
+    st.integers(ROWS_MIN, ROWS_MAX),
+    st.integers(0, ROWS_MAX),
+    st.floats(0, 100),
+    st.floats(0, 10),
+    st.floats(0, REST_MAX_S),
+)
+def test_chunk_is_bounded(size: int, copied: int, took_s: float, answer_s: float, rest_s: float) -> None:
+    """Whatever was measured."""
+    pace = next_pace(CopyPace(size, rest_s, 0.001), row_count=copied, took_s=took_s, answer_s=answer_s)
+    assert ROWS_MIN <= pace.row_count <= ROWS_MAX
+    assert 0 <= pace.rest_s <= REST_MAX_S
+
+
+@given(st.floats(1, 1e6), st.integers(1, 1000), st.floats(0.001, 10))
+def test_rate_is_kept(rate: float, copied: int, took_s: float) -> None:
+    """Over the chunk and the rest before the next one."""
+    pace = next_pace(CopyPace(), row_count=copied, took_s=took_s, answer_s=0.001, max_rows_per_s=rate)
+    assert copied / (took_s + pace.rest_s) <= rate * 1.0001
+    assert pace.row_count <= max(1, round(rate * CHUNK_S), 1)
