@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import asyncio
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -30,6 +31,11 @@ class TypeSum(msgspec.Struct, frozen=True, rename="camel"):
     def __add__(self, other: TypeSum) -> TypeSum:
         return TypeSum(
             self.row_count + other.row_count, self.byte_count + other.byte_count, self.checksum + other.checksum
+        )
+
+    def __sub__(self, other: TypeSum) -> TypeSum:
+        return TypeSum(
+            self.row_count - other.row_count, self.byte_count - other.byte_count, self.checksum - other.checksum
         )
 
 
@@ -81,6 +87,8 @@ async def compare_shards(
     live, other = (source, target) if live_on_source else (target, source)
     async with live.transaction() as live_connection, other.transaction() as other_connection:
         await live_connection.execute(QUERIES["read_one_moment"])
+        for connection in (live_connection, other_connection):
+            await connection.fetch(QUERIES["write_times_alike"])
         keys, requests = await read_changed_keys(live_connection, tenant_id, since)
         pair = (live_connection, other_connection) if live_on_source else (other_connection, live_connection)
         return await compare(*pair, tenant_id, keys, ComparedLog(since - log_kept, since, requests))
@@ -95,11 +103,16 @@ async def compare(
 ) -> Comparison:
     """Return the comparison of a tenant's rows, in ranges of keys; *changed* are left out."""
     sums: tuple[dict[str, TypeSum], dict[str, TypeSum]] = ({}, {})
+    left_out = [await _sum_each(one, tenant_id, changed) for one in (source, target)]
     differing: list[ResourceKey] = []
     after: RowKey | None = FIRST
     while after is not None:
         end = await find_end(source, TABLES[0], tenant_id, after, RANGE_ROWS)
-        ranges = [await _sum_range(one, tenant_id, changed, after, end) for one in (source, target)]
+        ranges = await asyncio.gather(*(_sum_range(one, tenant_id, after, end) for one in (source, target)))
+        for part, own in zip(ranges, left_out, strict=True):
+            for key, one in own.items():
+                if after < key and (end is None or key <= end):
+                    part[key[0]] -= one
         for total, part in zip(sums, ranges, strict=True):
             for name, one in part.items():
                 total[name] = total.get(name, TypeSum()) + one
@@ -108,17 +121,28 @@ async def compare(
             differing += sorted({key for key, _ in set(hashes[0].items()) ^ set(hashes[1].items())} - set(changed))
         after = end
     for total, connection in zip(sums, (source, target), strict=True):
+        for name in [name for name, one in total.items() if not one.row_count]:
+            del total[name]
         total[LOG] = await _sum_log(connection, tenant_id, compared_log)
     return Comparison(sums[0], sums[1], differing[:DIFFERENCES_MAX], len(changed))
 
 
 async def _sum_range(
-    connection: Connection, tenant_id: str, changed: Collection[ResourceKey], after: RowKey, end: RowKey | None
-) -> dict[str, TypeSum]:
-    rows = await connection.fetch(
-        QUERIES["checksum_resources"], tenant_id, *_columns(changed), *after, *(end or (None, None))
-    )
-    return {row["resource_type"]: TypeSum(row["row_count"], row["byte_count"], int(row["checksum"])) for row in rows}
+    connection: Connection, tenant_id: str, after: RowKey, end: RowKey | None
+) -> defaultdict[str, TypeSum]:
+    rows = await connection.fetch(QUERIES["checksum_resources"], tenant_id, *after, *(end or (None, None)))
+    sums = {row["resource_type"]: TypeSum(row["row_count"], row["byte_count"], int(row["checksum"])) for row in rows}
+    return defaultdict(TypeSum, sums)
+
+
+async def _sum_each(
+    connection: Connection, tenant_id: str, keys: Collection[ResourceKey]
+) -> dict[ResourceKey, TypeSum]:
+    """Return the sums of single resources: a sum without them is that of all less theirs."""
+    rows = await connection.fetch(QUERIES["checksum_each"], tenant_id, *_columns(keys))
+    return {
+        (row["resource_type"], row["resource_id"]): TypeSum(1, row["byte_count"], int(row["checksum"])) for row in rows
+    }
 
 
 async def _hash_range(

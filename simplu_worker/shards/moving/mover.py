@@ -91,7 +91,7 @@ class MoveStatus(msgspec.Struct, frozen=True):
 
 
 class Certificate(msgspec.Struct, frozen=True, rename="camel"):
-    """What a move did; *comparison* is of the rows as of the fence. Times in seconds."""
+    """What a move did; *comparison* is of the rows as of the fence. Times in seconds, *phases_s* of this command."""
 
     tenant: str
     source_shard: str
@@ -101,6 +101,7 @@ class Certificate(msgspec.Struct, frozen=True, rename="camel"):
     duration_s: float
     rows_copied: int
     bytes_copied: int
+    phases_s: dict[str, float]
     comparison: Comparison
     at: datetime
 
@@ -147,6 +148,8 @@ class Mover:
         self._last_barrier: tuple[float, datetime] | None = None  # by our clock, and by the source's
         self._pause_s: float | None = None
         self._phase = Phase.PREPARE
+        self._entered_at = clock()
+        self._phases_s: dict[str, float] = {}
 
     def __repr__(self) -> str:
         return f"Mover({self._move}, token={self._token}, {self._phase})"
@@ -303,11 +306,13 @@ class Mover:
                 await asyncio.sleep(self._pace.rest_s)
                 began_at = self._clock()
                 async with self._source.transaction() as connection:
+                    await read_tenant(connection, self._move.tenant_id)
+                    answered_at = self._clock()
                     end = await find_end(connection, table, self._move.tenant_id, after, self._pace.row_count)
-                answered_at = self._clock()
+                found_at = self._clock()
                 async with self._target.transaction() as connection:
                     await self._check_token(connection)
-                    answer_s = max(answered_at - began_at, self._clock() - answered_at)
+                    answer_s = max(answered_at - began_at, self._clock() - found_at)
                     chunk = await copy_chunk(self._source, connection, table, self._move.tenant_id, after, end)
                     after = end
                     progress = msgspec.structs.replace(
@@ -521,6 +526,7 @@ class Mover:
                 f"{move.tenant_id}: expected the journal of its move to shard {move.target_id}, got none: "
                 "it is there already"
             )
+        self._enter(Phase.VERIFY)
         comparison = await compare_shards(
             self._source,
             self._target,
@@ -529,6 +535,7 @@ class Mover:
             live_on_source=False,
             log_kept=self._options.log_kept * LOG_KEPT_SHARE,
         )
+        self._enter(Phase.DONE)
         certificate = Certificate(
             tenant=move.tenant_id,
             source_shard=move.source_id,
@@ -538,13 +545,13 @@ class Mover:
             duration_s=self._clock() - began_at,
             rows_copied=arrival.progress.row_count,
             bytes_copied=arrival.progress.byte_count,
+            phases_s={phase: round(took_s, 6) for phase, took_s in self._phases_s.items()},
             comparison=comparison,
             at=datetime.now(UTC),
         )
         self._token = departure.move_token
         detail = {"verdict": certificate.verdict, "certificate": certificate}
         await self._note_move("done", msgspec.json.encode(detail).decode())
-        self._enter(Phase.DONE)
         return certificate
 
     async def _note_move(self, step: str | None = None, detail: str | None = None) -> None:
@@ -567,7 +574,9 @@ class Mover:
         return OutrunError(f"{self._move.tenant_id}: another mover has begun since; {self.describe_state()}")
 
     def _enter(self, phase: Phase) -> None:
-        self._phase = phase
+        now = self._clock()
+        self._phases_s[self._phase] = self._phases_s.get(self._phase, 0.0) + now - self._entered_at
+        self._phase, self._entered_at = phase, now
         self._show(MoveStatus(phase))
 
 

@@ -6,12 +6,13 @@ from typing import Final
 
 import msgspec
 
-ROWS_FIRST: Final = 2_000
+ROWS_FIRST: Final = 10_000
 ROWS_MIN: Final = 200
-ROWS_MAX: Final = 50_000
+ROWS_MAX: Final = 100_000
 CHUNK_S: Final = 0.5  # a chunk is a transaction on the target
+GROWTH: Final = 4
 SLOW_RATIO: Final = 4.0  # an answer that takes so many times the usual time shows that a shard is busy
-SLOW_MIN_S: Final = 0.02
+SLOW_MIN_S: Final = 0.05
 REST_MAX_S: Final = 2.0
 
 
@@ -36,8 +37,8 @@ def next_pace(
     if is_slow:
         size, rest_s = pace.row_count // 2, min(REST_MAX_S, max(pace.rest_s * 2, took_s))
     else:
-        fitting = round(min(ROWS_MAX, row_count * CHUNK_S / took_s)) if took_s > 0 and row_count else pace.row_count * 2
-        size, rest_s = min(pace.row_count * 2, fitting), 0.0
+        fitting = round(min(ROWS_MAX, row_count * CHUNK_S / took_s)) if took_s > 0 and row_count else ROWS_MAX
+        size, rest_s = min(pace.row_count * GROWTH, fitting), 0.0
     if max_rows_per_s is not None:
         size = min(size, max(1, round(max_rows_per_s * CHUNK_S)))
         rest_s = max(rest_s, row_count / max_rows_per_s - took_s)

@@ -99,6 +99,10 @@ WHERE id = $1 AND state = 'fenced' AND move_token = $2;
 -- All further statements of the transaction see the shard as of the first one.
 SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY;
 
+-- name: write_times_alike
+-- Times as text are the same on both servers, whatever their settings are.
+SELECT pg_catalog.set_config('TimeZone', 'UTC', true), pg_catalog.set_config('DateStyle', 'ISO', true);
+
 -- name: limit_lock_wait
 -- $1: milliseconds, as text.
 SELECT pg_catalog.set_config('lock_timeout', $1, true);
@@ -381,41 +385,53 @@ ON CONFLICT (tenant_id, request_id) DO UPDATE SET
     xid = pg_catalog.pg_current_xact_id(), requested_at = excluded.requested_at, received_at = excluded.received_at,
     completed_at = excluded.completed_at;
 
+-- fragment: hashed_resources
+-- The resources of $1 with a hash of each: of their data as text, which is made once.
+FROM public.resources
+CROSS JOIN LATERAL (SELECT resources.data::pg_catalog.text AS text OFFSET 0) AS document
+CROSS JOIN LATERAL (
+    SELECT pg_catalog.hashtextextended(
+        pg_catalog.concat_ws(
+            e'\x01', resources."businessType", resources."resourceName", resources."resourceId", document.text,
+            resources.date::pg_catalog.text, resources."lastUpdated"::pg_catalog.text
+        ),
+        0
+    ) AS hash
+    OFFSET 0
+) AS hashed
+
+-- fragment: in_range
+-- Behind the key $2, $3, up to $4, $5 if these are given.
+resources.id = $1 AND ("resourceName", "resourceId") > ($2::pg_catalog.text, $3::pg_catalog.text)
+AND ($4::pg_catalog.text IS NULL OR ("resourceName", "resourceId") <= ($4::pg_catalog.text, $5::pg_catalog.text))
+
 -- name: checksum_resources
--- Of each resource type of $1: the number, the bytes of the data as text, and the sum of hashes, which no order changes.
--- Without the resources of the types $2 with the ids $3; those behind the key $4, $5, up to $6, $7 if these are given.
+-- Of each resource type in a range: the number, the bytes of the data as text, and the sum of hashes, which no order
+-- changes.
 SELECT
     "resourceName" AS resource_type, pg_catalog.count(*) AS row_count,
-    pg_catalog.sum(pg_catalog.octet_length(data::pg_catalog.text))::pg_catalog.int8 AS byte_count,
-    pg_catalog.sum(:resource_hash)::pg_catalog.text AS checksum
-FROM public.resources
-WHERE
-    id = $1 AND ("resourceName", "resourceId") > ($4::pg_catalog.text, $5::pg_catalog.text)
-    AND ($6::pg_catalog.text IS NULL OR ("resourceName", "resourceId") <= ($6::pg_catalog.text, $7::pg_catalog.text))
-    AND NOT EXISTS (
-        SELECT
-        FROM unnest($2::pg_catalog.text[], $3::pg_catalog.text[]) AS changed (resource_type, resource_id)
-        WHERE changed.resource_type = resources."resourceName" AND changed.resource_id = resources."resourceId"
-    )
+    pg_catalog.sum(pg_catalog.octet_length(document.text))::pg_catalog.int8 AS byte_count,
+    pg_catalog.sum(hashed.hash)::pg_catalog.text AS checksum
+:hashed_resources
+WHERE :in_range
 GROUP BY "resourceName"
 ORDER BY "resourceName";
 
--- fragment: resource_hash
-pg_catalog.hashtextextended(
-    pg_catalog.concat_ws(
-        e'\x01', "businessType", "resourceName", "resourceId", data::pg_catalog.text,
-        pg_catalog.encode(pg_catalog.timestamptz_send(date) || pg_catalog.timestamptz_send("lastUpdated"), 'hex')
-    ),
-    0
-)::numeric
+-- name: checksum_each
+-- The same of each of the resources of $1 with the types $2 and the ids $3 that exist.
+SELECT
+    "resourceName" AS resource_type, "resourceId" AS resource_id,
+    pg_catalog.octet_length(document.text) AS byte_count, hashed.hash::pg_catalog.text AS checksum
+:hashed_resources
+JOIN unnest($2::pg_catalog.text[], $3::pg_catalog.text[]) AS wanted (resource_type, resource_id)
+    ON resources."resourceName" = wanted.resource_type AND resources."resourceId" = wanted.resource_id
+WHERE resources.id = $1;
 
 -- name: hash_resources
--- The resources of $1 behind the key $2, $3, up to $4, $5 if these are given, each with its hash.
-SELECT "resourceName" AS resource_type, "resourceId" AS resource_id, :resource_hash::pg_catalog.text AS checksum
-FROM public.resources
-WHERE
-    id = $1 AND ("resourceName", "resourceId") > ($2::pg_catalog.text, $3::pg_catalog.text)
-    AND ($4::pg_catalog.text IS NULL OR ("resourceName", "resourceId") <= ($4::pg_catalog.text, $5::pg_catalog.text));
+-- The resources in a range, each with its hash.
+SELECT "resourceName" AS resource_type, "resourceId" AS resource_id, hashed.hash::pg_catalog.text AS checksum
+:hashed_resources
+WHERE :in_range;
 
 -- name: checksum_log
 -- The same of the rows of the log of $1 that were completed from $2 on and before $3, without the requests $4.
@@ -425,11 +441,10 @@ SELECT
         pg_catalog.sum(
             pg_catalog.hashtextextended(
                 pg_catalog.concat_ws(
-                    e'\x01', request_id, status, error, pg_catalog.encode(digest, 'hex'),
-                    pg_catalog.encode(pg_catalog.timestamptz_send(completed_at), 'hex')
+                    e'\x01', request_id, status, error, pg_catalog.encode(digest, 'hex'), completed_at::pg_catalog.text
                 ),
                 0
-            )::numeric
+            )
         ),
         0
     )::pg_catalog.text AS checksum

@@ -12,7 +12,7 @@ from simplu_worker.shards.moving.pacing import CHUNK_S, REST_MAX_S, ROWS_MAX, RO
 @pytest.mark.parametrize(
     ("took_s", "answer_s", "row_count", "rests"),
     [
-        (0.05, 0.001, 4_000, False),  # quick: twice as many, no more
+        (0.05, 0.001, 8_000, False),  # quick: four times as many, no more
         (1.0, 0.001, 1_000, False),  # slow: as many as fit
         (0.2, 0.1, 1_000, True),  # the shard answers later than usual
     ],
