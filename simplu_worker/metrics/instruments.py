@@ -51,6 +51,7 @@ HELD_REASONS = (
     "reshard",
     "taken_over",
     "refill",
+    "gap",
 )
 SHARD_PROBLEM_KINDS = (
     "no_answer",
@@ -62,6 +63,7 @@ SHARD_PROBLEM_KINDS = (
     "connections",
     "usage",
     "inactive",
+    "gap",
 )
 CONNECTION_STATES = ("idle", "used", "waiting")
 STREAM_READERS = ("main", "catch_up")

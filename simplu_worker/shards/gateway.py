@@ -229,6 +229,13 @@ class ShardGateway:
         """
         return await self._ensure_writer(shard_id).write_positions(claims)
 
+    async def mark_gap(self, shard_id: str, stream: str, stream_shard_id: str, owed_from: str) -> bool:
+        """Mark the row with the position *owed_from* on a shard: the stream does not reach back to it. Idempotent.
+
+        Returns False where the schema is too old for the mark. Raises as `write_positions` does.
+        """
+        return await self._ensure_writer(shard_id).mark_gap(stream, stream_shard_id, owed_from)
+
     async def forget_positions(self, shard_id: str, stream: str, stream_shard_ids: Sequence[str]) -> None:
         """Delete a shard's rows of stream shards past their retention. Raises as `write_positions` does."""
         await self._ensure_writer(shard_id).forget_positions(stream, stream_shard_ids)

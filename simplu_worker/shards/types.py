@@ -5,14 +5,17 @@ The consumers import of `simplu_worker.shards` only this module and `gateway` (i
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 
 from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.operations.operation import tenant_id_of
+
+UUID_LENGTH: Final = 36  # as text
+VERSION_AT: Final = 14  # the index of the version in it
 
 
 class Absence(StrEnum):
@@ -75,7 +78,8 @@ class StreamPosition(msgspec.Struct, frozen=True):
     """The content of a row of `stream_positions` (ADR 0004). Positions are text, as in the row.
 
     *held* are targets (`TenantSet.encode`), none without *read_to*. *fencing_token* is that of the row as it was read;
-    empty in a content to write, which gets a new one.
+    empty in a content to write, which gets a new one. *gap_from* is the `owed_from` to which the stream was found not
+    to reach back; another position in the row ends the mark. *is_gap_accepted* means that a person accepted that.
     """
 
     owed_from: str
@@ -84,6 +88,30 @@ class StreamPosition(msgspec.Struct, frozen=True):
     fencing_token: str = ""
     read_to: str | None = None
     held: tuple[str, ...] = ()
+    gap_from: str | None = None
+    is_gap_accepted: bool = False
+
+    @property
+    def has_gap(self) -> bool:
+        """Whether the stream was found not to reach back to the position, accepted or not."""
+        return self.gap_from == self.owed_from
+
+    @property
+    def has_open_gap(self) -> bool:
+        """Whether nothing may be written until a person accepts the gap."""
+        return self.has_gap and not self.is_gap_accepted
+
+    @property
+    def written_at(self) -> datetime | None:
+        """When a reader wrote the content, by its clock; None if the token does not contain a time."""
+        return token_time(self.fencing_token)
+
+
+def token_time(token: str) -> datetime | None:
+    """Return the time in a fencing token, a UUID of version 7 (RFC 9562); None in any other text."""
+    if len(token) != UUID_LENGTH or token[VERSION_AT] != "7":
+        return None
+    return datetime.fromtimestamp(int(token[:8] + token[9:13], 16) / 1000, UTC)
 
 
 class StoredPositions(msgspec.Struct, frozen=True):
@@ -121,9 +149,10 @@ class Rejection(msgspec.Struct, frozen=True):
 class PositionClaim(msgspec.Struct):
     """The *position* that a reader writes into its row with the next batch, and the tokens that the row may have.
 
-    The first token is that of the last write or read with a known outcome; the others are of attempts with an unknown
-    one. Without tokens, the reader found no row. Then the shard makes the row only if its *move_token* is still the one
-    given: a tenant that was moved there in between may lack operations, and no row existed that the move could change.
+    *as_of* is when *position* was computed; each new token contains it. The first token is that of the last write or
+    read with a known outcome; the others are of attempts with an unknown one. Without tokens, the reader found no row.
+    Then the shard makes the row only if its *move_token* is still the one given: a tenant that was moved there in
+    between may lack operations, and no row existed that the move could change.
     """
 
     stream: str
@@ -131,6 +160,7 @@ class PositionClaim(msgspec.Struct):
     position: StreamPosition = StreamPosition("")
     move_token: str | None = None
     fencing_tokens: list[str] = []
+    as_of: datetime | None = None
 
 
 class ProvisionRequest(msgspec.Struct, frozen=True):

@@ -40,7 +40,17 @@ STATES: Final = frozenset(
             "lost",
         ),
         *("primary", "standby", "read-only"),
-        *("shard_unavailable", "unregistered", "not_here", "inactive", "failing", "reshard", "taken_over", "refill"),
+        *(
+            "shard_unavailable",
+            "unregistered",
+            "not_here",
+            "inactive",
+            "failing",
+            "reshard",
+            "taken_over",
+            "refill",
+            "gap",
+        ),
     ]
 )
 OTHER_STATE: Final = "other"  # a state with a text of its own, such as an error

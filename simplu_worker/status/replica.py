@@ -18,6 +18,7 @@ import msgspec
 from simplu_worker import __version__
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.fleet.read_status import ReadStatus, hold_reason, read_status
+from simplu_worker.consumers.kinesis.holding.hold import Reason
 from simplu_worker.consumers.kinesis.reader.reader_view import ReaderView
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler
@@ -27,7 +28,7 @@ from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.gateway import LoggedOperation, RejectedRequest, ShardGateway
 from simplu_worker.shards.health.all_shards import InspectedShard, ShardInspector
-from simplu_worker.shards.health.assessment import Health, health_view
+from simplu_worker.shards.health.assessment import Health, Problem, health_view
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.citrus import CitrusClient
@@ -134,6 +135,18 @@ class ReplicaStatus:
         if fleet.trouble or not fleet.is_set_up:
             return fleet.trouble or "the stream is being opened"
         return next((reader.refusal for reader in fleet.readers() if reader.refusal), None)
+
+    def awaited_decision(self) -> str | None:
+        """Return which decision of a person shards wait for; None without any.
+
+        Names no shard: it is read without a token.
+        """
+        marked = {shard_id for shard_id, health in self.health.by_shard_id.items() if Problem.GAP in health.problems}
+        held = {hold.name for reader in self._readers() for hold in reader.holds() if hold.reason == Reason.GAP}
+        count = len(marked | held)
+        if not count:
+            return None
+        return f"{count} shard{'s' if count > 1 else ''} held for a gap: `simplu-worker shards list` names them"
 
     def refresh_gauges(self) -> None:
         """Set the gauges that no single event sets."""
@@ -322,6 +335,7 @@ def http_views(replica: ReplicaStatus) -> Views:
     return Views(
         live=replica.liveness_problem,
         ready=replica.readiness_problem,
+        waits_for=replica.awaited_decision,
         refresh_gauges=replica.refresh_gauges,
         status=replica.status,
         operation=replica.find_operation,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
@@ -10,6 +11,8 @@ from support.postgres.databases import execute
 from support.postgres.upgrades import make_old_schema
 from support.runbook.scene import Scene
 
+from simplu_worker.local.aws_server.server import send_commands
+from simplu_worker.local.kinesis.faults import Trim
 from simplu_worker.shards.postgres.address import ShardAddress
 
 HELD_COUNT: Final = 4
@@ -64,6 +67,28 @@ async def shard_restored(scene: Scene) -> None:
     await scene.wait_until_applied()
     await scene.servers["db-1"].kill()
     await scene.send("smile-berlin", HELD_COUNT)
+
+
+async def shard_held_for_gap(scene: Scene) -> None:
+    """Put a shard back to a base backup, and let the stream have dropped what came after that."""
+    await scene.deploy("db-1", "db-2")
+    for _ in range(2):  # the second batch leaves a position
+        await scene.send("smile-berlin", HELD_COUNT)
+        await scene.wait_until_applied()
+    await scene.back_up("db-1")
+    kept_count = len(scene.sent)
+    await scene.send("smile-berlin", HELD_COUNT)
+    await scene.wait_until_applied()
+    del scene.sent[kept_count:]
+    await scene.servers["db-1"].kill()
+    await send_commands(scene.shell["AWS_ENDPOINT_URL_KINESIS"], Trim(stream=scene.stream))
+    await scene.restore("db-1", "db-1b")
+    await execute(scene.servers["db-1b"].url, "UPDATE stream_positions SET token = gen_random_uuid()")  # of unknown age
+    scene.replace("shards.json", f"(.*)@{scene.names['db-1:5432']}(.*)", r"\1@db-1b:5432\2")
+    assert scene.worker is not None
+    scene.worker.send_signal(signal.SIGHUP)
+    await scene.send("smile-berlin", HELD_COUNT)
+    await scene.wait_for_log("shard.gap_found")
 
 
 async def rotate_credentials(scene: Scene) -> None:
@@ -138,6 +163,7 @@ SCENES: Final[Mapping[str, Callable[[Scene], Awaitable[None]]]] = {
     "replace-server": replace_server,
     "rotate-credentials": rotate_credentials,
     "shard-failed-over": shard_failed_over,
+    "shard-held-for-gap": shard_held_for_gap,
     "shard-restored": shard_restored,
     "stream-near-retention": stream_near_retention,
     "tenant-split": tenant_split,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from model import (
     failover_model,
+    gap_model,
     giving_up_model,
     hold_model,
     lease_model,
@@ -20,6 +21,7 @@ from model import (
 )
 from model.failover_model import FailoverModel
 from model.failover_model import Rules as RowRules
+from model.gap_model import GapModel
 from model.giving_up_model import GivingUpModel
 from model.hold_model import HoldModel
 from model.lease_model import LeaseModel
@@ -131,6 +133,11 @@ def reshard_harm(*args: Any, **kwargs: Any) -> ReshardFailoverModel:
     return reshard_failover(*args, **kwargs, checks_claims=False)
 
 
+def gap(**rules: bool) -> GapModel:
+    """Return a model of a shard that goes back, with a deviation from the agreed way."""
+    return GapModel(failovers=0, acceptances=0, rules=gap_model.Rules(**rules))
+
+
 SEPARATE_LANES = reader_model.Rules(separate_lanes=True)
 WAITING_CHILD = reshard_model.Rules(child_waits_for_shard_end=True)
 NAMES_HELD = RowRules(names_held=True)
@@ -173,6 +180,9 @@ SAFE = {
     "failover: early child, adopts again": (reshard_failover("a", "a", ADOPTS_AGAIN), 8_106),
     "failover: early child, leaves what is listed": (reshard_failover("a", "a", LEAVES_LISTED), 13_368),
     "failover: parents own what is listed": (reshard_failover("a", "a", PARENTS_OWN_LISTED), 11_469),
+    "gap: no kill": (GapModel(kills=0, failovers=0), 66_309),
+    "gap: four records in three ticks": (GapModel(records=4, ticks=3, kills=0, failovers=0), 96_194),
+    "gap: failovers alone": (GapModel(restores=0), 159_563),
 }
 
 SAFE_AND_LARGE = {
@@ -248,6 +258,8 @@ SAFE_AND_LARGE = {
         45_439,
     ),
     "failover: early child, adopts again, twice": (reshard_failover("a", "a", ADOPTS_AGAIN, failovers=2), 30_273),
+    "gap: never accepted": (GapModel(failovers=0, acceptances=0), 589_138),
+    "gap: two records": (GapModel(records=2, acceptances=0), 339_453),
 }
 
 WRONG = {
@@ -465,6 +477,12 @@ WRONG = {
     ),
     "failover: parents done at SHARD_END": (reshard_harm("a", "a", ChildRules(done_at_shard_end=True)), "order", 11),
     "failover: parents done early": (reshard_harm("a", "a", ChildRules(done_early=True)), "order", 11),
+    "gap: never holds": (gap(never_holds=True), "over a gap", 14),
+    "gap: whatever the age of the row": (gap(ignores_age=True), "held in vain", 5),
+    "gap: compared with the reader": (gap(ignores_checkpoint=True), "over a gap", 16),
+    "gap: whether the fleet was stopped or not": (gap(ignores_stop=True), "held in vain", 8),
+    "gap: its own reads prove that it was not": (gap(trusts_own_reads=True), "held in vain", 10),
+    "gap: a hold in memory alone": (gap(keeps_in_memory=True), "over a gap", 17),
 }
 
 

@@ -183,6 +183,8 @@ class Ledger:
         # Not those under the same request id that are another operation: their reader does not know of the loss yet.
         self.lost -= {index for index in self.lost if _identity(self.puts[index].operation) == _identity(operation)}
         key = (operation.tenant_id, operation.request_id)
+        if self._shards.tenants[operation.tenant_id].shard_id in self._shards.held_back:
+            self.violate(f"record {put.index} took effect over a gap that nobody has accepted")
         if key in self._applied:
             self.violate(f"record {put.index} took effect twice")
         self._applied[key] = put.index

@@ -64,6 +64,14 @@ class Transaction(msgspec.Struct):
     before: StreamPosition | None = None
 
 
+class Backup(msgspec.Struct, frozen=True):
+    """What one shard had at a moment: the rows of the log, and its positions by stream shard."""
+
+    shard_id: str
+    log: frozenset[LogKey]
+    positions: dict[str, StreamPosition]
+
+
 class PostgresShards:
     """All shards: `log` contains the applied operations by tenant and request id, with their bytes.
 
@@ -80,6 +88,8 @@ class PostgresShards:
         self.letters: dict[RecordKey, DeadLetterReason] = {}
         self.poison: set[str] = set()  # request ids of operations that fail by themselves
         self.on_applied: Callable[[Operation], None] = lambda _operation: None
+        self.held_back: set[str] = set()  # shards with a gap that nobody has accepted: nothing may be applied there
+        self.has_gap_columns = True  # False: as at schema version 2
         self.is_deduplicating = True  # False only in worlds that are meant to break
         self._tenant_wait = tenant_wait
 
@@ -127,8 +137,12 @@ class PostgresShards:
         place = shard_id, claim.stream_shard_id
         before = self.positions.get(place)
         self._history[shard_id].append(Transaction([], place, before))
-        blank = StreamPosition("TRIM_HORIZON", None, parents_done=False, fencing_token=token)
-        self.positions[place] = blank if before is None else msgspec.structs.replace(before, fencing_token=token)
+        if before is None:
+            self.positions[place] = StreamPosition("TRIM_HORIZON", None, parents_done=False, fencing_token=token)
+        else:
+            is_timed = before.written_at is not None
+            fenced = before.fencing_token[:15] + token[15:] if is_timed else token  # as `fence_position` does
+            self.positions[place] = msgspec.structs.replace(before, fencing_token=fenced)
         standing = self.read_positions(shard_id, [claim.stream_shard_id, *ancestors])
         is_unchanged = before is not None and before.fencing_token in claim.fencing_tokens
         return msgspec.structs.replace(standing, is_unchanged=is_unchanged)
@@ -190,7 +204,46 @@ class PostgresShards:
         if not seen and claim.move_token is not None and claim.move_token != self._move_token(shard_id):
             raise PositionChangedError("a tenant was moved here since")
         self._history[shard_id].append(Transaction([], place, before))
-        self.positions[place] = msgspec.structs.replace(claim.position, fencing_token=token)
+        gap = (None, False) if before is None else (before.gap_from, before.is_gap_accepted)
+        self.positions[place] = msgspec.structs.replace(
+            claim.position, fencing_token=token, gap_from=gap[0], is_gap_accepted=gap[1]
+        )
+
+    def mark_gap(self, shard_id: str, stream_shard_id: str, owed_from: str) -> bool:
+        """Mark a row whose position has left the stream."""
+        row = self.positions.get((shard_id, stream_shard_id))
+        if self.has_gap_columns and row is not None and row.owed_from == owed_from and not row.has_gap:
+            marked = msgspec.structs.replace(row, gap_from=owed_from, is_gap_accepted=False)
+            self.positions[shard_id, stream_shard_id] = marked
+        return self.has_gap_columns
+
+    def accept_gaps(self, shard_id: str) -> int:
+        """Accept the gaps of a shard; return how many it had."""
+        open_rows = {key: row for key, row in self.positions.items() if key[0] == shard_id and row.has_open_gap}
+        for key, row in open_rows.items():
+            self.positions[key] = msgspec.structs.replace(row, is_gap_accepted=True)
+        self.held_back.discard(shard_id)
+        return len(open_rows)
+
+    def back_up(self, shard_id: str) -> Backup:
+        """Return what a shard has now."""
+        here = {one.tenant_id for one in self.tenants.values() if one.shard_id == shard_id}
+        log = frozenset(key for key in self.log if key[0] in here)
+        return Backup(shard_id, log, {key: row for (at, key), row in self.positions.items() if at == shard_id})
+
+    def restore(self, backup: Backup, *, is_held_back: bool) -> None:
+        """Put a shard back; with *is_held_back* nothing may be applied there until its gaps are accepted."""
+        shard_id = backup.shard_id
+        lost = [key for key in self.back_up(shard_id).log if key not in backup.log]
+        for key in lost:
+            del self.log[key]
+        for place in [place for place in self.positions if place[0] == shard_id]:
+            del self.positions[place]
+        self.positions |= {(shard_id, key): row for key, row in backup.positions.items()}
+        self._history[shard_id].clear()
+        if is_held_back:
+            self.held_back.add(shard_id)
+        self.on_lost(lost)
 
     def _move_token(self, shard_id: str) -> str:
         """Return a text that changes with each tenant moved to a shard."""
@@ -338,10 +391,18 @@ class SimulatedGateway(ShardGateway):
             )
         return [claim for claim in claims if claim.stream_shard_id in changed]
 
+    async def mark_gap(self, shard_id: str, stream: str, stream_shard_id: str, owed_from: str) -> bool:
+        """Mark a row whose position has left the stream."""
+        return await self._shards.network.ask(
+            shard_id, lambda: self._shards.mark_gap(shard_id, stream_shard_id, owed_from), lost=_lost
+        )
+
     async def forget_positions(self, shard_id: str, stream: str, stream_shard_ids: Sequence[str]) -> None:
         """Forget stream shards past their retention."""
         for key in stream_shard_ids:
-            self._shards.positions.pop((shard_id, key), None)
+            row = self._shards.positions.get((shard_id, key))
+            if row is not None and not row.has_open_gap:
+                del self._shards.positions[shard_id, key]
 
     async def find_again(self, tenant_id: str) -> str | Absence:
         """Ask for the shard of a tenant anew."""

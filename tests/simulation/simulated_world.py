@@ -76,6 +76,7 @@ class Plan(msgspec.Struct, frozen=True):
     tenant_holds_max: int = TENANT_HOLDS_MAX
     prefetch_max_bytes: int = 64 * 1024 * 1024
     ahead_from_s: float = 30.0
+    retention_s: float | None = None  # less than Kinesis allows, for records that expire within a simulation
     options: KinesisOptions = msgspec.field(default_factory=lambda: KinesisOptions(scaling_limits=False))
 
 
@@ -163,6 +164,8 @@ class World:
     async def open(self) -> None:
         """Make the stream and start the replicas."""
         self.kinesis.do("CreateStream", StreamName=STREAM, ShardCount=self.plan.stream_shard_count)
+        if self.plan.retention_s is not None:
+            self.kinesis.stream.retention_hours = self.plan.retention_s / 3600  # type: ignore[assignment]  # a fraction
         await asyncio.sleep(0.1)
         for _ in range(self.plan.replica_count):
             self.start_replica()

@@ -40,12 +40,13 @@ from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases.shard_tree import child_leases, pending_at_parents
 from simplu_worker.consumers.kinesis.reader.catch_up import CatchUpReader, CatchUps, _tenants_of
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
-from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage
+from simplu_worker.consumers.kinesis.recovery.gap import Gap
+from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage, ReplayStart
 from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPosition, ShardPositions
 from simplu_worker.consumers.kinesis.stream.client import ChildShard, Reply, Stream
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position, RecordPosition
 from simplu_worker.dead_letters.letter import DeadLetter
-from simplu_worker.shards.types import StoredPositions
+from simplu_worker.shards.types import StoredPositions, StreamPosition
 
 OPEN_AFTER_S = 1.5  # a world is open then
 
@@ -242,6 +243,42 @@ class _ContentPositions(ShardPositions):
     @override
     def invalidate_parent_rows(self) -> list[ShardPosition]:
         return []
+
+
+class _BlindPositions(ShardPositions):
+    @override
+    async def _find_gap(
+        self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions, behind: ReplayStart
+    ) -> Gap | None:
+        return None
+
+
+class _ForgetfulPositions(ShardPositions):
+    @override
+    async def _mark_gap(self, shard_id: str, gap: Gap) -> bool:
+        return True
+
+
+class _AgelessPositions(ShardPositions):
+    @override
+    async def _find_gap(
+        self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions, behind: ReplayStart
+    ) -> Gap | None:
+        self._reader = replace(self._reader, retention=lambda: None)
+        return await super()._find_gap(shard_position, lineage, stored, behind)
+
+
+class _AloofPositions(ShardPositions):
+    @override
+    async def _has_own_left(
+        self,
+        row: StreamPosition,
+        behind: ReplayStart,
+        is_old: Callable[[StreamPosition], bool],
+        *,
+        was_read: bool,
+    ) -> bool:
+        return await super()._has_own_left(row, behind, is_old, was_read=True)
 
 
 def _safe_checkpoint(positions: ShardPositions) -> RecordPosition | None:
@@ -531,4 +568,12 @@ WRONG_DESIGNS = {
         _with_reader(positions_class=_UnwaryPositions), _move_after_a_loss, seed=824
     ),
     "other operations overtake re-read ones": WrongDesign(_with_reader(dispatcher_class=_UngatedDispatcher), seed=3749),
+}
+
+# A simulation has records that expire only where it is about that (`test_gaps.py`).
+WRONG_ABOUT_GAPS = {
+    "a shard goes on over a gap": _with_reader(positions_class=_BlindPositions),
+    "a gap is known to the reader alone that found it": _with_reader(positions_class=_ForgetfulPositions),
+    "a row that has left the stream is a gap, however new it is": _with_reader(positions_class=_AgelessPositions),
+    "a fleet that was stopped has gaps": _with_reader(positions_class=_AloofPositions),
 }

@@ -33,6 +33,7 @@ SUBJECTS = {
     "lease": "one lease, its hand-over, and a leader of the KCL 3.x",
     "giving up": "an operation that is given up, and its replay",
     "failover": "stream positions on a shard that loses commits, with parents, children and grandparents",
+    "gap": "a shard that goes back by more than the stream keeps",
     "orders": "how long a `deduplicationId` is one event",
     "ownership": "exclusive owners of tenants within a reader",
     "move": "a tenant that moves, with two movers, rollbacks and cleanups",

@@ -16,6 +16,7 @@ from support.postgres.tenant_cases import fetch
 
 from simplu_worker.aws.clients import Client
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
+from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import ReadAhead
 from simplu_worker.consumers.kinesis.reader.reader_parameters import (
@@ -118,6 +119,7 @@ class World:
         lineage: Lineage | None = None,
         stream_shard_id: str = ONLY,
         utc: UtcClock = utc_now,
+        retention: timedelta | None = None,
     ) -> AsyncIterator[StreamShardReader]:
         """Run a reader for as long as the context, which ends when it has drained."""
         dead_letters = DeadLetterQueue(self.sqs, queue_url or self.queue_url, draw=lambda: 0.0)
@@ -128,6 +130,7 @@ class World:
             hash_range=hash_range,
             read_ahead=read_ahead,
             pending_at_parents=pending_at_parents,
+            retention=retention,
         )
         reader = StreamShardReader(
             ReaderServices(self.stream, self.gateway, dead_letters),
@@ -146,6 +149,19 @@ class World:
             finally:
                 stopping.set()
         await reader.write_final_positions()
+
+
+@asynccontextmanager
+async def looked_after(world: World, *readers: StreamShardReader) -> AsyncIterator[PositionSync]:
+    """Look after what idle shards know."""
+    looking = PositionSync(world.gateway, world.stream.name, lambda: readers)
+    stopping = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(looking.run(stopping))
+        try:
+            yield looking
+        finally:
+            stopping.set()
 
 
 async def _confirm() -> bool:

@@ -8,7 +8,7 @@ from cyclopts import App, Parameter, validators
 
 from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, UsageError
 
-shards = App(name="shards", help="Show, upgrade, balance and empty Postgres shards, route keys to them.")
+shards = App(name="shards", help="Show, upgrade, balance and empty Postgres shards, route keys to them, accept gaps.")
 
 
 @shards.command(name="list")
@@ -78,6 +78,30 @@ def verify_backup(shard: str, /, *, common: CommonOptions = NO_OPTIONS) -> int:
     from simplu_worker.commands.shards.verify_backup import verify_backup
 
     return common.run(lambda settings: verify_backup(settings, shard, as_json=common.as_json))
+
+
+@shards.command(name="accept-gap")
+def accept_gap(
+    shard: str | None = None,
+    /,
+    *,
+    all_shards: Annotated[Flag, Parameter(name="--all")] = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Let a shard go on although the stream no longer has all records since its backup: these are lost for it.
+
+    Parameters
+    ----------
+    shard
+        The shard id.
+    all_shards
+        All shards that are held for a gap.
+    """
+    from simplu_worker.commands.shards.accept_gap import accept_gaps
+
+    if (shard is None) is not all_shards:
+        raise UsageError(f"shards accept-gap: expected a shard or --all, got {'none' if shard is None else 'both'}")
+    return common.run(lambda settings: accept_gaps(settings, shard, as_json=common.as_json))
 
 
 Parallel = Annotated[int, Parameter(validator=validators.Number(gte=1, lte=100))]

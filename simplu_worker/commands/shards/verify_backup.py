@@ -102,7 +102,8 @@ async def _judge_positions(settings: Settings, content: BackupContent, report: B
     if lost:
         report.problems.append(
             f"expected positions that the stream still has, with its retention of {retention.total_seconds() / 3600:g}"
-            f" h, got older ones of {', '.join(lost)}; take a newer backup: records may be lost, and workers go on"
+            f" h, got older ones of {', '.join(lost)}; take a newer backup: records may be lost, "
+            "and workers hold the shard until a person accepts that"
         )
 
 

@@ -36,6 +36,7 @@ from simplu_worker.shards.apply.wave_statement import statement_for
 from simplu_worker.shards.positions.claims import attempt_claim
 from simplu_worker.shards.positions.rows import (
     fence_position,
+    mark_gap,
     position_changed_error,
     read_stored_positions,
     write_positions,
@@ -179,6 +180,11 @@ class ShardWriter:
             async with self._pool.transaction() as connection:
                 await connection.execute(QUERIES["skip_disk_wait"])
                 return await write_positions(connection, list(zip(claims, tokens, strict=True)))
+
+    async def mark_gap(self, stream: str, stream_shard_id: str, owed_from: str) -> bool:
+        """Mark a row as `positions.rows.mark_gap` does. Raises `ShardUnavailableError`."""
+        async with self._pool.connection() as connection:
+            return await mark_gap(connection, stream, stream_shard_id, owed_from)
 
     async def forget_positions(self, stream: str, stream_shard_ids: Sequence[str]) -> None:
         """Delete the rows of stream shards past their retention. Raises `ShardUnavailableError`."""

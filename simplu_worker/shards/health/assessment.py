@@ -42,7 +42,8 @@ class ShardProbe(msgspec.Struct, frozen=True, kw_only=True):
     database, *trouble* the error of its last use by this replica, although it answers. *connections_used* count towards
     *connections_max*, the nearest limit. The lag is that of a standby, or on a primary that of its slowest standby.
     *skew_s* is the server's clock minus ours. *creators* are no problem of the shard, but a risk for its readers.
-    *unwritable_tables* are those of schema version 3 that this role may not write.
+    *unwritable_tables* are those of schema version 3 that this role may not write. *gaps* are the stream shards of
+    which the shard lacks records that the stream no longer has, and no person has accepted that.
     """
 
     server_version: str
@@ -64,6 +65,7 @@ class ShardProbe(msgspec.Struct, frozen=True, kw_only=True):
     tenant_count: int | None = None
     creators: Sequence[SchemaCreator] = ()
     unwritable_tables: Sequence[str] = ()
+    gaps: Sequence[str] = ()
 
 
 class ShardSilence(msgspec.Struct, frozen=True):
@@ -110,6 +112,7 @@ class Problem(StrEnum):
     CONNECTIONS = "connections"
     USAGE = "usage"
     INACTIVE = "inactive"
+    GAP = "gap"  # it takes no operations of the stream; queues go on
 
 
 LOST: Final = frozenset({Problem.NO_ANSWER, Problem.REFUSED})
@@ -205,6 +208,8 @@ def findings(observation: ShardObservation, before: Collection[Problem]) -> Iter
         yield HealthFinding(Problem.REFUSED if observation.is_refusal else Problem.NO_ANSWER, observation.error)
     elif observation.probe is not None:
         yield from _probe_findings(observation.probe, before)
+        if observation.probe.gaps:
+            yield HealthFinding(Problem.GAP, _describe_gaps(observation.probe.gaps))
     if not observation.usage.is_active:
         yield HealthFinding(Problem.INACTIVE, "Citrus marks it inactive")
     ratio = observation.usage.ratio
@@ -255,6 +260,14 @@ def _probe_findings(probe: ShardProbe, before: Collection[Problem]) -> Iterator[
         yield HealthFinding(
             Problem.CONNECTIONS, f"{probe.connections_used} of {probe.connections_max} connections are in use"
         )
+
+
+def _describe_gaps(stream_shard_ids: Sequence[str]) -> str:
+    return (
+        f"expected a stream that has all records since the shard's positions, got one that has dropped some of "
+        f"{len(stream_shard_ids)} stream shards; raise the stream's retention, then restore a newer backup, or accept "
+        "the loss with `simplu-worker shards accept-gap`"
+    )
 
 
 def _exceeds(value: float, threshold: Threshold, *, is_raised: bool) -> bool:

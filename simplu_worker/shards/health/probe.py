@@ -17,6 +17,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import (
+    GAPS_SINCE,
     MESSAGE_FAILURES,
     REJECTIONS,
     SchemaState,
@@ -111,6 +112,8 @@ async def _add_details(
     lag = {"lag_s": "lag_s", "lag_bytes": "lag_bytes", "standby_count": "standby_count"}
     await _add_columns(connection, "probe_standby" if facts["is_standby"] else "probe_primary", lag, facts)
     version: int | None = facts.get("schema_version")
+    if version is not None and version >= GAPS_SINCE:
+        facts["gaps"] = [row["stream_shard_id"] for row in await connection.fetch(QUERIES["list_gaps"])]
     if counts_tenants and version is not None:
         facts["tenant_count"] = await connection.fetchval(QUERIES["count_tenants"])
         if version >= NEW_TABLES_SINCE:

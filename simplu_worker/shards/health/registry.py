@@ -64,7 +64,9 @@ class HealthRegistry:
         self._drop_if_unknown(shard_id)
 
     def note_probe(self, shard_id: str, probe: ShardProbe | ShardSilence) -> None:
-        """Note a probe; facts that it lacks stay as they were: the count of tenants, or all facts of a silent shard.
+        """Note a probe; facts that it lacks stay as they were.
+
+        These are the count of tenants, the gaps if it was too slow, or all facts of a silent shard.
 
         Does nothing before `begin` and after `end`.
         """
@@ -76,6 +78,8 @@ class HealthRegistry:
             return
         if probe.tenant_count is None and before.probe is not None and probe.schema_version is not None:
             probe = replace(probe, tenant_count=before.probe.tenant_count)
+        if probe.is_cut_short and before.probe is not None:
+            probe = replace(probe, gaps=probe.gaps or before.probe.gaps)
         instruments.SHARD_RESPONSE.labels(shard_id).observe(probe.response_s)
         self._learn(
             shard_id, replace(before, probe=probe, error=None, is_refusal=False, checked_at=now, answered_at=now)

@@ -19,13 +19,14 @@ _ENDS: Final[Mapping[str, tuple[float, int]]] = {"TRIM_HORIZON": (-1, 0), "SHARD
 
 
 class CarriedPosition(msgspec.Struct, frozen=True):
-    """A row of `stream_positions`, without what counts on its own shard alone."""
+    """A row of `stream_positions`, without what counts on its own shard alone; *written_at* is that of its content."""
 
     stream: str
     stream_shard_id: str
     owed_from: str
     owed_since: datetime | None
     parents_done: bool
+    written_at: datetime | None = None
 
     @property
     def key(self) -> PositionKey:
@@ -49,10 +50,18 @@ def merge_positions(carried: Iterable[CarriedPosition], own: Iterable[CarriedPos
 
 
 def _lower(one: CarriedPosition, other: CarriedPosition) -> CarriedPosition:
-    low, high = sorted((one, other), key=lambda position: _order_of(position.owed_from))
-    times = [position.owed_since for position in (low, high)]
-    since = None if low.owed_from in _ENDS or None in times else min(time for time in times if time is not None)
-    return msgspec.structs.replace(low, owed_since=since, parents_done=one.parents_done and other.parents_done)
+    low = min(one, other, key=lambda position: _order_of(position.owed_from))
+    return msgspec.structs.replace(
+        low,
+        owed_since=None if low.owed_from in _ENDS else _earlier(one.owed_since, other.owed_since),
+        parents_done=one.parents_done and other.parents_done,
+        written_at=_earlier(one.written_at, other.written_at),
+    )
+
+
+def _earlier(one: datetime | None, other: datetime | None) -> datetime | None:
+    """Return the earlier time; None if one is unknown."""
+    return None if one is None or other is None else min(one, other)
 
 
 def _order_of(position: str) -> tuple[float, int]:

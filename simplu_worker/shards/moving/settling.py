@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
+from uuid import uuid4
 
 import structlog
 
@@ -16,9 +17,12 @@ from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_ser
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.moving.merged_positions import CarriedPosition, merge_positions
 from simplu_worker.shards.moving.rows import read_arrival, read_tenant
+from simplu_worker.shards.positions.claims import timed_token
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
+from simplu_worker.shards.types import token_time
 
+POSITION_COLUMNS: Final = ("stream", "stream_shard_id", "owed_from", "owed_since", "parents_done")
 LOCK_WAIT_S: Final = 0.3  # of a mover for batches: too short to be noticed
 
 LEFT_FOR: Final = timedelta(seconds=1)  # before a worker takes the mover of a ready tenant for killed
@@ -92,7 +96,11 @@ async def _merge(connection: Connection, carried: Sequence[CarriedPosition]) -> 
     merged = merge_positions(carried, await read_positions(connection))
     if merged.lowered:
         columns = zip(
-            *((*one.key, one.owed_from, _text_of(one), str(one.parents_done)) for one in merged.lowered), strict=True
+            *(
+                (*one.key, one.owed_from, _text_of(one), str(one.parents_done), timed_token(uuid4(), one.written_at))
+                for one in merged.lowered
+            ),
+            strict=True,
         )
         await connection.execute(QUERIES["merge_positions"], *map(list, columns))
     if merged.deleted:
@@ -102,7 +110,10 @@ async def _merge(connection: Connection, carried: Sequence[CarriedPosition]) -> 
 async def read_positions(connection: Connection) -> tuple[CarriedPosition, ...]:
     """Return the rows of `stream_positions` of all streams."""
     rows = await connection.fetch(QUERIES["read_all_positions_of_shard"])
-    return tuple(CarriedPosition(**dict(row)) for row in rows)
+    return tuple(
+        CarriedPosition(**{name: row[name] for name in POSITION_COLUMNS}, written_at=token_time(row["token"]))
+        for row in rows
+    )
 
 
 def _text_of(position: CarriedPosition) -> str | None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Final
 
 from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, RolledBackError, StatementFailedError
 from simplu_worker.shards.types import PositionChangedError, PositionClaim
 
 UNCERTAIN_ATTEMPTS_MAX: Final = 20  # attempts with an unknown outcome that a claim remembers; beyond, the row is read
+
+TIME_BITS: Final = 48
+RANDOM_BITS: Final = 76  # two of them are the variant, which is the same for all versions
 
 _ROLLED_BACK: Final = (PositionChangedError, LostRaceError, InvalidDataError, StatementFailedError, RolledBackError)
 
@@ -21,7 +25,7 @@ def attempt_claim(claim: PositionClaim) -> Iterator[str]:
 
     Blocks may overlap: a transaction that its caller has abandoned goes on if other callers share it.
     """
-    token = str(uuid.uuid4())
+    token = timed_token(uuid.uuid4(), claim.as_of)
     claim.fencing_tokens = [*claim.fencing_tokens[:1], *claim.fencing_tokens[1:][-UNCERTAIN_ATTEMPTS_MAX:], token]
     try:
         yield token
@@ -30,3 +34,16 @@ def attempt_claim(claim: PositionClaim) -> Iterator[str]:
         raise
     if token in claim.fencing_tokens:  # otherwise a later attempt has committed already
         claim.fencing_tokens = claim.fencing_tokens[claim.fencing_tokens.index(token) :]
+
+
+def timed_token(token: uuid.UUID, at: datetime | None) -> str:
+    """Return the random *token* with the time *at*, in milliseconds, as a UUID of version 7 (RFC 9562) contains it.
+
+    The time is that of the row's content, which a backup of the shard keeps; the other 74 bits stay random. Without
+    *at* the token is returned as it is.
+    """
+    if at is None:
+        return str(token)
+    milliseconds = max(0, int(at.timestamp() * 1000))
+    random_bits = token.int & (1 << RANDOM_BITS) - 1
+    return str(uuid.UUID(int=milliseconds << 128 - TIME_BITS | 7 << RANDOM_BITS | random_bits))

@@ -65,6 +65,22 @@ async def fence_position(connection: Connection, claim: PositionClaim) -> bool:
     return False
 
 
+async def mark_gap(connection: Connection, stream: str, stream_shard_id: str, owed_from: str) -> bool:
+    """Mark the row with the position *owed_from*, to which the stream does not reach back; idempotent.
+
+    Returns False on a shard of schema version 2, which cannot have the mark.
+    """
+    if not await connection.fetchval(QUERIES["has_gap_columns"]):
+        return False
+    await connection.execute(QUERIES["mark_gap"], stream, stream_shard_id, owed_from)
+    return True
+
+
+async def accept_gaps(connection: Connection) -> list[dict[str, Any]]:
+    """Accept all gaps of the shard, which needs schema version 3; return its rows that had one."""
+    return [dict(row) for row in await connection.fetch(QUERIES["accept_gaps"])]
+
+
 async def read_stored_positions(
     connection: Connection, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool
 ) -> StoredPositions:
@@ -99,4 +115,6 @@ def _position(row: Any) -> StreamPosition:
         fencing_token=row["token"],
         read_to=row["read_to"],
         held=tuple(row["held"] or ()),
+        gap_from=row["gap_from"],
+        is_gap_accepted=row["is_gap_accepted"],
     )

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from support.postgres.databases import ShardMaker
+from support.postgres.databases import ShardMaker, execute
 from support.postgres.tenant_cases import (
     ARRIVED_AT,
     STREAM,
@@ -25,6 +25,7 @@ from support.postgres.trouble import Line, calm, make_touchy, shut_gate, waiters
 
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Outcome
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED, ShardWriter
+from simplu_worker.shards.positions.rows import accept_gaps
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.types import (
     PositionChangedError,
@@ -67,8 +68,12 @@ def claim_of(
 
 
 def said(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row but for where it belongs."""
-    return {name: value for name, value in row.items() if name not in {"stream", "stream_shard_id"}}
+    """Return a row but for where it belongs, and for the mark of a gap that it does not have."""
+    return {
+        name: value
+        for name, value in row.items()
+        if name not in {"stream", "stream_shard_id"} and not (name.startswith("gap_") and value is None)
+    }
 
 
 async def rows(pool: ShardPool) -> dict[str, dict[str, Any]]:
@@ -551,6 +556,70 @@ async def test_positions_of_stream_shards_past_their_retention_are_forgotten(
     for _ in range(2):
         await writer.forget_positions(STREAM, ["shardId-0", "shardId-2", "shardId-9"])
         assert sorted(await rows(case.pool)) == ["shardId-1"]
+
+
+async def standing(writer: ShardWriter) -> StreamPosition:
+    """Return the row as a reader reads it."""
+    stored = await writer.read_positions(STREAM, [STREAM_SHARD_ID])
+    assert stored is not None
+    return stored.rows[STREAM_SHARD_ID]
+
+
+async def test_gap_is_marked_for_one_position_and_lasts_until_it_is_accepted(
+    case: TenantCase, writer: ShardWriter
+) -> None:
+    """The mark and the acceptance are void once the row has another position."""
+    claim = claim_of()
+    await writer.write_positions([claim])
+    assert await writer.mark_gap(STREAM, STREAM_SHARD_ID, "6/0")
+    assert not (await standing(writer)).has_gap
+    assert await writer.mark_gap(STREAM, STREAM_SHARD_ID, "7/0")
+    marked = await standing(writer)
+    assert (marked.has_open_gap, [marked.fencing_token]) == (True, claim.fencing_tokens)
+    await writer.forget_positions(STREAM, [STREAM_SHARD_ID])
+    found_at = (await rows(case.pool))[STREAM_SHARD_ID]["gap_found_at"]
+    async with case.pool.connection() as connection:
+        (accepted,) = await accept_gaps(connection)
+        assert await accept_gaps(connection) == []
+    assert (accepted["gap_from"], accepted["gap_found_at"]) == ("7/0", found_at)
+    assert await writer.mark_gap(STREAM, STREAM_SHARD_ID, "7/0")
+    again = await standing(writer)
+    assert (again.has_gap, again.has_open_gap) == (True, False)
+
+    claim.position = StreamPosition("8/0")
+    await writer.write_positions([claim])
+    assert not (await standing(writer)).has_gap
+    assert await writer.mark_gap(STREAM, STREAM_SHARD_ID, "8/0")
+    assert (await standing(writer)).has_open_gap
+
+
+async def test_gap_is_not_marked_where_the_schema_has_no_room_for_it(case: TenantCase, writer: ShardWriter) -> None:
+    """At schema version 2; rows are read and forgotten as before."""
+    await writer.write_positions([claim_of()])
+    columns = "DROP COLUMN gap_from, DROP COLUMN gap_found_at, DROP COLUMN gap_accepted_at"
+    await execute(case.pool.address.connection_string, f"ALTER TABLE stream_positions {columns}")
+    assert not await writer.mark_gap(STREAM, STREAM_SHARD_ID, "7/0")
+    row = await standing(writer)
+    assert (row.owed_from, row.has_gap) == ("7/0", False)
+    await writer.forget_positions(STREAM, [STREAM_SHARD_ID])
+    assert await rows(case.pool) == {}
+
+
+@pytest.mark.parametrize("knows_row", [True, False])
+async def test_fence_leaves_the_time_of_the_content(case: TenantCase, writer: ShardWriter, *, knows_row: bool) -> None:
+    """The token is another one, and the row stays as old as it is."""
+    claim = claim_of()
+    claim.as_of = ARRIVED_AT
+    await writer.write_positions([claim])
+    before = await standing(writer)
+    await writer.fence_and_read_positions(claim if knows_row else claim_of(), [PARENT])
+    fenced = await standing(writer)
+    assert fenced.fencing_token != before.fencing_token
+    assert fenced.written_at == before.written_at == ARRIVED_AT
+    token = await take_away(case.pool)  # by an earlier release
+    await writer.fence_and_read_positions(claim_of(), [PARENT])
+    fenced = await standing(writer)
+    assert (fenced.written_at, fenced.fencing_token == token) == (None, False)
 
 
 async def test_dead_letter_is_part_of_a_batch_that_moves_the_row(case: TenantCase, writer: ShardWriter) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
 
 import msgspec
 import pytest
 from support.aws.kinesis_endpoints import kinesis_servers
 from support.postgres.databases import ShardMaker
+from support.postgres.snapshots import ShardSnapshot
 from support.postgres.tenant_cases import fetch
 from support.reader_world import (
     ONLY,
@@ -19,6 +18,7 @@ from support.reader_world import (
     chain,
     eventually,
     logs,
+    looked_after,
     mixed,
     open_world,
     outcomes,
@@ -27,9 +27,7 @@ from support.reader_world import (
 )
 
 from simplu_worker.consumers.kinesis.fleet import position_sync
-from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
-from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.recovery import shard_positions
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Ancestor, Lineage
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber
@@ -39,7 +37,6 @@ from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.timing.clock import loop_time
 
 _AT_ONCE_AHEAD = msgspec.structs.replace(SETTINGS, ahead_from_s=0.0)
-TABLES = ("operations", "resources", "stream_positions")
 
 pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(0.8)]
 
@@ -68,44 +65,9 @@ def _quick_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard_positions, "WRITE_AFTER_S", 0.2)
 
 
-class ShardSnapshot:
-    """The rows of a shard at one moment: a replica with these, and without later commits, is promoted."""
-
-    def __init__(self, pool: ShardPool, rows: dict[str, list[Any]]) -> None:
-        self._pool = pool
-        self._rows = rows
-
-    @classmethod
-    async def take(cls, pool: ShardPool) -> ShardSnapshot:
-        """Read all rows that the worker writes."""
-        return cls(pool, {table: await fetch(pool, f"SELECT * FROM {table}") for table in TABLES})
-
-    async def promote(self) -> None:
-        """Restore the rows, in one step."""
-        async with self._pool.transaction() as connection:
-            for table, rows in self._rows.items():
-                await connection.execute(f"DELETE FROM {table}")
-                for row in rows:
-                    places = ", ".join(f"${number}" for number in range(1, len(row) + 1))
-                    await connection.execute(f"INSERT INTO {table} VALUES ({places})", *row.values())
-
-
 def backfill_count(shard_id: str) -> float:
     """Return how often a shard was read for again."""
     return float(instruments.SHARD_REFILLS.labels(shard_id)._value.get())
-
-
-@asynccontextmanager
-async def looked_after(world: World, *readers: StreamShardReader) -> AsyncIterator[PositionSync]:
-    """Look after what idle shards know."""
-    looking = PositionSync(world.gateway, world.stream.name, lambda: readers)
-    stopping = asyncio.Event()
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(looking.run(stopping))
-        try:
-            yield looking
-        finally:
-            stopping.set()
 
 
 async def all_succeeded(pool: ShardPool, **counts: int) -> None:

@@ -32,10 +32,11 @@ INSERT INTO business_types (name, default_settings, staff_resource_type) VALUES 
 ON CONFLICT (name) DO NOTHING;
 """
 WITHIN_S = 30.0
-# About tables that the schema before does not have: a worker runs them only after `may_write_table`.
+# About tables and columns that the schema before does not have: a worker asks for these first.
 OF_NEW_TABLES = {
     *("count_failures", "forget_failures", "forget_failures_of_tenant", "forget_old_failures"),
     *("note_rejections", "find_rejections", "find_rejection_of_any_tenant"),
+    *("mark_gap", "list_gaps", "accept_gaps"),
     *("forget_rejections_of_tenant", "forget_old_rejections"),
     *("find_tenant_to_move", "lock_tenant_to_move", "take_move_token", "fence_tenant", "end_own_fence"),
     *("end_overdue_fence", "commit_move", "make_incoming", "lock_incoming", "make_ready", "activate_tenant"),

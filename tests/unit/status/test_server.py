@@ -39,6 +39,7 @@ class Daemon:
 
     live: str | None = None
     ready: str | None = None
+    awaited: str | None = None
     asked: list[tuple[str | None, ...]] = field(default_factory=list)
 
     def views(self) -> Views:
@@ -46,6 +47,7 @@ class Daemon:
         return Views(
             live=lambda: self.live,
             ready=lambda: self.ready,
+            waits_for=lambda: self.awaited,
             refresh_gauges=lambda: self.asked.append(("refresh_gauges",)),
             status=lambda: {"replica": "worker-1", "ready": self.ready},
             operation=self.operation,
@@ -150,6 +152,13 @@ async def test_health_is_503_with_the_reason_when_something_is_wrong(
     daemon.live, daemon.ready = "no batch for 60 s", "draining"
     status, _, body = await site.ask(path)
     assert (status, msgspec.json.decode(body)) == (503, {"status": "unavailable", "reason": reason})
+
+
+async def test_readiness_names_the_decision_that_is_waited_for(site: Site, daemon: Daemon) -> None:
+    """Ready all the same: the other shards go on."""
+    daemon.awaited = "1 shard held for a gap"
+    status, _, body = await site.ask("/readyz")
+    assert (status, msgspec.json.decode(body)) == (200, {"status": "ok", "detail": "1 shard held for a gap"})
 
 
 @pytest.mark.parametrize("accept", ["", "text/plain", "*/*", "text/plain;version=0.0.4"])

@@ -20,6 +20,7 @@ from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOper
 from simplu_worker.consumers.kinesis.dispatch.results import (
     BatchDecided,
     Found,
+    GapFound,
     NoAnswer,
     Overdue,
     RowBehind,
@@ -230,6 +231,8 @@ class Dispatcher:
                     self.hold_shard(lane.shard_id, result.entries)
                 case RowBehind():
                     self.start_backfill(lane.shard_id, result.unread, result.entries)
+                case GapFound():
+                    self.hold_shard(lane.shard_id, result.entries, Reason.GAP)
                 case _:
                     assert_never(result)
 
@@ -454,14 +457,34 @@ class Dispatcher:
         self._lane_by_tenant.pop(tenant_id, None)
         self._wait_for_route(tenant_id, entries)
 
-    def hold_shard(self, shard_id: str, entries: Sequence[QueuedOperation]) -> None:
-        """Hold a Postgres shard with the tenants of *entries*, all of which are dropped."""
+    def hold_shard(
+        self, shard_id: str, entries: Sequence[QueuedOperation], reason: Reason = Reason.SHARD_UNAVAILABLE
+    ) -> None:
+        """Hold a Postgres shard with the tenants of *entries*, all of which are dropped.
+
+        *reason* is that of a new hold. A gap becomes the reason of a hold that exists, too.
+        """
         hold = self.ownership.open_shard_hold(shard_id, _first_arrival(entries), now=loop_time())
+        if reason is Reason.GAP:
+            hold.reason = reason
         hold.sample_tenant = entries[0].operation.tenant_id
         self._split(hold, entries)
         if self.is_lane_idle(shard_id):
             for tenant_id in {entry.operation.tenant_id for entry in entries}:
                 self._lane_by_tenant.pop(tenant_id, None)
+
+    async def is_held_for_gap(self, hold: Hold) -> bool:
+        """Return whether a Postgres shard that answers lacks records that the stream no longer has.
+
+        Until a person accepts that. Raises `RetryableError` when the shard does not answer.
+        """
+        positions = self.shard_positions
+        if hold.reason != Reason.GAP or positions is None:
+            return False
+        is_open = await positions.has_open_gap(hold.name)
+        if not is_open and hold.is_waiting:
+            hold.reason = Reason.SHARD_UNAVAILABLE  # whatever keeps it from now on
+        return is_open
 
     def on_tenant_moved(self, hold: Hold, tenant_id: str) -> None:
         """Catch up a tenant of a held Postgres shard that has another shard now."""

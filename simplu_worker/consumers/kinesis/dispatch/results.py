@@ -44,7 +44,13 @@ class RowBehind(msgspec.Struct, frozen=True):
     entries: list[QueuedOperation]
 
 
-LaneResult: TypeAlias = BatchDecided | NoAnswer | RowBehind
+class GapFound(msgspec.Struct, frozen=True):
+    """The shard lacks records that the stream no longer has; *entries* were all of the lane."""
+
+    entries: list[QueuedOperation]
+
+
+LaneResult: TypeAlias = BatchDecided | NoAnswer | RowBehind | GapFound
 
 
 class Waited(msgspec.Struct, frozen=True):

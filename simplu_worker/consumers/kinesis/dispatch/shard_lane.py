@@ -19,8 +19,9 @@ import msgspec
 import structlog
 
 from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation, cost_bytes_of
-from simplu_worker.consumers.kinesis.dispatch.results import BatchDecided, LaneResult, NoAnswer, RowBehind
+from simplu_worker.consumers.kinesis.dispatch.results import BatchDecided, GapFound, LaneResult, NoAnswer, RowBehind
 from simplu_worker.consumers.kinesis.holding.ownership import Ownership
+from simplu_worker.consumers.kinesis.recovery.gap import PositionGapError
 from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPosition, ShardPositions
 from simplu_worker.consumers.outcome_counts import count_outcomes, group_by_outcome
 from simplu_worker.errors import RetryableError
@@ -148,6 +149,9 @@ class ShardLane:
                 result = await self._apply([entry.operation for entry in self._batch])
             except PositionChangedError:
                 await self._requeue_and_reread()
+            except PositionGapError:
+                if entries := self._take_all():
+                    return GapFound(entries)
             except RetryableError as exc:
                 if (no_answer := await self._defer(exc, stopping)) is not None:
                     return no_answer

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
+from simplu_worker.consumers.kinesis.recovery.gap import PositionGapError
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage
 from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPosition, ShardPositions
 from simplu_worker.errors import PermanentError, RetryableError
@@ -153,10 +154,13 @@ class PositionSync:
         reader, positions, position, lineage = locked
         if reader.request_row_read(shard_id):
             return
-        if lineage.ancestors:
-            unread = await positions.reconcile(position)
-        else:
-            unread = await positions.reconcile_with(position, lineage, stored)
+        try:
+            if lineage.stream_shard_ids:
+                unread = await positions.reconcile(position)
+            else:
+                unread = await positions.reconcile_with(position, lineage, stored)
+        except PositionGapError:
+            return  # logged when it was found; a lane that is opened finds it too
         if reader.request_row_read(shard_id):  # the lane was opened in between
             position.forget_row()
         elif unread is not None:

@@ -41,6 +41,7 @@ class Reason(StrEnum):
     FAILING = "failing"
     RESHARD = "reshard"
     BACKFILL = "refill"  # a Postgres shard may have lost commits
+    GAP = "gap"  # a Postgres shard lacks records that the stream no longer has; it waits for a person
     TAKEN_OVER = "taken_over"
 
 

@@ -45,6 +45,7 @@ TENANTS_ASKED_MAX: Final = 100_000  # answers of a shard that are remembered; th
 PROBE_INTERVAL_S: Final = 0.1  # between two checks for due probes, while a Postgres shard is held
 PROBE_BASE_S: Final = 0.25
 PROBE_MAX_S: Final = 0.7  # a shard that is back is used within two seconds, including the probe and the first read
+GAP_CHECK_S: Final = 3.0  # until a person accepts a gap, which the stream cannot close
 RELAPSE_S: Final = 5.0  # a shard that is held again so soon after its return answers probes, but takes no writes
 
 Group = TypeVar("Group")
@@ -350,19 +351,24 @@ class CatchUps:
         return backoff_s(hold.attempt_count, draw=self._access.draw(), base_s=PROBE_BASE_S, max_s=PROBE_MAX_S)
 
     async def _probe(self, hold: Hold) -> None:
-        """Make the hold of a shard ready when the shard is back and no earlier batch to it is in flight."""
+        """Make the hold of a shard ready when the shard is back and no earlier batch to it is in flight.
+
+        Not while the shard has a gap that no person has accepted.
+        """
         hold.attempt_count += 1
+        is_gap = False
         try:
             await self._gateway.probe(hold.name)
+            is_gap = await self._dispatcher.is_held_for_gap(hold)
         except (RetryableError, PermanentError):
             await self._find_moved_tenant(hold)
         else:
-            if hold.catch_up is None and self._dispatcher.is_lane_idle(hold.name):
+            if not is_gap and hold.catch_up is None and self._dispatcher.is_lane_idle(hold.name):
                 hold.is_ready = True
                 self._probe_history[hold.name].ready_at = loop_time()
                 self._dispatcher.has_ready.set()
         finally:
-            hold.next_attempt_at = loop_time() + self._delay_s(hold)
+            hold.next_attempt_at = loop_time() + (GAP_CHECK_S if is_gap else self._delay_s(hold))
             del self._probes[hold.name]
 
     async def _find_moved_tenant(self, hold: Hold) -> None:

@@ -21,7 +21,7 @@ import structlog
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
 from simplu_worker.consumers.kinesis.dispatch.shard_lane import BATCH_MAX_COUNT
-from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
+from simplu_worker.consumers.kinesis.fetch.cursor import BARE_ENDS_ACCEPTED, Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.pacing import Pacing
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import MemoryQuota
 from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
@@ -46,6 +46,8 @@ from simplu_worker.consumers.kinesis.stream.client import (
     AtTimestamp,
     ExpiredIteratorError,
     Record,
+    Start,
+    TrimHorizon,
 )
 from simplu_worker.consumers.kinesis.stream.positions import (
     SHARD_END,
@@ -353,6 +355,8 @@ class StreamShardReader:
             progress=self._progress,
             progress_ahead=self._progress_ahead,
             find_first_since=self._find_first_since,
+            find_oldest=self._find_oldest,
+            retention=lambda: self.retention,
             confirm_lease=lease.confirm,
             lineage=lease.lineage,
             started_at=lease.started_at,
@@ -399,12 +403,26 @@ class StreamShardReader:
                     tasks.create_task(work, name=f"final-position:{shard_position.shard_id}")
 
     async def _find_first_since(self, instant: datetime) -> RecordPosition | None:
-        """Return the position before the first record that arrived since *instant*; None while there is no such record.
+        """Return the position before the first record that arrived since *instant*; None while there is none."""
+        return await self._find_first(self.stream_shard_id, AtTimestamp(instant))
+
+    async def _find_oldest(self, stream_shard_id: str) -> RecordPosition | None:
+        """Return the position before the oldest record of a stream shard; None if it has none.
+
+        A reply may look like the end by mistake, so the absence of records has to show several times.
+        """
+        for _ in range(BARE_ENDS_ACCEPTED):
+            if (found := await self._find_first(stream_shard_id, TrimHorizon())) is not None:
+                return found
+        return None
+
+    async def _find_first(self, stream_shard_id: str, start: Start) -> RecordPosition | None:
+        """Return the position before the first record from *start* on; None while there is none.
 
         Takes nothing from the memory quota: operations that wait for the answer may fill all of it.
         """
         try:
-            iterator: str | None = await self._stream.get_iterator(self.stream_shard_id, AtTimestamp(instant))
+            iterator: str | None = await self._stream.get_iterator(stream_shard_id, start)
             with self._access.budget.open_catch_up(loop_time()) as pacing:
                 while iterator is not None and not self._access.is_gone:
                     if await sleep_or_event(pacing.delay_s(loop_time()), until=self._stopping):

@@ -37,17 +37,26 @@ class Ancestor(msgspec.Struct, frozen=True):
     parents: frozenset[str]
     hash_range: HashRange | None
     started_at: datetime | None  # from which it was read, if not from its beginning
+    checkpoint: Position = SHARD_END  # of its lease
 
 
 class Lineage(msgspec.Struct, frozen=True):
     """The parents of a stream shard and the parents of these, by id.
 
-    *is_ended*: no operation of any of them is pending, as far as was known when this was made.
+    *is_ended*: no operation of any of them is pending, as far as was known when this was made. *unreadable_parents* are
+    past their retention.
     """
 
     parents: frozenset[str] = frozenset()
     ancestors: Mapping[str, Ancestor] = msgspec.field(default_factory=dict)
     is_ended: bool = True
+    unreadable_parents: frozenset[str] = frozenset()
+
+    @property
+    def stream_shard_ids(self) -> list[str]:
+        """The ids of all of them, with the ancestors that cannot be read any more."""
+        older = {parent for ancestor in self.ancestors.values() for parent in ancestor.parents}
+        return sorted({*self.ancestors, *older, *self.unreadable_parents})
 
 
 def lineage_of(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str]) -> Lineage:
@@ -58,10 +67,10 @@ def lineage_of(lease: Lease, leases: Mapping[str, Lease], gone: Collection[str])
         key = waiting.pop()
         known = leases.get(key)
         if known is not None and key not in gone and key not in ancestors:
-            ancestors[key] = Ancestor(known.parents, known.hash_range, known.started_at)
+            ancestors[key] = Ancestor(known.parents, known.hash_range, known.started_at, known.checkpoint)
             waiting += known.parents
     are_ended = all(leases[key].checkpoint == SHARD_END for key in ancestors)
-    return Lineage(lease.parents & ancestors.keys(), ancestors, are_ended)
+    return Lineage(lease.parents & ancestors.keys(), ancestors, are_ended, lease.parents - ancestors.keys())
 
 
 # After a record; before the first one that arrived since an instant; nowhere.

@@ -16,6 +16,15 @@ import structlog
 from simplu_worker.consumers.kinesis.holding.ownership import Ownership
 from simplu_worker.consumers.kinesis.holding.tenant_set import NAME_PREFIX
 from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
+from simplu_worker.consumers.kinesis.recovery.gap import (
+    Gap,
+    PositionGapError,
+    has_left_stream,
+    has_read_on,
+    is_older_than_stream,
+    rows_of_ancestors_behind,
+    went_back,
+)
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import (
     Lineage,
     ReplayStart,
@@ -25,9 +34,10 @@ from simplu_worker.consumers.kinesis.recovery.recovery_plan import (
     is_own_row,
     may_lack_writes,
     missing_parent_records,
+    parse_position,
     replay_start,
 )
-from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, RecordPosition, is_after
+from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON, RecordPosition, is_after
 from simplu_worker.errors import RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.gateway import ShardGateway
@@ -35,6 +45,8 @@ from simplu_worker.shards.types import PositionClaim, StoredPositions, StreamPos
 from simplu_worker.timing.clock import UtcClock, loop_time
 
 WRITE_AFTER_S: Final = 30.0  # without a write, while the reader went on
+IDLE_WRITE_AFTER_S: Final = 3600.0  # without a write, in any case: an older row is from a backup (`gap.py`)
+OLDEST_MAX_AGE_S: Final = 10.0
 AHEAD_MAX_AGE_S: Final = 1.0
 CLOCKS_APART_MOST: Final = timedelta(hours=1)
 MOVED_MARGIN_S: Final = 10.0  # between readings of different clocks
@@ -57,6 +69,7 @@ class ShardPosition:
         self.is_current = False  # the row is known, and the operations that it lacks are being read again
         self.were_parents_settled = False  # before the row was read: no operation of a parent was pending
         self.written_at = float("-inf")  # monotonic
+        self.gap: Gap | None = None  # nothing is written while a person has not accepted it
 
     def adopt(self, row: StreamPosition | None, move_token: str | None, *, are_parents_settled: bool) -> None:
         """Go on from the row that the shard has; None where it has none."""
@@ -66,6 +79,7 @@ class ShardPosition:
         self.claim.position = msgspec.structs.replace(self.claim.position, parents_done=are_done)
         self.were_parents_settled = are_parents_settled
         self.was_read = self.is_current = True
+        self.gap = None
 
     def forget_row(self) -> None:
         """Make the reader read the row again, and search again for lost operations."""
@@ -86,6 +100,8 @@ class ReaderState(msgspec.Struct, frozen=True):
     - *progress_ahead*: `read_to` and `held` of a row: the position that all but the held tenants have reached, and
       these.
     - *find_first_since*: returns the position before the first record that arrived since an instant; None without one.
+    - *find_oldest*: returns the position before the oldest record of a stream shard; None without one.
+    - *retention*: that of the stream; None while it is unknown.
     - *confirm_lease*: returns whether the reader still has the lease.
     - *lineage*, *started_at*: see `LeaseContext`.
     """
@@ -99,6 +115,8 @@ class ReaderState(msgspec.Struct, frozen=True):
     progress: Callable[[], StreamPosition]
     progress_ahead: Callable[[], Ahead | None]
     find_first_since: Callable[[datetime], Awaitable[RecordPosition | None]]
+    find_oldest: Callable[[str], Awaitable[RecordPosition | None]]
+    retention: Callable[[], timedelta | None]
     confirm_lease: Callable[[], Awaitable[bool]]
     lineage: Callable[[], Lineage]
     started_at: datetime | None
@@ -124,6 +142,8 @@ class ShardPositions:
         self._positions: dict[str, ShardPosition] = {}
         self._began_at = loop_time()
         self._ahead: tuple[float, Ahead | None] = (float("-inf"), None)  # and when it was made
+        self._highest = reader.checkpoint  # the highest position that the lease may have as its checkpoint
+        self._oldest: dict[str, tuple[float, RecordPosition | None]] = {}  # by stream shard, and when it was read
 
     def __repr__(self) -> str:
         return f"ShardPositions({list(self._positions.values())})"
@@ -146,18 +166,24 @@ class ShardPositions:
         The outcomes of a batch are known only later, and an operation of the batch may not be applied.
         """
         shard_position.claim.position = self._position_now(shard_position)
+        shard_position.claim.as_of = self._utc()
         shard_position.written_at = loop_time()
         return shard_position.claim
 
-    def is_write_due(self, shard_position: ShardPosition, *, within_s: float = WRITE_AFTER_S) -> bool:
-        """Return whether a known row was not written for *within_s*, and its content would be different now."""
-        if not shard_position.is_current or loop_time() - shard_position.written_at < within_s:
+    def is_write_due(self, shard_position: ShardPosition, *, within_s: float | None = None) -> bool:
+        """Return whether a known row was not written for *within_s*, and is old or would have another content now.
+
+        By default for WRITE_AFTER_S.
+        """
+        age_s = loop_time() - shard_position.written_at
+        if not shard_position.is_current or age_s < (WRITE_AFTER_S if within_s is None else within_s):
             return False
-        return shard_position.claim.position != self._position_now(shard_position)
+        return age_s >= IDLE_WRITE_AFTER_S or shard_position.claim.position != self._position_now(shard_position)
 
     def _position_now(self, shard_position: ShardPosition) -> StreamPosition:
         """Return the content of a row: the reader's progress, and how far all but the held tenants are."""
         progress = self._reader.progress()
+        self._note_highest(progress)
         ahead = None if progress.owed_from == SHARD_END.checkpoint else self._recent_ahead()
         read_to, held = (None, ()) if ahead is None else ahead
         # What the shard lacked of the parents is applied once no record of a parent is pending here.
@@ -191,17 +217,17 @@ class ShardPositions:
     async def reconcile(self, shard_position: ShardPosition) -> Unread | None:
         """Read the row, and return the records to be read again for all tenants of the shard; None without any.
 
-        Must be called with the lock of *shard_position*. Raises `RetryableError` while that is unknown.
+        Must be called with the lock of *shard_position*. Raises `RetryableError` while that is unknown, and
+        `PositionGapError` where the stream no longer has some of them, until a person has accepted that.
         """
         claim, lineage = shard_position.claim, self.lineage()  # the lineage before the rows are read
         shard_id, is_first = shard_position.shard_id, not shard_position.was_read
+        older = lineage.stream_shard_ids
         if lineage.ancestors:
-            stored = await self._gateway.fence_and_read_positions(
-                shard_id, claim, sorted(lineage.ancestors), is_first=is_first
-            )
+            stored = await self._gateway.fence_and_read_positions(shard_id, claim, older, is_first=is_first)
         else:
             stored = await self._gateway.read_positions(
-                shard_id, claim.stream, [claim.stream_shard_id], is_first=is_first
+                shard_id, claim.stream, [claim.stream_shard_id, *older], is_first=is_first
             )
         if stored is None:
             raise RetryableError(f"shard {shard_position.shard_id}: it has no schema yet")
@@ -233,17 +259,18 @@ class ShardPositions:
             began_behind=reader.began_behind,
             read_to=reader.read_to(),
         )
-        after = None
+        after: RecordPosition | None = None
+        start: ReplayStart = None
         if read_to is not None and may_lack_writes(row, stored, shard_position.claim.fencing_tokens):
-            start = replay_start(
-                row,
-                stored.first_tenant_at,
-                tenant_wait=self._tenant_wait,
-                started_at=reader.started_at,
-                covers=partial(self._covers, was_read=shard_position.was_read),
-                now=self._utc(),
-            )
+            start = self._find_replay_start(shard_position, stored)
             after = await self._resolve_replay_start(start, read_to)
+        # After the beginning, where a row may be, there may be no record any more.
+        behind = start if row is not None and isinstance(start, datetime) else after
+        if (gap := await self._find_gap(shard_position, lineage, stored, behind)) is not None:
+            await self._keep_gap(shard_position, gap, stored.rows[gap.stream_shard_id])
+            raise PositionGapError(gap)
+        if read_to is not None and isinstance(start, RecordPosition):  # the holds may have changed during the wait
+            after = await self._resolve_replay_start(self._find_replay_start(shard_position, stored), read_to)
         # Parents may have released tenants during the wait. From here on nothing is awaited.
         parents: tuple[ParentRecords, ...] = ()
         if row is None or not row.parents_done:
@@ -264,6 +291,120 @@ class ShardPositions:
             parents=[records.stream_shard_id for records in parents],
         )
         return unread
+
+    def _find_replay_start(self, shard_position: ShardPosition, stored: StoredPositions) -> ReplayStart:
+        """Return the position after which the tenants of the shard may lack own operations."""
+        return replay_start(
+            stored.rows.get(self._reader.stream_shard_id),
+            stored.first_tenant_at,
+            tenant_wait=self._tenant_wait,
+            started_at=self._reader.started_at,
+            covers=partial(self._covers, was_read=shard_position.was_read),
+            now=self._utc(),
+        )
+
+    async def _find_gap(
+        self,
+        shard_position: ShardPosition,
+        lineage: Lineage,
+        stored: StoredPositions,
+        behind: ReplayStart,
+    ) -> Gap | None:
+        """Return the row of the shard to which the stream does not reach back; None without one.
+
+        *behind* is where the own records begin that the shard lacks, if it lacks any. The stream is asked only about
+        rows that are older than its records.
+        """
+        self._note_highest(self._reader.progress())
+        own, was_read = self._reader.stream_shard_id, shard_position.was_read
+        row = stored.rows.get(own)
+        is_old = partial(is_older_than_stream, now=self._utc(), retention=self._reader.retention())
+        if row is not None and (row.has_open_gap or await self._has_own_left(row, behind, is_old, was_read=was_read)):
+            return Gap(own, row.owed_from)
+        for key, row in rows_of_ancestors_behind(lineage, stored, own, is_old=is_old):
+            if row.has_open_gap or await self._has_ancestor_left(key, row, lineage, was_read=was_read):
+                return Gap(key, row.owed_from)
+        return None
+
+    async def _has_own_left(
+        self,
+        row: StreamPosition,
+        behind: ReplayStart,
+        is_old: Callable[[StreamPosition], bool],
+        *,
+        was_read: bool,
+    ) -> bool:
+        """Return whether own records from *behind* on have left the stream since the fleet has read them.
+
+        At the first contact the last owner's positions count, whatever this reader has read since.
+        """
+        checkpoint = self._highest if was_read else self._reader.checkpoint
+        if behind is None or row.has_gap or not is_old(row) or not went_back(row, behind, checkpoint):
+            return False
+        oldest = await self._find_oldest(self._reader.stream_shard_id)
+        return has_left_stream(behind, oldest) and (was_read or has_read_on(self._reader.began_behind, oldest))
+
+    async def _has_ancestor_left(self, key: str, row: StreamPosition, lineage: Lineage, *, was_read: bool) -> bool:
+        """Return whether records of an ancestor after its row have left the stream since the fleet has read them."""
+        oldest = await self._find_oldest(key) if key in lineage.ancestors else None
+        if row.owed_from != TRIM_HORIZON.checkpoint:
+            position = parse_position(row.owed_from, self._utc())
+            if not has_left_stream(position, oldest):
+                return False
+        if was_read or oldest is not None:
+            return True
+        return has_read_on(self._reader.began_behind, await self._find_oldest(self._reader.stream_shard_id))
+
+    async def _keep_gap(self, shard_position: ShardPosition, gap: Gap, row: StreamPosition) -> None:
+        """Mark a gap on the shard, so that it lasts until a person accepts it; log it once."""
+        is_marked = row.has_gap or await self._mark_gap(shard_position.shard_id, gap)
+        is_known, shard_position.gap = shard_position.gap == gap, gap
+        if not is_known:
+            log.error(
+                "shard.gap_found",
+                shard_id=shard_position.shard_id,
+                stream_shard_id=self._reader.stream_shard_id,
+                gap_in=gap.stream_shard_id,
+                owed_from=gap.owed_from,
+                written_at=None if row.written_at is None else row.written_at.isoformat(timespec="seconds"),
+                is_marked=is_marked,
+            )
+
+    async def _mark_gap(self, shard_id: str, gap: Gap) -> bool:
+        return await self._gateway.mark_gap(shard_id, self._reader.stream_name, gap.stream_shard_id, gap.owed_from)
+
+    async def has_open_gap(self, shard_id: str) -> bool:
+        """Return whether the gap that was found on a shard is still there, and no person has accepted it.
+
+        A gap without a mark gets it as soon as the schema has room for it. Raises `RetryableError` when the shard does
+        not answer.
+        """
+        shard_position = self.position_on(shard_id)
+        if (gap := shard_position.gap) is None:
+            return False
+        stored = await self._gateway.read_positions(shard_id, self._reader.stream_name, [gap.stream_shard_id])
+        row = None if stored is None else stored.rows.get(gap.stream_shard_id)
+        if row is not None and row.owed_from == gap.owed_from and not row.is_gap_accepted:
+            if not row.has_gap:
+                await self._mark_gap(shard_id, gap)
+            return True
+        log.info("shard.gap_ended", shard_id=shard_id, stream_shard_id=self._reader.stream_shard_id)
+        shard_position.gap = None
+        return False
+
+    async def _find_oldest(self, stream_shard_id: str) -> RecordPosition | None:
+        """Return the position before the oldest record of a stream shard, as it was a few seconds ago at most."""
+        read_at, oldest = self._oldest.get(stream_shard_id, (float("-inf"), None))
+        if loop_time() - read_at > OLDEST_MAX_AGE_S:
+            oldest = await self._reader.find_oldest(stream_shard_id)
+            self._oldest[stream_shard_id] = loop_time(), oldest
+        return oldest
+
+    def _note_highest(self, progress: StreamPosition) -> None:
+        if progress.owed_from not in {SHARD_END.checkpoint, TRIM_HORIZON.checkpoint}:
+            position = parse_position(progress.owed_from, progress.owed_since or self._utc())
+            if _is_after(position, self._highest):
+                self._highest = position
 
     def _was_tenant_moved_in(self, stored: StoredPositions) -> bool:
         """Return whether a tenant was moved to the shard since the reader began: it may have sent to the old shard."""

@@ -4,13 +4,20 @@
 -- and functions have a search path of their own, so that they call no other function of ours.
 -- A worker of version 2 goes on as before: it calls functions of the same names.
 --
--- And new tables, of which a worker of version 2 knows nothing: how often a message of a queue has failed, which
--- records were rejected, and what a move of a tenant to another shard needs (docs/adr/0007-moving-tenants.md).
+-- And of what a worker of version 2 knows nothing: columns for the gap of a shard that was restored from a backup older
+-- than the stream, and tables: how often a message of a queue has failed, which records were rejected, and what a move
+-- of a tenant to another shard needs (docs/adr/0007-moving-tenants.md).
 
 -- In the order in which a batch takes its tables.
 DROP POLICY IF EXISTS simplu_writer ON public.stream_positions;
 CREATE POLICY simplu_writer ON public.stream_positions
     USING ((SELECT pg_catalog.has_table_privilege('public.stream_positions'::pg_catalog.regclass, 'INSERT')));
+ALTER TABLE public.stream_positions
+    -- The `owed_from` to which the stream was found not to reach back; void once the row has another one.
+    ADD COLUMN IF NOT EXISTS gap_from pg_catalog.text COLLATE pg_catalog."C",
+    ADD COLUMN IF NOT EXISTS gap_found_at pg_catalog.timestamptz,
+    -- When a person accepted that; without it, a reader holds the shard.
+    ADD COLUMN IF NOT EXISTS gap_accepted_at pg_catalog.timestamptz;
 
 DROP POLICY IF EXISTS simplu_writer ON public.tenants;
 CREATE POLICY simplu_writer ON public.tenants

@@ -109,7 +109,8 @@ SELECT pg_catalog.set_config('lock_timeout', $1, true);
 
 -- name: read_all_positions_of_shard
 -- Of every stream.
-SELECT stream, stream_shard_id, owed_from, owed_since, parents_done FROM public.stream_positions;
+SELECT stream, stream_shard_id, owed_from, owed_since, parents_done, token::pg_catalog.text AS token
+FROM public.stream_positions;
 
 -- name: lock_positions
 -- Against readers' writes, until the commit.
@@ -117,14 +118,15 @@ LOCK TABLE public.stream_positions IN SHARE ROW EXCLUSIVE MODE;
 
 -- name: merge_positions
 -- Lower the positions of rows that both shards have, with new tokens. $1 streams, $2 stream shards, $3 positions, $4 the
--- times that belong to them, $5 whether all that the parents had for the shard is here.
+-- times that belong to them, $5 whether all that the parents had for the shard is here, $6 the tokens.
 UPDATE public.stream_positions AS known
 SET
     owed_from = sent.owed_from, owed_since = sent.owed_since::pg_catalog.timestamptz, read_to = NULL, held = NULL,
-    parents_done = sent.parents_done::pg_catalog.bool, token = pg_catalog.gen_random_uuid()
+    parents_done = sent.parents_done::pg_catalog.bool, token = sent.token::pg_catalog.uuid
 FROM unnest(
-    $1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[]
-) AS sent (stream, stream_shard_id, owed_from, owed_since, parents_done)
+    $1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[],
+    $6::pg_catalog.text[]
+) AS sent (stream, stream_shard_id, owed_from, owed_since, parents_done, token)
 WHERE known.stream = sent.stream AND known.stream_shard_id = sent.stream_shard_id;
 
 -- name: delete_positions

@@ -10,9 +10,13 @@ pg_catalog.concat_ws(
 ) AS move_token
 
 -- fragment: stored_positions
--- The rows of the stream $1.
-SELECT stream_shard_id, owed_from, owed_since, read_to, held, parents_done, token::pg_catalog.text AS token
+-- The rows of the stream $1. A shard of schema version 2 has no columns about gaps: there they are null.
+SELECT
+    stream_shard_id, owed_from, owed_since, read_to, held, parents_done, token::pg_catalog.text AS token,
+    members.document ->> 'gap_from'::pg_catalog.text AS gap_from,
+    members.document ->> 'gap_accepted_at'::pg_catalog.text IS NOT NULL AS is_gap_accepted
 FROM public.stream_positions
+CROSS JOIN LATERAL pg_catalog.to_jsonb(stream_positions) AS members (document)
 WHERE stream = $1
 
 -- name: read_positions
@@ -33,11 +37,23 @@ SELECT
     :move_token
 FROM public.tenants;
 
+-- fragment: fenced_token
+-- The token $3 with the time that the row's token contains, if any: the content of the row stays as old as it is.
+(
+    CASE
+        WHEN pg_catalog.substr(stream_positions.token::pg_catalog.text, 15, 1) = '7'::pg_catalog.text
+        THEN
+            pg_catalog.left(stream_positions.token::pg_catalog.text, 15)
+            || pg_catalog.substr($3::pg_catalog.uuid::pg_catalog.text, 16)
+        ELSE $3::pg_catalog.uuid::pg_catalog.text
+    END
+)::pg_catalog.uuid
+
 -- name: fence_known_position
 -- Leave the token $3 in the row if this reader wrote or read the row last: its token is one of $4. The row stays
 -- locked, so that the reader's knowledge of the row holds until the commit.
 UPDATE public.stream_positions
-SET token = $3::pg_catalog.uuid
+SET token = :fenced_token
 WHERE stream = $1 AND stream_shard_id = $2 AND token = ANY($4::pg_catalog.text[]::pg_catalog.uuid[]);
 
 -- name: fence_position
@@ -45,7 +61,7 @@ WHERE stream = $1 AND stream_shard_id = $2 AND token = ANY($4::pg_catalog.text[]
 -- transaction has read survive a failover if the token does.
 INSERT INTO public.stream_positions (stream, stream_shard_id, owed_from, parents_done, token)
 VALUES ($1, $2, 'TRIM_HORIZON', false, $3::pg_catalog.uuid)
-ON CONFLICT (stream, stream_shard_id) DO UPDATE SET token = excluded.token;
+ON CONFLICT (stream, stream_shard_id) DO UPDATE SET token = :fenced_token;
 
 -- name: update_position
 -- Set the position if this reader wrote or read the row last: its token is one of $8; otherwise no row is returned.
@@ -70,9 +86,46 @@ FROM (
 WHERE $9::pg_catalog.text IS NULL OR came.move_token = $9
 ON CONFLICT (stream, stream_shard_id) DO NOTHING;
 
+-- name: has_gap_columns
+-- Whether rows have the columns about gaps, which came with schema version 3.
+SELECT EXISTS (
+    SELECT FROM pg_catalog.pg_attribute
+    WHERE
+        attrelid = 'public.stream_positions'::pg_catalog.regclass::pg_catalog.oid
+        AND attname = 'gap_accepted_at'::pg_catalog.name
+) AS has_columns;
+
+-- name: mark_gap
+-- Mark the row of the stream shard $2: the stream does not reach back to its position $3. Not again while the row has
+-- that position, so that an acceptance stays. The token stays: the reader's knowledge of the content still holds.
+UPDATE public.stream_positions
+SET gap_from = owed_from, gap_found_at = pg_catalog.clock_timestamp(), gap_accepted_at = NULL
+WHERE stream = $1 AND stream_shard_id = $2 AND owed_from = $3 AND gap_from IS DISTINCT FROM owed_from;
+
+-- name: list_gaps
+-- The rows with a gap that no person has accepted; the stream and the stream shard of each.
+SELECT stream, stream_shard_id, gap_from, gap_found_at
+FROM public.stream_positions
+WHERE gap_from = owed_from AND gap_accepted_at IS NULL
+ORDER BY stream, stream_shard_id;
+
+-- name: accept_gaps
+-- Accept all gaps of the shard; the rows that had one. The next write of a position ends the acceptance.
+UPDATE public.stream_positions
+SET gap_accepted_at = pg_catalog.clock_timestamp()
+WHERE gap_from = owed_from AND gap_accepted_at IS NULL
+RETURNING stream, stream_shard_id, gap_from, gap_found_at;
+
 -- name: forget_positions
--- Delete the rows of stream shards without any record within its retention.
-DELETE FROM public.stream_positions WHERE stream = $1 AND stream_shard_id = ANY($2::pg_catalog.text[]);
+-- Delete the rows of stream shards without any record within its retention. Not a row with a gap that no person has
+-- accepted: the mark is what holds the shard.
+DELETE FROM public.stream_positions
+WHERE
+    stream = $1 AND stream_shard_id = ANY($2::pg_catalog.text[])
+    AND (
+        pg_catalog.to_jsonb(stream_positions) ->> 'gap_from'::pg_catalog.text IS DISTINCT FROM owed_from
+        OR pg_catalog.to_jsonb(stream_positions) ->> 'gap_accepted_at'::pg_catalog.text IS NOT NULL
+    );
 
 -- name: skip_disk_wait
 -- For transactions that write positions alone: lost ones are written again.

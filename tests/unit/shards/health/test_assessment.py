@@ -57,6 +57,7 @@ def with_(**members: Any) -> ShardProbe:
         (with_(connections_used=90, connections_max=100), [], ShardState.HEALTHY, True),
         (with_(connections_used=91, connections_max=100), [Problem.CONNECTIONS], ShardState.DEGRADED, True),
         (with_(connections_used=1, connections_max=0), [Problem.CONNECTIONS], ShardState.DEGRADED, True),
+        (with_(gaps=["shardId-0"]), [Problem.GAP], ShardState.DEGRADED, True),
         (with_(version_number=130009), [Problem.REFUSED], ShardState.LOST, False),
         (with_(refusal="another program's tables", schema_version=None), [Problem.REFUSED], ShardState.LOST, False),
     ],
@@ -89,6 +90,13 @@ def test_shard_is_judged_by_what_citrus_says(usage: Usage, expected: list[Proble
     health = assess(ShardObservation(probe=WELL, usage=usage))
     assert [finding.problem for finding in health.findings] == expected
     assert health.takes_operations
+
+
+def test_gap_names_its_remedy_and_the_first_thing_to_do() -> None:
+    """The retention first: the rest expires in the meantime."""
+    (finding,) = assess(ShardObservation(probe=with_(gaps=["shardId-0", "shardId-1"]))).findings
+    raised, accepted = (finding.detail.index(part) for part in ("raise the stream's retention", "accept-gap"))
+    assert ("2 stream shards" in finding.detail, raised < accepted) == (True, True)
 
 
 def test_shard_without_an_answer_is_lost_whatever_it_said_before() -> None:

@@ -86,6 +86,17 @@ def test_book_keeps_the_count_of_tenants_when_a_look_did_not_count(book: HealthR
     assert gauge("tenants") is None
 
 
+def test_book_keeps_gaps_when_a_look_was_too_slow_to_find_them(book: HealthRegistry) -> None:
+    """A person ends them, and then a whole look shows that."""
+    for probe, expected in (
+        (with_(gaps=["s-0"]), {Problem.GAP}),
+        (with_(is_cut_short=True), {Problem.GAP, Problem.SLOW}),
+        (WELL, set()),
+    ):
+        book.note_probe(SHARD, probe)
+        assert book.by_shard_id[SHARD].problems == expected
+
+
 def test_book_tells_once_when_something_changes(book: HealthRegistry) -> None:
     """Not at every look, and not when only a number does."""
     with capture_logs() as logs:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from contextlib import nullcontext
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.errors import RetryableError
-from simplu_worker.shards.positions.claims import UNCERTAIN_ATTEMPTS_MAX, attempt_claim
+from simplu_worker.shards.positions.claims import UNCERTAIN_ATTEMPTS_MAX, attempt_claim, timed_token
 from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, RolledBackError, StatementFailedError
-from simplu_worker.shards.types import PositionChangedError, PositionClaim, ShardUnavailableError
+from simplu_worker.shards.types import (
+    PositionChangedError,
+    PositionClaim,
+    ShardUnavailableError,
+    StreamPosition,
+    token_time,
+)
 
 ROLLED_BACK = [
     PositionChangedError("it is another's"),
@@ -146,3 +154,34 @@ def test_attempt_that_was_given_up_is_none_of_them_once_a_later_one_was_written(
         end(exc)
 
     assert one.fencing_tokens == [later]
+
+
+times = st.integers(0, 10**14).map(
+    lambda microseconds: datetime.fromtimestamp(0, UTC) + timedelta(microseconds=microseconds * 100)
+)
+
+
+@given(st.uuids(version=4), times)
+def test_token_contains_the_time_of_its_content_and_is_random_beside_it(token: uuid.UUID, at: datetime) -> None:
+    """To the millisecond, as a UUID of version 7."""
+    timed = timed_token(token, at)
+    assert uuid.UUID(timed).version == 7
+    assert uuid.UUID(timed).variant == uuid.RFC_4122
+    assert timed[15:] == str(token)[15:]
+    found = token_time(timed)
+    assert found is not None
+    assert timedelta() <= at - found < timedelta(milliseconds=1)
+
+
+@pytest.mark.parametrize("token", ["", "token", str(uuid.UUID(int=0)), "0190a8f0-1111-4111-8111-111111111111"])
+def test_other_tokens_contain_no_time(token: str) -> None:
+    """Those of an earlier release, and of rows that another program has written."""
+    assert token_time(token) is None
+    assert StreamPosition("5/0", fencing_token=token).written_at is None
+
+
+def test_attempt_writes_the_time_at_which_the_position_was_computed() -> None:
+    """Not that of the attempt: the content may have waited."""
+    at = datetime(2026, 3, 1, 12, tzinfo=UTC)
+    one = PositionClaim("stream", "shardId-0", as_of=at)
+    assert token_time(attempt(one)) == at

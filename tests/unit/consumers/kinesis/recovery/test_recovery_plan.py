@@ -405,7 +405,9 @@ def test_lineage_has_all_that_can_still_be_read() -> None:
             "right": Ancestor(frozenset(["old"]), LOWER, SINCE),
             "old": Ancestor(frozenset(["gone"]), LOWER, None),
         },
+        unreadable_parents=frozenset(["gone"]),
     )
+    assert lineage.stream_shard_ids == ["gone", "left", "old", "right", "unleased"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,103 @@
+"""`shards accept-gap`: let shards go on that lack records which the stream no longer has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+
+from simplu_worker.assembly import open_shards
+from simplu_worker.commands.output.display import print_json, print_note, print_silent, print_table
+from simplu_worker.commands.requirements import require_settings
+from simplu_worker.config.settings import Settings
+from simplu_worker.errors import PermanentError, WorkerError
+from simplu_worker.shards.positions.rows import accept_gaps as accept_gaps_of_shard
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.routing.shard_query import query_all_shards
+from simplu_worker.shards.schema.schema_check import GAPS_SINCE, read_schema
+from simplu_worker.telemetry.log import scrub_text
+
+COLUMNS: Final = ("shard", "stream shard", "lacks records after", "found at")
+
+
+class AcceptedGap(msgspec.Struct, frozen=True):
+    """A gap of a shard that is accepted now."""
+
+    shard_id: str
+    stream: str
+    stream_shard_id: str
+    gap_from: str
+    gap_found_at: datetime
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    """Why the gaps of a shard could not be accepted."""
+
+    error: str
+
+
+async def accept_gaps(settings: Settings, shard_id: str | None, *, as_json: bool) -> int:
+    """Accept all gaps of *shard_id*, or of every shard, and print them.
+
+    Returns 1 if a shard did not answer or refused, or if the named shard has no gap.
+    """
+    require_settings(settings, routes=True)
+    async with open_shards(settings) as shards:
+        known = await shards.locator.list_shards()
+        chosen = known if shard_id is None else [address for address in known if address.shard_id == shard_id]
+        if not chosen:
+            ids = ", ".join(sorted(address.shard_id for address in known))
+            raise PermanentError(f"expected a shard out of {ids or 'none'}; got {shard_id}")
+        answers = await query_all_shards(chosen, lambda address: _accept(shards.pools, address))
+    silent = sorted({address.shard_id for address in chosen} - answers.keys())
+    gaps = [gap for _, answer in sorted(answers.items()) if not isinstance(answer, _Refusal) for gap in answer]
+    refusals = {name: answer.error for name, answer in sorted(answers.items()) if isinstance(answer, _Refusal)}
+    _print(gaps, refusals, silent, as_json=as_json)
+    return 1 if silent or refusals or (shard_id is not None and not gaps) else 0
+
+
+async def _accept(pools: Pools, address: ShardAddress) -> list[AcceptedGap] | _Refusal:
+    try:
+        async with pools.ensure_pool(address).connection() as connection:
+            schema = await read_schema(connection, address.shard_id)
+            if schema is None:
+                return []
+            if schema.version is None or schema.version < GAPS_SINCE:
+                return _Refusal(
+                    f"expected schema version {GAPS_SINCE} or newer, got {schema.version}; run "
+                    f"`simplu-worker shards upgrade {address.shard_id} --apply` first"
+                )
+            rows = await accept_gaps_of_shard(connection)
+    except WorkerError as exc:
+        return _Refusal(address.without_name(scrub_text(str(exc))))
+    return [AcceptedGap(address.shard_id, **row) for row in rows]
+
+
+def _print(gaps: Sequence[AcceptedGap], refusals: dict[str, str], silent: Sequence[str], *, as_json: bool) -> None:
+    if as_json:
+        print_json({"accepted": list(map(_members, gaps)), "errors": refusals, "shardsWithoutAnswer": silent})
+        return
+    if gaps:
+        rows = [
+            (gap.shard_id, gap.stream_shard_id, gap.gap_from, f"{gap.gap_found_at:%Y-%m-%d %H:%M:%S}") for gap in gaps
+        ]
+        print_table(COLUMNS, rows)
+        print_note("accepted: workers go on within seconds, with the oldest record that the stream has")
+    elif not refusals and not silent:
+        print_note("expected a shard that is held for a gap, got none; `simplu-worker shards list` shows the problems")
+    for shard_id, error in refusals.items():
+        print_note(f"{shard_id}: {error}")
+    print_silent(silent)
+
+
+def _members(gap: AcceptedGap) -> dict[str, Any]:
+    return {
+        "shardId": gap.shard_id,
+        "stream": gap.stream,
+        "streamShard": gap.stream_shard_id,
+        "position": gap.gap_from,
+        "foundAt": gap.gap_found_at,
+    }

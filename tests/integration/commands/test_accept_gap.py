@@ -1,0 +1,86 @@
+"""`shards accept-gap`: the gaps of one shard or of all, and the shards that cannot accept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from integration.commands.test_upgrade import settings_of
+from support.citrus.cases import silent
+from support.postgres.databases import ShardMaker, execute
+
+from simplu_worker.commands.shards.accept_gap import accept_gaps
+from simplu_worker.config.settings import Settings
+from simplu_worker.errors import PermanentError
+from simplu_worker.shards.postgres.address import ShardAddress
+
+MAKE_ROWS = """
+INSERT INTO stream_positions (stream, stream_shard_id, owed_from, parents_done, token, gap_from, gap_found_at)
+SELECT 'stream', one.id, one.owed_from, true, gen_random_uuid(), one.gap_from, now()
+FROM (VALUES ('s-0', '5/0', '5/0'), ('s-1', '6/0', '5/0'), ('s-2', '5/0', NULL)) AS one (id, owed_from, gap_from)
+"""
+
+
+async def answer_of(
+    capfd: pytest.CaptureFixture[str], settings: Settings, shard_id: str | None = None
+) -> tuple[int, dict[str, Any]]:
+    """Return the status of the command, and its output."""
+    capfd.readouterr()
+    status = await accept_gaps(settings, shard_id, as_json=True)
+    out = capfd.readouterr().out  # with the log, which is not set up here
+    answer: dict[str, Any] = json.loads(out[out.index('{\n  "accepted"') :])
+    return status, answer
+
+
+async def held_shard(make_shard: ShardMaker, shard_id: str) -> ShardAddress:
+    """Make a shard with a gap in one row, a void mark in another, and a row without."""
+    address = await make_shard(shard_id)
+    await execute(address.connection_string, MAKE_ROWS)
+    return address
+
+
+async def test_gap_of_one_shard_is_accepted_once(
+    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its own rows with a mark that holds, and no other shard's; then there is none left, which is an error."""
+    settings = settings_of(tmp_path, await held_shard(make_shard, "a"), await held_shard(make_shard, "b"))
+    status, answer = await answer_of(capfd, settings, "a")
+    (accepted,) = answer["accepted"]
+    assert (status, answer["errors"], accepted.pop("foundAt") != "") == (0, {}, True)
+    assert accepted == {"shardId": "a", "stream": "stream", "streamShard": "s-0", "position": "5/0"}
+    status, answer = await answer_of(capfd, settings, "a")
+    assert (status, answer["accepted"]) == (1, [])
+    with pytest.raises(PermanentError, match="expected a shard out of a, b; got c"):
+        await accept_gaps(settings, "c", as_json=True)
+
+
+async def test_gaps_of_all_shards_are_accepted_where_they_can_be(
+    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A shard that is down, and one of the schema before, are named; an empty one has none."""
+    old = await make_shard("c-old")
+    await execute(old.connection_string, "DELETE FROM schema_migrations WHERE version = 3")
+    empty = await make_shard("d-empty", is_empty=True)
+    held = await held_shard(make_shard, "a"), await held_shard(make_shard, "b")
+    settings = settings_of(tmp_path, *held, old, empty, silent("e-down"))
+    status, answer = await answer_of(capfd, settings)
+    assert (status, [one["shardId"] for one in answer["accepted"]]) == (1, ["a", "b"])
+    assert answer["errors"].keys() | set(answer["shardsWithoutAnswer"]) == {"c-old", "e-down"}
+    assert "shards upgrade c-old --apply" in answer["errors"]["c-old"]
+    status, answer = await answer_of(capfd, settings_of(tmp_path, *held))
+    assert (status, answer["accepted"]) == (0, [])
+
+
+async def test_accepted_gaps_are_printed_as_a_table(
+    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With what follows; without a gap, where to look."""
+    settings = settings_of(tmp_path, await held_shard(make_shard, "a"))
+    assert await accept_gaps(settings, None, as_json=False) == 0
+    shown = capfd.readouterr()
+    assert [part in shown.out + shown.err for part in ("s-0", "5/0", "accepted: workers go on")] == [True] * 3
+    assert await accept_gaps(settings, None, as_json=False) == 0
+    shown = capfd.readouterr()
+    assert "expected a shard that is held for a gap, got none" in shown.out + shown.err

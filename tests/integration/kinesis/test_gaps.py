@@ -1,0 +1,241 @@
+"""A shard that is restored from a backup older than the stream is held until a person accepts the gap; no other is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+from support.aws.kinesis_endpoints import kinesis_servers
+from support.postgres.databases import ShardMaker, execute
+from support.postgres.snapshots import ShardSnapshot
+from support.postgres.tenant_cases import fetch
+from support.reader_world import (
+    World,
+    chain,
+    eventually,
+    logs,
+    looked_after,
+    mixed,
+    open_world,
+    outcomes,
+    reaches,
+)
+
+from simplu_worker.consumers.kinesis.fleet import position_sync
+from simplu_worker.consumers.kinesis.reader import catch_up
+from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
+from simplu_worker.consumers.kinesis.recovery import shard_positions
+from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber
+from simplu_worker.consumers.kinesis.stream.positions import Position
+from simplu_worker.local.aws_server.faults import AdvanceClock
+from simplu_worker.local.aws_server.server import send_commands
+from simplu_worker.local.processes.loopback import poll_until
+from simplu_worker.shards.health.assessment import Problem, ShardObservation, assess
+from simplu_worker.shards.health.probe import probe_shard
+from simplu_worker.shards.positions.rows import accept_gaps
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.schema.upgrade import Upgrader
+from simplu_worker.timing.clock import utc_now
+
+pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(3)]
+
+RETENTION = timedelta(hours=24)
+
+
+class Later:
+    """The clocks of Kinesis and of the readers, which are put forward together."""
+
+    def __init__(self, kinesis_url: str) -> None:
+        self._kinesis_url = kinesis_url
+        self._by = timedelta()
+
+    def __call__(self) -> datetime:
+        """Return the time of the readers."""
+        return utc_now() + self._by
+
+    async def let_pass(self, time: timedelta) -> None:
+        """Put the clocks forward."""
+        self._by += time
+        await send_commands(self._kinesis_url, AdvanceClock(ms=int(time.total_seconds() * 1000)))
+
+    def reading(self, world: World, after: str | None = None) -> AbstractAsyncContextManager[StreamShardReader]:
+        """Run a reader from the beginning, or with the record *after* as its checkpoint."""
+        start = None if after is None else AtSequenceNumber(after)
+        checkpoint = None if after is None else Position.from_sequence_number(after)
+        return world.reading(start, checkpoint=checkpoint, utc=self, retention=RETENTION)
+
+
+@pytest.fixture
+def later() -> Iterator[Later]:
+    """Run our Kinesis, the clock of which can be put forward."""
+    with kinesis_servers() as servers:
+        yield Later(servers.url_of("ours"))
+
+
+@pytest.fixture
+async def world(endpoint_url: str, later: Later, make_shard: ShardMaker) -> AsyncIterator[World]:
+    """Give a world with two tenants on one shard, and one on another."""
+    async with open_world(endpoint_url, make_shard, kinesis_url=later._kinesis_url) as world:
+        for tenant, shard_id in (("a-x", "shard-1"), ("b-x", "shard-1"), ("c-x", "shard-2")):
+            await world.provision(tenant, shard_id)
+        yield world
+
+
+@pytest.fixture(autouse=True)
+def _quick_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look after idle shards, and for an acceptance, more often than every few seconds."""
+    monkeypatch.setattr(position_sync, "INTERVAL_S", 0.1)
+    monkeypatch.setattr(shard_positions, "WRITE_AFTER_S", 0.2)
+    monkeypatch.setattr(catch_up, "GAP_CHECK_S", 0.1)
+
+
+async def rows_of(pool: ShardPool) -> list[Any]:
+    """Return the positions on a shard."""
+    return list(await fetch(pool, "SELECT * FROM stream_positions"))
+
+
+async def has_position(pool: ShardPool, number: str) -> None:
+    """Wait until the row of a shard has the position of a record."""
+
+    async def has() -> bool:
+        return [row["owed_from"] for row in await rows_of(pool)] == [f"{number}/0"]
+
+    assert await poll_until(has, within_s=20)
+
+
+async def back_up_and_lose(world: World, later: Later, reader: StreamShardReader) -> tuple[ShardSnapshot, str]:
+    """Back shard-1 up, apply more, and let all of that expire; return the backup and the last record after that."""
+    shard = await world.shard("shard-1")
+    numbers = await world.put(*mixed(chain("a-x", 3), chain("b-x", 3)))
+    await logs(shard, "a-x", 3)
+    await has_position(shard, numbers[-1])
+    backup = await ShardSnapshot.take(shard)
+    numbers = await world.put(*mixed(chain("a-x", 3, first=3), chain("b-x", 3, first=3)))
+    await reaches(reader, numbers[-1])
+    await later.let_pass(RETENTION + timedelta(hours=1))
+    numbers = await world.put(*chain("c-x", 3))
+    await reaches(reader, numbers[-1])
+    return backup, numbers[-1]
+
+
+def is_held(reader: StreamShardReader) -> bool:
+    """Return whether shard-1 is held for a gap."""
+    held = reader.view.held_status()
+    return [(one["target"], one["reason"], one["state"]) for one in held] == [("shard shard-1", "gap", "held")]
+
+
+async def test_shard_restored_beyond_retention_is_held_until_the_gap_is_accepted(world: World, later: Later) -> None:
+    """Nothing is written to it, by no later reader either, and people see why; the other shard goes on."""
+    shard, other = await world.shard("shard-1"), await world.shard("shard-2")
+    async with later.reading(world) as reader, looked_after(world, reader):
+        backup, last = await back_up_and_lose(world, later, reader)
+        await backup.promote()
+        await world.put(*mixed(chain("a-x", 3, first=6), chain("b-x", 3, first=6), chain("c-x", 3, first=3)))
+        await eventually(lambda: is_held(reader))
+        await logs(other, "c-x", 6)
+        assert reader.checkpoint == Position.from_sequence_number(last)
+    async with later.reading(world, last) as reader, looked_after(world, reader):
+        await eventually(lambda: is_held(reader))
+        assert await outcomes(shard, "a-x") == ["succeeded"] * 3
+        probe = await probe_shard(shard)
+        problems = assess(ShardObservation(probe)).problems
+        assert (len(probe.gaps), problems) == (1, frozenset({Problem.GAP}))
+
+        async with shard.connection() as connection:
+            accepted = await accept_gaps(connection)
+        assert [row["gap_from"] for row in accepted] == [row["owed_from"] for row in await rows_of(shard)]
+        await logs(shard, "a-x", 6)
+        await logs(shard, "b-x", 6)
+        await eventually(lambda: not reader.view.held_status())
+        assert (await probe_shard(shard)).gaps == []
+    assert await world.letters() == []
+
+
+async def test_idle_shard_restored_beyond_retention_is_marked_and_nothing_else(world: World, later: Later) -> None:
+    """A better backup in its place needs no acceptance."""
+    shard = await world.shard("shard-1")
+    async with later.reading(world) as reader, looked_after(world, reader):
+        backup, last = await back_up_and_lose(world, later, reader)
+        await has_position(shard, last)
+        better = await ShardSnapshot.take(shard)
+        await backup.promote()
+
+        async def is_marked() -> bool:
+            return (await probe_shard(shard)).gaps != []
+
+        assert await poll_until(is_marked, within_s=20)
+        assert reader.view.held_status() == []
+        await world.put(*chain("a-x", 3, first=6))
+        await eventually(lambda: is_held(reader))
+        await better.promote()
+        await logs(shard, "a-x", 9)
+        assert (await probe_shard(shard)).gaps == []
+
+
+async def test_shard_of_the_schema_before_is_held_until_it_is_upgraded_and_the_gap_accepted(
+    world: World, later: Later
+) -> None:
+    """A backup may be older than the last upgrade: its rows have no room for the mark."""
+    shard = await world.shard("shard-1")
+    async with later.reading(world) as reader, looked_after(world, reader):
+        backup, _ = await back_up_and_lose(world, later, reader)
+        await backup.promote()
+        for column in ("gap_from", "gap_found_at", "gap_accepted_at"):
+            await execute(shard.address.connection_string, f"ALTER TABLE stream_positions DROP COLUMN {column}")
+        await execute(shard.address.connection_string, "DELETE FROM schema_migrations WHERE version = 3")
+        await world.put(*chain("a-x", 3, first=6))
+        await eventually(lambda: is_held(reader))
+        await asyncio.sleep(0.5)
+        assert await outcomes(shard, "a-x") == ["succeeded"] * 3
+        await Upgrader(shard, report=lambda _: None).run()
+
+        async def is_accepted() -> bool:
+            async with shard.connection() as connection:
+                return bool(await accept_gaps(connection))
+
+        assert await poll_until(is_accepted, within_s=20)
+        await logs(shard, "a-x", 6)
+
+
+async def test_failover_after_an_idle_time_beyond_retention_is_made_good_at_once(world: World, later: Later) -> None:
+    """The row's record has left the stream, but the row is young: everything after it is there."""
+    shard = await world.shard("shard-1")
+    async with later.reading(world) as reader, looked_after(world, reader):
+        numbers = await world.put(*chain("a-x", 3))
+        await has_position(shard, numbers[-1])
+        await later.let_pass(RETENTION + timedelta(hours=1))
+        assert reader.shard_positions is not None
+        reader.shard_positions.position_on("shard-1").written_at = float("-inf")  # an hour passes here too
+
+        async def is_young() -> bool:
+            stored = await world.gateway.read_positions("shard-1", world.stream.name, [reader.stream_shard_id])
+            row = None if stored is None else stored.rows.get(reader.stream_shard_id)
+            return row is not None and row.written_at is not None and row.written_at > later() - timedelta(minutes=5)
+
+        assert await poll_until(is_young, within_s=20)
+        replica = await ShardSnapshot.take(shard)
+        numbers = await world.put(*chain("a-x", 3, first=3))
+        await reaches(reader, numbers[-1])
+        await replica.promote()
+        await world.put(*chain("a-x", 3, first=6))
+        await logs(shard, "a-x", 9)
+
+
+async def test_fleet_that_was_stopped_beyond_retention_goes_on(world: World, later: Later) -> None:
+    """The record of its checkpoint has left the stream too: all shards lack the same."""
+    shard = await world.shard("shard-1")
+    async with later.reading(world) as reader, looked_after(world, reader):
+        numbers = await world.put(*chain("a-x", 3))
+        await has_position(shard, numbers[-1])
+        row = await ShardSnapshot.take(shard)
+        numbers = await world.put(*chain("c-x", 3))
+        await reaches(reader, numbers[-1])
+    await row.promote()  # as if it had been killed
+    await later.let_pass(RETENTION + timedelta(hours=1))
+    async with later.reading(world, numbers[-1]) as reader, looked_after(world, reader):
+        await world.put(*chain("a-x", 3, first=3))
+        await logs(shard, "a-x", 6)

@@ -1,0 +1,33 @@
+"""A shard that goes back to what it had: a replica without the last commits, or a backup."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from support.postgres.tenant_cases import fetch
+
+from simplu_worker.shards.postgres.pool import ShardPool
+
+TABLES = ("operations", "resources", "stream_positions")
+
+
+class ShardSnapshot:
+    """The rows of a shard at one moment: a replica with these, and without later commits, is promoted."""
+
+    def __init__(self, pool: ShardPool, rows: dict[str, list[Any]]) -> None:
+        self._pool = pool
+        self._rows = rows
+
+    @classmethod
+    async def take(cls, pool: ShardPool) -> ShardSnapshot:
+        """Read all rows that the worker writes."""
+        return cls(pool, {table: await fetch(pool, f"SELECT * FROM {table}") for table in TABLES})
+
+    async def promote(self) -> None:
+        """Restore the rows, in one step."""
+        async with self._pool.transaction() as connection:
+            for table, rows in self._rows.items():
+                await connection.execute(f"DELETE FROM {table}")
+                for row in rows:
+                    places = ", ".join(f"${number}" for number in range(1, len(row) + 1))
+                    await connection.execute(f"INSERT INTO {table} VALUES ({places})", *row.values())
