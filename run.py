@@ -420,6 +420,12 @@ def tools(_args: List[str]) -> None:
     ensure(MINISTACK_VENV, "ministack")
 
 
+def peers(args: List[str]) -> None:
+    """Build the programs of other vendors that tests/peers runs, in .tools/peers; needs Java, Maven and Go."""
+    ensure(VENV, "dev")
+    become([in_venv("python"), "-m", "support.peers.build", *args])
+
+
 def lock(args: List[str]) -> None:
     """Compile requirements/*.txt anew; arguments (say --upgrade) go to uv."""
     uv = find_uv(TOOLS_VENV)
@@ -453,6 +459,7 @@ COMMANDS: Dict[str, Callable[[List[str]], None]] = {
     "fuzz": fuzz,
     "setup": setup,
     "tools": tools,
+    "peers": peers,
     "lock": lock,
     "clean": clean,
 }

@@ -1,7 +1,8 @@
 """Which tests run, in what order on how many processes, and the line that says what was left out.
 
-A slow test runs in CI, with REQUIRE_ALL=1, or when it is named. `.ci/run` runs each test once: with --passed-to a run
-writes down the tests that have passed, and with --but-passed another one leaves them out.
+A slow test runs in CI, with REQUIRE_ALL=1, or when it is named, and so does one beside real peers (tests/peers).
+`.ci/run` runs each test once: with --passed-to a run writes down the tests that have passed, and with --but-passed
+another one leaves them out.
 """
 
 from __future__ import annotations
@@ -21,21 +22,25 @@ from support.requires import missing_tool
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
 # Seconds that a test takes if it does not say so in its mark, by folder: enough for an order.
-USUAL_S = {"acceptance": 4.0, "integration": 0.4, "simulation": 0.4, "model": 0.5}
+USUAL_S = {"acceptance": 4.0, "integration": 0.4, "simulation": 0.4, "model": 0.5, "peers": 60.0}
 SHORT_S = 0.015
 # Tests that share nothing with their module's others and take so long that they run side by side.
 SEPARATE = re.compile(
     r"tests/(model|simulation)/"
     r"|tests/acceptance/test_(holding|order_programs|promotion|provisioning_killed|fleet)\.py"
 )
-# Tests that are not about the worker.
+PEERS = "tests/peers/"
+# Tests that are not about the worker, and those that need other vendors' programs.
 MARKED_FOLDERS = {
     "tests/integration/local/": "own_servers",
     "tests/unit/local/": "own_servers",
     "tests/tools/": "tools",
     "tests/repository/": "tools",
     "tests/unit/support/": "tools",
+    PEERS: "peers",
 }
+# What a run leaves out unless it is named, by mark, and how the summary says so.
+LEFT_TO_CI = {"slow": "slow tests", "peers": "beside the real KCL, KPL and AWS SDKs"}
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -55,17 +60,22 @@ class Selection:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._slow_count = 0
+        self._left_out: Counter[str] = Counter()  # by mark
         self._passed: set[str] = set()
         self._failed: set[str] = set()
         self._missing: Counter[str] = Counter()
         self._simulated: Counter[str] = Counter()
         self._notes: list[str] = []
 
-    @property
-    def _runs_slow(self) -> bool:
-        is_named = any("::" in argument for argument in self._config.args)
-        return os.environ.get("REQUIRE_ALL") == "1" or is_named or "slow" in self._config.option.markexpr
+    def _is_left_to_ci(self, item: pytest.Item) -> bool:
+        """Return whether a test is slow, or beside real peers, and neither CI runs nor is it named."""
+        if os.environ.get("REQUIRE_ALL") == "1" or any("::" in argument for argument in self._config.args):
+            return False
+        for mark in LEFT_TO_CI:
+            if item.get_closest_marker(mark) is not None and mark not in self._config.option.markexpr:
+                self._left_out[mark] += 1
+                return True
+        return False
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
         """Mark what is not about the worker."""
@@ -97,9 +107,7 @@ class Selection:
         kept: list[pytest.Item] = []
         left_out: list[pytest.Item] = []
         for item in items:
-            is_left_to_ci = item.get_closest_marker("slow") is not None and not self._runs_slow
-            self._slow_count += is_left_to_ci
-            (left_out if is_left_to_ci or item.nodeid in done else kept).append(item)
+            (left_out if self._is_left_to_ci(item) or item.nodeid in done else kept).append(item)
         config.hook.pytest_deselected(items=left_out)
         items[:] = longest_first(kept) if hasattr(config, "workerinput") else kept
 
@@ -128,12 +136,12 @@ class Selection:
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         """Take over what a process of xdist has left out: all have the same."""
-        self._slow_count = getattr(node, "workeroutput", {}).get("slow_count", self._slow_count)
+        self._left_out = Counter(getattr(node, "workeroutput", {}).get("left_out", self._left_out))
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Tell the one that reports, or write down what passed."""
         if hasattr(session.config, "workeroutput"):
-            session.config.workeroutput["slow_count"] = self._slow_count
+            session.config.workeroutput["left_out"] = dict(self._left_out)
         elif (path := session.config.option.passed_to) is not None:
             path.write_text("".join(f"{nodeid}\n" for nodeid in sorted(self._passed - self._failed)), encoding="utf-8")
 
@@ -144,7 +152,7 @@ class Selection:
         if self._simulated:
             counts = ", ".join(f"{count} {weather}" for weather, count in self._simulated.items())
             terminalreporter.write_line(f"Simulated histories: {counts}")
-        if line := describe_left_out(self._slow_count, self._missing):
+        if line := describe_left_out(self._left_out, self._missing):
             terminalreporter.write_line(line)
 
 
@@ -192,9 +200,9 @@ def _seconds_of(item: pytest.Item) -> float:
     return USUAL_S.get(_folder_of(item.nodeid), SHORT_S)
 
 
-def describe_left_out(slow_count: int, missing: Counter[str]) -> str:
-    """Return the line that says what did not run; empty when everything did."""
-    parts = [f"{slow_count} slow tests"] if slow_count else []
+def describe_left_out(left_out: Counter[str], missing: Counter[str]) -> str:
+    """Return the line that says what did not run; empty when everything did. *left_out* counts tests by mark."""
+    parts = [f"{left_out[mark]} {what}" for mark, what in LEFT_TO_CI.items() if left_out[mark]]
     if missing:
         parts.append(f"{missing.total()} that need {', '.join(sorted(missing))}")
     return f"Left out: {', and '.join(parts)}. To run all of them: .ci/run" if parts else ""

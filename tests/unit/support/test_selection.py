@@ -10,21 +10,28 @@ from support.selection import describe_left_out, scope_of
 
 
 @pytest.mark.parametrize(
-    ("slow_count", "missing", "expected"),
+    ("left_out", "missing", "expected"),
     [
-        (0, {}, ""),
-        (412, {}, "Left out: 412 slow tests. To run all of them: .ci/run"),
-        (0, {"npm": 1}, "Left out: 1 that need npm. To run all of them: .ci/run"),
+        ({}, {}, ""),
+        ({"slow": 412}, {}, "Left out: 412 slow tests. To run all of them: .ci/run"),
+        ({}, {"npm": 1}, "Left out: 1 that need npm. To run all of them: .ci/run"),
         (
-            412,
+            {"slow": 412},
             {"redis-server": 30, "pgbouncer": 6},
             "Left out: 412 slow tests, and 36 that need pgbouncer, redis-server. To run all of them: .ci/run",
         ),
+        (
+            {"slow": 2, "peers": 9},
+            {},
+            "Left out: 2 slow tests, and 9 beside the real KCL, KPL and AWS SDKs. To run all of them: .ci/run",
+        ),
     ],
 )
-def test_summary_says_in_one_line_what_was_left_out(slow_count: int, missing: dict[str, int], expected: str) -> None:
+def test_summary_says_in_one_line_what_was_left_out(
+    left_out: dict[str, int], missing: dict[str, int], expected: str
+) -> None:
     """How many, what they need, and what runs them."""
-    assert expected == describe_left_out(slow_count, Counter(missing))
+    assert expected == describe_left_out(Counter(left_out), Counter(missing))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,154 @@
+"""The programs of other vendors' libraries that the tests in `tests/peers` run, and whether they are built."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+from support.requires import ROOT, require
+
+SOURCES = ROOT / "tests" / "peers"
+BUILT = ROOT / ".tools" / "peers"
+NODE_MODULES = ROOT / ".tools" / "node_modules"
+HOW = "install Java 17, Maven and Go 1.24; python3 run.py peers"
+STAMP = "digest"
+# One JVM beside others on two processors: no compiler threads that outlast a test's few seconds.
+JVM_OPTIONS = (
+    "-Xmx256m",
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-Daws.cborEnabled=false",  # our Kinesis speaks JSON
+    "-Dorg.slf4j.simpleLogger.showDateTime=true",
+)
+
+
+class JavaProgram(NamedTuple):
+    """A program of Java. *folder* has its pom, with the versions of its libraries, and *sources* are all its code."""
+
+    name: str
+    folder: Path
+    sources: tuple[Path, ...]
+
+    @property
+    def built(self) -> Path:
+        """The folder of the built program: its jars are in `lib`, its classes in `classes`."""
+        return BUILT / self.folder.name
+
+    @property
+    def pom(self) -> Path:
+        """The versions of its libraries."""
+        return self.folder / "pom.xml"
+
+    @property
+    def pins(self) -> Path:
+        """The hashes and names of all jars that these versions lead to."""
+        return self.folder / "jars.sha256"
+
+    @property
+    def digest(self) -> str:
+        """A digest of all that it is built from."""
+        return _digest(self.pom, self.pins, *self.sources)
+
+    @property
+    def version(self) -> str:
+        """The version of the library that it is about: the first of its pom."""
+        found = re.search(r"<dependency>.*?<version>(.*?)</version>", self.pom.read_text(encoding="utf-8"), re.DOTALL)
+        return found[1] if found else "?"
+
+    def command(self) -> list[str]:
+        """Return the beginning of its command line; skip or fail the running test as `require` does."""
+        java = shutil.which("java")
+        require(f"{self.name} {self.version}", found=java is not None and is_built(self), how=HOW)
+        class_path = f"{self.built / 'classes'}:{self.built / 'lib'}/*"
+        return [java or "", *JVM_OPTIONS, "-cp", class_path, self.sources[0].stem]
+
+
+class GoProgram(NamedTuple):
+    """A program of Go: *folder* has its module and all its code."""
+
+    name: str
+    folder: Path
+    library: str
+
+    @property
+    def built(self) -> Path:
+        """The folder of the built program."""
+        return BUILT / self.folder.name
+
+    @property
+    def digest(self) -> str:
+        """A digest of all that it is built from."""
+        return _digest(*sorted(self.folder.iterdir()))
+
+    @property
+    def version(self) -> str:
+        """The version of the library that it is about."""
+        found = re.search(f"{re.escape(self.library)} v(.*)", (self.folder / "go.mod").read_text(encoding="utf-8"))
+        return found[1] if found else "?"
+
+    def command(self) -> list[str]:
+        """Return the beginning of its command line; skip or fail the running test as `require` does."""
+        require(f"{self.name} {self.version}", found=is_built(self), how=HOW)
+        return [str(self.built / "program")]
+
+
+class NodeProgram(NamedTuple):
+    """A program of node, whose libraries `requirements/npm` has."""
+
+    name: str
+    source: Path
+    library: str
+
+    @property
+    def version(self) -> str:
+        """The version of the library that it is about."""
+        package = json.loads((ROOT / "requirements" / "npm" / "package.json").read_text(encoding="utf-8"))
+        return str(package["devDependencies"][self.library])
+
+    def command(self) -> list[str]:
+        """Return the beginning of its command line; skip or fail the running test as `require` does."""
+        node = shutil.which("node")
+        how = "install node, copy requirements/npm to .tools, and npm ci --prefix .tools"
+        require(
+            f"{self.name} {self.version}", found=node is not None and (NODE_MODULES / self.library).is_dir(), how=how
+        )
+        return [node or "", str(self.source)]
+
+
+BuiltProgram: TypeAlias = JavaProgram | GoProgram
+
+
+def is_built(program: BuiltProgram) -> bool:
+    """Return whether the built program is that of today's sources."""
+    stamp = program.built / STAMP
+    return stamp.exists() and stamp.read_text(encoding="utf-8") == program.digest
+
+
+def _digest(*paths: Path) -> str:
+    parts = [path.read_bytes() for path in paths if path.exists()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+def _consumer(folder: str) -> JavaProgram:
+    java = SOURCES / "java"
+    sources = (java / "consumer" / "Consumer.java", java / folder / "Settings.java")
+    return JavaProgram("the Kinesis Client Library", java / folder, sources)
+
+
+def _producer(name: str, folder: str) -> JavaProgram:
+    java = SOURCES / "java" / folder
+    return JavaProgram(name, java, (java / "Producer.java",))
+
+
+KCL_2 = _consumer("kcl2")
+KCL_3 = _consumer("kcl3")
+KPL = _producer("the Kinesis Producer Library", "kpl")
+JAVA_SDK = _producer("the AWS SDK for Java", "sdk")
+GO_SDK = GoProgram("the AWS SDK for Go", SOURCES / "go", "github.com/aws/aws-sdk-go-v2/service/kinesis")
+JAVASCRIPT_SDK = NodeProgram("the AWS SDK for JavaScript", SOURCES / "producer.cjs", "@aws-sdk/client-kinesis")
+JAVA_PROGRAMS = (KCL_2, KCL_3, KPL, JAVA_SDK)
+GO_PROGRAMS = (GO_SDK,)
