@@ -1,0 +1,155 @@
+"""A real worker of the KCL 3.5 beside ours: seen as leader before anything is taken, and handed its leases in order."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from support.aws.kcl3_peer import worker_row
+from support.peers.programs import KCL_3
+from support.peers.shared_stream import SharedStream, log_of, read_readiness, stop_replica
+
+from simplu_worker.aws.clients import Client
+from simplu_worker.consumers.kinesis.fleet.lease_renewer import LeaseRenewer
+from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
+from simplu_worker.local.processes.loopback import poll_until
+from simplu_worker.local.stack.stack import Stack
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+STREAM_SHARDS = 4
+OURS = "host:1:ours"
+METRICS_INTERVAL_S = 5.0
+LEASE_S = 5.0  # graceful: the leader waits for 30 s and this time before it takes a lease by force
+HANDED_OVER_WITHIN_S = 150.0
+TAKEN_WITHIN_S = 60.0
+STANDS_ASIDE_S = 8.0  # more than two lease durations: enough to take what is free or expired
+# The tables in which a leader of the KCL 3 has its rows: of the leader, and of the workers. None: the lease table.
+TABLES = {
+    "in the lease table": (None, None),
+    "in tables beside it": ("{table}-CoordinatorState", "{table}-WorkerMetricStats"),
+    "in tables of other names": ("other-state-{table}", "other-metrics-{table}"),
+}
+
+
+async def create_table(stack: Stack, name: str, key: str) -> None:
+    """Create a table as the KCL 3.4 has left it: where there is one, the KCL 3.5 goes on with it."""
+    async with stack.aws_client("dynamodb") as dynamodb:
+        await dynamodb.create_table(
+            TableName=name,
+            BillingMode="PAY_PER_REQUEST",
+            AttributeDefinitions=[{"AttributeName": key, "AttributeType": "S"}],
+            KeySchema=[{"AttributeName": key, "KeyType": "HASH"}],
+        )
+
+
+async def create_leases(shared: SharedStream) -> None:
+    """Have a replica create the leases and go: a KCL that finds none waits for up to 30 s before it creates them."""
+    with shared.replica() as first:
+        await first.wait_ready()
+        await shared.wait_for_owners([STREAM_SHARDS])
+        await stop_replica(first)
+
+
+@pytest.mark.parametrize("where", TABLES)
+async def test_leader_is_seen_before_anything_is_taken(shared: SharedStream, where: str) -> None:
+    """The replica names it in /readyz and takes no lease; the KCL, which took the leases over from ours, reads on."""
+    await shared.create(STREAM_SHARDS)
+    await create_leases(shared)
+    coordinator, metrics = (name and name.format(table=shared.table) for name in TABLES[where])
+    options, variables = {}, {}
+    if coordinator and metrics:
+        await create_table(shared.stack, coordinator, "key")
+        await create_table(shared.stack, metrics, "wid")
+        options = {"coordinator_table": coordinator, "metrics_table": metrics}
+        variables = {"KINESIS_COORDINATOR_TABLE": coordinator, "KINESIS_WORKER_METRICS_TABLE": metrics}
+    with shared.kcl(KCL_3, "kcl", **options) as kcl:
+        await shared.wait_until_read(before := await shared.put(100), kcl)
+        others = {key: row["entityType"]["S"] for key, row in (await shared.rows()).items() if "entityType" in row}
+        with shared.replica(**variables) as late:
+
+            async def is_refused() -> bool:
+                return (await read_readiness(late))[0] == 503 and kcl.name in (await read_readiness(late))[1]
+
+            assert await poll_until(is_refused, within_s=TAKEN_WITHIN_S), log_of(late)
+            await asyncio.sleep(STANDS_ASIDE_S)
+            await shared.wait_until_read(beside := await shared.put(100), kcl)
+            owners = await shared.owner_counts()
+            readiness = await read_readiness(late)
+            await stop_replica(late)
+
+    assert owners == {kcl.name: STREAM_SHARDS}
+    assert kcl.request_ids == {*before, *beside}
+    assert await shared.applied_ids() == set()
+    assert (readiness[0], kcl.name in readiness[1]) == (503, True)
+    assert ("Leader" in others) == (where == "in the lease table")
+
+
+async def test_leader_is_handed_the_leases_that_it_assigns_to_itself(shared: SharedStream) -> None:
+    """Two of four leases, in order: the KCL begins to read once ours has released them, and ours keep the others.
+
+    The metrics in our name are written here: a worker without metrics gets no leases from a leader, and loses none.
+    """
+    await shared.create(STREAM_SHARDS)
+    await create_leases(shared)
+    async with shared.stack.aws_client("dynamodb") as dynamodb:
+        table = LeaseTable(dynamodb, shared.table)
+        handed_over: list[str] = []
+        async with asyncio.TaskGroup() as tasks:
+            for lease in await table.scan():
+                taken = await table.take(lease, OURS)
+                assert taken is not None
+                tasks.create_task(hold_until_reassigned(table, taken, handed_over))
+            tasks.create_task(report_metrics(dynamodb, shared.table))
+            with shared.kcl(KCL_3, "kcl", failover=str(int(LEASE_S * 1000))) as kcl:
+                await kcl.wait_for(lambda worker: len(worker.noted("begins")) >= 2, within_s=HANDED_OVER_WITHIN_S)
+                owners = {lease.lease_key: lease.owner for lease in await table.scan(is_consistent=True)}
+                begun = kcl.noted("begins")
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+
+    assert sorted(begun) == sorted(handed_over)
+    assert {key: owner for key, owner in owners.items() if owner != OURS} == dict.fromkeys(handed_over, kcl.name)
+    assert len(owners) == STREAM_SHARDS
+
+
+async def hold_until_reassigned(table: LeaseTable, lease: Lease, handed_over: list[str]) -> None:
+    """Renew a lease until it is to be handed over, and release it."""
+    renewer = LeaseRenewer(table, lease, me=OURS, duration_s=LEASE_S)
+    async with asyncio.TaskGroup() as tasks:
+        renewing = tasks.create_task(renewer.run())
+        await renewer.is_reassigned.wait()
+        await renewer.release(is_ended=False)
+        handed_over.append(renewer.lease.lease_key)
+        renewing.cancel()
+
+
+async def report_metrics(dynamodb: Client, table: str) -> None:
+    """Report metrics in our name, as a worker of the KCL 3 would."""
+    while True:
+        await dynamodb.put_item(TableName=table, Item=worker_row(OURS, int(time.time())))
+        await asyncio.sleep(METRICS_INTERVAL_S)
+
+
+async def test_leases_are_shared_with_a_fleet_that_is_upgraded_from_2x(shared: SharedStream) -> None:
+    """In its 2.x-compatible mode the KCL 3.5 shares the leases with ours, and does not begin to lead beside ours."""
+    await shared.create(STREAM_SHARDS)
+    await create_leases(shared)
+    with shared.kcl(KCL_3, "kcl", version="COMPATIBLE_WITH_2X") as kcl:
+        await shared.wait_until_read(await shared.put(100), kcl)
+        with shared.replica() as ours:
+            await ours.wait_ready()
+            await shared.wait_for_owners([2, 2])
+            await shared.wait_until_read(await shared.put(100), kcl)
+            readiness = await read_readiness(ours)
+            versions = [row["cv"]["S"] for row in (await shared.rows()).values() if "cv" in row]
+            await kcl.stop()
+            await shared.wait_for_owners([STREAM_SHARDS])
+            await shared.wait_until_read(after := await shared.put(100))
+
+    assert kcl.request_ids | await shared.applied_ids() == shared.put_ids
+    assert set(after) <= await shared.applied_ids()
+    assert readiness[0] == 200
+    assert versions == ["CLIENT_VERSION_UPGRADE_FROM_2X"]
