@@ -10,9 +10,9 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, ClassVar, Generic
+from typing import Any, ClassVar, Generic, NamedTuple
 
 import msgspec
 import structlog
@@ -34,10 +34,19 @@ log = structlog.get_logger(__name__)
 CONTROL_PATH = "/_control"
 
 
+class Encoding(NamedTuple):
+    """Another encoding than JSON. *to_json* raises AwsError for a request that is not in it."""
+
+    content_type: str
+    to_json: Callable[[bytes], bytes]
+    from_json: Callable[[bytes], bytes]
+
+
 class AwsServer(ABC, Generic[FaultT]):
     """One account of a service over HTTP; a subclass answers the requests of the service's API."""
 
     CONTENT_TYPE: ClassVar[str]
+    ENCODINGS: ClassVar[Mapping[str, Encoding]] = {}  # by content type: those that the service speaks beside JSON
     TARGET_PREFIX: ClassVar[str]
     API_PATH: ClassVar[str]
     MAX_BODY_BYTES: ClassVar[int]
@@ -128,21 +137,28 @@ class AwsServer(ABC, Generic[FaultT]):
 
     async def _answer_http(self, http_request: web.Request) -> web.Response:
         action = http_request.headers.get("X-Amz-Target", "").removeprefix(self.TARGET_PREFIX)
+        encoding = self.ENCODINGS.get(http_request.content_type)
         body = await http_request.read()
         try:
-            request = self.decode(action, body)
+            request = self.decode(action, body if encoding is None else encoding.to_json(body))
             self._calls[action] += 1
             fault = self._faults.take(action, self.fault_target(request))
             if fault is None:
-                return self._response(await self.answer(action, request))
-            return self._response(await self.answer_with_fault(fault, action, request, http_request))
+                return self._response(await self.answer(action, request), encoding)
+            return self._response(await self.answer_with_fault(fault, action, request, http_request), encoding)
         except AwsError as exc:
             body = msgspec.json.encode({"__type": exc.type_name, "message": exc.message})
-            return self._response(body, status=exc.status, headers=exc.headers)
+            return self._response(body, encoding, status=exc.status, headers=exc.headers)
 
-    def _response(self, body: bytes, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    def _response(
+        self, body: bytes, encoding: Encoding | None, *, status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> web.Response:
+        """Return an answer in the encoding of its request; none: JSON."""
         all_headers = {"x-amzn-RequestId": str(uuid.uuid4())} | dict(headers or {})
-        return web.Response(body=body, status=status, headers=all_headers, content_type=self.CONTENT_TYPE)
+        if encoding is None:
+            return web.Response(body=body, status=status, headers=all_headers, content_type=self.CONTENT_TYPE)
+        encoded = encoding.from_json(body)
+        return web.Response(body=encoded, status=status, headers=all_headers, content_type=encoding.content_type)
 
     async def _show_state(self, _http_request: web.Request) -> web.Response:
         return web.Response(body=msgspec.json.encode(self.state()), content_type="application/json")

@@ -2,8 +2,8 @@
 
     python -m simplu_worker.local.kinesis.server --port 4567
 
-serves the Kinesis API (AWS JSON 1.1) at `/`; signatures are not checked. `GET /_control` shows the state, and
-`POST /_control` takes a command of `kinesis.faults` or a list of them:
+serves the Kinesis API at `/`, in AWS JSON 1.1, and in CBOR, as the AWS SDK for Java sends it; signatures are not
+checked. `GET /_control` shows the state, and `POST /_control` takes a command of `kinesis.faults` or a list of them:
 
     curl -d '{"do": "fault", "action": "GetRecords", "kind": "throttle", "count": 3}' localhost:4567/_control
     curl -d '{"do": "set", "options": {"read_throttling": false}}' localhost:4567/_control
@@ -17,14 +17,15 @@ import argparse
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, assert_never
+from typing import Any, ClassVar, assert_never
 
 import msgspec
 import structlog
 from aiohttp import web
 
 from simplu_worker.local.aws_server.faults import AdvanceClock, ClearFaults, SetOptions
-from simplu_worker.local.aws_server.server import AwsServer
+from simplu_worker.local.aws_server.server import AwsServer, Encoding
+from simplu_worker.local.kinesis import cbor
 from simplu_worker.local.kinesis.actions import KinesisActions
 from simplu_worker.local.kinesis.faults import ExpireIterators, ForceStatus, KinesisCommand, KinesisFault, Trim
 from simplu_worker.local.kinesis.model import KinesisAccount, KinesisOptions, LocalStream
@@ -37,6 +38,7 @@ class KinesisServer(AwsServer[KinesisFault]):
     """The HTTP side of one account."""
 
     CONTENT_TYPE = "application/x-amz-json-1.1"
+    ENCODINGS: ClassVar = {cbor.CONTENT_TYPE: Encoding(cbor.CONTENT_TYPE, cbor.json_of, cbor.cbor_of)}
     TARGET_PREFIX = "Kinesis_20131202."
     API_PATH = "/"
     MAX_BODY_BYTES = 32 * 1024 * 1024  # 10 MiB of records are 14 in base64, and their keys may be written as escapes

@@ -277,3 +277,29 @@ async def test_program_serves_until_it_is_told_to_stop() -> None:
         assert (await send_commands(f"http://127.0.0.1:{port}"))["options"]["read_throttling"] is False
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
+
+
+async def test_request_in_cbor_is_answered_in_cbor(url: str, kinesis: Client) -> None:
+    """The AWS SDK for Java sends it; errors, too. `tests/peers` has the SDK itself."""
+    bodies = {
+        "PutRecord": b"\xa3\x6aStreamName\x66stream\x6cPartitionKey\x61k\x64Data\x42\xff\x00",
+        "PutRecords": b"\x18",
+    }
+    answers = {}
+    async with ClientSession() as session:
+        for action, body in bodies.items():
+            headers = {"X-Amz-Target": f"Kinesis_20131202.{action}", "Content-Type": "application/x-amz-cbor-1.1"}
+            async with session.post(url, data=body, headers=headers) as reply:
+                answers[action] = (reply.status, reply.content_type, (await reply.read())[:8])
+    shards = (await kinesis.list_shards(StreamName=NAME))["Shards"]
+    found = []
+    for shard in shards:
+        iterator = await kinesis.get_shard_iterator(
+            StreamName=NAME, ShardId=shard["ShardId"], ShardIteratorType="TRIM_HORIZON"
+        )
+        reply = await kinesis.get_records(ShardIterator=iterator["ShardIterator"])
+        found += [record.data for record in reply["Records"]]
+
+    assert answers["PutRecord"] == (200, "application/x-amz-cbor-1.1", b"\xa2\x67ShardI")
+    assert answers["PutRecords"] == (400, "application/x-amz-cbor-1.1", b"\xa2\x66__type")
+    assert found == [b"\xff\x00"]

@@ -21,7 +21,6 @@ JVM_OPTIONS = (
     "-Xmx256m",
     "-XX:+UseSerialGC",
     "-XX:TieredStopAtLevel=1",
-    "-Daws.cborEnabled=false",  # our Kinesis speaks JSON
     "-Dorg.slf4j.simpleLogger.showDateTime=true",
 )
 
