@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 import pytest
-from support.aws.kcl3_peer import worker_row
+from support.aws.kcl3_peer import migration_row, worker_row
 from support.peers.programs import KCL_3
-from support.peers.shared_stream import SharedStream, log_of, read_readiness, stop_replica
+from support.peers.shared_stream import SharedStream, read_readiness, stop_replica
 
 from simplu_worker.aws.clients import Client
 from simplu_worker.consumers.kinesis.fleet.lease_renewer import LeaseRenewer
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.local.processes.loopback import poll_until
+from simplu_worker.local.processes.worker_process import WorkerProcess, log_tail
 from simplu_worker.local.stack.stack import Stack
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -25,6 +27,8 @@ METRICS_INTERVAL_S = 5.0
 LEASE_S = 5.0  # graceful: the leader waits for 30 s and this time before it takes a lease by force
 HANDED_OVER_WITHIN_S = 150.0
 TAKEN_WITHIN_S = 60.0
+LEADS_WITHIN_S = 150.0  # the KCL looks at its own state once a minute
+DEAD_WITHIN_S = 150.0  # three looks, 35 s apart, and the lease durations
 STANDS_ASIDE_S = 8.0  # more than two lease durations: enough to take what is free or expired
 # The tables in which a leader of the KCL 3 has its rows: of the leader, and of the workers. None: the lease table.
 TABLES = {
@@ -53,6 +57,16 @@ async def create_leases(shared: SharedStream) -> None:
         await stop_replica(first)
 
 
+async def wait_until_refused(worker: WorkerProcess, leader: str, *, within_s: float = TAKEN_WITHIN_S) -> None:
+    """Wait until a replica is not ready, because of *leader*."""
+
+    async def is_refused() -> bool:
+        status, text = await read_readiness(worker)
+        return status == 503 and leader in text
+
+    assert await poll_until(is_refused, within_s=within_s), log_tail(worker.log_path)
+
+
 @pytest.mark.parametrize("where", TABLES)
 async def test_leader_is_seen_before_anything_is_taken(shared: SharedStream, where: str) -> None:
     """The replica names it in /readyz and takes no lease; the KCL, which took the leases over from ours, reads on."""
@@ -69,11 +83,7 @@ async def test_leader_is_seen_before_anything_is_taken(shared: SharedStream, whe
         await shared.wait_until_read(before := await shared.put(100), kcl)
         others = {key: row["entityType"]["S"] for key, row in (await shared.rows()).items() if "entityType" in row}
         with shared.replica(**variables) as late:
-
-            async def is_refused() -> bool:
-                return (await read_readiness(late))[0] == 503 and kcl.name in (await read_readiness(late))[1]
-
-            assert await poll_until(is_refused, within_s=TAKEN_WITHIN_S), log_of(late)
+            await wait_until_refused(late, kcl.name)
             await asyncio.sleep(STANDS_ASIDE_S)
             await shared.wait_until_read(beside := await shared.put(100), kcl)
             owners = await shared.owner_counts()
@@ -85,6 +95,36 @@ async def test_leader_is_seen_before_anything_is_taken(shared: SharedStream, whe
     assert await shared.applied_ids() == set()
     assert (readiness[0], kcl.name in readiness[1]) == (503, True)
     assert ("Leader" in others) == (where == "in the lease table")
+
+
+async def test_leases_of_a_leader_that_died_are_taken(
+    shared: SharedStream, record_property: Callable[[str, object], None]
+) -> None:
+    """Once two looks have found no sign of life. No record is lost.
+
+    Ours had the leases before the KCL: what the KCL has read since is read again, because the shard's rows are behind.
+    """
+    await shared.create(STREAM_SHARDS)
+    await create_leases(shared)
+    with shared.kcl(KCL_3, "kcl") as kcl:
+        await shared.wait_until_read(before := await shared.put(100), kcl)
+        with shared.replica() as ours:
+            await wait_until_refused(ours, kcl.name)
+            kcl.kill()
+            killed_at = time.monotonic()
+            after = await shared.put(100)
+            await shared.wait_for_owners([STREAM_SHARDS], within_s=DEAD_WITHIN_S, but=kcl.name)
+            gap_s = time.monotonic() - killed_at
+            await shared.wait_until_read(after)
+            await ours.wait_ready()
+            await stop_replica(ours)
+
+    again = await shared.applied_ids() & kcl.request_ids
+    record_property(
+        "note", f"KCL {KCL_3.version} killed: ours take its leases {gap_s:.0f} s later, {len(again)} records twice"
+    )
+    assert kcl.request_ids == set(before)
+    assert await shared.applied_ids() - again == set(after)
 
 
 async def test_leader_is_handed_the_leases_that_it_assigns_to_itself(shared: SharedStream) -> None:
@@ -133,23 +173,32 @@ async def report_metrics(dynamodb: Client, table: str) -> None:
         await asyncio.sleep(METRICS_INTERVAL_S)
 
 
-async def test_leases_are_shared_with_a_fleet_that_is_upgraded_from_2x(shared: SharedStream) -> None:
-    """In its 2.x-compatible mode the KCL 3.5 shares the leases with ours, and does not begin to lead beside ours."""
+async def test_fleet_in_its_upgrade_shares_the_leases_until_it_leads_and_gets_ours_at_their_release(
+    shared: SharedStream,
+) -> None:
+    """In its 2.x-compatible mode the KCL 3.5 does not begin to lead beside ours. Once it leads, ours take nothing more.
+
+    The state is set here: the KCL's own leader sets it some time after the last worker without metrics has gone.
+    """
     await shared.create(STREAM_SHARDS)
     await create_leases(shared)
-    with shared.kcl(KCL_3, "kcl", version="COMPATIBLE_WITH_2X") as kcl:
+    with shared.kcl(KCL_3, "kcl", version="COMPATIBLE_WITH_2X") as kcl, shared.replica() as ours:
+        await ours.wait_ready()
+        before = await shared.wait_for_owners([2, 2])
         await shared.wait_until_read(await shared.put(100), kcl)
-        with shared.replica() as ours:
-            await ours.wait_ready()
-            await shared.wait_for_owners([2, 2])
-            await shared.wait_until_read(await shared.put(100), kcl)
-            readiness = await read_readiness(ours)
-            versions = [row["cv"]["S"] for row in (await shared.rows()).values() if "cv" in row]
-            await kcl.stop()
-            await shared.wait_for_owners([STREAM_SHARDS])
-            await shared.wait_until_read(after := await shared.put(100))
+        readiness = await read_readiness(ours)
+        versions = [row["cv"]["S"] for row in (await shared.rows()).values() if "cv" in row]
+        async with shared.stack.aws_client("dynamodb") as dynamodb:
+            await dynamodb.put_item(TableName=shared.table, Item=migration_row("CLIENT_VERSION_3X_WITH_ROLLBACK"))
+        await wait_until_refused(ours, kcl.name, within_s=LEADS_WITHIN_S)
+        await asyncio.sleep(STANDS_ASIDE_S)
+        beside = await shared.owner_counts()
+        await shared.wait_until_read(await shared.put(100), kcl)
+        await stop_replica(ours)
+        await shared.wait_until_read(await shared.put(100), kcl, within_s=LEADS_WITHIN_S)
+        after = await shared.owner_counts()
 
-    assert kcl.request_ids | await shared.applied_ids() == shared.put_ids
-    assert set(after) <= await shared.applied_ids()
     assert readiness[0] == 200
     assert versions == ["CLIENT_VERSION_UPGRADE_FROM_2X"]
+    assert beside == before
+    assert after == {kcl.name: STREAM_SHARDS}

@@ -222,14 +222,19 @@ class SharedStream:
             if row["checkpoint"] != {"S": "SHARD_END"}
         )
 
-    async def wait_for_owners(self, counts: Sequence[int], *, within_s: float = WITHIN_S) -> Counter[str]:
-        """Wait until the leases are shared in these numbers, in ascending order; return them by owner."""
+    async def wait_for_owners(
+        self, counts: Sequence[int], *, within_s: float = WITHIN_S, but: str = ""
+    ) -> Counter[str]:
+        """Wait until the leases are shared in these numbers, in ascending order; return them by owner.
+
+        All must have an owner, other than *but*.
+        """
         found: Counter[str] = Counter()
 
         async def are_shared() -> bool:
             found.clear()
             found.update(await self.owner_counts())
-            return "" not in found and sorted(found.values()) == sorted(counts)
+            return not {"", but} & found.keys() and sorted(found.values()) == sorted(counts)
 
         assert await poll_until(are_shared, within_s=within_s), f"expected owners of {counts} leases, got {found}"
         return found
@@ -266,11 +271,6 @@ async def read_readiness(worker: WorkerProcess) -> tuple[int, str]:
             return answer.status, await answer.text()
     except aiohttp.ClientError:
         return 0, ""
-
-
-def log_of(worker: WorkerProcess) -> str:
-    """Return the end of a replica's log, for the message of a failed test."""
-    return log_tail(worker.log_path)
 
 
 async def provision_tenant(stack: Stack) -> None:
