@@ -22,7 +22,7 @@ AREAS: Mapping[str, tuple[str, ...]] = {
     "Tenants and operations": ("DYNAMODB_BUSINESS_INFO_TABLE", "PROVISION_", "TENANT_", "OPERATION_", "LIST_"),
     "Cache": ("REDIS_",),
     "HTTP": ("HTTP_", "API_", "ALLOW_DESTRUCTIVE_HTTP"),
-    "Commands": ("BACKUP_",),
+    "Commands": ("BACKUP_", "IMPORT_"),
     "Process": ("LOG_", "SHUTDOWN_"),
 }
 

@@ -288,6 +288,10 @@ class Settings(BaseSettings):
         default=None,
         description="Connection string of a restored backup of a shard, for `shards verify-backup` only.",
     )
+    import_source_url: SecretStr | None = Field(
+        default=None,
+        description="Connection string of the database that `tenants import` reads; nothing else uses it.",
+    )
     api_token: HeaderSecret | None = Field(
         default=None, description="Bearer token for the protected pages; unset: they answer 403."
     )

@@ -9,6 +9,7 @@ from typing import Final
 
 from support.postgres.databases import execute
 from support.postgres.upgrades import make_old_schema
+from support.restaurants import fill_restaurants
 from support.runbook.scene import Scene
 
 from simplu_worker.local.aws_server.server import send_commands
@@ -133,6 +134,14 @@ async def poisoned_producer(scene: Scene) -> None:
     await scene.wait_for_log("dead_letter.stored")
 
 
+async def import_tenants(scene: Scene) -> None:
+    """Deploy two shards, and start the old server: a database of three restaurants, and the role of its writers."""
+    await scene.deploy("db-1", "db-2")
+    old = await scene.add_server("old-db", database="pos")
+    await fill_restaurants(old.url, restaurants=3, orders=10)
+    await execute(old.url, "CREATE ROLE app LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO app")
+
+
 async def tenant_split(scene: Scene) -> None:
     """Let db-1 have a tenant of db-2 too, with an operation of its own."""
     await scene.deploy("db-1", "db-2")
@@ -158,6 +167,7 @@ async def region_loss(scene: Scene) -> None:
 SCENES: Final[Mapping[str, Callable[[Scene], Awaitable[None]]]] = {
     "add-shard": add_shard,
     "first-deployment": first_deployment,
+    "import": import_tenants,
     "poisoned-producer": poisoned_producer,
     "region-loss": region_loss,
     "replace-server": replace_server,

@@ -23,6 +23,7 @@ TENANT_COLUMNS = {
     "moves": "tenant_id",
     "message_failures": "tenant_id",
     "rejections": "tenant_id",
+    "imports": "tenant_id",
     "arrivals": "tenant_id",
     "move_changes": "tenant_id",
 }
@@ -47,6 +48,7 @@ NOT_OF_ONE_TENANT = {
     "find_locations": "docs/interface.md: `destroy_all` is for every location of a business",
     "find_operation_of_any_tenant": "docs/interface.md: without the tenant all shards are asked",
     "find_rejection_of_any_tenant": "docs/interface.md: without the tenant all shards are asked",
+    "find_open_imports": "what an import that is given up has left, whosever it is",
     "find_unconfirmed": "what a provisioning that was killed has left, whosever it is",
     "insert_position": "how the tenants came, for what is known of a stream shard",
     "read_tenant_arrivals": "times alone, of the first and of the last that was moved here",
@@ -218,7 +220,7 @@ def test_table_with_tenants_in_it_has_policies(table: str) -> None:
         assert f"ON {table} FOR SELECT USING ({column} = current_setting('simplu.tenant', true));" in text
 
 
-@pytest.mark.parametrize("table", ["message_failures", "rejections", "arrivals", "move_changes"])
+@pytest.mark.parametrize("table", ["message_failures", "rejections", "imports", "arrivals", "move_changes"])
 def test_new_table_is_for_roles_that_may_write_it(table: str) -> None:
     """No reader's role sees it."""
     text = MIGRATIONS[2].text

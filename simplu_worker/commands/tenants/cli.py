@@ -9,7 +9,7 @@ from cyclopts import App, Parameter, validators
 
 from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, UsageError
 
-tenants = App(name="tenants", help="Show, create, move and audit tenants.")
+tenants = App(name="tenants", help="Show, create, move, import and audit tenants.")
 
 
 @tenants.command(name="list")
@@ -147,3 +147,51 @@ def audit_tenants(*, common: CommonOptions = NO_OPTIONS) -> int:
     from simplu_worker.commands.tenants.audit import audit_tenants
 
     return common.run(lambda settings: audit_tenants(settings, as_json=common.as_json))
+
+
+@tenants.command(name="import")
+def import_tenants(
+    mapping: Path | None = None,
+    /,
+    *,
+    apply: Apply = False,
+    follow: Flag = False,
+    parallel: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=64))] = 4,
+    max_rows_per_second: Annotated[float | None, Parameter(validator=validators.Number(gt=0))] = None,
+    leave_refused: Flag = False,
+    refused_file: Path | None = None,
+    discard: Flag = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Import the tenants of another database, each to its shard. IMPORT_SOURCE_URL has its connection string.
+
+    Parameters
+    ----------
+    mapping
+        A file, TOML or JSON, that names the tables to read; without it the source has a table resources of our shape.
+    follow
+        With --apply: copy all tenants and then, until Ctrl-C, the rows that change; activate none yet.
+    parallel
+        Copy at most this many tenants at a time, each by a connection of its own.
+    max_rows_per_second
+        Read at most this many rows a second, of all tenants together.
+    leave_refused
+        Activate tenants with rows that cannot be taken; these rows stay in the source.
+    refused_file
+        Write every row that cannot be taken to this new file, one JSON object a line.
+    discard
+        Give up: delete the tenants of the source that are not active yet, with their rows; takes no other option.
+    """
+    from simplu_worker.commands.tenants.import_tenants import ImportCommand, discard_imports, import_tenants
+    from simplu_worker.shards.importing.importer import ImportOptions
+
+    if discard:
+        if mapping is not None or apply or follow or leave_refused or refused_file is not None:
+            raise UsageError("tenants import: expected --discard alone, or none")
+        return common.run(lambda settings: discard_imports(settings, as_json=common.as_json))
+
+    if follow and not apply:
+        raise UsageError("tenants import: expected --follow with --apply, got --follow alone")
+    options = ImportOptions(parallel, max_rows_per_second, leave_refused)
+    command = ImportCommand(mapping, options, apply=apply, follow=follow, refused_file=refused_file)
+    return common.run(lambda settings: import_tenants(settings, command, as_json=common.as_json))

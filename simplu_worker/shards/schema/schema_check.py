@@ -18,6 +18,7 @@ from simplu_worker.shards.types import ShardUnavailableError
 # Tables that came with schema version 3: on a shard of version 2 a worker goes on without them.
 MESSAGE_FAILURES: Final = "message_failures"
 REJECTIONS: Final = "rejections"
+IMPORTS: Final = "imports"
 GAPS_SINCE: Final = 3  # columns of `stream_positions`
 
 log = structlog.get_logger(__name__)

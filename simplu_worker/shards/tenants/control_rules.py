@@ -102,7 +102,7 @@ def error_of(step: ControlStep, tenant_id: str) -> WorkerError | None:
         case ControlStep.TAKEN:
             return id_taken_error(tenant_id)
         case ControlStep.WAIT_FOR_MOVE:
-            return RetryableError("the tenant is being moved")
+            return RetryableError("the tenant is being moved or imported")
         case ControlStep.WAIT_FOR_DELETION:
             return RetryableError("the tenant's rows are being deleted; the tenant is made again after that")
         case _:

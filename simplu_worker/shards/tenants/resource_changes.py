@@ -155,7 +155,7 @@ class ResourceChanges:
                 return ChangeResult.TENANT_DESTROYED
             case _:
                 self._directory.forget(tenant_id)
-                raise RetryableError("the tenant is being moved")
+                raise RetryableError("the tenant is being moved or imported")
 
     async def _find_pool(self, tenant_id: str) -> ShardPool | None:
         with refused_address_as_retryable():

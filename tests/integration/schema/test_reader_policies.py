@@ -31,7 +31,9 @@ DATA = {
     ("smile-center", "patient", "p1"): '{"name": "Ben"}',
     ("smile-center", "patients", "p2"): '{"name": "Cleo"}',
 }
-TABLES = "resources, operations, tenants, moves, stream_positions, message_failures, rejections, dental_patients"
+TABLES = (
+    "resources, operations, tenants, moves, stream_positions, message_failures, rejections, imports, dental_patients"
+)
 
 RoleMaker = Callable[..., Awaitable[str]]  # (*statements with {role}) -> the role's connection string
 
@@ -55,6 +57,8 @@ async def shard(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
         await fetch(pool, "INSERT INTO message_failures VALUES ($1, 'm', 1, now())", "-".join(tenant))
         rejection = "INSERT INTO rejections VALUES ($1, 'r', 'too_large', 'e', 'q', 's', '1', NULL, now())"
         await fetch(pool, rejection, "-".join(tenant))
+        journal = "INSERT INTO imports VALUES ($1, 'old', 'activated', gen_random_uuid())"
+        await fetch(pool, journal, "-".join(tenant))
     for key, data in DATA.items():
         await fetch(
             pool,
@@ -116,6 +120,7 @@ async def seen(url: str, query: str, *, tenant: str | None = None) -> list[Any]:
         ("SELECT stream FROM stream_positions", []),
         ("SELECT tenant_id FROM message_failures", []),
         ("SELECT tenant_id FROM rejections", []),
+        ("SELECT tenant_id FROM imports", []),
     ],
 )
 async def test_reader_sees_one_tenant_when_it_names_that(

@@ -232,11 +232,16 @@ CREATE TABLE public.rejections (
     tenant_id text, request_id text, reason text, error text, dead_letter_queue text, source text,
     sequence_number text, message_id text, rejected_at timestamptz, PRIMARY KEY (tenant_id, request_id)
 );
+CREATE TABLE public.imports (
+    tenant_id text PRIMARY KEY, source text, step text, token uuid, detail jsonb, started_at timestamptz,
+    updated_at timestamptz
+);
 CREATE FUNCTION public.take_over() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'run by the worker'; END $$;
 CREATE TRIGGER take_over BEFORE INSERT ON public.message_failures FOR EACH ROW EXECUTE FUNCTION public.take_over();
 CREATE TRIGGER take_over BEFORE INSERT ON public.rejections FOR EACH ROW EXECUTE FUNCTION public.take_over();
 ALTER TABLE public.message_failures OWNER TO {ATTACKER}; GRANT ALL ON public.message_failures TO PUBLIC;
 ALTER TABLE public.rejections OWNER TO {ATTACKER}; GRANT ALL ON public.rejections TO PUBLIC;
+ALTER TABLE public.imports OWNER TO {ATTACKER}; GRANT ALL ON public.imports TO PUBLIC;
 """
 
 
@@ -251,7 +256,7 @@ async def test_table_that_an_attacker_made_under_the_name_of_a_new_one_is_not_us
         rejection = Rejection("clinic-main", "r", "too_large", "over 10 bytes", "operations", "1")
         assert await note_rejections(pool, "letters", [rejection]) is False
 
-        for table in ("message_failures", "rejections"):
+        for table in ("message_failures", "rejections", "imports"):
             with pytest.raises(ShardUnavailableError, match="InsufficientPrivilege"):
                 await Upgrader(pool, patience_s=0.1).run()
             await execute(old_and_trapped.connection_string, f"DROP TABLE public.{table}")

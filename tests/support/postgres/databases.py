@@ -82,6 +82,7 @@ EMPTYING = "".join(
         "moves",
         "message_failures",
         "rejections",
+        "imports",
         "arrivals",
         "move_changes",
     )

@@ -38,6 +38,8 @@ OF_NEW_TABLES = {
     *("note_rejections", "find_rejections", "find_rejection_of_any_tenant"),
     *("mark_gap", "list_gaps", "accept_gaps"),
     *("forget_rejections_of_tenant", "forget_old_rejections"),
+    *("find_imports", "make_incoming_tenants", "take_import", "fence_import", "lock_import", "note_import"),
+    *("find_open_imports", "delete_import"),
     *("find_tenant_to_move", "lock_tenant_to_move", "take_move_token", "fence_tenant", "end_own_fence"),
     *("end_overdue_fence", "commit_move", "make_incoming", "lock_incoming", "make_ready", "activate_tenant"),
     *("take_incoming", "drop_incoming", "lock_left", "drop_failures", "drop_rejections"),

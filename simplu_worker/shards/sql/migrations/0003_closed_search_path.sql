@@ -5,8 +5,9 @@
 -- A worker of version 2 goes on as before: it calls functions of the same names.
 --
 -- And of what a worker of version 2 knows nothing: columns for the gap of a shard that was restored from a backup older
--- than the stream, and tables: how often a message of a queue has failed, which records were rejected, and what a move
--- of a tenant to another shard needs (docs/adr/0007-moving-tenants.md).
+-- than the stream, and tables: how often a message of a queue has failed, which records were rejected, which tenants
+-- were imported from another database, and what a move of a tenant to another shard needs
+-- (docs/adr/0007-moving-tenants.md).
 
 -- In the order in which a batch takes its tables.
 DROP POLICY IF EXISTS simplu_writer ON public.stream_positions;
@@ -74,6 +75,17 @@ CREATE TABLE IF NOT EXISTS public.rejections (
 );
 -- For the deletion of old rows: a producer may send bad records only, so there may be as many as operations.
 CREATE INDEX IF NOT EXISTS rejections_rejected_at ON public.rejections (rejected_at);
+-- Journal of imports, on the shard of the tenant. While it is `copying` or `following` the tenant is `incoming`, and only
+-- the run with the token writes its rows. Afterwards the row is the certificate.
+CREATE TABLE IF NOT EXISTS public.imports (
+    tenant_id pg_catalog.text COLLATE pg_catalog."C" PRIMARY KEY,
+    source pg_catalog.text NOT NULL, -- the name of the database, and the identity of its server
+    step pg_catalog.text NOT NULL CHECK (step IN ('copying', 'following', 'activated')),
+    token pg_catalog.uuid NOT NULL,
+    detail pg_catalog.jsonb NOT NULL DEFAULT '{}',
+    started_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    updated_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
 -- Journal of moves, on the target. Of no tenant any more once the rows on the source are deleted.
 CREATE TABLE IF NOT EXISTS public.arrivals (
     tenant_id pg_catalog.text COLLATE pg_catalog."C" PRIMARY KEY,
@@ -102,6 +114,7 @@ BEGIN
             made.oid IN (
                 'public.message_failures'::pg_catalog.regclass::pg_catalog.oid,
                 'public.rejections'::pg_catalog.regclass::pg_catalog.oid,
+                'public.imports'::pg_catalog.regclass::pg_catalog.oid,
                 'public.arrivals'::pg_catalog.regclass::pg_catalog.oid,
                 'public.move_changes'::pg_catalog.regclass::pg_catalog.oid
             )
@@ -109,7 +122,8 @@ BEGIN
             AND pg_catalog.pg_get_userbyid(made.relowner) <> current_user
     ) THEN
         RAISE EXCEPTION
-            'expected no table message_failures, rejections, arrivals or move_changes of another role, got one; drop it'
+            'expected no table message_failures, rejections, imports, arrivals or move_changes of another role, got one; '
+            'drop it'
             USING ERRCODE = 'insufficient_privilege';
     END IF;
 END
@@ -122,6 +136,10 @@ DROP POLICY IF EXISTS simplu_writer ON public.rejections;
 CREATE POLICY simplu_writer ON public.rejections
     USING ((SELECT pg_catalog.has_table_privilege('public.rejections'::pg_catalog.regclass, 'INSERT')));
 ALTER TABLE public.rejections ENABLE ROW LEVEL SECURITY;
+DROP POLICY IF EXISTS simplu_writer ON public.imports;
+CREATE POLICY simplu_writer ON public.imports
+    USING ((SELECT pg_catalog.has_table_privilege('public.imports'::pg_catalog.regclass, 'INSERT')));
+ALTER TABLE public.imports ENABLE ROW LEVEL SECURITY;
 DROP POLICY IF EXISTS simplu_writer ON public.arrivals;
 CREATE POLICY simplu_writer ON public.arrivals
     USING ((SELECT pg_catalog.has_table_privilege('public.arrivals'::pg_catalog.regclass, 'INSERT')));

@@ -94,6 +94,17 @@ def test_no_query_is_built_in_python() -> None:
             "ADOPTION['old_rows']",
         },
         "shards/adoption/adopter.py": {"ADOPTION['watch']", "ADOPTION['lock_old_table']", "ADOPTION['swap']"},
+        # About tables that a mapping names, on a database that is no shard: importing/statements.py has the rules.
+        "shards/importing/source.py": {
+            "statement.sql",
+            "_begin(snapshot_id)",
+            "DESCRIBE_SOURCE",
+            "EXPORT_SNAPSHOT",
+            "IDENTIFY",
+            "MAY_IDENTIFY",
+            "command",  # about a savepoint
+            "size",  # of a page of a cursor
+        },
         "shards/postgres/connector.py": {
             "query",  # of the SQL files, prepared without a name
             "at_home(query, self.home)",  # the same, for the schema of the shard's tables

@@ -1,0 +1,295 @@
+"""`tenants import`: plan to take over the tenants of another database, or do so."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import IO, Any, Final
+
+import msgspec
+
+from simplu_worker.assembly import open_business_info, open_shards
+from simplu_worker.business_info.items import Business
+from simplu_worker.business_info.table import FRESH_S, BusinessFinder
+from simplu_worker.commands.output.display import print_json, print_line, print_note, print_silent, print_table, shorten
+from simplu_worker.commands.output.progress import CountProgress
+from simplu_worker.commands.requirements import require_settings
+from simplu_worker.config.settings import Settings
+from simplu_worker.errors import ConfigurationError
+from simplu_worker.shards.importing.certificate import TROUBLES, ImportState, TenantReport
+from simplu_worker.shards.importing.copying import CopyCallbacks
+from simplu_worker.shards.importing.following import INTERVAL_S, FollowRound
+from simplu_worker.shards.importing.importer import (
+    Importer,
+    ImportOptions,
+    ImportResult,
+    ImportShards,
+)
+from simplu_worker.shards.importing.mapping import FILE_MAX_BYTES, OWN_SHAPE, SourceMapping, parse_mapping
+from simplu_worker.shards.importing.rules import RefusedRow
+from simplu_worker.shards.importing.source import ImportSource
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import register_secret_of
+
+STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+BUSINESS_INFO_ATTEMPTS: Final = 3
+REFUSED_SHOWN_MAX: Final = 1000  # rows in JSON; a file has all of them
+TABLE_MAX: Final = 50  # lines of each table, for people
+CELL_MAX: Final = 100
+SOURCE: Final = "IMPORT_SOURCE_URL"
+COLUMNS: Final = ("tenant", "type", "shard", "rows", "bytes", "refused", "state", "detail")
+UNPLACED: Final = "(at --apply)"  # the shard of a tenant that the locator has not registered yet
+
+
+class ImportCommand(msgspec.Struct, frozen=True):
+    """The arguments of `tenants import`."""
+
+    mapping: Path | None
+    options: ImportOptions
+    apply: bool = False
+    follow: bool = False
+    refused_file: Path | None = None
+
+
+class _RefusedRows:
+    """The rows that cannot be taken: their number, the first of them, and all of them in a file if there is one."""
+
+    def __init__(self, file: IO[bytes] | None) -> None:
+        self._file = file
+        self.count = 0
+        self.first: list[RefusedRow] = []
+
+    def note(self, row: RefusedRow) -> None:
+        """Count and keep a row."""
+        self.count += 1
+        if len(self.first) < REFUSED_SHOWN_MAX:
+            self.first.append(row)
+        if self._file is not None:
+            self._file.write(msgspec.json.encode(row) + b"\n")
+
+
+async def import_tenants(settings: Settings, command: ImportCommand, *, as_json: bool) -> int:
+    """Print the plan of an import, or carry it out. Return 1 if a row or a tenant cannot be taken, or not now."""
+    require_settings(settings, routes=True)
+    address = source_address(settings)
+    mapping = OWN_SHAPE if command.mapping is None else read_mapping(command.mapping)
+    with _opened(command.refused_file) as file:
+        refused = _RefusedRows(file)
+        result = await _run(settings, address, mapping, command, refused)
+    if as_json:
+        print_json(result_members(result, refused.first, refused.count))
+    else:
+        _print(result, refused, command)
+    return 1 if refused.count or any(report.state in TROUBLES for report in result.reports) else 0
+
+
+async def discard_imports(settings: Settings, *, as_json: bool) -> int:
+    """Delete the tenants of the source that are not active yet, and print them. Return 1 if one is left."""
+    require_settings(settings, routes=True)
+    address = source_address(settings)
+    async with _opened_importer(settings, address, OWN_SHAPE, ImportOptions(), CopyCallbacks()) as importer:
+        result = await importer.discard()
+    if as_json:
+        print_json({"source": result.source.place, "tenants": result.reports, "shardsWithoutAnswer": result.silent})
+    else:
+        if result.reports:
+            print_table(COLUMNS, [_row(report, is_plan=False) for report in result.reports])
+        counts = Counter(report.state.value for report in result.reports)
+        counted = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "nothing to discard"
+        print_line(f"{result.source.place}: {counted}")
+        print_silent(result.silent)
+    return 1 if result.silent or any(report.state in TROUBLES for report in result.reports) else 0
+
+
+async def _run(
+    settings: Settings, address: ShardAddress, mapping: SourceMapping, command: ImportCommand, refused: _RefusedRows
+) -> ImportResult:
+    progress = _Progress("rows copied" if command.apply else "rows read")
+    callbacks = CopyCallbacks(refused.note, progress.begin, progress.add)
+    async with _opened_importer(settings, address, mapping, command.options, callbacks) as importer:
+        try:
+            if command.follow:
+                return await _follow(importer, progress)
+            return await (importer.apply() if command.apply else importer.plan())
+        finally:
+            progress.end()
+
+
+async def _follow(importer: Importer, progress: _Progress) -> ImportResult:
+    """Follow until Ctrl-C or SIGTERM, of which one before the first round ends the command as ever."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def report(one: FollowRound) -> None:
+        if not handled:
+            progress.end()
+            for number in STOP_SIGNALS:
+                loop.add_signal_handler(number, stopping.set)
+                handled.append(number)
+            print_note("all tenants are copied; following until Ctrl-C, then --apply without --follow cuts over")
+        elif one.error is not None:
+            print_note(f"{one.error}; tried again in {INTERVAL_S:g} s")
+        elif one.row_count:
+            print_note(f"followed to {one.followed_to.isoformat(timespec='seconds')}: {one.row_count} rows")
+
+    handled: list[signal.Signals] = []
+    try:
+        return await importer.follow(stopping, report)
+    finally:
+        for number in handled:
+            loop.remove_signal_handler(number)
+
+
+class _LateBusinessInfo:
+    """Business-info, opened on *stack* at the first request: most imports need none, and no AWS then."""
+
+    def __init__(self, settings: Settings, stack: AsyncExitStack) -> None:
+        self._settings = settings
+        self._stack = stack
+        self._opened: BusinessFinder | None = None
+
+    async def find(self, business_id: str, *, max_age_s: float = FRESH_S) -> Business | None:
+        """Return a business; None if there is none with this id."""
+        if self._opened is None:
+            self._opened = await self._stack.enter_async_context(
+                open_business_info(self._settings, attempts=BUSINESS_INFO_ATTEMPTS)
+            )
+        return await self._opened.find(business_id, max_age_s=max_age_s)
+
+
+@asynccontextmanager
+async def _opened_importer(
+    settings: Settings,
+    address: ShardAddress,
+    mapping: SourceMapping,
+    options: ImportOptions,
+    callbacks: CopyCallbacks,
+) -> AsyncIterator[Importer]:
+    async with AsyncExitStack() as stack, open_shards(settings) as shards:
+        access = ImportShards(shards.locator, shards.pools, _LateBusinessInfo(settings, stack))
+        yield Importer(ImportSource(address), mapping, access, options, callbacks)
+
+
+def source_address(settings: Settings) -> ShardAddress:
+    """Return the address of the source. Raises `ConfigurationError` without one, `PermanentError` if it is invalid."""
+    if settings.import_source_url is None:
+        raise ConfigurationError(
+            f"{SOURCE}: expected the connection string of the database to import, got nothing; set it, or {SOURCE}_FILE"
+        )
+    address = ShardAddress(SOURCE, settings.import_source_url.get_secret_value())
+    register_secret_of(address)
+    return address.validate(settings.database_allowed_hosts)
+
+
+def read_mapping(path: Path) -> SourceMapping:
+    """Return the mapping in a file, JSON or TOML by its name. Raises `ConfigurationError`."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(FILE_MAX_BYTES + 1)
+    except OSError as exc:
+        raise ConfigurationError(f"mapping: expected a readable file at {path}, got: {exc.strerror}") from None
+    return parse_mapping(text, is_json=path.suffix == ".json")
+
+
+@contextmanager
+def _opened(path: Path | None) -> Iterator[IO[bytes] | None]:
+    """Open the file of refused rows, which may not exist: it has data of tenants, so only its owner may read it."""
+    if path is None:
+        yield None
+        return
+    try:
+        path.touch(mode=0o600, exist_ok=False)
+    except OSError as exc:
+        raise ConfigurationError(f"--refused-file: expected a new file at {path}, got: {exc.strerror}") from None
+    with path.open("wb") as file:
+        yield file
+
+
+class _Progress:
+    """The rows read so far, shown from the moment when their total is known."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._shown: CountProgress | None = None
+        self._count = 0
+
+    def begin(self, total: int) -> None:
+        """Show the progress towards *total*."""
+        self._shown = CountProgress(self._what, total)
+        self._shown.__enter__()
+
+    def add(self, count: int) -> None:
+        """Show *count* rows more."""
+        self._count += count
+        if self._shown is not None:
+            self._shown.show(self._count)
+
+    def end(self) -> None:
+        """End the display."""
+        if self._shown is not None:
+            self._shown.__exit__(None, None, None)
+            self._shown = None
+
+
+def result_members(result: ImportResult, refused: Sequence[RefusedRow], refused_count: int) -> dict[str, Any]:
+    """Return the result of a plan or a run as JSON members; *refused* are the first of the rows not taken."""
+    counts = Counter(report.state.value for report in result.reports)
+    return {
+        "source": result.source.place,
+        "snapshotAt": result.source.taken_at,
+        "mapping": result.mapping,
+        "counts": dict(sorted(counts.items())),
+        "rows": sum(report.rows for report in result.reports),
+        "tenants": result.reports,
+        "refused": {"count": refused_count, "first": refused},
+        "notes": result.notes,
+    }
+
+
+def _print(result: ImportResult, refused: _RefusedRows, command: ImportCommand) -> None:
+    shown = sorted(result.reports, key=lambda report: report.state not in TROUBLES)[:TABLE_MAX]
+    if shown:
+        print_table(COLUMNS, [_row(report, is_plan=not command.apply) for report in shown])
+    if len(result.reports) > len(shown):
+        print_note(f"and {len(result.reports) - len(shown)} more tenants; --json prints all")
+    if refused.first:
+        rows = [
+            (row.table, " ".join(row.tenant), row.resource_type, shorten(row.resource_id or "", CELL_MAX), row.reason)
+            for row in refused.first[:TABLE_MAX]
+        ]
+        print_table(("table", "tenant", "resource type", "resource id", "cannot be taken, because"), rows)
+    if refused.count > TABLE_MAX:
+        print_note(f"and {refused.count - TABLE_MAX} more rows; --refused-file writes all to a file")
+    counts = Counter(report.state.value for report in result.reports)
+    counted = "".join(f", {count} {state}" for state, count in sorted(counts.items()))
+    print_line(
+        f"{result.source.place} at {result.source.taken_at}: {len(result.reports)} tenants{counted};"
+        f" {sum(report.rows for report in result.reports)} rows, {refused.count} refused"
+    )
+    for note in result.notes:
+        print_note(note)
+    if not command.apply:
+        print_note("nothing was changed; --apply imports the tenants")
+
+
+def _row(report: TenantReport, *, is_plan: bool) -> tuple[object, ...]:
+    certificate = report.certificate
+    detail = report.detail
+    if certificate is not None:
+        proof = f"{certificate.rows} rows have the checksum {certificate.checksum}"
+        detail = proof if detail is None else f"{detail}; {proof}"
+    is_unplaced = report.shard_id is None and is_plan and report.state is ImportState.IMPORT
+    return (
+        report.name,
+        report.business_type,
+        UNPLACED if is_unplaced else report.shard_id,
+        report.rows,
+        report.bytes,
+        sum(report.refused.values()),
+        report.state,
+        shorten(detail or "", CELL_MAX * 2),
+    )

@@ -1,0 +1,1 @@
+"""The import of another database: its rows become resources of tenants, each on its own shard."""

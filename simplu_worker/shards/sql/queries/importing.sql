@@ -1,0 +1,169 @@
+-- The import of tenants from another database (simplu_worker/shards/importing). A tenant is `incoming` while its rows
+-- are written, so that its operations are held; then it is `active`. Only the run with the token of the journal's row
+-- writes: each of its transactions begins with `fence_import` or `lock_import`.
+
+-- name: find_imports
+-- The rows of the tenants $1 here, whatever their state, each with its import, if any; not with that of a tenant that
+-- was destroyed since, and made again.
+SELECT
+    tenants.id, tenants.business_id, tenants.location_id, tenants.state, tenants.moved_to,
+    imports.source, imports.step, imports.detail::pg_catalog.text AS detail
+FROM public.tenants
+LEFT JOIN public.imports ON imports.tenant_id = tenants.id AND imports.updated_at >= tenants.created_at
+WHERE tenants.id = ANY($1::pg_catalog.text[]);
+
+-- name: make_incoming_tenants
+-- Insert tenants as `incoming` with their imports, of the source $5 by the run $6, unless they exist: idempotent. A row
+-- of an import that was discarded, or of a tenant that is gone, is begun again. Any control message is newer. In a
+-- transaction that is rolled back after `is_registration_in_time` if it took too long.
+WITH made AS (
+    INSERT INTO public.tenants (
+        id, business_id, location_id, business_type, state, control_at, created_at, state_changed_at
+    )
+    SELECT
+        id, business_id, location_id, business_type, 'incoming', pg_catalog.to_timestamp(0),
+        pg_catalog.now(), pg_catalog.now()
+    FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[])
+        AS sent (id, business_id, location_id, business_type)
+    ORDER BY id
+    ON CONFLICT (id) DO NOTHING
+    RETURNING id
+)
+INSERT INTO public.imports (tenant_id, source, step, token)
+SELECT made.id, $5, 'copying', $6::pg_catalog.text::pg_catalog.uuid FROM made
+ON CONFLICT (tenant_id) DO UPDATE
+SET
+    source = excluded.source, step = 'copying', token = excluded.token, detail = '{}',
+    started_at = pg_catalog.clock_timestamp(), updated_at = pg_catalog.clock_timestamp()
+RETURNING tenant_id;
+
+-- name: take_import
+-- Leave the token $2 of another run in the row: the run before writes no more. Waits for its transaction.
+UPDATE public.imports
+SET token = $2::pg_catalog.text::pg_catalog.uuid, updated_at = pg_catalog.clock_timestamp()
+WHERE tenant_id = $1 AND step <> 'activated'
+RETURNING started_at, step, detail::pg_catalog.text AS detail;
+
+-- name: fence_import
+-- Return a row while the run $2 may write the rows of the tenant $1; none can take it over before the commit.
+SELECT imports.started_at
+FROM public.imports
+JOIN public.tenants ON tenants.id = imports.tenant_id
+WHERE
+    imports.tenant_id = $1 AND imports.token = $2::pg_catalog.text::pg_catalog.uuid AND tenants.state = 'incoming'
+FOR SHARE OF imports;
+
+-- name: lock_import
+-- The same for the last transaction of an import.
+SELECT tenants.business_type
+FROM public.imports
+JOIN public.tenants ON tenants.id = imports.tenant_id
+WHERE
+    imports.tenant_id = $1 AND imports.token = $2::pg_catalog.text::pg_catalog.uuid AND tenants.state = 'incoming'
+FOR UPDATE;
+
+-- name: write_imported
+-- Write resources of the tenant $7 from the columns $2 to $6, each packed with the separator $1. A later version of a row
+-- replaces the earlier one.
+INSERT INTO public.resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
+SELECT
+    tenants.id, tenants.business_type, sent.resource_type, sent.resource_id,
+    sent.data::pg_catalog.jsonb, sent.created::pg_catalog.timestamptz, sent.changed::pg_catalog.timestamptz
+FROM public.tenants
+CROSS JOIN (
+    SELECT
+        pg_catalog.unnest(pg_catalog.string_to_array($2, $1)) AS resource_type,
+        pg_catalog.unnest(pg_catalog.string_to_array($3, $1)) AS resource_id,
+        pg_catalog.unnest(pg_catalog.string_to_array($4, $1)) AS data,
+        pg_catalog.unnest(pg_catalog.string_to_array($5, $1)) AS created,
+        pg_catalog.unnest(pg_catalog.string_to_array($6, $1)) AS changed
+) AS sent
+WHERE tenants.id = $7
+ON CONFLICT (id, "resourceName", "resourceId") DO UPDATE
+SET data = excluded.data, date = excluded.date, "lastUpdated" = excluded."lastUpdated";
+
+-- name: delete_imported
+-- Delete the resources of the tenant $1 with the types $2 and the ids $3, which have a tombstone in the source.
+DELETE FROM public.resources
+USING unnest($2::pg_catalog.text[], $3::pg_catalog.text[]) AS sent (resource_type, resource_id)
+WHERE
+    resources.id = $1 AND resources."resourceName" = sent.resource_type AND resources."resourceId" = sent.resource_id;
+
+-- name: sum_imported
+-- The checksum of at most $4 resources of the tenant $1 behind the type $2 and the id $3, in their order, and the last
+-- of them. The sum is that of `importing/statements.py`. In a transaction in UTC, with DateStyle ISO.
+WITH page AS MATERIALIZED (
+    SELECT "resourceName", "resourceId", data, date, "lastUpdated"
+    FROM public.resources
+    WHERE id = $1 AND ("resourceName", "resourceId") > ($2, $3)
+    ORDER BY "resourceName", "resourceId"
+    LIMIT $4
+)
+SELECT
+    pg_catalog.count(*) AS row_count,
+    coalesce(
+        pg_catalog.sum(
+            ('x' || pg_catalog.encode(pg_catalog.substr(digest.bytes, 1, 8), 'hex'))::pg_catalog.bit(64)::bigint
+        ),
+        0
+    )::pg_catalog.text AS high,
+    coalesce(
+        pg_catalog.sum(
+            ('x' || pg_catalog.encode(pg_catalog.substr(digest.bytes, 9, 8), 'hex'))::pg_catalog.bit(64)::bigint
+        ),
+        0
+    )::pg_catalog.text AS low,
+    (pg_catalog.array_agg("resourceName" ORDER BY "resourceName" DESC, "resourceId" DESC))[1] AS last_type,
+    (pg_catalog.array_agg("resourceId" ORDER BY "resourceName" DESC, "resourceId" DESC))[1] AS last_id
+FROM page
+CROSS JOIN LATERAL (
+    SELECT
+        pg_catalog.sha256(
+            pg_catalog.convert_to(
+                pg_catalog.concat_ws(
+                    pg_catalog.chr(31), page."resourceName", page."resourceId", page.data::pg_catalog.text,
+                    page.date::pg_catalog.text, page."lastUpdated"::pg_catalog.text
+                ),
+                'UTF8'
+            )
+        ) AS bytes
+    OFFSET 0
+) AS digest;
+
+-- name: use_iso_dates
+-- For this transaction: times are written as the source writes them.
+SELECT pg_catalog.set_config('TimeZone', 'UTC', true), pg_catalog.set_config('DateStyle', 'ISO, YMD', true);
+
+-- name: activate_incoming
+-- End the hold of the tenant $1, which needs no confirmation: its other homes were looked for.
+UPDATE public.tenants
+SET
+    state = 'active',
+    state_changed_at = greatest(pg_catalog.clock_timestamp(), created_at + interval '1 microsecond')
+WHERE id = $1 AND state = 'incoming';
+
+-- name: note_import
+-- Store the step $3 of an import, and its details. In a transaction that has fenced or locked it.
+UPDATE public.imports
+SET step = $3, detail = $4::pg_catalog.text::pg_catalog.jsonb, updated_at = pg_catalog.clock_timestamp()
+WHERE tenant_id = $1 AND token = $2::pg_catalog.text::pg_catalog.uuid;
+
+-- name: find_open_imports
+-- The tenants that an import from the source $1 has not activated.
+SELECT tenants.id, tenants.business_id, tenants.location_id, tenants.business_type
+FROM public.tenants
+JOIN public.imports ON imports.tenant_id = tenants.id
+WHERE tenants.state = 'incoming' AND imports.step <> 'activated' AND imports.source = $1
+ORDER BY tenants.id;
+
+-- name: delete_incoming_tenant
+-- Undo `make_incoming_tenants` for a tenant without resources. In a transaction that has locked the import.
+DELETE FROM public.tenants
+WHERE
+    id = $1 AND state = 'incoming' AND epoch = 1
+    AND NOT EXISTS (SELECT FROM public.resources WHERE resources.id = $1);
+
+-- name: delete_import
+-- Forget the import of a tenant that has no row.
+DELETE FROM public.imports
+WHERE tenant_id = $1 AND NOT EXISTS (SELECT FROM public.tenants WHERE tenants.id = $1);

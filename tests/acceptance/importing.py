@@ -1,0 +1,308 @@
+"""The reference's single database of restaurants is imported into four shards under load, and every row is compared.
+
+    python tests/acceptance/importing.py [--restaurants 20] [--orders 60] [--rate 50] [--kills 0]
+
+Starts the embedded stack with four Postgres shards and the worker, and a fifth Postgres server with the database of
+`tests/support/restaurants.py`. Tenants that the shards have get operations all the time. `simplu-worker tenants import`
+makes its plan, and imports; with `--kills` it is killed, and run again. From the moment when the restaurants are
+registered they get operations too, which are held until their tenant is active. Exit status 0 only if the checksums are
+equal, every imported row is that of the source by a comparison that knows nothing of the importer, and every operation
+was applied once, in order, with no dead letter. `--restaurants 200 --orders 1105` is the size of the reference: 5,003
+rows each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+import asyncpg
+from rich.console import Console
+from support.load.console import open_console
+from support.load.operation_chains import ChainPlan
+from support.load.testbed import Testbed
+from support.restaurants import make_restaurants, mapping_text, row_count
+
+from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer
+from simplu_worker.local.processes.loopback import poll_until
+from simplu_worker.local.workload.workload import Tenant
+
+SHARDS: Final = 4
+TENANTS_PER_SHARD: Final = 4
+STREAM_SHARDS: Final = 8
+TENANT_WAIT_S: Final = 10  # far less than an import takes: a hold that timed out would make dead letters
+COMMAND_S: Final = 3600.0
+KILLED_AFTER_S: Final = (1.0, 4.0)  # the command needs about one to start
+PLACED_S: Final = 120.0
+APPLIED_S: Final = 600.0
+PLACES_SQL: Final = "SELECT id FROM tenants WHERE business_type = 'hotel'"
+# The resources of restaurant $1, written by hand: the importer's statements are not used here.
+WANTED_SQL: Final = """
+SELECT 'restaurants' AS kind, id::text AS name, to_jsonb(r) - '{id,created_at,updated_at,deleted_at}'::text[] AS data
+FROM restaurants AS r WHERE id = $1
+UNION ALL SELECT 'users', id::text, jsonb_build_object('email', email) FROM users WHERE restaurant_id = $1
+UNION ALL SELECT 'categories', id::text, jsonb_build_object('name', name, 'position', position)
+FROM categories WHERE restaurant_id = $1
+UNION ALL SELECT 'products', id::text, to_jsonb(p) - '{id,restaurant_id,created_at,updated_at,deleted_at}'::text[]
+FROM products AS p WHERE restaurant_id = $1
+UNION ALL SELECT 'orders', id::text,
+    jsonb_build_object('orderStatus', state, 'total', total, 'note', note, 'details', details)
+FROM orders WHERE restaurant_id = $1 AND deleted_at IS NULL
+UNION ALL SELECT 'orderItems', concat(order_id, ':', line),
+    jsonb_build_object('orderId', order_id, 'productId', product_id, 'quantity', quantity, 'price', price)
+FROM order_items WHERE restaurant_id = $1
+UNION ALL SELECT 'themes', restaurant_id::text, jsonb_build_object('settings', settings, 'dark', dark)
+FROM themes WHERE restaurant_id = $1
+UNION ALL SELECT 'analyticsEvents', id::text,
+    jsonb_build_object('kind', kind, 'payload', payload, 'duration', duration)
+FROM analytics_events WHERE restaurant_id = $1
+"""
+FOUND_SQL: Final = """
+SELECT "resourceName" AS kind, "resourceId" AS name, data FROM resources
+WHERE id = $1 AND "resourceName" NOT LIKE 'type-%' AND "resourceName" <> 'settings'
+"""
+# Each leaves the number of rows; the last ones are those that cannot be followed.
+CHANGES_SQL: Final = (
+    "UPDATE orders SET total = total + 1, updated_at = now() WHERE id % 97 = $1",
+    "INSERT INTO orders SELECT 7 + $1, 2, 'open', 1, 'new', NULL, now(), now()",
+    "UPDATE orders SET deleted_at = now(), updated_at = now() WHERE id = 20000001 + $1",
+    "UPDATE analytics_events SET kind = 'changed' WHERE restaurant_id = 1 AND id = 1000001 + $1",
+)
+CHANGES: Final = 6
+CHANGE_PAUSE_S: Final = 1.0
+FORGET_SQL: Final = """
+DELETE FROM resources WHERE id = ANY($1::text[]) AND "resourceName" NOT LIKE 'type-%' AND "resourceName" <> 'settings'
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """The figures of an import, and what is wrong with it."""
+
+    plan_s: float
+    apply_s: float
+    rows: int
+    held_put: int  # operations of restaurants that were put before the command ended
+    figures: str | None  # of a cut-over
+    differences: list[str]
+
+
+def main() -> None:
+    """Run the program and end with its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--restaurants", type=int, default=20)
+    parser.add_argument("--orders", type=int, default=60, help="of each restaurant: 4.5 rows each, and 31 more")
+    parser.add_argument("--rate", type=float, default=50.0, help="operations/s, of other tenants and of restaurants")
+    parser.add_argument("--parallel", type=int, default=4)
+    parser.add_argument("--kills", type=int, default=0, help="of the command, with -9, before it may end")
+    parser.add_argument("--follow", action="store_true", help="follow the source while it changes, and cut over")
+    parser.add_argument("--seed", type=int, default=7)
+    sys.exit(asyncio.run(run(parser.parse_args())))
+
+
+async def run(arguments: argparse.Namespace) -> int:
+    """Import, compare every row, and return the exit status."""
+    console = open_console(piped_width=160)
+    testbed = Testbed(
+        shards=SHARDS,
+        stream_shards=STREAM_SHARDS,
+        tenants_per_shard=TENANTS_PER_SHARD,
+        worker_env={"TENANT_WAIT_SECONDS": str(TENANT_WAIT_S)},
+    )
+    async with testbed:
+        group = testbed.stack.group
+        source = PostgresServer(group, PostgresPrograms.find(group.directory), database="unused", name="source")
+        await source.start()
+        url = await make_restaurants(source, "pos_v2", restaurants=arguments.restaurants, orders=arguments.orders)
+        imported = await import_all(testbed, url, arguments)
+        await testbed.stop_workers()
+    print_figures(console, imported, arguments)
+    return 1 if imported.differences else 0
+
+
+async def import_all(testbed: Testbed, url: str, arguments: argparse.Namespace) -> Imported:
+    """Plan and import under load; return the figures, and every difference."""
+    testbed.start_flow(ChainPlan("others", testbed.tenants_of()), rate=arguments.rate)
+    mapping = testbed.stack.group.directory / "restaurants.toml"
+    mapping.write_text(mapping_text(), encoding="utf-8")
+    differences: list[str] = []
+    began = time.monotonic()
+    plan = await run_command(testbed, url, mapping)
+    plan_s = time.monotonic() - began
+    expected = row_count(arguments.restaurants, arguments.orders)
+    if (plan["rows"], plan["counts"]) != (expected, {"import": arguments.restaurants}):
+        differences.append(f"expected {expected} rows in the plan, got {plan['rows']}, {plan['counts']}")
+    began = time.monotonic()
+    options = ("--apply", "--parallel", str(arguments.parallel))
+    command = asyncio.ensure_future(apply_and_kill(testbed, url, mapping, options, arguments))
+    restaurants = [Tenant(str(number + 1), "main", "hotel") for number in range(arguments.restaurants)]
+    await wait_until_placed(testbed, restaurants)
+    flow = testbed.start_flow(ChainPlan("restaurants", tuple(restaurants)), rate=arguments.rate)
+    result = await command
+    apply_s = time.monotonic() - began
+    held_put = flow.producer.put_count
+    states = {report["state"] for report in result["tenants"]}
+    if result["rows"] != expected or not states <= {"imported", "there"}:
+        differences.append(f"expected {expected} rows imported, got {result['rows']}, {result['counts']}")
+    differences += await compare(testbed, url, result)
+    differences += await find_differences(testbed, restaurants)
+    return Imported(plan_s, apply_s, expected, held_put, result.get("figures"), differences)
+
+
+async def apply_and_kill(
+    testbed: Testbed, url: str, mapping: Path, options: tuple[str, ...], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Run the command as often as it is killed, and then to its end; return its JSON."""
+    random = Random(arguments.seed)
+    if arguments.follow:
+        return await follow_and_cut_over(testbed, url, mapping, options)
+    for _ in range(arguments.kills):
+        process = await start_command(testbed, url, mapping, *options)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(random.uniform(*KILLED_AFTER_S)):
+                await process.communicate()
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+    return await run_command(testbed, url, mapping, *options)
+
+
+async def follow_and_cut_over(testbed: Testbed, url: str, mapping: Path, options: tuple[str, ...]) -> dict[str, Any]:
+    """Follow the source while it changes; then stop the changes, and run the command to its end; return its JSON."""
+    process = await start_command(testbed, url, mapping, *options, "--follow")
+    assert process.stderr is not None
+    copied_at, began = 0.0, time.monotonic()
+    while not copied_at:
+        line = (await process.stderr.readline()).decode()
+        if not line:
+            raise SystemExit(f"tenants import --follow ended with {await process.wait()}")
+        copied_at = time.monotonic() if "following until Ctrl-C" in line else 0.0
+    for number in range(CHANGES):
+        for change in CHANGES_SQL:
+            await fetch(url, change, number)
+        await asyncio.sleep(CHANGE_PAUSE_S)
+    process.send_signal(signal.SIGINT)
+    await process.communicate()
+    cut_over_at = time.monotonic()
+    answer = await run_command(testbed, url, mapping, *options)
+    answer["figures"] = (
+        f"copied in {copied_at - began:.1f} s, followed for {cut_over_at - copied_at:.1f} s,"
+        f" cut over in {time.monotonic() - cut_over_at:.1f} s"
+    )
+    return answer
+
+
+async def start_command(testbed: Testbed, url: str, mapping: Path, *options: str) -> asyncio.subprocess.Process:
+    """Start `tenants import` with *options* as people do. The URL is in a file."""
+    secret = mapping.with_name("source-url")
+    secret.touch(mode=0o600)
+    secret.write_text(url, encoding="utf-8")
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "simplu_worker", "tenants", "import", str(mapping), "--json", *options),
+        env=testbed.stack.env | {"IMPORT_SOURCE_URL_FILE": str(secret)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # of a background process it is ignored
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def run_command(testbed: Testbed, url: str, mapping: Path, *options: str) -> dict[str, Any]:
+    """Run `tenants import` to its end; return its JSON."""
+    process = await start_command(testbed, url, mapping, *options)
+    async with asyncio.timeout(COMMAND_S):
+        out, err = await process.communicate()
+    if process.returncode != 0:
+        raise SystemExit(
+            f"tenants import ended with {process.returncode}: {err.decode()[-2000:]}{out.decode()[-2000:]}"
+        )
+    answer: dict[str, Any] = json.loads(out)
+    return answer
+
+
+async def wait_until_placed(testbed: Testbed, restaurants: list[Tenant]) -> None:
+    """Wait until every restaurant has a row on a shard, and note the shard as its home."""
+    wanted = {tenant.tenant_id for tenant in restaurants}
+
+    async def are_placed() -> bool:
+        for url in testbed.urls:
+            for row in await fetch(url, PLACES_SQL):
+                testbed.homes[row["id"]] = url
+        return wanted <= testbed.homes.keys()
+
+    if not await poll_until(are_placed, within_s=PLACED_S):
+        raise SystemExit(f"expected {len(wanted)} tenants as incoming within {PLACED_S:g} s")
+
+
+async def compare(testbed: Testbed, url: str, result: dict[str, Any]) -> list[str]:
+    """Compare each imported tenant with the source, row by row."""
+    differences = []
+    urls = {shard_id: server.url for shard_id, server in testbed.stack.servers.items()}
+    source = await asyncpg.connect(url)
+    try:
+        await source.execute("SET TimeZone = 'UTC'")
+        for report in result["tenants"]:
+            certificate = report["certificate"]
+            wanted = {
+                (row["kind"], row["name"]): json.loads(row["data"])
+                for row in await source.fetch(WANTED_SQL, int(report["businessId"]))
+            }
+            rows = await fetch(urls[report["shardId"]], FOUND_SQL, f"{report['businessId']}-main")
+            found = {(row["kind"], row["name"]): json.loads(row["data"]) for row in rows}
+            if wanted != found or certificate["rows"] != len(wanted):
+                odd = [key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)]
+                differences.append(f"{report['name']}: {len(odd)} rows differ, such as {odd[:1]}")
+    finally:
+        await source.close()
+    return differences
+
+
+async def find_differences(testbed: Testbed, restaurants: list[Tenant]) -> list[str]:
+    """Stop the load, and compare every operation. The imported rows, which were compared, are taken away before."""
+    for flow in testbed.flows:
+        await flow.producer.stop()
+    differences = []
+    if not await testbed.wait_until_applied(testbed.urls, within_s=APPLIED_S):
+        differences.append("not all operations were applied in the end")
+    for url in testbed.urls:
+        await fetch(url, FORGET_SQL, [tenant.tenant_id for tenant in restaurants])
+    differences += await testbed.find_differences()
+    if testbed.dead_letters:
+        differences.append(f"{len(testbed.dead_letters)} dead letters, such as {testbed.dead_letters[0]}")
+    return differences
+
+
+async def fetch(url: str, query: str, *arguments: object) -> list[asyncpg.Record]:
+    """Return the rows of a query on a connection of its own."""
+    connection = await asyncpg.connect(url)
+    try:
+        return list(await connection.fetch(query, *arguments))
+    finally:
+        await connection.close()
+
+
+def print_figures(console: Console, imported: Imported, arguments: argparse.Namespace) -> None:
+    """Print the result."""
+    console.print(f"{arguments.restaurants} tenants with {imported.rows} rows, from one database to {SHARDS} shards")
+    console.print(f"planned in {imported.plan_s:.1f} s: {imported.rows / imported.plan_s:.0f} rows/s")
+    console.print(
+        f"imported in {imported.apply_s:.1f} s: {imported.rows / imported.apply_s:.0f} rows/s, verified and active;"
+        f" {imported.held_put} operations came for these tenants in that time"
+    )
+    if imported.figures is not None:
+        console.print(imported.figures)
+    console.print(f"rows that differ, operations lost, done twice or dead: {len(imported.differences) or 'nothing'}")
+    for difference in imported.differences:
+        console.print(f"  {difference}", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Operations of a tenant that is being imported wait for its activation, however long that takes."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import msgspec
+import pytest
+from support.citrus.cases import RoutedShards, routed_shards
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import fetch
+from support.queued_operations import NOW, queued_operation
+
+from simplu_worker.consumers.kinesis.dispatch.results import Found, Overdue
+from simplu_worker.consumers.kinesis.dispatch.route_lookup import RouteLookup
+from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
+from simplu_worker.consumers.kinesis.holding.ownership import Ownership
+from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
+from simplu_worker.errors import RetryableError
+from simplu_worker.shards.importing.rules import NamedTenant, SourceTenant
+from simplu_worker.shards.importing.target import TargetTenant, make_incoming
+
+TENANT = "b-l"
+LONG_AGO = NOW - timedelta(days=30)
+TOKEN = "00000000-0000-0000-0000-000000000001"
+
+
+def lookup_of(routed: RoutedShards) -> RouteLookup:
+    """Return a lookup at which an operation waits that came long before `TENANT_WAIT_SECONDS`."""
+    ownership = Ownership(CheckpointTracker[RecordPosition]())
+    lookup = RouteLookup(routed.gateway, ownership, tenant_wait=timedelta(seconds=1), utc=lambda: NOW)
+    lookup.add(TENANT, [queued_operation(arrived_at=LONG_AGO)])
+    return lookup
+
+
+async def test_operations_of_an_incoming_tenant_are_never_overdue(make_shard: ShardMaker) -> None:
+    """As those of an unregistered tenant are. Once it is active its shard is found."""
+    async with routed_shards([await make_shard("shard-1")]) as routed:
+        assert isinstance(await lookup_of(routed).look_up(TENANT), Overdue)
+
+        await routed.locator.register("b", "l", "gym")
+        named = await routed.locator.locate(TENANT)
+        assert named is not None
+        pool = routed.pools.ensure_pool(named)
+        tenant = NamedTenant(SourceTenant(("b", "l")), "b", "l", "gym")
+        await make_incoming(pool, [tenant], source="db", token=TOKEN)
+        routed.directory.forget(TENANT)
+        assert await lookup_of(routed).look_up(TENANT) is None
+
+        target = TargetTenant(pool, TENANT, token=TOKEN)
+        summed = await target.sum_rows()
+        other = msgspec.structs.replace(summed.server, timeline="2")
+        with pytest.raises(RetryableError, match="expected the server on which the rows of b-l were verified"):
+            await target.activate(b"{}", NOW, verified_on=other)
+        assert await lookup_of(routed).look_up(TENANT) is None
+
+        await target.activate(b"{}", NOW, verified_on=summed.server)
+        found = await lookup_of(routed).look_up(TENANT)
+        assert isinstance(found, Found)
+        rows = await fetch(pool, 'SELECT "resourceName" AS kind FROM resources WHERE id = $1', TENANT)
+        assert [row["kind"] for row in rows] == ["settings"]

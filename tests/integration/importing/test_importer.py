@@ -1,0 +1,690 @@
+"""Tenants of another database become ours: every row, on the right shard, verified, and none twice or by half."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import re
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import asyncpg
+import msgspec
+import pytest
+from structlog.testing import capture_logs
+from support.citrus.cases import RoutedShards, routed_shards
+from support.postgres.databases import ShardMaker, execute
+from support.postgres.tenant_cases import add_tenant, fetch
+from support.postgres.upgrades import make_old_schema
+from support.restaurants import make_restaurants, mapping_text, row_count
+
+from simplu_worker.business_info.items import Business
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.local.processes.loopback import poll_until
+from simplu_worker.shards.importing.certificate import ImportState, TenantReport
+from simplu_worker.shards.importing.copying import CopyCallbacks
+from simplu_worker.shards.importing.following import FollowRound
+from simplu_worker.shards.importing.importer import (
+    OTHER_MAPPING,
+    Importer,
+    ImportOptions,
+    ImportResult,
+    ImportShards,
+)
+from simplu_worker.shards.importing.mapping import OWN_SHAPE, MappingRefusedError, SourceMapping, parse_mapping
+from simplu_worker.shards.importing.rules import IS_DUPLICATE, NO_TENANT, NOT_AN_OBJECT, RefusedRow
+from simplu_worker.shards.importing.source import ImportSource, SourceRefusedError
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.types import Absence, ProvisionRequest, ProvisionResult
+
+RESTAURANTS, ORDERS = 6, 10
+END_READERS = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+
+_numbers = itertools.count(1)
+
+
+@dataclass
+class Businesses:
+    """A business-info."""
+
+    known: dict[str, Business] = field(default_factory=dict)
+
+    async def find(self, business_id: str, *, max_age_s: float = 0.0) -> Business | None:
+        """Return a business. DynamoDB refuses an empty key."""
+        assert business_id
+        return self.known.get(business_id)
+
+
+@dataclass
+class Case:
+    """A source, two shards behind a Citrus, and the importer."""
+
+    url: str
+    routed: RoutedShards
+    mapping: SourceMapping
+    businesses: Businesses = field(default_factory=Businesses)
+    refused: list[RefusedRow] = field(default_factory=list)
+
+    def importer(
+        self,
+        *,
+        parallel: int = 2,
+        max_rows_per_s: float | None = None,
+        leave_refused: bool = False,
+        on_rows: Callable[[int], None] = lambda _: None,
+    ) -> Importer:
+        """Return an importer with these options; the rows that it refuses replace those of the one before."""
+        self.refused.clear()
+        return Importer(
+            ImportSource(ShardAddress("source", self.url)),
+            self.mapping,
+            ImportShards(self.routed.locator, self.routed.pools, self.businesses),
+            ImportOptions(parallel, max_rows_per_s, leave_refused),
+            CopyCallbacks(note_refused=self.refused.append, note_rows=on_rows),
+        )
+
+    async def change_source(self, sql: str) -> None:
+        """Run statements on the source."""
+        await execute(self.url, sql)
+
+    async def has_rows(self) -> bool:
+        """Return whether a shard has a row of an import."""
+        return bool(await self.fetch("SELECT id FROM resources LIMIT 1"))
+
+    async def fetch(self, sql: str, *arguments: Any) -> list[dict[str, Any]]:
+        """Return the rows of all shards."""
+        pools = self.routed.pools.by_shard_id()
+        return [row for name in sorted(pools) for row in await fetch(pools[name], sql, *arguments)]
+
+
+def states(result: ImportResult) -> dict[str, str]:
+    """Return the state of each tenant."""
+    return {report.name: report.state.value for report in result.reports}
+
+
+def report_of(result: ImportResult, name: str) -> TenantReport:
+    """Return the report on one tenant."""
+    return next(report for report in result.reports if report.name == name)
+
+
+@pytest.fixture
+async def case(make_shard: ShardMaker, postgres_server: PostgresServer) -> AsyncIterator[Case]:
+    """Give the restaurants, and two shards of which the first takes three tenants."""
+    name = f"restaurants_{next(_numbers)}"
+    url = await make_restaurants(postgres_server, name, restaurants=RESTAURANTS, orders=ORDERS)
+    shards = [await make_shard("shard-1"), await make_shard("shard-2")]
+    async with routed_shards(shards, tenants_per_shard=3) as routed:
+        yield Case(url, routed, parse_mapping(mapping_text().encode(), is_json=False))
+    await execute(postgres_server.url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def test_plan_names_shard_rows_and_bytes_and_changes_nothing(case: Case) -> None:
+    """Citrus has registered one tenant; the others get their shard at --apply."""
+    case.routed.register(("3", "main"), "shard-2")
+
+    result = await case.importer().plan()
+
+    assert states(result) == {f"{number} main": "import" for number in range(1, RESTAURANTS + 1)}
+    assert {report.shard_id for report in result.reports} == {None, "shard-2"}
+    assert report_of(result, "3 main").shard_id == "shard-2"
+    assert sum(report.rows for report in result.reports) == row_count(RESTAURANTS, ORDERS)
+    assert all(report.bytes > 1000 for report in result.reports)
+    assert await case.fetch("SELECT id FROM tenants") == []
+
+
+async def test_every_row_is_on_the_shard_of_its_tenant_with_equal_checksums(case: Case) -> None:
+    """Types, ids, documents and times are those of the source; the certificate stays on the shard."""
+    result = await case.importer().apply()
+
+    assert set(states(result).values()) == {"imported"}
+    assert {report.shard_id for report in result.reports} == {"shard-1", "shard-2"}
+    tenants = await case.fetch("SELECT id, state, business_type, state_changed_at > created_at AS done FROM tenants")
+    assert len(tenants) == RESTAURANTS
+    assert {(row["state"], row["business_type"], row["done"]) for row in tenants} == {("active", "hotel", True)}
+    counts = await case.fetch("SELECT id, count(*) FROM resources WHERE \"resourceName\" <> 'settings' GROUP BY id")
+    assert {row["count"] for row in counts} == {row_count(1, ORDERS)}
+    certificates = await case.fetch("SELECT tenant_id, step, detail::text FROM imports ORDER BY 1")
+    for row in certificates:
+        business_id = row["tenant_id"].partition("-")[0]
+        certificate = report_of(result, f"{business_id} main").certificate
+        assert certificate is not None
+        assert row["step"] == "activated"
+        assert json.loads(row["detail"]) == json.loads(msgspec.json.encode(certificate))
+        assert (certificate.rows, len(certificate.checksum)) == (row_count(1, ORDERS), 32)
+        assert ":" in certificate.source
+        assert "postgres@" not in certificate.source
+
+
+async def test_values_become_json_as_postgres_writes_it(case: Case) -> None:
+    """Exact numbers, enums, arrays with nulls, json, times in UTC; a composite key; a column that is left out."""
+    await case.importer().apply()
+
+    rows = await case.fetch(
+        'SELECT "resourceName" || $1 || "resourceId" AS key, data::text, date, "lastUpdated"'
+        " FROM resources WHERE id = '1-main'",
+        "/",
+    )
+    found = {row["key"]: row for row in rows}
+    order = json.loads(found["orders/10000005"]["data"])
+    assert order == {
+        "total": 17.5,
+        "note": "no onions",
+        "details": {"table": 5, "guests": [1, 2]},
+        "orderStatus": "cancelled",
+    }
+    assert '"total": 17.50' in found["orders/10000005"]["data"]
+    assert found["orders/10000005"]["date"].isoformat() == "2022-01-01T12:05:00.500000+00:00"
+    assert json.loads(found["orderItems/10000001:2"]["data"]) == {
+        "orderId": 10000001,
+        "productId": 100002,
+        "quantity": 2,
+        "price": 9.99,
+    }
+    user = next(row for key, row in found.items() if key.startswith("users/"))
+    assert json.loads(user["data"]).keys() == {"email"}
+    assert user["date"].isoformat() == "2021-05-01T06:00:00+00:00"
+    assert json.loads(found["products/100001"]["data"])["tags"] == ["hot", None, "1"]
+    assert json.loads(found["themes/1"]["data"]) == {
+        "settings": {"colour": "red", "sizes": {"a": 100}},
+        "dark": False,
+    }
+    assert json.loads(found["analyticsEvents/1000002"]["data"])["duration"] == "00:00:02"
+
+
+async def test_second_run_leaves_imported_tenants_alone(case: Case) -> None:
+    """It prints the certificates again, and overwrites nothing that operations have written since."""
+    first = await case.importer().apply()
+    await case.fetch("UPDATE resources SET data = '{}' WHERE \"resourceName\" = 'themes'")
+
+    again = await case.importer().apply()
+
+    assert set(states(again).values()) == {"there"}
+    assert [report.certificate for report in again.reports] == [report.certificate for report in first.reports]
+    changed = await case.fetch("SELECT data::text FROM resources WHERE \"resourceName\" = 'themes'")
+    assert {row["data"] for row in changed} == {"{}"}
+
+    case.mapping = parse_mapping(mapping_text().replace('"themes"\nkey', '"looks"\nkey').encode(), is_json=False)
+    other = await case.importer().apply()
+    assert {(report.state, report.detail) for report in other.reports} == {(ImportState.THERE, OTHER_MAPPING)}
+
+
+@pytest.mark.slow(3)
+async def test_rows_that_cannot_be_taken_are_listed_and_keep_their_tenant_back(case: Case) -> None:
+    """Each with its reason. Nothing is dropped silently; with --leave-refused the others are taken."""
+    await case.change_source("""
+        ALTER TABLE analytics_events DROP CONSTRAINT analytics_events_pkey;
+        INSERT INTO analytics_events SELECT * FROM analytics_events WHERE id = 1000001;
+        ALTER TABLE analytics_events ALTER restaurant_id DROP NOT NULL;
+        INSERT INTO analytics_events VALUES (7, NULL, 'lost', NULL, NULL, now());
+        UPDATE themes SET updated_at = 'infinity' WHERE restaurant_id = 2;
+        INSERT INTO orders VALUES (1, 3, 'open', 1, 'n', '{"a": "\\u0000"}', now(), now());
+        INSERT INTO orders VALUES (2, 4, 'open', 1, repeat('x', 17000000), NULL, now(), now());
+        INSERT INTO orders VALUES (3, 4, 'open', 1, repeat('x', 100000), NULL, now(), now());
+    """)
+    planned = await case.importer().plan()
+    of_plan = sorted((one.table, one.resource_id or "", one.reason) for one in case.refused)
+
+    result = await case.importer().apply()
+
+    found = {(one.table, one.resource_id): one.reason for one in case.refused}
+    assert len(case.refused) == 6
+    assert of_plan == sorted((one.table, one.resource_id or "", one.reason) for one in case.refused)
+    assert found["public.analytics_events", "1000001"] == IS_DUPLICATE
+    assert found["public.analytics_events", "7"] == NO_TENANT
+    assert found["public.themes", "2"].startswith("its times: expected years from 1 to 9999, got")
+    assert "UntranslatableCharacterError (22P05)" in found["public.orders", "1"]
+    assert found["public.orders", "2"].startswith("its document: expected at most 100,000 values")
+    left = {"1 main", "2 main", "3 main", "4 main"}
+    assert {name for name, state in states(result).items() if state == "left"} == left
+    assert {name for name, state in states(planned).items() if state == "import"} == states(planned).keys()
+    held = await case.fetch("SELECT id FROM tenants WHERE state = 'incoming'")
+    assert {row["id"] for row in held} == {name.replace(" ", "-") for name in left}
+
+    again = await case.importer(leave_refused=True).apply()
+
+    assert states(again) == {name: "imported" if name in left else "there" for name in states(result)}
+    certificate = report_of(again, "1 main").certificate
+    assert certificate is not None
+    assert certificate.refused == {IS_DUPLICATE: 2}
+    long = await case.fetch("SELECT length(data ->> 'note') AS size FROM resources WHERE \"resourceId\" = '3'")
+    assert [row["size"] for row in long if row["size"]] == [100000]
+
+
+async def test_rows_with_a_tombstone_are_left_and_counted_apart(case: Case) -> None:
+    """They are no refusals."""
+    await case.change_source("UPDATE products SET deleted_at = now() WHERE id % 100000 <= 3")
+
+    result = await case.importer().apply()
+
+    assert {(report.state, report.deleted, report.rows) for report in result.reports} == {
+        (ImportState.IMPORTED, 3, row_count(1, ORDERS) - 3)
+    }
+
+
+async def test_run_that_is_cancelled_is_continued_from_a_new_snapshot(case: Case) -> None:
+    """Its tenants are held until then, and no row of the first snapshot stays."""
+    first = asyncio.create_task(case.importer(max_rows_per_s=200).apply())
+    assert await poll_until(case.has_rows, within_s=10)
+    assert await case.routed.gateway.find("1-main") is Absence.MOVING
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    incoming = await case.fetch("SELECT id FROM tenants WHERE state = 'incoming'")
+    await case.change_source("DELETE FROM order_items WHERE line = 3")
+
+    result = await case.importer().apply()
+
+    assert len(incoming) == RESTAURANTS
+    assert set(states(result).values()) == {"imported"}
+    assert {report.rows for report in result.reports} == {row_count(1, ORDERS) - ORDERS}
+    assert await case.routed.gateway.find("1-main") == report_of(result, "1 main").shard_id
+
+
+async def follow(case: Case, change: str, *, rounds: int = 1) -> ImportResult:
+    """Follow the source, run the statements *change* after the first copy, and stop after so many rounds more."""
+    stopping = asyncio.Event()
+    changed: list[asyncio.Task[None]] = []
+    seen = 0
+
+    def report(one: FollowRound) -> None:
+        nonlocal seen
+        assert one.error is None
+        if not changed:
+            changed.append(asyncio.ensure_future(case.change_source(change)))
+        elif changed[0].done():
+            seen += 1
+        if seen > rounds:
+            stopping.set()
+
+    result = await case.importer().follow(stopping, report, interval_s=0.05)
+    await changed[0]
+    return result
+
+
+NEW_ORDER = "INSERT INTO orders VALUES (77, 1, 'open', 5, 'new', NULL, now(), now())"
+
+
+async def test_changes_are_followed_until_the_cut_over(case: Case) -> None:
+    """Changed, new and tombstoned rows are there before it; tenants without other changes are not copied again."""
+    result = await follow(
+        case,
+        f"""
+        {NEW_ORDER};
+        UPDATE products SET price = 99.90, updated_at = now() WHERE id = 100001;
+        UPDATE products SET deleted_at = now(), updated_at = now() WHERE id = 100002;
+        """,
+    )
+
+    assert set(states(result).values()) == {"followed"}
+    rows = await case.fetch(
+        "SELECT \"resourceId\" AS id, data ->> 'price' AS price FROM resources"
+        " WHERE id = '1-main' AND \"resourceId\" IN ('77', '100001', '100002') ORDER BY 1"
+    )
+    assert [(row["id"], row["price"]) for row in rows] == [("100001", "99.90"), ("77", None)]
+    held = await case.fetch("SELECT tenants.state, imports.step FROM tenants JOIN imports ON tenant_id = id")
+    assert {(row["state"], row["step"]) for row in held} == {("incoming", "following")}
+    copied = await case.fetch("SELECT xmin::text AS xmin FROM resources WHERE \"resourceName\" = 'themes'")
+
+    with capture_logs() as logs:
+        applied = await case.importer().apply()
+
+    assert set(states(applied).values()) == {"imported"}
+    assert "import.differs" not in [one["event"] for one in logs]
+    again = await case.fetch("SELECT xmin::text AS xmin FROM resources WHERE \"resourceName\" = 'themes'")
+    assert again == copied
+    certificate = report_of(applied, "1 main").certificate
+    assert certificate is not None
+    assert (certificate.rows, certificate.deleted) == (row_count(1, ORDERS), 1)
+    assert certificate.bytes > 1000
+
+
+async def test_changes_that_cannot_be_followed_are_found_at_the_cut_over(case: Case) -> None:
+    """A deletion without a tombstone, and a change without a change column: these tenants are copied again."""
+    await follow(
+        case,
+        """
+        DELETE FROM order_items WHERE restaurant_id = 2 AND line = 1;
+        UPDATE analytics_events SET kind = 'other' WHERE restaurant_id = 3;
+        UPDATE orders SET total = 0 WHERE id = 40000001;
+        """,
+    )
+
+    with capture_logs() as logs:
+        result = await case.importer().apply()
+
+    assert set(states(result).values()) == {"imported"}
+    differing = sorted(one["tenant_id"] for one in logs if one["event"] == "import.differs")
+    assert differing == ["2-main", "3-main", "4-main"]
+    kinds = await case.fetch(
+        "SELECT DISTINCT data ->> 'kind' AS kind FROM resources"
+        " WHERE id = '3-main' AND \"resourceName\" = 'analyticsEvents'"
+    )
+    assert [row["kind"] for row in kinds] == ["other"]
+    assert report_of(result, "2 main").rows == row_count(1, ORDERS) - ORDERS
+
+
+@pytest.mark.slow(2)
+async def test_following_is_continued_where_it_ended_unless_the_mapping_is_another_one(case: Case) -> None:
+    """Rows that were copied by another mapping have other content."""
+    await follow(case, NEW_ORDER)
+    copied = await case.fetch("SELECT xmin::text AS xmin FROM resources WHERE \"resourceName\" = 'themes'")
+    await follow(case, "SELECT 1")
+    assert await case.fetch("SELECT xmin::text AS xmin FROM resources WHERE \"resourceName\" = 'themes'") == copied
+
+    case.mapping = parse_mapping(mapping_text().replace('"themes"\nkey', '"looks"\nkey').encode(), is_json=False)
+    result = await case.importer().apply()
+
+    assert set(states(result).values()) == {"imported"}
+    kinds = await case.fetch('SELECT DISTINCT "resourceName" AS kind FROM resources WHERE "resourceName" < \'r\'')
+    assert "looks" in {row["kind"] for row in kinds}
+    assert "themes" not in {row["kind"] for row in kinds}
+
+
+async def test_discard_deletes_the_tenants_that_are_not_active(case: Case) -> None:
+    """With their rows and their journal; active ones stay, and a later import begins again."""
+    await case.change_source("UPDATE themes SET updated_at = 'infinity' WHERE restaurant_id IN (2, 5)")
+    await case.importer().apply()
+
+    result = await case.importer().discard()
+
+    assert [(report.name, report.state, report.shard_id) for report in result.reports] == [
+        ("2 main", ImportState.DISCARDED, "shard-1"),
+        ("5 main", ImportState.DISCARDED, "shard-2"),
+    ]
+    assert (await case.importer().discard()).reports == []
+    for table, column in (("tenants", "id"), ("imports", "tenant_id"), ("resources", "id")):
+        left = {row[column] for row in await case.fetch(f"SELECT DISTINCT {column} FROM {table}")}
+        assert left == {"1-main", "3-main", "4-main", "6-main"}
+    assert await case.routed.gateway.find("2-main") is Absence.NOT_HERE
+    assert set(states(await case.importer(leave_refused=True).apply()).values()) == {"imported", "there"}
+
+
+async def test_each_tenant_is_imported_by_one_of_two_runs_at_once(case: Case) -> None:
+    """The run that took it over last. The other one reports that, and writes no more; each tenant is whole."""
+    first = asyncio.create_task(case.importer(max_rows_per_s=300).apply())
+    assert await poll_until(case.has_rows, within_s=10)
+
+    second = await case.importer().apply()
+    of_first = await first
+
+    both = [{state, states(of_first)[name]} for name, state in states(second).items()]
+    assert all(found in ({"imported", "failed"}, {"imported", "there"}) for found in both)
+    details = [report.detail for report in (*second.reports, *of_first.reports) if report.state is ImportState.FAILED]
+    assert details
+    assert all("another run has taken over" in (detail or "") for detail in details)
+    counts = await case.fetch("SELECT id, count(*) FROM resources WHERE \"resourceName\" <> 'settings' GROUP BY id")
+    assert {row["count"] for row in counts} == {row_count(1, ORDERS)}
+
+
+async def test_tenant_that_a_shard_has_is_refused(case: Case) -> None:
+    """Active, moved away, destroyed or incoming by a move: an import never mixes rows. Others are imported."""
+    await case.importer().plan()  # opens the pools
+    pools = case.routed.pools.by_shard_id()
+    await add_tenant(pools["shard-1"], ("1", "main"))
+    await add_tenant(pools["shard-2"], ("2", "main"), state="destroyed")
+    await add_tenant(pools["shard-2"], ("3", "main"), state="incoming")
+    await add_tenant(pools["shard-2"], ("4-main", "x"), state="active")
+    await case.change_source("UPDATE themes SET settings = '{}'")
+
+    result = await case.importer().apply()
+
+    assert {name: state for name, state in states(result).items() if state != "imported"} == dict.fromkeys(
+        ("1 main", "2 main", "3 main"), "refused"
+    )
+    assert report_of(result, "1 main").detail == "shard shard-1 has it already, active"
+    assert report_of(result, "2 main").detail == "shard shard-2 has it already, destroyed"
+    assert report_of(result, "3 main").detail == "shard shard-2 has it already, incoming"
+
+
+async def test_another_database_of_the_same_name_is_another_source(case: Case) -> None:
+    """Its tenants may have the same ids: those that are there are refused, and not taken for imported."""
+    await case.importer().apply()
+    await case.fetch("UPDATE imports SET source = regexp_replace(source, 'of .*', 'of 7') WHERE tenant_id = '1-main'")
+
+    result = await case.importer().apply()
+
+    assert states(result) == {
+        name: "refused" if name == "1 main" else "there" for name in (f"{number} main" for number in range(1, 7))
+    }
+    sources = await case.fetch("SELECT DISTINCT source FROM imports WHERE tenant_id <> '1-main'")
+    assert all(re.fullmatch(r"restaurants_\d+ of \d{10,}", row["source"]) for row in sources)
+
+
+async def test_tenant_that_was_destroyed_and_made_again_is_not_taken_for_imported(case: Case) -> None:
+    """Its rows are gone; the certificate is of the tenant before."""
+    await case.importer().apply()
+    await case.fetch("UPDATE tenants SET state = 'destroyed' WHERE id = '1-main'")
+    request = ProvisionRequest("1", "main", "hotel", datetime.now(UTC))
+    assert await case.routed.provisioner.provision(request) is ProvisionResult.PROVISIONED
+
+    result = await case.importer().apply()
+
+    assert report_of(result, "1 main").state is ImportState.REFUSED
+    assert report_of(result, "2 main").state is ImportState.THERE
+
+
+async def test_snapshot_is_that_of_the_beginning_for_all_tenants(case: Case) -> None:
+    """A writer that was not stopped changes nothing of the import."""
+    changed = False
+
+    def change(_: int) -> None:
+        nonlocal changed
+        if not changed:
+            changed = True
+            tasks.append(asyncio.ensure_future(case.change_source("DELETE FROM order_items")))
+
+    tasks: list[asyncio.Future[None]] = []
+    result = await case.importer(on_rows=change, max_rows_per_s=2000).apply()
+    await asyncio.gather(*tasks)
+
+    assert set(states(result).values()) == {"imported"}
+    assert {report.rows for report in result.reports} == {row_count(1, ORDERS)}
+
+
+async def test_changed_row_on_the_shard_is_noticed_by_the_checksum(case: Case) -> None:
+    """A trigger of the shard's owner that changes documents: the tenant is not activated."""
+    await case.importer().plan()
+    for address in [pool.address for pool in case.routed.pools.by_shard_id().values()]:
+        await execute(
+            address.connection_string,
+            """
+            CREATE FUNCTION spoil() RETURNS trigger LANGUAGE plpgsql AS
+                $$ BEGIN NEW.data := NEW.data || '{"a": 1}'; RETURN NEW; END $$;
+            CREATE TRIGGER spoil BEFORE INSERT ON resources FOR EACH ROW
+                WHEN (NEW."resourceName" = 'themes' AND NEW.id = '1-main') EXECUTE FUNCTION spoil();
+            """,
+        )
+
+    result = await case.importer().apply()
+
+    report = report_of(result, "1 main")
+    assert report.state is ImportState.FAILED
+    assert f"expected {row_count(1, ORDERS)} rows with the checksum" in (report.detail or "")
+    assert sorted(states(result).values()) == ["failed"] + ["imported"] * (RESTAURANTS - 1)
+
+
+async def test_tenants_of_a_failed_shard_are_imported_by_the_next_run(case: Case) -> None:
+    """The others are imported at once. While a shard is silent no tenant is made: it may have it."""
+    await case.importer().plan()
+    broken = case.routed.pools.pool_of("shard-2").address.connection_string
+    await execute(
+        broken,
+        "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE 'full' USING ERRCODE = 'disk_full'; END $$;"
+        " CREATE TRIGGER fail BEFORE INSERT ON resources FOR EACH ROW EXECUTE FUNCTION fail();",
+    )
+
+    result = await case.importer().apply()
+
+    by_shard = {(report.shard_id, report.state) for report in result.reports}
+    assert by_shard == {("shard-1", ImportState.IMPORTED), ("shard-2", ImportState.FAILED)}
+    assert {report.detail for report in result.reports if "DiskFullError (53100)" in (report.detail or "")}
+
+    await execute(broken, "DROP TRIGGER fail ON resources")
+    await case.routed.pools.pool_of("shard-2").probe()
+    assert set(states(await case.importer().apply()).values()) == {"imported", "there"}
+
+
+@pytest.mark.slow(2)
+async def test_tenants_whose_source_connection_breaks_are_imported_by_the_next_run(case: Case) -> None:
+    """Each is reported with the error, by class and code."""
+    ended = False
+    tasks: list[asyncio.Future[None]] = []
+
+    def end(_: int) -> None:
+        nonlocal ended
+        if not ended:
+            ended = True
+            tasks.append(asyncio.ensure_future(case.change_source(END_READERS)))
+
+    result = await case.importer(on_rows=end, max_rows_per_s=500).apply()
+    await asyncio.gather(*tasks)
+
+    failed = [report for report in result.reports if report.state is ImportState.FAILED]
+    assert failed
+    assert all((report.detail or "").startswith("IMPORT_SOURCE_URL: ") for report in failed)
+    again = states(await case.importer().apply())
+    assert set(again.values()) <= {"imported", "there"}
+    assert [again[report.name] for report in failed] == ["imported"] * len(failed)
+
+
+async def test_shard_at_schema_version_2_is_refused_with_the_command_that_upgrades_it(
+    make_shard: ShardMaker, case: Case
+) -> None:
+    """Nothing is changed there."""
+    old = await make_shard("shard-3", is_empty=True)
+    await make_old_schema(old)
+    case.routed.citrus.add_shard("shard-3", old.connection_string)
+    case.routed.register(("1", "main"), "shard-3")
+
+    result = await case.importer().apply()
+
+    report = report_of(result, "1 main")
+    assert report.state is ImportState.REFUSED
+    assert "run: simplu-worker shards upgrade shard-3 --apply" in (report.detail or "")
+    assert sorted(states(result).values()) == ["imported"] * (RESTAURANTS - 1) + ["refused"]
+    assert await case.fetch("SELECT id FROM tenants WHERE id = '1-main'") == []
+
+
+async def test_mapping_that_does_not_fit_is_refused_with_every_problem(case: Case) -> None:
+    """Before anything is registered or made."""
+    case.mapping = parse_mapping(
+        mapping_text().replace('"state"', '"nope"').replace('table = "themes"', 'table = "none"').encode(),
+        is_json=False,
+    )
+
+    with pytest.raises(MappingRefusedError) as caught:
+        await case.importer().apply()
+
+    assert "public.none: expected a table or view of this name" in str(caught.value)
+    assert "public.orders: expected the columns nope, got created_at," in str(caught.value)
+    assert await case.fetch("SELECT id FROM tenants") == []
+
+
+async def test_names_of_a_mapping_are_quoted(case: Case) -> None:
+    """A table or column with any name is read, and is no SQL."""
+    await case.change_source("""
+        CREATE TABLE "Robert""); DROP TABLE themes; --" ("o'k" integer, "select" integer, "a ""b" text);
+        INSERT INTO "Robert""); DROP TABLE themes; --" VALUES (1, 5, 'x');
+    """)
+    table = {
+        "table": 'Robert"); DROP TABLE themes; --',
+        "resource_type": "odd",
+        "key": ["select"],
+        "tenant": ["o'k"],
+    }
+    mapping = {"tenants": {"business_type": "gym", "location": "main"}, "tables": [table]}
+    case.mapping = parse_mapping(json.dumps(mapping).encode(), is_json=True)
+
+    result = await case.importer().apply()
+
+    assert states(result) == {"1 main": "imported"}
+    rows = await case.fetch("SELECT data::text FROM resources WHERE \"resourceName\" = 'odd'")
+    assert [json.loads(row["data"]) for row in rows] == [{'a "b': "x"}]
+
+
+async def test_role_without_rights_is_refused(case: Case) -> None:
+    """With the class and the code of the server's error."""
+    await case.change_source("CREATE ROLE poor LOGIN PASSWORD 'poor'")
+    url, case.url = case.url, re.sub(r"//[^@]*@", "//poor:poor@", case.url)
+
+    try:
+        with pytest.raises(SourceRefusedError, match=r"InsufficientPrivilegeError \(42501\)"):
+            await case.importer().plan()
+    finally:
+        case.url = url
+        await case.change_source("DROP ROLE poor")
+
+
+async def test_source_of_our_own_shape_needs_no_mapping(
+    make_shard: ShardMaker, postgres_server: PostgresServer
+) -> None:
+    """A joined id with several dashes is that of the one pair in business-info; other rows keep their tenant back."""
+    name = f"own_{next(_numbers)}"
+    url = await postgres_server.create_database(name)
+    await execute(
+        url,
+        """
+        CREATE TABLE resources (
+            id text, "businessType" text, "resourceName" text, "resourceId" text, data json,
+            date timestamptz, "lastUpdated" timestamptz
+        );
+        INSERT INTO resources VALUES
+            ('clinic-main', 'dental', 'patients', 'p1', '{"name": "Ada", "n": 1.10}', '2024-01-01', '2024-01-02'),
+            ('clinic-main', 'dental', 'settings', 'default', '{"own": true}', '2024-01-01', NULL),
+            ('a-b-c', 'gym', 'members', 'm1', '{}', '2024-01-01', '2024-01-02'),
+            ('x-y-z', 'gym', 'members', 'm1', '{}', '2024-01-01', '2024-01-02'),
+            ('bad-one', 'gym', 'members', 'm1', '[1]', '2024-01-01', '2024-01-02'),
+            ('shop-main', 'bakery', 'members', 'm1', '{}', '2024-01-01', '2024-01-02'),
+            ('--', 'gym', 'members', 'm1', '{}', '2024-01-01', '2024-01-02'),
+            ('nothing', 'gym', 'members', 'm1', '{}', '2024-01-01', '2024-01-02');
+        """,
+    )
+    async with routed_shards([await make_shard("shard-1")]) as routed:
+        case = Case(url, routed, OWN_SHAPE)
+        case.businesses.known["a-b"] = Business("a-b", "gym", frozenset({"c"}))
+        result = await case.importer().apply()
+        rows = await case.fetch('SELECT id, "resourceName" AS name, data::text FROM resources ORDER BY 1, 2')
+    await execute(postgres_server.url, f"DROP DATABASE {name} WITH (FORCE)")
+
+    assert states(result) == {
+        "clinic main": "imported",
+        "a-b c": "imported",
+        "bad one": "left",
+        "shop main": "refused",
+        "nothing": "refused",
+        "--": "refused",
+        "x-y-z": "refused",
+    }
+    assert [(one.resource_id, one.reason) for one in case.refused] == [("m1", NOT_AN_OBJECT)]
+    assert [(row["id"], row["name"]) for row in rows] == [
+        ("a-b-c", "members"),
+        ("a-b-c", "settings"),
+        ("clinic-main", "patients"),
+        ("clinic-main", "settings"),
+    ]
+    assert {"id": "clinic-main", "name": "settings", "data": '{"own": true}'} in rows
+
+
+async def test_source_is_untouched(case: Case) -> None:
+    """No table, no slot, no row: its write-ahead log does not even move by an import's transactions."""
+    connection = await asyncpg.connect(case.url)
+    try:
+        counts = "SELECT (SELECT count(*) FROM pg_class), (SELECT count(*) FROM pg_replication_slots)"
+        before = await connection.fetchrow(counts)
+        await case.importer().apply()
+        after = await connection.fetchrow(counts)
+        written = await connection.fetchval(
+            "SELECT sum(n_tup_ins + n_tup_upd + n_tup_del) FROM pg_stat_xact_user_tables"
+        )
+    finally:
+        await connection.close()
+
+    assert before == after
+    assert not written
