@@ -142,6 +142,12 @@ async def import_tenants(scene: Scene) -> None:
     await execute(old.url, "CREATE ROLE app LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO app")
 
 
+async def two_shards(scene: Scene) -> None:
+    """Deploy two shards, each with a tenant that has applied its operations."""
+    await scene.deploy("db-1", "db-2")
+    await scene.wait_until_applied()
+
+
 async def tenant_split(scene: Scene) -> None:
     """Let db-1 have a tenant of db-2 too, with an operation of its own."""
     await scene.deploy("db-1", "db-2")
@@ -168,8 +174,10 @@ SCENES: Final[Mapping[str, Callable[[Scene], Awaitable[None]]]] = {
     "add-shard": add_shard,
     "first-deployment": first_deployment,
     "import": import_tenants,
+    "move-tenant": two_shards,
     "poisoned-producer": poisoned_producer,
     "region-loss": region_loss,
+    "remove-shard": two_shards,
     "replace-server": replace_server,
     "rotate-credentials": rotate_credentials,
     "shard-failed-over": shard_failed_over,

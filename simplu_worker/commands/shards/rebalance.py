@@ -72,9 +72,9 @@ async def drain_shard(settings: Settings, shard_id: str, terms: MoveTerms, *, ap
         _print_plan(all_tenants, plan, "tenants", as_json=as_json, apply=apply)
         for tenant in homeless:
             print_note(f"{tenant.tenant_id}: expected a shard with room, got none; add a shard")
-        status = 0
-        if apply and plan:
-            status = await _carry_out(settings, shards, plan, terms, as_json=as_json)
+        if not apply:
+            return 1 if homeless else 0
+        status = await _carry_out(settings, shards, plan, terms, as_json=as_json) if plan else 0
         return 1 if await _report_removal(settings, shards, shard_id) or homeless else status
 
 

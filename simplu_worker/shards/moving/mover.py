@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Final
@@ -34,7 +35,7 @@ from simplu_worker.shards.moving.rows import (
     read_tenant,
 )
 from simplu_worker.shards.moving.settling import LOCK_WAIT_S, MoveSettler, read_positions
-from simplu_worker.shards.moving.situation import Situation, continued_progress, situation_of, warm_progress
+from simplu_worker.shards.moving.situation import LEAVING, Situation, continued_progress, situation_of, warm_progress
 from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Connection, Pools
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
@@ -189,14 +190,14 @@ class Mover:
         source, target = await self._read_both()
         match situation_of(source, target, target_shard_id=self._move.target_id):
             case Situation.MOVE:
-                progress = await self._prepare()
+                progress = await self._prepare(LEAVING)
                 progress = await self._copy(progress)
                 progress = await self._catch_up(progress)
                 await self._verify_live(progress)
                 progress = await self._catch_up(progress)
                 await self._switch(progress)
             case Situation.COPY_AGAIN:
-                await self._copy_rest(await self._copy(await self._prepare()))
+                await self._copy_rest(await self._copy(await self._prepare({TenantState.MOVED})))
                 await self._activate(None)
             case Situation.ACTIVATE:
                 await self._activate(None)
@@ -219,22 +220,24 @@ class Mover:
         async with self._target.connection() as connection:
             return source, await read_tenant(connection, self._move.tenant_id)
 
-    async def _prepare(self) -> Progress:
-        """Take a token on the source, so that no earlier mover can commit, and then the row on the target."""
+    async def _prepare(self, states: AbstractSet[TenantState]) -> Progress:
+        """Take a token on the source, so that no earlier mover can commit, and then the row on the target.
+
+        Raises `RetryableError` if the tenant is in none of *states* on the source any more.
+        """
         self._enter(Phase.PREPARE)
         _, target = await self._read_both()
-        source = await self._take_token(0 if target is None else target.move_token)
+        source = await self._take_token(states, 0 if target is None else target.move_token)
         return await self._prepare_target(source)
 
-    async def _take_token(self, token_of_target: int) -> MovingTenant:
+    async def _take_token(self, states: AbstractSet[TenantState], token_of_target: int) -> MovingTenant:
         tenant_id = self._move.tenant_id
         async with self._source.transaction() as connection:
             source = await read_tenant(connection, tenant_id, locked=True)
-            if source is None:
-                raise RetryableError("the tenant's row has gone from its shard")
+            if source is None or source.state not in states:
+                raise RetryableError(f"the tenant is {'not here' if source is None else source.state} now")
             self._token = max(source.move_token, token_of_target) + 1
-            if affected_count(await connection.execute(QUERIES["take_move_token"], tenant_id, self._token)) != 1:
-                raise RetryableError(f"the tenant is {source.state}")
+            await connection.execute(QUERIES["take_move_token"], tenant_id, self._token)
             self._step = "committed" if source.state is TenantState.MOVED else "open"
             await connection.execute(QUERIES["open_move"], tenant_id, self._move.target_id, self._token, self._step)
         self._last_barrier = (self._clock(), source.read_at)
@@ -521,10 +524,11 @@ class Mover:
             arrival = await read_arrival(connection, move.tenant_id)
         async with self._source.connection() as connection:
             departure = await read_departure(connection, move.tenant_id)
-        if target is None or arrival is None or arrival.ready_at is None or departure is None:
+        is_known = arrival is not None and departure is not None and departure.step in {"committed", "done"}
+        if target is None or arrival is None or arrival.ready_at is None or departure is None or not is_known:
             raise PermanentError(
-                f"{move.tenant_id}: expected the journal of its move to shard {move.target_id}, got none: "
-                "it is there already"
+                f"{move.tenant_id}: expected rows to compare on shard {move.source_id}, got none or deleted ones: "
+                f"its home is shard {move.target_id} already"
             )
         self._enter(Phase.VERIFY)
         comparison = await compare_shards(

@@ -79,6 +79,7 @@ async def xids_of(pool: ShardPool) -> dict[str, str]:
     return {row["resource_id"]: row["xid"] for row in rows}
 
 
+@pytest.mark.slow(20)
 async def test_orders_are_done_once_they_are_safe_and_applied_meanwhile(pair: Pair, make_shard: ShardMaker) -> None:
     """A standby that hangs delays no effect and no other shard; nothing is applied twice for it."""
     addresses = [await copy_shard(pair.primary, "shard-1"), await make_shard("shard-2")]
