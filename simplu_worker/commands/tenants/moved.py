@@ -132,7 +132,7 @@ async def clean_up_tenants(settings: Settings, older_than: str, *, apply: bool, 
                 for tenant_id, target_id in await list_left_behind(pool, age):
                     one: dict[str, Any] = {"tenant": tenant_id, "left": shard_id, "home": target_id}
                     if apply:
-                        one["rows"] = await clean_up(shards.pools, tenant_id, shard_id, target_id)
+                        one["rows"] = await clean_up(shards.pools, shards.commits, tenant_id, shard_id, target_id)
                     found.append(one)
             except RetryableError as exc:
                 silent[shard_id] = str(exc)

@@ -420,7 +420,7 @@ class Mover:
         try:
             ready = await self._finish_copy(source, progress, changes)
             await self._commits.wait_for_transaction(self._move.target_id, ready)
-            committed = await self._commit()
+            committed = await self._commit(progress)
         except BaseException:
             with contextlib.suppress(RetryableError, PermanentError):
                 await asyncio.shield(self._end_fence())
@@ -454,14 +454,14 @@ class Mover:
         )
 
     async def _copy_rest(self, progress: Progress) -> None:
-        """Make the tenant ready again, from a source that it has left: nothing changes there."""
+        """Make the tenant ready again, from a source that it has left: its rows are as of the fence."""
         async with self._source.connection() as connection:
             source = await read_tenant(connection, self._move.tenant_id)
-            if source is None:
+            departure = await read_departure(connection, self._move.tenant_id)
+            if source is None or departure is None:
                 raise RetryableError("the tenant's row has gone from its shard")
-            positions = await read_positions(connection)
             changes = [one async for one in read_changes(connection, self._move.tenant_id, progress.barrier)]
-        progress = msgspec.structs.replace(progress, positions=positions)
+        progress = msgspec.structs.replace(progress, positions=departure.positions)
         ready = await self._finish_copy(source, progress, changes)
         await self._commits.wait_for_transaction(self._move.target_id, ready)
 
@@ -485,8 +485,11 @@ class Mover:
             await connection.execute(QUERIES["note_ready"], tenant_id, self._token, encoded(progress))
         return server
 
-    async def _commit(self) -> Server:
-        """Commit the move; return the server of the source. Raises `LostRaceError` after the end of the fence."""
+    async def _commit(self, progress: Progress) -> Server:
+        """Commit the move; return the server of the source. Raises `LostRaceError` after the end of the fence.
+
+        The positions as of the fence stay here too: if the target loses the copy, those of later count for nothing.
+        """
         tenant_id = self._move.tenant_id
         async with self._source.transaction() as connection:
             status = await connection.execute(
@@ -494,7 +497,8 @@ class Mover:
             )
             if affected_count(status) != 1:
                 raise LostRaceError("a worker has ended the fence")
-            await connection.execute(QUERIES["note_move"], tenant_id, self._token, "committed", None)
+            detail = msgspec.json.encode({"positions": progress.positions}).decode()
+            await connection.execute(QUERIES["note_move"], tenant_id, self._token, "committed", detail)
             return await note_server(connection)
 
     async def _end_fence(self) -> None:
@@ -554,7 +558,7 @@ class Mover:
             at=datetime.now(UTC),
         )
         self._token = departure.move_token
-        detail = {"verdict": certificate.verdict, "certificate": certificate}
+        detail = {"verdict": certificate.verdict, "certificate": certificate, "positions": departure.positions}
         await self._note_move("done", msgspec.json.encode(detail).decode())
         return certificate
 

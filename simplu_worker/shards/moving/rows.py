@@ -74,6 +74,11 @@ class Departure(msgspec.Struct, frozen=True):
     started_at: datetime
     updated_at: datetime
 
+    @property
+    def positions(self) -> tuple[CarriedPosition, ...]:
+        """The stream positions as of the fence of a move that has committed."""
+        return msgspec.convert(self.detail.get("positions", ()), tuple[CarriedPosition, ...])
+
 
 async def read_tenant(connection: Connection, tenant_id: str, *, locked: bool = False) -> MovingTenant | None:
     """Return a tenant's row; *locked* waits for the batches in flight, and keeps later ones waiting."""

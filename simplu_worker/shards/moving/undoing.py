@@ -13,6 +13,7 @@ import structlog
 
 from simplu_worker.errors import PermanentError
 from simplu_worker.operations.admission import TenantState
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.moving.rows import read_arrival, read_departure, read_tenant
 from simplu_worker.shards.moving.situation import LEAVING, ON_THE_WAY
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
@@ -82,15 +83,20 @@ async def list_left_behind(shard: ShardPool, older_than: timedelta) -> Sequence[
     return [(row["tenant_id"], row["target_shard_id"]) for row in rows]
 
 
-async def clean_up(pools: Pools, tenant_id: str, source_id: str, target_id: str) -> int | None:
+async def clean_up(
+    pools: Pools, commits: ReplicationWaiter, tenant_id: str, source_id: str, target_id: str
+) -> int | None:
     """Delete the rows that a tenant left on *source_id*, and return their number; the tenant's row stays.
 
     None if the tenant is not, or no more, on *target_id*, or has come back. From the first statement on the move can
-    only be taken back by copying everything. Raises `RetryableError` if a shard does not answer.
+    only be taken back by copying everything. Only once the standbys of the target have the tenant there: one that has
+    not would need these rows. Raises `RetryableError` if a shard does not answer.
     """
     source, target = pools.pool_of(source_id), pools.pool_of(target_id)
-    async with target.connection() as connection:
+    async with target.transaction() as connection:
         home = await read_tenant(connection, tenant_id)
+        server = await note_server(connection)
+    await commits.wait_for_transaction(target_id, server)
     async with source.transaction() as connection:
         left = await read_tenant(connection, tenant_id, locked=True)
         departure = await read_departure(connection, tenant_id)

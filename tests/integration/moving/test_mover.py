@@ -239,7 +239,7 @@ async def test_cleanup_deletes_what_the_tenant_left_and_the_way_back_copies_ever
     assert await list_left_behind(world.shard_pools["b"], timedelta()) == []
     assert await list_left_behind(world.shard_pools["a"], timedelta(hours=1)) == []
     assert await list_left_behind(world.shard_pools["a"], timedelta()) == [(TENANT_ID, "b")]
-    assert await clean_up(world.pools, TENANT_ID, "a", "b") == 3500
+    assert await clean_up(world.pools, world.commits, TENANT_ID, "a", "b") == 3500
 
     assert await world.states() == {"a": "moved", "b": "active"}
     assert (await world.case("a").resources(), await world.case("a").log()) == ({}, {})
@@ -248,7 +248,7 @@ async def test_cleanup_deletes_what_the_tenant_left_and_the_way_back_copies_ever
     certificate = await world.move("b", "a")
     assert (certificate.rows_copied, certificate.verdict) == (3500, "equal")
     assert await world.case("a").resources() == before
-    assert await clean_up(world.pools, TENANT_ID, "a", "b") is None  # it is at home there
+    assert await clean_up(world.pools, world.commits, TENANT_ID, "a", "b") is None  # it is at home there
 
 
 async def test_move_is_undone_before_its_commit(world: World) -> None:
@@ -300,3 +300,25 @@ async def test_difference_is_found_and_repaired_when_asked(world: World) -> None
     assert (await compared()).is_equal
     resources: Any = await case.resources()
     assert [resources["patient", key]["n"] for key in ("5", "7", "8")] == [0, 7, 8]
+
+
+async def test_target_that_lost_the_tenant_after_the_commit_gets_it_again_as_of_the_fence(world: World) -> None:
+    """With the stream positions of then: what readers have written on the source since is not true of the tenant."""
+    position = (
+        "INSERT INTO stream_positions (stream, stream_shard_id, owed_from, parents_done, token)"
+        " VALUES ('s', 'shard-1', $1, true, gen_random_uuid())"
+    )
+    for shard_id, owed_from in (("a", "100/0"), ("b", "120/0")):
+        await fetch(world.shard_pools[shard_id], position, owed_from)
+    before = await world.case("a").resources()
+    await world.move()
+    for table in ("tenants", "resources", "operations", "arrivals"):
+        await fetch(world.shard_pools["b"], f"DELETE FROM {table}")
+    for pool in world.shard_pools.values():
+        await fetch(pool, "UPDATE stream_positions SET owed_from = '150/0'")
+
+    certificate = await world.move()
+
+    assert (certificate.verdict, await world.states()) == ("equal", {"a": "moved", "b": "active"})
+    assert await world.case("b").resources() == before
+    assert await fetch(world.shard_pools["b"], "SELECT owed_from FROM stream_positions") == [{"owed_from": "100/0"}]

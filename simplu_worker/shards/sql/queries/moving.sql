@@ -47,14 +47,14 @@ SET move_token = $2::pg_catalog.int8, fenced_until = NULL, state = CASE state WH
 WHERE id = $1 AND state IN ('active', 'fenced', 'moved') AND move_token < $2::pg_catalog.int8;
 
 -- name: open_move
--- The time of an open move to the same shard stays.
+-- The time of an open move to the same shard stays, and so does the detail of one that has committed.
 INSERT INTO public.moves AS known (tenant_id, target_shard_id, move_token, step)
 VALUES ($1, $2, $3, $4)
 ON CONFLICT (tenant_id) DO UPDATE SET
     target_shard_id = excluded.target_shard_id,
     move_token = excluded.move_token,
     step = excluded.step,
-    detail = '{}',
+    detail = CASE WHEN excluded.step = 'committed' THEN known.detail ELSE '{}' END,
     started_at = CASE
         WHEN known.step IN ('open', 'committed') AND known.target_shard_id = excluded.target_shard_id THEN known.started_at
         ELSE pg_catalog.clock_timestamp()
