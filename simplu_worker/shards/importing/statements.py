@@ -111,7 +111,7 @@ def list_rows_without_tenant(table: ReadTable) -> SourceStatement:
     arguments = _Arguments()
     columns = f"{_resource_type(table, arguments)} AS resource_type, {_resource_id(table)} AS resource_id"
     return arguments.statement(
-        f"SELECT {columns} FROM {_table(table)} AS source WHERE ({missing}) AND {_left(table)}"  # noqa: S608
+        f"SELECT {columns} FROM {_table(table)} AS source WHERE ({missing}) AND {_left(table)}"  # noqa: S608  # names are quoted
     )
 
 
@@ -124,7 +124,7 @@ def list_changed_tenants(table: ReadTable, since: datetime) -> SourceStatement:
     names = [f"{_column(name)}::pg_catalog.text AS tenant_{number}" for number, name in enumerate(table.mapping.tenant)]
     changed = f"{_column(table.mapping.changed or '')}::pg_catalog.timestamptz"
     return arguments.statement(
-        f"SELECT DISTINCT {', '.join(names)} FROM {_table(table)} AS source "  # noqa: S608
+        f"SELECT DISTINCT {', '.join(names)} FROM {_table(table)} AS source "  # noqa: S608  # names are quoted
         f"WHERE {changed} >= {arguments.add(since.isoformat())}::pg_catalog.timestamptz"
     )
 
@@ -135,7 +135,7 @@ def read_rows(table: ReadTable, selection: RowSelection, *, document_max_bytes: 
     rows = _rows(table, selection, arguments)
     limit = arguments.add(str(document_max_bytes))
     return arguments.statement(
-        "SELECT taken.resource_type, taken.resource_id, taken.created, taken.changed, "  # noqa: S608
+        "SELECT taken.resource_type, taken.resource_id, taken.created, taken.changed, "  # noqa: S608  # names are quoted
         "pg_catalog.octet_length(taken.document) AS byte_count, "
         f"CASE WHEN pg_catalog.octet_length(taken.document) <= {limit}::pg_catalog.int4 THEN taken.document END "
         f"AS document, {HIGH} AS high, {LOW} AS low, taken.key_parts "
@@ -148,7 +148,7 @@ def sum_rows(tables: Sequence[tuple[ReadTable, RowSelection]]) -> SourceStatemen
     arguments = _Arguments()
     union = " UNION ALL ".join(f"({_rows(table, selection, arguments)})" for table, selection in tables)
     return arguments.statement(
-        "SELECT pg_catalog.count(*) AS row_count, "  # noqa: S608
+        "SELECT pg_catalog.count(*) AS row_count, "  # noqa: S608  # names are quoted
         f"coalesce(pg_catalog.sum({HIGH}), 0)::pg_catalog.text AS high, "
         f"coalesce(pg_catalog.sum({LOW}), 0)::pg_catalog.text AS low, "
         "coalesce(pg_catalog.sum(pg_catalog.octet_length(taken.document)), 0)::pg_catalog.text AS byte_count "
@@ -161,7 +161,7 @@ def list_keys(table: ReadTable, selection: RowSelection) -> SourceStatement:
     arguments = _Arguments()
     columns = f"{_resource_type(table, arguments)} AS resource_type, {_resource_id(table)} AS resource_id"
     return arguments.statement(
-        f"SELECT {columns}, {_key_parts(table)} AS key_parts FROM {_table(table)} AS source "  # noqa: S608
+        f"SELECT {columns}, {_key_parts(table)} AS key_parts FROM {_table(table)} AS source "  # noqa: S608  # names are quoted
         f"WHERE {_selected(table, selection, arguments)}"
     )
 
@@ -171,7 +171,7 @@ def list_deleted(table: ReadTable, selection: RowSelection) -> SourceStatement:
     arguments = _Arguments()
     columns = f"{_resource_type(table, arguments)} AS resource_type, {_resource_id(table)} AS resource_id"
     return arguments.statement(
-        f"SELECT {columns} FROM {_table(table)} AS source "  # noqa: S608
+        f"SELECT {columns} FROM {_table(table)} AS source "  # noqa: S608  # names are quoted
         f"WHERE {_of_tenant(table, selection, arguments)} AND NOT ({_left(table)})"
     )
 
@@ -180,12 +180,12 @@ def list_duplicates(tables: Sequence[tuple[ReadTable, RowSelection]]) -> SourceS
     """Return the statement that lists the types and ids that several rows of a tenant have."""
     arguments = _Arguments()
     parts = [
-        f"SELECT {_resource_type(table, arguments)} AS resource_type, {_resource_id(table)} AS resource_id "  # noqa: S608
+        f"SELECT {_resource_type(table, arguments)} AS resource_type, {_resource_id(table)} AS resource_id "  # noqa: S608  # names are quoted
         f"FROM {_table(table)} AS source WHERE {_selected(table, selection, arguments)}"
         for table, selection in tables
     ]
     return arguments.statement(
-        f"SELECT resource_type, resource_id FROM ({' UNION ALL '.join(parts)}) AS taken "  # noqa: S608
+        f"SELECT resource_type, resource_id FROM ({' UNION ALL '.join(parts)}) AS taken "  # noqa: S608  # names are quoted
         f"WHERE resource_id IS NOT NULL GROUP BY 1, 2 HAVING pg_catalog.count(*) > 1 LIMIT {DUPLICATES_MAX + 1}"
     )
 
@@ -209,7 +209,7 @@ def _rows(table: ReadTable, selection: RowSelection, arguments: _Arguments) -> s
     changed = _first_time([mapping.changed, mapping.created], made_at)
     # OFFSET keeps the planner from computing each expression at each of its uses.
     return (
-        f"SELECT {_resource_type(table, arguments)} AS resource_type, {_resource_id(table)} AS resource_id, "  # noqa: S608
+        f"SELECT {_resource_type(table, arguments)} AS resource_type, {_resource_id(table)} AS resource_id, "  # noqa: S608  # names are quoted
         f"({_document(table, arguments)})::pg_catalog.text AS document, {created} AS created, {changed} AS changed, "
         f"{_key_parts(table)} AS key_parts FROM {_table(table)} AS source "
         f"WHERE {_selected(table, selection, arguments)} OFFSET 0"
