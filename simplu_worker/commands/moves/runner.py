@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Final
 
 import msgspec
 
 from simplu_worker.assembly import Shards
 from simplu_worker.commands.moves.progress import MoveProgress
+from simplu_worker.commands.moves.terms import MoveTerms
 from simplu_worker.commands.output.display import print_line, print_note
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
@@ -21,8 +21,6 @@ from simplu_worker.shards.moving.readiness import check_shards
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.publishing import pin_in_file
-
-PARALLEL: Final = 10
 
 
 class MoveRequest(msgspec.Struct, frozen=True):
@@ -48,14 +46,6 @@ class MoveResult(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     warning: str | None = None
 
 
-class MoveTerms(msgspec.Struct, frozen=True):
-    """What the command line states about all moves."""
-
-    parallel: int = PARALLEL
-    max_rows_per_s: float | None = None
-    max_pause_s: float = 0.5
-
-
 class MoveRunner:
     """Runs moves, some at a time, and publishes each: `tenants move`, `shards rebalance` and `shards drain`."""
 
@@ -68,8 +58,8 @@ class MoveRunner:
         self._publishing = asyncio.Lock()
         self._options = MoveOptions(
             log_kept=timedelta(hours=settings.operation_retention_hours),
-            max_pause_s=terms.max_pause_s,
-            max_rows_per_s=terms.max_rows_per_s,
+            max_pause_s=terms.max_pause,
+            max_rows_per_s=terms.max_rows_per_second,
         )
 
     def __repr__(self) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from cyclopts import App, Parameter, validators
 
 from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, UsageError
+from simplu_worker.commands.moves.terms import DEFAULT_TERMS, MoveTerms
 
 shards = App(name="shards", help="Show, upgrade, balance and empty Postgres shards, route keys to them, accept gaps.")
 
@@ -104,18 +105,11 @@ def accept_gap(
     return common.run(lambda settings: accept_gaps(settings, shard, as_json=common.as_json))
 
 
-Parallel = Annotated[int, Parameter(validator=validators.Number(gte=1, lte=100))]
-RowsPerSecond = Annotated[float | None, Parameter(validator=validators.Number(gt=0))]
-PauseSeconds = Annotated[float, Parameter(validator=validators.Number(gt=0))]
-
-
 @shards.command(name="rebalance")
 def rebalance_shards(
     *,
     by: Literal["rows", "bytes", "load"] | None = None,
-    parallel: Parallel = 10,
-    max_rows_per_second: RowsPerSecond = None,
-    max_pause: PauseSeconds = 0.5,
+    terms: MoveTerms = DEFAULT_TERMS,
     apply: Apply = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
@@ -126,17 +120,10 @@ def rebalance_shards(
     by
         The measure: rows, bytes, or load, which is the operations of the last hour. Without it a shard map is followed,
         and with Citrus the numbers of tenants are balanced.
-    parallel
-        Move so many tenants at a time.
-    max_rows_per_second
-        Copy each tenant no faster.
-    max_pause
-        Refuse a move for which the tenant's operations would wait for longer, in seconds.
     """
-    from simplu_worker.commands.moves.runner import MoveTerms
     from simplu_worker.commands.shards.rebalance import Weight, rebalance_shards
 
-    terms, weight = MoveTerms(parallel, max_rows_per_second, max_pause), None if by is None else Weight(by)
+    weight = None if by is None else Weight(by)
     return common.run(lambda settings: rebalance_shards(settings, weight, terms, apply=apply, as_json=common.as_json))
 
 
@@ -145,9 +132,7 @@ def drain_shard(
     shard: str,
     /,
     *,
-    parallel: Parallel = 10,
-    max_rows_per_second: RowsPerSecond = None,
-    max_pause: PauseSeconds = 0.5,
+    terms: MoveTerms = DEFAULT_TERMS,
     apply: Apply = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
@@ -157,17 +142,9 @@ def drain_shard(
     ----------
     shard
         The shard id.
-    parallel
-        Move so many tenants at a time.
-    max_rows_per_second
-        Copy each tenant no faster.
-    max_pause
-        Refuse a move for which the tenant's operations would wait for longer, in seconds.
     """
-    from simplu_worker.commands.moves.runner import MoveTerms
     from simplu_worker.commands.shards.rebalance import drain_shard
 
-    terms = MoveTerms(parallel, max_rows_per_second, max_pause)
     return common.run(lambda settings: drain_shard(settings, shard, terms, apply=apply, as_json=common.as_json))
 
 

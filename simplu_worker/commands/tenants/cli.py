@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import App, Parameter, validators
 
 from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, UsageError
+from simplu_worker.commands.moves.terms import DEFAULT_TERMS, MoveTerms
 
 tenants = App(name="tenants", help="Show, create, move, import and audit tenants.")
 
@@ -67,10 +68,8 @@ def move_tenant(
     *,
     to: str | None = None,
     from_file: Path | None = None,
-    parallel: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=100))] = 10,
-    max_rows_per_second: Annotated[float | None, Parameter(validator=validators.Number(gt=0))] = None,
-    max_pause: Annotated[float, Parameter(validator=validators.Number(gt=0))] = 0.5,
     dry_run: Flag = False,
+    terms: MoveTerms = DEFAULT_TERMS,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
     """Move a tenant to another shard while workers run. A move that was interrupted goes on.
@@ -81,16 +80,10 @@ def move_tenant(
         The id of the shard to move to.
     from_file
         Move the tenants of a file, a line business,location,shard for each.
-    parallel
-        Move so many tenants of a file at a time.
-    max_rows_per_second
-        Copy each tenant no faster; both shards slow a copy down by their response times in any case.
-    max_pause
-        Refuse a move for which the tenant's operations would wait for longer, in seconds.
     dry_run
         Only check, and predict the duration and the pause.
     """
-    from simplu_worker.commands.moves.runner import MoveRequest, MoveTerms
+    from simplu_worker.commands.moves.runner import MoveRequest
     from simplu_worker.commands.tenants.move import move_tenants, read_requests
 
     if from_file is not None and (business, location, to) == (None, None, None):
@@ -99,7 +92,6 @@ def move_tenant(
         requests = [MoveRequest(business, location, to)]
     else:
         raise UsageError("tenants move: expected BUSINESS LOCATION --to SHARD, or --from-file FILE")
-    terms = MoveTerms(parallel, max_rows_per_second, max_pause)
     return common.run(lambda settings: move_tenants(settings, requests, terms, dry_run=dry_run, as_json=common.as_json))
 
 

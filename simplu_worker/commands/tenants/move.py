@@ -8,7 +8,8 @@ from pathlib import Path
 
 from simplu_worker.assembly import Shards, open_shards
 from simplu_worker.commands.command_line import UsageError
-from simplu_worker.commands.moves.runner import MoveRequest, MoveRunner, MoveTerms
+from simplu_worker.commands.moves.runner import MoveRequest, MoveRunner
+from simplu_worker.commands.moves.terms import MoveTerms
 from simplu_worker.commands.output.display import print_json, print_note, print_table
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings

@@ -9,7 +9,8 @@ from typing import Any
 
 from simplu_worker.assembly import Shards, open_shards
 from simplu_worker.commands.command_line import UsageError
-from simplu_worker.commands.moves.runner import MoveRequest, MoveRunner, MoveTerms
+from simplu_worker.commands.moves.runner import MoveRequest, MoveRunner
+from simplu_worker.commands.moves.terms import DEFAULT_TERMS
 from simplu_worker.commands.output.display import print_json, print_line, print_note, print_silent, print_table
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
@@ -113,7 +114,7 @@ async def rollback_tenant(settings: Settings, tenant: tuple[str, str], *, as_jso
                 "seconds: run the command again"
             )
         source, _, _ = await _find_move(shards, tenant_id)
-        runner = MoveRunner(settings, shards, MoveTerms(), as_json=as_json)
+        runner = MoveRunner(settings, shards, DEFAULT_TERMS, as_json=as_json)
         return await runner.run([MoveRequest(*tenant, source.address.shard_id)])
 
 

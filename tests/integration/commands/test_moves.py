@@ -15,7 +15,8 @@ from support.postgres.tenant_cases import TENANT, add_tenant, fetch
 from support.postgres.upgrades import make_old_schema
 
 from simplu_worker.commands.command_line import UsageError
-from simplu_worker.commands.moves.runner import MoveRequest, MoveRunner, MoveTerms
+from simplu_worker.commands.moves.runner import MoveRequest, MoveRunner
+from simplu_worker.commands.moves.terms import MoveTerms
 from simplu_worker.commands.shards.rebalance import Weight, drain_shard, rebalance_shards
 from simplu_worker.commands.tenants.move import move_tenants, read_requests
 from simplu_worker.commands.tenants.moved import clean_up_tenants, rollback_tenant, verify_tenant
