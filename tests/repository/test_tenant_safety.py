@@ -40,7 +40,6 @@ NOT_OF_ONE_TENANT = {
     "add_adopted_default_rows": "the tenants of a shard that is being adopted: nobody else's are in those tables",
     "count_beyond_bounds": "the count alone, of documents of any tenant",
     "count_living_tenants": "the count alone, for a shard that is to leave the map",
-    "count_moves": "the count alone, and a time, for the alert",
     "count_tenants": "the count alone, for capacity",
     "describe_content": "counts and times alone, of a backup",
     "find_deletions": "what a shard has to delete, whosever it is",

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from simplu_worker.shards.moving.copying import OPERATIONS
 from simplu_worker.shards.postgres.pool import Connection
 from simplu_worker.shards.postgres.queries import QUERIES
 
@@ -17,22 +18,7 @@ PAGE_ROWS: Final = 1000
 # Rows of the log from so long before a barrier on are read again: for a server's clock that is set back a little.
 CLOCK_MARGIN: Final = timedelta(seconds=2)
 CHANGES_NOTHING: Final = frozenset({"read", "list"})
-_LOG_COLUMNS: Final = (
-    "request_id",
-    "operation",
-    "resource_type",
-    "resource_id",
-    "status",
-    "error",
-    "result",
-    "digest",
-    "source",
-    "stream_shard_id",
-    "sequence_number",
-    "requested_at",
-    "received_at",
-    "completed_at",
-)
+_LOG_COLUMNS: Final = OPERATIONS.columns[1:]  # without the tenant
 _RESOURCE_COLUMNS: Final = ("business_type", "resource_type", "resource_id", "data", "date", "last_updated")
 
 

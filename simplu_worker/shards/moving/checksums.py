@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from simplu_worker.shards.moving.changes import ResourceKey, read_changed_keys
-from simplu_worker.shards.moving.copying import TABLES, find_end
+from simplu_worker.shards.moving.copying import RESOURCES, find_end
 from simplu_worker.shards.moving.rows import FIRST, RowKey
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -107,7 +107,7 @@ async def compare(
     differing: list[ResourceKey] = []
     after: RowKey | None = FIRST
     while after is not None:
-        end = await find_end(source, TABLES[0], tenant_id, after, RANGE_ROWS)
+        end = await find_end(source, RESOURCES, tenant_id, after, RANGE_ROWS)
         ranges = await asyncio.gather(*(_sum_range(one, tenant_id, after, end) for one in (source, target)))
         for part, own in zip(ranges, left_out, strict=True):
             for key, one in own.items():

@@ -29,35 +29,37 @@ class CopiedTable(msgspec.Struct, frozen=True):
     copy_query: str
 
 
+RESOURCES: Final = CopiedTable(
+    "resources",
+    ("id", "businessType", "resourceName", "resourceId", "data", "date", "lastUpdated"),
+    "resource_boundary",
+    "copy_resources",
+)
+OPERATIONS: Final = CopiedTable(
+    "operations",
+    (
+        "tenant_id",
+        "request_id",
+        "operation",
+        "resource_type",
+        "resource_id",
+        "status",
+        "error",
+        "result",
+        "digest",
+        "source",
+        "stream_shard_id",
+        "sequence_number",
+        "requested_at",
+        "received_at",
+        "completed_at",
+    ),
+    "operation_boundary",
+    "copy_operations",
+)
 TABLES: Final = (
-    CopiedTable(
-        "resources",
-        ("id", "businessType", "resourceName", "resourceId", "data", "date", "lastUpdated"),
-        "resource_boundary",
-        "copy_resources",
-    ),
-    CopiedTable(
-        "operations",
-        (
-            "tenant_id",
-            "request_id",
-            "operation",
-            "resource_type",
-            "resource_id",
-            "status",
-            "error",
-            "result",
-            "digest",
-            "source",
-            "stream_shard_id",
-            "sequence_number",
-            "requested_at",
-            "received_at",
-            "completed_at",
-        ),
-        "operation_boundary",
-        "copy_operations",
-    ),
+    RESOURCES,
+    OPERATIONS,
     CopiedTable(
         "rejections",
         (

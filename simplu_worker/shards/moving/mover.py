@@ -36,8 +36,9 @@ from simplu_worker.shards.moving.rows import (
 )
 from simplu_worker.shards.moving.settling import LOCK_WAIT_S, MoveSettler, read_positions
 from simplu_worker.shards.moving.situation import LEAVING, Situation, continued_progress, situation_of, warm_progress
+from simplu_worker.shards.moving.undoing import drop_rows
 from simplu_worker.shards.postgres.errors import LostRaceError
-from simplu_worker.shards.postgres.pool import Connection, Pools
+from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
 from simplu_worker.timing.clock import loop_time
 
@@ -45,7 +46,6 @@ FENCE_S: Final = 2.0  # until any worker may end it
 FENCE_TRIES: Final = 10
 ROUNDS_MAX: Final = 20
 SMALL_ROUND: Final = 100  # rows: a round of so many or fewer leaves nothing to win by another one
-DROP_ROWS: Final = 5_000  # deleted by one statement
 NOTE_INTERVAL_S: Final = 2.0
 PATIENCE_S: Final = 60.0  # in which a shard that does not answer may come back
 PAUSE_S: Final = 0.5  # before each new beginning
@@ -187,7 +187,7 @@ class Mover:
                 return f"the tenant has left shard {source_id}: workers activate it; {again}"
 
     async def _run_once(self, began_at: float) -> Certificate:
-        source, target = await self._read_both()
+        source, target = await self._read(self._source), await self._read(self._target)
         match situation_of(source, target, target_shard_id=self._move.target_id):
             case Situation.MOVE:
                 progress = await self._prepare(LEAVING)
@@ -214,11 +214,9 @@ class Mover:
 
     # Prepare
 
-    async def _read_both(self) -> tuple[MovingTenant | None, MovingTenant | None]:
-        async with self._source.connection() as connection:
-            source = await read_tenant(connection, self._move.tenant_id)
-        async with self._target.connection() as connection:
-            return source, await read_tenant(connection, self._move.tenant_id)
+    async def _read(self, shard: ShardPool) -> MovingTenant | None:
+        async with shard.connection() as connection:
+            return await read_tenant(connection, self._move.tenant_id)
 
     async def _prepare(self, states: AbstractSet[TenantState]) -> Progress:
         """Take a token on the source, so that no earlier mover can commit, and then the row on the target.
@@ -226,7 +224,7 @@ class Mover:
         Raises `RetryableError` if the tenant is in none of *states* on the source any more.
         """
         self._enter(Phase.PREPARE)
-        _, target = await self._read_both()
+        target = await self._read(self._target)
         source = await self._take_token(states, 0 if target is None else target.move_token)
         return await self._prepare_target(source)
 
@@ -277,22 +275,9 @@ class Mover:
             await connection.execute(
                 QUERIES["open_arrival"], tenant_id, self._move.source_id, self._token, encoded(progress)
             )
-        if kept is None:
-            await self._drop_rows(("drop_resources", "drop_operations", "drop_rejections"))
+        if kept is None and await drop_rows(self._target, tenant_id, self._token, "lock_incoming") is None:
+            raise self._outrun_error()
         return progress
-
-    async def _drop_rows(self, queries: Sequence[str]) -> None:
-        """Delete what an earlier move has left on the target, in bounded transactions."""
-        for query in queries:
-            is_done = False
-            while not is_done:
-                async with self._target.transaction() as connection:
-                    await self._check_token(connection)
-                    status = await connection.execute(QUERIES[query], self._move.tenant_id, DROP_ROWS)
-                is_done = affected_count(status) < DROP_ROWS
-        async with self._target.transaction() as connection:
-            await self._check_token(connection)
-            await connection.execute(QUERIES["drop_failures"], self._move.tenant_id)
 
     async def _check_token(self, connection: Connection) -> None:
         """Begin a transaction on the target. Raises `OutrunError` if another mover has come."""
@@ -375,7 +360,7 @@ class Mover:
         return source
 
     def _check_clock(self, read_at: datetime) -> None:
-        """Begin again if the source's clock was set back: rows written since may have times before the barrier."""
+        """Raise `PermanentError` if the source's clock was set back: later rows may have times before the barrier."""
         now = self._clock()
         if self._last_barrier is not None:
             at, before = self._last_barrier
@@ -514,7 +499,7 @@ class Mover:
             await self._settler.activate(move.source_id, move.target_id, move.tenant_id)
         else:
             await self._settler.activate_after(move.source_id, committed, move.target_id, move.tenant_id, self._token)
-        _, target = await self._read_both()
+        target = await self._read(self._target)
         if target is None or target.state is not TenantState.ACTIVE:
             raise RetryableError(f"the tenant is {None if target is None else target.state} on shard {move.target_id}")
 
@@ -528,8 +513,8 @@ class Mover:
             arrival = await read_arrival(connection, move.tenant_id)
         async with self._source.connection() as connection:
             departure = await read_departure(connection, move.tenant_id)
-        is_known = arrival is not None and departure is not None and departure.step in {"committed", "done"}
-        if target is None or arrival is None or arrival.ready_at is None or departure is None or not is_known:
+        has_rows = departure is not None and departure.step in {"committed", "done"}  # and no cleanup has begun
+        if target is None or arrival is None or arrival.ready_at is None or departure is None or not has_rows:
             raise PermanentError(
                 f"{move.tenant_id}: expected rows to compare on shard {move.source_id}, got none or deleted ones: "
                 f"its home is shard {move.target_id} already"

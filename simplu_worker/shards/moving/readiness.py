@@ -8,7 +8,7 @@ import msgspec
 
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.apply.commit_safety import note_server
-from simplu_worker.shards.moving.copying import TABLES, find_end
+from simplu_worker.shards.moving.copying import RESOURCES, find_end
 from simplu_worker.shards.moving.mover import Move
 from simplu_worker.shards.moving.rows import FIRST
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
@@ -83,7 +83,7 @@ async def plan_move(pools: Pools, move: Move) -> MovePlan:
     async with source.connection() as connection:
         size = await connection.fetchrow(QUERIES["describe_tenant_size"], move.tenant_id)
         began_at = loop_time()
-        end = await find_end(connection, TABLES[0], move.tenant_id, FIRST, SAMPLE_ROWS)
+        end = await find_end(connection, RESOURCES, move.tenant_id, FIRST, SAMPLE_ROWS)
         await connection.fetch(QUERIES["copy_resources"], move.tenant_id, *FIRST, *(end or (None, None)))
         sample_s = loop_time() - began_at
     if size is None:

@@ -71,8 +71,6 @@ class Departure(msgspec.Struct, frozen=True):
     move_token: int
     step: str
     detail: dict[str, Any]
-    started_at: datetime
-    updated_at: datetime
 
     @property
     def positions(self) -> tuple[CarriedPosition, ...]:
@@ -104,14 +102,8 @@ async def read_departure(connection: Connection, tenant_id: str) -> Departure | 
     row = await connection.fetchrow(QUERIES["find_move"], tenant_id)
     if row is None:
         return None
-    return Departure(
-        row["target_shard_id"],
-        row["move_token"],
-        row["step"],
-        msgspec.json.decode(row["detail"]),
-        row["started_at"],
-        row["updated_at"],
-    )
+    detail = msgspec.json.decode(row["detail"])
+    return Departure(row["target_shard_id"], row["move_token"], row["step"], detail)
 
 
 def encoded(progress: Progress) -> str:

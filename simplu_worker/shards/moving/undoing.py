@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 import structlog
 
@@ -20,9 +20,30 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
 
 DROP_ROWS: Final = 5_000  # deleted by one statement
-DROPS: Final = ("drop_resources", "drop_operations", "drop_rejections")
+DROPS: Final = ("drop_resources", "drop_operations", "drop_rejections", "drop_failures")
+
+TenantLock: TypeAlias = Literal["lock_incoming", "lock_left"]
+"""The query that locks the tenant's row, if it still has the token, in the state in which its rows may be deleted."""
 
 log = structlog.get_logger(__name__)
+
+
+async def drop_rows(shard: ShardPool, tenant_id: str, token: int, lock: TenantLock) -> int | None:
+    """Delete the rows of a tenant, but for its own; return their number, None once the row has another token or state.
+
+    Raises `RetryableError` if the shard does not answer.
+    """
+    count = 0
+    for query in DROPS:
+        is_done = False
+        while not is_done:
+            async with shard.transaction() as connection:
+                if not await connection.fetchval(QUERIES[lock], tenant_id, token):
+                    return None
+                deleted = affected_count(await connection.execute(QUERIES[query], tenant_id, DROP_ROWS))
+            count += deleted
+            is_done = deleted < DROP_ROWS
+    return count
 
 
 async def undo_move(pools: Pools, tenant_id: str, source_id: str, target_id: str) -> int:
@@ -58,20 +79,12 @@ async def _drop_copy(target: ShardPool, tenant_id: str, token: int) -> int:
         status = await connection.execute(QUERIES["take_incoming"], tenant_id, token)
         if affected_count(status) != 1:
             raise PermanentError(f"{tenant_id}: another mover has begun since; run the command again once it has ended")
-    count = 0
-    for query in DROPS:
-        is_done = False
-        while not is_done:
-            async with target.transaction() as connection:
-                if not await connection.fetchval(QUERIES["lock_incoming"], tenant_id, token):
-                    raise PermanentError(f"{tenant_id}: another mover has begun since")
-                deleted = affected_count(await connection.execute(QUERIES[query], tenant_id, DROP_ROWS))
-            count += deleted
-            is_done = deleted < DROP_ROWS
+    count = await drop_rows(target, tenant_id, token, "lock_incoming")
+    if count is None:
+        raise PermanentError(f"{tenant_id}: another mover has begun since")
     async with target.transaction() as connection:
         status = await connection.execute(QUERIES["drop_incoming"], tenant_id, token)
         if affected_count(status) == 1:
-            await connection.execute(QUERIES["drop_failures"], tenant_id)
             await connection.execute(QUERIES["close_arrival"], tenant_id)
     return count
 
@@ -113,18 +126,10 @@ async def clean_up(
         token = max(left.move_token, home.move_token) + 1
         await connection.execute(QUERIES["take_move_token"], tenant_id, token)
         await connection.execute(QUERIES["retake_move"], tenant_id, token, "cleaning")
-    count = 0
-    for query in DROPS:
-        is_done = False
-        while not is_done:
-            async with source.transaction() as connection:
-                if not await connection.fetchval(QUERIES["lock_left"], tenant_id, token):
-                    return None
-                deleted = affected_count(await connection.execute(QUERIES[query], tenant_id, DROP_ROWS))
-            count += deleted
-            is_done = deleted < DROP_ROWS
+    count = await drop_rows(source, tenant_id, token, "lock_left")
+    if count is None:
+        return None
     async with source.transaction() as connection:
-        await connection.execute(QUERIES["drop_failures"], tenant_id)
         await connection.execute(QUERIES["note_move"], tenant_id, token, "cleaned", None)
     async with target.transaction() as connection:
         arrival = await read_arrival(connection, tenant_id)

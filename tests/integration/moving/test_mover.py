@@ -152,7 +152,9 @@ async def test_tenant_is_written_to_while_it_moves_there_and_back(world: World) 
 
 
 @pytest.mark.parametrize("statement", range(1, 34, 3))
-async def test_mover_that_is_killed_is_continued_by_the_next_one(world: World, statement: int) -> None:
+async def test_mover_that_is_killed_is_continued_by_the_next_one(
+    world: World, statement: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At any of its transactions; whatever it has left, the next one ends it, or a worker does."""
     count = 0
     for pool in world.shard_pools.values():
@@ -165,7 +167,7 @@ async def test_mover_that_is_killed_is_continued_by_the_next_one(world: World, s
                 raise asyncio.CancelledError
             return original(*args, **options)
 
-        pool.transaction = counted  # type: ignore[method-assign]
+        monkeypatch.setattr(pool, "transaction", counted)
     before = await world.case("a").resources()
     with pytest.raises(asyncio.CancelledError):
         await world.move()

@@ -18,27 +18,15 @@ WHERE id = $1
 
 -- name: find_move
 -- The journal of the tenant $1 on its source.
-SELECT tenant_id, target_shard_id, move_token, step, detail::pg_catalog.text AS detail, started_at, updated_at
-FROM public.moves
-WHERE tenant_id = $1;
+SELECT target_shard_id, move_token, step, detail::pg_catalog.text AS detail FROM public.moves WHERE tenant_id = $1;
 
 -- name: find_arrival
 -- The journal of the tenant $1 on its target.
 SELECT
-    tenant_id, source_shard_id, move_token, progress::pg_catalog.text AS progress, ready_at, started_at,
+    source_shard_id, move_token, progress::pg_catalog.text AS progress, ready_at,
     pg_catalog.clock_timestamp() AS read_at
 FROM public.arrivals
 WHERE tenant_id = $1;
-
--- name: count_moves
--- How many moves are open on this shard, and for how many seconds the one that stands still longest has.
-SELECT
-    pg_catalog.count(*) AS open_count,
-    coalesce(
-        pg_catalog.max(extract(epoch FROM pg_catalog.clock_timestamp() - updated_at)), 0
-    )::pg_catalog.float8 AS still_s
-FROM public.moves
-WHERE step IN ('open', 'committed');
 
 -- name: take_move_token
 -- From now on no earlier mover of the tenant $1 can fence it or commit.
@@ -226,7 +214,8 @@ DELETE FROM public.operations
 WHERE ctid = ANY(ARRAY(SELECT ctid FROM public.operations WHERE tenant_id = $1 LIMIT $2));
 
 -- name: drop_failures
-DELETE FROM public.message_failures WHERE tenant_id = $1;
+DELETE FROM public.message_failures
+WHERE ctid = ANY(ARRAY(SELECT ctid FROM public.message_failures WHERE tenant_id = $1 LIMIT $2));
 
 -- name: drop_rejections
 DELETE FROM public.rejections

@@ -86,7 +86,7 @@ def test_copy_is_continued(
 
 
 CAME = Arrival("target", 5, replace(PROGRESS, target_server=SERVER), NOW - timedelta(minutes=10), NOW)
-LEFT = Departure("source", 5, "done", {}, NOW, NOW)
+LEFT = Departure("source", 5, "done", {})
 WHOLE = tenant("moved", 5, moved_to="source")
 
 
