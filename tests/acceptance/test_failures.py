@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -93,13 +92,14 @@ async def full(server: PostgresServer) -> AsyncIterator[None]:
 
         first = await connect()
         others = "SELECT pid FROM pg_stat_activity WHERE datname IS NOT NULL AND application_name <> 'hog'"
-        while True:
-            with contextlib.suppress(asyncpg.TooManyConnectionsError):
-                while True:
-                    await connect()
-            if not await first.fetch(others):
-                break
-            await first.execute(f"SELECT pg_terminate_backend(pid) FROM ({others}) AS other")
+        # Counted, since pg_stat_activity does not list a connection that is being made.
+        left = int(await first.fetchval("SHOW max_connections")) - 1
+        while left:
+            try:
+                await connect()
+                left -= 1
+            except asyncpg.TooManyConnectionsError:
+                await first.execute(f"SELECT pg_terminate_backend(pid) FROM ({others}) AS other")
         yield
 
 
