@@ -9,7 +9,7 @@ import json
 import re
 from collections import Counter
 
-from model import test_models, test_moves, test_ownership
+from model import test_models, test_moves, test_ownership, test_restores
 from simulation.campaign import CAMPAIGNS
 from simulation.test_simulation import FLOOR, KCL_SEEDS
 from simulation.wrong_designs import WRONG_DESIGNS
@@ -22,8 +22,10 @@ SAFE = {
     **test_ownership.SAFE_AND_LARGE,
     **test_moves.SAFE,
     **test_moves.SAFE_AND_LARGE,
+    **test_restores.SAFE,
+    **test_restores.SAFE_AND_LARGE,
 }
-WRONG = {**test_models.WRONG, **test_ownership.WRONG, **test_moves.WRONG}
+WRONG = {**test_models.WRONG, **test_ownership.WRONG, **test_moves.WRONG, **test_restores.WRONG}
 PAGE = ROOT / "docs" / "correctness.md"
 REGION = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SUBJECTS = {
@@ -38,6 +40,7 @@ SUBJECTS = {
     "ownership": "exclusive owners of tenants within a reader",
     "move": "a tenant that moves, with two movers, rollbacks and cleanups",
     "move and failover": "a tenant that moves between shards that lose commits",
+    "restore": "a tenant that is put back to a backup, with two restorers, on a shard that loses commits",
 }
 
 
