@@ -286,7 +286,7 @@ class Settings(BaseSettings):
     )
     backup_url: SecretStr | None = Field(
         default=None,
-        description="Connection string of a restored backup of a shard, for `shards verify-backup` only.",
+        description="Connection string of a restored backup: of `shards verify-backup` and `tenants restore` alone.",
     )
     import_source_url: SecretStr | None = Field(
         default=None,

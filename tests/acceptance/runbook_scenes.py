@@ -70,6 +70,22 @@ async def shard_restored(scene: Scene) -> None:
     await scene.send("smile-berlin", HELD_COUNT)
 
 
+async def restore_tenant(scene: Scene) -> None:
+    """Back a shard up, let a tenant go on there, and delete its resources by hand."""
+    await scene.deploy("db-1", "db-2")
+    tenant = {"businessId": "smile", "locationId": "berlin", "resourceType": "patients", "resourceId": "p1"}
+    tenant |= {"timestamp": "2026-01-31T09:00:00Z"}
+    await scene.put({**tenant, "operation": "create", "requestId": "made", "data": {"name": "Ada"}})
+    await scene.send("smile-berlin", HELD_COUNT)
+    await scene.wait_until_applied()
+    await scene.back_up("db-1")
+    await scene.put({**tenant, "operation": "patch", "requestId": "changed", "data": {"visits": 1}})
+    for tenant_id in ("smile-berlin", "fit-oslo", "smile-berlin"):
+        await scene.send(tenant_id, HELD_COUNT)
+        await scene.wait_until_applied()
+    await execute(scene.servers["db-1"].url, "DELETE FROM resources WHERE id = 'smile-berlin'")
+
+
 async def shard_held_for_gap(scene: Scene) -> None:
     """Put a shard back to a base backup, and let the stream have dropped what came after that."""
     await scene.deploy("db-1", "db-2")
@@ -179,6 +195,7 @@ SCENES: Final[Mapping[str, Callable[[Scene], Awaitable[None]]]] = {
     "region-loss": region_loss,
     "remove-shard": two_shards,
     "replace-server": replace_server,
+    "restore-tenant": restore_tenant,
     "rotate-credentials": rotate_credentials,
     "shard-failed-over": shard_failed_over,
     "shard-held-for-gap": shard_held_for_gap,

@@ -26,6 +26,7 @@ TENANT_COLUMNS = {
     "imports": "tenant_id",
     "arrivals": "tenant_id",
     "move_changes": "tenant_id",
+    "restores": "tenant_id",
 }
 OF_NO_TENANT = {
     "business_types": "what every tenant of a type begins with",
@@ -219,7 +220,7 @@ def test_table_with_tenants_in_it_has_policies(table: str) -> None:
         assert f"ON {table} FOR SELECT USING ({column} = current_setting('simplu.tenant', true));" in text
 
 
-@pytest.mark.parametrize("table", ["message_failures", "rejections", "imports", "arrivals", "move_changes"])
+@pytest.mark.parametrize("table", ["message_failures", "rejections", "imports", "arrivals", "move_changes", "restores"])
 def test_new_table_is_for_roles_that_may_write_it(table: str) -> None:
     """No reader's role sees it."""
     text = MIGRATIONS[2].text

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import msgspec
 
-from simplu_worker.assembly import open_lease_table, open_stream
+from simplu_worker.commands.backups.position_rules import JudgedPosition, longest_gap
+from simplu_worker.commands.backups.stream_reach import backup_address, judge_reach
 from simplu_worker.commands.output.display import print_json, print_members, print_note, print_table
-from simplu_worker.commands.shards.backup_rules import (
-    BackupFacts,
-    JudgedPosition,
-    PositionState,
-    judge_positions,
-    longest_gap,
-    record_to_confirm,
-)
 from simplu_worker.config.settings import Settings
-from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, Stream, StreamGoneError
-from simplu_worker.consumers.kinesis.stream.first_record import find_first_record
-from simplu_worker.errors import ConfigurationError, WorkerError
+from simplu_worker.errors import WorkerError
 from simplu_worker.shards.health.backup_content import BackupContent, read_backup
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
@@ -52,12 +43,7 @@ async def verify_backup(settings: Settings, shard_id: str, *, as_json: bool) -> 
 
     Returns 1 if it cannot take the shard's place without a loss.
     """
-    if settings.backup_url is None:
-        raise ConfigurationError(
-            "BACKUP_URL: expected the connection string of a restored backup, got nothing; set it, or BACKUP_URL_FILE"
-        )
-    url = settings.backup_url.get_secret_value()
-    address = ShardAddress(shard_id, url).validate(settings.database_allowed_hosts)
+    address = backup_address(settings, shard_id)
     report = BackupReport(address.place, utc_now(), [])
     try:
         await _read_content(settings, address, report)
@@ -84,40 +70,15 @@ async def _read_content(settings: Settings, address: ShardAddress, report: Backu
 
 
 async def _judge_positions(settings: Settings, content: BackupContent, report: BackupReport) -> None:
-    async with open_stream(settings) as stream, open_lease_table(settings) as table:
-        retention = (await stream.describe()).retention
-        report.retention_s = retention.total_seconds()
-        report.checked_at = utc_now()
-        facts = BackupFacts(
-            rows=content.rows,
-            first_tenant_at=content.first_tenant_at,
-            stream_shards=await stream.list_stream_shards(),
-            leases={lease.lease_key: lease for lease in await table.scan()},
-            retention=retention,
-            tenant_wait=timedelta(seconds=settings.tenant_wait_seconds),
-            now=report.checked_at,
-        )
-        report.positions = [await _confirm(stream, judged) for judged in judge_positions(facts)]
-    lost = [one.stream_shard_id for one in report.positions if one.state is PositionState.LOST]
-    if lost:
+    reach = await judge_reach(settings, content)
+    report.retention_s = reach.retention.total_seconds()
+    report.checked_at, report.positions = reach.checked_at, reach.positions
+    if reach.lost:
         report.problems.append(
-            f"expected positions that the stream still has, with its retention of {retention.total_seconds() / 3600:g}"
-            f" h, got older ones of {', '.join(lost)}; take a newer backup: records may be lost, "
+            f"expected positions that the stream still has, with its retention of {report.retention_s / 3600:g}"
+            f" h, got older ones of {', '.join(reach.lost)}; take a newer backup: records may be lost, "
             "and workers hold the shard until a person accepts that"
         )
-
-
-async def _confirm(stream: Stream, judged: JudgedPosition) -> JudgedPosition:
-    """Return *judged* as lost if the stream no longer has its record: later ones may have gone with it."""
-    wanted = record_to_confirm(judged)
-    if wanted is None:
-        return judged
-    try:
-        found = await find_first_record(stream, judged.stream_shard_id, AtSequenceNumber(wanted))
-    except StreamGoneError:
-        found = None
-    is_there = found is not None and found.sequence_number == wanted
-    return judged if is_there else msgspec.structs.replace(judged, state=PositionState.LOST)
 
 
 def _members(shard_id: str, report: BackupReport) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from cyclopts import App, Parameter, validators
 from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, UsageError
 from simplu_worker.commands.moves.terms import DEFAULT_TERMS, MoveTerms
 
-tenants = App(name="tenants", help="Show, create, move, import and audit tenants.")
+tenants = App(name="tenants", help="Show, create, move, import, restore and audit tenants.")
 
 
 @tenants.command(name="list")
@@ -131,6 +131,39 @@ def clean_up_tenants(*, older_than: str = "7d", apply: Apply = False, common: Co
     from simplu_worker.commands.tenants.moved import clean_up_tenants
 
     return common.run(lambda settings: clean_up_tenants(settings, older_than, apply=apply, as_json=common.as_json))
+
+
+@tenants.command(name="restore")
+def restore_tenant(
+    business: str,
+    location: str,
+    /,
+    *,
+    catch_up: Flag = False,
+    as_of_backup: Flag = False,
+    export: Path | None = None,
+    apply: Apply = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Put one tenant back to a backup of its shard, the database at BACKUP_URL, while workers run.
+
+    Parameters
+    ----------
+    catch_up
+        Read the stream again from the backup on, for all tenants of the shard: rows were lost.
+    as_of_backup
+        Leave undone what the tenant's operations since the backup have done: a producer was wrong.
+    export
+        Write the rows that are overwritten to this new file, one JSON object a line.
+    """
+    from simplu_worker.commands.tenants.restore import RestoreCommand, restore_tenant
+    from simplu_worker.shards.restoring.journal import RestoreMode
+
+    if catch_up == as_of_backup:
+        raise UsageError("tenants restore: expected one of --catch-up and --as-of-backup")
+    mode = RestoreMode.CATCH_UP if catch_up else RestoreMode.AS_OF_BACKUP
+    command = RestoreCommand(business, location, mode, export, apply=apply)
+    return common.run(lambda settings: restore_tenant(settings, command, as_json=common.as_json))
 
 
 @tenants.command(name="audit")

@@ -33,6 +33,7 @@ from simplu_worker.shards.moving.rows import (
     read_arrival,
     read_departure,
     read_tenant,
+    take_token,
 )
 from simplu_worker.shards.moving.settling import LOCK_WAIT_S, MoveSettler, read_positions
 from simplu_worker.shards.moving.situation import LEAVING, Situation, continued_progress, situation_of, warm_progress
@@ -235,7 +236,7 @@ class Mover:
             if source is None or source.state not in states:
                 raise RetryableError(f"the tenant is {'not here' if source is None else source.state} now")
             self._token = max(source.move_token, token_of_target) + 1
-            await connection.execute(QUERIES["take_move_token"], tenant_id, self._token)
+            await take_token(connection, tenant_id, self._token)
             self._step = "committed" if source.state is TenantState.MOVED else "open"
             await connection.execute(QUERIES["open_move"], tenant_id, self._move.target_id, self._token, self._step)
         self._last_barrier = (self._clock(), source.read_at)

@@ -44,16 +44,11 @@ async def check_shards(locator: Locator, pools: Pools, source_id: str, target_id
         if shard_id not in known:
             names = ", ".join(sorted(known))
             raise PermanentError(f"shard {shard_id}: expected one of {names}, got a shard that is unknown")
-        await _check_shard(pools.ensure_pool(known[shard_id]))
+        await check_schema_version(pools.ensure_pool(known[shard_id]))
     target = known[target_id]
     if not target.is_active:
         raise PermanentError(f"shard {target_id}: expected an active shard, got one that is marked inactive")
-    async with pools.pool_of(target_id).connection() as connection:
-        if not await connection.fetchval(QUERIES["may_copy_into"]):
-            raise PermanentError(
-                f"shard {target_id}: expected the role that owns the tables, or one with BYPASSRLS, got another role; "
-                "COPY needs it: run the command with the connection strings of that role"
-            )
+    await check_copy(pools.pool_of(target_id))
     if isinstance(locator, CitrusClient):
         capacity = await locator.fetch_capacity(target_id)
         if capacity is not None and capacity.accepts_new is False:
@@ -63,7 +58,18 @@ async def check_shards(locator: Locator, pools: Pools, source_id: str, target_id
             )
 
 
-async def _check_shard(pool: ShardPool) -> None:
+async def check_copy(pool: ShardPool) -> None:
+    """Raise `PermanentError` if the role may not write the tables of a shard by COPY."""
+    async with pool.connection() as connection:
+        if not await connection.fetchval(QUERIES["may_copy_into"]):
+            raise PermanentError(
+                f"shard {pool.address.shard_id}: expected the role that owns the tables, or one with BYPASSRLS, got "
+                "another role; COPY needs it: run the command with the connection strings of that role"
+            )
+
+
+async def check_schema_version(pool: ShardPool) -> None:
+    """Raise `PermanentError` if a shard has not the schema that moves need, `RetryableError` if it does not answer."""
     shard_id = pool.address.shard_id
     await pool.probe()
     async with pool.connection() as connection:

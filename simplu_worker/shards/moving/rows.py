@@ -7,11 +7,12 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from simplu_worker.errors import PermanentError
 from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.moving.merged_positions import CarriedPosition
 from simplu_worker.shards.postgres.pool import Connection
-from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.queries import QUERIES, affected_count
 
 RowKey: TypeAlias = tuple[str, str]  # of a row of one tenant in a table that is copied; "" for a part it does not have
 
@@ -86,6 +87,15 @@ async def read_tenant(connection: Connection, tenant_id: str, *, locked: bool = 
     values = dict(row)
     server = Server(values.pop("timeline"), values.pop("started_at"))
     return MovingTenant(**values | {"state": TenantState(row["state"]), "server": server})
+
+
+async def take_token(connection: Connection, tenant_id: str, token: int) -> None:
+    """Write a mover's token into the row that its transaction has locked. Raises `PermanentError` during a restore."""
+    if affected_count(await connection.execute(QUERIES["take_move_token"], tenant_id, token)) != 1:
+        raise PermanentError(
+            f"{tenant_id}: expected a tenant to move, got one that is being restored: its rows are being replaced; "
+            "run: simplu-worker tenants restore, and then this command again"
+        )
 
 
 async def read_arrival(connection: Connection, tenant_id: str) -> Arrival | None:

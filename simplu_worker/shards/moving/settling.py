@@ -88,11 +88,12 @@ async def _activate(target: ShardPool, tenant_id: str, token: int) -> bool:
         if affected_count(await connection.execute(QUERIES["activate_tenant"], tenant_id, token)) != 1:
             return False
         arrival = await read_arrival(connection, tenant_id)
-        await _merge(connection, () if arrival is None else arrival.progress.positions)
+        await lower_positions(connection, () if arrival is None else arrival.progress.positions)
     return True
 
 
-async def _merge(connection: Connection, carried: Sequence[CarriedPosition]) -> None:
+async def lower_positions(connection: Connection, carried: Sequence[CarriedPosition]) -> None:
+    """Merge *carried* into the rows of the shard, in a transaction that has locked them against other writes."""
     merged = merge_positions(carried, await read_positions(connection))
     if merged.lowered:
         columns = zip(

@@ -14,7 +14,7 @@ import structlog
 from simplu_worker.errors import PermanentError
 from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
-from simplu_worker.shards.moving.rows import read_arrival, read_departure, read_tenant
+from simplu_worker.shards.moving.rows import read_arrival, read_departure, read_tenant, take_token
 from simplu_worker.shards.moving.situation import LEAVING, ON_THE_WAY
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
@@ -61,7 +61,7 @@ async def undo_move(pools: Pools, tenant_id: str, source_id: str, target_id: str
             state = "none" if tenant is None else tenant.state
             raise PermanentError(f"{tenant_id}: expected its home on shard {source_id}, got a row that is {state}")
         token = max(tenant.move_token, 0 if copy is None else copy.move_token) + 1
-        await connection.execute(QUERIES["take_move_token"], tenant_id, token)
+        await take_token(connection, tenant_id, token)
         await connection.execute(QUERIES["open_move"], tenant_id, target_id, token, "undoing")
     count = 0
     if copy is not None and copy.state in ON_THE_WAY:
@@ -124,7 +124,7 @@ async def clean_up(
         if not is_safe or left is None or home is None:
             return None
         token = max(left.move_token, home.move_token) + 1
-        await connection.execute(QUERIES["take_move_token"], tenant_id, token)
+        await take_token(connection, tenant_id, token)
         await connection.execute(QUERIES["retake_move"], tenant_id, token, "cleaning")
     count = await drop_rows(source, tenant_id, token, "lock_left")
     if count is None:

@@ -19,6 +19,7 @@ from simplu_worker.shards.types import ShardUnavailableError
 MESSAGE_FAILURES: Final = "message_failures"
 REJECTIONS: Final = "rejections"
 IMPORTS: Final = "imports"
+RESTORES: Final = "restores"
 GAPS_SINCE: Final = 3  # columns of `stream_positions`
 
 log = structlog.get_logger(__name__)

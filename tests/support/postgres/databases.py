@@ -85,6 +85,7 @@ EMPTYING = "".join(
         "imports",
         "arrivals",
         "move_changes",
+        "restores",
     )
 )
 EMPTY_SCHEMA = """

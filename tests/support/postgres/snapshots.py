@@ -9,6 +9,7 @@ from support.postgres.tenant_cases import fetch
 from simplu_worker.shards.postgres.pool import ShardPool
 
 TABLES = ("operations", "resources", "stream_positions")
+OF_BACKUP = ("tenants", *TABLES)
 
 
 class ShardSnapshot:
@@ -31,3 +32,11 @@ class ShardSnapshot:
                 for row in rows:
                     places = ", ".join(f"${number}" for number in range(1, len(row) + 1))
                     await connection.execute(f"INSERT INTO {table} VALUES ({places})", *row.values())
+
+
+async def copy_rows(source: ShardPool, target: ShardPool) -> None:
+    """Copy all rows of a shard to an empty one: its backup."""
+    for table in OF_BACKUP:
+        for row in await fetch(source, f"SELECT * FROM {table}"):
+            places = ", ".join(f"${number}" for number in range(1, len(row) + 1))
+            await fetch(target, f"INSERT INTO {table} VALUES ({places})", *row.values())

@@ -44,6 +44,8 @@ OF_NEW_TABLES = {
     *("end_overdue_fence", "commit_move", "make_incoming", "lock_incoming", "make_ready", "activate_tenant"),
     *("take_incoming", "drop_incoming", "lock_left", "drop_failures", "drop_rejections"),
     *("find_arrival", "open_arrival", "note_arrival", "note_ready", "close_arrival", "forget_move_changes"),
+    *("find_restore", "fence_to_restore", "retake_fence", "open_restore", "note_restore"),
+    *("set_restore_deadline", "release_restored"),
     *("rejection_boundary", "failure_boundary", "copy_rejections", "copy_failures", "read_other_changes"),
 }
 

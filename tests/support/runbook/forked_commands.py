@@ -25,6 +25,7 @@ PRELOADED = (
     "simplu_worker.commands.shards.verify_backup",
     "simplu_worker.commands.stream.replay",
     "simplu_worker.commands.stream.send",
+    "simplu_worker.commands.tenants.restore",
 )
 STREAMS = (0, 1, 2)
 

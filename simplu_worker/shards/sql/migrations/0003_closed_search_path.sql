@@ -6,7 +6,7 @@
 --
 -- And of what a worker of version 2 knows nothing: columns for the gap of a shard that was restored from a backup older
 -- than the stream, and tables: how often a message of a queue has failed, which records were rejected, which tenants
--- were imported from another database, and what a move of a tenant to another shard needs
+-- were imported from another database or restored from a backup, and what a move of a tenant to another shard needs
 -- (docs/adr/0007-moving-tenants.md).
 
 -- In the order in which a batch takes its tables.
@@ -29,7 +29,8 @@ CREATE POLICY simplu_reader ON public.tenants
 
 -- A number that only grows: who wrote last of the movers of the tenant, and of the workers that end a fence.
 ALTER TABLE public.tenants ADD COLUMN IF NOT EXISTS move_token pg_catalog.int8 NOT NULL DEFAULT 0;
--- While `fenced`: from then on any worker may make the tenant active again, with the next token.
+-- While `fenced`: from then on any worker may make the tenant active again, with the next token. Null while the
+-- tenant's rows are replaced by those of a backup: only the restore ends that fence.
 ALTER TABLE public.tenants ADD COLUMN IF NOT EXISTS fenced_until pg_catalog.timestamptz;
 
 DROP POLICY IF EXISTS simplu_writer ON public.operations;
@@ -104,6 +105,18 @@ CREATE TABLE IF NOT EXISTS public.move_changes (
     changed_at pg_catalog.timestamptz NOT NULL, -- the last time
     PRIMARY KEY (tenant_id, resource_type, resource_id)
 );
+-- Journal of restores of single tenants, on the shard of the tenant (docs/adr/0008-restoring-one-tenant.md).
+CREATE TABLE IF NOT EXISTS public.restores (
+    tenant_id pg_catalog.text COLLATE pg_catalog."C" PRIMARY KEY,
+    run pg_catalog.uuid NOT NULL, -- which restorer writes: `move_token` alone comes twice on a shard that lost commits
+    move_token pg_catalog.int8 NOT NULL, -- that of the tenant's row while it is fenced for this restore
+    mode pg_catalog.text NOT NULL,
+    step pg_catalog.text NOT NULL CHECK (step IN ('exporting', 'replacing', 'copied', 'done')),
+    writes pg_catalog.int8 NOT NULL DEFAULT 0, -- one more with each transaction of the restorer
+    detail pg_catalog.jsonb NOT NULL DEFAULT '{}',
+    started_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    updated_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
+);
 -- A table of one of these names that another role has made, with triggers of its own, is not taken for ours.
 DO $$
 BEGIN
@@ -116,14 +129,15 @@ BEGIN
                 'public.rejections'::pg_catalog.regclass::pg_catalog.oid,
                 'public.imports'::pg_catalog.regclass::pg_catalog.oid,
                 'public.arrivals'::pg_catalog.regclass::pg_catalog.oid,
-                'public.move_changes'::pg_catalog.regclass::pg_catalog.oid
+                'public.move_changes'::pg_catalog.regclass::pg_catalog.oid,
+                'public.restores'::pg_catalog.regclass::pg_catalog.oid
             )
             AND made.relowner <> tenants.relowner
             AND pg_catalog.pg_get_userbyid(made.relowner) <> current_user
     ) THEN
         RAISE EXCEPTION
-            'expected no table message_failures, rejections, imports, arrivals or move_changes of another role, got one; '
-            'drop it'
+            'expected no table message_failures, rejections, imports, arrivals, move_changes or restores of another '
+            'role, got one; drop it'
             USING ERRCODE = 'insufficient_privilege';
     END IF;
 END
@@ -148,6 +162,10 @@ DROP POLICY IF EXISTS simplu_writer ON public.move_changes;
 CREATE POLICY simplu_writer ON public.move_changes
     USING ((SELECT pg_catalog.has_table_privilege('public.move_changes'::pg_catalog.regclass, 'INSERT')));
 ALTER TABLE public.move_changes ENABLE ROW LEVEL SECURITY;
+DROP POLICY IF EXISTS simplu_writer ON public.restores;
+CREATE POLICY simplu_writer ON public.restores
+    USING ((SELECT pg_catalog.has_table_privilege('public.restores'::pg_catalog.regclass, 'INSERT')));
+ALTER TABLE public.restores ENABLE ROW LEVEL SECURITY;
 
 -- Renames are not in the log of operations. As the owner of the tables, so that a worker's role that may write nothing
 -- but the older tables can rename as before; and nobody else can make a trigger of it. The tables are those beside the

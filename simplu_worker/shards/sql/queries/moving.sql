@@ -29,10 +29,13 @@ FROM public.arrivals
 WHERE tenant_id = $1;
 
 -- name: take_move_token
--- From now on no earlier mover of the tenant $1 can fence it or commit.
+-- From now on no earlier mover of the tenant $1 can fence it or commit. Not while a restore replaces the tenant's rows:
+-- its fence has no deadline.
 UPDATE public.tenants
 SET move_token = $2::pg_catalog.int8, fenced_until = NULL, state = CASE state WHEN 'fenced' THEN 'active' ELSE state END
-WHERE id = $1 AND state IN ('active', 'fenced', 'moved') AND move_token < $2::pg_catalog.int8;
+WHERE
+    id = $1 AND state IN ('active', 'fenced', 'moved') AND move_token < $2::pg_catalog.int8
+    AND (state <> 'fenced' OR fenced_until IS NOT NULL);
 
 -- name: open_move
 -- The time of an open move to the same shard stays, and so does the detail of one that has committed.

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from simplu_worker.commands.shards.backup_rules import (
+from simplu_worker.commands.backups.position_rules import (
     BackupFacts,
     JudgedPosition,
     PositionState,

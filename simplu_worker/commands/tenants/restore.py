@@ -1,0 +1,247 @@
+"""`tenants restore`: put one tenant back to a backup on its shard, while workers run."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from simplu_worker.assembly import Shards, open_shards
+from simplu_worker.cache.cache import open_cache
+from simplu_worker.commands.backups.position_rules import longest_gap
+from simplu_worker.commands.backups.stream_reach import backup_address, judge_reach
+from simplu_worker.commands.output.display import print_json, print_line, print_members, print_note
+from simplu_worker.commands.output.progress import LINE_INTERVAL_S
+from simplu_worker.commands.requirements import parse_tenant_id, require_settings
+from simplu_worker.commands.tenants.restore_rules import refusal_of_positions, refusal_of_rows
+from simplu_worker.config.settings import Settings
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
+from simplu_worker.operations.admission import TenantState
+from simplu_worker.shards.health.backup_content import BackupContent, read_backup
+from simplu_worker.shards.moving.places import find_places
+from simplu_worker.shards.moving.readiness import check_copy, check_schema_version
+from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.restoring.journal import Journal, RestoreMode, RestoreStep, read_journal
+from simplu_worker.shards.restoring.restorer import Restore, RestoreCertificate, Restorer, RestoreStatus
+from simplu_worker.shards.schema.migrations import refusal_of
+from simplu_worker.shards.schema.schema_check import RESTORES, may_write_table
+from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
+from simplu_worker.timing.clock import utc_now
+
+BACKUP_CONNECTIONS = 2
+
+
+@dataclass(frozen=True)
+class RestoreCommand:
+    """What the command line asks for; *export* is the file for the overwritten rows, None for one of the usual name."""
+
+    business: str
+    location: str
+    mode: RestoreMode
+    export: Path | None
+    apply: bool
+
+
+class RestorePlan(msgspec.Struct, frozen=True, rename="camel"):
+    """What a restore would do. *since_backup* are the live operations that the backup lacks, by source."""
+
+    tenant: str
+    shard: str
+    mode: RestoreMode
+    backup: str
+    last_operation_in_backup: datetime | None
+    resources_in_backup: int
+    resources_now: int
+    since_backup: dict[str, int]
+    read_again_seconds: float | None
+    export: str
+    goes_on: bool
+
+
+async def restore_tenant(settings: Settings, command: RestoreCommand, *, as_json: bool) -> int:
+    """Print what a restore would do; with `apply`, do it and print a certificate.
+
+    Raises `PermanentError` if the tenant cannot be restored.
+    """
+    require_settings(settings, routes=True, stream=command.mode is RestoreMode.CATCH_UP)
+    tenant_id = parse_tenant_id(command.business, command.location)
+    async with AsyncExitStack() as stack:
+        shards = await stack.enter_async_context(open_shards(settings))
+        live = await _find_home(shards, tenant_id)
+        backups = await stack.enter_async_context(Pools(size=BACKUP_CONNECTIONS))
+        backup = backups.ensure_pool(backup_address(settings, live.address.shard_id))
+        try:
+            plan = await _plan(settings, command, tenant_id, live, backup)
+            if not command.apply:
+                _print_plan(plan, as_json=as_json)
+                return 0
+            if not as_json:
+                _print_plan(plan, as_json=False)
+            kept = timedelta(hours=settings.operation_retention_hours)
+            restore = Restore(tenant_id, plan.shard, command.mode, Path(plan.export), kept)
+            show = _ignore_status if as_json else _noting()
+            certificate = await Restorer(shards.pools, backup, shards.commits, restore, show=show).run()
+        except WorkerError as exc:
+            text = backup.address.without_name(str(exc))
+            raise (RetryableError if isinstance(exc, RetryableError) else PermanentError)(text) from None
+        warning = await _clear_cache(settings)
+    _print_certificate(certificate, warning, as_json=as_json)
+    return 0
+
+
+async def _find_home(shards: Shards, tenant_id: str) -> ShardPool:
+    """Return the tenant's shard. Raises if it has none, or if the shard is not ready for a restore."""
+    places = await find_places(shards.locator, shards.pools, tenant_id)
+    shard_id = places.home()
+    if shard_id is None:
+        raise RetryableError(f"{tenant_id}: expected a home, got a tenant on its way; run the command again")
+    live = shards.pools.pool_of(shard_id)
+    await check_schema_version(live)
+    await check_copy(live)
+    async with live.connection() as connection:
+        if not await may_write_table(connection, RESTORES):
+            raise PermanentError(
+                f"shard {shard_id}: expected a table {RESTORES} that its role may write, got none; "
+                f"run: simplu-worker shards upgrade {shard_id} --apply"
+            )
+    return live
+
+
+async def _plan(
+    settings: Settings, command: RestoreCommand, tenant_id: str, live: ShardPool, backup: ShardPool
+) -> RestorePlan:
+    stream_name = settings.kinesis_stream_name
+    content = await read_backup(backup, stream_name and stream_name.rpartition("/")[2])
+    if content is None:
+        raise PermanentError("BACKUP_URL: expected a shard, got an empty database; restore the backup again")
+    refusal = refusal_of(content.schema, worker_version=SCHEMA_VERSION)
+    async with backup.connection() as there, live.connection() as here:
+        in_backup, now = await _read_tenant(there, tenant_id), await _read_tenant(here, tenant_id)
+        if now is None:
+            raise RetryableError(f"{tenant_id}: its row has gone from shard {live.address.shard_id}")
+        refusal = refusal or refusal_of_rows(in_backup, now, command.mode)
+        if refusal is not None:
+            raise PermanentError(f"{tenant_id}: {refusal}")
+        size_there = await there.fetchrow(QUERIES["describe_tenant_log"], tenant_id) or {}
+        size_here = await here.fetchrow(QUERIES["describe_tenant_log"], tenant_id) or {}
+        since = await here.fetch(QUERIES["count_logged_since"], tenant_id, size_there["last_applied_at"])
+        journal = await read_journal(here, tenant_id)
+    has_begun = journal is not None and journal.step in {RestoreStep.REPLACING, RestoreStep.COPIED}
+    goes_on = has_begun and now["state"] == TenantState.FENCED
+    return RestorePlan(
+        tenant=tenant_id,
+        shard=live.address.shard_id,
+        mode=command.mode,
+        backup=backup.address.place,
+        last_operation_in_backup=size_there["last_applied_at"],
+        resources_in_backup=size_there["resource_count"],
+        resources_now=size_here["resource_count"],
+        since_backup={row["source"]: row["operation_count"] for row in since},
+        read_again_seconds=await _judge_stream(settings, command, tenant_id, content, goes_on=goes_on),
+        export=str(_export_path(command.export, tenant_id, journal if goes_on else None)),
+        goes_on=goes_on,
+    )
+
+
+async def _judge_stream(
+    settings: Settings, command: RestoreCommand, tenant_id: str, content: BackupContent, *, goes_on: bool
+) -> float | None:
+    """Return the age of the oldest record that will be read again; None if none will. Raises `PermanentError`.
+
+    A restore that goes on has no way back: its tenant is fenced, so it is not refused any more.
+    """
+    if command.mode is not RestoreMode.CATCH_UP:
+        return None
+    reach = await judge_reach(settings, content)
+    kept = timedelta(hours=settings.operation_retention_hours)
+    refusal = refusal_of_positions(reach.positions, now=reach.checked_at, retention=reach.retention, log_kept=kept)
+    if refusal is not None:
+        if not goes_on:
+            raise PermanentError(f"{tenant_id}: {refusal}")
+        print_note(f"{refusal}. The restore goes on; workers may then hold the shard: simplu-worker shards accept-gap")
+    return round(longest_gap(reach.positions, reach.checked_at).total_seconds(), 1)
+
+
+async def _read_tenant(connection: Connection, tenant_id: str) -> dict[str, Any] | None:
+    rows = await connection.fetch(QUERIES["find_tenants"], [tenant_id])
+    return dict(rows[0]) if rows else None
+
+
+def _export_path(chosen: Path | None, tenant_id: str, journal: Journal | None) -> Path:
+    if journal is not None and journal.export is not None:
+        return Path(journal.export)
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", tenant_id)[:100]
+    return (chosen or Path(f"restore-{name}-{utc_now():%Y%m%dT%H%M%SZ}.jsonl")).absolute()
+
+
+async def _clear_cache(settings: Settings) -> str | None:
+    """Clear the cache, if there is one; return a warning if that failed."""
+    if settings.redis_url is None:
+        return None
+    try:
+        async with open_cache(settings.redis_url.get_secret_value()) as (_, admin):
+            await admin.clear()
+    except WorkerError as exc:
+        return f"the cache was not cleared: {exc}; run: curl -X DELETE on /cache/clear of a worker"
+    return None
+
+
+def _ignore_status(_: RestoreStatus) -> None:
+    """Show nothing."""
+
+
+def _noting() -> Callable[[RestoreStatus], None]:
+    shown_at = time.monotonic()
+
+    def show(status: RestoreStatus) -> None:
+        nonlocal shown_at
+        if time.monotonic() - shown_at >= LINE_INTERVAL_S:
+            shown_at = time.monotonic()
+            print_note(f"{status.step}: {status.row_count:,} rows")
+
+    return show
+
+
+def _print_plan(plan: RestorePlan, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"plan": plan})
+        return
+    since = ", ".join(f"{count} from {source}" for source, count in plan.since_backup.items())
+    last = plan.last_operation_in_backup
+    facts: dict[str, object] = {
+        "tenant": plan.tenant,
+        "shard": plan.shard,
+        "mode": plan.mode,
+        "backup": plan.backup,
+        "last operation in it": None if last is None else last.isoformat(timespec="seconds"),
+        "resources in it": plan.resources_in_backup,
+        "resources now": plan.resources_now,
+        "operations since": since or "none",
+    }
+    if plan.read_again_seconds is not None:
+        facts["read again"] = f"{plan.read_again_seconds:.0f} s, for all tenants of the shard, which wait for it"
+    print_members(facts | {"overwritten rows": plan.export})
+    if plan.goes_on:
+        print_note("an earlier command has begun to overwrite the tenant's rows; the restore goes on")
+
+
+def _print_certificate(certificate: RestoreCertificate, warning: str | None, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"certificate": certificate, "warning": warning})
+        return
+    print_line(
+        f"{certificate.tenant}: restored on shard {certificate.shard}, {certificate.mode}, epoch {certificate.epoch}, "
+        f"{certificate.rows_restored} rows; {certificate.resources_before} resources and "
+        f"{certificate.operations_before} operations overwritten are in {certificate.export}; "
+        f"paused for {certificate.paused_s:.1f} s"
+    )
+    if warning is not None:
+        print_note(warning)

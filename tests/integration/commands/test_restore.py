@@ -1,0 +1,163 @@
+"""`tenants restore`: a plan, the restore, and what is refused before the first write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+from support.postgres.databases import ShardMaker
+from support.postgres.snapshots import copy_rows
+from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
+from support.postgres.upgrades import make_old_schema
+
+from simplu_worker.commands.tenants.restore import RestoreCommand, restore_tenant
+from simplu_worker.config.settings import Settings, load_settings
+from simplu_worker.errors import ConfigurationError, PermanentError, WorkerError
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.restoring.journal import RestoreMode
+
+TENANT_ID = "-".join(TENANT)
+
+
+def settings_of(folder: Path, live: ShardAddress, backup: ShardAddress | None) -> Settings:
+    """Return the settings of a command with a map of one shard, and the URL of its backup."""
+    listed = [{"shardId": live.shard_id, "connectionString": live.connection_string}]
+    (folder / "map.json").write_text(json.dumps({"shards": listed}))
+    env = {"AWS_REGION": "eu-west-1", "SHARD_MAP_FILE": str(folder / "map.json")}
+    return load_settings(env | ({} if backup is None else {"BACKUP_URL": backup.connection_string}), for_run=False)
+
+
+def command(mode: RestoreMode = RestoreMode.AS_OF_BACKUP, *, apply: bool = True, **more: Any) -> RestoreCommand:
+    """Return what the command line asks for."""
+    return RestoreCommand(*TENANT, mode, more.get("export"), apply=apply)
+
+
+def exports(folder: Path) -> list[Path]:
+    """Return the files with overwritten rows."""
+    return list(folder.glob("*.jsonl"))
+
+
+@pytest.fixture(autouse=True)
+def _logs_are_not_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    with capture_logs():
+        yield
+
+
+@pytest.fixture
+async def shards(make_shard: ShardMaker) -> list[ShardAddress]:
+    """Give a shard and its backup; the tenant has two resources there, and one more operation since."""
+    addresses = [await make_shard("a"), await make_shard("a")]
+    live, backup = [ShardPool(address, size=1) for address in addresses]
+    await add_tenant(live)
+    case = TenantCase(live, TENANT)
+    await case.apply(*(case.operation("create", key, {}) for key in ("r1", "r2")))
+    await copy_rows(live, backup)
+    await case.apply(case.operation("delete", "r1"))
+    await live.close()
+    await backup.close()
+    return addresses
+
+
+async def ask(address: ShardAddress, query: str) -> list[dict[str, Any]]:
+    """Return the rows of a query."""
+    pool = ShardPool(address, size=1)
+    try:
+        return await fetch(pool, query)
+    finally:
+        await pool.close()
+
+
+async def test_plan_is_printed_and_then_carried_out(
+    shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The plan writes nothing; the certificate names the file with the rows that were overwritten."""
+    settings = settings_of(tmp_path, *shards)
+
+    assert await restore_tenant(settings, command(apply=False), as_json=True) == 0
+    plan = json.loads(capsys.readouterr().out)["plan"]
+    assert (plan["tenant"], plan["shard"], plan["mode"], plan["goesOn"]) == (TENANT_ID, "a", "as-of-backup", False)
+    assert (plan["resourcesInBackup"], plan["resourcesNow"], plan["sinceBackup"]) == (2, 1, {"kinesis": 1})
+    assert await ask(shards[0], "SELECT FROM restores") == []
+
+    assert await restore_tenant(settings, command(), as_json=False) == 0
+    out = capsys.readouterr().out
+    (export,) = exports(tmp_path)
+    assert export.name.startswith("restore-clinic-main-")
+    assert f"{TENANT_ID}: restored on shard a, as-of-backup, epoch 2, 2 rows; 1 resources and 3 operations" in out
+    assert str(export) in out
+    assert len(await ask(shards[0], "SELECT FROM resources")) == 2
+
+    assert await restore_tenant(settings, command(export=tmp_path / "mine.jsonl"), as_json=True) == 0
+    certificate = json.loads(capsys.readouterr().out)["certificate"]
+    assert (certificate["epoch"], certificate["export"]) == (3, str(tmp_path / "mine.jsonl"))
+
+
+async def test_restore_that_was_killed_goes_on_with_its_own_file(
+    shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The plan says so; the tenant is fenced until then."""
+    await ask(shards[0], "UPDATE tenants SET state = 'fenced', move_token = 4")
+    await ask(
+        shards[0],
+        "INSERT INTO restores (tenant_id, run, move_token, mode, step, detail) VALUES ('clinic-main',"
+        " gen_random_uuid(), 4, 'as-of-backup', 'replacing', '{\"export\": \"/first\", \"resources\": 7}')",
+    )
+    settings = settings_of(tmp_path, *shards)
+
+    assert await restore_tenant(settings, command(apply=False), as_json=False) == 0
+    assert "an earlier command has begun to overwrite" in capsys.readouterr().err
+    assert await restore_tenant(settings, command(), as_json=True) == 0
+    certificate = json.loads(capsys.readouterr().out)["certificate"]
+    assert (certificate["export"], certificate["resourcesBefore"]) == ("/first", 7)
+    assert exports(tmp_path) == []
+    assert await ask(shards[0], "SELECT state FROM tenants") == [{"state": "active"}]
+
+
+@pytest.mark.parametrize(
+    ("where", "change", "error"),
+    [
+        (1, "DELETE FROM tenants", "expected the tenant in the backup, got none"),
+        (1, "UPDATE tenants SET state = 'incoming'", "that is incoming there"),
+        (1, "UPDATE shard_meta SET shard_id = 'b'", "leads to the database of shard b"),
+        (0, "UPDATE tenants SET state = 'destroying'", "got one that is destroyed on a"),
+        (0, "DROP TABLE restores", "expected a table restores"),
+    ],
+)
+async def test_restore_that_cannot_be_is_refused_before_the_first_write(
+    shards: list[ShardAddress], tmp_path: Path, where: int, change: str, error: str
+) -> None:
+    """With the reason."""
+    await ask(shards[where], change)
+    before = await ask(shards[0], "SELECT *, ctid FROM tenants")
+
+    with pytest.raises(WorkerError, match=error):
+        await restore_tenant(settings_of(tmp_path, *shards), command(), as_json=True)
+
+    assert await ask(shards[0], "SELECT *, ctid FROM tenants") == before
+    assert exports(tmp_path) == []
+
+
+async def test_restore_needs_schema_version_3_on_the_shard(make_shard: ShardMaker, tmp_path: Path) -> None:
+    """Before its upgrade it is refused with the command to run; a backup of version 2 would do."""
+    live = await make_shard("a", is_empty=True)
+    await make_old_schema(live)
+    pool = ShardPool(live, size=1)
+    await add_tenant(pool)
+    await pool.close()
+
+    with pytest.raises(PermanentError, match=r"expected schema version 3 or newer, got 2; run: .* shards upgrade a"):
+        await restore_tenant(settings_of(tmp_path, live, live), command(), as_json=True)
+
+
+async def test_restore_asks_for_what_it_needs(shards: list[ShardAddress], tmp_path: Path) -> None:
+    """The backup by a variable only, and to catch up the stream."""
+    with pytest.raises(ConfigurationError, match="BACKUP_URL: expected the connection string"):
+        await restore_tenant(settings_of(tmp_path, shards[0], None), command(), as_json=True)
+    with pytest.raises(ConfigurationError, match="KINESIS_STREAM_NAME"):
+        await restore_tenant(settings_of(tmp_path, *shards), command(RestoreMode.CATCH_UP), as_json=True)

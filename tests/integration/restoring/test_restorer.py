@@ -1,0 +1,350 @@
+"""One tenant is put back to a backup of its shard: its resources and its log are what the mode needs, and only its."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.postgres.databases import ShardMaker
+from support.postgres.snapshots import copy_rows
+from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
+
+from simplu_worker.errors import PermanentError
+from simplu_worker.operations.operation import Disposition, Operation, Outcome
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
+from simplu_worker.shards.moving.mover import Move, MoveOptions, Mover
+from simplu_worker.shards.moving.settling import MoveSettler
+from simplu_worker.shards.moving.undoing import undo_move
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.restoring import restorer as module
+from simplu_worker.shards.restoring.journal import RestoreMode, RestoreTakenError
+from simplu_worker.shards.restoring.restorer import Restore, RestoreCertificate, Restorer, RestoreStatus
+
+TENANT_ID = "clinic-main"
+OTHER = ("clinic", "north")
+KEPT = timedelta(days=15)
+TRANSACTIONS = {RestoreMode.CATCH_UP: 11, RestoreMode.AS_OF_BACKUP: 10}  # of few rows; the last one reads
+POSITION = "INSERT INTO stream_positions (stream, stream_shard_id, owed_from, owed_since, parents_done, token)"
+POSITION += " VALUES ('stream', $1, $2, now(), true, gen_random_uuid())"
+
+
+class World:
+    """A shard with two tenants, a backup of it, and what was applied since."""
+
+    def __init__(self, pools: Pools, live: ShardPool, backup: ShardPool, folder: Path) -> None:
+        self.pools = pools
+        self.live = live
+        self.backup = backup
+        self.folder = folder
+        self.commits = ReplicationWaiter(pools)
+        self.case = TenantCase(live, TENANT)
+        self.other = TenantCase(live, OTHER)
+        self.statuses: list[RestoreStatus] = []
+        self.since: list[Operation] = []
+
+    def restorer(self, mode: RestoreMode, export: str = "export.jsonl") -> Restorer:
+        """Return a restorer of the tenant."""
+        restore = Restore(TENANT_ID, "a", mode, self.folder / export, KEPT)
+        return Restorer(self.pools, self.backup, self.commits, restore, show=self.statuses.append)
+
+    async def restore(self, mode: RestoreMode, export: str = "export.jsonl") -> RestoreCertificate:
+        """Restore the tenant."""
+        return await self.restorer(mode, export).run()
+
+    async def ask(self, query: str, *arguments: Any) -> list[dict[str, Any]]:
+        """Ask the live shard."""
+        return await fetch(self.live, query, *arguments)
+
+    async def tenant(self) -> tuple[str, int]:
+        """Return the tenant's state and epoch."""
+        (row,) = await self.ask("SELECT state, epoch FROM tenants WHERE id = $1", TENANT_ID)
+        return row["state"], row["epoch"]
+
+    def exported(self, export: str = "export.jsonl") -> list[dict[str, Any]]:
+        """Return the lines of the file."""
+        text = (self.folder / export).read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.removesuffix("\n").split("\n")]
+
+
+@pytest.fixture
+async def world(make_shard: ShardMaker, tmp_path: Path) -> AsyncIterator[World]:
+    """Give a shard that has gone on after its backup: two tenants with three operations each before, and after."""
+    address, of_backup = await make_shard("a"), await make_shard("a")
+    async with Pools(size=6) as pools, Pools(size=3) as backups:
+        world = World(pools, pools.ensure_pool(address), backups.ensure_pool(of_backup), tmp_path)
+        for case in (world.case, world.other):
+            await add_tenant(world.live, case.ids)
+            await case.apply(*[case.operation("create", f"r{n}", {"text": 'a\n"\\b\u2028é', "n": n}) for n in range(3)])
+        await world.ask(POSITION, "shard-0", "5/0")
+        await copy_rows(world.live, world.backup)
+        await world.ask("UPDATE stream_positions SET owed_from = '9/0', token = gen_random_uuid()")
+        await world.ask(POSITION, "child", "12/0")
+        world.since = [
+            world.case.operation("update", "r0", {"is": "spoilt"}),
+            world.case.operation("delete", "r1"),
+            world.case.operation("create", "r9", {"is": "spoilt"}),
+        ]
+        await world.case.apply(*world.since)
+        await world.other.apply(world.other.operation("delete", "r0"))
+        yield world
+
+
+def are_duplicates(outcomes: list[Outcome]) -> bool:
+    """Return whether all operations were dropped."""
+    return {one.disposition for one in outcomes} == {Disposition.DUPLICATE}
+
+
+async def test_tenant_is_as_of_the_backup_and_what_came_since_stays_undone(world: World) -> None:
+    """Also when it is redelivered; the other tenant, and the positions, are as before."""
+    others, positions = await world.other.everything(), await world.ask("SELECT * FROM stream_positions ORDER BY 2")
+    wanted, log = await TenantCase(world.backup, TENANT).resources(), await world.case.log()
+
+    certificate = await world.restore(RestoreMode.AS_OF_BACKUP)
+
+    assert await world.case.resources() == wanted
+    assert await world.case.log() == log
+    assert await world.tenant() == ("active", 2)
+    assert are_duplicates(await world.case.apply(*world.since))
+    assert await world.case.resources() == wanted
+    assert await world.other.everything() == others
+    assert await world.ask("SELECT * FROM stream_positions ORDER BY 2") == positions
+    assert (certificate.rows_restored, certificate.resources_before, certificate.epoch) == (3, 3, 2)
+    assert await world.ask("SELECT step, mode FROM restores") == [{"step": "done", "mode": "as-of-backup"}]
+
+
+async def test_log_gets_what_only_the_backup_has(world: World) -> None:
+    """An operation that the shard has lost in a failover is in the backup's resources: it must not be applied again."""
+    lost = [row["request_id"] for row in await fetch(world.backup, "SELECT request_id FROM operations")][:2]
+    await world.ask("DELETE FROM operations WHERE tenant_id = $1 AND request_id = ANY($2)", TENANT_ID, lost)
+    before = await TenantCase(world.backup, TENANT).log()
+
+    await world.restore(RestoreMode.AS_OF_BACKUP)
+
+    assert (await world.case.log()).items() >= before.items()
+
+
+async def test_tenant_catches_up_from_the_log_and_the_positions_of_the_backup(world: World) -> None:
+    """Its log forgets what came since; positions are lowered, with new tokens, or gone where it has none."""
+    backup = TenantCase(world.backup, TENANT)
+    others, tokens = await world.other.everything(), await world.ask("SELECT token FROM stream_positions")
+
+    await world.restore(RestoreMode.CATCH_UP)
+
+    assert await world.case.resources() == await backup.resources()
+    assert await world.case.log() == await backup.log()
+    assert await world.other.everything() == others
+    (row,) = await world.ask("SELECT stream_shard_id, owed_from, parents_done, token FROM stream_positions")
+    assert (row["stream_shard_id"], row["owed_from"], row["parents_done"]) == ("shard-0", "5/0", True)
+    assert row["token"] not in [one["token"] for one in tokens]
+    outcomes = await world.case.apply(*world.since)
+    assert [(one.disposition, one.failure) for one in outcomes] == [(Disposition.APPLIED, None)] * 3
+
+
+@pytest.mark.parametrize("mode", RestoreMode)
+async def test_what_is_overwritten_is_in_the_file(world: World, mode: RestoreMode) -> None:
+    """Every row of the resources and of the log, each a line of JSON, readable by its owner alone."""
+    resources, log = await world.case.resources(), await world.case.log()
+
+    await world.restore(mode)
+
+    header, *rows, end = world.exported()
+    assert header == {"tenant": TENANT_ID, "shard": "a", "mode": mode}
+    found = [one["row"] for one in rows if one["table"] == "resources"]
+    assert {(one["resourceName"], one["resourceId"]): one["data"] for one in found} == resources
+    assert {one["row"]["request_id"] for one in rows if one["table"] == "operations"} == set(log)
+    assert end == {"end": {"resources": len(resources), "operations": len(log)}}
+    assert (world.folder / "export.jsonl").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mode", "killed_at"), [(mode, n + 1) for mode, count in TRANSACTIONS.items() for n in range(count)]
+)
+async def test_restorer_that_is_killed_is_continued_by_the_next_one(
+    world: World, mode: RestoreMode, killed_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At any of its transactions; the file that the journal names has what was overwritten."""
+    before, log = await world.case.resources(), await world.case.log()
+    original, count = world.live.transaction, 0
+
+    def counted(*args: Any, **options: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count >= killed_at:
+            raise asyncio.CancelledError  # at the end of the fence too: nothing is written any more
+        return original(*args, **options)
+
+    monkeypatch.setattr(world.live, "transaction", counted)
+    with pytest.raises(asyncio.CancelledError):
+        await world.restore(mode, "first")
+    monkeypatch.setattr(world.live, "transaction", original)
+    is_released = (await world.tenant())[1] == 2
+    certificate = await world.restore(mode, "second")
+
+    backup = TenantCase(world.backup, TENANT)
+    assert await world.case.resources() == await backup.resources()
+    assert await world.case.log() == (log if mode is RestoreMode.AS_OF_BACKUP else await backup.log())
+    assert await world.tenant() == ("active", 3 if is_released else 2)
+    assert certificate.export is not None
+    rows = [one["row"] for one in world.exported(certificate.export)[1:-1] if one["table"] == "resources"]
+    found = {(one["resourceName"], one["resourceId"]): one["data"] for one in rows}
+    assert found == (await backup.resources() if is_released else before)
+    assert is_released == (killed_at == TRANSACTIONS[mode])
+
+
+async def test_two_restorers_exclude_each_other(world: World) -> None:
+    """One restores the tenant; the other ends with an error, or restores it once more."""
+    mode = RestoreMode.AS_OF_BACKUP
+    results = await asyncio.gather(world.restore(mode, "1"), world.restore(mode, "2"), return_exceptions=True)
+
+    assert any(isinstance(one, RestoreCertificate) for one in results), results
+    assert all(isinstance(one, RestoreCertificate | RestoreTakenError) for one in results), results
+    assert await world.case.resources() == await TenantCase(world.backup, TENANT).resources()
+    assert (await world.tenant())[0] == "active"
+
+
+async def test_restorer_that_wakes_up_late_writes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one has ended the restore, and the tenant has gone on since."""
+    mode, late = RestoreMode.AS_OF_BACKUP, world.restorer(RestoreMode.AS_OF_BACKUP, "late")
+    original, waiting, going_on = late._replace, asyncio.Event(), asyncio.Event()
+
+    async def wait_first() -> None:
+        waiting.set()
+        await going_on.wait()
+        await original()
+
+    monkeypatch.setattr(late, "_replace", wait_first)
+    running = asyncio.create_task(late.run())
+    await waiting.wait()
+    await world.restore(mode, "export.jsonl")
+    await world.case.apply(world.case.operation("create", "later", {}))
+    after = await world.case.everything()
+    going_on.set()
+
+    with pytest.raises(RestoreTakenError, match="another restore has begun since"):
+        await running
+    assert await world.case.everything() == after
+
+
+@pytest.mark.parametrize("step", ["_replace", "_release"])
+async def test_operations_wait_and_no_mover_or_worker_ends_the_fence_while_rows_are_replaced(
+    world: World, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a worker after any time, not a move, not a rollback of one."""
+    restorer = world.restorer(RestoreMode.AS_OF_BACKUP)
+    original, seen = getattr(restorer, step), []
+    mover = Mover(world.pools, world.commits, Move(TENANT_ID, "a", "a"), MoveOptions(KEPT), show=lambda _: None)
+
+    async def look_first() -> None:
+        seen.extend(await world.case.apply(world.case.operation("create", "held", {})))
+        assert not await MoveSettler(world.pools, world.commits).end_overdue_fence("a", TENANT_ID)
+        with pytest.raises(PermanentError, match="is being restored"):
+            await mover.run()
+        with pytest.raises(PermanentError, match="is being restored"):
+            await undo_move(world.pools, TENANT_ID, "a", "a")
+        await original()
+
+    monkeypatch.setattr(restorer, step, look_first)
+    await restorer.run()
+
+    assert [one.disposition for one in seen] == [Disposition.HOLD]
+    assert (await world.tenant())[0] == "active"
+
+
+async def test_worker_ends_the_fence_of_a_restorer_that_was_killed_before_it_overwrote_anything(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the deadline; the tenant goes on as it was."""
+    monkeypatch.setattr(module, "FENCE_S", -1.0)
+    restorer = world.restorer(RestoreMode.CATCH_UP)
+    before = await world.case.everything()
+    await restorer._begin()
+    assert (await world.tenant())[0] == "fenced"
+
+    assert await MoveSettler(world.pools, world.commits).end_overdue_fence("a", TENANT_ID)
+
+    assert await world.tenant() == ("active", 1)
+    assert await world.case.everything() == before
+
+
+async def test_nothing_is_overwritten_where_the_file_cannot_be_made(world: World) -> None:
+    """The tenant goes on at once."""
+    (world.folder / "export.jsonl").write_text("another one's")
+    before = await world.case.everything()
+
+    with pytest.raises(PermanentError, match=r"--export: expected a new file at .*File exists"):
+        await world.restore(RestoreMode.CATCH_UP)
+
+    assert await world.tenant() == ("active", 1)
+    assert await world.case.everything() == before
+
+
+async def test_restorer_does_not_trust_its_memory_of_a_shard_that_has_lost_commits(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failover takes back the copy and leaves the fence: the rows are copied again before the tenant goes on."""
+    restorer = world.restorer(RestoreMode.AS_OF_BACKUP)
+    original, times = restorer._release, 0
+
+    async def lose_first() -> None:
+        nonlocal times
+        times += 1
+        if times == 1:
+            await world.ask("DELETE FROM resources WHERE id = $1", TENANT_ID)  # and never again
+            await world.ask("UPDATE restores SET step = 'replacing', writes = writes - 2")
+        await original()
+
+    monkeypatch.setattr(restorer, "_release", lose_first)
+    monkeypatch.setattr(module, "PAUSE_S", 0.01)
+    await restorer.run()
+
+    assert times == module.RELEASE_TRIES + 1
+    assert await world.case.resources() == await TenantCase(world.backup, TENANT).resources()
+
+
+async def test_release_waits_for_a_moment_without_batches_and_does_not_copy_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction that has written a position may take longer than the release waits for its lock."""
+    restorer = world.restorer(RestoreMode.CATCH_UP)
+    original, times = restorer._release, 0
+
+    async def release() -> None:
+        nonlocal times
+        times += 1
+        if times > 1:
+            return await original()
+        async with world.live.transaction() as connection:
+            await connection.execute("UPDATE stream_positions SET token = gen_random_uuid()")
+            return await original()
+
+    monkeypatch.setattr(restorer, "_release", release)
+    certificate = await restorer.run()
+
+    assert (times, certificate.rows_restored) == (2, 6)
+    assert [one.step for one in world.statuses].count("export") == 2
+
+
+async def test_rows_that_the_tenant_has_left_elsewhere_do_not_count_as_its_own_any_more(world: World) -> None:
+    """The journal of its last move ends: nothing is compared with them, or repaired from them."""
+    await world.ask(
+        "INSERT INTO arrivals (tenant_id, source_shard_id, move_token, progress) VALUES ($1, 'z', 1, '{}')", TENANT_ID
+    )
+    await world.restore(RestoreMode.AS_OF_BACKUP)
+    assert await world.ask("SELECT FROM arrivals") == []
+
+
+async def test_tenant_that_is_being_moved_is_left_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The restore waits for the fence of a mover, and then says so."""
+    monkeypatch.setattr(module, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(module, "PAUSE_S", 0.01)
+    until = datetime.now(UTC) + timedelta(minutes=1)
+    await world.ask("UPDATE tenants SET state = 'fenced', fenced_until = $2 WHERE id = $1", TENANT_ID, until)
+
+    with pytest.raises(Exception, match="the tenant is being moved; nothing was overwritten"):
+        await world.restore(RestoreMode.CATCH_UP)

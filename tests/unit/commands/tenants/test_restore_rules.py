@@ -1,0 +1,90 @@
+"""Whether a tenant can be restored from a backup."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.commands.backups.position_rules import JudgedPosition, PositionState
+from simplu_worker.commands.tenants.restore_rules import refusal_of_positions, refusal_of_rows
+from simplu_worker.shards.restoring.journal import RestoreMode
+
+NOW = datetime(2026, 11, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
+ROW: dict[str, Any] = {
+    "business_id": "a",
+    "location_id": "x",
+    "business_type": "gym",
+    "state": "active",
+    "created_at": NOW,
+}
+
+
+def judged(age: timedelta | None, state: PositionState = PositionState.READABLE) -> JudgedPosition:
+    """Return a position with a first missing record of that age."""
+    return JudgedPosition("shardId-0", "1/0", state, None if age is None else NOW - age)
+
+
+@pytest.mark.parametrize(
+    ("backup", "refusal"),
+    [
+        (ROW, ""),
+        (ROW | {"state": "fenced"}, "that is fenced there"),
+        (None, "it was made later"),
+        (ROW | {"business_id": "b"}, "another business"),
+        (ROW | {"state": "incoming"}, "that is incoming there"),
+        (ROW | {"state": "moved"}, "that is moved there"),
+        (ROW | {"state": "destroying"}, "that is destroying there"),
+        (ROW | {"business_type": "hotel"}, "expected the business type gym"),
+    ],
+)
+@pytest.mark.parametrize("mode", RestoreMode)
+def test_rows_of_a_backup_are_refused_unless_they_are_all_of_this_tenant(
+    backup: dict[str, Any] | None, refusal: str, mode: RestoreMode
+) -> None:
+    """In both modes."""
+    found = refusal_of_rows(backup, ROW, mode)
+    assert refusal in (found or "")
+    assert (found is None) == (refusal == "")
+
+
+def test_tenant_that_was_made_again_is_restored_as_of_the_backup_only() -> None:
+    """No operation from before it was made would be applied to it."""
+    backup = ROW | {"created_at": NOW - DAY}
+    assert refusal_of_rows(backup, ROW, RestoreMode.AS_OF_BACKUP) is None
+    assert "destroyed and made again" in (refusal_of_rows(backup, ROW, RestoreMode.CATCH_UP) or "")
+
+
+@pytest.mark.parametrize(
+    ("position", "kept", "refusal"),
+    [
+        (judged(timedelta(hours=22)), 15 * DAY, None),
+        (judged(None), 15 * DAY, None),
+        (judged(40 * DAY, PositionState.LEVEL), 15 * DAY, None),
+        (judged(timedelta(hours=23, minutes=1)), 15 * DAY, "for another 1 h at least, with its retention of 24 h"),
+        (judged(timedelta(hours=1), PositionState.LOST), 15 * DAY, "for another 1 h at least"),
+        (judged(timedelta(hours=22)), DAY, "from the last 21.6 h, which the logs of all tenants reach back to"),
+    ],
+)
+def test_positions_are_refused_that_the_stream_or_the_logs_do_not_reach(
+    position: JudgedPosition, kept: timedelta, refusal: str | None
+) -> None:
+    """With time to spare for the restore and the catch-up."""
+    found = refusal_of_positions([judged(timedelta()), position], now=NOW, retention=DAY, log_kept=kept)
+    assert (refusal or "") in (found or "")
+    assert (found is None) == (refusal is None)
+
+
+@given(st.lists(st.integers(0, 60)), st.integers(2, 60), st.integers(1, 60))
+def test_what_is_not_refused_is_within_both_retentions(ages: list[int], retention_h: int, kept_h: int) -> None:
+    """For every position, whatever the retentions are."""
+    positions = [judged(timedelta(hours=age)) for age in ages]
+    retention, kept = timedelta(hours=retention_h), timedelta(hours=kept_h)
+    found = refusal_of_positions(positions, now=NOW, retention=retention, log_kept=kept)
+    assert (found is None) == all(
+        age < retention_h and age < kept_h and age <= min(retention_h - 1, kept_h * 0.9) for age in ages
+    )
