@@ -20,7 +20,11 @@ from simplu_worker.commands.backups.stream_reach import backup_address, judge_re
 from simplu_worker.commands.output.display import print_json, print_line, print_members, print_note
 from simplu_worker.commands.output.progress import LINE_INTERVAL_S
 from simplu_worker.commands.requirements import parse_tenant_id, require_settings
-from simplu_worker.commands.tenants.restore_rules import refusal_of_positions, refusal_of_rows
+from simplu_worker.commands.tenants.restore_rules import (
+    refusal_of_database,
+    refusal_of_positions,
+    refusal_of_rows,
+)
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.admission import TenantState
@@ -124,6 +128,9 @@ async def _plan(
         raise PermanentError("BACKUP_URL: expected a shard, got an empty database; restore the backup again")
     refusal = refusal_of(content.schema, worker_version=SCHEMA_VERSION)
     async with backup.connection() as there, live.connection() as here:
+        databases = [dict(await one.fetchrow(QUERIES["describe_database"]) or {}) for one in (there, here)]
+        if (wrong := refusal_of_database(*databases)) is not None:
+            raise PermanentError(f"BACKUP_URL: {wrong}")
         in_backup, now = await _read_tenant(there, tenant_id), await _read_tenant(here, tenant_id)
         if now is None:
             raise RetryableError(f"{tenant_id}: its row has gone from shard {live.address.shard_id}")

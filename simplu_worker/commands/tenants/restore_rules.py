@@ -14,6 +14,15 @@ RETENTION_SPARE: Final = timedelta(hours=1)  # of the stream, for the restore it
 LOG_SHARE: Final = 0.9  # of the log's retention
 
 
+def refusal_of_database(backup: Mapping[str, Any], live: Mapping[str, Any]) -> str | None:
+    """Return why the database at BACKUP_URL is no backup: rows that are deleted on the shard would go there as well."""
+    if backup["is_standby"]:
+        return "expected a server that takes writes, got a standby, which follows another one; promote it first"
+    if (backup["started_at"], backup["database"]) == (live["started_at"], live["database"]):
+        return "expected a backup, got the database of the shard itself"
+    return None
+
+
 def refusal_of_rows(backup: Mapping[str, Any] | None, live: Mapping[str, Any], mode: RestoreMode) -> str | None:
     """Return why the tenant's rows in a backup cannot take the place of the live ones; None if they can.
 

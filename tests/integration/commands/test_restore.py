@@ -143,6 +143,13 @@ async def test_restore_that_cannot_be_is_refused_before_the_first_write(
     assert exports(tmp_path) == []
 
 
+async def test_shard_itself_is_no_backup(shards: list[ShardAddress], tmp_path: Path) -> None:
+    """Its rows would be deleted, and there would be none to copy."""
+    with pytest.raises(PermanentError, match="BACKUP_URL: expected a backup, got the database of the shard itself"):
+        await restore_tenant(settings_of(tmp_path, shards[0], shards[0]), command(), as_json=True)
+    assert len(await ask(shards[0], "SELECT FROM resources")) == 1
+
+
 async def test_restore_needs_schema_version_3_on_the_shard(make_shard: ShardMaker, tmp_path: Path) -> None:
     """Before its upgrade it is refused with the command to run; a backup of version 2 would do."""
     live = await make_shard("a", is_empty=True)

@@ -69,6 +69,12 @@ SELECT pg_catalog.clock_timestamp() AS now;
 -- The ids among $2 that the log has of the tenant $1.
 SELECT request_id FROM public.operations WHERE tenant_id = $1 AND request_id = ANY($2::pg_catalog.text[]);
 
+-- name: describe_database
+-- Which run of which server this is, and whether it follows another one.
+SELECT
+    pg_catalog.pg_is_in_recovery() AS is_standby, pg_catalog.pg_postmaster_start_time() AS started_at,
+    pg_catalog.current_database()::pg_catalog.text AS database;
+
 -- name: describe_tenant_log
 -- The number of the resources and of the operations of the tenant $1, and when the last one was applied.
 SELECT

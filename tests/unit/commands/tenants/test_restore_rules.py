@@ -10,7 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.commands.backups.position_rules import JudgedPosition, PositionState
-from simplu_worker.commands.tenants.restore_rules import refusal_of_positions, refusal_of_rows
+from simplu_worker.commands.tenants.restore_rules import (
+    refusal_of_database,
+    refusal_of_positions,
+    refusal_of_rows,
+)
 from simplu_worker.shards.restoring.journal import RestoreMode
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
@@ -77,6 +81,15 @@ def test_positions_are_refused_that_the_stream_or_the_logs_do_not_reach(
     found = refusal_of_positions([judged(timedelta()), position], now=NOW, retention=DAY, log_kept=kept)
     assert (refusal or "") in (found or "")
     assert (found is None) == (refusal is None)
+
+
+def test_backup_is_a_database_of_its_own() -> None:
+    """Not the shard's, and not one that follows it; another database of the same server may be one."""
+    live = {"is_standby": False, "started_at": NOW, "database": "shard"}
+    assert "the database of the shard itself" in (refusal_of_database(live, live) or "")
+    assert "got a standby" in (refusal_of_database(live | {"is_standby": True, "started_at": NOW - DAY}, live) or "")
+    assert refusal_of_database(live | {"database": "restored"}, live) is None
+    assert refusal_of_database(live | {"started_at": NOW - DAY}, live) is None
 
 
 @given(st.lists(st.integers(0, 60)), st.integers(2, 60), st.integers(1, 60))
