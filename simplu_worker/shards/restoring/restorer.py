@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -44,6 +44,7 @@ from simplu_worker.timing.clock import loop_time
 FENCE_S: Final = 30.0  # until any worker may end it, while nothing is overwritten; set again with each chunk
 PATIENCE_S: Final = 60.0  # in which a shard that does not answer may come back
 PAUSE_S: Final = 0.5  # before each new beginning
+COMPARED_ROWS: Final = 10_000  # of the log, at a time
 RELEASE_TRIES: Final = 10  # for a moment in which no batch has the positions; a new beginning would copy all again
 
 log = structlog.get_logger(__name__)
@@ -299,24 +300,30 @@ class Restorer:
 
     async def _add_log(self) -> None:
         """Add the rows of the log that only the backup has: the shard has lost them, and the stream may not have."""
-        tenant_id = self._restore.tenant_id
+        tenant_id, count = self._restore.tenant_id, 0
         async with self._live.connection() as connection:
             now: datetime = await connection.fetchval(QUERIES["read_clock"])
-        since = now - self._restore.log_kept
-        after: tuple[datetime, str] = (since, "")
-        while True:
+        after, ids = "", [""]
+        while ids:
             async with self._backup.connection() as connection:
-                rows = await connection.fetch(QUERIES["read_logged_changes"], tenant_id, since, *after, PAGE_ROWS)
-            async with self._writing(RestoreStep.REPLACING) as connection:
-                ids = [row["request_id"] for row in rows]
+                rows = await connection.fetch(
+                    QUERIES["list_logged_requests"], tenant_id, after, now - self._restore.log_kept, COMPARED_ROWS
+                )
+            ids = [row["request_id"] for row in rows]
+            async with self._live.connection() as connection:
                 found = await connection.fetch(QUERIES["find_logged_requests"], tenant_id, ids)
-                known = {row["request_id"] for row in found}
-                missing = [row for row in rows if row["request_id"] not in known]
-                await write_changes(connection, tenant_id, Changes(missing))
-            if len(rows) < PAGE_ROWS:
-                return
-            after = (rows[-1]["completed_at"], rows[-1]["request_id"])
-            self._show(RestoreStatus("compare the logs", len(rows)))
+            missing = sorted({*ids}.difference(row["request_id"] for row in found))
+            for first in range(0, len(missing), PAGE_ROWS):
+                await self._add_logged(missing[first : first + PAGE_ROWS])
+            after, count = max(ids, default=after), count + len(ids)
+            self._show(RestoreStatus("compare the logs", count))
+
+    async def _add_logged(self, request_ids: Sequence[str]) -> None:
+        tenant_id = self._restore.tenant_id
+        async with self._backup.connection() as connection:
+            rows = await connection.fetch(QUERIES["read_logged_requests"], tenant_id, request_ids)
+        async with self._writing(RestoreStep.REPLACING) as connection:
+            await write_changes(connection, tenant_id, Changes(rows))
 
     # Release
 

@@ -28,7 +28,7 @@ from simplu_worker.shards.restoring.restorer import Restore, RestoreCertificate,
 TENANT_ID = "clinic-main"
 OTHER = ("clinic", "north")
 KEPT = timedelta(days=15)
-TRANSACTIONS = {RestoreMode.CATCH_UP: 11, RestoreMode.AS_OF_BACKUP: 10}  # of few rows; the last one reads
+TRANSACTIONS = {RestoreMode.CATCH_UP: 11, RestoreMode.AS_OF_BACKUP: 9}  # of few rows; the last one reads
 POSITION = "INSERT INTO stream_positions (stream, stream_shard_id, owed_from, owed_since, parents_done, token)"
 POSITION += " VALUES ('stream', $1, $2, now(), true, gen_random_uuid())"
 

@@ -295,14 +295,18 @@ ORDER BY message_id;
 -- Whether COPY may write the tables: with policies in force for this role only INSERT may.
 SELECT NOT pg_catalog.row_security_active('public.resources'::pg_catalog.regclass);
 
--- name: read_logged_changes
--- At most $5 rows of the log that were written from $2 on, after the row of $3, $4. In the order of the index by time.
+-- fragment: log_to_write
+-- Rows of the log of the tenant $1, with the columns that `write_log` writes.
 SELECT
     tenant_id, request_id, operation, resource_type, resource_id, status, error, result::pg_catalog.text AS result,
     digest, source, stream_shard_id, sequence_number, requested_at, received_at, completed_at
 FROM public.operations
-WHERE
-    tenant_id = $1 AND completed_at >= $2
+WHERE tenant_id = $1
+
+-- name: read_logged_changes
+-- At most $5 rows of the log that were written from $2 on, after the row of $3, $4. In the order of the index by time.
+:log_to_write
+    AND completed_at >= $2
     AND (completed_at, request_id) > ($3::pg_catalog.timestamptz, $4::pg_catalog.text)
 ORDER BY completed_at, request_id
 LIMIT $5;

@@ -65,9 +65,21 @@ WHERE id = $1 AND state = 'fenced' AND move_token = $2;
 -- The time by the clock of the shard.
 SELECT pg_catalog.clock_timestamp() AS now;
 
+-- name: list_logged_requests
+-- At most $4 ids behind $2 that the log has of the tenant $1, of operations from $3 on. In the order of the primary key.
+SELECT request_id
+FROM public.operations
+WHERE tenant_id = $1 AND request_id > $2::pg_catalog.text AND completed_at >= $3
+ORDER BY request_id
+LIMIT $4;
+
 -- name: find_logged_requests
 -- The ids among $2 that the log has of the tenant $1.
 SELECT request_id FROM public.operations WHERE tenant_id = $1 AND request_id = ANY($2::pg_catalog.text[]);
+
+-- name: read_logged_requests
+-- The rows of the log with the ids $2.
+:log_to_write AND request_id = ANY($2::pg_catalog.text[]);
 
 -- name: describe_database
 -- Which run of which server this is, and whether it follows another one.
