@@ -1,12 +1,15 @@
-"""`replay` and `shards verify-backup`, beside a worker and its shards."""
+"""`replay`, `shards verify-backup` and `tenants restore`, beside a worker and its shards."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import asyncpg
 import pytest
 import pytest_asyncio
 from support.postgres.databases import execute
@@ -23,6 +26,23 @@ TENANTS = ("smile-berlin", "fit-oslo")
 LOSE_SQL = """
 DELETE FROM resources WHERE id = '{tenant}' AND "resourceName" = 'notes';
 DELETE FROM operations WHERE tenant_id = '{tenant}';
+"""
+
+
+ROWS_SQL = """
+INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
+SELECT $1, 'dental', 'scans', number::text, jsonb_build_object('n', number), now(), now()
+FROM generate_series(1, 40000) AS number
+"""
+CONTENT_SQL = """
+SELECT
+    count(*) FILTER (WHERE "resourceName" = 'notes') AS notes,
+    md5(string_agg(concat("resourceId", data::text), ',' ORDER BY "resourceId")
+        FILTER (WHERE "resourceName" = 'scans')) AS scans
+FROM resources WHERE id = $1
+"""
+RESTORE_SQL = """
+SELECT state, epoch, (SELECT step FROM restores WHERE tenant_id = $1) AS step FROM tenants WHERE id = $1
 """
 
 
@@ -134,6 +154,62 @@ async def test_verify_backup_asks_for_the_url_by_a_variable_only(scene: Scene) -
         "BACKUP_URL=mysql://a:topsecret@b/c simplu-worker shards verify-backup db-1 --env-file worker.env"
     )
     assert (status, "expected postgresql://" in out, "topsecret" in out) == (1, True, False)
+
+
+async def ask(scene: Scene, query: str) -> asyncpg.Record:
+    """Return a row of db-1 about its tenant."""
+    connection = await asyncpg.connect(scene.servers["db-1"].url)
+    try:
+        row = await connection.fetchrow(query, TENANTS[0])
+        assert row is not None
+        return row
+    finally:
+        await connection.close()
+
+
+async def start_restore(scene: Scene, export: str) -> asyncio.subprocess.Process:
+    """Start a restore of the tenant on db-1 as a process of its own."""
+    command = ["tenants", "restore", *TENANTS[0].split("-"), "--catch-up", "--apply", "--export", export, "--json"]
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "simplu_worker", *command),
+        cwd=scene.folder,
+        env={**scene.shell, **scene.environment, "BACKUP_URL": scene.backups["db-1"].url},
+        stdout=asyncio.subprocess.PIPE,
+    )
+
+
+async def test_restore_of_a_tenant_that_is_killed_while_it_replaces_rows_goes_on(scene: Scene) -> None:
+    """The tenant waits, the next command needs no second file, and each operation takes effect once."""
+    await execute(scene.servers["db-1"].url, ROWS_SQL, TENANTS[0])  # so many that the copy can be caught
+    await scene.back_up("db-1")
+    await scene.backups["db-1"].start()
+    await scene.send(TENANTS[0], 20)
+    await scene.wait_until_applied()
+    before, epoch = await ask(scene, CONTENT_SQL), (await ask(scene, RESTORE_SQL))["epoch"]
+    await execute(scene.servers["db-1"].url, "DELETE FROM resources WHERE \"resourceName\" = 'scans'")
+    process = await start_restore(scene, "first.jsonl")
+
+    async def is_replacing() -> bool:
+        row = await ask(scene, RESTORE_SQL)
+        return bool(row["state"] == "fenced" and row["step"] == "replacing")
+
+    assert await poll_until(is_replacing, within_s=30)
+    process.kill()
+    await process.wait()
+    assert (await ask(scene, RESTORE_SQL))["state"] == "fenced"
+    for tenant in TENANTS:
+        await scene.send(tenant, 3)
+
+    process = await start_restore(scene, "unused.jsonl")
+    out, _ = await process.communicate()
+    assert process.returncode == 0
+    await scene.wait_until_applied()
+    certificate = json.loads(out)["certificate"]
+    assert (certificate["export"], certificate["epoch"]) == (str(scene.folder / "first.jsonl"), epoch + 1)
+    assert not (scene.folder / "unused.jsonl").exists()
+    after = await ask(scene, CONTENT_SQL)
+    assert (after["scans"], after["notes"]) == (before["scans"], before["notes"] + 3)
+    await scene.backups["db-1"].stop()
 
 
 async def test_verify_backup_looks_for_the_record_of_each_position_in_the_stream(scene: Scene) -> None:

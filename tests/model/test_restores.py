@@ -45,10 +45,7 @@ SAFE: dict[str, tuple[AnyModel, int]] = {
 SAFE_AND_LARGE: dict[str, tuple[AnyModel, int]] = {
     "restore: catch up, failover and crash": (catch_up(crashes=1, failovers=1), 162_154),
     "restore: as of the backup, failover and crash": (as_of_backup(crashes=1, failovers=1), 122_338),
-    "restore: catch up, two restorers, crash": (catch_up(restorers=2, crashes=1), 232_806),
-    "restore: as of the backup, two restorers, crash": (as_of_backup(restorers=2, crashes=1), 142_783),
     "restore: catch up, two restorers, failover": (catch_up(1, restorers=2, failovers=1), 353_362),
-    "restore: as of the backup, two restorers, failover": (as_of_backup(1, restorers=2, failovers=1), 204_305),
 }
 
 WRONG: dict[str, tuple[AnyModel, str, int]] = {
