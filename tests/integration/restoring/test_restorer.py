@@ -14,7 +14,7 @@ from support.postgres.databases import ShardMaker
 from support.postgres.snapshots import copy_rows
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 
-from simplu_worker.errors import PermanentError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.moving.mover import Move, MoveOptions, Mover
@@ -305,6 +305,56 @@ async def test_restorer_does_not_trust_its_memory_of_a_shard_that_has_lost_commi
 
     assert times == module.RELEASE_TRIES + 1
     assert await world.case.resources() == await TenantCase(world.backup, TENANT).resources()
+
+
+async def test_end_without_an_answer_is_no_new_beginning(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shard has the release, and its standbys confirm it only at the second time."""
+    monkeypatch.setattr(module, "PAUSE_S", 0.01)
+    original, times = world.commits.wait_for_transaction, 0
+
+    async def wait(*arguments: Any) -> None:
+        nonlocal times
+        times += 1
+        if times == 1:
+            raise RetryableError("no answer")
+        await original(*arguments)
+
+    monkeypatch.setattr(world.commits, "wait_for_transaction", wait)
+    certificate = await world.restore(RestoreMode.CATCH_UP)
+
+    assert (times, await world.tenant()) == (2, ("active", 2))
+    assert certificate.rows_restored == 6
+    assert [path.name for path in _files(world)] == ["export.jsonl"]
+
+
+async def test_shard_that_has_lost_the_fence_is_exported_once_more(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tenant has gone on since: what it had before is in the first file, what it had then in the second."""
+    monkeypatch.setattr(module, "PAUSE_S", 0.01)
+    restorer = world.restorer(RestoreMode.AS_OF_BACKUP)
+    original, times = restorer._replace, 0
+
+    async def lose_first() -> None:
+        nonlocal times
+        times += 1
+        if times == 1:
+            await world.ask("DELETE FROM restores")
+            await world.ask("UPDATE tenants SET state = 'active', move_token = 0, fenced_until = NULL")
+            await world.case.apply(world.case.operation("create", "since", {}))
+        await original()
+
+    monkeypatch.setattr(restorer, "_replace", lose_first)
+    certificate = await restorer.run()
+
+    assert [path.name for path in _files(world)] == ["export.jsonl", "export.jsonl.2"]
+    assert len(world.exported("export.jsonl.2")) == len(world.exported()) + 2
+    assert certificate.export == str(world.folder / "export.jsonl.2")
+    assert await world.case.resources() == await TenantCase(world.backup, TENANT).resources()
+
+
+def _files(world: World) -> list[Path]:
+    return sorted(world.folder.iterdir())
 
 
 async def test_release_waits_for_a_moment_without_batches_and_does_not_copy_again(
