@@ -24,7 +24,7 @@ class Absence(StrEnum):
     UNREGISTERED = "unregistered"  # a definite, fresh "not registered"
     NOT_HERE = "not_here"  # registered, and no shard has its row yet
     INACTIVE = "inactive"  # its shard is marked inactive
-    MOVING = "moving"  # its row is fenced or incoming; mostly for milliseconds, unless it is imported
+    MOVING = "moving"  # its row is fenced or incoming; mostly for milliseconds, unless it is imported or restored
 
 
 class ShardUnavailableError(RetryableError):
