@@ -33,7 +33,13 @@ from simplu_worker.shards.moving.places import find_places
 from simplu_worker.shards.moving.readiness import check_copy, check_schema_version
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.restoring.journal import Journal, RestoreMode, RestoreStep, read_journal
+from simplu_worker.shards.restoring.journal import (
+    Journal,
+    RestoreMode,
+    RestoreStep,
+    RestoreTakenError,
+    read_journal,
+)
 from simplu_worker.shards.restoring.restorer import Restore, RestoreCertificate, Restorer, RestoreStatus
 from simplu_worker.shards.schema.migrations import refusal_of
 from simplu_worker.shards.schema.schema_check import RESTORES, may_write_table
@@ -92,13 +98,25 @@ async def restore_tenant(settings: Settings, command: RestoreCommand, *, as_json
             kept = timedelta(hours=settings.operation_retention_hours)
             restore = Restore(tenant_id, plan.shard, command.mode, Path(plan.export), kept)
             show = _ignore_status if as_json else _noting()
-            certificate = await Restorer(shards.pools, backup, shards.commits, restore, show=show).run()
+            certificate = await _run(Restorer(shards.pools, backup, shards.commits, restore, show=show))
         except WorkerError as exc:
             text = backup.address.without_name(str(exc))
             raise (RetryableError if isinstance(exc, RetryableError) else PermanentError)(text) from None
         warning = await _clear_cache(settings)
     _print_certificate(certificate, warning, as_json=as_json)
     return 0
+
+
+async def _run(restorer: Restorer) -> RestoreCertificate:
+    """Run a restore; where it ends too early, print the state of the tenant on stderr, also after Ctrl-C."""
+    try:
+        return await restorer.run()
+    except RestoreTakenError:
+        raise
+    except BaseException:
+        if restorer.is_replacing:
+            print_note(restorer.describe_state())
+        raise
 
 
 async def _find_home(shards: Shards, tenant_id: str) -> ShardPool:

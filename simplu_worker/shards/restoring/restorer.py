@@ -139,6 +139,11 @@ class Restorer:
                 log.info("restore.again", tenant_id=self._restore.tenant_id, step=self._step, error=str(exc))
                 await asyncio.sleep(PAUSE_S)
 
+    @property
+    def is_replacing(self) -> bool:
+        """Whether the tenant waits until a restorer has ended."""
+        return self._step in {RestoreStep.REPLACING, RestoreStep.COPIED}
+
     def describe_state(self) -> str:
         """Return in which state the tenant is, and which command comes next."""
         if self._step is RestoreStep.EXPORTING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from simplu_worker.errors import ConfigurationError, PermanentError, WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.restoring.journal import RestoreMode
+from simplu_worker.shards.restoring.restorer import Restorer
 
 TENANT_ID = "-".join(TENANT)
 
@@ -117,6 +119,28 @@ async def test_restore_that_was_killed_goes_on_with_its_own_file(
     assert (certificate["export"], certificate["resourcesBefore"]) == ("/first", 7)
     assert exports(tmp_path) == []
     assert await ask(shards[0], "SELECT state FROM tenants") == [{"state": "active"}]
+
+
+@pytest.mark.parametrize("error", [PermanentError("a disk is full"), asyncio.CancelledError()])
+async def test_restore_that_ends_too_early_names_the_next_command(
+    shards: list[ShardAddress],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+) -> None:
+    """After an error, and after Ctrl-C: the tenant waits."""
+
+    async def fail(_: Restorer) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Restorer, "_release", fail)
+        with pytest.raises(type(error)):
+            await restore_tenant(settings_of(tmp_path, *shards), command(), as_json=False)
+    assert "wait until the same command has ended: run it again" in capsys.readouterr().err
+    assert await ask(shards[0], "SELECT state FROM tenants") == [{"state": "fenced"}]
+    assert await restore_tenant(settings_of(tmp_path, *shards), command(), as_json=False) == 0
 
 
 @pytest.mark.parametrize(
