@@ -93,7 +93,10 @@ async def _activate(target: ShardPool, tenant_id: str, token: int) -> bool:
 
 
 async def lower_positions(connection: Connection, carried: Sequence[CarriedPosition]) -> None:
-    """Merge *carried* into the rows of the shard, in a transaction that has locked them against other writes."""
+    """Merge *carried* into the rows of the shard, with tokens that no reader knows: all of them read again from there.
+
+    In a transaction that has locked the rows against other writes.
+    """
     merged = merge_positions(carried, await read_positions(connection))
     if merged.lowered:
         columns = zip(
