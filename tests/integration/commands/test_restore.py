@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,17 @@ from support.postgres.upgrades import make_old_schema
 from simplu_worker.commands.tenants.restore import RestoreCommand, restore_tenant
 from simplu_worker.config.settings import Settings, load_settings
 from simplu_worker.errors import ConfigurationError, PermanentError, WorkerError
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.restoring.journal import RestoreMode
-from simplu_worker.shards.restoring.restorer import Restorer
+from simplu_worker.shards.restoring.restorer import Restore, Restorer
 
 TENANT_ID = "-".join(TENANT)
+POSITION = """
+INSERT INTO stream_positions (stream, stream_shard_id, owed_from, parents_done, token)
+VALUES ('stream', 'shard-0', '7/0', true, gen_random_uuid())
+"""
 
 
 def settings_of(folder: Path, live: ShardAddress, backup: ShardAddress | None) -> Settings:
@@ -184,6 +190,29 @@ async def test_restore_needs_schema_version_3_on_the_shard(make_shard: ShardMake
 
     with pytest.raises(PermanentError, match=r"expected schema version 3 or newer, got 2; run: .* shards upgrade a"):
         await restore_tenant(settings_of(tmp_path, live, live), command(), as_json=True)
+
+
+@pytest.mark.parametrize("mode", RestoreMode)
+async def test_backup_may_be_of_schema_version_2(
+    shards: list[ShardAddress], make_shard: ShardMaker, tmp_path: Path, mode: RestoreMode
+) -> None:
+    """One from before the upgrade; the shard itself has been upgraded since."""
+    old = await make_shard("a", is_empty=True)
+    await make_old_schema(old)
+    backup, live = ShardPool(old, size=2), ShardPool(shards[0], size=1)
+    await add_tenant(backup)
+    await TenantCase(backup, TENANT).apply(TenantCase(backup, TENANT).operation("create", "old", {}))
+    await fetch(backup, POSITION)
+    await fetch(live, POSITION)
+    await live.close()
+    async with Pools(size=4) as pools:
+        pools.ensure_pool(shards[0])
+        restore = Restore(TENANT_ID, "a", mode, tmp_path / "export.jsonl", timedelta(days=15))
+        await Restorer(pools, backup, ReplicationWaiter(pools), restore, show=lambda _: None).run()
+    await backup.close()
+
+    assert await ask(shards[0], 'SELECT "resourceId" AS key FROM resources') == [{"key": "old"}]
+    assert await ask(shards[0], "SELECT owed_from FROM stream_positions") == [{"owed_from": "7/0"}]
 
 
 async def test_restore_asks_for_what_it_needs(shards: list[ShardAddress], tmp_path: Path) -> None:
