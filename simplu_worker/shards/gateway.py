@@ -29,7 +29,7 @@ from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import ShardRows, fetch_from_all_shards, query_all_shards
 from simplu_worker.shards.tenants.first_use import FirstUse, TenantName
-from simplu_worker.shards.types import Absence, PositionClaim, Rejection, StoredPositions
+from simplu_worker.shards.types import Absence, PositionClaim, PositionMerge, Rejection, StoredPositions
 from simplu_worker.timing.clock import loop_time
 
 
@@ -228,6 +228,13 @@ class ShardGateway:
         Raises `RetryableError` when the shard does not answer.
         """
         return await self._ensure_writer(shard_id).write_positions(claims)
+
+    async def read_merges(self, shard_id: str, stream: str, stream_shard_id: str) -> list[PositionMerge]:
+        """Return how a shard's row of a stream shard got its last tokens from moves of tenants to the shard.
+
+        Raises as `read_positions` does.
+        """
+        return await self._ensure_writer(shard_id).read_merges(stream, stream_shard_id)
 
     async def mark_gap(self, shard_id: str, stream: str, stream_shard_id: str, owed_from: str) -> bool:
         """Mark the row with the position *owed_from* on a shard: the stream does not reach back to it. Idempotent.

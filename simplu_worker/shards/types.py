@@ -5,6 +5,7 @@ The consumers import of `simplu_worker.shards` only this module and `gateway` (i
 
 from __future__ import annotations
 
+from collections import deque
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final, TypeAlias
@@ -130,6 +131,18 @@ class StoredPositions(msgspec.Struct, frozen=True):
     is_unchanged: bool = False
 
 
+class PositionMerge(msgspec.Struct, frozen=True):
+    """How a row of `stream_positions` got the *token* when a tenant came to its shard from *source_shard_id*.
+
+    The row had *former_token*, and that of the source had *carried_token* when the tenant was fenced there.
+    """
+
+    token: str
+    former_token: str
+    source_shard_id: str
+    carried_token: str
+
+
 class Rejection(msgspec.Struct, frozen=True):
     """A record that is no operation, and has the ids of its tenant and its request. *error* does not quote it.
 
@@ -152,7 +165,8 @@ class PositionClaim(msgspec.Struct):
     *as_of* is when *position* was computed; each new token contains it. The first token is that of the last write or
     read with a known outcome; the others are of attempts with an unknown one. Without tokens, the reader found no row.
     Then the shard makes the row only if its *move_token* is still the one given: a tenant that was moved there in
-    between may lack operations, and no row existed that the move could change.
+    between may lack operations, and no row existed that the move could change. *written* gets each token that is
+    committed.
     """
 
     stream: str
@@ -161,6 +175,7 @@ class PositionClaim(msgspec.Struct):
     move_token: str | None = None
     fencing_tokens: list[str] = []
     as_of: datetime | None = None
+    written: deque[str] = msgspec.field(default_factory=deque)
 
 
 class ProvisionRequest(msgspec.Struct, frozen=True):

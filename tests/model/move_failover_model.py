@@ -5,6 +5,10 @@ the position of the stream shard and its token on each shard (`failover_model.py
 deleted when its commit is on the replica, and comes again until then. All of a shard's commits are lost together.
 
 There is one mover at a time, and its copy is one step. It moves the tenant from shard A to shard B.
+
+The activation gives B's row a new token, and notes which token the row had before, and which one A's row had as of the
+fence. A reader *follows* it: it takes the new token and reads nothing again, if it knew the former token, wrote the
+carried one itself since it last adopted any row, and finds that A's row still has a token that it knows.
 """
 
 from __future__ import annotations
@@ -43,6 +47,13 @@ class Rules:
     makes_row_beside_move: bool = False  # a reader that saw none, though a tenant has arrived since
     trusts_own_progress: bool = False  # of the copy, and not what the target has of it
     deletes_messages_early: bool = False  # before the replica has their commit
+    never_follows: bool = False  # but reads again after every move: as right, and slow
+    follows_from_any_token: bool = False  # whatever the reader knew of the target's row
+    follows_without_carried: bool = False  # whenever A's row is as the reader left it
+    follows_without_source: bool = False  # without a look at A's row
+    follows_adopted_token: bool = False  # a token of A's row that the reader has found there, and not written
+    keeps_written_if_source_lost: bool = False  # the tokens written before it adopted A's row
+    keeps_written_if_target_lost: bool = False  # those written before it adopted B's row
 
 
 AGREED = Rules()
@@ -67,6 +78,14 @@ class Left(IntEnum):
     CRASHES = 3
 
 
+class Merge(StatePart, frozen=True):
+    """An activation: the new token of the target's row, the one before, and that of the source's as of the fence."""
+
+    token: int
+    former: int
+    carried: int
+
+
 class Version(StatePart, frozen=True):
     """A shard as of one commit."""
 
@@ -80,6 +99,8 @@ class Version(StatePart, frozen=True):
     arrivals: int = 0  # changes whenever a tenant arrives
     copied_log: int | None = None  # on the target: the source's log as of the copy, when that is done
     carried: int = NO_ROW  # on the target: the source's position as of the fence
+    carried_token: int = NO_TOKEN  # and the token of that row
+    merge: Merge | None = None  # on the target: how its row got its token at the activation
 
 
 class Mover(StatePart, frozen=True):
@@ -88,6 +109,7 @@ class Mover(StatePart, frozen=True):
     phase: Phase = "take"
     token: int = 0
     carried: int = NO_ROW
+    carried_token: int = NO_TOKEN
     is_committed: bool = False
 
 
@@ -97,6 +119,8 @@ class Reader(StatePart, frozen=True):
     next: int = 0
     tokens: tuple[int, ...] = (NEW, NEW)
     arrivals: tuple[int, ...] = (0, 0)  # as of when it found no row
+    written: tuple[int, ...] = ()  # the tokens that it has written into A's row since it adopted any row
+    following: Merge | None = None  # it has yet to look at A's row
 
 
 class State(StatePart, frozen=True):
@@ -212,6 +236,9 @@ class MoveFailoverModel:
     def _read(self, state: State, shard: int) -> Iterator[tuple[str, State]]:
         version, reader, name = state.shards[shard], state.reader, SHARD_NAMES[shard]
         known = reader.tokens[shard]
+        if shard == B and reader.following is not None:
+            yield "follow the move", self._followed(state, reader.following)
+            return
         if known in {NEW, TO_ADOPT}:
             yield f"read the row of {name}", self._adopted(state, shard)
             return
@@ -231,7 +258,21 @@ class MoveFailoverModel:
             tokens=put_at(reader.tokens, shard, version.row_token),
             arrivals=put_at(reader.arrivals, shard, 0 if version.row_token else version.arrivals),
         )
+        rules = self._rules
+        if shard == A and rules.follows_adopted_token:
+            adopted = replace(adopted, written=(version.row_token,))
+        elif not (rules.keeps_written_if_source_lost if shard == A else rules.keeps_written_if_target_lost):
+            adopted = replace(adopted, written=())
         return _renamed(replace(state, reader=adopted))
+
+    def _followed(self, state: State, merge: Merge) -> State:
+        """Return what follows when a reader that has found a merge on B looks at the row of A."""
+        rules, reader, source = self._rules, state.reader, state.shards[A]
+        has_all = (source.row_token == reader.tokens[A] or rules.follows_without_source) and (
+            merge.carried in reader.written or rules.follows_without_carried
+        )
+        tokens = put_at(reader.tokens, B, merge.token if has_all else TO_ADOPT)
+        return _renamed(replace(state, reader=replace(reader, tokens=tokens, following=None)))
 
     def _written(self, state: State, shard: int, operation: int | None) -> State:
         """Return what follows a transaction of the reader, which counts only if it knows the token of the row."""
@@ -239,6 +280,8 @@ class MoveFailoverModel:
         is_known = version.row_token == reader.tokens[shard]
         if is_known and version.row_token == NO_TOKEN and not self._rules.makes_row_beside_move:
             is_known = version.arrivals == reader.arrivals[shard]
+        if not is_known and self._may_follow(reader, shard, version):
+            return replace(state, reader=replace(reader, following=version.merge))
         if not is_known:
             refused = replace(reader, tokens=put_at(reader.tokens, shard, TO_ADOPT))
             return _renamed(replace(state, reader=refused))
@@ -252,8 +295,16 @@ class MoveFailoverModel:
             reader,
             next=reader.next + (operation is not None),
             tokens=put_at(reader.tokens, shard, TO_COME),
+            written=(*reader.written, TO_COME) if shard == A else reader.written,
         )
         return _renamed(replace(_put(state, shard, version), reader=reader, promise=promise))
+
+    def _may_follow(self, reader: Reader, shard: int, version: Version) -> bool:
+        """Return whether a row has its token by a move, and the reader knew the token before."""
+        merge = version.merge
+        if self._rules.never_follows or shard == A or merge is None or merge.token != version.row_token:
+            return False
+        return merge.former == reader.tokens[B] or self._rules.follows_from_any_token
 
     def _take_message(self, state: State) -> Iterator[tuple[str, State]]:
         if state.message != "queued":
@@ -311,6 +362,7 @@ class MoveFailoverModel:
             row_token=target.row_token,
             position=target.position,
             arrivals=self._arrived(target),
+            merge=target.merge,
         )
         return replace(_put(state, B, empty), mover=replace(mover, phase="copy"))
 
@@ -327,7 +379,7 @@ class MoveFailoverModel:
         source = state.shards[A]
         if (source.state, source.token) != ("active", mover.token):
             return None
-        following = replace(mover, phase="last delta", carried=source.position)
+        following = replace(mover, phase="last delta", carried=source.position, carried_token=source.row_token)
         return replace(_put(state, A, replace(source, state="fenced")), mover=following)
 
     def _take(self, state: State, _: Mover) -> State | None:
@@ -340,7 +392,7 @@ class MoveFailoverModel:
             if self._is_ready(state):
                 return replace(state, mover=Mover("activate", source.token))
             # The target has lost the copy. The source's rows are exact as of its fence.
-            mover = replace(mover, is_committed=True, carried=source.carried)
+            mover = replace(mover, is_committed=True, carried=source.carried, carried_token=source.carried_token)
             return replace(_put(state, A, replace(source, token=token)), mover=mover)
         if source.state not in {"active", "fenced"}:
             return None
@@ -362,6 +414,7 @@ class MoveFailoverModel:
             has_message=target.has_message or source.has_message,
             copied_log=None,
             carried=mover.carried,
+            carried_token=mover.carried_token,
         )
         if self._rules.merges_before_commit:
             ready = self._merged(ready)
@@ -380,7 +433,7 @@ class MoveFailoverModel:
         is_ready = (target.state, target.token) == ("ready", mover.token)
         if not is_ready or (source.state, source.token) != ("fenced", mover.token):
             return None
-        moved = replace(source, state="moved", carried=mover.carried)
+        moved = replace(source, state="moved", carried=mover.carried, carried_token=mover.carried_token)
         return replace(_put(state, A, moved), mover=replace(mover, phase="activate"))
 
     def _is_ready(self, state: State) -> bool:
@@ -399,7 +452,7 @@ class MoveFailoverModel:
         target = replace(target, state="active", arrivals=self._arrived(target), copied_log=None)
         if not self._rules.merges_before_commit:
             target = self._merged(target)
-        return _renamed(_put(state, B, replace(target, carried=NO_ROW)))
+        return _renamed(_put(state, B, replace(target, carried=NO_ROW, carried_token=NO_TOKEN)))
 
     def _arrived(self, target: Version) -> int:
         """Return what shows a reader that a tenant has arrived; it matters only where rows may be missing."""
@@ -414,22 +467,55 @@ class MoveFailoverModel:
             return target
         if NO_ROW in {target.carried, target.position}:
             return replace(target, row_token=NO_TOKEN, position=NO_ROW)
-        return replace(target, row_token=TO_COME, position=min(target.carried, target.position))
+        merge = Merge(TO_COME, target.row_token, target.carried_token)
+        return replace(target, row_token=TO_COME, position=min(target.carried, target.position), merge=merge)
 
 
 def _renamed(state: State) -> State:
     """Return the same state with other names for the tokens of rows, which are only compared with each other."""
-    shards, replicas, tokens = state.shards, state.replicas, state.reader.tokens
-    for shard in (A, B):
-        replica = replicas[shard]
-        versions = [shards[shard]] if replica is None else [shards[shard], replica]
-        names = names_of([one.row_token for one in versions])
-        shards = put_at(shards, shard, replace(shards[shard], row_token=names[shards[shard].row_token]))
-        if replica is not None:
-            replicas = put_at(replicas, shard, replace(replica, row_token=names[replica.row_token]))
-        if tokens[shard] > OUTDATED:
-            tokens = put_at(tokens, shard, names.get(tokens[shard], OUTDATED))
-    return replace(state, shards=shards, replicas=replicas, reader=replace(state.reader, tokens=tokens))
+    shards, replicas, reader, mover = state.shards, state.replicas, state.reader, state.mover
+    versions = [[shards[shard], *([] if (one := replicas[shard]) is None else [one])] for shard in (A, B)]
+    merges = [one.merge for one in versions[B] if one.merge is not None and one.merge.token == one.row_token]
+    merges += [] if reader.following is None else [reader.following]
+    carried = [one.carried_token for both in versions for one in both] + [one.carried for one in merges]
+    carried += [] if mover is None else [mover.carried_token]
+    names_a = names_of([*(one.row_token for one in versions[A]), *(token for token in carried if token)])
+    # Carried tokens are of rows that are there: none of them stands for a missing row.
+    names_a[NO_TOKEN] = NO_TOKEN
+    names_b = names_of([*(one.row_token for one in versions[B]), *(t for m in merges for t in (m.former, m.token))])
+    lagging_a, lagging_b = replicas
+    return replace(
+        state,
+        shards=(_with_names(shards[A], names_a, names_a), _with_names(shards[B], names_b, names_a)),
+        replicas=(
+            None if lagging_a is None else _with_names(lagging_a, names_a, names_a),
+            None if lagging_b is None else _with_names(lagging_b, names_b, names_a),
+        ),
+        mover=None if mover is None else replace(mover, carried_token=names_a[mover.carried_token]),
+        reader=replace(
+            reader,
+            tokens=tuple(
+                names.get(token, OUTDATED) if token > OUTDATED else token
+                for token, names in zip(reader.tokens, (names_a, names_b), strict=True)
+            ),
+            written=tuple(sorted(names_a[token] for token in reader.written if token in names_a)),
+            following=None if reader.following is None else _merge_with_names(reader.following, names_b, names_a),
+        ),
+    )
+
+
+def _with_names(version: Version, names: dict[int, int], names_a: dict[int, int]) -> Version:
+    merge = version.merge
+    return replace(
+        version,
+        row_token=names[version.row_token],
+        carried_token=names_a[version.carried_token],
+        merge=None if merge is None or merge.token != version.row_token else _merge_with_names(merge, names, names_a),
+    )
+
+
+def _merge_with_names(merge: Merge, names: dict[int, int], names_a: dict[int, int]) -> Merge:
+    return Merge(names[merge.token], names[merge.former], names_a[merge.carried])
 
 
 def _put(state: State, shard: int, version: Version) -> State:

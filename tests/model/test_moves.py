@@ -50,19 +50,23 @@ SAFE: dict[str, tuple[MovesModel, int]] = {
     "move: rolled back beside the mover": (move(2, rollbacks=1), 2_732),
     "move: and back": (move(2, moves_back=1), 2_462),
     "move: and back, cleanup": (move(2, moves_back=1, cleanups=1), 6_194),
-    "move and failover: of the source": (failing(2, source=1), 32_130),
-    "move and failover: of the target": (failing(2, target=1), 15_333),
-    "move and failover: of the target, message": (failing(0, movers=2, target=1, message=True), 8_642),
+    "move and failover: of the source": (failing(2, source=1), 59_012),
+    "move and failover: of the target": (failing(2, target=1), 31_072),
+    "move and failover: of the target, message": (failing(0, movers=2, target=1, message=True), 8_802),
     "move and failover: of the target, without a wait for its replica": (
         failing(0, FailoverRules(skips_target_wait=True), movers=2, target=1, message=True),
-        13_304,
+        13_544,
     ),
-    "move and failover: of the source, message": (failing(1, source=1, message=True), 37_440),
-    "move and failover: of the source, target without a row": (failing(1, source=1, rows="A"), 20_338),
-    "move and failover: of the source, source without a row": (failing(1, source=1, rows="B"), 9_206),
+    "move and failover: of the source, message": (failing(1, source=1, message=True), 68_632),
+    "move and failover: of the source, target without a row": (failing(1, source=1, rows="A"), 32_295),
+    "move and failover: of the source, source without a row": (failing(1, source=1, rows="B"), 15_583),
 }
 
 SAFE_AND_LARGE: dict[str, tuple[MovesModel, int]] = {
+    "move and failover: of the source, all read again": (
+        failing(2, FailoverRules(never_follows=True), source=1),
+        56_513,
+    ),
     "move: two movers, late commit": (move(2, moves=2, late_commits=1), 68_340),
     "move: two movers, late commit, rollback": (move(1, moves=2, late_commits=1, rollbacks=1), 90_815),
     "move: two movers, rename, crash, zombie": (move(1, moves=2, renames=1, crashes=1, takes=1), 69_782),
@@ -70,12 +74,12 @@ SAFE_AND_LARGE: dict[str, tuple[MovesModel, int]] = {
     "move: two movers, one copy, and back, zombie": (move(1, keeps=True, moves=2, moves_back=1, takes=1), 28_397),
     "move: and back twice, cleanup": (move(1, moves=2, moves_back=2, cleanups=1), 121_805),
     "move: and back, rename, zombie, cleanup": (move(1, moves_back=1, renames=1, takes=1, cleanups=1), 18_460),
-    "move and failover: of the source, two movers": (failing(2, movers=2, source=1), 193_211),
-    "move and failover: of the target, two movers": (failing(2, movers=2, target=1), 95_587),
-    "move and failover: of both": (failing(1, source=1, target=1), 69_342),
-    "move and failover: of both, message": (failing(0, movers=2, source=1, target=1, message=True), 87_434),
-    "move and failover: of the source, crash": (failing(2, source=1, crashes=1), 175_001),
-    "move and failover: of the source, no rows": (failing(2, source=1, rows=""), 94_273),
+    "move and failover: of the source, two movers": (failing(2, movers=2, source=1), 372_362),
+    "move and failover: of the target, two movers": (failing(2, movers=2, target=1), 201_669),
+    "move and failover: of both": (failing(1, source=1, target=1), 135_614),
+    "move and failover: of both, message": (failing(0, movers=2, source=1, target=1, message=True), 88_074),
+    "move and failover: of the source, crash": (failing(2, source=1, crashes=1), 305_565),
+    "move and failover: of the source, no rows": (failing(2, source=1, rows=""), 142_571),
 }
 
 WRONG: dict[str, tuple[MovesModel, str, int]] = {
@@ -190,6 +194,36 @@ WRONG: dict[str, tuple[MovesModel, str, int]] = {
         failing(rules=FailoverRules(trusts_own_progress=True), target=1),
         "lost",
         10,
+    ),
+    "move and failover: a reader follows a move from any token": (
+        failing(2, FailoverRules(follows_from_any_token=True), target=1),
+        "claims",
+        19,
+    ),
+    "move and failover: a reader follows without the carried token": (
+        failing(rules=FailoverRules(follows_without_carried=True), source=1),
+        "claims",
+        18,
+    ),
+    "move and failover: a reader follows without a look at the source": (
+        failing(2, FailoverRules(follows_without_source=True), source=1),
+        "claims",
+        17,
+    ),
+    "move and failover: a reader follows from a token that it has found": (
+        failing(rules=FailoverRules(follows_adopted_token=True), source=1),
+        "claims",
+        18,
+    ),
+    "move and failover: a reader follows from a token that is older than a loss of the source": (
+        failing(2, FailoverRules(keeps_written_if_source_lost=True), source=1),
+        "claims",
+        19,
+    ),
+    "move and failover: a reader follows from a token that is older than a loss of the target": (
+        failing(2, FailoverRules(keeps_written_if_target_lost=True), target=1),
+        "claims",
+        21,
     ),
     "move and failover: messages are deleted early": (
         failing(rules=FailoverRules(deletes_messages_early=True), source=1, message=True),

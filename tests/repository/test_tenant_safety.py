@@ -32,6 +32,7 @@ OF_NO_TENANT = {
     "business_types": "what every tenant of a type begins with",
     "schema_migrations": "the shard's own",
     "shard_meta": "the shard's own",
+    "position_merges": "of the stream: tokens of the rows of `stream_positions`",
     "stream_positions": "of the stream; the tenants that it names are the reader's to know",
 }
 BEING_MADE = {f"simplu_adoption.{table}": column for table, column in TENANT_COLUMNS.items()}
@@ -220,7 +221,9 @@ def test_table_with_tenants_in_it_has_policies(table: str) -> None:
         assert f"ON {table} FOR SELECT USING ({column} = current_setting('simplu.tenant', true));" in text
 
 
-@pytest.mark.parametrize("table", ["message_failures", "rejections", "imports", "arrivals", "move_changes", "restores"])
+@pytest.mark.parametrize(
+    "table", ["message_failures", "rejections", "imports", "arrivals", "move_changes", "restores", "position_merges"]
+)
 def test_new_table_is_for_roles_that_may_write_it(table: str) -> None:
     """No reader's role sees it."""
     text = MIGRATIONS[2].text

@@ -161,12 +161,10 @@ def _move(world: World) -> None:
     """Fence a tenant for a while; it goes on at the same shard or at another."""
     tenant = world.draws.choice(list(world.shards.tenants.values()))
 
-    def activate() -> None:
-        world.shards.move(tenant, world.draws.choice(SHARD_IDS))
-        tenant.is_active = True
-
-    tenant.is_active = False
-    world.loop.call_later(world.draws.uniform(0.1, 2.0), activate)
+    world.shards.fence(tenant)
+    world.loop.call_later(
+        world.draws.uniform(0.1, 2.0), lambda: world.shards.move(tenant, world.draws.choice(SHARD_IDS))
+    )
 
 
 def _change_trouble(world: World) -> None:

@@ -26,6 +26,7 @@ from simplu_worker.shards.types import (
     Absence,
     PositionChangedError,
     PositionClaim,
+    PositionMerge,
     ShardUnavailableError,
     StoredPositions,
     StreamPosition,
@@ -44,24 +45,33 @@ REUSED = Outcome(Disposition.DEAD_LETTER, reason=DeadLetterReason.REQUEST_ID_REU
 SHARD_IDS = ("shard-1", "shard-2")
 CITRUS, LETTERS = "citrus", "letters"
 STORE_RETRY_S = 0.5
+ACTIVATED_AGAIN_S = 0.3  # by a worker, when the activation was lost
 
 
 class Tenant(msgspec.Struct):
-    """A tenant: its shard, since when, and whether the shard takes its operations now."""
+    """A tenant: its shard, since when, and whether the shard takes its operations now.
+
+    *fenced_rows* are the rows of its shard, by stream shard, as of its fence; None without one. *came_with* is the
+    shard that it has left, with those rows; the tenant *is_ready* when its activation was lost.
+    """
 
     tenant_id: str
     shard_id: str
     created_at: datetime | None = None  # None: not registered
     is_active: bool = True
     moved_at: float | None = None
+    fenced_rows: dict[str, StreamPosition] | None = None
+    came_with: tuple[str, dict[str, StreamPosition]] | None = None
+    is_ready: bool = False
 
 
 class Transaction(msgspec.Struct):
-    """What one transaction on a shard wrote: rows of the log, and a position in place of another."""
+    """What one transaction on a shard wrote: rows of the log, positions in place of others, a fence, an activation."""
 
     applied: list[LogKey]
-    place: tuple[str, str] | None = None  # shard, stream shard
-    before: StreamPosition | None = None
+    before: dict[tuple[str, str], StreamPosition | None] = {}  # by shard and stream shard
+    fenced: Tenant | None = None
+    activated: Tenant | None = None
 
 
 class Backup(msgspec.Struct, frozen=True):
@@ -83,6 +93,7 @@ class PostgresShards:
         self.tenants: dict[str, Tenant] = {}
         self.log: dict[LogKey, bytes] = {}
         self.positions: dict[tuple[str, str], StreamPosition] = {}  # by shard and stream shard
+        self.merges: dict[tuple[str, str], list[PositionMerge]] = {}  # by shard and stream shard
         self._history: dict[str, list[Transaction]] = {shard_id: [] for shard_id in SHARD_IDS}
         self.on_lost: Callable[[Sequence[LogKey]], None] = lambda _keys: None
         self.letters: dict[RecordKey, DeadLetterReason] = {}
@@ -119,7 +130,7 @@ class PostgresShards:
     def find_resident_tenants(self, shard_id: str, tenant_ids: Sequence[str]) -> set[str]:
         """Return which tenants live on a shard."""
         found = [self.tenants[tenant_id] for tenant_id in tenant_ids]
-        return {one.tenant_id for one in found if one.created_at is not None and one.shard_id == shard_id}
+        return {one.tenant_id for one in found if one.created_at and one.shard_id == shard_id and not one.is_ready}
 
     def read_positions(self, shard_id: str, stream_shard_ids: Sequence[str]) -> StoredPositions:
         """Return what a shard knows of stream shards."""
@@ -136,7 +147,7 @@ class PostgresShards:
         """Return what a shard knows, and leave another token in the row of the claim."""
         place = shard_id, claim.stream_shard_id
         before = self.positions.get(place)
-        self._history[shard_id].append(Transaction([], place, before))
+        self._history[shard_id].append(Transaction([], {place: before}))
         if before is None:
             self.positions[place] = StreamPosition("TRIM_HORIZON", None, parents_done=False, fencing_token=token)
         else:
@@ -163,33 +174,71 @@ class PostgresShards:
         lost: list[LogKey] = []
         for transaction in reversed(history[max(0, len(history) - lost_count) :]):
             lost += transaction.applied
-            if transaction.place is not None and transaction.before is None:
-                self.positions.pop(transaction.place, None)
-            elif transaction.place is not None and transaction.before is not None:
-                self.positions[transaction.place] = transaction.before
+            for place, before in transaction.before.items():
+                if before is None:
+                    self.positions.pop(place, None)
+                else:
+                    self.positions[place] = before
+            if (tenant := transaction.fenced) is not None:
+                tenant.is_active, tenant.fenced_rows = True, None
+            if (tenant := transaction.activated) is not None:
+                tenant.is_active, tenant.is_ready = False, True
+                self.network.loop.call_later(ACTIVATED_AGAIN_S, self._activate, tenant)
         for key in lost:
             del self.log[key]
         history.clear()  # the replica it has now starts with all there is
         self.on_lost(lost)
 
-    def move(self, tenant: Tenant, shard_id: str) -> None:
-        """Move a tenant with what the shard knows of the stream; it is on the replicas of both before it goes on."""
-        source, tenant.shard_id = tenant.shard_id, shard_id
-        if source == shard_id:
+    def fence(self, tenant: Tenant) -> None:
+        """Stop the operations of a tenant that does not move yet; a failover that loses the fence ends it."""
+        if not tenant.is_active:
             return
+        tenant.is_active = False
+        tenant.fenced_rows = {key: row for (at, key), row in self.positions.items() if at == tenant.shard_id}
+        self._history[tenant.shard_id].append(Transaction([], fenced=tenant))
+
+    def move(self, tenant: Tenant, shard_id: str) -> None:
+        """Let a fenced tenant go on, on another shard with its rows as of the fence, or on the same.
+
+        It is on the replicas of both that it has left; that it is active may be lost.
+        """
+        source, rows, tenant.fenced_rows = tenant.shard_id, tenant.fenced_rows, None
+        if rows is None:
+            return  # the fence was lost
+        if source == shard_id:
+            tenant.is_active = True
+            return
+        self._history[source].clear()
+        tenant.shard_id, tenant.came_with, tenant.is_ready = shard_id, (source, rows), True
+        self._activate(tenant)
+
+    def let_go_on(self, tenant: Tenant) -> None:
+        """End what keeps a tenant from going on."""
+        tenant.is_active, tenant.fenced_rows = True, None
+        self._activate(tenant)
+
+    def _activate(self, tenant: Tenant) -> None:
+        """Make a tenant active that has come, and merge what both shards know of the stream."""
+        if not tenant.is_ready or tenant.came_with is None:
+            return
+        (source, rows), shard_id = tenant.came_with, tenant.shard_id
+        tenant.is_ready, tenant.is_active = False, True
         tenant.moved_at = self.network.loop.time()
-        for key in {stream_shard_id for _, stream_shard_id in self.positions}:
-            here, there = self.positions.get((source, key)), self.positions.pop((shard_id, key), None)
+        own = {key for at, key in self.positions if at == shard_id}
+        before = {(shard_id, key): self.positions[shard_id, key] for key in own}
+        self._history[shard_id].append(Transaction([], dict(before), activated=tenant))
+        for key in sorted(own):
+            here, there = rows.get(key), self.positions.pop((shard_id, key), None)
             if here is not None and there is not None:  # without a row nobody knows: that is lower still
                 lower = min((here, there), key=lambda row: _order(row.owed_from))
+                merge = PositionMerge(str(uuid4()), there.fencing_token, source, here.fencing_token)
+                self.merges.setdefault((shard_id, key), []).append(merge)
                 self.positions[shard_id, key] = StreamPosition(
                     lower.owed_from,
                     lower.owed_since,
                     parents_done=here.parents_done and there.parents_done,
-                    fencing_token=f"{here.fencing_token}+{there.fencing_token}",
+                    fencing_token=merge.token,
                 )
-        self._history[source].clear()
-        self._history[shard_id].clear()
 
     def _begin(self, shard_id: str, claim: PositionClaim | None) -> None:
         """Begin a transaction with the write of its claim, which has the new token as its last one."""
@@ -203,7 +252,7 @@ class PostgresShards:
             raise PositionChangedError("it is another's")
         if not seen and claim.move_token is not None and claim.move_token != self._move_token(shard_id):
             raise PositionChangedError("a tenant was moved here since")
-        self._history[shard_id].append(Transaction([], place, before))
+        self._history[shard_id].append(Transaction([], {place: before}))
         gap = (None, False) if before is None else (before.gap_from, before.is_gap_accepted)
         self.positions[place] = msgspec.structs.replace(
             claim.position, fencing_token=token, gap_from=gap[0], is_gap_accepted=gap[1]
@@ -390,6 +439,12 @@ class SimulatedGateway(ShardGateway):
                 shard_id, lambda: self._shards.write_positions(shard_id, said), lost=_lost
             )
         return [claim for claim in claims if claim.stream_shard_id in changed]
+
+    async def read_merges(self, shard_id: str, stream: str, stream_shard_id: str) -> list[PositionMerge]:
+        """Ask how a row got its tokens."""
+        return await self._shards.network.ask(
+            shard_id, lambda: list(self._shards.merges.get((shard_id, stream_shard_id), ())), lost=_lost
+        )
 
     async def mark_gap(self, shard_id: str, stream: str, stream_shard_id: str, owed_from: str) -> bool:
         """Mark a row whose position has left the stream."""

@@ -52,6 +52,7 @@ class Weather(StrEnum):
     FAIR = "fair"  # what was drawn
     STORM = "storm"  # and shards fail over, stream shards split and replicas are killed, again and again
     GREAT_STORM = "great storm"  # and all the rest, in a world with more of everything
+    MOVES = "moves"  # little of the rest: tenants move, and shards lose commits around that
 
 
 class Plan(msgspec.Struct, frozen=True):

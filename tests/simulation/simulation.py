@@ -12,6 +12,7 @@ from random import Random
 
 from msgspec.structs import replace
 from simulation.disasters import draw_trouble, storm, strike
+from simulation.moves import keep_moving, with_room_for_moves
 from simulation.simulated_network import Trouble
 from simulation.simulated_world import FleetMaker, Plan, ViolationError, Weather, World, a_world
 
@@ -22,7 +23,7 @@ from simplu_worker.local.kinesis.model import KinesisOptions
 WELL_WITHIN_S = 60.0
 UNKNOWN_AFTER_S = 330.0  # for records of tenants that never come: 60 s, and a few looks at those held together
 # Where several shards and stream shards are read again, in little memory.
-REFILLED_AFTER_S = {Weather.FAIR: 60.0, Weather.STORM: 60.0, Weather.GREAT_STORM: 400.0}
+REFILLED_AFTER_S = {Weather.FAIR: 60.0, Weather.STORM: 60.0, Weather.GREAT_STORM: 400.0, Weather.MOVES: 60.0}
 GIVEN_UP_AFTER_S = 30.0  # for an operation that fails by itself: its tries are 21 s apart
 STOPPED_WITHIN_S = 10.0
 STATUS_PAUSE_S = 0.5
@@ -47,6 +48,8 @@ def simulate(
     plan = replace(draw_plan(draws), weather=weather)
     if weather is Weather.GREAT_STORM:
         plan = enlarged(plan, draws)
+    if weather is Weather.MOVES:
+        plan = with_room_for_moves(plan)
     with a_world(draws, plan, make_fleet=make_fleet) as world:
         if twist is not None:
             twist(world)
@@ -111,7 +114,9 @@ async def _run(world: World) -> None:
     world.kinesis.false_ends = world.draws.choice([0.0, 0.0, 0.0, 0.05])
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(produce(world))
-        if world.plan.weather is not Weather.FAIR:
+        if world.plan.weather is Weather.MOVES:
+            tasks.create_task(keep_moving(world))
+        elif world.plan.weather is not Weather.FAIR:
             tasks.create_task(storm(world))
         for _ in range(world.plan.event_count):
             await asyncio.sleep(world.draws.uniform(0, 2 * world.plan.trouble_s / world.plan.event_count))
@@ -201,7 +206,7 @@ def _repair(world: World) -> None:
     world.kinesis.false_ends = 0.0
     strangers = list(world.shards.tenants)[:1] if world.plan.has_strangers else []
     for tenant in world.shards.tenants.values():
-        tenant.is_active = True
+        world.shards.let_go_on(tenant)
         if tenant.created_at is None and tenant.tenant_id not in strangers:
             tenant.created_at = world.loop.utc()
     for replica in world.replicas:

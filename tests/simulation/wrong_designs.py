@@ -46,7 +46,7 @@ from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPositi
 from simplu_worker.consumers.kinesis.stream.client import ChildShard, Reply, Stream
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position, RecordPosition
 from simplu_worker.dead_letters.letter import DeadLetter
-from simplu_worker.shards.types import StoredPositions, StreamPosition
+from simplu_worker.shards.types import PositionClaim, PositionMerge, StoredPositions, StreamPosition
 
 OPEN_AFTER_S = 1.5  # a world is open then
 
@@ -209,6 +209,34 @@ class _UnwaryPositions(ShardPositions):
         self, shard_position: ShardPosition, lineage: Lineage, stored: StoredPositions
     ) -> Unread | None:
         return await super().reconcile_with(shard_position, lineage, replace(stored, move_token=None))
+
+
+class _CreditingPositions(ShardPositions):
+    @override
+    async def _has_all_from(self, merge: PositionMerge) -> bool:
+        return True
+
+
+class _SourcelessPositions(ShardPositions):
+    @override
+    async def _has_all_from(self, merge: PositionMerge) -> bool:
+        return merge.carried_token in self.position_on(merge.source_shard_id).claim.written
+
+
+class _TokenlessPositions(ShardPositions):
+    @override
+    async def _has_all_from(self, merge: PositionMerge) -> bool:
+        claim = self.position_on(merge.source_shard_id).claim
+        stored = await self._gateway.read_positions(merge.source_shard_id, claim.stream, [claim.stream_shard_id])
+        row = None if stored is None else stored.rows.get(claim.stream_shard_id)
+        return row is not None and row.fencing_token in claim.fencing_tokens
+
+
+class _EndlessPositions(ShardPositions):
+    @override
+    def prepare_claim(self, shard_position: ShardPosition) -> PositionClaim:
+        shard_position.era = self._era  # no row was adopted
+        return super().prepare_claim(shard_position)
 
 
 class _ForwardPositions(ShardPositions):
@@ -489,6 +517,7 @@ def _move_after_a_loss(world: World) -> None:
     def move() -> None:
         world.shards.fail_over(first, 1000)
         for tenant in tenants[::2]:
+            world.shards.fence(tenant)
             world.shards.move(tenant, second)
 
     world.loop.call_later(world.draws.uniform(OPEN_AFTER_S, world.plan.trouble_s), move)
@@ -566,6 +595,18 @@ WRONG_DESIGNS = {
     ),
     "a reader makes its row though a tenant was moved in since it found none": WrongDesign(
         _with_reader(positions_class=_UnwaryPositions), _move_after_a_loss, seed=824
+    ),
+    "a reader follows a move though the source has lost operations": WrongDesign(
+        _with_reader(positions_class=_CreditingPositions), weather=Weather.MOVES
+    ),
+    "a reader follows a move without a look at the source": WrongDesign(
+        _with_reader(positions_class=_SourcelessPositions), weather=Weather.MOVES
+    ),
+    "a reader follows a move from any token of the source": WrongDesign(
+        _with_reader(positions_class=_TokenlessPositions), weather=Weather.MOVES
+    ),
+    "a reader follows a move from a token that is older than a loss": WrongDesign(
+        _with_reader(positions_class=_EndlessPositions), weather=Weather.MOVES
     ),
     "other operations overtake re-read ones": WrongDesign(_with_reader(dispatcher_class=_UngatedDispatcher), seed=3749),
 }

@@ -38,6 +38,7 @@ from simplu_worker.shards.positions.rows import (
     fence_position,
     mark_gap,
     position_changed_error,
+    read_merges,
     read_stored_positions,
     write_positions,
 )
@@ -47,7 +48,7 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.single_flight import SingleFlightProbe
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
-from simplu_worker.shards.types import PositionClaim, ShardUnavailableError, StoredPositions
+from simplu_worker.shards.types import PositionClaim, PositionMerge, ShardUnavailableError, StoredPositions
 from simplu_worker.timing.clock import loop_time
 
 SLOW_MAX_COUNT = 1000  # operations that took too long, of which the writer remembers the last
@@ -180,6 +181,11 @@ class ShardWriter:
             async with self._pool.transaction() as connection:
                 await connection.execute(QUERIES["skip_disk_wait"])
                 return await write_positions(connection, list(zip(claims, tokens, strict=True)))
+
+    async def read_merges(self, stream: str, stream_shard_id: str) -> list[PositionMerge]:
+        """Return what `positions.rows.read_merges` does. Raises `ShardUnavailableError`."""
+        async with self._pool.connection() as connection:
+            return await read_merges(connection, stream, stream_shard_id)
 
     async def mark_gap(self, stream: str, stream_shard_id: str, owed_from: str) -> bool:
         """Mark a row as `positions.rows.mark_gap` does. Raises `ShardUnavailableError`."""

@@ -26,6 +26,7 @@ class CarriedPosition(msgspec.Struct, frozen=True):
     owed_from: str
     owed_since: datetime | None
     parents_done: bool
+    token: str = ""
     written_at: datetime | None = None
 
     @property
@@ -34,18 +35,30 @@ class CarriedPosition(msgspec.Struct, frozen=True):
         return self.stream, self.stream_shard_id
 
 
+class LoweredPosition(msgspec.Struct, frozen=True):
+    """What a row of the target gets, and the tokens that it and the row of the source had."""
+
+    position: CarriedPosition
+    former_token: str
+    carried_token: str
+
+
 class MergedPositions(msgspec.Struct, frozen=True):
     """The rows of the target to write with lower positions, and the keys of those to delete."""
 
-    lowered: tuple[CarriedPosition, ...]
+    lowered: tuple[LoweredPosition, ...]
     deleted: tuple[PositionKey, ...]
 
 
 def merge_positions(carried: Iterable[CarriedPosition], own: Iterable[CarriedPosition]) -> MergedPositions:
     """Return what becomes of the rows *own* of a target when a tenant comes with the rows *carried* of its source."""
     by_key = {one.key: one for one in carried}
-    lowered = [_lower(one, by_key[one.key]) for one in own if one.key in by_key]
-    kept = {one.key for one in lowered}
+    lowered = [
+        LoweredPosition(_lower(one, other), one.token, other.token)
+        for one in own
+        if (other := by_key.get(one.key)) is not None
+    ]
+    kept = {one.position.key for one in lowered}
     return MergedPositions(tuple(lowered), tuple(one.key for one in own if one.key not in kept))
 
 

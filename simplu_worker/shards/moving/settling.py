@@ -22,7 +22,7 @@ from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
 from simplu_worker.shards.types import token_time
 
-POSITION_COLUMNS: Final = ("stream", "stream_shard_id", "owed_from", "owed_since", "parents_done")
+POSITION_COLUMNS: Final = ("stream", "stream_shard_id", "owed_from", "owed_since", "parents_done", "token")
 LOCK_WAIT_S: Final = 0.3  # of a mover for batches: too short to be noticed
 
 LEFT_FOR: Final = timedelta(seconds=1)  # before a worker takes the mover of a ready tenant for killed
@@ -88,25 +88,32 @@ async def _activate(target: ShardPool, tenant_id: str, token: int) -> bool:
         if affected_count(await connection.execute(QUERIES["activate_tenant"], tenant_id, token)) != 1:
             return False
         arrival = await read_arrival(connection, tenant_id)
-        await lower_positions(connection, () if arrival is None else arrival.progress.positions)
+        if arrival is None:  # deleted by hand
+            await lower_positions(connection, ())
+        else:
+            await lower_positions(connection, arrival.progress.positions, source_id=arrival.source_shard_id)
     return True
 
 
-async def lower_positions(connection: Connection, carried: Sequence[CarriedPosition]) -> None:
+async def lower_positions(
+    connection: Connection, carried: Sequence[CarriedPosition], *, source_id: str | None = None
+) -> None:
     """Merge *carried* into the rows of the shard, with tokens that no reader knows: all of them read again from there.
 
+    With the *source_id* of a tenant that has come, readers that know the former tokens may go on without reading again.
     In a transaction that has locked the rows against other writes.
     """
     merged = merge_positions(carried, await read_positions(connection))
     if merged.lowered:
-        columns = zip(
-            *(
-                (*one.key, one.owed_from, _text_of(one), str(one.parents_done), timed_token(uuid4(), one.written_at))
-                for one in merged.lowered
-            ),
-            strict=True,
-        )
-        await connection.execute(QUERIES["merge_positions"], *map(list, columns))
+        rows, merges = [], []
+        for one in merged.lowered:
+            position, token = one.position, timed_token(uuid4(), one.position.written_at)
+            rows.append((*position.key, position.owed_from, _text_of(position), str(position.parents_done), token))
+            merges.append((*position.key, token, one.former_token, one.carried_token))
+        await connection.execute(QUERIES["merge_positions"], *map(list, zip(*rows, strict=True)))
+        if source_id is not None:
+            await connection.execute(QUERIES["forget_position_merges"])
+            await connection.execute(QUERIES["note_position_merges"], *map(list, zip(*merges, strict=True)), source_id)
     if merged.deleted:
         await connection.execute(QUERIES["delete_positions"], *map(list, zip(*merged.deleted, strict=True)))
 

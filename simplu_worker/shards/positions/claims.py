@@ -25,13 +25,14 @@ def attempt_claim(claim: PositionClaim) -> Iterator[str]:
 
     Blocks may overlap: a transaction that its caller has abandoned goes on if other callers share it.
     """
-    token = timed_token(uuid.uuid4(), claim.as_of)
+    token, written = timed_token(uuid.uuid4(), claim.as_of), claim.written
     claim.fencing_tokens = [*claim.fencing_tokens[:1], *claim.fencing_tokens[1:][-UNCERTAIN_ATTEMPTS_MAX:], token]
     try:
         yield token
     except _ROLLED_BACK:
         claim.fencing_tokens = [known for known in claim.fencing_tokens if known != token]
         raise
+    written.append(token)
     if token in claim.fencing_tokens:  # otherwise a later attempt has committed already
         claim.fencing_tokens = claim.fencing_tokens[claim.fencing_tokens.index(token) :]
 

@@ -13,7 +13,13 @@ from uuid import uuid4
 
 from simplu_worker.shards.postgres.pool import Connection
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.types import PositionChangedError, PositionClaim, StoredPositions, StreamPosition
+from simplu_worker.shards.types import (
+    PositionChangedError,
+    PositionClaim,
+    PositionMerge,
+    StoredPositions,
+    StreamPosition,
+)
 
 
 async def write_positions(connection: Connection, claims: Sequence[tuple[PositionClaim, str]]) -> list[PositionClaim]:
@@ -63,6 +69,14 @@ async def fence_position(connection: Connection, claim: PositionClaim) -> bool:
         return True
     await connection.execute(QUERIES["fence_position"], *key, token)
     return False
+
+
+async def read_merges(connection: Connection, stream: str, stream_shard_id: str) -> list[PositionMerge]:
+    """Return how the row of a stream shard got its last tokens from moves; none at schema version 2."""
+    if not await connection.fetchval(QUERIES["has_position_merges"]):
+        return []
+    rows = await connection.fetch(QUERIES["read_position_merges"], stream, stream_shard_id)
+    return [PositionMerge(**dict(row)) for row in rows]
 
 
 async def mark_gap(connection: Connection, stream: str, stream_shard_id: str, owed_from: str) -> bool:

@@ -86,6 +86,7 @@ EMPTYING = "".join(
         "arrivals",
         "move_changes",
         "restores",
+        "position_merges",
     )
 )
 EMPTY_SCHEMA = """

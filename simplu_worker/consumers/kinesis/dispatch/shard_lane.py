@@ -65,6 +65,7 @@ class ShardLane:
         self._ownership = ownership
         self._shard_positions = shard_positions
         self._must_read_row = False  # the reader's position row on the shard
+        self._must_confirm = False  # the lease, before the row is adopted
         self._draw = draw
         self._utc = utc
         self._queue: list[QueuedOperation] = []
@@ -148,7 +149,7 @@ class ShardLane:
             try:
                 result = await self._apply([entry.operation for entry in self._batch])
             except PositionChangedError:
-                await self._requeue_and_reread()
+                self._requeue_and_reread()
             except PositionGapError:
                 if entries := self._take_all():
                     return GapFound(entries)
@@ -197,8 +198,17 @@ class ShardLane:
             self._flight_timeout = None
 
     async def _reconcile(self, shard_positions: ShardPositions, shard_position: ShardPosition) -> RowBehind | None:
-        """Read the position row. Where it is behind, empty the lane."""
+        """Read the position row. Where it is behind, empty the lane.
+
+        Confirm the lease before, if the row is not as it was left: otherwise two readers of the stream shard would make
+        each other read it again.
+        """
+        if await shard_positions.follow_moves(shard_position):
+            return None
+        if self._must_confirm:
+            await shard_positions.confirm_lease()
         unread = await shard_positions.reconcile(shard_position)
+        self._must_confirm = False
         return None if unread is None else RowBehind(unread, self._take_all())
 
     def _take_all(self) -> list[QueuedOperation]:
@@ -210,17 +220,14 @@ class ShardLane:
         """Return the batch without the operations that were dropped in flight."""
         return [entry for entry in self._batch if id(entry) not in self._dropped] if self._dropped else self._batch
 
-    async def _requeue_and_reread(self) -> None:
-        """Put the batch back and have the row read first: another reader wrote it, or the server lacks commits.
-
-        Confirm the lease before: otherwise two readers of the stream shard would make each other read it again.
-        """
+    def _requeue_and_reread(self) -> None:
+        """Put the batch back and have the row read first: another reader or a move wrote it, or commits are lost."""
         log.warning("position.changed", shard_id=self.shard_id, operations=len(self._batch))
         self._queue[:0] = self._own_batch()
         self._batch = []
         if self._shard_positions is not None:
             self._shard_positions.position_on(self.shard_id).is_current = False
-            await self._shard_positions.confirm_lease()
+            self._must_confirm = True
 
     async def _defer(self, exc: RetryableError, stopping: asyncio.Event) -> NoAnswer | None:
         """Wait a little; or empty the lane where the shard is held, or has taken no batch for HOLD_AFTER_S."""

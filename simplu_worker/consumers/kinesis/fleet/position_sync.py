@@ -155,7 +155,9 @@ class PositionSync:
         if reader.request_row_read(shard_id):
             return
         try:
-            if lineage.stream_shard_ids:
+            if await positions.follow_moves(position):
+                unread = None
+            elif lineage.stream_shard_ids:
                 unread = await positions.reconcile(position)
             else:
                 unread = await positions.reconcile_with(position, lineage, stored)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Awaitable, Callable
 from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
@@ -25,6 +26,7 @@ from simplu_worker.consumers.kinesis.recovery.gap import (
     rows_of_ancestors_behind,
     went_back,
 )
+from simplu_worker.consumers.kinesis.recovery.merged_tokens import merges_since
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import (
     Lineage,
     ReplayStart,
@@ -41,7 +43,7 @@ from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HOR
 from simplu_worker.errors import RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.gateway import ShardGateway
-from simplu_worker.shards.types import PositionClaim, StoredPositions, StreamPosition
+from simplu_worker.shards.types import PositionClaim, PositionMerge, StoredPositions, StreamPosition
 from simplu_worker.timing.clock import UtcClock, loop_time
 
 WRITE_AFTER_S: Final = 30.0  # without a write, while the reader went on
@@ -49,6 +51,8 @@ IDLE_WRITE_AFTER_S: Final = 3600.0  # without a write, in any case: an older row
 OLDEST_MAX_AGE_S: Final = 10.0
 AHEAD_MAX_AGE_S: Final = 1.0
 CLOCKS_APART_MOST: Final = timedelta(hours=1)
+FOLLOW_WITHIN_S: Final = 0.5  # the tenants of the target wait; to read a little again takes about as long
+WRITTEN_TOKENS_KEPT: Final = 64  # of a row: more than a busy reader writes while a tenant is fenced
 MOVED_MARGIN_S: Final = 10.0  # between readings of different clocks
 
 log = structlog.get_logger(__name__)
@@ -70,6 +74,7 @@ class ShardPosition:
         self.were_parents_settled = False  # before the row was read: no operation of a parent was pending
         self.written_at = float("-inf")  # monotonic
         self.gap: Gap | None = None  # nothing is written while a person has not accepted it
+        self.era = 0  # `ShardPositions.era`, as of the first of the tokens in `claim.written`
 
     def adopt(self, row: StreamPosition | None, move_token: str | None, *, are_parents_settled: bool) -> None:
         """Go on from the row that the shard has; None where it has none."""
@@ -142,6 +147,7 @@ class ShardPositions:
         self._positions: dict[str, ShardPosition] = {}
         self._began_at = loop_time()
         self._ahead: tuple[float, Ahead | None] = (float("-inf"), None)  # and when it was made
+        self._era = 0  # changes when a row is adopted
         self._highest = reader.checkpoint  # the highest position that the lease may have as its checkpoint
         self._oldest: dict[str, tuple[float, RecordPosition | None]] = {}  # by stream shard, and when it was read
 
@@ -165,10 +171,15 @@ class ShardPositions:
 
         The outcomes of a batch are known only later, and an operation of the batch may not be applied.
         """
-        shard_position.claim.position = self._position_now(shard_position)
-        shard_position.claim.as_of = self._utc()
+        claim = shard_position.claim
+        claim.position = self._position_now(shard_position)
+        claim.as_of = self._utc()
+        # While the shard has a hold, a tenant that it lacks operations of may leave before it is read again.
+        if shard_position.era != self._era or self._ownership.shard_hold(shard_position.shard_id) is not None:
+            claim.written = deque(maxlen=WRITTEN_TOKENS_KEPT)  # a write in flight adds its token to the old ones
+            shard_position.era = self._era
         shard_position.written_at = loop_time()
-        return shard_position.claim
+        return claim
 
     def is_write_due(self, shard_position: ShardPosition, *, within_s: float | None = None) -> bool:
         """Return whether a known row was not written for *within_s*, and is old or would have another content now.
@@ -233,6 +244,57 @@ class ShardPositions:
             raise RetryableError(f"shard {shard_position.shard_id}: it has no schema yet")
         return await self.reconcile_with(shard_position, lineage, stored)
 
+    async def follow_moves(self, shard_position: ShardPosition) -> bool:
+        """Take the token that moves of tenants to the shard have left, if neither side has lost anything; return that.
+
+        Must be called with the lock of *shard_position*. See `merged_tokens.py` for the conditions. Raises
+        `RetryableError` when the shard does not answer.
+        """
+        claim, shard_id = shard_position.claim, shard_position.shard_id
+        if not claim.fencing_tokens or not self._is_whole(shard_position):
+            return False
+        stored = await self._gateway.read_positions(shard_id, claim.stream, [claim.stream_shard_id])
+        row = None if stored is None else stored.rows.get(claim.stream_shard_id)
+        if row is None or row.fencing_token in claim.fencing_tokens:
+            return False
+        noted = await self._gateway.read_merges(shard_id, claim.stream, claim.stream_shard_id)
+        merges = merges_since(row.fencing_token, claim.fencing_tokens, noted)
+        try:
+            async with asyncio.timeout(FOLLOW_WITHIN_S):
+                if not merges or not all([await self._has_all_from(merge) for merge in merges]):
+                    return False
+        except (RetryableError, TimeoutError):  # of a source
+            return False
+        if not self._is_whole(shard_position):
+            return False
+        claim.fencing_tokens = [row.fencing_token]
+        shard_position.is_current = True
+        log.info(
+            "position.followed",
+            shard_id=shard_id,
+            stream_shard_id=self._reader.stream_shard_id,
+            source_shard_ids=[merge.source_shard_id for merge in merges],
+        )
+        return True
+
+    async def _has_all_from(self, merge: PositionMerge) -> bool:
+        """Return whether the source of a tenant has all that this reader has written there."""
+        source, era = self.position_on(merge.source_shard_id), self._era
+        claim = source.claim
+        written_before, known = {*claim.written}, {*claim.fencing_tokens}
+        if merge.carried_token not in written_before or source.era != era:
+            return False
+        stored = await self._gateway.read_positions(source.shard_id, claim.stream, [claim.stream_shard_id])
+        row = None if stored is None else stored.rows.get(claim.stream_shard_id)
+        known |= {*claim.fencing_tokens} | ({*claim.written} - written_before)  # batches go on beside the read
+        is_known = row is not None and row.fencing_token in known
+        return is_known and source.is_current and self._is_whole(source) and self._era == era
+
+    def _is_whole(self, shard_position: ShardPosition) -> bool:
+        """Return whether nothing is to be read again for the shard, of the parents' records neither."""
+        is_held = self._ownership.shard_hold(shard_position.shard_id) is not None
+        return shard_position.was_read and shard_position.claim.position.parents_done and not is_held
+
     def lineage(self) -> Lineage:
         """Return the ancestors of the stream shard."""
         return self._reader.lineage()
@@ -276,6 +338,7 @@ class ShardPositions:
         if row is None or not row.parents_done:
             rest = ignoring_pending(stored, self._ownership.are_waiting_for_parents)
             parents = missing_parent_records(lineage, rest, tenant_wait=self._tenant_wait)
+        self._era += 1
         shard_position.adopt(row, stored.move_token, are_parents_settled=self._are_parents_settled(lineage))
         if after is None and not parents:
             return None

@@ -117,6 +117,17 @@ CREATE TABLE IF NOT EXISTS public.restores (
     started_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     updated_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
 );
+-- How rows of `stream_positions` got their tokens when tenants came, for readers that knew the tokens before.
+CREATE TABLE IF NOT EXISTS public.position_merges (
+    stream pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
+    stream_shard_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
+    token pg_catalog.uuid NOT NULL, -- that the row got
+    former_token pg_catalog.uuid NOT NULL, -- that it had
+    source_shard_id pg_catalog.text NOT NULL,
+    carried_token pg_catalog.uuid NOT NULL, -- of the row on the source, as of the fence
+    merged_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    PRIMARY KEY (stream, stream_shard_id, token)
+);
 -- A table of one of these names that another role has made, with triggers of its own, is not taken for ours.
 DO $$
 BEGIN
@@ -130,14 +141,15 @@ BEGIN
                 'public.imports'::pg_catalog.regclass::pg_catalog.oid,
                 'public.arrivals'::pg_catalog.regclass::pg_catalog.oid,
                 'public.move_changes'::pg_catalog.regclass::pg_catalog.oid,
-                'public.restores'::pg_catalog.regclass::pg_catalog.oid
+                'public.restores'::pg_catalog.regclass::pg_catalog.oid,
+                'public.position_merges'::pg_catalog.regclass::pg_catalog.oid
             )
             AND made.relowner <> tenants.relowner
             AND pg_catalog.pg_get_userbyid(made.relowner) <> current_user
     ) THEN
         RAISE EXCEPTION
-            'expected no table message_failures, rejections, imports, arrivals, move_changes or restores of another '
-            'role, got one; drop it'
+            'expected no table message_failures, rejections, imports, arrivals, move_changes, restores or '
+            'position_merges of another role, got one; drop it'
             USING ERRCODE = 'insufficient_privilege';
     END IF;
 END
@@ -166,6 +178,10 @@ DROP POLICY IF EXISTS simplu_writer ON public.restores;
 CREATE POLICY simplu_writer ON public.restores
     USING ((SELECT pg_catalog.has_table_privilege('public.restores'::pg_catalog.regclass, 'INSERT')));
 ALTER TABLE public.restores ENABLE ROW LEVEL SECURITY;
+DROP POLICY IF EXISTS simplu_writer ON public.position_merges;
+CREATE POLICY simplu_writer ON public.position_merges
+    USING ((SELECT pg_catalog.has_table_privilege('public.position_merges'::pg_catalog.regclass, 'INSERT')));
+ALTER TABLE public.position_merges ENABLE ROW LEVEL SECURITY;
 
 -- Renames are not in the log of operations. As the owner of the tables, so that a worker's role that may write nothing
 -- but the older tables can rename as before; and nobody else can make a trigger of it. The tables are those beside the

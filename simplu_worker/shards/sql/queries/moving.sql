@@ -120,6 +120,20 @@ FROM unnest(
 ) AS sent (stream, stream_shard_id, owed_from, owed_since, parents_done, token)
 WHERE known.stream = sent.stream AND known.stream_shard_id = sent.stream_shard_id;
 
+-- name: note_position_merges
+-- Where the tokens $3 of rows come from: those before, $4, and those of the source $6 as of the fence, $5.
+INSERT INTO public.position_merges (stream, stream_shard_id, token, former_token, carried_token, source_shard_id)
+SELECT
+    sent.stream, sent.stream_shard_id, sent.token::pg_catalog.uuid, sent.former_token::pg_catalog.uuid,
+    sent.carried_token::pg_catalog.uuid, $6
+FROM unnest(
+    $1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[]
+) AS sent (stream, stream_shard_id, token, former_token, carried_token);
+
+-- name: forget_position_merges
+-- Readers look at each row every few seconds.
+DELETE FROM public.position_merges WHERE merged_at < pg_catalog.clock_timestamp() - interval '10 minutes';
+
 -- name: delete_positions
 -- Of stream shards that only one of the two shards had a row of.
 DELETE FROM public.stream_positions AS known

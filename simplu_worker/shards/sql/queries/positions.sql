@@ -95,6 +95,25 @@ SELECT EXISTS (
         AND attname = 'gap_accepted_at'::pg_catalog.name
 ) AS has_columns;
 
+-- name: has_position_merges
+-- Whether the shard has them, which came with schema version 3, and this role may read them.
+SELECT
+    COALESCE(
+        pg_catalog.has_table_privilege(
+            pg_catalog.to_regclass('public.position_merges'::pg_catalog.text)::pg_catalog.oid,
+            'SELECT'::pg_catalog.text
+        ),
+        false
+    ) AS has_table;
+
+-- name: read_position_merges
+-- How the row of the stream shard $2 got its last tokens from moves of tenants to this shard.
+SELECT
+    token::pg_catalog.text AS token, former_token::pg_catalog.text AS former_token, source_shard_id,
+    carried_token::pg_catalog.text AS carried_token
+FROM public.position_merges
+WHERE stream = $1 AND stream_shard_id = $2;
+
 -- name: mark_gap
 -- Mark the row of the stream shard $2: the stream does not reach back to its position $3. Not again while the row has
 -- that position, so that an acceptance stays. The token stays: the reader's knowledge of the content still holds.
