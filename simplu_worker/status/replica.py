@@ -136,17 +136,17 @@ class ReplicaStatus:
             return fleet.trouble or "the stream is being opened"
         return next((reader.refusal for reader in fleet.readers() if reader.refusal), None)
 
-    def awaited_decision(self) -> str | None:
-        """Return which decision of a person shards wait for; None without any.
+    def readiness_detail(self) -> str | None:
+        """Return what a person should know while the replica is ready: shards held for a gap, the plans of a KCL 3.x.
 
         Names no shard: it is read without a token.
         """
         marked = {shard_id for shard_id, health in self.health.by_shard_id.items() if Problem.GAP in health.problems}
         held = {hold.name for reader in self._readers() for hold in reader.holds() if hold.reason == Reason.GAP}
         count = len(marked | held)
-        if not count:
-            return None
-        return f"{count} shard{'s' if count > 1 else ''} held for a gap: `simplu-worker shards list` names them"
+        gap = f"{count} shard{'s' if count > 1 else ''} held for a gap: `simplu-worker shards list` names them"
+        details = [gap if count else None, None if self.fleet is None else self.fleet.kcl_outlook]
+        return "; ".join(detail for detail in details if detail) or None
 
     def refresh_gauges(self) -> None:
         """Set the gauges that no single event sets."""
@@ -335,7 +335,7 @@ def http_views(replica: ReplicaStatus) -> Views:
     return Views(
         live=replica.liveness_problem,
         ready=replica.readiness_problem,
-        waits_for=replica.awaited_decision,
+        detail=replica.readiness_detail,
         refresh_gauges=replica.refresh_gauges,
         status=replica.status,
         operation=replica.find_operation,

@@ -57,8 +57,8 @@ EncodedAnswer = tuple[int, bytes]
 class Views:
     """The content of the server's answers; each callable but the last two reads, and changes nothing but gauges.
 
-    *live* and *ready* return the reason why not, or None, and *waits_for* what a replica that is ready needs a person
-    for; *refresh_gauges* sets the gauges that no single event sets,
+    *live* and *ready* return the reason why not, or None, and *detail* what a person should know while the
+    replica is ready; *refresh_gauges* sets the gauges that no single event sets,
     before the metrics are shown. The others return the HTTP status and the JSON; text that is JSON already (a result
     as Postgres stores it) is passed as `msgspec.Raw`, so that no number loses a digit.
     *operation* takes the request id and, both or neither, business id and location id; *tenant* takes those two ids;
@@ -68,7 +68,7 @@ class Views:
 
     live: Callable[[], str | None]
     ready: Callable[[], str | None]
-    waits_for: Callable[[], str | None]
+    detail: Callable[[], str | None]
     refresh_gauges: Callable[[], None]
     status: Callable[[], dict[str, Any]]
     operation: Callable[[str, str | None, str | None], Awaitable[HttpAnswer]]
@@ -259,7 +259,7 @@ class _Endpoints:
         return _health_response(self._views.live())
 
     async def ready(self, _: web.Request) -> web.Response:
-        return _health_response(self._views.ready(), detail=self._views.waits_for())
+        return _health_response(self._views.ready(), detail=self._views.detail())
 
     async def status(self) -> HttpAnswer:
         return HTTPStatus.OK, self._views.status()

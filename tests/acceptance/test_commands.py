@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import pytest_asyncio
+from support.aws.kcl3_peer import leader_row, migration_row
 
+from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.local.processes.loopback import HOST, free_port, poll_until
 from simplu_worker.local.processes.worker_process import INHERITED, WorkerProcess
 from simplu_worker.local.stack.stack import Stack
@@ -22,6 +24,7 @@ from simplu_worker.local.stack.stack import Stack
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(2)]
 
 COMMAND_S = 30.0
+LEADING = "CLIENT_VERSION_3X"
 QUEUES = ["control queue", "order events", "priority order events", "dead letters"]
 DEPENDENCIES = ["stream", "lease table", "business-info", *QUEUES, "Citrus"]
 SHARDS = ["shard shard-1", "shard shard-2"]
@@ -370,6 +373,41 @@ async def test_check_says_that_a_missing_stream_will_be_created(terminal: Termin
     assert "KINESIS_COORDINATOR_TABLE" in results["KCL coordinator table"][1]
     assert results["KCL worker metrics"] == ("ok", "answers")
     assert "table none" in [finding["about"] for finding in report.json["odd"]]
+
+
+LEADER_TABLES = {  # of a KCL 3.x: the variables that name them, and the keys of the rows
+    "leases-of-3-5": ({}, "leases-of-3-5", "leaseKey"),
+    "leases-of-3-4": ({}, "leases-of-3-4-CoordinatorState", "key"),
+    "leases": ({"KINESIS_COORDINATOR_TABLE": "other-state"}, "other-state", "key"),
+}
+
+
+async def test_check_names_the_leader_of_a_kcl_3_before_anything_is_taken(terminal: Terminal) -> None:
+    """In the lease table, beside it, and under another name: a replica would stand aside, so it is a warning."""
+    async with terminal.stack.aws_client("dynamodb") as dynamodb:
+        for leases, (_, coordinator, key_name) in LEADER_TABLES.items():
+            await LeaseTable(dynamodb, leases).ensure()
+            if coordinator != leases:
+                await dynamodb.create_table(
+                    TableName=coordinator,
+                    BillingMode="PAY_PER_REQUEST",
+                    AttributeDefinitions=[{"AttributeName": key_name, "AttributeType": "S"}],
+                    KeySchema=[{"AttributeName": key_name, "KeyType": "HASH"}],
+                )
+            rows = leader_row(f"kcl-of-{leases}", "v1", key_name=key_name), migration_row(LEADING, key_name=key_name)
+            for row in rows:
+                await dynamodb.put_item(TableName=coordinator, Item=row)
+    names = [{"KINESIS_APPLICATION_NAME": leases} | env for leases, (env, _, _) in LEADER_TABLES.items()]
+    reports = await terminal.run_all(*((("check", "--json"), env) for env in names))
+    answers = [
+        next(one for one in report.json["dependencies"] if one["dependency"] == "lease table") for report in reports
+    ]
+
+    assert [answer["status"] for answer in answers] == ["warning"] * len(LEADER_TABLES)
+    assert [
+        f"kcl-of-{leases} assigns" in one["result"] for leases, one in zip(LEADER_TABLES, answers, strict=True)
+    ] == [True] * len(LEADER_TABLES)
+    assert {report.status for report in reports} == {0}
 
 
 async def test_commands_name_the_shard_that_does_not_answer(terminal: Terminal) -> None:

@@ -27,6 +27,8 @@ from simplu_worker.commands.output.display import print_json, print_line, print_
 from simplu_worker.config.misspellings import Misspelling
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.leases.kcl_leader import LEADER_KEY
+from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch, KclTables
+from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases.table_requests import TableMissingError, TableRequests
 from simplu_worker.consumers.kinesis.stream.client import Stream, StreamGoneError
 from simplu_worker.consumers.sqs.receive.redrive_rules import parse_redrive_policy
@@ -201,10 +203,35 @@ class DependencyChecks:
         if self._settings.kinesis_stream_name is not None:
             checks.insert(
                 0,
-                check_dependency("lease table", address_of(client, leases), lambda: _check_lease_table(client, leases)),
+                check_dependency(
+                    "lease table", address_of(client, leases), lambda: self._check_lease_table(client, leases)
+                ),
             )
             checks += self._check_kcl_tables(client)
         return await run_all(checks)
+
+    async def _check_lease_table(self, client: Client, name: str) -> CheckAnswer:
+        table: TableSummary | None = await describe_table(client, name)
+        if table is None:
+            return CheckAnswer("does not exist, will be created")
+        if table.key != LEASE_KEY:
+            return CheckAnswer(
+                f"expected a lease table with the key leaseKey, got the key {', '.join(table.key)}; "
+                "set KINESIS_APPLICATION_NAME to a name that no other table has",
+                CheckStatus.FAILED,
+            )
+        trouble = await self._find_kcl_leader(client, name)
+        return CheckAnswer(table.status.lower()) if trouble is None else CheckAnswer(trouble, CheckStatus.WARNING)
+
+    async def _find_kcl_leader(self, client: Client, name: str) -> str | None:
+        """Return why a replica that starts now would take no leases, or soon none; None without a KCL 3.x."""
+        settings = self._settings
+        table = LeaseTable(client, name)
+        tables = KclTables.of(name, settings.kinesis_coordinator_table, settings.kinesis_worker_metrics_table)
+        watch = KclLeaderWatch(client, table, tables)
+        await table.scan()
+        await watch.check()
+        return watch.trouble or watch.outlook
 
     def _check_kcl_tables(self, client: Client) -> list[Coroutine[Any, Any, CheckedDependency]]:
         """Return the checks of the KCL 3.x's tables with names of their own: a wrong name would hide a leader."""
@@ -347,19 +374,6 @@ async def run_all(coroutines: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(one) for one in coroutines]
     return [task.result() for task in tasks]
-
-
-async def _check_lease_table(client: Client, name: str) -> CheckAnswer:
-    table: TableSummary | None = await describe_table(client, name)
-    if table is None:
-        return CheckAnswer("does not exist, will be created")
-    if table.key != LEASE_KEY:
-        return CheckAnswer(
-            f"expected a lease table with the key leaseKey, got the key {', '.join(table.key)}; "
-            "set KINESIS_APPLICATION_NAME to a name that no other table has",
-            CheckStatus.FAILED,
-        )
-    return CheckAnswer(table.status.lower())
 
 
 async def _check_coordinator_table(requests: TableRequests, name: str) -> CheckAnswer:

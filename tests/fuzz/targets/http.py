@@ -59,7 +59,7 @@ async def answer() -> tuple[int, dict[str, Any]]:
 VIEWS: Final = Views(
     live=lambda: None,
     ready=lambda: "starting",
-    waits_for=lambda: None,
+    detail=lambda: None,
     refresh_gauges=lambda: None,
     status=lambda: {"v": 1},
     operation=answer_with_ids,

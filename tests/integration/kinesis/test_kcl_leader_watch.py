@@ -72,6 +72,19 @@ async def test_leader_is_found_in_the_lease_table_when_there_is_no_other_table(a
     assert looks == [[True, True], [True, True], [False, False], [True, True]]
 
 
+async def test_outlook_is_there_from_the_first_look_until_the_leader_comes(application: Application) -> None:
+    """What a person has to know before it happens: an upgrade that would begin, an application that would lead."""
+    outlooks = []
+    for row in (migration_row("CLIENT_VERSION_UPGRADE_FROM_2X"), migration_row(LEADING), leader_row("kcl-1", "v1")):
+        outlooks.append(application.watch.outlook)
+        await application.put(application.table.name, row)
+        await application.look()
+    outlooks.append(application.watch.outlook)
+
+    assert [outlooks[0], outlooks[3]] == [None, None]
+    assert [application.table.name in str(outlook) for outlook in outlooks] == [False, True, True, False]
+
+
 async def test_leader_is_found_in_tables_of_other_names(dynamodb: Client) -> None:
     """The names of both may be overridden; a worker's metrics count when its leader is gone."""
     names = {"coordinator": f"state-{uuid4()}", "worker_metrics": f"metrics-{uuid4()}"}

@@ -74,7 +74,7 @@ def _views(result: msgspec.Raw) -> Views:
     return Views(
         live=lambda: None,
         ready=lambda: None,
-        waits_for=lambda: None,
+        detail=lambda: None,
         refresh_gauges=lambda: None,
         status=status,
         operation=operation,

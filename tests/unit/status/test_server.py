@@ -47,7 +47,7 @@ class Daemon:
         return Views(
             live=lambda: self.live,
             ready=lambda: self.ready,
-            waits_for=lambda: self.awaited,
+            detail=lambda: self.awaited,
             refresh_gauges=lambda: self.asked.append(("refresh_gauges",)),
             status=lambda: {"replica": "worker-1", "ready": self.ready},
             operation=self.operation,

@@ -144,6 +144,11 @@ class Fleet:
         """Whether a leader of the Kinesis Client Library 3.x assigns the leases; this replica takes none then."""
         return self._kcl_leader.is_leading
 
+    @property
+    def kcl_outlook(self) -> str | None:
+        """What a KCL 3.x that does not assign the leases now is about to do; None when that is nothing."""
+        return self._kcl_leader.outlook
+
     def readers(self) -> Sequence[StreamShardReader]:
         """Return the running readers, in order of their stream shards."""
         return self._coordinator.readers()

@@ -15,6 +15,7 @@ import msgspec
 from simplu_worker.consumers.kinesis.leases.lease import LeaseRow
 
 LEADING_VERSIONS: Final = frozenset({"CLIENT_VERSION_3X", "CLIENT_VERSION_3X_WITH_ROLLBACK"})
+UPGRADING_VERSION: Final = "CLIENT_VERSION_UPGRADE_FROM_2X"
 LEADER_KEY: Final = "Leader"
 MIGRATION_KEY: Final = "Migration3.0"
 
@@ -80,6 +81,22 @@ def leading_owners(state: KclState, earlier: Sequence[KclState]) -> list[str]:
 
 def _moved(beats: Beats, earlier: Sequence[Beats]) -> list[str]:
     return sorted({key[1] for key, beat in beats.items() if any(before.get(key) != beat for before in earlier)})
+
+
+def outlook_of(state: KclState) -> str | None:
+    """Return what the application is about to do, for people; None when it will not assign leases."""
+    if state.is_version_leading:
+        versions = ", ".join(sorted(state.client_versions & LEADING_VERSIONS))
+        return (
+            f"the Kinesis Client Library 3.x ({versions}) assigns the leases as soon as it runs; "
+            "this worker takes none then"
+        )
+    if UPGRADING_VERSION in state.client_versions:
+        return (
+            f"the Kinesis Client Library 3.x ({UPGRADING_VERSION}) works as 2.x, and does not begin to assign the "
+            "leases while a worker without its metrics, such as this one, owns a lease; this worker takes none then"
+        )
+    return None
 
 
 def new_leaders(state: KclState, before: KclState | None) -> list[str]:

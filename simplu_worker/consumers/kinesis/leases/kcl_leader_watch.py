@@ -16,6 +16,7 @@ from simplu_worker.consumers.kinesis.leases.kcl_leader import (
     KclState,
     leading_owners,
     new_leaders,
+    outlook_of,
     state_of,
 )
 from simplu_worker.consumers.kinesis.leases.lease import LeaseRow
@@ -72,6 +73,12 @@ class KclLeaderWatch:
             f"table {self._table.name}: the Kinesis Client Library 3.x at {names} assigns its leases; "
             "stop that application, or set KINESIS_APPLICATION_NAME to another name"
         )
+
+    @property
+    def outlook(self) -> str | None:
+        """What the KCL's application is about to do, by the last look; None when it is nothing, or leads already."""
+        text = None if self.is_leading or not self._states else outlook_of(self._states[0])
+        return text and f"table {self._table.name}: {text}"
 
     async def check(self) -> None:
         """Look for a leader in the last scan of the lease table, and in the KCL's other tables.

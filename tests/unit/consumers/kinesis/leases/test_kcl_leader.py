@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from simplu_worker.consumers.kinesis.leases.kcl_leader import KclState, leading_owners, new_leaders, state_of
+from simplu_worker.consumers.kinesis.leases.kcl_leader import (
+    KclState,
+    leading_owners,
+    new_leaders,
+    outlook_of,
+    state_of,
+)
 
 LEADER = {"recordVersionNumber": {"S": "v1"}, "ownerName": {"S": "worker-1"}}
 MIGRATION = {"cv": {"S": "CLIENT_VERSION_3X"}}
@@ -113,3 +119,21 @@ def test_leader_is_new_when_its_lock_was_not_there_at_the_last_look(
 ) -> None:
     """Between two looks its lock is enough; whether it lives shows later."""
     assert new_leaders(state, before) == expected
+
+
+@pytest.mark.parametrize(
+    ("versions", "expected"),
+    [
+        (set(), ""),
+        ({"CLIENT_VERSION_2X"}, ""),
+        ({"CLIENT_VERSION_INIT"}, ""),
+        ({"CLIENT_VERSION_UPGRADE_FROM_2X"}, "does not begin to assign the leases while a worker without its metrics"),
+        ({"CLIENT_VERSION_3X"}, "(CLIENT_VERSION_3X) assigns the leases as soon as it runs"),
+        ({"CLIENT_VERSION_2X", "CLIENT_VERSION_3X_WITH_ROLLBACK"}, "(CLIENT_VERSION_3X_WITH_ROLLBACK) assigns"),
+    ],
+)
+def test_outlook_is_the_next_thing_that_the_application_does_by_itself(versions: set[str], expected: str) -> None:
+    """An application that works as 2.x, and is not upgraded, stays a peer."""
+    outlook = outlook_of(KclState(frozenset(versions)))
+
+    assert (expected in outlook) if outlook else expected == ""
