@@ -25,8 +25,17 @@ KNOWN_TO_THE_KCL_2 = {
     "childShardIds",
     "startingHashKey",
     "endingHashKey",
+    "throughputKBps",  # to the KCL 3
 }
-OUR_OWN = {"entityType", "simpluStartedAt", "simpluOwed", "simpluReadUpTo", "simpluReadTo", "simpluHeld"}
+OUR_OWN = {
+    "entityType",
+    "simpluStartedAt",
+    "simpluOwed",
+    "simpluReadUpTo",
+    "simpluReadTo",
+    "simpluHeld",
+    "simpluMeteredBy",
+}
 FIRST_READ_S = 90.0  # a KCL that finds no leases waits for up to 30 s before it creates them
 
 

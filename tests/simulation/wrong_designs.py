@@ -529,13 +529,13 @@ WRONG_DESIGNS = {
     "the checkpoint ignores holds": WrongDesign(_with_reader(_ForgetfulReader)),
     "read up to a time is what is not decided": WrongDesign(_with_reader(_ProudReader)),
     "a record is finished before its dead letter is stored": WrongDesign(
-        _with_reader(dispatcher_class=_HastyDispatcher), seed=44
+        _with_reader(dispatcher_class=_HastyDispatcher), seed=47
     ),
     "one operation waits and not those behind it": WrongDesign(
         _with_reader(dispatcher_class=_LooseDispatcher), seed=1161
     ),
     "a hold is not sticky": WrongDesign(_with_reader(ownership_class=_SlackOwnership), seed=1),
-    "a hold is not lowered": WrongDesign(_with_reader(ownership_class=_LateOwnership), seed=21),
+    "a hold is not lowered": WrongDesign(_with_reader(ownership_class=_LateOwnership), seed=67),
     "a catch-up ends where all is applied, not dispatched": WrongDesign(
         _with_reader(catch_ups_class=_LaggardCatchUps), seed=221
     ),
@@ -547,7 +547,7 @@ WRONG_DESIGNS = {
         _with_reader(_SecretiveReader, positions_class=None), _lose_nothing, seed=116
     ),
     "children do not hold the tenants pending at their parents": WrongDesign(
-        _with_ancestry(_HopefulAncestry), seed=133
+        _with_ancestry(_HopefulAncestry), seed=164
     ),
     "every reply without an iterator is the end": WrongDesign(_CredulousFleet, seed=3),
     "every reply without an iterator is the end of a parent": WrongDesign(
@@ -558,15 +558,15 @@ WRONG_DESIGNS = {
     "a lease that a scan does not show does not exist": WrongDesign(_with_ancestry(_TrustingAncestry), seed=681),
     "a take ignores the counter": WrongDesign(twist=_take_whatever_the_counter, seed=2),
     "a renewal expects the counter alone, and knows itself by the owner in the row": WrongDesign(
-        _without_names, hand_leases_over, seed=45
+        _without_names, hand_leases_over, seed=47
     ),
     "the log does not drop operations that were applied": WrongDesign(twist=_log_nothing),
-    "rows are neither read nor written": WrongDesign(_with_reader(positions_class=None), seed=4),
+    "rows are neither read nor written": WrongDesign(_with_reader(positions_class=None), seed=20),
     "the rows of idle shards are not kept fresh": WrongDesign(_without_position_sync, seed=8),
     "a backfill reads only for tenants known by name": WrongDesign(
         _with_reader(catch_up_class=_NarrowCatchUp), seed=27
     ),
-    "a backfill goes by remembered routes": WrongDesign(_with_reader(catch_up_class=_RoutedCatchUp), seed=128),
+    "a backfill goes by remembered routes": WrongDesign(_with_reader(catch_up_class=_RoutedCatchUp), seed=1475),
     "a backfill goes on while it asks": WrongDesign(_with_reader(catch_up_class=_HastyCatchUp), seed=144),
     "a backfill takes tenants from an owner that is behind it": WrongDesign(
         _with_reader(ownership_class=_GreedyOwnership), seed=41
@@ -575,20 +575,20 @@ WRONG_DESIGNS = {
         _with_reader(ownership_class=_SteadyOwnership), seed=611
     ),
     "rows are not read again when tenants are released from the parents": WrongDesign(
-        _with_reader(positions_class=_ContentPositions), seed=802
+        _with_reader(positions_class=_ContentPositions), seed=2395
     ),
     "dropped operations of parents are read again as own ones": WrongDesign(
         _with_reader(ownership_class=_ParentlessOwnership), _lose_all_behind_splits, seed=383
     ),
     "a backfill starts at the reader's checkpoint": WrongDesign(
-        _with_reader(positions_class=_ForwardPositions), seed=128
+        _with_reader(positions_class=_ForwardPositions), seed=138
     ),
     "a row is compared with the reader's checkpoint": WrongDesign(
         _with_reader(positions_class=_LowPositions), seed=179
     ),
-    "children do not read their parents' records again": WrongDesign(_with_ancestry(_FatherlessAncestry), seed=439),
+    "children do not read their parents' records again": WrongDesign(_with_ancestry(_FatherlessAncestry), seed=530),
     "the parents are noted as done when re-reading them starts": WrongDesign(
-        _with_reader(positions_class=_RashPositions), seed=209
+        _with_reader(positions_class=_RashPositions), seed=2395
     ),
     "lost operations of a moved tenant are looked for on its old shard": WrongDesign(
         _with_reader(positions_class=_SettledPositions), twist=_move_after_a_loss, seed=477

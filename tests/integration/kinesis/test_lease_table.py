@@ -160,7 +160,7 @@ async def test_take_has_one_winner_when_many_try(table: LeaseTable) -> None:
 
     assert len(winners) == 1
     assert await table.scan() == winners
-    assert winners[0] == replace(NEW, owner=winners[0].owner, counter=1, owner_switches=1)
+    assert winners[0] == replace(NEW, owner=winners[0].owner, counter=1, owner_switches=1, metered_by=winners[0].owner)
 
 
 async def test_take_is_refused_when_the_owner_has_renewed_meanwhile(table: LeaseTable, taken: Lease) -> None:
@@ -184,7 +184,22 @@ async def test_take_counts_switches_of_the_owner(dynamodb: Client, table: LeaseT
     by_other = await table.take(by_me, OTHER)
 
     assert by_me == replace(taken, counter=2)
-    assert by_other == replace(taken, counter=3, owner=OTHER, owner_switches=2)
+    assert by_other == replace(taken, counter=3, owner=OTHER, owner_switches=2, metered_by=OTHER)
+
+
+async def test_renewal_writes_the_throughput_that_its_owner_measures(table: LeaseTable, taken: Lease) -> None:
+    """A renewal without one leaves it; a take keeps it as an estimate, and names the next owner as its meter."""
+    first = await table.renew(taken, ME, throughput_kbps=12.3456)
+    assert first is not None
+    second = await table.renew(first, ME)
+    assert second is not None
+    by_other = await table.take(second, OTHER)
+    assert by_other is not None
+
+    assert (taken.throughput_kbps, taken.metered_by) == (None, ME)
+    assert [lease.throughput_kbps for lease in (first, second, by_other)] == [12.346] * 3
+    assert (by_other.metered_by, by_other.is_metered) == (OTHER, True)
+    assert await table.scan() == [by_other]
 
 
 async def test_renewal_and_checkpoint_are_one_write(table: LeaseTable, taken: Lease) -> None:
@@ -308,7 +323,7 @@ async def test_renewal_sets_pending_tenants_in_the_same_write(
     assert second == replace(first, counter=3, checkpoint=Position(18))
     assert third == replace(second, counter=4)
     assert fourth == replace(third, counter=5, pending_tenants=LESS_OWED)
-    assert by_other == replace(fourth, counter=6, owner=OTHER, owner_switches=1)
+    assert by_other == replace(fourth, counter=6, owner=OTHER, owner_switches=1, metered_by=OTHER)
     assert await table.scan() == [by_other]
 
 
@@ -380,7 +395,9 @@ async def test_renewal_returns_the_earlier_try_when_writing_its_list_over_it_fai
 
     assert renewed == Lease("a", Position(17), counter=6, owner=ME)
     assert [operation for operation, _ in aws.requests] == ["UpdateItem", "GetItem", "UpdateItem"]
-    assert last["UpdateExpression"] == "SET leaseCounter = :next, simpluOwed = :pending REMOVE simpluReadUpTo"
+    assert last["UpdateExpression"] == (
+        "SET leaseCounter = :next, simpluMeteredBy = :me, simpluOwed = :pending REMOVE simpluReadUpTo"
+    )
     assert last["ExpressionAttributeValues"][":pending"] == {"SS": sorted(OWED)}
 
 

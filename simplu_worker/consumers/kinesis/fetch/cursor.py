@@ -69,6 +69,7 @@ class Cursor:
         self._iterator: str | None = None
         self._held_bytes = 0
         self._bare_ends = 0  # in a row, without a record between them
+        self.read_bytes = 0
         self.millis_behind: int | None = None
         self.replied_at = 0.0
         self.last_arrival: datetime | None = None  # of the records of the last reply; None if it had none
@@ -147,6 +148,7 @@ class Cursor:
         self._read_count.inc()
         self._record_count.inc(len(reply.records))
         self._byte_count.inc(reply.size_bytes)
+        self.read_bytes += reply.size_bytes
 
     def _detect_end(self, reply: Reply) -> bool:
         """Return whether a reply is the last one of a closed stream shard, which names the children.

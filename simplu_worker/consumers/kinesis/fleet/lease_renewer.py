@@ -16,6 +16,7 @@ import structlog
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
+from simplu_worker.consumers.kinesis.leases.throughput import ThroughputMeter
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
 from simplu_worker.errors import PermanentError, RetryableError
@@ -45,6 +46,7 @@ class LeaseRenewer:
         self.is_reassigned = asyncio.Event()  # another worker waits for the lease: the reader is to drain
         self._has_unreadable_list = False
         self._renewed_at = loop_time()
+        self._meter = ThroughputMeter(lease.throughput_kbps, now=loop_time())
         self._is_over = False
         self._is_requested = asyncio.Event()
         self._is_renewed = asyncio.Event()
@@ -67,6 +69,8 @@ class LeaseRenewer:
             await sleep_or_event(due_at - loop_time(), until=self._is_requested)
             self._is_requested.clear()
             started_at, ahead = loop_time(), self._ahead()
+            if self.reader is not None:
+                self._meter.note(self.reader.read_bytes, now=started_at)
             try:
                 # Also when it is overdue, after a suspension or slow answers: the write fails if another replica took
                 # the lease in between.
@@ -78,6 +82,7 @@ class LeaseRenewer:
                         pending_tenants=self._pending_tenants(),
                         ahead=ahead,
                         read_up_to=None if self.reader is None else self.reader.read_up_to(ahead),
+                        throughput_kbps=self._meter.kbps,
                     )
             except (RetryableError, PermanentError, TimeoutError) as exc:
                 log.warning(

@@ -1,19 +1,26 @@
-"""Which leases a replica takes, so that all are held and the counts differ by at most one. Pure.
+"""Which leases a replica takes, so that all are held and the shares are even. Pure.
 
 As the Kinesis Client Library's DynamoDBLeaseTaker: first the leases that no replica holds, up to an even share; if
-there are none, one lease from the fullest owner. Each replica decides alone, from one scan; of two that decide for the
-same lease, the conditional write lets one win.
+there are none, one lease of an owner that has too much. Where all owners measure, a share is one of the load
+(`load_balancing`); else it is one of the leases, and the counts differ by at most one. Each replica decides alone, from
+one scan; of two that decide for the same lease, the conditional write lets one win.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation, takeable_leases
+from simplu_worker.consumers.kinesis.leases.load_balancing import (
+    loads_of,
+    measured_loads,
+    plan_move,
+)
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 
+ROUNDING: Final = 1e-6  # of sums of loads
 VERY_OLD_DURATIONS: Final = 3  # lease durations without renewal: then taken beyond the even share, too (KCL)
 
 
@@ -32,25 +39,24 @@ def plan_takes(
     """
     unfinished = {key: one for key, one in observations.items() if one.lease.checkpoint != SHARD_END}
     free = takeable_leases(unfinished, held=held, now=now, lease_duration_s=lease_duration_s, me=me)
-    free_keys = {lease.lease_key for lease in free}
-    counts = Counter(
-        one.lease.actual_owner
-        for key, one in unfinished.items()
-        if key not in free_keys and key not in held and one.lease.actual_owner
-    )
-    mine = sum(1 for key in held if key in unfinished)
+    measured = measured_loads(unfinished)
     if free:
-        share = -(-len(unfinished) // (len(counts) + 1))  # rounded up: the shares of all cover all
+        by_lease = dict.fromkeys(unfinished, 1.0) if measured is None else measured
         very_old = {
             lease.lease_key
             for lease in free
             if lease.actual_owner is not None
             and now - unfinished[lease.lease_key].unchanged_since > VERY_OLD_DURATIONS * lease_duration_s
         }
-        rotated = _rotated(free, draw)
-        count = max(share - mine, 0)
-        return rotated[:count] + [lease for lease in rotated[count:] if lease.lease_key in very_old]
-    return _plan_steal(unfinished, counts, held=held, mine=mine, draw=draw)
+        free_keys = {lease.lease_key for lease in free}
+        others = {one.lease.actual_owner for key, one in unfinished.items() if key not in free_keys and key not in held}
+        share = sum(by_lease.values()) / (len(others - {None}) + 1)
+        mine = sum(by_lease[key] for key in held if key in unfinished)
+        return _plan_free(_rotated(free, draw), by_lease, room=share - mine, very_old=very_old)
+    if measured is None:
+        return _plan_steal(unfinished, held=held, draw=draw)
+    move = plan_move(loads_of(unfinished, measured), unfinished, held=held, me=me, draw=draw)
+    return [] if move is None else [move]
 
 
 def next_expiry(
@@ -67,15 +73,24 @@ def next_expiry(
     )
 
 
-def _plan_steal(
-    unfinished: Mapping[str, Observation],
-    counts: Counter[str],
-    *,
-    held: Collection[str],
-    mine: int,
-    draw: float,
+def _plan_free(
+    free: Iterable[Lease], by_lease: Mapping[str, float], *, room: float, very_old: Collection[str]
 ) -> list[Lease]:
+    """Return the *free* leases to take: until the share is full, so that the shares of all cover all."""
+    wanted: list[Lease] = []
+    for lease in free:
+        if room > ROUNDING or lease.lease_key in very_old:
+            wanted.append(lease)
+        room -= by_lease[lease.lease_key]
+    return wanted
+
+
+def _plan_steal(unfinished: Mapping[str, Observation], *, held: Collection[str], draw: float) -> list[Lease]:
     """Return one lease of the fullest owner when it has at least two more than this replica."""
+    counts = Counter(
+        one.lease.actual_owner for key, one in unfinished.items() if key not in held and one.lease.actual_owner
+    )
+    mine = sum(1 for key in held if key in unfinished)
     if not counts:
         return []
     fullest, count = max(counts.items(), key=lambda pair: (pair[1], pair[0]))

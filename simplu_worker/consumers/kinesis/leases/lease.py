@@ -23,6 +23,11 @@ PENDING_TENANTS = "simpluOwed"
 READ_TO = "simpluReadTo"
 HELD = "simpluHeld"
 READ_UP_TO = "simpluReadUpTo"
+THROUGHPUT = "throughputKBps"  # the KCL 3.x writes and reads it, too
+METERED_BY = "simpluMeteredBy"
+
+
+KBPS_MAX = 1e6  # of a stream shard; far above the quota of Kinesis
 
 
 class UnreadableLeaseError(ValueError):
@@ -45,12 +50,15 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     *checkpoint* is the last finished position, as with the KCL. *checkpoint_owner* is set while a KCL 3.x leader moves
     the lease gracefully: *owner* is then the next owner already, and *checkpoint_owner* reads until it hands over.
 
-    The last four are the worker's own. *started_at* is the instant from which this application reads the stream shard,
-    written when its lease is first taken; where it pins LATEST or AT_TIMESTAMP, every reader starts there until there
-    is a checkpoint. *pending_tenants* are the tenants with pending operations (as `TenantSet.encode` writes them) of a
-    stream shard that is read to its end; None before. *ahead* is None when the reader is not ahead of its checkpoint.
-    Before *read_up_to* no record arrived that is pending, except those of the tenants in *ahead*; None unless the
-    actual owner has written it. No reader decides by it.
+    *throughput_kbps* is what the KCL 3.x and this worker write; *metered_by* is the replica that measures it: while
+    another program owns the lease, the value is stale.
+
+    That name and the four from *started_at* on are the worker's own. *started_at* is the instant from which this
+    application reads the stream shard, written when its lease is first taken; where it pins LATEST or AT_TIMESTAMP,
+    every reader starts there until there is a checkpoint. *pending_tenants* are the tenants with pending operations (as
+    `TenantSet.encode` writes them) of a stream shard that is read to its end; None before. *ahead* is None when the
+    reader is not ahead of its checkpoint. Before *read_up_to* no record arrived that is pending, except those of the
+    tenants in *ahead*; None unless the actual owner has written it. No reader decides by it.
 
     Other attributes survive, because every later write names the attributes that it changes.
     """
@@ -69,11 +77,18 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     pending_tenants: frozenset[str] | None = None
     ahead: ReadAhead | None = None
     read_up_to: datetime | None = None
+    throughput_kbps: float | None = None
+    metered_by: str | None = None
 
     @property
     def actual_owner(self) -> str | None:
         """The worker that may read the stream shard and write the row (KCL `Lease.actualOwner`)."""
         return self.checkpoint_owner or self.owner
+
+    @property
+    def is_metered(self) -> bool:
+        """Whether its owner measures the throughput."""
+        return self.metered_by is not None and self.metered_by == self.actual_owner
 
 
 class Observation(msgspec.Struct, frozen=True, gc=False):
@@ -176,6 +191,8 @@ def lease_of(row: LeaseRow) -> Lease | None:
             pending_tenants=frozenset(_optional(row, PENDING_TENANTS, "SS") or ()) or None,
             ahead=_ahead(row),
             read_up_to=_read_up_to(row),
+            throughput_kbps=_throughput(row),
+            metered_by=_optional(row, METERED_BY, "S"),
         )
     except UnreadableLeaseError:
         raise
@@ -265,6 +282,15 @@ def _read_up_to(row: LeaseRow) -> datetime | None:
         return datetime.fromisoformat(instant) if owner and writer == owner else None
     except ValueError:  # it is for people: the lease can be used without it
         return None
+
+
+def _throughput(row: LeaseRow) -> float | None:
+    """Return the throughput; None when it is no number that can be: the lease can be used without it."""
+    try:
+        kbps = float(_optional(row, THROUGHPUT, "N") or "nan")
+    except (ValueError, UnreadableLeaseError):
+        return None
+    return kbps if 0 <= kbps < KBPS_MAX else None
 
 
 def _hash_range(row: LeaseRow) -> HashRange | None:

@@ -19,10 +19,12 @@ import structlog
 from simplu_worker.aws.clients import Client
 from simplu_worker.consumers.kinesis.leases.lease import (
     HELD,
+    METERED_BY,
     PENDING_TENANTS,
     READ_TO,
     READ_UP_TO,
     STARTED_AT,
+    THROUGHPUT,
     Lease,
     LeaseRow,
     ReadAhead,
@@ -145,7 +147,7 @@ class LeaseTable:
             pin = f", {STARTED_AT} = if_not_exists({STARTED_AT}, :started)"
             values[":started"] = {"S": start_at.isoformat()}
         update = (
-            f"SET leaseCounter = :next, leaseOwner = :me{pin} "
+            f"SET leaseCounter = :next, leaseOwner = :me, {METERED_BY} = :me{pin} "
             "REMOVE checkpointOwner ADD ownerSwitchesSinceCheckpoint :switch"
         )
         try:
@@ -163,6 +165,7 @@ class LeaseTable:
         pending_tenants: frozenset[str] | None = None,
         ahead: ReadAhead | None = UNCHANGED,
         read_up_to: datetime | None = None,
+        throughput_kbps: float | None = None,
     ) -> Lease | None:
         """Renew a lease that *me* holds; in the same write, set its checkpoint and its pending tenants.
 
@@ -173,14 +176,14 @@ class LeaseTable:
         it.
 
         Without *pending_tenants*, or with none, the list in the row stays. *ahead* None removes the row's, and so does
-        *read_up_to*.
+        *read_up_to*. Without *throughput_kbps* the row's stays.
         """
         values: dict[str, Any] = {
             ":counter": _number(lease.counter),
             ":next": _number(lease.counter + 1),
             ":me": {"S": me},
         }
-        sets = ["leaseCounter = :next"]
+        sets = ["leaseCounter = :next", *_set_throughput(throughput_kbps, values)]
         removes: list[str] = []
         if pending_tenants:
             sets.append(f"{PENDING_TENANTS} = :pending")
@@ -204,7 +207,13 @@ class LeaseTable:
             return None
         if has_hand_over_begun(lease, row, me=me) and row.counter == lease.counter:
             return await self.renew(
-                row, me, checkpoint, pending_tenants=pending_tenants, ahead=ahead, read_up_to=read_up_to
+                row,
+                me,
+                checkpoint,
+                pending_tenants=pending_tenants,
+                ahead=ahead,
+                read_up_to=read_up_to,
+                throughput_kbps=throughput_kbps,
             )
         if not is_own_landed_write(lease, row, me=me):
             return None
@@ -363,6 +372,14 @@ class LeaseTable:
 
 def _number(value: int) -> dict[str, str]:
     return {"N": str(value)}
+
+
+def _set_throughput(kbps: float | None, values: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the parts of an update by `:me`, which measures the throughput; add its value to *values*."""
+    if kbps is None:
+        return [f"{METERED_BY} = :me"]
+    values[":kbps"] = {"N": f"{kbps:.3f}"}
+    return [f"{METERED_BY} = :me", f"{THROUGHPUT} = :kbps"]
 
 
 def _add_ahead(

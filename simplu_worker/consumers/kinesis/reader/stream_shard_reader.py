@@ -234,6 +234,11 @@ class StreamShardReader:
         held = tenants.encode()  # empty where only whole shards are held: the successor reads their rows
         return ReadAhead(main.position, held) if held else None
 
+    @property
+    def read_bytes(self) -> int:
+        """The bytes that the main reader has read; those of catch-ups do not count, they come once."""
+        return self._cursor.read_bytes
+
     def read_up_to(self, ahead: ReadAhead | None) -> datetime | None:
         """Return the time before which no record arrived that is pending, but for the tenants in *ahead*; or None.
 

@@ -55,6 +55,7 @@ KCL_LEASE = Lease(
     hash_range=HashRange(0, 2**128 - 1),
     pending_checkpoint=TRIM_HORIZON,
     checkpoint_owner="host-b:uuid",
+    throughput_kbps=1.5,
 )
 MINIMAL_ROW: dict[str, dict[str, Any]] = {
     "leaseKey": {"S": "shardId-000000000000"},
@@ -66,6 +67,32 @@ MINIMAL_ROW: dict[str, dict[str, Any]] = {
 def test_lease_reads_a_row_of_the_kcl() -> None:
     """Every attribute that the KCL writes is understood."""
     assert lease_of(KCL_ROW) == KCL_LEASE
+
+
+@pytest.mark.parametrize("value", [{"N": "-1"}, {"N": "1e9"}, {"N": "NaN"}, {"S": "1.5"}, {"NULL": True}])
+def test_throughput_that_cannot_be_is_unknown(value: dict[str, Any]) -> None:
+    """It decides where a lease is best read, and never whether."""
+    lease = lease_of(KCL_ROW | {"throughputKBps": value})
+
+    assert lease == replace(KCL_LEASE, throughput_kbps=None)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"leaseOwner": {"S": "a"}, "simpluMeteredBy": {"S": "a"}}, True),
+        ({"leaseOwner": {"S": "b"}, "simpluMeteredBy": {"S": "a"}}, False),
+        ({"leaseOwner": {"S": "b"}, "checkpointOwner": {"S": "a"}, "simpluMeteredBy": {"S": "a"}}, True),
+        ({"leaseOwner": {"S": "a"}}, False),
+        ({}, False),
+    ],
+)
+def test_lease_is_metered_only_by_its_owner(row: dict[str, dict[str, Any]], expected: bool) -> None:  # noqa: FBT001  # a column of the table
+    """A program that does not measure leaves the attributes of the last owner in the row."""
+    lease = lease_of(MINIMAL_ROW | row)
+
+    assert lease is not None
+    assert lease.is_metered == expected
 
 
 def test_lease_reads_a_row_of_the_kcl_when_only_the_oldest_attributes_are_there() -> None:

@@ -1,0 +1,176 @@
+"""Which lease a replica takes for its load, and that the loads come to rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import count
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from simplu_worker.consumers.kinesis.leases.balancing import plan_takes
+from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation
+from simplu_worker.consumers.kinesis.leases.load_balancing import (
+    FIXED_KBPS,
+    GAIN,
+    HEAVY,
+    LIGHT,
+    loads_of,
+    measured_loads,
+    plan_move,
+)
+from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON
+
+ME = "me"
+NOW = 1000.0
+DURATION_S = 10.0
+
+
+def fleet(**owned: Sequence[float]) -> dict[str, Observation]:
+    """Return leases by their owners: of each the throughput, less the fixed part. Owner `free` is none."""
+    numbers = count()
+    return {
+        key: Observation(
+            Lease(
+                key,
+                TRIM_HORIZON,
+                counter=7,
+                owner=None if owner == "free" else owner,
+                throughput_kbps=load - FIXED_KBPS,
+                metered_by=owner,
+            ),
+            NOW - 1.0,
+        )
+        for owner, loads in owned.items()
+        for load in loads
+        for key in [f"{owner}-{next(numbers):03}"]
+    }
+
+
+def moved(observations: Mapping[str, Observation], *, me: str = ME, draw: float = 0.0) -> list[str]:
+    """Return the keys of the leases that *me* takes, which holds all that it owns."""
+    held = [key for key, one in observations.items() if one.lease.owner == me]
+    wanted = plan_takes(observations, held=held, now=NOW, lease_duration_s=DURATION_S, me=me, draw=draw)
+    return [lease.lease_key for lease in wanted]
+
+
+def test_lease_moves_from_the_heaviest_to_the_lightest_replica_whatever_their_counts() -> None:
+    """The one that makes both loads most alike."""
+    assert moved(fleet(me=[10] * 5, bar=[50, 30, 100], baz=[120])) == ["bar-005"]
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs"),
+    [
+        pytest.param([100.0, 100.0], [105.0, 105.0], id="within the bounds"),
+        pytest.param([10.0], [400.0], id="one lease alone cannot be divided"),
+        pytest.param([100.0], [98.0, 2.0], id="no lease to gain from"),
+        pytest.param([200.0], [100.0, 50.0], id="mine is heavier"),
+    ],
+)
+def test_nothing_moves_when_nothing_is_gained(mine: list[float], theirs: list[float]) -> None:
+    """Loads vary; a move costs a pause of the stream shard."""
+    assert moved(fleet(me=mine, bar=theirs)) == []
+
+
+def test_light_replica_takes_from_one_that_is_not_heavy() -> None:
+    """A replica that was added to a large fleet makes no other one heavy."""
+    others = {f"bar{number}": [10.0] * 10 for number in range(20)}
+
+    assert moved(fleet(**others))[0].startswith("bar0-")
+    assert moved(fleet(me=[10.0] * 9, **others)) == []
+
+
+def test_replicas_that_see_the_same_take_from_different_owners() -> None:
+    """The lightest from the heaviest, and so on; a replica without a lease draws."""
+    observations = fleet(me=[10], other=[20], third=[30], bar=[50, 50, 90], baz=[50, 50, 80])
+    taken = [moved(observations, me=me) for me in ("me", "other", "third")]
+
+    assert [key[0].partition("-")[0] if key else None for key in taken] == ["bar", "baz", None]
+    assert moved(observations, me="new", draw=0.0)[0].startswith("bar")
+    assert moved(observations, me="new", draw=0.99)[0].startswith("baz")
+
+
+@pytest.mark.parametrize("metered_by", [None, "elsewhere"])
+def test_counts_decide_beside_an_owner_that_does_not_measure(metered_by: str | None) -> None:
+    """A KCL 2.x, or an earlier version of this worker: with two rules in a fleet leases would move for ever."""
+    observations = fleet(me=[10, 10], bar=[500, 500], baz=[10])
+    other = {key: replace(one.lease, metered_by=metered_by) for key, one in observations.items() if key < "baz-0"}
+    mixed = observations | {key: replace(observations[key], lease=lease) for key, lease in other.items()}
+
+    assert measured_loads(observations) is not None
+    assert measured_loads(mixed) is None
+    assert moved(observations, me="baz") == ["bar-003"]
+    assert moved(mixed, me="baz") == []
+
+
+def test_lease_without_a_measurement_has_the_mean_load() -> None:
+    """As one that was just created. Without any measurement all are alike, and so are the loads."""
+    observations = fleet(bar=[20, 40], free=[1])
+    unknown = {
+        key: replace(one, lease=replace(one.lease, throughput_kbps=None)) if key.startswith("free") else one
+        for key, one in observations.items()
+    }
+    none_known = {
+        key: replace(one, lease=replace(one.lease, throughput_kbps=None)) for key, one in observations.items()
+    }
+
+    assert sorted((measured_loads(unknown) or {}).values()) == [20, 30, 40]
+    assert set((measured_loads(none_known) or {}).values()) == {FIXED_KBPS}
+
+
+def test_free_leases_are_taken_up_to_an_even_share_of_the_load() -> None:
+    """The shares of all cover all: a replica that is heavy already takes none."""
+    observations = fleet(me=[10], bar=[100], free=[20, 20, 20, 20])
+
+    assert len(moved(observations)) == 4
+    assert moved(observations, me="bar") == []
+    assert len(moved(fleet(me=[10], bar=[10], free=[20, 20, 20, 20]))) == 2
+
+
+throughputs = st.one_of(st.just(0.0), st.floats(0, 2000, allow_nan=False))
+
+
+@settings(max_examples=100)
+@given(
+    loads=st.lists(throughputs, max_size=40), replicas=st.integers(1, 6), draws=st.lists(st.floats(0, 0.99), min_size=1)
+)
+def test_loads_come_to_rest_as_even_as_single_leases_allow(
+    loads: list[float], replicas: int, draws: list[float]
+) -> None:
+    """From any owners, with loads that stay; then no lease could move between the lightest and a heavy replica."""
+    names = [f"r{number}" for number in range(replicas)]
+    observations = fleet(**{name: [FIXED_KBPS + load for load in loads[at::7]] for at, name in enumerate(names)})
+    moves, resting = 0, 0
+    while resting < replicas:
+        me = names[moves % replicas] if not resting else names[(moves + resting) % replicas]
+        wanted = moved(observations, me=me, draw=draws[moves % len(draws)])
+        resting = 0 if wanted else resting + 1
+        for key in wanted:
+            lease = replace(observations[key].lease, owner=me, metered_by=me)
+            observations[key] = replace(observations[key], lease=lease)
+            moves += 1
+        assert moves <= 20 * len(loads), "it must come to rest"
+
+    measured = measured_loads(observations) or {}
+    totals = dict.fromkeys(names, 0.0) | dict(loads_of(observations, measured).by_owner)
+    mean = sum(totals.values()) / replicas
+    lightest = min(totals, key=lambda name: (totals[name], name))
+    for name, load in totals.items():
+        single = [measured[key] for key, one in observations.items() if one.lease.owner == name]
+        if load > HEAVY * mean and totals[lightest] > 0 and load == max(totals.values()):
+            assert all(one > load - totals[lightest] - GAIN * mean for one in single)
+
+
+def test_move_is_planned_from_loads_alone_when_the_replica_holds_more_than_the_scan_shows() -> None:
+    """A lease taken since the scan is in *held*, and is not taken again."""
+    observations = fleet(me=[10], bar=[50, 60])
+    measured = measured_loads(observations)
+    assert measured is not None
+    loads = loads_of(observations, measured)
+    move = plan_move(loads, observations, held=["me-000", "bar-002"], me=ME, draw=0.0)
+
+    assert LIGHT < 1 < HEAVY
+    assert move is None

@@ -1,0 +1,39 @@
+"""The moving mean of the bytes that a reader reads."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from simplu_worker.consumers.kinesis.leases.throughput import TIME_CONSTANT_S, ThroughputMeter
+
+
+def test_throughput_is_unknown_until_some_time_has_passed() -> None:
+    """Then it is that of the first interval."""
+    meter = ThroughputMeter(None, now=10.0)
+    meter.note(500, now=10.0)
+    before = meter.kbps
+    meter.note(4096, now=12.0)
+
+    assert (before, meter.kbps) == (None, 2.0)
+
+
+def test_throughput_begins_with_the_estimate_of_the_last_owner_and_follows_in_the_time_constant() -> None:
+    """However often it is noted: the intervals add up."""
+    once, often = (ThroughputMeter(100.0, now=0.0) for _ in range(2))
+    once.note(0, now=TIME_CONSTANT_S)
+    for step in range(1, 11):
+        often.note(0, now=TIME_CONSTANT_S * step / 10)
+
+    assert once.kbps == pytest.approx(100 / math.e)
+    assert often.kbps == pytest.approx(100 / math.e)
+
+
+def test_throughput_is_that_of_a_steady_reader() -> None:
+    """Whatever the intervals."""
+    meter = ThroughputMeter(None, now=0.0)
+    for now in (1.0, 1.5, 7.0, 7.25):
+        meter.note(int(1024 * 50 * now), now=now)
+
+    assert meter.kbps == pytest.approx(50.0)
