@@ -253,7 +253,7 @@ async def open_leases(settings: Settings) -> AsyncIterator[tuple[LeaseTable, Kcl
         "dynamodb", region=settings.aws_region, endpoint_url=settings.dynamodb_endpoint, pool_size=32
     ) as client:
         table = LeaseTable(client, name)
-        yield table, KclLeaderWatch(client, table, kcl_tables)
+        yield table, KclLeaderWatch(client, table, kcl_tables, follows=settings.kinesis_kcl_follower)
 
 
 @contextlib.asynccontextmanager

@@ -154,6 +154,11 @@ class Settings(BaseSettings):
         description="The same for its table of worker metrics; "
         "unset: `KINESIS_APPLICATION_NAME` with `-WorkerMetricStats`.",
     )
+    kinesis_kcl_follower: bool = Field(
+        default=False,
+        description="With a leader of the KCL 3.x on the same lease table: report metrics to it, and read the stream "
+        "shards that it assigns. Else the worker takes none while such a leader is alive.",
+    )
     kinesis_initial_position: Annotated[
         Literal["TRIM_HORIZON", "LATEST"] | datetime,
         BeforeValidator(_parse_position),

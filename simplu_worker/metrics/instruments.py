@@ -67,7 +67,7 @@ SHARD_PROBLEM_KINDS = (
 )
 CONNECTION_STATES = ("idle", "used", "waiting")
 STREAM_READERS = ("main", "catch_up")
-LEASE_TAKES = ("free", "expired", "stolen")
+LEASE_TAKES = ("free", "expired", "stolen", "assigned")
 SQS_OUTCOMES = ("deleted", "retried", "dead_letter", "given_back", "lease_lost", "stale_receipt", "not_deleted")
 SQS_CALLS = ("delete", "change_visibility")
 CITRUS_ENDPOINTS = ("get_shard", "register", "shards_health", "capacity", "put_shard")
@@ -193,7 +193,7 @@ KINESIS_LAG = Gauge(
 KINESIS_LEASES = Gauge("simplu_kinesis_leases", "Leases of the stream, as this replica sees them.", ["state"])
 KINESIS_LEASE_TAKES = Counter(
     "simplu_kinesis_lease_takes_total",
-    "Leases taken: free ones, expired ones of replicas that went away, and stolen ones for balance.",
+    "Leases taken: free ones, expired ones of replicas that went away, stolen ones for balance, those of a KCL leader.",
     ["how"],
 )
 KINESIS_RENEWAL_AGE = Gauge(

@@ -1,7 +1,8 @@
 """One lease, two workers and a leader of the KCL 3.x: who may write to the row, while it is taken and handed over.
 
-Worker a is ours. Worker b is ours, too, or one of the KCL 3.x; a leader that hands the lease over gives it to b. A
-worker writes by its copy of the row, as its last write, or its take, left it.
+Worker a is ours. Worker b is ours, too, or one of the KCL 3.x. A leader hands the lease over to either: worker b begins
+by what it reads, as the KCL does, and ours by a write. A worker writes by its copy of the row, as its last write, or
+its take, left it. The leader may die, also in the midst of a hand-over.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ class Rules:
     owner_of_the_row: bool = False  # a worker takes the owner in its copy of the row for itself
     landed_by_counter: bool = False  # a row one higher is a worker's own write, whoever owns the lease
     frees_at_hand_over: bool = False  # a hand-over removes the next owner, too
+    begins_by_counter: bool = (
+        False  # what a leader assigned is taken by the counter that a scan found, and nothing else
+    )
+    keeps_checkpoint_owner: bool = False  # a take changes the owner alone
+    leaves_hand_overs: bool = False  # a hand-over of a lease that its worker has lost is left to the leader
 
 
 AGREED = Rules()
@@ -37,6 +43,7 @@ class Budget:
     hand_overs: int = 1
     lost_answers: int = 1
     stops: int = 1
+    leader_deaths: int = 0
 
 
 class Row(StatePart, frozen=True):
@@ -59,6 +66,7 @@ class Worker(StatePart, frozen=True):
     copy: Row | None = None  # of the row; None when it holds nothing
     read_to: int = 0
     is_stopping: bool = False
+    scanned: Row | None = None  # what a scan found, if a worker begins by that alone
 
 
 class State(StatePart, frozen=True):
@@ -68,6 +76,7 @@ class State(StatePart, frozen=True):
     workers: tuple[Worker, Worker]
     left: tuple[int, ...]  # as in Budget
     promise: str = ""  # broken on the way here
+    is_led: bool = True
 
 
 NAMES = "ab"
@@ -84,7 +93,7 @@ class LeaseModel:
     def first(self) -> State:
         """Return a lease that worker a holds."""
         budget, row = self._budget, Row(1, "a")
-        left = (budget.takes, budget.hand_overs, budget.lost_answers, budget.stops)
+        left = (budget.takes, budget.hand_overs, budget.lost_answers, budget.stops, budget.leader_deaths)
         return State(row, (Worker(row), Worker()), left)
 
     def steps(self, state: State) -> Iterator[tuple[str, State]]:
@@ -102,13 +111,13 @@ class LeaseModel:
                 yield from self._renew(state, place)
             if is_draining:
                 yield from self._release(state, place)
-        if state.row.checkpoint_owner:
+        if state.row.checkpoint_owner and state.is_led:
             assigned = replace(state.row, counter=state.row.counter + 1, checkpoint_owner=NOBODY)
             yield f"leader assigns to {state.row.owner}", replace(state, row=assigned)
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
         """Return what need not happen: takes of a lease whose owner seems dead, hand-overs, stops."""
-        takes, hand_overs, _, stops = state.left
+        takes, hand_overs, _, stops, leader_deaths = state.left
         for place, name in enumerate(NAMES):
             worker = state.workers[place]
             if takes and worker.copy is None and state.row.actual_owner not in (NOBODY, name):
@@ -116,9 +125,11 @@ class LeaseModel:
             if stops and worker.copy is not None and not worker.is_stopping:
                 yield f"{name} is stopped", _less(_with_worker(state, place, replace(worker, is_stopping=True)), 3)
         row = state.row
-        if hand_overs and row.owner == "a" and not row.checkpoint_owner:
-            begun = replace(row, owner="b", checkpoint_owner="a")
-            yield "leader begins to hand over to b", _less(replace(state, row=begun), 1)
+        if hand_overs and state.is_led and row.owner != NOBODY and not row.checkpoint_owner:
+            begun = replace(row, owner="b" if row.owner == "a" else "a", checkpoint_owner=row.owner)
+            yield f"leader begins to hand over to {begun.owner}", _less(replace(state, row=begun), 1)
+        if leader_deaths and state.is_led:
+            yield "leader dies", _less(replace(state, is_led=False), 4)
 
     def broken(self, state: State) -> str:
         """Return the promise that was broken: only the actual owner writes, and nobody writes over its checkpoint."""
@@ -138,14 +149,29 @@ class LeaseModel:
     def _begin(self, state: State, place: int) -> Iterator[tuple[str, State]]:
         """Return how a worker comes to a lease that is free, or that is assigned to it."""
         name, row = NAMES[place], state.row
+        is_assigned = row.owner == name and row.checkpoint_owner == NOBODY
         if row.actual_owner == NOBODY:
             yield f"{name} takes the free lease", self._taken(state, place)
-        elif row == replace(row, owner=name, checkpoint_owner=NOBODY):
-            yield f"{name} begins", _with_worker(state, place, Worker(row, row.checkpoint))
+        elif row.checkpoint_owner == name and not self._rules.leaves_hand_overs:
+            yield f"{name} ends the hand-over", replace(state, row=_moved(row, row.owner))
+        elif is_assigned and name == "b":
+            yield "b begins", _with_worker(state, place, Worker(row, row.checkpoint))
+        elif is_assigned and not self._rules.begins_by_counter:
+            yield "a takes what it was assigned", self._taken(state, place)
+        elif is_assigned and state.workers[place].scanned != row:
+            yield "a scans", _with_worker(state, place, Worker(scanned=row))
+        scanned = state.workers[place].scanned
+        if scanned is not None and scanned.counter == row.counter:
+            promise = "" if is_assigned else f"owner: {name} takes the lease from the next owner, {row.owner}"
+            yield "a takes what it was assigned", replace(self._taken(state, place), promise=promise)
 
     def _taken(self, state: State, place: int) -> State:
-        row = Row(state.row.counter + 1, NAMES[place], NOBODY, state.row.checkpoint)
-        return _with_worker(replace(state, row=row), place, Worker(row, row.checkpoint))
+        name, keeps = NAMES[place], self._rules.keeps_checkpoint_owner
+        row = _moved(state.row, name, checkpoint_owner=state.row.checkpoint_owner if keeps else NOBODY)
+        promise = (
+            "" if row.actual_owner == name else f"taker: {name} has taken the lease, which is {row.actual_owner}'s"
+        )
+        return _with_worker(replace(state, row=row, promise=promise), place, Worker(row, row.checkpoint))
 
     def _renew(self, state: State, place: int) -> Iterator[tuple[str, State]]:
         """Return a renewal with a checkpoint: written, refused, or written and its answer lost."""
@@ -212,6 +238,10 @@ class LeaseModel:
     def _wrong_writer(self, state: State, place: int) -> str:
         owner = state.row.actual_owner
         return "" if owner == NAMES[place] else f"writer: {NAMES[place]} writes to the lease of {owner or 'nobody'}"
+
+
+def _moved(row: Row, owner: str, *, checkpoint_owner: str = NOBODY) -> Row:
+    return Row(row.counter + 1, owner, checkpoint_owner, row.checkpoint)
 
 
 def _with_worker(state: State, place: int, worker: Worker) -> State:

@@ -48,6 +48,8 @@ ONLY_TAKES = reshard_model.Budget(parent_takes=1, child_crashes=0)
 ONLY_PARENT_CRASHES = reshard_model.Budget(parent_takes=0, parent_crashes=1, child_crashes=0)
 ALL_OF_A_LEASE = lease_model.Budget()
 ALL_OF_A_LEASE_TWICE = lease_model.Budget(takes=2, hand_overs=2, lost_answers=2, stops=2)
+LEADER_DIES = lease_model.Budget(takes=1, hand_overs=2, lost_answers=1, stops=1, leader_deaths=1)
+HANDED_OVER_TWICE = lease_model.Budget(takes=0, hand_overs=2, lost_answers=0, stops=1)
 CHILD_TAKES = reshard_model.Budget(parent_takes=0, parent_crashes=1, child_crashes=0, child_takes=1)
 
 
@@ -159,10 +161,11 @@ SAFE = {
     "reshard: early child": (reshard("ba", "b", TENANT_REFUSED, budget=ONLY_TAKES), 27_867),
     "reshard: early child, only shard down": (reshard("ba", "b", ONLY_SHARD_DOWN, budget=ONLY_PARENT_CRASHES), 14_802),
     "reshard: waiting child": (reshard("ba", "b", SHARD_DOWN, WAITING_CHILD), 7_143),
-    "lease: hand-over": (LeaseModel(ALL_OF_A_LEASE), 812),
-    "lease: hand-over, twice": (LeaseModel(ALL_OF_A_LEASE_TWICE), 12_202),
-    "lease: hand-over is loss": (LeaseModel(ALL_OF_A_LEASE_TWICE, LeaseRules(hand_over_is_loss=True)), 9_874),
-    "lease: renewed by the counter, own name": (LeaseModel(ALL_OF_A_LEASE, LeaseRules(counter_alone=True)), 1_260),
+    "lease: hand-over": (LeaseModel(ALL_OF_A_LEASE), 1_510),
+    "lease: hand-over, twice": (LeaseModel(ALL_OF_A_LEASE_TWICE), 44_269),
+    "lease: hand-over is loss": (LeaseModel(ALL_OF_A_LEASE_TWICE, LeaseRules(hand_over_is_loss=True)), 29_598),
+    "lease: leader dies": (LeaseModel(LEADER_DIES), 14_094),
+    "lease: renewed by the counter, own name": (LeaseModel(ALL_OF_A_LEASE, LeaseRules(counter_alone=True)), 2_300),
     "orders: window": (OrderWindowModel(2), 25_787),
     "orders: window, FIFO": (OrderWindowModel(3, is_fifo=True), 78_842),
     "giving up": (GivingUpModel(2), 2_060),
@@ -358,6 +361,21 @@ WRONG = {
         LeaseModel(ALL_OF_A_LEASE, LeaseRules(frees_at_hand_over=True)),
         "owner",
         3,
+    ),
+    "lease: assigned lease taken by the counter alone": (
+        LeaseModel(HANDED_OVER_TWICE, LeaseRules(begins_by_counter=True)),
+        "owner",
+        8,
+    ),
+    "lease: take keeps the checkpoint owner": (
+        LeaseModel(ALL_OF_A_LEASE, LeaseRules(keeps_checkpoint_owner=True)),
+        "taker",
+        2,
+    ),
+    "lease: hand-over of a lost lease left to a leader that died": (
+        LeaseModel(LEADER_DIES, LeaseRules(leaves_hand_overs=True)),
+        "unsettled",
+        5,
     ),
     "giving up: no row": (GivingUpModel(2, rules=giving_up_model.Rules(leaves_no_row=True)), "order", 6),
     "giving up: plain failed row": (

@@ -29,6 +29,8 @@ HANDED_OVER_WITHIN_S = 150.0
 TAKEN_WITHIN_S = 60.0
 LEADS_WITHIN_S = 150.0  # the KCL looks at its own state once a minute
 DEAD_WITHIN_S = 150.0  # three looks, 35 s apart, and the lease durations
+FOLLOWS = {"KINESIS_KCL_FOLLOWER": "true"}
+METRICS_MS = "15000"  # a worker is dead after two intervals; ours report every 10 s
 STANDS_ASIDE_S = 8.0  # more than two lease durations: enough to take what is free or expired
 # The tables in which a leader of the KCL 3 has its rows: of the leader, and of the workers. None: the lease table.
 TABLES = {
@@ -100,24 +102,26 @@ async def test_leader_is_seen_before_anything_is_taken(shared: SharedStream, whe
 async def test_leases_of_a_leader_that_died_are_taken(
     shared: SharedStream, record_property: Callable[[str, object], None]
 ) -> None:
-    """Once two looks have found no sign of life. No record is lost.
+    """Once two looks have found no sign of life, by one that stood aside and by one that followed. No record is lost.
 
     Ours had the leases before the KCL: what the KCL has read since is read again, because the shard's rows are behind.
     """
     await shared.create(STREAM_SHARDS)
     await create_leases(shared)
-    with shared.kcl(KCL_3, "kcl") as kcl:
+    with shared.kcl(KCL_3, "kcl", metrics_interval=METRICS_MS) as kcl:
         await shared.wait_until_read(before := await shared.put(100), kcl)
-        with shared.replica() as ours:
+        with shared.replica() as ours, shared.replica(**FOLLOWS) as follower:
             await wait_until_refused(ours, kcl.name)
+            await shared.wait_for_owners([2, 2], within_s=HANDED_OVER_WITHIN_S)
             kcl.kill()
             killed_at = time.monotonic()
             after = await shared.put(100)
-            await shared.wait_for_owners([STREAM_SHARDS], within_s=DEAD_WITHIN_S, but=kcl.name)
+            await shared.wait_for_owners([2, 2], within_s=DEAD_WITHIN_S, but=kcl.name)
             gap_s = time.monotonic() - killed_at
             await shared.wait_until_read(after)
             await ours.wait_ready()
             await stop_replica(ours)
+            await stop_replica(follower)
 
     again = await shared.applied_ids() & kcl.request_ids
     record_property(
@@ -153,6 +157,51 @@ async def test_leader_is_handed_the_leases_that_it_assigns_to_itself(shared: Sha
     assert sorted(begun) == sorted(handed_over)
     assert {key: owner for key, owner in owners.items() if owner != OURS} == dict.fromkeys(handed_over, kcl.name)
     assert len(owners) == STREAM_SHARDS
+
+
+async def test_follower_is_assigned_its_share_reads_it_and_hands_it_back(
+    shared: SharedStream, record_property: Callable[[str, object], None]
+) -> None:
+    """The leader hands over half of its leases, gracefully; ours is ready, and leaves them to it at its stop.
+
+    Not one record is lost. The KCL keeps the attributes of ours in the rows.
+    """
+    await shared.create(STREAM_SHARDS)
+    with shared.kcl(KCL_3, "kcl", metrics_interval=METRICS_MS) as kcl:
+        await shared.wait_until_read(before := await shared.put(100), kcl, within_s=LEADS_WITHIN_S)
+        started_at = time.monotonic()
+        with shared.replica(**FOLLOWS) as ours:
+            await ours.wait_ready()
+            owners = await shared.wait_for_owners([2, 2], within_s=HANDED_OVER_WITHIN_S)
+            assigned_s = time.monotonic() - started_at
+            await shared.wait_until_read(beside := await shared.put(100), kcl)
+            by_ours = await shared.applied_ids()
+            rows = await shared.rows()
+            checks = shared.check(**FOLLOWS)
+            readiness = await read_readiness(ours)
+            stopped_at = time.monotonic()
+            await stop_replica(ours)
+        await shared.wait_until_read(after := await shared.put(100), kcl, within_s=HANDED_OVER_WITHIN_S)
+        returned_s = time.monotonic() - stopped_at
+        await shared.wait_for_owners([STREAM_SHARDS])
+        left = await shared.rows()
+    mine = next(owner for owner in owners if owner != kcl.name)
+    twice = kcl.request_ids & by_ours
+    record_property(
+        "note",
+        f"KCL {KCL_3.version} leads: a follower has its half {assigned_s:.0f} s after its start, the KCL has "
+        f"read all again {returned_s:.0f} s after its SIGTERM; {len(twice)} of 200 records twice",
+    )
+
+    assert readiness[0] == 200
+    assert mine in rows
+    assert mine not in left
+    assert {"leaseKey", "lut", "sts", "opr"} <= rows[mine].keys()
+    assert "follows the Kinesis Client Library 3.x at " + kcl.name in checks["lease table"][1]
+    assert kcl.request_ids | by_ours == {*before, *beside, *after}
+    assert by_ours & set(beside)
+    kept = [row for row in left.values() if "simpluMeteredBy" in row and row.get("leaseOwner") == {"S": kcl.name}]
+    assert len(kept) >= STREAM_SHARDS / 2
 
 
 async def hold_until_reassigned(table: LeaseTable, lease: Lease, handed_over: list[str]) -> None:

@@ -77,6 +77,7 @@ class Plan(msgspec.Struct, frozen=True):
     tenant_holds_max: int = TENANT_HOLDS_MAX
     prefetch_max_bytes: int = 64 * 1024 * 1024
     ahead_from_s: float = 30.0
+    follows_kcl: bool = False  # KINESIS_KCL_FOLLOWER
     retention_s: float | None = None  # less than Kinesis allows, for records that expire within a simulation
     options: KinesisOptions = msgspec.field(default_factory=lambda: KinesisOptions(scaling_limits=False))
 
@@ -94,7 +95,7 @@ class Replica:
         services = FleetServices(
             Stream(KinesisClient(world.kinesis), STREAM),
             table,
-            KclLeaderWatch(world.dynamodb, table, KclTables.of(APPLICATION)),
+            KclLeaderWatch(world.dynamodb, table, KclTables.of(APPLICATION), follows=plan.follows_kcl),
             cast("ShardGateway", SimulatedGateway(world.shards)),
             SimulatedDeadLetters(world.shards),
             PrefetchMemory(plan.prefetch_max_bytes),

@@ -220,18 +220,23 @@ class DependencyChecks:
                 "set KINESIS_APPLICATION_NAME to a name that no other table has",
                 CheckStatus.FAILED,
             )
-        trouble = await self._find_kcl_leader(client, name)
-        return CheckAnswer(table.status.lower()) if trouble is None else CheckAnswer(trouble, CheckStatus.WARNING)
+        return await self._check_kcl_leader(client, name) or CheckAnswer(table.status.lower())
 
-    async def _find_kcl_leader(self, client: Client, name: str) -> str | None:
-        """Return why a replica that starts now would take no leases, or soon none; None without a KCL 3.x."""
+    async def _check_kcl_leader(self, client: Client, name: str) -> CheckAnswer | None:
+        """Return the leader that a replica that starts now would follow, or why it would take no leases, or soon none.
+
+        None without a KCL 3.x.
+        """
         settings = self._settings
         table = LeaseTable(client, name)
         tables = KclTables.of(name, settings.kinesis_coordinator_table, settings.kinesis_worker_metrics_table)
-        watch = KclLeaderWatch(client, table, tables)
+        watch = KclLeaderWatch(client, table, tables, follows=settings.kinesis_kcl_follower)
         await table.scan()
         await watch.check()
-        return watch.trouble or watch.outlook
+        if watch.follows and watch.leaders is not None:
+            return CheckAnswer(f"follows the Kinesis Client Library 3.x at {watch.leaders}, which assigns its leases")
+        problem = watch.trouble or watch.outlook
+        return None if problem is None else CheckAnswer(problem, CheckStatus.WARNING)
 
     def _check_kcl_tables(self, client: Client) -> list[Coroutine[Any, Any, CheckedDependency]]:
         """Return the checks of the KCL 3.x's tables with names of their own: a wrong name would hide a leader."""

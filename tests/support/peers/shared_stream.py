@@ -104,8 +104,8 @@ class SharedStream:
         command = [sys.executable, "-m", "simplu_worker", "check", "--json"]
         env = self.environment() | {"PATH": "/usr/bin:/bin"} | more
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
-        lines = json.loads(done.stdout)["checks"]
-        return {line["name"]: (line["status"], line["detail"]) for line in lines}
+        lines = json.loads(done.stdout)["dependencies"]
+        return {line["dependency"]: (line["status"], line["result"]) for line in lines}
 
     # The stream
 

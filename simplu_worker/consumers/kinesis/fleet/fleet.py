@@ -16,6 +16,7 @@ import msgspec
 import structlog
 
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
+from simplu_worker.consumers.kinesis.fleet.kcl_follower import REPORT_INTERVAL_S, KclFollower
 from simplu_worker.consumers.kinesis.fleet.lease_ancestry import LeaseAncestry
 from simplu_worker.consumers.kinesis.fleet.lease_cleanup import LeaseCleanup
 from simplu_worker.consumers.kinesis.fleet.lease_coordinator import LeaseCoordinator
@@ -104,6 +105,7 @@ class Fleet:
         self._syncer = LeaseSyncer(stream, table, settings.initial_position, utc=utc)
         self._ancestry = LeaseAncestry(table, self._view)
         self._kcl_leader = services.kcl_leader
+        self._follower = self._create_follower() if self._kcl_leader.follows else None
         self._coordinator = LeaseCoordinator(
             table,
             self._view,
@@ -120,6 +122,7 @@ class Fleet:
             _Chore(LeaseAudit(stream.name, self._view, self._syncer).run, AUDIT_INTERVAL_S, draw),
             _Chore(cleanup.run, CLEANUP_INTERVAL_S, draw),
             _Chore(self._kcl_leader.check, kcl_leader_watch.CHECK_INTERVAL_S, draw),
+            *([] if self._follower is None else [_Chore(self._follower.report, REPORT_INTERVAL_S, draw)]),
         )
         self._has_lost_race = False
         self.is_set_up = False
@@ -141,7 +144,7 @@ class Fleet:
 
     @property
     def is_led_by_kcl(self) -> bool:
-        """Whether a leader of the Kinesis Client Library 3.x assigns the leases; this replica takes none then."""
+        """Whether a leader of the Kinesis Client Library 3.x assigns the leases; this replica takes no others then."""
         return self._kcl_leader.is_leading
 
     @property
@@ -173,13 +176,17 @@ class Fleet:
                 self.last_turn = loop_time()
                 try:
                     await self._turn(tasks, stopping)
-                    self.trouble = self._kcl_leader.trouble
+                    self.trouble = self._kcl_leader.trouble or (
+                        None if self._follower is None else self._follower.trouble
+                    )
                     pause_s = self._pause_s()
                 except (RetryableError, PermanentError) as exc:
                     self.trouble = str(exc)
                     log.error("stream.unavailable", stream=self.stream_name, error=str(exc))  # noqa: TRY400  (theirs)
                     pause_s = TROUBLE_PAUSE_S
                 await sleep_or_event(pause_s, until=stopping)
+            if self._follower is not None:  # before the leases are released: the leader must not assign them to it
+                await self._follower.leave()
 
     async def _turn(self, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
         leases = await self._scan()
@@ -189,7 +196,11 @@ class Fleet:
             await chore.run_if_due(now)
         self._coordinator.update_gauges()
         await self._coordinator.release_from_parents()
-        self._has_lost_race = not self.is_led_by_kcl and await self._coordinator.take(tasks, stopping)
+        self._has_lost_race = False
+        if not self.is_led_by_kcl:
+            self._has_lost_race = await self._coordinator.take(tasks, stopping)
+        elif self._follower is not None:
+            await self._coordinator.take_assigned(tasks, stopping)
 
     async def _scan(self) -> list[Lease]:
         """Return the leases. The first time the stream, the table and the missing leases are created before."""
@@ -216,6 +227,9 @@ class Fleet:
         if expiry is None or expiry <= (now := loop_time()):
             return pause_s
         return min(pause_s, expiry - now + EXPIRY_MARGIN_S)
+
+    def _create_follower(self) -> KclFollower:
+        return KclFollower(self._services.table.requests, self._kcl_leader, me=self._me, utc=self._utc)
 
     def _create_holder(self, lease: Lease) -> LeaseHolder:
         table, duration_s = self._services.table, self._settings.lease_duration_s

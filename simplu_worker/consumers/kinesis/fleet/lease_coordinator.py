@@ -6,13 +6,13 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
 
 from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseHolder
 from simplu_worker.consumers.kinesis.leases.balancing import plan_takes
-from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.leases.lease import Lease, assigned_leases, unfinished_hand_overs
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases.stream_view import StreamView
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
@@ -24,6 +24,12 @@ from simplu_worker.timing.clock import loop_time
 CONCURRENT_TAKES: Final = 10  # connections of the client
 
 log = structlog.get_logger(__name__)
+
+
+class _Take(Protocol):
+    """How the table makes a worker the holder of a lease: `LeaseTable.take` or `begin`."""
+
+    async def __call__(self, lease: Lease, me: str, *, start_at: datetime | None) -> Lease | None: ...
 
 
 class LeaseCoordinator:
@@ -113,26 +119,47 @@ class LeaseCoordinator:
             me=self._me,
             draw=self._draw(),
         )
+        return await self._take_all(wanted, self._table.take, tasks, stopping)
+
+    async def take_assigned(self, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
+        """Take what a KCL 3.x leader has assigned to this replica, and nothing else; run the holders as `take` does.
+
+        A lease that was lost while it was to be handed over is handed over now: the next owner waits for that.
+        """
+        leases = [one.lease for one in self._view.observations.values() if one.lease.lease_key not in self._holders]
+        for lease in unfinished_hand_overs(leases, me=self._me):
+            await self._end_hand_over(lease)
+        await self._take_all(assigned_leases(leases, me=self._me), self._table.begin, tasks, stopping)
+
+    async def _end_hand_over(self, lease: Lease) -> None:
+        try:
+            await self._table.release(lease, self._me)
+        except (RetryableError, PermanentError) as exc:
+            log.warning("lease.unreleased", stream_shard_id=lease.lease_key, error=str(exc))
+
+    async def _take_all(
+        self, wanted: Sequence[Lease], take: _Take, tasks: asyncio.TaskGroup, stopping: asyncio.Event
+    ) -> bool:
         has_lost_race = False
         for at in range(0, len(wanted), CONCURRENT_TAKES):
             async with asyncio.TaskGroup() as takes:
                 tries = [
-                    takes.create_task(self._take(lease, tasks, stopping), name=f"take:{lease.lease_key}")
+                    takes.create_task(self._take(lease, take, tasks, stopping), name=f"take:{lease.lease_key}")
                     for lease in wanted[at : at + CONCURRENT_TAKES]
                 ]
             has_lost_race = has_lost_race or any(one.result() for one in tries)
         return has_lost_race
 
-    async def _take(self, lease: Lease, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> bool:
+    async def _take(self, lease: Lease, take: _Take, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> bool:
         """Take a lease and run its holder; return whether another replica was faster."""
         try:
-            taken = await self._table.take(lease, self._me, start_at=self._pin(lease))
+            taken = await take(lease, self._me, start_at=self._pin(lease))
         except (RetryableError, PermanentError) as exc:
             log.warning("lease.untaken", stream_shard_id=lease.lease_key, error=str(exc))
             return False
         if taken is None:
             return True
-        how = self._how(lease)
+        how = "assigned" if take == self._table.begin else self._how(lease)
         instruments.KINESIS_LEASE_TAKES.labels(how).inc()
         log.info(
             "lease.taken",

@@ -18,27 +18,38 @@ LEADING_VERSIONS: Final = frozenset({"CLIENT_VERSION_3X", "CLIENT_VERSION_3X_WIT
 UPGRADING_VERSION: Final = "CLIENT_VERSION_UPGRADE_FROM_2X"
 LEADER_KEY: Final = "Leader"
 MIGRATION_KEY: Final = "Migration3.0"
+TABLES_KEY: Final = "TableMigration3.5"
 
 # Looks without a beat after which its owner is dead. Looks and beats are about as frequent: a beat that is late, for a
 # pause of the process or a throttled request, must not let this worker take leases beside a live leader.
 LOOKS: Final = 2
 
+FOLLOWER: Final = "simpluFollower"  # marks the metrics of this worker: they are no sign of life of a KCL
+
 Beats: TypeAlias = Mapping[tuple[str, str], str]
 
-_LEADER, _MIGRATION, _WORKER = "LEADER", "CLIENT_VERSION_MIGRATION", "WORKER_METRIC_STATS"
-_KIND_BY_KEY: Final = {LEADER_KEY: _LEADER, MIGRATION_KEY: _MIGRATION}  # rows before KCL 3.4 have no entityType
+WORKER_ENTITY: Final = "WORKER_METRIC_STATS"
+_LEADER, _MIGRATION, _TABLES = "LEADER", "CLIENT_VERSION_MIGRATION", "TABLE_MIGRATION"
+_KIND_BY_KEY: Final = {
+    LEADER_KEY: _LEADER,
+    MIGRATION_KEY: _MIGRATION,
+    TABLES_KEY: _TABLES,
+}  # rows before KCL 3.4 have no entityType
 
 
 class KclState(msgspec.Struct, frozen=True):
     """The state of a KCL 3.x application at one look.
 
     Both members of beats are owners by table and what changes at every sign of life: of the leader's lock the record
-    version (every 30 s), of a worker the time of its last metrics (every 30 s, also while there is no leader).
+    version (every 30 s), of a worker the time of its last metrics (every 30 s, also while there is no leader). Replicas
+    of this worker, which report metrics to that leader, are not among them. *table_states* are those of the move of all
+    rows into the lease table.
     """
 
     client_versions: frozenset[str] = frozenset()
     leader_beats: Beats = msgspec.field(default_factory=dict)
     worker_beats: Beats = msgspec.field(default_factory=dict)
+    table_states: frozenset[str] = frozenset()
 
     @property
     def is_version_leading(self) -> bool:
@@ -49,6 +60,7 @@ class KclState(msgspec.Struct, frozen=True):
 def state_of(tables: Iterable[tuple[str, Iterable[LeaseRow]]]) -> KclState:
     """Return the state that the rows of *tables* (name, rows) contain, some of which may be of other kinds."""
     versions: set[str] = set()
+    table_states: set[str] = set()
     leader_beats: dict[tuple[str, str], str] = {}
     worker_beats: dict[tuple[str, str], str] = {}
     for table, rows in tables:
@@ -58,9 +70,11 @@ def state_of(tables: Iterable[tuple[str, Iterable[LeaseRow]]]) -> KclState:
                     leader_beats[table, _text(row, "ownerName")] = version
                 case "CLIENT_VERSION_MIGRATION":
                     versions.add(_text(row, "cv"))
-                case "WORKER_METRIC_STATS":
+                case "TABLE_MIGRATION":
+                    table_states.add(_text(row, "tm"))
+                case "WORKER_METRIC_STATS" if FOLLOWER not in row:
                     worker_beats[table, _text(row, "wid") or _text(row, "leaseKey")] = _text(row, "lut")
-    return KclState(frozenset(versions), leader_beats, worker_beats)
+    return KclState(frozenset(versions), leader_beats, worker_beats, frozenset(table_states))
 
 
 def leading_owners(state: KclState, earlier: Sequence[KclState]) -> list[str]:
@@ -110,7 +124,7 @@ def _kind_of(row: LeaseRow) -> str | None:
     """Return the `entityType` of a row, by its key where it has none."""
     if "entityType" in row:
         return _text(row, "entityType")
-    return _WORKER if "wid" in row else _KIND_BY_KEY.get(_text(row, "key"))
+    return WORKER_ENTITY if "wid" in row else _KIND_BY_KEY.get(_text(row, "key"))
 
 
 def _text(row: LeaseRow, name: str) -> str:

@@ -13,6 +13,7 @@ from simplu_worker.consumers.kinesis.leases.kcl_leader import (
     LEADER_KEY,
     LOOKS,
     MIGRATION_KEY,
+    TABLES_KEY,
     KclState,
     leading_owners,
     new_leaders,
@@ -47,10 +48,12 @@ class KclTables(msgspec.Struct, frozen=True):
 class KclLeaderWatch:
     """Knows whether a live leader assigns the leases. It would take back every lease that this replica takes."""
 
-    def __init__(self, client: Client, table: LeaseTable, kcl_tables: KclTables) -> None:
+    def __init__(self, client: Client, table: LeaseTable, kcl_tables: KclTables, *, follows: bool = False) -> None:
+        """With *follows* the replica takes what the leader assigns to it, so a leader is no trouble."""
         self._requests = TableRequests(client)
         self._table = table
         self._kcl_tables = kcl_tables
+        self.follows = follows
         self._states: tuple[KclState, ...] = ()  # at the last looks, newest first
         self._owners: list[str] = []
 
@@ -63,21 +66,41 @@ class KclLeaderWatch:
         return bool(self._leading_owners())
 
     @property
+    def state(self) -> KclState | None:
+        """The state of the application at the last look; None before the first one."""
+        return next(iter(self._states), None)
+
+    @property
+    def lease_table(self) -> str:
+        """The name of the lease table."""
+        return self._table.name
+
+    @property
+    def metrics_table(self) -> str:
+        """The name of the table of worker metrics, which need not exist."""
+        return self._kcl_tables.worker_metrics
+
+    @property
+    def leaders(self) -> str | None:
+        """The names of the leader, or of live workers while there is none; None when nothing assigns the leases."""
+        owners = self._leading_owners()
+        return ", ".join(owners[:OWNERS_NAMED]) + (", …" if len(owners) > OWNERS_NAMED else "") if owners else None
+
+    @property
     def trouble(self) -> str | None:
         """Why this replica takes no leases; None when it may."""
-        owners = self._leading_owners()
-        if not owners:
+        if self.follows or (names := self.leaders) is None:
             return None
-        names = ", ".join(owners[:OWNERS_NAMED]) + (", …" if len(owners) > OWNERS_NAMED else "")
         return (
             f"table {self._table.name}: the Kinesis Client Library 3.x at {names} assigns its leases; "
-            "stop that application, or set KINESIS_APPLICATION_NAME to another name"
+            "stop that application, set KINESIS_APPLICATION_NAME to another name, or KINESIS_KCL_FOLLOWER=true to be "
+            "assigned leases by it"
         )
 
     @property
     def outlook(self) -> str | None:
         """What the KCL's application is about to do, by the last look; None when it is nothing, or leads already."""
-        text = None if self.is_leading or not self._states else outlook_of(self._states[0])
+        text = None if self.is_leading or not self._states or self.follows else outlook_of(self._states[0])
         return text and f"table {self._table.name}: {text}"
 
     async def check(self) -> None:
@@ -98,8 +121,7 @@ class KclLeaderWatch:
 
     def _leading_owners(self) -> list[str]:
         """Return those of the last look, or leaders that have come into the lease table since."""
-        last = next(iter(self._states), None)
-        return self._owners or new_leaders(state_of([(self._table.name, self._table.other_rows)]), last)
+        return self._owners or new_leaders(state_of([(self._table.name, self._table.other_rows)]), self.state)
 
     async def _read(self, read: Callable[[str], Awaitable[Sequence[LeaseRow]]], table: str) -> Sequence[LeaseRow]:
         """Return the rows that *read* finds; none without the table, or without the right to read it."""
@@ -114,7 +136,7 @@ class KclLeaderWatch:
     async def _find_coordinator_rows(self, table: str) -> Sequence[LeaseRow]:
         replies = [
             await self._requests.call(table, "get_item", Key={"key": {"S": key}}, ConsistentRead=True)
-            for key in (LEADER_KEY, MIGRATION_KEY)
+            for key in (LEADER_KEY, MIGRATION_KEY, TABLES_KEY)
         ]
         return [reply["Item"] for reply in replies if reply.get("Item")]
 

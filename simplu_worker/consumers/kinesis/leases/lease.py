@@ -146,6 +146,20 @@ def takeable_leases(
     return free + [one.lease for one in expired]
 
 
+def assigned_leases(leases: Iterable[Lease], *, me: str) -> list[Lease]:
+    """Return the unfinished *leases* that a KCL 3.x leader has assigned to *me*, and that no other worker reads."""
+    return [
+        lease
+        for lease in leases
+        if lease.owner == me and lease.checkpoint_owner is None and lease.checkpoint != SHARD_END
+    ]
+
+
+def unfinished_hand_overs(leases: Iterable[Lease], *, me: str) -> list[Lease]:
+    """Return the *leases* that *me* is to hand over."""
+    return [lease for lease in leases if lease.checkpoint_owner == me]
+
+
 def is_own_landed_write(lease: Lease, row: Lease, *, me: str) -> bool:
     """Return whether *row*, found where *lease* was expected, was written by an earlier try of *me* with that lease.
 

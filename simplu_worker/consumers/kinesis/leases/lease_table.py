@@ -68,7 +68,7 @@ class LeaseTable:
 
     def __init__(self, client: Client, name: str) -> None:
         self.name = name
-        self._requests = TableRequests(client)
+        self.requests = TableRequests(client)
         self._unreadable: set[str] = set()
         self.other_rows: tuple[LeaseRow, ...] = ()  # of the last scan: those of the KCL 3.5 that are not leases
         self.scan_capacity = 0.0  # of the last scan, in read capacity units
@@ -100,7 +100,7 @@ class LeaseTable:
         page: dict[str, Any] = {}
         self.scan_capacity = 0.0
         while True:
-            reply = await self._requests.call(
+            reply = await self.requests.call(
                 self.name, "scan", ReturnConsumedCapacity="TOTAL", ConsistentRead=is_consistent, **page
             )
             self.scan_capacity += reply.get("ConsumedCapacity", {}).get("CapacityUnits", 0.0)
@@ -113,7 +113,7 @@ class LeaseTable:
 
     async def find(self, lease_key: str) -> Lease | None:
         """Return a lease by a consistent read; None without a row, or with an unreadable one."""
-        reply = await self._requests.call(self.name, "get_item", Key={KEY: {"S": lease_key}}, ConsistentRead=True)
+        reply = await self.requests.call(self.name, "get_item", Key={KEY: {"S": lease_key}}, ConsistentRead=True)
         row = reply.get("Item")
         return self._parse(row) if row else None
 
@@ -124,7 +124,7 @@ class LeaseTable:
     async def create(self, lease: Lease) -> bool:
         """Write *lease* as a new row; return False when there is a row, which stays as it is."""
         try:
-            await self._requests.call(
+            await self.requests.call(
                 self.name, "put_item", Item=row_of(lease), ConditionExpression=f"attribute_not_exists({KEY})"
             )
         except ConditionFailedError:
@@ -136,6 +136,9 @@ class LeaseTable:
 
         *start_at* pins the start of an unread lease to an instant, unless it is pinned already.
         """
+        return await self._take(lease, me, "leaseCounter = :counter", start_at)
+
+    async def _take(self, lease: Lease, me: str, condition: str, start_at: datetime | None) -> Lease | None:
         values = {
             ":counter": _number(lease.counter),
             ":next": _number(lease.counter + 1),
@@ -151,10 +154,18 @@ class LeaseTable:
             "REMOVE checkpointOwner ADD ownerSwitchesSinceCheckpoint :switch"
         )
         try:
-            return await self._update(lease, update, "leaseCounter = :counter", values)
+            return await self._update(lease, update, condition, values)
         except ConditionFailedError as failed:
             row = await self._find_instead(lease, failed)
         return row if row is not None and is_own_landed_write(lease, row, me=me) else None
+
+    async def begin(self, lease: Lease, me: str, *, start_at: datetime | None = None) -> Lease | None:
+        """Begin to hold a lease that a KCL 3.x leader has assigned to *me*; None when that is not so any more.
+
+        As `take`, but expects the owner, too: a leader that assigns it to another worker again leaves the counter.
+        """
+        condition = "leaseCounter = :counter AND leaseOwner = :me AND attribute_not_exists(checkpointOwner)"
+        return await self._take(lease, me, condition, start_at)
 
     async def renew(
         self,
@@ -280,7 +291,7 @@ class LeaseTable:
     async def delete(self, lease: Lease) -> bool:
         """Delete the row unless it was written since it was read; return whether it was deleted."""
         try:
-            await self._requests.call(
+            await self.requests.call(
                 self.name,
                 "delete_item",
                 Key={KEY: {"S": lease.lease_key}},
@@ -293,7 +304,7 @@ class LeaseTable:
 
     async def _describe(self) -> dict[str, Any] | None:
         try:
-            reply = await self._requests.call(self.name, "describe_table")
+            reply = await self.requests.call(self.name, "describe_table")
         except TableMissingError:
             return None
         table: dict[str, Any] = reply["Table"]
@@ -302,7 +313,7 @@ class LeaseTable:
     async def _create_table(self) -> None:
         owner = "leaseOwner"
         try:
-            await self._requests.call(
+            await self.requests.call(
                 self.name,
                 "create_table",
                 BillingMode="PAY_PER_REQUEST",
@@ -341,7 +352,7 @@ class LeaseTable:
         return "checkpointOwner = :me"
 
     async def _update(self, lease: Lease, update: str, condition: str, values: dict[str, Any]) -> Lease | None:
-        reply = await self._requests.call(
+        reply = await self.requests.call(
             self.name,
             "update_item",
             Key={KEY: {"S": lease.lease_key}},

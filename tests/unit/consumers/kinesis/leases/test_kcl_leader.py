@@ -17,6 +17,7 @@ from simplu_worker.consumers.kinesis.leases.kcl_leader import (
 
 LEADER = {"recordVersionNumber": {"S": "v1"}, "ownerName": {"S": "worker-1"}}
 MIGRATION = {"cv": {"S": "CLIENT_VERSION_3X"}}
+TABLES = {"tm": {"S": "TABLE_MIGRATION_STATUS_PENDING"}}
 METRICS = {"lut": {"N": "1790000000"}}
 STATE = KclState(frozenset({"CLIENT_VERSION_3X"}), {("table", "worker-1"): "v1"}, {("table", "worker-2"): "1790000000"})
 
@@ -27,11 +28,11 @@ def test_rows_of_the_lease_table_are_told_apart_by_their_entity_type() -> None:
         {"leaseKey": {"S": "Leader"}, "entityType": {"S": "LEADER"}, **LEADER},
         {"leaseKey": {"S": "Migration3.0"}, "entityType": {"S": "CLIENT_VERSION_MIGRATION"}, **MIGRATION},
         {"leaseKey": {"S": "worker-2"}, "entityType": {"S": "WORKER_METRIC_STATS"}, **METRICS},
-        {"leaseKey": {"S": "TableMigration3.5"}, "entityType": {"S": "TABLE_MIGRATION"}, **MIGRATION},
+        {"leaseKey": {"S": "TableMigration3.5"}, "entityType": {"S": "TABLE_MIGRATION"}, **TABLES},
         {"leaseKey": {"S": "Leader"}, "leaseCounter": {"N": "1"}, "checkpoint": {"S": "LATEST"}, **LEADER},
     ]
 
-    assert state_of([("table", rows)]) == STATE
+    assert state_of([("table", rows)]) == replace(STATE, table_states=frozenset({"TABLE_MIGRATION_STATUS_PENDING"}))
 
 
 def test_rows_of_the_other_tables_are_told_apart_by_their_keys() -> None:

@@ -1,0 +1,156 @@
+"""The metrics that a follower writes, and its take of an assigned lease, in a real DynamoDB API."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import structlog
+from msgspec.structs import replace
+from support.aws.endpoints import ScriptedAws, client_of
+from support.aws.kcl3_peer import Kcl3Peer, migration_row, table_migration_row
+
+from simplu_worker.aws.clients import Client
+from simplu_worker.consumers.kinesis.fleet.cpu_share import CpuShare
+from simplu_worker.consumers.kinesis.fleet.kcl_follower import KclFollower
+from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch, KclTables
+from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
+from simplu_worker.consumers.kinesis.leases.table_requests import TableRequests
+from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON
+
+ME, OTHER = "host:1:me", "kcl:other"
+NOW = datetime(2026, 11, 23, tzinfo=UTC)
+LEADING = "CLIENT_VERSION_3X"
+
+
+class Following:
+    """A follower with tables of its own."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.table = LeaseTable(client, f"leases-{uuid4()}")
+        self.tables = KclTables.of(self.table.name)
+        self.watch = KclLeaderWatch(client, self.table, self.tables, follows=True)
+        cpu = CpuShare(cores=1.0, cpu_s=lambda: 0.0, wall_s=lambda: 0.0)
+        self.follower = KclFollower(TableRequests(client), self.watch, me=ME, utc=lambda: NOW, cpu=cpu)
+
+    def __repr__(self) -> str:
+        return f"Following({self.follower!r})"
+
+    async def put(self, row: dict[str, Any]) -> None:
+        """Write a row of the KCL into the lease table, and look as the fleet does."""
+        await self.client.put_item(TableName=self.table.name, Item=row)
+        await self.table.scan()
+        await self.watch.check()
+
+    async def rows(self) -> list[str]:
+        """Return the tables that have a row of the follower: "leases" or "metrics"."""
+        found = []
+        for label, table, key in (
+            ("leases", self.table.name, "leaseKey"),
+            ("metrics", self.tables.worker_metrics, "wid"),
+        ):
+            try:
+                reply = await self.client.get_item(TableName=table, Key={key: {"S": ME}})
+            except self.client.exceptions.ResourceNotFoundException:
+                continue
+            found += [label] if "Item" in reply else []
+        return found
+
+    async def create_metrics_table(self) -> None:
+        """Create the table that the KCL has until 3.4."""
+        await self.client.create_table(
+            TableName=self.tables.worker_metrics,
+            BillingMode="PAY_PER_REQUEST",
+            AttributeDefinitions=[{"AttributeName": "wid", "AttributeType": "S"}],
+            KeySchema=[{"AttributeName": "wid", "KeyType": "HASH"}],
+        )
+
+
+@pytest.fixture
+async def following(dynamodb: Client) -> Following:
+    """Return a follower with a lease table alone."""
+    one = Following(dynamodb)
+    await one.table.ensure()
+    return one
+
+
+async def test_metrics_are_written_where_the_kcl_reads_them_and_deleted_at_the_end(following: Following) -> None:
+    """Not without a KCL; in its own table while there is one and it has not moved; else in the lease table."""
+    states = []
+    await following.follower.report()
+    states.append(await following.rows())
+    await following.put(migration_row(LEADING))
+    await following.follower.report()
+    states.append(await following.rows())
+    await following.follower.leave()
+    await following.create_metrics_table()
+    await following.follower.report()
+    states.append(await following.rows())
+    await following.put(table_migration_row("PENDING"))
+    await following.follower.report()
+    states.append(await following.rows())
+    await following.follower.leave()
+    states.append(await following.rows())
+
+    assert states == [[], ["leases"], ["metrics"], ["leases", "metrics"], ["metrics"]]
+    assert (following.follower.trouble, following.watch.trouble) == (None, None)
+
+
+async def test_metrics_that_cannot_be_written_are_trouble_until_they_can(dynamodb: Client) -> None:
+    """The replica is not ready then, because the leader gives it nothing; its leases are kept."""
+    aws = ScriptedAws()
+    aws.answer({"Items": [migration_row(LEADING), table_migration_row("COMPLETE")]})
+    for _ in range(3):  # the rows of the coordinator table
+        aws.answer({})
+    aws.answer({"Items": []})
+    aws.refuse("AccessDeniedException", status=400)
+    aws.answer({})
+    async with aws.running() as url, client_of("dynamodb", url) as scripted:
+        following = Following(scripted)
+        await following.table.scan()
+        await following.watch.check()
+        with structlog.testing.capture_logs() as logs:
+            await following.follower.report()
+            trouble = str(following.follower.trouble)
+            await following.follower.report()
+
+    assert "metrics" in trouble
+    assert [entry["event"] for entry in logs] == ["kcl_follower.unreported"]
+    assert following.follower.trouble is None
+
+
+async def _leave(_table: LeaseTable, _leader: Kcl3Peer, _row: dict[str, Any]) -> None:
+    """Change nothing."""
+
+
+async def _assign_again(_table: LeaseTable, leader: Kcl3Peer, row: dict[str, Any]) -> None:
+    await leader.initiate_handoff(row, OTHER)
+
+
+async def _assign_by_force(_table: LeaseTable, leader: Kcl3Peer, row: dict[str, Any]) -> None:
+    await leader.assign(row, OTHER)
+
+
+@pytest.mark.parametrize(("change", "is_taken"), [(_leave, True), (_assign_again, False), (_assign_by_force, False)])
+async def test_assigned_lease_is_begun_only_while_it_is_assigned(
+    following: Following,
+    change: Callable[..., Any],
+    is_taken: bool,  # noqa: FBT001  # a column of the table
+) -> None:
+    """A leader that assigns it to another worker meanwhile leaves the counter: a plain take would take it back."""
+    lease = Lease("a", TRIM_HORIZON, counter=3, owner=ME)
+    await following.table.create(lease)
+    leader = Kcl3Peer(following.client, following.table.name, "kcl:leader")
+    await change(following.table, leader, await leader.read("a"))
+    begun = await following.table.begin(lease, ME, start_at=NOW)
+    row = await following.table.find("a")
+
+    assert (begun is not None) == is_taken
+    assert row is not None
+    assert (row.actual_owner, row.owner) == ((ME, ME) if is_taken else (row.actual_owner, OTHER))
+    assert begun in (None, replace(lease, counter=4, started_at=NOW, metered_by=ME))
