@@ -90,9 +90,12 @@ async def test_leader_is_seen_before_anything_is_taken(shared: SharedStream, whe
             await shared.wait_until_read(beside := await shared.put(100), kcl)
             owners = await shared.owner_counts()
             readiness = await read_readiness(late)
+            checked = shared.check(**variables)["lease table"]
             await stop_replica(late)
 
     assert owners == {kcl.name: STREAM_SHARDS}
+    assert checked[0] == "warning"
+    assert kcl.name in checked[1]
     assert kcl.request_ids == {*before, *beside}
     assert await shared.applied_ids() == set()
     assert (readiness[0], kcl.name in readiness[1]) == (503, True)
@@ -236,6 +239,7 @@ async def test_fleet_in_its_upgrade_shares_the_leases_until_it_leads_and_gets_ou
         before = await shared.wait_for_owners([2, 2])
         await shared.wait_until_read(await shared.put(100), kcl)
         readiness = await read_readiness(ours)
+        checked = shared.check()["lease table"]
         versions = [row["cv"]["S"] for row in (await shared.rows()).values() if "cv" in row]
         async with shared.stack.aws_client("dynamodb") as dynamodb:
             await dynamodb.put_item(TableName=shared.table, Item=migration_row("CLIENT_VERSION_3X_WITH_ROLLBACK"))
@@ -248,6 +252,9 @@ async def test_fleet_in_its_upgrade_shares_the_leases_until_it_leads_and_gets_ou
         after = await shared.owner_counts()
 
     assert readiness[0] == 200
+    assert "does not begin to assign" in readiness[1]
+    assert checked[0] == "warning"
+    assert "does not begin to assign" in checked[1]
     assert versions == ["CLIENT_VERSION_UPGRADE_FROM_2X"]
     assert beside == before
     assert after == {kcl.name: STREAM_SHARDS}

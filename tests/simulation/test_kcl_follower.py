@@ -225,3 +225,21 @@ def test_follower_that_stops_gets_nothing_more() -> None:
         assert first.me not in world.table.rows
 
     play(work)
+
+
+def test_follower_ends_the_hand_over_of_a_lease_that_it_has_lost() -> None:
+    """It does not read the stream shard, and the next owner waits for it: without an answer for a leader's 40 s."""
+
+    async def work(world: World) -> None:
+        leader = Leader(world, pays_itself=False)
+        first, second = world.start_replica(), world.start_replica()
+        await world.until(lambda: len(first.running()) == 4 == len(second.running()), within_s=20 * PASS_S)
+        lease_key = min(first.running())
+        lost = dict(world.table.rows[lease_key]) | {"leaseOwner": {"S": KCL}, "checkpointOwner": {"S": second.me}}
+        world.table.put(lease_key, lost, world.loop.time())
+        await world.until(lambda: "checkpointOwner" not in world.table.rows[lease_key], within_s=3)
+
+        assert world.owners()[lease_key] == KCL
+        assert leader.worker.held.keys() <= {lease_key}
+
+    play(work)

@@ -85,6 +85,19 @@ async def test_outlook_is_there_from_the_first_look_until_the_leader_comes(appli
     assert [application.table.name in str(outlook) for outlook in outlooks] == [False, True, True, False]
 
 
+async def test_outlook_follows_each_scan(application: Application) -> None:
+    """A mode that the KCL 3.5 writes into the lease table is known before the next look; a rollback, too."""
+    await application.look()
+    outlooks = []
+    for version in ("CLIENT_VERSION_UPGRADE_FROM_2X", "CLIENT_VERSION_2X"):
+        await application.put(application.table.name, migration_row(version))
+        await application.table.scan()
+        outlooks.append(application.watch.outlook)
+
+    assert "does not begin" in str(outlooks[0])
+    assert outlooks[1] is None
+
+
 async def test_leader_is_found_in_tables_of_other_names(dynamodb: Client) -> None:
     """The names of both may be overridden; a worker's metrics count when its leader is gone."""
     names = {"coordinator": f"state-{uuid4()}", "worker_metrics": f"metrics-{uuid4()}"}

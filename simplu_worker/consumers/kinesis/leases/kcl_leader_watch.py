@@ -67,8 +67,13 @@ class KclLeaderWatch:
 
     @property
     def state(self) -> KclState | None:
-        """The state of the application at the last look; None before the first one."""
-        return next(iter(self._states), None)
+        """The state of the application at the last look, with the modes that the last scan shows; None before."""
+        looked, scanned = next(iter(self._states), None), self._scanned()
+        return looked and msgspec.structs.replace(
+            looked,
+            client_versions=scanned.client_versions or looked.client_versions,
+            table_states=scanned.table_states | looked.table_states,
+        )
 
     @property
     def lease_table(self) -> str:
@@ -100,7 +105,8 @@ class KclLeaderWatch:
     @property
     def outlook(self) -> str | None:
         """What the KCL's application is about to do, by the last look; None when it is nothing, or leads already."""
-        text = None if self.is_leading or not self._states or self.follows else outlook_of(self._states[0])
+        state = self.state
+        text = None if state is None or self.is_leading or self.follows else outlook_of(state)
         return text and f"table {self._table.name}: {text}"
 
     async def check(self) -> None:
@@ -121,7 +127,10 @@ class KclLeaderWatch:
 
     def _leading_owners(self) -> list[str]:
         """Return those of the last look, or leaders that have come into the lease table since."""
-        return self._owners or new_leaders(state_of([(self._table.name, self._table.other_rows)]), self.state)
+        return self._owners or new_leaders(self._scanned(), next(iter(self._states), None))
+
+    def _scanned(self) -> KclState:
+        return state_of([(self._table.name, self._table.other_rows)])
 
     async def _read(self, read: Callable[[str], Awaitable[Sequence[LeaseRow]]], table: str) -> Sequence[LeaseRow]:
         """Return the rows that *read* finds; none without the table, or without the right to read it."""

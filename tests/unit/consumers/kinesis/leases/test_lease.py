@@ -15,12 +15,14 @@ from simplu_worker.consumers.kinesis.leases.lease import (
     Observation,
     ReadAhead,
     UnreadableLeaseError,
+    assigned_leases,
     has_hand_over_begun,
     is_own_landed_write,
     lease_of,
     observe,
     row_of,
     takeable_leases,
+    unfinished_hand_overs,
     worker_id,
 )
 from simplu_worker.consumers.kinesis.stream.positions import LATEST, SHARD_END, TRIM_HORIZON, HashRange, Position
@@ -412,3 +414,25 @@ def test_time_read_up_to_counts_if_the_owner_has_written_it(
     lease = lease_of({**MINIMAL_ROW, **attributes})
     assert lease is not None
     assert lease.read_up_to == expected
+
+
+@pytest.mark.parametrize(
+    ("lease", "is_assigned", "is_to_be_handed_over"),
+    [
+        (Lease("a", LATEST, owner=ME), True, False),
+        (Lease("a", SHARD_END, owner=ME), False, False),
+        (Lease("a", LATEST), False, False),
+        (Lease("a", LATEST, owner="other"), False, False),
+        (Lease("a", LATEST, owner=ME, checkpoint_owner="other"), False, False),
+        (Lease("a", LATEST, owner="other", checkpoint_owner=ME), False, True),
+        (Lease("a", SHARD_END, owner="other", checkpoint_owner=ME), False, True),
+    ],
+)
+def test_follower_begins_what_it_is_assigned_once_its_last_owner_has_left(
+    lease: Lease,
+    is_assigned: bool,  # noqa: FBT001  # a column of the table
+    is_to_be_handed_over: bool,  # noqa: FBT001  # a column of the table
+) -> None:
+    """While a checkpoint owner is named, that worker reads."""
+    assert bool(assigned_leases([lease], me=ME)) == is_assigned
+    assert bool(unfinished_hand_overs([lease], me=ME)) == is_to_be_handed_over
