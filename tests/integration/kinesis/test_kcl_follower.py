@@ -101,6 +101,26 @@ async def test_metrics_are_written_where_the_kcl_reads_them_and_deleted_at_the_e
     assert (following.follower.trouble, following.watch.trouble) == (None, None)
 
 
+async def test_metrics_are_not_put_among_the_leases_of_a_kcl_before_3_5(following: Following) -> None:
+    """Its state is in a table of its own; that of the metrics comes later."""
+    coordinator = following.tables.coordinator
+    await following.client.create_table(
+        TableName=coordinator,
+        BillingMode="PAY_PER_REQUEST",
+        AttributeDefinitions=[{"AttributeName": "key", "AttributeType": "S"}],
+        KeySchema=[{"AttributeName": "key", "KeyType": "HASH"}],
+    )
+    await following.client.put_item(TableName=coordinator, Item=migration_row(LEADING, key_name="key"))
+    await following.watch.check()
+    await following.follower.report()
+    before = await following.rows(), following.tables.worker_metrics in str(following.follower.trouble)
+    await following.create_metrics_table()
+    await following.follower.report()
+
+    assert before == ([], True)
+    assert (await following.rows(), following.follower.trouble) == (["metrics"], None)
+
+
 async def test_metrics_that_cannot_be_written_are_trouble_until_they_can(dynamodb: Client) -> None:
     """The replica is not ready then, because the leader gives it nothing; its leases are kept."""
     aws = ScriptedAws()

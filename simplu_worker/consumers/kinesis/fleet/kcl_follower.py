@@ -9,6 +9,7 @@ from typing import Final
 import structlog
 
 from simplu_worker.consumers.kinesis.fleet.cpu_share import CpuShare
+from simplu_worker.consumers.kinesis.leases.kcl_leader import KclState
 from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch
 from simplu_worker.consumers.kinesis.leases.lease_table import KEY
 from simplu_worker.consumers.kinesis.leases.table_requests import TableMissingError, TableRequests
@@ -53,7 +54,7 @@ class KclFollower:
             self.trouble = None
             return
         try:
-            await self._write(is_moved=has_moved_metrics(state))
+            await self._write(state)
         except (RetryableError, PermanentError) as exc:
             self.trouble = f"the metrics for the Kinesis Client Library 3.x could not be written: {exc}"
             log.warning("kcl_follower.unreported", error=str(exc))
@@ -69,12 +70,18 @@ class KclFollower:
             await self._requests.call(table, "delete_item", Key={key_name: {"S": self._me}})
         self._written = None
 
-    async def _write(self, *, is_moved: bool) -> None:
-        """Write the row; an application that began with the KCL 3.5 has no table of metrics."""
+    async def _write(self, state: KclState) -> None:
+        """Write the row; an application that began with the KCL 3.5 has no table of metrics.
+
+        A KCL before 3.5 has one, or is about to create it, and does not expect such rows among the leases.
+        """
         lease_table, metrics_table = self._watch.lease_table, self._watch.metrics_table
-        if not is_moved:
-            with contextlib.suppress(TableMissingError):
+        if not has_moved_metrics(state):
+            try:
                 return await self._put(metrics_table, METRICS_KEY)
+            except TableMissingError:
+                if lease_table not in state.version_tables:
+                    raise
         return await self._put(lease_table, KEY)
 
     async def _put(self, table: str, key_name: str) -> None:

@@ -43,13 +43,14 @@ class KclState(msgspec.Struct, frozen=True):
     Both members of beats are owners by table and what changes at every sign of life: of the leader's lock the record
     version (every 30 s), of a worker the time of its last metrics (every 30 s, also while there is no leader). Replicas
     of this worker, which report metrics to that leader, are not among them. *table_states* are those of the move of all
-    rows into the lease table.
+    rows into the lease table, and *version_tables* have the mode of the application.
     """
 
     client_versions: frozenset[str] = frozenset()
     leader_beats: Beats = msgspec.field(default_factory=dict)
     worker_beats: Beats = msgspec.field(default_factory=dict)
     table_states: frozenset[str] = frozenset()
+    version_tables: frozenset[str] = frozenset()
 
     @property
     def is_version_leading(self) -> bool:
@@ -61,6 +62,7 @@ def state_of(tables: Iterable[tuple[str, Iterable[LeaseRow]]]) -> KclState:
     """Return the state that the rows of *tables* (name, rows) contain, some of which may be of other kinds."""
     versions: set[str] = set()
     table_states: set[str] = set()
+    version_tables: set[str] = set()
     leader_beats: dict[tuple[str, str], str] = {}
     worker_beats: dict[tuple[str, str], str] = {}
     for table, rows in tables:
@@ -70,11 +72,12 @@ def state_of(tables: Iterable[tuple[str, Iterable[LeaseRow]]]) -> KclState:
                     leader_beats[table, _text(row, "ownerName")] = version
                 case "CLIENT_VERSION_MIGRATION":
                     versions.add(_text(row, "cv"))
+                    version_tables.add(table)
                 case "TABLE_MIGRATION":
                     table_states.add(_text(row, "tm"))
                 case "WORKER_METRIC_STATS" if FOLLOWER not in row:
                     worker_beats[table, _text(row, "wid") or _text(row, "leaseKey")] = _text(row, "lut")
-    return KclState(frozenset(versions), leader_beats, worker_beats, frozenset(table_states))
+    return KclState(frozenset(versions), leader_beats, worker_beats, frozenset(table_states), frozenset(version_tables))
 
 
 def leading_owners(state: KclState, earlier: Sequence[KclState]) -> list[str]:

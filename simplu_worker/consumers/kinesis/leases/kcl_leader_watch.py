@@ -73,6 +73,7 @@ class KclLeaderWatch:
             looked,
             client_versions=scanned.client_versions or looked.client_versions,
             table_states=scanned.table_states | looked.table_states,
+            version_tables=scanned.version_tables | looked.version_tables,
         )
 
     @property

@@ -19,7 +19,12 @@ LEADER = {"recordVersionNumber": {"S": "v1"}, "ownerName": {"S": "worker-1"}}
 MIGRATION = {"cv": {"S": "CLIENT_VERSION_3X"}}
 TABLES = {"tm": {"S": "TABLE_MIGRATION_STATUS_PENDING"}}
 METRICS = {"lut": {"N": "1790000000"}}
-STATE = KclState(frozenset({"CLIENT_VERSION_3X"}), {("table", "worker-1"): "v1"}, {("table", "worker-2"): "1790000000"})
+STATE = KclState(
+    frozenset({"CLIENT_VERSION_3X"}),
+    {("table", "worker-1"): "v1"},
+    {("table", "worker-2"): "1790000000"},
+    version_tables=frozenset({"table"}),
+)
 
 
 def test_rows_of_the_lease_table_are_told_apart_by_their_entity_type() -> None:
