@@ -76,6 +76,16 @@ class AwsServer(ABC, Generic[FaultT]):
     async def answer_with_fault(self, fault: FaultT, action: str, request: Any, http_request: web.Request) -> bytes:
         """Do *request* with *fault*. Raises AwsError."""
 
+    async def answer_in_parts(
+        self,
+        request: Any,  # noqa: ARG002 - of subclasses
+        http_request: web.Request,  # noqa: ARG002
+        encoding: Encoding | None,  # noqa: ARG002
+        fault: FaultT | None,  # noqa: ARG002
+    ) -> web.StreamResponse | None:
+        """Do a *request* of which the answer is sent in parts; return none for every other. Raises AwsError."""
+        return None
+
     @abstractmethod
     def run_command(self, command: Any) -> None:
         """Do one command of the control path. Raises AwsError when the resource that it names does not exist."""
@@ -135,7 +145,7 @@ class AwsServer(ABC, Generic[FaultT]):
                     http_request.transport.abort()
                 raise AwsError("InternalFailure", "the connection is cut: no client receives this", status=500)
 
-    async def _answer_http(self, http_request: web.Request) -> web.Response:
+    async def _answer_http(self, http_request: web.Request) -> web.StreamResponse:
         action = http_request.headers.get("X-Amz-Target", "").removeprefix(self.TARGET_PREFIX)
         encoding = self.ENCODINGS.get(http_request.content_type)
         body = await http_request.read()
@@ -143,6 +153,9 @@ class AwsServer(ABC, Generic[FaultT]):
             request = self.decode(action, body if encoding is None else encoding.to_json(body))
             self._calls[action] += 1
             fault = self._faults.take(action, self.fault_target(request))
+            parts = await self.answer_in_parts(request, http_request, encoding, fault)
+            if parts is not None:
+                return parts
             if fault is None:
                 return self._response(await self.answer(action, request), encoding)
             return self._response(await self.answer_with_fault(fault, action, request, http_request), encoding)

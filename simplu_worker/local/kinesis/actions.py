@@ -18,6 +18,9 @@ from simplu_worker.local.kinesis.descriptions import (
     stream_summary,
 )
 from simplu_worker.local.kinesis.errors import KinesisError, invalid_argument, throughput_exceeded
+from simplu_worker.local.kinesis.fan_out import requests as fan_out_requests
+from simplu_worker.local.kinesis.fan_out.actions import FanOutActions
+from simplu_worker.local.kinesis.fan_out.subscription import Subscription
 from simplu_worker.local.kinesis.list_shards import list_page
 from simplu_worker.local.kinesis.model import KinesisAccount, LocalStream, set_retention
 from simplu_worker.local.kinesis.stream_shard import LocalStreamShard
@@ -36,6 +39,7 @@ class KinesisActions:
 
     def __init__(self, account: KinesisAccount) -> None:
         self.account = account
+        self._fan_out = FanOutActions(account)
         self._actions: dict[str, tuple[msgspec.json.Decoder[Any], Callable[[Any, int], KinesisReply]]] = {
             name: (msgspec.json.Decoder(shape), method)
             for name, shape, method in (
@@ -54,6 +58,11 @@ class KinesisActions:
                 ("UpdateShardCount", requests.UpdateShardCount, self._update_shard_count),
                 ("IncreaseStreamRetentionPeriod", requests.SetRetention, self._increase_retention),
                 ("DecreaseStreamRetentionPeriod", requests.SetRetention, self._decrease_retention),
+                ("RegisterStreamConsumer", fan_out_requests.RegisterStreamConsumer, self._fan_out.register),
+                ("DescribeStreamConsumer", fan_out_requests.ConsumerOnly, self._fan_out.describe),
+                ("ListStreamConsumers", fan_out_requests.ListStreamConsumers, self._fan_out.list),
+                ("DeregisterStreamConsumer", fan_out_requests.ConsumerOnly, self._fan_out.deregister),
+                ("SubscribeToShard", fan_out_requests.SubscribeToShard, _refuse_subscription),
             )
         }
 
@@ -78,6 +87,11 @@ class KinesisActions:
         if isinstance(reply, bytes):
             return reply
         return b"" if reply is None else msgspec.json.encode(reply)
+
+    def subscribe(self, request: fan_out_requests.SubscribeToShard, now_ms: int) -> Subscription:
+        """Do a SubscribeToShard, of which the answer goes on for minutes."""
+        self.account.apply_due(now_ms)
+        return self._fan_out.subscribe(request, now_ms)
 
     def stream_shard_of(self, request: Any) -> str | None:
         """Return the stream shard that *request* reads; none when it reads none."""
@@ -124,7 +138,7 @@ class KinesisActions:
         stream = self._find_stream(request)
         description = stream_description(stream) | {
             "OpenShardCount": 0 if stream.status == "CREATING" else len(stream.open_stream_shards),
-            "ConsumerCount": 0,
+            "ConsumerCount": len(stream.consumers),
             "MaxRecordSizeInKiB": stream.max_record_bytes // 1024,
         }
         return {"StreamDescriptionSummary": description}
@@ -252,3 +266,7 @@ class KinesisActions:
 
     def _decrease_retention(self, request: requests.SetRetention, _now_ms: int) -> None:
         set_retention(self._find_stream(request), request.retention_period_hours, longer=False)
+
+
+def _refuse_subscription(_request: fan_out_requests.SubscribeToShard, _now_ms: int) -> KinesisReply:
+    raise invalid_argument("SubscribeToShard has no answer in one piece: `subscribe` has it")

@@ -22,10 +22,11 @@ class KinesisFault(Fault, kw_only=True):
 
     More kinds: `throttle`; `fail` (500 InternalFailure, or *code* and *status*); `empty` (GetRecords returns no records
     and an iterator at the same position); `then` (*then* is done after the answer is made and before it is sent:
-    `{"action": "SplitShard", "request": {…}}`, so a page of ListShards is followed by a reshard).
+    `{"action": "SplitShard", "request": {…}}`, so a page of ListShards is followed by a reshard). Of SubscribeToShard:
+    `silent` (accepted, but no event comes), `end` (ends after the first event), `repeat` (each event comes twice).
     """
 
-    kind: Literal["throttle", "fail", "hang", "cut", "delay", "empty", "then"]
+    kind: Literal["throttle", "fail", "hang", "cut", "delay", "empty", "then", "silent", "end", "repeat"]
     stream_shard_id: str | None = None
     then: dict[str, Any] | None = None
 

@@ -19,6 +19,7 @@ from simplu_worker.local.kinesis.errors import (
     resource_not_found,
     throughput_exceeded,
 )
+from simplu_worker.local.kinesis.fan_out.consumers import ConsumerRegistry
 from simplu_worker.local.kinesis.quotas import MAX_REPLY_BYTES
 from simplu_worker.local.kinesis.reshard import HashRange, Merge, ReshardStep, Split, equal_ranges, scaling_steps
 from simplu_worker.local.kinesis.stream_shard import LocalStreamShard, NewRecord, ReadResult
@@ -44,6 +45,10 @@ class KinesisOptions(msgspec.Struct, forbid_unknown_fields=True):
     memory_max_bytes: int = 256 * 1024 * 1024  # of one stream
     end_with_last_records: bool = False  # the reply with the last records of a closed stream shard is also its end
     null_next_iterator: bool = False  # at the end NextShardIterator is null, not absent
+    consumer_delay_ms: int = 50  # until a registered consumer is ACTIVE
+    subscription_ms: int = 300_000  # API_SubscribeToShard
+    heartbeat_ms: int = 5000  # between two events without records
+    push_interval_ms: int = 10  # between two events with records, at least
 
 
 class LocalStream:
@@ -52,6 +57,7 @@ class LocalStream:
     def __init__(self, name: str, shard_count: int, *, now_ms: int, options: KinesisOptions) -> None:
         self.name = name
         self.arn = f"arn:aws:kinesis:{REGION}:{ACCOUNT_ID}:stream/{name}"
+        self.consumers = ConsumerRegistry(self.arn)
         self.created_ms = now_ms
         self.retention_hours = DEFAULT_RETENTION_HOURS
         self.max_record_bytes = DEFAULT_RECORD_KIB * 1024

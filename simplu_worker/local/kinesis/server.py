@@ -27,11 +27,15 @@ from simplu_worker.local.aws_server.faults import AdvanceClock, ClearFaults, Set
 from simplu_worker.local.aws_server.server import AwsServer, Encoding
 from simplu_worker.local.kinesis import cbor
 from simplu_worker.local.kinesis.actions import KinesisActions
+from simplu_worker.local.kinesis.fan_out.push import Pusher, Wakers
+from simplu_worker.local.kinesis.fan_out.requests import SubscribeToShard
 from simplu_worker.local.kinesis.faults import ExpireIterators, ForceStatus, KinesisCommand, KinesisFault, Trim
 from simplu_worker.local.kinesis.model import KinesisAccount, KinesisOptions, LocalStream
 from simplu_worker.local.processes.http_serving import listen_for_stop
 
 log = structlog.get_logger(__name__)
+
+WAKING_ACTIONS = frozenset({"PutRecord", "PutRecords", "SplitShard", "MergeShards", "UpdateShardCount"})
 
 
 class KinesisServer(AwsServer[KinesisFault]):
@@ -48,6 +52,7 @@ class KinesisServer(AwsServer[KinesisFault]):
         self.account = KinesisAccount(options)
         self._actions = KinesisActions(self.account)
         self._trimmed_count = 0
+        self._wakers = Wakers()
         super().__init__(self.account.options)
 
     def __repr__(self) -> str:
@@ -65,7 +70,22 @@ class KinesisServer(AwsServer[KinesisFault]):
         """Do *request* and return the body of the answer. Raises KinesisError."""
         body = self._actions.answer(action, request, self.now_ms())
         self._warn_of_trimming()
+        if action in WAKING_ACTIONS:
+            self._wakers.wake()
         return body
+
+    async def answer_in_parts(
+        self, request: Any, http_request: web.Request, encoding: Encoding | None, fault: KinesisFault | None
+    ) -> web.StreamResponse | None:
+        """Send the events of a subscription; return none for every other request. Raises KinesisError."""
+        if not isinstance(request, SubscribeToShard):
+            return None
+        if fault is not None:
+            await self._inject(fault, http_request)
+        pusher = Pusher(self._actions.subscribe(request, self.now_ms()), self._wakers, self.now_ms)
+        return await pusher.push(
+            http_request, encoding, self.CONTENT_TYPE if encoding is None else encoding.content_type, fault
+        )
 
     async def answer_with_fault(
         self, fault: KinesisFault, action: str, request: Any, http_request: web.Request
@@ -143,6 +163,7 @@ def _stream_state(stream: LocalStream) -> dict[str, Any]:
     return {
         "status": stream.status,
         "trimmed_for_memory": stream.trimmed_for_memory,
+        "consumers": {one.name: {"subscriptions": len(one.calls)} for one in stream.consumers.all()},
         "stream_shards": {
             one.stream_shard_id: {
                 "open": one.is_open,

@@ -98,6 +98,13 @@ class LocalStreamShard:
             encode_sequence_number(SequenceNumber(self.made_s, self.index, LAST_ORDINAL, self.closed_ms // 1000))
         )
 
+    def number_before(self, position: int, now_ms: int) -> str:
+        """Return a number after which the record at *position* comes first: the ContinuationSequenceNumber of an event.
+
+        Of an event without records it is above the number of the last record.
+        """
+        return str(self._start_sequence + (position << ORDINAL_BIT) + (now_ms // 1000 << SECOND_BIT))
+
     def put(self, record: NewRecord, now_ms: int) -> str:
         """Append *record* and return its sequence number."""
         ordinal = self.end_position + 1
