@@ -26,6 +26,8 @@ from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWat
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.reader.reader_parameters import ReaderSettings
 from simplu_worker.consumers.kinesis.stream.client import Stream
+from simplu_worker.consumers.kinesis.stream.consumers import StreamConsumers
+from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
 from simplu_worker.consumers.rejection_notes import RejectionNotes
 from simplu_worker.consumers.sqs.control.handler import ControlHandler
 from simplu_worker.consumers.sqs.orders.decode import OrderRules
@@ -53,6 +55,9 @@ from simplu_worker.shards.tenants.provisioning import Provisioner
 from simplu_worker.shards.tenants.resource_changes import ResourceChanges
 
 KINESIS_READ_TIMEOUT_S: Final = 5.0
+SUBSCRIPTION_READ_TIMEOUT_S: Final = 60.0  # longer than the silence after which a reader leaves a subscription
+SUBSCRIPTIONS_MAX: Final = 10_000  # more than the stream shards of a replica
+CONSUMER_NAME_MAX_LENGTH: Final = 128
 DRAIN_SHARE: Final = 0.8  # of the grace time, for batches and messages in flight; the rest gives leases, messages back
 QUEUE_LIMITS: Final = SchedulerLimits(message_count=600, batch_count=200)  # fuller batches, fewer transactions
 CALLS_A_QUEUE: Final = 16  # deletes, heartbeats and give-backs of one queue at a time
@@ -237,6 +242,33 @@ async def open_stream(settings: Settings) -> AsyncIterator[Stream]:
         yield Stream(client, settings.kinesis_stream_name or "")
 
 
+def consumer_name(settings: Settings) -> str:
+    """Return the name of the registered consumer, for enhanced fan-out."""
+    return settings.kinesis_consumer_name or settings.kinesis_application_name[:CONSUMER_NAME_MAX_LENGTH]
+
+
+@contextlib.asynccontextmanager
+async def open_stream_consumers(settings: Settings) -> AsyncIterator[StreamConsumers]:
+    """Open the access to the registered consumers of the stream."""
+    async with open_client("kinesis", region=settings.aws_region, read_timeout_s=KINESIS_READ_TIMEOUT_S) as client:
+        yield StreamConsumers(client, settings.kinesis_stream_name or "")
+
+
+@contextlib.asynccontextmanager
+async def _open_subscriptions(settings: Settings) -> AsyncIterator[Subscriptions]:
+    """Open the subscriptions to stream shards, each with a connection of its own."""
+    async with (
+        open_stream_consumers(settings) as consumers,
+        open_client(
+            "kinesis",
+            region=settings.aws_region,
+            read_timeout_s=SUBSCRIPTION_READ_TIMEOUT_S,
+            pool_size=SUBSCRIPTIONS_MAX,
+        ) as client,
+    ):
+        yield Subscriptions(client, consumers, consumer_name(settings))
+
+
 @contextlib.asynccontextmanager
 async def open_lease_table(settings: Settings) -> AsyncIterator[LeaseTable]:
     """Open the lease table."""
@@ -309,6 +341,9 @@ async def _open_consumers(
     if settings.kinesis_stream_name is not None:
         consumers.stream = await stack.enter_async_context(open_stream(settings))
         table, kcl_leader = await stack.enter_async_context(open_leases(settings))
+        subscriptions = None
+        if settings.kinesis_read == "fan-out":
+            subscriptions = await stack.enter_async_context(_open_subscriptions(settings))
         services = FleetServices(
             consumers.stream,
             table,
@@ -316,6 +351,7 @@ async def _open_consumers(
             shards.gateway,
             consumers.rejections,
             PrefetchMemory(settings.prefetch_max_bytes),
+            subscriptions,
         )
         consumers.fleet = Fleet(
             services,

@@ -26,7 +26,7 @@ from simplu_worker.commands.command_line import (
 )
 from simplu_worker.commands.dead_letters.cli import dead_letters
 from simplu_worker.commands.shards.cli import shards
-from simplu_worker.commands.stream.cli import operations, replay
+from simplu_worker.commands.stream.cli import operations, replay, stream
 from simplu_worker.commands.tenants.cli import tenants
 from simplu_worker.errors import ConfigurationError, WorkerError
 from simplu_worker.telemetry.log import configure_logging, flush_logging
@@ -36,7 +36,7 @@ app = App(
     help="Apply resource operations from Kinesis and SQS to the right Postgres shard, exactly once and in order.",
     version=__version__,
 )
-for command in (check, operations, tenants, shards, dead_letters, replay):
+for command in (check, operations, tenants, shards, dead_letters, replay, stream):
     app.command(command)
 
 

@@ -286,6 +286,19 @@ class _BoundedReply:
             self._reply.close()
             raise
 
+    async def read_any(self) -> bytes:
+        """Return the bytes of an event stream that are there, at least one; none at its end. Raises AWS_ERRORS."""
+        try:
+            return await self._reply.content.readany()
+        except aiohttp.ServerTimeoutError as exc:
+            raise botocore_errors.ReadTimeoutError(endpoint_url=str(self._reply.url), error=exc) from exc
+        except (aiohttp.ClientError, OSError) as exc:
+            raise botocore_errors.ConnectionClosedError(endpoint_url=str(self._reply.url), error=exc) from exc
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._reply.close()
+
     async def _read_parts(self) -> AsyncIterator[bytes]:
         left_bytes = REPLY_MAX_BYTES
         async for part in self._reply.content.iter_any():
@@ -357,6 +370,10 @@ class _JsonParser(AioJSONParser):  # type: ignore[misc]  # botocore has no types
                 f"{name}: expected JSON of AWS, got something else ({type(exc).__name__})"
             ) from None
         return parsed
+
+    async def _handle_event_stream(self, response: dict[str, Any], _shape: Any, event_name: str) -> dict[str, Any]:
+        """Leave an event stream unread: its reader decides when to receive how much (`read_any`)."""
+        return {event_name: response["body"]}
 
     async def _do_parse(self, response: dict[str, Any], shape: Any) -> dict[str, Any]:
         decode = None if shape is None else DECODERS.get(shape.name)

@@ -142,6 +142,18 @@ class Settings(BaseSettings):
         pattern=r"^[a-zA-Z0-9_.-]{3,255}$",
         description="Name of the DynamoDB lease table, as with the Kinesis Client Library.",
     )
+    kinesis_read: Literal["polling", "fan-out"] = Field(
+        default="polling",
+        description="How new records are read: `polling` (GetRecords), or `fan-out` (a consumer is registered, and "
+        "Kinesis pushes records to it); see [aws.md](aws.md#enhanced-fan-out).",
+    )
+    kinesis_consumer_name: Annotated[str | None, Expected("the name of a consumer, 1 to 128 of a-z A-Z 0-9 _ . -")] = (
+        Field(
+            default=None,
+            pattern=r"^[a-zA-Z0-9_.-]{1,128}$",
+            description="Name of the registered consumer of `fan-out`; unset: `KINESIS_APPLICATION_NAME`.",
+        )
+    )
     kinesis_coordinator_table: Annotated[str | None, Expected("the name or ARN of a DynamoDB table")] = Field(
         default=None,
         pattern=_TABLE,

@@ -66,7 +66,8 @@ SHARD_PROBLEM_KINDS = (
     "gap",
 )
 CONNECTION_STATES = ("idle", "used", "waiting")
-STREAM_READERS = ("main", "catch_up")
+STREAM_READERS = ("main", "catch_up", "pushed")
+SUBSCRIPTION_EVENTS = ("accepted", "ended", "taken_over", "silent", "deferred", "refused")
 LEASE_TAKES = ("free", "expired", "stolen", "assigned")
 SQS_OUTCOMES = ("deleted", "retried", "dead_letter", "given_back", "lease_lost", "stale_receipt", "not_deleted")
 SQS_CALLS = ("delete", "change_visibility")
@@ -211,11 +212,18 @@ KINESIS_GET_RECORDS = Histogram(
 )
 KINESIS_READS = Counter(
     "simplu_kinesis_reads_total",
-    "GetRecords calls with a reply, by reader: main readers, or catch-ups, which read held operations again.",
+    "GetRecords calls with a reply, by reader: main readers, or catch-ups, which read held operations again; "
+    "with fan-out, events that were pushed to main readers.",
     ["reader"],
 )
 KINESIS_READ_BYTES = Counter("simplu_kinesis_read_bytes_total", "Bytes in the replies.", ["reader"])
 KINESIS_READ_RECORDS = Counter("simplu_kinesis_read_records_total", "Records in the replies.", ["reader"])
+KINESIS_SUBSCRIPTIONS = Counter(
+    "simplu_kinesis_subscriptions_total",
+    "Subscriptions to stream shards: accepted, ended, taken over by another replica, silent; and calls that were "
+    "deferred or refused.",
+    ["event"],
+)
 KINESIS_THROTTLED = Counter("simplu_kinesis_throttled_total", "Kinesis calls refused for exceeding a limit.")
 
 SQS_MESSAGES = Counter("simplu_sqs_messages_total", "Messages that were decided.", ["queue", "outcome"])
@@ -403,6 +411,7 @@ _start_at_zero(SHARD_PROBLEMS, SHARD_PROBLEM_KINDS)
 _start_at_zero(KINESIS_READS, STREAM_READERS)
 _start_at_zero(KINESIS_READ_BYTES, STREAM_READERS)
 _start_at_zero(KINESIS_READ_RECORDS, STREAM_READERS)
+_start_at_zero(KINESIS_SUBSCRIPTIONS, SUBSCRIPTION_EVENTS)
 _start_at_zero(KINESIS_LEASES, LEASE_STATES)
 _start_at_zero(KINESIS_LEASE_TAKES, LEASE_TAKES)
 _start_at_zero(CITRUS_REQUEST, CITRUS_ENDPOINTS, CITRUS_OUTCOMES)

@@ -1,4 +1,4 @@
-"""The command line of `operations` and `replay`."""
+"""The command line of `operations`, `replay` and `stream`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from simplu_worker.commands.command_line import NO_OPTIONS, CommonOptions, Flag,
 if TYPE_CHECKING:
     from simplu_worker.shards.listing.request import ListRequest
 
+stream = App(name="stream", help="Manage the registered consumer of the stream.")
 operations = App(name="operations", help="Show and list the outcomes of operations, and send operations.")
 
 ErrorCode = Literal[
@@ -165,6 +166,20 @@ def send_operations(
     options = SendOptions(wait=wait, timeout_s=timeout, force=force, orders=orders, priority=priority)
     path = None if file == "-" else Path(file)
     return common.run(lambda settings: send_operations(settings, read_lines(path), options, as_json=common.as_json))
+
+
+@stream.command(name="remove-consumer")
+def remove_consumer(name: str | None = None, /, *, common: CommonOptions = NO_OPTIONS) -> int:
+    """Remove the registered consumer of `KINESIS_READ=fan-out`. Subscriptions of running workers end.
+
+    Parameters
+    ----------
+    name
+        The consumer; without it, that of the settings.
+    """
+    from simplu_worker.commands.stream.consumers import remove_consumer
+
+    return common.run(lambda settings: remove_consumer(settings, name, as_json=common.as_json))
 
 
 def replay(

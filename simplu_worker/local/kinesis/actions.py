@@ -20,7 +20,7 @@ from simplu_worker.local.kinesis.descriptions import (
 from simplu_worker.local.kinesis.errors import KinesisError, invalid_argument, throughput_exceeded
 from simplu_worker.local.kinesis.fan_out import requests as fan_out_requests
 from simplu_worker.local.kinesis.fan_out.actions import FanOutActions
-from simplu_worker.local.kinesis.fan_out.subscription import Subscription
+from simplu_worker.local.kinesis.fan_out.subscription import LocalSubscription
 from simplu_worker.local.kinesis.list_shards import list_page
 from simplu_worker.local.kinesis.model import KinesisAccount, LocalStream, set_retention
 from simplu_worker.local.kinesis.stream_shard import LocalStreamShard
@@ -88,7 +88,7 @@ class KinesisActions:
             return reply
         return b"" if reply is None else msgspec.json.encode(reply)
 
-    def subscribe(self, request: fan_out_requests.SubscribeToShard, now_ms: int) -> Subscription:
+    def subscribe(self, request: fan_out_requests.SubscribeToShard, now_ms: int) -> LocalSubscription:
         """Do a SubscribeToShard, of which the answer goes on for minutes."""
         self.account.apply_due(now_ms)
         return self._fan_out.subscribe(request, now_ms)

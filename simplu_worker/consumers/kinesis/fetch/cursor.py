@@ -81,6 +81,11 @@ class Cursor:
         self.refusal: str | None = None  # the trouble, where only an operator can end it
         self.is_gone = False  # the stream shard does not exist any more
 
+    @property
+    def is_pushed(self) -> bool:
+        """Whether records come by push now, not by polling."""
+        return False
+
     async def read(self, stopping: asyncio.Event) -> Reply | None:
         """Wait for the pacing, then read once; None when the read failed, *stopping* was set, or memory is short.
 
@@ -132,22 +137,29 @@ class Cursor:
         self._note_reply(reply)
         return reply
 
+    def close(self) -> None:
+        """Close a connection that stays open between two reads; idempotent. A cursor that polls has none."""
+
     def _note_reply(self, reply: Reply) -> None:
         now = loop_time()
-        self._report_expired_records(reply)
         self._pacing.note_reply(
             now, record_count=len(reply.records), size_bytes=reply.size_bytes, millis_behind=reply.millis_behind
         )
-        self.millis_behind, self.replied_at = reply.millis_behind, now
         self._iterator = reply.next_iterator
+        self._note_progress(reply, now)
+        self._read_count.inc()
+        self._record_count.inc(len(reply.records))
+        self._byte_count.inc(reply.size_bytes)
+
+    def _note_progress(self, reply: Reply, now: float) -> None:
+        """Note the records, the end and the lag of a reply."""
+        self._report_expired_records(reply)
+        self.millis_behind, self.replied_at = reply.millis_behind, now
         self.child_shards = reply.child_shards
         self.last_arrival = reply.records[-1].arrived_at if reply.records else None
         self.is_closed, self.is_at_end = reply.next_iterator is None, self._detect_end(reply)
         if reply.records:
             self._start = AfterSequenceNumber(reply.records[-1].sequence_number)
-        self._read_count.inc()
-        self._record_count.inc(len(reply.records))
-        self._byte_count.inc(reply.size_bytes)
         self.read_bytes += reply.size_bytes
 
     def _detect_end(self, reply: Reply) -> bool:

@@ -1,7 +1,8 @@
 """When to read a stream shard next, and how much: often enough to see records early, within Kinesis' quota. Pure.
 
 A stream shard is read by one main reader and, while operations of it are held, by up to a few catch-ups. They share one
-budget, the quota of Kinesis. Why no reader starves, as long as reads do not overlap:
+budget, the quota of Kinesis; a main reader that reads by push (enhanced fan-out) has a quota of its own, and leaves
+this one to the catch-ups. Why no reader starves, as long as reads do not overlap:
 
 - starts: a catch-up starts only if the main reader's next starts stay in time: every fifth start while the main reader
   is busy or behind, nearly all while it is idle. Of the catch-ups the one that has waited longest goes first;
@@ -111,7 +112,7 @@ class ReadBudget:
     def start_beside_main(self, start: float, now: float) -> float:
         """Return when, from *start* on, a catch-up may start without delaying the main reader, or has to ask again."""
         main = self.main
-        if main is None or main.has_ended:
+        if main is None or main.has_ended or main.is_pushed:
             return start
         due = main.next_start(now)
         after_main = due + MAIN_GRACE_S
@@ -161,14 +162,17 @@ class Pacing:
         self._paid_at = NEVER  # when its own bytes are paid for at HALF_BYTES_PER_S
         self._is_behind = False
         self.has_ended = False
+        self.is_pushed = False  # it reads by push, and leaves the whole budget to the catch-ups
         budget.main = self
 
     def __repr__(self) -> str:
         return f"<Pacing started {self._started_at:.3f}, behind {self._is_behind}, {self._budget!r}>"
 
     def is_busy(self, now: float) -> bool:
-        """Return whether the stream shard is in use, or the reader behind the tip."""
-        return not self.has_ended and (self._is_behind or now - self._record_seen_at <= BUSY_FOR_S)
+        """Return whether the reader polls a stream shard in use, or one of which it is behind the tip."""
+        if self.has_ended or self.is_pushed:
+            return False
+        return self._is_behind or now - self._record_seen_at <= BUSY_FOR_S
 
     def is_at_tip_in_use(self, now: float) -> bool:
         """Return whether the reader is at the tip of a stream shard in use: new records must be seen at once."""
@@ -217,6 +221,12 @@ class Pacing:
     def note_failure(self, now: float, draw: float) -> None:
         """Note that the read last started was throttled or not answered."""
         self._budget.note_failure(now, draw)
+
+    def note_pushed(self, now: float, *, record_count: int, millis_behind: int | None) -> None:
+        """Note records that came by push: where that ends, the reader polls as a busy one."""
+        self._is_behind = bool(millis_behind)
+        if record_count:
+            self._record_seen_at = now
 
     def note_end(self) -> None:
         """Note that the main reader is at the end: the whole budget goes to the catch-ups."""

@@ -42,6 +42,7 @@ from simplu_worker.consumers.kinesis.reader.reader_parameters import (
 )
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.stream.client import Stream
+from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
 from simplu_worker.dead_letters.queue import DeadLetterStore
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.gateway import ShardGateway
@@ -61,7 +62,7 @@ log = structlog.get_logger(__name__)
 
 
 class FleetServices(msgspec.Struct, frozen=True):
-    """The services that a fleet uses, opened."""
+    """The services that a fleet uses, opened; with *subscriptions* its readers read by push."""
 
     stream: Stream
     table: LeaseTable
@@ -69,6 +70,7 @@ class FleetServices(msgspec.Struct, frozen=True):
     gateway: ShardGateway
     dead_letters: DeadLetterStore
     prefetch: PrefetchMemory
+    subscriptions: Subscriptions | None = None
 
 
 class FleetSettings(msgspec.Struct, frozen=True):
@@ -254,7 +256,7 @@ class Fleet:
             retention=self._view.retention,
         )
         return StreamShardReader(
-            ReaderServices(services.stream, services.gateway, services.dead_letters),
+            ReaderServices(services.stream, services.gateway, services.dead_letters, services.subscriptions),
             assignment,
             self._settings.reader,
             self.prefetch.open_quota(),

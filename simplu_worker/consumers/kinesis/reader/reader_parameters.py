@@ -12,16 +12,18 @@ from simplu_worker.consumers.kinesis.leases.lease import ReadAhead
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage
 from simplu_worker.consumers.kinesis.stream.client import ChildShard, Start, Stream
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position
+from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
 from simplu_worker.dead_letters.queue import DeadLetterStore
 from simplu_worker.shards.gateway import ShardGateway
 
 
 class ReaderServices(msgspec.Struct, frozen=True):
-    """The services that a reader uses, opened."""
+    """The services that a reader uses, opened; with *subscriptions* it reads by push."""
 
     stream: Stream
     gateway: ShardGateway
     dead_letters: DeadLetterStore
+    subscriptions: Subscriptions | None = None
 
 
 class ReaderSettings(msgspec.Struct, frozen=True):

@@ -110,6 +110,7 @@ class ReaderView:
             "held": dict(Counter(hold.reason for hold in self._holds())),
             "catchUps": [one.status() for one in self._catch_ups.running],
             "trouble": self._cursor.trouble,
+            "reads": "fan-out" if self._cursor.is_pushed else "polling",
         }
 
     def _holds(self) -> list[Hold]:

@@ -24,6 +24,7 @@ from simplu_worker.consumers.kinesis.dispatch.shard_lane import BATCH_MAX_COUNT
 from simplu_worker.consumers.kinesis.fetch.cursor import BARE_ENDS_ACCEPTED, Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.pacing import Pacing
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import MemoryQuota
+from simplu_worker.consumers.kinesis.fetch.pushed_cursor import PushedCursor
 from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
 from simplu_worker.consumers.kinesis.fetch.rejection_collector import RejectionCollector
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
@@ -56,6 +57,7 @@ from simplu_worker.consumers.kinesis.stream.positions import (
     Position,
     RecordPosition,
 )
+from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
@@ -115,7 +117,7 @@ class StreamShardReader:
         )
         self._access = StreamShardAccess(services.stream, self.stream_shard_id, memory, draw)
         self._pacing = Pacing(self._access.budget)
-        self._cursor = Cursor(self._access, start, self._pacing, kind="main", retention=self.retention)
+        self._cursor = self._open_cursor(start, services.subscriptions)
         self._dispatcher = Dispatcher(
             self.stream_shard_id,
             services.gateway,
@@ -337,7 +339,10 @@ class StreamShardReader:
             async with asyncio.TaskGroup() as tasks:
                 self._dispatcher.start(tasks, ending)
                 tasks.create_task(self._catch_ups.run(ending), name=f"catch-ups:{self.stream_shard_id}")
-                await self._read()
+                try:
+                    await self._read()
+                finally:
+                    self._cursor.close()
                 self._pacing.note_end()
                 await self._publish_end()
                 while not self.is_finished and not self._stopping.is_set():
@@ -450,6 +455,11 @@ class StreamShardReader:
     def _open_parent(self, records: ParentRecords) -> tuple[StreamShardAccess, RecordDecoder]:
         access = StreamShardAccess(self._stream, records.stream_shard_id, self._memory, self._draw)
         return access, self._create_decoder(records.stream_shard_id, records.hash_range)
+
+    def _open_cursor(self, start: Start, subscriptions: Subscriptions | None) -> Cursor:
+        if subscriptions is None:
+            return Cursor(self._access, start, self._pacing, kind="main", retention=self.retention)
+        return PushedCursor(self._access, start, self._pacing, subscriptions, retention=self.retention)
 
     def _create_decoder(self, stream_shard_id: str, hash_range: HashRange | None) -> RecordDecoder:
         return RecordDecoder(

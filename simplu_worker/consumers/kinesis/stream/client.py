@@ -319,7 +319,8 @@ def _stream_shard(raw: dict[str, Any]) -> StreamShard:
     )
 
 
-def _child_shard(raw: dict[str, Any]) -> ChildShard:
+def child_shard(raw: dict[str, Any]) -> ChildShard:
+    """Return a child shard, as replies and events name it."""
     return ChildShard(raw["ShardId"], frozenset(raw.get("ParentShards", ())), _hash_range(raw))
 
 
@@ -359,6 +360,6 @@ def _reply(raw: dict[str, Any]) -> Reply:
         # At the end of a closed stream shard the member is null or missing, depending on the server.
         next_iterator=raw.get("NextShardIterator") or None,
         millis_behind=raw.get("MillisBehindLatest"),
-        child_shards=tuple(_child_shard(child) for child in raw.get("ChildShards") or ()),
+        child_shards=tuple(child_shard(child) for child in raw.get("ChildShards") or ()),
         size_bytes=sum([len(record.data) + len(record.partition_key) for record in records]),
     )

@@ -8,7 +8,7 @@ from simplu_worker.local.kinesis.arguments import start_position
 from simplu_worker.local.kinesis.errors import KinesisError, invalid_argument, resource_in_use
 from simplu_worker.local.kinesis.fan_out import requests
 from simplu_worker.local.kinesis.fan_out.consumers import RegisteredConsumer
-from simplu_worker.local.kinesis.fan_out.subscription import Subscription
+from simplu_worker.local.kinesis.fan_out.subscription import LocalSubscription
 from simplu_worker.local.kinesis.model import KinesisAccount, LocalStream
 from simplu_worker.local.kinesis.requests import GetShardIterator
 
@@ -49,7 +49,7 @@ class FanOutActions:
         stream, consumer = self._find(request)
         stream.consumers.deregister(consumer)
 
-    def subscribe(self, request: requests.SubscribeToShard, now_ms: int) -> Subscription:
+    def subscribe(self, request: requests.SubscribeToShard, now_ms: int) -> LocalSubscription:
         """API_SubscribeToShard: return the subscription, which has the events."""
         stream = self._stream_of(request.consumer_arn.partition("/consumer/")[0])
         consumer = stream.consumers.find(None, request.consumer_arn)
@@ -65,7 +65,7 @@ class FanOutActions:
             timestamp=start.timestamp,
         )
         position = start_position(as_iterator, stream, stream_shard, now_ms)
-        return Subscription(consumer, stream, stream_shard, position, now_ms, options=self._account.options)
+        return LocalSubscription(consumer, stream, stream_shard, position, now_ms, options=self._account.options)
 
     def _find(self, request: requests.ConsumerOnly) -> tuple[LocalStream, RegisteredConsumer]:
         arn = request.consumer_arn

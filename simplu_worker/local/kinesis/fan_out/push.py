@@ -12,7 +12,7 @@ from aiohttp import web
 from simplu_worker.local.aws_server.errors import AwsError
 from simplu_worker.local.aws_server.server import Encoding
 from simplu_worker.local.kinesis.fan_out.event_stream import CONTENT_TYPE, encode_event, encode_exception
-from simplu_worker.local.kinesis.fan_out.subscription import Subscription
+from simplu_worker.local.kinesis.fan_out.subscription import LocalSubscription
 from simplu_worker.local.kinesis.faults import KinesisFault
 
 CHECK_INTERVAL_S = 0.05  # the end, and events that the rate has put off, come with the time alone
@@ -46,7 +46,7 @@ class Wakers:
 class Pusher:
     """Sends the events of one subscription. While a client does not read, no event is made."""
 
-    def __init__(self, subscription: Subscription, wakers: Wakers, now_ms: Callable[[], int]) -> None:
+    def __init__(self, subscription: LocalSubscription, wakers: Wakers, now_ms: Callable[[], int]) -> None:
         self._subscription = subscription
         self._wakers = wakers
         self._now_ms = now_ms

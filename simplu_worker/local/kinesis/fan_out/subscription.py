@@ -15,7 +15,7 @@ MAX_EVENT_RECORDS = 10_000
 MAX_EVENT_BYTES = MIB  # of records, unless a single one is larger
 
 
-class Subscription:
+class LocalSubscription:
     """The answer to one successful call of SubscribeToShard. It has a rate of its own, whatever other readers take."""
 
     def __init__(
@@ -40,7 +40,7 @@ class Subscription:
         self._sent_ms: int | None = None
 
     def __repr__(self) -> str:
-        return f"Subscription({self.consumer.name}, {self.stream_shard!r}, at {self._position})"
+        return f"LocalSubscription({self.consumer.name}, {self.stream_shard!r}, at {self._position})"
 
     def next_event(self, now_ms: int) -> bytes | None:
         """Return the next SubscribeToShardEvent in JSON; none when there is nothing to send now, or `is_over`.

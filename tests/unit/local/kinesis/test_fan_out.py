@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from simplu_worker.local.kinesis.actions import KinesisActions
 from simplu_worker.local.kinesis.errors import KinesisError
 from simplu_worker.local.kinesis.fan_out.event_stream import encode_message
-from simplu_worker.local.kinesis.fan_out.subscription import Subscription
+from simplu_worker.local.kinesis.fan_out.subscription import LocalSubscription
 from simplu_worker.local.kinesis.model import KinesisAccount, KinesisOptions
 from simplu_worker.local.kinesis.quotas import MIB
 
@@ -50,13 +50,13 @@ class Kinesis:
         data = base64.b64encode(text.encode()).decode()
         return str(self("PutRecord", StreamName=NAME, PartitionKey="k", Data=data)["SequenceNumber"])
 
-    def subscribe(self, arn: str, kind: str = "TRIM_HORIZON", **more: Any) -> Subscription:
+    def subscribe(self, arn: str, kind: str = "TRIM_HORIZON", **more: Any) -> LocalSubscription:
         """Subscribe to the stream shard."""
         start = {"Type": kind} | more
         body = json.dumps({"ConsumerARN": arn, "ShardId": SHARD, "StartingPosition": start}).encode()
         return self.actions.subscribe(self.actions.decode("SubscribeToShard", body), self.now_ms)
 
-    def event(self, subscription: Subscription) -> dict[str, Any] | None:
+    def event(self, subscription: LocalSubscription) -> dict[str, Any] | None:
         """Return the next event."""
         event = subscription.next_event(self.now_ms)
         return None if event is None else json.loads(event)

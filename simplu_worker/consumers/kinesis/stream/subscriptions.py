@@ -1,0 +1,221 @@
+"""The door to SubscribeToShard: a stream shard's records by push, over one connection for each stream shard.
+
+All that knows of this transport is here: the connection, event streams, and the errors of both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Protocol, assert_never
+
+import msgspec
+import structlog
+
+from simplu_worker.aws.clients import AWS_ERRORS, Client, error_code, translate
+from simplu_worker.consumers.kinesis.stream.client import (
+    AfterSequenceNumber,
+    AtSequenceNumber,
+    AtTimestamp,
+    Latest,
+    Record,
+    Reply,
+    Start,
+    TrimHorizon,
+    child_shard,
+)
+from simplu_worker.consumers.kinesis.stream.consumers import NOT_FOUND, StreamConsumers
+from simplu_worker.consumers.kinesis.stream.event_messages import EventMessage, MessageBuffer, MessageError
+from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.timing.waits import wait_any
+
+OPEN_TIMEOUT_S = 5.0  # until the answer begins; AWS answers within a few tenths
+IN_USE = "ResourceInUseException"
+
+log = structlog.get_logger(__name__)
+
+
+class TakenOverError(RetryableError):
+    """Another call has the subscription: of another replica, or one less than five seconds ago."""
+
+
+class Body(Protocol):
+    """The unread body of an answer."""
+
+    async def read_any(self) -> bytes:
+        """Return the bytes that are there, at least one; none at the end. Raises AWS_ERRORS."""
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
+class Subscriptions:
+    """Subscribes to stream shards as the consumer *name*, which is registered when it is first needed."""
+
+    def __init__(self, client: Client, consumers: StreamConsumers, name: str) -> None:
+        self._client = client
+        self._consumers = consumers
+        self._name = name
+        self._arn: str | None = None
+        self._finding = asyncio.Lock()
+
+    def __repr__(self) -> str:
+        return f"<Subscriptions of {self._name}>"
+
+    async def open(self, stream_shard_id: str, start: Start) -> Subscription:
+        """Subscribe to a stream shard.
+
+        Raises TakenOverError, another RetryableError (also while the consumer is being registered), or PermanentError.
+        """
+        arn = await self._find_arn()
+        position = _starting_position(start)
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
+                reply = await self._client.subscribe_to_shard(
+                    ConsumerARN=arn, ShardId=stream_shard_id, StartingPosition=position
+                )
+        except TimeoutError:
+            raise RetryableError(f"SubscribeToShard: no answer in {OPEN_TIMEOUT_S:.0f} s") from None
+        except AWS_ERRORS as exc:
+            if error_code(exc) == NOT_FOUND:
+                self._arn = None  # the consumer may have been removed: it is registered again
+            if error_code(exc) == IN_USE:
+                raise TakenOverError(str(exc)) from exc
+            raise translate(exc) from exc
+        return Subscription(reply["EventStream"])
+
+    async def _find_arn(self) -> str:
+        async with self._finding:
+            if self._arn is None:
+                consumer = await self._consumers.ensure(self._name)
+                if consumer.status != "ACTIVE":
+                    raise RetryableError(f"consumer {self._name}: expected it to be ACTIVE, it is {consumer.status}")
+                self._arn = consumer.arn
+            return self._arn
+
+
+class Subscription:
+    """One subscription. Nothing is received but while a caller waits in `wait`, and a part of a message before that."""
+
+    def __init__(self, body: Body) -> None:
+        self._body = body
+        self._buffer = MessageBuffer()
+        self._receiving: asyncio.Task[bytes] | None = None
+        self._has_received = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"Subscription({self._buffer!r})"
+
+    def next_size(self) -> int | None:
+        """Return the size of the next message; None while it is unknown. Raises RetryableError."""
+        try:
+            return self._buffer.next_size()
+        except MessageError as exc:
+            raise RetryableError(str(exc)) from exc
+
+    async def receive(self, stopping: asyncio.Event, *, within_s: float) -> bool:
+        """Wait for bytes, *stopping*, or *within_s*; return whether bytes came.
+
+        Raises EndOfSubscriptionError, or another RetryableError.
+        """
+        if self._receiving is None:
+            self._has_received.clear()
+            self._receiving = asyncio.create_task(self._body.read_any())
+            self._receiving.add_done_callback(lambda _: self._has_received.set())
+        await wait_any(self._has_received, stopping, within_s=within_s)
+        if not self._receiving.done():
+            return False
+        received, self._receiving = self._receiving, None
+        try:
+            part = received.result()
+        except AWS_ERRORS as exc:
+            raise translate(exc) from exc
+        if not part:
+            raise EndOfSubscriptionError("the subscription has ended")
+        self._buffer.add(part)
+        return True
+
+    def take(self) -> Reply | None:
+        """Return the next event as a reply of GetRecords; None before all of it is there.
+
+        *next_iterator* is the position to continue from. Raises TakenOverError, another RetryableError, or
+        PermanentError.
+        """
+        try:
+            while (message := self._buffer.take()) is not None:
+                if (reply := _reply_of(message)) is not None:
+                    return reply
+        except (MessageError, msgspec.DecodeError) as exc:
+            raise RetryableError(f"SubscribeToShard: {exc}") from exc
+        return None
+
+    def close(self) -> None:
+        """Close the connection; idempotent."""
+        if self._receiving is not None:
+            self._receiving.cancel()
+            self._receiving = None
+        self._body.close()
+
+
+class EndOfSubscriptionError(RetryableError):
+    """The subscription has ended: after its five minutes, or before."""
+
+
+class _PushedEvent(msgspec.Struct, rename="pascal"):
+    records: list[Record]
+    continuation_sequence_number: str | None = None
+    millis_behind_latest: int | None = None
+    child_shards: list[dict[str, Any]] | None = None
+
+
+class _Failure(msgspec.Struct):
+    message: str = ""
+
+
+_event_decoder = msgspec.json.Decoder(_PushedEvent, strict=False)  # times are numbers: seconds of the epoch
+_failure_decoder = msgspec.json.Decoder(_Failure)
+
+
+def _reply_of(message: EventMessage) -> Reply | None:
+    """Return the reply of an event with records; None of any other. Raises the error of an exception."""
+    headers = message.headers
+    if headers.get(":message-type") != "event":
+        raise _error_of(message)
+    if headers.get(":event-type") != "SubscribeToShardEvent":
+        return None  # such as initial-response
+    event = _event_decoder.decode(message.payload)
+    records = event.records
+    return Reply(
+        records=records,
+        next_iterator=event.continuation_sequence_number or None,
+        millis_behind=event.millis_behind_latest,
+        child_shards=tuple(child_shard(child) for child in event.child_shards or ()),
+        size_bytes=sum([len(record.data) + len(record.partition_key) for record in records]),
+    )
+
+
+def _error_of(message: EventMessage) -> Exception:
+    code = message.headers.get(":exception-type") or message.headers.get(":error-code") or "an error without a code"
+    text = message.headers.get(":error-message", "")
+    if message.headers.get(":message-type") == "exception":
+        text = _failure_decoder.decode(message.payload).message
+    if code == IN_USE:
+        return TakenOverError(f"SubscribeToShard: {code}: {text}")
+    if code == NOT_FOUND:
+        return PermanentError(f"SubscribeToShard: {code}: {text}")
+    return RetryableError(f"SubscribeToShard: {code}: {text}")
+
+
+def _starting_position(start: Start) -> dict[str, Any]:
+    match start:
+        case AtSequenceNumber(sequence_number):
+            return {"Type": "AT_SEQUENCE_NUMBER", "SequenceNumber": sequence_number}
+        case AfterSequenceNumber(sequence_number):
+            return {"Type": "AFTER_SEQUENCE_NUMBER", "SequenceNumber": sequence_number}
+        case TrimHorizon():
+            return {"Type": "TRIM_HORIZON"}
+        case Latest():
+            return {"Type": "LATEST"}
+        case AtTimestamp(instant):
+            return {"Type": "AT_TIMESTAMP", "Timestamp": instant}
+        case _:
+            assert_never(start)

@@ -1,0 +1,254 @@
+"""A cursor by push, with the local Kinesis over HTTP: every record once and in order, whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from copy import copy
+from typing import Any, Literal
+
+import pytest
+from structlog.testing import capture_logs
+from support.aws.endpoints import CREDENTIALS, REGION, client_of
+
+from simplu_worker.aws.clients import Client
+from simplu_worker.commands.stream.consumers import remove_consumer
+from simplu_worker.config.settings import Settings
+from simplu_worker.consumers.kinesis.fetch import pushed_cursor, subscription_schedule
+from simplu_worker.consumers.kinesis.fetch.cursor import StreamShardAccess
+from simplu_worker.consumers.kinesis.fetch.pacing import Pacing
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
+from simplu_worker.consumers.kinesis.fetch.pushed_cursor import PushedCursor
+from simplu_worker.consumers.kinesis.stream.client import Start, Stream, TrimHorizon
+from simplu_worker.consumers.kinesis.stream.consumers import StreamConsumers
+from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
+from simplu_worker.errors import PermanentError
+from simplu_worker.local.aws_server.faults import SetOptions
+from simplu_worker.local.aws_server.server import send_commands
+from simplu_worker.local.kinesis.faults import KinesisFault
+from simplu_worker.local.kinesis.model import KinesisOptions
+from simplu_worker.local.kinesis.server import serve_kinesis
+
+pytestmark = pytest.mark.slow(7)
+
+NAME = "stream"
+SHARD = "shardId-000000000000"
+QUICK = KinesisOptions(create_delay_ms=0, update_delay_ms=0, consumer_delay_ms=0, heartbeat_ms=20)
+Kind = Literal["throttle", "fail", "cut", "silent", "end", "repeat"]
+
+
+class World:
+    """A stream of one stream shard, and a reader of it."""
+
+    def __init__(self, url: str, client: Client) -> None:
+        self.url = url
+        self.client = client
+        self.consumers = StreamConsumers(client, NAME)
+        self.memory = PrefetchMemory(8 * 1024 * 1024).open_quota()
+        self.stopping = asyncio.Event()
+        self.access = StreamShardAccess(Stream(client, NAME), SHARD, self.memory, lambda: 0.0)
+        self.pacing = Pacing(self.access.budget)
+        self.cursor = self.open(TrimHorizon())
+        self.put_texts: list[str] = []
+        self.read_texts: list[str] = []
+
+    def open(self, start: Start) -> PushedCursor:
+        """Return a cursor."""
+        subscriptions = Subscriptions(self.client, self.consumers, "me")
+        return PushedCursor(self.access, start, self.pacing, subscriptions)
+
+    async def put(self, count: int = 1) -> None:
+        """Put records."""
+        for _ in range(count):
+            text = str(len(self.put_texts))
+            self.put_texts.append(text)
+            await self.client.put_record(StreamName=NAME, PartitionKey="k", Data=text.encode())
+
+    async def read(self) -> None:
+        """Read once."""
+        reply = await self.cursor.read(self.stopping)
+        self.read_texts += [] if reply is None else [record.data.decode() for record in reply.records]
+
+    async def read_until(self, is_so: Callable[[], bool]) -> None:
+        """Read until *is_so*, and fail if it never is."""
+        async with asyncio.timeout(8):
+            while not is_so():
+                await self.read()
+
+    async def read_all(self) -> None:
+        """Read until all is read, and check that it came once and in order."""
+        await self.read_until(lambda: len(self.read_texts) >= len(self.put_texts))
+        assert self.read_texts == self.put_texts
+
+    async def strike(self, kind: Kind, **more: Any) -> None:
+        """Let the next SubscribeToShard fail."""
+        await send_commands(self.url, KinesisFault(action="SubscribeToShard", kind=kind, **more))
+
+    async def state(self) -> dict[str, Any]:
+        """Return the state of the server."""
+        return await send_commands(self.url)
+
+
+@pytest.fixture
+async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    """Open a world in which the reader waits for nothing longer than some tenths of a second."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(subscription_schedule, "CALL_INTERVAL_S", 0.2)
+    monkeypatch.setattr(subscription_schedule, "RETRY_BASE_S", 0.1)
+    monkeypatch.setattr(pushed_cursor, "SILENT_AFTER_S", 0.3)
+    monkeypatch.setattr("simplu_worker.local.kinesis.fan_out.consumers.RESUBSCRIBE_AFTER_MS", 150)
+    async with serve_kinesis(options=copy(QUICK)) as url, client_of("kinesis", url) as client:
+        await client.create_stream(StreamName=NAME, ShardCount=1)
+        world = World(url, client)
+        yield world
+        world.cursor.close()
+
+
+async def test_records_come_by_push_and_the_quota_of_polling_is_left(world: World) -> None:
+    """No GetRecords is sent; the consumer is registered once, and stays."""
+    await world.put(3)
+    await world.read_until(lambda: world.cursor.is_pushed)
+    await world.read_all()
+    for _ in range(5):
+        await world.put()
+        await world.read_all()
+    await world.read()
+    calls = (await world.state())["calls"]
+    assert calls["RegisterStreamConsumer"] == calls["SubscribeToShard"] == 1
+    assert calls.get("GetRecords", 0) <= 1  # while the consumer was CREATING
+    assert (world.cursor.millis_behind, world.cursor.trouble) == (0, None)
+    world.cursor.close()
+    world.cursor = world.open(TrimHorizon())
+    world.read_texts.clear()
+    await world.read_all()
+    assert (await world.state())["calls"]["RegisterStreamConsumer"] == 1
+
+
+async def test_subscription_is_renewed_without_a_gap(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before Kinesis ends it; the records come from the last one on, also where events without records came."""
+    monkeypatch.setattr(subscription_schedule, "RENEW_AFTER_S", 0.25)
+    await world.read_until(lambda: world.cursor.is_pushed)
+    for _ in range(20):
+        await world.put()
+        await world.read()
+        await asyncio.sleep(0.05)
+    await world.read_all()
+    calls = (await world.state())["calls"]
+    assert calls["SubscribeToShard"] >= 4
+    assert calls.get("GetRecords", 0) <= 1
+
+
+@pytest.mark.parametrize("kind", ["silent", "end", "repeat"])
+async def test_broken_subscription_costs_no_record(world: World, kind: Kind) -> None:
+    """A silent one is left, one that ends is replaced, and records that come twice are dropped; polling goes on."""
+    await world.strike(kind, count=2)
+    for _ in range(15):
+        await world.put()
+        await world.read()
+        await asyncio.sleep(0.03)
+    await world.read_all()
+    await world.read_until(lambda: world.cursor.is_pushed)
+    await world.put()
+    await world.read_all()
+
+
+async def test_subscription_that_another_takes_is_got_back(world: World) -> None:
+    """The other one has the lease now, or believes so: until a renewal of the lease fails, this reader goes on."""
+    await world.put()
+    await world.read_until(lambda: world.cursor.is_pushed)
+    await world.read_all()
+    consumer = await world.consumers.find("me")
+    assert consumer is not None
+    await asyncio.sleep(0.2)
+    other = await Subscriptions(world.client, world.consumers, "me").open(SHARD, TrimHorizon())
+    with capture_logs() as logs:
+        await world.put()
+        await world.read_all()
+        await world.read_until(lambda: not world.cursor.is_pushed)
+        await world.put()
+        await world.read_all()
+        await world.read_until(lambda: world.cursor.is_pushed)
+    other.close()
+    assert [entry["how"] for entry in logs if entry["event"] == "subscription.lost"] == ["taken_over"]
+
+
+@pytest.mark.parametrize("action", ["SubscribeToShard", "RegisterStreamConsumer", "DescribeStreamConsumer"])
+async def test_reader_polls_where_fan_out_is_refused(world: World, action: str) -> None:
+    """No permission for one of the calls: an error for people, and no wait for records."""
+    fault = KinesisFault(action=action, kind="fail", code="AccessDeniedException", status=400, count=99)
+    await send_commands(world.url, fault)
+    with capture_logs() as logs:
+        for _ in range(3):
+            await world.put()
+            await world.read_all()
+    refusals = [entry for entry in logs if entry["event"] == "subscription.refused"]
+    assert (len(refusals), refusals[0]["log_level"]) == (1, "error")
+    assert (world.cursor.is_pushed, world.cursor.trouble) == (False, None)
+    assert "AccessDeniedException" in (world.cursor.push_trouble or "")
+
+
+async def test_consumer_that_was_removed_is_registered_again(world: World) -> None:
+    """By a person, while the workers run."""
+    await world.put()
+    await world.read_until(lambda: world.cursor.is_pushed)
+    assert await world.consumers.remove("me")
+    assert not await world.consumers.remove("me")
+    await world.read_until(lambda: not world.cursor.is_pushed)
+    await world.put()
+    await world.read_all()
+
+
+async def test_end_of_a_stream_shard_names_the_children(world: World) -> None:
+    """An end that is not accepted is read again, by polling."""
+    await world.put()
+    await world.read_until(lambda: world.cursor.is_pushed)
+    await world.client.split_shard(StreamName=NAME, ShardToSplit=SHARD, NewStartingHashKey=str(2**127))
+    await world.read_until(lambda: world.cursor.is_at_end)
+    children = [child.stream_shard_id for child in world.cursor.child_shards]
+    assert children == ["shardId-000000000001", "shardId-000000000002"]
+    assert world.read_texts == world.put_texts
+    await world.read_until(lambda: bool(world.cursor.child_shards))
+    assert (world.cursor.is_at_end, world.cursor.is_pushed) == (True, False)
+
+
+async def test_nothing_is_received_while_memory_is_short(world: World) -> None:
+    """Kinesis waits then, as the connection is full."""
+    await world.read_until(lambda: world.cursor.is_pushed)
+    taken_bytes = world.memory.room_bytes
+    world.memory.reserve(taken_bytes)
+    before = world.memory.held_bytes
+    await world.put(5)
+    for _ in range(5):
+        assert await asyncio.wait_for(world.cursor.read(world.stopping), 5) is None
+        assert world.memory.held_bytes == before
+    world.memory.release(taken_bytes)
+    await world.read_all()
+    world.cursor.release_memory()
+    assert world.memory.held_bytes == 0
+
+
+async def test_stop_ends_a_wait_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An idle stream shard has an event every few seconds only."""
+    monkeypatch.setattr(pushed_cursor, "SILENT_AFTER_S", 30.0)
+    await send_commands(world.url, SetOptions({"heartbeat_ms": 60_000}))
+    await world.read_until(lambda: world.cursor.is_pushed)
+    await world.read_until(lambda: world.cursor.millis_behind == 0)
+    reading = asyncio.create_task(world.cursor.read(world.stopping))
+    await asyncio.sleep(0.05)
+    world.stopping.set()
+    assert await asyncio.wait_for(reading, 1) is None
+
+
+async def test_command_removes_the_consumer(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which no stop does; a name that is not registered is an error with those that are."""
+    await world.read_until(lambda: world.cursor.is_pushed)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", world.url)
+    settings = Settings(aws_region=REGION, kinesis_stream_name=NAME, kinesis_application_name="other")
+    with pytest.raises(PermanentError, match="out of: me; got other"):
+        await remove_consumer(settings, None, as_json=False)
+    assert await remove_consumer(settings, "me", as_json=True) == 0
+    assert '"consumer": "me"' in capsys.readouterr().out
+    assert await world.consumers.list() == []

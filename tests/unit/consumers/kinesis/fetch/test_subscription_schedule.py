@@ -1,0 +1,108 @@
+"""When to subscribe, and when to renew."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.consumers.kinesis.fetch.subscription_schedule import (
+    CALL_INTERVAL_S,
+    REFUSED_PAUSE_S,
+    RENEW_AFTER_S,
+    RETRY_MAX_S,
+    STABLE_S,
+    Loss,
+    SubscriptionSchedule,
+)
+
+NOW = 1000.0
+
+
+def test_first_call_is_due_at_once_and_the_renewal_before_five_minutes() -> None:
+    """Kinesis ends a subscription after 300 s."""
+    schedule = SubscriptionSchedule()
+    assert schedule.is_call_due(NOW)
+    schedule.note_accepted(NOW)
+    assert not schedule.is_renewal_due(NOW + RENEW_AFTER_S - 0.1)
+    assert schedule.is_renewal_due(NOW + RENEW_AFTER_S)
+    assert RENEW_AFTER_S + CALL_INTERVAL_S < 300
+
+
+def test_renewal_that_failed_is_tried_again_before_the_end() -> None:
+    """The subscription goes on meanwhile."""
+    schedule = SubscriptionSchedule()
+    schedule.note_accepted(NOW)
+    schedule.note_failed(NOW + RENEW_AFTER_S, 1.0)
+    assert not schedule.is_renewal_due(NOW + RENEW_AFTER_S)
+    assert schedule.is_renewal_due(NOW + RENEW_AFTER_S + 2.1)
+
+
+@pytest.mark.parametrize(("draw", "least_s", "most_s"), [(0.0, 1.5, 1.5), (1.0, 2.0, 2.0)])
+def test_refused_call_waits_longer_each_time(draw: float, least_s: float, most_s: float) -> None:
+    """Another holder of the lease may have the subscription for up to five seconds."""
+    schedule = SubscriptionSchedule()
+    schedule.note_failed(NOW, draw)
+    assert not schedule.is_call_due(NOW + least_s - 0.01)
+    assert schedule.is_call_due(NOW + most_s)
+    for _ in range(20):
+        schedule.note_failed(NOW, draw)
+    assert schedule.is_call_due(NOW + RETRY_MAX_S + 1)
+    assert not schedule.is_call_due(NOW + RETRY_MAX_S / 2)
+
+
+def test_denied_call_waits_a_minute() -> None:
+    """Only a person can change that; polling goes on."""
+    schedule = SubscriptionSchedule()
+    schedule.note_failed(NOW, 0.0, is_refused=True)
+    assert not schedule.is_call_due(NOW + REFUSED_PAUSE_S - 0.01)
+    assert schedule.is_call_due(NOW + REFUSED_PAUSE_S)
+
+
+@pytest.mark.parametrize(
+    ("loss", "had_event", "lasted_s", "expected_s"),
+    [
+        (Loss.ENDED, True, 300.0, 0.0),
+        (Loss.ENDED, True, 1.0, CALL_INTERVAL_S - 1.0),
+        (Loss.SILENT, True, 35.0, 0.0),
+        (Loss.SILENT, False, 35.0, 1.5),
+        (Loss.ENDED, False, 10.0, 1.5),
+        (Loss.TAKEN_OVER, True, 10.0, 1.5),
+    ],
+)
+def test_lost_subscription_is_replaced(loss: Loss, lasted_s: float, expected_s: float, *, had_event: bool) -> None:
+    """At once where it worked, as soon as Kinesis allows a call; later where it was taken, or had no event."""
+    schedule = SubscriptionSchedule()
+    schedule.note_accepted(NOW)
+    schedule.note_lost(NOW + lasted_s, loss, 0.0, had_event=had_event)
+    assert schedule.is_call_due(NOW + lasted_s + expected_s + 0.001)
+    if expected_s:
+        assert not schedule.is_call_due(NOW + lasted_s + expected_s - 0.001)
+
+
+@given(gaps=st.lists(st.tuples(st.floats(0, 20), st.sampled_from(list(Loss)), st.booleans(), st.floats(0, 1))))
+def test_no_two_calls_within_five_seconds_and_none_is_put_off_for_ever(
+    gaps: list[tuple[float, Loss, bool, float]],
+) -> None:
+    """Whatever happens to the subscriptions, by a schedule that is followed."""
+    schedule, now, accepted_at = SubscriptionSchedule(), NOW, NOW - 100
+    for lasts_s, loss, had_event, draw in gaps:
+        steps = 0
+        while not schedule.is_call_due(now):
+            now += 0.5
+            steps += 1
+            assert steps <= 2 * (RETRY_MAX_S + CALL_INTERVAL_S + 2)
+        assert now - accepted_at > 5
+        schedule.note_accepted(now)
+        accepted_at, now = now, now + lasts_s
+        schedule.note_lost(now, loss, draw, had_event=had_event)
+
+
+def test_failures_are_forgotten_after_a_subscription_that_lasted() -> None:
+    """A later take-over is the first one again."""
+    schedule = SubscriptionSchedule()
+    for _ in range(10):
+        schedule.note_failed(NOW, 0.0)
+    schedule.note_accepted(NOW)
+    schedule.note_lost(NOW + STABLE_S, Loss.TAKEN_OVER, 0.0, had_event=True)
+    assert schedule.is_call_due(NOW + STABLE_S + 1.5)

@@ -1,0 +1,94 @@
+"""Messages of event streams, cut from bytes that come in any parts."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import pytest
+from botocore.eventstream import EventStreamBuffer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.consumers.kinesis.stream.event_messages import MESSAGE_MAX_BYTES, MessageBuffer, MessageError
+from simplu_worker.local.kinesis.fan_out.event_stream import encode_message
+
+HEADERS = st.dictionaries(st.text("abc:-", min_size=1, max_size=20), st.text(max_size=30), max_size=3)
+MESSAGES = st.lists(st.tuples(HEADERS, st.binary(max_size=200)), max_size=5)
+
+
+@given(messages=MESSAGES, cuts=st.lists(st.integers(1, 60), min_size=1, max_size=200))
+def test_messages_are_the_same_in_whatever_parts_they_come(
+    messages: list[tuple[dict[str, str], bytes]], cuts: list[int]
+) -> None:
+    """Botocore's decoder, which aiobotocore uses, returns the same."""
+    stream = b"".join(encode_message(headers, payload) for headers, payload in messages)
+    buffer, other = MessageBuffer(), EventStreamBuffer()
+    found: list[tuple[dict[str, str], bytes]] = []
+    at = 0
+    while at < len(stream):
+        part = stream[at : at + cuts[at % len(cuts)]]
+        at += len(part)
+        buffer.add(part)
+        while (message := buffer.take()) is not None:
+            found.append((message.headers, bytes(message.payload)))
+    other.add_data(stream)
+    assert found == messages == [(message.headers, message.payload) for message in other]
+
+
+def with_headers(head: bytes, payload: bytes = b"{}") -> bytes:
+    """Return a message with these bytes as its headers."""
+    prelude = struct.pack(">II", len(head) + len(payload) + 16, len(head))
+    message = prelude + struct.pack(">I", zlib.crc32(prelude)) + head + payload
+    return message + struct.pack(">I", zlib.crc32(message))
+
+
+def test_headers_of_other_types_are_passed_over() -> None:
+    """Booleans, integers, a timestamp, bytes: AWS may add some."""
+    others = [(0, b""), (1, b""), (2, b"1"), (3, b"12"), (4, b"1234"), (5, b"12345678"), (8, b"12345678")]
+    others += [(9, b"x" * 16), (6, struct.pack(">H", 3) + b"abc")]
+    head = b"".join(b"\x01h" + bytes([kind]) + value for kind, value in others)
+    head += b"\x04name\x07" + struct.pack(">H", 4) + b"text"
+    buffer = MessageBuffer()
+    buffer.add(with_headers(head))
+    message = buffer.take()
+    assert message is not None
+    assert message.headers == {"name": "text"}
+
+
+def flip(message: bytes, at: int) -> bytes:
+    """Return the message with another byte at *at*."""
+    return message[:at] + bytes([message[at] ^ 1]) + message[at + 1 :]
+
+
+GOOD = encode_message({"name": "text"}, b"payload")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        *(flip(GOOD, at) for at in (0, 5, 8, 13, len(GOOD) - 6, len(GOOD) - 1)),
+        with_headers(b"\x04name\x0a"),
+        with_headers(b"\x04name\x07\xff\xff"),
+        with_headers(b"\x09name"),
+        with_headers(b"\x02\xff\xfe\x00"),
+        struct.pack(">II", MESSAGE_MAX_BYTES + 1, 0)
+        + struct.pack(">I", zlib.crc32(struct.pack(">II", MESSAGE_MAX_BYTES + 1, 0))),
+        struct.pack(">II", 20, 8) + struct.pack(">I", zlib.crc32(struct.pack(">II", 20, 8))),
+    ],
+)
+def test_broken_message_is_an_error(broken: bytes) -> None:
+    """A wrong checksum, headers that are none, and a length beyond the bound: nothing is received for that."""
+    buffer = MessageBuffer()
+    buffer.add(broken + b"x" * 40)
+    with pytest.raises(MessageError):
+        buffer.take()
+
+
+def test_size_is_known_before_the_message_is_there() -> None:
+    """Its memory is reserved first."""
+    buffer = MessageBuffer()
+    buffer.add(GOOD[:11])
+    assert buffer.next_size() is None
+    buffer.add(GOOD[11:13])
+    assert (buffer.next_size(), buffer.take()) == (len(GOOD), None)
