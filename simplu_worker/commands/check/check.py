@@ -17,12 +17,12 @@ from typing import Any, Final, TypeVar
 import msgspec
 from rich.text import Text
 
-from simplu_worker.assembly import Shards, open_shards
+from simplu_worker.assembly import Shards, consumer_name, open_shards
 from simplu_worker.aws.clients import Client, address_of, open_client
 from simplu_worker.aws.dynamodb_tables import TableSummary, describe_table
 from simplu_worker.aws.sqs_queue import Queue, find_queue_url
 from simplu_worker.cache.cache import create_redis_commands
-from simplu_worker.commands.check.findings import CheckFacts, Finding, find_oddities, format_hours
+from simplu_worker.commands.check.findings import CheckFacts, Finding, describe_reading, find_oddities, format_hours
 from simplu_worker.commands.output.display import print_json, print_line, print_table
 from simplu_worker.config.misspellings import Misspelling
 from simplu_worker.config.settings import Settings
@@ -31,6 +31,7 @@ from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWat
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases.table_requests import TableMissingError, TableRequests
 from simplu_worker.consumers.kinesis.stream.client import Stream, StreamGoneError
+from simplu_worker.consumers.kinesis.stream.consumers import StreamConsumers
 from simplu_worker.consumers.sqs.receive.redrive_rules import parse_redrive_policy
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.health.assessment import TAKES_NO_OPERATIONS, ShardObservation, assess
@@ -181,7 +182,29 @@ class DependencyChecks:
         if name is None:
             return []
         stream = Stream(client, name)
-        return [await check_dependency("stream", address_of(client, stream.name), lambda: self._read_stream(stream))]
+        address = address_of(client, stream.name)
+        consumers = StreamConsumers(client, name)
+        return [
+            await check_dependency("stream", address, lambda: self._read_stream(stream)),
+            await check_dependency("stream consumers", address, lambda: self._read_consumers(consumers)),
+        ]
+
+    async def _read_consumers(self, consumers: StreamConsumers) -> CheckAnswer:
+        """Count the registered consumers. A failure is a warning at most: the worker polls without them."""
+        is_pushed = self._settings.kinesis_read == "fan-out"
+        if not self.facts.open_stream_shard_count:
+            return CheckAnswer("unknown without the stream")
+        try:
+            registered = [consumer.name for consumer in await consumers.list()]
+        except WorkerError as exc:
+            return CheckAnswer(f"unknown: {exc}", CheckStatus.WARNING if is_pushed else CheckStatus.OK)
+        self.facts.registered_consumers = registered
+        use = describe_reading(
+            registered,
+            consumer_name(self._settings) if is_pushed else None,
+            self.facts.open_stream_shard_count,
+        )
+        return CheckAnswer(use)
 
     async def _read_stream(self, stream: Stream) -> CheckAnswer:
         try:
@@ -191,6 +214,7 @@ class DependencyChecks:
                 return CheckAnswer("does not exist, will be created")
             return CheckAnswer("does not exist; create it, or set KINESIS_CREATE_STREAM=true", CheckStatus.FAILED)
         self.facts.retentions[f"stream {stream.name}"] = summary.retention
+        self.facts.open_stream_shard_count = summary.open_stream_shard_count
         count, kept = summary.open_stream_shard_count, format_hours(summary.retention)
         return CheckAnswer(f"{summary.status.lower()}, {count} open stream shards, records kept for {kept}")
 
