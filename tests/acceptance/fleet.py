@@ -1,6 +1,6 @@
 """Replicas that come and go while the stream is resharded: nothing lost, doubled or out of order, seen from outside.
 
-    python tests/acceptance/fleet.py --operations 20000 --stream-shards 16
+    python tests/acceptance/fleet.py --operations 20000 --stream-shards 16 [--read fan-out]
 
 Starts the embedded stack and the replicas itself. While a producer sends, the fleet goes 1 → 4 → 2 replicas, one is
 killed with -9, one is frozen for longer than a lease lasts and goes on, one is stopped in order, and the stream goes
@@ -17,7 +17,7 @@ import itertools
 import secrets
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from rich.console import Console
 
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--tenants", type=int, default=10)
     parser.add_argument("--rate", type=float, default=400.0, help="most records a second")
     parser.add_argument("--lease-duration", type=float, default=3.0)
+    parser.add_argument("--read", choices=("polling", "fan-out"), default="polling")
     parser.add_argument("--freeze-shard", type=float, default=0.0, metavar="SECONDS")
     parser.add_argument("--seed", type=int, default=None, help="repeat an earlier run's records")
     sys.exit(asyncio.run(run(parser.parse_args(), Console(soft_wrap=True, highlight=False))))
@@ -69,7 +70,8 @@ async def run(arguments: argparse.Namespace, console: Console) -> int:
         # While a shard is away nothing may be left to do.
         idle_s = IDLE_S + arguments.freeze_shard
         trial = Trial(load, lambda: stack.env, on_tick=on_tick, timeout_s=600, idle_s=idle_s)
-        fleet = _Fleet(stack, arguments.lease_duration, console)
+        env = {"KINESIS_LEASE_DURATION_SECONDS": str(arguments.lease_duration), "KINESIS_READ": arguments.read}
+        fleet = _Fleet(stack, arguments.lease_duration, env, console)
         await fleet.start(1)
         async with asyncio.TaskGroup() as tasks:
             happening = [tasks.create_task(happen(trial, fleet, arguments.stream_shards))]
@@ -129,8 +131,9 @@ async def _settled_share(trial: Trial, share: float) -> None:
 class _Fleet:
     """The replicas, and what is done to them."""
 
-    def __init__(self, stack: Stack, lease_duration_s: float, console: Console) -> None:
+    def __init__(self, stack: Stack, lease_duration_s: float, env: Mapping[str, str], console: Console) -> None:
         self._stack = stack
+        self._env = env
         self._duration_s = lease_duration_s
         self._console = console
         self._numbers = itertools.count()
@@ -138,7 +141,7 @@ class _Fleet:
 
     async def start(self, count: int) -> None:
         """Start *count* more replicas."""
-        env = self._stack.env | {"KINESIS_LEASE_DURATION_SECONDS": str(self._duration_s)}
+        env = self._stack.env | dict(self._env)
         for _ in range(count):
             worker = WorkerProcess(self._stack.group, env, number=next(self._numbers))
             worker.start()

@@ -1,7 +1,7 @@
 """What is held and what goes on, with a chain of changes for every resource, seen from outside.
 
     python tests/acceptance/holding.py late-tenant [--operations 5000]
-    python tests/acceptance/holding.py reshard [--seconds 20]
+    python tests/acceptance/holding.py reshard [--seconds 20] [--read fan-out]
 
 `late-tenant`: a tenant is registered after its first operations were sent. `reshard`: while one Postgres server is
 frozen the stream is split and merged again; the tenants of the other shards must go on in the children. Exit status 0
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--prompt-seconds", type=float, default=PROMPT_S, help="most, p99 of the others")
     parser.add_argument("--stream-shards", type=int, default=4)
     parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--read", choices=("polling", "fan-out"), default="polling")
     parser.add_argument("--kill-worker", action="store_true", help="with kill -9, when everything is held")
     sys.exit(asyncio.run(run(parser.parse_args())))
 
@@ -48,7 +49,7 @@ def main() -> None:
 async def run(arguments: argparse.Namespace) -> int:
     """Run the scenario and return the exit status."""
     console = open_console()
-    worker_env = {"KINESIS_LEASE_DURATION_SECONDS": str(LEASE_DURATION_S)}
+    worker_env = {"KINESIS_LEASE_DURATION_SECONDS": str(LEASE_DURATION_S), "KINESIS_READ": arguments.read}
     testbed = Testbed(shards=3, stream_shards=arguments.stream_shards, tenants_per_shard=4, worker_env=worker_env)
     async with testbed, asyncio.TaskGroup() as tasks:
         sampling = tasks.create_task(testbed.memory.run(), name="memory")

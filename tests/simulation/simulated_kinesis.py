@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from botocore.exceptions import ClientError, ReadTimeoutError
 from simulation.simulated_network import Network
+from simulation.simulated_push import PushedBody, PushFaults
 from simulation.virtual_time import EPOCH
 
 from simplu_worker.consumers.kinesis.stream.client import decode_get_records
@@ -29,6 +30,7 @@ class KinesisService:
         self.is_false_end: Callable[[], bool] = self._draws_false_end  # whether the next reply looks like one
         self.false_ends = 0.0  # chance of that
         self.iterators: list[tuple[str, str]] = []  # stream shard and type of each iterator that was asked for
+        self.push_faults = PushFaults()
         self._was_false = False
         self._actions = KinesisActions(self.account)
 
@@ -62,6 +64,17 @@ class KinesisService:
             raise ClientError({"Error": {"Code": exc.code, "Message": exc.message}}, action) from exc
         reply: dict[str, Any] = msgspec.json.decode(answer) if answer else {}
         return reply
+
+    def subscribe(self, **arguments: Any) -> dict[str, Any]:
+        """Do what SubscribeToShard asks; the events come later. Raises ClientError."""
+        faults = self.push_faults
+        try:
+            faults.refuse()
+            request = self._actions.decode("SubscribeToShard", msgspec.json.encode(arguments))
+            subscription = self._actions.subscribe(request, self.now_ms)
+        except KinesisError as exc:
+            raise ClientError({"Error": {"Code": exc.code, "Message": exc.message}}, "SubscribeToShard") from exc
+        return {"EventStream": PushedBody(subscription, self.network, lambda: self.now_ms, faults)}
 
 
 class KinesisClient:
@@ -98,6 +111,22 @@ class KinesisClient:
         if self._service.is_false_end():
             reply |= {"NextShardIterator": None, "ChildShards": []}
         return reply
+
+    async def describe_stream_consumer(self, **arguments: Any) -> dict[str, Any]:
+        """API_DescribeStreamConsumer."""
+        return await self._ask("DescribeStreamConsumer", arguments)
+
+    async def register_stream_consumer(self, **arguments: Any) -> dict[str, Any]:
+        """API_RegisterStreamConsumer."""
+        return await self._ask("RegisterStreamConsumer", arguments)
+
+    async def subscribe_to_shard(self, **arguments: Any) -> dict[str, Any]:
+        """API_SubscribeToShard."""
+        start = arguments["StartingPosition"]
+        if "Timestamp" in start:
+            arguments["StartingPosition"] = start | {"Timestamp": start["Timestamp"].timestamp()}
+        subscribe = functools.partial(self._service.subscribe, **arguments)
+        return await self._service.network.ask(SERVICE, subscribe, lost=_lost)
 
     async def _ask(self, action: str, arguments: dict[str, Any]) -> dict[str, Any]:
         network = self._service.network

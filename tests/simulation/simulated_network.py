@@ -38,7 +38,7 @@ class Network:
         self.trouble = Trouble()
         self.down: set[str] = set()  # services that answer nobody
         self.slow: dict[str, float] = {}  # by service: how many seconds longer it takes
-        self._nobody = contextvars.copy_context()  # what lands runs as no process, so it runs whoever is stopped
+        self.nobody = contextvars.copy_context()  # what lands runs as no process, so it runs whoever is stopped
 
     async def ask(self, service: str, serve: Callable[[], T], *, lost: Callable[[], Exception]) -> T:
         """Run *serve* at *service* some time later; return, or raise, its result after some more time.
@@ -82,4 +82,4 @@ class Network:
         delay_s = 0.001 + draw() * 0.02 + longer_s * (0.5 + draw() / 2)
         if draw() < LONG_DELAY_CHANCE:
             delay_s += draw() * self.trouble.longest_s
-        self.loop.call_later(delay_s, callback, *arguments, context=self._nobody)
+        self.loop.call_later(delay_s, callback, *arguments, context=self.nobody)

@@ -32,7 +32,9 @@ from simplu_worker.consumers.kinesis.leases.lease import Lease, lease_of, worker
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.reader.reader_parameters import ReaderSettings
 from simplu_worker.consumers.kinesis.stream.client import Stream
+from simplu_worker.consumers.kinesis.stream.consumers import StreamConsumers
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
+from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
 from simplu_worker.local.kinesis.model import KinesisOptions
 from simplu_worker.shards.gateway import ShardGateway
 
@@ -99,6 +101,7 @@ class Replica:
             cast("ShardGateway", SimulatedGateway(world.shards)),
             SimulatedDeadLetters(world.shards),
             PrefetchMemory(plan.prefetch_max_bytes),
+            _subscriptions(world) if world.is_pushed else None,
         )
         settings = FleetSettings(
             lease_duration_s=plan.lease_duration_s,
@@ -154,6 +157,7 @@ class World:
         self.ledger = Ledger(self.shards, tenant_wait=tenant_wait, is_closed=self.kinesis.is_closed)
         self.table = self.dynamodb.table(APPLICATION)
         self.table.watch = self._watch_lease
+        self.is_pushed = False  # whether replicas read by push
         self.replicas: list[Replica] = []
         self._processes: list[Process] = []
         for number in range(plan.tenant_count):
@@ -306,6 +310,11 @@ class World:
             for task in tasks:
                 task.cancel()
             self.loop.run_until_complete(asyncio.wait(tasks))
+
+
+def _subscriptions(world: World) -> Subscriptions:
+    client = KinesisClient(world.kinesis)
+    return Subscriptions(client, StreamConsumers(client, STREAM), APPLICATION)
 
 
 def bound_sets(names_max: int, tenant_holds_max: int) -> None:

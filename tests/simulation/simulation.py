@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from simulation.disasters import draw_trouble, storm, strike
 from simulation.moves import keep_moving, with_room_for_moves
 from simulation.simulated_network import Trouble
+from simulation.simulated_push import PushFaults
 from simulation.simulated_world import FleetMaker, Plan, ViolationError, Weather, World, a_world
 
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
@@ -204,6 +205,7 @@ def _repair(world: World) -> None:
     world.network.down.clear()
     world.network.slow.clear()
     world.kinesis.false_ends = 0.0
+    world.kinesis.push_faults = PushFaults()
     strangers = list(world.shards.tenants)[:1] if world.plan.has_strangers else []
     for tenant in world.shards.tenants.values():
         world.shards.let_go_on(tenant)

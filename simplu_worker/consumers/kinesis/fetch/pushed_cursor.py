@@ -21,7 +21,7 @@ from simplu_worker.consumers.kinesis.fetch.subscription_schedule import (
     Loss,
     SubscriptionSchedule,
 )
-from simplu_worker.consumers.kinesis.stream.client import AfterSequenceNumber, Reply, Start
+from simplu_worker.consumers.kinesis.stream.client import AfterSequenceNumber, Record, Reply, Start
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscription, Subscriptions, TakenOverError
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
@@ -70,7 +70,7 @@ class PushedCursor(Cursor):
         if not self.is_closed:
             await self._subscribe_if_due()
         if self._subscription is None:
-            return await super().read(stopping)
+            return await self._poll(stopping)
         try:
             return await self._read_event(self._subscription, stopping)
         except TakenOverError as exc:
@@ -79,6 +79,9 @@ class PushedCursor(Cursor):
             self._note_loss(Loss.ENDED, str(exc))
         self.release_memory()
         return None
+
+    async def _poll(self, stopping: asyncio.Event) -> Reply | None:
+        return await super().read(stopping)
 
     def close(self) -> None:
         """End the subscription; idempotent."""
@@ -90,9 +93,8 @@ class PushedCursor(Cursor):
         is_due = self._schedule.is_call_due if self._subscription is None else self._schedule.is_renewal_due
         if not is_due(called_at):
             return
-        start = self._continuation or self._start
         try:
-            subscription = await self._subscriptions.open(self._access.stream_shard_id, start)
+            subscription = await self._subscriptions.open(self._access.stream_shard_id, self._next_start())
         except (RetryableError, PermanentError) as exc:
             self._note_failed_call(exc)
             return
@@ -102,6 +104,10 @@ class PushedCursor(Cursor):
         self._schedule.note_accepted(loop_time())
         instruments.KINESIS_SUBSCRIPTIONS.labels("accepted").inc()
         log.info("subscription.opened", stream_shard_id=self._access.stream_shard_id)
+
+    def _next_start(self) -> Start:
+        """Return where the next subscription starts: behind the last record, or further where none was found there."""
+        return self._continuation or self._start
 
     async def _read_event(self, subscription: Subscription, stopping: asyncio.Event) -> Reply | None:
         """Return the next event; None when *stopping* is set, memory is short, or the renewal is due.
@@ -120,14 +126,19 @@ class PushedCursor(Cursor):
             now = loop_time()
             if stopping.is_set() or self._schedule.is_renewal_due(now):
                 return None
-            if now >= heard_at + SILENT_AFTER_S:
+            silent_at = self._silent_at(heard_at)
+            if now >= silent_at:
                 self._note_loss(Loss.SILENT, f"SubscribeToShard: no event for {SILENT_AFTER_S:.0f} s")
                 return None
-            within_s = min(heard_at + SILENT_AFTER_S, self._schedule.renewal_at) - now
+            within_s = min(silent_at, self._schedule.renewal_at) - now
             if await subscription.receive(stopping, within_s=within_s):
                 heard_at = loop_time()
                 if heard_at - now >= DRAINED_AFTER_S:
                     self._drained_at = now
+
+    def _silent_at(self, heard_at: float) -> float:
+        """Return when the subscription counts as dead: Kinesis would have sent something by then."""
+        return heard_at + SILENT_AFTER_S
 
     def _reserve(self, size_bytes: int) -> bool:
         """Reserve the memory of an event; return False while memory is short."""
@@ -140,9 +151,7 @@ class PushedCursor(Cursor):
 
     def _accept(self, event: Reply) -> Reply:
         """Note an event, and return it without records that came before."""
-        records = event.records
-        if records and int(records[0].sequence_number) <= self._last_number:
-            records = [record for record in records if int(record.sequence_number) > self._last_number]
+        records = self._drop_repeats(event.records)
         reply = replace(event, records=records)
         self._access.memory.correct(self._held_bytes, reply.size_bytes)
         self._held_bytes = reply.size_bytes
@@ -160,6 +169,12 @@ class PushedCursor(Cursor):
         if self.is_closed:
             self._leave()
         return reply
+
+    def _drop_repeats(self, records: list[Record]) -> list[Record]:
+        """Return the records without those that were read before."""
+        if not records or int(records[0].sequence_number) > self._last_number:
+            return records
+        return [record for record in records if int(record.sequence_number) > self._last_number]
 
     def _note_time(self, arrived_before: datetime | None, now: float, *, has_records: bool) -> None:
         """Note of which time an event without records is: it may have waited for the reader, unless that waited for it.
