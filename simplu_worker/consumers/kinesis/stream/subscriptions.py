@@ -142,7 +142,7 @@ class Subscription:
         """
         try:
             while (message := self._buffer.take()) is not None:
-                if (reply := _reply_of(message)) is not None:
+                if (reply := decode_event(message)) is not None:
                     return reply
         except (MessageError, msgspec.DecodeError) as exc:
             raise RetryableError(f"SubscribeToShard: {exc}") from exc
@@ -175,7 +175,7 @@ _event_decoder = msgspec.json.Decoder(_PushedEvent, strict=False)  # times are n
 _failure_decoder = msgspec.json.Decoder(_Failure)
 
 
-def _reply_of(message: EventMessage) -> Reply | None:
+def decode_event(message: EventMessage) -> Reply | None:
     """Return the reply of an event with records; None of any other. Raises the error of an exception."""
     headers = message.headers
     if headers.get(":message-type") != "event":

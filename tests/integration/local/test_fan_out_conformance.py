@@ -1,0 +1,188 @@
+"""The same tests of enhanced fan-out, of the local Kinesis and of another one, read by the worker's own door.
+
+moto has no subscriptions. kinesis-mock 0.6 sends events as AWS does, but no initial-response, and each test names what
+else it lacks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+import pytest
+from support.aws.endpoints import CREDENTIALS, client_of
+from support.aws.kinesis_endpoints import Servers, kinesis_servers
+
+from simplu_worker.aws.clients import Client
+from simplu_worker.consumers.kinesis.stream.client import AfterSequenceNumber, Latest, Reply, Start, TrimHorizon
+from simplu_worker.consumers.kinesis.stream.consumers import StreamConsumers
+from simplu_worker.consumers.kinesis.stream.subscriptions import (
+    EndOfSubscriptionError,
+    Subscription,
+    Subscriptions,
+)
+from simplu_worker.errors import RetryableError
+from simplu_worker.local.processes.loopback import poll_until
+
+pytestmark = pytest.mark.slow(10)
+
+SHARD = "shardId-000000000000"
+BOTH = pytest.mark.parametrize("endpoint_url", ["ours", "kinesis-mock"], indirect=True)
+WITHIN_S = 8.0
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Servers]:
+    """Keep the servers for the tests of this file; each test makes its own stream."""
+    with kinesis_servers() as servers:
+        yield servers
+
+
+@pytest.fixture
+def endpoint_url(request: pytest.FixtureRequest, servers: Servers) -> str:
+    """Return the URL of the server that the test's parameter names."""
+    return servers.url_of(request.param)
+
+
+class Stream:
+    """A stream of its own for one test, with one stream shard."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self.name = f"stream-{uuid4()}"
+        self.consumers = StreamConsumers(client, self.name)
+        self.subscriptions = Subscriptions(client, self.consumers, "me")
+
+    async def settle(self) -> None:
+        """Wait until the stream is ACTIVE."""
+
+        async def active() -> bool:
+            described = await self.client.describe_stream_summary(StreamName=self.name)
+            return bool(described["StreamDescriptionSummary"]["StreamStatus"] == "ACTIVE")
+
+        assert await poll_until(active, within_s=10)
+
+    async def put(self, *texts: str) -> list[str]:
+        """Put records one by one; return their sequence numbers."""
+        put = [
+            await self.client.put_record(StreamName=self.name, PartitionKey="key", Data=text.encode()) for text in texts
+        ]
+        return [one["SequenceNumber"] for one in put]
+
+    @asynccontextmanager
+    async def subscribe(self, start: Start) -> AsyncIterator[Subscription]:
+        """Subscribe, once the consumer is ACTIVE."""
+        async with asyncio.timeout(WITHIN_S):
+            while True:
+                try:
+                    subscription = await self.subscriptions.open(SHARD, start)
+                    break
+                except RetryableError:
+                    await asyncio.sleep(0.1)
+        try:
+            yield subscription
+        finally:
+            subscription.close()
+
+
+@pytest.fixture
+async def stream(endpoint_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stream]:
+    """Return a stream that is active."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    async with client_of("kinesis", endpoint_url) as client:
+        stream = Stream(client)
+        await client.create_stream(StreamName=stream.name, ShardCount=1)
+        await stream.settle()
+        yield stream
+
+
+async def next_reply(subscription: Subscription) -> Reply:
+    """Return the next event. Raises EndOfSubscriptionError."""
+    async with asyncio.timeout(WITHIN_S):
+        while (reply := subscription.take()) is None:
+            await subscription.receive(asyncio.Event(), within_s=1.0)
+        return reply
+
+
+async def texts(subscription: Subscription, count: int) -> list[str]:
+    """Return the data of the next *count* records."""
+    found: list[str] = []
+    while len(found) < count:
+        found += [record.data.decode() for record in (await next_reply(subscription)).records]
+    return found
+
+
+@BOTH
+async def test_consumer_is_registered_once_found_again_and_removed(stream: Stream) -> None:
+    """API_RegisterStreamConsumer, API_DescribeStreamConsumer, API_ListStreamConsumers, API_DeregisterStreamConsumer."""
+    assert await stream.consumers.find("me") is None
+    registered = await stream.consumers.ensure("me")
+    assert registered.arn.rpartition(":")[0].endswith(f":stream/{stream.name}/consumer/me")
+
+    async def active() -> bool:
+        return (await stream.consumers.ensure("me")).status == "ACTIVE"
+
+    assert await poll_until(active, within_s=WITHIN_S)
+    assert [(one.name, one.arn) for one in await stream.consumers.list()] == [("me", registered.arn)]
+    assert await stream.consumers.remove("me")
+
+    async def is_gone() -> bool:
+        return await stream.consumers.find("me") is None
+
+    assert await poll_until(is_gone, within_s=WITHIN_S)
+
+
+@BOTH
+async def test_records_are_pushed_from_the_position_on(stream: Stream) -> None:
+    """API_StartingPosition: what is stored, then what comes; the continuation is a position to go on from."""
+    await stream.put("a", "b")
+    async with stream.subscribe(TrimHorizon()) as subscription:
+        assert await texts(subscription, 2) == ["a", "b"]
+        (number,) = await stream.put("c")
+        reply = await next_reply(subscription)
+        while not reply.records:
+            reply = await next_reply(subscription)
+        (record,) = reply.records
+        assert (record.data, record.sequence_number, record.partition_key) == (b"c", number, "key")
+        assert reply.next_iterator is not None
+        assert int(reply.next_iterator) >= int(number)
+
+
+@BOTH
+@pytest.mark.parametrize("kind", ["after", "latest"])
+async def test_subscription_begins_behind_a_record_or_with_the_next(stream: Stream, kind: str) -> None:
+    """API_StartingPosition, AFTER_SEQUENCE_NUMBER and LATEST."""
+    numbers = await stream.put("a", "b")
+    start: Start = AfterSequenceNumber(numbers[0]) if kind == "after" else Latest()
+    async with stream.subscribe(start) as subscription:
+        await stream.put("c")
+        expected = ["b", "c"] if kind == "after" else ["c"]
+        assert await texts(subscription, len(expected)) == expected
+
+
+@pytest.mark.parametrize("endpoint_url", ["ours"], indirect=True)
+async def test_end_of_a_closed_stream_shard_names_its_children(stream: Stream) -> None:
+    """API_SubscribeToShardEvent, ChildShards: both, with their parent, and then the subscription is over.
+
+    kinesis-mock goes on with empty events and names no children.
+    """
+    await stream.put("a")
+    await stream.client.split_shard(StreamName=stream.name, ShardToSplit=SHARD, NewStartingHashKey=str(2**127))
+    await stream.settle()
+    children: set[tuple[str, frozenset[str]]] = set()
+    found: list[str] = []
+    async with stream.subscribe(TrimHorizon()) as subscription:
+        for _ in range(3):
+            reply = await next_reply(subscription)
+            found += [record.data.decode() for record in reply.records]
+            children = {(child.stream_shard_id, child.parents) for child in reply.child_shards}
+            if children:
+                break
+        with pytest.raises(EndOfSubscriptionError):
+            await next_reply(subscription)
+    assert found == ["a"]
+    parents = frozenset({SHARD})
+    assert children == {("shardId-000000000001", parents), ("shardId-000000000002", parents)}
