@@ -72,7 +72,8 @@ class PushedCursor(Cursor):
         if self._subscription is None:
             return await self._poll(stopping)
         try:
-            return await self._read_event(self._subscription, stopping)
+            if (reply := await self._read_event(self._subscription, stopping)) is not None:
+                return reply
         except TakenOverError as exc:
             self._note_loss(Loss.TAKEN_OVER, str(exc))
         except (RetryableError, PermanentError) as exc:

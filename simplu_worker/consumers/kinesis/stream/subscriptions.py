@@ -9,7 +9,6 @@ import asyncio
 from typing import Any, Protocol, assert_never
 
 import msgspec
-import structlog
 
 from simplu_worker.aws.clients import AWS_ERRORS, Client, error_code, translate
 from simplu_worker.consumers.kinesis.stream.client import (
@@ -30,8 +29,6 @@ from simplu_worker.timing.waits import wait_any
 
 OPEN_TIMEOUT_S = 5.0  # until the answer begins; AWS answers within a few tenths
 IN_USE = "ResourceInUseException"
-
-log = structlog.get_logger(__name__)
 
 
 class TakenOverError(RetryableError):
@@ -66,15 +63,17 @@ class Subscriptions:
 
         Raises TakenOverError, another RetryableError (also while the consumer is being registered), or PermanentError.
         """
-        arn = await self._find_arn()
-        position = _starting_position(start)
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
-                reply = await self._client.subscribe_to_shard(
-                    ConsumerARN=arn, ShardId=stream_shard_id, StartingPosition=position
-                )
+                return await self._open(await self._find_arn(), stream_shard_id, _starting_position(start))
         except TimeoutError:
             raise RetryableError(f"SubscribeToShard: no answer in {OPEN_TIMEOUT_S:.0f} s") from None
+
+    async def _open(self, arn: str, stream_shard_id: str, position: dict[str, Any]) -> Subscription:
+        try:
+            reply = await self._client.subscribe_to_shard(
+                ConsumerARN=arn, ShardId=stream_shard_id, StartingPosition=position
+            )
         except AWS_ERRORS as exc:
             if error_code(exc) == NOT_FOUND:
                 self._arn = None  # the consumer may have been removed: it is registered again
@@ -120,7 +119,7 @@ class Subscription:
         if self._receiving is None:
             self._has_received.clear()
             self._receiving = asyncio.create_task(self._body.read_any())
-            self._receiving.add_done_callback(lambda _: self._has_received.set())
+            self._receiving.add_done_callback(self._note_received)
         await wait_any(self._has_received, stopping, within_s=within_s)
         if not self._receiving.done():
             return False
@@ -133,6 +132,11 @@ class Subscription:
             raise EndOfSubscriptionError("the subscription has ended")
         self._buffer.add(part)
         return True
+
+    def _note_received(self, received: asyncio.Task[bytes]) -> None:
+        if not received.cancelled():
+            received.exception()  # is retrieved here, where the subscription is closed before its next read
+        self._has_received.set()
 
     def take(self) -> Reply | None:
         """Return the next event as a reply of GetRecords; None before all of it is there.
