@@ -150,6 +150,11 @@ class Subscription:
                     return reply
         except (MessageError, msgspec.DecodeError) as exc:
             raise RetryableError(f"SubscribeToShard: {exc}") from exc
+        # Child shards without a member, numbers that are none, JSON that is too deep.
+        except (ValueError, KeyError, TypeError, RecursionError) as exc:
+            raise RetryableError(
+                f"SubscribeToShard: expected an event of AWS, got another ({type(exc).__name__})"
+            ) from None
         return None
 
     def close(self) -> None:
@@ -188,6 +193,11 @@ def decode_event(message: EventMessage) -> Reply | None:
         return None  # such as initial-response
     event = _event_decoder.decode(message.payload)
     records = event.records
+    numbers = [record.sequence_number for record in records]
+    if event.continuation_sequence_number:
+        numbers.append(event.continuation_sequence_number)
+    if not all(number.isdecimal() for number in numbers):
+        raise ValueError("expected sequence numbers in decimal digits")
     return Reply(
         records=records,
         next_iterator=event.continuation_sequence_number or None,

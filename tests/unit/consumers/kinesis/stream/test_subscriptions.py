@@ -1,0 +1,78 @@
+"""Events of a subscription as replies, and the error of everything else that may come."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from simplu_worker.consumers.kinesis.stream.client import Reply
+from simplu_worker.consumers.kinesis.stream.subscriptions import (
+    EndOfSubscriptionError,
+    Subscription,
+    TakenOverError,
+)
+from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.local.kinesis.fan_out.event_stream import encode_event, encode_exception, encode_message
+
+EVENT = "SubscribeToShardEvent"
+RECORD = b'{"SequenceNumber":"12","ApproximateArrivalTimestamp":1700000000.5,"PartitionKey":"key","Data":"e30="}'
+
+
+class Body:
+    """An answer that is there."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    async def read_any(self) -> bytes:
+        """Return all of it, then the end."""
+        data, self._data = self._data, b""
+        return data
+
+    def close(self) -> None:
+        """Be done."""
+
+
+async def first(data: bytes) -> Reply:
+    """Return the first reply of an event stream."""
+    subscription = Subscription(Body(data))
+    while (reply := subscription.take()) is None:
+        await subscription.receive(asyncio.Event(), within_s=1.0)
+    return reply
+
+
+async def test_event_is_the_reply_that_get_records_would_give() -> None:
+    """The position to continue from is in the place of the next iterator; other events are passed over."""
+    body = b'{"Records":[%b],"ContinuationSequenceNumber":"13","MillisBehindLatest":7}' % RECORD
+    reply = await first(encode_event("initial-response", b"{}", "") + encode_event(EVENT, body, ""))
+    (record,) = reply.records
+    assert (record.sequence_number, record.partition_key, record.data) == ("12", "key", b"{}")
+    assert record.arrived_at.timestamp() == 1700000000.5
+    assert (reply.next_iterator, reply.millis_behind, reply.child_shards, reply.size_bytes) == ("13", 7, (), 5)
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        (b"", EndOfSubscriptionError),
+        (encode_exception("ResourceInUseException", b'{"message":"taken"}', ""), TakenOverError),
+        (encode_exception("ResourceNotFoundException", b'{"message":"gone"}', ""), PermanentError),
+        (encode_exception("InternalFailureException", b"{}", ""), RetryableError),
+        (encode_exception("InternalFailureException", b"none", ""), RetryableError),
+        (encode_message({":message-type": "error", ":error-code": "InternalError"}, b""), RetryableError),
+        (encode_event(EVENT, b"[]", ""), RetryableError),
+        (encode_event(EVENT, b'{"Records":[' + RECORD.replace(b'"12"', b'"x"') + b"]}", ""), RetryableError),
+        (encode_event(EVENT, b'{"Records":[],"ContinuationSequenceNumber":"x"}', ""), RetryableError),
+        (encode_event(EVENT, b'{"Records":[],"ChildShards":[{}]}', ""), RetryableError),
+        (
+            encode_event(EVENT, b'{"Records":[],"ChildShards":[' + b'{"a":' * 5000 + b"}" * 5000 + b"]}", ""),
+            RetryableError,
+        ),
+        (b"x" * 40, RetryableError),
+    ],
+)
+async def test_everything_else_is_an_error_of_the_worker(data: bytes, error: type[Exception]) -> None:
+    """The reader polls then, and subscribes again."""
+    with pytest.raises(error):
+        await first(data)
