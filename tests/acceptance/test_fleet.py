@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 from acceptance.programs import run_program
 
+from simplu_worker.local.aws_server.server import send_commands
 from simplu_worker.local.demo.trial import Trial, TrialLoad, TrialSnapshot
 from simplu_worker.local.processes.worker_process import WorkerProcess
 from simplu_worker.local.stack.stack import Stack
@@ -57,3 +58,23 @@ async def test_replay_drops_what_was_applied_when_the_stream_is_read_again(stack
     letters = sum(answer["deadLetters"].values())
     assert outcomes["duplicate"] + letters == result.produced
     await worker.stop(within_s=35)
+
+
+@pytest.mark.slow(16)
+@pytest.mark.asyncio(loop_scope="module")
+async def test_consumer_stays_when_a_worker_that_reads_by_push_stops(stack: Stack) -> None:
+    """The consumer stays when the worker stops, and the next worker finds it again."""
+    env = stack.env | {"KINESIS_READ": "fan-out"}
+    for number in range(2):
+        worker = WorkerProcess(stack.group, env, number=10 + number)
+        worker.start()
+        await worker.wait_ready()
+        load = TrialLoad(200, number, run=f"push-{number}", tenants=4)
+        result = await Trial(load, lambda: stack.env, on_tick=_ignore).run()
+        assert result.report.differences == []
+        await worker.stop(within_s=35)
+    state = await send_commands(stack.kinesis_url)
+    consumers = state["streams"][stack.env["KINESIS_STREAM_NAME"]]["consumers"]
+    assert consumers == {stack.env["KINESIS_APPLICATION_NAME"]: {"subscriptions": 2}}
+    assert state["calls"]["RegisterStreamConsumer"] == 1
+    assert state["calls"]["SubscribeToShard"] >= 4
