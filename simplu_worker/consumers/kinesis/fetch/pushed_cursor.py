@@ -134,7 +134,7 @@ class PushedCursor(Cursor):
             within_s = min(silent_at, self._schedule.renewal_at) - now
             if await subscription.receive(stopping, within_s=within_s):
                 heard_at = loop_time()
-                if heard_at - now >= DRAINED_AFTER_S:
+                if size_bytes is None and heard_at - now >= DRAINED_AFTER_S:  # not in the middle of an event
                     self._drained_at = now
 
     def _silent_at(self, heard_at: float) -> float:
