@@ -196,7 +196,8 @@ def decode_event(message: EventMessage) -> Reply | None:
     numbers = [record.sequence_number for record in records]
     if event.continuation_sequence_number:
         numbers.append(event.continuation_sequence_number)
-    if not all(number.isdecimal() for number in numbers):
+    # All at once, as bytes: one by one they take a third of the time in which an event is decoded.
+    if numbers and not ("".join(numbers).encode().isdigit() and all(numbers)):
         raise ValueError("expected sequence numbers in decimal digits")
     return Reply(
         records=records,
