@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -30,6 +29,7 @@ from simplu_worker.consumers.kinesis.holding.tenant_set import NAMES_MAX
 from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch, KclTables
 from simplu_worker.consumers.kinesis.leases.lease import Lease, lease_of, worker_id
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
+from simplu_worker.consumers.kinesis.leases.load_balancing import FIXED_KBPS, GAIN, HEAVY, LIGHT
 from simplu_worker.consumers.kinesis.reader.reader_parameters import ReaderSettings
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.kinesis.stream.consumers import StreamConsumers
@@ -287,10 +287,10 @@ class World:
             if owned != replica.running():
                 problems.append(f"{me} owns {owned} and reads {replica.running()}")
             problems += [f"{me} has not passed {key}" for key in owned if not self._is_passed(replica, unfinished[key])]
-        counts = Counter(lease.owner for lease in unfinished.values())
-        by_replica = [counts[me] for me in alive]
-        if not by_replica or max(by_replica) - min(by_replica) > 1:
-            problems.append(f"the leases are not even: {by_replica}")
+        loads = {key: FIXED_KBPS + (lease.throughput_kbps or 0.0) for key, lease in unfinished.items()}
+        by_replica = {me: [loads[key] for key, one in unfinished.items() if one.owner == me] for me in alive}
+        if not are_even(by_replica.values()):
+            problems.append(f"the leases are not even, nor their loads: {by_replica}")
         return problems
 
     def _is_passed(self, replica: Replica, lease: Lease) -> bool:
@@ -310,6 +310,16 @@ class World:
             for task in tasks:
                 task.cancel()
             self.loop.run_until_complete(asyncio.wait(tasks))
+
+
+def are_even(loads: Collection[Sequence[float]]) -> bool:
+    """Return whether replicas have as many leases as others, or loads of which a move would not make more even ones."""
+    counts = [len(one) for one in loads]
+    if not counts or max(counts) - min(counts) <= 1:
+        return bool(counts)
+    heaviest, lightest = max(loads, key=sum), min(loads, key=sum)
+    gap, mean = sum(heaviest) - sum(lightest), sum(map(sum, loads)) / len(loads)
+    return gap <= (HEAVY - LIGHT) * mean or min(heaviest) > gap - GAIN * mean
 
 
 def _subscriptions(world: World) -> Subscriptions:
