@@ -575,7 +575,7 @@ WRONG_DESIGNS = {
         _with_reader(ownership_class=_SteadyOwnership), seed=495
     ),
     "rows are not read again when tenants are released from the parents": WrongDesign(
-        _with_reader(positions_class=_ContentPositions), seed=2395
+        _with_reader(positions_class=_ContentPositions), _lose_all_behind_splits, seed=68
     ),
     "dropped operations of parents are read again as own ones": WrongDesign(
         _with_reader(ownership_class=_ParentlessOwnership), _lose_all_behind_splits, seed=382
