@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import random
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -202,10 +203,22 @@ async def test_worker_ends_a_fence_after_its_deadline_only(world: World) -> None
     assert await fetch(pool, "SELECT state, move_token FROM tenants") == [{"state": "active", "move_token": 8}]
 
 
-async def test_renamed_and_added_resources_are_moved_though_they_are_not_in_the_log(world: World) -> None:
+async def test_renamed_and_added_resources_are_moved_though_they_are_not_in_the_log(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A rename is noted by the shard itself; administrators are looked at in each delta."""
     source: ShardPool = world.shard_pools["a"]
-    is_copied = asyncio.Event()
+    is_copied, is_changed, original = asyncio.Event(), asyncio.Event(), source.transaction
+
+    @asynccontextmanager
+    async def transaction() -> AsyncIterator[Any]:
+        """Let the mover wait for the changes, which do not wait for its fence as those of a worker do."""
+        if is_copied.is_set():
+            await is_changed.wait()
+        async with original() as connection:
+            yield connection
+
+    monkeypatch.setattr(source, "transaction", transaction)
 
     def show(status: MoveStatus) -> None:
         if status.row_count >= 3000:
@@ -223,6 +236,7 @@ async def test_renamed_and_added_resources_are_moved_though_they_are_not_in_the_
         " ((SELECT staff_resource_type FROM business_types WHERE name = 'dental'), '{}')) AS made (type, data)",
         TENANT_ID,
     )
+    is_changed.set()
     certificate = await run
 
     assert certificate.verdict == "equal"
