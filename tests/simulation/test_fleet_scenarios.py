@@ -134,7 +134,7 @@ def test_leases_are_given_back_when_some_requests_fail_at_the_stop(trouble: Trou
         world.network.trouble = trouble
         world.alive()[0].stopping.set()
 
-        assert await time_until(world, lambda: is_all_read(world), within_s=30) <= 6.0
+        assert await time_until(world, lambda: is_all_read(world), within_s=30) <= 0.8 * CALM.lease_duration_s
 
     play(CALM, work)
 

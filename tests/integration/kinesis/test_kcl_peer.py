@@ -49,7 +49,7 @@ KNOWN_TO_THE_KCL = {
     "startingHashKey",
     "endingHashKey",
 }
-OUR_OWN = {"entityType", "simpluStartedAt", "simpluOwed"}
+OUR_OWN = {"entityType", "simpluStartedAt", "simpluOwed", "simpluMeteredBy"}
 
 
 class Clock:
@@ -107,7 +107,7 @@ async def shared(dynamodb: Client) -> Shared:
 
 
 async def test_table_of_a_kcl_application_is_taken_over_as_it_is(shared: Shared) -> None:
-    """Owner, counter and switches change, no other attribute, known or unknown."""
+    """Owner, counter, switches and our own meter change, no other attribute, known or unknown."""
     before = reference_row(KEY, AT, owner="kcl-a:uuid", counter=4711) | {
         "checkpointSubSequenceNumber": number(7),
         "parentShardId": {"SS": ["shardId-000000000000"]},
@@ -127,8 +127,11 @@ async def test_table_of_a_kcl_application_is_taken_over_as_it_is(shared: Shared)
         owner_switches=1,
         parents=frozenset({"shardId-000000000000"}),
         hash_range=HashRange(0, 17),
+        throughput_kbps=1.5,
+        metered_by=OURS,
     )
     changed = {"leaseOwner": {"S": OURS}, "leaseCounter": number(4712), "ownerSwitchesSinceCheckpoint": number(1)}
+    changed["simpluMeteredBy"] = {"S": OURS}
     assert await shared.read_row() == before | changed
 
 

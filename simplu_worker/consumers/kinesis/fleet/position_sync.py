@@ -156,8 +156,8 @@ class PositionSync:
             return
         try:
             if await positions.follow_moves(position):
-                unread = None
-            elif lineage.stream_shard_ids:
+                return
+            if lineage.stream_shard_ids:
                 unread = await positions.reconcile(position)
             else:
                 unread = await positions.reconcile_with(position, lineage, stored)

@@ -69,7 +69,7 @@ class ShardPosition:
         self.shard_id = shard_id
         self.claim = claim
         self.lock = asyncio.Lock()
-        self.was_read = False  # at least once
+        self.was_read = self._was_read_before = False  # at least once; and before it was adopted last
         self.is_current = False  # the row is known, and the operations that it lacks are being read again
         self.were_parents_settled = False  # before the row was read: no operation of a parent was pending
         self.written_at = float("-inf")  # monotonic
@@ -83,12 +83,12 @@ class ShardPosition:
         are_done = row is not None and row.parents_done
         self.claim.position = msgspec.structs.replace(self.claim.position, parents_done=are_done)
         self.were_parents_settled = are_parents_settled
-        self.was_read = self.is_current = True
+        self._was_read_before, self.was_read, self.is_current = self.was_read, True, True
         self.gap = None
 
     def forget_row(self) -> None:
-        """Make the reader read the row again, and search again for lost operations."""
-        self.is_current = False
+        """Make the reader read the row again, as if it had not adopted it: nothing was sent to the shard since."""
+        self.was_read, self.is_current = self._was_read_before, False
         self.claim.fencing_tokens = []
 
     def __repr__(self) -> str:
