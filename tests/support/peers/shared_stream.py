@@ -215,9 +215,12 @@ class SharedStream:
         return {key: row for key, row in rows.items() if row.get("entityType", {"S": "LEASE"}) == {"S": "LEASE"}}
 
     async def owner_counts(self) -> Counter[str]:
-        """Return how many leases of unfinished stream shards each owner has; those without one belong to ''."""
+        """Return how many leases of unfinished stream shards each owner has; those without one belong to ''.
+
+        One that is being handed over belongs to its last owner, which reads it until it has drained.
+        """
         return Counter(
-            row.get("leaseOwner", {"S": ""})["S"]
+            row.get("checkpointOwner", row.get("leaseOwner", {"S": ""}))["S"]
             for row in (await self.leases()).values()
             if row["checkpoint"] != {"S": "SHARD_END"}
         )
