@@ -66,6 +66,7 @@ async def shard_restored(scene: Scene) -> None:
     await scene.back_up("db-1")
     await scene.send("smile-berlin", HELD_COUNT)
     await scene.wait_until_applied()
+    await scene.wait_for_checkpoint()  # what shows that the backup is behind
     await scene.servers["db-1"].kill()
     await scene.send("smile-berlin", HELD_COUNT)
 

@@ -287,6 +287,16 @@ class Scene:
 
         assert await poll_until(are_applied, within_s=COMMAND_S), f"not applied once: {missing}"
 
+    async def wait_for_checkpoint(self) -> None:
+        """Wait until a lease has the checkpoint of a record: renewals write it every few seconds."""
+        async with aws_client("dynamodb", self.shell["DYNAMODB_ENDPOINT"]) as dynamodb:
+
+            async def has_one() -> bool:
+                rows = await dynamodb.scan(TableName=self.names[LEASES], ConsistentRead=True)
+                return any(row.get("checkpoint", {}).get("S", "").isdecimal() for row in rows["Items"])
+
+            assert await poll_until(has_one, within_s=COMMAND_S), "expected the checkpoint of a record in a lease"
+
     def _shard_urls(self) -> list[str]:
         """Return the addresses of the shards in the map, for the superuser."""
         shards = json.loads((self.folder / "shards.json").read_text(encoding="utf-8"))["shards"]
