@@ -66,7 +66,7 @@ async def shard_restored(scene: Scene) -> None:
     await scene.back_up("db-1")
     await scene.send("smile-berlin", HELD_COUNT)
     await scene.wait_until_applied()
-    await scene.wait_for_checkpoint()  # what shows that the backup is behind
+    await scene.wait_for_checkpoints()  # what shows that the backup is behind
     await scene.servers["db-1"].kill()
     await scene.send("smile-berlin", HELD_COUNT)
 
@@ -84,6 +84,7 @@ async def restore_tenant(scene: Scene) -> None:
     for tenant_id in ("smile-berlin", "fit-oslo", "smile-berlin"):
         await scene.send(tenant_id, HELD_COUNT)
         await scene.wait_until_applied()
+    await scene.wait_for_checkpoints()
     await execute(scene.servers["db-1"].url, "DELETE FROM resources WHERE id = 'smile-berlin'")
 
 

@@ -84,6 +84,7 @@ class Scene:
         self.backups: dict[str, CopiedServer] = {}  # by the server's
         self.names: dict[str, str] = {}
         self.sent: list[Sent] = []
+        self._ends: dict[str, str] = {}  # the sequence numbers of the last records, by stream shard
         self.output: list[str] = []
         self.worker: WorkerProcess | None = None
         self._page = page
@@ -262,6 +263,7 @@ class Scene:
         async with aws_client("kinesis", self.shell["AWS_ENDPOINT_URL_KINESIS"]) as kinesis:
             answer = await kinesis.put_records(StreamName=self.stream, Records=entries)
         assert not answer["FailedRecordCount"]
+        self._ends |= {one["ShardId"]: one["SequenceNumber"] for one in answer["Records"]}
 
     async def wait_for_log(self, event: str) -> None:
         """Wait until the worker has logged *event*."""
@@ -287,15 +289,16 @@ class Scene:
 
         assert await poll_until(are_applied, within_s=COMMAND_S), f"not applied once: {missing}"
 
-    async def wait_for_checkpoint(self) -> None:
-        """Wait until a lease has the checkpoint of a record: renewals write it every few seconds."""
+    async def wait_for_checkpoints(self) -> None:
+        """Wait until the leases have the last records that were put: renewals write checkpoints every few seconds."""
         async with aws_client("dynamodb", self.shell["DYNAMODB_ENDPOINT"]) as dynamodb:
 
-            async def has_one() -> bool:
+            async def are_written() -> bool:
                 rows = await dynamodb.scan(TableName=self.names[LEASES], ConsistentRead=True)
-                return any(row.get("checkpoint", {}).get("S", "").isdecimal() for row in rows["Items"])
+                checkpoints = {row["leaseKey"]["S"]: row["checkpoint"]["S"] for row in rows["Items"]}
+                return self._ends.items() <= checkpoints.items()
 
-            assert await poll_until(has_one, within_s=COMMAND_S), "expected the checkpoint of a record in a lease"
+            assert await poll_until(are_written, within_s=COMMAND_S), f"expected checkpoints {self._ends}"
 
     def _shard_urls(self) -> list[str]:
         """Return the addresses of the shards in the map, for the superuser."""
