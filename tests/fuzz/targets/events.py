@@ -70,6 +70,7 @@ def check(data: bytes) -> None:
 SEEDS: Final = (
     json.dumps(USUAL).encode(),
     RAW + encode_event("initial-response", b"{}", JSON) + encode_event("SubscribeToShardEvent", b"{}", JSON),
+    RAW + encode_event("initial-response", b"{}", JSON) + b"no prelude of a message",
     RAW + encode_exception("ResourceInUseException", b'{"message": "taken"}', JSON),
 )
 WORDS: Final = tuple(json.dumps(name).encode() for name in (*USUAL, *RECORD, *CHILD))

@@ -109,7 +109,7 @@ class Subscription:
         try:
             return self._buffer.next_size()
         except MessageError as exc:
-            raise RetryableError(str(exc)) from exc
+            raise RetryableError(f"SubscribeToShard: {exc}") from exc
 
     async def receive(self, stopping: asyncio.Event, *, within_s: float) -> bool:
         """Wait for bytes, *stopping*, or *within_s*; return whether bytes came.
