@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, RolledBackError, StatementFailedError
@@ -13,6 +13,7 @@ from simplu_worker.shards.types import PositionChangedError, PositionClaim
 
 UNCERTAIN_ATTEMPTS_MAX: Final = 20  # attempts with an unknown outcome that a claim remembers; beyond, the row is read
 
+EPOCH: Final = datetime.fromtimestamp(0, UTC)
 TIME_BITS: Final = 48
 RANDOM_BITS: Final = 76  # two of them are the variant, which is the same for all versions
 
@@ -45,6 +46,6 @@ def timed_token(token: uuid.UUID, at: datetime | None) -> str:
     """
     if at is None:
         return str(token)
-    milliseconds = max(0, int(at.timestamp() * 1000))
+    milliseconds = max(0, (at - EPOCH) // timedelta(milliseconds=1))
     random_bits = token.int & (1 << RANDOM_BITS) - 1
     return str(uuid.UUID(int=milliseconds << 128 - TIME_BITS | 7 << RANDOM_BITS | random_bits))

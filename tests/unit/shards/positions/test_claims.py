@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from simplu_worker.errors import RetryableError
@@ -161,6 +161,7 @@ times = st.integers(0, 10**14).map(
 )
 
 
+@example(uuid.uuid4(), datetime.fromtimestamp(0, UTC) + timedelta(microseconds=526_894_063_000))  # in floats: 062.999…
 @given(st.uuids(version=4), times)
 def test_token_contains_the_time_of_its_content_and_is_random_beside_it(token: uuid.UUID, at: datetime) -> None:
     """To the millisecond, as a UUID of version 7."""
