@@ -75,6 +75,7 @@ CITRUS_ENDPOINTS = ("get_shard", "register", "shards_health", "capacity", "put_s
 CITRUS_OUTCOMES = ("ok", "not_found", "conflict", "refused", "error", "timeout")
 SHARD_MAP_OUTCOMES = ("applied", "refused")
 PROVISIONING_OUTCOMES = ("succeeded", "existed", "failed", "undone")
+MOVE_OUTCOMES = ("moved", "differs", "undone", "failed")
 CACHE_OUTCOMES = ("done", "failed", "retried", "dropped")
 
 # From a commit right after the arrival, over a noticeable lag, to the wait for an unregistered tenant.
@@ -325,7 +326,19 @@ CACHE_WAITING = Gauge("simplu_cache_waiting", "Changed resources that are not ye
 CACHE_UNREACHABLE = Gauge(
     "simplu_cache_unreachable_seconds", "Time for which Redis has been unreachable; 0 when it is reachable or not used."
 )
-MOVES = Counter("simplu_moves_total", "Tenant moves that ended.", ["outcome"])
+# Every replica sees all moves, in the journals of the shards: add nothing up over replicas.
+MOVES = Counter("simplu_moves_total", "Moves of tenants between shards that ended, as each replica sees.", ["outcome"])
+MOVE_PAUSE = Histogram(
+    "simplu_move_pause_seconds",
+    "Time for which a moving tenant was on no shard, from its fence to its activation.",
+    buckets=SHARD_BUCKETS_S,
+)
+MOVE_ROWS = Counter("simplu_move_rows_total", "Rows copied by moves that ended, as each replica sees.")
+MOVES_UNFINISHED = Gauge("simplu_moves_unfinished", "Moves that have begun and not ended, as last seen.")
+MOVE_STANDING = Gauge(
+    "simplu_move_standing_seconds",
+    "Time since an unfinished move went on, of the one that has stood for longest; 0 without one.",
+)
 EVENT_LOOP_LAG = Gauge("simplu_event_loop_lag_seconds", "Delay of a timer of the event loop, as last measured.")
 
 
@@ -418,3 +431,4 @@ _start_at_zero(CITRUS_REQUEST, CITRUS_ENDPOINTS, CITRUS_OUTCOMES)
 _start_at_zero(PROVISIONING, PROVISIONING_OUTCOMES)
 _start_at_zero(SHARD_MAP_RELOADS, SHARD_MAP_OUTCOMES)
 _start_at_zero(CACHE_INVALIDATIONS, CACHE_OUTCOMES)
+_start_at_zero(MOVES, MOVE_OUTCOMES)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 # Names that labels of the metrics show as well, which need no token either; and times.
 SHOWN_TEXTS: Final = frozenset({"kind", "lastCheckAt", "name", "queue", "shardId", "streamShard", "version"})
-STATE_MEMBERS: Final = frozenset({"ready", "reason", "role", "state", "citrus"})
+STATE_MEMBERS: Final = frozenset({"ready", "reason", "role", "state", "step", "citrus"})
 STATES: Final = frozenset(
     [
         *(
@@ -40,6 +40,7 @@ STATES: Final = frozenset(
             "lost",
         ),
         *("primary", "standby", "read-only"),
+        *("open", "committed", "undoing", "cleaning"),
         *(
             "shard_unavailable",
             "unregistered",

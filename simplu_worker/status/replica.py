@@ -29,6 +29,7 @@ from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.gateway import LoggedOperation, RejectedRequest, ShardGateway
 from simplu_worker.shards.health.all_shards import InspectedShard, ShardInspector
 from simplu_worker.shards.health.assessment import Health, Problem, health_view
+from simplu_worker.shards.health.moves import longest_standing_s, move_views
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.citrus import CitrusClient
@@ -150,6 +151,9 @@ class ReplicaStatus:
 
     def refresh_gauges(self) -> None:
         """Set the gauges that no single event sets."""
+        moves = self.health.unfinished_moves()
+        instruments.MOVES_UNFINISHED.set(sum(map(len, moves.values())))
+        instruments.MOVE_STANDING.set(longest_standing_s(moves))
         if self.fleet is not None:
             self._refresh_stream_gauges(self.fleet)
 
@@ -186,6 +190,7 @@ class ReplicaStatus:
             "streamShards": self.fleet.status() if self.fleet else [],
             "shards": self._shards(),
             "held": [{"streamShard": r.stream_shard_id} | target for r in readers for target in r.view.held_status()],
+            "moves": move_views(self.health.unfinished_moves()),
             "prefetch": self.fleet
             and {
                 "usedBytes": self.fleet.prefetch.used_bytes,

@@ -46,6 +46,7 @@ NOT_OF_ONE_TENANT = {
     "describe_content": "counts and times alone, of a backup",
     "find_deletions": "what a shard has to delete, whosever it is",
     "find_left_behind": "what a shard has to delete, whosever it is",
+    "list_moves": "the moves from a shard, for people who operate it",
     "find_locations": "docs/interface.md: `destroy_all` is for every location of a business",
     "find_operation_of_any_tenant": "docs/interface.md: without the tenant all shards are asked",
     "find_rejection_of_any_tenant": "docs/interface.md: without the tenant all shards are asked",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -11,7 +12,7 @@ from rich.progress import TaskID, TextColumn, TimeElapsedColumn
 
 from simplu_worker.commands.output.display import print_note
 from simplu_worker.commands.output.progress import LINE_INTERVAL_S, terminal_bars
-from simplu_worker.shards.moving.mover import MoveStatus
+from simplu_worker.shards.moving.types import MoveStatus
 
 
 class MoveProgress:
@@ -22,7 +23,6 @@ class MoveProgress:
         self._as_json = as_json
         self._done = 0
         self._tasks: dict[str, TaskID] = {}
-        self._statuses: dict[str, MoveStatus] = {}
         self._began_at: dict[str, float] = {}
         self._shown_at = time.monotonic()
         self._bars = (
@@ -50,19 +50,11 @@ class MoveProgress:
         if self._bars is not None:
             self._tasks[tenant_id] = self._bars.add_task(tenant_id, total=None, status="")
 
-        def show(status: MoveStatus) -> None:
-            before = self._statuses.get(tenant_id)
-            if before is not None and not status.row_count:
-                status = MoveStatus(status.phase, before.row_count, before.byte_count)
-            self._statuses[tenant_id] = status
-            self._show(tenant_id, status)
-
-        return show
+        return partial(self._show, tenant_id)
 
     def finish(self, tenant_id: str) -> None:
         """Note that a move has ended, well or not."""
         self._done += 1
-        self._statuses.pop(tenant_id, None)
         if self._bars is not None and tenant_id in self._tasks:
             self._bars.remove_task(self._tasks.pop(tenant_id))
 

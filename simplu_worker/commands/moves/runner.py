@@ -15,9 +15,10 @@ from simplu_worker.commands.output.display import print_line, print_note
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.operation import tenant_id_of
-from simplu_worker.shards.moving.mover import Certificate, Move, MoveOptions, Mover
-from simplu_worker.shards.moving.places import find_places
-from simplu_worker.shards.moving.readiness import check_shards
+from simplu_worker.shards.moving.mover import Mover
+from simplu_worker.shards.moving.planning.places import find_places
+from simplu_worker.shards.moving.planning.readiness import check_shards
+from simplu_worker.shards.moving.types import Certificate, Move, MoveOptions
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.publishing import pin_in_file

@@ -16,7 +16,13 @@ from simplu_worker.commands.output.display import print_line, print_note, print_
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.shards.moving.balance import PlannedTransfer, WeighedTenant, plan_balance, plan_by_name, plan_drain
+from simplu_worker.shards.moving.planning.balance import (
+    PlannedTransfer,
+    WeighedTenant,
+    plan_balance,
+    plan_by_name,
+    plan_drain,
+)
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.locator import StaticMap, read_shard_map
 from simplu_worker.shards.routing.shard_query import ShardRows, fetch_from_all_shards

@@ -14,9 +14,9 @@ from simplu_worker.commands.output.display import print_json, print_note, print_
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import WorkerError
-from simplu_worker.shards.moving.mover import Move
-from simplu_worker.shards.moving.places import find_places
-from simplu_worker.shards.moving.readiness import MovePlan, check_shards, plan_move
+from simplu_worker.shards.moving.planning.places import find_places
+from simplu_worker.shards.moving.planning.readiness import MovePlan, check_shards, plan_move
+from simplu_worker.shards.moving.types import Move
 
 
 def read_requests(path: Path) -> list[MoveRequest]:

@@ -17,7 +17,7 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.moving.checksums import Comparison, TypeSum, compare_shards, describe_difference
-from simplu_worker.shards.moving.places import find_places
+from simplu_worker.shards.moving.planning.places import find_places
 from simplu_worker.shards.moving.repairing import repair_resources
 from simplu_worker.shards.moving.rows import Arrival, read_arrival
 from simplu_worker.shards.moving.undoing import clean_up, list_left_behind, undo_move

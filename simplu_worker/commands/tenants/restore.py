@@ -29,8 +29,8 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.health.backup_content import BackupContent, read_backup
-from simplu_worker.shards.moving.places import find_places
-from simplu_worker.shards.moving.readiness import check_copy, check_schema_version
+from simplu_worker.shards.moving.planning.places import find_places
+from simplu_worker.shards.moving.planning.readiness import check_copy, check_schema_version
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.restoring.journal import (

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
+from simplu_worker.shards.health.moves import MoveEntry
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import Capacity
 
@@ -43,7 +44,8 @@ class ShardProbe(msgspec.Struct, frozen=True, kw_only=True):
     *connections_max*, the nearest limit. The lag is that of a standby, or on a primary that of its slowest standby.
     *skew_s* is the server's clock minus ours. *creators* are no problem of the shard, but a risk for its readers.
     *unwritable_tables* are those of schema version 3 that this role may not write. *gaps* are the stream shards of
-    which the shard lacks records that the stream no longer has, and no person has accepted that.
+    which the shard lacks records that the stream no longer has, and no person has accepted that. *moves* are those from
+    this shard that have not ended or have just ended; None if they were not read.
     """
 
     server_version: str
@@ -66,6 +68,7 @@ class ShardProbe(msgspec.Struct, frozen=True, kw_only=True):
     creators: Sequence[SchemaCreator] = ()
     unwritable_tables: Sequence[str] = ()
     gaps: Sequence[str] = ()
+    moves: Sequence[MoveEntry] | None = None
 
 
 class ShardSilence(msgspec.Struct, frozen=True):

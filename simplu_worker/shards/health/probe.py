@@ -13,6 +13,7 @@ import asyncpg
 
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.health.assessment import SchemaCreator, ShardProbe
+from simplu_worker.shards.health.moves import MoveEntry
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -114,12 +115,21 @@ async def _add_details(
     version: int | None = facts.get("schema_version")
     if version is not None and version >= GAPS_SINCE:
         facts["gaps"] = [row["stream_shard_id"] for row in await connection.fetch(QUERIES["list_gaps"])]
+        facts["moves"] = await _read_moves(connection)
     if counts_tenants and version is not None:
         facts["tenant_count"] = await connection.fetchval(QUERIES["count_tenants"])
         if version >= NEW_TABLES_SINCE:
             facts["unwritable_tables"] = [table for table in NEW_TABLES if not await may_write_table(connection, table)]
     if counts_tenants:
         facts["creators"] = await _read_creators(connection)
+
+
+async def _read_moves(connection: Connection) -> list[MoveEntry] | None:
+    """Return the journal of moves from this shard: at most 600 rows; None where this role may not read it."""
+    try:
+        return [MoveEntry(**dict(row)) for row in await connection.fetch(QUERIES["list_moves"])]
+    except asyncpg.InsufficientPrivilegeError:
+        return None
 
 
 async def _read_creators(connection: Connection) -> list[SchemaCreator]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -21,6 +21,7 @@ from simplu_worker.shards.health.assessment import (
     assess,
     connections_ratio,
 )
+from simplu_worker.shards.health.moves import MoveEntry, MoveKey, ended_keys, newly_ended
 from simplu_worker.timing.clock import utc_now
 
 SHARDS_MAX: Final = 2000  # of those that only Citrus lists: each has several series of metrics
@@ -40,6 +41,7 @@ class HealthRegistry:
         self._probed: set[str] = set()
         self._listed: set[str] = set()
         self._problem_counts = dict.fromkeys(Problem, 0)
+        self._ended_moves: dict[str, frozenset[MoveKey]] = {}
 
     def __repr__(self) -> str:
         return f"HealthRegistry(probed={len(self._probed)}, listed={len(self._listed)})"
@@ -59,6 +61,7 @@ class HealthRegistry:
         if shard_id not in self._probed:
             return
         self._probed.discard(shard_id)
+        self._ended_moves.pop(shard_id, None)
         self._learn(shard_id, ShardObservation(usage=self._entry(shard_id).observation.usage))
         instruments.remove_shard_use(shard_id)
         self._drop_if_unknown(shard_id)
@@ -66,7 +69,7 @@ class HealthRegistry:
     def note_probe(self, shard_id: str, probe: ShardProbe | ShardSilence) -> None:
         """Note a probe; facts that it lacks stay as they were.
 
-        These are the count of tenants, the gaps if it was too slow, or all facts of a silent shard.
+        These are the count of tenants, the gaps and the moves if it was too slow, or all facts of a silent shard.
 
         Does nothing before `begin` and after `end`.
         """
@@ -79,8 +82,11 @@ class HealthRegistry:
         if probe.tenant_count is None and before.probe is not None and probe.schema_version is not None:
             probe = replace(probe, tenant_count=before.probe.tenant_count)
         if probe.is_cut_short and before.probe is not None:
-            probe = replace(probe, gaps=probe.gaps or before.probe.gaps)
+            moves = before.probe.moves if probe.moves is None else probe.moves
+            probe = replace(probe, gaps=probe.gaps or before.probe.gaps, moves=moves)
         instruments.SHARD_RESPONSE.labels(shard_id).observe(probe.response_s)
+        if probe.moves is not None:
+            self._count_moves(shard_id, probe.moves)
         self._learn(
             shard_id, replace(before, probe=probe, error=None, is_refusal=False, checked_at=now, answered_at=now)
         )
@@ -123,6 +129,24 @@ class HealthRegistry:
         for problem in before.problems ^ now.problems:
             self._problem_counts[problem] += 1 if problem in now.problems else -1
             instruments.SHARD_PROBLEMS.labels(problem).set(self._problem_counts[problem])
+
+    def _count_moves(self, shard_id: str, moves: Sequence[MoveEntry]) -> None:
+        """Count the moves that have ended since the last probe; those before the first one are not known to be new."""
+        before, self._ended_moves[shard_id] = self._ended_moves.get(shard_id), ended_keys(moves)
+        for one in () if before is None else newly_ended(moves, before):
+            instruments.MOVES.labels(one.outcome).inc()
+            instruments.MOVE_ROWS.inc(one.rows_copied or 0)
+            if one.pause_s is not None:
+                instruments.MOVE_PAUSE.observe(one.pause_s)
+
+    def unfinished_moves(self) -> dict[str, list[MoveEntry]]:
+        """Return the moves that have begun and not ended, by the shard that they leave, as last seen."""
+        found = {
+            shard_id: [one for one in health.observation.probe.moves or () if one.is_unfinished]
+            for shard_id, health in self._health.items()
+            if health.observation.probe is not None
+        }
+        return {shard_id: moves for shard_id, moves in found.items() if moves}
 
     def _set_gauges(self, shard_id: str, health: Health) -> None:
         probe, usage = health.observation.probe, health.observation.usage

@@ -10,8 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
-from datetime import UTC, datetime, timedelta
-from enum import StrEnum
+from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
@@ -22,8 +21,9 @@ from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.moving.changes import Changes, read_changes, write_changes
-from simplu_worker.shards.moving.checksums import Comparison, compare_shards, describe_difference
+from simplu_worker.shards.moving.checksums import compare_shards, describe_difference
 from simplu_worker.shards.moving.copying import TABLES, copy_chunk, find_end
+from simplu_worker.shards.moving.journal import MoveJournal
 from simplu_worker.shards.moving.pacing import CopyPace, next_pace
 from simplu_worker.shards.moving.rows import (
     FIRST,
@@ -37,6 +37,15 @@ from simplu_worker.shards.moving.rows import (
 )
 from simplu_worker.shards.moving.settling import LOCK_WAIT_S, MoveSettler, read_positions
 from simplu_worker.shards.moving.situation import LEAVING, Situation, continued_progress, situation_of, warm_progress
+from simplu_worker.shards.moving.types import (
+    Certificate,
+    Move,
+    MoveOptions,
+    MoveStatus,
+    OutrunError,
+    PauseTooLongError,
+    Phase,
+)
 from simplu_worker.shards.moving.undoing import drop_rows
 from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
@@ -54,71 +63,6 @@ CLOCK_STEP_MAX_S: Final = 1.0  # below the margin of the changes that are read a
 LOG_KEPT_SHARE: Final = 0.5  # of the retention: a move that stood still for longer copies everything again
 
 log = structlog.get_logger(__name__)
-
-
-class Phase(StrEnum):
-    """The phase of a mover."""
-
-    PREPARE = "prepare"
-    COPY = "copy"
-    CATCH_UP = "catch up"
-    VERIFY = "verify"
-    SWITCH = "switch"
-    ACTIVATE = "activate"
-    DONE = "done"
-
-
-class Move(msgspec.Struct, frozen=True):
-    """A tenant and the two shards; *source_id* has its home."""
-
-    tenant_id: str
-    source_id: str
-    target_id: str
-
-
-class MoveOptions(msgspec.Struct, frozen=True):
-    """How a mover goes about it. *log_kept* is the shortest time for which a worker keeps rows of the log."""
-
-    log_kept: timedelta
-    max_pause_s: float = 0.5
-    max_rows_per_s: float | None = None
-
-
-class MoveStatus(msgspec.Struct, frozen=True):
-    """How far a mover is."""
-
-    phase: Phase
-    row_count: int = 0
-    byte_count: int = 0
-
-
-class Certificate(msgspec.Struct, frozen=True, rename="camel"):
-    """What a move did; *comparison* is of the rows as of the fence. Times in seconds, *phases_s* of this command."""
-
-    tenant: str
-    source_shard: str
-    target_shard: str
-    epoch: int
-    pause_s: float | None  # from the fence until the tenant was active; None if another process ended the move
-    duration_s: float
-    rows_copied: int
-    bytes_copied: int
-    phases_s: dict[str, float]
-    comparison: Comparison
-    at: datetime
-
-    @property
-    def verdict(self) -> str:
-        """Whether both shards have the same rows."""
-        return "equal" if self.comparison.is_equal else "differs"
-
-
-class OutrunError(PermanentError):
-    """Another mover of the tenant, or a rollback, has begun since; or a worker has ended the fence for good."""
-
-
-class PauseTooLongError(PermanentError):
-    """The tenant would have to wait for longer than allowed."""
 
 
 class Mover:
@@ -142,6 +86,7 @@ class Mover:
         self._settler = MoveSettler(pools, commits)
         self._source = pools.pool_of(move.source_id)
         self._target = pools.pool_of(move.target_id)
+        self._journal = MoveJournal(self._source, move.tenant_id)
         self._token = 0
         self._epoch = 0
         self._step = "open"  # in the journal
@@ -150,6 +95,7 @@ class Mover:
         self._last_barrier: tuple[float, datetime] | None = None  # by our clock, and by the source's
         self._pause_s: float | None = None
         self._phase = Phase.PREPARE
+        self._status = MoveStatus(self._phase)
         self._entered_at = clock()
         self._phases_s: dict[str, float] = {}
 
@@ -172,9 +118,13 @@ class Mover:
                 if self._phase != phase:
                     answered_at = self._clock()
                 if self._clock() - answered_at > PATIENCE_S:
+                    await self._journal.note_failure(self._token, self._status, str(exc))
                     raise RetryableError(f"{self._move.tenant_id}: {exc}; {self.describe_state()}") from exc
                 log.info("move.again", tenant_id=self._move.tenant_id, phase=self._phase, error=str(exc))
                 await asyncio.sleep(PAUSE_S)
+            except PermanentError as exc:
+                await self._journal.note_failure(self._token, self._status, str(exc))
+                raise
 
     def describe_state(self) -> str:
         """Return in which state the tenant is, and which command comes next."""
@@ -401,7 +351,7 @@ class Mover:
     async def _switch(self, progress: Progress) -> None:
         """Fence the tenant, copy the last changes, commit, and activate: the pause."""
         self._enter(Phase.SWITCH)
-        await self._note_move()
+        await self._note_status()
         began_at, source, progress, changes = await self._fence(progress)
         try:
             ready = await self._finish_copy(source, progress, changes)
@@ -543,26 +493,22 @@ class Mover:
             comparison=comparison,
             at=datetime.now(UTC),
         )
-        self._token = departure.move_token
-        detail = {"verdict": certificate.verdict, "certificate": certificate, "positions": departure.positions}
-        await self._note_move("done", msgspec.json.encode(detail).decode())
+        if departure.step != "done" or departure.detail.get("verdict") != "equal":  # it is kept as it was given
+            await self._journal.note_end(departure, certificate)
         return certificate
 
-    async def _note_move(self, step: str | None = None, detail: str | None = None) -> None:
-        """Write the journal on the source, which also shows that this mover runs."""
+    async def _note_status(self) -> None:
         self._noted_at = self._clock()
-        async with self._source.transaction() as connection:
-            await connection.execute(
-                QUERIES["note_move"], self._move.tenant_id, self._token, step or self._step, detail
-            )
+        await self._journal.note_status(self._token, self._step, self._status)
 
     async def _note_progress(self, connection: Connection, progress: Progress) -> None:
         await connection.execute(QUERIES["note_arrival"], self._move.tenant_id, self._token, encoded(progress))
 
     async def _show_progress(self, progress: Progress) -> None:
-        self._show(MoveStatus(self._phase, progress.row_count, progress.byte_count))
+        self._status = MoveStatus(self._phase, progress.row_count, progress.byte_count)
+        self._show(self._status)
         if self._clock() - self._noted_at > NOTE_INTERVAL_S:
-            await self._note_move()
+            await self._note_status()
 
     def _outrun_error(self) -> OutrunError:
         return OutrunError(f"{self._move.tenant_id}: another mover has begun since; {self.describe_state()}")
@@ -571,7 +517,8 @@ class Mover:
         now = self._clock()
         self._phases_s[self._phase] = self._phases_s.get(self._phase, 0.0) + now - self._entered_at
         self._phase, self._entered_at = phase, now
-        self._show(MoveStatus(phase))
+        self._status = msgspec.structs.replace(self._status, phase=phase)
+        self._show(self._status)
 
 
 def _epoch_of(source: MovingTenant, target: MovingTenant | None) -> int:

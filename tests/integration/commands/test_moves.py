@@ -22,7 +22,7 @@ from simplu_worker.commands.tenants.move import move_tenants, read_requests
 from simplu_worker.commands.tenants.moved import clean_up_tenants, rollback_tenant, verify_tenant
 from simplu_worker.config.settings import Settings, load_settings
 from simplu_worker.errors import PermanentError
-from simplu_worker.shards.moving.readiness import check_shards
+from simplu_worker.shards.moving.planning.readiness import check_shards
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.routing.shard_map import parse_shard_map

@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from msgspec import structs
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 
@@ -18,10 +19,13 @@ from simplu_worker.errors import PermanentError
 from simplu_worker.operations.operation import Disposition
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.writer import ShardWriter
+from simplu_worker.shards.health.moves import MoveEntry
+from simplu_worker.shards.health.probe import probe_shard
 from simplu_worker.shards.moving.checksums import Comparison, compare_shards
-from simplu_worker.shards.moving.mover import Certificate, Move, MoveOptions, Mover, MoveStatus, OutrunError
+from simplu_worker.shards.moving.mover import Mover
 from simplu_worker.shards.moving.repairing import repair_resources
 from simplu_worker.shards.moving.settling import MoveSettler
+from simplu_worker.shards.moving.types import Certificate, Move, MoveOptions, MoveStatus, OutrunError
 from simplu_worker.shards.moving.undoing import clean_up, list_left_behind, undo_move
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
@@ -74,6 +78,12 @@ class World:
             for row in await fetch(pool, "SELECT state FROM tenants WHERE id = $1", TENANT_ID):
                 rows[shard_id] = row["state"]
         return rows
+
+    async def journal(self, shard_id: str) -> list[MoveEntry]:
+        """Return the moves from a shard, as its probe sees them."""
+        probe = await probe_shard(self.shard_pools[shard_id])
+        assert probe.moves is not None
+        return list(probe.moves)
 
     async def write_until(self, stopping: asyncio.Event) -> None:
         """Apply operations in batches, each where the tenant is active, as a worker does."""
@@ -285,7 +295,27 @@ async def test_move_is_undone_before_its_commit(world: World) -> None:
         await run
     assert await world.states() == {"a": "active"}
     assert await world.case("b").resources() == {}
+    assert [(one.step, one.outcome) for one in await world.journal("a")] == [("undone", "undone")]
     assert (await world.move()).verdict == "equal"
+
+
+async def test_journal_has_why_a_mover_gave_up_and_then_the_certificate(world: World) -> None:
+    """Both for every replica to see; the certificate stays as it was given when the command is run once more."""
+    with pytest.raises(PermanentError, match="expected a pause of at most 0 s"):
+        await world.mover(options=structs.replace(OPTIONS, max_pause_s=0.0)).run()
+    (failed,) = await world.journal("a")
+    assert (failed.step, failed.outcome, failed.target_shard_id) == ("open", "failed", "b")
+    assert (failed.phase, failed.row_count) == ("catch up", 3500)
+    assert "expected a pause" in (failed.error or "")
+
+    certificate = await world.move()
+    (ended,) = await world.journal("a")
+    assert (ended.outcome, ended.error, ended.is_unfinished) == ("moved", None, False)
+    assert (ended.rows_copied, ended.pause_s) == (3500, certificate.pause_s)
+
+    assert (await world.move()).pause_s is None
+    (again,) = await world.journal("a")
+    assert (again.pause_s, again.updated_at) == (certificate.pause_s, ended.updated_at)
 
 
 async def test_difference_is_found_and_repaired_when_asked(world: World) -> None:

@@ -17,8 +17,9 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
-from simplu_worker.shards.moving.mover import Move, MoveOptions, Mover
+from simplu_worker.shards.moving.mover import Mover
 from simplu_worker.shards.moving.settling import MoveSettler
+from simplu_worker.shards.moving.types import Move, MoveOptions
 from simplu_worker.shards.moving.undoing import undo_move
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.restoring import restorer as module

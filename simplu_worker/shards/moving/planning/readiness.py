@@ -9,8 +9,8 @@ import msgspec
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.apply.commit_safety import note_server
 from simplu_worker.shards.moving.copying import RESOURCES, find_end
-from simplu_worker.shards.moving.mover import Move
 from simplu_worker.shards.moving.rows import FIRST
+from simplu_worker.shards.moving.types import Move
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.citrus import CitrusClient

@@ -87,6 +87,10 @@ CREATE TABLE IF NOT EXISTS public.imports (
     started_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     updated_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
 );
+-- Every replica lists the moves that have not ended, and the last ones that have, with each probe.
+CREATE INDEX IF NOT EXISTS moves_updated_at ON public.moves (updated_at);
+CREATE INDEX IF NOT EXISTS moves_unfinished ON public.moves (updated_at)
+WHERE step IN ('open', 'committed', 'undoing', 'cleaning');
 -- Journal of moves, on the target. Of no tenant any more once the rows on the source are deleted.
 CREATE TABLE IF NOT EXISTS public.arrivals (
     tenant_id pg_catalog.text COLLATE pg_catalog."C" PRIMARY KEY,

@@ -60,6 +60,43 @@ SET
     updated_at = pg_catalog.clock_timestamp()
 WHERE tenant_id = $1 AND move_token = $2;
 
+-- name: note_failed_move
+-- How far the mover of a move that has not ended got, and why it gave up.
+UPDATE public.moves
+SET
+    detail = pg_catalog.jsonb_concat(detail, $3::pg_catalog.text::pg_catalog.jsonb),
+    updated_at = pg_catalog.clock_timestamp()
+WHERE tenant_id = $1 AND move_token = $2 AND step IN ('open', 'committed');
+
+-- name: list_moves
+-- The moves from this shard that have not ended, those without a note for longest first, and the last ones that ended
+-- within ten minutes: a probe of a shard comes more often than that.
+SELECT
+    tenant_id, target_shard_id, move_token, step, started_at, updated_at,
+    pg_catalog.clock_timestamp() AS read_at,
+    pg_catalog.jsonb_extract_path_text(detail, 'phase') AS phase,
+    pg_catalog.jsonb_extract_path_text(detail, 'rowCount')::pg_catalog.int8 AS row_count,
+    pg_catalog.jsonb_extract_path_text(detail, 'byteCount')::pg_catalog.int8 AS byte_count,
+    pg_catalog.jsonb_extract_path_text(detail, 'error') AS error,
+    pg_catalog.jsonb_extract_path_text(detail, 'verdict') AS verdict,
+    pg_catalog.jsonb_extract_path_text(detail, 'certificate', 'pauseS')::pg_catalog.float8 AS pause_s,
+    pg_catalog.jsonb_extract_path_text(detail, 'certificate', 'rowsCopied')::pg_catalog.int8 AS rows_copied
+FROM (
+    (
+        SELECT * FROM public.moves
+        WHERE step IN ('open', 'committed', 'undoing', 'cleaning')
+        ORDER BY updated_at LIMIT 100
+    )
+    UNION ALL
+    (
+        SELECT * FROM public.moves
+        WHERE
+            step IN ('done', 'undone')
+            AND updated_at > pg_catalog.clock_timestamp() - interval '10 minutes'
+        ORDER BY updated_at DESC LIMIT 500
+    )
+) AS listed;
+
 -- name: fence_tenant
 -- Waits for the batches in flight, within the lock timeout of the transaction. $3: seconds.
 UPDATE public.tenants

@@ -10,6 +10,7 @@ from prometheus_client import REGISTRY, generate_latest
 from structlog.testing import capture_logs
 from support.postgres.probes import WELL
 from unit.shards.health.test_assessment import with_
+from unit.shards.health.test_moves import entry
 
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.health.assessment import Problem, ShardSilence, ShardState, Usage
@@ -166,3 +167,28 @@ def test_book_does_not_grow_when_citrus_lies() -> None:
     book.note_usages({})
     book.end("last")
     assert dict(book.by_shard_id) == {}
+
+
+def test_book_counts_the_moves_that_end_while_it_looks(book: HealthRegistry) -> None:
+    """What had ended before its first look is not counted; what a look did not read changes nothing."""
+    ended = entry("done", verdict="equal", pause_s=0.03, rows_copied=7)
+    going, gone = entry("open", tenant="hotel-rome"), entry("done", tenant="hotel-rome", verdict="equal", pause_s=0.2)
+    names = ("simplu_moves_total", "simplu_move_rows_total", "simplu_move_pause_seconds_count")
+    labels = {"simplu_moves_total": {"outcome": "moved"}}
+
+    def counted() -> list[float]:
+        return [REGISTRY.get_sample_value(name, labels.get(name)) or 0.0 for name in names]
+
+    began = counted()
+    seen = []
+    for moves in (
+        [ended],
+        [ended, going],
+        None,
+        [ended, gone],
+        [entry("done", token=3, verdict="equal", rows_copied=2)],
+    ):
+        book.note_probe(SHARD, with_(moves=moves, is_cut_short=moves is None))
+        now = [value - before for value, before in zip(counted(), began, strict=True)]
+        seen.append((*now, len(book.unfinished_moves().get(SHARD, ()))))
+    assert seen == [(0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 0, 1), (1, 0, 1, 0), (2, 2, 1, 0)]

@@ -7,7 +7,13 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.shards.moving.balance import EVEN_RATIO, WeighedTenant, plan_balance, plan_by_name, plan_drain
+from simplu_worker.shards.moving.planning.balance import (
+    EVEN_RATIO,
+    WeighedTenant,
+    plan_balance,
+    plan_by_name,
+    plan_drain,
+)
 
 SHARDS = ["a", "b", "c"]
 TENANTS = st.lists(st.tuples(st.sampled_from(SHARDS), st.integers(0, 1000)), max_size=30).map(

@@ -6,7 +6,7 @@ import pytest
 
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.admission import TenantState
-from simplu_worker.shards.moving.places import TenantPlaces
+from simplu_worker.shards.moving.planning.places import TenantPlaces
 
 
 def places(silent: tuple[str, ...] = (), **states: str) -> TenantPlaces:

@@ -1,0 +1,96 @@
+"""The moves of tenants away from a shard, as its journal has them: for people, and counted as they end. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+UNFINISHED: Final = frozenset({"open", "committed", "undoing", "cleaning"})
+
+MoveKey: TypeAlias = tuple[str, int, str]  # tenant, token, outcome
+
+
+class MoveEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of the journal, at *read_at* by the clock of its shard; *updated_at* is when the move last went on.
+
+    *phase*, *row_count* and *byte_count* are of a mover before its commit, *error* of one that gave up, the rest of a
+    certificate.
+    """
+
+    tenant_id: str
+    target_shard_id: str
+    move_token: int
+    step: str
+    started_at: datetime
+    updated_at: datetime
+    read_at: datetime
+    phase: str | None = None
+    row_count: int | None = None
+    byte_count: int | None = None
+    error: str | None = None
+    verdict: str | None = None
+    pause_s: float | None = None
+    rows_copied: int | None = None
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether the move has begun and not ended."""
+        return self.step in UNFINISHED
+
+    @property
+    def outcome(self) -> str | None:
+        """How the move, or its last mover, has ended: one of `instruments.MOVE_OUTCOMES`; None while it goes on."""
+        if self.step == "done":
+            return "moved" if self.verdict == "equal" else "differs"
+        if self.step == "undone":
+            return "undone"
+        return None if self.error is None else "failed"
+
+    @property
+    def standing_s(self) -> float:
+        """The time since the move last went on."""
+        return max(0.0, (self.read_at - self.updated_at).total_seconds())
+
+
+def ended_keys(entries: Iterable[MoveEntry]) -> frozenset[MoveKey]:
+    """Return the ends of moves among *entries*: a mover that comes later has another token."""
+    return frozenset((one.tenant_id, one.move_token, one.outcome) for one in entries if one.outcome is not None)
+
+
+def newly_ended(entries: Iterable[MoveEntry], before: Collection[MoveKey]) -> list[MoveEntry]:
+    """Return those of *entries* that have ended and were not among *before*."""
+    return [
+        one for one in entries if one.outcome is not None and (one.tenant_id, one.move_token, one.outcome) not in before
+    ]
+
+
+def longest_standing_s(moves: Mapping[str, Iterable[MoveEntry]]) -> float:
+    """Return for how long the one of *moves*, by shard, that has stood for longest has not gone on; 0 without one."""
+    return max((one.standing_s for entries in moves.values() for one in entries), default=0.0)
+
+
+def move_views(moves: Mapping[str, Iterable[MoveEntry]]) -> list[dict[str, Any]]:
+    """Return *moves*, by the shard that they leave, as JSON members; unknown values are omitted."""
+    return [
+        {name: value for name, value in _view(shard_id, one).items() if value is not None}
+        for shard_id, entries in sorted(moves.items())
+        for one in entries
+    ]
+
+
+def _view(shard_id: str, move: MoveEntry) -> dict[str, Any]:
+    return {
+        "tenant": move.tenant_id,
+        "sourceShard": shard_id,
+        "targetShard": move.target_shard_id,
+        "step": move.step,
+        "phase": move.phase,
+        "rows": move.row_count,
+        "bytes": move.byte_count,
+        "startedAt": move.started_at,
+        "notedAt": move.updated_at,
+        "error": move.error,
+    }

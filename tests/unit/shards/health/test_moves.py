@@ -1,0 +1,84 @@
+"""The moves of tenants away from a shard: how each has ended, and which ends are new."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from simplu_worker.metrics import instruments
+from simplu_worker.shards.health.moves import MoveEntry, ended_keys, longest_standing_s, move_views, newly_ended
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+
+
+def entry(step: str, *, tenant: str = "smile-berlin", token: int = 1, age_s: float = 0.0, **members: Any) -> MoveEntry:
+    """Return a row of the journal that was written *age_s* ago."""
+    return MoveEntry(
+        tenant_id=tenant,
+        target_shard_id="b",
+        move_token=token,
+        step=step,
+        started_at=NOW - timedelta(hours=1),
+        updated_at=NOW - timedelta(seconds=age_s),
+        read_at=NOW,
+        **members,
+    )
+
+
+@pytest.mark.parametrize(
+    ("move", "outcome", "is_unfinished"),
+    [
+        (entry("open"), None, True),
+        (entry("open", error="expected room"), "failed", True),
+        (entry("committed"), None, True),
+        (entry("committed", error="no answer"), "failed", True),
+        (entry("done", verdict="equal"), "moved", False),
+        (entry("done", verdict="differs"), "differs", False),
+        (entry("undoing"), None, True),
+        (entry("undone"), "undone", False),
+        (entry("cleaning"), None, True),
+        (entry("cleaned"), None, False),
+    ],
+)
+def test_each_step_has_an_outcome_or_goes_on(move: MoveEntry, outcome: str | None, *, is_unfinished: bool) -> None:
+    """A mover that gave up is counted, and its move can go on; every outcome has its series."""
+    assert (move.outcome, move.is_unfinished) == (outcome, is_unfinished)
+    assert outcome is None or outcome in instruments.MOVE_OUTCOMES
+
+
+def test_each_end_is_new_once() -> None:
+    """The same row again is no new end, a later move of the tenant is one, and so is the end of a failed move."""
+    failed, open_again = entry("open", error="disk full"), entry("open", token=2)
+    moved, other = entry("done", token=2, verdict="equal"), entry("undone", tenant="hotel-rome")
+    seen = ended_keys([])
+    ends = []
+    for listed in ([failed], [failed], [open_again], [moved, other], [moved, other], [other]):
+        ends.append([one.outcome for one in newly_ended(listed, seen)])
+        seen = ended_keys(listed)
+    assert ends == [["failed"], [], [], ["moved", "undone"], [], []]
+
+
+def test_the_move_that_stands_for_longest_counts() -> None:
+    """Each shard has its own clock; a row that seems to come from later counts as 0."""
+    moves = {"a": [entry("open", age_s=3.0), entry("committed", age_s=90.0)], "b": [entry("open", age_s=-5.0)]}
+    assert longest_standing_s(moves) == 90.0
+    assert longest_standing_s({"b": moves["b"]}) == 0.0
+    assert longest_standing_s({}) == 0.0
+
+
+def test_view_has_what_is_known() -> None:
+    """Unknown members are left out."""
+    (view,) = move_views({"a": [entry("open", phase="copy", row_count=5000, byte_count=70_000)]})
+    assert view == {
+        "tenant": "smile-berlin",
+        "sourceShard": "a",
+        "targetShard": "b",
+        "step": "open",
+        "phase": "copy",
+        "rows": 5000,
+        "bytes": 70_000,
+        "startedAt": NOW - timedelta(hours=1),
+        "notedAt": NOW,
+    }
