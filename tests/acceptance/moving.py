@@ -1,12 +1,13 @@
 """A tenant moves back and forth between two shards under load: how long its operations wait, and that none is lost.
 
-    python tests/acceptance/moving.py [--rows 100000] [--moves 10] [--rate 100] [--kill]
+    python tests/acceptance/moving.py [--rows 100000] [--moves 10] [--rate 100] [--kill | --fail-over]
 
 Starts the embedded stack and the worker. One tenant has so many resources and gets so many operations a second; others
 on both shards get as many together. Each move is a process of its own; with --kill it is killed with -9 at random
-times, until one run gets to its end, and the worker is killed as well. Exit status 0 only if every certificate is
-equal, every row of every shard is right in the end, and 48 of 50 pauses are at most 100 ms, and none over 500 ms; with
---kill the pauses are only printed.
+times, until one run gets to its end, and the worker is killed as well. With --fail-over the primary of one of the two
+shards is killed with -9 in each move, and its standby, as far as it has come, takes its place. Exit status 0 only if
+every certificate is equal, every row of every shard is right in the end, the worker has counted the moves, 48 of 50
+pauses are at most 100 ms, and none over 500 ms; with --kill and --fail-over the pauses are only printed.
 """
 
 from __future__ import annotations
@@ -15,20 +16,25 @@ import argparse
 import asyncio
 import json
 import random
+import re
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import asyncpg
+from acceptance.struck_shard import How, Struck
 from support.load.console import open_console
 from support.load.operation_chains import ChainPlan
+from support.load.targets import format_number
 from support.load.testbed import Testbed
 
 from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.workload.workload import Tenant
 
 FILL_SQL = """
@@ -46,6 +52,9 @@ SELECT extract(epoch FROM (
 FROM arrivals WHERE tenant_id = $1
 """
 SETTLE_S = 1.0
+CONTROL_S = 10.0
+COUNTED = re.compile(r'^simplu_moves_total\{outcome="moved"\} (\S+)', re.MULTILINE)
+COUNTED_WITHIN_S = 30.0
 KILLS_MAX = 5  # of one move
 APPLIED_WITHIN_S = 300.0
 SHARE_WITHIN_100_MS = 48 / 50
@@ -69,7 +78,9 @@ def main() -> None:
         "--rate", type=float, default=100.0, help="operations/s, for the tenant and for the others each"
     )
     parser.add_argument("--stream-shards", type=int, default=4)
-    parser.add_argument("--kill", action="store_true")
+    disturbances = parser.add_mutually_exclusive_group()
+    disturbances.add_argument("--kill", action="store_true")
+    disturbances.add_argument("--fail-over", action="store_true")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--log", type=Path, help="copy the worker's log there in the end")
     sys.exit(asyncio.run(run(parser.parse_args())))
@@ -79,29 +90,42 @@ async def run(arguments: argparse.Namespace) -> int:
     """Move the tenant, compare every row, and return the exit status."""
     console = open_console(piped_width=160)
     chance = random.Random(arguments.seed)
-    testbed = Testbed(shards=2, stream_shards=arguments.stream_shards, tenants_per_shard=4)
+    is_disturbed = arguments.kill or arguments.fail_over
+    testbed = Testbed(
+        shards=2,
+        stream_shards=arguments.stream_shards,
+        tenants_per_shard=4,
+        replicas=0 if arguments.fail_over else 1,
+        worker_env={"KINESIS_LEASE_DURATION_SECONDS": "5"} if is_disturbed else None,
+    )
     async with testbed:
-        servers = list(testbed.stack.servers.items())
-        tenant, *others = testbed.tenants_of(servers[0][1])
-        await ask(servers[0][1], FILL_SQL, tenant.tenant_id, arguments.rows)
+        struck = [Struck(testbed, How.CITRUS, number=number) for number in range(2)] if arguments.fail_over else []
+        for shard in reversed(struck):
+            await (shard.begin(1) if shard is struck[0] else shard.prepare())
+        tenant, *others = testbed.tenants_of(testbed.server(0))
+        other_plan = ChainPlan("others", (*others, *testbed.tenants_of(testbed.server(1))))
+        await ask(testbed.server(0), FILL_SQL, tenant.tenant_id, arguments.rows)
         testbed.start_flow(ChainPlan("moving", (tenant,)), rate=arguments.rate)
-        testbed.start_flow(ChainPlan("others", (*others, *testbed.tenants_of(servers[1][1]))), rate=arguments.rate)
+        testbed.start_flow(other_plan, rate=arguments.rate)
         await asyncio.sleep(2 * SETTLE_S)
-        by_hand = await copy_by_hand(servers[0][1], servers[1][1], tenant.tenant_id)
+        by_hand = await copy_by_hand(testbed.server(0), testbed.server(1), tenant.tenant_id)
         moves = []
-        for number in range(arguments.moves):
-            shard_id, server = servers[(number + 1) % 2]
-            moved = await move(testbed, tenant, shard_id, server, chance if arguments.kill else None)
-            testbed.homes[tenant.tenant_id] = server.url
-            moves.append(moved)
-            console.print(describe(moved))
-            await asyncio.sleep(SETTLE_S)
+        async with testbed.phase("control"):
+            await asyncio.sleep(CONTROL_S)
+        async with testbed.phase("moves"):
+            for number in range(arguments.moves):
+                moved = await move(testbed, tenant, (number + 1) % 2, chance if is_disturbed else None, struck)
+                moves.append(moved)
+                console.print(describe(moved))
+                await asyncio.sleep(SETTLE_S)
+        counted = None if is_disturbed else await counted_moves(testbed, len(moves))
         differences = await find_differences(testbed)
+        control, moving = [await testbed.measure_phase(phase, other_plan, testbed.urls) for phase in testbed.phases]
         if arguments.log is not None:
             arguments.log.write_bytes(testbed.worker.log_path.read_bytes())
         await testbed.stop_workers()
     first = moves[0].certificate
-    if not moves[0].kills:
+    if not is_disturbed:
         rate = first["rowsCopied"] / first["phasesS"]["copy"]
         console.print(f"copied {rate:,.0f} rows/s, COPY by hand {by_hand:,.0f} rows/s: {rate / by_hand:.2f}")
     pauses = sorted(one.pause_s for one in moves)
@@ -109,12 +133,35 @@ async def run(arguments: argparse.Namespace) -> int:
         f"{len(pauses)} moves; pause: median {statistics.median(pauses) * 1000:.0f} ms, "
         f"longest {pauses[-1] * 1000:.0f} ms, within 100 ms {sum(one <= 0.1 for one in pauses)}"
     )
+    console.print(
+        f"other tenants, arrival to commit: p99 {format_number(control.p99_s, 's')} before the moves, "
+        f"{format_number(moving.p99_s, 's')} during them"
+    )
+    if counted is not None:
+        console.print(f"the worker counted {counted} moves")
     console.print(f"lost, done twice, out of order or misplaced: {len(differences) or 'nothing'}")
     for difference in differences:
         console.print(f"  {difference}", markup=False, soft_wrap=True)
     is_short = pauses[-1] <= 0.5 and sum(one <= 0.1 for one in pauses) >= SHARE_WITHIN_100_MS * len(pauses)
     are_equal = all(one.certificate["comparison"]["source"] == one.certificate["comparison"]["target"] for one in moves)
-    return 0 if not differences and are_equal and (is_short or arguments.kill) else 1
+    is_counted = counted in {None, len(moves)}
+    return 0 if not differences and are_equal and is_counted and (is_short or is_disturbed) else 1
+
+
+async def counted_moves(testbed: Testbed, least: int) -> int:
+    """Return how many moves the worker has counted, once these are *least* or a probe of each shard is over."""
+    found = 0
+
+    async def has_counted() -> bool:
+        nonlocal found
+        await asyncio.sleep(SETTLE_S)
+        async with aiohttp.ClientSession() as http, http.get(f"{testbed.worker.url}/metrics") as answer:
+            (text,) = COUNTED.findall(await answer.text())
+        found = int(float(text))
+        return found >= least
+
+    await poll_until(has_counted, within_s=COUNTED_WITHIN_S)
+    return found
 
 
 async def copy_by_hand(source: PostgresServer, target: PostgresServer, tenant_id: str) -> float:
@@ -147,27 +194,46 @@ async def copy_by_hand(source: PostgresServer, target: PostgresServer, tenant_id
 
 
 async def move(
-    testbed: Testbed, tenant: Tenant, shard_id: str, server: PostgresServer, chance: random.Random | None
+    testbed: Testbed, tenant: Tenant, number: int, chance: random.Random | None, struck: Sequence[Struck]
 ) -> Moved:
-    """Move the tenant to *shard_id*; with *chance* kill the mover, and sometimes the worker, before that."""
+    """Move the tenant to the shard of that number.
+
+    With *chance* the primary of one of the shards *struck* is killed in the move, or, without these, the mover, and
+    sometimes the worker, before it.
+    """
+    shard_id = list(testbed.stack.servers)[number]
+    command = ("tenants", "move", *ids(tenant), "--to", shard_id, "--json")
     kills = 0
-    while chance is not None and kills < KILLS_MAX and chance.random() < 0.7:
+    fails_over = bool(struck)
+    while chance is not None and kills < KILLS_MAX and (fails_over or (not struck and chance.random() < 0.7)):
         kills += 1
-        process = await start_command(testbed, "tenants", "move", *ids(tenant), "--to", shard_id, "--json")
+        process = await start_command(testbed, *command)
         await asyncio.sleep(chance.uniform(0.5, 2.5))
+        if fails_over:
+            fails_over = False
+            await fail_over(chance.choice(struck))
         if process.returncode is None:
             process.kill()
         await process.communicate()
-        if chance.random() < 0.3:
+        if not struck and chance.random() < 0.3:
             testbed.worker.kill()
             testbed.workers.clear()
             await testbed.start_worker()
-    result = await run_command(testbed, "tenants", "move", *ids(tenant), "--to", shard_id, "--json")
+    result = await run_command(testbed, *command)
     if result["outcome"] != "moved":
         raise SystemExit(f"expected a move, got {result}")
     await asyncio.sleep(SETTLE_S)
+    server = testbed.server(number)
+    testbed.homes[tenant.tenant_id] = server.url
     pause_s = await ask(server, PAUSE_SQL, tenant.tenant_id)
     return Moved(result["certificate"], pause_s if pause_s is not None else float("inf"), kills)
+
+
+async def fail_over(shard: Struck) -> None:
+    """Kill the primary of a shard; its standby takes its place, and gets one of its own."""
+    await shard.primary.kill()
+    earlier, _ = await shard.promote()
+    await shard.renew(earlier)
 
 
 def ids(tenant: Tenant) -> tuple[str, str]:

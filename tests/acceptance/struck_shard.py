@@ -26,11 +26,11 @@ class How(StrEnum):
 
 
 class Struck:
-    """The shard whose primary is lost again and again."""
+    """A shard, by its number from 0, whose primary is lost again and again."""
 
-    def __init__(self, testbed: Testbed, how: How, *, is_synchronous: bool) -> None:
-        self.primary = testbed.server()
-        self.shard_id = next(iter(testbed.stack.servers))
+    def __init__(self, testbed: Testbed, how: How, *, is_synchronous: bool = False, number: int = 0) -> None:
+        self.primary = testbed.server(number)
+        self.shard_id = list(testbed.stack.servers)[number]
         self.tenants = testbed.tenants_of(self.primary)
         self._testbed = testbed
         self._how = how
@@ -40,11 +40,15 @@ class Struck:
     async def begin(self, replicas: int) -> None:
         """Make the first standby, and start workers that can find both."""
         testbed = self._testbed
-        self.standby = await self._new_standby(None)
-        self._name_address()
+        await self.prepare()
         for _ in range(replicas):
             await testbed.start_worker(self._map_env() if self._how is How.REPLICA else None)
         await testbed.register(testbed.tenants_of())
+
+    async def prepare(self) -> None:
+        """Make the first standby."""
+        self.standby = await self._new_standby(None)
+        self._name_address()
 
     async def promote(self) -> tuple[PostgresServer, datetime]:
         """Let the standby take its primary's place; return the one before and when the new one took writes."""
@@ -53,8 +57,9 @@ class Struck:
         promoted_at = datetime.now(UTC)
         self.primary = self.standby
         self._testbed.stack.servers[self.shard_id] = self.primary
-        for tenant in self.tenants:
-            self._testbed.homes[tenant.tenant_id] = self.primary.url
+        for tenant_id, url in self._testbed.homes.items():
+            if url == earlier.url:
+                self._testbed.homes[tenant_id] = self.primary.url
         if self._how is How.CITRUS:
             self._name_address()
         return earlier, promoted_at
@@ -69,7 +74,9 @@ class Struck:
     async def _new_standby(self, port: int | None) -> StandbyServer:
         self._standby_count += 1
         group, programs = self.primary._group, self.primary._programs
-        standby = StandbyServer(group, programs, self.primary, name=f"standby_{self._standby_count}", port=port)
+        standby = StandbyServer(
+            group, programs, self.primary, name=f"{self.shard_id}_standby_{self._standby_count}", port=port
+        )
         await standby.start()
         await standby.wait_streaming()
         await standby.catch_up()
