@@ -67,6 +67,7 @@ class Moved:
     certificate: dict[str, Any]
     pause_s: float
     kills: int
+    is_failed_over: bool
 
 
 def main() -> None:
@@ -226,7 +227,7 @@ async def move(
     server = testbed.server(number)
     testbed.homes[tenant.tenant_id] = server.url
     pause_s = await ask(server, PAUSE_SQL, tenant.tenant_id)
-    return Moved(result["certificate"], pause_s if pause_s is not None else float("inf"), kills)
+    return Moved(result["certificate"], float("inf") if pause_s is None else pause_s, kills, bool(struck))
 
 
 async def fail_over(shard: Struck) -> None:
@@ -289,6 +290,8 @@ def describe(moved: Moved) -> str:
     certificate = moved.certificate
     own = certificate.get("pauseS")
     killed = f", mover killed {moved.kills} times" if moved.kills else ""
+    if moved.is_failed_over:
+        killed = ", a shard failed over on the way"
     return (
         f"{certificate['sourceShard']} → {certificate['targetShard']}: {certificate['rowsCopied']} rows in "
         f"{certificate['durationS']:.1f} s; pause {moved.pause_s * 1000:.0f} ms, "

@@ -4,7 +4,8 @@
 
 Starts the embedded stack and the worker, with the tenants on five Postgres shards. `shards drain` empties one, and
 `shards rebalance` then fills it from the four others, with ten moves at a time. Exit status 0 only if the drained shard
-may be removed, no shard has over 1.1 times the mean number of tenants in the end, and every row of every shard is right.
+may be removed, no shard has over 1.1 times the mean number of tenants in the end, and every row of every shard is
+right.
 """
 
 from __future__ import annotations

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
 import msgspec
 
 from simplu_worker.assembly import Shards, open_shards
+from simplu_worker.commands.moves.plans import plan_moves
 from simplu_worker.commands.moves.runner import MoveRequest, MoveRunner
 from simplu_worker.commands.moves.terms import MoveTerms
 from simplu_worker.commands.output.display import print_line, print_note, print_table
@@ -23,6 +24,7 @@ from simplu_worker.shards.moving.planning.balance import (
     plan_by_name,
     plan_drain,
 )
+from simplu_worker.shards.moving.planning.readiness import MovePlan
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.locator import StaticMap, read_shard_map
 from simplu_worker.shards.routing.shard_query import ShardRows, fetch_from_all_shards
@@ -56,7 +58,7 @@ async def rebalance_shards(
             plan = plan_by_name(tenants, homes, [shard.shard_id for shard in targets])
         else:
             plan = plan_balance(tenants, [shard.shard_id for shard in targets])
-        _print_plan(tenants, plan, by or "tenants", as_json=as_json, apply=apply)
+        await _print_plan(shards, tenants, plan, by or "tenants", as_json=as_json, apply=apply)
         if not apply or not plan:
             return 0
         return await _carry_out(settings, shards, plan, terms, as_json=as_json)
@@ -76,7 +78,7 @@ async def drain_shard(settings: Settings, shard_id: str, terms: MoveTerms, *, ap
         counts = Counter(one.shard_id for one in all_tenants)
         others = [shard for shard in await _usable_shards(shards) if shard.shard_id != shard_id]
         plan, homeless = plan_drain(tenants, {shard.shard_id: _room_of(shard, counts) for shard in others})
-        _print_plan(all_tenants, plan, "tenants", as_json=as_json, apply=apply)
+        await _print_plan(shards, all_tenants, plan, "tenants", as_json=as_json, apply=apply)
         for tenant in homeless:
             print_note(f"{tenant.tenant_id}: expected a shard with room, got none; add a shard")
         if not apply:
@@ -142,25 +144,54 @@ def _room_of(shard: ShardAddress, counts: Counter[str]) -> int:
     return most - max(counts[shard.shard_id], shard.tenant_count or 0)
 
 
-def _print_plan(
-    tenants: Sequence[WeighedTenant], plan: Sequence[PlannedTransfer], by: str, *, as_json: bool, apply: bool
+async def _print_plan(
+    shards: Shards,
+    tenants: Sequence[WeighedTenant],
+    plan: Sequence[PlannedTransfer],
+    by: str,
+    *,
+    as_json: bool,
+    apply: bool,
 ) -> None:
+    """Print the moves, and the weights before and after; without *apply* also what each move would take."""
     before = _loads(tenants)
     after = Counter(before)
     for one in plan:
         after[one.tenant.shard_id] -= one.tenant.weight
         after[one.target_id] += one.tenant.weight
+    moves, problems = await plan_moves(shards, _requests(() if apply else plan))
+    sizes = {one.tenant: one for one in moves}
     if as_json:
-        members = {"by": by, "plan": [_members(one) for one in plan], "before": before, "after": after}
+        listed = [_members(one) | _size_members(sizes.get(one.tenant.tenant_id)) for one in plan]
+        members = {"by": by, "plan": listed, "refused": problems, "before": before, "after": after}
         print_line(msgspec.json.encode(members).decode())
         return
-    print_table(("tenant", "from", "to", str(by)), (tuple(_members(one).values()) for one in plan))
+    columns = ("resources", "MiB", "about s") if sizes else ()
+    rows = ((*_members(one).values(), *_size_cells(sizes, one)) for one in plan)
+    print_table(("tenant", "from", "to", str(by), *columns), rows)
     print_table(
         ("shard", f"{by} before", "after"), ((name, before[name], after[name]) for name in sorted({*before, *after}))
     )
+    for tenant_id, problem in problems.items():
+        print_note(f"{tenant_id}: {problem}")
     print_line(f"{len(plan)} of {len(tenants)} tenants move")
     if plan and not apply:
         print_note("nothing was moved; with --apply the tenants are")
+
+
+def _size_members(size: MovePlan | None) -> dict[str, Any]:
+    if size is None:
+        return {}
+    return {"resources": size.resources, "byteCount": size.byte_count, "durationS": size.duration_s}
+
+
+def _size_cells(sizes: Mapping[str, MovePlan], one: PlannedTransfer) -> tuple[object, ...]:
+    if not sizes:
+        return ()
+    size = sizes.get(one.tenant.tenant_id)
+    return (
+        ("", "", "") if size is None else (size.resources, f"{size.byte_count / 2**20:.1f}", f"{size.duration_s:.1f}")
+    )
 
 
 def _loads(tenants: Iterable[WeighedTenant]) -> Counter[str]:
@@ -183,4 +214,8 @@ async def _carry_out(
     settings: Settings, shards: Shards, plan: Sequence[PlannedTransfer], terms: MoveTerms, *, as_json: bool
 ) -> int:
     runner = MoveRunner(settings, shards, terms, as_json=as_json)
-    return await runner.run([MoveRequest(*one.tenant.names, one.target_id) for one in plan])
+    return await runner.run(_requests(plan))
+
+
+def _requests(plan: Sequence[PlannedTransfer]) -> list[MoveRequest]:
+    return [MoveRequest(*one.tenant.names, one.target_id) for one in plan]

@@ -6,17 +6,13 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from simplu_worker.assembly import Shards, open_shards
+from simplu_worker.assembly import open_shards
 from simplu_worker.commands.command_line import UsageError
+from simplu_worker.commands.moves.plans import plan_moves, print_plans
 from simplu_worker.commands.moves.runner import MoveRequest, MoveRunner
 from simplu_worker.commands.moves.terms import MoveTerms
-from simplu_worker.commands.output.display import print_json, print_note, print_table
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
-from simplu_worker.errors import WorkerError
-from simplu_worker.shards.moving.planning.places import find_places
-from simplu_worker.shards.moving.planning.readiness import MovePlan, check_shards, plan_move
-from simplu_worker.shards.moving.types import Move
 
 
 def read_requests(path: Path) -> list[MoveRequest]:
@@ -46,42 +42,7 @@ async def move_tenants(
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
         if dry_run:
-            return await _print_plan(shards, requests, as_json=as_json)
+            plans, problems = await plan_moves(shards, requests)
+            return print_plans(plans, problems, as_json=as_json)
         runner = MoveRunner(settings, shards, terms, as_json=as_json)
         return await runner.run(requests)
-
-
-async def _print_plan(shards: Shards, requests: Sequence[MoveRequest], *, as_json: bool) -> int:
-    plans: list[MovePlan] = []
-    problems: dict[str, str] = {}
-    for request in requests:
-        try:
-            places = await find_places(shards.locator, shards.pools, request.tenant_id)
-            source_id = places.source_for(request.shard_id)
-            await check_shards(shards.locator, shards.pools, source_id, request.shard_id)
-            plans.append(await plan_move(shards.pools, Move(request.tenant_id, source_id, request.shard_id)))
-        except WorkerError as exc:
-            problems[request.tenant_id] = str(exc)
-    if as_json:
-        print_json({"plan": plans, "refused": problems})
-        return 1 if problems else 0
-    print_table(
-        ("tenant", "from", "to", "resources", "MiB", "operations", "about s", "pause, about ms"),
-        (
-            (
-                one.tenant,
-                one.source_shard,
-                one.target_shard,
-                one.resources,
-                f"{one.byte_count / 2**20:.1f}",
-                one.operations,
-                f"{one.duration_s:.1f}",
-                f"{one.pause_s * 1000:.0f}",
-            )
-            for one in plans
-        ),
-    )
-    for tenant_id, problem in problems.items():
-        print_note(f"{tenant_id}: {problem}")
-    print_note("nothing was moved; without --dry-run the tenants are")
-    return 1 if problems else 0

@@ -100,13 +100,15 @@ async def rollback_tenant(settings: Settings, tenant: tuple[str, str], *, as_jso
     tenant_id = tenant_id_of(*tenant)
     async with open_shards(settings) as shards:
         places = await find_places(shards.locator, shards.pools, tenant_id)
-        home, copies = places.home(), places.arriving_on()
+        copies, destroyed_on = places.arriving_on(), places.destroyed_on()
+        home = places.home() if destroyed_on is None or not copies else destroyed_on
         if home is not None and copies:
             count = sum([await undo_move(shards.pools, tenant_id, home, copy) for copy in copies])
             if as_json:
                 print_json({"tenant": tenant_id, "outcome": "undone", "rowsDeleted": count})
             else:
-                print_line(f"{tenant_id}: stays on shard {home}; {count} rows of the copy deleted")
+                stays = "stays" if destroyed_on is None else "was destroyed"
+                print_line(f"{tenant_id}: {stays} on shard {home}; {count} rows of the copy deleted")
             return 0
         if home is None:
             raise RetryableError(

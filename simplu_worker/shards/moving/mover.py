@@ -89,6 +89,7 @@ class Mover:
         self._journal = MoveJournal(self._source, move.tenant_id)
         self._token = 0
         self._epoch = 0
+        self._source_epoch = 0
         self._step = "open"  # in the journal
         self._pace = CopyPace()
         self._noted_at = float("-inf")
@@ -155,7 +156,10 @@ class Mover:
             case Situation.ARRIVED:
                 pass
             case Situation.GONE:
-                raise PermanentError(f"{self._move.tenant_id}: expected a tenant to move, got one that is destroyed")
+                raise PermanentError(
+                    f"{self._move.tenant_id}: expected a tenant to move, got one that is destroyed; "
+                    "run: simplu-worker tenants rollback, to delete its copy"
+                )
             case Situation.ELSEWHERE:
                 raise PermanentError(
                     f"{self._move.tenant_id}: expected its home on shard {self._move.source_id} or "
@@ -190,6 +194,7 @@ class Mover:
             self._step = "committed" if source.state is TenantState.MOVED else "open"
             await connection.execute(QUERIES["open_move"], tenant_id, self._move.target_id, self._token, self._step)
         self._last_barrier = (self._clock(), source.read_at)
+        self._source_epoch = source.epoch
         return source
 
     async def _prepare_target(self, source: MovingTenant) -> Progress:
@@ -376,6 +381,8 @@ class Mover:
                     source = await read_tenant(connection, tenant_id)
                     if affected_count(status) != 1 or source is None:
                         raise self._outrun_error()
+                    if source.epoch != self._source_epoch:  # the copy is of the tenant before that
+                        raise RetryableError("the tenant was destroyed, and made again")
                     self._check_clock(source.read_at)
                     positions = await read_positions(connection)
                     changes = [one async for one in read_changes(connection, tenant_id, progress.barrier)]

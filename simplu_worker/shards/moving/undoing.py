@@ -15,7 +15,7 @@ from simplu_worker.errors import PermanentError
 from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.moving.rows import read_arrival, read_departure, read_tenant, take_token
-from simplu_worker.shards.moving.situation import LEAVING, ON_THE_WAY
+from simplu_worker.shards.moving.situation import GONE, LEAVING, ON_THE_WAY
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
 
@@ -47,7 +47,7 @@ async def drop_rows(shard: ShardPool, tenant_id: str, token: int, lock: TenantLo
 
 
 async def undo_move(pools: Pools, tenant_id: str, source_id: str, target_id: str) -> int:
-    """Delete the copy of a tenant that has not left its source; return the number of rows deleted.
+    """Delete the copy of a tenant that has not left its source, or was destroyed there; return the rows deleted.
 
     Raises `PermanentError` if the tenant has left the source, and `RetryableError` if a shard does not answer: then the
     same call goes on.
@@ -57,11 +57,12 @@ async def undo_move(pools: Pools, tenant_id: str, source_id: str, target_id: str
         copy = await read_tenant(connection, tenant_id)
     async with source.transaction() as connection:
         tenant = await read_tenant(connection, tenant_id, locked=True)
-        if tenant is None or tenant.state not in LEAVING:
+        if tenant is None or tenant.state not in LEAVING | GONE:
             state = "none" if tenant is None else tenant.state
             raise PermanentError(f"{tenant_id}: expected its home on shard {source_id}, got a row that is {state}")
         token = max(tenant.move_token, 0 if copy is None else copy.move_token) + 1
-        await take_token(connection, tenant_id, token)
+        if tenant.state in LEAVING:  # no mover can do anything about a tenant that is destroyed
+            await take_token(connection, tenant_id, token)
         await connection.execute(QUERIES["open_move"], tenant_id, target_id, token, "undoing")
     count = 0
     if copy is not None and copy.state in ON_THE_WAY:

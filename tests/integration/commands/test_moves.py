@@ -116,11 +116,13 @@ async def test_tenant_moves_is_verified_moved_back_and_cleaned_up(
     assert len(await ask(shards[0], "SELECT FROM resources")) == 20
 
 
+@pytest.mark.parametrize("state", ["active", "destroyed"])
 async def test_copy_is_deleted_by_a_rollback_before_the_commit(
-    shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str], state: str
 ) -> None:
-    """What a killed command has left."""
+    """What a killed command has left, also of a tenant that was destroyed since."""
     settings = settings_of(tmp_path, *shards)
+    await ask(shards[0], f"UPDATE tenants SET state = '{state}'")
     await ask(
         shards[1],
         "INSERT INTO tenants (id, business_id, location_id, business_type, state, epoch, move_token, control_at,"
@@ -131,7 +133,8 @@ async def test_copy_is_deleted_by_a_rollback_before_the_commit(
     assert await rollback_tenant(settings, TENANT, as_json=True) == 0
     assert json.loads(capsys.readouterr().out) == {"tenant": TENANT_ID, "outcome": "undone", "rowsDeleted": 20}
     assert await ask(shards[1], "SELECT FROM tenants") == []
-    assert await ask(shards[0], "SELECT state FROM tenants") == [{"state": "active"}]
+    assert await ask(shards[0], "SELECT state FROM tenants") == [{"state": state}]
+    assert await ask(shards[0], "SELECT step FROM moves") == [{"step": "undone"}]
 
 
 @pytest.mark.parametrize(
@@ -237,6 +240,9 @@ async def test_shard_is_drained_and_filled_again(
     assert await drain_shard(settings, "a", MoveTerms(), apply=False, as_json=True) == 0
     plan = json.loads(capsys.readouterr().out)
     assert (plan["before"], {name: count for name, count in plan["after"].items() if count}) == ({"a": 1}, {"b": 1})
+    (planned,) = plan["plan"]
+    assert (planned["tenant"], planned["targetShard"], planned["resources"]) == (TENANT_ID, "b", 20)
+    assert planned["durationS"] > 0
     assert await drain_shard(settings, "a", MoveTerms(), apply=True, as_json=False) == 0
     assert "it can be retired in the map or Citrus" in capsys.readouterr().err
     assert await ask(shards[1], "SELECT state FROM tenants") == [{"state": "active"}]

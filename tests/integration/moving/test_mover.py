@@ -257,6 +257,31 @@ async def test_renamed_and_added_resources_are_moved_though_they_are_not_in_the_
     assert there == await world.case("a").resources()
 
 
+async def test_tenant_that_is_destroyed_and_made_again_before_the_fence_takes_no_old_rows_along(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing that was copied of the tenant before that is on its new shard."""
+    source: ShardPool = world.shard_pools["a"]
+    original, is_remade = source.transaction, False
+
+    @asynccontextmanager
+    async def transaction() -> AsyncIterator[Any]:
+        nonlocal is_remade
+        if not is_remade and world.statuses[-1].phase == "switch":
+            is_remade = True
+            await fetch(source, "DELETE FROM resources WHERE id = $1", TENANT_ID)
+            await fetch(source, "UPDATE tenants SET epoch = epoch + 1, created_at = now() WHERE id = $1", TENANT_ID)
+        async with original() as connection:
+            yield connection
+
+    monkeypatch.setattr(source, "transaction", transaction)
+    certificate = await world.move()
+
+    assert is_remade
+    assert (certificate.verdict, certificate.epoch) == ("equal", 3)
+    assert await world.case("b").resources() == {}
+
+
 async def test_cleanup_deletes_what_the_tenant_left_and_the_way_back_copies_everything(world: World) -> None:
     """Only on the shard that it left; the row that leads to its home stays."""
     await world.move()

@@ -42,9 +42,11 @@ class TenantPlaces:
             )
         if homes:
             return homes[0]
-        gone = sorted(shard_id for shard_id, state in self.states.items() if state in GONE)
-        if gone and not self._departures():
-            raise PermanentError(f"{self.tenant_id}: expected a tenant to move, got one that is destroyed on {gone[0]}")
+        if (gone := self.destroyed_on()) is not None:
+            copies = "; run: simplu-worker tenants rollback, to delete its copy" if self.arriving_on() else ""
+            raise PermanentError(
+                f"{self.tenant_id}: expected a tenant to move, got one that is destroyed on {gone}{copies}"
+            )
         if self.silent:
             raise RetryableError(
                 f"{self.tenant_id}: expected an answer of every shard, got none of {', '.join(sorted(self.silent))}"
@@ -66,6 +68,12 @@ class TenantPlaces:
             where = f"its home is shard {target_id} already" if home else "it is on its way to another shard"
             raise PermanentError(f"{self.tenant_id}: expected another shard to move to, got {target_id}: {where}")
         return left[-1]
+
+    def destroyed_on(self) -> str | None:
+        """Return the shard on which the tenant was destroyed; None if it has a home, or has left one."""
+        gone = sorted(shard_id for shard_id, state in self.states.items() if state in GONE)
+        is_elsewhere = self._departures() or any(state in LEAVING for state in self.states.values())
+        return gone[0] if gone and not is_elsewhere else None
 
     def arriving_on(self) -> list[str]:
         """Return the shards with a copy of the tenant that is not its home."""
