@@ -15,7 +15,7 @@ from msgspec import structs
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 
-from simplu_worker.errors import PermanentError
+from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Disposition
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.writer import ShardWriter
@@ -321,6 +321,33 @@ async def test_move_is_undone_before_its_commit(world: World) -> None:
     assert await world.states() == {"a": "active"}
     assert await world.case("b").resources() == {}
     assert [(one.step, one.outcome) for one in await world.journal("a")] == [("undone", "undone")]
+    assert (await world.move()).verdict == "equal"
+
+
+@pytest.mark.parametrize(("shard_id", "trouble"), [("b", "53100"), ("b", "25006"), ("a", "25006")])
+async def test_mover_gives_up_with_the_state_of_the_tenant_and_goes_on_later(
+    world: World, monkeypatch: pytest.MonkeyPatch, shard_id: str, trouble: str
+) -> None:
+    """The disk of the target is full during the copy; one of the servers takes no writes."""
+    monkeypatch.setattr("simplu_worker.shards.moving.mover.PATIENCE_S", 0.0)
+    monkeypatch.setattr("simplu_worker.shards.moving.mover.PAUSE_S", 0.05)
+    table = "resources" if shard_id == "b" else "moves"
+    pool = world.shard_pools[shard_id]
+    await fetch(
+        pool,
+        "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS"
+        f" $$ BEGIN RAISE 'refused' USING ERRCODE = '{trouble}'; END $$",
+    )
+    await fetch(pool, f"CREATE TRIGGER fail BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION fail()")
+
+    with pytest.raises(
+        RetryableError, match=rf"({trouble}).*the tenant goes on on shard a; run the same command again"
+    ):
+        await world.move()
+    assert (await world.states())["a"] == "active"
+
+    await fetch(pool, f"DROP TRIGGER fail ON {table}")
+    await pool.probe()
     assert (await world.move()).verdict == "equal"
 
 
