@@ -244,6 +244,8 @@ class Mover:
 
     async def _copy(self, progress: Progress) -> Progress:
         self._enter(Phase.COPY)
+        if any(progress.cursors.get(table.name, FIRST) is not None for table in TABLES):
+            self._status = msgspec.structs.replace(self._status, row_total=await self._count_rows())
         for table in TABLES:
             after = progress.cursors.get(table.name, FIRST)
             while after is not None:
@@ -275,6 +277,11 @@ class Mover:
                 )
                 await self._show_progress(progress)
         return progress
+
+    async def _count_rows(self) -> int:
+        async with self._source.connection() as connection:
+            (size,) = await connection.fetch(QUERIES["describe_tenant_size"], self._move.tenant_id)
+        return int(size["resource_count"] + size["operation_count"])
 
     async def _catch_up(self, progress: Progress) -> Progress:
         """Copy what changed since the barrier, in rounds, until a round is small. Raises `PauseTooLongError`."""
@@ -512,7 +519,9 @@ class Mover:
         await connection.execute(QUERIES["note_arrival"], self._move.tenant_id, self._token, encoded(progress))
 
     async def _show_progress(self, progress: Progress) -> None:
-        self._status = MoveStatus(self._phase, progress.row_count, progress.byte_count)
+        self._status = msgspec.structs.replace(
+            self._status, row_count=progress.row_count, byte_count=progress.byte_count
+        )
         self._show(self._status)
         if self._clock() - self._noted_at > NOTE_INTERVAL_S:
             await self._note_status()

@@ -40,11 +40,12 @@ class MoveOptions(msgspec.Struct, frozen=True):
 
 
 class MoveStatus(msgspec.Struct, frozen=True, rename="camel"):
-    """How far a mover is."""
+    """How far a mover is; *row_total* is the number of rows to copy, 0 while it is unknown."""
 
     phase: Phase
     row_count: int = 0
     byte_count: int = 0
+    row_total: int = 0
 
 
 class Certificate(msgspec.Struct, frozen=True, rename="camel"):
