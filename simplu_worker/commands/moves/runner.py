@@ -9,6 +9,7 @@ from datetime import timedelta
 import msgspec
 
 from simplu_worker.assembly import Shards
+from simplu_worker.commands.moves.cache_clearing import clear_cache
 from simplu_worker.commands.moves.progress import MoveProgress
 from simplu_worker.commands.moves.terms import MoveTerms
 from simplu_worker.commands.output.display import print_line, print_note
@@ -67,7 +68,10 @@ class MoveRunner:
         return f"MoveRunner({self._terms})"
 
     async def run(self, requests: Sequence[MoveRequest]) -> int:
-        """Run all moves; print each result as it comes. Return 1 if a tenant was not moved, or its rows differ."""
+        """Run all moves, print each result as it comes, and clear the cache in the end.
+
+        Return 1 if a tenant was not moved, or its rows differ.
+        """
         results = []
         with MoveProgress(len(requests), as_json=self._as_json) as progress:
             tasks = [
@@ -83,6 +87,8 @@ class MoveRunner:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+        if any(one.certificate is not None for one in results) and (warning := await clear_cache(self._settings)):
+            print_note(warning)
         return 0 if all(one.outcome == "moved" for one in results) else 1
 
     async def _run_one(self, request: MoveRequest, progress: MoveProgress) -> MoveResult:

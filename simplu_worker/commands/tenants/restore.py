@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 
 from simplu_worker.assembly import Shards, open_shards
-from simplu_worker.cache.cache import open_cache
 from simplu_worker.commands.backups.position_rules import longest_gap
 from simplu_worker.commands.backups.stream_reach import backup_address, judge_reach
+from simplu_worker.commands.moves.cache_clearing import clear_cache
 from simplu_worker.commands.output.display import print_json, print_line, print_members, print_note
 from simplu_worker.commands.output.progress import LINE_INTERVAL_S
 from simplu_worker.commands.requirements import parse_tenant_id, require_settings
@@ -102,7 +102,7 @@ async def restore_tenant(settings: Settings, command: RestoreCommand, *, as_json
         except WorkerError as exc:
             text = backup.address.without_name(str(exc))
             raise (RetryableError if isinstance(exc, RetryableError) else PermanentError)(text) from None
-        warning = await _clear_cache(settings)
+        warning = await clear_cache(settings)
     _print_certificate(certificate, warning, as_json=as_json)
     return 0
 
@@ -205,18 +205,6 @@ def _export_path(chosen: Path | None, tenant_id: str, journal: Journal | None) -
         return Path(journal.export)
     name = re.sub(r"[^A-Za-z0-9._-]", "_", tenant_id)[:100]
     return (chosen or Path(f"restore-{name}-{utc_now():%Y%m%dT%H%M%SZ}.jsonl")).absolute()
-
-
-async def _clear_cache(settings: Settings) -> str | None:
-    """Clear the cache, if there is one; return a warning if that failed."""
-    if settings.redis_url is None:
-        return None
-    try:
-        async with open_cache(settings.redis_url.get_secret_value()) as (_, admin):
-            await admin.clear()
-    except WorkerError as exc:
-        return f"the cache was not cleared: {exc}; run: curl -X DELETE on /cache/clear of a worker"
-    return None
 
 
 def _ignore_status(_: RestoreStatus) -> None:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from pydantic import SecretStr
 from structlog.testing import capture_logs
 from support.citrus.cases import routed_shards
 from support.postgres.databases import ShardMaker, execute
 from support.postgres.tenant_cases import TENANT, add_tenant, fetch
 from support.postgres.upgrades import make_old_schema
+from support.redis.server import RedisServer
 
 from simplu_worker.commands.command_line import UsageError
 from simplu_worker.commands.moves.runner import MoveRequest, MoveRunner
@@ -22,6 +24,7 @@ from simplu_worker.commands.tenants.move import move_tenants, read_requests
 from simplu_worker.commands.tenants.moved import clean_up_tenants, rollback_tenant, verify_tenant
 from simplu_worker.config.settings import Settings, load_settings
 from simplu_worker.errors import PermanentError
+from simplu_worker.local.processes.watchdog import ProcessGroup
 from simplu_worker.shards.moving.planning.readiness import check_shards
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
@@ -46,6 +49,13 @@ def settings_of(folder: Path, *shards: ShardAddress) -> Settings:
 def _logs_are_not_printed() -> Iterator[None]:
     with capture_logs():
         yield
+
+
+@pytest.fixture
+def group() -> Iterator[ProcessGroup]:
+    """Give what ends the servers of a test."""
+    with ProcessGroup() as group:
+        yield group
 
 
 @pytest.fixture
@@ -114,6 +124,25 @@ async def test_tenant_moves_is_verified_moved_back_and_cleaned_up(
     assert {(one["left"], one["rows"]) for one in found} == {("a", None), ("b", 20)}
     assert await ask(shards[1], "SELECT FROM resources") == []
     assert len(await ask(shards[0], "SELECT FROM resources")) == 20
+
+
+@pytest.mark.slow(1.5)
+async def test_cache_is_cleared_after_moves(
+    shards: list[ShardAddress], tmp_path: Path, group: ProcessGroup, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Readers may have filled it from the former shard. If Redis does not answer, there is a note."""
+    redis = RedisServer(group)
+    await redis.start()
+    entry = f"simplu:resource:{TENANT_ID}:patient:7"
+    await redis.ask("SET", entry, "{}")
+    settings = settings_of(tmp_path, *shards)
+    settings = settings.model_copy(update={"redis_url": SecretStr(redis.url)})
+
+    assert await move(settings, "b") == 0
+    assert (await redis.ask("EXISTS", entry), await redis.ask("GET", "simplu:epoch")) == (0, "1")
+    redis.kill()
+    assert await move(settings, "a") == 0
+    assert "the cache was not cleared" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("state", ["active", "destroyed"])
