@@ -31,6 +31,14 @@ ENDING_S = 1.0  # a thread that was told to end may still be closing what it has
 POLL_S = 0.01
 
 
+class Descriptor(NamedTuple):
+    """An open descriptor, with the file, socket or pipe behind it."""
+
+    number: int
+    device: int
+    inode: int
+
+
 class Child(NamedTuple):
     """A process that this one has started and not waited for."""
 
@@ -52,7 +60,7 @@ class Belongings:
     def lines(self) -> list[str]:
         """Return a line for each."""
         return [
-            *(f"{target} (descriptor {number})" for number, target in sorted(self.descriptors)),
+            *(f"{_target(one.number)} (descriptor {one.number})" for one in sorted(self.descriptors)),
             *(f"process {child.pid}: {_command_line(child.pid)}" for child in sorted(self.children)),
         ]
 
@@ -150,16 +158,25 @@ def _describe(task: asyncio.Task[Any]) -> str:
     return f"{task.get_name()} ({getattr(task.get_coro(), '__qualname__', task)})"
 
 
-def _descriptors() -> set[tuple[int, str]]:
+def _descriptors() -> set[Descriptor]:
     found = set()
     for entry in os.scandir(DESCRIPTORS):
         with suppress(OSError):  # the descriptor of the listing itself
-            found.add((int(entry.name), str(Path(entry.path).readlink())))
+            number = int(entry.name)
+            status = os.fstat(number)
+            found.add(Descriptor(number, status.st_dev, status.st_ino))
     return found
 
 
+def _target(number: int) -> str:
+    try:
+        return str(Path(DESCRIPTORS, str(number)).readlink())
+    except OSError:  # closed by now
+        return "closed"
+
+
 def _children() -> set[Child]:
-    pids = [int(pid) for thread in os.scandir(THREADS) for pid in _read(Path(thread, "children")).split()]
+    pids = [int(pid) for thread in os.scandir(THREADS) for pid in _read(Path(thread.path, "children")).split()]
     found = set()
     for pid in pids:
         with suppress(OSError):
