@@ -39,6 +39,7 @@ OUR_OWN = {
 FIRST_READ_S = 90.0  # a KCL that finds no leases waits for up to 30 s before it creates them
 
 
+@pytest.mark.peers(60)
 async def test_application_is_taken_over_and_handed_back_replica_by_replica(
     shared: SharedStream, record_property: Callable[[str, object], None]
 ) -> None:
@@ -89,6 +90,7 @@ async def test_application_is_taken_over_and_handed_back_replica_by_replica(
     assert all("childShardIds" in row for row in ended)
 
 
+@pytest.mark.peers(15)
 async def test_records_that_both_have_read_are_dropped_by_the_log_when_a_replica_reads_them_again(
     shared: SharedStream,
 ) -> None:

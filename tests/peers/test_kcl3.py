@@ -69,6 +69,7 @@ async def wait_until_refused(worker: WorkerProcess, leader: str, *, within_s: fl
     assert await poll_until(is_refused, within_s=within_s), log_tail(worker.log_path)
 
 
+@pytest.mark.peers(30)
 @pytest.mark.parametrize("where", TABLES)
 async def test_leader_is_seen_before_anything_is_taken(shared: SharedStream, where: str) -> None:
     """The replica names it in /readyz and takes no lease; the KCL, which took the leases over from ours, reads on."""
@@ -102,6 +103,7 @@ async def test_leader_is_seen_before_anything_is_taken(shared: SharedStream, whe
     assert ("Leader" in others) == (where == "in the lease table")
 
 
+@pytest.mark.peers(130)
 async def test_leases_of_a_leader_that_died_are_taken(
     shared: SharedStream, record_property: Callable[[str, object], None]
 ) -> None:
@@ -134,6 +136,7 @@ async def test_leases_of_a_leader_that_died_are_taken(
     assert await shared.applied_ids() - again == set(after)
 
 
+@pytest.mark.peers(40)
 async def test_leader_is_handed_the_leases_that_it_assigns_to_itself(shared: SharedStream) -> None:
     """Two of four leases, in order: the KCL begins to read once ours has released them, and ours keep the others.
 
@@ -162,6 +165,7 @@ async def test_leader_is_handed_the_leases_that_it_assigns_to_itself(shared: Sha
     assert len(owners) == STREAM_SHARDS
 
 
+@pytest.mark.peers(70)
 async def test_follower_is_assigned_its_share_reads_it_and_hands_it_back(
     shared: SharedStream, record_property: Callable[[str, object], None]
 ) -> None:
@@ -225,6 +229,7 @@ async def report_metrics(dynamodb: Client, table: str) -> None:
         await asyncio.sleep(METRICS_INTERVAL_S)
 
 
+@pytest.mark.peers(55)
 async def test_fleet_in_its_upgrade_shares_the_leases_until_it_leads_and_gets_ours_at_their_release(
     shared: SharedStream,
 ) -> None:

@@ -98,6 +98,7 @@ def by_partition_key(items: Sequence[Item], results: Sequence[PutResult]) -> dic
     return found
 
 
+@pytest.mark.peers(2)
 @pytest.mark.parametrize("language", SDKS)
 async def test_operations_of_an_aws_sdk_are_applied_once_and_in_order(
     shared: SharedStream, tmp_path: Path, language: str
@@ -119,6 +120,7 @@ async def test_operations_of_an_aws_sdk_are_applied_once_and_in_order(
         assert all(before < after for (_, before), (_, after) in itertools.pairwise(answers))
 
 
+@pytest.mark.peers(7)
 async def test_aggregates_of_the_kpl_are_applied_once(shared: SharedStream, tmp_path: Path) -> None:
     """Its native process aggregates records of many partition keys for a stream shard; it speaks TLS alone.
 

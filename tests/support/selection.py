@@ -15,19 +15,20 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from _pytest.pathlib import ImportMode, import_path
 from support.requires import missing_tool
 from xdist.scheduler.loadscope import LoadScopeScheduling
 
+Unit = TypeVar("Unit")
 # Seconds that a test takes if it does not say so in its mark, by folder: enough for an order.
 USUAL_S = {"acceptance": 4.0, "integration": 0.4, "simulation": 0.4, "model": 0.5, "peers": 60.0}
 SHORT_S = 0.015
 # Tests that share nothing with their module's others and take so long that they run side by side.
 SEPARATE = re.compile(
-    r"tests/(model|simulation)/"
+    r"tests/(model|peers|simulation)/"
     r"|tests/acceptance/test_(holding|order_programs|promotion|provisioning_killed|fleet)\.py"
 )
 PEERS = "tests/peers/"
@@ -111,7 +112,8 @@ class Selection:
         for item in items:
             (left_out if self._is_left_to_ci(item) or item.nodeid in done else kept).append(item)
         config.hook.pytest_deselected(items=left_out)
-        items[:] = longest_first(kept) if hasattr(config, "workerinput") else kept
+        workerinput: dict[str, Any] | None = getattr(config, "workerinput", None)
+        items[:] = kept if workerinput is None else longest_first(kept, workerinput["workercount"])
 
     def pytest_collection_finish(self) -> None:
         """Take what is there before the first test, hundreds of thousands of objects, out of the collector's work.
@@ -171,7 +173,7 @@ class _Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no ty
         return scope_of(nodeid)
 
 
-def longest_first(items: Iterable[pytest.Item]) -> list[pytest.Item]:
+def longest_first(items: Iterable[pytest.Item], process_count: int) -> list[pytest.Item]:
     """Return *items* by units of work, those first that take longest, and units of all folders in turn.
 
     What waits for servers, programs above all, leaves the processors to what computes.
@@ -184,7 +186,16 @@ def longest_first(items: Iterable[pytest.Item]) -> list[pytest.Item]:
         by_folder[_folder_of(scope)].append(unit)
     placed = [pair for units in by_folder.values() for pair in _by_share(units)]
     placed.sort(key=lambda pair: pair[0])
-    return [item for _, unit in placed for item in unit]
+    return [item for unit in short_ones_wait([unit for _, unit in placed], process_count) for item in unit]
+
+
+def short_ones_wait(units: Sequence[Unit], process_count: int) -> list[Unit]:
+    """Return *units*, which are ordered by their length, with the last ones as the second ones of the processes.
+
+    A process of xdist has two units at first, and no other process can take the second one from it.
+    """
+    first, rest = units[:process_count], units[process_count:]
+    return [*first, *rest[-process_count:], *rest[:-process_count]]
 
 
 def _folder_of(nodeid: str) -> str:
@@ -204,9 +215,9 @@ def _seconds_of_all(items: Iterable[pytest.Item]) -> float:
 
 
 def _seconds_of(item: pytest.Item) -> float:
-    mark = item.get_closest_marker("slow")
-    if mark is not None and mark.args:
-        return float(mark.args[0])
+    for mark in item.iter_markers():
+        if mark.name in LEFT_TO_CI and mark.args:
+            return float(mark.args[0])
     return USUAL_S.get(_folder_of(item.nodeid), SHORT_S)
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 from support.requires import missing_tool, require
-from support.selection import describe_left_out, scope_of
+from support.selection import describe_left_out, scope_of, short_ones_wait
 
 
 @pytest.mark.parametrize(
@@ -40,12 +40,22 @@ def test_summary_says_in_one_line_what_was_left_out(
         ("tests/unit/config/test_settings.py::test_a[1::2]", "tests/unit/config/test_settings.py"),
         ("tests/acceptance/test_daemon.py::test_b", "tests/acceptance/test_daemon.py"),
         ("tests/acceptance/test_holding.py::test_c[x]", "tests/acceptance/test_holding.py::test_c[x]"),
+        ("tests/peers/test_kcl3.py::test_e", "tests/peers/test_kcl3.py::test_e"),
         ("tests/simulation/test_simulation.py::test_d[0-49]", "tests/simulation/test_simulation.py::test_d[0-49]"),
     ],
 )
 def test_work_is_a_file_unless_its_tests_share_nothing(nodeid: str, expected: str) -> None:
     """A module's servers are started on one process then, and long tests run side by side."""
     assert expected == scope_of(nodeid)
+
+
+@pytest.mark.parametrize(
+    ("count", "process_count", "expected"),
+    [(9, 2, [0, 1, 7, 8, 2, 3, 4, 5, 6]), (5, 3, [0, 1, 2, 3, 4]), (2, 4, [0, 1]), (0, 2, [])],
+)
+def test_short_units_wait_behind_the_longest(count: int, process_count: int, expected: list[int]) -> None:
+    """What is second on a process waits for the end of the first, so a long one would end late."""
+    assert expected == short_ones_wait(range(count), process_count)
 
 
 def test_skipped_test_names_the_tool_that_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
