@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
-from rich.console import Console
 
 from simplu_worker import __version__
 from simplu_worker.commands.check.cli import check
-from simplu_worker.commands.command_line import (
-    EXIT_CONFIGURATION,
-    EXIT_DONE,
-    EXIT_FAILED,
-    EXIT_USAGE,
-    EnvFile,
-    UsageError,
-    complain,
-    log_misspellings,
-    log_service_links,
-    read_settings,
-    run_until_interrupted,
-)
+from simplu_worker.commands.command_line import EnvFile, UsageError
 from simplu_worker.commands.dead_letters.cli import dead_letters
+from simplu_worker.commands.exit_status import EXIT_CONFIGURATION, EXIT_DONE, EXIT_FAILED, EXIT_USAGE
 from simplu_worker.commands.shards.cli import shards
 from simplu_worker.commands.stream.cli import operations, replay, stream
 from simplu_worker.commands.tenants.cli import tenants
 from simplu_worker.errors import ConfigurationError, WorkerError
-from simplu_worker.telemetry.log import configure_logging, flush_logging
 
 app = App(
     name="simplu-worker",
@@ -46,12 +34,16 @@ def run(*, env_file: EnvFile = None) -> int:
     import structlog
     import uvloop
 
+    from simplu_worker.commands.running import log_misspellings, log_service_links, read_settings
     from simplu_worker.daemon import run_worker
+    from simplu_worker.memory_tuning import end_start
+    from simplu_worker.telemetry.log import configure_logging, flush_logging
 
     settings = read_settings(env_file, for_run=True)
     configure_logging(settings.log_level, settings.log_format)
     log_service_links()
     log_misspellings()
+    end_start()
     try:
         uvloop.run(run_worker(settings))
     except ConfigurationError:
@@ -89,6 +81,7 @@ def stack(
         `moto` makes moto serve Kinesis and SQS too, as it does DynamoDB.
     """
     _require_local()
+    from simplu_worker.commands.running import run_until_interrupted
     from simplu_worker.local.stack.stack import run_stack
 
     return run_until_interrupted(run_stack(env_file, shards, aws=aws))
@@ -112,6 +105,9 @@ def demo(*, operations: int = 20_000, tenants: int = 10, shards: int = 3, replic
         Keep everything running at the end, for a look around.
     """
     _require_local()
+    from rich.console import Console
+
+    from simplu_worker.commands.running import run_until_interrupted
     from simplu_worker.local.demo.demo import run_demo
 
     console = Console(highlight=False)
@@ -131,15 +127,22 @@ def _require_local() -> None:
 
 def main() -> NoReturn:
     """Run a command and end the process with its exit status."""
+    gc.disable()  # until the command runs: what imports create stays, and looking through it takes a tenth of a start
     try:
         result = app(sys.argv[1:], exit_on_error=False, print_error=True)
     except CycloptsError:
         sys.exit(EXIT_USAGE)
     except UsageError as exc:
-        complain(str(exc))
+        _complain(str(exc))
         sys.exit(EXIT_USAGE)
     except ConfigurationError as exc:
-        for problem in exc.problems:
-            complain(problem)
+        _complain(*exc.problems)
         sys.exit(EXIT_CONFIGURATION)
     sys.exit(result if isinstance(result, int) else EXIT_DONE)
+
+
+def _complain(*problems: str) -> None:
+    from simplu_worker.commands.running import complain
+
+    for problem in problems:
+        complain(problem)

@@ -17,7 +17,8 @@ from typing import Any, Final, NamedTuple
 import structlog
 
 from simplu_worker import __version__
-from simplu_worker.assembly import Consumers, Parts, Shards, open_parts
+from simplu_worker.assembly.shards import Shards
+from simplu_worker.assembly.worker import Consumers, Parts, open_parts
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.leases.lease import worker_id
 from simplu_worker.consumers.source_retention import EffectiveRetention

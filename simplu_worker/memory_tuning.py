@@ -17,6 +17,12 @@ _TRIM_ABOVE: Final = 64 * _MIB  # the default of PREFETCH_MAX_BYTES
 _MAP_ABOVE: Final = 32 * _MIB  # the highest bound that glibc accepts
 
 
+def end_start() -> None:
+    """Have the garbage collector run from now on, and pass over what the imports have made."""
+    gc.freeze()
+    gc.enable()
+
+
 def tune_allocator() -> None:
     """Freeze the start-up heap for the garbage collector, and make glibc keep freed memory. Call this after the start.
 

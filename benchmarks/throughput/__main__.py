@@ -8,9 +8,9 @@ reads, decodes and writes without any guarantee; `async-kinesis` is a program of
 environment. Rates come from Postgres's commit timestamps, processor time from the system. Ratios are of runs of the
 same round, because other programs on the machine affect all runs of a round alike.
 
-Then: p50 and p99 from arrival to commit at 1,000 records a second, the cost of idling, the time from start to ready,
-two replicas, and SQS order events. The results are written into docs/performance.md and its picture. Exit status 1 when
-a target is missed, unless `--quick`.
+Then: p50 and p99 from arrival to commit at 1,000 records a second, the cost of idling, the times that programs take
+to start, two replicas, and SQS order events. The results are written into docs/performance.md and its picture. Exit
+status 1 when a target is missed, unless `--quick`.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ from rich.console import Console
 from rich.table import Table
 from support.load.console import log_errors_only, open_console
 
-from benchmarks.throughput.measures import measure_idle, measure_latency, measure_orders, measure_pair, measure_starts
+from benchmarks.throughput.measures import measure_latency, measure_orders, measure_pair
 from benchmarks.throughput.page import write_page
 from benchmarks.throughput.results import BOUND_CELLS, Machine, ThroughputResults
 from benchmarks.throughput.runs import Cell, Contender, Runner, StalledError
+from benchmarks.throughput.startup import measure_idle, measure_starts, start_range
 from benchmarks.throughput.testbed import FOLDER, BenchmarkServers, run_servers
 
 ROOT = FOLDER.parents[1]
@@ -116,12 +117,19 @@ async def measure(arguments: argparse.Namespace, results: ThroughputResults, con
         if "rates" in arguments.only:
             await measure_rates(servers, arguments, results, console)
         if "more" in arguments.only:
-            results.starts = await measure_starts(servers, starts=2 if arguments.quick else 7)
-            console.print(f"start to ready: {', '.join(f'{one:.2f}' for one in results.starts)} s")
+            results.starts = await measure_starts(servers, rounds=2 if arguments.quick else 7)
+            console.print(
+                "start to ready: {:.2f} s, a command: {:.2f} s, --help: {:.2f} s, imports: {:.2f} s".format(
+                    *(
+                        start_range(results.starts, name).median
+                        for name in ("ready_s", "command_s", "help_s", "imports_s")
+                    )
+                )
+            )
             results.latency = await measure_latency(servers, rate=1000, seconds=more_s)
             console.print(f"1,000/s: p50 {results.latency.p50_s:.3f} s, p99 {results.latency.p99_s:.3f} s")
             results.idle = await measure_idle(servers, seconds=more_s)
-            console.print(f"idle: {results.idle.client_cores:.1%} of a core")
+            console.print(f"idle: {results.idle.client_cores:.2%} of a core, polls {results.idle.plain_cores:.2%}")
             if not arguments.quick:
                 await measure_replicas(servers, arguments, results, console)
     if "orders" in arguments.only:

@@ -1,10 +1,9 @@
-"""The measurements of the throughput benchmark besides rates: latency, idling, start, two replicas, order events."""
+"""The measurements of the throughput benchmark besides rates: latency, two replicas, order events."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -23,16 +22,13 @@ from benchmarks.throughput.runs import (
     Run,
     Runner,
     UsageSampler,
-    inherited_env,
     run_clients,
 )
 from benchmarks.throughput.testbed import BenchmarkServers, clock
-from simplu_worker.local.processes.loopback import HOST, free_port, poll_until
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.stack.aws import STREAM_NAME, aws_client
 
-IDLE_SETTLE_S = 8.0
-READY_WITHIN_S = 20.0
-READY_LOOK_S = 0.005
+APPLIED_WITHIN_S = 20.0
 BALANCED_WITHIN_S = 90.0
 SETTLE_S = 1.0
 PUT_EVERY_S = 0.02
@@ -49,15 +45,6 @@ class LatencyFigures(msgspec.Struct, frozen=True, rename="camel"):
     p99_s: float
     most_s: float
     client_cores: float
-
-
-class IdleFigures(msgspec.Struct, frozen=True, rename="camel"):
-    """The resources that an idle worker uses."""
-
-    stream_shards: int
-    client_cores: float
-    server_cores: float
-    rss_bytes: int
 
 
 class OrderFigures(msgspec.Struct, frozen=True, rename="camel"):
@@ -100,10 +87,10 @@ async def measure_latency(
             clients.check_running()
             return await databases.count_operations() >= len(load)
 
-        if not await poll_until(is_applied, within_s=READY_WITHIN_S):
+        if not await poll_until(is_applied, within_s=APPLIED_WITHIN_S):
             applied = await databases.count_operations()
             raise SystemExit(
-                f"expected {len(load)} operations to be applied within {READY_WITHIN_S:g} s, got {applied}"
+                f"expected {len(load)} operations to be applied within {APPLIED_WITHIN_S:g} s, got {applied}"
             )
         query = f"{LATENCIES_SQL} WHERE received_at >= to_timestamp({begun_at:.3f})"
         taken = sorted(row["latency_s"] for row in await databases.fetch_rows(query))
@@ -128,60 +115,6 @@ async def _put(url: str, load: Sequence[PutRecord], rate: int) -> None:
             await client.put_records(StreamName=STREAM_NAME, Records=entries)
             due += step / rate
             await asyncio.sleep(max(0.0, due - time.monotonic()))
-
-
-async def measure_idle(servers: BenchmarkServers, *, seconds: float, stream_shards: int = 16) -> IdleFigures:
-    """Return the resources of a worker with *stream_shards* stream shards without new records."""
-    async with (
-        servers.run_kinesis(0, stream_shards) as kinesis,
-        servers.make_databases(1, commit="on") as databases,
-        run_clients(Contender.WORKER, servers, kinesis.url, databases, "") as clients,
-    ):
-        await asyncio.sleep(IDLE_SETTLE_S)
-        sampler = UsageSampler(clients.pids, servers.server_pid)
-        sampler.take_sample()
-        await asyncio.sleep(seconds)
-        clients.check_running()
-        sampler.take_sample()
-        client_s, server_s = sampler.used_between(sampler.samples[0].at, sampler.samples[-1].at)
-        took_s = sampler.samples[-1].at - sampler.samples[0].at
-        return IdleFigures(stream_shards, client_s / took_s, server_s / took_s, sampler.samples[-1].rss_bytes)
-
-
-async def measure_starts(servers: BenchmarkServers, *, starts: int, stream_shards: int = 4) -> list[float]:
-    """Return the seconds from a start to the first 200 of `/readyz`; the stream and the lease table exist."""
-    found = []
-    async with servers.run_kinesis(0, stream_shards) as kinesis, servers.make_databases(1, commit="on") as databases:
-        port = free_port()
-        env = servers.worker_env(kinesis.url, databases, HTTP_PORT=str(port))
-        for _ in range(starts + 1):
-            process_env = inherited_env() | env
-            log_path = servers.group.directory / f"client-{servers.next_number()}.log"
-            began = time.perf_counter()
-            command = [sys.executable, "-m", "simplu_worker", "run"]
-            process = servers.group.spawn(command, log_path=log_path, env=process_env)
-            clients = Clients([process], [log_path])
-            try:
-                while not await asyncio.to_thread(_is_ready, port):
-                    clients.check_running()
-                    if time.perf_counter() - began > READY_WITHIN_S:
-                        raise SystemExit(f"expected the worker to be ready within {READY_WITHIN_S:g} s")
-                    await asyncio.sleep(READY_LOOK_S)
-                found.append(time.perf_counter() - began)
-            finally:
-                process.kill()
-                process.wait()
-    return found[1:]  # the first start created the lease table
-
-
-def _is_ready(port: int) -> bool:
-    """Request `/readyz` over a plain socket: the start of an HTTP client would be measured too."""
-    try:
-        with socket.create_connection((HOST, port), timeout=1) as connection:
-            connection.sendall(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            return b" 200 " in connection.recv(64)
-    except OSError:
-        return False
 
 
 async def measure_pair(

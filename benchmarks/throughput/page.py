@@ -12,6 +12,7 @@ from support.processes.resource_usage import ValueRange
 from benchmarks.throughput.measures import OrderFigures
 from benchmarks.throughput.results import BARE, LANES, MB, SEQUENCE, WORKER, ThroughputResults, format_range
 from benchmarks.throughput.runs import Cell, Contender, range_of
+from benchmarks.throughput.startup import start_range
 
 PICTURE = Path("images") / "performance.svg"
 MARK = "<!-- {name}: written by {command} -->"
@@ -96,10 +97,14 @@ def _further(results: ThroughputResults) -> str:
         text = f"p50 {p50}, p99 {p99}, longest {most}; {latency.client_cores:.1%} of a core"
         rows.append([f"arrival to commit at {latency.rate:,.0f} records/s", text])
     if (idle := results.idle) is not None:
-        text = f"{idle.client_cores:.1%} of a core, Postgres {idle.server_cores:.1%}; {idle.rss_bytes / MB:.0f} MB"
+        text = (
+            f"{idle.client_cores:.2%} of a core, Postgres {idle.server_cores:.1%}; {idle.rss_bytes / MB:.0f} MB; "
+            f"the polls alone, by plain aiobotocore, {idle.plain_cores:.2%}"
+        )
         rows.append([f"idle with {idle.stream_shards} stream shards", text])
     if results.starts:
-        rows.append(["start to ready", format_range(ValueRange.from_values(results.starts), 2) + " s"])
+        imports = format_range(start_range(results.starts, "imports_s"), 2)
+        rows.append(["`python -c 'import aiobotocore, asyncpg, aiohttp'`", f"{imports} s"])
     for runs in zip(*results.replicas, strict=True):
         rate, client_us = (
             ValueRange.from_values([run.rate for run in runs]),

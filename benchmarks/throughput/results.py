@@ -9,8 +9,9 @@ import msgspec
 from support.load.targets import PerformanceTarget, format_number
 from support.processes.resource_usage import ValueRange
 
-from benchmarks.throughput.measures import IdleFigures, LatencyFigures, OrderFigures
+from benchmarks.throughput.measures import LatencyFigures, OrderFigures
 from benchmarks.throughput.runs import Cell, Contender, Run, range_of, ratio_range
+from benchmarks.throughput.startup import IdleFigures, StartFigures, ratio_to_imports, start_range
 
 MB = 1_000_000
 ASYNC_KINESIS_STREAM_SHARDS = 4  # as many as async-kinesis reads without losing records
@@ -26,8 +27,9 @@ LEAST_OF_LANES, LEAST_OF_SEQUENCE, LEAST_OF_BARE = 10.0, 25.0, 0.75
 CLIENT_MOST_US = 8.0
 CLIENT_MOST_OF_LANES = 8 / 138  # the same on any machine: async-kinesis took 138 µs on the first one
 P99_MOST_S = 0.3
-IDLE_MOST = 0.02
-READY_MOST_S = 1.0
+IDLE_MOST, IDLE_MOST_OF_POLLS = 0.015, 1.5
+READY_MOST_S, COMMAND_MOST_S, HELP_MOST_S = 0.8, 0.6, 0.3
+READY_MOST_OF_IMPORTS, COMMAND_MOST_OF_IMPORTS, HELP_MOST_OF_IMPORTS = 2.2, 2.0, 1.0  # the same on any machine
 RSS_MOST_MB = 200.0
 GROWTH_MOST_MB = 10.0
 LINEAR_LEAST = 0.85
@@ -73,7 +75,7 @@ class ThroughputResults(msgspec.Struct, rename="camel"):
     records: int
     runs: list[Run] = []
     replicas: list[tuple[Run, Run]] = []
-    starts: list[float] = []
+    starts: list[StartFigures] = []
     latency: LatencyFigures | None = None
     idle: IdleFigures | None = None
     orders: list[OrderFigures] = []
@@ -106,7 +108,8 @@ class ThroughputResults(msgspec.Struct, rename="camel"):
 
     def targets(self) -> list[MeasuredTarget]:
         """Return every target with a measurement."""
-        found = [*self._rate_targets(), *self._cost_targets(), *self._linear_targets(), *self._replica_targets()]
+        found = [*self._rate_targets(), *self._cost_targets(), *self._rest_targets()]
+        found += [*self._linear_targets(), *self._replica_targets()]
         if self.runs:
             found.append(MeasuredTarget("runs without progress", len(self.stalls), most=0))
         return found
@@ -140,13 +143,24 @@ class ThroughputResults(msgspec.Struct, rename="camel"):
         if self.latency is not None:
             what = f"p99 from arrival to commit at {self.latency.rate:.0f}/s"
             found.append(MeasuredTarget(what, self.latency.p99_s, most=P99_MOST_S, unit="s"))
-        if self.idle is not None:
-            what = f"idle with {self.idle.stream_shards} stream shards, of a core"
-            found.append(MeasuredTarget(what, self.idle.client_cores, most=IDLE_MOST))
+        return found
+
+    def _rest_targets(self) -> list[MeasuredTarget]:
+        """Return targets of idling and of starts."""
+        found = []
+        if (idle := self.idle) is not None:
+            what = f"idle with {idle.stream_shards} stream shards, of a core"
+            found.append(MeasuredTarget(what, idle.client_cores, most=IDLE_MOST))
+            ratio = idle.client_cores / idle.plain_cores
+            found.append(MeasuredTarget("the same ÷ the polls alone", ratio, most=IDLE_MOST_OF_POLLS))
         if self.starts:
-            found.append(
-                range_target("start to ready", ValueRange.from_values(self.starts), most=READY_MOST_S, unit="s")
-            )
+            for what, name, most_s, most in (
+                ("start to ready", "ready_s", READY_MOST_S, READY_MOST_OF_IMPORTS),
+                ("a command that asks one shard", "command_s", COMMAND_MOST_S, COMMAND_MOST_OF_IMPORTS),
+                ("`--help`", "help_s", HELP_MOST_S, HELP_MOST_OF_IMPORTS),
+            ):
+                found.append(range_target(what, start_range(self.starts, name), most=most_s, unit="s"))
+                found.append(range_target("the same ÷ imports", ratio_to_imports(self.starts, name), most=most))
         return found
 
     def _linear_targets(self) -> list[MeasuredTarget]:

@@ -10,18 +10,17 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import product
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 
 from simplu_worker.aws.clients import AWS_ERRORS, Client, error_code, translate
+from simplu_worker.business_info.finder import ABSENT_FRESH_S, FRESH_S, UnreadableBusinessError
 from simplu_worker.business_info.items import Business, Item, UnreadableItemError, business_of, id_of
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.metrics.instruments import DYNAMODB_REQUEST
 from simplu_worker.timing.clock import loop_time
 
-FRESH_S: Final = 300.0  # for an existing business: its type does not change
-ABSENT_FRESH_S: Final = 5.0  # for a missing one: it may be created at any time
 CACHED_MAX: Final = 10_000
 LOOKUPS_AT_ONCE: Final = 8
 PAGE_SIZE: Final = 500
@@ -49,10 +48,6 @@ class UnreadableBusiness(msgspec.Struct, frozen=True):
     problem: str
 
 
-class UnreadableBusinessError(PermanentError):
-    """The item of a business cannot be read; a person has to correct it."""
-
-
 class _CachedBusiness(msgspec.Struct, frozen=True):
     """The answer of business-info about one business, and the time of the request."""
 
@@ -72,13 +67,6 @@ class _SharedFetch:
         self.lock = asyncio.Lock()
         self.caller_count = 0
         self.answer: _CachedBusiness | WorkerError | None = None  # of the first caller that was not cancelled
-
-
-class BusinessFinder(Protocol):
-    """Finds businesses by id; `BusinessInfo` is one."""
-
-    async def find(self, business_id: str, *, max_age_s: float = FRESH_S) -> Business | None:
-        """Return a business as it was at most *max_age_s* ago, or None; raise `PermanentError` if it is unreadable."""
 
 
 class BusinessInfo:

@@ -1,33 +1,16 @@
-"""The common part of all commands: their options, the settings they load, and how one of them runs."""
+"""The common part of the command lines: their options. It imports only what `--help` needs."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import os
-import sys
-from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
-import structlog
 from cyclopts import Parameter
 
-from simplu_worker.config.environment import apply_env_file, is_service_link, prepare_aws_environment
-from simplu_worker.config.misspellings import Misspelling, find_misspellings
-from simplu_worker.config.settings import Settings, draft_settings
-from simplu_worker.errors import ConfigurationError, WorkerError
-from simplu_worker.telemetry.log import configure_logging, flush_logging, scrub_text
-
-EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_CONFIGURATION = 0, 1, 2, 78  # 78: EX_CONFIG of sysexits.h
-SERVICE_LINK_ADVICE: Final = "the address of a service; enableServiceLinks: false keeps it out of the pod"
-EXIT_INTERRUPTED: Final = 128 + 2  # as a shell reports an end by SIGINT
-
-log = structlog.get_logger(__name__)
-
-Command = Callable[[Settings], Coroutine[Any, Any, int]]
+if TYPE_CHECKING:
+    from simplu_worker.commands.running import Command
 
 Flag = Annotated[bool, Parameter(negative="")]
 EnvFile = Annotated[
@@ -51,85 +34,13 @@ class CommonOptions:
     as_json: AsJson = False
 
     def run(self, command: Command, *, for_run: bool = False, reports_misspellings: bool = False) -> int:
-        """Run *command* with the settings; return its exit status. Its answer goes to stdout, its log to stderr.
+        """Run *command* with the settings, as `run_command` does; return its exit status."""
+        from simplu_worker.commands.running import run_command
 
-        *for_run* requires every setting that `run` needs. A command that *reports_misspellings* has them in its answer.
-        """
-        settings = read_settings(self.env_file, for_run=for_run)
-        given = settings.model_fields_set
-        configure_logging(
-            settings.log_level if "log_level" in given else "warning",
-            settings.log_format if "log_format" in given else "console",
-            stream=sys.stderr,
-        )
-        log_service_links()
-        if not reports_misspellings:
-            log_misspellings()
-        try:
-            return run_until_interrupted(command(settings))
-        except ConfigurationError:
-            raise
-        except WorkerError as exc:
-            complain(str(exc))
-        except BrokenPipeError:
-            # The reader of our output is gone; without this Python would complain about the same stdout at its exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        except Exception:  # a bug: it goes to the log, which scrubs secrets
-            log.exception("command.crashed")
-        finally:
-            flush_logging()
-        return EXIT_FAILED
+        return run_command(command, self.env_file, for_run=for_run, reports_misspellings=reports_misspellings)
 
 
 NO_OPTIONS: Final = CommonOptions()
-
-
-def read_settings(env_file: Path | None, *, for_run: bool) -> Settings:
-    """Return the settings of the environment and *env_file*, and prepare the environment for botocore.
-
-    *for_run* also checks what opening the parts of a worker needs. Raises ConfigurationError with every problem, and
-    with the misspelt variables, one of which may be the cause.
-    """
-    if env_file is not None:
-        apply_env_file(env_file, os.environ)
-    draft = draft_settings(os.environ, for_run=for_run)
-    problems = draft.problems
-    with contextlib.suppress(ConfigurationError):  # its problems are among those of the draft
-        prepare_aws_environment(os.environ)
-    if for_run:
-        from simplu_worker.assembly import find_part_problems
-
-        named = {problem.partition(":")[0] for problem in problems}
-        problems += [more for more in find_part_problems(draft.settings) if more.partition(":")[0] not in named]
-    if problems:
-        raise ConfigurationError(*problems, *map(str, given_misspellings()))
-    return draft.settings
-
-
-def given_misspellings() -> list[Misspelling]:
-    """Return the misspelt variables of the environment; an empty one counts as unset."""
-    return list(find_misspellings(name for name, value in os.environ.items() if value))
-
-
-def log_service_links() -> None:
-    """Log the variables of ours that are ignored because Kubernetes has set them for a service of that name."""
-    for name in map(str.upper, Settings.model_fields):
-        if is_service_link(name, os.environ.get(name, "")):
-            log.warning("variable.not_ours", variable=name, advice=SERVICE_LINK_ADVICE)
-
-
-def log_misspellings() -> None:
-    """Log the misspelt variables of the environment: they may be of another program, so they stop nothing."""
-    for misspelling in given_misspellings():
-        log.warning("variable.ignored", variable=misspelling.name, nearest=misspelling.nearest)
-
-
-def run_until_interrupted(command: Coroutine[Any, Any, int]) -> int:
-    """Run *command*; return its exit status."""
-    try:
-        return asyncio.run(command)
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
 
 
 def parse_time(option: str, text: str) -> datetime:
@@ -140,8 +51,3 @@ def parse_time(option: str, text: str) -> datetime:
         return parse_timestamp(text)
     except ValueError:
         raise UsageError(f"{option}: expected ISO 8601, such as 2026-01-31T09:00Z, got {text!r}") from None
-
-
-def complain(problem: str) -> None:
-    """Print *problem* on stderr, without secrets."""
-    print(scrub_text(problem), file=sys.stderr)  # noqa: T201  (for the person at the terminal)

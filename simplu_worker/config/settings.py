@@ -12,9 +12,8 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 from urllib.parse import urlsplit
 
 from annotated_types import Ge, Gt, Le
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from simplu_worker.config.environment import OWN_SECRETS, is_service_link, read_secrets
 from simplu_worker.errors import ConfigurationError
@@ -112,10 +111,12 @@ TenantPart = Annotated[str, Field(min_length=1, max_length=128), Expected("1 to 
 RetryDelay = Annotated[float, Field(ge=0, le=43200)]  # SQS: a message is invisible for at most 12 hours
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """The whole configuration. An attribute has the lower-case name of its variable, and the variable's unit."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
 
     aws_region: Annotated[str | None, Expected("the name of a region, such as eu-central-1")] = Field(
         default=None,
@@ -344,18 +345,6 @@ class Settings(BaseSettings):
         """How long a `deduplicationId` is one order event; None: as long as the log has it."""
         seconds = self.order_deduplication_seconds
         return None if seconds is None else timedelta(seconds=seconds)
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 - the names are pydantic-settings'
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take values from arguments only: `draft_settings` gets the environment, and reads no other source."""
-        return (init_settings,)
 
 
 class SettingsDraft(NamedTuple):

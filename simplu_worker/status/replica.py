@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
@@ -27,7 +27,7 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.gateway import LoggedOperation, RejectedRequest, ShardGateway
-from simplu_worker.shards.health.all_shards import InspectedShard, ShardInspector
+from simplu_worker.shards.health.all_shards import ShardInspector
 from simplu_worker.shards.health.assessment import Health, Problem, health_view
 from simplu_worker.shards.health.moves import longest_standing_s, move_views
 from simplu_worker.shards.health.registry import HealthRegistry
@@ -38,6 +38,7 @@ from simplu_worker.shards.types import Absence
 from simplu_worker.status.operation_list import list_operations
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.server import HttpAnswer, Views
+from simplu_worker.status.views import shard_view, tenant_view
 from simplu_worker.telemetry.log import recent_errors, scrub_text
 from simplu_worker.timing.clock import loop_time, utc_now
 
@@ -368,33 +369,6 @@ def _require_started(
         return await ask(replica.monitoring, *args)
 
     return answer
-
-
-def tenant_view(shard_id: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a tenant's row as JSON members."""
-    return {
-        "businessId": row["business_id"],
-        "locationId": row["location_id"],
-        "businessType": row["business_type"],
-        "state": row["state"],
-        "shardId": shard_id,
-        "movedTo": row["moved_to"],
-        "createdAt": row["created_at"],
-        "resources": row.get("resource_count"),
-        "operations": row.get("operation_count"),
-    }
-
-
-def shard_view(shard: InspectedShard) -> dict[str, Any]:
-    """Return a known shard as JSON members."""
-    address = shard.address
-    return {
-        "shardId": address.shard_id,
-        "place": address.place,
-        "isActive": address.is_active,
-        "tenants": address.tenant_count,
-        "maxTenants": address.tenant_max,
-    } | health_view(shard.health)
 
 
 def _health_summary(view: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from simplu_worker.assembly import open_lease_table, open_stream
+from simplu_worker.assembly.aws import open_lease_table, open_stream
 from simplu_worker.commands.backups.position_rules import (
     BackupFacts,
     JudgedPosition,

@@ -17,7 +17,8 @@ from typing import Any, Final, TypeVar
 import msgspec
 from rich.text import Text
 
-from simplu_worker.assembly import Shards, consumer_name, open_shards
+from simplu_worker.assembly.aws import consumer_name
+from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.aws.clients import Client, address_of, open_client
 from simplu_worker.aws.dynamodb_tables import TableSummary, describe_table
 from simplu_worker.aws.sqs_queue import Queue, find_queue_url

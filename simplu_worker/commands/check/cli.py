@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from simplu_worker.commands.command_line import NO_OPTIONS, CommonOptions, given_misspellings
+from simplu_worker.commands.command_line import NO_OPTIONS, CommonOptions
 
 
 def check(*, common: CommonOptions = NO_OPTIONS) -> int:
     """Contact every dependency once; print the answers, and everything odd about the configuration."""
     from simplu_worker.commands.check.check import check
+    from simplu_worker.commands.running import given_misspellings
 
     return common.run(
         lambda settings: check(settings, as_json=common.as_json, misspellings=given_misspellings()),

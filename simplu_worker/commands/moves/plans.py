@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from simplu_worker.assembly import Shards
+from simplu_worker.assembly.shards import Shards
 from simplu_worker.commands.moves.runner import MoveRequest
 from simplu_worker.commands.output.display import print_json, print_note, print_table
 from simplu_worker.errors import WorkerError

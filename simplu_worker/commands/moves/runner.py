@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import msgspec
 
-from simplu_worker.assembly import Shards
+from simplu_worker.assembly.shards import Shards
 from simplu_worker.commands.moves.cache_clearing import clear_cache
 from simplu_worker.commands.moves.progress import MoveProgress
 from simplu_worker.commands.moves.terms import MoveTerms

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from simplu_worker.assembly import open_shards
+from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output.display import print_json, print_note, print_silent, print_table
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings

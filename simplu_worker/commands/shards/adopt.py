@@ -11,7 +11,8 @@ from typing import Any, Final, Self
 import msgspec
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
-from simplu_worker.assembly import open_business_info, open_shards
+from simplu_worker.assembly.aws import open_business_info
+from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output.display import print_json, print_line, print_note, print_table, shorten
 from simplu_worker.commands.output.progress import terminal_bars
 from simplu_worker.commands.requirements import require_settings

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from simplu_worker.assembly import Shards, open_shards
+from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.commands.moves.plans import plan_moves
 from simplu_worker.commands.moves.runner import MoveRequest, MoveRunner
 from simplu_worker.commands.moves.terms import MoveTerms

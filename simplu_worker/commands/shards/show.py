@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from rich.text import Text
 
-from simplu_worker.assembly import open_shards
+from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output.display import print_json, print_silent, print_table
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
@@ -16,7 +16,7 @@ from simplu_worker.shards.health.assessment import Health, ShardState
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.shard_query import fetch_from_shard, query_all_shards
-from simplu_worker.status.replica import shard_view
+from simplu_worker.status.views import shard_view
 from simplu_worker.telemetry.log import scrub_text
 
 COLUMNS: Final = (

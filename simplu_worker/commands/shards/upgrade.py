@@ -14,7 +14,7 @@ import msgspec
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from simplu_worker.assembly import open_shards
+from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output.display import escape_unprintable, print_json, print_note, print_table, shorten
 from simplu_worker.commands.output.progress import terminal_bars
 from simplu_worker.commands.requirements import require_settings

@@ -108,7 +108,7 @@ def show_operation(
     tenant
         The operation's business and location; without this option every shard is queried.
     """
-    from simplu_worker.commands.stream.send import show_operation
+    from simplu_worker.commands.stream.show import show_operation
 
     return common.run(lambda settings: show_operation(settings, request_id, tenant, as_json=common.as_json))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from simplu_worker.assembly import consumer_name, open_stream_consumers
+from simplu_worker.assembly.aws import consumer_name, open_stream_consumers
 from simplu_worker.commands.output.display import print_json, print_note
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings

@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 from rich.text import Text
 
-from simplu_worker.assembly import open_shards
+from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output.display import print_json, print_note, print_table
 from simplu_worker.commands.output.progress import CountProgress
 from simplu_worker.commands.requirements import parse_tenant_id, require_settings

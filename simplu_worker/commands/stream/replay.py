@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from simplu_worker.assembly import open_lease_table, open_shards, open_stream, reader_settings
+from simplu_worker.assembly.aws import open_lease_table, open_stream
+from simplu_worker.assembly.shards import open_shards
+from simplu_worker.assembly.worker import reader_settings
 from simplu_worker.commands.output.display import print_json, print_note, print_table
 from simplu_worker.commands.output.progress import LINE_INTERVAL_S
 from simplu_worker.commands.requirements import require_settings

@@ -7,7 +7,6 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
 from typing import Any, Final
 
 import msgspec
@@ -15,7 +14,7 @@ import msgspec
 from simplu_worker.commands.output.display import describe_silent
 from simplu_worker.commands.output.progress import CountProgress
 from simplu_worker.commands.stream.input_lines import InputLine
-from simplu_worker.commands.stream.undecided import Undecided
+from simplu_worker.commands.stream.send_status import SendStatus, Undecided
 from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.operations.operation import Operation, RejectedRecord, tenant_id_of
 from simplu_worker.shards.gateway import ShardGateway
@@ -27,18 +26,6 @@ REUSED: Final = "request_id_reused"
 
 OperationKey = tuple[str, str]
 """A tenant id and a request id."""
-
-
-class SendStatus(StrEnum):
-    """The status of one line."""
-
-    NOT_SENT = "not sent"
-    SENT = "sent"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    REJECTED = "rejected"  # no operation, for the worker; where its settings are other than those of the command
-    HELD = "held"  # not in the log in time, and its tenant is held
-    UNKNOWN = "unknown"  # not in the log in time: waiting, or a dead letter
 
 
 class SendOutcome(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):

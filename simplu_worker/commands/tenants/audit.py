@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from simplu_worker.assembly import open_business_info, open_shards
+from simplu_worker.assembly.aws import open_business_info
+from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output.display import print_line, print_silent
 from simplu_worker.commands.output.streamed_list import StreamedList
 from simplu_worker.commands.requirements import require_settings

@@ -12,9 +12,10 @@ from typing import IO, Any, Final
 
 import msgspec
 
-from simplu_worker.assembly import open_business_info, open_shards
+from simplu_worker.assembly.aws import open_business_info
+from simplu_worker.assembly.shards import open_shards
+from simplu_worker.business_info.finder import FRESH_S, BusinessFinder
 from simplu_worker.business_info.items import Business
-from simplu_worker.business_info.table import FRESH_S, BusinessFinder
 from simplu_worker.commands.output.display import print_json, print_line, print_note, print_silent, print_table, shorten
 from simplu_worker.commands.output.progress import CountProgress
 from simplu_worker.commands.requirements import require_settings

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from simplu_worker.assembly import Shards
+from simplu_worker.assembly.shards import Shards
 from simplu_worker.business_info.items import Business
 from simplu_worker.business_info.table import BusinessInfo, UnreadableBusiness
 from simplu_worker.commands.tenants.audit_rules import (

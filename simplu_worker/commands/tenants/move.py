@@ -6,7 +6,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from simplu_worker.assembly import open_shards
+from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.command_line import UsageError
 from simplu_worker.commands.moves.plans import plan_moves, print_plans
 from simplu_worker.commands.moves.runner import MoveRequest, MoveRunner

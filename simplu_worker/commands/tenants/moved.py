@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
 
-from simplu_worker.assembly import Shards, open_shards
+from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.commands.command_line import UsageError
 from simplu_worker.commands.moves.runner import MoveRequest, MoveRunner
 from simplu_worker.commands.moves.terms import DEFAULT_TERMS

@@ -10,7 +10,8 @@ from typing import Final
 
 import msgspec
 
-from simplu_worker.assembly import Shards, open_business_info, open_shards
+from simplu_worker.assembly.aws import open_business_info
+from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.commands.output.display import print_json, print_line, print_note
 from simplu_worker.commands.output.streamed_list import StreamedList
 from simplu_worker.commands.requirements import parse_tenant_id, require_settings

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from simplu_worker.assembly import Shards, open_shards
+from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.commands.backups.position_rules import longest_gap
 from simplu_worker.commands.backups.stream_reach import backup_address, judge_reach
 from simplu_worker.commands.moves.cache_clearing import clear_cache

@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from simplu_worker.assembly import open_shards
+from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output.display import print_json, print_line, print_note, print_silent, print_table
 from simplu_worker.commands.requirements import parse_tenant_id, require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.shards.routing.shard_query import ShardRows
-from simplu_worker.status.replica import tenant_view
+from simplu_worker.status.views import tenant_view
 
 COLUMNS = {
     "businessId": "business",

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 import msgspec
 import structlog
 
-from simplu_worker.business_info.table import BusinessFinder
+from simplu_worker.business_info.finder import BusinessFinder
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.adoption.discovery import (
     AdoptionRefusedError,

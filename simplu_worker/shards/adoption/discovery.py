@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import msgspec
 
+from simplu_worker.business_info.finder import BusinessFinder, UnreadableBusinessError
 from simplu_worker.business_info.items import Business
-from simplu_worker.business_info.table import BusinessFinder, UnreadableBusinessError
 from simplu_worker.errors import PermanentError
 from simplu_worker.operations.operation import is_id, tenant_id_of
 from simplu_worker.shards.adoption.plan import (

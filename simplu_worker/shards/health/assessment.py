@@ -15,7 +15,7 @@ import msgspec
 
 from simplu_worker.shards.health.moves import MoveEntry
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.routing.citrus import Capacity
+from simplu_worker.shards.routing.locator import Capacity
 
 VERSION_MIN: Final = 140000  # docs/reading.md: PostgreSQL 14 or newer
 

@@ -15,7 +15,8 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.health.assessment import usage_of
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.routing.citrus import Capacity, CitrusClient
+from simplu_worker.shards.routing.citrus import CitrusClient
+from simplu_worker.shards.routing.locator import Capacity
 from simplu_worker.timing.backoff import jittered
 from simplu_worker.timing.clock import loop_time
 

@@ -18,8 +18,8 @@ import msgspec
 import structlog
 
 from simplu_worker import __version__
+from simplu_worker.business_info.finder import BusinessFinder, UnreadableBusinessError
 from simplu_worker.business_info.items import Business
-from simplu_worker.business_info.table import BusinessFinder, UnreadableBusinessError
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.operation import is_id
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter

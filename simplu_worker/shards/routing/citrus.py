@@ -23,6 +23,7 @@ from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.postgres.address import SHARD_ID_MAX, ShardAddress
 from simplu_worker.shards.routing.address_book import AddressBook
 from simplu_worker.shards.routing.citrus_breaker import CitrusBreaker
+from simplu_worker.shards.routing.locator import Capacity, Registration
 from simplu_worker.shards.types import CitrusDeniedError
 from simplu_worker.timing.clock import loop_time
 
@@ -39,14 +40,6 @@ log = structlog.get_logger(__name__)
 stamina.instrumentation.set_on_retry_hooks(())
 
 
-class Capacity(msgspec.Struct, frozen=True):
-    """A shard's capacity as Citrus reports it; None where a member is missing."""
-
-    tenant_count: int | None = None
-    tenant_max: int | None = None
-    accepts_new: bool | None = None
-
-
 class CitrusUnavailableError(RetryableError):
     """Citrus did not answer, or its answer cannot be read.
 
@@ -56,13 +49,6 @@ class CitrusUnavailableError(RetryableError):
     def __init__(self, message: str, *, retry_after_s: float | None = None, is_outage: bool = False) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
         self.is_outage = is_outage
-
-
-class Registration(msgspec.Struct, frozen=True):
-    """The shard that a tenant is registered on, and whether it was registered just now, for the first time."""
-
-    address: ShardAddress
-    is_new: bool
 
 
 _ShardId = Annotated[str, msgspec.Meta(min_length=1, max_length=SHARD_ID_MAX, pattern=r"^[^\x00-\x1f\x7f]*$")]

@@ -6,13 +6,29 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.address_book import AddressBook
-from simplu_worker.shards.routing.citrus import Registration
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap, parse_shard_map
 from simplu_worker.shards.routing.shard_map_changes import MapChange, change_of
+
+
+class Registration(msgspec.Struct, frozen=True):
+    """The shard that a tenant is registered on, and whether it was registered just now, for the first time."""
+
+    address: ShardAddress
+    is_new: bool
+
+
+class Capacity(msgspec.Struct, frozen=True):
+    """A shard's capacity as Citrus reports it; None where a member is missing."""
+
+    tenant_count: int | None = None
+    tenant_max: int | None = None
+    accepts_new: bool | None = None
 
 
 class Locator(Protocol):

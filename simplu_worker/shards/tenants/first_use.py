@@ -13,8 +13,8 @@ from typing import Final, TypeAlias
 
 import structlog
 
+from simplu_worker.business_info.finder import ABSENT_FRESH_S, BusinessFinder
 from simplu_worker.business_info.items import Business, refusal_reason
-from simplu_worker.business_info.table import ABSENT_FRESH_S, BusinessFinder
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.admission import TenantState
 from simplu_worker.operations.operation import tenant_id_of

@@ -26,9 +26,8 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.coalescing import Coalescer
 from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Pools
-from simplu_worker.shards.routing.citrus import Registration
 from simplu_worker.shards.routing.directory import Directory
-from simplu_worker.shards.routing.locator import Locator
+from simplu_worker.shards.routing.locator import Locator, Registration
 from simplu_worker.shards.routing.shard_query import group_by_shard
 from simplu_worker.shards.routing.tenant_homes import EarlierHomeUnavailableError, TenantHome
 from simplu_worker.shards.schema.schema_check import ensure_schema

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import is_storable
 from simplu_worker.shards.postgres.address import ShardAddress, hosts_of
-from simplu_worker.shards.routing.citrus import Capacity, CitrusClient, Registration
+from simplu_worker.shards.routing.citrus import CitrusClient
+from simplu_worker.shards.routing.locator import Capacity, Registration
 
 ALLOWED_HOSTS: Final = ("*.internal",)
 TIMEOUT_S: Final = 0.1  # aiohttp waits that long after a chunk that is none

@@ -10,7 +10,7 @@ from fuzz.quiet import PASSWORD, begin, check_faults, check_secrets
 from fuzz.target import Target
 from hypothesis import strategies as st
 
-from simplu_worker.assembly import _only_shard
+from simplu_worker.assembly.shards import only_shard
 from simplu_worker.config.environment import SECRETS, parse_env
 from simplu_worker.config.misspellings import find_misspellings
 from simplu_worker.config.settings import Settings, draft_settings
@@ -79,7 +79,7 @@ def check_variables(data: bytes) -> None:
     check_secrets("\n".join(draft.problems))
     list(find_misspellings(list(environ)[:3]))
     if draft.settings.database_host is not None:
-        check_secrets(repr(_only_shard(draft.settings)))
+        check_secrets(repr(only_shard(draft.settings)))
 
 
 VALUES: Final = {

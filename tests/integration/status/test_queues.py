@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from support.aws.endpoints import client_of
 from support.aws.receiver_settings import receiver_settings
 
-from simplu_worker.assembly import open_shards
+from simplu_worker.assembly.shards import open_shards
 from simplu_worker.aws.clients import Client
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.cache.cache import Cache, CacheAdmin

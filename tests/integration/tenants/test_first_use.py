@@ -15,8 +15,8 @@ from support.citrus.cases import RoutedShards, routed_shards, silent
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT_WAIT, add_tenant, fetch, operation
 
+from simplu_worker.business_info.finder import FRESH_S
 from simplu_worker.business_info.items import Business
-from simplu_worker.business_info.table import FRESH_S
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import Disposition
 from simplu_worker.shards.gateway import ShardGateway

@@ -23,7 +23,7 @@ from support.postgres.standby import CopiedServer, StandbyServer
 from support.runbook.page import Step, first_missing_line
 from support.runbook.world import World
 
-from simplu_worker.assembly import open_shards
+from simplu_worker.assembly.shards import open_shards
 from simplu_worker.config.environment import parse_env
 from simplu_worker.config.settings import draft_settings
 from simplu_worker.local.aws_server.account import ACCOUNT_ID

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 from aiohttp import web
 from aiohttp.typedefs import Handler
-from botocore.exceptions import EndpointConnectionError
+from botocore.exceptions import EndpointConnectionError, UnknownServiceError
 from botocore.loaders import JSONFileLoader, Loader
 from botocore.useragent import UserAgentString
 
-from simplu_worker.aws.clients import REPLY_MAX_BYTES, Client, ModelFiles, open_client, translate_errors
+from simplu_worker.aws.clients import REPLY_MAX_BYTES, Client, ModelFiles, ServiceModels, open_client, translate_errors
 from simplu_worker.consumers.kinesis.leases.table_requests import decode_rows
 from simplu_worker.errors import ConfigurationError, RetryableError
 
@@ -47,6 +48,29 @@ def test_model_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "service-2.json").write_text('{"metadata": ')
     with pytest.raises(ConfigurationError, match=r"service-2\.json: expected a model of botocore in JSON; .*truncated"):
         ModelFiles().load_file(str(tmp_path / "service-2"))
+
+
+def test_model_of_the_users_own_is_found_before_that_of_botocore(tmp_path: Path) -> None:
+    """As with botocore's own loader, which looks through the folders of all services first."""
+    folder = tmp_path / "kinesis" / "2013-12-02"
+    folder.mkdir(parents=True)
+    (folder / "service-2.json").write_text('{"metadata": {"own": true}}')
+    assert ServiceModels(f"{tmp_path}/none:{tmp_path}").load_service_model("kinesis", "service-2") == {
+        "metadata": {"own": True}
+    }
+    assert ServiceModels(None).load_service_model("sqs", "service-2")["metadata"]["endpointPrefix"] == "sqs"
+    with pytest.raises(UnknownServiceError, match="s3"):
+        ServiceModels(None).load_service_model("s3", "service-2")
+
+
+async def test_clients_share_one_tls_context() -> None:
+    """The authorities that it knows take a while to load, for each client when it first connects."""
+    async with open_client("kinesis", region=REGION) as one, open_client("sqs", region=REGION) as other:
+        contexts = [client._endpoint.http_session._build_ssl_contexts(None) for client in (one, other)]
+    assert contexts[0][0] is contexts[1][0]
+    assert contexts[0][0].check_hostname
+    assert contexts[0][0].verify_mode is ssl.CERT_REQUIRED
+    assert contexts[0][0].cert_store_stats()["x509_ca"] > 100
 
 
 async def test_clients_have_models_without_ordered_dicts() -> None:

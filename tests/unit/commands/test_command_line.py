@@ -13,8 +13,8 @@ from typing import get_args
 
 import pytest
 
-from simplu_worker.commands.command_line import read_settings
 from simplu_worker.commands.dead_letters.cli import Reason
+from simplu_worker.commands.running import read_settings
 from simplu_worker.commands.stream.cli import ErrorCode
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.operations.operation import DeadLetterReason, Failure

@@ -27,7 +27,7 @@ from simplu_worker.shards.health.assessment import (
     usage_of,
 )
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.routing.citrus import Capacity
+from simplu_worker.shards.routing.locator import Capacity
 
 
 def with_(**members: Any) -> ShardProbe:

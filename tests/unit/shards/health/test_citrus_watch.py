@@ -18,7 +18,8 @@ from simplu_worker.local.stack.citrus_server import CitrusServer
 from simplu_worker.shards.health.assessment import Problem, Usage
 from simplu_worker.shards.health.citrus_watch import CitrusWatch
 from simplu_worker.shards.health.registry import HealthRegistry
-from simplu_worker.shards.routing.citrus import Capacity, CitrusClient, CitrusUnavailableError, open_citrus
+from simplu_worker.shards.routing.citrus import CitrusClient, CitrusUnavailableError, open_citrus
+from simplu_worker.shards.routing.locator import Capacity
 
 SOON_S = 10.0
 NAMES = ("watched-1", "watched-2")

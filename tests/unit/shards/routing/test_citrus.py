@@ -12,14 +12,9 @@ from support.citrus.cases import API_KEY, CONNECTION_STRING, SHARD, Reply, Scrip
 
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.routing.citrus import (
-    REPLY_MAX_BYTES,
-    SHARDS_MAX,
-    CitrusUnavailableError,
-    Registration,
-    open_citrus,
-)
+from simplu_worker.shards.routing.citrus import REPLY_MAX_BYTES, SHARDS_MAX, CitrusUnavailableError, open_citrus
 from simplu_worker.shards.routing.citrus_breaker import OPEN_BASE_S, OPEN_MAX_S
+from simplu_worker.shards.routing.locator import Registration
 from simplu_worker.shards.types import CitrusDeniedError
 
 ADDRESS = ShardAddress("shard-a", CONNECTION_STRING, is_active=True, tenant_count=3, tenant_max=10)

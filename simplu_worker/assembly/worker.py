@@ -1,7 +1,4 @@
-"""Put the parts of a worker together as the settings describe them; the commands open the same parts as the daemon.
-
-Opening a part makes no request yet. Each is an async context manager, which closes it.
-"""
+"""Open all parts of the worker: its cache, its shards, its consumers."""
 
 from __future__ import annotations
 
@@ -12,22 +9,18 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from typing import Final
-from urllib.parse import quote
 
+from simplu_worker.assembly.aws import open_business_info, open_leases, open_stream, open_subscriptions
+from simplu_worker.assembly.shards import Shards, only_shard, open_shards
 from simplu_worker.aws.clients import Client, check_aws_profile, open_client
 from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, Queue
-from simplu_worker.business_info.table import BusinessFinder, BusinessInfo
 from simplu_worker.cache.cache import Cache, CacheAdmin, create_redis_commands, open_cache
 from simplu_worker.cache.invalidations import OnChange, ignore_changes
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings
-from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch, KclTables
-from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.reader.reader_parameters import ReaderSettings
 from simplu_worker.consumers.kinesis.stream.client import Stream
-from simplu_worker.consumers.kinesis.stream.consumers import StreamConsumers
-from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
 from simplu_worker.consumers.rejection_notes import RejectionNotes
 from simplu_worker.consumers.sqs.control.handler import ControlHandler
 from simplu_worker.consumers.sqs.orders.decode import OrderRules
@@ -40,42 +33,12 @@ from simplu_worker.consumers.sqs.receive.receiver import Handler, QueueReceiver,
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules
 from simplu_worker.consumers.sqs.receive.verdicts import RetryRules
 from simplu_worker.dead_letters.queue import DeadLetterQueue, DeadLetterStore
-from simplu_worker.errors import ConfigurationError, PermanentError
-from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
-from simplu_worker.shards.gateway import ShardGateway
-from simplu_worker.shards.moving.settling import MoveSettler
-from simplu_worker.shards.postgres.pool import Pools
-from simplu_worker.shards.routing.citrus import open_citrus
-from simplu_worker.shards.routing.directory import Directory
-from simplu_worker.shards.routing.locator import Locator, StaticMap, read_shard_map
-from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
-from simplu_worker.shards.tenants.destruction import Destroyer
-from simplu_worker.shards.tenants.first_use import FirstUse
-from simplu_worker.shards.tenants.provisioning import Provisioner
-from simplu_worker.shards.tenants.resource_changes import ResourceChanges
+from simplu_worker.errors import ConfigurationError
+from simplu_worker.shards.routing.locator import read_shard_map
 
-KINESIS_READ_TIMEOUT_S: Final = 5.0
-SUBSCRIPTION_READ_TIMEOUT_S: Final = 60.0  # longer than the silence after which a reader leaves a subscription
-SUBSCRIPTIONS_MAX: Final = 10_000  # more than the stream shards of a replica
-CONSUMER_NAME_MAX_LENGTH: Final = 128
 DRAIN_SHARE: Final = 0.8  # of the grace time, for batches and messages in flight; the rest gives leases, messages back
 QUEUE_LIMITS: Final = SchedulerLimits(message_count=600, batch_count=200)  # fuller batches, fewer transactions
 CALLS_A_QUEUE: Final = 16  # deletes, heartbeats and give-backs of one queue at a time
-ONLY_SHARD_ID: Final = "database"  # the id of the one shard that DATABASE_* name
-
-
-@dataclass(frozen=True)
-class Shards:
-    """Access to the shards."""
-
-    locator: Locator
-    pools: Pools
-    commits: ReplicationWaiter
-    directory: Directory
-    gateway: ShardGateway
-    provisioner: Provisioner
-    destroyer: Destroyer
-    changes: ResourceChanges
 
 
 @dataclass
@@ -130,7 +93,7 @@ def find_part_problems(settings: Settings) -> list[str]:
     if settings.shard_map_file is not None:
         checks.append(partial(read_shard_map, settings.shard_map_file, settings.database_allowed_hosts))
     elif settings.citrus_server_url is None and settings.database_host is not None:
-        checks.append(partial(_only_shard, settings))
+        checks.append(partial(only_shard, settings))
     problems: list[str] = []
     for check in checks:
         try:
@@ -156,145 +119,6 @@ async def open_parts(settings: Settings, replica_name: str) -> AsyncIterator[Par
         )
         consumers = await _open_consumers(stack, settings, shards, replica_name, cache)
         yield Parts(shards, consumers, on_change, cache, cache_admin)
-
-
-@contextlib.asynccontextmanager
-async def open_shards(
-    settings: Settings, *, on_change: OnChange = ignore_changes, business_info: BusinessFinder | None = None
-) -> AsyncIterator[Shards]:
-    """Open access to the shards; no connection is made yet. *on_change* gets the resources that were changed.
-
-    With *business_info* a tenant is made at its first use.
-    """
-    async with AsyncExitStack() as stack:
-        pools = await stack.enter_async_context(
-            Pools(size=settings.database_pool_size, max_connections=settings.database_max_connections)
-        )
-        locator = await stack.enter_async_context(_open_locator(settings))
-        commits = ReplicationWaiter(pools)
-        directory = Directory(locator, pools, settler=MoveSettler(pools, commits))
-        tenant_wait = timedelta(seconds=settings.tenant_wait_seconds)
-        provisioner = Provisioner(locator, directory, pools, on_change=on_change, commits=commits)
-        yield Shards(
-            locator=locator,
-            pools=pools,
-            commits=commits,
-            directory=directory,
-            gateway=ShardGateway(
-                directory,
-                locator,
-                pools,
-                tenant_wait=tenant_wait,
-                on_change=on_change,
-                commits=commits,
-                first_use=None if business_info is None else FirstUse(business_info, provisioner, locator, pools),
-            ),
-            provisioner=provisioner,
-            destroyer=Destroyer(locator, directory, pools, commits=commits),
-            changes=ResourceChanges(directory, pools, on_change=on_change, commits=commits),
-        )
-
-
-@contextlib.asynccontextmanager
-async def _open_locator(settings: Settings) -> AsyncIterator[Locator]:
-    allowed_hosts = settings.database_allowed_hosts
-    if settings.citrus_server_url is not None:
-        api_key = settings.citrus_api_key
-        async with open_citrus(
-            settings.citrus_server_url,
-            api_key=None if api_key is None else api_key.get_secret_value(),
-            timeout_s=settings.citrus_timeout / 1000,
-            attempts=settings.citrus_retry_attempts,
-            allowed_hosts=allowed_hosts,
-        ) as citrus:
-            yield citrus
-    elif settings.shard_map_file is not None:
-        yield StaticMap(read_shard_map(settings.shard_map_file, allowed_hosts))
-    else:
-        yield StaticMap(ShardMap(shards=(_only_shard(settings),)))
-
-
-def _only_shard(settings: Settings) -> MappedShard:
-    shard = MappedShard(shard_id=ONLY_SHARD_ID, connection_string=_only_connection_string(settings))
-    try:
-        shard.address.validate(settings.database_allowed_hosts)
-    except PermanentError as exc:
-        raise ConfigurationError(f"DATABASE_HOST: {exc}") from None
-    return shard
-
-
-def _only_connection_string(settings: Settings) -> str:
-    password = settings.database_password
-    userinfo = quote(settings.database_username or "", safe="")
-    if password is not None:
-        userinfo += ":" + quote(password.get_secret_value(), safe="")
-    host = settings.database_host or ""
-    place = f"[{host}]" if ":" in host else quote(host, safe="")  # a socket's folder has slashes
-    return f"postgresql://{userinfo}@{place}:{settings.database_port}/{quote(settings.database_name or '', safe='')}"
-
-
-@contextlib.asynccontextmanager
-async def open_stream(settings: Settings) -> AsyncIterator[Stream]:
-    """Open the stream."""
-    async with open_client(
-        "kinesis", region=settings.aws_region, read_timeout_s=KINESIS_READ_TIMEOUT_S, pool_size=64
-    ) as client:
-        yield Stream(client, settings.kinesis_stream_name or "")
-
-
-def consumer_name(settings: Settings) -> str:
-    """Return the name of the registered consumer, for enhanced fan-out."""
-    return settings.kinesis_consumer_name or settings.kinesis_application_name[:CONSUMER_NAME_MAX_LENGTH]
-
-
-@contextlib.asynccontextmanager
-async def open_stream_consumers(settings: Settings) -> AsyncIterator[StreamConsumers]:
-    """Open the access to the registered consumers of the stream."""
-    async with open_client("kinesis", region=settings.aws_region, read_timeout_s=KINESIS_READ_TIMEOUT_S) as client:
-        yield StreamConsumers(client, settings.kinesis_stream_name or "")
-
-
-@contextlib.asynccontextmanager
-async def _open_subscriptions(settings: Settings) -> AsyncIterator[Subscriptions]:
-    """Open the subscriptions to stream shards, each with a connection of its own."""
-    async with (
-        open_stream_consumers(settings) as consumers,
-        open_client(
-            "kinesis",
-            region=settings.aws_region,
-            read_timeout_s=SUBSCRIPTION_READ_TIMEOUT_S,
-            pool_size=SUBSCRIPTIONS_MAX,
-        ) as client,
-    ):
-        yield Subscriptions(client, consumers, consumer_name(settings))
-
-
-@contextlib.asynccontextmanager
-async def open_lease_table(settings: Settings) -> AsyncIterator[LeaseTable]:
-    """Open the lease table."""
-    async with open_leases(settings) as (table, _):
-        yield table
-
-
-@contextlib.asynccontextmanager
-async def open_leases(settings: Settings) -> AsyncIterator[tuple[LeaseTable, KclLeaderWatch]]:
-    """Open the lease table, and the watch for a leader of the KCL 3.x there and in the tables beside it."""
-    name = settings.kinesis_application_name
-    kcl_tables = KclTables.of(name, settings.kinesis_coordinator_table, settings.kinesis_worker_metrics_table)
-    async with open_client(
-        "dynamodb", region=settings.aws_region, endpoint_url=settings.dynamodb_endpoint, pool_size=32
-    ) as client:
-        table = LeaseTable(client, name)
-        yield table, KclLeaderWatch(client, table, kcl_tables, follows=settings.kinesis_kcl_follower)
-
-
-@contextlib.asynccontextmanager
-async def open_business_info(settings: Settings, *, attempts: int = 1) -> AsyncIterator[BusinessInfo]:
-    """Open business-info; each request is tried *attempts* times in all."""
-    async with open_client(
-        "dynamodb", region=settings.aws_region, endpoint_url=settings.dynamodb_endpoint, max_attempts=attempts
-    ) as client:
-        yield BusinessInfo(client, settings.dynamodb_business_info_table)
 
 
 def reader_settings(settings: Settings) -> ReaderSettings:
@@ -343,7 +167,7 @@ async def _open_consumers(
         table, kcl_leader = await stack.enter_async_context(open_leases(settings))
         subscriptions = None
         if settings.kinesis_read == "fan-out":
-            subscriptions = await stack.enter_async_context(_open_subscriptions(settings))
+            subscriptions = await stack.enter_async_context(open_subscriptions(settings))
         services = FleetServices(
             consumers.stream,
             table,

@@ -1,0 +1,85 @@
+"""Open the stream, its consumers and leases, and business-info."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Final
+
+from simplu_worker.aws.clients import open_client
+from simplu_worker.business_info.table import BusinessInfo
+from simplu_worker.config.settings import Settings
+from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch, KclTables
+from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
+from simplu_worker.consumers.kinesis.stream.client import Stream
+from simplu_worker.consumers.kinesis.stream.consumers import StreamConsumers
+from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
+
+KINESIS_READ_TIMEOUT_S: Final = 5.0
+SUBSCRIPTION_READ_TIMEOUT_S: Final = 60.0  # longer than the silence after which a reader leaves a subscription
+SUBSCRIPTIONS_MAX: Final = 10_000  # more than the stream shards of a replica
+CONSUMER_NAME_MAX_LENGTH: Final = 128
+
+
+@contextlib.asynccontextmanager
+async def open_stream(settings: Settings) -> AsyncIterator[Stream]:
+    """Open the stream."""
+    async with open_client(
+        "kinesis", region=settings.aws_region, read_timeout_s=KINESIS_READ_TIMEOUT_S, pool_size=64
+    ) as client:
+        yield Stream(client, settings.kinesis_stream_name or "")
+
+
+def consumer_name(settings: Settings) -> str:
+    """Return the name of the registered consumer, for enhanced fan-out."""
+    return settings.kinesis_consumer_name or settings.kinesis_application_name[:CONSUMER_NAME_MAX_LENGTH]
+
+
+@contextlib.asynccontextmanager
+async def open_stream_consumers(settings: Settings) -> AsyncIterator[StreamConsumers]:
+    """Open the access to the registered consumers of the stream."""
+    async with open_client("kinesis", region=settings.aws_region, read_timeout_s=KINESIS_READ_TIMEOUT_S) as client:
+        yield StreamConsumers(client, settings.kinesis_stream_name or "")
+
+
+@contextlib.asynccontextmanager
+async def open_subscriptions(settings: Settings) -> AsyncIterator[Subscriptions]:
+    """Open the subscriptions to stream shards, each with a connection of its own."""
+    async with (
+        open_stream_consumers(settings) as consumers,
+        open_client(
+            "kinesis",
+            region=settings.aws_region,
+            read_timeout_s=SUBSCRIPTION_READ_TIMEOUT_S,
+            pool_size=SUBSCRIPTIONS_MAX,
+        ) as client,
+    ):
+        yield Subscriptions(client, consumers, consumer_name(settings))
+
+
+@contextlib.asynccontextmanager
+async def open_lease_table(settings: Settings) -> AsyncIterator[LeaseTable]:
+    """Open the lease table."""
+    async with open_leases(settings) as (table, _):
+        yield table
+
+
+@contextlib.asynccontextmanager
+async def open_leases(settings: Settings) -> AsyncIterator[tuple[LeaseTable, KclLeaderWatch]]:
+    """Open the lease table, and the watch for a leader of the KCL 3.x there and in the tables beside it."""
+    name = settings.kinesis_application_name
+    kcl_tables = KclTables.of(name, settings.kinesis_coordinator_table, settings.kinesis_worker_metrics_table)
+    async with open_client(
+        "dynamodb", region=settings.aws_region, endpoint_url=settings.dynamodb_endpoint, pool_size=32
+    ) as client:
+        table = LeaseTable(client, name)
+        yield table, KclLeaderWatch(client, table, kcl_tables, follows=settings.kinesis_kcl_follower)
+
+
+@contextlib.asynccontextmanager
+async def open_business_info(settings: Settings, *, attempts: int = 1) -> AsyncIterator[BusinessInfo]:
+    """Open business-info; each request is tried *attempts* times in all."""
+    async with open_client(
+        "dynamodb", region=settings.aws_region, endpoint_url=settings.dynamodb_endpoint, max_attempts=attempts
+    ) as client:
+        yield BusinessInfo(client, settings.dynamodb_business_info_table)

@@ -1,0 +1,85 @@
+"""`operations show`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from simplu_worker.assembly.shards import open_shards
+from simplu_worker.commands.output.display import print_json, print_line, print_members, print_silent
+from simplu_worker.commands.requirements import require_settings
+from simplu_worker.commands.stream.send_status import SendStatus, Undecided
+from simplu_worker.config.settings import Settings
+from simplu_worker.errors import PermanentError
+from simplu_worker.operations.operation import tenant_id_of
+from simplu_worker.shards.gateway import LoggedOperation, RejectedRequest
+from simplu_worker.shards.postgres.pool import Pools
+
+
+async def show_operation(settings: Settings, request_id: str, tenant: tuple[str, str] | None, *, as_json: bool) -> int:
+    """Print the log's row of one operation; without *tenant* query all shards. Return 1 if it is not found."""
+    require_settings(settings, routes=True)
+    try:
+        "".join([request_id, *(tenant or ())]).encode()
+    except UnicodeEncodeError:  # bytes of the command line that are not UTF-8
+        raise PermanentError("request id, tenant: expected UTF-8") from None
+    tenant_id = None if tenant is None else tenant_id_of(*tenant)
+    async with open_shards(settings) as shards:
+        found: LoggedOperation | RejectedRequest | None
+        found, silent = await shards.gateway.find_operation(request_id, tenant_id)
+        undecided = Undecided()
+        if found is None and tenant_id is not None:
+            from simplu_worker.commands.stream.undecided import find_undecided
+
+            undecided = (await find_undecided(settings, shards.gateway, [tenant_id]))[tenant_id]
+            # An operation that was applied in between must not count as decided and absent.
+            found, silent = await shards.gateway.find_operation(request_id, tenant_id)
+        if found is None:
+            found = await shards.gateway.find_rejection(request_id, tenant_id)
+        errors = pool_errors(shards.pools)
+    status = SendStatus.UNKNOWN if undecided.reason is None else SendStatus.HELD
+    shown = {"requestId": request_id, "status": status} | _members(undecided) if found is None else _members(found)
+    if as_json:
+        print_json(shown | {"shardsWithoutAnswer": silent})
+    elif found is not None:
+        print_members({name: _format_value(value) for name, value in shown.items()})
+    else:
+        print_line(_describe_absent(request_id, undecided))
+    if not as_json:
+        print_silent(silent, errors)
+    return 1 if found is None else 0
+
+
+def _describe_absent(request_id: str, undecided: Undecided) -> str:
+    if undecided.reason is not None:
+        return f"held: {undecided.reason}; if operation {request_id} was sent, it waits"
+    told = f"unknown: no shard that answered has an operation {request_id}"
+    if undecided.read_up_to is None:
+        return told
+    return f"{told}; the tenant's operations that were sent before {undecided.read_up_to.isoformat()} are decided"
+
+
+def pool_errors(pools: Pools) -> dict[str, str]:
+    """Return place and error of the shards that cannot be used, by their ids."""
+    return {
+        shard_id: f"{pool.address.place}: {pool.last_error}"
+        for shard_id, pool in pools.by_shard_id().items()
+        if pool.last_error
+    }
+
+
+def _members(value: msgspec.Struct) -> dict[str, Any]:
+    members: dict[str, Any] = msgspec.to_builtins(value, builtin_types=(msgspec.Raw, datetime))
+    return members
+
+
+def _format_value(value: object) -> object:
+    match value:
+        case msgspec.Raw():
+            return bytes(value).decode()
+        case datetime():
+            return value.isoformat()
+        case _:
+            return value
