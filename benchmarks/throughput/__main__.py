@@ -1,11 +1,15 @@
 """Measure the throughput of one core: of the worker as a user runs it, a bare loop, and async-kinesis.
 
-    python -m benchmarks.throughput [--quick] [--rounds 3] [--seconds 4] [--json FILE] [--no-write]
+    python -m benchmarks.throughput [--quick] [--rounds 3] [--seconds 4] [--json FILE] [--no-write] [--beside FOLDER]
 
-In several rounds the contenders run one after the other on fresh databases of one Postgres server (fsync on), against
-one local Kinesis with the records: `worker` is `simplu-worker run` with its defaults, leases and metrics; `bare loop`
-reads, decodes and writes without any guarantee; `async-kinesis` is a program of 100 lines on that library, in its own
-environment. Rates come from Postgres's commit timestamps, processor time from the system. Ratios are of runs of the
+First the worker on records as users have them (`mixes.py`), on tables with rows in use: the realistic mix, and one
+factor at a time from it; of Postgres also the processor time, WAL and disk a record. `--beside` has the worker of
+another checkout take turns with this one.
+
+Then, in several rounds, the contenders run one after the other on fresh databases of one Postgres server (fsync on),
+against one local Kinesis with the records: `worker` is `simplu-worker run` with its defaults, leases and metrics; `bare
+loop` reads, decodes and writes without any guarantee; `async-kinesis` is a program of 100 lines on that library, in its
+own environment. Rates come from Postgres's commit timestamps, processor time from the system. Ratios are of runs of the
 same round, because other programs on the machine affect all runs of a round alike.
 
 Then: p50 and p99 from arrival to commit at 1,000 records a second, the cost of idling, the times that programs take
@@ -31,15 +35,19 @@ from rich.table import Table
 from support.load.console import log_errors_only, open_console
 
 from benchmarks.throughput.measures import measure_latency, measure_orders, measure_pair
-from benchmarks.throughput.page import write_page
-from benchmarks.throughput.results import BOUND_CELLS, Machine, ThroughputResults
-from benchmarks.throughput.runs import Cell, Contender, Runner, StalledError
+from benchmarks.throughput.mixes import MIXES, QUICK_MIXES, REALISTIC, mix_of
+from benchmarks.throughput.page import MIX_HEAD, MIX_RATIO_HEAD, write_page
+from benchmarks.throughput.results import BARE, BOUND_CELLS, WORKER, Machine, ThroughputResults
+from benchmarks.throughput.runs import OURS_HERE, Cell, Checkout, Contender, Runner, StalledError
 from benchmarks.throughput.startup import measure_idle, measure_starts, start_range
 from benchmarks.throughput.testbed import FOLDER, BenchmarkServers, run_servers
 
 ROOT = FOLDER.parents[1]
 LANES_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
 PAGE = ROOT / "docs" / "performance.md"
+PARTS = ("mixes", "rates", "more", "orders")
+MIX_ROUNDS, MIX_SECONDS, MIX_RECORDS = 2, 3.0, 150_000
+QUICK_MIX_RECORDS = 60_000
 PAIRS = 7  # of one worker and two: with Postgres and Kinesis four processes share two cores, so these vary most
 THEIR_STREAM_SHARDS = 4  # with 32 and a full queue async-kinesis skips records, or applies none
 TENANTS = 200
@@ -66,7 +74,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seconds", type=float, help="of each run, after its warm-up")
     parser.add_argument("--records", type=int, help="in the stream")
-    parser.add_argument("--only", nargs="+", choices=("rates", "more", "orders"), default=("rates", "more", "orders"))
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument(
+        "--mixes", nargs="+", metavar="NAME", choices=[mix.name for mix in MIXES], help="by default all"
+    )
+    parser.add_argument("--beside", type=Path, metavar="FOLDER", help="a checkout with another worker, for the mixes")
     parser.add_argument("--lanes-python", default=str(LANES_PYTHON), help="a Python with async-kinesis")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     parser.add_argument(
@@ -114,6 +126,8 @@ async def measure(arguments: argparse.Namespace, results: ThroughputResults, con
     """Measure the requested figures into *results*."""
     more_s = 5.0 if arguments.quick else 20.0
     async with run_servers(TENANTS) as servers:
+        if "mixes" in arguments.only:
+            await measure_mixes(servers, arguments, results, console)
         if "rates" in arguments.only:
             await measure_rates(servers, arguments, results, console)
         if "more" in arguments.only:
@@ -135,6 +149,50 @@ async def measure(arguments: argparse.Namespace, results: ThroughputResults, con
     if "orders" in arguments.only:
         counts = (2000, 200, 1) if arguments.quick else (10_000, 1000, 3)
         results.orders = await measure_orders(events=counts[0], naive_events=counts[1], runs=counts[2], latency_ms=5)
+
+
+async def measure_mixes(
+    servers: BenchmarkServers, arguments: argparse.Namespace, results: ThroughputResults, console: Console
+) -> None:
+    """Measure the worker on every mix, and on the realistic one the bare loop; by round, one after the other."""
+    is_quick = arguments.quick
+    results.mix_rounds = 1 if is_quick else MIX_ROUNDS
+    results.mix_seconds, results.mix_records = MIX_SECONDS, QUICK_MIX_RECORDS if is_quick else MIX_RECORDS
+    mixes = [mix_of(name) for name in arguments.mixes] if arguments.mixes else QUICK_MIXES if is_quick else MIXES
+    checkouts = [OURS_HERE]
+    if arguments.beside is not None:
+        checkouts.append(Checkout(commit_of(arguments.beside), arguments.beside.resolve()))
+    for mix in mixes:
+        async with (
+            servers.as_for(mix) as own,
+            own.run_kinesis(results.mix_records, WORKER.stream_shards, "--mix", mix.name) as kinesis,
+        ):
+            turns = [(WORKER, checkout) for checkout in checkouts]
+            if mix is REALISTIC:
+                turns.append((BARE, OURS_HERE))
+            for number_of_round in range(1, results.mix_rounds + 1):
+                for cell, checkout in turns if number_of_round % 2 else reversed(turns):
+                    runner = Runner(
+                        own,
+                        kinesis,
+                        records=results.mix_records,
+                        seconds=results.mix_seconds,
+                        lanes_python="",
+                        round_number=number_of_round,
+                        mix=mix,
+                        checkout=checkout,
+                    )
+                    try:
+                        one = await runner.measure(cell)
+                    except StalledError as exc:
+                        note_stall(exc, results, console)
+                        continue
+                    results.mixes.append(one)
+                    console.print(
+                        f"{mix.name}, round {number_of_round}, {cell.contender} {checkout.name}: {one.rate:.0f}/s, "
+                        f"{one.client_us:.1f} µs client, {one.server_us:.1f} µs Postgres ({one.writers_us:.1f} of its "
+                        f"writers), {one.wal_bytes:.0f} bytes of WAL, {one.disk_bytes:.0f} of disk"
+                    )
 
 
 async def measure_replicas(
@@ -196,6 +254,12 @@ async def measure_rates(
                 )
 
 
+def commit_of(folder: Path) -> str:
+    """Return the commit of a checkout."""
+    describe = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    return subprocess.run(describe, cwd=folder, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def machine() -> Machine:
     """Return the description of this machine."""
     model = next(
@@ -206,20 +270,24 @@ def machine() -> Machine:
         ),
         platform.processor(),
     )
-    describe = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    commit = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True, check=False)
     return Machine(
         at=datetime.now(UTC).date().isoformat(),
         model=model,
         cores=len(os.sched_getaffinity(0)),
         python=platform.python_version(),
-        commit=commit.stdout.strip(),
+        commit=commit_of(ROOT),
         load=os.getloadavg()[0],
     )
 
 
 def show(results: ThroughputResults, console: Console) -> None:
     """Print tables for people."""
+    for head, lines in ((MIX_HEAD, results.mix_lines()), (MIX_RATIO_HEAD, results.mix_ratios())):
+        if lines:
+            table = Table(*head)
+            for line in lines:
+                table.add_row(*line)
+            console.print(table)
     table = Table("", "stream shards", "shards", "synchronous_commit", "records/s", "client µs", "Postgres µs", "MB")
     for line in results.lines():
         table.add_row(*line)

@@ -20,6 +20,7 @@ from collections.abc import Callable
 import structlog
 import uvloop
 
+from benchmarks.throughput.mixes import mix_of, mixed_records
 from benchmarks.throughput.records import make_records
 from simplu_worker.local.kinesis.model import KinesisOptions
 from simplu_worker.local.kinesis.server import KinesisServer
@@ -47,7 +48,12 @@ def filled_server(arguments: argparse.Namespace) -> tuple[KinesisServer, Fill]:
     # In turn: with an uneven stream the benchmark would measure the fullest of its stream shards.
     hash_keys: dict[str, int] = {}
     made = []
-    for key, data in make_records(arguments.records, arguments.tenants):
+    records = (
+        mixed_records(mix_of(arguments.mix), arguments.records)
+        if arguments.mix
+        else make_records(arguments.records, arguments.tenants)
+    )
+    for key, data in records:
         if key not in hash_keys:
             hash_keys[key] = open_shards[len(hash_keys) % len(open_shards)].hash_range.start
         text = base64.b64encode(data).decode()
@@ -82,6 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, required=True)
     parser.add_argument("--tenants", type=int, default=200)
+    parser.add_argument("--mix", help="a name of mixes.py; then its tenants count")
     parser.add_argument("--stream-shards", type=int, required=True)
     parser.add_argument("--no-throttling", action="store_true", help="for readers that exceed Kinesis's quotas")
     parser.add_argument("--fill-later", action="store_true", help="add the records at SIGUSR1")

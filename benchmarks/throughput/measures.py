@@ -94,7 +94,7 @@ async def measure_latency(
             )
         query = f"{LATENCIES_SQL} WHERE received_at >= to_timestamp({begun_at:.3f})"
         taken = sorted(row["latency_s"] for row in await databases.fetch_rows(query))
-        client_s, _ = sampler.used_between(begun_at, ended_at)
+        client_s, *_ = sampler.used_between(begun_at, ended_at)
         return LatencyFigures(
             rate=rate,
             operations=len(taken),

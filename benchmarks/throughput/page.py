@@ -10,13 +10,38 @@ from typing import NamedTuple
 from support.processes.resource_usage import ValueRange
 
 from benchmarks.throughput.measures import OrderFigures
-from benchmarks.throughput.results import BARE, LANES, MB, SEQUENCE, WORKER, ThroughputResults, format_range
+from benchmarks.throughput.results import (
+    BARE,
+    LANES,
+    MB,
+    SEQUENCE,
+    WORKER,
+    MeasuredTarget,
+    ThroughputResults,
+    format_range,
+)
 from benchmarks.throughput.runs import Cell, Contender, range_of
 from benchmarks.throughput.startup import start_range
 
 PICTURE = Path("images") / "performance.svg"
 MARK = "<!-- {name}: written by {command} -->"
 END_MARK = "<!-- end of {name} -->"
+
+MIX_HEAD = (
+    "records",
+    "records/s",
+    "worker, µs a record",
+    "Postgres, µs a record",
+    "of it its writers",
+    "WAL, bytes a record",
+    "disk, bytes a record",
+    "memory, MB",
+)
+MIX_RATIO_HEAD = ("this ÷ another worker", "the other", "records/s", "worker", "Postgres", "WAL", "disk")
+MIX_NOTE = (
+    "In brackets: the least and the most of all rounds. Postgres is all of its processes; its writers are those of WAL "
+    "and pages. Disk is the growth of the database, WAL not included."
+)
 
 WIDTH, BAR_HEIGHT, GAP, LEFT, RIGHT, TOP = 860, 26, 12, 300, 150, 56
 COLOURS = {Contender.WORKER: "#2f6fde", Contender.BARE: "#8a94a6"}
@@ -38,8 +63,13 @@ class Bar(NamedTuple):
 def write_page(results: ThroughputResults, page: Path) -> None:
     """Put the tables into *page* and the picture beside it. Raises ValueError for a page without the marks."""
     text = page.read_text(encoding="utf-8")
-    page.write_text(replace_part(text, "figures", "make bench", figures(results)), encoding="utf-8")
-    (page.parent / PICTURE).write_text(draw_bars(bars(results)), encoding="utf-8")
+    if results.mixes:
+        text = replace_part(text, "mixes", "make bench", mixes(results))
+    if results.has_comparison:
+        text = replace_part(text, "figures", "make bench", figures(results))
+    page.write_text(text, encoding="utf-8")
+    if results.runs:
+        (page.parent / PICTURE).write_text(draw_bars(bars(results)), encoding="utf-8")
 
 
 def replace_part(text: str, name: str, command: str, part: str) -> str:
@@ -52,17 +82,35 @@ def replace_part(text: str, name: str, command: str, part: str) -> str:
     return f"{before}{begin}\n\n{part.strip()}\n\n{end}{after}"
 
 
-def figures(results: ThroughputResults) -> str:
-    """Return the tables as Markdown."""
-    one = results.machine
+def mixes(results: ThroughputResults) -> str:
+    """Return the tables of the records as users have them, as Markdown."""
     parts = [
-        (
-            f"Measured {one.at} on {one.cores} cores ({one.model}), Python {one.python}, at commit `{one.commit}`: "
-            f"{results.rounds} rounds of {results.seconds:g} s, {results.records:,} records in the stream. "
-            f"The machine's load before it was {one.load:.1f}."
-        ),
+        measured_on(results, results.mix_rounds, results.mix_seconds, results.mix_records),
+        _targets(results.mix_targets()),
+        markdown_table(MIX_HEAD, results.mix_lines()),
+        MIX_NOTE,
+    ]
+    if ratios := results.mix_ratios():
+        parts.append(markdown_table(MIX_RATIO_HEAD, ratios))
+    return "\n\n".join(parts)
+
+
+def measured_on(results: ThroughputResults, rounds: int, seconds: float, records: int) -> str:
+    """Return on which machine, at which commit and how long the results were measured."""
+    one = results.machine
+    return (
+        f"Measured {one.at} on {one.cores} cores ({one.model}), Python {one.python}, at commit `{one.commit}`: "
+        f"{rounds} rounds of {seconds:g} s, {records:,} records in the stream. "
+        f"The machine's load before it was {one.load:.1f}."
+    )
+
+
+def figures(results: ThroughputResults) -> str:
+    """Return the tables of the comparison with others as Markdown."""
+    parts = [
+        measured_on(results, results.rounds, results.seconds, results.records),
         f"![Records a second of the worker, a bare loop and async-kinesis]({PICTURE.as_posix()})",
-        _targets(results),
+        _targets(results.comparison_targets()),
         markdown_table(
             [
                 "",
@@ -85,8 +133,8 @@ def figures(results: ThroughputResults) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _targets(results: ThroughputResults) -> str:
-    rows = [[one.what, one.measured, str(one), "kept" if one.is_kept else "**missed**"] for one in results.targets()]
+def _targets(targets: Sequence[MeasuredTarget]) -> str:
+    rows = [[one.what, one.measured, str(one), "kept" if one.is_kept else "**missed**"] for one in targets]
     return markdown_table(["target", "measured", "wanted", ""], rows)
 
 

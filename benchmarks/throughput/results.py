@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 from support.load.targets import PerformanceTarget, format_number
 from support.processes.resource_usage import ValueRange
 
 from benchmarks.throughput.measures import LatencyFigures, OrderFigures
+from benchmarks.throughput.mixes import REALISTIC
 from benchmarks.throughput.runs import Cell, Contender, Run, range_of, ratio_range
 from benchmarks.throughput.startup import IdleFigures, StartFigures, ratio_to_imports, start_range
 
@@ -34,6 +36,44 @@ RSS_MOST_MB = 200.0
 GROWTH_MOST_MB = 10.0
 LINEAR_LEAST = 0.85
 REPLICAS_CPU_MOST, REPLICAS_RATE_LEAST = 1.15, 0.9
+
+
+def _rate(run: Run) -> float:
+    return run.rate
+
+
+def _client_us(run: Run) -> float:
+    return run.client_us
+
+
+def _server_us(run: Run) -> float:
+    return run.server_us
+
+
+def _wal_bytes(run: Run) -> float:
+    return run.wal_bytes
+
+
+def _disk_bytes(run: Run) -> float:
+    return run.disk_bytes
+
+
+class MixTarget(NamedTuple):
+    """A target for the realistic mix: at most so much a record."""
+
+    name: str
+    value: Callable[[Run], float]
+    most: float
+    unit: str
+    digits: int
+
+
+MIX_TARGETS = (
+    MixTarget("processor time of the worker a record", _client_us, 12.0, "µs", 1),
+    MixTarget("processor time of Postgres a record", _server_us, 30.0, "µs", 1),
+    MixTarget("WAL a record", _wal_bytes, 2000.0, "bytes", 0),
+    MixTarget("disk a record", _disk_bytes, 1500.0, "bytes", 0),
+)
 
 
 class Machine(msgspec.Struct, frozen=True):
@@ -79,6 +119,10 @@ class ThroughputResults(msgspec.Struct, rename="camel"):
     latency: LatencyFigures | None = None
     idle: IdleFigures | None = None
     orders: list[OrderFigures] = []
+    mixes: list[Run] = []  # runs of records as users have them
+    mix_rounds: int = 0
+    mix_seconds: float = 0.0
+    mix_records: int = 0
     stalls: list[str] = []  # runs without progress
 
     def cells(self) -> list[Cell]:
@@ -101,13 +145,92 @@ class ThroughputResults(msgspec.Struct, rename="camel"):
             for cell in self.cells()
         ]
 
+    def mix_lines(self) -> list[list[str]]:
+        """Return the rows of a table of all mixes: rate, processor times, WAL, disk and memory, each with its range."""
+        rows = dict.fromkeys((run.mix, run.worker, run.contender) for run in self.mixes)
+        return [self._mix_line(mix, worker, contender) for mix, worker, contender in rows]
+
+    def _mix_line(self, mix: str, worker: str, contender: Contender) -> list[str]:
+        runs = [run for run in self.mixes if (run.mix, run.worker, run.contender) == (mix, worker, contender)]
+        name = mix if contender is Contender.WORKER else f"{mix}, {contender}"
+
+        def spelled(value: Callable[[Run], float], digits: int = 0) -> str:
+            return format_range(ValueRange.from_values([value(run) for run in runs]), digits)
+
+        return [
+            f"{name}, worker of {worker}" if worker else name,
+            spelled(lambda run: run.rate),
+            spelled(lambda run: run.client_us, 1),
+            spelled(lambda run: run.server_us, 1),
+            spelled(lambda run: run.writers_us, 1),
+            spelled(lambda run: run.wal_bytes),
+            spelled(lambda run: run.disk_bytes),
+            spelled(lambda run: run.rss_most_bytes / MB),
+        ]
+
+    def mix_ratios(self) -> list[list[str]]:
+        """Return the rows of a table that compares this worker with that of another checkout, by mix."""
+        others = dict.fromkeys((run.mix, run.worker) for run in self.mixes if run.worker)
+        return [
+            [
+                mix,
+                other,
+                *(
+                    format_range(self._mix_ratio(mix, other, value), 2)
+                    for value in (_rate, _client_us, _server_us, _wal_bytes, _disk_bytes)
+                ),
+            ]
+            for mix, other in others
+        ]
+
+    def _mix_ratio(self, mix: str, other: str, value: Callable[[Run], float]) -> ValueRange | None:
+        """Return the range of this worker's *value* ÷ the other one's, by round."""
+        by_worker = {
+            (run.round, run.worker): value(run)
+            for run in self.mixes
+            if run.mix == mix and run.contender is Contender.WORKER
+        }
+        found = [
+            own / by_worker[number, other]
+            for (number, worker), own in by_worker.items()
+            if not worker and (number, other) in by_worker
+        ]
+        return ValueRange.from_values(found) if found else None
+
+    def mix_targets(self) -> list[MeasuredTarget]:
+        """Return the targets of the realistic mix."""
+        runs = [
+            run for run in self.mixes if (run.mix, run.worker, run.contender) == (REALISTIC.name, "", Contender.WORKER)
+        ]
+        if not runs:
+            return []
+        return [
+            range_target(
+                f"realistic records: {one.name}",
+                ValueRange.from_values([one.value(run) for run in runs]),
+                digits=one.digits,
+                unit=one.unit,
+                most=one.most,
+            )
+            for one in MIX_TARGETS
+        ]
+
     def median(self, cell: Cell, value: Callable[[Run], float]) -> float | None:
         """Return the median of a cell's figures; none without a run."""
         found = range_of(self.runs, cell, value)
         return None if found is None else found.median
 
+    @property
+    def has_comparison(self) -> bool:
+        """Whether anything but the mixes was measured."""
+        return bool(self.runs or self.starts or self.orders or self.latency or self.idle)
+
     def targets(self) -> list[MeasuredTarget]:
         """Return every target with a measurement."""
+        return [*self.mix_targets(), *self.comparison_targets()]
+
+    def comparison_targets(self) -> list[MeasuredTarget]:
+        """Return the targets beside those of the mixes."""
         found = [*self._rate_targets(), *self._cost_targets(), *self._rest_targets()]
         found += [*self._linear_targets(), *self._replica_targets()]
         if self.runs:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import msgspec
 from support.processes.resource_usage import ValueRange, cpu_seconds, rss_bytes
 
+from benchmarks.throughput.mixes import Mix
 from benchmarks.throughput.testbed import FOLDER, BenchmarkServers, FilledKinesis, RunDatabases, clock
 from simplu_worker.local.aws_server.faults import SetOptions
 from simplu_worker.local.aws_server.server import send_commands
@@ -29,11 +30,12 @@ SAMPLE_S = 0.2
 POLL_S = 0.02
 BEFORE_THE_TAIL = 0.9  # of the records: stream shards do not reach their ends at the same time
 STOP_WITHIN_S = 35.0
+WRITERS = ("walwriter", "checkpointer", "background writer")  # in the command lines of Postgres's processes
 
 # The number of rows by commit time, as Postgres keeps it.
 TIMES_SQL = """
 SELECT extract(epoch FROM at)::float8 AS at, count(*) AS count
-FROM (SELECT pg_xact_commit_timestamp(xid::xid) AS at FROM operations) AS log
+FROM (SELECT pg_xact_commit_timestamp(xid::xid) AS at FROM operations WHERE completed_at > $1) AS log
 GROUP BY at
 ORDER BY at
 """
@@ -59,6 +61,19 @@ class Contender(StrEnum):
     READ = "async-kinesis, reading only"
 
 
+class Checkout(NamedTuple):
+    """The source of the worker: of this checkout, or of another one, to be compared in the same round."""
+
+    name: str
+    folder: Path | None
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The variables with which this interpreter imports it."""
+        return {} if self.folder is None else {"PYTHONPATH": str(self.folder)}
+
+
+OURS_HERE = Checkout("", None)
 OURS = frozenset({Contender.WORKER, Contender.TWO_WORKERS})
 
 
@@ -72,7 +87,11 @@ class Cell(NamedTuple):
 
 
 class Run(msgspec.Struct, frozen=True, rename="camel"):
-    """The measurements of one run. Processor time is that of the client and of all backends, an operation."""
+    """The measurements of one run. Processor time, WAL and disk are an operation's.
+
+    `server_us` is that of all of Postgres; `writers_us` the part of it of the processes that write WAL and pages.
+    `worker` is empty for the worker of this checkout, else the name of another one.
+    """
 
     round: int
     contender: Contender = msgspec.field(name="who")
@@ -85,6 +104,11 @@ class Run(msgspec.Struct, frozen=True, rename="camel"):
     server_us: float
     rss_begin_bytes: int
     rss_most_bytes: int
+    writers_us: float = 0.0
+    wal_bytes: float = 0.0
+    disk_bytes: float = 0.0
+    mix: str = ""
+    worker: str = ""
 
     @property
     def cell(self) -> Cell:
@@ -108,6 +132,7 @@ class UsageSample(NamedTuple):
     at: float
     client_s: float
     server_s: float
+    writers_s: float
     rss_bytes: int
 
 
@@ -123,9 +148,9 @@ class UsageSampler:
         """Take one sample."""
         backends = with_descendants([self._server_pid], running_processes())
         client_s = cpu_seconds(self._pids, lambda _: "client")["client"]
-        server_s = cpu_seconds(backends, lambda _: "server", with_ended=True)["server"]
+        server_s = cpu_seconds(backends, server_part, with_ended=True)
         rss = max((rss_bytes(pid) or 0 for pid in self._pids), default=0)
-        self.samples.append(UsageSample(clock(), client_s, server_s, rss))
+        self.samples.append(UsageSample(clock(), client_s, server_s.total(), server_s["writers"], rss))
 
     async def run(self) -> None:
         """Sample until cancelled."""
@@ -133,19 +158,25 @@ class UsageSampler:
             self.take_sample()
             await asyncio.sleep(SAMPLE_S)
 
-    def used_between(self, begin: float, end: float) -> tuple[float, float]:
-        """Return the processor time of the clients and of the server between two times, by interpolation."""
+    def used_between(self, begin: float, end: float) -> tuple[float, float, float]:
+        """Return the processor time of the clients, the server and its writers between two times, by interpolation."""
         first, last = self._used_at(begin), self._used_at(end)
-        return last[0] - first[0], last[1] - first[1]
+        return last[0] - first[0], last[1] - first[1], last[2] - first[2]
 
-    def _used_at(self, at: float) -> tuple[float, float]:
+    def _used_at(self, at: float) -> tuple[float, float, float]:
         place = min(max(bisect_left(self.samples, at, key=lambda one: one.at), 1), len(self.samples) - 1)
         before, after = self.samples[place - 1], self.samples[place]
         share = (at - before.at) / (after.at - before.at)
         return (
             before.client_s + share * (after.client_s - before.client_s),
             before.server_s + share * (after.server_s - before.server_s),
+            before.writers_s + share * (after.writers_s - before.writers_s),
         )
+
+
+def server_part(command: str) -> str:
+    """Return the part of Postgres that a process with this command line is."""
+    return "writers" if any(name in command for name in WRITERS) else "backends"
 
 
 class Clients:
@@ -177,7 +208,12 @@ class Clients:
 
 @asynccontextmanager
 async def run_clients(
-    contender: Contender, servers: BenchmarkServers, kinesis_url: str, databases: RunDatabases, lanes_python: str
+    contender: Contender,
+    servers: BenchmarkServers,
+    kinesis_url: str,
+    databases: RunDatabases,
+    lanes_python: str,
+    checkout: Checkout = OURS_HERE,
 ) -> AsyncIterator[Clients]:
     """Run the processes of a contender."""
     processes, log_paths, application = [], [], ""
@@ -185,7 +221,7 @@ async def run_clients(
         for command, env in client_commands(contender, servers, kinesis_url, databases, lanes_python):
             log_paths.append(servers.group.directory / f"client-{servers.next_number()}.log")
             application = env.get("KINESIS_APPLICATION_NAME", "")
-            processes.append(servers.group.spawn(command, log_path=log_paths[-1], env=env))
+            processes.append(servers.group.spawn(command, log_path=log_paths[-1], env=env | checkout.variables))
         yield Clients(processes, log_paths, application)
     finally:
         for process in processes:
@@ -201,7 +237,7 @@ def client_commands(
     stream = ["--kinesis-url", kinesis_url]
     if contender in OURS:
         env = own | servers.worker_env(kinesis_url, databases)
-        command = [sys.executable, "-m", "simplu_worker", "run"]
+        command = [sys.executable, "-P", "-m", "simplu_worker", "run"]  # -P: of the checkout, not of this folder
         return [(command, env)] * (2 if contender is Contender.TWO_WORKERS else 1)
     if contender is Contender.BARE:
         program = [sys.executable, "-m", "benchmarks.throughput.bare_loop", "--map", str(databases.path)]
@@ -232,8 +268,12 @@ class Runner:
         seconds: float,
         lanes_python: str,
         round_number: int,
+        mix: Mix | None = None,
+        checkout: Checkout = OURS_HERE,
     ) -> None:
         self._servers = servers
+        self._mix = mix
+        self._checkout = checkout
         self._kinesis = kinesis
         self._url = kinesis.url
         self._records = records
@@ -249,7 +289,10 @@ class Runner:
         await send_commands(self._url, SetOptions({"read_throttling": cell.contender in OURS}))
         async with (
             self._servers.make_databases(cell.shards, commit=cell.commit) as databases,
-            run_clients(cell.contender, self._servers, self._url, databases, self._lanes_python) as clients,
+            self._fill(databases) as wal_begin,
+            run_clients(
+                cell.contender, self._servers, self._url, databases, self._lanes_python, self._checkout
+            ) as clients,
         ):
             if begin is not None:
                 await begin(clients.application, clients)
@@ -264,7 +307,16 @@ class Runner:
             if first_at is None:  # raised here, because a task group would wrap the error
                 limit = f"{FIRST_WITHIN_S:g} s"
                 raise StalledError(f"{cell}: expected a commit within {limit}, got none:\n{clients.log_tails()}")
-            return await self._make_run(cell, databases, sampler, clients)
+            wal_bytes = await databases.read_wal_bytes() - wal_begin
+            return await self._make_run(cell, databases, sampler, clients, wal_bytes)
+
+    @asynccontextmanager
+    async def _fill(self, databases: RunDatabases) -> AsyncIterator[int]:
+        """Write the rows that exist before the run; return how much WAL there is when it begins."""
+        if self._mix is not None:
+            await databases.fill(self._mix)
+        await databases.begin()
+        yield await databases.read_wal_bytes()
 
     async def _wait_for_first(self, databases: RunDatabases, clients: Clients) -> float | None:
         """Wait for the first commit; return the time at which it was noticed, none when it did not come in time."""
@@ -286,15 +338,19 @@ class Runner:
             if written == before and await databases.count_operations() >= self._records:
                 return
 
-    async def _make_run(self, cell: Cell, databases: RunDatabases, sampler: UsageSampler, clients: Clients) -> Run:
-        times = await databases.fetch_rows(TIMES_SQL)
+    async def _make_run(
+        self, cell: Cell, databases: RunDatabases, sampler: UsageSampler, clients: Clients, wal_bytes: int
+    ) -> Run:
+        times = await databases.fetch_rows(TIMES_SQL, databases.begun_at)
         failed = sum([row[0] for row in await databases.fetch_rows(FAILED_SQL)])
         if failed:
             raise SystemExit(f"{cell}: expected every operation to succeed, {failed} failed")
         begin, end, operations = window([(row["at"], row["count"]) for row in times], self._records)
         if not operations:
             raise StalledError(f"{cell}: too few commits to measure, {len(times)} in all:\n{clients.log_tails()}")
-        client_s, server_s = sampler.used_between(begin, end)
+        client_s, server_s, writers_s = sampler.used_between(begin, end)
+        committed = sum(row["count"] for row in times)
+        grown_bytes = await databases.read_size() - databases.begun_bytes
         after = [one.rss_bytes for one in sampler.samples if one.at >= begin]
         return Run(
             round=self._round,
@@ -308,6 +364,11 @@ class Runner:
             server_us=server_s / operations * 1e6,
             rss_begin_bytes=after[0],
             rss_most_bytes=max(after),
+            writers_us=writers_s / operations * 1e6,
+            wal_bytes=wal_bytes / committed,
+            disk_bytes=grown_bytes / committed,
+            mix="" if self._mix is None else self._mix.name,
+            worker=self._checkout.name,
         )
 
 

@@ -146,7 +146,7 @@ async def _measure_rest(servers: BenchmarkServers, clients: Clients, seconds: fl
     clients.check_running()
     sampler.take_sample()
     began, ended = sampler.samples[0], sampler.samples[-1]
-    client_s, server_s = sampler.used_between(began.at, ended.at)
+    client_s, server_s, _ = sampler.used_between(began.at, ended.at)
     took_s = ended.at - began.at
     return _Usage(client_s / took_s, server_s / took_s, ended.rss_bytes)
 

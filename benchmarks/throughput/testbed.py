@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ import asyncpg
 import msgspec
 from support.postgres.databases import execute
 
+from benchmarks.throughput.mixes import LOG_COLUMNS, RESOURCE_COLUMNS, Mix, filled_rows
 from benchmarks.throughput.records import BUSINESS_ID, BUSINESS_TYPE
 from simplu_worker.local.aws_server.account import REGION
 from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer
@@ -38,6 +40,7 @@ from simplu_worker.shards.schema.schema_check import ensure_schema
 
 FOLDER = Path(__file__).resolve().parent
 FILL_TIMEOUT_S = 120.0
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SERVER_SETTINGS = {  # settings of production that the embedded server lacks
     "fsync": "on",
     "shared_buffers": "512MB",
@@ -61,18 +64,42 @@ class RunDatabases:
     shard_map: ShardMap
     path: Path
     connections: list[Any] = field(default_factory=list)
+    begun_at: datetime = EPOCH  # rows of the log completed before were there when the run began
+    begun_bytes: int = 0  # of the databases at that time
 
-    async def fetch_rows(self, query: str) -> list[Any]:
+    async def fetch_rows(self, query: str, *arguments: object) -> list[Any]:
         """Return the rows of *query* on all shards."""
-        return [row for one in self.connections for row in await one.fetch(query)]
+        return [row for one in self.connections for row in await one.fetch(query, *arguments)]
 
     async def has_operations(self) -> bool:
-        """Return whether any operation was committed."""
-        return any([await one.fetchval("SELECT EXISTS (SELECT FROM operations)") for one in self.connections])
+        """Return whether any operation was committed in the run."""
+        rows = await self.fetch_rows("SELECT FROM operations WHERE completed_at > $1 LIMIT 1", self.begun_at)
+        return bool(rows)
 
     async def count_operations(self) -> int:
-        """Return the number of operations in all logs."""
-        return sum([int(await one.fetchval("SELECT count(*) FROM operations")) for one in self.connections])
+        """Return the number of operations of the run in all logs."""
+        rows = await self.fetch_rows("SELECT count(*) FROM operations WHERE completed_at > $1", self.begun_at)
+        return sum([row["count"] for row in rows])
+
+    async def fill(self, mix: Mix) -> None:
+        """Write the rows that exist before a run of *mix*."""
+        (connection,) = self.connections
+        rows = filled_rows(mix, BUSINESS_TYPE)
+        await connection.copy_records_to_table("resources", records=rows.resources, columns=RESOURCE_COLUMNS)
+        await connection.copy_records_to_table("operations", records=rows.log, columns=LOG_COLUMNS)
+        await connection.execute("VACUUM (ANALYZE) resources, operations")
+        if mix.after_checkpoint:
+            await connection.execute("CHECKPOINT")
+
+    async def begin(self) -> None:
+        """Begin the run: what is there now is not part of it."""
+        self.begun_at = await self.connections[0].fetchval("SELECT clock_timestamp()")
+        self.begun_bytes = await self.read_size()
+
+    async def read_size(self) -> int:
+        """Return how many bytes of disk the databases take."""
+        rows = await self.fetch_rows("SELECT pg_database_size(current_database()) AS size")
+        return sum([row["size"] for row in rows])
 
     async def read_wal_bytes(self) -> int:
         """Return how much WAL was written so far: a cheap query, and constant while no contender writes."""
@@ -93,12 +120,19 @@ class FilledKinesis(NamedTuple):
 class BenchmarkServers:
     """The servers; `make_databases` makes the databases of a run, `run_kinesis` a Kinesis with its stream."""
 
-    def __init__(self, group: ProcessGroup, server: PostgresServer, urls: Mapping[str, str], tenants: int) -> None:
+    def __init__(
+        self,
+        group: ProcessGroup,
+        server: PostgresServer,
+        urls: Mapping[str, str],
+        tenants: int,
+        numbers: Iterator[int] | None = None,
+    ) -> None:
         self.group = group
         self.server = server
         self.urls = dict(urls)
         self.tenants = tenants
-        self._numbers = iter(range(1, 1_000_000))
+        self._numbers = numbers or iter(range(1, 1_000_000))
 
     def __repr__(self) -> str:
         return f"BenchmarkServers({self.server!r}, {self.urls})"
@@ -109,6 +143,19 @@ class BenchmarkServers:
         if self.server.pid is None:
             raise RuntimeError("expected a started server")
         return self.server.pid
+
+    @asynccontextmanager
+    async def as_for(self, mix: Mix) -> AsyncIterator[BenchmarkServers]:
+        """Return these servers with the tenants of *mix*, and with a Postgres server of its own for its settings."""
+        if not mix.settings:
+            yield BenchmarkServers(self.group, self.server, self.urls, mix.tenants, self._numbers)
+            return
+        server = new_postgres(self.group, f"throughput-{self.next_number()}", mix.settings)
+        await server.start()
+        try:
+            yield BenchmarkServers(self.group, server, self.urls, mix.tenants, self._numbers)
+        finally:
+            await server.stop()
 
     def next_number(self) -> int:
         """Return a number that was not returned before."""
@@ -191,13 +238,17 @@ class BenchmarkServers:
         }
 
 
+def new_postgres(group: ProcessGroup, name: str, settings: Mapping[str, str]) -> PostgresServer:
+    """Return a server that is not started, with settings of production and *settings*."""
+    programs = PostgresPrograms.find(group.directory)
+    return PostgresServer(group, programs, database=name, settings=SERVER_SETTINGS | dict(settings))
+
+
 @asynccontextmanager
 async def run_servers(tenants: int) -> AsyncIterator[BenchmarkServers]:
     """Run the servers; none of their processes outlives the context."""
     with ProcessGroup() as group:
-        server = PostgresServer(
-            group, PostgresPrograms.find(group.directory), database="throughput", settings=SERVER_SETTINGS
-        )
+        server = new_postgres(group, "throughput", {})
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(server.start())
             aws, sqs = tasks.create_task(start_moto(group)), tasks.create_task(start_sqs(group))

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
+import statistics
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.requires import ROOT
 
+from benchmarks.throughput.mixes import MIXES, IdKind, Mix, filled_rows, mixed_records
+
 BENCHMARK = ROOT / "benchmarks" / "throughput"
 SCALE = ROOT / "benchmarks" / "scale"
 SMALL = ("--quick", "--only", "rates", "--who", "worker", "bare loop", "--records", "20000", "--seconds", "2")
 PAGE = "before\n<!-- {0}: written by `{1}` -->\nold\n<!-- end of {0} -->\nafter\n"
 RUN_S = 150.0
+UUID_FORM = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[47][0-9a-f]{3}-9[0-9a-f]{3}-[0-9a-f]{12}")
 MACHINE = {"at": "2026-11-20", "model": "a machine", "cores": 2, "python": "3.11.7", "commit": "abc", "load": 0.1}
 WORKER, BARE = "worker", "bare loop"
 LANES, SEQUENCE = "async-kinesis, 64 lanes", "async-kinesis, in sequence"
@@ -46,10 +53,11 @@ def figure(who: str, rate: int, *, stream_shards: int = 32, number_of_round: int
     }
 
 
-def kept(tmp_path: Path, *runs: dict[str, Any]) -> Path:
+def kept(tmp_path: Path, *runs: dict[str, Any], mixes: Sequence[dict[str, Any]] = ()) -> Path:
     """Return a file of kept figures."""
     path = tmp_path / "figures.json"
-    path.write_text(json.dumps({"machine": MACHINE, "rounds": 2, "seconds": 1.0, "records": 1, "runs": runs}))
+    figures = {"machine": MACHINE, "rounds": 2, "seconds": 1.0, "records": 1, "runs": runs, "mixes": mixes}
+    path.write_text(json.dumps(figures))
     return path
 
 
@@ -78,6 +86,54 @@ def test_benchmark_compares_runs_of_one_round_and_tells_what_was_missed(tmp_path
     assert f"| worker ÷ bare loop, synchronous_commit on | {ratio} | ≥ 0.75 | {verdict} |" in text
     assert f"{1.5 * rate:,.0f} ({rate:,} to {2 * rate:,})" in text
     assert f"{1.5 * rate:,.0f}</text>" in (tmp_path / "images" / "performance.svg").read_text()
+
+
+def test_benchmark_compares_workers_on_records_as_users_have_them(tmp_path: Path) -> None:
+    """The tables of the mixes have Postgres's cost; ratios to another worker are of the same round."""
+    mixes = [
+        figure(WORKER, times * 10_000, number_of_round=times)
+        | {"mix": "realistic", "worker": worker, "serverUs": cost, "walBytes": 10.0 * cost, "diskBytes": 700.0}
+        for times, costs in ((1, (16.0, 20.0)), (2, (18.0, 30.0)))
+        for worker, cost in zip(("", "abc123"), costs, strict=True)
+    ]
+    page = tmp_path / "performance.md"
+    page.write_text(PAGE.format("mixes", "make bench") + PAGE.format("figures", "make bench"))
+
+    done = run(BENCHMARK, "--from-json", str(kept(tmp_path, mixes=mixes)), "--page", str(page))
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = page.read_text()
+    assert text.count("old") == 1  # the figures of the comparison are as they were
+    assert "| realistic | 15,000 (10,000 to 20,000) | 6.0 | 17.0 (16.0 to 18.0) |" in text
+    assert "| realistic, worker of abc123 | 15,000 (10,000 to 20,000) | 6.0 | 25.0 (20.0 to 30.0) |" in text
+    assert "| realistic | abc123 | 1.00 | 1.00 | 0.70 (0.60 to 0.80) | 0.70 (0.60 to 0.80) | 1.00 |" in text
+    assert "| realistic records: processor time of Postgres a record | 17.0 (16.0 to 18.0) µs |" in text
+
+
+@pytest.mark.parametrize("mix", MIXES, ids=lambda mix: mix.name)
+def test_records_of_a_mix_are_of_resources_that_exist(mix: Mix) -> None:
+    """So every operation of a run succeeds; the ids and sizes are those of the mix, and every run has the same."""
+    records = [record.data for record in mixed_records(mix, 2000, filled=20_000)]
+    filled = filled_rows(mix, "gym", count=20_000).resources
+    existing = {(row[0], row[2], row[3]) for row in filled}
+
+    sizes, kinds = [], Counter[str]()
+    for record in map(json.loads, records):
+        key = f"bench-{record['locationId']}", record["resourceType"], record.get("resourceId")
+        kinds[record["operation"]] += 1
+        if record["operation"] != "list":
+            assert (key in existing) is (record["operation"] != "create")
+        if "email" in record.get("data", {}):
+            sizes.append(len(json.dumps(record["data"], separators=(",", ":"))))
+        if record["operation"] == "create":
+            existing.add(key)
+        if record["operation"] == "delete":
+            existing.remove(key)
+    assert records == [record.data for record in mixed_records(mix, 2000, filled=20_000)]
+    assert (kinds["list"] == 0) is (mix.lists == 0)
+    if not mix.is_small:
+        assert abs(statistics.mean(sizes) - mix.document_bytes) < 20
+        assert UUID_FORM.fullmatch(json.loads(records[0])["requestId"]) if mix.ids is not IdKind.ORDERED else True
 
 
 def test_benchmark_leaves_a_page_without_its_marks_alone(tmp_path: Path) -> None:
@@ -115,3 +171,4 @@ def test_benchmark_measures_a_worker_beside_the_bare_loop(tmp_path: Path) -> Non
     runs = json.loads(figures.read_text())["runs"]
     assert {one["who"] for one in runs} == {WORKER, BARE}
     assert all(one["operations"] > 0 and one["clientUs"] > 0 and one["serverUs"] > 0 for one in runs)
+    assert all(one["walBytes"] > 100 and one["diskBytes"] > 100 for one in runs)
