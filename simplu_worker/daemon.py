@@ -39,6 +39,7 @@ from simplu_worker.shards.tenants.confirmation_sweep import ConfirmationSweep
 from simplu_worker.shards.tenants.deletion import TenantDeleter
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.replica import ReplicaStatus, http_views
+from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import open_http
 from simplu_worker.telemetry.systemd import SystemdNotifier
 
@@ -102,11 +103,14 @@ def _handle_signals() -> Signals:
 
 async def _serve_http(stack: AsyncExitStack, settings: Settings, replica: ReplicaStatus) -> int:
     """Serve the views of *replica* while *stack* is open; return the port."""
-    token = settings.api_token
+    operator, viewer = settings.api_token, settings.api_viewer_token
     http = open_http(
         settings.http_host,
         settings.http_port,
-        token=None if token is None else token.get_secret_value(),
+        tokens=Tokens(
+            operator=None if operator is None else operator.get_secret_value(),
+            viewer=None if viewer is None else viewer.get_secret_value(),
+        ),
         views=http_views(replica),
         allow_destructive=settings.allow_destructive_http,
         opens_reads=settings.api_open_reads,

@@ -12,7 +12,15 @@ from pathlib import Path
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.telemetry.log import register_secret
 
-OWN_SECRETS = ("CITRUS_API_KEY", "DATABASE_PASSWORD", "REDIS_URL", "API_TOKEN", "BACKUP_URL", "IMPORT_SOURCE_URL")
+OWN_SECRETS = (
+    "CITRUS_API_KEY",
+    "DATABASE_PASSWORD",
+    "REDIS_URL",
+    "API_TOKEN",
+    "API_VIEWER_TOKEN",
+    "BACKUP_URL",
+    "IMPORT_SOURCE_URL",
+)
 URLS = ("REDIS_URL", "BACKUP_URL", "IMPORT_SOURCE_URL")  # of which the password alone is secret
 AWS_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 SECRETS = OWN_SECRETS + AWS_SECRETS

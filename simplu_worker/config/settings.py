@@ -311,7 +311,11 @@ class Settings(BaseModel):
         description="Connection string of the database that `tenants import` reads; nothing else uses it.",
     )
     api_token: HeaderSecret | None = Field(
-        default=None, description="Bearer token for the protected pages; unset: they answer 403."
+        default=None, description="Bearer token of operators for the protected pages; unset: they answer 403."
+    )
+    api_viewer_token: HeaderSecret | None = Field(
+        default=None,
+        description="Another one, of viewers: they see no results, records or error texts, and change nothing.",
     )
     api_open_reads: bool = Field(
         default=False,
@@ -385,6 +389,7 @@ def draft_settings(environ: Mapping[str, str], *, for_run: bool) -> SettingsDraf
         problems += [_describe_problem(name, values.pop(name)) for name in names]
         settings = Settings(**values)  # type: ignore[arg-type]  # each value is checked alone
     problems += find_contradictions(given)
+    problems += find_equal_tokens(texts)
     problems += find_omissions(given) if for_run else ()
     return SettingsDraft(settings, list(dict.fromkeys(map(scrub_text, problems))))
 
@@ -421,6 +426,12 @@ def find_contradictions(given: Mapping[str, str]) -> Iterator[str]:
         for name in ("DATABASE_NAME", "DATABASE_USERNAME"):
             if name not in given:
                 yield f"{name}: expected a value, since DATABASE_HOST names the only shard, got nothing; set it"
+
+
+def find_equal_tokens(given: Mapping[str, str]) -> Iterator[str]:
+    """Yield a problem if both roles have one token: every viewer would be an operator. Files of secrets are read."""
+    if (token := given.get("API_VIEWER_TOKEN")) is not None and token == given.get("API_TOKEN"):
+        yield "API_VIEWER_TOKEN: expected another token than API_TOKEN, got the same; every viewer would be an operator"
 
 
 def find_omissions(given: Mapping[str, str]) -> Iterator[str]:

@@ -24,16 +24,23 @@ REQUEST_WITHIN_S: Final = 10.0  # from the connect or the last answer to the end
 ANSWER_TAKEN_WITHIN_S: Final = 30.0
 LINGER_S: Final = 1.0  # for the rest of a request's body, which no path reads
 CROWDED_LOG_EVERY_S: Final = 60.0
+CALLS_PER_S: Final = 100.0  # of one peer
+CALLS_BURST: Final = 500
 
 log = structlog.get_logger(__name__)
 
 
 class ConnectionLimits(msgspec.Struct, frozen=True):
-    """The bounds of connections: at most *count*, and how long each may take for a request and for an answer."""
+    """The bounds of connections: at most *count*, and how long each may take for a request and for an answer.
+
+    A peer may call *calls_burst* times at once, and *calls_per_s* times a second.
+    """
 
     count: int = CONNECTIONS_MAX
     request_s: float = REQUEST_WITHIN_S
     answer_s: float = ANSWER_TAKEN_WITHIN_S
+    calls_per_s: float = CALLS_PER_S
+    calls_burst: int = CALLS_BURST
 
 
 CONNECTION_LIMITS: Final = ConnectionLimits()

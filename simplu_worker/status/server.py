@@ -1,8 +1,8 @@
 """Serve health, metrics, status and single answers over HTTP (docs/interface.md), from views passed as callables.
 
-The bearer token protects every path with data of tenants; health and metrics have no such data and are open. All paths
-but the two DELETEs only read, and the DELETEs have to be allowed separately. Every answer but metrics and the page is
-JSON, errors included, and contains no more than necessary.
+Bearer tokens protect every path with data of tenants (`guard`); health and metrics have no such data and are open.
+The DELETEs have to be allowed separately. Every answer but metrics and the page is JSON, errors included, and contains
+no more than necessary.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import base64
 import contextlib
 import hashlib
-import hmac
+import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -22,14 +22,16 @@ from typing import Any, Final, cast
 import msgspec
 import structlog
 from aiohttp import web
-from aiohttp.typedefs import Handler
+from aiohttp.typedefs import Handler, Middleware
 from prometheus_client.exposition import gzip_accepted
 
+from simplu_worker.status.call_rates import CallRates
 from simplu_worker.status.connection_order import Places
 from simplu_worker.status.connections import CONNECTION_LIMITS, ConnectionGate, ConnectionLimits, connection_of
+from simplu_worker.status.guard import Guard
 from simplu_worker.status.list_query import OperationListQuery, parse_list_query
 from simplu_worker.status.metrics_text import MetricsText, accepted_format
-from simplu_worker.status.open_reads import counts_and_states, is_own_host
+from simplu_worker.status.reductions import counts_and_states, for_viewers
 from simplu_worker.status.responses import (
     COMMON_HEADERS,
     busy_response,
@@ -37,7 +39,10 @@ from simplu_worker.status.responses import (
     error_response,
     json_response,
 )
+from simplu_worker.status.roles import Role, Tokens
+from simplu_worker.status.routes.table import ROUTES, Access, Answer, Route
 from simplu_worker.status.shared_answer import SharedAnswer
+from simplu_worker.timing.clock import loop_time
 
 log = structlog.get_logger(__name__)
 
@@ -47,10 +52,14 @@ PATH_REQUESTS_MAX: Final = 20  # of one path, while their answers are made; furt
 REQUESTS_MAX: Final = 50  # of all paths; probes, the page and refusals need no place
 VIEWS_AT_ONCE: Final = 4  # of one path without shared answers; further requests wait for their turn
 ANSWER_WITHIN_S: Final = 60.0  # more than the limits that the views themselves have
-# An id may contain any character, an encoded slash and braces too; aiohttp decodes it after matching the path.
-ANY_ID = "[^/]+"
+BODY_MAX_BYTES: Final = 65_536
+UNKNOWN_PEER: Final = "unknown"  # of a connection without an address
+WITH_ROLE: Final = frozenset({"status"})  # answers that name the caller's role
+PROBES: Final = frozenset(route.path for route in ROUTES if route.is_probe)
 HttpAnswer = tuple[int, dict[str, Any]]
 EncodedAnswer = tuple[int, bytes]
+SharedView = Callable[[], Awaitable[HttpAnswer]]
+View = Callable[[web.Request], Awaitable[HttpAnswer]]
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,7 @@ async def open_http(
     host: str,
     port: int,
     *,
-    token: str | None,
+    tokens: Tokens,
     views: Views,
     allow_destructive: bool = False,
     opens_reads: bool = False,
@@ -97,19 +106,19 @@ async def open_http(
 ) -> AsyncIterator[int]:
     """Serve *views* while the context is open, and yield the port (a free one where *port* is 0).
 
-    Without *token* the protected paths answer 403, and so do the DELETEs without *allow_destructive*. With
+    Without *tokens* the protected paths answer 403, and so do the DELETEs without *allow_destructive*. With
     *opens_reads* some of the others show counts and states to requests without a token. Raises OSError if the port is
     in use.
     """
-    app = _application(_Guard(token, host, allow_destructive=allow_destructive, opens_reads=opens_reads), views)
-    runner = web.AppRunner(app, shutdown_timeout=SHUTDOWN_TIMEOUT_S)
+    guard = Guard(tokens, host, allow_destructive=allow_destructive, opens_reads=opens_reads)
+    runner = web.AppRunner(make_application(guard, views, limits), shutdown_timeout=SHUTDOWN_TIMEOUT_S)
     await runner.setup()
     try:
         gate = ConnectionGate(cast("web.Server", runner.server), limits)  # aiohttp's sites have no place for it
         listener = await asyncio.get_running_loop().create_server(gate, host, port, reuse_address=True, backlog=BACKLOG)
         try:
             own_port = listener.sockets[0].getsockname()[1]
-            log.info("http.started", host=host, port=own_port, protected_paths="open" if token else "closed")
+            log.info("http.started", host=host, port=own_port, protected_paths="open" if tokens.roles else "closed")
             yield own_port
         finally:
             listener.close()
@@ -117,52 +126,75 @@ async def open_http(
         await runner.cleanup()
 
 
-def _application(guard: _Guard, views: Views) -> web.Application:
+def make_application(guard: Guard, views: Views, limits: ConnectionLimits = CONNECTION_LIMITS) -> web.Application:
+    """Return the application with every route of the table."""
+    rates = CallRates(per_s=limits.calls_per_s, burst=limits.calls_burst)
+    app = web.Application(middlewares=[_answer_errors_in_json, _limit_rates(rates)], client_max_size=BODY_MAX_BYTES)
     endpoints = _Endpoints(views)
-    gate = _RequestGate()
-    shared_answers: list[SharedAnswer[EncodedAnswer]] = []
-
-    def share(path: str, view: Callable[[], Awaitable[HttpAnswer]]) -> Handler:
-        shared = _shared_answer(view)
-        shared_answers.append(shared)
-        return gate.limit(path, _shared_handler(shared))
-
-    def share_openly(path: str, view: Callable[[], Awaitable[HttpAnswer]]) -> Handler:
-        return guard.protect(share(path, view), without_token=share(path, _reduced(view)))
-
-    def run(path: str, handler: Handler, *, without_token: Handler | None = None) -> Handler:
-        return guard.protect(gate.limit(path, gate.take_turns(handler)), without_token=without_token)
-
-    def change(path: str, handler: Handler) -> Handler:
-        async def run_and_forget(request: web.Request) -> web.StreamResponse:
-            try:
-                return await handler(request)
-            finally:
-                for shared in shared_answers:
-                    shared.forget()
-
-        return guard.protect(gate.limit(path, gate.take_turns(run_and_forget)), is_destructive=True)
-
-    app = web.Application(middlewares=[_answer_errors_in_json])
-    app.router.add_get("/", _page_handler())
-    app.router.add_get("/livez", endpoints.live)
-    app.router.add_get("/healthz", endpoints.live)
-    app.router.add_get("/readyz", endpoints.ready)
-    app.router.add_get("/metrics", gate.limit("/metrics", _metrics_handler(views.refresh_gauges)))
-    app.router.add_get("/status", share_openly("/status", endpoints.status))
-    app.router.add_get("/shards", share_openly("/shards", views.shards))
-    app.router.add_get("/operations", run("/operations?", endpoints.operations))
-    app.router.add_get(f"/operations/{{requestId:{ANY_ID}}}", run("/operations", endpoints.operation))
-    app.router.add_get(f"/tenants/{{businessId:{ANY_ID}}}/{{locationId:{ANY_ID}}}", run("/tenants", endpoints.tenant))
-    app.router.add_get("/sqs/stats", share_openly("/sqs/stats", views.sqs_stats))
-    app.router.add_delete("/sqs/purge", change("/sqs/purge", endpoints.purge))
-    open_state = share("/handler/status", _reduced(endpoints.handler_state))
-    app.router.add_get("/handler/status", run("/handler/status", endpoints.handler_status, without_token=open_state))
-    app.router.add_get("/handler/stats", share_openly("/handler/stats", views.handler_stats))
-    app.router.add_get("/cache/stats", share_openly("/cache/stats", views.cache_stats))
-    app.router.add_get("/cache/keys", guard.protect(share("/cache/keys", views.cache_keys)))
-    app.router.add_delete("/cache/clear", change("/cache/clear", endpoints.clear_cache))
+    handlers = _Handlers(guard)
+    for route in ROUTES:
+        handler = handlers.make(route, getattr(endpoints, route.name))
+        app.router.add_route(route.method, route.pattern, handler)
+        if route.method == "GET" and route.answer is not Answer.STREAM:
+            app.router.add_route("HEAD", route.pattern, handler)
     return app
+
+
+class _Handlers:
+    """Makes the handlers of routes: their views, with their limits, as each role sees them."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        self._gate = _RequestGate()
+        self._shared: list[SharedAnswer[EncodedAnswer]] = []
+
+    def make(self, route: Route, view: Any) -> Handler:
+        """Return the handler of *route*; *view* is a handler, a `SharedView` or a `View`, by its kind of answer."""
+        if route.access is Access.ALL:
+            handler: Handler = view
+            return handler if route.answer is Answer.AT_ONCE else self._gate.limit(route.path, handler)
+        make = self._share if route.answer is Answer.SHARED else self._run
+        by_role = {Role.OPERATOR: make(route, view, Role.OPERATOR)}
+        if route.access in {Access.COUNTS, Access.VIEWERS}:
+            by_role[Role.VIEWER] = make(route, view, Role.VIEWER)
+        without_token = make(route, view, None) if route.access is Access.COUNTS else None
+        return self._guard.protect(route, by_role, without_token=without_token)
+
+    def _share(self, route: Route, view: SharedView, role: Role | None) -> Handler:
+        async def encode() -> EncodedAnswer:
+            status, answer = shown_to(role, route, *await view())
+            return status, msgspec.json.encode(answer)
+
+        shared = SharedAnswer(encode)
+        self._shared.append(shared)
+
+        async def respond(_: web.Request) -> web.StreamResponse:
+            return encoded_response(*await shared())
+
+        return self._gate.limit(route.path, respond)
+
+    def _run(self, route: Route, view: View, role: Role | None) -> Handler:
+        async def respond(request: web.Request) -> web.StreamResponse:
+            try:
+                status, answer = shown_to(role, route, *await view(request))
+            finally:
+                if route.method != "GET":  # it may have changed what the shared answers show
+                    for shared in self._shared:
+                        shared.forget()
+            wait_s = answer.get("retryAfterSeconds")
+            return json_response(status, answer, headers={"Retry-After": str(wait_s)} if wait_s else None)
+
+        return self._gate.limit(route.path, self._gate.take_turns(route.path, respond))
+
+
+def shown_to(role: Role | None, route: Route, status: int, answer: dict[str, Any]) -> HttpAnswer:
+    """Return an answer as callers with *role* see it; None: without a token."""
+    match role:
+        case Role.VIEWER:
+            answer = for_viewers(status, answer)
+        case None:
+            answer = counts_and_states(answer)
+    return status, ({"role": role} | answer if role is not None and route.name in WITH_ROLE else answer)
 
 
 class _RequestGate:
@@ -170,6 +202,7 @@ class _RequestGate:
 
     def __init__(self) -> None:
         self._places = Places(path_max=PATH_REQUESTS_MAX, all_max=REQUESTS_MAX)
+        self._turns: dict[str, asyncio.Semaphore] = {}
 
     def limit(self, path: str, handler: Handler) -> Handler:
         """Return *handler* with the limits on the number and the time of requests to *path*."""
@@ -189,9 +222,9 @@ class _RequestGate:
 
         return limited
 
-    def take_turns(self, handler: Handler) -> Handler:
-        """Return *handler* for VIEWS_AT_ONCE requests at one time, each until its answer is sent."""
-        turns = asyncio.Semaphore(VIEWS_AT_ONCE)
+    def take_turns(self, path: str, handler: Handler) -> Handler:
+        """Return *handler* for VIEWS_AT_ONCE requests to *path* at one time, each until its answer is sent."""
+        turns = self._turns.setdefault(path, asyncio.Semaphore(VIEWS_AT_ONCE))
 
         async def wait_for_turn(request: web.Request) -> web.StreamResponse:
             await turns.acquire()
@@ -220,40 +253,19 @@ def _metrics_handler(refresh_gauges: Callable[[], None]) -> Handler:
     return show_metrics
 
 
-def _shared_answer(view: Callable[[], Awaitable[HttpAnswer]]) -> SharedAnswer[EncodedAnswer]:
-    """Return the answer of a view without arguments, which its callers share for a moment."""
-
-    async def encode() -> EncodedAnswer:
-        status, answer = await view()
-        return status, msgspec.json.encode(answer)
-
-    return SharedAnswer(encode)
-
-
-def _reduced(view: Callable[[], Awaitable[HttpAnswer]]) -> Callable[[], Awaitable[HttpAnswer]]:
-    """Return *view* as it is shown without a token."""
-
-    async def reduce() -> HttpAnswer:
-        status, answer = await view()
-        return status, counts_and_states(answer)
-
-    return reduce
-
-
-def _shared_handler(shared: SharedAnswer[EncodedAnswer]) -> Handler:
-    """Return the handler of a shared answer."""
-
-    async def answer(_: web.Request) -> web.StreamResponse:
-        return encoded_response(*await shared())
-
-    return answer
-
-
 class _Endpoints:
-    """The handlers of views with arguments, or without a coroutine: each turns a request into a call."""
+    """The views by the names of their routes: each turns a request into a call."""
 
     def __init__(self, views: Views) -> None:
         self._views = views
+        self.page = _page_handler()
+        self.metrics = _metrics_handler(views.refresh_gauges)
+        self.healthy = self.live
+        self.shards = views.shards
+        self.sqs_stats = views.sqs_stats
+        self.handler_stats = views.handler_stats
+        self.cache_stats = views.cache_stats
+        self.cache_keys = views.cache_keys
 
     async def live(self, _: web.Request) -> web.Response:
         return _health_response(self._views.live())
@@ -264,101 +276,45 @@ class _Endpoints:
     async def status(self) -> HttpAnswer:
         return HTTPStatus.OK, self._views.status()
 
-    async def handler_state(self) -> HttpAnswer:
+    async def handler_status(self, _: web.Request) -> HttpAnswer:
         return HTTPStatus.OK, self._views.handler_status()
 
-    async def handler_status(self, _: web.Request) -> web.Response:
-        return json_response(*await self.handler_state())
+    async def clear_cache(self, _: web.Request) -> HttpAnswer:
+        return await self._views.clear_cache()
 
-    async def clear_cache(self, _: web.Request) -> web.Response:
-        return json_response(*await self._views.clear_cache())
-
-    async def purge(self, request: web.Request) -> web.Response:
+    async def purge(self, request: web.Request) -> HttpAnswer:
         names = [name for name in request.query.getall("queue", []) if name]
         if len(names) > 1:
-            return error_response(HTTPStatus.BAD_REQUEST, "expected the name of one queue, as ?queue=NAME, got several")
-        status, answer = await self._views.purge(names[0] if names else None)
-        wait_s = answer.get("retryAfterSeconds")
-        return json_response(status, answer, headers={"Retry-After": str(wait_s)} if wait_s else None)
+            return _bad_request("expected the name of one queue, as ?queue=NAME, got several")
+        return await self._views.purge(names[0] if names else None)
 
-    async def operation(self, request: web.Request) -> web.Response:
+    async def operation(self, request: web.Request) -> HttpAnswer:
         request_id = request.match_info["requestId"]
         business_id, location_id = request.query.get("businessId"), request.query.get("locationId")
         if (not business_id) != (not location_id):
-            return error_response(
-                HTTPStatus.BAD_REQUEST, "expected businessId and locationId together, or neither of them"
-            )
+            return _bad_request("expected businessId and locationId together, or neither of them")
         if not business_id or not location_id:
             business_id = location_id = None
         if not _are_storable(request_id, business_id, location_id):
-            return error_response(HTTPStatus.BAD_REQUEST, "expected ids without the character U+0000")
-        return json_response(*await self._views.operation(request_id, business_id, location_id))
+            return _bad_request("expected ids without the character U+0000")
+        return await self._views.operation(request_id, business_id, location_id)
 
-    async def operations(self, request: web.Request) -> web.Response:
+    async def operations(self, request: web.Request) -> HttpAnswer:
         try:
             query = parse_list_query(request.query.items())
         except ValueError as exc:
-            return error_response(HTTPStatus.BAD_REQUEST, str(exc))
-        return json_response(*await self._views.operations(query))
+            return _bad_request(str(exc))
+        return await self._views.operations(query)
 
-    async def tenant(self, request: web.Request) -> web.Response:
+    async def tenant(self, request: web.Request) -> HttpAnswer:
         business_id, location_id = request.match_info["businessId"], request.match_info["locationId"]
         if not _are_storable(business_id, location_id):
-            return error_response(HTTPStatus.BAD_REQUEST, "expected ids without the character U+0000")
-        return json_response(*await self._views.tenant(business_id, location_id))
+            return _bad_request("expected ids without the character U+0000")
+        return await self._views.tenant(business_id, location_id)
 
 
-class _Guard:
-    """Accepts requests with the bearer token; destructive ones, and those without the token, only if allowed."""
-
-    def __init__(self, token: str | None, host: str, *, allow_destructive: bool, opens_reads: bool) -> None:
-        self._token = token.encode() if token else None
-        self._host = host
-        self._allow_destructive = allow_destructive
-        self._opens_reads = opens_reads
-
-    def protect(
-        self, handler: Handler, *, without_token: Handler | None = None, is_destructive: bool = False
-    ) -> Handler:
-        """Return *handler* with a check of the token and, if *is_destructive*, of the permission.
-
-        *without_token* answers requests that send none, where reads are open.
-        """
-
-        async def guarded(request: web.Request) -> web.StreamResponse:
-            authorization = request.headers.get("Authorization")
-            if authorization is None and without_token is not None and self._opens_reads:
-                if is_own_host(request.headers.get("Host", ""), self._host):
-                    return await without_token(request)
-                return error_response(
-                    HTTPStatus.FORBIDDEN,
-                    "expected the value of HTTP_HOST, an IP address or localhost as Host, since no token was sent",
-                )
-            refusal = self._refusal(authorization)
-            if refusal is None and is_destructive and not self._allow_destructive:
-                refusal = error_response(
-                    HTTPStatus.FORBIDDEN,
-                    "destructive requests are not allowed: set ALLOW_DESTRUCTIVE_HTTP=true and restart",
-                )
-            return refusal or await handler(request)
-
-        return guarded
-
-    def _refusal(self, authorization: str | None) -> web.Response | None:
-        if self._token is None:
-            return error_response(
-                HTTPStatus.FORBIDDEN, "no token is configured, so this path is closed: set API_TOKEN and restart"
-            )
-        if authorization is None:
-            return _unauthorized_response(
-                "expected the header Authorization: Bearer, followed by the value of API_TOKEN"
-            )
-        scheme, _, sent = authorization.partition(" ")
-        # aiohttp represents undecodable bytes as surrogates; compare the bytes that were sent.
-        sent_token = sent.strip().encode(errors="surrogateescape")
-        if scheme.lower() == "bearer" and hmac.compare_digest(sent_token, self._token):
-            return None
-        return _unauthorized_response("this is not the bearer token that API_TOKEN holds", error="invalid_token")
+def _bad_request(error: str) -> HttpAnswer:
+    return HTTPStatus.BAD_REQUEST, {"error": error}
 
 
 @web.middleware
@@ -373,6 +329,24 @@ async def _answer_errors_in_json(request: web.Request, handler: Handler) -> web.
         resource = request.match_info.route.resource
         log.exception("http.failed", path=resource.canonical if resource else None)
         return error_response(HTTPStatus.INTERNAL_SERVER_ERROR, "this answer failed; the worker's log has the reason")
+
+
+def _limit_rates(rates: CallRates) -> Middleware:
+    """Return the middleware that limits the calls of each peer; probes are never refused."""
+
+    @web.middleware
+    async def limit_rates(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path not in PROBES:
+            wait_s = rates.wait_s(request.remote or UNKNOWN_PEER, loop_time())
+            if wait_s:
+                return error_response(
+                    HTTPStatus.TOO_MANY_REQUESTS,
+                    "too many requests of one peer; repeat the request later",
+                    headers={"Retry-After": str(math.ceil(wait_s))},
+                )
+        return await handler(request)
+
+    return limit_rates
 
 
 def _http_error(exc: web.HTTPException, method: str) -> web.Response:
@@ -422,8 +396,3 @@ def _health_response(trouble: str | None, *, detail: str | None = None) -> web.R
     if trouble is None:
         return json_response(HTTPStatus.OK, {"status": "ok"} | ({} if detail is None else {"detail": detail}))
     return json_response(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "unavailable", "reason": trouble})
-
-
-def _unauthorized_response(message: str, *, error: str | None = None) -> web.Response:
-    challenge = 'Bearer realm="simplu-worker"' + (f', error="{error}"' if error else "")  # RFC 6750, section 3
-    return error_response(HTTPStatus.UNAUTHORIZED, message, headers={"WWW-Authenticate": challenge})

@@ -7,6 +7,7 @@ import re
 from functools import partial
 from typing import Any, Final, cast
 
+import msgspec
 from aiohttp import web
 from fuzz.inputs import spliced
 from fuzz.memory_network import MemoryTransport, call_at_close, run, turn_until
@@ -17,8 +18,10 @@ from hypothesis import strategies as st
 from simplu_worker.operations.operation import is_storable
 from simplu_worker.shards.listing.request import LIMIT_MAX, SearchPosition, decode_cursor
 from simplu_worker.status.connections import CONNECTION_LIMITS, ConnectionGate
+from simplu_worker.status.guard import Guard
 from simplu_worker.status.list_query import OperationListQuery
-from simplu_worker.status.server import Views, _application, _Guard
+from simplu_worker.status.roles import Tokens
+from simplu_worker.status.server import Views, make_application
 
 STATUSES: Final = frozenset({100, 200, 400, 401, 403, 404, 405, 413, 414, 417, 429, 431, 503})
 STATUS_LINE: Final = re.compile(rb"HTTP/\d\.\d (\d{3}) ")
@@ -80,7 +83,9 @@ _gates: list[ConnectionGate] = []
 async def open_gate() -> ConnectionGate:
     """Return the server's gate, the same for all inputs."""
     if not _gates:
-        runner = web.AppRunner(_application(_Guard(TOKEN, "worker", allow_destructive=True, opens_reads=True), VIEWS))
+        guard = Guard(Tokens(operator=TOKEN), "worker", allow_destructive=True, opens_reads=True)
+        limits = msgspec.structs.replace(CONNECTION_LIMITS, calls_per_s=1e9)
+        runner = web.AppRunner(make_application(guard, VIEWS, limits))
         await runner.setup()
         _gates.append(ConnectionGate(cast("web.Server", runner.server), CONNECTION_LIMITS))
         call_at_close(partial(close_gate, runner))

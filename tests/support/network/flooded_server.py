@@ -19,6 +19,7 @@ import uvloop
 
 from simplu_worker.metrics import instruments
 from simplu_worker.status.connections import ConnectionLimits
+from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import Views, open_http
 from simplu_worker.telemetry.log import configure_logging
 
@@ -30,7 +31,7 @@ BEAT_S = 0.001
 
 async def serve(config: dict[str, Any]) -> None:
     """Serve until stdin ends."""
-    limits = ConnectionLimits(request_s=config["request_s"], answer_s=config["answer_s"])
+    limits = ConnectionLimits(request_s=config["request_s"], answer_s=config["answer_s"], calls_per_s=1e6)
     result = msgspec.Raw(b'"' + b"x" * config["result_bytes"] + b'"')
     longest_s = 0.0
 
@@ -41,7 +42,7 @@ async def serve(config: dict[str, Any]) -> None:
             await asyncio.sleep(BEAT_S)
             longest_s = max(longest_s, time.thread_time() - before)
 
-    async with open_http("127.0.0.1", 0, token=TOKEN, views=_views(result), limits=limits) as port:
+    async with open_http("127.0.0.1", 0, tokens=Tokens(operator=TOKEN), views=_views(result), limits=limits) as port:
         beats = asyncio.create_task(beat())
         _print_line(str(port))
         while await asyncio.to_thread(sys.stdin.readline):

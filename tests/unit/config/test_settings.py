@@ -375,6 +375,17 @@ def test_settings_report_secret_files_when_they_cannot_be_read(tmp_path: Path) -
     ]
 
 
+@pytest.mark.parametrize("name", ["API_VIEWER_TOKEN", "API_VIEWER_TOKEN_FILE"])
+def test_settings_refuse_one_token_for_both_roles(name: str, tmp_path: Path) -> None:
+    """In a variable or in a file; the token is not shown."""
+    (file := tmp_path / "token").write_text(PLANTED)
+    token = str(file) if name.endswith("_FILE") else PLANTED
+    (problem,) = _problems_of({**COMPLETE, "API_TOKEN": PLANTED, name: token})
+    assert problem.startswith("API_VIEWER_TOKEN: expected another token than API_TOKEN")
+    assert PLANTED not in problem
+    load_settings({**COMPLETE, "API_TOKEN": f"{PLANTED}2", name: token})
+
+
 @given(
     st.dictionaries(
         st.sampled_from([name.upper() for name in Settings.model_fields]), st.text(st.characters(codec=None))

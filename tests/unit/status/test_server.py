@@ -21,11 +21,17 @@ from structlog.testing import capture_logs
 from yarl import URL
 
 from simplu_worker.metrics import instruments  # noqa: F401  # the metrics that /metrics must show
+from simplu_worker.status.connections import ConnectionLimits
 from simplu_worker.status.list_query import OperationListQuery
+from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import PATH_REQUESTS_MAX, VIEWS_AT_ONCE, Views, open_http
 
 TOKEN = "tokén-1"
+VIEWER_TOKEN = "viewer-1"
+TOKENS = Tokens(operator=TOKEN)
+BOTH_TOKENS = Tokens(operator=TOKEN, viewer=VIEWER_TOKEN)
 AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
+VIEWING = {"Authorization": f"Bearer {VIEWER_TOKEN}"}
 MONITORING = ["/sqs/stats", "/handler/status", "/handler/stats", "/cache/stats", "/cache/keys"]
 LISTED = "/operations?businessId=b&locationId=l"
 PROTECTED = ["/status", "/shards", LISTED, "/operations/r1", "/tenants/b/l", *MONITORING]
@@ -122,14 +128,17 @@ def daemon() -> Daemon:
 @pytest.fixture
 async def site(daemon: Daemon) -> AsyncIterator[Site]:
     """Yield a client of a server with a token."""
-    async with open_http("127.0.0.1", 0, token=TOKEN, views=daemon.views()) as port, ClientSession() as session:
+    async with (
+        open_http("127.0.0.1", 0, tokens=TOKENS, views=daemon.views()) as port,
+        ClientSession() as session,
+    ):
         yield Site(session, port)
 
 
 @pytest.fixture
 async def loose_site(daemon: Daemon) -> AsyncIterator[Site]:
     """Yield a client of a server with a token that lets itself be emptied."""
-    http = open_http("127.0.0.1", 0, token=TOKEN, views=daemon.views(), allow_destructive=True)
+    http = open_http("127.0.0.1", 0, tokens=TOKENS, views=daemon.views(), allow_destructive=True)
     async with http as port, ClientSession() as session:
         yield Site(session, port)
 
@@ -217,14 +226,17 @@ async def test_protected_path_is_401_without_the_right_token(
 async def test_status_is_shown_when_the_token_is_right(site: Site, scheme: str) -> None:
     """The scheme's name has no case; the token may hold any characters."""
     status, _, body = await site.ask("/status", Authorization=f"{scheme} {TOKEN}")
-    assert (status, msgspec.json.decode(body)) == (200, {"replica": "worker-1", "ready": None})
+    assert (status, msgspec.json.decode(body)) == (200, {"role": "operator", "replica": "worker-1", "ready": None})
 
 
 @pytest.mark.parametrize("token", [None, ""])
 @pytest.mark.parametrize("path", PROTECTED)
 async def test_protected_path_is_403_when_no_token_is_configured(daemon: Daemon, path: str, token: str | None) -> None:
     """Without a token every request is refused, the empty token included, and the answer names the variable to set."""
-    async with open_http("127.0.0.1", 0, token=token, views=daemon.views()) as port, ClientSession() as session:
+    async with (
+        open_http("127.0.0.1", 0, tokens=Tokens(operator=token), views=daemon.views()) as port,
+        ClientSession() as session,
+    ):
         status, _, body = await Site(session, port).ask(path, Authorization="Bearer ")
     assert status == 403
     assert "API_TOKEN" in msgspec.json.decode(body)["error"]
@@ -291,7 +303,10 @@ async def test_lists_leave_places_to_lookups_of_one_operation(daemon: Daemon) ->
         return 200, {}
 
     views = replace(daemon.views(), operations=hold)
-    async with open_http("127.0.0.1", 0, token=TOKEN, views=views) as port, ClientSession() as session:
+    async with (
+        open_http("127.0.0.1", 0, tokens=TOKENS, views=views) as port,
+        ClientSession() as session,
+    ):
         site = Site(session, port)
         asking = [asyncio.create_task(site.ask(LISTED, **AUTHORIZED)) for _ in range(2 * PATH_REQUESTS_MAX)]
         refused, _ = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
@@ -369,7 +384,7 @@ async def test_nothing_is_emptied_without_the_right_token(loose_site: Site, daem
 @pytest.mark.parametrize("path", DESTRUCTIVE)
 async def test_nothing_is_emptied_when_no_token_is_configured(daemon: Daemon, path: str) -> None:
     """Without a configured token every request is refused, even if deletions are allowed."""
-    http = open_http("127.0.0.1", 0, token=None, views=daemon.views(), allow_destructive=True)
+    http = open_http("127.0.0.1", 0, tokens=Tokens(), views=daemon.views(), allow_destructive=True)
     async with http as port, ClientSession() as session:
         status, _, _ = await Site(session, port).ask(path, "DELETE", Authorization="Bearer ")
     assert (status, daemon.asked) == (403, [])
@@ -380,7 +395,7 @@ COUNTS_AND_STATES = ["/status", "/shards", "/sqs/stats", "/handler/status", "/ha
 
 async def test_reads_are_open_only_where_that_is_allowed(daemon: Daemon) -> None:
     """Counts and states without a token; nothing else, and nothing to a page of another site."""
-    http = open_http("127.0.0.1", 0, token=TOKEN, views=daemon.views(), opens_reads=True)
+    http = open_http("127.0.0.1", 0, tokens=TOKENS, views=daemon.views(), opens_reads=True)
     async with http as port, ClientSession() as session:
         site = Site(session, port)
         for path in PROTECTED:
@@ -390,6 +405,100 @@ async def test_reads_are_open_only_where_that_is_allowed(daemon: Daemon) -> None
         assert b"worker-1" in (await site.ask("/status", **AUTHORIZED))[2]
         assert (await site.ask("/status", Host="evil.example"))[0] == 403
         assert (await site.ask("/status", Authorization="Bearer wrong"))[0] == 401
+
+
+async def test_viewers_see_counts_and_names_and_change_nothing(daemon: Daemon) -> None:
+    """No view that only operators may ask is asked, even where deletions are allowed."""
+    http = open_http("127.0.0.1", 0, tokens=BOTH_TOKENS, views=daemon.views(), allow_destructive=True)
+    async with http as port, ClientSession() as session:
+        site = Site(session, port)
+        seen = {path: (await site.ask(path, **VIEWING))[0] for path in PROTECTED}
+        asked = list(daemon.asked)
+        refused = [await site.ask(path, "DELETE", **VIEWING) for path in DESTRUCTIVE]
+        status = msgspec.json.decode((await site.ask("/status", **VIEWING))[2])
+    assert seen == dict.fromkeys(PROTECTED, 200) | {"/operations/r1": 404, "/cache/keys": 403}
+    assert status == {"role": "viewer", "replica": "worker-1", "ready": None}
+    assert [code for code, _, _ in refused] == [403, 403]
+    assert all("API_TOKEN" in msgspec.json.decode(body)["error"] for _, _, body in refused)
+    assert daemon.asked == asked
+
+
+async def test_viewers_see_no_results_and_no_error_texts(daemon: Daemon) -> None:
+    """An answer that fails shows its cause to operators alone; an error of the request itself is shown."""
+
+    async def fail(*_: object) -> tuple[int, dict[str, Any]]:
+        return 503, {"error": "shard-1: SECRET"}
+
+    async def find(*_: object) -> tuple[int, dict[str, Any]]:
+        return 200, {"requestId": "r1", "status": "succeeded", "result": msgspec.Raw(b'{"SECRET": 1}'), "error": None}
+
+    views = replace(daemon.views(), operation=find, tenant=fail)
+    async with open_http("127.0.0.1", 0, tokens=BOTH_TOKENS, views=views) as port, ClientSession() as session:
+        site = Site(session, port)
+        assert msgspec.json.decode((await site.ask("/operations/r1", **VIEWING))[2]) == {
+            "requestId": "r1",
+            "status": "succeeded",
+            "error": None,
+        }
+        failed = await site.ask("/tenants/b/l", **VIEWING)
+        assert (failed[0], b"SECRET" in failed[2], b"API_TOKEN" in failed[2]) == (503, False, True)
+        assert b"SECRET" in (await site.ask("/tenants/b/l", **AUTHORIZED))[2]
+        assert b"businessId" in (await site.ask("/operations/r1?businessId=b", **VIEWING))[2]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "path", "expected"),
+    [
+        (Tokens(viewer=VIEWER_TOKEN), "/status", "API_VIEWER_TOKEN"),
+        (BOTH_TOKENS, "/status", "API_TOKEN or API_VIEWER_TOKEN"),
+        (BOTH_TOKENS, "/cache/keys", "API_TOKEN"),
+    ],
+)
+async def test_refusal_names_the_tokens_that_help(daemon: Daemon, tokens: Tokens, path: str, expected: str) -> None:
+    """Only roles that are configured, and may call the path."""
+    async with open_http("127.0.0.1", 0, tokens=tokens, views=daemon.views()) as port, ClientSession() as session:
+        status, _, body = await Site(session, port).ask(path)
+    assert (status, msgspec.json.decode(body)["error"].rpartition("value of ")[2]) == (401, expected)
+
+
+async def test_each_call_of_an_operator_is_logged(daemon: Daemon) -> None:
+    """Its role, its peer and its subject; not a viewer's, not a refused one, and no token."""
+    http = open_http("127.0.0.1", 0, tokens=BOTH_TOKENS, views=daemon.views(), allow_destructive=True)
+    with capture_logs() as logs:
+        async with http as port, ClientSession() as session:
+            site = Site(session, port)
+            for headers in (AUTHORIZED, VIEWING, {}):
+                await site.ask("/operations/r%2F1?businessId=b&locationId=l", **headers)
+            await site.ask("/sqs/purge?queue=orders", "DELETE", **AUTHORIZED)
+    assert [{**entry, "log_level": ""} for entry in logs if entry["event"] == "http.called"] == [
+        {
+            "event": "http.called",
+            "log_level": "",
+            "role": "operator",
+            "peer": "127.0.0.1",
+            "method": method,
+            "path": path,
+            "about": about,
+        }
+        for method, path, about in [
+            ("GET", "/operations/{requestId}", {"requestId": "r/1", "businessId": "b", "locationId": "l"}),
+            ("DELETE", "/sqs/purge", {"queue": "orders"}),
+        ]
+    ]
+    assert TOKEN not in str(logs)
+
+
+async def test_peer_that_calls_too_often_is_refused_but_for_probes(daemon: Daemon) -> None:
+    """The answer names the time after which to call again; paths that do not exist count, too."""
+    limits = ConnectionLimits(calls_per_s=0.1, calls_burst=3)
+    http = open_http("127.0.0.1", 0, tokens=TOKENS, views=daemon.views(), limits=limits)
+    async with http as port, ClientSession() as session:
+        site = Site(session, port)
+        statuses = [(await site.ask(path))[0] for path in ("/", "/nowhere", "/status")]
+        refused = [await site.ask(path, **AUTHORIZED) for path in ("/", "/nowhere", "/status", "/metrics")]
+        probes = [(await site.ask(path))[0] for path in ("/livez", "/healthz", "/readyz")]
+    assert (statuses, probes) == ([200, 404, 401], [200, 200, 200])
+    assert [(status, headers["Retry-After"]) for status, headers, _ in refused] == [(429, "10")] * 4
 
 
 async def test_purge_is_asked_with_the_decoded_name(loose_site: Site, daemon: Daemon) -> None:
@@ -442,7 +551,10 @@ async def test_failing_view_is_500_without_detail(daemon: Daemon) -> None:
 
     views = replace(daemon.views(), status=fail)
     with capture_logs() as logs:
-        async with open_http("127.0.0.1", 0, token=TOKEN, views=views) as port, ClientSession() as session:
+        async with (
+            open_http("127.0.0.1", 0, tokens=TOKENS, views=views) as port,
+            ClientSession() as session,
+        ):
             status, _, body = await Site(session, port).ask("/status", **AUTHORIZED)
             next_status, _, _ = await Site(session, port).ask("/livez")
     assert (status, next_status) == (500, 200)
@@ -476,23 +588,23 @@ async def test_page_holds_no_secret(site: Site) -> None:
 async def test_server_stops_at_once_when_a_connection_is_kept_alive(daemon: Daemon) -> None:
     """An idle connection of a scraper does not delay the shutdown, and the port is free again after it."""
     async with ClientSession() as session:
-        async with open_http("127.0.0.1", 0, token=TOKEN, views=daemon.views()) as port:
+        async with open_http("127.0.0.1", 0, tokens=TOKENS, views=daemon.views()) as port:
             await Site(session, port).ask("/livez")
             silent, writer = await asyncio.open_connection("127.0.0.1", port)
             started = time.monotonic()
         stopped_after_s = time.monotonic() - started
         assert await silent.read() == b""
         writer.close()
-        async with open_http("127.0.0.1", port, token=TOKEN, views=daemon.views()) as again:
+        async with open_http("127.0.0.1", port, tokens=TOKENS, views=daemon.views()) as again:
             assert (port, 200) == (again, (await Site(session, again).ask("/livez"))[0])
     assert stopped_after_s < 0.9
 
 
 async def test_server_says_so_when_the_port_is_taken(daemon: Daemon) -> None:
     """A second server on one port is an error at its start, not a silent half."""
-    async with open_http("127.0.0.1", 0, token=TOKEN, views=daemon.views()) as port:
+    async with open_http("127.0.0.1", 0, tokens=TOKENS, views=daemon.views()) as port:
         with pytest.raises(OSError, match=str(port)):
-            async with open_http("127.0.0.1", port, token=TOKEN, views=daemon.views()):
+            async with open_http("127.0.0.1", port, tokens=TOKENS, views=daemon.views()):
                 pass
 
 
@@ -584,10 +696,13 @@ async def test_answer_is_shared_among_callers(daemon: Daemon, path: str) -> None
         cache_stats=slow,
         cache_keys=slow,
     )
-    async with open_http("127.0.0.1", 0, token=TOKEN, views=views) as port, ClientSession() as session:
+    async with (
+        open_http("127.0.0.1", 0, tokens=TOKENS, views=views) as port,
+        ClientSession() as session,
+    ):
         answers = await asyncio.gather(*(Site(session, port).ask(path, **AUTHORIZED) for _ in range(60)))
     assert calls == 1
-    assert {body for status, _, body in answers if status == 200} == {b'{"call":1}'}
+    assert {msgspec.json.decode(body)["call"] for status, _, body in answers if status == 200} == {1}
     refused = [headers for status, headers, _ in answers if status != 200]
     assert {headers["Retry-After"] for headers in refused} <= {"1"}
 
@@ -605,7 +720,10 @@ async def test_operations_are_looked_up_a_few_at_a_time(daemon: Daemon) -> None:
         return 200, {}
 
     views = replace(daemon.views(), operation=look_up)
-    async with open_http("127.0.0.1", 0, token=TOKEN, views=views) as port, ClientSession() as session:
+    async with (
+        open_http("127.0.0.1", 0, tokens=TOKENS, views=views) as port,
+        ClientSession() as session,
+    ):
         asks = (Site(session, port).ask(f"/operations/{number}", **AUTHORIZED) for number in range(60))
         answers = await asyncio.gather(*asks)
         probe = await Site(session, port).ask("/livez")
@@ -623,7 +741,10 @@ async def test_refused_requests_take_no_place(daemon: Daemon) -> None:
         return 200, {}
 
     views = replace(daemon.views(), operation=hold)
-    async with open_http("127.0.0.1", 0, token=TOKEN, views=views) as port, ClientSession() as session:
+    async with (
+        open_http("127.0.0.1", 0, tokens=TOKENS, views=views) as port,
+        ClientSession() as session,
+    ):
         site = Site(session, port)
         asking = asyncio.create_task(site.ask("/operations/r", **AUTHORIZED))
         refused = await asyncio.gather(*(site.ask("/operations/r") for _ in range(60)))

@@ -1,4 +1,4 @@
-"""What is shown without a token: counts and states, no other text, and to no page of another site."""
+"""What viewers see, and requests without a token: counts and states, listed texts, and to no page of another site."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.status.open_reads import SHOWN_TEXTS, STATE_MEMBERS, STATES, counts_and_states, is_own_host
+from simplu_worker.status.reductions import (
+    HIDDEN_CAUSE,
+    SHOWN_TEXTS,
+    STATE_MEMBERS,
+    STATES,
+    VIEWER_STATES,
+    VIEWER_TEXTS,
+    counts_and_states,
+    for_viewers,
+    is_own_host,
+)
 
 STATUS: dict[str, Any] = {
     "replica": "host-1:17:abc",
@@ -35,7 +45,35 @@ def test_view_is_shown_without_errors_addresses_and_tenants() -> None:
     }
 
 
-names = st.sampled_from(["state", "error", "place", "target", "about", "ready", "result", "data", "reason", "cache"])
+def test_viewers_see_names_and_places_too() -> None:
+    """Members without a value stay; a library's event is a text."""
+    errors = [
+        {"event": "shard.lost", "error": "died", "about": "shard-1", "count": 3},
+        {"event": "SECRET died", "error": None},
+    ]
+    assert for_viewers(200, STATUS | {"recentErrors": errors}) == STATUS | {
+        "ready": "other",
+        "sources": [{"kind": "sqs", "name": "orders", "state": "other", "inHand": 2}],
+        "shards": [{"shardId": "shard-1", "place": "10.0.0.1:5432/d", "healthy": True, "usage": 0.25}],
+        "recentErrors": [{"event": "shard.lost", "about": "shard-1", "count": 3}, {"error": None}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "expected"),
+    [
+        (200, "not_found", "not_found"),
+        (200, "data: expected SECRET", None),
+        (404, "there is none", "there is none"),
+        (503, "shard-1 died", HIDDEN_CAUSE),
+    ],
+)
+def test_viewers_see_errors_that_are_words_or_of_their_request(status: int, error: str, expected: str | None) -> None:
+    """The errors of operations are a closed set; those of dependencies are texts."""
+    assert for_viewers(status, {"error": error}).get("error") == expected
+
+
+names = st.sampled_from(["state", "error", "trouble", "odd", "ready", "result", "data", "reason", "cache", "keys"])
 views = st.recursive(
     st.none() | st.booleans() | st.integers() | st.just("SECRET"),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=4),
@@ -49,9 +87,20 @@ def test_no_text_is_shown_that_is_not_listed(view: Any) -> None:
     assert "SECRET" not in json.dumps(counts_and_states(view))
 
 
+@given(st.dictionaries(names, views, max_size=4), st.sampled_from([200, 503]))
+def test_viewers_see_no_text_that_is_not_listed(view: dict[str, Any], status: int) -> None:
+    """Neither a result nor a record, whatever is in it."""
+    hidden = {"result": {"price": 17, "state": "active"}, "record": "SECRET"}
+    shown = for_viewers(status, {key: value for key, value in view.items() if key not in VIEWER_TEXTS} | hidden)
+    assert "SECRET" not in json.dumps(shown)
+    assert not hidden.keys() & shown.keys()
+
+
 def test_lists_name_no_member_twice() -> None:
     """A member is a text or a state."""
-    assert not SHOWN_TEXTS & STATE_MEMBERS
+    assert not VIEWER_TEXTS & STATE_MEMBERS
+    assert SHOWN_TEXTS <= VIEWER_TEXTS
+    assert STATES <= VIEWER_STATES
     assert all(counts_and_states({"state": word}) == {"state": word} for word in STATES)
 
 

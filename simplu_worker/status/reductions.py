@@ -1,0 +1,172 @@
+"""Reduce answers for callers that may not see all of them: viewers, and requests without a token. Pure.
+
+An answer has texts of all kinds: errors, addresses, names of tenants, content. So texts are shown by a list of members,
+and states by a list of words; a new member of an answer is hidden until it is listed here. Requests without a token,
+where `API_OPEN_READS` allows them, see counts and states. Viewers see names, ids, places and times too, and no error
+text, result or record.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from http import HTTPStatus
+from typing import Any, Final
+
+import msgspec
+
+from simplu_worker.operations.operation import Failure
+
+# Names that labels of the metrics show as well, which need no token either; and times.
+SHOWN_TEXTS: Final = frozenset({"kind", "lastCheckAt", "name", "queue", "shardId", "streamShard", "version"})
+STATE_MEMBERS: Final = frozenset({"ready", "reason", "role", "state", "step", "citrus"})
+STATES: Final = frozenset(
+    [
+        *(
+            "starting",
+            "running",
+            "waiting",
+            "draining",
+            "opening",
+            "polling",
+            "reading",
+            "ended",
+            "elsewhere",
+            "unowned",
+        ),
+        *(
+            "released",
+            "waits for memory",
+            "held",
+            "ready",
+            "catching up",
+            "ok",
+            "unknown",
+            "healthy",
+            "degraded",
+            "lost",
+        ),
+        *("primary", "standby", "read-only"),
+        *("open", "committed", "undoing", "cleaning"),
+        *("viewer", "operator"),
+        *(
+            "shard_unavailable",
+            "unregistered",
+            "not_here",
+            "inactive",
+            "moving",
+            "failing",
+            "reshard",
+            "taken_over",
+            "refill",
+            "gap",
+        ),
+    ]
+)
+OTHER_STATE: Final = "other"  # a state with a text of its own, such as an error
+HIDDEN_MEMBERS: Final = frozenset({"result", "record", "recordBase64", "messageAttributes"})
+
+VIEWER_TEXTS: Final = SHOWN_TEXTS | frozenset(
+    [
+        *("replica", "owner", "place", "target", "targets", "reads", "problems", "stream", "advice", "runbook"),
+        *("checkpoint", "position", "at", "from", "level", "event", "about", "epochMovedAt", "serverVersion"),
+        *("businessId", "locationId", "businessType", "movedTo", "createdAt", "shardsWithoutAnswer"),
+        *("requestId", "status", "operation", "resourceType", "resourceId", "receivedAt", "completedAt", "rejectedAt"),
+        *("source", "sequenceNumber", "messageId", "deadLetterQueue", "since", "readUpTo", "searchedTo", "next"),
+    ]
+)
+VIEWER_STATES: Final = STATES | frozenset(
+    [
+        *("active", "destroying", "destroyed", "other_replica"),
+        # Reasons of dead letters and of moves of the epoch are words, too.
+        *("invalid_json", "invalid_message", "unknown_type", "unknown_tenant", "request_id_reused"),
+        *("retries_exhausted", "too_large"),
+    ]
+)
+OUTCOMES: Final = frozenset(map(str, Failure))  # the errors that are words, and quote nothing
+HIDDEN_CAUSE: Final = "this answer failed; the cause is shown to the token in API_TOKEN, and in the worker's log"
+
+_EVENT: Final = re.compile(r"[a-z_]+\.[a-z_]+")  # of the worker; a library's event is a text
+_HOST: Final = re.compile(r"(?P<name>\[[^\]]*\]|[^:\[\]]*)(:\d*)?")
+
+
+class Reduction(msgspec.Struct, frozen=True):
+    """The texts that are shown: those of members in *texts*, the words in *states* of members that are states.
+
+    *errors* are the words that the member `error` may show. With *keeps_null* members without a value stay.
+    """
+
+    texts: frozenset[str]
+    states: frozenset[str]
+    errors: frozenset[str] = frozenset()
+    hidden: frozenset[str] = HIDDEN_MEMBERS
+    keeps_null: bool = False
+
+    def apply(self, view: Any) -> Any:
+        """Return *view*, a JSON value, with its numbers, truth values and states, and with the listed texts alone."""
+        match view:
+            case dict():
+                shown = {name: self._member(name, value) for name, value in view.items() if name not in self.hidden}
+                return {
+                    name: value
+                    for name, value in shown.items()
+                    if value is not None or (self.keeps_null and view[name] is None)
+                }
+            case list() | tuple():
+                return [item for item in map(self.apply, view) if item is not None]
+            case bool() | int() | float():
+                return view
+            case _:
+                return None
+
+    def _member(self, name: str, value: Any) -> Any:
+        """Return the shown part of a member; None for nothing."""
+        if isinstance(value, list | tuple) and name in self.texts:
+            return [str(item) if isinstance(item, str) else self.apply(item) for item in value]
+        if not isinstance(value, str):
+            return self.apply(value)
+        if name in STATE_MEMBERS:
+            return str(value) if value in self.states else OTHER_STATE
+        if name == "error":
+            return str(value) if value in self.errors else None
+        is_shown = name in self.texts and (name != "event" or _EVENT.fullmatch(value) is not None)
+        return str(value) if is_shown else None
+
+
+COUNTS_AND_STATES: Final = Reduction(SHOWN_TEXTS, STATES, hidden=HIDDEN_MEMBERS | {"recentErrors"})
+FOR_VIEWERS: Final = Reduction(VIEWER_TEXTS, VIEWER_STATES, errors=OUTCOMES, keeps_null=True)
+
+
+def counts_and_states(view: Any) -> Any:
+    """Return *view*, a JSON value, as requests without a token see it."""
+    return COUNTS_AND_STATES.apply(view)
+
+
+def for_viewers(status: int, answer: dict[str, Any]) -> dict[str, Any]:
+    """Return an answer with the HTTP status *status* as viewers see it: errors of the request itself stay."""
+    plain = msgspec.to_builtins(answer, builtin_types=(msgspec.Raw,))
+    shown: dict[str, Any] = FOR_VIEWERS.apply(plain)
+    if isinstance(error := plain.get("error"), str) and "error" not in shown:
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            shown["error"] = HIDDEN_CAUSE
+        elif status >= HTTPStatus.BAD_REQUEST:
+            shown["error"] = error
+    return shown
+
+
+def is_own_host(host: str, http_host: str) -> bool:
+    """Return whether *host*, the `Host` of a request, is *http_host*, an IP address or localhost.
+
+    A page of another site may have a name of its own lead here (DNS rebinding); a browser then sends that name.
+    """
+    found = _HOST.fullmatch(host)
+    if found is None:
+        return False
+    name = found["name"].strip("[]").lower()
+    if name in {"localhost", http_host.lower()}:
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
