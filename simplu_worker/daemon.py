@@ -37,11 +37,13 @@ from simplu_worker.shards.routing.route_refresh import RouteRefresh
 from simplu_worker.shards.routing.shard_map_reload import ShardMapReloader, log_unused_reloads
 from simplu_worker.shards.tenants.confirmation_sweep import ConfirmationSweep
 from simplu_worker.shards.tenants.deletion import TenantDeleter
+from simplu_worker.status.live.history import INTERVAL_S
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.replica import ReplicaStatus, http_views
 from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import open_http
 from simplu_worker.telemetry.systemd import SystemdNotifier
+from simplu_worker.timing.periodic import repeat_every
 
 HEARTBEAT_S: Final = 0.5
 FLUSH_S: Final = 2.0  # at a stop, for notes that shards, and for invalidations that Redis did not get yet
@@ -79,7 +81,10 @@ async def run_worker(settings: Settings) -> None:
         _show_parts(parts, health, replica)
         tune_allocator()
         log.info("worker.started", replica=replica.name, version=__version__, http_port=port)
-        heartbeat = {"heartbeat": partial(_send_heartbeats, notifier, replica)}
+        heartbeat: dict[str, Task] = {
+            "heartbeat": partial(_send_heartbeats, notifier, replica),
+            "history": partial(repeat_every, INTERVAL_S, replica.note_history),
+        }
         background = heartbeat | _background_tasks(settings, parts, health, signals.hung_up)
         await _run_until_drained(settings, parts, background, signals.stopping, notifier)
     _require_drained(parts.consumers)

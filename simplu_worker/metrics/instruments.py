@@ -130,6 +130,10 @@ class BatchHistogram(Collector):
             total += at_least_0 * times
         self._sums[source] = self._sums.get(source, 0.0) + total
 
+    def bucket_counts(self) -> list[int]:
+        """Return how many values each bucket has, of all label values; those beyond the last bound last."""
+        return [sum(counts) for counts in zip(*self._counts.values(), strict=True)] or self._no_counts()
+
     def describe(self) -> Iterable[HistogramMetricFamily]:
         """Return the family without samples, for the registry's check of names."""
         return [HistogramMetricFamily(self._name, self._documentation, labels=[self._label])]

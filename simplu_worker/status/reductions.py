@@ -72,6 +72,7 @@ VIEWER_TEXTS: Final = SHOWN_TEXTS | frozenset(
         *("checkpoint", "position", "at", "from", "level", "event", "about", "epochMovedAt", "serverVersion"),
         *("businessId", "locationId", "businessType", "movedTo", "createdAt", "shardsWithoutAnswer"),
         *("requestId", "status", "operation", "resourceType", "resourceId", "receivedAt", "completedAt", "rejectedAt"),
+        *("tenant", "sourceShard", "targetShard", "phase", "startedAt", "notedAt"),
         *("source", "sequenceNumber", "messageId", "deadLetterQueue", "since", "readUpTo", "searchedTo", "next"),
     ]
 )

@@ -17,6 +17,7 @@ import msgspec
 
 from simplu_worker import __version__
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
+from simplu_worker.consumers.kinesis.fleet.fleet_report import lone_report
 from simplu_worker.consumers.kinesis.fleet.read_status import ReadStatus, hold_reason, read_status
 from simplu_worker.consumers.kinesis.holding.hold import Reason
 from simplu_worker.consumers.kinesis.reader.reader_view import ReaderView
@@ -35,6 +36,8 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.types import Absence
+from simplu_worker.status.live.held_advice import advice_members
+from simplu_worker.status.live.history import History, totals_of
 from simplu_worker.status.operation_list import list_operations
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.server import HttpAnswer, Views
@@ -77,6 +80,7 @@ class ReplicaStatus:
     health: HealthRegistry = field(default_factory=HealthRegistry)
     inspector: ShardInspector | None = None
     monitoring: Monitoring = field(default_factory=Monitoring)
+    history: History = field(default_factory=lambda: History(instruments.LATENCY_BUCKETS_S))
     _drain_seen_at: float | None = None
 
     def start(
@@ -180,7 +184,11 @@ class ReplicaStatus:
 
     def status(self) -> dict[str, Any]:
         """Return the whole status, for people and their tools."""
-        readers = self._readers()
+        held = [
+            {"streamShard": reader.stream_shard_id} | target
+            for reader in self._readers()
+            for target in reader.view.held_status()
+        ]
         return {
             "replica": self.name,
             "version": __version__,
@@ -190,7 +198,8 @@ class ReplicaStatus:
             "queues": self.monitoring.consumed_queues(),
             "streamShards": self.fleet.status() if self.fleet else [],
             "shards": self._shards(),
-            "held": [{"streamShard": r.stream_shard_id} | target for r in readers for target in r.view.held_status()],
+            "held": held,
+            "heldAdvice": {reason: advice_members(reason) for reason in sorted({one["reason"] for one in held})},
             "moves": move_views(self.health.unfinished_moves()),
             "prefetch": self.fleet
             and {
@@ -199,6 +208,7 @@ class ReplicaStatus:
             },
             "cache": self.monitoring.cache_state(),
             "recentErrors": recent_errors(),
+            "history": self.history.view(),
             "counters": {
                 "operations": instruments.totals_by(instruments.OPERATIONS, "outcome"),
                 "deadLetters": instruments.totals_by(instruments.DEAD_LETTERS, "reason"),
@@ -206,6 +216,24 @@ class ReplicaStatus:
             },
             "citrus": self.locator.last_error or "ok" if isinstance(self.locator, CitrusClient) else None,
         }
+
+    def fleet_status(self) -> dict[str, Any]:
+        """Return the replicas of the fleet: those with a lease, and this one."""
+        report = self.fleet.report() if self.fleet else lone_report(self.name, __version__)
+        at = utc_now().isoformat(timespec="milliseconds")
+        return {"replica": self.name, "at": at, "stream": self.fleet and self.fleet.stream_name} | report
+
+    async def note_history(self) -> None:
+        """Add the present moment to the history."""
+        lags = [reader.view.lag_s for reader in self._readers()]
+        totals = totals_of(
+            instruments.totals_by(instruments.OPERATIONS, "outcome"),
+            instruments.totals_by(instruments.DEAD_LETTERS, "reason"),
+            instruments.OPERATION_LATENCY.bucket_counts(),
+            lag_s=max((lag for lag in lags if lag is not None), default=None),
+            held_count=sum(len(reader.holds()) for reader in self._readers()),
+        )
+        self.history.note(totals, now=loop_time(), at=utc_now())
 
     def _sources(self) -> list[dict[str, Any]]:
         queues = [
@@ -344,6 +372,7 @@ def http_views(replica: ReplicaStatus) -> Views:
         detail=replica.readiness_detail,
         refresh_gauges=replica.refresh_gauges,
         status=replica.status,
+        fleet=replica.fleet_status,
         operation=replica.find_operation,
         operations=lambda query: list_operations(replica.gateway, query),
         tenant=replica.find_tenant,

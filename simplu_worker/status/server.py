@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import math
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from importlib import resources
@@ -30,6 +30,7 @@ from simplu_worker.status.connection_order import Places
 from simplu_worker.status.connections import CONNECTION_LIMITS, ConnectionGate, ConnectionLimits, connection_of
 from simplu_worker.status.guard import Guard
 from simplu_worker.status.list_query import OperationListQuery, parse_list_query
+from simplu_worker.status.live.event_stream import LISTENERS_MAX, changes, send_events
 from simplu_worker.status.metrics_text import MetricsText, accepted_format
 from simplu_worker.status.reductions import counts_and_states, for_viewers
 from simplu_worker.status.responses import (
@@ -54,7 +55,7 @@ VIEWS_AT_ONCE: Final = 4  # of one path without shared answers; further requests
 ANSWER_WITHIN_S: Final = 60.0  # more than the limits that the views themselves have
 BODY_MAX_BYTES: Final = 65_536
 UNKNOWN_PEER: Final = "unknown"  # of a connection without an address
-WITH_ROLE: Final = frozenset({"status"})  # answers that name the caller's role
+WITH_ROLE: Final = frozenset({"status", "fleet"})  # answers that name the caller's role
 PROBES: Final = frozenset(route.path for route in ROUTES if route.is_probe)
 HttpAnswer = tuple[int, dict[str, Any]]
 EncodedAnswer = tuple[int, bytes]
@@ -80,6 +81,7 @@ class Views:
     detail: Callable[[], str | None]
     refresh_gauges: Callable[[], None]
     status: Callable[[], dict[str, Any]]
+    fleet: Callable[[], dict[str, Any]]
     operation: Callable[[str, str | None, str | None], Awaitable[HttpAnswer]]
     operations: Callable[[OperationListQuery], Awaitable[HttpAnswer]]
     tenant: Callable[[str, str], Awaitable[HttpAnswer]]
@@ -131,7 +133,8 @@ def make_application(guard: Guard, views: Views, limits: ConnectionLimits = CONN
     rates = CallRates(per_s=limits.calls_per_s, burst=limits.calls_burst)
     app = web.Application(middlewares=[_answer_errors_in_json, _limit_rates(rates)], client_max_size=BODY_MAX_BYTES)
     endpoints = _Endpoints(views)
-    handlers = _Handlers(guard)
+    handlers = _Handlers(guard, limits)
+    app.on_shutdown.append(handlers.close)
     for route in ROUTES:
         handler = handlers.make(route, getattr(endpoints, route.name))
         app.router.add_route(route.method, route.pattern, handler)
@@ -143,17 +146,26 @@ def make_application(guard: Guard, views: Views, limits: ConnectionLimits = CONN
 class _Handlers:
     """Makes the handlers of routes: their views, with their limits, as each role sees them."""
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: Guard, limits: ConnectionLimits) -> None:
         self._guard = guard
+        self._limits = limits
         self._gate = _RequestGate()
-        self._shared: list[SharedAnswer[EncodedAnswer]] = []
+        self._shared: dict[tuple[str, Role | None], SharedAnswer[EncodedAnswer]] = {}
+        self._listeners = Places(path_max=LISTENERS_MAX, all_max=LISTENERS_MAX)
+        self._closing = asyncio.Event()
+
+    async def close(self, _: web.Application) -> None:
+        """End the answers that last."""
+        self._closing.set()
 
     def make(self, route: Route, view: Any) -> Handler:
         """Return the handler of *route*; *view* is a handler, a `SharedView` or a `View`, by its kind of answer."""
         if route.access is Access.ALL:
             handler: Handler = view
             return handler if route.answer is Answer.AT_ONCE else self._gate.limit(route.path, handler)
-        make = self._share if route.answer is Answer.SHARED else self._run
+        kinds: dict[Answer, Callable[[Route, Any, Role | None], Handler]]
+        kinds = {Answer.SHARED: self._share, Answer.STREAM: self._stream, Answer.IN_TURNS: self._run}
+        make = kinds[route.answer]
         by_role = {Role.OPERATOR: make(route, view, Role.OPERATOR)}
         if route.access in {Access.COUNTS, Access.VIEWERS}:
             by_role[Role.VIEWER] = make(route, view, Role.VIEWER)
@@ -165,8 +177,7 @@ class _Handlers:
             status, answer = shown_to(role, route, *await view())
             return status, msgspec.json.encode(answer)
 
-        shared = SharedAnswer(encode)
-        self._shared.append(shared)
+        shared = self._shared[route.name, role] = SharedAnswer(encode)
 
         async def respond(_: web.Request) -> web.StreamResponse:
             return encoded_response(*await shared())
@@ -179,12 +190,27 @@ class _Handlers:
                 status, answer = shown_to(role, route, *await view(request))
             finally:
                 if route.method != "GET":  # it may have changed what the shared answers show
-                    for shared in self._shared:
+                    for shared in self._shared.values():
                         shared.forget()
             wait_s = answer.get("retryAfterSeconds")
             return json_response(status, answer, headers={"Retry-After": str(wait_s)} if wait_s else None)
 
         return self._gate.limit(route.path, self._gate.take_turns(route.path, respond))
+
+    def _stream(self, route: Route, names: Sequence[str], role: Role | None) -> Handler:
+        """Return the handler that sends the shared answers *names* whenever they change."""
+
+        async def respond(request: web.Request) -> web.StreamResponse:
+            if not self._listeners.take(route.path):
+                return busy_response()
+            try:
+                answers = {name: self._shared[name, role] for name in names}
+                events = changes(answers, self._closing)
+                return await send_events(request, events, taken_within_s=self._limits.answer_s)
+            finally:
+                self._listeners.free(route.path)
+
+        return respond
 
 
 def shown_to(role: Role | None, route: Route, status: int, answer: dict[str, Any]) -> HttpAnswer:
@@ -261,6 +287,7 @@ class _Endpoints:
         self.page = _page_handler()
         self.metrics = _metrics_handler(views.refresh_gauges)
         self.healthy = self.live
+        self.events = ("status", "fleet")
         self.shards = views.shards
         self.sqs_stats = views.sqs_stats
         self.handler_stats = views.handler_stats
@@ -275,6 +302,9 @@ class _Endpoints:
 
     async def status(self) -> HttpAnswer:
         return HTTPStatus.OK, self._views.status()
+
+    async def fleet(self) -> HttpAnswer:
+        return HTTPStatus.OK, self._views.fleet()
 
     async def handler_status(self, _: web.Request) -> HttpAnswer:
         return HTTPStatus.OK, self._views.handler_status()

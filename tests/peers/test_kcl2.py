@@ -35,6 +35,7 @@ OUR_OWN = {
     "simpluReadTo",
     "simpluHeld",
     "simpluMeteredBy",
+    "simpluReport",
 }
 FIRST_READ_S = 90.0  # a KCL that finds no leases waits for up to 30 s before it creates them
 

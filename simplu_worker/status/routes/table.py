@@ -58,6 +58,8 @@ ROUTES: Final = (
     Route("GET", "/readyz", "ready", Access.ALL, Answer.AT_ONCE),
     Route("GET", "/metrics", "metrics", Access.ALL, Answer.LIMITED),
     Route("GET", "/status", "status", Access.COUNTS, Answer.SHARED),
+    Route("GET", "/fleet", "fleet", Access.VIEWERS, Answer.SHARED),
+    Route("GET", "/events", "events", Access.VIEWERS, Answer.STREAM),
     Route("GET", "/shards", "shards", Access.COUNTS, Answer.SHARED),
     Route("GET", "/operations", "operations", Access.VIEWERS, Answer.IN_TURNS),
     Route("GET", "/operations/{requestId}", "operation", Access.VIEWERS, Answer.IN_TURNS),

@@ -65,6 +65,7 @@ VIEWS: Final = Views(
     detail=lambda: None,
     refresh_gauges=lambda: None,
     status=lambda: {"v": 1},
+    fleet=dict,
     operation=answer_with_ids,
     operations=answer_with_list,
     tenant=answer_with_ids,

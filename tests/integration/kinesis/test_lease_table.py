@@ -14,6 +14,7 @@ from support.aws.endpoints import ScriptedAws, client_of
 
 from simplu_worker.aws.clients import Client, ThrottledError
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
+from simplu_worker.consumers.kinesis.leases.lease_report import LeaseReport
 from simplu_worker.consumers.kinesis.leases.lease_table import OWNER_INDEX, LeaseTable
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON, HashRange, Position
 from simplu_worker.errors import PermanentError, RetryableError
@@ -199,6 +200,20 @@ async def test_renewal_writes_the_throughput_that_its_owner_measures(table: Leas
     assert (taken.throughput_kbps, taken.metered_by) == (None, ME)
     assert [lease.throughput_kbps for lease in (first, second, by_other)] == [12.346] * 3
     assert (by_other.metered_by, by_other.is_metered) == (OTHER, True)
+    assert await table.scan() == [by_other]
+
+
+async def test_renewal_writes_the_report_of_its_owner(table: LeaseTable, taken: Lease) -> None:
+    """A renewal without one leaves it; that of an owner before is none."""
+    report = LeaseReport(ME, "1.0", lag_s=0.5, records_per_s=12.0, held_count=2)
+    first = await table.renew(taken, ME, report=report)
+    assert first is not None
+    second = await table.renew(first, ME)
+    assert second is not None
+    by_other = await table.take(second, OTHER)
+    assert by_other is not None
+
+    assert [lease.report for lease in (taken, first, second, by_other)] == [None, report, report, None]
     assert await table.scan() == [by_other]
 
 

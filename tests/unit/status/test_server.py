@@ -9,6 +9,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from yarl import URL
 from simplu_worker.metrics import instruments  # noqa: F401  # the metrics that /metrics must show
 from simplu_worker.status.connections import ConnectionLimits
 from simplu_worker.status.list_query import OperationListQuery
+from simplu_worker.status.live.event_stream import LISTENERS_MAX
 from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import PATH_REQUESTS_MAX, VIEWS_AT_ONCE, Views, open_http
 
@@ -34,7 +36,7 @@ AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
 VIEWING = {"Authorization": f"Bearer {VIEWER_TOKEN}"}
 MONITORING = ["/sqs/stats", "/handler/status", "/handler/stats", "/cache/stats", "/cache/keys"]
 LISTED = "/operations?businessId=b&locationId=l"
-PROTECTED = ["/status", "/shards", LISTED, "/operations/r1", "/tenants/b/l", *MONITORING]
+PROTECTED = ["/status", "/fleet", "/shards", LISTED, "/operations/r1", "/tenants/b/l", *MONITORING]
 DESTRUCTIVE = ["/sqs/purge?queue=orders.fifo", "/cache/clear"]
 OPEN = ["/", "/livez", "/healthz", "/readyz", "/metrics"]
 
@@ -56,6 +58,7 @@ class Daemon:
             detail=lambda: self.awaited,
             refresh_gauges=lambda: self.asked.append(("refresh_gauges",)),
             status=lambda: {"replica": "worker-1", "ready": self.ready},
+            fleet=lambda: {"stream": "operations", "replicas": []},
             operation=self.operation,
             operations=self.operations,
             tenant=self.tenant,
@@ -499,6 +502,46 @@ async def test_peer_that_calls_too_often_is_refused_but_for_probes(daemon: Daemo
         probes = [(await site.ask(path))[0] for path in ("/livez", "/healthz", "/readyz")]
     assert (statuses, probes) == ([200, 404, 401], [200, 200, 200])
     assert [(status, headers["Retry-After"]) for status, headers, _ in refused] == [(429, "10")] * 4
+
+
+async def read_events(site: Site, count: int, **headers: str) -> list[tuple[str, Any]]:
+    """Return the first *count* events of the stream: their names and their data."""
+    async with site.session.get(f"http://127.0.0.1:{site.port}/events", headers=headers) as response:
+        assert (response.status, response.headers["Content-Type"]) == (200, "text/event-stream")
+        texts = [await response.content.readuntil(b"\n\n") for _ in range(count)]
+    parts = [re.fullmatch(rb"event: (\w+)\ndata: (.*)\n\n", text) for text in texts]
+    return [(found[1].decode(), msgspec.json.decode(found[2])) for found in parts if found is not None]
+
+
+@pytest.mark.parametrize(("headers", "role"), [(AUTHORIZED, "operator"), (VIEWING, "viewer")])
+async def test_events_are_the_answers_of_the_role(daemon: Daemon, headers: dict[str, str], role: str) -> None:
+    """As soon as a listener has connected; each is what its path answers."""
+    async with open_http("127.0.0.1", 0, tokens=BOTH_TOKENS, views=daemon.views()) as port, ClientSession() as session:
+        site = Site(session, port)
+        events = await read_events(site, 2, **headers)
+        assert events == [
+            ("status", {"role": role, "replica": "worker-1", "ready": None}),
+            ("fleet", {"role": role, "stream": "operations", "replicas": []}),
+        ]
+        assert (await site.ask("/events"))[0] == 401
+        assert (await site.ask("/events", "HEAD", **headers))[0] == 405
+
+
+async def test_listeners_are_bounded_and_end_with_the_server(daemon: Daemon) -> None:
+    """A further one is refused, and takes the place of one that has gone; none delays the end of the server."""
+    async with ClientSession() as session, AsyncExitStack() as listening:
+        async with open_http("127.0.0.1", 0, tokens=TOKENS, views=daemon.views()) as port:
+            url = f"http://127.0.0.1:{port}/events"
+            responses = [
+                await listening.enter_async_context(session.get(url, headers=AUTHORIZED)) for _ in range(LISTENERS_MAX)
+            ]
+            assert {response.status for response in responses} == {200}
+            assert (await Site(session, port).ask("/events", **AUTHORIZED))[0] == 503
+            assert (await Site(session, port).ask("/status", **AUTHORIZED))[0] == 200
+            started = time.monotonic()
+        assert time.monotonic() - started < 0.9
+        bodies = [await response.read() for response in responses]
+    assert all(body.startswith(b"event: status") for body in bodies)
 
 
 async def test_purge_is_asked_with_the_decoded_name(loose_site: Site, daemon: Daemon) -> None:

@@ -70,6 +70,7 @@ class Cursor:
         self._held_bytes = 0
         self._bare_ends = 0  # in a row, without a record between them
         self.read_bytes = 0
+        self.read_records = 0
         self.millis_behind: int | None = None
         self.replied_at = 0.0
         self.last_arrival: datetime | None = None  # of the records of the last reply; None if it had none
@@ -161,6 +162,7 @@ class Cursor:
         if reply.records:
             self._start = AfterSequenceNumber(reply.records[-1].sequence_number)
         self.read_bytes += reply.size_bytes
+        self.read_records += len(reply.records)
 
     def _detect_end(self, reply: Reply) -> bool:
         """Return whether a reply is the last one of a closed stream shard, which names the children.

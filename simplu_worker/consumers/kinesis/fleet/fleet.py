@@ -15,7 +15,9 @@ from typing import Any, Final
 import msgspec
 import structlog
 
+from simplu_worker import __version__
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
+from simplu_worker.consumers.kinesis.fleet.fleet_report import fleet_report
 from simplu_worker.consumers.kinesis.fleet.kcl_follower import REPORT_INTERVAL_S, KclFollower
 from simplu_worker.consumers.kinesis.fleet.lease_ancestry import LeaseAncestry
 from simplu_worker.consumers.kinesis.fleet.lease_cleanup import LeaseCleanup
@@ -169,6 +171,18 @@ class Fleet:
     def status(self) -> list[dict[str, Any]]:
         """Return every stream shard with a lease: its owner, its state and its checkpoint."""
         return self._coordinator.status()
+
+    def report(self) -> dict[str, Any]:
+        """Return the replicas and the stream shards of the whole fleet, as their leases show them."""
+        states = {row["streamShard"]: row["state"] for row in self.status()}
+        return fleet_report(
+            self._view.observations,
+            states,
+            self._coordinator.own_readers(),
+            me=self._me,
+            version=__version__,
+            now=loop_time(),
+        )
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Scan, take and read until *stopping*; then every reader drains and its lease is released."""

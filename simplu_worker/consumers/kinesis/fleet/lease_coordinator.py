@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
+from simplu_worker.consumers.kinesis.fleet.fleet_report import OwnReader
 from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseHolder
 from simplu_worker.consumers.kinesis.leases.balancing import plan_takes
 from simplu_worker.consumers.kinesis.leases.lease import Lease, assigned_leases, unfinished_hand_overs
@@ -92,6 +93,14 @@ class LeaseCoordinator:
             }
             for lease_key, one in sorted(self._view.observations.items())
         ]
+
+    def own_readers(self) -> dict[str, OwnReader]:
+        """Return the readers of this replica by lease key, as they are now."""
+        return {
+            key: OwnReader(holder.reader.view.lag_s, len(holder.reader.holds()), holder.renewal_age_s)
+            for key, holder in self._holders.items()
+            if holder.reader is not None
+        }
 
     def update_gauges(self) -> None:
         """Set the gauges of leases by the last scan."""

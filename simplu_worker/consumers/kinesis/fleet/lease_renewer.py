@@ -13,8 +13,10 @@ from typing import Final, NoReturn
 
 import structlog
 
+from simplu_worker import __version__
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
+from simplu_worker.consumers.kinesis.leases.lease_report import LeaseReport, RecordRate
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases.throughput import ThroughputMeter
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
@@ -47,6 +49,7 @@ class LeaseRenewer:
         self._has_unreadable_list = False
         self._renewed_at = loop_time()
         self._meter = ThroughputMeter(lease.throughput_kbps, now=loop_time())
+        self._records = RecordRate(now=loop_time())
         self._is_over = False
         self._is_requested = asyncio.Event()
         self._is_renewed = asyncio.Event()
@@ -83,6 +86,7 @@ class LeaseRenewer:
                         ahead=ahead,
                         read_up_to=None if self.reader is None else self.reader.read_up_to(ahead),
                         throughput_kbps=self._meter.kbps,
+                        report=self._report(started_at),
                     )
             except (RetryableError, PermanentError, TimeoutError) as exc:
                 log.warning(
@@ -148,6 +152,18 @@ class LeaseRenewer:
         if self.lease.checkpoint_owner is not None and not self.is_reassigned.is_set():
             log.info("lease.reassigned", stream_shard_id=self.lease.lease_key, next_owner=self.lease.owner)
             self.is_reassigned.set()
+
+    def _report(self, now: float) -> LeaseReport:
+        """Return the state of the reader for the other replicas."""
+        if self.reader is None:
+            return LeaseReport(self._me, __version__)
+        return LeaseReport(
+            self._me,
+            __version__,
+            lag_s=self.reader.view.lag_s,
+            records_per_s=self._records.note(self.reader.read_records, now=now),
+            held_count=len(self.reader.holds()),
+        )
 
     def _checkpoint(self) -> Position | None:
         """Return the checkpoint to write; None when it has not moved."""

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from simplu_worker.consumers.kinesis.leases.lease_report import REPORT, LeaseReport, decode_report
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, HashRange, Position
 
 LeaseRow: TypeAlias = Mapping[str, Mapping[str, Any]]  # an item as DynamoDB sends it: {"leaseCounter": {"N": "7"}}
@@ -53,12 +54,13 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     *throughput_kbps* is what the KCL 3.x and this worker write; *metered_by* is the replica that measures it: while
     another program owns the lease, the value is stale.
 
-    That name and the four from *started_at* on are the worker's own. *started_at* is the instant from which this
+    That name and the five from *started_at* on are the worker's own. *started_at* is the instant from which this
     application reads the stream shard, written when its lease is first taken; where it pins LATEST or AT_TIMESTAMP,
     every reader starts there until there is a checkpoint. *pending_tenants* are the tenants with pending operations (as
     `TenantSet.encode` writes them) of a stream shard that is read to its end; None before. *ahead* is None when the
     reader is not ahead of its checkpoint. Before *read_up_to* no record arrived that is pending, except those of the
-    tenants in *ahead*; None unless the actual owner has written it. No reader decides by it.
+    tenants in *ahead*; None unless the actual owner has written it. *report* is for people, and None in the same case.
+    No reader decides by either.
 
     Other attributes survive, because every later write names the attributes that it changes.
     """
@@ -79,6 +81,7 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     read_up_to: datetime | None = None
     throughput_kbps: float | None = None
     metered_by: str | None = None
+    report: LeaseReport | None = None
 
     @property
     def actual_owner(self) -> str | None:
@@ -207,6 +210,7 @@ def lease_of(row: LeaseRow) -> Lease | None:
             read_up_to=_read_up_to(row),
             throughput_kbps=_throughput(row),
             metered_by=_optional(row, METERED_BY, "S"),
+            report=_report(row),
         )
     except UnreadableLeaseError:
         raise
@@ -296,6 +300,14 @@ def _read_up_to(row: LeaseRow) -> datetime | None:
         return datetime.fromisoformat(instant) if owner and writer == owner else None
     except ValueError:  # it is for people: the lease can be used without it
         return None
+
+
+def _report(row: LeaseRow) -> LeaseReport | None:
+    try:
+        text = _optional(row, REPORT, "S") or ""
+    except UnreadableLeaseError:  # it is for people: the lease can be used without it
+        return None
+    return decode_report(text, _optional(row, "checkpointOwner", "S") or _optional(row, "leaseOwner", "S") or None)
 
 
 def _throughput(row: LeaseRow) -> float | None:

@@ -37,6 +37,7 @@ from simplu_worker.consumers.kinesis.leases.lease import (
     read_up_to_text,
     row_of,
 )
+from simplu_worker.consumers.kinesis.leases.lease_report import REPORT, LeaseReport, encode_report
 from simplu_worker.consumers.kinesis.leases.table_requests import (
     ConditionFailedError,
     TableInUseError,
@@ -177,6 +178,7 @@ class LeaseTable:
         ahead: ReadAhead | None = UNCHANGED,
         read_up_to: datetime | None = None,
         throughput_kbps: float | None = None,
+        report: LeaseReport | None = None,
     ) -> Lease | None:
         """Renew a lease that *me* holds; in the same write, set its checkpoint and its pending tenants.
 
@@ -187,14 +189,14 @@ class LeaseTable:
         it.
 
         Without *pending_tenants*, or with none, the list in the row stays. *ahead* None removes the row's, and so does
-        *read_up_to*. Without *throughput_kbps* the row's stays.
+        *read_up_to*. Without *throughput_kbps* or *report* the row's stays.
         """
         values: dict[str, Any] = {
             ":counter": _number(lease.counter),
             ":next": _number(lease.counter + 1),
             ":me": {"S": me},
         }
-        sets = ["leaseCounter = :next", *_set_throughput(throughput_kbps, values)]
+        sets = ["leaseCounter = :next", *_set_throughput(throughput_kbps, values), *_set_report(report, values)]
         removes: list[str] = []
         if pending_tenants:
             sets.append(f"{PENDING_TENANTS} = :pending")
@@ -225,6 +227,7 @@ class LeaseTable:
                 ahead=ahead,
                 read_up_to=read_up_to,
                 throughput_kbps=throughput_kbps,
+                report=report,
             )
         if not is_own_landed_write(lease, row, me=me):
             return None
@@ -391,6 +394,14 @@ def _set_throughput(kbps: float | None, values: dict[str, dict[str, Any]]) -> li
         return [f"{METERED_BY} = :me"]
     values[":kbps"] = {"N": f"{kbps:.3f}"}
     return [f"{METERED_BY} = :me", f"{THROUGHPUT} = :kbps"]
+
+
+def _set_report(report: LeaseReport | None, values: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the part of an update that writes *report*; add its value to *values*."""
+    if report is None:
+        return []
+    values[":report"] = {"S": encode_report(report)}
+    return [f"{REPORT} = :report"]
 
 
 def _add_ahead(

@@ -241,6 +241,11 @@ class StreamShardReader:
         """The bytes that the main reader has read; those of catch-ups do not count, they come once."""
         return self._cursor.read_bytes
 
+    @property
+    def read_records(self) -> int:
+        """The records that the main reader has read, aggregates as one."""
+        return self._cursor.read_records
+
     def read_up_to(self, ahead: ReadAhead | None) -> datetime | None:
         """Return the time before which no record arrived that is pending, but for the tenants in *ahead*; or None.
 

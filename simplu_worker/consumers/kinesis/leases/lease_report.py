@@ -1,0 +1,71 @@
+"""How the owner of a lease is doing, in an attribute of the lease row: for people, no replica decides by it. Pure.
+
+Replicas know of each other through the lease table alone, and the KCL before 3.5 takes every row there for a lease. So
+a report is an attribute of a row that its owner writes anyway. It names its writer: a worker that does not know the
+attribute would leave it stale.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+REPORT: Final = "simpluReport"
+TEXT_MAX_LENGTH: Final = 1000
+LARGE: Final = 1e9  # above any value that can be
+DECIMALS: Final = 3
+
+
+class LeaseReport(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """The state of the reader of a stream shard, as its owner *by* wrote it with the last renewal."""
+
+    by: str
+    version: str = ""
+    lag_s: float | None = None
+    records_per_s: float | None = None
+    held_count: int | None = None
+
+
+class RecordRate:
+    """The records a second between two renewals."""
+
+    def __init__(self, *, now: float) -> None:
+        self._noted_at = now
+        self._noted_count = 0
+
+    def __repr__(self) -> str:
+        return f"RecordRate({self._noted_count})"
+
+    def note(self, count: int, *, now: float) -> float | None:
+        """Take over that *count* records were read since the reader began, until *now* (monotonic); return the rate."""
+        passed_s, new = now - self._noted_at, count - self._noted_count
+        if passed_s <= 0:
+            return None
+        self._noted_at, self._noted_count = now, count
+        return new / passed_s
+
+
+def encode_report(report: LeaseReport) -> str:
+    """Return the text of a report for the row."""
+    rounded = msgspec.structs.replace(
+        report, lag_s=_rounded(report.lag_s), records_per_s=_rounded(report.records_per_s)
+    )
+    return msgspec.json.encode(rounded).decode()
+
+
+def decode_report(text: str, owner: str | None) -> LeaseReport | None:
+    """Return the report in the *text* of a row of *owner*; None for that of another one, and if it cannot be read."""
+    if owner is None or len(text) > TEXT_MAX_LENGTH:
+        return None
+    try:
+        report = msgspec.json.decode(text, type=LeaseReport)
+    except (msgspec.DecodeError, UnicodeError):
+        return None
+    numbers = (report.lag_s, report.records_per_s, report.held_count)
+    is_sane = all(number is None or 0 <= number < LARGE for number in numbers)
+    return report if report.by == owner and is_sane else None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(min(max(value, 0.0), LARGE - 1), DECIMALS)

@@ -1,0 +1,34 @@
+"""What to do about a held target, by the reason: a sentence, and the page with the rest. Pure."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+TARGETS_HELD: Final = "docs/monitoring.md#targetsheldlong"
+
+
+class Advice(NamedTuple):
+    """A sentence for people, and the page of the repository with all of it."""
+
+    text: str
+    runbook: str
+
+
+BY_REASON: Final = {
+    "unregistered": Advice("Register the tenant with `simplu-worker tenants provision`.", TARGETS_HELD),
+    "not_here": Advice("Apply its creation with `simplu-worker tenants provision`.", TARGETS_HELD),
+    "inactive": Advice("The shard manager marks the shard inactive: activate it there.", TARGETS_HELD),
+    "moving": Advice("Wait for the move, or end it with `simplu-worker tenants rollback`.", "docs/moving.md"),
+    "shard_unavailable": Advice("See why the shard does not answer.", "docs/monitoring.md#shardlost"),
+    "failing": Advice("Wait: after four tries the operation is a dead letter.", TARGETS_HELD),
+    "reshard": Advice("Remove the cause for which tenants wait in the parents of the stream shard.", TARGETS_HELD),
+    "taken_over": Advice("Wait: the operations are read again.", TARGETS_HELD),
+    "refill": Advice("Wait: the stream is read again for the shard.", "docs/failover.md#what-the-new-primary-lacks"),
+    "gap": Advice("Raise the stream's retention first, then decide.", "docs/runbook/shard-held-for-gap.md"),
+}
+
+
+def advice_members(reason: str) -> dict[str, str]:
+    """Return the members of a held target that name what to do; none for an unknown reason."""
+    advice = BY_REASON.get(reason)
+    return {} if advice is None else {"advice": advice.text, "runbook": advice.runbook}

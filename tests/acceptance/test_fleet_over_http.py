@@ -1,0 +1,81 @@
+"""Two workers that share a stream: each shows both, by the rows of their leases alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import aiohttp
+import pytest
+
+from simplu_worker.local.processes.loopback import poll_until
+from simplu_worker.local.processes.worker_process import WorkerProcess
+from simplu_worker.local.stack.stack import Stack
+
+pytestmark = pytest.mark.slow(8)
+
+VIEWER_TOKEN = "look-only"
+PATIENCE_S = 30.0
+LEASE_DURATION_S = 3
+
+
+async def ask(worker: WorkerProcess, path: str, token: str, method: str = "GET") -> tuple[int, dict[str, Any]]:
+    """Return status and JSON of a path."""
+    async with (
+        aiohttp.ClientSession() as session,
+        session.request(method, worker.url + path, headers={"Authorization": f"Bearer {token}"}) as answer,
+    ):
+        return answer.status, json.loads(await answer.text())
+
+
+async def test_each_replica_shows_the_whole_fleet() -> None:
+    """With leases, lag and rate of each replica, to a viewer too; a replica that has gone is gone from it."""
+    async with Stack(shards=1, stream_shards=2) as stack:
+        env = stack.env | {
+            "API_VIEWER_TOKEN": VIEWER_TOKEN,
+            "KINESIS_LEASE_DURATION_SECONDS": str(LEASE_DURATION_S),
+            "SHUTDOWN_GRACE_SECONDS": "10",
+        }
+        workers = [
+            WorkerProcess(stack.group, env, number=number, log_path=stack.group.directory / f"fleet-{number}.log")
+            for number in (1, 2)
+        ]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            await worker.wait_ready()
+
+        async def shown(worker: WorkerProcess) -> list[dict[str, Any]]:
+            _, fleet = await ask(worker, "/fleet", VIEWER_TOKEN)
+            replicas: list[dict[str, Any]] = fleet["replicas"]
+            return replicas
+
+        async def see_each_other() -> bool:
+            views = [await shown(worker) for worker in workers]
+            return all(
+                [(one["leases"], one["lagSeconds"] is not None) for one in view] == [(1, True), (1, True)]
+                for view in views
+            )
+
+        assert await poll_until(see_each_other, within_s=PATIENCE_S)
+        views = [await shown(worker) for worker in workers]
+        statuses = [(await ask(worker, "/status", VIEWER_TOKEN))[1] for worker in workers]
+        refused = await ask(workers[0], "/cache/clear", VIEWER_TOKEN, "DELETE")
+        await workers[1].stop(within_s=10)
+
+        async def has_taken_over() -> bool:
+            return [one["leases"] for one in await shown(workers[0])] == [2]
+
+        assert await poll_until(has_taken_over, within_s=PATIENCE_S)
+        await asyncio.gather(*(worker.stop(within_s=10) for worker in workers[:1]))
+        log = (stack.group.directory / "fleet-1.log").read_text(encoding="utf-8")
+
+    names = [status["replica"] for status in statuses]
+    assert [[one["replica"] for one in view] for view in views] == [names, names[::-1]]
+    assert [[one["isThis"] for one in view] for view in views] == [[True, False], [True, False]]
+    assert {one["version"] for view in views for one in view} == {statuses[0]["version"]}
+    assert all(status["role"] == "viewer" and "history" in status for status in statuses)
+    assert refused[0] == 403
+    assert "http.called" not in log
+    assert VIEWER_TOKEN not in log

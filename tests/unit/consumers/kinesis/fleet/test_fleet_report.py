@@ -1,0 +1,103 @@
+"""The fleet as the rows of its leases show it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from simplu_worker.consumers.kinesis.fleet.fleet_report import OwnReader, fleet_report, lone_report
+from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation
+from simplu_worker.consumers.kinesis.leases.lease_report import LeaseReport
+from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
+
+ME, OTHER, KCL = "me:1:a", "other:2:b", "kcl-worker"
+UP_TO = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+def lease(key: str, owner: str | None, **more: Any) -> Lease:
+    """Return a lease that its owner measures, unless it is the KCL's."""
+    metered_by = None if owner == KCL else owner
+    return Lease(key, Position(17), owner=owner, metered_by=metered_by, throughput_kbps=2.5, **more)
+
+
+def report_of(*leases: tuple[Lease, float], own: dict[str, OwnReader] | None = None) -> dict[str, Any]:
+    """Return the report, at 100, of leases with the time of their last renewal."""
+    observations = {one.lease_key: Observation(one, seen_at) for one, seen_at in leases}
+    return fleet_report(observations, {"a": "reading", "c": "unowned"}, own or {}, me=ME, version="2", now=100.0)
+
+
+def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
+    """This replica comes first, and its own readers are as of now; the rows of others as they wrote them last."""
+    found = report_of(
+        (lease("a", ME, report=LeaseReport(ME, "2", 9.0, 10.0, 9)), 99.0),
+        (lease("b", OTHER, report=LeaseReport(OTHER, "1", 0.5, 20.0, 1), read_up_to=UP_TO), 97.5),
+        (lease("d", OTHER, report=LeaseReport(OTHER, "1", 4.0, 30.0, 0)), 98.5),
+        own={"a": OwnReader(0.25, 2, 0.125)},
+    )
+    first, second = found["replicas"]
+    assert first == {
+        "replica": ME,
+        "isThis": True,
+        "version": "2",
+        "leases": 1,
+        "lagSeconds": 0.25,
+        "recordsPerSecond": 10.0,
+        "readKBps": 2.5,
+        "heldTargets": 2,
+        "seenSecondsAgo": 0.0,
+    }
+    assert second == {
+        "replica": OTHER,
+        "isThis": False,
+        "version": "1",
+        "leases": 2,
+        "lagSeconds": 4.0,
+        "recordsPerSecond": 50.0,
+        "readKBps": 5.0,
+        "heldTargets": 1,
+        "seenSecondsAgo": 1.5,
+    }
+    assert found["streamShards"][1] == {
+        "streamShard": "b",
+        "owner": OTHER,
+        "state": "elsewhere",
+        "lagSeconds": 0.5,
+        "recordsPerSecond": 20.0,
+        "readKBps": 2.5,
+        "heldTargets": 1,
+        "readUpTo": "2026-11-23T12:00:00.000+00:00",
+        "checkpoint": "17",
+        "seenSecondsAgo": 2.5,
+    }
+    assert found["counts"] == {"replicas": 2, "leases": 3, "unowned": 0, "ended": 0}
+
+
+def test_owner_that_writes_no_report_has_leases_and_no_numbers() -> None:
+    """A KCL's throughput in the row is not known to be its owner's."""
+    found = report_of((lease("b", KCL), 99.0))
+    assert found["replicas"][1] == {
+        "replica": KCL,
+        "isThis": False,
+        "version": None,
+        "leases": 1,
+        "lagSeconds": None,
+        "recordsPerSecond": None,
+        "readKBps": None,
+        "heldTargets": None,
+        "seenSecondsAgo": 1.0,
+    }
+
+
+def test_leases_without_an_owner_count_for_no_replica() -> None:
+    """A finished one is not unowned, whatever its row contains."""
+    ended = Lease("e", SHARD_END, owner=OTHER)
+    found = report_of((lease("c", None), 99.0), (ended, 99.0))
+    assert found["counts"] == {"replicas": 1, "leases": 0, "unowned": 1, "ended": 1}
+    assert [(row["owner"], row["state"]) for row in found["streamShards"]] == [(None, "unowned"), (None, "ended")]
+
+
+def test_replica_without_a_stream_is_alone() -> None:
+    """It shows itself."""
+    found = lone_report(ME, "2")
+    assert [(one["replica"], one["leases"]) for one in found["replicas"]] == [(ME, 0)]
+    assert found["streamShards"] == []

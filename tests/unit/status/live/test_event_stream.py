@@ -1,0 +1,54 @@
+"""Streams of events: changes alone, a sign of life, an end, and nothing for more listeners than the limit."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from http import HTTPStatus
+
+import pytest
+
+from simplu_worker.status.live.event_stream import ALIVE, changes, encode_event
+
+
+class Answers:
+    """Answers that a test sets."""
+
+    def __init__(self) -> None:
+        self.status = HTTPStatus.OK
+        self.body = b"1"
+
+    async def read(self) -> tuple[int, bytes]:
+        """Return the answer of now."""
+        return self.status, self.body
+
+
+async def test_an_answer_is_sent_when_it_has_changed() -> None:
+    """Not when it is the same, nor when it failed."""
+    answers, closing = Answers(), asyncio.Event()
+    async with aclosing(changes({"a": answers.read}, closing, every_s=0.001, alive_s=60)) as events:
+        assert await anext(events) == b"event: a\ndata: 1\n\n"
+        waiting = asyncio.ensure_future(anext(events))
+        await asyncio.sleep(0.01)
+        answers.status, answers.body = HTTPStatus.SERVICE_UNAVAILABLE, b"2"
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        answers.status = HTTPStatus.OK
+        assert await waiting == encode_event("a", b"2")
+        closing.set()
+        with pytest.raises(StopAsyncIteration):
+            await anext(events)
+
+
+async def test_silence_is_broken_by_a_comment() -> None:
+    """So a listener, and each proxy on the way, sees that the connection is open."""
+    answers = Answers()
+    async with aclosing(changes({"a": answers.read}, asyncio.Event(), every_s=0.001, alive_s=0.01)) as events:
+        assert [await anext(events) for _ in range(3)] == [encode_event("a", b"1"), ALIVE, ALIVE]
+
+
+async def test_stream_ends_after_its_time() -> None:
+    """A listener connects again, with the token of then."""
+    answers = Answers()
+    events = changes({"a": answers.read}, asyncio.Event(), every_s=0.001, alive_s=60, listen_s=0.02)
+    assert [event async for event in events] == [encode_event("a", b"1")]
