@@ -415,7 +415,7 @@ def setup(_args: List[str]) -> None:
 
 
 def tools(_args: List[str]) -> None:
-    """Make .venv-tools with the checkers of deploy/, and .venv-ministack, an SQS to compare ours with."""
+    """Make .venv-tools with checkers of deploy/ and of HTTP, and .venv-ministack, an SQS to compare ours with."""
     ensure(TOOLS_VENV, "tools")
     ensure(MINISTACK_VENV, "ministack")
 

@@ -25,6 +25,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 from prometheus_client.exposition import gzip_accepted
 
+from simplu_worker import __version__
 from simplu_worker.status.call_rates import CallRates
 from simplu_worker.status.connection_order import Places
 from simplu_worker.status.connections import CONNECTION_LIMITS, ConnectionGate, ConnectionLimits, connection_of
@@ -41,6 +42,7 @@ from simplu_worker.status.responses import (
     json_response,
 )
 from simplu_worker.status.roles import Role, Tokens
+from simplu_worker.status.routes.openapi import describe
 from simplu_worker.status.routes.table import ROUTES, Access, Answer, Route
 from simplu_worker.status.shared_answer import SharedAnswer
 from simplu_worker.timing.clock import loop_time
@@ -285,6 +287,7 @@ class _Endpoints:
     def __init__(self, views: Views) -> None:
         self._views = views
         self.page = _page_handler()
+        self.description = _description_handler()
         self.metrics = _metrics_handler(views.refresh_gauges)
         self.healthy = self.live
         self.events = ("status", "fleet")
@@ -407,6 +410,16 @@ def _page_handler() -> Handler:
         return web.Response(body=body, headers=headers)
 
     return show_page
+
+
+def _description_handler() -> Handler:
+    """Return the handler of the description of the interface."""
+    body = msgspec.json.encode(describe(__version__))
+
+    async def show_description(_: web.Request) -> web.Response:
+        return encoded_response(HTTPStatus.OK, body)
+
+    return show_description
 
 
 def _csp_hashes(page: str, element: str) -> str:

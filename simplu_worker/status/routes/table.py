@@ -1,11 +1,19 @@
-"""The table of routes: each path with its method, its access and its limits (docs/interface.md). Pure."""
+"""The table of routes: each path with its method, its access, its limits and its description (docs/interface.md). Pure.
+
+The router and the description at `/openapi.json` are made from it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 import msgspec
+
+from simplu_worker.operations.operation import ID_MAX, Failure
+from simplu_worker.shards.listing.request import LIMIT_MAX, OperationStatus
 
 # An id may contain any character, an encoded slash and braces too; aiohttp decodes it after matching the path.
 ANY_ID: Final = "[^/]+"
@@ -31,14 +39,31 @@ class Answer(StrEnum):
     STREAM = "stream"  # lasts: it has limits of its own
 
 
+class Parameter(msgspec.Struct, frozen=True):
+    """A parameter of the path or of the query, with its JSON schema."""
+
+    name: str
+    text: str
+    place: str = "query"
+    is_required: bool = False
+    schema: Mapping[str, Any] = MappingProxyType({"type": "string"})
+
+
 class Route(msgspec.Struct, frozen=True):
-    """One path with one method; *name* is that of its view."""
+    """One path with one method; *name* is that of its view.
+
+    *answers* has the names of schemas by HTTP status, beside those that the access and the limits bring.
+    """
 
     method: str
     path: str
     name: str
     access: Access
     answer: Answer
+    summary: str
+    answers: Mapping[int, str]
+    parameters: tuple[Parameter, ...] = ()
+    body: str | None = None
 
     @property
     def pattern(self) -> str:
@@ -48,27 +73,134 @@ class Route(msgspec.Struct, frozen=True):
     @property
     def is_probe(self) -> bool:
         """Whether the route is never refused: an orchestrator would end the worker."""
-        return self.answer is Answer.AT_ONCE and self.path != "/"
+        return self.name in {"live", "healthy", "ready"}
 
+
+def _id(name: str, text: str, *, place: str = "path") -> Parameter:
+    schema = {"type": "string", "minLength": 1, "maxLength": ID_MAX}
+    return Parameter(name, text, place, is_required=place == "path", schema=schema)
+
+
+def _time(name: str, text: str) -> Parameter:
+    return Parameter(name, text, schema={"type": "string", "format": "date-time"})
+
+
+def _words(name: str, text: str, words: type[StrEnum]) -> Parameter:
+    return Parameter(name, text, schema={"type": "string", "enum": [str(word) for word in words]})
+
+
+BUSINESS: Final = Parameter("businessId", "The business of the tenant.")
+LOCATION: Final = Parameter("locationId", "Its location.")
+TENANT_LISTED: Final = tuple(
+    msgspec.structs.replace(
+        one, is_required=True, schema={"type": "string", "minLength": 1, "maxLength": ID_MAX, "pattern": "^[^\\x00]*$"}
+    )
+    for one in (BUSINESS, LOCATION)
+)
+LIST: Final = (
+    *TENANT_LISTED,
+    Parameter("resourceType", "Only operations on resources of this type."),
+    Parameter("resourceId", "Only operations on the resource with this id."),
+    _time("since", "Only operations completed at this time or later; no offset means UTC."),
+    _time("until", "Only operations completed before this time."),
+    _words("status", "Only operations with this status.", OperationStatus),
+    _words("error", "Only operations with this error.", Failure),
+    Parameter("limit", "At most so many operations.", schema={"type": "integer", "minimum": 1, "maximum": LIMIT_MAX}),
+    Parameter("after", "The `next` of the page before."),
+)
+QUEUE: Final = Parameter("queue", "The name of the queue; with one source queue it may be left out.")
 
 ROUTES: Final = (
-    Route("GET", "/", "page", Access.ALL, Answer.AT_ONCE),
-    Route("GET", "/livez", "live", Access.ALL, Answer.AT_ONCE),
-    Route("GET", "/healthz", "healthy", Access.ALL, Answer.AT_ONCE),
-    Route("GET", "/readyz", "ready", Access.ALL, Answer.AT_ONCE),
-    Route("GET", "/metrics", "metrics", Access.ALL, Answer.LIMITED),
-    Route("GET", "/status", "status", Access.COUNTS, Answer.SHARED),
-    Route("GET", "/fleet", "fleet", Access.VIEWERS, Answer.SHARED),
-    Route("GET", "/events", "events", Access.VIEWERS, Answer.STREAM),
-    Route("GET", "/shards", "shards", Access.COUNTS, Answer.SHARED),
-    Route("GET", "/operations", "operations", Access.VIEWERS, Answer.IN_TURNS),
-    Route("GET", "/operations/{requestId}", "operation", Access.VIEWERS, Answer.IN_TURNS),
-    Route("GET", "/tenants/{businessId}/{locationId}", "tenant", Access.VIEWERS, Answer.IN_TURNS),
-    Route("GET", "/sqs/stats", "sqs_stats", Access.COUNTS, Answer.SHARED),
-    Route("DELETE", "/sqs/purge", "purge", Access.DESTROYERS, Answer.IN_TURNS),
-    Route("GET", "/handler/status", "handler_status", Access.COUNTS, Answer.IN_TURNS),
-    Route("GET", "/handler/stats", "handler_stats", Access.COUNTS, Answer.SHARED),
-    Route("GET", "/cache/stats", "cache_stats", Access.COUNTS, Answer.SHARED),
-    Route("GET", "/cache/keys", "cache_keys", Access.OPERATORS, Answer.SHARED),
-    Route("DELETE", "/cache/clear", "clear_cache", Access.DESTROYERS, Answer.IN_TURNS),
+    Route("GET", "/", "page", Access.ALL, Answer.AT_ONCE, "The status page.", {200: "html"}),
+    Route("GET", "/openapi.json", "description", Access.ALL, Answer.AT_ONCE, "This description.", {200: "Description"}),
+    Route(
+        *("GET", "/livez", "live", Access.ALL, Answer.AT_ONCE),
+        "Whether the loops of the worker turn.",
+        {200: "Health", 503: "Health"},
+    ),
+    Route(
+        *("GET", "/healthz", "healthy", Access.ALL, Answer.AT_ONCE),
+        "The same as /livez.",
+        {200: "Health", 503: "Health"},
+    ),
+    Route(
+        *("GET", "/readyz", "ready", Access.ALL, Answer.AT_ONCE),
+        "Whether the sources are consumed.",
+        {200: "Health", 503: "Health"},
+    ),
+    Route("GET", "/metrics", "metrics", Access.ALL, Answer.LIMITED, "Metrics for Prometheus.", {200: "metrics"}),
+    Route("GET", "/status", "status", Access.COUNTS, Answer.SHARED, "The state of this replica.", {200: "Status"}),
+    Route(
+        *("GET", "/fleet", "fleet", Access.VIEWERS, Answer.SHARED),
+        "The replicas that share the stream.",
+        {200: "Fleet"},
+    ),
+    Route(
+        *("GET", "/events", "events", Access.VIEWERS, Answer.STREAM),
+        "/status and /fleet as server-sent events, for an hour.",
+        {200: "events"},
+    ),
+    Route("GET", "/shards", "shards", Access.COUNTS, Answer.SHARED, "Every known shard now.", {200: "Shards"}),
+    Route(
+        *("GET", "/operations", "operations", Access.VIEWERS, Answer.IN_TURNS),
+        "The operations of a tenant, those completed last first.",
+        {200: "Operations", 404: "NoTenant"},
+        LIST,
+    ),
+    Route(
+        *("GET", "/operations/{requestId}", "operation", Access.VIEWERS, Answer.IN_TURNS),
+        "The outcome of one operation.",
+        {200: "Operation", 404: "Operation"},
+        (_id("requestId", "The operation's `requestId`."), BUSINESS, LOCATION),
+    ),
+    Route(
+        *("GET", "/tenants/{businessId}/{locationId}", "tenant", Access.VIEWERS, Answer.IN_TURNS),
+        "One tenant, with the numbers of its rows.",
+        {200: "Tenant", 404: "NoTenant"},
+        (_id("businessId", "The business of the tenant."), _id("locationId", "Its location.")),
+    ),
+    Route(
+        "GET",
+        "/sqs/stats",
+        "sqs_stats",
+        Access.COUNTS,
+        Answer.SHARED,
+        "The queues as SQS reports them.",
+        {200: "Queues"},
+    ),
+    Route(
+        *("DELETE", "/sqs/purge", "purge", Access.DESTROYERS, Answer.IN_TURNS),
+        "Empty a queue.",
+        {202: "Purge", 404: "Error", 429: "Error"},
+        (QUEUE,),
+    ),
+    Route(
+        *("GET", "/handler/status", "handler_status", Access.COUNTS, Answer.IN_TURNS),
+        "The state of the worker and of its sources.",
+        {200: "Handler"},
+    ),
+    Route(
+        *("GET", "/handler/stats", "handler_stats", Access.COUNTS, Answer.SHARED),
+        "The queues and their handlers.",
+        {200: "Queues"},
+    ),
+    Route(
+        "GET",
+        "/cache/stats",
+        "cache_stats",
+        Access.COUNTS,
+        Answer.SHARED,
+        "The state of the cache.",
+        {200: "CacheStats"},
+    ),
+    Route(
+        *("GET", "/cache/keys", "cache_keys", Access.OPERATORS, Answer.SHARED),
+        "Keys of the cache.",
+        {200: "CacheKeys", 404: "Error"},
+    ),
+    Route(
+        *("DELETE", "/cache/clear", "clear_cache", Access.DESTROYERS, Answer.IN_TURNS),
+        "Empty the cache.",
+        {200: "object", 404: "Error"},
+    ),
 )

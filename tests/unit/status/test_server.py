@@ -38,7 +38,7 @@ MONITORING = ["/sqs/stats", "/handler/status", "/handler/stats", "/cache/stats",
 LISTED = "/operations?businessId=b&locationId=l"
 PROTECTED = ["/status", "/fleet", "/shards", LISTED, "/operations/r1", "/tenants/b/l", *MONITORING]
 DESTRUCTIVE = ["/sqs/purge?queue=orders.fifo", "/cache/clear"]
-OPEN = ["/", "/livez", "/healthz", "/readyz", "/metrics"]
+OPEN = ["/", "/openapi.json", "/livez", "/healthz", "/readyz", "/metrics"]
 
 
 @dataclass

@@ -1,0 +1,111 @@
+"""The description of the HTTP interface as OpenAPI 3.1, made from the table of routes. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from simplu_worker.status.routes.schemas import CONTENT_TYPES, SCHEMAS
+from simplu_worker.status.routes.table import ROUTES, Access, Answer, Parameter, Route
+
+TEXTS: Final = {
+    200: "The answer.",
+    202: "It has begun.",
+    400: "A parameter is missing, unknown or wrong.",
+    401: "The header `Authorization` is missing, or its token is wrong.",
+    403: "Not with this token, or not as the worker is configured.",
+    404: "There is none.",
+    409: "Not in the present state.",
+    413: "The body is too large.",
+    429: "Too many requests; `Retry-After` has the seconds.",
+    503: "Not now: a dependency does not answer, or too many requests are under way.",
+}
+ROLES: Final = {
+    Access.ALL: "",
+    Access.COUNTS: " For both roles; counts and states without a token, with API_OPEN_READS=true.",
+    Access.VIEWERS: " For both roles.",
+    Access.OPERATORS: " For operators.",
+    Access.DESTROYERS: " For operators, with ALLOW_DESTRUCTIVE_HTTP=true.",
+}
+
+
+def describe(version: str, routes: Iterable[Route] = ROUTES) -> dict[str, Any]:
+    """Return the description of *routes*, of the worker with *version*."""
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "simplu-worker",
+            "version": version,
+            "description": "Health, metrics, the state of a replica and of its fleet, and answers about operations. "
+            "docs/interface.md describes all of it.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": SCHEMAS,
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer", "description": "API_TOKEN, or API_VIEWER_TOKEN to look."}
+            },
+        },
+    }
+
+
+def _operation(route: Route) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "operationId": route.name,
+        "summary": route.summary,
+        "description": route.summary + ROLES[route.access],
+        "responses": {str(status): _response(status, name) for status, name in sorted(_answers(route).items())},
+    }
+    if route.access is not Access.ALL:
+        operation["security"] = [{"token": []}, {}] if route.access is Access.COUNTS else [{"token": []}]
+    if route.parameters:
+        operation["parameters"] = [_parameter(one) for one in route.parameters]
+    if route.body is not None:
+        content = {"application/json": {"schema": _reference(route.body)}}
+        operation["requestBody"] = {"content": content, "required": False}
+    return operation
+
+
+def _answers(route: Route) -> dict[int, str]:
+    """Return the schemas of all answers by HTTP status; a 500 is a bug, and not described."""
+    statuses: set[int] = set()
+    if not route.is_probe:
+        statuses |= {429}
+    if route.answer is not Answer.AT_ONCE:
+        statuses |= {503}
+    if route.access is not Access.ALL:
+        statuses |= {401, 403}
+    if route.parameters or route.body:
+        statuses |= {400}
+    if route.body:
+        statuses |= {413}
+    return dict.fromkeys(statuses, "Error") | dict(route.answers)
+
+
+def _response(status: int, name: str) -> dict[str, Any]:
+    if name in CONTENT_TYPES:
+        return {"description": TEXTS[status], "content": {CONTENT_TYPES[name]: {"schema": {"type": "string"}}}}
+    schema = _reference(name)
+    if status == 404 and name != "Error":
+        schema = {"anyOf": [schema, _reference("Error")]}
+    response = {"description": TEXTS[status], "content": {"application/json": {"schema": schema}}}
+    if status == 429:
+        response["headers"] = {"Retry-After": {"schema": {"type": "integer"}}}
+    return response
+
+
+def _reference(name: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _parameter(parameter: Parameter) -> dict[str, Any]:
+    return {
+        "name": parameter.name,
+        "in": parameter.place,
+        "required": parameter.is_required,
+        "description": parameter.text,
+        "schema": dict(parameter.schema),
+    }

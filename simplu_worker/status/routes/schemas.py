@@ -1,0 +1,145 @@
+"""The JSON schemas of the answers over HTTP, for `/openapi.json`. Pure.
+
+Members that a viewer does not see are not required.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+Schema = dict[str, Any]
+
+TEXT: Final[Schema] = {"type": "string"}
+TEXT_OR_NULL: Final[Schema] = {"type": ["string", "null"]}
+COUNT: Final[Schema] = {"type": "integer", "minimum": 0}
+NUMBER: Final[Schema] = {"type": "number"}
+NUMBER_OR_NULL: Final[Schema] = {"type": ["number", "null"]}
+TRUTH: Final[Schema] = {"type": "boolean"}
+ANY_OBJECT: Final[Schema] = {"type": "object"}
+
+
+def _object(required: str = "", **members: Schema) -> Schema:
+    return {"type": "object", "properties": members} | ({"required": required.split()} if required else {})
+
+
+def _list(items: Schema = ANY_OBJECT) -> Schema:
+    return {"type": "array", "items": items}
+
+
+ROLE: Final[Schema] = {"type": "string", "enum": ["operator", "viewer"]}
+OPERATION: Final = _object(
+    "requestId status",
+    requestId=TEXT,
+    status={"type": "string", "enum": ["succeeded", "failed", "rejected", "pending", "held", "unknown"]},
+    operation=TEXT,
+    resourceType=TEXT,
+    resourceId=TEXT,
+    error=TEXT_OR_NULL,
+    result={},
+    receivedAt=TEXT,
+    completedAt=TEXT,
+    shardId=TEXT,
+    deadLetterQueue=TEXT,
+    source=TEXT,
+    sequenceNumber=TEXT_OR_NULL,
+    messageId=TEXT_OR_NULL,
+    rejectedAt=TEXT,
+    reason=TEXT,
+    since=TEXT,
+    readUpTo=TEXT_OR_NULL,
+    lagSeconds=NUMBER_OR_NULL,
+    shardsWithoutAnswer=_list(TEXT),
+)
+MEASURED: Final = {
+    "lagSeconds": NUMBER_OR_NULL,
+    "recordsPerSecond": NUMBER_OR_NULL,
+    "readKBps": NUMBER_OR_NULL,
+    "heldTargets": NUMBER_OR_NULL,
+    "seenSecondsAgo": NUMBER_OR_NULL,
+}
+REPLICA: Final = _object(
+    "replica isThis leases", replica=TEXT, isThis=TRUTH, version=TEXT_OR_NULL, leases=COUNT, **MEASURED
+)
+STREAM_SHARD: Final = _object(
+    "streamShard owner state",
+    streamShard=TEXT,
+    owner=TEXT_OR_NULL,
+    state=TEXT,
+    readUpTo=TEXT_OR_NULL,
+    checkpoint=TEXT,
+    **MEASURED,
+)
+HISTORY: Final = _object(
+    "intervalSeconds from",
+    intervalSeconds=NUMBER,
+    operationsPerSecond=_list(NUMBER),
+    failedPerSecond=_list(NUMBER),
+    deadLetters=_list(COUNT),
+    latencyP50Seconds=_list(NUMBER_OR_NULL),
+    latencyP99Seconds=_list(NUMBER_OR_NULL),
+    lagSeconds=_list(NUMBER_OR_NULL),
+    heldTargets=_list(COUNT),
+)
+
+# By name: those of the table of routes, and those that these refer to.
+SCHEMAS: Final[dict[str, Schema]] = {
+    "object": ANY_OBJECT,
+    "Error": _object("error", error=TEXT, retryAfterSeconds=COUNT),
+    "Health": _object("status", status={"type": "string", "enum": ["ok", "unavailable"]}, reason=TEXT, detail=TEXT),
+    "Description": _object("openapi paths", openapi=TEXT, paths=ANY_OBJECT),
+    "Status": _object(
+        "version uptime_s ready sources queues streamShards shards held",
+        role=ROLE,
+        replica=TEXT,
+        version=TEXT,
+        uptime_s=NUMBER,
+        ready={"type": ["boolean", "string"]},
+        sources=_list(),
+        queues=_list(),
+        streamShards=_list(),
+        shards=_list(),
+        held=_list(),
+        heldAdvice=ANY_OBJECT,
+        recentErrors=_list(),
+        history=HISTORY,
+        counters=ANY_OBJECT,
+    ),
+    "Fleet": _object(
+        "role replica at stream replicas streamShards counts",
+        role=ROLE,
+        replica=TEXT,
+        at=TEXT,
+        stream=TEXT_OR_NULL,
+        replicas=_list(REPLICA),
+        streamShards=_list(STREAM_SHARD),
+        counts=_object("replicas leases", replicas=COUNT, leases=COUNT, unowned=COUNT, ended=COUNT),
+    ),
+    "Shards": _object("shards", shards=_list(), shardsWithoutAnswer=_list(TEXT)),
+    "Operation": OPERATION,
+    "Operations": _object(
+        "operations", operations=_list(OPERATION), next=TEXT_OR_NULL, searchedTo=TEXT_OR_NULL, shardId=TEXT
+    ),
+    "Tenant": _object(
+        "businessId locationId state shardId",
+        businessId=TEXT,
+        locationId=TEXT,
+        businessType=TEXT,
+        state=TEXT,
+        shardId=TEXT,
+        movedTo=TEXT_OR_NULL,
+        createdAt=TEXT_OR_NULL,
+        resources=NUMBER_OR_NULL,
+        operations=NUMBER_OR_NULL,
+    ),
+    "NoTenant": _object("businessId locationId state", businessId=TEXT, locationId=TEXT, state=TEXT),
+    "Queues": _object("queues", queues=_list(), handlers=_list()),
+    "Purge": _object("queue emptyWithinSeconds", queue=TEXT, emptyWithinSeconds=COUNT),
+    "Handler": _object("running state sources", running=TRUTH, state=TEXT, reason=TEXT_OR_NULL, sources=_list()),
+    "CacheStats": _object("enabled", enabled=TRUTH),
+    "CacheKeys": _object("keys count hasMore", keys=_list(TEXT), count=COUNT, hasMore=TRUTH),
+}
+CONTENT_TYPES: Final = {
+    "html": "text/html",
+    "metrics": "text/plain",
+    "events": "text/event-stream",
+}

@@ -1,0 +1,85 @@
+"""The description of the HTTP interface: of every route, with schemas that exist."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from support.requires import ROOT
+
+from simplu_worker.shards.gateway import LoggedOperation, RejectedRequest
+from simplu_worker.status.list_query import _PARSERS, _TENANT
+from simplu_worker.status.reductions import for_viewers
+from simplu_worker.status.routes.openapi import describe
+from simplu_worker.status.routes.schemas import CONTENT_TYPES, SCHEMAS
+from simplu_worker.status.routes.table import ROUTES, Access, Answer, Route
+
+DESCRIPTION = describe("1.2.3")
+
+
+def references(value: Any) -> set[str]:
+    """Return every reference in a JSON value."""
+    if isinstance(value, dict):
+        own = {value["$ref"]} if "$ref" in value else set()
+        return own.union(*map(references, value.values()))
+    return set().union(*map(references, value)) if isinstance(value, list | tuple) else set()
+
+
+def test_every_route_is_described_once() -> None:
+    """The table is the router's, so the description has nothing else."""
+    described = {
+        (method.upper(), path): operation["operationId"]
+        for path, methods in DESCRIPTION["paths"].items()
+        for method, operation in methods.items()
+    }
+    assert described == {(route.method, route.path): route.name for route in ROUTES}
+    assert len({route.name for route in ROUTES}) == len(ROUTES)
+    assert DESCRIPTION["info"]["version"] == "1.2.3"
+
+
+def test_references_lead_to_schemas_and_each_schema_is_used() -> None:
+    """A schema that no answer has is gone."""
+    used = {one.removeprefix("#/components/schemas/") for one in references(DESCRIPTION)}
+    assert used == SCHEMAS.keys()
+    assert {name for route in ROUTES for name in route.answers.values()} <= SCHEMAS.keys() | CONTENT_TYPES.keys()
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.name)
+def test_refusals_are_described(route: Route) -> None:
+    """Of the token, of the rate, of the number of requests; a probe is never refused."""
+    responses = DESCRIPTION["paths"][route.path][route.method.lower()]["responses"]
+    assert ({"401", "403"} <= responses.keys()) == (route.access is not Access.ALL)
+    assert ("429" in responses) == (not route.is_probe)
+    assert route.answer is Answer.AT_ONCE or "503" in responses
+    assert all(f"{{{one.name}}}" in route.path for one in route.parameters if one.place == "path")
+    assert len([one for one in route.parameters if one.place == "path"]) == route.path.count("{")
+
+
+def test_parameters_of_a_list_are_those_that_are_read() -> None:
+    """The names of the query's reader."""
+    (route,) = (route for route in ROUTES if route.name == "operations")
+    assert {one.name for one in route.parameters} == {*_TENANT, *_PARSERS}
+
+
+def test_members_of_an_operation_are_described() -> None:
+    """Whether it is in the log or was rejected."""
+    members = {*LoggedOperation.__struct_encode_fields__, *RejectedRequest.__struct_encode_fields__}
+    assert members <= SCHEMAS["Operation"]["properties"].keys()
+
+
+@pytest.mark.parametrize("name", ["Status", "Fleet", "Tenant", "NoTenant", "Operation", "Handler"])
+def test_required_members_stay_for_viewers(name: str) -> None:
+    """A viewer's answer has the schema, too."""
+    samples = {"string": "text", "array": [], "object": {}, "boolean": True, "number": 1.0, "integer": 1}
+    schema = SCHEMAS[name]
+    kinds = {member: schema["properties"][member]["type"] for member in schema["required"]}
+    answer = {member: samples[kind if isinstance(kind, str) else kind[0]] for member, kind in kinds.items()}
+    assert for_viewers(200, answer).keys() == answer.keys()
+
+
+def test_interface_page_has_every_path() -> None:
+    """What people read and what programs read is the same."""
+    page = (ROOT / "docs" / "interface.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(?:[A-Z]+ )?(/[\w/{}.]*)[^`]*`", page))
+    assert {route.path for route in ROUTES} - named == set()
