@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 import msgspec
 
 from simplu_worker import __version__
-from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
+from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, LeaseRelease
 from simplu_worker.consumers.kinesis.fleet.fleet_report import lone_report
 from simplu_worker.consumers.kinesis.fleet.read_status import ReadStatus, hold_reason, read_status
 from simplu_worker.consumers.kinesis.holding.hold import Reason
@@ -223,6 +223,32 @@ class ReplicaStatus:
         at = utc_now().isoformat(timespec="milliseconds")
         return {"replica": self.name, "at": at, "stream": self.fleet and self.fleet.stream_name} | report
 
+    async def release_lease(self, stream_shard_id: str) -> HttpAnswer:
+        """Answer `POST /leases/{streamShard}/release`."""
+        if self.fleet is None or not self.fleet.is_set_up:
+            return 503, {"error": "starting" if self.gateway is None else "this replica reads no stream"}
+        try:
+            result = await self.fleet.release_lease(stream_shard_id)
+        except (RetryableError, PermanentError) as exc:
+            return 503, {"error": scrub_text(str(exc))}
+        match result:
+            case LeaseRelease.RELEASED | LeaseRelease.TAKEN_AWAY:
+                return 202, {"streamShard": stream_shard_id, "how": result}
+            case LeaseRelease.UNKNOWN:
+                return 404, {"error": "expected a stream shard with a lease, as /fleet lists them"}
+            case LeaseRelease.UNOWNED:
+                return 409, {"error": "no replica owns this lease"}
+            case LeaseRelease.FOREIGN:
+                return 409, {"error": "a KCL owns or assigns this lease: release it there"}
+            case _:
+                assert_never(result)
+
+    async def retry_held(self, target: str | None) -> HttpAnswer:
+        """Answer `POST /held/retry`."""
+        if self.gateway is None:
+            return 503, {"error": "starting"}
+        return 200, {"retried": self.fleet.retry_holds(target) if self.fleet else 0}
+
     async def note_history(self) -> None:
         """Add the present moment to the history."""
         lags = [reader.view.lag_s for reader in self._readers()]
@@ -382,6 +408,8 @@ def http_views(replica: ReplicaStatus) -> Views:
         handler_stats=_require_started(replica, Monitoring.handler_stats),
         cache_stats=_require_started(replica, Monitoring.cache_stats),
         cache_keys=_require_started(replica, Monitoring.cache_keys),
+        release_lease=replica.release_lease,
+        retry_held=replica.retry_held,
         purge=_require_started(replica, Monitoring.purge),
         clear_cache=_require_started(replica, Monitoring.clear_cache),
     )

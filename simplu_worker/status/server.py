@@ -32,6 +32,7 @@ from simplu_worker.status.connections import CONNECTION_LIMITS, ConnectionGate, 
 from simplu_worker.status.guard import Guard
 from simplu_worker.status.list_query import OperationListQuery, parse_list_query
 from simplu_worker.status.live.event_stream import LISTENERS_MAX, changes, send_events
+from simplu_worker.status.live.request_bodies import RetryRequest, read_body
 from simplu_worker.status.metrics_text import MetricsText, accepted_format
 from simplu_worker.status.reductions import counts_and_states, for_viewers
 from simplu_worker.status.responses import (
@@ -67,7 +68,7 @@ View = Callable[[web.Request], Awaitable[HttpAnswer]]
 
 @dataclass(frozen=True)
 class Views:
-    """The content of the server's answers; each callable but the last two reads, and changes nothing but gauges.
+    """The content of the server's answers; each callable but the last four reads, and changes nothing but gauges.
 
     *live* and *ready* return the reason why not, or None, and *detail* what a person should know while the
     replica is ready; *refresh_gauges* sets the gauges that no single event sets,
@@ -75,6 +76,7 @@ class Views:
     as Postgres stores it) is passed as `msgspec.Raw`, so that no number loses a digit.
     *operation* takes the request id and, both or neither, business id and location id; *tenant* takes those two ids;
     *operations* takes the query of a list.
+    *release_lease* releases that of a stream shard; *retry_held* tries a held target, or all of them.
     *purge* empties the queue of that name, or the only source queue for None; *clear_cache* empties the cache.
     """
 
@@ -93,6 +95,8 @@ class Views:
     handler_stats: Callable[[], Awaitable[HttpAnswer]]
     cache_stats: Callable[[], Awaitable[HttpAnswer]]
     cache_keys: Callable[[], Awaitable[HttpAnswer]]
+    release_lease: Callable[[str], Awaitable[HttpAnswer]]
+    retry_held: Callable[[str | None], Awaitable[HttpAnswer]]
     purge: Callable[[str | None], Awaitable[HttpAnswer]]
     clear_cache: Callable[[], Awaitable[HttpAnswer]]
 
@@ -308,6 +312,16 @@ class _Endpoints:
 
     async def fleet(self) -> HttpAnswer:
         return HTTPStatus.OK, self._views.fleet()
+
+    async def release_lease(self, request: web.Request) -> HttpAnswer:
+        return await self._views.release_lease(request.match_info["streamShard"])
+
+    async def retry_held(self, request: web.Request) -> HttpAnswer:
+        try:
+            body = await read_body(request, RetryRequest)
+        except ValueError as exc:
+            return _bad_request(str(exc))
+        return await self._views.retry_held(body.target)
 
     async def handler_status(self, _: web.Request) -> HttpAnswer:
         return HTTPStatus.OK, self._views.handler_status()

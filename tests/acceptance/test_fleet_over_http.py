@@ -1,9 +1,11 @@
-"""Two workers that share a stream: each shows both, by the rows of their leases alone."""
+"""Two workers that share a stream: each shows both, by the rows of their leases alone, and releases either's leases."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
 from typing import Any
 
 import aiohttp
@@ -27,6 +29,17 @@ async def ask(worker: WorkerProcess, path: str, token: str, method: str = "GET")
         session.request(method, worker.url + path, headers={"Authorization": f"Bearer {token}"}) as answer,
     ):
         return answer.status, json.loads(await answer.text())
+
+
+async def command(env: dict[str, str], *words: str) -> tuple[int | None, dict[str, Any]]:
+    """Return the exit status and the JSON of a command."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "simplu_worker", *words, "--json"),
+        env=dict(os.environ) | env,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    output, _ = await process.communicate()
+    return process.returncode, json.loads(output or b"{}")
 
 
 async def test_each_replica_shows_the_whole_fleet() -> None:
@@ -62,6 +75,17 @@ async def test_each_replica_shows_the_whole_fleet() -> None:
         views = [await shown(worker) for worker in workers]
         statuses = [(await ask(worker, "/status", VIEWER_TOKEN))[1] for worker in workers]
         refused = await ask(workers[0], "/cache/clear", VIEWER_TOKEN, "DELETE")
+        streams = [(await ask(worker, "/fleet", VIEWER_TOKEN))[1]["streamShards"] for worker in workers]
+        own = [next(row["streamShard"] for row in streams[0] if row["owner"] == one["replica"]) for one in statuses]
+        taken = await command(env, "fleet", "release", own[1], "--apply", "--url", workers[0].url)
+        released = await command(env, "fleet", "release", own[0], "--apply", "--url", workers[0].url)
+        planned = await command(env, "fleet", "release", own[0], "--url", workers[0].url)
+        retried = await command(env, "fleet", "retry", "--url", workers[0].url)
+
+        async def is_whole() -> bool:
+            return bool((await ask(workers[0], "/fleet", VIEWER_TOKEN))[1]["counts"]["unowned"] == 0)
+
+        assert await poll_until(is_whole, within_s=PATIENCE_S)
         await workers[1].stop(within_s=10)
 
         async def has_taken_over() -> bool:
@@ -77,5 +101,13 @@ async def test_each_replica_shows_the_whole_fleet() -> None:
     assert {one["version"] for view in views for one in view} == {statuses[0]["version"]}
     assert all(status["role"] == "viewer" and "history" in status for status in statuses)
     assert refused[0] == 403
-    assert "http.called" not in log
+    assert [(status, answer["owner"], answer["how"]) for status, answer in (taken, released)] == [
+        (0, names[1], "taken away"),
+        (0, names[0], "released"),
+    ]
+    assert (planned[0], planned[1]["applied"]) == (0, False)
+    assert retried == (1, {"retried": 0})
+    assert log.count('"path": "/leases/{streamShard}/release"') == 2
+    assert '"path": "/status"' not in log
     assert VIEWER_TOKEN not in log
+    assert env["API_TOKEN"] not in log

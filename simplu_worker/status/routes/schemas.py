@@ -114,6 +114,9 @@ SCHEMAS: Final[dict[str, Schema]] = {
         streamShards=_list(STREAM_SHARD),
         counts=_object("replicas leases", replicas=COUNT, leases=COUNT, unowned=COUNT, ended=COUNT),
     ),
+    "Release": _object("streamShard how", streamShard=TEXT, how={"type": "string", "enum": ["released", "taken away"]}),
+    "RetryRequest": _object(target=TEXT_OR_NULL),
+    "Retry": _object("retried", retried=COUNT),
     "Shards": _object("shards", shards=_list(), shardsWithoutAnswer=_list(TEXT)),
     "Operation": OPERATION,
     "Operations": _object(

@@ -140,6 +140,18 @@ ROUTES: Final = (
         "/status and /fleet as server-sent events, for an hour.",
         {200: "events"},
     ),
+    Route(
+        *("POST", "/leases/{streamShard}/release", "release_lease", Access.OPERATORS, Answer.IN_TURNS),
+        "Have the owner of a stream shard's lease release it.",
+        {202: "Release", 404: "Error", 409: "Error"},
+        (_id("streamShard", "The stream shard."),),
+    ),
+    Route(
+        *("POST", "/held/retry", "retry_held", Access.OPERATORS, Answer.IN_TURNS),
+        "Try the held targets of this replica now.",
+        {200: "Retry"},
+        body="RetryRequest",
+    ),
     Route("GET", "/shards", "shards", Access.COUNTS, Answer.SHARED, "Every known shard now.", {200: "Shards"}),
     Route(
         *("GET", "/operations", "operations", Access.VIEWERS, Answer.IN_TURNS),

@@ -75,6 +75,8 @@ VIEWS: Final = Views(
     handler_stats=answer,
     cache_stats=answer,
     cache_keys=answer,
+    release_lease=answer_to_name,
+    retry_held=answer_to_name,
     purge=answer_to_name,
     clear_cache=answer,
 )
@@ -162,6 +164,14 @@ SEEDS: Final = (
     *(
         request(path, AUTHORIZED, "DELETE")
         for path in ("/sqs/purge?queue=orders", "/cache/clear", "/sqs/purge?queue=%00")
+    ),
+    *(
+        request(path, f"{AUTHORIZED}Content-Length: {len(body)}\r\n", "POST") + body
+        for path, body in (
+            ("/held/retry", b'{"target": "shard s1"}'),
+            ("/held/retry", b'{"x": 1}'),
+            ("/leases/shardId-1/release", b""),
+        )
     ),
     request("/livez") + request("/status", "Authorization: Basic x\r\n")[1:],
     request("/metrics", "Accept: application/openmetrics-text; version=1.0.0; q=0.5, */*\r\n"),

@@ -88,6 +88,8 @@ def _views(result: msgspec.Raw) -> Views:
         handler_stats=answer,
         cache_stats=answer,
         cache_keys=answer,
+        release_lease=answer,
+        retry_held=answer,
         purge=answer,
         clear_cache=answer,
     )

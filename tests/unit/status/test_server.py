@@ -68,6 +68,8 @@ class Daemon:
             handler_stats=lambda: self.answer("/handler/stats"),
             cache_stats=lambda: self.answer("/cache/stats"),
             cache_keys=lambda: self.answer("/cache/keys"),
+            release_lease=self.release_lease,
+            retry_held=self.retry_held,
             purge=self.purge,
             clear_cache=self.clear_cache,
         )
@@ -80,6 +82,16 @@ class Daemon:
         """Answer as for a queue that was purged just now."""
         self.asked.append(("purge", queue))
         return 429, {"error": "once in 60 s", "retryAfterSeconds": 60}
+
+    async def release_lease(self, stream_shard_id: str) -> tuple[int, dict[str, Any]]:
+        """Answer as a replica that has the lease."""
+        self.asked.append(("release_lease", stream_shard_id))
+        return 202, {"streamShard": stream_shard_id, "how": "released"}
+
+    async def retry_held(self, target: str | None) -> tuple[int, dict[str, Any]]:
+        """Answer as if there was one target."""
+        self.asked.append(("retry_held", target))
+        return 200, {"retried": 1}
 
     async def clear_cache(self) -> tuple[int, dict[str, Any]]:
         """Answer as if there were two keys."""
@@ -502,6 +514,50 @@ async def test_peer_that_calls_too_often_is_refused_but_for_probes(daemon: Daemo
         probes = [(await site.ask(path))[0] for path in ("/livez", "/healthz", "/readyz")]
     assert (statuses, probes) == ([200, 404, 401], [200, 200, 200])
     assert [(status, headers["Retry-After"]) for status, headers, _ in refused] == [(429, "10")] * 4
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "expected"),
+    [
+        ("/leases/shardId%2F1/release", None, ("release_lease", "shardId/1")),
+        ("/held/retry", None, ("retry_held", None)),
+        ("/held/retry", b"{}", ("retry_held", None)),
+        ("/held/retry", b'{"target": "shard s 1"}', ("retry_held", "shard s 1")),
+    ],
+)
+async def test_action_is_an_operators(daemon: Daemon, path: str, body: bytes | None, expected: tuple[str, ...]) -> None:
+    """By a POST with the operators' token alone; neither a link nor a viewer acts."""
+    async with open_http("127.0.0.1", 0, tokens=BOTH_TOKENS, views=daemon.views()) as port, ClientSession() as session:
+        url = URL(f"http://127.0.0.1:{port}{path}", encoded=True)
+        refused = []
+        for headers in ({}, VIEWING, {"Authorization": "Bearer wrong"}):
+            async with session.post(url, data=body, headers=headers) as response:
+                refused.append(response.status)
+        async with session.get(url, headers=AUTHORIZED) as response:
+            refused.append(response.status)
+        assert (refused, daemon.asked) == ([401, 403, 401, 405], [])
+        async with session.post(url, data=body, headers=AUTHORIZED) as response:
+            assert response.status in {200, 202}
+    assert daemon.asked == [expected]
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"[]", 400),
+        (b"{", 400),
+        (b"\xff", 400),
+        (b'{"target": 1}', 400),
+        (b'{"SECRET": 1}', 400),
+        (b" " * 65_537, 413),
+    ],
+)
+async def test_body_that_cannot_be_meant_is_refused(site: Site, daemon: Daemon, body: bytes, expected: int) -> None:
+    """By its form or its size; nothing is tried."""
+    url = f"http://127.0.0.1:{site.port}/held/retry"
+    async with site.session.post(url, data=body, headers=AUTHORIZED) as response:
+        answer = await response.json()
+    assert (response.status, list(answer), daemon.asked) == (expected, ["error"], [])
 
 
 async def read_events(site: Site, count: int, **headers: str) -> list[tuple[str, Any]]:

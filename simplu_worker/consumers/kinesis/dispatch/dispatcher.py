@@ -555,6 +555,24 @@ class Dispatcher:
             self._overflow_interval_s = min(OVERFLOW_INTERVAL_MAX_S, 2 * self._overflow_interval_s)
             self._make_ready(overflow_holds[0])
 
+    def retry_holds(self, target: str | None) -> int:
+        """Try held targets now, and not after their back-off; return how many. *target* is one as people see it.
+
+        Parents, and the last owner of the lease, are waited for, not tried.
+        """
+        now, count = loop_time(), 0
+        for hold in self.ownership.holds():
+            is_tried = hold.target not in (Target.PARENTS, Target.PREDECESSOR)
+            if hold.is_waiting and is_tried and target in (None, hold.title):
+                count += 1
+                hold.next_attempt_at = now
+                if hold.target is Target.OVERFLOW:
+                    self._make_ready(hold)
+                elif hold.target is Target.TENANT:
+                    self.lookup.retry(hold.name)
+        self.has_ready.set()
+        return count
+
     def shed_stuck_lanes(self, *, is_memory_short: bool) -> None:
         """Hold the operations behind a batch that may never be answered, so that they take no more memory.
 

@@ -164,6 +164,12 @@ class RouteLookup:
         heapq.heappush(self._agenda, (at, tenant.agenda_number, tenant_id))
         self._change.set()
 
+    def retry(self, tenant_id: str) -> None:
+        """Look a waiting tenant up now, and not after its back-off."""
+        tenant = self._tenants.get(tenant_id)
+        if tenant is not None and tenant_id not in self._lookup_started_at:
+            self._schedule(tenant_id, tenant, loop_time())
+
     def take_due(self) -> list[str]:
         """Remove and return the tenants that are due for a lookup, the longest due first; `look_up` each at once."""
         due: list[str] = []

@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
+from enum import StrEnum
 from typing import Any, Final
 
 import msgspec
@@ -44,6 +45,7 @@ from simplu_worker.consumers.kinesis.reader.reader_parameters import (
 )
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.stream.client import Stream
+from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
 from simplu_worker.dead_letters.queue import DeadLetterStore
 from simplu_worker.errors import PermanentError, RetryableError
@@ -61,6 +63,16 @@ TROUBLE_PAUSE_S: Final = 1.0
 EXPIRY_MARGIN_S: Final = 0.01
 
 log = structlog.get_logger(__name__)
+
+
+class LeaseRelease(StrEnum):
+    """The result of a person's request to release a lease."""
+
+    RELEASED = "released"  # this replica drains its reader, then releases it
+    TAKEN_AWAY = "taken away"  # from another replica
+    UNKNOWN = "unknown"
+    UNOWNED = "unowned"
+    FOREIGN = "foreign"  # a KCL owns it, or assigns it
 
 
 class FleetServices(msgspec.Struct, frozen=True):
@@ -171,6 +183,31 @@ class Fleet:
     def status(self) -> list[dict[str, Any]]:
         """Return every stream shard with a lease: its owner, its state and its checkpoint."""
         return self._coordinator.status()
+
+    def retry_holds(self, target: str | None) -> int:
+        """Try held targets of this replica now: all of them, or *target*; return how many."""
+        return sum(reader.retry_holds(target) for reader in self.readers())
+
+    async def release_lease(self, lease_key: str) -> LeaseRelease:
+        """Release a lease for a person, whichever replica holds it. Raises as the lease table.
+
+        Its own reader drains first. Another owner learns of it at its next renewal, and two readers do no harm until
+        then. A lease of another program stays as it is.
+        """
+        if self._coordinator.give_up(lease_key):
+            return LeaseRelease.RELEASED
+        lease = await self._services.table.find(lease_key)
+        if lease is None:
+            return LeaseRelease.UNKNOWN
+        owner = lease.actual_owner
+        if owner is None or lease.checkpoint == SHARD_END:
+            return LeaseRelease.UNOWNED
+        if not lease.is_metered or self.is_led_by_kcl:
+            return LeaseRelease.FOREIGN
+        if not await self._services.table.release(lease, owner):
+            return LeaseRelease.UNOWNED
+        log.warning("lease.taken_away", stream_shard_id=lease_key, owner_before=owner)
+        return LeaseRelease.TAKEN_AWAY
 
     def report(self) -> dict[str, Any]:
         """Return the replicas and the stream shards of the whole fleet, as their leases show them."""

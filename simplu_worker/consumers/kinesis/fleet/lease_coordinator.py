@@ -61,6 +61,7 @@ class LeaseCoordinator:
         self._on_expired = on_expired
         self._draw = draw
         self._holders: dict[str, LeaseHolder] = {}
+        self._rest_until: dict[str, float] = {}  # of leases that a person had this replica release
 
     def __repr__(self) -> str:
         return f"LeaseCoordinator({self._table.name}, me={self._me}, holding={sorted(self._holders)})"
@@ -93,6 +94,15 @@ class LeaseCoordinator:
             }
             for lease_key, one in sorted(self._view.observations.items())
         ]
+
+    def give_up(self, lease_key: str) -> bool:
+        """Release a lease; return False when it is not held. For its duration others may take it, and this one not."""
+        holder = self._holders.get(lease_key)
+        if holder is None:
+            return False
+        self._rest_until[lease_key] = loop_time() + self._lease_duration_s
+        holder.give_up()
+        return True
 
     def own_readers(self) -> dict[str, OwnReader]:
         """Return the readers of this replica by lease key, as they are now."""
@@ -128,7 +138,10 @@ class LeaseCoordinator:
             me=self._me,
             draw=self._draw(),
         )
-        return await self._take_all(wanted, self._table.take, tasks, stopping)
+        now = loop_time()
+        self._rest_until = {key: until for key, until in self._rest_until.items() if until > now}
+        rested = [lease for lease in wanted if lease.lease_key not in self._rest_until]
+        return await self._take_all(rested, self._table.take, tasks, stopping)
 
     async def take_assigned(self, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
         """Take what a KCL 3.x leader has assigned to this replica, and nothing else; run the holders as `take` does.

@@ -82,6 +82,11 @@ class Hold:
         return f"Hold({self.target} {self.name}, {self.reason}, {state}, unread={self.unread})"
 
     @property
+    def title(self) -> str:
+        """The target as people see it."""
+        return f"{self.target} {self.name}".strip()
+
+    @property
     def unread(self) -> Unread:
         """The records still to be read for its tenants."""
         return self._unread if self.catch_up is None else self.catch_up.unread

@@ -102,7 +102,7 @@ class CatchUpReader:
         reached = self.catch_up.tracker.last_read
         took_s = max(loop_time() - self._started_at, 0.001)
         return {
-            "targets": sorted(f"{hold.target} {hold.name}".strip() for hold in self.catch_up.holds)[:10],
+            "targets": sorted(hold.title for hold in self.catch_up.holds)[:10],
             "position": None if reached is None else reached.sequence_number,
             "behindMainSeconds": round(self.lag_s, 1),
             "records": self._record_count,

@@ -92,7 +92,7 @@ class ReaderView:
         now = loop_time()
         return [
             {
-                "target": f"{hold.target} {hold.name}".strip(),
+                "target": hold.title,
                 "reason": hold.reason,
                 "state": "catching up" if hold.catch_up else "ready" if hold.is_ready else "held",
                 "tenants": len(hold.tenants),

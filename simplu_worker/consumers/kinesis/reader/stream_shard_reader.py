@@ -181,6 +181,10 @@ class StreamShardReader:
         """Return all holds, the oldest first."""
         return self._dispatcher.ownership.holds()
 
+    def retry_holds(self, target: str | None) -> int:
+        """Try held targets now: all of them, or *target*; return how many."""
+        return self._dispatcher.retry_holds(target)
+
     def status(self) -> dict[str, Any]:
         """Return the progress, for the status."""
         checkpoint = self.checkpoint

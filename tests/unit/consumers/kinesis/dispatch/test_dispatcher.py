@@ -12,7 +12,7 @@ from support.queued_operations import queued_operation
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
-from simplu_worker.consumers.kinesis.holding.hold import Target
+from simplu_worker.consumers.kinesis.holding.hold import Reason, Target
 from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
 from simplu_worker.consumers.kinesis.stream.client import AtTimestamp
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
@@ -119,3 +119,23 @@ async def test_dispatcher_says_so_when_an_operation_arrives_at_rest() -> None:
     dispatcher._hold_tenant(dispatcher._take({"b-l"}), "not_here")
     assert dispatcher.is_empty
     assert not dispatcher.is_idle
+
+
+async def test_held_targets_are_tried_now_by_name_or_all() -> None:
+    """A hold that is ready, or waits for parents, is not tried."""
+    dispatcher = make_dispatcher(CheckpointTracker(mark(0)))
+    tenant = dispatcher.ownership.hold_tenant("b-l", "not_here", [Unread(mark(0))], NOW, now=0.0)
+    failing = dispatcher.ownership.hold_tenant("c-l", Reason.FAILING, [Unread(mark(1))], NOW, now=0.0)
+    parents = dispatcher.ownership.hold_tenant("d-l", Reason.RESHARD, [Unread(mark(2))], NOW, now=0.0)
+    parents.target = Target.PARENTS
+    for hold in (tenant, failing, parents):
+        hold.next_attempt_at = float("inf")
+
+    assert dispatcher.retry_holds("tenant other") == 0
+    dispatcher.ready_due_holds()
+    assert not failing.is_ready
+    assert dispatcher.retry_holds("tenant c-l") == 1
+    dispatcher.ready_due_holds()
+    assert (failing.is_ready, tenant.next_attempt_at, dispatcher.has_ready.is_set()) == (True, float("inf"), True)
+    assert dispatcher.retry_holds(None) == 1
+    assert tenant.next_attempt_at < float("inf") == parents.next_attempt_at

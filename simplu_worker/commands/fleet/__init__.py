@@ -1,0 +1,1 @@
+"""`simplu-worker fleet`."""

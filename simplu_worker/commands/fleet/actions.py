@@ -1,0 +1,63 @@
+"""`fleet show`, `fleet release` and `fleet retry`: see and steer running replicas over HTTP."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+from simplu_worker.commands.fleet.replica_client import open_replica
+from simplu_worker.commands.output.display import print_json, print_note, print_table
+from simplu_worker.config.settings import Settings
+from simplu_worker.errors import PermanentError
+
+REPLICA_COLUMNS = ("replica", "version", "leases", "lagSeconds", "recordsPerSecond", "readKBps", "heldTargets")
+SHARD_COLUMNS = ("streamShard", "owner", "state", "lagSeconds", "recordsPerSecond", "heldTargets", "seenSecondsAgo")
+
+
+async def show_fleet(settings: Settings, url: str | None, *, as_json: bool) -> int:
+    """Print the replicas and the stream shards as the replica at *url* sees them."""
+    async with open_replica(settings, url) as replica:
+        fleet = await replica.ask("GET", "/fleet")
+    if as_json:
+        print_json(fleet)
+    else:
+        _print_rows(REPLICA_COLUMNS, fleet["replicas"])
+        _print_rows(SHARD_COLUMNS, fleet["streamShards"])
+    return 0
+
+
+async def release_lease(
+    settings: Settings, url: str | None, stream_shard_id: str, *, apply: bool, as_json: bool
+) -> int:
+    """Have the owner of a lease release it, by the replica at *url*; without *apply* print the owner alone."""
+    async with open_replica(settings, url, acts=True) as replica:
+        fleet = await replica.ask("GET", "/fleet")
+        found = [row for row in fleet["streamShards"] if row["streamShard"] == stream_shard_id]
+        if not found:
+            known = ", ".join(row["streamShard"] for row in fleet["streamShards"]) or "none"
+            raise PermanentError(f"expected a stream shard with a lease, out of: {known}; got {stream_shard_id!r}")
+        answer: dict[str, Any] = {"applied": apply, "streamShard": stream_shard_id, "owner": found[0]["owner"]}
+        if apply:
+            answer |= await replica.ask("POST", f"/leases/{quote(stream_shard_id, safe='')}/release")
+    if as_json:
+        print_json(answer)
+    elif apply:
+        print_note(f"{stream_shard_id}, which {answer['owner']} owned: {answer['how']}")
+    else:
+        print_note(f"{stream_shard_id} is owned by {answer['owner']}; --apply releases it")
+    return 0
+
+
+async def retry_held(settings: Settings, url: str | None, target: str | None, *, as_json: bool) -> int:
+    """Have the replica at *url* try its held targets now: all of them, or *target*. Returns 1 if it tried none."""
+    async with open_replica(settings, url, acts=True) as replica:
+        answer = await replica.ask("POST", "/held/retry", body={"target": target})
+    if as_json:
+        print_json(answer)
+    else:
+        print_note(f"held targets that are tried now: {answer['retried']}")
+    return 0 if answer["retried"] else 1
+
+
+def _print_rows(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    print_table(columns, ([row[name] for name in columns] for row in rows))

@@ -1,0 +1,54 @@
+"""The command line of `fleet`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions
+
+fleet = App(name="fleet", help="See and steer running replicas, over HTTP.")
+
+Url = Annotated[
+    str | None,
+    Parameter(help="The address of a replica, as http://HOST:PORT; without it, the one at HTTP_PORT of this machine."),
+]
+
+
+@fleet.command(name="show")
+def show_fleet(*, url: Url = None, common: CommonOptions = NO_OPTIONS) -> int:
+    """Print the replicas that share the stream, and its stream shards."""
+    from simplu_worker.commands.fleet.actions import show_fleet
+
+    return common.run(lambda settings: show_fleet(settings, url, as_json=common.as_json))
+
+
+@fleet.command(name="release")
+def release_lease(
+    stream_shard: str, /, *, apply: Apply = False, url: Url = None, common: CommonOptions = NO_OPTIONS
+) -> int:
+    """Have the owner of a stream shard's lease release it, so that another replica reads it.
+
+    Parameters
+    ----------
+    stream_shard
+        The stream shard.
+    """
+    from simplu_worker.commands.fleet.actions import release_lease
+
+    return common.run(lambda settings: release_lease(settings, url, stream_shard, apply=apply, as_json=common.as_json))
+
+
+@fleet.command(name="retry")
+def retry_held(target: str | None = None, /, *, url: Url = None, common: CommonOptions = NO_OPTIONS) -> int:
+    """Try held targets of a replica now, and not after their back-off.
+
+    Parameters
+    ----------
+    target
+        One target, as /status shows it: `shard ID` or `tenant ID`. Without it, all.
+    """
+    from simplu_worker.commands.fleet.actions import retry_held
+
+    return common.run(lambda settings: retry_held(settings, url, target, as_json=common.as_json))

@@ -1,0 +1,66 @@
+"""Ask a running replica over HTTP (docs/interface.md), with the token of the settings."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Any, Final
+
+import aiohttp
+import msgspec
+
+from simplu_worker.config.settings import Settings
+from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError, WorkerError
+from simplu_worker.telemetry.log import scrub_text
+
+CONNECT_WITHIN_S: Final = 5.0
+ANSWER_WITHIN_S: Final = 65.0  # more than a replica takes for an answer
+ANSWER_MAX_BYTES: Final = 32 * 1024 * 1024
+
+
+class ReplicaClient:
+    """Requests to the replica at *url*. A redirect is refused: the token is for this address alone."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        self._session = session
+        self._url = url.rstrip("/")
+
+    def __repr__(self) -> str:
+        return f"ReplicaClient({self._url})"
+
+    async def ask(self, method: str, path: str, *, body: Any = None) -> dict[str, Any]:
+        """Return the JSON of a successful answer. Raises WorkerError with the replica's error otherwise."""
+        data = None if body is None else msgspec.json.encode(body)
+        try:
+            async with self._session.request(method, self._url + path, data=data, allow_redirects=False) as response:
+                text = await response.content.read(ANSWER_MAX_BYTES)
+                status = response.status
+        except (aiohttp.ClientError, TimeoutError) as exc:
+            raise RetryableError(f"{self._url}: {scrub_text(str(exc)) or 'no answer in time'}") from None
+        return self._parse(status, text)
+
+    def _parse(self, status: int, text: bytes) -> dict[str, Any]:
+        try:
+            answer = msgspec.json.decode(text, type=dict[str, Any])
+        except (msgspec.MsgspecError, UnicodeError):
+            raise PermanentError(f"{self._url}: expected JSON of a replica, got HTTP status {status}") from None
+        if status >= HTTPStatus.BAD_REQUEST:
+            raise WorkerError(f"{self._url}: {scrub_text(str(answer.get('error', f'HTTP status {status}')))}")
+        return answer
+
+
+@asynccontextmanager
+async def open_replica(settings: Settings, url: str | None, *, acts: bool = False) -> AsyncIterator[ReplicaClient]:
+    """Open a client of the replica at *url*, else of the one at `HTTP_PORT` of this machine.
+
+    Raises ConfigurationError without a token: that in `API_TOKEN`, or to look (not *acts*) that in `API_VIEWER_TOKEN`.
+    """
+    token = settings.api_token or (None if acts else settings.api_viewer_token)
+    if token is None:
+        names = "API_TOKEN" if acts else "API_TOKEN or API_VIEWER_TOKEN"
+        raise ConfigurationError(f"{names}: expected the token of the replicas, got nothing; set it")
+    timeout = aiohttp.ClientTimeout(total=ANSWER_WITHIN_S, sock_connect=CONNECT_WITHIN_S)
+    headers = {"Authorization": f"Bearer {token.get_secret_value()}"}
+    async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
+        yield ReplicaClient(session, url or f"http://127.0.0.1:{settings.http_port}")
