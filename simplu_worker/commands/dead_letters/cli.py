@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from cyclopts import App, Parameter, validators
 
-from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, parse_time
+from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, UsageError, parse_time
 
 if TYPE_CHECKING:
     from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter
 
-dead_letters = App(name="dead-letters", help="List dead letters, and replay them.")
+dead_letters = App(name="dead-letters", help="List dead letters, replay them, and discard them.")
 
 Reason = Literal[
     "invalid_json",
@@ -113,3 +113,30 @@ def replay_dead_letters(
 
     chosen, options = filters.parse(), ReplayOptions(apply=apply, force=force, limit=limit)
     return common.run(lambda settings: replay_dead_letters(settings, chosen, options, as_json=common.as_json))
+
+
+@dead_letters.command(name="discard")
+def discard_dead_letters(
+    *,
+    filters: FilterOptions = NO_FILTER,
+    every: Annotated[bool, Parameter(name="--all", negative="")] = False,
+    limit: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
+    apply: Apply = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Delete dead letters and with them their records: those of filters, or all.
+
+    Parameters
+    ----------
+    every
+        All dead letters of the queue, where no filter is given.
+    limit
+        Delete at most this many.
+    """
+    from simplu_worker.commands.dead_letters.command import DiscardOptions, discard_dead_letters
+
+    chosen = filters.parse()
+    if chosen.is_all != every:
+        raise UsageError("expected a filter, such as --reason or --tenant, or --all in place of filters")
+    options = DiscardOptions(apply=apply, limit=limit)
+    return common.run(lambda settings: discard_dead_letters(settings, chosen, options, as_json=common.as_json))

@@ -1,4 +1,4 @@
-"""`dead-letters list` and `dead-letters replay`."""
+"""`dead-letters list`, `dead-letters replay` and `dead-letters discard`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
@@ -32,6 +33,7 @@ from simplu_worker.operations.operation import Source
 
 SQS_ATTEMPTS: Final = 3
 SHOWN_RECORDS_MAX_BYTES: Final = 64 * 1024 * 1024
+DISCARDED_AT_ONCE: Final = 100
 ERROR_SHOWN_LENGTH: Final = 80
 RECORD_SHOWN_LENGTH: Final = 200
 QUEUES: Final = {  # by setting: whether the queue holds order events
@@ -47,6 +49,13 @@ class ListOptions(NamedTuple):
 
     limit: int
     records: bool
+
+
+class DiscardOptions(NamedTuple):
+    """The options of `dead-letters discard`."""
+
+    apply: bool
+    limit: int | None
 
 
 async def list_dead_letters(
@@ -133,6 +142,93 @@ async def _replay_in_passes(
         newest = started_at
         if not (browser.is_fifo and any(outcome.status is ReplayStatus.SENT for outcome in found)):
             return outcomes
+
+
+async def discard_dead_letters(
+    settings: Settings, filters: DeadLetterFilter, options: DiscardOptions, *, as_json: bool
+) -> int:
+    """Delete the dead letters that *filters* match, and with them their records; or print the plan.
+
+    Other messages of the queue stay, and so do letters that arrive after the start. Returns 1 unless all that matched
+    were deleted, or would be.
+    """
+    discard = _Discard(Counter(), [], 0)
+    async with _open_browser(settings) as browser:
+        depth = await _read_depth(browser)
+        started_at = datetime.now(UTC)
+        while True:
+            found_count = len(discard.found)
+            await _find_to_discard(browser, filters, options, discard, depth.visible_count, started_at)
+            new = discard.found[found_count:]
+            if not options.apply:
+                break
+            for at in range(0, len(new), DISCARDED_AT_ONCE):
+                await browser.keep_hidden()
+                discard.kept_count += len(await browser.delete(new[at : at + DISCARDED_AT_ONCE]))
+            if not (browser.is_fifo and new) or len(discard.found) == options.limit:
+                break
+        hidden = _warn_of_hidden(depth, browser)
+        behind = 0 if options.apply else await _count_behind(browser)
+    count = len(discard.found)
+    if as_json:
+        answer = {
+            "applied": options.apply,
+            "discarded": count - discard.kept_count if options.apply else 0,
+            "wouldDiscard": 0 if options.apply else count,
+            "left": discard.kept_count,
+            "hidden": hidden,
+            "behind": behind,
+            "reasons": _by_reason(discard.alike),
+        }
+        print_json(answer)
+    else:
+        rows = [(number, reason, tenant) for (reason, tenant), number in sorted(discard.alike.items())]
+        print_table(("letters", "reason", "tenant"), rows)
+        if options.apply:
+            print_note(f"{count - discard.kept_count} dead letters were deleted, with their records")
+        else:
+            print_note("nothing was deleted; --apply deletes these letters, and their records are then nowhere else")
+    return 0 if not discard.kept_count and not hidden else 1
+
+
+@dataclass
+class _Discard:
+    """The progress of a discard: the letters by reason and tenant, their message ids, and how many were not deleted."""
+
+    alike: Counter[tuple[str, str]]
+    found: list[str]
+    kept_count: int
+
+
+async def _find_to_discard(
+    browser: DeadLetterBrowser,
+    filters: DeadLetterFilter,
+    options: DiscardOptions,
+    discard: _Discard,
+    expected: int,
+    newest: datetime,
+) -> None:
+    """Add to *discard* the letters that the queue shows and *filters* match, up to the limit."""
+    async with aclosing(read_with_progress(browser, expected)) as messages:
+        async for message in messages:
+            if len(discard.found) == options.limit:
+                return
+            if message.sent_at > newest:
+                continue
+            try:
+                letter = parse_dead_letter(message.body).letter
+            except NotADeadLetterError:
+                continue
+            if filters.match(letter):
+                discard.alike[letter.reason, " ".join(tenant_of(letter) or ())] += 1
+                discard.found.append(message.message_id)
+
+
+def _by_reason(alike: Counter[tuple[str, str]]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for (reason, _), count in alike.items():
+        counts[reason] += count
+    return counts
 
 
 class QueueDepth(NamedTuple):

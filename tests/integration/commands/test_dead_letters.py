@@ -26,7 +26,13 @@ from support.reader_world import MARGIN, SETTINGS, WAIT, World, eventually, open
 from simplu_worker.aws.sqs_queue import Queue
 from simplu_worker.commands.dead_letters import browse
 from simplu_worker.commands.dead_letters.browse import DeadLetterBrowser
-from simplu_worker.commands.dead_letters.command import ListOptions, list_dead_letters, replay_dead_letters
+from simplu_worker.commands.dead_letters.command import (
+    DiscardOptions,
+    ListOptions,
+    discard_dead_letters,
+    list_dead_letters,
+    replay_dead_letters,
+)
 from simplu_worker.commands.dead_letters.replay import ReplayOptions
 from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter
 from simplu_worker.commands.stream import put_records
@@ -97,6 +103,15 @@ class Bench:
         self._capfd.readouterr()
         with capture_logs():  # which go to stderr when the command runs as a process
             status = await replay_dead_letters(self.settings, filters, options, as_json=True)
+        return Ended(status, json.loads(self._capfd.readouterr().out))
+
+    async def discard(self, filters: DeadLetterFilter, *, apply: bool, limit: int | None = None) -> Ended:
+        """Run `dead-letters discard --json`."""
+        self._capfd.readouterr()
+        with capture_logs():
+            status = await discard_dead_letters(
+                self.settings, filters, DiscardOptions(apply=apply, limit=limit), as_json=True
+            )
         return Ended(status, json.loads(self._capfd.readouterr().out))
 
     async def shown(self, options: ListOptions = LIST, filters: DeadLetterFilter = ALL) -> Ended:
@@ -549,6 +564,33 @@ async def test_replay_empties_a_fifo_queue_of_letters(bench: Bench) -> None:
     sent = [int(json.loads(data)["requestId"].rpartition("-")[2]) for data in await bench.records()]
     assert sent == list(range(1, 36))
     assert await bench.count(letters) == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["standard", "letters.fifo"])
+async def test_discard_deletes_the_letters_of_its_plan_and_nothing_else(bench: Bench, name: str) -> None:
+    """By reason; a plan deletes nothing, and other messages of the queue stay."""
+    is_fifo = name.endswith(".fifo")
+    url = await bench.new_queue(name, **({"FifoQueue": "true"} if is_fifo else {}))
+    bench.more["SQS_DEAD_LETTER_QUEUE_URL"] = url
+    wanted = [letter(bench, b"{", str(number), reason=INVALID) for number in range(25)]
+    kept = [letter(bench, b"[]", str(number), reason=GIVEN_UP, partition_key="other") for number in range(3)]
+    await bench.store(*wanted, *kept, url=url)
+    fifo = {"MessageGroupId": "g", "MessageDeduplicationId": "d"} if is_fifo else {}
+    await bench.world.sqs.send_message(QueueUrl=url, MessageBody="no letter", **fifo)
+    chosen = DeadLetterFilter(reasons=frozenset({INVALID}))
+
+    planned = await bench.discard(chosen, apply=False)
+    assert (planned.status, planned.json["applied"], planned.json["discarded"]) == (0, False, 0)
+    assert planned.json["wouldDiscard"] + planned.json["behind"] == 25
+    assert (await bench.count(url))[0] == 29
+    few = await bench.discard(chosen, apply=True, limit=4)
+    assert (few.status, few.json["discarded"], few.json["reasons"]) == (0, 4, {"invalid_json": 4})
+    done = await bench.discard(chosen, apply=True)
+    assert (done.status, done.json["discarded"], done.json["left"]) == (0, 21, 0)
+    assert await bench.count(url) == (4, 0)
+    shown = await bench.shown()
+    assert [row["reason"] for row in shown.json["letters"]] == ["retries_exhausted"] * 3
+    assert len(shown.json["notLetters"]) == 1
 
 
 async def test_replay_stops_by_name_when_the_stream_is_in_trouble(
