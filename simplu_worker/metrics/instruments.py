@@ -65,14 +65,19 @@ SHARD_PROBLEM_KINDS = (
     "inactive",
     "gap",
 )
+CITRUS_ENDPOINTS = ("get_shard", "register", "move", "shards_health", "capacity")
+RETRY_REASONS = {
+    "kinesis": ("read_failed", "shard_unavailable", "failing"),
+    "sqs": ("receive", "dependency", "unexpected"),
+    "citrus": CITRUS_ENDPOINTS,
+}
 CONNECTION_STATES = ("idle", "used", "waiting")
 STREAM_READERS = ("main", "catch_up", "pushed")
 SUBSCRIPTION_EVENTS = ("accepted", "ended", "taken_over", "silent", "deferred", "refused")
 LEASE_TAKES = ("free", "expired", "stolen", "assigned")
 SQS_OUTCOMES = ("deleted", "retried", "dead_letter", "given_back", "lease_lost", "stale_receipt", "not_deleted")
 SQS_CALLS = ("delete", "change_visibility")
-CITRUS_ENDPOINTS = ("get_shard", "register", "shards_health", "capacity", "put_shard")
-CITRUS_OUTCOMES = ("ok", "not_found", "conflict", "refused", "error", "timeout")
+CITRUS_OUTCOMES = ("ok", "not_found", "conflict", "refused", "denied", "error", "timeout")
 SHARD_MAP_OUTCOMES = ("applied", "refused")
 PROVISIONING_OUTCOMES = ("succeeded", "existed", "failed", "undone")
 MOVE_OUTCOMES = ("moved", "differs", "undone", "failed")
@@ -165,7 +170,7 @@ OPERATION_LATENCY = BatchHistogram(
     label_values=SOURCES,
     buckets=LATENCY_BUCKETS_S,
 )
-RETRIES = Counter("simplu_retries_total", "Batches and messages that were tried again.", ["source", "reason"])
+RETRIES = Counter("simplu_retries_total", "Batches, messages and requests that were tried again.", ["source", "reason"])
 DEAD_LETTERS = Counter("simplu_dead_letters_total", "Records stored as dead letters.", ["reason"])
 REJECTIONS_UNNOTED = Counter(
     "simplu_rejections_unnoted_total",
@@ -193,7 +198,8 @@ PREFETCH_MAX_BYTES = Gauge("simplu_prefetch_max_bytes", "Most bytes that may be 
 
 KINESIS_LAG = Gauge(
     "simplu_kinesis_lag_seconds",
-    "Lag of the oldest record of a stream shard that is still pending.",
+    "Age of the first record that the main reader of a stream shard has in memory, else its distance from the tip; "
+    "held operations do not count.",
     ["stream_shard"],
 )
 KINESIS_LEASES = Gauge("simplu_kinesis_leases", "Leases of the stream, as this replica sees them.", ["state"])
@@ -421,6 +427,8 @@ def _start_at_zero(metric: Counter | Gauge | Histogram, *label_values: Iterable[
 
 
 _start_at_zero(OPERATIONS, SOURCES, OPERATION_KINDS, OPERATION_OUTCOMES)
+for _source, _reasons in RETRY_REASONS.items():
+    _start_at_zero(RETRIES, [_source], _reasons)
 _start_at_zero(DEAD_LETTERS, DEAD_LETTER_REASONS)
 _start_at_zero(HELD_TARGETS, HELD_REASONS)
 _start_at_zero(HELD_AGE, HELD_REASONS)

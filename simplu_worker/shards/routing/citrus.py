@@ -282,6 +282,12 @@ class CitrusClient:
             raise CitrusUnavailableError(
                 f"Citrus {endpoint} at {self.place}: {network_cause(exc)}", is_outage=True
             ) from exc
+        except CitrusDeniedError:
+            outcome = "denied"
+            raise
+        except PermanentError:
+            outcome = "refused"
+            raise
         else:
             return response.status, reply
         finally:

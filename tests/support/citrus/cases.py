@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from support.postgres.tenant_cases import TENANT_WAIT
 
 from simplu_worker.local.processes.loopback import HOST, free_port
 from simplu_worker.local.stack.citrus_server import CitrusServer
+from simplu_worker.metrics.instruments import CITRUS_OUTCOMES
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
@@ -196,7 +197,15 @@ def silent(shard_id: str) -> ShardAddress:
 
 def requests_to(endpoint: str) -> int:
     """Return how many requests Citrus has answered at one endpoint so far, whatever the answer was."""
+    return requests_by_outcome(endpoint).total()
+
+
+def requests_by_outcome(endpoint: str) -> Counter[str]:
+    """Return how many requests were made to one endpoint of Citrus so far, by outcome."""
     name = "simplu_citrus_request_seconds_count"
-    outcomes = ("ok", "not_found", "conflict", "error", "timeout")
-    counts = [REGISTRY.get_sample_value(name, {"endpoint": endpoint, "outcome": outcome}) for outcome in outcomes]
-    return round(sum(count or 0 for count in counts))
+    return Counter(
+        {
+            outcome: round(REGISTRY.get_sample_value(name, {"endpoint": endpoint, "outcome": outcome}) or 0)
+            for outcome in CITRUS_OUTCOMES
+        }
+    )

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import inspect
+import re
 import time
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import pytest
-from support.citrus.cases import API_KEY, CONNECTION_STRING, SHARD, Reply, ScriptedCitrus, half_a_reply, no_reply, reply
+from support.citrus.cases import (
+    API_KEY,
+    CONNECTION_STRING,
+    SHARD,
+    Reply,
+    ScriptedCitrus,
+    half_a_reply,
+    no_reply,
+    reply,
+    requests_by_outcome,
+)
 
-from simplu_worker.errors import PermanentError
+from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.metrics import instruments
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.routing.citrus import REPLY_MAX_BYTES, SHARDS_MAX, CitrusUnavailableError, open_citrus
+from simplu_worker.shards.routing.citrus import (
+    REPLY_MAX_BYTES,
+    SHARDS_MAX,
+    CitrusClient,
+    CitrusUnavailableError,
+    open_citrus,
+)
 from simplu_worker.shards.routing.citrus_breaker import OPEN_BASE_S, OPEN_MAX_S
 from simplu_worker.shards.routing.locator import Registration
 from simplu_worker.shards.types import CitrusDeniedError
@@ -391,3 +412,32 @@ async def test_citrus_under_a_path_of_a_server_is_asked_there() -> None:
                 assert await other.list_shards() == []
 
     assert citrus.requests == [("GET", "/shards/v1/api/shards/health")] * 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [
+        (reply(SHARD), "ok"),
+        (NOT_FOUND, "not_found"),
+        (reply({}, status=400), "refused"),
+        (reply({}, status=422), "refused"),
+        (reply({}, status=401), "denied"),
+        (reply({}, status=403), "denied"),
+        (reply({}, status=503), "error"),
+        (reply(HTML), "error"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_request_is_counted_by_its_outcome(answer: Reply, outcome: str) -> None:
+    """A refused key is told apart from a refused request and from a Citrus that is down."""
+    counted = requests_by_outcome("get_shard")
+    async with ScriptedCitrus(answer).opened(attempts=1) as client:
+        with contextlib.suppress(RetryableError, PermanentError):
+            await client.locate("a-b")
+    assert requests_by_outcome("get_shard") - counted == {outcome: 1}
+
+
+def test_endpoints_that_are_counted_exist_from_the_start() -> None:
+    """Each endpoint of the client has its series before its first request."""
+    source = Path(inspect.getfile(CitrusClient)).read_text(encoding="utf-8")
+    assert set(re.findall(r"_request(?:_for_people)?\(\s*\"(\w+)\"", source)) == set(instruments.CITRUS_ENDPOINTS)

@@ -1,0 +1,129 @@
+"""A real Prometheus beside two replicas that work: what it scrapes and derives, and what its own checker says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from asyncio.subprocess import PIPE, STDOUT
+from collections.abc import AsyncIterator
+from typing import NamedTuple
+
+import aiohttp
+import pytest
+import pytest_asyncio
+from support.full_stack import make_item, make_record
+from support.prometheus.server import HOW, PrometheusServer
+from support.requires import required_program
+
+from simplu_worker.local.processes.loopback import poll_until
+from simplu_worker.local.processes.worker_process import WorkerProcess
+from simplu_worker.local.stack.stack import Stack
+from simplu_worker.local.workload.producer import create_tenants, put_items
+from simplu_worker.local.workload.workload import Tenant
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(20)]
+
+REPLICAS = 2
+RECORDS = 200
+TENANTS = [Tenant(f"watched-{number}", "main", "dental") for number in range(4)]
+PATIENCE_S = 30.0
+STOP_WITHIN_S = 30.0
+SCRAPES_TO_RATE = 4  # seconds, one scrape each: enough for a rate of every counter
+
+
+class Watched(NamedTuple):
+    """A fleet and its Prometheus."""
+
+    workers: list[WorkerProcess]
+    prometheus: PrometheusServer
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def watched() -> AsyncIterator[Watched]:
+    """Give two replicas that have applied records of every source, and a Prometheus that has seen it."""
+    required_program("prometheus", how=HOW)
+    async with Stack(shards=2, stream_shards=2) as stack:
+        workers = [WorkerProcess(stack.group, stack.env, number=number) for number in range(REPLICAS)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            await worker.wait_ready()
+        prometheus = PrometheusServer(stack.group, [worker.url.removeprefix("http://") for worker in workers])
+        await prometheus.start()
+        await send_work(stack)
+
+        async def is_applied() -> bool:
+            applied = await prometheus.value('sum(simplu_operations_total{outcome="succeeded"})')
+            return applied is not None and applied >= RECORDS + 1
+
+        assert await poll_until(is_applied, within_s=PATIENCE_S)
+        await asyncio.sleep(SCRAPES_TO_RATE)
+        yield Watched(workers, prometheus)
+        for worker in workers:
+            await worker.stop(within_s=STOP_WITHIN_S)
+
+
+async def send_work(stack: Stack) -> None:
+    """Create tenants, put records for them and one that is no JSON, and send an order event."""
+    order = {
+        "type": "CREATE",
+        "businessId": TENANTS[0].business_id,
+        "locationId": TENANTS[0].location_id,
+        "orderId": "o-1",
+        "data": {"total": 1},
+    }
+    records = [
+        make_item(
+            f"key-{number}",
+            make_record(TENANTS[number % 4], "create", f"r-{number}", resourceId=f"n-{number}", data={}),
+        )
+        for number in range(RECORDS)
+    ]
+    async with stack.aws_client("kinesis") as kinesis, stack.aws_client("sqs") as sqs:
+        await create_tenants(sqs, stack.env["SQS_SHARD_CREATION_QUEUE_URL"], TENANTS)
+        await put_items(
+            kinesis, stack.env["KINESIS_STREAM_NAME"], [*records, make_item("key", b"no JSON")], on_put=lambda _: None
+        )
+        await sqs.send_message(
+            QueueUrl=stack.env["SQS_ORDER_EVENTS_QUEUE_URL"],
+            MessageBody=json.dumps(order),
+            MessageGroupId="g",
+            MessageDeduplicationId="d",
+        )
+
+
+async def test_prometheus_scrapes_every_replica(watched: Watched) -> None:
+    """Each target is up, without an error of its last scrape."""
+    targets = (await watched.prometheus.read("targets"))["activeTargets"]
+    assert [(one["health"], one["lastError"]) for one in targets] == [("up", "")] * REPLICAS
+    assert await watched.prometheus.value("count(simplu_build_info)") == REPLICAS
+
+
+async def test_counts_of_the_fleet_are_those_of_its_work(watched: Watched) -> None:
+    """Counters of replicas add up: nothing is counted twice or by nobody."""
+    ask = watched.prometheus.value
+    assert await ask('sum(simplu_operations_total{source="kinesis",outcome="succeeded"})') == RECORDS
+    assert await ask('sum(simplu_operations_total{source="sqs",outcome="succeeded"})') == 1
+    assert await ask("sum(simplu_operation_latency_seconds_count)") == RECORDS + 1
+    assert await ask('sum(simplu_dead_letters_total{reason="invalid_json"})') == 1
+    assert await ask('sum(simplu_provisioning_total{outcome="succeeded"})') == len(TENANTS)
+    assert await ask('sum(simplu_kinesis_leases{state="owned"})') == 2
+    assert await ask("count(count by (shard_id) (simplu_shard_healthy == 1))") == 2
+
+
+async def test_rules_are_evaluated_without_an_error(watched: Watched) -> None:
+    """Every rule is loaded and understood; a healthy fleet has no alert but that of the one dead letter."""
+    (group,) = (await watched.prometheus.read("rules"))["groups"]
+    assert {rule["health"] for rule in group["rules"]} == {"ok"}
+    assert {rule["name"] for rule in group["rules"] if rule["state"] != "inactive"} <= {"DeadLetters"}
+
+
+async def test_live_scrape_passes_promtool(watched: Watched) -> None:
+    """Names, units, types and help of a running replica are as Prometheus' own checker wants them."""
+    promtool = required_program("promtool", how=HOW)
+    async with aiohttp.ClientSession() as session, session.get(f"{watched.workers[0].url}/metrics") as answer:
+        text = await answer.read()
+    checker = await asyncio.create_subprocess_exec(promtool, "check", "metrics", stdin=PIPE, stdout=PIPE, stderr=STDOUT)
+    said, _ = await checker.communicate(text)
+    assert (checker.returncode, said.decode()) == (0, "")
+    assert b"simplu_operations_total" in text

@@ -1,0 +1,194 @@
+"""All metrics follow Prometheus' conventions for names, units, help and buckets; the number of series is bounded."""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from prometheus_client import REGISTRY, Histogram
+from prometheus_client.metrics import MetricWrapperBase
+
+import simplu_worker
+from simplu_worker.business_info import table  # noqa: F401 - starts series of DynamoDB at zero
+from simplu_worker.consumers.kinesis.leases import table_requests  # noqa: F401 - as above
+from simplu_worker.metrics import instruments
+from simplu_worker.metrics.instruments import BatchHistogram
+from simplu_worker.shards.apply.durability import CommitSafety
+
+PACKAGE = Path(simplu_worker.__file__).parent
+MONITORING_PAGE = PACKAGE.parent / "docs" / "monitoring.md"
+BASE_UNITS = ("seconds", "bytes", "ratio")
+OTHER_UNITS = {
+    "ms",
+    "millis",
+    "milliseconds",
+    "us",
+    "s",
+    "minutes",
+    "hours",
+    "days",
+    "kb",
+    "mb",
+    "kib",
+    "mib",
+    "percent",
+}
+HELP_MAX_LENGTH = 200
+BUCKETS_MAX = 16
+BUCKET_STEP_MAX = 12  # a wider step says nothing about the times within it
+# Labels whose values come and go are counted for one of them.
+BY_INSTANCE = ("shard_id", "stream_shard", "queue")
+# The most values of each label; with a metric's name, those it has there.
+LABEL_VALUES_MAX = {
+    **dict.fromkeys(("version", "python", *BY_INSTANCE), 1),
+    "source": len(instruments.SOURCES),
+    "state": len(instruments.LEASE_STATES),
+    "problem": len(instruments.SHARD_PROBLEM_KINDS),
+    "how": len(instruments.LEASE_TAKES),
+    "reader": len(instruments.STREAM_READERS),
+    "event": len(instruments.SUBSCRIPTION_EVENTS),
+    "call": len(instruments.SQS_CALLS),
+    "kind": 6,  # of errors of a shard: docs/monitoring.md
+    "safety": len(CommitSafety),
+    "reason": max(len(instruments.HELD_REASONS), len(instruments.DEAD_LETTER_REASONS)),
+    "simplu_retries source": 1,
+    "simplu_retries reason": sum(map(len, instruments.RETRY_REASONS.values())),
+    "operation": len(instruments.OPERATION_KINDS),
+    "outcome": 4,
+    "simplu_operations outcome": len(instruments.OPERATION_OUTCOMES),
+    "simplu_sqs_messages outcome": len(instruments.SQS_OUTCOMES),
+    "endpoint": len(instruments.CITRUS_ENDPOINTS),
+    "simplu_citrus_request_seconds outcome": len(instruments.CITRUS_OUTCOMES),
+    "simplu_dynamodb_request_seconds operation": 8,
+    "simplu_dynamodb_request_seconds outcome": 3,
+}
+
+
+class Defined(NamedTuple):
+    """A metric as it is defined."""
+
+    name: str
+    kind: str
+    help: str
+    labels: tuple[str, ...]
+    buckets: tuple[float, ...]
+
+    @property
+    def series_max(self) -> int:
+        """How many series it has at most, for one shard, stream shard or queue."""
+        values = [LABEL_VALUES_MAX.get(f"{self.name} {label}", LABEL_VALUES_MAX[label]) for label in self.labels]
+        return math.prod(values) * (len(self.buckets) + 3 if self.buckets else 1)
+
+
+def defined_metrics() -> list[Defined]:
+    """Return every metric of the package."""
+    found = []
+    for metric in vars(instruments).values():
+        if isinstance(metric, BatchHistogram):
+            (family,) = metric.describe()
+            found.append(Defined(family.name, "histogram", family.documentation, (metric._label,), metric._bounds))
+        elif isinstance(metric, MetricWrapperBase):
+            bounds: Sequence[float] = metric._upper_bounds[:-1] if isinstance(metric, Histogram) else ()
+            labels = tuple(metric._labelnames)
+            found.append(Defined(metric._name, metric._type, metric._documentation, labels, tuple(bounds)))
+    return found
+
+
+METRICS = defined_metrics()
+HISTOGRAMS = [metric for metric in METRICS if metric.kind == "histogram"]
+
+
+def literal_label_sets() -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the metric and the labels of each `METRIC.labels("…", "…")` in the package with literals alone."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "labels":
+                name = ast.unparse(node.func.value).rpartition(".")[2]
+                values = [one.value for one in node.args if isinstance(one, ast.Constant)]
+                if name.isupper() and len(values) == len(node.args):
+                    yield name, tuple(map(str, values))
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_name_has_the_prefix_and_at_most_one_base_unit_as_its_last_word(metric: Defined) -> None:
+    """prometheus.io/docs/practices/naming: one prefix, one base unit, written out, at the end."""
+    assert re.fullmatch(r"simplu(_[a-z]+)+", metric.name)
+    words = metric.name.split("_")[1:]
+    assert not OTHER_UNITS & set(words)
+    assert [word for word in words[:-1] if word in BASE_UNITS] == []
+    if metric.kind == "histogram":
+        assert words[-1] in BASE_UNITS
+    assert words[-1] not in {"total", "count", "sum", "bucket"}  # the client adds those
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_help_is_one_short_sentence(metric: Defined) -> None:
+    """Grafana and Prometheus show it beside the name."""
+    assert re.fullmatch(r"[A-Z1]\S*[^\n]*\.", metric.help)
+    assert len(metric.help) <= HELP_MAX_LENGTH
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
+def test_labels_have_few_values(metric: Defined) -> None:
+    """No label takes an id of a tenant, a resource, a request or a message: none of them is in the table."""
+    assert set(metric.labels) <= LABEL_VALUES_MAX.keys()
+    assert metric.series_max <= 600
+
+
+@pytest.mark.parametrize("metric", HISTOGRAMS, ids=lambda metric: metric.name)
+def test_buckets_rise_in_steps_that_tell_times_apart(metric: Defined) -> None:
+    """As many as can be scraped from hundreds of shards, and none so wide that it hides the answer."""
+    assert len(metric.buckets) <= BUCKETS_MAX
+    assert metric.buckets[0] > 0
+    assert all(1 < after / before <= BUCKET_STEP_MAX for before, after in pairwise(metric.buckets))
+    assert math.isfinite(metric.buckets[-1])
+
+
+def test_bounds_hold_for_the_series_that_exist_from_the_start() -> None:
+    """A bound above is not a guess that nothing checks."""
+    by_name = {metric.name: metric for metric in METRICS}
+    above = [
+        family.name
+        for family in REGISTRY.collect()
+        if family.name in by_name and not set(by_name[family.name].labels) & {"version", *BY_INSTANCE}
+        if len(family.samples) > by_name[family.name].series_max
+    ]
+    assert above == []
+
+
+def test_literal_label_values_exist_from_the_start() -> None:
+    """`rate()` does not see the first of a series that begins with 1."""
+    found = set(literal_label_sets())
+    metrics = {name: metric for name, metric in vars(instruments).items() if isinstance(metric, MetricWrapperBase)}
+    assert len(found) >= 15
+    series = {(one.name, tuple(sorted(one.labels.items()))) for family in REGISTRY.collect() for one in family.samples}
+    suffixes = {"counter": "_total", "histogram": "_count", "gauge": ""}
+    absent = [
+        (name, values)
+        for name, values in sorted(found)
+        for metric in [metrics[name]]
+        for labels in [tuple(sorted(zip(metric._labelnames, values, strict=True)))]
+        if (f"{metric._name}{suffixes[metric._type]}", labels) not in series
+    ]
+    assert absent == []
+
+
+def test_page_has_the_number_of_series() -> None:
+    """Users reckon the size of a scrape from it; each number is the next full ten."""
+
+    def most(by: str | None) -> int:
+        own = [one for one in METRICS if (set(one.labels) & set(BY_INSTANCE)) == ({by} if by else set())]
+        return math.ceil(sum(metric.series_max for metric in own) / 10) * 10
+
+    counts = {by or "replica": most(by) for by in (None, *BY_INSTANCE)}
+    text = (
+        f"at most {counts['replica']:,} series, and {counts['shard_id']} for each Postgres shard, {counts['queue']} "
+        f"for each queue and {counts['stream_shard']} for each stream shard that it reads"
+    )
+    assert text in " ".join(MONITORING_PAGE.read_text(encoding="utf-8").split())
