@@ -92,11 +92,11 @@ def defined_metrics() -> list[Defined]:
     for metric in vars(instruments).values():
         if isinstance(metric, BatchHistogram):
             (family,) = metric.describe()
-            found.append(Defined(family.name, "histogram", family.documentation, (metric._label,), metric._bounds))
+            found.append(Defined(family.name, "histogram", metric._documentation, (metric._label,), metric._bounds))
         elif isinstance(metric, MetricWrapperBase):
             bounds: Sequence[float] = metric._upper_bounds[:-1] if isinstance(metric, Histogram) else ()
             labels = tuple(metric._labelnames)
-            found.append(Defined(metric._name, metric._type, metric._documentation, labels, tuple(bounds)))
+            found.append(Defined(metric._name, str(metric._type), metric._documentation, labels, tuple(bounds)))
     return found
 
 
@@ -174,7 +174,7 @@ def test_literal_label_values_exist_from_the_start() -> None:
         for name, values in sorted(found)
         for metric in [metrics[name]]
         for labels in [tuple(sorted(zip(metric._labelnames, values, strict=True)))]
-        if (f"{metric._name}{suffixes[metric._type]}", labels) not in series
+        if (f"{metric._name}{suffixes[str(metric._type)]}", labels) not in series
     ]
     assert absent == []
 
