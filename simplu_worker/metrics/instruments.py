@@ -68,7 +68,7 @@ SHARD_PROBLEM_KINDS = (
 CITRUS_ENDPOINTS = ("get_shard", "register", "move", "shards_health", "capacity")
 RETRY_REASONS = {
     "kinesis": ("read_failed", "shard_unavailable", "failing"),
-    "sqs": ("receive", "dependency", "unexpected"),
+    "sqs": ("receive", "dependency", "blocked", "unexpected"),
     "citrus": CITRUS_ENDPOINTS,
 }
 CONNECTION_STATES = ("idle", "used", "waiting")
@@ -202,6 +202,11 @@ KINESIS_LAG = Gauge(
     "held operations do not count.",
     ["stream_shard"],
 )
+KINESIS_LAG_RETENTION = Gauge(
+    "simplu_kinesis_lag_retention_ratio",
+    "Lag of the main reader of a stream shard over the stream's retention; at 1 its next records are lost unread.",
+    ["stream_shard"],
+)
 KINESIS_LEASES = Gauge("simplu_kinesis_leases", "Leases of the stream, as this replica sees them.", ["state"])
 KINESIS_LEASE_TAKES = Counter(
     "simplu_kinesis_lease_takes_total",
@@ -240,6 +245,11 @@ KINESIS_THROTTLED = Counter("simplu_kinesis_throttled_total", "Kinesis calls ref
 SQS_MESSAGES = Counter("simplu_sqs_messages_total", "Messages that were decided.", ["queue", "outcome"])
 SQS_IN_FLIGHT = Gauge("simplu_sqs_in_flight", "Messages received and not yet decided.", ["queue"])
 SQS_QUEUE_DEPTH = Gauge("simplu_sqs_queue_depth", "Messages waiting in the queue, as SQS estimates it.", ["queue"])
+SQS_OLDEST_MESSAGE = Gauge(
+    "simplu_sqs_oldest_message_age_seconds",
+    "Time since the oldest message was sent that is in flight or was received in the last minute; 0 without one.",
+    ["queue"],
+)
 SQS_OLDEST_IN_HAND = Gauge(
     "simplu_sqs_oldest_in_hand_seconds",
     "Time since the message that is in flight longest was received; 0 when none is in flight.",
@@ -327,6 +337,10 @@ DYNAMODB_REQUEST = Histogram(
 )
 SHARD_MAP_RELOADS = Counter("simplu_shard_map_reloads_total", "Reloads of SHARD_MAP_FILE, by outcome.", ["outcome"])
 PROVISIONING = Counter("simplu_provisioning_total", "Tenants provisioned on a Postgres shard.", ["outcome"])
+TENANTS_SPLIT = Gauge(
+    "simplu_tenants_split",
+    "Tenants that two Postgres shards call their own, with operations on both, as this replica found them.",
+)
 CACHE_INVALIDATIONS = Counter(
     "simplu_cache_invalidations_total",
     "Changed resources that were invalidated in Redis; the epoch covers those that failed or were dropped.",
@@ -363,6 +377,7 @@ def start_queue_at_zero(queue: str) -> None:
     _start_at_zero(SQS_STALE_RECEIPTS, [queue], SQS_CALLS)
     for metric in (
         SQS_IN_FLIGHT,
+        SQS_OLDEST_MESSAGE,
         SQS_OLDEST_IN_HAND,
         SQS_LEASE_MARGIN,
         SQS_HEARTBEAT_LATENESS,
@@ -390,7 +405,7 @@ def message_outcomes(queue: str) -> dict[str, int]:
 
 def remove_stream_shard(stream_shard_id: str) -> None:
     """Remove the series of a stream shard that this replica no longer reads, which would be stale. Idempotent."""
-    for gauge in (KINESIS_LAG, HELD_RETENTION, CATCH_UP_LAG):
+    for gauge in (KINESIS_LAG, KINESIS_LAG_RETENTION, HELD_RETENTION, CATCH_UP_LAG):
         gauge.remove(stream_shard_id)
 
 

@@ -172,6 +172,7 @@ class ReplicaStatus:
                 ages[hold.reason] = max(ages[hold.reason], reader.view.held_age_s(hold))
             name = reader.stream_shard_id
             instruments.KINESIS_LAG.labels(name).set(reader.view.lag_s or 0.0)
+            instruments.KINESIS_LAG_RETENTION.labels(name).set(reader.view.lag_retention_ratio(reader.retention))
             instruments.HELD_RETENTION.labels(name).set(reader.view.held_retention_ratio(reader.retention))
             instruments.CATCH_UP_LAG.labels(name).set(reader.view.catch_up_lag_s)
         counts = Counter(reason for reason, _, _ in targets)

@@ -26,6 +26,7 @@ ALWAYS_THERE = {"--help", "-h", "--version"}
 TREES = ("simplu_worker", "tests", "benchmarks", "deploy", "docs", "requirements")
 PATH = re.compile(r"[\w*-][\w.*-]*(?:/[\w.*-]+)*(?:/|\.(?:cjs|html|md|py|service|sql|toml|txt|yaml))")
 LONG_PAGE_LINES = 300
+DOCS_URL = "https://docs.example.com/simplu-worker"  # users put their own in its place
 PLACEHOLDER = "NNNN"  # in the name of a file that does not exist yet
 
 
@@ -218,6 +219,17 @@ def test_alerts_have_a_runbook_each() -> None:
     page = (DOCS / "monitoring.md").read_text(encoding="utf-8")
     section = page.partition("\n## Alerts\n")[2].partition("\n## ")[0]
     assert re.findall(r"^### (\w+)$", section, flags=re.MULTILINE) == re.findall(r"- alert: (\w+)", rules)
+
+
+def test_runbook_urls_lead_to_pages_and_headings_that_exist() -> None:
+    """The link of an alert ends at the heading of that alert."""
+    rules = (ROOT / "deploy" / "prometheus" / "alerts.yaml").read_text(encoding="utf-8")
+    alerts = re.findall(r"- alert: (\w+)$.*?runbook_url: (\S+)$", rules, flags=re.MULTILINE | re.DOTALL)
+    assert len(alerts) == rules.count("- alert: ")
+    for alert, url in alerts:
+        page, _, anchor = url.removeprefix(f"{DOCS_URL}/").partition("#")
+        assert anchor in map(anchor_of, headings(DOCS / page)), url
+        assert anchor == alert.lower()
 
 
 @pytest.mark.parametrize("page", COMMAND_PAGES, ids=lambda page: page.name)

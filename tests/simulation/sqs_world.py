@@ -12,6 +12,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from random import Random
 from typing import Any, Concatenate, ParamSpec
 
@@ -121,6 +122,7 @@ class World:
             receiver_settings(**options),
             gate=gate,
             clock=self.loop.time,
+            utc=lambda: datetime.fromtimestamp(self.now_ms() / 1000, UTC),
             draw=self.draws.random,
         )
 

@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 from simulation.sqs_world import Desk, Letters, World, virtually
 from structlog.testing import capture_logs
 
@@ -920,3 +921,23 @@ async def test_stats_tell_what_is_in_memory_and_what_became_of_the_rest(world: W
         assert 9 < stats["oldestInHandS"] < 10
         await world.emptied(queue)
         assert running.receiver.stats()["outcomes"]["deleted"] == 7
+
+
+@virtually
+async def test_age_of_the_oldest_message_grows_while_it_is_in_flight_and_between_its_receives(world: World) -> None:
+    """It is counted from when the message was sent; it stays for a minute after the last receive, and ends at 0."""
+    queue, is_down = world.queue(), True
+    desk = Desk(lambda _: ReturnToQueue(40) if is_down else Done())
+    await world.send(queue, "old")
+    await asyncio.sleep(100)
+    ages = []
+    async with world.receiving(queue, desk):
+        for _ in range(10):
+            await asyncio.sleep(20)
+            ages.append(REGISTRY.get_sample_value("simplu_sqs_oldest_message_age_seconds", {"queue": queue.name}))
+        is_down = False
+        await world.emptied(queue)
+        await asyncio.sleep(200)
+        idle = REGISTRY.get_sample_value("simplu_sqs_oldest_message_age_seconds", {"queue": queue.name})
+    assert ages == [pytest.approx(120 + 20 * number, abs=0.1) for number in range(10)]
+    assert (len(desk.handled) > 4, idle) == (True, 0)

@@ -17,8 +17,10 @@ DEPLOY = ROOT / "deploy"
 UNIT = DEPLOY / "systemd" / "simplu-worker.service"
 ALERTS = DEPLOY / "prometheus" / "alerts.yaml"
 ALERTS_TEST = DEPLOY / "prometheus" / "alerts_test.yaml"
+ALERTMANAGER = DEPLOY / "prometheus" / "alertmanager.yaml"
+AMTOOL_HOW = "apt-get install --no-install-recommends prometheus-alertmanager"
 MANIFESTS = [path for path in sorted((DEPLOY / "kubernetes").glob("*.yaml")) if path.name != "kustomization.yaml"]
-KEYS_OF_EVERY_ALERT = ("severity", "summary", "description")
+KEYS_OF_EVERY_ALERT = ("severity", "runbook_url", "summary", "description")
 TOOLS_HOW = "python3 run.py tools"
 
 
@@ -136,10 +138,12 @@ def test_alerts_are_each_tested_firing_and_silent() -> None:
 
 
 def test_alerts_say_how_bad_and_what_to_do() -> None:
-    """Every alert has a severity, a summary and a description."""
+    """Every alert has a severity, the address of its runbook, a summary and a description."""
     text = ALERTS.read_text()
     count = len(alert_names(ALERTS, "alert"))
-    assert [count] * 3 == [len(re.findall(rf"^ +{key}: ", text, re.MULTILINE)) for key in KEYS_OF_EVERY_ALERT]
+    assert [count] * len(KEYS_OF_EVERY_ALERT) == [
+        len(re.findall(rf"^ +{key}: ", text, re.MULTILINE)) for key in KEYS_OF_EVERY_ALERT
+    ]
 
 
 def test_alerts_name_only_metrics_the_worker_has() -> None:
@@ -147,3 +151,24 @@ def test_alerts_name_only_metrics_the_worker_has() -> None:
     named = set(re.findall(r"simplu_[a-z_]+", ALERTS.read_text() + ALERTS_TEST.read_text()))
     families = {family.name for family in REGISTRY.collect()}  # texts name a histogram without its suffixes
     assert set() == named - metric_names() - families
+
+
+def test_alertmanager_example_passes_amtool() -> None:
+    """Alertmanager would take the example as it is."""
+    done = judge(required_program("amtool", how=AMTOOL_HOW), "check-config", str(ALERTMANAGER))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("severity", "receiver"), [("critical", "on-call"), ("warning", "tickets")])
+def test_alertmanager_example_sends_each_severity_to_its_receiver(severity: str, receiver: str) -> None:
+    """Every severity that an alert has wakes somebody, or makes a ticket."""
+    program = required_program("amtool", how=AMTOOL_HOW)
+    done = judge(program, "config", "routes", "test", f"--config.file={ALERTMANAGER}", f"severity={severity}")
+    assert (done.returncode, done.stdout.strip()) == (0, receiver), done.stderr
+    assert set(re.findall(r"severity: (\w+)$", ALERTS.read_text(), re.MULTILINE)) == {"critical", "warning"}
+
+
+def test_alertmanager_example_inhibits_alerts_that_exist() -> None:
+    """A renamed alert is not left behind in a rule that matches nothing."""
+    matched = re.findall(r'alertname=~?"([^"]+)"', ALERTMANAGER.read_text())
+    assert {name for names in matched for name in names.split("|")} <= set(alert_names(ALERTS, "alert"))

@@ -12,6 +12,7 @@ from simplu_worker.errors import WorkerError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.shard_query import fetch_from_shard
 from simplu_worker.shards.tenants.home_confirmation import HomeConfirmer, PlacedTenant
+from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.periodic import repeat_every
 
 SWEEP_INTERVAL_S: Final = 300.0
@@ -47,28 +48,35 @@ class ConfirmationSweep:
 
     async def sweep(self) -> int:
         """Confirm the overdue tenants; return the number that could not be confirmed."""
-        pools = [pool for pool in self._pools.by_shard_id().values() if pool.is_healthy]
+        began_at = loop_time()
+        in_use = list(self._pools.by_shard_id().values())
+        pools = [pool for pool in in_use if pool.is_healthy]
         slots = asyncio.Semaphore(SHARDS_AT_ONCE)
 
-        async def fetch(pool: ShardPool) -> list[PlacedTenant]:
+        async def fetch(pool: ShardPool) -> list[PlacedTenant] | None:
             async with slots:
                 return await self._fetch_overdue(pool)
 
         async with asyncio.TaskGroup() as tasks:
             fetches = [tasks.create_task(fetch(pool), name=f"unconfirmed:{pool.address.shard_id}") for pool in pools]
         # Each tenant once: if it is unconfirmed on two shards, the confirmation of one home finds the other.
-        overdue = {placed.tenant_id: placed for task in fetches for placed in task.result()}
+        answers = [task.result() for task in fetches]
+        overdue = {placed.tenant_id: placed for answer in answers for placed in answer or ()}
         errors = await self._confirmer.confirm(list(overdue.values())) if overdue else {}
+        are_all_answers_whole = all(answer is not None and len(answer) < SWEEP_MAX_TENANTS for answer in answers)
+        if are_all_answers_whole and len(pools) == len(in_use):
+            self._confirmer.forget_splits(overdue, found_before=began_at - self._overdue.total_seconds())
         for error in errors.values():
             log.debug("confirmation.deferred", count=len(errors), error=str(error))
             break
         return len(errors)
 
-    async def _fetch_overdue(self, pool: ShardPool) -> list[PlacedTenant]:
+    async def _fetch_overdue(self, pool: ShardPool) -> list[PlacedTenant] | None:
+        """Return the overdue tenants of a shard; None if it does not answer."""
         address = pool.address
         try:
             rows = await fetch_from_shard(pool, "find_unconfirmed", self._overdue.total_seconds(), SWEEP_MAX_TENANTS)
         except WorkerError as exc:
             log.debug("confirmation.deferred", shard_id=address.shard_id, error=str(exc))
-            return []
+            return None
         return [PlacedTenant(row["business_id"], row["location_id"], row["business_type"], address) for row in rows]

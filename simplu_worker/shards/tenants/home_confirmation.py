@@ -13,7 +13,7 @@ confirmation is tried again by the same message when it is delivered again, and 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 
 import msgspec
@@ -35,6 +35,7 @@ from simplu_worker.shards.routing.tenant_homes import MOVES_MAX, QUERIES_AT_ONCE
 from simplu_worker.shards.tenants.control_rules import timestamp_text
 from simplu_worker.shards.tenants.home_conflict import HomeCandidate, resolve_homes
 from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW
+from simplu_worker.timing.clock import loop_time
 
 log = structlog.get_logger(__name__)
 
@@ -93,6 +94,7 @@ class HomeConfirmer:
         self._on_change = on_change
         self._on_undone = on_undone
         self._slots = asyncio.Semaphore(QUERIES_AT_ONCE)
+        self._split: dict[str, float] = {}  # since when tenants have two homes that both have data to lose
         self._confirmations: dict[str, Coalescer[tuple[str, datetime], WorkerError | None]] = {}  # by shard id
 
     async def confirm(self, placed: Sequence[PlacedTenant]) -> dict[str, WorkerError]:
@@ -112,7 +114,30 @@ class HomeConfirmer:
         _defer_unanswered([searches[tenant_id] for tenant_id in sorted(unanswered - errors.keys())], errors)
         done = [one for one in placed if one.tenant_id in homes and one.tenant_id not in errors.keys() | unanswered]
         await self._mark_confirmed(done, homes, errors)
+        self._note_splits(homes, errors)
         return errors
+
+    def forget_splits(self, still_unconfirmed: Collection[str], *, found_before: float) -> None:
+        """Forget the split tenants that were found before that loop time and are not among *still_unconfirmed*.
+
+        Those are the unconfirmed tenants of all shards: a person has removed the others.
+        """
+        self._split = {
+            tenant_id: found_at
+            for tenant_id, found_at in self._split.items()
+            if found_at >= found_before or tenant_id in still_unconfirmed
+        }
+        instruments.TENANTS_SPLIT.set(len(self._split))
+
+    def _note_splits(self, searched: Iterable[str], errors: Mapping[str, WorkerError]) -> None:
+        """Count the split tenants; one that could not be searched now stays as it was."""
+        for tenant_id in searched:
+            match errors.get(tenant_id):
+                case TenantSplitError():
+                    self._split.setdefault(tenant_id, loop_time())
+                case None | HomeUndoneError():
+                    self._split.pop(tenant_id, None)
+        instruments.TENANTS_SPLIT.set(len(self._split))
 
     async def _fetch_unconfirmed(
         self, placed: Iterable[PlacedTenant], errors: dict[str, WorkerError]

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 from support.citrus.cases import RoutedShards, routed_shards, silent
 from support.postgres.databases import ShardMaker
@@ -269,16 +270,22 @@ async def test_trouble_of_many_is_logged_once_for_each_error() -> None:
     assert [(entry["error"], entry["message_count"]) for entry in logs] == [("one", 20), ("two", 10)]
 
 
+def retry_count(reason: str) -> float:
+    """Return how many retries of queues were counted with *reason*."""
+    return REGISTRY.get_sample_value("simplu_retries_total", {"source": "sqs", "reason": reason}) or 0
+
+
 @pytest.mark.parametrize("error", [ShardNotAllowedError("not allowed"), CitrusDeniedError("401")])
 async def test_trouble_that_only_a_person_can_mend_is_loud(error: Exception) -> None:
-    """The message is held; the log line is an error."""
-    desk = Desk()
+    """The message is held; the log line is an error, and each retry is counted apart from those of an outage."""
+    desk, counted = Desk(), retry_count("blocked")
     desk.script_answers("create", "1", error)
     with capture_logs() as logs:
         assert kinds(await handler(desk).handle([message("create")])) == [RetryHeld]
     assert [(entry["event"], entry["log_level"], entry["error"]) for entry in logs] == [
         ("control.blocked", "error", str(error))
     ]
+    assert retry_count("blocked") == counted + 1
 
 
 @pytest.mark.parametrize("what", list(TYPES))

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import asyncpg
 import pytest
+from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 from support.citrus.cases import RoutedShards, routed_shards, silent
 from support.postgres.databases import ShardMaker
@@ -92,6 +93,45 @@ async def test_confirm_undoes_nothing_when_both_homes_have_something_to_lose(rou
         (entry,) = [entry for entry in logs if entry["event"] == "tenant.split"]
         assert (entry["log_level"], entry["shard_ids"]) == ("error", ["shard-1", "shard-2"])
     assert await homes(routed) == before
+
+
+@pytest.mark.parametrize("removed_from", [["shard-1"], ["shard-1", "shard-2"]])
+async def test_split_tenant_is_counted_until_a_person_has_removed_one_home(
+    routed: RoutedShards, removed_from: list[str]
+) -> None:
+    """The metric is 1 from the first search on, and 0 after a sweep that finds the tenant in one place, or in none."""
+    routed.register(TENANT, "shard-2")
+    for shard_id in ("shard-1", "shard-2"):
+        await make_unfinished(pool_of(routed, shard_id), touched=True, age_s=3600)
+    sweep = ConfirmationSweep(routed.provisioner.confirmer, routed.pools, overdue=timedelta(0))
+    with pytest.raises(TenantSplitError):
+        await routed.provisioner.provision(REQUEST)
+    counts = [REGISTRY.get_sample_value("simplu_tenants_split")]
+    await sweep.sweep()
+    counts.append(REGISTRY.get_sample_value("simplu_tenants_split"))
+    for shard_id in removed_from:
+        await fetch(pool_of(routed, shard_id), "DELETE FROM tenants")
+        await sweep.sweep()
+        counts.append(REGISTRY.get_sample_value("simplu_tenants_split"))
+    assert counts == [1, 1, *[0] * len(removed_from)]
+
+
+async def test_split_tenant_stays_counted_while_a_shard_does_not_answer(routed: RoutedShards) -> None:
+    """A shard that is down is no proof that the tenant has left it."""
+    routed.register(TENANT, "shard-2")
+    for shard_id in ("shard-1", "shard-2"):
+        await make_unfinished(pool_of(routed, shard_id), touched=True, age_s=3600)
+    sweep = ConfirmationSweep(routed.provisioner.confirmer, routed.pools)
+    await sweep.sweep()
+    await fetch(pool_of(routed, "shard-1"), "UPDATE shard_meta SET shard_id = 'another'")
+    await fetch(pool_of(routed, "shard-2"), "UPDATE shard_meta SET shard_id = 'another'")
+    await sweep.sweep()
+    assert REGISTRY.get_sample_value("simplu_tenants_split") == 1
+    for shard_id in ("shard-1", "shard-2"):
+        await fetch(pool_of(routed, shard_id), "UPDATE shard_meta SET shard_id = $1", shard_id)
+        await fetch(pool_of(routed, shard_id), "DELETE FROM tenants")
+    routed.provisioner.confirmer.forget_splits((), found_before=float("inf"))
+    assert REGISTRY.get_sample_value("simplu_tenants_split") == 0
 
 
 @pytest.mark.parametrize(

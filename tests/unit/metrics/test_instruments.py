@@ -66,10 +66,13 @@ BEYOND_THE_CONTRACT = {
     "simplu_kinesis_read_records": ("counter", ["reader"]),
     "simplu_held_age_seconds": ("gauge", ["reason"]),
     "simplu_held_retention_ratio": ("gauge", ["stream_shard"]),
+    "simplu_kinesis_lag_retention_ratio": ("gauge", ["stream_shard"]),
+    "simplu_tenants_split": ("gauge", []),
     "simplu_catch_ups": ("gauge", []),
     "simplu_catch_up_lag_seconds": ("gauge", ["stream_shard"]),
     "simplu_prefetch_bytes": ("gauge", []),
     "simplu_prefetch_max_bytes": ("gauge", []),
+    "simplu_sqs_oldest_message_age_seconds": ("gauge", ["queue"]),
     "simplu_sqs_oldest_in_hand_seconds": ("gauge", ["queue"]),
     "simplu_sqs_lease_margin_seconds": ("histogram", ["queue"]),
     "simplu_sqs_heartbeat_lateness_seconds": ("histogram", ["queue"]),
@@ -161,6 +164,7 @@ def test_series_of_a_queue_exist_when_it_is_started_at_zero() -> None:
     ("gauge", "series"),
     [
         (instruments.KINESIS_LAG, "simplu_kinesis_lag_seconds"),
+        (instruments.KINESIS_LAG_RETENTION, "simplu_kinesis_lag_retention_ratio"),
         (instruments.HELD_RETENTION, "simplu_held_retention_ratio"),
         (instruments.CATCH_UP_LAG, "simplu_catch_up_lag_seconds"),
     ],
@@ -187,7 +191,7 @@ def test_remove_stream_shard_drops_every_series_that_names_one() -> None:
         metric.labels("shardId-test-3")
     instruments.remove_stream_shard("shardId-test-3")
     assert "shardId-test-3" not in generate_latest().decode()
-    assert len(by_stream_shard) == 3
+    assert len(by_stream_shard) == 4
 
 
 def test_remove_shard_drops_every_series_that_names_it() -> None:

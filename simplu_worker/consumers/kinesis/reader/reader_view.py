@@ -66,6 +66,10 @@ class ReaderView:
         """How many catch-ups run."""
         return len(self._catch_ups.running)
 
+    def lag_retention_ratio(self, retention: timedelta | None) -> float:
+        """Return the lag over the *retention* of the stream; at 1 the next records are lost. 0 while it is unknown."""
+        return 0.0 if retention is None else (self.lag_s or 0.0) / retention.total_seconds()
+
     def held_retention_ratio(self, retention: timedelta | None) -> float:
         """Return the age of the oldest held operation over the *retention* of the stream; at 1 it is lost."""
         if retention is None:

@@ -319,14 +319,15 @@ class ControlHandler:
                 by_error.setdefault(error, []).append((item, result, verdict))
         for error, deferred in by_error.items():
             item, result, _ = deferred[0]
-            RETRIES.labels("sqs", "dependency").inc(len(deferred))
+            is_blocked = isinstance(result, ShardNotAllowedError | CitrusDeniedError)
+            RETRIES.labels("sqs", "blocked" if is_blocked else "dependency").inc(len(deferred))
             facts = self._facts(item) | {
                 "message_count": len(deferred),
                 "receive_count": item.message.receive_count,
                 "retry_in_s": round(min(verdict.delay_s for _, _, verdict in deferred), 1),
                 "error": error,
             }
-            if isinstance(result, ShardNotAllowedError | CitrusDeniedError):
+            if is_blocked:
                 log.error("control.blocked", **facts)
             else:
                 log.warning("control.deferred", **facts)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
@@ -108,6 +109,10 @@ class InFlightMessages:
     def oldest_age_s(self, now: float) -> float:
         """Return the time since the receive of the oldest message in flight; 0 when there is none."""
         return max((now - period.received_at for period in self._periods.values()), default=0.0)
+
+    def oldest_sent_at(self) -> datetime | None:
+        """Return when the message in flight was sent that was sent first; None when there is none."""
+        return min((period.message.sent_at for period in self._periods.values()), default=None)
 
     def take_due(self, now: float) -> list[tuple[float, list[Message]]]:
         """Return the messages to extend now, most urgent first: for each call, when it was due, and its messages.

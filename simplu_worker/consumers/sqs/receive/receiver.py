@@ -22,6 +22,7 @@ from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, VISIBILITY_DEFAULT_S, Mes
 from simplu_worker.consumers.sqs.receive.deleter import DeleteBatcher
 from simplu_worker.consumers.sqs.receive.group_scheduler import CallDecision, GroupScheduler, SchedulerLimits
 from simplu_worker.consumers.sqs.receive.in_flight import InFlightMessages
+from simplu_worker.consumers.sqs.receive.message_ages import RecentlyReceived, oldest_age_s
 from simplu_worker.consumers.sqs.receive.poller import (
     POLL_WAIT_S,
     RETRY_BASE_S,
@@ -41,11 +42,13 @@ from simplu_worker.metrics.instruments import (
     SQS_IN_FLIGHT,
     SQS_MESSAGES,
     SQS_OLDEST_IN_HAND,
+    SQS_OLDEST_MESSAGE,
     SQS_QUEUE_DEPTH,
     message_outcomes,
     start_queue_at_zero,
 )
 from simplu_worker.timing.backoff import backoff_s
+from simplu_worker.timing.clock import UtcClock, utc_now
 from simplu_worker.timing.waits import sleep_or_event
 
 DRAIN_S: Final = 15.0
@@ -96,6 +99,7 @@ class QueueReceiver:
         *,
         gate: Callable[[], Awaitable[None]] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        utc: UtcClock = utc_now,
         draw: Callable[[], float] = random.random,
     ) -> None:
         self._queue = queue
@@ -104,7 +108,9 @@ class QueueReceiver:
         self._settings = settings = settings or ReceiverSettings()
         self._limits = settings.limits
         self._clock = clock
+        self._utc = utc
         self._draw = draw
+        self._received = RecentlyReceived()
         self._in_flight = in_flight = InFlightMessages(visibility_timeout_s=VISIBILITY_DEFAULT_S)
         self._groups = GroupScheduler(is_fifo=queue.is_fifo)
         self._deleter = DeleteBatcher(queue, in_flight, on_removed=self._on_removed, clock=clock, draw=draw)
@@ -176,12 +182,14 @@ class QueueReceiver:
         self._stopping = stopping
         start_queue_at_zero(name)
         SQS_OLDEST_IN_HAND.labels(name).set_function(lambda: self._in_flight.oldest_age_s(self._clock()))
+        SQS_OLDEST_MESSAGE.labels(name).set_function(self._oldest_message_age_s)
         try:
             attributes = await self._open(stopping)
             if attributes is not None:
                 await self._receive(attributes, stopping)
         finally:
-            SQS_OLDEST_IN_HAND.labels(name).set_function(float)  # 0, without a reference to this receiver
+            for gauge in (SQS_OLDEST_IN_HAND, SQS_OLDEST_MESSAGE):
+                gauge.labels(name).set_function(float)  # 0, without a reference to this receiver
 
     async def _receive(self, attributes: QueueAttributes, stopping: asyncio.Event) -> None:
         name = self._queue.name
@@ -252,6 +260,10 @@ class QueueReceiver:
                 return attributes
         return None
 
+    def _oldest_message_age_s(self) -> float:
+        known = (self._in_flight.oldest_sent_at(), self._received.oldest_sent_at(self._clock()))
+        return oldest_age_s(known, utc=self._utc())
+
     def _update_attributes(self, attributes: QueueAttributes) -> None:
         self._attributes = attributes
         self._in_flight.set_visibility_timeout(attributes.visibility_timeout_s)
@@ -280,6 +292,7 @@ class QueueReceiver:
             log.warning("queue.redrive_unfit", queue=self._queue.name, problem=problem)
 
     def _add(self, messages: Sequence[Message], received_at: float) -> None:
+        self._received.note([message.sent_at for message in messages], now=self._clock())
         fresh = self._in_flight.add(messages, received_at=received_at, draw=self._draw())
         self._groups.add(fresh)
         if fresh:

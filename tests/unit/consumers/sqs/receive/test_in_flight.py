@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -230,6 +233,13 @@ def test_oldest_age_is_that_of_the_first_receive() -> None:
     one = in_flight(A, received_at=5.0)
     one.add([B], received_at=2.0)
     assert (one.oldest_age_s(10.0), InFlightMessages(visibility_timeout_s=30).oldest_age_s(10.0)) == (8.0, 0.0)
+
+
+def test_oldest_is_the_one_that_was_sent_first() -> None:
+    """However late it was received."""
+    older = msgspec.structs.replace(B, sent_at=A.sent_at - timedelta(seconds=7))
+    assert in_flight(A, older).oldest_sent_at() == older.sent_at
+    assert in_flight().oldest_sent_at() is None
 
 
 STEPS = st.sampled_from(["add", "remove", "refuse", "extend", "expire", "due", "retry"])

@@ -1,0 +1,37 @@
+"""A reader as people and metrics see it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import pytest
+
+from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
+from simplu_worker.consumers.kinesis.reader.reader_view import ReaderView
+from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
+
+NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
+NOT_USED = cast("Any", None)  # a part that the lag of a pending record does not need
+
+
+def view_of(*pending_since: timedelta) -> ReaderView:
+    """Return the view of a reader whose records in memory arrived so long before noon."""
+    tracker = CheckpointTracker[RecordPosition]()
+    tracker.start_all([RecordPosition(str(number), 0, NOON - age) for number, age in enumerate(pending_since, 1)])
+    return ReaderView(tracker, NOT_USED, NOT_USED, NOT_USED, utc=lambda: NOON)
+
+
+@pytest.mark.parametrize(
+    ("retention", "expected"),
+    [(timedelta(hours=24), 0.5), (timedelta(days=365), 12 / 24 / 365), (timedelta(hours=6), 2.0), (None, 0.0)],
+)
+def test_lag_is_a_share_of_the_streams_own_retention(retention: timedelta | None, expected: float) -> None:
+    """The age of the first record in memory; without a known retention there is no share."""
+    view = view_of(timedelta(hours=12), timedelta(hours=1))
+    assert view.lag_retention_ratio(retention) == pytest.approx(expected)
+
+
+def test_lag_of_a_record_ahead_of_our_clock_is_none() -> None:
+    """Clocks differ by some seconds."""
+    assert view_of(timedelta(seconds=-5)).lag_retention_ratio(timedelta(hours=24)) == 0

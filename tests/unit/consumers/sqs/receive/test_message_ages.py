@@ -1,0 +1,65 @@
+"""How old the oldest message is that a receiver knows."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.consumers.sqs.receive.message_ages import WINDOW_S, RecentlyReceived, oldest_age_s
+
+NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
+
+
+def sent(seconds: float) -> datetime:
+    """Return the time of a message sent so long before noon."""
+    return NOON - timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        ([], 0.0),
+        ([None, None], 0.0),
+        ([sent(5), None], 5.0),
+        ([sent(5), sent(90)], 90.0),
+        ([sent(-3)], 0.0),
+    ],
+)
+def test_age_is_that_of_the_oldest_known_message(known: list[datetime | None], expected: float) -> None:
+    """0 without a message, and for one that was sent by a clock ahead of ours."""
+    assert oldest_age_s(known, utc=NOON) == expected
+
+
+def test_message_is_remembered_for_a_minute_after_its_receive() -> None:
+    """A deferred message is in no place for up to a minute: its age does not fall to 0 meanwhile."""
+    received = RecentlyReceived()
+    received.note([sent(1)], now=0.0)
+    received.note([sent(900), sent(2)], now=WINDOW_S - 1)
+    received.note([sent(3)], now=WINDOW_S + 5)
+    assert received.oldest_sent_at(2 * WINDOW_S - 1) == sent(900)
+    assert received.oldest_sent_at(2 * WINDOW_S) == sent(3)
+    assert received.oldest_sent_at(4 * WINDOW_S) is None
+
+
+def test_receive_without_messages_changes_nothing() -> None:
+    """Most polls of an idle queue bring none."""
+    received = RecentlyReceived()
+    received.note([], now=0.0)
+    assert received.oldest_sent_at(0.0) is None
+
+
+@given(st.lists(st.tuples(st.floats(0, 50), st.integers(0, 10_000)), min_size=1, max_size=40))
+def test_oldest_is_one_of_the_last_minute_and_none_of_before_two(receives: list[tuple[float, int]]) -> None:
+    """Whatever comes when: no message of the last minute is forgotten, none is kept for twice that time."""
+    received, now, times = RecentlyReceived(), 0.0, []
+    for pause_s, age_s in receives:
+        now += pause_s
+        times.append((now, sent(age_s)))
+        received.note([sent(age_s)], now=now)
+    oldest = received.oldest_sent_at(now)
+    assert oldest is not None
+    assert oldest <= min(at for received_at, at in times if now - received_at < WINDOW_S)
+    assert oldest >= min(at for received_at, at in times if now - received_at < 2 * WINDOW_S)
