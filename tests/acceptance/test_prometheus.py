@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 from support.full_stack import make_item, make_record
+from support.prometheus.dashboards import DASHBOARDS, panels_of, query_of
 from support.prometheus.server import HOW, PrometheusServer
 from support.requires import required_program
 
@@ -29,6 +31,8 @@ TENANTS = [Tenant(f"watched-{number}", "main", "dental") for number in range(4)]
 PATIENCE_S = 30.0
 STOP_WITHIN_S = 30.0
 SCRAPES_TO_RATE = 4  # seconds, one scrape each: enough for a rate of every counter
+# What a healthy fleet without standbys, catch-ups and backfills has no series of.
+EMPTY_WHEN_WELL = {"Lag of standbys", "Errors", "Backfills"}
 
 
 class Watched(NamedTuple):
@@ -127,3 +131,24 @@ async def test_live_scrape_passes_promtool(watched: Watched) -> None:
     said, _ = await checker.communicate(text)
     assert (checker.returncode, said.decode()) == (0, "")
     assert b"simplu_operations_total" in text
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+async def test_every_query_of_a_dashboard_finds_series(watched: Watched, name: str) -> None:
+    """Prometheus understands each, and each has an answer for a fleet at work."""
+    empty = set()
+    for panel in panels_of(name):
+        for target in panel["targets"]:
+            found = await watched.prometheus.query(query_of(target, shard_id="shard-1"))
+            empty |= set() if found else {panel["title"]}
+    assert empty <= EMPTY_WHEN_WELL
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+async def test_legends_of_a_dashboard_name_labels_that_the_series_have(watched: Watched, name: str) -> None:
+    """A legend with a label that is not there shows its braces."""
+    for panel in panels_of(name):
+        for target in panel["targets"]:
+            labels = set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]))
+            for series in await watched.prometheus.query(query_of(target, shard_id="shard-1")):
+                assert labels <= series["metric"].keys(), panel["title"]

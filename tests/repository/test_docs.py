@@ -232,6 +232,17 @@ def test_runbook_urls_lead_to_pages_and_headings_that_exist() -> None:
         assert anchor == alert.lower()
 
 
+def test_links_of_dashboards_lead_to_pages_and_headings_that_exist() -> None:
+    """Each panel leads to the heading that explains it."""
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "deploy" / "grafana").glob("*.json")]
+    urls = {url for text in texts for url in re.findall(rf'"{DOCS_URL}/([^"]+)"', text)}
+    assert len(urls) > 10
+    for url in urls:
+        page, _, anchor = url.partition("#")
+        assert (DOCS / page).exists(), url
+        assert not anchor or anchor in map(anchor_of, headings(DOCS / page)), url
+
+
 @pytest.mark.parametrize("page", COMMAND_PAGES, ids=lambda page: page.name)
 def test_command_lines_name_commands_and_options_that_exist(page: Path) -> None:
     """What a newcomer copies works: each command and each option is the program's."""

@@ -1,0 +1,99 @@
+"""The dashboards are those of their description, and name only what the worker has."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+from support.prometheus.dashboards import DASHBOARDS, FOLDER, panels_of
+from support.requires import ROOT
+
+import simplu_worker.metrics.instruments  # noqa: F401 - registers the metrics
+
+UIDS = {"fleet": "simplu-worker-fleet", "shard": "simplu-worker-shard"}
+COLUMNS = 24
+PROCESS_METRICS = {"process_cpu_seconds_total", "process_resident_memory_bytes"}
+
+
+def dashboard(name: str) -> dict[str, Any]:
+    """Return one of the dashboards."""
+    found: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def series_names() -> set[str]:
+    """Return the names of all series that the worker may have."""
+    suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+    return {family.name + suffix for family in REGISTRY.collect() for suffix in suffixes.get(family.type, ("",))}
+
+
+def test_dashboards_are_as_their_description_makes_them(tmp_path: Path) -> None:
+    """Change dashboards.toml, then run the script: it needs nothing but Python."""
+    script = [sys.executable, "-I", "-S", str(FOLDER / "make_dashboards.py"), "--to", str(tmp_path)]
+    subprocess.run(script, check=True, timeout=30, cwd=ROOT)
+    made = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
+    assert made == {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.json")}
+    assert sorted(made) == sorted(f"{name}.json" for name in DASHBOARDS)
+
+
+def test_links_lead_to_the_address_that_the_script_gets(tmp_path: Path) -> None:
+    """Nobody is sent to the example's host."""
+    command = ["make_dashboards.py", "--to", str(tmp_path), "--docs", "https://wiki.internal/docs/"]
+    subprocess.run([sys.executable, "-I", "-S", str(FOLDER / command[0]), *command[1:]], check=True, timeout=30)
+    text = (tmp_path / "fleet.json").read_text(encoding="utf-8")
+    assert ("https://wiki.internal/docs/monitoring.md#streamlaghigh" in text, "example.com" in text) == (True, False)
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_dashboard_has_its_uid_and_a_data_source_to_choose(name: str) -> None:
+    """Links lead to the uid; whoever imports it has another Prometheus than we."""
+    found = dashboard(name)
+    first = found["templating"]["list"][0]
+    assert (found["uid"], first["name"], first["type"]) == (UIDS[name], "datasource", "datasource")
+    assert set(re.findall(r'"uid": "([^"]+)"', json.dumps(found))) == {found["uid"], "${datasource}"}
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_panels_have_words_a_unit_and_a_link(name: str) -> None:
+    """A panel that needs an explanation from elsewhere is of no use at night."""
+    for panel in panels_of(name):
+        assert panel["description"].endswith("."), panel["title"]
+        assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+        assert [link["title"] for link in panel["links"]] == ["Runbook"], panel["title"]
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_panels_do_not_overlap(name: str) -> None:
+    """Grafana would move them, each time in another way."""
+    cells: set[tuple[int, int]] = set()
+    for panel in dashboard(name)["panels"]:
+        place = panel["gridPos"]
+        taken = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        assert place["x"] + place["w"] <= COLUMNS
+        cells |= taken
+    numbers = [panel["id"] for panel in dashboard(name)["panels"]]
+    assert sorted(set(numbers)) == numbers
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_queries_name_series_that_exist(name: str) -> None:
+    """A renamed metric would leave an empty panel behind. Matchers choose the jobs, and the shard."""
+    for panel in panels_of(name):
+        for target in panel["targets"]:
+            named = set(re.findall(r"\b(?:simplu|process)_[a-z_]+", target["expr"]))
+            assert named
+            assert named <= series_names() | PROCESS_METRICS
+            for selector in re.findall(r"\{([^}]*)\}", target["expr"]):
+                assert 'job=~"$job"' in selector
+                assert name == "fleet" or 'shard_id="$shard"' in selector
