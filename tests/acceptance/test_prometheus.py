@@ -54,6 +54,12 @@ async def watched() -> AsyncIterator[Watched]:
             await worker.wait_ready()
         prometheus = PrometheusServer(stack.group, [worker.url.removeprefix("http://") for worker in workers])
         await prometheus.start()
+
+        async def is_seen() -> bool:
+            return await prometheus.value("sum(up)") == REPLICAS
+
+        # Rates are of what happens between two scrapes.
+        assert await poll_until(is_seen, within_s=PATIENCE_S)
         await send_work(stack)
 
         async def is_applied() -> bool:

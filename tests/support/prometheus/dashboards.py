@@ -20,6 +20,6 @@ def panels_of(name: str) -> list[dict[str, Any]]:
 def query_of(target: dict[str, Any], *, shard_id: str) -> str:
     """Return the query of a panel with Grafana's variables filled in."""
     expression: str = target["expr"]
-    for variable, value in {"$job": ".+", "$shard": shard_id, "$__rate_interval": "30s"}.items():
+    for variable, value in {"$job": ".+", "$shard": shard_id, "$__rate_interval": "10m"}.items():
         expression = expression.replace(variable, value)
     return expression
