@@ -15,7 +15,7 @@ import msgspec
 WINDOW_S: Final = 60.0  # a deferred message is received again within a minute, and is in no other place until then
 
 
-class _Window(msgspec.Struct):
+class _ReceivePeriod(msgspec.Struct):
     started_at: float
     oldest: datetime
 
@@ -24,24 +24,24 @@ class RecentlyReceived:
     """The oldest of the messages received in the last WINDOW_S, or up to twice that time."""
 
     def __init__(self) -> None:
-        self._windows: list[_Window] = []  # at most two, the newest last
+        self._periods: list[_ReceivePeriod] = []  # at most two, the newest last
 
     def __repr__(self) -> str:
-        return f"RecentlyReceived({self._windows})"
+        return f"RecentlyReceived({self._periods})"
 
     def note(self, sent_at: Iterable[datetime], *, now: float) -> None:
         """Note the times at which messages were sent that were received just now."""
         oldest = min(sent_at, default=None)
         if oldest is None:
             return
-        if self._windows and now - self._windows[-1].started_at < WINDOW_S:
-            self._windows[-1].oldest = min(self._windows[-1].oldest, oldest)
+        if self._periods and now - self._periods[-1].started_at < WINDOW_S:
+            self._periods[-1].oldest = min(self._periods[-1].oldest, oldest)
         else:
-            self._windows = [*self._windows[-1:], _Window(now, oldest)]
+            self._periods = [*self._periods[-1:], _ReceivePeriod(now, oldest)]
 
     def oldest_sent_at(self, now: float) -> datetime | None:
         """Return when the oldest message was sent; None if none was received lately."""
-        return min((one.oldest for one in self._windows if now - one.started_at < 2 * WINDOW_S), default=None)
+        return min((one.oldest for one in self._periods if now - one.started_at < 2 * WINDOW_S), default=None)
 
 
 def oldest_age_s(sent_at: Iterable[datetime | None], *, utc: datetime) -> float:
