@@ -33,6 +33,7 @@ from botocore.useragent import UserAgentString
 from botocore.utils import parse_timestamp
 from yarl import URL
 
+from simplu_worker.aws.call_log import log_calls
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError, WorkerError
 from simplu_worker.network_errors import network_cause
 
@@ -162,6 +163,7 @@ async def open_client(
             raise ConfigurationError(
                 f"AWS_ENDPOINT_URL, AWS_REGION: expected an http(s) URL and a region, got no valid host for {service}"
             ) from exc
+        log_calls(service, client)
         yield client
 
 

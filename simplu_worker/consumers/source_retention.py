@@ -47,17 +47,18 @@ class EffectiveRetention:
         try:
             return (await stream.describe()).retention
         except (RetryableError, PermanentError) as exc:
-            log.warning("retention.unknown", stream=stream.name, error=str(exc))
+            log.warning("retention.unknown", stream=stream.name, queue=None, error=str(exc))
             return None
 
     async def _read_queue_retention(self, queue: Queue) -> timedelta | None:
         try:
             retention_s = (await queue.read_attributes()).retention_s
         except (RetryableError, PermanentError) as exc:
-            log.warning("retention.unknown", queue=queue.name, error=str(exc))
+            log.warning("retention.unknown", stream=None, queue=queue.name, error=str(exc))
             return None
         if retention_s is None:
-            log.warning("retention.unknown", queue=queue.name, error="the queue does not report its retention")
+            error = "the queue does not report its retention"
+            log.warning("retention.unknown", stream=None, queue=queue.name, error=error)
             return None
         return timedelta(seconds=retention_s)
 

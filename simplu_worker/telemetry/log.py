@@ -311,7 +311,7 @@ def recent_errors() -> list[Facts]:
             "at": event["timestamp"],
             "level": event["level"],
             "event": event["event"],
-            "about": next((event[name] for name in ABOUT if name in event), None),
+            "about": next((event[name] for name in ABOUT if event.get(name) is not None), None),
             "error": _cause_of(event),
             "count": 1 + event.get("repeated", 0),
         }
@@ -326,7 +326,7 @@ def _cause_of(event: Facts) -> str | None:
             return "; ".join(map(str, cause)) if isinstance(cause, list) else str(cause)
     if exception := event.get("exception"):
         return f"{exception['type']}: {exception['message']}"
-    subject = next((name for name in ABOUT if name in event), None)
+    subject = next((name for name in ABOUT if event.get(name) is not None), None)
     facts = {name: value for name, value in event.items() if name not in {*HEAD, subject, "repeated"}}
     return ", ".join(f"{name} {_shorten(value)}" for name, value in facts.items() if value is not None) or None
 

@@ -1,12 +1,11 @@
-"""What people read names what is there: log events, metrics, alerts, commands, files."""
+"""What people read names what is there: metrics, alerts, commands, files."""
 
 from __future__ import annotations
 
 import ast
 import re
 import tomllib
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import filter as matching
 from functools import cache
 from pathlib import Path
@@ -20,8 +19,6 @@ PACKAGE = ROOT / "simplu_worker"
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 COMMAND_PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("runbook/*.md"))]
-LEVELS = {"debug": "debug", "info": "info", "warning": "warning", "error": "error", "exception": "error"}
-EVENT = r"[a-z]+(?:_[a-z]+)*\.[a-z]+(?:_[a-z]+)*"
 ALWAYS_THERE = {"--help", "-h", "--version"}
 TREES = ("simplu_worker", "tests", "benchmarks", "deploy", "docs", "requirements")
 PATH = re.compile(r"[\w*-][\w.*-]*(?:/[\w.*-]+)*(?:/|\.(?:cjs|html|md|py|service|sql|toml|txt|yaml))")
@@ -33,57 +30,6 @@ PLACEHOLDER = "NNNN"  # in the name of a file that does not exist yet
 def modules() -> list[Path]:
     """Return the files whose events are the worker's; the embedded stack is not the worker."""
     return sorted(path for path in PACKAGE.rglob("*.py") if "local" not in path.relative_to(PACKAGE).parts)
-
-
-def events_in(tree: ast.AST) -> Iterator[tuple[str, set[str]]]:
-    """Yield each event that *tree* logs, with its levels; either may go through one local name."""
-    assigned: defaultdict[str, list[ast.expr]] = defaultdict(list)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign):
-            for target in node.targets:
-                if isinstance(target, ast.Name):
-                    assigned[target.id].append(node.value)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and node.args and (levels := levels_of(node.func, assigned)):
-            first = node.args[0]
-            texts = assigned[first.id] if isinstance(first, ast.Name) else [first]
-            found = {one.value for text in texts for one in ast.walk(text) if isinstance(one, ast.Constant)}
-            events = {event for event in found if isinstance(event, str)}
-            assert events, f"line {node.lineno}: expected the event as a literal, got {ast.unparse(first)}"
-            yield from ((event, levels) for event in events)
-
-
-def levels_of(function: ast.expr, assigned: Mapping[str, list[ast.expr]]) -> set[str]:
-    """Return the levels at which a call of *function* logs; none when it does not log."""
-    if isinstance(function, ast.Name):
-        return {level for value in assigned.get(function.id, ()) for level in levels_named_in(value)}
-    return set(levels_named_in(function)) if isinstance(function, ast.Attribute) else set()
-
-
-def levels_named_in(expression: ast.expr) -> Iterator[str]:
-    """Yield the level of each `log.<level>` in *expression*."""
-    for node in ast.walk(expression):
-        if isinstance(node, ast.Attribute) and node.attr in LEVELS:
-            logger = ast.unparse(node.value)
-            if logger == "log" or logger.startswith("structlog.get_logger("):
-                yield LEVELS[node.attr]
-
-
-@cache
-def logged_events() -> dict[str, set[str]]:
-    """Return the levels of every event in the package, by event."""
-    events: defaultdict[str, set[str]] = defaultdict(set)
-    for path in modules():
-        for event, levels in events_in(ast.parse(path.read_text(encoding="utf-8"))):
-            events[event] |= levels
-    return dict(events)
-
-
-def catalogued_events() -> list[tuple[str, set[str]]]:
-    """Return each row of the catalogue: the event and its levels."""
-    page = (DOCS / "events.md").read_text(encoding="utf-8")
-    rows = re.findall(rf"^\| `({EVENT})` \| ([a-z ]+) \|", page, flags=re.MULTILINE)
-    return [(event, set(levels.split(" or "))) for event, levels in rows]
 
 
 def headings(page: Path) -> list[str]:
@@ -187,21 +133,6 @@ def layers() -> dict[str, list[list[str]]]:
         for contract in contracts
         if contract["type"] == "layers"
     }
-
-
-def test_events_are_in_the_catalogue_and_only_those_that_exist() -> None:
-    """docs/events.md has one row for each event of the package."""
-    assert sorted(logged_events()) == sorted(event for event, _ in catalogued_events())
-
-
-def test_catalogue_names_the_level_at_which_an_event_is_logged() -> None:
-    """An operator filters by level, so the catalogue's is the code's."""
-    assert dict(catalogued_events()) == logged_events()
-
-
-def test_events_are_nouns_and_what_became_of_them() -> None:
-    """Events are `noun.past_verb`, in lower case, so that they can be searched for."""
-    assert not [event for event in logged_events() if not re.fullmatch(EVENT, event)]
 
 
 def test_metrics_are_all_described() -> None:

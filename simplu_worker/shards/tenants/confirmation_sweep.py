@@ -67,7 +67,7 @@ class ConfirmationSweep:
         if are_all_answers_whole and len(pools) == len(in_use):
             self._confirmer.forget_splits(overdue, found_before=began_at - self._overdue.total_seconds())
         for error in errors.values():
-            log.debug("confirmation.deferred", count=len(errors), error=str(error))
+            log.debug("confirmation.deferred", shard_id=None, count=len(errors), error=str(error))
             break
         return len(errors)
 
@@ -77,6 +77,6 @@ class ConfirmationSweep:
         try:
             rows = await fetch_from_shard(pool, "find_unconfirmed", self._overdue.total_seconds(), SWEEP_MAX_TENANTS)
         except WorkerError as exc:
-            log.debug("confirmation.deferred", shard_id=address.shard_id, error=str(exc))
+            log.debug("confirmation.deferred", shard_id=address.shard_id, count=None, error=str(exc))
             return None
         return [PlacedTenant(row["business_id"], row["location_id"], row["business_type"], address) for row in rows]

@@ -99,6 +99,13 @@ def test_log_keeps_bodies_of_aws_calls_out_when_debug(stream: io.StringIO) -> No
     assert [line["event"] for line in _lines_of(stream)] == ["found", "seen", "stream.read"]
 
 
+def test_recent_errors_are_about_the_subject_that_is_known(stream: io.StringIO) -> None:
+    """Each line of an event has all of its keys; the subject is the first that is not null."""
+    _logger().warning("order.refused", shard_id=None, queue="orders", attempts=2)
+    (recent,) = recent_errors()
+    assert (recent["about"], recent["error"]) == ("orders", "attempts 2")
+
+
 def test_log_is_readable_when_console(stream: io.StringIO) -> None:
     """A person gets a plain line, and the exceptions inside a group below it."""
     configure_logging("info", "console", stream=stream)

@@ -253,7 +253,8 @@ class Dispatcher:
                 hold.next_attempt_at = loop_time() + FAILING_RETRIES_S[attempts - 1]
                 ids = {"business_id": entry.operation.business_id, "location_id": entry.operation.location_id}
                 instruments.RETRIES.labels("kinesis", "failing").inc()
-                log.warning("operation.failing", shard_id=lane.shard_id, attempts=attempts, error=error, **ids)
+                at = {"queue": None, "shard_id": lane.shard_id}
+                log.warning("operation.failing", attempts=attempts, error=error, **at, **ids)
         for tenant_id, entries in batch.not_here.items():
             self.requeue_unrouted(tenant_id, [*entries, *lane.take_tenants({tenant_id})])
         await self.settle(batch.finished, batch.letters)
@@ -279,7 +280,7 @@ class Dispatcher:
         except RetryableError:
             return
         count_outcomes([entry.operation], [outcome], now=self._utc())
-        log.error("operation.given_up", shard_id=lane.shard_id, attempts=attempts, error=error, **ids)
+        log.error("operation.given_up", queue=None, shard_id=lane.shard_id, attempts=attempts, error=error, **ids)
         if outcome.disposition is not Disposition.HOLD and hold.is_waiting:
             self._make_ready(hold)
 

@@ -42,7 +42,12 @@ class StreamShardEnd:
             await self._syncer.sync()
         for child in children:
             if await self._table.create(child):
-                log.info("lease.created", stream_shard_id=child.lease_key, parent=lease.lease_key)
+                log.info(
+                    "lease.created",
+                    stream_shard_id=child.lease_key,
+                    parent=lease.lease_key,
+                    checkpoint=child.checkpoint.checkpoint,
+                )
         await self._table.write_children(lease, self._me, [child.lease_key for child in children])
         return True
 

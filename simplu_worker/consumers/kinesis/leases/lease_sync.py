@@ -62,7 +62,8 @@ class LeaseSyncer:
     async def _create(self, wanted: Sequence[Lease]) -> list[Lease]:
         created = [lease for lease in wanted if await self._table.create(lease)]
         for lease in created:
-            log.info("lease.created", stream_shard_id=lease.lease_key, checkpoint=lease.checkpoint.checkpoint)
+            start = lease.checkpoint.checkpoint
+            log.info("lease.created", stream_shard_id=lease.lease_key, parent=None, checkpoint=start)
         return created
 
     async def sync(self) -> list[StreamShard]:

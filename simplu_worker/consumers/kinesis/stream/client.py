@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, TypeAlias, assert_never
@@ -241,19 +240,13 @@ class Stream:
 
     async def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
         """Make one request; translate Kinesis' errors."""
-        started_at = time.perf_counter()
-        code = ""
         try:
             reply: dict[str, Any] = await getattr(self._client, operation)(**arguments)
         except AWS_ERRORS as exc:
-            code = error_code(exc) or type(exc).__name__
             error = self._error_of(exc)
             if isinstance(error, ThrottledError):
                 KINESIS_THROTTLED.inc()
             raise error from exc
-        finally:
-            duration_s = round(time.perf_counter() - started_at, 4)
-            log.debug("kinesis.called", operation=operation, error=code or None, duration_s=duration_s)
         return reply
 
     def _error_of(self, exc: Exception) -> Exception:

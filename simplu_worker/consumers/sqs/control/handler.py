@@ -302,6 +302,7 @@ class ControlHandler:
             "control.refused",
             queue=self._queue.name,
             message_id=message.message_id,
+            type=None,  # the message names none, or one that it does not have
             business_id=rejected.business_id,
             location_id=rejected.location_id,
             reason=rejected.reason,

@@ -317,7 +317,15 @@ class OrderHandler:
                 return exc
             except Exception as exc:  # a bug in the lookup of one tenant must not end the others
                 error = exc.error if isinstance(exc, FailedOnShardError) else type(exc).__name__
-                log.exception("order.failed", queue=self._queue.name, error=error)
+                log.exception(
+                    "order.failed",
+                    queue=self._queue.name,
+                    shard_id=None,
+                    message_id=None,
+                    business_id=None,
+                    location_id=None,
+                    error=error,
+                )
                 return _LookupCrash(error)
         return _Absent(found, asked_at) if isinstance(found, Absence) else found
 

@@ -247,6 +247,19 @@ class OrderLane:
                 log.debug("orders.not_found_again", shard_id=self.shard_id, error=str(exc))
             raise
 
+    def _log_failed(self, entry: OrderEntry | None, exc: Exception) -> None:
+        """Log an unexpected error, of *entry* or of a whole batch."""
+        log.error(
+            "order.failed",
+            queue=self._queue_name,
+            shard_id=self.shard_id,
+            message_id=entry and entry.message_id,
+            business_id=entry and entry.operation.business_id,
+            location_id=entry and entry.operation.location_id,
+            error=type(exc).__name__,
+            exc_info=exc,
+        )
+
     def _isolate_crash(self, exc: Exception) -> None:
         """Find the operation of a crashed batch by applying each alone; then stop the rest of its chain."""
         if len(self._batch) > 1:
@@ -254,16 +267,7 @@ class OrderLane:
             self._queue.extendleft(reversed(self._batch))
             return
         (entry,) = self._batch
-        log.error(
-            "order.failed",
-            queue=self._queue_name,
-            shard_id=self.shard_id,
-            message_id=entry.message_id,
-            business_id=entry.operation.business_id,
-            location_id=entry.operation.location_id,
-            error=type(exc).__name__,
-            exc_info=exc,
-        )
+        self._log_failed(entry, exc)
         self._record_failures([(entry, type(exc).__name__)])
         self._stop_chains({entry.chain})
 
@@ -305,8 +309,8 @@ class OrderLane:
             await self._gateway.wait_until_safe(self.shard_id, [entry.operation for entry, _ in batch.pairs])
         except RetryableError as exc:
             batch.set_answers(exc)
-        except Exception as exc:  # a bug must not end the others; the messages are retried, then dead letters
-            log.exception("order.failed", queue=self._queue_name, shard_id=self.shard_id, error=type(exc).__name__)
+        except Exception as exc:  # noqa: BLE001  # a bug must not end the others; the messages are retried
+            self._log_failed(None, exc)
             await self._answer_failures([(entry, type(exc).__name__) for entry, _ in batch.pairs])
         else:
             batch.set_answers()
@@ -329,8 +333,8 @@ class OrderLane:
             for entry, _ in failed:
                 entry.answer.set_result(exc)
             return
-        except Exception as exc:  # a bug must not end the others
-            log.exception("order.failed", queue=self._queue_name, shard_id=self.shard_id, error=type(exc).__name__)
+        except Exception as exc:  # noqa: BLE001  # a bug must not end the others
+            self._log_failed(None, exc)
             counts = [self._failures.remember(message_id) for _, message_id in keys]
         for (entry, error), count in zip(failed, counts, strict=True):
             entry.answer.set_result(FailedTry(error, count))

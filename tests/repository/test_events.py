@@ -1,0 +1,195 @@
+"""docs/events.md has every log event of the package, with its levels and its keys; the keys of an event never vary."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import pytest
+from support.requires import ROOT
+
+PACKAGE = ROOT / "simplu_worker"
+PAGE = ROOT / "docs" / "events.md"
+LEVELS = {"debug": "debug", "info": "info", "warning": "warning", "error": "error", "exception": "error"}
+EVENT = r"[a-z]+(?:_[a-z]+)*\.[a-z]+(?:_[a-z]+)*"
+ROW = re.compile(rf"^\| `({EVENT})` \| ([a-z ]+) \|", re.MULTILINE)
+KEYS_ROW = re.compile(rf"^\| `({EVENT})` \| ([^|]*) \|$", re.MULTILINE)
+
+Assigned: TypeAlias = Mapping[str, list[ast.expr]]
+
+
+class LoggedEvent(NamedTuple):
+    """An event as one call logs it."""
+
+    event: str
+    levels: frozenset[str]
+    keys: frozenset[str]
+
+
+def modules() -> list[Path]:
+    """Return the files whose events are the worker's; the embedded stack is not the worker."""
+    return sorted(path for path in PACKAGE.rglob("*.py") if "local" not in path.relative_to(PACKAGE).parts)
+
+
+def events_in(tree: ast.AST) -> Iterator[LoggedEvent]:
+    """Yield each event that *tree* logs; event, level and keys may go through a name of the same function."""
+    returned = {
+        node.name: [one.value for one in ast.walk(node) if isinstance(one, ast.Return) and one.value is not None]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    seen: set[int] = set()
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    for scope in [*reversed(functions), tree]:  # the innermost first: its names are meant
+        assigned = assignments_in(scope)
+        for node in ast.walk(scope):
+            if isinstance(node, ast.Call) and id(node) not in seen and (levels := levels_of(node, assigned)):
+                seen.add(id(node))
+                keys = keys_of(node, assigned, returned)
+                for event in names_of(node, assigned):
+                    yield LoggedEvent(event, frozenset(levels), frozenset(keys))
+
+
+def assignments_in(scope: ast.AST) -> dict[str, list[ast.expr]]:
+    """Return what is assigned to each name in *scope*."""
+    assigned: defaultdict[str, list[ast.expr]] = defaultdict(list)
+    for node in ast.walk(scope):
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                if isinstance(target, ast.Name):
+                    assigned[target.id].append(node.value)
+    return assigned
+
+
+def levels_of(call: ast.Call, assigned: Assigned) -> set[str]:
+    """Return the levels at which *call* logs; none when it does not log."""
+    if not call.args:
+        return set()
+    function = call.func
+    if isinstance(function, ast.Name):
+        return {level for value in assigned.get(function.id, ()) for level in levels_named_in(value)}
+    return set(levels_named_in(function)) if isinstance(function, ast.Attribute) else set()
+
+
+def levels_named_in(expression: ast.expr) -> Iterator[str]:
+    """Yield the level of each `log.<level>` in *expression*."""
+    for node in ast.walk(expression):
+        if isinstance(node, ast.Attribute) and node.attr in LEVELS:
+            logger = ast.unparse(node.value)
+            if logger == "log" or logger.startswith("structlog.get_logger("):
+                yield LEVELS[node.attr]
+
+
+def names_of(call: ast.Call, assigned: Assigned) -> set[str]:
+    """Return the events that *call* may log."""
+    first = call.args[0]
+    texts = assigned.get(first.id, []) if isinstance(first, ast.Name) else [first]
+    found = {one.value for text in texts for one in ast.walk(text) if isinstance(one, ast.Constant)}
+    events = {event for event in found if isinstance(event, str)}
+    assert events, f"line {call.lineno}: expected the event as a literal, got {ast.unparse(first)}"
+    return events
+
+
+def keys_of(call: ast.Call, assigned: Assigned, returned: Assigned) -> set[str]:
+    """Return the keys of the line that *call* logs; that of an exception is on every line with one."""
+    keys: set[str] = set()
+    for keyword in call.keywords:
+        keys |= dict_keys(keyword.value, assigned, returned) if keyword.arg is None else {keyword.arg}
+    return keys - {"exc_info"}
+
+
+def dict_keys(expression: ast.expr, assigned: Assigned, returned: Assigned) -> set[str]:
+    """Return the keys of a dict: a display, a union of dicts, a name, or a call of a function of the module."""
+    match expression:
+        case ast.Dict(keys=keys) if all(isinstance(key, ast.Constant) for key in keys):
+            return {str(key.value) for key in keys if isinstance(key, ast.Constant)}
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return dict_keys(left, assigned, returned) | dict_keys(right, assigned, returned)
+        case ast.Name(id=name) if assigned.get(name):
+            values = assigned[name]
+        case ast.Call(func=ast.Attribute(attr=name) | ast.Name(id=name)) if returned.get(name):
+            values = returned[name]
+        case _:
+            raise AssertionError(f"line {expression.lineno}: expected keys as literals, got {ast.unparse(expression)}")
+    found = [dict_keys(value, assigned, returned) for value in values]
+    assert found.count(found[0]) == len(found), f"line {expression.lineno}: {ast.unparse(expression)} has varying keys"
+    return found[0]
+
+
+@cache
+def logged_events() -> tuple[LoggedEvent, ...]:
+    """Return every event of the package, once for each call that logs it."""
+    return tuple(event for path in modules() for event in events_in(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def catalogued_events() -> list[tuple[str, set[str]]]:
+    """Return each row of the catalogue: the event and its levels."""
+    events, _, _ = PAGE.read_text(encoding="utf-8").partition("\n## Keys\n")
+    return [(event, set(levels.split(" or "))) for event, levels in ROW.findall(events)]
+
+
+def catalogued_keys() -> list[tuple[str, list[str]]]:
+    """Return each row of the table of keys: the event and its keys."""
+    _, _, keys = PAGE.read_text(encoding="utf-8").partition("\n## Keys\n")
+    return [(event, re.findall(r"`(\w+)`", names)) for event, names in KEYS_ROW.findall(keys)]
+
+
+def test_events_are_in_the_catalogue_and_only_those_that_exist() -> None:
+    """docs/events.md has one row for each event of the package."""
+    assert sorted({one.event for one in logged_events()}) == sorted(event for event, _ in catalogued_events())
+
+
+def test_catalogue_names_the_level_at_which_an_event_is_logged() -> None:
+    """An operator filters by level, so the catalogue's is the code's."""
+    levels: defaultdict[str, set[str]] = defaultdict(set)
+    for one in logged_events():
+        levels[one.event] |= one.levels
+    assert dict(catalogued_events()) == levels
+
+
+def test_keys_of_an_event_are_the_same_wherever_it_is_logged() -> None:
+    """A query for a key finds every line of the event; a fact that is unknown is null."""
+    keys: defaultdict[str, set[frozenset[str]]] = defaultdict(set)
+    for one in logged_events():
+        keys[one.event].add(one.keys)
+    assert {event: sorted(map(sorted, found)) for event, found in keys.items() if len(found) > 1} == {}
+
+
+def test_catalogue_names_the_keys_of_each_event() -> None:
+    """Alerts and dashboards on logs rely on them; a new key is a change that users see."""
+    expected = {one.event: sorted(one.keys) for one in logged_events()}
+    assert catalogued_keys() == sorted(expected.items())
+
+
+def test_events_are_nouns_and_what_became_of_them() -> None:
+    """Events are `noun.past_verb`, in lower case, so that they can be searched for."""
+    assert not [one.event for one in logged_events() if not re.fullmatch(EVENT, one.event)]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("log.info('a.b', x=1, y=2)", {"x", "y"}),
+        ("log.exception('a.b', x=1)", {"x"}),
+        ("log.error('a.b', y=1, exc_info=exc)", {"y"}),
+        ("def f():\n facts = {'x': 1} | {'y': 2}\n log.info('a.b', **facts, z=3)", {"x", "y", "z"}),
+        ("def g(self):\n return {'x': 1}\ndef f(self):\n log.info('a.b', **self.g())", {"x"}),
+        ("def f():\n report = log.info if x else log.warning\n report('a.b', x=1)", {"x"}),
+    ],
+)
+def test_keys_are_found_in_each_way_of_writing_them(source: str, expected: set[str]) -> None:
+    """The comparison above is worth what this finds."""
+    (found,) = events_in(ast.parse(source))
+    assert (found.event, set(found.keys)) == ("a.b", expected)
+
+
+@pytest.mark.parametrize("source", ["log.info('a.b', **facts)", "def f(x):\n log.info('a.b', **{x: 1})"])
+def test_keys_that_cannot_be_read_are_an_error(source: str) -> None:
+    """Nobody could rely on them."""
+    with pytest.raises(AssertionError, match="expected keys as literals"):
+        list(events_in(ast.parse(source)))
