@@ -35,7 +35,7 @@ class Tokens:
         Every token is compared, each in a time that does not depend on its bytes.
         """
         scheme, _, sent = authorization.partition(" ")
-        # aiohttp represents undecodable bytes as surrogates; compare the bytes that were sent.
-        sent_token = sent.strip().encode(errors="surrogateescape")
+        # aiohttp represents undecodable bytes as surrogates, which no token has.
+        sent_token = sent.strip().encode(errors="surrogatepass")
         found = [role for role, token in self._tokens.items() if hmac.compare_digest(sent_token, token)]
         return found[0] if found and scheme.lower() == "bearer" else None

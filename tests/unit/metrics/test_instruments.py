@@ -49,6 +49,10 @@ CONTRACT = {
     "simplu_moves": ("counter", ["outcome"]),
 }
 BEYOND_THE_CONTRACT = {
+    "simplu_move_pause_seconds": ("histogram", []),
+    "simplu_move_rows": ("counter", []),
+    "simplu_move_standing_seconds": ("gauge", []),
+    "simplu_moves_unfinished": ("gauge", []),
     "simplu_repetitions_late": ("counter", []),
     "simplu_rejections_unnoted": ("counter", []),
     "simplu_shard_refills": ("counter", ["shard_id"]),
