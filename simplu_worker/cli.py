@@ -35,6 +35,7 @@ def run(*, env_file: EnvFile = None) -> int:
     import structlog
     import uvloop
 
+    from simplu_worker.commands.dead_letters.http_desk import HttpDesk
     from simplu_worker.commands.running import log_misspellings, log_service_links, read_settings
     from simplu_worker.daemon import run_worker
     from simplu_worker.memory_tuning import end_start
@@ -46,7 +47,7 @@ def run(*, env_file: EnvFile = None) -> int:
     log_misspellings()
     end_start()
     try:
-        uvloop.run(run_worker(settings))
+        uvloop.run(run_worker(settings, HttpDesk(settings)))
     except ConfigurationError:
         raise
     except WorkerError as exc:

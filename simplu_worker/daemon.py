@@ -38,6 +38,7 @@ from simplu_worker.shards.routing.shard_map_reload import ShardMapReloader, log_
 from simplu_worker.shards.tenants.confirmation_sweep import ConfirmationSweep
 from simplu_worker.shards.tenants.deletion import TenantDeleter
 from simplu_worker.status.live.history import INTERVAL_S
+from simplu_worker.status.live.request_bodies import LettersDesk
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.replica import ReplicaStatus, http_views
 from simplu_worker.status.roles import Tokens
@@ -60,10 +61,10 @@ class Signals(NamedTuple):
     hung_up: asyncio.Event
 
 
-async def run_worker(settings: Settings) -> None:
+async def run_worker(settings: Settings, letters: LettersDesk | None = None) -> None:
     """Run until SIGTERM or SIGINT, then drain within `SHUTDOWN_GRACE_SECONDS`; a second signal ends the process.
 
-    SIGHUP reloads `SHARD_MAP_FILE`.
+    *letters* acts on dead letters for operators that ask over HTTP. SIGHUP reloads `SHARD_MAP_FILE`.
     """
     signals = _handle_signals()
     instruments.set_build_info(__version__)
@@ -74,7 +75,7 @@ async def run_worker(settings: Settings) -> None:
         grace_s=settings.shutdown_grace_seconds,
     )
     async with AsyncExitStack() as stack:
-        port = await _serve_http(stack, settings, replica)
+        port = await _serve_http(stack, settings, replica, letters)
         parts = await stack.enter_async_context(open_parts(settings, replica.name))
         health = HealthRegistry()
         await _ensure_dead_letter_queue(settings, parts.consumers, signals.stopping)
@@ -106,7 +107,9 @@ def _handle_signals() -> Signals:
     return signals
 
 
-async def _serve_http(stack: AsyncExitStack, settings: Settings, replica: ReplicaStatus) -> int:
+async def _serve_http(
+    stack: AsyncExitStack, settings: Settings, replica: ReplicaStatus, letters: LettersDesk | None
+) -> int:
     """Serve the views of *replica* while *stack* is open; return the port."""
     operator, viewer = settings.api_token, settings.api_viewer_token
     http = open_http(
@@ -116,7 +119,7 @@ async def _serve_http(stack: AsyncExitStack, settings: Settings, replica: Replic
             operator=None if operator is None else operator.get_secret_value(),
             viewer=None if viewer is None else viewer.get_secret_value(),
         ),
-        views=http_views(replica),
+        views=http_views(replica, letters),
         allow_destructive=settings.allow_destructive_http,
         opens_reads=settings.api_open_reads,
     )

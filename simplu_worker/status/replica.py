@@ -38,6 +38,7 @@ from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.types import Absence
 from simplu_worker.status.live.held_advice import advice_members
 from simplu_worker.status.live.history import History, totals_of
+from simplu_worker.status.live.request_bodies import LettersDesk
 from simplu_worker.status.operation_list import list_operations
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.server import HttpAnswer, Views
@@ -391,8 +392,8 @@ class ReplicaStatus:
         return 200, {"shards": views} | _silent_members(silent)
 
 
-def http_views(replica: ReplicaStatus) -> Views:
-    """Return the views of *replica* for the HTTP server."""
+def http_views(replica: ReplicaStatus, letters: LettersDesk | None = None) -> Views:
+    """Return the views of *replica* for the HTTP server; *letters* acts on dead letters."""
     return Views(
         live=replica.liveness_problem,
         ready=replica.readiness_problem,
@@ -411,6 +412,7 @@ def http_views(replica: ReplicaStatus) -> Views:
         cache_keys=_require_started(replica, Monitoring.cache_keys),
         release_lease=replica.release_lease,
         retry_held=replica.retry_held,
+        letters=letters,
         purge=_require_started(replica, Monitoring.purge),
         clear_cache=_require_started(replica, Monitoring.clear_cache),
     )

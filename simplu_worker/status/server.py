@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from importlib import resources
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 import msgspec
 import structlog
@@ -32,7 +32,7 @@ from simplu_worker.status.connections import CONNECTION_LIMITS, ConnectionGate, 
 from simplu_worker.status.guard import Guard
 from simplu_worker.status.list_query import OperationListQuery, parse_list_query
 from simplu_worker.status.live.event_stream import LISTENERS_MAX, changes, send_events
-from simplu_worker.status.live.request_bodies import RetryRequest, read_body
+from simplu_worker.status.live.request_bodies import LettersDesk, LettersRequest, RetryRequest, read_body
 from simplu_worker.status.metrics_text import MetricsText, accepted_format
 from simplu_worker.status.reductions import counts_and_states, for_viewers
 from simplu_worker.status.responses import (
@@ -68,7 +68,7 @@ View = Callable[[web.Request], Awaitable[HttpAnswer]]
 
 @dataclass(frozen=True)
 class Views:
-    """The content of the server's answers; each callable but the last four reads, and changes nothing but gauges.
+    """The content of the server's answers; each callable but the last five reads, and changes nothing but gauges.
 
     *live* and *ready* return the reason why not, or None, and *detail* what a person should know while the
     replica is ready; *refresh_gauges* sets the gauges that no single event sets,
@@ -76,7 +76,8 @@ class Views:
     as Postgres stores it) is passed as `msgspec.Raw`, so that no number loses a digit.
     *operation* takes the request id and, both or neither, business id and location id; *tenant* takes those two ids;
     *operations* takes the query of a list.
-    *release_lease* releases that of a stream shard; *retry_held* tries a held target, or all of them.
+    *release_lease* releases that of a stream shard; *retry_held* tries a held target, or all of them;
+    *letters* acts on dead letters, where that is possible.
     *purge* empties the queue of that name, or the only source queue for None; *clear_cache* empties the cache.
     """
 
@@ -97,6 +98,7 @@ class Views:
     cache_keys: Callable[[], Awaitable[HttpAnswer]]
     release_lease: Callable[[str], Awaitable[HttpAnswer]]
     retry_held: Callable[[str | None], Awaitable[HttpAnswer]]
+    letters: LettersDesk | None
     purge: Callable[[str | None], Awaitable[HttpAnswer]]
     clear_cache: Callable[[], Awaitable[HttpAnswer]]
 
@@ -322,6 +324,25 @@ class _Endpoints:
         except ValueError as exc:
             return _bad_request(str(exc))
         return await self._views.retry_held(body.target)
+
+    async def list_letters(self, request: web.Request) -> HttpAnswer:
+        return await self._ask_desk(request, "list")
+
+    async def replay_letters(self, request: web.Request) -> HttpAnswer:
+        return await self._ask_desk(request, "replay")
+
+    async def discard_letters(self, request: web.Request) -> HttpAnswer:
+        return await self._ask_desk(request, "discard")
+
+    async def _ask_desk(self, request: web.Request, action: Literal["list", "replay", "discard"]) -> HttpAnswer:
+        if self._views.letters is None:
+            return HTTPStatus.SERVICE_UNAVAILABLE, {"error": "this process does not act on dead letters"}
+        try:
+            body = await read_body(request, LettersRequest)
+        except ValueError as exc:
+            return _bad_request(str(exc))
+        act: Callable[[LettersRequest], Awaitable[HttpAnswer]] = getattr(self._views.letters, action)
+        return await act(body)
 
     async def handler_status(self, _: web.Request) -> HttpAnswer:
         return HTTPStatus.OK, self._views.handler_status()

@@ -17,8 +17,7 @@ import msgspec
 
 from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, Message, Queue, QueueAttributes
 from simplu_worker.commands.dead_letters.replay_plan import visibility_timeout_s
-from simplu_worker.commands.output.display import print_note
-from simplu_worker.commands.output.progress import CountProgress
+from simplu_worker.commands.output.progress import Narration, StderrNarration
 from simplu_worker.errors import WorkerError
 
 POLL_WAIT_S: Final = 1  # a long poll asks all of SQS's servers, however short it is
@@ -58,8 +57,12 @@ class Spool:
 class DeadLetterBrowser:
     """Reads the dead-letter queue *queue* while the context is open, and returns the letters at its end."""
 
-    def __init__(self, queue: Queue, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, queue: Queue, narration: Narration | None = None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """*narration* gets remarks for people, and the progress; on stderr without one."""
         self._queue = queue
+        self.narration = narration or StderrNarration()
         self._clock = clock
         self._in_flight: dict[str, Message] = {}  # by message id; without their bodies
         self._renew_at: dict[str, float] = {}  # the due time of each visibility timeout's renewal, the earliest first
@@ -124,7 +127,9 @@ class DeadLetterBrowser:
             try:
                 await self._queue.change_visibility(messages, seconds)
             except WorkerError as exc:
-                print_note(f"the visibility timeout of {len(messages)} dead letters could not be renewed: {exc}")
+                self.narration.note(
+                    f"the visibility timeout of {len(messages)} dead letters could not be renewed: {exc}"
+                )
 
     async def delete(self, message_ids: Iterable[str]) -> set[str]:
         """Delete letters; return the ids of those that could not be deleted."""
@@ -132,7 +137,7 @@ class DeadLetterBrowser:
         try:
             left = await self._queue.delete(messages)
         except WorkerError as exc:
-            print_note(f"{len(messages)} dead letters could not be deleted: {exc}")
+            self.narration.note(f"{len(messages)} dead letters could not be deleted: {exc}")
             left = messages
         left_ids = {message.message_id for message in left}
         for message in messages:
@@ -156,13 +161,13 @@ class DeadLetterBrowser:
             await self._queue.change_visibility(messages, 0)
         except WorkerError as exc:
             hidden_s = visibility_timeout_s(len(messages))
-            print_note(f"the dead letters stay hidden from other readers for up to {hidden_s} s: {exc}")
+            self.narration.note(f"the dead letters stay hidden from other readers for up to {hidden_s} s: {exc}")
 
 
 async def read_with_progress(browser: DeadLetterBrowser, expected: int) -> AsyncGenerator[Message, None]:
     """Yield the messages of *browser*, and show the progress towards about *expected* of them."""
     count = 0
-    with CountProgress("read", expected) as progress:
+    with browser.narration.count("read", expected) as progress:
         async with aclosing(browser.read_messages()) as messages:
             async for message in messages:
                 yield message

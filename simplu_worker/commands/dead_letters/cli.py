@@ -84,7 +84,8 @@ def list_dead_letters(
     records
         Print the content of the records too.
     """
-    from simplu_worker.commands.dead_letters.command import ListOptions, list_dead_letters
+    from simplu_worker.commands.dead_letters.command import list_dead_letters
+    from simplu_worker.commands.dead_letters.desk import ListOptions
 
     chosen, options = filters.parse(), ListOptions(limit=limit, records=records)
     return common.run(lambda settings: list_dead_letters(settings, chosen, options, as_json=common.as_json))
@@ -133,7 +134,8 @@ def discard_dead_letters(
     limit
         Delete at most this many.
     """
-    from simplu_worker.commands.dead_letters.command import DiscardOptions, discard_dead_letters
+    from simplu_worker.commands.dead_letters.command import discard_dead_letters
+    from simplu_worker.commands.dead_letters.desk import DiscardOptions
 
     chosen = filters.parse()
     if chosen.is_all != every:

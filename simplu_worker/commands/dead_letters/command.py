@@ -2,98 +2,43 @@
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
 
 from rich.text import Text
 
-from simplu_worker.aws.clients import Client, open_client
-from simplu_worker.aws.sqs_queue import Message, Queue
-from simplu_worker.commands.dead_letters.browse import DeadLetterBrowser, read_with_progress
-from simplu_worker.commands.dead_letters.replay import DeadLetterReplay, ReplayOptions, ReplayOutcome, ReplayStatus
-from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter, LeftReason, ReplayRules
-from simplu_worker.commands.dead_letters.resend import DeadLetterResender
-from simplu_worker.commands.output.display import print_json, print_note, print_table, shorten
-from simplu_worker.commands.stream.put_records import open_stream_for_puts
-from simplu_worker.config.settings import Settings
-from simplu_worker.dead_letters.letter import (
-    DeadLetter,
-    NotADeadLetterError,
-    ParsedDeadLetter,
-    parse_dead_letter,
-    tenant_of,
+from simplu_worker.commands.dead_letters.desk import (
+    DiscardOptions,
+    ListOptions,
+    ReplayResult,
+    discard_letters,
+    list_letters,
+    replay_letters,
 )
-from simplu_worker.errors import ConfigurationError
-from simplu_worker.operations.operation import Source
+from simplu_worker.commands.dead_letters.replay import ReplayOptions, ReplayStatus
+from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter
+from simplu_worker.commands.output.display import print_json, print_note, print_table, shorten
+from simplu_worker.commands.output.progress import StderrNarration
+from simplu_worker.config.settings import Settings
 
-SQS_ATTEMPTS: Final = 3
-SHOWN_RECORDS_MAX_BYTES: Final = 64 * 1024 * 1024
-DISCARDED_AT_ONCE: Final = 100
 ERROR_SHOWN_LENGTH: Final = 80
 RECORD_SHOWN_LENGTH: Final = 200
-QUEUES: Final = {  # by setting: whether the queue holds order events
-    "sqs_shard_creation_queue_url": False,
-    "sqs_order_events_queue_url": True,
-    "sqs_priority_queue_url": True,
-}
 STYLES: Final = {ReplayStatus.SENT: "green", ReplayStatus.WOULD_SEND: "", ReplayStatus.LEFT: "red"}
-
-
-class ListOptions(NamedTuple):
-    """The options of `dead-letters list`."""
-
-    limit: int
-    records: bool
-
-
-class DiscardOptions(NamedTuple):
-    """The options of `dead-letters discard`."""
-
-    apply: bool
-    limit: int | None
 
 
 async def list_dead_letters(
     settings: Settings, filters: DeadLetterFilter, options: ListOptions, *, as_json: bool
 ) -> int:
     """Print the dead letters that *filters* match, up to the limit, and leave them in the queue."""
-    rows: list[dict[str, Any]] = []
-    foreign: list[dict[str, str]] = []
-    room_bytes = SHOWN_RECORDS_MAX_BYTES
-    is_cut = False
-    async with _open_browser(settings) as browser:
-        depth = await _read_depth(browser)
-        async with aclosing(read_with_progress(browser, depth.visible_count)) as messages:
-            async for message in messages:
-                try:
-                    parsed = parse_dead_letter(message.body)
-                except NotADeadLetterError as exc:
-                    if filters.is_all:
-                        foreign.append({"messageId": message.message_id, "problem": str(exc)})
-                    continue
-                if not filters.match(parsed.letter):
-                    continue
-                if len(rows) == options.limit or room_bytes < 0:
-                    is_cut = True
-                    break
-                rows.append(_members(message, parsed, with_record=options.records))
-                room_bytes -= len(message.body) if options.records else 0
-        hidden = 0 if is_cut else _warn_of_hidden(depth, browser)
-        behind = await _count_behind(browser)
-    rows.sort(key=lambda row: row["failedAt"])
+    answer = await list_letters(settings, filters, options, StderrNarration())
     if as_json:
-        answer = {"letters": rows, "notLetters": foreign, "isCut": is_cut, "hidden": hidden, "behind": behind}
         print_json(answer)
     else:
-        _print_rows(rows, with_record=options.records)
-        _print_foreign(foreign)
-        if is_cut:
-            print_note(f"the queue has more dead letters than these {len(rows)}; see --limit")
+        _print_rows(answer["letters"], with_record=options.records)
+        _print_foreign(answer["notLetters"])
+        if answer["isCut"]:
+            print_note(f"the queue has more dead letters than these {len(answer['letters'])}; see --limit")
     return 0
 
 
@@ -104,44 +49,12 @@ async def replay_dead_letters(
 
     Returns 1 unless all of them were sent, or would be.
     """
-    async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(_open_sqs(settings))
-        browser = await stack.enter_async_context(DeadLetterBrowser(Queue(client, _queue_url(settings))))
-        resender = await _open_resender(stack, settings, client, options)
-        depth = await _read_depth(browser)
-        outcomes = await _replay_in_passes(browser, resender, filters, options, depth.visible_count)
-        if browser.is_full:
-            print_note("the queue has more dead letters than one run can process; run the command again for the rest")
-        hidden = _warn_of_hidden(depth, browser)
-        behind = 0 if options.apply else await _count_behind(browser)
-    _print_outcomes(outcomes, hidden, behind, options, as_json=as_json)
-    is_all = all(outcome.status is not ReplayStatus.LEFT for outcome in outcomes)
-    return 0 if is_all and not hidden else 1
-
-
-async def _replay_in_passes(
-    browser: DeadLetterBrowser,
-    resender: DeadLetterResender,
-    filters: DeadLetterFilter,
-    options: ReplayOptions,
-    expected: int,
-) -> list[ReplayOutcome]:
-    """Replay until a pass sends nothing. A FIFO queue shows more letters of a group once the first are deleted.
-
-    Letters that arrive after the start stay in the queue.
-    """
-    outcomes: list[ReplayOutcome] = []
-    started_at = datetime.now(UTC)
-    newest: datetime | None = None
-    while True:
-        limit = None if options.limit is None else options.limit - sum(map(_is_dead_letter, outcomes))
-        with closing(DeadLetterReplay(browser, resender, options)) as replay:
-            await replay.read(filters, expected, newest=newest)
-            found = await replay.run(limit)
-        outcomes += found
-        newest = started_at
-        if not (browser.is_fifo and any(outcome.status is ReplayStatus.SENT for outcome in found)):
-            return outcomes
+    result = await replay_letters(settings, filters, options, StderrNarration())
+    if as_json:
+        print_json(result.members(applied=options.apply))
+    else:
+        _print_outcomes(result, options)
+    return 0 if result.is_whole else 1
 
 
 async def discard_dead_letters(
@@ -149,217 +62,19 @@ async def discard_dead_letters(
 ) -> int:
     """Delete the dead letters that *filters* match, and with them their records; or print the plan.
 
-    Other messages of the queue stay, and so do letters that arrive after the start. Returns 1 unless all that matched
-    were deleted, or would be.
+    Returns 1 unless all that matched were deleted, or would be.
     """
-    discard = _Discard(Counter(), [], 0)
-    async with _open_browser(settings) as browser:
-        depth = await _read_depth(browser)
-        started_at = datetime.now(UTC)
-        while True:
-            found_count = len(discard.found)
-            await _find_to_discard(browser, filters, options, discard, depth.visible_count, started_at)
-            new = discard.found[found_count:]
-            if not options.apply:
-                break
-            for at in range(0, len(new), DISCARDED_AT_ONCE):
-                await browser.keep_hidden()
-                discard.kept_count += len(await browser.delete(new[at : at + DISCARDED_AT_ONCE]))
-            if not (browser.is_fifo and new) or len(discard.found) == options.limit:
-                break
-        hidden = _warn_of_hidden(depth, browser)
-        behind = 0 if options.apply else await _count_behind(browser)
-    count = len(discard.found)
+    answer = await discard_letters(settings, filters, options, StderrNarration())
     if as_json:
-        answer = {
-            "applied": options.apply,
-            "discarded": count - discard.kept_count if options.apply else 0,
-            "wouldDiscard": 0 if options.apply else count,
-            "left": discard.kept_count,
-            "hidden": hidden,
-            "behind": behind,
-            "reasons": _by_reason(discard.alike),
-        }
         print_json(answer)
     else:
-        rows = [(number, reason, tenant) for (reason, tenant), number in sorted(discard.alike.items())]
+        rows = [(one["count"], one["reason"], _tenant_cell(one)) for one in answer["letters"]]
         print_table(("letters", "reason", "tenant"), rows)
         if options.apply:
-            print_note(f"{count - discard.kept_count} dead letters were deleted, with their records")
+            print_note(f"{answer['discarded']} dead letters were deleted, with their records")
         else:
             print_note("nothing was deleted; --apply deletes these letters, and their records are then nowhere else")
-    return 0 if not discard.kept_count and not hidden else 1
-
-
-@dataclass
-class _Discard:
-    """The progress of a discard: the letters by reason and tenant, their message ids, and how many were not deleted."""
-
-    alike: Counter[tuple[str, str]]
-    found: list[str]
-    kept_count: int
-
-
-async def _find_to_discard(
-    browser: DeadLetterBrowser,
-    filters: DeadLetterFilter,
-    options: DiscardOptions,
-    discard: _Discard,
-    expected: int,
-    newest: datetime,
-) -> None:
-    """Add to *discard* the letters that the queue shows and *filters* match, up to the limit."""
-    async with aclosing(read_with_progress(browser, expected)) as messages:
-        async for message in messages:
-            if len(discard.found) == options.limit:
-                return
-            if message.sent_at > newest:
-                continue
-            try:
-                letter = parse_dead_letter(message.body).letter
-            except NotADeadLetterError:
-                continue
-            if filters.match(letter):
-                discard.alike[letter.reason, " ".join(tenant_of(letter) or ())] += 1
-                discard.found.append(message.message_id)
-
-
-def _by_reason(alike: Counter[tuple[str, str]]) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for (reason, _), count in alike.items():
-        counts[reason] += count
-    return counts
-
-
-class QueueDepth(NamedTuple):
-    """The queue's depth before it was read, by SQS's estimates."""
-
-    visible_count: int
-    in_flight_count: int
-
-    def hidden_count(self, read_count: int) -> int:
-        """Return how many messages were hidden from a command that read *read_count*.
-
-        The estimates lag behind, but cannot be less than the number that was read.
-        """
-        return min(self.in_flight_count, max(0, self.visible_count + self.in_flight_count - read_count))
-
-
-def _is_dead_letter(outcome: ReplayOutcome) -> bool:
-    return outcome.why is not LeftReason.NOT_A_LETTER
-
-
-def _queue_url(settings: Settings) -> str:
-    url = settings.dead_letter_queue_url
-    if url is None:
-        raise ConfigurationError("SQS_DEAD_LETTER_QUEUE_URL: expected the dead-letter queue, got nothing; set it")
-    return url
-
-
-@asynccontextmanager
-async def _open_sqs(settings: Settings) -> AsyncIterator[Client]:
-    async with open_client("sqs", region=settings.aws_region, max_attempts=SQS_ATTEMPTS) as client:
-        yield client
-
-
-@asynccontextmanager
-async def _open_browser(settings: Settings) -> AsyncIterator[DeadLetterBrowser]:
-    url = _queue_url(settings)
-    async with _open_sqs(settings) as client, DeadLetterBrowser(Queue(client, url)) as browser:
-        yield browser
-
-
-async def _open_resender(
-    stack: AsyncExitStack, settings: Settings, client: Client, options: ReplayOptions
-) -> DeadLetterResender:
-    stream = None
-    if settings.kinesis_stream_name is not None:
-        stream = await stack.enter_async_context(open_stream_for_puts(settings))
-    urls = {name: getattr(settings, name) for name in QUEUES}
-    queues = {name: Queue(client, url) for name, url in urls.items() if url is not None}
-    rules = ReplayRules(
-        stream=None if stream is None else stream.name,
-        queues={queue.name: QUEUES[name] for name, queue in queues.items()},
-        operation_max_bytes=settings.operation_max_bytes,
-        order_tenant=settings.order_tenant,
-        list_result_limit=settings.list_result_limit,
-        force=options.force,
-    )
-    return DeadLetterResender(stream, {queue.name: queue for queue in queues.values()}, rules)
-
-
-async def _read_depth(browser: DeadLetterBrowser) -> QueueDepth:
-    """Return the depth of the queue, and print how this command affects other readers of the queue."""
-    attributes = await browser.read_attributes()
-    print_note(
-        f"queue {browser.name}: dead letters are hidden from other readers while this command runs, and then returned"
-    )
-    if attributes.redrive_policy is not None:
-        print_note("the queue has a redrive policy of its own: each read counts as a receive")
-    return QueueDepth(attributes.visible_count, attributes.in_flight_count)
-
-
-def _warn_of_hidden(depth: QueueDepth, browser: DeadLetterBrowser) -> int:
-    count = depth.hidden_count(browser.read_count)
-    if count:
-        print_note(
-            f"{count} dead letters were hidden from this command: another one is running, or was killed a short while "
-            "ago; wait until they are visible again, then repeat the command"
-        )
-    return count
-
-
-async def _count_behind(browser: DeadLetterBrowser) -> int:
-    """Return how many letters a FIFO queue withholds behind those that were read."""
-    if not browser.is_fifo:
-        return 0
-    behind = (await browser.read_attributes()).visible_count
-    if behind:
-        print_note(f"{behind} dead letters are behind these in their groups: a FIFO queue shows at most ten of a group")
-    return behind
-
-
-def _members(message: Message, parsed: ParsedDeadLetter, *, with_record: bool) -> dict[str, Any]:
-    letter, origin = parsed.letter, parsed.letter.origin
-    tenant = tenant_of(letter)
-    position = {"streamShard": origin.stream_shard_id} if origin.source is Source.KINESIS else {}
-    row = {
-        "messageId": message.message_id,
-        "failedAt": letter.failed_at,
-        "reason": letter.reason,
-        "error": letter.error,
-        "source": origin.source,
-        "name": origin.name,
-        **position,
-        "sequenceNumber": origin.sequence_number,
-        "subSequenceNumber": origin.sub_sequence_number,
-        "sourceMessageId": origin.message_id,
-        "groupId": origin.group_id,
-        "partitionKey": origin.partition_key,
-        "arrivedAt": origin.arrived_at,
-        "businessId": tenant and tenant[0],
-        "locationId": tenant and tenant[1],
-        "requestId": letter.request_id,
-        "resourceId": letter.resource_id,
-        "attempts": letter.attempts,
-        "recordBytes": len(letter.record) if parsed.whole is None else parsed.whole.size_bytes,
-        "truncated": parsed.whole is not None,
-        **_part_counts(letter),
-    }
-    return row | (_record_members(letter) if with_record else {})
-
-
-def _part_counts(letter: DeadLetter) -> dict[str, Any]:
-    parts = letter.parts
-    return {} if parts is None else {"parts": {"total": parts.part_count, "bad": parts.bad_count, **parts.reasons}}
-
-
-def _record_members(letter: DeadLetter) -> dict[str, Any]:
-    attributes = {} if letter.message_attributes is None else {"messageAttributes": letter.message_attributes}
-    try:
-        return {"record": letter.record.decode(), **attributes}
-    except UnicodeDecodeError:
-        return {"recordBase64": base64.b64encode(letter.record).decode(), **attributes}
+    return 0 if not answer["left"] and not answer["hidden"] else 1
 
 
 def _print_rows(rows: Sequence[Mapping[str, Any]], *, with_record: bool) -> None:
@@ -377,7 +92,7 @@ def _cells(row: Mapping[str, Any], *, with_record: bool) -> Iterator[object]:
     yield row["reason"]
     yield f"{row['source']} {row['name']}"
     yield " ".join(part for part in position if part)
-    yield " ".join(part for part in (row["businessId"], row["locationId"]) if part)
+    yield _tenant_cell(row)
     yield row["requestId"]
     yield row["recordBytes"]
     yield shorten(row["error"], ERROR_SHOWN_LENGTH)
@@ -390,22 +105,12 @@ def _print_foreign(foreign: Sequence[Mapping[str, str]]) -> None:
         print_note(f"message {one['messageId']} is no dead letter: {one['problem']}")
 
 
-def _print_outcomes(
-    outcomes: Sequence[ReplayOutcome], hidden_count: int, behind: int, options: ReplayOptions, *, as_json: bool
-) -> None:
-    counts = Counter(outcome.status for outcome in outcomes)
-    if as_json:
-        answer = {
-            "applied": options.apply,
-            "sent": counts[ReplayStatus.SENT],
-            "wouldSend": counts[ReplayStatus.WOULD_SEND],
-            "left": counts[ReplayStatus.LEFT],
-            "hidden": hidden_count,
-            "behind": behind,
-            "letters": outcomes,
-        }
-        print_json(answer)
-        return
+def _tenant_cell(row: Mapping[str, Any]) -> str:
+    return " ".join(part for part in (row["businessId"], row["locationId"]) if part)
+
+
+def _print_outcomes(result: ReplayResult, options: ReplayOptions) -> None:
+    outcomes = result.outcomes
     alike = Counter((outcome.status, outcome.source, outcome.name, outcome.reason, outcome.why) for outcome in outcomes)
     details = {(outcome.reason, outcome.why): outcome.detail for outcome in reversed(outcomes)}
     rows = [
@@ -421,7 +126,7 @@ def _print_outcomes(
     ]
     print_table(("letters", "reason", "source", "outcome" if options.apply else "plan", "why", ""), rows)
     if not options.apply:
-        can_send = counts[ReplayStatus.WOULD_SEND] > 0
+        can_send = any(outcome.status is ReplayStatus.WOULD_SEND for outcome in outcomes)
         print_note(
             "nothing was sent; --apply sends them" if can_send else "nothing was sent, nor would --apply send any"
         )

@@ -25,7 +25,6 @@ from simplu_worker.commands.dead_letters.replay_plan import (
     sort_key,
 )
 from simplu_worker.commands.dead_letters.resend import DeadLetterResender
-from simplu_worker.commands.output.progress import CountProgress
 from simplu_worker.dead_letters.letter import DeadLetter, NotADeadLetterError, parse_dead_letter
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import DeadLetterReason, Source
@@ -116,7 +115,7 @@ class DeadLetterReplay:
         leaders = [copies[0] for copies in self._copies.values()]
         request, requested = ResendRequest(), list[ChosenLetter]()
         done = 0
-        with CountProgress("sent" if self._options.apply else "planned", len(leaders)) as progress:
+        with self._browser.narration.count("sent" if self._options.apply else "planned", len(leaders)) as progress:
             try:
                 for chosen in leaders:
                     await self._browser.keep_hidden()

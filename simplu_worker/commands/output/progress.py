@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
@@ -52,3 +53,50 @@ class CountProgress:
         elif time.monotonic() - self._shown_at >= LINE_INTERVAL_S:
             self._shown_at = time.monotonic()
             print_note(f"{self._what}: {done} of {self._total}")
+
+
+class Counted(Protocol):
+    """A count that goes on."""
+
+    def show(self, done: int) -> None:
+        """Show that *done* of the total are done."""
+
+
+class Narration(Protocol):
+    """The place for remarks and progress of a long action."""
+
+    def note(self, text: str) -> None:
+        """Take a remark for people."""
+
+    def count(self, what: str, total: int) -> AbstractContextManager[Counted]:
+        """Begin to count: so many of *total* are *what*."""
+
+
+class StderrNarration:
+    """Remarks and progress on stderr."""
+
+    def note(self, text: str) -> None:
+        """Print a remark."""
+        print_note(text)
+
+    def count(self, what: str, total: int) -> AbstractContextManager[Counted]:
+        """Show the progress."""
+        return CountProgress(what, total)
+
+
+class NoteList:
+    """Remarks as a list; no progress."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Keep a remark."""
+        self.texts.append(text)
+
+    def count(self, what: str, total: int) -> AbstractContextManager[Counted]:  # noqa: ARG002  (the protocol's)
+        """Show nothing."""
+        return nullcontext(self)
+
+    def show(self, done: int) -> None:
+        """Show nothing."""

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final, TypeVar
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Protocol, TypeVar
 
 import msgspec
 from aiohttp import web
 
+from simplu_worker.operations.operation import DeadLetterReason, Source
+
 BODY_WITHIN_S: Final = 10.0
+LETTERS_DEFAULT: Final = 1000
+LETTERS_MAX: Final = 10_000  # in one answer
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 
@@ -19,10 +24,54 @@ class RetryRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     target: str | None = None
 
 
+class LettersRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """The body of a request about dead letters: a filter, and what to do.
+
+    *since* is inclusive, *until* is not; both by `failedAt`, and without an offset in UTC.
+    """
+
+    reasons: tuple[DeadLetterReason, ...] = ()
+    source: Source | None = None
+    business_id: str | None = None
+    location_id: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    limit: Annotated[int, msgspec.Meta(ge=1, le=LETTERS_MAX)] = LETTERS_DEFAULT
+    records: bool = False
+    apply: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse half a tenant."""
+        if (self.business_id is None) != (self.location_id is None):
+            raise ValueError("expected businessId and locationId together, or neither of them")
+
+    def in_utc(self) -> LettersRequest:
+        """Return the request with offsets in its times."""
+        return msgspec.structs.replace(self, since=_in_utc(self.since), until=_in_utc(self.until))
+
+
+class LettersDesk(Protocol):
+    """Answers requests about dead letters, each with an HTTP status and JSON members."""
+
+    async def list(self, request: LettersRequest) -> tuple[int, dict[str, Any]]:
+        """List dead letters."""
+
+    async def replay(self, request: LettersRequest) -> tuple[int, dict[str, Any]]:
+        """Send records to their source again, or return the plan."""
+
+    async def discard(self, request: LettersRequest) -> tuple[int, dict[str, Any]]:
+        """Delete dead letters, or return the plan."""
+
+
+def _in_utc(time: datetime | None) -> datetime | None:
+    return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time
+
+
 async def read_body(request: web.Request, kind: type[Body]) -> Body:
     """Return the body of *request*; an empty one is an empty object. The server limits its size.
 
-    Raises ValueError with an error for people, which quotes nothing of the body.
+    Raises ValueError with an error for people, which quotes no value of the body.
     """
     try:
         async with asyncio.timeout(BODY_WITHIN_S):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from simplu_worker.operations.operation import DeadLetterReason, Source
+
 Schema = dict[str, Any]
 
 TEXT: Final[Schema] = {"type": "string"}
@@ -117,6 +119,48 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "Release": _object("streamShard how", streamShard=TEXT, how={"type": "string", "enum": ["released", "taken away"]}),
     "RetryRequest": _object(target=TEXT_OR_NULL),
     "Retry": _object("retried", retried=COUNT),
+    "LettersRequest": _object(
+        reasons=_list({"type": "string", "enum": [str(reason) for reason in DeadLetterReason]}),
+        source={"type": ["string", "null"], "enum": [*(str(source) for source in Source), None]},
+        businessId=TEXT_OR_NULL,
+        locationId=TEXT_OR_NULL,
+        since={"type": ["string", "null"], "format": "date-time"},
+        until={"type": ["string", "null"], "format": "date-time"},
+        limit={"type": "integer", "minimum": 1, "maximum": 10_000},
+        records=TRUTH,
+        apply=TRUTH,
+        force=TRUTH,
+    ),
+    "Letters": _object(
+        "letters isCut hidden behind until notes",
+        letters=_list(),
+        notLetters=_list(),
+        isCut=TRUTH,
+        hidden=COUNT,
+        behind=COUNT,
+        until=TEXT,
+        notes=_list(TEXT),
+    ),
+    "Replay": _object(
+        "applied sent wouldSend left until notes",
+        applied=TRUTH,
+        sent=COUNT,
+        wouldSend=COUNT,
+        left=COUNT,
+        letters=_list(),
+        until=TEXT,
+        notes=_list(TEXT),
+    ),
+    "Discard": _object(
+        "applied discarded wouldDiscard left until notes",
+        applied=TRUTH,
+        discarded=COUNT,
+        wouldDiscard=COUNT,
+        left=COUNT,
+        letters=_list(),
+        until=TEXT,
+        notes=_list(TEXT),
+    ),
     "Shards": _object("shards", shards=_list(), shardsWithoutAnswer=_list(TEXT)),
     "Operation": OPERATION,
     "Operations": _object(

@@ -152,6 +152,24 @@ ROUTES: Final = (
         {200: "Retry"},
         body="RetryRequest",
     ),
+    Route(
+        *("POST", "/dead-letters/list", "list_letters", Access.OPERATORS, Answer.IN_TURNS),
+        "Look at dead letters, which are hidden from other receivers for that time.",
+        {200: "Letters", 409: "Error"},
+        body="LettersRequest",
+    ),
+    Route(
+        *("POST", "/dead-letters/replay", "replay_letters", Access.OPERATORS, Answer.IN_TURNS),
+        "Send the records of dead letters to their source again; without `apply` the plan.",
+        {200: "Replay", 409: "Error"},
+        body="LettersRequest",
+    ),
+    Route(
+        *("POST", "/dead-letters/discard", "discard_letters", Access.OPERATORS, Answer.IN_TURNS),
+        "Delete dead letters and their records; without `apply` the plan.",
+        {200: "Discard", 409: "Error"},
+        body="LettersRequest",
+    ),
     Route("GET", "/shards", "shards", Access.COUNTS, Answer.SHARED, "Every known shard now.", {200: "Shards"}),
     Route(
         *("GET", "/operations", "operations", Access.VIEWERS, Answer.IN_TURNS),

@@ -77,6 +77,7 @@ VIEWS: Final = Views(
     cache_keys=answer,
     release_lease=answer_to_name,
     retry_held=answer_to_name,
+    letters=None,
     purge=answer_to_name,
     clear_cache=answer,
 )

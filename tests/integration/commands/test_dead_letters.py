@@ -27,12 +27,12 @@ from simplu_worker.aws.sqs_queue import Queue
 from simplu_worker.commands.dead_letters import browse
 from simplu_worker.commands.dead_letters.browse import DeadLetterBrowser
 from simplu_worker.commands.dead_letters.command import (
-    DiscardOptions,
-    ListOptions,
     discard_dead_letters,
     list_dead_letters,
     replay_dead_letters,
 )
+from simplu_worker.commands.dead_letters.desk import DiscardOptions, ListOptions
+from simplu_worker.commands.dead_letters.http_desk import HttpDesk
 from simplu_worker.commands.dead_letters.replay import ReplayOptions
 from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter
 from simplu_worker.commands.stream import put_records
@@ -42,6 +42,7 @@ from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Source
+from simplu_worker.status.live.request_bodies import LettersRequest
 from simplu_worker.timing.clock import utc_now
 
 pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(0.5)]
@@ -584,13 +585,50 @@ async def test_discard_deletes_the_letters_of_its_plan_and_nothing_else(bench: B
     assert planned.json["wouldDiscard"] + planned.json["behind"] == 25
     assert (await bench.count(url))[0] == 29
     few = await bench.discard(chosen, apply=True, limit=4)
-    assert (few.status, few.json["discarded"], few.json["reasons"]) == (0, 4, {"invalid_json": 4})
+    assert (few.status, few.json["discarded"], [one["count"] for one in few.json["letters"]]) == (0, 4, [4])
     done = await bench.discard(chosen, apply=True)
     assert (done.status, done.json["discarded"], done.json["left"]) == (0, 21, 0)
     assert await bench.count(url) == (4, 0)
     shown = await bench.shown()
     assert [row["reason"] for row in shown.json["letters"]] == ["retries_exhausted"] * 3
     assert len(shown.json["notLetters"]) == 1
+
+
+async def test_letters_are_looked_at_replayed_and_discarded_over_http(bench: Bench) -> None:
+    """A plan first, whose time an application needs: what came after the plan stays."""
+    desk = HttpDesk(bench.settings)
+    valid = record("create", "late-x", 1)
+    early, late = datetime(2026, 1, 2, tzinfo=UTC), utc_now() + timedelta(hours=1)
+    await bench.store(
+        letter(bench, valid, "1", failed_at=early),
+        letter(bench, b"{", "2", reason=INVALID, failed_at=early),
+        letter(bench, b"{", "3", reason=INVALID, failed_at=late),
+    )
+    status, listed = await desk.list(LettersRequest(reasons=(GIVEN_UP,), records=True))
+    assert (status, [one["record"] for one in listed["letters"]]) == (200, [valid.decode()])
+    assert any("hidden from other readers" in note for note in listed["notes"])
+    assert "record" not in (await desk.list(LettersRequest(reasons=(GIVEN_UP,))))[1]["letters"][0]
+
+    _, planned = await desk.replay(LettersRequest(reasons=(GIVEN_UP,)))
+    assert (planned["applied"], planned["wouldSend"]) == (False, 1)
+    assert (await desk.replay(LettersRequest(reasons=(GIVEN_UP,), apply=True)))[0] == 400
+    until = datetime.fromisoformat(planned["until"])
+    _, sent = await desk.replay(LettersRequest(reasons=(GIVEN_UP,), until=until, apply=True))
+    assert (sent["sent"], await bench.records()) == (1, [valid])
+
+    (_, plan), (busy, _) = await asyncio.gather(desk.discard(LettersRequest()), desk.discard(LettersRequest()))
+    assert (plan["wouldDiscard"], busy) == (1, 409)
+    request = LettersRequest(until=datetime.fromisoformat(plan["until"]), apply=True)
+    _, done = await desk.discard(request)
+    assert (done["discarded"], done["left"], await bench.count()) == (1, 0, (1, 0))
+    naive = LettersRequest(until=datetime(2027, 1, 1), apply=True)  # noqa: DTZ001  (as a client sends it)
+    assert (await desk.discard(naive))[0] == 200
+
+
+async def test_desk_without_a_queue_answers_that_it_has_none() -> None:
+    """The queue is in the settings, or it is not."""
+    status, answer = await HttpDesk(load_settings({}, for_run=False)).list(LettersRequest())
+    assert (status, "SQS_DEAD_LETTER_QUEUE_URL" in answer["error"]) == (503, True)
 
 
 async def test_replay_stops_by_name_when_the_stream_is_in_trouble(

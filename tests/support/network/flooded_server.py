@@ -90,6 +90,7 @@ def _views(result: msgspec.Raw) -> Views:
         cache_keys=answer,
         release_lease=answer,
         retry_held=answer,
+        letters=None,
         purge=answer,
         clear_cache=answer,
     )

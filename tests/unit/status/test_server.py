@@ -25,6 +25,7 @@ from simplu_worker.metrics import instruments  # noqa: F401  # the metrics that 
 from simplu_worker.status.connections import ConnectionLimits
 from simplu_worker.status.list_query import OperationListQuery
 from simplu_worker.status.live.event_stream import LISTENERS_MAX
+from simplu_worker.status.live.request_bodies import LettersRequest
 from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import PATH_REQUESTS_MAX, VIEWS_AT_ONCE, Views, open_http
 
@@ -70,6 +71,7 @@ class Daemon:
             cache_keys=lambda: self.answer("/cache/keys"),
             release_lease=self.release_lease,
             retry_held=self.retry_held,
+            letters=None,
             purge=self.purge,
             clear_cache=self.clear_cache,
         )
@@ -558,6 +560,45 @@ async def test_body_that_cannot_be_meant_is_refused(site: Site, daemon: Daemon, 
     async with site.session.post(url, data=body, headers=AUTHORIZED) as response:
         answer = await response.json()
     assert (response.status, list(answer), daemon.asked) == (expected, ["error"], [])
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"reasons": ["invalid_json"], "businessId": "b", "locationId": "l", "limit": 5}', 200),
+        (b"", 200),
+        (b'{"reasons": ["other"]}', 400),
+        (b'{"businessId": "b"}', 400),
+        (b'{"limit": 0}', 400),
+        (b'{"until": "yesterday"}', 400),
+        (b'{"aply": true}', 400),
+    ],
+)
+@pytest.mark.parametrize("action", ["list", "replay", "discard"])
+async def test_requests_about_dead_letters_are_read_strictly(
+    daemon: Daemon, action: str, body: bytes, expected: int
+) -> None:
+    """A misspelt member is refused: without it a filter would match more than was meant."""
+    asked: list[tuple[str, LettersRequest]] = []
+
+    class Desk:
+        """Notes the requests."""
+
+        def __getattr__(self, name: str) -> Any:
+            async def note(request: LettersRequest) -> tuple[int, dict[str, Any]]:
+                asked.append((name, request))
+                return 200, {}
+
+            return note
+
+    views = replace(daemon.views(), letters=Desk())
+    async with open_http("127.0.0.1", 0, tokens=BOTH_TOKENS, views=views) as port, ClientSession() as session:
+        url = f"http://127.0.0.1:{port}/dead-letters/{action}"
+        async with session.post(url, data=body, headers=VIEWING) as response:
+            assert response.status == 403
+        async with session.post(url, data=body, headers=AUTHORIZED) as response:
+            assert response.status == expected
+    assert [name for name, _ in asked] == ([action] if expected == 200 else [])
 
 
 async def read_events(site: Site, count: int, **headers: str) -> list[tuple[str, Any]]:

@@ -1,0 +1,94 @@
+"""Dead letters over HTTP: what the commands do, for operators of a replica that runs (docs/interface.md)."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+
+from simplu_worker.commands.dead_letters.desk import (
+    DiscardOptions,
+    ListOptions,
+    discard_letters,
+    list_letters,
+    replay_letters,
+)
+from simplu_worker.commands.dead_letters.replay import ReplayOptions
+from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter
+from simplu_worker.commands.output.progress import NoteList
+from simplu_worker.config.settings import Settings
+from simplu_worker.errors import WorkerError
+from simplu_worker.status.live.request_bodies import LettersRequest
+from simplu_worker.telemetry.log import scrub_text
+from simplu_worker.timing.clock import utc_now
+
+ROOM_BYTES: Final = 4 * 1024 * 1024  # of records in one answer
+NEEDS_UNTIL: Final = (
+    "until: expected the time of the plan, as its answer names it, so that no later dead letter is touched; got none"
+)
+BUSY: Final = "another request reads the dead letters: repeat this one later"
+
+HttpAnswer = tuple[int, dict[str, Any]]
+
+
+class HttpDesk:
+    """Lists, replays and discards dead letters, one request at a time: each hides the letters from the others."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._turn = asyncio.Lock()
+
+    def __repr__(self) -> str:
+        return f"HttpDesk(busy={self._turn.locked()})"
+
+    async def list(self, request: LettersRequest) -> HttpAnswer:
+        """Answer `POST /dead-letters/list`."""
+        options = ListOptions(limit=request.limit, records=request.records, room_bytes=ROOM_BYTES)
+        return await self._answer(request, lambda chosen, notes: list_letters(self._settings, chosen, options, notes))
+
+    async def replay(self, request: LettersRequest) -> HttpAnswer:
+        """Answer `POST /dead-letters/replay`."""
+        options = ReplayOptions(apply=request.apply, force=request.force, limit=request.limit)
+
+        async def replay(chosen: DeadLetterFilter, notes: NoteList) -> dict[str, Any]:
+            result = await replay_letters(self._settings, chosen, options, notes)
+            members: dict[str, Any] = msgspec.to_builtins(result.members(applied=request.apply))
+            return members
+
+        return await self._answer(request, replay)
+
+    async def discard(self, request: LettersRequest) -> HttpAnswer:
+        """Answer `POST /dead-letters/discard`."""
+        options = DiscardOptions(apply=request.apply, limit=request.limit)
+        return await self._answer(
+            request, lambda chosen, notes: discard_letters(self._settings, chosen, options, notes)
+        )
+
+    async def _answer(self, request: LettersRequest, act: Any) -> HttpAnswer:
+        request = request.in_utc()
+        if request.apply and request.until is None:
+            return 400, {"error": NEEDS_UNTIL}
+        if self._turn.locked():
+            return 409, {"error": BUSY}
+        async with self._turn:
+            planned_at, notes = utc_now(), NoteList()
+            try:
+                answer = await act(filter_of(request, planned_at), notes)
+            except WorkerError as exc:
+                return 503, {"error": scrub_text(str(exc))}
+        until = request.until or planned_at
+        return 200, answer | {"until": until.isoformat(), "notes": notes.texts}
+
+
+def filter_of(request: LettersRequest, planned_at: datetime) -> DeadLetterFilter:
+    """Return the filter of a request: without `until` that of letters until *planned_at*."""
+    business_id, location_id = request.business_id, request.location_id
+    return DeadLetterFilter(
+        reasons=frozenset(request.reasons),
+        source=request.source,
+        tenant=None if business_id is None or location_id is None else (business_id, location_id),
+        since=request.since,
+        until=request.until or planned_at,
+    )
