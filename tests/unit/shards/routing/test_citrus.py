@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from support.citrus.cases import (
     API_KEY,
     CONNECTION_STRING,
@@ -99,6 +100,12 @@ async def test_locate_says_not_registered_only_when_citrus_does() -> None:
         assert client.last_error
 
 
+async def packed_without_end(request: web.Request) -> web.StreamResponse:
+    """Answer with what is far too long once it is unpacked; it is packed here and not for each process that imports."""
+    packed = gzip.compress(b'"' + b"x" * 20 * REPLY_MAX_BYTES + b'"', 1)
+    return await reply(packed, Content_Encoding="gzip")(request)
+
+
 NO_ANSWERS: dict[str, tuple[Reply, str]] = {
     "html": (reply(HTML, content_type="text/html"), "expected JSON"),
     "html that says it is json": (reply(HTML), "expected JSON"),
@@ -124,7 +131,7 @@ NO_ANSWERS: dict[str, tuple[Reply, str]] = {
     "a negative count": (reply(SHARD | {"businessCount": -1}), "`int` >= 0"),
     "a count that is no number": (reply(SHARD | {"maxBusinesses": "many"}), "got `str`"),
     "packed without end": (
-        reply(gzip.compress(b'"' + b"x" * 20 * REPLY_MAX_BYTES + b'"', 1), Content_Encoding="gzip"),
+        packed_without_end,
         f"at most {REPLY_MAX_BYTES} bytes|Citrus get_shard: ",
     ),
 }
