@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 from model.failover_rows import NEW, NO_TOKEN, OUTDATED, TO_ADOPT, TO_COME, names_of
@@ -25,6 +26,7 @@ from msgspec.structs import replace
 A, B = 0, 1
 SHARD_NAMES = "AB"
 NO_ROW = -1  # in place of a position
+NAMED_MAX = 1 << 16  # renamings that are remembered
 
 TenantState: TypeAlias = Literal["none", "incoming", "ready", "active", "fenced", "moved"]
 Phase: TypeAlias = Literal["take", "prepare", "copy", "fence", "last delta", "commit", "activate"]
@@ -473,26 +475,36 @@ class MoveFailoverModel:
 
 def _renamed(state: State) -> State:
     """Return the same state with other names for the tokens of rows, which are only compared with each other."""
-    shards, replicas, reader, mover = state.shards, state.replicas, state.reader, state.mover
+    mover = state.mover
+    carried_token = None if mover is None else mover.carried_token
+    shards, replicas, reader, carried_token = _named(state.shards, state.replicas, state.reader, carried_token)
+    if mover is not None and carried_token is not None:
+        mover = replace(mover, carried_token=carried_token)
+    return replace(state, shards=shards, replicas=replicas, mover=mover, reader=reader)
+
+
+@lru_cache(maxsize=NAMED_MAX)  # most states differ from earlier ones in other things than these
+def _named(
+    shards: tuple[Version, ...], replicas: tuple[Version | None, ...], reader: Reader, carried_token: int | None
+) -> tuple[tuple[Version, ...], tuple[Version | None, ...], Reader, int | None]:
+    """Return the same with other names for the tokens of rows; *carried_token* is the mover's, if there is one."""
     versions = [[shards[shard], *([] if (one := replicas[shard]) is None else [one])] for shard in (A, B)]
     merges = [one.merge for one in versions[B] if one.merge is not None and one.merge.token == one.row_token]
     merges += [] if reader.following is None else [reader.following]
     carried = [one.carried_token for both in versions for one in both] + [one.carried for one in merges]
-    carried += [] if mover is None else [mover.carried_token]
+    carried += [] if carried_token is None else [carried_token]
     names_a = names_of([*(one.row_token for one in versions[A]), *(token for token in carried if token)])
     # Carried tokens are of rows that are there: none of them stands for a missing row.
     names_a[NO_TOKEN] = NO_TOKEN
     names_b = names_of([*(one.row_token for one in versions[B]), *(t for m in merges for t in (m.former, m.token))])
     lagging_a, lagging_b = replicas
-    return replace(
-        state,
-        shards=(_with_names(shards[A], names_a, names_a), _with_names(shards[B], names_b, names_a)),
-        replicas=(
+    return (
+        (_with_names(shards[A], names_a, names_a), _with_names(shards[B], names_b, names_a)),
+        (
             None if lagging_a is None else _with_names(lagging_a, names_a, names_a),
             None if lagging_b is None else _with_names(lagging_b, names_b, names_a),
         ),
-        mover=None if mover is None else replace(mover, carried_token=names_a[mover.carried_token]),
-        reader=replace(
+        replace(
             reader,
             tokens=tuple(
                 names.get(token, OUTDATED) if token > OUTDATED else token
@@ -501,6 +513,7 @@ def _renamed(state: State) -> State:
             written=tuple(sorted(names_a[token] for token in reader.written if token in names_a)),
             following=None if reader.following is None else _merge_with_names(reader.following, names_b, names_a),
         ),
+        None if carried_token is None else names_a[carried_token],
     )
 
 
