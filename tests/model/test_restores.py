@@ -12,6 +12,7 @@ from model import restore_model
 from model.restore_model import Mode, RestoreModel, Rules
 from model.search import Model, search
 from model.violations import assert_is_violated
+from support.slow import slow_ones
 
 AnyModel: TypeAlias = Model[Any]
 
@@ -104,7 +105,12 @@ WRONG: dict[str, tuple[AnyModel, str, int]] = {
 }
 
 
-@pytest.mark.parametrize(("model", "state_count"), SAFE.values(), ids=SAFE)
+# What takes more than half a second of processor time.
+SAFE_BUT_SLOW = {"restore: catch up, two restorers"}
+WRONG_BUT_SLOW = {"restore: runs differ by the token alone"}
+
+
+@pytest.mark.parametrize(("model", "state_count"), slow_ones(SAFE_BUT_SLOW, SAFE))
 def test_every_state_keeps_the_promises(model: AnyModel, state_count: int) -> None:
     """The agreed way breaks no promise in any state that can be reached."""
     assert state_count == search(model)
@@ -117,7 +123,7 @@ def test_every_state_keeps_the_promises_in_a_larger_model(model: AnyModel, state
     assert state_count == search(model)
 
 
-@pytest.mark.parametrize(("model", "promise", "length"), WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize(("model", "promise", "length"), slow_ones(WRONG_BUT_SLOW, WRONG))
 def test_search_finds_the_violation_when_a_rule_is_left_out(model: AnyModel, promise: str, length: int) -> None:
     """A deviation from the agreed way breaks a promise, and the error has the way to it."""
     assert_is_violated(model, promise, length)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import pytest
@@ -12,3 +13,10 @@ def slow_after(count: int, values: Iterable[Any]) -> list[Any]:
     """Return *values* for `parametrize`, marked as slow but for the first *count*."""
     marks: list[list[pytest.MarkDecorator]] = [[], [pytest.mark.slow]]
     return [pytest.param(value, marks=marks[number >= count]) for number, value in enumerate(values)]
+
+
+def slow_ones(names: AbstractSet[str], cases: Mapping[str, tuple[Any, ...]]) -> list[Any]:
+    """Return *cases* for `parametrize`, with their names as ids, those of *names* marked as slow."""
+    assert names <= cases.keys(), f"expected names of cases, got {sorted(names - cases.keys())}"
+    marks: list[list[pytest.MarkDecorator]] = [[], [pytest.mark.slow(1)]]
+    return [pytest.param(*values, id=name, marks=marks[name in names]) for name, values in cases.items()]
