@@ -262,6 +262,7 @@ async def test_worker_ends_at_once_when_it_gets_a_second_signal(stack: Stack) ->
                 server.resume()
 
 
+@pytest.mark.slow(11)
 @in_stacks_loop
 async def test_worker_ends_with_the_models_rows_when_it_was_killed_in_the_middle(stack: Stack) -> None:
     """After a kill -9 the next one takes the leases when they expire; nothing is lost, twice or out of order."""
