@@ -43,7 +43,7 @@ def anchor_of(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-def commands_of(node: object = app, name: str = "") -> dict[str, set[str]]:
+def commands_of(node: object, name: str = "") -> dict[str, set[str]]:
     """Return the options of every command that does something, by its words."""
     inner = [word for word in node if word not in ALWAYS_THERE]  # type: ignore[attr-defined]
     if inner:
@@ -54,6 +54,12 @@ def commands_of(node: object = app, name: str = "") -> dict[str, set[str]]:
         }
     arguments = node.assemble_argument_collection()  # type: ignore[attr-defined]
     return {name: {option for argument in arguments for option in argument.names} | ALWAYS_THERE}
+
+
+@cache
+def program_commands() -> dict[str, set[str]]:
+    """Return the options of every command of the program, by its words."""
+    return commands_of(app)
 
 
 def command_lines(page: Path) -> list[str]:
@@ -177,7 +183,7 @@ def test_links_of_dashboards_lead_to_pages_and_headings_that_exist() -> None:
 @pytest.mark.parametrize("page", COMMAND_PAGES, ids=lambda page: page.name)
 def test_command_lines_name_commands_and_options_that_exist(page: Path) -> None:
     """What a newcomer copies works: each command and each option is the program's."""
-    commands = commands_of()
+    commands = program_commands()
     for line in command_lines(page):
         words = line.split()
         known = [words[:count] for count in (2, 1) if " ".join(words[:count]) in commands]
@@ -189,7 +195,7 @@ def test_command_lines_name_commands_and_options_that_exist(page: Path) -> None:
 def test_readme_names_every_command() -> None:
     """A command that nobody finds is not there."""
     named = {" ".join(line.split()[:count]) for line in command_lines(ROOT / "README.md") for count in (1, 2)}
-    assert not commands_of().keys() - named
+    assert not program_commands().keys() - named
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
