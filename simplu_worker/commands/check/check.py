@@ -36,7 +36,7 @@ from simplu_worker.consumers.kinesis.stream.consumers import StreamConsumers
 from simplu_worker.consumers.sqs.receive.redrive_rules import parse_redrive_policy
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.health.assessment import TAKES_NO_OPERATIONS, ShardObservation, assess
-from simplu_worker.shards.health.probe import probe_shard
+from simplu_worker.shards.health.probe import probe_shard, read_server_facts
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.telemetry.log import scrub_text
@@ -365,13 +365,16 @@ class DependencyChecks:
             self.facts.inactive_shards.append(name)
 
         async def ask() -> CheckAnswer:
-            probe = await probe_shard(shards.pools.ensure_pool(address))
+            pool = shards.pools.ensure_pool(address)
+            probe = await probe_shard(pool)
             self.facts.skews_s[name] = probe.skew_s
             self.facts.schema_creators[name] = probe.creators
             self.facts.unwritable_tables[name] = probe.unwritable_tables
             for finding in assess(ShardObservation(probe=probe)).findings:
                 if finding.problem in TAKES_NO_OPERATIONS:
                     return CheckAnswer(f"shard {address.shard_id}: {finding}", CheckStatus.FAILED)
+            if (server := await read_server_facts(pool, probe.version_number)) is not None:
+                self.facts.servers[name] = server
             if probe.schema_version is None:
                 self.facts.empty_shards.append(name)
                 return CheckAnswer(

@@ -15,6 +15,7 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
 from simplu_worker.operations.retention_rules import effective_retention
 from simplu_worker.shards.health.assessment import SchemaCreator
+from simplu_worker.shards.health.server_costs import ServerFacts, find_costs
 from simplu_worker.shards.schema.schema_check import MESSAGE_FAILURES, REJECTIONS
 from simplu_worker.status.connection_order import CONNECTIONS_MAX
 
@@ -55,6 +56,7 @@ class CheckFacts:
     inactive_shards: list[str] = field(default_factory=list)
     unwritable_tables: dict[str, Sequence[str]] = field(default_factory=dict)  # of shards
     schema_creators: dict[str, Sequence[SchemaCreator]] = field(default_factory=dict)  # of shards
+    servers: dict[str, ServerFacts] = field(default_factory=dict)  # of shards
     skews_s: dict[str, float] = field(default_factory=dict)  # their clock less ours
     eviction_policy: str | None = None  # of Redis
     open_files_max: int | None = None  # of a process like this one
@@ -172,6 +174,8 @@ def _shard_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
         for creator in creators:
             problem, _, advice = str(creator).rpartition("; ")
             yield Finding(name, problem, advice)
+    for name, server in facts.servers.items():
+        yield from (Finding(name, cost.problem, cost.advice) for cost in find_costs(server))
     connections = facts.shard_count * settings.database_pool_size
     if connections > settings.database_max_connections:
         yield Finding(

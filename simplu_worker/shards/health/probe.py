@@ -10,10 +10,12 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import asyncpg
+import msgspec
 
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.health.assessment import SchemaCreator, ShardProbe
 from simplu_worker.shards.health.moves import MoveEntry
+from simplu_worker.shards.health.server_costs import ServerFacts, TableRows
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -29,7 +31,11 @@ from simplu_worker.shards.types import ShardUnavailableError
 
 NEW_TABLES: Final = (MESSAGE_FAILURES, REJECTIONS)
 NEW_TABLES_SINCE: Final = 3  # schema version
+BUSY_TABLES: Final = ("operations", "resources")
+OWN_CHECKPOINTER_SINCE: Final = 170000  # its view; before, its counts are among those of the background writer
 PROBE_S: Final = 2.4  # within `ShardTimeouts.probe_s`: a slow shard has answered, and is not lost
+
+_tables = msgspec.json.Decoder(tuple[TableRows, ...])
 
 
 class _EndProbeError(WorkerError):
@@ -151,3 +157,26 @@ async def _add_columns(connection: Connection, query: str, names: dict[str, str]
         return  # some hosted servers lack such a function, or permit it to no role: no fault of the shard
     if row is not None:
         facts |= {name: row[column] for column, name in names.items()}
+
+
+async def read_server_facts(pool: ShardPool, version_number: int) -> ServerFacts | None:
+    """Return the settings and counts of a shard's server; None where the server lacks or hides some, or is too slow."""
+    with contextlib.suppress(WorkerError):
+        async with pool.fresh_connection() as connection:
+            return await _read_facts(connection, version_number)
+    return None
+
+
+async def _read_facts(connection: Connection, version_number: int) -> ServerFacts | None:
+    checkpoints = "count_checkpoints" if version_number >= OWN_CHECKPOINTER_SINCE else "count_checkpoints_before_17"
+    try:
+        counted = await connection.fetchrow(QUERIES[checkpoints])
+        row = await connection.fetchrow(QUERIES["probe_server_costs"], BUSY_TABLES)
+    except asyncpg.PostgresError:
+        if connection.is_closed():
+            raise
+        return None  # as above
+    if row is None or counted is None:
+        return None
+    facts = dict(row) | {"tables": _tables.decode(row["tables"])}
+    return ServerFacts(checkpoints_timed=counted["timed"], checkpoints_requested=counted["requested"], **facts)

@@ -78,3 +78,43 @@ SELECT
     pg_catalog.count(*) AS standby_count
 FROM pg_catalog.pg_stat_replication
 WHERE state IS DISTINCT FROM 'backup';
+
+-- name: probe_server_costs
+-- The settings of the server that cost, and the counts that show it; $1 are the tables of the worker, of which every
+-- role may see the counts. Checkpoints are counted elsewhere: `count_checkpoints`.
+SELECT
+    pg_catalog.pg_size_bytes(pg_catalog.current_setting('max_wal_size')) AS max_wal_size,
+    pg_catalog.pg_size_bytes(pg_catalog.current_setting('shared_buffers')) AS shared_buffers,
+    pg_catalog.current_setting('wal_compression') AS wal_compression,
+    (SELECT enumvals FROM pg_catalog.pg_settings WHERE name = 'wal_compression') AS wal_compressions,
+    pg_catalog.current_setting('synchronous_commit') AS synchronous_commit,
+    pg_catalog.current_setting('synchronous_standby_names') AS synchronous_standby_names,
+    pg_catalog.current_setting('autovacuum')::boolean AND pg_catalog.current_setting('track_counts')::boolean
+        AS has_autovacuum,
+    wal.wal_bytes::bigint AS wal_bytes,
+    wal.wal_fpi AS wal_page_images,
+    pg_catalog.pg_database_size(used.datid) AS database_bytes,
+    used.blks_read AS pages_read,
+    used.blks_hit AS pages_found,
+    (
+        SELECT coalesce(pg_catalog.json_agg(pg_catalog.json_build_object(
+            'table', counted.relname,
+            'live', counted.n_live_tup,
+            'dead', counted.n_dead_tup,
+            'vacuumed_at', greatest(counted.last_vacuum, counted.last_autovacuum)
+        ) ORDER BY counted.relname), '[]')::pg_catalog.text
+        FROM pg_catalog.pg_stat_user_tables AS counted
+        WHERE counted.schemaname = 'public' AND counted.relname = ANY($1::pg_catalog.text[])
+    ) AS tables
+FROM pg_catalog.pg_stat_wal AS wal
+CROSS JOIN pg_catalog.pg_stat_database AS used
+WHERE used.datname = pg_catalog.current_database();
+
+-- name: count_checkpoints
+-- The checkpoints that came by time, and those that were requested, mostly because the WAL had grown. PostgreSQL 17
+-- and newer.
+SELECT num_timed AS timed, num_requested AS requested FROM pg_catalog.pg_stat_checkpointer;
+
+-- name: count_checkpoints_before_17
+-- The same, of older servers.
+SELECT checkpoints_timed AS timed, checkpoints_req AS requested FROM pg_catalog.pg_stat_bgwriter;

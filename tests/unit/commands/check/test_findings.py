@@ -12,9 +12,26 @@ from simplu_worker.commands.check.findings import CheckFacts, describe_reading, 
 from simplu_worker.config.misspellings import Misspelling
 from simplu_worker.config.settings import Settings
 from simplu_worker.shards.health.assessment import SchemaCreator
+from simplu_worker.shards.health.server_costs import GB, ServerFacts
 from simplu_worker.shards.schema.schema_check import MESSAGE_FAILURES, REJECTIONS
 
 HOUR = timedelta(hours=1)
+WITHOUT_AUTOVACUUM = ServerFacts(
+    max_wal_size=GB,
+    shared_buffers=GB,
+    wal_compression="off",
+    wal_compressions=(),
+    synchronous_commit="on",
+    synchronous_standby_names="",
+    has_autovacuum=False,
+    checkpoints_timed=0,
+    checkpoints_requested=0,
+    wal_bytes=0,
+    wal_page_images=0,
+    database_bytes=0,
+    pages_read=0,
+    pages_found=0,
+)
 
 
 def settings_with(**changes: object) -> Settings:
@@ -98,6 +115,11 @@ def queue_with(*, visibility_s: int = 30, receives: object = 1000, retention_s: 
                 "shard a: this role may not write message_failures, so that tries of messages are counted in memory",
                 "shard a: this role may not write rejections, so that the ids of rejected records answer `unknown`",
             ],
+        ),
+        (
+            CheckFacts(servers={"shard a": WITHOUT_AUTOVACUUM}),
+            {},
+            ["shard a: autovacuum off: dead rows stay, and tables grow; set autovacuum to on"],
         ),
         (CheckFacts(open_files_max=600), {}, []),
         (CheckFacts(open_files_max=599), {}, ["RLIMIT_NOFILE: 599 open files, the settings need up to 600: "]),
