@@ -32,13 +32,13 @@ for command in (check, operations, tenants, shards, dead_letters, replay, stream
 @app.command
 def run(*, env_file: EnvFile = None) -> int:
     """Run the worker until SIGTERM or SIGINT."""
-    import structlog
     import uvloop
 
     from simplu_worker.commands.dead_letters.http_desk import HttpDesk
     from simplu_worker.commands.running import log_misspellings, log_service_links, read_settings
     from simplu_worker.daemon import run_worker
     from simplu_worker.memory_tuning import end_start
+    from simplu_worker.telemetry.bare_structlog import structlog
     from simplu_worker.telemetry.log import configure_logging, flush_logging
 
     settings = read_settings(env_file, for_run=True)
