@@ -288,10 +288,13 @@ def show(results: ThroughputResults, console: Console) -> None:
             for line in lines:
                 table.add_row(*line)
             console.print(table)
-    table = Table("", "stream shards", "shards", "synchronous_commit", "records/s", "client µs", "Postgres µs", "MB")
-    for line in results.lines():
-        table.add_row(*line)
-    console.print(table)
+    if results.runs:
+        table = Table(
+            "", "stream shards", "shards", "synchronous_commit", "records/s", "client µs", "Postgres µs", "MB"
+        )
+        for row in results.lines():
+            table.add_row(*row)
+        console.print(table)
     table = Table("target", "measured", "wanted", "")
     for one in results.targets():
         kept = "kept" if one.is_kept else "[bold red]MISSED[/]"
