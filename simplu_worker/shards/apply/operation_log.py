@@ -27,13 +27,17 @@ class Replacement(msgspec.Struct, frozen=True):
 
 
 async def write_log(
-    connection: Connection, operations: Sequence[Operation], failures: Mapping[int, Failure | None]
+    connection: Connection,
+    operations: Sequence[Operation],
+    failures: Mapping[int, Failure | None],
+    *,
+    expects_new: bool = False,
 ) -> dict[int, LogMatch]:
     """Write the rows of *operations*; return, by index, how each that was logged before matches its row.
 
     *failures*, by index, are failures that are known before the attempt. The row of an operation that was given up is
     replaced by its replay's, the row of an order event by that of another event. Raises `LostRaceError` when another
-    transaction changes a row in between.
+    transaction changes a row in between. With *expects_new* the statement fails at an operation that was logged before.
     """
     if not operations:
         return {}
@@ -41,7 +45,7 @@ async def write_log(
     instants = {origin.arrived_at for origin in origins}  # many operations arrive at the same instant
     arrivals = {arrived_at: arrived_at.isoformat() for arrived_at in instants}
     status = await connection.execute(
-        QUERIES["log_operations"],
+        QUERIES["log_operations_new" if expects_new else "log_operations"],
         *pack_columns(
             [
                 [operation.tenant_id for operation in operations],

@@ -27,15 +27,22 @@ class WaveStatement(msgspec.Struct, frozen=True):
     has_lists: bool
 
 
-def statement_for(reading_kinds: Collection[OperationKind], *, has_nested: bool) -> WaveStatement:
-    """Return the statement for waves with reads of *reading_kinds*; *has_nested*: with patches that have objects."""
+def statement_for(
+    reading_kinds: Collection[OperationKind], *, has_nested: bool, creates_new: bool = False
+) -> WaveStatement:
+    """Return the statement for waves with reads of *reading_kinds*; *has_nested*: with patches that have objects.
+
+    With *creates_new* the statement fails at a created resource that exists.
+    """
     has_lists, has_reads = LIST in reading_kinds, READ in reading_kinds
     if has_nested or (has_lists and has_reads):
-        is_writing = not has_lists and not has_reads
-        return WaveStatement("apply_nested_writes", False) if is_writing else WaveStatement("apply_wave", True)
-    if has_lists:
-        return WaveStatement("apply_lists", True)
-    return WaveStatement("apply_reads" if has_reads else "apply_writes", False)
+        query = "apply_wave" if has_lists or has_reads else "apply_nested_writes"
+    elif has_lists:
+        query = "apply_lists"
+    else:
+        query = "apply_reads" if has_reads else "apply_writes"
+    is_of_lists = query in {"apply_wave", "apply_lists"}
+    return WaveStatement(f"{query}_new" if creates_new else query, is_of_lists)
 
 
 def wave_arguments(

@@ -19,9 +19,10 @@ import structlog
 
 from simplu_worker.operations.admission import HOLD, TenantRow, TenantState, admit, admits_all, is_too_late
 from simplu_worker.operations.merge_patch import is_nested
-from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Operation, Outcome
+from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Operation, OperationKind, Outcome
 from simplu_worker.operations.waves import isolate, plan_waves
 from simplu_worker.shards.apply.batch_cuts import cut_points, points_around
+from simplu_worker.shards.apply.duplicates import InsertedTable, InsertForms
 from simplu_worker.shards.apply.group_commit import CommitBatch, GroupCommit
 from simplu_worker.shards.apply.operation_log import find_logged, write_log
 from simplu_worker.shards.apply.patch_merging import (
@@ -42,7 +43,13 @@ from simplu_worker.shards.positions.rows import (
     read_stored_positions,
     write_positions,
 )
-from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, RolledBackError, StatementFailedError
+from simplu_worker.shards.postgres.errors import (
+    DuplicateKeyError,
+    InvalidDataError,
+    LostRaceError,
+    RolledBackError,
+    StatementFailedError,
+)
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.single_flight import SingleFlightProbe
@@ -77,6 +84,8 @@ OUTCOME_BY_MATCH = {
 }
 STOPPING = frozenset({Disposition.HOLD, Disposition.UNEXPECTED})  # no later operation of the tenant may be applied
 
+CREATE: Final = OperationKind.CREATE  # looked up once: access to an enum member is slow
+
 KeyT = TypeVar("KeyT", bound=tuple[str, ...])
 OperationKey: TypeAlias = tuple[str, str]  # the tenant's id and the request id
 
@@ -86,7 +95,14 @@ log = structlog.get_logger(__name__)
 class ShardWriter:
     """The writer of batches to one shard."""
 
-    def __init__(self, pool: ShardPool, *, tenant_wait: timedelta, draw: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self,
+        pool: ShardPool,
+        *,
+        tenant_wait: timedelta,
+        draw: Callable[[], float] = random.random,
+        insert_forms: InsertForms | None = None,
+    ) -> None:
         self._pool = pool
         self._tenant_wait = tenant_wait
         self._draw = draw
@@ -95,6 +111,7 @@ class ShardWriter:
         self._group_commit = GroupCommit(self._apply)
         self._slow: dict[OperationKey, None] = {}  # oldest first
         self._large: dict[ResourceId, None] = {}  # the same
+        self._insert_forms = insert_forms or InsertForms()
 
     async def apply(self, operations: Sequence[Operation], claim: PositionClaim | None = None) -> list[Outcome]:
         """Apply *operations*, in effect one by one in their order, and return the outcome of each.
@@ -210,11 +227,13 @@ class ShardWriter:
         are applied apart from the others.
         """
         large: set[ResourceId] = set()
+        with_duplicates: set[InsertedTable] = set()
         while True:
             attempt = self._new_attempt(batch, known_outcomes, self._slow if budget is StatementBudget.BATCH else ())
             attempt.large = large.union(self._large) if large else self._large
+            attempt.careful_tables = self._insert_forms.careful_tables().union(with_duplicates)
             try:
-                return await self._commit(attempt, budget)
+                outcomes = await self._commit(attempt, budget)
             except UnmergedPatchesError as exc:
                 large.update(exc.resources)
                 remember(self._large, exc.resources, LARGE_MAX_COUNT)
@@ -225,8 +244,20 @@ class ShardWriter:
                 found = await self._find_refused(attempt, exc)
                 is_timeout = False
             except StatementFailedError as exc:
+                table = attempt.inserting
+                if isinstance(exc, DuplicateKeyError) and table is not None and table not in attempt.careful_tables:
+                    self._insert_forms[table].note_failed()
+                    with_duplicates.add(table)
+                    continue
+                self._insert_forms.expect_duplicates()
                 found = await self._find_failing(attempt, exc, budget)
                 is_timeout = exc.is_timeout
+            except ShardUnavailableError:
+                self._insert_forms.expect_duplicates()
+                raise
+            else:
+                self._note_duplicates(attempt)
+                return outcomes
             if not found:
                 points = cut_points(attempt.suspects, is_timeout=is_timeout)
                 return await self._apply_split(attempt, points, StatementBudget.PART if is_timeout else budget)
@@ -291,6 +322,12 @@ class ShardWriter:
             self._note_slow(attempt.batch.operations[attempt.suspects[0]])
         await self._pool.probe()
         return {attempt.suspects[0]: Outcome(disposition=Disposition.UNEXPECTED, error=exc.error)}
+
+    def _note_duplicates(self, attempt: WriteAttempt) -> None:
+        """Remember whether the rows of a batch that was applied were new."""
+        for table, has_duplicates in attempt.inserted.items():
+            was_careful = table in attempt.careful_tables
+            self._insert_forms[table].note_applied(was_careful=was_careful, has_duplicates=has_duplicates)
 
     def _note_slow(self, operation: Operation) -> None:
         """Remember an operation that took too long alone: its next tries must not delay others that long."""
@@ -377,7 +414,9 @@ class WriteAttempt:
 
     `suspects` are, after an error, the indexes of the operations that can have caused it: those of the failed
     statement. Empty if no operation can have caused it. `log_took_s` is the time from the beginning of the transaction
-    until the rows of the log were written.
+    until the rows of the log were written. Into `careful_tables` rows are inserted that may exist; a row that exists in
+    another table fails the transaction while `inserting` is that table. `inserted` are, at the end, the tables into
+    which rows were inserted, each with whether any row existed.
     """
 
     def __init__(
@@ -394,6 +433,9 @@ class WriteAttempt:
         self.suspects: Sequence[int] = ()
         self.log_took_s = 0.0
         self.large: Container[ResourceId] = ()  # resources of which the worker merges every patch
+        self.careful_tables: Collection[InsertedTable] = frozenset(InsertedTable)
+        self.inserting: InsertedTable | None = None
+        self.inserted: dict[InsertedTable, bool] = {}
         self._slow = slow
         self._tenant_wait = tenant_wait
 
@@ -406,6 +448,7 @@ class WriteAttempt:
         Raises `ApartError` if operations of it are to be applied apart from the others.
         """
         self.batch.close()
+        self.inserting, self.inserted = None, {}
         operations = self.batch.operations
         if not operations:
             return []
@@ -423,15 +466,20 @@ class WriteAttempt:
             logged = [index for index in logged if index not in decided or leaves_row(decided[index])]
             failures = {number: decided[index].failure for number, index in enumerate(logged) if index in decided}
         self.suspects = logged
-        matches = await write_log(connection, _select(logged, operations), failures)
+        self.inserting = InsertedTable.LOG
+        expects_new = InsertedTable.LOG not in self.careful_tables
+        matches = await write_log(connection, _select(logged, operations), failures, expects_new=expects_new)
+        self.inserted[InsertedTable.LOG] = bool(matches)
         if apart := [logged[number] for number, one in matches.items() if one is LogMatch.BEHIND_ANOTHER]:
             raise ApartError(apart, "order events with the id of one before them")
         decided |= {logged[number]: OUTCOME_BY_MATCH[one] for number, one in matches.items() if one in OUTCOME_BY_MATCH}
         applied = [index for index in logged if index not in decided] if decided else logged
         self.suspects = applied
         self.log_took_s = loop_time() - began_at
-        for index, failure in await self._apply_waves(connection, tenants, applied):
-            decided[index] = Outcome(disposition=Disposition.APPLIED, failure=failure)
+        self.inserting = InsertedTable.RESOURCES
+        failed = await self._apply_waves(connection, tenants, applied)
+        decided |= {index: Outcome(disposition=Disposition.APPLIED, failure=failure) for index, failure in failed}
+        self.inserting = None
         self.suspects = logged  # a deferred trigger runs at the commit
         outcomes = [SUCCEEDED] * len(operations)
         for index, outcome in decided.items():
@@ -505,6 +553,7 @@ class WriteAttempt:
         statement = statement_for(
             [operations[index].kind for wave in planned for index in wave.reads],
             has_nested=any(is_nested(operations[index].data or "") for index in patches),
+            creates_new=InsertedTable.RESOURCES not in self.careful_tables,
         )
         run = WaveRun(connection, statement, tenants)
         for number, wave in zip(accumulate(map(len, waves), initial=0), waves, strict=False):
@@ -516,6 +565,8 @@ class WriteAttempt:
         in_turn = list(chain.from_iterable(waves))
         if unmerged := [operations[in_turn[number]] for number, error in run.failures if error == UNMERGED]:
             raise UnmergedPatchesError({resource_of(operation) for operation in unmerged})
+        if CREATE in [operation.kind for operation in operations]:
+            self.inserted[InsertedTable.RESOURCES] = Failure.ALREADY_EXISTS in [error for _, error in run.failures]
         return [(applied[in_turn[number]], Failure(error)) for number, error in run.failures]
 
 

@@ -38,3 +38,7 @@ class StatementFailedError(ShardUnavailableError):
         super().__init__(message)
         self.error = error
         self.is_timeout = is_timeout
+
+
+class DuplicateKeyError(StatementFailedError):
+    """A statement failed at a row with a key that exists (unique_violation)."""

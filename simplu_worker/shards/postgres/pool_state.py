@@ -12,9 +12,15 @@ import structlog
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.circuit_breaker import SILENCE_MAX_S, BreakerDecision, CircuitBreaker
-from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, StatementFailedError, WrongShardError
+from simplu_worker.shards.postgres.errors import (
+    DuplicateKeyError,
+    InvalidDataError,
+    LostRaceError,
+    StatementFailedError,
+    WrongShardError,
+)
 from simplu_worker.shards.postgres.lender import ConnectionLender
-from simplu_worker.shards.postgres.sqlstate import READ_ONLY, ErrorMeaning, is_no_answer, meaning_of
+from simplu_worker.shards.postgres.sqlstate import READ_ONLY, UNIQUE_VIOLATION, ErrorMeaning, is_no_answer, meaning_of
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
 
@@ -141,6 +147,9 @@ class ShardAvailability:
                 raise InvalidDataError(error) from exc
             case ErrorMeaning.TRY_AGAIN:
                 raise self._record_lost_race(error) from exc
+            case ErrorMeaning.STATEMENT if exc.sqlstate == UNIQUE_VIOLATION:
+                self._count("duplicate_key")
+                raise DuplicateKeyError(self._message(error), error=error, is_timeout=False) from exc
             case ErrorMeaning.STATEMENT:
                 self._count(meaning)
                 is_timeout = isinstance(exc, asyncpg.QueryCanceledError)

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Final
 
 READ_ONLY: Final = "25006"  # read_only_sql_transaction: the server is a former primary
+UNIQUE_VIOLATION: Final = "23505"  # of a plain insert that expects new rows, or of a constraint of the shard's owner
 # A prepared statement is gone, or another client's: a pooler shares the server.
 POOLER_STATES: Final = frozenset({"26000", "42P05"})
 # The other connections lead to the same former primary, or have outdated prepared statements.

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import pytest
-from support.postgres.tenant_cases import TenantCase, failed
+from support.postgres.tenant_cases import TenantCase, failed, fetch
 
 from simplu_worker.operations.operation import Failure
 from simplu_worker.shards.apply.wave_statement import RESULT_MAX_BYTES
@@ -196,10 +196,19 @@ async def test_list_fails_when_its_result_is_over_the_bound(tenant: TenantCase) 
     assert ([item["resourceId"] for item in page["items"]], page["hasMore"]) == (["a", "b"], True)
 
 
-async def test_list_counts_the_bound_in_bytes_of_the_whole_result(tenant: TenantCase) -> None:
+@pytest.mark.parametrize("others", [0, 300], ids=["one item", "ids of which each character takes six bytes"])
+async def test_list_counts_the_bound_in_bytes_of_the_whole_result(tenant: TenantCase, others: int) -> None:
     """Exactly 1 MiB of JSON text still fits, one byte more does not."""
     await tenant.apply(tenant.operation("create", data={"text": ""}))
-    frame = tenant.operation("list", None)
+    for number in range(others):
+        await fetch(
+            tenant.pool,
+            'INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")'
+            " VALUES ($1, 'dental', 'patient', $2, '{}', '2026-03-01', '2026-03-01')",
+            tenant.tenant_id,
+            f"{number:04}" + "\x01" * 200,
+        )
+    frame = tenant.operation("list", None, pagination={"limit": 1000})
     await tenant.apply(frame)
     async with tenant.pool.connection() as connection:
         length = await connection.fetchval(
@@ -211,9 +220,9 @@ async def test_list_counts_the_bound_in_bytes_of_the_whole_result(tenant: Tenant
 
     outcomes = await tenant.apply(
         tenant.operation("update", data={"text": "é" * (room // 2) + "x" * (room % 2)}),
-        tenant.operation("list", None),
+        tenant.operation("list", None, pagination={"limit": 1000}),
         tenant.operation("update", data={"text": "é" * (room // 2) + "x" * (room % 2 + 1)}),
-        tenant.operation("list", None),
+        tenant.operation("list", None, pagination={"limit": 1000}),
         tenant.operation("read"),
     )
 
@@ -258,6 +267,29 @@ SHAPES = [
     '{"": 0}',
     "[[]]",
 ]
+
+
+async def test_text_of_a_small_document_is_built_as_it_has_few_numbers(tenant: TenantCase) -> None:
+    """3,000 bytes have no more than 250 numbers, which `text_bytes` would count before it builds a text."""
+    documents = [
+        document
+        for number in ("0", "0.0", "7", "-1e400", "1e-9")
+        for count in range(200, 300)
+        for document in (
+            f"[{','.join([number] * count)}]",
+            '{"": [' + ",".join([number] * count) + "]}",
+            "[" + ",".join([f"[{number}]"] * count) + "]",
+        )
+    ]
+    rows = await fetch(
+        tenant.pool,
+        "SELECT max(jsonb_array_length(jsonb_path_query_array(document, 'strict $.** ? (@.type() == \"number\")')))"
+        " FROM (SELECT text::jsonb AS document FROM unnest($1::text[]) AS text) AS parsed"
+        " WHERE pg_column_size(document) <= 3000",
+        documents,
+    )
+    assert 200 < rows[0]["max"] <= 250
+    assert "pg_column_size(checked.document) <= 3000\n" in QUERIES["apply_lists"]
 
 
 async def test_bounds_below_the_text_of_a_document_are_below_it(tenant: TenantCase) -> None:

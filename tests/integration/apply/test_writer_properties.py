@@ -170,18 +170,22 @@ def comparable(result: Any) -> str | None:
 
 DRAWN = st.lists(st.tuples(requests(), TIMES), min_size=1, max_size=25)
 SIZES = st.lists(st.integers(1, 12), min_size=1, max_size=4)
+CAREFUL = st.sampled_from([0, 1, 16])  # batches in the form with ON CONFLICT behind one with a duplicate
 
 
 @settings(max_examples=100, suppress_health_check=NO_CHECKS)
-@given(drawn=DRAWN, sizes=SIZES)
+@given(drawn=DRAWN, sizes=SIZES, careful=CAREFUL)
 async def test_writer_equals_one_by_one_application_whatever_the_batches(
-    tenant: TenantCase, drawn: list[tuple[OperationRequest, str]], sizes: list[int]
+    tenant: TenantCase, drawn: list[tuple[OperationRequest, str]], sizes: list[int], careful: int
 ) -> None:
-    """Outcomes, rows, dates, log and results are those of the model, wherever the batches were cut."""
+    """Outcomes, rows, dates, log and results are those of the model, wherever the batches were cut.
+
+    Whether rows are inserted plainly first, or with ON CONFLICT, makes no difference.
+    """
     example = Example(tenant.pool)
     both = await example.prepare(drawn)
     expected = [example.expected(request) for request, _ in both]
-    writer = writer_of(tenant.pool)
+    writer = writer_of(tenant.pool, careful_least=careful)
 
     outcomes = [
         outcome for batch in in_batches([sent for _, sent in both], sizes) for outcome in await writer.apply(batch)
@@ -192,9 +196,9 @@ async def test_writer_equals_one_by_one_application_whatever_the_batches(
 
 
 @settings(max_examples=40, suppress_health_check=NO_CHECKS)
-@given(drawn=DRAWN, sizes=SIZES, others=SIZES)
+@given(drawn=DRAWN, sizes=SIZES, others=SIZES, careful=CAREFUL)
 async def test_writer_applies_each_operation_once_when_two_readers_send_the_same(
-    tenant: TenantCase, drawn: list[tuple[OperationRequest, str]], sizes: list[int], others: list[int]
+    tenant: TenantCase, drawn: list[tuple[OperationRequest, str]], sizes: list[int], others: list[int], careful: int
 ) -> None:
     """Two readers of one stream shard, each in order, each in batches of its own, leave what one alone would."""
     example = Example(tenant.pool)
@@ -204,7 +208,7 @@ async def test_writer_applies_each_operation_once_when_two_readers_send_the_same
     operations = [sent for _, sent in both]
 
     async def read(batches: list[list[Operation]]) -> list[Outcome]:
-        writer = writer_of(tenant.pool)
+        writer = writer_of(tenant.pool, careful_least=careful)
         return [outcome for batch in batches for outcome in await writer.apply(batch)]
 
     async with asyncio.TaskGroup() as tasks:

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck
 from simplu_worker.local.workload.reference_model import JsonValue, parse_json
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Failure, Operation, Origin, Outcome, Source
+from simplu_worker.shards.apply.duplicates import InsertForms
 from simplu_worker.shards.apply.writer import SUCCEEDED, ShardWriter
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
@@ -85,9 +86,13 @@ def operation(
     return decoded
 
 
-def writer_of(pool: ShardPool) -> ShardWriter:
-    """Return a writer that hardly rests between two races."""
-    return ShardWriter(pool, tenant_wait=TENANT_WAIT, draw=lambda: 0.01)
+def writer_of(pool: ShardPool, *, careful_least: int = 0) -> ShardWriter:
+    """Return a writer that hardly rests between two races.
+
+    It tries every batch by plain inserts, and goes the way back at every duplicate, unless there is a *careful_least*.
+    """
+    forms = InsertForms(careful_least=careful_least)
+    return ShardWriter(pool, tenant_wait=TENANT_WAIT, draw=lambda: 0.01, insert_forms=forms)
 
 
 async def add_tenant(

@@ -62,10 +62,11 @@ strict $.** ? (@ < 1e-30 || @ >= 1e30) ? (@ >= 1e30 || @ <= -1e30 || @ > -1e-30)
 
 -- fragment: text_bytes
 -- The length of the text of `checked.document`; where its numbers make it longer than 32 MiB, an estimate of these,
--- at most twice as much: then no text is built. 250 numbers make it no longer.
+-- at most twice as much: then no text is built. 250 numbers make it no longer, and 3,000 bytes have no more of them: a
+-- number takes 12 at least.
 CASE
     WHEN
-        pg_catalog.pg_column_size(checked.document) <= 300
+        pg_catalog.pg_column_size(checked.document) <= 3000
         OR pg_catalog.jsonb_array_length(
             pg_catalog.jsonb_path_query_array(checked.document, ':extreme_numbers'::pg_catalog.jsonpath)
         ) <= 250
@@ -197,10 +198,8 @@ WHERE id = ANY($1::pg_catalog.text[])
 ORDER BY id
 FOR SHARE;
 
--- name: log_operations
--- Write the batch into the log before any effect. An existing row, or one that another transaction is writing (this
--- statement waits for it), stays as it is: its operation was applied. In key order, against deadlocks; of two
--- operations with one key the first of the batch is written. $13 are the digests, of 33 bytes each.
+-- fragment: logged_rows
+-- Write the batch into the log before any effect. In key order, against deadlocks. $13 are the digests, of 33 bytes each.
 INSERT INTO public.operations (
     tenant_id, request_id, operation, resource_type, resource_id, status, error, digest,
     source, stream_shard_id, sequence_number, requested_at, received_at
@@ -226,7 +225,17 @@ FROM (
         pg_catalog.unnest(pg_catalog.string_to_array($12, $1)) AS received_at
 ) AS batch
 ORDER BY tenant_id COLLATE "C", request_id COLLATE "C", position
+
+-- name: log_operations
+-- An existing row, or one that another transaction is writing (this statement waits for it), stays as it is: its
+-- operation was applied. Of two operations with one key the first of the batch is written.
+:logged_rows
 ON CONFLICT (tenant_id, request_id) DO NOTHING;
+
+-- name: log_operations_new
+-- The same where every row is expected to be new: fails at one that is not (23505, unique_violation), as soon as the
+-- other transaction has committed it. The batch is then repeated with the statement above (apply/duplicates.py).
+:logged_rows;
 
 -- name: logged_operations
 -- The rows of the batch's operations: whether this transaction wrote them, and the columns that distinguish a
@@ -330,14 +339,23 @@ wave AS MATERIALIZED (
     ) AS sent
 )
 
+-- fragment: created_rows
+INSERT INTO public.resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
+SELECT tenant_id, business_type, resource_type, resource_id, data, requested_at, requested_at
+FROM wave
+WHERE operation = 'create'
+
 -- fragment: created
 created AS (
-    INSERT INTO public.resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
-    SELECT tenant_id, business_type, resource_type, resource_id, data, requested_at, requested_at
-    FROM wave
-    WHERE operation = 'create'
+    :created_rows
     ON CONFLICT (id, "resourceName", "resourceId") DO NOTHING
     RETURNING id, "resourceName", "resourceId"
+)
+
+-- fragment: created_new
+-- Where every created resource is expected to be new: fails at one that is not (23505), and the batch is repeated.
+created AS (
+    :created_rows
 )
 
 -- fragment: flat_cases
@@ -417,22 +435,22 @@ deleted AS (
     RETURNING wave.index
 )
 
+-- fragment: missed_error
+CASE
+    WHEN wave.operation = 'patch' AND EXISTS (
+        SELECT FROM public.resources
+        WHERE
+            resources.id = wave.tenant_id AND resources."resourceName" = wave.resource_type
+            AND resources."resourceId" = wave.resource_id
+    ) THEN 'unmerged'
+    ELSE 'not_found'
+END
+
 -- fragment: undone
 -- The effects are counted first: nearly always they are complete, and no failure is searched for.
 undone AS (
     UPDATE public.operations
-    SET
-        status = 'failed',
-        error = CASE
-            WHEN wave.operation = 'create' THEN 'already_exists'
-            WHEN wave.operation = 'patch' AND EXISTS (
-                SELECT FROM public.resources
-                WHERE
-                    resources.id = wave.tenant_id AND resources."resourceName" = wave.resource_type
-                    AND resources."resourceId" = wave.resource_id
-            ) THEN 'unmerged'
-            ELSE 'not_found'
-        END
+    SET status = 'failed', error = CASE WHEN wave.operation = 'create' THEN 'already_exists' ELSE :missed_error END
     FROM wave
     WHERE
         (SELECT pg_catalog.count(*) FROM created) + (SELECT pg_catalog.count(*) FROM changed)
@@ -442,6 +460,23 @@ undone AS (
             WHEN wave.operation = 'create' THEN (wave.tenant_id, wave.resource_type, wave.resource_id) NOT IN (
                 SELECT id, "resourceName", "resourceId" FROM created
             )
+            WHEN wave.operation = 'delete' THEN wave.index NOT IN (SELECT index FROM deleted)
+            WHEN wave.operation IN ('update', 'patch') THEN wave.index NOT IN (SELECT index FROM changed)
+        END
+        AND operations.tenant_id = wave.tenant_id AND operations.request_id = wave.request_id
+    RETURNING wave.index, operations.error
+)
+
+-- fragment: undone_new
+-- The same behind `:created_new`: all creates have an effect.
+undone AS (
+    UPDATE public.operations
+    SET status = 'failed', error = :missed_error
+    FROM wave
+    WHERE
+        (SELECT pg_catalog.count(*) FROM changed) + (SELECT pg_catalog.count(*) FROM deleted)
+            < (SELECT pg_catalog.count(*) FROM wave WHERE operation IN ('update', 'patch', 'delete'))
+        AND CASE
             WHEN wave.operation = 'delete' THEN wave.index NOT IN (SELECT index FROM deleted)
             WHEN wave.operation IN ('update', 'patch') THEN wave.index NOT IN (SELECT index FROM changed)
         END
@@ -486,6 +521,8 @@ found AS (
 -- fragment: listed
 -- A `list` selects by containment (`@>`), which equality implies, and then compares member by member. Once the bytes
 -- of the page exceed the bound ($15), its further items are not built, and not measured where a lower bound is enough.
+-- `other_bytes` is more than the text of a page has beside the data: two times, member names, and ids, of which a
+-- character takes six bytes at most. So the text of the page is built only for its size when that is near the bound.
 -- A list reads in order of id until the page is full. A list of days, a month at most, reads by date and sorts
 -- afterwards: few of a type's resources are of one month, and a scan by id would read all the others too. `is_short`
 -- selects one of the two. Without the CASE the planner, which has no statistics of the filters, would expect hardly
@@ -510,7 +547,11 @@ wanted AS MATERIALIZED (
     CROSS JOIN LATERAL (
         SELECT
             result,
-            page_bytes <= $15::bigint AND pg_catalog.octet_length(result::pg_catalog.text) <= $15::bigint AS fits
+            CASE
+                WHEN page_bytes > $15::bigint THEN false
+                WHEN page_bytes + other_bytes <= $15::bigint THEN true
+                ELSE pg_catalog.octet_length(result::pg_catalog.text) <= $15::bigint
+            END AS fits
         FROM (
             SELECT
                 pg_catalog.jsonb_build_object(
@@ -521,9 +562,15 @@ wanted AS MATERIALIZED (
                     'limit', wanted.page_size,
                     'hasMore', pg_catalog.count(*) > wanted.page_size
                 ) AS result,
-                coalesce(pg_catalog.max(bytes_so_far) FILTER (WHERE page_row <= wanted.page_size), 0) AS page_bytes
+                coalesce(pg_catalog.max(bytes_so_far) FILTER (WHERE page_row <= wanted.page_size), 0) AS page_bytes,
+                    200 + coalesce(
+                        pg_catalog.sum(200 + 6 * pg_catalog.octet_length("resourceId"))
+                            FILTER (WHERE page_row <= wanted.page_size),
+                        0
+                    ) AS other_bytes
             FROM (
                 SELECT
+                    "resourceId",
                     page_row,
                     bytes_so_far,
                     CASE WHEN bytes_so_far <= $15::bigint THEN pg_catalog.jsonb_build_object(
@@ -599,8 +646,15 @@ wanted AS MATERIALIZED (
 -- No row of the log is updated twice: an operation is of one kind. No part of a wave is joined with another (`NOT IN`
 -- is by hash): the plan is made once, for arrays of any length, and a join would be in nested loops.
 -- This is for all waves. A server prepares all parts of a plan again at each run, which takes as long as a few
--- operations. So the texts below, with the same first arguments, leave out parts that most waves do not need.
+-- operations. So the texts below, with the same first arguments, leave out parts that most waves do not need. The text
+-- with `_new` behind the name of each is for a wave of which every created resource is expected to be new.
 WITH :reading_wave, :created, :changed_deeply, :deleted, :undone, :found, :listed
+SELECT index, error FROM undone
+UNION ALL SELECT index, error FROM found WHERE error IS NOT NULL
+UNION ALL SELECT index, error FROM listed WHERE error IS NOT NULL;
+
+-- name: apply_wave_new
+WITH :reading_wave, :created_new, :changed_deeply, :deleted, :undone_new, :found, :listed
 SELECT index, error FROM undone
 UNION ALL SELECT index, error FROM found WHERE error IS NOT NULL
 UNION ALL SELECT index, error FROM listed WHERE error IS NOT NULL;
@@ -611,9 +665,19 @@ WITH :reading_wave, :created, :changed, :deleted, :undone, :listed
 SELECT index, error FROM undone
 UNION ALL SELECT index, error FROM listed WHERE error IS NOT NULL;
 
+-- name: apply_lists_new
+WITH :reading_wave, :created_new, :changed, :deleted, :undone_new, :listed
+SELECT index, error FROM undone
+UNION ALL SELECT index, error FROM listed WHERE error IS NOT NULL;
+
 -- name: apply_reads
 -- The same for waves without `list` and without such patches.
 WITH :wave, :created, :changed, :deleted, :undone, :found
+SELECT index, error FROM undone
+UNION ALL SELECT index, error FROM found WHERE error IS NOT NULL;
+
+-- name: apply_reads_new
+WITH :wave, :created_new, :changed, :deleted, :undone_new, :found
 SELECT index, error FROM undone
 UNION ALL SELECT index, error FROM found WHERE error IS NOT NULL;
 
@@ -622,9 +686,17 @@ UNION ALL SELECT index, error FROM found WHERE error IS NOT NULL;
 WITH :wave, :created, :changed_deeply, :deleted, :undone
 SELECT index, error FROM undone;
 
+-- name: apply_nested_writes_new
+WITH :wave, :created_new, :changed_deeply, :deleted, :undone_new
+SELECT index, error FROM undone;
+
 -- name: apply_writes
 -- The same for waves without reads and without such patches.
 WITH :wave, :created, :changed, :deleted, :undone
+SELECT index, error FROM undone;
+
+-- name: apply_writes_new
+WITH :wave, :created_new, :changed, :deleted, :undone_new
 SELECT index, error FROM undone;
 
 -- name: lock_target

@@ -23,12 +23,17 @@ CASES = [
 PARTS = {READ: "found AS (", LIST: "listed AS (", "nested": "RECURSIVE"}
 
 
+@pytest.mark.parametrize("creates_new", [False, True], ids=["careful", "new"])
 @pytest.mark.parametrize(("kinds", "nested", "query"), CASES)
-def test_statement_has_the_parts_that_the_batch_needs(kinds: list[OperationKind], nested: str, query: str) -> None:
+def test_statement_has_the_parts_that_the_batch_needs(
+    kinds: list[OperationKind], nested: str, query: str, *, creates_new: bool
+) -> None:
     """A missing part would leave operations without effect."""
-    statement = statement_for(kinds, has_nested=bool(nested))
+    statement = statement_for(kinds, has_nested=bool(nested), creates_new=creates_new)
 
+    query += "_new" * creates_new
     assert statement.query == query
+    assert ("ON CONFLICT" in QUERIES[query]) is not creates_new
     assert statement.has_lists == (PARTS[LIST] in QUERIES[query])
     for kind in kinds:
         assert PARTS[kind] in QUERIES[query]
@@ -37,4 +42,5 @@ def test_statement_has_the_parts_that_the_batch_needs(kinds: list[OperationKind]
 
 def test_statements_are_all_used() -> None:
     """A text that nothing runs would be tested by nothing."""
-    assert {query for _, _, query in CASES} == {name for name in QUERIES if name.startswith("apply_")}
+    queries = {query for _, _, query in CASES}
+    assert queries | {f"{query}_new" for query in queries} == {name for name in QUERIES if name.startswith("apply_")}

@@ -1,0 +1,127 @@
+"""Rows that exist where new ones were expected: plain inserts fail, and the batch goes the way back, exactly."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+from prometheus_client import REGISTRY
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, failed, fetch, writer_of
+from support.postgres.trouble import waiters
+
+from simplu_worker.operations.operation import Disposition, Failure, Outcome
+from simplu_worker.shards.apply.duplicates import CAREFUL_LEAST
+from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
+from simplu_worker.shards.postgres.pool import ShardPool
+
+EXISTS = failed(Failure.ALREADY_EXISTS)
+
+
+@pytest.fixture
+async def case(make_shard: ShardMaker) -> AsyncIterator[TenantCase]:
+    """Give an active tenant on a shard of the test's own, of which errors are counted."""
+    pool = ShardPool(await make_shard(), size=4)
+    await add_tenant(pool)
+    yield TenantCase(pool, TENANT)
+    await pool.close()
+
+
+def failures(case: TenantCase) -> float:
+    """Return how many plain inserts have failed on the shard."""
+    labels = {"shard_id": case.pool.address.shard_id, "kind": "duplicate_key"}
+    return REGISTRY.get_sample_value("simplu_shard_errors_total", labels) or 0.0
+
+
+@pytest.mark.parametrize("careful_least", [0, 1, CAREFUL_LEAST])
+async def test_writer_applies_the_rest_when_every_batch_has_a_duplicate(case: TenantCase, careful_least: int) -> None:
+    """Redelivered operations and creates of what exists have the outcomes of either form, in every batch."""
+    before, writer = failures(case), writer_of(case.pool, careful_least=careful_least)
+    first = case.operation("create", "r0", {"v": 0})
+    assert await writer.apply([first]) == [SUCCEEDED]
+
+    for number in range(1, 7):
+        batch = [
+            case.operation("update", "r0", {"v": number}),
+            *([first] if number % 2 else [case.operation("create", "r0", {"v": -1})]),
+            case.operation("create", f"r{number}", {"v": number}),
+            case.operation("delete", "none"),
+        ]
+        outcomes = await writer.apply(batch)
+        assert outcomes == [SUCCEEDED, DUPLICATE if number % 2 else EXISTS, SUCCEEDED, failed(Failure.NOT_FOUND)]
+        assert await writer.apply(batch) == [DUPLICATE] * 4
+
+    assert await case.resources() == {
+        ("patient", "r0"): {"v": 6},
+        **{("patient", f"r{number}"): {"v": number} for number in range(1, 7)},
+    }
+    assert len(await case.log()) == 1 + 6 * 3 + 3
+    failed_count = failures(case) - before
+    assert failed_count == 0 if careful_least == CAREFUL_LEAST else failed_count > 0
+    if careful_least == 0:
+        assert failed_count == 12  # each batch once
+    assert case.pool.is_healthy
+
+
+async def test_writer_is_plain_again_when_duplicates_have_gone(case: TenantCase) -> None:
+    """One failure is followed by batches that do not fail, whatever they have, and these by plain ones."""
+    writer, before = writer_of(case.pool, careful_least=1), failures(case)
+    first = case.operation("create", "r1", {"v": 1})
+    forms = []
+    for batch in ([first], [first], [first], [], [], [first]):
+        count = failures(case)
+        new = case.operation("update", "r1", {"v": 2})
+        await writer.apply([*batch, new])
+        forms.append(failures(case) - count)
+
+    assert forms == [0, 1, 0, 0, 0, 1]
+    assert failures(case) - before == 2
+
+
+@pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
+async def test_writer_waits_for_another_transaction_that_writes_the_same_row(case: TenantCase, end: str) -> None:
+    """A plain insert waits as one with ON CONFLICT does: the operation has its effect once, whoever commits."""
+    create = case.operation("create", "r1", {"v": 1})
+    rival = await asyncpg.connect(case.pool.address.connection_string)
+    await rival.execute("BEGIN")
+    await rival.execute(
+        "INSERT INTO operations (tenant_id, request_id, operation, resource_type, resource_id, status, digest, source,"
+        " stream_shard_id, sequence_number, requested_at, received_at)"
+        " VALUES ($1, $2, 'create', 'patient', 'r1', 'succeeded', $3, 'kinesis', $4, $5, now(), now())",
+        case.tenant_id,
+        create.request_id,
+        create.digest,
+        create.origin.stream_shard_id,
+        create.origin.sequence_number,
+    )
+
+    async with asyncio.TaskGroup() as tasks:
+        applying = tasks.create_task(case.apply(create))
+        await waiters(rival)
+        await rival.execute(end)
+
+    await rival.close()
+    assert applying.result() == [DUPLICATE if end == "COMMIT" else SUCCEEDED]
+    assert await case.resources() == ({} if end == "COMMIT" else {("patient", "r1"): {"v": 1}})
+
+
+@pytest.mark.parametrize("careful_least", [0, CAREFUL_LEAST])
+async def test_writer_blames_an_operation_when_a_constraint_of_the_owner_refuses_it(
+    case: TenantCase, careful_least: int
+) -> None:
+    """A key that is not ours fails in both forms: the operation is at fault, and others of its batch are applied."""
+    await fetch(case.pool, "CREATE UNIQUE INDEX ON resources ((data ->> 'email'))")
+    other = TenantCase(case.pool, (TENANT[0], "other"))
+    await add_tenant(case.pool, other.ids)
+    writer = writer_of(case.pool, careful_least=careful_least)
+    await writer.apply([case.operation("create", "r1", {"email": "a"})])
+
+    outcomes = await writer.apply(
+        [case.operation("create", "r2", {"email": "a"}), other.operation("create", "r3", {"email": "b"})]
+    )
+
+    refused = Outcome(disposition=Disposition.UNEXPECTED, error="UniqueViolationError (23505)")
+    assert outcomes == [refused, SUCCEEDED]
+    assert case.pool.is_healthy

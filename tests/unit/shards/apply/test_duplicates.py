@@ -1,0 +1,101 @@
+"""The form of insert follows the duplicates: careful while there are some, plain where there are none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.shards.apply.duplicates import (
+    CAREFUL_LEAST,
+    CAREFUL_MAX,
+    SHORT_RUN,
+    DuplicateMemory,
+    InsertedTable,
+    InsertForms,
+)
+
+NEW, DUPLICATES = False, True
+
+
+def forms_of(batches: Sequence[bool], memory: DuplicateMemory) -> str:
+    """Return the forms in which *batches* are written: plain, careful, or failed and then careful."""
+    forms = ""
+    for has_duplicates in batches:
+        was_careful = memory.is_careful
+        if has_duplicates and not was_careful:
+            memory.note_failed()
+        memory.note_applied(was_careful=was_careful or has_duplicates, has_duplicates=has_duplicates)
+        forms += "c" if was_careful else "f" if has_duplicates else "p"
+    return forms
+
+
+@pytest.mark.parametrize(
+    ("batches", "forms"),
+    [
+        ([NEW] * 20, "c" * 16 + "p" * 4),
+        ([DUPLICATES] * 100, "c" * 100),  # a catch-up fails at none of its batches
+        ([DUPLICATES] * 3 + [NEW] * 20, "c" * 3 + "c" * 16 + "p" * 4),
+        ([NEW] * 17 + [DUPLICATES] + [NEW] * 40, "c" * 16 + "pf" + "c" * 32 + "p" * 8),
+        ([NEW] * (16 + SHORT_RUN) + [DUPLICATES] + [NEW] * 20, "c" * 16 + "p" * SHORT_RUN + "f" + "c" * 16 + "p" * 4),
+    ],
+)
+def test_memory_is_careful_for_a_while_after_duplicates(batches: list[bool], forms: str) -> None:
+    """At first, and after a duplicate, the form with ON CONFLICT is used; longer where plain runs are short."""
+    assert forms_of(batches, DuplicateMemory()) == forms
+
+
+def test_memory_is_careful_when_a_batch_is_repeated() -> None:
+    """A batch with an unknown outcome may be in the log already."""
+    memory = DuplicateMemory()
+    forms_of([NEW] * CAREFUL_LEAST, memory)
+    assert not memory.is_careful
+
+    memory.expect_duplicates()
+
+    assert forms_of([DUPLICATES, *[NEW] * 17], memory) == "c" * 17 + "p"
+
+
+def test_memory_never_waits_longer_than_the_most() -> None:
+    """Duplicates that come whenever the form is plain again make a failure of one batch in a thousand."""
+    memory = DuplicateMemory()
+    forms = ""
+    while len(forms) < 20 * CAREFUL_MAX:
+        forms += forms_of([NEW] if memory.is_careful else [DUPLICATES], memory)
+
+    runs = forms.split("f")
+    assert max(map(len, runs)) == CAREFUL_MAX
+    assert forms.count("f") < 30
+
+
+@given(batches=st.lists(st.booleans(), max_size=400))
+def test_memory_fails_at_few_batches_whatever_they_have(batches: list[bool]) -> None:
+    """Between two failures there are so many careful batches that a failure costs less than the gain may be."""
+    forms = forms_of(batches, DuplicateMemory())
+
+    assert len(forms) == len(batches)
+    assert forms.count("f") * CAREFUL_LEAST <= max(0, len(batches) - CAREFUL_LEAST) + CAREFUL_LEAST
+    for at, form in enumerate(forms):
+        if form == "f":
+            assert set(forms[at + 1 : at + 1 + CAREFUL_LEAST]) <= {"c"}
+    assert forms[:CAREFUL_LEAST] == "c" * min(CAREFUL_LEAST, len(batches))
+
+
+@given(batches=st.lists(st.booleans(), max_size=50))
+def test_memory_tries_every_batch_plainly_when_it_is_never_careful(batches: list[bool]) -> None:
+    """So tests go the way back as often as there are duplicates."""
+    assert set(forms_of(batches, DuplicateMemory(careful_least=0))) <= {"p", "f"}
+
+
+def test_tables_are_remembered_apart() -> None:
+    """Creates of what exists say nothing about redeliveries."""
+    forms = InsertForms(careful_least=1)
+    assert forms.careful_tables() == set(InsertedTable)
+
+    forms[InsertedTable.LOG].note_applied(was_careful=True, has_duplicates=False)
+    assert forms.careful_tables() == {InsertedTable.RESOURCES}
+
+    forms.expect_duplicates()
+    assert forms.careful_tables() == set(InsertedTable)
