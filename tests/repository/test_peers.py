@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import chain
 
 import pytest
 from support.peers.programs import (
+    CUSTOM_RESOURCES,
     GO_PROGRAMS,
+    HELM,
     JAVA_PROGRAMS,
     JAVASCRIPT_SDK,
-    SOURCES,
     BuiltProgram,
+    GoModule,
+    GoProgram,
     JavaProgram,
     NodeProgram,
 )
@@ -19,6 +23,7 @@ from support.requires import ROOT
 
 PIN = re.compile(r"[0-9a-f]{64}  [A-Za-z0-9._-]+\.jar")
 EXACT = re.compile(r"\d+(\.\d+)+")
+PAGES = {HELM: ROOT / "docs" / "kubernetes.md"}
 PAGE = ROOT / "docs" / "correctness.md"
 
 
@@ -39,14 +44,26 @@ def test_jars_have_exact_versions_and_hashes(program: JavaProgram) -> None:
 def test_page_has_the_version(program: BuiltProgram | NodeProgram) -> None:
     """The versions that the worker is tested with are in the docs."""
     assert EXACT.fullmatch(program.version)
-    assert program.version in PAGE.read_text(encoding="utf-8")
+    page = PAGES.get(program, PAGE) if isinstance(program, GoProgram) else PAGE
+    assert program.version in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("module", CUSTOM_RESOURCES.modules, ids=lambda module: module.path)
+def test_modules_with_schemas_have_exact_versions_and_hashes(module: GoModule) -> None:
+    """And the page has the version."""
+    assert EXACT.fullmatch(module.version.removeprefix("v"))
+    assert module.hash.startswith("h1:")
+    assert module.version.removeprefix("v") in PAGES[HELM].read_text(encoding="utf-8")
+    assert module.path in dict(CUSTOM_RESOURCES.paths)
 
 
 def test_pins_have_no_addresses() -> None:
     """The registry is that of the machine."""
     lock = json.loads((ROOT / "requirements" / "npm" / "package-lock.json").read_text(encoding="utf-8"))
     poms = [program.pom.read_text(encoding="utf-8") for program in JAVA_PROGRAMS]
-    go = "".join((SOURCES / "go" / name).read_text(encoding="utf-8") for name in ("go.mod", "go.sum"))
+    folders = [program.folder for program in GO_PROGRAMS]
+    files = [CUSTOM_RESOURCES.pins, *chain.from_iterable(folder.glob("go.*") for folder in folders)]
+    go = "".join(path.read_text(encoding="utf-8") for path in files)
 
     assert [name for name, package in lock["packages"].items() if "resolved" in package] == []
     assert [pom for pom in poms if "repository" in pom or "<url>" in pom] == []

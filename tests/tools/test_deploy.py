@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY
+from support.exported_metrics import metric_names
 from support.requires import ROOT, required_program
-
-import simplu_worker.metrics.instruments  # noqa: F401 - registers the metrics
 
 DEPLOY = ROOT / "deploy"
 UNIT = DEPLOY / "systemd" / "simplu-worker.service"
@@ -47,17 +45,6 @@ def complaints(unit: Path) -> list[str]:
 def alert_names(path: Path, key: str) -> list[str]:
     """Return the values of *key* in the YAML file *path*, in order."""
     return re.findall(rf"\b{key}: (\w+)", path.read_text())
-
-
-def metric_names() -> set[str]:
-    """Return every series name the worker can export, labelled ones without a series yet included."""
-    names = set()
-    for family in REGISTRY.collect():
-        suffixes: Sequence[str] = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}.get(
-            family.type, ("",)
-        )
-        names |= {family.name + suffix for suffix in suffixes}
-    return names
 
 
 def test_dockerfile_passes_hadolint() -> None:

@@ -14,7 +14,7 @@ from support.requires import ROOT, require
 SOURCES = ROOT / "tests" / "peers"
 BUILT = ROOT / ".tools" / "peers"
 NODE_MODULES = ROOT / ".tools" / "node_modules"
-HOW = "install Java 17, Maven and Go 1.24; python3 run.py peers"
+HOW = "install Java 17, Maven and Go 1.26; python3 run.py peers"
 STAMP = "digest"
 # One JVM beside others on two processors: no compiler threads that outlast a test's few seconds.
 JVM_OPTIONS = (
@@ -67,11 +67,12 @@ class JavaProgram(NamedTuple):
 
 
 class GoProgram(NamedTuple):
-    """A program of Go: *folder* has its module and all its code."""
+    """A program of Go: *folder* has its module and all its code, or *package* is the one of a library that it is."""
 
     name: str
     folder: Path
     library: str
+    package: str = "."
 
     @property
     def built(self) -> Path:
@@ -86,13 +87,62 @@ class GoProgram(NamedTuple):
     @property
     def version(self) -> str:
         """The version of the library that it is about."""
-        found = re.search(f"{re.escape(self.library)} v(.*)", (self.folder / "go.mod").read_text(encoding="utf-8"))
+        found = re.search(rf"{re.escape(self.library)} v(\S+)", (self.folder / "go.mod").read_text(encoding="utf-8"))
         return found[1] if found else "?"
 
     def command(self) -> list[str]:
         """Return the beginning of its command line; skip or fail the running test as `require` does."""
         require(f"{self.name} {self.version}", found=is_built(self), how=HOW)
         return [str(self.built / "program")]
+
+
+class GoFiles(NamedTuple):
+    """Files of modules of Go, for which nothing is compiled: *paths* are their patterns, by module.
+
+    The pins have the form of a go.sum: module, version and hash of each.
+    """
+
+    name: str
+    folder: Path
+    paths: tuple[tuple[str, str], ...]
+
+    @property
+    def built(self) -> Path:
+        """The folder of the files."""
+        return BUILT / self.folder.name
+
+    @property
+    def pins(self) -> Path:
+        """The file with the versions and hashes."""
+        return self.folder / "modules.sum"
+
+    @property
+    def modules(self) -> list[GoModule]:
+        """The modules that are pinned."""
+        return [GoModule(*line.split()) for line in self.pins.read_text(encoding="utf-8").splitlines()]
+
+    @property
+    def digest(self) -> str:
+        """A digest of all that decides which files there are."""
+        return _digest(self.pins, content=repr(self.paths))
+
+    @property
+    def version(self) -> str:
+        """The versions of all modules."""
+        return ", ".join(module.version for module in self.modules)
+
+    def files(self) -> Path:
+        """Return the folder of the files; skip or fail the running test as `require` does."""
+        require(self.name, found=is_built(self), how=HOW)
+        return self.built
+
+
+class GoModule(NamedTuple):
+    """A module of Go, and the hash of all its files."""
+
+    path: str
+    version: str
+    hash: str
 
 
 class NodeProgram(NamedTuple):
@@ -118,7 +168,7 @@ class NodeProgram(NamedTuple):
         return [node or "", str(self.source)]
 
 
-BuiltProgram: TypeAlias = JavaProgram | GoProgram
+BuiltProgram: TypeAlias = JavaProgram | GoProgram | GoFiles
 
 
 def is_built(program: BuiltProgram) -> bool:
@@ -127,8 +177,9 @@ def is_built(program: BuiltProgram) -> bool:
     return stamp.exists() and stamp.read_text(encoding="utf-8") == program.digest
 
 
-def _digest(*paths: Path) -> str:
+def _digest(*paths: Path, content: str = "") -> str:
     parts = [path.read_bytes() for path in paths if path.exists()]
+    parts += [content.encode()] if content else []
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
@@ -150,4 +201,20 @@ JAVA_SDK = _producer("the AWS SDK for Java", "sdk")
 GO_SDK = GoProgram("the AWS SDK for Go", SOURCES / "go", "github.com/aws/aws-sdk-go-v2/service/kinesis")
 JAVASCRIPT_SDK = NodeProgram("the AWS SDK for JavaScript", SOURCES / "producer.cjs", "@aws-sdk/client-kinesis")
 JAVA_PROGRAMS = (KCL_2, KCL_3, KPL, JAVA_SDK)
-GO_PROGRAMS = (GO_SDK,)
+HELM = GoProgram("Helm", SOURCES / "helm", "helm.sh/helm/v3", "helm.sh/helm/v3/cmd/helm")
+GO_PROGRAMS = (GO_SDK, HELM)
+CUSTOM_RESOURCES = GoFiles(
+    "the schemas of custom resources",
+    SOURCES / "schemas",
+    (
+        ("github.com/kedacore/keda/v2", "config/crd/bases/keda.sh_scaledobjects.yaml"),
+        (
+            "github.com/prometheus-operator/prometheus-operator",
+            "example/prometheus-operator-crd/monitoring.coreos.com_*monitors.yaml",
+        ),
+        (
+            "github.com/external-secrets/external-secrets",
+            "config/crds/bases/external-secrets.io_externalsecrets.yaml",
+        ),
+    ),
+)

@@ -1,0 +1,338 @@
+"""The Helm chart: rendered by Helm itself with pairwise combinations of values, and held against the schemas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support.chart.pairwise import Row, pairwise_rows
+from support.chart.render import (
+    CHART,
+    Manifest,
+    chart_arguments,
+    custom_resource_problems,
+    helm,
+    is_custom,
+    merged,
+    of_kind,
+    query_problems,
+    render,
+    schema_problems,
+)
+from support.exported_metrics import METRIC, metric_names
+from support.requires import ROOT
+
+from simplu_worker.config.misspellings import KNOWN_VARIABLES
+
+BASE = ROOT / "deploy" / "kubernetes"
+STREAM = {"KINESIS_STREAM_NAME": "resources-operations", "PREFETCH_MAX_BYTES": 134217728}
+QUEUE = {"SQS_ORDER_EVENTS_QUEUE_URL": "https://sqs.eu-central-1.amazonaws.com/000000000000/orders"}
+CITRUS = {"CITRUS_SERVER_URL": "http://citrus:3000"}
+ROLE = "arn:aws:iam::000000000000:role/simplu-worker"
+SECRET_FILE = {"API_TOKEN": {"secret": "tokens", "key": "api"}}
+MINIMAL = {"settings": STREAM | CITRUS}
+# What each name in a row of the pairwise combinations stands for.
+PARTS: dict[str, dict[str, dict[str, Any]]] = {
+    "source": {
+        "stream": {"settings": STREAM},
+        "queues": {"settings": QUEUE},
+        "both": {"settings": STREAM | QUEUE | {"SHUTDOWN_GRACE_SECONDS": 90, "LOG_LEVEL": "debug"}},
+    },
+    "shards": {"citrus": {"settings": CITRUS}, "map": {"shardMap": {"secret": "map", "key": "map.json"}}},
+    "secrets": {
+        "none": {},
+        "environment": {"secrets": {"environment": ["one", "other"]}},
+        "files": {"secrets": {"files": SECRET_FILE}},
+        "both": {"secrets": {"environment": ["one"], "files": SECRET_FILE}},
+    },
+    "scaling": {
+        "none": {"replicas": 0},
+        "keda": {"autoscaling": {"kind": "keda", "openStreamShards": 4}},
+        "keda with a login": {
+            "autoscaling": {
+                "kind": "keda",
+                "openStreamShards": 64,
+                "prometheus": {"authentication": "mimir", "matchers": 'job="worker"'},
+            }
+        },
+        "hpa": {"autoscaling": {"kind": "hpa", "openStreamShards": 8}},
+        "hpa with metrics": {"autoscaling": {"kind": "hpa", "openStreamShards": 8, "hpa": {"external": True}}},
+    },
+    "monitoring": {
+        "annotations": {},
+        "pods": {"monitoring": {"kind": "podMonitor", "labels": {"release": "prometheus"}}},
+        "service": {"monitoring": {"kind": "serviceMonitor"}, "nameOverride": "work"},
+        "none": {"monitoring": {"kind": "none"}},
+    },
+    "aws": {
+        "node": {},
+        "irsa": {"aws": {"identity": "irsa", "roleArn": ROLE}},
+        "pod identity": {"aws": {"identity": "pod-identity"}},
+    },
+    "account": {
+        "created": {},
+        "annotated": {"serviceAccount": {"name": "mine", "annotations": {"team": "shards"}}},
+        "given": {"serviceAccount": {"create": False, "name": "theirs"}},
+    },
+    "network": {
+        "open": {},
+        "scrapers": {"networkPolicy": {"enabled": True}},
+        "closed": {"networkPolicy": {"enabled": True, "scrapers": [], "egress": {"restricted": True, "ports": []}}},
+    },
+    "placing": {
+        "usual": {},
+        "chosen": {
+            "topology": {"keys": [], "whenUnsatisfiable": "DoNotSchedule"},
+            "nodeSelector": {"kubernetes.io/arch": "arm64"},
+            "tolerations": [{"key": "spot", "operator": "Exists"}],
+            "affinity": {"podAntiAffinity": {}},
+            "priorityClassName": "high",
+            "podLabels": {"team": "shards"},
+            "podAnnotations": {"note": "yes"},
+            "podDisruptionBudget": {"maxUnavailable": "30%"},
+            "image": {"tag": "main", "pullSecrets": ["registry"]},
+        },
+        "without a budget": {"podDisruptionBudget": {"enabled": False}},
+    },
+}
+ROWS = list(pairwise_rows({name: list(parts) for name, parts in PARTS.items()}))
+
+
+def values_of(row: Row) -> dict[str, Any]:
+    """Return the values that the names in *row* stand for."""
+    return merged(*(PARTS[name][value] for name, value in row.items()))
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory) -> list[list[Manifest]]:
+    """Give the manifests for each row."""
+    return [render(values_of(row), tmp_path_factory.mktemp("values")) for row in ROWS]
+
+
+def queries_of(manifests: list[Manifest]) -> dict[str, str]:
+    """Return the queries of the ScaledObject by the name of their trigger."""
+    triggers = of_kind(manifests, "ScaledObject")["spec"]["triggers"]
+    return {trigger["name"]: trigger["metadata"]["query"] for trigger in triggers}
+
+
+def test_helm_lint_has_no_complaint() -> None:
+    """With the schema of the values."""
+    done = helm("lint", "--strict", str(CHART))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 chart(s) failed" in done.stdout
+
+
+def test_manifests_fit_the_schemas_with_each_two_values(rendered: list[list[Manifest]], tmp_path: Path) -> None:
+    """Those of Kubernetes, KEDA and prometheus-operator know every member; every kind is among them."""
+    everything = [manifest for manifests in rendered for manifest in manifests]
+    assert schema_problems(everything, tmp_path) == ""
+    assert {manifest["kind"] for manifest in everything} == {
+        *("ConfigMap", "Deployment", "HorizontalPodAutoscaler", "NetworkPolicy", "PodDisruptionBudget", "PodMonitor"),
+        *("ScaledObject", "Service", "ServiceAccount", "ServiceMonitor"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("ScaledObject", {"maxReplicas": 3}),
+        ("ScaledObject", {"minReplicaCount": "2"}),
+        ("PodMonitor", {"podMetricsEndpoint": []}),
+        ("Deployment", {"replica": 2}),
+    ],
+)
+def test_manifest_with_a_mistake_is_refused(
+    kind: str, change: dict[str, Any], rendered: list[list[Manifest]], tmp_path: Path
+) -> None:
+    """The check above has teeth."""
+    manifest = next(one for manifests in rendered for one in manifests if one["kind"] == kind)
+    assert schema_problems([merged(manifest, {"spec": change})], tmp_path) != ""
+
+
+def test_example_of_external_secrets_fits_its_schema() -> None:
+    """The ExternalSecret makes the Secret that the page gives to the chart."""
+    assert custom_resource_problems(ROOT / "deploy" / "helm" / "external-secret.example.yaml") == ""
+
+
+def test_names_and_labels_meet(rendered: list[list[Manifest]]) -> None:
+    """Every selector finds the pods of the Deployment, every reference what it names, and all are in the namespace."""
+    for row, manifests in zip(ROWS, rendered, strict=True):
+        deployment = of_kind(manifests, "Deployment")
+        pod = deployment["spec"]["template"]
+        labels = pod["metadata"]["labels"].items()
+        names = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in manifests}
+        assert {manifest["metadata"]["namespace"] for manifest in manifests} == {"resources"}
+        for manifest in manifests:
+            spec = manifest.get("spec", {})
+            selector = spec.get("selector", spec.get("podSelector", {}))
+            wanted = selector.get("matchLabels", selector)
+            if manifest["kind"] == "ServiceMonitor":
+                labels_found = of_kind(manifests, "Service")["metadata"]["labels"].items()
+                assert wanted.items() <= labels_found, row
+            else:
+                assert wanted.items() <= labels, row
+            if target := spec.get("scaleTargetRef"):
+                assert ("Deployment", target["name"]) in names, row
+        account = pod["spec"]["serviceAccountName"]
+        assert row["account"] == "given" or ("ServiceAccount", account) in names
+        assert ("ConfigMap", pod["spec"]["containers"][0]["envFrom"][0]["configMapRef"]["name"]) in names
+
+
+def test_variables_are_those_of_the_worker(rendered: list[list[Manifest]]) -> None:
+    """Numbers are written out, and every variable of a file is below a mount."""
+    for manifests in rendered:
+        data = of_kind(manifests, "ConfigMap")["data"]
+        mounts = [
+            mount["mountPath"] + "/"
+            for mount in of_kind(manifests, "Deployment")["spec"]["template"]["spec"]["containers"][0].get(
+                "volumeMounts", []
+            )
+        ]
+        assert data.keys() <= KNOWN_VARIABLES
+        assert data.get("PREFETCH_MAX_BYTES", "134217728") == "134217728"
+        files = [value for name, value in data.items() if name.endswith("_FILE")]
+        assert [path for path in files if not any(path.startswith(mount) for mount in mounts)] == []
+
+
+def test_drain_fits_the_time_that_a_pod_has(rendered: list[list[Manifest]]) -> None:
+    """SHUTDOWN_GRACE_SECONDS, 25 unless set otherwise, and 15 s."""
+    for manifests in rendered:
+        grace_s = int(of_kind(manifests, "ConfigMap")["data"].get("SHUTDOWN_GRACE_SECONDS", "25"))
+        pod = of_kind(manifests, "Deployment")["spec"]["template"]["spec"]
+        assert pod["terminationGracePeriodSeconds"] == grace_s + 15
+
+
+def test_pods_are_restricted(rendered: list[list[Manifest]]) -> None:
+    """As the Pod Security Standard `restricted` has it, and with a root file system that nothing writes to."""
+    for manifests in rendered:
+        pod = of_kind(manifests, "Deployment")["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert (pod["enableServiceLinks"], pod["automountServiceAccountToken"]) == (False, False)
+        assert {volume_kind for volume in pod.get("volumes", []) for volume_kind in volume} <= {
+            *("name", "projected", "secret")
+        }
+
+
+def test_queries_name_metrics_of_the_worker(rendered: list[list[Manifest]]) -> None:
+    """A renamed metric does not leave a trigger behind that never fires."""
+    scaled = [queries_of(one) for one in rendered if any(manifest["kind"] == "ScaledObject" for manifest in one)]
+    named = {name for queries in scaled for query in queries.values() for name in METRIC.findall(query)}
+    assert named
+    assert named <= metric_names()
+
+
+def test_queries_count_late_stream_shards_messages_and_processor_time(tmp_path: Path) -> None:
+    """A lag counts as its part of a minute, at most 1, once however many replicas report it; other pods not at all."""
+    settings = {"settings": STREAM | QUEUE | CITRUS, "autoscaling": {"kind": "keda", "openStreamShards": 4}}
+    own, other = 'namespace="resources",pod="applier-7-a"', 'namespace="resources",pod="applier-7-b"'
+    foreign = 'namespace="resources",pod="web-1"'
+    series = {
+        f'simplu_kinesis_lag_seconds{{{own},stream_shard="s0"}}': "900x20",
+        f'simplu_kinesis_lag_seconds{{{other},stream_shard="s0"}}': "0x20",
+        f'simplu_kinesis_lag_seconds{{{other},stream_shard="s1"}}': "30x20",
+        f'simplu_kinesis_lag_seconds{{{foreign},stream_shard="s2"}}': "900x20",
+        f'simplu_sqs_queue_depth{{{own},queue="orders"}}': "4000x20",
+        f'simplu_sqs_queue_depth{{{other},queue="orders"}}': "5000x20",
+        f'process_cpu_seconds_total{{{own},job="w",instance="a"}}': "0+7.5x20",
+        f'process_cpu_seconds_total{{{other},job="w",instance="b"}}': "0+3x20",
+        f'process_cpu_seconds_total{{{own},job="sidecar",instance="c"}}': "0+9x20",
+        f'simplu_build_info{{{own},job="w",instance="a"}}': "1x20",
+        f'simplu_build_info{{{other},job="w",instance="b"}}': "1x20",
+    }
+    queries = queries_of(render(settings, tmp_path))
+    expected = {"late-stream-shards": 1.5, "waiting-messages": 5000.0, "processor-time": 0.7}
+    assert queries.keys() == expected.keys()
+    assert query_problems(queries, series, expected, tmp_path) == ""
+    # Without series there is no result, which KEDA takes for an error: nothing is taken away.
+    assert query_problems(queries, {f"up{{{foreign}}}": "1x20"}, {}, tmp_path) == ""
+    assert query_problems(queries, series, expected | {"processor-time": 0.5}, tmp_path) != ""
+
+
+@pytest.mark.parametrize(
+    ("shards", "most", "bound"), [(4, 16, 4), (64, 16, 16), (1, 16, 2)], ids=["few", "many", "one"]
+)
+@pytest.mark.parametrize("kind", ["keda", "hpa"])
+def test_replicas_are_bounded_by_open_stream_shards(
+    kind: str, shards: int, most: int, bound: int, tmp_path: Path
+) -> None:
+    """More would idle; the least number is never undercut."""
+    scaling = {"kind": kind, "openStreamShards": shards, "maxReplicas": most}
+    manifests = render(merged(MINIMAL, {"autoscaling": scaling}), tmp_path)
+    specs = [one["spec"] for one in manifests if one["kind"] in {"ScaledObject", "HorizontalPodAutoscaler"}]
+    assert [spec.get("maxReplicaCount", spec.get("maxReplicas")) for spec in specs] == [bound]
+    assert "replicas" not in of_kind(manifests, "Deployment")["spec"]
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({}, "settings: expected a source"),
+        ({"settings": STREAM}, "settings: expected a way to find shards"),
+        ({"aws": {"identity": "irsa"}}, "aws.roleArn: expected the ARN of a role"),
+        ({"autoscaling": {"kind": "keda"}}, "autoscaling.openStreamShards: expected the number"),
+        (
+            {"autoscaling": {"kind": "hpa", "openStreamShards": 4, "scaleDownAfterSeconds": 10}},
+            "autoscaling.scaleDownAfterSeconds: expected more than KINESIS_LEASE_DURATION_SECONDS (10), got 10",
+        ),
+        ({"autoscaling": {"kind": "keda", "openStreamShards": 4, "maxReplicas": 1}}, "autoscaling.maxReplicas"),
+        ({"autoscaling": {"minReplicas": 0}}, "/autoscaling/minReplicas"),
+        ({"settings": {"KINESIS_STREAM": "typo"}}, "KINESIS_STREAM"),
+        ({"settings": {"API_TOKEN": "in the open"}}, "API_TOKEN"),
+        ({"replica": 3}, "replica"),
+    ],
+)
+def test_mistakes_are_refused(values: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    """With what was expected; a secret among the settings is one."""
+    whole = values if values in ({}, {"settings": STREAM}) else merged(MINIMAL, values)
+    done = helm("template", *chart_arguments(whole, tmp_path))
+    assert done.returncode != 0
+    assert problem in done.stderr
+    assert "in the open" not in done.stderr
+
+
+def test_chart_and_base_run_the_same_pod(tmp_path: Path) -> None:
+    """The Deployment and the budget of the kustomize base are those of the chart with its defaults, but for names."""
+    manifests = render(MINIMAL | {"nameOverride": "simplu-worker", "topology": {"keys": [HOSTNAME]}}, tmp_path)
+    for kind, file in (("Deployment", "deployment.yaml"), ("PodDisruptionBudget", "pod-disruption-budget.yaml")):
+        base = yaml.safe_load((BASE / file).read_text(encoding="utf-8"))
+        assert without_names(of_kind(manifests, kind)["spec"]) == without_names(base["spec"])
+
+
+HOSTNAME = "kubernetes.io/hostname"
+
+
+def without_names(value: Any) -> Any:
+    """Return *value* without what a release decides: labels, checksums, the image, and the Secrets."""
+    if isinstance(value, list):
+        kept = [without_names(one) for one in value]
+        return [one for one in kept if one != {"secretRef": {"name": "simplu-worker"}}]
+    if not isinstance(value, dict):
+        return value
+    dropped = {"matchLabels", "labels", "checksum/settings", "image", "imagePullPolicy"}
+    return {name: without_names(one) for name, one in value.items() if name not in dropped}
+
+
+def test_settings_change_restarts_the_replicas(tmp_path: Path) -> None:
+    """Pods read their variables once; the checksum makes new ones."""
+    sums = [
+        of_kind(render(merged(MINIMAL, {"settings": {"LOG_LEVEL": level}}), tmp_path), "Deployment")["spec"][
+            "template"
+        ]["metadata"]["annotations"]["checksum/settings"]
+        for level in ("info", "debug", "info")
+    ]
+    assert sums[0] == sums[2] != sums[1]
+
+
+def test_custom_resources_are_told_apart() -> None:
+    """By their group."""
+    assert is_custom({"apiVersion": "keda.sh/v1alpha1"})
+    assert not is_custom({"apiVersion": "apps/v1"})

@@ -1,0 +1,118 @@
+"""What can be known of the Helm chart without Helm; tests/peers/test_chart.py renders it."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+import yaml
+from support.chart.pairwise import all_pairs, pairs_of, pairwise_rows
+from support.exported_metrics import METRIC, metric_names
+from support.requires import ROOT
+
+from simplu_worker import __version__
+from simplu_worker.config.environment import SECRETS
+from simplu_worker.config.misspellings import KNOWN_VARIABLES
+from simplu_worker.config.settings import Settings
+
+HELM = ROOT / "deploy" / "helm"
+CHART = HELM / "simplu-worker"
+SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
+VALUES: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
+TEXTS = [*(CHART / "templates").iterdir(), CHART / "values.yaml", HELM / "prometheus-adapter.values.yaml"]
+HAS_ITS_OWN_VALUE = {"SHARD_MAP_FILE"}
+
+
+def test_schema_has_the_variables_of_the_worker() -> None:
+    """Those that are not secret as settings, the secrets as files: so Helm refuses a misspelt one."""
+    values = SCHEMA["properties"]
+    files = {f"{name}_FILE" for name in SECRETS}
+    assert set(values["settings"]["propertyNames"]["enum"]) == KNOWN_VARIABLES - {*SECRETS} - files - HAS_ITS_OWN_VALUE
+    assert set(values["secrets"]["properties"]["files"]["propertyNames"]["enum"]) == {*SECRETS}
+
+
+def test_schema_has_every_value_and_no_other() -> None:
+    """At each depth; where a value is a person's own, such as labels, the schema leaves its members open."""
+    assert members_of_schema(SCHEMA) - {"global"} == members_of_values(VALUES, SCHEMA)
+
+
+def members_of_schema(schema: dict[str, Any], prefix: str = "") -> set[str]:
+    """Return the paths of all values that *schema* has."""
+    found: set[str] = set()
+    for name, inner in schema.get("properties", {}).items():
+        found |= {prefix + name} | members_of_schema(inner, f"{prefix}{name}.")
+    return found
+
+
+def members_of_values(values: dict[str, Any], schema: dict[str, Any], prefix: str = "") -> set[str]:
+    """Return the paths of all *values*, as deep as *schema* has properties."""
+    found: set[str] = set()
+    for name, value in values.items():
+        found.add(prefix + name)
+        inner = schema.get("properties", {}).get(name, {})
+        if isinstance(value, dict) and "properties" in inner:
+            found |= members_of_values(value, inner, f"{prefix}{name}.")
+    return found
+
+
+def test_chart_has_the_version_of_the_package() -> None:
+    """The image of that version is what it runs."""
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
+    assert (chart["version"], chart["appVersion"]) == (__version__, __version__)
+
+
+def test_chart_names_only_variables_and_metrics_of_the_worker() -> None:
+    """In templates, values and the rules of prometheus-adapter."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in TEXTS)
+    variables = set(re.findall(r"\b(?:AWS|KINESIS|SQS|CITRUS|DATABASE|HTTP|SHUTDOWN|SHARD)_[A-Z_]+\b", text))
+    assert variables
+    assert variables <= KNOWN_VARIABLES
+    assert set(METRIC.findall(text)) <= metric_names()
+
+
+def test_defaults_in_the_templates_are_those_of_the_worker() -> None:
+    """The templates calculate with the drain, the lease and the port where the settings have none."""
+    text = (CHART / "templates" / "_helpers.tpl").read_text(encoding="utf-8")
+    defaults = dict(re.findall(r'get \.Values\.settings "(\w+)" \| default (\d+)', text))
+    assert defaults.keys() == {"SHUTDOWN_GRACE_SECONDS", "KINESIS_LEASE_DURATION_SECONDS", "HTTP_PORT"}
+    fields = Settings.model_fields
+    assert {name: fields[name.lower()].default for name in defaults} == {
+        name: float(value) for name, value in defaults.items()
+    }
+
+
+def test_rules_of_the_adapter_are_the_queries_of_the_chart() -> None:
+    """Both ways scale alike."""
+    adapter = yaml.safe_load((HELM / "prometheus-adapter.values.yaml").read_text(encoding="utf-8"))
+    late_after_s = str(VALUES["autoscaling"]["lateAfterSeconds"])
+    template = (CHART / "templates" / "scaledobject.yaml").read_text(encoding="utf-8")
+    template = template.replace("{{ $scaling.lateAfterSeconds }}", late_after_s)
+    queries = {
+        name: query.replace("{ {{- $matchers -}} }", "{<<.LabelMatchers>>}")
+        for name, query in re.findall(r"name: ([\w-]+)\n.*?query: (.*?)\n", template, flags=re.DOTALL)
+    }
+    rules = {rule["name"]["as"]: rule["metricsQuery"] for rule in adapter["rules"]["external"]}
+    assert rules.items() <= queries.items()
+    assert len(rules) == 2
+    hpa = (CHART / "templates" / "horizontalpodautoscaler.yaml").read_text(encoding="utf-8")
+    assert set(re.findall(r"metric:\n +name: ([\w-]+)", hpa)) == rules.keys()
+
+
+def test_memory_is_enough_for_what_the_worker_takes() -> None:
+    """The sum of the page on operating: records read ahead, 100 MiB, three queues, and the cache."""
+    needed_mib = Settings.model_fields["prefetch_max_bytes"].default / 2**20 + 100 + 3 * 32 + 16
+    assert VALUES["resources"]["limits"]["memory"] == VALUES["resources"]["requests"]["memory"] == "512Mi"
+    assert needed_mib < 0.75 * 512
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (3, 2, 4), (3, 3, 3, 3), (5, 4, 4, 3, 3, 3, 3, 2)])
+def test_pairwise_rows_contain_all_pairs(sizes: tuple[int, ...]) -> None:
+    """In far fewer rows than there are combinations, and not many more than two dimensions need."""
+    dimensions = {f"d{at}": [f"v{value}" for value in range(size)] for at, size in enumerate(sizes)}
+    rows = list(pairwise_rows(dimensions))
+    assert all_pairs(dimensions) == {pair for row in rows for pair in pairs_of(row)}
+    assert all(row.keys() == dimensions.keys() for row in rows)
+    first, second = sorted(sizes)[-2:]
+    assert len(rows) <= 2 * first * second
