@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,8 +13,14 @@ from prometheus_client import REGISTRY
 from support.exported_metrics import metric_names
 from support.requires import ROOT, required_program
 
+from simplu_worker.config.environment import SECRETS
+from simplu_worker.config.settings import Settings
+
 DEPLOY = ROOT / "deploy"
-UNIT = DEPLOY / "systemd" / "simplu-worker.service"
+SYSTEMD = DEPLOY / "systemd"
+UNIT, TEMPLATE = SYSTEMD / "simplu-worker.service", SYSTEMD / "simplu-worker@.service"
+UNITS = pytest.mark.parametrize("unit", [UNIT, TEMPLATE], ids=["unit", "template"])
+DROP_IN = SYSTEMD / "simplu-worker.service.d" / "credentials.conf"
 ALERTS = DEPLOY / "prometheus" / "alerts.yaml"
 ALERTS_TEST = DEPLOY / "prometheus" / "alerts_test.yaml"
 ALERTMANAGER = DEPLOY / "prometheus" / "alertmanager.yaml"
@@ -27,19 +35,23 @@ def judge(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=60)
 
 
-def unit_in(folder: Path, *, add: str = "") -> Path:
-    """Copy the unit to *folder* with a program that exists everywhere, which is what is looked up, and with *add*."""
-    text = re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", UNIT.read_text(), flags=re.MULTILINE)
-    copy = folder / UNIT.name
+def unit_in(folder: Path, unit: Path = UNIT, *, add: str = "") -> Path:
+    """Copy *unit* to *folder* with a program that exists everywhere, which is what is looked up, and with *add*.
+
+    The drop-in is beside it; a template gets an instance.
+    """
+    text = re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", unit.read_text(), flags=re.MULTILINE)
+    copy = folder / unit.name
     copy.write_text(text.replace("[Service]\n", f"[Service]\n{add}\n"))
-    return copy
+    shutil.copytree(DROP_IN.parent, folder / f"{unit.name}.d")
+    return copy.with_name(unit.name.replace("@.", "@a."))
 
 
 def complaints(unit: Path) -> list[str]:
     """Return what systemd-analyze says about *unit*; it reports an unknown key with exit status 0."""
     program = required_program("systemd-analyze", how="apt-get install --no-install-recommends systemd")
     said = judge(program, "verify", str(unit)).stderr
-    return [line for line in said.splitlines() if unit.name in line or str(unit.parent) in line]
+    return [line for line in said.splitlines() if "simplu" in line or str(unit.parent) in line]
 
 
 def alert_names(path: Path, key: str) -> list[str]:
@@ -90,9 +102,10 @@ def test_kustomization_lists_every_manifest_but_the_example() -> None:
     assert {path.name for path in MANIFESTS} - {"secret.example.yaml"} == set(listed)
 
 
-def test_unit_passes_systemd(tmp_path: Path) -> None:
-    """Systemd has nothing to say about the unit."""
-    assert complaints(unit_in(tmp_path)) == []
+@UNITS
+def test_unit_passes_systemd(unit: Path, tmp_path: Path) -> None:
+    """Systemd has nothing to say about the units with the drop-in."""
+    assert complaints(unit_in(tmp_path, unit)) == []
 
 
 def test_unit_with_an_unknown_key_is_found(tmp_path: Path) -> None:
@@ -100,11 +113,42 @@ def test_unit_with_an_unknown_key_is_found(tmp_path: Path) -> None:
     assert len(complaints(unit_in(tmp_path, add="Typo=yes"))) == 1
 
 
-def test_unit_is_hardened(tmp_path: Path) -> None:
-    """Systemd's exposure score of the unit is 2.0 or better."""
+@UNITS
+def test_unit_is_hardened(unit: Path, tmp_path: Path) -> None:
+    """Systemd's exposure score of the units is 1.2 or better."""
     program = required_program("systemd-analyze", how="apt-get install --no-install-recommends systemd")
-    done = judge(program, "security", "--offline=true", "--threshold=20", "--no-pager", str(unit_in(tmp_path)))
+    path = unit_in(tmp_path, unit).with_name(unit.name)
+    done = judge(program, "security", "--offline=true", "--threshold=12", "--no-pager", str(path))
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_template_is_the_unit_with_an_environment_of_its_own() -> None:
+    """Nothing else differs, apart from the comment at the top."""
+    unit, template = (path.read_text().partition("[Unit]\n")[2].splitlines() for path in (UNIT, TEMPLATE))
+    changes = [line for line in difflib.ndiff(unit, template) if line[0] in "+-"]
+    assert changes == [
+        "- Description=simplu-worker: operations from Kinesis and SQS to Postgres shards",
+        "+ Description=simplu-worker %i: operations from Kinesis and SQS to Postgres shards",
+        "+ EnvironmentFile=/etc/simplu-worker/%i.environment",
+    ]
+
+
+def test_credentials_of_the_drop_in_are_secrets_of_the_worker() -> None:
+    """Each is loaded, and named by the variable of its file."""
+    text = DROP_IN.read_text()
+    loaded = re.findall(r"^LoadCredential=(\w+):/etc/simplu-worker/credentials/(\w+)$", text, flags=re.MULTILINE)
+    named = re.findall(r"^Environment=(\w+)_FILE=%d/(\w+)$", text, flags=re.MULTILINE)
+    assert loaded == named
+    assert {name for pair in loaded for name in pair} <= {*SECRETS}
+
+
+def test_units_leave_more_time_than_a_drain_takes() -> None:
+    """And a watchdog that waits longer than the worker is silent."""
+    values = dict(
+        re.findall(r"^(TimeoutStopSec|WatchdogSec|RestartPreventExitStatus)=(\d+)$", UNIT.read_text(), re.MULTILINE)
+    )
+    assert int(values["TimeoutStopSec"]) >= Settings.model_fields["shutdown_grace_seconds"].default + 15
+    assert (values["WatchdogSec"], values["RestartPreventExitStatus"]) == ("30", "78")
 
 
 @pytest.mark.parametrize("command", [("check", "rules", ALERTS.name), ("test", "rules", ALERTS_TEST.name)])

@@ -1,0 +1,191 @@
+"""The units under a real systemd, with all of their hardening: start, reload, watchdog, drain, credentials."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.aws.endpoints import CREDENTIALS, REGION, client_of
+from support.requires import ROOT
+from support.systemd.manager import Systemd, running_systemd
+
+from simplu_worker.local.processes.loopback import free_port, poll_until
+
+pytestmark = pytest.mark.slow(20)
+
+UNITS = ROOT / "deploy" / "systemd"
+PLAIN, TEMPLATE = "simplu-worker.service", "simplu-worker@.service"
+TOKEN = "a-token-from-a-file"
+PATIENCE_S = 20.0
+MAP = {"shards": [{"shardId": "db-1", "connectionString": "postgresql://worker@127.0.0.1:1/shard"}]}
+TEST_DROP_IN = """[Service]
+StandardOutput=append:{folder}/%N.log
+StandardError=append:{folder}/%N.log
+WatchdogSec=3
+"""
+
+
+class Machine:
+    """A machine on which the units are installed as the page describes it. *folder* has the logs of the workers."""
+
+    def __init__(self, systemd: Systemd, folder: Path, settings: dict[str, str]) -> None:
+        self.systemd = systemd
+        self._folder = folder
+        self._settings = settings
+
+    def configure(self, file: str = "environment", **settings: str) -> int:
+        """Write the environment in *file*; return the port in it."""
+        port = free_port()
+        whole = {"HTTP_PORT": str(port)} | settings | (self._settings if file == "environment" else {})
+        path = self._folder / "etc" / file
+        path.write_text("".join(f"{name}={value}\n" for name, value in whole.items()), encoding="utf-8")
+        path.chmod(0o600)
+        return port
+
+    def write_map(self, content: object) -> None:
+        """Put the shard map in place, readable for the user that systemd makes for the service."""
+        path = self._folder / "etc" / "shard-map.json"
+        path.write_text(json.dumps(content), encoding="utf-8")
+        path.chmod(0o644)
+
+    def events(self, unit: str) -> list[str]:
+        """Return the events that *unit* has logged."""
+        path = self._folder / f"{unit.removesuffix('.service')}.log"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [json.loads(line).get("event", "") for line in lines if line.startswith("{")]
+
+    async def wait_for_event(self, unit: str, event: str) -> None:
+        """Wait until *unit* has logged *event*."""
+
+        async def is_logged() -> bool:
+            return event in self.events(unit)
+
+        assert await poll_until(is_logged, within_s=PATIENCE_S), self.events(unit)
+
+    def end(self, *units: str) -> None:
+        """End *units* without their drain."""
+        self.systemd.systemctl("stop", "--no-block", *units)
+        self.systemd.systemctl("kill", "--signal=SIGKILL", *units, status=None)
+        self.systemd.systemctl("stop", *units)
+        self.systemd.systemctl("reset-failed")
+
+
+@pytest.fixture(scope="module")
+def systemd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Systemd]:
+    """Give a running systemd with both units and the drop-in of credentials."""
+    folder = tmp_path_factory.mktemp("systemd")
+    (folder / "etc" / "credentials").mkdir(parents=True)
+    (folder / "units").mkdir()
+    for name in (PLAIN, TEMPLATE):
+        shutil.copy(UNITS / name, folder / "units")
+        drop_ins = folder / "units" / f"{name}.d"
+        drop_ins.mkdir()
+        shutil.copy(UNITS / f"{PLAIN}.d" / "credentials.conf", drop_ins)
+        (drop_ins / "tests.conf").write_text(TEST_DROP_IN.format(folder=folder), encoding="utf-8")
+    for name, value in {"API_TOKEN": TOKEN, "CITRUS_API_KEY": "unused"}.items():
+        path = folder / "etc" / "credentials" / name
+        path.write_text(value + "\n", encoding="utf-8")
+        path.chmod(0o600)
+    with running_systemd(folder) as running:
+        yield running
+
+
+@pytest.fixture
+async def machine(systemd: Systemd, endpoint_url: str, aws_credentials: None) -> Machine:
+    """Give a machine whose worker has a queue to read, and a map that names a shard."""
+    async with client_of("sqs", endpoint_url) as client:
+        urls = [(await client.create_queue(QueueName=name))["QueueUrl"] for name in ("orders", "letters")]
+    settings = CREDENTIALS | {
+        "AWS_REGION": REGION,
+        "AWS_ENDPOINT_URL": endpoint_url,
+        "SQS_ORDER_EVENTS_QUEUE_URL": urls[0],
+        "SQS_DEAD_LETTER_QUEUE_URL": urls[1],
+        "SHARD_MAP_FILE": "/etc/simplu-worker/shard-map.json",
+    }
+    made = Machine(systemd, systemd.folder, settings)
+    made.write_map(MAP)
+    return made
+
+
+def status_of(port: int, token: str) -> int:
+    """Return the HTTP status with which a worker answers for its protected page."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/status", headers={"Authorization": f"Bearer {token}"})
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as refused:
+        return refused.code
+
+
+async def test_unit_starts_reloads_and_drains(machine: Machine) -> None:
+    """`start` returns once the worker is ready; the token comes from a file that only the service sees."""
+    port = machine.configure()
+    systemd = machine.systemd
+    systemd.systemctl("start", PLAIN)
+    assert systemd.properties(PLAIN, "ActiveState", "SubState") == {"ActiveState": "active", "SubState": "running"}
+    assert "worker.ready" in machine.events(PLAIN)
+    assert (status_of(port, TOKEN), status_of(port, "another")) == (200, 401)
+    machine.write_map({"shards": []})
+    systemd.systemctl("reload", PLAIN)
+    await machine.wait_for_event(PLAIN, "shard_map.refused")
+    assert status_of(port, TOKEN) == 200
+    systemd.systemctl("stop", PLAIN)
+    assert systemd.properties(PLAIN, "ActiveState", "Result", "ExecMainStatus") == {
+        "ActiveState": "inactive",
+        "Result": "success",
+        "ExecMainStatus": "0",
+    }
+    assert "worker.draining" in machine.events(PLAIN)
+    assert machine.events(PLAIN)[-1] == "worker.stopped"
+
+
+async def test_service_sees_neither_homes_nor_secrets_of_others(machine: Machine) -> None:
+    """The worker runs as a user without rights, without capabilities, and its token is in no environment."""
+    machine.configure()
+    systemd = machine.systemd
+    systemd.systemctl("start", PLAIN)
+    pid = systemd.properties(PLAIN, "MainPID")["MainPID"]
+    status = systemd.run("cat", f"/proc/{pid}/status")
+    facts = dict(line.split(":\t", 1) for line in status.splitlines())
+    assert int(facts["Uid"].split()[0]) >= 61184  # those of DynamicUser=
+    assert (int(facts["CapEff"], 16), facts["NoNewPrivs"], facts["Seccomp"]) == (0, "1", "2")
+    assert TOKEN not in systemd.run("cat", f"/proc/{pid}/environ") + systemd.run("cat", f"/proc/{pid}/cmdline")
+    inside = ["nsenter", f"--target={pid}", "--mount"]
+    for path in ("/root/x", "/opt/x", "/etc/x", "/usr/x"):
+        assert "Read-only file system" in systemd.run(*inside, "sh", "-c", f"touch {path} 2>&1", status=1)
+    machine.end(PLAIN)
+
+
+async def test_watchdog_restarts_a_worker_that_is_stuck(machine: Machine) -> None:
+    """A frozen process is replaced without a person."""
+    machine.configure()
+    systemd = machine.systemd
+    systemd.systemctl("start", PLAIN)
+    systemd.systemctl("kill", "--signal=SIGSTOP", PLAIN)
+    systemd.wait_for(PLAIN, within_s=40, NRestarts="1", ActiveState="active")
+    machine.end(PLAIN)
+
+
+async def test_wrong_configuration_is_not_tried_again(machine: Machine) -> None:
+    """Exit status 78: a restart does not correct it."""
+    machine.configure(TENANT_WAIT_SECONDS="soon")
+    systemd = machine.systemd
+    systemd.systemctl("start", PLAIN, status=1)
+    failed = {"ActiveState": "failed", "Result": "exit-code", "ExecMainStatus": "78", "NRestarts": "0"}
+    assert systemd.properties(PLAIN, *failed) == failed
+    systemd.systemctl("reset-failed", PLAIN)
+
+
+async def test_template_runs_several_workers(machine: Machine) -> None:
+    """Each with the common environment, and with its own port."""
+    machine.configure()
+    ports = {name: machine.configure(f"{name}.environment") for name in ("a", "b")}
+    units = [f"simplu-worker@{name}.service" for name in ports]
+    machine.systemd.systemctl("start", *units)
+    assert [status_of(port, TOKEN) for port in ports.values()] == [200, 200]
+    machine.end(*units)
