@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import sys
+from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -20,6 +21,10 @@ from simplu_worker.commands.stream.cli import operations, replay, stream
 from simplu_worker.commands.tenants.cli import tenants
 from simplu_worker.errors import ConfigurationError, WorkerError
 
+if TYPE_CHECKING:
+    from simplu_worker.config.settings import Settings
+    from simplu_worker.status.live.request_bodies import LettersDesk
+
 app = App(
     name="simplu-worker",
     help="Apply resource operations from Kinesis and SQS to the right Postgres shard, exactly once and in order.",
@@ -29,12 +34,17 @@ for command in (check, operations, tenants, shards, dead_letters, replay, stream
     app.command(command)
 
 
+def _open_desk(settings: Settings) -> LettersDesk:
+    from simplu_worker.commands.dead_letters.http_desk import HttpDesk
+
+    return HttpDesk(settings)
+
+
 @app.command
 def run(*, env_file: EnvFile = None) -> int:
     """Run the worker until SIGTERM or SIGINT."""
     import uvloop
 
-    from simplu_worker.commands.dead_letters.http_desk import HttpDesk
     from simplu_worker.commands.running import log_misspellings, log_service_links, read_settings
     from simplu_worker.daemon import run_worker
     from simplu_worker.memory_tuning import end_start
@@ -47,7 +57,7 @@ def run(*, env_file: EnvFile = None) -> int:
     log_misspellings()
     end_start()
     try:
-        uvloop.run(run_worker(settings, HttpDesk(settings)))
+        uvloop.run(run_worker(settings, cache(partial(_open_desk, settings))))
     except ConfigurationError:
         raise
     except WorkerError as exc:

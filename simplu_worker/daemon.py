@@ -37,11 +37,11 @@ from simplu_worker.shards.routing.route_refresh import RouteRefresh
 from simplu_worker.shards.routing.shard_map_reload import ShardMapReloader, log_unused_reloads
 from simplu_worker.shards.tenants.confirmation_sweep import ConfirmationSweep
 from simplu_worker.shards.tenants.deletion import TenantDeleter
+from simplu_worker.status.access.roles import Tokens
 from simplu_worker.status.live.history import INTERVAL_S
-from simplu_worker.status.live.request_bodies import LettersDesk
+from simplu_worker.status.live.request_bodies import OpenDesk
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.replica import ReplicaStatus, http_views
-from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import open_http
 from simplu_worker.telemetry.systemd import SystemdNotifier
 from simplu_worker.timing.periodic import repeat_every
@@ -61,7 +61,7 @@ class Signals(NamedTuple):
     hung_up: asyncio.Event
 
 
-async def run_worker(settings: Settings, letters: LettersDesk | None = None) -> None:
+async def run_worker(settings: Settings, letters: OpenDesk | None = None) -> None:
     """Run until SIGTERM or SIGINT, then drain within `SHUTDOWN_GRACE_SECONDS`; a second signal ends the process.
 
     *letters* acts on dead letters for operators that ask over HTTP. SIGHUP reloads `SHARD_MAP_FILE`.
@@ -108,7 +108,7 @@ def _handle_signals() -> Signals:
 
 
 async def _serve_http(
-    stack: AsyncExitStack, settings: Settings, replica: ReplicaStatus, letters: LettersDesk | None
+    stack: AsyncExitStack, settings: Settings, replica: ReplicaStatus, letters: OpenDesk | None
 ) -> int:
     """Serve the views of *replica* while *stack* is open; return the port."""
     operator, viewer = settings.api_token, settings.api_viewer_token

@@ -38,7 +38,7 @@ from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.types import Absence
 from simplu_worker.status.live.held_advice import advice_members
 from simplu_worker.status.live.history import History, totals_of
-from simplu_worker.status.live.request_bodies import LettersDesk
+from simplu_worker.status.live.request_bodies import OpenDesk
 from simplu_worker.status.operation_list import list_operations
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.server import HttpAnswer, Views
@@ -392,7 +392,7 @@ class ReplicaStatus:
         return 200, {"shards": views} | _silent_members(silent)
 
 
-def http_views(replica: ReplicaStatus, letters: LettersDesk | None = None) -> Views:
+def http_views(replica: ReplicaStatus, letters: OpenDesk | None = None) -> Views:
     """Return the views of *replica* for the HTTP server; *letters* acts on dead letters."""
     return Views(
         live=replica.liveness_problem,

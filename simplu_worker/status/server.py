@@ -26,15 +26,16 @@ from aiohttp.typedefs import Handler, Middleware
 from prometheus_client.exposition import gzip_accepted
 
 from simplu_worker import __version__
-from simplu_worker.status.call_rates import CallRates
+from simplu_worker.status.access.call_rates import CallRates
+from simplu_worker.status.access.guard import Guard
+from simplu_worker.status.access.reductions import counts_and_states, for_viewers
+from simplu_worker.status.access.roles import Role, Tokens
 from simplu_worker.status.connection_order import Places
 from simplu_worker.status.connections import CONNECTION_LIMITS, ConnectionGate, ConnectionLimits, connection_of
-from simplu_worker.status.guard import Guard
 from simplu_worker.status.list_query import OperationListQuery, parse_list_query
 from simplu_worker.status.live.event_stream import LISTENERS_MAX, changes, send_events
-from simplu_worker.status.live.request_bodies import LettersDesk, LettersRequest, RetryRequest, read_body
+from simplu_worker.status.live.request_bodies import LettersRequest, OpenDesk, RetryRequest, read_body
 from simplu_worker.status.metrics_text import MetricsText, accepted_format
-from simplu_worker.status.reductions import counts_and_states, for_viewers
 from simplu_worker.status.responses import (
     COMMON_HEADERS,
     busy_response,
@@ -42,7 +43,6 @@ from simplu_worker.status.responses import (
     error_response,
     json_response,
 )
-from simplu_worker.status.roles import Role, Tokens
 from simplu_worker.status.routes.openapi import describe
 from simplu_worker.status.routes.table import ROUTES, Access, Answer, Route
 from simplu_worker.status.shared_answer import SharedAnswer
@@ -98,7 +98,7 @@ class Views:
     cache_keys: Callable[[], Awaitable[HttpAnswer]]
     release_lease: Callable[[str], Awaitable[HttpAnswer]]
     retry_held: Callable[[str | None], Awaitable[HttpAnswer]]
-    letters: LettersDesk | None
+    letters: OpenDesk | None
     purge: Callable[[str | None], Awaitable[HttpAnswer]]
     clear_cache: Callable[[], Awaitable[HttpAnswer]]
 
@@ -341,7 +341,7 @@ class _Endpoints:
             body = await read_body(request, LettersRequest)
         except ValueError as exc:
             return _bad_request(str(exc))
-        act: Callable[[LettersRequest], Awaitable[HttpAnswer]] = getattr(self._views.letters, action)
+        act: Callable[[LettersRequest], Awaitable[HttpAnswer]] = getattr(self._views.letters(), action)
         return await act(body)
 
     async def handler_status(self, _: web.Request) -> HttpAnswer:

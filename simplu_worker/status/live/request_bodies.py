@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Protocol, TypeVar
+from typing import Annotated, Any, Final, Protocol, TypeAlias, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -62,6 +63,10 @@ class LettersDesk(Protocol):
 
     async def discard(self, request: LettersRequest) -> tuple[int, dict[str, Any]]:
         """Delete dead letters, or return the plan."""
+
+
+OpenDesk: TypeAlias = Callable[[], LettersDesk]
+"""Returns the one desk of the process; it is made at the first call, as few processes need one."""
 
 
 def _in_utc(time: datetime | None) -> datetime | None:

@@ -25,8 +25,8 @@ from simplu_worker.shards.listing.lister import OperationLister
 from simplu_worker.shards.listing.page import OperationPage, SearchLimits
 from simplu_worker.shards.listing.request import LIMIT_MAX, ListRequest
 from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.status.access.roles import Tokens
 from simplu_worker.status.replica import ReplicaStatus, http_views
-from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import open_http
 
 TENANT_ID = "-".join(TENANT)

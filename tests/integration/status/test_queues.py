@@ -28,9 +28,9 @@ from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import RetryableError
 from simplu_worker.local.sqs.faults import SqsFault
 from simplu_worker.local.sqs.server import SqsServer
+from simplu_worker.status.access.roles import Tokens
 from simplu_worker.status.queues import KEYS_MAX, Monitoring
 from simplu_worker.status.replica import ReplicaStatus, http_views
-from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import open_http
 from simplu_worker.status.shared_answer import FRESH_S
 from simplu_worker.telemetry.log import register_secret

@@ -22,11 +22,11 @@ from structlog.testing import capture_logs
 from yarl import URL
 
 from simplu_worker.metrics import instruments  # noqa: F401  # the metrics that /metrics must show
+from simplu_worker.status.access.roles import Tokens
 from simplu_worker.status.connections import ConnectionLimits
 from simplu_worker.status.list_query import OperationListQuery
 from simplu_worker.status.live.event_stream import LISTENERS_MAX
 from simplu_worker.status.live.request_bodies import LettersRequest
-from simplu_worker.status.roles import Tokens
 from simplu_worker.status.server import PATH_REQUESTS_MAX, VIEWS_AT_ONCE, Views, open_http
 
 TOKEN = "tokén-1"
@@ -591,7 +591,7 @@ async def test_requests_about_dead_letters_are_read_strictly(
 
             return note
 
-    views = replace(daemon.views(), letters=Desk())
+    views = replace(daemon.views(), letters=Desk)
     async with open_http("127.0.0.1", 0, tokens=BOTH_TOKENS, views=views) as port, ClientSession() as session:
         url = f"http://127.0.0.1:{port}/dead-letters/{action}"
         async with session.post(url, data=body, headers=VIEWING) as response:

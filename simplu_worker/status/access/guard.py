@@ -10,9 +10,9 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from simplu_worker.status.reductions import is_own_host
+from simplu_worker.status.access.reductions import is_own_host
+from simplu_worker.status.access.roles import Role, Tokens
 from simplu_worker.status.responses import error_response
-from simplu_worker.status.roles import Role, Tokens
 from simplu_worker.status.routes.table import Access, Route
 
 SHOWN_LENGTH: Final = 200  # of an id in the log
