@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TypeVar
 
+from simplu_worker.consumers.operation_taps import TAPS
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 
@@ -24,7 +25,9 @@ def group_by_outcome(items: Sequence[T], outcomes: Sequence[Outcome]) -> Mapping
 
 
 def count_outcomes(operations: Sequence[Operation], outcomes: Sequence[Outcome], *, now: datetime) -> None:
-    """Count a committed batch of one source, and the seconds from arrival to commit."""
+    """Count a committed batch of one source, and the seconds from arrival to commit; show it to the open taps."""
+    if TAPS.open:
+        TAPS.publish(operations, outcomes, now)
     for outcome, own in group_by_outcome(operations, outcomes).items():
         source = own[0].origin.source
         match outcome.disposition:

@@ -16,6 +16,7 @@ from typing import Final, TypeVar
 import msgspec
 import structlog
 
+from simplu_worker.consumers.operation_taps import TAPS
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.dead_letters.queue import DeadLetterStore
 from simplu_worker.errors import WorkerError
@@ -71,6 +72,8 @@ class RejectionNotes:
         """Note the rejections of *letters*, and store these. Raises as the queue does."""
         self._add(rejections_of(letters))
         await self._queue.store(letters, stopping=stopping)
+        if TAPS.open:
+            TAPS.publish_letters(letters)
 
     def _add(self, rejections: Sequence[Rejection]) -> None:
         until = loop_time() + KEPT_S

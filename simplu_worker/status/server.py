@@ -13,11 +13,11 @@ import contextlib
 import hashlib
 import math
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
 from importlib import resources
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, NamedTuple, cast
 
 import msgspec
 import structlog
@@ -26,6 +26,7 @@ from aiohttp.typedefs import Handler, Middleware
 from prometheus_client.exposition import gzip_accepted
 
 from simplu_worker import __version__
+from simplu_worker.consumers.operation_taps import TAPS_MAX
 from simplu_worker.status.access.call_rates import CallRates
 from simplu_worker.status.access.guard import Guard
 from simplu_worker.status.access.reductions import counts_and_states, for_viewers
@@ -33,8 +34,9 @@ from simplu_worker.status.access.roles import Role, Tokens
 from simplu_worker.status.connection_order import Places
 from simplu_worker.status.connections import CONNECTION_LIMITS, ConnectionGate, ConnectionLimits, connection_of
 from simplu_worker.status.list_query import OperationListQuery, parse_list_query
-from simplu_worker.status.live.event_stream import LISTENERS_MAX, changes, send_events
+from simplu_worker.status.live.event_stream import LISTENERS_MAX, Read, changes, send_events
 from simplu_worker.status.live.request_bodies import LettersRequest, OpenDesk, RetryRequest, read_body
+from simplu_worker.status.live.tap_stream import parse_tap_query, tapped
 from simplu_worker.status.metrics_text import MetricsText, accepted_format
 from simplu_worker.status.responses import (
     COMMON_HEADERS,
@@ -159,7 +161,7 @@ class _Handlers:
         self._limits = limits
         self._gate = _RequestGate()
         self._shared: dict[tuple[str, Role | None], SharedAnswer[EncodedAnswer]] = {}
-        self._listeners = Places(path_max=LISTENERS_MAX, all_max=LISTENERS_MAX)
+        self._listeners: dict[str, Places] = {}
         self._closing = asyncio.Event()
 
     async def close(self, _: web.Application) -> None:
@@ -205,20 +207,55 @@ class _Handlers:
 
         return self._gate.limit(route.path, self._gate.take_turns(route.path, respond))
 
-    def _stream(self, route: Route, names: Sequence[str], role: Role | None) -> Handler:
-        """Return the handler that sends the shared answers *names* whenever they change."""
+    def _stream(self, route: Route, view: StreamView, role: Role | None) -> Handler:
+        """Return the handler of a stream of events, for a bounded number of listeners."""
+        places = self._listeners.setdefault(route.path, Places(path_max=view.listeners_max, all_max=view.listeners_max))
+
+        def read_as(name: str) -> Read:
+            return self._shared[name, role]
 
         async def respond(request: web.Request) -> web.StreamResponse:
-            if not self._listeners.take(route.path):
+            try:
+                events = view.open(StreamRequest(request, role or Role.VIEWER, read_as, self._closing))
+            except ValueError as exc:
+                return error_response(HTTPStatus.BAD_REQUEST, str(exc))
+            except PermissionError as exc:
+                return error_response(HTTPStatus.FORBIDDEN, str(exc))
+            if not places.take(route.path):
                 return busy_response()
             try:
-                answers = {name: self._shared[name, role] for name in names}
-                events = changes(answers, self._closing)
                 return await send_events(request, events, taken_within_s=self._limits.answer_s)
             finally:
-                self._listeners.free(route.path)
+                places.free(route.path)
 
         return respond
+
+
+class StreamRequest(NamedTuple):
+    """A request for a stream of events: *read_as* returns the shared answer of a route as *role* sees it."""
+
+    request: web.Request
+    role: Role
+    read_as: Callable[[str], Read]
+    closing: asyncio.Event
+
+
+class StreamView(NamedTuple):
+    """A stream of events. *open* begins nothing yet; its ValueError or PermissionError has an error for people."""
+
+    listeners_max: int
+    open: Callable[[StreamRequest], AsyncGenerator[bytes, None]]
+
+
+def _open_changes(asked: StreamRequest) -> AsyncGenerator[bytes, None]:
+    return changes({name: asked.read_as(name) for name in ("status", "fleet")}, asked.closing)
+
+
+def _open_tap(asked: StreamRequest) -> AsyncGenerator[bytes, None]:
+    chosen = parse_tap_query(asked.request.query.items())
+    if chosen.shows_content and asked.role is not Role.OPERATOR:
+        raise PermissionError("content is shown to the token in API_TOKEN alone")
+    return tapped(chosen, asked.closing)
 
 
 def shown_to(role: Role | None, route: Route, status: int, answer: dict[str, Any]) -> HttpAnswer:
@@ -296,7 +333,8 @@ class _Endpoints:
         self.description = _description_handler()
         self.metrics = _metrics_handler(views.refresh_gauges)
         self.healthy = self.live
-        self.events = ("status", "fleet")
+        self.events = StreamView(LISTENERS_MAX, _open_changes)
+        self.tap = StreamView(TAPS_MAX, _open_tap)
         self.shards = views.shards
         self.sqs_stats = views.sqs_stats
         self.handler_stats = views.handler_stats

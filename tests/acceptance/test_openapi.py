@@ -20,7 +20,7 @@ CHECKS = (
     "unsupported_method",
     "ignored_auth",
 )
-STREAMS = ("/events",)  # they do not end
+STREAMS = ("/events", "/tap")  # they do not end
 WITHIN_S = 120
 
 
@@ -45,8 +45,13 @@ async def test_answers_are_those_of_the_description() -> None:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
-        async with asyncio.timeout(WITHIN_S):
-            output, _ = await process.communicate()
+        try:
+            async with asyncio.timeout(WITHIN_S):
+                output, _ = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
         await worker.stop(within_s=10)
         log = worker.log_path.read_text(encoding="utf-8")
     assert process.returncode == 0, output.decode()

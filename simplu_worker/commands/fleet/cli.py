@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions
+from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag
 
 fleet = App(name="fleet", help="See and steer running replicas, over HTTP.")
 
@@ -52,3 +52,56 @@ def retry_held(target: str | None = None, /, *, url: Url = None, common: CommonO
     from simplu_worker.commands.fleet.actions import retry_held
 
     return common.run(lambda settings: retry_held(settings, url, target, as_json=common.as_json))
+
+
+Kind = Literal["create", "update", "patch", "delete", "list", "read"]
+Outcome = Literal[
+    "succeeded",
+    "already_exists",
+    "not_found",
+    "result_too_large",
+    "invalid_data",
+    "tenant_destroyed",
+    "retries_exhausted",
+    "duplicate",
+    "dead_letter",
+]
+
+
+def tap(
+    *,
+    tenant: tuple[str, str] | None = None,
+    resource_type: str | None = None,
+    operation: Kind | None = None,
+    outcome: Outcome | None = None,
+    content: Flag = False,
+    url: Url = None,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Print the operations of a replica as they are applied or refused, for 15 minutes at most.
+
+    Parameters
+    ----------
+    tenant
+        Only operations of this business and location.
+    resource_type
+        Only operations on resources of this type.
+    operation
+        Only operations of this kind.
+    outcome
+        Only operations with this outcome.
+    content
+        Print the data of the operations too, which are contents of your tenants. The call is logged.
+    """
+    from simplu_worker.commands.fleet.tap import tap_operations
+
+    given = {
+        "businessId": tenant and tenant[0],
+        "locationId": tenant and tenant[1],
+        "resourceType": resource_type,
+        "operation": operation,
+        "outcome": outcome,
+        "content": "true" if content else None,
+    }
+    query = {name: value for name, value in given.items() if value}
+    return common.run(lambda settings: tap_operations(settings, url, query, as_json=common.as_json))

@@ -16,6 +16,8 @@ from simplu_worker.telemetry.log import scrub_text
 
 CONNECT_WITHIN_S: Final = 5.0
 ANSWER_WITHIN_S: Final = 65.0  # more than a replica takes for an answer
+SILENCE_MAX_S: Final = 60.0  # a stream has a comment every 15 s
+EVENT_MAX_BYTES: Final = 1 << 20
 ANSWER_MAX_BYTES: Final = 32 * 1024 * 1024
 
 
@@ -40,6 +42,23 @@ class ReplicaClient:
             raise RetryableError(f"{self._url}: {scrub_text(str(exc)) or 'no answer in time'}") from None
         return self._parse(status, text)
 
+    async def listen(self, path: str) -> AsyncIterator[tuple[str, str, dict[str, Any]]]:
+        """Yield the events of a stream until its end: the name, and the data as text and as JSON."""
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_WITHIN_S, sock_read=SILENCE_MAX_S)
+        try:
+            async with self._session.get(self._url + path, allow_redirects=False, timeout=timeout) as response:
+                if response.status != HTTPStatus.OK:
+                    self._parse(response.status, await response.content.read(ANSWER_MAX_BYTES))
+                name = ""
+                async for line in response.content:
+                    word, _, value = line.decode().rstrip("\n").partition(": ")
+                    if word == "event":
+                        name = value
+                    elif word == "data":
+                        yield name, value, msgspec.json.decode(value, type=dict[str, Any])
+        except (aiohttp.ClientError, TimeoutError, ValueError) as exc:
+            raise RetryableError(f"{self._url}: {scrub_text(str(exc)) or 'the stream is silent'}") from None
+
     def _parse(self, status: int, text: bytes) -> dict[str, Any]:
         try:
             answer = msgspec.json.decode(text, type=dict[str, Any])
@@ -62,5 +81,5 @@ async def open_replica(settings: Settings, url: str | None, *, acts: bool = Fals
         raise ConfigurationError(f"{names}: expected the token of the replicas, got nothing; set it")
     timeout = aiohttp.ClientTimeout(total=ANSWER_WITHIN_S, sock_connect=CONNECT_WITHIN_S)
     headers = {"Authorization": f"Bearer {token.get_secret_value()}"}
-    async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
+    async with aiohttp.ClientSession(headers=headers, timeout=timeout, read_bufsize=EVENT_MAX_BYTES) as session:
         yield ReplicaClient(session, url or f"http://127.0.0.1:{settings.http_port}")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from simplu_worker.shards.listing.request import ListRequest
 
 stream = App(name="stream", help="Manage the registered consumer of the stream.")
-operations = App(name="operations", help="Show and list the outcomes of operations, and send operations.")
+operations = App(name="operations", help="Show and list the outcomes of operations; test and send operations.")
 
 ErrorCode = Literal[
     "already_exists",
@@ -166,6 +166,32 @@ def send_operations(
     options = SendOptions(wait=wait, timeout_s=timeout, force=force, orders=orders, priority=priority)
     path = None if file == "-" else Path(file)
     return common.run(lambda settings: send_operations(settings, read_lines(path), options, as_json=common.as_json))
+
+
+@operations.command(name="test")
+def preview_operations(
+    file: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    /,
+    *,
+    orders: Flag = False,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Show what would become of records, one JSON object a line: nothing is sent, and nothing is applied.
+
+    Parameters
+    ----------
+    file
+        A file of JSON lines; `-` for stdin.
+    orders
+        The lines are order events.
+    """
+    from simplu_worker.commands.stream.preview import preview_operations
+    from simplu_worker.commands.stream.send import read_lines
+
+    path = None if file == "-" else Path(file)
+    return common.run(
+        lambda settings: preview_operations(settings, read_lines(path), is_orders=orders, as_json=common.as_json)
+    )
 
 
 @stream.command(name="remove-consumer")

@@ -91,7 +91,7 @@ async def send_operations(settings: Settings, text: bytes, options: SendOptions,
     failed or did not reach the log in time.
     """
     require_settings(settings, stream=not options.orders, routes=options.wait, queue=_queue_name(options))
-    lines = _parse(settings, text, is_orders=options.orders)
+    lines = parse_input(settings, text, is_orders=options.orders)
     invalid = {line.number: line.decoded for line in lines if isinstance(line.decoded, RejectedRecord)}
     if invalid and not options.force:
         _print_invalid(invalid, as_json=as_json)
@@ -108,7 +108,8 @@ def _queue_name(options: SendOptions) -> str | None:
     return "SQS_PRIORITY_QUEUE_URL" if options.priority else "SQS_ORDER_EVENTS_QUEUE_URL"
 
 
-def _parse(settings: Settings, text: bytes, *, is_orders: bool) -> list[InputLine]:
+def parse_input(settings: Settings, text: bytes, *, is_orders: bool) -> list[InputLine]:
+    """Return the lines of *text* as operations, or as order events."""
     now = datetime.now(UTC)
     if is_orders:
         rules = OrderRules(settings.operation_max_bytes, settings.order_tenant)

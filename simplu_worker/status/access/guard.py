@@ -16,7 +16,7 @@ from simplu_worker.status.responses import error_response
 from simplu_worker.status.routes.table import Access, Route
 
 SHOWN_LENGTH: Final = 200  # of an id in the log
-LOGGED_QUERY: Final = frozenset({"businessId", "locationId", "queue"})  # names, of which none is content
+LOGGED_QUERY: Final = frozenset({"businessId", "locationId", "queue", "content"})  # names, of which none is content
 VARIABLES: Final = {Role.OPERATOR: "API_TOKEN", Role.VIEWER: "API_VIEWER_TOKEN"}
 
 log = structlog.get_logger(__name__)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from simplu_worker.operations.operation import ID_MAX, Failure
+from simplu_worker.operations.operation import ID_MAX, Failure, OperationKind
 from simplu_worker.shards.listing.request import LIMIT_MAX, OperationStatus
 
 # An id may contain any character, an encoded slash and braces too; aiohttp decodes it after matching the path.
@@ -108,6 +108,14 @@ LIST: Final = (
     Parameter("limit", "At most so many operations.", schema={"type": "integer", "minimum": 1, "maximum": LIMIT_MAX}),
     Parameter("after", "The `next` of the page before."),
 )
+TAP: Final = (
+    BUSINESS,
+    LOCATION,
+    Parameter("resourceType", "Only operations on resources of this type."),
+    _words("operation", "Only operations of this kind.", OperationKind),
+    Parameter("outcome", "Only operations with this outcome: `succeeded`, an error, `duplicate` or `dead_letter`."),
+    Parameter("content", "`true` shows the data, to operators.", schema={"type": "string", "enum": ["true", "false"]}),
+)
 QUEUE: Final = Parameter("queue", "The name of the queue; with one source queue it may be left out.")
 
 ROUTES: Final = (
@@ -139,6 +147,12 @@ ROUTES: Final = (
         *("GET", "/events", "events", Access.VIEWERS, Answer.STREAM),
         "/status and /fleet as server-sent events, for an hour.",
         {200: "events"},
+    ),
+    Route(
+        *("GET", "/tap", "tap", Access.VIEWERS, Answer.STREAM),
+        "Operations as they are decided, as server-sent events, for 15 minutes.",
+        {200: "events"},
+        TAP,
     ),
     Route(
         *("POST", "/leases/{streamShard}/release", "release_lease", Access.OPERATORS, Answer.IN_TURNS),

@@ -14,11 +14,12 @@ from aiohttp import ClientSession
 from support.citrus.cases import RoutedShards, routed_shards, silent
 from support.postgres.databases import ShardMaker
 from support.postgres.log_rows import LogRow, crowd_log, write_log_rows
-from support.postgres.tenant_cases import TENANT, add_tenant
+from support.postgres.tenant_cases import TENANT, add_tenant, fetch
 
 from simplu_worker.commands.command_line import UsageError
 from simplu_worker.commands.stream.cli import OperationListOptions
 from simplu_worker.commands.stream.list_operations import list_operations, print_page, search
+from simplu_worker.commands.stream.preview import preview_operations
 from simplu_worker.config.settings import Settings, load_settings
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.listing.lister import OperationLister
@@ -237,3 +238,29 @@ async def test_command_reports_an_empty_list(world: World, capsys: pytest.Captur
     """With status 0: the tenant is there."""
     assert await world.run(ListRequest(resource_id="none")) == 0
     assert capsys.readouterr().err == "the log has no such operation\n"
+
+
+async def test_preview_applies_nothing(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each line with its fate; the log has as many rows as before."""
+    pool = world.routed.pools.ensure_pool(next(iter(world.routed.pools.by_shard_id().values())).address)
+    before = await fetch(pool, "SELECT count(*) AS count FROM operations")
+    common = {"operation": "create", "resourceType": "patient", "resourceId": "p9", "data": {}}
+    tenant = {"businessId": TENANT[0], "locationId": TENANT[1]}
+    lines = [
+        common | tenant | {"requestId": "r1"},
+        common | tenant | {"requestId": "new"},
+        common | {"businessId": "no", "locationId": "one", "requestId": "n"},
+        common | {"businessId": "no"},
+    ]
+    text = "\n".join(map(json.dumps, lines)).encode()
+    assert await preview_operations(world.settings, text, is_orders=False, as_json=True) == 1
+    found = json.loads(capsys.readouterr().out)["records"]
+    assert [(one["fate"], one.get("shardId"), one.get("reason")) for one in found] == [
+        ("duplicate", "shard-1", None),
+        ("applied", "shard-1", None),
+        ("held", None, "not_here"),
+        ("dead_letter", None, "invalid_message"),
+    ]
+    assert await fetch(pool, "SELECT count(*) AS count FROM operations") == before
+    assert await preview_operations(world.settings, text.splitlines()[0], is_orders=False, as_json=False) == 0
+    assert "nothing was sent or applied" in capsys.readouterr().err

@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from structlog.testing import capture_logs
 from yarl import URL
 
+from simplu_worker.consumers.operation_taps import TAPS_MAX
 from simplu_worker.metrics import instruments  # noqa: F401  # the metrics that /metrics must show
 from simplu_worker.status.access.roles import Tokens
 from simplu_worker.status.connections import ConnectionLimits
@@ -639,6 +640,23 @@ async def test_listeners_are_bounded_and_end_with_the_server(daemon: Daemon) -> 
         assert time.monotonic() - started < 0.9
         bodies = [await response.read() for response in responses]
     assert all(body.startswith(b"event: status") for body in bodies)
+
+
+async def test_tap_shows_content_to_operators_alone(daemon: Daemon) -> None:
+    """Five at once; a call with content is logged as such."""
+    async with open_http("127.0.0.1", 0, tokens=BOTH_TOKENS, views=daemon.views()) as port, ClientSession() as session:
+        site = Site(session, port)
+        refused = await site.ask("/tap?content=true", **VIEWING)
+        wrong = await site.ask("/tap?outcome=fine", **AUTHORIZED)
+        async with AsyncExitStack() as listening:
+            with capture_logs() as logs:
+                for _ in range(TAPS_MAX):
+                    asking = session.get(f"http://127.0.0.1:{port}/tap?content=true", headers=AUTHORIZED)
+                    response = await listening.enter_async_context(asking)
+                    assert response.status == 200
+            assert (await site.ask("/tap", **VIEWING))[0] == 503
+    assert (refused[0], b"API_TOKEN" in refused[2], wrong[0]) == (403, True, 400)
+    assert [entry["about"] for entry in logs if entry["event"] == "http.called"] == [{"content": "true"}] * TAPS_MAX
 
 
 async def test_purge_is_asked_with_the_decoded_name(loose_site: Site, daemon: Daemon) -> None:

@@ -1,0 +1,36 @@
+"""`tap`: the operations of a replica as they are decided, over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlencode
+
+from simplu_worker.commands.fleet.replica_client import open_replica
+from simplu_worker.commands.output.display import print_line, print_note
+from simplu_worker.config.settings import Settings
+
+
+async def tap_operations(settings: Settings, url: str | None, query: Mapping[str, str], *, as_json: bool) -> int:
+    """Print the operations of the replica at *url* that *query* matches, one a line, until it ends the stream.
+
+    Content needs the operators' token.
+    """
+    dropped = 0
+    async with open_replica(settings, url, acts="content" in query) as replica:
+        async for name, text, event in replica.listen(f"/tap?{urlencode(query)}"):
+            if name == "dropped":
+                dropped = event["dropped"]
+                print_note(f"{dropped} operations came faster than they were taken, and are not shown")
+            else:
+                print_line(text if as_json else _describe(event))
+    print_note("the replica has ended the tap: it does so after 15 minutes, and when it stops")
+    return 0
+
+
+def _describe(event: Mapping[str, Any]) -> str:
+    tenant = f"{event['businessId']} {event['locationId']}"
+    subject = " ".join(str(event[name]) for name in ("operation", "resourceType", "resourceId") if event.get(name))
+    outcome = f"{event['outcome']} {event['reason']}" if event.get("reason") else event["outcome"]
+    line = f"{event['at']}  {outcome}  {tenant}  {subject}  {event['requestId']}"
+    return f"{line}  {event['content']}" if "content" in event else line

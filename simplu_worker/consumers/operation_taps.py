@@ -1,0 +1,155 @@
+"""Taps: copies of the operations that are decided, for persons who look on (docs/interface.md).
+
+Without a tap a batch costs one check of an attribute. A tap never delays an operation: it keeps a bounded number of
+events until its reader takes them, and drops and counts those that do not fit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+
+from simplu_worker.dead_letters.letter import DeadLetter, tenant_of
+from simplu_worker.operations.operation import Disposition, Operation, Outcome
+
+TAPS_MAX: Final = 5
+EVENTS_MAX: Final = 1000  # kept for a reader
+KEPT_MAX_BYTES: Final = 4 * 1024 * 1024
+CONTENT_MAX_LENGTH: Final = 65_536  # characters of one operation's data
+SUCCEEDED: Final = "succeeded"
+
+
+class TapFilter(msgspec.Struct, frozen=True):
+    """A filter of decided operations: each given criterion must be met. *shows_content* adds their data."""
+
+    business_id: str | None = None
+    location_id: str | None = None
+    resource_type: str | None = None
+    kind: str | None = None
+    outcome: str | None = None
+    shows_content: bool = False
+
+    def match(self, members: dict[str, Any]) -> bool:
+        """Return whether the members of an event meet the filter."""
+        return (
+            self.business_id in (None, members["businessId"])
+            and self.location_id in (None, members["locationId"])
+            and self.resource_type in (None, members.get("resourceType"))
+            and self.kind in (None, members.get("operation"))
+            and self.outcome in (None, members["outcome"])
+        )
+
+
+class Tap:
+    """One reader: the events that it has not taken, as JSON, and how many were dropped."""
+
+    def __init__(self, chosen: TapFilter) -> None:
+        self.chosen = chosen
+        self.has_events = asyncio.Event()
+        self.dropped_count = 0
+        self._events: deque[bytes] = deque()
+        self._size_bytes = 0
+
+    def __repr__(self) -> str:
+        return f"Tap({len(self._events)} events, {self.dropped_count} dropped)"
+
+    def put(self, event: bytes) -> None:
+        """Keep an event, or drop it where there is no room."""
+        if len(self._events) >= EVENTS_MAX or self._size_bytes + len(event) > KEPT_MAX_BYTES:
+            self.dropped_count += 1
+        else:
+            self._events.append(event)
+            self._size_bytes += len(event)
+        self.has_events.set()
+
+    def take(self) -> list[bytes]:
+        """Remove and return the events, the first ones first."""
+        taken, self._events, self._size_bytes = list(self._events), deque(), 0
+        self.has_events.clear()
+        return taken
+
+
+class OperationTaps:
+    """The open taps of this process, at most TAPS_MAX."""
+
+    def __init__(self) -> None:
+        self.open: tuple[Tap, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"OperationTaps({self.open})"
+
+    def add(self, chosen: TapFilter) -> Tap:
+        """Open a tap; the caller removes it. The HTTP server limits their number."""
+        tap = Tap(chosen)
+        self.open = (*self.open, tap)
+        return tap
+
+    def remove(self, tap: Tap) -> None:
+        """Close a tap. Idempotent."""
+        self.open = tuple(one for one in self.open if one is not tap)
+
+    def publish(self, operations: Sequence[Operation], outcomes: Sequence[Outcome], now: datetime) -> None:
+        """Give the operations of a batch that are decided to the taps; their dead letters are published as such."""
+        for operation, outcome in zip(operations, outcomes, strict=True):
+            if outcome.disposition is Disposition.APPLIED:
+                result: str = outcome.failure or SUCCEEDED
+            elif outcome.disposition is Disposition.DUPLICATE:
+                result = outcome.disposition
+            else:
+                continue
+            self._put(operation_members(operation, result, now), operation.data)
+
+    def publish_letters(self, letters: Iterable[DeadLetter]) -> None:
+        """Give dead letters to the taps."""
+        for letter in letters:
+            self._put(letter_members(letter), letter.record.decode(errors="replace"))
+
+    def _put(self, members: dict[str, Any], content: str | None) -> None:
+        for tap in self.open:
+            if tap.chosen.match(members):
+                shown = {"content": None if content is None else content[:CONTENT_MAX_LENGTH]}
+                tap.put(msgspec.json.encode(members | shown if tap.chosen.shows_content else members))
+
+
+def operation_members(operation: Operation, outcome: str, now: datetime) -> dict[str, Any]:
+    """Return an operation that was decided *now* as JSON members, without its content."""
+    origin = operation.origin
+    return {
+        "at": now,
+        "outcome": outcome,
+        "operation": operation.kind,
+        "businessId": operation.business_id,
+        "locationId": operation.location_id,
+        "resourceType": operation.resource_type,
+        "resourceId": operation.resource_id,
+        "requestId": operation.request_id,
+        "source": origin.source,
+        "position": origin.sequence_number or origin.message_id,
+        "bytes": operation.size_bytes,
+    }
+
+
+def letter_members(letter: DeadLetter) -> dict[str, Any]:
+    """Return a dead letter as JSON members, without its content; its kind of operation is not known."""
+    origin = letter.origin
+    tenant = tenant_of(letter) or (None, None)
+    return {
+        "at": letter.failed_at,
+        "outcome": Disposition.DEAD_LETTER,
+        "reason": letter.reason,
+        "businessId": tenant[0],
+        "locationId": tenant[1],
+        "resourceId": letter.resource_id,
+        "requestId": letter.request_id,
+        "source": origin.source,
+        "position": origin.sequence_number or origin.message_id,
+        "bytes": len(letter.record),
+    }
+
+
+TAPS: Final = OperationTaps()  # of the process, as the metrics are

@@ -1,0 +1,77 @@
+"""The stream of a tap: its query, its events, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import aclosing
+from datetime import UTC, datetime
+
+import pytest
+from support.queued_operations import queued_operation
+
+from simplu_worker.consumers.operation_taps import EVENTS_MAX, OperationTaps, TapFilter
+from simplu_worker.operations.operation import Disposition, Outcome
+from simplu_worker.status.live.event_stream import ALIVE
+from simplu_worker.status.live.tap_stream import parse_tap_query, tapped
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "expected"),
+    [
+        ([], TapFilter()),
+        ([("businessId", "b"), ("locationId", "l"), ("outcome", "")], TapFilter(business_id="b", location_id="l")),
+        ([("operation", "create"), ("outcome", "dead_letter")], TapFilter(kind="create", outcome="dead_letter")),
+        ([("resourceType", "t"), ("content", "true")], TapFilter(resource_type="t", shows_content=True)),
+        ([("content", "false")], TapFilter()),
+    ],
+)
+def test_query_is_a_filter(pairs: list[tuple[str, str]], expected: TapFilter) -> None:
+    """An empty value counts as absent."""
+    assert parse_tap_query(pairs) == expected
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [("businessId", "b")],
+        [("tenant", "b")],
+        [("operation", "upsert")],
+        [("outcome", "fine")],
+        [("content", "yes")],
+        [("outcome", "succeeded"), ("outcome", "duplicate")],
+    ],
+)
+def test_query_that_cannot_be_meant_is_refused(pairs: list[tuple[str, str]]) -> None:
+    """With an error for people."""
+    with pytest.raises(ValueError, match="expected"):
+        parse_tap_query(pairs)
+
+
+async def test_operations_come_as_events_until_the_end() -> None:
+    """The tap is open while the stream is, and no longer."""
+    taps, closing = OperationTaps(), asyncio.Event()
+    entry = queued_operation()
+    async with aclosing(tapped(TapFilter(), closing, taps=taps)) as events:
+        assert await anext(events) == ALIVE
+        taps.publish([entry.operation], [Outcome(Disposition.APPLIED)], NOW)
+        head, _, data = (await anext(events)).partition(b"\ndata: ")
+        assert (head, json.loads(data)["requestId"]) == (b"event: operation", entry.operation.request_id)
+        for _ in range(EVENTS_MAX + 3):
+            taps.publish([entry.operation], [Outcome(Disposition.APPLIED)], NOW)
+        assert (await anext(events)).endswith(b'event: dropped\ndata: {"dropped":3}\n\n')
+        closing.set()
+        with pytest.raises(StopAsyncIteration):
+            await anext(events)
+    assert taps.open == ()
+
+
+async def test_tap_ends_after_its_time() -> None:
+    """With a comment from time to time before."""
+    taps = OperationTaps()
+    events = [event async for event in tapped(TapFilter(), asyncio.Event(), taps=taps, alive_s=0.01, tap_s=0.035)]
+    assert set(events) == {ALIVE}
+    assert 3 <= len(events) <= 6
+    assert taps.open == ()
