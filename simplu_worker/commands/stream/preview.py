@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from simplu_worker.assembly import open_shards
+from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output.display import print_json, print_note, print_silent, print_table, shorten
 from simplu_worker.commands.stream.input_lines import InputLine
 from simplu_worker.commands.stream.send import parse_input
