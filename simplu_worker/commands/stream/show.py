@@ -1,8 +1,9 @@
-"""`operations show`."""
+"""`operations show`, and the statuses that commands print of operations that were sent."""
 
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 import msgspec
@@ -10,12 +11,30 @@ import msgspec
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output.display import print_json, print_line, print_members, print_silent
 from simplu_worker.commands.requirements import require_settings
-from simplu_worker.commands.stream.send_status import SendStatus, Undecided
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.gateway import LoggedOperation, RejectedRequest
 from simplu_worker.shards.postgres.pool import Pools
+
+
+class SendStatus(StrEnum):
+    """The status of one line."""
+
+    NOT_SENT = "not sent"
+    SENT = "sent"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    REJECTED = "rejected"  # no operation, for the worker; where its settings are other than those of the command
+    HELD = "held"  # not in the log in time, and its tenant is held
+    UNKNOWN = "unknown"  # not in the log in time: waiting, or a dead letter
+
+
+class Undecided(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Why operations of a tenant are held; else the time before which all of them are decided, where it is known."""
+
+    reason: str | None = None
+    read_up_to: datetime | None = None
 
 
 async def show_operation(settings: Settings, request_id: str, tenant: tuple[str, str] | None, *, as_json: bool) -> int:

@@ -9,7 +9,7 @@ from typing import Final
 
 from simplu_worker.assembly.aws import open_lease_table
 from simplu_worker.commands.output.display import print_note
-from simplu_worker.commands.stream.send_status import Undecided
+from simplu_worker.commands.stream.show import Undecided
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fleet.read_status import hold_reason, read_status
 from simplu_worker.consumers.kinesis.leases.lease import Lease
