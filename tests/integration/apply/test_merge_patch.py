@@ -67,6 +67,7 @@ async def merged(connection: Connection, pairs: Sequence[tuple[Any, Any]]) -> li
     return [(row["new"], row["old"]) for row in await connection.fetch(MERGED, *texts)]
 
 
+@pytest.mark.slow(3)
 @settings(max_examples=150, suppress_health_check=NO_CHECKS)
 @given(pairs=PAIRS)
 async def test_merge_patch_equals_the_first_one_and_the_rfc_for_any_documents(
@@ -80,6 +81,7 @@ async def test_merge_patch_equals_the_first_one_and_the_rfc_for_any_documents(
         assert canonical_text(parse_json(new)) == canonical_text(expected)
 
 
+@pytest.mark.slow(3)
 @settings(max_examples=60, suppress_health_check=NO_CHECKS)
 @given(pairs=st.lists(st.tuples(OBJECTS, OBJECTS | st.dictionaries(NAMES, SCALARS)), min_size=1, max_size=20))
 async def test_patch_operations_keep_to_the_rfc_with_and_without_the_function(

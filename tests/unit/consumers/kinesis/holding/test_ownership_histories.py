@@ -769,7 +769,8 @@ class _BackfillsOwnRecords(Ownership):
 
 WRONG_DESIGNS = (
     *(_WithoutSlots, _LiveForever, _WithoutForeignNames, _ForgetsCatchUps, _ForgetsParents, _ReleasesAll),
-    *(_SplitsBehindMemory, _TakesAll, _TakesNone, _NeverApart, _JoinsLate, _BackfillsOwnRecords),
+    *(_SplitsBehindMemory, _TakesAll, _TakesNone, _JoinsLate, _BackfillsOwnRecords),
+    pytest.param(_NeverApart, marks=pytest.mark.slow(5)),
 )
 
 
