@@ -207,7 +207,7 @@ class _Handlers:
 
         return self._gate.limit(route.path, self._gate.take_turns(route.path, respond))
 
-    def _stream(self, route: Route, view: StreamView, role: Role | None) -> Handler:
+    def _stream(self, route: Route, view: EventView, role: Role | None) -> Handler:
         """Return the handler of a stream of events, for a bounded number of listeners."""
         places = self._listeners.setdefault(route.path, Places(path_max=view.listeners_max, all_max=view.listeners_max))
 
@@ -216,7 +216,7 @@ class _Handlers:
 
         async def respond(request: web.Request) -> web.StreamResponse:
             try:
-                events = view.open(StreamRequest(request, role or Role.VIEWER, read_as, self._closing))
+                events = view.open(EventRequest(request, role or Role.VIEWER, read_as, self._closing))
             except ValueError as exc:
                 return error_response(HTTPStatus.BAD_REQUEST, str(exc))
             except PermissionError as exc:
@@ -231,7 +231,7 @@ class _Handlers:
         return respond
 
 
-class StreamRequest(NamedTuple):
+class EventRequest(NamedTuple):
     """A request for a stream of events: *read_as* returns the shared answer of a route as *role* sees it."""
 
     request: web.Request
@@ -240,18 +240,18 @@ class StreamRequest(NamedTuple):
     closing: asyncio.Event
 
 
-class StreamView(NamedTuple):
+class EventView(NamedTuple):
     """A stream of events. *open* begins nothing yet; its ValueError or PermissionError has an error for people."""
 
     listeners_max: int
-    open: Callable[[StreamRequest], AsyncGenerator[bytes, None]]
+    open: Callable[[EventRequest], AsyncGenerator[bytes, None]]
 
 
-def _open_changes(asked: StreamRequest) -> AsyncGenerator[bytes, None]:
+def _open_changes(asked: EventRequest) -> AsyncGenerator[bytes, None]:
     return changes({name: asked.read_as(name) for name in ("status", "fleet")}, asked.closing)
 
 
-def _open_tap(asked: StreamRequest) -> AsyncGenerator[bytes, None]:
+def _open_tap(asked: EventRequest) -> AsyncGenerator[bytes, None]:
     chosen = parse_tap_query(asked.request.query.items())
     if chosen.shows_content and asked.role is not Role.OPERATOR:
         raise PermissionError("content is shown to the token in API_TOKEN alone")
@@ -333,8 +333,8 @@ class _Endpoints:
         self.description = _description_handler()
         self.metrics = _metrics_handler(views.refresh_gauges)
         self.healthy = self.live
-        self.events = StreamView(LISTENERS_MAX, _open_changes)
-        self.tap = StreamView(TAPS_MAX, _open_tap)
+        self.events = EventView(LISTENERS_MAX, _open_changes)
+        self.tap = EventView(TAPS_MAX, _open_tap)
         self.shards = views.shards
         self.sqs_stats = views.sqs_stats
         self.handler_stats = views.handler_stats

@@ -176,7 +176,7 @@ def preview_operations(
     orders: Flag = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Show what would become of records, one JSON object a line: nothing is sent, and nothing is applied.
+    """Show the next step of a worker with each record, one JSON object a line; nothing is sent or applied.
 
     Parameters
     ----------

@@ -36,7 +36,7 @@ class Fate(StrEnum):
 
 
 class Preview(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """What would become of one line."""
+    """The next step of a worker with one line."""
 
     line: int
     fate: Fate
@@ -52,7 +52,7 @@ class Preview(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
 
 
 async def preview_operations(settings: Settings, text: bytes, *, is_orders: bool, as_json: bool) -> int:
-    """Print what would become of each line of *text*. Returns 1 if one of them would be a dead letter."""
+    """Print the next step of a worker with each line of *text*. Returns 1 if one of them would be a dead letter."""
     lines = parse_input(settings, text, is_orders=is_orders)
     homes: Mapping[str, str | Absence] = {}
     logged: Mapping[OperationKey, Mapping[str, object]] = {}
@@ -74,7 +74,7 @@ async def preview_operations(settings: Settings, text: bytes, *, is_orders: bool
 def preview(
     line: InputLine, homes: Mapping[str, str | Absence], logged: Mapping[OperationKey, Mapping[str, object]]
 ) -> Preview:
-    """Return what would become of a line, by the known shards of tenants and the rows of the logs."""
+    """Return the next step with a line, by the known shards of tenants and the rows of the logs."""
     decoded = line.decoded
     if isinstance(decoded, RejectedRecord):
         return Preview(

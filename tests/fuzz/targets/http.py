@@ -150,6 +150,7 @@ LIST_MEMBERS: Final = (
 AUTHORIZED: Final = f"Authorization: Bearer {TOKEN}\r\n"
 PATHS: Final = (
     *("/", "/livez", "/readyz", "/metrics", "/status", "/shards", "/cache/keys", "/sqs/stats", "/handler/status"),
+    *("/fleet", "/events", "/tap?outcome=succeeded", "/tap?content=true&x=1", "/openapi.json"),
     *("/operations/r-1", "/operations/r%2F1?businessId=b&locationId=l", "/tenants/b/l", "/operations/%00", "/x"),
     *(LIST, "&".join([LIST, *LIST_MEMBERS[:6]]), f"{LIST}&{LIST_MEMBERS[8]}", f"{LIST}&since=0001-01-01&until=9999"),
     *(
