@@ -230,8 +230,8 @@ def replay(
         Apply nothing: look the operations up in the logs, and count their outcomes.
     """
     from simplu_worker.commands.requirements import parse_tenant_id
-    from simplu_worker.commands.stream.replay import replay
-    from simplu_worker.commands.stream.replay_rules import ReplayRange
+    from simplu_worker.commands.stream.replay.command import replay
+    from simplu_worker.commands.stream.replay.replay_rules import ReplayRange
 
     begins, ends = parse_time("--from", start), None if end is None else parse_time("--to", end)
     if ends is not None and ends <= begins:

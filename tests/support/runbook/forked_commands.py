@@ -23,7 +23,7 @@ PRELOADED = (
     "simplu_worker.commands.shards.show",
     "simplu_worker.commands.shards.upgrade",
     "simplu_worker.commands.shards.verify_backup",
-    "simplu_worker.commands.stream.replay",
+    "simplu_worker.commands.stream.replay.command",
     "simplu_worker.commands.stream.send",
     "simplu_worker.commands.tenants.restore",
 )

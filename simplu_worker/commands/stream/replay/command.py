@@ -17,8 +17,8 @@ from simplu_worker.assembly.worker import reader_settings
 from simplu_worker.commands.output.display import print_json, print_note, print_table
 from simplu_worker.commands.output.progress import LINE_INTERVAL_S
 from simplu_worker.commands.requirements import require_settings
-from simplu_worker.commands.stream.replay_rules import ReplayRange, ReplayTotals, generations, select
-from simplu_worker.commands.stream.replay_sink import ApplyingSink, DryRunSink, ReplaySink, ShardRoutes
+from simplu_worker.commands.stream.replay.replay_rules import ReplayRange, ReplayTotals, generations, select
+from simplu_worker.commands.stream.replay.sink import ApplyingSink, DryRunSink, ReplaySink, ShardRoutes
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.pacing import Pacing

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Protocol
 
-from simplu_worker.commands.stream.replay_rules import WOULD_APPLY, ReplayTotals, batches, became_dead_letter
+from simplu_worker.commands.stream.replay.replay_rules import WOULD_APPLY, ReplayTotals, batches, became_dead_letter
 from simplu_worker.commands.stream.wait_outcomes import LastPoll, find_operations
 from simplu_worker.consumers.kinesis.dispatch.shard_lane import BATCH_MAX_BYTES, BATCH_MAX_COUNT
 from simplu_worker.errors import PermanentError, RetryableError

@@ -1,0 +1,1 @@
+"""`replay`: the stream is read again, beside running workers."""
