@@ -182,6 +182,7 @@ async def test_unknown_tenant_is_reported(world: World, capsys: pytest.CaptureFi
     """With status 1 or 404, and its state; an id that cannot be one is refused."""
     status, answer = await world.ask(businessId="nobody")
     assert (status, answer) == (404, {"businessId": "nobody", "locationId": "main", "state": "unregistered"})
+    capsys.readouterr()  # the call of an operator is logged
     assert await world.run(tenant=("nobody", "main"), as_json=True) == 1
     shown = capsys.readouterr()
     assert json.loads(shown.out) == {"operations": [], "next": None, "state": "not_here"}
