@@ -64,8 +64,8 @@ async def send_events(
     """Send *events* until their end; a listener that does not take one within *taken_within_s* is cut off."""
     headers = {**COMMON_HEADERS, "Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
     response = web.StreamResponse(headers=headers)
-    await response.prepare(request)
     try:
+        await response.prepare(request)
         async with aclosing(events):
             async for event in events:
                 async with asyncio.timeout(taken_within_s):

@@ -611,6 +611,21 @@ async def read_events(site: Site, count: int, **headers: str) -> list[tuple[str,
     return [(found[1].decode(), msgspec.json.decode(found[2])) for found in parts if found is not None]
 
 
+async def test_listener_that_goes_away_at_once_is_no_error(daemon: Daemon) -> None:
+    """A tab is closed, or reloaded, at any moment: before the answer begins, too."""
+    request = b"GET /events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %b\r\n\r\n" % TOKEN.encode()
+    with capture_logs() as logs:
+        async with open_http("127.0.0.1", 0, tokens=TOKENS, views=daemon.views()) as port:
+            for turns in range(8):
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(request)
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                writer.transport.abort()
+            await asyncio.sleep(0.05)
+    assert [entry for entry in logs if entry["event"] == "http.failed"] == []
+
+
 @pytest.mark.parametrize(("headers", "role"), [(AUTHORIZED, "operator"), (VIEWING, "viewer")])
 async def test_events_are_the_answers_of_the_role(daemon: Daemon, headers: dict[str, str], role: str) -> None:
     """As soon as a listener has connected; each is what its path answers."""
