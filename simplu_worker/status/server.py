@@ -8,15 +8,11 @@ no more than necessary.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import hashlib
 import math
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from importlib import resources
 from typing import Any, Final, Literal, NamedTuple, cast
 
 import msgspec
@@ -38,6 +34,7 @@ from simplu_worker.status.live.event_stream import LISTENERS_MAX, Read, changes,
 from simplu_worker.status.live.request_bodies import LettersRequest, OpenDesk, RetryRequest, read_body
 from simplu_worker.status.live.tap_stream import parse_tap_query, tapped
 from simplu_worker.status.metrics_text import MetricsText, accepted_format
+from simplu_worker.status.page.files import PageFiles
 from simplu_worker.status.responses import (
     COMMON_HEADERS,
     busy_response,
@@ -329,7 +326,9 @@ class _Endpoints:
 
     def __init__(self, views: Views) -> None:
         self._views = views
-        self.page = _page_handler()
+        files = PageFiles()
+        self.page = files.show_document
+        self.page_file = files.show_file
         self.description = _description_handler()
         self.metrics = _metrics_handler(views.refresh_gauges)
         self.healthy = self.live
@@ -468,23 +467,6 @@ def _http_error(exc: web.HTTPException, method: str) -> web.Response:
             return error_response(exc.status, exc.reason)
 
 
-def _page_handler() -> Handler:
-    """Return the handler of the status page, with a policy that allows only the scripts and styles in the file."""
-    page = resources.files(__package__).joinpath("page", "index.html").read_text(encoding="utf-8")
-    policy = (
-        f"default-src 'none'; script-src {_csp_hashes(page, 'script')}; style-src {_csp_hashes(page, 'style')}; "
-        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-
-    body = page.encode()
-    headers = {**COMMON_HEADERS, "Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": policy}
-
-    async def show_page(_: web.Request) -> web.Response:
-        return web.Response(body=body, headers=headers)
-
-    return show_page
-
-
 def _description_handler() -> Handler:
     """Return the handler of the description of the interface."""
     body = msgspec.json.encode(describe(__version__))
@@ -493,13 +475,6 @@ def _description_handler() -> Handler:
         return encoded_response(HTTPStatus.OK, body)
 
     return show_description
-
-
-def _csp_hashes(page: str, element: str) -> str:
-    """Return the CSP sources for each inline *element* of *page*."""
-    contents = re.findall(rf"<{element}>(.*?)</{element}>", page, flags=re.DOTALL)
-    digests = (hashlib.sha256(content.encode()).digest() for content in contents)
-    return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
 
 
 def _are_storable(*ids: str | None) -> bool:

@@ -73,7 +73,7 @@ def marks_in(path: Path) -> Iterator[str]:
 
 FILES = sorted(
     path
-    for suffix in ("py", "sql", "html")
+    for suffix in ("py", "sql", "html", "js")
     for path in PACKAGE.rglob(f"*.{suffix}")
     if not any(path.is_relative_to(folder) for folder in UNCHANGEABLE)
 )

@@ -187,6 +187,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
 }
 CONTENT_TYPES: Final = {
     "html": "text/html",
+    "file": "text/*",
     "metrics": "text/plain",
     "events": "text/event-stream",
 }

@@ -120,6 +120,12 @@ QUEUE: Final = Parameter("queue", "The name of the queue; with one source queue 
 
 ROUTES: Final = (
     Route("GET", "/", "page", Access.ALL, Answer.AT_ONCE, "The status page.", {200: "html"}),
+    Route(
+        *("GET", "/page/{file}", "page_file", Access.ALL, Answer.AT_ONCE),
+        "A style or a script of the status page.",
+        {200: "file", 404: "Error"},
+        (Parameter("file", "The name of the file.", "path", is_required=True),),
+    ),
     Route("GET", "/openapi.json", "description", Access.ALL, Answer.AT_ONCE, "This description.", {200: "Description"}),
     Route(
         *("GET", "/livez", "live", Access.ALL, Answer.AT_ONCE),

@@ -1,0 +1,51 @@
+"""Serve the files of the status page. They are static and open: a person types the token in the browser.
+
+The policy allows scripts and styles of this server alone, none within the document, and no text as a script.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from importlib import resources
+from typing import Final
+
+from aiohttp import web
+
+from simplu_worker.status.responses import COMMON_HEADERS, error_response
+
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
+CONTENT_TYPES: Final = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
+DOCUMENT: Final = "index.html"
+
+
+class PageFiles:
+    """The files, read once."""
+
+    def __init__(self) -> None:
+        folder = resources.files(__package__)
+        self._document = folder.joinpath(DOCUMENT).read_bytes()
+        self._files = {
+            entry.name: (entry.read_bytes(), content_type)
+            for entry in folder.iterdir()
+            for suffix, content_type in CONTENT_TYPES.items()
+            if entry.name.endswith(suffix)
+        }
+
+    def __repr__(self) -> str:
+        return f"PageFiles({sorted(self._files)})"
+
+    async def show_document(self, _: web.Request) -> web.Response:
+        """Answer `GET /`."""
+        headers = {**COMMON_HEADERS, "Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": POLICY}
+        return web.Response(body=self._document, headers=headers)
+
+    async def show_file(self, request: web.Request) -> web.Response:
+        """Answer `GET /page/{file}`."""
+        found = self._files.get(request.match_info["file"])
+        if found is None:
+            return error_response(HTTPStatus.NOT_FOUND, "there is nothing at this path")
+        body, content_type = found
+        return web.Response(body=body, headers={**COMMON_HEADERS, "Content-Type": content_type})

@@ -1,0 +1,85 @@
+// Values as people read them. Pure.
+
+const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
+
+export function duration(seconds) {
+  if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
+  if (seconds < 60) return `${seconds.toFixed(1)} s`;
+  const minutes = Math.floor(seconds / 60);
+  if (minutes < 60) return `${minutes} min ${Math.floor(seconds % 60)} s`;
+  const hours = Math.floor(minutes / 60);
+  return hours < 48 ? `${hours} h ${minutes % 60} min` : `${Math.floor(hours / 24)} d ${hours % 24} h`;
+}
+
+export function size(bytes) {
+  let step = 0;
+  for (; bytes >= 1024 && step < UNITS.length - 1; step += 1) bytes /= 1024;
+  return `${step ? bytes.toFixed(1) : bytes} ${UNITS[step]}`;
+}
+
+export function count(value) {
+  return value.toLocaleString("en", { maximumFractionDigits: value < 10 ? 2 : value < 100 ? 1 : 0 });
+}
+
+export function words(key) {
+  const spaced = String(key).replace(/Seconds$|Ms$|Bytes$/, "").replace(/_/g, " ")
+    .replace(/([a-z])([A-Z])/g, "$1 $2").toLowerCase().trim();
+  return spaced ? spaced[0].toUpperCase() + spaced.slice(1) : String(key);
+}
+
+export const isNothing = (value) => value === null || value === undefined || value === ""
+  || (typeof value === "object" && !Object.keys(value).length);
+
+export function time(value) {
+  const date = new Date(value);
+  if (Number.isNaN(date.getTime())) return String(value);
+  const isToday = date.toDateString() === new Date().toDateString();
+  return isToday ? date.toLocaleTimeString() : date.toLocaleString();
+}
+
+const KINDS = {
+  number: count,
+  seconds: duration,
+  ms: (value) => `${count(value)} ms`,
+  bytes: size,
+  kbps: (value) => `${count(value)} KB/s`,
+  ratio: (value) => `${Math.round(100 * value)} %`,
+  rate: (value) => `${count(value)}/s`,
+};
+
+export const isNumeric = (kind) => kind in KINDS;
+
+// Any value of JSON as text; *kind* is of KINDS, `time`, or another one for text.
+export function text(value, kind) {
+  if (isNothing(value)) return "–";
+  if (typeof value === "boolean") return value ? "yes" : "no";
+  if (typeof value === "number") return (KINDS[kind] ?? count)(value);
+  if (Array.isArray(value)) return value.map((item) => text(item)).join("; ");
+  if (typeof value === "object") {
+    return Object.entries(value).map(([name, item]) => `${words(name).toLowerCase()} ${text(item)}`).join(", ");
+  }
+  return kind === "time" ? time(value) : String(value);
+}
+
+// The kind of a member of JSON, by the unit in its name.
+export function kindOf(key) {
+  if (/Seconds$/.test(key)) return "seconds";
+  if (/Ms$/.test(key)) return "ms";
+  if (/Bytes$/.test(key)) return "bytes";
+  return /^(at|.*At|since|readUpTo|from|until)$/.test(key) ? "time" : "text";
+}
+
+const GOOD = /^(active|catching up|consuming|healthy|ok|owned|polling|reading|ready|running|succeeded|yes)$/;
+const BAD = /^(closed|dead|error|failed|lost|refused|rejected|stopped|unavailable|critical|no)$/;
+const ORDINARY = /^(draining|elsewhere|ended|released|info|unknown|destroyed|dead letters)$/;
+const LAG_WARN_S = 10;
+const LAG_BAD_S = 60;
+
+export function toneOfState(state) {
+  if (isNothing(state) || ORDINARY.test(state)) return "";
+  return GOOD.test(state) ? "good" : BAD.test(state) ? "bad" : "warn";
+}
+
+export function toneOfLag(seconds) {
+  return seconds >= LAG_BAD_S ? "bad" : seconds >= LAG_WARN_S ? "warn" : "";
+}

@@ -1,0 +1,106 @@
+// A tenant and its last operations, and an operation by its id.
+import { ask } from "./client.js";
+import { byId, element, setText, showSection } from "./dom.js";
+import { count, isNothing } from "./format.js";
+
+const LISTED = 200; // of them the outcomes are counted
+const SHOWN = 20;
+const column = (key, title, kind = "text") => ({ key, title, kind });
+const OPERATIONS = [column("completedAt", "Completed", "time"), column("status", "Status", "badge"), column("operation", "Operation"),
+  column("resourceType", "Type"), column("resourceId", "Resource"), column("error", "Error", "long"), column("requestId", "Request id")];
+
+const queryOf = (members) => new URLSearchParams(Object.entries(members).filter(([, value]) => value)).toString();
+
+function remark(message) {
+  setText(byId("lookup-notice"), message);
+}
+
+function holdsOf(status, { businessId, locationId, shardId }) {
+  const names = [`tenant ${businessId}-${locationId}`, `shard ${shardId}`];
+  return (status?.held ?? []).filter(({ target }) => names.includes(target));
+}
+
+function outcomesOf(operations) {
+  const counts = {};
+  for (const { status, error } of operations) {
+    const outcome = error && status === "failed" ? `failed, ${error}` : status;
+    counts[outcome] = (counts[outcome] ?? 0) + 1;
+  }
+  return Object.entries(counts).map(([outcome, number]) => `${outcome} ${count(number)}`).join("; ");
+}
+
+async function showTenant(businessId, locationId, status) {
+  const path = `tenants/${encodeURIComponent(businessId)}/${encodeURIComponent(locationId)}`;
+  const asked = { businessId, locationId };
+  const [tenant, latest, failed] = await Promise.all([
+    ask(path),
+    ask(`operations?${queryOf({ ...asked, limit: LISTED })}`),
+    ask(`operations?${queryOf({ ...asked, limit: SHOWN, status: "failed" })}`),
+  ]);
+  const { resources, operations: logged, error, ...facts } = tenant.body;
+  const operations = latest.body.operations ?? [];
+  const holds = holdsOf(status, tenant.body);
+  const title = `Tenant ${businessId} ${locationId}`;
+  showSection(byId("found"), {
+    id: "tenant", title,
+    facts: {
+      ...facts, ...(error ? { error } : {}),
+      ...(isNothing(resources) ? {} : { resources: count(resources), operationsInTheLog: count(logged ?? 0) }),
+      ...(operations.length ? { [`last${operations.length}Operations`]: outcomesOf(operations) } : {}),
+      held: holds.length ? holds.map((one) => `${one.target}: ${one.reason}. ${status.heldAdvice?.[one.reason]?.advice ?? ""}`).join(" ") : "no",
+    },
+  });
+  if (tenant.status !== 200) return;
+  const errors = failed.body.operations ?? [];
+  showSection(byId("found"), {
+    id: "tenant-errors", title: `Last failed operations of ${businessId} ${locationId}`, columns: OPERATIONS, rows: errors,
+    note: failed.status === 200 ? errors.length ? "" : "None." : failed.body.error ?? "No answer.",
+  });
+  showSection(byId("found"), {
+    id: "tenant-operations", title: `Last operations of ${businessId} ${locationId}`, columns: OPERATIONS, rows: operations.slice(0, SHOWN),
+    note: latest.status === 200 ? operations.length ? "" : "None." : latest.body.error ?? "No answer.",
+  });
+}
+
+async function showOperation(requestId, businessId, locationId) {
+  const query = queryOf({ businessId, locationId });
+  const { body } = await ask(`operations/${encodeURIComponent(requestId)}${query ? `?${query}` : ""}`);
+  const { result, ...facts } = body;
+  const shown = showSection(byId("found"), { id: "operation", title: `Operation ${requestId}`, facts });
+  shown.querySelector("pre")?.remove();
+  if (isNothing(result)) return;
+  const code = element("pre", JSON.stringify(result, null, 2));
+  code.tabIndex = 0;
+  code.setAttribute("role", "region");
+  code.setAttribute("aria-label", "Result");
+  shown.append(code);
+}
+
+function close() {
+  byId("found").replaceChildren();
+  byId("close-lookup").hidden = true;
+  remark("Both ids of a tenant, the request id of an operation, or all three.");
+}
+
+// Have the form ask the worker; *readStatus* returns the last status.
+export function openLookup(readStatus) {
+  byId("lookup").addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const [businessId, locationId, requestId] = ["business", "location", "request"].map((id) => byId(id).value.trim());
+    if (Boolean(businessId) !== Boolean(locationId)) return remark("Expected both ids of a tenant, got one of them.");
+    if (!businessId && !requestId) return remark("Expected the ids of a tenant, or a request id.");
+    close();
+    remark("Asking the shards.");
+    try {
+      if (requestId) await showOperation(requestId, businessId, locationId);
+      if (businessId) await showTenant(businessId, locationId, readStatus());
+      remark(`Read at ${new Date().toLocaleTimeString()}.`);
+      byId("close-lookup").hidden = false;
+    } catch {
+      remark("The worker does not answer. Ask again.");
+    }
+  });
+  byId("close-lookup").addEventListener("click", close);
+}
+
+export const closeLookup = close;

@@ -1,0 +1,213 @@
+// The page: asks for the token once, follows the worker's events, and shows them. Without events it asks every 2 s.
+import { showCharts } from "./charts.js";
+import { UnreachableError, ask, forgetToken, keepToken, knownToken, listen } from "./client.js";
+import { byId, element, setText, showSection } from "./dom.js";
+import { duration } from "./format.js";
+import { closeLookup, openLookup } from "./lookup.js";
+import { Traces } from "./traces.js";
+import { overviewOf, sectionsOf } from "./views.js";
+
+const POLL_EVERY_MS = 2000;
+const PROBE_EVERY_MS = 5000;
+const QUEUES_EVERY_MS = 15000; // SQS is asked
+const RETRY_EVENTS_MS = 60000; // where the worker has no events
+
+const state = { status: null, fleet: null, queues: null, traces: new Traces(), asksForToken: false };
+let stream = new AbortController();
+
+const pause = (ms) => new Promise((wake) => setTimeout(wake, ms));
+const shown = async () => {
+  while (document.hidden) await new Promise((wake) => document.addEventListener("visibilitychange", wake, { once: true }));
+};
+
+function showNotice(message, colour = "") {
+  const notice = byId("notice");
+  notice.hidden = !message;
+  notice.className = colour;
+  setText(notice.firstElementChild, message);
+}
+
+function showBadge(name, answer) {
+  const badge = byId(name);
+  const isFine = answer?.status === 200;
+  const reason = answer?.body.reason ?? "";
+  setText(badge, !answer ? `${name}?` : isFine ? name : `not ${name}${reason ? `: ${reason}` : ""}`);
+  badge.className = `badge ${!answer ? "" : isFine ? "good" : name === "live" ? "bad" : "warn"}`;
+}
+
+function showOverview(tiles) {
+  const holder = byId("overview");
+  const shape = JSON.stringify(tiles);
+  if (holder.shape === shape) return;
+  holder.shape = shape;
+  while (holder.children.length > tiles.length) holder.lastElementChild.remove();
+  for (const [place, { id, value, label, tone }] of tiles.entries()) {
+    const tile = holder.children[place] ?? holder.appendChild(element("a"));
+    tile.className = `tile card ${tone ?? ""}`;
+    tile.href = `#section-${id}`;
+    if (!tile.children.length) tile.append(element("strong"), element("span"));
+    setText(tile.firstElementChild, value);
+    setText(tile.lastElementChild, label);
+  }
+}
+
+function showSections(sections) {
+  const parent = byId("sections");
+  let before = null;
+  for (const one of sections) {
+    if (one.isHidden || (one.facts && !Object.keys(one.facts).length) || (one.rows && !one.rows.length && !one.note)) {
+      byId(`section-${one.id}`)?.remove();
+      continue;
+    }
+    const made = showSection(parent, one);
+    const place = before ? before.nextElementSibling : parent.firstElementChild;
+    if (place !== made) parent.insertBefore(made, place);
+    before = made;
+  }
+}
+
+function show() {
+  const { status, fleet } = state;
+  if (!status) return;
+  const now = Date.now();
+  state.traces.note(fleet?.streamShards ?? status.streamShards ?? [], now);
+  const known = { fleet, queues: state.queues, traces: state.traces.byStreamShard };
+  showOverview(overviewOf(status, known));
+  showCharts(status.history ?? {});
+  showSections(sectionsOf(status, known));
+  const uptime = status.uptime_s;
+  setText(byId("about"), [
+    status.version && `version ${status.version}`,
+    status.replica && `replica ${status.replica}`,
+    typeof uptime === "number" && `up ${duration(uptime)}`,
+    status.role,
+  ].filter(Boolean).join(" · "));
+  setText(byId("updated"), `updated ${new Date(now).toLocaleTimeString()}`);
+  byId("content").hidden = false;
+  byId("content").className = "";
+  byId("login").hidden = true;
+  byId("forget").hidden = !knownToken();
+  showNotice("");
+}
+
+function forgetStatus() {
+  Object.assign(state, { status: null, fleet: null, queues: null, traces: new Traces() });
+  for (const id of ["overview", "charts", "sections"]) byId(id).replaceChildren();
+  byId("overview").shape = undefined;
+  closeLookup();
+  byId("content").hidden = true;
+  setText(byId("about"), "");
+  setText(byId("updated"), "");
+}
+
+function askForToken(message) {
+  forgetToken();
+  state.asksForToken = true;
+  forgetStatus();
+  byId("login").hidden = false;
+  byId("forget").hidden = true;
+  showNotice(message, "warn");
+}
+
+function showTrouble(message) {
+  byId("content").className = "stale";
+  showNotice(message, "bad");
+}
+
+function showStatus(answer, sentToken) {
+  switch (answer.status) {
+    case 200:
+      state.status = answer.body;
+      return show();
+    case 401:
+      return askForToken(sentToken ? "The worker refused this token (401). Is it the value of API_TOKEN or API_VIEWER_TOKEN?" : "");
+    case 403:
+      forgetStatus();
+      byId("login").hidden = byId("forget").hidden = true;
+      return showNotice(`The worker does not show its status (403): ${answer.body.error ?? "no reason was given"}.`, "warn");
+    default:
+      return showTrouble(`The status could not be read: the worker answered ${answer.status}. ${answer.body.error ?? ""}`);
+  }
+}
+
+async function poll() {
+  const sentToken = knownToken();
+  const [status, fleet] = await Promise.all([ask("status"), ask("fleet")]);
+  if (sentToken !== knownToken() || state.asksForToken) return;
+  state.fleet = fleet.status === 200 ? fleet.body : null;
+  showStatus(status, sentToken);
+}
+
+// Return whether the worker has events; false where it has none, and the page has to ask.
+async function follow() {
+  stream = new AbortController();
+  const { signal } = stream;
+  const status = await listen("events", (name, body) => {
+    if (signal.aborted) return;
+    if (name === "fleet") state.fleet = body;
+    if (name === "status") state.status = body;
+    show();
+  }, signal);
+  return status === 200;
+}
+
+async function keepShowing() {
+  let triedAt = -RETRY_EVENTS_MS;
+  for (;;) {
+    await shown();
+    try {
+      if (!state.asksForToken) {
+        await poll();
+        if (state.status && performance.now() - triedAt >= RETRY_EVENTS_MS) {
+          triedAt = (await follow()) ? -RETRY_EVENTS_MS : performance.now();
+        }
+      }
+    } catch (error) {
+      if (!(error instanceof UnreachableError)) console.error(error);
+      showTrouble(error instanceof UnreachableError
+        ? `The worker does not answer at ${location.host}. Trying again every ${POLL_EVERY_MS / 1000} s.`
+        : `This page has an error: ${error.message}`);
+    }
+    await pause(POLL_EVERY_MS);
+  }
+}
+
+async function keepProbing() {
+  for (;;) {
+    await shown();
+    const answers = await Promise.all([ask("livez", { isOpen: true }), ask("readyz", { isOpen: true })]).catch(() => []);
+    showBadge("live", answers[0]);
+    showBadge("ready", answers[1]);
+    await pause(PROBE_EVERY_MS);
+  }
+}
+
+async function keepAskingQueues() {
+  for (;;) {
+    await shown();
+    if (state.status) {
+      const { status, body } = await ask("sqs/stats").catch(() => ({}));
+      state.queues = status === 200 ? body.queues : null;
+      show();
+    }
+    await pause(state.status ? QUEUES_EVERY_MS : POLL_EVERY_MS / 4);
+  }
+}
+
+byId("login").addEventListener("submit", (event) => {
+  event.preventDefault();
+  keepToken(byId("token").value.trim());
+  byId("token").value = "";
+  state.asksForToken = false;
+  poll().then(() => state.status && byId("main").focus(), () => {});
+});
+byId("forget").addEventListener("click", () => {
+  stream.abort();
+  askForToken("");
+  byId("token").focus();
+});
+document.addEventListener("visibilitychange", () => document.hidden && stream.abort());
+openLookup(() => state.status);
+keepShowing();
+keepProbing();
+keepAskingQueues();

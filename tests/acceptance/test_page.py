@@ -1,0 +1,257 @@
+"""The status page of a real worker in a real browser, by eye, by keyboard and by rule."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from support.browser.chromium import PHONE_WIDTH, BrowserTab, Scheme, open_browser, required_axe
+from support.full_stack import Chain, FullStack, make_item, make_record, partition_key, poll_until_true
+from support.requires import ROOT
+
+from simplu_worker.local.workload.workload import Tenant
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(30)]
+
+PICTURES = ROOT / "docs" / "images"
+WRITES_PICTURES = os.environ.get("WRITE_PICTURES") == "1"  # they differ with the fonts of a machine: not in each run
+SCREENS: list[tuple[int, Scheme]] = [
+    (1280, "light"),
+    (1280, "dark"),
+    (PHONE_WIDTH, "light"),
+    (PHONE_WIDTH, "dark"),
+]
+ROW_MAX_PX = 80
+PICTURE_LOAD_TURNS = 100
+PICTURE_LOAD_PAUSE_S = 2.0
+SEEN_WITHIN_S = 15.0
+VIEWER_TOKEN = "viewer-of-the-page"
+# The rows of a mover that has fenced its tenant and copies what is left.
+OPEN_MOVE = """
+INSERT INTO public.moves (tenant_id, target_shard_id, move_token, step, detail)
+VALUES ($1, $2, 1, 'open', '{"phase": "fence", "rows": 48210, "bytes": 20971520}')
+"""
+FENCE = """
+UPDATE public.tenants SET state = 'fenced', move_token = 1, fenced_until = now() + interval '1 hour' WHERE id = $1
+"""
+TALL_ROWS = f"""
+[...document.querySelectorAll('tr')].filter((row) => row.getBoundingClientRect().height > {ROW_MAX_PX})
+  .map((row) => row.innerText)
+"""
+IS_WIDER_THAN_SCREEN = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
+# A worker has the first point of its history after half a minute: a whole hour of large numbers, with gaps.
+WITH_FULL_CHARTS = f"""
+import('/page/charts.js').then(({{showCharts}}) => {{
+  const points = Array.from({{length: 120}}, (_, place) => place % 17 ? 123456.789 * (place % 40) : null);
+  const keys = ['operationsPerSecond', 'failedPerSecond', 'lagSeconds', 'latencyP50Seconds', 'latencyP99Seconds',
+    'deadLetters', 'heldTargets'];
+  showCharts({{intervalSeconds: 30, ...Object.fromEntries(keys.map((key) => [key, points]))}});
+  return [document.querySelectorAll('#charts figure').length, {IS_WIDER_THAN_SCREEN}];
+}})
+"""
+HAS_STATUS = "!document.getElementById('content').hidden && document.getElementById('section-shards') !== null"
+
+
+class PageWorld:
+    """A worker with a shard that is down, a tenant that moves, one that is not registered, and a dead letter."""
+
+    def __init__(self, stack: FullStack) -> None:
+        self.stack = stack
+        self.moving, self.steady, self.lost = stack.steady
+        self.unregistered = Tenant("smile-eve", "berlin", "dental")
+        self.live = Chain(self.steady)
+
+    @property
+    def url(self) -> str:
+        """The address of the page."""
+        return f"{self.stack.worker.url}/"
+
+    @property
+    def token(self) -> str:
+        """The operator's token."""
+        return self.stack.stack.env["API_TOKEN"]
+
+    async def begin(self) -> None:
+        """Bring the trouble about, and wait until the worker shows it."""
+        await self.stack.put(self.live)
+        await self._fence(self.moving)
+        await self.stack.homes[self.lost.tenant_id].kill()
+        absent = make_record(self.unregistered, "create", "of-nobody", resourceId="n1", data={"n": 1})
+        missing = make_record(self.steady, "update", "of-nothing", resourceId="nothing", data={"n": 1})
+        items = [make_item(partition_key(0), one) for one in (absent, missing, b"no JSON")]
+        await self.stack.put(*items, Chain(self.moving), Chain(self.lost))
+        await poll_until_true(self._is_shown, within_s=SEEN_WITHIN_S)
+        if WRITES_PICTURES:
+            await self._fill_charts()
+        await self.stack.wait_until_applied(self.live, within_s=SEEN_WITHIN_S)
+
+    async def _fill_charts(self) -> None:
+        """Put operations for so long that the history of the worker has a shape, now more of them and now less."""
+        for number in range(PICTURE_LOAD_TURNS):
+            await self.stack.put(*[self.live] * (1 + number * 7 % 11 + number % 3))
+            await asyncio.sleep(PICTURE_LOAD_PAUSE_S)
+
+    async def _fence(self, tenant: Tenant) -> None:
+        async with self.stack.connect(tenant) as connection:
+            await connection.execute(OPEN_MOVE, tenant.tenant_id, list(self.stack.stack.servers)[1])
+            await connection.execute(FENCE, tenant.tenant_id)
+
+    async def _is_shown(self) -> bool:
+        status = await self.stack.read_status()
+        reasons = {one["reason"] for one in status["held"]}
+        lost = {one["state"] for one in status["shards"]}
+        is_buried = bool(status["counters"]["deadLetters"])
+        return {"moving", "unregistered", "shard_unavailable"} <= reasons and "lost" in lost and is_buried
+
+    async def log_in(self, tab: BrowserTab, token: str | None = None) -> None:
+        """Open the page as a person does who has not been there, and give it the token."""
+        await tab.visit(self.url)
+        await tab.evaluate("sessionStorage.clear()")
+        await tab.visit(self.url)
+        await tab.wait_for("!document.getElementById('login').hidden")
+        await tab.evaluate("document.getElementById('token').focus()")
+        await tab.type(token or self.token)
+        await tab.press("Enter")
+        await tab.wait_for(HAS_STATUS)
+
+
+async def wait_for_events(page: BrowserTab) -> None:
+    """Wait until the page follows the events of the worker; it asks for the status before."""
+    async with asyncio.timeout(SEEN_WITHIN_S):
+        while not any(url.endswith("/events") for url in page.requests[-4:]):  # noqa: ASYNC110  (in another process)
+            await asyncio.sleep(0.02)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world() -> AsyncIterator[PageWorld]:
+    """Give a worker in trouble."""
+    async with FullStack(env={"API_VIEWER_TOKEN": VIEWER_TOKEN}) as stack:
+        world = PageWorld(stack)
+        await world.begin()
+        yield world
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def tab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[BrowserTab]:
+    """Give one tab of a browser."""
+    async with open_browser(tmp_path_factory.mktemp("browser")) as tab:
+        yield tab
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def page(world: PageWorld, tab: BrowserTab) -> AsyncIterator[BrowserTab]:
+    """Give a page that shows the status; in the end it has had no error, and asked no other server."""
+    await tab.show_as(1280)
+    await world.log_in(tab)
+    yield tab
+    assert tab.faults == []
+    others = [url for url in tab.requests if not url.startswith((world.url, "data:", "about:"))]
+    assert others == []
+    assert [url for url in tab.requests if world.token in url] == []
+
+
+async def test_page_shows_the_trouble_and_the_way_out(world: PageWorld, page: BrowserTab) -> None:
+    """The held targets with reason and advice, the lost shard, the move, and the queues with the dead letter."""
+    await page.wait_for("document.getElementById('section-queues')?.innerText.includes('dead letters')")
+    held = await page.evaluate("document.getElementById('section-held').innerText")
+    shards = await page.evaluate("document.getElementById('section-shards').innerText")
+    work = await page.evaluate("document.getElementById('section-work').innerText")
+    overview = await page.evaluate("document.getElementById('overview').innerText")
+    assert all(reason in held for reason in ("moving", "unregistered", "shard_unavailable"))
+    assert "See why the shard does not answer" in held
+    assert "docs/moving.md" in held
+    assert f"tenant {world.unregistered.tenant_id}" in held
+    assert "lost" in shards
+    assert world.moving.tenant_id in work
+    assert "2 of 3\nshards healthy" in overview
+
+
+async def test_page_goes_on_while_it_is_open(world: PageWorld, page: BrowserTab) -> None:
+    """The worker's events bring what it does next, without a request; the scrolled table is where it was."""
+    await wait_for_events(page)
+    asked = page.requests.count(f"{world.url}status")
+    await page.evaluate("document.querySelector('#section-held .scroll').scrollLeft = 40")
+    before = await page.evaluate("document.getElementById('section-totals').innerText")
+    await world.stack.put(world.live)
+    await page.wait_for(f"document.getElementById('section-totals').innerText !== {json.dumps(before)}")
+    assert page.requests.count(f"{world.url}status") == asked
+    scrolled = "document.querySelector('#section-held .scroll')"
+    assert await page.evaluate(f"{scrolled}.scrollLeft === 40 || {scrolled}.scrollWidth <= {scrolled}.clientWidth + 40")
+
+
+@pytest.mark.parametrize(("width", "scheme"), SCREENS)
+async def test_page_is_accessible_and_fits(page: BrowserTab, width: int, scheme: Scheme) -> None:
+    """axe-core finds nothing; tables scroll within the width of the screen, and no row is tall."""
+    axe = required_axe()
+    await page.show_as(width, scheme, scale=1 if width > PHONE_WIDTH else 2)
+    await page.wait_for("document.getElementById('section-queues')?.innerText.includes('dead letters')")
+    assert await page.find_violations(axe) == []
+    assert await page.evaluate(TALL_ROWS) == []
+    assert await page.evaluate(IS_WIDER_THAN_SCREEN) is False
+    assert await page.evaluate(WITH_FULL_CHARTS) == [6, False]
+    if WRITES_PICTURES:
+        picture = await page.take_picture()
+        (PICTURES / f"status-{width}-{scheme}.webp").write_bytes(picture)
+
+
+async def test_token_is_asked_for_once_and_is_nowhere_but_in_the_tab(world: PageWorld, page: BrowserTab) -> None:
+    """A reload needs no token; the address and the cookies never have it; a wrong one is named as such."""
+    await page.visit(world.url)
+    await page.wait_for(HAS_STATUS)
+    assert await page.evaluate("document.cookie + location.href") == world.url
+    assert await page.evaluate("sessionStorage.length + localStorage.length") == 1
+    await page.evaluate("document.getElementById('forget').click()")
+    assert await page.evaluate("sessionStorage.length") == 0
+    await page.type("another")
+    await page.press("Enter")
+    await page.wait_for("document.getElementById('notice').innerText.includes('refused this token')")
+    assert await page.evaluate("document.getElementById('content').hidden")
+
+
+async def test_page_without_a_token_is_accessible(page: BrowserTab) -> None:
+    """The form that asks for it."""
+    axe = required_axe()
+    await page.evaluate("document.getElementById('forget').click()")
+    await page.show_as(PHONE_WIDTH)
+    assert await page.find_violations(axe) == []
+
+
+async def test_tenant_and_operation_are_looked_up_by_keyboard(world: PageWorld, page: BrowserTab) -> None:
+    """A person who cannot point gets to the form, and finds the tenant's failed operations and one by its id."""
+    axe = required_axe()
+    await page.evaluate("document.getElementById('business').focus()")
+    for text in (world.steady.business_id, world.steady.location_id, "of-nothing"):
+        await page.type(text)
+        await page.press("Tab")
+    await page.press("Enter")
+    await page.wait_for("document.getElementById('section-tenant-operations') !== null")
+    tenant = await page.evaluate("document.getElementById('section-tenant').innerText")
+    errors = await page.evaluate("document.getElementById('section-tenant-errors').innerText")
+    operation = await page.evaluate("document.getElementById('section-operation').innerText")
+    assert "active" in tenant
+    assert "succeeded" in tenant
+    assert "of-nothing" in errors
+    assert "not_found" in errors
+    assert "failed" in operation
+    assert await page.find_violations(axe) == []
+
+
+async def test_viewer_sees_states_and_no_texts_of_errors(world: PageWorld, page: BrowserTab) -> None:
+    """The page has nothing that the viewer's token does not get."""
+    await world.log_in(page, VIEWER_TOKEN)
+    text = await page.evaluate("document.body.innerText")
+    assert "viewer" in text
+    assert "shard_unavailable" in text
+    assert "ConnectionRefusedError" not in text
+
+
+async def test_page_names_a_worker_that_is_gone(world: PageWorld, page: BrowserTab) -> None:
+    """The last values stay, and are marked as old. The last test: no other one has a worker after it."""
+    world.stack.worker.kill()
+    await page.wait_for("document.getElementById('notice').innerText.includes('does not answer')")
+    assert await page.evaluate("document.getElementById('content').className") == "stale"
+    assert not await page.evaluate("document.getElementById('content').hidden")
