@@ -15,7 +15,7 @@ from simplu_worker.commands.check.cli import check
 from simplu_worker.commands.command_line import EnvFile, UsageError
 from simplu_worker.commands.dead_letters.cli import dead_letters
 from simplu_worker.commands.exit_status import EXIT_CONFIGURATION, EXIT_DONE, EXIT_FAILED, EXIT_USAGE
-from simplu_worker.commands.fleet.cli import fleet, tap
+from simplu_worker.commands.fleet.cli import fleet, tap, top
 from simplu_worker.commands.shards.cli import shards
 from simplu_worker.commands.stream.cli import operations, replay, stream
 from simplu_worker.commands.tenants.cli import tenants
@@ -30,7 +30,7 @@ app = App(
     help="Apply resource operations from Kinesis and SQS to the right Postgres shard, exactly once and in order.",
     version=__version__,
 )
-for command in (check, operations, tenants, shards, dead_letters, replay, stream, fleet, tap):
+for command in (check, operations, tenants, shards, dead_letters, replay, stream, fleet, tap, top):
     app.command(command)
 
 

@@ -1,18 +1,21 @@
-"""The status page of a real worker in a real browser, by eye, by keyboard and by rule."""
+"""The status page of a real worker in a real browser, by eye, by keyboard and by rule, and the same in a terminal."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 from support.browser.chromium import PHONE_WIDTH, BrowserTab, Scheme, open_browser, required_axe
+from support.browser.terminal import open_terminal
 from support.full_stack import Chain, FullStack, make_item, make_record, partition_key, poll_until_true
 from support.requires import ROOT
 
+from simplu_worker.commands.exit_status import EXIT_INTERRUPTED
 from simplu_worker.local.workload.workload import Tenant
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(30)]
@@ -29,11 +32,12 @@ ROW_MAX_PX = 80
 PICTURE_LOAD_TURNS = 100
 PICTURE_LOAD_PAUSE_S = 2.0
 SEEN_WITHIN_S = 15.0
+LEAVES_SCREEN = "\x1b[?1049l"
 VIEWER_TOKEN = "viewer-of-the-page"
 # The rows of a mover that has fenced its tenant and copies what is left.
 OPEN_MOVE = """
 INSERT INTO public.moves (tenant_id, target_shard_id, move_token, step, detail)
-VALUES ($1, $2, 1, 'open', '{"phase": "fence", "rows": 48210, "bytes": 20971520}')
+VALUES ($1, $2, 1, 'open', '{"phase": "fence", "rowCount": 48210, "byteCount": 20971520}')
 """
 FENCE = """
 UPDATE public.tenants SET state = 'fenced', move_token = 1, fenced_until = now() + interval '1 hour' WHERE id = $1
@@ -247,6 +251,49 @@ async def test_viewer_sees_states_and_no_texts_of_errors(world: PageWorld, page:
     assert "viewer" in text
     assert "shard_unavailable" in text
     assert "ConnectionRefusedError" not in text
+
+
+async def run_top(world: PageWorld, *arguments: str, **env: str) -> tuple[int, str, str]:
+    """Run `top` without a terminal; return its exit status, its output and its errors."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "simplu_worker", "top", *arguments),
+        env=world.stack.stack.env | {"PATH": os.environ["PATH"]} | env,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, errors = await process.communicate()
+    return process.returncode or 0, output.decode(), errors.decode()
+
+
+async def test_top_shows_the_same_without_a_terminal(world: PageWorld) -> None:
+    """By the worker's own variables; no colour, and nothing that a viewer may not see with that token."""
+    status, output, _ = await run_top(world, "--once")
+    as_json, text, _ = await run_top(world, "--json")
+    viewed, shown, _ = await run_top(world, "--url", world.url, API_TOKEN=VIEWER_TOKEN)
+    refused, _, errors = await run_top(world, "--once", API_TOKEN="another")
+    assert (status, as_json, viewed, refused) == (0, 0, 0, 1)
+    assert "\x1b" not in output
+    assert f"tenant {world.unregistered.tenant_id}" in output
+    assert "ConnectionRefusedError" in output
+    assert json.loads(text)["fleet"]["counts"]["leases"] == 2
+    assert "shard_unavailable" in shown
+    assert "ConnectionRefusedError" not in shown
+    assert "not the bearer token" in errors
+    assert "another" not in errors
+
+
+async def test_top_follows_the_worker_in_a_terminal_of_any_size(world: PageWorld) -> None:
+    """It redraws in the size of the moment, leaves the screen as it was, and is interrupted by Ctrl-C."""
+    async with open_terminal(world.stack.stack.env, "top", rows=40, columns=150) as terminal:
+        await terminal.wait_for(lambda screen: "Recent errors" in screen, within_s=SEEN_WITHIN_S)
+        terminal.resize(rows=16, columns=60)
+        await terminal.wait_for(
+            lambda screen: "Held" in screen and "Recent errors" not in screen, within_s=SEEN_WITHIN_S
+        )
+        assert terminal.screen.count("\n") < 16
+        terminal.send(b"\x03")
+        assert await terminal.wait() == EXIT_INTERRUPTED
+    assert LEAVES_SCREEN in terminal.text
 
 
 async def test_page_names_a_worker_that_is_gone(world: PageWorld, page: BrowserTab) -> None:

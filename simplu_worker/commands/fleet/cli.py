@@ -105,3 +105,16 @@ def tap(
     }
     query = {name: value for name, value in given.items() if value}
     return common.run(lambda settings: tap_operations(settings, url, query, as_json=common.as_json))
+
+
+def top(*, url: Url = None, once: Flag = False, common: CommonOptions = NO_OPTIONS) -> int:
+    """Show a replica and its fleet in the terminal: held targets, moves, shards, stream shards, queues, errors.
+
+    Parameters
+    ----------
+    once
+        Print the status once, and end. So it is without a terminal.
+    """
+    from simplu_worker.commands.fleet.top import show_top
+
+    return common.run(lambda settings: show_top(settings, url, once=once, as_json=common.as_json))

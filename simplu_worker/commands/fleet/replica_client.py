@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any, Final
@@ -10,14 +10,14 @@ from typing import Any, Final
 import aiohttp
 import msgspec
 
+from simplu_worker.commands.fleet.sent_events import EventSplitter
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError, WorkerError
 from simplu_worker.telemetry.log import scrub_text
 
 CONNECT_WITHIN_S: Final = 5.0
 ANSWER_WITHIN_S: Final = 65.0  # more than a replica takes for an answer
-SILENCE_MAX_S: Final = 60.0  # a stream has a comment every 15 s
-EVENT_MAX_BYTES: Final = 1 << 20
+LISTENING: Final = aiohttp.ClientTimeout(sock_connect=CONNECT_WITHIN_S, sock_read=40)  # a comment comes every 15 s
 ANSWER_MAX_BYTES: Final = 32 * 1024 * 1024
 
 
@@ -36,26 +36,25 @@ class ReplicaClient:
         data = None if body is None else msgspec.json.encode(body)
         try:
             async with self._session.request(method, self._url + path, data=data, allow_redirects=False) as response:
-                text = await response.content.read(ANSWER_MAX_BYTES)
+                text = await _read_body(response)
                 status = response.status
         except (aiohttp.ClientError, TimeoutError) as exc:
             raise RetryableError(f"{self._url}: {scrub_text(str(exc)) or 'no answer in time'}") from None
         return self._parse(status, text)
 
-    async def listen(self, path: str) -> AsyncIterator[tuple[str, str, dict[str, Any]]]:
-        """Yield the events of a stream until its end: the name, and the data as text and as JSON."""
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_WITHIN_S, sock_read=SILENCE_MAX_S)
+    async def listen(self, path: str) -> AsyncGenerator[tuple[str, str, dict[str, Any]], None]:
+        """Yield the events of a stream until its end: the name, and the data as text and as JSON.
+
+        Raises WorkerError if the replica sends none, if the connection breaks, or if it is silent for too long.
+        """
+        splitter = EventSplitter(ANSWER_MAX_BYTES)
         try:
-            async with self._session.get(self._url + path, allow_redirects=False, timeout=timeout) as response:
+            async with self._session.get(self._url + path, timeout=LISTENING, allow_redirects=False) as response:
                 if response.status != HTTPStatus.OK:
-                    self._parse(response.status, await response.content.read(ANSWER_MAX_BYTES))
-                name = ""
-                async for line in response.content:
-                    word, _, value = line.decode().rstrip("\n").partition(": ")
-                    if word == "event":
-                        name = value
-                    elif word == "data":
-                        yield name, value, msgspec.json.decode(value, type=dict[str, Any])
+                    self._parse(response.status, await _read_body(response))
+                async for part in response.content.iter_any():
+                    for name, data in splitter.feed(part):
+                        yield name, data.decode(), msgspec.json.decode(data, type=dict[str, Any])
         except (aiohttp.ClientError, TimeoutError, ValueError) as exc:
             raise RetryableError(f"{self._url}: {scrub_text(str(exc)) or 'the stream is silent'}") from None
 
@@ -67,6 +66,16 @@ class ReplicaClient:
         if status >= HTTPStatus.BAD_REQUEST:
             raise WorkerError(f"{self._url}: {scrub_text(str(answer.get('error', f'HTTP status {status}')))}")
         return answer
+
+
+async def _read_body(response: aiohttp.ClientResponse) -> bytes:
+    """Return the whole body: a single read returns no more than has come so far."""
+    body = bytearray()
+    async for part in response.content.iter_any():
+        body += part
+        if len(body) > ANSWER_MAX_BYTES:
+            raise PermanentError(f"expected an answer of at most {ANSWER_MAX_BYTES} bytes, got a larger one")
+    return bytes(body)
 
 
 @asynccontextmanager
@@ -81,5 +90,5 @@ async def open_replica(settings: Settings, url: str | None, *, acts: bool = Fals
         raise ConfigurationError(f"{names}: expected the token of the replicas, got nothing; set it")
     timeout = aiohttp.ClientTimeout(total=ANSWER_WITHIN_S, sock_connect=CONNECT_WITHIN_S)
     headers = {"Authorization": f"Bearer {token.get_secret_value()}"}
-    async with aiohttp.ClientSession(headers=headers, timeout=timeout, read_bufsize=EVENT_MAX_BYTES) as session:
+    async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
         yield ReplicaClient(session, url or f"http://127.0.0.1:{settings.http_port}")

@@ -1,0 +1,269 @@
+"""The status of a worker and its fleet as tables that fit the height of a terminal. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+LAG_WARN_S: Final = 10.0
+LAG_BAD_S: Final = 60.0
+GOOD_STATES: Final = frozenset(
+    {"active", "catching up", "healthy", "ok", "owned", "polling", "reading", "ready", "running"}
+)
+BAD_STATES: Final = frozenset({"critical", "error", "failed", "lost", "refused", "unowned"})
+PLAIN_STATES: Final = frozenset({"dead letters", "draining", "elsewhere", "ended", "info", "released"})
+FRAME_LINES: Final = 3  # of a table: its title, its head, and an empty line
+ROWS_AT_LEAST: Final = 3  # of each table, where there is room for all
+
+Json = Mapping[str, Any]
+
+
+class ScreenCell(NamedTuple):
+    """A text, and the colour of its meaning: good, warn, bad, or none."""
+
+    text: str
+    tone: str = ""
+
+
+class ScreenTable(NamedTuple):
+    """A table; *hidden_count* rows of it have no room."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[ScreenCell]]
+    hidden_count: int = 0
+
+
+def status_line(status: Json, fleet: Json) -> list[ScreenCell]:
+    """Return the line on top, the numbers first by which a person sees if all is well: a narrow terminal cuts it."""
+    is_ready = status.get("ready") is True
+    lags = [one["lagSeconds"] for one in _stream_shards(status, fleet) if one.get("lagSeconds") is not None]
+    held = {one.get("target", number) for number, one in enumerate(status.get("held", ()))}
+    shards = status.get("shards", ())
+    sick_count = sum(one.get("state") != "healthy" for one in shards)
+    rate = sum(one.get("recordsPerSecond") or 0 for one in _stream_shards(status, fleet))
+    cells = [
+        ScreenCell("ready", "good") if is_ready else ScreenCell(f"not ready: {status.get('ready')}", "bad"),
+        ScreenCell(f"held {len(held)}", "warn" if held else "good"),
+        ScreenCell(f"shards {len(shards) - sick_count} of {len(shards)}", "warn" if sick_count else "good"),
+        ScreenCell(f"lag {duration_text(max(lags))}", lag_tone(max(lags))) if lags else ScreenCell(""),
+        ScreenCell(f"{rate:,.0f} records/s"),
+        ScreenCell(f"up {duration_text(status.get('uptime_s'))}"),
+        ScreenCell(str(status.get("replica", ""))),
+        ScreenCell(f"simplu-worker {status.get('version', '')}"),
+    ]
+    return [cell for cell in cells if cell.text]
+
+
+def tables_of(status: Json, fleet: Json, queues: Sequence[Json]) -> list[ScreenTable]:
+    """Return the tables, those first that ask for a person; an empty one is left out."""
+    tables = [
+        _held_table(status.get("held", ()), status.get("heldAdvice", {})),
+        _table("Moves", ("Tenant", "From", "To", "Phase", "Rows"), map(_move_row, status.get("moves", ()))),
+        _shard_table(status.get("shards", ())),
+        _replica_table(fleet.get("replicas", ())),
+        _stream_table(_stream_shards(status, fleet)),
+        _queue_table(queues or status.get("queues", ())),
+        _error_table(status.get("recentErrors", ())),
+    ]
+    return [one for one in tables if one.rows]
+
+
+def fit_tables(tables: Sequence[ScreenTable], lines: int) -> list[ScreenTable]:
+    """Return *tables* with as many rows as *lines* have room for: a few of each first, then more from the first on.
+
+    A table that has no room for a single row is left out, and so are those behind it.
+    """
+    counts: list[int] = []
+    for table in tables:
+        count = min(len(table.rows), ROWS_AT_LEAST, lines - FRAME_LINES)
+        if count < 1:
+            break
+        counts.append(count)
+        lines -= count + FRAME_LINES
+    for number, count in enumerate(counts):
+        more = min(len(tables[number].rows) - count, lines)
+        counts[number] += more
+        lines -= more
+    return [
+        table._replace(rows=table.rows[:count], hidden_count=len(table.rows) - count)
+        for table, count in zip(tables, counts, strict=False)
+    ]
+
+
+def duration_text(seconds: float | None) -> str:
+    """Return a duration for people; a dash for an unknown one."""
+    if seconds is None:
+        return "–"
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = int(seconds // 60)
+    if minutes < 60:
+        return f"{minutes} min {int(seconds % 60)} s"
+    hours = minutes // 60
+    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def lag_tone(seconds: float | None) -> str:
+    """Return the tone of a lag."""
+    if seconds is None or seconds < LAG_WARN_S:
+        return ""
+    return "bad" if seconds >= LAG_BAD_S else "warn"
+
+
+def state_cell(state: object) -> ScreenCell:
+    """Return a state with its tone: an unknown word is one that a person should read."""
+    if state is None:
+        return ScreenCell("–")
+    text = str(state)
+    if text in PLAIN_STATES:
+        return ScreenCell(text)
+    return ScreenCell(text, "good" if text in GOOD_STATES else "bad" if text in BAD_STATES else "warn")
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[ScreenCell]]) -> ScreenTable:
+    return ScreenTable(title, columns, list(rows))
+
+
+def _stream_shards(status: Json, fleet: Json) -> list[Json]:
+    """Return the stream shards with all that the fleet and this replica know of each."""
+    own = {one.get("streamShard"): one for one in status.get("streamShards", ())}
+    return [{**own.get(one.get("streamShard"), {}), **one} for one in fleet.get("streamShards", ())]
+
+
+def _text(value: object) -> ScreenCell:
+    match value:
+        case None | "" | [] | {}:
+            return ScreenCell("–")
+        case dict():
+            shown = ", ".join(f"{name} {item}" for name, item in value.items() if item)
+            return ScreenCell(shown or "–")
+        case list():
+            return ScreenCell("; ".join(map(str, value)))
+        case float():
+            return ScreenCell(f"{value:,.1f}")
+        case int():
+            return ScreenCell(f"{value:,}")
+        case _:
+            return ScreenCell(str(value))
+
+
+def _lag(seconds: float | None) -> ScreenCell:
+    return ScreenCell(duration_text(seconds), lag_tone(seconds))
+
+
+def _held_table(held: Sequence[Json], advice: Mapping[str, Json]) -> ScreenTable:
+    oldest_first = sorted(held, key=lambda one: -one.get("ageSeconds", 0.0))
+    rows = [
+        (
+            _text(one.get("target")),
+            ScreenCell(str(one.get("reason")), "warn"),
+            state_cell(one.get("state")),
+            ScreenCell(duration_text(one.get("ageSeconds"))),
+            _text(advice.get(one.get("reason", ""), {}).get("advice")),
+        )
+        for one in oldest_first
+    ]
+    return ScreenTable("Held", ("Target", "Reason", "State", "Age", "Advice"), rows)
+
+
+def _move_row(one: Json) -> Sequence[ScreenCell]:
+    phase = ScreenCell(str(one["error"]), "bad") if one.get("error") else _text(one.get("phase") or one.get("step"))
+    return (
+        _text(one.get("tenant")),
+        _text(one.get("sourceShard")),
+        _text(one.get("targetShard")),
+        phase,
+        _text(one.get("rows")),
+    )
+
+
+def _shard_table(shards: Iterable[Json]) -> ScreenTable:
+    rows = [
+        (
+            _text(one.get("shardId")),
+            state_cell(one.get("state")),
+            _text(one.get("role")),
+            ScreenCell(f"{one['responseMs']} ms" if "responseMs" in one else "–"),
+            _text(one.get("tenantCount")),
+            ScreenCell(f"{one['usage']:.0%}" if one.get("usage") is not None else "–"),
+            _connections(one),
+            _text(one.get("odd") or one.get("error")),
+        )
+        for one in shards
+    ]
+    # Those with a problem first: a terminal may have no room for all.
+    rows.sort(key=lambda row: row[1].tone == "good")
+    columns = ("Shard", "State", "Role", "Response", "Tenants", "Usage", "Connections", "Problems")
+    return ScreenTable("Shards", columns, rows)
+
+
+def _connections(shard: Json) -> ScreenCell:
+    used = shard.get("connectionsUsed")
+    return ScreenCell("–" if used is None else f"{used} of {shard.get('connectionsMax', '?')}")
+
+
+def _replica_table(replicas: Iterable[Json]) -> ScreenTable:
+    rows = [
+        (
+            _text(one.get("replica")),
+            _text(one.get("version")),
+            _text(one.get("leases")),
+            _lag(one.get("lagSeconds")),
+            _text(one.get("recordsPerSecond")),
+            _text(one.get("heldTargets")),
+            ScreenCell(duration_text(one.get("seenSecondsAgo"))),
+        )
+        for one in replicas
+    ]
+    return ScreenTable("Replicas", ("Replica", "Version", "Leases", "Lag", "Records/s", "Held", "Seen ago"), rows)
+
+
+def _stream_table(stream_shards: Iterable[Json]) -> ScreenTable:
+    furthest_first = sorted(stream_shards, key=lambda one: -(one.get("lagSeconds") or 0.0))
+    rows = [
+        (
+            _text(one.get("streamShard")),
+            state_cell(one.get("state")),
+            _lag(one.get("lagSeconds")),
+            _text(one.get("recordsPerSecond")),
+            _text(one.get("held") or one.get("heldTargets") or None),
+            _text(one.get("owner")),
+        )
+        for one in furthest_first
+    ]
+    return ScreenTable("Stream shards", ("Stream shard", "State", "Lag", "Records/s", "Held", "Owner"), rows)
+
+
+def _queue_table(queues: Iterable[Json]) -> ScreenTable:
+    return _table("Queues", ("Queue", "State", "Waiting", "In flight", "Here", "Error"), map(_queue_row, queues))
+
+
+def _queue_row(one: Json) -> Sequence[ScreenCell]:
+    is_dead = one.get("consumed") is False  # the dead-letter queue: each message asks for a person
+    waiting = one.get("visible")
+    return (
+        _text(one.get("name")),
+        state_cell("dead letters" if is_dead else one.get("state")),
+        ScreenCell("–" if waiting is None else f"{waiting:,}", "warn" if is_dead and waiting else ""),
+        _text(one.get("inFlight")),
+        _text(one.get("inHand")),
+        _text(one.get("error")),
+    )
+
+
+def _error_table(errors: Iterable[Json]) -> ScreenTable:
+    rows = [
+        (
+            ScreenCell(str(one.get("at", ""))[11:19]),
+            state_cell(one.get("level")),
+            _text(one.get("event")),
+            _text(one.get("about")),
+            _text(one.get("error")),
+            _text(one.get("count")),
+        )
+        for one in errors
+    ]
+    return ScreenTable("Recent errors and warnings", ("At, UTC", "Level", "Event", "About", "Error", "Times"), rows)

@@ -1,0 +1,63 @@
+"""The client of a replica beside a server that answers in parts, as a network does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+
+from simplu_worker.commands.fleet.replica_client import open_replica
+from simplu_worker.config.settings import load_settings
+from simplu_worker.errors import RetryableError
+
+LARGE = '{"text": "' + "x" * 300_000 + '"}'
+EVENTS = (b": alive\n\n", b"event: status\nda", b'ta: {"a": 1}\n\nevent: fleet\ndata: {}\n\n')
+SETTINGS = load_settings({"AWS_REGION": "eu-west-1", "API_VIEWER_TOKEN": "viewer"}, for_run=False)
+
+
+async def answer_in_parts(request: web.Request) -> web.StreamResponse:
+    """Send a large answer, or some events, with a pause after each part; `/broken` ends within one."""
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    await response.prepare(request)
+    large = LARGE.encode()
+    parts = [large[:10], large[10:100_000], large[100_000:]] if request.path == "/large" else EVENTS
+    for part in parts:
+        await response.write(part)
+        await asyncio.sleep(0.01)
+    if request.path == "/broken":
+        assert request.transport is not None
+        request.transport.abort()
+    return response
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[str]:
+    """Serve the answers, and yield the address."""
+    app = web.Application()
+    app.router.add_get("/{path}", answer_in_parts)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+async def test_answer_is_whole_when_it_comes_in_parts() -> None:
+    """The status of many shards is larger than any single read."""
+    async with serving() as url, open_replica(SETTINGS, url) as replica:
+        assert len((await replica.ask("GET", "/large"))["text"]) == 300_000
+
+
+async def test_events_are_whole_when_they_come_in_parts() -> None:
+    """And end where the replica ends them; a connection that breaks is to be tried again."""
+    async with serving() as url, open_replica(SETTINGS, url) as replica:
+        events = [event async for event in replica.listen("/events")]
+        assert events == [("status", '{"a": 1}', {"a": 1}), ("fleet", "{}", {})]
+        with pytest.raises(RetryableError):
+            _ = [event async for event in replica.listen("/broken")]
