@@ -10,6 +10,7 @@ import { overviewOf, sectionsOf } from "./views.js";
 const POLL_EVERY_MS = 2000;
 const PROBE_EVERY_MS = 5000;
 const QUEUES_EVERY_MS = 15000; // SQS is asked
+const RESULT_SHOWN_MS = 15000; // of an action
 const RETRY_EVENTS_MS = 60000; // where the worker has no events
 
 const state = { status: null, fleet: null, queues: null, traces: new Traces(), asksForToken: false };
@@ -66,12 +67,34 @@ function showSections(sections) {
   }
 }
 
+// An operator's actions, each asked for once more; a viewer has none.
+function actionsOf({ role }) {
+  if (role !== "operator") return null;
+  return {
+    retry: ({ target }) => ({
+      title: "Retry now", subject: target, act: () => act(`Try ${target} now?`, "held/retry", { target }),
+    }),
+    release: ({ streamShard, owner, state: now }) => (!owner || now === "ended" ? null : {
+      title: "Release", subject: streamShard,
+      act: () => act(`Have ${owner} release ${streamShard}? Any replica takes it then.`, `leases/${encodeURIComponent(streamShard)}/release`),
+    }),
+  };
+}
+
+async function act(question, path, body) {
+  if (!confirm(question)) return;
+  const { status, body: answer } = await ask(path, { method: "POST", body }).catch(() => ({ status: 0, body: {} }));
+  const result = answer.error ?? (Object.entries(answer).map(([name, value]) => `${name} ${value}`).join(", ") || "no answer");
+  state.result = { text: `${status >= 200 && status < 300 ? "Done" : "Not done"}: ${result}.`, until: Date.now() + RESULT_SHOWN_MS };
+  show();
+}
+
 function show() {
   const { status, fleet } = state;
   if (!status) return;
   const now = Date.now();
   state.traces.note(fleet?.streamShards ?? status.streamShards ?? [], now);
-  const known = { fleet, queues: state.queues, traces: state.traces.byStreamShard };
+  const known = { fleet, queues: state.queues, traces: state.traces.byStreamShard, actions: actionsOf(status) };
   showOverview(overviewOf(status, known));
   showCharts(status.history ?? {});
   showSections(sectionsOf(status, known));
@@ -87,7 +110,7 @@ function show() {
   byId("content").className = "";
   byId("login").hidden = true;
   byId("forget").hidden = !knownToken();
-  showNotice("");
+  showNotice(now < (state.result?.until ?? 0) ? state.result.text : "");
 }
 
 function forgetStatus() {

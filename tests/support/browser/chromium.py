@@ -55,11 +55,16 @@ class PageError(Exception):
 
 
 class BrowserTab:
-    """One tab. *faults* are the uncaught errors of the page, and what the browser refused because of its policy."""
+    """One tab. *faults* are the uncaught errors of the page, and what the browser refused because of its policy.
+
+    *questions* are those of the page's dialogs, which a person accepts or declines.
+    """
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self.faults: list[str] = []
         self.requests: list[str] = []
+        self.questions: list[str] = []
+        self.accepts_questions = True
         self._socket = socket
         self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
@@ -90,17 +95,25 @@ class BrowserTab:
             self.faults.append(params["entry"]["text"])
         elif method == "Runtime.consoleAPICalled" and params["type"] == "error":
             self.faults.append(" ".join(str(one.get("description", one.get("value"))) for one in params["args"]))
+        elif method == "Page.javascriptDialogOpening":
+            self.questions.append(params["message"])
+            self._reply = self._send("Page.handleJavaScriptDialog", accept=self.accepts_questions)
         elif method == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
 
+    def _send(self, method: str, **params: Any) -> tuple[asyncio.Task[None], asyncio.Future[dict[str, Any]]]:
+        number = next(self._numbers)
+        self._answers[number] = answered = asyncio.get_running_loop().create_future()
+        session = {} if self._session is None else {"sessionId": self._session}
+        command = {"id": number, "method": method, "params": params} | session
+        return asyncio.create_task(self._socket.send_json(command)), answered
+
     async def call(self, method: str, **params: Any) -> dict[str, Any]:
         """Send a command; return its result. Raises PageError."""
-        number = next(self._numbers)
-        self._answers[number] = asyncio.get_running_loop().create_future()
-        session = {} if self._session is None else {"sessionId": self._session}
-        await self._socket.send_json({"id": number, "method": method, "params": params} | session)
+        sent, answered = self._send(method, **params)
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            answer = await self._answers[number]
+            await sent
+            answer = await answered
         if "error" in answer:
             raise PageError(f"{method}: {answer['error']['message']}")
         result: dict[str, Any] = answer["result"]
