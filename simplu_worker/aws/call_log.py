@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import structlog
 from botocore import xform_name
+
+from simplu_worker.telemetry.log import is_debug_written
 
 STARTED: Final = "simplu_started_at"  # in the context that botocore has for a call
 
@@ -20,7 +21,7 @@ def log_calls(service: str, client: Any, *, clock: Callable[[], float] = time.pe
 
     A call with retries has one line. A call that is cancelled has none.
     """
-    if not log.is_enabled_for(logging.DEBUG):
+    if not is_debug_written():
         return
 
     def note_start(context: dict[str, Any], **_: object) -> None:

@@ -326,7 +326,7 @@ class Settings(BaseModel):
     )
 
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_normalize_level)] = Field(
-        default="info", description="Lowest level that is logged; `debug` shows each Kinesis and SQS call."
+        default="info", description="Lowest level that is logged; `debug` shows each call of Kinesis, DynamoDB and SQS."
     )
     log_format: Literal["json", "console"] = Field(
         default="json", description="`json` for machines, `console` for people."

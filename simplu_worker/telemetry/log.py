@@ -303,6 +303,11 @@ def configure_logging(
         logging.getLogger(library).setLevel(logging.INFO if threshold == logging.DEBUG else logging.NOTSET)
 
 
+def is_debug_written() -> bool:
+    """Return whether events at `debug` are written; not before `configure_logging`."""
+    return _output is not None and logging.getLogger().level == logging.DEBUG
+
+
 def recent_errors() -> list[Facts]:
     """Return the last warnings and errors as they were written, newest first, each with its number of occurrences."""
     if _output is None:

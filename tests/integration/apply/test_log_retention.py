@@ -243,7 +243,7 @@ async def test_window_is_unknown_when_a_source_does_not_say(endpoint_url: str) -
                 await EffectiveRetention(15 * DAY, stream=silent, queues=[queue]).read(),
             ]
     assert windows == [15 * DAY, None, None]
-    unknown = [event.get("queue", event.get("stream")) for event in logs if event["event"] == "retention.unknown"]
+    unknown = [event["queue"] or event["stream"] for event in logs if event["event"] == "retention.unknown"]
     assert unknown == ["gone", "silent"]
 
 
