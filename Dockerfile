@@ -10,8 +10,11 @@ RUN python -m venv --without-pip /opt/simplu-worker \
     && pip install --no-cache-dir --require-hashes --only-binary :all: -r requirements/build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY simplu_worker simplu_worker
+COPY deploy/container/sbom.py ./
+# The bill of materials: all that is installed, compared with the lock file.
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /dist . \
-    && pip --python /opt/simplu-worker/bin/python install --no-cache-dir --no-deps --no-index /dist/*.whl
+    && pip --python /opt/simplu-worker/bin/python install --no-cache-dir --no-deps --no-index /dist/*.whl \
+    && python sbom.py requirements/worker.txt /opt/simplu-worker > /opt/simplu-worker/sbom.cdx.json
 
 FROM python:3.12-slim
 ARG VERSION=unknown
@@ -19,6 +22,7 @@ ARG REVISION=unknown
 LABEL org.opencontainers.image.title="simplu-worker" \
       org.opencontainers.image.description="Applies resource operations from Kinesis and SQS to the right Postgres shard" \
       org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.base.name="python:3.12-slim" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=build /opt/simplu-worker /opt/simplu-worker
@@ -28,6 +32,9 @@ ENV PATH=/opt/simplu-worker/bin:$PATH \
 # A number, so that Kubernetes can verify that the user is not root.
 USER 65532:65532
 EXPOSE 8080
+# For Docker; Kubernetes has probes of its own. The worker is live, or a restart helps.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request as http; http.urlopen(f\"http://127.0.0.1:{os.environ.get('HTTP_PORT') or 8080}/livez\", timeout=4)"]
 # Exec form: the worker is process 1 and gets SIGTERM itself.
 ENTRYPOINT ["simplu-worker"]
 CMD ["run"]

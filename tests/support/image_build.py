@@ -10,7 +10,8 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Iterable, Sequence
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from string import Template
@@ -72,6 +73,7 @@ class ImageBuild:
     def __init__(self, context: Path, folder: Path, environment: dict[str, str]) -> None:
         self.entrypoint: list[str] = []
         self.command: list[str] = []
+        self.health_check: list[str] = []
         self.root = folder / "root"
         self._context = context
         self._folder = folder
@@ -99,6 +101,8 @@ class ImageBuild:
                     self.entrypoint = json.loads(rest)
                 case "CMD":
                     self.command = json.loads(rest)
+                case "HEALTHCHECK":
+                    self.health_check = json.loads(rest.partition(" CMD ")[2])
                 case _:
                     assert name in WITHOUT_EFFECT, f"expected a known instruction, got {name}"
 
@@ -107,6 +111,16 @@ class ImageBuild:
         lines = self._below_root(lines)
         done = run_lines(lines, folder=self._directory, environment=self._environment, status=status)
         return done.stdout, done.stderr
+
+    def start(self, command: Sequence[str], settings: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        """Start *command* in the image, with *settings* beside the image's own environment."""
+        words = ["sh", "-c", 'exec "$@"', "sh", *command]  # the shell looks in the PATH of the image
+        return subprocess.Popen(words, cwd=self.root, env=self._environment | dict(settings))
+
+    def size_bytes(self) -> int:
+        """Return the size of all files that the image adds to its base."""
+        sizes = [path.lstat().st_size for path in self.root.rglob("*") if path.is_symlink() or path.is_file()]
+        return sum(sizes)
 
     def _below_root(self, text: str) -> str:
         return _ABSOLUTE.sub(f"{self.root}/", text)

@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ import pytest
 from support.checkout import checkout_files, copy_files, newcomer_environment, run_lines
 from support.image_build import ImageBuild, context_of, missing_sources, parse_dockerfile
 from support.page_examples import page_examples
-from support.requires import ROOT
+from support.requires import ROOT, TOOLS, require
 
 from simplu_worker import __version__
+from simplu_worker.local.processes.loopback import free_port
 
 PAGE = ROOT / "docs" / "installing.md"
 DOCKERFILE = ROOT / "Dockerfile"
@@ -38,6 +40,16 @@ for module in pkgutil.walk_packages(simplu_worker.__path__, "simplu_worker."):
         refused.append(module.name)
 print(json.dumps(refused))
 """
+
+VALIDATE = """
+import pathlib, sys
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+
+print(JsonStrictValidator(SchemaVersion.V1_6).validate_str(pathlib.Path(sys.argv[1]).read_text()))
+"""
+PAYLOAD_MAX_BYTES = 120_000_000
+PATIENCE_S = 60.0
 
 
 @pytest.mark.slow(30)
@@ -84,6 +96,55 @@ def test_steps_of_the_dockerfile_make_an_image_of_the_worker(tmp_path: Path) -> 
     assert "KINESIS_STREAM_NAME: expected a source" in problems
     assert set(json.loads(refused)) == NEEDS["local"]
     assert list((image.root / "opt").rglob("pip")) == []
+    check_health(image)
+    check_bill_of_materials(image)
+    image.run("python -m compileall -q -j 2 /opt/simplu-worker/lib")  # as pip does in a build
+    assert image.size_bytes() <= PAYLOAD_MAX_BYTES
+
+
+def check_health(image: ImageBuild) -> None:
+    """Check that HEALTHCHECK fails before the worker is there and after it has ended, and not while it runs."""
+    settings = {
+        "HTTP_PORT": str(free_port()),
+        "AWS_REGION": "eu-central-1",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+        "AWS_ACCESS_KEY_ID": "none",
+        "AWS_SECRET_ACCESS_KEY": "none",
+        "SQS_ORDER_EVENTS_QUEUE_URL": "http://127.0.0.1:1/000000000000/orders",
+        "SQS_DEAD_LETTER_QUEUE_URL": "http://127.0.0.1:1/000000000000/letters",
+        "DATABASE_HOST": "127.0.0.1",
+        "DATABASE_NAME": "none",
+        "DATABASE_USERNAME": "none",
+    }
+
+    def is_healthy() -> bool:
+        return image.start(image.health_check, settings).wait(PATIENCE_S) == 0
+
+    assert not is_healthy()
+    worker = image.start([*image.entrypoint, *image.command], settings)
+    try:
+        until = time.monotonic() + PATIENCE_S
+        while not is_healthy() and time.monotonic() < until:
+            assert worker.poll() is None
+        assert is_healthy()
+    finally:
+        worker.kill()
+        worker.wait()
+    assert not is_healthy()
+
+
+def check_bill_of_materials(image: ImageBuild) -> None:
+    """Check that the bill is valid by CycloneDX's own validator, and has all that is installed."""
+    path = image.root / "opt" / "simplu-worker" / "sbom.cdx.json"
+    bill = json.loads(path.read_text(encoding="utf-8"))
+    installed = {one.name.partition("-")[0] for one in (image.root / "opt").rglob("*.dist-info")}
+    assert len(installed) == len(bill["components"]) + 1
+    assert bill["metadata"]["component"]["version"] == __version__
+    assert {name for one in bill["components"] for name in one} >= {"purl", "hashes", "licenses"}
+    python = TOOLS / "python"
+    require("cyclonedx-python-lib", found=python.exists(), how="python3 run.py tools")
+    done = subprocess.run([python, "-c", VALIDATE, path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "None\n"), done.stdout + done.stderr
 
 
 @pytest.mark.slow(5)
@@ -125,6 +186,7 @@ def test_sources_of_the_dockerfile_are_in_the_context() -> None:
     assert {path.partition("/")[0] for path in context} == {
         "LICENSE",
         "README.md",
+        "deploy",
         "pyproject.toml",
         "requirements",
         "simplu_worker",
