@@ -426,6 +426,13 @@ def peers(args: List[str]) -> None:
     become([in_venv("python"), "-m", "support.peers.build", *args])
 
 
+def audit(_args: List[str]) -> None:
+    """Compare the pins of the worker with the advisories of the package index."""
+    ensure(TOOLS_VENV, "tools")
+    options = ["--strict", "--disable-pip", "--require-hashes", "--progress-spinner", "off"]
+    become([os.path.join(TOOLS_VENV, "bin", "pip-audit"), *options, "-r", "requirements/worker.txt"])
+
+
 def lock(args: List[str]) -> None:
     """Compile requirements/*.txt anew; arguments (say --upgrade) go to uv."""
     uv = find_uv(TOOLS_VENV)
@@ -460,6 +467,7 @@ COMMANDS: Dict[str, Callable[[List[str]], None]] = {
     "setup": setup,
     "tools": tools,
     "peers": peers,
+    "audit": audit,
     "lock": lock,
     "clean": clean,
 }

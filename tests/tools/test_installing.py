@@ -6,7 +6,6 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 import time
 import tomllib
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 from support.checkout import checkout_files, copy_files, newcomer_environment, run_lines
 from support.image_build import ImageBuild, context_of, missing_sources, parse_dockerfile
+from support.imported_modules import IMPORT_ALL, NEEDS
 from support.page_examples import page_examples
 from support.requires import ROOT, TOOLS, require
 
@@ -27,20 +27,6 @@ DOCKERIGNORE = ROOT / ".dockerignore"
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PLACE = "/opt/simplu-worker"  # where the page installs the wheel
 WRONG_CONFIGURATION = 78
-# Modules that only an extra lets in.
-NEEDS = {"cache": {"simplu_worker.cache.redis_commands"}, "local": {"simplu_worker.local.stack.moto_server"}}
-IMPORT_ALL = """
-import importlib, json, pkgutil, simplu_worker
-
-refused = []
-for module in pkgutil.walk_packages(simplu_worker.__path__, "simplu_worker."):
-    try:
-        module.name == "simplu_worker.__main__" or importlib.import_module(module.name)
-    except ImportError:
-        refused.append(module.name)
-print(json.dumps(refused))
-"""
-
 VALIDATE = """
 import pathlib, sys
 from cyclonedx.schema import SchemaVersion
@@ -145,23 +131,6 @@ def check_bill_of_materials(image: ImageBuild) -> None:
     require("cyclonedx-python-lib", found=python.exists(), how="python3 run.py tools")
     done = subprocess.run([python, "-c", VALIDATE, path], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "None\n"), done.stdout + done.stderr
-
-
-@pytest.mark.slow(5)
-def test_extra_local_alone_is_enough_for_all_but_the_cache(tmp_path: Path) -> None:
-    """The wheel with `local`: all modules can be imported but the one that needs `cache`. The image has the reverse."""
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    pins = shlex.quote(str(ROOT / "requirements" / "dev.txt"))
-    environment = newcomer_environment(tmp_path / "bin")
-    lines = f"""
-        uv venv -q --python python3 venv
-        uv pip install -q --python venv/bin/python -c {pins} '{wheel}[local]'
-        venv/bin/python -I -c {shlex.quote(IMPORT_ALL)}
-    """
-    done = run_lines(lines, folder=tmp_path, environment=environment)
-    assert set(json.loads(done.stdout)) == NEEDS["cache"]
 
 
 def test_page_names_the_pythons_and_the_extras_of_the_project() -> None:

@@ -1,0 +1,152 @@
+"""The wheel and the sdist: what is in them, and that they install and run on each Python that is present."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+from support.checkout import checkout_files, newcomer_environment, run_lines
+from support.imported_modules import IMPORT_ALL, NEEDS
+from support.pythons import find_pythons
+from support.requires import ROOT
+
+from simplu_worker import __version__
+
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+WHEEL_NAME = f"simplu_worker-{__version__}-py3-none-any.whl"
+# A program of a user. With --strict an `ignore` that ignores nothing is an error: so mypy must see the mistake.
+PROGRAM = """
+from simplu_worker.timing.backoff import backoff_s
+
+reveal_type(backoff_s(1, draw=0.5, base_s=1.0, max_s=2.0))
+backoff_s("1", draw=0.5, base_s=1.0, max_s=2.0)  # type: ignore[arg-type]
+"""
+
+
+class Packages(NamedTuple):
+    """The built packages: the wheel from the checkout, the sdist, and the wheel that is built from that."""
+
+    wheel: Path
+    sdist: Path
+    wheel_of_sdist: Path
+
+
+def build(source: Path, folder: Path, *targets: str) -> None:
+    """Build packages of *source* into *folder*."""
+    command = [sys.executable, "-m", "hatchling", "build", "-d", str(folder)]
+    for target in targets:
+        command += ["-t", target]
+    subprocess.run(command, cwd=source, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
+    """Give the packages, built once."""
+    folder, other = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("again")
+    build(ROOT, folder, "wheel", "sdist")
+    (sdist,) = folder.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(other, filter="data")
+    build(other / sdist.name.removesuffix(".tar.gz"), other, "wheel")
+    return Packages(folder / WHEEL_NAME, sdist, other / WHEEL_NAME)
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    """Return the files of *wheel*."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+@pytest.mark.slow(2)
+def test_wheel_has_the_package_and_the_sdist_makes_the_same_wheel(packages: Packages) -> None:
+    """Each file of the package that a commit would have, its SQL, its page and py.typed included, and nothing else."""
+    wheel = contents(packages.wheel)
+    wanted = {path for path in checkout_files() if path.startswith("simplu_worker/")}
+    assert {name for name in wheel if ".dist-info/" not in name} == wanted
+    assert "simplu_worker/py.typed" in wanted
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel)
+    assert contents(packages.wheel_of_sdist) == wheel
+
+
+@pytest.mark.slow(2)
+def test_sdist_has_the_repository_and_no_secret_folder(packages: Packages) -> None:
+    """Sources, tests and docs, of which each is a file of the repository."""
+    with tarfile.open(packages.sdist) as archive:
+        names = {member.name.partition("/")[2] for member in archive.getmembers()}
+    assert names - {"PKG-INFO"} <= {*checkout_files()}
+    assert {"tests/conftest.py", "docs/installing.md", "requirements/worker.txt", "run.py"} <= names
+
+
+@pytest.mark.slow(15)
+def test_packages_install_and_run_on_every_python_of_the_machine(packages: Packages, tmp_path: Path) -> None:
+    """The pins and the wheel, as the page has it; all dependencies fit each other; the command runs."""
+    environment = newcomer_environment(tmp_path / "bin")
+    pins = shlex.quote(str(ROOT / "requirements" / "worker.txt"))
+    pythons = find_pythons()
+    assert f"python{sys.version_info.major}.{sys.version_info.minor}" in pythons
+    for name, path in pythons.items():
+        lines = f"""
+            uv venv -q --python {shlex.quote(path)} {name}
+            uv pip install -q --python {name}/bin/python --require-hashes --only-binary :all: -r {pins}
+            uv pip install -q --python {name}/bin/python --no-deps '{packages.wheel_of_sdist}'
+            uv pip check -q --python {name}/bin/python
+            {name}/bin/python -I -c {shlex.quote(IMPORT_ALL)}
+            {name}/bin/simplu-worker --version
+        """
+        done = run_lines(lines, folder=tmp_path, environment=environment)
+        refused, version = done.stdout.splitlines()
+        assert (set(json.loads(refused)), version) == (NEEDS["local"], __version__), name
+
+
+@pytest.mark.slow(5)
+@pytest.mark.parametrize("extra", ["", *PROJECT["optional-dependencies"]])
+def test_extra_alone_is_enough_for_its_modules(extra: str, packages: Packages, tmp_path: Path) -> None:
+    """With an extra, or with none, all modules can be imported but those that need another one."""
+    pins = shlex.quote(str(ROOT / "requirements" / "dev.txt"))
+    environment = newcomer_environment(tmp_path / "bin")
+    lines = f"""
+        uv venv -q --python python3 venv
+        uv pip install -q --python venv/bin/python -c {pins} '{packages.wheel}[{extra}]'
+        uv pip check -q --python venv/bin/python
+        venv/bin/python -I -c {shlex.quote(IMPORT_ALL)}
+    """
+    done = run_lines(lines, folder=tmp_path, environment=environment)
+    assert set(json.loads(done.stdout)) == set().union(*(needed for name, needed in NEEDS.items() if name != extra))
+
+
+@pytest.mark.slow(10)
+def test_mark_of_types_tells_the_truth(packages: Packages, tmp_path: Path) -> None:
+    """A program of a user gets the types of the installed wheel, and mypy finds a mistake by them."""
+    environment = newcomer_environment(tmp_path / "bin")
+    (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
+    lines = f"""
+        uv venv -q --python python3 venv
+        uv pip install -q --python venv/bin/python -c {ROOT}/requirements/dev.txt '{packages.wheel}'
+        {shlex.quote(sys.executable)} -m mypy --strict --no-incremental --python-executable venv/bin/python program.py
+    """
+    done = run_lines(lines, folder=tmp_path, environment=environment)
+    assert 'Revealed type is "float"' in done.stdout or 'Revealed type is "builtins.float"' in done.stdout
+
+
+def test_version_is_the_same_everywhere() -> None:
+    """The changelog decides: its newest release, or until there is one the first version."""
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d{2}-\d{2}$", changelog, flags=re.MULTILINE)
+    assert [*released, "0.1.0"][0] == __version__
+    page = (ROOT / "docs" / "installing.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"simplu[-_]worker[-:](\d+\.\d+\.\d+)|VERSION=(\d+\.\d+\.\d+)", page)) == {
+        (__version__, ""),
+        ("", __version__),
+    }
+    kustomization = yaml.safe_load((ROOT / "deploy" / "kubernetes" / "kustomization.yaml").read_text(encoding="utf-8"))
+    assert [image["newTag"] for image in kustomization["images"]] == [__version__]
