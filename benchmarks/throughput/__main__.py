@@ -92,6 +92,7 @@ def main() -> None:
     )
     parser.add_argument("--from-json", type=Path, metavar="FILE", help="measure nothing, read the figures from FILE")
     arguments = parser.parse_args()
+    arguments.mix_rounds = arguments.rounds or (1 if arguments.quick else MIX_ROUNDS)
     defaults = (1, 1.5, 150_000) if arguments.quick else (3, 4.0, 400_000)
     for name, value in zip(("rounds", "seconds", "records"), defaults, strict=True):
         if getattr(arguments, name) is None:
@@ -156,7 +157,7 @@ async def measure_mixes(
 ) -> None:
     """Measure the worker on every mix, and on the realistic one the bare loop; by round, one after the other."""
     is_quick = arguments.quick
-    results.mix_rounds = 1 if is_quick else MIX_ROUNDS
+    results.mix_rounds = arguments.mix_rounds
     results.mix_seconds, results.mix_records = MIX_SECONDS, QUICK_MIX_RECORDS if is_quick else MIX_RECORDS
     mixes = [mix_of(name) for name in arguments.mixes] if arguments.mixes else QUICK_MIXES if is_quick else MIXES
     checkouts = [OURS_HERE]

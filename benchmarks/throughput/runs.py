@@ -136,6 +136,14 @@ class UsageSample(NamedTuple):
     rss_bytes: int
 
 
+class WriteSample(NamedTuple):
+    """How much WAL there was at a time, and how large the databases were."""
+
+    at: float
+    wal_bytes: int
+    disk_bytes: int
+
+
 class UsageSampler:
     """Samples the resources that the clients and the Postgres server have used."""
 
@@ -143,6 +151,7 @@ class UsageSampler:
         self._pids = tuple(pids)
         self._server_pid = server_pid
         self.samples: list[UsageSample] = []
+        self.writes: list[WriteSample] = []  # the caller adds them
 
     def take_sample(self) -> None:
         """Take one sample."""
@@ -160,18 +169,33 @@ class UsageSampler:
 
     def used_between(self, begin: float, end: float) -> tuple[float, float, float]:
         """Return the processor time of the clients, the server and its writers between two times, by interpolation."""
-        first, last = self._used_at(begin), self._used_at(end)
-        return last[0] - first[0], last[1] - first[1], last[2] - first[2]
-
-    def _used_at(self, at: float) -> tuple[float, float, float]:
-        place = min(max(bisect_left(self.samples, at, key=lambda one: one.at), 1), len(self.samples) - 1)
-        before, after = self.samples[place - 1], self.samples[place]
-        share = (at - before.at) / (after.at - before.at)
         return (
-            before.client_s + share * (after.client_s - before.client_s),
-            before.server_s + share * (after.server_s - before.server_s),
-            before.writers_s + share * (after.writers_s - before.writers_s),
+            interpolate([(one.at, one.client_s) for one in self.samples], begin, end),
+            interpolate([(one.at, one.server_s) for one in self.samples], begin, end),
+            interpolate([(one.at, one.writers_s) for one in self.samples], begin, end),
         )
+
+    def written_between(self, begin: float, end: float) -> tuple[float, float]:
+        """Return the WAL and the growth of the databases between two times, in bytes, by interpolation.
+
+        A transaction that has not ended has written as well: at both times, so that this is no part of the result.
+        """
+        return (
+            interpolate([(one.at, one.wal_bytes) for one in self.writes], begin, end),
+            interpolate([(one.at, one.disk_bytes) for one in self.writes], begin, end),
+        )
+
+
+def interpolate(samples: Sequence[tuple[float, float]], begin: float, end: float) -> float:
+    """Return by how much the value of *samples*, by time, has grown between two times."""
+    first, last = (_value_at(samples, at) for at in (begin, end))
+    return last - first
+
+
+def _value_at(samples: Sequence[tuple[float, float]], at: float) -> float:
+    place = min(max(bisect_left(samples, at, key=lambda one: one[0]), 1), len(samples) - 1)
+    (before_at, before), (after_at, after) = samples[place - 1], samples[place]
+    return before + (at - before_at) / (after_at - before_at) * (after - before)
 
 
 def server_part(command: str) -> str:
@@ -289,7 +313,7 @@ class Runner:
         await send_commands(self._url, SetOptions({"read_throttling": cell.contender in OURS}))
         async with (
             self._servers.make_databases(cell.shards, commit=cell.commit) as databases,
-            self._fill(databases) as wal_begin,
+            self._fill(databases),
             run_clients(
                 cell.contender, self._servers, self._url, databases, self._lanes_python, self._checkout
             ) as clients,
@@ -301,22 +325,21 @@ class Runner:
                 sampling = tasks.create_task(sampler.run())
                 first_at = await self._wait_for_first(databases, clients)
                 if first_at is not None:
-                    await self._wait_for_rest(databases, clients, until_s=first_at + WARM_UP_S + self._seconds)
+                    await self._wait_for_rest(databases, clients, sampler, until_s=first_at + WARM_UP_S + self._seconds)
                 sampler.take_sample()
                 sampling.cancel()
             if first_at is None:  # raised here, because a task group would wrap the error
                 limit = f"{FIRST_WITHIN_S:g} s"
                 raise StalledError(f"{cell}: expected a commit within {limit}, got none:\n{clients.log_tails()}")
-            wal_bytes = await databases.read_wal_bytes() - wal_begin
-            return await self._make_run(cell, databases, sampler, clients, wal_bytes)
+            return await self._make_run(cell, databases, sampler, clients)
 
     @asynccontextmanager
-    async def _fill(self, databases: RunDatabases) -> AsyncIterator[int]:
-        """Write the rows that exist before the run; return how much WAL there is when it begins."""
+    async def _fill(self, databases: RunDatabases) -> AsyncIterator[None]:
+        """Write the rows that exist before the run, and begin it."""
         if self._mix is not None:
             await databases.fill(self._mix)
         await databases.begin()
-        yield await databases.read_wal_bytes()
+        yield
 
     async def _wait_for_first(self, databases: RunDatabases, clients: Clients) -> float | None:
         """Wait for the first commit; return the time at which it was noticed, none when it did not come in time."""
@@ -328,19 +351,21 @@ class Runner:
             await asyncio.sleep(POLL_S)
         return clock()
 
-    async def _wait_for_rest(self, databases: RunDatabases, clients: Clients, *, until_s: float) -> None:
-        """Wait until *until_s*, or until all records are applied."""
+    async def _wait_for_rest(
+        self, databases: RunDatabases, clients: Clients, sampler: UsageSampler, *, until_s: float
+    ) -> None:
+        """Wait until *until_s*, or until all records are applied; sample what is written."""
         written = await databases.read_wal_bytes()
         while (left_s := until_s - clock()) > 0:
+            sampler.writes.append(WriteSample(clock(), written, await databases.read_size()))
             await asyncio.sleep(min(SAMPLE_S, left_s))
             clients.check_running()
             before, written = written, await databases.read_wal_bytes()
             if written == before and await databases.count_operations() >= self._records:
-                return
+                break
+        sampler.writes.append(WriteSample(clock(), written, await databases.read_size()))
 
-    async def _make_run(
-        self, cell: Cell, databases: RunDatabases, sampler: UsageSampler, clients: Clients, wal_bytes: int
-    ) -> Run:
+    async def _make_run(self, cell: Cell, databases: RunDatabases, sampler: UsageSampler, clients: Clients) -> Run:
         times = await databases.fetch_rows(TIMES_SQL, databases.begun_at)
         failed = sum([row[0] for row in await databases.fetch_rows(FAILED_SQL)])
         if failed:
@@ -349,8 +374,7 @@ class Runner:
         if not operations:
             raise StalledError(f"{cell}: too few commits to measure, {len(times)} in all:\n{clients.log_tails()}")
         client_s, server_s, writers_s = sampler.used_between(begin, end)
-        committed = sum(row["count"] for row in times)
-        grown_bytes = await databases.read_size() - databases.begun_bytes
+        wal_bytes, disk_bytes = sampler.written_between(begin, end)
         after = [one.rss_bytes for one in sampler.samples if one.at >= begin]
         return Run(
             round=self._round,
@@ -365,8 +389,8 @@ class Runner:
             rss_begin_bytes=after[0],
             rss_most_bytes=max(after),
             writers_us=writers_s / operations * 1e6,
-            wal_bytes=wal_bytes / committed,
-            disk_bytes=grown_bytes / committed,
+            wal_bytes=wal_bytes / operations,
+            disk_bytes=disk_bytes / operations,
             mix="" if self._mix is None else self._mix.name,
             worker=self._checkout.name,
         )

@@ -65,7 +65,6 @@ class RunDatabases:
     path: Path
     connections: list[Any] = field(default_factory=list)
     begun_at: datetime = EPOCH  # rows of the log completed before were there when the run began
-    begun_bytes: int = 0  # of the databases at that time
 
     async def fetch_rows(self, query: str, *arguments: object) -> list[Any]:
         """Return the rows of *query* on all shards."""
@@ -94,7 +93,6 @@ class RunDatabases:
     async def begin(self) -> None:
         """Begin the run: what is there now is not part of it."""
         self.begun_at = await self.connections[0].fetchval("SELECT clock_timestamp()")
-        self.begun_bytes = await self.read_size()
 
     async def read_size(self) -> int:
         """Return how many bytes of disk the databases take."""

@@ -252,7 +252,7 @@ class ShardWriter:
                 self._insert_forms.expect_duplicates()
                 found = await self._find_failing(attempt, exc, budget)
                 is_timeout = exc.is_timeout
-            except ShardUnavailableError:
+            except (ShardUnavailableError, asyncio.CancelledError):  # the same operations come again
                 self._insert_forms.expect_duplicates()
                 raise
             else:
