@@ -71,8 +71,8 @@ class MixTarget(NamedTuple):
 MIX_TARGETS = (
     MixTarget("processor time of the worker a record", _client_us, 12.0, "µs", 1),
     MixTarget("processor time of Postgres a record", _server_us, 30.0, "µs", 1),
-    MixTarget("WAL a record", _wal_bytes, 2000.0, "bytes", 0),
-    MixTarget("disk a record", _disk_bytes, 1500.0, "bytes", 0),
+    MixTarget("WAL a record", _wal_bytes, 1600.0, "bytes", 0),
+    MixTarget("disk a record", _disk_bytes, 1200.0, "bytes", 0),
 )
 
 
