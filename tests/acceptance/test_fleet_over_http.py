@@ -15,7 +15,7 @@ from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.worker_process import WorkerProcess
 from simplu_worker.local.stack.stack import Stack
 
-pytestmark = pytest.mark.slow(8)
+pytestmark = pytest.mark.slow(20)
 
 VIEWER_TOKEN = "look-only"
 PATIENCE_S = 30.0
@@ -40,6 +40,31 @@ async def command(env: dict[str, str], *words: str) -> tuple[int | None, dict[st
     )
     output, _ = await process.communicate()
     return process.returncode, json.loads(output or b"{}")
+
+
+async def tap_bad_record(stack: Stack, env: dict[str, str], workers: list[WorkerProcess]) -> dict[str, Any]:
+    """Put a record that is no operation, and return what a tap of its replica shows."""
+    taps = [
+        await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "simplu_worker", "tap", "--content", "--json", "--url", worker.url),
+            env=dict(os.environ) | env,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        for worker in workers
+    ]
+    reads = [asyncio.create_task(one.stdout.readline()) for one in taps if one.stdout is not None]
+    try:
+        async with stack.aws_client("kinesis") as kinesis, asyncio.timeout(PATIENCE_S):
+            shown: set[asyncio.Task[bytes]] = set()
+            while not shown:  # the taps may not be open yet
+                await kinesis.put_record(StreamName=env["KINESIS_STREAM_NAME"], Data=b"no JSON", PartitionKey="key")
+                shown, _ = await asyncio.wait(reads, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for one in taps:
+            one.kill()
+        await asyncio.gather(*reads, *(one.wait() for one in taps))
+    found: dict[str, Any] = json.loads(shown.pop().result())
+    return found
 
 
 async def test_each_replica_shows_the_whole_fleet() -> None:
@@ -77,6 +102,7 @@ async def test_each_replica_shows_the_whole_fleet() -> None:
         refused = await ask(workers[0], "/cache/clear", VIEWER_TOKEN, "DELETE")
         streams = [(await ask(worker, "/fleet", VIEWER_TOKEN))[1]["streamShards"] for worker in workers]
         own = [next(row["streamShard"] for row in streams[0] if row["owner"] == one["replica"]) for one in statuses]
+        tapped = await tap_bad_record(stack, env, workers)
         taken = await command(env, "fleet", "release", own[1], "--apply", "--url", workers[0].url)
 
         async def release_own() -> bool:
@@ -109,6 +135,7 @@ async def test_each_replica_shows_the_whole_fleet() -> None:
     assert {one["version"] for view in views for one in view} == {statuses[0]["version"]}
     assert all(status["role"] == "viewer" and "history" in status for status in statuses)
     assert refused[0] == 403
+    assert (tapped["outcome"], tapped["reason"], tapped["content"]) == ("dead_letter", "invalid_json", "no JSON")
     assert (taken[0], taken[1]["owner"], taken[1]["how"]) == (0, names[1], "taken away")
     assert (planned[0], planned[1]["applied"]) == (0, False)
     assert retried == (1, {"retried": 0})
