@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 from cyclopts import App, CycloptsError, Parameter
 
 from simplu_worker import __version__
+from simplu_worker.commands.aws.cli import aws
 from simplu_worker.commands.check.cli import check
 from simplu_worker.commands.command_line import EnvFile, UsageError
 from simplu_worker.commands.dead_letters.cli import dead_letters
@@ -30,7 +31,7 @@ app = App(
     help="Apply resource operations from Kinesis and SQS to the right Postgres shard, exactly once and in order.",
     version=__version__,
 )
-for command in (check, operations, tenants, shards, dead_letters, replay, stream, fleet, tap, top):
+for command in (check, operations, tenants, shards, dead_letters, replay, stream, fleet, tap, top, aws):
     app.command(command)
 
 

@@ -156,16 +156,17 @@ class Queue:
         """Read the queue's attributes."""
         with translate_errors():
             answer = await self._client.get_queue_attributes(QueueUrl=self.url, AttributeNames=["All"])
-        found = _mapping(answer.get("Attributes"))
-        return QueueAttributes(
-            visibility_timeout_s=_parse_number(found, "VisibilityTimeout", VISIBILITY_DEFAULT_S),
-            max_message_bytes=_parse_number(found, "MaximumMessageSize", None),
-            retention_s=_parse_number(found, "MessageRetentionPeriod", None),
-            visible_count=_parse_number(found, "ApproximateNumberOfMessages", 0),
-            in_flight_count=_parse_number(found, "ApproximateNumberOfMessagesNotVisible", 0),
-            delayed_count=_parse_number(found, "ApproximateNumberOfMessagesDelayed", 0),
-            redrive_policy=_text(found, "RedrivePolicy"),
-        )
+        return _parse_attributes(answer)
+
+    async def find_attributes(self) -> QueueAttributes | None:
+        """Read the queue's attributes; None where there is no such queue."""
+        try:
+            answer = await self._client.get_queue_attributes(QueueUrl=self.url, AttributeNames=["All"])
+        except AWS_ERRORS as exc:
+            if error_code(exc) in MISSING_QUEUE_CODES:
+                return None
+            raise translate(exc) from exc
+        return _parse_attributes(answer)
 
     async def find_queue(self, name: str) -> Queue:
         """Return the queue named *name* of the same account."""
@@ -342,6 +343,19 @@ def batches(items: Iterable[T]) -> Iterator[list[T]]:
     remaining = iter(items)
     while batch := list(islice(remaining, BATCH_MAX_COUNT)):
         yield batch
+
+
+def _parse_attributes(answer: Mapping[str, Any]) -> QueueAttributes:
+    found = _mapping(answer.get("Attributes"))
+    return QueueAttributes(
+        visibility_timeout_s=_parse_number(found, "VisibilityTimeout", VISIBILITY_DEFAULT_S),
+        max_message_bytes=_parse_number(found, "MaximumMessageSize", None),
+        retention_s=_parse_number(found, "MessageRetentionPeriod", None),
+        visible_count=_parse_number(found, "ApproximateNumberOfMessages", 0),
+        in_flight_count=_parse_number(found, "ApproximateNumberOfMessagesNotVisible", 0),
+        delayed_count=_parse_number(found, "ApproximateNumberOfMessagesDelayed", 0),
+        redrive_policy=_text(found, "RedrivePolicy"),
+    )
 
 
 def _failures(answer: Mapping[str, Any], messages: Sequence[Message]) -> list[BatchFailure]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -51,6 +51,21 @@ log = structlog.get_logger(__name__)
 
 KEY = "leaseKey"
 OWNER_INDEX = "LeaseOwnerToLeaseKeyIndex"  # a KCL 3.x that takes the table over waits until it has this index
+TABLE_DEFINITION: Final[Mapping[str, Any]] = {
+    "BillingMode": "PAY_PER_REQUEST",
+    "AttributeDefinitions": [{"AttributeName": name, "AttributeType": "S"} for name in (KEY, "leaseOwner")],
+    "KeySchema": [{"AttributeName": KEY, "KeyType": "HASH"}],
+    "GlobalSecondaryIndexes": [
+        {
+            "IndexName": OWNER_INDEX,
+            "KeySchema": [
+                {"AttributeName": "leaseOwner", "KeyType": "HASH"},
+                {"AttributeName": KEY, "KeyType": "RANGE"},
+            ],
+            "Projection": {"ProjectionType": "KEYS_ONLY"},
+        },
+    ],
+}
 READY_STATES = frozenset({"ACTIVE", "UPDATING"})
 STATE_POLL_INTERVAL_S = 0.5
 UNCHANGED: Final = ReadAhead(Position(0), frozenset())  # compared by identity: leave the attributes of the row
@@ -314,25 +329,8 @@ class LeaseTable:
         return table
 
     async def _create_table(self) -> None:
-        owner = "leaseOwner"
         try:
-            await self.requests.call(
-                self.name,
-                "create_table",
-                BillingMode="PAY_PER_REQUEST",
-                AttributeDefinitions=[{"AttributeName": name, "AttributeType": "S"} for name in (KEY, owner)],
-                KeySchema=[{"AttributeName": KEY, "KeyType": "HASH"}],
-                GlobalSecondaryIndexes=[
-                    {
-                        "IndexName": OWNER_INDEX,
-                        "KeySchema": [
-                            {"AttributeName": owner, "KeyType": "HASH"},
-                            {"AttributeName": KEY, "KeyType": "RANGE"},
-                        ],
-                        "Projection": {"ProjectionType": "KEYS_ONLY"},
-                    },
-                ],
-            )
+            await self.requests.call(self.name, "create_table", **TABLE_DEFINITION)
         except TableInUseError:
             return  # another replica was faster
         log.info("lease_table.created", table=self.name)

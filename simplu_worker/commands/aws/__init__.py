@@ -1,0 +1,1 @@
+"""`simplu-worker aws`: the resources in AWS that a configuration needs."""

@@ -1,0 +1,309 @@
+"""Every call of AWS that a demo, a worker with all options and every command make, held against deploy/aws."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiohttp
+import asyncpg
+import botocore.session
+import pytest
+from acceptance.test_commands import Terminal, operation, text_of
+from botocore import xform_name
+from repository.test_docs import program_commands
+from support.aws.endpoints import running_moto
+from support.aws_access.recording import (
+    Access,
+    Policy,
+    RecordedCall,
+    install_hook,
+    recorded_calls,
+    refused,
+    superfluous,
+)
+from support.aws_access.templates import Account
+from support.requires import ROOT
+from support.typescript_worker import TypescriptShard
+
+from simplu_worker.local.processes.loopback import poll_until
+from simplu_worker.local.processes.worker_process import INHERITED, WorkerProcess, log_tail
+from simplu_worker.local.stack.aws import put_businesses
+from simplu_worker.local.stack.stack import Stack
+
+pytestmark = pytest.mark.slow(45)
+
+WITHIN_S = 30.0
+# Names of the embedded stack.
+PARAMETERS = {
+    "ControlQueueName": "shard-creation",
+    "OrderQueueName": "order-events",
+    "DeadLetterQueueName": "dead-letters",
+}
+OPTIONS = dict.fromkeys(("ProvisionOnFirstUse", "FanOut", "KclFollower", "Purge", "HttpDeadLetters"), "true")
+EVERY_OPTION = {"PROVISION_ON_FIRST_USE": "true", "KINESIS_READ": "fan-out", "ALLOW_DESTRUCTIVE_HTTP": "true"}
+WORKER = ("WorkerPolicy", "FirstUsePolicy", "FanOutPolicy", "FollowerPolicy", "PurgePolicy", "HttpDeadLettersPolicy")
+PRODUCERS = ("OperationsProducerPolicy", "OrdersProducerPolicy", "ControlProducerPolicy")
+PUTS = {"kinesis:PutRecord", "kinesis:PutRecords", "sqs:SendMessage"}
+# What a worker creates where it is missing, and no template's worker has to (docs/aws.md).
+CREATING = {"kinesis:CreateStream", "dynamodb:CreateTable", "sqs:CreateQueue"}
+NOT_FOR_PEOPLE = {"run", "demo", "stack"}  # the worker, and commands that need no AWS
+PARTS = "support.aws_access.parts"
+# The type of the tenants is that of business-info.
+MAPPING = """
+[tenants]
+location = "main"
+
+[[tables]]
+table = "resources"
+resource_type = "patients"
+key = ["id"]
+tenant = ["business_id"]
+"""
+BAD_RECORDS = 3
+LETTERS = BAD_RECORDS + 3  # a message of each source queue
+TENANT = {"businessId": "clinic", "locationId": "main"}
+
+
+@pytest.fixture(scope="module")
+def policies() -> Iterator[dict[str, Policy]]:
+    """Return the policies of access.yaml with every option."""
+    with running_moto() as url:
+        account = Account(url)
+        account.create("access", PARAMETERS | OPTIONS)
+        yield account.policies("access")
+
+
+@pytest.fixture
+def recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Have all programs that the test starts record their calls; return the folder."""
+    folder = tmp_path / "recording"
+    install_hook(folder)
+    monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{ROOT / 'tests'}")
+    return folder
+
+
+def made_by(calls: list[RecordedCall], *words: str) -> set[Access]:
+    """Return the calls of the program whose arguments begin with *words*."""
+    return {call.access for call in calls if call.arguments[: len(words)] == words}
+
+
+def of_worker(calls: list[RecordedCall]) -> set[Access]:
+    """Return the calls of workers, less those that create what is missing."""
+    return {access for access in made_by(calls, "run") if access.action not in CREATING}
+
+
+async def run_program(*words: str, env: dict[str, str]) -> None:
+    """Run a program of ours to its end, which has to be a good one."""
+    inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *words, env=inherited | env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == 0, out.decode()
+
+
+async def test_demo_needs_the_policies_of_the_worker_and_of_the_producers(
+    policies: dict[str, Policy], recording: Path
+) -> None:
+    """Nothing outside of them, with every kind of record and message that the demo has."""
+    await run_program("-m", "simplu_worker", "demo", "--operations=600", "--tenants=3", "--shards=1", env={})
+    calls = recorded_calls(recording)
+    assert refused([policies["WorkerPolicy"]], of_worker(calls)) == []
+    sent = {access for access in made_by(calls, "demo") if access.action in PUTS}
+    assert refused([policies[name] for name in PRODUCERS], sent) == []
+    assert {access.action for access in sent} >= {"kinesis:PutRecords", "sqs:SendMessage"}
+
+
+async def test_worker_and_every_command_need_exactly_their_policies(
+    policies: dict[str, Policy], recording: Path, tmp_path: Path
+) -> None:
+    """Nothing outside, nothing superfluous; and no operation in the package is missing from the recording."""
+    async with Stack(shards=3, stream_shards=2) as stack:
+        terminal = Terminal(stack, tmp_path)
+        async with stack.aws_client("dynamodb") as dynamodb:
+            await put_businesses(dynamodb, stack.env["DYNAMODB_BUSINESS_INFO_TABLE"], {"clinic": ("dental", ["main"])})
+        for name in ("clinic-main", "known-main"):
+            stack.citrus.registry.place(name, stack.citrus.registry.shards["shard-1"])
+        worker = WorkerProcess(stack.group, stack.env | EVERY_OPTION)
+        worker.start()
+        await worker.wait_ready()
+        await _use(stack, terminal, worker, recording)
+        await _run_commands(stack, terminal)
+        await worker.stop(within_s=35)
+        await _run_parts(stack)
+        await terminal.run("check")  # beside the rows of a KCL
+    calls = recorded_calls(recording)
+    print(table_of(calls))  # noqa: T201
+    parts = {call.access for call in calls if call.arguments == ()}  # the program without arguments
+    of_commands = {call.access for call in calls if call.arguments and call.arguments[0] not in NOT_FOR_PEOPLE}
+    run = of_worker(calls) | parts
+    assert (refused([policies[name] for name in WORKER], run), refused([policies["CommandsPolicy"]], of_commands)) == (
+        [],
+        [],
+    )
+    assert superfluous([policies[name] for name in WORKER], run) == []
+    assert superfluous([policies["CommandsPolicy"]], of_commands) == []
+    sent = {access for access in of_commands if access.action in PUTS}
+    assert superfluous([policies[name] for name in PRODUCERS], sent) == []
+    assert operations_in_package() == {access.action.partition(":")[2] for access in run | of_commands} | {
+        action.partition(":")[2] for action in CREATING
+    }
+
+
+def table_of(calls: list[RecordedCall]) -> str:
+    """Return each call once, with the programs that made it."""
+    rows: dict[Access, set[str]] = {}
+    for call in calls:
+        rows.setdefault(call.access, set()).add(" ".join(call.arguments[:2]))
+    return "\n".join(f"{access.action} {access.resource}: {', '.join(sorted(rows[access]))}" for access in sorted(rows))
+
+
+def operations_in_package() -> set[str]:
+    """Return the operations of AWS that the worker's package names: methods of clients, and names in calls."""
+    session = botocore.session.get_session()
+    models = [session.get_service_model(service) for service in ("kinesis", "dynamodb", "sqs")]
+    operations = {xform_name(name): name for model in models for name in model.operation_names}
+    named: set[object] = set()
+    for path in (ROOT / "simplu_worker").rglob("*.py"):
+        if "local" not in path.relative_to(ROOT / "simplu_worker").parts:
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Attribute) and "client" in ast.unparse(node.value):
+                    named.add(node.attr)
+                elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("call"):
+                    named |= {one.value for one in node.args if isinstance(one, ast.Constant)}
+    return {operations[name].removesuffix("Batch") for name in operations.keys() & named}
+
+
+async def _use(stack: Stack, terminal: Terminal, worker: WorkerProcess, recording: Path) -> None:
+    """Have the worker make all of its calls: operations and messages, bad and unknown ones, purges."""
+    queue_urls = [stack.env[f"SQS_{name}_QUEUE_URL"] for name in ("SHARD_CREATION", "ORDER_EVENTS", "PRIORITY")]
+    text = text_of(operation(resourceId="a"), operation(businessId="known", resourceId="b"))
+    sent = await terminal.run("operations", "send", "-", "--wait", "--timeout=3", "--json", text=text)
+    assert sent.json["operations"][0]["status"] == "succeeded", log_tail(worker.log_path)
+    one = text_of(operation(resourceId="c"))
+    assert (await terminal.run("operations", "send", "-", "--wait", text=one)).status == 0
+    assert (await terminal.run("operations", "send", "-", "--force", text="no JSON\n" * BAD_RECORDS)).status == 1
+    event: dict[str, object] = {"type": "CREATE", "orderId": "o", "data": {}}
+    for priority in ((), ("--priority",)):
+        await terminal.run("operations", "send", "-", "--orders", *priority, text=text_of(event | TENANT))
+    async with stack.aws_client("sqs") as sqs:
+        unknown = json.dumps(event | {"businessId": "nobody", "locationId": "main"})
+        for number, url in enumerate(queue_urls):
+            group = {"MessageGroupId": "g", "MessageDeduplicationId": "d"} if number else {}
+            control = {"businessId": "nobody", "locationId": "main", "action": "destroy"}
+            control |= {"messageType": "SHARD_DESTRUCTION", "timestamp": "2026-01-31T09:00:00Z"}
+            body = unknown if number else json.dumps(control)
+            await sqs.send_message(QueueUrl=url, MessageBody=body, **group)
+            bad = {name: f"{value}-bad" for name, value in group.items()}
+            await sqs.send_message(QueueUrl=url, MessageBody="no message", **bad)
+    names = [url.rpartition("/")[2] for url in queue_urls]
+    awaited = {Access("sqs:ChangeMessageVisibility", name) for name in names}
+
+    async def are_handled() -> bool:
+        return awaited <= {call.access for call in recorded_calls(recording)}
+
+    assert await poll_until(are_handled, within_s=WITHIN_S), log_tail(worker.log_path)
+    headers = {"Authorization": f"Bearer {stack.env['API_TOKEN']}"}
+    async with aiohttp.ClientSession(headers=headers) as session:
+        await _handle_letters(stack, session, worker)
+        for name in names:
+            async with session.delete(f"{worker.url}/sqs/purge?queue={name}") as answer:
+                assert answer.status == 202
+
+
+async def _handle_letters(stack: Stack, session: aiohttp.ClientSession, worker: WorkerProcess) -> None:
+    """List and replay the dead letters over HTTP, one of the stream and then all; they come back each time."""
+
+    async def are_stored() -> bool:
+        async with stack.aws_client("sqs") as sqs:
+            names = ["ApproximateNumberOfMessages"]
+            url = stack.env["SQS_DEAD_LETTER_QUEUE_URL"]
+            answer = await sqs.get_queue_attributes(QueueUrl=url, AttributeNames=names)
+        return int(answer["Attributes"][names[0]]) >= LETTERS
+
+    async def ask(path: str, **members: object) -> None:
+        async with session.post(f"{worker.url}/dead-letters/{path}", json=members) as answer:
+            assert answer.status == 200, await answer.text()
+
+    everything = {"apply": True, "force": True, "until": "2999-01-01T00:00:00Z"}
+    assert await poll_until(are_stored, within_s=WITHIN_S), log_tail(worker.log_path)
+    await ask("list")
+    await ask("replay", **everything, source="kinesis", limit=1)
+    assert await poll_until(are_stored, within_s=WITHIN_S), log_tail(worker.log_path)
+    await ask("replay", **everything)
+    assert await poll_until(are_stored, within_s=WITHIN_S), log_tail(worker.log_path)
+
+
+async def _run_commands(stack: Stack, terminal: Terminal) -> None:
+    """Run each command once, far enough that it makes its calls; with what it needs, or until it refuses."""
+    urls = stack.env["STACK_POSTGRES_URLS"].split()
+    connection = await asyncpg.connect(urls[2])
+    shard = TypescriptShard(connection, is_joined=False)
+    await shard.make()
+    await shard.insert(("clinic", "main"), "patient", "p", {})
+    await connection.close()
+    mapping = terminal.folder / "mapping.toml"
+    mapping.write_text(MAPPING, encoding="utf-8")
+    backup = {"BACKUP_URL": urls[0]}
+    commands: dict[str, list[tuple[tuple[str, ...], dict[str, str]]]] = {
+        "aws plan": [((), {})],
+        "check": [((), {}), ((), {"KINESIS_READ": "fan-out"})],
+        "dead-letters discard": [(("--apply",), {})],
+        "dead-letters list": [((), {})],
+        "dead-letters replay": [(("--apply", "--force"), {})],
+        "fleet release": [(("shardId-000000000000",), {})],
+        "fleet retry": [((), {})],
+        "fleet show": [((), {})],
+        "operations list": [(("clinic", "main"), {})],
+        "operations send": [],  # above
+        "operations show": [(("never-sent", "--tenant", "clinic", "main"), {})],
+        "operations test": [(("-",), {})],
+        "replay": [(("--from=2026-01-01", "--dry-run"), {})],
+        "shards accept-gap": [(("shard-1",), {})],
+        "shards adopt": [(("shard-3",), {})],
+        "shards drain": [(("shard-2",), {})],
+        "shards list": [((), {})],
+        "shards rebalance": [((), {})],
+        "shards route": [(("clinic-main",), {})],
+        "shards upgrade": [((), {})],
+        "shards verify-backup": [(("shard-1",), backup)],
+        "stream remove-consumer": [(("simplu-worker",), {})],
+        "tap": [(("--url=http://127.0.0.1:9",), {})],  # where nothing listens: it would show for a quarter of an hour
+        "tenants audit": [((), {})],
+        "top": [(("--url=http://127.0.0.1:9",), {})],
+        "tenants cleanup": [((), {})],
+        "tenants import": [((str(mapping),), {"IMPORT_SOURCE_URL": urls[2]})],
+        "tenants list": [((), {})],
+        "tenants move": [(("clinic", "main", "--to", "shard-2", "--dry-run"), {})],
+        "tenants provision": [(("--from-business-info",), {})],
+        "tenants restore": [(("clinic", "main"), backup)],
+        "tenants rollback": [(("clinic", "main"), {})],
+        "tenants show": [(("clinic", "main"), {})],
+        "tenants verify": [(("clinic", "main"), {})],
+    }
+    assert commands.keys() == program_commands().keys() - NOT_FOR_PEOPLE
+    every = [((*words.split(), *more), env) for words, runs in commands.items() for more, env in runs]
+    last = [one for one in every if {"stream", "discard"} & {*one[0]}]
+    others = [one for one in every if one not in last]
+    for first in range(0, len(others), 3):
+        ended = await terminal.run_all(*others[first : first + 3])
+        assert {one.status for one in ended} <= {0, 1, 2}, ended
+    await terminal.run_all(*last)
+
+
+async def _run_parts(stack: Stack) -> None:
+    """Make the calls that a short run does not come to."""
+    async with stack.aws_client("dynamodb") as dynamodb:
+        await dynamodb.create_table(
+            TableName="simplu-worker-WorkerMetricStats",
+            BillingMode="PAY_PER_REQUEST",
+            AttributeDefinitions=[{"AttributeName": "wid", "AttributeType": "S"}],
+            KeySchema=[{"AttributeName": "wid", "KeyType": "HASH"}],
+        )
+    await run_program("-m", PARTS, env={**stack.env, "KINESIS_KCL_FOLLOWER": "true"})

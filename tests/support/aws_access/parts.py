@@ -1,0 +1,60 @@
+"""`python -m support.aws_access.parts`: the calls of a worker that a short run does not come to, by its own functions.
+
+A lease is deleted once the stream has forgotten its stream shard; the metrics of a follower need a leader of the KCL.
+The variables are those of a worker, and the KCL's table of worker metrics is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from datetime import UTC, datetime
+
+from support.aws.kcl3_peer import migration_row
+
+from simplu_worker.assembly.aws import open_lease_table, open_leases
+from simplu_worker.aws.clients import open_client
+from simplu_worker.config.settings import Settings, load_settings
+from simplu_worker.consumers.kinesis.fleet.cpu_share import CpuShare
+from simplu_worker.consumers.kinesis.fleet.kcl_follower import KclFollower
+from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.leases.table_requests import TableRequests
+from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON
+
+LEASE = Lease("shardId-forgotten", TRIM_HORIZON)
+
+
+async def delete_lease(settings: Settings) -> None:
+    """Write a lease, read it, and delete it."""
+    async with open_lease_table(settings) as table:
+        assert await table.create(LEASE)
+        found = await table.find(LEASE.lease_key)
+        assert found is not None
+        assert await table.delete(found)
+
+
+async def follow(settings: Settings) -> None:
+    """Report metrics beside an application of the KCL 3.x, and delete them."""
+    async with (
+        open_leases(settings) as (table, watch),
+        open_client("dynamodb", region=settings.aws_region, endpoint_url=settings.dynamodb_endpoint) as client,
+    ):
+        await table.requests.call(table.name, "put_item", Item=migration_row("CLIENT_VERSION_3X"))
+        await table.scan()
+        await watch.check()
+        cpu = CpuShare(cores=1.0, cpu_s=lambda: 0.0, wall_s=lambda: 0.0)
+        requests = TableRequests(client)
+        follower = KclFollower(requests, watch, me="host:1:me", utc=lambda: datetime.now(UTC), cpu=cpu)
+        await follower.report()
+        await follower.leave()
+
+
+async def run() -> None:
+    """Make all calls."""
+    settings = load_settings(os.environ)
+    await delete_lease(settings)
+    await follow(settings.model_copy(update={"kinesis_kcl_follower": True}))
+
+
+if __name__ == "__main__":
+    asyncio.run(run())
