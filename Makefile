@@ -6,7 +6,7 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11 python3; do \
 RUN = $(or $(PYTHON),$(error No Python found. Install Python 3.11 or newer: apt-get install python3 python3-venv, or brew install python@3.13)) run.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-directory bench-isolation bench-provisioning bench-writing mutants fuzz setup tools peers audit lock clean
+.PHONY: help demo test lint bench bench-directory bench-isolation bench-provisioning bench-writing mutants fuzz setup tools site peers audit lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -46,6 +46,9 @@ setup: ## Make .venv with everything for development
 
 tools: ## Make .venv-tools with uv and the checkers of deploy/, and .venv-ministack
 	@$(RUN) tools
+
+site: ## Build the documentation site into site/, and check its links
+	@$(RUN) site
 
 peers: ## Build the programs of other vendors that tests/peers runs
 	@$(RUN) peers $(ARGS)

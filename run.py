@@ -57,7 +57,10 @@ LOCKS = {
 }
 WITHOUT_US = ("tools", "ministack", "bench")  # the sets of environments into which our own package is not installed
 LINTERS = (["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["lint-imports"])
-CACHES = ("mutants", ".fuzz", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".import_linter_cache")
+CACHES = (
+    *("mutants", "site", ".site", ".fuzz"),
+    *(".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".import_linter_cache"),
+)
 
 
 class Python(NamedTuple):
@@ -420,6 +423,13 @@ def tools(_args: List[str]) -> None:
     ensure(MINISTACK_VENV, "ministack")
 
 
+def site(_args: List[str]) -> None:
+    """Build the documentation site into site/, and check its links."""
+    ensure(TOOLS_VENV, "tools")
+    ensure(VENV, "dev")
+    become([in_venv("python"), "-m", "support.site.build"])
+
+
 def peers(args: List[str]) -> None:
     """Build the programs of other vendors that tests/peers runs, in .tools/peers; needs Java, Maven and Go."""
     ensure(VENV, "dev")
@@ -466,6 +476,7 @@ COMMANDS: Dict[str, Callable[[List[str]], None]] = {
     "fuzz": fuzz,
     "setup": setup,
     "tools": tools,
+    "site": site,
     "peers": peers,
     "audit": audit,
     "lock": lock,

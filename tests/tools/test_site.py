@@ -1,0 +1,92 @@
+"""The documentation site builds without a warning, every link leads somewhere, and nothing comes from another host."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path, PurePosixPath
+
+import pytest
+from support.requires import ROOT, required_program
+from support.site.build import build, change_links, find_problems, linked_files, page_of_file, stage, staged_path
+
+DOCS = ROOT / "docs"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the built site."""
+    required_program("zensical", how="python3 run.py tools")
+    folder = tmp_path_factory.mktemp("site")
+    build(ROOT, folder / "work", folder / "site")
+    return folder / "site"
+
+
+def test_navigation_has_every_page_once() -> None:
+    """A page that is not in the order of the site is found by nobody, and a page that is gone ends the build."""
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    listed = re.findall(r"^ +- (?:.+: )?(\S+\.md)$", navigation, re.MULTILINE)
+    assert sorted(listed) == sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+
+
+@pytest.mark.slow(8)
+def test_site_has_no_broken_link_and_loads_nothing_from_elsewhere(site: Path) -> None:
+    """The generator is strict, and its pages are looked through once more."""
+    assert find_problems(site) == []
+
+
+@pytest.mark.slow(1)
+def test_search_works_from_files(site: Path) -> None:
+    """The index is a script, which pages may load from files, and has the text of all pages."""
+    text = (site / "search.js").read_text(encoding="utf-8")
+    items = json.loads(text.partition("=")[2].strip().rstrip(";"))["items"]
+    found = {item["location"].partition("#")[0] for item in items}
+    pages = {path.relative_to(DOCS).with_suffix(".html").as_posix() for path in DOCS.rglob("*.md")}
+    assert {page.replace("README", "index") for page in pages} <= found
+    workers = [
+        re.findall(r'src="([^"]*file_worker\.js)"', page.read_text(encoding="utf-8")) for page in site.rglob("*.html")
+    ]
+    assert {len(one) for one in workers} == {1}
+
+
+def test_problems_are_links_without_a_target_and_addresses_of_other_hosts(tmp_path: Path) -> None:
+    """The check above has teeth."""
+    (tmp_path / "a.html").write_text(
+        '<h1 id="here"></h1><a href="#here"></a><a href="b.html#there"></a><a href="https://example.org/"></a>'
+        '<a href="none.html"></a><a href="b.html#nowhere"></a><script src="https://example.org/s.js"></script>',
+        encoding="utf-8",
+    )
+    (tmp_path / "b.html").write_text('<p id="there"></p><img src="none.svg">', encoding="utf-8")
+    assert find_problems(tmp_path) == [
+        "a.html loads https://example.org/s.js",
+        "a.html links to none.html",
+        "a.html links to b.html#nowhere",
+        "b.html links to none.svg",
+    ]
+
+
+def test_files_outside_of_docs_become_pages(tmp_path: Path) -> None:
+    """Pages stay pages, a file is shown with its text, links lead to their places, a file name becomes a heading."""
+    for name, text in {
+        "docs/a/b.md": "# B\n[c.md](../c.md#part-2) [c.md](../c.md) [C](../c.md) [no](../../R.md)"
+        " [f](../../deploy/f.yaml) [here](#y) [web](https://example.org/x.md)",
+        "docs/c.md": "# The C\n## Part 2!\n",
+        "R.md": "# R\n[d](docs/c.md)",
+        "deploy/f.yaml": "key: 1\n",
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    staged = {str(place): content.decode() for place, content in stage(tmp_path).items()}
+    assert staged == {
+        "a/b.md": "# B\n[Part 2!](../c.md#part-2) [The C](../c.md) [C](../c.md) [no](../repository/R.md)"
+        " [f](../repository/deploy/f.yaml.md) [here](#y) [web](https://example.org/x.md)",
+        "c.md": "# The C\n## Part 2!\n",
+        "repository/R.md": "# R\n[d](../c.md)",
+        "repository/deploy/f.yaml.md": "# deploy/f.yaml\n\n````yaml\nkey: 1\n````\n",
+    }
+    page = tmp_path / "docs" / "a" / "b.md"
+    assert len(list(linked_files(page, page.read_text()))) == 5
+    assert staged_path(tmp_path, page) == PurePosixPath("a/b.md")
+    assert change_links(tmp_path, page, "no link") == "no link"
+    assert page_of_file(tmp_path, tmp_path / "deploy" / "f.yaml").startswith("# deploy/f.yaml\n")
