@@ -54,6 +54,7 @@ HEALTH_SUMMARY: Final = (
     "usage",
     "connectionsUsed",
     "connectionsMax",
+    "schemaVersion",
     "replicationLagSeconds",
     "odd",
     "lastCheckAt",
