@@ -116,5 +116,8 @@ WHERE used.datname = pg_catalog.current_database();
 SELECT num_timed AS timed, num_requested AS requested FROM pg_catalog.pg_stat_checkpointer;
 
 -- name: count_checkpoints_before_17
--- The same, of older servers.
-SELECT checkpoints_timed AS timed, checkpoints_req AS requested FROM pg_catalog.pg_stat_bgwriter;
+-- The same, of older servers. By name, so that newer ones, which do not have the columns, can parse it too.
+SELECT
+    pg_catalog.jsonb_extract_path_text(pg_catalog.to_jsonb(counts), 'checkpoints_timed')::pg_catalog.int8 AS timed,
+    pg_catalog.jsonb_extract_path_text(pg_catalog.to_jsonb(counts), 'checkpoints_req')::pg_catalog.int8 AS requested
+FROM pg_catalog.pg_stat_bgwriter AS counts;
