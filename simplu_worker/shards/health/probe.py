@@ -176,7 +176,7 @@ async def _read_facts(connection: Connection, version_number: int) -> ServerFact
         if connection.is_closed():
             raise
         return None  # as above
-    if row is None or counted is None:
+    if row is None or counted is None or counted["timed"] is None:
         return None
     facts = dict(row) | {"tables": _tables.decode(row["tables"])}
     return ServerFacts(checkpoints_timed=counted["timed"], checkpoints_requested=counted["requested"], **facts)

@@ -75,7 +75,7 @@ async def test_dead_rows_are_those_that_wait_for_a_vacuum(make_shard: ShardMaker
 
 
 async def test_facts_are_left_out_where_the_server_lacks_one(make_shard: ShardMaker) -> None:
-    """A hosted server may lack a view or hide it, and `check` goes on: here one that this server no longer has."""
+    """A hosted server may lack facts or hide them, and `check` goes on: here counts that this server no longer has."""
     pool = ShardPool(await make_shard(), size=1)
     try:
         assert await read_server_facts(pool, OLD) is None
