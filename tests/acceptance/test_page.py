@@ -311,7 +311,7 @@ async def test_top_follows_the_worker_in_a_terminal_of_any_size(world: PageWorld
         )
         assert terminal.screen.count("\n") < 16
         terminal.send(b"\x03")
-        assert await terminal.wait() == EXIT_INTERRUPTED
+        assert await terminal.wait(within_s=SEEN_WITHIN_S) == EXIT_INTERRUPTED
     assert LEAVES_SCREEN in terminal.text
 
 

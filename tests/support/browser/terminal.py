@@ -53,9 +53,10 @@ class Terminal:
         """Press *keys*."""
         os.write(self._descriptor, keys)
 
-    async def wait(self) -> int:
-        """Wait for the end of the command; return its exit status."""
-        return await self._process.wait()
+    async def wait(self, *, within_s: float) -> int:
+        """Wait for the end of the command; return its exit status. Raises TimeoutError."""
+        async with asyncio.timeout(within_s):
+            return await self._process.wait()
 
 
 def set_size(descriptor: int, rows: int, columns: int) -> None:
@@ -94,9 +95,11 @@ async def open_terminal(env: Mapping[str, str], *arguments: str, rows: int, colu
         os.close(person)
 
 
-# Ctrl-C reaches the programs of the session that the terminal controls.
+# Ctrl-C reaches the programs of the session that the terminal controls; a test run in the background ignores SIGINT, and
+# so would they.
 LEADER = """
-import fcntl, sys, termios
+import fcntl, signal, sys, termios
+signal.signal(signal.SIGINT, signal.default_int_handler)
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 from simplu_worker.cli import main
 sys.argv[0] = "simplu-worker"
