@@ -15,9 +15,11 @@ from acceptance.programs import run_program
 
 from simplu_worker.local.aws_server.server import send_commands
 from simplu_worker.local.demo.trial import Trial, TrialLoad, TrialSnapshot
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.worker_process import WorkerProcess
 from simplu_worker.local.stack.stack import Stack
 
+SUBSCRIBED_WITHIN_S = 60.0
 SMALL = ("--operations", "1500", "--stream-shards", "2", "--rate", "40", "--lease-duration", "2")
 
 
@@ -65,10 +67,21 @@ async def test_replay_drops_what_was_applied_when_the_stream_is_read_again(stack
 async def test_consumer_stays_when_a_worker_that_reads_by_push_stops(stack: Stack) -> None:
     """The consumer stays when the worker stops, and the next worker finds it again."""
     env = stack.env | {"KINESIS_READ": "fan-out"}
+
+    async def call_counts() -> dict[str, int]:
+        found: dict[str, int] = (await send_commands(stack.kinesis_url))["calls"]
+        return found
+
     for number in range(2):
+        subscribed = (await call_counts()).get("SubscribeToShard", 0)
         worker = WorkerProcess(stack.group, env, number=10 + number)
         worker.start()
         await worker.wait_ready()
+
+        async def reads_by_push(before: int = subscribed) -> bool:
+            return (await call_counts()).get("SubscribeToShard", 0) >= before + 2
+
+        assert await poll_until(reads_by_push, within_s=SUBSCRIBED_WITHIN_S)  # it polls until its consumer is active
         load = TrialLoad(200, number, run=f"push-{number}", tenants=4)
         result = await Trial(load, lambda: stack.env, on_tick=_ignore).run()
         assert result.report.differences == []
@@ -77,4 +90,3 @@ async def test_consumer_stays_when_a_worker_that_reads_by_push_stops(stack: Stac
     consumers = state["streams"][stack.env["KINESIS_STREAM_NAME"]]["consumers"]
     assert consumers == {stack.env["KINESIS_APPLICATION_NAME"]: {"subscriptions": 2}}
     assert state["calls"]["RegisterStreamConsumer"] == 1
-    assert state["calls"]["SubscribeToShard"] >= 4
