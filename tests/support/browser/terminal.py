@@ -95,8 +95,8 @@ async def open_terminal(env: Mapping[str, str], *arguments: str, rows: int, colu
         os.close(person)
 
 
-# Ctrl-C reaches the programs of the session that the terminal controls. A test run in the background ignores SIGINT, and
-# without a handler so would they.
+# Ctrl-C reaches the programs of the session that the terminal controls. A test run in the background ignores SIGINT: so
+# would they, without a handler.
 LEADER = """
 import fcntl, signal, sys, termios
 signal.signal(signal.SIGINT, signal.default_int_handler)
