@@ -83,6 +83,8 @@ async def read_body(request: web.Request, kind: type[Body]) -> Body:
             text = await request.read()
     except TimeoutError:
         raise ValueError(f"expected the whole body within {BODY_WITHIN_S:g} s") from None
+    except (ConnectionError, web.RequestPayloadError):
+        raise ValueError("expected the whole body, got the end of the connection or another encoding") from None
     try:
         return msgspec.json.decode(text or b"{}", type=kind)
     except msgspec.ValidationError as exc:

@@ -175,6 +175,9 @@ SEEDS: Final = (
             ("/leases/shardId-1/release", b""),
         )
     ),
+    request("/held/retry", f"{AUTHORIZED}Content-Length: 22\r\n", "POST") + b"1",
+    request("/held/retry", f"{AUTHORIZED}Transfer-Encoding: chunked\r\n", "POST") + b"zz\r\n{}\r\n0\r\n\r\n",
+    request("/held/retry", f"{AUTHORIZED}Content-Encoding: gzip\r\nContent-Length: 2\r\n", "POST") + b"{}",
     request("/livez") + request("/status", "Authorization: Basic x\r\n")[1:],
     request("/metrics", "Accept: application/openmetrics-text; version=1.0.0; q=0.5, */*\r\n"),
     request("/status")
