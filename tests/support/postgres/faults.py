@@ -104,7 +104,13 @@ async def without_connections(server: PostgresServer) -> AsyncIterator[None]:
     taken: list[Connection] = []
     try:
         await _take_all(server, taken)
-        while await taken[0].fetchval(OTHERS_END, [one.get_server_pid() for one in taken]):
+        room = int(await taken[0].fetchval("SHOW max_connections"))
+        deadline = asyncio.get_running_loop().time() + TAKES_HOLD_WITHIN_S
+        # Not until no other is listed: one that ends is not in the list any more when it still has its place.
+        while len(taken) < room:
+            if asyncio.get_running_loop().time() > deadline:
+                raise StackError(f"Postgres {server.database} still has {room - len(taken)} connections of others")
+            await taken[0].fetchval(OTHERS_END, [one.get_server_pid() for one in taken])
             await _take_all(server, taken)
         yield
     finally:
