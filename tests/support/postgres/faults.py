@@ -122,7 +122,7 @@ async def without_connections(server: PostgresServer) -> AsyncIterator[None]:
 async def on_small_disk(server: PostgresServer, group: ProcessGroup, size_bytes: int) -> AsyncIterator[SmallDisk]:
     """Keep the tables of a server's own database, not its write-ahead log, on a disk that can be filled.
 
-    They are moved there and back, so they must not be in use. Raises `NoDiskError` if no disk can be mounted.
+    They are moved there and back, and nobody can use them until then. Raises `NoDiskError` if no disk can be mounted.
     """
     async with _connected(server) as connection:
         folder = Path(await connection.fetchval("SHOW data_directory")).parent
@@ -206,6 +206,17 @@ async def _take_all(server: PostgresServer, taken: list[Connection]) -> None:
 
 
 async def _move_tables(server: PostgresServer, source: str, target: str) -> None:
+    """Move all tables and indexes, in whatever order the server has them.
+
+    A worker's transaction may have taken some of them in another order: it goes first.
+    """
     async with _connected(server, server.database) as connection:
         for kind in ("TABLE", "INDEX"):
-            await connection.execute(f"ALTER {kind} ALL IN TABLESPACE {source} SET TABLESPACE {target}")
+            deadline = asyncio.get_running_loop().time() + TAKES_HOLD_WITHIN_S
+            while True:
+                try:
+                    await connection.execute(f"ALTER {kind} ALL IN TABLESPACE {source} SET TABLESPACE {target}")
+                    break
+                except asyncpg.DeadlockDetectedError:
+                    if asyncio.get_running_loop().time() > deadline:
+                        raise
