@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -29,6 +30,7 @@ from simplu_worker.shards.moving.types import Certificate, Move, MoveOptions, Mo
 from simplu_worker.shards.moving.undoing import clean_up, list_left_behind, undo_move
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
 
 OPTIONS = MoveOptions(log_kept=timedelta(days=1))
 TENANT_ID = "clinic-main"
@@ -368,6 +370,21 @@ async def test_journal_has_why_a_mover_gave_up_and_then_the_certificate(world: W
     assert (await world.move()).pause_s is None
     (again,) = await world.journal("a")
     assert (again.pause_s, again.updated_at) == (certificate.pause_s, ended.updated_at)
+
+
+async def test_error_of_a_mover_is_not_that_of_the_one_that_goes_on(world: World) -> None:
+    """A move that has committed keeps its positions, and counts as failed once."""
+    pool, position = world.shard_pools["a"], {"stream": "s"}
+    await fetch(pool, QUERIES["open_move"], TENANT_ID, "b", 1, "open")
+    detail = json.dumps({"positions": [position], "error": "no answer"})
+    await fetch(pool, QUERIES["note_move"], TENANT_ID, 1, "committed", detail)
+    assert [one.outcome for one in await world.journal("a")] == ["failed"]
+
+    await fetch(pool, QUERIES["open_move"], TENANT_ID, "b", 2, "committed")
+
+    assert [(one.outcome, one.move_token) for one in await world.journal("a")] == [(None, 2)]
+    (row,) = await fetch(pool, "SELECT detail FROM moves")
+    assert json.loads(row["detail"]) == {"positions": [position]}
 
 
 async def test_difference_is_found_and_repaired_when_asked(world: World) -> None:

@@ -38,14 +38,18 @@ WHERE
     AND (state <> 'fenced' OR fenced_until IS NOT NULL);
 
 -- name: open_move
--- The time of an open move to the same shard stays, and so does the detail of one that has committed.
+-- The time of an open move to the same shard stays, and so does the detail of one that has committed, without the error
+-- of the mover before: this one has not failed.
 INSERT INTO public.moves AS known (tenant_id, target_shard_id, move_token, step)
 VALUES ($1, $2, $3, $4)
 ON CONFLICT (tenant_id) DO UPDATE SET
     target_shard_id = excluded.target_shard_id,
     move_token = excluded.move_token,
     step = excluded.step,
-    detail = CASE WHEN excluded.step = 'committed' THEN known.detail ELSE '{}' END,
+    detail = CASE
+        WHEN excluded.step = 'committed' THEN pg_catalog.jsonb_delete(known.detail, 'error'::pg_catalog.text)
+        ELSE '{}'
+    END,
     started_at = CASE
         WHEN known.step IN ('open', 'committed') AND known.target_shard_id = excluded.target_shard_id THEN known.started_at
         ELSE pg_catalog.clock_timestamp()
