@@ -38,7 +38,7 @@ from benchmarks.throughput.measures import measure_latency, measure_orders, meas
 from benchmarks.throughput.mixes import MIXES, QUICK_MIXES, REALISTIC, mix_of
 from benchmarks.throughput.page import MIX_HEAD, MIX_RATIO_HEAD, write_page
 from benchmarks.throughput.results import BARE, BOUND_CELLS, WORKER, Machine, ThroughputResults
-from benchmarks.throughput.runs import OURS_HERE, Cell, Checkout, Contender, Runner, StalledError
+from benchmarks.throughput.runs import OURS_HERE, Cell, Checkout, Contender, Run, Runner, StalledError
 from benchmarks.throughput.startup import measure_idle, measure_starts, start_range
 from benchmarks.throughput.testbed import FOLDER, BenchmarkServers, run_servers
 
@@ -183,10 +183,7 @@ async def measure_mixes(
                         mix=mix,
                         checkout=checkout,
                     )
-                    try:
-                        one = await runner.measure(cell)
-                    except StalledError as exc:
-                        note_stall(exc, results, console)
+                    if (one := await measure_cell(runner, cell, results, console)) is None:
                         continue
                     results.mixes.append(one)
                     console.print(
@@ -216,6 +213,15 @@ async def measure_replicas(
         console.print(f"round {number_of_round}: two workers ÷ one: {pair[1].rate / pair[0].rate:.2f}")
 
 
+async def measure_cell(runner: Runner, cell: Cell, results: ThroughputResults, console: Console) -> Run | None:
+    """Measure a cell once; None if its contender stalled, which is recorded."""
+    try:
+        return await runner.measure(cell)
+    except StalledError as exc:
+        note_stall(exc, results, console)
+        return None
+
+
 def note_stall(exc: StalledError, results: ThroughputResults, console: Console) -> None:
     """Record that a contender stalled: a result too, and no reason to lose the others."""
     results.stalls.append(str(exc).partition(":\n")[0])
@@ -242,10 +248,7 @@ async def measure_rates(
                     lanes_python=arguments.lanes_python,
                     round_number=number_of_round,
                 )
-                try:
-                    one = await runner.measure(cell)
-                except StalledError as exc:
-                    note_stall(exc, results, console)
+                if (one := await measure_cell(runner, cell, results, console)) is None:
                     continue
                 results.runs.append(one)
                 console.print(

@@ -50,21 +50,24 @@ class MoveEntry(msgspec.Struct, frozen=True, kw_only=True):
         return None if self.error is None else "failed"
 
     @property
+    def end(self) -> MoveKey | None:
+        """The key of the end of this move; None while it goes on. A mover that comes later has another token."""
+        return None if self.outcome is None else (self.tenant_id, self.move_token, self.outcome)
+
+    @property
     def standing_s(self) -> float:
         """The time since the move last went on."""
         return max(0.0, (self.read_at - self.updated_at).total_seconds())
 
 
 def ended_keys(entries: Iterable[MoveEntry]) -> frozenset[MoveKey]:
-    """Return the ends of moves among *entries*: a mover that comes later has another token."""
-    return frozenset((one.tenant_id, one.move_token, one.outcome) for one in entries if one.outcome is not None)
+    """Return the ends of moves among *entries*."""
+    return frozenset(one.end for one in entries if one.end is not None)
 
 
 def newly_ended(entries: Iterable[MoveEntry], before: Collection[MoveKey]) -> list[MoveEntry]:
     """Return those of *entries* that have ended and were not among *before*."""
-    return [
-        one for one in entries if one.outcome is not None and (one.tenant_id, one.move_token, one.outcome) not in before
-    ]
+    return [one for one in entries if one.end is not None and one.end not in before]
 
 
 def longest_standing_s(moves: Mapping[str, Iterable[MoveEntry]]) -> float:

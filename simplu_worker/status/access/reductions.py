@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from simplu_worker.operations.operation import Failure
+from simplu_worker.shards.health.moves import UNFINISHED
 
 # Names that labels of the metrics show as well, which need no token either; and times.
 SHOWN_TEXTS: Final = frozenset({"kind", "lastCheckAt", "name", "queue", "shardId", "streamShard", "version"})
@@ -47,7 +48,7 @@ STATES: Final = frozenset(
             "lost",
         ),
         *("primary", "standby", "read-only"),
-        *("open", "committed", "undoing", "cleaning"),
+        *UNFINISHED,  # steps of moves
         *("viewer", "operator"),
         *(
             "shard_unavailable",

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simplu_worker.metrics.instruments import HELD_REASONS
 from simplu_worker.status.access.reductions import (
     HIDDEN_CAUSE,
     SHOWN_TEXTS,
@@ -101,6 +102,7 @@ def test_lists_name_no_member_twice() -> None:
     assert not VIEWER_TEXTS & STATE_MEMBERS
     assert SHOWN_TEXTS <= VIEWER_TEXTS
     assert STATES <= VIEWER_STATES
+    assert set(HELD_REASONS) <= STATES
     assert all(counts_and_states({"state": word}) == {"state": word} for word in STATES)
 
 
