@@ -60,6 +60,7 @@ NOTE_INTERVAL_S: Final = 2.0
 PATIENCE_S: Final = 60.0  # in which a shard that does not answer may come back
 PAUSE_S: Final = 0.5  # before each new beginning
 CLOCK_STEP_MAX_S: Final = 1.0  # below the margin of the changes that are read again
+CLEANUP_STEPS: Final = frozenset({"cleaning", "cleaned"})  # of the journal: rows of the tenant are deleted
 LOG_KEPT_SHARE: Final = 0.5  # of the retention: a move that stood still for longer copies everything again
 
 log = structlog.get_logger(__name__)
@@ -189,6 +190,12 @@ class Mover:
             source = await read_tenant(connection, tenant_id, locked=True)
             if source is None or source.state not in states:
                 raise RetryableError(f"the tenant is {'not here' if source is None else source.state} now")
+            departure = await read_departure(connection, tenant_id)
+            if source.state is TenantState.MOVED and departure is not None and departure.step in CLEANUP_STEPS:
+                raise PermanentError(
+                    f"{tenant_id}: expected its rows on shard {self._move.source_id}, which it has left, got a cleanup "
+                    f"of them, and no tenant on shard {self._move.target_id}; restore that shard from a newer backup"
+                )
             self._token = max(source.move_token, token_of_target) + 1
             await take_token(connection, tenant_id, self._token)
             self._step = "committed" if source.state is TenantState.MOVED else "open"
@@ -213,6 +220,7 @@ class Mover:
             kept = continued_progress(source, self._move.source_id, target, arrival, keeps) or warm_progress(
                 source, target, departure, arrival_on_source, keeps
             )
+            # Without a chunk in it: an earlier mover may have been killed before it had emptied the target.
             progress = kept or Progress(source.server, source.epoch, source.read_at)
             self._epoch = _epoch_of(source, target)
             status = await connection.execute(
@@ -231,7 +239,7 @@ class Mover:
             await connection.execute(
                 QUERIES["open_arrival"], tenant_id, self._move.source_id, self._token, encoded(progress)
             )
-        if kept is None and await drop_rows(self._target, tenant_id, self._token, "lock_incoming") is None:
+        if not progress.cursors and await drop_rows(self._target, tenant_id, self._token, "lock_incoming") is None:
             raise self._outrun_error()
         return progress
 

@@ -80,13 +80,12 @@ async def _drop_copy(target: ShardPool, tenant_id: str, token: int) -> int:
         status = await connection.execute(QUERIES["take_incoming"], tenant_id, token)
         if affected_count(status) != 1:
             raise PermanentError(f"{tenant_id}: another mover has begun since; run the command again once it has ended")
+        await connection.execute(QUERIES["close_arrival"], tenant_id)  # no mover may go on from its rest
     count = await drop_rows(target, tenant_id, token, "lock_incoming")
     if count is None:
         raise PermanentError(f"{tenant_id}: another mover has begun since")
     async with target.transaction() as connection:
-        status = await connection.execute(QUERIES["drop_incoming"], tenant_id, token)
-        if affected_count(status) == 1:
-            await connection.execute(QUERIES["close_arrival"], tenant_id)
+        await connection.execute(QUERIES["drop_incoming"], tenant_id, token)
     return count
 
 

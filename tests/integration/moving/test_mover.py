@@ -437,3 +437,80 @@ async def test_target_that_lost_the_tenant_after_the_commit_gets_it_again_as_of_
     assert (certificate.verdict, await world.states()) == ("equal", {"a": "moved", "b": "active"})
     assert await world.case("b").resources() == before
     assert await fetch(world.shard_pools["b"], "SELECT owed_from FROM stream_positions") == [{"owed_from": "100/0"}]
+
+
+async def test_copy_that_was_not_emptied_to_its_end_is_emptied_by_the_next_mover(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mover is killed while it deletes what an earlier life of the tenant has left on the target."""
+    target = world.shard_pools["b"]
+    await fetch(target, ROWS, TENANT_ID, 50)
+    await fetch(target, LOGGED, TENANT_ID, 700)
+    before = await world.case("a").resources(), await world.case("a").log()
+
+    async def killed(*_: object) -> int:
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("simplu_worker.shards.moving.mover.drop_rows", killed)
+        with pytest.raises(asyncio.CancelledError):
+            await world.move()
+
+    assert (await world.move()).verdict == "equal"
+    assert (await world.case("b").resources(), await world.case("b").log()) == before
+
+
+async def test_rollback_that_is_killed_leaves_no_copy_to_go_on_from(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has deleted is copied again, though the progress was complete."""
+    target = world.shard_pools["b"]
+    before = await world.case("a").resources(), await world.case("a").log()
+
+    async def refused(*_: object) -> None:
+        raise PermanentError("stopped before the fence")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Mover, "_switch", refused)
+        with pytest.raises(PermanentError, match="stopped"):
+            await world.move()
+
+    async def killed(shard: ShardPool, tenant_id: str, *_: object) -> int:
+        await fetch(shard, "DELETE FROM resources WHERE id = $1", tenant_id)
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("simplu_worker.shards.moving.undoing.drop_rows", killed)
+        with pytest.raises(asyncio.CancelledError):
+            await undo_move(world.pools, TENANT_ID, "a", "b")
+    assert await fetch(target, "SELECT count(*) FROM resources") == [{"count": 0}]
+
+    assert (await world.move()).verdict == "equal"
+    assert (await world.case("b").resources(), await world.case("b").log()) == before
+
+
+async def test_target_that_lost_the_tenant_after_a_cleanup_is_not_filled_with_nothing(world: World) -> None:
+    """The rows are on no shard any more: a copy of what the cleanup has left would be an empty tenant."""
+    await world.move()
+    assert await clean_up(world.pools, world.commits, TENANT_ID, "a", "b") == 3500
+    for table in ("tenants", "resources", "operations", "arrivals"):
+        await fetch(world.shard_pools["b"], f"DELETE FROM {table}")
+
+    with pytest.raises(PermanentError, match="cleanup"):
+        await world.move()
+    assert await world.states() == {"a": "moved"}
+
+
+async def test_rename_before_an_undone_move_is_not_forgotten_on_the_way_back(world: World) -> None:
+    """The rollback of a move to elsewhere keeps what the warm way back to the former shard needs."""
+    await world.move()
+    await fetch(world.shard_pools["b"], """UPDATE resources SET "resourceId" = 'new' WHERE "resourceId" = '7'""")
+    await fetch(world.shard_pools["b"], "SELECT 1")
+    before = await world.case("b").resources()
+    await undo_move(world.pools, TENANT_ID, "b", "a")
+
+    certificate = await world.move("b", "a")
+
+    assert certificate.verdict == "equal"
+    assert certificate.rows_copied < 3000  # warm
+    assert await world.case("a").resources() == before

@@ -259,7 +259,12 @@ ORDER BY updated_at, tenant_id;
 DELETE FROM public.arrivals WHERE tenant_id = $1;
 
 -- name: forget_move_changes
-DELETE FROM public.move_changes WHERE tenant_id = $1;
+-- Unless another move of the tenant needs them: one from here that is under way, or the way back to its former shard.
+DELETE FROM public.move_changes
+WHERE
+    tenant_id = $1
+    AND NOT EXISTS (SELECT FROM public.moves WHERE moves.tenant_id = $1 AND moves.step = 'open')
+    AND NOT EXISTS (SELECT FROM public.arrivals WHERE arrivals.tenant_id = $1);
 
 -- name: drop_resources
 -- At most $2 of a tenant's resources, while its home is elsewhere.
