@@ -18,7 +18,7 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.moving.checksums import Comparison, TypeSum, compare_shards, describe_difference
 from simplu_worker.shards.moving.planning.places import find_places
-from simplu_worker.shards.moving.repairing import repair_resources
+from simplu_worker.shards.moving.repairing import check_former_rows, repair_resources
 from simplu_worker.shards.moving.rows import Arrival, read_arrival
 from simplu_worker.shards.moving.undoing import clean_up, list_left_behind, undo_move
 from simplu_worker.shards.postgres.pool import ShardPool
@@ -44,10 +44,11 @@ async def verify_tenant(settings: Settings, tenant: tuple[str, str], *, repair: 
             since = arrival.ready_at or arrival.read_at
             return await compare_shards(source, target, tenant_id, since, live_on_source=False, log_kept=kept / 2)
 
+        await check_former_rows(source, target, tenant_id, arrival)
         comparison = await compared()
         repaired = 0
         if repair and comparison.differing:
-            repaired = await repair_resources(source, target, tenant_id, arrival.ready_at, comparison.differing)
+            repaired = await repair_resources(source, target, tenant_id, arrival, comparison.differing)
             comparison = await compared()
     _print_comparison(tenant_id, comparison, repaired, as_json=as_json)
     return 0 if comparison.is_equal else 1

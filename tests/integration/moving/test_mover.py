@@ -24,7 +24,8 @@ from simplu_worker.shards.health.moves import MoveEntry
 from simplu_worker.shards.health.probe import probe_shard
 from simplu_worker.shards.moving.checksums import Comparison, compare_shards
 from simplu_worker.shards.moving.mover import Mover
-from simplu_worker.shards.moving.repairing import repair_resources
+from simplu_worker.shards.moving.repairing import check_former_rows, repair_resources
+from simplu_worker.shards.moving.rows import Arrival, read_arrival
 from simplu_worker.shards.moving.settling import MoveSettler
 from simplu_worker.shards.moving.types import Certificate, Move, MoveOptions, MoveStatus, OutrunError
 from simplu_worker.shards.moving.undoing import clean_up, list_left_behind, undo_move
@@ -86,6 +87,13 @@ class World:
         probe = await probe_shard(self.shard_pools[shard_id])
         assert probe.moves is not None
         return list(probe.moves)
+
+    async def arrival(self, shard_id: str) -> Arrival:
+        """Return the journal of the tenant's move to a shard."""
+        async with self.shard_pools[shard_id].connection() as connection:
+            arrival = await read_arrival(connection, TENANT_ID)
+        assert arrival is not None
+        return arrival
 
     async def write_until(self, stopping: asyncio.Event) -> None:
         """Apply operations in batches, each where the tenant is active, as a worker does."""
@@ -394,27 +402,54 @@ async def test_difference_is_found_and_repaired_when_asked(world: World) -> None
     await case.apply(case.operation("update", "5", {"n": 0}))
     await fetch(pool, """UPDATE resources SET data = data || '{"n": -1}' WHERE "resourceId" = '7'""")
     await fetch(pool, "DELETE FROM resources WHERE \"resourceId\" = '8'")
-    (arrival,) = await fetch(pool, "SELECT ready_at FROM arrivals")
+    arrival = await world.arrival("b")
 
     async def compared() -> Comparison:
+        assert arrival.ready_at is not None
         return await compare_shards(
             world.shard_pools["a"],
             pool,
             TENANT_ID,
-            arrival["ready_at"],
+            arrival.ready_at,
             live_on_source=False,
             log_kept=timedelta(days=1),
         )
 
     comparison = await compared()
     assert (comparison.is_equal, comparison.differing) == (False, [("patient", "7"), ("patient", "8")])
-    repaired = await repair_resources(
-        world.shard_pools["a"], pool, TENANT_ID, arrival["ready_at"], comparison.differing
-    )
+    repaired = await repair_resources(world.shard_pools["a"], pool, TENANT_ID, arrival, comparison.differing)
     assert repaired == 2
     assert (await compared()).is_equal
     resources: Any = await case.resources()
     assert [resources["patient", key]["n"] for key in ("5", "7", "8")] == [0, 7, 8]
+
+
+@pytest.mark.parametrize("since", ["cleanup", "another life"])
+async def test_repair_takes_nothing_from_rows_that_are_not_those_of_the_move_any_more(
+    world: World, since: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cleanup that was killed has left some; those of a former life are not the tenant's."""
+    await world.move()
+    source, target = world.shard_pools["a"], world.shard_pools["b"]
+    if since == "cleanup":
+
+        async def killed(shard: ShardPool, tenant_id: str, *_: object) -> int:
+            await fetch(shard, "DELETE FROM resources WHERE \"resourceId\" < '5' AND id = $1", tenant_id)
+            raise asyncio.CancelledError
+
+        monkeypatch.setattr("simplu_worker.shards.moving.undoing.drop_rows", killed)
+        with pytest.raises(asyncio.CancelledError):
+            await clean_up(world.pools, world.commits, TENANT_ID, "a", "b")
+    else:
+        await fetch(target, "DELETE FROM resources")
+        await fetch(target, "UPDATE tenants SET epoch = epoch + 1")
+    before, arrival = await world.case("b").resources(), await world.arrival("b")
+
+    with pytest.raises(PermanentError, match="as of the move"):
+        await check_former_rows(source, target, TENANT_ID, arrival)
+    with pytest.raises(PermanentError, match="as of the move"):
+        await repair_resources(source, target, TENANT_ID, arrival, [("patient", "1")])
+    assert await world.case("b").resources() == before
 
 
 async def test_target_that_lost_the_tenant_after_the_commit_gets_it_again_as_of_the_fence(world: World) -> None:
