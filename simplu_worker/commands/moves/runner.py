@@ -124,7 +124,7 @@ class MoveRunner:
                             "which leads to the new one; keep the old shard"
                         )
                 elif isinstance(locator, StaticMap) and self._settings.shard_map_file is not None:
-                    pin_in_file(self._settings.shard_map_file, {tenant_id: shard_id})
+                    await asyncio.to_thread(pin_in_file, self._settings.shard_map_file, {tenant_id: shard_id})
             except (PermanentError, RetryableError) as exc:
                 return f'{exc}; the old shard leads to the new one; pin the tenant: "{tenant_id}": "{shard_id}"'
         return None
@@ -134,11 +134,16 @@ class MoveRunner:
             print_line(msgspec.json.encode(result).decode())
             return
         if result.certificate is None:
-            print_note(f"{result.tenant}: {result.error}")
+            print_note(with_tenant(result.tenant, result.error or ""))
             return
         print_line(describe(result.certificate))
         if result.warning:
             print_note(f"{result.tenant}: {result.warning}")
+
+
+def with_tenant(tenant_id: str, error: str) -> str:
+    """Return *error* with the tenant in front; many have it there already."""
+    return error if error.startswith(f"{tenant_id}: ") else f"{tenant_id}: {error}"
 
 
 def describe(certificate: Certificate) -> str:

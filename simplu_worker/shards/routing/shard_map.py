@@ -107,6 +107,10 @@ class ShardMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if not shard.retired:
                 return
 
+    def without_pins(self) -> ShardMap:
+        """Return this map without pinned tenants."""
+        return ShardMap(shards=self.shards)
+
     def with_shard_count(self, count: int) -> ShardMap:
         """Return this map with *count* shards: without the last ones, or with new ones (no address) at the end."""
         taken = {shard.shard_id for shard in self.shards}

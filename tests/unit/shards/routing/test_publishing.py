@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from simplu_worker.errors import PermanentError
+from simplu_worker.shards.routing import publishing
 from simplu_worker.shards.routing.publishing import pin_in_file
 from simplu_worker.shards.routing.shard_map import ShardMap, parse_shard_map
 
@@ -46,3 +50,76 @@ def test_map_that_cannot_be_written_is_an_error_that_names_it(tmp_path: Path) ->
     """For example where it is mounted from a ConfigMap."""
     with pytest.raises(PermanentError, match="SHARD_MAP_FILE: expected to write"):
         pin_in_file(tmp_path / "none" / "map.json", {"b-l": "a"})
+
+
+def test_commands_that_pin_at_one_time_lose_no_pin(tmp_path: Path) -> None:
+    """Each reads the map, and writes all of it; so one waits for the other."""
+    path = tmp_path / "map.json"
+    before = write(path)
+    homes = {name: before.shard_of(name).shard_id for name in (f"b-{number}" for number in range(40))}
+    pins = {name: next(one for one in "abc" if one != home) for name, home in homes.items()}
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda pin: pin_in_file(path, dict([pin])), pins.items()))
+
+    assert read(path).tenants == pins
+
+
+def test_lock_of_a_command_that_hangs_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The moves themselves have ended: the warning has the pin."""
+    monkeypatch.setattr(publishing, "LOCK_WITHIN_S", 0.1)
+    before = write(tmp_path / "map.json")
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        with pytest.raises(PermanentError, match="another command has it"):
+            pin_in_file(tmp_path / "map.json", {"b-l": "a"})
+    finally:
+        os.close(folder)
+    assert read(tmp_path / "map.json") == before
+
+
+def test_link_to_the_map_stays_a_link(tmp_path: Path) -> None:
+    """Other programs read the map where the link leads to."""
+    (tmp_path / "versions").mkdir()
+    path, link = tmp_path / "versions" / "map.json", tmp_path / "map.json"
+    home = write(path).shard_of("b-l").shard_id
+    link.symlink_to(path)
+
+    pin_in_file(link, {"b-l": next(name for name in "abc" if name != home)})
+
+    assert link.is_symlink()
+    assert "b-l" in read(path).tenants
+
+
+def test_owner_of_the_map_stays_or_it_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A map that root has made anew would be none that the worker can read."""
+    path = tmp_path / "map.json"
+    before = write(path)
+    pin = {"b-l": next(name for name in "abc" if name != before.shard_of("b-l").shard_id)}
+    owned: list[tuple[int, ...]] = []
+    real = os.stat_result(path.stat())
+    other = os.stat_result((real.st_mode, real.st_ino, real.st_dev, 1, 12345, 54321, *real[6:10]))
+
+    def refuse(_: int, *owner: int) -> None:
+        owned.append(owner)
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchown", refuse)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", lambda *_, **__: other)
+        with pytest.raises(PermanentError, match="Operation not permitted"):
+            pin_in_file(path, pin)
+    assert owned == [(12345, 54321)]
+    assert read(path) == before
+    assert [file.name for file in tmp_path.iterdir()] == ["map.json"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"shards": []}', '{"shards": "x"}', '{"tenants": null}'])
+def test_map_that_is_being_edited_is_an_error_and_stays(tmp_path: Path, content: str) -> None:
+    """One that touches no other move."""
+    path = tmp_path / "map.json"
+    path.write_text(content)
+    with pytest.raises(PermanentError, match="SHARD_MAP_FILE"):
+        pin_in_file(path, {"b-l": "a"})
+    assert path.read_text() == content
