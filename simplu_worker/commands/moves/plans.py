@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from simplu_worker.assembly.shards import Shards
-from simplu_worker.commands.moves.runner import MoveRequest
+from simplu_worker.commands.moves.runner import MoveRequest, with_tenant
 from simplu_worker.commands.output.display import print_json, print_note, print_table
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.moving.planning.places import find_places
@@ -45,7 +45,7 @@ def print_plans(plans: Sequence[MovePlan], problems: Mapping[str, str], *, as_js
         return 1 if problems else 0
     print_table(COLUMNS, map(_plan_row, plans))
     for tenant_id, problem in problems.items():
-        print_note(f"{tenant_id}: {problem}")
+        print_note(with_tenant(tenant_id, problem))
     print_note("nothing was moved; without --dry-run the tenants are")
     return 1 if problems else 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
@@ -11,7 +11,7 @@ import msgspec
 
 from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.commands.moves.plans import plan_moves
-from simplu_worker.commands.moves.runner import MoveRequest, MoveRunner
+from simplu_worker.commands.moves.runner import MoveRequest, MoveRunner, with_tenant
 from simplu_worker.commands.moves.terms import MoveTerms
 from simplu_worker.commands.output.display import print_line, print_note, print_table
 from simplu_worker.commands.requirements import require_settings
@@ -20,6 +20,7 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.moving.planning.balance import (
     PlannedTransfer,
     WeighedTenant,
+    leads_through,
     plan_balance,
     plan_by_name,
     plan_drain,
@@ -91,9 +92,19 @@ async def _report_removal(settings: Settings, shards: Shards, shard_id: str) -> 
     """Print whether the shard can be removed; return whether something keeps it."""
     if isinstance(shards.locator, StaticMap) and settings.shard_map_file is not None:  # with the new pins
         shards.locator.replace(read_shard_map(settings.shard_map_file, settings.database_allowed_hosts))
-    left = [row for where, row in (await _survey(shards, "list_tenants")).rows if where == shard_id]
+    rows = (await _survey(shards, "list_tenants")).rows
+    left = [row for where, row in rows if where == shard_id]
     homes = [row["id"] for row in left if row["state"] not in {"moved", "destroyed"}]
-    routed = [row["id"] for row in left if row["state"] == "moved" and await _is_named(shards, row["id"], shard_id)]
+    left_for: defaultdict[str, dict[str, str]] = defaultdict(dict)  # by tenant: the next shard by each that it has left
+    for where, row in rows:
+        if row["state"] == "moved":
+            left_for[row["id"]][where] = row["moved_to"]
+    routed = [
+        row["id"]
+        for row in left
+        if row["state"] == "moved"
+        and leads_through(await _find_named(shards, row["id"]), shard_id, left_for[row["id"]])
+    ]
     if homes:
         print_note(f"shard {shard_id}: {len(homes)} tenants are still there, such as {homes[0]}: keep it")
     if routed:
@@ -108,9 +119,9 @@ async def _report_removal(settings: Settings, shards: Shards, shard_id: str) -> 
     return bool(homes or routed)
 
 
-async def _is_named(shards: Shards, tenant_id: str, shard_id: str) -> bool:
+async def _find_named(shards: Shards, tenant_id: str) -> str | None:
     named = await shards.locator.locate(tenant_id)
-    return named is not None and named.shard_id == shard_id
+    return None if named is None else named.shard_id
 
 
 async def _usable_shards(shards: Shards) -> list[ShardAddress]:
@@ -173,7 +184,7 @@ async def _print_plan(
         ("shard", f"{by} before", "after"), ((name, before[name], after[name]) for name in sorted({*before, *after}))
     )
     for tenant_id, problem in problems.items():
-        print_note(f"{tenant_id}: {problem}")
+        print_note(with_tenant(tenant_id, problem))
     print_line(f"{len(plan)} of {len(tenants)} tenants move")
     if plan and not apply:
         print_note("nothing was moved; with --apply the tenants are")

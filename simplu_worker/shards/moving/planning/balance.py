@@ -90,6 +90,18 @@ def plan_drain(
     return plan, homeless
 
 
+def leads_through(named: str | None, shard_id: str, left_for: Mapping[str, str]) -> bool:
+    """Return whether the way to a tenant's home from the shard that is *named* for it leads through *shard_id*.
+
+    *left_for* has the next shard by each one that the tenant has left.
+    """
+    place, passed = named, set[str]()
+    while place is not None and place != shard_id and place not in passed:
+        passed.add(place)
+        place = left_for.get(place)
+    return place == shard_id
+
+
 def plan_by_name(
     tenants: Iterable[WeighedTenant], homes: Mapping[str, str], targets: Collection[str]
 ) -> list[PlannedTransfer]:

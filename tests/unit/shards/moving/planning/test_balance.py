@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from simplu_worker.shards.moving.planning.balance import (
     EVEN_RATIO,
     WeighedTenant,
+    leads_through,
     plan_balance,
     plan_by_name,
     plan_drain,
@@ -72,3 +73,10 @@ def test_map_is_followed_to_the_given_shards_only() -> None:
     tenants = [WeighedTenant("b", name, "a") for name in ("1", "2", "3")]
     plan = plan_by_name(tenants, {"b-1": "a", "b-2": "b", "b-3": "retired"}, ["a", "b"])
     assert [(one.tenant.tenant_id, one.target_id) for one in plan] == [("b-2", "b")]
+
+
+def test_way_to_a_home_from_the_shard_that_is_named() -> None:
+    """A tenant has gone from a to b, and from there to c; a circle, made by hand, ends too."""
+    left_for = {"a": "b", "b": "c", "x": "y", "y": "x"}
+    names = ["a", "b", "c", "z", None, "x"]
+    assert [name for name in names if leads_through(name, "b", left_for)] == ["a", "b"]
