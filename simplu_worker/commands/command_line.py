@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from simplu_worker.commands.running import Command
 
 Flag = Annotated[bool, Parameter(negative="")]
+OneTenant = Annotated[tuple[str, str] | None, Parameter(negative="")]  # a business and a location
 EnvFile = Annotated[
     Path | None,
     Parameter(name="--env-file", help="A file of environment variables; a variable of the environment wins."),

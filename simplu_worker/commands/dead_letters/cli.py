@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from cyclopts import App, Parameter, validators
 
-from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, UsageError, parse_time
+from simplu_worker.commands.command_line import (
+    NO_OPTIONS,
+    Apply,
+    CommonOptions,
+    Flag,
+    OneTenant,
+    UsageError,
+    parse_time,
+)
 
 if TYPE_CHECKING:
     from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter
@@ -46,7 +54,7 @@ class FilterOptions:
 
     reason: Annotated[tuple[Reason, ...], Parameter(negative="")] = ()
     source: Literal["kinesis", "sqs"] | None = None
-    tenant: Annotated[tuple[str, str] | None, Parameter(negative="")] = None
+    tenant: OneTenant = None
     since: str | None = None
     until: str | None = None
 

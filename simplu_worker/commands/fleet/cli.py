@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag
+from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, OneTenant
 
 fleet = App(name="fleet", help="See and steer running replicas, over HTTP.")
 
@@ -70,7 +70,7 @@ Outcome = Literal[
 
 def tap(
     *,
-    tenant: tuple[str, str] | None = None,
+    tenant: OneTenant = None,
     resource_type: str | None = None,
     operation: Kind | None = None,
     outcome: Outcome | None = None,

@@ -19,7 +19,7 @@ class MoveTerms:
     max_rows_per_second: Annotated[
         float | None,
         Parameter(
-            validator=validators.Number(gt=0),
+            validator=validators.Number(gt=0, lte=1e9),
             help="Copy each tenant no faster; shards that answer slower than usual slow a copy down in any case.",
         ),
     ] = None

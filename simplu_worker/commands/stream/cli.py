@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from cyclopts import App, Parameter, validators
 
-from simplu_worker.commands.command_line import NO_OPTIONS, CommonOptions, Flag, UsageError, parse_time
+from simplu_worker.commands.command_line import NO_OPTIONS, CommonOptions, Flag, OneTenant, UsageError, parse_time
 
 if TYPE_CHECKING:
     from simplu_worker.shards.listing.request import ListRequest
@@ -96,9 +96,7 @@ ALL_OPERATIONS: Final = OperationListOptions()
 
 
 @operations.command(name="show")
-def show_operation(
-    request_id: str, /, *, tenant: tuple[str, str] | None = None, common: CommonOptions = NO_OPTIONS
-) -> int:
+def show_operation(request_id: str, /, *, tenant: OneTenant = None, common: CommonOptions = NO_OPTIONS) -> int:
     """Print the status of one operation.
 
     Parameters
@@ -212,7 +210,7 @@ def replay(
     *,
     start: Annotated[str, Parameter(name="--from")],
     end: Annotated[str | None, Parameter(name="--to")] = None,
-    tenant: tuple[str, str] | None = None,
+    tenant: OneTenant = None,
     dry_run: Flag = False,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:

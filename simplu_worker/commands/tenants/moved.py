@@ -12,10 +12,9 @@ from simplu_worker.commands.command_line import UsageError
 from simplu_worker.commands.moves.runner import MoveRequest, MoveRunner
 from simplu_worker.commands.moves.terms import DEFAULT_TERMS
 from simplu_worker.commands.output.display import print_json, print_line, print_note, print_silent, print_table
-from simplu_worker.commands.requirements import require_settings
+from simplu_worker.commands.requirements import parse_tenant_id, require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.moving.checksums import Comparison, TypeSum, compare_shards, describe_difference
 from simplu_worker.shards.moving.planning.places import find_places
 from simplu_worker.shards.moving.repairing import check_former_rows, repair_resources
@@ -30,7 +29,7 @@ SHOWN_MAX = 20  # resources that differ
 async def verify_tenant(settings: Settings, tenant: tuple[str, str], *, repair: bool, as_json: bool) -> int:
     """Compare a tenant with the shard that it left; print what differs. Return 1 if something does."""
     require_settings(settings, routes=True)
-    tenant_id = tenant_id_of(*tenant)
+    tenant_id = parse_tenant_id(*tenant)
     kept = timedelta(hours=settings.operation_retention_hours)
     async with open_shards(settings) as shards:
         source, target, arrival = await _find_move(shards, tenant_id)
@@ -98,7 +97,7 @@ async def _find_move(shards: Shards, tenant_id: str) -> tuple[ShardPool, ShardPo
 async def rollback_tenant(settings: Settings, tenant: tuple[str, str], *, as_json: bool) -> int:
     """Delete the copy of a move that has not ended, or move the tenant back. Return 1 if that fails."""
     require_settings(settings, routes=True)
-    tenant_id = tenant_id_of(*tenant)
+    tenant_id = parse_tenant_id(*tenant)
     async with open_shards(settings) as shards:
         places = await find_places(shards.locator, shards.pools, tenant_id)
         copies, destroyed_on = places.arriving_on(), places.destroyed_on()

@@ -243,6 +243,11 @@ async def test_citrus_is_given_the_new_home(shards: list[ShardAddress], tmp_path
         ("clinic,main\n", "expected business,location,shard in line 1"),
         ("clinic,main,\n", "in line 1"),
         ("a,b,x\na,b,y\n", "expected each tenant once, got a-b twice"),
+        ("", "for each tenant in .*, got none"),
+        ("# none\n\n", "for each tenant in .*, got none"),
+        ("clinic,main,b\na\0b,c,d\n", "in line 2|line contains NUL"),
+        (f'"{"x" * 200_000}",main,b\n', "field larger than field limit"),
+        (f"{'x' * 1000},main,b\n", "in line 1, got 'x{200}'"),
     ],
 )
 def test_file_of_moves_is_refused_with_the_line(tmp_path: Path, text: str, error: str) -> None:
@@ -254,10 +259,29 @@ def test_file_of_moves_is_refused_with_the_line(tmp_path: Path, text: str, error
 
 
 def test_file_of_moves_has_a_line_for_each_tenant(tmp_path: Path) -> None:
-    """Comments and empty lines are left out."""
+    """Comments and empty lines are left out; spreadsheets begin a file with a byte order mark."""
     path = tmp_path / "moves.csv"
-    path.write_text('# to the new shard\n\nclinic, main ,b\n"smile, ltd",berlin,c\n')
+    path.write_text(
+        '\ufeff# to the new shard\n\nclinic, main ,b\n"smile, ltd",berlin,c\r\n', encoding="utf-8", newline=""
+    )
     assert read_requests(path) == [MoveRequest("clinic", "main", "b"), MoveRequest("smile, ltd", "berlin", "c")]
+
+
+async def test_shard_that_leads_to_a_home_by_way_of_another_one_is_kept(
+    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A map that could not be written names the first shard; its row leads to the second, and that one to the third."""
+    addresses = [await make_shard(name) for name in "abc"]
+    await fill(addresses[0])
+    settings = settings_of(tmp_path, *addresses)
+    content = (tmp_path / "map.json").read_text()
+    for shard_id in "bc":
+        assert await move(settings, shard_id) == 0
+        (tmp_path / "map.json").write_text(content)
+    capsys.readouterr()
+
+    assert await drain_shard(settings, "b", MoveTerms(), apply=True, as_json=False) == 1
+    assert "1 tenants have left it, and are still looked for there" in capsys.readouterr().err
 
 
 async def test_shard_is_drained_and_filled_again(

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from cyclopts import CycloptsError
 
+from simplu_worker.cli import app
 from simplu_worker.commands.dead_letters.cli import Reason
 from simplu_worker.commands.running import read_settings
 from simplu_worker.commands.stream.cli import ErrorCode
@@ -210,3 +212,18 @@ def test_misspelt_variable_alone_is_a_warning(tmp_path: Path) -> None:
 def test_option_offers_every_value(offered: object, known: type[StrEnum]) -> None:
     """They are written out where the options are, so that `--help` imports nothing else."""
     assert set(get_args(offered)) == set(known)
+
+
+@pytest.mark.parametrize("command", ["replay --from 2026-01-01", "tap", "operations show r-1", "dead-letters list"])
+def test_tenant_cannot_be_left_empty(command: str) -> None:
+    """An option of two names has no form without them."""
+    with pytest.raises(CycloptsError):
+        app.parse_args([*command.split(), "--empty-tenant"], exit_on_error=False, print_error=False)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "0", "1e400"])
+def test_pace_of_a_move_is_a_number(value: str) -> None:
+    """Such a number fails only in the first chunk."""
+    command = ["tenants", "move", "clinic", "main", "--to", "b", "--max-rows-per-second", value]
+    with pytest.raises(CycloptsError):
+        app.parse_args(command, exit_on_error=False, print_error=False)
