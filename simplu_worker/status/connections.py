@@ -84,7 +84,7 @@ class ConnectionGate:
 class BoundedConnection(web.RequestHandler):
     """One connection. It is aborted if a step lasts too long; unsent bytes are dropped then."""
 
-    __slots__ = ("_deadline", "_gate", "_on_sent", "_open_transport")
+    __slots__ = ("_deadline", "_gate", "_on_lost", "_on_sent", "_open_transport")
 
     def __init__(self, gate: ConnectionGate, server: web.Server) -> None:
         super().__init__(
@@ -98,6 +98,7 @@ class BoundedConnection(web.RequestHandler):
         self._open_transport: asyncio.Transport | None = None  # until it is closed and all is sent
         self._deadline: asyncio.TimerHandle | None = None
         self._on_sent: list[Callable[[], object]] = []
+        self._on_lost: list[Callable[[], object]] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin: the first request is due."""
@@ -111,6 +112,8 @@ class BoundedConnection(web.RequestHandler):
         self._limit_step(None)
         self._open_transport = None
         self._gate.order.remove(self)
+        while self._on_lost:
+            self._on_lost.pop()()
         super().connection_lost(exc)
 
     def abort(self) -> None:
@@ -127,6 +130,13 @@ class BoundedConnection(web.RequestHandler):
         """Call *callback* at the end of the present answer, sent or not."""
         self._on_sent.append(callback)
 
+    def call_when_lost(self, callback: Callable[[], object]) -> None:
+        """Call *callback* if the connection is lost before the end of the present answer, or was before this call."""
+        if self._open_transport is None:
+            callback()
+        else:
+            self._on_lost.append(callback)
+
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
@@ -142,6 +152,7 @@ class BoundedConnection(web.RequestHandler):
         finally:
             self._limit_step(self._gate.limits.request_s)
             self._gate.order.receive(self)
+            self._on_lost.clear()
             while self._on_sent:
                 self._on_sent.pop()()
 

@@ -159,11 +159,14 @@ class _Handlers:
         self._gate = _RequestGate()
         self._shared: dict[tuple[str, Role | None], SharedAnswer[EncodedAnswer]] = {}
         self._listeners: dict[str, Places] = {}
-        self._closing = asyncio.Event()
+        self._lasting: set[asyncio.Event] = set()  # of each answer that lasts: what ends it
+        self._is_closing = False
 
     async def close(self, _: web.Application) -> None:
         """End the answers that last."""
-        self._closing.set()
+        self._is_closing = True
+        for closing in self._lasting:
+            closing.set()
 
     def make(self, route: Route, view: Any) -> Handler:
         """Return the handler of *route*; *view* is a handler, a `SharedView` or a `View`, by its kind of answer."""
@@ -212,17 +215,23 @@ class _Handlers:
             return self._shared[name, role]
 
         async def respond(request: web.Request) -> web.StreamResponse:
+            closing = asyncio.Event()
+            if self._is_closing:
+                closing.set()
             try:
-                events = view.open(EventRequest(request, role or Role.VIEWER, read_as, self._closing))
+                events = view.open(EventRequest(request, role or Role.VIEWER, read_as, closing))
             except ValueError as exc:
                 return error_response(HTTPStatus.BAD_REQUEST, str(exc))
             except PermissionError as exc:
                 return error_response(HTTPStatus.FORBIDDEN, str(exc))
             if not places.take(route.path):
                 return busy_response()
+            self._lasting.add(closing)
+            connection_of(request).call_when_lost(closing.set)  # the place of a listener that has gone is free at once
             try:
                 return await send_events(request, events, taken_within_s=self._limits.answer_s)
             finally:
+                self._lasting.remove(closing)
                 places.free(route.path)
 
         return respond

@@ -640,7 +640,7 @@ async def test_events_are_the_answers_of_the_role(daemon: Daemon, headers: dict[
 
 
 async def test_listeners_are_bounded_and_end_with_the_server(daemon: Daemon) -> None:
-    """A further one is refused, and takes the place of one that has gone; none delays the end of the server."""
+    """A further one is refused; none delays the end of the server."""
     async with ClientSession() as session, AsyncExitStack() as listening:
         async with open_http("127.0.0.1", 0, tokens=TOKENS, views=daemon.views()) as port:
             url = f"http://127.0.0.1:{port}/events"
@@ -654,6 +654,20 @@ async def test_listeners_are_bounded_and_end_with_the_server(daemon: Daemon) -> 
         assert time.monotonic() - started < 0.9
         bodies = [await response.read() for response in responses]
     assert all(body.startswith(b"event: status") for body in bodies)
+
+
+@pytest.mark.parametrize(("path", "listeners_max"), [("/events", LISTENERS_MAX), ("/tap", TAPS_MAX)])
+async def test_place_of_a_listener_that_has_gone_is_free_at_once(daemon: Daemon, path: str, listeners_max: int) -> None:
+    """And not with the next event, which a worker at rest may have much later."""
+    async with open_http("127.0.0.1", 0, tokens=TOKENS, views=daemon.views()) as port, ClientSession() as session:
+        url = f"http://127.0.0.1:{port}{path}"
+        responses = [await session.get(url, headers=AUTHORIZED) for _ in range(listeners_max)]
+        for response in responses:
+            assert (response.status, bool(await response.content.readuntil(b"\n\n"))) == (200, True)
+            response.close()
+        await asyncio.sleep(0.1)
+        async with session.get(url, headers=AUTHORIZED) as response:
+            assert response.status == 200
 
 
 async def test_tap_shows_content_to_operators_alone(daemon: Daemon) -> None:
