@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from simplu_worker.shards.moving.copying import OPERATIONS
+from simplu_worker.shards.moving.copying import FAILURES, OPERATIONS, REJECTIONS
 from simplu_worker.shards.postgres.pool import Connection
 from simplu_worker.shards.postgres.queries import QUERIES
 
@@ -19,20 +19,27 @@ PAGE_ROWS: Final = 1000
 CLOCK_MARGIN: Final = timedelta(seconds=2)
 CHANGES_NOTHING: Final = frozenset({"read", "list"})
 _LOG_COLUMNS: Final = OPERATIONS.columns[1:]  # without the tenant
+_REJECTION_COLUMNS: Final = REJECTIONS.columns[1:]
+_FAILURE_COLUMNS: Final = FAILURES.columns[1:]
 _RESOURCE_COLUMNS: Final = ("business_type", "resource_type", "resource_id", "data", "date", "last_updated")
 
 
 class Changes(msgspec.Struct, frozen=True):
-    """Rows of the log, and the resources that have changed: as they are now, or gone."""
+    """Rows of the log, and the resources that have changed: as they are now, or gone.
+
+    And rejected records, and the tries of messages, which are noted beside the log.
+    """
 
     log: Sequence[Any] = ()
     resources: Sequence[Any] = ()
     gone: Collection[ResourceKey] = ()
+    rejections: Sequence[Any] = ()
+    failures: Sequence[Any] = ()
 
     @property
     def count(self) -> int:
         """The number of rows."""
-        return len(self.log) + len(self.resources) + len(self.gone)
+        return sum(map(len, (self.log, self.resources, self.gone, self.rejections, self.failures)))
 
     def without(self, keys: Collection[ResourceKey]) -> Changes:
         """Return these changes without the resources *keys*."""
@@ -46,17 +53,16 @@ async def read_changes(connection: Connection, tenant_id: str, since: datetime) 
     A page that was read while the tenant is written to may be older than the next one; what changes later is in the
     pages since a later time.
     """
-    after: tuple[datetime, str] = (since - CLOCK_MARGIN, "")
-    while True:
-        log = await connection.fetch(QUERIES["read_logged_changes"], tenant_id, after[0], *after, PAGE_ROWS)
+    async for log in _read_pages(connection, "read_logged_changes", tenant_id, since, ("completed_at", "request_id")):
         keys = {(row["resource_type"], row["resource_id"]) for row in log if _may_change(row)}
         yield await read_resources(connection, tenant_id, keys, log)
-        if len(log) < PAGE_ROWS:
-            break
-        after = (log[-1]["completed_at"], log[-1]["request_id"])
     others = await read_other_keys(connection, tenant_id, since)
     if others:
         yield await read_resources(connection, tenant_id, others)
+    async for rows in _read_pages(connection, "read_new_rejections", tenant_id, since, ("rejected_at", "request_id")):
+        yield Changes(rejections=rows)
+    async for rows in _read_pages(connection, "read_new_failures", tenant_id, since, ("failed_at", "message_id")):
+        yield Changes(failures=rows)
 
 
 async def read_changed_keys(
@@ -64,14 +70,24 @@ async def read_changed_keys(
 ) -> tuple[set[ResourceKey], set[str]]:
     """Return the resources that may have changed since *since*, and the requests that were logged since then."""
     keys, requests = await read_other_keys(connection, tenant_id, since), set[str]()
-    after: tuple[datetime, str] = (since - CLOCK_MARGIN, "")
-    while True:
-        log = await connection.fetch(QUERIES["read_logged_changes"], tenant_id, after[0], *after, PAGE_ROWS)
+    async for log in _read_pages(connection, "read_logged_changes", tenant_id, since, ("completed_at", "request_id")):
         keys |= {(row["resource_type"], row["resource_id"]) for row in log if _may_change(row)}
         requests |= {row["request_id"] for row in log}
-        if len(log) < PAGE_ROWS:
-            return keys, requests
-        after = (log[-1]["completed_at"], log[-1]["request_id"])
+    return keys, requests
+
+
+async def _read_pages(
+    connection: Connection, query: str, tenant_id: str, since: datetime, key: tuple[str, str]
+) -> AsyncIterator[Sequence[Any]]:
+    """Yield the rows of *query* in pages that are not empty, in the order of *key*, a time and an id."""
+    after: tuple[datetime, str] = (since - CLOCK_MARGIN, "")
+    is_last = False
+    while not is_last:
+        rows = await connection.fetch(QUERIES[query], tenant_id, after[0], *after, PAGE_ROWS)
+        is_last = len(rows) < PAGE_ROWS
+        if rows:
+            after = (rows[-1][key[0]], rows[-1][key[1]])
+            yield rows
 
 
 async def read_other_keys(connection: Connection, tenant_id: str, since: datetime) -> set[ResourceKey]:
@@ -90,6 +106,12 @@ async def write_changes(connection: Connection, tenant_id: str, changes: Changes
         )
     if changes.log:
         await connection.execute(QUERIES["write_log"], tenant_id, *_columns(_values(changes.log, _LOG_COLUMNS)))
+    if changes.rejections:
+        columns = _columns(_values(changes.rejections, _REJECTION_COLUMNS))
+        await connection.execute(QUERIES["write_rejections"], tenant_id, *columns)
+    if changes.failures:
+        columns = _columns(_values(changes.failures, _FAILURE_COLUMNS))
+        await connection.execute(QUERIES["write_failures"], tenant_id, *columns)
 
 
 async def read_resources(

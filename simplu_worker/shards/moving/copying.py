@@ -57,32 +57,29 @@ OPERATIONS: Final = CopiedTable(
     "operation_boundary",
     "copy_operations",
 )
-TABLES: Final = (
-    RESOURCES,
-    OPERATIONS,
-    CopiedTable(
-        "rejections",
-        (
-            "tenant_id",
-            "request_id",
-            "reason",
-            "error",
-            "dead_letter_queue",
-            "source",
-            "sequence_number",
-            "message_id",
-            "rejected_at",
-        ),
-        "rejection_boundary",
-        "copy_rejections",
+REJECTIONS: Final = CopiedTable(
+    "rejections",
+    (
+        "tenant_id",
+        "request_id",
+        "reason",
+        "error",
+        "dead_letter_queue",
+        "source",
+        "sequence_number",
+        "message_id",
+        "rejected_at",
     ),
-    CopiedTable(
-        "message_failures",
-        ("tenant_id", "message_id", "failure_count", "failed_at"),
-        "failure_boundary",
-        "copy_failures",
-    ),
+    "rejection_boundary",
+    "copy_rejections",
 )
+FAILURES: Final = CopiedTable(
+    "message_failures",
+    ("tenant_id", "message_id", "failure_count", "failed_at"),
+    "failure_boundary",
+    "copy_failures",
+)
+TABLES: Final = (RESOURCES, OPERATIONS, REJECTIONS, FAILURES)
 
 
 class CopiedChunk(msgspec.Struct, frozen=True):

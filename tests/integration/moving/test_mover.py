@@ -22,16 +22,19 @@ from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.health.moves import MoveEntry
 from simplu_worker.shards.health.probe import probe_shard
+from simplu_worker.shards.log.message_failures import count_failures
+from simplu_worker.shards.log.rejections import note_rejections
 from simplu_worker.shards.moving.checksums import Comparison, compare_shards
 from simplu_worker.shards.moving.mover import Mover
 from simplu_worker.shards.moving.repairing import check_former_rows, repair_resources
-from simplu_worker.shards.moving.rows import Arrival, read_arrival
+from simplu_worker.shards.moving.rows import Arrival, Progress, read_arrival
 from simplu_worker.shards.moving.settling import MoveSettler
 from simplu_worker.shards.moving.types import Certificate, Move, MoveOptions, MoveStatus, OutrunError
 from simplu_worker.shards.moving.undoing import clean_up, list_left_behind, undo_move
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.types import Rejection
 
 OPTIONS = MoveOptions(log_kept=timedelta(days=1))
 TENANT_ID = "clinic-main"
@@ -265,6 +268,42 @@ async def test_renamed_and_added_resources_are_moved_though_they_are_not_in_the_
     assert ("patient", "17") not in there
     assert ("role", "admin-1") in there
     assert there == await world.case("a").resources()
+
+
+async def test_notes_beside_the_log_are_moved_though_they_come_after_the_copy(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rejected records, and the tries of messages; the warm way back takes those since the move along."""
+
+    async def note(shard_id: str, request_id: str, tries: int) -> None:
+        pool = world.shard_pools[shard_id]
+        rejection = Rejection(TENANT_ID, request_id, "invalid_json", "no JSON", "stream", "17", None)
+        assert await note_rejections(pool, "dead-letters", [rejection])
+        for _ in range(tries):
+            await count_failures(pool, [(TENANT_ID, "message-1")])
+
+    async def notes(shard_id: str) -> tuple[list[str], list[int]]:
+        pool = world.shard_pools[shard_id]
+        rejected = await fetch(pool, "SELECT request_id FROM rejections WHERE tenant_id = $1 ORDER BY 1", TENANT_ID)
+        failures = await fetch(pool, "SELECT failure_count FROM message_failures WHERE tenant_id = $1", TENANT_ID)
+        return [row["request_id"] for row in rejected], [row["failure_count"] for row in failures]
+
+    original = Mover._verify_live
+
+    async def verify(mover: Mover, progress: Progress) -> None:
+        await original(mover, progress)
+        await note("a", "after-the-copy", 2)
+
+    await note("a", "before", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Mover, "_verify_live", verify)
+        assert (await world.move()).verdict == "equal"
+    assert await notes("b") == (["after-the-copy", "before"], [3])
+
+    await note("b", "on-the-target", 1)
+    certificate = await world.move("b", "a")
+    assert certificate.rows_copied < 3000  # warm
+    assert await notes("a") == (["after-the-copy", "before", "on-the-target"], [4])
 
 
 async def test_tenant_that_is_destroyed_and_made_again_before_the_fence_takes_no_old_rows_along(

@@ -443,6 +443,52 @@ ON CONFLICT (tenant_id, request_id) DO UPDATE SET
     xid = pg_catalog.pg_current_xact_id(), requested_at = excluded.requested_at, received_at = excluded.received_at,
     completed_at = excluded.completed_at;
 
+-- name: read_new_rejections
+-- At most $5 rejected records that were noted from $2 on, after the row of $3, $4. In the order of the index by time.
+SELECT request_id, reason, error, dead_letter_queue, source, sequence_number, message_id, rejected_at
+FROM public.rejections
+WHERE
+    tenant_id = $1 AND rejected_at >= $2
+    AND (rejected_at, request_id) > ($3::pg_catalog.timestamptz, $4::pg_catalog.text)
+ORDER BY rejected_at, request_id
+LIMIT $5;
+
+-- name: write_rejections
+-- Of those that are here the newer ones replace the older.
+INSERT INTO public.rejections (
+    tenant_id, request_id, reason, error, dead_letter_queue, source, sequence_number, message_id, rejected_at
+)
+SELECT
+    $1, sent.request_id, sent.reason, sent.error, sent.dead_letter_queue, sent.source, sent.sequence_number,
+    sent.message_id, sent.rejected_at::pg_catalog.timestamptz
+FROM unnest(
+    $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[], $6::pg_catalog.text[],
+    $7::pg_catalog.text[], $8::pg_catalog.text[], $9::pg_catalog.text[]
+) AS sent (request_id, reason, error, dead_letter_queue, source, sequence_number, message_id, rejected_at)
+ON CONFLICT (tenant_id, request_id) DO UPDATE SET
+    reason = excluded.reason, error = excluded.error, dead_letter_queue = excluded.dead_letter_queue,
+    source = excluded.source, sequence_number = excluded.sequence_number, message_id = excluded.message_id,
+    rejected_at = excluded.rejected_at;
+
+-- name: read_new_failures
+-- The same of the tries of messages that failed.
+SELECT message_id, failure_count::pg_catalog.text AS failure_count, failed_at
+FROM public.message_failures
+WHERE
+    tenant_id = $1 AND failed_at >= $2
+    AND (failed_at, message_id) > ($3::pg_catalog.timestamptz, $4::pg_catalog.text)
+ORDER BY failed_at, message_id
+LIMIT $5;
+
+-- name: write_failures
+INSERT INTO public.message_failures (tenant_id, message_id, failure_count, failed_at)
+SELECT
+    $1, sent.message_id, sent.failure_count::pg_catalog.int4, sent.failed_at::pg_catalog.timestamptz
+FROM unnest($2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[])
+    AS sent (message_id, failure_count, failed_at)
+ON CONFLICT (tenant_id, message_id) DO UPDATE SET
+    failure_count = excluded.failure_count, failed_at = excluded.failed_at;
+
 -- fragment: hashed_resources
 -- The resources of $1 with a hash of each: of their data as text, which is made once.
 FROM public.resources
