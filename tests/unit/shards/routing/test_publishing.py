@@ -32,15 +32,18 @@ def read(path: Path) -> ShardMap:
 
 
 def test_tenant_is_pinned_where_it_is_not_hashed_to(tmp_path: Path) -> None:
-    """The rest of the map stays, and so do the rights of the file."""
+    """The rest of the map stays, and so do the owner and the rights of the file."""
     path = tmp_path / "map.json"
     before = write(path, tenants={"x-y": "c"})
+    owner = (61000, 61001) if os.geteuid() == 0 else (os.getuid(), os.getgid())
+    os.chown(path, *owner)
     home = before.shard_of("b-l").shard_id
     other = next(name for name in "abc" if name != home)
 
     pin_in_file(path, {"b-l": other})
     assert read(path).tenants == {"x-y": "c", "b-l": other}
     assert path.stat().st_mode & 0o777 == 0o640
+    assert (path.stat().st_uid, path.stat().st_gid) == owner
     pin_in_file(path, {"b-l": home})
     assert read(path) == before
     assert [file.name for file in tmp_path.iterdir()] == ["map.json"]
