@@ -129,7 +129,7 @@ def test_template_is_the_unit_with_an_environment_of_its_own() -> None:
     assert changes == [
         "- Description=simplu-worker: operations from Kinesis and SQS to Postgres shards",
         "+ Description=simplu-worker %i: operations from Kinesis and SQS to Postgres shards",
-        "+ EnvironmentFile=/etc/simplu-worker/%i.environment",
+        "+ EnvironmentFile=/etc/simplu-worker/%i.env",
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import urllib.error
 import urllib.request
@@ -11,14 +12,17 @@ from pathlib import Path
 
 import pytest
 from support.aws.endpoints import CREDENTIALS, REGION, client_of
+from support.page_examples import page_examples
 from support.requires import ROOT
 from support.systemd.manager import Systemd, running_systemd
 
+from simplu_worker import __version__
 from simplu_worker.local.processes.loopback import free_port, poll_until
 
 pytestmark = pytest.mark.slow(20)
 
 UNITS = ROOT / "deploy" / "systemd"
+PAGE = ROOT / "docs" / "installing.md"
 PLAIN, TEMPLATE = "simplu-worker.service", "simplu-worker@.service"
 TOKEN = "a-token-from-a-file"
 PATIENCE_S = 20.0
@@ -38,20 +42,34 @@ class Machine:
         self._folder = folder
         self._settings = settings
 
-    def configure(self, file: str = "environment", **settings: str) -> int:
+    def configure(self, file: str = "worker.env", **settings: str) -> int:
         """Write the environment in *file*; return the port in it."""
         port = free_port()
-        whole = {"HTTP_PORT": str(port)} | settings | (self._settings if file == "environment" else {})
-        path = self._folder / "etc" / file
-        path.write_text("".join(f"{name}={value}\n" for name, value in whole.items()), encoding="utf-8")
-        path.chmod(0o600)
+        whole = {"HTTP_PORT": str(port)} | settings | (self._settings if file == "worker.env" else {})
+        self.write(file, "".join(f"{name}={value}\n" for name, value in whole.items()))
         return port
 
-    def write_map(self, content: object) -> None:
-        """Put the shard map in place, readable for the user that systemd makes for the service."""
-        path = self._folder / "etc" / "shard-map.json"
-        path.write_text(json.dumps(content), encoding="utf-8")
-        path.chmod(0o644)
+    def write_map(self, content: object, *, mode: int = 0o644) -> None:
+        """Put the shard map in place; with 0644 any user reads it, the one that systemd makes for the service too."""
+        self.write("shard-map.json", json.dumps(content), mode=mode)
+
+    def write(self, file: str, text: str, *, mode: int = 0o600) -> None:
+        """Write a file of /etc/simplu-worker, which belongs to root."""
+        path = self._folder / "etc" / file
+        path.write_text(text, encoding="utf-8")
+        path.chmod(mode)
+
+    def follow_page(self, part: str, **ports: int) -> None:
+        """Run the commands of a *part* of the page in a checkout, with the free *ports* in place of the page's."""
+        (lines,) = [example.text for example in page_examples(PAGE) if example[:2] == ("systemd", part)]
+        for name, port in ports.items():
+            lines, count = re.subn(rf"HTTP_PORT=\d+ > (\S+/{name}\.env)", rf"HTTP_PORT={port} > \1", lines)
+            assert count == 1
+        (self._folder / "checkout").mkdir(exist_ok=True)
+        (self._folder / "checkout" / "deploy").unlink(missing_ok=True)
+        (self._folder / "checkout" / "deploy").symlink_to("/opt/checkout/deploy")
+        shutil.copy(self._folder / "etc" / "worker.env", self._folder / "checkout")
+        self.systemd.run("sh", "-euc", f"cd {self._folder / 'checkout'}\n{lines}")
 
     def events(self, unit: str) -> list[str]:
         """Return the events that *unit* has logged."""
@@ -184,8 +202,32 @@ async def test_wrong_configuration_is_not_tried_again(machine: Machine) -> None:
 async def test_template_runs_several_workers(machine: Machine) -> None:
     """Each with the common environment, and with its own port."""
     machine.configure()
-    ports = {name: machine.configure(f"{name}.environment") for name in ("a", "b")}
+    ports = {name: machine.configure(f"{name}.env") for name in ("a", "b")}
     units = [f"simplu-worker@{name}.service" for name in ports]
     machine.systemd.systemctl("start", *units)
     assert [status_of(port, TOKEN) for port in ports.values()] == [200, 200]
     machine.end(*units)
+
+
+async def test_commands_of_the_page_run_a_worker_that_reads_its_own_files(machine: Machine) -> None:
+    """As the user of the page the worker reads a map that is closed to others, also at a reload; two run beside it."""
+    port = machine.configure()
+    systemd = machine.systemd
+    machine.write_map(MAP, mode=0o600)
+    machine.follow_page("user")
+    systemd.run("chown", "simplu-worker:", "/etc/simplu-worker/shard-map.json")
+    machine.follow_page("unit")
+    pid = systemd.properties(PLAIN, "MainPID")["MainPID"]
+    user = systemd.run("id", "--user", "simplu-worker")
+    assert systemd.run("ps", "-o", "uid=", "-p", pid).split() == user.split()
+    assert status_of(port, TOKEN) == 200
+    systemd.systemctl("reload", PLAIN)
+    await machine.wait_for_event(PLAIN, "shard_map.reloaded")
+    ports = {"a": free_port(), "b": free_port()}
+    machine.follow_page("template", **ports)
+    assert [status_of(one, TOKEN) for one in ports.values()] == [200, 200]
+    assert systemd.run("simplu-worker", "--version").strip() == __version__
+    units = [PLAIN, *(f"simplu-worker@{name}.service" for name in ports)]
+    systemd.systemctl("disable", *units)
+    machine.end(*units)
+    systemd.run("userdel", "simplu-worker")

@@ -65,8 +65,22 @@ async def _restore_server(scene: Scene) -> str:
     return ""
 
 
+async def _do_nothing(_scene: Scene) -> str:
+    return ""
+
+
 READS_LOG: Final = "journalctl -u simplu-worker"
+INSTALLED: Final = StandIn("nothing: another test installs the unit under a real systemd", _do_nothing)
 STAND_INS: Final = {
+    "useradd --system --user-group --no-create-home --shell /usr/sbin/nologin simplu-worker": INSTALLED,
+    "ln -s /opt/simplu-worker/bin/simplu-worker /usr/local/bin/simplu-worker": INSTALLED,
+    "install -m 0644 deploy/systemd/simplu-worker.service /etc/systemd/system/": INSTALLED,
+    "systemctl daemon-reload": INSTALLED,
+    "install -d /etc/simplu-worker": StandIn("makes a folder for the page", _do_nothing),
+    "cd /etc/simplu-worker": StandIn("runs each command in that folder", _do_nothing),
+    "chown simplu-worker: api-token pgpass shards.json": StandIn(
+        "nothing: the worker of the test runs as the same user", _do_nothing
+    ),
     "systemctl enable --now simplu-worker": StandIn("starts the worker with `worker.env`", _start),
     "systemctl start simplu-worker": StandIn("starts the worker with `worker.env`", _start),
     "systemctl stop simplu-worker": StandIn("sends the worker SIGTERM, and waits for its end", _stop),

@@ -1,7 +1,8 @@
 """A real systemd beside the one of the machine: in namespaces of its own, with units of ours alone.
 
-It is process 1 of a PID namespace, with its own /run, /opt and /etc/simplu-worker, and with a cgroup of its own. The
-network is that of the tests. It needs root; where the kernel or a sandbox refuses one of its mounts, it is missing.
+It is process 1 of a PID namespace, with its own /run, /opt and /usr/local/bin, and with a cgroup of its own. Its /etc
+is that of the machine with /etc/simplu-worker added, and loses its changes at the end. The network is the tests'. It
+needs root; where the kernel or a sandbox refuses one of its mounts, it is missing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from support.requires import ROOT, require
 SYSTEMD = Path("/lib/systemd/systemd")
 START_S = 20.0
 STEP_S = 0.1
-ETC = Path("/etc/simplu-worker")
 # The units see no home directories and no /tmp, where the checkout and its Python may be.
 WORKER = """#!/bin/sh
 export LD_LIBRARY_PATH=/opt/python/lib
@@ -37,15 +37,19 @@ mount --make-rprivate /
 mount -t proc proc /proc
 mount -t tmpfs tmpfs /run
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mount -t tmpfs tmpfs /usr/local/bin
 mount -t tmpfs tmpfs /opt
-mkdir -p /opt/checkout /opt/python /opt/simplu-worker/bin
+mkdir -p /opt/etc/changed /opt/etc/work /opt/checkout /opt/python /opt/simplu-worker/bin
 mount --bind {root} /opt/checkout
 mount --bind {python} /opt/python
 cp {folder}/simplu-worker /opt/simplu-worker/bin/
-mount --bind {folder}/etc {etc}
+mount -t overlay overlay -o lowerdir=/etc,upperdir=/opt/etc/changed,workdir=/opt/etc/work /etc
+mkdir -p /etc/simplu-worker /etc/systemd/system
+mount --bind {folder}/etc /etc/simplu-worker
+mount --bind {folder}/units /etc/systemd/system
 # Credentials are mounted by a process with a namespace of its own.
 mount --make-rshared /
-exec env -i PATH="$PATH" container=tests SYSTEMD_UNIT_PATH={folder}/units SYSTEMD_LOG_TARGET=console \
+exec env -i PATH="$PATH" container=tests SYSTEMD_UNIT_PATH=/etc/systemd/system SYSTEMD_LOG_TARGET=console \
     {systemd} --system --unit=multi-user.target
 """
 
@@ -93,14 +97,12 @@ def running_systemd(folder: Path) -> Iterator[Systemd]:
     for target in TARGETS:
         (folder / "units" / target).write_text(f"[Unit]\nDescription={target}\nDefaultDependencies=no\n")
     cgroup = _new_cgroup()
-    is_new = not ETC.exists()
-    ETC.mkdir(exist_ok=True)  # a place to mount on
     log = (folder / "systemd.log").open("wb")
     python = Path(f"python{sys.version_info.major}.{sys.version_info.minor}")
     packages = Path(sysconfig.get_path("purelib")).relative_to(ROOT)
     (folder / "simplu-worker").write_text(WORKER.format(packages=packages, python=python), encoding="utf-8")
     (folder / "simplu-worker").chmod(0o755)
-    places = {"root": ROOT, "folder": folder, "python": sys.base_prefix, "etc": ETC, "systemd": SYSTEMD}
+    places = {"root": ROOT, "folder": folder, "python": sys.base_prefix, "systemd": SYSTEMD}
     script = SCRIPT.format(**{name: shlex.quote(str(place)) for name, place in places.items()})
     # The shell enters the cgroup before it unshares: the root of the namespace is that cgroup.
     unshare = "unshare --mount --pid --cgroup --ipc --uts --fork --kill-child"
@@ -113,8 +115,6 @@ def running_systemd(folder: Path) -> Iterator[Systemd]:
         process.wait()
         log.close()
         _remove_cgroup(cgroup)
-        if is_new:
-            ETC.rmdir()
 
 
 def _new_cgroup() -> Path:
