@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 from support.aws.endpoints import running_moto
+from support.aws_access.template_values import CREATES_IAM, Template
 from support.aws_access.templates import TEMPLATES, Account
 from support.requires import ROOT, required_program
 
@@ -20,6 +24,8 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.local.aws_server.account import ACCOUNT_ID, REGION
 
 FILES = sorted(TEMPLATES.glob("*.yaml"))
+PAGE = ROOT / "docs" / "aws.md"
+ALARM = "AWS::CloudWatch::Alarm"
 # A worker of each source, with the names that are the templates' defaults.
 URL_OUTPUTS = {
     "sqs_shard_creation_queue_url": "ControlQueueUrl",
@@ -34,6 +40,31 @@ def lint(*files: Path) -> subprocess.CompletedProcess[str]:
     program = required_program("cfn-lint", how="python3 run.py tools")
     command = [program, "--regions", "eu-central-1", "--", *map(str, files)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+class Deployment(NamedTuple):
+    """A command of the page that creates a stack of the template *name*."""
+
+    name: str
+    stack: str
+    parameters: dict[str, str]
+    may_make_roles: bool
+
+
+def deployments() -> list[Deployment]:
+    """Return what the page deploys, in its order."""
+    text = PAGE.read_text(encoding="utf-8").replace("\\\n", " ")
+    found = []
+    for line in re.findall(r"(?m)^aws cloudformation deploy (.+)$", text):
+        words = shlex.split(line)
+        options = {word: words[at + 1] for at, word in enumerate(words) if word.startswith("--")}
+        begin = words.index("--parameter-overrides") + 1 if "--parameter-overrides" in words else len(words)
+        file = ROOT / options["--template-file"]
+        assert file in FILES
+        parameters = dict(word.split("=", 1) for word in words[begin:])
+        may_make_roles = options.get("--capabilities") == "CAPABILITY_IAM"
+        found.append(Deployment(file.stem, options["--stack-name"], parameters, may_make_roles))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +117,95 @@ async def test_resources_of_the_templates_leave_nothing_to_plan(
 def test_policy_of_the_page_is_the_template_s(account: Account) -> None:
     """docs/aws.md has the worker's policy for those who have no CloudFormation."""
     account.create("access", {})
-    page = (ROOT / "docs" / "aws.md").read_text(encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
     (text,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
     shown = json.loads(text.replace("REGION", REGION).replace("ACCOUNT", ACCOUNT_ID))
     assert shown == account.documents("access")["WorkerPolicy"]
+
+
+def test_page_deploys_each_template_with_the_parameters_that_it_needs() -> None:
+    """Every parameter without a default has a value, and none is unknown; roles and policies need a capability."""
+    found = deployments()
+    assert {one.name for one in found} == {file.stem for file in FILES}
+    for one in found:
+        template = Template(TEMPLATES / f"{one.name}.yaml", {})
+        assert template.parameters(required=True) <= one.parameters.keys() <= template.parameters(), one.name
+        text = (TEMPLATES / f"{one.name}.yaml").read_text(encoding="utf-8")
+        assert one.may_make_roles == (CREATES_IAM.search(text) is not None), one.name
+
+
+@pytest.mark.slow(6)
+def test_service_runs_the_worker_and_scales(account: Account) -> None:
+    """ECS and the autoscaling take the template as it is, with the parameters of the page.
+
+    moto's CloudFormation makes the service, but no autoscaling and no alarm: those get their calls one by one.
+    """
+    (deployment,) = [one for one in deployments() if one.name == "service"]
+    with ExitStack() as stack:
+        services = ("ec2", "ecs", "application-autoscaling", "cloudwatch")
+        ec2, ecs, scaling, alarms = [stack.enter_context(account.client(service)) for service in services]
+        vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
+        network = {
+            "VpcId": vpc,
+            "SubnetIds": ",".join(one["SubnetId"] for one in ec2.describe_subnets()["Subnets"]),
+            "ScraperSecurityGroupId": ec2.describe_security_groups()["SecurityGroups"][0]["GroupId"],
+        }
+        parameters = deployment.parameters | network
+        ecs.create_cluster(clusterName=parameters["ClusterName"])
+        outputs = account.create("service", parameters)
+        assert outputs["SecurityGroupId"].startswith("sg-")
+        (worker,) = ecs.describe_task_definition(taskDefinition="simplu-worker")["taskDefinition"][
+            "containerDefinitions"
+        ]
+        variables = {one["name"]: one["value"] for one in worker["environment"]}
+        assert variables["SQS_ORDER_EVENTS_QUEUE_URL"] == parameters["OrderQueueUrl"]
+        assert worker["secrets"] == [
+            {"name": name, "valueFrom": f"{parameters['SecretArn']}:{name}::"}
+            for name in ("CITRUS_API_KEY", "API_TOKEN")
+        ]
+        (target, policies), actions = _scale(scaling, parameters)
+        assert (target["ResourceId"], target["MinCapacity"], target["MaxCapacity"]) == (
+            "service/workers/simplu-worker",
+            2,
+            4,
+        )
+        assert policies.keys() == {"simplu-worker-cpu", "simplu-worker-lag"}
+        for name, properties in Template(TEMPLATES / "service.yaml", parameters | actions).resources(ALARM).items():
+            alarms.put_metric_alarm(AlarmName=name, **properties)
+        (alarm,) = alarms.describe_alarms(AlarmNames=["LagAlarm"])["MetricAlarms"]
+        assert alarm["AlarmActions"] == [policies["simplu-worker-lag"]["PolicyARN"]]
+
+
+def _scale(scaling: Any, parameters: dict[str, str]) -> tuple[tuple[dict[str, Any], dict[str, Any]], dict[str, str]]:
+    """Make the target and the policies of service.yaml; return both, and the ARNs of the policies by logical id."""
+    template = Template(
+        TEMPLATES / "service.yaml", parameters | {"Service.Name": "simplu-worker", "ScalableTarget": ""}
+    )
+    (target,) = template.resources("AWS::ApplicationAutoScaling::ScalableTarget").values()
+    scaling.register_scalable_target(**target)
+    whose = {name: target[name] for name in ("ServiceNamespace", "ScalableDimension", "ResourceId")}
+    arns = {}
+    for name, policy in template.resources("AWS::ApplicationAutoScaling::ScalingPolicy").items():
+        del policy["ScalingTargetId"]  # the three members above, in a call
+        arns[name] = scaling.put_scaling_policy(**whose, **policy)["PolicyARN"]
+    (made,) = scaling.describe_scalable_targets(ServiceNamespace="ecs")["ScalableTargets"]
+    policies = scaling.describe_scaling_policies(ServiceNamespace="ecs")["ScalingPolicies"]
+    return (made, {one["PolicyName"]: one for one in policies}), arns
+
+
+@pytest.mark.slow(2)
+def test_alarms_are_taken_by_cloudwatch(account: Account) -> None:
+    """With the parameters of the page; each asks for people by the topic."""
+    (deployment,) = [one for one in deployments() if one.name == "alarms"]
+    template = Template(TEMPLATES / "alarms.yaml", deployment.parameters)
+    with account.client("cloudwatch") as cloudwatch:
+        for name, properties in template.resources(ALARM).items():
+            cloudwatch.put_metric_alarm(
+                AlarmName=f"page-{name}", **properties | {"Threshold": float(properties["Threshold"])}
+            )
+        made = cloudwatch.describe_alarms(AlarmNamePrefix="page-")["MetricAlarms"]
+    assert {one["AlarmName"] for one in made} == {f"page-{name}" for name in template.resources(ALARM)}
+    assert {action for one in made for action in one["AlarmActions"]} == {deployment.parameters["TopicArn"]}
 
 
 def test_templates_have_the_same_defaults() -> None:
