@@ -48,7 +48,7 @@ tools: ## Make .venv-tools with uv and the checkers of deploy/, and .venv-minist
 	@$(RUN) tools
 
 site: ## Build the documentation site into site/, and check its links
-	@$(RUN) site
+	@$(RUN) site $(ARGS)
 
 peers: ## Build the programs of other vendors that tests/peers runs
 	@$(RUN) peers $(ARGS)

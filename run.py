@@ -423,11 +423,11 @@ def tools(_args: List[str]) -> None:
     ensure(MINISTACK_VENV, "ministack")
 
 
-def site(_args: List[str]) -> None:
-    """Build the documentation site into site/, and check its links."""
+def site(args: List[str]) -> None:
+    """Build the documentation site into site/, and check its links; with --pictures, its look in a browser too."""
     ensure(TOOLS_VENV, "tools")
     ensure(VENV, "dev")
-    become([in_venv("python"), "-m", "support.site.build"])
+    become([in_venv("python"), "-m", "support.site.build", *args])
 
 
 def peers(args: List[str]) -> None:

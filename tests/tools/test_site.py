@@ -7,8 +7,19 @@ import re
 from pathlib import Path, PurePosixPath
 
 import pytest
+from support.browser.chromium import open_browser
 from support.requires import ROOT, required_program
-from support.site.build import build, change_links, find_problems, linked_files, page_of_file, stage, staged_path
+from support.site.build import (
+    build,
+    change_links,
+    find_problems,
+    linked_files,
+    page_of_file,
+    pages_of_docs,
+    stage,
+    staged_path,
+)
+from support.site.look import LOOKS, WIDE, Look, find_faults
 
 DOCS = ROOT / "docs"
 
@@ -47,6 +58,38 @@ def test_search_works_from_files(site: Path) -> None:
         re.findall(r'src="([^"]*file_worker\.js)"', page.read_text(encoding="utf-8")) for page in site.rglob("*.html")
     ]
     assert {len(one) for one in workers} == {1}
+
+
+@pytest.mark.slow(10)
+async def test_pages_fit_a_phone_and_follow_the_colours_of_the_system(site: Path, tmp_path: Path) -> None:
+    """No page scrolls sideways: wide tables and code do, each within itself. A reader's dark system gets dark pages."""
+    phone = next(look for look in LOOKS if look.width < WIDE)
+    async with open_browser(tmp_path) as tab:
+        # To read the index of the search takes longer than all that is looked at here.
+        await tab.call("Network.setBlockedURLs", urls=["*search.js", "*file_worker.js"])
+        pages = [page for page in pages_of_docs(site) if page.parent == site]  # those of the folders have less in them
+        faults = {page.name: found for page in pages if (found := await find_faults(tab, page, phone))}
+        faults |= {look.name: await find_faults(tab, site / "concepts.html", look) for look in LOOKS}
+    assert faults == {look.name: [] for look in LOOKS}
+
+
+@pytest.mark.slow(2)
+async def test_faults_of_a_page_are_found(tmp_path: Path) -> None:
+    """The check above has teeth."""
+    page = tmp_path / "page.html"
+    page.write_text(
+        '<meta name="viewport" content="width=device-width"><body data-md-color-scheme="default"><article>'
+        '<pre style="width: 900px">wide</pre>'
+        '<div style="overflow-x: auto"><pre style="width: 900px">reached</pre></div><img src="none.png"></article>',
+        encoding="utf-8",
+    )
+    async with open_browser(tmp_path) as tab:
+        assert await find_faults(tab, page, Look(390, "dark")) == [
+            "outside of the window: PRE wide",
+            "outside of the window: the page",
+            f"not shown: {(tmp_path / 'none.png').as_uri()}",
+            "expected the colours slate, got default",
+        ]
 
 
 def test_problems_are_links_without_a_target_and_addresses_of_other_hosts(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`python -m support.site.build`: build the documentation site into site/, and check it.
+"""`python -m support.site.build [--pictures]`: build the documentation site into site/, and check it.
 
 The generator gets a copy of docs/, and beside it the files of the repository that its pages link to: pages as pages,
 any other file as a page with its text. So every link of the site leads to a page of the site, and none to another host.
@@ -6,17 +6,23 @@ any other file as a page with its text. So every link of the site leads to a pag
 
 from __future__ import annotations
 
+import argparse
+import asyncio
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
+import pytest
+from support.browser.chromium import open_browser
 from support.requires import ROOT, TOOLS
+from support.site.look import LOOKS, find_faults
 
 LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<path>[^)\s#]*)(?P<anchor>#[^)\s]*)?\)")
 FILE_NAME = re.compile(r"[\w./-]+\.md")
@@ -179,14 +185,44 @@ def _leads(page: Path, link: str, pages: Mapping[Path, _PageReader]) -> bool:
     return not fragment or target not in pages or fragment in pages[target].ids | {"__skip"}
 
 
+def pages_of_docs(site: Path) -> list[Path]:
+    """Return the pages of the site that are in docs/."""
+    return [path for path in sorted(site.rglob("*.html")) if OUTSIDE not in path.relative_to(site).parts]
+
+
+async def look_at(pages: list[Path], site: Path, folder: Path) -> list[str]:
+    """Open each page in a browser, in each look; keep its pictures in *folder*, and return what is wrong."""
+    faults: list[str] = []
+    with tempfile.TemporaryDirectory() as files:
+        async with open_browser(Path(files)) as tab:
+            for look in LOOKS:
+                for page in pages:
+                    found = await find_faults(tab, page, look)
+                    faults += [f"{page.relative_to(site)}, {look.name}: {fault}" for fault in found]
+                    picture = folder / look.name / page.relative_to(site).with_suffix(".webp")
+                    picture.parent.mkdir(parents=True, exist_ok=True)
+                    picture.write_bytes(await tab.take_picture())
+    return faults
+
+
 def main() -> None:
     """Build and check; end with status 1 and every problem."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pictures", action="store_true", help="look at each page in a Chromium, and keep pictures")
+    arguments = parser.parse_args()
     site = ROOT / "site"
     try:
         build(ROOT, ROOT / ".site", site)
     except subprocess.CalledProcessError as failed:
         sys.exit(failed.returncode)
     problems = find_problems(site)
+    if arguments.pictures:
+        folder = ROOT / ".site" / "pictures"
+        try:
+            problems += asyncio.run(look_at(pages_of_docs(site), site, folder))
+        except pytest.skip.Exception as missing:
+            sys.exit(str(missing))
+        print(f"{folder}: the pages in {', '.join(look.name for look in LOOKS)}")  # noqa: T201
     for problem in problems:
         print(problem, file=sys.stderr)  # noqa: T201
     print(f"{site / 'index.html'}: {len(problems)} problems")  # noqa: T201
