@@ -1,4 +1,4 @@
-"""Variables, metrics and files that a page names in its code are there: what a reader copies from any page works."""
+"""Variables, metrics, benchmarks and files in the code of a page are there: what a reader copies works."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 VARIABLE = re.compile(r"(?<![\w%$./-])[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+\b(?![./-])")
 METRIC = re.compile(r"\bsimplu_[a-z_]+")
 FILE = re.compile(r"(?<![\w./~-])(?:deploy|requirements|docs|tests|benchmarks)/[\w./@-]*[\w/]")
+BENCHMARK = re.compile(r"run\.py bench ([a-z_]+)")
 # Words that look like variables: of messages, of Kinesis and the KCL, of other programs; and places for a name.
 OTHER_WORDS = {
     *(
@@ -60,11 +61,24 @@ def missing_files(text: str) -> set[str]:
     return {path for path in FILE.findall(commands) if not (ROOT / path).exists()}
 
 
+def unknown_benchmarks(text: str) -> set[str]:
+    """Return the benchmarks that a page names and that are not there."""
+    folder = ROOT / "benchmarks"
+    return {
+        name
+        for name in BENCHMARK.findall(code_of(text))
+        if not ((folder / name).is_dir() or (folder / f"{name}.py").exists())
+    }
+
+
 @any_page
-def test_variables_metrics_and_files_that_are_named_exist(page: Path) -> None:
+def test_names_in_the_code_of_a_page_exist(page: Path) -> None:
     """On each page; the changelog alone is history."""
     text = page.read_text(encoding="utf-8")
-    assert (unknown_variables(text), unknown_metrics(text), missing_files(text)) == (set(), set(), set())
+    assert unknown_variables(text) == set()
+    assert unknown_metrics(text) == set()
+    assert unknown_benchmarks(text) == set()
+    assert missing_files(text) == set()
 
 
 def test_names_that_do_not_exist_are_found() -> None:
@@ -76,6 +90,7 @@ def test_names_that_do_not_exist_are_found() -> None:
     assert unknown_variables(text) == {"KINESIS_STREM_NAME", "API_TOKN"}
     assert unknown_metrics(text) == {"simplu_lag"}
     assert missing_files(text) == {"deploy/none.yaml"}
+    assert unknown_benchmarks("`python3 run.py bench none`, `run.py bench kcl`, `run.py bench scale`") == {"none"}
 
 
 def test_words_that_are_no_variables_are_each_on_a_page() -> None:
