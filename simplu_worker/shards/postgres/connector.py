@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
@@ -133,7 +135,8 @@ class Connector:
         """Open a connection to the first host with a server of the wanted kind.
 
         Each host gets its share of the remaining time. Raises the last host's error: `WrongShardError`, `TimeoutError`,
-        `OSError`, an error of asyncpg, or any error of a library over an invalid address.
+        `OSError`, an error of asyncpg, or any error of a library over an invalid address. A refused password has a note
+        where its file could not be used: asyncpg continues without a password then.
         """
         if not self._places:
             self._places = places_of(self._address.connection_string)
@@ -152,6 +155,10 @@ class Connector:
             else:
                 self._places = [place, *(other for other in self._places if other != place)]
                 return connection
+        if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
+            problem = password_file_problem(self._address.connection_string)
+            if problem is not None:
+                error.add_note(problem)
         raise error or ValueError("expected a host")
 
     def put_last(self, place: HostPort) -> None:
@@ -220,6 +227,24 @@ async def _fetch_unnamed(connection: ShardConnection, query: str) -> asyncpg.Rec
     row: asyncpg.Record | None = await statement.fetchrow()
     assert row is not None  # noqa: S101  # these queries always have one
     return row
+
+
+def password_file_problem(connection_string: str) -> str | None:
+    """Return why the file that `passfile=` names gives no password; None if it can be read, or none is named."""
+    named = parse_qs(urlsplit(connection_string).query).get("passfile")
+    if not named:
+        return None
+    path = Path(named[-1])
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            return f"expected the passfile {path} to be a plain file, got another kind"
+        path.open("rb").close()
+    except OSError as exc:
+        return f"expected to read the passfile {path}, got {exc.strerror}; give it to the user of this process"
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        return f"expected the passfile {path} to be closed to group and others, got {stat.S_IMODE(mode):04o}; set 0600"
+    return None
 
 
 def target_of(connection_string: str, places: Sequence[HostPort]) -> TargetSessionAttrs:

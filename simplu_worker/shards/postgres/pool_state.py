@@ -183,9 +183,10 @@ class ShardAvailability:
 
     def _record_unavailable(self, kind: str, exc: Exception, *, asked_at: float | None = None) -> ShardUnavailableError:
         """Record an error and return ours; with *asked_at* the shard has not answered since then."""
-        # Server messages may quote rows; the class and its code are enough.
+        # Server messages may quote rows; the class and its code are enough. The notes are the connector's own.
         code = getattr(exc, "sqlstate", None)
-        self._record_error(kind, f"{type(exc).__name__} ({code})" if code else type(exc).__name__)
+        name = f"{type(exc).__name__} ({code})" if code else type(exc).__name__
+        self._record_error(kind, "; ".join([name, *getattr(exc, "__notes__", ())]))
         if asked_at is not None:
             self._record_no_answer(asked_at)
         return self.unavailable_error()
