@@ -13,6 +13,8 @@ from typing import Any
 import botocore.session
 from botocore import xform_name
 
+DELAY_S = 1  # of the CLI: 10
+
 
 def parse_arguments(arguments: list[str], shape: Any) -> dict[str, Any]:
     """Return the parameters of a request of *shape*; raise KeyError for an option that it does not have."""
@@ -28,10 +30,23 @@ def parse_arguments(arguments: list[str], shape: Any) -> dict[str, Any]:
     return parameters
 
 
+def wait(client: Any, waiters: Any, arguments: list[str]) -> None:
+    """Do `aws SERVICE wait WAITER --member VALUE …`: nothing is printed."""
+    name, *options = arguments
+    waiter = client.get_waiter(name.replace("-", "_"))
+    operation = waiters.get_waiter("".join(word.capitalize() for word in name.split("-"))).operation
+    shape = client.meta.service_model.operation_model(operation).input_shape
+    waiter.wait(**parse_arguments(options, shape), WaiterConfig={"Delay": DELAY_S})
+
+
 def main() -> None:
     """Make the request and print its answer."""
     service, operation, *arguments = sys.argv[1:]
-    client: Any = botocore.session.get_session().create_client(service)
+    session = botocore.session.get_session()
+    client: Any = session.create_client(service)
+    if operation == "wait":
+        wait(client, session.get_waiter_model(service), arguments)
+        return
     method = operation.replace("-", "_")
     model = client.meta.service_model.operation_model(client.meta.method_to_api_mapping[method])
     answer = getattr(client, method)(**parse_arguments(arguments, model.input_shape))
