@@ -11,25 +11,35 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
-from typing import Final
+from datetime import UTC, datetime, timedelta
+from typing import Final, NamedTuple
 
 import structlog
 
 from simplu_worker.errors import RetryableError
-from simplu_worker.operations.retention_rules import deletion_pause_s
+from simplu_worker.operations.retention_rules import deleting_share, deletion_pause_s, next_row_count
 from simplu_worker.shards.log.message_failures import forget_old_failures
 from simplu_worker.shards.log.rejections import forget_old_rejections
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.postgres.queries import QUERIES, affected_count
+from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 from simplu_worker.timing.periodic import repeat_every
 
 TURN_S: Final = 60.0
-STATEMENT_MAX_ROWS: Final = 1000
+STATEMENT_ROWS: Final = 1000  # of the first statement of a turn
 SHARDS_AT_ONCE: Final = 8
+EVER: Final = datetime(1, 1, 2, tzinfo=UTC)  # before the time of every row
 
 log = structlog.get_logger(__name__)
+
+
+class DeletedRows(NamedTuple):
+    """What one statement has deleted; *late_s* is how long ago the oldest row was due, *busy_s* what it took."""
+
+    row_count: int
+    newest: datetime | None
+    late_s: float
+    busy_s: float
 
 
 class LogRetention:
@@ -41,13 +51,14 @@ class LogRetention:
         window: Callable[[], Awaitable[timedelta | None]],
         *,
         turn_s: float = TURN_S,
-        statement_max_rows: int = STATEMENT_MAX_ROWS,
+        statement_rows: int = STATEMENT_ROWS,
     ) -> None:
         self._pools = pools
         self._window = window
         self._turn_s = turn_s
-        self._statement_max_rows = statement_max_rows
+        self._statement_rows = statement_rows
         self._slots = asyncio.Semaphore(SHARDS_AT_ONCE)
+        self._row_counts: dict[str, int] = {}  # of the next statement, by shard id
 
     async def run(self) -> None:
         """Take turns until cancelled, one at a time; each begins at least `turn_s` after the one before."""
@@ -59,6 +70,9 @@ class LogRetention:
         retention = await self._window() if pools else None
         if retention is None:
             return {}
+        self._row_counts = {
+            pool.address.shard_id: self._row_counts.get(pool.address.shard_id, self._statement_rows) for pool in pools
+        }
         async with asyncio.TaskGroup() as tasks:
             turns = {
                 pool.address.shard_id: tasks.create_task(
@@ -77,33 +91,49 @@ class LogRetention:
         return counts
 
     async def _forget_old(self, pool: ShardPool, retention: timedelta) -> int:
+        """Delete old rows until none is left or the turn is over, once at least; return how many of the log.
+
+        The pace follows the time that the shard takes for a statement. Most of the time that this replica takes is its
+        other work, and no load on the shard.
+        """
         end = time.monotonic() + self._turn_s
-        count = 0
-        while pool.is_healthy and time.monotonic() < end:
-            try:
-                async with self._slots:
-                    started = time.monotonic()
-                    deleted, is_any_left = await self._delete(pool, retention)
-                    busy_s = time.monotonic() - started
-            except RetryableError as exc:
-                log.debug("retention.deferred", shard_id=pool.address.shard_id, error=str(exc))
-                break
-            count += deleted
-            if not is_any_left:
-                break
-            await asyncio.sleep(deletion_pause_s(busy_s))
+        shard_id, count, after = pool.address.shard_id, 0, EVER
+        try:
+            while pool.is_healthy:
+                limit = self._row_counts[shard_id]
+                deleted = await self._delete(pool, retention, limit, after)
+                count += deleted.row_count
+                if deleted.row_count < limit:
+                    break
+                after = deleted.newest or after
+                self._row_counts[shard_id] = next_row_count(limit, deleted.busy_s, self._statement_rows)
+                if time.monotonic() >= end:
+                    break
+                share = deleting_share(deleted.late_s, self._turn_s)
+                await asyncio.sleep(deletion_pause_s(deleted.busy_s, share))
+            await self._forget_beside(pool, retention, end)
+        except RetryableError as exc:
+            log.debug("retention.deferred", shard_id=shard_id, error=str(exc))
         return count
 
-    async def _delete(self, pool: ShardPool, retention: timedelta) -> tuple[int, bool]:
-        """Delete some old rows; return how many of the log, and whether there may be more of any kind."""
-        async with pool.transaction() as connection:
+    async def _delete(self, pool: ShardPool, retention: timedelta, limit: int, after: datetime) -> DeletedRows:
+        """Delete at most *limit* old rows of the log that were completed at *after* or later."""
+        async with self._slots, pool.transaction() as connection:
             if await check_schema(connection, pool.address.shard_id) is SchemaState.EMPTY:
-                return 0, False
-            await forget_old_failures(connection, self._statement_max_rows)
-            rejections = await forget_old_rejections(connection, retention, self._statement_max_rows)
-            operations = affected_count(
-                await connection.execute(
-                    QUERIES["forget_operations"], retention.total_seconds(), self._statement_max_rows
-                )
-            )
-        return operations, max(operations, rejections) >= self._statement_max_rows
+                return DeletedRows(0, None, 0.0, 0.0)
+            row = await connection.fetchrow(QUERIES["forget_operations"], retention.total_seconds(), limit, after)
+            return DeletedRows(row["row_count"], row["newest"], row["late_s"], row["busy_s"])
+
+    async def _forget_beside(self, pool: ShardPool, retention: timedelta, end: float) -> None:
+        """Delete old counts of failures, and rows of rejected records."""
+        while pool.is_healthy:
+            async with self._slots, pool.transaction() as connection:
+                if await check_schema(connection, pool.address.shard_id) is SchemaState.EMPTY:
+                    return
+                started = time.monotonic()
+                await forget_old_failures(connection, self._statement_rows)
+                count = await forget_old_rejections(connection, retention, self._statement_rows)
+                busy_s = time.monotonic() - started
+            if count < self._statement_rows or time.monotonic() >= end:
+                return
+            await asyncio.sleep(deletion_pause_s(busy_s))

@@ -53,13 +53,30 @@ JOIN unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS wanted (tenant_id, 
     USING (tenant_id, request_id);
 
 -- name: forget_operations
--- Delete at most $2 of the rows completed more than $1 seconds ago, by the shard's clock, never by the producers'.
--- Locked rows are skipped: another replica is deleting them, or a replay is replacing them.
-DELETE FROM public.operations
-WHERE ctid = ANY(ARRAY(
-    SELECT ctid
-    FROM public.operations
-    WHERE completed_at < pg_catalog.now() - pg_catalog.make_interval(secs => $1)
-    LIMIT $2
-    FOR UPDATE SKIP LOCKED
-));
+-- Delete at most $2 of the rows completed more than $1 seconds ago, oldest first, by the shard's clock, never by the
+-- producers'. Locked rows are skipped: another replica is deleting them, or a replay is replacing them.
+-- None completed before $3: until a vacuum the index has the entries of deleted rows too, and while a transaction may
+-- still see these, each statement that begins with the oldest would pass by all of them.
+-- Return how many there were, the time of the newest, how long ago the oldest was due, and what the statement took.
+WITH forgotten AS (
+    DELETE FROM public.operations
+    WHERE ctid = ANY(ARRAY(
+        SELECT ctid
+        FROM public.operations
+        WHERE
+            completed_at < pg_catalog.now() - pg_catalog.make_interval(secs => $1)
+            AND completed_at >= $3::pg_catalog.timestamptz
+        ORDER BY completed_at
+        LIMIT $2
+        FOR UPDATE SKIP LOCKED
+    ))
+    RETURNING completed_at
+)
+SELECT
+    pg_catalog.count(*) AS row_count,
+    pg_catalog.max(completed_at) AS newest,
+    coalesce(
+        extract(EPOCH FROM pg_catalog.now() - pg_catalog.min(completed_at))::pg_catalog.float8 - $1, 0
+    ) AS late_s,
+    extract(EPOCH FROM pg_catalog.clock_timestamp() - pg_catalog.statement_timestamp())::pg_catalog.float8 AS busy_s
+FROM forgotten;
