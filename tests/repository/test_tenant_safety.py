@@ -45,6 +45,7 @@ NOT_OF_ONE_TENANT = {
     "count_tenants": "the count alone, for capacity",
     "describe_content": "counts and times alone, of a backup",
     "find_deletions": "what a shard has to delete, whosever it is",
+    "find_logged_end": "a time alone, of any tenant's row",
     "find_left_behind": "what a shard has to delete, whosever it is",
     "list_moves": "the moves from a shard, for people who operate it",
     "find_locations": "docs/interface.md: `destroy_all` is for every location of a business",

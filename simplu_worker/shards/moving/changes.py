@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeAlias
 
 import msgspec
@@ -15,6 +15,11 @@ from simplu_worker.shards.postgres.queries import QUERIES
 ResourceKey: TypeAlias = tuple[str, str]  # resource type and id
 
 PAGE_ROWS: Final = 1000
+SCANNED_ROWS: Final = 50_000  # of all tenants, by one statement: a tenth of a second in memory
+FEW_ROWS: Final = 5000  # of a tenant's log; these are read by primary key, if those of all tenants are too many
+LOG_ORDER: Final = ("completed_at", "request_id")
+AT_ANY_TIME: Final = datetime.max.replace(tzinfo=UTC)
+INSTANT: Final = timedelta(microseconds=1)  # the resolution of the shard's times
 # Rows of the log from so long before a barrier on are read again: for a server's clock that is set back a little.
 CLOCK_MARGIN: Final = timedelta(seconds=2)
 CHANGES_NOTHING: Final = frozenset({"read", "list"})
@@ -53,15 +58,16 @@ async def read_changes(connection: Connection, tenant_id: str, since: datetime) 
     A page that was read while the tenant is written to may be older than the next one; what changes later is in the
     pages since a later time.
     """
-    async for log in _read_pages(connection, "read_logged_changes", tenant_id, since, ("completed_at", "request_id")):
+    async for log in read_log(connection, tenant_id, since - CLOCK_MARGIN):
         keys = {(row["resource_type"], row["resource_id"]) for row in log if _may_change(row)}
         yield await read_resources(connection, tenant_id, keys, log)
     others = await read_other_keys(connection, tenant_id, since)
     if others:
         yield await read_resources(connection, tenant_id, others)
-    async for rows in _read_pages(connection, "read_new_rejections", tenant_id, since, ("rejected_at", "request_id")):
+    start = since - CLOCK_MARGIN
+    async for rows in _read_pages(connection, "read_new_rejections", tenant_id, start, ("rejected_at", "request_id")):
         yield Changes(rejections=rows)
-    async for rows in _read_pages(connection, "read_new_failures", tenant_id, since, ("failed_at", "message_id")):
+    async for rows in _read_pages(connection, "read_new_failures", tenant_id, start, ("failed_at", "message_id")):
         yield Changes(failures=rows)
 
 
@@ -70,24 +76,53 @@ async def read_changed_keys(
 ) -> tuple[set[ResourceKey], set[str]]:
     """Return the resources that may have changed since *since*, and the requests that were logged since then."""
     keys, requests = await read_other_keys(connection, tenant_id, since), set[str]()
-    async for log in _read_pages(connection, "read_logged_changes", tenant_id, since, ("completed_at", "request_id")):
+    async for log in read_log(connection, tenant_id, since - CLOCK_MARGIN):
         keys |= {(row["resource_type"], row["resource_id"]) for row in log if _may_change(row)}
         requests |= {row["request_id"] for row in log}
     return keys, requests
 
 
-async def _read_pages(
-    connection: Connection, query: str, tenant_id: str, since: datetime, key: tuple[str, str]
+async def read_log(
+    connection: Connection,
+    tenant_id: str,
+    start: datetime,
+    *,
+    scanned_rows: int = SCANNED_ROWS,
+    few_rows: int = FEW_ROWS,
 ) -> AsyncIterator[Sequence[Any]]:
-    """Yield the rows of *query* in pages that are not empty, in the order of *key*, a time and an id."""
-    after: tuple[datetime, str] = (since - CLOCK_MARGIN, "")
+    """Yield the rows of a tenant's log from *start* on, in order of time, in pages of at most `PAGE_ROWS` rows.
+
+    Each statement passes by about *scanned_rows* rows of other tenants at most, so that it takes a bounded time however
+    many there are. If there are more, and the tenant has no more than *few_rows* rows, these are read alone.
+    """
+    end = await connection.fetchval(QUERIES["find_logged_end"], start, scanned_rows)
+    if end is not None and await connection.fetchval(QUERIES["has_few_operations"], tenant_id, few_rows):
+        async for page in _read_pages(connection, "read_few_logged_changes", tenant_id, start, LOG_ORDER, AT_ANY_TIME):
+            yield page
+        return
+    while True:
+        async for page in _read_pages(
+            connection, "read_logged_changes", tenant_id, start, LOG_ORDER, end or AT_ANY_TIME
+        ):
+            yield page
+        if end is None:
+            return
+        start = end + INSTANT
+        end = await connection.fetchval(QUERIES["find_logged_end"], start, scanned_rows)
+
+
+async def _read_pages(
+    connection: Connection, query: str, tenant_id: str, start: datetime, order: tuple[str, str], *values: datetime
+) -> AsyncIterator[Sequence[Any]]:
+    """Yield the rows of *query* from *start* on in pages that are not empty; *order* are the columns with time and id."""
+    after: tuple[datetime, str] = (start, "")
     is_last = False
     while not is_last:
-        rows = await connection.fetch(QUERIES[query], tenant_id, after[0], *after, PAGE_ROWS)
-        is_last = len(rows) < PAGE_ROWS
-        if rows:
-            after = (rows[-1][key[0]], rows[-1][key[1]])
-            yield rows
+        page = await connection.fetch(QUERIES[query], tenant_id, after[0], *after, PAGE_ROWS, *values)
+        is_last = len(page) < PAGE_ROWS
+        if page:
+            after = (page[-1][order[0]], page[-1][order[1]])
+            yield page
 
 
 async def read_other_keys(connection: Connection, tenant_id: str, since: datetime) -> set[ResourceKey]:
