@@ -25,7 +25,7 @@ from benchmarks.throughput.records import (
 )
 
 FILLED_ROWS = 300_000  # resources that exist before a run, and rows of the log: what a shard has in use
-KINDS: Final = {"create": 450, "update": 300, "patch": 190, "delete": 50}
+KINDS: Final = MappingProxyType({"create": 450, "update": 300, "patch": 190, "delete": 50})
 RECENT_SHARE = 0.2  # of the resources of a type that get most updates
 RECENT_UPDATES = 0.8
 HOT_COUNT = 2  # resources of a tenant and type that get all updates
@@ -85,6 +85,7 @@ class Mix(msgspec.Struct, frozen=True):
     after_checkpoint: bool = False
     is_small: bool = False  # the small records in order of the comparison with others, on empty tables
     settings: Mapping[str, str] = MappingProxyType({})  # of the server
+    kinds: Mapping[str, int] = KINDS  # of 1,000 records, without lists
 
 
 REALISTIC = Mix("realistic")
@@ -147,7 +148,7 @@ def mixed_records(mix: Mix, count: int, *, filled: int = FILLED_ROWS) -> Iterato
     known: dict[tuple[int, int], list[str]] = defaultdict(list)
     for number in range(filled):
         known[_place_of(number, mix.tenants)].append(id_of(mix.ids, "r", number))
-    kinds = KINDS | {"list": mix.lists}
+    kinds = {**mix.kinds, "list": mix.lists}
     drawn = random.choices(tuple(kinds), tuple(kinds.values()), k=count)
     for number, kind in enumerate(drawn, start=filled):
         place = random.randrange(mix.tenants), random.randrange(len(TYPES))

@@ -202,10 +202,15 @@ class BenchmarkServers:
     @asynccontextmanager
     async def run_kinesis(self, records: int, stream_shards: int, *options: str) -> AsyncIterator[FilledKinesis]:
         """Run a Kinesis with *records* in its stream."""
-        port, log_path = free_port(), self.group.directory / f"kinesis-{self.next_number()}.log"
-        program = [sys.executable, "-m", "benchmarks.throughput.filled_kinesis", "--port", str(port), *options]
         arguments = ["--records", str(records), "--stream-shards", str(stream_shards), "--tenants", str(self.tenants)]
-        process = self.group.spawn([*program, *arguments], log_path=log_path)
+        async with self.run_kinesis_program("benchmarks.throughput.filled_kinesis", *options, *arguments) as kinesis:
+            yield kinesis
+
+    @asynccontextmanager
+    async def run_kinesis_program(self, module: str, *arguments: str) -> AsyncIterator[FilledKinesis]:
+        """Run *module*, which serves a Kinesis at `--port` and logs that it has started."""
+        port, log_path = free_port(), self.group.directory / f"kinesis-{self.next_number()}.log"
+        process = self.group.spawn([sys.executable, "-m", module, "--port", str(port), *arguments], log_path=log_path)
         try:
 
             async def has_started() -> bool:

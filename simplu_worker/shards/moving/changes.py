@@ -114,7 +114,7 @@ async def read_log(
 async def _read_pages(
     connection: Connection, query: str, tenant_id: str, start: datetime, order: tuple[str, str], *values: datetime
 ) -> AsyncIterator[Sequence[Any]]:
-    """Yield the rows of *query* from *start* on in pages that are not empty; *order* are the columns with time and id."""
+    """Yield the rows of *query* from *start* on, in pages that are not empty. *order*: the columns with time and id."""
     after: tuple[datetime, str] = (start, "")
     is_last = False
     while not is_last:
