@@ -6,6 +6,7 @@ The consumers import of `simplu_worker.shards` only this module and `gateway` (i
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final, TypeAlias
@@ -40,7 +41,14 @@ class ShardUnavailableError(RetryableError):
 
 
 class PositionChangedError(RetryableError):
-    """The row has another fencing token than its reader left: the reader must read the row before it writes there."""
+    """The row has another fencing token than its reader left: the reader must read the row before it writes there.
+
+    *claims* are those of the readers, of all that were in the transaction.
+    """
+
+    def __init__(self, message: str, *, claims: Sequence[PositionClaim] = ()) -> None:
+        super().__init__(message)
+        self.claims = claims
 
 
 class TenantNotMadeError(WorkerError):

@@ -21,6 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from support.load.testbed import Testbed
 
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.local.processes.loopback import poll_until
+from simplu_worker.local.verify.comparison import percentile
 from simplu_worker.local.workload.workload import Tenant
 
 FILL_SQL = """
@@ -43,14 +45,18 @@ SELECT $1, 'dental', 'settings', 'filler-' || number,
     jsonb_build_object('number', number, 'text', repeat('x', 300)), now(), now()
 FROM generate_series(1, $2::int) AS number
 """
-# From the fence to the first operation on the target. All servers have one clock.
+# From the fence to the activation, and to the first operation on the target. All servers have one clock.
 PAUSE_SQL = """
-SELECT extract(epoch FROM (
-    SELECT min(completed_at) FROM operations
-    WHERE tenant_id = $1 AND completed_at > (progress->>'fenced_at')::timestamptz
-) - (progress->>'fenced_at')::timestamptz)::float8
-FROM arrivals WHERE tenant_id = $1
+SELECT
+    extract(epoch FROM state_changed_at - fenced_at)::float8 AS active_s,
+    extract(epoch FROM (
+        SELECT min(completed_at) FROM operations WHERE tenant_id = $1 AND completed_at > fenced_at
+    ) - fenced_at)::float8 AS pause_s
+FROM tenants, arrivals, LATERAL (SELECT (progress->>'fenced_at')::timestamptz AS fenced_at) AS fence
+WHERE id = $1 AND tenant_id = $1
 """
+REQUEST_S = 0.02  # between two requests with operations of the tenant: what waits between them is no pause
+COMMIT_EVERY_S = 0.1
 SETTLE_S = 1.0
 CONTROL_S = 10.0
 COUNTED = re.compile(r'^simplu_moves_total\{outcome="moved"\} (\S+)', re.MULTILINE)
@@ -66,6 +72,7 @@ class Moved:
 
     certificate: dict[str, Any]
     pause_s: float
+    active_s: float  # of it: until the tenant is active on the target
     kills: int
     is_failed_over: bool
 
@@ -79,6 +86,7 @@ def main() -> None:
         "--rate", type=float, default=100.0, help="operations/s, for the tenant and for the others each"
     )
     parser.add_argument("--stream-shards", type=int, default=4)
+    parser.add_argument("--read", choices=("polling", "fan-out"), default="polling")
     disturbances = parser.add_mutually_exclusive_group()
     disturbances.add_argument("--kill", action="store_true")
     disturbances.add_argument("--fail-over", action="store_true")
@@ -97,7 +105,7 @@ async def run(arguments: argparse.Namespace) -> int:
         stream_shards=arguments.stream_shards,
         tenants_per_shard=4,
         replicas=0 if arguments.fail_over else 1,
-        worker_env={"KINESIS_LEASE_DURATION_SECONDS": "5"} if is_disturbed else None,
+        worker_env={"KINESIS_READ": arguments.read} | ({"KINESIS_LEASE_DURATION_SECONDS": "5"} if is_disturbed else {}),
     )
     async with testbed:
         struck = [Struck(testbed, How.CITRUS, number=number) for number in range(2)] if arguments.fail_over else []
@@ -106,14 +114,14 @@ async def run(arguments: argparse.Namespace) -> int:
         tenant, *others = testbed.tenants_of(testbed.server(0))
         other_plan = ChainPlan("others", (*others, *testbed.tenants_of(testbed.server(1))))
         await ask(testbed.server(0), FILL_SQL, tenant.tenant_id, arguments.rows)
-        testbed.start_flow(ChainPlan("moving", (tenant,)), rate=arguments.rate)
+        testbed.start_flow(ChainPlan("moving", (tenant,)), rate=arguments.rate, interval_s=REQUEST_S)
         testbed.start_flow(other_plan, rate=arguments.rate)
         await asyncio.sleep(2 * SETTLE_S)
         by_hand = await copy_by_hand(testbed.server(0), testbed.server(1), tenant.tenant_id)
         moves = []
         async with testbed.phase("control"):
             await asyncio.sleep(CONTROL_S)
-        async with testbed.phase("moves"):
+        async with testbed.phase("moves"), timed_commits(testbed.server(0)) as commits_s:
             for number in range(arguments.moves):
                 moved = await move(testbed, tenant, (number + 1) % 2, chance if is_disturbed else None, struck)
                 moves.append(moved)
@@ -134,6 +142,7 @@ async def run(arguments: argparse.Namespace) -> int:
         f"{len(pauses)} moves; pause: median {statistics.median(pauses) * 1000:.0f} ms, "
         f"longest {pauses[-1] * 1000:.0f} ms, within 100 ms {sum(one <= 0.1 for one in pauses)}"
     )
+    console.print(f"one ordinary commit beside them: p99 {format_number(percentile(sorted(commits_s), 0.99), 's')}")
     console.print(
         f"other tenants, arrival to commit: p99 {format_number(control.p99_s, 's')} before the moves, "
         f"{format_number(moving.p99_s, 's')} during them"
@@ -147,6 +156,32 @@ async def run(arguments: argparse.Namespace) -> int:
     are_equal = all(one.certificate["comparison"]["source"] == one.certificate["comparison"]["target"] for one in moves)
     is_counted = counted in {None, len(moves)}
     return 0 if not differences and are_equal and is_counted and (is_short or is_disturbed) else 1
+
+
+@asynccontextmanager
+async def timed_commits(server: PostgresServer) -> AsyncIterator[list[float]]:
+    """Commit a small write every `COMMIT_EVERY_S` until the server is killed; yield how long each has taken so far."""
+    commits_s: list[float] = []
+
+    async def commit() -> None:
+        connection = await asyncpg.connect(server.url, timeout=10, command_timeout=60)
+        try:
+            while True:
+                began_at = time.monotonic()
+                await connection.execute("SELECT pg_logical_emit_message(true, 'moving', '')")
+                commits_s.append(time.monotonic() - began_at)
+                await asyncio.sleep(COMMIT_EVERY_S)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            return
+        finally:
+            connection.terminate()
+
+    committing = asyncio.create_task(commit())
+    try:
+        yield commits_s
+    finally:
+        committing.cancel()
+        await asyncio.wait([committing])
 
 
 async def counted_moves(testbed: Testbed, least: int) -> int:
@@ -226,8 +261,13 @@ async def move(
     await asyncio.sleep(SETTLE_S)
     server = testbed.server(number)
     testbed.homes[tenant.tenant_id] = server.url
-    pause_s = await ask(server, PAUSE_SQL, tenant.tenant_id)
-    return Moved(result["certificate"], float("inf") if pause_s is None else pause_s, kills, bool(struck))
+    connection = await asyncpg.connect(server.url, timeout=10, command_timeout=120)
+    try:
+        pause = await connection.fetchrow(PAUSE_SQL, tenant.tenant_id)
+    finally:
+        await connection.close()
+    active_s, pause_s = (float("inf"), None) if pause is None else pause
+    return Moved(result["certificate"], float("inf") if pause_s is None else pause_s, active_s, kills, bool(struck))
 
 
 async def fail_over(shard: Struck) -> None:
@@ -295,7 +335,8 @@ def describe(moved: Moved) -> str:
     return (
         f"{certificate['sourceShard']} → {certificate['targetShard']}: {certificate['rowsCopied']} rows in "
         f"{certificate['durationS']:.1f} s; pause {moved.pause_s * 1000:.0f} ms, "
-        f"the mover's {'unknown' if own is None else f'{own * 1000:.0f} ms'}{killed}"
+        f"active after {moved.active_s * 1000:.0f} ms, the mover's "
+        f"{'unknown' if own is None else f'{own * 1000:.0f} ms'}{killed}"
     )
 
 

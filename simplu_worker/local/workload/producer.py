@@ -77,11 +77,12 @@ async def put_items(
     *,
     on_put: Callable[[Sequence[tuple[Position, Item]]], None],
     rate: float | None = None,
+    interval_s: float = POLL_INTERVAL_S,
 ) -> None:
     """Put *items* in order, one request at a time, and call *on_put* with the position of each.
 
     One request at a time keeps the order within each partition key (and moto loses records otherwise). *rate* is the
-    maximum of records a second; `None`: as fast as the stream accepts them.
+    maximum of records a second, those of *interval_s* in one request; `None`: as fast as the stream accepts them.
 
     Raises:
         OrderLostError: after a partial rejection, records of a partition key are in another order than produced.
@@ -89,7 +90,7 @@ async def put_items(
     """
     loop = asyncio.get_running_loop()
     due = loop.time()
-    max_records = PUT_MAX_RECORDS if rate is None else max(1, min(PUT_MAX_RECORDS, int(rate * POLL_INTERVAL_S)))
+    max_records = PUT_MAX_RECORDS if rate is None else max(1, min(PUT_MAX_RECORDS, int(rate * interval_s)))
     for request in split_into_requests(items, max_records=max_records):
         left: Sequence[Item] = request
         while left:

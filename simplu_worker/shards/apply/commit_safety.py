@@ -172,7 +172,7 @@ class _ShardReplication:
             connection.remove_log_listener(note)
         if row is None or warnings:
             raise self._error("did not wait for its standbys: the wait was cancelled")
-        return _server(row), _unlogged(row, new)
+        return server_of(row), _unlogged(row, new)
 
     def _error(self, what: str) -> RetryableError:
         return RetryableError(f"shard {self._shard_id} {what}")
@@ -191,14 +191,18 @@ class _ShardReplication:
 
 async def note_server(connection: Connection) -> Server:
     """Return the server that this transaction commits on, for `ReplicationWaiter.wait_for_transaction`."""
-    row = await connection.fetchrow(QUERIES["note_server"])
-    return _server(row)
+    return server_of(await connection.fetchrow(QUERIES["note_server"]))
+
+
+def server_of(row: Any) -> Server:
+    """Return the server of the columns of `note_server`, which other statements have as well."""
+    return Server(row["timeline"], row["started_at"])
 
 
 async def _read_replication(connection: Connection, new: Sequence[_CommitWait]) -> tuple[ReplicationFacts, set[int]]:
     row: Any = await connection.fetchrow(QUERIES["read_replication"], *_keys(new))
     facts = ReplicationFacts(
-        server=_server(row),
+        server=server_of(row),
         position=row["position"],
         synchronous_commit=row["synchronous_commit"],
         synchronous_standby_names=row["synchronous_standby_names"],
@@ -211,10 +215,6 @@ async def _read_replication(connection: Connection, new: Sequence[_CommitWait]) 
 def _keys(waits: Sequence[_CommitWait]) -> tuple[list[str], list[str]]:
     keys = [key for wait in waits for key in wait.keys]
     return [tenant_id for tenant_id, _ in keys], [request_id for _, request_id in keys]
-
-
-def _server(row: Any) -> Server:
-    return Server(row["timeline"], row["started_at"])
 
 
 def _unlogged(row: Any, waits: Sequence[_CommitWait]) -> set[int]:

@@ -151,11 +151,12 @@ class GroupCommit:
         if self._forming is asyncio.current_task():
             self._forming = None
             group.parts, self._waiting = list(self._waiting), deque()
-        is_of_one = isinstance(exc, PositionChangedError) and len(group.parts) > 1
+        behind = exc.claims if isinstance(exc, PositionChangedError) else None
         for part in group.parts:
             if part.outcomes.done():
                 continue
-            if is_of_one:  # each caller applies its own batch, and one of them gets the error
+            if behind is not None and not any(claim in behind for claim in part.claims):
+                # Its caller applies the batch again, alone.
                 part.outcomes.set_result(None)
             elif isinstance(exc, asyncio.CancelledError):
                 part.outcomes.cancel()

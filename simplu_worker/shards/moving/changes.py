@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeAlias
 
@@ -13,6 +14,7 @@ from simplu_worker.shards.postgres.pool import Connection
 from simplu_worker.shards.postgres.queries import QUERIES
 
 ResourceKey: TypeAlias = tuple[str, str]  # resource type and id
+LogKey: TypeAlias = tuple[str, datetime]  # the request, and when it was completed
 
 PAGE_ROWS: Final = 1000
 SCANNED_ROWS: Final = 50_000  # of all tenants, by one statement: a tenth of a second in memory
@@ -52,18 +54,55 @@ class Changes(msgspec.Struct, frozen=True):
         return Changes(self.log, kept, set(self.gone).difference(keys))
 
 
-async def read_changes(connection: Connection, tenant_id: str, since: datetime) -> AsyncIterator[Changes]:
+def keys_of(log: Iterable[Any]) -> set[LogKey]:
+    """Return the keys of rows of the log; with the same key a row has the same content."""
+    return {_key_of(row) for row in log}
+
+
+async def read_changes(
+    connection: Connection, tenant_id: str, since: datetime, known: AbstractSet[LogKey] = frozenset()
+) -> AsyncIterator[Changes]:
     """Yield what changed since *since*, by the clock of the shard, in pages of at most `PAGE_ROWS` rows of the log.
+
+    Without the rows *known*, and without what their operations changed: an earlier call has read them.
 
     A page that was read while the tenant is written to may be older than the next one; what changes later is in the
     pages since a later time.
     """
-    async for log in read_log(connection, tenant_id, since - CLOCK_MARGIN):
-        keys = {(row["resource_type"], row["resource_id"]) for row in log if _may_change(row)}
-        yield await read_resources(connection, tenant_id, keys, log)
+    async for log in _read_unknown(connection, tenant_id, since, known):
+        yield await read_resources(connection, tenant_id, _changed_by(log), log)
     others = await read_other_keys(connection, tenant_id, since)
     if others:
         yield await read_resources(connection, tenant_id, others)
+    async for notes in _read_notes(connection, tenant_id, since):
+        yield notes
+
+
+async def read_last_changes(
+    connection: Connection, tenant_id: str, since: datetime, known: AbstractSet[LogKey] = frozenset()
+) -> Sequence[Changes]:
+    """Return the same of a tenant that no worker writes to, each of its resources read once."""
+    pages, keys = [], await read_other_keys(connection, tenant_id, since)
+    async for log in _read_unknown(connection, tenant_id, since, known):
+        pages.append(Changes(log))
+        keys |= _changed_by(log)
+    pages.append(await read_resources(connection, tenant_id, keys))
+    return [*pages, *[one async for one in _read_notes(connection, tenant_id, since)]]
+
+
+async def _read_unknown(
+    connection: Connection, tenant_id: str, since: datetime, known: AbstractSet[LogKey]
+) -> AsyncIterator[Sequence[Any]]:
+    """Yield the rows of the log since *since* less a margin, without *known*, in pages of at most `PAGE_ROWS`."""
+    start = since - CLOCK_MARGIN
+    if known and known >= keys_of(await connection.fetch(QUERIES["read_logged_keys"], tenant_id, start, since)):
+        start = since
+    async for log in read_log(connection, tenant_id, start):
+        yield [row for row in log if _key_of(row) not in known]
+
+
+async def _read_notes(connection: Connection, tenant_id: str, since: datetime) -> AsyncIterator[Changes]:
+    """Yield what is noted beside the log."""
     start = since - CLOCK_MARGIN
     async for rows in _read_pages(connection, "read_new_rejections", tenant_id, start, ("rejected_at", "request_id")):
         yield Changes(rejections=rows)
@@ -77,7 +116,7 @@ async def read_changed_keys(
     """Return the resources that may have changed since *since*, and the requests that were logged since then."""
     keys, requests = await read_other_keys(connection, tenant_id, since), set[str]()
     async for log in read_log(connection, tenant_id, since - CLOCK_MARGIN):
-        keys |= {(row["resource_type"], row["resource_id"]) for row in log if _may_change(row)}
+        keys |= _changed_by(log)
         requests |= {row["request_id"] for row in log}
     return keys, requests
 
@@ -158,6 +197,14 @@ async def read_resources(
     found = await connection.fetch(QUERIES["read_resources"], tenant_id, *_columns(sorted(keys)))
     there = {(row["resource_type"], row["resource_id"]) for row in found}
     return Changes(log, found, set(keys) - there)
+
+
+def _key_of(row: Any) -> LogKey:
+    return row["request_id"], row["completed_at"]
+
+
+def _changed_by(log: Iterable[Any]) -> set[ResourceKey]:
+    return {(row["resource_type"], row["resource_id"]) for row in log if _may_change(row)}
 
 
 def _may_change(row: Any) -> bool:

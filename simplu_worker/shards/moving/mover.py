@@ -11,16 +11,24 @@ import contextlib
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import structlog
 
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.admission import TenantState
-from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server, server_of
 from simplu_worker.shards.apply.durability import Server
-from simplu_worker.shards.moving.changes import Changes, read_changes, write_changes
+from simplu_worker.shards.moving.changes import (
+    CLOCK_MARGIN,
+    Changes,
+    LogKey,
+    keys_of,
+    read_changes,
+    read_last_changes,
+    write_changes,
+)
 from simplu_worker.shards.moving.checksums import compare_shards, describe_difference
 from simplu_worker.shards.moving.copying import TABLES, copy_chunk, find_end
 from simplu_worker.shards.moving.journal import MoveJournal
@@ -34,8 +42,9 @@ from simplu_worker.shards.moving.rows import (
     read_departure,
     read_tenant,
     take_token,
+    tenant_of,
 )
-from simplu_worker.shards.moving.settling import LOCK_WAIT_S, MoveSettler, read_positions
+from simplu_worker.shards.moving.settling import MoveSettler, activate_in, read_positions
 from simplu_worker.shards.moving.situation import LEAVING, Situation, continued_progress, situation_of, warm_progress
 from simplu_worker.shards.moving.types import (
     Certificate,
@@ -50,6 +59,7 @@ from simplu_worker.shards.moving.undoing import drop_rows
 from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
+from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.timing.clock import loop_time
 
 FENCE_S: Final = 2.0  # until any worker may end it
@@ -57,6 +67,7 @@ FENCE_TRIES: Final = 10
 ROUNDS_MAX: Final = 20
 SMALL_ROUND: Final = 100  # rows: a round of so many or fewer leaves nothing to win by another one
 NOTE_INTERVAL_S: Final = 2.0
+NO_TOKEN: Final = -1  # a statement with it finds no row
 PATIENCE_S: Final = 60.0  # in which a shard that does not answer may come back
 PAUSE_S: Final = 0.5  # before each new beginning
 CLOCK_STEP_MAX_S: Final = 1.0  # below the margin of the changes that are read again
@@ -95,6 +106,8 @@ class Mover:
         self._pace = CopyPace()
         self._noted_at = float("-inf")
         self._last_barrier: tuple[float, datetime] | None = None  # by our clock, and by the source's
+        self._target_server: Server | None = None  # that has all that this mover has written there
+        self._known: AbstractSet[LogKey] = frozenset()  # rows of the log there, from just before the last barrier
         self._pause_s: float | None = None
         self._phase = Phase.PREPARE
         self._status = MoveStatus(self._phase)
@@ -140,6 +153,7 @@ class Mover:
                 return f"the tenant has left shard {source_id}: workers activate it; {again}"
 
     async def _run_once(self, began_at: float) -> Certificate:
+        self._known = frozenset()  # the target may be another server now
         source, target = await self._read(self._source), await self._read(self._target)
         match situation_of(source, target, target_shard_id=self._move.target_id):
             case Situation.MOVE:
@@ -239,14 +253,27 @@ class Mover:
             await connection.execute(
                 QUERIES["open_arrival"], tenant_id, self._move.source_id, self._token, encoded(progress)
             )
+            self._target_server = await note_server(connection)
         if not progress.cursors and await drop_rows(self._target, tenant_id, self._token, "lock_incoming") is None:
             raise self._outrun_error()
         return progress
 
     async def _check_token(self, connection: Connection) -> None:
-        """Begin a transaction on the target. Raises `OutrunError` if another mover has come."""
-        if not await connection.fetchval(QUERIES["lock_incoming"], self._move.tenant_id, self._token):
+        """Begin a transaction on the target. Raises as `_check_target`."""
+        self._check_target(await connection.fetchrow(QUERIES["lock_incoming"], self._move.tenant_id, self._token))
+
+    def _check_target(self, row: Any) -> Server:
+        """Return the target's server; *row* is of a statement that finds the tenant only with our token.
+
+        Raises `OutrunError` if another mover has come, and `RetryableError` if the server is not that of our first
+        transaction: it may lack rows that this mover has written, and a new connection to it shows nothing of that.
+        """
+        if row is None:
             raise self._outrun_error()
+        server = server_of(row)
+        if server != self._target_server:
+            raise RetryableError(f"shard {self._move.target_id} has another server now, or was restarted")
+        return server
 
     # Copy, catch up
 
@@ -297,17 +324,19 @@ class Mover:
         for _ in range(ROUNDS_MAX):
             began_at = self._clock()
             barrier = await self._set_barrier()
-            count = 0
+            known, count = set[LogKey](), 0
             async with self._source.connection() as connection:
-                async for changes in read_changes(connection, self._move.tenant_id, progress.barrier):
+                async for changes in read_changes(connection, self._move.tenant_id, progress.barrier, self._known):
                     count += changes.count
                     await self._write(changes)
+                    known |= keys_of(changes.log)
             async with self._target.transaction() as connection:
                 await self._check_token(connection)
                 progress = msgspec.structs.replace(
                     progress, barrier=barrier.read_at, row_count=progress.row_count + count
                 )
                 await self._note_progress(connection, progress)
+            self._known = {key for key in known.union(self._known) if key[1] >= barrier.read_at - CLOCK_MARGIN}
             await self._show_progress(progress)
             took_s = self._clock() - began_at
             if count <= SMALL_ROUND or took_s <= self._options.max_pause_s / 4:
@@ -372,6 +401,7 @@ class Mover:
         """Fence the tenant, copy the last changes, commit, and activate: the pause."""
         self._enter(Phase.SWITCH)
         await self._note_status()
+        await self._rehearse(progress)
         began_at, source, progress, changes = await self._fence(progress)
         try:
             ready = await self._finish_copy(source, progress, changes)
@@ -384,30 +414,47 @@ class Mover:
         await self._activate(committed)
         self._pause_s = self._clock() - began_at
 
-    async def _fence(self, progress: Progress) -> tuple[float, MovingTenant, Progress, list[Changes]]:
+    async def _rehearse(self, progress: Progress) -> None:
+        """Send the statements of the pause once without any effect: each is parsed and planned the first time."""
+        tenant_id = self._move.tenant_id
+        async with self._source.transaction(is_rehearsal=True) as connection:
+            await connection.fetchrow(QUERIES["fence_tenant"], tenant_id, NO_TOKEN, FENCE_S)
+            source = await read_tenant(connection, tenant_id)
+            if source is None:
+                raise RetryableError("the tenant's row has gone from its shard")
+            progress = msgspec.structs.replace(progress, positions=await read_positions(connection))
+            await read_last_changes(connection, tenant_id, progress.barrier, self._known)
+            await self._commit_in(connection, NO_TOKEN, progress)
+        await self._commits.wait_for_transaction(self._move.source_id, source.server)
+        with contextlib.suppress(LostRaceError):  # a batch that takes long: the fence will wait for another moment
+            async with self._target.transaction(is_rehearsal=True, budget=StatementBudget.PAUSE) as connection:
+                server = await self._make_ready(connection, source, progress, ())
+                await activate_in(connection, tenant_id, self._token)
+            await self._commits.wait_for_transaction(self._move.target_id, server)
+
+    async def _fence(self, progress: Progress) -> tuple[float, MovingTenant, Progress, Sequence[Changes]]:
         """Fence the tenant; return when, its row, and the remaining changes, all of one transaction."""
         tenant_id = self._move.tenant_id
         for _ in range(FENCE_TRIES):
             with contextlib.suppress(LostRaceError):  # a batch takes longer than others may wait for it
-                async with self._source.transaction() as connection:
-                    await connection.fetchval(QUERIES["limit_lock_wait"], str(round(LOCK_WAIT_S * 1000)))
-                    status = await connection.execute(QUERIES["fence_tenant"], tenant_id, self._token, FENCE_S)
+                async with self._source.transaction(budget=StatementBudget.PAUSE) as connection:
+                    row = await connection.fetchrow(QUERIES["fence_tenant"], tenant_id, self._token, FENCE_S)
                     began_at = self._clock()
-                    source = await read_tenant(connection, tenant_id)
-                    if affected_count(status) != 1 or source is None:
+                    if row is None:
                         raise self._outrun_error()
+                    source = tenant_of(row)
                     if source.epoch != self._source_epoch:  # the copy is of the tenant before that
                         raise RetryableError("the tenant was destroyed, and made again")
                     self._check_clock(source.read_at)
                     positions = await read_positions(connection)
-                    changes = [one async for one in read_changes(connection, tenant_id, progress.barrier)]
+                    changes = await read_last_changes(connection, tenant_id, progress.barrier, self._known)
                 fenced = msgspec.structs.replace(
                     progress, barrier=source.read_at, fenced_at=source.read_at, positions=positions
                 )
                 return began_at, source, fenced, changes
             await asyncio.sleep(PAUSE_S)
         raise PauseTooLongError(
-            f"{tenant_id}: expected a moment without a batch that takes over {LOCK_WAIT_S:g} s, got none in "
+            f"{tenant_id}: expected a moment without a batch that keeps others waiting, got none in "
             f"{FENCE_TRIES} tries; {self.describe_state()}"
         )
 
@@ -418,29 +465,28 @@ class Mover:
             departure = await read_departure(connection, self._move.tenant_id)
             if source is None or departure is None:
                 raise RetryableError("the tenant's row has gone from its shard")
-            changes = [one async for one in read_changes(connection, self._move.tenant_id, progress.barrier)]
+            changes = await read_last_changes(connection, self._move.tenant_id, progress.barrier)
         progress = msgspec.structs.replace(progress, positions=departure.positions)
         ready = await self._finish_copy(source, progress, changes)
         await self._commits.wait_for_transaction(self._move.target_id, ready)
 
     async def _finish_copy(self, source: MovingTenant, progress: Progress, changes: Sequence[Changes]) -> Server:
         """Write the last changes, and make the tenant ready, in one transaction; return its server."""
-        tenant_id = self._move.tenant_id
         async with self._target.transaction() as connection:
-            await self._check_token(connection)
-            for one in changes:
-                await write_changes(connection, tenant_id, one)
-            server = await note_server(connection)
-            progress = msgspec.structs.replace(progress, target_server=server)
-            await connection.execute(
-                QUERIES["make_ready"],
-                tenant_id,
-                self._token,
-                source.business_type,
-                source.control_at,
-                source.created_at,
-            )
-            await connection.execute(QUERIES["note_ready"], tenant_id, self._token, encoded(progress))
+            return await self._make_ready(connection, source, progress, changes)
+
+    async def _make_ready(
+        self, connection: Connection, source: MovingTenant, progress: Progress, changes: Sequence[Changes]
+    ) -> Server:
+        tenant_id, token = self._move.tenant_id, self._token
+        row = await connection.fetchrow(
+            QUERIES["make_ready"], tenant_id, token, source.business_type, source.control_at, source.created_at
+        )
+        server = self._check_target(row)
+        for one in changes:
+            await write_changes(connection, tenant_id, one)
+        progress = msgspec.structs.replace(progress, target_server=server)
+        await connection.execute(QUERIES["note_ready"], tenant_id, token, encoded(progress))
         return server
 
     async def _commit(self, progress: Progress) -> Server:
@@ -448,16 +494,18 @@ class Mover:
 
         The positions as of the fence stay here too: if the target loses the copy, those of later count for nothing.
         """
-        tenant_id = self._move.tenant_id
         async with self._source.transaction() as connection:
-            status = await connection.execute(
-                QUERIES["commit_move"], tenant_id, self._token, self._move.target_id, self._epoch
-            )
-            if affected_count(status) != 1:
-                raise LostRaceError("a worker has ended the fence")
-            detail = msgspec.json.encode({"positions": progress.positions}).decode()
-            await connection.execute(QUERIES["note_move"], tenant_id, self._token, "committed", detail)
-            return await note_server(connection)
+            committed = await self._commit_in(connection, self._token, progress)
+        if committed is None:
+            raise LostRaceError("a worker has ended the fence")
+        return committed
+
+    async def _commit_in(self, connection: Connection, token: int, progress: Progress) -> Server | None:
+        detail = msgspec.json.encode({"positions": progress.positions}).decode()
+        row = await connection.fetchrow(
+            QUERIES["commit_move"], self._move.tenant_id, token, self._move.target_id, self._epoch, detail
+        )
+        return None if row is None else server_of(row)
 
     async def _end_fence(self) -> None:
         """Let the tenant go on on the source at once, and not after the deadline."""

@@ -82,8 +82,11 @@ class Departure(msgspec.Struct, frozen=True):
 async def read_tenant(connection: Connection, tenant_id: str, *, locked: bool = False) -> MovingTenant | None:
     """Return a tenant's row; *locked* waits for the batches in flight, and keeps later ones waiting."""
     row = await connection.fetchrow(QUERIES["lock_tenant_to_move" if locked else "find_tenant_to_move"], tenant_id)
-    if row is None:
-        return None
+    return None if row is None else tenant_of(row)
+
+
+def tenant_of(row: Any) -> MovingTenant:
+    """Return the tenant's row that a statement about a move has returned."""
     values = dict(row)
     server = Server(values.pop("timeline"), values.pop("started_at"))
     return MovingTenant(**values | {"state": TenantState(row["state"]), "server": server})
@@ -101,8 +104,11 @@ async def take_token(connection: Connection, tenant_id: str, token: int) -> None
 async def read_arrival(connection: Connection, tenant_id: str) -> Arrival | None:
     """Return the journal of a tenant on this target."""
     row = await connection.fetchrow(QUERIES["find_arrival"], tenant_id)
-    if row is None:
-        return None
+    return None if row is None else arrival_of(row)
+
+
+def arrival_of(row: Any) -> Arrival:
+    """Return the journal of a tenant on its target that a statement has returned."""
     progress = msgspec.json.decode(row["progress"], type=Progress)
     return Arrival(row["source_shard_id"], row["move_token"], progress, row["ready_at"], row["read_at"])
 

@@ -16,14 +16,14 @@ from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.moving.merged_positions import CarriedPosition, merge_positions
-from simplu_worker.shards.moving.rows import read_arrival, read_tenant
+from simplu_worker.shards.moving.rows import arrival_of, read_arrival, read_tenant
 from simplu_worker.shards.positions.claims import timed_token
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
+from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.types import token_time
 
 POSITION_COLUMNS: Final = ("stream", "stream_shard_id", "owed_from", "owed_since", "parents_done", "token")
-LOCK_WAIT_S: Final = 0.3  # of a mover for batches: too short to be noticed
 
 LEFT_FOR: Final = timedelta(seconds=1)  # before a worker takes the mover of a ready tenant for killed
 
@@ -81,17 +81,22 @@ class MoveSettler:
 
 async def _activate(target: ShardPool, tenant_id: str, token: int) -> bool:
     """Activate the tenant, and merge the stream positions, in one transaction."""
-    async with target.transaction() as connection:
-        await connection.fetchval(QUERIES["limit_lock_wait"], str(round(LOCK_WAIT_S * 1000)))
-        # In the order in which batches lock: first the positions, then the tenant.
-        await connection.execute(QUERIES["lock_positions"])
-        if affected_count(await connection.execute(QUERIES["activate_tenant"], tenant_id, token)) != 1:
-            return False
-        arrival = await read_arrival(connection, tenant_id)
-        if arrival is None:  # deleted by hand
-            await lower_positions(connection, ())
-        else:
-            await lower_positions(connection, arrival.progress.positions, source_id=arrival.source_shard_id)
+    async with target.transaction(budget=StatementBudget.PAUSE) as connection:
+        return await activate_in(connection, tenant_id, token)
+
+
+async def activate_in(connection: Connection, tenant_id: str, token: int) -> bool:
+    """Activate the tenant, and merge the stream positions, in the transaction of *connection*, which begins with it."""
+    # In the order in which batches lock: first the positions, then the tenant.
+    await connection.execute(QUERIES["lock_positions"])
+    row = await connection.fetchrow(QUERIES["activate_tenant"], tenant_id, token)
+    if row is None:
+        return False
+    if row["progress"] is None:  # deleted by hand
+        await lower_positions(connection, ())
+    else:
+        arrival = arrival_of(row)
+        await lower_positions(connection, arrival.progress.positions, source_id=arrival.source_shard_id)
     return True
 
 
@@ -105,15 +110,12 @@ async def lower_positions(
     """
     merged = merge_positions(carried, await read_positions(connection))
     if merged.lowered:
-        rows, merges = [], []
+        rows = []
         for one in merged.lowered:
             position, token = one.position, timed_token(uuid4(), one.position.written_at)
-            rows.append((*position.key, position.owed_from, _text_of(position), str(position.parents_done), token))
-            merges.append((*position.key, token, one.former_token, one.carried_token))
-        await connection.execute(QUERIES["merge_positions"], *map(list, zip(*rows, strict=True)))
-        if source_id is not None:
-            await connection.execute(QUERIES["forget_position_merges"])
-            await connection.execute(QUERIES["note_position_merges"], *map(list, zip(*merges, strict=True)), source_id)
+            content = (position.owed_from, _text_of(position), str(position.parents_done))
+            rows.append((*position.key, *content, token, one.former_token, one.carried_token))
+        await connection.execute(QUERIES["merge_positions"], *map(list, zip(*rows, strict=True)), source_id)
     if merged.deleted:
         await connection.execute(QUERIES["delete_positions"], *map(list, zip(*merged.deleted, strict=True)))
 

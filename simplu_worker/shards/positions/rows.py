@@ -43,7 +43,7 @@ async def write_positions(connection: Connection, claims: Sequence[tuple[Positio
 def position_changed_error(claims: Sequence[PositionClaim]) -> PositionChangedError:
     """Return the error for *claims* with rows that other readers have written."""
     names = ", ".join(claim.stream_shard_id for claim in claims)
-    return PositionChangedError(f"stream shard {names}: another reader has written its position")
+    return PositionChangedError(f"stream shard {names}: another reader has written its position", claims=claims)
 
 
 def _key_of(claim: PositionClaim) -> tuple[str, str]:

@@ -32,6 +32,7 @@ class StatementBudget(StrEnum):
     BATCH = "batch"  # of operations, from all the tenants that share the shard
     PART = "part"  # of a batch that took too long, to find the operation at fault
     SEARCH = "search"  # of the log, for people; it reads only
+    PAUSE = "pause"  # while a tenant waits: to wait for batches for longer would delay others as well
 
 
 class ShardTimeouts(msgspec.Struct, frozen=True):
@@ -41,7 +42,7 @@ class ShardTimeouts(msgspec.Struct, frozen=True):
     failure, and only a silent server, such as a frozen one, runs into *reply_s*. *probe_s* bounds a whole probe. A
     cancelled use waits up to *cancel_s* for the server to stop its statement. An idle connection is kept for *idle_s*.
     A batch that runs into *batch_s* is taken apart, and each of its parts has *part_s*. Each statement of a search has
-    *search_s*.
+    *search_s*. While a tenant waits for a step of its move, this waits for the locks of others for *pause_lock_s*.
     """
 
     connect_s: float = 5.0
@@ -51,6 +52,7 @@ class ShardTimeouts(msgspec.Struct, frozen=True):
     batch_s: float = 10.0
     part_s: float = 2.0
     search_s: float = 3.0
+    pause_lock_s: float = 0.3
     idle_in_transaction_s: float = 30.0
     reply_s: float = 30.0
     cancel_s: float = 1.0
@@ -61,7 +63,7 @@ class ShardTimeouts(msgspec.Struct, frozen=True):
     def seconds_of(self, budget: StatementBudget) -> float:
         """Return how long one statement of a transaction with *budget* may take."""
         match budget:
-            case StatementBudget.USUAL:
+            case StatementBudget.USUAL | StatementBudget.PAUSE:
                 return self.statement_s
             case StatementBudget.BATCH:
                 return self.batch_s
@@ -77,6 +79,8 @@ class ShardTimeouts(msgspec.Struct, frozen=True):
         statement_s = self.seconds_of(budget)
         is_short = budget in {StatementBudget.PART, StatementBudget.SEARCH}
         lock_s = min(self.lock_s, statement_s / 2) if is_short else self.lock_s
+        if budget is StatementBudget.PAUSE:
+            lock_s = self.pause_lock_s
         seconds = {"lock_ms": lock_s, "statement_ms": statement_s, "idle_ms": self.idle_in_transaction_s}
         begin = BEGIN.format(**{name: round(value * 1000) for name, value in seconds.items()})
         return begin + SEARCH if budget is StatementBudget.SEARCH else begin

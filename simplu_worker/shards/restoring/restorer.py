@@ -26,11 +26,12 @@ from simplu_worker.shards.moving.copying import OPERATIONS, RESOURCES, CopiedTab
 from simplu_worker.shards.moving.merged_positions import CarriedPosition
 from simplu_worker.shards.moving.pacing import CopyPace, next_pace
 from simplu_worker.shards.moving.rows import FIRST, RowKey, read_tenant
-from simplu_worker.shards.moving.settling import LOCK_WAIT_S, lower_positions, read_positions
+from simplu_worker.shards.moving.settling import lower_positions, read_positions
 from simplu_worker.shards.moving.undoing import DROP_ROWS
 from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
+from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.restoring.export import ExportFile
 from simplu_worker.shards.restoring.journal import (
     Beginning,
@@ -179,8 +180,7 @@ class Restorer:
         """Take a token, with a fence unless there is one; waits for the batches in flight."""
         restore = self._restore
         run = str(uuid4())
-        async with self._live.transaction() as connection:
-            await connection.fetchval(QUERIES["limit_lock_wait"], str(round(LOCK_WAIT_S * 1000)))
+        async with self._live.transaction(budget=StatementBudget.PAUSE) as connection:
             tenant = await read_tenant(connection, restore.tenant_id, locked=True)
             journal = await read_journal(connection, restore.tenant_id)
             beginning = beginning_of(tenant, journal, restore.mode, self._own_runs, self._earlier_run)
@@ -344,8 +344,7 @@ class Restorer:
         """Let the tenant go on, and have the stream read again if that is the mode."""
         restore = self._restore
         carried = await self._read_positions()
-        async with self._live.transaction() as connection:
-            await connection.fetchval(QUERIES["limit_lock_wait"], str(round(LOCK_WAIT_S * 1000)))
+        async with self._live.transaction(budget=StatementBudget.PAUSE) as connection:
             if carried is not None:
                 # In the order in which batches lock: first the positions, then the tenant.
                 await connection.execute(QUERIES["lock_positions"])

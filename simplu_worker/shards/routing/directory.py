@@ -8,6 +8,7 @@ Citrus is unavailable; `RouteRefresh` looks up again the routes in use.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final, Protocol
@@ -39,6 +40,8 @@ class Settler(Protocol):
 
 # Of tenants in these states the shard itself decides the outcome of operations.
 SERVED_STATES: Final = frozenset({TenantState.ACTIVE, TenantState.DESTROYING, TenantState.DESTROYED})
+FENCED_STATES: Final = frozenset({TenantState.FENCED})
+MOVED_STATES: Final = frozenset({TenantState.ACTIVE, TenantState.FENCED, *ARRIVING_STATES})
 SEARCH_FRESH_S: Final = 5.0  # how long the result "no other shard has the tenant" is used again
 
 log = structlog.get_logger(__name__)
@@ -169,6 +172,8 @@ class Directory:
 
     async def _look_up_route(self, tenant_id: str, asked_at: float) -> ShardAddress | Absence:
         home: TenantHome | None
+        if (home := await self._find_moving_home(tenant_id)) is not None:
+            return await self._route_to(tenant_id, home)
         try:
             named = await self._locator.locate(tenant_id)
         except RetryableError:
@@ -200,6 +205,21 @@ class Directory:
         elif self._settler is not None and state == TenantState.READY and home.left is not None:
             is_settled = await self._settler.activate_left(home.left.shard_id, shard_id, tenant_id)
         return home.address if is_settled else Absence.MOVING
+
+    async def _find_moving_home(self, tenant_id: str) -> TenantHome | None:
+        """Return the home of a tenant that its last shard has fenced, or that has moved from there; else None.
+
+        The shards' rows decide about such a tenant, which waits: the locator learns of the move last.
+        """
+        shard_id = self.routes.last_shard_id(tenant_id)
+        is_waiting = self._absences.reason(tenant_id, since=float("-inf")) in {None, Absence.MOVING}
+        if shard_id is None or not is_waiting or not self.address_changer.is_healthy(shard_id):
+            return None
+        with contextlib.suppress(RetryableError):
+            home = await self._find_last_home(tenant_id)
+            if home is not None and home.tenant["state"] in (FENCED_STATES if home.left is None else MOVED_STATES):
+                return home
+        return None
 
     async def _find_last_home(self, tenant_id: str) -> TenantHome | None:
         """Return the home of a tenant that was found before, from its last shard and without the locator."""

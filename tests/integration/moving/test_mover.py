@@ -234,11 +234,11 @@ async def test_renamed_and_added_resources_are_moved_though_they_are_not_in_the_
     is_copied, is_changed, original = asyncio.Event(), asyncio.Event(), source.transaction
 
     @asynccontextmanager
-    async def transaction() -> AsyncIterator[Any]:
+    async def transaction(**options: Any) -> AsyncIterator[Any]:
         """Let the mover wait for the changes, which do not wait for its fence as those of a worker do."""
         if is_copied.is_set():
             await is_changed.wait()
-        async with original() as connection:
+        async with original(**options) as connection:
             yield connection
 
     monkeypatch.setattr(source, "transaction", transaction)
@@ -314,13 +314,13 @@ async def test_tenant_that_is_destroyed_and_made_again_before_the_fence_takes_no
     original, is_remade = source.transaction, False
 
     @asynccontextmanager
-    async def transaction() -> AsyncIterator[Any]:
+    async def transaction(**options: Any) -> AsyncIterator[Any]:
         nonlocal is_remade
         if not is_remade and world.statuses[-1].phase == "switch":
             is_remade = True
             await fetch(source, "DELETE FROM resources WHERE id = $1", TENANT_ID)
             await fetch(source, "UPDATE tenants SET epoch = epoch + 1, created_at = now() WHERE id = $1", TENANT_ID)
-        async with original() as connection:
+        async with original(**options) as connection:
             yield connection
 
     monkeypatch.setattr(source, "transaction", transaction)

@@ -21,7 +21,7 @@ import msgspec
 from support.load.operation_chains import ChainPlan
 
 from simplu_worker.local.processes.worker_process import log_tail
-from simplu_worker.local.workload.producer import Position, open_client, put_items
+from simplu_worker.local.workload.producer import POLL_INTERVAL_S, Position, open_client, put_items
 from simplu_worker.local.workload.workload import Item
 
 if TYPE_CHECKING:
@@ -35,12 +35,16 @@ LINE_BYTES = 32  # more than the last line has
 
 
 class ProducerOrder(msgspec.Struct, frozen=True):
-    """An order to a producer. *rate* is the maximum of records a second, *count* their number; none: no limit."""
+    """An order to a producer. *rate* is the maximum of records a second, *count* their number; none: no limit.
+
+    A request has those of *interval_s*.
+    """
 
     plan: ChainPlan
     stream: str
     rate: float | None = None
     count: int | None = None
+    interval_s: float = POLL_INTERVAL_S
 
 
 class ProducerFailedError(Exception):
@@ -110,7 +114,7 @@ async def produce(order: ProducerOrder) -> None:
         sys.stdout.flush()
 
     async with open_client("kinesis", os.environ) as kinesis:
-        await put_items(kinesis, order.stream, items(), on_put=note, rate=order.rate)
+        await put_items(kinesis, order.stream, items(), on_put=note, rate=order.rate, interval_s=order.interval_s)
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from simplu_worker.local.processes.worker_process import WorkerProcess
 from simplu_worker.local.stack.stack import Stack
 from simplu_worker.local.verify.comparison import StoredDeadLetter, percentile
 from simplu_worker.local.verify.shard_checker import read_tenant_ids
-from simplu_worker.local.workload.producer import create_tenants, open_client
+from simplu_worker.local.workload.producer import POLL_INTERVAL_S, create_tenants, open_client
 from simplu_worker.local.workload.workload import Tenant
 
 TENANTS_WITHIN_S = 60.0
@@ -206,10 +206,19 @@ class Testbed:
     # Load
 
     def start_flow(
-        self, plan: ChainPlan, *, rate: float | None, count: int | None = None, is_checked: bool = True
+        self,
+        plan: ChainPlan,
+        *,
+        rate: float | None,
+        count: int | None = None,
+        interval_s: float = POLL_INTERVAL_S,
+        is_checked: bool = True,
     ) -> Flow:
-        """Start a producer. With *is_checked* all operations that it puts must be applied in the end."""
-        order = ProducerOrder(plan, self.stack.env["KINESIS_STREAM_NAME"], rate, count)
+        """Start a producer, with a request each *interval_s*.
+
+        With *is_checked* all operations that it puts must be applied in the end.
+        """
+        order = ProducerOrder(plan, self.stack.env["KINESIS_STREAM_NAME"], rate, count, interval_s)
         flow = Flow(plan, ChainProducer(self.stack.group, self.stack.env, order), is_checked)
         self.flows.append(flow)
         return flow

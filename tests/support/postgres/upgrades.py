@@ -46,7 +46,7 @@ OF_NEW_TABLES = {
     *("find_arrival", "open_arrival", "note_arrival", "note_ready", "close_arrival", "forget_move_changes"),
     *("find_restore", "fence_to_restore", "retake_fence", "open_restore", "note_restore"),
     *("set_restore_deadline", "release_restored"),
-    *("read_position_merges", "note_position_merges", "forget_position_merges"),
+    *("read_position_merges", "merge_positions"),
     *("rejection_boundary", "failure_boundary", "copy_rejections", "copy_failures", "read_other_changes"),
 }
 

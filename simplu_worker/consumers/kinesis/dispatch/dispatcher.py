@@ -185,8 +185,8 @@ class Dispatcher:
             else:
                 self._wait_for_route(tenant_id, own)
 
-    def _wait_for_route(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
-        if (waited := self.lookup.add(tenant_id, entries)) is not None:
+    def _wait_for_route(self, tenant_id: str, entries: Sequence[QueuedOperation], *, left: str | None = None) -> None:
+        if (waited := self.lookup.add(tenant_id, entries, left=left)) is not None:
             self._hold_waited(waited)
 
     def route_to_lane(self, tenant_id: str, shard_id: str, entries: Sequence[QueuedOperation]) -> None:
@@ -309,6 +309,8 @@ class Dispatcher:
             match await self.lookup.look_up(tenant_id):
                 case Found() as found:
                     if found.entries:
+                        if found.has_moved:
+                            self._open_lane(found.shard_id).expect_merge()
                         self.route_to_lane(tenant_id, found.shard_id, found.entries)
                     self.on_tenant_found(tenant_id)  # may be held too: the entries may have come for its shard's hold
                 case Unregistered() as answer if not self._ending.is_set():
@@ -455,8 +457,8 @@ class Dispatcher:
 
     def requeue_unrouted(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
         """Take back all operations of a tenant from its lane: its shard reports that it does not live there now."""
-        self._lane_by_tenant.pop(tenant_id, None)
-        self._wait_for_route(tenant_id, entries)
+        left = self._lane_by_tenant.pop(tenant_id, None)
+        self._wait_for_route(tenant_id, entries, left=None if left is None else left.shard_id)
 
     def hold_shard(
         self, shard_id: str, entries: Sequence[QueuedOperation], reason: Reason = Reason.SHARD_UNAVAILABLE

@@ -63,11 +63,15 @@ class Waited(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """A tenant with a shard; *entries* were all that waited for it. Its tenant may be held too."""
+    """A tenant with a shard; *entries* were all that waited for it. Its tenant may be held too.
+
+    *has_moved*: another shard has refused them.
+    """
 
     tenant_id: str
     shard_id: str
     entries: Sequence[QueuedOperation]
+    has_moved: bool = False
 
 
 class Unregistered(msgspec.Struct, frozen=True):

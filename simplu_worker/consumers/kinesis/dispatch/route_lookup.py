@@ -41,7 +41,7 @@ WAIT_MAX_S: Final = 1.0  # in memory: of a tenant without a shard; of all tenant
 UNASKED_WAIT_MAX_S: Final = 5.0  # of a tenant that was not looked up yet, while other lookups are answered
 CHECK_INTERVAL_MAX_S: Final = 0.25
 RETRY_BASE_S: Final = 0.25
-MOVING_RETRY_S: Final = 0.02  # of a tenant that waits in memory: a move pauses it for milliseconds
+MOVING_RETRY_S: Final = 0.01  # of a tenant that waits in memory: a move pauses it for milliseconds
 RETRY_MAX_S: Final = 5.0
 NAMES_MAX: Final = 8  # pairs of ids that make one tenant id
 LOOKUPS_PER_S: Final = 25.0  # of held tenants, however many there are
@@ -62,6 +62,7 @@ class WaitingTenant(msgspec.Struct):
     error: str | None = "no answer yet"
     failure_count: int = 0
     agenda_number: int | None = None
+    left: str | None = None  # the Postgres shard that has refused its operations
     names: dict[tuple[str, str], None] = {}  # its pairs of business and location, in order of their first operation
 
 
@@ -136,8 +137,8 @@ class RouteLookup:
         for tenant in self._tenants.values():
             tenant.entries = deque(entry for entry in tenant.entries if id(entry) not in ids)
 
-    def add(self, tenant_id: str, entries: Iterable[QueuedOperation]) -> Waited | None:
-        """Append operations of a tenant; a tenant that is new here is looked up at once.
+    def add(self, tenant_id: str, entries: Iterable[QueuedOperation], *, left: str | None = None) -> Waited | None:
+        """Append operations of a tenant; a tenant that is new here is looked up at once. *left* has refused them.
 
         Return the tenant where it is to be held at once: too many others wait, and most of them have no shard.
         """
@@ -149,6 +150,7 @@ class RouteLookup:
         elif not tenant.entries:  # was held
             tenant.waiting_since = loop_time()
             self._schedule(tenant_id, tenant, loop_time())
+        tenant.left = left or tenant.left
         arrived = list(entries)
         tenant.entries.extend(arrived)
         for entry in arrived:
@@ -266,7 +268,7 @@ class RouteLookup:
             return None
         if not isinstance(found, Absence):
             self.forget(tenant_id)
-            return Found(tenant_id, found, tenant.entries)
+            return Found(tenant_id, found, tenant.entries, has_moved=tenant.left not in {None, found})
         self._schedule_retry(tenant_id, found, why)
         if found is not Absence.UNREGISTERED:
             return None

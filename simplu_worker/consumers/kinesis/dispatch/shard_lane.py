@@ -65,6 +65,7 @@ class ShardLane:
         self._ownership = ownership
         self._shard_positions = shard_positions
         self._must_read_row = False  # the reader's position row on the shard
+        self._expects_merge = False  # of the row with that of a shard which a tenant has left for this one
         self._must_confirm = False  # the lease, before the row is adopted
         self._draw = draw
         self._utc = utc
@@ -133,6 +134,10 @@ class ShardLane:
         self._must_read_row = True
         self._has_work.set()
 
+    def expect_merge(self) -> None:
+        """Take the new token of the row before the next batch: with the old one it would be sent in vain."""
+        self._expects_merge = True
+
     def give_up_batch(self) -> None:
         """Stop waiting for the batch in flight: whether it was committed is unknown then."""
         if self._flight_timeout is not None and not self._flight_timeout.expired():
@@ -184,6 +189,9 @@ class ShardLane:
                     return self._decide(await self._gateway.apply(self.shard_id, operations))
                 shard_position = self._shard_positions.position_on(self.shard_id)
                 async with shard_position.lock:
+                    if self._expects_merge and shard_position.is_current:
+                        await self._shard_positions.follow_moves(shard_position)
+                    self._expects_merge = False
                     if not shard_position.is_current and (
                         behind := await self._reconcile(self._shard_positions, shard_position)
                     ):

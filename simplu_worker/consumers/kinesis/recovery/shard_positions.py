@@ -253,11 +253,13 @@ class ShardPositions:
         claim, shard_id = shard_position.claim, shard_position.shard_id
         if not claim.fencing_tokens or not self._is_whole(shard_position):
             return False
-        stored = await self._gateway.read_positions(shard_id, claim.stream, [claim.stream_shard_id])
+        stored, noted = await asyncio.gather(
+            self._gateway.read_positions(shard_id, claim.stream, [claim.stream_shard_id]),
+            self._gateway.read_merges(shard_id, claim.stream, claim.stream_shard_id),
+        )
         row = None if stored is None else stored.rows.get(claim.stream_shard_id)
         if row is None or row.fencing_token in claim.fencing_tokens:
             return False
-        noted = await self._gateway.read_merges(shard_id, claim.stream, claim.stream_shard_id)
         merges = merges_since(row.fencing_token, claim.fencing_tokens, noted)
         try:
             async with asyncio.timeout(FOLLOW_WITHIN_S):

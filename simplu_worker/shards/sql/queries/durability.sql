@@ -71,16 +71,18 @@ SELECT
     :server_run,
     :unlogged;
 
+-- fragment: committing_server
+-- The server that a transaction commits on. The commit waits for the disk, also if none does by default, so that a crash
+-- of this run of the server cannot undo it.
+:server_run,
+pg_catalog.set_config(
+    'synchronous_commit',
+    CASE pg_catalog.current_setting('synchronous_commit')
+        WHEN 'off' THEN 'local'
+        ELSE pg_catalog.current_setting('synchronous_commit')
+    END,
+    true
+)
+
 -- name: note_server
--- The server that this transaction commits on. The commit waits for the disk, also if none does by default, so that a
--- crash of this run of the server cannot undo it.
-SELECT
-    :server_run,
-    pg_catalog.set_config(
-        'synchronous_commit',
-        CASE pg_catalog.current_setting('synchronous_commit')
-            WHEN 'off' THEN 'local'
-            ELSE pg_catalog.current_setting('synchronous_commit')
-        END,
-        true
-    );
+SELECT :committing_server;

@@ -1,11 +1,13 @@
 -- Moves of tenants between shards (docs/adr/0007-moving-tenants.md). What a mover writes to a shard is about a tenant's
 -- row with the mover's own token; what any worker may write is about a state that only it can follow.
 
--- fragment: tenant_to_move
+-- fragment: moving_columns
 -- The columns of a tenant's row that decide the next step of its move, the time, and the server.
-SELECT
-    id, business_id, location_id, business_type, state, epoch, move_token, moved_to, control_at, created_at,
-    pg_catalog.clock_timestamp() AS read_at, :server_run
+id, business_id, location_id, business_type, state, epoch, move_token, moved_to, control_at, created_at,
+pg_catalog.clock_timestamp() AS read_at, :server_run
+
+-- fragment: tenant_to_move
+SELECT :moving_columns
 FROM public.tenants
 WHERE id = $1
 
@@ -20,11 +22,13 @@ WHERE id = $1
 -- The journal of the tenant $1 on its source.
 SELECT target_shard_id, move_token, step, detail::pg_catalog.text AS detail FROM public.moves WHERE tenant_id = $1;
 
+-- fragment: arrival_columns
+arrivals.source_shard_id, arrivals.move_token, arrivals.progress::pg_catalog.text AS progress, arrivals.ready_at,
+pg_catalog.clock_timestamp() AS read_at
+
 -- name: find_arrival
 -- The journal of the tenant $1 on its target.
-SELECT
-    source_shard_id, move_token, progress::pg_catalog.text AS progress, ready_at,
-    pg_catalog.clock_timestamp() AS read_at
+SELECT :arrival_columns
 FROM public.arrivals
 WHERE tenant_id = $1;
 
@@ -102,10 +106,12 @@ FROM (
 ) AS listed;
 
 -- name: fence_tenant
--- Waits for the batches in flight, within the lock timeout of the transaction. $3: seconds.
+-- Waits for the batches in flight, within the lock timeout of the transaction: their rows of the log are from before
+-- `read_at`. $3: seconds.
 UPDATE public.tenants
 SET state = 'fenced', fenced_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $3)
-WHERE id = $1 AND state = 'active' AND move_token = $2;
+WHERE id = $1 AND state = 'active' AND move_token = $2
+RETURNING :moving_columns;
 
 -- name: end_own_fence
 -- By the mover itself. With the next token: a commit of this one that is under way must not find it.
@@ -120,12 +126,25 @@ SET state = 'active', move_token = move_token + 1, fenced_until = NULL
 WHERE id = $1 AND state = 'fenced' AND fenced_until < pg_catalog.clock_timestamp();
 
 -- name: commit_move
--- The commit point: from here on the tenant's home is the shard $3, where its row has the epoch $4.
-UPDATE public.tenants
-SET
-    state = 'moved', moved_to = $3, epoch = $4, fenced_until = NULL, deletion_began_at = NULL,
-    state_changed_at = pg_catalog.clock_timestamp()
-WHERE id = $1 AND state = 'fenced' AND move_token = $2;
+-- The commit point: from here on the tenant's home is the shard $3, where its row has the epoch $4. $5 is the detail for
+-- the journal.
+WITH
+    committed AS (
+        UPDATE public.tenants
+        SET
+            state = 'moved', moved_to = $3, epoch = $4, fenced_until = NULL, deletion_began_at = NULL,
+            state_changed_at = pg_catalog.clock_timestamp()
+        WHERE id = $1 AND state = 'fenced' AND move_token = $2
+        RETURNING id
+    ),
+    noted AS (
+        UPDATE public.moves
+        SET
+            step = 'committed', detail = $5::pg_catalog.text::pg_catalog.jsonb,
+            updated_at = pg_catalog.clock_timestamp()
+        WHERE tenant_id = $1 AND move_token = $2 AND EXISTS (SELECT FROM committed)
+    )
+SELECT :committing_server FROM committed;
 
 -- name: read_one_moment
 -- All further statements of the transaction see the shard as of the first one.
@@ -134,10 +153,6 @@ SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY;
 -- name: write_times_alike
 -- Times as text are the same on both servers, whatever their settings are.
 SELECT pg_catalog.set_config('TimeZone', 'UTC', true), pg_catalog.set_config('DateStyle', 'ISO', true);
-
--- name: limit_lock_wait
--- $1: milliseconds, as text.
-SELECT pg_catalog.set_config('lock_timeout', $1, true);
 
 -- name: read_all_positions_of_shard
 -- Of every stream.
@@ -150,30 +165,37 @@ LOCK TABLE public.stream_positions IN SHARE ROW EXCLUSIVE MODE;
 
 -- name: merge_positions
 -- Lower the positions of rows that both shards have, with new tokens. $1 streams, $2 stream shards, $3 positions, $4 the
--- times that belong to them, $5 whether all that the parents had for the shard is here, $6 the tokens.
+-- times that belong to them, $5 whether all that the parents had for the shard is here, $6 the tokens. With the source
+-- $9 of a tenant that has come it is noted where the new tokens come from: from those before, $7, and those of the
+-- source as of the fence, $8. Older notes go: readers look at each row every few seconds.
+WITH
+    sent AS (
+        SELECT *
+        FROM unnest(
+            $1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[],
+            $5::pg_catalog.text[], $6::pg_catalog.text[], $7::pg_catalog.text[], $8::pg_catalog.text[]
+        ) AS row (stream, stream_shard_id, owed_from, owed_since, parents_done, token, former_token, carried_token)
+    ),
+    forgotten AS (
+        DELETE FROM public.position_merges
+        WHERE merged_at < pg_catalog.clock_timestamp() - interval '10 minutes'
+    ),
+    noted AS (
+        INSERT INTO public.position_merges (
+            stream, stream_shard_id, token, former_token, carried_token, source_shard_id
+        )
+        SELECT
+            stream, stream_shard_id, token::pg_catalog.uuid, former_token::pg_catalog.uuid,
+            carried_token::pg_catalog.uuid, $9
+        FROM sent
+        WHERE $9::pg_catalog.text IS NOT NULL
+    )
 UPDATE public.stream_positions AS known
 SET
     owed_from = sent.owed_from, owed_since = sent.owed_since::pg_catalog.timestamptz, read_to = NULL, held = NULL,
     parents_done = sent.parents_done::pg_catalog.bool, token = sent.token::pg_catalog.uuid
-FROM unnest(
-    $1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[],
-    $6::pg_catalog.text[]
-) AS sent (stream, stream_shard_id, owed_from, owed_since, parents_done, token)
+FROM sent
 WHERE known.stream = sent.stream AND known.stream_shard_id = sent.stream_shard_id;
-
--- name: note_position_merges
--- Where the tokens $3 of rows come from: those before, $4, and those of the source $6 as of the fence, $5.
-INSERT INTO public.position_merges (stream, stream_shard_id, token, former_token, carried_token, source_shard_id)
-SELECT
-    sent.stream, sent.stream_shard_id, sent.token::pg_catalog.uuid, sent.former_token::pg_catalog.uuid,
-    sent.carried_token::pg_catalog.uuid, $6
-FROM unnest(
-    $1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[]
-) AS sent (stream, stream_shard_id, token, former_token, carried_token);
-
--- name: forget_position_merges
--- Readers look at each row every few seconds.
-DELETE FROM public.position_merges WHERE merged_at < pg_catalog.clock_timestamp() - interval '10 minutes';
 
 -- name: delete_positions
 -- Of stream shards that only one of the two shards had a row of.
@@ -201,8 +223,8 @@ ON CONFLICT (tenant_id) DO UPDATE SET
     ready_at = NULL, updated_at = pg_catalog.clock_timestamp();
 
 -- name: lock_incoming
--- Begins each transaction that writes to the target: no other mover has come.
-SELECT true FROM public.tenants WHERE id = $1 AND state = 'incoming' AND move_token = $2 FOR SHARE;
+-- Begins each other transaction that writes to the target: no other mover has come.
+SELECT true, :server_run FROM public.tenants WHERE id = $1 AND state = 'incoming' AND move_token = $2 FOR SHARE;
 
 -- name: note_arrival
 -- The progress, in the transaction of the rows that it counts.
@@ -211,10 +233,12 @@ SET progress = $3::pg_catalog.text::pg_catalog.jsonb, updated_at = pg_catalog.cl
 WHERE tenant_id = $1 AND move_token = $2;
 
 -- name: make_ready
--- With what control messages may have changed on the source since its row was copied.
+-- With what control messages may have changed on the source since its row was copied. Begins the last transaction that
+-- writes to the target: no other mover has come.
 UPDATE public.tenants
 SET state = 'ready', business_type = $3, control_at = $4, created_at = $5
-WHERE id = $1 AND state = 'incoming' AND move_token = $2;
+WHERE id = $1 AND state = 'incoming' AND move_token = $2
+RETURNING :committing_server;
 
 -- name: note_ready
 UPDATE public.arrivals
@@ -224,10 +248,17 @@ SET
 WHERE tenant_id = $1 AND move_token = $2;
 
 -- name: activate_tenant
--- The token is that of the `moved` row on the source. The new time shows readers that a tenant has arrived.
-UPDATE public.tenants
-SET state = 'active', state_changed_at = pg_catalog.clock_timestamp()
-WHERE id = $1 AND state = 'ready' AND move_token = $2;
+-- The token is that of the `moved` row on the source. The new time shows readers that a tenant has arrived. Returns what
+-- the journal has of it, NULL if that was deleted by hand; no row if the tenant is not ready.
+WITH activated AS (
+    UPDATE public.tenants
+    SET state = 'active', state_changed_at = pg_catalog.clock_timestamp()
+    WHERE id = $1 AND state = 'ready' AND move_token = $2
+    RETURNING id
+)
+SELECT :arrival_columns
+FROM activated
+LEFT JOIN public.arrivals ON arrivals.tenant_id = $1;
 
 -- name: take_incoming
 -- What an earlier mover has left is a rollback's now: its token is above the mover's.
@@ -390,6 +421,10 @@ WHERE
     AND (completed_at, request_id) > ($3::pg_catalog.timestamptz, $4::pg_catalog.text)
 ORDER BY completed_at, request_id
 LIMIT $5;
+
+-- name: read_logged_keys
+-- The keys of the rows of the log that were written from $2 on and before $3.
+SELECT request_id, completed_at FROM public.operations WHERE tenant_id = $1 AND completed_at >= $2 AND completed_at < $3;
 
 -- name: read_other_changes
 -- Resources that may have changed without a row in the log since $2: renamed ones, and administrators with their roles,

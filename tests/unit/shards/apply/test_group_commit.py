@@ -19,6 +19,7 @@ from simplu_worker.shards.apply.group_commit import (
     max_group_count,
 )
 from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.types import PositionChangedError, PositionClaim
 
 HALF = 2500  # operations: two such go together only where more may than on a slow shard
 
@@ -79,3 +80,24 @@ async def test_more_go_together_on_a_shard_that_is_fast(second_takes: int, *, is
     assert sum(shard.transactions) == len(batches) * HALF
     assert shard.transactions[0] == HALF
     assert (max(shard.transactions) > GROUP_LEAST_COUNT) is is_fast
+
+
+async def test_readers_that_are_behind_fail_at_once_and_the_others_go_alone() -> None:
+    """A move changes the rows of all readers: no one of them is to be asked once more."""
+    readers = [PositionClaim("stream", f"shardId-{number}") for number in range(4)]
+    behind, sent = readers[:3], list[int]()
+
+    async def apply(batch: CommitBatch) -> list[Outcome]:
+        batch.close()
+        sent.append(len(batch.claims))
+        if late := [claim for claim in batch.claims if claim in behind]:
+            raise PositionChangedError("they are others'", claims=late)
+        return [SUCCEEDED] * len(batch.operations)
+
+    group_commit = GroupCommit(apply)
+    results = await asyncio.gather(
+        *[group_commit.apply([operation("delete")], claim) for claim in readers], return_exceptions=True
+    )
+
+    assert [type(one) for one in results] == [PositionChangedError] * 3 + [list]
+    assert sent == [4, 1]
