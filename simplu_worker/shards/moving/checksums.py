@@ -103,7 +103,7 @@ async def compare(
 ) -> Comparison:
     """Return the comparison of a tenant's rows, in ranges of keys; *changed* are left out."""
     sums: tuple[dict[str, TypeSum], dict[str, TypeSum]] = ({}, {})
-    left_out = [await _sum_each(one, tenant_id, changed) for one in (source, target)]
+    left_out = await asyncio.gather(*(_sum_each(one, tenant_id, changed) for one in (source, target)))
     differing: list[ResourceKey] = []
     after: RowKey | None = FIRST
     while after is not None:
@@ -120,10 +120,11 @@ async def compare(
             hashes = [await _hash_range(one, tenant_id, after, end) for one in (source, target)]
             differing += sorted({key for key, _ in set(hashes[0].items()) ^ set(hashes[1].items())} - set(changed))
         after = end
-    for total, connection in zip(sums, (source, target), strict=True):
+    logs = await asyncio.gather(*(_sum_log(one, tenant_id, compared_log) for one in (source, target)))
+    for total, of_log in zip(sums, logs, strict=True):
         for name in [name for name, one in total.items() if not one.row_count]:
             del total[name]
-        total[LOG] = await _sum_log(connection, tenant_id, compared_log)
+        total[LOG] = of_log
     return Comparison(sums[0], sums[1], differing[:DIFFERENCES_MAX], len(changed))
 
 

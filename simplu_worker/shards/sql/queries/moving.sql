@@ -610,7 +610,10 @@ SELECT
 FROM public.operations
 WHERE
     tenant_id = $1 AND completed_at >= $2 AND completed_at < $3
-    AND NOT (request_id = ANY($4::pg_catalog.text[]));
+    AND NOT EXISTS (  -- hashed, where ANY would look through all of them for each row
+        SELECT FROM unnest($4::pg_catalog.text[]) AS left_out (request_id)
+        WHERE left_out.request_id = operations.request_id
+    );
 
 -- name: describe_tenant_size
 -- The rows of a tenant and the bytes of its resources, for a plan. Reads all of its rows.
