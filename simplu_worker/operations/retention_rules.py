@@ -35,7 +35,7 @@ def deletion_pause_s(busy_s: float, share: float = DELETING_SHARE) -> float:
 
 
 def deleting_share(late_s: float, turn_s: float) -> float:
-    """Return the share of the time that deletions may take; *late_s* is how long ago the oldest row was due.
+    """Return the share of the time that deletions may take; the oldest row has been due for *late_s*.
 
     A row is due up to a turn before the turn that deletes it. If rows are due for longer, they become more faster than
     they are deleted, or the retention was made shorter.
@@ -44,7 +44,7 @@ def deleting_share(late_s: float, turn_s: float) -> float:
 
 
 def next_row_count(row_count: int, busy_s: float, first_count: int) -> int:
-    """Return how many rows the statement after one of *row_count* rows deletes; *busy_s* is what the shard took for it.
+    """Return how many rows the statement after one of *row_count* rows deletes; the shard took *busy_s* for it.
 
     Each statement is a transaction and some round trips of a worker that is busy with other work, so one of a fixed few
     rows bounds how many are deleted in a second, far below what the shard could take.

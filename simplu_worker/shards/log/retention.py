@@ -34,7 +34,7 @@ log = structlog.get_logger(__name__)
 
 
 class DeletedRows(NamedTuple):
-    """What one statement has deleted; *late_s* is how long ago the oldest row was due, *busy_s* what it took."""
+    """The rows that one statement has deleted in *busy_s*; the oldest row had been due for *late_s*."""
 
     row_count: int
     newest: datetime | None

@@ -102,7 +102,7 @@ async def _read_unknown(
 
 
 async def _read_notes(connection: Connection, tenant_id: str, since: datetime) -> AsyncIterator[Changes]:
-    """Yield what is noted beside the log."""
+    """Yield the rejections and the tries of messages, which are noted beside the log."""
     start = since - CLOCK_MARGIN
     async for rows in _read_pages(connection, "read_new_rejections", tenant_id, start, ("rejected_at", "request_id")):
         yield Changes(rejections=rows)

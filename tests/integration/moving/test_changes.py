@@ -23,7 +23,7 @@ INSERT INTO operations (
 )
 SELECT
     CASE WHEN number % 10 = 0 THEN 'own' ELSE 'other-' || number % 7 END, 'q' || number, 'update', 'order',
-    'r' || number, 'succeeded', '\\x01', 'kinesis', $1, $1,
+    'r' || number, 'succeeded', '\\x01', 'kinesis', $1::timestamptz, $1,
     $1 + make_interval(secs => (number - CASE WHEN number % 500 < 5 THEN number % 5 ELSE 0 END) * 0.001)
 FROM generate_series(1, $2::int) AS number
 """

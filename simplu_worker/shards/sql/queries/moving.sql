@@ -611,7 +611,7 @@ FROM public.operations
 WHERE
     tenant_id = $1 AND completed_at >= $2 AND completed_at < $3
     AND NOT EXISTS (  -- hashed, where ANY would look through all of them for each row
-        SELECT FROM unnest($4::pg_catalog.text[]) AS left_out (request_id)
+        SELECT FROM pg_catalog.unnest($4::pg_catalog.text[]) AS left_out (request_id)
         WHERE left_out.request_id = operations.request_id
     );
 
