@@ -600,13 +600,13 @@ WRONG_DESIGNS = {
         _with_reader(positions_class=_CreditingPositions), weather=Weather.MOVES, seed=46
     ),
     "a reader follows a move without a look at the source": WrongDesign(
-        _with_reader(positions_class=_SourcelessPositions), weather=Weather.MOVES, seed=795
+        _with_reader(positions_class=_SourcelessPositions), weather=Weather.MOVES, seed=1217
     ),
     "a reader follows a move from any token of the source": WrongDesign(
         _with_reader(positions_class=_TokenlessPositions), weather=Weather.MOVES, seed=440
     ),
     "a reader follows a move from a token that is older than a loss": WrongDesign(
-        _with_reader(positions_class=_EndlessPositions), weather=Weather.MOVES, seed=840
+        _with_reader(positions_class=_EndlessPositions), weather=Weather.MOVES, seed=1696
     ),
     "other operations overtake re-read ones": WrongDesign(_with_reader(dispatcher_class=_UngatedDispatcher), seed=3749),
 }
