@@ -12,6 +12,7 @@ from model import (
     failover_model,
     gap_model,
     giving_up_model,
+    group_commit_model,
     hold_model,
     lease_model,
     letters_model,
@@ -23,6 +24,8 @@ from model.failover_model import FailoverModel
 from model.failover_model import Rules as RowRules
 from model.gap_model import GapModel
 from model.giving_up_model import GivingUpModel
+from model.group_commit_model import GroupCommitModel
+from model.group_commit_model import Rules as GroupRules
 from model.hold_model import HoldModel
 from model.lease_model import LeaseModel
 from model.lease_model import Rules as LeaseRules
@@ -141,6 +144,11 @@ def gap(**rules: bool) -> GapModel:
     return GapModel(failovers=0, acceptances=0, rules=gap_model.Rules(**rules))
 
 
+def group(**faults: int) -> group_commit_model.Budget:
+    """Return how often each fault of a group commit may happen; no other may."""
+    return group_commit_model.Budget(**{"takes": 0, **faults})
+
+
 SEPARATE_LANES = reader_model.Rules(separate_lanes=True)
 WAITING_CHILD = reshard_model.Rules(child_waits_for_shard_end=True)
 NAMES_HELD = RowRules(names_held=True)
@@ -184,6 +192,12 @@ SAFE = {
     "failover: early child, adopts again": (reshard_failover("a", "a", ADOPTS_AGAIN), 8_106),
     "failover: early child, leaves what is listed": (reshard_failover("a", "a", LEAVES_LISTED), 13_368),
     "failover: parents own what is listed": (reshard_failover("a", "a", PARENTS_OWN_LISTED), 11_469),
+    "group: a lease taken": (GroupCommitModel(count=2), 2_054),
+    "group: data refused": (GroupCommitModel(count=2, refused=((0, 0),)), 2_765),
+    "group: failover, lost answer": (
+        GroupCommitModel(count=2, budget=group(lost_answers=1, failovers=1, catch_ups=1)),
+        9_090,
+    ),
     "gap: no kill": (GapModel(kills=0, failovers=0), 66_309),
     "gap: four records in three ticks": (GapModel(records=4, ticks=3, kills=0, failovers=0), 96_194),
     "gap: failovers alone": (GapModel(restores=0), 159_563),
@@ -262,11 +276,54 @@ SAFE_AND_LARGE = {
         45_439,
     ),
     "failover: early child, adopts again, twice": (reshard_failover("a", "a", ADOPTS_AGAIN, failovers=2), 30_273),
+    "group: no rows at first, two leases taken": (
+        GroupCommitModel(count=2, has_rows=False, budget=group(takes=2)),
+        31_993,
+    ),
+    "group: failover, lost answer, a lease taken": (
+        GroupCommitModel(budget=group(takes=1, lost_answers=1, failovers=1, catch_ups=1)),
+        21_303,
+    ),
+    "group: three stream shards": (
+        GroupCommitModel(stream_shards=3, budget=group(takes=1, failovers=1)),
+        27_176,
+    ),
+    "group: failover, a lease taken, two operations": (
+        GroupCommitModel(count=2, budget=group(takes=1, failovers=1, catch_ups=1)),
+        76_495,
+    ),
     "gap: never accepted": (GapModel(failovers=0, acceptances=0), 589_138),
     "gap: two records": (GapModel(records=2, acceptances=0), 339_453),
 }
 
 WRONG = {
+    "group: locks as they come": (
+        GroupCommitModel(budget=group(takes=2), rules=GroupRules(locks_as_they_come=True)),
+        "deadlock",
+        10,
+    ),
+    "group: new rows last": (
+        GroupCommitModel(count=2, has_rows=False, budget=group(takes=2), rules=GroupRules(inserts_last=True)),
+        "deadlock",
+        13,
+    ),
+    "group: an error for all": (GroupCommitModel(rules=GroupRules(error_for_all=True)), "blamed", 9),
+    "group: drops the others": (GroupCommitModel(rules=GroupRules(drops_others=True)), "lost", 10),
+    "group: applies without a token": (
+        GroupCommitModel(count=2, budget=group(failovers=1), rules=GroupRules(applies_untokened=True)),
+        "order",
+        10,
+    ),
+    "group: positions first": (
+        GroupCommitModel(budget=group(), rules=GroupRules(positions_first=True)),
+        "claims",
+        4,
+    ),
+    "group: writes one row of many": (
+        GroupCommitModel(budget=group(failovers=1), rules=GroupRules(first_position_alone=True)),
+        "lost",
+        11,
+    ),
     "hold: pipelined": (hold("bb", SHARD_DOWN, reader_model.Rules(two_in_flight=True)), "order", 3),
     "hold: merge at applied": (hold("babb", SHARD_DOWN, reader_model.Rules(merges_at_applied=True)), "order", 11),
     "hold: merge at applied, last of its tenant": (
@@ -525,6 +582,25 @@ WRONG_BUT_SLOW = {
 def test_every_state_keeps_the_promises(model: Model[Any], state_count: int) -> None:
     """The agreed way breaks no promise in any state that can be reached."""
     assert state_count == search(model)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        GroupCommitModel(count=2),
+        GroupCommitModel(count=2, has_rows=False, refused=((0, 0), (1, 1))),
+    ],
+    ids=["lease taken", "data refused"],
+)
+def test_group_commit_comes_to_an_end(model: GroupCommitModel) -> None:
+    """A group that fails is not tried again as it is, so that no transaction is repeated without a fault."""
+    search(model, forbids_cycles=True)
+
+
+def test_search_finds_that_a_group_is_tried_again_for_ever() -> None:
+    """A group with refused data, tried again as it is, never ends."""
+    model = GroupCommitModel(refused=((0, 0),), rules=GroupRules(retries_together=True))
+    assert_is_violated(model, "cycle", 6, forbids_cycles=True)
 
 
 @pytest.mark.slow

@@ -33,6 +33,7 @@ SUBJECTS = {
     "letters": "dead letters of a tenant that is not registered",
     "reshard": "a child stream shard beside the holds of its parent",
     "lease": "one lease, its hand-over, and a leader of the KCL 3.x",
+    "group": "batches of several stream shards in one transaction",
     "giving up": "an operation that is given up, and its replay",
     "failover": "stream positions on a shard that loses commits, with parents, children and grandparents",
     "gap": "a shard that goes back by more than the stream keeps",

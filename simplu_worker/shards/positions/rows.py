@@ -29,15 +29,27 @@ async def write_positions(connection: Connection, claims: Sequence[tuple[Positio
     that two transactions cannot deadlock here.
     """
     in_order = sorted(claims, key=lambda pair: _key_of(pair[0]))
-    known = [(*_values_of(claim), seen, token) for claim, token in in_order if (seen := _known_tokens(claim, token))]
-    rows = await connection.fetchmany(QUERIES["update_position"], known) if known else ()
-    written = {(row["stream"], row["stream_shard_id"]) for row in rows}
-    for claim, token in in_order:
-        if not _known_tokens(claim, token):
+    if all(_known_tokens(claim, token) for claim, token in in_order):
+        written = await _update_positions(connection, in_order)
+    else:  # one by one: an insert waits for a transaction that writes the row too
+        written = set()
+        for claim, token in in_order:
+            if _known_tokens(claim, token):
+                written |= await _update_positions(connection, [(claim, token)])
+                continue
             status = await connection.execute(QUERIES["insert_position"], *_values_of(claim), token, claim.move_token)
             if status.endswith(" 1"):
                 written.add(_key_of(claim))
     return [claim for claim, _ in in_order if _key_of(claim) not in written]
+
+
+async def _update_positions(
+    connection: Connection, claims: Sequence[tuple[PositionClaim, str]]
+) -> set[tuple[str, str]]:
+    """Write claims with known rows, each with its new token; return the keys of the rows that were written."""
+    values = [(*_values_of(claim), _known_tokens(claim, token), token) for claim, token in claims]
+    rows = await connection.fetchmany(QUERIES["update_position"], values) if values else ()
+    return {(row["stream"], row["stream_shard_id"]) for row in rows}
 
 
 def position_changed_error(claims: Sequence[PositionClaim]) -> PositionChangedError:

@@ -222,6 +222,23 @@ async def test_writer_lets_only_one_of_two_readers_write_that_saw_the_same_row(
     assert sorted(name for _, name in await case.resources()) == ["w7", "w8"]
 
 
+async def test_rows_are_written_in_one_order_whether_they_are_known_or_new(
+    case: TenantCase, writer: ShardWriter
+) -> None:
+    """While a row waits for another transaction no row behind it is locked: otherwise two could wait for each other."""
+    known, behind = claim_of("shardId-b"), claim_of("shardId-a")
+    await writer.write_positions([known, claim_of("shardId-a")])
+    lock = "SELECT FROM stream_positions WHERE stream_shard_id = $1 FOR UPDATE"
+    async with case.pool.transaction() as other, asyncio.TaskGroup() as tasks:
+        await other.execute("UPDATE stream_positions SET owed_from = '9/0' WHERE stream_shard_id = 'shardId-a'")
+        writing = tasks.create_task(writer.write_positions([known, behind]))
+        await waiters(other)
+        await other.execute(f"{lock} NOWAIT", "shardId-b")
+        await other.execute("COMMIT")
+        await other.execute("BEGIN")
+    assert writing.result() == [behind]
+
+
 async def _refused(writer: ShardWriter, operations: list[Any], claim: PositionClaim) -> bool:
     try:
         await writer.apply(operations, claim)
