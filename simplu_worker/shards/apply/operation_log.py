@@ -41,9 +41,7 @@ async def write_log(
     """
     if not operations:
         return {}
-    origins = [operation.origin for operation in operations]
-    instants = {origin.arrived_at for origin in origins}  # many operations arrive at the same instant
-    arrivals = {arrived_at: arrived_at.isoformat() for arrived_at in instants}
+    source, stream_shard_id, sequence_number, received_at = origin_columns(operations)
     status = await connection.execute(
         QUERIES["log_operations_new" if expects_new else "log_operations"],
         *pack_columns(
@@ -56,14 +54,14 @@ async def write_log(
             ],
             [
                 [failures.get(index) or "" for index in range(len(operations))] if failures else [],
-                [origin.source for origin in origins],
-                [origin.stream_shard_id or "" for origin in origins],
-                [origin.sequence_number or "" for origin in origins],
+                source,
+                stream_shard_id,
+                sequence_number,
                 [operation.requested_at for operation in operations],
-                [arrivals[origin.arrived_at] for origin in origins],
+                received_at,
             ],
         ),
-        b"".join([operation.digest for operation in operations]),
+        digests_of(operations),
     )
     if status == f"INSERT 0 {len(operations)}":
         return {}
@@ -74,6 +72,24 @@ async def write_log(
     if replacements:
         await _replace_rows(connection, replacements)
     return matches
+
+
+def origin_columns(operations: Sequence[Operation]) -> list[list[str]]:
+    """Return the columns of the origins of *operations*: source, stream shard, sequence number, arrival."""
+    origins = [operation.origin for operation in operations]
+    instants = {origin.arrived_at for origin in origins}  # many operations arrive at the same instant
+    arrivals = {arrived_at: arrived_at.isoformat() for arrived_at in instants}
+    return [
+        [origin.source for origin in origins],
+        [origin.stream_shard_id or "" for origin in origins],
+        [origin.sequence_number or "" for origin in origins],
+        [arrivals[origin.arrived_at] for origin in origins],
+    ]
+
+
+def digests_of(operations: Sequence[Operation]) -> bytes:
+    """Return the digests of *operations*, one behind the other."""
+    return b"".join([operation.digest for operation in operations])
 
 
 async def _fetch_logged(connection: Connection, operations: Sequence[Operation]) -> list[Any]:

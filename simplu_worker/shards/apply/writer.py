@@ -21,6 +21,14 @@ from simplu_worker.operations.admission import HOLD, TenantRow, TenantState, adm
 from simplu_worker.operations.merge_patch import is_nested
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Operation, OperationKind, Outcome
 from simplu_worker.operations.waves import isolate, plan_waves
+from simplu_worker.shards.apply.at_once import (
+    AT_ONCE_MAX_COUNT,
+    TenantMemory,
+    UnusualError,
+    apply_at_once,
+    goes_at_once,
+    unusual_error,
+)
 from simplu_worker.shards.apply.batch_cuts import cut_points, points_around
 from simplu_worker.shards.apply.duplicates import InsertedTable, InsertForms
 from simplu_worker.shards.apply.group_commit import CommitBatch, GroupCommit
@@ -37,6 +45,7 @@ from simplu_worker.shards.apply.wave_statement import statement_for
 from simplu_worker.shards.positions.claims import attempt_claim
 from simplu_worker.shards.positions.rows import (
     fence_position,
+    is_row_known,
     mark_gap,
     position_changed_error,
     read_merges,
@@ -102,6 +111,7 @@ class ShardWriter:
         tenant_wait: timedelta,
         draw: Callable[[], float] = random.random,
         insert_forms: InsertForms | None = None,
+        tenants: TenantMemory | None = None,
     ) -> None:
         self._pool = pool
         self._tenant_wait = tenant_wait
@@ -112,6 +122,7 @@ class ShardWriter:
         self._slow: dict[OperationKey, None] = {}  # oldest first
         self._large: dict[ResourceId, None] = {}  # the same
         self._insert_forms = insert_forms or InsertForms()
+        self._tenants = TenantMemory() if tenants is None else tenants
 
     async def apply(self, operations: Sequence[Operation], claim: PositionClaim | None = None) -> list[Outcome]:
         """Apply *operations*, in effect one by one in their order, and return the outcome of each.
@@ -226,20 +237,16 @@ class ShardWriter:
         *known_outcomes* are outcomes that are known before the attempt, by index. Operations that took too long before
         are applied apart from the others.
         """
-        large: set[ResourceId] = set()
-        with_duplicates: set[InsertedTable] = set()
+        course = Course(budget, may_go_at_once=budget is StatementBudget.BATCH and not known_outcomes)
         while True:
-            attempt = self._new_attempt(batch, known_outcomes, self._slow if budget is StatementBudget.BATCH else ())
-            attempt.large = large.union(self._large) if large else self._large
-            attempt.careful_tables = self._insert_forms.careful_tables().union(with_duplicates)
+            attempt = self._next_attempt(batch, known_outcomes, course)
             try:
-                outcomes = await self._commit(attempt, budget)
-            except UnmergedPatchesError as exc:
-                large.update(exc.resources)
-                remember(self._large, exc.resources, LARGE_MAX_COUNT)
-                continue
+                outcomes = await self._commit(attempt, course.budget)
             except ApartError as exc:
-                return await self._apply_split(attempt, points_around(exc.indexes), budget)
+                return await self._apply_split(attempt, points_around(exc.indexes), course.budget)
+            except RolledBackError as exc:
+                self._change_course(course, batch, exc)
+                continue
             except InvalidDataError as exc:
                 found = await self._find_refused(attempt, exc)
                 is_timeout = False
@@ -247,21 +254,45 @@ class ShardWriter:
                 table = attempt.inserting
                 if isinstance(exc, DuplicateKeyError) and table is not None and table not in attempt.careful_tables:
                     self._insert_forms[table].note_failed()
-                    with_duplicates.add(table)
+                    course.with_duplicates.add(table)
                     continue
                 self._insert_forms.expect_duplicates()
-                found = await self._find_failing(attempt, exc, budget)
+                found = await self._find_failing(attempt, exc, course.budget)
                 is_timeout = exc.is_timeout
             except (ShardUnavailableError, asyncio.CancelledError):  # the same operations come again
                 self._insert_forms.expect_duplicates()
                 raise
             else:
                 self._note_duplicates(attempt)
+                self._tenants.remember(attempt.tenants)
                 return outcomes
             if not found:
                 points = cut_points(attempt.suspects, is_timeout=is_timeout)
-                return await self._apply_split(attempt, points, StatementBudget.PART if is_timeout else budget)
+                return await self._apply_split(attempt, points, StatementBudget.PART if is_timeout else course.budget)
             known_outcomes = {**known_outcomes, **found}
+
+    def _next_attempt(self, batch: CommitBatch, known_outcomes: Mapping[int, Outcome], course: Course) -> WriteAttempt:
+        slow = self._slow if course.budget is StatementBudget.BATCH else ()
+        attempt = self._new_attempt(batch, known_outcomes, slow)
+        attempt.large = course.large.union(self._large) if course.large else self._large
+        attempt.careful_tables = self._insert_forms.careful_tables().union(course.with_duplicates)
+        attempt.remembered = self._tenants if course.may_go_at_once and not known_outcomes else None
+        return attempt
+
+    def _change_course(self, course: Course, batch: CommitBatch, exc: RolledBackError) -> None:
+        """Change the course of the next attempts after one that was given up for *exc*."""
+        if isinstance(exc, UnmergedPatchesError):
+            course.large.update(exc.resources)
+            remember(self._large, exc.resources, LARGE_MAX_COUNT)
+        elif isinstance(exc, UnusualError):
+            course.may_go_at_once = False
+            course.budget = StatementBudget.PART if exc.is_timeout else course.budget
+            if exc.duplicates_in is not None:
+                self._insert_forms[exc.duplicates_in].note_failed()
+                course.with_duplicates.add(exc.duplicates_in)
+            self._tenants.forget({operation.tenant_id for operation in batch.operations})
+        else:
+            raise exc
 
     async def _apply_split(
         self, attempt: WriteAttempt, indexes: Sequence[int], budget: StatementBudget
@@ -375,6 +406,10 @@ class ShardWriter:
                         return await attempt.apply(connection, claimed)
             except LostRaceError:
                 await asyncio.sleep(self._draw() * RACE_PAUSE_MAX_S)
+            except (InvalidDataError, StatementFailedError) as exc:
+                if not attempt.is_at_once:
+                    raise
+                raise unusual_error(exc) from exc
         raise ShardUnavailableError(f"shard {self._pool.address.shard_id}: a batch lost {RACES_MAX} races in a row")
 
     def _unwritable_error(self, exc: InvalidDataError) -> ShardUnavailableError:
@@ -391,6 +426,19 @@ def remember(known: dict[KeyT, None], keys: Iterable[KeyT], max_count: int) -> N
     known.update(dict.fromkeys(keys))
     for key in list(islice(known, max(0, len(known) - max_count))):
         del known[key]
+
+
+class Course:
+    """How a batch is attempted: each failed attempt shows more about it."""
+
+    def __init__(self, budget: StatementBudget, *, may_go_at_once: bool) -> None:
+        self.budget = budget
+        self.may_go_at_once = may_go_at_once
+        self.large: set[ResourceId] = set()  # resources of which the worker merges every patch
+        self.with_duplicates: set[InsertedTable] = set()  # tables with rows that existed
+
+    def __repr__(self) -> str:
+        return f"Course({self.budget}, at once: {self.may_go_at_once}, duplicates in {sorted(self.with_duplicates)})"
 
 
 class UnmergedPatchesError(RolledBackError):
@@ -416,7 +464,8 @@ class WriteAttempt:
     statement. Empty if no operation can have caused it. `log_took_s` is the time from the beginning of the transaction
     until the rows of the log were written. Into `careful_tables` rows are inserted that may exist; a row that exists in
     another table fails the transaction while `inserting` is that table. `inserted` are, at the end, the tables into
-    which rows were inserted, each with whether any row existed.
+    which rows were inserted, each with whether any row existed. With `remembered` rows of tenants the batch may be
+    applied in one statement, and `is_at_once` is whether it was. `tenants` are the rows that were read otherwise.
     """
 
     def __init__(
@@ -436,6 +485,9 @@ class WriteAttempt:
         self.careful_tables: Collection[InsertedTable] = frozenset(InsertedTable)
         self.inserting: InsertedTable | None = None
         self.inserted: dict[InsertedTable, bool] = {}
+        self.remembered: TenantMemory | None = None
+        self.is_at_once = False
+        self.tenants: Mapping[str, TenantRow] = {}
         self._slow = slow
         self._tenant_wait = tenant_wait
 
@@ -448,16 +500,22 @@ class WriteAttempt:
         Raises `ApartError` if operations of it are to be applied apart from the others.
         """
         self.batch.close()
-        self.inserting, self.inserted = None, {}
+        self.inserting, self.inserted, self.is_at_once = None, {}, False
         operations = self.batch.operations
         if not operations:
             return []
         began_at = loop_time()
         self._check_slow(operations)
         claims = [(claim, claimed.enter_context(attempt_claim(claim))) for claim in self.batch.claims]
+        known = self._find_known_tenants()
+        if known and len(claims) == 1 and is_row_known(*claims[0]):
+            return await self._apply_at_once(connection, known, claims[0])
         if changed := await write_positions(connection, claims):
             raise position_changed_error(changed)
+        if known:
+            return await self._apply_at_once(connection, known)
         tenants = await _lock_tenants(connection, {operation.tenant_id for operation in operations})
+        self.tenants = tenants
         decided = self._decide(tenants)
         await self._mark_known_duplicates(connection, tenants, decided)
         logged: Sequence[int] = range(len(operations))
@@ -484,6 +542,34 @@ class WriteAttempt:
         outcomes = [SUCCEEDED] * len(operations)
         for index, outcome in decided.items():
             outcomes[index] = outcome
+        return outcomes
+
+    def _find_known_tenants(self) -> Mapping[str, TenantRow]:
+        """Return the remembered rows of all tenants if the batch may be applied in one statement; otherwise none."""
+        operations = self.batch.operations
+        if self.remembered is None or self.careful_tables or len(operations) > AT_ONCE_MAX_COUNT:
+            return {}
+        tenant_ids = {operation.tenant_id for operation in operations}
+        known = self.remembered.rows_of(tenant_ids)
+        if len(known) < len(tenant_ids):
+            return {}
+        is_usual = goes_at_once(operations, known, large=self.large, tenant_wait=self._tenant_wait)
+        return known if is_usual else {}
+
+    async def _apply_at_once(
+        self, connection: Connection, known: Mapping[str, TenantRow], claimed: tuple[PositionClaim, str] | None = None
+    ) -> list[Outcome]:
+        self.is_at_once = True
+        operations = self.batch.operations
+        missed = await apply_at_once(connection, operations, known, claimed)
+        if unmerged := [operations[index] for index, error in missed if error == UNMERGED]:
+            raise UnmergedPatchesError({resource_of(operation) for operation in unmerged})
+        outcomes = [SUCCEEDED] * len(operations)
+        for index, error in missed:
+            outcomes[index] = Outcome(disposition=Disposition.APPLIED, failure=Failure(error))
+        self.inserted = {InsertedTable.LOG: False}
+        if CREATE in [operation.kind for operation in operations]:
+            self.inserted[InsertedTable.RESOURCES] = False
         return outcomes
 
     def _check_slow(self, operations: Sequence[Operation]) -> None:

@@ -29,12 +29,12 @@ async def write_positions(connection: Connection, claims: Sequence[tuple[Positio
     that two transactions cannot deadlock here.
     """
     in_order = sorted(claims, key=lambda pair: _key_of(pair[0]))
-    if all(_known_tokens(claim, token) for claim, token in in_order):
+    if all(is_row_known(claim, token) for claim, token in in_order):
         written = await _update_positions(connection, in_order)
     else:  # one by one: an insert waits for a transaction that writes the row too
         written = set()
         for claim, token in in_order:
-            if _known_tokens(claim, token):
+            if is_row_known(claim, token):
                 written |= await _update_positions(connection, [(claim, token)])
                 continue
             status = await connection.execute(QUERIES["insert_position"], *_values_of(claim), token, claim.move_token)
@@ -47,9 +47,19 @@ async def _update_positions(
     connection: Connection, claims: Sequence[tuple[PositionClaim, str]]
 ) -> set[tuple[str, str]]:
     """Write claims with known rows, each with its new token; return the keys of the rows that were written."""
-    values = [(*_values_of(claim), _known_tokens(claim, token), token) for claim, token in claims]
+    values = [position_arguments(claim, token) for claim, token in claims]
     rows = await connection.fetchmany(QUERIES["update_position"], values) if values else ()
     return {(row["stream"], row["stream_shard_id"]) for row in rows}
+
+
+def position_arguments(claim: PositionClaim, token: str) -> tuple[object, ...]:
+    """Return the arguments with which a known row gets the content of *claim* and its new *token*."""
+    return (*_values_of(claim), _known_tokens(claim, token), token)
+
+
+def is_row_known(claim: PositionClaim, token: str) -> bool:
+    """Return whether the row of *claim*, which is to get the new *token*, is one that its reader has seen."""
+    return bool(_known_tokens(claim, token))
 
 
 def position_changed_error(claims: Sequence[PositionClaim]) -> PositionChangedError:

@@ -41,4 +41,8 @@ class StatementFailedError(ShardUnavailableError):
 
 
 class DuplicateKeyError(StatementFailedError):
-    """A statement failed at a row with a key that exists (unique_violation)."""
+    """A statement failed at a row with a key that exists (unique_violation), in *table*."""
+
+    def __init__(self, message: str, *, error: str, table: str | None) -> None:
+        super().__init__(message, error=error, is_timeout=False)
+        self.table = table

@@ -153,7 +153,8 @@ class ShardPool:
         network error.
         """
         started = time.perf_counter()
-        async with self.connection() as connection:
+        await self._admit()
+        async with self._lend() as connection:
             try:
                 await connection.execute(self._timeouts.begin(budget))
                 yield connection

@@ -149,7 +149,7 @@ class ShardAvailability:
                 raise self._record_lost_race(error) from exc
             case ErrorMeaning.STATEMENT if exc.sqlstate == UNIQUE_VIOLATION:
                 self._count("duplicate_key")
-                raise DuplicateKeyError(self._message(error), error=error, is_timeout=False) from exc
+                raise DuplicateKeyError(self._message(error), error=error, table=exc.table_name) from exc
             case ErrorMeaning.STATEMENT:
                 self._count(meaning)
                 is_timeout = isinstance(exc, asyncpg.QueryCanceledError)

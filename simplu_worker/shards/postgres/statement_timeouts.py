@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cache
 from typing import assert_never
 
 import msgspec
@@ -76,14 +77,19 @@ class ShardTimeouts(msgspec.Struct, frozen=True):
 
     def begin(self, budget: StatementBudget = StatementBudget.USUAL) -> str:
         """Return the statements that open a transaction with these timeouts."""
-        statement_s = self.seconds_of(budget)
-        is_short = budget in {StatementBudget.PART, StatementBudget.SEARCH}
-        lock_s = min(self.lock_s, statement_s / 2) if is_short else self.lock_s
-        if budget is StatementBudget.PAUSE:
-            lock_s = self.pause_lock_s
-        seconds = {"lock_ms": lock_s, "statement_ms": statement_s, "idle_ms": self.idle_in_transaction_s}
-        begin = BEGIN.format(**{name: round(value * 1000) for name, value in seconds.items()})
-        return begin + SEARCH if budget is StatementBudget.SEARCH else begin
+        return _begin(self, budget)
+
+
+@cache
+def _begin(timeouts: ShardTimeouts, budget: StatementBudget) -> str:
+    statement_s = timeouts.seconds_of(budget)
+    is_short = budget in {StatementBudget.PART, StatementBudget.SEARCH}
+    lock_s = min(timeouts.lock_s, statement_s / 2) if is_short else timeouts.lock_s
+    if budget is StatementBudget.PAUSE:
+        lock_s = timeouts.pause_lock_s
+    seconds = {"lock_ms": lock_s, "statement_ms": statement_s, "idle_ms": timeouts.idle_in_transaction_s}
+    begin = BEGIN.format(**{name: round(value * 1000) for name, value in seconds.items()})
+    return begin + SEARCH if budget is StatementBudget.SEARCH else begin
 
 
 DEFAULT_TIMEOUTS = ShardTimeouts()

@@ -727,6 +727,133 @@ CROSS JOIN LATERAL (
 ) AS checked
 WHERE resources.id = $1 AND resources."resourceName" = $2 AND resources."resourceId" = $3;
 
+-- fragment: batch_columns
+-- The columns of the log and of a wave, of which both have some. As texts: no data are parsed here.
+sent AS MATERIALIZED (
+    SELECT
+        :wave_columns,
+        pg_catalog.unnest(pg_catalog.string_to_array($11, $1)) AS source,
+        pg_catalog.unnest(pg_catalog.string_to_array($12, $1)) AS stream_shard_id,
+        pg_catalog.unnest(pg_catalog.string_to_array($13, $1)) AS sequence_number,
+        pg_catalog.unnest(pg_catalog.string_to_array($14, $1)) AS received_at
+)
+
+-- fragment: known_tenants
+-- The tenants $16 to $20 as the writer remembers their rows. `confirmed` are those with such a row, locked as by
+-- `lock_tenants`. Not a row that was changed since the statement began, which `xmin` shows: the statement would not see
+-- the other changes that were committed with it.
+known AS MATERIALIZED (
+    SELECT
+        pg_catalog.unnest(pg_catalog.string_to_array($16, $1)) AS id,
+        pg_catalog.unnest(pg_catalog.string_to_array($17, $1)) AS business_id,
+        pg_catalog.unnest(pg_catalog.string_to_array($18, $1)) AS location_id,
+        pg_catalog.unnest(pg_catalog.string_to_array($19, $1)) AS business_type,
+        pg_catalog.unnest(pg_catalog.string_to_array($20, $1)) AS created_at
+), seen AS MATERIALIZED (
+    SELECT tenants.id, tenants.xmin AS version
+    FROM public.tenants
+    JOIN known ON tenants.id = known.id
+)
+
+-- fragment: matching_tenant
+tenants.state = 'active' AND tenants.business_id = known.business_id AND tenants.location_id = known.location_id
+AND tenants.business_type = known.business_type AND tenants.created_at = known.created_at::pg_catalog.timestamptz
+AND tenants.xmin = seen.version
+
+-- fragment: locked_tenants
+SELECT tenants.id
+FROM public.tenants
+JOIN known ON tenants.id = known.id
+JOIN seen ON seen.id = known.id
+WHERE :matching_tenant
+
+-- fragment: logged_at_once
+-- The rows of the log, and then the wave and its created resources, as `log_operations_new` and `apply_writes_new` do;
+-- nothing of all unless the rows of all tenants are `confirmed`.
+logged AS (
+    INSERT INTO public.operations (
+        tenant_id, request_id, operation, resource_type, resource_id, status, digest,
+        source, stream_shard_id, sequence_number, requested_at, received_at
+    )
+    SELECT
+        tenant_id, request_id, operation, resource_type, resource_id, 'succeeded',
+        substring($15::pg_catalog.bytea FROM 33 * position - 32 FOR 33), source, nullif(stream_shard_id, ''),
+        nullif(sequence_number, ''), requested_at::pg_catalog.timestamptz, received_at::pg_catalog.timestamptz
+    FROM sent
+    WHERE
+        (SELECT pg_catalog.count(*) FROM confirmed)
+        = pg_catalog.cardinality(pg_catalog.string_to_array($16, $1))
+    ORDER BY tenant_id COLLATE "C", request_id COLLATE "C", position
+    RETURNING 1
+), wave AS MATERIALIZED (
+    SELECT
+        :wave_values
+    FROM sent
+    WHERE (SELECT pg_catalog.count(*) FROM logged) > 0
+), :created_new
+
+-- fragment: missed_at_once
+-- The operations without effect; or that nothing was applied.
+SELECT wave.index, :missed_error AS error
+FROM wave
+WHERE
+    (SELECT pg_catalog.count(*) FROM changed) + (SELECT pg_catalog.count(*) FROM deleted)
+        < (SELECT pg_catalog.count(*) FROM wave WHERE operation IN ('update', 'patch', 'delete'))
+    AND CASE
+        WHEN wave.operation = 'delete' THEN wave.index NOT IN (SELECT index FROM deleted)
+        WHEN wave.operation IN ('update', 'patch') THEN wave.index NOT IN (SELECT index FROM changed)
+    END
+UNION ALL SELECT NULL, 'unconfirmed' WHERE (SELECT pg_catalog.count(*) FROM logged) = 0
+
+-- fragment: confirmed_tenants
+confirmed AS MATERIALIZED (
+    :locked_tenants
+    ORDER BY tenants.id
+    FOR SHARE OF tenants
+)
+
+-- fragment: claimed_tenants
+-- First the position, as `update_position` sets it; not in a row that was changed since the statement began.
+written AS (
+    UPDATE public.stream_positions
+    SET
+        owed_from = $23, owed_since = $24, read_to = $25, held = $26::pg_catalog.text[], parents_done = $27,
+        token = $29::pg_catalog.uuid
+    WHERE
+        stream = $21 AND stream_shard_id = $22 AND token = ANY($28::pg_catalog.text[]::pg_catalog.uuid[])
+        AND xmin = (SELECT xmin FROM public.stream_positions WHERE stream = $21 AND stream_shard_id = $22)
+    RETURNING 1
+), confirmed AS MATERIALIZED (
+    :locked_tenants AND (SELECT pg_catalog.count(*) FROM written) = 1
+    ORDER BY tenants.id
+    FOR SHARE OF tenants
+)
+
+-- name: at_once
+-- Apply a batch of one wave in one round trip, where all is expected to be as usual: the tenants' rows are as the writer
+-- remembers them, and all rows of the log and all created resources are new. Otherwise the row 'unconfirmed' is returned,
+-- or the statement fails (23505), and the transaction is repeated step by step. The operations without effect are
+-- returned; their rows of the log are still to be marked, since a statement does not see the rows that it inserts.
+-- The locks are taken in the order of the single steps. For waves without reads and without patches that have objects
+-- among their members.
+WITH :batch_columns, :known_tenants, :confirmed_tenants, :logged_at_once, :changed, :deleted
+:missed_at_once;
+
+-- name: at_once_nested
+-- The same for waves without reads.
+WITH :batch_columns, :known_tenants, :confirmed_tenants, :logged_at_once, :changed_deeply, :deleted
+:missed_at_once;
+
+-- name: at_once_claimed
+-- The same as `at_once` for a batch with one claim, of which the row is known.
+WITH :batch_columns, :known_tenants, :claimed_tenants, :logged_at_once, :changed, :deleted
+:missed_at_once;
+
+-- name: at_once_claimed_nested
+-- The same for waves without reads.
+WITH :batch_columns, :known_tenants, :claimed_tenants, :logged_at_once, :changed_deeply, :deleted
+:missed_at_once;
+
 -- name: fail_operation
 -- Turn the row that this transaction wrote for the operation $2 of the tenant $1 into that of a failure, $3.
 UPDATE public.operations SET status = 'failed', error = $3 WHERE tenant_id = $1 AND request_id = $2;

@@ -1,0 +1,176 @@
+"""Apply a batch in one statement, where all is expected to be as usual; otherwise step by step.
+
+Why it is as safe as the steps: the statement compares what the writer remembers with the shard's rows, which it locks,
+and applies nothing where they differ. It fails as a whole at a row of the log that exists. So an operation is applied
+under the same conditions, and within the same locks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping, Sequence
+from datetime import timedelta
+from itertools import islice
+from typing import Any, Final
+
+from simplu_worker.operations.admission import TenantRow, admits_all
+from simplu_worker.operations.merge_patch import is_nested
+from simplu_worker.operations.operation import READING_KINDS, Failure, Operation
+from simplu_worker.shards.apply.duplicates import InsertedTable
+from simplu_worker.shards.apply.operation_log import digests_of, origin_columns
+from simplu_worker.shards.apply.patch_merging import PATCH, ResourceId, find_laborious, resource_of
+from simplu_worker.shards.positions.rows import position_arguments
+from simplu_worker.shards.postgres.column_packing import pack_columns
+from simplu_worker.shards.postgres.errors import (
+    DuplicateKeyError,
+    InvalidDataError,
+    RolledBackError,
+    StatementFailedError,
+)
+from simplu_worker.shards.postgres.pool import Connection
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.types import PositionClaim
+
+AT_ONCE_MAX_COUNT: Final = 100  # operations; larger batches have several waves in most cases
+AT_ONCE_MAX_BYTES: Final = 256 * 1024  # of records: the server copies their data twice
+TENANTS_MAX_COUNT: Final = 10_000  # rows that a writer remembers
+UNCONFIRMED: Final = "unconfirmed"  # in `applying.sql`
+INSERTED_TABLES: Final = {"operations": InsertedTable.LOG, "resources": InsertedTable.RESOURCES}
+
+
+class UnusualError(RolledBackError):
+    """A batch was not applied in one statement, and is to be applied step by step: that shows the cause.
+
+    *is_timeout* means that the statement took too long, *duplicates_in* is the table with a row that exists, if any.
+    """
+
+    def __init__(self, cause: str, *, is_timeout: bool = False, duplicates_in: InsertedTable | None = None) -> None:
+        super().__init__(f"not applied in one statement: {cause}")
+        self.is_timeout = is_timeout
+        self.duplicates_in = duplicates_in
+
+
+def unusual_error(exc: InvalidDataError | StatementFailedError) -> UnusualError:
+    """Return the error for a statement that failed with *exc*."""
+    return UnusualError(
+        type(exc).__name__,
+        is_timeout=isinstance(exc, StatementFailedError) and exc.is_timeout,
+        duplicates_in=INSERTED_TABLES.get(exc.table or "") if isinstance(exc, DuplicateKeyError) else None,
+    )
+
+
+class TenantMemory:
+    """The rows of a shard's tenants as batches last read them."""
+
+    def __init__(self, max_count: int = TENANTS_MAX_COUNT) -> None:
+        self._rows: dict[str, TenantRow] = {}  # oldest first
+        self._max_count = max_count
+
+    def __repr__(self) -> str:
+        return f"TenantMemory({len(self._rows)} tenants)"
+
+    def rows_of(self, tenant_ids: Iterable[str]) -> dict[str, TenantRow]:
+        """Return the remembered rows of tenants, by id."""
+        return {tenant_id: row for tenant_id in tenant_ids if (row := self._rows.get(tenant_id)) is not None}
+
+    def remember(self, rows: Mapping[str, TenantRow]) -> None:
+        """Add rows, and drop the oldest ones beyond the most that are remembered."""
+        self._rows.update(rows)
+        for tenant_id in list(islice(self._rows, max(0, len(self._rows) - self._max_count))):
+            del self._rows[tenant_id]
+
+    def forget(self, tenant_ids: Iterable[str]) -> None:
+        """Drop the rows of tenants."""
+        for tenant_id in tenant_ids:
+            self._rows.pop(tenant_id, None)
+
+
+def goes_at_once(
+    operations: Sequence[Operation],
+    tenants: Mapping[str, TenantRow],
+    *,
+    large: Container[ResourceId],
+    tenant_wait: timedelta,
+) -> bool:
+    """Return whether *operations* are one wave of writes that the remembered rows *tenants* admit."""
+    if not 0 < len(operations) <= AT_ONCE_MAX_COUNT:
+        return False
+    if sum([operation.size_bytes for operation in operations]) > AT_ONCE_MAX_BYTES:
+        return False
+    if any(operation.kind in READING_KINDS or operation.exceeds_bounds for operation in operations):
+        return False
+    patches = [index for index, operation in enumerate(operations) if operation.kind is PATCH]
+    if find_laborious(operations, patches, large):
+        return False
+    if len({resource_of(operation) for operation in operations}) < len(operations):
+        return False
+    return admits_all(operations, tenants, tenant_wait=tenant_wait)
+
+
+async def apply_at_once(
+    connection: Connection,
+    operations: Sequence[Operation],
+    tenants: Mapping[str, TenantRow],
+    claimed: tuple[PositionClaim, str] | None,
+) -> list[tuple[int, str]]:
+    """Apply *operations*, for which `goes_at_once`; return the indexes of those without effect, and why.
+
+    *tenants* are the remembered rows. *claimed* is a claim with its new token, and is written too. Raises
+    `UnusualError` if a row is not as it was; the statement itself fails at a row that exists.
+    """
+    arguments = _arguments(operations, {one.tenant_id: tenants[one.tenant_id] for one in operations})
+    if claimed is not None:
+        arguments += position_arguments(*claimed)
+    name = query_for(operations, has_claim=claimed is not None)
+    rows: list[Any] = await connection.fetch(QUERIES[name], *arguments)
+    if not rows:
+        return []
+    missed = [(row["index"], row["error"]) for row in rows]
+    if UNCONFIRMED in [error for _, error in missed]:
+        raise UnusualError("a tenant's row or the position is not as it was")
+    failed = [(operations[index], error) for index, error in missed if error in set(Failure)]
+    if failed:
+        keys = [(operation.tenant_id, operation.request_id, error) for operation, error in failed]
+        await connection.fetchmany(QUERIES["fail_operation"], keys)
+    return missed
+
+
+def query_for(operations: Sequence[Operation], *, has_claim: bool) -> str:
+    """Return the name of the statement for *operations*."""
+    has_nested = any(operation.kind is PATCH and is_nested(operation.data or "") for operation in operations)
+    return f"at_once{'_claimed' * has_claim}{'_nested' * has_nested}"
+
+
+def _arguments(operations: Sequence[Operation], tenants: Mapping[str, TenantRow]) -> tuple[object, ...]:
+    """Return the arguments of the statement, those of the position not included."""
+    separator, *columns = pack_columns(
+        [
+            [operation.tenant_id for operation in operations],
+            [operation.request_id for operation in operations],
+            [operation.kind for operation in operations],
+            [operation.resource_type for operation in operations],
+            [operation.resource_id or "" for operation in operations],
+            [tenants[operation.tenant_id].business_type for operation in operations],
+            list(tenants),
+            [tenant.business_id for tenant in tenants.values()],
+            [tenant.location_id for tenant in tenants.values()],
+            [tenant.business_type for tenant in tenants.values()],
+        ],
+        [
+            [operation.data or "" for operation in operations],
+            [operation.requested_at for operation in operations],
+            *origin_columns(operations),
+            [tenant.created_at.isoformat() for tenant in tenants.values()],
+        ],
+    )
+    of_log, of_tenants, (data, requested_at, *of_origins, created_at) = columns[:6], columns[6:10], columns[10:]
+    return (
+        separator,
+        0,
+        *of_log,
+        data,
+        requested_at,
+        *of_origins,
+        digests_of(operations),
+        *of_tenants,
+        created_at,
+    )

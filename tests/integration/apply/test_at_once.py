@@ -1,0 +1,290 @@
+"""A usual batch is applied in one statement, with the outcomes of the steps; anything else goes step by step."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import (
+    ARRIVED_AT,
+    STREAM,
+    TENANT,
+    TENANT_WAIT,
+    TenantCase,
+    add_tenant,
+    failed,
+    fetch,
+    writer_of,
+)
+from support.postgres.trouble import make_touchy, shut_gate, waiters
+
+from simplu_worker.operations.admission import DESTROYED, HOLD
+from simplu_worker.operations.operation import Disposition, Failure, Outcome
+from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED, ShardWriter
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.types import PositionChangedError, PositionClaim, StreamPosition
+
+NAMES = {text: name for name, text in QUERIES.items()}
+NOT_FOUND = failed(Failure.NOT_FOUND)
+TENANT_ID = "-".join(TENANT)
+LATE = ARRIVED_AT + TENANT_WAIT + timedelta(seconds=1)
+
+
+@pytest.fixture
+async def case(make_shard: ShardMaker) -> AsyncIterator[TenantCase]:
+    """Give an active tenant on a shard with one connection."""
+    pool = ShardPool(await make_shard(), size=1)
+    await add_tenant(pool)
+    yield TenantCase(pool, TENANT)
+    await pool.close()
+
+
+@pytest.fixture
+async def writer(case: TenantCase) -> ShardWriter:
+    """Give a writer that has read the tenant's row, by a batch that made the resource `r0`."""
+    writer = writer_of(case.pool)
+    assert await writer.apply([case.operation("create", "r0", {"v": 0})]) == [SUCCEEDED]
+    return writer
+
+
+@pytest.fixture
+async def rival(case: TenantCase) -> AsyncIterator[asyncpg.Connection[Any]]:
+    """Give a connection of another program."""
+    connection = await asyncpg.connect(case.pool.address.connection_string)
+    yield connection
+    await connection.close()
+
+
+def claim_of(number: int = 0, *tokens: str) -> PositionClaim:
+    """Return what the reader of a stream shard claims."""
+    return PositionClaim(STREAM, f"shardId-{number:012}", StreamPosition("7/0"), fencing_tokens=list(tokens))
+
+
+@asynccontextmanager
+async def statements(pool: ShardPool) -> AsyncIterator[list[str]]:
+    """Note the statements that the only connection of *pool* runs: the names of queries, the first words of others."""
+    noted: list[str] = []
+
+    def note(query: Any) -> None:
+        noted.append(NAMES.get(query.query) or query.query.split()[0].strip(";"))
+
+    async with pool.connection() as connection:
+        connection.add_query_logger(note)
+    yield noted
+    async with pool.connection() as connection:
+        connection.remove_query_logger(note)
+    await asyncio.sleep(0)  # it is called by the loop
+
+
+async def test_writer_applies_a_usual_batch_in_one_statement(case: TenantCase, writer: ShardWriter) -> None:
+    """With the position of the reader, whose row is known; in three round trips with BEGIN and COMMIT."""
+    claim = claim_of()
+    await writer.apply([case.operation("update", "r0", {"v": 1})], claim)
+    claim.position = StreamPosition("8/0", ARRIVED_AT)
+    batch = [
+        case.operation("create", "r1", {"v": 1}),
+        case.operation("patch", "r0", {"w": None, "x": [1]}),
+        case.operation("create", "r2", {"v": "\x1f"}, resource_type="visit"),
+    ]
+    async with statements(case.pool) as noted:
+        assert await writer.apply(batch, claim) == [SUCCEEDED] * 3
+
+    assert noted == ["BEGIN", "at_once_claimed", "COMMIT"]
+    assert await case.resources() == {
+        ("patient", "r0"): {"v": 1, "x": [1]},
+        ("patient", "r1"): {"v": 1},
+        ("visit", "r2"): {"v": "\x1f"},
+    }
+    log = await case.log()
+    assert {log[one.request_id] for one in batch} == {("succeeded", None)}
+    (row,) = await fetch(case.pool, "SELECT owed_from, owed_since, token::text FROM stream_positions")
+    assert row == {"owed_from": "8/0", "owed_since": ARRIVED_AT, "token": claim.fencing_tokens[0]}
+
+
+async def test_rows_of_the_log_are_those_of_the_steps(case: TenantCase, writer: ShardWriter) -> None:
+    """Column by column, but for the transaction and the times."""
+    other = writer_of(case.pool, careful_least=16)  # expects duplicates, and so goes step by step
+    for number, one in enumerate((writer, other)):
+        batch = [
+            case.operation("create", f"c{number}", {"v": 1}, sequence_number="17", request_id=f"a{number}"),
+            case.operation("delete", f"none{number}", sequence_number="18", request_id=f"b{number}"),
+        ]
+        assert await one.apply(batch) == [SUCCEEDED, NOT_FOUND]
+    columns = "operation, resource_type, status, error, result, source, stream_shard_id, sequence_number, requested_at"
+    query = f"SELECT {columns}, received_at FROM operations WHERE request_id = ANY($1) ORDER BY request_id"
+    assert await fetch(case.pool, query, ["a0", "b0"]) == await fetch(case.pool, query, ["a1", "b1"])
+
+
+async def test_operations_without_effect_are_marked_in_the_log(case: TenantCase, writer: ShardWriter) -> None:
+    """In the same transaction, by one round trip more."""
+    batch = [
+        case.operation("update", "none", {"v": 1}),
+        case.operation("update", "r0", {"v": 1}),
+        case.operation("patch", "neither", {"v": {"w": 1}}),
+        case.operation("delete", "nor"),
+    ]
+    async with statements(case.pool) as noted:
+        assert await writer.apply(batch) == [NOT_FOUND, SUCCEEDED, NOT_FOUND, NOT_FOUND]
+
+    assert noted == ["BEGIN", "at_once_nested", "fail_operation", "COMMIT"]
+    log = await case.log()
+    marked = ("failed", "not_found")
+    assert [log[one.request_id] for one in batch] == [marked, ("succeeded", None), marked, marked]
+
+
+async def test_readers_that_share_a_transaction_write_their_positions_before(
+    case: TenantCase, writer: ShardWriter
+) -> None:
+    """In one round trip for all of them, in the order of the rows."""
+    claims = [claim_of(number) for number in (2, 0, 1)]
+    for claim in claims:
+        await writer.apply([case.operation("update", "r0", {"v": 0})], claim)
+        claim.position = StreamPosition("8/0")
+    async with statements(case.pool) as noted:
+        async with case.pool.connection():
+            applying = [
+                asyncio.create_task(writer.apply([case.operation("create", f"r{number}", {})], claim))
+                for number, claim in enumerate(claims, 1)
+            ]
+            await asyncio.sleep(0.01)
+        assert await asyncio.gather(*applying) == [[SUCCEEDED]] * 3
+
+    assert noted == ["BEGIN", "update_position", "at_once", "COMMIT"]
+    assert [row["owed_from"] for row in await fetch(case.pool, "SELECT owed_from FROM stream_positions")] == ["8/0"] * 3
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("state = 'fenced'", HOLD),
+        ("state = 'moved'", HOLD),
+        ("state = 'destroyed'", DESTROYED),
+        ("business_type = 'gym'", SUCCEEDED),
+        ("business_id = 'other'", Disposition.DEAD_LETTER),
+        (f"created_at = '{LATE.isoformat()}'", Disposition.DEAD_LETTER),
+    ],
+)
+async def test_batch_goes_step_by_step_when_the_tenant_is_not_as_remembered(
+    case: TenantCase, writer: ShardWriter, change: str, expected: Outcome | Disposition
+) -> None:
+    """The shard decides by the row as it is now; nothing of the statement stays."""
+    await fetch(case.pool, f"UPDATE tenants SET {change} WHERE id = $1", TENANT_ID)
+    create = case.operation("create", "r1", {"v": 1})
+    async with statements(case.pool) as noted:
+        (outcome,) = await writer.apply([create])
+
+    assert noted[:4] == ["BEGIN", "at_once", "ROLLBACK", "BEGIN"]
+    assert expected in {outcome, outcome.disposition}
+    rows = await fetch(case.pool, 'SELECT "businessType" FROM resources WHERE "resourceId" = $1', "r1")
+    assert rows == ([{"businessType": "gym"}] if outcome == SUCCEEDED else [])
+    assert (create.request_id in await case.log()) is (outcome.disposition is Disposition.APPLIED)
+
+
+async def test_batch_of_a_tenant_without_a_row_is_held(case: TenantCase, writer: ShardWriter) -> None:
+    """Whatever the writer remembers."""
+    await fetch(case.pool, "DELETE FROM tenants WHERE id = $1", TENANT_ID)
+    assert await writer.apply([case.operation("update", "r0", {"v": 1})]) == [HOLD]
+    assert await case.resources() == {("patient", "r0"): {"v": 0}}
+
+
+async def test_batch_sees_what_was_committed_while_it_waited_for_its_tenant(
+    case: TenantCase, writer: ShardWriter, rival: asyncpg.Connection[Any]
+) -> None:
+    """The row is as before, but a restore has replaced what it has; the statement began before."""
+    await rival.execute("BEGIN")
+    await rival.execute("UPDATE tenants SET state = 'fenced'")
+    await rival.execute("""UPDATE resources SET "resourceId" = 'r9'""")
+    await rival.execute("UPDATE tenants SET state = 'active'")
+    async with asyncio.TaskGroup() as tasks:
+        applying = tasks.create_task(writer.apply([case.operation("update", "r9", {"v": 9})]))
+        await waiters(rival)
+        await rival.execute("COMMIT")
+
+    assert applying.result() == [SUCCEEDED]
+    assert await case.resources() == {("patient", "r9"): {"v": 9}}
+
+
+async def test_batch_sees_what_an_attempt_before_it_has_committed_while_it_waited(
+    case: TenantCase, writer: ShardWriter, rival: asyncpg.Connection[Any]
+) -> None:
+    """The outcome of the attempt is unknown to the reader, which knows its token; the statement began before."""
+    claim = claim_of()
+    await writer.apply([case.operation("update", "r0", {"v": 1})], claim)
+    late = str(uuid.uuid4())
+    claim.fencing_tokens.append(late)
+    await rival.execute("BEGIN")
+    await rival.execute("UPDATE stream_positions SET token = $1::uuid", late)
+    await rival.execute("""UPDATE resources SET "resourceId" = 'r9'""")
+    async with asyncio.TaskGroup() as tasks:
+        applying = tasks.create_task(writer.apply([case.operation("update", "r9", {"v": 9})], claim))
+        await waiters(rival)
+        await rival.execute("COMMIT")
+
+    assert applying.result() == [SUCCEEDED]
+    assert await case.resources() == {("patient", "r9"): {"v": 9}}
+
+
+async def test_nothing_is_applied_when_another_reader_has_written_the_row(
+    case: TenantCase, writer: ShardWriter
+) -> None:
+    """Neither the effects nor the position; the reader keeps the tokens that it knew."""
+    claim = claim_of()
+    await writer.apply([case.operation("update", "r0", {"v": 1})], claim)
+    before = list(claim.fencing_tokens)
+    await fetch(case.pool, "UPDATE stream_positions SET token = $1::uuid, owed_from = '99/0'", str(uuid.uuid4()))
+    async with statements(case.pool) as noted:
+        with pytest.raises(PositionChangedError):
+            await writer.apply([case.operation("update", "r0", {"v": 2})], claim)
+
+    assert noted == ["BEGIN", "at_once_claimed", "ROLLBACK", "BEGIN", "update_position", "ROLLBACK"]
+    assert claim.fencing_tokens == before
+    assert await case.resources() == {("patient", "r0"): {"v": 1}}
+    assert [row["owed_from"] for row in await fetch(case.pool, "SELECT owed_from FROM stream_positions")] == ["99/0"]
+
+
+async def test_operation_that_the_log_has_is_applied_once(case: TenantCase, writer: ShardWriter) -> None:
+    """The statement fails as a whole; the steps find the duplicate, with the form of insert for it."""
+    first = case.operation("create", "r1", {"v": 1})
+    assert await writer.apply([first]) == [SUCCEEDED]
+    async with statements(case.pool) as noted:
+        assert await writer.apply([case.operation("update", "r0", {"v": 1}), first]) == [SUCCEEDED, DUPLICATE]
+
+    assert noted[:6] == ["BEGIN", "at_once", "ROLLBACK", "BEGIN", "lock_tenants", "log_operations"]
+    assert await case.resources() == {("patient", "r0"): {"v": 1}, ("patient", "r1"): {"v": 1}}
+    assert await writer.apply([case.operation("create", "r1", {"v": 2})]) == [failed(Failure.ALREADY_EXISTS)]
+
+
+async def test_operation_at_fault_is_found_step_by_step(case: TenantCase, writer: ShardWriter) -> None:
+    """One that a trigger refuses, and one with data that Postgres cannot store, fail alone."""
+    await make_touchy(case.pool)
+    batch = [
+        case.operation("create", "r1", {"v": 1}),
+        case.operation("delete", "r0"),
+        case.operation("create", "r3", '{"v": "\\u0000"}'),
+    ]
+    assert await writer.apply(batch) == [SUCCEEDED, SUCCEEDED, failed(Failure.INVALID_DATA)]
+    (outcome,) = await writer.apply([case.operation("create", "r4", {"raise": "P0001"})])
+    assert outcome == Outcome(disposition=Disposition.UNEXPECTED, error="RaiseError (P0001)")
+    assert await case.resources() == {("patient", "r1"): {"v": 1}}
+
+
+async def test_locks_are_those_of_the_steps(case: TenantCase, writer: ShardWriter) -> None:
+    """While it runs, no fence of the tenant and no other reader of the stream shard gets in between."""
+    claim = claim_of()
+    await writer.apply([case.operation("update", "r0", {"v": 1})], claim)
+    async with shut_gate(case.pool) as gate, asyncio.TaskGroup() as tasks:
+        applying = tasks.create_task(writer.apply([case.operation("update", "r0", {"v": 2})], claim))
+        await gate.reached()
+        for table in ("tenants", "stream_positions"):
+            with pytest.raises(asyncpg.LockNotAvailableError):
+                await gate.holder.execute(f"SELECT FROM {table} FOR UPDATE NOWAIT")
+        await gate.open()
+    assert applying.result() == [SUCCEEDED]

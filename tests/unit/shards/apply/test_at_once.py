@@ -1,0 +1,138 @@
+"""Which batches are applied in one statement, and in which one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import pytest
+from msgspec.structs import replace
+from support.postgres.tenant_cases import TENANT, TENANT_MADE_AT, TENANT_WAIT, operation
+
+from simplu_worker.operations.admission import TenantRow, TenantState
+from simplu_worker.operations.operation import Operation
+from simplu_worker.shards.apply.at_once import (
+    AT_ONCE_MAX_BYTES,
+    AT_ONCE_MAX_COUNT,
+    TenantMemory,
+    goes_at_once,
+    query_for,
+    unusual_error,
+)
+from simplu_worker.shards.apply.duplicates import InsertedTable
+from simplu_worker.shards.apply.patch_merging import ResourceId, resource_of
+from simplu_worker.shards.postgres.errors import DuplicateKeyError, InvalidDataError, StatementFailedError
+from simplu_worker.shards.postgres.queries import QUERIES
+
+ROW = TenantRow(*TENANT, business_type="dental", state=TenantState.ACTIVE, created_at=TENANT_MADE_AT)
+TENANT_ID = "-".join(TENANT)
+CREATE, DELETE = operation("create", "a", {}), operation("delete", "b")
+UPDATE, PATCH = operation("update", "c", {}), operation("patch", "d", {"v": 1})
+NESTED = operation("patch", "e", {"v": {"w": 1}})
+LABORIOUS = operation("patch", "f", {str(number): {"w": 1} for number in range(3000)})
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch, the remembered row of its tenant, and resources with large data."""
+
+    operations: tuple[Operation, ...]
+    row: TenantRow | None = ROW
+    large: frozenset[ResourceId] = field(default_factory=frozenset)
+
+
+USUAL = {
+    "one": Batch((CREATE,)),
+    "all kinds of writes": Batch((CREATE, DELETE, UPDATE, PATCH, NESTED)),
+    "as many as may": Batch(tuple(operation("delete", str(number)) for number in range(AT_ONCE_MAX_COUNT))),
+    "as large as may": Batch((replace(CREATE, size_bytes=AT_ONCE_MAX_BYTES),)),
+}
+UNUSUAL = {
+    "none": Batch(()),
+    "too many": Batch(tuple(operation("delete", str(number)) for number in range(AT_ONCE_MAX_COUNT + 1))),
+    "too large": Batch((CREATE, replace(UPDATE, size_bytes=AT_ONCE_MAX_BYTES))),
+    "a read": Batch((CREATE, operation("read", "c"))),
+    "a list": Batch((operation("list", None),)),
+    "beyond the bounds of documents": Batch((replace(CREATE, exceeds_bounds=True),)),
+    "a patch that the worker merges": Batch((LABORIOUS,)),
+    "a patch of large data": Batch((PATCH,), large=frozenset({resource_of(PATCH)})),
+    "two waves": Batch((UPDATE, operation("delete", "c"))),
+    "tenant not remembered": Batch((CREATE,), row=None),
+    "tenant not active": Batch((CREATE,), row=replace(ROW, state=TenantState.FENCED)),
+    "another one's tenant id": Batch((CREATE,), row=replace(ROW, business_id="clinic-main", location_id="")),
+    "too late for its tenant": Batch((CREATE,), row=replace(ROW, created_at=TENANT_MADE_AT + timedelta(days=2))),
+}
+
+
+def is_at_once(batch: Batch) -> bool:
+    """Return whether a batch is applied in one statement."""
+    tenants = {} if batch.row is None else {TENANT_ID: batch.row}
+    return goes_at_once(batch.operations, tenants, large=batch.large, tenant_wait=TENANT_WAIT)
+
+
+@pytest.mark.parametrize("batch", USUAL.values(), ids=USUAL)
+def test_batch_goes_at_once_when_it_is_one_wave_of_writes(batch: Batch) -> None:
+    """Of whatever kinds, for tenants with an active row."""
+    assert is_at_once(batch)
+
+
+@pytest.mark.parametrize("batch", UNUSUAL.values(), ids=UNUSUAL)
+def test_batch_goes_step_by_step_when_anything_is_unusual(batch: Batch) -> None:
+    """All that needs an answer of the shard before the next statement."""
+    assert not is_at_once(batch)
+
+
+@pytest.mark.parametrize(
+    ("batch", "has_claim", "query"),
+    [
+        ((CREATE, PATCH), False, "at_once"),
+        ((CREATE, NESTED), False, "at_once_nested"),
+        ((CREATE, PATCH), True, "at_once_claimed"),
+        ((CREATE, NESTED), True, "at_once_claimed_nested"),
+    ],
+)
+def test_statement_has_the_parts_that_the_batch_needs(
+    batch: tuple[Operation, ...], query: str, *, has_claim: bool
+) -> None:
+    """And no other: a server prepares all parts of a plan at each run."""
+    assert query_for(batch, has_claim=has_claim) == query
+    assert ("UPDATE public.stream_positions" in QUERIES[query]) is has_claim
+    assert ("RECURSIVE" in QUERIES[query]) is (NESTED in batch)
+
+
+def test_statements_are_all_used() -> None:
+    """A text that nothing runs would be tested by nothing."""
+    used = {query_for(batch, has_claim=claim) for batch in ((PATCH,), (NESTED,)) for claim in (False, True)}
+    assert used == {name for name in QUERIES if name.startswith("at_once")}
+
+
+def test_memory_keeps_the_newest_rows() -> None:
+    """So its size is bounded, and a tenant that was forgotten is read again."""
+    memory = TenantMemory(max_count=2)
+    rows = {name: replace(ROW, location_id=name) for name in "abc"}
+    memory.remember({"a": rows["a"], "b": rows["b"]})
+    memory.remember({"c": rows["c"]})
+    assert memory.rows_of("abc") == {"b": rows["b"], "c": rows["c"]}
+    memory.remember({"b": replace(ROW, location_id="new")})
+    memory.forget("ac")
+    assert memory.rows_of("abc") == {"b": replace(ROW, location_id="new")}
+
+
+@pytest.mark.parametrize(
+    ("exc", "is_timeout", "duplicates_in"),
+    [
+        (InvalidDataError("bad"), False, None),
+        (StatementFailedError("slow", error="e", is_timeout=True), True, None),
+        (StatementFailedError("refused", error="e", is_timeout=False), False, None),
+        (DuplicateKeyError("there", error="e", table="operations"), False, InsertedTable.LOG),
+        (DuplicateKeyError("there", error="e", table="resources"), False, InsertedTable.RESOURCES),
+        (DuplicateKeyError("there", error="e", table="of_the_owner"), False, None),
+        (DuplicateKeyError("there", error="e", table=None), False, None),
+    ],
+)
+def test_error_has_what_the_steps_are_to_know(
+    exc: InvalidDataError | StatementFailedError, duplicates_in: InsertedTable | None, *, is_timeout: bool
+) -> None:
+    """Which form of insert the steps use, and how long each of them may take."""
+    error = unusual_error(exc)
+    assert (error.is_timeout, error.duplicates_in) == (is_timeout, duplicates_in)
