@@ -26,6 +26,7 @@ from benchmarks.scale.leases import EventResult, FleetSize, TableCost, leases_of
 from benchmarks.throughput.page import markdown_table, replace_part
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fetch.pacing import IDLE_INTERVAL_S, READ_INTERVAL_S
+from simplu_worker.consumers.kinesis.fetch.read_stretch import ReadStretch
 from simplu_worker.consumers.kinesis.fleet.lease_renewer import RENEWALS_PER_DURATION
 from simplu_worker.consumers.kinesis.fleet.position_sync import INTERVAL_S, SHARDS_PER_S
 from simplu_worker.consumers.kinesis.leases.balancing import plan_takes
@@ -40,7 +41,8 @@ READ_UNIT_BYTES = 4096  # of DynamoDB: half a unit where it may be a second old
 WRITE_UNIT_BYTES = 1024
 PUT_RECORDS_PER_S = 1000  # Kinesis quotas: a stream shard takes no more
 BACKEND_MIB = 10  # of a Postgres connection with prepared statements and a warm catalogue
-RECORD_US, TRANSACTION_US = 8.0, 400.0  # processor time of the worker: `make bench`, and `bench writing` with 1 a batch
+RECORD_US, TRANSACTION_US = 8.0, 260.0  # processor time of the worker: `make bench`, and `bench small_batches`
+STRETCH_SAMPLES = 60  # until the reads of a busy replica are as rare as they are going to be
 TYPES_A_TENANT = 3  # partition keys are a tenant and a type
 
 # List prices of us-east-1 in US dollars, 2025; look them up before you budget with them.
@@ -113,7 +115,14 @@ def report(fleet: FleetSize, table: TableCost, outcomes: Sequence[EventResult]) 
     """Return the whole report as Markdown."""
     load = load_of(fleet, table)
     batches = markdown_table(
-        ["records/s in all", "a lane", "operations a transaction", "worker cores in all", "a replica"],
+        [
+            "records/s in all",
+            "a lane",
+            "between two reads",
+            "operations a transaction",
+            "worker cores in all",
+            "a replica",
+        ],
         [_batch_line(rate, fleet, load.lanes) for rate in (10_000, 100_000, PUT_RECORDS_PER_S * fleet.stream_shards)],
     )
     failover = markdown_table(
@@ -134,7 +143,7 @@ def report(fleet: FleetSize, table: TableCost, outcomes: Sequence[EventResult]) 
             (
                 "A reader sends a Postgres shard one batch at a time, and what a reply brings for it is one batch: the "
                 f"more pairs of stream shard and Postgres shard, the smaller. At {RECORD_US:g} µs a record and "
-                f"{TRANSACTION_US:g} µs a transaction of processor time:"
+                f"{TRANSACTION_US:g} µs a transaction of processor time, with reads as rare as those of a busy replica:"
             ),
             batches,
             "Leases in simulation, with the worker's own rules; requests take no time there:",
@@ -226,12 +235,31 @@ def _counted(fleet: FleetSize, table: TableCost, load: Load) -> str:
 
 
 def _batch_line(rate: float, fleet: FleetSize, lanes: float) -> list[str]:
-    """Return what batches are at *rate*: those of a reply, which comes every READ_INTERVAL_S, if there are any."""
+    """Return what batches are at *rate*: those of a reply, if there are any; a busy replica reads more rarely."""
     pairs = lanes * fleet.stream_shards
-    due = rate / pairs * READ_INTERVAL_S
-    size = due / (1 - math.exp(-due))
-    cores = rate * (RECORD_US + TRANSACTION_US / size) / 1e6
-    return [f"{rate:,.0f}", f"{rate / pairs:.2f}/s", f"{size:.1f}", f"{cores:.1f}", f"{cores / fleet.replicas:.2f}"]
+    stretch = ReadStretch()
+    for _ in range(STRETCH_SAMPLES):
+        stretch.note_share(min(1.0, _cores(rate, pairs, stretch.factor) / fleet.replicas))
+    interval_s = READ_INTERVAL_S * stretch.factor
+    cores = _cores(rate, pairs, stretch.factor)
+    return [
+        f"{rate:,.0f}",
+        f"{rate / pairs:.2f}/s",
+        f"{interval_s * 1000:.0f} ms",
+        f"{_batch_size(rate / pairs * interval_s):.1f}",
+        f"{cores:.1f}",
+        f"{cores / fleet.replicas:.2f}",
+    ]
+
+
+def _batch_size(due: float) -> float:
+    """Return how many operations a batch has, of those that come at random, *due* of them on the average."""
+    return due / (1 - math.exp(-due))
+
+
+def _cores(rate: float, pairs: float, stretch: float) -> float:
+    """Return the worker cores that all records and their transactions take."""
+    return rate * (RECORD_US + TRANSACTION_US / _batch_size(rate / pairs * READ_INTERVAL_S * stretch)) / 1e6
 
 
 def _money(fleet: FleetSize, load: Load) -> list[list[str]]:

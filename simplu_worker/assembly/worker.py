@@ -18,6 +18,7 @@ from simplu_worker.cache.cache import Cache, CacheAdmin, create_redis_commands, 
 from simplu_worker.cache.invalidations import OnChange, ignore_changes
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
+from simplu_worker.consumers.kinesis.fleet.cpu_share import CpuShare
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings
 from simplu_worker.consumers.kinesis.reader.reader_parameters import ReaderSettings
 from simplu_worker.consumers.kinesis.stream.client import Stream
@@ -176,6 +177,7 @@ async def _open_consumers(
             consumers.rejections,
             PrefetchMemory(settings.prefetch_max_bytes),
             subscriptions,
+            CpuShare(),
         )
         consumers.fleet = Fleet(
             services,

@@ -21,6 +21,7 @@ from simulation.virtual_time import EPOCH, Process, VirtualLoop
 from support.aws.kpl_aggregates import aggregate
 
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
+from simplu_worker.consumers.kinesis.fleet.cpu_share import CpuShare
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings
 from simplu_worker.consumers.kinesis.fleet.read_status import read_status
 from simplu_worker.consumers.kinesis.holding import ownership, tenant_set
@@ -81,6 +82,7 @@ class Plan(msgspec.Struct, frozen=True):
     ahead_from_s: float = 30.0
     follows_kcl: bool = False  # KINESIS_KCL_FOLLOWER
     retention_s: float | None = None  # less than Kinesis allows, for records that expire within a simulation
+    cpu_share: float = 0.0  # of the processor that every replica uses, whatever it does; 0: it is not measured
     options: KinesisOptions = msgspec.field(default_factory=lambda: KinesisOptions(scaling_limits=False))
 
 
@@ -102,6 +104,7 @@ class Replica:
             SimulatedDeadLetters(world.shards),
             PrefetchMemory(plan.prefetch_max_bytes),
             _subscriptions(world) if world.is_pushed else None,
+            _cpu(world) if plan.cpu_share else None,
         )
         settings = FleetSettings(
             lease_duration_s=plan.lease_duration_s,
@@ -320,6 +323,11 @@ def are_even(loads: Collection[Sequence[float]]) -> bool:
     heaviest, lightest = max(loads, key=sum), min(loads, key=sum)
     gap, mean = sum(heaviest) - sum(lightest), sum(map(sum, loads)) / len(loads)
     return gap <= (HEAVY - LIGHT) * mean or min(heaviest) > gap - GAIN * mean
+
+
+def _cpu(world: World) -> CpuShare:
+    """Return what measures the share of the plan."""
+    return CpuShare(cores=1.0, cpu_s=lambda: world.plan.cpu_share * world.loop.time(), wall_s=world.loop.time)
 
 
 def _subscriptions(world: World) -> Subscriptions:

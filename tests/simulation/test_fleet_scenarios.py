@@ -12,6 +12,7 @@ from random import Random
 import pytest
 import structlog
 from msgspec.structs import replace
+from prometheus_client import REGISTRY
 from simulation.disasters import merge, scale, split
 from simulation.simulated_network import Trouble
 from simulation.simulated_shards import SHARD_IDS, Tenant
@@ -20,6 +21,7 @@ from simulation.simulation import produce, settle_down, stop_all
 from simulation.wrong_designs import WRONG_DESIGNS
 from support.slow import slow_after
 
+from simplu_worker.consumers.kinesis.fetch.pacing import READ_INTERVAL_S
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 from simplu_worker.local.kinesis.model import KinesisOptions
@@ -95,6 +97,26 @@ async def waits_while_put(world: World, keys: Sequence[str], *, for_s: float) ->
             if put is not None:
                 waits[stream_shard_id] = max(longest_s, (world.loop.utc() - put.origin.arrived_at).total_seconds())
     return waits
+
+
+@pytest.mark.parametrize(("cpu_share", "least", "most"), [(0.3, 0.9, 1.1), (1.0, 0.3, 0.4)])
+def test_busy_fleet_reads_more_rarely_and_settles_as_much(cpu_share: float, least: float, most: float) -> None:
+    """Each read brings more operations, and none waits for more than a second."""
+
+    def reads() -> float:
+        return REGISTRY.get_sample_value("simplu_kinesis_reads_total", {"reader": "main"}) or 0.0
+
+    async def work(world: World) -> None:
+        await until_well(world)
+        await waits_while_put(world, KEYS, for_s=30)
+        before = reads()
+        waits = await waits_while_put(world, KEYS, for_s=20)
+        usual = 20 / READ_INTERVAL_S * world.plan.stream_shard_count
+        assert least <= (reads() - before) / usual <= most
+        assert max(waits.values()) <= 1.0
+        await until_well(world)
+
+    play(replace(CALM, replica_count=2, stream_shard_count=4, cpu_share=cpu_share), work)
 
 
 @pytest.mark.parametrize("seed", slow_after(4, range(20)))

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from simplu_worker.consumers.kinesis.fetch.read_stretch import ReadStretch
 from simplu_worker.timing.aligned_times import aligned_time
 
 # Kinesis quotas: 5 GetRecords a second and stream shard. A little more than a second and a fifth of a second, so that
@@ -155,8 +156,10 @@ class ReadBudget:
 class Pacing:
     """How often, and how much, the main reader of a stream shard reads; it goes before the catch-ups."""
 
-    def __init__(self, budget: ReadBudget) -> None:
+    def __init__(self, budget: ReadBudget, stretch: ReadStretch | None = None) -> None:
+        """*stretch* is that of the replica; without one the reader reads as often as it may."""
         self._budget = budget
+        self._stretch = ReadStretch() if stretch is None else stretch
         self._started_at = NEVER
         self._record_seen_at = NEVER
         self._paid_at = NEVER  # when its own bytes are paid for at HALF_BYTES_PER_S
@@ -182,7 +185,7 @@ class Pacing:
         """Return when the next read may start; the time may be past."""
         budget = self._budget
         paid_at = budget.paid_at
-        wanted = self._started_at + READ_INTERVAL_S
+        wanted = self._started_at + READ_INTERVAL_S * (1.0 if self._is_behind else self._stretch.factor)
         if budget.catch_ups:
             wanted = self._started_at + SHARED_INTERVAL_S
             paid_at = min(paid_at, max(self._paid_at, paid_at - AHEAD_S))

@@ -11,6 +11,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from enum import StrEnum
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -18,6 +19,8 @@ import structlog
 
 from simplu_worker import __version__
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
+from simplu_worker.consumers.kinesis.fetch.read_stretch import SAMPLE_S, ReadStretch
+from simplu_worker.consumers.kinesis.fleet.cpu_share import CpuShare
 from simplu_worker.consumers.kinesis.fleet.fleet_report import fleet_report
 from simplu_worker.consumers.kinesis.fleet.kcl_follower import REPORT_INTERVAL_S, KclFollower
 from simplu_worker.consumers.kinesis.fleet.lease_ancestry import LeaseAncestry
@@ -76,7 +79,10 @@ class LeaseRelease(StrEnum):
 
 
 class FleetServices(msgspec.Struct, frozen=True):
-    """The services that a fleet uses, opened; with *subscriptions* its readers read by push."""
+    """The services that a fleet uses, opened; with *subscriptions* its readers read by push.
+
+    With *cpu* they read more rarely while the processor is busy.
+    """
 
     stream: Stream
     table: LeaseTable
@@ -85,6 +91,7 @@ class FleetServices(msgspec.Struct, frozen=True):
     dead_letters: DeadLetterStore
     prefetch: PrefetchMemory
     subscriptions: Subscriptions | None = None
+    cpu: CpuShare | None = None
 
 
 class FleetSettings(msgspec.Struct, frozen=True):
@@ -117,6 +124,7 @@ class Fleet:
         self._draw = draw
         self._utc = utc
         stream, table = services.stream, services.table
+        self._stretch = ReadStretch()
         self._view = StreamView()
         self._syncer = LeaseSyncer(stream, table, settings.initial_position, utc=utc)
         self._ancestry = LeaseAncestry(table, self._view)
@@ -139,6 +147,7 @@ class Fleet:
             _Chore(cleanup.run, CLEANUP_INTERVAL_S, draw),
             _Chore(self._kcl_leader.check, kcl_leader_watch.CHECK_INTERVAL_S, draw),
             *([] if self._follower is None else [_Chore(self._follower.report, REPORT_INTERVAL_S, draw)]),
+            *([] if services.cpu is None else [_Chore(partial(self._note_share, services.cpu), SAMPLE_S, draw)]),
         )
         self._has_lost_race = False
         self.is_set_up = False
@@ -294,6 +303,9 @@ class Fleet:
             duration_s=duration_s,
         )
 
+    async def _note_share(self, cpu: CpuShare) -> None:
+        self._stretch.note_share(cpu.read_percent() / 100)
+
     def _create_reader(self, lease: Lease, pending: TenantSet, is_end: EndCheck, confirm: Confirm) -> StreamShardReader:
         self._position_sync.request()
         services = self._services
@@ -307,7 +319,9 @@ class Fleet:
             retention=self._view.retention,
         )
         return StreamShardReader(
-            ReaderServices(services.stream, services.gateway, services.dead_letters, services.subscriptions),
+            ReaderServices(
+                services.stream, services.gateway, services.dead_letters, services.subscriptions, self._stretch
+            ),
             assignment,
             self._settings.reader,
             self.prefetch.open_quota(),

@@ -116,7 +116,7 @@ class StreamShardReader:
             None if checkpoint is None else RecordPosition.from_position(checkpoint, utc())
         )
         self._access = StreamShardAccess(services.stream, self.stream_shard_id, memory, draw)
-        self._pacing = Pacing(self._access.budget)
+        self._pacing = Pacing(self._access.budget, services.stretch)
         self._cursor = self._open_cursor(start, services.subscriptions)
         self._dispatcher = Dispatcher(
             self.stream_shard_id,

@@ -20,12 +20,14 @@ from simplu_worker.consumers.kinesis.fetch.pacing import (
     MAIN_NEAR_S,
     NEVER,
     READ_BYTES_PER_S,
+    READ_INTERVAL_S,
     SHARED_INTERVAL_S,
     WINDOW_S,
     CatchUpPacing,
     Pacing,
     ReadBudget,
 )
+from simplu_worker.consumers.kinesis.fetch.read_stretch import ReadStretch
 from simplu_worker.local.kinesis.quotas import MAX_REPLY_BYTES, ReadQuota
 
 MIB = 1024 * 1024
@@ -69,6 +71,26 @@ def test_pacing_starts_the_next_read_in_time(
     record_count, size_bytes, millis_behind = reply
     pacing = after_reply(record_count=record_count, size_bytes=size_bytes, millis_behind=millis_behind)
     assert earliest <= now + pacing.delay_s(now) <= latest
+
+
+@pytest.mark.parametrize(
+    ("record_count", "millis_behind", "expected"),
+    [
+        pytest.param(1, 0, 3 * READ_INTERVAL_S, id="at the tip"),
+        pytest.param(1, 5, READ_INTERVAL_S, id="behind: its batches are large, and it must not fall back"),
+    ],
+)
+def test_busy_replica_reads_more_rarely_at_the_tip(record_count: int, millis_behind: int, expected: float) -> None:
+    """A catch-up beside it is read as usual, and so is an idle stream shard."""
+    stretch = ReadStretch()
+    stretch.factor = 3.0
+    budget = ReadBudget()
+    pacing = Pacing(budget, stretch)
+    pacing.note_start(100.0)
+    pacing.note_reply(100.0, record_count=record_count, size_bytes=99, millis_behind=millis_behind)
+    assert pacing.delay_s(100.0) == pytest.approx(expected)
+    with budget.open_catch_up(100.0):
+        assert pacing.delay_s(100.0) == pytest.approx(SHARED_INTERVAL_S)
 
 
 def test_idle_stream_shards_are_read_together_whenever_each_was_read_first() -> None:
