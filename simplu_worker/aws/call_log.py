@@ -3,40 +3,44 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from types import TracebackType
+from typing import Final
 
 import structlog
 from botocore import xform_name
+from botocore.exceptions import ClientError
 
 from simplu_worker.telemetry.log import is_debug_written
 
-STARTED: Final = "simplu_started_at"  # in the context that botocore has for a call
-
 log = structlog.get_logger(__name__)
 
+NOT_MEASURED: Final = -1.0
 
-def log_calls(service: str, client: Any, *, clock: Callable[[], float] = time.perf_counter) -> None:
-    """Log the calls of *client* from now on if the level is debug; at other levels it does nothing, and costs nothing.
+
+class LoggedCall:
+    """A call of *operation*, as AWS spells it; its end has a line if the level is debug.
 
     A call with retries has one line. A call that is cancelled has none.
     """
-    if not is_debug_written():
-        return
 
-    def note_start(context: dict[str, Any], **_: object) -> None:
-        context[STARTED] = clock()
+    __slots__ = ("_operation", "_service", "_started_at")
 
-    def note_answer(parsed: Mapping[str, Any], model: Any, context: dict[str, Any], **_: object) -> None:
-        error = parsed.get("Error", {}).get("Code")
-        _log(service, xform_name(model.name), error, clock() - context[STARTED])
+    def __init__(self, service: str, operation: str) -> None:
+        self._service = service
+        self._operation = operation
+        self._started_at = NOT_MEASURED
 
-    def note_failure(exception: Exception, context: dict[str, Any], event_name: str, **_: object) -> None:
-        operation = event_name.rpartition(".")[2]
-        _log(service, xform_name(operation), type(exception).__name__, clock() - context[STARTED])
+    def __enter__(self) -> None:
+        if is_debug_written():
+            self._started_at = time.perf_counter()
 
-    for event, note in (("before-call", note_start), ("after-call", note_answer), ("after-call-error", note_failure)):
-        client.meta.events.register(event, note)
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, _: TracebackType | None) -> None:
+        if self._started_at == NOT_MEASURED or (exc is not None and not isinstance(exc, Exception)):
+            return
+        error = None if kind is None else kind.__name__
+        if isinstance(exc, ClientError):
+            error = exc.response.get("Error", {}).get("Code")
+        _log(self._service, xform_name(self._operation), error, time.perf_counter() - self._started_at)
 
 
 def _log(service: str, operation: str, error: str | None, duration_s: float) -> None:

@@ -11,7 +11,7 @@ import gzip
 import os
 import ssl
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +33,7 @@ from botocore.useragent import UserAgentString
 from botocore.utils import parse_timestamp
 from yarl import URL
 
-from simplu_worker.aws.call_log import log_calls
+from simplu_worker.aws.direct_calls import make_direct
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError, WorkerError
 from simplu_worker.network_errors import network_cause
 
@@ -114,10 +114,6 @@ CREDENTIALS_ERRORS: tuple[type[Exception], ...] = (
 
 NO_REGION = "AWS_REGION: expected a region such as eu-west-1, none is set"
 
-# Decoders of replies, by the name of their shape in the service's model, for replies that are frequent or large:
-# botocore's own parser takes ten times as long.
-DECODERS: dict[str, Callable[[bytes], dict[str, Any]]] = {}
-
 
 class ThrottledError(RetryableError):
     """The service answered that it gets too many requests; wait longer each time."""
@@ -163,7 +159,6 @@ async def open_client(
             raise ConfigurationError(
                 f"AWS_ENDPOINT_URL, AWS_REGION: expected an http(s) URL and a region, got no valid host for {service}"
             ) from exc
-        log_calls(service, client)
         yield client
 
 
@@ -257,6 +252,7 @@ def _session() -> AioSession:
     session.register_component("response_parser_factory", factory)
     session.register_component("user_agent_creator", _UserAgent.from_environment())
     session.register_component("data_loader", ServiceModels(session.get_config_variable("data_path")))
+    session.register("creating-client-class", make_direct)
     return session
 
 
@@ -393,10 +389,7 @@ class _UserAgent(UserAgentString):  # type: ignore[misc]  # botocore has no type
 
 
 class _JsonParser(AioJSONParser):  # type: ignore[misc]  # botocore has no types
-    """Parses replies member by member by the service's model, but replies with a decoder in DECODERS in one go.
-
-    Raises ResponseParserError for every reply that it cannot parse.
-    """
+    """Raises ResponseParserError for every reply that it cannot parse."""
 
     async def parse(self, response: dict[str, Any], shape: Any) -> dict[str, Any]:
         try:
@@ -411,18 +404,6 @@ class _JsonParser(AioJSONParser):  # type: ignore[misc]  # botocore has no types
     async def _handle_event_stream(self, response: dict[str, Any], _shape: Any, event_name: str) -> dict[str, Any]:
         """Leave an event stream unread: its reader decides when to receive how much (`read_any`)."""
         return {event_name: response["body"]}
-
-    async def _do_parse(self, response: dict[str, Any], shape: Any) -> dict[str, Any]:
-        decode = None if shape is None else DECODERS.get(shape.name)
-        if decode is None:
-            parsed: dict[str, Any] = await super()._do_parse(response, shape)
-            return parsed
-        try:
-            parsed = decode(response["body"])
-        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-            raise ResponseParserError(f"{shape.name}: {exc}") from None
-        self._inject_response_metadata(parsed, response["headers"])
-        return parsed
 
 
 class _ParserFactory(AioResponseParserFactory):  # type: ignore[misc]  # as above

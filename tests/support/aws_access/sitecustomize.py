@@ -12,27 +12,36 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from botocore.handlers import BUILTIN_HANDLERS
+from botocore.handlers import BUILTIN_HANDLERS, REGISTER_LAST
 
 CALLS = Path(__file__).with_name("calls.jsonl")
 NAMES = ("StreamName", "StreamARN", "ConsumerARN", "ConsumerName", "TableName", "RequestItems", "QueueUrl", "QueueName")
 
 
-def write_call(params: dict[str, Any], model: Any, **_: object) -> None:
+class RecordingClient:
+    """The first class of every client: each call of the client comes here, of whatever kind it is."""
+
+    def _make_api_call(self, operation_name: str, api_params: dict[str, Any]) -> Any:
+        service = self.meta.service_model.service_name  # type: ignore[attr-defined]  # of the classes after this one
+        write_call(service, operation_name, api_params)
+        return super()._make_api_call(operation_name, api_params)  # type: ignore[misc]  # as above
+
+
+def write_call(service: str, operation: str, params: dict[str, Any]) -> None:
     """Append one line; of the keys of RequestItems, which are tables, their names alone."""
     names = {name: params[name] for name in NAMES if name in params}
     if "RequestItems" in names:
         names["TableName"] = next(iter(names.pop("RequestItems")))
     names.setdefault("KINESIS_STREAM_NAME", os.environ.get("KINESIS_STREAM_NAME"))
-    line = {
-        "arguments": sys.argv[1:],
-        "service": model.service_model.service_name,
-        "operation": model.name,
-        "names": names,
-    }
+    line = {"arguments": sys.argv[1:], "service": service, "operation": operation, "names": names}
     with CALLS.open("a", encoding="utf-8") as file:  # one write, so that lines of several processes do not mix
         file.write(json.dumps(line) + "\n")
 
 
-# In each session that is made from now on.
-BUILTIN_HANDLERS.append(("before-parameter-build", write_call))
+def record(base_classes: list[type], **_: object) -> None:
+    """Make the calls of a client recorded."""
+    base_classes.insert(0, RecordingClient)
+
+
+# In each session that is made from now on, after the session's own hooks.
+BUILTIN_HANDLERS.append(("creating-client-class", record, REGISTER_LAST))

@@ -21,7 +21,7 @@ from botocore.loaders import JSONFileLoader, Loader
 from botocore.useragent import UserAgentString
 
 from simplu_worker.aws.clients import REPLY_MAX_BYTES, Client, ModelFiles, ServiceModels, open_client, translate_errors
-from simplu_worker.consumers.kinesis.leases.table_requests import decode_rows
+from simplu_worker.aws.direct_calls import decode_frequent
 from simplu_worker.errors import ConfigurationError, RetryableError
 
 REGION = "eu-west-1"
@@ -132,14 +132,14 @@ def parts_of(agent: str) -> set[str]:
 def test_rows_are_decoded_as_botocore_does() -> None:
     """A member that is null counts as missing."""
     body = b'{"Items": [{"leaseKey": {"S": "one"}, "parents": {"SS": ["a"]}}], "Count": 1, "LastEvaluatedKey": null}'
-    assert decode_rows(body) == {"Items": [{"leaseKey": {"S": "one"}, "parents": {"SS": ["a"]}}], "Count": 1}
+    assert decode_frequent(body) == {"Items": [{"leaseKey": {"S": "one"}, "parents": {"SS": ["a"]}}], "Count": 1}
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"Items": "\xff"}'])
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"Items": "\xff"}', b'{"Items": 1}', b'{"Messages": ["a"]}'])
 def test_rows_that_are_none_are_an_error(body: bytes) -> None:
     """It becomes a `ResponseParserError`, which is transient."""
     with pytest.raises((msgspec.DecodeError, UnicodeDecodeError)):
-        decode_rows(body)
+        decode_frequent(body)
 
 
 @contextlib.asynccontextmanager

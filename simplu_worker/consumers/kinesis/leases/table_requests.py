@@ -6,9 +6,7 @@ import time
 from itertools import product
 from typing import Any
 
-import msgspec
-
-from simplu_worker.aws.clients import AWS_ERRORS, DECODERS, Client, error_code, translate
+from simplu_worker.aws.clients import AWS_ERRORS, Client, error_code, translate
 from simplu_worker.consumers.kinesis.leases.lease import LeaseRow
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import DYNAMODB_REQUEST
@@ -66,17 +64,3 @@ class TableRequests:
         finally:
             DYNAMODB_REQUEST.labels(operation, outcome).observe(time.perf_counter() - started_at)
         return reply
-
-
-_reply_decoder = msgspec.json.Decoder(dict[str, Any])
-
-
-def decode_rows(body: bytes) -> dict[str, Any]:
-    """Return a reply with rows as botocore would, but with undecoded binary attributes: the worker uses none.
-
-    Raises msgspec.DecodeError.
-    """
-    return {name: value for name, value in _reply_decoder.decode(body).items() if value is not None}
-
-
-DECODERS.update(dict.fromkeys(("ScanOutput", "UpdateItemOutput"), decode_rows))

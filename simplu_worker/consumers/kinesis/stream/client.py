@@ -10,7 +10,8 @@ from typing import Any, TypeAlias, assert_never
 import msgspec
 import structlog
 
-from simplu_worker.aws.clients import AWS_ERRORS, DECODERS, Client, ThrottledError, address_of, error_code, translate
+from simplu_worker.aws.clients import AWS_ERRORS, Client, ThrottledError, address_of, error_code, translate
+from simplu_worker.aws.direct_calls import DECODERS
 from simplu_worker.consumers.kinesis.stream.positions import HashRange
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import KINESIS_GET_RECORDS, KINESIS_THROTTLED
@@ -343,7 +344,7 @@ def decode_get_records(body: bytes) -> dict[str, Any]:
     }
 
 
-DECODERS["GetRecordsOutput"] = decode_get_records
+DECODERS["GetRecords"] = decode_get_records
 
 
 def _reply(raw: dict[str, Any]) -> Reply:
