@@ -13,8 +13,8 @@ own environment. Rates come from Postgres's commit timestamps, processor time fr
 same round, because other programs on the machine affect all runs of a round alike.
 
 Then: p50 and p99 from arrival to commit at 1,000 records a second, the cost of idling, the times that programs take
-to start, two replicas, and SQS order events. The results are written into docs/performance.md and its picture. Exit
-status 1 when a target is missed, unless `--quick`.
+to start, few records, a worker that is watched, two replicas, and SQS order events. The results are written into
+docs/performance.md and its picture. Exit status 1 when a target is missed, unless `--quick`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from rich.console import Console
 from rich.table import Table
 from support.load.console import log_errors_only, open_console
 
+from benchmarks.throughput.low_load import measure_low_load
 from benchmarks.throughput.measures import measure_latency, measure_orders, measure_pair
 from benchmarks.throughput.mixes import MIXES, QUICK_MIXES, REALISTIC, mix_of
 from benchmarks.throughput.page import MIX_HEAD, MIX_RATIO_HEAD, write_page
@@ -41,12 +42,14 @@ from benchmarks.throughput.results import BARE, BOUND_CELLS, WORKER, Machine, Th
 from benchmarks.throughput.runs import OURS_HERE, Cell, Checkout, Contender, Run, Runner, StalledError
 from benchmarks.throughput.startup import measure_idle, measure_starts, start_range
 from benchmarks.throughput.testbed import FOLDER, BenchmarkServers, run_servers
+from benchmarks.throughput.watching import measure_watching
 
 ROOT = FOLDER.parents[1]
 LANES_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
 PAGE = ROOT / "docs" / "performance.md"
-PARTS = ("mixes", "rates", "more", "orders")
+PARTS = ("mixes", "rates", "more", "low", "orders")
 MIX_ROUNDS, MIX_SECONDS, MIX_RECORDS = 2, 3.0, 150_000
+LOW_ROUNDS = 3
 QUICK_MIX_RECORDS = 60_000
 PAIRS = 7  # of one worker and two: with Postgres and Kinesis four processes share two cores, so these vary most
 THEIR_STREAM_SHARDS = 4  # with 32 and a full queue async-kinesis skips records, or applies none
@@ -78,7 +81,9 @@ def main() -> None:
     parser.add_argument(
         "--mixes", nargs="+", metavar="NAME", choices=[mix.name for mix in MIXES], help="by default all"
     )
-    parser.add_argument("--beside", type=Path, metavar="FOLDER", help="a checkout with another worker, for the mixes")
+    parser.add_argument(
+        "--beside", type=Path, metavar="FOLDER", help="a checkout with another worker, for the mixes and few records"
+    )
     parser.add_argument("--lanes-python", default=str(LANES_PYTHON), help="a Python with async-kinesis")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     parser.add_argument(
@@ -145,8 +150,10 @@ async def measure(arguments: argparse.Namespace, results: ThroughputResults, con
             console.print(f"1,000/s: p50 {results.latency.p50_s:.3f} s, p99 {results.latency.p99_s:.3f} s")
             results.idle = await measure_idle(servers, seconds=more_s)
             console.print(f"idle: {results.idle.client_cores:.2%} of a core, polls {results.idle.plain_cores:.2%}")
-            if not arguments.quick:
-                await measure_replicas(servers, arguments, results, console)
+        if "low" in arguments.only:
+            await measure_low_loads(servers, arguments, results, console, seconds=more_s)
+        if "more" in arguments.only and not arguments.quick:
+            await measure_replicas(servers, arguments, results, console)
     if "orders" in arguments.only:
         counts = (2000, 200, 1) if arguments.quick else (10_000, 1000, 3)
         results.orders = await measure_orders(events=counts[0], naive_events=counts[1], runs=counts[2], latency_ms=5)
@@ -160,9 +167,7 @@ async def measure_mixes(
     results.mix_rounds = arguments.mix_rounds
     results.mix_seconds, results.mix_records = MIX_SECONDS, QUICK_MIX_RECORDS if is_quick else MIX_RECORDS
     mixes = [mix_of(name) for name in arguments.mixes] if arguments.mixes else QUICK_MIXES if is_quick else MIXES
-    checkouts = [OURS_HERE]
-    if arguments.beside is not None:
-        checkouts.append(Checkout(commit_of(arguments.beside), arguments.beside.resolve()))
+    checkouts = checkouts_of(arguments)
     for mix in mixes:
         async with (
             servers.as_for(mix) as own,
@@ -191,6 +196,36 @@ async def measure_mixes(
                         f"{one.client_us:.1f} µs client, {one.server_us:.1f} µs Postgres ({one.writers_us:.1f} of its "
                         f"writers), {one.wal_bytes:.0f} bytes of WAL, {one.disk_bytes:.0f} of disk"
                     )
+
+
+def checkouts_of(arguments: argparse.Namespace) -> list[Checkout]:
+    """Return the workers that take turns: this one, and that of `--beside`."""
+    if arguments.beside is None:
+        return [OURS_HERE]
+    return [OURS_HERE, Checkout(commit_of(arguments.beside), arguments.beside.resolve())]
+
+
+async def measure_low_loads(
+    servers: BenchmarkServers,
+    arguments: argparse.Namespace,
+    results: ThroughputResults,
+    console: Console,
+    *,
+    seconds: float,
+) -> None:
+    """Measure the cost of few records, and of a worker that is watched."""
+    rounds = 1 if arguments.quick else LOW_ROUNDS
+    for number_of_round in range(1, rounds + 1):
+        checkouts = checkouts_of(arguments)
+        for checkout in checkouts if number_of_round % 2 else reversed(checkouts):
+            one = await measure_low_load(servers, seconds=seconds, round_number=number_of_round, checkout=checkout)
+            results.low_loads.append(one)
+            console.print(f"{one.rate:.0f}/s {one.worker}: {one.client_us:.0f} µs a record")
+    results.watching = await measure_watching(
+        servers, rounds=rounds, records=arguments.records, seconds=arguments.seconds, idle_s=seconds
+    )
+    more = ", ".join(f"{one:.2%}" for one in results.watching.idle_more)
+    console.print(f"watched: {more} of a core more when idle")
 
 
 async def measure_replicas(

@@ -75,11 +75,11 @@ async def measure_latency(
     ):
         load = list(make_records(int(rate * (LATENCY_SETTLE_S + seconds)), servers.tenants, run="l"))
         settling = int(rate * LATENCY_SETTLE_S)
-        await _put(kinesis.url, load[:settling], rate)
+        await put_steadily(kinesis.url, load[:settling], rate)
         sampler = UsageSampler(clients.pids, servers.server_pid)
         sampler.take_sample()
         begun_at = clock()
-        await _put(kinesis.url, load[settling:], rate)
+        await put_steadily(kinesis.url, load[settling:], rate)
         ended_at = clock()
         sampler.take_sample()
 
@@ -105,7 +105,7 @@ async def measure_latency(
         )
 
 
-async def _put(url: str, load: Sequence[PutRecord], rate: int) -> None:
+async def put_steadily(url: str, load: Sequence[PutRecord], rate: int) -> None:
     """Put records at a steady rate, a few at a time."""
     step = max(1, int(rate * PUT_EVERY_S))
     due = time.monotonic()

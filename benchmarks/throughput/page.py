@@ -144,12 +144,17 @@ def _further(results: ThroughputResults) -> str:
         p50, p99, most = (f"{1000 * one:.0f} ms" for one in (latency.p50_s, latency.p99_s, latency.most_s))
         text = f"p50 {p50}, p99 {p99}, longest {most}; {latency.client_cores:.1%} of a core"
         rows.append([f"arrival to commit at {latency.rate:,.0f} records/s", text])
+    rows += _low_loads(results)
     if (idle := results.idle) is not None:
         text = (
             f"{idle.client_cores:.2%} of a core, Postgres {idle.server_cores:.1%}; {idle.rss_bytes / MB:.0f} MB; "
             f"the polls alone, by plain aiobotocore, {idle.plain_cores:.2%}"
         )
         rows.append([f"idle with {idle.stream_shards} stream shards", text])
+    if (watching := results.watching) is not None:
+        alone, watched = (ValueRange.from_values(one) for one in zip(*watching.idle_cores, strict=True))
+        text = f"{watched.median:.2%} of a core, {alone.median:.2%} without"
+        rows.append(["idle, with a listener to `/events` and a scrape of `/metrics` every 15 s", text])
     if results.starts:
         imports = format_range(start_range(results.starts, "imports_s"), 2)
         rows.append(["`python -c 'import aiobotocore, asyncpg, aiohttp'`", f"{imports} s"])
@@ -162,6 +167,27 @@ def _further(results: ThroughputResults) -> str:
         rows.append([f"{runs[0].contender} on {runs[0].stream_shards} stream shards, {len(runs)} rounds", text])
     rows += [[f"SQS order events, {one.latency_ms} ms more a call", _orders(one)] for one in results.orders]
     return markdown_table(["further", ""], rows) if rows else ""
+
+
+def _low_loads(results: ThroughputResults) -> list[list[str]]:
+    """Return a row for each worker: few records, over several stream shards and Postgres shards."""
+    rows = []
+    for worker in dict.fromkeys(one.worker for one in results.low_loads):
+        runs = [one for one in results.low_loads if one.worker == worker]
+        client_us, server_us = (
+            format_range(ValueRange.from_values(values), 0)
+            for values in ([one.client_us for one in runs], [one.server_us for one in runs])
+        )
+        text = f"{client_us} µs a record, Postgres {server_us} µs"
+        if worker:
+            text += f"; this worker ÷ that one {format_range(results.low_load_ratio(worker), 2)}"
+        one = runs[0]
+        name = (
+            f"{one.rate:.0f} records/s over {one.stream_shards} stream shards and {one.shards} Postgres shards, "
+            f"{one.invalid:.0%} invalid"
+        )
+        rows.append([f"{name}, worker of {worker}" if worker else name, text])
+    return rows
 
 
 def _orders(orders: OrderFigures) -> str:

@@ -10,10 +10,12 @@ import msgspec
 from support.load.targets import PerformanceTarget, format_number
 from support.processes.resource_usage import ValueRange
 
+from benchmarks.throughput.low_load import LowLoadFigures
 from benchmarks.throughput.measures import LatencyFigures, OrderFigures
 from benchmarks.throughput.mixes import REALISTIC
 from benchmarks.throughput.runs import Cell, Contender, Run, range_of, ratio_range
 from benchmarks.throughput.startup import IdleFigures, StartFigures, ratio_to_imports, start_range
+from benchmarks.throughput.watching import WatchFigures
 
 MB = 1_000_000
 ASYNC_KINESIS_STREAM_SHARDS = 4  # as many as async-kinesis reads without losing records
@@ -30,6 +32,8 @@ CLIENT_MOST_US = 8.0
 CLIENT_MOST_OF_LANES = 8 / 138  # the same on any machine: async-kinesis took 138 µs on the first one
 P99_MOST_S = 0.3
 IDLE_MOST, IDLE_MOST_OF_POLLS = 0.015, 1.5
+LOW_MOST_US = 350.0
+WATCHED_IDLE_MOST, WATCHED_MOST = 0.01, 1.05
 READY_MOST_S, COMMAND_MOST_S, HELP_MOST_S = 0.8, 0.6, 0.3
 READY_MOST_OF_IMPORTS, COMMAND_MOST_OF_IMPORTS, HELP_MOST_OF_IMPORTS = 2.2, 2.0, 1.0  # the same on any machine
 RSS_MOST_MB = 200.0
@@ -118,6 +122,8 @@ class ThroughputResults(msgspec.Struct, rename="camel"):
     starts: list[StartFigures] = []
     latency: LatencyFigures | None = None
     idle: IdleFigures | None = None
+    low_loads: list[LowLoadFigures] = []
+    watching: WatchFigures | None = None
     orders: list[OrderFigures] = []
     mixes: list[Run] = []  # runs of records as users have them
     mix_rounds: int = 0
@@ -223,7 +229,7 @@ class ThroughputResults(msgspec.Struct, rename="camel"):
     @property
     def has_comparison(self) -> bool:
         """Whether anything but the mixes was measured."""
-        return bool(self.runs or self.starts or self.orders or self.latency or self.idle)
+        return bool(self.runs or self.starts or self.orders or self.latency or self.idle or self.low_loads)
 
     def targets(self) -> list[MeasuredTarget]:
         """Return every target with a measurement."""
@@ -231,7 +237,7 @@ class ThroughputResults(msgspec.Struct, rename="camel"):
 
     def comparison_targets(self) -> list[MeasuredTarget]:
         """Return the targets beside those of the mixes."""
-        found = [*self._rate_targets(), *self._cost_targets(), *self._rest_targets()]
+        found = [*self._rate_targets(), *self._cost_targets(), *self._low_targets(), *self._rest_targets()]
         found += [*self._linear_targets(), *self._replica_targets()]
         if self.runs:
             found.append(MeasuredTarget("runs without progress", len(self.stalls), most=0))
@@ -267,6 +273,33 @@ class ThroughputResults(msgspec.Struct, rename="camel"):
             what = f"p99 from arrival to commit at {self.latency.rate:.0f}/s"
             found.append(MeasuredTarget(what, self.latency.p99_s, most=P99_MOST_S, unit="s"))
         return found
+
+    def _low_targets(self) -> list[MeasuredTarget]:
+        """Return targets of few records, and of a worker that is watched."""
+        found = []
+        if own := [one for one in self.low_loads if not one.worker]:
+            what = f"processor time of the worker a record at {own[0].rate:.0f}/s"
+            cost = ValueRange.from_values([one.client_us for one in own])
+            found.append(range_target(what, cost, digits=0, most=LOW_MOST_US, unit="µs"))
+        if self.watching is not None:
+            more, ratios = (
+                ValueRange.from_values(one) for one in (self.watching.idle_more, self.watching.record_ratios)
+            )
+            what = "listened to and scraped: idle, more of a core"
+            found.append(range_target(what, more, digits=4, most=WATCHED_IDLE_MOST))
+            what = "the same at full speed ÷ alone: processor time a record"
+            found.append(range_target(what, ratios, most=WATCHED_MOST))
+        return found
+
+    def low_load_ratio(self, worker: str) -> ValueRange | None:
+        """Return the range of a record's processor time here ÷ that of another worker, by round, with few records."""
+        by_worker = {(one.round, one.worker): one.client_us for one in self.low_loads}
+        found = [
+            by_worker[number, ""] / theirs
+            for (number, other), theirs in by_worker.items()
+            if other == worker and (number, "") in by_worker
+        ]
+        return ValueRange.from_values(found) if found else None
 
     def _rest_targets(self) -> list[MeasuredTarget]:
         """Return targets of idling and of starts."""

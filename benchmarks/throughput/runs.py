@@ -212,7 +212,7 @@ class Clients:
         """*application* is the name of the workers' lease table."""
         self.application = application
         self._processes = processes
-        self._log_paths = log_paths
+        self.log_paths = log_paths
 
     @property
     def pids(self) -> list[int]:
@@ -221,11 +221,11 @@ class Clients:
 
     def log_tails(self) -> str:
         """Return the ends of their logs."""
-        return "\n".join(log_tail(path) for path in self._log_paths)
+        return "\n".join(log_tail(path) for path in self.log_paths)
 
     def check_running(self) -> None:
         """Raise SystemExit, with the end of its log, when one has ended."""
-        for process, path in zip(self._processes, self._log_paths, strict=True):
+        for process, path in zip(self._processes, self.log_paths, strict=True):
             if process.poll() is not None:
                 raise SystemExit(f"expected a contender to run, it ended with {process.poll()}:\n{log_tail(path)}")
 

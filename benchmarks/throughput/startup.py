@@ -125,19 +125,21 @@ async def measure_idle(servers: BenchmarkServers, *, seconds: float, stream_shar
     """
     async with servers.run_kinesis(0, stream_shards) as kinesis, servers.make_databases(1, commit="on") as databases:
         async with run_clients(Contender.WORKER, servers, kinesis.url, databases, "") as clients:
-            worker = await _measure_rest(servers, clients, seconds)
+            worker = await measure_rest(servers, clients, seconds)
         async with _run_plain_polls(servers, kinesis.url) as clients:
-            plain = await _measure_rest(servers, clients, seconds)
+            plain = await measure_rest(servers, clients, seconds)
     return IdleFigures(stream_shards, worker.client_cores, worker.server_cores, worker.rss_bytes, plain.client_cores)
 
 
-class _Usage(NamedTuple):
+class RestUsage(NamedTuple):
+    """The cores and the memory that a contender uses without work."""
+
     client_cores: float
     server_cores: float
     rss_bytes: int
 
 
-async def _measure_rest(servers: BenchmarkServers, clients: Clients, seconds: float) -> _Usage:
+async def measure_rest(servers: BenchmarkServers, clients: Clients, seconds: float) -> RestUsage:
     """Return what *clients* use in *seconds*, once they have settled."""
     await asyncio.sleep(IDLE_SETTLE_S)
     sampler = UsageSampler(clients.pids, servers.server_pid)
@@ -148,7 +150,7 @@ async def _measure_rest(servers: BenchmarkServers, clients: Clients, seconds: fl
     began, ended = sampler.samples[0], sampler.samples[-1]
     client_s, server_s, _ = sampler.used_between(began.at, ended.at)
     took_s = ended.at - began.at
-    return _Usage(client_s / took_s, server_s / took_s, ended.rss_bytes)
+    return RestUsage(client_s / took_s, server_s / took_s, ended.rss_bytes)
 
 
 @asynccontextmanager

@@ -40,6 +40,7 @@ from simplu_worker.shards.schema.schema_check import ensure_schema
 
 FOLDER = Path(__file__).resolve().parent
 FILL_TIMEOUT_S = 120.0
+API_TOKEN = "token-of-the-benchmark"
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SERVER_SETTINGS = {  # settings of production that the embedded server lacks
     "fsync": "on",
@@ -237,6 +238,7 @@ class BenchmarkServers:
             "SHARD_MAP_FILE": str(databases.path),
             "HTTP_HOST": HOST,
             "HTTP_PORT": "0",  # any: a port chosen before may be in use by then
+            "API_TOKEN": API_TOKEN,
             **settings,
         }
 

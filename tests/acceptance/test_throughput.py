@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 from support.requires import ROOT
 
+from benchmarks.throughput.low_load import mixed_records as mixed_records_of_few
 from benchmarks.throughput.mixes import MIXES, IdKind, Mix, filled_rows, mixed_records
+from benchmarks.throughput.records import make_records
 
 BENCHMARK = ROOT / "benchmarks" / "throughput"
 SCALE = ROOT / "benchmarks" / "scale"
@@ -53,11 +55,11 @@ def figure(who: str, rate: int, *, stream_shards: int = 32, number_of_round: int
     }
 
 
-def kept(tmp_path: Path, *runs: dict[str, Any], mixes: Sequence[dict[str, Any]] = ()) -> Path:
+def kept(tmp_path: Path, *runs: dict[str, Any], mixes: Sequence[dict[str, Any]] = (), **more: Any) -> Path:
     """Return a file of kept figures."""
     path = tmp_path / "figures.json"
     figures = {"machine": MACHINE, "rounds": 2, "seconds": 1.0, "records": 1, "runs": runs, "mixes": mixes}
-    path.write_text(json.dumps(figures))
+    path.write_text(json.dumps(figures | more))
     return path
 
 
@@ -108,6 +110,49 @@ def test_benchmark_compares_workers_on_records_as_users_have_them(tmp_path: Path
     assert "| realistic, worker of abc123 | 15,000 (10,000 to 20,000) | 6.0 | 25.0 (20.0 to 30.0) |" in text
     assert "| realistic | abc123 | 1.00 | 1.00 | 0.70 (0.60 to 0.80) | 0.70 (0.60 to 0.80) | 1.00 |" in text
     assert "| realistic records: processor time of Postgres a record | 17.0 (16.0 to 18.0) µs |" in text
+
+
+def test_benchmark_tells_the_cost_of_few_records_and_of_being_watched(tmp_path: Path) -> None:
+    """Two workers in the same round, and one worker alone and watched, idle and at full speed."""
+    low = [
+        {"round": times, "rate": 235, "streamShards": 4, "shards": 3, "invalid": 0.06, "serverUs": 200.0}
+        | {"worker": worker, "clientUs": times * cost}
+        for times in (1, 2)
+        for worker, cost in (("", 300.0), ("abc123", 400.0))
+    ]
+    alone, watched = figure(WORKER, 60_000, stream_shards=16), figure(WORKER, 60_000, stream_shards=16)
+    watching = {
+        "streamShards": 16,
+        "idleCores": [(0.014, 0.016), (0.014, 0.026), (0.014, 0.018)],
+        "pairs": [(alone, watched | {"clientUs": 6.6})],
+    }
+    page = tmp_path / "performance.md"
+    page.write_text(PAGE.format("figures", "make bench"))
+
+    done = run(BENCHMARK, "--from-json", str(kept(tmp_path, lowLoads=low, watching=watching)), "--page", str(page))
+
+    assert done.returncode == 1, done.stdout + done.stderr
+    lines = page.read_text().splitlines()
+    name = "235 records/s over 4 stream shards and 3 Postgres shards, 6% invalid"
+    assert f"| {name} | 450 (300 to 600) µs a record, Postgres 200 µs |" in lines
+    ratio = "600 (400 to 800) µs a record, Postgres 200 µs; this worker ÷ that one 0.75"
+    assert f"| {name}, worker of abc123 | {ratio} |" in lines
+    watched_name = "idle, with a listener to `/events` and a scrape of `/metrics` every 15 s"
+    assert f"| {watched_name} | 1.80% of a core, 1.40% without |" in lines
+    targets = [line for line in lines if "kept |" in line or "missed" in line]
+    assert targets == [
+        "| processor time of the worker a record at 235/s | 450 (300 to 600) µs | ≤ 350 µs | **missed** |",
+        "| listened to and scraped: idle, more of a core | 0.0040 (0.0020 to 0.0120) | ≤ 0.01 | kept |",
+        "| the same at full speed ÷ alone: processor time a record | 1.10 | ≤ 1.05 | **missed** |",
+    ]
+
+
+def test_few_records_are_partly_invalid() -> None:
+    """The same in every run, so that two workers get the same."""
+    records = list(mixed_records_of_few(2000, tenants=20))
+    whole = {record.data for record in make_records(2000, 20, run="w")}
+    assert records == list(mixed_records_of_few(2000, tenants=20))
+    assert 80 < sum(record.data not in whole for record in records) < 160
 
 
 @pytest.mark.parametrize("mix", MIXES, ids=lambda mix: mix.name)
