@@ -6,33 +6,47 @@ import gc
 import sys
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Final, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 
 from simplu_worker import __version__
-from simplu_worker.commands.aws.cli import aws
-from simplu_worker.commands.check.cli import check
 from simplu_worker.commands.command_line import EnvFile, UsageError
-from simplu_worker.commands.dead_letters.cli import dead_letters
 from simplu_worker.commands.exit_status import EXIT_CONFIGURATION, EXIT_DONE, EXIT_FAILED, EXIT_USAGE
-from simplu_worker.commands.fleet.cli import fleet, tap, top
-from simplu_worker.commands.shards.cli import shards
-from simplu_worker.commands.stream.cli import operations, replay, stream
-from simplu_worker.commands.tenants.cli import tenants
 from simplu_worker.errors import ConfigurationError, WorkerError
 
 if TYPE_CHECKING:
     from simplu_worker.config.settings import Settings
     from simplu_worker.status.live.request_bodies import LettersDesk
 
+# The commands with their modules, which are imported for the command that runs, and their first lines in `--help`.
+COMMANDS: Final = {
+    "check": ("check", "Contact every dependency once; print the answers, and everything odd about the configuration."),
+    "operations": ("stream", "Show and list the outcomes of operations; test and send operations."),
+    "replay": (
+        "stream",
+        "Read the stream again from a time. Operations that were applied before are dropped as duplicates.",
+    ),
+    "stream": ("stream", "Manage the registered consumer of the stream."),
+    "tenants": ("tenants", "Show, create, move, import, restore and audit tenants."),
+    "shards": ("shards", "Show, upgrade, balance and empty Postgres shards, route keys to them, accept gaps."),
+    "dead_letters": ("dead_letters", "List dead letters, replay them, and discard them."),
+    "fleet": ("fleet", "See and steer running replicas, over HTTP."),
+    "tap": ("fleet", "Print the operations of a replica as they are applied or refused, for 15 minutes at most."),
+    "top": (
+        "fleet",
+        "Show a replica and its fleet in the terminal: held targets, moves, shards, stream shards, queues, errors.",
+    ),
+    "aws": ("aws", "Plan the resources in AWS that the configuration names."),
+}
+
 app = App(
     name="simplu-worker",
     help="Apply resource operations from Kinesis and SQS to the right Postgres shard, exactly once and in order.",
     version=__version__,
 )
-for command in (check, operations, tenants, shards, dead_letters, replay, stream, fleet, tap, top, aws):
-    app.command(command)
+for name, (module, summary) in COMMANDS.items():
+    app.command(f"simplu_worker.commands.{module}.cli:{name}", help=summary)
 
 
 def _open_desk(settings: Settings) -> LettersDesk:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from typing import Final
 
 import pytest
 from support.requires import ROOT
+
+from simplu_worker.cli import COMMANDS
 
 RUN: Final = """
 import json, sys
@@ -46,12 +49,27 @@ def imported_by(*arguments: str) -> tuple[int, set[str]]:
     return status, set(names)
 
 
+def command_lines(names: set[str]) -> set[str]:
+    """Return those of *names* that are command lines of commands."""
+    return {name for name in names if name.startswith("simplu_worker.commands.") and name.endswith(".cli")}
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["operations", "--help"], ["tenants", "move", "--help"]])
 def test_help_imports_the_command_lines_alone(arguments: list[str]) -> None:
     """No settings, no log, no event loop, no client of anything."""
     status, names = imported_by(*arguments)
     assert status == 0
     assert names & (AWS | POSTGRES | SETTINGS | NOT_OURS | {"asyncio", "msgspec", "ssl"}) == set()
+    expected = {f"simplu_worker.commands.{COMMANDS[one][0]}.cli" for one in arguments if one in COMMANDS}
+    assert command_lines(names) == expected
+
+
+@pytest.mark.parametrize("name", ["check", "replay", "tap", "top"])
+def test_summary_of_a_command_is_the_first_line_of_its_docstring(name: str) -> None:
+    """`--help` shows the one without importing the other."""
+    module, summary = COMMANDS[name]
+    command = getattr(importlib.import_module(f"simplu_worker.commands.{module}.cli"), name)
+    assert command.__doc__.splitlines()[0] == summary
 
 
 @pytest.mark.parametrize(
@@ -80,4 +98,5 @@ def test_worker_imports_what_it_uses() -> None:
     status, names = imported_by("run")
     assert status == 78  # a queue for dead letters is missing; everything is imported by then
     assert names >= AWS | POSTGRES | SETTINGS
+    assert command_lines(names) == set()
     assert names & (NOT_OURS - {"stamina"} | {"rich"}) == set()

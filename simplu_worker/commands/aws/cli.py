@@ -6,7 +6,7 @@ from cyclopts import App
 
 from simplu_worker.commands.command_line import NO_OPTIONS, CommonOptions
 
-aws = App(name="aws", help="Plan the resources in AWS that the configuration names.")
+aws = App(name="aws")
 
 
 @aws.command(name="plan")

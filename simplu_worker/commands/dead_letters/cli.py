@@ -20,7 +20,7 @@ from simplu_worker.commands.command_line import (
 if TYPE_CHECKING:
     from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter
 
-dead_letters = App(name="dead-letters", help="List dead letters, replay them, and discard them.")
+dead_letters = App(name="dead-letters")
 
 Reason = Literal[
     "invalid_json",

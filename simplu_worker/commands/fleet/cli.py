@@ -8,7 +8,7 @@ from cyclopts import App, Parameter
 
 from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, OneTenant
 
-fleet = App(name="fleet", help="See and steer running replicas, over HTTP.")
+fleet = App(name="fleet")
 
 Url = Annotated[
     str | None,

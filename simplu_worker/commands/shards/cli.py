@@ -9,7 +9,7 @@ from cyclopts import App, Parameter, validators
 from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, UsageError
 from simplu_worker.commands.moves.terms import DEFAULT_TERMS, MoveTerms
 
-shards = App(name="shards", help="Show, upgrade, balance and empty Postgres shards, route keys to them, accept gaps.")
+shards = App(name="shards")
 
 
 @shards.command(name="list")

@@ -13,8 +13,8 @@ from simplu_worker.commands.command_line import NO_OPTIONS, CommonOptions, Flag,
 if TYPE_CHECKING:
     from simplu_worker.shards.listing.request import ListRequest
 
-stream = App(name="stream", help="Manage the registered consumer of the stream.")
-operations = App(name="operations", help="Show and list the outcomes of operations; test and send operations.")
+stream = App(name="stream")
+operations = App(name="operations")
 
 ErrorCode = Literal[
     "already_exists",

@@ -10,7 +10,7 @@ from cyclopts import App, Parameter, validators
 from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, UsageError
 from simplu_worker.commands.moves.terms import DEFAULT_TERMS, MoveTerms
 
-tenants = App(name="tenants", help="Show, create, move, import, restore and audit tenants.")
+tenants = App(name="tenants")
 
 
 @tenants.command(name="list")
