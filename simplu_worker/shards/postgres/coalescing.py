@@ -1,4 +1,4 @@
-"""Coalesce concurrent calls: items submitted while a batch runs form the next batch.
+"""Coalesce concurrent calls: items submitted while a batch runs form the next batch; reads before a query share it.
 
 So a burst of single calls costs as few transactions as one call with all items, and a lone call waits for no timer.
 """
@@ -6,11 +6,18 @@ So a burst of single calls costs as few transactions as one call with all items,
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from typing import Generic, TypeAlias, TypeVar
+
+from simplu_worker.errors import WorkerError
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
+Source = TypeVar("Source", bound=Hashable)
+Row = TypeVar("Row")
+
+TakeKeys: TypeAlias = Callable[[], Sequence[str]]
+"""To be called once, right before the query is sent: returns its keys."""
 
 
 class _Batch(Generic[Item, Answer]):
@@ -45,3 +52,58 @@ class Coalescer(Generic[Item, Answer]):
                     self._forming = _Batch()
                 batch.answers = await self._run_batch(batch.items)
         return batch.answers[start : start + len(items)]
+
+
+class _SharedQuery(Generic[Row]):
+    def __init__(self) -> None:
+        self.keys: dict[str, None] = {}
+        self.has_ended = asyncio.Event()
+        self.rows: Mapping[str, Row] | None = None
+        self.error: WorkerError | None = None
+
+
+class ReadCoalescer(Generic[Source, Row]):
+    """Reads single rows by key; those that come while the query of another one waits for its connection share it.
+
+    A read never gets the answer of a query that was sent before it came, and waits for none. A `WorkerError` goes to
+    all reads of the query. After a cancellation, or another exception, of the read that runs it, the others run again.
+    """
+
+    def __init__(self, run_query: Callable[[Source, TakeKeys], Awaitable[Mapping[str, Row]]]) -> None:
+        """*run_query* returns the rows of one source by key, without keys that have none."""
+        self._run_query = run_query
+        self._forming: dict[Source, _SharedQuery[Row]] = {}  # not sent yet
+
+    def __repr__(self) -> str:
+        return f"ReadCoalescer({len(self._forming)} queries not sent)"
+
+    async def read(self, source: Source, key: str) -> Row | None:
+        """Return the row with *key* on *source*; None if it has none."""
+        while True:
+            query = self._forming.get(source)
+            if query is not None:
+                query.keys[key] = None
+                await query.has_ended.wait()
+            else:
+                query = _SharedQuery()
+                query.keys[key] = None
+                await self._run(source, query)
+            if query.error is not None:
+                raise query.error
+            if query.rows is not None:
+                return query.rows.get(key)
+
+    async def _run(self, source: Source, query: _SharedQuery[Row]) -> None:
+        def take_keys() -> Sequence[str]:
+            if self._forming.get(source) is query:
+                del self._forming[source]
+            return list(query.keys)
+
+        self._forming[source] = query
+        try:
+            query.rows = await self._run_query(source, take_keys)
+        except WorkerError as exc:
+            query.error = exc
+        finally:
+            take_keys()  # where the query was not sent
+            query.has_ended.set()

@@ -151,7 +151,7 @@ class Directory:
     async def _is_still_on(self, shard_id: str, tenant_id: str) -> bool:
         """Return whether the shard's own row has the tenant living there. True while the shard does not answer."""
         try:
-            row = (await self._homes.fetch_rows(self._pools.pool_of(shard_id).address, [tenant_id])).get(tenant_id)
+            row = await self._homes.fetch_row(self._pools.pool_of(shard_id).address, tenant_id)
         except RetryableError:
             return True
         return row is not None and row["state"] in SERVED_STATES
@@ -227,14 +227,14 @@ class Directory:
         if shard_id is None or shard_id not in self._pools.by_shard_id():
             return None
         address = self._pools.pool_of(shard_id).address
-        row = (await self._homes.fetch_rows(address, [tenant_id])).get(tenant_id)
+        row = await self._homes.fetch_row(address, tenant_id)
         return None if row is None else await self._homes.follow_moves(TenantHome(address, row), tenant_id)
 
     async def _find_home_unless_searched(
         self, tenant_id: str, named: ShardAddress, asked_at: float
     ) -> TenantHome | None:
         """Return the same as `find_home`; None without a search if one within `SEARCH_FRESH_S` found no home."""
-        row = (await self._homes.fetch_rows(named, [tenant_id])).get(tenant_id)
+        row = await self._homes.fetch_row(named, tenant_id)
         if row is not None and row["state"] not in ARRIVING_STATES:
             return await self._homes.follow_moves(TenantHome(named, row), tenant_id)
         if row is None and self._absences.searched_at(tenant_id) > asked_at - SEARCH_FRESH_S:

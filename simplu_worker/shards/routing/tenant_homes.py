@@ -15,6 +15,7 @@ import msgspec
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.coalescing import ReadCoalescer, TakeKeys
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.locator import Locator
@@ -49,6 +50,7 @@ class TenantHomes:
     def __init__(self, locator: Locator, pools: Pools) -> None:
         self._locator = locator
         self._pools = pools
+        self._row_reads: ReadCoalescer[ShardAddress, dict[str, Any]] = ReadCoalescer(self._fetch_rows)
 
     async def find_homes(self, named: Mapping[str, ShardAddress]) -> dict[str, Answer | None]:
         """Return the home of each tenant, at the end of its moves; *named* are the shards that the locator names.
@@ -123,10 +125,19 @@ class TenantHomes:
         self, address: ShardAddress, tenant_ids: Sequence[str], *, query: str = "find_tenants"
     ) -> dict[str, dict[str, Any]]:
         """Return the tenants' rows on one shard by id, without the tenants that have none there."""
+        return await self._fetch_rows(address, lambda: tenant_ids, query=query)
+
+    async def fetch_row(self, address: ShardAddress, tenant_id: str) -> dict[str, Any] | None:
+        """Return a tenant's row on one shard; None if it has none there. Concurrent callers share queries."""
+        return await self._row_reads.read(address, tenant_id)
+
+    async def _fetch_rows(
+        self, address: ShardAddress, take_tenant_ids: TakeKeys, query: str = "find_tenants"
+    ) -> dict[str, dict[str, Any]]:
         async with self._pools.ensure_pool(address).connection() as connection:
             if await check_schema(connection, address.shard_id) is SchemaState.EMPTY:
                 return {}  # no proof of the address either: an empty database may be any
-            rows = await connection.fetch(QUERIES[query], tenant_ids)
+            rows = await connection.fetch(QUERIES[query], take_tenant_ids())
         self._locator.address_book.mark_proven(address)
         return {row["id"]: dict(row) for row in rows}
 
@@ -144,7 +155,7 @@ class TenantHomes:
         while home.tenant["state"] == TenantState.MOVED and move_count < MOVES_MAX:
             move_count += 1
             target = await self.find_address(home.tenant["moved_to"])
-            row = (await self.fetch_rows(target, [tenant_id])).get(tenant_id) if target else None
+            row = await self.fetch_row(target, tenant_id) if target else None
             if target is None or row is None:
                 raise ShardUnavailableError(
                     f"a tenant moved from shard {home.address.shard_id} to {home.tenant['moved_to']}: "

@@ -71,6 +71,31 @@ async def test_find_asks_once_when_many_want_the_same_tenant(routed: RoutedShard
     assert remembered.shard_id == "shard-1"
 
 
+async def test_find_asks_a_shard_once_when_many_tenants_are_new(make_shard: ShardMaker) -> None:
+    """A hundred tenants that are looked up together cost their shard one query, and not one each."""
+    shard = await make_shard("shard-1")
+    names = [("shop", str(number)) for number in range(100)]
+    async with Pools(size=1) as pools:
+        pool = pools.ensure_pool(shard)
+        for name in names[:-1]:
+            await add_tenant(pool, name)
+        mapped = MappedShard(shard.shard_id, shard.connection_string)
+        directory = Directory(StaticMap(ShardMap(shards=(mapped,))), pools)
+
+        async def is_waited_for() -> bool:
+            return pool.counts()["waiting"] > 0
+
+        async with asyncio.timeout(10):
+            async with pool.connection():  # all lookups wait for it
+                lookups = [asyncio.ensure_future(directory.find("-".join(name))) for name in names]
+                assert await poll_until(is_waited_for, within_s=5)
+                assert pool.counts()["waiting"] == 1
+            answers = await asyncio.gather(*lookups)
+
+    assert {answer.shard_id for answer in answers[:-1] if isinstance(answer, ShardAddress)} == {"shard-1"}
+    assert answers[-1] is Absence.NOT_HERE
+
+
 async def test_find_shares_an_absence_that_is_fresh_for_everybody(routed: RoutedShards) -> None:
     """Of a hundred callers the first asks; the others share one answer that was begun after they came."""
     before = requests_to("get_shard")

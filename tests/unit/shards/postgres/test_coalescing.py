@@ -1,4 +1,4 @@
-"""Items submitted while a batch runs form the next batch, and the end of one call is not that of another."""
+"""Items submitted while a batch runs form the next batch, reads before a query share it; one call's end is its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from simplu_worker.shards.postgres.coalescing import Coalescer
+from simplu_worker.errors import RetryableError
+from simplu_worker.shards.postgres.coalescing import Coalescer, ReadCoalescer, TakeKeys
 
 
 class Work:
@@ -88,3 +89,106 @@ async def test_error_is_raised_to_the_caller_that_ran_the_batch_only() -> None:
     with pytest.raises(ValueError, match="no"):
         await second
     assert await third == ["C"]
+
+
+class Shard:
+    """Answers queries: `connections` are those that may start, `answers` those that may end."""
+
+    def __init__(self) -> None:
+        self.queries: list[tuple[str, list[str]]] = []
+        self.connections = asyncio.Semaphore(0)
+        self.answers = asyncio.Semaphore(0)
+        self.error: Exception | None = None
+
+    async def run_query(self, source: str, take_keys: TakeKeys) -> dict[str, str]:
+        """Return each key in capitals; none has a row that begins with x."""
+        await self.connections.acquire()
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+        keys = take_keys()
+        self.queries.append((source, list(keys)))
+        await self.answers.acquire()
+        return {key: key.upper() for key in keys if not key.startswith("x")}
+
+
+async def start_reads(reads: ReadCoalescer[str, str], *keys: str) -> list[asyncio.Task[str | None]]:
+    """Start a read of each key on one source, in this order; return once all wait."""
+    started = [asyncio.create_task(reads.read("shard", key)) for key in keys]
+    await asyncio.sleep(0)
+    return started
+
+
+async def test_reads_share_a_query_until_it_is_sent() -> None:
+    """Later ones share the next query, which does not wait for the first; other sources have their own."""
+    shard = Shard()
+    reads = ReadCoalescer(shard.run_query)
+    early = await start_reads(reads, "a", "xb", "a")
+    elsewhere = asyncio.create_task(reads.read("other", "a"))
+    await asyncio.sleep(0)
+    assert repr(reads) == "ReadCoalescer(2 queries not sent)"
+    for _ in range(2):
+        shard.connections.release()
+    await asyncio.sleep(0)
+    late = await start_reads(reads, "a", "c")
+    shard.connections.release()
+    for _ in range(3):
+        shard.answers.release()
+
+    assert await asyncio.gather(*early, elsewhere, *late) == ["A", None, "A", "A", "A", "C"]
+    assert shard.queries == [("shard", ["a", "xb"]), ("other", ["a"]), ("shard", ["a", "c"])]
+    assert repr(reads) == "ReadCoalescer(0 queries not sent)"
+
+
+async def test_reads_get_the_error_of_their_query() -> None:
+    """None of them tries again, and the next read has a query of its own."""
+    shard = Shard()
+    reads = ReadCoalescer(shard.run_query)
+    shard.error = RetryableError("no")
+    failing = await start_reads(reads, "a", "b")
+    shard.connections.release()
+
+    assert [str(error) for error in await asyncio.gather(*failing, return_exceptions=True)] == ["no", "no"]
+    (read,) = await start_reads(reads, "a")
+    shard.connections.release()
+    shard.answers.release()
+    assert await read == "A"
+    assert shard.queries == [("shard", ["a"])]
+
+
+@pytest.mark.parametrize("sent_count", [0, 1])
+async def test_reads_run_again_when_the_one_with_the_query_is_cancelled(sent_count: int) -> None:
+    """The others share another query, whether the first was sent or not."""
+    shard = Shard()
+    reads = ReadCoalescer(shard.run_query)
+    first, *others = await start_reads(reads, "a", "b", "c")
+    for _ in range(sent_count):
+        shard.connections.release()
+        await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.wait([first])
+    await asyncio.sleep(0)
+    shard.connections.release()
+    shard.answers.release()
+
+    async with asyncio.timeout(5):
+        assert await asyncio.gather(*others) == ["B", "C"]
+    assert shard.queries == [("shard", ["a", "b", "c"])] * sent_count + [("shard", ["b", "c"])]
+    with pytest.raises(asyncio.CancelledError):
+        await first
+
+
+async def test_reads_run_again_when_the_one_with_the_query_fails_alone() -> None:
+    """An error that is none of ours is a bug: it ends the caller that met it, and not the others."""
+    shard = Shard()
+    reads = ReadCoalescer(shard.run_query)
+    shard.error = ValueError("no")
+    first, other = await start_reads(reads, "a", "b")
+    for _ in range(2):
+        shard.connections.release()
+    shard.answers.release()
+
+    async with asyncio.timeout(5):
+        assert await other == "B"
+    with pytest.raises(ValueError, match="no"):
+        await first
