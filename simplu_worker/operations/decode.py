@@ -244,7 +244,8 @@ def _parse_record(record: bytes, decoder: msgspec.json.Decoder[T]) -> tuple[T, b
     """Return the same as `parse_record`, and whether *record* is nested deeper than NESTING_MAX."""
     if not record.isascii():
         record.decode()  # msgspec does not check the strings that it skips or keeps raw
-    is_deep = len(record) > NESTING_MAX and is_nested_deeper(record, NESTING_MAX)
+    # A shorter text has no room to close as many brackets: if it opens them, it is no JSON, and refused as such below.
+    is_deep = len(record) > 2 * NESTING_MAX and is_nested_deeper(record, NESTING_MAX)
     parse = _parse_deep if is_deep else _parse_shallow
     try:
         return parse(record, decoder), is_deep
@@ -358,7 +359,7 @@ def _build_operation(message: _Message, origin: Origin, record: bytes, list_limi
     )
 
 
-@lru_cache(4096)
+@lru_cache(16_384)  # with fewer than a replica has tenants, most of these are made again for each operation
 def _interned_ids(business_id: str, location_id: str) -> tuple[str, str, str]:
     """Return the ids of a business, a location and their tenant.
 

@@ -601,6 +601,17 @@ def test_deep_text_is_invalid_json_when_it_is_broken_at_any_depth(name: str, old
         assert refusal.reason is DeadLetterReason.INVALID_JSON
 
 
+@pytest.mark.parametrize("name", ["data", "filters", "noise"])
+@pytest.mark.parametrize("count", [514, 700, 2000])
+def test_text_is_invalid_json_when_its_brackets_are_not_closed(name: str, count: int) -> None:
+    """Also one that is too short to close as many as make it deep, which is not looked through for its depth."""
+    kind = "list" if name == "filters" else "create"
+    refusal = decode(with_text(name, '{"a": ' + "[" * count + "}", kind))
+
+    assert isinstance(refusal, RejectedRecord)
+    assert refusal.reason is DeadLetterReason.INVALID_JSON
+
+
 def test_brackets_in_strings_are_not_nesting() -> None:
     """Nor are those that a quote, escaped or not, seems to let out."""
     for text in ("[" * 10_000, '"' + "{[" * 10_000, "\\" + "[" * 10_000, '\\"' + "[" * 10_000, '["' * 5_000):
