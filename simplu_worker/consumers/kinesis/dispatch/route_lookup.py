@@ -90,6 +90,8 @@ class RouteLookup:
         self._lookup_started_at: dict[str, float] = {}  # by tenant, while a lookup runs (monotonic)
         self._answered_at = float("-inf")
         self._found_share = 1.0
+        self._in_line_s = UNASKED_WAIT_MAX_S  # the patience with tenants that were not looked up, at the last check
+        self._patience_ends_at = float("inf")  # no tenant has waited for too long before
         self._change = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -151,6 +153,7 @@ class RouteLookup:
             tenant.waiting_since = loop_time()
             self._schedule(tenant_id, tenant, loop_time())
         tenant.left = left or tenant.left
+        self._check_patience_for(tenant)
         arrived = list(entries)
         tenant.entries.extend(arrived)
         for entry in arrived:
@@ -217,10 +220,19 @@ class RouteLookup:
         """Remove and yield the tenants that have waited for so long that they are to be held; lookups of them go on."""
         now = loop_time()
         in_line_s = UNASKED_WAIT_MAX_S if now - self._answered_at < WAIT_MAX_S else WAIT_MAX_S
+        if now < self._patience_ends_at and in_line_s == self._in_line_s:
+            return  # nearly always: it is asked after each lookup
+        self._patience_ends_at, self._in_line_s = float("inf"), in_line_s
         for tenant_id, tenant in list(self._tenants.items()):
             patience_s = WAIT_MAX_S if tenant.failure_count else in_line_s
             if tenant.entries and now - tenant.waiting_since >= patience_s:
                 yield self._take_waited(tenant_id, tenant)
+            elif tenant.entries:
+                self._patience_ends_at = min(self._patience_ends_at, tenant.waiting_since + patience_s)
+
+    def _check_patience_for(self, tenant: WaitingTenant) -> None:
+        """Have the next check look at a tenant once it has waited for WAIT_MAX_S."""
+        self._patience_ends_at = min(self._patience_ends_at, tenant.waiting_since + WAIT_MAX_S)
 
     def _take_waited(self, tenant_id: str, tenant: WaitingTenant) -> Waited:
         operation = tenant.entries[0].operation
@@ -303,6 +315,7 @@ class RouteLookup:
         tenant.shard_id = exc.shard_id if isinstance(exc, ShardUnavailableError) else None
         wished_s = exc.retry_after_s or 0.0 if isinstance(exc, RetryableError) else 0.0
         self._unasked_count -= not tenant.failure_count
+        self._check_patience_for(tenant)
         if reason == Absence.MOVING and tenant.entries:
             tenant.failure_count = tenant.failure_count or 1
             self._schedule(tenant_id, tenant, loop_time() + MOVING_RETRY_S)
@@ -332,6 +345,7 @@ class RouteLookup:
         """Remove the operations of *overdue*, which are settled; the others of the tenant wait on."""
         tenant = self._tenants[overdue.tenant_id]
         tenant.waiting_since = loop_time()
+        self._check_patience_for(tenant)
         given_up = {id(entry) for entry in overdue.entries}
         tenant.entries = deque(entry for entry in tenant.entries if id(entry) not in given_up)
         if not tenant.entries and not self._ownership.needs_lookup(overdue.tenant_id):
