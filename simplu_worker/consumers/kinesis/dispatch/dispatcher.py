@@ -295,6 +295,10 @@ class Dispatcher:
                 for waited in self.lookup.take_long_waiting():
                     self._hold_waited(waited)
                 for tenant_id in self.lookup.take_due():
+                    shard_id = self._gateway.cached_shard_id(tenant_id)
+                    if shard_id is not None:  # found for another reader since it was sent
+                        self._route_found(self.lookup.take_found(tenant_id, shard_id))
+                        continue
                     self.lookup.begin(tenant_id)
                     task = tasks.create_task(self._look_up(tenant_id), name=f"ask:{tenant_id}")
                     running.add(task)
@@ -308,11 +312,7 @@ class Dispatcher:
         try:
             match await self.lookup.look_up(tenant_id):
                 case Found() as found:
-                    if found.entries:
-                        if found.has_moved:
-                            self._open_lane(found.shard_id).expect_merge()
-                        self.route_to_lane(tenant_id, found.shard_id, found.entries)
-                    self.on_tenant_found(tenant_id)  # may be held too: the entries may have come for its shard's hold
+                    self._route_found(found)
                 case Unregistered() as answer if not self._ending.is_set():
                     self._on_tenant_unregistered(tenant_id, answer.asked_at)
                 case Overdue() as overdue if not self._ending.is_set():
@@ -320,6 +320,16 @@ class Dispatcher:
                     self.lookup.remove_overdue(overdue)
         finally:
             self.lookup.end(tenant_id)
+
+    def _route_found(self, found: Found | None) -> None:
+        """Put the operations of a tenant that waited into the lane of its shard."""
+        if found is None:
+            return
+        if found.entries:
+            if found.has_moved:
+                self._open_lane(found.shard_id).expect_merge()
+            self.route_to_lane(found.tenant_id, found.shard_id, found.entries)
+        self.on_tenant_found(found.tenant_id)  # may be held too: the entries may have come for its shard's hold
 
     def _hold_waited(self, waited: Waited) -> None:
         """Hold a tenant without a route. With a shard that does not answer, with all others of that shard."""

@@ -275,16 +275,23 @@ class RouteLookup:
         why = None
         if found is Absence.NOT_HERE and (tenant := self._tenants.get(tenant_id)) is not None:
             found, why = await self._create_tenant(tenant_id, list(tenant.names))
+        if not isinstance(found, Absence):
+            return self.take_found(tenant_id, found)
         tenant = self._tenants.get(tenant_id)
         if tenant is None:
             return None
-        if not isinstance(found, Absence):
-            self.forget(tenant_id)
-            return Found(tenant_id, found, tenant.entries, has_moved=tenant.left not in {None, found})
         self._schedule_retry(tenant_id, found, why)
         if found is not Absence.UNREGISTERED:
             return None
         return self._find_overdue(tenant_id, tenant, asked_at) if tenant.entries else Unregistered(tenant_id, asked_at)
+
+    def take_found(self, tenant_id: str, shard_id: str) -> Found | None:
+        """Remove a tenant, which lives on a shard, and return its operations; None where it does not wait."""
+        tenant = self._tenants.get(tenant_id)
+        if tenant is None:
+            return None
+        self.forget(tenant_id)
+        return Found(tenant_id, shard_id, tenant.entries, has_moved=tenant.left not in {None, shard_id})
 
     async def _create_tenant(
         self, tenant_id: str, names: Sequence[tuple[str, str]]

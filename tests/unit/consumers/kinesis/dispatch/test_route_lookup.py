@@ -39,8 +39,9 @@ class NoTenant:
         self.ages.append(absence_max_age_s)
         return Absence.UNREGISTERED
 
-    def cached_shard_id(self, _tenant_id: str) -> None:
+    def cached_shard_id(self, _tenant_id: str) -> str | None:
         """Know nothing."""
+        return None
 
 
 @pytest.mark.parametrize(
@@ -111,6 +112,31 @@ class Maker(NoTenant):
         """Apply them."""
         self.applied += [(operation.tenant_id, shard_id) for operation in operations]
         return [SUCCEEDED] * len(operations)
+
+
+class FoundSince(Maker):
+    """A gateway that does not know the tenant when its operation comes, and knows it when its lookup is due."""
+
+    def __init__(self) -> None:
+        super().__init__(set())
+        self._known_ids = iter([None])
+
+    def cached_shard_id(self, _tenant_id: str) -> str | None:
+        """Return nothing at first."""
+        return next(self._known_ids, "shard-1")
+
+    async def find(self, _tenant_id: str, *, absence_max_age_s: float) -> Absence:
+        """Refuse: the answer is known."""
+        raise AssertionError(absence_max_age_s)
+
+
+async def test_tenant_is_not_looked_up_when_another_reader_has_found_it() -> None:
+    """With thousands of new tenants most are found for another reader while they wait in line."""
+    gateway = FoundSince()
+    async with running(gateway) as dispatcher:
+        dispatcher.send([queued_operation(arrived_at=NOW)])
+        await eventually(lambda: dispatcher.is_empty)
+    assert gateway.applied == [("b-l", "shard-1")]
 
 
 async def test_tenant_is_made_when_no_shard_has_it_and_its_names_are_known() -> None:
