@@ -16,7 +16,11 @@ from support.full_stack import Chain, FullStack, make_item, make_record, partiti
 from support.requires import ROOT
 
 from simplu_worker.commands.exit_status import EXIT_INTERRUPTED
+from simplu_worker.dead_letters.letter import DeadLetter
+from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.local.workload.workload import Tenant
+from simplu_worker.operations.operation import DeadLetterReason, Origin, Source
+from simplu_worker.timing.clock import utc_now
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(30)]
 
@@ -42,6 +46,7 @@ VALUES ($1, $2, 1, 'open', '{"phase": "fence", "rowCount": 48210, "byteCount": 2
 FENCE = """
 UPDATE public.tenants SET state = 'fenced', move_token = 1, fenced_until = now() + interval '1 hour' WHERE id = $1
 """
+IS_APPLIED = "SELECT count(*) FROM public.operations WHERE tenant_id = $1 AND request_id = $2"
 TALL_ROWS = f"""
 [...document.querySelectorAll('tr')].filter((row) => row.getBoundingClientRect().height > {ROW_MAX_PX})
   .map((row) => row.innerText)
@@ -58,6 +63,7 @@ import('/page/charts.js').then(({{showCharts}}) => {{
 }})
 """
 HAS_MOVE = "document.getElementById('section-work')?.innerText.includes('48,210 rows')"
+HAS_LETTERS = "document.getElementById('section-letters-list') !== null"
 HAS_STATUS = "!document.getElementById('content').hidden && document.getElementById('section-shards') !== null"
 
 
@@ -111,6 +117,29 @@ class PageWorld:
         lost = {one["state"] for one in status["shards"]}
         is_buried = bool(status["counters"]["deadLetters"])
         return {"moving", "unregistered", "shard_unavailable"} <= reasons and "lost" in lost and is_buried
+
+    async def bury(self, request_id: str, error: str) -> None:
+        """Store a dead letter of an operation that a worker gave up, as it does."""
+        data = json.dumps(make_record(self.steady, "create", request_id, resourceId=request_id, data={"n": 1})).encode()
+        origin = Origin(
+            *(Source.KINESIS, self.stack.stream, utc_now()),
+            stream_shard_id="shardId-000000000000",
+            sequence_number="1",
+            partition_key=partition_key(0),
+        )
+        letter = DeadLetter(
+            *(DeadLetterReason.RETRIES_EXHAUSTED, error, origin, utc_now(), 4, data),
+            request_id=request_id,
+            business_id=self.steady.business_id,
+            location_id=self.steady.location_id,
+        )
+        queue = DeadLetterQueue(self.stack.sqs, self.stack.stack.env["SQS_DEAD_LETTER_QUEUE_URL"])
+        await queue.store([letter], stopping=asyncio.Event())
+
+    async def is_applied(self, request_id: str) -> bool:
+        """Return whether an operation of the steady tenant is in the log."""
+        async with self.stack.connect(self.steady) as connection:
+            return bool(await connection.fetchval(IS_APPLIED, self.steady.tenant_id, request_id))
 
     async def log_in(self, tab: BrowserTab, token: str | None = None) -> None:
         """Open the page as a person does who has not been there, and give it the token."""
@@ -262,6 +291,58 @@ async def test_operator_acts_after_a_question(world: PageWorld, page: BrowserTab
     assert page.questions[-1].endswith("now?")
 
 
+async def test_dead_letters_are_looked_at_replayed_and_discarded_by_keyboard(
+    world: PageWorld, page: BrowserTab
+) -> None:
+    """Chosen ones or all of a filter: a plan that changes nothing, then what it names, and no more."""
+    axe = required_axe()
+    await world.bury("given-up", "<b>division by zero</b> " * 20)
+    await page.evaluate("document.querySelector('#letters button').focus()")
+    await page.press("Enter")
+    await page.wait_for(HAS_LETTERS)
+    assert await page.evaluate("document.getElementById('letters-notice').innerText.startsWith('2 found.')")
+    assert "given-up" in await page.evaluate("document.querySelector('#section-letters-list tbody tr').innerText")
+    await page.evaluate("document.querySelector('#section-letters-list tbody button').focus()")
+    await page.press("Enter")
+    letter = await page.evaluate("document.getElementById('section-letter').innerText")
+    assert "<b>division by zero</b>" in letter
+    assert '"requestId": "given-up"' in letter
+    for width, scheme in SCREENS:
+        await page.show_as(width, scheme)
+        assert await page.find_violations(axe) == []
+        assert await page.evaluate(TALL_ROWS) == []
+        assert await page.evaluate(IS_WIDER_THAN_SCREEN) is False
+    await page.show_as(1280)
+
+    await page.evaluate("document.querySelector('#section-letters-list input').focus()")
+    await page.press("Space")
+    await page.evaluate("document.querySelector('#section-letters-list .buttons button').focus()")
+    assert await page.evaluate("document.activeElement.innerText") == "Replay 1 chosen: plan"
+    await page.press("Enter")
+    await page.wait_for("document.activeElement.innerText === 'Replay: 1 planned, 0 left'")
+    assert await page.find_violations(axe) == []
+    assert "Nothing is sent yet" in await page.evaluate("document.getElementById('section-letters-plan').innerText")
+    for _ in range(2):  # past the table
+        await page.press("Tab")
+    assert await page.evaluate("document.activeElement.innerText") == "Replay 1 now"
+    await page.press("Enter")
+    await page.wait_for("document.activeElement.innerText === 'Replay: 1 sent, 0 left'")
+    await poll_until_true(lambda: world.is_applied("given-up"), within_s=SEEN_WITHIN_S)
+
+    await page.evaluate("document.querySelector('#letters select').value = 'invalid_json'")
+    await page.evaluate("document.querySelector('#letters button').focus()")
+    await page.press("Enter")
+    await page.wait_for(f"document.getElementById('section-letters-plan') === null && {HAS_LETTERS}")
+    await page.evaluate("document.querySelectorAll('#section-letters-list .buttons button')[1].focus()")
+    assert await page.evaluate("document.activeElement.innerText") == "Discard all that match: plan"
+    await page.press("Enter")
+    await page.wait_for("document.activeElement.innerText === 'Discard: 1 planned, 0 left'")
+    await page.evaluate("document.querySelector('#section-letters-plan .buttons button').focus()")
+    await page.press("Enter")
+    await page.wait_for("document.activeElement.innerText === 'Discard: 1 discarded, 0 left'")
+    await page.wait_for("document.getElementById('letters-notice').innerText.startsWith('0 found.')")
+
+
 async def test_viewer_sees_states_and_no_texts_of_errors(world: PageWorld, page: BrowserTab) -> None:
     """The page has nothing that the viewer's token does not get."""
     await world.log_in(page, VIEWER_TOKEN)
@@ -270,6 +351,7 @@ async def test_viewer_sees_states_and_no_texts_of_errors(world: PageWorld, page:
     assert "shard_unavailable" in text
     assert "ConnectionRefusedError" not in text
     assert not await page.evaluate("document.querySelectorAll('td button').length")
+    assert await page.evaluate("document.getElementById('section-letters').hidden")
 
 
 async def run_top(world: PageWorld, *arguments: str, **env: str) -> tuple[int, str, str]:

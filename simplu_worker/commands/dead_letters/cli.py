@@ -50,6 +50,8 @@ class FilterOptions:
         Only those that failed at this time or later, as ISO 8601; no offset means UTC.
     until
         Only those that failed before this time.
+    message
+        Only the one in this message of the queue, by the `messageId` of `list --json`; may be given several times.
     """
 
     reason: Annotated[tuple[Reason, ...], Parameter(negative="")] = ()
@@ -57,6 +59,7 @@ class FilterOptions:
     tenant: OneTenant = None
     since: str | None = None
     until: str | None = None
+    message: Annotated[tuple[str, ...], Parameter(negative="")] = ()
 
     def parse(self) -> DeadLetterFilter:
         """Return the filter. Raises UsageError."""
@@ -69,6 +72,7 @@ class FilterOptions:
             tenant=self.tenant,
             since=None if self.since is None else parse_time("--since", self.since),
             until=None if self.until is None else parse_time("--until", self.until),
+            message_ids=frozenset(self.message),
         )
 
 

@@ -98,7 +98,7 @@ async def list_letters(
                     if filters.is_all:
                         foreign.append({"messageId": message.message_id, "problem": str(exc)})
                     continue
-                if not filters.match(parsed.letter):
+                if not filters.match(parsed.letter, message.message_id):
                     continue
                 if len(rows) == options.limit or room_bytes < 0:
                     is_cut = True
@@ -221,7 +221,7 @@ async def _find_to_discard(
                 letter = parse_dead_letter(message.body).letter
             except NotADeadLetterError:
                 continue
-            if filters.match(letter):
+            if filters.match(letter, message.message_id):
                 discard.alike[letter.reason, *(tenant_of(letter) or ("", ""))] += 1
                 discard.found.append(message.message_id)
 
@@ -287,7 +287,7 @@ async def _read_depth(browser: DeadLetterBrowser) -> QueueDepth:
     """Return the depth of the queue, and note how this command affects other readers of the queue."""
     attributes = await browser.read_attributes()
     browser.narration.note(
-        f"queue {browser.name}: dead letters are hidden from other readers while this command runs, and then returned"
+        f"queue {browser.name}: dead letters are hidden from other readers while they are read, and then returned"
     )
     if attributes.redrive_policy is not None:
         browser.narration.note("the queue has a redrive policy of its own: each read counts as a receive")

@@ -91,4 +91,5 @@ def filter_of(request: LettersRequest, planned_at: datetime) -> DeadLetterFilter
         tenant=None if business_id is None or location_id is None else (business_id, location_id),
         since=request.since,
         until=request.until or planned_at,
+        message_ids=frozenset(request.message_ids),
     )

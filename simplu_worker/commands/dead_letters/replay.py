@@ -105,7 +105,7 @@ class DeadLetterReplay:
                             ReplayOutcome(message.message_id, ReplayStatus.LEFT, why=why, detail=str(exc))
                         )
                     continue
-                if filters.match(letter):
+                if filters.match(letter, message.message_id):
                     self._chosen.append(self._choose(message, letter))
 
     async def run(self, limit: int | None) -> list[ReplayOutcome]:

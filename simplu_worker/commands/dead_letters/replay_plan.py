@@ -101,27 +101,32 @@ class QueueMessage(msgspec.Struct, frozen=True):
 
 
 class DeadLetterFilter(msgspec.Struct, frozen=True):
-    """A filter of dead letters: a letter must meet all given criteria. *since* is inclusive, *until* is not."""
+    """A filter of dead letters: a letter must meet all given criteria. *since* is inclusive, *until* is not.
+
+    *message_ids* are those of the letters' messages in the dead-letter queue, which SQS keeps.
+    """
 
     reasons: frozenset[DeadLetterReason] = frozenset()
     source: Source | None = None
     tenant: tuple[str, str] | None = None
     since: datetime | None = None
     until: datetime | None = None
+    message_ids: frozenset[str] = frozenset()
 
     @property
     def is_all(self) -> bool:
         """Whether the filter matches every letter."""
         return self == DeadLetterFilter()
 
-    def match(self, letter: DeadLetter) -> bool:
-        """Return whether the filter matches *letter*."""
+    def match(self, letter: DeadLetter, message_id: str) -> bool:
+        """Return whether the filter matches *letter*, which the message *message_id* has."""
         return (
             (not self.reasons or not self.reasons.isdisjoint(_reasons_of(letter)))
             and (self.source is None or letter.origin.source is self.source)
             and (self.since is None or letter.failed_at >= self.since)
             and (self.until is None or letter.failed_at < self.until)
             and (self.tenant is None or tenant_of(letter) == self.tenant)
+            and (not self.message_ids or message_id in self.message_ids)
         )
 
 

@@ -15,7 +15,10 @@ from simplu_worker.operations.operation import DeadLetterReason, Source
 BODY_WITHIN_S: Final = 10.0
 LETTERS_DEFAULT: Final = 1000
 LETTERS_MAX: Final = 10_000  # in one answer
+CHOSEN_MAX: Final = 1000  # of letters that a request names
+MESSAGE_ID_MAX: Final = 100  # characters: SQS
 
+MessageId: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MESSAGE_ID_MAX)]
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 
@@ -37,6 +40,7 @@ class LettersRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, re
     location_id: str | None = None
     since: datetime | None = None
     until: datetime | None = None
+    message_ids: Annotated[tuple[MessageId, ...], msgspec.Meta(max_length=CHOSEN_MAX)] = ()
     limit: Annotated[int, msgspec.Meta(ge=1, le=LETTERS_MAX)] = LETTERS_DEFAULT
     records: bool = False
     apply: bool = False

@@ -27,17 +27,15 @@ function figure(key, title) {
   return made;
 }
 
-const last = (points) => points[points.length - 1];
-
 function describe({ key, second, title, kind, isBars }, history) {
   const points = history[key];
-  const other = second ? history[second] ?? [] : [];
+  const other = history[second] ?? [];
   const top = text(highest(points, other), kind);
   if (isBars && key === "deadLetters") {
     const sum = points.reduce((total, one) => total + (one ?? 0), 0);
     return [text(sum, kind), `${title} of the last hour: ${text(sum, kind)}`];
   }
-  const now = [last(points), ...(second ? [last(other)] : [])].map((one) => text(one, kind)).join(" · ");
+  const now = (second ? [points, other] : [points]).map((one) => text(one.at(-1), kind)).join(" · ");
   return [`${now} (highest ${top})`, `${title} of the last hour: now ${now}, highest ${top}`];
 }
 
@@ -60,6 +58,6 @@ export function showCharts(history) {
     const seconds = capacity * (history.intervalSeconds ?? 30);
     setText(axis.firstElementChild, seconds >= 3600 ? "an hour ago" : `${Math.round(seconds / 60)} min ago`);
     holder.replaceChildren(chart.isBars ? bars(points, label, capacity)
-      : lines(points, chart.second ? history[chart.second] : null, label, capacity));
+      : lines(points, history[chart.second], label, capacity));
   }
 }

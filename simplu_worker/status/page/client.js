@@ -35,13 +35,16 @@ export function parse(text) {
   }
 }
 
-export async function ask(path, { method = "GET", body, isOpen = false } = {}) {
-  const signal = AbortSignal.timeout(ANSWER_WITHIN_MS);
+export async function ask(path, { method = "GET", body, isOpen = false, withinMs = ANSWER_WITHIN_MS } = {}) {
+  const sent = token;
+  const signal = AbortSignal.timeout(withinMs);
   const options = { method, body: body && JSON.stringify(body), signal, cache: "no-store", headers: isOpen ? {} : headers() };
   if (body) options.headers["Content-Type"] = "application/json";
   try {
     const response = await fetch(path, options);
-    return { status: response.status, body: parse(await response.text()) };
+    const answer = { status: response.status, body: parse(await response.text()) };
+    if (isOpen || sent === token) return answer;
+    throw new Error("this answer is for another token");
   } catch (error) {
     throw new UnreachableError(path, { cause: error });
   }

@@ -24,34 +24,54 @@ function openable(content) {
   return details;
 }
 
-// A column is {key, title, kind}. The kinds are those of format.js, and: badge, warning, lag, long, advice, code, chart, action.
-function fill(cell, value, { kind }) {
-  cell.className = "";
-  if (kind === "badge" && !isNothing(value)) return cell.replaceChildren(element("span", text(value), `badge ${toneOfState(value)}`));
-  if (kind === "warning" && !isNothing(value)) return cell.replaceChildren(element("span", text(value), "badge warn"));
-  if (kind === "lag") {
-    cell.className = "number";
-    const tone = isNothing(value) ? "" : toneOfLag(value);
-    return cell.replaceChildren(tone ? element("span", text(value, "seconds"), `badge ${tone}`) : text(value, "seconds"));
-  }
-  if (kind === "chart") return cell.replaceChildren(value ? sparkline(value.points, value.label) : "–");
-  if (kind === "action" && value) {
-    const button = element("button", value.title);
-    button.type = "button";
-    button.addEventListener("click", () => value.act(button));
-    return cell.replaceChildren(button);
-  }
-  if (kind === "code" && !isNothing(value)) {
-    cell.className = "code";
-    return cell.replaceChildren(openable(String(value)));
-  }
+const badge = (content, tone) => element("span", content, `badge ${tone}`);
+
+function choice({ label, choose }) {
+  const made = element("label");
+  const box = made.appendChild(element("input"));
+  box.type = "checkbox";
+  box.addEventListener("change", () => choose(box.checked));
+  made.append(` ${label}`);
+  return made;
+}
+
+function link(url) {
+  const made = element("a", url.split("/").pop());
+  made.href = url;
+  made.target = "_blank";
+  made.rel = "noreferrer";
+  return made;
+}
+
+export function actionButton(title, act) {
+  const made = element("button", title);
+  made.addEventListener("click", () => act(made));
+  return made;
+}
+
+// The content of a cell, and its class. The kinds are those of format.js, and those that are named here.
+function contentOf(value, kind, isHeading) {
   const shown = text(value, kind);
-  if (kind === "long" || kind === "advice" || (cell.scope && shown.length > LONG_TEXT)) {
-    cell.className = kind === "advice" ? "long advice" : "long";
-    return cell.replaceChildren(shown.length > LONG_TEXT ? openable(shown) : element("span", shown));
+  if (!isNothing(value)) {
+    if (kind === "badge") return [badge(shown, toneOfState(value))];
+    if (kind === "warning") return [badge(shown, "warn")];
+    if (kind === "lag" && toneOfLag(value)) return [badge(shown, toneOfLag(value)), "number"];
+    if (kind === "chart") return [sparkline(value.points, value.label)];
+    if (kind === "action") return [actionButton(value.title, value.act)];
+    if (kind === "choice") return [choice(value)];
+    if (kind === "code") return [openable(shown), "code"];
+    if (kind === "link" && /^https?:/.test(value)) return [link(value)];
   }
-  if (isNumeric(kind)) cell.className = "number";
-  return cell.replaceChildren(shown);
+  if (kind === "long" || kind === "advice" || (isHeading && shown.length > LONG_TEXT)) {
+    return [shown.length > LONG_TEXT ? openable(shown) : element("span", shown), kind === "advice" ? "long advice" : "long"];
+  }
+  return [shown, isNumeric(kind) ? "number" : ""];
+}
+
+function fill(cell, value, kind) {
+  const [content, className = ""] = contentOf(value, kind, cell.scope);
+  cell.className = className;
+  cell.replaceChildren(content);
 }
 
 const signature = (value) => JSON.stringify(value) ?? "";
@@ -63,34 +83,32 @@ function updateRow(row, columns, values) {
     const cell = row.children[place];
     if (cell.signature === now) continue;
     cell.signature = now;
-    fill(cell, value, column);
+    fill(cell, value, column.kind);
   }
+}
+
+function heading(scope, content, className) {
+  const made = element("th", content, className);
+  made.scope = scope;
+  return made;
 }
 
 function newRow(columns) {
   const row = element("tr");
-  for (const place of columns.keys()) {
-    const cell = element(place ? "td" : "th");
-    if (!place) cell.scope = "row";
-    row.append(cell);
-  }
+  row.append(heading("row"), ...columns.slice(1).map(() => element("td")));
   return row;
 }
 
 function newTable(columns) {
   const table = element("table");
   const head = table.createTHead().insertRow();
-  for (const { title, kind } of columns) {
-    const heading = element("th", title, isNumeric(kind) || kind === "lag" ? "number" : "");
-    heading.scope = "col";
-    head.append(heading);
-  }
+  for (const { title, kind } of columns) head.append(heading("col", title, isNumeric(kind) ? "number" : ""));
   table.createTBody();
   return table;
 }
 
 // Show *rows* in *holder*; columns without any value are left out.
-export function showTable(holder, columns, rows) {
+function showTable(holder, columns, rows) {
   const used = columns.filter(({ key }, place) => !place || rows.some((row) => !isNothing(row[key])));
   const shape = used.map(({ key }) => key).join();
   if (holder.shape !== shape) {
@@ -106,52 +124,49 @@ export function showTable(holder, columns, rows) {
 }
 
 // Show the members of *facts* in *holder*, one in a row.
-export function showFacts(holder, facts) {
+function showFacts(holder, facts) {
   const shape = signature(facts);
   if (holder.shape === shape) return;
   holder.shape = shape;
   const body = element("table", undefined, "facts").createTBody();
   for (const [key, value] of Object.entries(facts)) {
-    const heading = element("th", words(key));
-    heading.scope = "row";
     const cell = element("td");
     const isState = /^(state|status)$/.test(key);
-    fill(cell, value, { kind: isState ? "badge" : typeof value === "string" && value.length > LONG_TEXT ? "long" : kindOf(key) });
+    fill(cell, value, isState ? "badge" : typeof value === "string" && value.length > LONG_TEXT ? "long" : kindOf(key));
     cell.classList.remove("number");
-    body.insertRow().append(heading, cell);
+    body.insertRow().append(heading("row", words(key)), cell);
   }
   holder.replaceChildren(body.parentNode);
 }
 
-// Return the section *id* of *parent*: a heading, a remark, and a holder that scrolls in its own width.
-export function section(parent, id, title) {
-  const known = byId(`section-${id}`);
-  if (known) {
-    setText(known.firstElementChild, title);
-    return known;
-  }
-  const made = element("section", undefined, "card");
-  made.id = `section-${id}`;
-  const heading = element("h2", title);
-  heading.id = `title-${id}`;
-  const note = element("p", "", "none");
-  const holder = element("div", undefined, "scroll");
-  holder.tabIndex = 0;
-  holder.setAttribute("role", "region");
-  holder.setAttribute("aria-labelledby", heading.id);
-  made.append(heading, note, holder);
-  parent.append(made);
+// Have *made* scroll by keyboard, too.
+function region(made, attribute, value) {
+  made.tabIndex = 0;
+  made.setAttribute("role", "region");
+  made.setAttribute(attribute, value);
   return made;
 }
 
+export const showCode = (parent, label, content) => parent.append(region(element("pre", content), "aria-label", label));
+
+function newSection(parent, id) {
+  const made = parent.appendChild(element("section", undefined, "card"));
+  const title = element("h2");
+  made.id = `section-${id}`;
+  title.id = `title-${id}`;
+  made.append(title, element("p", "", "none"), region(element("div", undefined, "scroll"), "aria-labelledby", title.id));
+  return made;
+}
+
+// Show a section of *parent*: a heading, a remark, and a table or facts in a holder that scrolls in its own width.
 export function showSection(parent, { id, title, note = "", columns, rows, facts }) {
-  const shown = section(parent, id, title);
-  const [, remark, holder] = shown.children;
+  const shown = byId(`section-${id}`) ?? newSection(parent, id);
+  const [head, remark, holder] = shown.children;
+  setText(head, title);
   setText(remark, note);
   remark.hidden = !note;
   holder.hidden = !facts && !rows.length;
-  if (holder.hidden) return shown;
   if (facts) showFacts(holder, facts);
-  else showTable(holder, columns, rows);
+  else if (rows.length) showTable(holder, columns, rows);
   return shown;
 }

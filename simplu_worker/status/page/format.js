@@ -30,6 +30,14 @@ export function words(key) {
 export const isNothing = (value) => value === null || value === undefined || value === ""
   || (typeof value === "object" && !Object.keys(value).length);
 
+export const withoutNothing = (facts) => Object.fromEntries(Object.entries(facts).filter(([, value]) => !isNothing(value)));
+
+// The columns of a table, each as "key:kind:title"; without the last two it is text, with the words of its key as title.
+export const columnsOf = (...specs) => specs.map((spec) => {
+  const [key, kind = "text", title = words(key)] = spec.split(":");
+  return { key, kind, title };
+});
+
 export function time(value) {
   const date = new Date(value);
   if (Number.isNaN(date.getTime())) return String(value);
@@ -40,6 +48,7 @@ export function time(value) {
 const KINDS = {
   number: count,
   seconds: duration,
+  lag: duration,
   ms: (value) => `${count(value)} ms`,
   bytes: size,
   kbps: (value) => `${count(value)} KB/s`,

@@ -1,15 +1,14 @@
 // A tenant and its last operations, and an operation by its id.
 import { ask } from "./client.js";
-import { byId, element, setText, showSection } from "./dom.js";
-import { count, isNothing } from "./format.js";
+import { byId, setText, showCode, showSection } from "./dom.js";
+import { columnsOf, count, isNothing, withoutNothing } from "./format.js";
 
 const LISTED = 200; // of them the outcomes are counted
 const SHOWN = 20;
-const column = (key, title, kind = "text") => ({ key, title, kind });
-const OPERATIONS = [column("completedAt", "Completed", "time"), column("status", "Status", "badge"), column("operation", "Operation"),
-  column("resourceType", "Type"), column("resourceId", "Resource"), column("error", "Error", "long"), column("requestId", "Request id")];
+const OPERATIONS = columnsOf("completedAt:time:Completed", "status:badge", "operation",
+  "resourceType:text:Type", "resourceId:text:Resource", "error:long", "requestId");
 
-const queryOf = (members) => new URLSearchParams(Object.entries(members).filter(([, value]) => value)).toString();
+const queryOf = (members) => new URLSearchParams(withoutNothing(members)).toString();
 
 function remark(message) {
   setText(byId("lookup-notice"), message);
@@ -51,15 +50,11 @@ async function showTenant(businessId, locationId, status) {
     },
   });
   if (tenant.status !== 200) return;
-  const errors = failed.body.operations ?? [];
-  showSection(byId("found"), {
-    id: "tenant-errors", title: `Last failed operations of ${businessId} ${locationId}`, columns: OPERATIONS, rows: errors,
-    note: failed.status === 200 ? errors.length ? "" : "None." : failed.body.error ?? "No answer.",
-  });
-  showSection(byId("found"), {
-    id: "tenant-operations", title: `Last operations of ${businessId} ${locationId}`, columns: OPERATIONS, rows: operations.slice(0, SHOWN),
-    note: latest.status === 200 ? operations.length ? "" : "None." : latest.body.error ?? "No answer.",
-  });
+  for (const [id, what, { status: code, body }] of [["errors", "failed operations", failed], ["operations", "operations", latest]]) {
+    const rows = (body.operations ?? []).slice(0, SHOWN);
+    const note = code === 200 ? rows.length ? "" : "None." : body.error ?? "No answer.";
+    showSection(byId("found"), { id: `tenant-${id}`, title: `Last ${what} of ${businessId} ${locationId}`, columns: OPERATIONS, rows, note });
+  }
 }
 
 async function showOperation(requestId, businessId, locationId) {
@@ -67,13 +62,7 @@ async function showOperation(requestId, businessId, locationId) {
   const { body } = await ask(`operations/${encodeURIComponent(requestId)}${query ? `?${query}` : ""}`);
   const { result, ...facts } = body;
   const shown = showSection(byId("found"), { id: "operation", title: `Operation ${requestId}`, facts });
-  shown.querySelector("pre")?.remove();
-  if (isNothing(result)) return;
-  const code = element("pre", JSON.stringify(result, null, 2));
-  code.tabIndex = 0;
-  code.setAttribute("role", "region");
-  code.setAttribute("aria-label", "Result");
-  shown.append(code);
+  if (!isNothing(result)) showCode(shown, "Result", JSON.stringify(result, null, 2));
 }
 
 function close() {
@@ -84,6 +73,7 @@ function close() {
 
 // Have the form ask the worker; *readStatus* returns the last status.
 export function openLookup(readStatus) {
+  close();
   byId("lookup").addEventListener("submit", async (event) => {
     event.preventDefault();
     const [businessId, locationId, requestId] = ["business", "location", "request"].map((id) => byId(id).value.trim());

@@ -3,6 +3,7 @@ import { showCharts } from "./charts.js";
 import { UnreachableError, ask, forgetToken, keepToken, knownToken, listen } from "./client.js";
 import { byId, element, setText, showSection } from "./dom.js";
 import { duration } from "./format.js";
+import { closeLetters, openLetters } from "./letters.js";
 import { closeLookup, openLookup } from "./lookup.js";
 import { Traces } from "./traces.js";
 import { overviewOf, sectionsOf } from "./views.js";
@@ -44,7 +45,7 @@ function showOverview(tiles) {
   while (holder.children.length > tiles.length) holder.lastElementChild.remove();
   for (const [place, { id, value, label, tone }] of tiles.entries()) {
     const tile = holder.children[place] ?? holder.appendChild(element("a"));
-    tile.className = `tile card ${tone ?? ""}`;
+    tile.className = `tile card ${tone || ""}`;
     tile.href = `#section-${id}`;
     if (!tile.children.length) tile.append(element("strong"), element("span"));
     setText(tile.firstElementChild, value);
@@ -97,6 +98,7 @@ function show() {
   const known = { fleet, queues: state.queues, traces: state.traces.byStreamShard, actions: actionsOf(status) };
   showOverview(overviewOf(status, known));
   showCharts(status.history ?? {});
+  setText(byId("scope"), `Charts, held targets and errors are those of replica ${status.replica}.`);
   showSections(sectionsOf(status, known));
   const uptime = status.uptime_s;
   setText(byId("about"), [
@@ -109,6 +111,7 @@ function show() {
   byId("content").hidden = false;
   byId("content").className = "";
   byId("login").hidden = true;
+  byId("section-letters").hidden = status.role !== "operator";
   byId("forget").hidden = !knownToken();
   showNotice(now < (state.result?.until ?? 0) ? state.result.text : "");
 }
@@ -118,6 +121,7 @@ function forgetStatus() {
   for (const id of ["overview", "charts", "sections"]) byId(id).replaceChildren();
   byId("overview").shape = undefined;
   closeLookup();
+  closeLetters();
   byId("content").hidden = true;
   setText(byId("about"), "");
   setText(byId("updated"), "");
@@ -186,6 +190,7 @@ async function keepShowing() {
         }
       }
     } catch (error) {
+      if (state.asksForToken) continue;
       if (!(error instanceof UnreachableError)) console.error(error);
       showTrouble(error instanceof UnreachableError
         ? `The worker does not answer at ${location.host}. Trying again every ${POLL_EVERY_MS / 1000} s.`
@@ -231,6 +236,7 @@ byId("forget").addEventListener("click", () => {
 });
 document.addEventListener("visibilitychange", () => document.hidden && stream.abort());
 openLookup(() => state.status);
+openLetters();
 keepShowing();
 keepProbing();
 keepAskingQueues();

@@ -1,13 +1,13 @@
 // The status of the worker and of its fleet, as sections of tables. Pure.
-import { count, duration, isNothing, text } from "./format.js";
+import { columnsOf, count, duration, isNothing, text, toneOfLag, withoutNothing } from "./format.js";
 
 const HELD_SHOWN = 50;
 
-const column = (key, title, kind = "text") => ({ key, title, kind });
 const withoutZeros = (counts) => Object.fromEntries(Object.entries(counts ?? {}).filter(([, one]) => one));
 const sum = (values) => values.filter((one) => typeof one === "number").reduce((total, one) => total + one, 0);
 const maximum = (values) => values.filter((one) => typeof one === "number").reduce((top, one) => Math.max(top ?? 0, one), null);
-const plural = (number, noun) => `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
+const noun = (number, one) => (number === 1 ? one : `${one}s`);
+const plural = (number, one) => `${count(number)} ${noun(number, one)}`;
 
 // The stream shards with all that the fleet and this replica know of each.
 export function streamShardsOf(status, fleet, traces) {
@@ -16,18 +16,18 @@ export function streamShardsOf(status, fleet, traces) {
   return rows.map((one) => {
     const here = own.get(one.streamShard) ?? {};
     const trace = traces.get(one.streamShard);
+    const chart = (what, points) => points?.some((point) => point !== null) && { points, label: `${what} of ${one.streamShard} since this page is open` };
     return {
       ...here,
       ...one,
       held: isNothing(here.held) ? one.heldTargets || null : here.held,
-      lagChart: trace && { points: trace.lag, label: `Lag of ${one.streamShard} since this page is open` },
-      rateChart: trace?.rate.some((rate) => rate !== null)
-        ? { points: trace.rate, label: `Records a second of ${one.streamShard} since this page is open` } : null,
+      lagChart: chart("Lag", trace?.lag) || null,
+      rateChart: chart("Records a second", trace?.rate) || null,
     };
   });
 }
 
-// The queues as SQS reports them, with all that their receivers know. Which one takes dead letters: the target of a redrive.
+// The queues as SQS reports them, with all that their receivers know.
 export function queuesOf(status, queues) {
   const received = new Map((status.queues ?? []).map((one) => [one.name, one]));
   const rows = queues ?? [...received.values()];
@@ -56,6 +56,8 @@ const shardRow = ({ tenantCount, connections, connectionsUsed, connectionsMax, e
   server: isNothing(connectionsUsed) ? null : `${connectionsUsed} of ${connectionsMax ?? "?"}`,
   lastAnswerAt: lastAnswer?.at,
 });
+
+const heldElsewhere = (fleet) => sum((fleet?.replicas ?? []).map((one) => (one.isThis ? 0 : one.heldTargets)));
 
 function summaryOf(held) {
   const counts = new Map();
@@ -94,68 +96,69 @@ export function sectionsOf(status, { fleet, queues, traces, actions }) {
   const held = [...(status.held ?? [])].sort((one, other) => other.ageSeconds - one.ageSeconds);
   const streamShards = streamShardsOf(status, fleet, traces);
   const more = held.length > HELD_SHOWN ? ` The oldest ${HELD_SHOWN} are shown.` : "";
+  const elsewhere = heldElsewhere(fleet);
+  const others = elsewhere ? ` ${count(elsewhere)} are held on other replicas.` : "";
   return [
     {
-      id: "held", title: "Held targets", isHidden: !held.length,
-      note: `${summaryOf(held)}. Their operations wait in the stream; all others go on.${more}`,
-      columns: [column("target", "Target"), column("reason", "Reason", "warning"), column("state", "State", "badge"),
-        column("ageSeconds", "Age", "seconds"), column("advice", "What to do", "advice"), column("runbook", "Runbook"),
-        column("tenants", "Tenants", "number"), column("heldForSeconds", "Held for", "seconds"),
-        column("streamShard", "Stream shard"), column("position", "Position", "code"), column("retry", "Action", "action")],
+      id: "held", title: "Held targets", isHidden: !held.length && !elsewhere,
+      note: `${summaryOf(held) || "None here"}. Their operations wait in the stream; all others go on.${more}${others}`,
+      columns: columnsOf("target", "reason:warning", "state:badge",
+        "ageSeconds:seconds", "advice:advice:What to do", "runbook:link",
+        "tenants:number", "heldForSeconds:seconds",
+        "streamShard", "position:code", "retry:action:Action"),
       rows: held.slice(0, HELD_SHOWN).map((one) => ({ ...one, ...status.heldAdvice?.[one.reason], retry: actions?.retry(one) })),
     },
     {
       id: "work", title: "Moves, catch-ups and upgrades in progress", rows: workOf(status),
-      columns: [column("kind", "Kind"), column("subject", "Subject", "long"), column("state", "State", "badge"),
-        column("detail", "Detail", "advice"), column("startedAt", "Since", "time"), column("notedAt", "Went on at", "time"), column("seconds", "For", "seconds")],
+      columns: columnsOf("kind", "subject:long", "state:badge",
+        "detail:advice", "startedAt:time:Since", "notedAt:time:Went on at", "seconds:seconds:For"),
     },
     {
       id: "shards", title: "Shards", rows: (status.shards ?? []).map(shardRow), note: status.shards?.length ? "" : "No shard is known yet.",
-      columns: [column("shardId", "Shard"), column("state", "State", "badge"), column("problems", "Problems", "long"),
-        column("role", "Role"), column("responseMs", "Response", "ms"), column("tenants", "Tenants", "number"), column("usage", "Usage", "ratio"),
-        column("server", "Connections of the server"), column("own", "Ours"),
-        column("replicationLagSeconds", "Replication lag", "seconds"), column("schemaVersion", "Schema", "number"),
-        column("lastCheckAt", "Checked", "time"), column("lastAnswerAt", "Last answer", "time"), column("place", "Place")],
+      columns: columnsOf("shardId:text:Shard", "state:badge", "problems:long",
+        "role", "responseMs:ms", "tenants:number", "usage:ratio",
+        "server:text:Connections of the server", "own:text:Ours",
+        "replicationLagSeconds:seconds", "schemaVersion:number:Schema",
+        "lastCheckAt:time:Checked", "lastAnswerAt:time:Last answer", "place"),
     },
     {
       id: "replicas", title: "Replicas", rows: (fleet?.replicas ?? []).map((one) => ({ ...one, replica: one.isThis ? `${one.replica} (this one)` : one.replica })),
-      columns: [column("replica", "Replica"), column("version", "Version"), column("leases", "Leases", "number"), column("lagSeconds", "Lag", "lag"),
-        column("recordsPerSecond", "Records", "rate"), column("readKBps", "Read", "kbps"), column("heldTargets", "Held", "number"),
-        column("seenSecondsAgo", "Seen ago", "seconds")],
+      columns: columnsOf("replica", "version", "leases:number", "lagSeconds:lag",
+        "recordsPerSecond:rate:Records", "readKBps:kbps:Read", "heldTargets:number:Held",
+        "seenSecondsAgo:seconds:Seen ago"),
     },
     {
       id: "stream", title: "Stream shards", isHidden: !streamShards.length,
       rows: streamShards.map((one) => ({ ...one, release: actions?.release(one) })),
-      columns: [column("streamShard", "Stream shard"), column("state", "State", "badge"), column("lagSeconds", "Lag", "lag"),
-        column("lagChart", "Lag, since open", "chart"), column("recordsPerSecond", "Records", "rate"), column("rateChart", "Records, since open", "chart"),
-        column("held", "Held"), column("pendingBytes", "Pending", "bytes"), column("reads", "Reads"), column("owner", "Owner"),
-        column("trouble", "Trouble", "long"), column("renewalAgeSeconds", "Renewed ago", "seconds"), column("checkpoint", "Checkpoint", "code"),
-        column("release", "Action", "action")],
+      columns: columnsOf("streamShard", "state:badge", "lagSeconds:lag",
+        "lagChart:chart:Lag, since open", "recordsPerSecond:rate:Records", "rateChart:chart:Records, since open",
+        "held", "pendingBytes:bytes", "reads", "owner",
+        "trouble:long", "renewalAgeSeconds:seconds:Renewed ago", "checkpoint:code",
+        "release:action:Action"),
     },
     {
       id: "queues", title: "Queues", rows: queuesOf(status, queues), isHidden: !(status.queues ?? []).length && !(queues ?? []).length,
-      columns: [column("name", "Queue"), column("state", "State", "badge"), column("kind", "Kind"), column("visible", "Waiting", "number"),
-        column("inFlight", "In flight", "number"), column("delayed", "Delayed", "number"), column("inHand", "In flight here", "number"),
-        column("oldestInHandSeconds", "Oldest here", "seconds"), column("outcomes", "Outcomes"), column("redriveTo", "Redrive to"),
-        column("error", "Error", "long")],
+      columns: columnsOf("name:text:Queue", "state:badge", "kind", "visible:number:Waiting",
+        "inFlight:number", "delayed:number", "inHand:number:In flight here",
+        "oldestInHandSeconds:seconds:Oldest here", "outcomes", "redriveTo",
+        "error:long"),
     },
     {
       id: "errors", title: "Recent errors and warnings", rows: status.recentErrors ?? [], note: isNothing(status.recentErrors) ? "None." : "",
-      columns: [column("at", "At", "time"), column("level", "Level", "badge"), column("event", "Event"), column("about", "About"),
-        column("error", "Error", "long"), column("count", "Times", "number")],
+      columns: columnsOf("at:time", "level:badge", "event", "about",
+        "error:long", "count:number:Times"),
     },
     { id: "totals", title: "Since the start of this replica", facts: totalsOf(status) },
   ];
 }
 
 function totalsOf({ counters = {}, cache, prefetch, citrus, sources = [] }) {
-  const facts = {
+  return withoutNothing({
     operations: text(counters.operations), deadLetters: text(counters.deadLetters), provisionedTenants: text(counters.provisioned),
     sources: sources.map(({ name, state }) => `${name} ${state}`).join(", "),
     readAheadAndNotApplied: prefetch && `${text(prefetch.usedBytes, "bytes")} of ${text(prefetch.maxBytes, "bytes")}`,
     citrus, cache: cache && text(cache),
-  };
-  return Object.fromEntries(Object.entries(facts).filter(([, value]) => !isNothing(value)));
+  });
 }
 
 // The few numbers by which a person sees whether all is well.
@@ -166,21 +169,25 @@ export function overviewOf(status, { fleet, queues, traces }) {
   const sick = shards.filter(({ state }) => state !== "healthy");
   const lost = sick.filter(({ state }) => state === "lost");
   const lag = maximum(streamShards.map((one) => one.lagSeconds));
-  const held = new Set((status.held ?? []).map((one) => one.target)).size;
+  const held = new Set((status.held ?? []).map((one) => one.target)).size + heldElsewhere(fleet);
   const unowned = streamShards.filter(({ state }) => state === "unowned").length;
   const known = queuesOf(status, queues);
   const dead = known.filter((one) => one.isDead);
   const buried = status.history ? sum(status.history.deadLetters) : null;
   const rates = streamShards.map((one) => one.recordsPerSecond).filter((one) => typeof one === "number");
+  const messages = sum(known.filter((one) => !one.isDead).map((one) => one.visible));
+  const buriedInQueues = sum(dead.map((one) => one.visible));
+  const letters = status.role === "operator" ? "letters" : "queues";
+  const tile = (id, value, label, tone = "") => ({ id, value, label, tone });
   return [
-    { id: "replicas", value: count(replicas.length), label: replicas.length === 1 ? "replica" : "replicas", isHidden: !replicas.length },
-    { id: "stream", value: count(streamShards.length), label: unowned ? `stream shards, ${unowned} without owner` : "stream shards", tone: unowned ? "bad" : "", isHidden: !streamShards.length },
-    { id: "stream", value: text(lag, "seconds"), label: "highest lag", tone: lag >= 60 ? "bad" : lag >= 10 ? "warn" : "", isHidden: lag === null },
-    { id: "stream", value: `${count(sum(rates))}/s`, label: "records of the fleet", isHidden: !rates.length },
-    { id: held ? "held" : "stream", value: count(held), label: held === 1 ? "held target" : "held targets", tone: held ? "warn" : "" },
-    { id: "shards", value: `${shards.length - sick.length} of ${shards.length}`, label: "shards healthy", tone: lost.length ? "bad" : sick.length ? "warn" : "", isHidden: !shards.length },
-    { id: "queues", value: count(sum(known.filter((one) => !one.isDead).map((one) => one.visible))), label: "messages wait", isHidden: !known.length },
-    { id: "queues", value: count(sum(dead.map((one) => one.visible))), label: "in the dead-letter queue", tone: sum(dead.map((one) => one.visible)) ? "warn" : "", isHidden: !dead.length },
-    { id: "errors", value: count(buried ?? 0), label: "dead letters in an hour", tone: buried ? "warn" : "", isHidden: buried === null },
-  ].filter((tile) => !tile.isHidden);
+    replicas.length && tile("replicas", count(replicas.length), noun(replicas.length, "replica")),
+    streamShards.length && tile("stream", count(streamShards.length), unowned ? `stream shards, ${unowned} without owner` : "stream shards", unowned && "bad"),
+    lag !== null && tile("stream", text(lag, "seconds"), "highest lag", toneOfLag(lag)),
+    rates.length && tile("stream", `${count(sum(rates))}/s`, "records of the fleet"),
+    tile(held ? "held" : "stream", count(held), noun(held, "held target"), held && "warn"),
+    shards.length && tile("shards", `${shards.length - sick.length} of ${shards.length}`, "shards healthy", lost.length ? "bad" : sick.length && "warn"),
+    known.length && tile("queues", count(messages), "messages wait"),
+    dead.length && tile(letters, count(buriedInQueues), "in the dead-letter queue", buriedInQueues && "warn"),
+    buried !== null && tile(letters, count(buried), "dead letters in an hour", buried && "warn"),
+  ].filter(Boolean);
 }

@@ -126,6 +126,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
         locationId=TEXT_OR_NULL,
         since={"type": ["string", "null"], "format": "date-time"},
         until={"type": ["string", "null"], "format": "date-time"},
+        messageIds={"type": "array", "items": {"type": "string", "minLength": 1, "maxLength": 100}, "maxItems": 1000},
         limit={"type": "integer", "minimum": 1, "maximum": 10_000},
         records=TRUTH,
         apply=TRUTH,

@@ -335,6 +335,10 @@ async def test_list_prints_what_is_meant_and_leaves_all_of_it(bench: Bench) -> N
     (row,) = some.json["letters"]
     assert json.loads(row["record"])["data"] == secret
     assert (row["businessId"], row["streamShard"], some.json["notLetters"]) == ("t1", "shardId-000000000000", [])
+    (named,) = (await bench.shown(filters=DeadLetterFilter(message_ids=frozenset({row["messageId"], "another"})))).json[
+        "letters"
+    ]
+    assert named["messageId"] == row["messageId"]
     invalid = await bench.shown(ListOptions(10, records=True), DeadLetterFilter(reasons=frozenset({INVALID})))
     assert [row["recordBase64"] for row in invalid.json["letters"]] == ["/3ByaXZhdGU="]
     cut = await bench.shown(ListOptions(limit=2, records=False))

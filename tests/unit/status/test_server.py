@@ -22,6 +22,7 @@ from yarl import URL
 
 from simplu_worker.consumers.operation_taps import TAPS_MAX
 from simplu_worker.metrics import instruments  # noqa: F401  # the metrics that /metrics must show
+from simplu_worker.operations.operation import DeadLetterReason
 from simplu_worker.status.access.roles import Tokens
 from simplu_worker.status.connections import ConnectionLimits
 from simplu_worker.status.list_query import OperationListQuery
@@ -571,6 +572,9 @@ async def test_body_that_cannot_be_meant_is_refused(site: Site, daemon: Daemon, 
         (b'{"businessId": "b"}', 400),
         (b'{"limit": 0}', 400),
         (b'{"until": "yesterday"}', 400),
+        (b'{"messageIds": ["0d8e"], "apply": true}', 200),
+        (b'{"messageIds": [""]}', 400),
+        (b'{"messageIds": [' + b", ".join([b'"0d8e"'] * 1001) + b"]}", 400),
         (b'{"aply": true}', 400),
     ],
 )
@@ -782,6 +786,12 @@ async def test_files_of_the_page_are_served_small_and_need_no_other_host(site: S
     folder = ROOT / "simplu_worker" / "status" / "page"
     assert len(found) == sum(1 for path in folder.iterdir() if path.suffix in {".html", ".css", ".js"})
     assert sum(map(len, found.values())) < 60_000
+
+
+async def test_page_offers_every_reason_of_dead_letters(site: Site) -> None:
+    """Those that the worker takes, and any."""
+    _, _, body = await site.ask("/")
+    assert set(re.findall(r"<option[^>]*>(\w+)", body.decode())) == {"any", *map(str, DeadLetterReason)}
 
 
 @pytest.mark.parametrize("path", ["/page/files.py", "/page/index.html", "/page/", "/page/%2e%2e%2fserver.py"])

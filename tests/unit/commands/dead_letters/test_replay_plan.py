@@ -114,11 +114,14 @@ def left_for(one: DeadLetter, rules: ReplayRules = RULES) -> LeftReason:
         (DeadLetterFilter(until=FAILED_AT), False),
         (DeadLetterFilter(until=FAILED_AT + timedelta(microseconds=1)), True),
         (DeadLetterFilter(since=FAILED_AT, tenant=("b", "other")), False),
+        (DeadLetterFilter(message_ids=frozenset({"m-1", "m-2"})), True),
+        (DeadLetterFilter(message_ids=frozenset({"m-2"})), False),
+        (DeadLetterFilter(message_ids=frozenset({"m-1"}), source=Source.SQS), False),
     ],
 )
 def test_filters_mean_what_all_of_them_mean(filters: DeadLetterFilter, expected: bool) -> None:  # noqa: FBT001
     """Several reasons are alternatives; everything else is narrowed by each further filter."""
-    assert filters.match(letter()) is expected
+    assert filters.match(letter(), "m-1") is expected
 
 
 @pytest.mark.parametrize(
@@ -129,6 +132,7 @@ def test_filters_mean_what_all_of_them_mean(filters: DeadLetterFilter, expected:
         DeadLetterFilter(tenant=("b", "l")),
         DeadLetterFilter(since=FAILED_AT),
         DeadLetterFilter(until=FAILED_AT),
+        DeadLetterFilter(message_ids=frozenset({"m-1"})),
     ],
 )
 def test_filter_matches_all_only_without_any_criterion(filters: DeadLetterFilter) -> None:
@@ -295,7 +299,7 @@ def test_letter_of_bad_parts_is_found_by_the_reason_of_each() -> None:
     """Its own reason is that of the first."""
     parts = BadParts(9, 2, {"unknown_tenant": 1, "too_large": 1}, (1, 2))
     one = letter(reason=DeadLetterReason.UNKNOWN_TENANT, parts=parts)
-    found = {reason for reason in DeadLetterReason if DeadLetterFilter(reasons=frozenset({reason})).match(one)}
+    found = {reason for reason in DeadLetterReason if DeadLetterFilter(reasons=frozenset({reason})).match(one, "m")}
     assert found == {DeadLetterReason.UNKNOWN_TENANT, DeadLetterReason.TOO_LARGE}
 
 
