@@ -73,6 +73,7 @@ async def run_worker(settings: Settings, letters: OpenDesk | None = None) -> Non
         name=worker_id(socket.gethostname(), os.getpid(), secrets.token_hex(4)),
         stopping=signals.stopping,
         grace_s=settings.shutdown_grace_seconds,
+        runbook_url=settings.runbook_url,
     )
     async with AsyncExitStack() as stack:
         port = await _serve_http(stack, settings, replica, letters)

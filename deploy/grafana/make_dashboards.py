@@ -60,7 +60,7 @@ def _render(described: dict[str, Any], docs_url: str) -> dict[str, Any]:
         "timezone": "browser",
         "links": [
             {"type": "dashboards", "title": "simplu-worker", "tags": ["simplu-worker"], "asDropdown": True},
-            {"type": "link", "title": "Runbook", "url": f"{docs_url}/runbook/README.md", "targetBlank": True},
+            {"type": "link", "title": "Runbook", "url": f"{docs_url}/runbook/index.html", "targetBlank": True},
         ],
         "templating": {
             "list": [
@@ -117,7 +117,7 @@ def _panel(panel: Panel, docs_url: str) -> dict[str, Any]:
         "title": panel.title,
         "description": panel.description,
         "datasource": DATASOURCE,
-        "links": [{"title": "Runbook", "url": f"{docs_url}/monitoring.md#{panel.page}", "targetBlank": True}],
+        "links": [{"title": "Runbook", "url": f"{docs_url}/monitoring.html#{panel.page}", "targetBlank": True}],
         "fieldConfig": {
             "defaults": {"unit": panel.unit, "thresholds": {"mode": "absolute", "steps": steps}},
             "overrides": [],

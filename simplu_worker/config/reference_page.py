@@ -21,7 +21,7 @@ AREAS: Mapping[str, tuple[str, ...]] = {
     "Connections": ("DATABASE_ALLOWED_HOSTS", "DATABASE_POOL_SIZE", "DATABASE_MAX_CONNECTIONS"),
     "Tenants and operations": ("DYNAMODB_BUSINESS_INFO_TABLE", "PROVISION_", "TENANT_", "OPERATION_", "LIST_"),
     "Cache": ("REDIS_",),
-    "HTTP": ("HTTP_", "API_", "ALLOW_DESTRUCTIVE_HTTP"),
+    "HTTP": ("HTTP_", "API_", "RUNBOOK_URL", "ALLOW_DESTRUCTIVE_HTTP"),
     "Commands": ("BACKUP_", "IMPORT_"),
     "Process": ("LOG_", "SHUTDOWN_"),
 }

@@ -321,6 +321,10 @@ class Settings(BaseModel):
         default=False,
         description="Show counts and states of `/status`, `/shards` and the monitoring points without a token.",
     )
+    runbook_url: ServerUrl | None = Field(
+        default=None,
+        description="Address of the documentation site: the status page and `/status` then link runbooks there.",
+    )
     allow_destructive_http: bool = Field(
         default=False, description="Lets the protected `DELETE`s empty a queue or the cache; otherwise they answer 403."
     )

@@ -68,12 +68,13 @@ DRAIN_MARGIN_S: Final = 10.0  # to cancel and to close after the grace time, whe
 class ReplicaStatus:
     """The state of this replica for its views; the parts are None until `start`.
 
-    *grace_s* is the time to drain once *stopping* is set.
+    *grace_s* is the time to drain once *stopping* is set, *runbook_url* the address of the documentation site.
     """
 
     name: str
     stopping: asyncio.Event
     grace_s: float = float("inf")
+    runbook_url: str | None = None
     started_at: float = field(default_factory=time.monotonic)
     gateway: ShardGateway | None = None
     pools: Pools | None = None
@@ -202,7 +203,9 @@ class ReplicaStatus:
             "streamShards": self.fleet.status() if self.fleet else [],
             "shards": self._shards(),
             "held": held,
-            "heldAdvice": {reason: advice_members(reason) for reason in sorted({one["reason"] for one in held})},
+            "heldAdvice": {
+                reason: advice_members(reason, self.runbook_url) for reason in sorted({one["reason"] for one in held})
+            },
             "moves": move_views(self.health.unfinished_moves()),
             "prefetch": self.fleet
             and {

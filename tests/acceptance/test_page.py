@@ -38,6 +38,7 @@ PICTURE_LOAD_PAUSE_S = 2.0
 SEEN_WITHIN_S = 15.0
 LEAVES_SCREEN = "\x1b[?1049l"
 VIEWER_TOKEN = "viewer-of-the-page"
+SITE_URL = "https://docs.example.com/simplu-worker"
 # The rows of a mover that has fenced its tenant and copies what is left.
 OPEN_MOVE = """
 INSERT INTO public.moves (tenant_id, target_shard_id, move_token, step, detail)
@@ -163,7 +164,7 @@ async def wait_for_events(page: BrowserTab) -> None:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world() -> AsyncIterator[PageWorld]:
     """Give a worker in trouble."""
-    async with FullStack(env={"API_VIEWER_TOKEN": VIEWER_TOKEN}) as stack:
+    async with FullStack(env={"API_VIEWER_TOKEN": VIEWER_TOKEN, "RUNBOOK_URL": SITE_URL}) as stack:
         world = PageWorld(stack)
         await world.begin()
         yield world
@@ -198,7 +199,8 @@ async def test_page_shows_the_trouble_and_the_way_out(world: PageWorld, page: Br
     overview = await page.evaluate("document.getElementById('overview').innerText")
     assert all(reason in held for reason in ("moving", "unregistered", "shard_unavailable"))
     assert "See why the shard does not answer" in held
-    assert "docs/moving.md" in held
+    link = "document.querySelector('#section-held a[href$=\"/moving.html\"]')"
+    assert await page.evaluate(f"[{link}.href, {link}.innerText]") == [f"{SITE_URL}/moving.html", "moving.html"]
     assert f"tenant {world.unregistered.tenant_id}" in held
     assert "lost" in shards
     assert "Schema" in shards

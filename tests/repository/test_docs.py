@@ -158,14 +158,21 @@ def test_alerts_have_a_runbook_each() -> None:
     assert re.findall(r"^### (\w+)$", section, flags=re.MULTILINE) == re.findall(r"- alert: (\w+)", rules)
 
 
+def source_of(path: str) -> Path:
+    """Return the page from which the site's build makes *path*, an `.html`."""
+    assert path.endswith(".html"), path
+    page = DOCS / f"{path.removesuffix('.html')}.md"
+    return page if page.exists() else page.with_name("README.md")
+
+
 def test_runbook_urls_lead_to_pages_and_headings_that_exist() -> None:
     """The link of an alert ends at the heading of that alert."""
     rules = (ROOT / "deploy" / "prometheus" / "alerts.yaml").read_text(encoding="utf-8")
     alerts = re.findall(r"- alert: (\w+)$.*?runbook_url: (\S+)$", rules, flags=re.MULTILINE | re.DOTALL)
     assert len(alerts) == rules.count("- alert: ")
     for alert, url in alerts:
-        page, _, anchor = url.removeprefix(f"{DOCS_URL}/").partition("#")
-        assert anchor in map(anchor_of, headings(DOCS / page)), url
+        path, _, anchor = url.removeprefix(f"{DOCS_URL}/").partition("#")
+        assert anchor in map(anchor_of, headings(source_of(path))), url
         assert anchor == alert.lower()
 
 
@@ -175,9 +182,9 @@ def test_links_of_dashboards_lead_to_pages_and_headings_that_exist() -> None:
     urls = {url for text in texts for url in re.findall(rf'"{DOCS_URL}/([^"]+)"', text)}
     assert len(urls) > 10
     for url in urls:
-        page, _, anchor = url.partition("#")
-        assert (DOCS / page).exists(), url
-        assert not anchor or anchor in map(anchor_of, headings(DOCS / page)), url
+        path, _, anchor = url.partition("#")
+        assert source_of(path).exists(), url
+        assert not anchor or anchor in map(anchor_of, headings(source_of(path))), url
 
 
 @pytest.mark.parametrize("page", COMMAND_PAGES, ids=lambda page: page.name)

@@ -28,7 +28,18 @@ BY_REASON: Final = {
 }
 
 
-def advice_members(reason: str) -> dict[str, str]:
-    """Return the members of a held target that name what to do; none for an unknown reason."""
+def advice_members(reason: str, site: str | None = None) -> dict[str, str]:
+    """Return the members of a held target that name what to do; none for an unknown reason.
+
+    The page is a link where *site*, the address of the documentation site, is known, and else its path.
+    """
     advice = BY_REASON.get(reason)
-    return {} if advice is None else {"advice": advice.text, "runbook": advice.runbook}
+    if advice is None:
+        return {}
+    return {"advice": advice.text, "runbook": advice.runbook if site is None else page_url(site, advice.runbook)}
+
+
+def page_url(site: str, page: str) -> str:
+    """Return the address of a page of the repository, such as `docs/moving.md#the-end`, on the site at *site*."""
+    path, hash_sign, heading = page.removeprefix("docs/").partition("#")
+    return f"{site}/{path.removesuffix('.md')}.html{hash_sign}{heading}"

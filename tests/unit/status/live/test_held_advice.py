@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from support.requires import ROOT
 
 from simplu_worker.metrics.instruments import HELD_REASONS
@@ -13,6 +15,25 @@ def test_every_reason_has_advice() -> None:
     assert BY_REASON.keys() == set(HELD_REASONS)
     assert advice_members("other") == {}
     assert advice_members("gap")["runbook"] == "docs/runbook/shard-held-for-gap.md"
+
+
+def test_page_is_a_link_where_the_site_is_known() -> None:
+    """The pages of the site have the names that its build gives them, and the same headings."""
+    site = "https://docs.example.com/simplu-worker"
+    assert advice_members("other", site) == {}
+    assert advice_members("moving", site)["runbook"] == f"{site}/moving.html"
+    assert advice_members("gap", site)["runbook"] == f"{site}/runbook/shard-held-for-gap.html"
+
+
+def test_links_agree_with_those_of_the_alerts() -> None:
+    """One address serves for the page and for the rules: RUNBOOK_URL is the one that users put into the rules."""
+    rules = (ROOT / "deploy" / "prometheus" / "alerts.yaml").read_text(encoding="utf-8")
+    urls = re.findall(r"runbook_url: (\S+)", rules)
+    site = urls[0].rpartition("/")[0]
+    advised = [advice_members(reason, site)["runbook"] for reason in BY_REASON]
+    about_alerts = [url for url in advised if "/monitoring." in url]
+    assert about_alerts
+    assert set(about_alerts) <= set(urls)
 
 
 def test_pages_exist_with_their_headings() -> None:
