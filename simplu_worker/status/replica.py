@@ -6,6 +6,7 @@ The references' monitoring points, and the requests that empty a queue or the ca
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,6 +21,7 @@ from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, LeaseRelease
 from simplu_worker.consumers.kinesis.fleet.fleet_report import lone_report
 from simplu_worker.consumers.kinesis.fleet.read_status import ReadStatus, hold_reason, read_status
 from simplu_worker.consumers.kinesis.holding.hold import Reason
+from simplu_worker.consumers.kinesis.leases.lease_report import HoldRetry
 from simplu_worker.consumers.kinesis.reader.reader_view import ReaderView
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler
@@ -253,7 +255,17 @@ class ReplicaStatus:
         """Answer `POST /held/retry`."""
         if self.gateway is None:
             return 503, {"error": "starting"}
-        return 200, {"retried": self.fleet.retry_holds(target) if self.fleet else 0}
+        if self.fleet is None:
+            return 200, {"retried": 0, "asked": [], "notAsked": []}
+        try:
+            asked = await self.fleet.ask_to_retry(HoldRetry(secrets.token_hex(8), target))
+        except ValueError as exc:
+            return 400, {"error": str(exc)}
+        return 200, {
+            "retried": self.fleet.retry_holds(target),
+            "asked": sorted(owner for owner, is_asked in asked.items() if is_asked),
+            "notAsked": sorted(owner for owner, is_asked in asked.items() if not is_asked),
+        }
 
     async def note_history(self) -> None:
         """Add the present moment to the history."""

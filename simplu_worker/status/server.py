@@ -75,7 +75,7 @@ class Views:
     as Postgres stores it) is passed as `msgspec.Raw`, so that no number loses a digit.
     *operation* takes the request id and, both or neither, business id and location id; *tenant* takes those two ids;
     *operations* takes the query of a list.
-    *release_lease* releases that of a stream shard; *retry_held* tries a held target, or all of them;
+    *release_lease* releases that of a stream shard; *retry_held* has replicas try a held target, or all;
     *letters* acts on dead letters, where that is possible.
     *purge* empties the queue of that name, or the only source queue for None; *clear_cache* empties the cache.
     """

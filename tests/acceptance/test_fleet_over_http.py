@@ -10,10 +10,13 @@ from typing import Any
 
 import aiohttp
 import pytest
+from support.full_stack import make_item, make_record, partition_key
 
 from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.worker_process import WorkerProcess
 from simplu_worker.local.stack.stack import Stack
+from simplu_worker.local.workload.producer import put_items
+from simplu_worker.local.workload.workload import Tenant
 
 pytestmark = pytest.mark.slow(20)
 
@@ -67,6 +70,33 @@ async def tap_bad_record(stack: Stack, env: dict[str, str], workers: list[Worker
     return found
 
 
+async def retry_what_both_hold(stack: Stack, env: dict[str, str], workers: list[WorkerProcess]) -> dict[str, Any]:
+    """Have a tenant held on both stream shards, and the first worker asked to retry; return its answer.
+
+    The second worker has carried it out then.
+    """
+    absent = Tenant("smile-eve", "berlin", "dental")
+    async with stack.aws_client("kinesis") as kinesis:
+        items = [
+            make_item(partition_key(number), make_record(absent, "create", f"r-{number}", resourceId="r", data={}))
+            for number in (0, 1)
+        ]
+        await put_items(kinesis, env["KINESIS_STREAM_NAME"], items, on_put=lambda _: None)
+    answer: dict[str, Any] = {}
+
+    async def is_asked() -> bool:  # once each has reported that it holds the tenant
+        answer.update((await command(env, "fleet", "retry", "--url", workers[0].url))[1])
+        return bool(answer["retried"] and answer["asked"])
+
+    async def is_carried_out() -> bool:
+        return '"hold.retried"' in log.read_text(encoding="utf-8")
+
+    log = stack.group.directory / "fleet-2.log"
+    assert await poll_until(is_asked, within_s=PATIENCE_S)
+    assert await poll_until(is_carried_out, within_s=PATIENCE_S)
+    return answer
+
+
 async def test_each_replica_shows_the_whole_fleet() -> None:
     """With leases, lag and rate of each replica, to a viewer too; a replica that has gone is gone from it."""
     async with Stack(shards=1, stream_shards=2) as stack:
@@ -103,6 +133,8 @@ async def test_each_replica_shows_the_whole_fleet() -> None:
         streams = [(await ask(worker, "/fleet", VIEWER_TOKEN))[1]["streamShards"] for worker in workers]
         own = [next(row["streamShard"] for row in streams[0] if row["owner"] == one["replica"]) for one in statuses]
         tapped = await tap_bad_record(stack, env, workers)
+        nothing = await command(env, "fleet", "retry", "--url", workers[0].url)
+        retried = await retry_what_both_hold(stack, env, workers)
         taken = await command(env, "fleet", "release", own[1], "--apply", "--url", workers[0].url)
 
         async def release_own() -> bool:
@@ -114,7 +146,6 @@ async def test_each_replica_shows_the_whole_fleet() -> None:
 
         assert await poll_until(release_own, within_s=PATIENCE_S)
         planned = await command(env, "fleet", "release", own[0], "--url", workers[0].url)
-        retried = await command(env, "fleet", "retry", "--url", workers[0].url)
 
         async def is_whole() -> bool:
             return bool((await ask(workers[0], "/fleet", VIEWER_TOKEN))[1]["counts"]["unowned"] == 0)
@@ -138,7 +169,8 @@ async def test_each_replica_shows_the_whole_fleet() -> None:
     assert (tapped["outcome"], tapped["reason"], tapped["content"]) == ("dead_letter", "invalid_json", "no JSON")
     assert (taken[0], taken[1]["owner"], taken[1]["how"]) == (0, names[1], "taken away")
     assert (planned[0], planned[1]["applied"]) == (0, False)
-    assert retried == (1, {"retried": 0})
+    assert nothing == (1, {"retried": 0, "asked": [], "notAsked": []})
+    assert retried == {"retried": 1, "asked": [names[1]], "notAsked": []}
     assert log.count('"path": "/leases/{streamShard}/release"') >= 2
     assert '"path": "/status"' not in log
     assert VIEWER_TOKEN not in log

@@ -290,7 +290,7 @@ async def test_operator_acts_after_a_question(world: PageWorld, page: BrowserTab
     await page.press("Enter")
     await page.wait_for("document.getElementById('notice').innerText.startsWith('Done: retried 1')")
     assert page.requests.count(url) == 1
-    assert page.questions[-1].endswith("now?")
+    assert page.questions[-1].endswith("now, on each replica?")
 
 
 async def test_dead_letters_are_looked_at_replayed_and_discarded_by_keyboard(

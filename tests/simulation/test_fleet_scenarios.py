@@ -23,6 +23,7 @@ from support.slow import slow_after
 
 from simplu_worker.consumers.kinesis.fetch.pacing import READ_INTERVAL_S
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
+from simplu_worker.consumers.kinesis.leases.lease_report import HoldRetry
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 from simplu_worker.local.kinesis.model import KinesisOptions
 
@@ -763,3 +764,50 @@ def test_repr_of_a_world_tells_what_is_in_it() -> None:
         assert world.dynamodb.table(APPLICATION) is world.table
 
     play(Plan(replica_count=1), work)
+
+
+def test_request_to_retry_is_carried_out_once_by_each_replica_that_holds_a_target() -> None:
+    """With its next renewal, in the back-off of the targets, too; a replica that takes the lease later does not."""
+
+    async def work(world: World) -> None:
+        for number, key in enumerate(KEYS):
+            put_one(world, key, number)
+        await asyncio.sleep(30)
+        asker, *others = world.alive()
+        with structlog.testing.capture_logs() as logs:
+            asked = await asker.fleet.ask_to_retry(HoldRetry("1"))
+            await asyncio.sleep(CALM.lease_duration_s / 3 + 1)
+            carried_out = [entry["stream_shard_id"] for entry in logs if entry["event"] == "hold.retried"]
+            of_others = [key for replica in others for key in replica.running()]
+            others[0].stopping.set()
+            await asyncio.sleep(2 * CALM.lease_duration_s)
+            later = [entry for entry in logs if entry["event"] == "hold.retried"][len(carried_out) :]
+        world.register_all()
+        await settle_down(world)
+        await stop_all(world)
+
+        assert asked == {replica.me: True for replica in others}
+        assert sorted(carried_out) == sorted(of_others)
+        assert later == []
+
+    play(replace(CALM, stream_shard_count=8, tenant_wait_s=300.0), work, tenants_wait=True)
+
+
+def test_request_to_retry_names_the_replicas_that_could_not_be_asked() -> None:
+    """The lease table is throttled: the person repeats the request."""
+
+    async def work(world: World) -> None:
+        for number, key in enumerate(KEYS):
+            put_one(world, key, number)
+        await asyncio.sleep(30)
+        asker, *others = world.alive()
+        world.network.trouble = Trouble(throttled=1.0)
+        asked = await asker.fleet.ask_to_retry(HoldRetry("1"))
+        world.network.trouble = Trouble()
+        world.register_all()
+        await settle_down(world)
+        await stop_all(world)
+
+        assert asked == {replica.me: False for replica in others}
+
+    play(replace(CALM, stream_shard_count=8, tenant_wait_s=300.0), work, tenants_wait=True)

@@ -49,14 +49,21 @@ async def release_lease(
 
 
 async def retry_held(settings: Settings, url: str | None, target: str | None, *, as_json: bool) -> int:
-    """Have the replica at *url* try its held targets now: all of them, or *target*. Returns 1 if it tried none."""
+    """Have the replica at *url* and, through it, the others try their held targets now: all of them, or *target*.
+
+    Returns 1 if none is tried, or a replica could not be asked.
+    """
     async with open_replica(settings, url, acts=True) as replica:
         answer = await replica.ask("POST", "/held/retry", body={"target": target})
     if as_json:
         print_json(answer)
     else:
-        print_note(f"held targets that are tried now: {answer['retried']}")
-    return 0 if answer["retried"] else 1
+        print_note(f"held targets that this replica tries now: {answer['retried']}")
+        for replica in answer["asked"]:
+            print_note(f"{replica} tries its own with the next renewal of its leases")
+        for replica in answer["notAsked"]:
+            print_note(f"{replica} could not be asked: repeat the command, or ask it with --url")
+    return 0 if (answer["retried"] or answer["asked"]) and not answer["notAsked"] else 1
 
 
 def _print_rows(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:

@@ -42,7 +42,7 @@ def release_lease(
 
 @fleet.command(name="retry")
 def retry_held(target: str | None = None, /, *, url: Url = None, common: CommonOptions = NO_OPTIONS) -> int:
-    """Try held targets of a replica now, and not after their back-off.
+    """Have every replica try its held targets now, and not after their back-off.
 
     Parameters
     ----------

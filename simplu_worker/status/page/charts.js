@@ -36,7 +36,7 @@ function describe({ key, second, title, kind, isBars }, history) {
     return [text(sum, kind), `${title} of the last hour: ${text(sum, kind)}`];
   }
   const now = (second ? [points, other] : [points]).map((one) => text(one.at(-1), kind)).join(" · ");
-  return [`${now} (highest ${top})`, `${title} of the last hour: now ${now}, highest ${top}`];
+  return [`${now} (max ${top})`, `${title} of the last hour: now ${now}, highest ${top}`];
 }
 
 export function showCharts(history) {

@@ -2,7 +2,7 @@
 import { showCharts } from "./charts.js";
 import { UnreachableError, ask, forgetToken, keepToken, knownToken, listen } from "./client.js";
 import { byId, element, setText, showSection } from "./dom.js";
-import { duration } from "./format.js";
+import { duration, withoutNothing } from "./format.js";
 import { closeLetters, openLetters } from "./letters.js";
 import { closeLookup, openLookup } from "./lookup.js";
 import { Traces } from "./traces.js";
@@ -73,7 +73,7 @@ function actionsOf({ role }) {
   if (role !== "operator") return null;
   return {
     retry: ({ target }) => ({
-      title: "Retry now", subject: target, act: () => act(`Try ${target} now?`, "held/retry", { target }),
+      title: "Retry now", subject: target, act: () => act(`Try ${target} now, on each replica?`, "held/retry", { target }),
     }),
     release: ({ streamShard, owner, state: now }) => (!owner || now === "ended" ? null : {
       title: "Release", subject: streamShard,
@@ -85,7 +85,7 @@ function actionsOf({ role }) {
 async function act(question, path, body) {
   if (!confirm(question)) return;
   const { status, body: answer } = await ask(path, { method: "POST", body }).catch(() => ({ status: 0, body: {} }));
-  const result = answer.error ?? (Object.entries(answer).map(([name, value]) => `${name} ${value}`).join(", ") || "no answer");
+  const result = answer.error ?? (Object.entries(withoutNothing(answer)).map(([name, value]) => `${name} ${value}`).join(", ") || "no answer");
   state.result = { text: `${status >= 200 && status < 300 ? "Done" : "Not done"}: ${result}.`, until: Date.now() + RESULT_SHOWN_MS };
   show();
 }

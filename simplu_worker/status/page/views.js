@@ -103,9 +103,9 @@ export function sectionsOf(status, { fleet, queues, traces, actions }) {
       id: "held", title: "Held targets", isHidden: !held.length && !elsewhere,
       note: `${summaryOf(held) || "None here"}. Their operations wait in the stream; all others go on.${more}${others}`,
       columns: columnsOf("target", "reason:warning", "state:badge",
-        "ageSeconds:seconds", "advice:advice:What to do", "runbook:link",
+        "ageSeconds:seconds", "retry:action:Action", "advice:advice:What to do", "runbook:link",
         "tenants:number", "heldForSeconds:seconds",
-        "streamShard", "position:code", "retry:action:Action"),
+        "streamShard", "position:code"),
       rows: held.slice(0, HELD_SHOWN).map((one) => ({ ...one, ...status.heldAdvice?.[one.reason], retry: actions?.retry(one) })),
     },
     {

@@ -118,7 +118,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
     ),
     "Release": _object("streamShard how", streamShard=TEXT, how={"type": "string", "enum": ["released", "taken away"]}),
     "RetryRequest": _object(target=TEXT_OR_NULL),
-    "Retry": _object("retried", retried=COUNT),
+    "Retry": _object("retried asked notAsked", retried=COUNT, asked=_list(TEXT), notAsked=_list(TEXT)),
     "LettersRequest": _object(
         reasons=_list({"type": "string", "enum": [str(reason) for reason in DeadLetterReason]}),
         source={"type": ["string", "null"], "enum": [*(str(source) for source in Source), None]},

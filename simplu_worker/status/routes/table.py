@@ -168,7 +168,7 @@ ROUTES: Final = (
     ),
     Route(
         *("POST", "/held/retry", "retry_held", Access.OPERATORS, Answer.IN_TURNS),
-        "Try the held targets of this replica now.",
+        "Try the held targets of all replicas now.",
         {200: "Retry"},
         body="RetryRequest",
     ),

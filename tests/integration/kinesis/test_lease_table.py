@@ -14,7 +14,7 @@ from support.aws.endpoints import ScriptedAws, client_of
 
 from simplu_worker.aws.clients import Client, ThrottledError
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
-from simplu_worker.consumers.kinesis.leases.lease_report import LeaseReport
+from simplu_worker.consumers.kinesis.leases.lease_report import HoldRetry, LeaseReport
 from simplu_worker.consumers.kinesis.leases.lease_table import OWNER_INDEX, LeaseTable
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON, HashRange, Position
 from simplu_worker.errors import PermanentError, RetryableError
@@ -215,6 +215,26 @@ async def test_renewal_writes_the_report_of_its_owner(table: LeaseTable, taken: 
 
     assert [lease.report for lease in (taken, first, second, by_other)] == [None, report, report, None]
     assert await table.scan() == [by_other]
+
+
+async def test_request_reaches_the_owner_with_its_next_renewal(table: LeaseTable, taken: Lease) -> None:
+    """It moves no counter, so the owner's write does not fail; a later owner is not asked."""
+    retry = HoldRetry("1", "shard s-1")
+    assert await table.write_retry(taken, retry)
+    renewed = await table.renew(taken, ME)
+    assert renewed is not None
+    assert await table.take(renewed, OTHER) is not None
+    assert not await table.write_retry(renewed, HoldRetry("2"))
+
+    assert [lease.retry for lease in (taken, renewed, *await table.scan())] == [None, retry, retry]
+    assert renewed.counter == taken.counter + 1
+
+
+async def test_request_makes_no_row(table: LeaseTable, taken: Lease) -> None:
+    """A lease that was deleted in between must not come back as half a row."""
+    assert await table.delete(taken)
+    assert not await table.write_retry(taken, HoldRetry("1"))
+    assert await table.scan() == []
 
 
 async def test_renewal_and_checkpoint_are_one_write(table: LeaseTable, taken: Lease) -> None:

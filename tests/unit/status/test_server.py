@@ -94,7 +94,7 @@ class Daemon:
     async def retry_held(self, target: str | None) -> tuple[int, dict[str, Any]]:
         """Answer as if there was one target."""
         self.asked.append(("retry_held", target))
-        return 200, {"retried": 1}
+        return 200, {"retried": 1, "asked": [], "notAsked": []}
 
     async def clear_cache(self) -> tuple[int, dict[str, Any]]:
         """Answer as if there were two keys."""

@@ -37,6 +37,7 @@ from simplu_worker.consumers.kinesis.leases.balancing import next_expiry
 from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
 from simplu_worker.consumers.kinesis.leases.lease_audit import LeaseAudit
+from simplu_worker.consumers.kinesis.leases.lease_report import HoldRetry
 from simplu_worker.consumers.kinesis.leases.lease_sync import LeaseSyncer
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases.stream_view import StreamView
@@ -196,6 +197,24 @@ class Fleet:
     def retry_holds(self, target: str | None) -> int:
         """Try held targets of this replica now: all of them, or *target*; return how many."""
         return sum(reader.retry_holds(target) for reader in self.readers())
+
+    async def ask_to_retry(self, retry: HoldRetry) -> dict[str, bool]:
+        """Ask the other replicas that report held targets to try them, through the rows of their leases.
+
+        Return the owners, each with whether it was asked: it carries out the request with its next renewal. Raises
+        ValueError for a request that no row takes.
+        """
+        asked: dict[str, bool] = {}
+        for lease in self._view.leases().values():
+            if lease.report is None or not lease.report.held_count or lease.report.by == self._me:
+                continue
+            try:
+                is_written = await self._services.table.write_retry(lease, retry)
+            except (RetryableError, PermanentError) as exc:
+                log.warning("hold.unasked", stream_shard_id=lease.lease_key, error=str(exc))
+                is_written = False
+            asked[lease.report.by] = asked.get(lease.report.by, True) and is_written
+        return asked
 
     async def release_lease(self, lease_key: str) -> LeaseRelease:
         """Release a lease for a person, whichever replica holds it. Raises as the lease table.

@@ -47,6 +47,7 @@ class LeaseRenewer:
         self._duration_s = duration_s
         self.is_reassigned = asyncio.Event()  # another worker waits for the lease: the reader is to drain
         self._has_unreadable_list = False
+        self._retry = lease.retry  # the last one that is carried out; one that was there before is none for this owner
         self._renewed_at = loop_time()
         self._meter = ThroughputMeter(lease.throughput_kbps, now=loop_time())
         self._records = RecordRate(now=loop_time())
@@ -100,6 +101,7 @@ class LeaseRenewer:
                 raise LeaseLostError
             self.lease, self._renewed_at = renewed, started_at
             self._note_reassignment()
+            self._carry_out_retry()
             self._is_renewed.set()
             due_at = aligned_time(loop_time(), interval_s)
 
@@ -152,6 +154,15 @@ class LeaseRenewer:
         if self.lease.checkpoint_owner is not None and not self.is_reassigned.is_set():
             log.info("lease.reassigned", stream_shard_id=self.lease.lease_key, next_owner=self.lease.owner)
             self.is_reassigned.set()
+
+    def _carry_out_retry(self) -> None:
+        """Try the held targets if a person has asked another replica for that since the last renewal."""
+        retry = self.lease.retry
+        if retry is None or retry == self._retry:
+            return
+        self._retry = retry
+        count = 0 if self.reader is None else self.reader.retry_holds(retry.target)
+        log.info("hold.retried", stream_shard_id=self.lease.lease_key, count=count)
 
     def _report(self, now: float) -> LeaseReport:
         """Return the state of the reader for the other replicas."""

@@ -13,7 +13,14 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from simplu_worker.consumers.kinesis.leases.lease_report import REPORT, LeaseReport, decode_report
+from simplu_worker.consumers.kinesis.leases.lease_report import (
+    REPORT,
+    RETRY,
+    HoldRetry,
+    LeaseReport,
+    decode_report,
+    decode_retry,
+)
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, HashRange, Position
 
 LeaseRow: TypeAlias = Mapping[str, Mapping[str, Any]]  # an item as DynamoDB sends it: {"leaseCounter": {"N": "7"}}
@@ -60,7 +67,7 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     `TenantSet.encode` writes them) of a stream shard that is read to its end; None before. *ahead* is None when the
     reader is not ahead of its checkpoint. Before *read_up_to* no record arrived that is pending, except those of the
     tenants in *ahead*; None unless the actual owner has written it. *report* is for people, and None in the same case.
-    No reader decides by either.
+    No reader decides by either. *retry* is the last request to the owner, or to one before it, to try its held targets.
 
     Other attributes survive, because every later write names the attributes that it changes.
     """
@@ -82,6 +89,7 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     throughput_kbps: float | None = None
     metered_by: str | None = None
     report: LeaseReport | None = None
+    retry: HoldRetry | None = None
 
     @property
     def actual_owner(self) -> str | None:
@@ -211,6 +219,7 @@ def lease_of(row: LeaseRow) -> Lease | None:
             throughput_kbps=_throughput(row),
             metered_by=_optional(row, METERED_BY, "S"),
             report=_report(row),
+            retry=_retry(row),
         )
     except UnreadableLeaseError:
         raise
@@ -308,6 +317,13 @@ def _report(row: LeaseRow) -> LeaseReport | None:
     except UnreadableLeaseError:  # it is for people: the lease can be used without it
         return None
     return decode_report(text, _optional(row, "checkpointOwner", "S") or _optional(row, "leaseOwner", "S") or None)
+
+
+def _retry(row: LeaseRow) -> HoldRetry | None:
+    try:
+        return decode_retry(_optional(row, RETRY, "S") or "")
+    except UnreadableLeaseError:  # the lease can be used without it
+        return None
 
 
 def _throughput(row: LeaseRow) -> float | None:

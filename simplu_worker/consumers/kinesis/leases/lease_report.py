@@ -1,8 +1,11 @@
-"""How the owner of a lease is doing, in an attribute of the lease row: for people, no replica decides by it. Pure.
+"""Attributes of a lease row for people: how its owner is doing, and a request to its owner. Pure.
 
 Replicas know of each other through the lease table alone, and the KCL before 3.5 takes every row there for a lease. So
 a report is an attribute of a row that its owner writes anyway. It names its writer: a worker that does not know the
-attribute would leave it stale.
+attribute would leave it stale. No replica decides by a report.
+
+A request is written by the replica that a person asks, into the rows of others, and read by each with its next renewal.
+It stays in the row and needs no clock: an owner carries out those that appear while it owns the lease, each once.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from typing import Final
 import msgspec
 
 REPORT: Final = "simpluReport"
+RETRY: Final = "simpluRetry"
 TEXT_MAX_LENGTH: Final = 1000
 LARGE: Final = 1e9  # above any value that can be
 DECIMALS: Final = 3
@@ -25,6 +29,16 @@ class LeaseReport(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     lag_s: float | None = None
     records_per_s: float | None = None
     held_count: int | None = None
+
+
+class HoldRetry(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """A request to the owner of a lease to try its held targets now: all of them, or *target*, as `/status` names it.
+
+    The *request_id* is another one for each request of a person.
+    """
+
+    request_id: str
+    target: str | None = None
 
 
 class RecordRate:
@@ -65,6 +79,24 @@ def decode_report(text: str, owner: str | None) -> LeaseReport | None:
     numbers = (report.lag_s, report.records_per_s, report.held_count)
     is_sane = all(number is None or 0 <= number < LARGE for number in numbers)
     return report if report.by == owner and is_sane else None
+
+
+def encode_retry(retry: HoldRetry) -> str:
+    """Return the text of a request for the row. Raises ValueError for one that no owner would read."""
+    text = msgspec.json.encode(retry).decode()
+    if len(text) > TEXT_MAX_LENGTH:
+        raise ValueError("target: expected the name of a held target, as /status has it, got a longer text")
+    return text
+
+
+def decode_retry(text: str) -> HoldRetry | None:
+    """Return the request in the *text* of a row; None if it cannot be read."""
+    if len(text) > TEXT_MAX_LENGTH:
+        return None
+    try:
+        return msgspec.json.decode(text, type=HoldRetry)
+    except (msgspec.DecodeError, UnicodeError):
+        return None
 
 
 def _rounded(value: float | None) -> float | None:

@@ -37,7 +37,14 @@ from simplu_worker.consumers.kinesis.leases.lease import (
     read_up_to_text,
     row_of,
 )
-from simplu_worker.consumers.kinesis.leases.lease_report import REPORT, LeaseReport, encode_report
+from simplu_worker.consumers.kinesis.leases.lease_report import (
+    REPORT,
+    RETRY,
+    HoldRetry,
+    LeaseReport,
+    encode_report,
+    encode_retry,
+)
 from simplu_worker.consumers.kinesis.leases.table_requests import (
     ConditionFailedError,
     TableInUseError,
@@ -295,6 +302,18 @@ class LeaseTable:
             row = await self._find_instead(lease, failed)
             if row is not None and has_hand_over_begun(lease, row, me=me):
                 await self.write_children(row, me, children)
+
+    async def write_retry(self, lease: Lease, retry: HoldRetry) -> bool:
+        """Write a request to the owner of *lease*, whatever its counter; return False when that is not its owner now.
+
+        Raises ValueError as `encode_retry`.
+        """
+        values = {":retry": {"S": encode_retry(retry)}, ":me": {"S": lease.actual_owner}}
+        try:
+            await self._update(lease, f"SET {RETRY} = :retry", self._held_condition(lease), values)
+        except ConditionFailedError:
+            return False
+        return True
 
     async def write_hash_range(self, lease_key: str, hash_range: HashRange) -> None:
         """Write the hash range of a lease, which never changes, whatever its owner and counter.

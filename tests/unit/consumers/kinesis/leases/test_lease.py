@@ -25,6 +25,7 @@ from simplu_worker.consumers.kinesis.leases.lease import (
     unfinished_hand_overs,
     worker_id,
 )
+from simplu_worker.consumers.kinesis.leases.lease_report import HoldRetry
 from simplu_worker.consumers.kinesis.stream.positions import LATEST, SHARD_END, TRIM_HORIZON, HashRange, Position
 
 ME = "host:1:me"
@@ -378,6 +379,11 @@ def test_lease_says_how_far_its_reader_is_ahead_when_the_row_does() -> None:
         pytest.param({"leaseOwner": {"S": ""}, "checkpointOwner": {"S": ""}}, {}, id="an empty owner is none"),
         pytest.param({"startingHashKey": {"S": "0"}}, {}, id="half of a hash range is none"),
         pytest.param({"endingHashKey": {"S": "9"}}, {}, id="the other half is none"),
+        pytest.param({"simpluRetry": {"N": "1"}}, {}, id="a request of another type is none"),
+        pytest.param({"simpluRetry": {"S": "{"}}, {}, id="a request that is no JSON is none"),
+        pytest.param(
+            {"simpluRetry": {"S": '{"request_id": "1"}'}}, {"retry": HoldRetry("1")}, id="a request without a target"
+        ),
         pytest.param({"checkpoint": {"S": "17"}}, {"checkpoint": Position(17, 0)}, id="no sub-sequence number is 0"),
     ],
 )

@@ -9,10 +9,13 @@ from hypothesis import strategies as st
 from simplu_worker.consumers.kinesis.leases.lease_report import (
     LARGE,
     TEXT_MAX_LENGTH,
+    HoldRetry,
     LeaseReport,
     RecordRate,
     decode_report,
+    decode_retry,
     encode_report,
+    encode_retry,
 )
 
 ME = "host:17:abc"
@@ -63,6 +66,26 @@ def test_impossible_numbers_are_written_as_possible_ones() -> None:
     """A clock that differs gives a negative lag."""
     text = encode_report(LeaseReport(ME, lag_s=-3.0, records_per_s=float("inf")))
     assert decode_report(text, ME) == LeaseReport(ME, lag_s=0.0, records_per_s=LARGE - 1)
+
+
+@given(st.builds(HoldRetry, st.text("0123456789abcdef", min_size=16, max_size=16), st.none() | st.text(max_size=150)))
+def test_request_is_read_as_written(retry: HoldRetry) -> None:
+    """With any name of a target."""
+    assert decode_retry(encode_retry(retry)) == retry
+
+
+def test_request_that_no_owner_would_read_is_not_written() -> None:
+    """A name that long is no target's; a person gets the error."""
+    with pytest.raises(ValueError, match="held target"):
+        encode_retry(HoldRetry("1", "x" * TEXT_MAX_LENGTH))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"request_id": 1}', "\ud800", f'{{"request_id": "{"x" * TEXT_MAX_LENGTH}"}}']
+)
+def test_request_that_cannot_be_is_none(text: str) -> None:
+    """The lease can be used without it."""
+    assert decode_retry(text) is None
 
 
 def test_rate_is_that_since_the_last_renewal() -> None:
