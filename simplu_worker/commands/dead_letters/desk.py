@@ -87,7 +87,7 @@ async def list_letters(
     rows: list[dict[str, Any]] = []
     foreign: list[dict[str, str]] = []
     room_bytes = options.room_bytes
-    is_cut = False
+    is_cut = is_complete = False
     async with _open_browser(settings, narration) as browser:
         depth = await _read_depth(browser)
         async with aclosing(read_with_progress(browser, depth.visible_count)) as messages:
@@ -105,8 +105,10 @@ async def list_letters(
                     break
                 rows.append(_members(message, parsed, with_record=options.records))
                 room_bytes -= len(message.body) if options.records else 0
-        hidden = 0 if is_cut else _warn_of_hidden(depth, browser)
-        behind = await _count_behind(browser)
+                if is_complete := filters.is_complete(len(rows)):
+                    break
+        hidden = 0 if is_cut or is_complete else _warn_of_hidden(depth, browser)
+        behind = 0 if is_complete else await _count_behind(browser)
     rows.sort(key=lambda row: row["failedAt"])
     return {"letters": rows, "notLetters": foreign, "isCut": is_cut, "hidden": hidden, "behind": behind}
 
@@ -124,8 +126,9 @@ async def replay_letters(
         outcomes = await _replay_in_passes(browser, resender, filters, options, depth.visible_count)
         if browser.is_full:
             narration.note("the queue has more dead letters than one run can process; run it again for the rest")
-        hidden = _warn_of_hidden(depth, browser)
-        behind = 0 if options.apply else await _count_behind(browser)
+        is_complete = filters.is_complete(len(outcomes))
+        hidden = 0 if is_complete else _warn_of_hidden(depth, browser)
+        behind = 0 if options.apply or is_complete else await _count_behind(browser)
     return ReplayResult(outcomes, hidden, behind)
 
 
@@ -150,7 +153,8 @@ async def _replay_in_passes(
             found = await replay.run(limit)
         outcomes += found
         newest = started_at
-        if not (browser.is_fifo and any(outcome.status is ReplayStatus.SENT for outcome in found)):
+        may_show_more = browser.is_fifo and any(outcome.status is ReplayStatus.SENT for outcome in found)
+        if not may_show_more or filters.is_complete(len(outcomes)):
             return outcomes
 
 
@@ -165,8 +169,7 @@ async def discard_letters(
     async with _open_browser(settings, narration) as browser:
         depth = await _read_depth(browser)
         started_at = datetime.now(UTC)
-        while True:
-            found_count = len(discard.found)
+        while not filters.is_complete(found_count := len(discard.found)):
             await _find_to_discard(browser, filters, options, discard, depth.visible_count, started_at)
             new = discard.found[found_count:]
             if not options.apply:
@@ -176,8 +179,9 @@ async def discard_letters(
                 discard.kept_count += len(await browser.delete(new[at : at + DISCARDED_AT_ONCE]))
             if not (browser.is_fifo and new) or len(discard.found) == options.limit:
                 break
-        hidden = _warn_of_hidden(depth, browser)
-        behind = 0 if options.apply else await _count_behind(browser)
+        is_complete = filters.is_complete(len(discard.found))
+        hidden = 0 if is_complete else _warn_of_hidden(depth, browser)
+        behind = 0 if options.apply or is_complete else await _count_behind(browser)
     count = len(discard.found)
     return {
         "applied": options.apply,
@@ -224,6 +228,8 @@ async def _find_to_discard(
             if filters.match(letter, message.message_id):
                 discard.alike[letter.reason, *(tenant_of(letter) or ("", ""))] += 1
                 discard.found.append(message.message_id)
+                if filters.is_complete(len(discard.found)):
+                    return
 
 
 class QueueDepth(NamedTuple):

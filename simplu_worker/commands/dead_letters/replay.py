@@ -107,6 +107,8 @@ class DeadLetterReplay:
                     continue
                 if filters.match(letter, message.message_id):
                     self._chosen.append(self._choose(message, letter))
+                    if filters.is_complete(len(self._chosen)):
+                        return
 
     async def run(self, limit: int | None) -> list[ReplayOutcome]:
         """Send the first *limit* letters, in order; return the outcome of each."""

@@ -118,6 +118,10 @@ class DeadLetterFilter(msgspec.Struct, frozen=True):
         """Whether the filter matches every letter."""
         return self == DeadLetterFilter()
 
+    def is_complete(self, count: int) -> bool:
+        """Return whether no more than *count* letters can match: a reader of the queue need not go on."""
+        return 0 < len(self.message_ids) <= count
+
     def match(self, letter: DeadLetter, message_id: str) -> bool:
         """Return whether the filter matches *letter*, which the message *message_id* has."""
         return (

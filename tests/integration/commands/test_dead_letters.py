@@ -126,6 +126,17 @@ class Bench:
         """Store letters as the worker does."""
         await DeadLetterQueue(self.world.sqs, url or self.world.queue_url).store(letters, stopping=asyncio.Event())
 
+    async def receive_counts(self, url: str) -> set[int]:
+        """Return how often the messages of a queue were received before, as they are received now."""
+        counts = set[int]()
+        while messages := (
+            await self.world.sqs.receive_message(
+                QueueUrl=url, MaxNumberOfMessages=10, MessageSystemAttributeNames=["ApproximateReceiveCount"]
+            )
+        ).get("Messages"):
+            counts |= {int(message["Attributes"]["ApproximateReceiveCount"]) - 1 for message in messages}
+        return counts
+
     async def count(self, url: str | None = None) -> tuple[int, int]:
         """Return how many messages a queue shows, and how many it hides."""
         attributes = await Queue(self.world.sqs, url or self.world.queue_url).read_attributes()
@@ -596,6 +607,27 @@ async def test_discard_deletes_the_letters_of_its_plan_and_nothing_else(bench: B
     shown = await bench.shown()
     assert [row["reason"] for row in shown.json["letters"]] == ["retries_exhausted"] * 3
     assert len(shown.json["notLetters"]) == 1
+
+
+@pytest.mark.parametrize("name", ["many", "many.fifo"])
+async def test_named_letters_are_acted_on_without_reading_the_whole_queue(bench: Bench, name: str) -> None:
+    """A queue may have many thousands; those that were not read are not hidden from other readers, nor counted."""
+    url = await bench.new_queue(name, **({"FifoQueue": "true"} if name.endswith(".fifo") else {}))
+    bench.more["SQS_DEAD_LETTER_QUEUE_URL"] = url
+    valid = record("create", "late-x", 1)
+    await bench.store(*(letter(bench, valid, str(number), partition_key=str(number)) for number in range(60)), url=url)
+    first, second = (
+        row["messageId"] for row in (await bench.shown(ListOptions(limit=2, records=False))).json["letters"]
+    )
+
+    planned = await bench.replay(PLAN, DeadLetterFilter(message_ids=frozenset({first})))
+    assert (planned.status, planned.json["wouldSend"], planned.json["hidden"], planned.json["behind"]) == (0, 1, 0, 0)
+    sent = await bench.replay(APPLY, DeadLetterFilter(message_ids=frozenset({first})))
+    assert (sent.status, sent.json["sent"], len(await bench.records())) == (0, 1, 1)
+    discarded = await bench.discard(DeadLetterFilter(message_ids=frozenset({second})), apply=True)
+    assert (discarded.status, discarded.json["discarded"], discarded.json["behind"]) == (0, 1, 0)
+    assert await bench.count(url) == (58, 0)
+    assert 0 in await bench.receive_counts(url)
 
 
 async def test_letters_are_looked_at_replayed_and_discarded_over_http(bench: Bench) -> None:

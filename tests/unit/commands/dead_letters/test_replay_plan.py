@@ -140,6 +140,17 @@ def test_filter_matches_all_only_without_any_criterion(filters: DeadLetterFilter
     assert (filters.is_all, DeadLetterFilter().is_all) == (False, True)
 
 
+@pytest.mark.parametrize(
+    ("message_ids", "expected"), [((), [False, False, False]), (("m-1", "m-2"), [False, False, True])]
+)
+def test_filter_is_complete_when_each_named_message_is_found(
+    message_ids: tuple[str, ...], expected: list[bool]
+) -> None:
+    """Without names any number of further letters may match."""
+    filters = DeadLetterFilter(message_ids=frozenset(message_ids))
+    assert [filters.is_complete(count) for count in range(3)] == expected
+
+
 def test_leading_zeros_do_not_change_the_order() -> None:
     """Numbers with and without them may meet; a letter without a number comes first."""
     origins = [msgspec.structs.replace(STREAM, sequence_number=number) for number in (None, "9", "0010", "11")]
