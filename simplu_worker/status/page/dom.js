@@ -36,7 +36,7 @@ function choice({ label, choose }) {
 }
 
 function link(url) {
-  const made = element("a", url.split("/").pop());
+  const made = element("a", url.split(/[/#]/).pop());
   made.href = url;
   made.target = "_blank";
   made.rel = "noreferrer";
