@@ -38,8 +38,8 @@ PROBE = (
 )
 COMPILE = ["--universal", "--python-version", "3.11", "--generate-hashes", "--no-emit-index-url", "--no-header", "-q"]
 LOCKS = {
-    "worker": ["pyproject.toml", "--extra", "cache"],
-    "local": ["pyproject.toml", "--extra", "cache", "--extra", "local", "--group", "build"],
+    "worker": ["pyproject.toml", "--extra", "cache", "--extra", "tracing"],
+    "local": ["pyproject.toml", "--extra", "cache", "--extra", "tracing", "--extra", "local", "--group", "build"],
     "dev": ["pyproject.toml", "--all-extras", "--group", "build", "--group", "test", "--group", "lint"],
     "build": ["--group", "build"],
     "uv": ["requirements/uv.in"],

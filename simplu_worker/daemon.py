@@ -47,7 +47,9 @@ from simplu_worker.telemetry.systemd import SystemdNotifier
 from simplu_worker.timing.periodic import repeat_every
 
 HEARTBEAT_S: Final = 0.5
-FLUSH_S: Final = 2.0  # at a stop, for notes that shards, and for invalidations that Redis did not get yet
+FLUSH_S: Final = (
+    2.0  # at a stop, for notes, invalidations and spans that shards, Redis and the collector did not get yet
+)
 
 Task = Callable[[], Coroutine[Any, Any, None]]
 
@@ -235,6 +237,8 @@ async def _run_until_drained(
             flushes.create_task(consumers.rejections.flush(flush_s))
             if cache is not None:
                 flushes.create_task(cache.flush(flush_s))
+            if parts.span_export is not None:
+                flushes.create_task(parts.span_export.close(within_s=flush_s))
         for task in background_tasks:
             task.cancel()
 

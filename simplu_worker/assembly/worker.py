@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from simplu_worker.assembly.aws import open_business_info, open_leases, open_stream, open_subscriptions
 from simplu_worker.assembly.shards import Shards, only_shard, open_shards
@@ -36,6 +36,10 @@ from simplu_worker.consumers.sqs.receive.verdicts import RetryRules
 from simplu_worker.dead_letters.queue import DeadLetterQueue, DeadLetterStore
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.shards.routing.locator import read_shard_map
+from simplu_worker.telemetry.tracing.opening import check_tracing, open_tracing
+
+if TYPE_CHECKING:
+    from simplu_worker.telemetry.tracing.exported_spans import SpanExport
 
 DRAIN_SHARE: Final = 0.8  # of the grace time, for batches and messages in flight; the rest gives leases, messages back
 QUEUE_LIMITS: Final = SchedulerLimits(message_count=600, batch_count=200)  # fuller batches, fewer transactions
@@ -79,6 +83,7 @@ class Parts:
     on_change: OnChange = ignore_changes
     cache: Cache | None = None
     cache_admin: CacheAdmin | None = None
+    span_export: SpanExport | None = None
 
 
 def find_part_problems(settings: Settings) -> list[str]:
@@ -95,6 +100,8 @@ def find_part_problems(settings: Settings) -> list[str]:
         checks.append(partial(read_shard_map, settings.shard_map_file, settings.database_allowed_hosts))
     elif settings.citrus_server_url is None and settings.database_host is not None:
         checks.append(partial(only_shard, settings))
+    if settings.traces:
+        checks.append(check_tracing)
     problems: list[str] = []
     for check in checks:
         try:
@@ -108,6 +115,10 @@ def find_part_problems(settings: Settings) -> list[str]:
 async def open_parts(settings: Settings, replica_name: str) -> AsyncIterator[Parts]:
     """Open all parts of the worker *replica_name*: cache, shards, consumers."""
     async with AsyncExitStack() as stack:
+        span_export = None
+        if settings.traces:
+            tracing = open_tracing(group_name=settings.kinesis_application_name, replica_name=replica_name)
+            span_export = stack.enter_context(tracing)
         cache, cache_admin = None, None
         if settings.redis_url is not None:
             cache, cache_admin = await stack.enter_async_context(open_cache(settings.redis_url.get_secret_value()))
@@ -119,7 +130,7 @@ async def open_parts(settings: Settings, replica_name: str) -> AsyncIterator[Par
             open_shards(settings, on_change=on_change, business_info=business_info)
         )
         consumers = await _open_consumers(stack, settings, shards, replica_name, cache)
-        yield Parts(shards, consumers, on_change, cache, cache_admin)
+        yield Parts(shards, consumers, on_change, cache, cache_admin, span_export)
 
 
 def reader_settings(settings: Settings) -> ReaderSettings:

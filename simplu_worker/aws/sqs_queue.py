@@ -22,6 +22,7 @@ from simplu_worker.aws.clients import AWS_ERRORS, Client, error_code, translate,
 from simplu_worker.aws.sns_envelope import unwrap
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import Origin, Source
+from simplu_worker.telemetry.tracing.spans import receive_span
 from simplu_worker.timing.backoff import backoff_s
 
 BATCH_MAX_COUNT: Final = 10  # entries a batch call, and messages a receive: SQS API reference
@@ -186,7 +187,7 @@ class Queue:
             **({} if visibility_s is None else {"VisibilityTimeout": visibility_s}),
             **({} if attempt_id is None else {"ReceiveRequestAttemptId": attempt_id}),
         }
-        with translate_errors():
+        with receive_span(Source.SQS, self.name) as span, translate_errors():
             answer = await self._poll_client.receive_message(
                 QueueUrl=self.url,
                 WaitTimeSeconds=min(wait_s, LONG_POLL_MAX_S),
@@ -195,6 +196,7 @@ class Queue:
                 MessageSystemAttributeNames=["All"],
                 **options,
             )
+            span.note_records(len(answer.get("Messages") or []))
         messages = [parse_message(item) for item in answer.get("Messages") or []]
         if None in messages:
             log.warning("message.malformed", queue=self.name, count=messages.count(None))

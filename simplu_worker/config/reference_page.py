@@ -23,7 +23,7 @@ AREAS: Mapping[str, tuple[str, ...]] = {
     "Cache": ("REDIS_",),
     "HTTP": ("HTTP_", "API_", "RUNBOOK_URL", "ALLOW_DESTRUCTIVE_HTTP"),
     "Commands": ("BACKUP_", "IMPORT_"),
-    "Process": ("LOG_", "SHUTDOWN_"),
+    "Process": ("LOG_", "TRACES", "SHUTDOWN_"),
 }
 
 INTRODUCTION = """\
@@ -45,8 +45,8 @@ INTRODUCTION = """\
   A line is `NAME=value` or `export NAME=value`; `#` begins a comment; a value that begins with a quote is read as a
   shell reads it, any other value is taken literally; nothing is interpolated. The environment wins over the file.
 - Invalid configuration ends the process with exit status 78 and one line for each problem; the values of secrets are
-  never shown. `run` and `check` include the contents of `SHARD_MAP_FILE`, the package that `REDIS_URL` needs, and the
-  AWS profile, before anything starts.
+  never shown. `run` and `check` include the contents of `SHARD_MAP_FILE`, the packages that `REDIS_URL` and
+  `TRACES` need, and the AWS profile, before anything starts.
 - At least one source (`KINESIS_STREAM_NAME`, `SQS_SHARD_CREATION_QUEUE_URL`, `SQS_ORDER_EVENTS_QUEUE_URL`,
   `SQS_PRIORITY_QUEUE_URL`) and one way to find shards (`CITRUS_SERVER_URL`, `SHARD_MAP_FILE` or `DATABASE_HOST`) must
   be set.

@@ -335,6 +335,11 @@ class Settings(BaseModel):
     log_format: Literal["json", "console"] = Field(
         default="json", description="`json` for machines, `console` for people."
     )
+    traces: bool = Field(
+        default=False,
+        description="Export traces by OTLP, as the standard variables `OTEL_*` have it; needs the extra `tracing`; see "
+        "[tracing.md](tracing.md).",
+    )
     shutdown_grace_seconds: float = Field(default=25, gt=0, le=3600, description="Time to drain at SIGTERM.")
 
     @property

@@ -27,7 +27,7 @@ sys.__stdout__.write(json.dumps([status, sorted(sys.modules)]))
 AWS: Final = {"aiobotocore", "aiohttp", "botocore"}
 POSTGRES: Final = {"asyncpg", "prometheus_client"}
 SETTINGS: Final = {"pydantic", "structlog"}
-NOT_OURS: Final = {"boto3", "dotenv", "moto", "pydantic_settings", "redis", "stamina"}
+NOT_OURS: Final = {"boto3", "dotenv", "moto", "opentelemetry", "pydantic_settings", "redis", "requests", "stamina"}
 # A port on which no server listens: the command ends once it has asked the shard.
 SHARD: Final = {
     "DATABASE_HOST": "127.0.0.1",

@@ -18,6 +18,7 @@ NOT_PURE = {
     "config.environment": "reads files of secrets",
     "config.settings": "reads the variables of the process",
     "shards.schema.sql_files": "reads the SQL files when it is imported",
+    "telemetry.tracing.spans": "has the tracer of the process",
 }
 # Class names with one meaning in several packages.
 SAME_MEANING = {

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 # Modules that only an extra lets in.
-NEEDS = {"cache": {"simplu_worker.cache.redis_commands"}, "local": {"simplu_worker.local.stack.moto_server"}}
+NEEDS = {
+    "cache": {"simplu_worker.cache.redis_commands"},
+    "tracing": {"simplu_worker.telemetry.tracing.exported_spans"},
+    "local": {"simplu_worker.local.stack.moto_server"},
+}
 IMPORT_ALL = """
 import importlib, json, pkgutil, simplu_worker
 

@@ -24,6 +24,7 @@ IMPURE_MODULES = frozenset(
         "cyclopts",
         "importlib",
         "logging",
+        "opentelemetry",
         "os",
         "pathlib",
         "prometheus_client",

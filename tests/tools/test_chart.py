@@ -29,7 +29,10 @@ def test_schema_has_the_variables_of_the_worker() -> None:
     """Those that are not secret as settings, the secrets as files: so Helm refuses a misspelt one."""
     values = SCHEMA["properties"]
     files = {f"{name}_FILE" for name in SECRETS}
-    assert set(values["settings"]["propertyNames"]["enum"]) == KNOWN_VARIABLES - {*SECRETS} - files - HAS_ITS_OWN_VALUE
+    ours, standard = values["settings"]["propertyNames"]["anyOf"]
+    assert set(ours["enum"]) == KNOWN_VARIABLES - {*SECRETS} - files - HAS_ITS_OWN_VALUE
+    assert re.search(standard["pattern"], "OTEL_EXPORTER_OTLP_ENDPOINT")
+    assert re.search(standard["not"]["pattern"], "OTEL_EXPORTER_OTLP_HEADERS")  # its values are keys
     assert set(values["secrets"]["properties"]["files"]["propertyNames"]["enum"]) == {*SECRETS}
 
 

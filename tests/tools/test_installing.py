@@ -69,7 +69,7 @@ def test_commands_of_the_page_install_the_worker_and_remove_it(tmp_path: Path) -
 
 @pytest.mark.slow(20)
 def test_steps_of_the_dockerfile_make_an_image_of_the_worker(tmp_path: Path) -> None:
-    """COPY, RUN and ENV as they are written. The image has no pip, and of the extras only `cache`, which is enough."""
+    """COPY, RUN and ENV as they are written. The image has no pip, and all extras but `local`."""
     context = context_of(checkout_files(), DOCKERIGNORE.read_text(encoding="utf-8"))
     environment = newcomer_environment(tmp_path / "bin")
     run_lines("uv venv -q --seed --python python3 base", folder=tmp_path, environment=environment)

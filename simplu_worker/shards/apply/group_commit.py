@@ -16,6 +16,7 @@ from typing import Final
 
 from simplu_worker.operations.operation import Operation, Outcome
 from simplu_worker.shards.types import PositionChangedError, PositionClaim
+from simplu_worker.telemetry.tracing.spans import BatchSpan, current_batch
 from simplu_worker.timing.clock import loop_time
 
 GROUP_LEAST_COUNT: Final = 4000  # operations that may share a transaction, however slow the shard is
@@ -25,11 +26,20 @@ GROUP_MAX_S: Final = 0.75  # of a transaction, estimated from the last one: read
 
 
 class CommitBatch:
-    """Operations, in effect applied one by one in order, and the claims that each of their transactions writes."""
+    """Operations, in effect applied one by one in order, and the claims that each of their transactions writes.
 
-    def __init__(self, operations: Sequence[Operation], claims: Sequence[PositionClaim] = ()) -> None:
+    *spans* are those of the callers that are traced.
+    """
+
+    def __init__(
+        self,
+        operations: Sequence[Operation],
+        claims: Sequence[PositionClaim] = (),
+        spans: Sequence[BatchSpan] = (),
+    ) -> None:
         self.operations = operations
         self.claims = claims
+        self.spans = spans
 
     def close(self) -> None:
         """Fix the batch's contents; to be called when its transaction has begun, before `operations` is read."""
@@ -41,6 +51,7 @@ class Part:
     def __init__(self, operations: Sequence[Operation], claim: PositionClaim | None) -> None:
         self.operations = operations
         self.claims = () if claim is None else (claim,)
+        self.spans = () if (span := current_batch()) is None else (span,)
         self.size_bytes = sum([operation.size_bytes for operation in operations])
         self.outcomes: asyncio.Future[list[Outcome] | None] = asyncio.get_running_loop().create_future()
 
@@ -66,6 +77,7 @@ class CommitGroup(CommitBatch):
             self.parts = take_parts()
             self.operations = list(chain.from_iterable(part.operations for part in self.parts))
             self.claims = [claim for part in self.parts for claim in part.claims]
+            self.spans = [span for part in self.parts for span in part.spans]
 
 
 def max_group_count(count: int, took_s: float) -> int:
@@ -105,7 +117,9 @@ class GroupCommit:
         except asyncio.CancelledError:
             self._cancel_part(part)
             raise
-        return await self._apply(CommitBatch(part.operations, part.claims)) if outcomes is None else outcomes
+        if outcomes is None:
+            return await self._apply(CommitBatch(part.operations, part.claims, part.spans))
+        return outcomes
 
     def _start_group(self) -> None:
         """Start a transaction for the waiting parts, unless one is about to begin."""

@@ -65,6 +65,7 @@ from simplu_worker.shards.postgres.single_flight import SingleFlightProbe
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 from simplu_worker.shards.types import PositionClaim, PositionMerge, ShardUnavailableError, StoredPositions
+from simplu_worker.telemetry.tracing.spans import TracedTransaction, transaction_span
 from simplu_worker.timing.clock import loop_time
 
 SLOW_MAX_COUNT = 1000  # operations that took too long, of which the writer remembers the last
@@ -311,7 +312,7 @@ class ShardWriter:
             if not part:
                 continue
             known = {number: known_outcomes[index] for number, index in enumerate(part) if index in known_outcomes}
-            batch = CommitBatch([operations[index] for index in part], attempt.batch.claims)
+            batch = CommitBatch([operations[index] for index in part], attempt.batch.claims, attempt.batch.spans)
             is_slow = len(part) == 1 and key_of(batch.operations[0]) in self._slow
             part_outcomes = await self._apply(batch, known, StatementBudget.PART if is_slow else budget)
             for index, outcome in zip(part, part_outcomes, strict=True):
@@ -399,11 +400,17 @@ class ShardWriter:
         return WriteAttempt(batch, known_outcomes, slow, tenant_wait=self._tenant_wait)
 
     async def _commit(self, attempt: WriteAttempt, budget: StatementBudget = StatementBudget.BATCH) -> list[Outcome]:
+        address = self._pool.address
+
+        def describe() -> TracedTransaction:
+            return TracedTransaction(address.shard_id, address.database, attempt.batch)
+
         for _ in range(RACES_MAX):
             attempt.suspects = ()
             try:
-                with ExitStack() as claimed:
+                with ExitStack() as claimed, transaction_span(describe) as span:
                     async with self._pool.transaction(budget=budget) as connection:
+                        span.note_begun(*connection.place)
                         return await attempt.apply(connection, claimed)
             except LostRaceError:
                 await asyncio.sleep(self._draw() * RACE_PAUSE_MAX_S)
@@ -411,7 +418,7 @@ class ShardWriter:
                 if not attempt.is_at_once:
                     raise
                 raise unusual_error(exc) from exc
-        raise ShardUnavailableError(f"shard {self._pool.address.shard_id}: a batch lost {RACES_MAX} races in a row")
+        raise ShardUnavailableError(f"shard {address.shard_id}: a batch lost {RACES_MAX} races in a row")
 
     def _unwritable_error(self, exc: InvalidDataError) -> ShardUnavailableError:
         return ShardUnavailableError(f"shard {self._pool.address.shard_id}: refuses a row of the log: {exc}")

@@ -68,6 +68,11 @@ class ShardAddress(msgspec.Struct, frozen=True):
             return "an unreadable address"
         return f"{parts.netloc.rpartition('@')[2]}{parts.path}"
 
+    @property
+    def database(self) -> str:
+        """The name of the database; the address is valid."""
+        return unquote(urlsplit(self.connection_string).path[1:])
+
     def error_with_place(self, error: str | None) -> str:
         """Return the message of an error of this shard, which begins with the shard's id and place."""
         return f"shard {self.shard_id} at {self.place}: {error}"

@@ -18,12 +18,14 @@ from simplu_worker.consumers.kinesis.fetch.rejection_collector import RejectionC
 from simplu_worker.consumers.kinesis.stream.aggregation import MAGIC, AggregatePacker
 from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, RecordPosition
+from simplu_worker.consumers.producer_traces import traceparents_of_records
 from simplu_worker.dead_letters.letter import encode_dead_letter, parse_dead_letter
 from simplu_worker.operations.document_bounds import exceeds_bounds
 from simplu_worker.operations.merge_patch import is_laborious, merge_texts
 from simplu_worker.operations.operation import DeadLetterReason, Operation, OperationKind, RejectedRecord, is_storable
 from simplu_worker.operations.waves import plan_waves
 from simplu_worker.shards.postgres.column_packing import pack_columns
+from simplu_worker.telemetry.tracing.traceparent import choose_links
 
 NOW: Final = datetime(2026, 1, 31, 9, tzinfo=UTC)
 LETTER_MAX_BYTES: Final = 262_144
@@ -41,6 +43,7 @@ USUAL: Final = {
     "filters": {"room": 4, "date": "2026-01-31", "startDate": "2026-01-31"},
     "pagination": {"page": 1, "limit": 10},
     "simpluReplay": {"stream": "s", "streamShard": "0", "sequenceNumber": "1", "subSequenceNumber": 0},
+    "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
 }
 decoder = RecordDecoder(
     "resources-operations",
@@ -76,6 +79,7 @@ def check(data: bytes) -> None:
                 check_reason(result, part)
             rejections.add(result, part)
         RecordPosition.from_record(position)
+        check_producers(part)
     plan_waves(operations)
     assert len(rejections) <= 1
     for letter in rejections.dead_letters(NOW):
@@ -87,6 +91,14 @@ def check(data: bytes) -> None:
         after = RecordPosition.from_record(position).position
         assert keys_of(list(decoder.decode([record], after=after))) == keys_of(decoded[first:])
     check_faults()
+
+
+def check_producers(record: bytes) -> None:
+    """Check that a record names one span at most, which OpenTelemetry accepts."""
+    spans, left_out_count, malformed_count = choose_links(traceparents_of_records([record]), 1)
+    assert len(spans) + malformed_count <= 1
+    assert left_out_count == 0
+    assert all(0 < span.trace_id < 1 << 128 and 0 < span.span_id < 1 << 64 for span in spans)
 
 
 def keys_of(decoded: list[DecodedRecord]) -> list[object]:
@@ -185,6 +197,7 @@ TARGET: Final = Target(
         b"patch",
         b"list",
         b"simplu:",
+        b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
         MAGIC,
         b"\x1a\x03",
     ),

@@ -25,7 +25,7 @@ from simplu_worker.aws.clients import Client
 from simplu_worker.aws.sqs_queue import FifoIds, Message, OutgoingMessage, Queue
 from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders
-from simplu_worker.consumers.sqs.orders.order_lane import BEHIND_OUTCOME, FailedTry, OrderLane
+from simplu_worker.consumers.sqs.orders.order_lane import BEHIND_OUTCOME, FailedTry, OrderLane, SubmittedOrder
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, RetryRules, ToDeadLetter
@@ -249,7 +249,8 @@ async def test_follower_is_not_applied_while_the_failure_of_its_head_is_recorded
             return await super().count_failures(shard_id, failed)
 
     gateway = desk.gateway(Slow)
-    group = [(f"message-{name}", order(name, data)) for name, data in (("o1", BAD), ("o2", GOOD), ("o3", GOOD))]
+    sent = (("o1", BAD), ("o2", GOOD), ("o3", GOOD))
+    group = [SubmittedOrder(f"message-{name}", order(name, data)) for name, data in sent]
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
         lane = OrderLane(SHARD_ID, gateway, FailureCounts(gateway), tasks, queue_name="orders.fifo", utc=lambda: NOW)
         head, *behind = lane.submit("g", group)

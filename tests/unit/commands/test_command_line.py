@@ -85,6 +85,16 @@ def test_redis_without_its_extra_does_not_matter_to_a_command_without_a_cache(mo
     assert problems_of(monkeypatch, COMPLETE | {"REDIS_URL": "redis://cache"}, for_run=False) == []
 
 
+def test_traces_without_their_extra_are_named_with_every_other_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the cache is; a command that is no worker does not need them."""
+    monkeypatch.delitem(sys.modules, "simplu_worker.telemetry.tracing.exported_spans", raising=False)
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    problems = problems_of(monkeypatch, COMPLETE | {"TRACES": "true", "HTTP_PORT": "x"})
+    assert names_of(problems) == ["HTTP_PORT", "TRACES"]
+    assert "install simplu-worker[tracing]" in problems[-1]
+    assert names_of(problems_of(monkeypatch, {}, for_run=False)) == ["HTTP_PORT"]
+
+
 def test_problems_of_all_parts_are_named_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The contents of the map, options of the Redis URL and the AWS profile, beside a value that is invalid."""
     (path := tmp_path / "map.json").write_text(

@@ -230,7 +230,7 @@ def test_record_is_refused_when_it_is_no_object(record: bytes) -> None:
 
 def test_unknown_members_are_ignored() -> None:
     """Whatever is in them; they are not part of the operation."""
-    noise: dict[str, Any] = {"traceId": "\ud800", "data2": {"a": [1, {}]}, "business_id": "other", "": None}
+    noise: dict[str, Any] = {"traceparent": "\ud800", "data2": {"a": [1, {}]}, "business_id": "other", "": None}
 
     assert decoded(**noise).digest == decoded().digest
 

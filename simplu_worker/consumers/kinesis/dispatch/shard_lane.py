@@ -24,11 +24,13 @@ from simplu_worker.consumers.kinesis.holding.ownership import Ownership
 from simplu_worker.consumers.kinesis.recovery.gap import PositionGapError
 from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPosition, ShardPositions
 from simplu_worker.consumers.outcome_counts import count_outcomes, group_by_outcome
+from simplu_worker.consumers.producer_traces import traceparents_of_records
 from simplu_worker.errors import RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, Operation, Outcome
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.types import PositionChangedError
+from simplu_worker.telemetry.tracing.spans import BatchSpan, TracedBatch, process_span
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.waits import sleep_or_event, wait_any
@@ -186,7 +188,8 @@ class ShardLane:
         try:
             async with asyncio.timeout(None) as self._flight_timeout:
                 if self._shard_positions is None:
-                    return self._decide(await self._gateway.apply(self.shard_id, operations))
+                    with process_span(self._describe_batch) as span:
+                        return self._decide(await self._gateway.apply(self.shard_id, operations), span)
                 shard_position = self._shard_positions.position_on(self.shard_id)
                 async with shard_position.lock:
                     if self._expects_merge and shard_position.is_current:
@@ -199,11 +202,24 @@ class ShardLane:
                     if not operations:
                         return BatchDecided([])
                     claim = self._shard_positions.prepare_claim(shard_position)
-                    return self._decide(await self._gateway.apply(self.shard_id, operations, claim=claim))
+                    with process_span(self._describe_batch) as span:
+                        outcomes = await self._gateway.apply(self.shard_id, operations, claim=claim)
+                        return self._decide(outcomes, span)
         except TimeoutError:
             raise RetryableError(f"shard {self.shard_id}: no answer, and the memory of the batch was needed") from None
         finally:
             self._flight_timeout = None
+
+    def _describe_batch(self) -> TracedBatch:
+        batch, origin = self._batch, self._batch[0].operation.origin
+        return TracedBatch(
+            origin.source,
+            origin.name,
+            len(batch),
+            lambda: traceparents_of_records(entry.record for entry in batch),
+            self.shard_id,
+            origin.stream_shard_id,
+        )
 
     async def _reconcile(self, shard_positions: ShardPositions, shard_position: ShardPosition) -> RowBehind | None:
         """Read the position row. Where it is behind, empty the lane.
@@ -257,8 +273,9 @@ class ShardLane:
         await sleep_or_event(delay_s, until=stopping)
         return None
 
-    def _decide(self, outcomes: Sequence[Outcome]) -> BatchDecided:
+    def _decide(self, outcomes: Sequence[Outcome], span: BatchSpan) -> BatchDecided:
         """Return the operations of the batch by their outcomes, and count these."""
+        span.note_outcomes(outcome.disposition for outcome in outcomes)
         count_outcomes([entry.operation for entry in self._batch], outcomes, now=self._utc())
         if {outcome.disposition for outcome in group_by_outcome(self._batch, outcomes)} <= DONE:
             return BatchDecided(self._own_batch())

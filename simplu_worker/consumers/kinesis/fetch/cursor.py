@@ -23,6 +23,8 @@ from simplu_worker.consumers.kinesis.stream.client import (
 )
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
+from simplu_worker.operations.operation import Source
+from simplu_worker.telemetry.tracing.spans import receive_span
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event
 
@@ -127,7 +129,9 @@ class Cursor:
         try:
             if self._iterator is None:
                 self._iterator = await self._access.stream.get_iterator(self._access.stream_shard_id, self._start)
-            reply = await self._access.stream.get_records(self._iterator, limit=limit)
+            with receive_span(Source.KINESIS, self._access.stream.name, self._access.stream_shard_id) as span:
+                reply = await self._access.stream.get_records(self._iterator, limit=limit)
+                span.note_records(len(reply.records))
         except ExpiredIteratorError:
             self._iterator = None
             return None

@@ -22,6 +22,7 @@ import msgspec
 import structlog
 
 from simplu_worker.aws.sqs_queue import Message, Queue
+from simplu_worker.consumers.producer_traces import traceparents_of_messages
 from simplu_worker.consumers.sqs.control.conflicts import MessageSubject, first_conflict, is_same_group, stages_of
 from simplu_worker.consumers.sqs.control.decode import (
     Control,
@@ -48,7 +49,7 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
 )
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import RETRIES
-from simplu_worker.operations.operation import DeadLetterReason, RejectedRecord
+from simplu_worker.operations.operation import DeadLetterReason, Disposition, RejectedRecord, Source
 from simplu_worker.shards.types import (
     AdminAccount,
     ChangeResult,
@@ -61,6 +62,7 @@ from simplu_worker.shards.types import (
     ResourceRename,
     ShardNotAllowedError,
 )
+from simplu_worker.telemetry.tracing.spans import TracedBatch, process_span
 
 CHANGES_AT_ONCE: Final = 16  # messages that are not creations
 
@@ -145,6 +147,16 @@ class ControlHandler:
 
     async def handle(self, messages: Sequence[Message]) -> list[Verdict]:
         """Return the verdict on each of *messages*, in their order. Idempotent; raises nothing but a cancellation."""
+        with process_span(lambda: self._describe(messages)) as span:
+            verdicts = await self._handle(messages)
+            span.note_outcomes(map(_outcome_of, verdicts))
+        return verdicts
+
+    def _describe(self, messages: Sequence[Message]) -> TracedBatch:
+        attributes = [message.attributes for message in messages]
+        return TracedBatch(Source.SQS, self._queue.name, len(messages), lambda: traceparents_of_messages(attributes))
+
+    async def _handle(self, messages: Sequence[Message]) -> list[Verdict]:
         decoded = [
             decode_control(message.body, message.attributes, self._queue.origin_of(message)) for message in messages
         ]
@@ -345,6 +357,18 @@ class ControlHandler:
 
 def _ids_of(item: _Item) -> MessageIds:
     return MessageIds(item.control.business_id, item.control.location_id)
+
+
+def _outcome_of(verdict: Verdict) -> Disposition:
+    match verdict:
+        case Done():
+            return Disposition.APPLIED
+        case ToDeadLetter():
+            return Disposition.DEAD_LETTER
+        case RetryHeld() | ReturnToQueue():
+            return Disposition.HOLD
+        case _:
+            assert_never(verdict)
 
 
 def _verdict_behind(verdict: Verdict, *, is_group: bool) -> Verdict:

@@ -23,7 +23,7 @@ import structlog
 
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
-from simplu_worker.consumers.sqs.orders.order_lane import FailedTry, LaneAnswer, OrderLane
+from simplu_worker.consumers.sqs.orders.order_lane import FailedTry, LaneAnswer, OrderLane, SubmittedOrder
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.verdicts import (
     Done,
@@ -274,7 +274,10 @@ class OrderHandler:
             lane = self._lanes[shard_id] = OrderLane(
                 shard_id, self._gateway, self._failures, self._tasks, queue_name=self._queue.name, utc=self._utc
             )
-        entries = lane.submit(chain, [(one.message.message_id, operation) for one, operation in pending])
+        entries = lane.submit(
+            chain,
+            [SubmittedOrder(one.message.message_id, operation, one.message.attributes) for one, operation in pending],
+        )
         if not lane.is_stuck:
             await asyncio.wait([entry.answer for entry in entries], timeout=max(0.0, deadline - loop_time()))
         for (one, operation), entry in zip(pending, entries, strict=True):

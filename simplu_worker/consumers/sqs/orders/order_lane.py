@@ -19,18 +19,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Sequence
-from typing import Final, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 import structlog
 
 from simplu_worker.consumers.outcome_counts import count_outcomes
+from simplu_worker.consumers.producer_traces import traceparents_of_messages
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import REPETITIONS_LATE
-from simplu_worker.operations.operation import Disposition, Operation, Outcome
+from simplu_worker.operations.operation import Disposition, Operation, Outcome, Source
 from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.telemetry.tracing.spans import TracedBatch, process_span
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 
 BATCH_MAX_COUNT: Final = 1000
@@ -54,12 +57,21 @@ BEHIND_OUTCOME = Outcome(disposition=Disposition.HOLD)  # of an operation behind
 LOGGED_DISPOSITIONS = frozenset({Disposition.APPLIED, Disposition.DUPLICATE})
 
 
+class SubmittedOrder(NamedTuple):
+    """The operation of one message, and the message's attributes."""
+
+    message_id: str
+    operation: Operation
+    attributes: Mapping[str, str] = MappingProxyType({})
+
+
 class OrderEntry(msgspec.Struct, frozen=True, eq=False):
     """The operation of one message in a lane; *answer* is set once it is known."""
 
     message_id: str
     chain: str
     operation: Operation
+    attributes: Mapping[str, str]
     answer: asyncio.Future[LaneAnswer]
 
 
@@ -124,19 +136,19 @@ class OrderLane:
         """Return the operations queued and in flight."""
         return [entry.operation for entry in (*self._batch, *self._queue)]
 
-    def submit(self, chain: str, operations: Iterable[tuple[str, Operation]]) -> list[OrderEntry]:
-        """Append operations of a chain, by message id, in their order; return their entries.
+    def submit(self, chain: str, orders: Iterable[SubmittedOrder]) -> list[OrderEntry]:
+        """Append operations of a chain, in their order; return their entries.
 
         An operation that is in the lane already keeps its place or its answer, unless the answer asks for another try.
         Those behind one that failed are not applied: the caller has to decide about that one first.
         """
         entries: list[OrderEntry] = []
-        for message_id, operation in operations:
+        for order in orders:
             if entries and self._stops_chain(entries[-1]):
-                entries.append(_new_entry(chain, message_id, operation))
+                entries.append(_new_entry(chain, order))
                 entries[-1].answer.set_result(BEHIND_OUTCOME)
             else:
-                entries.append(self._find_or_queue(chain, message_id, operation))
+                entries.append(self._find_or_queue(chain, order))
         if self._queue and self._applying is None:
             self._applying = self._tasks.create_task(self._apply_all(), name=f"orders:{self.shard_id}")
         return entries
@@ -162,11 +174,11 @@ class OrderLane:
             return entry.message_id in self._failing
         return isinstance(entry.answer.result(), FailedTry) or entry.answer.result() is BEHIND_OUTCOME
 
-    def _find_or_queue(self, chain: str, message_id: str, operation: Operation) -> OrderEntry:
-        entry = self._entries.get(message_id)
+    def _find_or_queue(self, chain: str, order: SubmittedOrder) -> OrderEntry:
+        entry = self._entries.get(order.message_id)
         if entry is None or (entry.answer.done() and not _is_final(entry.answer.result())):
-            entry = _new_entry(chain, message_id, operation)
-            self._entries[message_id] = entry
+            entry = _new_entry(chain, order)
+            self._entries[order.message_id] = entry
             self._queue.append(entry)
         return entry
 
@@ -187,7 +199,7 @@ class OrderLane:
         try:
             if self._failure_count:
                 await self._check_shard()
-            outcomes = await self._gateway.apply(self.shard_id, operations)
+            outcomes = await self._send(operations)
         except RetryableError as exc:
             self._failure_count += 1
             failed = [*self._batch, *self._queue]
@@ -204,6 +216,22 @@ class OrderLane:
         finally:
             self._batch = []
             self._forget_uncollected()
+
+    async def _send(self, operations: Sequence[Operation]) -> list[Outcome]:
+        with process_span(self._describe_batch) as span:
+            outcomes = await self._gateway.apply(self.shard_id, operations)
+            span.note_outcomes(outcome.disposition for outcome in outcomes)
+        return outcomes
+
+    def _describe_batch(self) -> TracedBatch:
+        batch = self._batch
+        return TracedBatch(
+            Source.SQS,
+            self._queue_name,
+            len(batch),
+            lambda: traceparents_of_messages(entry.attributes for entry in batch),
+            self.shard_id,
+        )
 
     def _note_late(self, outcomes: Sequence[Outcome]) -> None:
         """Count and log events that were dropped as repetitions, though their producer may have meant another event."""
@@ -361,5 +389,6 @@ def _is_final(answer: LaneAnswer) -> bool:
     return isinstance(answer, FailedTry)
 
 
-def _new_entry(chain: str, message_id: str, operation: Operation) -> OrderEntry:
-    return OrderEntry(message_id, chain, operation, asyncio.get_running_loop().create_future())
+def _new_entry(chain: str, order: SubmittedOrder) -> OrderEntry:
+    future: asyncio.Future[LaneAnswer] = asyncio.get_running_loop().create_future()
+    return OrderEntry(order.message_id, chain, order.operation, order.attributes, future)

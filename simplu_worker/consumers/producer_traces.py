@@ -1,0 +1,46 @@
+"""Find the `traceparent` of records and messages, with which producers name the spans that sent them. Pure.
+
+Called only for a batch of which a span is recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+import msgspec
+
+from simplu_worker.operations.decode import ABSENT, parse_record, peeked_value
+from simplu_worker.telemetry.tracing.traceparent import MEMBER
+
+MALFORMED: Final = ""  # in place of a member that is no text
+_MARK: Final = f'"{MEMBER}"'.encode()
+
+
+class _Traced(msgspec.Struct):
+    traceparent: msgspec.Raw = ABSENT
+
+
+_decoder = msgspec.json.Decoder(_Traced)
+
+
+def traceparents_of_records(records: Iterable[bytes]) -> Iterator[str]:
+    """Yield the member `traceparent` of each of *records* that has one; a `null` counts as absent."""
+    for record in records:
+        if _MARK in record and (text := _traceparent_of(record)) is not None:
+            yield text
+
+
+def traceparents_of_messages(attributes: Iterable[Mapping[str, str]]) -> Iterator[str]:
+    """Yield the attribute `traceparent` of each message that has one, given the attributes of each."""
+    for own in attributes:
+        if (text := own.get(MEMBER)) is not None:
+            yield text
+
+
+def _traceparent_of(record: bytes) -> str | None:
+    try:
+        value = peeked_value(parse_record(record, _decoder).traceparent)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return MALFORMED
+    return value if value is None or isinstance(value, str) else MALFORMED

@@ -1,0 +1,129 @@
+"""The spans of batches and of the transactions that they are in, one batch or several of them in each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.trace import StatusCode
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import TENANT_MADE_AT, TenantCase, add_tenant, writer_of
+from support.postgres.trouble import calm, make_touchy
+from support.tracing.recorded_spans import RecordedSpans, record_spans
+
+from simplu_worker.operations.operation import Operation, Outcome
+from simplu_worker.shards.apply.writer import SUCCEEDED, ShardWriter
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.telemetry.tracing.spans import TRACING, TracedBatch, current_batch, process_span
+
+
+@pytest.fixture
+async def case(make_shard: ShardMaker) -> AsyncIterator[TenantCase]:
+    """Give an active tenant on a shard with one connection."""
+    pool = ShardPool(await make_shard(), size=1)
+    await add_tenant(pool, ("clinic", "main"), created_at=TENANT_MADE_AT)
+    yield TenantCase(pool, ("clinic", "main"))
+    await pool.close()
+
+
+@pytest.fixture
+def spans() -> Iterable[RecordedSpans]:
+    """Give the spans of the test."""
+    with record_spans() as recorded:
+        yield recorded
+
+
+async def apply(writer: ShardWriter, stream: str, operations: Sequence[Operation]) -> list[Outcome]:
+    """Apply a batch of *stream* as a reader does."""
+    with process_span(lambda: TracedBatch("kinesis", stream, len(operations), list)) as span:
+        outcomes = await writer.apply(operations)
+        span.note_outcomes(outcome.disposition for outcome in outcomes)
+    return outcomes
+
+
+def batch_of(case: TenantCase, name: str, count: int = 2) -> list[Operation]:
+    """Return operations, each on a resource of its own."""
+    return [case.operation("create", f"{name}-{number}", {"n": number}) for number in range(count)]
+
+
+def links_of(span: ReadableSpan) -> list[int]:
+    """Return the ids of the spans that *span* is linked to."""
+    return [link.context.span_id for link in span.links]
+
+
+def id_of(span: ReadableSpan) -> int:
+    """Return the id of *span*."""
+    assert span.context is not None
+    span_id: int = span.context.span_id
+    return span_id
+
+
+async def test_transaction_of_many_batches_is_linked_with_each(case: TenantCase, spans: RecordedSpans) -> None:
+    """It is the child of the first one; the others have a link to it, and it has one to each of them."""
+    writer = writer_of(case.pool)
+    await writer.apply([case.operation("list", None)])  # not within a batch: it has no span
+    assert spans.ended() == []
+    async with case.pool.connection():
+        waiting = [asyncio.create_task(apply(writer, name, batch_of(case, name))) for name in ("a", "b", "c")]
+        await asyncio.sleep(0.01)
+    assert await asyncio.gather(*waiting) == [[SUCCEEDED] * 2] * 3
+
+    (transaction,) = spans.ended("transaction")
+    first, *others = (spans.ended(f"process {name}")[0] for name in ("a", "b", "c"))
+    assert transaction.parent is not None
+    assert transaction.parent.span_id == id_of(first)
+    assert (links_of(transaction), links_of(first)) == ([id_of(one) for one in others], [])
+    assert [links_of(one) for one in others] == [[id_of(transaction)]] * 2
+    assert (transaction.attributes or {})["db.operation.batch.size"] == 6
+    assert current_batch() is None
+
+
+async def test_failed_transactions_of_a_batch_have_spans_by_class_and_code(
+    case: TenantCase, spans: RecordedSpans
+) -> None:
+    """While the writer looks for the operation at fault; the texts of errors, which may quote data, are in none."""
+    await make_touchy(case.pool)
+    writer = writer_of(case.pool)
+    operations = [case.operation("create", "good", {"n": 1}), case.operation("create", "bad", {"raise": "P0001"})]
+    await apply(writer, "a", operations)
+    await calm(case.pool)
+
+    (batch,) = spans.ended("process")
+    failed = [span for span in spans.ended("transaction") if span.status.status_code is StatusCode.ERROR]
+    assert failed
+    assert len(failed) < len(spans.ended("transaction"))  # the good one is applied
+    for span in failed:
+        attributes = span.attributes or {}
+        assert (attributes["error.type"], attributes["db.response.status_code"]) == ("StatementFailedError", "P0001")
+        assert (span.status.description, span.events) == ("StatementFailedError", ())
+        assert "a secret" not in span.to_json()
+    assert all(span.parent is not None and span.parent.span_id == id_of(batch) for span in spans.ended("transaction"))
+    assert batch.status.status_code is StatusCode.UNSET
+    assert (batch.attributes or {})["simplu.outcomes.unexpected"] == 1
+
+
+async def test_batch_that_is_not_sampled_costs_no_search_for_producers(case: TenantCase) -> None:
+    """And has no span of its transaction."""
+
+    def traceparents() -> list[str]:
+        raise AssertionError("asked for the producers of a batch that is not recorded")
+
+    with record_spans(ALWAYS_OFF) as spans:
+        with process_span(lambda: TracedBatch("kinesis", "a", 1, traceparents)):
+            assert await writer_of(case.pool).apply(batch_of(case, "a", 1)) == [SUCCEEDED]
+        assert spans.ended() == []
+
+
+async def test_process_that_does_not_trace_describes_no_batch(case: TenantCase) -> None:
+    """Without a tracer nothing is made."""
+
+    def describe() -> TracedBatch:
+        raise AssertionError("described a batch that is not traced")
+
+    assert TRACING.tracer is None
+    with process_span(describe):
+        assert current_batch() is None
+        assert await writer_of(case.pool).apply(batch_of(case, "a", 1)) == [SUCCEEDED]

@@ -1,0 +1,124 @@
+"""Tracing is off, or it can export: otherwise the settings are wrong."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+import pytest
+from support.tracing.recorded_spans import record_spans
+
+from simplu_worker import __version__
+from simplu_worker.errors import ConfigurationError
+from simplu_worker.telemetry.log import scrub_text
+from simplu_worker.telemetry.tracing import exported_spans
+from simplu_worker.telemetry.tracing.opening import check_tracing, open_tracing
+from simplu_worker.telemetry.tracing.spans import TRACING, TracedBatch, process_span, receive_span
+
+TEXTS = [f"00-{number:032x}-{number:016x}-01" for number in range(1, 6)]
+
+
+def test_missing_extra_is_a_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the name of the extra."""
+    monkeypatch.delitem(sys.modules, exported_spans.__name__)
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    with pytest.raises(ConfigurationError, match=r"^TRACES: .* install simplu-worker\[tracing\]$"):
+        check_tracing({})
+
+
+@pytest.mark.parametrize(
+    ("environ", "problem"),
+    [
+        ({}, None),
+        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, None),
+        ({"OTEL_EXPORTER_OTLP_PROTOCOL": ""}, None),
+        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "OTEL_EXPORTER_OTLP_PROTOCOL: expected http/protobuf, got 'grpc'"),
+        (
+            {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
+            None,
+        ),
+        (
+            {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/json"},
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL: expected http/protobuf, got 'http/json'",
+        ),
+    ],
+)
+def test_other_protocol_is_a_wrong_setting(environ: Mapping[str, str], problem: str | None) -> None:
+    """The variable of traces alone wins over that of all signals, as in the SDK."""
+    if problem is None:
+        check_tracing(environ)
+        return
+    with pytest.raises(ConfigurationError, match=f"^{problem}$"):
+        check_tracing(environ)
+
+
+async def test_process_traces_while_it_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The values of headers, which may be keys, are kept out of the log; to close it twice is no error."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    environ = {"OTEL_EXPORTER_OTLP_HEADERS": "a=first-key-of-mine,b=second%20key"}
+    with open_tracing(group_name="g", replica_name="replica-1", environ=environ) as export:
+        assert export is TRACING.tracer
+        await export.close(within_s=5)
+        await export.close(within_s=5)
+    tracer: object = TRACING.tracer
+    assert tracer is None
+    assert scrub_text("first-key-of-mine and second key") == "*** and ***"
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, {"service.name": "simplu-worker"}),
+        ({"OTEL_SERVICE_NAME": "orders"}, {"service.name": "orders"}),
+        (
+            {"OTEL_RESOURCE_ATTRIBUTES": "service.name=orders,team=a%20b"},
+            {"service.name": "orders", "team": "a b"},
+        ),
+    ],
+)
+def test_resource_is_the_replica_with_the_attributes_of_the_variables(
+    monkeypatch: pytest.MonkeyPatch, variables: Mapping[str, str], expected: Mapping[str, str]
+) -> None:
+    """The name of the service among them."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    attributes = exported_spans.resource_of("replica-1").attributes
+    known = {"service.instance.id": "replica-1", "service.version": __version__, **expected}
+    assert known == {name: attributes[name] for name in known}
+
+
+@pytest.mark.parametrize("environ", [{"OTEL_BSP_MAX_QUEUE_SIZE": "many"}, {"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "100000"}])
+def test_values_that_the_sdk_refuses_are_wrong_settings(environ: Mapping[str, str]) -> None:
+    """Texts that are no numbers, and a request that is larger than the queue."""
+    with pytest.raises(ConfigurationError, match=r"^OTEL_\*: expected values that OpenTelemetry knows, got: "):
+        open_tracing(group_name="g", replica_name="r", environ=environ).__enter__()
+    assert TRACING.tracer is None
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("", 5), ("3", 3), ("200", 5)])
+def test_lower_limit_of_the_sdk_keeps_the_first_links(
+    monkeypatch: pytest.MonkeyPatch, limit: str, expected: int
+) -> None:
+    """And what is left out is counted; by itself the SDK would keep the last ones."""
+    monkeypatch.setenv("OTEL_SPAN_LINK_COUNT_LIMIT", limit)
+    with record_spans() as spans:
+        with process_span(lambda: TracedBatch("sqs", "orders", 5, lambda: TEXTS)):
+            pass
+        (span,) = spans.ended()
+    assert [link.context.trace_id for link in span.links] == list(range(1, expected + 1))
+    assert (span.attributes or {}).get("simplu.links.left_out", 0) == 5 - expected
+
+
+def test_receive_without_records_has_no_span() -> None:
+    """A poll of an empty queue is none that a person looks for; one that failed is."""
+    with record_spans() as spans:
+        with receive_span("sqs", "orders") as span:
+            span.note_records(0)
+        with pytest.raises(OSError, match="gone"), receive_span("kinesis", "stream", "shardId-0"):
+            raise OSError("gone")
+        with receive_span("kinesis", "stream", "shardId-0") as span:
+            span.note_records(7)
+        failed, received = spans.ended()
+    assert ((failed.attributes or {})["error.type"], failed.status.description) == ("OSError", "OSError")
+    assert (received.attributes or {})["messaging.batch.message_count"] == 7
+    assert "messaging.batch.message_count" not in (failed.attributes or {})
