@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -20,6 +20,8 @@ from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.postgres.address import AddressRefusedError
 from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.types import FailedOnShardError, RefusedOnShardError, ShardNotAllowedError
+
+COPY_STATES: Final = frozenset({TenantState.INCOMING, TenantState.READY})
 
 
 class ControlledTenant(msgspec.Struct, frozen=True):
@@ -94,6 +96,19 @@ def step_of_destruction(
         case TenantState.INCOMING | TenantState.READY | TenantState.FENCED | TenantState.MOVED:
             # A change here would be lost in the move, which takes minutes at most.
             return ControlStep.WAIT_FOR_MOVE
+
+
+def homes_to_destroy(states: Mapping[str, TenantState]) -> list[str]:
+    """Return the shards on which a tenant is to be destroyed, by its states on all shards.
+
+    None where it has moved away. No destruction waits for a copy beside the home: without the home the move cannot end,
+    and its copy may stay until a person deletes it. Whether the move has ended since these states were read shows under
+    the lock of the home's row. Beside a destroyed row an import may be under way.
+    """
+    found = set(states.values())
+    has_home = TenantState.ACTIVE in found or (TenantState.DESTROYING in found and TenantState.MOVED not in found)
+    ignored = {TenantState.MOVED, *(COPY_STATES if has_home else ())}
+    return [shard_id for shard_id, state in states.items() if state not in ignored]
 
 
 def error_of(step: ControlStep, tenant_id: str) -> WorkerError | None:

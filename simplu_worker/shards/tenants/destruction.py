@@ -27,6 +27,7 @@ from simplu_worker.shards.tenants.control_rules import (
     ControlledTenant,
     ControlStep,
     error_of,
+    homes_to_destroy,
     refused_address_as_retryable,
     step_of_destruction,
     timestamp_text,
@@ -122,12 +123,14 @@ class Destroyer:
                 tasks.create_task(fetch(shard), name=f"locations:{shard.shard_id}")
         if errors:
             raise errors[0]
-        found: dict[str, dict[str, ShardAddress]] = {}
+        states: dict[str, dict[str, TenantState]] = {}
         for shard_id, rows in answers.items():
             for row in rows:
-                homes = found.setdefault(row["location_id"], {})
-                if row["state"] != TenantState.MOVED:
-                    homes[shard_id] = shards[shard_id]
+                states.setdefault(row["location_id"], {})[shard_id] = TenantState(row["state"])
+        found = {
+            location_id: {shard_id: shards[shard_id] for shard_id in homes_to_destroy(by_shard)}
+            for location_id, by_shard in states.items()
+        }
         homeless_count = sum(1 for homes in found.values() if not homes)
         if homeless_count:
             raise ShardUnavailableError(

@@ -247,6 +247,18 @@ async def test_destroy_all_waits_when_a_location_is_being_moved(routed: RoutedSh
         await routed.destroyer.destroy_all("clinic", DESTROYED_AT)
 
 
+async def test_destroy_all_waits_for_no_copy_of_a_move_that_was_given_up(routed: RoutedShards) -> None:
+    """The copy stays until `tenants rollback` deletes it, and no mover can end the move."""
+    await add_tenant(pool_of(routed, "shard-2"), ("clinic", "main"), state="incoming")
+
+    assert await routed.destroyer.destroy_all("clinic", DESTROYED_AT) == {"main": DestructionResult.DESTROYING}
+    assert await routed.destroyer.destroy_all("clinic", DESTROYED_AT) == {"main": DestructionResult.EXISTED}
+    assert (await states(routed), await states(routed, "shard-2")) == (
+        {"clinic-main": "destroying"},
+        {"clinic-main": "incoming"},
+    )
+
+
 # The deletion
 
 

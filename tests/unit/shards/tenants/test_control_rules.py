@@ -15,6 +15,7 @@ from simplu_worker.shards.tenants.control_rules import (
     ControlledTenant,
     ControlStep,
     error_of,
+    homes_to_destroy,
     is_row_of,
     step_of_creation,
     step_of_destruction,
@@ -198,3 +199,24 @@ def test_failed_statement_is_a_failure_of_the_work() -> None:
     failed = with_shard(error, shard_id="shard-1", tenant_id="b-l")
     assert isinstance(failed, RefusedOnShardError)
     assert (failed.error, failed.__cause__) == ("RaiseError (P0001)", error)
+
+
+@pytest.mark.parametrize(
+    ("states", "homes"),
+    [
+        ({"a": "active"}, "a"),
+        ({"a": "active", "b": "incoming", "c": "ready"}, "a"),  # copies of moves that were given up
+        ({"a": "active", "b": "moved", "c": "destroyed"}, "ac"),
+        ({"a": "active", "b": "active"}, "ab"),
+        ({"a": "destroying", "b": "incoming"}, "a"),
+        ({"a": "destroying", "b": "ready", "c": "moved"}, "ab"),  # it may arrive on b yet
+        ({"a": "destroyed", "b": "incoming"}, "ab"),  # an import, perhaps
+        ({"a": "fenced", "b": "ready"}, "ab"),
+        ({"a": "moved", "b": "ready"}, "b"),
+        ({"a": "moved"}, ""),
+        ({}, ""),
+    ],
+)
+def test_destruction_waits_for_no_copy_beside_the_home(states: dict[str, str], homes: str) -> None:
+    """And for every row that may be, or become, the home."""
+    assert homes_to_destroy({one: TenantState(state) for one, state in states.items()}) == list(homes)
