@@ -13,10 +13,12 @@ import msgspec
 from simplu_worker.shards.moving.changes import ResourceKey, read_changed_keys
 from simplu_worker.shards.moving.copying import RESOURCES, find_end
 from simplu_worker.shards.moving.rows import FIRST, RowKey
+from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 
 RANGE_ROWS: Final = 50_000  # compared by one statement
+SHRINKING: Final = 10  # after one that ran into its timeout: documents may be of some MB each
 DIFFERENCES_MAX: Final = 1000  # that are named
 LOG: Final = "operations"  # in place of a resource type, for the rows of the log
 
@@ -83,15 +85,24 @@ async def compare_shards(
     """Compare a tenant's rows on two shards, without those that changed on the one with the tenant since *since*.
 
     By its clock. The log is compared from *log_kept* before that on: older rows may be deleted at different times.
+    Begins again with smaller ranges where one takes too long.
     """
     live, other = (source, target) if live_on_source else (target, source)
-    async with live.transaction() as live_connection, other.transaction() as other_connection:
-        await live_connection.execute(QUERIES["read_one_moment"])
-        for connection in (live_connection, other_connection):
-            await connection.fetch(QUERIES["write_times_alike"])
-        keys, requests = await read_changed_keys(live_connection, tenant_id, since)
-        pair = (live_connection, other_connection) if live_on_source else (other_connection, live_connection)
-        return await compare(*pair, tenant_id, keys, ComparedLog(since - log_kept, since, requests))
+    range_rows = RANGE_ROWS
+    while True:
+        try:
+            async with live.transaction() as live_connection, other.transaction() as other_connection:
+                await live_connection.execute(QUERIES["read_one_moment"])
+                for connection in (live_connection, other_connection):
+                    await connection.fetch(QUERIES["write_times_alike"])
+                keys, requests = await read_changed_keys(live_connection, tenant_id, since)
+                pair = (live_connection, other_connection) if live_on_source else (other_connection, live_connection)
+                compared_log = ComparedLog(since - log_kept, since, requests)
+                return await compare(*pair, tenant_id, keys, compared_log, range_rows=range_rows)
+        except StatementFailedError as exc:
+            if not exc.is_timeout or range_rows == 1:
+                raise
+            range_rows = max(1, range_rows // SHRINKING)
 
 
 async def compare(
@@ -100,6 +111,8 @@ async def compare(
     tenant_id: str,
     changed: Collection[ResourceKey],
     compared_log: ComparedLog,
+    *,
+    range_rows: int = RANGE_ROWS,
 ) -> Comparison:
     """Return the comparison of a tenant's rows, in ranges of keys; *changed* are left out."""
     sums: tuple[dict[str, TypeSum], dict[str, TypeSum]] = ({}, {})
@@ -107,8 +120,8 @@ async def compare(
     differing: list[ResourceKey] = []
     after: RowKey | None = FIRST
     while after is not None:
-        end = await find_end(source, RESOURCES, tenant_id, after, RANGE_ROWS)
-        ranges = await asyncio.gather(*(_sum_range(one, tenant_id, after, end) for one in (source, target)))
+        end = await find_end(source, RESOURCES, tenant_id, after, range_rows)
+        ranges = await _sum_both(source, target, tenant_id, after, end)
         for part, own in zip(ranges, left_out, strict=True):
             for key, one in own.items():
                 if after < key and (end is None or key <= end):
@@ -126,6 +139,18 @@ async def compare(
             del total[name]
         total[LOG] = of_log
     return Comparison(sums[0], sums[1], differing[:DIFFERENCES_MAX], len(changed))
+
+
+async def _sum_both(
+    source: Connection, target: Connection, tenant_id: str, after: RowKey, end: RowKey | None
+) -> list[defaultdict[str, TypeSum]]:
+    """Return the sums of a range on both shards; an error of one ends the statement on the other, too."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            both = [tasks.create_task(_sum_range(one, tenant_id, after, end)) for one in (source, target)]
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None
+    return [one.result() for one in both]
 
 
 async def _sum_range(

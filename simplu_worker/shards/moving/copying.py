@@ -13,7 +13,9 @@ from typing import Final
 
 import msgspec
 
+from simplu_worker.shards.moving.pacing import CopyPace, smaller_pace
 from simplu_worker.shards.moving.rows import RowKey
+from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
 
@@ -95,6 +97,14 @@ async def find_end(
     """Return the key of the last row of the next chunk; None if the chunk has all that is left."""
     row = await connection.fetchrow(QUERIES[table.boundary_query], tenant_id, *after, row_count)
     return None if row is None else (row["first"], row["second"])
+
+
+def slower_after(error: StatementFailedError, pace: CopyPace) -> CopyPace:
+    """Return the pace after a chunk that failed. Raises *error* unless it is a timeout that fewer rows may avoid."""
+    slower = smaller_pace(pace) if error.is_timeout else None
+    if slower is None:
+        raise error
+    return slower
 
 
 async def copy_chunk(

@@ -30,13 +30,14 @@ from simplu_worker.shards.moving.changes import (
     write_changes,
 )
 from simplu_worker.shards.moving.checksums import compare_shards, describe_difference
-from simplu_worker.shards.moving.copying import TABLES, copy_chunk, find_end
+from simplu_worker.shards.moving.copying import TABLES, CopiedTable, copy_chunk, find_end, slower_after
 from simplu_worker.shards.moving.journal import MoveJournal
 from simplu_worker.shards.moving.pacing import CopyPace, next_pace
 from simplu_worker.shards.moving.rows import (
     FIRST,
     MovingTenant,
     Progress,
+    RowKey,
     encoded,
     read_arrival,
     read_departure,
@@ -56,7 +57,7 @@ from simplu_worker.shards.moving.types import (
     Phase,
 )
 from simplu_worker.shards.moving.undoing import drop_rows
-from simplu_worker.shards.postgres.errors import LostRaceError
+from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
@@ -65,10 +66,12 @@ from simplu_worker.timing.clock import loop_time
 FENCE_S: Final = 2.0  # until any worker may end it
 FENCE_TRIES: Final = 10
 ROUNDS_MAX: Final = 20
+REHEARSALS: Final = 2
 SMALL_ROUND: Final = 100  # rows: a round of so many or fewer leaves nothing to win by another one
 NOTE_INTERVAL_S: Final = 2.0
 NO_TOKEN: Final = -1  # a statement with it finds no row
 PATIENCE_S: Final = 60.0  # in which a shard that does not answer may come back
+COUNT_S: Final = 5.0
 PAUSE_S: Final = 0.5  # before each new beginning
 CLOCK_STEP_MAX_S: Final = 1.0  # below the margin of the changes that are read again
 CLEANUP_STEPS: Final = frozenset({"cleaning", "cleaned"})  # of the journal: rows of the tenant are deleted
@@ -113,6 +116,7 @@ class Mover:
         self._status = MoveStatus(self._phase)
         self._entered_at = clock()
         self._phases_s: dict[str, float] = {}
+        self._answered_at = clock()  # when it last came further
 
     def __repr__(self) -> str:
         return f"Mover({self._move}, token={self._token}, {self._phase})"
@@ -123,16 +127,15 @@ class Mover:
         Raises `PermanentError` if it cannot be moved, `OutrunError` and `PauseTooLongError` among them, and
         `RetryableError` if a shard did not answer for a minute: the message has the state of the tenant.
         """
-        began_at = self._clock()
-        answered_at = began_at
+        began_at = self._answered_at = self._clock()
         while True:
             phase = self._phase
             try:
                 return await self._run_once(began_at)
             except (LostRaceError, RetryableError) as exc:
                 if self._phase != phase:
-                    answered_at = self._clock()
-                if self._clock() - answered_at > PATIENCE_S:
+                    self._answered_at = self._clock()
+                if self._clock() - self._answered_at > PATIENCE_S:
                     await self._journal.note_failure(self._token, self._status, str(exc))
                     raise RetryableError(f"{self._move.tenant_id}: {exc}; {self.describe_state()}") from exc
                 log.info("move.again", tenant_id=self._move.tenant_id, phase=self._phase, error=str(exc))
@@ -161,6 +164,7 @@ class Mover:
                 progress = await self._copy(progress)
                 progress = await self._catch_up(progress)
                 await self._verify_live(progress)
+                await self._rehearse()
                 progress = await self._catch_up(progress)
                 await self._switch(progress)
             case Situation.COPY_AGAIN:
@@ -285,38 +289,51 @@ class Mover:
             after = progress.cursors.get(table.name, FIRST)
             while after is not None:
                 await asyncio.sleep(self._pace.rest_s)
-                began_at = self._clock()
-                async with self._source.transaction() as connection:
-                    await read_tenant(connection, self._move.tenant_id)
-                    answered_at = self._clock()
-                    end = await find_end(connection, table, self._move.tenant_id, after, self._pace.row_count)
-                found_at = self._clock()
-                async with self._target.transaction() as connection:
-                    await self._check_token(connection)
-                    answer_s = max(answered_at - began_at, self._clock() - found_at)
-                    chunk = await copy_chunk(self._source, connection, table, self._move.tenant_id, after, end)
-                    after = end
-                    progress = msgspec.structs.replace(
-                        progress,
-                        cursors=progress.cursors | {table.name: end},
-                        row_count=progress.row_count + chunk.row_count,
-                        byte_count=progress.byte_count + chunk.byte_count,
-                    )
-                    await self._note_progress(connection, progress)
-                self._pace = next_pace(
-                    self._pace,
-                    row_count=chunk.row_count,
-                    took_s=self._clock() - began_at,
-                    answer_s=answer_s,
-                    max_rows_per_s=self._options.max_rows_per_s,
-                )
+                try:
+                    progress = await self._copy_chunk(progress, table, after)
+                except StatementFailedError as exc:
+                    self._pace = slower_after(exc, self._pace)
+                    continue
+                after = progress.cursors[table.name]
+                self._answered_at = self._clock()
                 await self._show_progress(progress)
         return progress
 
+    async def _copy_chunk(self, progress: Progress, table: CopiedTable, after: RowKey) -> Progress:
+        """Copy the next chunk of *table*; return the progress, which is on the target."""
+        began_at = self._clock()
+        async with self._source.transaction() as connection:
+            await read_tenant(connection, self._move.tenant_id)
+            answered_at = self._clock()
+            end = await find_end(connection, table, self._move.tenant_id, after, self._pace.row_count)
+        found_at = self._clock()
+        async with self._target.transaction() as connection:
+            await self._check_token(connection)
+            answer_s = max(answered_at - began_at, self._clock() - found_at)
+            chunk = await copy_chunk(self._source, connection, table, self._move.tenant_id, after, end)
+            copied = msgspec.structs.replace(
+                progress,
+                cursors=progress.cursors | {table.name: end},
+                row_count=progress.row_count + chunk.row_count,
+                byte_count=progress.byte_count + chunk.byte_count,
+            )
+            await self._note_progress(connection, copied)
+        self._pace = next_pace(
+            self._pace,
+            row_count=chunk.row_count,
+            took_s=self._clock() - began_at,
+            answer_s=answer_s,
+            max_rows_per_s=self._options.max_rows_per_s,
+        )
+        return copied
+
     async def _count_rows(self) -> int:
-        async with self._source.connection() as connection:
-            (size,) = await connection.fetch(QUERIES["describe_tenant_size"], self._move.tenant_id)
-        return int(size["resource_count"] + size["operation_count"])
+        """Return the number of rows to copy, which people are shown; 0 if the source takes long to count them."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(COUNT_S), self._source.connection() as connection:
+                (size,) = await connection.fetch(QUERIES["describe_tenant_size"], self._move.tenant_id)
+            return int(size["resource_count"] + size["operation_count"])
+        return 0
 
     async def _catch_up(self, progress: Progress) -> Progress:
         """Copy what changed since the barrier, in rounds, until a round is small. Raises `PauseTooLongError`."""
@@ -394,6 +411,26 @@ class Mover:
                 f"{describe_difference(comparison)}; the tenant goes on on shard {self._move.source_id}; "
                 "run: simplu-worker tenants rollback"
             )
+
+    async def _rehearse(self) -> None:
+        """Wait for the standbys of both shards, as the switch will. Raises `PauseTooLongError` if they take too long.
+
+        One that has stopped to keep up is awaited for a while, and then no more: so the second try may be quick.
+        """
+        for _ in range(REHEARSALS):
+            began_at = self._clock()
+            for shard_id, shard in ((self._move.target_id, self._target), (self._move.source_id, self._source)):
+                async with shard.transaction() as connection:
+                    server = await note_server(connection)
+                await self._commits.wait_for_transaction(shard_id, server)
+            took_s = self._clock() - began_at
+            if took_s <= self._options.max_pause_s:
+                return
+        raise PauseTooLongError(
+            f"{self._move.tenant_id}: expected a pause of at most {self._options.max_pause_s:g} s, got standbys of "
+            f"shards {self._move.source_id} and {self._move.target_id} that take {took_s:.2f} s to follow; try again "
+            "once they keep up, or give a longer --max-pause"
+        )
 
     # Switch
 

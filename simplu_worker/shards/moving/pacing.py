@@ -6,22 +6,32 @@ from typing import Final
 
 import msgspec
 
-ROWS_FIRST: Final = 10_000
-ROWS_MIN: Final = 200
+ROWS_FIRST: Final = 200  # they may be of some MB each
+ROWS_MIN: Final = 200  # unless so many have taken too long
 ROWS_MAX: Final = 100_000
 CHUNK_S: Final = 0.5  # a chunk is a transaction on the target
 GROWTH: Final = 4
+SHRINKING: Final = 10  # after a chunk that ran into its timeout
 SLOW_RATIO: Final = 4.0  # an answer that takes so many times the usual time shows that a shard is busy
 SLOW_MIN_S: Final = 0.05
 REST_MAX_S: Final = 2.0
 
 
 class CopyPace(msgspec.Struct, frozen=True):
-    """The size of the next chunk, and how long to rest before it, in seconds."""
+    """The size of the next chunk, and how long to rest before it, in seconds; *most* is the largest size for now."""
 
     row_count: int = ROWS_FIRST
     rest_s: float = 0.0
     usual_answer_s: float = 0.0  # of the smallest statement on either shard, the best so far
+    most: int = ROWS_MAX
+
+
+def smaller_pace(pace: CopyPace) -> CopyPace | None:
+    """Return the pace after a chunk that ran into its timeout; None if it had one row."""
+    size = min(pace.row_count, pace.most) // SHRINKING
+    if min(pace.row_count, pace.most) == 1:
+        return None
+    return msgspec.structs.replace(pace, row_count=max(1, size), most=max(1, size))
 
 
 def next_pace(
@@ -33,6 +43,7 @@ def next_pace(
     far above the usual, chunks get smaller and rests longer.
     """
     usual_s = min(pace.usual_answer_s or answer_s, answer_s)
+    most = pace.most if took_s > CHUNK_S else min(ROWS_MAX, pace.most * GROWTH)
     is_slow = answer_s > max(SLOW_MIN_S, SLOW_RATIO * usual_s)
     if is_slow:
         size, rest_s = pace.row_count // 2, min(REST_MAX_S, max(pace.rest_s * 2, took_s))
@@ -43,4 +54,4 @@ def next_pace(
         size = min(size, max(1, round(max_rows_per_s * CHUNK_S)))
         rest_s = max(rest_s, row_count / max_rows_per_s - took_s)
     least = ROWS_MIN if max_rows_per_s is None else min(ROWS_MIN, size)
-    return CopyPace(max(least, min(size, ROWS_MAX)), rest_s, usual_s)
+    return CopyPace(min(most, max(least, size)), rest_s, usual_s, most)

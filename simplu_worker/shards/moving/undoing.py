@@ -16,10 +16,12 @@ from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.moving.rows import read_arrival, read_departure, read_tenant, take_token
 from simplu_worker.shards.moving.situation import GONE, LEAVING, ON_THE_WAY
+from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
 
 DROP_ROWS: Final = 5_000  # deleted by one statement
+SHRINKING: Final = 10  # after one that ran into its timeout
 DROPS: Final = ("drop_resources", "drop_operations", "drop_rejections", "drop_failures")
 
 TenantLock: TypeAlias = Literal["lock_incoming", "lock_left"]
@@ -33,17 +35,31 @@ async def drop_rows(shard: ShardPool, tenant_id: str, token: int, lock: TenantLo
 
     Raises `RetryableError` if the shard does not answer.
     """
-    count = 0
+    count, limit = 0, DROP_ROWS
     for query in DROPS:
         is_done = False
         while not is_done:
-            async with shard.transaction() as connection:
-                if not await connection.fetchval(QUERIES[lock], tenant_id, token):
-                    return None
-                deleted = affected_count(await connection.execute(QUERIES[query], tenant_id, DROP_ROWS))
+            try:
+                async with shard.transaction() as connection:
+                    if not await connection.fetchval(QUERIES[lock], tenant_id, token):
+                        return None
+                    deleted = affected_count(await connection.execute(QUERIES[query], tenant_id, limit))
+            except StatementFailedError as exc:
+                limit = fewer_after(exc, limit)
+                continue
             count += deleted
-            is_done = deleted < DROP_ROWS
+            is_done = deleted < limit
     return count
+
+
+def fewer_after(error: StatementFailedError, limit: int) -> int:
+    """Return the rows to delete after *limit* of them took too long: they may be of some MB each.
+
+    Raises *error* unless it is a timeout that fewer rows may avoid.
+    """
+    if not error.is_timeout or limit == 1:
+        raise error
+    return max(1, limit // SHRINKING)
 
 
 async def undo_move(pools: Pools, tenant_id: str, source_id: str, target_id: str) -> int:
@@ -101,7 +117,7 @@ async def clean_up(
 ) -> int | None:
     """Delete the rows that a tenant left on *source_id*, and return their number; the tenant's row stays.
 
-    None if the tenant is not, or no more, on *target_id*, or has come back. From the first statement on the move can
+    None if the tenant has not arrived on *target_id*, or has come back. From the first statement on the move can
     only be taken back by copying everything. Only once the standbys of the target have the tenant there: one that has
     not would need these rows. Raises `RetryableError` if a shard does not answer.
     """
@@ -118,7 +134,7 @@ async def clean_up(
             and left is not None
             and departure is not None
             and (left.state, left.moved_to) == (TenantState.MOVED, target_id)
-            and home.state is TenantState.ACTIVE
+            and home.state not in ON_THE_WAY  # it has arrived; since then it may have gone on, or been destroyed
             and home.epoch >= left.epoch
         )
         if not is_safe or left is None or home is None:

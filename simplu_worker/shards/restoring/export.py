@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,7 +49,8 @@ class ExportFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a full disk once more: the error before it is the one to raise
+            self._file.close()
         if not self._is_finished:
             self._path.unlink(missing_ok=True)
 
@@ -73,6 +75,15 @@ class ExportFile:
         count = affected_count(status)
         self.counts[table.name] += count
         return count
+
+    def cut(self, byte_count: int) -> None:
+        """Keep the first *byte_count* bytes: what follows is a part of a chunk. Raises `PermanentError`."""
+        try:
+            self._file.seek(byte_count)
+            self._file.truncate()
+        except OSError as exc:
+            raise self._write_error(exc) from exc
+        self.byte_count = byte_count
 
     def finish(self) -> None:
         """Write the counts, and wait for the disk. Raises `PermanentError`."""

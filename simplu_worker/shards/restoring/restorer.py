@@ -22,13 +22,13 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.moving.changes import PAGE_ROWS, Changes, write_changes
-from simplu_worker.shards.moving.copying import OPERATIONS, RESOURCES, CopiedTable, copy_chunk, find_end
+from simplu_worker.shards.moving.copying import OPERATIONS, RESOURCES, CopiedTable, copy_chunk, find_end, slower_after
 from simplu_worker.shards.moving.merged_positions import CarriedPosition
 from simplu_worker.shards.moving.pacing import CopyPace, next_pace
 from simplu_worker.shards.moving.rows import FIRST, RowKey, read_tenant
 from simplu_worker.shards.moving.settling import lower_positions, read_positions
-from simplu_worker.shards.moving.undoing import DROP_ROWS
-from simplu_worker.shards.postgres.errors import LostRaceError
+from simplu_worker.shards.moving.undoing import DROP_ROWS, fewer_after
+from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
@@ -237,12 +237,17 @@ class Restorer:
     async def _export_table(self, file: ExportFile, table: CopiedTable) -> None:
         after: RowKey | None = FIRST
         while after is not None:
-            began_at = self._clock()
-            async with self._writing(RestoreStep.EXPORTING) as connection:
-                await self._set_deadline(connection, FENCE_S)
-                answered_at = self._clock()
-                end = await find_end(connection, table, self._restore.tenant_id, after, self._pace.row_count)
-                count = await file.add(connection, table, self._restore.tenant_id, after, end)
+            began_at, end_of_file = self._clock(), file.byte_count
+            try:
+                async with self._writing(RestoreStep.EXPORTING) as connection:
+                    await self._set_deadline(connection, FENCE_S)
+                    answered_at = self._clock()
+                    end = await find_end(connection, table, self._restore.tenant_id, after, self._pace.row_count)
+                    count = await file.add(connection, table, self._restore.tenant_id, after, end)
+            except StatementFailedError as exc:
+                self._pace = slower_after(exc, self._pace)
+                file.cut(end_of_file)
+                continue
             after = end
             await self._keep_pace(count, began_at, answered_at)
             self._show(RestoreStatus("export", sum(file.counts.values())))
@@ -279,11 +284,15 @@ class Restorer:
 
     async def _drop(self, name: str) -> None:
         """Delete rows of the tenant by the query *name*."""
-        deleted, count = DROP_ROWS, 0
-        while deleted == DROP_ROWS:
-            async with self._writing(RestoreStep.REPLACING) as connection:
-                status = await connection.execute(QUERIES[name], self._restore.tenant_id, DROP_ROWS)
-                deleted = affected_count(status)
+        deleted, limit, count = -1, DROP_ROWS, 0
+        while deleted < 0 or deleted == limit:
+            try:
+                async with self._writing(RestoreStep.REPLACING) as connection:
+                    status = await connection.execute(QUERIES[name], self._restore.tenant_id, limit)
+            except StatementFailedError as exc:
+                deleted, limit = -1, fewer_after(exc, limit)
+                continue
+            deleted = affected_count(status)
             count += deleted
             self._show(RestoreStatus("delete", count))
 
@@ -295,9 +304,13 @@ class Restorer:
             async with self._backup.connection() as connection:
                 end = await find_end(connection, table, tenant_id, after, self._pace.row_count)
             found_at = self._clock()
-            async with self._writing(RestoreStep.REPLACING) as connection:
-                answered_at = self._clock()
-                chunk = await copy_chunk(self._backup, connection, table, tenant_id, after, end)
+            try:
+                async with self._writing(RestoreStep.REPLACING) as connection:
+                    answered_at = self._clock()
+                    chunk = await copy_chunk(self._backup, connection, table, tenant_id, after, end)
+            except StatementFailedError as exc:
+                self._pace = slower_after(exc, self._pace)
+                continue
             after = end
             self._row_count += chunk.row_count
             await self._keep_pace(chunk.row_count, began_at, began_at + answered_at - found_at)

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import random
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -19,6 +20,7 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Disposition
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
+from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.health.moves import MoveEntry
 from simplu_worker.shards.health.probe import probe_shard
@@ -29,11 +31,19 @@ from simplu_worker.shards.moving.mover import Mover
 from simplu_worker.shards.moving.repairing import check_former_rows, repair_resources
 from simplu_worker.shards.moving.rows import Arrival, Progress, read_arrival
 from simplu_worker.shards.moving.settling import MoveSettler
-from simplu_worker.shards.moving.types import Certificate, Move, MoveOptions, MoveStatus, OutrunError
+from simplu_worker.shards.moving.types import (
+    Certificate,
+    Move,
+    MoveOptions,
+    MoveStatus,
+    OutrunError,
+    PauseTooLongError,
+)
 from simplu_worker.shards.moving.undoing import clean_up, list_left_behind, undo_move
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import Rejection
 
 OPTIONS = MoveOptions(log_kept=timedelta(days=1))
@@ -128,6 +138,21 @@ class World:
         return self.case("a").operation(kind, key, {"n": value})
 
 
+class LateCommits(ReplicationWaiter):
+    """Commits that standbys confirm late, the first *late_count* of them."""
+
+    def __init__(self, pools: Pools, *, late_count: int) -> None:
+        super().__init__(pools)
+        self._late_count = late_count
+
+    async def wait_for_transaction(self, shard_id: str, server: Server) -> None:
+        """Wait."""
+        self._late_count -= 1
+        if self._late_count >= 0:
+            await asyncio.sleep(0.3)
+        await super().wait_for_transaction(shard_id, server)
+
+
 @pytest.fixture
 async def world(make_shard: ShardMaker) -> AsyncIterator[World]:
     """Give two shards, and a tenant on the first one with resources and a log."""
@@ -175,7 +200,7 @@ async def test_tenant_is_written_to_while_it_moves_there_and_back(world: World) 
     assert certificates[1].rows_copied < 3000  # warm
 
 
-@pytest.mark.parametrize("statement", range(1, 34, 3))
+@pytest.mark.parametrize("statement", range(1, 40, 3))
 async def test_mover_that_is_killed_is_continued_by_the_next_one(
     world: World, statement: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -400,6 +425,22 @@ async def test_mover_gives_up_with_the_state_of_the_tenant_and_goes_on_later(
     assert (await world.move()).verdict == "equal"
 
 
+async def test_move_is_refused_before_the_fence_while_standbys_take_too_long(world: World) -> None:
+    """They would take as long while the tenant waits."""
+    world.commits = LateCommits(world.pools, late_count=100)
+    with pytest.raises(PauseTooLongError, match="standbys of shards a and b"):
+        await world.move()
+    assert await fetch(world.shard_pools["a"], "SELECT state, fenced_until FROM tenants") == [
+        {"state": "active", "fenced_until": None}
+    ]
+
+    world.commits = LateCommits(world.pools, late_count=2)  # a standby that hung, and is not awaited any more
+    certificate = await world.move()
+    assert certificate.verdict == "equal"
+    assert certificate.pause_s is not None
+    assert certificate.pause_s < certificate.phases_s["verify"]
+
+
 async def test_journal_has_why_a_mover_gave_up_and_then_the_certificate(world: World) -> None:
     """Both for every replica to see; the certificate stays as it was given when the command is run once more."""
     with pytest.raises(PermanentError, match="expected a pause of at most 0 s"):
@@ -573,6 +614,86 @@ async def test_target_that_lost_the_tenant_after_a_cleanup_is_not_filled_with_no
     with pytest.raises(PermanentError, match="cleanup"):
         await world.move()
     assert await world.states() == {"a": "moved"}
+
+
+@pytest.mark.parametrize("since", ["moved on", "destroyed"])
+async def test_cleanup_deletes_what_a_tenant_left_that_is_not_on_its_next_shard_any_more(
+    world: World, make_shard: ShardMaker, since: str
+) -> None:
+    """It has arrived there, so nobody needs the rows that it left before."""
+    await world.move()
+    if since == "moved on":
+        world.shard_pools["c"] = world.pools.ensure_pool(await make_shard("c"))
+        await world.move("b", "c")
+    else:
+        await fetch(world.shard_pools["b"], "DELETE FROM resources")
+        await fetch(world.shard_pools["b"], "UPDATE tenants SET state = 'destroyed'")
+
+    assert await clean_up(world.pools, world.commits, TENANT_ID, "a", "b") == 3500
+    assert (await world.case("a").resources(), await world.case("a").log()) == ({}, {})
+    assert (await world.states())["a"] == "moved"
+
+
+SLOW_ROWS = (
+    """
+    CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF coalesce(NEW."resourceId", OLD."resourceId") > '8' THEN
+            PERFORM pg_sleep(0.003);
+        END IF;
+        RETURN coalesce(NEW, OLD);
+    END
+    $$
+    """,
+    "CREATE TRIGGER wait BEFORE INSERT OR DELETE ON resources FOR EACH ROW EXECUTE FUNCTION wait()",
+)
+
+
+@pytest.mark.slow(5)
+async def test_rows_that_take_long_are_copied_and_deleted_a_few_at_a_time(world: World) -> None:
+    """Documents may be of some MB each: a chunk that runs into its timeout is tried with fewer of them."""
+    await fetch(world.shard_pools["a"], 'DELETE FROM resources WHERE "resourceId"::int > 1000')
+    before = await world.case("a").resources()
+    for pool in world.shard_pools.values():
+        for statement in SLOW_ROWS:
+            await fetch(pool, statement)
+    addresses = [pool.address for pool in world.shard_pools.values()]
+
+    async with Pools(size=6, timeouts=ShardTimeouts(statement_s=0.5)) as pools:
+        hurried = World(pools, addresses)
+        assert (await hurried.move()).verdict == "equal"
+        assert await hurried.case("b").resources() == before
+        assert await clean_up(pools, hurried.commits, TENANT_ID, "a", "b") == 1500
+
+
+LONG_DOCUMENT = """
+UPDATE resources
+SET data = jsonb_build_object('n', (SELECT jsonb_agg(number * 1.5) FROM generate_series(1, 40000) AS number))
+WHERE "resourceId"::int <= 30
+"""
+
+
+@pytest.mark.slow(5)
+async def test_long_documents_are_compared_a_few_at_a_time(world: World) -> None:
+    """A range that runs into its timeout is compared in smaller ones."""
+    await fetch(world.shard_pools["a"], 'DELETE FROM resources WHERE "resourceId"::int > 30')
+    await fetch(world.shard_pools["a"], LONG_DOCUMENT)
+    await world.move()
+    since = (await world.arrival("b")).ready_at
+    addresses = [pool.address for pool in world.shard_pools.values()]
+
+    async def compared(source: ShardPool, target: ShardPool) -> Comparison:
+        assert since is not None
+        kept = timedelta(days=1)
+        return await compare_shards(source, target, TENANT_ID, since, live_on_source=False, log_kept=kept)
+
+    began_at = time.monotonic()
+    whole = await compared(world.shard_pools["a"], world.shard_pools["b"])
+    took_s = time.monotonic() - began_at
+    async with Pools(size=6, timeouts=ShardTimeouts(statement_s=took_s / 3)) as pools:
+        source, target = (pools.ensure_pool(address) for address in addresses)
+        assert await compared(source, target) == whole
+    assert (whole.is_equal, whole.row_count) == (True, 30)
 
 
 async def test_rename_before_an_undone_move_is_not_forgotten_on_the_way_back(world: World) -> None:

@@ -22,6 +22,7 @@ from simplu_worker.shards.moving.settling import MoveSettler
 from simplu_worker.shards.moving.types import Move, MoveOptions
 from simplu_worker.shards.moving.undoing import undo_move
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.restoring import restorer as module
 from simplu_worker.shards.restoring.journal import RestoreMode, RestoreTakenError
 from simplu_worker.shards.restoring.restorer import Restore, RestoreCertificate, Restorer, RestoreStatus
@@ -116,6 +117,29 @@ async def test_tenant_is_as_of_the_backup_and_what_came_since_stays_undone(world
     assert await world.ask("SELECT * FROM stream_positions ORDER BY 2") == positions
     assert (certificate.rows_restored, certificate.resources_before, certificate.epoch) == (3, 3, 2)
     assert await world.ask("SELECT step, mode FROM restores") == [{"step": "done", "mode": "as-of-backup"}]
+
+
+@pytest.mark.slow(4)
+async def test_rows_that_take_long_are_replaced_a_few_at_a_time(world: World) -> None:
+    """Documents may be of some MB each; a tenant must not stay fenced since a chunk of them takes too long."""
+    many = """
+        INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
+        SELECT $1, 'dental', 'settings', number::text, '{}', now(), now() FROM generate_series(1, 250) AS number
+    """
+    for pool in (world.live, world.backup):
+        await fetch(pool, many, TENANT_ID)
+    wanted = await TenantCase(world.backup, TENANT).resources()
+    await world.ask(
+        "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN PERFORM pg_sleep(0.003); RETURN coalesce(NEW, OLD); END $$"
+    )
+    await world.ask("CREATE TRIGGER wait BEFORE INSERT OR DELETE ON resources FOR EACH ROW EXECUTE FUNCTION wait()")
+
+    async with Pools(size=6, timeouts=ShardTimeouts(statement_s=0.5)) as pools:
+        hurried = World(pools, pools.ensure_pool(world.live.address), world.backup, world.folder)
+        await hurried.restore(RestoreMode.CATCH_UP)
+
+    assert (await world.case.resources(), await world.tenant()) == (wanted, ("active", 2))
 
 
 async def test_log_gets_what_only_the_backup_has(world: World) -> None:

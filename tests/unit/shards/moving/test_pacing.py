@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.shards.moving.pacing import CHUNK_S, REST_MAX_S, ROWS_MAX, ROWS_MIN, CopyPace, next_pace
+from simplu_worker.shards.moving.pacing import (
+    CHUNK_S,
+    REST_MAX_S,
+    ROWS_MAX,
+    ROWS_MIN,
+    CopyPace,
+    next_pace,
+    smaller_pace,
+)
 
 
 @pytest.mark.parametrize(
@@ -43,3 +51,25 @@ def test_rate_is_kept(rate: float, copied: int, took_s: float) -> None:
     pace = next_pace(CopyPace(), row_count=copied, took_s=took_s, answer_s=0.001, max_rows_per_s=rate)
     assert copied / (took_s + pace.rest_s) <= rate * 1.0001
     assert pace.row_count <= max(1, round(rate * CHUNK_S), 1)
+
+
+def test_chunk_that_took_too_long_is_tried_with_fewer_rows_until_some_fit() -> None:
+    """Down to one of them; then larger chunks are tried only while they are quick."""
+    pace: CopyPace | None = CopyPace(100_000)
+    sizes = []
+    while pace is not None:
+        sizes.append(pace.row_count)
+        last, pace = pace, smaller_pace(pace)
+    assert sizes == [100_000, 10_000, 1_000, 100, 10, 1]
+
+    slow = next_pace(last, row_count=1, took_s=CHUNK_S * 2, answer_s=0.001)
+    assert slow.row_count == 1
+    quick = next_pace(slow, row_count=1, took_s=CHUNK_S / 10, answer_s=0.001)
+    assert quick.row_count == 4
+
+
+@given(st.integers(1, ROWS_MAX), st.integers(1, ROWS_MAX), st.floats(0, 100), st.floats(0, 10))
+def test_chunk_stays_below_the_one_that_took_too_long(most: int, copied: int, took_s: float, answer_s: float) -> None:
+    """Unless one was quick since then."""
+    pace = next_pace(CopyPace(most, most=most), row_count=copied, took_s=took_s, answer_s=answer_s)
+    assert 1 <= pace.row_count <= (most if took_s > CHUNK_S else min(ROWS_MAX, 4 * most))
