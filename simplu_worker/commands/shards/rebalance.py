@@ -28,9 +28,10 @@ from simplu_worker.shards.moving.planning.balance import (
 from simplu_worker.shards.moving.planning.readiness import MovePlan
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.locator import StaticMap, read_shard_map
-from simplu_worker.shards.routing.shard_query import ShardRows, fetch_from_all_shards
+from simplu_worker.shards.routing.shard_query import LIMITS, QueryLimits, ShardRows, fetch_from_all_shards
 
 NO_LIMIT = 10**9  # tenants of a shard
+WEIGH_LIMITS = QueryLimits(answer_s=30.0, all_s=300.0)  # some read all rows of a shard
 HOME_STATES = frozenset({"active", "fenced"})
 
 
@@ -52,7 +53,8 @@ async def rebalance_shards(
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
         targets = await _usable_shards(shards)
-        tenants = _placed(await _survey(shards, "weigh_tenants" if by is None else QUERIES_BY_WEIGHT[by]))
+        query = "weigh_tenants" if by is None else QUERIES_BY_WEIGHT[by]
+        tenants = _placed(await _survey(shards, query, limits=WEIGH_LIMITS))
         locator = shards.locator
         if by is None and isinstance(locator, StaticMap):
             homes = {one.tenant_id: locator.map.shard_of(one.tenant_id).shard_id for one in tenants}
@@ -134,9 +136,9 @@ async def _usable_shards(shards: Shards) -> list[ShardAddress]:
     return [one for one in known if one.refusal is None and one.is_active and one.shard_id not in retired]
 
 
-async def _survey(shards: Shards, query: str) -> ShardRows:
+async def _survey(shards: Shards, query: str, *, limits: QueryLimits = LIMITS) -> ShardRows:
     """Return the rows of a query on all shards. Raises `RetryableError` if one does not answer."""
-    survey = await fetch_from_all_shards(shards.locator, shards.pools, query)
+    survey = await fetch_from_all_shards(shards.locator, shards.pools, query, limits=limits)
     if survey.silent_shard_ids:
         raise RetryableError(f"expected an answer of every shard, got none of {', '.join(survey.silent_shard_ids)}")
     return survey
@@ -229,4 +231,6 @@ async def _carry_out(
 
 
 def _requests(plan: Sequence[PlannedTransfer]) -> list[MoveRequest]:
-    return [MoveRequest(*one.tenant.names, one.target_id) for one in plan]
+    """Return the moves, one of each tenant: the answers of two shards about one that moves are not of one moment."""
+    requests = [MoveRequest(*one.tenant.names, one.target_id) for one in plan]
+    return list({one.tenant_id: one for one in requests}.values())

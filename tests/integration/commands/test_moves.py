@@ -267,6 +267,24 @@ def test_file_of_moves_has_a_line_for_each_tenant(tmp_path: Path) -> None:
     assert read_requests(path) == [MoveRequest("clinic", "main", "b"), MoveRequest("smile, ltd", "berlin", "c")]
 
 
+async def test_tenant_with_two_homes_is_moved_once_at_most(
+    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The answers of shards are not of one moment; the mover finds out whether the tenant is split."""
+    addresses = [await make_shard(name) for name in "abc"]
+    for address in addresses[:2]:
+        await fill(address)
+    settings = settings_of(tmp_path, *addresses)
+    content = json.loads((tmp_path / "map.json").read_text())
+    (tmp_path / "map.json").write_text(json.dumps(content | {"tenants": {TENANT_ID: "c"}}))
+
+    assert await rebalance_shards(settings, None, MoveTerms(), apply=True, as_json=True) == 1
+    plan, *results = capsys.readouterr().out.splitlines()
+    assert len(json.loads(plan)["plan"]) == 2
+    (result,) = results
+    assert "expected one home, got a and b" in json.loads(result)["error"]
+
+
 async def test_shard_that_leads_to_a_home_by_way_of_another_one_is_kept(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
