@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -16,6 +16,8 @@ from simplu_worker.shards.moving.rows import FIRST, RowKey
 from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
+
+AnswerT = TypeVar("AnswerT")
 
 RANGE_ROWS: Final = 50_000  # compared by one statement
 SHRINKING: Final = 10  # after one that ran into its timeout: documents may be of some MB each
@@ -116,12 +118,13 @@ async def compare(
 ) -> Comparison:
     """Return the comparison of a tenant's rows, in ranges of keys; *changed* are left out."""
     sums: tuple[dict[str, TypeSum], dict[str, TypeSum]] = ({}, {})
-    left_out = await asyncio.gather(*(_sum_each(one, tenant_id, changed) for one in (source, target)))
+    pair = (source, target)
+    left_out = await _of_both([_sum_each(one, tenant_id, changed) for one in pair])
     differing: list[ResourceKey] = []
     after: RowKey | None = FIRST
     while after is not None:
         end = await find_end(source, RESOURCES, tenant_id, after, range_rows)
-        ranges = await _sum_both(source, target, tenant_id, after, end)
+        ranges = await _of_both([_sum_range(one, tenant_id, after, end) for one in pair])
         for part, own in zip(ranges, left_out, strict=True):
             for key, one in own.items():
                 if after < key and (end is None or key <= end):
@@ -130,10 +133,10 @@ async def compare(
             for name, one in part.items():
                 total[name] = total.get(name, TypeSum()) + one
         if ranges[0] != ranges[1] and len(differing) < DIFFERENCES_MAX:
-            hashes = [await _hash_range(one, tenant_id, after, end) for one in (source, target)]
+            hashes = await _of_both([_hash_range(one, tenant_id, after, end) for one in pair])
             differing += sorted({key for key, _ in set(hashes[0].items()) ^ set(hashes[1].items())} - set(changed))
         after = end
-    logs = await asyncio.gather(*(_sum_log(one, tenant_id, compared_log) for one in (source, target)))
+    logs = await _of_both([_sum_log(one, tenant_id, compared_log) for one in pair])
     for total, of_log in zip(sums, logs, strict=True):
         for name in [name for name, one in total.items() if not one.row_count]:
             del total[name]
@@ -141,13 +144,11 @@ async def compare(
     return Comparison(sums[0], sums[1], differing[:DIFFERENCES_MAX], len(changed))
 
 
-async def _sum_both(
-    source: Connection, target: Connection, tenant_id: str, after: RowKey, end: RowKey | None
-) -> list[defaultdict[str, TypeSum]]:
-    """Return the sums of a range on both shards; an error of one ends the statement on the other, too."""
+async def _of_both(statements: Iterable[Coroutine[Any, Any, AnswerT]]) -> list[AnswerT]:
+    """Return the answers of both shards; an error of one ends the statement on the other, too."""
     try:
         async with asyncio.TaskGroup() as tasks:
-            both = [tasks.create_task(_sum_range(one, tenant_id, after, end)) for one in (source, target)]
+            both = [tasks.create_task(one) for one in statements]
     except ExceptionGroup as group:
         raise group.exceptions[0] from None
     return [one.result() for one in both]

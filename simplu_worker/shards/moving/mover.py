@@ -66,7 +66,7 @@ from simplu_worker.timing.clock import loop_time
 FENCE_S: Final = 2.0  # until any worker may end it
 FENCE_TRIES: Final = 10
 ROUNDS_MAX: Final = 20
-REHEARSALS: Final = 2
+STANDBY_TRIES: Final = 2
 SMALL_ROUND: Final = 100  # rows: a round of so many or fewer leaves nothing to win by another one
 NOTE_INTERVAL_S: Final = 2.0
 NO_TOKEN: Final = -1  # a statement with it finds no row
@@ -164,7 +164,7 @@ class Mover:
                 progress = await self._copy(progress)
                 progress = await self._catch_up(progress)
                 await self._verify_live(progress)
-                await self._rehearse()
+                await self._await_standbys()
                 progress = await self._catch_up(progress)
                 await self._switch(progress)
             case Situation.COPY_AGAIN:
@@ -412,12 +412,12 @@ class Mover:
                 "run: simplu-worker tenants rollback"
             )
 
-    async def _rehearse(self) -> None:
+    async def _await_standbys(self) -> None:
         """Wait for the standbys of both shards, as the switch will. Raises `PauseTooLongError` if they take too long.
 
         One that has stopped to keep up is awaited for a while, and then no more: so the second try may be quick.
         """
-        for _ in range(REHEARSALS):
+        for _ in range(STANDBY_TRIES):
             began_at = self._clock()
             for shard_id, shard in ((self._move.target_id, self._target), (self._move.source_id, self._source)):
                 async with shard.transaction() as connection:
@@ -462,12 +462,10 @@ class Mover:
             progress = msgspec.structs.replace(progress, positions=await read_positions(connection))
             await read_last_changes(connection, tenant_id, progress.barrier, self._known)
             await self._commit_in(connection, NO_TOKEN, progress)
-        await self._commits.wait_for_transaction(self._move.source_id, source.server)
         with contextlib.suppress(LostRaceError):  # a batch that takes long: the fence will wait for another moment
             async with self._target.transaction(is_rehearsal=True, budget=StatementBudget.PAUSE) as connection:
-                server = await self._make_ready(connection, source, progress, ())
+                await self._make_ready(connection, source, progress, ())
                 await activate_in(connection, tenant_id, self._token)
-            await self._commits.wait_for_transaction(self._move.target_id, server)
 
     async def _fence(self, progress: Progress) -> tuple[float, MovingTenant, Progress, Sequence[Changes]]:
         """Fence the tenant; return when, its row, and the remaining changes, all of one transaction."""
