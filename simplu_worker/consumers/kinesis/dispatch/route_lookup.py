@@ -286,7 +286,7 @@ class RouteLookup:
         return self._find_overdue(tenant_id, tenant, asked_at) if tenant.entries else Unregistered(tenant_id, asked_at)
 
     def take_found(self, tenant_id: str, shard_id: str) -> Found | None:
-        """Remove a tenant, which lives on a shard, and return its operations; None where it does not wait."""
+        """Remove a tenant of which the shard is known, and return its operations; None where it does not wait."""
         tenant = self._tenants.get(tenant_id)
         if tenant is None:
             return None
