@@ -141,7 +141,7 @@ def row_of(samples: Sequence[Sample], number: int) -> list[str]:
         return float(getattr(last, of)[name]) - (float(getattr(before, of)[name]) if before else 0.0)
 
     used_us = [
-        (getattr(last, name) - getattr(before, name)) / operations * 1e6 if before else None
+        ratio_of((getattr(last, name) - getattr(before, name)) * 1e6, operations) if before else None
         for name in ("worker_s", "server_s")
     ]
     deletion_us = ratio_of(grown("ms", "deletions") * 1000, grown("deleted"))
@@ -153,7 +153,7 @@ def row_of(samples: Sequence[Sample], number: int) -> list[str]:
         f"{max(one.sizes['log_dead'] for one in fifth):,.0f}",
         f"{grown('log_vacuums'):.0f}",
         f"{last.sizes['resources_bytes'] / MIB:,.0f}",
-        f"{grown('wal_bytes') / operations:,.0f}" if before else "",
+        f"{grown('wal_bytes') / operations:,.0f}" if before and operations else "",
         format_number(deletion_us),
         f"{grown('ms', 'deletions') / 1000 / took_s:.1%}",
         *(format_number(one) for one in used_us),

