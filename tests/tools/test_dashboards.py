@@ -47,7 +47,7 @@ def test_links_lead_to_the_address_that_the_script_gets(tmp_path: Path) -> None:
     command = ["make_dashboards.py", "--to", str(tmp_path), "--docs", "https://wiki.internal/docs/"]
     subprocess.run([sys.executable, "-I", "-S", str(FOLDER / command[0]), *command[1:]], check=True, timeout=30)
     text = (tmp_path / "fleet.json").read_text(encoding="utf-8")
-    assert ("https://wiki.internal/docs/monitoring.md#streamlaghigh" in text, "example.com" in text) == (True, False)
+    assert ("https://wiki.internal/docs/monitoring.html#streamlaghigh" in text, "example.com" in text) == (True, False)
 
 
 @pytest.mark.parametrize("name", DASHBOARDS)

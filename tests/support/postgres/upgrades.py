@@ -48,6 +48,7 @@ OF_NEW_TABLES = {
     *("set_restore_deadline", "release_restored"),
     *("read_position_merges", "merge_positions"),
     *("rejection_boundary", "failure_boundary", "copy_rejections", "copy_failures", "read_other_changes"),
+    *("read_new_rejections", "read_new_failures", "write_rejections", "write_failures"),
 }
 
 
