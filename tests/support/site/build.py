@@ -186,8 +186,9 @@ def _leads(page: Path, link: str, pages: Mapping[Path, _PageReader]) -> bool:
 
 
 def pages_of_docs(site: Path) -> list[Path]:
-    """Return the pages of the site that are in docs/."""
-    return [path for path in sorted(site.rglob("*.html")) if OUTSIDE not in path.relative_to(site).parts]
+    """Return the pages of the site that are in docs/: not the one of errors, which needs a server for its style."""
+    pages = [path for path in sorted(site.rglob("*.html")) if OUTSIDE not in path.relative_to(site).parts]
+    return [path for path in pages if path.name != "404.html"]
 
 
 async def look_at(pages: list[Path], site: Path, folder: Path) -> list[str]:
