@@ -18,6 +18,7 @@ from simplu_worker.operations.operation import READING_KINDS, Failure, Operation
 from simplu_worker.shards.apply.duplicates import InsertedTable
 from simplu_worker.shards.apply.operation_log import digests_of, origin_columns
 from simplu_worker.shards.apply.patch_merging import PATCH, ResourceId, find_laborious, resource_of
+from simplu_worker.shards.apply.wave_statement import wave_columns
 from simplu_worker.shards.positions.rows import position_arguments
 from simplu_worker.shards.postgres.column_packing import pack_columns
 from simplu_worker.shards.postgres.errors import (
@@ -144,12 +145,7 @@ def _arguments(operations: Sequence[Operation], tenants: Mapping[str, TenantRow]
     """Return the arguments of the statement, those of the position not included."""
     separator, *columns = pack_columns(
         [
-            [operation.tenant_id for operation in operations],
-            [operation.request_id for operation in operations],
-            [operation.kind for operation in operations],
-            [operation.resource_type for operation in operations],
-            [operation.resource_id or "" for operation in operations],
-            [tenants[operation.tenant_id].business_type for operation in operations],
+            *wave_columns(operations, tenants),
             list(tenants),
             [tenant.business_id for tenant in tenants.values()],
             [tenant.location_id for tenant in tenants.values()],

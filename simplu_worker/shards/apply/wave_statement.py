@@ -45,20 +45,25 @@ def statement_for(
     return WaveStatement(f"{query}_new" if creates_new else query, is_of_lists)
 
 
+def wave_columns(wave: Sequence[Operation], tenants: Mapping[str, TenantRow]) -> list[list[str]]:
+    """Return the columns of a wave's statement that each operation has: its keys, its kind, and its tenant's type."""
+    return [
+        [operation.tenant_id for operation in wave],
+        [operation.request_id for operation in wave],
+        [operation.kind for operation in wave],
+        [operation.resource_type for operation in wave],
+        [operation.resource_id or "" for operation in wave],
+        [tenants[operation.tenant_id].business_type for operation in wave],
+    ]
+
+
 def wave_arguments(
     statement: WaveStatement, start: int, wave: Sequence[Operation], tenants: Mapping[str, TenantRow]
 ) -> tuple[object, ...]:
     """Return the arguments of *statement* for one wave, reads first; earlier waves have *start* operations."""
     queries = [operation.query for operation in wave if operation.kind in READING_KINDS] if statement.has_lists else []
     separator, *columns = pack_columns(
-        [
-            [operation.tenant_id for operation in wave],
-            [operation.request_id for operation in wave],
-            [operation.kind for operation in wave],
-            [operation.resource_type for operation in wave],
-            [operation.resource_id or "" for operation in wave],
-            [tenants[operation.tenant_id].business_type for operation in wave],
-        ],
+        wave_columns(wave, tenants),
         [
             [operation.data or (operation.query.members if operation.query else "") for operation in wave],
             [operation.requested_at for operation in wave],

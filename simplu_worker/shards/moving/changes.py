@@ -51,7 +51,7 @@ class Changes(msgspec.Struct, frozen=True):
     def without(self, keys: Collection[ResourceKey]) -> Changes:
         """Return these changes without the resources *keys*."""
         kept = [row for row in self.resources if (row["resource_type"], row["resource_id"]) not in keys]
-        return Changes(self.log, kept, set(self.gone).difference(keys))
+        return msgspec.structs.replace(self, resources=kept, gone=set(self.gone).difference(keys))
 
 
 def keys_of(log: Iterable[Any]) -> set[LogKey]:
