@@ -119,16 +119,18 @@ async def compare(
     """Return the comparison of a tenant's rows, in ranges of keys; *changed* are left out."""
     sums: tuple[dict[str, TypeSum], dict[str, TypeSum]] = ({}, {})
     pair = (source, target)
-    left_out = await _of_both([_sum_each(one, tenant_id, changed) for one in pair])
     differing: list[ResourceKey] = []
     after: RowKey | None = FIRST
     while after is not None:
         end = await find_end(source, RESOURCES, tenant_id, after, range_rows)
         ranges = await _of_both([_sum_range(one, tenant_id, after, end) for one in pair])
-        for part, own in zip(ranges, left_out, strict=True):
-            for key, one in own.items():
-                if after < key and (end is None or key <= end):
-                    part[key[0]] -= one
+        left_out = [key for key in changed if after < key and (end is None or key <= end)]
+        if left_out:
+            for part, own in zip(
+                ranges, await _of_both([_sum_each(one, tenant_id, left_out) for one in pair]), strict=True
+            ):
+                for resource_type, one in own:
+                    part[resource_type] -= one
         for total, part in zip(sums, ranges, strict=True):
             for name, one in part.items():
                 total[name] = total.get(name, TypeSum()) + one
@@ -162,14 +164,10 @@ async def _sum_range(
     return defaultdict(TypeSum, sums)
 
 
-async def _sum_each(
-    connection: Connection, tenant_id: str, keys: Collection[ResourceKey]
-) -> dict[ResourceKey, TypeSum]:
-    """Return the sums of single resources: a sum without them is that of all less theirs."""
+async def _sum_each(connection: Connection, tenant_id: str, keys: Collection[ResourceKey]) -> list[tuple[str, TypeSum]]:
+    """Return the type and the sum of single resources: a sum without them is that of all less theirs."""
     rows = await connection.fetch(QUERIES["checksum_each"], tenant_id, *_columns(keys))
-    return {
-        (row["resource_type"], row["resource_id"]): TypeSum(1, row["byte_count"], int(row["checksum"])) for row in rows
-    }
+    return [(row["resource_type"], TypeSum(1, row["byte_count"], int(row["checksum"]))) for row in rows]
 
 
 async def _hash_range(

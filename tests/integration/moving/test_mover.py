@@ -673,14 +673,23 @@ WHERE "resourceId"::int <= 30
 """
 
 
+RENAMED = """
+INSERT INTO move_changes (tenant_id, resource_type, resource_id, changed_at)
+SELECT id, "resourceName", "resourceId", 'infinity' FROM resources
+WHERE "resourceId"::int <= $1
+"""
+
+
 @pytest.mark.slow(5)
-async def test_long_documents_are_compared_a_few_at_a_time(world: World) -> None:
-    """A range that runs into its timeout is compared in smaller ones."""
+@pytest.mark.parametrize("changed_count", [0, 30])
+async def test_long_documents_are_compared_a_few_at_a_time(world: World, changed_count: int) -> None:
+    """A range that runs into its timeout is compared in smaller ones, and so are documents that are left out."""
     await fetch(world.shard_pools["a"], 'DELETE FROM resources WHERE "resourceId"::int > 30')
     await fetch(world.shard_pools["a"], LONG_DOCUMENT)
     await world.move()
     since = (await world.arrival("b")).ready_at
     addresses = [pool.address for pool in world.shard_pools.values()]
+    await fetch(world.shard_pools["b"], RENAMED, changed_count)
 
     async def compared(source: ShardPool, target: ShardPool) -> Comparison:
         assert since is not None
@@ -693,7 +702,7 @@ async def test_long_documents_are_compared_a_few_at_a_time(world: World) -> None
     async with Pools(size=6, timeouts=ShardTimeouts(statement_s=took_s / 3)) as pools:
         source, target = (pools.ensure_pool(address) for address in addresses)
         assert await compared(source, target) == whole
-    assert (whole.is_equal, whole.row_count) == (True, 30)
+    assert (whole.is_equal, whole.row_count, whole.excluded) == (True, 30 - changed_count, changed_count)
 
 
 async def test_rename_before_an_undone_move_is_not_forgotten_on_the_way_back(world: World) -> None:

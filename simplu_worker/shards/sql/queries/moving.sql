@@ -544,9 +544,8 @@ FROM unnest($2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[])
 ON CONFLICT (tenant_id, message_id) DO UPDATE SET
     failure_count = excluded.failure_count, failed_at = excluded.failed_at;
 
--- fragment: hashed_resources
--- The resources of $1 with a hash of each: of their data as text, which is made once.
-FROM public.resources
+-- fragment: hashes
+-- A hash of each of `resources`: of their data as text, which is made once.
 CROSS JOIN LATERAL (SELECT resources.data::pg_catalog.text AS text OFFSET 0) AS document
 CROSS JOIN LATERAL (
     SELECT pg_catalog.hashtextextended(
@@ -571,25 +570,33 @@ SELECT
     "resourceName" AS resource_type, pg_catalog.count(*) AS row_count,
     pg_catalog.sum(pg_catalog.octet_length(document.text))::pg_catalog.int8 AS byte_count,
     pg_catalog.sum(hashed.hash)::pg_catalog.text AS checksum
-:hashed_resources
+FROM public.resources
+:hashes
 WHERE :in_range
 GROUP BY "resourceName"
 ORDER BY "resourceName";
 
 -- name: checksum_each
--- The same of each of the resources of $1 with the types $2 and the ids $3 that exist.
+-- The same of each of the resources of $1 with the types $2 and the ids $3 that exist. OFFSET 0: these are found before
+-- anything is hashed, whatever the planner knows of the tables.
 SELECT
-    "resourceName" AS resource_type, "resourceId" AS resource_id,
-    pg_catalog.octet_length(document.text) AS byte_count, hashed.hash::pg_catalog.text AS checksum
-:hashed_resources
-JOIN unnest($2::pg_catalog.text[], $3::pg_catalog.text[]) AS wanted (resource_type, resource_id)
-    ON resources."resourceName" = wanted.resource_type AND resources."resourceId" = wanted.resource_id
-WHERE resources.id = $1;
+    "resourceName" AS resource_type, pg_catalog.octet_length(document.text) AS byte_count,
+    hashed.hash::pg_catalog.text AS checksum
+FROM (
+    SELECT resources.*
+    FROM unnest($2::pg_catalog.text[], $3::pg_catalog.text[]) AS wanted (resource_type, resource_id)
+    JOIN public.resources
+        ON resources.id = $1 AND resources."resourceName" = wanted.resource_type
+        AND resources."resourceId" = wanted.resource_id
+    OFFSET 0
+) AS resources
+:hashes;
 
 -- name: hash_resources
 -- The resources in a range, each with its hash.
 SELECT "resourceName" AS resource_type, "resourceId" AS resource_id, hashed.hash::pg_catalog.text AS checksum
-:hashed_resources
+FROM public.resources
+:hashes
 WHERE :in_range;
 
 -- name: checksum_log
