@@ -6,6 +6,7 @@ The file has names only, and no SQL: each is quoted where it is used. Without a 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Final
 
@@ -18,6 +19,11 @@ NAME_MAX_BYTES: Final = 63  # PostgreSQL manual, NAMEDATALEN: a longer name is c
 TABLES_MAX: Final = 1000
 FILE_MAX_BYTES: Final = 1024 * 1024
 TENANT_COLUMNS_MAX: Final = 2
+KEY_PARTS_MAX: Final = 20
+# Possessive, and from the beginning of a word on, so that it takes a time linear in the text.
+LONG_KEY: Final = re.compile(
+    rb"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){%d}""" % KEY_PARTS_MAX, re.ASCII
+)
 
 Name = Annotated[str, msgspec.Meta(min_length=1)]
 
@@ -137,6 +143,8 @@ def parse_mapping(text: bytes, *, is_json: bool) -> SourceMapping:
     """Return the mapping in *text*, TOML or JSON; raise `ConfigurationError` with every problem."""
     if len(text) > FILE_MAX_BYTES:
         raise ConfigurationError(f"mapping: expected at most {FILE_MAX_BYTES} bytes, got {len(text)}")
+    if not is_json and LONG_KEY.search(text):  # the parser of TOML takes the square of their number
+        raise ConfigurationError(f"mapping: expected keys of at most {KEY_PARTS_MAX} parts, got one with more dots")
     try:
         decoded: SourceMapping = (
             msgspec.json.decode(text, type=SourceMapping) if is_json else msgspec.toml.decode(text, type=SourceMapping)

@@ -92,6 +92,13 @@ def test_text_that_is_too_long_is_refused() -> None:
         parse_mapping(b" " * (FILE_MAX_BYTES + 1), is_json=True)
 
 
+@pytest.mark.parametrize("key", ["a", '"a b"', "'a'", "a-b ", "data.x\t"])
+def test_key_of_too_many_parts_is_refused(key: str) -> None:
+    """Its parser would take hours for one that fills the file."""
+    with pytest.raises(ConfigurationError, match="expected keys of at most 20 parts, got one with more dots"):
+        parse_mapping(f"{key}.".encode() * 100_000 + b"x = 1", is_json=False)
+
+
 def test_members_are_all_columns_that_are_named_nowhere_else() -> None:
     """Under their own names; those of `data` in place of them, if it is given."""
     plain = parse(TABLE | {"leave_out": ["y"]}).tables[0]
