@@ -23,6 +23,7 @@ from simplu_worker.shards.postgres.column_packing import pack_columns
 from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.schema_check import IMPORTS, SchemaState, check_schema, ensure_schema, may_write_table
 from simplu_worker.shards.tenants.control_rules import timestamp_text
 
@@ -174,7 +175,7 @@ class TargetTenant:
         first: Server | None = None
         while True:
             try:
-                async with self._fenced() as connection:
+                async with self._fenced(StatementBudget.KEY_RANGE) as connection:
                     server = await note_server(connection)
                     await connection.execute(QUERIES["use_iso_dates"])
                     row = await connection.fetchrow(QUERIES["sum_imported"], self._tenant_id, *last, size)
@@ -223,8 +224,8 @@ class TargetTenant:
             await connection.execute(QUERIES["delete_import"], self._tenant_id)
 
     @contextlib.asynccontextmanager
-    async def _fenced(self) -> AsyncIterator[Connection]:
-        async with self._pool.transaction() as connection:
+    async def _fenced(self, budget: StatementBudget = StatementBudget.USUAL) -> AsyncIterator[Connection]:
+        async with self._pool.transaction(budget=budget) as connection:
             if await connection.fetchrow(QUERIES["fence_import"], self._tenant_id, self._token) is None:
                 raise self._taken()
             yield connection

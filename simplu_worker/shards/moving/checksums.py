@@ -16,6 +16,7 @@ from simplu_worker.shards.moving.rows import FIRST, RowKey
 from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 
 AnswerT = TypeVar("AnswerT")
 
@@ -93,7 +94,10 @@ async def compare_shards(
     range_rows = RANGE_ROWS
     while True:
         try:
-            async with live.transaction() as live_connection, other.transaction() as other_connection:
+            async with (
+                live.transaction(budget=StatementBudget.KEY_RANGE) as live_connection,
+                other.transaction(budget=StatementBudget.KEY_RANGE) as other_connection,
+            ):
                 await live_connection.execute(QUERIES["read_one_moment"])
                 for connection in (live_connection, other_connection):
                     await connection.fetch(QUERIES["write_times_alike"])

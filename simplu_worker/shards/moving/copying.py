@@ -18,6 +18,7 @@ from simplu_worker.shards.moving.rows import RowKey
 from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
+from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 
 PARTS_AHEAD: Final = 8  # parts of a chunk between the two servers, each of what one read of the network had
 
@@ -94,7 +95,10 @@ class CopiedChunk(msgspec.Struct, frozen=True):
 async def find_end(
     connection: Connection, table: CopiedTable, tenant_id: str, after: RowKey, row_count: int
 ) -> RowKey | None:
-    """Return the key of the last row of the next chunk; None if the chunk has all that is left."""
+    """Return the key of the last row of the next chunk; None if the chunk has all that is left.
+
+    In a transaction with `StatementBudget.KEY_RANGE`.
+    """
     row = await connection.fetchrow(QUERIES[table.boundary_query], tenant_id, *after, row_count)
     return None if row is None else (row["first"], row["second"])
 
@@ -120,7 +124,7 @@ async def copy_chunk(
     async def read() -> None:
         upper = (None, None) if end is None else end
         try:
-            async with source.transaction() as connection:
+            async with source.transaction(budget=StatementBudget.KEY_RANGE) as connection:
                 await connection.copy_from_query(
                     QUERIES[table.copy_query].removesuffix(";"),
                     tenant_id,

@@ -302,7 +302,7 @@ class Mover:
     async def _copy_chunk(self, progress: Progress, table: CopiedTable, after: RowKey) -> Progress:
         """Copy the next chunk of *table*; return the progress, which is on the target."""
         began_at = self._clock()
-        async with self._source.transaction() as connection:
+        async with self._source.transaction(budget=StatementBudget.KEY_RANGE) as connection:
             await read_tenant(connection, self._move.tenant_id)
             answered_at = self._clock()
             end = await find_end(connection, table, self._move.tenant_id, after, self._pace.row_count)
@@ -331,8 +331,8 @@ class Mover:
         """Return the number of rows to copy, which people are shown; 0 if the source takes long to count them."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(COUNT_S), self._source.connection() as connection:
-                (size,) = await connection.fetch(QUERIES["describe_tenant_size"], self._move.tenant_id)
-            return int(size["resource_count"] + size["operation_count"])
+                (counts,) = await connection.fetch(QUERIES["count_tenant_rows"], self._move.tenant_id)
+            return int(sum(counts))
         return 0
 
     async def _catch_up(self, progress: Progress) -> Progress:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from functools import cache
-from typing import assert_never
+from typing import Final, assert_never
 
 import msgspec
 
@@ -16,13 +16,17 @@ SET LOCAL statement_timeout = {statement_ms};
 SET LOCAL idle_in_transaction_session_timeout = {idle_ms};
 SET LOCAL plan_cache_mode = force_generic_plan;
 """
-# A search bounds the rows that it reads by an index in its order. So no other plan may be chosen, whatever the
-# statistics are: a sequential scan, or a bitmap of all rows of a tenant, reads the whole log (sql/queries/listing.sql).
-SEARCH = """
-SET TRANSACTION READ ONLY;
+# What bounds the rows that it reads by an index in its order may get no other plan, whatever the statistics are: a
+# sequential scan, or a bitmap of all rows of a tenant, reads the whole table (sql/queries/listing.sql).
+BY_INDEX = """
 SET LOCAL plan_cache_mode = force_custom_plan;
 SET LOCAL enable_seqscan = off;
 SET LOCAL enable_bitmapscan = off;
+"""
+SEARCH = f"""{BY_INDEX}SET TRANSACTION READ ONLY;
+"""
+# Another index that begins with the tenant would do with a sort: of all rows of the tenant, once for each range.
+KEY_RANGE = f"""{BY_INDEX}SET LOCAL enable_sort = off;
 """
 
 
@@ -33,7 +37,11 @@ class StatementBudget(StrEnum):
     BATCH = "batch"  # of operations, from all the tenants that share the shard
     PART = "part"  # of a batch that took too long, to find the operation at fault
     SEARCH = "search"  # of the log, for people; it reads only
+    KEY_RANGE = "key range"  # of a tenant's rows, in the order of their keys
     PAUSE = "pause"  # while a tenant waits: to wait for batches for longer would delay others as well
+
+
+PLANS: Final = {StatementBudget.SEARCH: SEARCH, StatementBudget.KEY_RANGE: KEY_RANGE}
 
 
 class ShardTimeouts(msgspec.Struct, frozen=True):
@@ -64,7 +72,7 @@ class ShardTimeouts(msgspec.Struct, frozen=True):
     def seconds_of(self, budget: StatementBudget) -> float:
         """Return how long one statement of a transaction with *budget* may take."""
         match budget:
-            case StatementBudget.USUAL | StatementBudget.PAUSE:
+            case StatementBudget.USUAL | StatementBudget.PAUSE | StatementBudget.KEY_RANGE:
                 return self.statement_s
             case StatementBudget.BATCH:
                 return self.batch_s
@@ -89,7 +97,7 @@ def _begin(timeouts: ShardTimeouts, budget: StatementBudget) -> str:
         lock_s = timeouts.pause_lock_s
     seconds = {"lock_ms": lock_s, "statement_ms": statement_s, "idle_ms": timeouts.idle_in_transaction_s}
     begin = BEGIN.format(**{name: round(value * 1000) for name, value in seconds.items()})
-    return begin + SEARCH if budget is StatementBudget.SEARCH else begin
+    return begin + PLANS.get(budget, "")
 
 
 DEFAULT_TIMEOUTS = ShardTimeouts()

@@ -239,7 +239,7 @@ class Restorer:
         while after is not None:
             began_at, end_of_file = self._clock(), file.byte_count
             try:
-                async with self._writing(RestoreStep.EXPORTING) as connection:
+                async with self._writing(RestoreStep.EXPORTING, budget=StatementBudget.KEY_RANGE) as connection:
                     await self._set_deadline(connection, FENCE_S)
                     answered_at = self._clock()
                     end = await find_end(connection, table, self._restore.tenant_id, after, self._pace.row_count)
@@ -301,7 +301,7 @@ class Restorer:
         after: RowKey | None = FIRST
         while after is not None:
             began_at = self._clock()
-            async with self._backup.connection() as connection:
+            async with self._backup.transaction(budget=StatementBudget.KEY_RANGE) as connection:
                 end = await find_end(connection, table, tenant_id, after, self._pace.row_count)
             found_at = self._clock()
             try:
@@ -391,9 +391,15 @@ class Restorer:
     # Transactions
 
     @asynccontextmanager
-    async def _writing(self, step: RestoreStep, detail: dict[str, Any] | None = None) -> AsyncIterator[Connection]:
+    async def _writing(
+        self,
+        step: RestoreStep,
+        detail: dict[str, Any] | None = None,
+        *,
+        budget: StatementBudget = StatementBudget.USUAL,
+    ) -> AsyncIterator[Connection]:
         """Open a transaction on the live shard, which counts only as the next one of this run."""
-        async with self._live.transaction() as connection:
+        async with self._live.transaction(budget=budget) as connection:
             await self._note(connection, step, detail)
             yield connection
         self._writes += 1

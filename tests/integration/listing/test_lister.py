@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-import re
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from support.citrus.cases import RoutedShards, routed_shards, silent
 from support.postgres.databases import ShardMaker, database_of, execute
 from support.postgres.log_rows import COMPLETED_AT, LogRow, crowd_log, write_log_rows
+from support.postgres.plans import plan_of
 from support.postgres.pooler import running_pooler
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 from support.postgres.upgrades import make_old_schema
@@ -27,8 +27,7 @@ from simplu_worker.shards.listing.lister import OperationLister
 from simplu_worker.shards.listing.page import OperationPage, SearchLimits
 from simplu_worker.shards.listing.request import INSTANT, ListRequest, OperationStatus, SearchPosition, decode_cursor
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
-from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts, StatementBudget
 from simplu_worker.shards.types import Absence
 
@@ -254,13 +253,6 @@ async def test_search_reads_the_log_by_its_indexes_where_the_planner_would_not(r
     for plan in (few, counted):
         assert "using operations_pkey" in plan
         assert "operations_completed_at" not in plan
-
-
-async def plan_of(connection: Connection, query: str, *arguments: Any) -> str:
-    """Return the plan of a named query, with as many of *arguments* as it takes."""
-    count = len({*re.findall(r"\$\d+", QUERIES[query])})
-    rows = await connection.fetch(f"EXPLAIN {QUERIES[query]}", *arguments[:count])
-    return "\n".join(row[0] for row in rows)
 
 
 async def test_search_that_takes_too_long_is_ended_and_leaves_the_shard_healthy(make_shard: ShardMaker) -> None:

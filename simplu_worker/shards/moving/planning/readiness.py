@@ -13,6 +13,7 @@ from simplu_worker.shards.moving.rows import FIRST
 from simplu_worker.shards.moving.types import Move
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.schema.schema_check import read_schema
@@ -86,7 +87,7 @@ async def check_schema_version(pool: ShardPool) -> None:
 async def plan_move(pools: Pools, move: Move) -> MovePlan:
     """Return what *move* would take."""
     source, target = pools.pool_of(move.source_id), pools.pool_of(move.target_id)
-    async with source.connection() as connection:
+    async with source.transaction(budget=StatementBudget.KEY_RANGE) as connection:
         size = await connection.fetchrow(QUERIES["describe_tenant_size"], move.tenant_id)
         began_at = loop_time()
         end = await find_end(connection, RESOURCES, move.tenant_id, FIRST, SAMPLE_ROWS)

@@ -345,14 +345,25 @@ WHERE tenant_id = $1 AND message_id > $2::pg_catalog.text AND $3::pg_catalog.tex
 ORDER BY message_id
 OFFSET $4 - 1 LIMIT 1;
 
+-- fragment: resources_in_range
+-- The resources of $1 behind the key $2, $3, up to $4, $5; to the last one without these. In the order of their keys, so
+-- that this index is read, and only this part of it: in a transaction with `StatementBudget.KEY_RANGE`.
+FROM (
+    SELECT *
+    FROM public.resources
+    WHERE
+        id = $1 AND ("resourceName", "resourceId") > ($2::pg_catalog.text, $3::pg_catalog.text)
+        AND (
+            $4::pg_catalog.text IS NULL
+            OR ("resourceName", "resourceId") <= ($4::pg_catalog.text, $5::pg_catalog.text)
+        )
+    ORDER BY "resourceName", "resourceId"
+    OFFSET 0
+) AS resources
+
 -- name: copy_resources
--- The resources behind the key $2, $3, up to $4, $5; to the last one without these.
 SELECT id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated"
-FROM public.resources
-WHERE
-    id = $1 AND ("resourceName", "resourceId") > ($2::pg_catalog.text, $3::pg_catalog.text)
-    AND ($4::pg_catalog.text IS NULL OR ("resourceName", "resourceId") <= ($4::pg_catalog.text, $5::pg_catalog.text))
-ORDER BY "resourceName", "resourceId";
+:resources_in_range;
 
 -- name: copy_operations
 -- Without the number of the transaction: on another shard it could be that of a batch there.
@@ -558,11 +569,6 @@ CROSS JOIN LATERAL (
     OFFSET 0
 ) AS hashed
 
--- fragment: in_range
--- Behind the key $2, $3, up to $4, $5 if these are given.
-resources.id = $1 AND ("resourceName", "resourceId") > ($2::pg_catalog.text, $3::pg_catalog.text)
-AND ($4::pg_catalog.text IS NULL OR ("resourceName", "resourceId") <= ($4::pg_catalog.text, $5::pg_catalog.text))
-
 -- name: checksum_resources
 -- Of each resource type in a range: the number, the bytes of the data as text, and the sum of hashes, which no order
 -- changes.
@@ -570,9 +576,8 @@ SELECT
     "resourceName" AS resource_type, pg_catalog.count(*) AS row_count,
     pg_catalog.sum(pg_catalog.octet_length(document.text))::pg_catalog.int8 AS byte_count,
     pg_catalog.sum(hashed.hash)::pg_catalog.text AS checksum
-FROM public.resources
+:resources_in_range
 :hashes
-WHERE :in_range
 GROUP BY "resourceName"
 ORDER BY "resourceName";
 
@@ -595,9 +600,8 @@ FROM (
 -- name: hash_resources
 -- The resources in a range, each with its hash.
 SELECT "resourceName" AS resource_type, "resourceId" AS resource_id, hashed.hash::pg_catalog.text AS checksum
-FROM public.resources
-:hashes
-WHERE :in_range;
+:resources_in_range
+:hashes;
 
 -- name: checksum_log
 -- The same of the rows of the log of $1 that were completed from $2 on and before $3, without the requests $4.
@@ -621,6 +625,12 @@ WHERE
         SELECT FROM pg_catalog.unnest($4::pg_catalog.text[]) AS left_out (request_id)
         WHERE left_out.request_id = operations.request_id
     );
+
+-- name: count_tenant_rows
+-- The resources and operations of a tenant, to show how much of a copy is left.
+SELECT
+    (SELECT pg_catalog.count(*) FROM public.resources WHERE resources.id = $1) AS resource_count,
+    (SELECT pg_catalog.count(*) FROM public.operations WHERE operations.tenant_id = $1) AS operation_count;
 
 -- name: describe_tenant_size
 -- The rows of a tenant and the bytes of its resources, for a plan. Reads all of its rows.

@@ -108,9 +108,7 @@ SELECT
     pg_catalog.jsonb_build_object(
         'table'::pg_catalog.text, 'resources'::pg_catalog.text, 'row'::pg_catalog.text, pg_catalog.to_jsonb(resources)
     )::pg_catalog.text
-FROM public.resources
-WHERE :in_range
-ORDER BY "resourceName", "resourceId";
+:resources_in_range;
 
 -- name: export_operations
 -- The same of the log.

@@ -14,6 +14,7 @@ from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts, Stat
         (StatementBudget.BATCH, 10_000, 5_000),
         (StatementBudget.PART, 2_000, 1_000),
         (StatementBudget.SEARCH, 3_000, 1_500),
+        (StatementBudget.KEY_RANGE, 25_000, 5_000),
     ],
 )
 def test_transaction_has_the_timeouts_of_its_budget(budget: StatementBudget, statement_ms: int, lock_ms: int) -> None:
@@ -25,8 +26,10 @@ def test_transaction_has_the_timeouts_of_its_budget(budget: StatementBudget, sta
 
 
 @pytest.mark.parametrize("budget", StatementBudget)
-def test_only_a_search_reads_only_and_by_index(budget: StatementBudget) -> None:
+def test_only_what_reads_by_an_index_has_its_plans(budget: StatementBudget) -> None:
     """A batch keeps the planner's choice, and its plans."""
     begin = ShardTimeouts().begin(budget)
-    is_search = budget is StatementBudget.SEARCH
-    assert ("READ ONLY" in begin, "enable_seqscan = off" in begin) == (is_search, is_search)
+    is_by_index = budget in {StatementBudget.SEARCH, StatementBudget.KEY_RANGE}
+    assert ("enable_seqscan = off" in begin, "force_custom_plan" in begin) == (is_by_index, is_by_index)
+    assert ("READ ONLY" in begin) == (budget is StatementBudget.SEARCH)
+    assert ("enable_sort = off" in begin) == (budget is StatementBudget.KEY_RANGE)
