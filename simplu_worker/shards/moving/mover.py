@@ -32,7 +32,7 @@ from simplu_worker.shards.moving.changes import (
 from simplu_worker.shards.moving.checksums import compare_shards, describe_difference
 from simplu_worker.shards.moving.copying import TABLES, CopiedTable, copy_chunk, find_end, slower_after
 from simplu_worker.shards.moving.journal import MoveJournal
-from simplu_worker.shards.moving.pacing import CopyPace, next_pace
+from simplu_worker.shards.moving.pacing import CopyPace, is_last_round, next_pace
 from simplu_worker.shards.moving.rows import (
     FIRST,
     MovingTenant,
@@ -67,7 +67,6 @@ FENCE_S: Final = 2.0  # until any worker may end it
 FENCE_TRIES: Final = 10
 ROUNDS_MAX: Final = 20
 STANDBY_TRIES: Final = 2
-SMALL_ROUND: Final = 100  # rows: a round of so many or fewer leaves nothing to win by another one
 NOTE_INTERVAL_S: Final = 2.0
 NO_TOKEN: Final = -1  # a statement with it finds no row
 PATIENCE_S: Final = 60.0  # in which a shard that does not answer may come back
@@ -356,7 +355,7 @@ class Mover:
             self._known = {key for key in known.union(self._known) if key[1] >= barrier.read_at - CLOCK_MARGIN}
             await self._show_progress(progress)
             took_s = self._clock() - began_at
-            if count <= SMALL_ROUND or took_s <= self._options.max_pause_s / 4:
+            if is_last_round(count, took_s, self._options.max_pause_s):
                 break
         if took_s > self._options.max_pause_s:
             raise PauseTooLongError(

@@ -1,4 +1,4 @@
-"""How fast a tenant is copied: so that both shards answer others about as soon as without the move. Pure."""
+"""How fast a tenant is copied, and when it has caught up: so that both shards answer others about as soon. Pure."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ SHRINKING: Final = 10  # after a chunk that ran into its timeout
 SLOW_RATIO: Final = 4.0  # an answer that takes so many times the usual time shows that a shard is busy
 SLOW_MIN_S: Final = 0.05
 REST_MAX_S: Final = 2.0
+SMALL_ROUND: Final = 100  # rows: a round of so many or fewer leaves nothing to win by another one
+SHORT_ROUND_SHARE: Final = 0.25  # of the longest pause: a round that takes no longer is short
 
 
 class CopyPace(msgspec.Struct, frozen=True):
@@ -55,3 +57,12 @@ def next_pace(
         rest_s = max(rest_s, row_count / max_rows_per_s - took_s)
     least = ROWS_MIN if max_rows_per_s is None else min(ROWS_MIN, size)
     return CopyPace(min(most, max(least, size)), rest_s, usual_s, most)
+
+
+def is_last_round(row_count: int, took_s: float, max_pause_s: float) -> bool:
+    """Return whether a tenant can be fenced after a round of the catch-up of *row_count* rows that took *took_s*.
+
+    A small round that took longer than the pause may met a moment in which a shard was slow: the next one shows whether
+    that is over.
+    """
+    return took_s <= max_pause_s * SHORT_ROUND_SHARE or (row_count <= SMALL_ROUND and took_s <= max_pause_s)

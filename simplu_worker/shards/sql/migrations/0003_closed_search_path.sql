@@ -39,6 +39,12 @@ CREATE POLICY simplu_writer ON public.operations
 DROP POLICY IF EXISTS simplu_reader ON public.operations;
 CREATE POLICY simplu_reader ON public.operations
     FOR SELECT USING (tenant_id = pg_catalog.current_setting('simplu.tenant', true));
+-- The retention deletes as many rows as are written. By the defaults autovacuum waits for a fifth of the log, and rests so
+-- often that a pass takes minutes, in which the log grows.
+ALTER TABLE public.operations SET (
+    autovacuum_vacuum_scale_factor = 0.05,
+    autovacuum_vacuum_cost_limit = 2000
+);
 
 DROP POLICY IF EXISTS simplu_writer ON public.resources;
 CREATE POLICY simplu_writer ON public.resources

@@ -11,7 +11,9 @@ from simplu_worker.shards.moving.pacing import (
     REST_MAX_S,
     ROWS_MAX,
     ROWS_MIN,
+    SMALL_ROUND,
     CopyPace,
+    is_last_round,
     next_pace,
     smaller_pace,
 )
@@ -73,3 +75,19 @@ def test_chunk_stays_below_the_one_that_took_too_long(most: int, copied: int, to
     """Unless one was quick since then."""
     pace = next_pace(CopyPace(most, most=most), row_count=copied, took_s=took_s, answer_s=answer_s)
     assert 1 <= pace.row_count <= (most if took_s > CHUNK_S else min(ROWS_MAX, 4 * most))
+
+
+@pytest.mark.parametrize(
+    ("row_count", "took_s", "expected"),
+    [
+        (10_000, 0.1, True),  # short
+        (10_000, 0.2, False),  # the next one will have fewer rows
+        (SMALL_ROUND, 0.2, True),  # the next one will have as many
+        (SMALL_ROUND + 1, 0.2, False),
+        (0, 0.5, True),
+        (0, 1.2, False),  # a shard was slow for a moment: the tenant would wait as long
+    ],
+)
+def test_catch_up_ends_with_a_short_round(row_count: int, took_s: float, expected: bool) -> None:  # noqa: FBT001
+    """Or with one that has few rows and is as short as the pause may be."""
+    assert is_last_round(row_count, took_s, max_pause_s=0.5) is expected
