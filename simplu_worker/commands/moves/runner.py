@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import msgspec
+import structlog
 
 from simplu_worker.assembly.shards import Shards
 from simplu_worker.commands.moves.cache_clearing import clear_cache
@@ -19,10 +21,14 @@ from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.moving.mover import Mover
 from simplu_worker.shards.moving.planning.places import find_places
 from simplu_worker.shards.moving.planning.readiness import check_shards
-from simplu_worker.shards.moving.types import Certificate, Move, MoveOptions
+from simplu_worker.shards.moving.types import Certificate, Move, MoveOptions, MoveStatus, Phase
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.publishing import pin_in_file
+
+MAY_HAVE_LEFT = frozenset({Phase.SWITCH, Phase.ACTIVATE, Phase.DONE})
+
+log = structlog.get_logger(__name__)
 
 
 class MoveRequest(msgspec.Struct, frozen=True):
@@ -39,17 +45,24 @@ class MoveRequest(msgspec.Struct, frozen=True):
 
 
 class MoveResult(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """What became of one request: a certificate, or an error; *warning*, if Citrus or the map was not written."""
+    """What became of one request: a certificate, or an error; *warning*, if Citrus or the map was not written.
+
+    *rows_deleted* are those of the copy of a move that was taken back.
+    """
 
     tenant: str
     outcome: str
     certificate: Certificate | None = None
     error: str | None = None
     warning: str | None = None
+    rows_deleted: int | None = None
 
 
 class MoveRunner:
-    """Runs moves, some at a time, and publishes each: `tenants move`, `shards rebalance` and `shards drain`."""
+    """Runs moves, some at a time, and publishes each.
+
+    For `tenants move`, `tenants rollback`, `shards rebalance` and `shards drain`.
+    """
 
     def __init__(self, settings: Settings, shards: Shards, terms: MoveTerms, *, as_json: bool) -> None:
         self._settings = settings
@@ -58,6 +71,7 @@ class MoveRunner:
         self._terms = terms
         self._slots = asyncio.Semaphore(terms.parallel)
         self._publishing = asyncio.Lock()
+        self._has_stale_cache = False
         self._options = MoveOptions(
             log_kept=timedelta(hours=settings.operation_retention_hours),
             max_pause_s=terms.max_pause,
@@ -68,7 +82,7 @@ class MoveRunner:
         return f"MoveRunner({self._terms})"
 
     async def run(self, requests: Sequence[MoveRequest]) -> int:
-        """Run all moves, print each result as it comes, and clear the cache in the end.
+        """Run all moves, print each result as it comes, and clear the cache in the end, also if it is cancelled.
 
         Return 1 if a tenant was not moved, or its rows differ.
         """
@@ -82,26 +96,28 @@ class MoveRunner:
                     result = await task
                     results.append(result)
                     progress.finish(result.tenant)
-                    self._print(result)
+                    print_result(result, as_json=self._as_json)
             finally:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-        if any(one.certificate is not None for one in results) and (warning := await clear_cache(self._settings)):
-            print_note(warning)
+                await self._clear_cache()
         return 0 if all(one.outcome == "moved" for one in results) else 1
 
     async def _run_one(self, request: MoveRequest, progress: MoveProgress) -> MoveResult:
-        tenant_id = request.tenant_id
+        tenant_id, certificate = request.tenant_id, None
         async with self._slots:
             try:
                 certificate = await self._move(request, progress)
+                warning = await self._publish(request)
             except WorkerError as exc:
                 return MoveResult(tenant_id, "failed", error=str(exc))
-            warning = await self._publish(tenant_id, request.shard_id)
-        return MoveResult(
-            tenant_id, "moved" if certificate.verdict == "equal" else "differs", certificate, None, warning
-        )
+            except Exception as exc:  # a bug: the other tenants go on
+                log.exception("move.crashed", tenant_id=tenant_id)
+                error = f"{type(exc).__name__}: a bug, which the log has; run the same command again to go on"
+                return MoveResult(tenant_id, "failed", certificate, error)
+        outcome = "moved" if certificate.verdict == "equal" else "differs"
+        return MoveResult(tenant_id, outcome, certificate, warning=warning)
 
     async def _move(self, request: MoveRequest, progress: MoveProgress) -> Certificate:
         locator, pools = self._shards.locator, self._shards.pools
@@ -109,36 +125,57 @@ class MoveRunner:
         source_id = places.source_for(request.shard_id)
         await check_shards(locator, pools, source_id, request.shard_id)
         move = Move(request.tenant_id, source_id, request.shard_id)
-        mover = Mover(pools, self._shards.commits, move, self._options, show=progress.watch(request.tenant_id))
-        return await mover.run()
+        show = self._watched(progress.watch(request.tenant_id))
+        return await Mover(pools, self._shards.commits, move, self._options, show=show).run()
 
-    async def _publish(self, tenant_id: str, shard_id: str) -> str | None:
+    def _watched(self, show: Callable[[MoveStatus], None]) -> Callable[[MoveStatus], None]:
+        def watch(status: MoveStatus) -> None:
+            self._has_stale_cache |= status.phase in MAY_HAVE_LEFT
+            show(status)
+
+        return watch
+
+    async def _clear_cache(self) -> None:
+        """Clear the cache if a tenant may have left its shard: readers may have filled it from the rows there."""
+        if self._has_stale_cache:
+            self._has_stale_cache = False
+            if warning := await clear_cache(self._settings):
+                print_note(warning)
+
+    async def _publish(self, request: MoveRequest) -> str | None:
         """Publish the home to Citrus or the map; return a warning where that is not possible: the shards lead to it."""
-        locator = self._shards.locator
+        locator, tenant_id, shard_id = self._shards.locator, request.tenant_id, request.shard_id
         async with self._publishing:
             try:
                 if isinstance(locator, CitrusClient):
                     if not await locator.move(tenant_id, shard_id):
                         return (
-                            "Citrus has no PUT /api/shard: it goes on naming the old shard, "
-                            "which leads to the new one; keep the old shard"
+                            f"Citrus has no PUT /api/shard/{tenant_id}, or does not know the tenant: it goes on naming "
+                            f"the old shard, which leads to shard {shard_id}; keep the old shard"
                         )
                 elif isinstance(locator, StaticMap) and self._settings.shard_map_file is not None:
                     await asyncio.to_thread(pin_in_file, self._settings.shard_map_file, {tenant_id: shard_id})
             except (PermanentError, RetryableError) as exc:
-                return f'{exc}; the old shard leads to the new one; pin the tenant: "{tenant_id}": "{shard_id}"'
+                names = shlex.join((request.business_id, request.location_id))
+                return (
+                    f"{exc}; the tenant is on shard {shard_id}, and the old shard leads there: keep the old shard; "
+                    f"run: simplu-worker tenants move {names} --to {shard_id}, to publish the new one"
+                )
         return None
 
-    def _print(self, result: MoveResult) -> None:
-        if self._as_json:
-            print_line(msgspec.json.encode(result).decode())
-            return
-        if result.certificate is None:
-            print_note(with_tenant(result.tenant, result.error or ""))
-            return
+
+def print_result(result: MoveResult, *, as_json: bool) -> None:
+    """Print what became of one move."""
+    if as_json:
+        print_line(msgspec.json.encode(result).decode())
+        return
+    if result.certificate is not None:
         print_line(describe(result.certificate))
-        if result.warning:
-            print_note(f"{result.tenant}: {result.warning}")
+    if result.rows_deleted is not None:
+        print_line(f"{result.tenant}: taken back; {result.rows_deleted} rows of the copy deleted")
+    for note in (result.error, result.warning):
+        if note is not None:
+            print_note(with_tenant(result.tenant, note))
 
 
 def with_tenant(tenant_id: str, error: str) -> str:

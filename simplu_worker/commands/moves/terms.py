@@ -10,12 +10,9 @@ from cyclopts import Parameter, validators
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class MoveTerms:
-    """The options of `tenants move`, `shards rebalance` and `shards drain` about all of their moves."""
+class MoveBounds:
+    """The options of a command about each of its moves."""
 
-    parallel: Annotated[
-        int, Parameter(validator=validators.Number(gte=1, lte=100), help="Move so many tenants at a time.")
-    ] = 10
     max_rows_per_second: Annotated[
         float | None,
         Parameter(
@@ -32,4 +29,15 @@ class MoveTerms:
     ] = 0.5
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class MoveTerms(MoveBounds):
+    """The options of `tenants move`, `shards rebalance` and `shards drain` about all of their moves."""
+
+    parallel: Annotated[
+        int, Parameter(validator=validators.Number(gte=1, lte=100), help="Move so many tenants at a time.")
+    ] = 10
+
+
+DEFAULT_BOUNDS: Final = MoveBounds()
 DEFAULT_TERMS: Final = MoveTerms()

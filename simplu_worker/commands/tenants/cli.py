@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import App, Parameter, validators
 
 from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, UsageError
-from simplu_worker.commands.moves.terms import DEFAULT_TERMS, MoveTerms
+from simplu_worker.commands.moves.terms import DEFAULT_BOUNDS, DEFAULT_TERMS, MoveBounds, MoveTerms
 
 tenants = App(name="tenants")
 
@@ -112,11 +112,27 @@ def verify_tenant(business: str, location: str, /, *, repair: Flag = False, comm
 
 
 @tenants.command(name="rollback")
-def rollback_tenant(business: str, location: str, /, *, common: CommonOptions = NO_OPTIONS) -> int:
-    """Delete the copy of a move that has not ended, or move a tenant back to the shard it left."""
+def rollback_tenant(
+    business: str,
+    location: str,
+    /,
+    *,
+    stay: Flag = False,
+    bounds: MoveBounds = DEFAULT_BOUNDS,
+    common: CommonOptions = NO_OPTIONS,
+) -> int:
+    """Delete the copy of a move that has not ended, or move a tenant back to the shard it left.
+
+    Parameters
+    ----------
+    stay
+        Only delete copies, also that of a rollback that was stopped: the tenant stays on its shard.
+    """
     from simplu_worker.commands.tenants.moved import rollback_tenant
 
-    return common.run(lambda settings: rollback_tenant(settings, (business, location), as_json=common.as_json))
+    return common.run(
+        lambda settings: rollback_tenant(settings, (business, location), bounds, stay=stay, as_json=common.as_json)
+    )
 
 
 @tenants.command(name="cleanup")

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from contextlib import AsyncExitStack
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
 from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.commands.command_line import UsageError
 from simplu_worker.commands.moves.runner import MoveRequest, MoveRunner
-from simplu_worker.commands.moves.terms import DEFAULT_TERMS
+from simplu_worker.commands.moves.terms import DEFAULT_BOUNDS, MoveBounds, MoveTerms
 from simplu_worker.commands.output.display import print_json, print_line, print_note, print_silent, print_table
 from simplu_worker.commands.requirements import parse_tenant_id, require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.moving.checksums import Comparison, TypeSum, compare_shards, describe_difference
+from simplu_worker.shards.moving.planning.going_back import WayBack, way_back
 from simplu_worker.shards.moving.planning.places import find_places
 from simplu_worker.shards.moving.repairing import check_former_rows, repair_resources
-from simplu_worker.shards.moving.rows import Arrival, read_arrival
+from simplu_worker.shards.moving.rows import Arrival, read_arrival, read_departure
 from simplu_worker.shards.moving.undoing import clean_up, list_left_behind, undo_move
 from simplu_worker.shards.postgres.pool import ShardPool
 
@@ -94,30 +96,81 @@ async def _find_move(shards: Shards, tenant_id: str) -> tuple[ShardPool, ShardPo
     return shards.pools.pool_of(arrival.source_shard_id), target, arrival
 
 
-async def rollback_tenant(settings: Settings, tenant: tuple[str, str], *, as_json: bool) -> int:
-    """Delete the copy of a move that has not ended, or move the tenant back. Return 1 if that fails."""
+async def rollback_tenant(
+    settings: Settings,
+    tenant: tuple[str, str],
+    bounds: MoveBounds = DEFAULT_BOUNDS,
+    *,
+    as_json: bool,
+    stay: bool = False,
+) -> int:
+    """Delete the copy of a move that has not ended, or move the tenant back. Return 1 if that fails.
+
+    A rollback that was stopped goes on. With *stay* copies are deleted, and the tenant stays.
+    """
     require_settings(settings, routes=True)
     tenant_id = parse_tenant_id(*tenant)
     async with open_shards(settings) as shards:
         places = await find_places(shards.locator, shards.pools, tenant_id)
         copies, destroyed_on = places.arriving_on(), places.destroyed_on()
-        home = places.home() if destroyed_on is None or not copies else destroyed_on
-        if home is not None and copies:
-            count = sum([await undo_move(shards.pools, tenant_id, home, copy) for copy in copies])
-            if as_json:
-                print_json({"tenant": tenant_id, "outcome": "undone", "rowsDeleted": count})
-            else:
-                stays = "stays" if destroyed_on is None else "was destroyed"
-                print_line(f"{tenant_id}: {stays} on shard {home}; {count} rows of the copy deleted")
+        if destroyed_on is not None and copies:
+            count = sum([await undo_move(shards.pools, tenant_id, destroyed_on, copy) for copy in copies])
+            _print_undone(tenant_id, count, f"was destroyed on shard {destroyed_on}", as_json=as_json)
             return 0
+        home = places.home()
         if home is None:
             raise RetryableError(
                 f"{tenant_id}: expected a home, got a tenant that has left its shard; workers activate it within "
                 "seconds: run the command again"
             )
-        source, _, _ = await _find_move(shards, tenant_id)
-        runner = MoveRunner(settings, shards, DEFAULT_TERMS, as_json=as_json)
-        return await runner.run([MoveRequest(*tenant, source.address.shard_id)])
+        way = await _find_way_back(shards, tenant_id, home, copies, stay=stay)
+        if way.undone:
+            count = sum([await undo_move(shards.pools, tenant_id, home, copy) for copy in way.undone])
+            if way.back_to is None:
+                _print_undone(tenant_id, count, f"stays on shard {home}", as_json=as_json)
+                return 0
+        elif stay:
+            raise PermanentError(f"{tenant_id}: expected a move that has not ended, got none: its home is shard {home}")
+        terms = MoveTerms(bounds.max_rows_per_second, bounds.max_pause)
+        runner = MoveRunner(settings, shards, terms, as_json=as_json)
+        status = await runner.run([MoveRequest(*tenant, home)]) if way.ends_last_move else 0
+        if way.back_to is not None:
+            status = await runner.run([MoveRequest(*tenant, way.back_to)])
+    if status and way.back_to is not None:
+        print_note(f"{tenant_id}: run the command again to go on, or with --stay to leave the tenant on shard {home}")
+    return status
+
+
+async def _find_way_back(shards: Shards, tenant_id: str, home: str, copies: Sequence[str], *, stay: bool) -> WayBack:
+    """Return the steps of a rollback. Raises `PermanentError` if there is nothing to take back."""
+    pools = shards.pools
+    async with pools.pool_of(home).connection() as connection:
+        arrival, departure = await read_arrival(connection, tenant_id), await read_departure(connection, tenant_id)
+    came_from, last_move = None, None
+    if arrival is not None:
+        came_from = arrival.source_shard_id
+        with contextlib.suppress(RetryableError):  # a copy elsewhere can be deleted without this shard
+            async with pools.pool_of(came_from).connection() as connection:
+                last_move = await read_departure(connection, tenant_id)
+    way = way_back(
+        home,
+        copies,
+        came_from=came_from,
+        last_departure=departure,
+        last_move=last_move,
+        known=pools.by_shard_id(),
+        stay=stay,
+    )
+    if came_from is None and not way.undone and not stay:
+        raise PermanentError(f"{tenant_id}: expected a tenant that has moved to shard {home}, got one that has not")
+    return way
+
+
+def _print_undone(tenant_id: str, count: int, state: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"tenant": tenant_id, "outcome": "undone", "rowsDeleted": count})
+    else:
+        print_line(f"{tenant_id}: {state}; {count} rows of the copy deleted")
 
 
 async def clean_up_tenants(settings: Settings, older_than: str, *, apply: bool, as_json: bool) -> int:
@@ -126,7 +179,7 @@ async def clean_up_tenants(settings: Settings, older_than: str, *, apply: bool, 
     age = _parse_age(older_than)
     found: list[dict[str, Any]] = []
     silent: dict[str, str] = {}
-    async with AsyncExitStack() as stack:
+    async with contextlib.AsyncExitStack() as stack:
         shards = await stack.enter_async_context(open_shards(settings))
         pools = [shards.pools.ensure_pool(one) for one in await shards.locator.list_shards() if one.refusal is None]
         for pool in pools:

@@ -2,47 +2,48 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 from support.citrus.cases import routed_shards
+from support.citrus.for_commands import citrus_for_commands, cut, refused
+from support.citrus.lying_citrus import Lie
 from support.postgres.databases import ShardMaker, execute
-from support.postgres.tenant_cases import TENANT, add_tenant, fetch
+from support.postgres.move_cases import (
+    ROWS,
+    TENANT_ID,
+    ask,
+    copy_held_up,
+    fill,
+    is_arriving_on,
+    pins_of,
+    settings_of,
+    stop_in_copy,
+    unfinished,
+)
+from support.postgres.tenant_cases import TENANT
 from support.postgres.upgrades import make_old_schema
 from support.redis.server import RedisServer
 
 from simplu_worker.commands.command_line import UsageError
-from simplu_worker.commands.moves.runner import MoveRequest, MoveRunner
-from simplu_worker.commands.moves.terms import MoveTerms
-from simplu_worker.commands.shards.rebalance import Weight, drain_shard, rebalance_shards
+from simplu_worker.commands.moves.runner import MoveRequest
+from simplu_worker.commands.moves.terms import MoveBounds, MoveTerms
 from simplu_worker.commands.tenants.move import move_tenants, read_requests
 from simplu_worker.commands.tenants.moved import clean_up_tenants, rollback_tenant, verify_tenant
-from simplu_worker.config.settings import Settings, load_settings
+from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.local.processes.watchdog import ProcessGroup
 from simplu_worker.shards.moving.planning.readiness import check_shards
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.routing.shard_map import parse_shard_map
 
-TENANT_ID = "-".join(TENANT)
-ROWS = """
-INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
-SELECT 'clinic-main', 'dental', 'patient', number::text, '{}', now(), now() FROM generate_series(1, 20) AS number
-"""
-
-
-def settings_of(folder: Path, *shards: ShardAddress) -> Settings:
-    """Return the settings of a command with a map of *shards*, on the first of which the tenant is pinned."""
-    listed = [{"shardId": shard.shard_id, "connectionString": shard.connection_string} for shard in shards]
-    path = folder / "map.json"
-    path.write_text(json.dumps({"shards": listed, "tenants": {TENANT_ID: shards[0].shard_id}}))
-    return load_settings({"AWS_REGION": "eu-west-1", "SHARD_MAP_FILE": str(path)}, for_run=False)
+# As a command that was killed after the commit leaves the journal.
+NOT_CERTIFIED = "UPDATE moves SET step = 'committed', detail = jsonb_build_object('positions', detail -> 'positions')"
 
 
 @pytest.fixture(autouse=True)
@@ -64,23 +65,6 @@ async def shards(make_shard: ShardMaker) -> list[ShardAddress]:
     addresses = [await make_shard("a"), await make_shard("b")]
     await fill(addresses[0])
     return addresses
-
-
-async def fill(address: ShardAddress) -> None:
-    """Put the tenant on a shard."""
-    pool = ShardPool(address, size=1)
-    await add_tenant(pool)
-    await fetch(pool, ROWS)
-    await pool.close()
-
-
-async def ask(address: ShardAddress, query: str) -> Any:
-    """Return the rows of a query."""
-    pool = ShardPool(address, size=1)
-    try:
-        return await fetch(pool, query)
-    finally:
-        await pool.close()
 
 
 async def move(settings: Settings, shard_id: str, *, dry_run: bool = False) -> int:
@@ -157,7 +141,7 @@ async def test_copy_is_deleted_by_a_rollback_before_the_commit(
         "INSERT INTO tenants (id, business_id, location_id, business_type, state, epoch, move_token, control_at,"
         " created_at) VALUES ('clinic-main', 'clinic', 'main', 'dental', 'incoming', 2, 1, now(), now())",
     )
-    await ask(shards[1], ROWS)
+    await ask(shards[1], ROWS, TENANT_ID, 20)
 
     assert await rollback_tenant(settings, TENANT, as_json=True) == 0
     assert json.loads(capsys.readouterr().out) == {"tenant": TENANT_ID, "outcome": "undone", "rowsDeleted": 20}
@@ -223,18 +207,155 @@ async def test_role_that_may_not_copy_is_refused(shards: list[ShardAddress]) -> 
         await execute(shards[1].connection_string, "DROP OWNED BY mover_guest; DROP ROLE mover_guest")
 
 
-async def test_citrus_is_given_the_new_home(shards: list[ShardAddress], tmp_path: Path) -> None:
-    """By PUT; one that does not answer leaves a warning, and the tenant is where it is."""
+async def test_citrus_is_given_the_new_home(shards: list[ShardAddress], capsys: pytest.CaptureFixture[str]) -> None:
+    """By PUT, the last step."""
+    async with citrus_for_commands(shards, {TENANT_ID: "a"}) as citrus:
+        assert await move(citrus.settings, "b") == 0
+        assert citrus.named(TENANT_ID) == "b"
+    assert "warning" not in json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("lie", "warning"),
+    [
+        (refused("PUT", 405), "Citrus has no PUT /api/shard/clinic-main"),
+        (refused("PUT", 403), "Citrus move: 403; check CITRUS_API_KEY"),
+        (refused("PUT", 503), "Citrus move: expected 200, got 503"),
+        (cut("PUT"), "Citrus move at 127.0.0.1"),
+    ],
+    ids=["405", "403", "503", "cut"],
+)
+async def test_citrus_that_cannot_be_written_leaves_a_warning(
+    shards: list[ShardAddress], capsys: pytest.CaptureFixture[str], lie: Lie, warning: str
+) -> None:
+    """The tenant has moved, so the status is 0; the same command publishes it once Citrus is back."""
+    async with citrus_for_commands(shards, {TENANT_ID: "a"}) as citrus:
+        with citrus.door.lying(lie):
+            assert await move(citrus.settings, "b") == 0
+        result = json.loads(capsys.readouterr().out)
+        assert (result["outcome"], result["warning"].startswith(warning)) == ("moved", True), result["warning"]
+        assert "keep the old shard" in result["warning"]
+        assert citrus.named(TENANT_ID) == "a"
+        if "run: " in result["warning"]:
+            command = shlex.split(result["warning"].partition("run: ")[2].partition(",")[0])
+            assert command == ["simplu-worker", "tenants", "move", *TENANT, "--to", "b"]
+        assert await move(citrus.settings, "b") == 0
+        assert citrus.named(TENANT_ID) == "b"
+    assert await ask(shards[1], "SELECT state FROM tenants") == [{"state": "active"}]
+
+
+async def test_map_that_cannot_be_written_leaves_a_warning(
+    shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same; the file has gone while the tenant moved."""
     settings = settings_of(tmp_path, *shards)
-    async with routed_shards(shards) as routed:
-        routed.register(TENANT, "a")
-        runner = MoveRunner(settings, cast("Any", routed), MoveTerms(), as_json=True)
-        assert await runner._publish(TENANT_ID, "b") is None
-        assert routed.citrus.registry.homes[TENANT_ID].shard_id == "b"
-        routed.citrus.faults.status = 405
-        warning = await runner._publish(TENANT_ID, "a")
-    assert warning is not None
-    assert "keep the old shard" in warning
+    path, elsewhere = tmp_path / "map.json", tmp_path / "elsewhere.json"
+    async with copy_held_up(shards[0]):
+        moving = asyncio.create_task(move(settings, "b"))
+        assert await is_arriving_on(shards[1])
+        path.rename(elsewhere)
+    assert await moving == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["outcome"] == "moved"
+    assert f"expected to write {path}" in result["warning"]
+    assert "run: simplu-worker tenants move clinic main --to b" in result["warning"]
+
+    elsewhere.rename(path)
+    assert pins_of(tmp_path) == {TENANT_ID: "a"}
+    assert await move(settings, "b") == 0
+    assert pins_of(tmp_path).get(TENANT_ID) == "b"
+
+
+async def test_rollback_that_was_stopped_goes_on(
+    shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It does not delete the rows that the tenant has left: only the changes since are copied."""
+    settings = settings_of(tmp_path, *shards)
+    assert await move(settings, "b") == 0
+    await stop_in_copy(rollback_tenant(settings, TENANT, as_json=True), shards[1], shards[0])
+    capsys.readouterr()
+
+    assert await rollback_tenant(settings, TENANT, as_json=True) == 0
+    certificate = json.loads(capsys.readouterr().out)["certificate"]
+    assert certificate["targetShard"] == "a"
+    assert certificate["rowsCopied"] < 20
+    assert await ask(shards[0], "SELECT state FROM tenants") == [{"state": "active"}]
+    assert await unfinished(*shards) == []
+
+
+async def test_rollback_that_was_stopped_after_its_commit_is_ended(
+    shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Run again it gives the certificate, and does not move the tenant away once more."""
+    settings = settings_of(tmp_path, *shards)
+    assert await move(settings, "b") == 0
+    assert await rollback_tenant(settings, TENANT, as_json=True) == 0
+    await ask(shards[1], NOT_CERTIFIED)
+    capsys.readouterr()
+
+    assert await rollback_tenant(settings, TENANT, as_json=True) == 0
+    assert json.loads(capsys.readouterr().out)["certificate"]["targetShard"] == "a"
+    assert await ask(shards[0], "SELECT state FROM tenants") == [{"state": "active"}]
+    assert await unfinished(*shards) == []
+
+
+async def test_move_that_was_stopped_after_its_commit_is_ended_and_taken_back(
+    shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a certificate of both, and a warm way back."""
+    settings = settings_of(tmp_path, *shards)
+    assert await move(settings, "b") == 0
+    await ask(shards[0], NOT_CERTIFIED)
+    capsys.readouterr()
+
+    assert await rollback_tenant(settings, TENANT, as_json=True) == 0
+    there, back = (json.loads(line)["certificate"] for line in capsys.readouterr().out.splitlines())
+    assert (there["targetShard"], back["targetShard"]) == ("b", "a")
+    assert back["rowsCopied"] < 20
+    assert await unfinished(*shards) == []
+
+
+async def test_rollback_that_cannot_be_ends_with_the_tenant_where_it_is(
+    shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its bounds are those of a move; with --stay its copy goes, and there is none a second time."""
+    settings = settings_of(tmp_path, *shards)
+    assert await move(settings, "b") == 0
+    capsys.readouterr()
+
+    assert await rollback_tenant(settings, TENANT, MoveBounds(max_pause=1e-9), as_json=True) == 1
+    printed = capsys.readouterr()
+    assert "expected a pause of at most 1e-09 s" in json.loads(printed.out)["error"]
+    assert "or with --stay to leave the tenant on shard b" in printed.err
+    assert await rollback_tenant(settings, TENANT, as_json=True, stay=True) == 0
+    assert json.loads(capsys.readouterr().out) == {"tenant": TENANT_ID, "outcome": "undone", "rowsDeleted": 20}
+    assert await ask(shards[0], "SELECT FROM tenants") == []
+    assert await ask(shards[1], "SELECT state FROM tenants") == [{"state": "active"}]
+    with pytest.raises(PermanentError, match="expected a move that has not ended, got none: its home is shard b"):
+        await rollback_tenant(settings, TENANT, as_json=True, stay=True)
+
+
+async def test_bug_in_one_move_leaves_the_others_alone(
+    shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is logged, and the command ends with 1; here by a journal that nobody of ours has written."""
+    other = ("clinic", "second")
+    await fill(shards[0], other)
+    await ask(
+        shards[1],
+        "INSERT INTO arrivals (tenant_id, source_shard_id, move_token, progress) VALUES ($1, 'a', 1, '{}')",
+        TENANT_ID,
+    )
+    settings = settings_of(tmp_path, *shards, tenants={TENANT_ID: "a", "-".join(other): "a"})
+    requests = [MoveRequest(*TENANT, "b"), MoveRequest(*other, "b")]
+
+    with capture_logs() as logs:
+        assert await move_tenants(settings, requests, MoveTerms(parallel=1), dry_run=False, as_json=True) == 1
+    results = {one["tenant"]: one for one in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert {name: one["outcome"] for name, one in results.items()} == {TENANT_ID: "failed", "-".join(other): "moved"}
+    assert results[TENANT_ID]["error"].startswith("ValidationError: a bug")
+    (crash,) = [one for one in logs if one["event"] == "move.crashed"]
+    assert (crash["tenant_id"], crash["log_level"]) == (TENANT_ID, "error")
 
 
 @pytest.mark.parametrize(
@@ -265,65 +386,3 @@ def test_file_of_moves_has_a_line_for_each_tenant(tmp_path: Path) -> None:
         '\ufeff# to the new shard\n\nclinic, main ,b\n"smile, ltd",berlin,c\r\n', encoding="utf-8", newline=""
     )
     assert read_requests(path) == [MoveRequest("clinic", "main", "b"), MoveRequest("smile, ltd", "berlin", "c")]
-
-
-async def test_tenant_with_two_homes_is_moved_once_at_most(
-    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The answers of shards are not of one moment; the mover finds out whether the tenant is split."""
-    addresses = [await make_shard(name) for name in "abc"]
-    for address in addresses[:2]:
-        await fill(address)
-    settings = settings_of(tmp_path, *addresses)
-    content = json.loads((tmp_path / "map.json").read_text())
-    (tmp_path / "map.json").write_text(json.dumps(content | {"tenants": {TENANT_ID: "c"}}))
-
-    assert await rebalance_shards(settings, None, MoveTerms(), apply=True, as_json=True) == 1
-    plan, *results = capsys.readouterr().out.splitlines()
-    assert len(json.loads(plan)["plan"]) == 2
-    (result,) = results
-    assert "expected one home, got a and b" in json.loads(result)["error"]
-
-
-async def test_shard_that_leads_to_a_home_by_way_of_another_one_is_kept(
-    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A map that could not be written names the first shard; its row leads to the second, and that one to the third."""
-    addresses = [await make_shard(name) for name in "abc"]
-    await fill(addresses[0])
-    settings = settings_of(tmp_path, *addresses)
-    content = (tmp_path / "map.json").read_text()
-    for shard_id in "bc":
-        assert await move(settings, shard_id) == 0
-        (tmp_path / "map.json").write_text(content)
-    capsys.readouterr()
-
-    assert await drain_shard(settings, "b", MoveTerms(), apply=True, as_json=False) == 1
-    assert "1 tenants have left it, and are still looked for there" in capsys.readouterr().err
-
-
-async def test_shard_is_drained_and_filled_again(
-    shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A plan first; then all tenants have left, and the map names their new shard."""
-    settings = settings_of(tmp_path, *shards)
-
-    assert await drain_shard(settings, "a", MoveTerms(), apply=False, as_json=True) == 0
-    plan = json.loads(capsys.readouterr().out)
-    assert (plan["before"], {name: count for name, count in plan["after"].items() if count}) == ({"a": 1}, {"b": 1})
-    (planned,) = plan["plan"]
-    assert (planned["tenant"], planned["targetShard"], planned["resources"]) == (TENANT_ID, "b", 20)
-    assert planned["durationS"] > 0
-    assert await drain_shard(settings, "a", MoveTerms(), apply=True, as_json=False) == 0
-    assert "it can be retired in the map or Citrus" in capsys.readouterr().err
-    assert await ask(shards[1], "SELECT state FROM tenants") == [{"state": "active"}]
-
-    content = json.loads((tmp_path / "map.json").read_text())
-    home = parse_shard_map(json.dumps(content | {"tenants": {}}).encode(), ()).shard_of(TENANT_ID).shard_id
-    (tmp_path / "map.json").write_text(json.dumps(content | {"tenants": {}}))
-    assert await rebalance_shards(settings, None, MoveTerms(), apply=True, as_json=True) == 0
-    assert len(json.loads(capsys.readouterr().out.splitlines()[0])["plan"]) == (home == "a")
-    assert await rebalance_shards(settings, Weight.ROWS, MoveTerms(), apply=False, as_json=True) == 0
-    assert json.loads(capsys.readouterr().out)["before"] == {home: 20}
-    assert await rebalance_shards(settings, Weight.LOAD, MoveTerms(), apply=False, as_json=True) == 0
-    assert await rebalance_shards(settings, Weight.BYTES, MoveTerms(), apply=False, as_json=True) == 0

@@ -1,0 +1,68 @@
+"""A local Citrus for a command in the process of a test, behind a server that refuses what the test tells it to."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from aiohttp import web
+from support.citrus.cases import API_KEY
+from support.citrus.lying_citrus import Lie, LyingCitrus
+
+from simplu_worker.config.settings import Settings, load_settings
+from simplu_worker.local.stack.citrus_server import CitrusServer
+from simplu_worker.shards.postgres.address import ShardAddress
+
+
+@dataclass(frozen=True)
+class CommandCitrus:
+    """The local Citrus, the server in front of it, and the settings of a command that asks it."""
+
+    server: CitrusServer
+    door: LyingCitrus
+    settings: Settings
+
+    def named(self, tenant_id: str) -> str:
+        """Return the shard that Citrus names for a tenant."""
+        return self.server.registry.homes[tenant_id].shard_id
+
+
+@contextlib.asynccontextmanager
+async def citrus_for_commands(
+    shards: Sequence[ShardAddress], homes: Mapping[str, str], *, limits: Mapping[str, int] | None = None
+) -> AsyncIterator[CommandCitrus]:
+    """Put a Citrus in front of *shards*, with the *homes* of tenants, and a limit of tenants by shard (100)."""
+
+    async def make_shard() -> tuple[str, str]:
+        raise AssertionError("all shards are full")
+
+    server = CitrusServer(api_key=API_KEY, make_shard=make_shard, max_businesses=100)
+    for shard in shards:
+        added = server.add_shard(shard.shard_id, shard.connection_string)
+        added.max_businesses = (limits or {}).get(shard.shard_id, added.max_businesses)
+    for tenant_id, shard_id in homes.items():
+        server.registry.place(tenant_id, server.registry.shards[shard_id])
+    async with server.serve() as url, LyingCitrus(url) as door:
+        env = {"CITRUS_SERVER_URL": door.url, "CITRUS_API_KEY": API_KEY, "CITRUS_RETRY_ATTEMPTS": "1"}
+        yield CommandCitrus(server, door, load_settings({"AWS_REGION": "eu-west-1"} | env, for_run=False))
+
+
+def refused(method: str, status: int) -> Lie:
+    """Return an answer with *status* to each request of a method."""
+    return _instead(method, lambda _: web.json_response({"error": "not here"}, status=status))
+
+
+def cut(method: str) -> Lie:
+    """Return no answer to any request of a method: the connection ends."""
+
+    def abort(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    return _instead(method, abort)
+
+
+def _instead(method: str, answer: Callable[[web.Request], web.Response]) -> Lie:
+    return lambda request: answer(request) if request.method == method else None
