@@ -109,6 +109,8 @@ def accept_gap(
 def rebalance_shards(
     *,
     by: Literal["rows", "bytes", "load"] | None = None,
+    to: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    keep_pins: Flag = False,
     terms: MoveTerms = DEFAULT_TERMS,
     apply: Apply = False,
     common: CommonOptions = NO_OPTIONS,
@@ -119,12 +121,19 @@ def rebalance_shards(
     ----------
     by
         The measure: rows, bytes, or load, which is the operations of the last hour. Without it a shard map is followed,
-        and with Citrus the numbers of tenants are balanced.
+        and with Citrus the numbers of tenants are balanced, by the capacities of the shards.
+    to
+        Move tenants to this shard only; may be given several times.
+    keep_pins
+        Leave all tenants where the shard map pins them; without it those move that are pinned since shards were added.
     """
-    from simplu_worker.commands.shards.rebalance import Weight, rebalance_shards
+    from simplu_worker.commands.shards.rebalance import Balance, rebalance_shards
+    from simplu_worker.commands.shards.survey import Weight
 
-    weight = None if by is None else Weight(by)
-    return common.run(lambda settings: rebalance_shards(settings, weight, terms, apply=apply, as_json=common.as_json))
+    if keep_pins and by is not None:
+        raise UsageError("shards rebalance: expected --by or --keep-pins, got both; by a measure pins do not count")
+    balance = Balance(None if by is None else Weight(by), to, keep_pins)
+    return common.run(lambda settings: rebalance_shards(settings, balance, terms, apply=apply, as_json=common.as_json))
 
 
 @shards.command(name="drain")

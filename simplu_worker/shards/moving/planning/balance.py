@@ -10,8 +10,10 @@ from typing import Final
 import msgspec
 
 from simplu_worker.operations.operation import tenant_id_of
+from simplu_worker.shards.postgres.address import ShardAddress
 
 EVEN_RATIO: Final = 1.1  # of the fullest shard to the mean: below, nothing is moved
+NO_LIMIT: Final = 10**9  # tenants of a shard
 
 
 class WeighedTenant(msgspec.Struct, frozen=True, order=True):
@@ -40,31 +42,82 @@ class PlannedTransfer(msgspec.Struct, frozen=True):
     target_id: str
 
 
-def plan_balance(tenants: Iterable[WeighedTenant], shard_ids: Sequence[str]) -> list[PlannedTransfer]:
-    """Return the moves that make the shards about equally full, by weight; few moves, of large tenants first.
+class ShardRoom(msgspec.Struct, frozen=True):
+    """A shard, the *capacity* by which its usage is measured, and the *room*: how many more tenants may come."""
 
-    Always from the fullest shard to the emptiest, the largest tenant that makes the other no fuller than the one.
+    shard_id: str
+    capacity: float = 1.0
+    room: int = NO_LIMIT
+
+
+def rooms_of(
+    shards: Iterable[ShardAddress], counts: Mapping[str, int], coming: Mapping[str, int], *, by_capacity: bool
+) -> list[ShardRoom]:
+    """Return the room of each shard; with *by_capacity* a shard without a limit counts as one with the mean limit.
+
+    *counts* are the tenants of each shard, of which Citrus may know more; *coming* those that are on their way there.
     """
-    by_shard: defaultdict[str, list[WeighedTenant]] = defaultdict(list)
+    listed = list(shards)
+    limits = [shard.tenant_max for shard in listed if shard.tenant_max is not None] if by_capacity else []
+    usual = sum(limits) / len(limits) if limits else 1.0
+    rooms = []
+    for shard in listed:
+        limit, shard_id = shard.tenant_max, shard.shard_id
+        taken = max(counts.get(shard_id, 0), shard.tenant_count or 0) + coming.get(shard_id, 0)
+        capacity = limit if by_capacity and limit is not None else usual
+        rooms.append(ShardRoom(shard_id, capacity, (NO_LIMIT if limit is None else limit) - taken))
+    return rooms
+
+
+def plan_balance(
+    tenants: Iterable[WeighedTenant], shards: Sequence[ShardRoom], *, settled: Collection[str] = ()
+) -> list[PlannedTransfer]:
+    """Return the moves that make the shards about equally full; few moves, of large tenants first.
+
+    The usage of a shard is its weight by its capacity. Each move is from the fullest shard that has a fitting tenant to
+    the emptiest with room for it: the largest tenant that makes the other no fuller than the one. The *settled*
+    tenants stay.
+    """
+    movable: defaultdict[str, list[WeighedTenant]] = defaultdict(list)
+    loads = {shard.shard_id: 0 for shard in shards}
+    rooms = {shard.shard_id: shard.room for shard in shards}
     for tenant in sorted(tenants, key=lambda one: (-one.weight, one)):
-        by_shard[tenant.shard_id].append(tenant)
-    loads = {shard_id: sum(one.weight for one in by_shard[shard_id]) for shard_id in shard_ids}
-    if not loads:
-        return []
-    mean = sum(loads.values()) / len(loads)
+        if tenant.shard_id in loads:
+            loads[tenant.shard_id] += tenant.weight
+            if tenant.tenant_id not in settled:
+                movable[tenant.shard_id].append(tenant)
+    capacity = sum(shard.capacity for shard in shards)
+    even = EVEN_RATIO * sum(loads.values()) / capacity if capacity else 0.0
+
+    def usage(shard: ShardRoom) -> float:
+        return loads[shard.shard_id] / shard.capacity if shard.capacity else float("inf")
+
+    def evens_out(weight: int, source: ShardRoom, target: ShardRoom) -> bool:
+        there, here = loads[target.shard_id] + weight, loads[source.shard_id] - weight
+        return weight > 0 and there * source.capacity <= here * target.capacity
+
     plan: list[PlannedTransfer] = []
     while True:
-        fullest = max(loads, key=lambda one: (loads[one], one))
-        emptiest = min(loads, key=lambda one: (loads[one], one))
-        gap = loads[fullest] - loads[emptiest]
-        # A tenant that has moved stays: each one moves once at most.
-        chosen = next((one for one in by_shard[fullest] if 0 < 2 * one.weight <= gap), None)
-        if loads[fullest] <= EVEN_RATIO * mean or chosen is None:
+        by_usage = sorted(shards, key=lambda one: (usage(one), one.shard_id))
+        chosen = next(
+            (
+                PlannedTransfer(tenant, target.shard_id)
+                for source in reversed(by_usage)
+                if usage(source) > even
+                for target in by_usage
+                if rooms[target.shard_id] > 0 and target.capacity > 0
+                for tenant in movable[source.shard_id]
+                if evens_out(tenant.weight, source, target)
+            ),
+            None,
+        )
+        if chosen is None:
             return plan
-        by_shard[fullest].remove(chosen)
-        loads[fullest] -= chosen.weight
-        loads[emptiest] += chosen.weight
-        plan.append(PlannedTransfer(chosen, emptiest))
+        movable[chosen.tenant.shard_id].remove(chosen.tenant)  # a tenant that has moved stays
+        loads[chosen.tenant.shard_id] -= chosen.tenant.weight
+        loads[chosen.target_id] += chosen.tenant.weight
+        rooms[chosen.target_id] -= 1
+        plan.append(chosen)
 
 
 def plan_drain(
@@ -88,29 +141,3 @@ def plan_drain(
         if negative < -1:
             heapq.heappush(heap, (negative + 1, shard_id))
     return plan, homeless
-
-
-def leads_through(named: str | None, shard_id: str, left_for: Mapping[str, str]) -> bool:
-    """Return whether the way to a tenant's home from the shard that is *named* for it leads through *shard_id*.
-
-    *left_for* has the next shard by each one that the tenant has left.
-    """
-    place, passed = named, set[str]()
-    while place is not None and place != shard_id and place not in passed:
-        passed.add(place)
-        place = left_for.get(place)
-    return place == shard_id
-
-
-def plan_by_name(
-    tenants: Iterable[WeighedTenant], homes: Mapping[str, str], targets: Collection[str]
-) -> list[PlannedTransfer]:
-    """Return the moves to the shards that the map names for the tenants; only to *targets*.
-
-    *homes* are the shards that the map names, by tenant id.
-    """
-    return [
-        PlannedTransfer(tenant, home)
-        for tenant in sorted(tenants)
-        if (home := homes[tenant.tenant_id]) != tenant.shard_id and home in targets
-    ]

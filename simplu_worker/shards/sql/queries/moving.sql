@@ -105,6 +105,10 @@ FROM (
     )
 ) AS listed;
 
+-- name: list_begun_moves
+-- The moves from this shard that have begun and not ended, without the cleanups.
+SELECT tenant_id, target_shard_id, step FROM public.moves WHERE step IN ('open', 'committed', 'undoing');
+
 -- name: fence_tenant
 -- Waits for the batches in flight, within the lock timeout of the transaction: their rows of the log are from before
 -- `read_at`. $3: seconds.

@@ -1,0 +1,136 @@
+"""Print a plan of moves between shards: each move, and how full the shards are before and after."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from simplu_worker.assembly.shards import Shards
+from simplu_worker.commands.moves.plans import plan_moves
+from simplu_worker.commands.moves.runner import MoveRequest, with_tenant
+from simplu_worker.commands.output.display import print_line, print_note, print_table
+from simplu_worker.commands.shards.removal import print_removal
+from simplu_worker.commands.shards.survey import Survey
+from simplu_worker.shards.moving.planning.balance import PlannedTransfer, WeighedTenant
+from simplu_worker.shards.moving.planning.readiness import MovePlan
+from simplu_worker.shards.moving.planning.removal import Removal
+
+
+class ShownPlan(msgspec.Struct, frozen=True):
+    """The moves of *plan*, after those that have begun; *by* is the measure, *removal* is about a shard to empty."""
+
+    survey: Survey
+    plan: Sequence[PlannedTransfer]
+    by: str
+    removal: Removal | None = None
+
+    @property
+    def transfers(self) -> list[PlannedTransfer]:
+        """All moves, those that have begun first."""
+        return [*self.survey.begun.going_on, *self.plan]
+
+    @property
+    def before(self) -> Counter[str]:
+        """The weight of each shard."""
+        return _loads(self.survey.homes)
+
+    @property
+    def after(self) -> Counter[str]:
+        """The weight of each shard after all moves."""
+        after = _loads(self.survey.homes_after)
+        for one in self.plan:
+            after[one.tenant.shard_id] -= one.tenant.weight
+            after[one.target_id] += one.tenant.weight
+        return after
+
+
+async def print_plan(shards: Shards, shown: ShownPlan, *, as_json: bool, apply: bool) -> None:
+    """Print the moves, and the weights before and after; without *apply* also what each move would take."""
+    moves, problems = await plan_moves(shards, requests_of(() if apply else shown.plan))
+    sizes = {one.tenant: one for one in moves}
+    if as_json:
+        print_line(msgspec.json.encode(_plan_members(shown, sizes, problems)).decode())
+        return
+    columns = ("resources", "MiB", "about s") if sizes else ()
+    rows = ((*_members(one).values(), *_size_cells(sizes, one)) for one in shown.transfers)
+    print_table(("tenant", "from", "to", shown.by, *columns), rows)
+    _print_usage(shown)
+    for tenant_id, problem in problems.items():
+        print_note(with_tenant(tenant_id, problem))
+    begun = shown.survey.begun
+    for one in begun.taken_back:
+        print_note(f"{one.tenant.tenant_id}: its move to shard {one.target_id}, which has begun, is taken back")
+    if begun.going_on:
+        print_note(f"{len(begun.going_on)} of these moves have begun and go on first")
+    print_line(f"{len(shown.transfers)} of {len(shown.survey.homes_after)} tenants move")
+    if (shown.transfers or begun.taken_back) and not apply:
+        print_note("nothing was moved; with --apply the tenants are")
+    if shown.removal is not None:
+        print_removal(shown.removal)
+
+
+def _print_usage(shown: ShownPlan) -> None:
+    """Print how full the shards are, beside their limits where Citrus has some."""
+    limits = {one.shard_id: one.tenant_max for one in shown.survey.targets if one.tenant_max is not None}
+    before, after = shown.before, shown.after
+    names = sorted({*before, *after, *shown.survey.target_ids})
+    columns = ("shard", f"{shown.by} before", "after", *(("tenants at most",) if limits else ()))
+    print_table(
+        columns, ((name, before[name], after[name], *((limits.get(name),) if limits else ())) for name in names)
+    )
+
+
+def _plan_members(shown: ShownPlan, sizes: Mapping[str, MovePlan], problems: Mapping[str, str]) -> dict[str, Any]:
+    begun = shown.survey.begun
+    return {
+        "by": shown.by,
+        "plan": [
+            *(_members(one) | {"begun": True} for one in begun.going_on),
+            *(_members(one) | _size_members(sizes.get(one.tenant.tenant_id)) for one in shown.plan),
+        ],
+        "takenBack": list(map(_members, begun.taken_back)),
+        "refused": problems,
+        "before": shown.before,
+        "after": shown.after,
+        **({} if shown.removal is None else shown.removal.members),
+    }
+
+
+def requests_of(plan: Sequence[PlannedTransfer]) -> list[MoveRequest]:
+    """Return the moves, one of each tenant: the answers of two shards about one that moves are not of one moment."""
+    requests = [MoveRequest(*one.tenant.names, one.target_id) for one in plan]
+    return list({one.tenant_id: one for one in requests}.values())
+
+
+def _size_members(size: MovePlan | None) -> dict[str, Any]:
+    if size is None:
+        return {}
+    return {"resources": size.resources, "byteCount": size.byte_count, "durationS": size.duration_s}
+
+
+def _size_cells(sizes: Mapping[str, MovePlan], one: PlannedTransfer) -> tuple[object, ...]:
+    if not sizes:
+        return ()
+    size = sizes.get(one.tenant.tenant_id)
+    return (
+        ("", "", "") if size is None else (size.resources, f"{size.byte_count / 2**20:.1f}", f"{size.duration_s:.1f}")
+    )
+
+
+def _loads(tenants: Iterable[WeighedTenant]) -> Counter[str]:
+    loads: Counter[str] = Counter()
+    for one in tenants:
+        loads[one.shard_id] += one.weight
+    return loads
+
+
+def _members(one: PlannedTransfer) -> dict[str, Any]:
+    return {
+        "tenant": one.tenant.tenant_id,
+        "sourceShard": one.tenant.shard_id,
+        "targetShard": one.target_id,
+        "weight": one.tenant.weight,
+    }

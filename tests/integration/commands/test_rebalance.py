@@ -1,0 +1,346 @@
+"""`shards rebalance` and `shards drain`, with a static map and with a local Citrus."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+from support.citrus.for_commands import citrus_for_commands, cut, refused
+from support.postgres.databases import ShardMaker
+from support.postgres.move_cases import (
+    TENANT_ID,
+    ask,
+    fill,
+    pins_of,
+    settings_of,
+    stop_in_copy,
+    unfinished,
+    write_map,
+)
+from support.postgres.tenant_cases import TENANT
+
+from simplu_worker.commands.moves.runner import MoveRequest
+from simplu_worker.commands.moves.terms import MoveTerms
+from simplu_worker.commands.shards.rebalance import Balance, drain_shard, rebalance_shards
+from simplu_worker.commands.shards.survey import Weight
+from simplu_worker.commands.tenants.move import move_tenants
+from simplu_worker.commands.tenants.moved import rollback_tenant
+from simplu_worker.config.settings import Settings
+from simplu_worker.errors import PermanentError
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.routing.shard_map import ShardMap, parse_shard_map
+
+OPERATIONS = """
+INSERT INTO operations (
+    tenant_id, request_id, operation, resource_type, resource_id, status, digest, source, requested_at, received_at,
+    completed_at
+)
+SELECT $1, number::text, 'create', 'patient', number::text, 'succeeded', '\\x00', 'kinesis', now(), now(), now()
+FROM generate_series(1, $2::int) AS number
+"""
+
+
+@pytest.fixture(autouse=True)
+def _logs_are_not_printed() -> Iterator[None]:
+    with capture_logs():
+        yield
+
+
+async def make_shards(make_shard: ShardMaker, names: str) -> list[ShardAddress]:
+    """Make shards with ids of one letter each."""
+    return [await make_shard(name) for name in names]
+
+
+async def move(settings: Settings, shard_id: str) -> int:
+    """Move the tenant."""
+    return await move_tenants(settings, [MoveRequest(*TENANT, shard_id)], MoveTerms(), dry_run=False, as_json=True)
+
+
+async def rebalance(settings: Settings, balance: Balance | None = None, *, apply: bool = False) -> int:
+    """Rebalance, with output for programs."""
+    return await rebalance_shards(settings, balance or Balance(), MoveTerms(), apply=apply, as_json=True)
+
+
+async def drain(settings: Settings, shard_id: str, *, apply: bool = False) -> int:
+    """Drain a shard, with output for programs."""
+    return await drain_shard(settings, shard_id, MoveTerms(), apply=apply, as_json=True)
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> list[Any]:
+    """Return the JSON that a command has printed: its plan, and then a line for each result."""
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def moves_of(plan: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return the moves of a plan."""
+    return [(one["tenant"], one["sourceShard"], one["targetShard"]) for one in plan["plan"]]
+
+
+def unpinned(folder: Path) -> ShardMap:
+    """Return the map without its pins."""
+    return parse_shard_map((folder / "map.json").read_bytes(), ()).without_pins()
+
+
+async def test_tenant_with_two_homes_is_moved_once_at_most(
+    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The answers of shards are not of one moment; the mover finds out whether the tenant is split."""
+    addresses = [await make_shard(name) for name in "abc"]
+    for address in addresses[:2]:
+        await fill(address)
+    settings = settings_of(tmp_path, *addresses)
+    content = json.loads((tmp_path / "map.json").read_text())
+    (tmp_path / "map.json").write_text(json.dumps(content | {"tenants": {TENANT_ID: "c"}}))
+
+    assert await rebalance_shards(settings, Balance(), MoveTerms(), apply=True, as_json=True) == 1
+    plan, *results = capsys.readouterr().out.splitlines()
+    assert len(json.loads(plan)["plan"]) == 2
+    (result,) = results
+    assert "expected one home, got a and b" in json.loads(result)["error"]
+
+
+async def test_shard_that_leads_to_a_home_by_way_of_another_one_is_kept(
+    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A map that could not be written names the first shard; its row leads to the second, and that one to the third."""
+    addresses = [await make_shard(name) for name in "abc"]
+    await fill(addresses[0])
+    settings = settings_of(tmp_path, *addresses)
+    content = (tmp_path / "map.json").read_text()
+    for shard_id in "bc":
+        assert await move(settings, shard_id) == 0
+        (tmp_path / "map.json").write_text(content)
+    capsys.readouterr()
+
+    assert await drain_shard(settings, "b", MoveTerms(), apply=True, as_json=False) == 1
+    assert "1 tenants have left it, and are still looked for there" in capsys.readouterr().err
+
+
+async def test_shard_is_drained(make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A plan first; then all tenants have left, the map names their new shard, and it can be removed."""
+    addresses = await make_shards(make_shard, "ab")
+    await fill(addresses[0])
+    settings = settings_of(tmp_path, *addresses)
+
+    assert await drain(settings, "a") == 0
+    (plan,) = printed(capsys)
+    assert (plan["before"], {name: count for name, count in plan["after"].items() if count}) == ({"a": 1}, {"b": 1})
+    (planned,) = plan["plan"]
+    assert (planned["tenant"], planned["targetShard"], planned["resources"]) == (TENANT_ID, "b", 20)
+    assert planned["durationS"] > 0
+    assert plan["removable"] is False
+    assert plan["keptBy"] == ["1 tenants are still there, such as clinic-main: keep it"]
+
+    assert await drain(settings, "a", apply=True) == 0
+    _, result, verdict = printed(capsys)
+    assert (result["outcome"], verdict) == ("moved", {"shard": "a", "removable": True, "keptBy": []})
+    assert await ask(addresses[1], "SELECT state FROM tenants") == [{"state": "active"}]
+    assert await drain_shard(settings, "a", MoveTerms(), apply=False, as_json=False) == 0
+    assert "it can be retired in the map or Citrus" in capsys.readouterr().err
+
+
+async def test_shard_is_kept_while_citrus_names_it(make_shard: ShardMaker, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where it has no row of the tenant any more: that of a move back which was taken back."""
+    addresses = await make_shards(make_shard, "ab")
+    await fill(addresses[0])
+    async with citrus_for_commands(addresses, {TENANT_ID: "a"}) as citrus:
+        with citrus.door.lying(refused("PUT", 405)):
+            assert await drain(citrus.settings, "a", apply=True) == 1
+            verdict = printed(capsys)[-1]
+            assert verdict["removable"] is False
+            assert "1 tenants have left it, and are still looked for there" in verdict["keptBy"][0]
+
+            await stop_in_copy(rollback_tenant(citrus.settings, TENANT, as_json=True), addresses[1], addresses[0])
+            assert await rollback_tenant(citrus.settings, TENANT, as_json=True, stay=True) == 0
+            assert await ask(addresses[0], "SELECT FROM tenants") == []
+            capsys.readouterr()
+            assert await drain(citrus.settings, "a") == 0
+            (plan,) = printed(capsys)
+            assert (plan["removable"], len(plan["keptBy"])) == (False, 1)
+        with citrus.door.lying(cut("GET")), pytest.raises(Exception, match="Citrus"):
+            await drain(citrus.settings, "a")
+        citrus.server.registry.place(TENANT_ID, citrus.server.registry.shards["b"])
+        capsys.readouterr()
+        assert await drain(citrus.settings, "a") == 0
+        assert printed(capsys)[0]["removable"] is True
+
+
+async def test_shard_is_kept_while_citrus_does_not_say_where_it_looks(
+    make_shard: ShardMaker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It lists its shards, and answers for no tenant."""
+    addresses = await make_shards(make_shard, "ab")
+    await fill(addresses[1])
+    async with citrus_for_commands(addresses, {TENANT_ID: "b"}) as citrus:
+        away = refused("GET", 503)
+        with citrus.door.lying(lambda request: away(request) if request.path.endswith(TENANT_ID) else None):
+            assert await drain(citrus.settings, "a") == 0
+    (plan,) = printed(capsys)
+    assert plan["removable"] is False
+    assert "where 1 tenants are looked for is unknown, such as clinic-main: Citrus get_shard" in plan["keptBy"][0]
+
+
+@pytest.mark.slow(4)
+async def test_shard_that_was_added_is_filled_with_the_tenants_that_belong_there(
+    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As docs/runbook/add-shard.md has it: all are pinned before, and those that have moved are not any more."""
+    addresses = await make_shards(make_shard, "abcde")
+    write_map(tmp_path, addresses[:4], {})
+    shorter = unpinned(tmp_path)
+    tenants = [("clinic", str(number)) for number in range(40)]
+    homes = {"-".join(tenant): shorter.shard_of("-".join(tenant)).shard_id for tenant in tenants}
+    for address in addresses[:4]:
+        there = [tenant for tenant in tenants if homes["-".join(tenant)] == address.shard_id]
+        await fill(address, *there, rows=1)
+    settings = settings_of(tmp_path, *addresses, tenants=homes)
+    longer = unpinned(tmp_path)
+    expected = {(name, home, "e") for name, home in homes.items() if longer.shard_of(name).shard_id == "e"}
+    assert 4 <= len(expected) <= 12
+
+    assert await rebalance(settings, Balance(keep_pins=True)) == 0
+    assert moves_of(printed(capsys)[0]) == []
+    assert await rebalance(settings, Balance(to=("a", "b"))) == 0
+    assert moves_of(printed(capsys)[0]) == []
+    assert await rebalance(settings) == 0
+    assert {*moves_of(printed(capsys)[0])} == expected
+
+    assert await rebalance(settings, apply=True) == 0
+    plan, *results = printed(capsys)
+    assert Counter(one["outcome"] for one in results) == {"moved": len(expected)}
+    assert plan["after"]["e"] == len(expected)
+    assert pins_of(tmp_path).keys() == homes.keys() - {name for name, _, _ in expected}
+    assert await rebalance(settings) == 0
+    assert moves_of(printed(capsys)[0]) == []
+
+
+async def test_shard_that_takes_no_tenants_is_no_target(make_shard: ShardMaker, tmp_path: Path) -> None:
+    """With the shards that do."""
+    settings = settings_of(tmp_path, *await make_shards(make_shard, "ab"))
+    with pytest.raises(PermanentError, match="--to: expected shards that take tenants, of a, b, got z"):
+        await rebalance(settings, Balance(to=("b", "z")))
+
+
+@pytest.mark.parametrize("by", Weight)
+async def test_shards_are_balanced_by_a_measure(
+    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str], by: Weight
+) -> None:
+    """The largest tenant that fits moves; here one of two alike."""
+    addresses = await make_shards(make_shard, "ab")
+    tenants = [("clinic", str(number)) for number in range(2)]
+    await fill(addresses[0], *tenants, rows=10)
+    names = ["-".join(tenant) for tenant in tenants]
+    for name in names:
+        await ask(addresses[0], OPERATIONS, name, 3)
+    settings = settings_of(tmp_path, *addresses, tenants=dict.fromkeys(names, "a"))
+
+    assert await rebalance(settings, Balance(by)) == 0
+    (plan,) = printed(capsys)
+    assert moves_of(plan) == [(names[0], "a", "b")]
+    assert plan["before"] == {"a": 2 * plan["plan"][0]["weight"]}
+    assert plan["plan"][0]["weight"] == {Weight.ROWS: 10, Weight.LOAD: 3}.get(by, plan["after"]["b"])
+    assert plan["after"]["a"] == plan["after"]["b"] > 0
+
+
+async def test_citrus_balances_by_capacity(make_shard: ShardMaker, capsys: pytest.CaptureFixture[str]) -> None:
+    """A small shard gets its share, and no shard gets more tenants than it has room for, whatever the measure is."""
+    addresses = await make_shards(make_shard, "ab")
+    tenants = [("clinic", str(number)) for number in range(6)]
+    await fill(addresses[0], *tenants, rows=1)
+    homes = {"-".join(tenant): "a" for tenant in tenants}
+    async with citrus_for_commands(addresses, homes, limits={"a": 10, "b": 2}) as citrus:
+        assert await rebalance(citrus.settings) == 0
+        assert [target for _, _, target in moves_of(printed(capsys)[0])] == ["b"]
+        assert await rebalance(citrus.settings, Balance(Weight.ROWS)) == 0
+        assert [target for _, _, target in moves_of(printed(capsys)[0])] == ["b", "b"]
+        assert await rebalance_shards(citrus.settings, Balance(), MoveTerms(), apply=True, as_json=False) == 0
+        shown = capsys.readouterr().out
+        assert "tenants at most" in shown
+        assert "1 of 6 tenants move" in shown
+        assert Counter(shard.shard_id for shard in citrus.server.registry.homes.values()) == {"a": 5, "b": 1}
+
+
+async def test_rebalance_that_was_stopped_goes_on_to_the_same_shard(
+    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the map would place the tenant elsewhere by now: no copy and no journal of it is left."""
+    addresses = await make_shards(make_shard, "abc")
+    await fill(addresses[0])
+    settings = settings_of(tmp_path, *addresses, tenants={TENANT_ID: "b"})
+    await stop_in_copy(rebalance(settings, apply=True), addresses[0], addresses[1])
+    write_map(tmp_path, addresses, {TENANT_ID: "c"})
+    capsys.readouterr()
+
+    assert await rebalance(settings) == 0
+    (plan,) = printed(capsys)
+    assert (moves_of(plan), plan["plan"][0]["begun"]) == ([(TENANT_ID, "a", "b")], True)
+    assert await rebalance(settings, apply=True) == 0
+    assert printed(capsys)[1]["certificate"]["targetShard"] == "b"
+    assert await ask(addresses[1], "SELECT state FROM tenants") == [{"state": "active"}]
+    assert await unfinished(*addresses) == []
+
+
+async def test_move_without_a_certificate_is_ended_by_a_rebalance(
+    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its command was killed after the commit, before or after the activation."""
+    addresses = await make_shards(make_shard, "ab")
+    await fill(addresses[0])
+    settings = settings_of(tmp_path, *addresses)
+    assert await move(settings, "b") == 0
+    for state in ("ready", "active"):
+        await ask(
+            addresses[0],
+            "UPDATE moves SET step = 'committed', detail = jsonb_build_object('positions', detail -> 'positions')",
+        )
+        await ask(addresses[1], f"UPDATE tenants SET state = '{state}'")
+        capsys.readouterr()
+
+        assert await rebalance(settings, apply=True) == 0
+        plan, result = printed(capsys)
+        assert moves_of(plan) == [(TENANT_ID, "a", "b")]
+        assert (result["outcome"], result["certificate"]["targetShard"]) == ("moved", "b")
+        assert await ask(addresses[1], "SELECT state FROM tenants") == [{"state": "active"}]
+        assert await unfinished(*addresses) == []
+
+
+async def test_move_to_the_shard_that_is_drained_is_taken_back(
+    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It had not committed; the shard has nothing of the tenant then."""
+    addresses = await make_shards(make_shard, "ab")
+    await fill(addresses[0])
+    settings = settings_of(tmp_path, *addresses)
+    await stop_in_copy(move(settings, "b"), addresses[0], addresses[1])
+    capsys.readouterr()
+
+    assert await drain_shard(settings, "b", MoveTerms(), apply=False, as_json=False) == 0
+    assert "its move to shard b, which has begun, is taken back" in capsys.readouterr().err
+    assert await drain(settings, "b", apply=True) == 0
+    plan, undone, verdict = printed(capsys)
+    assert (moves_of(plan), plan["takenBack"][0]["tenant"]) == ([], TENANT_ID)
+    assert undone == {"tenant": TENANT_ID, "outcome": "undone", "rowsDeleted": 0}
+    assert verdict["removable"] is True
+    assert await unfinished(*addresses) == []
+
+
+async def test_rollback_that_was_stopped_is_ended_by_a_rebalance(
+    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The copy is deleted, and the tenant stays."""
+    addresses = await make_shards(make_shard, "ab")
+    await fill(addresses[0])
+    settings = settings_of(tmp_path, *addresses)
+    await stop_in_copy(move(settings, "b"), addresses[0], addresses[1])
+    await ask(addresses[0], "UPDATE moves SET step = 'undoing'")
+    capsys.readouterr()
+
+    assert await rebalance(settings, apply=True) == 0
+    assert printed(capsys)[1]["outcome"] == "undone"
+    assert await ask(addresses[1], "SELECT FROM tenants") == []
+    assert await unfinished(*addresses) == []
