@@ -38,10 +38,12 @@ from simplu_worker.commands.tenants.move import move_tenants, read_requests
 from simplu_worker.commands.tenants.moved import clean_up_tenants, rollback_tenant, verify_tenant
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.local.processes.watchdog import ProcessGroup
 from simplu_worker.shards.moving.planning.readiness import check_shards
 from simplu_worker.shards.postgres.address import ShardAddress
 
+ENTRY = f"simplu:resource:{TENANT_ID}:patient:7"
 # As a command that was killed after the commit leaves the journal.
 NOT_CERTIFIED = "UPDATE moves SET step = 'committed', detail = jsonb_build_object('positions', detail -> 'positions')"
 
@@ -110,23 +112,58 @@ async def test_tenant_moves_is_verified_moved_back_and_cleaned_up(
     assert len(await ask(shards[0], "SELECT FROM resources")) == 20
 
 
-@pytest.mark.slow(1.5)
-async def test_cache_is_cleared_after_moves(
-    shards: list[ShardAddress], tmp_path: Path, group: ProcessGroup, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Readers may have filled it from the former shard. If Redis does not answer, there is a note."""
+@pytest.fixture
+async def redis(group: ProcessGroup) -> RedisServer:
+    """Give a Redis with an entry of the tenant."""
     redis = RedisServer(group)
     await redis.start()
-    entry = f"simplu:resource:{TENANT_ID}:patient:7"
-    await redis.ask("SET", entry, "{}")
-    settings = settings_of(tmp_path, *shards)
-    settings = settings.model_copy(update={"redis_url": SecretStr(redis.url)})
+    await redis.ask("SET", ENTRY, "{}")
+    return redis
+
+
+def with_redis(settings: Settings, redis: RedisServer) -> Settings:
+    """Return settings with a cache."""
+    return settings.model_copy(update={"redis_url": SecretStr(redis.url)})
+
+
+@pytest.mark.slow(1.5)
+async def test_cache_is_cleared_after_moves(
+    shards: list[ShardAddress], tmp_path: Path, redis: RedisServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Readers may have filled it from the former shard. If Redis does not answer, there is a note."""
+    settings = with_redis(settings_of(tmp_path, *shards), redis)
 
     assert await move(settings, "b") == 0
-    assert (await redis.ask("EXISTS", entry), await redis.ask("GET", "simplu:epoch")) == (0, "1")
+    assert (await redis.ask("EXISTS", ENTRY), await redis.ask("GET", "simplu:epoch")) == (0, "1")
     redis.kill()
     assert await move(settings, "a") == 0
     assert "the cache was not cleared" in capsys.readouterr().err
+
+
+@pytest.mark.slow(1.5)
+async def test_cache_is_cleared_when_a_command_is_interrupted(
+    shards: list[ShardAddress], make_shard: ShardMaker, tmp_path: Path, redis: RedisServer
+) -> None:
+    """One of its tenants has moved by then; while none has left its shard the cache stays as it is."""
+    other, third = ("clinic", "second"), await make_shard("c")
+    await fill(third, other)
+    settings = with_redis(settings_of(tmp_path, *shards, third, tenants={"-".join(other): "c"}), redis)
+    requests = [MoveRequest(*other, "b")]
+
+    await stop_in_copy(move_tenants(settings, requests, MoveTerms(), dry_run=False, as_json=True), third, shards[1])
+    assert await redis.ask("EXISTS", ENTRY) == 1
+    async with copy_held_up(third):
+        requests.append(MoveRequest(*TENANT, "b"))
+        moving = asyncio.create_task(move_tenants(settings, requests, MoveTerms(), dry_run=False, as_json=True))
+        assert await poll_until(lambda: _is_certified(shards[0]), within_s=20)
+        moving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await moving
+    assert await redis.ask("EXISTS", ENTRY) == 0
+
+
+async def _is_certified(source: ShardAddress) -> bool:
+    return bool(await ask(source, "SELECT FROM moves WHERE step = 'done'"))
 
 
 @pytest.mark.parametrize("state", ["active", "destroyed"])
