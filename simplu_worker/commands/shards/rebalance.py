@@ -49,6 +49,8 @@ async def rebalance_shards(
             raise PermanentError(f"--to: expected shards that take tenants, of {expected}, got {', '.join(unknown)}")
         plan = _plan_rebalance(survey, shards.locator, balance)
         await print_plan(shards, ShownPlan(survey, plan, balance.by or "tenants"), as_json=as_json, apply=apply)
+        if balance.by is None and (pinned := _count_pinned(plan, shards.locator)):
+            print_note(f"{pinned} of these tenants are pinned to the shards where they are; with --keep-pins they stay")
         return await _carry_out(settings, shards, survey, plan, terms, as_json=as_json) if apply else 0
 
 
@@ -63,6 +65,12 @@ def _plan_rebalance(survey: Survey, locator: Locator, balance: Balance) -> Seque
         for one in survey.rooms(by_capacity=balance.by is None)
     ]
     return plan_balance(survey.homes_after, rooms, settled=survey.going_on)
+
+
+def _count_pinned(plan: Sequence[PlannedTransfer], locator: Locator) -> int:
+    """Return how many tenants the shard map pins to the shards that they are to leave."""
+    pins = locator.map.tenants if isinstance(locator, StaticMap) else {}
+    return sum(pins.get(one.tenant.tenant_id) == one.tenant.shard_id for one in plan)
 
 
 async def drain_shard(settings: Settings, shard_id: str, terms: MoveTerms, *, apply: bool, as_json: bool) -> int:

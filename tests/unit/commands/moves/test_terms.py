@@ -1,0 +1,31 @@
+"""The options of the commands that move tenants."""
+
+from __future__ import annotations
+
+import pytest
+
+from simplu_worker.cli import app
+from simplu_worker.commands.command_line import UsageError
+from simplu_worker.commands.moves.terms import MoveBounds, MoveTerms
+from simplu_worker.commands.shards.cli import rebalance_shards
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "options"),
+    [
+        ("tenants rollback b l --max-pause 2 --max-rows-per-second 50", "bounds", MoveBounds(50, 2)),
+        ("tenants move b l --to s --max-pause 2 --parallel 3", "terms", MoveTerms(None, 2, 3)),
+        ("shards drain s --max-rows-per-second 50", "terms", MoveTerms(50)),
+        ("shards rebalance --to s --to t", "to", ("s", "t")),
+    ],
+)
+def test_options_of_moves(words: str, name: str, options: object) -> None:
+    """A rollback takes those of a move, but moves one tenant alone."""
+    _, bound, _ = app.parse_args(words.split(), print_error=False, exit_on_error=False)
+    assert bound.arguments[name] == options
+
+
+def test_measure_and_pins_exclude_each_other() -> None:
+    """By a measure no tenant is left where it is because it is pinned."""
+    with pytest.raises(UsageError, match="expected --by or --keep-pins, got both"):
+        rebalance_shards(by="rows", keep_pins=True)
