@@ -123,7 +123,8 @@ class MoveRunner:
         locator, pools = self._shards.locator, self._shards.pools
         places = await find_places(locator, pools, request.tenant_id)
         source_id = places.source_for(request.shard_id)
-        await check_shards(locator, pools, source_id, request.shard_id)
+        if source_id == places.home():  # a tenant that has left its shard has to arrive, however full the other one is
+            await check_shards(locator, pools, source_id, request.shard_id)
         move = Move(request.tenant_id, source_id, request.shard_id)
         show = self._watched(progress.watch(request.tenant_id))
         return await Mover(pools, self._shards.commits, move, self._options, show=show).run()

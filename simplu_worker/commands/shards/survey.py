@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final
 
@@ -21,6 +23,7 @@ from simplu_worker.shards.moving.planning.begun import (
     sort_begun_moves,
 )
 from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_query import LIMITS, QueryLimits, ShardRows, fetch_from_all_shards
 
@@ -39,9 +42,13 @@ QUERIES_BY_WEIGHT: Final = {Weight.ROWS: "weigh_rows", Weight.BYTES: "weigh_byte
 
 
 class Survey(msgspec.Struct, frozen=True):
-    """The tenants of all shards, and the moves that have begun and not ended; *targets* take tenants."""
+    """The tenants of all shards, and the moves that have begun and not ended; *targets* take tenants.
+
+    *full* are the targets that take no more by the answer of Citrus.
+    """
 
     targets: list[ShardAddress]
+    full: frozenset[str]
     found: list[FoundTenant]
     begun: BegunMoves
 
@@ -76,7 +83,9 @@ class Survey(msgspec.Struct, frozen=True):
         coming = Counter(
             one.target_id for one in self.begun.going_on if (one.tenant.tenant_id, one.target_id) not in homes
         )
-        return rooms_of(self.targets, Counter(shard_id for _, shard_id in homes), coming, by_capacity=by_capacity)
+        counts = Counter(shard_id for _, shard_id in homes)
+        rooms = rooms_of(self.targets, counts, coming, by_capacity=by_capacity)
+        return [msgspec.structs.replace(one, room=0) if one.shard_id in self.full else one for one in rooms]
 
 
 async def survey_tenants(shards: Shards, by: Weight | None, *, without: str | None = None) -> Survey:
@@ -98,7 +107,8 @@ async def survey_tenants(shards: Shards, by: Weight | None, *, without: str | No
         BegunMove(row["tenant_id"], shard_id, row["target_shard_id"], row["step"])
         for shard_id, row in (await survey_shards(shards, "list_begun_moves")).rows
     ]
-    return Survey(targets, found, sort_begun_moves(found, moves, {shard.shard_id for shard in targets}))
+    full = await _find_full(shards, targets)
+    return Survey(targets, full, found, sort_begun_moves(found, moves, {shard.shard_id for shard in targets}))
 
 
 async def survey_shards(shards: Shards, query: str, *, limits: QueryLimits = LIMITS) -> ShardRows:
@@ -117,3 +127,19 @@ async def _list_usable_shards(shards: Shards) -> list[ShardAddress]:
         retired = {shard.shard_id for shard in locator.map.shards if shard.retired}
     known = await locator.list_shards()
     return [one for one in known if one.refusal is None and one.is_active and one.shard_id not in retired]
+
+
+async def _find_full(shards: Shards, targets: Sequence[ShardAddress]) -> frozenset[str]:
+    """Return the shards that take no more tenants by the answer of Citrus (`canAcceptNewBusiness`)."""
+    locator = shards.locator
+    if not isinstance(locator, CitrusClient):
+        return frozenset()
+    full = set()
+    with contextlib.suppress(RetryableError):  # each move asks again
+        for shard in targets:
+            capacity = await locator.fetch_capacity(shard.shard_id)
+            if capacity is None:
+                break
+            if capacity.accepts_new is False:
+                full.add(shard.shard_id)
+    return frozenset(full)

@@ -252,6 +252,22 @@ async def test_citrus_is_given_the_new_home(shards: list[ShardAddress], capsys: 
     assert "warning" not in json.loads(capsys.readouterr().out)
 
 
+async def test_move_that_has_committed_is_ended_on_a_full_shard(
+    shards: list[ShardAddress], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tenant has left the other one, and cannot stay there; one that has not is refused."""
+    async with citrus_for_commands(shards, {TENANT_ID: "a"}) as citrus:
+        citrus.server.registry.shards["b"].filled_at = 0
+        assert await move(citrus.settings, "b") == 1
+        assert "expected room for a tenant, got a full shard" in json.loads(capsys.readouterr().out)["error"]
+        citrus.server.registry.shards["b"].filled_at = 1
+        assert await move(citrus.settings, "b") == 0
+        await ask(shards[0], NOT_CERTIFIED)
+        await ask(shards[1], "UPDATE tenants SET state = 'ready'")
+        assert await move(citrus.settings, "b") == 0
+    assert await unfinished(*shards) == []
+
+
 @pytest.mark.parametrize(
     ("lie", "warning"),
     [
