@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given
@@ -100,6 +101,19 @@ def test_number_has_the_digits_that_postgres_writes(literal: str) -> None:
         digits = 1
 
     assert exceeds_bounds(f'{{"a": {literal}}}'.encode()) is (digits > NUMBER_MAX_DIGITS)
+
+
+@given(
+    st.sampled_from(["", *" \t\n\r"]),
+    st.sampled_from(["", *" \t\n\r"]),
+    st.sampled_from(['{{"a":{}}}', '{{"a":[{}]}}', '{{"a":[1,{},2]}}', '{{"a":{},"b":"c"}}']),
+    st.uuids(version=4),
+)
+def test_number_is_found_wherever_it_may_be(before: str, behind: str, form: str, id_: UUID) -> None:
+    """Beside a UUID too, of which most look as if they had numbers with exponents; these are strings."""
+    ids = f', "4e50-{id_}": "{id_}"' + "}"
+    assert exceeds_bounds((form.format(f"{before}-1.5E+1000{behind}")[:-1] + ids).encode())
+    assert not exceeds_bounds((form.format(f"{before}-1.5E+10{behind}")[:-1] + ids).encode())
 
 
 @given(
