@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from typing import Final
 
 import msgspec
 
@@ -12,17 +13,20 @@ from simplu_worker.assembly.shards import Shards
 from simplu_worker.commands.moves.cache_clearing import clear_cache
 from simplu_worker.commands.moves.progress import MoveProgress
 from simplu_worker.commands.moves.terms import MoveTerms
-from simplu_worker.commands.output.display import print_line, print_note
+from simplu_worker.commands.output.display import print_line, print_note, print_table
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.operation import tenant_id_of
+from simplu_worker.shards.moving.checksums import TypeSum
 from simplu_worker.shards.moving.mover import Mover
 from simplu_worker.shards.moving.planning.places import find_places
 from simplu_worker.shards.moving.planning.readiness import check_shards
-from simplu_worker.shards.moving.types import Certificate, Move, MoveOptions
+from simplu_worker.shards.moving.types import Certificate, Move, MoveOptions, MoveStatus
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.publishing import pin_in_file
+
+TYPES_SHOWN: Final = 12  # resource types of a certificate on the screen; `--json` has all of them
 
 
 class MoveRequest(msgspec.Struct, frozen=True):
@@ -82,7 +86,7 @@ class MoveRunner:
                     result = await task
                     results.append(result)
                     progress.finish(result.tenant)
-                    self._print(result)
+                    self._print(result, is_only=len(requests) == 1)
             finally:
                 for task in tasks:
                     task.cancel()
@@ -95,7 +99,7 @@ class MoveRunner:
         tenant_id = request.tenant_id
         async with self._slots:
             try:
-                certificate = await self._move(request, progress)
+                certificate = await self._move(request, progress.watch(tenant_id))
             except WorkerError as exc:
                 return MoveResult(tenant_id, "failed", error=str(exc))
             warning = await self._publish(tenant_id, request.shard_id)
@@ -103,13 +107,13 @@ class MoveRunner:
             tenant_id, "moved" if certificate.verdict == "equal" else "differs", certificate, None, warning
         )
 
-    async def _move(self, request: MoveRequest, progress: MoveProgress) -> Certificate:
+    async def _move(self, request: MoveRequest, show: Callable[[MoveStatus], None]) -> Certificate:
         locator, pools = self._shards.locator, self._shards.pools
         places = await find_places(locator, pools, request.tenant_id)
         source_id = places.source_for(request.shard_id)
         await check_shards(locator, pools, source_id, request.shard_id)
         move = Move(request.tenant_id, source_id, request.shard_id)
-        mover = Mover(pools, self._shards.commits, move, self._options, show=progress.watch(request.tenant_id))
+        mover = Mover(pools, self._shards.commits, move, self._options, show=show)
         return await mover.run()
 
     async def _publish(self, tenant_id: str, shard_id: str) -> str | None:
@@ -129,7 +133,7 @@ class MoveRunner:
                 return f'{exc}; the old shard leads to the new one; pin the tenant: "{tenant_id}": "{shard_id}"'
         return None
 
-    def _print(self, result: MoveResult) -> None:
+    def _print(self, result: MoveResult, *, is_only: bool) -> None:
         if self._as_json:
             print_line(msgspec.json.encode(result).decode())
             return
@@ -137,6 +141,8 @@ class MoveRunner:
             print_note(with_tenant(result.tenant, result.error or ""))
             return
         print_line(describe(result.certificate))
+        if is_only or result.outcome == "differs":
+            print_table(("resource type", "rows", "bytes", "checksum"), sum_rows(result.certificate))
         if result.warning:
             print_note(f"{result.tenant}: {result.warning}")
 
@@ -149,10 +155,32 @@ def with_tenant(tenant_id: str, error: str) -> str:
 def describe(certificate: Certificate) -> str:
     """Return a certificate as one line."""
     compared = certificate.comparison
+    mib = certificate.bytes_copied / 2**20
     pause = "" if certificate.pause_s is None else f", paused for {certificate.pause_s * 1000:.0f} ms"
     changed = f", {compared.excluded} changed since" if compared.excluded else ""
     return (
-        f"{certificate.tenant}: {certificate.source_shard} → {certificate.target_shard}, epoch {certificate.epoch}, "
-        f"{certificate.rows_copied} rows copied in {certificate.duration_s:.1f} s{pause}; "
+        f"{certificate.tenant}: {certificate.source_shard} → {certificate.target_shard}, "
+        f"epoch {certificate.epoch_before} → {certificate.epoch}, {certificate.rows_copied} rows ({mib:.1f} MiB) "
+        f"copied in {certificate.duration_s:.1f} s{pause}; "
         f"{compared.row_count} resources compared{changed}: {certificate.verdict}"
     )
+
+
+def sum_rows(certificate: Certificate) -> list[tuple[object, ...]]:
+    """Return the rows of a table of a certificate: those of the largest resource types, or that differ."""
+    source, target = certificate.comparison.source, certificate.comparison.target
+    names = sorted({**source, **target}, key=lambda name: (source.get(name) == target.get(name), -_rows(source, name)))
+    rows = [_sum_row(name, source.get(name, TypeSum()), target.get(name, TypeSum())) for name in names[:TYPES_SHOWN]]
+    more = len(names) - len(rows)
+    return [*rows, (f"and {more} more", "", "", "")] if more else rows
+
+
+def _rows(sums: Mapping[str, TypeSum], name: str) -> int:
+    return sums.get(name, TypeSum()).row_count
+
+
+def _sum_row(name: str, source: TypeSum, target: TypeSum) -> tuple[object, ...]:
+    if source == target:
+        return name, source.row_count, source.byte_count, source.digest
+    pairs = [(source.row_count, target.row_count), (source.byte_count, target.byte_count)]
+    return name, *(f"{one} → {other}" for one, other in [*pairs, (source.digest, target.digest)])

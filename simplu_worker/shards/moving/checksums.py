@@ -10,7 +10,8 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from simplu_worker.shards.moving.changes import ResourceKey, read_changed_keys
+from simplu_worker.shards.log.message_failures import KEPT_FOR
+from simplu_worker.shards.moving.changes import CLOCK_MARGIN, ResourceKey, read_changed_keys
 from simplu_worker.shards.moving.copying import RESOURCES, find_end
 from simplu_worker.shards.moving.rows import FIRST, RowKey
 from simplu_worker.shards.postgres.errors import StatementFailedError
@@ -23,7 +24,12 @@ AnswerT = TypeVar("AnswerT")
 RANGE_ROWS: Final = 50_000  # compared by one statement
 SHRINKING: Final = 10  # after one that ran into its timeout: documents may be of some MB each
 DIFFERENCES_MAX: Final = 1000  # that are named
-LOG: Final = "operations"  # in place of a resource type, for the rows of the log
+# In place of a resource type, for the rows of the log, and for the notes beside it.
+LOG: Final = "operations"
+REJECTIONS: Final = "rejections"
+FAILURES: Final = "message failures"
+BESIDE_RESOURCES: Final = frozenset({LOG, REJECTIONS, FAILURES})
+FAILURES_KEPT: Final = KEPT_FOR / 2  # older ones may be deleted at different times
 
 
 class TypeSum(msgspec.Struct, frozen=True, rename="camel"):
@@ -32,6 +38,11 @@ class TypeSum(msgspec.Struct, frozen=True, rename="camel"):
     row_count: int = 0
     byte_count: int = 0
     checksum: int = 0
+
+    @property
+    def digest(self) -> str:
+        """The checksum as people see it."""
+        return f"{self.checksum & 0xFFFF_FFFF_FFFF_FFFF:016x}"
 
     def __add__(self, other: TypeSum) -> TypeSum:
         return TypeSum(
@@ -60,7 +71,7 @@ class Comparison(msgspec.Struct, frozen=True, rename="camel"):
     @property
     def row_count(self) -> int:
         """The number of resources compared on the source."""
-        return sum(one.row_count for name, one in self.source.items() if name != LOG)
+        return sum(one.row_count for name, one in self.source.items() if name not in BESIDE_RESOURCES)
 
     @property
     def byte_count(self) -> int:
@@ -69,11 +80,18 @@ class Comparison(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class ComparedLog(msgspec.Struct, frozen=True):
-    """The part of the log that is compared: completed from *since* on and before *until*, without *requests*."""
+    """The part of the log that is compared: completed from *since* on and before *until*, without *requests*.
+
+    And of the notes beside it: those before *notes_until*, of rejected records without *rejected*, and of the tries of
+    messages those of *failed* alone. For a note may be made beside the fence, and that of a message is deleted with it.
+    """
 
     since: datetime
     until: datetime
-    requests: Collection[str] = ()
+    requests: Collection[str]
+    notes_until: datetime
+    rejected: Collection[str]
+    failed: Collection[str]
 
 
 async def compare_shards(
@@ -103,12 +121,35 @@ async def compare_shards(
                     await connection.fetch(QUERIES["write_times_alike"])
                 keys, requests = await read_changed_keys(live_connection, tenant_id, since)
                 pair = (live_connection, other_connection) if live_on_source else (other_connection, live_connection)
-                compared_log = ComparedLog(since - log_kept, since, requests)
+                compared_log = await _find_compared_log(
+                    live_connection, other_connection, tenant_id, since, log_kept, requests
+                )
                 return await compare(*pair, tenant_id, keys, compared_log, range_rows=range_rows)
         except StatementFailedError as exc:
             if not exc.is_timeout or range_rows == 1:
                 raise
             range_rows = max(1, range_rows // SHRINKING)
+
+
+async def _find_compared_log(
+    live: Connection,
+    other: Connection,
+    tenant_id: str,
+    since: datetime,
+    log_kept: timedelta,
+    requests: Collection[str],
+) -> ComparedLog:
+    """Return which part of the log, and of the notes beside it, has to be the same on both shards."""
+    # Notes do not wait for the barrier of a move: those of just before it are part of the next delta.
+    until = since - CLOCK_MARGIN
+    rejected: set[str] = set()
+    for connection in (live, other):
+        rows = await connection.fetch(QUERIES["find_later_rejections"], tenant_id, until)
+        rejected |= {row["request_id"] for row in rows}
+    failures_since = until - min(log_kept, FAILURES_KEPT)
+    failed = [row["message_id"] for row in await live.fetch(QUERIES["find_failures"], tenant_id, failures_since, until)]
+    later = {row["message_id"] for row in await other.fetch(QUERIES["find_later_failures"], tenant_id, failed, until)}
+    return ComparedLog(since - log_kept, since, requests, until, rejected, [one for one in failed if one not in later])
 
 
 async def compare(
@@ -144,9 +185,9 @@ async def compare(
         after = end
     logs = await _of_both([_sum_log(one, tenant_id, compared_log) for one in pair])
     for total, of_log in zip(sums, logs, strict=True):
-        for name in [name for name, one in total.items() if not one.row_count]:
+        total.update(of_log)
+        for name in [name for name, one in total.items() if not one.row_count and name != LOG]:
             del total[name]
-        total[LOG] = of_log
     return Comparison(sums[0], sums[1], differing[:DIFFERENCES_MAX], len(changed))
 
 
@@ -181,11 +222,17 @@ async def _hash_range(
     return {(row["resource_type"], row["resource_id"]): row["checksum"] for row in rows}
 
 
-async def _sum_log(connection: Connection, tenant_id: str, compared: ComparedLog) -> TypeSum:
-    row: Any = await connection.fetchrow(
-        QUERIES["checksum_log"], tenant_id, compared.since, compared.until, list(compared.requests)
-    )
-    return TypeSum(row["row_count"], 0, int(row["checksum"]))
+async def _sum_log(connection: Connection, tenant_id: str, compared: ComparedLog) -> dict[str, TypeSum]:
+    """Return the sums of the log, and of the notes beside it."""
+    since, requests, rejected = compared.since, list(compared.requests), list(compared.rejected)
+    rows: dict[str, Any] = {
+        LOG: await connection.fetchrow(QUERIES["checksum_log"], tenant_id, since, compared.until, requests),
+        REJECTIONS: await connection.fetchrow(
+            QUERIES["checksum_rejections"], tenant_id, since, compared.notes_until, rejected
+        ),
+        FAILURES: await connection.fetchrow(QUERIES["checksum_failures"], tenant_id, list(compared.failed)),
+    }
+    return {name: TypeSum(row["row_count"], 0, int(row["checksum"])) for name, row in rows.items()}
 
 
 def _columns(keys: Iterable[ResourceKey]) -> tuple[list[str], list[str]]:
