@@ -197,6 +197,8 @@ class Mover:
         Raises `RetryableError` if the tenant is in none of *states* on the source any more.
         """
         self._enter(Phase.PREPARE)
+        # One that is lost from now on is awaited: promoted, it would still have the tenant as it was before the switch.
+        await time_standbys(self._pools, self._commits, self._move)
         target = await self._read(self._target)
         source = await self._take_token(states, 0 if target is None else target.move_token)
         return await self._prepare_target(source)

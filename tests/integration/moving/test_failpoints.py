@@ -104,7 +104,7 @@ async def struck(make_shard: ShardMaker, tmp_path: Path) -> AsyncIterator[Struck
         yield struck
 
 
-@pytest.mark.parametrize("point", slow_after(1, POINTS))
+@pytest.mark.parametrize("point", slow_after(0, POINTS))
 async def test_same_command_ends_a_move_whose_mover_was_killed(
     struck: Struck, movers: KilledMovers, capsys: pytest.CaptureFixture[str], point: str
 ) -> None:

@@ -81,15 +81,16 @@ async def test_error_that_ends_a_mover_has_the_state_of_the_tenant_and_the_next_
 
 async def test_move_is_refused_before_the_fence_while_standbys_take_too_long(world: World) -> None:
     """They would take as long while the tenant waits."""
+    options = structs.replace(OPTIONS, max_pause_s=0.25)
     world.commits = LateCommits(world.pools, late_count=100)
     with pytest.raises(PauseTooLongError, match="standbys of shards a and b"):
-        await world.move()
+        await world.mover(options=options).run()
     assert await fetch(world.shard_pools["a"], "SELECT state, fenced_until FROM tenants") == [
         {"state": "active", "fenced_until": None}
     ]
 
-    world.commits = LateCommits(world.pools, late_count=2)  # a standby that hung, and is not awaited any more
-    certificate = await world.move()
+    world.commits = LateCommits(world.pools, late_count=4)  # a standby that hung, and is not awaited any more
+    certificate = await world.mover(options=options).run()
     assert certificate.verdict == "equal"
     assert certificate.pause_s is not None
     assert certificate.pause_s < certificate.phases_s["rehearse"]
@@ -127,10 +128,10 @@ async def test_plan_predicts_the_pause_with_the_standbys_and_is_refused_if_it_is
     move = Move(TENANT_ID, "a", "b")
     commits = LateCommits(world.pools, late_count=100)
     with pytest.raises(PauseTooLongError, match=r"standbys of shards a and b follow, .* nothing was written"):
-        await plan_move(world.pools, commits, move, max_pause_s=0.5)
+        await plan_move(world.pools, commits, move, max_pause_s=0.25)
 
-    plan = await plan_move(world.pools, LateCommits(world.pools, late_count=2), move, max_pause_s=0.5)
-    assert 0 <= plan.standby_s < plan.pause_s < 0.5
+    plan = await plan_move(world.pools, LateCommits(world.pools, late_count=2), move, max_pause_s=0.25)
+    assert 0 <= plan.standby_s < plan.pause_s < 0.25
     assert plan.disk_bytes > plan.byte_count
     assert await fetch(world.shard_pools["a"], "SELECT FROM moves") == []
     assert await fetch(world.shard_pools["b"], "SELECT FROM tenants") == []

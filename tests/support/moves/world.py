@@ -130,5 +130,5 @@ class LateCommits(ReplicationWaiter):
         """Wait."""
         self._late_count -= 1
         if self._late_count >= 0:
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.15)
         await super().wait_for_transaction(shard_id, server)
