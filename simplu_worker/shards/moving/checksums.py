@@ -6,13 +6,13 @@ import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 
 from simplu_worker.shards.log.message_failures import KEPT_FOR
 from simplu_worker.shards.moving.changes import CLOCK_MARGIN, ResourceKey, read_changed_keys
-from simplu_worker.shards.moving.copying import RESOURCES, find_end
+from simplu_worker.shards.moving.copying import OPERATIONS, RESOURCES, find_end
 from simplu_worker.shards.moving.rows import FIRST, RowKey
 from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
@@ -20,6 +20,7 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 
 AnswerT = TypeVar("AnswerT")
+Pair: TypeAlias = tuple[Connection, Connection]  # of the source and of the target
 
 RANGE_ROWS: Final = 50_000  # compared by one statement
 SHRINKING: Final = 10  # after one that ran into its timeout: documents may be of some MB each
@@ -53,6 +54,9 @@ class TypeSum(msgspec.Struct, frozen=True, rename="camel"):
         return TypeSum(
             self.row_count - other.row_count, self.byte_count - other.byte_count, self.checksum - other.checksum
         )
+
+
+Sums: TypeAlias = dict[str, TypeSum]  # by resource type
 
 
 class Comparison(msgspec.Struct, frozen=True, rename="camel"):
@@ -162,12 +166,26 @@ async def compare(
     range_rows: int = RANGE_ROWS,
 ) -> Comparison:
     """Return the comparison of a tenant's rows, in ranges of keys; *changed* are left out."""
-    sums: tuple[dict[str, TypeSum], dict[str, TypeSum]] = ({}, {})
     pair = (source, target)
+    sums, differing = await _compare_resources(pair, tenant_id, changed, range_rows)
+    logs = await _sum_logs(pair, tenant_id, compared_log, range_rows)
+    notes = await _of_both([_sum_notes(one, tenant_id, compared_log) for one in pair])
+    of_both = [
+        {name: one for name, one in {**resources, **beside}.items() if one.row_count} | {LOG: log}
+        for resources, beside, log in zip(sums, notes, logs, strict=True)
+    ]
+    return Comparison(of_both[0], of_both[1], differing[:DIFFERENCES_MAX], len(changed))
+
+
+async def _compare_resources(
+    pair: Pair, tenant_id: str, changed: Collection[ResourceKey], range_rows: int
+) -> tuple[tuple[Sums, Sums], list[ResourceKey]]:
+    """Return the sums of both shards by resource type, and the resources that differ."""
+    sums: tuple[Sums, Sums] = ({}, {})
     differing: list[ResourceKey] = []
     after: RowKey | None = FIRST
     while after is not None:
-        end = await find_end(source, RESOURCES, tenant_id, after, range_rows)
+        end = await find_end(pair[0], RESOURCES, tenant_id, after, range_rows)
         ranges = await _of_both([_sum_range(one, tenant_id, after, end) for one in pair])
         left_out = [key for key in changed if after < key and (end is None or key <= end)]
         if left_out:
@@ -183,12 +201,20 @@ async def compare(
             hashes = await _of_both([_hash_range(one, tenant_id, after, end) for one in pair])
             differing += sorted({key for key, _ in set(hashes[0].items()) ^ set(hashes[1].items())} - set(changed))
         after = end
-    logs = await _of_both([_sum_log(one, tenant_id, compared_log) for one in pair])
-    for total, of_log in zip(sums, logs, strict=True):
-        total.update(of_log)
-        for name in [name for name, one in total.items() if not one.row_count and name != LOG]:
-            del total[name]
-    return Comparison(sums[0], sums[1], differing[:DIFFERENCES_MAX], len(changed))
+    return sums, differing
+
+
+async def _sum_logs(pair: Pair, tenant_id: str, compared: ComparedLog, range_rows: int) -> list[TypeSum]:
+    """Return the sums of the log on both shards."""
+    sums = [TypeSum(), TypeSum()]
+    after: RowKey | None = FIRST
+    while after is not None:
+        end = await find_end(pair[0], OPERATIONS, tenant_id, after, range_rows)
+        left_out = [one for one in compared.requests if after[0] < one and (end is None or one <= end[0])]
+        parts = await _of_both([_sum_log(one, tenant_id, after, end, compared, left_out) for one in pair])
+        sums = [total + part for total, part in zip(sums, parts, strict=True)]
+        after = end
+    return sums
 
 
 async def _of_both(statements: Iterable[Coroutine[Any, Any, AnswerT]]) -> list[AnswerT]:
@@ -222,17 +248,32 @@ async def _hash_range(
     return {(row["resource_type"], row["resource_id"]): row["checksum"] for row in rows}
 
 
-async def _sum_log(connection: Connection, tenant_id: str, compared: ComparedLog) -> dict[str, TypeSum]:
-    """Return the sums of the log, and of the notes beside it."""
-    since, requests, rejected = compared.since, list(compared.requests), list(compared.rejected)
-    rows: dict[str, Any] = {
-        LOG: await connection.fetchrow(QUERIES["checksum_log"], tenant_id, since, compared.until, requests),
-        REJECTIONS: await connection.fetchrow(
-            QUERIES["checksum_rejections"], tenant_id, since, compared.notes_until, rejected
-        ),
-        FAILURES: await connection.fetchrow(QUERIES["checksum_failures"], tenant_id, list(compared.failed)),
+async def _sum_log(
+    connection: Connection,
+    tenant_id: str,
+    after: RowKey,
+    end: RowKey | None,
+    compared: ComparedLog,
+    left_out: Sequence[str],
+) -> TypeSum:
+    keys = (*after, *(end or (None, None)))
+    return _sum_of(
+        await connection.fetchrow(
+            QUERIES["checksum_log"], tenant_id, *keys, compared.since, compared.until, list(left_out)
+        )
+    )
+
+
+async def _sum_notes(connection: Connection, tenant_id: str, compared: ComparedLog) -> dict[str, TypeSum]:
+    bounds = (compared.since, compared.notes_until, list(compared.rejected))
+    return {
+        REJECTIONS: _sum_of(await connection.fetchrow(QUERIES["checksum_rejections"], tenant_id, *bounds)),
+        FAILURES: _sum_of(await connection.fetchrow(QUERIES["checksum_failures"], tenant_id, list(compared.failed))),
     }
-    return {name: TypeSum(row["row_count"], 0, int(row["checksum"])) for name, row in rows.items()}
+
+
+def _sum_of(row: Any) -> TypeSum:
+    return TypeSum(row["row_count"], 0, int(row["checksum"]))
 
 
 def _columns(keys: Iterable[ResourceKey]) -> tuple[list[str], list[str]]:

@@ -616,8 +616,8 @@ SELECT "resourceName" AS resource_type, "resourceId" AS resource_id, hashed.hash
 :hashes;
 
 -- name: checksum_log
--- The same of the rows of the log of $1 that were completed from $2 on and before $3, without the requests $4. Of all
--- columns that are copied.
+-- The same of the rows of the log of $1 in a range of keys that were completed from $6 on and before $7, without the
+-- requests $8. Of all columns that are copied. Twice the time of a hash without the results, where these are of some KB.
 SELECT
     pg_catalog.count(*) AS row_count,
     coalesce(
@@ -637,9 +637,11 @@ SELECT
     )::pg_catalog.text AS checksum
 FROM public.operations
 WHERE
-    tenant_id = $1 AND completed_at >= $2 AND completed_at < $3
+    tenant_id = $1 AND request_id > $2::pg_catalog.text AND $3::pg_catalog.text = ''
+    AND ($4::pg_catalog.text IS NULL OR (request_id <= $4::pg_catalog.text AND $5::pg_catalog.text = ''))
+    AND completed_at >= $6 AND completed_at < $7
     AND NOT EXISTS (  -- hashed, where ANY would look through all of them for each row
-        SELECT FROM pg_catalog.unnest($4::pg_catalog.text[]) AS left_out (request_id)
+        SELECT FROM pg_catalog.unnest($8::pg_catalog.text[]) AS left_out (request_id)
         WHERE left_out.request_id = operations.request_id
     );
 
