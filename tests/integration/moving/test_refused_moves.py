@@ -13,6 +13,8 @@ from support.postgres.databases import execute
 from support.postgres.tenant_cases import fetch
 
 from simplu_worker.errors import RetryableError
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
+from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.moving.planning.readiness import plan_move
 from simplu_worker.shards.moving.rows import StatedError
 from simplu_worker.shards.moving.types import (
@@ -94,6 +96,20 @@ async def test_move_is_refused_before_the_fence_while_standbys_take_too_long(wor
     assert certificate.verdict == "equal"
     assert certificate.pause_s is not None
     assert certificate.pause_s < certificate.phases_s["rehearse"]
+
+
+async def test_standbys_are_looked_at_before_a_move_begins(world: World) -> None:
+    """One that is cut off during the copy is awaited then: promoted later, it would be a second home."""
+    seen: list[tuple[str, int]] = []
+
+    class WatchedCommits(ReplicationWaiter):
+        async def wait_for_transaction(self, shard_id: str, server: Server) -> None:
+            seen.append((shard_id, len(await fetch(world.shard_pools["a"], "SELECT FROM moves"))))
+            await super().wait_for_transaction(shard_id, server)
+
+    world.commits = WatchedCommits(world.pools)
+    await world.move()
+    assert seen[:2] == [("b", 0), ("a", 0)]
 
 
 @pytest.mark.parametrize("slow_count", [1, 3])
