@@ -1,4 +1,4 @@
-"""Moves with a Citrus that does not answer for a while, or whose target is full."""
+"""What the command checks before a move, and what it publishes after it; with a Citrus that is away for a while."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from simplu_worker.commands.moves.plans import plan_moves
 from simplu_worker.commands.moves.runner import MoveRequest, MoveRunner
 from simplu_worker.commands.moves.terms import MoveTerms
 from simplu_worker.config.settings import load_settings
+from simplu_worker.errors import PermanentError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.address import ShardAddress
-
-REQUEST = MoveRequest(*TENANT, "b")
 
 
 class CitrusWorld:
@@ -42,10 +41,12 @@ class CitrusWorld:
         """Return the tenant on a shard."""
         return TenantCase(self.shards.pools.pool_of(shard_id), TENANT)
 
-    async def move(self, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    async def move(self, capsys: pytest.CaptureFixture[str], shard_id: str = "b") -> dict[str, Any]:
         """Run `tenants move`; return its result."""
         settings = load_settings({"AWS_REGION": "eu-west-1"}, for_run=False)
-        status = await MoveRunner(settings, self.shards, MoveTerms(), as_json=True).run([REQUEST])
+        status = await MoveRunner(settings, self.shards, MoveTerms(), as_json=True).run(
+            [MoveRequest(*TENANT, shard_id)]
+        )
         result: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert status == (0 if result["outcome"] == "moved" else 1)
         return result
@@ -128,7 +129,7 @@ async def test_full_target_is_refused_before_anything_is_written(
         world.registry.place(f"{name}-main", world.registry.shards["b"])
     error = "shard b: expected room for a tenant, got a full shard (2 of 2); raise maxBusinesses in Citrus"
 
-    _, problems = await plan_moves(world.shards, [REQUEST])
+    _, problems = await plan_moves(world.shards, [MoveRequest(*TENANT, "b")])
     assert problems[TENANT_ID].startswith(error)
     result = await world.move(capsys)
     assert (result["outcome"], result["error"][: len(error)]) == ("failed", error)
@@ -137,6 +138,35 @@ async def test_full_target_is_refused_before_anything_is_written(
 
     world.registry.shards["b"].max_businesses = 3
     assert (await world.move(capsys))["outcome"] == "moved"
+
+
+async def test_unfinished_move_to_a_third_shard_is_named_before_anything_is_written(
+    addresses: list[ShardAddress],
+    make_shard: ShardMaker,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its copy would stay there for ever; the command that ends it does so, and then the tenant moves on."""
+    shards = [*addresses, await make_shard("c")]
+    async with routed_shards(shards) as routed:
+        routed.register(TENANT, "a")
+        world = CitrusWorld(routed)
+        for address in shards:
+            world.shards.pools.ensure_pool(address)
+        await add_tenant(world.case("a").pool)
+
+        async def give_up(_: object) -> None:
+            raise PermanentError("stopped")
+
+        with monkeypatch.context() as patch:
+            set_failpoint("after _copy", give_up, patch.setattr)
+            assert "the tenant goes on on shard a" in (await world.move(capsys))["error"]
+        result = await world.move(capsys, "c")
+        assert "got a copy on b; the tenant stays on shard a; run: simplu-worker tenants rollback" in result["error"]
+        assert await fetch(world.case("c").pool, "SELECT FROM tenants") == []
+
+        assert (await world.move(capsys))["outcome"] == "moved"
+        assert (await world.move(capsys, "c"))["outcome"] == "moved"
 
 
 async def test_missing_rights_are_named_before_anything_is_written(
