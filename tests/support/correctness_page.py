@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable
 
 from model import test_models, test_moves, test_ownership, test_restores
 from simulation.campaign import CAMPAIGNS
@@ -71,17 +72,23 @@ def simulation() -> str:
     )
 
 
+def moves() -> str:
+    """Return the table of wrong variants of moves, with the shortest history in which each breaks a promise."""
+    rows = [(name, f"`{promise}`", length) for name, (_, promise, length) in test_moves.WRONG.items()]
+    return _table(("variant", "broken promise", "steps"), rows)
+
+
 def _subject(name: str) -> str:
     return name.partition(":")[0]
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, int, int, int]]) -> str:
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str | int, ...]]) -> str:
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    lines += [f"| {text} | {' | '.join(f'{count:,}' for count in counts)} |" for text, *counts in rows]
+    lines += [f"| {' | '.join(one if isinstance(one, str) else f'{one:,}' for one in row)} |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
-FIGURES = {"models": models, "simulation": simulation}
+FIGURES = {"models": models, "moves": moves, "simulation": simulation}
 
 
 def render(page: str) -> str:

@@ -15,11 +15,16 @@ from simplu_worker.shards.moving.planning.readiness import MovePlan, check_shard
 from simplu_worker.shards.moving.types import Move
 
 PARALLEL: Final = 8  # tenants that are measured at once: each takes a read of all its rows
-COLUMNS: Final = ("tenant", "from", "to", "resources", "MiB", "operations", "about s", "pause, about ms")
+COLUMNS: Final = (
+    *("tenant", "from", "to", "resources", "MiB", "operations", "disk, about MiB", "about s", "pause, about ms"),
+    "of it standbys",
+)
 
 
-async def plan_moves(shards: Shards, requests: Sequence[MoveRequest]) -> tuple[list[MovePlan], dict[str, str]]:
-    """Return what each move would take, and by tenant why one is refused."""
+async def plan_moves(
+    shards: Shards, requests: Sequence[MoveRequest], *, max_pause_s: float | None = None
+) -> tuple[list[MovePlan], dict[str, str]]:
+    """Return what each move would take, and by tenant why one is refused: also for a pause over *max_pause_s*."""
     slots = asyncio.Semaphore(PARALLEL)
     problems: dict[str, str] = {}
 
@@ -29,7 +34,8 @@ async def plan_moves(shards: Shards, requests: Sequence[MoveRequest]) -> tuple[l
                 places = await find_places(shards.locator, shards.pools, request.tenant_id)
                 source_id = places.source_for(request.shard_id)
                 await check_shards(shards.locator, shards.pools, source_id, request.shard_id)
-                return await plan_move(shards.pools, Move(request.tenant_id, source_id, request.shard_id))
+                move = Move(request.tenant_id, source_id, request.shard_id)
+                return await plan_move(shards.pools, shards.commits, move, max_pause_s=max_pause_s)
             except WorkerError as exc:
                 problems[request.tenant_id] = str(exc)
                 return None
@@ -58,6 +64,8 @@ def _plan_row(plan: MovePlan) -> tuple[object, ...]:
         plan.resources,
         f"{plan.byte_count / 2**20:.1f}",
         plan.operations,
+        f"{plan.disk_bytes / 2**20:.1f}",
         f"{plan.duration_s:.1f}",
         f"{plan.pause_s * 1000:.0f}",
+        f"{plan.standby_s * 1000:.0f}",
     )

@@ -1,30 +1,65 @@
-"""Show on stderr how far moves are: a bar for each on a terminal, elsewhere a line from time to time."""
+"""Show how far moves are: a bar for each on a terminal, elsewhere a line from time to time, or one of JSON for each."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
+import msgspec
 from rich.progress import TaskID, TextColumn, TimeElapsedColumn
 
-from simplu_worker.commands.output.display import print_note
+from simplu_worker.commands.output.display import print_line, print_note
 from simplu_worker.commands.output.progress import LINE_INTERVAL_S, terminal_bars
 from simplu_worker.shards.moving.types import MoveStatus, Phase
+
+PAUSE: Final = frozenset({Phase.LAST_DELTA, Phase.COMMIT, Phase.ACTIVATE})  # the tenant waits: nothing is printed
+
+
+class MoveFigures(msgspec.Struct, frozen=True):
+    """How far a move is, or several together; *rows_left* is 0 where it is unknown."""
+
+    row_count: int = 0
+    byte_count: int = 0
+    rows_per_s: float = 0.0
+    rows_left: int = 0
+
+    @property
+    def left_s(self) -> float | None:
+        """The time until all rows are copied, as far as that is known."""
+        return self.rows_left / self.rows_per_s if self.rows_left > 0 and self.rows_per_s > 0 else None
+
+    def describe(self) -> str:
+        """Return the figures for people."""
+        return f"{self.row_count:,} rows, {self.byte_count / 2**20:.1f} MiB, {self.rows_per_s:,.0f} rows/s"
+
+
+class ProgressLine(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """The progress of one move as a line of JSON; unlike the result it has no outcome."""
+
+    tenant: str
+    phase: Phase
+    rows: int
+    bytes: int
+    rows_per_second: float
+    seconds_left: float | None = None
 
 
 class MoveProgress:
     """The progress of *total* moves."""
 
-    def __init__(self, total: int, *, as_json: bool) -> None:
+    def __init__(self, total: int, *, as_json: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self._total = total
         self._as_json = as_json
+        self._clock = clock
         self._done = 0
-        self._began_at = time.monotonic()
+        self._began_at = clock()
         self._tasks: dict[str, TaskID] = {}
-        self._shown_at = time.monotonic()
+        self._figures: dict[str, MoveFigures] = {}  # by tenant, of the moves that run
+        self._ended = MoveFigures()
+        self._shown_at: dict[str, float] = {}  # by tenant with JSON, else of all
         self._bars = (
             None
             if as_json
@@ -47,28 +82,47 @@ class MoveProgress:
 
     def watch(self, tenant_id: str) -> Callable[[MoveStatus], None]:
         """Return what a mover calls as it goes on."""
+        now = self._clock()
+        self._figures[tenant_id] = MoveFigures()
+        self._shown_at.setdefault(tenant_id if self._as_json else "", now)
         if self._bars is not None:
             self._tasks[tenant_id] = self._bars.add_task(tenant_id, total=None, status="")
-        return partial(self._show, tenant_id, MoveRate(time.monotonic()))
+        return partial(self._show, tenant_id, MoveRate(now))
 
     def finish(self, tenant_id: str) -> None:
         """Note that a move has ended, well or not."""
         self._done += 1
+        ended = self._figures.pop(tenant_id, MoveFigures())
+        self._ended = sum_of((self._ended, MoveFigures(ended.row_count, ended.byte_count)))
         if self._bars is not None and tenant_id in self._tasks:
             self._bars.remove_task(self._tasks.pop(tenant_id))
 
+    def describe_all(self) -> str:
+        """Return how far all moves are together: their rows, bytes and rate, and the time that is left."""
+        figures = sum_of((self._ended, *self._figures.values()))
+        left_s = None
+        if self._done:
+            left_s = (self._clock() - self._began_at) / self._done * (self._total - self._done)
+        elif len(self._figures) == self._total:
+            left_s = figures.left_s
+        return f"{self._done} of {self._total} moved, {figures.describe()}{describe_time_left(left_s)}"
+
     def _show(self, tenant_id: str, rate: MoveRate, status: MoveStatus) -> None:
-        now = time.monotonic()
-        text = rate.describe(status, now)
-        took_s = now - self._began_at
-        left = describe_time_left(took_s / self._done * (self._total - self._done)) if self._done else ""
-        all_text = f"{self._done} of {self._total} moved{left}"
+        now = self._clock()
+        figures = self._figures[tenant_id] = rate.note(status, now)
+        text = f"{status.phase}: {figures.describe()}{describe_time_left(figures.left_s)}"
         if self._bars is not None and self._all is not None:
             self._bars.update(self._tasks[tenant_id], status=text)
-            self._bars.update(self._all, status=all_text)
-        elif not self._as_json and now - self._shown_at >= LINE_INTERVAL_S:
-            self._shown_at = now
-            print_note(f"{all_text}; {tenant_id}: {text}")
+            self._bars.update(self._all, status=self.describe_all())
+            return
+        key = tenant_id if self._as_json else ""
+        if status.phase in PAUSE or now - self._shown_at[key] < LINE_INTERVAL_S:
+            return
+        self._shown_at[key] = now
+        if self._as_json:
+            print_line(msgspec.json.encode(_line_of(tenant_id, status.phase, figures)).decode())
+        else:
+            print_note(f"{self.describe_all()}; {tenant_id}: {text}")
 
 
 class MoveRate:
@@ -81,20 +135,35 @@ class MoveRate:
     def __repr__(self) -> str:
         return f"MoveRate(since={self._since})"
 
-    def describe(self, status: MoveStatus, now: float) -> str:
-        """Return the phase, the rows and bytes, their rate, and while rows are copied the time that is left."""
+    def note(self, status: MoveStatus, now: float) -> MoveFigures:
+        """Return the rows and bytes, their rate, and while rows are copied those that are left."""
         began_at, first_count = self._since
         if status.row_count and not self._has_rows:  # some of these may be of a command before this one
             self._has_rows = True
             self._since = (now, status.row_count)
         per_s = (status.row_count - first_count) / max(0.001, now - began_at)
-        rows = status.row_total - status.row_count
-        left = describe_time_left(rows / per_s) if status.phase is Phase.COPY and rows > 0 and per_s > 0 else ""
-        return (
-            f"{status.phase}: {status.row_count:,} rows, {status.byte_count / 2**20:.1f} MiB, {per_s:,.0f} rows/s{left}"
-        )
+        left = max(0, status.row_total - status.row_count) if status.phase is Phase.COPY else 0
+        return MoveFigures(status.row_count, status.byte_count, per_s, left)
 
 
-def describe_time_left(seconds: float) -> str:
-    """Return the rest of a line that ends with the time left: minutes from two on, seconds below."""
+def sum_of(several: Iterable[MoveFigures]) -> MoveFigures:
+    """Return the figures of several moves together."""
+    listed = tuple(several)
+    return MoveFigures(
+        sum(one.row_count for one in listed),
+        sum(one.byte_count for one in listed),
+        sum(one.rows_per_s for one in listed),
+        sum(one.rows_left for one in listed),
+    )
+
+
+def describe_time_left(seconds: float | None) -> str:
+    """Return the rest of a line that ends with the time left: minutes from two on, seconds below, nothing for None."""
+    if seconds is None:
+        return ""
     return f", about {seconds / 60:.0f} min left" if seconds >= 120 else f", about {seconds:.0f} s left"
+
+
+def _line_of(tenant_id: str, phase: Phase, figures: MoveFigures) -> ProgressLine:
+    left_s = None if figures.left_s is None else round(figures.left_s, 1)
+    return ProgressLine(tenant_id, phase, figures.row_count, figures.byte_count, round(figures.rows_per_s, 1), left_s)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from typing import Final
 
 import msgspec
 import structlog
@@ -14,10 +15,11 @@ from simplu_worker.assembly.shards import Shards
 from simplu_worker.commands.moves.cache_clearing import clear_cache
 from simplu_worker.commands.moves.progress import MoveProgress
 from simplu_worker.commands.moves.terms import MoveTerms
-from simplu_worker.commands.output.display import print_line, print_note
+from simplu_worker.commands.output.display import print_line, print_note, print_table
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.operation import tenant_id_of
+from simplu_worker.shards.moving.checksums import TypeSum
 from simplu_worker.shards.moving.mover import Mover
 from simplu_worker.shards.moving.planning.places import find_places
 from simplu_worker.shards.moving.planning.readiness import check_shards
@@ -26,7 +28,10 @@ from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.publishing import pin_in_file
 
-MAY_HAVE_LEFT = frozenset({Phase.SWITCH, Phase.ACTIVATE, Phase.DONE})
+TYPES_SHOWN: Final = 12  # resource types of a certificate on the screen; `--json` has all of them
+MAY_HAVE_LEFT: Final = frozenset(
+    {Phase.FENCE, Phase.LAST_DELTA, Phase.COMMIT, Phase.ACTIVATE, Phase.CERTIFY, Phase.PUBLISH}
+)
 
 log = structlog.get_logger(__name__)
 
@@ -96,7 +101,7 @@ class MoveRunner:
                     result = await task
                     results.append(result)
                     progress.finish(result.tenant)
-                    print_result(result, as_json=self._as_json)
+                    print_result(result, as_json=self._as_json, is_only=len(requests) == 1)
             finally:
                 for task in tasks:
                     task.cancel()
@@ -108,7 +113,7 @@ class MoveRunner:
         tenant_id, certificate = request.tenant_id, None
         async with self._slots:
             try:
-                certificate = await self._move(request, progress)
+                certificate = await self._move(request, self._watched(progress.watch(tenant_id)))
                 warning = await self._publish(request)
             except WorkerError as exc:
                 return MoveResult(tenant_id, "failed", error=str(exc))
@@ -119,14 +124,13 @@ class MoveRunner:
         outcome = "moved" if certificate.verdict == "equal" else "differs"
         return MoveResult(tenant_id, outcome, certificate, warning=warning)
 
-    async def _move(self, request: MoveRequest, progress: MoveProgress) -> Certificate:
+    async def _move(self, request: MoveRequest, show: Callable[[MoveStatus], None]) -> Certificate:
         locator, pools = self._shards.locator, self._shards.pools
         places = await find_places(locator, pools, request.tenant_id)
         source_id = places.source_for(request.shard_id)
         if source_id == places.home():  # a tenant that has left its shard has to arrive, however full the other one is
             await check_shards(locator, pools, source_id, request.shard_id)
         move = Move(request.tenant_id, source_id, request.shard_id)
-        show = self._watched(progress.watch(request.tenant_id))
         return await Mover(pools, self._shards.commits, move, self._options, show=show).run()
 
     def _watched(self, show: Callable[[MoveStatus], None]) -> Callable[[MoveStatus], None]:
@@ -165,13 +169,15 @@ class MoveRunner:
         return None
 
 
-def print_result(result: MoveResult, *, as_json: bool) -> None:
-    """Print what became of one move."""
+def print_result(result: MoveResult, *, as_json: bool, is_only: bool = False) -> None:
+    """Print what became of one move; of an only one, and where rows differ, also the rows of each type."""
     if as_json:
         print_line(msgspec.json.encode(result).decode())
         return
     if result.certificate is not None:
         print_line(describe(result.certificate))
+        if is_only or result.outcome == "differs":
+            print_table(("resource type", "rows", "bytes", "checksum"), sum_rows(result.certificate))
     if result.rows_deleted is not None:
         print_line(f"{result.tenant}: taken back; {result.rows_deleted} rows of the copy deleted")
     for note in (result.error, result.warning):
@@ -187,10 +193,32 @@ def with_tenant(tenant_id: str, error: str) -> str:
 def describe(certificate: Certificate) -> str:
     """Return a certificate as one line."""
     compared = certificate.comparison
+    mib = certificate.bytes_copied / 2**20
     pause = "" if certificate.pause_s is None else f", paused for {certificate.pause_s * 1000:.0f} ms"
     changed = f", {compared.excluded} changed since" if compared.excluded else ""
     return (
-        f"{certificate.tenant}: {certificate.source_shard} → {certificate.target_shard}, epoch {certificate.epoch}, "
-        f"{certificate.rows_copied} rows copied in {certificate.duration_s:.1f} s{pause}; "
+        f"{certificate.tenant}: {certificate.source_shard} → {certificate.target_shard}, "
+        f"epoch {certificate.epoch_before} → {certificate.epoch}, {certificate.rows_copied} rows ({mib:.1f} MiB) "
+        f"copied in {certificate.duration_s:.1f} s{pause}; "
         f"{compared.row_count} resources compared{changed}: {certificate.verdict}"
     )
+
+
+def sum_rows(certificate: Certificate) -> list[tuple[object, ...]]:
+    """Return the rows of a table of a certificate: those of the largest resource types, or that differ."""
+    source, target = certificate.comparison.source, certificate.comparison.target
+    names = sorted({**source, **target}, key=lambda name: (source.get(name) == target.get(name), -_rows(source, name)))
+    rows = [_sum_row(name, source.get(name, TypeSum()), target.get(name, TypeSum())) for name in names[:TYPES_SHOWN]]
+    more = len(names) - len(rows)
+    return [*rows, (f"and {more} more", "", "", "")] if more else rows
+
+
+def _rows(sums: Mapping[str, TypeSum], name: str) -> int:
+    return sums.get(name, TypeSum()).row_count
+
+
+def _sum_row(name: str, source: TypeSum, target: TypeSum) -> tuple[object, ...]:
+    if source == target:
+        return name, source.row_count, source.byte_count, source.digest
+    pairs = [(source.row_count, target.row_count), (source.byte_count, target.byte_count)]
+    return name, *(f"{one} → {other}" for one, other in [*pairs, (source.digest, target.digest)])

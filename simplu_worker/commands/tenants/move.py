@@ -56,7 +56,7 @@ async def move_tenants(
         parse_tenant_id(one.business_id, one.location_id)
     async with open_shards(settings) as shards:
         if dry_run:
-            plans, problems = await plan_moves(shards, requests)
+            plans, problems = await plan_moves(shards, requests, max_pause_s=terms.max_pause)
             return print_plans(plans, problems, as_json=as_json)
         runner = MoveRunner(settings, shards, terms, as_json=as_json)
         return await runner.run(requests)

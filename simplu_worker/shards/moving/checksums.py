@@ -6,12 +6,13 @@ import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 
-from simplu_worker.shards.moving.changes import ResourceKey, read_changed_keys
-from simplu_worker.shards.moving.copying import RESOURCES, find_end
+from simplu_worker.shards.log.message_failures import KEPT_FOR
+from simplu_worker.shards.moving.changes import CLOCK_MARGIN, ResourceKey, read_changed_keys
+from simplu_worker.shards.moving.copying import OPERATIONS, RESOURCES, find_end
 from simplu_worker.shards.moving.rows import FIRST, RowKey
 from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
@@ -19,11 +20,17 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 
 AnswerT = TypeVar("AnswerT")
+Pair: TypeAlias = tuple[Connection, Connection]  # of the source and of the target
 
 RANGE_ROWS: Final = 50_000  # compared by one statement
 SHRINKING: Final = 10  # after one that ran into its timeout: documents may be of some MB each
 DIFFERENCES_MAX: Final = 1000  # that are named
-LOG: Final = "operations"  # in place of a resource type, for the rows of the log
+# In place of a resource type, for the rows of the log, and for the notes beside it.
+LOG: Final = "operations"
+REJECTIONS: Final = "rejections"
+FAILURES: Final = "message failures"
+BESIDE_RESOURCES: Final = frozenset({LOG, REJECTIONS, FAILURES})
+FAILURES_KEPT: Final = KEPT_FOR / 2  # older ones may be deleted at different times
 
 
 class TypeSum(msgspec.Struct, frozen=True, rename="camel"):
@@ -32,6 +39,11 @@ class TypeSum(msgspec.Struct, frozen=True, rename="camel"):
     row_count: int = 0
     byte_count: int = 0
     checksum: int = 0
+
+    @property
+    def digest(self) -> str:
+        """The checksum as people see it."""
+        return f"{self.checksum & 0xFFFF_FFFF_FFFF_FFFF:016x}"
 
     def __add__(self, other: TypeSum) -> TypeSum:
         return TypeSum(
@@ -42,6 +54,9 @@ class TypeSum(msgspec.Struct, frozen=True, rename="camel"):
         return TypeSum(
             self.row_count - other.row_count, self.byte_count - other.byte_count, self.checksum - other.checksum
         )
+
+
+Sums: TypeAlias = dict[str, TypeSum]  # by resource type
 
 
 class Comparison(msgspec.Struct, frozen=True, rename="camel"):
@@ -60,7 +75,7 @@ class Comparison(msgspec.Struct, frozen=True, rename="camel"):
     @property
     def row_count(self) -> int:
         """The number of resources compared on the source."""
-        return sum(one.row_count for name, one in self.source.items() if name != LOG)
+        return sum(one.row_count for name, one in self.source.items() if name not in BESIDE_RESOURCES)
 
     @property
     def byte_count(self) -> int:
@@ -69,11 +84,18 @@ class Comparison(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class ComparedLog(msgspec.Struct, frozen=True):
-    """The part of the log that is compared: completed from *since* on and before *until*, without *requests*."""
+    """The part of the log that is compared: completed from *since* on and before *until*, without *requests*.
+
+    And of the notes beside it: those before *notes_until*, of rejected records without *rejected*, and of the tries of
+    messages those of *failed* alone. For a note may be made beside the fence, and that of a message is deleted with it.
+    """
 
     since: datetime
     until: datetime
-    requests: Collection[str] = ()
+    requests: Collection[str]
+    notes_until: datetime
+    rejected: Collection[str]
+    failed: Collection[str]
 
 
 async def compare_shards(
@@ -103,12 +125,35 @@ async def compare_shards(
                     await connection.fetch(QUERIES["write_times_alike"])
                 keys, requests = await read_changed_keys(live_connection, tenant_id, since)
                 pair = (live_connection, other_connection) if live_on_source else (other_connection, live_connection)
-                compared_log = ComparedLog(since - log_kept, since, requests)
+                compared_log = await _find_compared_log(
+                    live_connection, other_connection, tenant_id, since, log_kept, requests
+                )
                 return await compare(*pair, tenant_id, keys, compared_log, range_rows=range_rows)
         except StatementFailedError as exc:
             if not exc.is_timeout or range_rows == 1:
                 raise
             range_rows = max(1, range_rows // SHRINKING)
+
+
+async def _find_compared_log(
+    live: Connection,
+    other: Connection,
+    tenant_id: str,
+    since: datetime,
+    log_kept: timedelta,
+    requests: Collection[str],
+) -> ComparedLog:
+    """Return which part of the log, and of the notes beside it, has to be the same on both shards."""
+    # Notes do not wait for the barrier of a move: those of just before it are part of the next delta.
+    until = since - CLOCK_MARGIN
+    rejected: set[str] = set()
+    for connection in (live, other):
+        rows = await connection.fetch(QUERIES["find_later_rejections"], tenant_id, until)
+        rejected |= {row["request_id"] for row in rows}
+    failures_since = until - min(log_kept, FAILURES_KEPT)
+    failed = [row["message_id"] for row in await live.fetch(QUERIES["find_failures"], tenant_id, failures_since, until)]
+    later = {row["message_id"] for row in await other.fetch(QUERIES["find_later_failures"], tenant_id, failed, until)}
+    return ComparedLog(since - log_kept, since, requests, until, rejected, [one for one in failed if one not in later])
 
 
 async def compare(
@@ -121,12 +166,26 @@ async def compare(
     range_rows: int = RANGE_ROWS,
 ) -> Comparison:
     """Return the comparison of a tenant's rows, in ranges of keys; *changed* are left out."""
-    sums: tuple[dict[str, TypeSum], dict[str, TypeSum]] = ({}, {})
     pair = (source, target)
+    sums, differing = await _compare_resources(pair, tenant_id, changed, range_rows)
+    logs = await _sum_logs(pair, tenant_id, compared_log, range_rows)
+    notes = await _of_both([_sum_notes(one, tenant_id, compared_log) for one in pair])
+    of_both = [
+        {name: one for name, one in {**resources, **beside}.items() if one.row_count} | {LOG: log}
+        for resources, beside, log in zip(sums, notes, logs, strict=True)
+    ]
+    return Comparison(of_both[0], of_both[1], differing[:DIFFERENCES_MAX], len(changed))
+
+
+async def _compare_resources(
+    pair: Pair, tenant_id: str, changed: Collection[ResourceKey], range_rows: int
+) -> tuple[tuple[Sums, Sums], list[ResourceKey]]:
+    """Return the sums of both shards by resource type, and the resources that differ."""
+    sums: tuple[Sums, Sums] = ({}, {})
     differing: list[ResourceKey] = []
     after: RowKey | None = FIRST
     while after is not None:
-        end = await find_end(source, RESOURCES, tenant_id, after, range_rows)
+        end = await find_end(pair[0], RESOURCES, tenant_id, after, range_rows)
         ranges = await _of_both([_sum_range(one, tenant_id, after, end) for one in pair])
         left_out = [key for key in changed if after < key and (end is None or key <= end)]
         if left_out:
@@ -142,12 +201,20 @@ async def compare(
             hashes = await _of_both([_hash_range(one, tenant_id, after, end) for one in pair])
             differing += sorted({key for key, _ in set(hashes[0].items()) ^ set(hashes[1].items())} - set(changed))
         after = end
-    logs = await _of_both([_sum_log(one, tenant_id, compared_log) for one in pair])
-    for total, of_log in zip(sums, logs, strict=True):
-        for name in [name for name, one in total.items() if not one.row_count]:
-            del total[name]
-        total[LOG] = of_log
-    return Comparison(sums[0], sums[1], differing[:DIFFERENCES_MAX], len(changed))
+    return sums, differing
+
+
+async def _sum_logs(pair: Pair, tenant_id: str, compared: ComparedLog, range_rows: int) -> list[TypeSum]:
+    """Return the sums of the log on both shards."""
+    sums = [TypeSum(), TypeSum()]
+    after: RowKey | None = FIRST
+    while after is not None:
+        end = await find_end(pair[0], OPERATIONS, tenant_id, after, range_rows)
+        left_out = [one for one in compared.requests if after[0] < one and (end is None or one <= end[0])]
+        parts = await _of_both([_sum_log(one, tenant_id, after, end, compared, left_out) for one in pair])
+        sums = [total + part for total, part in zip(sums, parts, strict=True)]
+        after = end
+    return sums
 
 
 async def _of_both(statements: Iterable[Coroutine[Any, Any, AnswerT]]) -> list[AnswerT]:
@@ -181,10 +248,31 @@ async def _hash_range(
     return {(row["resource_type"], row["resource_id"]): row["checksum"] for row in rows}
 
 
-async def _sum_log(connection: Connection, tenant_id: str, compared: ComparedLog) -> TypeSum:
-    row: Any = await connection.fetchrow(
-        QUERIES["checksum_log"], tenant_id, compared.since, compared.until, list(compared.requests)
+async def _sum_log(
+    connection: Connection,
+    tenant_id: str,
+    after: RowKey,
+    end: RowKey | None,
+    compared: ComparedLog,
+    left_out: Sequence[str],
+) -> TypeSum:
+    keys = (*after, *(end or (None, None)))
+    return _sum_of(
+        await connection.fetchrow(
+            QUERIES["checksum_log"], tenant_id, *keys, compared.since, compared.until, list(left_out)
+        )
     )
+
+
+async def _sum_notes(connection: Connection, tenant_id: str, compared: ComparedLog) -> dict[str, TypeSum]:
+    bounds = (compared.since, compared.notes_until, list(compared.rejected))
+    return {
+        REJECTIONS: _sum_of(await connection.fetchrow(QUERIES["checksum_rejections"], tenant_id, *bounds)),
+        FAILURES: _sum_of(await connection.fetchrow(QUERIES["checksum_failures"], tenant_id, list(compared.failed))),
+    }
+
+
+def _sum_of(row: Any) -> TypeSum:
     return TypeSum(row["row_count"], 0, int(row["checksum"]))
 
 

@@ -33,11 +33,13 @@ from simplu_worker.shards.moving.checksums import compare_shards, describe_diffe
 from simplu_worker.shards.moving.copying import TABLES, CopiedTable, copy_chunk, find_end, slower_after
 from simplu_worker.shards.moving.journal import MoveJournal
 from simplu_worker.shards.moving.pacing import CopyPace, is_last_round, next_pace
+from simplu_worker.shards.moving.planning.prediction import PredictedPause, time_standbys
 from simplu_worker.shards.moving.rows import (
     FIRST,
     MovingTenant,
     Progress,
     RowKey,
+    StatedError,
     encoded,
     read_arrival,
     read_departure,
@@ -55,9 +57,10 @@ from simplu_worker.shards.moving.types import (
     OutrunError,
     PauseTooLongError,
     Phase,
+    describe_state,
 )
 from simplu_worker.shards.moving.undoing import drop_rows
-from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError
+from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
@@ -66,7 +69,7 @@ from simplu_worker.timing.clock import loop_time
 FENCE_S: Final = 2.0  # until any worker may end it
 FENCE_TRIES: Final = 10
 ROUNDS_MAX: Final = 20
-STANDBY_TRIES: Final = 2
+REHEARSALS_MAX: Final = 3
 NOTE_INTERVAL_S: Final = 2.0
 NO_TOKEN: Final = -1  # a statement with it finds no row
 PATIENCE_S: Final = 60.0  # in which a shard that does not answer may come back
@@ -97,6 +100,7 @@ class Mover:
         self._show = show
         self._clock = clock
         self._commits = commits
+        self._pools = pools
         self._settler = MoveSettler(pools, commits)
         self._source = pools.pool_of(move.source_id)
         self._target = pools.pool_of(move.target_id)
@@ -123,7 +127,7 @@ class Mover:
     async def run(self) -> Certificate:
         """Move the tenant, or go on with its move; return the certificate.
 
-        Raises `PermanentError` if it cannot be moved, `OutrunError` and `PauseTooLongError` among them, and
+        Raises `StatedError` if it cannot be moved, `OutrunError` and `PauseTooLongError` among them, and
         `RetryableError` if a shard did not answer for a minute: the message has the state of the tenant.
         """
         began_at = self._answered_at = self._clock()
@@ -139,32 +143,28 @@ class Mover:
                     raise RetryableError(f"{self._move.tenant_id}: {exc}; {self.describe_state()}") from exc
                 log.info("move.again", tenant_id=self._move.tenant_id, phase=self._phase, error=str(exc))
                 await asyncio.sleep(PAUSE_S)
-            except PermanentError as exc:
-                await self._journal.note_failure(self._token, self._status, str(exc))
-                raise
+            except (PermanentError, InvalidDataError) as exc:
+                stated = exc if isinstance(exc, StatedError) else StatedError(f"{exc}; {self.describe_state()}")
+                await self._journal.note_failure(self._token, self._status, str(stated))
+                if stated is exc:
+                    raise
+                raise stated from exc
 
     def describe_state(self) -> str:
         """Return in which state the tenant is, and which command comes next."""
-        source_id, again = self._move.source_id, "run the same command again to go on"
-        match self._phase:
-            case Phase.PREPARE | Phase.COPY | Phase.CATCH_UP | Phase.VERIFY:
-                return f"the tenant goes on on shard {source_id}; {again}, or tenants rollback to delete the copy"
-            case Phase.SWITCH:
-                return f"the tenant is on shard {source_id} or on its way, and workers go on; {again}"
-            case Phase.ACTIVATE | Phase.DONE:
-                return f"the tenant has left shard {source_id}: workers activate it; {again}"
+        return describe_state(self._move, self._phase, has_left=self._step == "committed")
 
     async def _run_once(self, began_at: float) -> Certificate:
         self._known = frozenset()  # the target may be another server now
         source, target = await self._read(self._source), await self._read(self._target)
+        self._step = "committed" if source is not None and source.state is TenantState.MOVED else "open"
         match situation_of(source, target, target_shard_id=self._move.target_id):
             case Situation.MOVE:
                 progress = await self._prepare(LEAVING)
                 progress = await self._copy(progress)
                 progress = await self._catch_up(progress)
                 await self._verify_live(progress)
-                await self._await_standbys()
-                progress = await self._catch_up(progress)
+                progress = await self._rehearse(progress)
                 await self._switch(progress)
             case Situation.COPY_AGAIN:
                 await self._copy_rest(await self._copy(await self._prepare({TenantState.MOVED})))
@@ -174,12 +174,12 @@ class Mover:
             case Situation.ARRIVED:
                 pass
             case Situation.GONE:
-                raise PermanentError(
+                raise StatedError(
                     f"{self._move.tenant_id}: expected a tenant to move, got one that is destroyed; "
                     "run: simplu-worker tenants rollback, to delete its copy"
                 )
             case Situation.ELSEWHERE:
-                raise PermanentError(
+                raise StatedError(
                     f"{self._move.tenant_id}: expected its home on shard {self._move.source_id} or "
                     f"{self._move.target_id}, got none there; run: simplu-worker tenants show"
                 )
@@ -197,6 +197,8 @@ class Mover:
         Raises `RetryableError` if the tenant is in none of *states* on the source any more.
         """
         self._enter(Phase.PREPARE)
+        # One that is lost from now on is awaited: promoted, it would still have the tenant as it was before the switch.
+        await time_standbys(self._pools, self._commits, self._move)
         target = await self._read(self._target)
         source = await self._take_token(states, 0 if target is None else target.move_token)
         return await self._prepare_target(source)
@@ -209,7 +211,7 @@ class Mover:
                 raise RetryableError(f"the tenant is {'not here' if source is None else source.state} now")
             departure = await read_departure(connection, tenant_id)
             if source.state is TenantState.MOVED and departure is not None and departure.step in CLEANUP_STEPS:
-                raise PermanentError(
+                raise StatedError(
                     f"{tenant_id}: expected its rows on shard {self._move.source_id}, which it has left, got a cleanup "
                     f"of them, and no tenant on shard {self._move.target_id}; restore that shard from a newer backup"
                 )
@@ -231,7 +233,11 @@ class Mover:
                 source.business_id,
                 source.location_id,
             ):
-                raise PermanentError(f"{tenant_id}: its id belongs to another business and location on the target")
+                raise StatedError(
+                    f"{tenant_id}: expected a free id on shard {self._move.target_id}, got that of business "
+                    f"{target.business_id} at location {target.location_id}; the tenant stays on shard "
+                    f"{self._move.source_id}; run: simplu-worker tenants move, to another shard"
+                )
             arrival = await read_arrival(connection, tenant_id)
             departure = await read_departure(connection, tenant_id)
             kept = continued_progress(source, self._move.source_id, target, arrival, keeps) or warm_progress(
@@ -339,7 +345,7 @@ class Mover:
         self._enter(Phase.CATCH_UP)
         for _ in range(ROUNDS_MAX):
             began_at = self._clock()
-            barrier = await self._set_barrier()
+            barrier = await self._set_barrier(progress)
             known, count = set[LogKey](), 0
             async with self._source.connection() as connection:
                 async for changes in read_changes(connection, self._move.tenant_id, progress.barrier, self._known):
@@ -358,13 +364,10 @@ class Mover:
             if is_last_round(count, took_s, self._options.max_pause_s):
                 break
         if took_s > self._options.max_pause_s:
-            raise PauseTooLongError(
-                f"{self._move.tenant_id}: expected a pause of at most {self._options.max_pause_s:g} s, "
-                f"got a last round that takes {took_s:.2f} s; try again with less load, or give a longer --max-pause"
-            )
+            raise self._pause_error(f"a last round that takes {took_s:.2f} s")
         return progress
 
-    async def _set_barrier(self) -> MovingTenant:
+    async def _set_barrier(self, progress: Progress) -> MovingTenant:
         """Return the tenant's row after all batches in flight: their rows of the log are from before `read_at`."""
         async with self._source.transaction() as connection:
             source = await read_tenant(connection, self._move.tenant_id, locked=True)
@@ -372,8 +375,18 @@ class Mover:
             raise RetryableError(f"the tenant is {None if source is None else source.state}")
         if source.move_token != self._token:
             raise self._outrun_error()
-        self._check_clock(source.read_at)
+        self._check_source(source, progress)
         return source
+
+    def _check_source(self, source: MovingTenant, progress: Progress) -> None:
+        """Raise `RetryableError` if the source has another server than the one that *progress* is of.
+
+        A promoted standby may lack operations that were copied, and new connections to it show nothing of that.
+        Raises as `_check_clock`, too.
+        """
+        if source.server != progress.server:
+            raise RetryableError(f"shard {self._move.source_id} has another server now, or was restarted")
+        self._check_clock(source.read_at)
 
     def _check_clock(self, read_at: datetime) -> None:
         """Raise `PermanentError` if the source's clock was set back: later rows may have times before the barrier."""
@@ -382,9 +395,10 @@ class Mover:
             at, before = self._last_barrier
             if (now - at) - (read_at - before).total_seconds() > CLOCK_STEP_MAX_S:
                 self._last_barrier = None
-                raise PermanentError(
+                raise StatedError(
                     f"{self._move.tenant_id}: expected the clock of shard {self._move.source_id} to run, got one "
-                    "that was set back; run: simplu-worker tenants rollback, and then move the tenant again"
+                    f"that was set back; the tenant goes on on shard {self._move.source_id}; "
+                    "run: simplu-worker tenants rollback, and then move the tenant again"
                 )
         self._last_barrier = (now, read_at)
 
@@ -405,43 +419,24 @@ class Mover:
             log_kept=self._options.log_kept * LOG_KEPT_SHARE,
         )
         if not comparison.is_equal:
-            raise PermanentError(
+            raise StatedError(
                 f"{self._move.tenant_id}: expected equal rows on both shards, got other ones: "
                 f"{describe_difference(comparison)}; the tenant goes on on shard {self._move.source_id}; "
                 "run: simplu-worker tenants rollback"
             )
 
-    async def _await_standbys(self) -> None:
-        """Wait for the standbys of both shards, as the switch will. Raises `PauseTooLongError` if they take too long.
-
-        One that has stopped to keep up is awaited for a while, and then no more: so the second try may be quick.
-        """
-        for _ in range(STANDBY_TRIES):
-            began_at = self._clock()
-            for shard_id, shard in ((self._move.target_id, self._target), (self._move.source_id, self._source)):
-                async with shard.transaction() as connection:
-                    server = await note_server(connection)
-                await self._commits.wait_for_transaction(shard_id, server)
-            took_s = self._clock() - began_at
-            if took_s <= self._options.max_pause_s:
-                return
-        raise PauseTooLongError(
-            f"{self._move.tenant_id}: expected a pause of at most {self._options.max_pause_s:g} s, got standbys of "
-            f"shards {self._move.source_id} and {self._move.target_id} that take {took_s:.2f} s to follow; try again "
-            "once they keep up, or give a longer --max-pause"
-        )
-
     # Switch
 
     async def _switch(self, progress: Progress) -> None:
         """Fence the tenant, copy the last changes, commit, and activate: the pause."""
-        self._enter(Phase.SWITCH)
+        self._enter(Phase.FENCE)
         await self._note_status()
-        await self._rehearse(progress)
         began_at, source, progress, changes = await self._fence(progress)
         try:
+            self._enter(Phase.LAST_DELTA)
             ready = await self._finish_copy(source, progress, changes)
             await self._commits.wait_for_transaction(self._move.target_id, ready)
+            self._enter(Phase.COMMIT)
             committed = await self._commit(progress)
         except BaseException:
             with contextlib.suppress(RetryableError, PermanentError):
@@ -450,7 +445,27 @@ class Mover:
         await self._activate(committed)
         self._pause_s = self._clock() - began_at
 
-    async def _rehearse(self, progress: Progress) -> None:
+    async def _rehearse(self, progress: Progress) -> Progress:
+        """Predict the pause, right before the fence; return the progress of the last round of the catch-up.
+
+        The prediction is the time of the pause's statements and of the standbys. One that is too long may have met a
+        slow moment, the planning of the statements, or a standby that does not keep up and is then awaited no more: the
+        next one shows whether that is over. Raises `PauseTooLongError`.
+        """
+        max_pause_s = self._options.max_pause_s
+        for _ in range(REHEARSALS_MAX):
+            self._enter(Phase.REHEARSE)
+            standby_s = await time_standbys(self._pools, self._commits, self._move)
+            progress = await self._catch_up(progress)
+            self._enter(Phase.REHEARSE)
+            began_at = self._clock()
+            await self._send_statements(progress)
+            predicted = PredictedPause(standby_s, self._clock() - began_at)
+            if predicted.total_s <= max_pause_s:
+                return progress
+        raise self._pause_error(predicted.describe(self._move))
+
+    async def _send_statements(self, progress: Progress) -> None:
         """Send the statements of the pause once without any effect: each is parsed and planned the first time."""
         tenant_id = self._move.tenant_id
         async with self._source.transaction(is_rehearsal=True) as connection:
@@ -479,7 +494,7 @@ class Mover:
                     source = tenant_of(row)
                     if source.epoch != self._source_epoch:  # the copy is of the tenant before that
                         raise RetryableError("the tenant was destroyed, and made again")
-                    self._check_clock(source.read_at)
+                    self._check_source(source, progress)
                     positions = await read_positions(connection)
                     changes = await read_last_changes(connection, tenant_id, progress.barrier, self._known)
                 fenced = msgspec.structs.replace(
@@ -499,6 +514,7 @@ class Mover:
             departure = await read_departure(connection, self._move.tenant_id)
             if source is None or departure is None:
                 raise RetryableError("the tenant's row has gone from its shard")
+            self._check_source(source, progress)
             changes = await read_last_changes(connection, self._move.tenant_id, progress.barrier)
         progress = msgspec.structs.replace(progress, positions=departure.positions)
         ready = await self._finish_copy(source, progress, changes)
@@ -535,7 +551,7 @@ class Mover:
         return committed
 
     async def _commit_in(self, connection: Connection, token: int, progress: Progress) -> Server | None:
-        detail = msgspec.json.encode({"positions": progress.positions}).decode()
+        detail = msgspec.json.encode({"positions": progress.positions, "epochBefore": self._source_epoch}).decode()
         row = await connection.fetchrow(
             QUERIES["commit_move"], self._move.tenant_id, token, self._move.target_id, self._epoch, detail
         )
@@ -563,6 +579,7 @@ class Mover:
     async def _certify(self, began_at: float) -> Certificate:
         """Compare both shards as of the fence, and keep the result in the journal of the source."""
         move = self._move
+        self._enter(Phase.CERTIFY)
         async with self._target.connection() as connection:
             target = await read_tenant(connection, move.tenant_id)
             arrival = await read_arrival(connection, move.tenant_id)
@@ -570,11 +587,10 @@ class Mover:
             departure = await read_departure(connection, move.tenant_id)
         has_rows = departure is not None and departure.step in {"committed", "done"}  # and no cleanup has begun
         if target is None or arrival is None or arrival.ready_at is None or departure is None or not has_rows:
-            raise PermanentError(
+            raise StatedError(
                 f"{move.tenant_id}: expected rows to compare on shard {move.source_id}, got none or deleted ones: "
-                f"its home is shard {move.target_id} already"
+                f"its home is shard {move.target_id} already; run: simplu-worker tenants show"
             )
-        self._enter(Phase.VERIFY)
         comparison = await compare_shards(
             self._source,
             self._target,
@@ -583,11 +599,12 @@ class Mover:
             live_on_source=False,
             log_kept=self._options.log_kept * LOG_KEPT_SHARE,
         )
-        self._enter(Phase.DONE)
+        self._enter(Phase.PUBLISH)
         certificate = Certificate(
             tenant=move.tenant_id,
             source_shard=move.source_id,
             target_shard=move.target_id,
+            epoch_before=departure.epoch_before or arrival.progress.epoch,
             epoch=target.epoch,
             pause_s=self._pause_s,
             duration_s=self._clock() - began_at,
@@ -618,6 +635,12 @@ class Mover:
 
     def _outrun_error(self) -> OutrunError:
         return OutrunError(f"{self._move.tenant_id}: another mover has begun since; {self.describe_state()}")
+
+    def _pause_error(self, got: str) -> PauseTooLongError:
+        return PauseTooLongError(
+            f"{self._move.tenant_id}: expected a pause of at most {self._options.max_pause_s:g} s, got {got}; try "
+            f"again with less load, or give a longer --max-pause; {self.describe_state()}"
+        )
 
     def _enter(self, phase: Phase) -> None:
         now = self._clock()

@@ -19,6 +19,10 @@ RowKey: TypeAlias = tuple[str, str]  # of a row of one tenant in a table that is
 FIRST: Final[RowKey] = ("", "")
 
 
+class StatedError(PermanentError):
+    """A move cannot go on; the message has the state of the tenant, and the command that comes next."""
+
+
 class MovingTenant(msgspec.Struct, frozen=True):
     """A tenant's row on one shard, at *read_at* by the clock of *server*."""
 
@@ -78,6 +82,12 @@ class Departure(msgspec.Struct, frozen=True):
         """The stream positions as of the fence of a move that has committed."""
         return msgspec.convert(self.detail.get("positions", ()), tuple[CarriedPosition, ...])
 
+    @property
+    def epoch_before(self) -> int | None:
+        """The epoch before a move that has committed; None for one of an earlier release."""
+        detail = self.detail.get("certificate") or self.detail
+        return detail.get("epochBefore")
+
 
 async def read_tenant(connection: Connection, tenant_id: str, *, locked: bool = False) -> MovingTenant | None:
     """Return a tenant's row; *locked* waits for the batches in flight, and keeps later ones waiting."""
@@ -93,9 +103,9 @@ def tenant_of(row: Any) -> MovingTenant:
 
 
 async def take_token(connection: Connection, tenant_id: str, token: int) -> None:
-    """Write a mover's token into the row that its transaction has locked. Raises `PermanentError` during a restore."""
+    """Write a mover's token into the row that its transaction has locked. Raises `StatedError` during a restore."""
     if affected_count(await connection.execute(QUERIES["take_move_token"], tenant_id, token)) != 1:
-        raise PermanentError(
+        raise StatedError(
             f"{tenant_id}: expected a tenant to move, got one that is being restored: its rows are being replaced; "
             "run: simplu-worker tenants restore, and then this command again"
         )

@@ -7,20 +7,24 @@ from enum import StrEnum
 
 import msgspec
 
-from simplu_worker.errors import PermanentError
 from simplu_worker.shards.moving.checksums import Comparison
+from simplu_worker.shards.moving.rows import StatedError
 
 
 class Phase(StrEnum):
-    """The phase of a mover."""
+    """The phase of a mover, in order."""
 
     PREPARE = "prepare"
     COPY = "copy"
     CATCH_UP = "catch up"
     VERIFY = "verify"
-    SWITCH = "switch"
+    REHEARSE = "rehearse"
+    FENCE = "fence"
+    LAST_DELTA = "last delta"
+    COMMIT = "commit"
     ACTIVATE = "activate"
-    DONE = "done"
+    CERTIFY = "certify"
+    PUBLISH = "publish"  # by the command
 
 
 class Move(msgspec.Struct, frozen=True):
@@ -49,11 +53,15 @@ class MoveStatus(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Certificate(msgspec.Struct, frozen=True, rename="camel"):
-    """What a move did; *comparison* is of the rows as of the fence. Times in seconds, *phases_s* of this command."""
+    """What a move did; *comparison* is of the rows as of the fence. Times in seconds, *phases_s* of this command.
+
+    *epoch_before* is that of the tenant on its former shard before the move, *epoch* that on its new one.
+    """
 
     tenant: str
     source_shard: str
     target_shard: str
+    epoch_before: int
     epoch: int
     pause_s: float | None  # from the fence until the tenant was active; None if another process ended the move
     duration_s: float
@@ -69,9 +77,28 @@ class Certificate(msgspec.Struct, frozen=True, rename="camel"):
         return "equal" if self.comparison.is_equal else "differs"
 
 
-class OutrunError(PermanentError):
+def describe_state(move: Move, phase: Phase, *, has_left: bool) -> str:
+    """Return the state of the tenant of a mover that ends in *phase*, and the command that comes next.
+
+    *has_left*: its home was no longer the source when the mover began.
+    """
+    source_id, target_id, again = move.source_id, move.target_id, "run the same command again to go on"
+    match phase:
+        case Phase.PREPARE | Phase.COPY | Phase.CATCH_UP | Phase.VERIFY | Phase.REHEARSE if has_left:
+            return f"the tenant has left shard {source_id}, and waits for its rows on shard {target_id}; {again}"
+        case Phase.PREPARE | Phase.COPY | Phase.CATCH_UP | Phase.VERIFY | Phase.REHEARSE:
+            return f"the tenant goes on on shard {source_id}; {again}, or tenants rollback --stay to delete the copy"
+        case Phase.FENCE | Phase.LAST_DELTA | Phase.COMMIT:
+            return f"the tenant is on shard {source_id} or on its way, and workers go on; {again}"
+        case Phase.ACTIVATE:
+            return f"the tenant has left shard {source_id}: workers activate it; {again}"
+        case Phase.CERTIFY | Phase.PUBLISH:
+            return f"the tenant is on shard {target_id}; run the same command again to compare and to publish it"
+
+
+class OutrunError(StatedError):
     """Another mover of the tenant, or a rollback, has begun since; or a worker has ended the fence for good."""
 
 
-class PauseTooLongError(PermanentError):
+class PauseTooLongError(StatedError):
     """The tenant would have to wait for longer than allowed."""

@@ -1,4 +1,4 @@
-"""The target of a move is replaced by a standby without its last commits, just before the fence."""
+"""The target of a move is replaced by a standby without its last commits, while the tenant is fenced."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from integration.moving.test_mover import OPTIONS, ROWS, TENANT_ID
+from support.moves.world import OPTIONS, ROWS, TENANT_ID
 from support.postgres.databases import ShardMaker, copy_shard, database_of
 from support.postgres.standby_pair import require_postgres, start_pair
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
@@ -49,7 +49,7 @@ async def test_rows_that_a_promoted_standby_lacks_are_copied_again(
                 return entered.count(Phase.CATCH_UP) == 2
 
             do_before_next(monkeypatch, source, is_in_second_round, write_what_the_standby_misses)
-            do_before_next(monkeypatch, target, lambda: Phase.SWITCH in entered, fail_over)
+            do_before_next(monkeypatch, target, lambda: Phase.FENCE in entered, fail_over)
 
             def show(status: MoveStatus) -> None:
                 if not entered or entered[-1] is not status.phase:
@@ -59,7 +59,7 @@ async def test_rows_that_a_promoted_standby_lacks_are_copied_again(
             certificate = await mover.run()
 
             assert certificate.verdict == "equal"
-            assert entered.count(Phase.SWITCH) == 2
+            assert entered.count(Phase.FENCE) == 2
             moved = TenantCase(pools.pool_of("b"), TENANT)
             assert await moved.resources() == await case.resources()
             assert await moved.log() == await case.log()

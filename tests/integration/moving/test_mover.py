@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
-import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,155 +12,29 @@ from typing import Any
 
 import pytest
 from msgspec import structs
+from support.moves.world import LOGGED, OPTIONS, ROWS, TENANT_ID, World
 from support.postgres.databases import ShardMaker
-from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
+from support.postgres.tenant_cases import fetch
 
-from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.operations.operation import Disposition
-from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
-from simplu_worker.shards.apply.durability import Server
-from simplu_worker.shards.apply.writer import ShardWriter
-from simplu_worker.shards.health.moves import MoveEntry
-from simplu_worker.shards.health.probe import probe_shard
+from simplu_worker.errors import PermanentError
 from simplu_worker.shards.log.message_failures import count_failures
 from simplu_worker.shards.log.rejections import note_rejections
 from simplu_worker.shards.moving.checksums import Comparison, compare_shards
 from simplu_worker.shards.moving.mover import Mover
 from simplu_worker.shards.moving.repairing import check_former_rows, repair_resources
-from simplu_worker.shards.moving.rows import Arrival, Progress, read_arrival
+from simplu_worker.shards.moving.rows import Progress
 from simplu_worker.shards.moving.settling import MoveSettler
 from simplu_worker.shards.moving.types import (
     Certificate,
     Move,
-    MoveOptions,
     MoveStatus,
     OutrunError,
-    PauseTooLongError,
 )
 from simplu_worker.shards.moving.undoing import clean_up, list_left_behind, undo_move
-from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import Rejection
-
-OPTIONS = MoveOptions(log_kept=timedelta(days=1))
-TENANT_ID = "clinic-main"
-ROWS = """
-INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
-SELECT $1, 'dental', 'patient', number::text, jsonb_build_object('n', number, 'text', repeat('x', number % 50)),
-    now(), now() FROM generate_series(1, $2::int) AS number
-"""
-LOGGED = """
-INSERT INTO operations (
-    tenant_id, request_id, operation, resource_type, resource_id, status, digest, source, requested_at, received_at,
-    completed_at
-)
-SELECT $1, 'old-' || number, 'create', 'patient', number::text, 'succeeded', '\\x00', 'kinesis', now(), now(),
-    clock_timestamp() - interval '1 hour'
-FROM generate_series(1, $2::int) AS number
-"""
-
-
-class World:
-    """Two shards and a tenant on the first one."""
-
-    def __init__(self, pools: Pools, addresses: list[ShardAddress]) -> None:
-        self.pools = pools
-        self.commits = ReplicationWaiter(pools)
-        self.shard_pools = {address.shard_id: pools.ensure_pool(address) for address in addresses}
-        self.statuses: list[MoveStatus] = []
-        self.values: dict[str, int] = {}
-        self.applied = 0
-
-    def mover(self, source: str = "a", target: str = "b", options: MoveOptions = OPTIONS) -> Mover:
-        """Return a mover of the tenant."""
-        return Mover(self.pools, self.commits, Move(TENANT_ID, source, target), options, show=self.statuses.append)
-
-    async def move(self, source: str = "a", target: str = "b") -> Certificate:
-        """Move the tenant."""
-        return await self.mover(source, target).run()
-
-    def case(self, shard_id: str) -> TenantCase:
-        """Return the tenant on a shard."""
-        return TenantCase(self.shard_pools[shard_id], TENANT)
-
-    async def states(self) -> dict[str, str]:
-        """Return the states of the tenant by shard."""
-        rows = {}
-        for shard_id, pool in self.shard_pools.items():
-            for row in await fetch(pool, "SELECT state FROM tenants WHERE id = $1", TENANT_ID):
-                rows[shard_id] = row["state"]
-        return rows
-
-    async def journal(self, shard_id: str) -> list[MoveEntry]:
-        """Return the moves from a shard, as its probe sees them."""
-        probe = await probe_shard(self.shard_pools[shard_id])
-        assert probe.moves is not None
-        return list(probe.moves)
-
-    async def arrival(self, shard_id: str) -> Arrival:
-        """Return the journal of the tenant's move to a shard."""
-        async with self.shard_pools[shard_id].connection() as connection:
-            arrival = await read_arrival(connection, TENANT_ID)
-        assert arrival is not None
-        return arrival
-
-    async def write_until(self, stopping: asyncio.Event) -> None:
-        """Apply operations in batches, each where the tenant is active, as a worker does."""
-        writers = {name: ShardWriter(pool, tenant_wait=timedelta(days=30)) for name, pool in self.shard_pools.items()}
-        names = itertools.cycle(writers)
-        shard_id = next(names)
-        chance = random.Random(1)
-        for number in itertools.count():
-            if stopping.is_set():
-                return
-            keys = [str(chance.randint(1, 400)) for _ in range(5)]
-            operations = [self._operation(key, number * 10 + place, chance) for place, key in enumerate(keys)]
-            while True:
-                outcomes = await writers[shard_id].apply(operations)
-                if all(one.disposition is Disposition.APPLIED and one.failure is None for one in outcomes):
-                    break
-                assert all(one.disposition is Disposition.HOLD for one in outcomes)
-                shard_id = next(names)
-                await asyncio.sleep(0.01)
-            self.applied += len(operations)
-            await asyncio.sleep(0.002)
-
-    def _operation(self, key: str, value: int, chance: random.Random) -> Any:
-        kind = "update" if key in self.values else "create"
-        if kind == "update" and chance.random() < 0.2:
-            del self.values[key]
-            return self.case("a").operation("delete", key)
-        self.values[key] = value
-        return self.case("a").operation(kind, key, {"n": value})
-
-
-class LateCommits(ReplicationWaiter):
-    """Commits that standbys confirm late, the first *late_count* of them."""
-
-    def __init__(self, pools: Pools, *, late_count: int) -> None:
-        super().__init__(pools)
-        self._late_count = late_count
-
-    async def wait_for_transaction(self, shard_id: str, server: Server) -> None:
-        """Wait."""
-        self._late_count -= 1
-        if self._late_count >= 0:
-            await asyncio.sleep(0.3)
-        await super().wait_for_transaction(shard_id, server)
-
-
-@pytest.fixture
-async def world(make_shard: ShardMaker) -> AsyncIterator[World]:
-    """Give two shards, and a tenant on the first one with resources and a log."""
-    addresses = [await make_shard("a"), await make_shard("b")]
-    async with Pools(size=6) as pools:
-        world = World(pools, addresses)
-        await add_tenant(world.shard_pools["a"])
-        await fetch(world.shard_pools["a"], ROWS, TENANT_ID, 3000)
-        await fetch(world.shard_pools["a"], LOGGED, TENANT_ID, 500)
-        yield world
 
 
 async def test_tenant_moves_with_all_of_its_rows(world: World) -> None:
@@ -341,7 +213,7 @@ async def test_tenant_that_is_destroyed_and_made_again_before_the_fence_takes_no
     @asynccontextmanager
     async def transaction(**options: Any) -> AsyncIterator[Any]:
         nonlocal is_remade
-        if not is_remade and world.statuses[-1].phase == "switch":
+        if not is_remade and world.statuses[-1].phase == "fence":
             is_remade = True
             await fetch(source, "DELETE FROM resources WHERE id = $1", TENANT_ID)
             await fetch(source, "UPDATE tenants SET epoch = epoch + 1, created_at = now() WHERE id = $1", TENANT_ID)
@@ -396,49 +268,6 @@ async def test_move_is_undone_before_its_commit(world: World) -> None:
     assert await world.case("b").resources() == {}
     assert [(one.step, one.outcome) for one in await world.journal("a")] == [("undone", "undone")]
     assert (await world.move()).verdict == "equal"
-
-
-@pytest.mark.parametrize(("shard_id", "trouble"), [("b", "53100"), ("b", "25006"), ("a", "25006")])
-async def test_mover_gives_up_with_the_state_of_the_tenant_and_goes_on_later(
-    world: World, monkeypatch: pytest.MonkeyPatch, shard_id: str, trouble: str
-) -> None:
-    """The disk of the target is full during the copy; one of the servers takes no writes."""
-    monkeypatch.setattr("simplu_worker.shards.moving.mover.PATIENCE_S", 0.0)
-    monkeypatch.setattr("simplu_worker.shards.moving.mover.PAUSE_S", 0.05)
-    table = "resources" if shard_id == "b" else "moves"
-    pool = world.shard_pools[shard_id]
-    await fetch(
-        pool,
-        "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS"
-        f" $$ BEGIN RAISE 'refused' USING ERRCODE = '{trouble}'; END $$",
-    )
-    await fetch(pool, f"CREATE TRIGGER fail BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION fail()")
-
-    with pytest.raises(
-        RetryableError, match=rf"({trouble}).*the tenant goes on on shard a; run the same command again"
-    ):
-        await world.move()
-    assert (await world.states())["a"] == "active"
-
-    await fetch(pool, f"DROP TRIGGER fail ON {table}")
-    await pool.probe()
-    assert (await world.move()).verdict == "equal"
-
-
-async def test_move_is_refused_before_the_fence_while_standbys_take_too_long(world: World) -> None:
-    """They would take as long while the tenant waits."""
-    world.commits = LateCommits(world.pools, late_count=100)
-    with pytest.raises(PauseTooLongError, match="standbys of shards a and b"):
-        await world.move()
-    assert await fetch(world.shard_pools["a"], "SELECT state, fenced_until FROM tenants") == [
-        {"state": "active", "fenced_until": None}
-    ]
-
-    world.commits = LateCommits(world.pools, late_count=2)  # a standby that hung, and is not awaited any more
-    certificate = await world.move()
-    assert certificate.verdict == "equal"
-    assert certificate.pause_s is not None
-    assert certificate.pause_s < certificate.phases_s["verify"]
 
 
 async def test_journal_has_why_a_mover_gave_up_and_then_the_certificate(world: World) -> None:

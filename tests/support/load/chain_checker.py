@@ -15,11 +15,11 @@ FETCH_COUNT = 5000
 OPERATIONS_SQL = """
 SELECT tenant_id, request_id, operation, resource_id, status, error,
        (result->'data'->>'n')::int AS n, (result->'data'->>'made')::int AS made
-FROM operations WHERE tenant_id <> ALL($1::text[])
+FROM operations WHERE source = 'kinesis' AND tenant_id <> ALL($1::text[])
 """
 ROWS_SQL = """
 SELECT id, "resourceName" AS type, "resourceId" AS name, (data->>'n')::int AS n, (data->>'made')::int AS made
-FROM resources WHERE "resourceName" <> 'settings' AND id <> ALL($1::text[])
+FROM resources WHERE "resourceName" <> 'settings' AND "resourceName" <> ALL($2::text[]) AND id <> ALL($1::text[])
 """
 LATENCIES_SQL = """
 SELECT extract(epoch FROM completed_at - received_at)::float8 FROM operations
@@ -51,8 +51,13 @@ class HeldOperations:
     seconds: float | None
 
 
-async def find_differences(urls: Sequence[str], puts: Sequence[PutPlan], ignored: Collection[str] = ()) -> list[str]:
-    """Compare every row of every shard, except those of the tenants *ignored*; one line for each kind of difference."""
+async def find_differences(
+    urls: Sequence[str], puts: Sequence[PutPlan], ignored: Collection[str] = (), other_types: Collection[str] = ()
+) -> list[str]:
+    """Compare every row of every shard that comes from the stream; one line for each kind of difference.
+
+    Except those of the tenants *ignored*; *other_types* are the resource types of messages.
+    """
     found = _Found(puts)
     for url in urls:
         connection = await asyncpg.connect(url, timeout=10, command_timeout=QUERY_TIMEOUT_S)
@@ -60,7 +65,7 @@ async def find_differences(urls: Sequence[str], puts: Sequence[PutPlan], ignored
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 async for row in connection.cursor(OPERATIONS_SQL, list(ignored), prefetch=FETCH_COUNT):
                     found.check_operation(url, row)
-                async for row in connection.cursor(ROWS_SQL, list(ignored), prefetch=FETCH_COUNT):
+                async for row in connection.cursor(ROWS_SQL, list(ignored), list(other_types), prefetch=FETCH_COUNT):
                     found.check_resource(url, row)
         finally:
             await connection.close()
@@ -126,9 +131,9 @@ class _Found:
 
 
 async def count_operations(url: str) -> int:
-    """Return the number of operations on a shard; 0 before it has tables."""
+    """Return the number of operations of the stream on a shard; 0 before it has tables."""
     try:
-        return int(await _fetch_value(url, "SELECT count(*) FROM operations"))
+        return int(await _fetch_value(url, "SELECT count(*) FROM operations WHERE source = 'kinesis'"))
     except asyncpg.UndefinedTableError:
         return 0
 

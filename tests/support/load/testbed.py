@@ -293,13 +293,13 @@ class Testbed:
 
     # Result
 
-    async def find_differences(self, ignored: Collection[str] = ()) -> list[str]:
+    async def find_differences(self, ignored: Collection[str] = (), *, other_types: Collection[str] = ()) -> list[str]:
         """Return the differences from the plans: operations lost, done twice, out of order, misplaced.
 
-        *ignored* are the ids of tenants without a plan.
+        *ignored* are the ids of tenants without a plan, *other_types* the resource types of messages.
         """
         puts = [PutPlan(flow.plan, flow.producer.put_count, self.homes) for flow in self.flows if flow.is_checked]
-        return await find_differences(self.urls, puts, ignored)
+        return await find_differences(self.urls, puts, ignored, other_types)
 
     @property
     def dead_letters(self) -> Sequence[StoredDeadLetter]:

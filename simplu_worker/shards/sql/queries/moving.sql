@@ -401,6 +401,18 @@ ORDER BY message_id;
 -- Whether COPY may write the tables: with policies in force for this role only INSERT may.
 SELECT NOT pg_catalog.row_security_active('public.resources'::pg_catalog.regclass);
 
+-- name: find_missing_rights
+-- Those of the rights $2 on the tables $1 that this role lacks.
+SELECT needed.table_name, needed.privilege
+FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS needed (table_name, privilege)
+WHERE
+    NOT coalesce(
+        pg_catalog.has_table_privilege(
+            pg_catalog.to_regclass('public.' || needed.table_name)::pg_catalog.oid, needed.privilege
+        ),
+        false
+    );
+
 -- fragment: log_to_write
 -- Rows of the log of the tenant $1, with the columns that `write_log` writes.
 SELECT
@@ -608,14 +620,19 @@ SELECT "resourceName" AS resource_type, "resourceId" AS resource_id, hashed.hash
 :hashes;
 
 -- name: checksum_log
--- The same of the rows of the log of $1 that were completed from $2 on and before $3, without the requests $4.
+-- The same of the rows of the log of $1 in a range of keys that were completed from $6 on and before $7, without the
+-- requests $8. Of all columns that are copied. Twice the time of a hash without the results, where these are of some KB.
 SELECT
     pg_catalog.count(*) AS row_count,
     coalesce(
         pg_catalog.sum(
             pg_catalog.hashtextextended(
                 pg_catalog.concat_ws(
-                    e'\x01', request_id, status, error, pg_catalog.encode(digest, 'hex'), completed_at::pg_catalog.text
+                    e'\x01', request_id, operation, coalesce(resource_type, e'\x02'), coalesce(resource_id, e'\x02'),
+                    status, coalesce(error, e'\x02'), coalesce(result::pg_catalog.text, e'\x02'),
+                    pg_catalog.encode(digest, 'hex'), source, coalesce(stream_shard_id, e'\x02'),
+                    coalesce(sequence_number, e'\x02'), requested_at::pg_catalog.text, received_at::pg_catalog.text,
+                    completed_at::pg_catalog.text
                 ),
                 0
             )
@@ -624,11 +641,69 @@ SELECT
     )::pg_catalog.text AS checksum
 FROM public.operations
 WHERE
-    tenant_id = $1 AND completed_at >= $2 AND completed_at < $3
+    tenant_id = $1 AND request_id > $2::pg_catalog.text AND $3::pg_catalog.text = ''
+    AND ($4::pg_catalog.text IS NULL OR (request_id <= $4::pg_catalog.text AND $5::pg_catalog.text = ''))
+    AND completed_at >= $6 AND completed_at < $7
     AND NOT EXISTS (  -- hashed, where ANY would look through all of them for each row
-        SELECT FROM pg_catalog.unnest($4::pg_catalog.text[]) AS left_out (request_id)
+        SELECT FROM pg_catalog.unnest($8::pg_catalog.text[]) AS left_out (request_id)
         WHERE left_out.request_id = operations.request_id
     );
+
+-- name: find_later_rejections
+-- The rejected records of $1 that were noted from $2 on.
+SELECT request_id FROM public.rejections WHERE tenant_id = $1 AND rejected_at >= $2;
+
+-- name: checksum_rejections
+-- The same of the rejected records of $1 that were noted from $2 on and before $3, without the requests $4.
+SELECT
+    pg_catalog.count(*) AS row_count,
+    coalesce(
+        pg_catalog.sum(
+            pg_catalog.hashtextextended(
+                pg_catalog.concat_ws(
+                    e'\x01', request_id, reason, error, dead_letter_queue, source, coalesce(sequence_number, e'\x02'),
+                    coalesce(message_id, e'\x02'), rejected_at::pg_catalog.text
+                ),
+                0
+            )
+        ),
+        0
+    )::pg_catalog.text AS checksum
+FROM public.rejections
+WHERE
+    tenant_id = $1 AND rejected_at >= $2 AND rejected_at < $3
+    AND NOT EXISTS (
+        SELECT FROM pg_catalog.unnest($4::pg_catalog.text[]) AS left_out (request_id)
+        WHERE left_out.request_id = rejections.request_id
+    );
+
+-- name: find_failures
+-- The messages of $1 with their last failure from $2 on and before $3.
+SELECT message_id FROM public.message_failures WHERE tenant_id = $1 AND failed_at >= $2 AND failed_at < $3;
+
+-- name: find_later_failures
+-- Those of the messages $2 of $1 that have failed from $3 on.
+SELECT message_id
+FROM public.message_failures
+WHERE tenant_id = $1 AND message_id = ANY($2::pg_catalog.text[]) AND failed_at >= $3;
+
+-- name: checksum_failures
+-- The same of the tries of the messages $2 of $1.
+SELECT
+    pg_catalog.count(*) AS row_count,
+    coalesce(
+        pg_catalog.sum(
+            pg_catalog.hashtextextended(
+                pg_catalog.concat_ws(
+                    e'\x01', message_id, failure_count::pg_catalog.text, failed_at::pg_catalog.text
+                ),
+                0
+            )
+        ),
+        0
+    )::pg_catalog.text AS checksum
+FROM public.message_failures
+WHERE tenant_id = $1 AND message_id = ANY($2::pg_catalog.text[]);
 
 -- name: count_tenant_rows
 -- The resources and operations of a tenant, to show how much of a copy is left.
@@ -637,7 +712,8 @@ SELECT
     (SELECT pg_catalog.count(*) FROM public.operations WHERE operations.tenant_id = $1) AS operation_count;
 
 -- name: describe_tenant_size
--- The rows of a tenant and the bytes of its resources, for a plan. Reads all of its rows.
+-- The rows of a tenant, the stored bytes of its resources, and those of results in its log, for a plan. Reads all of
+-- its rows.
 SELECT
     (SELECT pg_catalog.count(*) FROM public.resources WHERE resources.id = $1) AS resource_count,
     (
@@ -645,7 +721,12 @@ SELECT
         FROM public.resources
         WHERE resources.id = $1
     ) AS byte_count,
-    (SELECT pg_catalog.count(*) FROM public.operations WHERE operations.tenant_id = $1) AS operation_count;
+    (SELECT pg_catalog.count(*) FROM public.operations WHERE operations.tenant_id = $1) AS operation_count,
+    (
+        SELECT coalesce(pg_catalog.sum(pg_catalog.pg_column_size(operations.result)), 0)::pg_catalog.int8
+        FROM public.operations
+        WHERE operations.tenant_id = $1
+    ) AS result_byte_count;
 
 -- name: weigh_tenants
 -- All tenants of the shard, each with the same weight.

@@ -1,20 +1,38 @@
-"""The line about a move while it goes on."""
+"""The lines about moves while they go on."""
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from simplu_worker.commands.moves.progress import MoveRate, describe_time_left
+from simplu_worker.commands.moves.progress import MoveProgress, MoveRate, describe_time_left
 from simplu_worker.shards.moving.types import MoveStatus, Phase
 
 MIB = 2**20
 
 
-def test_line_has_rows_bytes_rate_and_the_time_left() -> None:
-    """The rate is of the rows that this command has copied; time is left only while rows are copied."""
+class Clock:
+    """A clock that stands still."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return self.now
+
+
+def copied(row_count: int, row_total: int = 0, phase: Phase = Phase.COPY) -> MoveStatus:
+    """Return the status of a move with so many rows of 1 KiB."""
+    return MoveStatus(phase, row_count, row_count * 1024, row_total)
+
+
+def test_figures_have_rows_bytes_rate_and_the_rows_left() -> None:
+    """The rate is of the rows that this command has copied; rows are left only while they are copied."""
     rate = MoveRate(100.0)
-    lines = [
-        rate.describe(status, now)
+    figures = [
+        rate.note(status, now)
         for status, now in [
             (MoveStatus(Phase.PREPARE), 100.0),
             (MoveStatus(Phase.COPY, 50_000, 10 * MIB, 100_000), 101.0),  # most of it by an earlier command
@@ -22,17 +40,98 @@ def test_line_has_rows_bytes_rate_and_the_time_left() -> None:
             (MoveStatus(Phase.VERIFY, 100_100, 20 * MIB, 100_000), 111.0),
         ]
     ]
-    assert lines == [
-        "prepare: 0 rows, 0.0 MiB, 0 rows/s",
-        "copy: 50,000 rows, 10.0 MiB, 50,000 rows/s, about 1 s left",
-        "copy: 60,000 rows, 12.0 MiB, 5,000 rows/s, about 8 s left",
-        "verify: 100,100 rows, 20.0 MiB, 5,010 rows/s",
+    assert [(one.describe(), one.left_s) for one in figures] == [
+        ("0 rows, 0.0 MiB, 0 rows/s", None),
+        ("50,000 rows, 10.0 MiB, 50,000 rows/s", 1.0),
+        ("60,000 rows, 12.0 MiB, 5,000 rows/s", 8.0),
+        ("100,100 rows, 20.0 MiB, 5,010 rows/s", None),
     ]
 
 
+def test_all_moves_together_have_the_sums() -> None:
+    """Of those that run and those that have ended; the time left is that of the rows, and later that of the moves."""
+    clock = Clock()
+    with MoveProgress(2, as_json=True, clock=clock) as progress:
+        one, two = progress.watch("one"), progress.watch("two")
+        assert progress.describe_all() == "0 of 2 moved, 0 rows, 0.0 MiB, 0 rows/s"
+        clock.now += 1
+        for show, total in ((one, 4096), (two, 10_240)):
+            show(copied(1024, total))
+        clock.now += 1
+        one(copied(2048, 4096))
+        two(copied(4096, 10_240))
+        assert progress.describe_all() == "0 of 2 moved, 6,144 rows, 6.0 MiB, 4,096 rows/s, about 2 s left"
+        clock.now += 8
+        progress.finish("one")
+        assert progress.describe_all() == "1 of 2 moved, 6,144 rows, 6.0 MiB, 3,072 rows/s, about 10 s left"
+        progress.finish("two")
+        assert progress.describe_all() == "2 of 2 moved, 6,144 rows, 6.0 MiB, 0 rows/s, about 0 s left"
+
+
+def test_time_left_is_unknown_while_tenants_have_not_begun() -> None:
+    """Their rows are not counted yet."""
+    clock = Clock()
+    with MoveProgress(3, as_json=True, clock=clock) as progress:
+        show = progress.watch("one")
+        clock.now += 1
+        show(copied(1000, 5000))
+        assert "left" not in progress.describe_all()
+
+
+def test_lines_of_json_come_for_each_tenant_from_time_to_time_and_never_in_the_pause(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With the phase and the figures of each; a short move prints none."""
+    clock = Clock()
+    with MoveProgress(2, as_json=True, clock=clock) as progress:
+        one, two = progress.watch("one"), progress.watch("two")
+        one(copied(100, 1000))
+        clock.now += 2
+        one(copied(500, 1000))
+        two(copied(10, phase=Phase.CATCH_UP))
+        one(copied(600, 1000))
+        clock.now += 2
+        one(copied(1000, phase=Phase.LAST_DELTA))
+        two(copied(20, phase=Phase.REHEARSE))
+    output = capsys.readouterr()
+    assert output.err == ""
+    assert [json.loads(line) for line in output.out.splitlines()] == [
+        {
+            "tenant": "one",
+            "phase": "copy",
+            "rows": 500,
+            "bytes": 512_000,
+            "rowsPerSecond": 200.0,
+            "secondsLeft": 2.5,
+        },
+        {"tenant": "two", "phase": "catch up", "rows": 10, "bytes": 10_240, "rowsPerSecond": 5.0},
+        {"tenant": "two", "phase": "rehearse", "rows": 20, "bytes": 20_480, "rowsPerSecond": 5.0},
+    ]
+
+
+def test_lines_for_people_have_all_and_the_one_that_went_on(capsys: pytest.CaptureFixture[str]) -> None:
+    """On stderr, where it is no terminal."""
+    clock = Clock()
+    with MoveProgress(2, as_json=False, clock=clock) as progress:
+        one, two = progress.watch("one"), progress.watch("two")
+        clock.now += 2
+        one(copied(1024, 3072))
+        two(copied(1024, 3072))
+    output = capsys.readouterr()
+    assert output.out == ""
+    figures = "1,024 rows, 1.0 MiB, 512 rows/s, about 4 s left"
+    assert output.err == f"0 of 2 moved, {figures}; one: copy: {figures}\n"
+
+
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "about 0 s left"), (119.0, "about 119 s left"), (120.0, "about 2 min left")]
+    ("seconds", "text"),
+    [
+        (None, ""),
+        (0.4, ", about 0 s left"),
+        (119.0, ", about 119 s left"),
+        (120.0, ", about 2 min left"),
+    ],
 )
-def test_time_left(seconds: float, text: str) -> None:
+def test_time_left(seconds: float | None, text: str) -> None:
     """In seconds, and from two minutes on in minutes."""
-    assert describe_time_left(seconds) == f", {text}"
+    assert describe_time_left(seconds) == text

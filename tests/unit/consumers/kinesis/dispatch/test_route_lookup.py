@@ -6,14 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any, cast
 
 import pytest
+from simulation.virtual_time import VirtualLoop
 from structlog.testing import capture_logs
 from support.queued_operations import queued_operation
 
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
-from simplu_worker.consumers.kinesis.dispatch.route_lookup import CHECK_INTERVAL_MAX_S
+from simplu_worker.consumers.kinesis.dispatch.route_lookup import CHECK_INTERVAL_MAX_S, MOVING_RETRY_S, WAIT_MAX_S
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.dead_letters.letter import DeadLetter
@@ -128,6 +130,57 @@ class FoundSince(Maker):
     async def find(self, _tenant_id: str, *, absence_max_age_s: float) -> Absence:
         """Refuse: the answer is known."""
         raise AssertionError(absence_max_age_s)
+
+
+class Moving(Maker):
+    """A gateway whose tenant moves until it has been asked *count* times, and then is on a shard."""
+
+    def __init__(self, count: float) -> None:
+        super().__init__(set())
+        self._count = count
+        self.asked_at: list[float] = []
+
+    async def find(self, _tenant_id: str, *, absence_max_age_s: float) -> Any:
+        """Return the shard, or that the tenant moves."""
+        self.asked_at.append(loop_time())
+        return Absence.MOVING if len(self.asked_at) <= self._count else "shard-2"
+
+
+def test_tenant_that_moves_is_asked_for_every_ten_milliseconds_and_goes_on_without_a_hold() -> None:
+    """A move pauses it for less than what an operation may wait in memory."""
+    gateway = Moving(20)
+
+    async def go() -> None:
+        async with running(gateway) as dispatcher:
+            dispatcher.send([queued_operation(arrived_at=NOW)])
+            await eventually(lambda: dispatcher.is_empty)
+            assert dispatcher.ownership.holds() == []
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(go())
+    pauses = [later - earlier for earlier, later in pairwise(gateway.asked_at)]
+    assert pauses == pytest.approx([MOVING_RETRY_S] * 20)
+    assert gateway.applied == [("b-l", "shard-2")]
+
+
+def test_tenant_that_moves_for_longer_than_a_second_is_held_and_asked_for_less_often() -> None:
+    """Its mover was killed: the lookups go on, with back-off."""
+    gateway = Moving(float("inf"))
+
+    async def go() -> None:
+        async with running(gateway) as dispatcher:
+            began_at = loop_time()
+            dispatcher.send([queued_operation(arrived_at=NOW)])
+            await eventually(lambda: bool(dispatcher.ownership.holds()))
+            held_at = loop_time()
+            assert held_at - began_at == pytest.approx(WAIT_MAX_S, abs=0.03)
+            assert [hold.reason for hold in dispatcher.ownership.holds()] == [Absence.MOVING]
+            await asyncio.sleep(2.0)
+            assert 0 < sum(at > held_at + MOVING_RETRY_S for at in gateway.asked_at) < 12
+
+    with capture_logs(), asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(go())
+    assert gateway.applied == []
 
 
 async def test_tenant_is_not_looked_up_when_another_reader_has_found_it() -> None:

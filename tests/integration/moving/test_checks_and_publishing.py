@@ -1,0 +1,197 @@
+"""What the command checks before a move, and what it publishes after it; with a Citrus that is away for a while."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from structlog.testing import capture_logs
+from support.citrus.cases import RoutedShards, routed_shards
+from support.moves.failpoints import set_failpoint
+from support.moves.world import ROWS, TENANT_ID
+from support.postgres.databases import ShardMaker, execute
+from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
+
+from simplu_worker.commands.moves.plans import plan_moves
+from simplu_worker.commands.moves.runner import MoveRequest, MoveRunner
+from simplu_worker.commands.moves.terms import MoveTerms
+from simplu_worker.config.settings import load_settings
+from simplu_worker.errors import PermanentError
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
+from simplu_worker.shards.postgres.address import ShardAddress
+
+
+class CitrusWorld:
+    """Two shards behind a local Citrus, and a tenant on the first one."""
+
+    def __init__(self, routed: RoutedShards) -> None:
+        self.faults = routed.citrus.faults
+        self.registry = routed.citrus.registry
+        commits = ReplicationWaiter(routed.pools)
+        self.shards = cast("Any", SimpleNamespace(locator=routed.locator, pools=routed.pools, commits=commits))
+
+    def set_away(self, *, is_away: bool) -> None:
+        """Let Citrus cut each connection, and do nothing of what it was asked."""
+        self.faults.is_unreachable, self.faults.status = is_away, 503 if is_away else None
+
+    def case(self, shard_id: str) -> TenantCase:
+        """Return the tenant on a shard."""
+        return TenantCase(self.shards.pools.pool_of(shard_id), TENANT)
+
+    async def move(self, capsys: pytest.CaptureFixture[str], shard_id: str = "b") -> dict[str, Any]:
+        """Run `tenants move`; return its result."""
+        settings = load_settings({"AWS_REGION": "eu-west-1"}, for_run=False)
+        status = await MoveRunner(settings, self.shards, MoveTerms(), as_json=True).run(
+            [MoveRequest(*TENANT, shard_id)]
+        )
+        result: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert status == (0 if result["outcome"] == "moved" else 1)
+        return result
+
+
+@pytest.fixture(autouse=True)
+def _logs_are_not_printed() -> Iterator[None]:
+    with capture_logs():
+        yield
+
+
+@pytest.fixture
+async def addresses(make_shard: ShardMaker) -> list[ShardAddress]:
+    """Give two shards."""
+    return [await make_shard("a"), await make_shard("b")]
+
+
+@pytest.fixture
+async def world(addresses: list[ShardAddress]) -> AsyncIterator[CitrusWorld]:
+    """Give a tenant on one of two shards that have room for two tenants each."""
+    async with routed_shards(addresses, tenants_per_shard=2) as routed:
+        routed.register(TENANT, "a")
+        world = CitrusWorld(routed)
+        for address in addresses:
+            world.shards.pools.ensure_pool(address)
+        await add_tenant(world.case("a").pool)
+        await fetch(world.case("a").pool, ROWS, TENANT_ID, 100)
+        yield world
+
+
+async def test_move_writes_nothing_while_citrus_is_away(world: CitrusWorld, capsys: pytest.CaptureFixture[str]) -> None:
+    """It names no shards; the same command moves the tenant once it does."""
+    before = await world.case("a").resources()
+    world.set_away(is_away=True)
+    result = await world.move(capsys)
+    assert result["outcome"] == "failed"
+    assert "Citrus" in result["error"]
+    assert await fetch(world.case("a").pool, "SELECT FROM moves") == []
+    assert await fetch(world.case("b").pool, "SELECT FROM tenants") == []
+
+    world.set_away(is_away=False)
+    result = await world.move(capsys)
+    assert (result["outcome"], "warning" in result) == ("moved", False)
+    assert await world.case("b").resources() == before
+    assert world.registry.homes[TENANT_ID].shard_id == "b"
+
+
+@pytest.mark.parametrize("point", ["after _prepare", "after _copy", "before _publish"])
+async def test_move_ends_without_citrus_and_the_same_command_publishes_it(
+    world: CitrusWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], point: str
+) -> None:
+    """Only the shards decide where the tenant is; the former one leads to its home until Citrus does."""
+    before = await world.case("a").resources()
+
+    async def go_away(_: object) -> None:
+        world.set_away(is_away=True)
+
+    with monkeypatch.context() as patch:
+        set_failpoint(point, go_away, patch.setattr)
+        result = await world.move(capsys)
+    assert (result["outcome"], result["certificate"]["tenant"]) == ("moved", TENANT_ID)
+    assert "the old shard leads to the new one" in result["warning"]
+    assert world.registry.homes[TENANT_ID].shard_id == "a"
+    assert await fetch(world.case("a").pool, "SELECT state, moved_to FROM tenants") == [
+        {"state": "moved", "moved_to": "b"}
+    ]
+
+    world.set_away(is_away=False)
+    result = await world.move(capsys)
+    assert (result["outcome"], "warning" in result) == ("moved", False)
+    assert world.registry.homes[TENANT_ID].shard_id == "b"
+    assert await world.case("b").resources() == before
+
+
+async def test_full_target_is_refused_before_anything_is_written(
+    world: CitrusWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the plan too; with the numbers, and what to do."""
+    for name in ("one", "two"):
+        world.registry.place(f"{name}-main", world.registry.shards["b"])
+    error = "shard b: expected room for a tenant, got a full shard (2 of 2); raise maxBusinesses in Citrus"
+
+    _, problems = await plan_moves(world.shards, [MoveRequest(*TENANT, "b")])
+    assert problems[TENANT_ID].startswith(error)
+    result = await world.move(capsys)
+    assert (result["outcome"], result["error"][: len(error)]) == ("failed", error)
+    assert await fetch(world.case("a").pool, "SELECT FROM moves") == []
+    assert await fetch(world.case("b").pool, "SELECT FROM tenants") == []
+
+    world.registry.shards["b"].max_businesses = 3
+    assert (await world.move(capsys))["outcome"] == "moved"
+
+
+async def test_unfinished_move_to_a_third_shard_is_named_before_anything_is_written(
+    addresses: list[ShardAddress],
+    make_shard: ShardMaker,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its copy would stay there for ever; the command that ends it does so, and then the tenant moves on."""
+    shards = [*addresses, await make_shard("c")]
+    async with routed_shards(shards) as routed:
+        routed.register(TENANT, "a")
+        world = CitrusWorld(routed)
+        for address in shards:
+            world.shards.pools.ensure_pool(address)
+        await add_tenant(world.case("a").pool)
+
+        async def give_up(_: object) -> None:
+            raise PermanentError("stopped")
+
+        with monkeypatch.context() as patch:
+            set_failpoint("after _copy", give_up, patch.setattr)
+            assert "the tenant goes on on shard a" in (await world.move(capsys))["error"]
+        result = await world.move(capsys, "c")
+        assert "got a copy on b; the tenant stays on shard a; run: simplu-worker tenants rollback" in result["error"]
+        assert await fetch(world.case("c").pool, "SELECT FROM tenants") == []
+
+        assert (await world.move(capsys))["outcome"] == "moved"
+        assert (await world.move(capsys, "c"))["outcome"] == "moved"
+
+
+async def test_missing_rights_are_named_before_anything_is_written(
+    addresses: list[ShardAddress], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On either shard, all of them at once."""
+    url = addresses[1].connection_string
+    await execute(
+        url,
+        "CREATE ROLE mover_helper LOGIN BYPASSRLS; GRANT USAGE ON SCHEMA public TO mover_helper;"
+        " GRANT ALL ON ALL TABLES IN SCHEMA public TO mover_helper;"
+        " REVOKE INSERT ON arrivals FROM mover_helper; REVOKE ALL ON position_merges FROM mover_helper",
+    )
+    try:
+        helper = ShardAddress("b", f"postgresql://mover_helper@{url.rpartition('@')[2]}")
+        async with routed_shards([addresses[0], helper]) as routed:
+            routed.register(TENANT, "a")
+            world = CitrusWorld(routed)
+            for address in (addresses[0], helper):
+                world.shards.pools.ensure_pool(address)
+            await add_tenant(world.case("a").pool)
+            result = await world.move(capsys)
+    finally:
+        await execute(url, "DROP OWNED BY mover_helper; DROP ROLE mover_helper")
+    assert result["error"].startswith(
+        "shard b: expected the rights of a move on all of its tables, got a role without INSERT on arrivals, SELECT on "
+        "position_merges, INSERT on position_merges, DELETE on position_merges; GRANT them"
+    )

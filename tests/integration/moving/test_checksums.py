@@ -1,0 +1,99 @@
+"""The log of a tenant, its rejected records and the tries of its messages are compared with its former shard."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from support.moves.world import TENANT_ID, World
+from support.postgres.databases import execute
+from support.postgres.tenant_cases import fetch
+
+from simplu_worker.shards.moving.checksums import Comparison, compare_shards
+
+NOTES = """
+INSERT INTO rejections (tenant_id, request_id, reason, error, dead_letter_queue, source, rejected_at)
+SELECT 'clinic-main', 'bad-' || number, 'invalid_json', 'no JSON', 'dead-letters', 'stream', now() - interval '1 minute'
+FROM generate_series(1, 3) AS number;
+INSERT INTO message_failures (tenant_id, message_id, failure_count, failed_at)
+SELECT 'clinic-main', 'message-' || number, number, now() - interval '1 minute' FROM generate_series(1, 3) AS number
+"""
+
+
+async def compared(world: World) -> Comparison:
+    """Compare the tenant with its former shard."""
+    since = (await world.arrival("b")).ready_at
+    assert since is not None
+    return await compare_shards(
+        world.shard_pools["a"],
+        world.shard_pools["b"],
+        TENANT_ID,
+        since,
+        live_on_source=False,
+        log_kept=timedelta(days=1),
+    )
+
+
+def differing(comparison: Comparison) -> list[str]:
+    """Return the names of the sums that differ."""
+    names = sorted({**comparison.source, **comparison.target})
+    return [name for name in names if comparison.source.get(name) != comparison.target.get(name)]
+
+
+async def test_sums_of_the_log_are_the_same_in_ranges_of_any_size(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log may have more rows than one statement can read in its time."""
+    await execute(world.shard_pools["a"].address.connection_string, NOTES)
+    certificate = await world.move()
+    sums = certificate.comparison.source
+    counts = {name: sums[name].row_count for name in ("operations", "rejections", "message failures")}
+    assert counts == {"operations": 500, "rejections": 3, "message failures": 3}
+    assert certificate.comparison.row_count == 3000
+
+    monkeypatch.setattr("simplu_worker.shards.moving.checksums.RANGE_ROWS", 171)
+    assert (await compared(world)).source == sums
+
+
+@pytest.mark.parametrize(
+    ("shard_id", "statement", "name"),
+    [
+        ("b", "UPDATE operations SET operation = 'delete' WHERE request_id = 'old-7'", "operations"),
+        ("b", "UPDATE operations SET resource_type = 'visit' WHERE request_id = 'old-7'", "operations"),
+        ("b", "UPDATE operations SET resource_id = NULL WHERE request_id = 'old-7'", "operations"),
+        ("b", "UPDATE operations SET status = 'failed', error = 'not_found' WHERE request_id = 'old-7'", "operations"),
+        ("b", """UPDATE operations SET result = '{"n": 1}' WHERE request_id = 'old-7'""", "operations"),
+        ("b", "UPDATE operations SET sequence_number = '1' WHERE request_id = 'old-7'", "operations"),
+        ("b", "UPDATE operations SET stream_shard_id = '1' WHERE request_id = 'old-7'", "operations"),
+        ("b", "UPDATE operations SET received_at = now() WHERE request_id = 'old-7'", "operations"),
+        ("a", "DELETE FROM operations WHERE request_id = 'old-7'", "operations"),
+        ("b", "UPDATE rejections SET error = 'another' WHERE request_id = 'bad-1'", "rejections"),
+        ("b", "DELETE FROM rejections WHERE request_id = 'bad-1'", "rejections"),
+        ("b", "UPDATE message_failures SET failure_count = 9 WHERE message_id = 'message-1'", "message failures"),
+        ("a", "DELETE FROM message_failures WHERE message_id = 'message-1'", "message failures"),
+    ],
+)
+async def test_difference_beside_the_resources_is_found(world: World, shard_id: str, statement: str, name: str) -> None:
+    """In any column that is copied, and a row that only one shard has."""
+    await execute(world.shard_pools["a"].address.connection_string, NOTES)
+    await world.move()
+    await fetch(world.shard_pools[shard_id], statement)
+    assert differing(await compared(world)) == [name]
+
+
+@pytest.mark.parametrize(
+    ("shard_id", "statement"),
+    [
+        ("b", "UPDATE rejections SET error = 'another', rejected_at = clock_timestamp()"),
+        ("a", "UPDATE rejections SET error = 'another', rejected_at = clock_timestamp()"),
+        ("b", "UPDATE message_failures SET failure_count = 9, failed_at = clock_timestamp()"),
+        ("a", "UPDATE message_failures SET failure_count = 9, failed_at = clock_timestamp()"),
+        ("b", "DELETE FROM message_failures"),
+    ],
+)
+async def test_notes_that_were_made_since_are_no_difference(world: World, shard_id: str, statement: str) -> None:
+    """A try of a message may be counted beside the fence, and its row goes with the message."""
+    await execute(world.shard_pools["a"].address.connection_string, NOTES)
+    await world.move()
+    await fetch(world.shard_pools[shard_id], statement)
+    assert differing(await compared(world)) == []

@@ -1,0 +1,153 @@
+"""Moves that are refused, or given up: what people are told, and that the tenant goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+import pytest
+from msgspec import structs
+from support.moves.failpoints import set_failpoint
+from support.moves.world import OPTIONS, TENANT_ID, LateCommits, World
+from support.postgres.databases import execute
+from support.postgres.tenant_cases import fetch
+
+from simplu_worker.errors import RetryableError
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
+from simplu_worker.shards.apply.durability import Server
+from simplu_worker.shards.moving.planning.readiness import plan_move
+from simplu_worker.shards.moving.rows import StatedError
+from simplu_worker.shards.moving.types import (
+    Move,
+    PauseTooLongError,
+)
+
+
+@pytest.mark.parametrize(("shard_id", "trouble"), [("b", "53100"), ("b", "25006"), ("a", "25006")])
+async def test_mover_gives_up_with_the_state_of_the_tenant_and_goes_on_later(
+    world: World, monkeypatch: pytest.MonkeyPatch, shard_id: str, trouble: str
+) -> None:
+    """The disk of the target is full during the copy; one of the servers takes no writes."""
+    monkeypatch.setattr("simplu_worker.shards.moving.mover.PATIENCE_S", 0.0)
+    monkeypatch.setattr("simplu_worker.shards.moving.mover.PAUSE_S", 0.05)
+    table = "resources" if shard_id == "b" else "moves"
+    pool = world.shard_pools[shard_id]
+    await fetch(
+        pool,
+        "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS"
+        f" $$ BEGIN RAISE 'refused' USING ERRCODE = '{trouble}'; END $$",
+    )
+    await fetch(pool, f"CREATE TRIGGER fail BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION fail()")
+
+    with pytest.raises(
+        RetryableError, match=rf"({trouble}).*the tenant goes on on shard a; run the same command again"
+    ):
+        await world.move()
+    assert (await world.states())["a"] == "active"
+
+    await fetch(pool, f"DROP TRIGGER fail ON {table}")
+    await pool.probe()
+    assert (await world.move()).verdict == "equal"
+
+
+REFUSED_DATA = """
+CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused' USING ERRCODE = '22023'; END $$;
+CREATE TRIGGER fail BEFORE INSERT ON resources FOR EACH ROW EXECUTE FUNCTION fail()
+"""
+OTHER_TENANT = """
+INSERT INTO tenants (id, business_id, location_id, business_type, state, control_at, created_at)
+VALUES ('clinic-main', 'clinic-main', '', 'dental', 'destroyed', now(), now())
+"""
+
+
+@pytest.mark.parametrize(
+    ("shard_id", "statements", "error"),
+    [
+        ("b", REFUSED_DATA, "the tenant goes on on shard a; run the same command again to go on, or tenants rollback"),
+        ("a", "UPDATE tenants SET state = 'fenced'", "is being restored: .* run: simplu-worker tenants restore"),
+        ("a", "UPDATE tenants SET state = 'destroyed'", "one that is destroyed; run: simplu-worker tenants rollback"),
+        ("b", OTHER_TENANT, "got that of business clinic-main at location ; the tenant stays on shard a; run: "),
+    ],
+    ids=["data", "restore", "destroyed", "other tenant"],
+)
+async def test_error_that_ends_a_mover_has_the_state_of_the_tenant_and_the_next_command(
+    world: World, shard_id: str, statements: str, error: str
+) -> None:
+    """Whatever it is; the journal has it too, once there is a row of the move."""
+    await execute(world.shard_pools[shard_id].address.connection_string, statements)
+    with pytest.raises(StatedError, match=error):
+        await world.move()
+    for entry in await world.journal("a"):
+        assert re.search(error, entry.error or "")
+
+
+async def test_move_is_refused_before_the_fence_while_standbys_take_too_long(world: World) -> None:
+    """They would take as long while the tenant waits."""
+    options = structs.replace(OPTIONS, max_pause_s=0.25)
+    world.commits = LateCommits(world.pools, late_count=100)
+    with pytest.raises(PauseTooLongError, match="standbys of shards a and b"):
+        await world.mover(options=options).run()
+    assert await fetch(world.shard_pools["a"], "SELECT state, fenced_until FROM tenants") == [
+        {"state": "active", "fenced_until": None}
+    ]
+
+    world.commits = LateCommits(world.pools, late_count=4)  # a standby that hung, and is not awaited any more
+    certificate = await world.mover(options=options).run()
+    assert certificate.verdict == "equal"
+    assert certificate.pause_s is not None
+    assert certificate.pause_s < certificate.phases_s["rehearse"]
+
+
+async def test_standbys_are_looked_at_before_a_move_begins(world: World) -> None:
+    """One that is cut off during the copy is awaited then: promoted later, it would be a second home."""
+    seen: list[tuple[str, int]] = []
+
+    class WatchedCommits(ReplicationWaiter):
+        async def wait_for_transaction(self, shard_id: str, server: Server) -> None:
+            seen.append((shard_id, len(await fetch(world.shard_pools["a"], "SELECT FROM moves"))))
+            await super().wait_for_transaction(shard_id, server)
+
+    world.commits = WatchedCommits(world.pools)
+    await world.move()
+    assert seen[:2] == [("b", 0), ("a", 0)]
+
+
+@pytest.mark.parametrize("slow_count", [1, 3])
+async def test_pause_is_predicted_before_the_fence_and_a_single_slow_moment_refuses_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch, slow_count: int
+) -> None:
+    """By the time that its statements take when nothing comes of them."""
+    sent = 0
+
+    async def take_long(_: object) -> None:
+        nonlocal sent
+        sent += 1
+        await asyncio.sleep(0.3 if sent <= slow_count else 0.0)
+
+    set_failpoint("before _send_statements", take_long, monkeypatch.setattr)
+    run = world.mover(options=structs.replace(OPTIONS, max_pause_s=0.25)).run()
+    if slow_count == 1:
+        assert (await run).verdict == "equal"
+        assert sent == 2
+        return
+    with pytest.raises(
+        PauseTooLongError, match=r"got one of about 0\.\d+ s: .* the tenant goes on on shard a; run the same"
+    ):
+        await run
+    assert await fetch(world.shard_pools["a"], "SELECT state, fenced_until FROM tenants") == [
+        {"state": "active", "fenced_until": None}
+    ]
+
+
+async def test_plan_predicts_the_pause_with_the_standbys_and_is_refused_if_it_is_too_long(world: World) -> None:
+    """As the move would be; nothing is written."""
+    move = Move(TENANT_ID, "a", "b")
+    commits = LateCommits(world.pools, late_count=100)
+    with pytest.raises(PauseTooLongError, match=r"standbys of shards a and b follow, .* nothing was written"):
+        await plan_move(world.pools, commits, move, max_pause_s=0.25)
+
+    plan = await plan_move(world.pools, LateCommits(world.pools, late_count=2), move, max_pause_s=0.25)
+    assert 0 <= plan.standby_s < plan.pause_s < 0.25
+    assert plan.disk_bytes > plan.byte_count
+    assert await fetch(world.shard_pools["a"], "SELECT FROM moves") == []
+    assert await fetch(world.shard_pools["b"], "SELECT FROM tenants") == []

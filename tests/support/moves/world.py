@@ -1,0 +1,134 @@
+"""Two real shards, and a tenant on the first one that moves to the second."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from datetime import timedelta
+from typing import Any
+
+from support.postgres.tenant_cases import TENANT, TenantCase, fetch
+
+from simplu_worker.operations.operation import Disposition
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
+from simplu_worker.shards.apply.durability import Server
+from simplu_worker.shards.apply.writer import ShardWriter
+from simplu_worker.shards.health.moves import MoveEntry
+from simplu_worker.shards.health.probe import probe_shard
+from simplu_worker.shards.moving.mover import Mover
+from simplu_worker.shards.moving.rows import Arrival, read_arrival
+from simplu_worker.shards.moving.types import (
+    Certificate,
+    Move,
+    MoveOptions,
+    MoveStatus,
+)
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import Pools
+
+OPTIONS = MoveOptions(log_kept=timedelta(days=1))
+TENANT_ID = "clinic-main"
+ROWS = """
+INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
+SELECT $1, 'dental', 'patient', number::text, jsonb_build_object('n', number, 'text', repeat('x', number % 50)),
+    now(), now() FROM generate_series(1, $2::int) AS number
+"""
+LOGGED = """
+INSERT INTO operations (
+    tenant_id, request_id, operation, resource_type, resource_id, status, digest, source, requested_at, received_at,
+    completed_at
+)
+SELECT $1, 'old-' || number, 'create', 'patient', number::text, 'succeeded', '\\x00', 'kinesis', now(), now(),
+    clock_timestamp() - interval '1 hour'
+FROM generate_series(1, $2::int) AS number
+"""
+
+
+class World:
+    """Two shards and a tenant on the first one."""
+
+    def __init__(self, pools: Pools, addresses: list[ShardAddress]) -> None:
+        self.pools = pools
+        self.commits = ReplicationWaiter(pools)
+        self.shard_pools = {address.shard_id: pools.ensure_pool(address) for address in addresses}
+        self.statuses: list[MoveStatus] = []
+        self.values: dict[str, int] = {}
+        self.applied = 0
+
+    def mover(self, source: str = "a", target: str = "b", options: MoveOptions = OPTIONS) -> Mover:
+        """Return a mover of the tenant."""
+        return Mover(self.pools, self.commits, Move(TENANT_ID, source, target), options, show=self.statuses.append)
+
+    async def move(self, source: str = "a", target: str = "b") -> Certificate:
+        """Move the tenant."""
+        return await self.mover(source, target).run()
+
+    def case(self, shard_id: str) -> TenantCase:
+        """Return the tenant on a shard."""
+        return TenantCase(self.shard_pools[shard_id], TENANT)
+
+    async def states(self) -> dict[str, str]:
+        """Return the states of the tenant by shard."""
+        rows = {}
+        for shard_id, pool in self.shard_pools.items():
+            for row in await fetch(pool, "SELECT state FROM tenants WHERE id = $1", TENANT_ID):
+                rows[shard_id] = row["state"]
+        return rows
+
+    async def journal(self, shard_id: str) -> list[MoveEntry]:
+        """Return the moves from a shard, as its probe sees them."""
+        probe = await probe_shard(self.shard_pools[shard_id])
+        assert probe.moves is not None
+        return list(probe.moves)
+
+    async def arrival(self, shard_id: str) -> Arrival:
+        """Return the journal of the tenant's move to a shard."""
+        async with self.shard_pools[shard_id].connection() as connection:
+            arrival = await read_arrival(connection, TENANT_ID)
+        assert arrival is not None
+        return arrival
+
+    async def write_until(self, stopping: asyncio.Event) -> None:
+        """Apply operations in batches, each where the tenant is active, as a worker does."""
+        writers = {name: ShardWriter(pool, tenant_wait=timedelta(days=30)) for name, pool in self.shard_pools.items()}
+        names = itertools.cycle(writers)
+        shard_id = next(names)
+        chance = random.Random(1)
+        for number in itertools.count():
+            if stopping.is_set():
+                return
+            keys = [str(chance.randint(1, 400)) for _ in range(5)]
+            operations = [self._operation(key, number * 10 + place, chance) for place, key in enumerate(keys)]
+            while True:
+                outcomes = await writers[shard_id].apply(operations)
+                if all(one.disposition is Disposition.APPLIED and one.failure is None for one in outcomes):
+                    break
+                assert all(one.disposition is Disposition.HOLD for one in outcomes)
+                shard_id = next(names)
+                await asyncio.sleep(0.01)
+            self.applied += len(operations)
+            await asyncio.sleep(0.002)
+
+    def _operation(self, key: str, value: int, chance: random.Random) -> Any:
+        kind = "update" if key in self.values else "create"
+        if kind == "update" and chance.random() < 0.2:
+            del self.values[key]
+            return self.case("a").operation("delete", key)
+        self.values[key] = value
+        return self.case("a").operation(kind, key, {"n": value})
+
+
+class LateCommits(ReplicationWaiter):
+    """Commits that standbys confirm late, the first *late_count* of them."""
+
+    def __init__(self, pools: Pools, *, late_count: int) -> None:
+        super().__init__(pools)
+        self._late_count = late_count
+
+    async def wait_for_transaction(self, shard_id: str, server: Server) -> None:
+        """Wait."""
+        self._late_count -= 1
+        if self._late_count >= 0:
+            await asyncio.sleep(0.15)
+        await super().wait_for_transaction(shard_id, server)
