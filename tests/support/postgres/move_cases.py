@@ -75,11 +75,11 @@ async def unfinished(*addresses: ShardAddress) -> list[Any]:
 
 @contextlib.asynccontextmanager
 async def copy_held_up(source: ShardAddress) -> AsyncIterator[None]:
-    """Let no move from *source* read a row of a tenant, while this is entered."""
+    """Let no move from *source* read a resource of a tenant, while this is entered."""
     connection = await asyncpg.connect(source.connection_string)
     try:
         async with connection.transaction():
-            await connection.execute("LOCK TABLE resources, operations IN ACCESS EXCLUSIVE MODE")
+            await connection.execute("LOCK TABLE resources IN ACCESS EXCLUSIVE MODE")
             yield
     finally:
         await connection.close()
