@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from aiohttp import web
 from support.browser.chromium import PHONE_WIDTH, BrowserTab, Scheme, open_browser, required_axe
 from support.browser.terminal import open_terminal
 from support.full_stack import Chain, FullStack, make_item, make_record, partition_key, poll_until_true
@@ -21,9 +22,10 @@ from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.local.workload.workload import Tenant
 from simplu_worker.operations.operation import DeadLetterReason, Origin, Source
+from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.timing.clock import utc_now
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(30)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(35)]
 
 PICTURES = ROOT / "docs" / "images"
 WRITES_PICTURES = os.environ.get("WRITE_PICTURES") == "1"  # they differ with the fonts of a machine: not in each run
@@ -69,7 +71,8 @@ import('/page/charts.js').then(({{showCharts}}) => {{
   return [document.querySelectorAll('#charts figure').length, {IS_WIDER_THAN_SCREEN}];
 }})
 """
-HAS_MOVE = "document.getElementById('section-work')?.innerText.includes('48,210 rows')"
+WORK = "document.getElementById('section-work')"
+HAS_MOVE = f"{WORK}?.innerText.includes('48,210 rows')"
 HAS_LETTERS = "document.getElementById('section-letters-list') !== null"
 HAS_STATUS = "!document.getElementById('content').hidden && document.getElementById('section-shards') !== null"
 
@@ -376,6 +379,50 @@ async def test_viewer_sees_states_and_no_texts_of_errors(world: PageWorld, page:
     assert "ConnectionRefusedError" not in text
     assert not await page.evaluate("document.querySelectorAll('td button').length")
     assert await page.evaluate("document.getElementById('section-letters').hidden")
+
+
+def deny(_: web.Request) -> web.Response:
+    """Refuse the key of Citrus."""
+    return web.json_response({"error": "no"}, status=401)
+
+
+async def test_unready_worker_names_a_word_to_viewers_and_the_error_to_operators(
+    world: PageWorld, page: BrowserTab
+) -> None:
+    """Beside the name of the worker, on every page."""
+    badge = "document.getElementById('ready').innerText"
+    with world.stack.citrus.lying(deny):
+        await page.wait_for(f"{badge}.startsWith('not ready: ') && {badge}.includes('CITRUS_API_KEY')", within_s=30)
+        await world.log_in(page, VIEWER_TOKEN)
+        await page.wait_for(f"{badge} === 'not ready: citrus refuses key'", within_s=SEEN_WITHIN_S)
+        assert "CITRUS_API_KEY" not in await page.evaluate("document.body.innerText")
+    await page.wait_for(f"{badge} === 'ready'", within_s=30)
+
+
+async def test_page_and_top_show_an_upgrade_under_way(world: PageWorld, page: BrowserTab) -> None:
+    """By the lock that it holds on its shard, with the next probe."""
+    async with world.stack.connect(world.steady) as connection, connection.transaction():
+        assert await connection.fetchval(QUERIES["try_lock_schema"])
+        await page.wait_for(f"{WORK}?.innerText.includes('under way')", within_s=2 * SEEN_WITHIN_S)
+        _, output, _ = await run_top(world, "--once")
+        assert "upgrade" in await page.evaluate(f"{WORK}.innerText")
+    assert "under way" in output
+
+
+async def test_page_shows_the_oldest_held_targets_of_other_replicas(page: BrowserTab) -> None:
+    """Each with its replica and what to do; an earlier version names none, and has their number."""
+    other = {"replica": "b", "heldTargets": 4, "held": [{"target": "shard z", "reason": "gap", "ageSeconds": 9}]}
+    earlier = {"replica": "c", "heldTargets": 1}
+    fleet = {"replicas": [other, earlier], "heldAdvice": {"gap": {"advice": "Raise it."}}}
+    mine = {"held": [{"target": "tenant t", "reason": "moving", "ageSeconds": 1}], "heldAdvice": {}}
+    known = f"{{hours: {{}}, fleet: {json.dumps(fleet)}}}"
+    script = f"import('/page/views.js').then(({{sectionsOf}}) => sectionsOf({json.dumps(mine)}, {known})[0])"
+    held = await page.evaluate(script)
+    assert [(one["target"], one.get("replica"), one.get("advice")) for one in held["rows"]] == [
+        ("shard z", "b", "Raise it."),
+        ("tenant t", None, None),
+    ]
+    assert "5 are held on other replicas" in held["note"]
 
 
 async def run_top(world: PageWorld, *arguments: str, **env: str) -> tuple[int, str, str]:

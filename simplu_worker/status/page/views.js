@@ -200,7 +200,7 @@ export function overviewOf(status, all) {
     streamShards.length && tile("stream", count(streamShards.length), unowned ? `stream shards, ${unowned} without owner` : "stream shards", unowned && "bad"),
     lag !== null && tile("stream", text(lag, "seconds"), "highest lag", toneOfLag(lag)),
     rate !== null && tile("stream", `${count(rate)}/s`, "records of the fleet"),
-    latency !== null && tile("replicas", text(latency, "seconds"), "highest p99 latency"),
+    latency !== null && tile("replicas", text(latency, "seconds"), "p99 latency"),
     tile(held ? "held" : "stream", count(held), noun(held, "held target"), held && "warn"),
     shards.length && tile("shards", `${shards.length - sick.length} of ${shards.length}`, "shards healthy", lost.length ? "bad" : sick.length && "warn"),
     queues.length && tile("queues", count(messages), "messages wait"),
