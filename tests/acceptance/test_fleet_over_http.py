@@ -18,7 +18,7 @@ from simplu_worker.local.stack.stack import Stack
 from simplu_worker.local.workload.producer import put_items
 from simplu_worker.local.workload.workload import Tenant
 
-pytestmark = pytest.mark.slow(20)
+pytestmark = pytest.mark.slow(25)
 
 VIEWER_TOKEN = "look-only"
 PATIENCE_S = 30.0
