@@ -35,7 +35,7 @@ COMMANDS: Final = {
     "tap": ("fleet", "Print the operations of a replica as they are applied or refused, for 15 minutes at most."),
     "top": (
         "fleet",
-        "Show a replica and its fleet in the terminal: held targets, moves, shards, stream shards, queues, errors.",
+        "Show a replica and its fleet in the terminal: held targets, work in progress, shards, leases, queues, errors.",
     ),
     "aws": ("aws", "Plan the resources in AWS that the configuration names."),
 }

@@ -9,7 +9,7 @@ import asyncio
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final, assert_never
@@ -18,8 +18,13 @@ import msgspec
 
 from simplu_worker import __version__
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, LeaseRelease
-from simplu_worker.consumers.kinesis.fleet.fleet_report import lone_report
-from simplu_worker.consumers.kinesis.fleet.read_status import ReadStatus, hold_reason, read_status
+from simplu_worker.consumers.kinesis.fleet.fleet_report import KnownReplica, lone_report
+from simplu_worker.consumers.kinesis.fleet.read_status import (
+    OTHER_REPLICA,
+    ReadStatus,
+    hold_reason,
+    read_status,
+)
 from simplu_worker.consumers.kinesis.holding.hold import Reason
 from simplu_worker.consumers.kinesis.leases.lease_report import HoldRetry
 from simplu_worker.consumers.kinesis.reader.reader_view import ReaderView
@@ -41,9 +46,11 @@ from simplu_worker.shards.types import Absence
 from simplu_worker.status.live.held_advice import advice_members
 from simplu_worker.status.live.history import History, totals_of
 from simplu_worker.status.live.request_bodies import OpenDesk
+from simplu_worker.status.live.stream_history import StreamHistory
 from simplu_worker.status.operation_list import list_operations
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.server import HttpAnswer, Views
+from simplu_worker.status.unreadiness import Unreadiness, UnreadyReason
 from simplu_worker.status.views import shard_view, tenant_view
 from simplu_worker.telemetry.log import recent_errors, scrub_text
 from simplu_worker.timing.clock import loop_time, utc_now
@@ -57,6 +64,7 @@ HEALTH_SUMMARY: Final = (
     "connectionsUsed",
     "connectionsMax",
     "schemaVersion",
+    "upgrading",
     "replicationLagSeconds",
     "odd",
     "lastCheckAt",
@@ -86,6 +94,7 @@ class ReplicaStatus:
     inspector: ShardInspector | None = None
     monitoring: Monitoring = field(default_factory=Monitoring)
     history: History = field(default_factory=lambda: History(instruments.LATENCY_BUCKETS_S))
+    stream_history: StreamHistory = field(default_factory=StreamHistory)
     _drain_seen_at: float | None = None
 
     def start(
@@ -128,24 +137,34 @@ class ReplicaStatus:
             return None
         return f"drain: not ended after {drained_s:.0f} s, with {self.grace_s:g} s of grace"
 
-    def readiness_problem(self) -> str | None:
-        """Return why no work can be done now; None while the sources are consumed."""
+    def readiness_problem(self) -> Unreadiness | None:
+        """Return why no work can be done now, without secrets; None while the sources are consumed."""
+        problem = self._readiness_problem()
+        return problem and problem._replace(text=problem.text and scrub_text(problem.text))
+
+    def _readiness_problem(self) -> Unreadiness | None:
         if self.gateway is None:
-            return "starting"
+            return Unreadiness(UnreadyReason.STARTING)
         if self.stopping.is_set():
-            return "draining"
+            return Unreadiness(UnreadyReason.DRAINING)
         if isinstance(self.locator, CitrusClient) and self.locator.is_denied:
-            return self.locator.last_error
+            return Unreadiness(UnreadyReason.CITRUS_REFUSES_KEY, self.locator.last_error)
         if self.fleet is not None:  # the stream is the main source: a queue neither replaces it nor makes it unready
             return self._stream_problem(self.fleet)
         receivers = self.monitoring.receivers
         problems = [f"queue {name}: {one.last_error}" for name, one in receivers.items() if one.last_error]
-        return "; ".join(problems) if len(problems) == len(receivers) else None
+        is_idle = bool(problems) and len(problems) == len(receivers)
+        return Unreadiness(UnreadyReason.QUEUES_UNREACHABLE, "; ".join(problems)) if is_idle else None
 
-    def _stream_problem(self, fleet: Fleet) -> str | None:
-        if fleet.trouble or not fleet.is_set_up:
-            return fleet.trouble or "the stream is being opened"
-        return next((reader.refusal for reader in fleet.readers() if reader.refusal), None)
+    def _stream_problem(self, fleet: Fleet) -> Unreadiness | None:
+        if fleet.trouble:
+            is_shut_out = fleet.is_shut_out_by_kcl
+            reason = UnreadyReason.KCL_ASSIGNS_LEASES if is_shut_out else UnreadyReason.STREAM_UNAVAILABLE
+            return Unreadiness(reason, fleet.trouble)
+        if not fleet.is_set_up:
+            return Unreadiness(UnreadyReason.STREAM_OPENING)
+        refusal = next((reader.refusal for reader in fleet.readers() if reader.refusal), None)
+        return None if refusal is None else Unreadiness(UnreadyReason.STREAM_UNREADABLE, refusal)
 
     def readiness_detail(self) -> str | None:
         """Return what a person should know while the replica is ready: shards held for a gap, the plans of a KCL 3.x.
@@ -195,19 +214,19 @@ class ReplicaStatus:
             for reader in self._readers()
             for target in reader.view.held_status()
         ]
+        unready = self.readiness_problem()
         return {
             "replica": self.name,
             "version": __version__,
             "uptime_s": round(time.monotonic() - self.started_at, 1),
-            "ready": self.readiness_problem() or True,
+            "ready": True if unready is None else unready.reason,
+            "unreadyDetail": None if unready is None else unready.text,
             "sources": self._sources(),
             "queues": self.monitoring.consumed_queues(),
             "streamShards": self.fleet.status() if self.fleet else [],
             "shards": self._shards(),
             "held": held,
-            "heldAdvice": {
-                reason: advice_members(reason, self.runbook_url) for reason in sorted({one["reason"] for one in held})
-            },
+            "heldAdvice": self._advice({one["reason"] for one in held}),
             "moves": move_views(self.health.unfinished_moves()),
             "prefetch": self.fleet
             and {
@@ -227,9 +246,23 @@ class ReplicaStatus:
 
     def fleet_status(self) -> dict[str, Any]:
         """Return the replicas of the fleet: those with a lease, and this one."""
-        report = self.fleet.report() if self.fleet else lone_report(self.name, __version__)
-        at = utc_now().isoformat(timespec="milliseconds")
-        return {"replica": self.name, "at": at, "stream": self.fleet and self.fleet.stream_name} | report
+        report = self._fleet_report()
+        reasons = {one["reason"] for replica in report["replicas"] for one in replica["held"]}
+        return {
+            "replica": self.name,
+            "at": utc_now().isoformat(timespec="milliseconds"),
+            "stream": self.fleet and self.fleet.stream_name,
+            **report,
+            "heldAdvice": self._advice(reasons),
+        }
+
+    def _fleet_report(self) -> dict[str, Any]:
+        if self.fleet is None:
+            return lone_report(KnownReplica(self.name, __version__, self.history.figures()))
+        return self.fleet.report()
+
+    def _advice(self, reasons: Iterable[str]) -> dict[str, dict[str, str]]:
+        return {reason: advice_members(reason, self.runbook_url) for reason in sorted(reasons)}
 
     async def release_lease(self, stream_shard_id: str) -> HttpAnswer:
         """Answer `POST /leases/{streamShard}/release`."""
@@ -277,21 +310,25 @@ class ReplicaStatus:
             lag_s=max((lag for lag in lags if lag is not None), default=None),
             held_count=sum(len(reader.holds()) for reader in self._readers()),
         )
-        self.history.note(totals, now=loop_time(), at=utc_now())
+        at = utc_now()
+        self.history.note(totals, now=loop_time(), at=at)
+        if self.fleet is not None:
+            self.fleet.figures = self.history.figures()
+        self.stream_history.note(self._fleet_report()["streamShards"], at)
 
     def _sources(self) -> list[dict[str, Any]]:
         queues = [
             {
                 "kind": "sqs",
                 "name": name,
-                "state": receiver.last_error or self._activity("polling"),
+                "state": scrub_text(receiver.last_error or self._activity("polling")),
                 "inHand": receiver.in_flight_count,
             }
             for name, receiver in self.monitoring.receivers.items()
         ]
         if self.fleet is None:
             return queues
-        state = self.fleet.trouble or self._activity("reading")
+        state = scrub_text(self.fleet.trouble or self._activity("reading"))
         return [{"kind": "kinesis", "name": self.fleet.stream_name, "state": state}, *queues]
 
     def _activity(self, usual: str) -> str:
@@ -310,11 +347,12 @@ class ReplicaStatus:
 
     def handler_status(self) -> dict[str, Any]:
         """Return the state of the worker (docs/interface.md, `GET /handler/status`)."""
-        trouble = self.readiness_problem()
+        unready = self.readiness_problem()
         return {
-            "running": trouble is None,
-            "state": "running" if trouble is None else trouble if trouble in {"starting", "draining"} else "waiting",
-            "reason": trouble and scrub_text(trouble),
+            "running": unready is None,
+            "state": _handler_state(unready),
+            "reason": None if unready is None else unready.reason,
+            "detail": None if unready is None else unready.text,
             "replica": self.name,
             "version": __version__,
             "uptimeSeconds": round(time.monotonic() - self.started_at, 1),
@@ -328,7 +366,7 @@ class ReplicaStatus:
         tenant_id = None if business_id is None else tenant_id_of(business_id, location_id or "")
         asked = {"requestId": request_id}
         # Before the log is queried: an operation that is applied in between must not count as decided and absent.
-        status = None if self.fleet is None else read_status(self.fleet.leases(), tenant_id)
+        status = self._read_status(tenant_id)
         read_up_to = {} if status is None else {"readUpTo": status.up_to}
         held: dict[str, Any] | None = None
         found: LoggedOperation | RejectedRequest | None
@@ -341,20 +379,23 @@ class ReplicaStatus:
                 held = await self._find_held(self.gateway, tenant_id, status)
         except (RetryableError, PermanentError) as exc:
             held = None if tenant_id is None else self._own_hold(tenant_id)
-            return (503, {"error": str(exc)}) if held is None else (200, asked | held)
+            return (503, {"error": str(exc)}) if held is None else (200, asked | {"status": "held"} | held)
         if found is not None:
             answer = msgspec.to_builtins(found, builtin_types=(msgspec.Raw,))
             return 200, answer | read_up_to | _silent_members(silent)
         if is_pending:
             return 200, asked | {"status": "pending"} | _silent_members(silent)
         if held is not None:
-            return 200, asked | held
+            return 200, asked | {"status": "held"} | held
         lags = [reader.view.lag_of(tenant_id) for reader in self._readers()]
         lag_s = max((lag for lag in lags if lag is not None), default=None)
         return 404, asked | {"status": "unknown", "lagSeconds": lag_s} | read_up_to | _silent_members(silent)
 
     def _readers(self) -> Sequence[StreamShardReader]:
         return self.fleet.readers() if self.fleet else []
+
+    def _read_status(self, tenant_id: str | None) -> ReadStatus | None:
+        return None if self.fleet is None else read_status(self.fleet.leases(), tenant_id)
 
     async def _find_held(
         self, gateway: ShardGateway, tenant_id: str, status: ReadStatus | None
@@ -363,14 +404,25 @@ class ReplicaStatus:
         if (held := self._own_hold(tenant_id)) is not None:
             return held
         reason = hold_reason(await gateway.find(tenant_id), status)
-        return None if reason is None else {"status": "held", "reason": reason}
+        return None if reason is None else {"reason": reason}
 
     def _own_hold(self, tenant_id: str) -> dict[str, Any] | None:
         held = next(filter(None, (reader.view.hold_of(tenant_id) for reader in self._readers())), None)
         if held is None:
             return None
-        since = utc_now() - timedelta(seconds=loop_time() - held.since)
-        return {"status": "held", "reason": held.reason, "since": since}
+        return {"reason": held.reason, "since": utc_now() - timedelta(seconds=loop_time() - held.since)}
+
+    def _tenant_hold(self, tenant_id: str) -> dict[str, Any] | None:
+        """Return why operations of a tenant are held, by any replica, and what to do; None if none are.
+
+        Asks no shard: that of the tenant may be the one that does not answer.
+        """
+        status = self._read_status(tenant_id)
+        held = self._own_hold(tenant_id)
+        if held is None and (status is None or not status.held_in):
+            return None
+        held = held or {"reason": OTHER_REPLICA}
+        return held | advice_members(held["reason"], self.runbook_url)
 
     def _is_pending(self, request_id: str, tenant_id: str | None) -> bool:
         handlers: list[ReaderView | OrderHandler] = [
@@ -383,16 +435,19 @@ class ReplicaStatus:
         """Answer `GET /tenants/{businessId}/{locationId}`."""
         if self.gateway is None:
             return 503, {"error": "starting"}
+        tenant_id = tenant_id_of(business_id, location_id)
+        held = {"held": self._tenant_hold(tenant_id)}
         try:
-            found = await self.gateway.find_tenant(tenant_id_of(business_id, location_id))
+            found = await self.gateway.find_tenant(tenant_id)
         except (RetryableError, PermanentError) as exc:
-            return 503, {"error": str(exc)}
+            return 503, {"error": str(exc)} | held
+        asked = {"businessId": business_id, "locationId": location_id}
         if isinstance(found, Absence):
-            return 404, {"businessId": business_id, "locationId": location_id, "state": found}
+            return 404, asked | {"state": found} | held
         shard_id, row = found
         if (row["business_id"], row["location_id"]) != (business_id, location_id):  # another pair with the same id
-            return 404, {"businessId": business_id, "locationId": location_id, "state": Absence.UNREGISTERED}
-        return 200, tenant_view(shard_id, row)
+            return 404, asked | {"state": Absence.UNREGISTERED, "held": None}
+        return 200, tenant_view(shard_id, row) | held
 
     async def inspect_shards(self) -> HttpAnswer:
         """Answer `GET /shards`: every known shard as it is now, inspected concurrently; names those without answer."""
@@ -417,6 +472,7 @@ def http_views(replica: ReplicaStatus, letters: OpenDesk | None = None) -> Views
         refresh_gauges=replica.refresh_gauges,
         status=replica.status,
         fleet=replica.fleet_status,
+        fleet_history=replica.stream_history.view,
         operation=replica.find_operation,
         operations=lambda query: list_operations(replica.gateway, query),
         tenant=replica.find_tenant,
@@ -445,6 +501,12 @@ def _require_started(
         return await ask(replica.monitoring, *args)
 
     return answer
+
+
+def _handler_state(unready: Unreadiness | None) -> str:
+    if unready is None:
+        return "running"
+    return unready.reason if unready.reason in {UnreadyReason.STARTING, UnreadyReason.DRAINING} else "waiting"
 
 
 def _health_summary(view: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from prometheus_client.exposition import gzip_accepted
 
 from simplu_worker import __version__
 from simplu_worker.consumers.operation_taps import TAPS_MAX
+from simplu_worker.status.access.audit import Actor, log_call, logged_action
 from simplu_worker.status.access.call_rates import CallRates
 from simplu_worker.status.access.guard import Guard
 from simplu_worker.status.access.reductions import counts_and_states, for_viewers
@@ -45,6 +46,7 @@ from simplu_worker.status.responses import (
 from simplu_worker.status.routes.openapi import describe
 from simplu_worker.status.routes.table import ROUTES, Access, Answer, Route
 from simplu_worker.status.shared_answer import SharedAnswer
+from simplu_worker.status.unreadiness import Unreadiness
 from simplu_worker.timing.clock import loop_time
 
 log = structlog.get_logger(__name__)
@@ -56,6 +58,7 @@ REQUESTS_MAX: Final = 50  # of all paths; probes, the page and refusals need no 
 VIEWS_AT_ONCE: Final = 4  # of one path without shared answers; further requests wait for their turn
 ANSWER_WITHIN_S: Final = 60.0  # more than the limits that the views themselves have
 BODY_MAX_BYTES: Final = 65_536
+REFUSALS_LOGGED_PER_S: Final = 1.0
 UNKNOWN_PEER: Final = "unknown"  # of a connection without an address
 WITH_ROLE: Final = frozenset({"status", "fleet"})  # answers that name the caller's role
 PROBES: Final = frozenset(route.path for route in ROUTES if route.is_probe)
@@ -69,10 +72,10 @@ View = Callable[[web.Request], Awaitable[HttpAnswer]]
 class Views:
     """The content of the server's answers; each callable but the last five reads, and changes nothing but gauges.
 
-    *live* and *ready* return the reason why not, or None, and *detail* what a person should know while the
-    replica is ready; *refresh_gauges* sets the gauges that no single event sets,
-    before the metrics are shown. The others return the HTTP status and the JSON; text that is JSON already (a result
-    as Postgres stores it) is passed as `msgspec.Raw`, so that no number loses a digit.
+    *live* and *ready* return why not, or None, and *detail* what a person should know while the replica is ready;
+    *refresh_gauges* sets the gauges that no single event sets, before the metrics are shown. The others return the
+    HTTP status and the JSON; text that is JSON already (a result as Postgres stores it) is passed as `msgspec.Raw`, so
+    that no number loses a digit.
     *operation* takes the request id and, both or neither, business id and location id; *tenant* takes those two ids;
     *operations* takes the query of a list.
     *release_lease* releases that of a stream shard; *retry_held* has replicas try a held target, or all;
@@ -81,11 +84,12 @@ class Views:
     """
 
     live: Callable[[], str | None]
-    ready: Callable[[], str | None]
+    ready: Callable[[], Unreadiness | None]
     detail: Callable[[], str | None]
     refresh_gauges: Callable[[], None]
     status: Callable[[], dict[str, Any]]
     fleet: Callable[[], dict[str, Any]]
+    fleet_history: Callable[[], dict[str, Any]]
     operation: Callable[[str, str | None, str | None], Awaitable[HttpAnswer]]
     operations: Callable[[OperationListQuery], Awaitable[HttpAnswer]]
     tenant: Callable[[str, str], Awaitable[HttpAnswer]]
@@ -138,8 +142,9 @@ async def open_http(
 def make_application(guard: Guard, views: Views, limits: ConnectionLimits = CONNECTION_LIMITS) -> web.Application:
     """Return the application with every route of the table."""
     rates = CallRates(per_s=limits.calls_per_s, burst=limits.calls_burst)
-    app = web.Application(middlewares=[_answer_errors_in_json, _limit_rates(rates)], client_max_size=BODY_MAX_BYTES)
-    endpoints = _Endpoints(views)
+    middlewares = [_answer_errors_in_json, _limit_rates(rates, guard)]
+    app = web.Application(middlewares=middlewares, client_max_size=BODY_MAX_BYTES)
+    endpoints = _Endpoints(views, guard)
     handlers = _Handlers(guard, limits)
     app.on_shutdown.append(handlers.close)
     for route in ROUTES:
@@ -333,8 +338,9 @@ def _metrics_handler(refresh_gauges: Callable[[], None]) -> Handler:
 class _Endpoints:
     """The views by the names of their routes: each turns a request into a call."""
 
-    def __init__(self, views: Views) -> None:
+    def __init__(self, views: Views, guard: Guard) -> None:
         self._views = views
+        self._guard = guard
         files = PageFiles()
         self.page = files.show_document
         self.page_file = files.show_file
@@ -352,8 +358,14 @@ class _Endpoints:
     async def live(self, _: web.Request) -> web.Response:
         return _health_response(self._views.live())
 
-    async def ready(self, _: web.Request) -> web.Response:
-        return _health_response(self._views.ready(), detail=self._views.detail())
+    async def ready(self, request: web.Request) -> web.Response:
+        unready = self._views.ready()
+        if unready is None:
+            return _health_response(None, detail=self._views.detail())
+        is_shown = unready.text is not None and self._guard.is_operator(request)
+        if is_shown:
+            log_call(request, "/readyz")
+        return _health_response(unready.reason, detail=unready.text if is_shown else None)
 
     async def status(self) -> HttpAnswer:
         return HTTPStatus.OK, self._views.status()
@@ -361,15 +373,21 @@ class _Endpoints:
     async def fleet(self) -> HttpAnswer:
         return HTTPStatus.OK, self._views.fleet()
 
+    async def fleet_history(self) -> HttpAnswer:
+        return HTTPStatus.OK, self._views.fleet_history()
+
     async def release_lease(self, request: web.Request) -> HttpAnswer:
-        return await self._views.release_lease(request.match_info["streamShard"])
+        stream_shard_id = request.match_info["streamShard"]
+        return await _act(
+            request, "release_lease", self._views.release_lease(stream_shard_id), streamShard=stream_shard_id
+        )
 
     async def retry_held(self, request: web.Request) -> HttpAnswer:
         try:
             body = await read_body(request, RetryRequest)
         except ValueError as exc:
             return _bad_request(str(exc))
-        return await self._views.retry_held(body.target)
+        return await _act(request, "retry_held", self._views.retry_held(body.target), target=body.target)
 
     async def list_letters(self, request: web.Request) -> HttpAnswer:
         return await self._ask_desk(request, "list")
@@ -387,20 +405,21 @@ class _Endpoints:
             body = await read_body(request, LettersRequest)
         except ValueError as exc:
             return _bad_request(str(exc))
-        act: Callable[[LettersRequest], Awaitable[HttpAnswer]] = getattr(self._views.letters(), action)
-        return await act(body)
+        act: Callable[[LettersRequest, Actor], Awaitable[HttpAnswer]] = getattr(self._views.letters(), action)
+        return await act(body, _actor_of(request))
 
     async def handler_status(self, _: web.Request) -> HttpAnswer:
         return HTTPStatus.OK, self._views.handler_status()
 
-    async def clear_cache(self, _: web.Request) -> HttpAnswer:
-        return await self._views.clear_cache()
+    async def clear_cache(self, request: web.Request) -> HttpAnswer:
+        return await _act(request, "clear_cache", self._views.clear_cache())
 
     async def purge(self, request: web.Request) -> HttpAnswer:
         names = [name for name in request.query.getall("queue", []) if name]
         if len(names) > 1:
             return _bad_request("expected the name of one queue, as ?queue=NAME, got several")
-        return await self._views.purge(names[0] if names else None)
+        name = names[0] if names else None
+        return await _act(request, "purge", self._views.purge(name), queue=name)
 
     async def operation(self, request: web.Request) -> HttpAnswer:
         request_id = request.match_info["requestId"]
@@ -427,6 +446,18 @@ class _Endpoints:
         return await self._views.tenant(business_id, location_id)
 
 
+def _actor_of(request: web.Request) -> Actor:
+    return Actor(Role.OPERATOR, request.remote)
+
+
+async def _act(request: web.Request, action: str, acting: Awaitable[HttpAnswer], **asked: str | None) -> HttpAnswer:
+    """Return the answer of an operator's action, which is logged."""
+    with logged_action(action, _actor_of(request), asked) as acted:
+        answer = await acting
+        acted.answer = answer[1]
+    return answer
+
+
 def _bad_request(error: str) -> HttpAnswer:
     return HTTPStatus.BAD_REQUEST, {"error": error}
 
@@ -439,20 +470,32 @@ async def _answer_errors_in_json(request: web.Request, handler: Handler) -> web.
     except web.HTTPException as exc:  # the router's own: no such path, no such method
         return _http_error(exc, request.method)
     except Exception:
-        # A bug in a view must not disable the health answers; the path is logged without the ids in it.
-        resource = request.match_info.route.resource
-        log.exception("http.failed", path=resource.canonical if resource else None)
+        # A bug in a view must not disable the health answers.
+        log.exception("http.failed", path=_path_of(request))
         return error_response(HTTPStatus.INTERNAL_SERVER_ERROR, "this answer failed; the worker's log has the reason")
 
 
-def _limit_rates(rates: CallRates) -> Middleware:
-    """Return the middleware that limits the calls of each peer; probes are never refused."""
+def _path_of(request: web.Request) -> str | None:
+    """Return the path of the route, without the ids in it; None for a path that does not exist."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource else None
+
+
+def _limit_rates(rates: CallRates, guard: Guard) -> Middleware:
+    """Return the middleware that limits the calls of each peer; probes are never refused.
+
+    Refused calls of operators are logged, REFUSALS_LOGGED_PER_S of each peer.
+    """
+    logged = CallRates(per_s=REFUSALS_LOGGED_PER_S, burst=1)
 
     @web.middleware
     async def limit_rates(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path not in PROBES:
-            wait_s = rates.wait_s(request.remote or UNKNOWN_PEER, loop_time())
+            peer, now = request.remote or UNKNOWN_PEER, loop_time()
+            wait_s = rates.wait_s(peer, now)
             if wait_s:
+                if guard.is_operator(request) and not logged.wait_s(peer, now):
+                    log_call(request, _path_of(request), refused=HTTPStatus.TOO_MANY_REQUESTS)
                 return error_response(
                     HTTPStatus.TOO_MANY_REQUESTS,
                     "too many requests of one peer; repeat the request later",
@@ -492,7 +535,8 @@ def _are_storable(*ids: str | None) -> bool:
 
 
 def _health_response(trouble: str | None, *, detail: str | None = None) -> web.Response:
-    """Return the answer to a probe; *detail* is what a person should know although nothing is wrong here."""
+    """Return the answer to a probe; *detail* is what a person should know beside it."""
+    more = {} if detail is None else {"detail": detail}
     if trouble is None:
-        return json_response(HTTPStatus.OK, {"status": "ok"} | ({} if detail is None else {"detail": detail}))
-    return json_response(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "unavailable", "reason": trouble})
+        return json_response(HTTPStatus.OK, {"status": "ok"} | more)
+    return json_response(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "unavailable", "reason": trouble} | more)

@@ -435,9 +435,10 @@ def test_worker_names_all_problems_of_its_configuration_and_no_secret(tmp_path: 
         "KINESIS_SHARD_COUNT": "zero",
         "HTTP_PORT": "99999",
         "CITRUS_SERVER_URL": f"ftp://user:{secret}@citrus.internal",
-        "CITRUS_API_KEY": f"{secret} with spaces",
+        "CITRUS_API_KEY_FILE": str(secret_file),
         "SHARD_MAP_FILE": str(tmp_path / "absent.json"),
-        "API_TOKEN_FILE": str(secret_file),
+        "API_TOKEN": secret,
+        "API_VIEWER_TOKEN": secret,
         "DATABASE_PASSWORD": secret,
         "DATABASE_PASSWORD_FILE": str(secret_file),
         "LOG_LEVEL": "loud",
@@ -445,7 +446,14 @@ def test_worker_names_all_problems_of_its_configuration_and_no_secret(tmp_path: 
 
     result = run_command("run", env=wrong)
 
-    named = ("KINESIS_SHARD_COUNT", "HTTP_PORT", "CITRUS_SERVER_URL", "CITRUS_API_KEY", "SHARD_MAP_FILE", "API_TOKEN")
+    named = (
+        "KINESIS_SHARD_COUNT",
+        "HTTP_PORT",
+        "CITRUS_SERVER_URL",
+        "CITRUS_API_KEY",
+        "SHARD_MAP_FILE",
+        "API_VIEWER_TOKEN",
+    )
     missing = [
         name
         for name in (*named, "DATABASE_PASSWORD", "LOG_LEVEL", "SQS_DEAD_LETTER_QUEUE_URL")

@@ -258,6 +258,9 @@ async def test_worker_serves_known_tenants_and_holds_new_ones_when_citrus_is(
         assert held["error"] == "no answer yet" if trouble is late else "Citrus get_shard" in held["error"]
         reason = await full_stack.wait_for_readiness(status, within_s=1)
         assert ("CITRUS_API_KEY" in reason) is (status == 503)
+        async with full_stack.http.get(f"{full_stack.worker.url}/readyz") as answer:
+            word = {"status": "ok"} if status == 200 else {"status": "unavailable", "reason": "citrus_refuses_key"}
+            assert await answer.json() == word
         assert await full_stack.is_untouched(new)
     await full_stack.wait_until_applied(new, within_s=RECOVERY_S)
     await full_stack.wait_for_readiness(200, within_s=1)
@@ -408,6 +411,7 @@ async def test_worker_stops_reading_until_dynamodb_is_back_when_its_leases_expir
         full_stack.worker.check_running()
     await full_stack.wait_until_applied(*chains, within_s=RECOVERY_S)
     assert "Connection refused" in reason
+    assert "stream_unavailable" in reason
     await full_stack.wait_for_readiness(200, within_s=BYSTANDER_S)
 
 

@@ -10,7 +10,7 @@ from support.requires import required_program
 from simplu_worker.local.processes.worker_process import WorkerProcess
 from simplu_worker.local.stack.stack import Stack
 
-pytestmark = pytest.mark.slow(25)
+pytestmark = pytest.mark.slow(35)
 
 CHECKS = (
     "status_code_conformance",  # a 503 is described, and a 500 is not
@@ -20,40 +20,60 @@ CHECKS = (
     "unsupported_method",
     "ignored_auth",
 )
-# Streams do not end, and each request about dead letters reads the queue for seconds.
-LEFT_OUT = ("/events", "/tap", "/dead-letters/list", "/dead-letters/replay", "/dead-letters/discard")
+STREAMS = ("/events", "/tap")  # they do not end
+LETTERS = ("/dead-letters/list", "/dead-letters/replay", "/dead-letters/discard")  # each reads the queue for seconds
+VIEWER_TOKEN = "viewer-of-the-description"
 WITHIN_S = 90
 
 
+async def try_interface(worker: WorkerProcess, token: str, *options: str) -> None:
+    """Run schemathesis on a worker with *token*; fail with its output if an answer is not as described."""
+    process = await asyncio.create_subprocess_exec(
+        required_program("schemathesis", how="make tools"),
+        *("run", f"{worker.url}/openapi.json", "--checks", ",".join(CHECKS), "--seed", "1", "--no-color"),
+        *("--header", f"Authorization: Bearer {token}", *options),
+        cwd=worker.log_path.parent,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        async with asyncio.timeout(WITHIN_S):
+            output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0, output.decode()
+
+
+def paths(option: str, *names: str) -> list[str]:
+    """Return *option* for each of the paths."""
+    return [part for name in names for part in (option, name)]
+
+
 async def test_answers_are_those_of_the_description() -> None:
-    """Valid and invalid requests to every path, with and without the token."""
-    program = required_program("schemathesis", how="make tools")
+    """Valid and invalid requests to every path: of an operator, of one about dead letters, of a viewer."""
+    required_program("schemathesis", how="make tools")
     async with Stack(shards=1, stream_shards=1) as stack:
-        env = stack.env | {"ALLOW_DESTRUCTIVE_HTTP": "true", "SHUTDOWN_GRACE_SECONDS": "10"}
+        env = stack.env | {
+            "ALLOW_DESTRUCTIVE_HTTP": "true",
+            "API_VIEWER_TOKEN": VIEWER_TOKEN,
+            "SHUTDOWN_GRACE_SECONDS": "10",
+        }
         worker = WorkerProcess(stack.group, env, number=1, log_path=stack.group.directory / "described.log")
         worker.start()
         await worker.wait_ready()
-        options = [
-            *("run", f"{worker.url}/openapi.json", "--checks", ",".join(CHECKS), "--header"),
-            f"Authorization: Bearer {stack.env['API_TOKEN']}",
-            *("--max-examples", "20", "--phases", "coverage,fuzzing", "--seed", "1", "--no-color"),
-            *(part for path in LEFT_OUT for part in ("--exclude-path", path)),
-        ]
-        process = await asyncio.create_subprocess_exec(
-            program,
-            *options,
-            cwd=stack.group.directory,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
+        both = ("--phases", "coverage,fuzzing")
+        await try_interface(
+            worker, env["API_TOKEN"], "--max-examples", "20", *both, *paths("--exclude-path", *STREAMS, *LETTERS)
         )
-        try:
-            async with asyncio.timeout(WITHIN_S):
-                output, _ = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
+        await try_interface(
+            worker, env["API_TOKEN"], "--max-examples", "3", "--phases", "fuzzing", *paths("--include-path", *LETTERS)
+        )
+        await try_interface(
+            worker, VIEWER_TOKEN, "--max-examples", "4", "--phases", "fuzzing", *paths("--exclude-path", *STREAMS)
+        )
         await worker.stop(within_s=10)
         log = worker.log_path.read_text(encoding="utf-8")
-    assert process.returncode == 0, output.decode()
     assert '"http.failed"' not in log
+    assert [path for path in LETTERS if f'"path": "{path}"' not in log] == []

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+from aiohttp import web
 from support.browser.chromium import PHONE_WIDTH, BrowserTab, Scheme, open_browser, required_axe
 from support.browser.terminal import open_terminal
 from support.full_stack import Chain, FullStack, make_item, make_record, partition_key, poll_until_true
@@ -20,9 +22,10 @@ from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.local.workload.workload import Tenant
 from simplu_worker.operations.operation import DeadLetterReason, Origin, Source
+from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.timing.clock import utc_now
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(30)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(35)]
 
 PICTURES = ROOT / "docs" / "images"
 WRITES_PICTURES = os.environ.get("WRITE_PICTURES") == "1"  # they differ with the fonts of a machine: not in each run
@@ -36,8 +39,13 @@ ROW_MAX_PX = 80
 PICTURE_LOAD_TURNS = 75
 PICTURE_LOAD_PAUSE_S = 2.0
 SEEN_WITHIN_S = 15.0
+HISTORY_WITHIN_S = 50.0  # a point comes each 30 s, and the page asks each 15 s
+STREAM_CHARTS = "document.querySelectorAll('#section-stream td svg').length"
 LEAVES_SCREEN = "\x1b[?1049l"
 VIEWER_TOKEN = "viewer-of-the-page"
+# Of 46 to 60 characters with their kinds, as people do name them; pictures have shorter ones.
+UNREGISTERED = ("smile-eve", "berlin") if WRITES_PICTURES else ("northern-dental-practices", "berlin-friedrichshain")
+PRIORITY_QUEUE = None if WRITES_PICTURES else "orders-of-the-northern-practices-with-priority.fifo"
 SITE_URL = "https://docs.example.com/simplu-worker"
 # The rows of a mover that has fenced its tenant and copies what is left.
 OPEN_MOVE = """
@@ -63,7 +71,8 @@ import('/page/charts.js').then(({{showCharts}}) => {{
   return [document.querySelectorAll('#charts figure').length, {IS_WIDER_THAN_SCREEN}];
 }})
 """
-HAS_MOVE = "document.getElementById('section-work')?.innerText.includes('48,210 rows')"
+WORK = "document.getElementById('section-work')"
+HAS_MOVE = f"{WORK}?.innerText.includes('48,210 rows')"
 HAS_LETTERS = "document.getElementById('section-letters-list') !== null"
 HAS_STATUS = "!document.getElementById('content').hidden && document.getElementById('section-shards') !== null"
 
@@ -74,7 +83,7 @@ class PageWorld:
     def __init__(self, stack: FullStack) -> None:
         self.stack = stack
         self.moving, self.steady, self.lost = stack.steady
-        self.unregistered = Tenant("smile-eve", "berlin", "dental")
+        self.unregistered = Tenant(*UNREGISTERED, "dental")
         self.live = Chain(self.steady)
 
     @property
@@ -154,6 +163,13 @@ class PageWorld:
         await tab.wait_for(HAS_STATUS)
 
 
+def shard_cells(title: str) -> str:
+    """Return the script for the texts of a column of the shards."""
+    section = "document.getElementById('section-shards')"
+    place = f"[...{section}.querySelectorAll('thead th')].findIndex((one) => one.innerText === {json.dumps(title)})"
+    return f"[...{section}.querySelectorAll('tbody tr')].map((row) => row.children[{place}].innerText)"
+
+
 async def wait_for_events(page: BrowserTab) -> None:
     """Wait until the page follows the events of the worker; it asks for the status before."""
     async with asyncio.timeout(SEEN_WITHIN_S):
@@ -164,7 +180,8 @@ async def wait_for_events(page: BrowserTab) -> None:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world() -> AsyncIterator[PageWorld]:
     """Give a worker in trouble."""
-    async with FullStack(env={"API_VIEWER_TOKEN": VIEWER_TOKEN, "RUNBOOK_URL": SITE_URL}) as stack:
+    env = {"API_VIEWER_TOKEN": VIEWER_TOKEN, "RUNBOOK_URL": SITE_URL}
+    async with FullStack(env=env, priority_queue=PRIORITY_QUEUE) as stack:
         world = PageWorld(stack)
         await world.begin()
         yield world
@@ -204,6 +221,14 @@ async def test_page_shows_the_trouble_and_the_way_out(world: PageWorld, page: Br
     assert f"tenant {world.unregistered.tenant_id}" in held
     assert "lost" in shards
     assert "Schema" in shards
+    usages = await page.evaluate(shard_cells("Usage"))
+    connections = await page.evaluate(shard_cells("Connections of the server"))
+    assert [bool(re.fullmatch(r"\d+ %", one)) for one in usages] == [True] * 3
+    assert [bool(re.fullmatch(r"[1-9]\d* of 97", one)) for one in connections].count(True) == 2
+    assert connections.count("–") == 1  # of the shard that is down
+    assert PRIORITY_QUEUE is None or PRIORITY_QUEUE in await page.evaluate(
+        "document.getElementById('section-queues').innerText"
+    )
     assert f"tenant {world.moving.tenant_id}" in work
     assert "2 of 3\nshards healthy" in overview
 
@@ -356,6 +381,50 @@ async def test_viewer_sees_states_and_no_texts_of_errors(world: PageWorld, page:
     assert await page.evaluate("document.getElementById('section-letters').hidden")
 
 
+def deny(_: web.Request) -> web.Response:
+    """Refuse the key of Citrus."""
+    return web.json_response({"error": "no"}, status=401)
+
+
+async def test_unready_worker_names_a_word_to_viewers_and_the_error_to_operators(
+    world: PageWorld, page: BrowserTab
+) -> None:
+    """Beside the name of the worker, on every page."""
+    badge = "document.getElementById('ready').innerText"
+    with world.stack.citrus.lying(deny):
+        await page.wait_for(f"{badge}.startsWith('not ready: ') && {badge}.includes('CITRUS_API_KEY')", within_s=30)
+        await world.log_in(page, VIEWER_TOKEN)
+        await page.wait_for(f"{badge} === 'not ready: citrus refuses key'", within_s=SEEN_WITHIN_S)
+        assert "CITRUS_API_KEY" not in await page.evaluate("document.body.innerText")
+    await page.wait_for(f"{badge} === 'ready'", within_s=30)
+
+
+async def test_page_and_top_show_an_upgrade_under_way(world: PageWorld, page: BrowserTab) -> None:
+    """By the lock that it holds on its shard, with the next probe."""
+    async with world.stack.connect(world.steady) as connection, connection.transaction():
+        assert await connection.fetchval(QUERIES["try_lock_schema"])
+        await page.wait_for(f"{WORK}?.innerText.includes('under way')", within_s=2 * SEEN_WITHIN_S)
+        _, output, _ = await run_top(world, "--once")
+        assert "upgrade" in await page.evaluate(f"{WORK}.innerText")
+    assert "under way" in output
+
+
+async def test_page_shows_the_oldest_held_targets_of_other_replicas(page: BrowserTab) -> None:
+    """Each with its replica and what to do; an earlier version names none, and has their number."""
+    other = {"replica": "b", "heldTargets": 4, "held": [{"target": "shard z", "reason": "gap", "ageSeconds": 9}]}
+    earlier = {"replica": "c", "heldTargets": 1}
+    fleet = {"replicas": [other, earlier], "heldAdvice": {"gap": {"advice": "Raise it."}}}
+    mine = {"held": [{"target": "tenant t", "reason": "moving", "ageSeconds": 1}], "heldAdvice": {}}
+    known = f"{{hours: {{}}, fleet: {json.dumps(fleet)}}}"
+    script = f"import('/page/views.js').then(({{sectionsOf}}) => sectionsOf({json.dumps(mine)}, {known})[0])"
+    held = await page.evaluate(script)
+    assert [(one["target"], one.get("replica"), one.get("advice")) for one in held["rows"]] == [
+        ("shard z", "b", "Raise it."),
+        ("tenant t", None, None),
+    ]
+    assert "5 are held on other replicas" in held["note"]
+
+
 async def run_top(world: PageWorld, *arguments: str, **env: str) -> tuple[int, str, str]:
     """Run `top` without a terminal; return its exit status, its output and its errors."""
     process = await asyncio.create_subprocess_exec(
@@ -377,6 +446,7 @@ async def test_top_shows_the_same_without_a_terminal(world: PageWorld) -> None:
     assert (status, as_json, viewed, refused) == (0, 0, 0, 1)
     assert "\x1b" not in output
     assert f"tenant {world.unregistered.tenant_id}" in output
+    assert f"move tenant {world.moving.tenant_id}" in " ".join(output.split())
     assert "ConnectionRefusedError" in output
     assert json.loads(text)["fleet"]["counts"]["leases"] == 2
     assert "shard_unavailable" in shown
@@ -397,6 +467,35 @@ async def test_top_follows_the_worker_in_a_terminal_of_any_size(world: PageWorld
         terminal.send(b"\x03")
         assert await terminal.wait(within_s=SEEN_WITHIN_S) == EXIT_INTERRUPTED
     assert LEAVES_SCREEN in terminal.text
+
+
+async def test_fresh_page_shows_the_last_hour_of_each_stream_shard(world: PageWorld, page: BrowserTab) -> None:
+    """The worker keeps it, a point each half minute; a viewer sees it too."""
+    await page.wait_for(f"{STREAM_CHARTS} === 4", within_s=HISTORY_WITHIN_S)  # lag and records of two stream shards
+    await world.log_in(page, VIEWER_TOKEN)
+    await page.wait_for(f"{STREAM_CHARTS} === 4", within_s=SEEN_WITHIN_S)
+    label = await page.evaluate("document.querySelector('#section-stream td svg').getAttribute('aria-label')")
+    assert label == "Lag of shardId-000000000000 in the last hour"
+
+
+async def test_operator_releases_a_lease_after_a_question(world: PageWorld, page: BrowserTab) -> None:
+    """The replica gives it up, and reads the stream shard again when no other one has taken it."""
+    url = f"{world.url}leases/shardId-000000000000/release"
+    button = "document.querySelector('#section-stream td button')"
+    await page.wait_for(f"{button}?.innerText === 'Release'")
+    await page.evaluate(f"{button}.focus()")
+    page.accepts_questions = False
+    await page.press("Enter")
+    assert url not in page.requests
+    page.accepts_questions = True
+    since = world.stack.log_end
+    await page.press("Enter")
+    await page.wait_for("document.getElementById('notice').innerText.includes('how released')")
+    assert page.requests.count(url) == 1
+    assert page.questions[-1].endswith("release shardId-000000000000? Any replica takes it then.")
+    acted = await world.stack.wait_for_log_event("operator.acted", since=since, within_s=SEEN_WITHIN_S)
+    assert (acted["action"], acted["asked"]) == ("release_lease", {"streamShard": "shardId-000000000000"})
+    await world.stack.wait_for_log_event("lease.taken", since=since, within_s=SEEN_WITHIN_S)
 
 
 async def test_page_names_a_worker_that_is_gone(world: PageWorld, page: BrowserTab) -> None:

@@ -64,7 +64,7 @@ async def wait_until_refused(worker: WorkerProcess, leader: str, *, within_s: fl
 
     async def is_refused() -> bool:
         status, text = await read_readiness(worker)
-        return status == 503 and leader in text
+        return status == 503 and leader in text and "kcl_assigns_leases" in text
 
     assert await poll_until(is_refused, within_s=within_s), log_tail(worker.log_path)
 

@@ -104,9 +104,16 @@ class Chain:
 class FullStack:
     """The stack, the worker, and the proxies between them."""
 
-    def __init__(self, *, aws: Literal["local", "moto"] = "local", env: Mapping[str, str] | None = None) -> None:
-        """*env* is for the worker only, and overrides the stack's environment."""
+    def __init__(
+        self,
+        *,
+        aws: Literal["local", "moto"] = "local",
+        env: Mapping[str, str] | None = None,
+        priority_queue: str | None = None,
+    ) -> None:
+        """*env* is for the worker only, and overrides the stack's environment; *priority_queue* is the name of one."""
         self._more_env = dict(env or {})
+        self._priority_queue = priority_queue
         self.stack = Stack(shards=3, stream_shards=2, tenants_per_shard=1000, aws=aws)
         self.homes: dict[str, PostgresServer] = {}  # by tenant id
         self.steady: list[Tenant] = []  # one on each shard, known to the worker
@@ -134,6 +141,9 @@ class FullStack:
             await self.sqs.set_queue_attributes(
                 QueueUrl=env["SQS_SHARD_CREATION_QUEUE_URL"], Attributes={"VisibilityTimeout": "4"}
             )
+            if self._priority_queue is not None:
+                queue = await self.sqs.create_queue(QueueName=self._priority_queue, Attributes={"FifoQueue": "true"})
+                env["SQS_PRIORITY_QUEUE_URL"] = queue["QueueUrl"]
             self.worker_env = env | self._troubled_env() | self._more_env
             self.worker = WorkerProcess(self.stack.group, self.worker_env)
             self.worker.start()
@@ -291,8 +301,9 @@ class FullStack:
     # State of the worker
 
     async def read_readiness(self, worker: WorkerProcess | None = None) -> tuple[int, str]:
-        """Return the status and text of `/readyz`."""
-        async with self.http.get(f"{(worker or self.worker).url}/readyz") as answer:
+        """Return the status and text of `/readyz`, as operators see it."""
+        asked = worker or self.worker
+        async with self.http.get(f"{asked.url}/readyz", headers=asked.operator) as answer:
             return answer.status, await answer.text()
 
     async def wait_for_readiness(self, status: int, *, within_s: float, worker: WorkerProcess | None = None) -> str:
@@ -306,8 +317,7 @@ class FullStack:
 
     async def read_status(self) -> Any:
         """Return `/status`."""
-        headers = {"Authorization": f"Bearer {self.stack.env['API_TOKEN']}"}
-        async with self.http.get(f"{self.worker.url}/status", headers=headers) as answer:
+        async with self.http.get(f"{self.worker.url}/status", headers=self.worker.operator) as answer:
             return await answer.json()
 
     async def read_metric(self, name: str, **labels: str) -> float:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 from rich.text import Text
 
 from simplu_worker.commands.dead_letters.desk import (
     DiscardOptions,
+    LettersAction,
     ListOptions,
     ReplayResult,
     discard_letters,
@@ -21,6 +24,7 @@ from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter
 from simplu_worker.commands.output.display import print_json, print_note, print_table, shorten
 from simplu_worker.commands.output.progress import StderrNarration
 from simplu_worker.config.settings import Settings
+from simplu_worker.status.access.audit import COMMAND, Acted, Actor, logged_action
 
 ERROR_SHOWN_LENGTH: Final = 80
 RECORD_SHOWN_LENGTH: Final = 200
@@ -49,9 +53,11 @@ async def replay_dead_letters(
 
     Returns 1 unless all of them were sent, or would be.
     """
-    result = await replay_letters(settings, filters, options, StderrNarration())
+    with _logged(LettersAction.REPLAY, filters, options, force=options.force) as acted:
+        result = await replay_letters(settings, filters, options, StderrNarration())
+        acted.answer = answer = result.members(applied=options.apply)
     if as_json:
-        print_json(result.members(applied=options.apply))
+        print_json(answer)
     else:
         _print_outcomes(result, options)
     return 0 if result.is_whole else 1
@@ -64,7 +70,8 @@ async def discard_dead_letters(
 
     Returns 1 unless all that matched were deleted, or would be.
     """
-    answer = await discard_letters(settings, filters, options, StderrNarration())
+    with _logged(LettersAction.DISCARD, filters, options) as acted:
+        acted.answer = answer = await discard_letters(settings, filters, options, StderrNarration())
     if as_json:
         print_json(answer)
     else:
@@ -75,6 +82,16 @@ async def discard_dead_letters(
         else:
             print_note("nothing was deleted; --apply deletes these letters, and their records are then nowhere else")
     return 0 if not answer["left"] and not answer["hidden"] else 1
+
+
+def _logged(
+    action: LettersAction, filters: DeadLetterFilter, options: ReplayOptions | DiscardOptions, **asked: bool
+) -> AbstractContextManager[Acted]:
+    """Return the context that logs an action; a plan is printed alone."""
+    if not options.apply:
+        return nullcontext(Acted())
+    actor = Actor(COMMAND, socket.gethostname())
+    return logged_action(action, actor, filters.facts() | {"limit": options.limit} | asked)
 
 
 def _print_rows(rows: Sequence[Mapping[str, Any]], *, with_record: bool) -> None:

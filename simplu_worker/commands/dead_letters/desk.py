@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
 from simplu_worker.aws.clients import Client, open_client
@@ -37,6 +38,14 @@ QUEUES: Final = {  # by setting: whether the queue holds order events
     "sqs_order_events_queue_url": True,
     "sqs_priority_queue_url": True,
 }
+
+
+class LettersAction(StrEnum):
+    """What a person has done with dead letters, as the log has it."""
+
+    LIST = "list_letters"
+    REPLAY = "replay_letters"
+    DISCARD = "discard_letters"
 
 
 class ListOptions(NamedTuple):

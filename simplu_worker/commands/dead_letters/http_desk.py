@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
 from simplu_worker.commands.dead_letters.desk import (
     DiscardOptions,
+    LettersAction,
     ListOptions,
     discard_letters,
     list_letters,
@@ -20,6 +22,7 @@ from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter
 from simplu_worker.commands.output.progress import NoteList
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import WorkerError
+from simplu_worker.status.access.audit import Actor, logged_action
 from simplu_worker.status.live.request_bodies import LettersRequest
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.timing.clock import utc_now
@@ -31,6 +34,7 @@ NEEDS_UNTIL: Final = (
 BUSY: Final = "another request reads the dead letters: repeat this one later"
 
 HttpAnswer = tuple[int, dict[str, Any]]
+Act: TypeAlias = Callable[[DeadLetterFilter, NoteList], Awaitable[dict[str, Any]]]
 
 
 class HttpDesk:
@@ -43,12 +47,16 @@ class HttpDesk:
     def __repr__(self) -> str:
         return f"HttpDesk(busy={self._turn.locked()})"
 
-    async def list(self, request: LettersRequest) -> HttpAnswer:
+    async def list(self, request: LettersRequest, actor: Actor) -> HttpAnswer:
         """Answer `POST /dead-letters/list`."""
         options = ListOptions(limit=request.limit, records=request.records, room_bytes=ROOM_BYTES)
-        return await self._answer(request, lambda chosen, notes: list_letters(self._settings, chosen, options, notes))
 
-    async def replay(self, request: LettersRequest) -> HttpAnswer:
+        async def look(chosen: DeadLetterFilter, notes: NoteList) -> dict[str, Any]:
+            return await list_letters(self._settings, chosen, options, notes)
+
+        return await self._answer(LettersAction.LIST, request, actor, look, {"records": request.records})
+
+    async def replay(self, request: LettersRequest, actor: Actor) -> HttpAnswer:
         """Answer `POST /dead-letters/replay`."""
         options = ReplayOptions(apply=request.apply, force=request.force, limit=request.limit)
 
@@ -57,16 +65,20 @@ class HttpDesk:
             members: dict[str, Any] = msgspec.to_builtins(result.members(applied=request.apply))
             return members
 
-        return await self._answer(request, replay)
+        return await self._answer(LettersAction.REPLAY, request, actor, replay, {"force": request.force})
 
-    async def discard(self, request: LettersRequest) -> HttpAnswer:
+    async def discard(self, request: LettersRequest, actor: Actor) -> HttpAnswer:
         """Answer `POST /dead-letters/discard`."""
         options = DiscardOptions(apply=request.apply, limit=request.limit)
-        return await self._answer(
-            request, lambda chosen, notes: discard_letters(self._settings, chosen, options, notes)
-        )
 
-    async def _answer(self, request: LettersRequest, act: Any) -> HttpAnswer:
+        async def discard(chosen: DeadLetterFilter, notes: NoteList) -> dict[str, Any]:
+            return await discard_letters(self._settings, chosen, options, notes)
+
+        return await self._answer(LettersAction.DISCARD, request, actor, discard, {})
+
+    async def _answer(
+        self, action: LettersAction, request: LettersRequest, actor: Actor, act: Act, asked: dict[str, Any]
+    ) -> HttpAnswer:
         request = request.in_utc()
         if request.apply and request.until is None:
             return 400, {"error": NEEDS_UNTIL}
@@ -74,8 +86,11 @@ class HttpDesk:
             return 409, {"error": BUSY}
         async with self._turn:
             planned_at, notes = utc_now(), NoteList()
+            filters = filter_of(request, planned_at)
+            asked = filters.facts() | {"limit": request.limit} | asked
             try:
-                answer = await act(filter_of(request, planned_at), notes)
+                with logged_action(action, actor, asked, apply=request.apply) as acted:
+                    acted.answer = answer = await act(filters, notes)
             except WorkerError as exc:
                 return 503, {"error": scrub_text(str(exc))}
         until = request.until or planned_at

@@ -118,6 +118,19 @@ class DeadLetterFilter(msgspec.Struct, frozen=True):
         """Whether the filter matches every letter."""
         return self == DeadLetterFilter()
 
+    def facts(self) -> dict[str, Any]:
+        """Return the criteria for the log; of the message ids, which a person chose one by one, their number."""
+        business_id, location_id = self.tenant or (None, None)
+        return {
+            "reasons": sorted(self.reasons),
+            "source": self.source,
+            "businessId": business_id,
+            "locationId": location_id,
+            "since": self.since,
+            "until": self.until,
+            "messageIds": len(self.message_ids),
+        }
+
     def is_complete(self, count: int) -> bool:
         """Return whether no more than *count* letters can match: a reader of the queue need not go on."""
         return 0 < len(self.message_ids) <= count

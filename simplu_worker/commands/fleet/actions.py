@@ -10,7 +10,10 @@ from simplu_worker.commands.output.display import print_json, print_note, print_
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 
-REPLICA_COLUMNS = ("replica", "version", "leases", "lagSeconds", "recordsPerSecond", "readKBps", "heldTargets")
+REPLICA_COLUMNS = (
+    *("replica", "version", "leases", "lagSeconds", "recordsPerSecond", "readKBps", "latencyP99Seconds"),
+    *("deadLetters", "heldTargets"),
+)
 SHARD_COLUMNS = ("streamShard", "owner", "state", "lagSeconds", "recordsPerSecond", "heldTargets", "seenSecondsAgo")
 
 
@@ -67,4 +70,4 @@ async def retry_held(settings: Settings, url: str | None, target: str | None, *,
 
 
 def _print_rows(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
-    print_table(columns, ([row[name] for name in columns] for row in rows))
+    print_table(columns, ([row.get(name) for name in columns] for row in rows))

@@ -108,7 +108,7 @@ def tap(
 
 
 def top(*, url: Url = None, once: Flag = False, common: CommonOptions = NO_OPTIONS) -> int:
-    """Show a replica and its fleet in the terminal: held targets, moves, shards, stream shards, queues, errors.
+    """Show a replica and its fleet in the terminal: held targets, work in progress, shards, leases, queues, errors.
 
     Parameters
     ----------

@@ -14,7 +14,7 @@ from simplu_worker.commands.output.display import escape_unprintable
 
 STYLES: Final = {"good": "green", "warn": "yellow", "bad": "bold red", "": ""}
 HEAD_LINES: Final = 3  # the status, the notice, and an empty line
-FLEXIBLE: Final = frozenset({"Advice", "Problems", "Owner", "Error"})  # columns that a narrow terminal cuts
+FLEXIBLE: Final = frozenset({"Advice", "Detail", "Problems", "Owner", "Error"})  # columns that a narrow terminal cuts
 ALL_LINES: Final = 1_000_000  # of an output that is no terminal
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 LAG_WARN_S: Final = 10.0
@@ -38,15 +38,21 @@ def status_line(status: Json, fleet: Json) -> list[ScreenCell]:
     """Return the line on top, the numbers first by which a person sees if all is well: a narrow terminal cuts it."""
     is_ready = status.get("ready") is True
     lags = [one["lagSeconds"] for one in _stream_shards(status, fleet) if one.get("lagSeconds") is not None]
-    held = {one.get("target", number) for number, one in enumerate(status.get("held", ()))}
+    own = {one.get("target", number) for number, one in enumerate(status.get("held", ()))}
+    held_count = len(own) + int(sum(_known(_others(fleet), "heldTargets")))
     shards = status.get("shards", ())
     sick_count = sum(one.get("state") != "healthy" for one in shards)
     rate = sum(one.get("recordsPerSecond") or 0 for one in _stream_shards(status, fleet))
+    latencies = _known(fleet.get("replicas", ()), "latencyP99Seconds")
+    dead_letters = _known(fleet.get("replicas", ()), "deadLetters")
+    why = status.get("unreadyDetail") or status.get("ready")
     cells = [
-        ScreenCell("ready", "good") if is_ready else ScreenCell(f"not ready: {status.get('ready')}", "bad"),
-        ScreenCell(f"held {len(held)}", "warn" if held else "good"),
+        ScreenCell("ready", "good") if is_ready else ScreenCell(f"not ready: {why}", "bad"),
+        ScreenCell(f"held {held_count:,}", "warn" if held_count else "good"),
         ScreenCell(f"shards {len(shards) - sick_count} of {len(shards)}", "warn" if sick_count else "good"),
         ScreenCell(f"lag {duration_text(max(lags))}", lag_tone(max(lags))) if lags else ScreenCell(""),
+        ScreenCell(f"p99 {duration_text(max(latencies))}" if latencies else ""),
+        _dead_letters(sum(dead_letters)) if dead_letters else ScreenCell(""),
         ScreenCell(f"{rate:,.0f} records/s"),
         ScreenCell(f"up {duration_text(status.get('uptime_s'))}"),
         ScreenCell(str(status.get("replica", ""))),
@@ -58,8 +64,8 @@ def status_line(status: Json, fleet: Json) -> list[ScreenCell]:
 def tables_of(status: Json, fleet: Json, queues: Sequence[Json]) -> list[ScreenTable]:
     """Return the tables, those first that ask for a person; an empty one is left out."""
     tables = [
-        _held_table(status.get("held", ()), status.get("heldAdvice", {})),
-        _table("Moves", ("Tenant", "From", "To", "Phase", "Rows"), map(_move_row, status.get("moves", ()))),
+        _held_table(_held(status, fleet), {**fleet.get("heldAdvice", {}), **status.get("heldAdvice", {})}),
+        _table("In progress", ("Kind", "Subject", "State", "Detail"), _work_rows(status)),
         _shard_table(status.get("shards", ())),
         _replica_table(fleet.get("replicas", ())),
         _stream_table(_stream_shards(status, fleet)),
@@ -133,6 +139,23 @@ def _stream_shards(status: Json, fleet: Json) -> list[Json]:
     return [{**own.get(one.get("streamShard"), {}), **one} for one in fleet.get("streamShards", ())]
 
 
+def _held(status: Json, fleet: Json) -> list[Json]:
+    """Return the held targets of this replica, and those that the others name."""
+    return [*status.get("held", ()), *(one for replica in _others(fleet) for one in replica.get("held", ()))]
+
+
+def _others(fleet: Json) -> list[Json]:
+    return [replica for replica in fleet.get("replicas", ()) if not replica.get("isThis")]
+
+
+def _known(rows: Iterable[Json], name: str) -> list[float]:
+    return [row[name] for row in rows if row.get(name) is not None]
+
+
+def _dead_letters(count: float) -> ScreenCell:
+    return ScreenCell(f"dead letters {count:,.0f}/h", "warn" if count else "good")
+
+
 def _text(value: object) -> ScreenCell:
     match value:
         case None | "" | [] | {}:
@@ -169,15 +192,27 @@ def _held_table(held: Sequence[Json], advice: Mapping[str, Json]) -> ScreenTable
     return ScreenTable("Held", ("Target", "Reason", "State", "Age", "Advice"), rows)
 
 
-def _move_row(one: Json) -> Sequence[ScreenCell]:
-    phase = ScreenCell(str(one["error"]), "bad") if one.get("error") else _text(one.get("phase") or one.get("step"))
-    return (
-        _text(one.get("tenant")),
-        _text(one.get("sourceShard")),
-        _text(one.get("targetShard")),
-        phase,
-        _text(one.get("rows")),
-    )
+def _work_rows(status: Json) -> Iterator[Sequence[ScreenCell]]:
+    """Yield the moves, catch-ups and upgrades, and the shards for which an upgrade is due."""
+    for one in status.get("moves", ()):
+        state = ScreenCell("failed", "bad") if one.get("error") else _text(one.get("phase") or one.get("step"))
+        way = f"{one.get('sourceShard')} to {one.get('targetShard')}"
+        detail = one.get("error") or (way if one.get("rows") is None else f"{way}, {one['rows']:,} rows")
+        yield ScreenCell("move"), ScreenCell(f"tenant {one.get('tenant')}"), state, _text(detail)
+    for reader in status.get("streamShards", ()):
+        for one in reader.get("catchUps") or ():
+            behind = f"{duration_text(one.get('behindMainSeconds'))} behind"
+            detail = f"{reader.get('streamShard')}, {one.get('records') or 0:,} records"
+            yield ScreenCell("catch-up"), _text(one.get("targets")), ScreenCell(behind), ScreenCell(detail)
+    shards = status.get("shards", ())
+    newest = max(_known(shards, "schemaVersion"), default=0)
+    for one in shards:
+        version = one.get("schemaVersion")
+        is_due = version is not None and version < newest
+        if one.get("upgrading") or is_due:
+            state = ScreenCell("under way", "warn") if one.get("upgrading") else ScreenCell("due", "warn")
+            detail = f"schema {version}, others have {newest}" if is_due else None
+            yield ScreenCell("upgrade"), ScreenCell(f"shard {one.get('shardId')}"), state, _text(detail)
 
 
 def _shard_table(shards: Iterable[Json]) -> ScreenTable:
@@ -213,12 +248,15 @@ def _replica_table(replicas: Iterable[Json]) -> ScreenTable:
             _text(one.get("leases")),
             _lag(one.get("lagSeconds")),
             _text(one.get("recordsPerSecond")),
+            ScreenCell(duration_text(one.get("latencyP99Seconds"))),
+            _text(one.get("deadLetters")),
             _text(one.get("heldTargets")),
             ScreenCell(duration_text(one.get("seenSecondsAgo"))),
         )
         for one in replicas
     ]
-    return ScreenTable("Replicas", ("Replica", "Version", "Leases", "Lag", "Records/s", "Held", "Seen ago"), rows)
+    columns = ("Replica", "Version", "Leases", "Lag", "Records/s", "p99", "Dead letters/h", "Held", "Seen ago")
+    return ScreenTable("Replicas", columns, rows)
 
 
 def _stream_table(stream_shards: Iterable[Json]) -> ScreenTable:

@@ -58,6 +58,11 @@ class WorkerProcess:
         """Its process id; `None` when it is not running."""
         return None if self._process is None or self._process.poll() is not None else self._process.pid
 
+    @property
+    def operator(self) -> dict[str, str]:
+        """The header of an operator's requests."""
+        return {"Authorization": f"Bearer {self._env.get('API_TOKEN', '')}"}
+
     def start(self) -> None:
         """Start the worker; its output is appended to the log."""
         self._process = self._group.spawn(

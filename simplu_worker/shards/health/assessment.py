@@ -46,6 +46,7 @@ class ShardProbe(msgspec.Struct, frozen=True, kw_only=True):
     *unwritable_tables* are those of schema version 3 that this role may not write. *gaps* are the stream shards of
     which the shard lacks records that the stream no longer has, and no person has accepted that. *moves* are those from
     this shard that have not ended or have just ended; None if they were not read.
+    *is_upgrading* is whether `shards upgrade` runs there.
     """
 
     server_version: str
@@ -69,6 +70,7 @@ class ShardProbe(msgspec.Struct, frozen=True, kw_only=True):
     unwritable_tables: Sequence[str] = ()
     gaps: Sequence[str] = ()
     moves: Sequence[MoveEntry] | None = None
+    is_upgrading: bool = False
 
 
 class ShardSilence(msgspec.Struct, frozen=True):
@@ -308,6 +310,7 @@ def _probe_members(probe: ShardProbe) -> dict[str, Any]:
         "connectMs": round(probe.connect_s * 1000, 2),
         "serverVersion": probe.server_version,
         "schemaVersion": probe.schema_version,
+        "upgrading": probe.is_upgrading or None,
         "tenantCount": probe.tenant_count,
         "connectionsUsed": probe.connections_used,
         "connectionsMax": probe.connections_max,

@@ -116,6 +116,7 @@ async def _add_details(
             identity = await connection.fetchrow(QUERIES["read_identity"])
             facts["schema_version"] = None if identity is None else identity["version"]
     await _add_columns(connection, "probe_connections", {"used": "connections_used", "room": "connections_max"}, facts)
+    await _add_columns(connection, "probe_upgrade", {"is_upgrading": "is_upgrading"}, facts)
     lag = {"lag_s": "lag_s", "lag_bytes": "lag_bytes", "standby_count": "standby_count"}
     await _add_columns(connection, "probe_standby" if facts["is_standby"] else "probe_primary", lag, facts)
     version: int | None = facts.get("schema_version")

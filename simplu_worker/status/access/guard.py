@@ -6,20 +6,16 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
 
-import structlog
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from simplu_worker.status.access.audit import log_call
 from simplu_worker.status.access.reductions import is_own_host
 from simplu_worker.status.access.roles import Role, Tokens
 from simplu_worker.status.responses import error_response
 from simplu_worker.status.routes.table import Access, Route
 
-SHOWN_LENGTH: Final = 200  # of an id in the log
-LOGGED_QUERY: Final = frozenset({"businessId", "locationId", "queue", "content"})  # names, of which none is content
 VARIABLES: Final = {Role.OPERATOR: "API_TOKEN", Role.VIEWER: "API_VIEWER_TOKEN"}
-
-log = structlog.get_logger(__name__)
 
 
 class Guard:
@@ -35,6 +31,10 @@ class Guard:
 
     def __repr__(self) -> str:
         return f"Guard({self._tokens!r})"
+
+    def is_operator(self, request: web.Request) -> bool:
+        """Return whether *request* has the operators' token."""
+        return self._tokens.role_of(request.headers.get("Authorization", "")) is Role.OPERATOR
 
     def protect(self, route: Route, by_role: Mapping[Role, Handler], *, without_token: Handler | None) -> Handler:
         """Return the handler of *route*: that of the caller's role, or a refusal.
@@ -58,13 +58,14 @@ class Guard:
                 return error_response(
                     HTTPStatus.FORBIDDEN, "the token in API_VIEWER_TOKEN may only look: expected that in API_TOKEN"
                 )
-            if route.access is Access.DESTROYERS and not self._allow_destructive:
+            is_refused = route.access is Access.DESTROYERS and not self._allow_destructive
+            if role is Role.OPERATOR:
+                log_call(request, route.path, refused=HTTPStatus.FORBIDDEN if is_refused else None)
+            if is_refused:
                 return error_response(
                     HTTPStatus.FORBIDDEN,
                     "destructive requests are not allowed: set ALLOW_DESTRUCTIVE_HTTP=true and restart",
                 )
-            if role is Role.OPERATOR:
-                _log_call(request, route)
             return await by_role[role](request)
 
         return guarded
@@ -82,19 +83,6 @@ class Guard:
                 f"expected the header Authorization: Bearer, followed by the value of {names}"
             )
         return _unauthorized_response(f"this is not the bearer token that {names} holds", error="invalid_token")
-
-
-def _log_call(request: web.Request, route: Route) -> None:
-    """Log the call of an operator: its peer and its subject, and nothing of its content."""
-    about = {**request.match_info, **{name: request.query[name] for name in LOGGED_QUERY if name in request.query}}
-    log.info(
-        "http.called",
-        role=Role.OPERATOR,
-        peer=request.remote,
-        method=request.method,
-        path=route.path,
-        about={name: value[:SHOWN_LENGTH] for name, value in about.items()} or None,
-    )
 
 
 def _unauthorized_response(message: str, *, error: str | None = None) -> web.Response:

@@ -17,17 +17,17 @@ import msgspec
 
 from simplu_worker.operations.operation import Failure
 from simplu_worker.shards.health.moves import UNFINISHED
+from simplu_worker.status.unreadiness import UnreadyReason
 
 # Names that labels of the metrics show as well, which need no token either; and times.
 SHOWN_TEXTS: Final = frozenset({"kind", "lastCheckAt", "name", "queue", "shardId", "streamShard", "version"})
 STATE_MEMBERS: Final = frozenset({"ready", "reason", "role", "state", "step", "citrus"})
 STATES: Final = frozenset(
     [
+        *map(str, UnreadyReason),
         *(
-            "starting",
             "running",
             "waiting",
-            "draining",
             "opening",
             "polling",
             "reading",
@@ -115,7 +115,8 @@ class Reduction(msgspec.Struct, frozen=True):
                     if value is not None or (self.keeps_null and view[name] is None)
                 }
             case list() | tuple():
-                return [item for item in map(self.apply, view) if item is not None]
+                shown_items = [(self.apply(item), item) for item in view]
+                return [shown for shown, item in shown_items if shown is not None or (self.keeps_null and item is None)]
             case bool() | int() | float():
                 return view
             case _:

@@ -9,6 +9,8 @@ from typing import Any, Final
 
 import msgspec
 
+from simplu_worker.consumers.kinesis.leases.lease_report import ReplicaFigures
+
 INTERVAL_S: Final = 30.0
 POINTS_MAX: Final = 120  # an hour
 MEDIAN: Final = 0.5
@@ -56,6 +58,13 @@ class History:
             before_at, before = self._last
             self._points.append(point_between(before, totals, passed_s=now - before_at, bounds_s=self._bounds_s))
         self._last, self._last_at = (now, totals), at
+
+    def figures(self) -> ReplicaFigures:
+        """Return the p99 latency of the last point, and the dead letters of all; unknown before the first point."""
+        if not self._points:
+            return ReplicaFigures()
+        dead_letter_count = sum(point.dead_letters for point in self._points)
+        return ReplicaFigures(_rounded(self._points[-1].latency_p99_s), dead_letter_count)
 
     def view(self) -> dict[str, Any]:
         """Return the points as JSON members: one list for each quantity."""

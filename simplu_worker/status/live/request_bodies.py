@@ -11,6 +11,7 @@ import msgspec
 from aiohttp import web
 
 from simplu_worker.operations.operation import DeadLetterReason, Source
+from simplu_worker.status.access.audit import Actor
 
 BODY_WITHIN_S: Final = 10.0
 LETTERS_DEFAULT: Final = 1000
@@ -57,15 +58,15 @@ class LettersRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, re
 
 
 class LettersDesk(Protocol):
-    """Answers requests about dead letters, each with an HTTP status and JSON members."""
+    """Answers requests about dead letters, each with an HTTP status and JSON members; the log has the *actor*."""
 
-    async def list(self, request: LettersRequest) -> tuple[int, dict[str, Any]]:
+    async def list(self, request: LettersRequest, actor: Actor) -> tuple[int, dict[str, Any]]:
         """List dead letters."""
 
-    async def replay(self, request: LettersRequest) -> tuple[int, dict[str, Any]]:
+    async def replay(self, request: LettersRequest, actor: Actor) -> tuple[int, dict[str, Any]]:
         """Send records to their source again, or return the plan."""
 
-    async def discard(self, request: LettersRequest) -> tuple[int, dict[str, Any]]:
+    async def discard(self, request: LettersRequest, actor: Actor) -> tuple[int, dict[str, Any]]:
         """Delete dead letters, or return the plan."""
 
 

@@ -2,6 +2,9 @@
 const NAMESPACE = "http://www.w3.org/2000/svg";
 const WIDTH = 240;
 const HEIGHT = 48;
+const CAPACITY_MIN = 24; // a young history begins in the middle of a chart, not at its end
+
+export const capacityOf = (points) => Math.max(points.length, CAPACITY_MIN);
 
 function shape(name, attributes) {
   const made = document.createElementNS(NAMESPACE, name);
@@ -16,10 +19,11 @@ function drawing(label) {
 }
 
 // The runs of known values in *points*, as lists of [x, y]; a missing value is a gap.
-function runs(points, top, capacity) {
+function runs(points, top) {
   const found = [];
   let run = null;
-  const step = WIDTH / Math.max(capacity - 1, 1);
+  const capacity = capacityOf(points);
+  const step = WIDTH / (capacity - 1);
   const shift = capacity - points.length;
   for (const [place, value] of points.entries()) {
     if (value === null || value === undefined) {
@@ -35,8 +39,8 @@ function runs(points, top, capacity) {
 const path = (run) => run.map(([x, y], place) => `${place ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("")
   + (run.length === 1 ? "h1" : "");
 
-function line(svg, points, top, capacity, className, hasArea) {
-  for (const run of runs(points, top, capacity)) {
+function line(svg, points, top, className, hasArea) {
+  for (const run of runs(points, top)) {
     if (hasArea) {
       const end = run[run.length - 1][0] + (run.length === 1 ? 1 : 0);
       svg.append(shape("path", { class: "area", d: `${path(run)}L${end.toFixed(1)} ${HEIGHT}L${run[0][0].toFixed(1)} ${HEIGHT}Z` }));
@@ -47,18 +51,19 @@ function line(svg, points, top, capacity, className, hasArea) {
 
 export const highest = (...series) => Math.max(0, ...series.flat().filter((value) => typeof value === "number"));
 
-// One or two series of an hour, as lines; *points* are the oldest first, and at the right edge *capacity* of them end.
-export function lines(points, second, label, capacity) {
+// One or two series of an hour, as lines; *points* are the oldest first, and the last one is at the right edge.
+export function lines(points, label, second = []) {
   const svg = drawing(label);
-  const top = highest(points, second ?? []) || 1;
-  line(svg, points, top, capacity, "line", true);
-  if (second) line(svg, second, top, capacity, "line second", false);
+  const top = highest(points, second) || 1;
+  line(svg, points, top, "line", true);
+  line(svg, second, top, "line second", false);
   return svg;
 }
 
-export function bars(points, label, capacity) {
+export function bars(points, label) {
   const svg = drawing(label);
   const top = highest(points) || 1;
+  const capacity = capacityOf(points);
   const step = WIDTH / capacity;
   const shift = capacity - points.length;
   for (const [place, value] of points.entries()) {
@@ -67,11 +72,5 @@ export function bars(points, label, capacity) {
     const x = ((place + shift) * step).toFixed(1);
     svg.append(shape("rect", { class: "bar", x, y: (HEIGHT - height).toFixed(1), width: Math.max(step - 0.5, 1.5).toFixed(1), height: height.toFixed(1) }));
   }
-  return svg;
-}
-
-export function sparkline(points, label) {
-  const svg = drawing(label);
-  line(svg, points, highest(points) || 1, Math.max(points.length, 30), "line", true);
   return svg;
 }

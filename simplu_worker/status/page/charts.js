@@ -1,9 +1,8 @@
 // The charts of the last hour, one figure each.
-import { bars, highest, lines } from "./chart.js";
+import { bars, capacityOf, highest, lines } from "./chart.js";
 import { byId, element, setText } from "./dom.js";
-import { text } from "./format.js";
+import { sum, text } from "./format.js";
 
-const CAPACITY_MIN = 24; // a young history begins in the middle of a chart, not at its end
 const CHARTS = [
   { key: "operationsPerSecond", title: "Operations", kind: "rate" },
   { key: "lagSeconds", title: "Lag", kind: "seconds" },
@@ -27,13 +26,13 @@ function figure(key, title) {
   return made;
 }
 
-function describe({ key, second, title, kind, isBars }, history) {
+function describe({ key, second, title, kind }, history) {
   const points = history[key];
   const other = history[second] ?? [];
   const top = text(highest(points, other), kind);
-  if (isBars && key === "deadLetters") {
-    const sum = points.reduce((total, one) => total + (one ?? 0), 0);
-    return [text(sum, kind), `${title} of the last hour: ${text(sum, kind)}`];
+  if (key === "deadLetters") {
+    const total = text(sum(points), kind);
+    return [total, `${title} of the last hour: ${total}`];
   }
   const now = (second ? [points, other] : [points]).map((one) => text(one.at(-1), kind)).join(" · ");
   return [`${now} (max ${top})`, `${title} of the last hour: now ${now}, highest ${top}`];
@@ -54,10 +53,8 @@ export function showCharts(history) {
     const [caption, holder, axis] = made.children;
     const [shown, label] = describe(chart, history);
     setText(caption.lastElementChild, shown);
-    const capacity = Math.max(points.length, CAPACITY_MIN);
-    const seconds = capacity * (history.intervalSeconds ?? 30);
+    const seconds = capacityOf(points) * (history.intervalSeconds ?? 30);
     setText(axis.firstElementChild, seconds >= 3600 ? "an hour ago" : `${Math.round(seconds / 60)} min ago`);
-    holder.replaceChildren(chart.isBars ? bars(points, label, capacity)
-      : lines(points, history[chart.second], label, capacity));
+    holder.replaceChildren(chart.isBars ? bars(points, label) : lines(points, label, history[chart.second]));
   }
 }

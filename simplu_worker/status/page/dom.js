@@ -1,8 +1,9 @@
 // Elements, and tables that change only where their rows do: scrolled tables, selected text and the focus stay.
 import { isNothing, isNumeric, text, toneOfLag, toneOfState, words, kindOf } from "./format.js";
-import { sparkline } from "./chart.js";
+import { lines } from "./chart.js";
 
 const LONG_TEXT = 60;
+const LONG_HEADING = 26; // of a row, in the width of a phone
 
 export const byId = (id) => document.getElementById(id);
 
@@ -56,14 +57,15 @@ function contentOf(value, kind, isHeading) {
     if (kind === "badge") return [badge(shown, toneOfState(value))];
     if (kind === "warning") return [badge(shown, "warn")];
     if (kind === "lag" && toneOfLag(value)) return [badge(shown, toneOfLag(value)), "number"];
-    if (kind === "chart") return [sparkline(value.points, value.label)];
+    if (kind === "chart") return [lines(value.points, value.label)];
     if (kind === "action") return [actionButton(value.title, value.act)];
     if (kind === "choice") return [choice(value)];
     if (kind === "code") return [openable(shown), "code"];
     if (kind === "link" && /^https?:/.test(value)) return [link(value)];
   }
-  if (kind === "long" || kind === "advice" || (isHeading && shown.length > LONG_TEXT)) {
-    return [shown.length > LONG_TEXT ? openable(shown) : element("span", shown), kind === "advice" ? "long advice" : "long"];
+  const isLong = shown.length > (isHeading ? LONG_HEADING : LONG_TEXT);
+  if (kind === "long" || kind === "advice" || (isHeading && isLong)) {
+    return [isLong ? openable(shown) : element("span", shown), kind === "advice" ? "long advice" : "long"];
   }
   return [shown, isNumeric(kind) ? "number" : ""];
 }

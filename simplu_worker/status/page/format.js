@@ -21,6 +21,8 @@ export function count(value) {
   return value.toLocaleString("en", { maximumFractionDigits: value < 10 ? 2 : value < 100 ? 1 : 0 });
 }
 
+export const sum = (values) => values.reduce((total, one) => total + (one ?? 0), 0);
+
 export function words(key) {
   const spaced = String(key).replace(/Seconds$|Ms$|Bytes$/, "").replace(/_/g, " ")
     .replace(/([a-z])([A-Z])/g, "$1 $2").toLowerCase().trim();
@@ -75,6 +77,7 @@ export function kindOf(key) {
   if (/Seconds$/.test(key)) return "seconds";
   if (/Ms$/.test(key)) return "ms";
   if (/Bytes$/.test(key)) return "bytes";
+  if (key === "runbook") return "link";
   return /^(at|.*At|since|readUpTo|from|until)$/.test(key) ? "time" : "text";
 }
 

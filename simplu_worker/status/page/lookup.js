@@ -1,7 +1,7 @@
 // A tenant and its last operations, and an operation by its id.
 import { ask } from "./client.js";
 import { byId, setText, showCode, showSection } from "./dom.js";
-import { columnsOf, count, isNothing, withoutNothing } from "./format.js";
+import { columnsOf, count, isNothing, text, withoutNothing } from "./format.js";
 
 const LISTED = 200; // of them the outcomes are counted
 const SHOWN = 20;
@@ -14,11 +14,6 @@ function remark(message) {
   setText(byId("lookup-notice"), message);
 }
 
-function holdsOf(status, { businessId, locationId, shardId }) {
-  const names = [`tenant ${businessId}-${locationId}`, `shard ${shardId}`];
-  return (status?.held ?? []).filter(({ target }) => names.includes(target));
-}
-
 function outcomesOf(operations) {
   const counts = {};
   for (const { status, error } of operations) {
@@ -28,7 +23,7 @@ function outcomesOf(operations) {
   return Object.entries(counts).map(([outcome, number]) => `${outcome} ${count(number)}`).join("; ");
 }
 
-async function showTenant(businessId, locationId, status) {
+async function showTenant(businessId, locationId) {
   const path = `tenants/${encodeURIComponent(businessId)}/${encodeURIComponent(locationId)}`;
   const asked = { businessId, locationId };
   const [tenant, latest, failed] = await Promise.all([
@@ -36,17 +31,17 @@ async function showTenant(businessId, locationId, status) {
     ask(`operations?${queryOf({ ...asked, limit: LISTED })}`),
     ask(`operations?${queryOf({ ...asked, limit: SHOWN, status: "failed" })}`),
   ]);
-  const { resources, operations: logged, error, ...facts } = tenant.body;
+  const { resources, operations: logged, held, ...facts } = tenant.body;
   const operations = latest.body.operations ?? [];
-  const holds = holdsOf(status, tenant.body);
   const title = `Tenant ${businessId} ${locationId}`;
   showSection(byId("found"), {
     id: "tenant", title,
     facts: {
-      ...facts, ...(error ? { error } : {}),
+      ...facts,
       ...(isNothing(resources) ? {} : { resources: count(resources), operationsInTheLog: count(logged ?? 0) }),
       ...(operations.length ? { [`last${operations.length}Operations`]: outcomesOf(operations) } : {}),
-      held: holds.length ? holds.map((one) => `${one.target}: ${one.reason}. ${status.heldAdvice?.[one.reason]?.advice ?? ""}`).join(" ") : "no",
+      held: held ? `${held.reason}${held.since ? ` since ${text(held.since, "time")}` : ""}. ${held.advice ?? ""}` : "no",
+      ...withoutNothing({ runbook: held?.runbook }),
     },
   });
   if (tenant.status !== 200) return;
@@ -71,8 +66,8 @@ function close() {
   remark("Both ids of a tenant, the request id of an operation, or all three.");
 }
 
-// Have the form ask the worker; *readStatus* returns the last status.
-export function openLookup(readStatus) {
+// Have the form ask the worker.
+export function openLookup() {
   close();
   byId("lookup").addEventListener("submit", async (event) => {
     event.preventDefault();
@@ -83,7 +78,7 @@ export function openLookup(readStatus) {
     remark("Asking the shards.");
     try {
       if (requestId) await showOperation(requestId, businessId, locationId);
-      if (businessId) await showTenant(businessId, locationId, readStatus());
+      if (businessId) await showTenant(businessId, locationId);
       remark(`Read at ${new Date().toLocaleTimeString()}.`);
       byId("close-lookup").hidden = false;
     } catch {

@@ -2,19 +2,18 @@
 import { showCharts } from "./charts.js";
 import { UnreachableError, ask, forgetToken, keepToken, knownToken, listen } from "./client.js";
 import { byId, element, setText, showSection } from "./dom.js";
-import { duration, withoutNothing } from "./format.js";
+import { duration, text, withoutNothing } from "./format.js";
 import { closeLetters, openLetters } from "./letters.js";
 import { closeLookup, openLookup } from "./lookup.js";
-import { Traces } from "./traces.js";
 import { overviewOf, sectionsOf } from "./views.js";
 
 const POLL_EVERY_MS = 2000;
 const PROBE_EVERY_MS = 5000;
-const QUEUES_EVERY_MS = 15000; // SQS is asked
+const SLOW_EVERY_MS = 15000; // what events do not bring: SQS is asked, and the last hour of the stream shards
 const RESULT_SHOWN_MS = 15000; // of an action
 const RETRY_EVENTS_MS = 60000; // where the worker has no events
 
-const state = { status: null, fleet: null, queues: null, traces: new Traces(), asksForToken: false };
+const state = { status: null, fleet: null, queues: null, hours: {}, asksForToken: false };
 let stream = new AbortController();
 
 const pause = (ms) => new Promise((wake) => setTimeout(wake, ms));
@@ -32,8 +31,8 @@ function showNotice(message, colour = "") {
 function showBadge(name, answer) {
   const badge = byId(name);
   const isFine = answer?.status === 200;
-  const reason = answer?.body.reason ?? "";
-  setText(badge, !answer ? `${name}?` : isFine ? name : `not ${name}${reason ? `: ${reason}` : ""}`);
+  const reason = name === "ready" && state.status?.unreadyDetail || text(answer?.body.reason ?? "").replace(/_/g, " ");
+  setText(badge, !answer ? `${name}?` : isFine ? name : `not ${name}: ${reason}`);
   badge.className = `badge ${!answer ? "" : isFine ? "good" : name === "live" ? "bad" : "warn"}`;
 }
 
@@ -91,14 +90,13 @@ async function act(question, path, body) {
 }
 
 function show() {
-  const { status, fleet } = state;
+  const { status } = state;
   if (!status) return;
   const now = Date.now();
-  state.traces.note(fleet?.streamShards ?? status.streamShards ?? [], now);
-  const known = { fleet, queues: state.queues, traces: state.traces.byStreamShard, actions: actionsOf(status) };
+  const known = { ...state, actions: actionsOf(status) };
   showOverview(overviewOf(status, known));
   showCharts(status.history ?? {});
-  setText(byId("scope"), `Charts, held targets and errors are those of replica ${status.replica}.`);
+  setText(byId("scope"), `Charts, catch-ups and errors are those of replica ${status.replica}.`);
   showSections(sectionsOf(status, known));
   const uptime = status.uptime_s;
   setText(byId("about"), [
@@ -117,7 +115,7 @@ function show() {
 }
 
 function forgetStatus() {
-  Object.assign(state, { status: null, fleet: null, queues: null, traces: new Traces() });
+  Object.assign(state, { status: null, fleet: null, queues: null, hours: {} });
   for (const id of ["overview", "charts", "sections"]) byId(id).replaceChildren();
   byId("overview").shape = undefined;
   closeLookup();
@@ -210,15 +208,16 @@ async function keepProbing() {
   }
 }
 
-async function keepAskingQueues() {
+async function keepAskingSlowly() {
   for (;;) {
     await shown();
     if (state.status) {
-      const { status, body } = await ask("sqs/stats").catch(() => ({}));
-      state.queues = status === 200 ? body.queues : null;
+      const [queues, history] = await Promise.all(["sqs/stats", "fleet/history"].map((path) => ask(path).catch(() => ({}))));
+      state.queues = queues.body?.queues;
+      state.hours = Object.fromEntries((history.body?.streamShards ?? []).map((one) => [one.streamShard, one]));
       show();
     }
-    await pause(state.status ? QUEUES_EVERY_MS : POLL_EVERY_MS / 4);
+    await pause(state.status ? SLOW_EVERY_MS : POLL_EVERY_MS / 4);
   }
 }
 
@@ -235,8 +234,8 @@ byId("forget").addEventListener("click", () => {
   byId("token").focus();
 });
 document.addEventListener("visibilitychange", () => document.hidden && stream.abort());
-openLookup(() => state.status);
+openLookup();
 openLetters();
 keepShowing();
 keepProbing();
-keepAskingQueues();
+keepAskingSlowly();

@@ -1,34 +1,38 @@
 // The status of the worker and of its fleet, as sections of tables. Pure.
-import { columnsOf, count, duration, isNothing, text, toneOfLag, withoutNothing } from "./format.js";
+import { columnsOf, count, duration, isNothing, sum, text, toneOfLag, withoutNothing } from "./format.js";
 
 const HELD_SHOWN = 50;
 
 const withoutZeros = (counts) => Object.fromEntries(Object.entries(counts ?? {}).filter(([, one]) => one));
-const sum = (values) => values.filter((one) => typeof one === "number").reduce((total, one) => total + one, 0);
-const maximum = (values) => values.filter((one) => typeof one === "number").reduce((top, one) => Math.max(top ?? 0, one), null);
+// The known values of a member in *rows*; null for none.
+function known(rows, key, combine) {
+  const values = rows.map((one) => one[key]).filter((one) => typeof one === "number");
+  return values.length ? combine(values) : null;
+}
+const highest = (values) => Math.max(...values);
 const noun = (number, one) => (number === 1 ? one : `${one}s`);
 const plural = (number, one) => `${count(number)} ${noun(number, one)}`;
 
 // The stream shards with all that the fleet and this replica know of each.
-export function streamShardsOf(status, fleet, traces) {
+function streamShardsOf(status, { fleet, hours }) {
   const own = new Map((status.streamShards ?? []).map((one) => [one.streamShard, one]));
   const rows = fleet?.streamShards ?? [...own.values()];
   return rows.map((one) => {
     const here = own.get(one.streamShard) ?? {};
-    const trace = traces.get(one.streamShard);
-    const chart = (what, points) => points?.some((point) => point !== null) && { points, label: `${what} of ${one.streamShard} since this page is open` };
+    const { lagSeconds, recordsPerSecond } = hours[one.streamShard] ?? {};
+    const chart = (what, points) => (points?.some((point) => point !== null) ? { points, label: `${what} of ${one.streamShard} in the last hour` } : null);
     return {
       ...here,
       ...one,
       held: isNothing(here.held) ? one.heldTargets || null : here.held,
-      lagChart: chart("Lag", trace?.lag) || null,
-      rateChart: chart("Records a second", trace?.rate) || null,
+      lagChart: chart("Lag", lagSeconds),
+      rateChart: chart("Records a second", recordsPerSecond),
     };
   });
 }
 
 // The queues as SQS reports them, with all that their receivers know.
-export function queuesOf(status, queues) {
+function queuesOf(status, queues) {
   const received = new Map((status.queues ?? []).map((one) => [one.name, one]));
   const rows = queues ?? [...received.values()];
   return rows.map((one) => {
@@ -57,7 +61,13 @@ const shardRow = ({ tenantCount, connections, connectionsUsed, connectionsMax, e
   lastAnswerAt: lastAnswer?.at,
 });
 
-const heldElsewhere = (fleet) => sum((fleet?.replicas ?? []).map((one) => (one.isThis ? 0 : one.heldTargets)));
+const othersOf = (fleet) => (fleet?.replicas ?? []).filter((one) => !one.isThis);
+
+// The held targets of this replica, and those that the others name.
+function heldOf(status, fleet) {
+  const others = othersOf(fleet).flatMap(({ replica, held = [] }) => held.map((one) => ({ ...one, replica })));
+  return [...status.held ?? [], ...others].sort((one, other) => other.ageSeconds - one.ageSeconds);
+}
 
 function summaryOf(held) {
   const counts = new Map();
@@ -83,21 +93,25 @@ function workOf(status) {
       work.push({ kind: "catch-up", subject: text(one.targets), state: `${duration(one.behindMainSeconds)} behind`, detail });
     }
   }
-  const versions = (status.shards ?? []).map((one) => one.schemaVersion).filter((one) => typeof one === "number");
-  const newest = Math.max(...versions, 0);
-  for (const { shardId, schemaVersion } of status.shards ?? []) {
-    if (typeof schemaVersion !== "number" || schemaVersion === newest) continue;
-    work.push({ kind: "upgrade", subject: `shard ${shardId}`, state: "due", detail: `schema ${schemaVersion}, others have ${newest}` });
+  const shards = status.shards ?? [];
+  const newest = known(shards, "schemaVersion", highest);
+  for (const { shardId, schemaVersion, upgrading } of shards) {
+    const isDue = schemaVersion < newest;
+    if (!upgrading && !isDue) continue;
+    const detail = isDue ? `schema ${schemaVersion}, others have ${newest}` : null;
+    work.push({ kind: "upgrade", subject: `shard ${shardId}`, state: upgrading ? "under way" : "due", detail });
   }
   return work;
 }
 
-export function sectionsOf(status, { fleet, queues, traces, actions }) {
-  const held = [...(status.held ?? [])].sort((one, other) => other.ageSeconds - one.ageSeconds);
-  const streamShards = streamShardsOf(status, fleet, traces);
+export function sectionsOf(status, all) {
+  const { fleet, queues, actions } = all;
+  const held = heldOf(status, fleet);
+  const advice = { ...fleet?.heldAdvice, ...status.heldAdvice };
+  const streamShards = streamShardsOf(status, all);
   const more = held.length > HELD_SHOWN ? ` The oldest ${HELD_SHOWN} are shown.` : "";
-  const elsewhere = heldElsewhere(fleet);
-  const others = elsewhere ? ` ${count(elsewhere)} are held on other replicas.` : "";
+  const elsewhere = known(othersOf(fleet), "heldTargets", sum);
+  const others = elsewhere ? ` ${count(elsewhere)} are held on other replicas; the oldest of each are shown.` : "";
   return [
     {
       id: "held", title: "Held targets", isHidden: !held.length && !elsewhere,
@@ -105,8 +119,8 @@ export function sectionsOf(status, { fleet, queues, traces, actions }) {
       columns: columnsOf("target", "reason:warning", "state:badge",
         "ageSeconds:seconds", "retry:action:Action", "advice:advice:What to do", "runbook:link",
         "tenants:number", "heldForSeconds:seconds",
-        "streamShard", "position:code"),
-      rows: held.slice(0, HELD_SHOWN).map((one) => ({ ...one, ...status.heldAdvice?.[one.reason], retry: actions?.retry(one) })),
+        "replica", "streamShard", "position:code"),
+      rows: held.slice(0, HELD_SHOWN).map((one) => ({ ...one, ...advice[one.reason], retry: actions?.retry(one) })),
     },
     {
       id: "work", title: "Moves, catch-ups and upgrades in progress", rows: workOf(status),
@@ -124,14 +138,15 @@ export function sectionsOf(status, { fleet, queues, traces, actions }) {
     {
       id: "replicas", title: "Replicas", rows: (fleet?.replicas ?? []).map((one) => ({ ...one, replica: one.isThis ? `${one.replica} (this one)` : one.replica })),
       columns: columnsOf("replica", "version", "leases:number", "lagSeconds:lag",
-        "recordsPerSecond:rate:Records", "readKBps:kbps:Read", "heldTargets:number:Held",
+        "recordsPerSecond:rate:Records", "readKBps:kbps:Read", "latencyP99Seconds:seconds:p99",
+        "deadLetters:number:Dead letters/h", "heldTargets:number:Held",
         "seenSecondsAgo:seconds:Seen ago"),
     },
     {
       id: "stream", title: "Stream shards", isHidden: !streamShards.length,
       rows: streamShards.map((one) => ({ ...one, release: actions?.release(one) })),
       columns: columnsOf("streamShard", "state:badge", "lagSeconds:lag",
-        "lagChart:chart:Lag, since open", "recordsPerSecond:rate:Records", "rateChart:chart:Records, since open",
+        "lagChart:chart:Lag, last hour", "recordsPerSecond:rate:Records", "rateChart:chart:Records, last hour",
         "held", "pendingBytes:bytes", "reads", "owner",
         "trouble:long", "renewalAgeSeconds:seconds:Renewed ago", "checkpoint:code",
         "release:action:Action"),
@@ -162,31 +177,33 @@ function totalsOf({ counters = {}, cache, prefetch, citrus, sources = [] }) {
 }
 
 // The few numbers by which a person sees whether all is well.
-export function overviewOf(status, { fleet, queues, traces }) {
-  const streamShards = streamShardsOf(status, fleet, traces);
-  const replicas = fleet?.replicas ?? [];
+export function overviewOf(status, all) {
+  const streamShards = streamShardsOf(status, all);
+  const replicas = all.fleet?.replicas ?? [];
   const shards = status.shards ?? [];
   const sick = shards.filter(({ state }) => state !== "healthy");
   const lost = sick.filter(({ state }) => state === "lost");
-  const lag = maximum(streamShards.map((one) => one.lagSeconds));
-  const held = new Set((status.held ?? []).map((one) => one.target)).size + heldElsewhere(fleet);
+  const lag = known(streamShards, "lagSeconds", highest);
+  const held = new Set((status.held ?? []).map((one) => one.target)).size + known(othersOf(all.fleet), "heldTargets", sum);
   const unowned = streamShards.filter(({ state }) => state === "unowned").length;
-  const known = queuesOf(status, queues);
-  const dead = known.filter((one) => one.isDead);
-  const buried = status.history ? sum(status.history.deadLetters) : null;
-  const rates = streamShards.map((one) => one.recordsPerSecond).filter((one) => typeof one === "number");
-  const messages = sum(known.filter((one) => !one.isDead).map((one) => one.visible));
-  const buriedInQueues = sum(dead.map((one) => one.visible));
+  const queues = queuesOf(status, all.queues);
+  const dead = queues.filter((one) => one.isDead);
+  const buried = known(replicas, "deadLetters", sum);
+  const latency = known(replicas, "latencyP99Seconds", highest);
+  const rate = known(streamShards, "recordsPerSecond", sum);
+  const messages = known(queues.filter((one) => !one.isDead), "visible", sum) ?? 0;
+  const buriedInQueues = known(dead, "visible", sum) ?? 0;
   const letters = status.role === "operator" ? "letters" : "queues";
   const tile = (id, value, label, tone = "") => ({ id, value, label, tone });
   return [
     replicas.length && tile("replicas", count(replicas.length), noun(replicas.length, "replica")),
     streamShards.length && tile("stream", count(streamShards.length), unowned ? `stream shards, ${unowned} without owner` : "stream shards", unowned && "bad"),
     lag !== null && tile("stream", text(lag, "seconds"), "highest lag", toneOfLag(lag)),
-    rates.length && tile("stream", `${count(sum(rates))}/s`, "records of the fleet"),
+    rate !== null && tile("stream", `${count(rate)}/s`, "records of the fleet"),
+    latency !== null && tile("replicas", text(latency, "seconds"), "p99 latency"),
     tile(held ? "held" : "stream", count(held), noun(held, "held target"), held && "warn"),
     shards.length && tile("shards", `${shards.length - sick.length} of ${shards.length}`, "shards healthy", lost.length ? "bad" : sick.length && "warn"),
-    known.length && tile("queues", count(messages), "messages wait"),
+    queues.length && tile("queues", count(messages), "messages wait"),
     dead.length && tile(letters, count(buriedInQueues), "in the dead-letter queue", buriedInQueues && "warn"),
     buried !== null && tile(letters, count(buried), "dead letters in an hour", buried && "warn"),
   ].filter(Boolean);

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from simplu_worker.operations.operation import DeadLetterReason, Source
+from simplu_worker.status.unreadiness import UnreadyReason
 
 Schema = dict[str, Any]
 
@@ -60,7 +61,15 @@ MEASURED: Final = {
     "seenSecondsAgo": NUMBER_OR_NULL,
 }
 REPLICA: Final = _object(
-    "replica isThis leases", replica=TEXT, isThis=TRUTH, version=TEXT_OR_NULL, leases=COUNT, **MEASURED
+    "replica isThis leases held",
+    replica=TEXT,
+    isThis=TRUTH,
+    version=TEXT_OR_NULL,
+    leases=COUNT,
+    latencyP99Seconds=NUMBER_OR_NULL,
+    deadLetters=NUMBER_OR_NULL,
+    held=_list(_object("target reason", streamShard=TEXT, target=TEXT, reason=TEXT, ageSeconds=NUMBER)),
+    **MEASURED,
 )
 STREAM_SHARD: Final = _object(
     "streamShard owner state",
@@ -71,6 +80,15 @@ STREAM_SHARD: Final = _object(
     checkpoint=TEXT,
     **MEASURED,
 )
+STREAM_POINTS: Final = _object(
+    "streamShard lagSeconds recordsPerSecond",
+    streamShard=TEXT,
+    lagSeconds=_list(NUMBER_OR_NULL),
+    recordsPerSecond=_list(NUMBER_OR_NULL),
+)
+TENANT_HOLD: Final[Schema] = _object("reason", reason=TEXT, since=TEXT, advice=TEXT, runbook=TEXT) | {
+    "type": ["object", "null"]
+}
 HISTORY: Final = _object(
     "intervalSeconds from",
     intervalSeconds=NUMBER,
@@ -95,7 +113,8 @@ SCHEMAS: Final[dict[str, Schema]] = {
         replica=TEXT,
         version=TEXT,
         uptime_s=NUMBER,
-        ready={"type": ["boolean", "string"]},
+        ready={"type": ["boolean", "string"], "enum": [True, *(str(reason) for reason in UnreadyReason)]},
+        unreadyDetail=TEXT_OR_NULL,
         sources=_list(),
         queues=_list(),
         streamShards=_list(),
@@ -114,7 +133,11 @@ SCHEMAS: Final[dict[str, Schema]] = {
         stream=TEXT_OR_NULL,
         replicas=_list(REPLICA),
         streamShards=_list(STREAM_SHARD),
+        heldAdvice=ANY_OBJECT,
         counts=_object("replicas leases", replicas=COUNT, leases=COUNT, unowned=COUNT, ended=COUNT),
+    ),
+    "StreamHistory": _object(
+        "intervalSeconds at streamShards", intervalSeconds=NUMBER, at=TEXT_OR_NULL, streamShards=_list(STREAM_POINTS)
     ),
     "Release": _object("streamShard how", streamShard=TEXT, how={"type": "string", "enum": ["released", "taken away"]}),
     "RetryRequest": _object(target=TEXT_OR_NULL),
@@ -178,11 +201,20 @@ SCHEMAS: Final[dict[str, Schema]] = {
         createdAt=TEXT_OR_NULL,
         resources=NUMBER_OR_NULL,
         operations=NUMBER_OR_NULL,
+        held=TENANT_HOLD,
     ),
-    "NoTenant": _object("businessId locationId state", businessId=TEXT, locationId=TEXT, state=TEXT),
+    "NoTenant": _object("businessId locationId state", businessId=TEXT, locationId=TEXT, state=TEXT, held=TENANT_HOLD),
+    "TenantError": _object("error", error=TEXT, held=TENANT_HOLD),
     "Queues": _object("queues", queues=_list(), handlers=_list()),
     "Purge": _object("queue emptyWithinSeconds", queue=TEXT, emptyWithinSeconds=COUNT),
-    "Handler": _object("running state sources", running=TRUTH, state=TEXT, reason=TEXT_OR_NULL, sources=_list()),
+    "Handler": _object(
+        "running state sources",
+        running=TRUTH,
+        state=TEXT,
+        reason=TEXT_OR_NULL,
+        detail=TEXT_OR_NULL,
+        sources=_list(),
+    ),
     "CacheStats": _object("enabled", enabled=TRUTH),
     "CacheKeys": _object("keys count hasMore", keys=_list(TEXT), count=COUNT, hasMore=TRUTH),
 }

@@ -150,6 +150,11 @@ ROUTES: Final = (
         {200: "Fleet"},
     ),
     Route(
+        *("GET", "/fleet/history", "fleet_history", Access.VIEWERS, Answer.SHARED),
+        "Lag and rate of each stream shard over the last hour.",
+        {200: "StreamHistory"},
+    ),
+    Route(
         *("GET", "/events", "events", Access.VIEWERS, Answer.STREAM),
         "/status and /fleet as server-sent events, for an hour.",
         {200: "events"},
@@ -206,7 +211,7 @@ ROUTES: Final = (
     Route(
         *("GET", "/tenants/{businessId}/{locationId}", "tenant", Access.VIEWERS, Answer.IN_TURNS),
         "One tenant, with the numbers of its rows.",
-        {200: "Tenant", 404: "NoTenant"},
+        {200: "Tenant", 404: "NoTenant", 503: "TenantError"},
         (_id("businessId", "The business of the tenant."), _id("locationId", "Its location.")),
     ),
     Route(

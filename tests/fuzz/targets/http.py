@@ -22,6 +22,7 @@ from simplu_worker.status.access.roles import Tokens
 from simplu_worker.status.connections import CONNECTION_LIMITS, ConnectionGate
 from simplu_worker.status.list_query import OperationListQuery
 from simplu_worker.status.server import Views, make_application
+from simplu_worker.status.unreadiness import Unreadiness, UnreadyReason
 
 STATUSES: Final = frozenset({100, 200, 400, 401, 403, 404, 405, 413, 414, 417, 429, 431, 503})
 STATUS_LINE: Final = re.compile(rb"HTTP/\d\.\d (\d{3}) ")
@@ -61,11 +62,12 @@ async def answer() -> tuple[int, dict[str, Any]]:
 
 VIEWS: Final = Views(
     live=lambda: None,
-    ready=lambda: "starting",
+    ready=lambda: Unreadiness(UnreadyReason.STARTING),
     detail=lambda: None,
     refresh_gauges=lambda: None,
     status=lambda: {"v": 1},
     fleet=dict,
+    fleet_history=dict,
     operation=answer_with_ids,
     operations=answer_with_list,
     tenant=answer_with_ids,
@@ -150,7 +152,7 @@ LIST_MEMBERS: Final = (
 AUTHORIZED: Final = f"Authorization: Bearer {TOKEN}\r\n"
 PATHS: Final = (
     *("/", "/livez", "/readyz", "/metrics", "/status", "/shards", "/cache/keys", "/sqs/stats", "/handler/status"),
-    *("/fleet", "/events", "/tap?outcome=succeeded", "/tap?content=true&x=1", "/openapi.json"),
+    *("/fleet", "/fleet/history", "/events", "/tap?outcome=succeeded", "/tap?content=true&x=1", "/openapi.json"),
     *("/operations/r-1", "/operations/r%2F1?businessId=b&locationId=l", "/tenants/b/l", "/operations/%00", "/x"),
     *(LIST, "&".join([LIST, *LIST_MEMBERS[:6]]), f"{LIST}&{LIST_MEMBERS[8]}", f"{LIST}&since=0001-01-01&until=9999"),
     *(

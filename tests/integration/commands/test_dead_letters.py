@@ -42,6 +42,7 @@ from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Source
+from simplu_worker.status.access.audit import Actor
 from simplu_worker.status.live.request_bodies import LettersRequest
 from simplu_worker.timing.clock import utc_now
 
@@ -51,6 +52,7 @@ APPLY = ReplayOptions(apply=True, force=False, limit=None)
 FORCE = ReplayOptions(apply=True, force=True, limit=None)
 PLAN = ReplayOptions(apply=False, force=False, limit=None)
 LIST = ListOptions(limit=1000, records=False)
+OPERATOR = Actor("operator", "10.0.0.1")
 ALL = DeadLetterFilter()
 INVALID = DeadLetterReason.INVALID_JSON
 GIVEN_UP = DeadLetterReason.RETRIES_EXHAUSTED
@@ -640,31 +642,42 @@ async def test_letters_are_looked_at_replayed_and_discarded_over_http(bench: Ben
         letter(bench, b"{", "2", reason=INVALID, failed_at=early),
         letter(bench, b"{", "3", reason=INVALID, failed_at=late),
     )
-    status, listed = await desk.list(LettersRequest(reasons=(GIVEN_UP,), records=True))
+    status, listed = await desk.list(LettersRequest(reasons=(GIVEN_UP,), records=True), OPERATOR)
     assert (status, [one["record"] for one in listed["letters"]]) == (200, [valid.decode()])
     assert any("hidden from other readers" in note for note in listed["notes"])
-    assert "record" not in (await desk.list(LettersRequest(reasons=(GIVEN_UP,))))[1]["letters"][0]
+    assert "record" not in (await desk.list(LettersRequest(reasons=(GIVEN_UP,)), OPERATOR))[1]["letters"][0]
 
-    _, planned = await desk.replay(LettersRequest(reasons=(GIVEN_UP,)))
+    _, planned = await desk.replay(LettersRequest(reasons=(GIVEN_UP,)), OPERATOR)
     assert (planned["applied"], planned["wouldSend"]) == (False, 1)
-    assert (await desk.replay(LettersRequest(reasons=(GIVEN_UP,), apply=True)))[0] == 400
+    assert (await desk.replay(LettersRequest(reasons=(GIVEN_UP,), apply=True), OPERATOR))[0] == 400
     until = datetime.fromisoformat(planned["until"])
-    _, sent = await desk.replay(LettersRequest(reasons=(GIVEN_UP,), until=until, apply=True))
+    with capture_logs() as logs:
+        _, sent = await desk.replay(LettersRequest(reasons=(GIVEN_UP,), until=until, apply=True), OPERATOR)
     assert (sent["sent"], await bench.records()) == (1, [valid])
 
-    (_, plan), (busy, _) = await asyncio.gather(desk.discard(LettersRequest()), desk.discard(LettersRequest()))
+    (line,) = [one for one in logs if one["event"] == "operator.acted"]
+    assert (line["action"], line["peer"], line["apply"], line["error"]) == ("replay_letters", "10.0.0.1", True, None)
+    assert line["asked"] == {"reasons": [GIVEN_UP], "until": until, "limit": 1000}
+    assert (line["outcome"]["sent"], line["outcome"]["left"]) == (1, 0)
+    assert valid.decode() not in str(logs)
+
+    (_, plan), (busy, _) = await asyncio.gather(
+        desk.discard(LettersRequest(), OPERATOR), desk.discard(LettersRequest(), OPERATOR)
+    )
     assert (plan["wouldDiscard"], busy) == (1, 409)
     request = LettersRequest(until=datetime.fromisoformat(plan["until"]), apply=True)
-    _, done = await desk.discard(request)
+    _, done = await desk.discard(request, OPERATOR)
     assert (done["discarded"], done["left"], await bench.count()) == (1, 0, (1, 0))
     naive = LettersRequest(until=datetime(2027, 1, 1), apply=True)  # noqa: DTZ001  (as a client sends it)
-    assert (await desk.discard(naive))[0] == 200
+    assert (await desk.discard(naive, OPERATOR))[0] == 200
 
 
 async def test_desk_without_a_queue_answers_that_it_has_none() -> None:
     """The queue is in the settings, or it is not."""
-    status, answer = await HttpDesk(load_settings({}, for_run=False)).list(LettersRequest())
+    with capture_logs() as logs:
+        status, answer = await HttpDesk(load_settings({}, for_run=False)).list(LettersRequest(), OPERATOR)
     assert (status, "SQS_DEAD_LETTER_QUEUE_URL" in answer["error"]) == (503, True)
+    assert [(one["action"], one["outcome"], one["error"]) for one in logs] == [("list_letters", None, answer["error"])]
 
 
 async def test_replay_stops_by_name_when_the_stream_is_in_trouble(
@@ -741,7 +754,12 @@ async def test_commands_work_as_processes(bench: Bench) -> None:
         wrong = [tasks.create_task(run(*words)) for words in (("replay", "--since", "now"), ("list", "--reason", "x"))]
         unset = tasks.create_task(run("list", SQS_DEAD_LETTER_QUEUE_URL=""))
     assert [task.result()[0] for task in (*wrong, unset)] == [2, 2, 78]
-    status, out, err = await run("replay", "--apply", "--tenant", "a", "x", "--until", "2026-01-03")
+    status, out, err = await run("replay", "--apply", "--tenant", "a", "x", "--until", "2026-01-03", LOG_FORMAT="json")
     assert (status, "sent" in out, "hidden from other readers" in err) == (0, True, True)
+    lines = [json.loads(line) for line in err.splitlines() if line.startswith("{")]
+    acted = next(line for line in lines if line["event"] == "operator.acted")
+    assert (acted["role"], acted["action"], acted["apply"]) == ("command", "replay_letters", True)
+    assert (acted["asked"]["businessId"], acted["outcome"]["sent"]) == ("a", 1)
+    assert "operator.acted" not in (await run("replay", LOG_FORMAT="json"))[2]  # a plan is printed alone
     status, out, _ = await run("replay", "--apply", "--json")
     assert (status, json.loads(out)["left"]) == (1, 1)

@@ -31,6 +31,7 @@ from simplu_worker.shards.health.assessment import (
     ShardSilence,
     ShardState,
     assess,
+    health_view,
     role_of,
 )
 from simplu_worker.shards.health.probe import probe_shard
@@ -38,6 +39,7 @@ from simplu_worker.shards.health.prober import KNOWN_INTERVAL_S, Prober, inspect
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
 from simplu_worker.shards.types import ShardUnavailableError
 
@@ -107,6 +109,21 @@ async def test_look_tells_what_a_shard_is(pools: Pools, make_shard: ShardMaker) 
     assert 0 < probe.response_s < 1
     assert not probe.is_cut_short
     assert await nobody_is_left(address, "state <> 'idle'")
+
+
+async def test_look_sees_an_upgrade_as_long_as_it_lasts(pools: Pools, make_shard: ShardMaker) -> None:
+    """By the lock that it holds; another lock of a number like it, or on another database, is none."""
+    address, other = await make_shard(), await make_shard("shard-2")
+    async with pools.ensure_pool(other).transaction() as beside:
+        assert await beside.fetchval(QUERIES["try_lock_schema"])
+        async with pools.ensure_pool(address).transaction() as session:
+            await session.execute("SELECT pg_advisory_xact_lock(7310868733225656436)")
+            assert not (await well(pools, address)).is_upgrading
+            assert await session.fetchval(QUERIES["try_lock_schema"])
+            probe = await well(pools, address)
+        assert probe.is_upgrading
+        assert health_view(Health(ShardObservation(probe)))["upgrading"] is True
+        assert "upgrading" not in health_view(Health(ShardObservation(await well(pools, address))))
 
 
 async def test_look_does_not_count_tenants_when_it_is_not_asked_to(pools: Pools, make_shard: ShardMaker) -> None:

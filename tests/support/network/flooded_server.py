@@ -78,6 +78,7 @@ def _views(result: msgspec.Raw) -> Views:
         detail=lambda: None,
         refresh_gauges=lambda: None,
         status=status,
+        fleet_history=dict,
         fleet=status,
         operation=operation,
         operations=answer,

@@ -268,9 +268,12 @@ async def read_duplicates(worker: WorkerProcess) -> float:
 
 
 async def read_readiness(worker: WorkerProcess) -> tuple[int, str]:
-    """Return status and text of `/readyz`; 0 while nothing answers."""
+    """Return status and text of `/readyz`, as operators see it; 0 while nothing answers."""
     try:
-        async with aiohttp.ClientSession(timeout=REQUEST_TIMEOUT) as http, http.get(f"{worker.url}/readyz") as answer:
+        async with (
+            aiohttp.ClientSession(timeout=REQUEST_TIMEOUT, headers=worker.operator) as http,
+            http.get(f"{worker.url}/readyz") as answer,
+        ):
             return answer.status, await answer.text()
     except aiohttp.ClientError:
         return 0, ""

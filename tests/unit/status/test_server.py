@@ -23,12 +23,14 @@ from yarl import URL
 from simplu_worker.consumers.operation_taps import TAPS_MAX
 from simplu_worker.metrics import instruments  # noqa: F401  # the metrics that /metrics must show
 from simplu_worker.operations.operation import DeadLetterReason
+from simplu_worker.status.access.audit import Actor
 from simplu_worker.status.access.roles import Tokens
 from simplu_worker.status.connections import ConnectionLimits
 from simplu_worker.status.list_query import OperationListQuery
 from simplu_worker.status.live.event_stream import LISTENERS_MAX
 from simplu_worker.status.live.request_bodies import LettersRequest
 from simplu_worker.status.server import PATH_REQUESTS_MAX, VIEWS_AT_ONCE, Views, open_http
+from simplu_worker.status.unreadiness import Unreadiness, UnreadyReason
 
 TOKEN = "tokén-1"
 VIEWER_TOKEN = "viewer-1"
@@ -38,7 +40,7 @@ AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
 VIEWING = {"Authorization": f"Bearer {VIEWER_TOKEN}"}
 MONITORING = ["/sqs/stats", "/handler/status", "/handler/stats", "/cache/stats", "/cache/keys"]
 LISTED = "/operations?businessId=b&locationId=l"
-PROTECTED = ["/status", "/fleet", "/shards", LISTED, "/operations/r1", "/tenants/b/l", *MONITORING]
+PROTECTED = ["/status", "/fleet", "/fleet/history", "/shards", LISTED, "/operations/r1", "/tenants/b/l", *MONITORING]
 DESTRUCTIVE = ["/sqs/purge?queue=orders.fifo", "/cache/clear"]
 OPEN = ["/", "/openapi.json", "/livez", "/healthz", "/readyz", "/metrics"]
 
@@ -48,7 +50,7 @@ class Daemon:
     """A stand-in for the worker behind the views: the answers to give, and the calls."""
 
     live: str | None = None
-    ready: str | None = None
+    ready: Unreadiness | None = None
     awaited: str | None = None
     asked: list[tuple[str | None, ...]] = field(default_factory=list)
 
@@ -59,8 +61,9 @@ class Daemon:
             ready=lambda: self.ready,
             detail=lambda: self.awaited,
             refresh_gauges=lambda: self.asked.append(("refresh_gauges",)),
-            status=lambda: {"replica": "worker-1", "ready": self.ready},
+            status=lambda: {"replica": "worker-1", "ready": self.ready is None},
             fleet=lambda: {"stream": "operations", "replicas": []},
+            fleet_history=lambda: {"streamShards": [{"streamShard": "s", "lagSeconds": [None, 0.5]}]},
             operation=self.operation,
             operations=self.operations,
             tenant=self.tenant,
@@ -176,9 +179,24 @@ async def test_health_is_503_with_the_reason_when_something_is_wrong(
     site: Site, daemon: Daemon, path: str, reason: str
 ) -> None:
     """Liveness and readiness each have their own reason."""
-    daemon.live, daemon.ready = "no batch for 60 s", "draining"
+    daemon.live, daemon.ready = "no batch for 60 s", Unreadiness(UnreadyReason.DRAINING)
     status, _, body = await site.ask(path)
     assert (status, msgspec.json.decode(body)) == (503, {"status": "unavailable", "reason": reason})
+
+
+@pytest.mark.parametrize(
+    ("headers", "detail"),
+    [({}, {}), (VIEWING, {}), ({"Authorization": "Bearer wrong"}, {}), (AUTHORIZED, {"detail": "SECRET is refused"})],
+)
+async def test_unready_worker_names_a_word_and_its_error_to_operators_alone(
+    daemon: Daemon, headers: dict[str, str], detail: dict[str, str]
+) -> None:
+    """An orchestrator, an alert and a viewer need no more; the text is that of a dependency."""
+    daemon.ready = Unreadiness(UnreadyReason.CITRUS_REFUSES_KEY, "SECRET is refused")
+    async with open_http("127.0.0.1", 0, tokens=BOTH_TOKENS, views=daemon.views()) as port, ClientSession() as session:
+        status, _, body = await Site(session, port).ask("/readyz", **headers)
+    expected = {"status": "unavailable", "reason": "citrus_refuses_key"} | detail
+    assert (status, msgspec.json.decode(body)) == (503, expected)
 
 
 async def test_readiness_names_the_decision_that_is_waited_for(site: Site, daemon: Daemon) -> None:
@@ -244,7 +262,7 @@ async def test_protected_path_is_401_without_the_right_token(
 async def test_status_is_shown_when_the_token_is_right(site: Site, scheme: str) -> None:
     """The scheme's name has no case; the token may hold any characters."""
     status, _, body = await site.ask("/status", Authorization=f"{scheme} {TOKEN}")
-    assert (status, msgspec.json.decode(body)) == (200, {"role": "operator", "replica": "worker-1", "ready": None})
+    assert (status, msgspec.json.decode(body)) == (200, {"role": "operator", "replica": "worker-1", "ready": True})
 
 
 @pytest.mark.parametrize("token", [None, ""])
@@ -435,7 +453,7 @@ async def test_viewers_see_counts_and_names_and_change_nothing(daemon: Daemon) -
         refused = [await site.ask(path, "DELETE", **VIEWING) for path in DESTRUCTIVE]
         status = msgspec.json.decode((await site.ask("/status", **VIEWING))[2])
     assert seen == dict.fromkeys(PROTECTED, 200) | {"/operations/r1": 404, "/cache/keys": 403}
-    assert status == {"role": "viewer", "replica": "worker-1", "ready": None}
+    assert status == {"role": "viewer", "replica": "worker-1", "ready": True}
     assert [code for code, _, _ in refused] == [403, 403]
     assert all("API_TOKEN" in msgspec.json.decode(body)["error"] for _, _, body in refused)
     assert daemon.asked == asked
@@ -480,7 +498,7 @@ async def test_refusal_names_the_tokens_that_help(daemon: Daemon, tokens: Tokens
 
 
 async def test_each_call_of_an_operator_is_logged(daemon: Daemon) -> None:
-    """Its role, its peer and its subject; not a viewer's, not a refused one, and no token."""
+    """Its role, its peer and its subject; not a viewer's, and no token."""
     http = open_http("127.0.0.1", 0, tokens=BOTH_TOKENS, views=daemon.views(), allow_destructive=True)
     with capture_logs() as logs:
         async with http as port, ClientSession() as session:
@@ -497,6 +515,7 @@ async def test_each_call_of_an_operator_is_logged(daemon: Daemon) -> None:
             "method": method,
             "path": path,
             "about": about,
+            "refused": None,
         }
         for method, path, about in [
             ("GET", "/operations/{requestId}", {"requestId": "r/1", "businessId": "b", "locationId": "l"}),
@@ -504,6 +523,57 @@ async def test_each_call_of_an_operator_is_logged(daemon: Daemon) -> None:
         ]
     ]
     assert TOKEN not in str(logs)
+
+
+@pytest.mark.parametrize("path", DESTRUCTIVE)
+async def test_call_of_an_operator_that_is_not_allowed_is_logged(site: Site, path: str) -> None:
+    """Someone with the token has tried; nothing was done."""
+    with capture_logs() as logs:
+        await site.ask(path, "DELETE", **AUTHORIZED)
+    calls = [(entry["path"], entry["refused"]) for entry in logs if entry["event"] == "http.called"]
+    assert calls == [(path.partition("?")[0], 403)]
+    assert not [entry for entry in logs if entry["event"] == "operator.acted"]
+
+
+async def test_operators_calls_beyond_the_rate_are_logged_once_a_second(daemon: Daemon) -> None:
+    """A flood must not fill the log; that of a caller without the token has no line."""
+    limits = ConnectionLimits(calls_per_s=0.01, calls_burst=1)
+    http = open_http("127.0.0.1", 0, tokens=BOTH_TOKENS, views=daemon.views(), limits=limits)
+    with capture_logs() as logs:
+        async with http as port, ClientSession() as session:
+            site = Site(session, port)
+            for headers in (AUTHORIZED, VIEWING, {}, AUTHORIZED, AUTHORIZED, AUTHORIZED):
+                await site.ask("/operations/r1?businessId=b&locationId=l", **headers)
+    refused = [entry for entry in logs if entry["event"] == "http.called" and entry["refused"]]
+    assert [(one["path"], one["refused"], one["about"]["businessId"]) for one in refused] == [
+        ("/operations/{requestId}", 429, "b")
+    ]
+
+
+async def test_each_action_is_logged_with_its_facts_and_its_result(daemon: Daemon) -> None:
+    """One line an action, after its end: which target, which queue, and how many."""
+    http = open_http("127.0.0.1", 0, tokens=TOKENS, views=daemon.views(), allow_destructive=True)
+    with capture_logs() as logs:
+        async with http as port, ClientSession() as session:
+            site = Site(session, port)
+            await site.ask("/leases/s%201/release", "POST", **AUTHORIZED)
+            async with session.post(
+                f"http://127.0.0.1:{port}/held/retry", data=b'{"target": "shard a"}', headers=AUTHORIZED
+            ) as response:
+                assert response.status == 200
+            await site.ask("/held/retry", "POST", **AUTHORIZED)
+            await site.ask("/sqs/purge?queue=orders", "DELETE", **AUTHORIZED)
+            await site.ask("/cache/clear", "DELETE", **AUTHORIZED)
+    acted = [entry for entry in logs if entry["event"] == "operator.acted"]
+    retried = {"retried": 1, "asked": 0, "notAsked": 0}
+    assert [(one["action"], one["asked"], one["outcome"], one["error"]) for one in acted] == [
+        ("release_lease", {"streamShard": "s 1"}, {"how": "released"}, None),
+        ("retry_held", {"target": "shard a"}, retried, None),
+        ("retry_held", None, retried, None),
+        ("purge", {"queue": "orders"}, {"retryAfterSeconds": 60}, "once in 60 s"),
+        ("clear_cache", None, {"cleared": 2}, None),
+    ]
+    assert {(one["role"], one["peer"], one["apply"]) for one in acted} == {("operator", "127.0.0.1", True)}
 
 
 async def test_peer_that_calls_too_often_is_refused_but_for_probes(daemon: Daemon) -> None:
@@ -583,14 +653,14 @@ async def test_requests_about_dead_letters_are_read_strictly(
     daemon: Daemon, action: str, body: bytes, expected: int
 ) -> None:
     """A misspelt member is refused: without it a filter would match more than was meant."""
-    asked: list[tuple[str, LettersRequest]] = []
+    asked: list[tuple[str, LettersRequest, Actor]] = []
 
     class Desk:
         """Notes the requests."""
 
         def __getattr__(self, name: str) -> Any:
-            async def note(request: LettersRequest) -> tuple[int, dict[str, Any]]:
-                asked.append((name, request))
+            async def note(request: LettersRequest, actor: Actor) -> tuple[int, dict[str, Any]]:
+                asked.append((name, request, actor))
                 return 200, {}
 
             return note
@@ -602,7 +672,8 @@ async def test_requests_about_dead_letters_are_read_strictly(
             assert response.status == 403
         async with session.post(url, data=body, headers=AUTHORIZED) as response:
             assert response.status == expected
-    assert [name for name, _ in asked] == ([action] if expected == 200 else [])
+    expected_calls = [(action, Actor("operator", "127.0.0.1"))] if expected == 200 else []
+    assert [(name, actor) for name, _, actor in asked] == expected_calls
 
 
 async def read_events(site: Site, count: int, **headers: str) -> list[tuple[str, Any]]:
@@ -636,7 +707,7 @@ async def test_events_are_the_answers_of_the_role(daemon: Daemon, headers: dict[
         site = Site(session, port)
         events = await read_events(site, 2, **headers)
         assert events == [
-            ("status", {"role": role, "replica": "worker-1", "ready": None}),
+            ("status", {"role": role, "replica": "worker-1", "ready": True}),
             ("fleet", {"role": role, "stream": "operations", "replicas": []}),
         ]
         assert (await site.ask("/events"))[0] == 401
@@ -676,6 +747,7 @@ async def test_place_of_a_listener_that_has_gone_is_free_at_once(daemon: Daemon,
 
 async def test_tap_shows_content_to_operators_alone(daemon: Daemon) -> None:
     """Five at once; a call with content is logged as such."""
+    assert TAPS_MAX == 5
     async with open_http("127.0.0.1", 0, tokens=BOTH_TOKENS, views=daemon.views()) as port, ClientSession() as session:
         site = Site(session, port)
         refused = await site.ask("/tap?content=true", **VIEWING)

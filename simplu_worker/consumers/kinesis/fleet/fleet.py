@@ -21,7 +21,7 @@ from simplu_worker import __version__
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.fetch.read_stretch import SAMPLE_S, ReadStretch
 from simplu_worker.consumers.kinesis.fleet.cpu_share import CpuShare
-from simplu_worker.consumers.kinesis.fleet.fleet_report import fleet_report
+from simplu_worker.consumers.kinesis.fleet.fleet_report import KnownReplica, fleet_report
 from simplu_worker.consumers.kinesis.fleet.kcl_follower import REPORT_INTERVAL_S, KclFollower
 from simplu_worker.consumers.kinesis.fleet.lease_ancestry import LeaseAncestry
 from simplu_worker.consumers.kinesis.fleet.lease_cleanup import LeaseCleanup
@@ -37,7 +37,7 @@ from simplu_worker.consumers.kinesis.leases.balancing import next_expiry
 from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
 from simplu_worker.consumers.kinesis.leases.lease_audit import LeaseAudit
-from simplu_worker.consumers.kinesis.leases.lease_report import HoldRetry
+from simplu_worker.consumers.kinesis.leases.lease_report import HoldRetry, ReplicaFigures
 from simplu_worker.consumers.kinesis.leases.lease_sync import LeaseSyncer
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases.stream_view import StreamView
@@ -154,6 +154,7 @@ class Fleet:
         self.is_set_up = False
         self.trouble: str | None = None
         self.last_turn = float("inf")
+        self.figures = ReplicaFigures()  # of this replica, set from outside
 
     def __repr__(self) -> str:
         return f"Fleet({self.stream_name}, me={self._me}, holding={sorted(self._coordinator.held)})"
@@ -172,6 +173,11 @@ class Fleet:
     def is_led_by_kcl(self) -> bool:
         """Whether a leader of the Kinesis Client Library 3.x assigns the leases; this replica takes no others then."""
         return self._kcl_leader.is_leading
+
+    @property
+    def is_shut_out_by_kcl(self) -> bool:
+        """Whether this replica takes no leases, because such a leader gives them to its own workers."""
+        return self._kcl_leader.trouble is not None
 
     @property
     def kcl_outlook(self) -> str | None:
@@ -244,8 +250,7 @@ class Fleet:
             self._view.observations,
             states,
             self._coordinator.own_readers(),
-            me=self._me,
-            version=__version__,
+            KnownReplica(self._me, __version__, self.figures),
             now=loop_time(),
         )
 
@@ -315,7 +320,7 @@ class Fleet:
     def _create_holder(self, lease: Lease) -> LeaseHolder:
         table, duration_s = self._services.table, self._settings.lease_duration_s
         return LeaseHolder(
-            LeaseRenewer(table, lease, me=self._me, duration_s=duration_s),
+            LeaseRenewer(table, lease, me=self._me, duration_s=duration_s, figures=lambda: self.figures),
             StreamShardEnd(table, self._syncer, me=self._me),
             self._ancestry,
             self._create_reader,

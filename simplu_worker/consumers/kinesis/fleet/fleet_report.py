@@ -6,12 +6,13 @@ A replica is known by the rows of its leases alone, so one without a lease is no
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation
+from simplu_worker.consumers.kinesis.leases.lease_report import HELD_MAX, HeldTarget, ReplicaFigures
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 
 
@@ -21,15 +22,23 @@ class OwnReader(msgspec.Struct, frozen=True):
     lag_s: float | None
     held_count: int
     renewal_age_s: float
+    held: tuple[HeldTarget, ...] = ()
+
+
+class KnownReplica(msgspec.Struct, frozen=True):
+    """A replica, by the owner of its leases."""
+
+    owner: str
+    version: str = ""
+    figures: ReplicaFigures = ReplicaFigures()
 
 
 def fleet_report(
     observations: Mapping[str, Observation],
     states: Mapping[str, str],
     own: Mapping[str, OwnReader],
+    me: KnownReplica,
     *,
-    me: str,
-    version: str,
     now: float,
 ) -> dict[str, Any]:
     """Return the stream shards and the replicas of the fleet, this one (*me*) first.
@@ -41,12 +50,16 @@ def fleet_report(
         _stream_shard(one.lease, states.get(key, "elsewhere"), own.get(key), seen_s=now - one.unchanged_since)
         for key, one in sorted(observations.items())
     ]
-    versions = {one.lease.report.by: one.lease.report.version for one in observations.values() if one.lease.report}
+    # The report that was written last is the last one here.
+    latest_last = sorted(observations.values(), key=lambda one: one.unchanged_since)
+    reports = [one.lease.report for one in latest_last if one.lease.report is not None]
+    known = {report.by: KnownReplica(report.by, report.version, report.figures) for report in reports} | {me.owner: me}
+    held = [one for key, lease in sorted(observations.items()) for one in _held(lease, own.get(key), now=now)]
     return {
-        "replicas": _replicas(rows, versions | {me: version}, me),
+        "replicas": _replicas(rows, known, held, me.owner),
         "streamShards": rows,
         "counts": {
-            "replicas": len({me, *(row["owner"] for row in rows if row["owner"] is not None)}),
+            "replicas": len({me.owner, *(row["owner"] for row in rows if row["owner"] is not None)}),
             "leases": sum(row["owner"] is not None for row in rows),
             "unowned": sum(row["owner"] is None and row["state"] != "ended" for row in rows),
             "ended": sum(row["state"] == "ended" for row in rows),
@@ -54,9 +67,9 @@ def fleet_report(
     }
 
 
-def lone_report(me: str, version: str) -> dict[str, Any]:
+def lone_report(me: KnownReplica) -> dict[str, Any]:
     """Return the report of a replica that reads no stream."""
-    return fleet_report({}, {}, {}, me=me, version=version, now=0.0)
+    return fleet_report({}, {}, {}, me, now=0.0)
 
 
 def _stream_shard(lease: Lease, state: str, own: OwnReader | None, *, seen_s: float) -> dict[str, Any]:
@@ -81,24 +94,48 @@ def _stream_shard(lease: Lease, state: str, own: OwnReader | None, *, seen_s: fl
     }
 
 
-def _replicas(rows: Sequence[Mapping[str, Any]], versions: Mapping[str, str], me: str) -> list[dict[str, Any]]:
+def _held(seen: Observation, own: OwnReader | None, *, now: float) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the held targets that a row names, each with its owner; their ages are as of now."""
+    lease = seen.lease
+    if lease.actual_owner is None or lease.checkpoint == SHARD_END:
+        return
+    reported = () if lease.report is None else lease.report.held
+    passed_s = 0.0 if own is not None else max(0.0, now - seen.unchanged_since)
+    for one in reported if own is None else own.held:
+        members = {"target": one.target, "reason": one.reason, "ageSeconds": _rounded(one.age_s + passed_s)}
+        yield lease.actual_owner, {"streamShard": lease.lease_key} | members
+
+
+def _replicas(
+    rows: Sequence[Mapping[str, Any]],
+    known: Mapping[str, KnownReplica],
+    held: Iterable[tuple[str, dict[str, Any]]],
+    me: str,
+) -> list[dict[str, Any]]:
     by_owner: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list, {me: []})
     for row in rows:
         if row["owner"] is not None:
             by_owner[row["owner"]].append(row)
+    held_by: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for owner, target in held:
+        held_by[owner].append(target)
     return [
         {
             "replica": owner,
             "isThis": owner == me,
-            "version": versions.get(owner) or None,
+            "version": replica.version or None,
             "leases": len(leases),
             "lagSeconds": max(_known(leases, "lagSeconds"), default=None),
             "recordsPerSecond": _total(leases, "recordsPerSecond"),
             "readKBps": _total(leases, "readKBps"),
+            "latencyP99Seconds": _rounded(replica.figures.latency_p99_s),
+            "deadLetters": replica.figures.dead_letter_count,
             "heldTargets": _total(leases, "heldTargets"),
+            "held": sorted(held_by[owner], key=lambda one: -one["ageSeconds"])[:HELD_MAX],
             "seenSecondsAgo": 0.0 if owner == me else min(_known(leases, "seenSecondsAgo"), default=None),
         }
         for owner, leases in sorted(by_owner.items(), key=lambda pair: (pair[0] != me, pair[0]))
+        for replica in [known.get(owner, KnownReplica(owner))]
     ]
 
 

@@ -107,9 +107,9 @@ class LeaseCoordinator:
     def own_readers(self) -> dict[str, OwnReader]:
         """Return the readers of this replica by lease key, as they are now."""
         return {
-            key: OwnReader(holder.reader.view.lag_s, len(holder.reader.holds()), holder.renewal_age_s)
+            key: OwnReader(reader.view.lag_s, len(reader.holds()), holder.renewal_age_s, held=reader.view.first_held())
             for key, holder in self._holders.items()
-            if holder.reader is not None
+            if (reader := holder.reader) is not None
         }
 
     def update_gauges(self) -> None:

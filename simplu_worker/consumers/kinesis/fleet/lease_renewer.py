@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Final, NoReturn
 
 import structlog
@@ -16,7 +17,7 @@ import structlog
 from simplu_worker import __version__
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
-from simplu_worker.consumers.kinesis.leases.lease_report import LeaseReport, RecordRate
+from simplu_worker.consumers.kinesis.leases.lease_report import LeaseReport, RecordRate, ReplicaFigures
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases.throughput import ThroughputMeter
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
@@ -39,12 +40,24 @@ class LeaseLostError(Exception):
 class LeaseRenewer:
     """Renews a lease until it is lost or released. *reader*, once there is one, gives the progress to write."""
 
-    def __init__(self, table: LeaseTable, lease: Lease, *, me: str, duration_s: float) -> None:
-        """*me* is the owner under which this process took *lease*. Another owner in a row is never this process."""
+    def __init__(
+        self,
+        table: LeaseTable,
+        lease: Lease,
+        *,
+        me: str,
+        duration_s: float,
+        figures: Callable[[], ReplicaFigures] = ReplicaFigures,
+    ) -> None:
+        """*me* is the owner under which this process took *lease*. Another owner in a row is never this process.
+
+        *figures* are those of this replica, for the others.
+        """
         self._table = table
         self._me = me
         self.lease = lease  # as the last write left it
         self._duration_s = duration_s
+        self._figures = figures
         self.is_reassigned = asyncio.Event()  # another worker waits for the lease: the reader is to drain
         self._has_unreadable_list = False
         self._retry = lease.retry  # the last one that is carried out; one that was there before is none for this owner
@@ -168,12 +181,16 @@ class LeaseRenewer:
         """Return the state of the reader for the other replicas."""
         if self.reader is None:
             return LeaseReport(self._me, __version__)
+        figures = self._figures()
         return LeaseReport(
             self._me,
             __version__,
             lag_s=self.reader.view.lag_s,
             records_per_s=self._records.note(self.reader.read_records, now=now),
             held_count=len(self.reader.holds()),
+            held=self.reader.view.first_held(),
+            latency_p99_s=figures.latency_p99_s,
+            dead_letter_count=figures.dead_letter_count,
         )
 
     def _checkpoint(self) -> Position | None:

@@ -10,6 +10,7 @@ It stays in the row and needs no clock: an owner carries out those that appear w
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -17,18 +18,46 @@ import msgspec
 REPORT: Final = "simpluReport"
 RETRY: Final = "simpluRetry"
 TEXT_MAX_LENGTH: Final = 1000
+HELD_MAX: Final = 3  # targets in a report
 LARGE: Final = 1e9  # above any value that can be
 DECIMALS: Final = 3
 
 
+class HeldTarget(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """A held target, as `/status` names it, and the age of its first operation."""
+
+    target: str
+    reason: str
+    age_s: float
+
+
+class ReplicaFigures(msgspec.Struct, frozen=True, gc=False):
+    """The figures of a whole replica: the p99 latency of the last interval, the dead letters of the last hour."""
+
+    latency_p99_s: float | None = None
+    dead_letter_count: int | None = None
+
+
 class LeaseReport(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
-    """The state of the reader of a stream shard, as its owner *by* wrote it with the last renewal."""
+    """The state of the reader of a stream shard, as its owner *by* wrote it with the last renewal.
+
+    *held* are the oldest of its held targets; *figures* are those of its replica. A worker of an earlier version writes
+    neither, and ignores both.
+    """
 
     by: str
     version: str = ""
     lag_s: float | None = None
     records_per_s: float | None = None
     held_count: int | None = None
+    held: tuple[HeldTarget, ...] = ()
+    latency_p99_s: float | None = None
+    dead_letter_count: int | None = None
+
+    @property
+    def figures(self) -> ReplicaFigures:
+        """The figures of the replica."""
+        return ReplicaFigures(self.latency_p99_s, self.dead_letter_count)
 
 
 class HoldRetry(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
@@ -61,11 +90,24 @@ class RecordRate:
 
 
 def encode_report(report: LeaseReport) -> str:
-    """Return the text of a report for the row."""
+    """Return the text of a report for the row; of the held targets it has those that it has room for."""
     rounded = msgspec.structs.replace(
-        report, lag_s=_rounded(report.lag_s), records_per_s=_rounded(report.records_per_s)
+        report,
+        lag_s=_rounded(report.lag_s),
+        records_per_s=_rounded(report.records_per_s),
+        latency_p99_s=_rounded(report.latency_p99_s),
+        held=tuple(msgspec.structs.replace(one, age_s=_bounded(one.age_s)) for one in report.held),
     )
-    return msgspec.json.encode(rounded).decode()
+    text = msgspec.json.encode(rounded).decode()
+    while len(text) > TEXT_MAX_LENGTH and rounded.held:
+        rounded = msgspec.structs.replace(rounded, held=rounded.held[:-1])
+        text = msgspec.json.encode(rounded).decode()
+    return text
+
+
+def first_held(targets: Iterable[HeldTarget]) -> tuple[HeldTarget, ...]:
+    """Return those of *targets* that a report names, the oldest first."""
+    return tuple(sorted(targets, key=lambda target: -target.age_s)[:HELD_MAX])
 
 
 def decode_report(text: str, owner: str | None) -> LeaseReport | None:
@@ -76,7 +118,9 @@ def decode_report(text: str, owner: str | None) -> LeaseReport | None:
         report = msgspec.json.decode(text, type=LeaseReport)
     except (msgspec.DecodeError, UnicodeError):
         return None
-    numbers = (report.lag_s, report.records_per_s, report.held_count)
+    ages = (one.age_s for one in report.held)
+    figures = (report.latency_p99_s, report.dead_letter_count)
+    numbers = (report.lag_s, report.records_per_s, report.held_count, *figures, *ages)
     is_sane = all(number is None or 0 <= number < LARGE for number in numbers)
     return report if report.by == owner and is_sane else None
 
@@ -100,4 +144,8 @@ def decode_retry(text: str) -> HoldRetry | None:
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(min(max(value, 0.0), LARGE - 1), DECIMALS)
+    return None if value is None else _bounded(value)
+
+
+def _bounded(value: float) -> float:
+    return round(min(max(value, 0.0), LARGE - 1), DECIMALS)

@@ -10,6 +10,7 @@ from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.holding.hold import Hold
+from simplu_worker.consumers.kinesis.leases.lease_report import HeldTarget, first_held
 from simplu_worker.consumers.kinesis.reader.catch_up import CatchUps
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.timing.clock import UtcClock, loop_time
@@ -106,6 +107,10 @@ class ReaderView:
             }
             for hold in self._holds()
         ]
+
+    def first_held(self) -> tuple[HeldTarget, ...]:
+        """Return the oldest held targets, for the other replicas."""
+        return first_held(HeldTarget(hold.title, hold.reason, self.held_age_s(hold)) for hold in self._holds())
 
     def activity_status(self) -> dict[str, Any]:
         """Return the lag, the holds by reason, the catch-ups and the trouble, for the status."""

@@ -41,6 +41,17 @@ limits AS (
 )
 SELECT used, room FROM limits ORDER BY used::pg_catalog.float8 / greatest(room, 1)::pg_catalog.float8 DESC LIMIT 1;
 
+-- name: probe_upgrade
+-- Whether a session holds the lock under which the schema is made and upgraded (`schema_lock`). Every role may see it.
+SELECT EXISTS (
+    SELECT FROM pg_catalog.pg_locks
+    JOIN pg_catalog.pg_database ON pg_database.oid = pg_locks.database
+    WHERE
+        pg_database.datname = pg_catalog.current_database()
+        AND pg_locks.locktype = 'advisory' AND pg_locks.granted AND pg_locks.objsubid = 1::pg_catalog.int2
+        AND (pg_locks.classid::pg_catalog.int8 << 32) | pg_locks.objid::pg_catalog.int8 = :schema_lock
+) AS is_upgrading;
+
 -- name: probe_creators
 -- The schemas of the search path in which other roles may create, each with such a role; null stands for all roles.
 SELECT schema.nspname::pg_catalog.text AS schema, owner.rolname::pg_catalog.text AS role

@@ -29,7 +29,13 @@ STATUS: dict[str, Any] = {
     "uptime_s": 75.0,
     "ready": True,
     "streamShards": [
-        {"streamShard": "s0", "state": "reading", "lagSeconds": 0.25, "held": {"moving": 1}},
+        {
+            "streamShard": "s0",
+            "state": "reading",
+            "lagSeconds": 0.25,
+            "held": {"moving": 1},
+            "catchUps": [{"targets": ["shard c"], "records": 1200, "behindMainSeconds": 30.0}],
+        },
         {"streamShard": "s1", "state": "reading", "lagSeconds": 90.0, "held": {}},
     ],
     "shards": [
@@ -40,8 +46,10 @@ STATUS: dict[str, Any] = {
             "usage": 0.5,
             "connectionsUsed": 2,
             "connectionsMax": 97,
+            "schemaVersion": 3,
         },
-        {"shardId": "b", "state": "lost", "odd": ["ConnectionRefusedError"]},
+        {"shardId": "b", "state": "lost", "odd": ["ConnectionRefusedError"], "schemaVersion": 2},
+        {"shardId": "c", "state": "healthy", "schemaVersion": 3, "upgrading": True},
     ],
     "held": [
         {"target": "tenant t", "reason": "moving", "state": "held", "ageSeconds": 1.0},
@@ -54,7 +62,14 @@ STATUS: dict[str, Any] = {
     ],
 }
 FLEET: dict[str, Any] = {
-    "replicas": [{"replica": "host:1:ab", "isThis": True, "leases": 1, "lagSeconds": 0.25, "recordsPerSecond": 10.0}],
+    "replicas": [
+        {"replica": "host:1:ab", "isThis": True, "leases": 1, "lagSeconds": 0.25, "recordsPerSecond": 10.0}
+        | {"latencyP99Seconds": 0.5, "deadLetters": 2, "held": [{"target": "shard b", "reason": "gap"}]},
+        {"replica": "host:2:cd", "isThis": False, "latencyP99Seconds": 2.5, "deadLetters": 1, "heldTargets": 4}
+        | {"held": [{"target": "shard z", "reason": "gap", "ageSeconds": 99.0}]},
+        {"replica": "kcl", "isThis": False},
+    ],
+    "heldAdvice": {"gap": {"advice": "Raise the retention."}},
     "streamShards": [
         {"streamShard": "s0", "state": "reading", "lagSeconds": 0.25, "recordsPerSecond": 10.0, "owner": "host:1:ab"},
         {"streamShard": "s1", "state": "elsewhere", "lagSeconds": 90.0, "recordsPerSecond": 5.5, "owner": "host:2:cd"},
@@ -75,16 +90,34 @@ def rows_of(title: str) -> list[list[str]]:
 def test_tables_are_those_with_rows_and_the_worst_is_first() -> None:
     """Held targets by age, shards with a problem before healthy ones, stream shards by lag."""
     titles = [table.title for table in tables_of(STATUS, FLEET, QUEUES)]
-    expected = ["Held", "Moves", "Shards", "Replicas", "Stream shards", "Queues", "Recent errors and warnings"]
+    expected = ["Held", "In progress", "Shards", "Replicas", "Stream shards", "Queues", "Recent errors and warnings"]
     assert titles == expected
-    assert [row[0] for row in rows_of("Held")] == ["shard b", "tenant t"]
-    assert [row[4] for row in rows_of("Held")] == ["–", "Wait for the move."]
-    assert [row[0] for row in rows_of("Shards")] == ["b", "a"]
+    assert [row[0] for row in rows_of("Held")] == ["shard z", "shard b", "tenant t"]
+    assert [row[4] for row in rows_of("Held")] == ["Raise the retention.", "–", "Wait for the move."]
+    assert [row[0] for row in rows_of("Shards")] == ["b", "a", "c"]
     assert rows_of("Shards")[1][3:7] == ["0.4 ms", "–", "50%", "2 of 97"]
-    assert rows_of("Moves") == [["t", "a", "b", "copy", "1,200"]]
     assert [row[0] for row in rows_of("Stream shards")] == ["s1", "s0"]
     assert rows_of("Stream shards")[0] == ["s1", "elsewhere", "1 min 30 s", "5.5", "–", "host:2:cd"]
     assert rows_of("Recent errors and warnings") == [["10:20:30", "warning", "shard.lost", "–", "x", "2"]]
+
+
+def test_moves_catch_ups_and_upgrades_are_in_progress() -> None:
+    """And shards for which an upgrade is due."""
+    assert rows_of("In progress") == [
+        ["move", "tenant t", "copy", "a to b, 1,200 rows"],
+        ["catch-up", "shard c", "30.0 s behind", "s0, 1,200 records"],
+        ["upgrade", "shard b", "due", "schema 2, others have 3"],
+        ["upgrade", "shard c", "under way", "–"],
+    ]
+
+
+def test_replicas_have_latency_and_dead_letters() -> None:
+    """Of a KCL neither is known."""
+    assert [row[5:8] for row in rows_of("Replicas")] == [
+        ["500 ms", "2", "–"],
+        ["2.5 s", "1", "4"],
+        ["–", "–", "–"],
+    ]
 
 
 def test_tables_are_none_when_nothing_is_known() -> None:
@@ -107,9 +140,13 @@ def test_first_line_names_readiness_lag_holds_and_shards() -> None:
     assert ScreenCell("ready", "good") in cells
     assert ScreenCell("lag 1 min 30 s", "bad") in cells
     assert ScreenCell("16 records/s") in cells
-    assert ScreenCell("held 2", "warn") in cells
-    assert ScreenCell("shards 1 of 2", "warn") in cells
+    assert ScreenCell("held 6", "warn") in cells
+    assert ScreenCell("shards 2 of 3", "warn") in cells
+    assert ScreenCell("p99 2.5 s") in cells
+    assert ScreenCell("dead letters 3/h", "warn") in cells
     assert ScreenCell("not ready: draining", "bad") in status_line({"ready": "draining"}, {})
+    refused = {"ready": "citrus_refuses_key", "unreadyDetail": "Citrus answers 401"}
+    assert ScreenCell("not ready: Citrus answers 401", "bad") in status_line(refused, {})
 
 
 @pytest.mark.parametrize(

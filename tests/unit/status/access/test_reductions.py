@@ -21,10 +21,12 @@ from simplu_worker.status.access.reductions import (
     for_viewers,
     is_own_host,
 )
+from simplu_worker.status.unreadiness import UnreadyReason
 
 STATUS: dict[str, Any] = {
     "replica": "host-1:17:abc",
-    "ready": "Citrus refuses the key",
+    "ready": "citrus_refuses_key",
+    "unreadyDetail": "SECRET",
     "sources": [{"kind": "sqs", "name": "orders", "state": "SecretQueue does not answer", "inHand": 2}],
     "streamShards": [{"streamShard": "shardId-1", "state": "reading", "held": {"unregistered": 1}, "trouble": None}],
     "shards": [{"shardId": "shard-1", "place": "10.0.0.1:5432/d", "healthy": True, "error": "died", "usage": 0.25}],
@@ -37,7 +39,7 @@ STATUS: dict[str, Any] = {
 def test_view_is_shown_without_errors_addresses_and_tenants() -> None:
     """Names are those that metrics show too; a state with a text of its own is `other`."""
     assert counts_and_states(STATUS) == {
-        "ready": "other",
+        "ready": "citrus_refuses_key",
         "sources": [{"kind": "sqs", "name": "orders", "state": "other", "inHand": 2}],
         "streamShards": [{"streamShard": "shardId-1", "state": "reading", "held": {"unregistered": 1}}],
         "shards": [{"shardId": "shard-1", "healthy": True, "usage": 0.25}],
@@ -52,11 +54,19 @@ def test_viewers_see_names_and_places_too() -> None:
         {"event": "shard.lost", "error": "died", "about": "shard-1", "count": 3},
         {"event": "SECRET died", "error": None},
     ]
-    assert for_viewers(200, STATUS | {"recentErrors": errors}) == STATUS | {
-        "ready": "other",
+    expected = {name: value for name, value in STATUS.items() if name != "unreadyDetail"} | {
         "sources": [{"kind": "sqs", "name": "orders", "state": "other", "inHand": 2}],
         "shards": [{"shardId": "shard-1", "place": "10.0.0.1:5432/d", "healthy": True, "usage": 0.25}],
         "recentErrors": [{"event": "shard.lost", "about": "shard-1", "count": 3}, {"error": None}],
+    }
+    assert for_viewers(200, STATUS | {"recentErrors": errors}) == expected
+
+
+def test_viewers_see_where_a_history_has_gaps() -> None:
+    """Each point stays in its place; a hidden item of a list is gone."""
+    assert for_viewers(200, {"lagSeconds": [0.5, None, 1.0], "odd": ["SECRET"]}) == {
+        "lagSeconds": [0.5, None, 1.0],
+        "odd": [],
     }
 
 
@@ -103,6 +113,7 @@ def test_lists_name_no_member_twice() -> None:
     assert SHOWN_TEXTS <= VIEWER_TEXTS
     assert STATES <= VIEWER_STATES
     assert set(HELD_REASONS) <= STATES
+    assert set(map(str, UnreadyReason)) <= STATES
     assert all(counts_and_states({"state": word}) == {"state": word} for word in STATES)
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from simplu_worker.consumers.kinesis.leases.lease_report import ReplicaFigures
 from simplu_worker.status.live.history import INTERVAL_S, POINTS_MAX, History, Totals, quantile, totals_of
 
 BOUNDS_S = (0.1, 1.0, 10.0)
@@ -33,6 +34,17 @@ def test_point_is_what_came_between_two_moments() -> None:
         "lagSeconds": [0.5, None],
         "heldTargets": [3, 0],
     }
+
+
+def test_figures_are_the_last_latency_and_the_dead_letters_of_the_hour() -> None:
+    """For the other replicas; unknown before the first point."""
+    history = History(BOUNDS_S)
+    history.note(NOTHING, now=100.0, at=START)
+    assert history.figures() == ReplicaFigures()
+    history.note(Totals(600, 30, 2, (0, 300, 300, 0), lag_s=0.5, held_count=3), now=130.0, at=START)
+    assert history.figures() == ReplicaFigures(9.82, 2)
+    history.note(Totals(600, 30, 5, (0, 300, 300, 0), lag_s=0.5, held_count=3), now=160.0, at=START)
+    assert history.figures() == ReplicaFigures(None, 5)
 
 
 def test_history_is_empty_before_the_second_moment() -> None:

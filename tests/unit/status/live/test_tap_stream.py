@@ -13,7 +13,7 @@ from support.queued_operations import queued_operation
 from simplu_worker.consumers.operation_taps import EVENTS_MAX, OperationTaps, TapFilter
 from simplu_worker.operations.operation import Disposition, Outcome
 from simplu_worker.status.live.event_stream import ALIVE
-from simplu_worker.status.live.tap_stream import parse_tap_query, tapped
+from simplu_worker.status.live.tap_stream import TAP_MAX_S, parse_tap_query, tapped
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -69,7 +69,8 @@ async def test_operations_come_as_events_until_the_end() -> None:
 
 
 async def test_tap_ends_after_its_time() -> None:
-    """With a comment from time to time before."""
+    """With a comment from time to time before; it is a quarter of an hour for people."""
+    assert TAP_MAX_S == 15 * 60
     taps = OperationTaps()
     events = [event async for event in tapped(TapFilter(), asyncio.Event(), taps=taps, alive_s=0.01, tap_s=0.035)]
     assert set(events) == {ALIVE}

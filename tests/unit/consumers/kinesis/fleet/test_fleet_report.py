@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from simplu_worker.consumers.kinesis.fleet.fleet_report import OwnReader, fleet_report, lone_report
+from simplu_worker.consumers.kinesis.fleet.fleet_report import KnownReplica, OwnReader, fleet_report, lone_report
 from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation
-from simplu_worker.consumers.kinesis.leases.lease_report import LeaseReport
+from simplu_worker.consumers.kinesis.leases.lease_report import HeldTarget, LeaseReport, ReplicaFigures
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
 
 ME, OTHER, KCL = "me:1:a", "other:2:b", "kcl-worker"
@@ -23,7 +23,8 @@ def lease(key: str, owner: str | None, **more: Any) -> Lease:
 def report_of(*leases: tuple[Lease, float], own: dict[str, OwnReader] | None = None) -> dict[str, Any]:
     """Return the report, at 100, of leases with the time of their last renewal."""
     observations = {one.lease_key: Observation(one, seen_at) for one, seen_at in leases}
-    return fleet_report(observations, {"a": "reading", "c": "unowned"}, own or {}, me=ME, version="2", now=100.0)
+    me = KnownReplica(ME, "2", ReplicaFigures(0.25, 2))
+    return fleet_report(observations, {"a": "reading", "c": "unowned"}, own or {}, me, now=100.0)
 
 
 def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
@@ -31,7 +32,7 @@ def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
     found = report_of(
         (lease("a", ME, report=LeaseReport(ME, "2", 9.0, 10.0, 9)), 99.0),
         (lease("b", OTHER, report=LeaseReport(OTHER, "1", 0.5, 20.0, 1), read_up_to=UP_TO), 97.5),
-        (lease("d", OTHER, report=LeaseReport(OTHER, "1", 4.0, 30.0, 0)), 98.5),
+        (lease("d", OTHER, report=LeaseReport(OTHER, "1", 4.0, 30.0, 0, (), 0.75, 4)), 98.5),
         own={"a": OwnReader(0.25, 2, 0.125)},
     )
     first, second = found["replicas"]
@@ -43,7 +44,10 @@ def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
         "lagSeconds": 0.25,
         "recordsPerSecond": 10.0,
         "readKBps": 2.5,
+        "latencyP99Seconds": 0.25,
+        "deadLetters": 2,
         "heldTargets": 2,
+        "held": [],
         "seenSecondsAgo": 0.0,
     }
     assert second == {
@@ -54,7 +58,10 @@ def test_replica_has_the_sums_of_its_leases_and_the_highest_lag() -> None:
         "lagSeconds": 4.0,
         "recordsPerSecond": 50.0,
         "readKBps": 5.0,
+        "latencyP99Seconds": 0.75,
+        "deadLetters": 4,
         "heldTargets": 1,
+        "held": [],
         "seenSecondsAgo": 1.5,
     }
     assert found["streamShards"][1] == {
@@ -83,9 +90,35 @@ def test_owner_that_writes_no_report_has_leases_and_no_numbers() -> None:
         "lagSeconds": None,
         "recordsPerSecond": None,
         "readKBps": None,
+        "latencyP99Seconds": None,
+        "deadLetters": None,
         "heldTargets": None,
+        "held": [],
         "seenSecondsAgo": 1.0,
     }
+
+
+def test_replica_has_its_oldest_held_targets() -> None:
+    """Of all its rows, as old as they are now; its own as its readers have them; none of a lease without owner."""
+    rows = {
+        key: LeaseReport(
+            OTHER, "1", held=(HeldTarget(f"shard {key}", "gap", age_s), HeldTarget("tenant t", "moving", 1))
+        )
+        for key, age_s in (("b", 10.0), ("d", 30.0))
+    }
+    found = report_of(
+        (lease("a", ME, report=LeaseReport(ME, held=(HeldTarget("shard a", "gap", 9.0),))), 90.0),
+        *((lease(key, OTHER, report=report), 98.0) for key, report in rows.items()),
+        (lease("e", None, report=LeaseReport(OTHER, held=(HeldTarget("shard e", "gap", 99.0),))), 98.0),
+        own={"a": OwnReader(0.25, 1, 0.125, (HeldTarget("shard a", "gap", 5.0),))},
+    )
+    own, other = (one["held"] for one in found["replicas"])
+    assert own == [{"streamShard": "a", "target": "shard a", "reason": "gap", "ageSeconds": 5.0}]
+    assert [(one["streamShard"], one["target"], one["ageSeconds"]) for one in other] == [
+        ("d", "shard d", 32.0),
+        ("b", "shard b", 12.0),
+        ("b", "tenant t", 3.0),
+    ]
 
 
 def test_leases_without_an_owner_count_for_no_replica() -> None:
@@ -98,6 +131,6 @@ def test_leases_without_an_owner_count_for_no_replica() -> None:
 
 def test_replica_without_a_stream_is_alone() -> None:
     """It shows itself."""
-    found = lone_report(ME, "2")
+    found = lone_report(KnownReplica(ME, "2"))
     assert [(one["replica"], one["leases"]) for one in found["replicas"]] == [(ME, 0)]
     assert found["streamShards"] == []

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.consumers.kinesis.leases.lease_report import (
+    HELD_MAX,
     LARGE,
     TEXT_MAX_LENGTH,
+    HeldTarget,
     HoldRetry,
     LeaseReport,
     RecordRate,
+    ReplicaFigures,
     decode_report,
     decode_retry,
     encode_report,
     encode_retry,
+    first_held,
 )
 
 ME = "host:17:abc"
+ages = st.floats(0, LARGE / 2).map(lambda value: round(value, 3))
 numbers = st.none() | st.floats(0, LARGE / 2).map(lambda value: round(value, 3))
 reports = st.builds(
     LeaseReport,
@@ -27,15 +33,53 @@ reports = st.builds(
     numbers,
     numbers,
     st.none() | st.integers(0, 10**6),
+    st.lists(st.builds(HeldTarget, st.text(max_size=60), st.sampled_from(["gap", "moving"]), ages), max_size=3).map(
+        tuple
+    ),
+    numbers,
+    st.none() | st.integers(0, 10**6),
 )
+OLD_REPORT = f'{{"by":"{ME}","version":"0.0.9","lag_s":1.5,"records_per_s":2.0,"held_count":3}}'
 
 
 @given(reports)
 def test_report_is_read_as_written(report: LeaseReport) -> None:
-    """Its text stays far below the kilobyte in which DynamoDB counts."""
+    """Its text is no longer than a reader takes; without held targets far below the kilobyte of DynamoDB."""
     text = encode_report(report)
     assert decode_report(text, ME) == report
-    assert len(text) < 200
+    assert len(text) < (TEXT_MAX_LENGTH if report.held else 260)
+
+
+def test_report_of_an_earlier_version_is_read_and_reads_a_newer_one() -> None:
+    """What a worker does not know is none, and it ignores what it does not know."""
+
+    class OldReport(msgspec.Struct):
+        """The report of a worker before held targets and figures."""
+
+        by: str
+        version: str
+        lag_s: float
+        records_per_s: float
+        held_count: int
+
+    old = LeaseReport(ME, "0.0.9", 1.5, 2.0, 3)
+    newer = msgspec.structs.replace(old, held=(HeldTarget("shard a", "gap", 1.0),), latency_p99_s=0.5)
+    assert decode_report(OLD_REPORT, ME) == old
+    assert old.figures == ReplicaFigures(None, None)
+    assert msgspec.json.decode(encode_report(newer), type=OldReport).held_count == 3
+
+
+@given(st.lists(st.builds(HeldTarget, st.text(min_size=200, max_size=600), st.just("gap"), ages), max_size=5))
+def test_report_names_held_targets_as_far_as_there_is_room(held: list[HeldTarget]) -> None:
+    """The oldest first; none of them makes the report one that no replica reads."""
+    report = LeaseReport(ME, "1.0", held=first_held(held))
+    text = encode_report(report)
+    read = decode_report(text, ME)
+    assert len(text) <= TEXT_MAX_LENGTH
+    assert read is not None
+    assert read.held == report.held[: len(read.held)]
+    assert len(report.held) == min(len(held), HELD_MAX)
+    assert list(report.held) == sorted(report.held, key=lambda one: -one.age_s)
 
 
 @pytest.mark.parametrize("owner", [None, "", "other"])
@@ -53,6 +97,8 @@ def test_report_of_another_writer_is_none(owner: str | None) -> None:
         f'{{"by": "{ME}", "lag_s": -1}}',
         f'{{"by": "{ME}", "records_per_s": 1e300}}',
         f'{{"by": "{ME}", "held_count": "many"}}',
+        f'{{"by": "{ME}", "held": [["shard a", "gap", -1.0]]}}',
+        f'{{"by": "{ME}", "latency_p99_s": 1e300}}',
         f'{{"by": "{ME}", "version": "{"x" * TEXT_MAX_LENGTH}"}}',
         "\ud800",
     ],

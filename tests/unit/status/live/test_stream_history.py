@@ -1,0 +1,52 @@
+"""The history of stream shards: a point of each with each note, and no more than there is room for."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from simplu_worker.status.live.history import INTERVAL_S, POINTS_MAX
+from simplu_worker.status.live.stream_history import STREAM_SHARDS_MAX, StreamHistory
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+def row(name: str, lag_s: float | None = None, records_per_s: float | None = None, **more: Any) -> dict[str, Any]:
+    """Return a row of `/fleet`."""
+    return {"streamShard": name, "state": "reading", "lagSeconds": lag_s, "recordsPerSecond": records_per_s} | more
+
+
+def test_stream_shard_has_a_point_of_each_note() -> None:
+    """Gaps stay; one that has ended, or is gone, is dropped."""
+    history = StreamHistory()
+    assert history.view() == {"intervalSeconds": INTERVAL_S, "at": None, "streamShards": []}
+    history.note([row("b", 1.5, 20.0), row("a"), row("c", 1.0)], NOW)
+    history.note([row("a", 0.25, 3.0), row("b"), row("c", 1.0, state="ended")], NOW)
+    assert history.view() == {
+        "intervalSeconds": INTERVAL_S,
+        "at": "2026-11-23T12:00:00+00:00",
+        "streamShards": [
+            {"streamShard": "a", "lagSeconds": [None, 0.25], "recordsPerSecond": [None, 3.0]},
+            {"streamShard": "b", "lagSeconds": [1.5, None], "recordsPerSecond": [20.0, None]},
+        ],
+    }
+
+
+def test_stream_shard_has_an_hour() -> None:
+    """The oldest points go first."""
+    history = StreamHistory()
+    for number in range(POINTS_MAX + 5):
+        history.note([row("a", float(number))], NOW)
+    (one,) = history.view()["streamShards"]
+    assert one["lagSeconds"] == [float(number) for number in range(5, POINTS_MAX + 5)]
+
+
+def test_stream_shards_beyond_the_bound_are_those_least_behind() -> None:
+    """One with a history keeps its place, so that its chart has no holes; the next place is for the furthest behind."""
+    history = StreamHistory()
+    first = [row(f"s{number:03}", float(number)) for number in range(STREAM_SHARDS_MAX + 2)]
+    history.note(first, NOW)
+    kept = {one["streamShard"] for one in history.view()["streamShards"]}
+    assert kept == {one["streamShard"] for one in first[2:]}
+    history.note([row("new", 9e9), row("newer", 1.0), *first[3:]], NOW)
+    assert {one["streamShard"] for one in history.view()["streamShards"]} == kept - {"s002"} | {"new"}
