@@ -78,7 +78,7 @@ def report() -> str:
         "replica hours",
         "most replicas",
         "longest lag",
-        "longest wait of a message",
+        "longest wait",
         "minutes late",
         "changes",
         "flaps",

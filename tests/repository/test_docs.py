@@ -23,8 +23,8 @@ ALWAYS_THERE = {"--help", "-h", "--version"}
 TREES = ("simplu_worker", "tests", "benchmarks", "deploy", "docs", "requirements")
 PATH = re.compile(r"[\w*-][\w.*-]*(?:/[\w.*-]+)*(?:/|\.(?:cjs|html|md|py|service|sql|toml|txt|yaml))")
 LONG_PAGE_LINES = 300
-# Two screens of 1280 x 900: 1,500 of the 1,800 pixels, as a browser shows the page with its picture.
-README_MAX_CHARACTERS, README_MAX_LINES = 4_200, 60
+# Two screens of 1280 x 900: as a page of the site, with its picture, 3,100 characters take 1,540 pixels of the 1,800.
+README_MAX_CHARACTERS, README_MAX_LINES = 3_500, 45
 DOCS_URL = "https://docs.example.com/simplu-worker"  # users put their own in its place
 PLACEHOLDER = "NNNN"  # in the name of a file that does not exist yet
 
