@@ -53,8 +53,8 @@ site: ## Build the documentation site into site/, and check its links
 peers: ## Build the programs of other vendors that tests/peers runs
 	@$(RUN) peers $(ARGS)
 
-audit: ## Compare the pins of the worker with the advisories of the package index
-	@$(RUN) audit
+audit: ## Compare the pins with the advisories of the package index; ARGS="--database FOLDER" with a copy of them
+	@$(RUN) audit $(ARGS)
 
 lock: ## Compile requirements/*.txt again
 	@$(RUN) lock $(ARGS)

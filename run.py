@@ -436,8 +436,11 @@ def peers(args: List[str]) -> None:
     become([in_venv("python"), "-m", "support.peers.build", *args])
 
 
-def audit(_args: List[str]) -> None:
-    """Compare the pins of the worker with the advisories of the package index."""
+def audit(args: List[str]) -> None:
+    """Compare the pins with the advisories of the package index, or with --database FOLDER with a copy of them."""
+    if args:
+        ensure(VENV, "dev")
+        become([in_venv("python"), "-m", "support.advisories.audit", *args])
     ensure(TOOLS_VENV, "tools")
     options = ["--strict", "--disable-pip", "--require-hashes", "--progress-spinner", "off"]
     become([os.path.join(TOOLS_VENV, "bin", "pip-audit"), *options, "-r", "requirements/worker.txt"])

@@ -1,4 +1,4 @@
-"""The command line (README.md). Each command imports its modules when it runs, so that `--help` is quick."""
+"""The command line (docs/commands.md). Each command imports its modules when it runs, so that `--help` is quick."""
 
 from __future__ import annotations
 

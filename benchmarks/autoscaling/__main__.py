@@ -23,6 +23,7 @@ from benchmarks.autoscaling.rule import (
     late_stream_shards,
     oldest_lag,
     processor_time,
+    waiting_messages,
 )
 from benchmarks.throughput.page import markdown_table, replace_part
 
@@ -30,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "kubernetes.md"
 VALUES = ROOT / "deploy" / "helm" / "simplu-worker" / "values.yaml"
 COMMAND = "python3 run.py bench autoscaling --write"
-CHART = "late stream shards and processor time: the chart"
+CHART = "late stream shards, waiting messages and processor time: the chart"
 
 
 class Design(NamedTuple):
@@ -49,6 +50,7 @@ def designs() -> list[Design]:
     )
     late = {"late": late_stream_shards(values["lateAfterSeconds"])}
     cpu = {"cpu": processor_time(values["coresPerReplica"])}
+    waiting = {"waiting": waiting_messages(values["messagesPerReplica"])}
     oldest = {"oldest": oldest_lag(values["lateAfterSeconds"])}
     return [
         Design("always as many as stream shards", {}, usual._replace(least=STREAM_SHARDS)),
@@ -58,8 +60,9 @@ def designs() -> list[Design]:
         Design("late stream shards alone", late, usual),
         Design("processor time alone", cpu, usual),
         Design("oldest lag and processor time", oldest | cpu, usual),
-        Design("late stream shards and processor time, without a wait", late | cpu, usual._replace(down_after_s=0.0)),
-        Design(CHART, late | cpu, usual),
+        Design("late stream shards and processor time", late | cpu, usual),
+        Design("all three, without a wait", late | waiting | cpu, usual._replace(down_after_s=0.0)),
+        Design(CHART, late | waiting | cpu, usual),
     ]
 
 
@@ -75,6 +78,7 @@ def report() -> str:
         "replica hours",
         "most replicas",
         "longest lag",
+        "longest wait",
         "minutes late",
         "changes",
         "flaps",
@@ -89,6 +93,7 @@ def _line(name: str, day: DayResult) -> list[str]:
         f"{day.replica_hours:.0f}",
         str(day.most_replicas),
         f"{day.longest_lag_s:.0f} s",
+        f"{day.longest_wait_s:.0f} s",
         f"{day.late_minutes:.0f}",
         str(day.changes),
         str(day.flaps),

@@ -17,22 +17,34 @@ SEEN_AFTER_TICKS = 2  # a scrape, and a poll
 CPU_TICKS = 8  # rate(...[2m])
 START_TICKS = 2  # until a new replica has leases
 HANDOVER_S = 1.1  # until a stream shard is read on after its replica was stopped: benchmarks/failover.py
+MESSAGE_CORE_S = 262e-6  # of an order event: docs/performance.md
 OWN_CORES = 0.1  # scans of leases, reads and probes of a replica, whatever the load
+ROOM_CORE_S = (1 - OWN_CORES) * TICK_S  # the work of a replica in a tick
 STREAM_SHARDS = 16
 HOT_SHARD = 0
+FLOOD_COUNT, FLOOD_AT_S = 3_000_000, 21 * 3600.0  # order events of a producer that was down
 FLAP_S = 1800.0  # a replica that comes within this time after one has gone
 LATE_S = 60.0
 
-Load = Callable[[float], Sequence[float]]
-"""Time of the day to the work that arrives for each stream shard, in cores."""
+
+class Arriving(NamedTuple):
+    """The work that arrives, in cores: for each stream shard, and in the queues, which all replicas read."""
+
+    stream_shards: Sequence[float]
+    queues: float
+
+
+Load = Callable[[float], Arriving]
+"""Time of the day to the work that arrives."""
 
 
 class DayResult(NamedTuple):
-    """What a day was like. Lags are those of the stream shards that one reader can read."""
+    """What a day was like. Lags are those of the stream shards that one reader can read, waits those of messages."""
 
     replica_hours: float
     most_replicas: int
     longest_lag_s: float
+    longest_wait_s: float
     late_minutes: float
     changes: int
     flaps: int
@@ -40,19 +52,24 @@ class DayResult(NamedTuple):
 
 
 def usual_day(seed: int = 1) -> Load:
-    """Return the load of a day: nights and days, two rushes, an import at 02:00, and a hot stream shard at 15:00."""
+    """Return the load of a day.
+
+    Nights and days, two rushes, an import at 02:00, a hot stream shard at 15:00, and a flood of order events at 21:00.
+    """
     draws = random.Random(seed)
     weights = [draws.lognormvariate(0, 0.5) for _ in range(STREAM_SHARDS)]
     shares = [weight / sum(weights) for weight in weights]
     noise = [draws.uniform(0.9, 1.1) for _ in range(int(DAY_S / 60) + 1)]
 
-    def load(at_s: float) -> Sequence[float]:
+    def load(at_s: float) -> Arriving:
         hour = at_s / 3600
         total = 2.0 - 1.5 * math.cos((hour - 3) / 24 * 2 * math.pi)
         total += 3.0 * _rush(hour, 11.75, 1.0) + 4.0 * _rush(hour, 18.0, 1.5) + 6.0 * _rush(hour, 2.0, 0.5)
         total *= noise[int(at_s / 60)]
         hot = 1.5 * _rush(hour, 15.0, 0.5)
-        return [total * share + (hot if shard == HOT_SHARD else 0.0) for shard, share in enumerate(shares)]
+        messages = 200 + (FLOOD_COUNT / TICK_S if at_s == FLOOD_AT_S else 0)
+        stream_shards = [total * share + (hot if shard == HOT_SHARD else 0.0) for shard, share in enumerate(shares)]
+        return Arriving(stream_shards, messages * MESSAGE_CORE_S)
 
     return load
 
@@ -64,13 +81,14 @@ def _rush(hour: float, begin: float, length: float) -> float:
 
 
 class Fleet:
-    """Stream shards with their backlogs, and the replicas that own them."""
+    """Stream shards with their backlogs, the replicas that own them, and the queues, which belong to all."""
 
     def __init__(self, replicas: int) -> None:
         self.moves = 0
         self._owners = [shard % replicas for shard in range(STREAM_SHARDS)]
         self._replicas = replicas
         self._backlog: list[deque[list[float]]] = [deque() for _ in range(STREAM_SHARDS)]  # [arrived at, cores * s]
+        self._messages: deque[list[float]] = deque()  # as above
         self._rates = [0.0] * STREAM_SHARDS
         self._moved = [False] * STREAM_SHARDS
 
@@ -116,30 +134,54 @@ class Fleet:
         self._moved[shard] = True
         self.moves += 1
 
-    def work(self, arriving: Sequence[float], now_s: float) -> tuple[list[float], float]:
-        """Work for a tick; return the lag of each stream shard, in seconds, and the cores in use."""
-        for shard, rate in enumerate(arriving):
+    def work(self, arriving: Arriving, now_s: float) -> Signals:
+        """Work for a tick; return what is seen of the fleet then."""
+        for shard, rate in enumerate(arriving.stream_shards):
             self._backlog[shard].append([now_s, rate * TICK_S])
-        used = 0.0
-        for replica in range(self._replicas):
-            used += OWN_CORES + self._serve([s for s, owner in enumerate(self._owners) if owner == replica]) / TICK_S
+        self._messages.append([now_s, arriving.queues * TICK_S])
+        part = _work_in(self._messages) / self._replicas
+        done = [
+            self._serve([shard for shard, owner in enumerate(self._owners) if owner == replica], part)
+            for replica in range(self._replicas)
+        ]
+        # A replica that has room receives what is left.
+        done = [one + _take(self._messages, ROOM_CORE_S - one) for one in done]
         self._moved = [False] * STREAM_SHARDS
-        end_s = now_s + TICK_S
-        return [end_s - TICK_S - parts[0][0] if parts else 0.0 for parts in self._backlog], used
+        lags_s = [self._age(parts, now_s) for parts in self._backlog]
+        cores = sum(OWN_CORES + one / TICK_S for one in done)
+        return Signals(lags_s, cores, _work_in(self._messages) / MESSAGE_CORE_S)
 
-    def _serve(self, shards: Sequence[int]) -> float:
-        """Let one replica work on *shards*, each as much as the others while it has work; return the work done."""
-        room = (1 - OWN_CORES) * TICK_S
+    def wait_s(self, now_s: float) -> float:
+        """Return how long the oldest message has waited."""
+        return self._age(self._messages, now_s)
+
+    @staticmethod
+    def _age(parts: deque[list[float]], now_s: float) -> float:
+        return now_s - parts[0][0] if parts else 0.0
+
+    def _serve(self, shards: Sequence[int], messages: float) -> float:
+        """Let one replica work on *shards* and on so much of the queues' work; return the work done.
+
+        Each gets as much as the others while it has work.
+        """
         done = 0.0
-        waiting = sorted(shards, key=lambda shard: sum(work for _, work in self._backlog[shard]))
-        for count, shard in enumerate(waiting):
-            part = (room - done) / (len(waiting) - count)
+        work: dict[int | None, float] = {shard: _work_in(self._backlog[shard]) for shard in shards}
+        work[None] = messages
+        for count, shard in enumerate(sorted(work, key=lambda one: work[one])):
+            part = (ROOM_CORE_S - done) / (len(work) - count)
+            if shard is None:
+                done += _take(self._messages, min(part, messages))
+                continue
             if self._moved[shard]:
-                part = min(part, room * (1 - HANDOVER_S / TICK_S))
+                part = min(part, ROOM_CORE_S * (1 - HANDOVER_S / TICK_S))
             served = _take(self._backlog[shard], part)
             self._rates[shard] += (served / TICK_S - self._rates[shard]) / CPU_TICKS
             done += served
         return done
+
+
+def _work_in(parts: deque[list[float]]) -> float:
+    return sum(work for _, work in parts)
 
 
 def _take(parts: deque[list[float]], room: float) -> float:
@@ -159,22 +201,24 @@ def simulate_day(scaler: Autoscaler, load: Load) -> DayResult:
     fleet = Fleet(scaler.replicas)
     seen: deque[Signals] = deque(maxlen=SEEN_AFTER_TICKS)
     cores: deque[float] = deque(maxlen=CPU_TICKS)
-    counts, lags = [scaler.replicas], []
+    counts, lags, waits = [scaler.replicas], [], []
     for tick in range(int(DAY_S / TICK_S)):
         now_s = tick * TICK_S
         # Replicas that come have leases after START_TICKS; those that go stop at once.
         running = min(counts[-START_TICKS - 1 :])
         fleet.resize(running)
         fleet.balance()
-        lags_s, used = fleet.work(load(now_s), now_s)
-        cores.append(used)
-        lags.append(max(lag for shard, lag in enumerate(lags_s) if shard != HOT_SHARD))
-        seen.append(Signals(lags_s, sum(cores) / len(cores)))
+        signals = fleet.work(load(now_s), now_s)
+        cores.append(signals.cores)
+        lags.append(max(lag for shard, lag in enumerate(signals.lags_s) if shard != HOT_SHARD))
+        waits.append(fleet.wait_s(now_s))
+        seen.append(signals._replace(cores=sum(cores) / len(cores)))
         counts.append(scaler.follow(seen[0], now_s))
     return DayResult(
         replica_hours=sum(counts[1:]) * TICK_S / 3600,
         most_replicas=max(counts),
         longest_lag_s=max(lags),
+        longest_wait_s=max(waits),
         late_minutes=sum(lag > LATE_S for lag in lags) * TICK_S / 60,
         changes=sum(now != before for before, now in pairwise(counts)),
         flaps=flaps_of(counts),

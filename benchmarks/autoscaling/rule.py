@@ -14,10 +14,11 @@ TOLERANCE = 0.1  # --horizontal-pod-autoscaler-tolerance
 
 
 class Signals(NamedTuple):
-    """What Prometheus has of the fleet: the lag of each stream shard, in seconds, and the cores in use by all."""
+    """What Prometheus has of the fleet: the lag of each stream shard, the cores in use by all, messages that wait."""
 
     lags_s: Sequence[float]
     cores: float
+    message_count: float = 0.0
 
 
 Trigger = Callable[[Signals], float]
@@ -51,6 +52,11 @@ def late_stream_shards(late_after_s: float) -> Trigger:
 def oldest_lag(target_s: float) -> Trigger:
     """Return the trigger that asks for the greatest lag over *target_s*."""
     return lambda signals: max(signals.lags_s, default=0) / target_s
+
+
+def waiting_messages(messages_per_replica: float) -> Trigger:
+    """Return the trigger that asks for the waiting messages of all queues over *messages_per_replica*."""
+    return lambda signals: signals.message_count / messages_per_replica
 
 
 def processor_time(cores_per_replica: float) -> Trigger:

@@ -28,6 +28,7 @@ from simplu_worker.timing.backoff import backoff_s
 BATCH_MAX_COUNT: Final = 10  # entries a batch call, and messages a receive: SQS API reference
 LONG_POLL_MAX_S: Final = 20  # SQS API reference, ReceiveMessage
 POLL_MARGIN_S: Final = 5  # by how much the poll client's read timeout exceeds the poll, to notice a dead connection
+RETENTION_MAX_S: Final = 14 * 86_400  # SQS API reference, CreateQueue
 VISIBILITY_DEFAULT_S: Final = 30  # SQS developer guide
 DELETE_TRIES: Final = 5
 MISSING_QUEUE_CODES: Final = frozenset({"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist"})

@@ -11,12 +11,11 @@ import structlog
 from yarl import URL
 
 from simplu_worker.aws.clients import Client
-from simplu_worker.aws.sqs_queue import create_queue, find_queue_url
+from simplu_worker.aws.sqs_queue import RETENTION_MAX_S, create_queue, find_queue_url
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.waits import sleep_or_event
 
-RETENTION_S: Final = 14 * 86_400  # the longest of SQS
 RETRY_BASE_S: Final = 0.5
 RETRY_MAX_S: Final = 30.0
 
@@ -53,7 +52,7 @@ async def _ensure_queue(client: Client, url: str) -> None:
     found_url = await find_queue_url(client, name)
     is_new = found_url is None
     if found_url is None:
-        found_url = await create_queue(client, name, retention_s=RETENTION_S)
+        found_url = await create_queue(client, name, retention_s=RETENTION_MAX_S)
     if URL(found_url).path != URL(url).path:
         raise PermanentError(f"{found_url}, of another account than the control queue")
     log.info("dead_letter.default_queue", queue=name, url=url, is_new=is_new)

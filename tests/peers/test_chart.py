@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,9 @@ from support.chart.render import (
 from support.exported_metrics import METRIC, metric_names
 from support.requires import ROOT
 
+from benchmarks.autoscaling.__main__ import CHART as CHART_DESIGN
+from benchmarks.autoscaling.__main__ import designs
+from benchmarks.autoscaling.day import STREAM_SHARDS, TICK_S
 from simplu_worker.config.misspellings import KNOWN_VARIABLES
 
 BASE = ROOT / "deploy" / "kubernetes"
@@ -194,6 +200,86 @@ def test_variables_are_those_of_the_worker(rendered: list[list[Manifest]]) -> No
         assert data.get("PREFETCH_MAX_BYTES", "134217728") == "134217728"
         files = [value for name, value in data.items() if name.endswith("_FILE")]
         assert [path for path in files if not any(path.startswith(mount) for mount in mounts)] == []
+
+
+def test_identity_of_irsa_is_an_annotation_and_that_of_pods_is_none(rendered: list[list[Manifest]]) -> None:
+    """An association names the account of Pod Identity; a role there as well would be another one's."""
+    seen: Counter[str] = Counter()
+    for row, manifests in zip(ROWS, rendered, strict=True):
+        for account in [one for one in manifests if one["kind"] == "ServiceAccount"]:
+            annotations = dict(account["metadata"].get("annotations", {}))
+            assert (annotations.pop("eks.amazonaws.com/role-arn", None) == ROLE) == (row["aws"] == "irsa"), row
+            assert annotations == ({"team": "shards"} if row["account"] == "annotated" else {}), row
+            seen[row["aws"]] += 1
+    assert seen.keys() == PARTS["aws"].keys()
+
+
+def test_ports_of_policy_monitors_and_service_are_the_container_s(tmp_path: Path) -> None:
+    """Another HTTP_PORT goes to all of them; what scrapes and what is let in are the same port, by its name."""
+    settings = {"settings": STREAM | CITRUS | {"HTTP_PORT": 9090}, "networkPolicy": {"enabled": True}}
+    for kind, list_name in (("ServiceMonitor", "endpoints"), ("PodMonitor", "podMetricsEndpoints")):
+        monitoring = {"monitoring": {"kind": kind[0].lower() + kind[1:]}}
+        manifests = render(merged(settings, monitoring), tmp_path)
+        (container,) = of_kind(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
+        ports = {one["name"]: one["containerPort"] for one in container["ports"]}
+        assert ports == {"http": 9090}
+        (rule,) = of_kind(manifests, "NetworkPolicy")["spec"]["ingress"]
+        assert {one["port"] for one in rule["ports"]} == {*ports}
+        assert {one["port"] for one in of_kind(manifests, kind)["spec"][list_name]} == {*ports}
+        probes = [container[name]["httpGet"]["port"] for name in container if name.endswith("Probe")]
+        assert {*probes} == {*ports}
+        if kind == "ServiceMonitor":
+            (port,) = of_kind(manifests, "Service")["spec"]["ports"]
+            assert (port["name"], port["port"], port["targetPort"]) == ("http", 9090, "http")
+
+
+def test_behavior_is_that_of_the_simulated_day(tmp_path: Path) -> None:
+    """And so are the triggers, the bounds and the time between two looks: docs/kubernetes.md has the day's table."""
+    (design,) = [one for one in designs() if one.name == CHART_DESIGN]
+    expected = design.behavior
+    scaling = {"openStreamShards": STREAM_SHARDS}
+    both = {"settings": STREAM | QUEUE | CITRUS}
+    for kind, external in (("keda", False), ("hpa", True)):
+        values = merged(both, {"autoscaling": {**scaling, "kind": kind, "hpa": {"external": external}}})
+        manifests = render(values, tmp_path)
+        (spec,) = [one["spec"] for one in manifests if one["kind"] in {"ScaledObject", "HorizontalPodAutoscaler"}]
+        if kind == "keda":
+            assert spec["pollingInterval"] == TICK_S
+            assert len(spec["triggers"]) == len(design.triggers)
+            spec = {
+                "behavior": spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"],
+                "minReplicas": spec["minReplicaCount"],
+                "maxReplicas": spec["maxReplicaCount"],
+            }
+        else:
+            assert len(spec["metrics"]) == len(design.triggers)
+        assert (spec["minReplicas"], spec["maxReplicas"]) == (expected.least, expected.most)
+        up, down = spec["behavior"]["scaleUp"], spec["behavior"]["scaleDown"]
+        period = {"periodSeconds": expected.period_s}
+        assert up["policies"] == [
+            {"type": "Percent", "value": expected.up_percent, **period},
+            {"type": "Pods", "value": expected.up_count, **period},
+        ]
+        assert down["policies"] == [{"type": "Pods", "value": expected.down_count, **period}]
+        windows = [one["stabilizationWindowSeconds"] for one in (up, down)]
+        assert windows == [0, expected.down_after_s]
+        assert {up["selectPolicy"], down["selectPolicy"]} == {"Max"}
+
+
+def test_values_of_the_page_make_the_chart_that_it_describes(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """Both blocks of values, together and the first alone; the summary of the run names the manifests."""
+    page = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+    deployment, scaling = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
+    assert deployment["secrets"]["environment"] == [
+        yaml.safe_load((BASE / "secret.example.yaml").read_text(encoding="utf-8"))["metadata"]["name"]
+    ]
+    render(deployment, tmp_path)
+    manifests = render(merged(deployment, scaling), tmp_path)
+    assert schema_problems(manifests, tmp_path) == ""
+    names = ", ".join(f"{one['kind']} {one['metadata']['name']}" for one in manifests)
+    record_property("note", f"The chart with the values of docs/kubernetes.md: {names}")
 
 
 def test_drain_fits_the_time_that_a_pod_has(rendered: list[list[Manifest]]) -> None:

@@ -23,6 +23,8 @@ ALWAYS_THERE = {"--help", "-h", "--version"}
 TREES = ("simplu_worker", "tests", "benchmarks", "deploy", "docs", "requirements")
 PATH = re.compile(r"[\w*-][\w.*-]*(?:/[\w.*-]+)*(?:/|\.(?:cjs|html|md|py|service|sql|toml|txt|yaml))")
 LONG_PAGE_LINES = 300
+# Two screens of 1280 x 900: as a page of the site, with its picture, 3,100 characters take 1,540 pixels of the 1,800.
+README_MAX_CHARACTERS, README_MAX_LINES = 3_500, 45
 DOCS_URL = "https://docs.example.com/simplu-worker"  # users put their own in its place
 PLACEHOLDER = "NNNN"  # in the name of a file that does not exist yet
 
@@ -199,10 +201,30 @@ def test_command_lines_name_commands_and_options_that_exist(page: Path) -> None:
         assert options <= commands[" ".join(known[0])], f"simplu-worker {line}"
 
 
-def test_readme_names_every_command() -> None:
+def test_page_of_commands_names_every_command() -> None:
     """A command that nobody finds is not there."""
-    named = {" ".join(line.split()[:count]) for line in command_lines(ROOT / "README.md") for count in (1, 2)}
+    named = {" ".join(line.split()[:count]) for line in command_lines(DOCS / "commands.md") for count in (1, 2)}
     assert not program_commands().keys() - named
+
+
+def test_glossary_has_the_words_of_the_field_that_names_are_made_of() -> None:
+    """A reader who meets one of them finds its meaning; `CONTRIBUTING.md` has the list."""
+    (rule,) = re.findall(
+        r"(?ms)^- The field's word .*?: (.*?)\.\n- ", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    )
+    words = {" ".join(word.split()) for word in re.split("[,;]", rule)}
+    words -= {word for word in words if word.startswith("as ")}
+    rows = re.findall(r"(?m)^\| ([^|]+) \| .+ \|$", (DOCS / "glossary.md").read_text(encoding="utf-8"))[1:]
+    assert len(words) > 10
+    assert words - {*rows} == set()
+    assert rows == sorted(rows, key=str.lower)
+
+
+def test_readme_is_below_two_screens() -> None:
+    """A reader decides by it: what it is, a picture, two commands, for whom, and links. All else is a page."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text) <= README_MAX_CHARACTERS
+    assert text.count("\n") <= README_MAX_LINES
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -13,6 +13,7 @@ from support.peers.programs import (
     HELM,
     JAVA_PROGRAMS,
     JAVASCRIPT_SDK,
+    KUSTOMIZE,
     BuiltProgram,
     GoModule,
     GoProgram,
@@ -23,7 +24,7 @@ from support.requires import ROOT
 
 PIN = re.compile(r"[0-9a-f]{64}  [A-Za-z0-9._-]+\.jar")
 EXACT = re.compile(r"\d+(\.\d+)+")
-PAGES = {HELM: ROOT / "docs" / "kubernetes.md"}
+PAGES = dict.fromkeys((HELM, KUSTOMIZE), ROOT / "docs" / "kubernetes.md")
 PAGE = ROOT / "docs" / "correctness.md"
 
 

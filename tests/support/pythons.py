@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -13,7 +14,8 @@ NAME = re.compile(r"python3\.(\d+)")
 OLDEST, NEWEST = 11, 14
 # Where pyenv, uv and Debian have others beside the one that runs.
 BESIDE = sorted(Path(sys.base_prefix).parent.glob("*/bin"))
-FOLDERS = (Path(sys.base_prefix, "bin"), *BESIDE, Path("/usr/local/bin"), Path("/usr/bin"))
+ON_PATH = [Path(folder) for folder in os.environ["PATH"].split(os.pathsep) if folder]
+FOLDERS = (Path(sys.base_prefix, "bin"), *BESIDE, Path("/usr/local/bin"), Path("/usr/bin"), *ON_PATH)
 
 
 @cache

@@ -19,10 +19,11 @@ from benchmarks.autoscaling.rule import (
     late_stream_shards,
     oldest_lag,
     processor_time,
+    waiting_messages,
 )
 from benchmarks.throughput.page import replace_part
 
-TRIGGERS = {"late": late_stream_shards(60), "cpu": processor_time(0.65)}
+TRIGGERS = {"late": late_stream_shards(60), "waiting": waiting_messages(2000), "cpu": processor_time(0.65)}
 BEHAVIOR = Behavior(least=2, most=10, down_after_s=300.0)
 IDLE, BUSY = Signals([], 0.0), Signals([], 100.0)
 
@@ -42,6 +43,12 @@ IDLE, BUSY = Signals([], 0.0), Signals([], 100.0)
 def test_replicas_asked_for(lags_s: list[float], cores: float, replicas: int, expected: int) -> None:
     """The sum over the target, rounded up."""
     assert asked_replicas(Signals(lags_s, cores), TRIGGERS, replicas) == expected
+
+
+@pytest.mark.parametrize(("messages", "expected"), [(0, 0), (2000, 1), (2001, 2), (30_000, 15)])
+def test_waiting_messages_ask_for_a_replica_each_so_many(messages: float, expected: int) -> None:
+    """Whatever the lag and the processor time are, if these ask for less."""
+    assert asked_replicas(Signals([], 0.0, messages), TRIGGERS, 0) == expected
 
 
 def test_oldest_lag_asks_for_all_replicas_because_of_one_stream_shard() -> None:
@@ -99,3 +106,4 @@ def test_page_has_the_day_and_the_chart_neither_flaps_nor_falls_behind() -> None
     assert chart.longest_lag_s <= 2 * LATE_S
     assert chart.replica_hours < 0.4 * days["always as many as stream shards"].replica_hours
     assert days["oldest lag alone"].flaps > 10
+    assert chart.longest_wait_s < days["late stream shards and processor time"].longest_wait_s

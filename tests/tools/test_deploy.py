@@ -6,14 +6,17 @@ import difflib
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from prometheus_client import REGISTRY
 from support.exported_metrics import metric_names
 from support.requires import ROOT, required_program
 
 from simplu_worker.config.environment import SECRETS
+from simplu_worker.config.misspellings import KNOWN_VARIABLES
 from simplu_worker.config.settings import Settings
 
 DEPLOY = ROOT / "deploy"
@@ -73,6 +76,38 @@ def test_dockerfile_runs_the_worker_as_a_numbered_user() -> None:
         'ENTRYPOINT ["simplu-worker"]',
         'CMD ["run"]',
     ]
+
+
+def test_labels_of_the_image_are_those_of_the_project() -> None:
+    """Name, license and base; version and revision are arguments that the pages give to the build."""
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    (labels,) = re.findall(r"^LABEL (.*)$", text, re.MULTILINE)
+    found = dict(re.findall(r'org\.opencontainers\.image\.([\w.]+)="([^"]*)"', labels))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    description = found.pop("description")
+    assert project["description"].startswith(description)
+    base = re.findall(r"^FROM (\S+)$", text, re.MULTILINE)[-1]
+    assert found == {
+        "title": project["name"],
+        "licenses": project["license"],
+        "base.name": base,
+        "version": "${VERSION}",
+        "revision": "${REVISION}",
+    }
+    arguments = set(re.findall(r"^ARG (\w+)=", text, re.MULTILINE))
+    assert arguments == set(re.findall(r"--build-arg (\w+)=", (ROOT / "docs" / "releasing.md").read_text()))
+    assert arguments == {"VERSION", "REVISION"}
+
+
+def test_settings_of_the_base_are_variables_of_the_worker() -> None:
+    """Those that are not secret in the ConfigMap, secrets in the Secret, which External Secrets makes too."""
+    settings = yaml.safe_load((DEPLOY / "kubernetes" / "configmap.yaml").read_text())["data"]
+    secrets = yaml.safe_load((DEPLOY / "kubernetes" / "secret.example.yaml").read_text())
+    assert settings.keys() <= KNOWN_VARIABLES - {*SECRETS}
+    assert secrets["stringData"].keys() <= {*SECRETS}
+    external = yaml.safe_load((DEPLOY / "helm" / "external-secret.example.yaml").read_text())
+    assert external["spec"]["target"]["name"] == secrets["metadata"]["name"]
+    assert {one["secretKey"] for one in external["spec"]["data"]} == secrets["stringData"].keys()
 
 
 @pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)

@@ -84,10 +84,18 @@ def test_steps_of_the_dockerfile_make_an_image_of_the_worker(tmp_path: Path) -> 
     assert "KINESIS_STREAM_NAME: expected a source" in problems
     assert set(json.loads(refused)) == NEEDS["local"]
     assert list((image.root / "opt").rglob("pip")) == []
+    before = files_of(image.root)
     check_health(image)
+    assert files_of(image.root) == before  # its root file system may be read-only
     check_bill_of_materials(image)
     image.run("python -m compileall -q -j 2 /opt/simplu-worker/lib")  # as pip does in a build
     assert image.size_bytes() <= PAYLOAD_MAX_BYTES
+
+
+def files_of(root: Path) -> dict[str, tuple[int, int]]:
+    """Return size and time of each file below *root*, and of each folder, whose time is that of its last new file."""
+    found = {str(path.relative_to(root)): path.lstat() for path in root.rglob("*")}
+    return {name: (one.st_size, one.st_mtime_ns) for name, one in found.items()}
 
 
 def check_health(image: ImageBuild) -> None:

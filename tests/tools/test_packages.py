@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
 import tomllib
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +19,7 @@ import pytest
 import yaml
 from support.checkout import checkout_files, newcomer_environment, run_lines
 from support.imported_modules import IMPORT_ALL, NEEDS
-from support.pythons import find_pythons
+from support.pythons import find_pythons, runs
 from support.requires import ROOT
 
 from simplu_worker import __version__
@@ -88,12 +90,21 @@ def test_sdist_has_the_repository_and_no_secret_folder(packages: Packages) -> No
 
 
 @pytest.mark.slow(15)
-def test_packages_install_and_run_on_every_python_of_the_machine(packages: Packages, tmp_path: Path) -> None:
-    """The pins and the wheel, as the page has it; all dependencies fit each other; the command runs."""
+def test_packages_install_and_run_on_every_python_of_the_machine(
+    packages: Packages, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """The pins and the wheel, as the page has it; all dependencies fit each other; the command runs.
+
+    None of the classifiers that is on this machine is left out; the summary of the run says which were tried.
+    """
     environment = newcomer_environment(tmp_path / "bin")
     pins = shlex.quote(str(ROOT / "requirements" / "worker.txt"))
     pythons = find_pythons()
+    named = {f"python{version}" for version in re.findall(r"Python :: (3\.\d+)", " ".join(PROJECT["classifiers"]))}
+    assert {name for name in named if (path := shutil.which(name)) and runs(Path(path))} <= pythons.keys()
     assert f"python{sys.version_info.major}.{sys.version_info.minor}" in pythons
+    missing = f"; not on this machine: {', '.join(sorted(named - pythons.keys()))}" if named - pythons.keys() else ""
+    record_property("note", f"Packages installed and run on {', '.join(pythons)}{missing}")
     for name, path in pythons.items():
         lines = f"""
             uv venv -q --python {shlex.quote(path)} {name}
@@ -138,15 +149,21 @@ def test_mark_of_types_tells_the_truth(packages: Packages, tmp_path: Path) -> No
     assert 'Revealed type is "float"' in done.stdout or 'Revealed type is "builtins.float"' in done.stdout
 
 
+def versions_in(page: str) -> set[str]:
+    """Return the versions of the worker that a page names: of a wheel, an image, or for its build."""
+    return set(re.findall(r"(?:simplu[-_]worker[-:]|\bVERSION=)(\d+\.\d+\.\d+)", page))
+
+
 def test_version_is_the_same_everywhere() -> None:
     """The changelog decides: its newest release, or until there is one the first version."""
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     released = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d{2}-\d{2}$", changelog, flags=re.MULTILINE)
     assert [*released, "0.1.0"][0] == __version__
-    page = (ROOT / "docs" / "installing.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"simplu[-_]worker[-:](\d+\.\d+\.\d+)|VERSION=(\d+\.\d+\.\d+)", page)) == {
-        (__version__, ""),
-        ("", __version__),
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    named = {page.name: versions_in(page.read_text(encoding="utf-8")) for page in pages if page.name != "releasing.md"}
+    assert {name: versions for name, versions in named.items() if versions} == {
+        "installing.md": {__version__},
+        "aws.md": {__version__},
     }
     kustomization = yaml.safe_load((ROOT / "deploy" / "kubernetes" / "kustomization.yaml").read_text(encoding="utf-8"))
     assert [image["newTag"] for image in kustomization["images"]] == [__version__]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 import pytest
 from support.browser.chromium import open_browser
@@ -19,7 +21,7 @@ from support.site.build import (
     stage,
     staged_path,
 )
-from support.site.look import LOOKS, WIDE, Look, find_faults
+from support.site.look import LOCAL, LOOKS, WIDE, Look, find_faults
 
 DOCS = ROOT / "docs"
 
@@ -58,6 +60,34 @@ def test_search_works_from_files(site: Path) -> None:
         re.findall(r'src="([^"]*file_worker\.js)"', page.read_text(encoding="utf-8")) for page in site.rglob("*.html")
     ]
     assert {len(one) for one in workers} == {1}
+
+
+# The search is a dialog in a shadow tree, which the theme makes at the first click.
+RESULTS = """[...document.querySelectorAll("*")].flatMap((element) =>
+    [...(element.shadowRoot?.querySelectorAll("[role=option]") ?? [])].map((one) => one.href))"""
+
+
+def without_word(word: str, paths: Iterable[str]) -> list[str]:
+    """Return the pages that do not have *word*."""
+    return [path for path in paths if word not in Path(path).read_text(encoding="utf-8").lower()]
+
+
+@pytest.mark.slow(4)
+async def test_person_finds_a_page_by_the_search_without_a_server(site: Path, tmp_path: Path) -> None:
+    """A word that is typed leads to the pages that have it, in a Chromium that opens them from files."""
+    async with open_browser(tmp_path) as tab:
+        await tab.visit((site / "index.html").as_uri())
+        await tab.evaluate("document.querySelector('.md-search__button').click()")
+        await tab.wait_for("[...document.querySelectorAll('*')].some((element) => element.shadowRoot?.activeElement)")
+        await tab.type("fencing")
+        await tab.wait_for(f"({RESULTS}).length")
+        addresses = await tab.evaluate(RESULTS)
+        found = {urlsplit(address).path: address for address in addresses}
+        assert without_word("fencing", found) == []
+        assert str(site / "glossary.html") in found
+        await tab.visit(found[str(site / "glossary.html")])
+        assert "fencing token" in await tab.evaluate("document.body.innerText")
+        assert (tab.faults, [url for url in tab.requests if not url.startswith(LOCAL)]) == ([], [])
 
 
 @pytest.mark.slow(10)

@@ -13,11 +13,10 @@ from typing import Any, Final
 import msgspec
 
 from simplu_worker.aws.dynamodb_tables import TableSummary
-from simplu_worker.aws.sqs_queue import QueueAttributes
+from simplu_worker.aws.sqs_queue import RETENTION_MAX_S, QueueAttributes
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.leases.lease_table import TABLE_DEFINITION
 
-RETENTION_MAX_S: Final = 14 * 86_400  # SQS API reference, CreateQueue
 RETENTION_HOURS: Final = 168  # a week for a shard that is down, in place of the 24 h of a new stream
 VISIBILITY_MIN_S: Final = 30
 LONG_POLL_S: Final = 20

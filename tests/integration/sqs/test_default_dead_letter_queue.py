@@ -8,7 +8,8 @@ import pytest
 from support.aws.endpoints import ScriptedAws, client_of
 
 from simplu_worker.aws.clients import Client
-from simplu_worker.dead_letters.default_queue import RETENTION_S, ensure_default_queue
+from simplu_worker.aws.sqs_queue import RETENTION_MAX_S
+from simplu_worker.dead_letters.default_queue import ensure_default_queue
 from simplu_worker.errors import ConfigurationError
 
 URL = "http://127.0.0.1:4566/000000000000/control-dead-letters"
@@ -25,7 +26,7 @@ async def test_default_queue_is_created_once_and_keeps_dead_letters_for_two_week
     await ensure_default_queue(client, url, asyncio.Event())
 
     first = (await client.get_queue_attributes(QueueUrl=url, AttributeNames=["All"]))["Attributes"]
-    assert first["MessageRetentionPeriod"] == str(RETENTION_S)
+    assert first["MessageRetentionPeriod"] == str(RETENTION_MAX_S)
     assert first.get("SqsManagedSseEnabled") == "true"
     await client.set_queue_attributes(QueueUrl=url, Attributes={"MessageRetentionPeriod": "3600"})
     await ensure_default_queue(client, url, asyncio.Event())

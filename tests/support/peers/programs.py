@@ -202,7 +202,14 @@ GO_SDK = GoProgram("the AWS SDK for Go", SOURCES / "go", "github.com/aws/aws-sdk
 JAVASCRIPT_SDK = NodeProgram("the AWS SDK for JavaScript", SOURCES / "producer.cjs", "@aws-sdk/client-kinesis")
 JAVA_PROGRAMS = (KCL_2, KCL_3, KPL, JAVA_SDK)
 HELM = GoProgram("Helm", SOURCES / "helm", "helm.sh/helm/v3", "helm.sh/helm/v3/cmd/helm")
-GO_PROGRAMS = (GO_SDK, HELM)
+# Its libraries have the versions of Helm's: they are compiled once for both.
+KUSTOMIZE = GoProgram(
+    "kustomize",
+    SOURCES / "kustomize",
+    "sigs.k8s.io/kustomize/kustomize/v5",
+    "sigs.k8s.io/kustomize/kustomize/v5",
+)
+GO_PROGRAMS = (GO_SDK, HELM, KUSTOMIZE)
 CUSTOM_RESOURCES = GoFiles(
     "the schemas of custom resources",
     SOURCES / "schemas",

@@ -36,8 +36,8 @@ from simplu_worker.shards.types import ProvisionRequest
 FOLDER: Final = "/etc/simplu-worker"  # of the pages
 STREAM: Final = "resources-operations"
 QUEUES: Final = "https://sqs.eu-central-1.amazonaws.com/000000000000"
-DEAD_LETTERS: Final = "worker-dead-letters"
-LEASES: Final = "resources-worker"
+DEAD_LETTERS: Final = "simplu-worker-dead-letters"
+LEASES: Final = "KINESIS_APPLICATION_NAME=simplu-worker"  # the name alone is that of the command too
 DATABASE: Final = "shard"
 COMMAND_S: Final = 60.0
 REPEAT_S: Final = 40.0
@@ -90,6 +90,7 @@ class Scene:
         self._page = page
         self._numbers = itertools.count(1)
         self.stream = f"operations-{page}"
+        self.lease_table = f"leases-{page}"
         self.shell = world.shell
         self._port = free_port()
 
@@ -105,7 +106,7 @@ class Scene:
             QUEUES: f"{self.world.sqs_url}/{ACCOUNT_ID}",
             DEAD_LETTERS: queue,
             STREAM: self.stream,
-            LEASES: f"leases-{self._page}",
+            LEASES: f"KINESIS_APPLICATION_NAME={self.lease_table}",
             "localhost:8080": f"{HOST}:{self._port}",
         }
         return self
@@ -178,7 +179,7 @@ class Scene:
         token = secrets.token_urlsafe(18)
         variables = {
             "KINESIS_STREAM_NAME": STREAM,
-            "KINESIS_APPLICATION_NAME": LEASES,
+            "KINESIS_APPLICATION_NAME": "simplu-worker",
             "KINESIS_LEASE_DURATION_SECONDS": "3",
             "SQS_DEAD_LETTER_QUEUE_URL": f"{QUEUES}/{DEAD_LETTERS}",
             "SHARD_MAP_FILE": f"{FOLDER}/shards.json",
@@ -294,7 +295,7 @@ class Scene:
         async with aws_client("dynamodb", self.shell["DYNAMODB_ENDPOINT"]) as dynamodb:
 
             async def are_written() -> bool:
-                rows = await dynamodb.scan(TableName=self.names[LEASES], ConsistentRead=True)
+                rows = await dynamodb.scan(TableName=self.lease_table, ConsistentRead=True)
                 checkpoints = {row["leaseKey"]["S"]: row["checkpoint"]["S"] for row in rows["Items"]}
                 return self._ends.items() <= checkpoints.items()
 

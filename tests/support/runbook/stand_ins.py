@@ -70,7 +70,7 @@ async def _do_nothing(_scene: Scene) -> str:
 
 
 READS_LOG: Final = "journalctl -u simplu-worker"
-INSTALLED: Final = StandIn("nothing: another test installs the unit under a real systemd", _do_nothing)
+INSTALLED: Final = StandIn("nothing: another test runs the whole page, under a real systemd", _do_nothing)
 STAND_INS: Final = {
     "useradd --system --user-group --no-create-home --shell /usr/sbin/nologin simplu-worker": INSTALLED,
     "ln -s /opt/simplu-worker/bin/simplu-worker /usr/local/bin/simplu-worker": INSTALLED,

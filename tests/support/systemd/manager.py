@@ -39,10 +39,10 @@ mount -t tmpfs tmpfs /run
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t tmpfs tmpfs /usr/local/bin
 mount -t tmpfs tmpfs /opt
-mkdir -p /opt/etc/changed /opt/etc/work /opt/checkout /opt/python /opt/simplu-worker/bin
+mkdir -p /opt/etc/changed /opt/etc/work /opt/checkout /opt/python
 mount --bind {root} /opt/checkout
 mount --bind {python} /opt/python
-cp {folder}/simplu-worker /opt/simplu-worker/bin/
+if [ -e {folder}/simplu-worker ]; then install -D {folder}/simplu-worker /opt/simplu-worker/bin/simplu-worker; fi
 mount -t overlay overlay -o lowerdir=/etc,upperdir=/opt/etc/changed,workdir=/opt/etc/work /etc
 mkdir -p /etc/simplu-worker /etc/systemd/system
 mount --bind {folder}/etc /etc/simplu-worker
@@ -64,10 +64,13 @@ class Systemd:
     def __repr__(self) -> str:
         return f"Systemd({self.folder}, {self._init_pid})"
 
+    def inside(self, *command: str) -> list[str]:
+        """Return the command line that runs *command* beside the manager."""
+        return ["nsenter", f"--target={self._init_pid}", "--mount", "--pid", "--cgroup", *command]
+
     def run(self, *command: str, status: int | None = 0) -> str:
         """Run *command* beside the manager, expect its exit *status*, and return its output."""
-        inside = ["nsenter", f"--target={self._init_pid}", "--mount", "--pid", "--cgroup", *command]
-        done = subprocess.run(inside, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(self.inside(*command), capture_output=True, text=True, check=False, timeout=60)
         assert status in {None, done.returncode}, f"{shlex.join(command)}\n{done.stdout}{done.stderr}"
         return done.stdout
 
@@ -90,8 +93,11 @@ class Systemd:
 
 
 @contextmanager
-def running_systemd(folder: Path) -> Iterator[Systemd]:
-    """Run a systemd whose units are in *folder*`/units`; skip or fail as `require` does where that cannot be."""
+def running_systemd(folder: Path, *, has_worker: bool = True) -> Iterator[Systemd]:
+    """Run a systemd whose units are in *folder*`/units`; skip or fail as `require` does where that cannot be.
+
+    The worker in /opt/simplu-worker is that of the checkout; without it, *has_worker*, the place is free.
+    """
     require("systemd", found=SYSTEMD.exists(), how="apt-get install --no-install-recommends systemd")
     require("root, for a systemd in namespaces", found=os.geteuid() == 0, how="run the tests as root")
     for target in TARGETS:
@@ -100,8 +106,8 @@ def running_systemd(folder: Path) -> Iterator[Systemd]:
     log = (folder / "systemd.log").open("wb")
     python = Path(f"python{sys.version_info.major}.{sys.version_info.minor}")
     packages = Path(sysconfig.get_path("purelib")).relative_to(ROOT)
-    (folder / "simplu-worker").write_text(WORKER.format(packages=packages, python=python), encoding="utf-8")
-    (folder / "simplu-worker").chmod(0o755)
+    if has_worker:
+        (folder / "simplu-worker").write_text(WORKER.format(packages=packages, python=python), encoding="utf-8")
     places = {"root": ROOT, "folder": folder, "python": sys.base_prefix, "systemd": SYSTEMD}
     script = SCRIPT.format(**{name: shlex.quote(str(place)) for name, place in places.items()})
     # The shell enters the cgroup before it unshares: the root of the namespace is that cgroup.

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from simplu_worker.aws.sqs_queue import QueueAttributes
+from simplu_worker.aws.sqs_queue import RETENTION_MAX_S, QueueAttributes
 from simplu_worker.consumers.sqs.receive.group_scheduler import HELD_MAX_S
 
 # During an outage a message is received about once in two minutes, so this is an outage of some hours.
@@ -79,7 +79,9 @@ def redrive_problems(queue: QueueAttributes, target: QueueAttributes | None, rul
         )
     if policy is None or target is None or policy.target_name.endswith(".fifo"):
         return  # a move to a FIFO queue restarts the retention
-    if target.retention_s is not None and queue.retention_s is not None and target.retention_s <= queue.retention_s:
+    if target.retention_s is None or queue.retention_s is None or target.retention_s >= RETENTION_MAX_S:
+        return  # nothing is kept for longer, whatever the retention of the queue itself
+    if target.retention_s <= queue.retention_s:
         yield (
             f"{policy.target_name} keeps messages for {target.retention_s} s, the queue itself for {queue.retention_s} "
             f"s: the time in the queue counts there too, so an old message expires soon after it was moved"

@@ -12,8 +12,8 @@ from msgspec.structs import replace
 from support.aws.command_line import parse_arguments
 
 from simplu_worker.aws.dynamodb_tables import TableSummary
-from simplu_worker.aws.sqs_queue import QueueAttributes
-from simplu_worker.commands.aws.plan_rules import RETENTION_MAX_S, AwsFacts, plan
+from simplu_worker.aws.sqs_queue import RETENTION_MAX_S, QueueAttributes
+from simplu_worker.commands.aws.plan_rules import AwsFacts, plan
 from simplu_worker.config.settings import Settings
 
 URL = "https://sqs.eu-central-1.amazonaws.com/123456789012/"

@@ -55,6 +55,8 @@ def problems(target_retention_s: int | None = None, **members: object) -> list[s
         ([], {"redrive_policy": policy(1000), "target_retention_s": 345_600, "retention_s": None}),
         ([], {"redrive_policy": policy(1000), "target_retention_s": 1_209_600}),
         (["letters"], {"redrive_policy": policy(1000), "target_retention_s": 345_600}),
+        (["letters"], {"redrive_policy": policy(1000), "retention_s": 1_209_600, "target_retention_s": 1_209_599}),
+        ([], {"redrive_policy": policy(1000), "retention_s": 1_209_600, "target_retention_s": 1_209_600}),
         ([], {"redrive_policy": policy(1000, "letters.fifo"), "target_retention_s": 345_600}),
         (["maxReceiveCount", "visibility"], {"redrive_policy": policy(1), "visibility_timeout_s": 1}),
     ],

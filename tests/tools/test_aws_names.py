@@ -1,0 +1,204 @@
+"""Queues, streams and tables have the names and the settings of the templates: on each page, in each manifest.
+
+A reader creates them by one page, and allows them by another: with other names the worker is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import botocore.session
+import pytest
+from support.aws.command_line import parse_arguments
+from support.aws_access.template_values import Template
+from support.aws_access.templates import TEMPLATES
+from support.requires import ROOT
+
+from simplu_worker.aws.sqs_queue import QueueAttributes
+from simplu_worker.commands.aws.plan_rules import AwsFacts, plan, source_queues
+from simplu_worker.config.settings import Settings
+from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
+
+DEPLOY = ROOT / "deploy"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MANIFESTS = [
+    path
+    for folder in ("helm", "kubernetes", "prometheus", "systemd")
+    for path in sorted((DEPLOY / folder).rglob("*"))
+    if path.is_file()
+]
+NAME = r"([A-Za-z][\w.-]*)"
+NAMES = {
+    "stream": [rf"--stream-name[ =]{NAME}", rf"KINESIS_STREAM_NAME[=:] ?{NAME}", rf":stream/{NAME}"],
+    "queue": [
+        rf"--queue-name[ =]{NAME}",
+        rf"https://sqs\.[\w-]+\.amazonaws\.com/\d+/{NAME}",
+        rf"arn:aws:sqs:[\w-]+:\w+:{NAME}",
+        rf'\bqueue="{NAME}"',
+        rf"\bqueue: {NAME}[,}}]",
+    ],
+    "table": [
+        rf"--table-name[ =]{NAME}",
+        rf"(?:KINESIS_APPLICATION_NAME|DYNAMODB_BUSINESS_INFO_TABLE)[=:] ?{NAME}",
+        rf":table/{NAME}",
+    ],
+}
+# On this page the stream, its lease table and the dead-letter queue are new ones of another name.
+OTHER_NAMES = {"region-loss.md": re.compile(r"-2$")}
+REDRIVE = ("RedrivePolicy",)
+_ARNS = {f"{name}RedriveQueue.Arn": "" for name in ("Control", "Order")}
+
+
+def template_queues() -> dict[str, dict[str, str]]:
+    """Return the attributes of each queue of data.yaml, as SQS takes them and without redrive policies, by its name."""
+    queues = {}
+    for properties in Template(TEMPLATES / "data.yaml", _ARNS).resources("AWS::SQS::Queue").values():
+        name = properties.pop("QueueName")
+        queues[name] = {key: text_of(value) for key, value in properties.items() if key not in REDRIVE}
+    return queues
+
+
+def text_of(value: object) -> str:
+    """Return a value of a template as text."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def template_names() -> dict[str, set[str]]:
+    """Return the names of the templates, by kind; the KCL's other tables have that of the lease table in theirs."""
+    template = Template(TEMPLATES / "data.yaml", _ARNS)
+    by_id = {name: one["TableName"] for name, one in template.resources("AWS::DynamoDB::Table").items()}
+    tables, leases = {*by_id.values()}, by_id["LeaseTable"]
+    of_kcl = {f"{leases}-{what}" for what in ("CoordinatorState", "WorkerMetricStats")}
+    streams = {one["Name"] for one in template.resources("AWS::Kinesis::Stream").values()}
+    return {"stream": streams, "queue": {*template_queues()}, "table": tables | of_kcl}
+
+
+def other_names(text: str, known: Mapping[str, set[str]]) -> set[str]:
+    """Return the names in *text* that are not among the *known* ones of their kind."""
+    return {
+        found
+        for kind, patterns in NAMES.items()
+        for pattern in patterns
+        for found in re.findall(pattern, text)
+        if found not in known[kind]
+    }
+
+
+def created_queues(text: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the name and the attributes of each queue that commands of the AWS CLI in *text* create."""
+    model = botocore.session.get_session().get_service_model("sqs")
+    shape = model.operation_model("CreateQueue").input_shape
+    for words in commands_in(text, "aws sqs create-queue"):
+        region = words.index("--region") if "--region" in words else len(words)
+        given: dict[str, Any] = parse_arguments(words[3:region] + words[region + 2 :], shape)
+        yield given["QueueName"], given["Attributes"]
+
+
+def commands_in(text: str, prefix: str) -> Iterator[list[str]]:
+    """Yield the words of each command in *text* that begins with *prefix*; what is quoted may have several lines."""
+    for found in re.finditer(rf"(?m)^{prefix} (?:'[^']*'|[^'\n])*$", text):
+        yield shlex.split(found[0])
+
+
+@pytest.mark.parametrize("path", [*PAGES, *MANIFESTS], ids=lambda path: str(path.relative_to(ROOT)))
+def test_names_are_those_of_the_templates(path: Path) -> None:
+    """Of streams, queues and tables, in commands, variables, policies and addresses."""
+    found = other_names(path.read_text(encoding="utf-8"), template_names())
+    suffix = OTHER_NAMES.get(path.name, re.compile(r"$^"))
+    assert {suffix.sub("", name) for name in found} <= set().union(*template_names().values())
+
+
+def test_other_names_are_found() -> None:
+    """The check above has teeth, wherever a name is."""
+    text = (
+        "aws kinesis create-stream --stream-name operations\naws sqs create-queue --queue-name shard-creation\n"
+        "KINESIS_APPLICATION_NAME=resources-worker\nKINESIS_STREAM_NAME: records\n{severity: warning, queue: unknown}\n"
+        '"arn:aws:sqs:REGION:ACCOUNT:letters"\nSQS_X: https://sqs.eu-central-1.amazonaws.com/000000000000/dead-letters\n'
+        'simplu_sqs_queue_depth{queue="orders"}\narn:aws:dynamodb:REGION:ACCOUNT:table/leases\n'
+    )
+    assert other_names(text, template_names()) == {
+        *(
+            "operations",
+            "shard-creation",
+            "resources-worker",
+            "records",
+            "letters",
+            "dead-letters",
+            "orders",
+            "leases",
+            "unknown",
+        )
+    }
+    assert len({name for path in [*PAGES, *MANIFESTS] for name in names_in(path)}) > 5
+
+
+def names_in(path: Path) -> set[str]:
+    """Return all names in a file."""
+    return other_names(path.read_text(encoding="utf-8"), defaultdict(set))
+
+
+def test_queues_that_pages_create_are_those_of_the_template() -> None:
+    """With every attribute but the redrive policy, which is optional."""
+    expected = template_queues()
+    created = [
+        (OTHER_NAMES.get(page.name, re.compile(r"$^")).sub("", name), attributes)
+        for page in PAGES
+        for name, attributes in created_queues(page.read_text(encoding="utf-8"))
+    ]
+    assert len(created) >= 6
+    assert [(name, attributes) for name, attributes in created if expected[name] != attributes] == []
+
+
+def test_queues_that_the_plan_creates_are_those_of_the_template() -> None:
+    """`aws plan` and data.yaml are two ways to the same queues."""
+    queues = template_queues()
+    expected = {name: attributes for name, attributes in queues.items() if "-redrive" not in name}
+    url = "https://sqs.eu-central-1.amazonaws.com/000000000000/{}".format
+    variables = {
+        "sqs_shard_creation_queue_url": url("shard-creation-queue"),
+        "sqs_order_events_queue_url": url("order-events.fifo"),
+        "sqs_priority_queue_url": url("order-events-priority.fifo"),
+        "sqs_dead_letter_queue_url": url("simplu-worker-dead-letters"),
+    }
+    settings = Settings(aws_region="eu-central-1", **variables)  # type: ignore[arg-type]
+    assert {*source_queues(settings)} < {*variables.values()}
+    facts = AwsFacts(has_stream=False, tables={}, queues=dict.fromkeys(variables.values()))
+    commands = "\n".join(command for step in plan(facts, settings) for command in step.commands)
+    assert dict(created_queues(commands)) == expected
+
+
+def test_redrive_policies_fit_by_the_worker_s_own_rules() -> None:
+    """`check` has nothing against the queues of the template."""
+    targets = {
+        "ControlRedriveQueue.Arn": "shard-creation-queue-redrive",
+        "OrderRedriveQueue.Arn": "order-events-redrive.fifo",
+    }
+    template = Template(TEMPLATES / "data.yaml", {name: f"arn:aws:sqs:r:1:{queue}" for name, queue in targets.items()})
+    queues = {one["QueueName"]: attributes_of(one) for one in template.resources("AWS::SQS::Queue").values()}
+    rules = RedriveRules(Settings().sqs_retry_delays_seconds, Settings().shutdown_grace_seconds)
+    problems = [
+        problem
+        for queue in queues.values()
+        if (policy := parse_redrive_policy(queue.redrive_policy)) is not None
+        for problem in redrive_problems(queue, queues[policy.target_name], rules)
+    ]
+    assert problems == []
+
+
+def attributes_of(properties: Mapping[str, Any]) -> QueueAttributes:
+    """Return the attributes of an empty queue with the *properties* of a template."""
+    return QueueAttributes(
+        visibility_timeout_s=properties.get("VisibilityTimeout", 30),
+        max_message_bytes=properties.get("MaximumMessageSize"),
+        retention_s=properties["MessageRetentionPeriod"],
+        visible_count=0,
+        in_flight_count=0,
+        delayed_count=0,
+        redrive_policy=json.dumps(properties["RedrivePolicy"]) if "RedrivePolicy" in properties else None,
+    )
