@@ -61,6 +61,15 @@ async def move(settings: Settings, shard_id: str) -> int:
     return await move_tenants(settings, [MoveRequest(*TENANT, shard_id)], MoveTerms(), dry_run=False, as_json=True)
 
 
+async def make_stopped_move(make_shard: ShardMaker, folder: Path) -> tuple[list[ShardAddress], Settings]:
+    """Make two shards, and stop a move of the tenant to the second one in its copy."""
+    addresses = await make_shards(make_shard, "ab")
+    await fill(addresses[0])
+    settings = settings_of(folder, *addresses)
+    await stop_in_copy(move(settings, "b"), addresses[0], addresses[1])
+    return addresses, settings
+
+
 async def rebalance(settings: Settings, balance: Balance | None = None, *, apply: bool = False) -> int:
     """Rebalance, with output for programs."""
     return await rebalance_shards(settings, balance or Balance(), MoveTerms(), apply=apply, as_json=True)
@@ -331,10 +340,7 @@ async def test_move_to_the_shard_that_is_drained_is_taken_back(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It had not committed; the shard has nothing of the tenant then."""
-    addresses = await make_shards(make_shard, "ab")
-    await fill(addresses[0])
-    settings = settings_of(tmp_path, *addresses)
-    await stop_in_copy(move(settings, "b"), addresses[0], addresses[1])
+    addresses, settings = await make_stopped_move(make_shard, tmp_path)
     capsys.readouterr()
 
     assert await drain_shard(settings, "b", MoveTerms(), apply=False, as_json=False) == 0
@@ -351,10 +357,7 @@ async def test_rollback_that_was_stopped_is_ended_by_a_rebalance(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The copy is deleted, and the tenant stays."""
-    addresses = await make_shards(make_shard, "ab")
-    await fill(addresses[0])
-    settings = settings_of(tmp_path, *addresses)
-    await stop_in_copy(move(settings, "b"), addresses[0], addresses[1])
+    addresses, settings = await make_stopped_move(make_shard, tmp_path)
     await ask(addresses[0], "UPDATE moves SET step = 'undoing'")
     capsys.readouterr()
 

@@ -130,10 +130,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         found, newest = audit(given.database, pins)
     except ValueError as error:
-        print(error, file=sys.stderr)  # noqa: T201
+        print(error, file=sys.stderr)  # noqa: T201 - a command
         return 2
     end = f"{len(pins)} pins, {len(found)} advisories about them; the newest advisory of the database is of {newest}"
-    print(*found, end, sep="\n")  # noqa: T201
+    print(*found, end, sep="\n")  # noqa: T201 - a command
     return 1 if found else 0
 
 

@@ -37,9 +37,8 @@ def way_back(
     *came_from*. *known* are all shards.
     """
     targets = set(copies)
-    is_begun = last_departure is not None and last_departure.step in NOT_COMMITTED
-    if is_begun and last_departure is not None and last_departure.target_shard_id in known:
-        targets.add(last_departure.target_shard_id)
+    if last_departure is not None and last_departure.step in NOT_COMMITTED:
+        targets |= {last_departure.target_shard_id}.intersection(known)
     if stay:
         return WayBack(tuple(sorted(targets)))
     undone = tuple(sorted(targets - {came_from}))

@@ -619,35 +619,34 @@ SELECT "resourceName" AS resource_type, "resourceId" AS resource_id, hashed.hash
 :resources_in_range
 :hashes;
 
+-- fragment: sum_of_texts
+-- The number of rows, and the sum of the hashes of their texts, which no order changes.
+pg_catalog.count(*) AS row_count,
+coalesce(pg_catalog.sum(pg_catalog.hashtextextended(hashed.text, 0)), 0)::pg_catalog.text AS checksum
+
 -- name: checksum_log
 -- The same of the rows of the log of $1 in a range of keys that were completed from $6 on and before $7, without the
 -- requests $8. Of all columns that are copied. Twice the time of a hash without the results, where these are of some KB.
-SELECT
-    pg_catalog.count(*) AS row_count,
-    coalesce(
-        pg_catalog.sum(
-            pg_catalog.hashtextextended(
-                pg_catalog.concat_ws(
-                    e'\x01', request_id, operation, coalesce(resource_type, e'\x02'), coalesce(resource_id, e'\x02'),
-                    status, coalesce(error, e'\x02'), coalesce(result::pg_catalog.text, e'\x02'),
-                    pg_catalog.encode(digest, 'hex'), source, coalesce(stream_shard_id, e'\x02'),
-                    coalesce(sequence_number, e'\x02'), requested_at::pg_catalog.text, received_at::pg_catalog.text,
-                    completed_at::pg_catalog.text
-                ),
-                0
-            )
-        ),
-        0
-    )::pg_catalog.text AS checksum
-FROM public.operations
-WHERE
-    tenant_id = $1 AND request_id > $2::pg_catalog.text AND $3::pg_catalog.text = ''
-    AND ($4::pg_catalog.text IS NULL OR (request_id <= $4::pg_catalog.text AND $5::pg_catalog.text = ''))
-    AND completed_at >= $6 AND completed_at < $7
-    AND NOT EXISTS (  -- hashed, where ANY would look through all of them for each row
-        SELECT FROM pg_catalog.unnest($8::pg_catalog.text[]) AS left_out (request_id)
-        WHERE left_out.request_id = operations.request_id
-    );
+SELECT :sum_of_texts
+FROM (
+    SELECT
+        pg_catalog.concat_ws(
+            e'\x01', request_id, operation, coalesce(resource_type, e'\x02'), coalesce(resource_id, e'\x02'),
+            status, coalesce(error, e'\x02'), coalesce(result::pg_catalog.text, e'\x02'),
+            pg_catalog.encode(digest, 'hex'), source, coalesce(stream_shard_id, e'\x02'),
+            coalesce(sequence_number, e'\x02'), requested_at::pg_catalog.text, received_at::pg_catalog.text,
+            completed_at::pg_catalog.text
+        ) AS text
+    FROM public.operations
+    WHERE
+        tenant_id = $1 AND request_id > $2::pg_catalog.text AND $3::pg_catalog.text = ''
+        AND ($4::pg_catalog.text IS NULL OR (request_id <= $4::pg_catalog.text AND $5::pg_catalog.text = ''))
+        AND completed_at >= $6 AND completed_at < $7
+        AND NOT EXISTS (  -- hashed, where ANY would look through all of them for each row
+            SELECT FROM pg_catalog.unnest($8::pg_catalog.text[]) AS left_out (request_id)
+            WHERE left_out.request_id = operations.request_id
+        )
+) AS hashed;
 
 -- name: find_later_rejections
 -- The rejected records of $1 that were noted from $2 on.
@@ -655,27 +654,21 @@ SELECT request_id FROM public.rejections WHERE tenant_id = $1 AND rejected_at >=
 
 -- name: checksum_rejections
 -- The same of the rejected records of $1 that were noted from $2 on and before $3, without the requests $4.
-SELECT
-    pg_catalog.count(*) AS row_count,
-    coalesce(
-        pg_catalog.sum(
-            pg_catalog.hashtextextended(
-                pg_catalog.concat_ws(
-                    e'\x01', request_id, reason, error, dead_letter_queue, source, coalesce(sequence_number, e'\x02'),
-                    coalesce(message_id, e'\x02'), rejected_at::pg_catalog.text
-                ),
-                0
-            )
-        ),
-        0
-    )::pg_catalog.text AS checksum
-FROM public.rejections
-WHERE
-    tenant_id = $1 AND rejected_at >= $2 AND rejected_at < $3
-    AND NOT EXISTS (
-        SELECT FROM pg_catalog.unnest($4::pg_catalog.text[]) AS left_out (request_id)
-        WHERE left_out.request_id = rejections.request_id
-    );
+SELECT :sum_of_texts
+FROM (
+    SELECT
+        pg_catalog.concat_ws(
+            e'\x01', request_id, reason, error, dead_letter_queue, source, coalesce(sequence_number, e'\x02'),
+            coalesce(message_id, e'\x02'), rejected_at::pg_catalog.text
+        ) AS text
+    FROM public.rejections
+    WHERE
+        tenant_id = $1 AND rejected_at >= $2 AND rejected_at < $3
+        AND NOT EXISTS (
+            SELECT FROM pg_catalog.unnest($4::pg_catalog.text[]) AS left_out (request_id)
+            WHERE left_out.request_id = rejections.request_id
+        )
+) AS hashed;
 
 -- name: find_failures
 -- The messages of $1 with their last failure from $2 on and before $3.
@@ -689,21 +682,13 @@ WHERE tenant_id = $1 AND message_id = ANY($2::pg_catalog.text[]) AND failed_at >
 
 -- name: checksum_failures
 -- The same of the tries of the messages $2 of $1.
-SELECT
-    pg_catalog.count(*) AS row_count,
-    coalesce(
-        pg_catalog.sum(
-            pg_catalog.hashtextextended(
-                pg_catalog.concat_ws(
-                    e'\x01', message_id, failure_count::pg_catalog.text, failed_at::pg_catalog.text
-                ),
-                0
-            )
-        ),
-        0
-    )::pg_catalog.text AS checksum
-FROM public.message_failures
-WHERE tenant_id = $1 AND message_id = ANY($2::pg_catalog.text[]);
+SELECT :sum_of_texts
+FROM (
+    SELECT
+        pg_catalog.concat_ws(e'\x01', message_id, failure_count::pg_catalog.text, failed_at::pg_catalog.text) AS text
+    FROM public.message_failures
+    WHERE tenant_id = $1 AND message_id = ANY($2::pg_catalog.text[])
+) AS hashed;
 
 -- name: count_tenant_rows
 -- The resources and operations of a tenant, to show how much of a copy is left.
