@@ -398,7 +398,7 @@ class Mover:
                 raise StatedError(
                     f"{self._move.tenant_id}: expected the clock of shard {self._move.source_id} to run, got one "
                     f"that was set back; the tenant goes on on shard {self._move.source_id}; "
-                    "run: simplu-worker tenants rollback, and then move the tenant again"
+                    "run: simplu-worker tenants rollback --stay, and then move the tenant again"
                 )
         self._last_barrier = (now, read_at)
 
@@ -422,7 +422,7 @@ class Mover:
             raise StatedError(
                 f"{self._move.tenant_id}: expected equal rows on both shards, got other ones: "
                 f"{describe_difference(comparison)}; the tenant goes on on shard {self._move.source_id}; "
-                "run: simplu-worker tenants rollback"
+                "run: simplu-worker tenants rollback --stay"
             )
 
     # Switch

@@ -64,8 +64,8 @@ class TenantPlaces:
         if home is not None and (others := [one for one in self.arriving_on() if one != target_id]):
             raise PermanentError(
                 f"{self.tenant_id}: expected no unfinished move to another shard, got a copy on "
-                f"{' and '.join(others)}; the tenant stays on shard {home}; run: simplu-worker tenants rollback, to "
-                f"delete the copy, or tenants move to {others[0]}, to end that move"
+                f"{' and '.join(others)}; the tenant stays on shard {home}; run: simplu-worker tenants rollback "
+                f"--stay, to delete the copy, or tenants move to {others[0]}, to end that move"
             )
         if home is not None and home != target_id:
             return home
