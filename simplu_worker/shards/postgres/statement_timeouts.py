@@ -23,6 +23,11 @@ SET LOCAL plan_cache_mode = force_custom_plan;
 SET LOCAL enable_seqscan = off;
 SET LOCAL enable_bitmapscan = off;
 """
+# A plan for the operations of a batch is used while the tables grow: a sequential scan, which suits a small one, would
+# read it as a whole for each of them, until its statistics are made anew.
+BATCH = """
+SET LOCAL enable_seqscan = off;
+"""
 SEARCH = f"""{BY_INDEX}SET TRANSACTION READ ONLY;
 """
 # Another index that begins with the tenant would do with a sort: of all rows of the tenant, once for each range.
@@ -41,7 +46,12 @@ class StatementBudget(StrEnum):
     PAUSE = "pause"  # while a tenant waits: to wait for batches for longer would delay others as well
 
 
-PLANS: Final = {StatementBudget.SEARCH: SEARCH, StatementBudget.KEY_RANGE: KEY_RANGE}
+PLANS: Final = {
+    StatementBudget.BATCH: BATCH,
+    StatementBudget.PART: BATCH,
+    StatementBudget.SEARCH: SEARCH,
+    StatementBudget.KEY_RANGE: KEY_RANGE,
+}
 
 
 class ShardTimeouts(msgspec.Struct, frozen=True):

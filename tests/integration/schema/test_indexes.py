@@ -22,6 +22,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.column_packing import SEPARATOR
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
 
 VIEWS = {name: views_of(text) for name, text in BUSINESS_TYPES.items()}
@@ -39,6 +40,11 @@ SELECT
 FROM (VALUES ('clinic-big', 5000), ('clinic-small', 300)) AS tenants (tenant, count)
 CROSS JOIN unnest($2::text[]) AS names (name)
 CROSS JOIN LATERAL generate_series(1, count) AS number
+"""
+GROWING = """
+INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
+SELECT $1::text || CASE WHEN $2::bool THEN number::text ELSE '' END, 'gym', 'member', number::text, '{}', now(), now()
+FROM generate_series(1, $3::int) AS number
 """
 FILL_TENANTS = """
 INSERT INTO tenants (id, business_id, location_id, business_type, state, control_at, created_at)
@@ -105,10 +111,10 @@ LISTS = [
     pytest.param(BIG, "{}", (None, None), 3, "resources_pkey", 301, id="a later page"),
     pytest.param(BIG, '{"status": "open"}', (None, None), 1, "resources_pkey", 101, id="what most have"),
     pytest.param(BIG, '{"patientId": 7}', (None, None), 1, "resources_pkey", 5000, id="what few have"),
-    pytest.param(BIG, "{}", days(59, 1), 1, "resources_by_date", 14, id="a day"),
-    pytest.param(SMALL, "{}", days(59, 1), 1, "resources_by_date", 2, id="a day of few"),
-    pytest.param(BIG, "{}", days(31, 31), 1, "resources_by_date", 430, id="a month"),
-    pytest.param(BIG, '{"patientId": 7}', days(31, 31), 1, "resources_by_date", 430, id="a month, and what few have"),
+    pytest.param(BIG, "{}", days(59, 1), 1, "resources_by_day", 14, id="a day"),
+    pytest.param(SMALL, "{}", days(59, 1), 1, "resources_by_day", 2, id="a day of few"),
+    pytest.param(BIG, "{}", days(31, 31), 1, "resources_by_day", 430, id="a month"),
+    pytest.param(BIG, '{"patientId": 7}', days(31, 31), 1, "resources_by_day", 430, id="a month, and what few have"),
     pytest.param(BIG, "{}", (FIRST_DAY + 30 * DAY, None), 1, "resources_pkey", 130, id="from a day on"),
     pytest.param(BIG, "{}", (FIRST_DAY, FIRST_DAY + 365 * DAY), 1, "resources_pkey", 101, id="a year"),
 ]
@@ -146,19 +152,36 @@ async def test_list_looks_at_no_more_rows_than_it_must(
     assert (used, looked_at <= most) == (index, True), looked_at
 
 
-@pytest.mark.parametrize("query", [name for name in QUERIES if name.startswith("apply_")])
-async def test_wave_is_planned_for_few_operations_on_tables_of_any_size(make_shard: ShardMaker, query: str) -> None:
-    """Made when they are empty and nothing is known of them, the plan is used while they grow: it takes the indexes."""
+@pytest.mark.parametrize(
+    ("known", "grown"),
+    [
+        pytest.param(0, 0, id="nothing is known"),
+        pytest.param(100, 0, id="small, and known"),
+        pytest.param(100, 20_000, id="small when last looked at"),  # one row for each tenant
+    ],
+)
+async def test_waves_read_by_keys_whatever_the_statistics_are(make_shard: ShardMaker, known: int, grown: int) -> None:
+    """A plan is used while tables grow, and of a tenant that was copied statistics know hardly a row."""
     pool = ShardPool(await make_shard(), size=1)
+    plans = {}
     async with pool.connection() as connection:
-        await connection.execute("BEGIN; SET LOCAL plan_cache_mode = force_generic_plan")
-        await connection.execute(f"PREPARE wave AS {QUERIES[query]}")
-        count = len(set(re.findall(r"\$\d+", QUERIES[query])))
-        rows = await connection.fetch(f"EXPLAIN EXECUTE wave ({', '.join(['NULL'] * count)})")
-        await connection.execute("ROLLBACK; DEALLOCATE wave")
+        if known:
+            await connection.execute(GROWING, "other-", True, known)
+            await connection.execute("ANALYZE resources")
+        await connection.execute(GROWING, "large", False, grown)
+    async with pool.transaction(budget=StatementBudget.BATCH) as connection:
+        for query in [name for name in QUERIES if name.startswith("apply_")]:
+            await connection.execute(f"PREPARE wave AS {QUERIES[query]}")
+            count = len(set(re.findall(r"\$\d+", QUERIES[query])))
+            rows = await connection.fetch(f"EXPLAIN EXECUTE wave ({', '.join(['NULL'] * count)})")
+            await connection.execute("DEALLOCATE wave")
+            plans[query] = [row[0] for row in rows]
     await pool.close()
 
-    assert not [row[0] for row in rows if "Seq Scan on resources" in row[0]]
+    for query, plan in plans.items():
+        assert not [line for line in plan if "Seq Scan on resources" in line], query
+        by_day = [after for line, after in itertools.pairwise(plan) if "resources_by_day" in line]
+        assert all("date >= " in condition for condition in by_day), query
 
 
 @pytest.mark.parametrize("view", VIEW_CASES)
@@ -172,7 +195,7 @@ async def test_view_is_read_by_an_index_when_the_tenant_is_named(filled: ShardPo
         ((all_index, all_rows),) = scans(await explained(connection, f"SELECT * FROM {view} WHERE id = $1", SMALL))
 
     assert (key_index, key_rows <= 1) == ("resources_pkey", True)
-    assert (day_index, day_rows <= 42) == ("resources_by_date", True)
+    assert (day_index, day_rows <= 42) == ("resources_by_day", True)
     assert (all_index.startswith("resources_"), all_rows <= 300) == (True, True)
 
 

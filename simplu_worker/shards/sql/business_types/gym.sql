@@ -6,8 +6,13 @@
 
 -- For `list` and the views by day, of all types: each type's file has it, and the first one makes it. `date` never
 -- changes, so updates stay heap-only; an index on `data`, or a part of it, or on "lastUpdated" would end that. The name
--- comes last: a view has two of them, and a list by id is not to be tempted.
-CREATE INDEX CONCURRENTLY IF NOT EXISTS resources_by_date ON resources (id, date, "resourceName");
+-- comes last, since a view has two of them. A row always has a date; but by the condition nothing can use the index that
+-- does not ask for days. Without it, as in `resources_by_date` before, the planner took it for single resources where
+-- its statistics were from before a tenant grew, and each of them was looked for among all rows of the tenant.
+CREATE INDEX CONCURRENTLY IF NOT EXISTS resources_by_day ON resources (id, date, "resourceName")
+WHERE date IS NOT NULL;
+
+DROP INDEX CONCURRENTLY IF EXISTS resources_by_date;
 
 INSERT INTO business_types (name, default_settings, staff_resource_type)
 VALUES ('gym', '{"locale": "en", "timezone": "UTC", "classMinutes": 60}', 'trainer')

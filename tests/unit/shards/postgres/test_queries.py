@@ -140,8 +140,10 @@ def test_business_type_has_its_row_and_index(name: str) -> None:
 
     assert f"VALUES ('{name}'," in sql
     assert "ON CONFLICT (name) DO UPDATE" in sql
-    assert 'CREATE INDEX CONCURRENTLY IF NOT EXISTS resources_by_date ON resources (id, date, "resourceName");' in sql
-    assert not re.search(r"CREATE (?!OR REPLACE|INDEX CONCURRENTLY IF NOT EXISTS)|\bDROP\b", sql)
+    assert 'CREATE INDEX CONCURRENTLY IF NOT EXISTS resources_by_day ON resources (id, date, "resourceName")\n' in sql
+    assert not re.search(
+        r"CREATE (?!OR REPLACE|INDEX CONCURRENTLY IF NOT EXISTS)|\bDROP (?!INDEX CONCURRENTLY IF EXISTS)", sql
+    )
 
 
 def test_business_types_are_those_of_the_contract() -> None:

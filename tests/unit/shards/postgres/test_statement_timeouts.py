@@ -27,9 +27,10 @@ def test_transaction_has_the_timeouts_of_its_budget(budget: StatementBudget, sta
 
 @pytest.mark.parametrize("budget", StatementBudget)
 def test_only_what_reads_by_an_index_has_its_plans(budget: StatementBudget) -> None:
-    """A batch keeps the planner's choice, and its plans."""
+    """A batch keeps its plans, which are by an index too."""
     begin = ShardTimeouts().begin(budget)
     is_by_index = budget in {StatementBudget.SEARCH, StatementBudget.KEY_RANGE}
-    assert ("enable_seqscan = off" in begin, "force_custom_plan" in begin) == (is_by_index, is_by_index)
+    is_of_batch = budget in {StatementBudget.BATCH, StatementBudget.PART}
+    assert ("enable_seqscan = off" in begin, "force_custom_plan" in begin) == (is_by_index or is_of_batch, is_by_index)
     assert ("READ ONLY" in begin) == (budget is StatementBudget.SEARCH)
     assert ("enable_sort = off" in begin) == (budget is StatementBudget.KEY_RANGE)
