@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -12,18 +13,20 @@ import msgspec
 
 from simplu_worker.shards.log.message_failures import KEPT_FOR
 from simplu_worker.shards.moving.changes import CLOCK_MARGIN, ResourceKey, read_changed_keys
-from simplu_worker.shards.moving.copying import OPERATIONS, RESOURCES, find_end
+from simplu_worker.shards.moving.copying import OPERATIONS, RESOURCES, CopiedTable, find_end, slower_after
+from simplu_worker.shards.moving.pacing import Pace, next_pace
 from simplu_worker.shards.moving.rows import FIRST, RowKey
 from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
+from simplu_worker.timing.clock import loop_time
 
 AnswerT = TypeVar("AnswerT")
+KeyT = TypeVar("KeyT", str, RowKey)
 Pair: TypeAlias = tuple[Connection, Connection]  # of the source and of the target
 
-RANGE_ROWS: Final = 50_000  # compared by one statement
-SHRINKING: Final = 10  # after one that ran into its timeout: documents may be of some MB each
+RANGE_S: Final = 0.02  # of both servers at once, for the rows that are compared by one statement
 DIFFERENCES_MAX: Final = 1000  # that are named
 # In place of a resource type, for the rows of the log, and for the notes beside it.
 LOG: Final = "operations"
@@ -98,6 +101,45 @@ class ComparedLog(msgspec.Struct, frozen=True):
     failed: Collection[str]
 
 
+class PacedRanges:
+    """Ranges of a tenant's keys: of as many rows as both shards compare in `RANGE_S`, with rests between them."""
+
+    def __init__(self) -> None:
+        self._pace = Pace(chunk_s=RANGE_S)
+
+    def __repr__(self) -> str:
+        return f"PacedRanges({self._pace})"
+
+    async def of(self, table: CopiedTable, pair: Pair, tenant_id: str) -> AsyncIterator[tuple[RowKey, RowKey | None]]:
+        """Yield the keys before and at the end of each range; the last one is without an end.
+
+        What is done with a range until the next one is asked for is the time that it took.
+        """
+        after: RowKey | None = FIRST
+        while after is not None:
+            began_at = loop_time()
+            end, _ = await _of_both(
+                [
+                    find_end(pair[0], table, tenant_id, after, self._pace.row_count),
+                    pair[1].fetchval(QUERIES["read_clock"]),
+                ]
+            )
+            answered_at = loop_time()
+            yield after, end
+            self._pace = next_pace(
+                self._pace,
+                row_count=self._pace.row_count,
+                took_s=loop_time() - began_at,
+                answer_s=answered_at - began_at,
+            )
+            await asyncio.sleep(self._pace.rest_s)
+            after = end
+
+    def slow_down(self, error: StatementFailedError) -> None:
+        """Take fewer rows from now on. Raises *error* unless it is a timeout that fewer rows may avoid."""
+        self._pace = slower_after(error, self._pace)
+
+
 async def compare_shards(
     source: ShardPool,
     target: ShardPool,
@@ -110,10 +152,10 @@ async def compare_shards(
     """Compare a tenant's rows on two shards, without those that changed on the one with the tenant since *since*.
 
     By its clock. The log is compared from *log_kept* before that on: older rows may be deleted at different times.
-    Begins again with smaller ranges where one takes too long.
+    Rests between ranges. Begins again with smaller ones where one takes too long.
     """
     live, other = (source, target) if live_on_source else (target, source)
-    range_rows = RANGE_ROWS
+    ranges = PacedRanges()
     while True:
         try:
             async with (
@@ -128,11 +170,9 @@ async def compare_shards(
                 compared_log = await _find_compared_log(
                     live_connection, other_connection, tenant_id, since, log_kept, requests
                 )
-                return await compare(*pair, tenant_id, keys, compared_log, range_rows=range_rows)
+                return await compare(*pair, tenant_id, keys, compared_log, ranges)
         except StatementFailedError as exc:
-            if not exc.is_timeout or range_rows == 1:
-                raise
-            range_rows = max(1, range_rows // SHRINKING)
+            ranges.slow_down(exc)
 
 
 async def _find_compared_log(
@@ -162,13 +202,12 @@ async def compare(
     tenant_id: str,
     changed: Collection[ResourceKey],
     compared_log: ComparedLog,
-    *,
-    range_rows: int = RANGE_ROWS,
+    ranges: PacedRanges,
 ) -> Comparison:
     """Return the comparison of a tenant's rows, in ranges of keys; *changed* are left out."""
     pair = (source, target)
-    sums, differing = await _compare_resources(pair, tenant_id, changed, range_rows)
-    logs = await _sum_logs(pair, tenant_id, compared_log, range_rows)
+    sums, differing = await _compare_resources(pair, tenant_id, changed, ranges)
+    logs = await _sum_logs(pair, tenant_id, compared_log, ranges)
     notes = await _of_both([_sum_notes(one, tenant_id, compared_log) for one in pair])
     of_both = [
         {name: one for name, one in {**resources, **beside}.items() if one.row_count} | {LOG: log}
@@ -178,43 +217,45 @@ async def compare(
 
 
 async def _compare_resources(
-    pair: Pair, tenant_id: str, changed: Collection[ResourceKey], range_rows: int
+    pair: Pair, tenant_id: str, changed: Collection[ResourceKey], ranges: PacedRanges
 ) -> tuple[tuple[Sums, Sums], list[ResourceKey]]:
     """Return the sums of both shards by resource type, and the resources that differ."""
     sums: tuple[Sums, Sums] = ({}, {})
     differing: list[ResourceKey] = []
-    after: RowKey | None = FIRST
-    while after is not None:
-        end = await find_end(pair[0], RESOURCES, tenant_id, after, range_rows)
-        ranges = await _of_both([_sum_range(one, tenant_id, after, end) for one in pair])
-        left_out = [key for key in changed if after < key and (end is None or key <= end)]
-        if left_out:
+    excluded, excluded_count = sorted(changed), 0
+    async for after, end in ranges.of(RESOURCES, pair, tenant_id):
+        parts = await _of_both([_sum_range(one, tenant_id, after, end) for one in pair])
+        excluded_before, excluded_count = excluded_count, _count_up_to(end, excluded)
+        if left_out := excluded[excluded_before:excluded_count]:
             for part, own in zip(
-                ranges, await _of_both([_sum_each(one, tenant_id, left_out) for one in pair]), strict=True
+                parts, await _of_both([_sum_each(one, tenant_id, left_out) for one in pair]), strict=True
             ):
                 for resource_type, one in own:
                     part[resource_type] -= one
-        for total, part in zip(sums, ranges, strict=True):
+        for total, part in zip(sums, parts, strict=True):
             for name, one in part.items():
                 total[name] = total.get(name, TypeSum()) + one
-        if ranges[0] != ranges[1] and len(differing) < DIFFERENCES_MAX:
+        if parts[0] != parts[1] and len(differing) < DIFFERENCES_MAX:
             hashes = await _of_both([_hash_range(one, tenant_id, after, end) for one in pair])
             differing += sorted({key for key, _ in set(hashes[0].items()) ^ set(hashes[1].items())} - set(changed))
-        after = end
     return sums, differing
 
 
-async def _sum_logs(pair: Pair, tenant_id: str, compared: ComparedLog, range_rows: int) -> list[TypeSum]:
+async def _sum_logs(pair: Pair, tenant_id: str, compared: ComparedLog, ranges: PacedRanges) -> list[TypeSum]:
     """Return the sums of the log on both shards."""
     sums = [TypeSum(), TypeSum()]
-    after: RowKey | None = FIRST
-    while after is not None:
-        end = await find_end(pair[0], OPERATIONS, tenant_id, after, range_rows)
-        left_out = [one for one in compared.requests if after[0] < one and (end is None or one <= end[0])]
+    excluded, excluded_count = sorted(compared.requests), 0
+    async for after, end in ranges.of(OPERATIONS, pair, tenant_id):
+        excluded_before, excluded_count = excluded_count, _count_up_to(None if end is None else end[0], excluded)
+        left_out = excluded[excluded_before:excluded_count]
         parts = await _of_both([_sum_log(one, tenant_id, after, end, compared, left_out) for one in pair])
         sums = [total + part for total, part in zip(sums, parts, strict=True)]
-        after = end
     return sums
+
+
+def _count_up_to(end: KeyT | None, keys: Sequence[KeyT]) -> int:
+    """Return how many of the sorted *keys* are in the ranges up to *end*; all without one."""
+    return len(keys) if end is None else bisect_right(keys, end)
 
 
 async def _of_both(statements: Iterable[Coroutine[Any, Any, AnswerT]]) -> list[AnswerT]:

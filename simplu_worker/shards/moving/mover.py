@@ -32,7 +32,7 @@ from simplu_worker.shards.moving.changes import (
 from simplu_worker.shards.moving.checksums import compare_shards, describe_difference
 from simplu_worker.shards.moving.copying import TABLES, CopiedTable, copy_chunk, find_end, slower_after
 from simplu_worker.shards.moving.journal import MoveJournal
-from simplu_worker.shards.moving.pacing import CopyPace, is_last_round, next_pace
+from simplu_worker.shards.moving.pacing import REST_SHARE, Pace, is_last_round, next_pace
 from simplu_worker.shards.moving.planning.prediction import PredictedPause, time_standbys
 from simplu_worker.shards.moving.rows import (
     FIRST,
@@ -109,7 +109,7 @@ class Mover:
         self._epoch = 0
         self._source_epoch = 0
         self._step = "open"  # in the journal
-        self._pace = CopyPace()
+        self._pace = Pace()
         self._noted_at = float("-inf")
         self._last_barrier: tuple[float, datetime] | None = None  # by our clock, and by the source's
         self._target_server: Server | None = None  # that has all that this mover has written there
@@ -344,14 +344,18 @@ class Mover:
         """Copy what changed since the barrier, in rounds, until a round is small. Raises `PauseTooLongError`."""
         self._enter(Phase.CATCH_UP)
         for _ in range(ROUNDS_MAX):
-            began_at = self._clock()
+            began_at = page_began_at = self._clock()
             barrier = await self._set_barrier(progress)
-            known, count = set[LogKey](), 0
+            known, count, rested_s = set[LogKey](), 0, 0.0
             async with self._source.connection() as connection:
                 async for changes in read_changes(connection, self._move.tenant_id, progress.barrier, self._known):
                     count += changes.count
                     await self._write(changes)
                     known |= keys_of(changes.log)
+                    rest_s = (self._clock() - page_began_at) * REST_SHARE
+                    await asyncio.sleep(rest_s)
+                    rested_s += rest_s
+                    page_began_at = self._clock()
             async with self._target.transaction() as connection:
                 await self._check_token(connection)
                 progress = msgspec.structs.replace(
@@ -360,7 +364,7 @@ class Mover:
                 await self._note_progress(connection, progress)
             self._known = {key for key in known.union(self._known) if key[1] >= barrier.read_at - CLOCK_MARGIN}
             await self._show_progress(progress)
-            took_s = self._clock() - began_at
+            took_s = self._clock() - began_at - rested_s
             if is_last_round(count, took_s, self._options.max_pause_s):
                 break
         if took_s > self._options.max_pause_s:

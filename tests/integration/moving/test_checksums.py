@@ -51,7 +51,7 @@ async def test_sums_of_the_log_are_the_same_in_ranges_of_any_size(
     assert counts == {"operations": 500, "rejections": 3, "message failures": 3}
     assert certificate.comparison.row_count == 3000
 
-    monkeypatch.setattr("simplu_worker.shards.moving.checksums.RANGE_ROWS", 171)
+    monkeypatch.setattr("simplu_worker.shards.moving.checksums.RANGE_S", 1e-9)
     assert (await compared(world)).source == sums
 
 
