@@ -71,7 +71,7 @@ ORDER BY 1
 """
 TYPES = 64  # of the tenant that moves, so that all stream shards have operations of it
 REQUEST_S = 0.02  # between two requests with operations of the tenant: what waits between them is no pause
-# Of the others: no multiple of that, since their wait behind the tenant's batches would be the same in a whole run then.
+# Of the others: no multiple of that, or their wait behind the tenant's batches would be the same in a whole run.
 OTHERS_REQUEST_S = 0.066
 COMMIT_EVERY_S = 0.1
 SETTLE_S = 1.0
