@@ -15,6 +15,8 @@ from simplu_worker.shards.postgres.queries import QUERIES
 
 ResourceKey: TypeAlias = tuple[str, str]  # resource type and id
 LogKey: TypeAlias = tuple[str, datetime]  # the request, and when it was completed
+# The resource, and what differs for each state of its row on one server; None where it may be any.
+ResourceVersion: TypeAlias = tuple[ResourceKey, str | None]
 
 PAGE_ROWS: Final = 1000
 SCANNED_ROWS: Final = 50_000  # of all tenants, by one statement: a tenth of a second in memory
@@ -34,7 +36,8 @@ _RESOURCE_COLUMNS: Final = ("business_type", "resource_type", "resource_id", "da
 class Changes(msgspec.Struct, frozen=True):
     """Rows of the log, and the resources that have changed: as they are now, or gone.
 
-    And rejected records, and the tries of messages, which are noted beside the log.
+    And rejected records, and the tries of messages, which are noted beside the log. Of the resources that may change
+    without a row in the log, *versions* has those of right before they were read.
     """
 
     log: Sequence[Any] = ()
@@ -42,6 +45,7 @@ class Changes(msgspec.Struct, frozen=True):
     gone: Collection[ResourceKey] = ()
     rejections: Sequence[Any] = ()
     failures: Sequence[Any] = ()
+    versions: AbstractSet[ResourceVersion] = frozenset()
 
     @property
     def count(self) -> int:
@@ -54,36 +58,47 @@ class Changes(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, resources=kept, gone=set(self.gone).difference(keys))
 
 
+class Known(msgspec.Struct, frozen=True):
+    """What has been written to the target already: rows of the log, and resources that change without one."""
+
+    log: AbstractSet[LogKey] = frozenset()
+    versions: AbstractSet[ResourceVersion] = frozenset()
+
+
+NOTHING_KNOWN: Final = Known()
+
+
 def keys_of(log: Iterable[Any]) -> set[LogKey]:
     """Return the keys of rows of the log; with the same key a row has the same content."""
     return {_key_of(row) for row in log}
 
 
 async def read_changes(
-    connection: Connection, tenant_id: str, since: datetime, known: AbstractSet[LogKey] = frozenset()
+    connection: Connection, tenant_id: str, since: datetime, known: Known = NOTHING_KNOWN
 ) -> AsyncIterator[Changes]:
     """Yield what changed since *since*, by the clock of the shard, in pages of at most `PAGE_ROWS` rows of the log.
 
-    Without the rows *known*, and without what their operations changed: an earlier call has read them.
+    Without what is *known*, and without what those operations changed: an earlier call has read it.
 
     A page that was read while the tenant is written to may be older than the next one; what changes later is in the
     pages since a later time.
     """
-    async for log in _read_unknown(connection, tenant_id, since, known):
+    async for log in _read_unknown(connection, tenant_id, since, known.log):
         yield await read_resources(connection, tenant_id, _changed_by(log), log)
-    others = await read_other_keys(connection, tenant_id, since)
-    if others:
-        yield await read_resources(connection, tenant_id, others)
+    if others := await _read_other_versions(connection, tenant_id, since) - known.versions:
+        changes = await read_resources(connection, tenant_id, {key for key, _ in others})
+        yield msgspec.structs.replace(changes, versions={one for one in others if one[1] is not None})
     async for notes in _read_notes(connection, tenant_id, since):
         yield notes
 
 
 async def read_last_changes(
-    connection: Connection, tenant_id: str, since: datetime, known: AbstractSet[LogKey] = frozenset()
+    connection: Connection, tenant_id: str, since: datetime, known: Known = NOTHING_KNOWN
 ) -> Sequence[Changes]:
     """Return the same of a tenant that no worker writes to, each of its resources read once."""
-    pages, keys = [], await read_other_keys(connection, tenant_id, since)
-    async for log in _read_unknown(connection, tenant_id, since, known):
+    others = await _read_other_versions(connection, tenant_id, since) - known.versions
+    pages, keys = [], {key for key, _ in others}
+    async for log in _read_unknown(connection, tenant_id, since, known.log):
         pages.append(Changes(log))
         keys |= _changed_by(log)
     pages.append(await read_resources(connection, tenant_id, keys))
@@ -114,7 +129,8 @@ async def read_changed_keys(
     connection: Connection, tenant_id: str, since: datetime
 ) -> tuple[set[ResourceKey], set[str]]:
     """Return the resources that may have changed since *since*, and the requests that were logged since then."""
-    keys, requests = await read_other_keys(connection, tenant_id, since), set[str]()
+    keys = {key for key, _ in await _read_other_versions(connection, tenant_id, since)}
+    requests = set[str]()
     async for log in read_log(connection, tenant_id, since - CLOCK_MARGIN):
         keys |= _changed_by(log)
         requests |= {row["request_id"] for row in log}
@@ -164,10 +180,11 @@ async def _read_pages(
             yield page
 
 
-async def read_other_keys(connection: Connection, tenant_id: str, since: datetime) -> set[ResourceKey]:
+async def _read_other_versions(connection: Connection, tenant_id: str, since: datetime) -> set[ResourceVersion]:
     """Return the resources that may have changed without a row in the log."""
     rows = await connection.fetch(QUERIES["read_other_changes"], tenant_id, since - CLOCK_MARGIN)
-    return {(row["resource_type"], row["resource_id"]) for row in rows}
+    # A renamed one has no version, and neither has one that is gone.
+    return {((row["resource_type"], row["resource_id"]), row["version"]) for row in rows}
 
 
 async def write_changes(connection: Connection, tenant_id: str, changes: Changes) -> None:

@@ -22,7 +22,9 @@ from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_ser
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.moving.changes import (
     CLOCK_MARGIN,
+    NOTHING_KNOWN,
     Changes,
+    Known,
     LogKey,
     keys_of,
     read_changes,
@@ -113,7 +115,7 @@ class Mover:
         self._noted_at = float("-inf")
         self._last_barrier: tuple[float, datetime] | None = None  # by our clock, and by the source's
         self._target_server: Server | None = None  # that has all that this mover has written there
-        self._known: AbstractSet[LogKey] = frozenset()  # rows of the log there, from just before the last barrier
+        self._known = NOTHING_KNOWN  # what it has; of the log, from just before the last barrier on
         self._pause_s: float | None = None
         self._phase = Phase.PREPARE
         self._status = MoveStatus(self._phase)
@@ -155,7 +157,7 @@ class Mover:
         return describe_state(self._move, self._phase, has_left=self._step == "committed")
 
     async def _run_once(self, began_at: float) -> Certificate:
-        self._known = frozenset()  # the target may be another server now
+        self._known = NOTHING_KNOWN  # either shard may have another server now
         source, target = await self._read(self._source), await self._read(self._target)
         self._step = "committed" if source is not None and source.state is TenantState.MOVED else "open"
         match situation_of(source, target, target_shard_id=self._move.target_id):
@@ -346,12 +348,13 @@ class Mover:
         for _ in range(ROUNDS_MAX):
             began_at = page_began_at = self._clock()
             barrier = await self._set_barrier(progress)
-            known, count, rested_s = set[LogKey](), 0, 0.0
+            known, versions, count, rested_s = set[LogKey](), set(self._known.versions), 0, 0.0
             async with self._source.connection() as connection:
                 async for changes in read_changes(connection, self._move.tenant_id, progress.barrier, self._known):
                     count += changes.count
                     await self._write(changes)
                     known |= keys_of(changes.log)
+                    versions |= changes.versions
                     rest_s = (self._clock() - page_began_at) * REST_SHARE
                     await asyncio.sleep(rest_s)
                     rested_s += rest_s
@@ -362,7 +365,8 @@ class Mover:
                     progress, barrier=barrier.read_at, row_count=progress.row_count + count
                 )
                 await self._note_progress(connection, progress)
-            self._known = {key for key in known.union(self._known) if key[1] >= barrier.read_at - CLOCK_MARGIN}
+            known |= self._known.log
+            self._known = Known({key for key in known if key[1] >= barrier.read_at - CLOCK_MARGIN}, versions)
             await self._show_progress(progress)
             took_s = self._clock() - began_at - rested_s
             if is_last_round(count, took_s, self._options.max_pause_s):

@@ -454,18 +454,30 @@ LIMIT $5;
 SELECT request_id, completed_at FROM public.operations WHERE tenant_id = $1 AND completed_at >= $2 AND completed_at < $3;
 
 -- name: read_other_changes
--- Resources that may have changed without a row in the log since $2: renamed ones, and administrators with their roles,
--- which control messages add. An application makes few such roles.
-SELECT resource_type, resource_id FROM public.move_changes WHERE tenant_id = $1 AND changed_at >= $2
-UNION
-SELECT made.resource_type, resources."resourceId"
-FROM public.resources
-JOIN public.tenants ON tenants.id = resources.id
+-- Resources of $1 that may have changed without a row in the log since $2: renamed ones, and administrators with their
+-- roles, which control messages add. Each of these with its version, for who has seen it: it changes with the row.
+SELECT resource_type, resource_id, NULL AS version
+FROM public.move_changes
+WHERE tenant_id = $1 AND changed_at >= $2
+UNION ALL
+SELECT
+    made.resource_type, roles."resourceId",
+    CASE WHEN made.resource_type = 'role' THEN roles.xmin::pg_catalog.text
+        ELSE (  -- by key: a join would be free to read all rows of the tenant
+            SELECT staff.xmin::pg_catalog.text
+            FROM public.resources AS staff
+            WHERE
+                staff.id = $1 AND staff."resourceName" = made.resource_type
+                AND staff."resourceId" = roles."resourceId"
+        )
+    END
+FROM public.resources AS roles
+JOIN public.tenants ON tenants.id = roles.id
 JOIN public.business_types ON business_types.name = tenants.business_type
 CROSS JOIN LATERAL (VALUES ('role'), (business_types.staff_resource_type)) AS made (resource_type)
 WHERE
-    resources.id = $1 AND resources."resourceName" = 'role'
-    AND resources.data @> '{"name": "Administrator", "permissions": ["*"]}';
+    roles.id = $1 AND roles."resourceName" = 'role'
+    AND roles.data @> '{"name": "Administrator", "permissions": ["*"]}';
 
 -- fragment: keys_named
 -- The keys of the resources of $1 with the types $2 and the ids $3. OFFSET 0: the planner does not see that all have one
