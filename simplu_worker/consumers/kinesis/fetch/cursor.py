@@ -28,7 +28,7 @@ from simplu_worker.telemetry.tracing.spans import receive_span
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event
 
-READ_MAX_BYTES: Final = 1024 * 1024  # five a second are more than the quota; larger replies only take more memory
+READ_MAX_BYTES: Final = 512 * 1024  # five a second are more than the quota; larger replies only take more memory
 EXPIRY_MARGIN: Final = timedelta(minutes=1)
 BARE_ENDS_ACCEPTED: Final = 3
 
