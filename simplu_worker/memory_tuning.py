@@ -26,9 +26,9 @@ def end_start() -> None:
 def tune_allocator() -> None:
     """Freeze the start-up heap for the garbage collector, and make glibc keep freed memory. Call this after the start.
 
-    Replies and the arguments of statements are blocks of up to a megabyte. By default glibc returns such blocks to the kernel
-    and allocates them again page by page, which costs a twentieth of the worker's processor time. Other C libraries
-    are not tuned.
+    Replies and the arguments of statements are blocks of up to a megabyte. By default glibc returns such blocks to the
+    kernel and allocates them again page by page, which costs a twentieth of the worker's processor time. Other C
+    libraries are not tuned.
     """
     gc.collect()
     gc.freeze()  # a full collection would be the longest turn of the event loop

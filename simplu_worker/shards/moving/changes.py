@@ -59,7 +59,7 @@ class Changes(msgspec.Struct, frozen=True):
 
 
 class Known(msgspec.Struct, frozen=True):
-    """What has been written to the target already: rows of the log, and resources that change without one."""
+    """Rows of the log, and versions of resources that change without one, which the target has already."""
 
     log: AbstractSet[LogKey] = frozenset()
     versions: AbstractSet[ResourceVersion] = frozenset()
@@ -78,7 +78,8 @@ async def read_changes(
 ) -> AsyncIterator[Changes]:
     """Yield what changed since *since*, by the clock of the shard, in pages of at most `PAGE_ROWS` rows of the log.
 
-    Without what is *known*, and without what those operations changed: an earlier call has read it.
+    Without the rows and versions *known*, and the resources that those operations changed: an earlier call has read
+    them.
 
     A page that was read while the tenant is written to may be older than the next one; what changes later is in the
     pages since a later time.

@@ -14,7 +14,7 @@ import msgspec
 from simplu_worker.shards.log.message_failures import KEPT_FOR
 from simplu_worker.shards.moving.changes import CLOCK_MARGIN, ResourceKey, read_changed_keys
 from simplu_worker.shards.moving.copying import OPERATIONS, RESOURCES, CopiedTable, find_end, slower_after
-from simplu_worker.shards.moving.pacing import Pace, next_pace
+from simplu_worker.shards.moving.pacing import ChunkPace, next_pace
 from simplu_worker.shards.moving.rows import FIRST, RowKey
 from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
@@ -105,7 +105,7 @@ class PacedRanges:
     """Ranges of a tenant's keys: of as many rows as both shards compare in `RANGE_S`, with rests between them."""
 
     def __init__(self) -> None:
-        self._pace = Pace(chunk_s=RANGE_S)
+        self._pace = ChunkPace(chunk_s=RANGE_S)
 
     def __repr__(self) -> str:
         return f"PacedRanges({self._pace})"
@@ -113,7 +113,7 @@ class PacedRanges:
     async def of(self, table: CopiedTable, pair: Pair, tenant_id: str) -> AsyncIterator[tuple[RowKey, RowKey | None]]:
         """Yield the keys before and at the end of each range; the last one is without an end.
 
-        What is done with a range until the next one is asked for is the time that it took.
+        A range takes until the next one is asked for.
         """
         after: RowKey | None = FIRST
         while after is not None:

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from simplu_worker.shards.moving.pacing import Pace, smaller_pace
+from simplu_worker.shards.moving.pacing import ChunkPace, smaller_pace
 from simplu_worker.shards.moving.rows import RowKey
 from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
@@ -103,7 +103,7 @@ async def find_end(
     return None if row is None else (row["first"], row["second"])
 
 
-def slower_after(error: StatementFailedError, pace: Pace) -> Pace:
+def slower_after(error: StatementFailedError, pace: ChunkPace) -> ChunkPace:
     """Return the pace after a chunk that failed. Raises *error* unless it is a timeout that fewer rows may avoid."""
     slower = smaller_pace(pace) if error.is_timeout else None
     if slower is None:

@@ -34,7 +34,7 @@ from simplu_worker.shards.moving.changes import (
 from simplu_worker.shards.moving.checksums import compare_shards, describe_difference
 from simplu_worker.shards.moving.copying import TABLES, CopiedTable, copy_chunk, find_end, slower_after
 from simplu_worker.shards.moving.journal import MoveJournal
-from simplu_worker.shards.moving.pacing import REST_SHARE, Pace, is_last_round, next_pace
+from simplu_worker.shards.moving.pacing import REST_SHARE, ChunkPace, is_last_round, next_pace
 from simplu_worker.shards.moving.planning.prediction import PredictedPause, time_standbys
 from simplu_worker.shards.moving.rows import (
     FIRST,
@@ -111,11 +111,11 @@ class Mover:
         self._epoch = 0
         self._source_epoch = 0
         self._step = "open"  # in the journal
-        self._pace = Pace()
+        self._pace = ChunkPace()
         self._noted_at = float("-inf")
         self._last_barrier: tuple[float, datetime] | None = None  # by our clock, and by the source's
         self._target_server: Server | None = None  # that has all that this mover has written there
-        self._known = NOTHING_KNOWN  # what it has; of the log, from just before the last barrier on
+        self._known = NOTHING_KNOWN  # there; of the log, from just before the last barrier on
         self._pause_s: float | None = None
         self._phase = Phase.PREPARE
         self._status = MoveStatus(self._phase)

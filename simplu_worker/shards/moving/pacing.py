@@ -20,7 +20,7 @@ SMALL_ROUND: Final = 100  # rows: a round of so many or fewer leaves nothing to 
 SHORT_ROUND_SHARE: Final = 0.25  # of the longest pause: a round that takes no longer is short
 
 
-class Pace(msgspec.Struct, frozen=True):
+class ChunkPace(msgspec.Struct, frozen=True):
     """The size of the next chunk, and how long to rest before it, in seconds; *most* is the largest size for now.
 
     A chunk is to take *chunk_s*, and *rest_share* of the time that it took is a rest.
@@ -34,7 +34,7 @@ class Pace(msgspec.Struct, frozen=True):
     rest_share: float = REST_SHARE
 
 
-def smaller_pace(pace: Pace) -> Pace | None:
+def smaller_pace(pace: ChunkPace) -> ChunkPace | None:
     """Return the pace after a chunk that ran into its timeout; None if it had one row."""
     size = min(pace.row_count, pace.most) // SHRINKING
     if min(pace.row_count, pace.most) == 1:
@@ -43,8 +43,8 @@ def smaller_pace(pace: Pace) -> Pace | None:
 
 
 def next_pace(
-    pace: Pace, *, row_count: int, took_s: float, answer_s: float, max_rows_per_s: float | None = None
-) -> Pace:
+    pace: ChunkPace, *, row_count: int, took_s: float, answer_s: float, max_rows_per_s: float | None = None
+) -> ChunkPace:
     """Return the pace after a chunk of *row_count* rows that took *took_s*.
 
     *answer_s* is the time that the slower of the two shards took for a statement that does next to nothing. While it is

@@ -24,7 +24,7 @@ SET LOCAL enable_seqscan = off;
 SET LOCAL enable_bitmapscan = off;
 """
 # A plan for the operations of a batch is used while the tables grow: a sequential scan, which suits a small one, would
-# read it as a whole for each of them, until its statistics are made anew.
+# read it as a whole for each of them, until the next ANALYZE.
 BATCH = """
 SET LOCAL enable_seqscan = off;
 """

@@ -24,7 +24,7 @@ from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.moving.changes import PAGE_ROWS, Changes, write_changes
 from simplu_worker.shards.moving.copying import OPERATIONS, RESOURCES, CopiedTable, copy_chunk, find_end, slower_after
 from simplu_worker.shards.moving.merged_positions import CarriedPosition
-from simplu_worker.shards.moving.pacing import Pace, next_pace
+from simplu_worker.shards.moving.pacing import ChunkPace, next_pace
 from simplu_worker.shards.moving.rows import FIRST, RowKey, read_tenant
 from simplu_worker.shards.moving.settling import lower_positions, read_positions
 from simplu_worker.shards.moving.undoing import DROP_ROWS, fewer_after
@@ -112,7 +112,7 @@ class Restorer:
         self._writes = 0
         self._step = RestoreStep.EXPORTING
         self._detail: dict[str, Any] = {}
-        self._pace = Pace(rest_share=0.0)  # the tenant waits for the whole time
+        self._pace = ChunkPace(rest_share=0.0)  # the tenant waits for the whole time
         self._fenced_at = 0.0
         self._row_count = 0
 

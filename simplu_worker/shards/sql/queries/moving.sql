@@ -455,7 +455,7 @@ SELECT request_id, completed_at FROM public.operations WHERE tenant_id = $1 AND 
 
 -- name: read_other_changes
 -- Resources of $1 that may have changed without a row in the log since $2: renamed ones, and administrators with their
--- roles, which control messages add. Each of these with its version, for who has seen it: it changes with the row.
+-- roles, which control messages add. Each of these with a version, which changes with the row.
 SELECT resource_type, resource_id, NULL AS version
 FROM public.move_changes
 WHERE tenant_id = $1 AND changed_at >= $2

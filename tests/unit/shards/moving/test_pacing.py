@@ -12,7 +12,7 @@ from simplu_worker.shards.moving.pacing import (
     ROWS_MAX,
     ROWS_MIN,
     SMALL_ROUND,
-    Pace,
+    ChunkPace,
     is_last_round,
     next_pace,
     smaller_pace,
@@ -30,14 +30,17 @@ from simplu_worker.shards.moving.pacing import (
 )
 def test_chunk_follows_both_shards(took_s: float, answer_s: float, row_count: int, rest_s: float) -> None:
     """By the time of the last chunk, and by that of a small statement."""
-    pace = next_pace(Pace(2_000, usual_answer_s=0.001), row_count=2_000, took_s=took_s, answer_s=answer_s)
+    pace = next_pace(ChunkPace(2_000, usual_answer_s=0.001), row_count=2_000, took_s=took_s, answer_s=answer_s)
     assert (pace.row_count, pace.rest_s) == (row_count, rest_s)
 
 
 def test_chunks_may_be_shorter_and_without_rests() -> None:
     """Ranges of a comparison are shorter; a restore rests only while a shard is busy."""
     quick = next_pace(
-        Pace(2_000, usual_answer_s=0.001, chunk_s=0.02, rest_share=0.0), row_count=2_000, took_s=0.04, answer_s=0.001
+        ChunkPace(2_000, usual_answer_s=0.001, chunk_s=0.02, rest_share=0.0),
+        row_count=2_000,
+        took_s=0.04,
+        answer_s=0.001,
     )
     assert (quick.row_count, quick.rest_s) == (1_000, 0.0)
     busy = next_pace(quick, row_count=1_000, took_s=0.02, answer_s=0.1)
@@ -53,7 +56,7 @@ def test_chunks_may_be_shorter_and_without_rests() -> None:
 )
 def test_chunk_is_bounded(size: int, copied: int, took_s: float, answer_s: float, rest_s: float) -> None:
     """Whatever was measured."""
-    pace = next_pace(Pace(size, rest_s, 0.001), row_count=copied, took_s=took_s, answer_s=answer_s)
+    pace = next_pace(ChunkPace(size, rest_s, 0.001), row_count=copied, took_s=took_s, answer_s=answer_s)
     assert ROWS_MIN <= pace.row_count <= ROWS_MAX
     assert 0 <= pace.rest_s <= REST_MAX_S
 
@@ -61,14 +64,14 @@ def test_chunk_is_bounded(size: int, copied: int, took_s: float, answer_s: float
 @given(st.floats(1, 1e6), st.integers(1, 1000), st.floats(0.001, 10))
 def test_rate_is_kept(rate: float, copied: int, took_s: float) -> None:
     """Over the chunk and the rest before the next one."""
-    pace = next_pace(Pace(), row_count=copied, took_s=took_s, answer_s=0.001, max_rows_per_s=rate)
+    pace = next_pace(ChunkPace(), row_count=copied, took_s=took_s, answer_s=0.001, max_rows_per_s=rate)
     assert copied / (took_s + pace.rest_s) <= rate * 1.0001
     assert pace.row_count <= max(1, round(rate * CHUNK_S), 1)
 
 
 def test_chunk_that_took_too_long_is_tried_with_fewer_rows_until_some_fit() -> None:
     """Down to one of them; then larger chunks are tried only while they are quick."""
-    pace: Pace | None = Pace(100_000)
+    pace: ChunkPace | None = ChunkPace(100_000)
     sizes = []
     while pace is not None:
         sizes.append(pace.row_count)
@@ -84,7 +87,7 @@ def test_chunk_that_took_too_long_is_tried_with_fewer_rows_until_some_fit() -> N
 @given(st.integers(1, ROWS_MAX), st.integers(1, ROWS_MAX), st.floats(0, 100), st.floats(0, 10))
 def test_chunk_stays_below_the_one_that_took_too_long(most: int, copied: int, took_s: float, answer_s: float) -> None:
     """Unless one was quick since then."""
-    pace = next_pace(Pace(most, most=most), row_count=copied, took_s=took_s, answer_s=answer_s)
+    pace = next_pace(ChunkPace(most, most=most), row_count=copied, took_s=took_s, answer_s=answer_s)
     assert 1 <= pace.row_count <= (most if took_s > CHUNK_S else min(ROWS_MAX, 4 * most))
 
 
