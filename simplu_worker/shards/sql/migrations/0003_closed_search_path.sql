@@ -46,9 +46,6 @@ ALTER TABLE public.operations SET (
     autovacuum_vacuum_cost_limit = 2000
 );
 
--- The same rests are too long for resources, whose updates and deletions leave as many dead rows.
-ALTER TABLE public.resources SET (autovacuum_vacuum_cost_limit = 2000);
-
 DROP POLICY IF EXISTS simplu_writer ON public.resources;
 CREATE POLICY simplu_writer ON public.resources
     USING ((SELECT pg_catalog.has_table_privilege('public.resources'::pg_catalog.regclass, 'INSERT')));
