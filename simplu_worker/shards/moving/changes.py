@@ -15,7 +15,7 @@ from simplu_worker.shards.postgres.queries import QUERIES
 
 ResourceKey: TypeAlias = tuple[str, str]  # resource type and id
 LogKey: TypeAlias = tuple[str, datetime]  # the request, and when it was completed
-# The resource, and what differs for each state of its row on one server; None where it may be any.
+# A resource, and the version of its row on one server, which each change of it replaces; None where it is unknown.
 ResourceVersion: TypeAlias = tuple[ResourceKey, str | None]
 
 PAGE_ROWS: Final = 1000

@@ -117,6 +117,7 @@ class PacedRanges:
         """
         after: RowKey | None = FIRST
         while after is not None:
+            await asyncio.sleep(self._pace.rest_s)
             began_at = loop_time()
             end, _ = await _of_both(
                 [
@@ -132,7 +133,6 @@ class PacedRanges:
                 took_s=loop_time() - began_at,
                 answer_s=answered_at - began_at,
             )
-            await asyncio.sleep(self._pace.rest_s)
             after = end
 
     def slow_down(self, error: StatementFailedError) -> None:

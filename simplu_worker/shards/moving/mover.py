@@ -115,7 +115,7 @@ class Mover:
         self._noted_at = float("-inf")
         self._last_barrier: tuple[float, datetime] | None = None  # by our clock, and by the source's
         self._target_server: Server | None = None  # that has all that this mover has written there
-        self._known = NOTHING_KNOWN  # there; of the log, from just before the last barrier on
+        self._known = NOTHING_KNOWN  # rows that the target has; of the log those from just before the last barrier on
         self._pause_s: float | None = None
         self._phase = Phase.PREPARE
         self._status = MoveStatus(self._phase)

@@ -79,6 +79,18 @@ async def test_upgrade_applies_the_files_of_types_that_are_new_or_others(pool: S
     ]
 
 
+async def test_upgrade_puts_the_index_by_day_in_place_of_the_one_by_date(pool: ShardPool) -> None:
+    """The planner could still take the former one for single resources."""
+    await fetch(pool, "DROP INDEX resources_by_day")
+    await fetch(pool, 'CREATE INDEX resources_by_date ON resources (id, date, "resourceName")')
+    await fetch(pool, "UPDATE business_types SET digest = '\\x00'")
+
+    await Upgrader(pool).run()
+
+    (by_day,) = await indexes(pool, "resources_by_day")
+    assert (by_day["is_valid"], await indexes(pool, "resources_by_date")) == (True, [])
+
+
 async def test_upgrade_changes_nothing_on_an_empty_shard(make_shard: ShardMaker) -> None:
     """Its schema comes with its first tenant."""
     pool = ShardPool(await make_shard("shard-7", is_empty=True), size=2)

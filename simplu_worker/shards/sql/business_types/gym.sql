@@ -12,7 +12,7 @@
 CREATE INDEX CONCURRENTLY IF NOT EXISTS resources_by_day ON resources (id, date, "resourceName")
 WHERE date IS NOT NULL;
 
-DROP INDEX CONCURRENTLY IF EXISTS resources_by_date;
+DROP INDEX CONCURRENTLY IF EXISTS public.resources_by_date;
 
 INSERT INTO business_types (name, default_settings, staff_resource_type)
 VALUES ('gym', '{"locale": "en", "timezone": "UTC", "classMinutes": 60}', 'trainer')

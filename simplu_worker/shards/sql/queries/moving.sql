@@ -480,13 +480,12 @@ WHERE
     AND roles.data @> '{"name": "Administrator", "permissions": ["*"]}';
 
 -- fragment: keys_named
--- The keys of the resources of $1 with the types $2 and the ids $3. OFFSET 0: the planner does not see that all have one
--- tenant. Right after a copy, statistics know of hardly a row of it, and any index that begins with the tenant would do.
-FROM (
+-- The keys of the resources of $1 with the types $2 and the ids $3. Materialized: the planner does not see that all have
+-- one tenant. Right after a copy, statistics know of hardly a row of it, and any index that begins with it would do.
+WITH named AS MATERIALIZED (
     SELECT $1::pg_catalog.text AS tenant_id, sent.resource_type, sent.resource_id
     FROM unnest($2::pg_catalog.text[], $3::pg_catalog.text[]) AS sent (resource_type, resource_id)
-    OFFSET 0
-) AS named
+)
 
 -- fragment: are_named
 resources.id = named.tenant_id AND resources."resourceName" = named.resource_type
@@ -494,10 +493,11 @@ AND resources."resourceId" = named.resource_id
 
 -- name: read_resources
 -- Those of the resources named that exist.
+:keys_named
 SELECT
     "businessType" AS business_type, "resourceName" AS resource_type, "resourceId" AS resource_id,
     data::pg_catalog.text AS data, date, "lastUpdated" AS last_updated
-:keys_named
+FROM named
 JOIN public.resources ON :are_named;
 
 -- name: write_resources
@@ -514,12 +514,10 @@ ON CONFLICT (id, "resourceName", "resourceId") DO UPDATE SET
     "lastUpdated" = excluded."lastUpdated";
 
 -- name: delete_resources_named
+:keys_named
 DELETE FROM public.resources
-WHERE ctid = ANY(ARRAY(
-    SELECT resources.ctid
-    :keys_named
-    JOIN public.resources ON :are_named
-));
+USING named
+WHERE :are_named;
 
 -- name: write_log
 -- Rows of the log with their times. Of those that are here the newer ones replace the older.
@@ -622,12 +620,13 @@ ORDER BY "resourceName";
 
 -- name: checksum_each
 -- The same of each of the resources named that exist. OFFSET 0: these are found before anything is hashed.
+:keys_named
 SELECT
     "resourceName" AS resource_type, pg_catalog.octet_length(document.text) AS byte_count,
     hashed.hash::pg_catalog.text AS checksum
 FROM (
     SELECT resources.*
-    :keys_named
+    FROM named
     JOIN public.resources ON :are_named
     OFFSET 0
 ) AS resources
