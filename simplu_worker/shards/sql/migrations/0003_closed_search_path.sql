@@ -45,6 +45,18 @@ ALTER TABLE public.operations SET (
     autovacuum_vacuum_scale_factor = 0.05,
     autovacuum_vacuum_cost_limit = 2000
 );
+-- To compress the result of a list takes half of the list's time by pglz, and an eighth of that by lz4. Not every server
+-- is built with it; and what the server's own settings choose stays.
+DO $$
+BEGIN
+    IF EXISTS (
+        SELECT FROM pg_catalog.pg_settings
+        WHERE name = 'default_toast_compression' AND source = 'default' AND 'lz4' = ANY(enumvals)
+    ) THEN
+        ALTER TABLE public.operations ALTER COLUMN result SET COMPRESSION lz4;
+    END IF;
+END
+$$;
 
 DROP POLICY IF EXISTS simplu_writer ON public.resources;
 CREATE POLICY simplu_writer ON public.resources

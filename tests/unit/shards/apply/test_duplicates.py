@@ -35,11 +35,11 @@ def forms_of(batches: Sequence[bool], memory: DuplicateMemory) -> str:
 @pytest.mark.parametrize(
     ("batches", "forms"),
     [
-        ([NEW] * 20, "c" * 16 + "p" * 4),
+        ([NEW] * 8, "cccc" + "p" * 4),
         ([DUPLICATES] * 100, "c" * 100),  # a catch-up fails at none of its batches
-        ([DUPLICATES] * 3 + [NEW] * 20, "c" * 3 + "c" * 16 + "p" * 4),
-        ([NEW] * 17 + [DUPLICATES] + [NEW] * 40, "c" * 16 + "pf" + "c" * 32 + "p" * 8),
-        ([NEW] * (16 + SHORT_RUN) + [DUPLICATES] + [NEW] * 20, "c" * 16 + "p" * SHORT_RUN + "f" + "c" * 16 + "p" * 4),
+        ([DUPLICATES] * 3 + [NEW] * 8, "c" * 3 + "cccc" + "p" * 4),
+        ([NEW] * 5 + [DUPLICATES] + [NEW] * 16, "cccc" + "pf" + "c" * 8 + "p" * 8),
+        ([NEW] * (4 + SHORT_RUN) + [DUPLICATES] + [NEW] * 8, "cccc" + "p" * SHORT_RUN + "f" + "cccc" + "p" * 4),
     ],
 )
 def test_memory_is_careful_for_a_while_after_duplicates(batches: list[bool], forms: str) -> None:
@@ -55,7 +55,7 @@ def test_memory_is_careful_when_a_batch_is_repeated() -> None:
 
     memory.expect_duplicates()
 
-    assert forms_of([DUPLICATES, *[NEW] * 17], memory) == "c" * 17 + "p"
+    assert forms_of([DUPLICATES, *[NEW] * 5], memory) == "c" * 5 + "p"
 
 
 def test_memory_never_waits_longer_than_the_most() -> None:
