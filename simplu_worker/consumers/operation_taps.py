@@ -107,13 +107,17 @@ class OperationTaps:
     def publish_letters(self, letters: Iterable[DeadLetter]) -> None:
         """Give dead letters to the taps."""
         for letter in letters:
-            self._put(letter_members(letter), letter.record.decode(errors="replace"))
+            self._put(letter_members(letter), letter.record)
 
-    def _put(self, members: dict[str, Any], content: str | None) -> None:
+    def _put(self, members: dict[str, Any], content: bytes | msgspec.Raw | None) -> None:
         for tap in self.open:
             if tap.chosen.match(members):
-                shown = {"content": None if content is None else content[:CONTENT_MAX_LENGTH]}
-                tap.put(msgspec.json.encode(members | shown if tap.chosen.shows_content else members))
+                shown = {"content": _shown(content)} if tap.chosen.shows_content else {}
+                tap.put(msgspec.json.encode(members | shown))
+
+
+def _shown(content: bytes | msgspec.Raw | None) -> str | None:
+    return None if content is None else bytes(content).decode(errors="replace")[:CONTENT_MAX_LENGTH]
 
 
 def operation_members(operation: Operation, outcome: str, now: datetime) -> dict[str, Any]:

@@ -349,7 +349,7 @@ def _build_operation(message: _Message, origin: Origin, record: bytes, list_limi
         intern(message.resource_type),
         None if form.is_list else request_id if form.is_create and sent_id is None else sent_id,
         request_id,
-        data.decode() if form.has_data else None,
+        message.data if form.has_data else None,
         _list_query(b"" if are_filters_deep else filters, pagination, list_limit) if form.is_list else None,
         requested_at,
         digest_of(form.name, message.resource_type, sent_id, data, filters, pagination),

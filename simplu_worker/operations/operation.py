@@ -98,8 +98,9 @@ class Operation(msgspec.Struct, frozen=True, gc=False):
     """A decoded, valid record: the kind of operation, the tenant and the resource.
 
     *resource_id* and *request_id* are the effective ones (generated or derived if the record had none); only a `list`
-    has no *resource_id*. *data* is the JSON text as received; *requested_at* is ISO 8601 in UTC. *digest* distinguishes
-    an identical redelivery from another operation with the same request id. *size_bytes* is the record's size as read.
+    has no *resource_id*. *data* is the JSON text as received, in the memory of its record, of which it is most;
+    *requested_at* is ISO 8601 in UTC. *digest* distinguishes an identical redelivery from another operation with the
+    same request id. *size_bytes* is the record's size as read.
     *window_start*, of an order event, ISO 8601: an event of its request id that was sent before is another event.
     *exceeds_bounds*: its *data* may not be stored (`document_bounds.py`), or its filters are nested as deep; an older
     worker may have applied it before.
@@ -112,7 +113,7 @@ class Operation(msgspec.Struct, frozen=True, gc=False):
     resource_type: str
     resource_id: str | None
     request_id: str
-    data: str | None
+    data: msgspec.Raw | None
     query: ListQuery | None
     requested_at: str
     digest: bytes
@@ -120,6 +121,18 @@ class Operation(msgspec.Struct, frozen=True, gc=False):
     size_bytes: int
     exceeds_bounds: bool = False
     window_start: str | None = None
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether all is equal, the data by their bytes: msgspec compares them by identity."""
+        if not isinstance(other, Operation) or self.text != other.text:
+            return False
+        own, others = msgspec.structs.asdict(self), msgspec.structs.asdict(other)
+        return own == others | {"data": self.data}
+
+    @property
+    def text(self) -> str | None:
+        """A copy of *data* as text."""
+        return None if self.data is None else bytes(self.data).decode()
 
 
 class RejectedRecord(msgspec.Struct, frozen=True, gc=False):

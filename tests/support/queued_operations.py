@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import msgspec
+
 from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
@@ -28,7 +30,7 @@ def queued_operation(
         resource_type="order",
         resource_id="o",
         request_id="r",
-        data="{}",
+        data=msgspec.Raw("{}"),
         query=None,
         requested_at=arrived_at.isoformat(),
         digest=b"",

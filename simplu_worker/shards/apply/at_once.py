@@ -18,7 +18,7 @@ from simplu_worker.operations.operation import READING_KINDS, Failure, Operation
 from simplu_worker.shards.apply.duplicates import InsertedTable
 from simplu_worker.shards.apply.operation_log import digests_of, origin_columns
 from simplu_worker.shards.apply.patch_merging import PATCH, ResourceId, find_laborious, resource_of
-from simplu_worker.shards.apply.wave_statement import wave_columns
+from simplu_worker.shards.apply.wave_statement import pack_documents, wave_columns
 from simplu_worker.shards.positions.rows import position_arguments
 from simplu_worker.shards.postgres.column_packing import pack_columns
 from simplu_worker.shards.postgres.errors import (
@@ -137,7 +137,7 @@ async def apply_at_once(
 
 def query_for(operations: Sequence[Operation], *, has_claim: bool) -> str:
     """Return the name of the statement for *operations*."""
-    has_nested = any(operation.kind is PATCH and is_nested(operation.data or "") for operation in operations)
+    has_nested = any(operation.kind is PATCH and is_nested(operation.text or "") for operation in operations)
     return f"at_once{'_claimed' * has_claim}{'_nested' * has_nested}"
 
 
@@ -152,18 +152,17 @@ def _arguments(operations: Sequence[Operation], tenants: Mapping[str, TenantRow]
             [tenant.business_type for tenant in tenants.values()],
         ],
         [
-            [operation.data or "" for operation in operations],
             [operation.requested_at for operation in operations],
             *origin_columns(operations),
             [tenant.created_at.isoformat() for tenant in tenants.values()],
         ],
     )
-    of_log, of_tenants, (data, requested_at, *of_origins, created_at) = columns[:6], columns[6:10], columns[10:]
+    of_log, of_tenants, (requested_at, *of_origins, created_at) = columns[:6], columns[6:10], columns[10:]
     return (
         separator,
         0,
         *of_log,
-        data,
+        pack_documents(operations, separator),
         requested_at,
         *of_origins,
         digests_of(operations),

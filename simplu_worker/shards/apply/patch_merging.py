@@ -38,13 +38,18 @@ def find_laborious(
     return frozenset(
         index
         for index in patches
-        if is_laborious(operations[index].data or "") or resource_of(operations[index]) in large
+        if is_laborious(operations[index].text or "") or resource_of(operations[index]) in large
     )
 
 
 def resource_of(operation: Operation) -> ResourceId:
     """Return the tenant, type and id of an operation's resource."""
     return operation.tenant_id, operation.resource_type, operation.resource_id or ""
+
+
+def updated_by(patch: Operation, data: str) -> Operation:
+    """Return an `update` in place of *patch*, with the *data* that it makes."""
+    return msgspec.structs.replace(patch, kind=OperationKind.UPDATE, data=msgspec.Raw(data))
 
 
 class MergedPatches(NamedTuple):
@@ -63,7 +68,7 @@ async def merge_together(connection: Connection, key: ResourceId, patches: Seque
     row = await connection.fetchrow(QUERIES["lock_target"], *key, DOCUMENT_MAX_BYTES)
     if row is None or row["data"] is None:
         return None
-    texts = [patch.data or "" for patch in patches]
+    texts = [patch.text or "" for patch in patches]
     try:
         return await asyncio.to_thread(_merge_in_turn, row["data"], texts)
     except (ValueError, RecursionError):
@@ -81,8 +86,8 @@ async def merge_in_worker(connection: Connection, operation: Operation) -> Opera
 
     Return *operation* itself where there is no row. Raises `BoundsExceededError`.
     """
-    merged = await merge_into_row(connection, resource_of(operation), operation.data or "")
-    return operation if merged is None else msgspec.structs.replace(operation, kind=OperationKind.UPDATE, data=merged)
+    merged = await merge_into_row(connection, resource_of(operation), operation.text or "")
+    return operation if merged is None else updated_by(operation, merged)
 
 
 async def merge_into_row(connection: Connection, key: ResourceId, patch: str) -> str | None:

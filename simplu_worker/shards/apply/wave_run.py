@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
-
 from simplu_worker.operations.admission import TenantRow
-from simplu_worker.operations.operation import Failure, Operation, OperationKind
+from simplu_worker.operations.operation import Failure, Operation
 from simplu_worker.shards.apply.patch_merging import (
     BoundsExceededError,
     ResourceId,
     merge_in_worker,
     merge_together,
     resource_of,
+    updated_by,
 )
 from simplu_worker.shards.apply.wave_statement import LIST, WaveStatement, wave_arguments
 from simplu_worker.shards.postgres.pool import Connection
@@ -89,8 +88,7 @@ class WaveRun:
             self._waiting.append(wave_arguments(self._statement, number, [updated], self._tenants))
 
     def _add_update(self, number: int, patch: Operation, data: str) -> None:
-        updated = msgspec.structs.replace(patch, kind=OperationKind.UPDATE, data=data)
-        self._waiting.append(wave_arguments(self._statement, number, [updated], self._tenants))
+        self._waiting.append(wave_arguments(self._statement, number, [updated_by(patch, data)], self._tenants))
 
     async def _refuse(self, patches: Sequence[tuple[int, Operation]]) -> None:
         failed = [(operation.tenant_id, operation.request_id, Failure.INVALID_DATA) for _, operation in patches]

@@ -57,18 +57,22 @@ def wave_columns(wave: Sequence[Operation], tenants: Mapping[str, TenantRow]) ->
     ]
 
 
+def pack_documents(wave: Sequence[Operation], separator: str) -> bytes:
+    """Return the JSON text of each operation's data, or of its query's members, joined by *separator*: UTF-8."""
+    return separator.encode().join(
+        [operation.data or (operation.query.members.encode() if operation.query else b"") for operation in wave]
+    )
+
+
 def wave_arguments(
     statement: WaveStatement, start: int, wave: Sequence[Operation], tenants: Mapping[str, TenantRow]
 ) -> tuple[object, ...]:
     """Return the arguments of *statement* for one wave, reads first; earlier waves have *start* operations."""
     queries = [operation.query for operation in wave if operation.kind in READING_KINDS] if statement.has_lists else []
-    separator, *columns = pack_columns(
-        wave_columns(wave, tenants),
-        [
-            [operation.data or (operation.query.members if operation.query else "") for operation in wave],
-            [operation.requested_at for operation in wave],
-        ],
+    separator, *keys, requested_at = pack_columns(
+        wave_columns(wave, tenants), [[operation.requested_at for operation in wave]]
     )
+    columns: list[object] = [*keys, pack_documents(wave, separator), requested_at]
     if not statement.has_lists:
         return separator, start, *columns
     columns += [

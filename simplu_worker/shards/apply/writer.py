@@ -368,7 +368,7 @@ class ShardWriter:
 
     async def _find_unstorable(self, operations: Sequence[Operation]) -> list[int]:
         """Return the indexes of the operations with a text that Postgres cannot store as jsonb."""
-        texts = [operation.data if operation.query is None else operation.query.members for operation in operations]
+        texts = [one.text if one.query is None else one.query.members for one in operations]
         async with self._pool.connection() as connection:
             rows = await connection.fetch(QUERIES["find_unstorable"], texts)
         return [row["position"] for row in rows]
@@ -646,7 +646,7 @@ class WriteAttempt:
         waves = isolate([(*wave.reads, *wave.writes) for wave in planned], laborious)
         statement = statement_for(
             [operations[index].kind for wave in planned for index in wave.reads],
-            has_nested=any(is_nested(operations[index].data or "") for index in patches),
+            has_nested=any(is_nested(operations[index].text or "") for index in patches),
             creates_new=InsertedTable.RESOURCES not in self.careful_tables,
         )
         run = WaveRun(connection, statement, tenants)

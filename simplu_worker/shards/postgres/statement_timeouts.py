@@ -24,8 +24,8 @@ SET LOCAL enable_seqscan = off;
 SET LOCAL enable_bitmapscan = off;
 """
 # A plan for the operations of a batch is used while the tables grow: a sequential scan, which suits a small one, would
-# read it as a whole for each of them, until the next ANALYZE. And a batch of 4 MiB of records, which its statement keeps
-# for several steps, has no room in the default memory of 4 MB: it would go through a file.
+# read it as a whole for each of them, until the next ANALYZE. And a statement keeps its batch, of up to 4 MiB of
+# records, for several steps: with the default memory of 4 MB it would write it into a file.
 BATCH = """
 SET LOCAL enable_seqscan = off;
 SET LOCAL work_mem = '16MB';

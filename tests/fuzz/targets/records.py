@@ -118,7 +118,7 @@ def check_operation(operation: Operation) -> None:
     assert datetime.fromisoformat(operation.requested_at).utcoffset() is not None
     if operation.exceeds_bounds:
         return
-    text = operation.data if operation.query is None else operation.query.members
+    text = operation.text if operation.query is None else operation.query.members
     if text is not None:
         assert not exceeds_bounds(text.encode()) or operation.query is not None
         msgspec.json.decode(text.encode(), type=dict[str, msgspec.Raw])

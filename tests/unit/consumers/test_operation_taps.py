@@ -40,7 +40,7 @@ def taken(taps: OperationTaps, chosen: TapFilter, *decided: tuple[Operation, Out
 
 def test_event_has_the_outcome_and_no_content() -> None:
     """What is not decided yet is no event, and a dead letter is one once it is stored."""
-    one = operation(data='{"secret": 1}')
+    one = operation(data=msgspec.Raw('{"secret": 1}'))
     outcomes = [
         APPLIED,
         Outcome(Disposition.APPLIED, failure=Failure.NOT_FOUND),
@@ -58,9 +58,11 @@ def test_event_has_the_outcome_and_no_content() -> None:
 
 def test_content_is_shown_where_it_is_asked_for_and_cut() -> None:
     """A document may have megabytes."""
-    (event,) = taken(OperationTaps(), TapFilter(shows_content=True), (operation(data='{"a": 1}'), APPLIED))
+    (event,) = taken(OperationTaps(), TapFilter(shows_content=True), (operation(data=msgspec.Raw('{"a": 1}')), APPLIED))
     assert event["content"] == '{"a": 1}'
-    (event,) = taken(OperationTaps(), TapFilter(shows_content=True), (operation(data="x" * 10**6), APPLIED))
+    (event,) = taken(
+        OperationTaps(), TapFilter(shows_content=True), (operation(data=msgspec.Raw("x" * 10**6)), APPLIED)
+    )
     assert len(event["content"]) == CONTENT_MAX_LENGTH
 
 

@@ -163,7 +163,7 @@ def _operation_of(
         resource_type=RESOURCE_TYPE,
         resource_id=order_id,
         request_id=request_id,
-        data=None if kind is OperationKind.DELETE else data.decode(),
+        data=None if kind is OperationKind.DELETE else msgspec.Raw(data),
         query=None,
         requested_at=sent_at.isoformat(),
         digest=digest_of(kind, RESOURCE_TYPE, event.order_id, data, b"", b""),

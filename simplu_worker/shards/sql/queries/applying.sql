@@ -1,7 +1,8 @@
 -- The statements of one batch, in the order in which its transaction runs them (READ COMMITTED). The values of a
--- batch's operations come as texts, one a column, joined by the separator $1 (shards/postgres/column_packing.py). A
--- select list splits them in step, and pads a shorter one with NULL; in FROM each column would first be stored as a
--- table of its own, which takes half as long again.
+-- batch's operations come as texts, one a column, joined by the separator $1 (shards/postgres/column_packing.py); the
+-- documents, $9, come as the bytes of their text, as the worker has them. A select list splits them in step, and pads
+-- a shorter one with NULL; in FROM each column would first be stored as a table of its own, which takes half as long
+-- again.
 
 -- fragment: utc_format
 -- Of times in results (docs/interface.md), for times at UTC.
@@ -309,7 +310,7 @@ pg_catalog.unnest(pg_catalog.string_to_array($5, $1)) AS operation,
 pg_catalog.unnest(pg_catalog.string_to_array($6, $1)) AS resource_type,
 pg_catalog.unnest(pg_catalog.string_to_array($7, $1)) AS resource_id,
 pg_catalog.unnest(pg_catalog.string_to_array($8, $1)) AS business_type,
-pg_catalog.unnest(pg_catalog.string_to_array($9, $1)) AS data,
+pg_catalog.unnest(pg_catalog.string_to_array(pg_catalog.convert_from($9, 'UTF8'), $1)) AS data,
 pg_catalog.unnest(pg_catalog.string_to_array($10, $1)) AS requested_at
 
 -- fragment: wave

@@ -48,7 +48,7 @@ def _request(event: OrderEvent) -> OperationRequest:
         operation.resource_id,
         NOW,
         operation.request_id,
-        operation.data,
+        operation.text,
     )
 
 

@@ -94,7 +94,7 @@ def test_order_event_is_an_operation_on_an_order(type_: str) -> None:
         resource_type="order",
         resource_id="order-1",
         request_id="event-1",
-        data=None if type_ == "DELETE" else '{"n": 1.50,"n":18446744073709551616123}',
+        data=None if type_ == "DELETE" else msgspec.Raw('{"n": 1.50,"n":18446744073709551616123}'),
         query=None,
         requested_at=SENT_AT.isoformat(),
         digest=operation.digest,
@@ -148,7 +148,7 @@ def test_order_event_has_the_digest_of_the_same_operation_from_the_stream(type_:
 @pytest.mark.parametrize("data", [..., None, {}, {"why": "duplicate"}])
 def test_deletion_needs_no_data(data: object) -> None:
     """A DELETE is valid with and without data."""
-    assert decoded("DELETE", data=data).data is None
+    assert decoded("DELETE", data=data).text is None
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_deep_data_is_an_operation_beyond_the_bounds(kind: str, depth: int, *, e
 
     assert isinstance(operation, Operation)
     assert operation.exceeds_bounds is expected
-    assert operation.data == '{"a":' + "[" * depth + "]" * depth + "}"
+    assert operation.text == '{"a":' + "[" * depth + "]" * depth + "}"
 
 
 INVALID = [
