@@ -35,7 +35,7 @@ class WaveRun:
         self._connection = connection
         self._statement = statement
         self._tenants = tenants
-        self._waiting: list[tuple[object, ...]] = []  # the arguments of waves that were not sent yet
+        self._waiting: list[tuple[int, Sequence[Operation]]] = []  # waves that were not sent yet
         self._patches: dict[ResourceId, list[tuple[int, Operation]]] = {}  # put off, by resource
 
     def __repr__(self) -> str:
@@ -46,7 +46,7 @@ class WaveRun:
         if self._patches:
             for key in self._resources_before(operations):
                 await self._merge(key)
-        self._waiting.append(wave_arguments(self._statement, number, operations, self._tenants))
+        self._waiting.append((number, operations))
 
     def add_patch(self, number: int, operation: Operation) -> None:
         """Add a wave with a patch that the worker merges."""
@@ -85,10 +85,10 @@ class WaveRun:
         except BoundsExceededError:
             await self._refuse([(number, operation)])
         else:
-            self._waiting.append(wave_arguments(self._statement, number, [updated], self._tenants))
+            self._waiting.append((number, [updated]))
 
     def _add_update(self, number: int, patch: Operation, data: str) -> None:
-        self._waiting.append(wave_arguments(self._statement, number, [updated_by(patch, data)], self._tenants))
+        self._waiting.append((number, [updated_by(patch, data)]))
 
     async def _refuse(self, patches: Sequence[tuple[int, Operation]]) -> None:
         failed = [(operation.tenant_id, operation.request_id, Failure.INVALID_DATA) for _, operation in patches]
@@ -97,8 +97,9 @@ class WaveRun:
             self.failures += [(number, Failure.INVALID_DATA) for number, _ in patches]
 
     async def _send(self) -> None:
-        """Send the waves that wait."""
+        """Send the waves that wait. Their arguments, megabytes for each, are made when they are put on the wire."""
         waiting, self._waiting = self._waiting, []
         if waiting:
-            rows: list[Any] = await self._connection.fetchmany(QUERIES[self._statement.query], waiting)
+            arguments = (wave_arguments(self._statement, *wave, self._tenants) for wave in waiting)
+            rows: list[Any] = await self._connection.fetchmany(QUERIES[self._statement.query], arguments)
             self.failures += [(row["index"], row["error"]) for row in rows]
