@@ -129,6 +129,9 @@ class Operation(msgspec.Struct, frozen=True, gc=False):
         own, others = msgspec.structs.asdict(self), msgspec.structs.asdict(other)
         return own == others | {"data": self.data}
 
+    def __hash__(self) -> int:
+        return hash((self.tenant_id, self.request_id))
+
     @property
     def text(self) -> str | None:
         """A copy of *data* as text."""

@@ -143,7 +143,7 @@ async def test_list_looks_at_no_more_rows_than_it_must(
             " requested_at, received_at) VALUES ($1, 'r', 'list', 'appointment', 'succeeded', '', 'x', now(), now())",
             tenant_id,
         )
-        columns = [tenant_id, "r", "list", "appointment", "", "gym", filters, "2026-01-31T09:00:00Z"]
+        columns = [tenant_id, "r", "list", "appointment", "", "gym", filters.encode(), "2026-01-31T09:00:00Z"]
         columns += [date.isoformat() if date else "" for date in dates] + [str(page), "100"]
         plan = await explained(connection, QUERIES[query], SEPARATOR, 0, *columns, RESULT_MAX_BYTES)
         await connection.execute("ROLLBACK")
