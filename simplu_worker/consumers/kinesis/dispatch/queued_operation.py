@@ -51,5 +51,5 @@ class QueuedOperation(msgspec.Struct, frozen=True, gc=False):
 
 
 def cost_bytes_of(entries: Collection[QueuedOperation]) -> int:
-    """Return the memory that *entries* count for: the records, their data as text, and an overhead for each."""
+    """Return the memory that *entries* count for: the records, their copy on the way to the shard, and an overhead."""
     return 2 * sum([entry.operation.size_bytes for entry in entries]) + OPERATION_OVERHEAD_BYTES * len(entries)
