@@ -124,10 +124,10 @@ class Operation(msgspec.Struct, frozen=True, gc=False):
 
     def __eq__(self, other: object) -> bool:
         """Return whether all is equal, the data by their bytes: msgspec compares them by identity."""
-        if not isinstance(other, Operation) or self.text != other.text:
+        if not isinstance(other, Operation):
             return False
-        own, others = msgspec.structs.asdict(self), msgspec.structs.asdict(other)
-        return own == others | {"data": self.data}
+        own, others = (msgspec.structs.asdict(one) | {"data": one.text} for one in (self, other))
+        return own == others
 
     def __hash__(self) -> int:
         return hash((self.tenant_id, self.request_id))

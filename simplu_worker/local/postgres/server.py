@@ -13,7 +13,7 @@ import secrets
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -56,19 +56,20 @@ def find_postgres_bin() -> Path:
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)
         for root in (spec.submodule_search_locations or ()) if spec else ():
-            if found := _newest_bin(Path(root).glob("*/bin")):
-                return found
-    if found := _newest_bin(SYSTEM_FOLDER.glob("*/bin")):
-        return found
+            if found := usable_bins(Path(root)):
+                return found[-1]
+    if found := usable_bins(SYSTEM_FOLDER):
+        return found[-1]
     raise StackError(
         f"expected a Postgres server in one of the Python packages {', '.join(PACKAGES)} or in {SYSTEM_FOLDER}/*/bin,"
         " found none: install simplu-worker[local]"
     )
 
 
-def _newest_bin(folders: Iterable[Path]) -> Path | None:
-    usable = [folder for folder in folders if all((folder / name).is_file() for name in ("initdb", "postgres"))]
-    return max(usable, key=lambda folder: [int(part) for part in re.findall(r"\d+", folder.parent.name)], default=None)
+def usable_bins(root: Path) -> list[Path]:
+    """Return the folders `*/bin` of *root* with a server, not only clients, the newest last."""
+    usable = [one for one in root.glob("*/bin") if all((one / name).is_file() for name in ("initdb", "postgres"))]
+    return sorted(usable, key=lambda folder: [int(part) for part in re.findall(r"\d+", folder.parent.name)])
 
 
 @dataclass(frozen=True)
@@ -80,15 +81,17 @@ class PostgresPrograms:
     user: str | None = None
 
     @classmethod
-    def find(cls, directory: Path, *, unshare: str = "unshare") -> Self:
+    def find(cls, directory: Path, *, unshare: str = "unshare", folder: Path | None = None) -> Self:
         """Find a way that works here: directly; as root in a user namespace of *unshare*, else as user `nobody`.
+
+        *folder* is that of the programs, by default that of `find_postgres_bin`.
 
         For user `nobody`, all users get the right to enter *directory*, this program's own temporary folder, and the
         programs are copied there when `nobody` cannot reach them.
 
         Raises `StackError` when no way works.
         """
-        folder = find_postgres_bin()
+        folder = folder or find_postgres_bin()
         if os.geteuid() != 0:
             return cls(folder)
         # Outside its namespace the process stays root, so it can reach folders that only root may enter.

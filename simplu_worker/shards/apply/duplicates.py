@@ -11,7 +11,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final
 
-CAREFUL_LEAST: Final = 4  # batches in the form with `ON CONFLICT` after a row that existed; large ones take a second
+CAREFUL_LEAST: Final = 4  # batches in the form with `ON CONFLICT` after a row that existed
 CAREFUL_MAX: Final = 1024  # the same, where every short run of plain inserts has failed
 SHORT_RUN: Final = 64  # plain batches between two failures; in fewer of them their gain is about that of a failure
 

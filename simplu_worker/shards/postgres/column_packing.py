@@ -16,10 +16,10 @@ SEPARATOR: Final = "\x1f"  # never in a JSON text (RFC 8259, section 7), and har
 def pack_columns(texts: Sequence[Sequence[str]], plain: Sequence[Sequence[str]] = ()) -> list[str]:
     """Return a separator, and each column joined by it to one text: first *texts*, of any content, then *plain*.
 
-    The texts of *plain* must not contain a character of separators; no JSON text does. They are most of a batch, and
-    are not searched for one. In the statement, a shorter column is padded with NULL, and a single empty text is packed
-    as no element: so a column with empty texts is read with `nullif(…, '')`. No text may contain U+0000, which Postgres
-    cannot store.
+    The texts of *plain* must not contain a character of separators, and are not searched for one. No JSON text contains
+    any: documents, which are most of a batch, are joined by the separator that this returns. In the statement, a
+    shorter column is padded with NULL, and a single empty text is packed as no element: so a column with empty texts is
+    read with `nullif(…, '')`. No text may contain U+0000, which Postgres cannot store.
     """
     for separator in _separators():
         joined = [separator.join(column) for column in texts]

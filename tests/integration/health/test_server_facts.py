@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from support.postgres.databases import ShardMaker, execute
 
-from simplu_worker.shards.health.probe import read_server_facts
+from simplu_worker.shards.health.probe import OWN_CHECKPOINTER_SINCE, read_server_facts
 from simplu_worker.shards.health.server_costs import find_costs
 from simplu_worker.shards.postgres.pool import ShardPool
 
@@ -25,7 +25,8 @@ async def test_facts_are_those_of_the_server(make_shard: ShardMaker) -> None:
     """Settings as the server has them, and counts that grow with what is counted."""
     pool = ShardPool(await make_shard(is_empty=True), size=1)
     try:
-        before = await read_server_facts(pool, await version_of(pool))
+        version = await version_of(pool)
+        before = await read_server_facts(pool, version)
         async with pool.connection() as connection:
             await connection.execute("CHECKPOINT")
             settings = {
@@ -34,7 +35,7 @@ async def test_facts_are_those_of_the_server(make_shard: ShardMaker) -> None:
             }
             megabytes = int(settings["max_wal_size"])
             pages = int(settings["shared_buffers"])
-        after = await read_server_facts(pool, await version_of(pool))
+        after = await read_server_facts(pool, version)
     finally:
         await pool.close()
 
@@ -61,11 +62,12 @@ async def test_dead_rows_are_those_that_wait_for_a_vacuum(make_shard: ShardMaker
             await execute(url, f"INSERT INTO public.{table} SELECT generate_series(1, 120000)")
             await execute(url, f"DELETE FROM public.{table} WHERE number > 60000")
         await execute(url, FLUSH)
-        behind = await read_server_facts(pool, await version_of(pool))
+        version = await version_of(pool)
+        behind = await read_server_facts(pool, version)
         began_at = datetime.now(UTC)
         await execute(url, "VACUUM public.resources")
         await execute(url, FLUSH)
-        vacuumed = await read_server_facts(pool, await version_of(pool))
+        vacuumed = await read_server_facts(pool, version)
     finally:
         await pool.close()
 
@@ -84,7 +86,7 @@ async def test_facts_are_left_out_where_the_server_lacks_one(make_shard: ShardMa
     """A hosted server may lack facts or hide them, and `check` goes on: here counts that this server lacks."""
     pool = ShardPool(await make_shard(), size=1)
     try:
-        another = OLD if await version_of(pool) >= CURRENT else CURRENT
+        another = OLD if await version_of(pool) >= OWN_CHECKPOINTER_SINCE else CURRENT
         assert await read_server_facts(pool, another) is None
         assert pool.is_healthy
     finally:

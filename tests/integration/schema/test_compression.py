@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import asyncpg
-import pytest
 from support.postgres.databases import execute
+from support.postgres.installed import on_installed_servers, running_server
 from support.postgres.tenant_cases import fetch
 
-from simplu_worker.local.postgres.server import SYSTEM_FOLDER, PostgresPrograms, PostgresServer, find_postgres_bin
-from simplu_worker.local.processes.watchdog import ProcessGroup
+from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.schema_check import ensure_schema
 
-FOLDERS = [find_postgres_bin(), *sorted(SYSTEM_FOLDER.glob("*/bin"))]  # those of Debian are built with lz4
 COMPRESSION = """
 SELECT attcompression::text AS own
 FROM pg_attribute
@@ -36,15 +33,12 @@ async def compression_of_results(server: PostgresServer) -> str:
         await execute(server.url, "DROP DATABASE compressed")
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.parent.name)
+@on_installed_servers
 async def test_results_are_compressed_by_lz4_where_the_server_has_it(folder: Path) -> None:
     """The column has the method then, so that old workers use it too; otherwise the schema is made without it."""
-    with ProcessGroup() as group:
-        programs = dataclasses.replace(PostgresPrograms.find(group.directory), folder=folder)
-        server = PostgresServer(group, programs, database="choosing")
-        await server.start()
+    async with running_server(folder, database="choosing") as server:
         connection = await asyncpg.connect(server.url)
-        has_lz4 = await connection.fetchval(HAS_LZ4)
+        has_lz4 = await connection.fetchval(HAS_LZ4)  # Debian's has
         await connection.close()
 
         assert await compression_of_results(server) == ("l" if has_lz4 else "")
