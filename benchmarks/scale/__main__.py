@@ -25,7 +25,8 @@ from rich.markdown import Markdown
 from benchmarks.scale.leases import EventResult, FleetSize, TableCost, leases_of, simulate
 from benchmarks.throughput.page import markdown_table, replace_part
 from simplu_worker.config.settings import Settings
-from simplu_worker.consumers.kinesis.fetch.pacing import IDLE_INTERVAL_S, READ_INTERVAL_S
+from simplu_worker.consumers.kinesis.fetch.pacing import IDLE_INTERVAL_S
+from simplu_worker.consumers.kinesis.fetch.read_schedule import TIP_INTERVAL_S
 from simplu_worker.consumers.kinesis.fetch.read_stretch import ReadStretch
 from simplu_worker.consumers.kinesis.fleet.lease_renewer import RENEWALS_PER_DURATION
 from simplu_worker.consumers.kinesis.fleet.position_sync import INTERVAL_S, SHARDS_PER_S
@@ -163,14 +164,14 @@ def _counted(fleet: FleetSize, table: TableCost, load: Load) -> str:
     a_shard = each * fleet.replicas / fleet.shards
     round_s = fleet.shards / SHARDS_PER_S + INTERVAL_S
     probe_s = HEALTHY_PACE.between_s(fleet.shards)
-    busy, idle = fleet.stream_shards / READ_INTERVAL_S, fleet.stream_shards / IDLE_INTERVAL_S
+    busy, idle = fleet.stream_shards / TIP_INTERVAL_S, fleet.stream_shards / IDLE_INTERVAL_S
     return markdown_table(
         ["what", "how much", "from"],
         [
             [
                 "GetRecords, the stream in use",
                 f"{busy:,.0f}/s",
-                f"every {READ_INTERVAL_S * 1000:.0f} ms a stream shard",
+                f"every {TIP_INTERVAL_S * 1000:.0f} ms a stream shard",
             ],
             ["GetRecords, the stream idle", f"{idle:,.0f}/s", f"every {IDLE_INTERVAL_S:g} s"],
             [
@@ -240,7 +241,7 @@ def _batch_line(rate: float, fleet: FleetSize, lanes: float) -> list[str]:
     stretch = ReadStretch()
     for _ in range(STRETCH_SAMPLES):
         stretch.note_share(min(1.0, _cores(rate, pairs, stretch.factor) / fleet.replicas))
-    interval_s = READ_INTERVAL_S * stretch.factor
+    interval_s = TIP_INTERVAL_S * stretch.factor
     cores = _cores(rate, pairs, stretch.factor)
     return [
         f"{rate:,.0f}",
@@ -259,7 +260,7 @@ def _batch_size(due: float) -> float:
 
 def _cores(rate: float, pairs: float, stretch: float) -> float:
     """Return the worker cores that all records and their transactions take."""
-    return rate * (RECORD_US + TRANSACTION_US / _batch_size(rate / pairs * READ_INTERVAL_S * stretch)) / 1e6
+    return rate * (RECORD_US + TRANSACTION_US / _batch_size(rate / pairs * TIP_INTERVAL_S * stretch)) / 1e6
 
 
 def _money(fleet: FleetSize, load: Load) -> list[list[str]]:

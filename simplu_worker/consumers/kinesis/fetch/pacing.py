@@ -21,16 +21,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from simplu_worker.consumers.kinesis.fetch.read_stretch import ReadStretch
+from simplu_worker.consumers.kinesis.fetch.read_schedule import ReadSchedule
 from simplu_worker.timing.aligned_times import aligned_time
 
 # Kinesis quotas: 5 GetRecords a second and stream shard. A little more than a second and a fifth of a second, so that
 # no second, wherever it begins, contains six starts, even if they arrive with some delay.
 READS_IN_WINDOW: Final = 5
 WINDOW_S: Final = 1.025
-READ_INTERVAL_S: Final = 0.205
+READ_INTERVAL_S: Final = 0.205  # of a reader that is behind
 IDLE_INTERVAL_S: Final = 1.0  # a record on an idle stream shard is seen within 1.1 s
-BUSY_FOR_S: Final = 60.0  # a stream shard that had a record in this time is read at READ_INTERVAL_S
+BUSY_FOR_S: Final = 60.0  # a stream shard that had a record in this time is in use
 SHARED_INTERVAL_S: Final = 0.26  # while catch-ups run: they get every fifth start of READ_INTERVAL_S
 
 READ_BYTES_PER_S: Final = 2 * 1024 * 1024  # Kinesis quotas: GetRecords, 2 MiB/s a stream shard
@@ -156,10 +156,10 @@ class ReadBudget:
 class Pacing:
     """How often, and how much, the main reader of a stream shard reads; it goes before the catch-ups."""
 
-    def __init__(self, budget: ReadBudget, stretch: ReadStretch | None = None) -> None:
-        """*stretch* is that of the replica; without one the reader reads as often as it may."""
+    def __init__(self, budget: ReadBudget, schedule: ReadSchedule | None = None) -> None:
+        """*schedule* is that of the replica; without one the reader has its own."""
         self._budget = budget
-        self._stretch = ReadStretch() if stretch is None else stretch
+        self._slot = (schedule or ReadSchedule()).open_slot()
         self._started_at = NEVER
         self._record_seen_at = NEVER
         self._paid_at = NEVER  # when its own bytes are paid for at HALF_BYTES_PER_S
@@ -185,12 +185,16 @@ class Pacing:
         """Return when the next read may start; the time may be past."""
         budget = self._budget
         paid_at = budget.paid_at
-        wanted = self._started_at + READ_INTERVAL_S * (1.0 if self._is_behind else self._stretch.factor)
         if budget.catch_ups:
-            wanted = self._started_at + SHARED_INTERVAL_S
             paid_at = min(paid_at, max(self._paid_at, paid_at - AHEAD_S))
         if not self.is_busy(now):
             wanted = aligned_time(self._started_at, IDLE_INTERVAL_S)
+        elif budget.catch_ups:
+            wanted = self._started_at + SHARED_INTERVAL_S
+        elif self._is_behind:
+            wanted = self._started_at + READ_INTERVAL_S
+        else:
+            wanted = self._slot.next_start(self._started_at)
         return max(wanted, budget.opens_at, paid_at)
 
     def delay_s(self, now: float) -> float:
@@ -232,8 +236,9 @@ class Pacing:
             self._record_seen_at = now
 
     def note_end(self) -> None:
-        """Note that the main reader is at the end: the whole budget goes to the catch-ups."""
+        """Note that the main reader reads no more: the whole budget goes to the catch-ups."""
         self.has_ended = True
+        self._slot.close()
 
 
 class CatchUpPacing:

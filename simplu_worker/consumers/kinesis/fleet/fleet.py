@@ -19,7 +19,8 @@ import structlog
 
 from simplu_worker import __version__
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
-from simplu_worker.consumers.kinesis.fetch.read_stretch import SAMPLE_S, ReadStretch
+from simplu_worker.consumers.kinesis.fetch.read_schedule import ReadSchedule
+from simplu_worker.consumers.kinesis.fetch.read_stretch import SAMPLE_S
 from simplu_worker.consumers.kinesis.fleet.cpu_share import CpuShare
 from simplu_worker.consumers.kinesis.fleet.fleet_report import KnownReplica, fleet_report
 from simplu_worker.consumers.kinesis.fleet.kcl_follower import REPORT_INTERVAL_S, KclFollower
@@ -125,7 +126,7 @@ class Fleet:
         self._draw = draw
         self._utc = utc
         stream, table = services.stream, services.table
-        self._stretch = ReadStretch()
+        self._schedule = ReadSchedule()
         self._view = StreamView()
         self._syncer = LeaseSyncer(stream, table, settings.initial_position, utc=utc)
         self._ancestry = LeaseAncestry(table, self._view)
@@ -328,7 +329,7 @@ class Fleet:
         )
 
     async def _note_share(self, cpu: CpuShare) -> None:
-        self._stretch.note_share(cpu.read_percent() / 100)
+        self._schedule.stretch.note_share(cpu.read_percent() / 100)
 
     def _create_reader(self, lease: Lease, pending: TenantSet, is_end: EndCheck, confirm: Confirm) -> StreamShardReader:
         self._position_sync.request()
@@ -344,7 +345,7 @@ class Fleet:
         )
         return StreamShardReader(
             ReaderServices(
-                services.stream, services.gateway, services.dead_letters, services.subscriptions, self._stretch
+                services.stream, services.gateway, services.dead_letters, services.subscriptions, self._schedule
             ),
             assignment,
             self._settings.reader,

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 
-from simplu_worker.consumers.kinesis.fetch.read_stretch import ReadStretch
+from simplu_worker.consumers.kinesis.fetch.read_schedule import ReadSchedule
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import ReadAhead
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage
@@ -21,14 +21,14 @@ from simplu_worker.shards.gateway import ShardGateway
 class ReaderServices(msgspec.Struct, frozen=True):
     """The services that a reader uses, opened; with *subscriptions* it reads by push.
 
-    With a *stretch* it reads more rarely while the replica is busy.
+    With a *schedule* it reads when other readers of the replica do.
     """
 
     stream: Stream
     gateway: ShardGateway
     dead_letters: DeadLetterStore
     subscriptions: Subscriptions | None = None
-    stretch: ReadStretch | None = None
+    schedule: ReadSchedule | None = None
 
 
 class ReaderSettings(msgspec.Struct, frozen=True):

@@ -116,7 +116,7 @@ class StreamShardReader:
             None if checkpoint is None else RecordPosition.from_position(checkpoint, utc())
         )
         self._access = StreamShardAccess(services.stream, self.stream_shard_id, memory, draw)
-        self._pacing = Pacing(self._access.budget, services.stretch)
+        self._pacing = Pacing(self._access.budget, services.schedule)
         self._cursor = self._open_cursor(start, services.subscriptions)
         self._dispatcher = Dispatcher(
             self.stream_shard_id,
@@ -352,7 +352,7 @@ class StreamShardReader:
                     await self._read()
                 finally:
                     self._cursor.close()
-                self._pacing.note_end()
+                    self._pacing.note_end()
                 await self._publish_end()
                 while not self.is_finished and not self._stopping.is_set():
                     await self._wait_for_settled()

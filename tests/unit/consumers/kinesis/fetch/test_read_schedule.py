@@ -1,0 +1,97 @@
+"""Readers of a replica read together: soon after the first reads, no sooner than allowed, and never much later."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.consumers.kinesis.fetch.pacing import Pacing, ReadBudget
+from simplu_worker.consumers.kinesis.fetch.read_schedule import (
+    EARLY_S,
+    READERS_TOGETHER,
+    STEP_S,
+    TIP_INTERVAL_S,
+    ReadSchedule,
+    ReadSlot,
+)
+
+TURNS_UNTIL_TOGETHER = 12  # the interval has ten steps
+MILLISECOND_S = 0.001
+
+
+def starts_of(slot: ReadSlot, first: float, count: int) -> list[float]:
+    """Return when a reader starts its reads, each in time; the last *count* of many."""
+    starts = [first]
+    for _ in range(TURNS_UNTIL_TOGETHER + count):
+        starts.append(slot.next_start(starts[-1]))
+    return starts[-count:]
+
+
+@given(
+    firsts=st.lists(st.floats(100.0, 1e6), min_size=2, max_size=READERS_TOGETHER),
+    factor=st.sampled_from((1.0, 1.7, 3.0)),
+)
+def test_readers_of_a_group_read_at_the_same_times_whenever_each_read_first(firsts: list[float], factor: float) -> None:
+    """All of them at multiples of the interval."""
+    schedule = ReadSchedule()
+    schedule.stretch.factor = factor
+    for first in firsts:
+        (last,) = starts_of(schedule.open_slot(), first, 1)
+        interval_s = TIP_INTERVAL_S * factor
+        assert last == pytest.approx(round(last / interval_s) * interval_s, abs=MILLISECOND_S)
+
+
+@given(since=st.floats(0.0, 1e6), factor=st.floats(1.0, 3.0), group=st.integers(0, 20))
+def test_no_read_is_much_earlier_or_later_than_usual(since: float, factor: float, group: int) -> None:
+    """A hundredth of a second earlier, two later."""
+    schedule = ReadSchedule()
+    schedule.stretch.factor = factor
+    slot = [schedule.open_slot() for _ in range(1 + group * READERS_TOGETHER)][-1]
+    off_s = slot.next_start(since) - since - TIP_INTERVAL_S * factor
+    assert -EARLY_S * factor - MILLISECOND_S <= off_s <= STEP_S * factor + MILLISECOND_S
+
+
+def test_groups_read_at_times_far_from_each_other() -> None:
+    """Four groups share the interval, each reader that is too many for one is in the next."""
+    schedule = ReadSchedule()
+    slots = [schedule.open_slot() for _ in range(4 * READERS_TOGETHER)]
+    shifts = sorted({slot.shift for slot in slots})
+
+    assert len(shifts) == 4
+    assert min(later - earlier for earlier, later in pairwise([*shifts, 1.0])) > 0.14
+
+
+def test_groups_are_full_again_after_readers_have_left() -> None:
+    """The readers of two half groups become one."""
+    schedule = ReadSchedule()
+    slots = [schedule.open_slot() for _ in range(2 * READERS_TOGETHER)]
+    for slot in slots[::2]:
+        slot.close()
+        slot.close()
+
+    assert {slot.shift for slot in slots[1::2]} == {0.0}
+
+
+@given(late_s=st.lists(st.floats(0.0, 6 * MILLISECOND_S), min_size=40, max_size=40))
+def test_late_starts_never_meet_the_quota(late_s: list[float]) -> None:
+    """Otherwise each would delay the fifth start after it, and the reader would leave its group."""
+    budget = ReadBudget()
+    pacing, now = Pacing(budget, ReadSchedule()), 200 * TIP_INTERVAL_S
+    for late in late_s:
+        now += late
+        assert budget.opens_at <= now
+        pacing.note_start(now)
+        pacing.note_reply(now, record_count=1, size_bytes=99, millis_behind=0)
+        now += pacing.delay_s(now)
+
+
+def test_a_reader_that_has_ended_leaves_its_group() -> None:
+    """Its place goes to the next one."""
+    schedule = ReadSchedule()
+    pacings = [Pacing(ReadBudget(), schedule) for _ in range(READERS_TOGETHER)]
+    pacings[0].note_end()
+
+    assert schedule.open_slot().shift == 0.0
