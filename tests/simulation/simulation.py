@@ -17,6 +17,7 @@ from simulation.simulated_network import Trouble
 from simulation.simulated_push import PushFaults
 from simulation.simulated_world import FleetMaker, Plan, ViolationError, Weather, World, a_world
 
+from simplu_worker.consumers.kinesis.dispatch.dispatcher import FAILING_TENANTS_MAX
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 from simplu_worker.local.kinesis.model import KinesisOptions
@@ -142,6 +143,7 @@ async def produce(world: World) -> None:
     """Put the records of the plan, some of them in aggregates, bad, without or with a reused request id, or twice."""
     plan, draws = world.plan, world.draws
     put_before: list[tuple[str, list[bytes]]] = []
+    spared = set(list(world.shards.tenants)[FAILING_TENANTS_MAX:])  # failures of more are taken for one of the shard
     for number in range(plan.record_count):
         if draws.random() >= AT_ONCE:
             await asyncio.sleep(draws.uniform(0, 2 * plan.trouble_s / plan.record_count))
@@ -150,7 +152,7 @@ async def produce(world: World) -> None:
         records = [_record(world, key, f"{number}.{place}") for place in range(count)]
         if put_before and draws.random() < PUT_AGAIN:
             key, records = draws.choice(put_before)  # as a producer does that had no answer
-        if plan.has_poison and draws.random() < POISONED:
+        if plan.has_poison and draws.random() < POISONED and world.tenant_of(key) not in spared:
             request_id = f"r-{number}.poison"
             world.shards.poison.add(request_id)
             records = [world.operation(key, request_id, str(number))]
