@@ -24,9 +24,10 @@ GOLDEN_RATIO: Final = 0.6180339887  # its multiples, modulo 1, are spread evenly
 class ReadSchedule:
     """The times at which the readers of a replica read."""
 
-    def __init__(self, stretch: ReadStretch | None = None) -> None:
-        """Without a *stretch* the readers read as often as they may, however busy the replica is."""
-        self.stretch = ReadStretch() if stretch is None else stretch
+    def __init__(self, first_shift: float = 0.0) -> None:
+        """*first_shift*, 0 to 1, is the first group's: by chance, as all replicas of a host have the same clock."""
+        self.stretch = ReadStretch()
+        self._first_shift = first_shift
         self._slots: list[ReadSlot] = []
 
     def __repr__(self) -> str:
@@ -47,7 +48,7 @@ class ReadSchedule:
 
     def _form_groups(self) -> None:
         for number, slot in enumerate(self._slots):
-            slot.shift = number // READERS_TOGETHER * GOLDEN_RATIO % 1
+            slot.shift = (self._first_shift + number // READERS_TOGETHER * GOLDEN_RATIO) % 1
 
 
 class ReadSlot:

@@ -126,7 +126,7 @@ class Fleet:
         self._draw = draw
         self._utc = utc
         stream, table = services.stream, services.table
-        self._schedule = ReadSchedule()
+        self._read_schedule = ReadSchedule(draw())
         self._view = StreamView()
         self._syncer = LeaseSyncer(stream, table, settings.initial_position, utc=utc)
         self._ancestry = LeaseAncestry(table, self._view)
@@ -329,7 +329,7 @@ class Fleet:
         )
 
     async def _note_share(self, cpu: CpuShare) -> None:
-        self._schedule.stretch.note_share(cpu.read_percent() / 100)
+        self._read_schedule.stretch.note_share(cpu.read_percent() / 100)
 
     def _create_reader(self, lease: Lease, pending: TenantSet, is_end: EndCheck, confirm: Confirm) -> StreamShardReader:
         self._position_sync.request()
@@ -345,7 +345,7 @@ class Fleet:
         )
         return StreamShardReader(
             ReaderServices(
-                services.stream, services.gateway, services.dead_letters, services.subscriptions, self._schedule
+                services.stream, services.gateway, services.dead_letters, services.subscriptions, self._read_schedule
             ),
             assignment,
             self._settings.reader,

@@ -54,14 +54,15 @@ def test_no_read_is_much_earlier_or_later_than_usual(since: float, factor: float
     assert -EARLY_S * factor - MILLISECOND_S <= off_s <= STEP_S * factor + MILLISECOND_S
 
 
-def test_groups_read_at_times_far_from_each_other() -> None:
+@pytest.mark.parametrize("first_shift", [0.0, 0.3, 0.9])
+def test_groups_read_at_times_far_from_each_other(first_shift: float) -> None:
     """Four groups share the interval, each reader that is too many for one is in the next."""
-    schedule = ReadSchedule()
+    schedule = ReadSchedule(first_shift)
     slots = [schedule.open_slot() for _ in range(4 * READERS_TOGETHER)]
     shifts = sorted({slot.shift for slot in slots})
 
     assert len(shifts) == 4
-    assert min(later - earlier for earlier, later in pairwise([*shifts, 1.0])) > 0.14
+    assert min(later - earlier for earlier, later in pairwise([*shifts, 1.0 + shifts[0]])) > 0.14
 
 
 def test_groups_are_full_again_after_readers_have_left() -> None:
