@@ -143,7 +143,7 @@ async def produce(world: World) -> None:
     """Put the records of the plan, some of them in aggregates, bad, without or with a reused request id, or twice."""
     plan, draws = world.plan, world.draws
     put_before: list[tuple[str, list[bytes]]] = []
-    spared = set(list(world.shards.tenants)[FAILING_TENANTS_MAX:])  # failures of more are taken for one of the shard
+    spared = set(list(world.shards.tenants)[FAILING_TENANTS_MAX:])  # failures of more are a fault of the shard
     for number in range(plan.record_count):
         if draws.random() >= AT_ONCE:
             await asyncio.sleep(draws.uniform(0, 2 * plan.trouble_s / plan.record_count))

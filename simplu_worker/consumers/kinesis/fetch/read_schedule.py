@@ -1,4 +1,4 @@
-"""When the readers of a replica read that are at the tip: up to READERS_TOGETHER of them at the same times. Pure.
+"""When readers at the tip of their stream shards read: up to READERS_TOGETHER of a replica at the same times. Pure.
 
 Their batches for a Postgres shard then arrive within milliseconds of each other and share a transaction
 (`shards/apply/group_commit.py`), which costs about as much for one operation as for ten. With more readers at the same
@@ -34,14 +34,14 @@ class ReadSchedule:
         return f"ReadSchedule({len(self._slots)} readers, {self.stretch!r})"
 
     def open_slot(self) -> ReadSlot:
-        """Return the times of another reader."""
+        """Return the slot of a new reader."""
         slot = ReadSlot(self)
         self._slots.append(slot)
         self._form_groups()
         return slot
 
     def close_slot(self, slot: ReadSlot) -> None:
-        """Take back the times of a reader that reads no more; idempotent."""
+        """Remove the slot of a reader that reads no more; idempotent."""
         if slot in self._slots:
             self._slots.remove(slot)
             self._form_groups()

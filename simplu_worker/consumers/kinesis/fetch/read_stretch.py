@@ -2,7 +2,7 @@
 
 Every read brings a batch for each Postgres shard, and a batch costs a transaction, however few operations it has. So a
 replica that has little time left reads more rarely: its transactions are fewer and larger, and operations are seen up
-to 0.4 s later. A replica with time to spare reads as early as it may.
+to 0.4 s later. A replica with time to spare reads as often as it may.
 """
 
 from __future__ import annotations
