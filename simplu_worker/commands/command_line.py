@@ -46,7 +46,7 @@ NO_OPTIONS: Final = CommonOptions()
 
 def parse_time(option: str, text: str) -> datetime:
     """Return the time in *text*, the ISO 8601 value of *option*. Raises UsageError."""
-    from simplu_worker.operations.decode import parse_timestamp
+    from simplu_worker.operations.json_record import parse_timestamp
 
     try:
         return parse_timestamp(text)

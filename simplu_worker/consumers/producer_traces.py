@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from simplu_worker.operations.decode import ABSENT, parse_record, peeked_value
+from simplu_worker.operations.json_record import ABSENT, parse_record, peeked_value
 from simplu_worker.telemetry.tracing.traceparent import MEMBER
 
 MALFORMED: Final = ""  # in place of a member that is no text

@@ -7,6 +7,7 @@ KB may be 917 MB of text for everything that reads it. All passes are linear, an
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from simplu_worker.operations.nesting import is_nested_deeper
@@ -81,6 +82,14 @@ def exceeds_bounds(document: bytes, *, may_be_deep: bool = True) -> bool:
         return _exceeds_exactly(document)
     may_have_too_many = len(document) > DOCUMENT_MAX_VALUES and sum(map(document.count, b"[{,")) > DOCUMENT_MAX_VALUES
     return may_have_too_many and _exceeds_exactly(document)
+
+
+def exceed_bounds(documents: Sequence[bytes], *, may_be_deep: bool = True) -> list[bool]:
+    """Return what `exceeds_bounds` returns for each of *documents*, in less time where all are usual."""
+    signs = [document.translate(_SHAPE_OF_NUMBERS).find(_EXPONENT) >= 0 for document in documents]
+    if may_be_deep or any(signs) or max(map(len, documents)) > NUMBER_MAX_DIGITS:
+        return [exceeds_bounds(document, may_be_deep=may_be_deep) for document in documents]
+    return signs
 
 
 def _has_scaled_number(document: bytes) -> bool:

@@ -7,7 +7,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, TypeVar
 
-from simplu_worker.operations.decode import parse_timestamp
+from simplu_worker.operations.json_record import parse_timestamp
 from simplu_worker.operations.operation import ID_MAX, Failure, is_id
 from simplu_worker.shards.listing.request import (
     InvalidRequestError,

@@ -18,13 +18,10 @@ from simplu_worker.consumers.kinesis.stream.client import NewRecord
 from simplu_worker.consumers.sqs.control.decode import with_timestamp
 from simplu_worker.consumers.sqs.orders.decode import TENANT_ATTRIBUTES, OrderRules, decode_order
 from simplu_worker.dead_letters.letter import BadParts, DeadLetter, tenant_of
-from simplu_worker.operations.decode import (
-    decode_operation,
-    derived_request_id,
-    parse_record,
-    with_request_id,
-)
+from simplu_worker.operations.decode import decode_operation
+from simplu_worker.operations.json_record import parse_record
 from simplu_worker.operations.operation import DeadLetterReason, Origin, RejectedRecord, Source
+from simplu_worker.operations.request_ids import derived_request_id, with_request_id
 
 HIDDEN_MIN_S: Final = 60  # a killed command's letters stay hidden from other readers at least that long
 HIDDEN_MAX_S: Final = 43_200  # SQS: 12 hours

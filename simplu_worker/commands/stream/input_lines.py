@@ -12,7 +12,8 @@ import msgspec
 
 from simplu_worker.aws.sqs_queue import FifoIds, OutgoingMessage
 from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
-from simplu_worker.operations.decode import decode_operation, parse_record
+from simplu_worker.operations.decode import decode_operation
+from simplu_worker.operations.json_record import parse_record
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, RejectedRecord, Source
 
 PARTITION_KEY_MAX: Final = 256  # Kinesis API reference

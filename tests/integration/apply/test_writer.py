@@ -20,7 +20,7 @@ from support.postgres.tenant_cases import (
 )
 
 from simplu_worker.operations.admission import HOLD
-from simplu_worker.operations.decode import parse_timestamp, utc_text
+from simplu_worker.operations.json_record import parse_timestamp, utc_text
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Operation, Source
 from simplu_worker.shards.apply.writer import DUPLICATE, REUSED, SUCCEEDED
 from simplu_worker.shards.postgres.pool import ShardPool

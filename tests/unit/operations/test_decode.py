@@ -17,15 +17,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import simplu_worker
-from simplu_worker.operations.decode import (
-    decode_operation,
-    derived_request_id,
-    digest_of,
-    parse_timestamp,
-    replace_lone_surrogates,
-    short_text,
-    utc_text,
-)
+from simplu_worker.operations.decode import decode_operation
+from simplu_worker.operations.digest import digest_of
+from simplu_worker.operations.json_record import parse_timestamp, replace_lone_surrogates, short_text, utc_text
 from simplu_worker.operations.operation import (
     DayRange,
     DeadLetterReason,
@@ -36,6 +30,7 @@ from simplu_worker.operations.operation import (
     RejectedRecord,
     Source,
 )
+from simplu_worker.operations.request_ids import derived_request_id
 
 MAX_BYTES = 20_000_000
 LIST_LIMIT = 1000
@@ -886,7 +881,7 @@ def test_digest_is_what_earlier_versions_wrote() -> None:
 @given(st.lists(st.binary(max_size=4) | st.sampled_from([b"", b"\0", b",", b"1", b"null"]), min_size=6, max_size=6))
 def test_digest_keeps_its_parts_apart(parts: list[bytes]) -> None:
     """Moving bytes from one part to the next is another operation."""
-    from simplu_worker.operations.decode import digest_of
+    from simplu_worker.operations.digest import digest_of
 
     one = digest_of(OperationKind.LIST, "t", parts[1].hex(), *parts[3:])
     shifted = [parts[3] + parts[4][:1], parts[4][1:], parts[5]]

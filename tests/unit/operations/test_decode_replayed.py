@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.operations.decode import decode_operation, derived_request_id, with_request_id
+from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, RejectedRecord, Source
+from simplu_worker.operations.request_ids import derived_request_id, with_request_id
 
 FIRST = Origin(
     source=Source.KINESIS,

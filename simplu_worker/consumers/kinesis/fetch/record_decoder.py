@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from itertools import dropwhile
+from itertools import dropwhile, repeat
 from sys import intern
 from typing import Final, TypeAlias
 
@@ -22,10 +22,11 @@ from simplu_worker.consumers.kinesis.stream.aggregation import (
 )
 from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, HasPosition, Position, RecordPosition
-from simplu_worker.operations.decode import decode_operation
+from simplu_worker.operations.decode import decode_operations
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, RejectedRecord, Source
 
 KINESIS: Final = Source.KINESIS  # looked up once: access to an enum member is slow
+RUN_COUNT: Final = 128  # records that are decoded together: they stay in the processor's caches between two steps
 
 DecodedRecord: TypeAlias = tuple[HasPosition, bytes, Operation | RejectedRecord]
 """The position of a record or sub-record, its bytes, and the operation or rejection that they decode to."""
@@ -62,22 +63,36 @@ class RecordDecoder:
         return dropwhile(lambda one: RecordPosition.from_record(one[0]).position <= after, decoded)
 
     def _decode_all(self, records: list[Record]) -> Iterator[DecodedRecord]:
-        # Runs for every record: values that all records share are looked up once.
-        stream_name, stream_shard_id = self._stream_name, self._stream_shard_id
-        max_bytes, list_limit = self._operation_max_bytes, self._list_result_limit
-        arrived_at: datetime | None = None  # one object for all records of one instant
         records.reverse()
+        count = 1  # the first one alone: a reader looks whether there is one, and may wait then
         while records:
-            record = records.pop()
+            run = records[: -count - 1 : -1]
+            del records[-count:]
+            yield from self._decode_run(run)
+            count = RUN_COUNT
+
+    def _decode_run(self, run: Sequence[Record]) -> Iterator[DecodedRecord]:
+        start = 0
+        for index in [index for index, record in enumerate(run) if record.data.startswith(MAGIC)]:
+            parts = self._decode_aggregate(run[index])
+            if parts is not None:
+                yield from self._decode_ordinary(run[start:index])
+                yield from parts
+                start = index + 1
+        yield from self._decode_ordinary(run[start:])
+
+    def _decode_ordinary(self, run: Sequence[Record]) -> Iterable[DecodedRecord]:
+        arrived_at: datetime | None = None  # one object for all records of one instant
+        arrivals: list[datetime] = []
+        for record in run:
             if record.arrived_at != arrived_at:
                 arrived_at = record.arrived_at
-            data = record.data
-            if data.startswith(MAGIC) and (parts := self._decode_aggregate(record)) is not None:
-                yield from parts
-                continue
-            number, key = record.sequence_number, intern(record.partition_key)
-            origin = Origin(KINESIS, stream_name, arrived_at, stream_shard_id, number, 0, key)
-            yield origin, data, decode_operation(data, origin, max_bytes, list_limit)
+            arrivals.append(arrived_at)
+        numbers = [record.sequence_number for record in run]
+        keys = [intern(record.partition_key) for record in run]
+        origins = self._origins(arrivals, numbers, repeat(0), keys)
+        data = [record.data for record in run]
+        return zip(origins, data, self._decode_operations(data, origins), strict=True)
 
     def _decode_aggregate(self, record: Record) -> Iterator[DecodedRecord] | None:
         """Return the decoded parts of an aggregate, or its one rejection; None for an ordinary record."""
@@ -94,29 +109,38 @@ class RecordDecoder:
             yield self._reject_aggregate(record, error, last_number=subs[-1].sub_sequence_number)
             return
         part_count = len(subs)
-        for sub in subs:
-            origin = self._origin(record, sub.sub_sequence_number, sub.partition_key)
-            decoded = decode_operation(sub.data, origin, self._operation_max_bytes, self._list_result_limit)
-            if isinstance(decoded, RejectedRecord):
-                decoded = replace(decoded, part_count=part_count)
-            yield origin, sub.data, decoded
+        for start in range(0, part_count, RUN_COUNT):
+            run = subs[start : start + RUN_COUNT]
+            data = [sub.data for sub in run]
+            keys = [intern(sub.partition_key) for sub in run]
+            sub_numbers = [sub.sub_sequence_number for sub in run]
+            origins = self._origins(repeat(record.arrived_at), repeat(record.sequence_number), sub_numbers, keys)
+            for origin, part, decoded in zip(origins, data, self._decode_operations(data, origins), strict=True):
+                if isinstance(decoded, RejectedRecord):
+                    yield origin, part, replace(decoded, part_count=part_count)
+                else:
+                    yield origin, part, decoded
 
     def _reject_aggregate(self, record: Record, error: str, *, last_number: int) -> DecodedRecord:
         """Return the rejection of a whole aggregate.
 
         Its position is that of the last sub-record: a reader that starts within the aggregate must not skip it.
         """
-        origin = self._origin(record, 0, record.partition_key)
+        (origin,) = self._origins([record.arrived_at], [record.sequence_number], [0], [intern(record.partition_key)])
         last = RecordPosition(record.sequence_number, last_number, record.arrived_at)
         return last, record.data, RejectedRecord(DeadLetterReason.INVALID_MESSAGE, error, origin)
 
-    def _origin(self, record: Record, sub_sequence_number: int, partition_key: str) -> Origin:
-        return Origin(
-            source=KINESIS,
-            name=self._stream_name,
-            arrived_at=record.arrived_at,
-            stream_shard_id=self._stream_shard_id,
-            sequence_number=record.sequence_number,
-            sub_sequence_number=sub_sequence_number,
-            partition_key=intern(partition_key),
-        )
+    def _decode_operations(self, data: Sequence[bytes], origins: Sequence[Origin]) -> list[Operation | RejectedRecord]:
+        if not data:
+            return []
+        return decode_operations(data, origins, self._operation_max_bytes, self._list_result_limit)
+
+    def _origins(
+        self,
+        arrivals: Iterable[datetime],
+        sequence_numbers: Iterable[str],
+        sub_sequence_numbers: Iterable[int],
+        partition_keys: Iterable[str],
+    ) -> list[Origin]:
+        same = repeat(KINESIS), repeat(self._stream_name), arrivals, repeat(self._stream_shard_id)
+        return list(map(Origin, *same, sequence_numbers, sub_sequence_numbers, partition_keys))

@@ -12,7 +12,7 @@ import contextlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any, Final
 
 import msgspec
@@ -502,19 +502,22 @@ class StreamShardReader:
         tracker, ownership = self._tracker, self._dispatcher.ownership
         while decoded := await self._decode_batch(arrivals):
             self._read_after = None
-            entries: list[QueuedOperation] = []
+            places, data, operations = zip(*decoded, strict=True)
+            tickets = tracker.start_all(LazyPositions(places))
             held: list[int] = []
             rejected_now: list[int] = []
-            is_any_held = len(ownership) > 0
-            tickets = tracker.start_all(LazyPositions([origin for origin, _, _ in decoded]))
-            for ticket, (_, record, operation) in zip(tickets, decoded, strict=True):
-                if not isinstance(operation, Operation):
-                    rejections.add(operation, record)
-                    rejected_now.append(ticket)
-                elif is_any_held and ownership.owner_of(operation.tenant_id) is not None:
-                    held.append(ticket)  # a catch-up will read it again
-                else:
-                    entries.append(QueuedOperation(ticket, operation, record, tracker))
+            if not len(ownership) and set(map(type, operations)) == {Operation}:
+                entries = list(map(QueuedOperation, tickets, operations, data, repeat(tracker)))
+            else:
+                entries = []
+                for ticket, operation, record in zip(tickets, operations, data, strict=True):
+                    if not isinstance(operation, Operation):
+                        rejections.add(operation, record)
+                        rejected_now.append(ticket)
+                    elif ownership.owner_of(operation.tenant_id) is not None:
+                        held.append(ticket)  # a catch-up will read it again
+                    else:
+                        entries.append(QueuedOperation(ticket, operation, record, tracker))
             rejected.append(rejected_now)
             tracker.finish(held)
             ownership.mark_live({entry.operation.tenant_id for entry in entries})

@@ -17,7 +17,7 @@ from simplu_worker.consumers.sqs.rejection import (
     peek,
     rejection_of,
 )
-from simplu_worker.operations.decode import (
+from simplu_worker.operations.json_record import (
     ABSENT,
     Id,
     InvalidRecordError,

@@ -18,21 +18,20 @@ from simplu_worker.consumers.sqs.rejection import (
     peek,
     rejection_of,
 )
-from simplu_worker.operations.decode import (
+from simplu_worker.operations.digest import digest_of
+from simplu_worker.operations.document_bounds import exceeds_bounds
+from simplu_worker.operations.json_record import (
     ABSENT,
-    DERIVED_REQUEST_ID_PREFIX,
     Id,
     InvalidRecordError,
     LongId,
     check_texts,
-    digest_of,
     has_escapes,
     object_member,
     parse_record,
     peeked_value,
     short_text,
 )
-from simplu_worker.operations.document_bounds import exceeds_bounds
 from simplu_worker.operations.operation import (
     DeadLetterReason,
     Operation,
@@ -41,6 +40,7 @@ from simplu_worker.operations.operation import (
     RejectedRecord,
     tenant_id_of,
 )
+from simplu_worker.operations.request_ids import DERIVED_REQUEST_ID_PREFIX
 
 RESOURCE_TYPE: Final = "order"
 TENANT_ATTRIBUTES: Final = {"businessId": "BusinessId", "locationId": "LocationId"}  # by the members they replace

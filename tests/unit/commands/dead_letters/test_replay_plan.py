@@ -31,8 +31,9 @@ from simplu_worker.commands.dead_letters.replay_plan import (
 from simplu_worker.commands.stream.put_requests import cut_into_puts
 from simplu_worker.consumers.kinesis.stream.client import NewRecord
 from simplu_worker.dead_letters.letter import BadParts, DeadLetter
-from simplu_worker.operations.decode import decode_operation, derived_request_id
+from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Source
+from simplu_worker.operations.request_ids import derived_request_id
 
 FAILED_AT = datetime(2026, 1, 2, tzinfo=UTC)
 STREAM = Origin(

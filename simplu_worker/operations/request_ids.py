@@ -1,0 +1,63 @@
+"""The request ids of records that have none, derived from their positions. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+import msgspec
+
+from simplu_worker.operations.json_record import parse_record
+from simplu_worker.operations.operation import Origin
+
+DERIVED_REQUEST_ID_PREFIX: Final = "simplu:"
+
+
+class ReplayedFrom(msgspec.Struct, frozen=True, rename="camel"):
+    """Member `simpluReplay`: the first position of a record without a request id that is replayed as a dead letter."""
+
+    stream: str
+    stream_shard: str
+    sequence_number: str
+    sub_sequence_number: int
+
+
+_replayed_decoder = msgspec.json.Decoder(ReplayedFrom)
+
+
+def derived_request_id(origin: Origin) -> str:
+    """Return the request id of a record that has none: the same for every read of the same position."""
+    return _derive_request_id(origin.name, origin.stream_shard_id, origin.sequence_number, origin.sub_sequence_number)
+
+
+def with_request_id(record: bytes, origin: Origin) -> bytes:
+    """Return *record*, a valid one without `requestId`, with the id derived from its *origin*, and with that origin.
+
+    The record's own bytes stay, and no `resourceId` is added, as the digest covers both as they were sent. Of a member
+    that occurs twice (as after `"requestId": null`) the last one counts.
+    """
+    replayed = ReplayedFrom(
+        stream=origin.name,
+        stream_shard=origin.stream_shard_id or "",
+        sequence_number=origin.sequence_number or "",
+        sub_sequence_number=origin.sub_sequence_number,
+    )
+    members = msgspec.json.encode({"requestId": derived_request_id(origin), "simpluReplay": replayed})
+    return record.rstrip()[:-1] + b"," + members[1:]
+
+
+def _derive_request_id(
+    stream: str, stream_shard_id: str | None, sequence_number: str | None, sub_sequence_number: int
+) -> str:
+    position = f"{stream}\0{stream_shard_id}\0{sequence_number}\0{sub_sequence_number}"
+    return DERIVED_REQUEST_ID_PREFIX + hashlib.sha256(position.encode()).hexdigest()
+
+
+def is_replayed(request_id: str, replay: msgspec.Raw) -> bool:
+    """Return whether *request_id* is the one derived from the position in `simpluReplay`."""
+    try:
+        first = parse_record(bytes(replay), _replayed_decoder)
+        derived = _derive_request_id(first.stream, first.stream_shard, first.sequence_number, first.sub_sequence_number)
+    except (msgspec.DecodeError, UnicodeError):
+        return False
+    return request_id == derived
