@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from itertools import count
 from sys import intern
 from typing import Any, Final, TypeVar
 
@@ -76,7 +75,7 @@ _KINDS_WITH_ID = frozenset({OperationKind.UPDATE, OperationKind.PATCH, Operation
 
 
 class _Form(msgspec.Struct, frozen=True, gc=False):
-    """The required members for one kind of operation. Looked up once a record: access to an enum member is slow."""
+    """The required members for one kind of operation. Looked up by its text: access to an enum member is slow."""
 
     kind: OperationKind
     needs_id: bool
@@ -168,7 +167,7 @@ class _Columns:
             self._amend(self.request_ids, range(len(messages)), self._sent_request_id)
         apart = [
             index
-            for index, message, form, document in zip(count(), messages, forms, self.documents, strict=False)
+            for index, (message, form, document) in enumerate(zip(messages, forms, self.documents, strict=True))
             if not form.has_data
             or document[:1] != b"{"
             or message.resource_id is None

@@ -1,4 +1,4 @@
-"""The digest of an operation, which tells a redelivery from another operation with the same request id. Pure."""
+"""The digest of an operation: a redelivery has the same, another operation with its request id has not. Pure."""
 
 from __future__ import annotations
 
@@ -37,11 +37,13 @@ def digests_of(
         paginations,
         strict=True,
     )
-    texts = [
-        b"".join((head, _sizes(len(i), len(d), len(f), len(p)), words, i, b"\0", d, b"\0", f, b"\0", p))
+    return [
+        DIGEST_VERSION
+        + sha256(
+            b"".join((head, _sizes(len(i), len(d), len(f), len(p)), words, i, b"\0", d, b"\0", f, b"\0", p))
+        ).digest()
         for (head, words), i, d, f, p in parts
     ]
-    return [DIGEST_VERSION + digest.digest() for digest in map(sha256, texts)]
 
 
 @lru_cache(4096)

@@ -881,8 +881,6 @@ def test_digest_is_what_earlier_versions_wrote() -> None:
 @given(st.lists(st.binary(max_size=4) | st.sampled_from([b"", b"\0", b",", b"1", b"null"]), min_size=6, max_size=6))
 def test_digest_keeps_its_parts_apart(parts: list[bytes]) -> None:
     """Moving bytes from one part to the next is another operation."""
-    from simplu_worker.operations.digest import digest_of
-
     one = digest_of(OperationKind.LIST, "t", parts[1].hex(), *parts[3:])
     shifted = [parts[3] + parts[4][:1], parts[4][1:], parts[5]]
     other = digest_of(OperationKind.LIST, "t", parts[1].hex(), *shifted)
