@@ -143,6 +143,7 @@ def test_simulation_is_the_same_when_repeated() -> None:
     assert first.draws.getstate() == second.draws.getstate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("design", designs())
 def test_simulation_notices_when_a_design_is_wrong(design: str, record_property: Note) -> None:
     """Each rule that is left out shows with the seed that the design names, or soon after it.

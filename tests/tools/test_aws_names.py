@@ -106,6 +106,7 @@ def commands_in(text: str, prefix: str) -> Iterator[list[str]]:
         yield shlex.split(found[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [*PAGES, *MANIFESTS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_names_are_those_of_the_templates(path: Path) -> None:
     """Of streams, queues and tables, in commands, variables, policies and addresses."""

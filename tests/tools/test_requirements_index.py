@@ -66,6 +66,7 @@ def pinned_wheels(packages: Iterable[dict[str, Any]], hashes: set[str]) -> dict[
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lock", LOCKS)
 def test_pins_have_a_wheel_for_each_system_and_python(lock: str) -> None:
     """Each pin has a wheel with one of the lock's hashes for Linux and macOS and each supported Python."""

@@ -774,6 +774,7 @@ WRONG_DESIGNS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", WRONG_DESIGNS)
 def test_histories_tell_a_wrong_design(make: Callable[..., Ownership]) -> None:
     """Otherwise they would prove nothing: each wrong design loses, overtakes or passes an operation in one history."""
