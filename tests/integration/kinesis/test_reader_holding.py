@@ -35,6 +35,7 @@ from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamSha
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, TrimHorizon
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position
 from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.metrics.instruments import RETRIES
 from simplu_worker.shards.postgres.statement_timeouts import DEFAULT_TIMEOUTS
 from simplu_worker.timing.clock import utc_now
 
@@ -235,6 +236,31 @@ async def test_operation_that_fails_by_itself_is_given_up_and_may_be_sent_again(
     assert [(row["status"], row["sequence_number"]) for row in rows] == [("succeeded", replayed)]
     assert await fetch(shard, "SELECT id FROM resources WHERE \"resourceId\" = 'r2'") == [{"id": "a-x"}]
     assert await world.letters() == []
+
+
+@pytest.mark.parametrize(("shards", "letter_count"), [("1122", 4), ("1111", 0)])
+async def test_failures_of_many_tenants_are_a_fault_of_the_shard_only_where_all_live_there(
+    world: World, monkeypatch: pytest.MonkeyPatch, shards: str, letter_count: int
+) -> None:
+    """Then none is given up, as a trigger may refuse every row; of two shards with two each, each is healthy."""
+    monkeypatch.setattr(dispatcher, "FAILING_RETRIES_S", (0.1,) * 3)
+    tenants = ["a-x", "b-x", "c-x", "d-x"]
+    for tenant, number in zip(tenants, shards, strict=True):
+        await world.provision(tenant, f"shard-{number}")
+    for number in set(shards):
+        await make_touchy(await world.shard(f"shard-{number}"))
+    retries = RETRIES.labels("kinesis", "failing")
+    before = retries._value.get()
+    numbers = await world.put(*(record("create", tenant, 0, data={"raise": "P0001"}) for tenant in tenants))
+
+    async with world.reading() as reader:
+        if letter_count:
+            await reaches(reader, numbers[-1])
+        else:
+            await eventually(lambda: retries._value.get() - before >= 8 * len(tenants))
+
+    letters = await world.letters()
+    assert [letter["reason"] for letter in letters] == ["retries_exhausted"] * letter_count
 
 
 async def test_operation_that_fails_by_itself_is_applied_when_it_stops_failing(

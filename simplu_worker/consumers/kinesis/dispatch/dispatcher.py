@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
-from typing import Final, assert_never
+from typing import Final, NamedTuple, assert_never
 
 import structlog
 
@@ -96,7 +96,7 @@ class Dispatcher:
         self.lookup = RouteLookup(gateway, self.ownership, tenant_wait=tenant_wait, draw=draw, utc=utc)
         self._lanes: dict[str, ShardLane] = {}
         self._lane_by_tenant: dict[str, ShardLane] = {}  # the lane of its queued operations, or of its last ones
-        self._failures: dict[str, tuple[str | None, int, int]] = {}  # by tenant: the operation, and how often it failed
+        self._failures: dict[str, _FailedOperation] = {}  # by tenant: the last one
         self._tasks = asyncio.TaskGroup()
         self._ending = asyncio.Event()
         self._open_batch = _DeadLetterBatch()
@@ -241,16 +241,19 @@ class Dispatcher:
 
         Nothing is awaited before all operations that are not finished are in one place again.
         """
-        exhausted: list[tuple[QueuedOperation, int, str, Hold]] = []
+        failing: list[tuple[QueuedOperation, int, str, Hold]] = []
         for entry, error in batch.failing:
-            tenant_id, attempts = entry.operation.tenant_id, self._count_failure(entry)
+            tenant_id, attempts = entry.operation.tenant_id, self._count_failure(entry, lane.shard_id)
             entries = [entry, *batch.not_here.pop(tenant_id, ()), *lane.take_tenants({tenant_id})]
-            hold = self._hold_tenant(entries, Reason.FAILING)
-            if attempts > len(FAILING_RETRIES_S):
+            failing.append((entry, attempts, error, self._hold_tenant(entries, Reason.FAILING)))
+        may_give_up = bool(failing) and not self._fails_for_many(lane.shard_id)
+        exhausted: list[tuple[QueuedOperation, int, str, Hold]] = []
+        for entry, attempts, error, hold in failing:
+            if may_give_up and attempts > len(FAILING_RETRIES_S):
                 hold.next_attempt_at = float("inf")
                 exhausted.append((entry, attempts, error, hold))
             else:
-                hold.next_attempt_at = loop_time() + FAILING_RETRIES_S[attempts - 1]
+                hold.next_attempt_at = loop_time() + FAILING_RETRIES_S[min(attempts, len(FAILING_RETRIES_S)) - 1]
                 ids = {"business_id": entry.operation.business_id, "location_id": entry.operation.location_id}
                 instruments.RETRIES.labels("kinesis", "failing").inc()
                 at = {"queue": None, "shard_id": lane.shard_id}
@@ -532,21 +535,24 @@ class Dispatcher:
             hold.next_attempt_at = loop_time() + min(OVERDUE_INTERVAL_S, self._tenant_wait.total_seconds())
             self._make_ready(hold)
 
-    def _count_failure(self, entry: QueuedOperation) -> int:
-        """Count one more failure of an operation on a healthy shard; return the count.
-
-        Failures of many tenants are taken for a fault of the shard, for example a trigger that refuses every row: then
-        the count stays below the limit, and no operation is given up.
-        """
-        origin = entry.operation.origin
-        known = self._failures.get(entry.operation.tenant_id)
+    def _count_failure(self, entry: QueuedOperation, shard_id: str) -> int:
+        """Count one more failure of an operation on a healthy Postgres shard; return the count."""
+        tenant_id, origin = entry.operation.tenant_id, entry.operation.origin
+        known = self._failures.get(tenant_id)
         position = (origin.sequence_number, origin.sub_sequence_number)
-        times = 1 + (known[2] if known is not None and known[:2] == position else 0)
+        times = 1 + (known.times if known is not None and known.position == position else 0)
         while len(self._failures) >= FAILURES_REMEMBERED:
             del self._failures[next(iter(self._failures))]
-        self._failures[entry.operation.tenant_id] = *position, times
-        is_mass = sum(hold.reason == Reason.FAILING for hold in self.ownership.holds()) > FAILING_TENANTS_MAX
-        return min(times, len(FAILING_RETRIES_S)) if is_mass else times
+        self._failures[tenant_id] = _FailedOperation(shard_id, position, times)
+        return times
+
+    def _fails_for_many(self, shard_id: str) -> bool:
+        """Return whether operations of many tenants fail on a Postgres shard.
+
+        That is taken for a fault of the shard, for example a trigger that refuses every row: no operation is given up.
+        """
+        held = [self._failures.get(hold.name) for hold in self.ownership.holds() if hold.reason == Reason.FAILING]
+        return sum(one is not None and one.shard_id == shard_id for one in held) > FAILING_TENANTS_MAX
 
     def _make_ready(self, hold: Hold) -> None:
         hold.is_ready = True
@@ -624,6 +630,14 @@ class Dispatcher:
             tracker.finish(own)
         self._memory.release(cost_bytes_of(entries))
         self.has_settled.set()
+
+
+class _FailedOperation(NamedTuple):
+    """The operation of a tenant that failed, its Postgres shard, and how often it failed in a row."""
+
+    shard_id: str
+    position: tuple[str | None, int]
+    times: int
 
 
 class _DeadLetterBatch:
