@@ -3,8 +3,7 @@
 Every decision is a function of the record's bytes and position alone, so that every reader of the record, today or
 after a crash, decides the same (architecture, idea 7).
 
-The records of a reply take each step together, in columns: record by record, a quarter of the time was the
-interpreter's own.
+The records of a reply take each step together, in columns: one by one they take a fifth longer.
 """
 
 from __future__ import annotations
