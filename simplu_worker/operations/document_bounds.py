@@ -86,10 +86,14 @@ def exceeds_bounds(document: bytes, *, may_be_deep: bool = True) -> bool:
 
 def exceed_bounds(documents: Sequence[bytes], *, may_be_deep: bool = True) -> list[bool]:
     """Return what `exceeds_bounds` returns for each of *documents*, in less time where all are usual."""
-    signs = [document.translate(_SHAPE_OF_NUMBERS).find(_EXPONENT) >= 0 for document in documents]
-    if may_be_deep or any(signs) or max(map(len, documents)) > NUMBER_MAX_DIGITS:
+    if may_be_deep or max(map(len, documents)) > NUMBER_MAX_DIGITS:
         return [exceeds_bounds(document, may_be_deep=may_be_deep) for document in documents]
-    return signs
+    signs = [document.translate(_SHAPE_OF_NUMBERS).find(_EXPONENT) >= 0 for document in documents]
+    if True not in signs:
+        return signs
+    return [
+        sign and exceeds_bounds(document, may_be_deep=False) for sign, document in zip(signs, documents, strict=True)
+    ]
 
 
 def _has_scaled_number(document: bytes) -> bool:
