@@ -105,10 +105,12 @@ def decode_operation(record: bytes, origin: Origin, max_bytes: int, list_limit: 
 def decode_operations(
     records: Sequence[bytes], origins: Sequence[Origin], max_bytes: int, list_limit: int
 ) -> list[Operation | RejectedRecord]:
-    """Decode records of resource operations, at least one, each as if it was alone.
+    """Decode records of resource operations, each as if it was alone.
 
     *list_limit* is `LIST_RESULT_LIMIT`, the maximum of a `list`'s own limit. Never raises, whatever the bytes.
     """
+    if not records:
+        return []
     if max(map(len, records)) <= max_bytes and (messages := parse_records(records, _message_decoder)) is not None:
         return _Columns(messages, records, origins).operations(list_limit, may_be_deep=False)
     decoded: list[Any] = [_parse(record, origin, max_bytes) for record, origin in zip(records, origins, strict=True)]

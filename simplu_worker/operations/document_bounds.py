@@ -88,6 +88,7 @@ def exceed_bounds(documents: Sequence[bytes], *, may_be_deep: bool = True) -> li
     """Return what `exceeds_bounds` returns for each of *documents*, in less time where all are usual."""
     if may_be_deep or max(map(len, documents)) > NUMBER_MAX_DIGITS:
         return [exceeds_bounds(document, may_be_deep=may_be_deep) for document in documents]
+    # The first sign of `_has_scaled_number`, here without its calls, which take a tenth as long as the search.
     signs = [document.translate(_SHAPE_OF_NUMBERS).find(_EXPONENT) >= 0 for document in documents]
     if True not in signs:
         return signs

@@ -20,6 +20,7 @@ from simplu_worker.operations.nesting import cut_deep_values, is_nested_deeper
 
 NESTING_MAX: Final = 1 + DOCUMENT_MAX_DEPTH  # far below the interpreter's own limit, which differs between versions
 SHALLOW_MAX_BYTES: Final = 2 * NESTING_MAX  # a text of as many bytes has no room for more brackets, opened and closed
+TOGETHER_MAX_BYTES: Final = 64 * 1024  # a larger record is looked at alone, so that no step over it is made twice
 ABSENT: Final = msgspec.Raw(b"")
 
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -124,7 +125,8 @@ def parse_record(record: bytes, decoder: msgspec.json.Decoder[T]) -> T:
 
 def parse_records(records: Sequence[bytes], decoder: msgspec.json.Decoder[T]) -> list[T] | None:
     """Return what `parse_record` returns for each of *records*, in less time; None where one of them is unusual."""
-    if max(map(len, records)) > SHALLOW_MAX_BYTES and any(map(is_too_deep, records)):
+    longest = max(map(len, records))
+    if longest > TOGETHER_MAX_BYTES or (longest > SHALLOW_MAX_BYTES and any(map(is_too_deep, records))):
         return None
     try:
         if not all(map(bytes.isascii, records)):

@@ -50,6 +50,7 @@ class RecordDecoder:
         self._operation_max_bytes = operation_max_bytes
         self._list_result_limit = list_result_limit
         self._hash_range = hash_range
+        self._arrived_at: datetime | None = None  # of the last record: one object for all of one instant
 
     def decode(self, records: list[Record], *, after: Position | None = None) -> Iterator[DecodedRecord]:
         """Yield the decoded *records* and sub-records in their order, from the first one after the position *after*.
@@ -82,12 +83,13 @@ class RecordDecoder:
         yield from self._decode_ordinary(run[start:])
 
     def _decode_ordinary(self, run: Sequence[Record]) -> Iterable[DecodedRecord]:
-        arrived_at: datetime | None = None  # one object for all records of one instant
+        arrived_at = self._arrived_at
         arrivals: list[datetime] = []
         for record in run:
             if record.arrived_at != arrived_at:
                 arrived_at = record.arrived_at
             arrivals.append(arrived_at)
+        self._arrived_at = arrived_at
         numbers = [record.sequence_number for record in run]
         keys = [intern(record.partition_key) for record in run]
         origins = self._origins(arrivals, numbers, repeat(0), keys)
@@ -126,13 +128,11 @@ class RecordDecoder:
 
         Its position is that of the last sub-record: a reader that starts within the aggregate must not skip it.
         """
-        (origin,) = self._origins([record.arrived_at], [record.sequence_number], [0], [intern(record.partition_key)])
+        (origin,) = self._origins([record.arrived_at], [record.sequence_number], [0], [record.partition_key])
         last = RecordPosition(record.sequence_number, last_number, record.arrived_at)
         return last, record.data, RejectedRecord(DeadLetterReason.INVALID_MESSAGE, error, origin)
 
     def _decode_operations(self, data: Sequence[bytes], origins: Sequence[Origin]) -> list[Operation | RejectedRecord]:
-        if not data:
-            return []
         return decode_operations(data, origins, self._operation_max_bytes, self._list_result_limit)
 
     def _origins(

@@ -12,7 +12,7 @@ import contextlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
-from itertools import islice, repeat
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -502,22 +502,19 @@ class StreamShardReader:
         tracker, ownership = self._tracker, self._dispatcher.ownership
         while decoded := await self._decode_batch(arrivals):
             self._read_after = None
-            places, data, operations = zip(*decoded, strict=True)
-            tickets = tracker.start_all(LazyPositions(places))
+            entries: list[QueuedOperation] = []
             held: list[int] = []
             rejected_now: list[int] = []
-            if not len(ownership) and set(map(type, operations)) == {Operation}:
-                entries = list(map(QueuedOperation, tickets, operations, data, repeat(tracker)))
-            else:
-                entries = []
-                for ticket, operation, record in zip(tickets, operations, data, strict=True):
-                    if not isinstance(operation, Operation):
-                        rejections.add(operation, record)
-                        rejected_now.append(ticket)
-                    elif ownership.owner_of(operation.tenant_id) is not None:
-                        held.append(ticket)  # a catch-up will read it again
-                    else:
-                        entries.append(QueuedOperation(ticket, operation, record, tracker))
+            is_any_held = len(ownership) > 0
+            tickets = tracker.start_all(LazyPositions([origin for origin, _, _ in decoded]))
+            for ticket, (_, record, operation) in zip(tickets, decoded, strict=True):
+                if not isinstance(operation, Operation):
+                    rejections.add(operation, record)
+                    rejected_now.append(ticket)
+                elif is_any_held and ownership.owner_of(operation.tenant_id) is not None:
+                    held.append(ticket)  # a catch-up will read it again
+                else:
+                    entries.append(QueuedOperation(ticket, operation, record, tracker))
             rejected.append(rejected_now)
             tracker.finish(held)
             ownership.mark_live({entry.operation.tenant_id for entry in entries})
