@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -16,6 +19,7 @@ from simplu_worker.consumers.kinesis.holding.hold import Reason, Target
 from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
 from simplu_worker.consumers.kinesis.stream.client import AtTimestamp
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
+from simplu_worker.operations.operation import Disposition, Operation, Outcome
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -27,16 +31,28 @@ class Lost:
         """Know nothing."""
 
 
+class Taking:
+    """A gateway that knows one shard, and applies whatever it gets."""
+
+    def cached_shard_id(self, _tenant_id: str) -> str:
+        """Know the shard."""
+        return "shard-a"
+
+    async def apply(self, _shard_id: str, operations: Sequence[Operation]) -> list[Outcome]:
+        """Apply all."""
+        return [Outcome(Disposition.APPLIED)] * len(operations)
+
+
 def mark(number: int) -> RecordPosition:
     """Return the position before a record."""
     return RecordPosition.before_record(str(number), NOW)
 
 
-def make_dispatcher(main: CheckpointTracker[RecordPosition]) -> Dispatcher:
+def make_dispatcher(main: CheckpointTracker[RecordPosition], gateway: Lost | Taking | None = None) -> Dispatcher:
     """Return the dispatcher of a reader with the tracker *main*."""
     return Dispatcher(
         "shard-1",
-        cast("Any", Lost()),
+        cast("Any", gateway or Lost()),
         PrefetchMemory(2**20).open_quota(),
         main=main,
         tenant_wait=timedelta(seconds=900),
@@ -106,6 +122,24 @@ async def test_tenant_gets_a_hold_of_its_own_where_neither_cursor_comes_to_all_o
     assert own.unread.includes(unread)
     assert own.unread.includes(catch_up.unread)
     assert dispatcher.is_empty
+
+
+async def test_memory_of_a_settled_batch_is_free_while_its_lane_waits_for_another() -> None:
+    """A batch is most of a reader's memory: kept until the next one is settled, it would be there twice."""
+    dispatcher, ending = make_dispatcher(CheckpointTracker(), Taking()), asyncio.Event()
+    record = b"bytes that nothing else refers to"
+    referrers = sys.getrefcount(record)
+    async with asyncio.TaskGroup() as tasks:
+        dispatcher.start(tasks, ending)
+        dispatcher.send([msgspec.structs.replace(queued_operation(), record=record)])
+        assert sys.getrefcount(record) > referrers
+        async with asyncio.timeout(5):
+            await dispatcher.has_settled.wait()
+        await asyncio.sleep(0)  # the lane waits
+        left = sys.getrefcount(record) - referrers
+        ending.set()
+
+    assert left == 0
 
 
 async def test_dispatcher_says_so_when_an_operation_arrives_at_rest() -> None:
