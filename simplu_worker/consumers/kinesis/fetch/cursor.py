@@ -10,7 +10,11 @@ from typing import Final
 import structlog
 
 from simplu_worker.consumers.kinesis.fetch.pacing import CatchUpPacing, Pacing, ReadBudget
-from simplu_worker.consumers.kinesis.fetch.prefetch_memory import OPERATION_OVERHEAD_BYTES, MemoryQuota
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import (
+    OPERATION_OVERHEAD_BYTES,
+    RECORD_OVERHEAD_BYTES,
+    MemoryQuota,
+)
 from simplu_worker.consumers.kinesis.stream.client import (
     AfterSequenceNumber,
     AtSequenceNumber,
@@ -118,12 +122,18 @@ class Cursor:
         self._pacing.note_start(started_at)
         self._access.memory.reserve(self._held_bytes)
         reply = await self._read(limit)
-        size_bytes = 0
-        if reply is not None:
-            self.asked_at, size_bytes = started_at, reply.size_bytes
-        self._access.memory.correct(self._held_bytes, size_bytes)
-        self._held_bytes = size_bytes
+        if reply is None:
+            self.release_memory()
+            return None
+        self.asked_at = started_at
+        self._hold_memory_of(reply)
         return reply
+
+    def _hold_memory_of(self, reply: Reply) -> None:
+        """Hold the memory that a reply takes, until it is decoded, in place of what was reserved for it."""
+        taken_bytes = reply.size_bytes + RECORD_OVERHEAD_BYTES * len(reply.records)
+        self._access.memory.correct(self._held_bytes, taken_bytes)
+        self._held_bytes = taken_bytes
 
     async def _read(self, limit: int) -> Reply | None:
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 OPERATION_OVERHEAD_BYTES: Final = 640  # the memory of an operation beyond its record
+RECORD_OVERHEAD_BYTES: Final = 320  # the memory of a record that is not decoded yet, beyond its data and its key
 READ_ROOM_MAX_BYTES: Final = 4 * 1024 * 1024
 
 

@@ -154,8 +154,7 @@ class PushedCursor(Cursor):
         """Note an event, and return it without records that came before."""
         records = self._drop_repeats(event.records)
         reply = replace(event, records=records)
-        self._access.memory.correct(self._held_bytes, reply.size_bytes)
-        self._held_bytes = reply.size_bytes
+        self._hold_memory_of(reply)
         now, arrived_before = loop_time(), self.last_arrival
         self._main_pacing.note_pushed(now, record_count=len(records), millis_behind=reply.millis_behind)
         self._note_progress(reply, now)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import random
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,7 +15,7 @@ from structlog.testing import capture_logs
 
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.pacing import ReadBudget
-from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
+from simplu_worker.consumers.kinesis.fetch.prefetch_memory import RECORD_OVERHEAD_BYTES, PrefetchMemory
 from simplu_worker.consumers.kinesis.stream.client import (
     AfterSequenceNumber,
     AtSequenceNumber,
@@ -22,6 +25,7 @@ from simplu_worker.consumers.kinesis.stream.client import (
     Stream,
     StreamGoneError,
     TrimHorizon,
+    decode_get_records,
 )
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
@@ -74,6 +78,44 @@ async def test_bare_end_is_accepted_when_it_repeats(replies: str, are_ends: list
                 found.append(cursor.is_at_end)
 
     assert found == are_ends
+
+
+def test_record_is_counted_with_its_objects() -> None:
+    """Of small records these are half of the memory. The allocator rounds each object up, by a tenth of all."""
+    records = [
+        {
+            "SequenceNumber": f"{number:056}",
+            "PartitionKey": f"tenant-{number:05}",
+            "Data": base64.b64encode(bytes(300)).decode(),
+            "ApproximateArrivalTimestamp": 1.7e9 + number,
+        }
+        for number in range(1000)
+    ]
+    body = json.dumps({"Records": records}).encode()
+    tracemalloc.start()
+    try:
+        reply = decode_get_records(body)
+        taken_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    size_bytes = sum(len(record.data) + len(record.partition_key) for record in reply["Records"])
+    assert 0.85 < (taken_bytes - size_bytes) / (len(records) * RECORD_OVERHEAD_BYTES) <= 1
+
+
+async def test_reply_holds_memory_for_each_of_its_records_until_it_is_released() -> None:
+    """A failed read holds none."""
+    quota = PrefetchMemory(1024 * 1024).open_quota()
+    access = StreamShardAccess(Stream(Kinesis("rr"), "stream"), "shardId-0", quota, random.random)
+    with ReadBudget().open_catch_up(loop_time()) as pacing:
+        cursor = Cursor(access, TrimHorizon(), pacing, kind="catch_up")
+        assert await cursor.read(asyncio.Event()) is not None
+        held_bytes = quota.held_bytes
+        cursor.release_memory()
+
+    assert (held_bytes, quota.held_bytes) == (len(b"{}") + len("key") + RECORD_OVERHEAD_BYTES, 0)
+    failed = await read_all(TrimHorizon(), ScriptedKinesis(RetryableError("no answer")))
+    assert failed._access.memory.held_bytes == 0
 
 
 class ScriptedKinesis(Kinesis):
