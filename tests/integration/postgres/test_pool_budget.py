@@ -59,14 +59,16 @@ async def watched(address: ShardAddress) -> AsyncIterator[list[int]]:
 
     async def watch() -> None:
         observer = await asyncpg.connect(address.connection_string)
-        while not is_over:
-            counts.append(
-                await observer.fetchval(
-                    "SELECT count(*) FROM pg_stat_activity"
-                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        try:
+            while not is_over:
+                counts.append(
+                    await observer.fetchval(
+                        "SELECT count(*) FROM pg_stat_activity"
+                        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                    )
                 )
-            )
-        await observer.close()
+        finally:
+            await observer.close()
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(watch())
@@ -82,8 +84,9 @@ async def watched(address: ShardAddress) -> AsyncIterator[list[int]]:
 async def test_pools_serve_every_shard_when_there_are_few_connections(
     empty: ShardAddress, shard_count: int, max_connections: int
 ) -> None:
-    """With several callers at each of them at once, and again after all are served."""
-    async with watched(empty) as counts, Pools(size=4, max_connections=max_connections) as pools:
+    """With several callers at each of them at once, and again after all are served, however busy the machine is."""
+    patient = ShardTimeouts(acquire_s=60.0)
+    async with watched(empty) as counts, Pools(size=4, max_connections=max_connections, timeouts=patient) as pools:
         for _ in range(2):
             async with asyncio.TaskGroup() as tasks:
                 for pool in shards(pools, empty, shard_count):

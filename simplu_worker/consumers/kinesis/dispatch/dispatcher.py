@@ -21,7 +21,6 @@ from simplu_worker.consumers.kinesis.dispatch.results import (
     BatchDecided,
     Found,
     GapFound,
-    LaneResult,
     NoAnswer,
     Overdue,
     RowBehind,
@@ -224,25 +223,19 @@ class Dispatcher:
 
     async def _run_lane(self, lane: ShardLane) -> None:
         """Apply the batches of a lane, and deal with each result in the step in which it comes."""
-        while await self._deal_with(lane, await lane.next_result(self._ending)):
-            pass  # no name here holds a result: the memory of its operations is free while the next batch is applied
-
-    async def _deal_with(self, lane: ShardLane, result: LaneResult | None) -> bool:
-        """Deal with a result of a lane; return whether there may be another one."""
-        match result:
-            case None:
-                return False
-            case BatchDecided():
-                await self._settle_batch(lane, result)
-            case NoAnswer():
-                self.hold_shard(lane.shard_id, result.entries)
-            case RowBehind():
-                self.start_backfill(lane.shard_id, result.unread, result.entries)
-            case GapFound():
-                self.hold_shard(lane.shard_id, result.entries, Reason.GAP)
-            case _:
-                assert_never(result)
-        return True
+        while (result := await lane.next_result(self._ending)) is not None:
+            match result:
+                case BatchDecided():
+                    await self._settle_batch(lane, result)
+                case NoAnswer():
+                    self.hold_shard(lane.shard_id, result.entries)
+                case RowBehind():
+                    self.start_backfill(lane.shard_id, result.unread, result.entries)
+                case GapFound():
+                    self.hold_shard(lane.shard_id, result.entries, Reason.GAP)
+                case _:
+                    assert_never(result)
+            del result  # else the memory of its operations would be free only after the next batch
 
     async def _settle_batch(self, lane: ShardLane, batch: BatchDecided) -> None:
         """Settle, hold or look up each operation, together with those of its tenant behind it.
