@@ -130,7 +130,7 @@ class Cursor:
         return reply
 
     def _hold_memory_of(self, reply: Reply) -> None:
-        """Hold the memory that a reply takes, until it is decoded, in place of what was reserved for it."""
+        """Hold the memory that a reply takes until it is decoded, in place of its reservation."""
         taken_bytes = reply.size_bytes + RECORD_OVERHEAD_BYTES * len(reply.records)
         self._access.memory.correct(self._held_bytes, taken_bytes)
         self._held_bytes = taken_bytes
