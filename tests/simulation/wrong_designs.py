@@ -570,13 +570,13 @@ WRONG_DESIGNS = {
         _with_reader(ownership_class=_GreedyOwnership)
     ),
     "a backfill that loses again goes on where it is": WrongDesign(
-        _with_reader(ownership_class=_SteadyOwnership), seed=432
+        _with_reader(ownership_class=_SteadyOwnership), seed=760
     ),
     "rows are not read again when tenants are released from the parents": WrongDesign(
         _with_reader(positions_class=_ContentPositions), _lose_all_behind_splits, seed=229
     ),
     "dropped operations of parents are read again as own ones": WrongDesign(
-        _with_reader(ownership_class=_ParentlessOwnership), _lose_all_behind_splits, seed=382
+        _with_reader(ownership_class=_ParentlessOwnership), _lose_all_behind_splits, seed=1489
     ),
     "a backfill starts at the reader's checkpoint": WrongDesign(
         _with_reader(positions_class=_ForwardPositions), seed=45
@@ -606,7 +606,7 @@ WRONG_DESIGNS = {
     "a reader follows a move from a token that is older than a loss": WrongDesign(
         _with_reader(positions_class=_EndlessPositions), weather=Weather.MOVES, seed=293
     ),
-    "other operations overtake re-read ones": WrongDesign(_with_reader(dispatcher_class=_UngatedDispatcher), seed=788),
+    "other operations overtake re-read ones": WrongDesign(_with_reader(dispatcher_class=_UngatedDispatcher), seed=2232),
 }
 
 # A simulation has records that expire only where it is about that (`test_gaps.py`).
