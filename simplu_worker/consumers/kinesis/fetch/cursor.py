@@ -110,30 +110,25 @@ class Cursor:
 
     def release_memory(self) -> None:
         """Release the memory of the last reply: its operations are in lanes, which reserve their own."""
-        self._access.memory.release(self._held_bytes)
-        self._held_bytes = 0
+        self._hold_memory(0)
+
+    def _hold_memory(self, size_bytes: int) -> None:
+        """Hold *size_bytes*, and no longer those of before."""
+        self._access.memory.correct(self._held_bytes, size_bytes)
+        self._held_bytes = size_bytes
 
     async def _read_within(self, room_bytes: int) -> Reply | None:
         """Read a reply that fits into memory, by the expected size of records."""
         limit = self._pacing.limit(min(room_bytes // 2, READ_MAX_BYTES))
         limit = max(1, min(limit, room_bytes // (2 * OPERATION_OVERHEAD_BYTES)))
-        self._held_bytes = self._access.budget.expected_bytes(limit) + limit * OPERATION_OVERHEAD_BYTES
         started_at = loop_time()
         self._pacing.note_start(started_at)
-        self._access.memory.reserve(self._held_bytes)
+        self._hold_memory(self._access.budget.expected_bytes(limit) + limit * OPERATION_OVERHEAD_BYTES)
         reply = await self._read(limit)
-        if reply is None:
-            self.release_memory()
-            return None
-        self.asked_at = started_at
-        self._hold_memory_of(reply)
+        if reply is not None:
+            self.asked_at = started_at
+        self._hold_memory(0 if reply is None else memory_bytes_of(reply))
         return reply
-
-    def _hold_memory_of(self, reply: Reply) -> None:
-        """Hold the memory that a reply takes until it is decoded, in place of its reservation."""
-        taken_bytes = reply.size_bytes + RECORD_OVERHEAD_BYTES * len(reply.records)
-        self._access.memory.correct(self._held_bytes, taken_bytes)
-        self._held_bytes = taken_bytes
 
     async def _read(self, limit: int) -> Reply | None:
         try:
@@ -217,3 +212,8 @@ class Cursor:
                 checkpoint=self._start.sequence_number,
                 retention_hours=retention.total_seconds() / 3600,
             )
+
+
+def memory_bytes_of(reply: Reply) -> int:
+    """Return the memory that a reply takes until it is decoded."""
+    return reply.size_bytes + RECORD_OVERHEAD_BYTES * len(reply.records)

@@ -13,7 +13,7 @@ from typing import Final
 import structlog
 from msgspec.structs import replace
 
-from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
+from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess, memory_bytes_of
 from simplu_worker.consumers.kinesis.fetch.pacing import Pacing
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import OPERATION_OVERHEAD_BYTES
 from simplu_worker.consumers.kinesis.fetch.subscription_schedule import (
@@ -143,18 +143,16 @@ class PushedCursor(Cursor):
 
     def _reserve(self, size_bytes: int) -> bool:
         """Reserve the memory of an event; return False while memory is short."""
-        memory = self._access.memory
-        if memory.is_short:
+        if self._access.memory.is_short:
             return False
-        self._held_bytes = size_bytes + size_bytes // RECORD_MIN_BYTES * OPERATION_OVERHEAD_BYTES
-        memory.reserve(self._held_bytes)
+        self._hold_memory(size_bytes + size_bytes // RECORD_MIN_BYTES * OPERATION_OVERHEAD_BYTES)
         return True
 
     def _accept(self, event: Reply) -> Reply:
         """Note an event, and return it without records that came before."""
         records = self._drop_repeats(event.records)
         reply = replace(event, records=records)
-        self._hold_memory_of(reply)
+        self._hold_memory(memory_bytes_of(reply))
         now, arrived_before = loop_time(), self.last_arrival
         self._main_pacing.note_pushed(now, record_count=len(records), millis_behind=reply.millis_behind)
         self._note_progress(reply, now)

@@ -519,9 +519,9 @@ class StreamShardReader:
             tracker.finish(held)
             ownership.mark_live({entry.operation.tenant_id for entry in entries})
             self._dispatcher.send(entries)
-            count = len(decoded)
-            del decoded, entries  # else their memory would not be free when they are settled, before the next batch
-            if count == BATCH_MAX_COUNT:
+            is_full = len(decoded) == BATCH_MAX_COUNT
+            del decoded, entries  # else their memory would be free only after the next batch is decoded
+            if is_full:
                 await asyncio.sleep(0)  # other tasks run before the next batch is decoded
         if len(rejections):
             await self._store_dead_letters(rejections.dead_letters(self._utc()))

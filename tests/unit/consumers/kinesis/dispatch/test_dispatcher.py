@@ -127,7 +127,7 @@ async def test_tenant_gets_a_hold_of_its_own_where_neither_cursor_comes_to_all_o
 async def test_memory_of_a_settled_batch_is_free_while_its_lane_waits_for_another() -> None:
     """A batch is most of a reader's memory: kept until the next one is settled, it would be there twice."""
     dispatcher, ending = make_dispatcher(CheckpointTracker(), Taking()), asyncio.Event()
-    record = b"bytes that nothing else refers to"
+    record = bytes(32)  # an object of its own: a constant may be shared
     referrers = sys.getrefcount(record)
     async with asyncio.TaskGroup() as tasks:
         dispatcher.start(tasks, ending)

@@ -1,4 +1,4 @@
-"""The end of a closed stream shard, by the replies of GetRecords."""
+"""What replies of GetRecords are to a cursor: the end of a closed stream shard, trouble, and memory."""
 
 from __future__ import annotations
 
