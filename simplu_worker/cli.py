@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import gc
 import sys
-from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
 from simplu_worker import __version__
 from simplu_worker.commands.command_line import EnvFile, UsageError
-from simplu_worker.commands.exit_status import EXIT_CONFIGURATION, EXIT_DONE, EXIT_FAILED, EXIT_USAGE
-from simplu_worker.errors import ConfigurationError, WorkerError
+from simplu_worker.commands.exit_status import EXIT_USAGE
+from simplu_worker.commands.process_end import complain_and_exit
+from simplu_worker.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from simplu_worker.config.settings import Settings
-    from simplu_worker.status.live.request_bodies import LettersDesk
+    pass
 
 # The commands with their modules, which are imported for the command that runs, and their first lines in `--help`.
 COMMANDS: Final = {
@@ -49,44 +47,12 @@ for name, (module, summary) in COMMANDS.items():
     app.command(f"simplu_worker.commands.{module}.cli:{name}", help=summary)
 
 
-def _open_desk(settings: Settings) -> LettersDesk:
-    from simplu_worker.commands.dead_letters.http_desk import HttpDesk
-
-    return HttpDesk(settings)
-
-
 @app.command
 def run(*, env_file: EnvFile = None) -> int:
     """Run the worker until SIGTERM or SIGINT."""
-    import uvloop
+    from simplu_worker.commands.run_worker import run as run_worker
 
-    from simplu_worker.commands.running import log_misspellings, log_service_links, read_settings
-    from simplu_worker.daemon import run_worker
-    from simplu_worker.memory_tuning import end_start
-    from simplu_worker.telemetry.bare_structlog import structlog
-    from simplu_worker.telemetry.log import configure_logging, flush_logging
-
-    settings = read_settings(env_file, for_run=True)
-    configure_logging(settings.log_level, settings.log_format)
-    log_service_links()
-    log_misspellings()
-    end_start()
-    try:
-        uvloop.run(run_worker(settings, cache(partial(_open_desk, settings))))
-    except ConfigurationError:
-        raise
-    except WorkerError as exc:
-        structlog.get_logger(__name__).error("worker.not_started", error=str(exc))
-        return EXIT_FAILED
-    except TimeoutError:
-        structlog.get_logger(__name__).error("worker.drain_timed_out", grace_s=settings.shutdown_grace_seconds)
-        return EXIT_FAILED
-    except Exception:  # noqa: BLE001  (a bug: it goes to the log, which scrubs secrets, and the process ends)
-        structlog.get_logger(__name__).exception("worker.crashed")
-        return EXIT_FAILED
-    finally:
-        flush_logging()
-    return EXIT_DONE
+    return run_worker(env_file)
 
 
 @app.command
@@ -152,24 +118,11 @@ def _require_local() -> None:
         raise ConfigurationError(problem)
 
 
-def main() -> NoReturn:
-    """Run a command and end the process with its exit status."""
-    gc.disable()  # until the command runs: what imports create stays, and looking through it takes a tenth of a start
+def run_command_line() -> object:
+    """Run the command of the arguments of the process; return its result. Raises ConfigurationError."""
     try:
-        result = app(sys.argv[1:], exit_on_error=False, print_error=True)
+        return app(sys.argv[1:], exit_on_error=False, print_error=True)
     except CycloptsError:
-        sys.exit(EXIT_USAGE)
+        return EXIT_USAGE
     except UsageError as exc:
-        _complain(str(exc))
-        sys.exit(EXIT_USAGE)
-    except ConfigurationError as exc:
-        _complain(*exc.problems)
-        sys.exit(EXIT_CONFIGURATION)
-    sys.exit(result if isinstance(result, int) else EXIT_DONE)
-
-
-def _complain(*problems: str) -> None:
-    from simplu_worker.commands.running import complain
-
-    for problem in problems:
-        complain(problem)
+        complain_and_exit(str(exc), status=EXIT_USAGE)

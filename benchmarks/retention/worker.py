@@ -14,7 +14,8 @@ import sys
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
-from simplu_worker import cli, daemon
+from simplu_worker import daemon
+from simplu_worker.__main__ import main as worker
 from simplu_worker.shards.log.retention import LogRetention
 from simplu_worker.shards.postgres.pool import Pools
 
@@ -35,7 +36,7 @@ def main() -> None:
 
     daemon.LogRetention = make_retention  # type: ignore[assignment,attr-defined]
     sys.argv[1:] = ["run"]
-    cli.main()
+    worker()
 
 
 if __name__ == "__main__":

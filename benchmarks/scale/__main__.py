@@ -156,9 +156,9 @@ def report(fleet: FleetSize, table: TableCost, outcomes: Sequence[EventResult]) 
 
 def _counted(fleet: FleetSize, table: TableCost, load: Load) -> str:
     """Return the table of counts."""
-    settings = Settings.model_fields
-    pool, budget = settings["database_pool_size"].default, settings["database_max_connections"].default
-    prefetch_mib = settings["prefetch_max_bytes"].default / 2**20
+    defaults = Settings()
+    pool, budget = defaults.database_pool_size, defaults.database_max_connections
+    prefetch_mib = defaults.prefetch_max_bytes / 2**20
     pause_s = table.pause_s(fleet.lease_duration_s)
     each = min(pool * fleet.shards, budget)
     a_shard = each * fleet.replicas / fleet.shards

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 from urllib.parse import quote
+
+import msgspec
 
 from simplu_worker.business_info.finder import BusinessFinder
 from simplu_worker.cache.invalidations import OnChange, ignore_changes
@@ -29,8 +30,7 @@ from simplu_worker.shards.tenants.resource_changes import ResourceChanges
 ONLY_SHARD_ID: Final = "database"  # the id of the one shard that DATABASE_* name
 
 
-@dataclass(frozen=True)
-class Shards:
+class Shards(msgspec.Struct, frozen=True):
     """Access to the shards."""
 
     locator: Locator
@@ -89,7 +89,7 @@ async def _open_locator(settings: Settings) -> AsyncIterator[Locator]:
         api_key = settings.citrus_api_key
         async with open_citrus(
             settings.citrus_server_url,
-            api_key=None if api_key is None else api_key.get_secret_value(),
+            api_key=None if api_key is None else api_key.reveal(),
             timeout_s=settings.citrus_timeout / 1000,
             attempts=settings.citrus_retry_attempts,
             allowed_hosts=allowed_hosts,
@@ -115,7 +115,7 @@ def _only_connection_string(settings: Settings) -> str:
     password = settings.database_password
     userinfo = quote(settings.database_username or "", safe="")
     if password is not None:
-        userinfo += ":" + quote(password.get_secret_value(), safe="")
+        userinfo += ":" + quote(password.reveal(), safe="")
     host = settings.database_host or ""
     place = f"[{host}]" if ":" in host else quote(host, safe="")  # a socket's folder has slashes
     return f"postgresql://{userinfo}@{place}:{settings.database_port}/{quote(settings.database_name or '', safe='')}"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from simplu_worker.assembly.aws import open_business_info, open_leases, open_stream, open_subscriptions
 from simplu_worker.assembly.shards import Shards, only_shard, open_shards
@@ -46,18 +47,17 @@ QUEUE_LIMITS: Final = SchedulerLimits(message_count=600, batch_count=200)  # ful
 CALLS_A_QUEUE: Final = 16  # deletes, heartbeats and give-backs of one queue at a time
 
 
-@dataclass
-class Consumers:
+class Consumers(msgspec.Struct):
     """The sources that are on."""
 
     sqs: Client
     dead_letters: DeadLetterQueue
     rejections: RejectionNotes  # the same queue, for the sources
     fleet: Fleet | None = None
-    receivers: dict[str, QueueReceiver] = field(default_factory=dict)
-    orders: dict[str, OrderHandler] = field(default_factory=dict)
+    receivers: dict[str, QueueReceiver] = msgspec.field(default_factory=dict)
+    orders: dict[str, OrderHandler] = msgspec.field(default_factory=dict)
     stream: Stream | None = None
-    queues: dict[str, Queue] = field(default_factory=dict)
+    queues: dict[str, Queue] = msgspec.field(default_factory=dict)
 
     def all_queues(self) -> dict[str, Queue]:
         """Return every configured queue by its displayed name: the URL where queues of two accounts share a name."""
@@ -74,8 +74,7 @@ class Consumers:
             self.orders[name] = handler
 
 
-@dataclass(frozen=True)
-class Parts:
+class Parts(msgspec.Struct, frozen=True):
     """Everything that a worker consists of, opened."""
 
     shards: Shards
@@ -95,7 +94,7 @@ def find_part_problems(settings: Settings) -> list[str]:
     if settings.kinesis_stream_name is not None or any(url is not None for url in _queue_urls(settings)):
         checks.append(partial(check_aws_profile, settings.aws_region))
     if settings.redis_url is not None:
-        checks.append(partial(create_redis_commands, settings.redis_url.get_secret_value()))
+        checks.append(partial(create_redis_commands, settings.redis_url.reveal()))
     if settings.shard_map_file is not None:
         checks.append(partial(read_shard_map, settings.shard_map_file, settings.database_allowed_hosts))
     elif settings.citrus_server_url is None and settings.database_host is not None:
@@ -121,7 +120,7 @@ async def open_parts(settings: Settings, replica_name: str) -> AsyncIterator[Par
             span_export = stack.enter_context(tracing)
         cache, cache_admin = None, None
         if settings.redis_url is not None:
-            cache, cache_admin = await stack.enter_async_context(open_cache(settings.redis_url.get_secret_value()))
+            cache, cache_admin = await stack.enter_async_context(open_cache(settings.redis_url.reveal()))
         on_change = ignore_changes if cache is None else cache.invalidate
         business_info = None
         if settings.provision_on_first_use:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from simplu_worker.commands.exit_status import EXIT_FAILED, EXIT_INTERRUPTED
 from simplu_worker.config.environment import apply_env_file, is_service_link, prepare_aws_environment
 from simplu_worker.config.misspellings import Misspelling, find_misspellings
-from simplu_worker.config.settings import Settings, draft_settings
+from simplu_worker.config.settings import VARIABLES, Settings, draft_settings
 from simplu_worker.errors import ConfigurationError, WorkerError
 from simplu_worker.memory_tuning import end_start
 from simplu_worker.telemetry.bare_structlog import structlog
@@ -37,10 +37,9 @@ def run_command(
     *for_run* requires every setting that `run` needs. A command that *reports_misspellings* has them in its answer.
     """
     settings = read_settings(env_file, for_run=for_run)
-    given = settings.model_fields_set
     configure_logging(
-        settings.log_level if "log_level" in given else "warning",
-        settings.log_format if "log_format" in given else "console",
+        settings.log_level if os.environ.get("LOG_LEVEL") else "warning",
+        settings.log_format if os.environ.get("LOG_FORMAT") else "console",
         stream=sys.stderr,
     )
     log_service_links()
@@ -91,7 +90,7 @@ def given_misspellings() -> list[Misspelling]:
 
 def log_service_links() -> None:
     """Log the variables of ours that are ignored because Kubernetes has set them for a service of that name."""
-    for name in map(str.upper, Settings.model_fields):
+    for name in VARIABLES:
         if is_service_link(name, os.environ.get(name, "")):
             log.warning("variable.not_ours", variable=name, advice=SERVICE_LINK_ADVICE)
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Final, NamedTuple
 
 from simplu_worker.config.environment import SECRETS
-from simplu_worker.config.settings import Settings
+from simplu_worker.config.settings import VARIABLES
 
 NAME_MAX_LENGTH: Final = 64  # longer than every variable of ours with room for mistakes
 EDITS_MAX: Final = 3
@@ -30,7 +30,7 @@ AWS_VARIABLES: Final = frozenset(
     }
 )
 KNOWN_VARIABLES: Final = AWS_VARIABLES | {
-    *map(str.upper, Settings.model_fields),
+    *VARIABLES,
     *SECRETS,
     *(f"{name}_FILE" for name in SECRETS),
 }

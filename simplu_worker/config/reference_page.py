@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from simplu_worker.config.environment import OWN_SECRETS
-from simplu_worker.config.settings import Settings, describe_expected
+from simplu_worker.config.settings import VARIABLES
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 
@@ -81,12 +81,11 @@ def _render_section(area: str) -> str:
 
 
 def _render_rows(area: str) -> Iterator[str]:
-    for name, field in Settings.model_fields.items():
-        variable = name.upper()
-        if area_of(variable) == area:
-            mark = " 🔒" if variable in OWN_SECRETS else ""
-            default = _format_default(field.default)
-            yield f"| `{variable}`{mark} | {default} | {describe_expected(field)} | {field.description} |\n"
+    for name, variable in VARIABLES.items():
+        if area_of(name) == area:
+            mark = " 🔒" if name in OWN_SECRETS else ""
+            default = _format_default(variable.default)
+            yield f"| `{name}`{mark} | {default} | {variable.kind.expected} | {variable.description} |\n"
 
 
 def _format_default(default: Any) -> str:
@@ -95,6 +94,8 @@ def _format_default(default: Any) -> str:
             return "–"
         case bool():
             return f"`{str(default).lower()}`"
+        case float():
+            return f"`{default:g}`"
         case tuple():
             return f"`{','.join(map(str, default))}`"
         case _:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+import msgspec
 import structlog
 
 from simplu_worker.aws.clients import ThrottledError
@@ -46,17 +46,16 @@ class WatchedQueue(Protocol):
         """Delete all messages. Raises ThrottledError less than a minute after the last purge."""
 
 
-@dataclass(frozen=True)
-class Monitoring:
+class Monitoring(msgspec.Struct, frozen=True):
     """The parts that the monitoring points show.
 
     *queues* are all configured queues by name, the dead-letter queue included; *receivers* and *orders* (the handlers
     of order events) belong to the consumed ones, by the same names. *cache* and *cache_admin* are None without a cache.
     """
 
-    receivers: Mapping[str, QueueReceiver] = field(default_factory=dict)
-    queues: Mapping[str, WatchedQueue] = field(default_factory=dict)
-    orders: Mapping[str, OrderHandler] = field(default_factory=dict)
+    receivers: Mapping[str, QueueReceiver] = msgspec.field(default_factory=dict)
+    queues: Mapping[str, WatchedQueue] = msgspec.field(default_factory=dict)
+    orders: Mapping[str, OrderHandler] = msgspec.field(default_factory=dict)
     cache: Cache | None = None
     cache_admin: CacheAdmin | None = None
 

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final, Literal, NamedTuple, cast
 
@@ -68,8 +67,7 @@ SharedView = Callable[[], Awaitable[HttpAnswer]]
 View = Callable[[web.Request], Awaitable[HttpAnswer]]
 
 
-@dataclass(frozen=True)
-class Views:
+class Views(msgspec.Struct, frozen=True):
     """The content of the server's answers; each callable but the last five reads, and changes nothing but gauges.
 
     *live* and *ready* return why not, or None, and *detail* what a person should know while the replica is ready;

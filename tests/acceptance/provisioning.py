@@ -29,7 +29,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 from rich.console import Console
 
-from simplu_worker import cli
+from simplu_worker.__main__ import main as worker
 from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_worker.local.processes.loopback import HOST
 from simplu_worker.local.processes.watchdog import ProcessGroup
@@ -147,7 +147,7 @@ def work(arguments: Sequence[str], environ: dict[str, str], output: str) -> None
     os.dup2(end, 2)
     os.environ.update(environ)
     sys.argv = ["simplu-worker", *arguments]
-    cli.main()
+    worker()
 
 
 @dataclass

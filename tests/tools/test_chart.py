@@ -15,7 +15,7 @@ from support.requires import ROOT
 from simplu_worker import __version__
 from simplu_worker.config.environment import SECRETS
 from simplu_worker.config.misspellings import KNOWN_VARIABLES
-from simplu_worker.config.settings import Settings
+from simplu_worker.config.settings import VARIABLES
 
 HELM = ROOT / "deploy" / "helm"
 CHART = HELM / "simplu-worker"
@@ -80,8 +80,7 @@ def test_defaults_in_the_templates_are_those_of_the_worker() -> None:
     text = (CHART / "templates" / "_helpers.tpl").read_text(encoding="utf-8")
     defaults = dict(re.findall(r'get \.Values\.settings "(\w+)" \| default (\d+)', text))
     assert defaults.keys() == {"SHUTDOWN_GRACE_SECONDS", "KINESIS_LEASE_DURATION_SECONDS", "HTTP_PORT"}
-    fields = Settings.model_fields
-    assert {name: fields[name.lower()].default for name in defaults} == {
+    assert {name: VARIABLES[name].default for name in defaults} == {
         name: float(value) for name, value in defaults.items()
     }
 
@@ -105,7 +104,7 @@ def test_rules_of_the_adapter_are_the_queries_of_the_chart() -> None:
 
 def test_memory_is_enough_for_what_the_worker_takes() -> None:
     """The sum of the page on operating: records read ahead, 100 MiB, three queues, and the cache."""
-    needed_mib = Settings.model_fields["prefetch_max_bytes"].default / 2**20 + 100 + 3 * 32 + 16
+    needed_mib = VARIABLES["PREFETCH_MAX_BYTES"].default / 2**20 + 100 + 3 * 32 + 16
     assert VALUES["resources"]["limits"]["memory"] == VALUES["resources"]["requests"]["memory"] == "512Mi"
     assert needed_mib < 0.75 * 512
 

@@ -17,7 +17,7 @@ from support.requires import ROOT, required_program
 
 from simplu_worker.config.environment import SECRETS
 from simplu_worker.config.misspellings import KNOWN_VARIABLES
-from simplu_worker.config.settings import Settings
+from simplu_worker.config.settings import VARIABLES
 
 DEPLOY = ROOT / "deploy"
 SYSTEMD = DEPLOY / "systemd"
@@ -182,7 +182,7 @@ def test_units_leave_more_time_than_a_drain_takes() -> None:
     values = dict(
         re.findall(r"^(TimeoutStopSec|WatchdogSec|RestartPreventExitStatus)=(\d+)$", UNIT.read_text(), re.MULTILINE)
     )
-    assert int(values["TimeoutStopSec"]) >= Settings.model_fields["shutdown_grace_seconds"].default + 15
+    assert int(values["TimeoutStopSec"]) >= VARIABLES["SHUTDOWN_GRACE_SECONDS"].default + 15
     assert (values["WatchdogSec"], values["RestartPreventExitStatus"]) == ("30", "78")
 
 

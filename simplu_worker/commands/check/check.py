@@ -8,6 +8,7 @@ import resource
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
@@ -126,7 +127,7 @@ def scrub_report(report: CheckReport) -> CheckReport:
 
 async def check_dependencies(settings: Settings, misspellings: Sequence[Misspelling] = ()) -> CheckReport:
     """Contact all dependencies. Raises ConfigurationError only; any other failure is in the report."""
-    once = settings.model_copy(update={"citrus_retry_attempts": 1})
+    once = replace(settings, citrus_retry_attempts=1)
     checks = DependencyChecks(settings)
     checks.facts.open_files_max = open_files_max()
     async with AsyncExitStack() as stack:
@@ -344,7 +345,7 @@ class DependencyChecks:
         url = self._settings.redis_url
         if url is None:
             return []
-        redis = create_redis_commands(url.get_secret_value())
+        redis = create_redis_commands(url.reveal())
 
         async def ask() -> CheckAnswer:
             try:

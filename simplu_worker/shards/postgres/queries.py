@@ -10,7 +10,8 @@ them is looked up in the search path.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Final
@@ -31,12 +32,15 @@ def read_queries(texts: Iterable[str]) -> dict[str, str]:
     """
     parts = [part for text in texts for part in _parts_of(text)]
     fragments = {name: sql for kind, name, sql in parts if kind == "fragment"}
-    return {name: _include(sql, fragments) for kind, name, sql in parts if kind == "name"}
 
+    @cache
+    def whole_fragment(name: str) -> str:
+        return include(fragments[name])
 
-def _include(sql: str, fragments: Mapping[str, str]) -> str:
-    """Return *sql* with its fragments, and theirs, included."""
-    return _INCLUDE.sub(lambda match: _include(fragments[match[1]], fragments), sql)
+    def include(sql: str) -> str:
+        return _INCLUDE.sub(lambda match: whole_fragment(match[1]), sql)
+
+    return {name: include(sql) for kind, name, sql in parts if kind == "name"}
 
 
 def _parts_of(text: str) -> Iterable[tuple[str, str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import random
 import time
@@ -12,7 +13,6 @@ from urllib.parse import quote
 
 import aiohttp
 import msgspec
-import stamina
 import structlog
 from yarl import URL
 
@@ -25,19 +25,18 @@ from simplu_worker.shards.routing.address_book import AddressBook
 from simplu_worker.shards.routing.citrus_breaker import CitrusBreaker
 from simplu_worker.shards.routing.locator import Capacity, Registration
 from simplu_worker.shards.types import CitrusDeniedError
+from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import loop_time
 
 REPLY_MAX_BYTES: Final = 4 * 1024 * 1024  # the health of some thousand shards, decompressed
 MEDIA_TYPE_SHOWN_LENGTH: Final = 100
 SHARDS_MAX: Final = 10_000  # each costs the event loop some microseconds
 NO_SUCH_REQUEST: Final = frozenset({404, 405, 501})  # the references have no PUT
+RETRY_BASE_S, RETRY_MAX_S = 0.2, 5.0
 RETRY_AFTER_MAX_S: Final = 30.0
 RETRY_AFTER_IN_CALL_MAX_S: Final = 2.0  # a longer one opens the breaker for all calls, and no caller waits for it
 
 log = structlog.get_logger(__name__)
-
-# Retries are counted here, where their endpoint is known.
-stamina.instrumentation.set_on_retry_hooks(())
 
 
 class CitrusUnavailableError(RetryableError):
@@ -243,20 +242,29 @@ class CitrusClient:
     async def _request_with_retries(
         self, endpoint: str, method: str, path: str, type_: Any, message: Any
     ) -> tuple[int, Any]:
-        attempts = stamina.retry_context(
-            on=_retry_delay, attempts=self._attempts, timeout=None, wait_initial=0.1, wait_max=5, wait_jitter=0.2
-        )
-        try:
-            async for attempt in attempts:
-                with attempt:
-                    if attempt.num > 1:
-                        instruments.RETRIES.labels("citrus", endpoint).inc()
-                    answer = await self._request_once(endpoint, method, path, type_, message)
-        except RetryableError as exc:
-            self.last_error, self.is_denied = str(exc), isinstance(exc, CitrusDeniedError)
-            raise
-        self.last_error, self.is_denied = None, False
-        return answer
+        failure_count = 0
+        while True:
+            try:
+                answer = await self._request_once(endpoint, method, path, type_, message)
+            except RetryableError as exc:
+                failure_count += 1
+                delay_s = self._retry_delay_s(exc, failure_count)
+                if delay_s is None:
+                    self.last_error, self.is_denied = str(exc), isinstance(exc, CitrusDeniedError)
+                    raise
+            else:
+                self.last_error, self.is_denied = None, False
+                return answer
+            await asyncio.sleep(delay_s)
+            instruments.RETRIES.labels("citrus", endpoint).inc()
+
+    def _retry_delay_s(self, exc: RetryableError, failure_count: int) -> float | None:
+        """Return the seconds until the next try after the *failure_count*-th failure; None for no further one."""
+        if failure_count >= self._attempts or not isinstance(exc, CitrusUnavailableError):
+            return None
+        if exc.retry_after_s is None:
+            return backoff_s(failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
+        return exc.retry_after_s if exc.retry_after_s <= RETRY_AFTER_IN_CALL_MAX_S else None
 
     async def _request_once(
         self, endpoint: str, method: str, path: str, type_: Any, message: Any = None
@@ -355,15 +363,6 @@ def _check_status(endpoint: str, response: aiohttp.ClientResponse) -> str:
                 retry_after_s=min(float(retry_after), RETRY_AFTER_MAX_S) if retry_after.isdecimal() else None,
                 is_outage=status == 429 or status >= 500,
             )
-
-
-def _retry_delay(exc: Exception) -> bool | float:
-    """Return whether to retry, or after how many seconds (stamina's backoff hook)."""
-    if not isinstance(exc, CitrusUnavailableError):
-        return False
-    if exc.retry_after_s is None:
-        return True
-    return exc.retry_after_s if exc.retry_after_s <= RETRY_AFTER_IN_CALL_MAX_S else False
 
 
 def _decode(endpoint: str, body: bytes, type_: Any) -> Any:

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from simplu_worker.assembly.shards import only_shard
 from simplu_worker.config.environment import SECRETS, parse_env
 from simplu_worker.config.misspellings import find_misspellings
-from simplu_worker.config.settings import Settings, draft_settings
+from simplu_worker.config.settings import VARIABLES, draft_settings
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import ShardMap, parse_shard_map
 from simplu_worker.shards.routing.shard_map_changes import refusals_of
 
 ALLOWED_HOSTS: Final = ("*.internal", "10.0.*")
-VARIABLES: Final = b"#"  # the input is a file of variables
+OF_VARIABLES: Final = b"#"  # the input is a file of variables
 KEYS: Final = ("clinic-main", "", "漢", "x" * 257)
 
 
@@ -43,7 +43,7 @@ def check(data: bytes) -> None:
     """Read a map or variables, and find shards with them."""
     begin(data)
     try:
-        if data[:1] == VARIABLES:
+        if data[:1] == OF_VARIABLES:
             check_variables(data)
         else:
             check_map(parse_shard_map(data, ALLOWED_HOSTS))
@@ -100,12 +100,12 @@ VALUES: Final = {
 SEEDS: Final = (
     json.dumps(USUAL).encode(),
     json.dumps({"shards": SHARDS[:1]}).encode(),
-    VARIABLES + "\n".join(["", *(f"{name}={value}" for name, value in VALUES.items())]).encode(),
-    VARIABLES + b"\nexport DATABASE_HOST='db'\"x\"\\ y # z\nDATABASE_PORT=tcp://10.0.0.1:5432\nHTTP_HOST=::1",
+    OF_VARIABLES + "\n".join(["", *(f"{name}={value}" for name, value in VALUES.items())]).encode(),
+    OF_VARIABLES + b"\nexport DATABASE_HOST='db'\"x\"\\ y # z\nDATABASE_PORT=tcp://10.0.0.1:5432\nHTTP_HOST=::1",
 )
 WORDS: Final = (
     *(json.dumps(name).encode() for name in ("shards", "tenants", *SHARDS[0], "retired")),
-    *(f"\n{name}=".encode() for name in (*map(str.upper, Settings.model_fields), *SECRETS)),
+    *(f"\n{name}=".encode() for name in (*VARIABLES, *SECRETS)),
     *(
         b"\n#",
         b"export ",
@@ -135,7 +135,7 @@ TARGET: Final = Target(
     words=WORDS,
     inputs=messages(USUAL)
     | MAPS
-    | LINES.map(lambda lines: VARIABLES + "\n".join(["", *lines]).encode("utf-8", "surrogatepass"))
+    | LINES.map(lambda lines: OF_VARIABLES + "\n".join(["", *lines]).encode("utf-8", "surrogatepass"))
     | spliced(st.sampled_from(SEEDS), WORDS),
     bytes_per_byte=2_000,
 )

@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 from structlog.testing import capture_logs
 from support.citrus.cases import RoutedShards, routed_shards
 from support.postgres.databases import ShardMaker
@@ -24,6 +23,7 @@ from simplu_worker.cache.cache import Cache, CacheAdmin, create_redis_commands, 
 from simplu_worker.cache.invalidations import KEY_OVERHEAD_BYTES, ResourceKey
 from simplu_worker.cache.redis_commands import CacheUnavailableError
 from simplu_worker.commands.check.check import DependencyChecks
+from simplu_worker.config.kinds import Secret
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError, RetryableError
 from simplu_worker.local.processes.loopback import poll_until
@@ -618,7 +618,7 @@ async def test_clear_deletes_our_entries_and_moves_the_epoch(redis: RedisServer,
 async def test_check_asks_redis_once(redis: RedisServer) -> None:
     """Without it operations go on: a warning, and never its password."""
     assert await DependencyChecks(Settings()).check_cache() == []
-    checks = DependencyChecks(Settings(redis_url=SecretStr(redis.url)))
+    checks = DependencyChecks(Settings(redis_url=Secret(redis.url)))
     (answer,) = await checks.check_cache()
     assert (answer.dependency, answer.address, answer.status) == ("Redis", redis.address, "ok")
     assert checks.facts.eviction_policy == "noeviction"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from support.aws.kcl3_peer import migration_row
@@ -53,7 +54,7 @@ async def run() -> None:
     """Make all calls."""
     settings = load_settings(os.environ)
     await delete_lease(settings)
-    await follow(settings.model_copy(update={"kinesis_kcl_follower": True}))
+    await follow(replace(settings, kinesis_kcl_follower=True))
 
 
 if __name__ == "__main__":

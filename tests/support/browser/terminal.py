@@ -101,7 +101,7 @@ LEADER = """
 import fcntl, signal, sys, termios
 signal.signal(signal.SIGINT, signal.default_int_handler)
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-from simplu_worker.cli import main
+from simplu_worker.__main__ import main
 sys.argv[0] = "simplu-worker"
 main()
 """

@@ -67,7 +67,7 @@ def _run(connection: socket.socket) -> None:
     sys.argv = request["arguments"]
     from support.aws.command_line import main as aws
 
-    from simplu_worker.cli import main as worker
+    from simplu_worker.__main__ import main as worker
 
     try:
         {"aws": aws, "simplu-worker": worker}[sys.argv[0]]()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from simplu_worker.config.environment import SECRETS
 from simplu_worker.config.misspellings import KNOWN_VARIABLES, Misspelling, edit_distance, find_misspellings
-from simplu_worker.config.settings import Settings
+from simplu_worker.config.settings import VARIABLES
 
 MISSPELT = [
     ("KINESIS_STREAM", "KINESIS_STREAM_NAME"),
@@ -130,7 +130,7 @@ def test_misspelling_is_none_when_the_variable_is_of_another_program(name: str) 
 
 def test_misspelling_is_none_when_the_variable_is_known() -> None:
     """Every variable of the page of all variables is known, and each secret also as the file of that secret."""
-    assert {*map(str.upper, Settings.model_fields), *SECRETS, *(f"{name}_FILE" for name in SECRETS)} <= KNOWN_VARIABLES
+    assert {*VARIABLES, *SECRETS, *(f"{name}_FILE" for name in SECRETS)} <= KNOWN_VARIABLES
     assert list(find_misspellings(KNOWN_VARIABLES)) == []
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from pydantic import SecretStr
 
 from simplu_worker.aws.sqs_queue import QueueAttributes
 from simplu_worker.commands.check.findings import CheckFacts, describe_reading, find_oddities
+from simplu_worker.config.kinds import Secret
 from simplu_worker.config.misspellings import Misspelling
 from simplu_worker.config.settings import Settings
 from simplu_worker.shards.health.assessment import SchemaCreator
@@ -36,7 +36,7 @@ WITHOUT_AUTOVACUUM = ServerFacts(
 
 def settings_with(**changes: object) -> Settings:
     """Return settings about which nothing is odd, but for *changes*."""
-    values: dict[str, object] = {"api_token": SecretStr("a-token")}
+    values: dict[str, object] = {"api_token": Secret("a-token")}
     return Settings(**(values | changes))  # type: ignore[arg-type]
 
 

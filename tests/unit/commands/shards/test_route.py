@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.citrus.cases import API_KEY, ScriptedCitrus, reply
 
-from simplu_worker.cli import main
+from simplu_worker.__main__ import main
 from simplu_worker.commands.shards.route import SAMPLE_COUNT, read_keys, route_keys, sample_keys
 from simplu_worker.config.settings import Settings, load_settings
 from simplu_worker.errors import ConfigurationError, PermanentError
