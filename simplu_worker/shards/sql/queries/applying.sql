@@ -61,25 +61,19 @@ END
 -- text has the scale. The first filter drops nearly all others after two comparisons.
 strict $.** ? (@ < 1e-30 || @ >= 1e30) ? (@ >= 1e30 || @ <= -1e30 || @ > -1e-30)
 
--- fragment: text_bytes
--- The length of the text of `checked.document`; where its numbers make it longer than 32 MiB, an estimate of these,
--- at most twice as much: then no text is built. 250 numbers make it no longer, and 3,000 bytes have no more of them: a
--- number takes 12 at least.
+-- fragment: has_bounded_text
+-- Whether the text of `checked.document` has no more than 32 MiB, as far as its numbers decide: 250 of these make it no
+-- longer, and 3,000 bytes have no more of them, since a number takes 12 at least. The estimate is at most twice as much.
 CASE
     WHEN
         pg_catalog.pg_column_size(checked.document) <= 3000
         OR pg_catalog.jsonb_array_length(
             pg_catalog.jsonb_path_query_array(checked.document, ':extreme_numbers'::pg_catalog.jsonpath)
         ) <= 250
-    THEN pg_catalog.octet_length(checked.document::pg_catalog.text)
+    THEN true
     ELSE (
         SELECT
-            CASE
-                WHEN pg_catalog.sum(digits) > 33554432 THEN pg_catalog.sum(digits)
-                ELSE pg_catalog.octet_length(checked.document::pg_catalog.text)
-            END
-        FROM (
-            SELECT
+            pg_catalog.sum(
                 pg_catalog.scale(element::numeric) + CASE
                     WHEN pg_catalog.abs(element::numeric) < 1e1000 THEN 0
                     WHEN pg_catalog.abs(element::numeric) < 1e2000 THEN 2000
@@ -89,11 +83,15 @@ CASE
                     WHEN pg_catalog.abs(element::numeric) < 1e32000 THEN 32000
                     WHEN pg_catalog.abs(element::numeric) < 1e64000 THEN 64000
                     ELSE 131072
-                END AS digits
-            FROM :numbers_of_document
-        ) AS estimated
+                END
+            ) <= 33554432
+        FROM :numbers_of_document
     )
 END
+
+-- fragment: text_bytes
+-- The length of the text of `checked.document`; of one that is much too long, which is not built, more than 32 MiB.
+CASE WHEN :has_bounded_text THEN pg_catalog.octet_length(checked.document::pg_catalog.text) ELSE 33554433 END
 
 -- fragment: least_text_bytes
 -- A bound below the length of the text of `counted.document`, for less work than the length. The text has an eighth of
@@ -522,8 +520,8 @@ found AS (
 -- fragment: listed
 -- A `list` selects by containment (`@>`), which equality implies, and then compares member by member. Once the bytes
 -- of the page exceed the bound ($15), its further items are not built, and not measured where a lower bound is enough.
--- `other_bytes` is more than the text of a page has beside the data: two times, member names, and ids, of which a
--- character takes six bytes at most. So the text of the page is built only for its size when that is near the bound.
+-- The page is built as the text that jsonb has, and parsed once: functions of jsonb would copy each document for the
+-- item, for the items and for the page, which takes longer. So its length is that of the result too.
 -- A list reads in order of id until the page is full. A list of days, a month at most, reads by date and sorts
 -- afterwards: few of a type's resources are of one month, and a scan by id would read all the others too. `is_short`
 -- selects one of the two. Without the CASE the planner, which has no statistics of the filters, would expect hardly
@@ -547,91 +545,102 @@ wanted AS MATERIALIZED (
     FROM wanted
     CROSS JOIN LATERAL (
         SELECT
-            result,
-            CASE
-                WHEN page_bytes > $15::bigint THEN false
-                WHEN page_bytes + other_bytes <= $15::bigint THEN true
-                ELSE pg_catalog.octet_length(result::pg_catalog.text) <= $15::bigint
-            END AS fits
+            result::pg_catalog.jsonb AS result,
+            page_bytes <= $15::bigint AND pg_catalog.octet_length(result) <= $15::bigint AS fits
         FROM (
             SELECT
-                pg_catalog.jsonb_build_object(
-                    'items', coalesce(
-                        pg_catalog.jsonb_agg(item ORDER BY page_row) FILTER (WHERE page_row <= wanted.page_size), '[]'
-                    ),
-                    'page', wanted.page,
-                    'limit', wanted.page_size,
-                    'hasMore', pg_catalog.count(*) > wanted.page_size
-                ) AS result,
-                coalesce(pg_catalog.max(bytes_so_far) FILTER (WHERE page_row <= wanted.page_size), 0) AS page_bytes,
-                    200 + coalesce(
-                        pg_catalog.sum(200 + 6 * pg_catalog.octet_length("resourceId"))
-                            FILTER (WHERE page_row <= wanted.page_size),
-                        0
-                    ) AS other_bytes
+                '{"page": ' || wanted.page::pg_catalog.text || ', "items": ['
+                || coalesce(
+                    pg_catalog.string_agg(item, ', ' ORDER BY page_row) FILTER (WHERE page_row <= wanted.page_size), ''
+                )
+                || '], "limit": ' || wanted.page_size::pg_catalog.text
+                || ', "hasMore": ' || (pg_catalog.count(*) > wanted.page_size)::pg_catalog.text || '}' AS result,
+                coalesce(pg_catalog.max(bytes_so_far) FILTER (WHERE page_row <= wanted.page_size), 0) AS page_bytes
             FROM (
                 SELECT
-                    "resourceId",
                     page_row,
                     bytes_so_far,
-                    CASE WHEN bytes_so_far <= $15::bigint THEN pg_catalog.jsonb_build_object(
-                        'resourceId', "resourceId",
-                        'data', data,
-                        'date', pg_catalog.to_char(date AT TIME ZONE 'UTC', :utc_format),
-                        'lastUpdated', pg_catalog.to_char("lastUpdated" AT TIME ZONE 'UTC', :utc_format)
-                    ) END AS item
+                    CASE WHEN bytes_so_far <= $15::bigint THEN
+                        '{"data": ' || text
+                        || ', "date": '
+                        || coalesce('"' || pg_catalog.to_char(date AT TIME ZONE 'UTC', :utc_format) || '"', 'null')
+                        || ', "resourceId": ' || pg_catalog.to_json("resourceId")::pg_catalog.text
+                        || ', "lastUpdated": '
+                        || coalesce(
+                            '"' || pg_catalog.to_char("lastUpdated" AT TIME ZONE 'UTC', :utc_format) || '"', 'null'
+                        )
+                        || '}'
+                    END AS item
                 FROM (
                     SELECT
-                        "resourceId", data, date, "lastUpdated", page_row,
+                        "resourceId", date, "lastUpdated", page_row, text,
                         CASE
                             WHEN least_bytes > $15::bigint THEN least_bytes
                             ELSE (
-                                pg_catalog.sum(CASE WHEN least_bytes <= $15::bigint THEN :text_bytes END) OVER in_order
+                                pg_catalog.sum(
+                                    CASE
+                                        WHEN text IS NOT NULL THEN pg_catalog.octet_length(text)::bigint
+                                        ELSE $15::bigint + 1
+                                    END
+                                ) OVER in_order
                             )::bigint
                         END AS bytes_so_far
                     FROM (
-                        SELECT counted.*, (pg_catalog.sum(:least_text_bytes) OVER in_order)::bigint AS least_bytes
+                        SELECT
+                            checked.*,
+                            CASE
+                                WHEN least_bytes <= $15::bigint AND :has_bounded_text
+                                THEN checked.document::pg_catalog.text
+                            END AS text
                         FROM (
-                            SELECT
-                                matching.*,
-                                stored.document,
-                                pg_catalog.row_number() OVER in_order AS page_row,
-                                pg_catalog.sum(pg_catalog.pg_column_size(stored.document)) OVER in_order AS stored_bytes
+                            SELECT counted.*, (pg_catalog.sum(:least_text_bytes) OVER in_order)::bigint AS least_bytes
                             FROM (
-                                (
-                                    SELECT "resourceId", data, date, "lastUpdated"
-                                    FROM public.resources
-                                    WHERE
-                                        NOT wanted.is_short AND resources.id = wanted.tenant_id
-                                        AND resources."resourceName" = wanted.resource_type
-                                        AND CASE
-                                            WHEN resources.date < wanted.first_date OR resources.date > wanted.last_date
-                                            THEN false
-                                            ELSE :members_match
-                                        END
-                                    ORDER BY "resourceId"
-                                    LIMIT wanted.page_size + 1 OFFSET (wanted.page - 1) * wanted.page_size
-                                )
-                                UNION ALL
-                                (
-                                    SELECT "resourceId", data, date, "lastUpdated"
-                                    FROM public.resources
-                                    WHERE
-                                        wanted.is_short AND resources.id = wanted.tenant_id
-                                        AND resources."resourceName" = wanted.resource_type
-                                        AND resources.date BETWEEN wanted.first_date AND wanted.last_date
-                                        AND :members_match
-                                    ORDER BY "resourceId"
-                                    LIMIT wanted.page_size + 1 OFFSET (wanted.page - 1) * wanted.page_size
-                                )
-                            ) AS matching
-                            CROSS JOIN LATERAL (
-                                SELECT matching.data || '{}'::pg_catalog.jsonb AS document OFFSET 0
-                            ) AS stored
+                                SELECT
+                                    matching.*,
+                                    stored.document,
+                                    pg_catalog.row_number() OVER in_order AS page_row,
+                                    pg_catalog.sum(
+                                        pg_catalog.pg_column_size(stored.document)
+                                    ) OVER in_order AS stored_bytes
+                                FROM (
+                                    (
+                                        SELECT "resourceId", data, date, "lastUpdated"
+                                        FROM public.resources
+                                        WHERE
+                                            NOT wanted.is_short AND resources.id = wanted.tenant_id
+                                            AND resources."resourceName" = wanted.resource_type
+                                            AND CASE
+                                                WHEN
+                                                    resources.date < wanted.first_date
+                                                    OR resources.date > wanted.last_date
+                                                THEN false
+                                                ELSE :members_match
+                                            END
+                                        ORDER BY "resourceId"
+                                        LIMIT wanted.page_size + 1 OFFSET (wanted.page - 1) * wanted.page_size
+                                    )
+                                    UNION ALL
+                                    (
+                                        SELECT "resourceId", data, date, "lastUpdated"
+                                        FROM public.resources
+                                        WHERE
+                                            wanted.is_short AND resources.id = wanted.tenant_id
+                                            AND resources."resourceName" = wanted.resource_type
+                                            AND resources.date BETWEEN wanted.first_date AND wanted.last_date
+                                            AND :members_match
+                                        ORDER BY "resourceId"
+                                        LIMIT wanted.page_size + 1 OFFSET (wanted.page - 1) * wanted.page_size
+                                    )
+                                ) AS matching
+                                CROSS JOIN LATERAL (
+                                    SELECT matching.data || '{}'::pg_catalog.jsonb AS document OFFSET 0
+                                ) AS stored
+                                WINDOW in_order AS (ORDER BY "resourceId")
+                            ) AS counted
                             WINDOW in_order AS (ORDER BY "resourceId")
-                        ) AS counted
-                        WINDOW in_order AS (ORDER BY "resourceId")
-                    ) AS checked
+                        ) AS checked
+                        OFFSET 0
+                    ) AS worded
                     WINDOW in_order AS (ORDER BY "resourceId")
                 ) AS measured
             ) AS items
