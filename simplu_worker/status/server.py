@@ -29,7 +29,7 @@ from simplu_worker.status.access.reductions import counts_and_states, for_viewer
 from simplu_worker.status.access.roles import Role, Tokens
 from simplu_worker.status.connection_order import Places
 from simplu_worker.status.connections import CONNECTION_LIMITS, ConnectionGate, ConnectionLimits, connection_of
-from simplu_worker.status.list_query import OperationListQuery, parse_list_query
+from simplu_worker.status.listing_request import OperationListQuery, parse_listing_request
 from simplu_worker.status.live.event_stream import LISTENERS_MAX, Read, changes, send_events
 from simplu_worker.status.live.request_bodies import LettersRequest, OpenDesk, RetryRequest, read_body
 from simplu_worker.status.live.tap_stream import parse_tap_query, tapped
@@ -432,7 +432,7 @@ class _Endpoints:
 
     async def operations(self, request: web.Request) -> HttpAnswer:
         try:
-            query = parse_list_query(request.query.items())
+            query = parse_listing_request(request.query.items())
         except ValueError as exc:
             return _bad_request(str(exc))
         return await self._views.operations(query)

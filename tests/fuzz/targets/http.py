@@ -20,7 +20,7 @@ from simplu_worker.shards.listing.request import LIMIT_MAX, SearchPosition, deco
 from simplu_worker.status.access.guard import Guard
 from simplu_worker.status.access.roles import Tokens
 from simplu_worker.status.connections import CONNECTION_LIMITS, ConnectionGate
-from simplu_worker.status.list_query import OperationListQuery
+from simplu_worker.status.listing_request import OperationListQuery
 from simplu_worker.status.server import Views, make_application
 from simplu_worker.status.unreadiness import Unreadiness, UnreadyReason
 

@@ -27,7 +27,7 @@ from simplu_worker.operations.operation import DeadLetterReason
 from simplu_worker.status.access.audit import Actor
 from simplu_worker.status.access.roles import Tokens
 from simplu_worker.status.connections import ConnectionLimits
-from simplu_worker.status.list_query import OperationListQuery
+from simplu_worker.status.listing_request import OperationListQuery
 from simplu_worker.status.live.event_stream import LISTENERS_MAX
 from simplu_worker.status.live.request_bodies import LettersRequest
 from simplu_worker.status.server import PATH_REQUESTS_MAX, VIEWS_AT_ONCE, Views, open_http

@@ -10,7 +10,7 @@ from support.requires import ROOT
 
 from simplu_worker.shards.gateway import LoggedOperation, RejectedRequest
 from simplu_worker.status.access.reductions import for_viewers
-from simplu_worker.status.list_query import _PARSERS, _TENANT
+from simplu_worker.status.listing_request import _PARSERS, _TENANT
 from simplu_worker.status.routes.openapi import describe
 from simplu_worker.status.routes.schemas import CONTENT_TYPES, SCHEMAS
 from simplu_worker.status.routes.table import ROUTES, Access, Answer, Route

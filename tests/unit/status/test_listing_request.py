@@ -8,7 +8,7 @@ import pytest
 
 from simplu_worker.operations.operation import Failure
 from simplu_worker.shards.listing.request import ListRequest, OperationStatus, SearchPosition
-from simplu_worker.status.list_query import OperationListQuery, parse_list_query
+from simplu_worker.status.listing_request import OperationListQuery, parse_listing_request
 
 TENANT = [("businessId", "b"), ("locationId", "l")]
 AFTER = SearchPosition(datetime(2026, 3, 1, tzinfo=UTC), "r")
@@ -32,7 +32,7 @@ AFTER = SearchPosition(datetime(2026, 3, 1, tzinfo=UTC), "r")
 )
 def test_query_asks_for_its_members(pairs: list[tuple[str, str]], expected: ListRequest) -> None:
     """An empty value counts as absent."""
-    assert parse_list_query([*TENANT, *pairs]) == OperationListQuery("b", "l", expected)
+    assert parse_listing_request([*TENANT, *pairs]) == OperationListQuery("b", "l", expected)
 
 
 @pytest.mark.parametrize(
@@ -64,13 +64,13 @@ def test_query_asks_for_its_members(pairs: list[tuple[str, str]], expected: List
 def test_query_is_refused_when_it_cannot_be_meant(pairs: list[tuple[str, str]], problem: str) -> None:
     """The error names the parameter."""
     with pytest.raises(ValueError, match="expected") as refused:
-        parse_list_query(pairs)
+        parse_listing_request(pairs)
     assert str(refused.value).startswith(problem)
 
 
 def test_error_shows_a_bounded_part_of_an_unknown_name() -> None:
     """A name comes from outside: it may be long, and any text."""
     with pytest.raises(ValueError, match="expected the parameters") as refused:
-        parse_list_query([*TENANT, ("\udcff\n" * 5000, "")])
+        parse_listing_request([*TENANT, ("\udcff\n" * 5000, "")])
     assert len(str(refused.value)) < 400
     assert str(refused.value).isprintable()

@@ -31,7 +31,7 @@ class OperationListQuery(NamedTuple):
     request: ListRequest
 
 
-def parse_list_query(pairs: Iterable[tuple[str, str]]) -> OperationListQuery:
+def parse_listing_request(pairs: Iterable[tuple[str, str]]) -> OperationListQuery:
     """Return the request of the decoded *pairs* of a query; an empty value counts as absent.
 
     Raises `ValueError` with an error for people.
