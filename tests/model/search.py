@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -67,48 +67,63 @@ def search(model: Model[State], *, forbids_cycles: bool = False) -> int:
     With *forbids_cycles* a cycle of steps is bad too: a model that goes round without a fault gets nowhere. The steps
     of the cycle are at the end of its trace.
     """
-    first = model.first()
-    numbers = {first: 0}
-    states = [first]
-    came_from: list[tuple[str, int]] = [("", 0)]
-    steps: list[set[int]] = []  # by state: the states that its steps lead to
-    for number, state in enumerate(states):  # which grow
-        following = []
-        for label, one in model.steps(state):
-            found = numbers.setdefault(one, len(states))
-            following.append(found)
-            if found == len(states):
-                states.append(one)
-                came_from.append((label, number))
-        for label, one in model.faults(state):
-            if numbers.setdefault(one, len(states)) == len(states):
-                states.append(one)
-                came_from.append((label, number))
-        onwards = {*following} - {number}
-        if promise := model.broken(state) or ("" if onwards else model.unsettled(state)):
-            raise Violation(promise, _trace(came_from, number))
-        if forbids_cycles:
-            steps.append(onwards)
-        if len(states) > STATES_MAX:
-            raise RuntimeError(f"over {STATES_MAX} states: make the model smaller")
+    states, came_from, steps = _visit(model, notes_steps=forbids_cycles)
     if cycle := _cycle_of(steps):
+        trace = _trace(model, states, came_from, cycle[0])
         labels = _labels_between(model, [states[one] for one in (*cycle, cycle[0])])
-        raise Violation(f"cycle: {len(cycle)} steps without a fault", [*_trace(came_from, cycle[0]), *labels])
+        raise Violation(f"cycle: {len(cycle)} steps without a fault", [*trace, *labels])
     return len(states)
 
 
+def _visit(model: Model[State], *, notes_steps: bool) -> tuple[list[State], list[int], list[set[int]]]:
+    """Return all states, for each the number of the one that it was found from, and with *notes_steps* its steps.
+
+    The steps of a state are the numbers of the states that they lead to, without its own. Raises Violation.
+    """
+    first = model.first()
+    numbers = {first: 0}
+    states = [first]
+    came_from = [0]
+    steps: list[set[int]] = []
+    count = 1
+    for number, state in enumerate(states):  # which grow
+        onwards = set()
+        for _, one in model.steps(state):
+            found = numbers.setdefault(one, count)
+            onwards.add(found)
+            if found == count:
+                states.append(one)
+                came_from.append(number)
+                count += 1
+        for _, one in model.faults(state):
+            if numbers.setdefault(one, count) == count:
+                states.append(one)
+                came_from.append(number)
+                count += 1
+        onwards.discard(number)
+        if promise := model.broken(state) or ("" if onwards else model.unsettled(state)):
+            raise Violation(promise, _trace(model, states, came_from, number))
+        if notes_steps:
+            steps.append(onwards)
+        if count > STATES_MAX:
+            raise RuntimeError(f"over {STATES_MAX} states: make the model smaller")
+    return states, came_from, steps
+
+
+def _trace(model: Model[State], states: Sequence[State], came_from: Sequence[int], number: int) -> list[str]:
+    """Return the labels of what led to a state, the first one first."""
+    path = [number]
+    while path[-1]:
+        path.append(came_from[path[-1]])
+    return _labels_between(model, [states[one] for one in reversed(path)])
+
+
 def _labels_between(model: Model[State], states: Sequence[State]) -> list[str]:
-    """Return the labels of the steps from each state to the next one."""
-    return [next(label for label, one in model.steps(at) if one == to) for at, to in pairwise(states)]
-
-
-def _trace(came_from: Sequence[tuple[str, int]], number: int) -> list[str]:
-    """Return the labels of the steps that led to a state, the first one first."""
-    labels = []
-    while number:
-        label, number = came_from[number]
-        labels.append(label)
-    return labels[::-1]
+    """Return the labels of what leads from each state to the next one, of a step where there is one."""
+    return [
+        next(label for label, one in chain(model.steps(at), model.faults(at)) if one == to)
+        for at, to in pairwise(states)
+    ]
 
 
 def _cycle_of(steps: Sequence[AbstractSet[int]]) -> list[int]:
