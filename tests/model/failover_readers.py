@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from model.reader_model import AGREED, FREE, CatchUp, Move, Reader, ReaderModel, Scene
@@ -18,7 +18,7 @@ class Readers(Protocol):
         """Return a reader that starts at a checkpoint."""
         ...
 
-    def moves(self, reader: Any, *, is_troubled: bool, barred: Collection[int]) -> Iterator[Move]:
+    def moves(self, reader: Any, *, is_troubled: bool, barred: tuple[int, ...]) -> Sequence[Move]:
         """Return what a reader may do by itself and with the other shard; it may not catch up tenants *barred*."""
         ...
 
@@ -53,7 +53,7 @@ class WholeReaders(ReaderModel):
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene, AGREED, end=len(scene.tenants))
 
-    def moves(self, reader: Reader, *, is_troubled: bool, barred: Collection[int] = ()) -> Iterator[Move]:
+    def _moves_of(self, reader: Reader, barred: Collection[int], *, is_troubled: bool) -> Iterator[Move]:
         """Return what a reader may do but for what is in the lane of the shard."""
         if reader.dispatch < self.end:
             yield self._dispatch(reader)
@@ -113,14 +113,22 @@ class PlainReaders:
         self._scene = scene
         self._end = len(scene.tenants) if end is None else end
         self._all = range(len(scene.shards))
+        # By tenant, by position.
+        self._following = [
+            [
+                next((at for at in range(position, self._end) if scene.tenants[at] == tenant), self._end)
+                for position in range(len(scene.tenants) + 1)
+            ]
+            for tenant in self._all
+        ]
 
     def start(self, checkpoint: int) -> tuple[int, ...]:
         """Return the next operation of each tenant."""
         return tuple(self._next(tenant, checkpoint) for tenant in self._all)
 
-    def moves(self, reader: tuple[int, ...], *, is_troubled: bool, barred: Collection[int]) -> Iterator[Move]:
+    def moves(self, reader: tuple[int, ...], *, is_troubled: bool, barred: tuple[int, ...]) -> Sequence[Move]:
         """Return nothing: it reads as soon as it can."""
-        yield from ()
+        return ()
 
     def ready(self, reader: tuple[int, ...]) -> tuple[int, ...]:
         """Return the next operation of every tenant."""
@@ -147,7 +155,7 @@ class PlainReaders:
         return tuple(tenant for tenant, at in enumerate(reader) if at < max(reader))
 
     def _next(self, tenant: int, position: int) -> int:
-        return next((at for at in range(position, self._end) if self._scene.tenants[at] == tenant), self._end)
+        return self._following[tenant][position]
 
 
 def _without_first(reader: Reader, number: int) -> Reader:

@@ -6,7 +6,7 @@ in flight. A batch is one operation: a larger one is the same with an atomic gro
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -113,14 +113,24 @@ class ReaderModel:
         self.end = end
         self._lane_count = scene.shard_count * (2 if rules.separate_lanes else 1)
         self._in_flight_max = 2 if rules.two_in_flight else 1
+        # A reader is in many states of a model.
+        self._moves: dict[tuple[Reader, bool, tuple[int, ...]], tuple[Move, ...]] = {}
+        self._owed: dict[Reader, int] = {}
 
     def start(self, checkpoint: int, *, held: Collection[int] = ()) -> Reader:
         """Return a reader that starts at a checkpoint, with some tenants held from there on."""
         holds = tuple(checkpoint if tenant in held else FREE for tenant in range(len(self.scene.shards)))
         return Reader(checkpoint, ((),) * self._lane_count, holds)
 
-    def moves(self, reader: Reader, *, is_troubled: bool, barred: Collection[int] = ()) -> Iterator[Move]:
+    def moves(self, reader: Reader, *, is_troubled: bool, barred: tuple[int, ...] = ()) -> Sequence[Move]:
         """Return what the reader may do; for tenants *barred* it may not catch up yet."""
+        key = (reader, is_troubled, barred)
+        moves = self._moves.get(key)
+        if moves is None:
+            moves = self._moves[key] = tuple(self._moves_of(reader, barred, is_troubled=is_troubled))
+        return moves
+
+    def _moves_of(self, reader: Reader, barred: Collection[int], *, is_troubled: bool) -> Iterator[Move]:
         if reader.dispatch < self.end:
             yield self._dispatch(reader)
         for number, lane in enumerate(reader.lanes):
@@ -136,6 +146,12 @@ class ReaderModel:
 
     def owed(self, reader: Reader) -> int:
         """Return the lowest position that the reader owes: its checkpoint."""
+        owed = self._owed.get(reader)
+        if owed is None:
+            owed = self._owed[reader] = self._owed_of(reader)
+        return owed
+
+    def _owed_of(self, reader: Reader) -> int:
         owed = min((reader.dispatch, *(operation for lane in reader.lanes for operation in lane)))
         if self.rules.checkpoint_ignores_holds:
             return owed
