@@ -10,12 +10,12 @@ acknowledgement is lost happens at any later time, or never. What the replica ha
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from model.failover_readers import A, PlainReaders, Readers, WholeReaders
-from model.failover_rows import NEW, NO_ROW, NO_TOKEN, OUTDATED, TO_ADOPT, TO_COME, Row, names_of
+from model.failover_rows import NEW, NO_ROW, NO_TOKEN, OUTDATED, TO_ADOPT, TO_COME, Row, names_of, names_of_rows
 from model.reader_model import Scene
 from model.search import StatePart, one_less
 from msgspec.structs import replace
@@ -322,16 +322,22 @@ class FailoverModel:
 def _renamed(state: State) -> State:
     """Return a state with its tokens renamed, and without transactions that no row lets through any more."""
     rows = [version.row.token for version in (state.shard, state.replica) if version is not None]
-    names = names_of(rows, [(batch.row.token, batch.tokens) for batch in state.adrift])
+    if state.adrift:
+        names: Mapping[int, int] = names_of(rows, [(batch.row.token, batch.tokens) for batch in state.adrift])
+    else:
+        names = names_of_rows(*rows)
 
     def version(one: Version) -> Version:
-        return replace(one, row=replace(one.row, token=names[one.row.token]))
+        token = names[one.row.token]
+        return one if token == one.row.token else replace(one, row=replace(one.row, token=token))
 
     def tokens(of: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(sorted(names[token] for token in of if token in names))
 
     def worker(one: Worker) -> Worker:
         token = one.token if one.token <= TO_ADOPT else names.get(one.token, OUTDATED)
+        if token == one.token and not one.unknown:
+            return one
         return replace(one, token=token, unknown=tokens(one.unknown))
 
     return replace(

@@ -6,7 +6,8 @@ every step, and forgotten when no row can have them any more.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cache
 
 from model.search import StatePart
 
@@ -49,3 +50,9 @@ def names_of(rows: Iterable[int], adrift: Iterable[tuple[int, tuple[int, ...]]] 
     if has_row:
         del names[NO_TOKEN]
     return names
+
+
+@cache
+def names_of_rows(*rows: int) -> Mapping[int, int]:
+    """Return the same where no transaction is still to come: a search asks for few combinations, and often."""
+    return names_of(rows)

@@ -28,7 +28,7 @@ from dataclasses import astuple, dataclass
 from enum import IntEnum
 from typing import Literal
 
-from model.failover_rows import NEW, OUTDATED, TO_ADOPT, TO_COME, names_of
+from model.failover_rows import NEW, OUTDATED, TO_ADOPT, TO_COME, names_of_rows
 from model.ownership import AGREED, NO_SHARD, Reader, Rules
 from model.ownership_reader import (
     SHARD_NAMES,
@@ -359,16 +359,19 @@ class OwnershipModel:
 def _renamed(state: State, shard: int) -> State:
     """Return the same state with other names for the tokens of a shard, which are only compared with each other."""
     current, replica = state.shards[shard], state.replicas[shard]
-    names = names_of([one.row.token for one in (current, replica) if one is not None])
+    versions = (current,) if replica is None else (current, replica)
+    names = names_of_rows(*[one.row.token for one in versions])
 
     def version(one: Shard) -> Shard:
-        return replace(one, row=replace(one.row, token=names[one.row.token]))
+        token = names[one.row.token]
+        return one if token == one.row.token else replace(one, row=replace(one.row, token=token))
 
     def reader(one: Reader) -> Reader:
         token = one.tokens[shard]
         if token <= OUTDATED:
             return one
-        return replace(one, tokens=put_at(one.tokens, shard, names.get(token, OUTDATED)))
+        name = names.get(token, OUTDATED)
+        return one if name == token else replace(one, tokens=put_at(one.tokens, shard, name))
 
     return replace(
         state,

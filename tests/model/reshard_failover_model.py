@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, TypeAlias
 
 from model.failover_readers import PlainReaders
-from model.failover_rows import NEW, NO_ROW, OUTDATED, TO_ADOPT, TO_COME, Row, names_of
+from model.failover_rows import NEW, NO_ROW, OUTDATED, TO_ADOPT, TO_COME, Row, names_of_rows
 from model.reader_model import Scene
 from model.search import StatePart, one_less
 from msgspec.structs import replace
@@ -94,6 +94,7 @@ class State(StatePart, frozen=True):
 
 
 SideName = Literal["parent", "child"]
+Work: TypeAlias = tuple[str, Worker, Row | None, int | None]  # what a reader does, the reader then, its row, its commit
 SIDES: Final[tuple[tuple[SideName, int], ...]] = (("parent", 1), ("child", 3))  # with the place of its crashes in left
 
 
@@ -121,6 +122,7 @@ class ReshardFailoverModel:
         self._last = len(operations)
         self._all = range(2)
         self._readers = {"parent": PlainReaders(self._scene, end=self._end), "child": PlainReaders(self._scene)}
+        self._works: dict[tuple[object, ...], tuple[Work, ...]] = {}  # many states differ in other things alone
 
     def first(self) -> State:
         """Return a reader at the start of the parent, and a shard without its row."""
@@ -198,26 +200,43 @@ class ReshardFailoverModel:
     def _work(
         self, state: State, name: SideName, worker: Worker | None, *, is_zombie: bool
     ) -> Iterator[tuple[str, State]]:
-        """Return what one reader may do: adopt, or one transaction."""
+        """Return what one reader may do, and what follows from it."""
         if worker is None:
             return
+        shard = state.shard
+        key = (worker, shard.grandparent, shard.parent, shard.child, state.listed, state.is_ended, name)
+        works = self._works.get(key)
+        if works is None:
+            works = self._works[key] = tuple(self._works_of(state, name, worker))
+        who = f"zombie of {name}" if is_zombie else name
+        for label, after, written, operation in works:
+            if written is None:
+                following = _renamed(_settled(state, name, after, is_zombie=is_zombie))
+            else:
+                following = self._wrote(state, name, after, written, operation, is_zombie=is_zombie)
+            yield f"{who}: {label}", following
+
+    def _works_of(self, state: State, name: SideName, worker: Worker) -> Iterator[Work]:
+        """Return what one reader may do: adopt, or one transaction.
+
+        It depends on the shard's rows and on the parent's lease row, on nothing else that the state has.
+        """
         if self._rules.frees_without_adopting:
             worker = replace(worker, left_out=())
-        who = f"zombie of {name}" if is_zombie else name
         row = state.shard.parent if name == "parent" else state.shard.child
         listed = () if name == "parent" else self._owed_by_parent(state)
         if worker.token <= TO_ADOPT or {*worker.left_out} - {*listed}:
             left_out = self._left_out(state, worker) if name == "child" else ()
             reader = self._rewound(state, name, worker, left_out)
             rewound = replace(worker, reader=reader, token=row.token, left_out=left_out)
-            label = f"{who}: adopts {row.owed_from}"
+            label = f"adopts {row.owed_from}"
             has_none = row.is_after_parents or (name == "parent" and not self._begin)
             if has_none or self._rules.adopts_without_writing:
-                yield label, _renamed(_settled(state, name, rewound, is_zombie=is_zombie))
+                yield label, rewound, None, None
             else:
                 written = replace(row, token=TO_COME)
                 label = f"{label}, its parent's is at {self._before(state, name)}, and writes"
-                yield label, self._wrote(state, name, rewound, written, None, is_zombie=is_zombie)
+                yield label, rewound, written, None
         if worker.token <= TO_ADOPT:
             return
         readers, reader = self._readers[name], worker.reader
@@ -225,15 +244,13 @@ class ReshardFailoverModel:
         free = self._end if name == "child" and self._rules.leaves_listed else 0  # what it reads again of the parent
         ready = [one for one in readers.ready(reader) if one < free or self._scene.tenants[one] not in barred]
         for operation in (*ready, None):
-            label = f"{who}: touch" if operation is None else f"{who}: commit {operation}"
+            label = "touch" if operation is None else f"commit {operation}"
             if row.token != worker.token:
                 found = replace(worker, token=TO_ADOPT)
-                yield f"{label}: another token", _renamed(_settled(state, name, found, is_zombie=is_zombie))
+                yield f"{label}: another token", found, None, None
                 continue
             after = reader if operation is None else readers.settled(reader, operation)
-            written = self._claim(state, name, worker)
-            moved = replace(worker, reader=after)
-            yield label, self._wrote(state, name, moved, written, operation, is_zombie=is_zombie)
+            yield label, replace(worker, reader=after), self._claim(state, name, worker), operation
 
     def _claim(self, state: State, name: SideName, worker: Worker) -> Row:
         """Return the row that a transaction writes."""
@@ -336,10 +353,11 @@ class ReshardFailoverModel:
 
 def _renamed(state: State) -> State:
     """Return the same state with other names for its tokens, which are only compared with each other."""
-    versions = [version for version in (state.shard, state.replica) if version is not None]
+    shard, replica = state.shard, state.replica
+    versions = (shard,) if replica is None else (shard, replica)
     names = {
-        "parent": names_of([version.parent.token for version in versions]),
-        "child": names_of([version.child.token for version in versions]),
+        "parent": names_of_rows(*[version.parent.token for version in versions]),
+        "child": names_of_rows(*[version.child.token for version in versions]),
     }
 
     def version(one: Version) -> Version:
@@ -360,8 +378,8 @@ def _renamed(state: State) -> State:
 
     return replace(
         state,
-        shard=version(state.shard),
-        replica=None if state.replica is None else version(state.replica),
+        shard=version(shard),
+        replica=None if replica is None else version(replica),
         parent=side(state.parent, "parent"),
         child=side(state.child, "child"),
     )

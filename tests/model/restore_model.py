@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass
 from enum import IntEnum
 from typing import Literal, TypeAlias
 
-from model.failover_rows import NEW, OUTDATED, TO_ADOPT, TO_COME, names_of
+from model.failover_rows import NEW, OUTDATED, TO_ADOPT, TO_COME, names_of_rows
 from model.search import StatePart, one_less, put_at
 from msgspec.structs import replace
 
@@ -368,16 +368,26 @@ class RestoreModel:
 
 def _renamed(state: State) -> State:
     """Return the same state with other names for the tokens of the row, which are only compared with each other."""
-    versions = [one for one in (state.shard, state.replica) if one is not None]
-    names = names_of([one.row_token for one in versions])
-    token = state.reader.token
+    shard, replica, backup, reader = state.shard, state.replica, state.backup, state.reader
+    if replica is None:
+        names = names_of_rows(shard.row_token)
+    else:
+        names = names_of_rows(shard.row_token, replica.row_token)
+        replica = _with_token(replica, names[replica.row_token])
+    if reader.token > OUTDATED:
+        token = names.get(reader.token, OUTDATED)
+        reader = reader if token == reader.token else replace(reader, token=token)
     return replace(
         state,
-        shard=replace(state.shard, row_token=names[state.shard.row_token]),
-        replica=state.replica and replace(state.replica, row_token=names[state.replica.row_token]),
-        backup=state.backup and replace(state.backup, row_token=0),
-        reader=replace(state.reader, token=names.get(token, OUTDATED) if token > OUTDATED else token),
+        shard=_with_token(shard, names[shard.row_token]),
+        replica=replica,
+        backup=backup and _with_token(backup, 0),
+        reader=reader,
     )
+
+
+def _with_token(version: Version, token: int) -> Version:
+    return version if version.row_token == token else replace(version, row_token=token)
 
 
 def _again(restorer: Restorer) -> Restorer:
