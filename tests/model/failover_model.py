@@ -17,7 +17,7 @@ from typing import Any, Literal
 from model.failover_readers import A, PlainReaders, Readers, WholeReaders
 from model.failover_rows import NEW, NO_ROW, NO_TOKEN, OUTDATED, TO_ADOPT, TO_COME, Row, names_of, names_of_rows
 from model.reader_model import Scene
-from model.search import StatePart, one_less
+from model.search import Memory, StatePart, one_less
 from msgspec.structs import replace
 
 
@@ -128,6 +128,7 @@ class FailoverModel:
         self._is_found_before = is_found_before
         self._checks_claims = checks_claims
         self._end = len(scene.tenants)
+        self._works: Memory[tuple[State, Role], tuple[tuple[str, State], ...]] = Memory()
         self._readers: Readers = PlainReaders(scene) if is_plain else WholeReaders(scene)
         self._all = range(len(scene.shards))
         self._its = tuple(tenant for tenant in self._all if scene.shards[tenant] == A)
@@ -201,10 +202,19 @@ class FailoverModel:
         return Worker(self._readers.start(checkpoint), started_at=checkpoint if notes_start else 0)
 
     def _work(self, state: State, role: Role) -> Iterator[tuple[str, State]]:
-        """Return what a reader may do: as any reader, but for what it does with the shard."""
+        """Return what a reader may do. It depends neither on the checkpoint nor on trouble to come."""
         worker = state.owner if role == "owner" else state.zombie
         if worker is None:
             return
+        alike = replace(state, checkpoint=0, left=())
+        works = self._works.get((alike, role))
+        if works is None:
+            works = self._works[alike, role] = tuple(self._works_of(alike, role, worker))
+        for label, after in works:
+            yield label, replace(after, checkpoint=state.checkpoint, left=state.left)
+
+    def _works_of(self, state: State, role: Role, worker: Worker) -> Iterator[tuple[str, State]]:
+        """Return what a reader may do: as any reader, but for what it does with the shard."""
         barred = self._its if worker.token <= TO_ADOPT else ()
         for label, reader, commits in self._readers.moves(worker.reader, is_troubled=state.is_troubled, barred=barred):
             following = _with(state, role, replace(worker, reader=reader))

@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import Literal, TypeAlias
 
 from model.failover_rows import NEW, NO_TOKEN, OUTDATED, TO_ADOPT, TO_COME, names_of
-from model.search import StatePart, one_less, put_at
+from model.search import Memory, StatePart, one_less, put_at
 from msgspec.structs import replace
 
 A, B = 0, 1
@@ -138,6 +138,9 @@ class State(StatePart, frozen=True):
     promise: str = ""  # broken on the way here
 
 
+Works: TypeAlias = tuple[tuple[str, State], ...]
+
+
 class MoveFailoverModel:
     """One tenant, two shards, a stream of *count* operations, and, where there is one, a message."""
 
@@ -156,6 +159,7 @@ class MoveFailoverModel:
         self._rules = rules
         self._has_message = has_message
         self._has_rows = has_rows
+        self._remembered: Memory[State, tuple[Works, Works]] = Memory()
 
     def first(self) -> State:
         """Return a tenant on shard A."""
@@ -176,15 +180,32 @@ class MoveFailoverModel:
 
     def steps(self, state: State) -> Iterator[tuple[str, State]]:
         """Return what the reader and the mover do, the end of fences and of lags, and the message."""
-        for shard in (A, B):
-            yield from self._read(state, shard)
-            yield from self._end_of_lag(state, shard)
+        reads, moves = self._works(replace(state, checkpoint=0, left=(), message="none"))
+        others = (state.checkpoint, state.left, state.message)
+        for label, after in reads:
+            yield label, _with_others(after, *others)
         if state.reader.next > state.checkpoint:
             yield f"checkpoint {state.reader.next}", replace(state, checkpoint=state.reader.next)
+        if state.mover is None and state.left[Left.MOVERS]:
+            yield "start a mover", replace(_spend(state, Left.MOVERS), mover=Mover())
+        for label, after in moves:
+            yield label, _with_others(after, *others)
+        yield from self._take_message(state)
+
+    def _works(self, state: State) -> tuple[Works, Works]:
+        """Return what the reader does, with the ends of lags, and what the mover and workers do.
+
+        It does not depend on the checkpoint, on the message, or on what is left of the budget.
+        """
+        works = self._remembered.get(state)
+        if works is None:
+            reads = [one for shard in (A, B) for one in (*self._read(state, shard), *self._end_of_lag(state, shard))]
+            works = self._remembered[state] = (tuple(reads), tuple(self._moves(state)))
+        return works
+
+    def _moves(self, state: State) -> Iterator[tuple[str, State]]:
         if state.mover is not None:
             yield from self._move(state, state.mover)
-        elif state.left[Left.MOVERS]:
-            yield "start a mover", replace(_spend(state, Left.MOVERS), mover=Mover())
         source, target = state.shards
         is_stuck = source.state == "moved" and target.state != "active" and not self._is_ready(state)
         if state.mover is None and is_stuck and not self._rules.never_copies_again:
@@ -194,7 +215,6 @@ class MoveFailoverModel:
             yield "the fence expires", _put(state, A, ended)
         if self._may_activate(state):
             yield "a worker activates", self._activated(state)
-        yield from self._take_message(state)
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
         """Return movers that start and die, crashes of the reader, and replicas that get nothing for a while."""
@@ -529,6 +549,10 @@ def _with_names(version: Version, names: dict[int, int], names_a: dict[int, int]
 
 def _merge_with_names(merge: Merge, names: dict[int, int], names_a: dict[int, int]) -> Merge:
     return Merge(names[merge.token], names[merge.former], names_a[merge.carried])
+
+
+def _with_others(state: State, checkpoint: int, left: tuple[int, ...], message: MessageState) -> State:
+    return replace(state, checkpoint=checkpoint, left=left, message=message)
 
 
 def _put(state: State, shard: int, version: Version) -> State:

@@ -40,10 +40,11 @@ from model.ownership_reader import (
     Placement,
 )
 from model.reader_model import Scene
-from model.search import StatePart, one_less, put_at
+from model.search import Memory, StatePart, one_less, put_at
 from msgspec.structs import replace
 
 NEW_AFTER_MOVE = -4  # in place of the token of a reader that has yet to look, and was there before a tenant moved
+NO_LEASE = Lease()
 Role = Literal["owner", "zombie"]
 
 
@@ -136,6 +137,7 @@ class OwnershipModel:
         self._continues_ahead = continues_ahead
         self._end = len(parents + operations)
         self._readers = OwnershipReaders(self._scene.tenants, len(homes), len(shards), rules, bounds)
+        self._works: Memory[tuple[State, Role], tuple[tuple[str, State], ...]] = Memory()
 
     def first(self) -> State:
         """Return a reader at the start of the stream shard."""
@@ -223,7 +225,15 @@ class OwnershipModel:
         return self._readers.start(lease if self._continues_ahead else Lease(lease.checkpoint, lease.checkpoint))
 
     def _work(self, state: State, role: Role) -> Iterator[tuple[str, State]]:
-        """Return what one reader may do."""
+        """Return what one reader may do. It depends neither on the lease row nor on trouble to come."""
+        alike = replace(state, lease=NO_LEASE, left=())
+        works = self._works.get((alike, role))
+        if works is None:
+            works = self._works[alike, role] = tuple(self._works_of(alike, role))
+        for label, after in works:
+            yield label, replace(after, lease=state.lease, left=state.left)
+
+    def _works_of(self, state: State, role: Role) -> Iterator[tuple[str, State]]:
         reader = state.owner if role == "owner" else state.zombie
         assert reader is not None
         prospect = self._readers.prospect(reader, state.placement)

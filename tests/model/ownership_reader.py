@@ -26,7 +26,7 @@ from model.ownership import (
     hold_of,
     tidied,
 )
-from model.search import StatePart, put_at
+from model.search import Memory, StatePart, put_at
 from msgspec.structs import replace
 
 TENANT_NAMES = "abc"
@@ -90,7 +90,9 @@ class OwnershipReaders:
         self._shards = range(shard_count)
         self._all = range(tenant_count)
         self._bounds = bounds
-        self._prospects: dict[tuple[Reader, Placement], Prospect] = {}  # a reader is in many states of the model
+        self._prospects: Memory[tuple[Reader, Placement], Prospect] = (
+            Memory()
+        )  # a reader is in many states of the model
 
     def start(self, lease: Lease) -> Reader:
         """Return a reader that starts by a lease row: tenants held there are a pipeline that is ready."""

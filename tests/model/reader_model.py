@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from model.search import StatePart
+from model.search import Memory, StatePart
 from msgspec.structs import replace
 
 FREE = 99  # in place of the start of a hold: the tenant is not held
@@ -114,8 +114,8 @@ class ReaderModel:
         self._lane_count = scene.shard_count * (2 if rules.separate_lanes else 1)
         self._in_flight_max = 2 if rules.two_in_flight else 1
         # A reader is in many states of a model.
-        self._moves: dict[tuple[Reader, bool, tuple[int, ...]], tuple[Move, ...]] = {}
-        self._owed: dict[Reader, int] = {}
+        self._moves: Memory[tuple[Reader, bool, tuple[int, ...]], tuple[Move, ...]] = Memory()
+        self._owed: Memory[Reader, int] = Memory()
 
     def start(self, checkpoint: int, *, held: Collection[int] = ()) -> Reader:
         """Return a reader that starts at a checkpoint, with some tenants held from there on."""

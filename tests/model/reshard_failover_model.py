@@ -18,7 +18,7 @@ from typing import Final, Literal, TypeAlias
 from model.failover_readers import PlainReaders
 from model.failover_rows import NEW, NO_ROW, OUTDATED, TO_ADOPT, TO_COME, Row, names_of_rows
 from model.reader_model import Scene
-from model.search import StatePart, one_less
+from model.search import Memory, StatePart, one_less
 from msgspec.structs import replace
 
 
@@ -122,7 +122,7 @@ class ReshardFailoverModel:
         self._last = len(operations)
         self._all = range(2)
         self._readers = {"parent": PlainReaders(self._scene, end=self._end), "child": PlainReaders(self._scene)}
-        self._works: dict[tuple[object, ...], tuple[Work, ...]] = {}  # many states differ in other things alone
+        self._works: Memory[tuple[object, ...], tuple[Work, ...]] = Memory()
 
     def first(self) -> State:
         """Return a reader at the start of the parent, and a shard without its row."""

@@ -14,7 +14,7 @@ from enum import IntEnum
 from typing import Literal, TypeAlias
 
 from model.failover_rows import NEW, OUTDATED, TO_ADOPT, TO_COME, names_of_rows
-from model.search import StatePart, one_less, put_at
+from model.search import Memory, StatePart, one_less, put_at
 from msgspec.structs import replace
 
 NOTHING = -1  # in place of bits
@@ -118,6 +118,9 @@ class State(StatePart, frozen=True):
     promise: str = ""  # broken on the way here
 
 
+Works: TypeAlias = tuple[tuple[str, State], ...]
+
+
 class RestoreModel:
     """A stream of *count* operations, a shard, and a backup of it that is made at any time."""
 
@@ -127,6 +130,7 @@ class RestoreModel:
         self._budget = budget
         self._rules = rules
         self._all = (1 << count) - 1
+        self._works: Memory[State, tuple[Works, Works]] = Memory()
         self._own = sum(1 << operation for operation in range(0, count, 2))
 
     def first(self) -> State:
@@ -136,16 +140,23 @@ class RestoreModel:
 
     def steps(self, state: State) -> Iterator[tuple[str, State]]:
         """Return what the reader and the restorers do, the backup, and the end of a lag."""
-        yield from self._read(state)
-        yield from self._end_of_lag(state)
+        alike = replace(state, checkpoint=0, left=())  # what these do depends on neither
+        works = self._works.get(alike)
+        if works is None:
+            works = self._works[alike] = (
+                (*self._read(alike), *self._end_of_lag(alike)),
+                tuple(one for place, it in enumerate(alike.restorers) for one in self._restore(alike, place, it)),
+            )
+        for label, after in works[0]:
+            yield label, replace(after, checkpoint=state.checkpoint, left=state.left)
         if state.reader.next > state.checkpoint:
             yield f"checkpoint {state.reader.next}", replace(state, checkpoint=state.reader.next)
         if state.backup is None:
             yield "a backup", replace(state, backup=state.shard)
         elif state.left[Left.RESTORERS] and not state.restorers:
             yield "start a restorer", replace(_spend(state, Left.RESTORERS), restorers=(Restorer((0, 0)),))
-        for place, restorer in enumerate(state.restorers):
-            yield from self._restore(state, place, restorer)
+        for label, after in works[1]:
+            yield label, replace(after, checkpoint=state.checkpoint, left=state.left)
         if state.shard.is_fenced and all(one.phase == "over" for one in state.restorers):
             if state.shard.step == "exporting":
                 yield "a worker ends the fence", self._expired(state)

@@ -5,17 +5,31 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import chain, pairwise
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
+from weakref import WeakValueDictionary
 
 import msgspec
 
 State = TypeVar("State", bound=Hashable)
 Item = TypeVar("Item")
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
 STATES_MAX = 2_000_000  # about 2 GB: a model this large is a mistake
 
 
 class StatePart(msgspec.Struct, frozen=True, order=True, gc=False, cache_hash=True):
     """A state of a model, or a part of one. Copying and hashing these takes most of a search: hence in C, and once."""
+
+
+class Memory(dict[Key, Value]):
+    """What follows from parts of a model's states: many states differ in other parts alone. Empty after each search."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        _memories[id(self)] = self
+
+
+_memories: WeakValueDictionary[int, Memory[Any, Any]] = WeakValueDictionary()
 
 
 class Model(Protocol[State]):
@@ -67,6 +81,14 @@ def search(model: Model[State], *, forbids_cycles: bool = False) -> int:
     With *forbids_cycles* a cycle of steps is bad too: a model that goes round without a fault gets nowhere. The steps
     of the cycle are at the end of its trace.
     """
+    try:
+        return _search(model, forbids_cycles=forbids_cycles)
+    finally:
+        for memory in list(_memories.values()):
+            memory.clear()
+
+
+def _search(model: Model[State], *, forbids_cycles: bool) -> int:
     states, came_from, steps = _visit(model, notes_steps=forbids_cycles)
     if cycle := _cycle_of(steps):
         trace = _trace(model, states, came_from, cycle[0])
