@@ -8,7 +8,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -21,7 +24,12 @@ from support.postgres.databases import SHARD_ID, ShardMaker, Shelf, copy_shard, 
 from support.postgres.tenant_cases import TenantCase, add_tenant
 from support.requires import require
 
-from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer, find_postgres_bin
+from simplu_worker.local.postgres.server import (
+    INITIAL_DATA_VARIABLE,
+    PostgresPrograms,
+    PostgresServer,
+    find_postgres_bin,
+)
 from simplu_worker.local.processes.loopback import StackError
 from simplu_worker.local.processes.watchdog import ProcessGroup
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -47,9 +55,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Begin to watch for leaks, and choose the tests to run."""
+    """Begin to watch for leaks, choose the tests to run, and have initdb run once for all servers."""
+    if INITIAL_DATA_VARIABLE not in os.environ:  # the processes of xdist inherit it
+        folder = tempfile.mkdtemp(prefix="simplu-data-")
+        os.environ[INITIAL_DATA_VARIABLE] = folder
+        config.add_cleanup(partial(_forget_initial_data, folder))
     _leaks.install(config)
     config.pluginmanager.register(selection.Selection(config))
+
+
+def _forget_initial_data(folder: str) -> None:
+    del os.environ[INITIAL_DATA_VARIABLE]
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -6,6 +6,7 @@ Only the programs of a package are used, never its Python interface, which as ro
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import importlib.util
 import os
 import re
@@ -38,6 +39,8 @@ STOP_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 2.0
 START_ATTEMPTS = 10
 RESTART_PAUSE_S = 0.3
+INITIAL_DATA_VARIABLE = "STACK_INITIAL_DATA"  # for tests, which start hundreds of servers: see `_initialise`
+COPY = "/bin/cp"
 SETTINGS = {
     "fsync": "off",  # the folder is removed with the process
     "shared_buffers": "16MB",
@@ -261,9 +264,34 @@ class PostgresServer:
         return not self.is_running
 
     async def _initialise(self) -> None:
-        """Create the data folder."""
+        """Create the data folder.
+
+        Where the variable names a folder, the first result of each initdb is kept there, and later servers begin with a
+        copy, which takes a tenth of the processor time. Such servers have the same system identifier.
+        """
+        folder = os.environ.get(INITIAL_DATA_VARIABLE)
+        if not folder or self._programs.user is not None:  # another user may not enter the folder
+            await self._run_initdb()
+            return
+        kept = Path(folder, hashlib.sha256(str(self._programs.folder).encode()).hexdigest())
+        if await asyncio.to_thread(kept.is_dir):
+            await self._create_data(COPY, "-R", str(kept), self._data)
+        else:
+            await self._run_initdb()
+            await self._keep_data(kept)
+
+    async def _run_initdb(self) -> None:
         options = ("-N", "--auth=trust", "--locale=C", "-E", "UTF8", "-U", SUPERUSER, "--no-instructions")
         await self._create_data("initdb", "-D", self._data, *options)
+
+    async def _keep_data(self, folder: Path) -> None:
+        """Make *folder* a copy of the data, in one step, unless another process has made it."""
+        copied = folder.with_name(f"{folder.name}-{secrets.token_hex(4)}")
+        await self._run(COPY, "-R", self._data, str(copied))
+        try:
+            copied.rename(folder)
+        except OSError:  # the other process's, which is not empty
+            await asyncio.to_thread(shutil.rmtree, copied)
 
     async def _create_content(self) -> None:
         """Create the database, once the server answers for the first time."""
@@ -271,12 +299,15 @@ class PostgresServer:
 
     async def _create_data(self, program: str, *arguments: str) -> None:
         self._create_folder()
-        making = self._spawn(program, *arguments)
+        await self._run(program, *arguments)
+
+    async def _run(self, program: str, *arguments: str) -> None:
+        running = self._spawn(program, *arguments)
 
         async def has_ended() -> bool:
-            return making.poll() is not None
+            return running.poll() is not None
 
-        if not await poll_until(has_ended, within_s=START_TIMEOUT_S) or making.returncode != 0:
+        if not await poll_until(has_ended, within_s=START_TIMEOUT_S) or running.returncode != 0:
             raise StackError(f"{program} of Postgres {self.name} failed: {self._log_tail()}")
 
     def _create_folder(self) -> None:
