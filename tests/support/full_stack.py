@@ -19,6 +19,7 @@ from support.citrus.lying_citrus import LyingCitrus
 from support.network.fault_proxy import FaultProxy
 
 from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.local.processes.loopback import poll_pause_s
 from simplu_worker.local.processes.worker_process import WorkerProcess
 from simplu_worker.local.stack.stack import Stack
 from simplu_worker.local.verify.comparison import StoredDeadLetter
@@ -44,11 +45,13 @@ _numbers = itertools.count(1)
 
 async def poll_until_true(ask: Callable[[], Awaitable[T]], *, within_s: float) -> T:
     """Poll *ask* until its answer is true, and return the answer; raises TimeoutError."""
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
     async with asyncio.timeout(within_s):
         while True:
             if answer := await ask():
                 return answer
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(max(POLL_S, poll_pause_s(loop.time() - begun)))
 
 
 def make_record(tenant: Tenant, operation: str, request_id: str | None, **members: Any) -> dict[str, Any]:
@@ -276,9 +279,12 @@ class FullStack:
 
     async def wait_until_applied(self, *chains: Chain, within_s: float) -> None:
         """Wait until all operations put of *chains* are in the log; check that each read found the preceding change."""
+        left = list(chains)
 
         async def are_applied() -> bool:
-            return all([await self.is_applied(chain) for chain in chains])
+            while left and await self.is_applied(left[-1]):
+                left.pop()
+            return not left
 
         try:
             await poll_until_true(are_applied, within_s=within_s)

@@ -13,6 +13,8 @@ HOST = "127.0.0.1"
 # down for a while finds its port free.
 PORTS = range(15_000, 32_000)
 POLL_S = 0.01
+POLL_MAX_S = 0.2
+POLL_SHARE = 0.1  # of the time waited so far
 
 
 class StackError(Exception):
@@ -41,10 +43,19 @@ def port_is_free(port: int) -> bool:
 
 
 async def poll_until(condition: Callable[[], Awaitable[bool]], *, within_s: float) -> bool:
-    """Poll *condition*; return true as soon as it is true, false when *within_s* have passed."""
-    deadline = time.monotonic() + within_s
+    """Poll *condition*; return true soon after it is true, false when *within_s* have passed.
+
+    The longer the wait so far, the longer the pauses: many conditions open a connection to a server each time.
+    """
+    begun = time.monotonic()
     while not await condition():
-        if time.monotonic() >= deadline:
+        waited_s = time.monotonic() - begun
+        if waited_s >= within_s:
             return False
-        await asyncio.sleep(POLL_S)
+        await asyncio.sleep(poll_pause_s(waited_s))
     return True
+
+
+def poll_pause_s(waited_s: float) -> float:
+    """Return the pause before the next poll, after *waited_s* of polling."""
+    return min(POLL_MAX_S, max(POLL_S, waited_s * POLL_SHARE))
