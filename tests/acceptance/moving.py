@@ -75,7 +75,6 @@ REQUEST_S = 0.02  # between two requests with operations of the tenant: what wai
 OTHERS_REQUEST_S = 0.066
 COMMIT_EVERY_S = 0.1
 SETTLE_S = 1.0
-CONTROL_S = 20.0
 COUNTED = re.compile(r'^simplu_moves_total\{outcome="moved"\} (\S+)', re.MULTILINE)
 COUNTED_WITHIN_S = 30.0
 KILLS_MAX = 5  # of one move
@@ -123,6 +122,7 @@ def main() -> None:
     parser.add_argument(
         "--rate", type=float, default=100.0, help="operations/s, for the tenant and for the others each"
     )
+    parser.add_argument("--control", type=float, default=20.0, help="seconds of load before the first move")
     parser.add_argument("--stream-shards", type=int, default=4)
     parser.add_argument("--read", choices=("polling", "fan-out"), default="polling")
     parser.add_argument("--judge", action="store_true", help="judge times also of a small run")
@@ -163,8 +163,8 @@ async def run(arguments: argparse.Namespace) -> int:
         by_hand = await copy_by_hand(testbed.server(0), testbed.server(1), tenant.tenant_id)
         moves, counted = [], None
         async with testbed.phase("control"):
-            await asyncio.sleep(CONTROL_S)
-        usual_waits_s = await waits_without_a_move(testbed.server(0), tenant.tenant_id)
+            await asyncio.sleep(arguments.control)
+        usual_waits_s = await waits_without_a_move(testbed.server(0), tenant.tenant_id, arguments.control)
         async with testbed.phase("moves"), timed_commits(testbed.server(0)) as commits_s:
             for number in range(arguments.moves):
                 moved = await move(testbed, tenant, (number + 1) % 2, chance if is_disturbed else None, struck)
@@ -282,14 +282,14 @@ async def timed_commits(server: PostgresServer) -> AsyncIterator[list[float]]:
         await asyncio.wait([committing])
 
 
-async def waits_without_a_move(server: PostgresServer, tenant_id: str) -> list[float]:
+async def waits_without_a_move(server: PostgresServer, tenant_id: str, control_s: float) -> list[float]:
     """Return how long after each hundredth of a second of the control the tenant's next operation was committed.
 
     Pauses contain this wait, too: the worker reads each stream shard five times a second.
     """
     connection = await asyncpg.connect(server.url, timeout=10, command_timeout=120)
     try:
-        rows = await connection.fetch(COMMITTED_SQL, tenant_id, CONTROL_S)
+        rows = await connection.fetch(COMMITTED_SQL, tenant_id, control_s)
     finally:
         await connection.close()
     times = [row[0] for row in rows]

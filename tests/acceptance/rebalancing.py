@@ -25,7 +25,6 @@ from support.load.testbed import Testbed
 
 SHARDS = 5
 DRAINED = 1  # the number of the shard
-CONTROL_S = 10.0
 HOMES_SQL = "SELECT array_agg(id) FROM tenants WHERE state = 'active'"
 
 
@@ -35,6 +34,7 @@ def main() -> None:
     parser.add_argument("--tenants", type=int, default=60, help="of all shards")
     parser.add_argument("--rows", type=int, default=2000, help="of each tenant")
     parser.add_argument("--rate", type=float, default=300.0, help="operations/s, of all tenants")
+    parser.add_argument("--control", type=float, default=10.0, help="seconds of load before the first move")
     sys.exit(asyncio.run(run(parser.parse_args())))
 
 
@@ -50,7 +50,7 @@ async def run(arguments: argparse.Namespace) -> int:
         testbed.start_flow(plan, rate=arguments.rate)
         await asyncio.sleep(2 * SETTLE_S)
         async with testbed.phase("before"):
-            await asyncio.sleep(CONTROL_S)
+            await asyncio.sleep(arguments.control)
         drained = list(testbed.stack.servers)[DRAINED]
         statuses = []
         counts = []
