@@ -8,13 +8,14 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import pytest_asyncio
 from support.aws.kcl3_peer import leader_row, migration_row
+from support.processes.command_server import CommandServer
 
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.local.processes.loopback import HOST, free_port, poll_until
@@ -49,7 +50,10 @@ def _take_interrupts() -> None:
 
 
 class Terminal:
-    """Runs commands; no secret of the stack may come out of any of them."""
+    """Runs commands; no secret of the stack may come out of any of them.
+
+    Those that run to their end are forks of one process, which has imported what they need.
+    """
 
     def __init__(self, stack: Stack, folder: Path) -> None:
         self.stack = stack
@@ -59,20 +63,21 @@ class Terminal:
         urls = stack.env["STACK_POSTGRES_URLS"].split()
         self._secrets = [stack.env[name] for name in ("CITRUS_API_KEY", "API_TOKEN", "AWS_SECRET_ACCESS_KEY")]
         self._secrets += [url.partition("@")[0].rpartition(":")[2] for url in urls]
+        self._server = CommandServer(stack.group)
 
     async def start(self, *words: str, **env: str) -> asyncio.subprocess.Process:
         """Start a command with the stack's variables, those of *env* before them."""
+        return await self._start([sys.executable, "-m", "simplu_worker", *words], env)
+
+    async def _start(self, command: Sequence[str], env: Mapping[str, str]) -> asyncio.subprocess.Process:
         inherited = {name: os.environ[name] for name in INHERITED if name in os.environ and name != "LOG_LEVEL"}
         return await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "simplu_worker",
-            *words,
+            *command,
             f"--env-file={self.env_file}",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env=inherited | env,
+            env=inherited | dict(env),
             preexec_fn=_take_interrupts,
         )
 
@@ -88,7 +93,8 @@ class Terminal:
 
     async def run(self, *words: str, text: str = "", **env: str) -> Ended:
         """Run a command to its end."""
-        return await self.end(await self.start(*words, **env), text)
+        await self._server.wait_ready()
+        return await self.end(await self._start([*self._server.command("simplu-worker"), *words], env), text)
 
     async def run_all(self, *commands: tuple[tuple[str, ...], Mapping[str, str]]) -> list[Ended]:
         """Run several commands, each with its variables, at the same time."""

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import os
-import sys
+import shlex
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from support.requires import ROOT, require, required_program
+from support.processes.command_server import CommandServer
+from support.requires import require, required_program
 
 from simplu_worker.config.misspellings import KNOWN_VARIABLES
 from simplu_worker.local.aws_server.account import REGION
 from simplu_worker.local.postgres.server import PostgresPrograms, find_postgres_bin
-from simplu_worker.local.processes.loopback import StackError, poll_until
+from simplu_worker.local.processes.loopback import StackError
 from simplu_worker.local.processes.watchdog import ProcessGroup
 from simplu_worker.local.stack.aws import CREDENTIALS, start_kinesis, start_moto, start_sqs
 
 CLIENTS = ("psql", "pg_basebackup")
-START_S = 30.0
-TESTS = ROOT / "tests"
 
 
 @dataclass(frozen=True)
@@ -56,19 +55,11 @@ async def open_world() -> AsyncIterator[World]:
 
 async def _write_commands(group: ProcessGroup) -> Path:
     """Write the commands of the pages that are ours, the worker's and the AWS CLI's stand-in; return their folder."""
-    folder, served = group.directory / "commands", group.directory / "commands.socket"
+    folder = group.directory / "commands"
     folder.mkdir()
-    module = "support.runbook.forked_commands"
-    environ = dict(os.environ) | {"PYTHONPATH": str(TESTS)}
-    group.spawn([sys.executable, "-m", module, str(served)], log_path=group.directory / "commands.log", env=environ)
-    program = TESTS.joinpath(*module.split(".")).with_suffix(".py")
+    server = CommandServer(group)
     for name in ("simplu-worker", "aws"):
-        line = f'exec "{sys.executable}" -I -S "{program}" "{served}" {name} "$@"'
-        (folder / name).write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
+        (folder / name).write_text(f'#!/bin/sh\nexec {shlex.join(server.command(name))} "$@"\n', encoding="utf-8")
         (folder / name).chmod(0o755)
-
-    async def is_served() -> bool:
-        return served.exists()
-
-    assert await poll_until(is_served, within_s=START_S)
+    await server.wait_ready()
     return folder

@@ -1,6 +1,6 @@
-"""Start the commands of pages by a fork of a process that has imported them: each import takes most of a second.
+"""Start commands by a fork of a process that has imported them: each import takes most of a second.
 
-`python -m support.runbook.forked_commands SOCKET` serves `simplu-worker`, and `aws` as in
+`python -m support.processes.forked_commands SOCKET` serves `simplu-worker`, and `aws` as in
 `support/aws/command_line.py`. Run as a file with a socket, a command and its arguments, it is that command: it hands
 its folder, variables and streams over, and ends with the status of the fork.
 """
@@ -25,7 +25,10 @@ PRELOADED = (
     "simplu_worker.commands.shards.verify_backup",
     "simplu_worker.commands.stream.replay.command",
     "simplu_worker.commands.stream.send",
+    "simplu_worker.commands.stream.show",
+    "simplu_worker.commands.tenants.provision",
     "simplu_worker.commands.tenants.restore",
+    "simplu_worker.commands.tenants.show",
 )
 STREAMS = (0, 1, 2)
 
@@ -36,8 +39,9 @@ def serve(path: str) -> None:
         importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no fork is waited for here
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
+        listener.bind(f"{path}.new")
         listener.listen()
+        os.rename(f"{path}.new", path)  # noqa: PTH104  (as below)  # a caller that finds it can connect
         while True:
             connection, _ = listener.accept()
             with connection:

@@ -1,0 +1,41 @@
+"""The process that starts commands by forks of itself, and the argument vectors of commands that it starts."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from support.requires import ROOT
+
+from simplu_worker.local.processes.loopback import poll_until
+from simplu_worker.local.processes.watchdog import ProcessGroup
+
+START_S = 30.0
+TESTS = ROOT / "tests"
+MODULE = "support.processes.forked_commands"
+PROGRAM = TESTS.joinpath(*MODULE.split(".")).with_suffix(".py")
+
+
+class CommandServer:
+    """The process, in *group*. It ends with the group."""
+
+    def __init__(self, group: ProcessGroup) -> None:
+        self._socket = group.directory / "commands.socket"
+        path = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(TESTS)])
+        command = [sys.executable, "-m", MODULE, str(self._socket)]
+        group.spawn(command, log_path=group.directory / "commands.log", env=dict(os.environ) | {"PYTHONPATH": path})
+
+    def __repr__(self) -> str:
+        return f"CommandServer({str(self._socket)!r})"
+
+    async def wait_ready(self) -> None:
+        """Return once it serves."""
+
+        async def is_served() -> bool:
+            return self._socket.exists()
+
+        assert await poll_until(is_served, within_s=START_S)
+
+    def command(self, name: str) -> list[str]:
+        """Return the argument vector that runs *name*, to which further arguments may be added."""
+        return [sys.executable, "-I", "-S", str(PROGRAM), str(self._socket), name]
