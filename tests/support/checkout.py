@@ -36,7 +36,7 @@ def newcomer_environment(folder: Path) -> dict[str, str]:
 
     Its python3 is the one of the tests, outside of any environment, and uv is there, as it is several times as fast.
     """
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     programs = {"python3": vars(sys)["_base_executable"], "uv": required_program("uv", how="python3 run.py setup")}
     for name, path in programs.items():
         (folder / name).write_text(f'#!/bin/sh\nexec "{path}" "$@"\n', encoding="utf-8")

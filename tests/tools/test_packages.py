@@ -63,6 +63,12 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
     return Packages(folder / WHEEL_NAME, sdist, other / WHEEL_NAME)
 
 
+@pytest.fixture(scope="module")
+def common_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder to several tests."""
+    return tmp_path_factory.mktemp("common")
+
+
 def contents(wheel: Path) -> dict[str, bytes]:
     """Return the files of *wheel*."""
     with zipfile.ZipFile(wheel) as archive:
@@ -121,17 +127,20 @@ def test_packages_install_and_run_on_every_python_of_the_machine(
 
 @pytest.mark.slow(5)
 @pytest.mark.parametrize("extra", ["", *PROJECT["optional-dependencies"]])
-def test_extra_alone_is_enough_for_its_modules(extra: str, packages: Packages, tmp_path: Path) -> None:
-    """With an extra, or with none, all modules can be imported but those that need another one."""
+def test_extra_alone_is_enough_for_its_modules(extra: str, packages: Packages, common_folder: Path) -> None:
+    """With an extra, or with none, all modules can be imported but those that need another one.
+
+    One environment for all, without what another extra needs: modules are compiled once.
+    """
     pins = shlex.quote(str(ROOT / "requirements" / "dev.txt"))
-    environment = newcomer_environment(tmp_path / "bin")
+    environment = newcomer_environment(common_folder / "bin")
     lines = f"""
-        uv venv -q --python python3 venv
-        uv pip install -q --python venv/bin/python -c {pins} '{packages.wheel}[{extra}]'
+        test -d venv || uv venv -q --python python3 venv
+        uv pip install -q --exact --python venv/bin/python -c {pins} '{packages.wheel}[{extra}]'
         uv pip check -q --python venv/bin/python
         venv/bin/python -I -c {shlex.quote(IMPORT_ALL)}
     """
-    done = run_lines(lines, folder=tmp_path, environment=environment)
+    done = run_lines(lines, folder=common_folder, environment=environment)
     assert set(json.loads(done.stdout)) == set().union(*(needed for name, needed in NEEDS.items() if name != extra))
 
 
