@@ -71,6 +71,7 @@ ORDER BY 1
 """
 TYPES = 64  # of the tenant that moves, so that all stream shards have operations of it
 REQUEST_S = 0.02  # between two requests with operations of the tenant: what waits between them is no pause
+DISTURBED_REQUEST_S = 0.1  # where no pause is judged: a request takes several milliseconds of processor time
 # Of the others: no multiple of that, or their wait behind the tenant's batches would be the same in a whole run.
 OTHERS_REQUEST_S = 0.066
 COMMIT_EVERY_S = 0.1
@@ -154,7 +155,9 @@ async def run(arguments: argparse.Namespace) -> int:
         other_plan = ChainPlan("others", (*others, *testbed.tenants_of(testbed.server(1))))
         await ask(testbed.server(0), FILL_SQL, tenant.tenant_id, arguments.rows)
         testbed.start_flow(
-            ChainPlan("moving", (tenant,), types=TYPES, resources=2), rate=arguments.rate, interval_s=REQUEST_S
+            ChainPlan("moving", (tenant,), types=TYPES, resources=2),
+            rate=arguments.rate,
+            interval_s=DISTURBED_REQUEST_S if is_disturbed else REQUEST_S,
         )
         testbed.start_flow(other_plan, rate=arguments.rate, interval_s=OTHERS_REQUEST_S)
         messages = TenantMessages(testbed.stack.env, tenant, rate=EVENTS_PER_S, name="filler")
