@@ -96,7 +96,7 @@ async def homes_of(urls: Mapping[str, str]) -> dict[str, list[str]]:
     return homes
 
 
-@pytest.mark.slow(25)
+@pytest.mark.slow(12)
 async def test_worker_goes_by_a_new_map_when_it_gets_sighup(tmp_path: Path) -> None:
     """Under load: a bad file, then one that adds a shard, retires one and leaves one out; and `shards route` agrees."""
     path = tmp_path / "map.json"

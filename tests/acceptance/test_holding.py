@@ -14,7 +14,7 @@ from acceptance.programs import run_program
 
 PROMPT = ("--prompt-seconds", "5")
 
-pytestmark = pytest.mark.slow(30)
+pytestmark = pytest.mark.slow(40)
 
 
 def test_worker_takes_no_more_memory_when_the_backlog_of_a_lost_shard_grows() -> None:

@@ -6,7 +6,7 @@ import pytest
 from acceptance.programs import run_program
 
 
-@pytest.mark.slow(40)
+@pytest.mark.slow(45)
 def test_moves_lose_nothing_when_the_mover_and_the_worker_are_killed() -> None:
     """Every operation once, in order, on the tenant's shard; every certificate equal."""
     options = ("--rows", "20000", "--moves", "3", "--kill", "--seed", "3", "--control", "5")
@@ -14,7 +14,7 @@ def test_moves_lose_nothing_when_the_mover_and_the_worker_are_killed() -> None:
     assert "mover killed" in out
 
 
-@pytest.mark.slow(60)
+@pytest.mark.slow(35)
 def test_moves_lose_nothing_when_the_primary_of_a_shard_is_killed_on_the_way() -> None:
     """Its standby takes its place, and the same command goes on."""
     options = ("--rows", "5000", "--moves", "2", "--fail-over", "--seed", "2", "--control", "5")

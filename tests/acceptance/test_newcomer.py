@@ -45,7 +45,7 @@ def write_drop_in(folder: Path, world: World, port: int) -> None:
     (drop_ins / "tests.conf").write_text(DROP_IN.format(folder=folder, port=port) + lines, encoding="utf-8")
 
 
-@pytest.mark.slow(30)
+@pytest.mark.slow(45)
 async def test_newcomer_gets_from_a_clone_to_an_applied_operation(tmp_path: Path) -> None:
     """Every block of the pages runs in one shell, as root, under a real systemd; none has a stand-in.
 

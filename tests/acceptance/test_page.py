@@ -25,7 +25,7 @@ from simplu_worker.operations.operation import DeadLetterReason, Origin, Source
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.timing.clock import utc_now
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(35)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(3)]
 
 PICTURES = ROOT / "docs" / "images"
 WRITES_PICTURES = os.environ.get("WRITE_PICTURES") == "1"  # they differ with the fonts of a machine: not in each run

@@ -34,7 +34,7 @@ from simplu_worker.local.stack.stack import Stack
 from simplu_worker.local.workload.producer import create_tenants, put_items
 from simplu_worker.local.workload.workload import Tenant
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(20)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(2)]
 
 REPLICAS = 2
 RECORDS = 200

@@ -31,7 +31,7 @@ async def world() -> AsyncIterator[World]:
 
 
 @any_page
-@pytest.mark.slow(8)
+@pytest.mark.slow(3)
 @pytest.mark.asyncio(loop_scope="module")
 async def test_page_leads_where_it_says(world: World, page: Path) -> None:
     """Each step ends and prints as the page says; in the end each operation sent is applied, once."""

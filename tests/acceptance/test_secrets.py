@@ -28,7 +28,7 @@ from simplu_worker.local.processes.worker_process import INHERITED, WorkerProces
 from simplu_worker.local.workload.producer import create_tenants
 from simplu_worker.local.workload.workload import Tenant
 
-pytestmark = pytest.mark.slow(3)
+pytestmark = pytest.mark.slow(4)
 
 in_module_loop = pytest.mark.asyncio(loop_scope="module")
 HELD_S = 15.0

@@ -29,7 +29,7 @@ MACHINE = {"at": "2026-11-20", "model": "a machine", "cores": 2, "python": "3.11
 WORKER, BARE = "worker", "bare loop"
 LANES, SEQUENCE = "async-kinesis, 64 lanes", "async-kinesis, in sequence"
 
-pytestmark = pytest.mark.slow(5)
+pytestmark = pytest.mark.slow(0.7)
 
 
 def run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

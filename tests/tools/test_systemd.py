@@ -19,7 +19,7 @@ from support.systemd.manager import Systemd, running_systemd
 from simplu_worker import __version__
 from simplu_worker.local.processes.loopback import free_port, poll_until
 
-pytestmark = pytest.mark.slow(20)
+pytestmark = pytest.mark.slow(4)
 
 UNITS = ROOT / "deploy" / "systemd"
 PAGE = ROOT / "docs" / "installing.md"

@@ -46,7 +46,7 @@ from simplu_worker.status.access.audit import Actor
 from simplu_worker.status.live.request_bodies import LettersRequest
 from simplu_worker.timing.clock import utc_now
 
-pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(0.5)]
+pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(1.5)]
 
 APPLY = ReplayOptions(apply=True, force=False, limit=None)
 FORCE = ReplayOptions(apply=True, force=True, limit=None)

@@ -29,7 +29,7 @@ from simplu_worker.local.kinesis.faults import KinesisFault
 from simplu_worker.local.kinesis.model import KinesisOptions
 from simplu_worker.local.kinesis.server import serve_kinesis
 
-pytestmark = pytest.mark.slow(7)
+pytestmark = pytest.mark.slow(0.5)
 
 NAME = "stream"
 SHARD = "shardId-000000000000"

@@ -40,7 +40,7 @@ from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.shards.postgres.statement_timeouts import DEFAULT_TIMEOUTS
 from simplu_worker.timing.clock import utc_now
 
-pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(0.8)]
+pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(1.2)]
 
 
 async def test_reader_applies_each_tenants_operations_in_stream_order(world: World) -> None:

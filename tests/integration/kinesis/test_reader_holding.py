@@ -41,7 +41,7 @@ from simplu_worker.timing.clock import utc_now
 
 MIB = 1024 * 1024
 
-pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(1)]
+pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(2)]
 
 
 @pytest.fixture(autouse=True)

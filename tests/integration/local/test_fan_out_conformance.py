@@ -26,7 +26,7 @@ from simplu_worker.consumers.kinesis.stream.subscriptions import (
 from simplu_worker.errors import RetryableError
 from simplu_worker.local.processes.loopback import poll_until
 
-pytestmark = pytest.mark.slow(10)
+pytestmark = pytest.mark.slow(1.5)
 
 SHARD = "shardId-000000000000"
 BOTH = pytest.mark.parametrize("endpoint_url", ["ours", "kinesis-mock"], indirect=True)

@@ -69,7 +69,7 @@ def let_movers_meet(monkeypatch: pytest.MonkeyPatch, before_delta: Meeting, befo
         set_failpoint(point, partial(wait_at_own_point, point), monkeypatch.setattr)
 
 
-@pytest.mark.slow(15)
+@pytest.mark.slow(3)
 async def test_move_ends_with_what_the_promoted_standby_has(
     make_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 
 
-@pytest.mark.slow(20)
+@pytest.mark.slow(4)
 async def test_rows_that_a_promoted_standby_lacks_are_copied_again(
     make_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import ShardUnavailableError
 
-pytestmark = pytest.mark.slow(0.6)
+pytestmark = pytest.mark.slow(2)
 
 
 @pytest.fixture

@@ -40,6 +40,8 @@ def test_summary_says_in_one_line_what_was_left_out(
         ("tests/unit/config/test_settings.py::test_a[1::2]", "tests/unit/config/test_settings.py"),
         ("tests/acceptance/test_daemon.py::test_b", "tests/acceptance/test_daemon.py"),
         ("tests/acceptance/test_holding.py::test_c[x]", "tests/acceptance/test_holding.py::test_c[x]"),
+        ("tests/acceptance/test_fleet.py::test_fleet_goes_on", "tests/acceptance/test_fleet.py::test_fleet_goes_on"),
+        ("tests/acceptance/test_fleet.py::test_replay", "tests/acceptance/test_fleet.py"),
         ("tests/peers/test_kcl3.py::test_e", "tests/peers/test_kcl3.py::test_e"),
         ("tests/simulation/test_simulation.py::test_d[0-49]", "tests/simulation/test_simulation.py::test_d[0-49]"),
     ],
