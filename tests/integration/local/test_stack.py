@@ -375,9 +375,14 @@ async def test_group_ends_a_child_that_ignores_every_request(tmp_path: Path) -> 
         assert await poll_until(ready, within_s=5.0)
         pids = group.pids
         started = time.monotonic()
-    assert time.monotonic() - started < 6.0
+    assert time.monotonic() - started < 20.0  # the children would sleep for a minute and more
     assert child.returncode == -signal.SIGKILL
-    assert not is_left(pids, group.directory)
+
+    async def gone() -> bool:
+        return not is_left(pids, group.directory)
+
+    # Those of another session have no parent that waits for them: on a busy machine they are killed and still there.
+    assert await poll_until(gone, within_s=5.0)
 
 
 async def test_stack_command_writes_its_file_and_cleans_up_when_it_is_interrupted(tmp_path: Path) -> None:
