@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from typing import Any, ClassVar, Generic, NamedTuple
 
 import msgspec
+import structlog
 from aiohttp import ClientSession, web
 
 from simplu_worker.local.aws_server.errors import AwsError
@@ -27,7 +28,6 @@ from simplu_worker.local.aws_server.faults import (
     change_options,
 )
 from simplu_worker.local.processes.http_serving import serve_on_loopback
-from simplu_worker.telemetry.bare_structlog import structlog
 
 log = structlog.get_logger(__name__)
 

@@ -20,6 +20,7 @@ from contextlib import asynccontextmanager
 from typing import Any, ClassVar, assert_never
 
 import msgspec
+import structlog
 from aiohttp import web
 
 from simplu_worker.local.aws_server.faults import AdvanceClock, ClearFaults, SetOptions
@@ -31,7 +32,6 @@ from simplu_worker.local.kinesis.fan_out.requests import SubscribeToShard
 from simplu_worker.local.kinesis.faults import ExpireIterators, ForceStatus, KinesisCommand, KinesisFault, Trim
 from simplu_worker.local.kinesis.model import KinesisAccount, KinesisOptions, LocalStream
 from simplu_worker.local.processes.http_serving import listen_for_stop
-from simplu_worker.telemetry.bare_structlog import structlog
 
 log = structlog.get_logger(__name__)
 

@@ -21,6 +21,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, assert_never
 
 import msgspec
+import structlog
 from aiohttp import web
 
 from simplu_worker.local.aws_server.faults import AdvanceClock, ClearFaults, SetOptions
@@ -32,7 +33,6 @@ from simplu_worker.local.sqs.faults import ExpireReceipts, SqsCommand, SqsFault
 from simplu_worker.local.sqs.model import SqsAccount, SqsOptions
 from simplu_worker.local.sqs.queue import LocalQueue
 from simplu_worker.local.sqs.requests import BatchRequest, ReceiveMessage, queue_name_of
-from simplu_worker.telemetry.bare_structlog import structlog
 
 log = structlog.get_logger(__name__)
 

@@ -17,12 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Final
 
+import structlog
 from aiohttp import web
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.test import EnvironBuilder, run_wsgi_app
 
 from simplu_worker.local.processes.http_serving import listen_for_stop, serve_on_loopback
-from simplu_worker.telemetry.bare_structlog import structlog
 
 log = structlog.get_logger(__name__)
 
