@@ -521,7 +521,8 @@ found AS (
 -- A `list` selects by containment (`@>`), which equality implies, and then compares member by member. Once the bytes
 -- of the page exceed the bound ($15), its further items are not built, and not measured where a lower bound is enough.
 -- The page is built as the text that jsonb has, and parsed once: functions of jsonb would copy each document for the
--- item, for the items and for the page, which takes longer. So its length is that of the result too.
+-- item, for the items and for the page, which takes longer. So its length is that of the result too. A text that is
+-- much longer than its document is not kept until then, but built again: a window keeps its rows in temporary files.
 -- A list reads in order of id until the page is full. A list of days, a month at most, reads by date and sorts
 -- afterwards: few of a type's resources are of one month, and a scan by id would read all the others too. `is_short`
 -- selects one of the two. Without the CASE the planner, which has no statistics of the filters, would expect hardly
@@ -561,7 +562,7 @@ wanted AS MATERIALIZED (
                     page_row,
                     bytes_so_far,
                     CASE WHEN bytes_so_far <= $15::bigint THEN
-                        '{"data": ' || text
+                        '{"data": ' || coalesce(text, document::pg_catalog.text)
                         || ', "date": '
                         || coalesce('"' || pg_catalog.to_char(date AT TIME ZONE 'UTC', :utc_format) || '"', 'null')
                         || ', "resourceId": ' || pg_catalog.to_json("resourceId")::pg_catalog.text
@@ -573,24 +574,20 @@ wanted AS MATERIALIZED (
                     END AS item
                 FROM (
                     SELECT
-                        "resourceId", date, "lastUpdated", page_row, text,
+                        "resourceId", document, date, "lastUpdated", page_row, text,
                         CASE
                             WHEN least_bytes > $15::bigint THEN least_bytes
-                            ELSE (
-                                pg_catalog.sum(
-                                    CASE
-                                        WHEN text IS NOT NULL THEN pg_catalog.octet_length(text)::bigint
-                                        ELSE $15::bigint + 1
-                                    END
-                                ) OVER in_order
-                            )::bigint
+                            ELSE (pg_catalog.sum(text_bytes) OVER in_order)::bigint
                         END AS bytes_so_far
                     FROM (
                         SELECT
                             checked.*,
+                            coalesce(pg_catalog.octet_length(whole.text)::bigint, $15::bigint + 1) AS text_bytes,
                             CASE
-                                WHEN least_bytes <= $15::bigint AND :has_bounded_text
-                                THEN checked.document::pg_catalog.text
+                                WHEN
+                                    pg_catalog.octet_length(whole.text)
+                                    <= 4 * pg_catalog.pg_column_size(checked.document)
+                                THEN whole.text
                             END AS text
                         FROM (
                             SELECT counted.*, (pg_catalog.sum(:least_text_bytes) OVER in_order)::bigint AS least_bytes
@@ -639,7 +636,14 @@ wanted AS MATERIALIZED (
                             ) AS counted
                             WINDOW in_order AS (ORDER BY "resourceId")
                         ) AS checked
-                        OFFSET 0
+                        CROSS JOIN LATERAL (
+                            SELECT
+                                CASE
+                                    WHEN checked.least_bytes <= $15::bigint AND :has_bounded_text
+                                    THEN checked.document::pg_catalog.text
+                                END AS text
+                            OFFSET 0
+                        ) AS whole
                     ) AS worded
                     WINDOW in_order AS (ORDER BY "resourceId")
                 ) AS measured
