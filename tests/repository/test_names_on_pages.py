@@ -28,7 +28,7 @@ OTHER_WORDS = {
         "SHARD_END",
     ),
     *("SHARD_END", "CLIENT_VERSION_UPGRADE_FROM_2X", "CAPABILITY_IAM", "ON_ERROR_STOP", "RLIMIT_NOFILE"),
-    *("REQUIRE_ALL", "SIMULATION_BUDGET_S", "WRITE_PICTURES"),
+    *("REQUIRE_ALL", "SIMULATION_BUDGET_S", "STACK_INITIAL_DATA", "WRITE_PICTURES"),
     *("NAME_FILE", "REQUEST_ID"),
 }
 # Names that look like metrics: the package, and the schemas of an adoption.

@@ -157,6 +157,35 @@ async def test_read_and_list_show_a_resource_in_full(tenant: TenantCase) -> None
     assert len((await tenant.result(listing))["items"]) == 1
 
 
+ODD_DOCUMENTS = {
+    'quote"\\': '{"\\"\\\\ ": "\\" \\\\ \\n \\u0001 \\ud83d\\ude00 漢", "": {}}',
+    "漢 \n\t": "{}",
+    "numbers": '{"v": [1.00, -0.0, 1e-300, 12345678901234567890.123, 1e30]}',
+    "long text": '{"v": [' + ",".join(["0." + "0" * 700] * 200) + "]}",  # much longer than what is stored
+    "nested": '{"v": ' + "[" * 100 + "null" + "]" * 100 + "}",
+}
+
+
+async def test_list_has_documents_and_ids_of_any_content_as_they_are_stored(tenant: TenantCase) -> None:
+    """To the digit: the result is put together as text."""
+    await tenant.apply(*(tenant.operation("create", name, text) for name, text in ODD_DOCUMENTS.items()))
+    asked = tenant.operation("list", None)
+    assert await tenant.apply(asked) == [SUCCEEDED]
+    rows = await fetch(
+        tenant.pool,
+        """
+        SELECT "resourceId" AS id, (item -> 'data')::text = data::text AS is_equal
+        FROM operations
+        CROSS JOIN LATERAL jsonb_array_elements(result -> 'items') AS item
+        JOIN resources ON id = tenant_id AND "resourceId" = item ->> 'resourceId'
+        WHERE tenant_id = $1 AND request_id = $2
+        """,
+        asked.tenant_id,
+        asked.request_id,
+    )
+    assert {row["id"]: row["is_equal"] for row in rows} == dict.fromkeys(ODD_DOCUMENTS, True)
+
+
 async def test_read_and_list_see_the_writes_before_them_and_none_after(tenant: TenantCase) -> None:
     """Within one batch a reading operation stands where it was sent."""
     readings = [tenant.operation("read") for _ in range(3)]
@@ -270,7 +299,7 @@ SHAPES = [
 
 
 async def test_text_of_a_small_document_is_built_as_it_has_few_numbers(tenant: TenantCase) -> None:
-    """3,000 bytes have no more than 250 numbers, which `text_bytes` would count before it builds a text."""
+    """3,000 bytes have no more than 250 numbers, which `has_bounded_text` would count before a text is built."""
     documents = [
         document
         for number in ("0", "0.0", "7", "-1e400", "1e-9")
@@ -304,9 +333,8 @@ async def test_bounds_below_the_text_of_a_document_are_below_it(tenant: TenantCa
             '{"a": ' + "[" * min(count, 400) + shape + "]" * min(count, 400) + "}",
         )
     ]
-    bound = (
-        QUERIES["apply_lists"].partition("(pg_catalog.sum(")[2].partition(") OVER in_order)::bigint AS least_bytes")[0]
-    )
+    before = QUERIES["apply_lists"].partition(") OVER in_order)::bigint AS least_bytes")[0]
+    bound = before.rpartition("(pg_catalog.sum(")[2]
     query = f"""
         SELECT count(*) FILTER (WHERE {bound} > text_bytes OR pg_column_size(document) > 8 * text_bytes), count(*)
         FROM (
