@@ -10,6 +10,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 class Secret:
@@ -34,11 +35,11 @@ class Secret:
         return hash(self._text)
 
 
-class Kind(NamedTuple, Generic[T]):
+class Kind(NamedTuple, Generic[T_co]):
     """A kind of values. *parse* returns the value of a text, and raises ValueError for a text that is none."""
 
     expected: str
-    parse: Callable[[str], T]
+    parse: Callable[[str], T_co]
 
 
 def integer(low: int, high: int) -> Kind[int]:
@@ -89,12 +90,12 @@ def matching(pattern: str, expected: str) -> Kind[str]:
     return Kind(expected, parse)
 
 
-def items(kind: Kind[T], expected: str, *, count_max: int = 1000) -> Kind[tuple[T, ...]]:
-    """Return the kind of up to *count_max* values of *kind*, separated by commas."""
+def items(kind: Kind[T], expected: str, *, count_max: int | None = None) -> Kind[tuple[T, ...]]:
+    """Return the kind of values of *kind*, separated by commas; of *count_max* at most, where it is given."""
 
     def parse(text: str) -> tuple[T, ...]:
-        parts = text.split(",", count_max)
-        if len(parts) > count_max:
+        parts = text.split(",")
+        if count_max is not None and len(parts) > count_max:
             raise ValueError("too many")
         return tuple(kind.parse(part.strip()) for part in parts)
 
