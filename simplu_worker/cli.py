@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import Annotated, Final, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -13,9 +13,6 @@ from simplu_worker.commands.command_line import EnvFile, UsageError
 from simplu_worker.commands.exit_status import EXIT_USAGE
 from simplu_worker.commands.process_end import complain_and_exit
 from simplu_worker.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    pass
 
 # The commands with their modules, which are imported for the command that runs, and their first lines in `--help`.
 COMMANDS: Final = {

@@ -58,14 +58,12 @@ class Variable(NamedTuple):
 
 def variable(kind: Kind[T], default: T, description: str) -> T:
     """Return the field of a variable with *default*; for the type checker it is a default of that type."""
-    declared: Any = field(default=default, metadata={Variable: Variable(kind, default, description)})
-    return declared  # type: ignore[no-any-return]
+    return field(default=default, metadata={Variable: Variable(kind, default, description)})
 
 
 def optional(kind: Kind[T], description: str) -> T | None:
     """Return the field of a variable that may be unset."""
-    declared: Any = field(default=None, metadata={Variable: Variable(kind, None, description)})
-    return declared  # type: ignore[no-any-return]
+    return variable(kind, None, description)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,8 @@ def serve(path: str) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{path}.new")
         listener.listen()
-        os.rename(f"{path}.new", path)  # noqa: PTH104  (as below)  # a caller that finds it can connect
+        # Once it listens: a caller that finds the socket can connect.
+        os.rename(f"{path}.new", path)  # noqa: PTH104  (without pathlib this starts sooner)
         while True:
             connection, _ = listener.accept()
             with connection:

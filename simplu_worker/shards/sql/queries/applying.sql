@@ -593,7 +593,7 @@ wanted AS MATERIALIZED (
                             SELECT counted.*, (pg_catalog.sum(:least_text_bytes) OVER in_order)::bigint AS least_bytes
                             FROM (
                                 SELECT
-                                    matching.*,
+                                    "resourceId", date, "lastUpdated",
                                     stored.document,
                                     pg_catalog.row_number() OVER in_order AS page_row,
                                     pg_catalog.sum(
