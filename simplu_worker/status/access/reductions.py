@@ -82,7 +82,7 @@ VIEWER_STATES: Final = STATES | frozenset(
         *("active", "destroying", "destroyed", "other_replica"),
         # Reasons of dead letters and of moves of the epoch are words, too.
         *("invalid_json", "invalid_message", "unknown_type", "unknown_tenant", "request_id_reused"),
-        *("retries_exhausted", "too_large"),
+        *("retries_exhausted", "too_large", "internal_error"),
     ]
 )
 OUTCOMES: Final = frozenset(map(str, Failure))  # the errors that are words, and quote nothing
@@ -136,7 +136,7 @@ class Reduction(msgspec.Struct, frozen=True):
         return str(value) if is_shown else None
 
 
-COUNTS_AND_STATES: Final = Reduction(SHOWN_TEXTS, STATES, hidden=HIDDEN_MEMBERS | {"recentErrors"})
+COUNTS_AND_STATES: Final = Reduction(SHOWN_TEXTS, STATES, hidden=HIDDEN_MEMBERS | {"recentErrors", "troubles"})
 FOR_VIEWERS: Final = Reduction(VIEWER_TEXTS, VIEWER_STATES, errors=OUTCOMES, keeps_null=True)
 
 
