@@ -47,13 +47,6 @@ class TargetKind(StrEnum):
     REPLICA = "replica"  # the chores of the process itself
 
 
-_LOGGED_AS: Final = {
-    TargetKind.SHARD: "shard_id",
-    TargetKind.STREAM_SHARD: "stream_shard_id",
-    TargetKind.QUEUE: "queue",
-}
-
-
 class Trouble(msgspec.Struct, frozen=True):
     """The unforeseen errors of one loop; *name* is that of its target, None of a tenant."""
 
@@ -83,12 +76,13 @@ def note_trouble(target: TargetKind, name: str, loop: str, exc: Exception) -> In
     instruments.INTERNAL_ERRORS.labels(target).inc()
     shown = None if target is TargetKind.TENANT else name
     trouble = _remember(target, shown, loop, error)
-    about = {_LOGGED_AS[target]: name} if target in _LOGGED_AS else {}
     log.error(
         "loop.failed",
         target=target,
         loop=loop,
-        **about,
+        shard_id=name if target is TargetKind.SHARD else None,
+        stream_shard_id=name if target is TargetKind.STREAM_SHARD else None,
+        queue=name if target is TargetKind.QUEUE else None,
         error=error,
         count=trouble.count,
         traceback=[_places(leaf) for leaf in _leaves(exc)],

@@ -55,8 +55,8 @@ def _by_target(target: TargetKind) -> Callable[[Method], Method]:
     return decorate
 
 
-_of_shard: Final = _by_target(TargetKind.SHARD)
-_of_tenant: Final = _by_target(TargetKind.TENANT)
+of_shard: Final = _by_target(TargetKind.SHARD)
+of_tenant: Final = _by_target(TargetKind.TENANT)
 
 
 class LoggedOperation(ListedOperation, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
@@ -121,7 +121,7 @@ class ShardGateway:
         """Return when a shard last applied a batch of any caller (monotonic)."""
         return self._last_applied_at.get(shard_id, float("-inf"))
 
-    @_of_tenant
+    @of_tenant
     async def find(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> str | Absence:
         """Return the id of the shard that confirms the tenant, or why there is none.
 
@@ -130,7 +130,7 @@ class ShardGateway:
         found = await self._directory.find(tenant_id, absence_max_age_s=absence_max_age_s)
         return found.shard_id if isinstance(found, ShardAddress) else found
 
-    @_of_tenant
+    @of_tenant
     async def provision_on_first_use(self, tenant_id: str, names: Iterable[TenantName]) -> str | Absence:
         """Provision a tenant that was found `NOT_HERE`, if `PROVISION_ON_FIRST_USE` is set; then return as `find`.
 
@@ -143,7 +143,7 @@ class ShardGateway:
         self._directory.forget(tenant_id)
         return await self.find(tenant_id)
 
-    @_of_shard
+    @of_shard
     async def apply(
         self, shard_id: str, operations: Sequence[Operation], *, claim: PositionClaim | None = None
     ) -> list[Outcome]:
@@ -184,7 +184,7 @@ class ShardGateway:
         applied = iter(await self._ensure_writer(shard_id).apply(rest, claim) if rest else [])
         return [defective.get(index) or next(applied) for index in range(len(operations))]
 
-    @_of_shard
+    @of_shard
     async def wait_until_safe(self, shard_id: str, operations: Sequence[Operation]) -> None:
         """Wait until operations that were applied, or found applied, are as safe as their shard can make them.
 
@@ -193,7 +193,7 @@ class ShardGateway:
         """
         await self._commits.wait_for_operations(shard_id, operations)
 
-    @_of_shard
+    @of_shard
     async def give_up(self, shard_id: str, operation: Operation, *, claim: PositionClaim | None = None) -> Outcome:
         """Log an operation as given up (`retries_exhausted`), so that the tenant's later ones may be applied.
 
@@ -209,7 +209,7 @@ class ShardGateway:
             self._directory.forget(operation.tenant_id)
         return outcome
 
-    @_of_shard
+    @of_shard
     async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int] | None:
         """Count one failure more of each message, by tenant and message id, on a shard; return their numbers.
 
@@ -218,12 +218,12 @@ class ShardGateway:
         """
         return await count_failures(self._pools.pool_of(shard_id), failed)
 
-    @_of_shard
+    @of_shard
     async def forget_failures(self, shard_id: str, tenant_id: str, message_id: str) -> None:
         """Forget the failures of a message. Raises as `count_failures` does."""
         await forget_failures(self._pools.pool_of(shard_id), (tenant_id, message_id))
 
-    @_of_shard
+    @of_shard
     async def probe(self, shard_id: str) -> None:
         """Check, within seconds, that a shard can apply operations now; raise `RetryableError` when it cannot.
 
@@ -244,7 +244,7 @@ class ShardGateway:
                     self._pools.ensure_pool(address)
         return sorted(self._pools.by_shard_id())
 
-    @_of_shard
+    @of_shard
     async def read_positions(
         self, shard_id: str, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool = False
     ) -> StoredPositions | None:
@@ -255,7 +255,7 @@ class ShardGateway:
         """
         return await self._ensure_writer(shard_id).read_positions(stream, stream_shard_ids, is_first=is_first)
 
-    @_of_shard
+    @of_shard
     async def fence_and_read_positions(
         self, shard_id: str, claim: PositionClaim, ancestors: Sequence[str], *, is_first: bool = False
     ) -> StoredPositions | None:
@@ -265,7 +265,7 @@ class ShardGateway:
         """
         return await self._ensure_writer(shard_id).fence_and_read_positions(claim, ancestors, is_first=is_first)
 
-    @_of_shard
+    @of_shard
     async def find_resident_tenants(self, shard_id: str, tenant_ids: Sequence[str]) -> set[str]:
         """Return which of the tenants have a live row on a shard, and drop their cached routes.
 
@@ -276,7 +276,7 @@ class ShardGateway:
             self._directory.forget(tenant_id)
         return here
 
-    @_of_shard
+    @of_shard
     async def write_positions(self, shard_id: str, claims: Sequence[PositionClaim]) -> list[PositionClaim]:
         """Write *claims* into the rows of their readers; return those for which the reader must read the row first.
 
@@ -284,7 +284,7 @@ class ShardGateway:
         """
         return await self._ensure_writer(shard_id).write_positions(claims)
 
-    @_of_shard
+    @of_shard
     async def read_merges(self, shard_id: str, stream: str, stream_shard_id: str) -> list[PositionMerge]:
         """Return how a shard's row of a stream shard got its last tokens from moves of tenants to the shard.
 
@@ -292,7 +292,7 @@ class ShardGateway:
         """
         return await self._ensure_writer(shard_id).read_merges(stream, stream_shard_id)
 
-    @_of_shard
+    @of_shard
     async def mark_gap(self, shard_id: str, stream: str, stream_shard_id: str, owed_from: str) -> bool:
         """Mark the row with the position *owed_from* on a shard: the stream does not reach back to it. Idempotent.
 
@@ -300,12 +300,12 @@ class ShardGateway:
         """
         return await self._ensure_writer(shard_id).mark_gap(stream, stream_shard_id, owed_from)
 
-    @_of_shard
+    @of_shard
     async def forget_positions(self, shard_id: str, stream: str, stream_shard_ids: Sequence[str]) -> None:
         """Delete a shard's rows of stream shards past their retention. Raises as `write_positions` does."""
         await self._ensure_writer(shard_id).forget_positions(stream, stream_shard_ids)
 
-    @_of_tenant
+    @of_tenant
     async def find_again(self, tenant_id: str) -> str | Absence:
         """Find a tenant's shard without the cached route, which stays until there is another answer.
 

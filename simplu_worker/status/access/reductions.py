@@ -61,6 +61,7 @@ STATES: Final = frozenset(
             "taken_over",
             "refill",
             "gap",
+            "internal_error",
         ),
     ]
 )
@@ -69,7 +70,7 @@ HIDDEN_MEMBERS: Final = frozenset({"result", "record", "recordBase64", "messageA
 
 VIEWER_TEXTS: Final = SHOWN_TEXTS | frozenset(
     [
-        *("replica", "owner", "place", "target", "targets", "reads", "problems", "stream", "advice", "runbook"),
+        *("replica", "owner", "place", "target", "targets", "loop", "reads", "problems", "stream", "advice", "runbook"),
         *("checkpoint", "position", "at", "from", "level", "event", "about", "epochMovedAt", "serverVersion"),
         *("businessId", "locationId", "businessType", "movedTo", "createdAt", "shardsWithoutAnswer"),
         *("requestId", "status", "operation", "resourceType", "resourceId", "receivedAt", "completedAt", "rejectedAt"),
@@ -82,7 +83,7 @@ VIEWER_STATES: Final = STATES | frozenset(
         *("active", "destroying", "destroyed", "other_replica"),
         # Reasons of dead letters and of moves of the epoch are words, too.
         *("invalid_json", "invalid_message", "unknown_type", "unknown_tenant", "request_id_reused"),
-        *("retries_exhausted", "too_large", "internal_error"),
+        *("retries_exhausted", "too_large"),
     ]
 )
 OUTCOMES: Final = frozenset(map(str, Failure))  # the errors that are words, and quote nothing
