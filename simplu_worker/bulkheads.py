@@ -72,8 +72,9 @@ def note_trouble(target: TargetKind, name: str, loop: str, exc: Exception) -> In
     if isinstance(exc, InternalError):
         return exc  # noted where it was caught first
     _require_memory(exc)
-    error = " + ".join(sorted({place_of(leaf) for leaf in _leaves(exc)}))
-    instruments.INTERNAL_ERRORS.labels(target).inc()
+    leaves = _leaves(exc)
+    error = " + ".join(sorted({place_of(leaf) for leaf in leaves}))
+    instruments.INTERNAL_ERRORS.labels(target).inc(len(leaves))
     shown = None if target is TargetKind.TENANT else name
     trouble = _remember(target, shown, loop, error)
     log.error(
@@ -85,7 +86,7 @@ def note_trouble(target: TargetKind, name: str, loop: str, exc: Exception) -> In
         queue=name if target is TargetKind.QUEUE else None,
         error=error,
         count=trouble.count,
-        traceback=[_places(leaf) for leaf in _leaves(exc)],
+        traceback=[_places(leaf) for leaf in leaves],
     )
     return InternalError(f"an error inside the worker, see the log: {error}")
 

@@ -26,11 +26,11 @@ from typing import Final, NamedTuple, TypeAlias
 import msgspec
 import structlog
 
-from simplu_worker.bulkheads import TargetKind, note_trouble
+from simplu_worker.bulkheads import TargetKind, note_trouble, translate
 from simplu_worker.consumers.outcome_counts import count_outcomes
 from simplu_worker.consumers.producer_traces import traceparents_of_messages
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
-from simplu_worker.errors import InternalError, PermanentError, RetryableError
+from simplu_worker.errors import InternalError, PermanentError, RetryableError, WorkerError
 from simplu_worker.metrics.instruments import REPETITIONS_LATE
 from simplu_worker.operations.operation import Disposition, Operation, Outcome, Source
 from simplu_worker.shards.gateway import ShardGateway
@@ -235,7 +235,8 @@ class OrderLane:
 
     async def _send(self, operations: Sequence[Operation]) -> list[Outcome]:
         with process_span(self._describe_batch) as span:
-            outcomes = await self._gateway.apply(self.shard_id, operations)
+            with translate(TargetKind.SHARD, self.shard_id, "order lane", WorkerError):
+                outcomes = await self._gateway.apply(self.shard_id, operations)
             span.note_outcomes(outcome.disposition for outcome in outcomes)
         return outcomes
 
@@ -371,14 +372,14 @@ class OrderLane:
         """Answer operations that failed, once that is recorded; when the shard is down by then, with its outage."""
         keys = [(entry.operation.tenant_id, entry.message_id) for entry, _ in failed]
         try:
-            counts = await self._failures.add(self.shard_id, keys)
+            with translate(TargetKind.SHARD, self.shard_id, "order lane", WorkerError):
+                counts = await self._failures.add(self.shard_id, keys)
+        except InternalError:  # the count of this replica stands in for the shard's
+            counts = [self._failures.remember(message_id) for _, message_id in keys]
         except RetryableError as exc:
             for entry, _ in failed:
                 entry.set_answer(exc)
             return
-        except Exception as exc:  # noqa: BLE001  # the count of this replica stands in for the shard's
-            note_trouble(TargetKind.SHARD, self.shard_id, "order lane", exc)
-            counts = [self._failures.remember(message_id) for _, message_id in keys]
         for (entry, error), count in zip(failed, counts, strict=True):
             entry.set_answer(FailedTry(error, count))
 
