@@ -19,7 +19,10 @@ ROUNDS_MIN = 5
 
 @pytest.mark.slow(45)
 async def test_worker_goes_on_when_every_loop_raises_what_nobody_foresaw(tmp_path: Path) -> None:
-    """Nothing is lost, doubled or out of order, the process stays, and each error is counted, logged and shown."""
+    """Nothing is lost, doubled or out of order, the process stays, and each error is counted, logged and shown.
+
+    When every reader of the stream fails, the worker is not ready.
+    """
     trigger = tmp_path / "defects"
     raised = trigger.with_name("defects.raised")
     async with FullStack(env={"PYTHONPATH": str(DEFECTS), "DEFECTS_FILE": str(trigger)}) as full_stack:
@@ -56,6 +59,14 @@ async def test_worker_goes_on_when_every_loop_raises_what_nobody_foresaw(tmp_pat
         lines = [json.loads(line) for line in full_stack.worker.log_path.read_text().splitlines()]
         failed = [line for line in lines if line["event"] == "loop.failed"]
         assert all("sitecustomize.py" in str(line["traceback"]) for line in failed)
+
+        lasting = trigger.with_name("defects.lasting")
+        lasting.touch()
+        await full_stack.put(*chains)
+        assert "source_failing" in await full_stack.wait_for_readiness(503, within_s=WELL_WITHIN_S)
+        lasting.unlink()
+        await full_stack.wait_for_readiness(200, within_s=WELL_WITHIN_S)
+        await full_stack.wait_until_applied(*chains, within_s=WELL_WITHIN_S)
         await full_stack.worker.stop(within_s=WELL_WITHIN_S)
 
 

@@ -1,7 +1,8 @@
 """Make loops of a worker raise, each once: Python imports this module first where its folder is on PYTHONPATH.
 
-A loop of AT_ONCE raises in its first turn, one of LATER in the first turn after the file DEFECTS_FILE exists. The name
-of each loop that has raised is appended to DEFECTS_FILE with `.raised` behind its name.
+A loop of AT_ONCE raises in its first turn, one of LATER in the first turn after the file DEFECTS_FILE exists. A file
+beside it, with `.raised` behind its name, gets the name of each loop that has raised. LASTING raises in each turn while a
+file with `.lasting` behind its name exists.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ LATER = (
     f"{CONSUMERS}sqs.orders.order_lane:OrderLane._distribute",
     f"{CONSUMERS}sqs.control.handler:ControlHandler.handle",
 )
+LASTING = f"{CONSUMERS}kinesis.reader.stream_shard_reader:StreamShardReader._dispatch_records"
 
 
 class ForeignError(Exception):
@@ -62,6 +64,8 @@ def arm(loop: str, trigger: Path | None) -> None:
 
     def is_due() -> bool:
         nonlocal has_raised
+        if loop == LASTING and TRIGGER.with_name(f"{TRIGGER.name}.lasting").exists():
+            return True
         if has_raised or (trigger is not None and not trigger.exists()):
             return False
         has_raised = True
