@@ -1,8 +1,8 @@
 """Make loops of a worker raise, each once: Python imports this module first where its folder is on PYTHONPATH.
 
 A loop of AT_ONCE raises in its first turn, one of LATER in the first turn after the file DEFECTS_FILE exists. A file
-beside it, with `.raised` behind its name, gets the name of each loop that has raised. LASTING raises in each turn while a
-file with `.lasting` behind its name exists.
+beside it, with `.raised` behind its name, gets the name of each loop that has raised. LASTING raises in each turn while
+a file with `.lasting` behind its name exists.
 """
 
 from __future__ import annotations
