@@ -5,9 +5,11 @@ in the phases of docs/adr/0007-moving-tenants.md: *take* a token on the source, 
 the copy, *fence*, read and write the *last* delta, *commit* on the source, *activate* on the target. A read and the
 write that follows it are two steps, for they are statements on two shards.
 
-The tenant's data are the old rows, one value that each operation of the stream changes, and one rename, which is not in
-the log of operations. A batch is one operation, and begins before it commits: it holds the lock of the tenant's row
-from one to the other. A reader sends the next operation to any shard with an active row: routes can only delay.
+The tenant's data are the old rows, one value that each operation of the stream changes, one rename, which is not in the
+log of operations, and the resources of two order events with one id, each with a resource of its own: the second event
+replaces the row of the first in the log. A batch is one operation, and begins before it commits: it holds the lock of
+the tenant's row from one to the other. A reader sends the next operation to any shard with an active row: routes can
+only delay.
 
 Another round of catching up is the same as a longer last delta, so there is none here. `move_failover_model.py` has
 shards that lose commits, stream positions and messages.
@@ -45,6 +47,9 @@ class Rules:
     misses_batches_in_flight: bool = False  # the delta begins behind operations that were not committed at the copy
     leaves_log: bool = False  # does not copy the rows of the log
     ignores_renames: bool = False  # the last delta has the operations of the log alone
+    ignores_replaced_rows: bool = False  # the last delta has the resources alone that rows of the log name now
+    repairs_by_log_alone: bool = False  # takes what the log does not name now for unchanged since the fence
+    repairs_newer_rows: bool = False  # writes over rows that were written since the fence
     activates_incoming: bool = False  # a target without the last delta
     activates_by_present_token: bool = False  # of the source, and not by the one read with `moved`
     drops_without_token: bool = False  # a rollback before the commit
@@ -67,6 +72,8 @@ class Budget:
     rollbacks: int = 0  # before the commit
     cleanups: int = 0
     renames: int = 0
+    orders: int = 0  # order events: the first and, in place of its row, the second
+    repairs: int = 0  # by `tenants verify --repair`
     crashes: int = 0  # of the worker
     takes: int = 0  # of its lease: the old one goes on as a zombie
     late_commits: int = 0  # without an answer, so that the mover begins again before they arrive
@@ -80,9 +87,11 @@ class Left(IntEnum):
     ROLLBACKS = 2
     CLEANUPS = 3
     RENAMES = 4
-    CRASHES = 5
-    TAKES = 6
-    LATE_COMMITS = 7
+    ORDERS = 5
+    REPAIRS = 6
+    CRASHES = 7
+    TAKES = 8
+    LATE_COMMITS = 9
 
 
 class Rows(StatePart, frozen=True):
@@ -91,6 +100,8 @@ class Rows(StatePart, frozen=True):
     has_old: bool = False
     value: int = 0  # the number of operations that it shows
     is_renamed: bool = False
+    orders: int = 0  # bits: the resources of the order events
+    order_row: int = 0  # bit: the one that the row of the log names
     log: int = 0  # bits
 
 
@@ -136,6 +147,7 @@ class State(StatePart, frozen=True):
     zombie: Reader | None
     checkpoint: int
     is_renamed: bool
+    orders: int  # bits: the order events that were applied
     left: tuple[int, ...]  # by Left
     promise: str = ""  # broken on the way here
 
@@ -161,6 +173,7 @@ class MoveModel:
             zombie=None,
             checkpoint=0,
             is_renamed=False,
+            orders=0,
             left=astuple(self._budget),
         )
 
@@ -179,7 +192,7 @@ class MoveModel:
                 yield f"a worker activates {SHARD_NAMES[1 - source]}", _activated(state, 1 - source)
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return movers that start, die and lose answers, the zombie, crashes, renames and cleanups."""
+        """Return movers that start, die and lose answers, the zombie, crashes, renames, orders, repairs and cleanups."""
         if state.zombie is not None:
             for label, (following, zombie) in self._read(state, state.zombie):
                 yield f"zombie: {label}", replace(following, zombie=zombie)
@@ -197,6 +210,13 @@ class MoveModel:
                 renamed = replace(side, rows=replace(side.rows, is_renamed=True))
                 following = replace(_spend(state, Left.RENAMES), is_renamed=True)
                 yield f"rename on {SHARD_NAMES[number]}", _put(following, number, renamed)
+            if state.left[Left.ORDERS] and side.state == "active":
+                order = state.orders + 1  # the next bit
+                rows = replace(side.rows, orders=side.rows.orders | order, order_row=order)
+                following = replace(_spend(state, Left.ORDERS), orders=state.orders | order)
+                yield f"order {order} on {SHARD_NAMES[number]}", _put(following, number, replace(side, rows=rows))
+            if state.left[Left.REPAIRS]:
+                yield from self._repair(_spend(state, Left.REPAIRS), number)
         yield from self._clean_up(state)
 
     def broken(self, state: State) -> str:
@@ -213,6 +233,8 @@ class MoveModel:
                 return f"lost: operation {side.rows.value}"
             if state.is_renamed and not side.rows.is_renamed:
                 return "lost: the rename"
+            if state.orders & ~side.rows.orders:
+                return f"lost: order {state.orders & ~side.rows.orders}"
         return ""
 
     def unsettled(self, state: State) -> str:
@@ -370,11 +392,17 @@ class MoveModel:
                         covered |= 1 << reader.next
             return replace(target, rows=replace(rows, log=log), copied_log=covered, has_copy=self._keeps_copies)
         delta = rows.log & ~target.copied_log
+        orders = rows.orders
+        if rules.ignores_replaced_rows:
+            named = rows.order_row if rows.order_row != target.rows.order_row else 0
+            orders = target.rows.orders | rows.orders & named
         written = replace(
             target.rows,
             value=rows.value if delta else target.rows.value,
             log=target.rows.log | (0 if rules.leaves_log else delta),
             is_renamed=target.rows.is_renamed if rules.ignores_renames else rows.is_renamed,
+            orders=orders,
+            order_row=rows.order_row,
         )
         if self._keeps_copies:
             target = replace(target, copied_log=rows.log)
@@ -417,6 +445,18 @@ class MoveModel:
             if self._may_commit(state.sides[shard], token):
                 arrived = _put(arrived, shard, replace(state.sides[shard], state="moved", is_whole=True))
             yield "the commit arrives late", arrived
+
+    def _repair(self, state: State, number: int) -> Iterator[tuple[str, State]]:
+        """Return the home with the resources as the former shard has them that seem unchanged since the fence."""
+        home, former = state.sides[number], state.sides[1 - number]
+        if home.state != "active" or former.state != "moved" or not former.is_whole or former.token != home.token:
+            return
+        newer = home.rows.orders & ~former.rows.orders
+        known = newer & home.rows.order_row if self._rules.repairs_by_log_alone else newer
+        if not self._rules.repairs_newer_rows:
+            known = newer
+        repaired = replace(home, rows=replace(home.rows, orders=former.rows.orders | known))
+        yield f"repair on {SHARD_NAMES[number]}", _put(state, number, repaired)
 
     def _clean_up(self, state: State) -> Iterator[tuple[str, State]]:
         """Return the two steps of a cleanup: it sees that the tenant has left, and deletes its rows."""
