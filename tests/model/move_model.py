@@ -192,7 +192,7 @@ class MoveModel:
                 yield f"a worker activates {SHARD_NAMES[1 - source]}", _activated(state, 1 - source)
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return movers that start, die and lose answers, the zombie, crashes, renames, orders, repairs and cleanups."""
+        """Return starts and deaths of movers, lost answers, the zombie, crashes, renames, orders, repairs, cleanups."""
         if state.zombie is not None:
             for label, (following, zombie) in self._read(state, state.zombie):
                 yield f"zombie: {label}", replace(following, zombie=zombie)

@@ -19,7 +19,7 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.moving.checksums import Comparison, TypeSum, compare_shards, describe_difference
 from simplu_worker.shards.moving.planning.going_back import WayBack, way_back
 from simplu_worker.shards.moving.planning.places import find_places
-from simplu_worker.shards.moving.repairing import check_former_rows, repair_resources
+from simplu_worker.shards.moving.repairing import Repair, check_former_rows, repair_resources
 from simplu_worker.shards.moving.rows import Arrival, read_arrival, read_departure
 from simplu_worker.shards.moving.undoing import clean_up, list_left_behind, undo_move
 from simplu_worker.shards.postgres.pool import ShardPool
@@ -47,19 +47,19 @@ async def verify_tenant(settings: Settings, tenant: tuple[str, str], *, repair: 
 
         await check_former_rows(source, target, tenant_id, arrival)
         comparison = await compared()
-        repaired = 0
+        done = Repair(0)
         if repair and comparison.differing:
-            repaired = await repair_resources(source, target, tenant_id, arrival, comparison.differing)
+            done = await repair_resources(source, target, tenant_id, arrival, comparison.differing)
             comparison = await compared()
-    _print_comparison(tenant_id, comparison, repaired, as_json=as_json)
+    _print_comparison(tenant_id, comparison, done, as_json=as_json)
     return 0 if comparison.is_equal else 1
 
 
-def _print_comparison(tenant_id: str, comparison: Comparison, repaired: int, *, as_json: bool) -> None:
+def _print_comparison(tenant_id: str, comparison: Comparison, done: Repair, *, as_json: bool) -> None:
     verdict = "equal" if comparison.is_equal else "differs"
     if as_json:
-        members: dict[str, Any] = {"tenant": tenant_id, "verdict": verdict, "repaired": repaired}
-        print_json({**members, "comparison": comparison})
+        members: dict[str, Any] = {"tenant": tenant_id, "verdict": verdict, "repaired": done.count}
+        print_json({**members, "refused": sorted(done.refused), "comparison": comparison})
         return
     print_table(
         ("resource type", "rows", "former shard's", "bytes", "former shard's", ""),
@@ -67,13 +67,20 @@ def _print_comparison(tenant_id: str, comparison: Comparison, repaired: int, *, 
     )
     changed = f"; {comparison.excluded} that may have changed since the move are not compared"
     print_line(f"{tenant_id}: {comparison.row_count} resources compared{changed}: {verdict}")
-    if repaired:
-        print_note(f"{repaired} resources were written as they were on the former shard")
+    if done.count:
+        print_note(f"{done.count} resources were written as they were on the former shard")
+    if done.refused:
+        print_note(
+            f"{len(done.refused)} resources stay: somebody has written them since the move, and not by operations"
+        )
     if not comparison.is_equal:
         print_note(f"differing: {describe_difference(comparison)}")
         for resource_type, resource_id in comparison.differing[:SHOWN_MAX]:
             print_note(f"  {resource_type} {resource_id}")
-        print_note("with --repair these resources are written as they were; tenants rollback moves the tenant back")
+        print_note(
+            "with --repair those not written since the move are written as they were; "
+            "tenants rollback moves the tenant back"
+        )
 
 
 def _sums_row(name: str, comparison: Comparison) -> tuple[object, ...]:
