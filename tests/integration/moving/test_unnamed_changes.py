@@ -17,6 +17,7 @@ from simplu_worker.operations.operation import Operation, Source
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.moving.checksums import Comparison, compare_shards
 from simplu_worker.shards.moving.repairing import Repair, repair_resources
+from simplu_worker.shards.moving.undoing import undo_move
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
@@ -123,6 +124,29 @@ async def test_next_mover_takes_along_what_the_log_does_not_name_when_the_first_
         set_failpoint("after _copy", act, patch.setattr)
         with pytest.raises(asyncio.CancelledError):
             await world.move()
+    certificate = await world.move()
+
+    assert keys <= (await world.case("b").resources()).keys()
+    assert (certificate.verdict, certificate.rows_copied < 4000) == ("equal", True)
+
+
+@EACH_CHANGE
+async def test_next_mover_takes_along_what_the_log_does_not_name_when_a_rollback_was_killed(
+    world: World, change: Callable[[World, str], Any], keys: set[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rollback has begun on the source, and has not come to the copy, from which the next mover goes on."""
+
+    async def killed(*_: Any) -> None:
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as patch:
+        set_failpoint("after _copy", killed, patch.setattr)
+        with pytest.raises(asyncio.CancelledError):
+            await world.move()
+        patch.setattr("simplu_worker.shards.moving.undoing._drop_copy", killed)
+        with pytest.raises(asyncio.CancelledError):
+            await undo_move(world.pools, TENANT_ID, "a", "b")
+    await change(world, "a")
     certificate = await world.move()
 
     assert keys <= (await world.case("b").resources()).keys()

@@ -234,7 +234,7 @@ BEGIN
         'INSERT INTO %1$I.move_changes (tenant_id, resource_type, resource_id, changed_at) '
         'SELECT $1, $2, changed.id, clock_timestamp() '
         'FROM (SELECT DISTINCT id FROM unnest($3) AS named (id)) AS changed '
-        'WHERE EXISTS (SELECT FROM %1$I.moves WHERE tenant_id = $1 AND step = ''open'') '
+        'WHERE EXISTS (SELECT FROM %1$I.moves WHERE tenant_id = $1 AND step IN (''open'', ''undoing'')) '
         'OR EXISTS (SELECT FROM %1$I.arrivals WHERE tenant_id = $1) '
         'ORDER BY changed.id '
         'ON CONFLICT (tenant_id, resource_type, resource_id) DO UPDATE SET changed_at = excluded.changed_at',

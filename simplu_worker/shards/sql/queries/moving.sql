@@ -299,7 +299,7 @@ DELETE FROM public.arrivals WHERE tenant_id = $1;
 DELETE FROM public.move_changes
 WHERE
     tenant_id = $1
-    AND NOT EXISTS (SELECT FROM public.moves WHERE moves.tenant_id = $1 AND moves.step = 'open')
+    AND NOT EXISTS (SELECT FROM public.moves WHERE moves.tenant_id = $1 AND moves.step IN ('open', 'undoing'))
     AND NOT EXISTS (SELECT FROM public.arrivals WHERE arrivals.tenant_id = $1);
 
 -- name: drop_resources
