@@ -40,6 +40,7 @@ from simplu_worker.shards.apply.patch_merging import (
     resource_of,
 )
 from simplu_worker.shards.apply.redelivery import LogMatch
+from simplu_worker.shards.apply.unstorable import find_unstorable
 from simplu_worker.shards.apply.wave_run import WaveRun
 from simplu_worker.shards.apply.wave_statement import statement_for
 from simplu_worker.shards.positions.claims import attempt_claim
@@ -54,10 +55,10 @@ from simplu_worker.shards.positions.rows import (
 )
 from simplu_worker.shards.postgres.errors import (
     DuplicateKeyError,
-    InvalidDataError,
     LostRaceError,
     RolledBackError,
     StatementFailedError,
+    ValueRefusedError,
 )
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -132,9 +133,9 @@ class ShardWriter:
         With *claim*, every transaction also writes the claim into the reader's row, and is rolled back with
         `PositionChangedError` if another reader has written the row.
 
-        The writer finds the operations that Postgres refuses. Those with refused data fail alone, and the tenant's
-        later ones are applied; one that fails for an unforeseen reason is UNEXPECTED, and its tenant's later ones are
-        held.
+        The writer finds the operations that Postgres refuses. Those with a value that no table can store fail alone,
+        and the tenant's later ones are applied; one that only this shard does not take is UNEXPECTED, and its tenant's
+        later ones are held.
         Raises `ShardUnavailableError`: the outcome is then unknown, and the caller may retry the same batch.
         """
         await self._check(self._pool.connection)
@@ -147,10 +148,7 @@ class ShardWriter:
         """
         await self._check(self._pool.connection)
         batch = CommitBatch([operation], () if claim is None else [claim])
-        try:
-            (outcome,) = await self._commit(self._new_attempt(batch, {0: GIVEN_UP}))
-        except InvalidDataError as exc:
-            raise self._unwritable_error(exc) from exc
+        (outcome,) = await self._commit(self._new_attempt(batch, {0: GIVEN_UP}))
         return outcome
 
     async def probe(self) -> None:
@@ -249,9 +247,6 @@ class ShardWriter:
             except RolledBackError as exc:
                 self._change_course(course, batch, exc)
                 continue
-            except InvalidDataError as exc:
-                found = await self._find_refused(attempt, exc)
-                is_timeout = False
             except StatementFailedError as exc:
                 table = attempt.inserting
                 if isinstance(exc, DuplicateKeyError) and table is not None and table not in attempt.careful_tables:
@@ -259,7 +254,7 @@ class ShardWriter:
                     course.with_duplicates.add(table)
                     continue
                 self._insert_forms.expect_duplicates()
-                found = await self._find_failing(attempt, exc, course.budget)
+                found = await self._find_culprits(attempt, exc, course.budget)
                 is_timeout = exc.is_timeout
             except (ShardUnavailableError, asyncio.CancelledError):  # the same operations come again
                 self._insert_forms.expect_duplicates()
@@ -321,32 +316,28 @@ class ShardWriter:
                     stopped.add(operations[index].tenant_id)
         return outcomes
 
-    async def _find_refused(self, attempt: WriteAttempt, exc: InvalidDataError) -> dict[int, Outcome]:
-        """Return outcomes, by index, for the operations with refused data; none if the batch must be cut to find them.
-
-        One query finds all operations with data that Postgres cannot parse.
-        """
-        undecided = set(range(len(attempt.batch.operations))).difference(attempt.known_outcomes)
-        found = undecided.intersection(await self._find_unstorable(attempt.batch.operations))
-        if not found and len(attempt.suspects) < 2:
-            found = undecided.intersection(attempt.suspects)
-            if not found:  # failed before any statement, or on a row of the log itself
-                raise self._unwritable_error(exc) from exc
+    async def _find_refused(self, attempt: WriteAttempt, exc: StatementFailedError) -> dict[int, Outcome]:
+        """Return outcomes, by index, for the operations with a value that no table can store."""
+        operations = attempt.batch.operations
+        texts = [one.text if one.query is None else one.query.members for one in operations]
+        found = set(await find_unstorable(self._pool, texts)).difference(attempt.known_outcomes)
         for index in sorted(found):
-            ids = _ids_of(attempt.batch.operations[index])
-            log.info("operation.refused", shard_id=self._pool.address.shard_id, error=str(exc), **ids)
+            shard_id = self._pool.address.shard_id
+            log.info("operation.refused", shard_id=shard_id, error=exc.error, **_ids_of(operations[index]))
         return dict.fromkeys(found, INVALID_DATA)
 
-    async def _find_failing(
+    async def _find_culprits(
         self, attempt: WriteAttempt, exc: StatementFailedError, budget: StatementBudget
     ) -> dict[int, Outcome]:
-        """Return the outcome, by index, of the operation at fault; none if the batch must be cut to find it.
+        """Return the outcomes, by index, of operations at fault; none if the batch must be cut to find one.
 
         Raises *exc* if no operation can be at fault, and `ShardUnavailableError` if the shard does not work. An
         operation that took too long is at fault only on a shard that was quick with its row of the log.
         """
         if not attempt.suspects:
             raise exc
+        if isinstance(exc, ValueRefusedError) and (refused := await self._find_refused(attempt, exc)):
+            return refused
         if len(attempt.suspects) > 1:
             return {}
         if exc.is_timeout:
@@ -365,13 +356,6 @@ class ShardWriter:
     def _note_slow(self, operation: Operation) -> None:
         """Remember an operation that took too long alone: its next tries must not delay others that long."""
         remember(self._slow, [key_of(operation)], SLOW_MAX_COUNT)
-
-    async def _find_unstorable(self, operations: Sequence[Operation]) -> list[int]:
-        """Return the indexes of the operations with a text that Postgres cannot store as jsonb."""
-        texts = [one.text if one.query is None else one.query.members for one in operations]
-        async with self._pool.connection() as connection:
-            rows = await connection.fetch(QUERIES["find_unstorable"], texts)
-        return [row["position"] for row in rows]
 
     async def _check(self, connect: Callable[[], AbstractAsyncContextManager[Connection]]) -> None:
         """Check identity and schema at the first use and after every change of address."""
@@ -414,14 +398,11 @@ class ShardWriter:
                         return await attempt.apply(connection, claimed)
             except LostRaceError:
                 await asyncio.sleep(self._draw() * RACE_PAUSE_MAX_S)
-            except (InvalidDataError, StatementFailedError) as exc:
+            except StatementFailedError as exc:
                 if not attempt.is_at_once:
                     raise
                 raise unusual_error(exc) from exc
         raise ShardUnavailableError(f"shard {address.shard_id}: a batch lost {RACES_MAX} races in a row")
-
-    def _unwritable_error(self, exc: InvalidDataError) -> ShardUnavailableError:
-        return ShardUnavailableError(f"shard {self._pool.address.shard_id}: refuses a row of the log: {exc}")
 
 
 def key_of(operation: Operation) -> OperationKey:

@@ -10,7 +10,7 @@ import msgspec
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.apply.commit_safety import note_server
 from simplu_worker.shards.apply.durability import Server
-from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, StatementFailedError
+from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.tenants.control_rules import (
@@ -67,7 +67,7 @@ async def _make_in_one_transaction(pool: ShardPool, wanted: Sequence[ProvisionRe
             missing = await _find_missing_types(connection, wanted)
             made = await _make_tenants(connection, [one for one in wanted if one.business_type not in missing])
             server = await note_server(connection)
-    except (StatementFailedError, InvalidDataError, LostRaceError) as exc:
+    except (StatementFailedError, LostRaceError) as exc:
         if len(wanted) == 1:
             return {wanted[0].tenant_id: exc}
         half = len(wanted) // 2
