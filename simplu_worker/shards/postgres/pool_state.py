@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Final, NoReturn, assert_never
+from typing import Final, NoReturn, TypeAlias, assert_never
 
 import asyncpg
 import structlog
@@ -35,6 +35,9 @@ from simplu_worker.timing.clock import loop_time
 
 REFUSAL_COUNTS_S: Final = 30.0  # longer than the back-off of callers that write
 OF_STATEMENT: Final = frozenset({ErrorMeaning.DATA, ErrorMeaning.STATEMENT})
+
+# The second one for an error with the code of a warning, which only a function can raise.
+ServerError: TypeAlias = asyncpg.PostgresError | asyncpg.PostgresWarning
 
 log = structlog.get_logger(__name__)
 
@@ -104,8 +107,12 @@ class ShardAvailability:
         """
         try:
             yield
-        except asyncpg.PostgresError as exc:
+        except (asyncpg.PostgresError, asyncpg.PostgresWarning) as exc:
             self._raise(exc, asked_at, is_probe=is_probe)
+        except TypeError as exc:  # asyncpg fails to pass a warning through a context manager of its own
+            if isinstance(exc.__context__, asyncpg.PostgresWarning):
+                self._raise(exc.__context__, asked_at, is_probe=is_probe)
+            raise
         except asyncpg.OutdatedSchemaCacheError as exc:
             raise self._record_lost_race(type(exc).__name__) from exc
         except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as exc:
@@ -149,7 +156,7 @@ class ShardAvailability:
         except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as exc:
             raise self._record_unavailable("connection", exc, asked_at=asked_at) from exc
 
-    def _raise(self, exc: asyncpg.PostgresError, asked_at: float, *, is_probe: bool) -> NoReturn:
+    def _raise(self, exc: ServerError, asked_at: float, *, is_probe: bool) -> NoReturn:
         meaning = _meaning_of(exc)
         since = self._record_answer(exc, asked_at)
         if meaning in OF_STATEMENT and is_probe:
@@ -178,7 +185,7 @@ class ShardAvailability:
             case _:
                 assert_never(meaning)
 
-    def _record_answer(self, exc: asyncpg.PostgresError, asked_at: float) -> float | None:
+    def _record_answer(self, exc: ServerError, asked_at: float) -> float | None:
         """Return *asked_at* for an error that counts as no answer; otherwise record the answer and return None."""
         if is_no_answer(exc.sqlstate or "") and not is_of_statement(exc):
             return asked_at
@@ -238,16 +245,16 @@ class ShardAvailability:
         instruments.SHARD_HEALTHY.labels(self._address.shard_id).set(healthy)
 
 
-def is_of_statement(exc: asyncpg.PostgresError) -> bool:
+def is_of_statement(exc: ServerError) -> bool:
     """Return whether only the statement failed, on a healthy server."""
     return _meaning_of(exc) in OF_STATEMENT
 
 
-def _meaning_of(exc: asyncpg.PostgresError) -> ErrorMeaning:
+def _meaning_of(exc: ServerError) -> ErrorMeaning:
     meaning = meaning_of(exc.sqlstate or "", raiser_of(exc.context, exc.server_source_function))
     return ErrorMeaning.UNAVAILABLE if meaning in OF_STATEMENT and _is_connection_error(exc) else meaning
 
 
-def _is_connection_error(exc: asyncpg.PostgresError) -> bool:
+def _is_connection_error(exc: ServerError) -> bool:
     """Return whether the server, or a pooler in front of it, ended the connection, not just a statement."""
     return (exc.severity_en or exc.severity) in {"FATAL", "PANIC"}

@@ -68,6 +68,9 @@ _MEANING_BY_CLASS = {
     "22": ErrorMeaning.DATA,  # data exception
     # Our own statements cannot cause these, but a trigger, a constraint or a function of the shard's owner can raise
     # them for one row and not for another.
+    "00": ErrorMeaning.STATEMENT,  # successful completion, raised as an error
+    "01": ErrorMeaning.STATEMENT,  # warning, raised as an error
+    "02": ErrorMeaning.STATEMENT,  # no data, raised as an error
     "09": ErrorMeaning.STATEMENT,  # triggered action exception
     "20": ErrorMeaning.STATEMENT,  # case not found
     "21": ErrorMeaning.STATEMENT,  # cardinality violation

@@ -24,6 +24,7 @@ class PlainErrorsLine(Line):
 
     def __init__(self, address: ShardAddress) -> None:
         super().__init__(address)
+        self.direct_address = address
         self.refused: dict[bytes, str] = {}
 
     async def _pass(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
