@@ -50,6 +50,7 @@ HELD_REASONS = (
     "inactive",
     "moving",
     "failing",
+    "locked",
     "reshard",
     "taken_over",
     "refill",
@@ -70,7 +71,7 @@ SHARD_PROBLEM_KINDS = (
 )
 CITRUS_ENDPOINTS = ("get_shard", "register", "move", "shards_health", "capacity")
 RETRY_REASONS = {
-    "kinesis": ("read_failed", "shard_unavailable", "failing"),
+    "kinesis": ("read_failed", "shard_unavailable", "failing", "locked"),
     "sqs": ("receive", "dependency", "blocked", "unexpected"),
     "citrus": CITRUS_ENDPOINTS,
 }

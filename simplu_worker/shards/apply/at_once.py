@@ -23,7 +23,7 @@ from simplu_worker.shards.positions.rows import position_arguments
 from simplu_worker.shards.postgres.column_packing import pack_columns
 from simplu_worker.shards.postgres.errors import (
     DuplicateKeyError,
-    InvalidDataError,
+    LockTimeoutError,
     RolledBackError,
     StatementFailedError,
 )
@@ -50,11 +50,11 @@ class UnusualError(RolledBackError):
         self.duplicates_in = duplicates_in
 
 
-def unusual_error(exc: InvalidDataError | StatementFailedError) -> UnusualError:
+def unusual_error(exc: LockTimeoutError | StatementFailedError) -> UnusualError:
     """Return the error for a statement that failed with *exc*."""
     return UnusualError(
         type(exc).__name__,
-        is_timeout=isinstance(exc, StatementFailedError) and exc.is_timeout,
+        is_timeout=isinstance(exc, LockTimeoutError) or exc.is_timeout,
         duplicates_in=INSERTED_TABLES.get(exc.table or "") if isinstance(exc, DuplicateKeyError) else None,
     )
 

@@ -61,7 +61,7 @@ from simplu_worker.shards.moving.types import (
     describe_state,
 )
 from simplu_worker.shards.moving.undoing import drop_rows
-from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, StatementFailedError
+from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError, ValueRefusedError
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
@@ -137,6 +137,12 @@ class Mover:
             phase = self._phase
             try:
                 return await self._run_once(began_at)
+            except (PermanentError, ValueRefusedError) as exc:
+                stated = exc if isinstance(exc, StatedError) else StatedError(f"{exc}; {self.describe_state()}")
+                await self._journal.note_failure(self._token, self._status, str(stated))
+                if stated is exc:
+                    raise
+                raise stated from exc
             except (LostRaceError, RetryableError) as exc:
                 if self._phase != phase:
                     self._answered_at = self._clock()
@@ -145,12 +151,6 @@ class Mover:
                     raise RetryableError(f"{self._move.tenant_id}: {exc}; {self.describe_state()}") from exc
                 log.info("move.again", tenant_id=self._move.tenant_id, phase=self._phase, error=str(exc))
                 await asyncio.sleep(PAUSE_S)
-            except (PermanentError, InvalidDataError) as exc:
-                stated = exc if isinstance(exc, StatedError) else StatedError(f"{exc}; {self.describe_state()}")
-                await self._journal.note_failure(self._token, self._status, str(stated))
-                if stated is exc:
-                    raise
-                raise stated from exc
 
     def describe_state(self) -> str:
         """Return in which state the tenant is, and which command comes next."""

@@ -6,16 +6,16 @@ from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.shards.types import ShardUnavailableError
 
 
-class InvalidDataError(WorkerError):
-    """Postgres cannot store some data of the batch; the transaction was rolled back."""
-
-
 class RolledBackError(WorkerError):
     """The transaction was given up before its end, to be tried in another way; it was rolled back."""
 
 
 class LostRaceError(RetryableError):
     """The transaction lost a race against another one; an immediate retry may win."""
+
+
+class LockTimeoutError(LostRaceError):
+    """Another transaction has kept a lock for longer than this one waits for it."""
 
 
 class WrongShardError(ShardUnavailableError):
@@ -34,15 +34,19 @@ class StatementFailedError(ShardUnavailableError):
     To other callers the shard is unavailable. *error* is the server's error by class and code.
     """
 
-    def __init__(self, message: str, *, error: str, is_timeout: bool) -> None:
+    def __init__(self, message: str, *, error: str, is_timeout: bool = False) -> None:
         super().__init__(message)
         self.error = error
         self.is_timeout = is_timeout
+
+
+class ValueRefusedError(StatementFailedError):
+    """A statement failed at a value: one that no table can store, or one that an index of the owner's does not take."""
 
 
 class DuplicateKeyError(StatementFailedError):
     """A statement failed at a row with a key that exists (unique_violation), in *table*."""
 
     def __init__(self, message: str, *, error: str, table: str | None) -> None:
-        super().__init__(message, error=error, is_timeout=False)
+        super().__init__(message, error=error)
         self.table = table

@@ -22,7 +22,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.circuit_breaker import BreakerDecision
 from simplu_worker.shards.postgres.connector import Connector, ShardConnection
 from simplu_worker.shards.postgres.lender import ConnectionLender, SharedBudget
-from simplu_worker.shards.postgres.pool_state import ShardAvailability
+from simplu_worker.shards.postgres.pool_state import ShardAvailability, is_of_statement
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.single_flight import SingleFlightProbe
 from simplu_worker.shards.postgres.sqlstate import EXPIRING_STATES, POOLER_STATES, READ_ONLY
@@ -117,17 +117,17 @@ class ShardPool:
 
         The server is asked to stop the statement. No caller waits for that, so that it delays no stop of the worker.
 
-        Raises `ShardUnavailableError`, `InvalidDataError` and `LostRaceError`, also for errors inside the block. Never
-        call it while holding a connection: all connections may be lent to callers that wait for a second one.
+        Raises `ShardUnavailableError` and `LostRaceError`, also for errors inside the block. Never call it while
+        holding a connection: all connections may be lent to callers that wait for a second one.
         """
         await self._admit()
         async with self._lend() as connection:
             yield connection
 
     @contextlib.asynccontextmanager
-    async def _lend(self) -> AsyncIterator[ShardConnection]:
+    async def _lend(self, *, is_probe: bool = False) -> AsyncIterator[ShardConnection]:
         connection = await self._borrow()
-        with self._availability.translate_errors(asked_at=loop_time()):
+        with self._availability.translate_errors(asked_at=loop_time(), is_probe=is_probe):
             try:
                 yield connection
             except (asyncpg.PostgresError, WorkerError) as exc:
@@ -180,7 +180,7 @@ class ShardPool:
             raise retired_error(self._address.shard_id)
         asked_at = loop_time()
         connection = await self._open_connection(within_s=self._timeouts.probe_s)
-        with self._availability.translate_errors(asked_at=asked_at):
+        with self._availability.translate_errors(asked_at=asked_at, is_probe=True):
             try:
                 async with asyncio.timeout_at(asked_at + self._timeouts.probe_s):
                     yield connection
@@ -202,12 +202,14 @@ class ShardPool:
             async with self.fresh_connection() as connection:
                 if connection.is_read_only:
                     raise asyncpg.ReadOnlySQLTransactionError("as a write would")
+                await connection.execute(QUERIES["take_transaction_id"])
         except ShardUnavailableError as exc:
             if not self.has_idle_beside_full_server(exc):
                 raise
-            async with self._lend() as connection:  # the server has no room for another connection
+            async with self._lend(is_probe=True) as connection:  # the server has no room for another connection
                 if await connection.fetchval(QUERIES["is_read_only"]):
                     raise asyncpg.ReadOnlySQLTransactionError("as a write would") from None
+                await connection.execute(QUERIES["take_transaction_id"])
             self._availability.record_writable()
             return
         self._availability.record_writable()
@@ -283,7 +285,7 @@ class ShardPool:
 
     def _react_to(self, connection: ShardConnection, exc: BaseException) -> None:
         """Adapt the connector and the other connections to an error."""
-        sqlstate = getattr(exc, "sqlstate", None)
+        sqlstate = exc.sqlstate if isinstance(exc, asyncpg.PostgresError) and not is_of_statement(exc) else None
         if sqlstate in POOLER_STATES:
             self._connector.has_pooler = True
         if sqlstate == READ_ONLY:

@@ -45,14 +45,16 @@ class StatementBudget(StrEnum):
 
     USUAL = "usual"
     BATCH = "batch"  # of operations, from all the tenants that share the shard
-    PART = "part"  # of a batch that took too long, to find the operation at fault
+    PART = "part"  # of a batch that took too long, or met a lock, to find the operation at fault
+    PATIENT_BATCH = "patient batch"  # behind a lock that is of no tenant's rows
     SEARCH = "search"  # of the log, for people; it reads only
     KEY_RANGE = "key range"  # of a tenant's rows, in the order of their keys
-    PAUSE = "pause"  # while a tenant waits: to wait for batches for longer would delay others as well
+    PAUSE = "pause"  # for the lock of one tenant's row: to wait for batches for longer would delay others as well
 
 
 PLANS: Final = {
     StatementBudget.BATCH: BATCH,
+    StatementBudget.PATIENT_BATCH: BATCH,
     StatementBudget.PART: BATCH,
     StatementBudget.SEARCH: SEARCH,
     StatementBudget.KEY_RANGE: KEY_RANGE,
@@ -66,7 +68,8 @@ class ShardTimeouts(msgspec.Struct, frozen=True):
     failure, and only a silent server, such as a frozen one, runs into *reply_s*. *probe_s* bounds a whole probe. A
     cancelled use waits up to *cancel_s* for the server to stop its statement. An idle connection is kept for *idle_s*.
     A batch that runs into *batch_s* is taken apart, and each of its parts has *part_s*. Each statement of a search has
-    *search_s*. While a tenant waits for a step of its move, this waits for the locks of others for *pause_lock_s*.
+    *search_s*. A batch waits for the rows of its tenants for *row_lock_s*, and each part of it for *part_lock_s*; a
+    step of a tenant's move, or a control message, waits for the tenant's row for *pause_lock_s*.
     """
 
     connect_s: float = 5.0
@@ -76,6 +79,8 @@ class ShardTimeouts(msgspec.Struct, frozen=True):
     batch_s: float = 10.0
     part_s: float = 2.0
     search_s: float = 3.0
+    row_lock_s: float = 0.3
+    part_lock_s: float = 0.1
     pause_lock_s: float = 0.3
     idle_in_transaction_s: float = 30.0
     reply_s: float = 30.0
@@ -89,12 +94,28 @@ class ShardTimeouts(msgspec.Struct, frozen=True):
         match budget:
             case StatementBudget.USUAL | StatementBudget.PAUSE | StatementBudget.KEY_RANGE:
                 return self.statement_s
-            case StatementBudget.BATCH:
+            case StatementBudget.BATCH | StatementBudget.PATIENT_BATCH:
                 return self.batch_s
             case StatementBudget.PART:
                 return self.part_s
             case StatementBudget.SEARCH:
                 return self.search_s
+            case _:
+                assert_never(budget)
+
+    def lock_seconds_of(self, budget: StatementBudget) -> float:
+        """Return how long a transaction with *budget* may wait for one lock."""
+        match budget:
+            case StatementBudget.USUAL | StatementBudget.KEY_RANGE | StatementBudget.PATIENT_BATCH:
+                return self.lock_s
+            case StatementBudget.BATCH:
+                return min(self.lock_s, self.row_lock_s)
+            case StatementBudget.PART:
+                return min(self.lock_s, self.part_lock_s)
+            case StatementBudget.SEARCH:
+                return min(self.lock_s, self.search_s / 2)
+            case StatementBudget.PAUSE:
+                return self.pause_lock_s
             case _:
                 assert_never(budget)
 
@@ -106,10 +127,7 @@ class ShardTimeouts(msgspec.Struct, frozen=True):
 @cache
 def _begin(timeouts: ShardTimeouts, budget: StatementBudget) -> str:
     statement_s = timeouts.seconds_of(budget)
-    is_short = budget in {StatementBudget.PART, StatementBudget.SEARCH}
-    lock_s = min(timeouts.lock_s, statement_s / 2) if is_short else timeouts.lock_s
-    if budget is StatementBudget.PAUSE:
-        lock_s = timeouts.pause_lock_s
+    lock_s = timeouts.lock_seconds_of(budget)
     seconds = {"lock_ms": lock_s, "statement_ms": statement_s, "idle_ms": timeouts.idle_in_transaction_s}
     begin = BEGIN.format(**{name: round(value * 1000) for name, value in seconds.items()})
     return begin + PLANS.get(budget, "")

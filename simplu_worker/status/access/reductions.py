@@ -57,6 +57,7 @@ STATES: Final = frozenset(
             "inactive",
             "moving",
             "failing",
+            "locked",
             "reshard",
             "taken_over",
             "refill",

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
+import asyncpg
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -205,6 +206,24 @@ async def test_orders_are_applied_many_in_one_transaction_for_each_shard(desk: D
         assert {order["n"] for name, order in orders.items() if name != "first"} == {2}
         xids[shard_id] |= {row["xid"] for row in await desk.log(business_id)} - before
     assert {shard_id: len(found) for shard_id, found in xids.items()} == {"shard-1": 1, "shard-2": 1}
+
+
+async def test_orders_of_others_go_on_when_rows_of_a_tenant_are_locked(desk: Desk) -> None:
+    """Messages of that tenant wait in flight, with those of their groups behind them; none is a try."""
+    await desk.done(message("ann", "first", group="a"), message("cat", "first", group="c"))
+    rival = await asyncpg.connect(desk.pool("shard-1").address.connection_string)
+    await rival.execute("BEGIN")
+    await rival.execute("SELECT FROM tenants WHERE business_id = 'ann' FOR UPDATE")
+    locked = [message("ann", f"o{number}", group=group) for number, group in enumerate(("a", "a", "b"))]
+    others = [message("cat", f"o{number}", group=f"c{number}") for number in range(3)]
+
+    for _ in range(len(RETRY_DELAYS_S) + 2):
+        verdicts = await desk.handle(*locked, *others)
+        assert [type(verdict) for verdict in verdicts] == [RetryHeld, ReturnToQueue, RetryHeld, Done, Done, Done]
+
+    await rival.close()
+    await desk.done(*locked)
+    assert sorted(await desk.orders("ann")) == ["first", "o0", "o1", "o2"]
 
 
 async def test_orders_are_created_patched_and_deleted(desk: Desk) -> None:

@@ -306,6 +306,8 @@ class ShardLane:
                     decided.letters.append(entry.dead_letter(reason, error, failed_at=self._utc()))
                 case Disposition.HOLD:
                     decided.not_here.setdefault(entry.operation.tenant_id, []).append(entry)
+                case Disposition.LOCKED:
+                    decided.locked.setdefault(entry.operation.tenant_id, []).append(entry)
                 case Disposition.UNEXPECTED:
                     failing[entry.operation.tenant_id] = entry, outcome.error or ""
                 case _:

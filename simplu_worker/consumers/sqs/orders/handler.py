@@ -376,6 +376,9 @@ class OrderHandler:
             case Disposition.HOLD:
                 text = f"its tenant does not live on shard {shard_id} now"
                 self._hold(one, _Deferral.of_tenant(operation, text))
+            case Disposition.LOCKED:
+                text = f"another transaction keeps rows of its tenant locked on shard {shard_id}"
+                self._hold(one, _Deferral.of_tenant(operation, text))
             case Disposition.UNEXPECTED:
                 raise AssertionError("the lane answers a failed try with its number")
             case _:

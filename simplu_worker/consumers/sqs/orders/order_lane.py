@@ -56,6 +56,7 @@ LaneAnswer: TypeAlias = Outcome | RetryableError | FailedTry
 
 BEHIND_OUTCOME = Outcome(disposition=Disposition.HOLD)  # of an operation behind another of its chain that was stopped
 LOGGED_DISPOSITIONS = frozenset({Disposition.APPLIED, Disposition.DUPLICATE})
+WAITING_DISPOSITIONS = frozenset({Disposition.HOLD, Disposition.LOCKED})
 
 
 class SubmittedOrder(NamedTuple):
@@ -329,7 +330,7 @@ class OrderLane:
         again: list[OrderEntry] = []
         committed: list[tuple[OrderEntry, Outcome]] = []
         for entry, outcome in pairs:
-            is_held = outcome.disposition is Disposition.HOLD
+            is_held = outcome.disposition in WAITING_DISPOSITIONS
             if is_held and entry.operation.tenant_id in failing_tenants and entry.chain not in stopped:
                 again.append(entry)
                 continue
@@ -401,7 +402,7 @@ class OrderLane:
 def _is_final(answer: LaneAnswer) -> bool:
     """Return whether another try would give the same answer, or the caller has to decide about one."""
     if isinstance(answer, Outcome):
-        return answer.disposition is not Disposition.HOLD
+        return answer.disposition not in WAITING_DISPOSITIONS
     return isinstance(answer, FailedTry)
 
 

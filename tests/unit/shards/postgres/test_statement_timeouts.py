@@ -11,8 +11,10 @@ from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts, Stat
     ("budget", "statement_ms", "lock_ms"),
     [
         (StatementBudget.USUAL, 25_000, 5_000),
-        (StatementBudget.BATCH, 10_000, 5_000),
-        (StatementBudget.PART, 2_000, 1_000),
+        (StatementBudget.BATCH, 10_000, 300),
+        (StatementBudget.PART, 2_000, 100),
+        (StatementBudget.PATIENT_BATCH, 10_000, 5_000),
+        (StatementBudget.PAUSE, 25_000, 300),
         (StatementBudget.SEARCH, 3_000, 1_500),
         (StatementBudget.KEY_RANGE, 25_000, 5_000),
     ],
@@ -30,7 +32,7 @@ def test_only_what_reads_by_an_index_has_its_plans(budget: StatementBudget) -> N
     """A batch keeps its plans, which are by an index too."""
     begin = ShardTimeouts().begin(budget)
     is_by_index = budget in {StatementBudget.SEARCH, StatementBudget.KEY_RANGE}
-    is_of_batch = budget in {StatementBudget.BATCH, StatementBudget.PART}
+    is_of_batch = budget in {StatementBudget.BATCH, StatementBudget.PART, StatementBudget.PATIENT_BATCH}
     assert ("enable_seqscan = off" in begin, "force_custom_plan" in begin) == (is_by_index or is_of_batch, is_by_index)
     assert ("READ ONLY" in begin) == (budget is StatementBudget.SEARCH)
     assert ("enable_sort = off" in begin) == (budget is StatementBudget.KEY_RANGE)
