@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from support.field.identities import SOURCES, Container, Health, Identities, Source, WebIdentity, base_env, calling
 from support.requires import ROOT
 
 BACK_S = 10.0  # "within seconds", on a machine that does other things too
 LIVES = 3  # credentials that end while a client calls
-QUICK = {"web identity"}
+CASES = [pytest.param(one, marks=[] if one == "key file" else pytest.mark.slow(12)) for one in SOURCES]
 
 
 def is_answered(end: dict[str, Any]) -> bool:
+    """Return whether a call got an answer."""
     return end["error"] is None
 
 
 def has_no_credentials(end: dict[str, Any]) -> bool:
+    """Return whether a call failed for lack of credentials."""
     return end["error"] is not None and end["problem"] is not None
-
-
-@pytest_asyncio.fixture
-async def identities(tmp_path: Path) -> AsyncIterator[Identities]:
-    async with Identities(tmp_path).running() as running:
-        yield running
 
 
 def environment(source: Source) -> dict[str, str]:
@@ -38,7 +31,10 @@ def environment(source: Source) -> dict[str, str]:
     return python | base_env(source.identities) | source.env()
 
 
-@pytest.mark.parametrize("name", [pytest.param(one, marks=[] if one in QUICK else pytest.mark.slow(12)) for one in SOURCES])
+CASES = [pytest.param(name, marks=[] if name == "key file" else pytest.mark.slow(12)) for name in SOURCES]
+
+
+@pytest.mark.parametrize("name", CASES)
 async def test_client_has_credentials_again_within_seconds_whatever_its_source_did(
     name: str, identities: Identities
 ) -> None:
@@ -67,8 +63,9 @@ async def test_client_has_credentials_again_within_seconds_whatever_its_source_d
     assert all("refused" in error for error in refused)  # ended on the way: the next call has new ones
 
 
+@pytest.mark.slow(3)
 async def test_token_file_with_a_line_break_is_named(identities: Identities) -> None:
-    """botocore refuses it for an agent; STS refuses it as a web identity."""
+    """Botocore refuses it for an agent; STS refuses it as a web identity."""
     for kind, cause in ((Container, "not a legal header value"), (WebIdentity, "InvalidIdentityToken")):
         source = kind(identities)
         source.make(Health.WELL)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 
 from simplu_worker.aws.clients import Client, credential_source, open_client, translate_errors
 from simplu_worker.errors import RetryableError
+from simplu_worker.telemetry.log import configure_logging
 
 TASKS = 4
 PAUSE_S = 0.05
@@ -14,6 +16,7 @@ PAUSE_S = 0.05
 
 async def main() -> None:
     """Run until killed, or until a call ends with what no retry would mend."""
+    configure_logging("info", "json", stream=sys.stderr)
     async with open_client("kinesis", region="eu-west-1") as client, asyncio.TaskGroup() as tasks:
         for _ in range(TASKS):
             tasks.create_task(call(client))

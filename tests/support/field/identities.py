@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import itertools
 import json
 import sys
 import time
@@ -47,11 +46,12 @@ class Identities:
         self.token = "token"  # of a web identity, and of the agent's caller
         self.url = ""
         self._ends_at: dict[str, float] = {}
-        self._numbers = itertools.count(1)
+        self.issued_count = 0
 
     def issue(self) -> dict[str, str]:
         """Return new credentials."""
-        key = f"ASIA{next(self._numbers):06}"
+        self.issued_count += 1
+        key = f"ASIA{self.issued_count:06}"
         self._ends_at[key] = time.time() + self.life_s
         ends = datetime.now(UTC) + timedelta(seconds=self.life_s)
         return {
@@ -111,7 +111,7 @@ class Identities:
         def make() -> str:
             found = self.issue()
             values = (found[name] for name in ("AccessKeyId", "SecretAccessKey", "Token", "Expiration"))
-            return STS_ANSWER.format(form["Action"], ROLE, *values)
+            return STS_ANSWER.format(str(form["Action"]), ROLE, *values)
 
         return self._answer(request, make)
 
@@ -147,19 +147,16 @@ class Identities:
     async def _kinesis(self, request: web.Request) -> web.Response:
         """Answer as a service of AWS: to credentials that have not ended."""
         key = request.headers["Authorization"].partition("Credential=")[2].partition("/")[0]
-        headers = {"Content-Type": "application/x-amz-json-1.1"}
+        kind = "application/x-amz-json-1.1"
         if self._ends_at.get(key, 0.0) < time.time():
             code = "ExpiredTokenException" if key in self._ends_at else "UnrecognizedClientException"
-            return web.json_response({"__type": code, "message": "refused"}, status=400, headers=headers)
+            return web.json_response({"__type": code, "message": "refused"}, status=400, content_type=kind)
         self.accepted.append(key)
-        return web.json_response({"StreamNames": [], "HasMoreStreams": False}, headers=headers)
+        return web.json_response({"StreamNames": [], "HasMoreStreams": False}, content_type=kind)
 
 
 class Source:
-    """One source: the environment of a client that has no other, and ways to break it. The server of *identities* runs.
-
-    What a client may use beside it: nothing.
-    """
+    """One source: the environment of a client that has no other, and ways to break it; *identities* runs."""
 
     def __init__(self, identities: Identities) -> None:
         self.identities = identities
@@ -191,10 +188,10 @@ def base_env(identities: Identities) -> dict[str, str]:
 class WebIdentity(Source):
     """IRSA: a token in a file, for STS."""
 
-    def env(self) -> dict[str, str]:
+    def env(self) -> dict[str, str]:  # noqa: D102 - as above
         return {"AWS_WEB_IDENTITY_TOKEN_FILE": str(self.folder / "token"), "AWS_ROLE_ARN": ROLE}
 
-    def make(self, health: Health) -> None:
+    def make(self, health: Health) -> None:  # noqa: D102 - as above
         super().make(Health.GARBAGE if health is Health.GARBAGE else Health.WELL)
         if health is Health.AWAY:
             (self.folder / "token").unlink(missing_ok=True)
@@ -205,7 +202,7 @@ class WebIdentity(Source):
 class RoleProfile(Source):
     """A profile with a role, and another one with the keys that may assume it."""
 
-    def env(self) -> dict[str, str]:
+    def env(self) -> dict[str, str]:  # noqa: D102 - as above
         (self.folder / "config").write_text(f"[profile worker]\nrole_arn = {ROLE}\nsource_profile = base\n")
         (self.folder / "credentials").write_text("[base]\naws_access_key_id = AKIA\naws_secret_access_key = secret\n")
         return {"AWS_PROFILE": "worker"}
@@ -214,7 +211,7 @@ class RoleProfile(Source):
 class SingleSignOn(Source):
     """A profile of SSO, whose token a person got."""
 
-    def env(self) -> dict[str, str]:
+    def env(self) -> dict[str, str]:  # noqa: D102 - as above
         start = "https://example.awsapps.com/start"
         (self.folder / "config").write_text(
             f"[default]\nsso_start_url = {start}\nsso_region = eu-west-1\n"
@@ -235,12 +232,12 @@ class Process(Source):
     def _program(self) -> Path:
         return self.folder / "program.py"
 
-    def env(self) -> dict[str, str]:
+    def env(self) -> dict[str, str]:  # noqa: D102 - as above
         # It asks the agent, which knows whether the source is well.
         (self.folder / "config").write_text(f"[default]\ncredential_process = {sys.executable} -IS {self._program}\n")
         return {}
 
-    def make(self, health: Health) -> None:
+    def make(self, health: Health) -> None:  # noqa: D102 - as above
         super().make(health)
         if health is Health.AWAY:
             self._program.unlink(missing_ok=True)
@@ -260,7 +257,7 @@ class Process(Source):
 class Container(Source):
     """The agent of EKS Pod Identity, or of ECS, with the caller's token in a file."""
 
-    def env(self) -> dict[str, str]:
+    def env(self) -> dict[str, str]:  # noqa: D102 - as above
         (self.folder / "token").write_text(self.identities.token)
         return {
             "AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{self.identities.url}/container",
@@ -271,17 +268,17 @@ class Container(Source):
 class Metadata(Source):
     """The metadata of an EC2 instance."""
 
-    def env(self) -> dict[str, str]:
+    def env(self) -> dict[str, str]:  # noqa: D102 - as above
         return {"AWS_EC2_METADATA_SERVICE_ENDPOINT": self.identities.url}
 
 
 class KeyFile(Source):
     """A file of keys, which another program writes."""
 
-    def env(self) -> dict[str, str]:
+    def env(self) -> dict[str, str]:  # noqa: D102 - as above
         return {}
 
-    def make(self, health: Health) -> None:
+    def make(self, health: Health) -> None:  # noqa: D102 - as above
         self.identities.end_all()
         path = self.folder / "credentials"
         match health:
