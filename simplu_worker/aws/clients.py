@@ -26,7 +26,7 @@ from botocore.parsers import ResponseParserError
 from yarl import URL
 
 from simplu_worker.aws.call_log import log_calls
-from simplu_worker.aws.credentials import CredentialSource
+from simplu_worker.aws.credentials import CredentialSource, end_programs_in_time
 from simplu_worker.aws.http_session import BoundedSession
 from simplu_worker.aws.replies import watch_replies
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError, WorkerError
@@ -94,12 +94,11 @@ TRANSIENT_CODES = REFUSED_CREDENTIALS_CODES | frozenset(
     },
 )
 
-# Raised by botocore itself, in place of an answer of the service: errors of the network or of a source of credentials.
+# Raised by botocore itself, in place of an answer of the service.
 TRANSIENT_ERRORS: tuple[type[Exception], ...] = (
     botocore_errors.ConnectionError,
     botocore_errors.HTTPClientError,
     botocore_errors.IncompleteReadError,
-    botocore_errors.CredentialRetrievalError,  # all that a source of credentials raises is this one
     ResponseParserError,
 )
 # The signature's time differs from AWS's by more than 5 minutes. "Common errors", as above; STS names it the same way.
@@ -108,11 +107,25 @@ SIGNATURE_CODES = frozenset(
 )
 SKEW_MIN_S: Final = 240.0  # below the 5 minutes that AWS accepts: its answer came some seconds later
 
+CREDENTIALS_RETRY_MAX_S: Final = 2.0
+
 NO_REGION = "AWS_REGION: expected a region such as eu-west-1, none is set"
 
 
 class ThrottledError(RetryableError):
     """The service answered that it gets too many requests; wait longer each time."""
+
+
+class MissingCredentialsError(RetryableError):
+    """No source has credentials; the same call succeeds once one has."""
+
+
+def longest_pause_s(exc: Exception, max_s: float) -> float:
+    """Return the longest pause after *exc*, usually *max_s*: credentials are back within seconds.
+
+    Their source is asked once a second at most, however many ask.
+    """
+    return min(max_s, CREDENTIALS_RETRY_MAX_S) if isinstance(exc, MissingCredentialsError) else max_s
 
 
 @asynccontextmanager
@@ -190,6 +203,8 @@ def translate(exc: Exception) -> WorkerError:
     """
     if isinstance(exc, botocore_errors.ClientError):
         return _service_error(exc)
+    if isinstance(exc, botocore_errors.CredentialRetrievalError):
+        return MissingCredentialsError(str(exc))
     if isinstance(exc, TRANSIENT_ERRORS):
         return RetryableError(_unanswered_text(exc))
     raise exc
@@ -265,7 +280,9 @@ def _new_chain(region: str | None) -> AioCredentialResolver:
     session = AioSession()
     session.register_component("data_loader", _session().get_component("data_loader"))
     session.set_default_client_config(_config(read_timeout_s=5.0, connect_timeout_s=3.0, max_attempts=2, pool_size=1))
-    return create_credential_resolver(session, region_name=region)
+    chain = create_credential_resolver(session, region_name=region)
+    end_programs_in_time(chain, session)
+    return chain
 
 
 def _forget_refused_credentials(parsed: dict[str, Any], **_: object) -> None:

@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import structlog
-from aiobotocore.credentials import AioCredentialResolver
+from aiobotocore.credentials import AioCredentialResolver, AioProcessProvider
+from aiobotocore.session import AioSession
 from botocore.credentials import ReadOnlyCredentials
 from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError
 
@@ -37,10 +38,13 @@ class CredentialSource:
     while there are some, or nothing has asked yet.
     """
 
-    def __init__(self, new_chain: Callable[[str | None], AioCredentialResolver]) -> None:
+    def __init__(
+        self, new_chain: Callable[[str | None], AioCredentialResolver], *, ask_max_s: float = ASK_MAX_S
+    ) -> None:
         self.problem: str | None = None
         self.region: str | None = None  # of the last client; STS is asked there
         self._new_chain = new_chain
+        self._ask_max_s = ask_max_s
         self._found: Any = None
         self._frozen: ReadOnlyCredentials | None = None
         self._answered_at: float | None = None
@@ -95,7 +99,7 @@ class CredentialSource:
 
     async def _ask(self) -> None:
         try:
-            async with asyncio.timeout(ASK_MAX_S):
+            async with asyncio.timeout(self._ask_max_s):
                 if self._found is None:
                     self._found = await self._new_chain(self.region).load_credentials()
                 found = None if self._found is None else await self._found.get_frozen_credentials()
@@ -112,10 +116,40 @@ class CredentialSource:
         self._frozen, self.problem, self._answered_at = frozen, problem, loop_time()
 
 
+def end_programs_in_time(chain: AioCredentialResolver, session: AioSession) -> None:
+    """Have *chain* kill a `credential_process` that nobody waits for any longer; botocore would let it run for ever."""
+    method = AioProcessProvider.METHOD
+    profile_name = session.get_config_variable("profile") or "default"
+    chain.insert_after(method, AioProcessProvider(profile_name, lambda: session.full_config, popen=_start_program))
+    chain.remove(method)  # the first one, which is botocore's
+
+
+async def _start_program(*arguments: str, **options: Any) -> _Program:
+    return _Program(await asyncio.create_subprocess_exec(*arguments, **options))
+
+
+class _Program:
+    """A running program, with the members that botocore uses."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.returncode
+
+    async def communicate(self) -> tuple[bytes, bytes]:
+        try:
+            return await self._process.communicate()
+        finally:
+            if self._process.returncode is None:
+                self._process.kill()
+
+
 def describe(exc: Exception) -> str:
     """Return why a source gave no credentials, without what it answered instead."""
     if isinstance(exc, TimeoutError):
-        return f"no answer in {ASK_MAX_S:.0f} s"
+        return "no answer in time"
     if isinstance(exc, OSError):
         return f"{exc.filename}: {exc.strerror}" if exc.filename else exc.strerror or type(exc).__name__
     # botocore's own: that a token may not contain a line break, that new credentials are expired already.

@@ -1,7 +1,6 @@
 """Hooks of a client that look at its replies before botocore parses them.
 
-A reply that is no JSON of AWS, as a proxy may send, or lacks what its service always sends, is an error: botocore takes
-it for a reply without members. The
+A reply that is no JSON of AWS, as a proxy may send, is an error: botocore takes it for a reply without members. The
 records of a stream are decoded here, in place of botocore, to which a reply without members is left: its parser takes
 longer for them than all the rest of the worker. An event stream is left unread: its reader decides when to receive how
 much.
@@ -48,11 +47,7 @@ def _before_parse(
         return
     try:
         if (decode := DECODERS.get(name)) is None:
-            missing = set(shape.required_members).difference(_members_decoder.decode(body))
-            if missing:
-                raise ResponseParserError(
-                    f"{name}: expected JSON of AWS, got some without {', '.join(sorted(missing))}"
-                )
+            _members_decoder.decode(body)
         else:
             customized_response_dict |= decode(body)
             response_dict["body"] = NO_MEMBERS

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import CredentialRetrievalError
 from support.field.identities import SOURCES, Container, Health, Identities, Source, WebIdentity, base_env, calling
 from support.requires import ROOT
+
+from simplu_worker.aws import clients
+from simplu_worker.aws.credentials import CredentialSource
+from simplu_worker.local.processes.loopback import poll_until
+from simplu_worker.local.processes.watchdog import running_processes
 
 BACK_S = 10.0  # "within seconds", on a machine that does other things too
 LIVES = 3  # credentials that end while a client calls
@@ -61,6 +68,29 @@ async def test_client_has_credentials_again_within_seconds_whatever_its_source_d
                 await caller.until(is_answered)
         refused = {end["error"] for end in caller.ends if end["error"] and end["problem"] is None}
     assert all("refused" in error for error in refused)  # ended on the way: the next call has new ones
+
+
+async def test_program_that_hangs_is_named_and_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time that it is asked for: botocore would wait for ever."""
+    number_path = tmp_path / "number"
+    program = tmp_path / "program.sh"
+    program.write_text(f"#!/bin/sh\necho $$ >> {number_path}\nexec sleep 600\n")
+    program.chmod(0o700)
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = {program}\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    source = CredentialSource(clients._new_chain, ask_max_s=0.5)
+    with pytest.raises(CredentialRetrievalError, match="no answer in time"):
+        await source.get_frozen_credentials()
+    numbers = {int(number) for number in number_path.read_text().split()}
+
+    async def are_gone() -> bool:
+        return numbers.isdisjoint(process.pid for process in running_processes())
+
+    assert len(numbers) == 1
+    assert await poll_until(are_gone, within_s=60.0)
 
 
 @pytest.mark.slow(3)

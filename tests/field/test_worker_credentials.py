@@ -150,8 +150,8 @@ async def test_check_names_the_credentials(health: Health, identities: Identitie
     """As a dependency of its own, with the cause; a source that is well is named, too."""
     source = WebIdentity(identities)
     shard = {"DATABASE_HOST": "127.0.0.1", "DATABASE_PORT": "1", "DATABASE_NAME": "d", "DATABASE_USERNAME": "u"}
-    stream = {"KINESIS_STREAM_NAME": "none", "SQS_DEAD_LETTER_QUEUE_URL": "http://127.0.0.1:1/1/letters"}
-    env = base_env(identities) | source.env() | shard | stream
+    queues = {f"SQS_{name}_QUEUE_URL": f"http://127.0.0.1:1/1/{name}" for name in ("ORDER_EVENTS", "DEAD_LETTER")}
+    env = base_env(identities) | source.env() | shard | queues
     found = []
     for made in (health, Health.WELL):
         source.make(made)

@@ -179,6 +179,7 @@ def base_env(identities: Identities) -> dict[str, str]:
         "AWS_CONFIG_FILE": str(identities.folder / "config"),
         "AWS_SHARED_CREDENTIALS_FILE": str(identities.folder / "credentials"),
         "AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://127.0.0.1:1",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
         "AWS_ENDPOINT_URL_STS": identities.url,
         "AWS_ENDPOINT_URL_SSO": identities.url,
         "AWS_ENDPOINT_URL_KINESIS": f"{identities.url}/kinesis",

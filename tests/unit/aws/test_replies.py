@@ -128,14 +128,6 @@ async def test_answer_that_is_no_reply_is_transient(operation: str, text: str) -
             await getattr(client, method)(**arguments)
 
 
-async def test_answer_without_what_is_always_sent_is_transient() -> None:
-    """Botocore would return it, without the member that its caller reads."""
-    recorder = Recorder((200, {"Some": 1}, {}))
-    async with recorder.running() as url, open_client("kinesis", region=REGION, endpoint_url=url) as client:
-        with pytest.raises(RetryableError, match="without StreamDescriptionSummary"), translate_errors():
-            await client.describe_stream_summary(StreamName="one")
-
-
 async def test_cancelled_call_ends_at_once() -> None:
     """Its connection is closed: an answer that comes later is not that of the next call."""
     recorder, hanging = Recorder(), asyncio.Event()
