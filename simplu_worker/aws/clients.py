@@ -11,7 +11,6 @@ import gzip
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
@@ -26,6 +25,7 @@ from botocore.parsers import ResponseParserError
 from yarl import URL
 
 from simplu_worker.aws.call_log import log_calls
+from simplu_worker.aws.clock_skew import clock_problem
 from simplu_worker.aws.credentials import CredentialSource, end_programs_in_time
 from simplu_worker.aws.http_session import BoundedSession
 from simplu_worker.aws.replies import watch_replies
@@ -101,12 +101,6 @@ TRANSIENT_ERRORS: tuple[type[Exception], ...] = (
     botocore_errors.IncompleteReadError,
     ResponseParserError,
 )
-# The signature's time differs from AWS's by more than 5 minutes. "Common errors", as above; STS names it the same way.
-SIGNATURE_CODES = frozenset(
-    {"InvalidSignatureException", "RequestExpired", "RequestTimeTooSkewed", "SignatureDoesNotMatch"}
-)
-SKEW_MIN_S: Final = 240.0  # below the 5 minutes that AWS accepts: its answer came some seconds later
-
 CREDENTIALS_RETRY_MAX_S: Final = 2.0
 
 NO_REGION = "AWS_REGION: expected a region such as eu-west-1, none is set"
@@ -236,12 +230,9 @@ def _unanswered_text(exc: Exception) -> str:
 def _service_error(exc: botocore_errors.ClientError) -> WorkerError:
     code = error_code(exc)
     message = f"{exc.operation_name}: {code}: {exc.response.get('Error', {}).get('Message', '')}"
-    metadata = exc.response.get("ResponseMetadata", {})
-    status = metadata.get("HTTPStatusCode", 400)
-    skew_s = clock_skew_s(metadata.get("HTTPHeaders", {}).get("date", ""), now=datetime.now(UTC))
-    if code in SIGNATURE_CODES and skew_s is not None and abs(skew_s) >= SKEW_MIN_S:
-        side = "behind" if skew_s > 0 else "ahead of"
-        return RetryableError(f"the clock of this machine is {abs(skew_s):.0f} s {side} that of AWS: set it; {message}")
+    status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
+    if (problem := clock_problem(exc.response, now=datetime.now(UTC))) is not None:
+        return RetryableError(f"{problem}; {message}")
     if code in THROTTLING_CODES or status == 429:
         return ThrottledError(message)
     if code in TRANSIENT_CODES or status >= 500:
@@ -288,15 +279,6 @@ def _new_chain(region: str | None) -> AioCredentialResolver:
 def _forget_refused_credentials(parsed: dict[str, Any], **_: object) -> None:
     if parsed.get("Error", {}).get("Code") in REFUSED_CREDENTIALS_CODES:
         credential_source().forget()
-
-
-def clock_skew_s(date: str, *, now: datetime) -> float | None:
-    """Return how many seconds the clock that wrote the HTTP `Date` header *date* is ahead; None if it is invalid."""
-    try:
-        written = parsedate_to_datetime(date)
-    except ValueError:
-        return None
-    return (written.replace(tzinfo=written.tzinfo or UTC) - now).total_seconds()
 
 
 class ModelFiles(JSONFileLoader):  # type: ignore[misc]  # botocore has no types

@@ -18,7 +18,8 @@ from aiobotocore.session import AioSession
 from botocore.credentials import ReadOnlyCredentials
 from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError
 
-from simplu_worker.timing.clock import loop_time
+from simplu_worker.aws.clock_skew import clock_problem
+from simplu_worker.timing.clock import loop_time, utc_now
 
 ANSWER_KEPT_S: Final = 1.0  # a refreshed one too: however short-lived credentials are, no request asks for itself alone
 ASK_MAX_S: Final = 20.0  # longer than botocore tries an agent of a container: three times, for two seconds each
@@ -152,6 +153,8 @@ def describe(exc: Exception) -> str:
         return "no answer in time"
     if isinstance(exc, OSError):
         return f"{exc.filename}: {exc.strerror}" if exc.filename else exc.strerror or type(exc).__name__
+    if isinstance(exc, ClientError) and (problem := clock_problem(exc.response, now=utc_now())) is not None:
+        return f"{problem}; {exc.operation_name}"
     # botocore's own: that a token may not contain a line break, that new credentials are expired already.
     if isinstance(exc, BotoCoreError | ClientError) or type(exc) in {ValueError, RuntimeError}:
         return " ".join(str(exc).split())[:CAUSE_MAX_LENGTH]

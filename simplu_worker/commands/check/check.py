@@ -22,11 +22,11 @@ from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.aws.clients import (
     Client,
     address_of,
-    clock_skew_s,
     credential_source,
     open_client,
     translate_errors,
 )
+from simplu_worker.aws.clock_skew import clock_skew_s
 from simplu_worker.aws.dynamodb_tables import TableSummary, describe_table
 from simplu_worker.aws.sqs_queue import Queue, find_queue_url
 from simplu_worker.cache.cache import create_redis_commands

@@ -11,7 +11,8 @@ import msgspec
 import pytest
 from unit.commands.stream.test_input_lines import WHOLE, read, text_of
 
-from simplu_worker.aws.clients import address_of, clock_skew_s
+from simplu_worker.aws.clients import address_of
+from simplu_worker.aws.clock_skew import clock_skew_s
 from simplu_worker.commands.check.check import (
     CheckedDependency,
     CheckReport,
