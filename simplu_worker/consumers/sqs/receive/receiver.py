@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 import msgspec
 import structlog
 
+from simplu_worker.aws.clients import longest_pause_s
 from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, VISIBILITY_DEFAULT_S, Message, Queue, QueueAttributes
 from simplu_worker.bulkheads import TargetKind, keep_running, note_trouble
 from simplu_worker.consumers.sqs.receive.deleter import DeleteBatcher
@@ -278,7 +279,9 @@ class QueueReceiver:
                 failure_count += 1
                 self._opening_error = str(exc)
                 RETRIES.labels("sqs", "receive").inc()
-                delay_s = backoff_s(failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
+                delay_s = backoff_s(
+                    failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=longest_pause_s(exc, RETRY_MAX_S)
+                )
                 log_unreachable(self._queue, exc, failure_count, delay_s)
                 await sleep_or_event(delay_s, until=stopping)
             else:
