@@ -18,7 +18,7 @@ from simplu_worker.shards.health.probe import probe_shard
 from simplu_worker.shards.health.probe_schedule import FAILING_PACE, HEALTHY_PACE, Pace, ProbeSchedule
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.errors import WrongShardError
+from simplu_worker.shards.postgres.errors import WrongDatabaseError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
@@ -132,7 +132,7 @@ async def inspect_shard(pool: ShardPool, *, counts_tenants: bool = True) -> Shar
     try:
         probe = await probe_shard(pool, counts_tenants=counts_tenants)
     except WorkerError as exc:
-        return ShardSilence(pool.address.without_name(str(exc)), is_refusal=isinstance(exc, WrongShardError))
+        return ShardSilence(pool.address.without_name(str(exc)), is_refusal=isinstance(exc, WrongDatabaseError))
     if probe.refusal is not None or not probe.is_cut_short:
         pool.refusal = probe.refusal
     if probe.is_read_only == pool.is_healthy:

@@ -16,7 +16,12 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 
 from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of
-from simplu_worker.shards.postgres.errors import WrongShardError, wrong_shard_message
+from simplu_worker.shards.postgres.errors import (
+    ENCODING,
+    WrongDatabaseError,
+    wrong_encoding_message,
+    wrong_shard_message,
+)
 from simplu_worker.shards.postgres.queries import DEFAULT_HOME, QUERIES, at_home
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.timing.clock import loop_time
@@ -174,9 +179,9 @@ class Connector:
     async def connect(self, *, within_s: float) -> ShardConnection:
         """Open a connection to the first host with a server of the wanted kind.
 
-        Each host gets its share of the remaining time. Raises the last host's error: `WrongShardError`, `TimeoutError`,
-        `OSError`, an error of asyncpg, or any error of a library over an invalid address. A refused password has a note
-        where its file could not be used: asyncpg continues without a password then.
+        Each host gets its share of the remaining time. Raises the last host's error: `WrongDatabaseError`,
+        `TimeoutError`, `OSError`, an error of asyncpg, or any error of a library over an invalid address. A refused
+        password has a note where its file could not be used: asyncpg continues without a password then.
         """
         if not self._places:
             self._places = places_of(self._address.connection_string)
@@ -272,7 +277,10 @@ class Connector:
         shard_id = server.get("shard_id", self._address.shard_id)  # a database without a schema has no owner yet
         if shard_id != self._address.shard_id:
             message = wrong_shard_message(self._address.shard_id, shard_id)
-            raise WrongShardError(message, shard_id=self._address.shard_id)
+            raise WrongDatabaseError(message, shard_id=self._address.shard_id)
+        if server["encoding"] != ENCODING:
+            message = wrong_encoding_message(self._address.shard_id, server["encoding"])
+            raise WrongDatabaseError(message, shard_id=self._address.shard_id)
         if not IS_TARGET[target](server):
             raise asyncpg.TargetServerAttributeNotMatched(f"expected a server that is {target}")
 

@@ -17,7 +17,7 @@ from simplu_worker.shards.postgres.errors import (
     InvalidDataError,
     LostRaceError,
     StatementFailedError,
-    WrongShardError,
+    WrongDatabaseError,
 )
 from simplu_worker.shards.postgres.lender import ConnectionLender
 from simplu_worker.shards.postgres.sqlstate import READ_ONLY, UNIQUE_VIOLATION, ErrorMeaning, is_no_answer, meaning_of
@@ -108,7 +108,7 @@ class ShardAvailability:
         asked_at = loop_time()
         try:
             yield
-        except WrongShardError as exc:
+        except WrongDatabaseError as exc:
             self._record_error("broken", type(exc).__name__)
             raise
         except asyncpg.TargetServerAttributeNotMatched as exc:
