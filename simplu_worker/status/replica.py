@@ -17,6 +17,7 @@ from typing import Any, Final, assert_never
 import msgspec
 
 from simplu_worker import __version__
+from simplu_worker.aws.clients import credential_source
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, LeaseRelease
 from simplu_worker.consumers.kinesis.fleet.fleet_report import KnownReplica, lone_report
 from simplu_worker.consumers.kinesis.fleet.read_status import (
@@ -143,10 +144,12 @@ class ReplicaStatus:
         return problem and problem._replace(text=problem.text and scrub_text(problem.text))
 
     def _readiness_problem(self) -> Unreadiness | None:
+        if self.gateway is not None and self.stopping.is_set():
+            return Unreadiness(UnreadyReason.DRAINING)
+        if (problem := credential_source().problem) is not None:
+            return Unreadiness(UnreadyReason.CREDENTIALS_UNAVAILABLE, problem)
         if self.gateway is None:
             return Unreadiness(UnreadyReason.STARTING)
-        if self.stopping.is_set():
-            return Unreadiness(UnreadyReason.DRAINING)
         if isinstance(self.locator, CitrusClient) and self.locator.is_denied:
             return Unreadiness(UnreadyReason.CITRUS_REFUSES_KEY, self.locator.last_error)
         if self.fleet is not None:  # the stream is the main source: a queue neither replaces it nor makes it unready

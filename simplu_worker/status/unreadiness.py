@@ -11,6 +11,7 @@ class UnreadyReason(StrEnum):
 
     STARTING = "starting"
     DRAINING = "draining"
+    CREDENTIALS_UNAVAILABLE = "credentials_unavailable"  # those of AWS
     CITRUS_REFUSES_KEY = "citrus_refuses_key"
     STREAM_OPENING = "stream_opening"
     STREAM_UNAVAILABLE = "stream_unavailable"  # or the lease table

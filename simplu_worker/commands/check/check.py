@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from enum import StrEnum
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -20,7 +19,14 @@ from rich.text import Text
 
 from simplu_worker.assembly.aws import consumer_name
 from simplu_worker.assembly.shards import Shards, open_shards
-from simplu_worker.aws.clients import Client, address_of, open_client
+from simplu_worker.aws.clients import (
+    Client,
+    address_of,
+    clock_skew_s,
+    credential_source,
+    open_client,
+    translate_errors,
+)
 from simplu_worker.aws.dynamodb_tables import TableSummary, describe_table
 from simplu_worker.aws.sqs_queue import Queue, find_queue_url
 from simplu_worker.cache.cache import create_redis_commands
@@ -149,6 +155,7 @@ async def check_dependencies(settings: Settings, misspellings: Sequence[Misspell
         }
         answers = await run_all(
             [
+                checks.check_credentials(),
                 checks.check_stream(clients["kinesis"]),
                 checks.check_tables(clients["dynamodb"]),
                 checks.check_queues(clients["sqs"]),
@@ -177,6 +184,17 @@ class DependencyChecks:
 
         client.meta.events.register("after-call", note)
         return client
+
+    async def check_credentials(self) -> list[CheckedDependency]:
+        """Check that a source has credentials of AWS."""
+        source = credential_source()
+
+        async def ask() -> CheckAnswer:
+            with translate_errors():
+                await source.get_frozen_credentials()
+            return CheckAnswer(f"found by {source.method}")
+
+        return [await check_dependency("credentials", "AWS", ask)]
 
     async def check_stream(self, client: Client) -> list[CheckedDependency]:
         """Check the stream, if one is configured."""
@@ -430,12 +448,3 @@ def open_files_max() -> int | None:
     """Return how many files this process may have open; None without a limit."""
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if most == resource.RLIM_INFINITY else most
-
-
-def clock_skew_s(date: str, *, now: datetime) -> float | None:
-    """Return how many seconds the clock that wrote the HTTP `Date` header *date* is ahead; None if it is invalid."""
-    try:
-        written = parsedate_to_datetime(date)
-    except ValueError:
-        return None
-    return (written.replace(tzinfo=written.tzinfo or UTC) - now).total_seconds()

@@ -11,12 +11,11 @@ import msgspec
 import pytest
 from unit.commands.stream.test_input_lines import WHOLE, read, text_of
 
-from simplu_worker.aws.clients import address_of
+from simplu_worker.aws.clients import address_of, clock_skew_s
 from simplu_worker.commands.check.check import (
     CheckedDependency,
     CheckReport,
     CheckStatus,
-    clock_skew_s,
     scrub_report,
 )
 from simplu_worker.commands.check.findings import Finding
