@@ -15,6 +15,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
+from simplu_worker.aws.rds_passwords import make_rds_password
+from simplu_worker.errors import WorkerError
 from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of
 from simplu_worker.shards.postgres.errors import (
     ENCODING,
@@ -24,8 +26,10 @@ from simplu_worker.shards.postgres.errors import (
 )
 from simplu_worker.shards.postgres.queries import DEFAULT_HOME, QUERIES, at_home
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
+from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
 
+DEFAULT_PORT: Final = 5432
 STATEMENT_CACHE_SIZE: Final = 100  # prepared statements per connection; asyncpg's default
 USER_TIMEOUT_MS: Final = 10_000  # until a connection with unacknowledged data is ended
 NO_SCHEMA: Final = (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError)
@@ -229,10 +233,8 @@ class Connector:
         return connection
 
     async def _open(self, place: HostPort) -> ShardConnection:
-        connection = await asyncpg.connect(
-            self._address.connection_string,
-            host=place.host or None,
-            port=place.port,
+        connection: ShardConnection = await asyncpg.connect(
+            **connect_options(self._address, place),
             target_session_attrs=asyncpg.connect_utils.SessionAttribute.any,  # checked here, in one query
             command_timeout=self._timeouts.reply_s,
             statement_cache_size=0 if self.has_pooler else STATEMENT_CACHE_SIZE,
@@ -283,6 +285,26 @@ class Connector:
             raise WrongDatabaseError(message, shard_id=self._address.shard_id)
         if not IS_TARGET[target](server):
             raise asyncpg.TargetServerAttributeNotMatched(f"expected a server that is {target}")
+
+
+def connect_options(address: ShardAddress, place: HostPort) -> dict[str, Any]:
+    """Return the options of `asyncpg.connect` for one host of an address.
+
+    With IAM asyncpg asks for a password for each attempt, and gets `ShardUnavailableError` where there is none.
+    """
+    options = {"dsn": address.driver_string, "host": place.host or None, "port": place.port}
+    user = address.rds_user
+    if user is None:
+        return options
+
+    async def make_password() -> str:
+        try:
+            return await make_rds_password(place.host, place.port or DEFAULT_PORT, user)
+        except WorkerError as exc:
+            message = address.error_with_place(f"no password by IAM: {exc}")
+            raise ShardUnavailableError(message, shard_id=address.shard_id) from exc
+
+    return options | {"password": make_password}
 
 
 async def _fetch_unnamed(connection: ShardConnection, query: str) -> asyncpg.Record:

@@ -111,6 +111,9 @@ class ShardAvailability:
         except WrongDatabaseError as exc:
             self._record_error("broken", type(exc).__name__)
             raise
+        except ShardUnavailableError as exc:  # the connector's own: it has no password
+            self._record_error("connection", self._address.without_name(str(exc)))
+            raise
         except asyncpg.TargetServerAttributeNotMatched as exc:
             self._record_refusal(is_read_only=True)
             raise self._record_unavailable("unavailable", exc) from exc
