@@ -15,7 +15,6 @@ from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
-from simplu_worker.aws.rds_passwords import make_rds_password
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of
 from simplu_worker.shards.postgres.errors import (
@@ -296,6 +295,8 @@ def connect_options(address: ShardAddress, place: HostPort) -> dict[str, Any]:
     user = address.rds_user
     if user is None:
         return options
+
+    from simplu_worker.aws.rds_passwords import make_rds_password  # a command without IAM needs no AWS
 
     async def make_password() -> str:
         try:
