@@ -82,7 +82,7 @@ class ShardAddress(msgspec.Struct, frozen=True):
         parts = urlsplit(self.connection_string)
         if "auth" not in dict(parse_qsl(parts.query)):
             return None
-        return unquote(parts.netloc.rpartition("@")[0])
+        return unquote(parts.netloc.rpartition("@")[0].partition(":")[0])
 
     @property
     def driver_string(self) -> str:

@@ -324,9 +324,9 @@ def test_address_takes_the_words_of_the_libraries() -> None:
             "postgresql://worker@a.internal/shard?sslmode=require",
         ),
         (
-            "postgresql://work%40er@a:1,b:2/shard?application_name=x+y&auth=rds-iam&sslmode=verify-full",
+            "postgresql://work%40er:@a:1,b:2/shard?application_name=x+y&auth=rds-iam&sslmode=verify-full",
             "work@er",
-            "postgresql://work%40er@a:1,b:2/shard?sslmode=verify-full&application_name=x+y",
+            "postgresql://work%40er:@a:1,b:2/shard?sslmode=verify-full&application_name=x+y",
         ),
         ("postgresql://worker:pw@a.internal/shard?sslmode=prefer", None, None),
         ("postgresql://a.internal/shard", None, None),
