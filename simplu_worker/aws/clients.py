@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
@@ -175,6 +176,14 @@ def check_aws_profile(region: str | None) -> None:
         raise ConfigurationError(f"AWS_CONFIG_FILE: {exc}") from None
     if region is None:
         raise ConfigurationError(NO_REGION)
+
+
+def default_region() -> str | None:
+    """Return the region of the last client, or else that of the environment or the profile."""
+    if credential_source().region is not None:
+        return credential_source().region
+    region: str | None = os.environ.get("AWS_REGION") or _session().get_config_variable("region")
+    return region
 
 
 def address_of(client: Client, name: str) -> str:

@@ -19,7 +19,7 @@ from simplu_worker.shards.health.probe import probe_shard
 from simplu_worker.shards.health.probe_schedule import FAILING_PACE, HEALTHY_PACE, Pace, ProbeSchedule
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.errors import WrongShardError
+from simplu_worker.shards.postgres.errors import WrongDatabaseError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
@@ -140,7 +140,7 @@ async def inspect_shard(pool: ShardPool, *, counts_tenants: bool = True) -> Shar
     try:
         probe = await probe_shard(pool, counts_tenants=counts_tenants)
     except WorkerError as exc:
-        return ShardSilence(pool.address.without_name(str(exc)), is_refusal=isinstance(exc, WrongShardError))
+        return ShardSilence(pool.address.without_name(str(exc)), is_refusal=isinstance(exc, WrongDatabaseError))
     except Exception as exc:  # noqa: BLE001  # of this shard; the others are probed on
         return ShardSilence(str(note_trouble(TargetKind.SHARD, pool.address.shard_id, "probe", exc)))
     if probe.refusal is not None or not probe.is_cut_short:

@@ -32,7 +32,7 @@ from simplu_worker.shards.importing.statements import (
     read_rows,
 )
 from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of
-from simplu_worker.shards.postgres.connector import ShardConnection
+from simplu_worker.shards.postgres.connector import ShardConnection, connect_options
 from simplu_worker.shards.postgres.sqlstate import ErrorMeaning, meaning_of
 
 PAGE_MAX_ROWS: Final = 500
@@ -210,9 +210,7 @@ class ImportSource:
         """Open a connection within a read-only transaction: of the given snapshot, or of one of its own."""
         with _errors_translated():
             connection: ShardConnection = await asyncpg.connect(
-                self._address.connection_string,
-                host=place.host or None,
-                port=place.port,
+                **connect_options(self._address, place),
                 timeout=CONNECT_S,
                 statement_cache_size=0,  # each statement is used once; a pooler need not keep it
                 connection_class=ShardConnection,

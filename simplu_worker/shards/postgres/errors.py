@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.shards.types import ShardUnavailableError
+
+ENCODING: Final = "UTF8"  # others lack characters, and with SQL_ASCII jsonb refuses escapes of those beyond ASCII
 
 
 class RolledBackError(WorkerError):
@@ -18,14 +22,22 @@ class LockTimeoutError(LostRaceError):
     """Another transaction has kept a lock for longer than this one waits for it."""
 
 
-class WrongShardError(ShardUnavailableError):
-    """A connection string leads to the database of another shard."""
+class WrongDatabaseError(ShardUnavailableError):
+    """A connection string leads to the database of another shard, or to one that no shard can have."""
 
 
 def wrong_shard_message(shard_id: str, found: str | None) -> str:
     """Return the message for an address of *shard_id* that leads to the database of *found*; None: of no shard."""
     database = "no identity" if found is None else f"the database of shard {found}"
     return f"shard {shard_id}: its connection string leads to {database}; correct it in the map"
+
+
+def wrong_encoding_message(shard_id: str, found: str) -> str:
+    """Return the message for a database of *shard_id* with the encoding *found*."""
+    return (
+        f"shard {shard_id}: expected a database with encoding {ENCODING}, got {found}; create one with "
+        f"ENCODING '{ENCODING}', restore a dump of this one there, and name it in the connection string"
+    )
 
 
 class StatementFailedError(ShardUnavailableError):

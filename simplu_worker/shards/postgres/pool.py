@@ -1,7 +1,7 @@
 """The door to Postgres: one pool per shard, opened on first use, errors translated by SQLSTATE.
 
-Connections have no session state: each transaction makes its own settings. So they also work through a pooler in
-transaction mode, and need no reset between two uses.
+The session of a connection has the settings that the code relies on; behind a pooler in transaction mode each
+transaction makes them. No use changes the session, so that connections need no reset between two uses.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ from simplu_worker.shards.postgres.pool_state import ShardAvailability, is_of_st
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.single_flight import SingleFlightProbe
 from simplu_worker.shards.postgres.sqlstate import EXPIRING_STATES, POOLER_STATES, READ_ONLY
-from simplu_worker.shards.postgres.statement_timeouts import DEFAULT_TIMEOUTS, ShardTimeouts, StatementBudget
+from simplu_worker.shards.postgres.statement_timeouts import (
+    DEFAULT_TIMEOUTS,
+    Isolation,
+    ShardTimeouts,
+    StatementBudget,
+)
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.telemetry.log import register_secret
 from simplu_worker.timing.clock import loop_time
@@ -57,7 +62,7 @@ class ShardPool:
         self._address = address
         self._timeouts = timeouts
         self._budget = SharedBudget(size, idle_s=timeouts.idle_s) if budget is None else budget
-        self._connector = Connector(address, reply_s=timeouts.reply_s)
+        self._connector = Connector(address, timeouts=timeouts)
         self._lender = ConnectionLender(self._connect, size=size, budget=self._budget)
         self._availability = ShardAvailability(address, self._lender)
         self._shared_probe = SingleFlightProbe(self._probe_once)
@@ -76,7 +81,7 @@ class ShardPool:
     @address.setter
     def address(self, address: ShardAddress) -> None:
         self._address = address
-        self._connector = Connector(address, reply_s=self._timeouts.reply_s)
+        self._connector = Connector(address, timeouts=self._timeouts)
         self._availability.reset(address)
         self.refusal = None
         self._lender.expire()
@@ -145,9 +150,13 @@ class ShardPool:
 
     @contextlib.asynccontextmanager
     async def transaction(
-        self, *, is_rehearsal: bool = False, budget: StatementBudget = StatementBudget.USUAL
+        self,
+        *,
+        is_rehearsal: bool = False,
+        budget: StatementBudget = StatementBudget.USUAL,
+        isolation: Isolation = Isolation.READ_COMMITTED,
     ) -> AsyncIterator[ShardConnection]:
-        """Lend a connection within a transaction (READ COMMITTED, bounded in time), committed at the end.
+        """Lend a connection within a transaction, bounded in time, and committed at the end.
 
         A rehearsal is rolled back instead. After an error of the commit itself its outcome is unknown, as after any
         network error.
@@ -156,16 +165,16 @@ class ShardPool:
         await self._admit()
         async with self._lend() as connection:
             try:
-                await connection.execute(self._timeouts.begin(budget))
+                await connection.send(self._timeouts.begin(budget, isolation, settings=connection.settings))
                 yield connection
             except (asyncpg.PostgresError, WorkerError):
                 if not connection.is_closed():
-                    await connection.execute("ROLLBACK")
+                    await connection.send("ROLLBACK")
                 raise
             if is_rehearsal:
-                await connection.execute("ROLLBACK")
+                await connection.send("ROLLBACK")
                 return
-            await connection.execute("COMMIT")
+            await connection.send("COMMIT")
         self._availability.record_commit()
         instruments.SHARD_RESPONSE.labels(self.address.shard_id).observe(time.perf_counter() - started)
 

@@ -18,7 +18,7 @@ from simplu_worker.shards.postgres.errors import (
     LostRaceError,
     StatementFailedError,
     ValueRefusedError,
-    WrongShardError,
+    WrongDatabaseError,
 )
 from simplu_worker.shards.postgres.lender import ConnectionLender
 from simplu_worker.shards.postgres.sqlstate import (
@@ -128,8 +128,11 @@ class ShardAvailability:
         asked_at = loop_time()
         try:
             yield
-        except WrongShardError as exc:
+        except WrongDatabaseError as exc:
             self._record_error("broken", type(exc).__name__)
+            raise
+        except ShardUnavailableError as exc:  # the connector's own: it has no password
+            self._record_error("connection", self._address.without_name(str(exc)))
             raise
         except asyncpg.TargetServerAttributeNotMatched as exc:
             self._record_refusal(is_read_only=True)

@@ -1,24 +1,36 @@
-"""The timeouts of all requests to a shard. Pure."""
+"""The isolation level, the timeouts and the settings of all requests to a shard. Pure.
+
+Nothing that the code relies on is left to the defaults of the server, the database or the role. Only two defaults stay
+theirs: `default_transaction_read_only`, which tells that a server is not to be written to, and `synchronous_commit`,
+which its owner chooses (shards/apply/durability.py).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from functools import cache
 from typing import Final, assert_never
 
 import msgspec
 
-# One round trip, in the simple protocol. Plans are made once: planning a batch takes as long as running it. And nothing
-# is compiled: up to version 17 a plan in which a sequential scan is not allowed, and yet needed, seems so dear that the
-# server compiles it, at each run, for half a second.
-BEGIN = """
-BEGIN;
-SET LOCAL lock_timeout = {lock_ms};
-SET LOCAL statement_timeout = {statement_ms};
-SET LOCAL idle_in_transaction_session_timeout = {idle_ms};
-SET LOCAL plan_cache_mode = force_generic_plan;
-SET LOCAL jit = off;
-"""
+TRANSACTION_TIMEOUT_SINCE: Final = 17  # the version of PostgreSQL
+
+# What texts mean, how values are written as text, and that policies, not errors, decide which rows a role sees.
+FORMATS: Final = {
+    "client_encoding": "'UTF8'",
+    "standard_conforming_strings": "on",
+    "TimeZone": "'UTC'",
+    "DateStyle": "'ISO, YMD'",
+    "IntervalStyle": "'postgres'",
+    "bytea_output": "'hex'",
+    "extra_float_digits": "3",  # before PostgreSQL 12 only 3 writes all digits
+    "row_security": "on",
+}
+# Plans are made once: planning a batch takes as long as running it. And nothing is compiled: up to version 17 a plan in
+# which a sequential scan is not allowed, and yet needed, seems so dear that the server compiles it, at each run, for
+# half a second.
+PLANNING: Final = {"plan_cache_mode": "force_generic_plan", "jit": "off"}
 # What bounds the rows that it reads by an index in its order may get no other plan, whatever the statistics are: a
 # sequential scan, or a bitmap of all rows of a tenant, reads the whole table (sql/queries/listing.sql).
 BY_INDEX = """
@@ -38,6 +50,13 @@ SEARCH = f"""{BY_INDEX}SET TRANSACTION READ ONLY;
 # Another index that begins with the tenant would do with a sort: of all rows of the tenant, once for each range.
 KEY_RANGE = f"""{BY_INDEX}SET LOCAL enable_sort = off;
 """
+
+
+class Isolation(StrEnum):
+    """The isolation level of a transaction."""
+
+    READ_COMMITTED = "READ COMMITTED"  # what waits for a lock and then reads sees the commit that it waited for
+    ONE_MOMENT = "REPEATABLE READ, READ ONLY"  # all statements see the shard as of the first one
 
 
 class StatementBudget(StrEnum):
@@ -119,18 +138,43 @@ class ShardTimeouts(msgspec.Struct, frozen=True):
             case _:
                 assert_never(budget)
 
-    def begin(self, budget: StatementBudget = StatementBudget.USUAL) -> str:
-        """Return the statements that open a transaction with these timeouts."""
-        return _begin(self, budget)
+    def begin(
+        self,
+        budget: StatementBudget = StatementBudget.USUAL,
+        isolation: Isolation = Isolation.READ_COMMITTED,
+        *,
+        settings: str = "",
+    ) -> str:
+        """Return the statements that open a transaction; *settings* are those that its session lacks."""
+        return _begin(self, budget, isolation, settings)
+
+    def settings(self, server_version: int, *, is_own_session: bool) -> str:
+        """Return the statements that make all settings: of a session, or of a transaction in the session of others."""
+        settings = FORMATS | PLANNING | {"idle_in_transaction_session_timeout": _ms(self.idle_in_transaction_s)}
+        if server_version >= TRANSACTION_TIMEOUT_SINCE:
+            settings |= {"transaction_timeout": "0"}
+        if not is_own_session:
+            return set_all("SET LOCAL", settings)
+        settings |= {"lock_timeout": _ms(self.lock_s), "statement_timeout": _ms(self.statement_s)}
+        return set_all("SET", settings | {"default_transaction_isolation": f"'{Isolation.READ_COMMITTED}'"})
+
+
+def set_all(command: str, settings: Mapping[str, str]) -> str:
+    """Return the statements that make *settings* by *command*, `SET` or `SET LOCAL`."""
+    return "".join(f"{command} {name} = {value};\n" for name, value in settings.items())
 
 
 @cache
-def _begin(timeouts: ShardTimeouts, budget: StatementBudget) -> str:
+def _begin(timeouts: ShardTimeouts, budget: StatementBudget, isolation: Isolation, settings: str) -> str:
     statement_s = timeouts.seconds_of(budget)
-    lock_s = timeouts.lock_seconds_of(budget)
-    seconds = {"lock_ms": lock_s, "statement_ms": statement_s, "idle_ms": timeouts.idle_in_transaction_s}
-    begin = BEGIN.format(**{name: round(value * 1000) for name, value in seconds.items()})
+    limits = {"lock_timeout": _ms(timeouts.lock_seconds_of(budget)), "statement_timeout": _ms(statement_s)}
+    # One round trip, in the simple protocol.
+    begin = f"BEGIN ISOLATION LEVEL {isolation};\n{settings}{set_all('SET LOCAL', limits)}"
     return begin + PLANS.get(budget, "")
+
+
+def _ms(seconds: float) -> str:
+    return str(round(seconds * 1000))
 
 
 DEFAULT_TIMEOUTS = ShardTimeouts()

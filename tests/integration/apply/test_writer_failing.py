@@ -253,8 +253,7 @@ async def test_writer_blames_nobody_when_the_failing_statement_has_no_operation_
     make_shard: ShardMaker, moment: str
 ) -> None:
     """Before the log is written no operation can be at fault: it is the shard that cannot take the batch."""
-    lock_s = 5.0 if moment == "lock_tenants" else 1e9
-    timeouts = ShardTimeouts(batch_s=0.3, lock_s=lock_s, row_lock_s=lock_s)
+    timeouts = ShardTimeouts(batch_s=0.3 if moment == "lock_tenants" else 1e9, row_lock_s=5.0)
     pool = ShardPool(await make_shard(), size=2, timeouts=timeouts)
     case = await case_on(pool)
     async with pool.connection() as rival, rival.transaction():

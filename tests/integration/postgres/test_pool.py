@@ -22,7 +22,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import StatementFailedError, ValueRefusedError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.pool_state import REFUSAL_COUNTS_S
-from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts, StatementBudget
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.telemetry.log import MASK, scrub_text
 
@@ -62,14 +62,14 @@ async def test_pool_is_unavailable_when_no_connection_becomes_free(make_shard: S
 
 
 async def test_transaction_is_bounded_and_its_settings_end_with_it(shard: ShardPool) -> None:
-    """Deadlines hold within a transaction and leave nothing on the connection: it may be a pooler's."""
-    names = "ARRAY['lock_timeout', 'plan_cache_mode', 'jit']"
+    """Deadlines and plans of a budget hold within its transaction, and leave nothing to the next use."""
+    names = "ARRAY['lock_timeout', 'plan_cache_mode', 'enable_seqscan']"
     query = f"SELECT array_to_string(ARRAY(SELECT current_setting(name) FROM unnest({names}) AS name), ' ')"
-    async with shard.transaction() as connection:
+    async with shard.transaction(budget=StatementBudget.SEARCH) as connection:
         within = await connection.fetchval(query)
 
-    assert within == "5s force_generic_plan off"
-    assert await ask(shard, query) == "0 auto on"
+    assert within == "1500ms force_custom_plan off"
+    assert await ask(shard, query) == "5s force_generic_plan on"
 
 
 async def test_transaction_leaves_nothing_when_its_user_fails(shard: ShardPool) -> None:
@@ -97,11 +97,11 @@ async def test_transaction_can_be_used_again_when_its_opening_failed(shard: Shar
     """A setting that the server refuses after BEGIN gives no connection back in the aborted transaction."""
     complaints: list[str] = []  # asyncpg's, of a connection that comes back within a transaction
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
-    broken = ShardPool(shard.address, size=1, timeouts=ShardTimeouts(lock_s=1e9))
+    broken = ShardPool(shard.address, size=1, timeouts=ShardTimeouts(pause_lock_s=1e9))
 
     for _ in range(2):
         with pytest.raises(ValueRefusedError, match=r"InvalidParameterValueError \(22023\)"):
-            async with broken.transaction():
+            async with broken.transaction(budget=StatementBudget.PAUSE):
                 pytest.fail("it was opened")
 
     assert complaints == []

@@ -152,7 +152,7 @@ DECLARE
 BEGIN
     IF moment !~ (
         '^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])'
-        '([T ]([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]{1,9})?)?(Z|[+-](0[0-9]|1[0-4])(:?[0-5][0-9])?)?)?$'
+        '([T ]([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9]([.][0-9]{1,9})?)?(Z|[+-](0[0-9]|1[0-4])(:?[0-5][0-9])?)?)?$'
     ) OR moment < '0001' COLLATE "C" THEN
         RETURN NULL;
     ELSIF substr(moment, 9, 2) > '28' AND substr(moment, 9, 2)::integer > extract(
@@ -175,7 +175,7 @@ AS $$
 BEGIN
     IF jsonb_typeof(value) = 'number' THEN
         RETURN value::numeric;
-    ELSIF value #>> '{}' ~ '^[+-]?[0-9]{1,200}(\.[0-9]{1,200})?([eE][+-]?[0-9]{1,3})?$' THEN
+    ELSIF value #>> '{}' ~ '^[+-]?[0-9]{1,200}([.][0-9]{1,200})?([eE][+-]?[0-9]{1,3})?$' THEN
         RETURN (value #>> '{}')::numeric;
     END IF;
     RETURN NULL;

@@ -150,14 +150,6 @@ WITH
     )
 SELECT :committing_server FROM committed;
 
--- name: read_one_moment
--- All further statements of the transaction see the shard as of the first one.
-SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY;
-
--- name: write_times_alike
--- Times as text are the same on both servers, whatever their settings are.
-SELECT pg_catalog.set_config('TimeZone', 'UTC', true), pg_catalog.set_config('DateStyle', 'ISO', true);
-
 -- name: read_all_positions_of_shard
 -- Of every stream.
 SELECT stream, stream_shard_id, owed_from, owed_since, parents_done, token::pg_catalog.text AS token
