@@ -161,13 +161,18 @@ class ShardGateway:
             self._directory.forget(operation.tenant_id)
         return outcome
 
-    async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int] | None:
+    async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None] | None:
         """Count one failure more of each message, by tenant and message id, on a shard; return their numbers.
 
-        For failures of an operation itself, never for those of a shard. None if the shard cannot count: its schema is
-        older than the table, or its role may not write there. Raises `RetryableError` when the shard does not answer.
+        For failures of an operation itself, never for those of a shard. A message has no number if its tenant does not
+        live on the shard: then its cached route is dropped. None if the shard cannot count: its schema is older than
+        the table, or its role may not write there. Raises `RetryableError` when the shard does not answer.
         """
-        return await count_failures(self._pools.pool_of(shard_id), failed)
+        counts = await count_failures(self._pools.pool_of(shard_id), failed)
+        for (tenant_id, _), count in zip(failed, counts or (), strict=False):
+            if count is None:
+                self._directory.forget(tenant_id)
+        return counts
 
     async def forget_failures(self, shard_id: str, tenant_id: str, message_id: str) -> None:
         """Forget the failures of a message. Raises as `count_failures` does."""
@@ -255,67 +260,98 @@ class ShardGateway:
         found = await self._directory.find(tenant_id, is_cached_enough=False)
         return found.shard_id if isinstance(found, ShardAddress) else found
 
-    async def find_operation(self, request_id: str, tenant_id: str | None) -> tuple[LoggedOperation | None, list[str]]:
+    async def find_operation(
+        self, request_id: str, tenant_id: str | None
+    ) -> tuple[LoggedOperation | Absence | None, list[str]]:
         """Return one operation from the log, and the ids of the asked shards that did not answer.
 
-        Without the tenant all shards are asked; if several tenants used the request id, the newest is returned.
+        Of a tenant without a home now, why there is none. Without the tenant all shards are asked; if several tenants
+        used the request id, the newest is returned.
         """
+        if tenant_id is not None:
+            return await self._find_operation_of(tenant_id, request_id), []
         if not is_storable(request_id):
             return None, []
-        if tenant_id is not None:
-            found = await self._directory.find(tenant_id) if is_storable(tenant_id) else Absence.UNREGISTERED
-            if isinstance(found, Absence):
-                return None, []
-            row = await self._fetch_one(found, "find_operation", tenant_id, request_id)
-            return (None if row is None else _operation_of(found.shard_id, row)), []
         survey = await self.survey("find_operation_of_any_tenant", request_id)
-        operations = [_operation_of(shard_id, row) for shard_id, row in survey.rows]
-        return max(operations, key=lambda operation: operation.completed_at, default=None), survey.silent_shard_ids
+        newest = max(survey.rows, key=lambda found: found[1]["completed_at"], default=None)
+        if newest is None:
+            return None, survey.silent_shard_ids
+        shard_id, row = newest
+        if row["lives_here"]:
+            return _operation_of(shard_id, row), survey.silent_shard_ids
+        return await self._find_operation_of(row["tenant_id"], request_id), survey.silent_shard_ids
 
-    async def find_rejection(self, request_id: str, tenant_id: str | None) -> RejectedRequest | None:
+    async def _find_operation_of(self, tenant_id: str, request_id: str) -> LoggedOperation | Absence | None:
+        async def find(shard: ShardAddress) -> tuple[LoggedOperation | None] | None:
+            row = await self._fetch_one(shard, "find_operation", tenant_id, request_id)
+            if row is None:
+                return None
+            return (None if row["request_id"] is None else _operation_of(shard.shard_id, row),)
+
+        if not (is_storable(tenant_id) and is_storable(request_id)):
+            return None
+        found = await self._directory.ask_home(tenant_id, find)
+        return found if isinstance(found, Absence) else found[0]
+
+    async def find_rejection(self, request_id: str, tenant_id: str | None) -> RejectedRequest | Absence | None:
         """Return the last record that was rejected with a request id; where `find_operation` finds none.
 
-        Without the tenant all shards are asked, and the newest of those that answered is returned.
+        Of a tenant without a home now, why there is none. Without the tenant all shards are asked, and the newest of
+        those that answered is returned.
         """
         if not is_storable(request_id):
             return None
         if tenant_id is not None:
-            return (await self.find_rejections([(tenant_id, request_id)])).get((tenant_id, request_id))
+            found = await self._find_rejections_of(tenant_id, [request_id])
+            return found if isinstance(found, Absence) else found.get(request_id)
 
         async def fetch(shard: ShardAddress) -> list[dict[str, Any]]:
-            return await find_rejections(self._pools.ensure_pool(shard), "find_rejection_of_any_tenant", request_id)
+            pool = self._pools.ensure_pool(shard)
+            return await find_rejections(pool, "find_rejection_of_any_tenant", request_id) or []
 
         answers = await query_all_shards(await self._locator.list_shards(), fetch)
-        found = [_rejected_request_of(shard_id, row) for shard_id, rows in answers.items() for row in rows]
-        return max(found, key=lambda one: one.rejected_at, default=None)
+        of_any = [_rejected_request_of(shard_id, row) for shard_id, rows in answers.items() for row in rows]
+        return max(of_any, key=lambda one: one.rejected_at, default=None)
 
     async def find_rejections(self, keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], RejectedRequest]:
         """Return the records of *keys*, tenants and request ids, that were rejected.
 
         Raises as `Directory.find` does, and `RetryableError` when a shard does not answer.
         """
-        by_shard: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
-        for tenant_id in {tenant_id for tenant_id, _ in keys}:
-            if not is_storable(tenant_id):
-                continue
-            # Mostly asked for what `find_operation` has not found: without another look for a tenant that is unknown.
-            found = await self._directory.find(tenant_id, absence_max_age_s=ABSENCE_MAX_AGE_S)
-            if isinstance(found, ShardAddress):
-                self._pools.ensure_pool(found)
-                by_shard[found.shard_id] += [key for key in keys if key[0] == tenant_id]
-        rejections = {}
-        for shard_id, wanted in by_shard.items():
-            columns = [list(column) for column in zip(*wanted, strict=True)]
-            for row in await find_rejections(self._pools.pool_of(shard_id), "find_rejections", *columns):
-                rejections[row["tenant_id"], row["request_id"]] = _rejected_request_of(shard_id, row)
+        by_tenant: defaultdict[str, list[str]] = defaultdict(list)
+        for tenant_id, request_id in keys:
+            by_tenant[tenant_id].append(request_id)
+        rejections: dict[tuple[str, str], RejectedRequest] = {}
+        for tenant_id, request_ids in by_tenant.items():
+            found = await self._find_rejections_of(tenant_id, request_ids)
+            if not isinstance(found, Absence):
+                rejections |= {(tenant_id, request_id): one for request_id, one in found.items()}
         return rejections
 
-    async def note_rejections(self, shard_id: str, dead_letter_queue: str, rejections: Sequence[Rejection]) -> bool:
-        """Write the rows of *rejections* of one shard's tenants; return False where the shard cannot have them.
+    async def _find_rejections_of(
+        self, tenant_id: str, request_ids: Sequence[str]
+    ) -> dict[str, RejectedRequest] | Absence:
+        async def find(shard: ShardAddress) -> dict[str, RejectedRequest] | None:
+            rows = await find_rejections(self._pools.ensure_pool(shard), "find_rejections", tenant_id, request_ids)
+            if rows is None:
+                return {}
+            found = {row["request_id"]: _rejected_request_of(shard.shard_id, row) for row in rows if row["request_id"]}
+            return found if rows else None
 
-        Raises `RetryableError` when the shard does not answer.
+        if not is_storable(tenant_id):
+            return {}
+        # Mostly asked for what `find_operation` has not found: without another look for a tenant that is unknown.
+        return await self._directory.ask_home(tenant_id, find, absence_max_age_s=ABSENCE_MAX_AGE_S)
+
+    async def note_rejections(self, shard_id: str, dead_letter_queue: str, rejections: Sequence[Rejection]) -> set[str]:
+        """Write the rows of *rejections* of one shard's tenants; return those tenants that do not live there.
+
+        Their cached routes are dropped. Raises `RetryableError` when the shard does not answer.
         """
-        return await note_rejections(self._pools.pool_of(shard_id), dead_letter_queue, rejections)
+        elsewhere = await note_rejections(self._pools.pool_of(shard_id), dead_letter_queue, rejections)
+        for tenant_id in elsewhere:
+            self._directory.forget(tenant_id)
+        return elsewhere
 
     async def list_operations(
         self, business_id: str, location_id: str, request: ListRequest
@@ -325,11 +361,12 @@ class ShardGateway:
 
     async def find_tenant(self, tenant_id: str) -> tuple[str, dict[str, Any]] | Absence:
         """Return the shard of a tenant and its row there, with the counts of its resources and operations."""
-        found = await self._directory.find(tenant_id) if is_storable(tenant_id) else Absence.UNREGISTERED
-        if isinstance(found, Absence):
-            return found
-        row = await self._fetch_one(found, "show_tenant", tenant_id)
-        return Absence.NOT_HERE if row is None else (found.shard_id, row)
+
+        async def show(shard: ShardAddress) -> tuple[str, dict[str, Any]] | None:
+            row = await self._fetch_one(shard, "show_tenant", tenant_id)
+            return (shard.shard_id, row) if row is not None and row["lives_here"] else None
+
+        return await self._directory.ask_home(tenant_id, show) if is_storable(tenant_id) else Absence.UNREGISTERED
 
     async def survey(self, query: str, *arguments: object) -> ShardRows:
         """Run a query on every known shard, all at once, each for at most a few seconds."""

@@ -368,25 +368,24 @@ class ReplicaStatus:
         # Before the log is queried: an operation that is applied in between must not count as decided and absent.
         status = self._read_status(tenant_id)
         read_up_to = {} if status is None else {"readUpTo": status.up_to}
-        held: dict[str, Any] | None = None
-        found: LoggedOperation | RejectedRequest | None
+        found: LoggedOperation | RejectedRequest | Absence | None
         try:
             found, silent = await self.gateway.find_operation(request_id, tenant_id)
-            is_pending = found is None and self._is_pending(request_id, tenant_id)
+            is_pending = not isinstance(found, LoggedOperation) and self._is_pending(request_id, tenant_id)
             if found is None and not is_pending:
                 found = await self.gateway.find_rejection(request_id, tenant_id)
-            if found is None and tenant_id is not None:
-                held = await self._find_held(self.gateway, tenant_id, status)
         except (RetryableError, PermanentError) as exc:
             held = None if tenant_id is None else self._own_hold(tenant_id)
             return (503, {"error": str(exc)}) if held is None else (200, asked | {"status": "held"} | held)
-        if found is not None:
+        if isinstance(found, LoggedOperation | RejectedRequest):
             answer = msgspec.to_builtins(found, builtin_types=(msgspec.Raw,))
             return 200, answer | read_up_to | _silent_members(silent)
         if is_pending:
             return 200, asked | {"status": "pending"} | _silent_members(silent)
-        if held is not None:
+        if tenant_id is not None and (held := self._find_held(tenant_id, found, status)) is not None:
             return 200, asked | {"status": "held"} | held
+        if found is not None and read_up_to:  # of a tenant that was not named, and has no home now
+            read_up_to = {"readUpTo": None}
         lags = [reader.view.lag_of(tenant_id) for reader in self._readers()]
         lag_s = max((lag for lag in lags if lag is not None), default=None)
         return 404, asked | {"status": "unknown", "lagSeconds": lag_s} | read_up_to | _silent_members(silent)
@@ -397,13 +396,11 @@ class ReplicaStatus:
     def _read_status(self, tenant_id: str | None) -> ReadStatus | None:
         return None if self.fleet is None else read_status(self.fleet.leases(), tenant_id)
 
-    async def _find_held(
-        self, gateway: ShardGateway, tenant_id: str, status: ReadStatus | None
-    ) -> dict[str, Any] | None:
-        """Return why and since when operations of a tenant are held, if they are. Raises as `ShardGateway.find`."""
+    def _find_held(self, tenant_id: str, absence: Absence | None, status: ReadStatus | None) -> dict[str, Any] | None:
+        """Return why and since when operations of a tenant are held, if they are; *absence* is why it has no home."""
         if (held := self._own_hold(tenant_id)) is not None:
             return held
-        reason = hold_reason(await gateway.find(tenant_id), status)
+        reason = hold_reason(absence, status)
         return None if reason is None else {"reason": reason}
 
     def _own_hold(self, tenant_id: str) -> dict[str, Any] | None:

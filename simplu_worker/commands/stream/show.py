@@ -16,6 +16,7 @@ from simplu_worker.errors import PermanentError
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.gateway import LoggedOperation, RejectedRequest
 from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.types import Absence
 
 
 class SendStatus(StrEnum):
@@ -46,10 +47,10 @@ async def show_operation(settings: Settings, request_id: str, tenant: tuple[str,
         raise PermanentError("request id, tenant: expected UTF-8") from None
     tenant_id = None if tenant is None else tenant_id_of(*tenant)
     async with open_shards(settings) as shards:
-        found: LoggedOperation | RejectedRequest | None
+        found: LoggedOperation | RejectedRequest | Absence | None
         found, silent = await shards.gateway.find_operation(request_id, tenant_id)
         undecided = Undecided()
-        if found is None and tenant_id is not None:
+        if not isinstance(found, LoggedOperation) and tenant_id is not None:
             from simplu_worker.commands.stream.undecided import find_undecided
 
             undecided = (await find_undecided(settings, shards.gateway, [tenant_id]))[tenant_id]
@@ -57,6 +58,8 @@ async def show_operation(settings: Settings, request_id: str, tenant: tuple[str,
             found, silent = await shards.gateway.find_operation(request_id, tenant_id)
         if found is None:
             found = await shards.gateway.find_rejection(request_id, tenant_id)
+        if isinstance(found, Absence):
+            undecided, found = Undecided(found), None
         errors = pool_errors(shards.pools)
     status = SendStatus.UNKNOWN if undecided.reason is None else SendStatus.HELD
     shown = {"requestId": request_id, "status": status} | _members(undecided) if found is None else _members(found)

@@ -14,6 +14,7 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, add_te
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.admission import HOLD
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
+from simplu_worker.shards.gateway import LoggedOperation
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.types import Absence
@@ -140,10 +141,10 @@ async def test_gateway_returns_an_operation_of_a_tenant(routed: RoutedShards) ->
     assert b"12345678901234567890.10" in bytes(shown["result"])
     assert silent_shards == []
     failed, _ = await routed.gateway.find_operation(missing.request_id, TENANT_ID)
-    assert failed is not None
+    assert isinstance(failed, LoggedOperation)
     assert (failed.status, failed.error, failed.result) == ("failed", "not_found", None)
     assert await routed.gateway.find_operation("unknown", TENANT_ID) == (None, [])
-    assert await routed.gateway.find_operation(read.request_id, "unknown-tenant") == (None, [])
+    assert await routed.gateway.find_operation(read.request_id, "unknown-tenant") == (Absence.UNREGISTERED, [])
 
 
 async def test_gateway_asks_all_shards_for_an_operation_when_the_tenant_is_not_given(make_shard: ShardMaker) -> None:
@@ -158,7 +159,7 @@ async def test_gateway_asks_all_shards_for_an_operation_when_the_tenant_is_not_g
 
         found, silent_shards = await routed.gateway.find_operation("same", None)
 
-        assert found is not None
+        assert isinstance(found, LoggedOperation)
         assert (found.shard_id, silent_shards) == ("shard-1", ["shard-4"])
         assert await routed.gateway.find_operation("unknown", None) == (None, ["shard-4"])
 

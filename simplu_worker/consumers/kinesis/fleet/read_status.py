@@ -50,10 +50,13 @@ def read_status(leases: Iterable[Lease], tenant_id: str | None) -> ReadStatus:
     return ReadStatus(min(instants) if is_known else None, tuple(held_in))
 
 
-def hold_reason(home: str | Absence, status: ReadStatus | None) -> str | None:
-    """Return why a tenant is held, as far as its *home* and the lease table show it; None where it is not held."""
-    if home is Absence.UNREGISTERED:
-        return Absence.UNREGISTERED
+def hold_reason(home: str | Absence | None, status: ReadStatus | None) -> str | None:
+    """Return why a tenant is held, as far as its *home* and the lease table show it; None where it is not held.
+
+    Without a home nothing of it can be applied, and nothing that a shard says of it is new.
+    """
+    if isinstance(home, Absence):
+        return home
     return OTHER_REPLICA if status is not None and status.held_in else None
 
 

@@ -31,6 +31,7 @@ from simplu_worker.consumers.producer_traces import traceparents_of_messages
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import REPETITIONS_LATE
+from simplu_worker.operations.admission import HOLD
 from simplu_worker.operations.operation import Disposition, Operation, Outcome, Source
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.telemetry.tracing.spans import TracedBatch, process_span
@@ -365,7 +366,7 @@ class OrderLane:
             self._log_failed(None, exc)
             counts = [self._failures.remember(message_id) for _, message_id in keys]
         for (entry, error), count in zip(failed, counts, strict=True):
-            entry.answer.set_result(FailedTry(error, count))
+            entry.answer.set_result(HOLD if count is None else FailedTry(error, count))
 
     def _stop_chains(self, chains: set[str]) -> None:
         """Answer the queued entries of *chains*: each is behind an operation that was not applied."""

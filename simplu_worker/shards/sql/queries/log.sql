@@ -30,14 +30,20 @@ received_at, completed_at
 )
 
 -- name: find_operation
--- One operation of one tenant.
-SELECT :logged_operation
-FROM public.operations
-WHERE tenant_id = $1 AND request_id = $2;
+-- One operation of one tenant: a row without a request id if there is none, and no row if the tenant does not live here.
+SELECT found.*
+FROM public.tenants
+LEFT JOIN LATERAL (
+    SELECT :logged_operation
+    FROM public.operations
+    WHERE operations.tenant_id = tenants.id AND operations.request_id = $2
+) AS found ON true
+WHERE tenants.id = $1 AND :lives_here;
 
 -- name: find_operation_of_any_tenant
--- The same without the tenant: one lookup by primary key for each tenant of the shard.
-SELECT found.*
+-- The same without the tenant: one lookup by primary key for each tenant of the shard. Of a tenant that does not live
+-- here too: its home has another row, or none.
+SELECT found.*, :lives_here AS lives_here
 FROM public.tenants
 CROSS JOIN LATERAL (
     SELECT :logged_operation
@@ -46,11 +52,12 @@ CROSS JOIN LATERAL (
 ) AS found;
 
 -- name: find_operations
--- Many operations at once; $1 are their tenants, $2 their request ids.
+-- Many operations at once, of the tenants that live here; $1 are their tenants, $2 their request ids.
 SELECT tenant_id, request_id, status, error, :short_result_text AS result, digest, completed_at
 FROM public.operations
 JOIN unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS wanted (tenant_id, request_id)
-    USING (tenant_id, request_id);
+    USING (tenant_id, request_id)
+WHERE EXISTS (SELECT FROM public.tenants WHERE tenants.id = operations.tenant_id AND :lives_here);
 
 -- name: forget_operations
 -- Delete at most $2 of the rows completed more than $1 seconds ago, oldest first, by the shard's clock, never by the
