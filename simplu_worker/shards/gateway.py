@@ -6,7 +6,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -29,8 +29,19 @@ from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import ShardRows, fetch_from_all_shards, query_all_shards
 from simplu_worker.shards.tenants.first_use import FirstUse, TenantName
-from simplu_worker.shards.types import Absence, PositionClaim, PositionMerge, Rejection, StoredPositions
+from simplu_worker.shards.types import (
+    Absence,
+    PositionClaim,
+    PositionMerge,
+    Rejection,
+    ShardPositionRows,
+    StoredPositions,
+    StreamPosition,
+    StreamShards,
+)
 from simplu_worker.timing.clock import loop_time
+
+NO_STREAM_SHARDS: Final = StreamShards("", ())
 
 
 class LoggedOperation(ListedOperation, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
@@ -38,6 +49,18 @@ class LoggedOperation(ListedOperation, frozen=True, rename="camel", omit_default
 
     shard_id: str
     result: msgspec.Raw | None = None
+
+
+class FoundOperation(NamedTuple):
+    """The answer of the shards about one operation.
+
+    *operation* is why the tenant has no home now, if it has none. *silent_shard_ids* are the asked shards that did not
+    answer, *positions* the rows of those that did, as of their answers.
+    """
+
+    operation: LoggedOperation | Absence | None
+    silent_shard_ids: Sequence[str] = ()
+    positions: Sequence[ShardPositionRows] = ()
 
 
 class RejectedRequest(
@@ -261,37 +284,50 @@ class ShardGateway:
         return found.shard_id if isinstance(found, ShardAddress) else found
 
     async def find_operation(
-        self, request_id: str, tenant_id: str | None
-    ) -> tuple[LoggedOperation | Absence | None, list[str]]:
-        """Return one operation from the log, and the ids of the asked shards that did not answer.
+        self, request_id: str, tenant_id: str | None, *, stream: StreamShards = NO_STREAM_SHARDS
+    ) -> FoundOperation:
+        """Return one operation from the log, with the shards' rows of the stream shards in *stream*.
 
-        Of a tenant without a home now, why there is none. Without the tenant all shards are asked; if several tenants
-        used the request id, the newest is returned.
+        Without the tenant all shards are asked; if several tenants used the request id, the newest is returned.
         """
-        if tenant_id is not None:
-            return await self._find_operation_of(tenant_id, request_id), []
         if not is_storable(request_id):
-            return None, []
-        survey = await self.survey("find_operation_of_any_tenant", request_id)
-        newest = max(survey.rows, key=lambda found: found[1]["completed_at"], default=None)
-        if newest is None:
-            return None, survey.silent_shard_ids
-        shard_id, row = newest
-        if row["lives_here"]:
-            return _operation_of(shard_id, row), survey.silent_shard_ids
-        return await self._find_operation_of(row["tenant_id"], request_id), survey.silent_shard_ids
+            return FoundOperation(None)
+        if tenant_id is not None:
+            return await self._find_operation_of(tenant_id, request_id, stream)
+        survey = await self.survey("find_operation_of_any_tenant", stream.stream, list(stream.ids), request_id)
+        rows = {shard_id: _positions_in(row["positions"]) for shard_id, row in survey.rows}
+        found = [(shard_id, row) for shard_id, row in survey.rows if row["request_id"] is not None]
+        operation: LoggedOperation | Absence | None = None
+        if found:
+            shard_id, row = max(found, key=lambda one: one[1]["completed_at"])
+            if row["lives_here"]:
+                operation = _operation_of(shard_id, row)
+            else:
+                operation = (await self._find_operation_of(row["tenant_id"], request_id, stream)).operation
+        return FoundOperation(operation, survey.silent_shard_ids, list(rows.values()))
 
-    async def _find_operation_of(self, tenant_id: str, request_id: str) -> LoggedOperation | Absence | None:
-        async def find(shard: ShardAddress) -> tuple[LoggedOperation | None] | None:
-            row = await self._fetch_one(shard, "find_operation", tenant_id, request_id)
+    async def _find_operation_of(self, tenant_id: str, request_id: str, stream: StreamShards) -> FoundOperation:
+        async def find(shard: ShardAddress) -> FoundOperation | None:
+            asked = stream.stream, list(stream.ids)
+            row = await self._fetch_one(shard, "find_operation", *asked, tenant_id, request_id)
             if row is None:
                 return None
-            return (None if row["request_id"] is None else _operation_of(shard.shard_id, row),)
+            operation = None if row["request_id"] is None else _operation_of(shard.shard_id, row)
+            return FoundOperation(operation, [], [_positions_in(row["positions"])])
 
-        if not (is_storable(tenant_id) and is_storable(request_id)):
-            return None
+        if not is_storable(tenant_id):
+            return FoundOperation(None)
         found = await self._directory.ask_home(tenant_id, find)
-        return found if isinstance(found, Absence) else found[0]
+        return FoundOperation(found) if isinstance(found, Absence) else found
+
+    async def read_positions_at_home(self, tenant_id: str, stream: StreamShards) -> ShardPositionRows | Absence:
+        """Return the rows of the stream shards in *stream* on the shard of a tenant, or why it has none now."""
+
+        async def read(shard: ShardAddress) -> ShardPositionRows | None:
+            row = await self._fetch_one(shard, "read_positions_at_home", stream.stream, list(stream.ids), tenant_id)
+            return None if row is None else _positions_in(row["positions"])
+
+        return await self._directory.ask_home(tenant_id, read)
 
     async def find_rejection(self, request_id: str, tenant_id: str | None) -> RejectedRequest | Absence | None:
         """Return the last record that was rejected with a request id; where `find_operation` finds none.
@@ -389,6 +425,10 @@ class ShardGateway:
 def _operation_of(shard_id: str, row: dict[str, Any]) -> LoggedOperation:
     result = None if row["result"] is None else msgspec.Raw(row["result"].encode())
     return LoggedOperation(**listed_members(row), shard_id=shard_id, result=result)
+
+
+def _positions_in(document: str | None) -> ShardPositionRows:
+    return {} if document is None else msgspec.json.decode(document, type=dict[str, StreamPosition])
 
 
 def _rejected_request_of(shard_id: str, row: dict[str, Any]) -> RejectedRequest:

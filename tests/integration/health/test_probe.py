@@ -56,7 +56,7 @@ async def test_gateway_gives_up_an_operation_on_a_shard(routed: RoutedShards) ->
 
     assert await routed.gateway.give_up("shard-1", bad) == GIVEN_UP
     assert await routed.gateway.give_up("shard-1", bad) == DUPLICATE
-    found, _ = await routed.gateway.find_operation(bad.request_id, case.tenant_id)
+    found, _, _ = await routed.gateway.find_operation(bad.request_id, case.tenant_id)
     assert isinstance(found, LoggedOperation)
     assert (found.status, found.error) == ("failed", "retries_exhausted")
 

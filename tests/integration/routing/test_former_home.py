@@ -210,6 +210,6 @@ async def test_fenced_tenant_is_answered_from_its_shard(tenant: MovedTenant) -> 
     applied = tenant.case("shard-1").operation("create", data={})
     await tenant.case("shard-1").apply(applied)
     await tenant.case("shard-1").set_state("fenced")
-    found, _ = await tenant.late.find_operation(applied.request_id, TENANT_ID)
+    found, _, _ = await tenant.late.find_operation(applied.request_id, TENANT_ID)
     assert isinstance(found, LoggedOperation)
     assert found.shard_id == "shard-1"

@@ -105,7 +105,7 @@ async def test_rejected_record_is_found_by_its_request_id(make_shard: ShardMaker
         assert await routed.gateway.find_rejection("r-1", "\0") is None
         assert await routed.gateway.find_rejection("\0", None) is None
         assert await case.apply(case.operation("create", data={}, request_id="r-1")) == [SUCCEEDED]
-        applied, _ = await routed.gateway.find_operation("r-1", TENANT_ID)
+        applied, _, _ = await routed.gateway.find_operation("r-1", TENANT_ID)
         assert applied is not None
 
 

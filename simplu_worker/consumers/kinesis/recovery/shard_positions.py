@@ -61,6 +61,9 @@ log = structlog.get_logger(__name__)
 Ahead: TypeAlias = tuple[str, tuple[str, ...]]
 """`read_to` and `held` of a row."""
 
+Reach: TypeAlias = tuple[Ahead | None, datetime | None]
+"""Those of a row that has them, and `read_up_to`."""
+
 
 class ShardPosition:
     """The row of one reader on one Postgres shard. Hold *lock* to write the row, or to decide about it."""
@@ -104,6 +107,8 @@ class ReaderState(msgspec.Struct, frozen=True):
     - *progress*: the position that all tenants have reached, as a row contains it.
     - *progress_ahead*: `read_to` and `held` of a row: the position that all but the held tenants have reached, and
       these.
+    - *read_up_to*: returns the time before which nothing arrived that is pending; with True, but for the held tenants
+      of *progress_ahead*.
     - *find_first_since*: returns the position before the first record that arrived since an instant; None without one.
     - *find_oldest*: returns the position before the oldest record of a stream shard; None without one.
     - *retention*: that of the stream; None while it is unknown.
@@ -119,6 +124,7 @@ class ReaderState(msgspec.Struct, frozen=True):
     read_to: Callable[[], RecordPosition | None]
     progress: Callable[[], StreamPosition]
     progress_ahead: Callable[[], Ahead | None]
+    read_up_to: Callable[[bool], datetime | None]
     find_first_since: Callable[[datetime], Awaitable[RecordPosition | None]]
     find_oldest: Callable[[str], Awaitable[RecordPosition | None]]
     retention: Callable[[], timedelta | None]
@@ -146,7 +152,7 @@ class ShardPositions:
         self._utc = utc
         self._positions: dict[str, ShardPosition] = {}
         self._began_at = loop_time()
-        self._ahead: tuple[float, Ahead | None] = (float("-inf"), None)  # and when it was made
+        self._reach: tuple[float, Reach] = (float("-inf"), (None, None))  # and when it was made
         self._era = 0  # changes when a row is adopted
         self._highest = reader.checkpoint  # the highest position that the lease may have as its checkpoint
         self._oldest: dict[str, tuple[float, RecordPosition | None]] = {}  # by stream shard, and when it was read
@@ -189,26 +195,33 @@ class ShardPositions:
         age_s = loop_time() - shard_position.written_at
         if not shard_position.is_current or age_s < (WRITE_AFTER_S if within_s is None else within_s):
             return False
-        return age_s >= IDLE_WRITE_AFTER_S or shard_position.claim.position != self._position_now(shard_position)
+        if age_s >= IDLE_WRITE_AFTER_S:
+            return True
+        written = shard_position.claim.position  # the time alone passes on an idle stream too, and needs no write
+        return written != msgspec.structs.replace(self._position_now(shard_position), read_up_to=written.read_up_to)
 
     def _position_now(self, shard_position: ShardPosition) -> StreamPosition:
         """Return the content of a row: the reader's progress, and how far all but the held tenants are."""
         progress = self._reader.progress()
         self._note_highest(progress)
-        ahead = None if progress.owed_from == SHARD_END.checkpoint else self._recent_ahead()
+        ahead, read_up_to = self._recent_reach()
+        if progress.owed_from == SHARD_END.checkpoint:
+            ahead = None
         read_to, held = (None, ()) if ahead is None else ahead
         # What the shard lacked of the parents is applied once no record of a parent is pending here.
         are_parents_done = shard_position.claim.position.parents_done or (
             shard_position.were_parents_settled and not self._ownership.has_pending_parents
         )
-        return msgspec.structs.replace(progress, read_to=read_to, held=held, parents_done=are_parents_done)
+        return msgspec.structs.replace(
+            progress, read_to=read_to, held=held, parents_done=are_parents_done, read_up_to=read_up_to
+        )
 
     async def write_final_position(self, shard_position: ShardPosition) -> None:
         """Write the final progress of the reader, without operations, where the shard is up and the row is not locked.
 
         Skip it where another reader owns the row or the shard fails: the next reader then reads a little more again.
         """
-        self._ahead = (float("-inf"), None)
+        self._reach = (float("-inf"), (None, None))
         is_free = self._gateway.is_up(shard_position.shard_id) and not shard_position.lock.locked()
         if not is_free or not self.is_write_due(shard_position, within_s=0.0):
             return
@@ -345,7 +358,7 @@ class ShardPositions:
         if after is None and not parents:
             return None
         unread = Unread(after or read_to, parents)
-        self._ahead = (float("-inf"), None)
+        self._reach = (float("-inf"), (None, None))
         instruments.SHARD_REFILLS.labels(shard_position.shard_id).inc()
         log.warning(
             "shard.refilling",
@@ -511,17 +524,18 @@ class ShardPositions:
             shard_position.is_current = False
         return invalidated
 
-    def _recent_ahead(self) -> Ahead | None:
-        """Return how far all but the held tenants are, if a row has room for the held tenants' names."""
+    def _recent_reach(self) -> Reach:
+        """Return how far all but the held tenants are, if a row has room for the held tenants' names; and the time."""
         if self._ownership.has_backfill:
-            return None  # not all of its tenants are known by name
-        refreshed_at, ahead = self._ahead
+            return None, None  # not all of its tenants are known by name
+        refreshed_at, reach = self._reach
         if loop_time() - refreshed_at > AHEAD_MAX_AGE_S:
             ahead = self._reader.progress_ahead()
             if ahead is not None and not all(entry.startswith(NAME_PREFIX) for entry in ahead[1]):
                 ahead = None
-            self._ahead = loop_time(), ahead
-        return ahead
+            reach = ahead, self._reader.read_up_to(ahead is not None)
+            self._reach = loop_time(), reach
+        return reach
 
 
 def _is_after(position: RecordPosition | None, other: RecordPosition | None) -> bool:
