@@ -158,6 +158,22 @@ async def test_answer_does_not_call_decided_what_a_shard_has_lost_when_nobody_kn
     assert await decided_before("c-x-0", "c") > sent_at, "another shard has lost nothing"
 
 
+async def test_row_gets_the_last_batch_soon_when_no_other_follows(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch writes the position before it; those who ask what is decided must not wait for the usual rewrite."""
+    monkeypatch.setattr(shard_positions, "WRITE_AFTER_S", 3600.0)
+    shard = await world.shard("shard-1")
+    async with world.reading() as reader, looked_after(world, reader):
+        numbers = await world.put(*chain("a-x", 3))
+
+        async def has_all() -> bool:
+            rows = await fetch(shard, "SELECT owed_from, read_up_to FROM stream_positions")
+            return [(row["owed_from"], row["read_up_to"] is not None) for row in rows] == [(f"{numbers[-1]}/0", True)]
+
+        assert await poll_until_true(has_all, within_s=60)
+
+
 async def test_what_was_lost_while_nobody_read_is_applied_again(world: World) -> None:
     """The new owner of the lease reads the row first, also where its own records are for other shards."""
     shard = await world.shard("shard-1")

@@ -83,7 +83,7 @@ async def moved_tenant(make_shard: ShardMaker) -> AsyncIterator[MovedTenant]:
         late = ShardGateway(Directory(routed.locator, pools), routed.locator, pools, tenant_wait=TENANT_WAIT)
         replica = ReplicaStatus("replica-2", asyncio.Event())
         lease = Lease("a", TRIM_HORIZON, hash_range=HashRange(0, HASH_KEY_LAST), read_up_to=SEEN_AT)
-        fleet = cast("Fleet", SimpleNamespace(readers=list, leases=lambda: [lease]))
+        fleet = cast("Fleet", SimpleNamespace(readers=list, leases=lambda: [lease], stream_name="s"))
         replica.start(late, pools, routed.locator, fleet=fleet)
         moved = MovedTenant(routed, late, replica)
         moved.pool("shard-2")

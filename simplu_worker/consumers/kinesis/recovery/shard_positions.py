@@ -47,6 +47,7 @@ from simplu_worker.shards.types import PositionClaim, PositionMerge, StoredPosit
 from simplu_worker.timing.clock import UtcClock, loop_time
 
 WRITE_AFTER_S: Final = 30.0  # without a write, while the reader went on
+WRITE_AFTER_BATCH_S: Final = 1.0  # the same, if the last write was before a batch: for those who ask what is decided
 IDLE_WRITE_AFTER_S: Final = 3600.0  # without a write, in any case: an older row is from a backup (`gap.py`)
 OLDEST_MAX_AGE_S: Final = 10.0
 AHEAD_MAX_AGE_S: Final = 1.0
@@ -76,6 +77,7 @@ class ShardPosition:
         self.is_current = False  # the row is known, and the operations that it lacks are being read again
         self.were_parents_settled = False  # before the row was read: no operation of a parent was pending
         self.written_at = float("-inf")  # monotonic
+        self.is_before_batch = False  # what was written last
         self.gap: Gap | None = None  # nothing is written while a person has not accepted it
         self.era = 0  # `ShardPositions.era`, as of the first of the tokens in `claim.written`
 
@@ -185,15 +187,18 @@ class ShardPositions:
             claim.written = deque(maxlen=WRITTEN_TOKENS_KEPT)  # a write in flight adds its token to the old ones
             shard_position.era = self._era
         shard_position.written_at = loop_time()
+        shard_position.is_before_batch = True
         return claim
 
     def is_write_due(self, shard_position: ShardPosition, *, within_s: float | None = None) -> bool:
         """Return whether a known row was not written for *within_s*, and is old or would have another content now.
 
-        By default for WRITE_AFTER_S.
+        By default for WRITE_AFTER_S, and for WRITE_AFTER_BATCH_S if it does not have the last batch.
         """
+        if within_s is None:
+            within_s = WRITE_AFTER_BATCH_S if shard_position.is_before_batch else WRITE_AFTER_S
         age_s = loop_time() - shard_position.written_at
-        if not shard_position.is_current or age_s < (WRITE_AFTER_S if within_s is None else within_s):
+        if not shard_position.is_current or age_s < within_s:
             return False
         if age_s >= IDLE_WRITE_AFTER_S:
             return True
