@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from datetime import datetime, timedelta
 from functools import wraps
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import msgspec
 
@@ -32,9 +32,19 @@ from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import ShardRows, fetch_from_all_shards, query_all_shards
 from simplu_worker.shards.tenants.first_use import FirstUse, TenantName
-from simplu_worker.shards.types import Absence, PositionClaim, PositionMerge, Rejection, StoredPositions
+from simplu_worker.shards.types import (
+    Absence,
+    PositionClaim,
+    PositionMerge,
+    Rejection,
+    ShardPositionRows,
+    StoredPositions,
+    StreamPosition,
+    StreamShards,
+)
 from simplu_worker.timing.clock import loop_time
 
+NO_STREAM_SHARDS: Final = StreamShards("", ())
 Method = TypeVar("Method", bound=Callable[..., Coroutine[Any, Any, Any]])
 
 
@@ -64,6 +74,18 @@ class LoggedOperation(ListedOperation, frozen=True, rename="camel", omit_default
 
     shard_id: str
     result: msgspec.Raw | None = None
+
+
+class FoundOperation(NamedTuple):
+    """The answer of the shards about one operation.
+
+    *operation* is why the tenant has no home now, if it has none. *silent_shard_ids* are the asked shards that did not
+    answer, *positions* the rows of those that did, as of their answers.
+    """
+
+    operation: LoggedOperation | Absence | None
+    silent_shard_ids: Sequence[str] = ()
+    positions: Sequence[ShardPositionRows] = ()
 
 
 class RejectedRequest(
@@ -210,13 +232,18 @@ class ShardGateway:
         return outcome
 
     @of_shard
-    async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int] | None:
+    async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None] | None:
         """Count one failure more of each message, by tenant and message id, on a shard; return their numbers.
 
-        For failures of an operation itself, never for those of a shard. None if the shard cannot count: its schema is
-        older than the table, or its role may not write there. Raises `RetryableError` when the shard does not answer.
+        For failures of an operation itself, never for those of a shard. A message has no number if its tenant does not
+        live on the shard: then its cached route is dropped. None if the shard cannot count: its schema is older than
+        the table, or its role may not write there. Raises `RetryableError` when the shard does not answer.
         """
-        return await count_failures(self._pools.pool_of(shard_id), failed)
+        counts = await count_failures(self._pools.pool_of(shard_id), failed)
+        for (tenant_id, _), count in zip(failed, counts or (), strict=False):
+            if count is None:
+                self._directory.forget(tenant_id)
+        return counts
 
     @of_shard
     async def forget_failures(self, shard_id: str, tenant_id: str, message_id: str) -> None:
@@ -314,67 +341,113 @@ class ShardGateway:
         found = await self._directory.find(tenant_id, is_cached_enough=False)
         return found.shard_id if isinstance(found, ShardAddress) else found
 
-    async def find_operation(self, request_id: str, tenant_id: str | None) -> tuple[LoggedOperation | None, list[str]]:
-        """Return one operation from the log, and the ids of the asked shards that did not answer.
+    async def find_operation(
+        self, request_id: str, tenant_id: str | None, *, stream: StreamShards = NO_STREAM_SHARDS
+    ) -> FoundOperation:
+        """Return one operation from the log, with the shards' rows of the stream shards in *stream*.
 
         Without the tenant all shards are asked; if several tenants used the request id, the newest is returned.
         """
         if not is_storable(request_id):
-            return None, []
+            return FoundOperation(None)
         if tenant_id is not None:
-            found = await self._directory.find(tenant_id) if is_storable(tenant_id) else Absence.UNREGISTERED
-            if isinstance(found, Absence):
-                return None, []
-            row = await self._fetch_one(found, "find_operation", tenant_id, request_id)
-            return (None if row is None else _operation_of(found.shard_id, row)), []
-        survey = await self.survey("find_operation_of_any_tenant", request_id)
-        operations = [_operation_of(shard_id, row) for shard_id, row in survey.rows]
-        return max(operations, key=lambda operation: operation.completed_at, default=None), survey.silent_shard_ids
+            return await self._find_operation_of(tenant_id, request_id, stream)
+        survey = await self.survey("find_operation_of_any_tenant", stream.stream, list(stream.ids), request_id)
+        rows = {shard_id: _positions_in(row["positions"]) for shard_id, row in survey.rows}
+        found = [(shard_id, row) for shard_id, row in survey.rows if row["request_id"] is not None]
+        operation: LoggedOperation | Absence | None = None
+        if found:
+            shard_id, row = max(found, key=lambda one: one[1]["completed_at"])
+            if row["lives_here"]:
+                operation = _operation_of(shard_id, row)
+            else:
+                operation = (await self._find_operation_of(row["tenant_id"], request_id, stream)).operation
+        return FoundOperation(operation, survey.silent_shard_ids, list(rows.values()))
 
-    async def find_rejection(self, request_id: str, tenant_id: str | None) -> RejectedRequest | None:
+    async def _find_operation_of(self, tenant_id: str, request_id: str, stream: StreamShards) -> FoundOperation:
+        async def find(shard: ShardAddress) -> FoundOperation | None:
+            asked = stream.stream, list(stream.ids)
+            row = await self._fetch_one(shard, "find_operation", *asked, tenant_id, request_id)
+            if row is None:
+                return None
+            operation = None if row["request_id"] is None else _operation_of(shard.shard_id, row)
+            return FoundOperation(operation, [], [_positions_in(row["positions"])])
+
+        if not is_storable(tenant_id):
+            return FoundOperation(None)
+        found = await self._directory.ask_home(tenant_id, find)
+        return FoundOperation(found) if isinstance(found, Absence) else found
+
+    @of_tenant
+    async def read_positions_at_home(self, tenant_id: str, stream: StreamShards) -> ShardPositionRows | Absence:
+        """Return the rows of the stream shards in *stream* on the shard of a tenant, or why it has none now."""
+
+        async def read(shard: ShardAddress) -> ShardPositionRows | None:
+            row = await self._fetch_one(shard, "read_positions_at_home", stream.stream, list(stream.ids), tenant_id)
+            return None if row is None else _positions_in(row["positions"])
+
+        return await self._directory.ask_home(tenant_id, read)
+
+    async def find_rejection(self, request_id: str, tenant_id: str | None) -> RejectedRequest | Absence | None:
         """Return the last record that was rejected with a request id; where `find_operation` finds none.
 
-        Without the tenant all shards are asked, and the newest of those that answered is returned.
+        Of a tenant without a home now, why there is none. Without the tenant all shards are asked, and the newest of
+        those that answered is returned.
         """
         if not is_storable(request_id):
             return None
         if tenant_id is not None:
-            return (await self.find_rejections([(tenant_id, request_id)])).get((tenant_id, request_id))
+            found = await self._find_rejections_of(tenant_id, [request_id])
+            return found if isinstance(found, Absence) else found.get(request_id)
 
         async def fetch(shard: ShardAddress) -> list[dict[str, Any]]:
-            return await find_rejections(self._pools.ensure_pool(shard), "find_rejection_of_any_tenant", request_id)
+            pool = self._pools.ensure_pool(shard)
+            return await find_rejections(pool, "find_rejection_of_any_tenant", request_id) or []
 
         answers = await query_all_shards(await self._locator.list_shards(), fetch)
-        found = [_rejected_request_of(shard_id, row) for shard_id, rows in answers.items() for row in rows]
-        return max(found, key=lambda one: one.rejected_at, default=None)
+        of_any = [_rejected_request_of(shard_id, row) for shard_id, rows in answers.items() for row in rows]
+        return max(of_any, key=lambda one: one.rejected_at, default=None)
 
     async def find_rejections(self, keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], RejectedRequest]:
         """Return the records of *keys*, tenants and request ids, that were rejected.
 
         Raises as `Directory.find` does, and `RetryableError` when a shard does not answer.
         """
-        by_shard: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
-        for tenant_id in {tenant_id for tenant_id, _ in keys}:
-            if not is_storable(tenant_id):
-                continue
-            # Mostly asked for what `find_operation` has not found: without another look for a tenant that is unknown.
-            found = await self._directory.find(tenant_id, absence_max_age_s=ABSENCE_MAX_AGE_S)
-            if isinstance(found, ShardAddress):
-                self._pools.ensure_pool(found)
-                by_shard[found.shard_id] += [key for key in keys if key[0] == tenant_id]
-        rejections = {}
-        for shard_id, wanted in by_shard.items():
-            columns = [list(column) for column in zip(*wanted, strict=True)]
-            for row in await find_rejections(self._pools.pool_of(shard_id), "find_rejections", *columns):
-                rejections[row["tenant_id"], row["request_id"]] = _rejected_request_of(shard_id, row)
+        by_tenant: defaultdict[str, list[str]] = defaultdict(list)
+        for tenant_id, request_id in keys:
+            by_tenant[tenant_id].append(request_id)
+        rejections: dict[tuple[str, str], RejectedRequest] = {}
+        for tenant_id, request_ids in by_tenant.items():
+            found = await self._find_rejections_of(tenant_id, request_ids)
+            if not isinstance(found, Absence):
+                rejections |= {(tenant_id, request_id): one for request_id, one in found.items()}
         return rejections
 
-    async def note_rejections(self, shard_id: str, dead_letter_queue: str, rejections: Sequence[Rejection]) -> bool:
-        """Write the rows of *rejections* of one shard's tenants; return False where the shard cannot have them.
+    async def _find_rejections_of(
+        self, tenant_id: str, request_ids: Sequence[str]
+    ) -> dict[str, RejectedRequest] | Absence:
+        async def find(shard: ShardAddress) -> dict[str, RejectedRequest] | None:
+            rows = await find_rejections(self._pools.ensure_pool(shard), "find_rejections", tenant_id, request_ids)
+            if rows is None:
+                return {}
+            found = {row["request_id"]: _rejected_request_of(shard.shard_id, row) for row in rows if row["request_id"]}
+            return found if rows else None
 
-        Raises `RetryableError` when the shard does not answer.
+        if not is_storable(tenant_id):
+            return {}
+        # Mostly asked for what `find_operation` has not found: without another look for a tenant that is unknown.
+        return await self._directory.ask_home(tenant_id, find, absence_max_age_s=ABSENCE_MAX_AGE_S)
+
+    @of_shard
+    async def note_rejections(self, shard_id: str, dead_letter_queue: str, rejections: Sequence[Rejection]) -> set[str]:
+        """Write the rows of *rejections* of one shard's tenants; return those tenants that do not live there.
+
+        Their cached routes are dropped. Raises `RetryableError` when the shard does not answer.
         """
-        return await note_rejections(self._pools.pool_of(shard_id), dead_letter_queue, rejections)
+        elsewhere = await note_rejections(self._pools.pool_of(shard_id), dead_letter_queue, rejections)
+        for tenant_id in elsewhere:
+            self._directory.forget(tenant_id)
+        return elsewhere
 
     async def list_operations(
         self, business_id: str, location_id: str, request: ListRequest
@@ -382,13 +455,15 @@ class ShardGateway:
         """Return a page of the operations of a tenant, see `OperationLister.list_page`."""
         return await self._lister.list_page(business_id, location_id, request)
 
+    @of_tenant
     async def find_tenant(self, tenant_id: str) -> tuple[str, dict[str, Any]] | Absence:
         """Return the shard of a tenant and its row there, with the counts of its resources and operations."""
-        found = await self._directory.find(tenant_id) if is_storable(tenant_id) else Absence.UNREGISTERED
-        if isinstance(found, Absence):
-            return found
-        row = await self._fetch_one(found, "show_tenant", tenant_id)
-        return Absence.NOT_HERE if row is None else (found.shard_id, row)
+
+        async def show(shard: ShardAddress) -> tuple[str, dict[str, Any]] | None:
+            row = await self._fetch_one(shard, "show_tenant", tenant_id)
+            return (shard.shard_id, row) if row is not None and row["lives_here"] else None
+
+        return await self._directory.ask_home(tenant_id, show) if is_storable(tenant_id) else Absence.UNREGISTERED
 
     async def survey(self, query: str, *arguments: object) -> ShardRows:
         """Run a query on every known shard, all at once, each for at most a few seconds."""
@@ -411,6 +486,10 @@ class ShardGateway:
 def _operation_of(shard_id: str, row: dict[str, Any]) -> LoggedOperation:
     result = None if row["result"] is None else msgspec.Raw(row["result"].encode())
     return LoggedOperation(**listed_members(row), shard_id=shard_id, result=result)
+
+
+def _positions_in(document: str | None) -> ShardPositionRows:
+    return {} if document is None else msgspec.json.decode(document, type=dict[str, StreamPosition])
 
 
 def _rejected_request_of(shard_id: str, row: dict[str, Any]) -> RejectedRequest:

@@ -36,7 +36,7 @@ from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import tenant_id_of
-from simplu_worker.shards.gateway import LoggedOperation, RejectedRequest, ShardGateway
+from simplu_worker.shards.gateway import NO_STREAM_SHARDS, LoggedOperation, RejectedRequest, ShardGateway
 from simplu_worker.shards.health.all_shards import ShardInspector
 from simplu_worker.shards.health.assessment import Health, Problem, health_view
 from simplu_worker.shards.health.moves import longest_standing_s, move_views
@@ -44,7 +44,7 @@ from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.types import Absence
+from simplu_worker.shards.types import Absence, StreamShards
 from simplu_worker.status.live.held_advice import advice_members
 from simplu_worker.status.live.history import History, totals_of
 from simplu_worker.status.live.request_bodies import OpenDesk
@@ -387,29 +387,30 @@ class ReplicaStatus:
         asked = {"requestId": request_id}
         # Before the log is queried: an operation that is applied in between must not count as decided and absent.
         status = self._read_status(tenant_id)
-        read_up_to = {} if status is None else {"readUpTo": status.up_to}
-        held: dict[str, Any] | None = None
-        found: LoggedOperation | RejectedRequest | None
+        found: LoggedOperation | RejectedRequest | Absence | None
         try:
-            found, silent = await self.gateway.find_operation(request_id, tenant_id)
-            is_pending = found is None and self._is_pending(request_id, tenant_id)
+            answer = await self.gateway.find_operation(request_id, tenant_id, stream=self._stream_shards(status))
+            found = answer.operation
+            is_pending = not isinstance(found, LoggedOperation) and self._is_pending(request_id, tenant_id)
             if found is None and not is_pending:
                 found = await self.gateway.find_rejection(request_id, tenant_id)
-            if found is None and tenant_id is not None:
-                held = await self._find_held(self.gateway, tenant_id, status)
         except (RetryableError, PermanentError) as exc:
             held = None if tenant_id is None else self._own_hold(tenant_id)
             return (503, {"error": str(exc)}) if held is None else (200, asked | {"status": "held"} | held)
-        if found is not None:
-            answer = msgspec.to_builtins(found, builtin_types=(msgspec.Raw,))
-            return 200, answer | read_up_to | _silent_members(silent)
+        silent = _silent_members(answer.silent_shard_ids)
+        # A shard without an answer, or a tenant without a home now, may have anything.
+        is_whole = not (silent or isinstance(found, Absence))
+        read_up_to = {} if status is None else {"readUpTo": status.up_to(answer.positions) if is_whole else None}
+        if isinstance(found, LoggedOperation | RejectedRequest):
+            members = msgspec.to_builtins(found, builtin_types=(msgspec.Raw,))
+            return 200, members | read_up_to | silent
         if is_pending:
-            return 200, asked | {"status": "pending"} | _silent_members(silent)
-        if held is not None:
+            return 200, asked | {"status": "pending"} | silent
+        if tenant_id is not None and (held := self._find_held(tenant_id, found, status)) is not None:
             return 200, asked | {"status": "held"} | held
         lags = [reader.view.lag_of(tenant_id) for reader in self._readers()]
         lag_s = max((lag for lag in lags if lag is not None), default=None)
-        return 404, asked | {"status": "unknown", "lagSeconds": lag_s} | read_up_to | _silent_members(silent)
+        return 404, asked | {"status": "unknown", "lagSeconds": lag_s} | read_up_to | silent
 
     def _readers(self) -> Sequence[StreamShardReader]:
         return self.fleet.readers() if self.fleet else []
@@ -417,13 +418,16 @@ class ReplicaStatus:
     def _read_status(self, tenant_id: str | None) -> ReadStatus | None:
         return None if self.fleet is None else read_status(self.fleet.leases(), tenant_id)
 
-    async def _find_held(
-        self, gateway: ShardGateway, tenant_id: str, status: ReadStatus | None
-    ) -> dict[str, Any] | None:
-        """Return why and since when operations of a tenant are held, if they are. Raises as `ShardGateway.find`."""
+    def _stream_shards(self, status: ReadStatus | None) -> StreamShards:
+        if self.fleet is None or status is None:
+            return NO_STREAM_SHARDS
+        return StreamShards(self.fleet.stream_name, status.stream_shard_ids)
+
+    def _find_held(self, tenant_id: str, absence: Absence | None, status: ReadStatus | None) -> dict[str, Any] | None:
+        """Return why and since when operations of a tenant are held, if they are; *absence* is why it has no home."""
         if (held := self._own_hold(tenant_id)) is not None:
             return held
-        reason = hold_reason(await gateway.find(tenant_id), status)
+        reason = hold_reason(absence, status)
         return None if reason is None else {"reason": reason}
 
     def _own_hold(self, tenant_id: str) -> dict[str, Any] | None:
@@ -546,5 +550,5 @@ def _pool_view(pool: ShardPool | None) -> dict[str, Any]:
     }
 
 
-def _silent_members(silent: list[str]) -> dict[str, Any]:
-    return {"shardsWithoutAnswer": silent} if silent else {}
+def _silent_members(silent: Sequence[str]) -> dict[str, Any]:
+    return {"shardsWithoutAnswer": list(silent)} if silent else {}

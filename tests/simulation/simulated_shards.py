@@ -113,6 +113,13 @@ class PostgresShards:
             raise ShardUnavailableError("it does not answer", shard_id=tenant.shard_id)
         return tenant.shard_id if tenant.is_active else Absence.INACTIVE
 
+    def positions_at_home(self, tenant_id: str) -> dict[str, StreamPosition] | None:
+        """Return the rows of the shard on which a tenant lives; None without one."""
+        tenant = self.tenants[tenant_id]
+        if tenant.created_at is None or tenant.is_ready:
+            return None
+        return {key: row for (shard_id, key), row in self.positions.items() if shard_id == tenant.shard_id}
+
     def transact(
         self, shard_id: str, operations: Sequence[Operation], claim: PositionClaim | None = None
     ) -> list[Outcome]:

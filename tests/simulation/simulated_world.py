@@ -25,7 +25,7 @@ from simplu_worker.bulkheads import TargetKind, keep_running
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.fleet.cpu_share import CpuShare
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings
-from simplu_worker.consumers.kinesis.fleet.read_status import read_status
+from simplu_worker.consumers.kinesis.fleet.read_status import ReadStatus, read_status
 from simplu_worker.consumers.kinesis.holding import ownership, tenant_set
 from simplu_worker.consumers.kinesis.holding.ownership import TENANT_HOLDS_MAX
 from simplu_worker.consumers.kinesis.holding.tenant_set import NAMES_MAX
@@ -40,6 +40,7 @@ from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
 from simplu_worker.local.kinesis.model import KinesisOptions
 from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.shards.types import ShardPositionRows
 
 APPLICATION = "simplu"
 LOOK_EVERY_S = 0.25
@@ -150,6 +151,9 @@ class Replica:
         return None if not self.task.done() or self.task.cancelled() else self.task.exception()
 
 
+ReadUpTo = Callable[[ReadStatus, ShardPositionRows], datetime | None]
+
+
 class World:
     """All there is in one simulation. Everything random in it comes from *draws*."""
 
@@ -167,6 +171,7 @@ class World:
         self.table = self.dynamodb.table(APPLICATION)
         self.table.watch = self._watch_lease
         self.is_pushed = False  # whether replicas read by push
+        self.read_up_to: ReadUpTo = lambda status, rows: status.up_to([rows])  # what a replica answers
         self.replicas: list[Replica] = []
         self._processes: list[Process] = []
         for number in range(plan.tenant_count):
@@ -257,16 +262,18 @@ class World:
     def check_read_status(self) -> None:
         """Check that no replica calls a time read up to, before which an operation of the tenant arrived that is open.
 
-        The clock of a replica may be fast.
+        Also none that its shard has lost, whoever knows of that. The clock of a replica may be fast.
         """
         first_open: dict[str, Put] = {}  # by tenant
-        for put in reversed(self.ledger.never_settled()):
+        for put in reversed(self.ledger.open_operations()):
             assert put.operation is not None
             first_open[put.operation.tenant_id] = put
         for replica in self.alive() if first_open else []:
             leases = replica.fleet.leases()
             for tenant_id, put in first_open.items():
-                up_to = read_status(leases, tenant_id).up_to
+                if (rows := self.shards.positions_at_home(tenant_id)) is None:
+                    continue  # the answer is that the tenant has no home now
+                up_to = self.read_up_to(read_status(leases, tenant_id), rows)
                 if up_to is not None and put.origin.arrived_at < up_to - timedelta(seconds=self.plan.skew_max_s):
                     self.ledger.violate(f"{replica.me} has read up to {up_to}, and record {put.index} is open")
 

@@ -31,6 +31,7 @@ from simplu_worker.consumers.kinesis.fleet.lease_ancestry import LeaseAncestry
 from simplu_worker.consumers.kinesis.fleet.lease_holder import Confirm, EndCheck, LeaseHolder
 from simplu_worker.consumers.kinesis.fleet.lease_renewer import LeaseRenewer
 from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
+from simplu_worker.consumers.kinesis.fleet.read_status import ReadStatus
 from simplu_worker.consumers.kinesis.fleet.stream_shard_end import StreamShardEnd
 from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold, Reason, Target
 from simplu_worker.consumers.kinesis.holding.ownership import Meeting, Ownership
@@ -47,7 +48,13 @@ from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPositi
 from simplu_worker.consumers.kinesis.stream.client import ChildShard, Reply, Stream
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position, RecordPosition
 from simplu_worker.dead_letters.letter import DeadLetter
-from simplu_worker.shards.types import PositionClaim, PositionMerge, StoredPositions, StreamPosition
+from simplu_worker.shards.types import (
+    PositionClaim,
+    PositionMerge,
+    ShardPositionRows,
+    StoredPositions,
+    StreamPosition,
+)
 
 OPEN_AFTER_S = 1.5  # a world is open then
 
@@ -549,11 +556,21 @@ def _move_after_a_loss(world: World) -> None:
     world.loop.call_later(world.draws.uniform(OPEN_AFTER_S, world.plan.trouble_s), move)
 
 
+def _ask_leases_alone(world: World) -> None:
+    def read_up_to(status: ReadStatus, _: ShardPositionRows) -> datetime | None:
+        instants = [lease.read_up_to for lease in status.readings or ()]
+        known = [instant for instant in instants if instant is not None]
+        return min(known) if known and len(known) == len(instants) else None
+
+    world.read_up_to = read_up_to
+
+
 WRONG_DESIGNS = {
     "the checkpoint is the last record read": WrongDesign(_with_reader(_EagerReader)),
     "SHARD_END is written at the end of reading": WrongDesign(_with_reader(_CarelessReader)),
     "the checkpoint ignores holds": WrongDesign(_with_reader(_ForgetfulReader)),
     "read up to a time is what is not decided": WrongDesign(_with_reader(_ProudReader)),
+    "a shard that lost operations has what the lease table says": WrongDesign(twist=_ask_leases_alone, seed=45),
     "a record is finished before its dead letter is stored": WrongDesign(
         _with_reader(dispatcher_class=_HastyDispatcher), seed=10
     ),

@@ -100,7 +100,8 @@ async def test_writer_makes_the_row_with_the_first_batch_and_moves_it_with_the_n
     case: TenantCase, writer: ShardWriter
 ) -> None:
     """It has all values of the claim, under a token that only its writer knows."""
-    claim = claim_of(owed_since=ARRIVED_AT, read_to="9/1", held=("tenant:a-x", "slots:AA"), parents_done=True)
+    held = ("tenant:a-x", "slots:AA")
+    claim = claim_of(owed_since=ARRIVED_AT, read_to="9/1", held=held, parents_done=True, read_up_to=ARRIVED_AT)
     assert await writer.apply([case.operation("create", data={})], claim) == [SUCCEEDED]
 
     first = (await rows(case.pool))[STREAM_SHARD_ID]
@@ -109,6 +110,7 @@ async def test_writer_makes_the_row_with_the_first_batch_and_moves_it_with_the_n
         "owed_since": ARRIVED_AT,
         "read_to": "9/1",
         "held": ["tenant:a-x", "slots:AA"],
+        "read_up_to": ARRIVED_AT,
         "parents_done": True,
         "token": claim.fencing_tokens[0],
     }
@@ -122,6 +124,7 @@ async def test_writer_makes_the_row_with_the_first_batch_and_moves_it_with_the_n
         "owed_since": ARRIVED_AT + timedelta(seconds=1),
         "read_to": None,
         "held": None,
+        "read_up_to": None,
         "parents_done": False,
         "token": claim.fencing_tokens[0],
     }

@@ -92,7 +92,7 @@ class LeaseRenewer:
             progress: dict[str, Any] = {
                 "pending_tenants": self._pending_tenants(),
                 "ahead": ahead,
-                "read_up_to": None if self.reader is None else self.reader.read_up_to(ahead),
+                "read_up_to": None if self.reader is None else self.reader.read_up_to_of_lease(ahead),
                 "throughput_kbps": self._meter.kbps,
                 "report": self._report(started_at),
             }

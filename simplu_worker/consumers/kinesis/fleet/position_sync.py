@@ -154,6 +154,7 @@ class PositionSync:
                 )
             for one in due:
                 one.position.is_current = one.position.claim not in refused
+                one.position.is_before_batch = False
 
     async def _reconcile(self, shard_id: str, locked: LockedPosition, stored: StoredPositions) -> None:
         """Backfill what a shard lacks. Where the reader has a lane to it, the lane does so before its next batch."""

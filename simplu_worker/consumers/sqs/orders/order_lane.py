@@ -32,6 +32,7 @@ from simplu_worker.consumers.producer_traces import traceparents_of_messages
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.errors import InternalError, PermanentError, RetryableError, WorkerError
 from simplu_worker.metrics.instruments import REPETITIONS_LATE
+from simplu_worker.operations.admission import HOLD
 from simplu_worker.operations.operation import Disposition, Operation, Outcome, Source
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.telemetry.tracing.spans import TracedBatch, process_span
@@ -382,7 +383,7 @@ class OrderLane:
                 entry.set_answer(exc)
             return
         for (entry, error), count in zip(failed, counts, strict=True):
-            entry.set_answer(FailedTry(error, count))
+            entry.set_answer(HOLD if count is None else FailedTry(error, count))
 
     def _stop_chains(self, chains: set[str]) -> None:
         """Answer the queued entries of *chains*: each is behind an operation that was not applied."""

@@ -83,6 +83,7 @@ CREATE TABLE stream_positions (
     owed_since timestamptz, -- about when that arrived; null while nothing was read
     read_to text, -- where this is given, up to here to tenants of `held` only
     held text[],
+    read_up_to timestamptz, -- nothing that arrived before is owed, but to tenants of `held`; null: not known
     parents_done boolean NOT NULL, -- all that the parents of the stream shard owed this shard was there before
     token uuid NOT NULL, -- another one with every write, at random
     PRIMARY KEY (stream, stream_shard_id)

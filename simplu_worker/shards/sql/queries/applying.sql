@@ -832,9 +832,9 @@ written AS (
     UPDATE public.stream_positions
     SET
         owed_from = $23, owed_since = $24, read_to = $25, held = $26::pg_catalog.text[], parents_done = $27,
-        token = $29::pg_catalog.uuid
+        read_up_to = $28, token = $30::pg_catalog.uuid
     WHERE
-        stream = $21 AND stream_shard_id = $22 AND token = ANY($28::pg_catalog.text[]::pg_catalog.uuid[])
+        stream = $21 AND stream_shard_id = $22 AND token = ANY($29::pg_catalog.text[]::pg_catalog.uuid[])
         AND xmin = (SELECT xmin FROM public.stream_positions WHERE stream = $21 AND stream_shard_id = $22)
     RETURNING 1
 ), confirmed AS MATERIALIZED (

@@ -189,6 +189,7 @@ WITH
 UPDATE public.stream_positions AS known
 SET
     owed_from = sent.owed_from, owed_since = sent.owed_since::pg_catalog.timestamptz, read_to = NULL, held = NULL,
+    read_up_to = NULL,
     parents_done = sent.parents_done::pg_catalog.bool, token = sent.token::pg_catalog.uuid
 FROM sent
 WHERE known.stream = sent.stream AND known.stream_shard_id = sent.stream_shard_id;
