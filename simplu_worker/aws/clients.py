@@ -36,6 +36,7 @@ from yarl import URL
 from simplu_worker.aws.direct_calls import make_direct
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError, WorkerError
 from simplu_worker.network_errors import network_cause
+from simplu_worker.timing.clock import OWN_CLOCK
 
 SERVICES = ("dynamodb", "kinesis", "sqs")
 REPLY_MAX_BYTES = 32 * 1024 * 1024  # twice the largest that a service sends, which is 16 MB (BatchGetItem)
@@ -278,6 +279,8 @@ class _BoundedSession(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore has 
             response = await super().send(request)
         finally:
             request.stream_output = is_streamed
+        if (date := response.headers.get("date")) is not None:
+            OWN_CLOCK.compare(date)
         response.raw = _BoundedReply(response.raw)
         if not is_streamed:
             try:

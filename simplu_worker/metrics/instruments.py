@@ -64,6 +64,7 @@ SHARD_PROBLEM_KINDS = (
     "usage",
     "inactive",
     "gap",
+    "clock",
 )
 CITRUS_ENDPOINTS = ("get_shard", "register", "move", "shards_health", "capacity")
 RETRY_REASONS = {
@@ -362,6 +363,9 @@ MOVES_UNFINISHED = Gauge("simplu_moves_unfinished", "Moves that have begun and n
 MOVE_STANDING = Gauge(
     "simplu_move_standing_seconds",
     "Time since an unfinished move went on, of the one that has stood for longest; 0 without one.",
+)
+CLOCK_AHEAD = Gauge(
+    "simplu_clock_ahead_seconds", "This machine's clock less that of AWS; negative: it is behind; 0 before an answer."
 )
 EVENT_LOOP_LAG = Gauge("simplu_event_loop_lag_seconds", "Delay of a timer of the event loop, as last measured.")
 

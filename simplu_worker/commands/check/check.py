@@ -9,8 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import timedelta
 from enum import StrEnum
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -41,6 +40,8 @@ from simplu_worker.shards.health.probe import probe_shard, read_server_facts
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.telemetry.log import scrub_text
+from simplu_worker.timing.clock import utc_now
+from simplu_worker.timing.clock_agreement import parse_http_date
 
 DEADLINE_S: Final = 10.0
 READ_TIMEOUT_S: Final = 8.0  # below DEADLINE_S: the client's own error names the service that hangs
@@ -172,8 +173,8 @@ class DependencyChecks:
 
         def note(parsed: dict[str, Any], **_: object) -> None:
             date = parsed.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
-            if date is not None and (skew_s := clock_skew_s(date, now=datetime.now(UTC))) is not None:
-                self.facts.skews_s[f"clock of {service}"] = skew_s
+            if date is not None and (theirs := parse_http_date(date)) is not None:
+                self.facts.skews_s[f"clock of {service}"] = (theirs - utc_now()).total_seconds()
 
         client.meta.events.register("after-call", note)
         return client
@@ -430,12 +431,3 @@ def open_files_max() -> int | None:
     """Return how many files this process may have open; None without a limit."""
     most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if most == resource.RLIM_INFINITY else most
-
-
-def clock_skew_s(date: str, *, now: datetime) -> float | None:
-    """Return how many seconds the clock that wrote the HTTP `Date` header *date* is ahead; None if it is invalid."""
-    try:
-        written = parsedate_to_datetime(date)
-    except ValueError:
-        return None
-    return (written.replace(tzinfo=written.tzinfo or UTC) - now).total_seconds()

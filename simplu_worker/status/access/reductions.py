@@ -21,7 +21,7 @@ from simplu_worker.status.unreadiness import UnreadyReason
 
 # Names that labels of the metrics show as well, which need no token either; and times.
 SHOWN_TEXTS: Final = frozenset({"kind", "lastCheckAt", "name", "queue", "shardId", "streamShard", "version"})
-STATE_MEMBERS: Final = frozenset({"ready", "reason", "role", "state", "step", "citrus"})
+STATE_MEMBERS: Final = frozenset({"ready", "reason", "role", "state", "step", "citrus", "clock"})
 STATES: Final = frozenset(
     [
         *map(str, UnreadyReason),
