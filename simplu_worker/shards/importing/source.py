@@ -31,7 +31,7 @@ from simplu_worker.shards.importing.statements import (
     list_keys,
     read_rows,
 )
-from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of
+from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of, without_hosts
 from simplu_worker.shards.postgres.connector import ShardConnection
 from simplu_worker.shards.postgres.sqlstate import ErrorMeaning, meaning_of
 
@@ -210,8 +210,8 @@ class ImportSource:
         """Open a connection within a read-only transaction: of the given snapshot, or of one of its own."""
         with _errors_translated():
             connection: ShardConnection = await asyncpg.connect(
-                self._address.connection_string,
-                host=place.host or None,
+                without_hosts(self._address.connection_string),
+                host=place.host,
                 port=place.port,
                 timeout=CONNECT_S,
                 statement_cache_size=0,  # each statement is used once; a pooler need not keep it

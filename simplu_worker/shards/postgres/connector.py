@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import asyncpg
 
-from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of
+from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of, split_string, without_hosts
 from simplu_worker.shards.postgres.errors import WrongShardError, wrong_shard_message
 from simplu_worker.shards.postgres.queries import DEFAULT_HOME, QUERIES, at_home
 from simplu_worker.timing.clock import loop_time
@@ -184,8 +184,8 @@ class Connector:
 
     async def _open(self, place: HostPort) -> ShardConnection:
         connection = await asyncpg.connect(
-            self._address.connection_string,
-            host=place.host or None,
+            without_hosts(self._address.connection_string),
+            host=place.host,
             port=place.port,
             target_session_attrs=asyncpg.connect_utils.SessionAttribute.any,  # checked here, in one query
             command_timeout=self._reply_s,
@@ -231,7 +231,7 @@ async def _fetch_unnamed(connection: ShardConnection, query: str) -> asyncpg.Rec
 
 def password_file_problem(connection_string: str) -> str | None:
     """Return why the file that `passfile=` names gives no password; None if it can be read, or none is named."""
-    named = parse_qs(urlsplit(connection_string).query).get("passfile")
+    named = parse_qs(split_string(connection_string).query).get("passfile")
     if not named:
         return None
     path = Path(named[-1])
@@ -252,7 +252,7 @@ def target_of(connection_string: str, places: Sequence[HostPort]) -> TargetSessi
 
     Raises `ValueError` for a value that libpq does not know.
     """
-    wanted = parse_qs(urlsplit(connection_string).query).get("target_session_attrs")
+    wanted = parse_qs(split_string(connection_string).query).get("target_session_attrs")
     if wanted:
         return TargetSessionAttrs(wanted[-1])
     return TargetSessionAttrs.READ_WRITE if len(places) > 1 else TargetSessionAttrs.ANY
