@@ -21,7 +21,7 @@ from typing import Self
 
 import asyncpg
 
-from simplu_worker.local.processes.loopback import HOST, StackError, free_port, poll_until, port_is_free
+from simplu_worker.local.processes.loopback import HOST, URL_HOST, StackError, free_port, poll_until, port_is_free
 from simplu_worker.local.processes.watchdog import (
     ProcessGroup,
     running_processes,
@@ -183,7 +183,7 @@ class PostgresServer:
 
     def url_of(self, database: str) -> str:
         """Return the connection string of one of the server's databases."""
-        return f"postgresql://{SUPERUSER}:{self.password}@{HOST}:{self.port}/{database}"
+        return f"postgresql://{SUPERUSER}:{self.password}@{URL_HOST}:{self.port}/{database}"
 
     async def start(self) -> None:
         """Start the server and wait until it answers; after a stop or kill with the same data and port.

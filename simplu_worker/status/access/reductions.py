@@ -157,7 +157,7 @@ def for_viewers(status: int, answer: dict[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def is_own_host(host: str, http_host: str) -> bool:
+def is_own_host(host: str, http_host: str | None) -> bool:
     """Return whether *host*, the `Host` of a request, is *http_host*, an IP address or localhost.
 
     A page of another site may have a name of its own lead here (DNS rebinding); a browser then sends that name.
@@ -166,7 +166,7 @@ def is_own_host(host: str, http_host: str) -> bool:
     if found is None:
         return False
     name = found["name"].strip("[]").lower()
-    if name in {"localhost", http_host.lower()}:
+    if name in {"localhost", (http_host or "localhost").lower()}:
         return True
     try:
         ipaddress.ip_address(name)
