@@ -13,14 +13,13 @@ from support.requires import ROOT, require
 from simplu_worker.local.postgres.server import INITIAL_DATA_VARIABLE, PROGRAMS_VARIABLE
 
 PROGRAMS = Path("/usr/lib/postgresql/15/bin")
-RUN_S = 400
+RUN_S = 580
 KEPT = 6000  # of what the tests printed: the end
 FILES = (
     "apply/test_writer.py",
     "apply/test_writer_positions.py",
     "apply/test_writer_duplicates.py",
     "apply/test_at_once.py",
-    "apply/test_log_retention.py",
     "health/test_probe.py",
     "importing",
     "kinesis/test_gaps.py",
