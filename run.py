@@ -331,12 +331,12 @@ def ensure(venv: str, requirements: str) -> None:
         if is_usable and stamp.get("digest") == digest(requirements):
             return
         say("Installing requirements/{}.txt into {} ...".format(requirements, os.path.basename(venv)))
-        started = time.time()
+        started = time.monotonic()
         try:
             build(venv, requirements, python)
         except CommandFailedError as failure:
             stop(str(failure))
-        say("Installed in {:.0f} s".format(time.time() - started))
+        say("Installed in {:.0f} s".format(time.monotonic() - started))
 
 
 def become(command: List[str]) -> NoReturn:

@@ -38,6 +38,7 @@ from simplu_worker.dead_letters.queue import DeadLetterQueue, DeadLetterStore
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.shards.routing.locator import read_shard_map
 from simplu_worker.telemetry.tracing.opening import check_tracing, open_tracing
+from simplu_worker.timing.clock import OWN_CLOCK
 
 if TYPE_CHECKING:
     from simplu_worker.telemetry.tracing.exported_spans import SpanExport
@@ -194,6 +195,7 @@ async def _open_consumers(
             _fleet_settings(settings),
             me=replica_name,
             on_expired=(lambda: None) if cache is None else cache.note_replica_ended,
+            utc=OWN_CLOCK.earliest,
         )
     return consumers
 
@@ -216,7 +218,15 @@ async def _open_receivers(
     failures = FailureCounts(shards.gateway)
     if control_url is not None:
         queue = Queue(sqs, control_url, poll_client=polls)
-        control = ControlHandler(shards.provisioner, shards.destroyer, shards.changes, failures, queue, retries=retries)
+        control = ControlHandler(
+            shards.provisioner,
+            shards.destroyer,
+            shards.changes,
+            failures,
+            queue,
+            retries=retries,
+            clock=OWN_CLOCK.earliest,
+        )
         consumers.add(queue, control, _receiver(settings, queue, control, consumers.rejections))
     order_rules = OrderRules(settings.operation_max_bytes, settings.order_tenant, settings.order_window)
     gate: PriorityGate | None = None
@@ -225,7 +235,7 @@ async def _open_receivers(
             continue
         queue = Queue(sqs, url, poll_client=polls)
         orders = await stack.enter_async_context(
-            open_orders(shards.gateway, failures, queue, rules=order_rules, retries=retries)
+            open_orders(shards.gateway, failures, queue, rules=order_rules, retries=retries, utc=OWN_CLOCK.earliest)
         )
         receiver = _receiver(settings, queue, orders, consumers.rejections, gate)
         consumers.add(queue, orders, receiver)

@@ -10,6 +10,8 @@ from aiobotocore.httpsession import AIOHTTPSession
 from botocore import exceptions as botocore_errors
 from botocore.parsers import ResponseParserError
 
+from simplu_worker.timing.clock import OWN_CLOCK
+
 REPLY_MAX_BYTES = 32 * 1024 * 1024  # twice the largest that a service sends, which is 16 MB (BatchGetItem)
 
 
@@ -26,6 +28,8 @@ class BoundedSession(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore has n
             response = await super().send(request)
         finally:
             request.stream_output = is_streamed
+        if (date := response.headers.get("date")) is not None:
+            OWN_CLOCK.compare(date)
         response.raw = BoundedReply(response.raw)
         if not is_streamed:
             try:

@@ -202,10 +202,8 @@ class Settings:
 
     redis_url: Secret | None = optional(REDIS_URL, "Cache in which changed resources are invalidated; unset: off.")
 
-    http_host: str = variable(
-        HOST,
-        "0.0.0.0",  # noqa: S104 - the contract's default: probes and scrapers come from other hosts
-        "Address that health, metrics and status listen on.",
+    http_host: str | None = optional(
+        HOST, "Address that health, metrics and status listen on; unset: all addresses, of IPv4 and IPv6."
     )
     http_port: int = variable(
         integer(0, 65535), 8080, "Port of health, metrics and status, for 100 connections at most; 0: any free one."

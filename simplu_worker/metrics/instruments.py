@@ -68,6 +68,7 @@ SHARD_PROBLEM_KINDS = (
     "usage",
     "inactive",
     "gap",
+    "clock",
 )
 CITRUS_ENDPOINTS = ("get_shard", "register", "move", "shards_health", "capacity")
 RETRY_REASONS = {
@@ -374,6 +375,9 @@ INTERNAL_ERRORS = Counter(
 )
 TARGETS_IN_TROUBLE = Gauge(
     "simplu_targets_in_trouble", "Targets with such an error in the last two minutes, by their kind.", ["target"]
+)
+CLOCK_AHEAD = Gauge(
+    "simplu_clock_ahead_seconds", "This machine's clock less that of AWS; negative: it is behind; 0 before an answer."
 )
 EVENT_LOOP_LAG = Gauge("simplu_event_loop_lag_seconds", "Delay of a timer of the event loop, as last measured.")
 

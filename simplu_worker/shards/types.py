@@ -40,6 +40,10 @@ class ShardUnavailableError(RetryableError):
         self.shard_id = shard_id
 
 
+class ClocksApartError(RetryableError):
+    """The clocks of a shard, this machine and AWS differ by minutes: nothing ends by the time until they agree."""
+
+
 class PositionChangedError(RetryableError):
     """The row has another fencing token than its reader left: the reader must read the row before it writes there.
 

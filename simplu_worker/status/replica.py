@@ -55,7 +55,7 @@ from simplu_worker.status.server import HttpAnswer, Views
 from simplu_worker.status.unreadiness import Unreadiness, UnreadyReason
 from simplu_worker.status.views import shard_view, tenant_view, trouble_view
 from simplu_worker.telemetry.log import recent_errors, scrub_text
-from simplu_worker.timing.clock import loop_time, utc_now
+from simplu_worker.timing.clock import OWN_CLOCK, loop_time, utc_now
 
 HEALTH_SUMMARY: Final = (
     "state",
@@ -202,6 +202,7 @@ class ReplicaStatus:
         moves = self.health.unfinished_moves()
         instruments.MOVES_UNFINISHED.set(sum(map(len, moves.values())))
         instruments.MOVE_STANDING.set(longest_standing_s(moves))
+        instruments.CLOCK_AHEAD.set(OWN_CLOCK.ahead_s or 0.0)
         if self.fleet is not None:
             self._refresh_stream_gauges(self.fleet)
 
@@ -261,6 +262,7 @@ class ReplicaStatus:
                 "deadLetters": instruments.totals_by(instruments.DEAD_LETTERS, "reason"),
                 "provisioned": instruments.totals_by(instruments.PROVISIONING, "outcome"),
             },
+            "clock": OWN_CLOCK.problem or "ok",
             "citrus": self.locator.last_error or "ok" if isinstance(self.locator, CitrusClient) else None,
         }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
@@ -51,6 +52,8 @@ from simplu_worker.timing.clock import loop_time
 log = structlog.get_logger(__name__)
 
 SHUTDOWN_TIMEOUT_S: Final = 1.0  # for unfinished answers; idle connections are closed at once
+IPV4, IPV6 = "0.0.0.0", "::"  # noqa: S104  # probes and scrapers come from other hosts
+NO_IPV6: Final = {None, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}  # of the error, where the kernel has no IPv6
 BACKLOG: Final = 512  # beyond it the kernel drops a connect, which the client repeats after a second
 PATH_REQUESTS_MAX: Final = 20  # of one path, while their answers are made; further ones get a 503 at once
 REQUESTS_MAX: Final = 50  # of all paths; probes, the page and refusals need no place
@@ -106,7 +109,7 @@ class Views(msgspec.Struct, frozen=True):
 
 @contextlib.asynccontextmanager
 async def open_http(
-    host: str,
+    host: str | None,
     port: int,
     *,
     tokens: Tokens,
@@ -117,6 +120,7 @@ async def open_http(
 ) -> AsyncIterator[int]:
     """Serve *views* while the context is open, and yield the port (a free one where *port* is 0).
 
+    Without a *host*, on all addresses of IPv4 and, unless the kernel has no IPv6, of IPv6.
     Without *tokens* the protected paths answer 403, and so do the DELETEs without *allow_destructive*. With
     *opens_reads* some of the others show counts and states to requests without a token. Raises OSError if the port is
     in use.
@@ -126,15 +130,26 @@ async def open_http(
     await runner.setup()
     try:
         gate = ConnectionGate(cast("web.Server", runner.server), limits)  # aiohttp's sites have no place for it
-        listener = await asyncio.get_running_loop().create_server(gate, host, port, reuse_address=True, backlog=BACKLOG)
-        try:
-            own_port = listener.sockets[0].getsockname()[1]
+        with contextlib.ExitStack() as stack:
+            own_port = await _listen(stack, gate, host or IPV4, port)
+            if host is None:
+                try:
+                    await _listen(stack, gate, IPV6, own_port)
+                except OSError as exc:
+                    if exc.errno not in NO_IPV6:
+                        raise
             log.info("http.started", host=host, port=own_port, protected_paths="open" if tokens.roles else "closed")
             yield own_port
-        finally:
-            listener.close()
     finally:
         await runner.cleanup()
+
+
+async def _listen(stack: contextlib.ExitStack, gate: ConnectionGate, host: str, port: int) -> int:
+    """Listen on *host* until *stack* ends; return the port."""
+    listener = await asyncio.get_running_loop().create_server(gate, host, port, reuse_address=True, backlog=BACKLOG)
+    stack.callback(listener.close)
+    own_port: int = listener.sockets[0].getsockname()[1] if listener.sockets else port
+    return own_port
 
 
 def make_application(guard: Guard, views: Views, limits: ConnectionLimits = CONNECTION_LIMITS) -> web.Application:

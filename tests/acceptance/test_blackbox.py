@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from acceptance.programs import run_program
+from support.network.ipv6 import require_ipv6
 
 from simplu_worker.local.processes.watchdog import running_processes, with_descendants
 
@@ -37,6 +38,21 @@ def running_stack(env_file: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.send_signal(signal.SIGINT)
         process.wait(timeout=STACK_END_S)
     assert process.returncode == 0, log_path.read_text()
+
+
+@pytest.mark.slow(25)
+def test_worker_applies_everything_exactly_once_over_ipv6_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Postgres, AWS, Citrus and the worker listen on ::1, and on no address of IPv4."""
+    require_ipv6()
+    monkeypatch.setenv("STACK_HOST", "::1")
+    env_file = tmp_path / "stack.env"
+    with running_stack(env_file):
+        text = env_file.read_text()
+        assert text.count("[::1]:") > 10
+        assert "127.0.0.1" not in text
+        run_program("acceptance.blackbox", "--env-file", str(env_file), "--operations", "300", "--start-worker")
 
 
 @pytest.mark.slow(20)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from enum import StrEnum
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -26,7 +26,6 @@ from simplu_worker.aws.clients import (
     open_client,
     translate_errors,
 )
-from simplu_worker.aws.clock_skew import clock_skew_s
 from simplu_worker.aws.dynamodb_tables import TableSummary, describe_table
 from simplu_worker.aws.sqs_queue import Queue, find_queue_url
 from simplu_worker.cache.cache import create_redis_commands
@@ -48,6 +47,8 @@ from simplu_worker.shards.health.probe import probe_shard, read_server_facts
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.telemetry.log import scrub_text
+from simplu_worker.timing.clock import utc_now
+from simplu_worker.timing.clock_agreement import parse_http_date
 
 DEADLINE_S: Final = 10.0
 READ_TIMEOUT_S: Final = 8.0  # below DEADLINE_S: the client's own error names the service that hangs
@@ -181,8 +182,8 @@ class DependencyChecks:
 
         def note(parsed: dict[str, Any], **_: object) -> None:
             date = parsed.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
-            if date is not None and (skew_s := clock_skew_s(date, now=datetime.now(UTC))) is not None:
-                self.facts.skews_s[f"clock of {service}"] = skew_s
+            if date is not None and (theirs := parse_http_date(date)) is not None:
+                self.facts.skews_s[f"clock of {service}"] = (theirs - utc_now()).total_seconds()
 
         client.meta.events.register("after-call", note)
         return client

@@ -20,6 +20,7 @@ from simplu_worker.shards.health.assessment import SchemaCreator
 from simplu_worker.shards.health.server_costs import ServerFacts, find_costs
 from simplu_worker.shards.schema.schema_check import MESSAGE_FAILURES, REJECTIONS
 from simplu_worker.status.connection_order import CONNECTIONS_MAX
+from simplu_worker.timing.clock_agreement import APART_MOST_S
 
 CONSUMERS_MAX: Final = 20  # of a stream: API reference, RegisterStreamConsumer; 50 with on-demand advantage
 RECEIVES_MAX: Final = 1000  # a message that crashes the worker is received that often
@@ -244,7 +245,7 @@ def _clock_findings(facts: CheckFacts) -> Iterator[Finding]:
             yield Finding(
                 name,
                 f"its clock is {abs(skew_s):.0f} s {direction} ours",
-                "synchronise both with NTP: holds and retentions are measured by clocks",
+                f"synchronise both with NTP: beyond {APART_MOST_S:.0f} s nothing is deleted by the time",
             )
 
 

@@ -12,7 +12,7 @@ fleet = App(name="fleet")
 
 Url = Annotated[
     str | None,
-    Parameter(help="The address of a replica, as http://HOST:PORT; without it, the one at HTTP_PORT of this machine."),
+    Parameter(help="The address of a replica, as http://HOST:PORT; without it, that at HTTP_HOST and HTTP_PORT."),
 ]
 
 

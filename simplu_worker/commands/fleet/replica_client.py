@@ -13,6 +13,7 @@ import msgspec
 from simplu_worker.commands.fleet.sent_events import EventSplitter
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError, WorkerError
+from simplu_worker.status.own_url import own_url
 from simplu_worker.telemetry.log import scrub_text
 
 CONNECT_WITHIN_S: Final = 5.0
@@ -80,7 +81,7 @@ async def _read_body(response: aiohttp.ClientResponse) -> bytes:
 
 @asynccontextmanager
 async def open_replica(settings: Settings, url: str | None, *, acts: bool = False) -> AsyncIterator[ReplicaClient]:
-    """Open a client of the replica at *url*, else of the one at `HTTP_PORT` of this machine.
+    """Open a client of the replica at *url*, else of the one at `HTTP_HOST` and `HTTP_PORT` of this machine.
 
     Raises ConfigurationError without a token: that in `API_TOKEN`, or to look (not *acts*) that in `API_VIEWER_TOKEN`.
     """
@@ -91,4 +92,4 @@ async def open_replica(settings: Settings, url: str | None, *, acts: bool = Fals
     timeout = aiohttp.ClientTimeout(total=ANSWER_WITHIN_S, sock_connect=CONNECT_WITHIN_S)
     headers = {"Authorization": f"Bearer {token.reveal()}"}
     async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
-        yield ReplicaClient(session, url or f"http://127.0.0.1:{settings.http_port}")
+        yield ReplicaClient(session, url or own_url(settings.http_host, settings.http_port))

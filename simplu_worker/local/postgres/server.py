@@ -21,7 +21,7 @@ from typing import Self
 
 import asyncpg
 
-from simplu_worker.local.processes.loopback import HOST, StackError, free_port, poll_until, port_is_free
+from simplu_worker.local.processes.loopback import HOST, URL_HOST, StackError, free_port, poll_until, port_is_free
 from simplu_worker.local.processes.watchdog import (
     ProcessGroup,
     running_processes,
@@ -39,6 +39,7 @@ STOP_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 2.0
 START_ATTEMPTS = 10
 RESTART_PAUSE_S = 0.3
+PROGRAMS_VARIABLE = "STACK_POSTGRES_BIN"  # for tests with another version: the folder of its programs
 INITIAL_DATA_VARIABLE = "STACK_INITIAL_DATA"  # for tests, which start hundreds of servers: see `_initialise`
 COPY = "/bin/cp"
 SETTINGS = {
@@ -54,8 +55,10 @@ SETTINGS = {
 def find_postgres_bin() -> Path:
     """Return the folder of `initdb` and `postgres`: of an installed package (not imported), else the system's newest.
 
-    Raises `StackError`, which names the package to install.
+    The variable names another one. Raises `StackError`, which names the package to install.
     """
+    if named := os.environ.get(PROGRAMS_VARIABLE):
+        return Path(named)
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)
         for root in (spec.submodule_search_locations or ()) if spec else ():
@@ -183,7 +186,7 @@ class PostgresServer:
 
     def url_of(self, database: str) -> str:
         """Return the connection string of one of the server's databases."""
-        return f"postgresql://{SUPERUSER}:{self.password}@{HOST}:{self.port}/{database}"
+        return f"postgresql://{SUPERUSER}:{self.password}@{URL_HOST}:{self.port}/{database}"
 
     async def start(self) -> None:
         """Start the server and wait until it answers; after a stop or kill with the same data and port.

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from simplu_worker.local.processes.loopback import HOST
+from simplu_worker.local.processes.loopback import HOST, URL_HOST
 
 
 @asynccontextmanager
@@ -26,7 +26,7 @@ async def serve_on_loopback(
     await runner.setup()
     try:
         await web.TCPSite(runner, HOST, port).start()
-        yield f"http://{HOST}:{runner.addresses[0][1]}"
+        yield f"http://{URL_HOST}:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable
 
-HOST = "127.0.0.1"
+# The address of loopback on which all servers of the stack listen: that of IPv4, unless the variable has ::1.
+HOST = os.environ.get("STACK_HOST") or "127.0.0.1"
+URL_HOST = f"[{HOST}]" if ":" in HOST else HOST
 # Below the ranges from which Linux (32768) and macOS (49152) take the ports of outgoing connections: a server that was
 # down for a while finds its port free.
 PORTS = range(15_000, 32_000)
@@ -32,7 +35,7 @@ def free_port() -> int:
 
 def port_is_free(port: int) -> bool:
     """Return whether a server could listen on *port* now."""
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in HOST else socket.AF_INET) as probe:
         # As servers do: a port with nothing but connections in TIME_WAIT counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

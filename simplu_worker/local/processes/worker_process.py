@@ -13,7 +13,7 @@ from pathlib import Path
 
 import aiohttp
 
-from simplu_worker.local.processes.loopback import HOST, free_port
+from simplu_worker.local.processes.loopback import URL_HOST, free_port
 from simplu_worker.local.processes.watchdog import ProcessGroup
 
 READY_TIMEOUT_S = 60.0
@@ -51,7 +51,7 @@ class WorkerProcess:
     @property
     def url(self) -> str:
         """The base URL of its HTTP endpoints."""
-        return f"http://{HOST}:{self.port}"
+        return f"http://{URL_HOST}:{self.port}"
 
     @property
     def pid(self) -> int | None:

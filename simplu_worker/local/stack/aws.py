@@ -18,7 +18,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession, get_session
 
 from simplu_worker.local.aws_server.account import ACCOUNT_ID, REGION
-from simplu_worker.local.processes.loopback import HOST, StackError, free_port, poll_until, port_is_free
+from simplu_worker.local.processes.loopback import URL_HOST, StackError, free_port, poll_until, port_is_free
 from simplu_worker.local.processes.watchdog import ProcessGroup
 
 ACCESS_KEY_ID = "simplu-local"
@@ -87,7 +87,7 @@ async def _start_program(group: ProcessGroup, name: str, program: Sequence[str],
         if not await poll_until(has_started, within_s=START_TIMEOUT_S):
             raise StackError(f"{name} does not listen after {START_TIMEOUT_S:.0f} s")
         if process.poll() is None:
-            return f"http://{HOST}:{port}"
+            return f"http://{URL_HOST}:{port}"
         if port_is_free(port):
             break
     raise StackError(f"{name} ended at its start: {log_path.read_text(errors='replace')[-300:]}")

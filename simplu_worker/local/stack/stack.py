@@ -21,7 +21,7 @@ from rich.table import Table
 
 from simplu_worker.local.aws_server.account import REGION
 from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer
-from simplu_worker.local.processes.loopback import HOST, StackError, free_port
+from simplu_worker.local.processes.loopback import HOST, URL_HOST, StackError, free_port
 from simplu_worker.local.processes.watchdog import ProcessGroup
 from simplu_worker.local.stack.aws import (
     BUSINESS_INFO_TABLE,
@@ -274,7 +274,7 @@ def own_command(program: str) -> str:
 def _describe(stack: Stack, env_file: Path, console: Console) -> None:
     table = Table("service", "address", "process")
     for shard_id, server in stack.servers.items():
-        table.add_row(shard_id, f"Postgres, {HOST}:{server.port}/{server.database}", str(server.pid))
+        table.add_row(shard_id, f"Postgres, {URL_HOST}:{server.port}/{server.database}", str(server.pid))
     table.add_row("Kinesis", stack.kinesis_url, "")
     table.add_row("SQS", stack.sqs_url, "")
     table.add_row("DynamoDB", stack.aws_url, "")
@@ -290,7 +290,7 @@ def _describe(stack: Stack, env_file: Path, console: Console) -> None:
     )
     console.print(
         f"to send operations: {command} operations send FILE --wait --env-file {file}\n"
-        f"status page: http://{HOST}:{stack.env['HTTP_PORT']}/ with the API_TOKEN of that file",
+        f"status page: http://{URL_HOST}:{stack.env['HTTP_PORT']}/ with the API_TOKEN of that file",
         markup=False,
         soft_wrap=True,
     )

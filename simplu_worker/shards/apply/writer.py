@@ -181,7 +181,9 @@ class ShardWriter:
         async with self._pool.connection() as connection:
             if not await self._has_schema(connection):
                 return None
-            return await read_stored_positions(connection, stream, stream_shard_ids, is_first=is_first)
+            return await read_stored_positions(
+                connection, stream, stream_shard_ids, is_first=is_first, utc=self._pool.clock.utc
+            )
 
     async def find_resident_tenants(self, tenant_ids: Sequence[str]) -> set[str]:
         """Return which of the tenants have a live row on the shard. Raises as `read_positions` does."""
@@ -204,7 +206,9 @@ class ShardWriter:
                 return None
             is_unchanged = await fence_position(connection, claim)
             ids = [claim.stream_shard_id, *ancestors]
-            stored = await read_stored_positions(connection, claim.stream, ids, is_first=is_first)
+            stored = await read_stored_positions(
+                connection, claim.stream, ids, is_first=is_first, utc=self._pool.clock.utc
+            )
             return msgspec.structs.replace(stored, is_unchanged=is_unchanged)
 
     async def write_positions(self, claims: Sequence[PositionClaim]) -> list[PositionClaim]:

@@ -16,6 +16,7 @@ import msgspec
 from simplu_worker.shards.health.moves import MoveEntry
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.locator import Capacity
+from simplu_worker.timing.clock_agreement import shard_problem
 
 VERSION_MIN: Final = 140000  # docs/reading.md: PostgreSQL 14 or newer
 
@@ -118,6 +119,7 @@ class Problem(StrEnum):
     USAGE = "usage"
     INACTIVE = "inactive"
     GAP = "gap"  # it takes no operations of the stream; queues go on
+    CLOCK = "clock"  # nothing is deleted there by the time
 
 
 LOST: Final = frozenset({Problem.NO_ANSWER, Problem.REFUSED})
@@ -257,6 +259,8 @@ def _probe_findings(probe: ShardProbe, before: Collection[Problem]) -> Iterator[
         yield HealthFinding(Problem.SLOW, "it answers, but was too slow to report everything")
     elif _exceeds(probe.response_s, RESPONSE_S, is_raised=Problem.SLOW in before):
         yield HealthFinding(Problem.SLOW, f"it takes {probe.response_s:.1f} s for an answer")
+    if (difference := shard_problem(probe.skew_s)) is not None:
+        yield HealthFinding(Problem.CLOCK, difference)
     if probe.lag_s is not None and _exceeds(probe.lag_s, LAG_S, is_raised=Problem.LAGGING in before):
         subject = "it is" if probe.is_standby else "its standby is"
         yield HealthFinding(Problem.LAGGING, f"{subject} {probe.lag_s:.0f} s behind")

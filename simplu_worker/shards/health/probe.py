@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import time
 from contextlib import AbstractAsyncContextManager
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import asyncpg
@@ -28,6 +27,7 @@ from simplu_worker.shards.schema.schema_check import (
     may_write_table,
 )
 from simplu_worker.shards.types import ShardUnavailableError
+from simplu_worker.timing.clock import UtcClock
 
 NEW_TABLES: Final = (MESSAGE_FAILURES, REJECTIONS)
 NEW_TABLES_SINCE: Final = 3  # schema version
@@ -75,7 +75,7 @@ async def _probe_over(
     facts: dict[str, Any] = {}
     with contextlib.suppress(_EndProbeError):
         async with opening as connection:
-            facts |= await _read_server(connection, connected_s=time.perf_counter() - started)
+            facts |= await _read_server(connection, pool.clock.utc, connected_s=time.perf_counter() - started)
             try:
                 async with asyncio.timeout(max(0.0, started + within_s - time.perf_counter())):
                     await _add_details(connection, pool.address, facts, counts_tenants=counts_tenants)
@@ -86,8 +86,8 @@ async def _probe_over(
     return ShardProbe(**facts)
 
 
-async def _read_server(connection: Connection, *, connected_s: float) -> dict[str, Any]:
-    asked_at, started = datetime.now(UTC), time.perf_counter()
+async def _read_server(connection: Connection, utc: UtcClock, *, connected_s: float) -> dict[str, Any]:
+    asked_at, started = utc(), time.perf_counter()
     server = await connection.fetchrow(QUERIES["probe_server"])
     response_s = time.perf_counter() - started
     if server is None:

@@ -24,6 +24,7 @@ from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
+from simplu_worker.shards.schema.clock_check import check_registration
 from simplu_worker.shards.schema.schema_check import IMPORTS, SchemaState, check_schema, ensure_schema, may_write_table
 from simplu_worker.shards.tenants.control_rules import timestamp_text
 
@@ -119,8 +120,7 @@ async def make_incoming(pool: ShardPool, tenants: Sequence[NamedTenant], *, sour
             source,
             token,
         )
-        if not await connection.fetchval(QUERIES["is_registration_in_time"]):
-            raise RetryableError("the transaction that inserts tenants took over 30 s")
+        await check_registration(connection, pool)
 
 
 class TargetTenant:

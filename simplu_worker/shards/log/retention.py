@@ -3,7 +3,8 @@
 Old counts of failed messages, and rows of rejected records, are deleted with them.
 
 Safe because a row is deleted only when no source can still have its record: `window` is that time, None while it is
-unknown. Replicas may do this at the same time; each skips the rows that another one has locked.
+unknown. The shard's clock measures it, while that clock agrees with ours. Replicas may do this at the same time; each
+skips the rows that another one has locked.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from simplu_worker.shards.log.message_failures import forget_old_failures
 from simplu_worker.shards.log.rejections import forget_old_rejections
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.schema.clock_check import check_clocks
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 from simplu_worker.timing.periodic import repeat_every
 
@@ -124,6 +126,7 @@ class LogRetention:
         async with self._slots, pool.transaction() as connection:
             if await check_schema(connection, pool.address.shard_id) is SchemaState.EMPTY:
                 return DeletedRows(0, None, 0.0, 0.0)
+            await check_clocks(connection, pool)
             row = await connection.fetchrow(QUERIES["forget_operations"], retention.total_seconds(), limit, after)
             return DeletedRows(row["row_count"], row["newest"], row["late_s"], row["busy_s"])
 
@@ -133,6 +136,7 @@ class LogRetention:
             async with self._slots, pool.transaction() as connection:
                 if await check_schema(connection, pool.address.shard_id) is SchemaState.EMPTY:
                     return
+                await check_clocks(connection, pool)
                 started = time.monotonic()
                 await forget_old_failures(connection, self._statement_rows)
                 count = await forget_old_rejections(connection, retention, self._statement_rows)

@@ -21,6 +21,7 @@ from simplu_worker.shards.positions.claims import timed_token
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
+from simplu_worker.shards.schema.clock_check import check_clocks
 from simplu_worker.shards.types import token_time
 
 POSITION_COLUMNS: Final = ("stream", "stream_shard_id", "owed_from", "owed_since", "parents_done", "token")
@@ -40,10 +41,13 @@ class MoveSettler:
     async def end_overdue_fence(self, shard_id: str, tenant_id: str) -> bool:
         """Make a fenced tenant active again if the fence is past its deadline; return whether it was.
 
-        Raises `RetryableError` if the shard does not answer.
+        Raises `RetryableError` if the shard does not answer, or its deadline may be wrong: the clocks are apart.
         """
-        async with self._pools.pool_of(shard_id).transaction() as connection:
+        pool = self._pools.pool_of(shard_id)
+        async with pool.transaction() as connection:
             has_ended = affected_count(await connection.execute(QUERIES["end_overdue_fence"], tenant_id)) == 1
+            if has_ended:
+                await check_clocks(connection, pool)
         if has_ended:
             log.warning("move.fence_ended", shard_id=shard_id, tenant_id=tenant_id)
         return has_ended

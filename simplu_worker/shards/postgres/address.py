@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from ipaddress import IPv6Address
 from typing import NamedTuple, Self
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
@@ -16,9 +18,10 @@ CONNECTION_STRING_MAX = 4096
 PORT_MAX = 65535
 HOSTS_MAX = 16  # each gets its share of the connect timeout
 NAME_MAX_BYTES = 63  # PostgreSQL manual, NAMEDATALEN: a longer name is cut off, and may then name another database
-_NOT_IN_HOSTS = {chr(code) for code in range(33)} | {"\x7f"}
+_NOT_IN_HOSTS = {chr(code) for code in range(33)} | {*"\x7f[]"}
 
-_CONTROLS = _NOT_IN_HOSTS - {" "}
+_CONTROLS = _NOT_IN_HOSTS - {*" []"}
+_END_OF_NETLOC = re.compile("[/?#]")
 
 EXPECTED = "expected postgresql://user:password@host:port/database"
 
@@ -66,7 +69,7 @@ class ShardAddress(msgspec.Struct, frozen=True):
     def place(self) -> str:
         """Hosts, ports and database, without user and password: safe to show."""
         try:
-            parts = urlsplit(self.connection_string)
+            parts = split_string(self.connection_string)
         except ValueError:  # may be needed for the error message about this address
             return "an unreadable address"
         return f"{parts.netloc.rpartition('@')[2]}{parts.path}"
@@ -74,12 +77,12 @@ class ShardAddress(msgspec.Struct, frozen=True):
     @property
     def database(self) -> str:
         """The name of the database; the address is valid."""
-        return unquote(urlsplit(self.connection_string).path[1:])
+        return unquote(split_string(self.connection_string).path[1:])
 
     @property
     def rds_user(self) -> str | None:
         """The user whose passwords are those of IAM, None for other passwords; the address is valid."""
-        parts = urlsplit(self.connection_string)
+        parts = split_string(self.connection_string)
         if "auth" not in dict(parse_qsl(parts.query)):
             return None
         return unquote(parts.netloc.rpartition("@")[0].partition(":")[0])
@@ -87,7 +90,7 @@ class ShardAddress(msgspec.Struct, frozen=True):
     @property
     def driver_string(self) -> str:
         """The connection string as asyncpg takes it: with IAM encrypted by default, and without our own option."""
-        parts = urlsplit(self.connection_string)
+        parts = split_string(self.connection_string)
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
         if options.pop("auth", None) is None:
             return self.connection_string
@@ -121,10 +124,10 @@ class ShardAddress(msgspec.Struct, frozen=True):
         if not 1 <= len(self.shard_id) <= SHARD_ID_MAX:
             raise AddressRefusedError(f"shard id: expected 1 to {SHARD_ID_MAX} characters, got {len(self.shard_id)}")
         where = f"connection string of shard {self.shard_id}"
-        if len(self.connection_string) > CONNECTION_STRING_MAX:
-            raise AddressRefusedError(f"{where}: expected at most {CONNECTION_STRING_MAX} characters")
+        if problem := _text_problem(self.connection_string):
+            raise AddressRefusedError(f"{where}: {problem}")
         try:
-            parts = urlsplit(self.connection_string)
+            parts = split_string(self.connection_string)
             # As strict as asyncpg, which would raise ValueError at the first connection.
             pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
             hosts = hosts_of(self.connection_string)
@@ -139,10 +142,35 @@ class ShardAddress(msgspec.Struct, frozen=True):
         for host in hosts:
             if allowed_hosts and not any(fnmatchcase(host, pattern.lower()) for pattern in allowed_hosts):
                 raise AddressRefusedError(f"{where}: host {host} is not in DATABASE_ALLOWED_HOSTS")
-        problem = _name_problem(self.connection_string, parts) or _option_problem(pairs) or _iam_problem(parts, pairs)
+        problem = _name_problem(parts) or _option_problem(pairs) or _iam_problem(parts, pairs)
         if problem is not None:
             raise AddressRefusedError(f"{where}: {problem}")
         return self
+
+
+def split_string(connection_string: str) -> SplitResult:
+    """Split a connection string as `urlsplit` does, which in newer versions refuses several hosts with brackets.
+
+    Raises `ValueError`.
+    """
+    before, hosts, after = _around_hosts(connection_string)
+    plain = hosts.replace("[", "").replace("]", "")
+    parts = urlsplit(f"{before}{plain}{after}")
+    return parts._replace(netloc=parts.netloc.removesuffix(plain) + hosts)
+
+
+def without_hosts(connection_string: str) -> str:
+    """Return a valid connection string for asyncpg, which uses `urlsplit`, and gets host and port beside it."""
+    before, _, after = _around_hosts(connection_string)
+    return before + after
+
+
+def _around_hosts(connection_string: str) -> tuple[str, str, str]:
+    """Return the text before the hosts, the hosts with their ports, and the text after them."""
+    scheme, slashes, rest = connection_string.partition("//")
+    netloc = _END_OF_NETLOC.split(rest, maxsplit=1)[0]
+    user, at, hosts = netloc.rpartition("@")
+    return f"{scheme}{slashes}{user}{at}", hosts, rest[len(netloc) :]
 
 
 def hosts_of(connection_string: str) -> list[str]:
@@ -158,15 +186,18 @@ def places_of(connection_string: str) -> list[HostPort]:
 
     Raises `ValueError` when the string is not a URL, or a host or port is invalid.
     """
-    netloc = urlsplit(connection_string).netloc.rpartition("@")[2]
+    netloc = split_string(connection_string).netloc.rpartition("@")[2]
     places = []
     for part in netloc.split(","):
         if part.startswith("["):
-            host, _, port = part[1:].partition("]")
+            host, is_closed, port = part[1:].partition("]")
+            IPv6Address(unquote(host))
+            if not is_closed or port[:1] not in {"", ":"}:
+                raise ValueError("expected an address in brackets, and a port after it")
             port = port.removeprefix(":")
         else:
             host, _, port = part.partition(":")
-        host = unquote(host)  # as asyncpg does: the validated host must be the one that asyncpg connects to
+        host = unquote(host)  # the validated host is the one that asyncpg gets
         if _NOT_IN_HOSTS & set(host) or not (port.isascii() and 1 <= int(port or 1) <= PORT_MAX):
             raise ValueError(f"expected hosts with ports from 1 to {PORT_MAX}")
         places.append(HostPort(host, int(port) if port else None))
@@ -178,13 +209,17 @@ def _is_ambiguous(parts: SplitResult) -> bool:
     return parts.netloc.count("@") > 1 or any("@" in part for part in (parts.path, parts.query, parts.fragment))
 
 
-def _name_problem(connection_string: str, parts: SplitResult) -> str | None:
+def _text_problem(text: str) -> str | None:
+    if len(text) > CONNECTION_STRING_MAX:
+        return f"expected at most {CONNECTION_STRING_MAX} characters"
+    return "expected no control characters" if _CONTROLS & set(text) else None  # `urlsplit` silently drops some
+
+
+def _name_problem(parts: SplitResult) -> str | None:
     """Return the problem with user, password or database, without quoting them; None if there is none.
 
     In the first message to the server a U+0000 ends one setting of the session and begins the next.
     """
-    if _CONTROLS & set(connection_string):  # `urlsplit` silently drops tabs and new lines
-        return "expected no control characters"
     user, _, password = parts.netloc.rpartition("@")[0].partition(":")
     for name, value in {"user": user, "password": password, "database": parts.path[1:]}.items():
         text = unquote(value)

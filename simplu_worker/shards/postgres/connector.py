@@ -11,12 +11,12 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 import asyncpg
 
 from simplu_worker.errors import WorkerError
-from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of
+from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of, split_string, without_hosts
 from simplu_worker.shards.postgres.errors import (
     ENCODING,
     WrongDatabaseError,
@@ -291,7 +291,7 @@ def connect_options(address: ShardAddress, place: HostPort) -> dict[str, Any]:
 
     With IAM asyncpg asks for a password for each attempt, and gets `ShardUnavailableError` where there is none.
     """
-    options = {"dsn": address.driver_string, "host": place.host or None, "port": place.port}
+    options = {"dsn": without_hosts(address.driver_string), "host": place.host or None, "port": place.port}
     user = address.rds_user
     if user is None:
         return options
@@ -318,7 +318,7 @@ async def _fetch_unnamed(connection: ShardConnection, query: str) -> asyncpg.Rec
 
 def password_file_problem(connection_string: str) -> str | None:
     """Return why the file that `passfile=` names gives no password; None if it can be read, or none is named."""
-    named = parse_qs(urlsplit(connection_string).query).get("passfile")
+    named = parse_qs(split_string(connection_string).query).get("passfile")
     if not named:
         return None
     path = Path(named[-1])
@@ -339,7 +339,7 @@ def target_of(connection_string: str, places: Sequence[HostPort]) -> TargetSessi
 
     Raises `ValueError` for a value that libpq does not know.
     """
-    wanted = parse_qs(urlsplit(connection_string).query).get("target_session_attrs")
+    wanted = parse_qs(split_string(connection_string).query).get("target_session_attrs")
     if wanted:
         return TargetSessionAttrs(wanted[-1])
     return TargetSessionAttrs.READ_WRITE if len(places) > 1 else TargetSessionAttrs.ANY

@@ -34,7 +34,7 @@ from simplu_worker.shards.postgres.statement_timeouts import (
 )
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.telemetry.log import register_secret
-from simplu_worker.timing.clock import loop_time
+from simplu_worker.timing.clock import OWN_CLOCK, OwnClock, loop_time
 
 STOPS_AT_CLOSE_S = 0.2  # for pending requests to stop a statement when a pool is closed
 CONNECTIONS_MAX = 100_000  # the default: more than a process may have
@@ -58,7 +58,9 @@ class ShardPool:
         size: int,
         timeouts: ShardTimeouts = DEFAULT_TIMEOUTS,
         budget: SharedBudget | None = None,
+        clock: OwnClock = OWN_CLOCK,
     ) -> None:
+        self.clock = clock  # with which the shard's is compared
         self._address = address
         self._timeouts = timeouts
         self._budget = SharedBudget(size, idle_s=timeouts.idle_s) if budget is None else budget
@@ -307,8 +309,14 @@ class Pools:
     """All pools of this replica, by shard id. An async context manager that closes them."""
 
     def __init__(
-        self, *, size: int, max_connections: int = CONNECTIONS_MAX, timeouts: ShardTimeouts = DEFAULT_TIMEOUTS
+        self,
+        *,
+        size: int,
+        max_connections: int = CONNECTIONS_MAX,
+        timeouts: ShardTimeouts = DEFAULT_TIMEOUTS,
+        clock: OwnClock = OWN_CLOCK,
     ) -> None:
+        self._clock = clock
         self._size = min(size, max_connections)
         self._timeouts = timeouts
         self._budget = SharedBudget(max_connections, idle_s=timeouts.idle_s)
@@ -337,7 +345,7 @@ class Pools:
         if pool is None:
             register_secret_of(address)
             pool = self._pools[address.shard_id] = ShardPool(
-                address, size=self._size, timeouts=self._timeouts, budget=self._budget
+                address, size=self._size, timeouts=self._timeouts, budget=self._budget, clock=self._clock
             )
         elif pool.address.connection_string != address.connection_string:
             register_secret_of(address)

@@ -40,6 +40,7 @@ from simplu_worker.shards.restoring.journal import (
     beginning_of,
     read_journal,
 )
+from simplu_worker.shards.schema.clock_check import check_clocks
 from simplu_worker.timing.clock import loop_time
 
 FENCE_S: Final = 30.0  # until any worker may end it, while nothing is overwritten; set again with each chunk
@@ -186,6 +187,7 @@ class Restorer:
             beginning = beginning_of(tenant, journal, restore.mode, self._own_runs, self._earlier_run)
             if beginning is Beginning.ENDED:
                 return beginning
+            await check_clocks(connection, self._live)  # the deadline of the fence, and how old the log may be
             self._own_runs.add(run)  # before the commit, which may have no answer
             token = 1 if tenant is None else tenant.move_token + 1
             status = await self._fence(connection, beginning, token)

@@ -1,8 +1,9 @@
 """Delete the resources of destroyed tenants after their grace time, in small batches, never on an unhealthy shard.
 
-Safe because each step locks the tenant's row and checks its state: a tenant that was restored, or made again after
-another replica had ended its deletion, loses nothing. After the first deletion the tenant cannot be restored any more
-(`deletion_began_at`). The tenant's log is deleted by the log's own retention, and its row stays.
+Safe because the shard's clock counts only while it agrees with ours, and because each step locks the tenant's row and
+checks its state: a tenant that was restored, or made again after another replica had ended its deletion, loses nothing.
+After the first deletion the tenant cannot be restored any more (`deletion_began_at`). The tenant's log is deleted by
+the log's own retention, and its row stays.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedE
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.locator import Locator
+from simplu_worker.shards.schema.clock_check import check_clocks
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 from simplu_worker.timing.periodic import repeat_every
 
@@ -115,6 +117,7 @@ class TenantDeleter:
         async with pool.transaction() as connection:
             if await check_schema(connection, pool.address.shard_id) is SchemaState.EMPTY:
                 return []
+            await check_clocks(connection, pool)
             tenants = [dict(row) for row in await connection.fetch(QUERIES["find_deletions"], grace_s)]
         for tenant in tenants:
             with contextlib.suppress(LostRaceError):  # then `_delete` deletes nothing, and the next turn tries again

@@ -24,6 +24,7 @@ from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import fetch_from_shard
+from simplu_worker.shards.schema.clock_check import check_clocks
 from simplu_worker.shards.tenants.control_rules import (
     ControlledTenant,
     ControlStep,
@@ -154,7 +155,8 @@ class Destroyer:
     ) -> tuple[ControlStep, Server]:
         tenant_id = tenant_id_of(business_id, location_id)
         time_text = timestamp_text(requested_at)
-        async with self._pools.ensure_pool(shard).transaction(budget=StatementBudget.PAUSE) as connection:
+        pool = self._pools.ensure_pool(shard)
+        async with pool.transaction(budget=StatementBudget.PAUSE) as connection:
             row = await connection.fetchrow(QUERIES["lock_tenants_for_control"], [tenant_id])
             if row is None:
                 raise RetryableError("the tenant's row was deleted since it was found")
@@ -162,6 +164,7 @@ class Destroyer:
             if (error := error_of(step, tenant_id)) is not None:
                 raise error
             if step is ControlStep.DESTROY:
+                await check_clocks(connection, pool)  # the grace time begins by the shard's clock
                 await connection.execute(QUERIES["destroy_tenant"], tenant_id, time_text)
             elif step is ControlStep.NOTE:
                 await connection.execute(QUERIES["note_control"], [tenant_id], [time_text])

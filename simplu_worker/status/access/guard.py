@@ -22,7 +22,7 @@ class Guard:
     """Admits requests by their token; destructive ones, and those without a token, only if allowed."""
 
     def __init__(
-        self, tokens: Tokens, host: str, *, allow_destructive: bool = False, opens_reads: bool = False
+        self, tokens: Tokens, host: str | None, *, allow_destructive: bool = False, opens_reads: bool = False
     ) -> None:
         self._tokens = tokens
         self._host = host

@@ -21,7 +21,7 @@ from simplu_worker.status.unreadiness import UnreadyReason
 
 # Names that labels of the metrics show as well, which need no token either; and times.
 SHOWN_TEXTS: Final = frozenset({"kind", "lastCheckAt", "name", "queue", "shardId", "streamShard", "version"})
-STATE_MEMBERS: Final = frozenset({"ready", "reason", "role", "state", "step", "citrus"})
+STATE_MEMBERS: Final = frozenset({"ready", "reason", "role", "state", "step", "citrus", "clock"})
 STATES: Final = frozenset(
     [
         *map(str, UnreadyReason),
@@ -159,7 +159,7 @@ def for_viewers(status: int, answer: dict[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def is_own_host(host: str, http_host: str) -> bool:
+def is_own_host(host: str, http_host: str | None) -> bool:
     """Return whether *host*, the `Host` of a request, is *http_host*, an IP address or localhost.
 
     A page of another site may have a name of its own lead here (DNS rebinding); a browser then sends that name.
@@ -168,7 +168,7 @@ def is_own_host(host: str, http_host: str) -> bool:
     if found is None:
         return False
     name = found["name"].strip("[]").lower()
-    if name in {"localhost", http_host.lower()}:
+    if name in {"localhost", (http_host or "localhost").lower()}:
         return True
     try:
         ipaddress.ip_address(name)

@@ -172,12 +172,12 @@ export function sectionsOf(status, all) {
   ];
 }
 
-function totalsOf({ counters = {}, cache, prefetch, citrus, sources = [] }) {
+function totalsOf({ counters = {}, cache, prefetch, citrus, clock, sources = [] }) {
   return withoutNothing({
     operations: text(counters.operations), deadLetters: text(counters.deadLetters), provisionedTenants: text(counters.provisioned),
     sources: sources.map(({ name, state }) => `${name} ${state}`).join(", "),
     readAheadAndNotApplied: prefetch && `${text(prefetch.usedBytes, "bytes")} of ${text(prefetch.maxBytes, "bytes")}`,
-    citrus, cache: cache && text(cache),
+    citrus, clock, cache: cache && text(cache),
   });
 }
 

@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 from structlog.testing import capture_logs
 from support.aws.endpoints import ScriptedAws, client_of
+from support.clocks import CLOCKS_APART
 from support.postgres.databases import QUICK, ShardMaker, execute
 from support.postgres.upgrades import make_old_schema
 
@@ -27,6 +28,7 @@ from simplu_worker.shards.log.retention import LogRetention
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.timing.clock import OwnClock
 
 DAY = timedelta(days=1)
 ADD_ROWS = """
@@ -94,6 +96,39 @@ async def test_retention_forgets_nothing_when_the_window_is_unknown(pools: Pools
     await add_rows(address, "old", age=400 * DAY, count=5)
     assert await LogRetention(pools, keeps(None)).take_turn() == {}
     assert await left_on(address) == 5
+
+
+@pytest.mark.parametrize("clock", CLOCKS_APART.values(), ids=CLOCKS_APART)
+async def test_retention_forgets_nothing_while_the_clocks_are_apart(
+    pools: Pools, make_shard: ShardMaker, clock: OwnClock
+) -> None:
+    """Neither rows of the log nor what is kept beside it; in the next turn after they agree again it does."""
+    address = await make_shard()
+    pool = pools.ensure_pool(address)
+    await add_rows(address, "old", age=15 * DAY + timedelta(minutes=1), count=5)
+    for table, columns in (
+        ("message_failures", "'b-l', 'm', 2"),
+        ("rejections", "'b-l', 'x', 'r', 'e', 'q', 's', '1', NULL"),
+    ):
+        await execute(address.connection_string, f"INSERT INTO {table} VALUES ({columns}, now() - interval '16 days')")
+    right, pool.clock = pool.clock, clock
+    assert await LogRetention(pools, keeps(15 * DAY)).take_turn() == {}
+    assert await left_on(address) == 5
+    await expect_counts(address, 1)
+
+    pool.clock = right
+    assert await LogRetention(pools, keeps(15 * DAY)).take_turn() == {"shard-1": 5}
+    await expect_counts(address, 0)
+
+
+async def expect_counts(address: ShardAddress, count: int) -> None:
+    """Expect as many rows beside the log, of failures and of rejections."""
+    connection = await asyncpg.connect(address.connection_string)
+    try:
+        for table in ("message_failures", "rejections"):
+            assert await connection.fetchval(f"SELECT count(*) FROM {table}") == count
+    finally:
+        await connection.close()
 
 
 async def test_retention_forgets_failures_of_messages_that_no_queue_can_have(

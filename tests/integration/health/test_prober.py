@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from prometheus_client import REGISTRY
 from support.citrus.cases import silent
+from support.clocks import APART, DAYS, clock_off_by
 from support.postgres.databases import QUICK, ShardMaker, copy_shard, database_of, execute
 from support.postgres.faults import frozen, in_recovery, killed, read_only, without_connections
 from support.postgres.plain_errors import PlainErrorsLine
@@ -91,6 +92,16 @@ async def well(pools: Pools, address: ShardAddress) -> ShardProbe:
 def is_(state: ShardState) -> Sees:
     """Return the facts of a shard in that state."""
     return lambda health: health.state is state
+
+
+async def test_look_tells_that_the_clock_of_a_shard_is_wrong(pools: Pools, make_shard: ShardMaker) -> None:
+    """It is named with the difference, and takes operations all the same."""
+    address = await make_shard()
+    pools.ensure_pool(address).clock = clock_off_by(-DAYS)
+    health = assess(ShardObservation(probe=await well(pools, address)))
+    assert [finding.problem for finding in health.findings] == [Problem.CLOCK]
+    assert f"{APART}, got its clock 1728000 s ahead of this worker's" in health.findings[0].detail
+    assert health.takes_operations
 
 
 async def test_look_tells_what_a_shard_is(pools: Pools, make_shard: ShardMaker) -> None:

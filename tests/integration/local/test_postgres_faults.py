@@ -152,15 +152,15 @@ async def test_server_refuses_what_needs_room_when_its_disk_is_full(server: Post
 
 async def test_disk_goes_when_the_process_group_ends(tmp_path: Path) -> None:
     """However its program ends: the group ends the process that keeps the disk mounted."""
-    group = ProcessGroup()
-    try:
-        async with small_disk(group, tmp_path / "disk", DISK_BYTES) as disk:
-            assert disk.is_mounted
-            await asyncio.to_thread(group.close)
-            assert not disk.is_mounted
-    except NoDiskError as reason:
-        require("the right to mount", found=False, how=str(reason))
-        raise
+    with ProcessGroup() as group:
+        try:
+            async with small_disk(group, tmp_path / "disk", DISK_BYTES) as disk:
+                assert disk.is_mounted
+                await asyncio.to_thread(group.close)
+                assert not disk.is_mounted
+        except NoDiskError as reason:
+            require("the right to mount", found=False, how=str(reason))
+            raise
 
 
 async def _enter_disk(around: AsyncExitStack, server: PostgresServer, group: ProcessGroup) -> SmallDisk:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from msgspec import structs
+from support.clocks import APART, CLOCKS_APART
 from support.moves.failpoints import set_failpoint
 from support.moves.world import LOGGED, OPTIONS, ROWS, TENANT_ID, World
 from support.postgres.databases import ShardMaker
@@ -34,7 +35,8 @@ from simplu_worker.shards.moving.undoing import clean_up, list_left_behind, undo
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
-from simplu_worker.shards.types import Rejection
+from simplu_worker.shards.types import ClocksApartError, Rejection
+from simplu_worker.timing.clock import OwnClock
 
 
 async def test_tenant_moves_with_all_of_its_rows(world: World) -> None:
@@ -121,6 +123,31 @@ async def test_worker_ends_a_fence_after_its_deadline_only(world: World) -> None
     await fetch(pool, fence, timedelta(seconds=-1))
     assert await settler.end_overdue_fence("a", TENANT_ID)
     assert await fetch(pool, "SELECT state, move_token FROM tenants") == [{"state": "active", "move_token": 8}]
+
+
+async def test_worker_ends_a_fence_with_a_deadline_that_no_fence_has(world: World) -> None:
+    """The mover is gone, and the clock was set back since: the tenant does not wait until that day."""
+    pool = world.shard_pools["a"]
+    await fetch(pool, "UPDATE tenants SET state = 'fenced', fenced_until = clock_timestamp() + interval '20 days'")
+    assert await MoveSettler(world.pools, world.commits).end_overdue_fence("a", TENANT_ID)
+    assert (await world.states())["a"] == "active"
+
+
+@pytest.mark.parametrize("clock", CLOCKS_APART.values(), ids=CLOCKS_APART)
+async def test_fence_and_left_rows_stay_while_the_clocks_are_apart(world: World, clock: OwnClock) -> None:
+    """Both are named, with the shard; once the clocks agree the fence ends."""
+    pool = world.shard_pools["a"]
+    await fetch(pool, "UPDATE tenants SET state = 'fenced', fenced_until = clock_timestamp() - interval '1 second'")
+    right, pool.clock = pool.clock, clock
+    settler = MoveSettler(world.pools, world.commits)
+    with pytest.raises(ClocksApartError, match=f"shard a: {APART}"):
+        await settler.end_overdue_fence("a", TENANT_ID)
+    with pytest.raises(ClocksApartError, match=f"shard a: {APART}"):
+        await list_left_behind(pool, timedelta())
+    assert (await world.states())["a"] == "fenced"
+
+    pool.clock = right
+    assert await settler.end_overdue_fence("a", TENANT_ID)
 
 
 async def test_renamed_resource_is_moved_though_it_is_not_in_the_log(

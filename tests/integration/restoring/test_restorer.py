@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.clocks import APART, DAYS, clock_off_by
 from support.postgres.databases import ShardMaker
 from support.postgres.snapshots import copy_rows
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
@@ -26,6 +27,7 @@ from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.restoring import restorer as module
 from simplu_worker.shards.restoring.journal import RestoreMode, RestoreTakenError
 from simplu_worker.shards.restoring.restorer import Restore, RestoreCertificate, Restorer, RestoreStatus
+from simplu_worker.shards.types import ClocksApartError
 
 TENANT_ID = "clinic-main"
 OTHER = ("clinic", "north")
@@ -294,6 +296,16 @@ async def test_worker_ends_the_fence_of_a_restorer_that_was_killed_before_it_ove
     assert await MoveSettler(world.pools, world.commits).end_overdue_fence("a", TENANT_ID)
 
     assert await world.tenant() == ("active", 1)
+    assert await world.case.everything() == before
+
+
+async def test_restore_begins_nothing_while_the_clocks_are_apart(world: World) -> None:
+    """The rows of the log that the backup adds are chosen by their age."""
+    before = await world.case.everything()
+    world.pools.pool_of("a").clock = clock_off_by(-DAYS)
+    with pytest.raises(ClocksApartError, match=APART):
+        await world.restorer(RestoreMode.CATCH_UP)._begin()
+    assert (await world.tenant())[0] == "active"
     assert await world.case.everything() == before
 
 

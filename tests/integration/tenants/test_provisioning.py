@@ -22,11 +22,11 @@ from simplu_worker.operations.operation import Failure, Operation
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
+from simplu_worker.shards.schema import clock_check
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS
 from simplu_worker.shards.tenants.provisioning import Provisioner
 from simplu_worker.shards.types import (
@@ -304,8 +304,7 @@ async def test_provision_is_undone_when_its_transaction_took_too_long(
     make_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`created_at` is the transaction's clock: one that took 30 s, here nothing, is not to be believed, and aborts."""
-    query = QUERIES["is_registration_in_time"]
-    monkeypatch.setitem(QUERIES, "is_registration_in_time", query.replace("30 seconds", "0 seconds"))
+    monkeypatch.setattr(clock_check, "REGISTRATION_MOST", timedelta())
     async with routed_shards([await make_shard("shard-1")]) as routed:
         with pytest.raises(RetryableError, match="took over 30 s"):
             await routed.provisioner.provision(request())

@@ -8,6 +8,8 @@ import urllib.request
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http import HTTPStatus
 from typing import Any
 
@@ -47,6 +49,7 @@ class ScriptedAws:
     def __init__(self) -> None:
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.script: deque[tuple[int, dict[str, Any]]] = deque()
+        self.clock_ahead = timedelta()
 
     def answer(self, body: dict[str, Any]) -> None:
         """Answer the next request with *body*."""
@@ -74,4 +77,5 @@ class ScriptedAws:
         operation = request.headers["X-Amz-Target"].rpartition(".")[2]
         self.requests.append((operation, json.loads(await request.read())))
         status, body = self.script.popleft()
-        return web.json_response(body, status=status, content_type="application/x-amz-json-1.1")
+        headers = {"Date": format_datetime(datetime.now(UTC) + self.clock_ahead, usegmt=True)}
+        return web.json_response(body, status=status, headers=headers, content_type="application/x-amz-json-1.1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -18,12 +19,14 @@ from msgspec.structs import replace
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from structlog.testing import capture_logs
+from support.network.ipv6 import require_ipv6
 from support.requires import ROOT
 from yarl import URL
 
 from simplu_worker.consumers.operation_taps import TAPS_MAX
 from simplu_worker.metrics import instruments  # noqa: F401  # the metrics that /metrics must show
 from simplu_worker.operations.operation import DeadLetterReason
+from simplu_worker.status import server
 from simplu_worker.status.access.audit import Actor
 from simplu_worker.status.access.roles import Tokens
 from simplu_worker.status.connections import ConnectionLimits
@@ -130,13 +133,14 @@ class Daemon:
 class Site:
     """A client of one running server."""
 
-    def __init__(self, session: ClientSession, port: int) -> None:
+    def __init__(self, session: ClientSession, port: int, host: str = "127.0.0.1") -> None:
         self.session = session
         self.port = port
+        self.host = host
 
     async def ask(self, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
         """Return status, headers and body; *path* goes out as it is."""
-        url = URL(f"http://127.0.0.1:{self.port}{path}", encoded=True)
+        url = URL(f"http://{self.host}:{self.port}{path}", encoded=True)
         async with self.session.request(method, url, headers=headers) as response:
             return response.status, dict(response.headers), await response.read()
 
@@ -1046,3 +1050,31 @@ async def test_refused_requests_take_no_place(daemon: Daemon) -> None:
         held.set()
         assert {status for status, _, _ in refused} == {401}
         assert (await asking)[0] == 200
+
+
+async def test_server_answers_over_both_families_when_it_has_no_host(daemon: Daemon) -> None:
+    """On one port, also where that is any free one."""
+    require_ipv6()
+    async with open_http(None, 0, tokens=TOKENS, views=daemon.views()) as port, ClientSession() as session:
+        for host in ("127.0.0.1", "[::1]"):
+            assert (await Site(session, port, host).ask("/livez"))[0] == 200
+
+
+async def test_server_answers_over_ipv4_when_the_kernel_has_no_ipv6(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An address that this machine does not have is refused as all addresses are without IPv6."""
+    monkeypatch.setattr(server, "IPV6", "2001:db8::1")
+    async with open_http(None, 0, tokens=TOKENS, views=daemon.views()) as port, ClientSession() as session:
+        assert (await Site(session, port).ask("/livez"))[0] == 200
+
+
+async def test_server_does_not_start_when_another_program_has_the_port_of_one_family(daemon: Daemon) -> None:
+    """It would get the probes and scrapers of that family; and nothing stays open."""
+    require_ipv6()
+    with socket.create_server(("::", 0), family=socket.AF_INET6) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(OSError, match="address already in use"):
+            async with open_http(None, port, tokens=TOKENS, views=daemon.views()):
+                pass
+        socket.create_server(("127.0.0.1", port)).close()

@@ -22,7 +22,7 @@ ORDER BY name;
 
 -- name: make_tenants
 -- Insert tenants unless they exist: idempotent. created_at is the start of this transaction, which is rolled back after
--- `is_registration_in_time` if it took too long (architecture, idea 7). In order of id, against deadlocks.
+-- `check_registration` if it took too long (architecture, idea 7). In order of id, against deadlocks.
 INSERT INTO public.tenants (
     id, business_id, location_id, business_type, state, control_at, created_at, state_changed_at
 )
@@ -89,10 +89,6 @@ FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[])
 JOIN public.business_types ON business_types.name = sent.business_type
 ORDER BY sent.id
 ON CONFLICT (id, "resourceName", "resourceId") DO NOTHING;
-
--- name: is_registration_in_time
--- Whether this transaction is young enough for its created_at to be used.
-SELECT pg_catalog.clock_timestamp() - pg_catalog.now() < interval '30 seconds';
 
 -- name: find_home_candidates
 -- The rows of the tenants $1 here: whether they are confirmed, and whether they have other writes than those of

@@ -124,10 +124,16 @@ SET state = 'active', move_token = move_token + 1, fenced_until = NULL
 WHERE id = $1 AND state = 'fenced' AND move_token = $2;
 
 -- name: end_overdue_fence
--- By any worker. No program may merely take an overdue fence for ended: the mover's commit may be under way.
+-- By any worker. No program may merely take an overdue fence for ended: the mover's commit may be under way. No fence
+-- lasts a minute: the clock was set back since a later deadline was set.
 UPDATE public.tenants
 SET state = 'active', move_token = move_token + 1, fenced_until = NULL
-WHERE id = $1 AND state = 'fenced' AND fenced_until < pg_catalog.clock_timestamp();
+WHERE
+    id = $1 AND state = 'fenced'
+    AND (
+        fenced_until < pg_catalog.clock_timestamp()
+        OR fenced_until > pg_catalog.clock_timestamp() + interval '1 minute'
+    );
 
 -- name: commit_move
 -- The commit point: from here on the tenant's home is the shard $3, where its row has the epoch $4. $5 is the detail for

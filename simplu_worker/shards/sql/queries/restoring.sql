@@ -62,8 +62,9 @@ SET
 WHERE id = $1 AND state = 'fenced' AND move_token = $2;
 
 -- name: read_clock
--- The time by the clock of the shard.
-SELECT pg_catalog.clock_timestamp() AS now;
+-- The time by the clock of the shard, and the age of this transaction.
+SELECT
+    pg_catalog.clock_timestamp() AS now, pg_catalog.clock_timestamp() - pg_catalog.now() AS transaction_age;
 
 -- name: list_logged_requests
 -- At most $4 ids behind $2 that the log has of the tenant $1, of operations from $3 on. In the order of the primary key.

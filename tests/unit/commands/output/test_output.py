@@ -12,7 +12,6 @@ import pytest
 from unit.commands.stream.test_input_lines import WHOLE, read, text_of
 
 from simplu_worker.aws.clients import address_of
-from simplu_worker.aws.clock_skew import clock_skew_s
 from simplu_worker.commands.check.check import (
     CheckedDependency,
     CheckReport,
@@ -78,20 +77,6 @@ def test_print_json_keeps_the_text_of_results(capsys: pytest.CaptureFixture[str]
     out = capsys.readouterr().out
     assert "1.10000000000000000000000001" in out
     assert json.loads(out)["at"] == "2026-03-01T12:00:00Z"
-
-
-@pytest.mark.parametrize(
-    ("date", "expected"),
-    [
-        ("Sun, 01 Mar 2026 12:00:31 GMT", 31.0),
-        ("Sun, 01 Mar 2026 11:00:00 -0000", -3600.0),
-        ("yesterday", None),
-        ("", None),
-    ],
-)
-def test_skew_of_compares_a_date_header_with_our_clock(date: str, expected: float | None) -> None:
-    """Ahead is positive; an invalid date has no skew."""
-    assert clock_skew_s(date, now=NOW) == expected
 
 
 def test_place_of_shows_no_credentials() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -23,4 +24,4 @@ def test_own_command_is_found_by_a_shell_wherever_it_was_started(
     assert own_command(str(program)) == "simplu-worker"
     (other := tmp_path / "simplu-worker").write_text("#!/bin/sh\n")
     assert own_command(str(other)) == str(other)
-    assert own_command("/x/simplu_worker/__main__.py") == f"{sys.executable} -m simplu_worker"
+    assert own_command("/x/simplu_worker/__main__.py") == f"{shlex.quote(sys.executable)} -m simplu_worker"

@@ -58,6 +58,8 @@ def with_(**members: Any) -> ShardProbe:
         (with_(connections_used=91, connections_max=100), [Problem.CONNECTIONS], ShardState.DEGRADED, True),
         (with_(connections_used=1, connections_max=0), [Problem.CONNECTIONS], ShardState.DEGRADED, True),
         (with_(gaps=["shardId-0"]), [Problem.GAP], ShardState.DEGRADED, True),
+        (with_(skew_s=-300.0), [], ShardState.HEALTHY, True),
+        (with_(skew_s=300.1), [Problem.CLOCK], ShardState.DEGRADED, True),
         (with_(version_number=130009), [Problem.REFUSED], ShardState.LOST, False),
         (with_(refusal="another program's tables", schema_version=None), [Problem.REFUSED], ShardState.LOST, False),
     ],

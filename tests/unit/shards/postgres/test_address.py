@@ -10,7 +10,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from simplu_worker.errors import PermanentError
-from simplu_worker.shards.postgres.address import OPTION_VALUES, ShardAddress, hosts_of, places_of
+from simplu_worker.shards.postgres.address import (
+    OPTION_VALUES,
+    HostPort,
+    ShardAddress,
+    hosts_of,
+    places_of,
+    without_hosts,
+)
 from simplu_worker.shards.postgres.connector import TargetSessionAttrs
 
 SECRET = "correct-horse"
@@ -25,10 +32,15 @@ def address(connection_string: str, shard_id: str = "shard-1") -> ShardAddress:
 
 def connected_hosts(connection_string: str) -> list[str]:
     """Return the hosts that asyncpg would connect to."""
+    return [host for place in places_of(connection_string) for host in connected_hosts_of(connection_string, place)]
+
+
+def connected_hosts_of(connection_string: str, place: HostPort) -> list[str]:
+    """Return the same of one place."""
     hosts, _ = asyncpg_utils._parse_connect_dsn_and_args(
-        dsn=connection_string,
-        host=None,
-        port=None,
+        dsn=without_hosts(connection_string),
+        host=place.host,
+        port=place.port,
         user=None,
         password=None,
         passfile=None,
@@ -57,8 +69,9 @@ def connected_hosts(connection_string: str) -> list[str]:
         (f"postgresql://user:{SECRET}@[::1]:65535/shard", ["::1"]),
         (f"postgresql://user:{SECRET}@[::1]/shard", ["::1"]),
         (f"postgresql://user:{SECRET}@a.internal:5432,b.internal:5433/shard", ["a.internal", "b.internal"]),
-        # Only the first may be in brackets: newer patches of Python refuse others, and asyncpg with them.
         (f"postgresql://user:{SECRET}@[::1]:5433,a.internal,db/shard", ["::1", "a.internal", "db"]),
+        (f"postgresql://user:{SECRET}@db:5432,[::1]:5433,[::1]/shard", ["db", "::1", "::1"]),
+        ("postgresql://[::1]:1/[::1]:1", ["::1"]),
         (f"postgresql://user:{SECRET}%40%2F%3F%23%3A@a.internal/shard", ["a.internal"]),
         (f"postgresql://us%40er:{SECRET}@a.internal/sh%40rd", ["a.internal"]),
         (f"postgresql://user:{SECRET}@%61.internal/shard", ["a.internal"]),
@@ -97,6 +110,10 @@ def test_address_is_usable_when_all_its_hosts_are_allowed(connection_string: str
         f"postgresql://user:{SECRET}@,a.internal/shard",
         f"postgresql://user:{SECRET}@::1/shard",
         f"postgresql://user:{SECRET}@[::1/shard",
+        f"postgresql://user:{SECRET}@::1]/shard",
+        f"postgresql://user:{SECRET}@[::1]5432/shard",
+        f"postgresql://user:{SECRET}@[10.0.0.1]/shard",
+        f"postgresql://user:{SECRET}@db[::1]/shard",
         f"postgresql://user:{SECRET}@a.internal:port/shard",
         f"postgresql://user:{SECRET}@a.internal:0/shard",
         f"postgresql://user:{SECRET}@a.internal:65536/shard",

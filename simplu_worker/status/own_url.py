@@ -1,0 +1,9 @@
+"""The URL of the HTTP server of a worker on this machine. Pure."""
+
+from __future__ import annotations
+
+
+def own_url(http_host: str | None, http_port: int | str) -> str:
+    """Return the URL at which a server listens that got `HTTP_HOST`, if any, and `HTTP_PORT`."""
+    host = {None: "127.0.0.1", "": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(http_host, http_host)  # noqa: S104
+    return f"http://[{host}]:{http_port}" if ":" in str(host) else f"http://{host}:{http_port}"

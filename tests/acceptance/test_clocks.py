@@ -1,0 +1,106 @@
+"""A worker on a machine whose clock is days ahead: what both clocks do not agree on waits, and is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import asyncpg
+import pytest
+from support.clocks import APART
+from support.full_stack import poll_until_true
+from support.requires import require
+
+from simplu_worker.local.processes.worker_process import WorkerProcess
+from simplu_worker.local.stack.aws import aws_client
+from simplu_worker.local.stack.stack import Stack
+from simplu_worker.local.verify.shard_checker import read_tenant_ids, shard_urls
+from simplu_worker.local.workload.producer import create_tenants, open_client
+from simplu_worker.local.workload.workload import Tenant
+
+TENANT = Tenant("shop", "main", "gym")
+PATIENCE_S = 60.0
+LIBRARIES = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+ADD_OLD_ROW = """
+INSERT INTO operations (
+    tenant_id, request_id, operation, resource_type, status, digest, source, requested_at, received_at, completed_at
+)
+VALUES ('shop-main', 'old', 'read', 'note', 'succeeded', '\\x01', 'kinesis', now(), now(), now() - interval '16 days')
+"""
+
+
+@pytest.mark.slow(15)
+async def test_worker_deletes_and_gives_up_nothing_when_its_clock_is_days_ahead() -> None:
+    """No log row, no operation of an unknown tenant; the log, the status and a metric name the clock."""
+    require("libfaketime", found=bool(LIBRARIES), how="apt-get install libfaketime")
+    async with Stack(shards=1, stream_shards=1, tenants_per_shard=2) as stack:
+        await provision(stack)
+        (url,) = shard_urls(stack.env)
+        shard = await asyncpg.connect(url)
+        await shard.execute(ADD_OLD_ROW)
+        ahead = {"LD_PRELOAD": str(LIBRARIES[-1]), "FAKETIME": "+20d", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+        worker = WorkerProcess(stack.group, stack.env | ahead | {"LOG_LEVEL": "debug"}, number=1)
+        worker.start()
+        await worker.wait_ready()
+        await put_for_unknown_tenant(stack)
+
+        status = await status_with_held(worker)
+        deferred, apart = await logged(worker, "retention.deferred"), await logged(worker, "clock.apart")
+        assert [one["reason"] for one in status["held"]] == ["unregistered"]
+        assert status["clock"].startswith(f"{APART}, got this worker's clock 17")
+        assert status["counters"]["deadLetters"] == {}
+        assert APART in deferred["error"]
+        assert abs(apart["ahead_s"] - 20 * 86400) < 60
+        assert await shard.fetchval("SELECT count(*) FROM operations WHERE request_id = 'old'") == 1
+        await shard.close()
+        await worker.stop(within_s=PATIENCE_S)
+
+
+async def provision(stack: Stack) -> None:
+    """Have a worker with a right clock make the schema and a tenant."""
+    worker = WorkerProcess(stack.group, stack.env)
+    worker.start()
+    await worker.wait_ready()
+    async with open_client("sqs", stack.env) as sqs:
+        await create_tenants(sqs, stack.env["SQS_SHARD_CREATION_QUEUE_URL"], [TENANT])
+
+    async def is_there() -> bool:
+        return TENANT.tenant_id in await read_tenant_ids(shard_urls(stack.env))
+
+    await poll_until_true(is_there, within_s=PATIENCE_S)
+    await worker.stop(within_s=PATIENCE_S)
+
+
+async def put_for_unknown_tenant(stack: Stack) -> None:
+    """Put an operation of a tenant that Citrus does not know."""
+    operation = {"operation": "list", "businessId": "nobody", "locationId": "main", "resourceType": "note"}
+    async with aws_client("kinesis", stack.kinesis_url) as kinesis:
+        await kinesis.put_record(
+            StreamName=stack.env["KINESIS_STREAM_NAME"],
+            PartitionKey="nobody",
+            Data=json.dumps(operation | {"requestId": "r", "timestamp": "2025-01-31T09:00:00Z"}).encode(),
+        )
+
+
+async def status_with_held(worker: WorkerProcess) -> dict[str, Any]:
+    """Return the status once something is held, or has become a dead letter."""
+
+    async def ask() -> list[dict[str, Any]]:
+        async with session.get(f"{worker.url}/status", headers=worker.operator) as answer:
+            status = await answer.json()
+        return [status] if status["held"] or status["counters"]["deadLetters"] else []
+
+    async with aiohttp.ClientSession() as session:
+        return (await poll_until_true(ask, within_s=PATIENCE_S))[0]
+
+
+async def logged(worker: WorkerProcess, event: str) -> dict[str, Any]:
+    """Return the first line of an event in the worker's log, once it is there."""
+
+    async def ask() -> list[dict[str, Any]]:
+        lines = [line for line in worker.log_path.read_text(encoding="utf-8").splitlines() if line.startswith("{")]
+        return [entry for entry in map(json.loads, lines) if entry.get("event") == event]
+
+    return (await poll_until_true(ask, within_s=PATIENCE_S))[0]
