@@ -80,6 +80,7 @@ SQS_CALLS = ("delete", "change_visibility")
 CITRUS_OUTCOMES = ("ok", "not_found", "conflict", "refused", "denied", "error", "timeout")
 SHARD_MAP_OUTCOMES = ("applied", "refused")
 PROVISIONING_OUTCOMES = ("succeeded", "existed", "failed", "undone")
+LOG_STREAMS = ("stdout", "stderr")
 MOVE_OUTCOMES = ("moved", "differs", "undone", "failed")
 CACHE_OUTCOMES = ("done", "failed", "retried", "dropped")
 
@@ -364,6 +365,7 @@ MOVE_STANDING = Gauge(
     "Time since an unfinished move went on, of the one that has stood for longest; 0 without one.",
 )
 EVENT_LOOP_LAG = Gauge("simplu_event_loop_lag_seconds", "Delay of a timer of the event loop, as last measured.")
+LOG_LINES_DROPPED = Counter("simplu_log_lines_dropped_total", "Lines that stdout or stderr did not take.", ["stream"])
 
 
 def set_build_info(version: str) -> None:
@@ -459,3 +461,4 @@ _start_at_zero(PROVISIONING, PROVISIONING_OUTCOMES)
 _start_at_zero(SHARD_MAP_RELOADS, SHARD_MAP_OUTCOMES)
 _start_at_zero(CACHE_INVALIDATIONS, CACHE_OUTCOMES)
 _start_at_zero(MOVES, MOVE_OUTCOMES)
+_start_at_zero(LOG_LINES_DROPPED, LOG_STREAMS)

@@ -49,6 +49,7 @@ CONTRACT = {
     "simplu_moves": ("counter", ["outcome"]),
 }
 BEYOND_THE_CONTRACT = {
+    "simplu_log_lines_dropped": ("counter", ["stream"]),
     "simplu_move_pause_seconds": ("histogram", []),
     "simplu_move_rows": ("counter", []),
     "simplu_move_standing_seconds": ("gauge", []),
