@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,8 @@ import asyncpg
 
 from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of
 from simplu_worker.shards.postgres.errors import WrongShardError, wrong_shard_message
+from simplu_worker.shards.postgres.files.bounded_reading import READ_S, require_readable
+from simplu_worker.shards.postgres.files.connection_files import files_of
 from simplu_worker.shards.postgres.queries import DEFAULT_HOME, QUERIES, at_home
 from simplu_worker.timing.clock import loop_time
 
@@ -141,6 +144,7 @@ class Connector:
         if not self._places:
             self._places = places_of(self._address.connection_string)
         end = loop_time() + within_s
+        await require_readable_files(self._address, within_s=min(READ_S, within_s))
         error: Exception | None = None
         attempts = connection_attempts(self._places, target_of(self._address.connection_string, self._places))
         for left, (place, target) in zip(range(len(attempts), 0, -1), attempts, strict=True):
@@ -229,6 +233,12 @@ async def _fetch_unnamed(connection: ShardConnection, query: str) -> asyncpg.Rec
     return row
 
 
+async def require_readable_files(address: ShardAddress, *, within_s: float = READ_S) -> None:
+    """Raise `FileRefusedError` if asyncpg would open a file for *address* that may not or cannot be read."""
+    home = os.path.expanduser("~")  # noqa: ASYNC240, PTH111  # no I/O; Path.home() would raise without a home
+    await require_readable(files_of(address, os.environ, home), within_s=within_s)
+
+
 def password_file_problem(connection_string: str) -> str | None:
     """Return why the file that `passfile=` names gives no password; None if it can be read, or none is named."""
     named = parse_qs(urlsplit(connection_string).query).get("passfile")
@@ -237,8 +247,6 @@ def password_file_problem(connection_string: str) -> str | None:
     path = Path(named[-1])
     try:
         mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            return f"expected the passfile {path} to be a plain file, got another kind"
         path.open("rb").close()
     except OSError as exc:
         return f"expected to read the passfile {path}, got {exc.strerror}; give it to the user of this process"
