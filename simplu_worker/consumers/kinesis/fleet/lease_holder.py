@@ -50,7 +50,6 @@ class LeaseHolder:
         self._create_reader = create_reader
         self._duration_s = duration_s
         self._is_ended = False
-        self._is_given_up = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"LeaseHolder({self._renewer!r}, {self.reader!r})"
@@ -106,9 +105,9 @@ class LeaseHolder:
         finally:
             self._renewer.close()
 
-    def give_up(self) -> None:
-        """Drain the reader and release the lease, although nothing else asks for it. Idempotent."""
-        self._is_given_up.set()
+    def check(self) -> None:
+        """Renew the lease at once; when another worker has taken it, reading ends."""
+        self._renewer.request()
 
     async def release_from_parents(self) -> None:
         """Let the reader apply the operations that waited for the parents, as far as the parents have finished."""
@@ -118,7 +117,7 @@ class LeaseHolder:
                 self.reader.release_from_parents(pending)
 
     async def _end_on(self, stopping: asyncio.Event, ending: asyncio.Event) -> None:
-        await wait_any(stopping, self._renewer.is_reassigned, self._is_given_up)
+        await wait_any(stopping, self._renewer.is_reassigned)
         ending.set()
 
     async def _read(self, ending: asyncio.Event) -> None:
