@@ -39,7 +39,9 @@ DEAD_LETTER_REASONS = (
     "request_id_reused",
     "retries_exhausted",
     "too_large",
+    "internal_error",
 )
+TARGET_KINDS = ("shard", "stream_shard", "leases", "queue", "tenant", "citrus", "cache", "replica")
 LEASE_STATES = ("owned", "other", "unowned", "ended")
 HELD_REASONS = (
     "unregistered",
@@ -52,6 +54,7 @@ HELD_REASONS = (
     "taken_over",
     "refill",
     "gap",
+    "internal_error",
 )
 SHARD_PROBLEM_KINDS = (
     "no_answer",
@@ -364,6 +367,14 @@ MOVE_STANDING = Gauge(
     "simplu_move_standing_seconds",
     "Time since an unfinished move went on, of the one that has stood for longest; 0 without one.",
 )
+INTERNAL_ERRORS = Counter(
+    "simplu_internal_errors_total",
+    "Errors that nobody foresaw, by the kind of target that they stop.",
+    ["target"],
+)
+TARGETS_IN_TROUBLE = Gauge(
+    "simplu_targets_in_trouble", "Targets with such an error in the last two minutes, by their kind.", ["target"]
+)
 EVENT_LOOP_LAG = Gauge("simplu_event_loop_lag_seconds", "Delay of a timer of the event loop, as last measured.")
 LOG_LINES_DROPPED = Counter("simplu_log_lines_dropped_total", "Lines that stdout or stderr did not take.", ["stream"])
 
@@ -462,3 +473,5 @@ _start_at_zero(SHARD_MAP_RELOADS, SHARD_MAP_OUTCOMES)
 _start_at_zero(CACHE_INVALIDATIONS, CACHE_OUTCOMES)
 _start_at_zero(MOVES, MOVE_OUTCOMES)
 _start_at_zero(LOG_LINES_DROPPED, LOG_STREAMS)
+_start_at_zero(INTERNAL_ERRORS, TARGET_KINDS)
+_start_at_zero(TARGETS_IN_TROUBLE, TARGET_KINDS)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from functools import wraps
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 
+from simplu_worker.bulkheads import TargetKind, note_trouble, translate
 from simplu_worker.cache.invalidations import OnChange, changed_keys, ignore_changes
-from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.admission import HOLD
 from simplu_worker.operations.operation import Disposition, Operation, Outcome, is_storable
 from simplu_worker.operations.unknown_tenants import ABSENCE_MAX_AGE_S
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
+from simplu_worker.shards.apply.rehearsal import find_defects
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.listing.lister import OperationLister
 from simplu_worker.shards.listing.page import ListedOperation, OperationPage, listed_members
@@ -31,6 +34,29 @@ from simplu_worker.shards.routing.shard_query import ShardRows, fetch_from_all_s
 from simplu_worker.shards.tenants.first_use import FirstUse, TenantName
 from simplu_worker.shards.types import Absence, PositionClaim, PositionMerge, Rejection, StoredPositions
 from simplu_worker.timing.clock import loop_time
+
+Method = TypeVar("Method", bound=Callable[..., Coroutine[Any, Any, Any]])
+
+
+def _by_target(target: TargetKind) -> Callable[[Method], Method]:
+    """Make what a method raises unforeseen the trouble of the shard, or of the tenant, that is its first argument.
+
+    Its caller gets an `InternalError`, which is a `RetryableError`.
+    """
+
+    def decorate(method: Method) -> Method:
+        @wraps(method)
+        async def call(gateway: ShardGateway, name: str, *args: Any, **kwargs: Any) -> Any:
+            with translate(target, name, method.__name__, WorkerError):
+                return await method(gateway, name, *args, **kwargs)
+
+        return cast(Method, call)
+
+    return decorate
+
+
+of_shard: Final = _by_target(TargetKind.SHARD)
+of_tenant: Final = _by_target(TargetKind.TENANT)
 
 
 class LoggedOperation(ListedOperation, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
@@ -95,6 +121,7 @@ class ShardGateway:
         """Return when a shard last applied a batch of any caller (monotonic)."""
         return self._last_applied_at.get(shard_id, float("-inf"))
 
+    @of_tenant
     async def find(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> str | Absence:
         """Return the id of the shard that confirms the tenant, or why there is none.
 
@@ -103,6 +130,7 @@ class ShardGateway:
         found = await self._directory.find(tenant_id, absence_max_age_s=absence_max_age_s)
         return found.shard_id if isinstance(found, ShardAddress) else found
 
+    @of_tenant
     async def provision_on_first_use(self, tenant_id: str, names: Iterable[TenantName]) -> str | Absence:
         """Provision a tenant that was found `NOT_HERE`, if `PROVISION_ON_FIRST_USE` is set; then return as `find`.
 
@@ -115,6 +143,7 @@ class ShardGateway:
         self._directory.forget(tenant_id)
         return await self.find(tenant_id)
 
+    @of_shard
     async def apply(
         self, shard_id: str, operations: Sequence[Operation], *, claim: PositionClaim | None = None
     ) -> list[Outcome]:
@@ -127,7 +156,7 @@ class ShardGateway:
         if self._pools.is_retired(shard_id):
             outcomes = [HOLD] * len(operations)  # it has no tenants any more
         else:
-            outcomes = await self._ensure_writer(shard_id).apply(operations, claim)
+            outcomes = await self._apply(shard_id, operations, claim)
             self._last_applied_at[shard_id] = loop_time()
         for tenant_id in {operation.tenant_id for operation in operations}:
             self._directory.cached_address(tenant_id)  # marks the cached route as used
@@ -138,6 +167,24 @@ class ShardGateway:
         self._on_change(changed_keys(operations, outcomes))
         return outcomes
 
+    async def _apply(
+        self, shard_id: str, operations: Sequence[Operation], claim: PositionClaim | None
+    ) -> list[Outcome]:
+        """Apply *operations*, without those at which pure code fails alone: these are dead letters."""
+        try:
+            return await self._ensure_writer(shard_id).apply(operations, claim)
+        except WorkerError:
+            raise
+        except Exception as exc:
+            defective = find_defects(operations)
+            if not defective:
+                raise
+            note_trouble(TargetKind.SHARD, shard_id, "apply", exc)
+        rest = [operation for index, operation in enumerate(operations) if index not in defective]
+        applied = iter(await self._ensure_writer(shard_id).apply(rest, claim) if rest else [])
+        return [defective.get(index) or next(applied) for index in range(len(operations))]
+
+    @of_shard
     async def wait_until_safe(self, shard_id: str, operations: Sequence[Operation]) -> None:
         """Wait until operations that were applied, or found applied, are as safe as their shard can make them.
 
@@ -146,6 +193,7 @@ class ShardGateway:
         """
         await self._commits.wait_for_operations(shard_id, operations)
 
+    @of_shard
     async def give_up(self, shard_id: str, operation: Operation, *, claim: PositionClaim | None = None) -> Outcome:
         """Log an operation as given up (`retries_exhausted`), so that the tenant's later ones may be applied.
 
@@ -161,6 +209,7 @@ class ShardGateway:
             self._directory.forget(operation.tenant_id)
         return outcome
 
+    @of_shard
     async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int] | None:
         """Count one failure more of each message, by tenant and message id, on a shard; return their numbers.
 
@@ -169,10 +218,12 @@ class ShardGateway:
         """
         return await count_failures(self._pools.pool_of(shard_id), failed)
 
+    @of_shard
     async def forget_failures(self, shard_id: str, tenant_id: str, message_id: str) -> None:
         """Forget the failures of a message. Raises as `count_failures` does."""
         await forget_failures(self._pools.pool_of(shard_id), (tenant_id, message_id))
 
+    @of_shard
     async def probe(self, shard_id: str) -> None:
         """Check, within seconds, that a shard can apply operations now; raise `RetryableError` when it cannot.
 
@@ -193,6 +244,7 @@ class ShardGateway:
                     self._pools.ensure_pool(address)
         return sorted(self._pools.by_shard_id())
 
+    @of_shard
     async def read_positions(
         self, shard_id: str, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool = False
     ) -> StoredPositions | None:
@@ -203,6 +255,7 @@ class ShardGateway:
         """
         return await self._ensure_writer(shard_id).read_positions(stream, stream_shard_ids, is_first=is_first)
 
+    @of_shard
     async def fence_and_read_positions(
         self, shard_id: str, claim: PositionClaim, ancestors: Sequence[str], *, is_first: bool = False
     ) -> StoredPositions | None:
@@ -212,6 +265,7 @@ class ShardGateway:
         """
         return await self._ensure_writer(shard_id).fence_and_read_positions(claim, ancestors, is_first=is_first)
 
+    @of_shard
     async def find_resident_tenants(self, shard_id: str, tenant_ids: Sequence[str]) -> set[str]:
         """Return which of the tenants have a live row on a shard, and drop their cached routes.
 
@@ -222,6 +276,7 @@ class ShardGateway:
             self._directory.forget(tenant_id)
         return here
 
+    @of_shard
     async def write_positions(self, shard_id: str, claims: Sequence[PositionClaim]) -> list[PositionClaim]:
         """Write *claims* into the rows of their readers; return those for which the reader must read the row first.
 
@@ -229,6 +284,7 @@ class ShardGateway:
         """
         return await self._ensure_writer(shard_id).write_positions(claims)
 
+    @of_shard
     async def read_merges(self, shard_id: str, stream: str, stream_shard_id: str) -> list[PositionMerge]:
         """Return how a shard's row of a stream shard got its last tokens from moves of tenants to the shard.
 
@@ -236,6 +292,7 @@ class ShardGateway:
         """
         return await self._ensure_writer(shard_id).read_merges(stream, stream_shard_id)
 
+    @of_shard
     async def mark_gap(self, shard_id: str, stream: str, stream_shard_id: str, owed_from: str) -> bool:
         """Mark the row with the position *owed_from* on a shard: the stream does not reach back to it. Idempotent.
 
@@ -243,10 +300,12 @@ class ShardGateway:
         """
         return await self._ensure_writer(shard_id).mark_gap(stream, stream_shard_id, owed_from)
 
+    @of_shard
     async def forget_positions(self, shard_id: str, stream: str, stream_shard_ids: Sequence[str]) -> None:
         """Delete a shard's rows of stream shards past their retention. Raises as `write_positions` does."""
         await self._ensure_writer(shard_id).forget_positions(stream, stream_shard_ids)
 
+    @of_tenant
     async def find_again(self, tenant_id: str) -> str | Absence:
         """Find a tenant's shard without the cached route, which stays until there is another answer.
 

@@ -17,6 +17,7 @@ from typing import Any, Final, assert_never
 import msgspec
 
 from simplu_worker import __version__
+from simplu_worker.bulkheads import TargetKind, current_troubles
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, LeaseRelease
 from simplu_worker.consumers.kinesis.fleet.fleet_report import KnownReplica, lone_report
 from simplu_worker.consumers.kinesis.fleet.read_status import (
@@ -51,7 +52,7 @@ from simplu_worker.status.operation_list import list_operations
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.server import HttpAnswer, Views
 from simplu_worker.status.unreadiness import Unreadiness, UnreadyReason
-from simplu_worker.status.views import shard_view, tenant_view
+from simplu_worker.status.views import shard_view, tenant_view, trouble_view
 from simplu_worker.telemetry.log import recent_errors, scrub_text
 from simplu_worker.timing.clock import loop_time, utc_now
 
@@ -149,9 +150,14 @@ class ReplicaStatus:
             return Unreadiness(UnreadyReason.DRAINING)
         if isinstance(self.locator, CitrusClient) and self.locator.is_denied:
             return Unreadiness(UnreadyReason.CITRUS_REFUSES_KEY, self.locator.last_error)
+        receivers = self.monitoring.receivers
+        failing = [f"queue {name}: {one.internal_error}" for name, one in receivers.items() if one.internal_error]
+        if self.fleet is not None and self.fleet.reading_trouble:
+            failing.append(f"stream {self.fleet.stream_name}: {self.fleet.reading_trouble}")
+        if failing:
+            return Unreadiness(UnreadyReason.SOURCE_FAILING, "; ".join(failing))
         if self.fleet is not None:  # the stream is the main source: a queue neither replaces it nor makes it unready
             return self._stream_problem(self.fleet)
-        receivers = self.monitoring.receivers
         problems = [f"queue {name}: {one.last_error}" for name, one in receivers.items() if one.last_error]
         is_idle = bool(problems) and len(problems) == len(receivers)
         return Unreadiness(UnreadyReason.QUEUES_UNREACHABLE, "; ".join(problems)) if is_idle else None
@@ -167,7 +173,7 @@ class ReplicaStatus:
         return None if refusal is None else Unreadiness(UnreadyReason.STREAM_UNREADABLE, refusal)
 
     def readiness_detail(self) -> str | None:
-        """Return what a person should know while the replica is ready: shards held for a gap, the plans of a KCL 3.x.
+        """Return what a person should know while the replica is ready: gaps, internal errors, the plans of a KCL 3.x.
 
         Names no shard: it is read without a token.
         """
@@ -175,11 +181,21 @@ class ReplicaStatus:
         held = {hold.name for reader in self._readers() for hold in reader.holds() if hold.reason == Reason.GAP}
         count = len(marked | held)
         gap = f"{count} shard{'s' if count > 1 else ''} held for a gap: `simplu-worker shards list` names them"
-        details = [gap if count else None, None if self.fleet is None else self.fleet.kcl_outlook]
+        kinds = Counter(trouble.target for trouble in current_troubles())
+        troubles = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
+        internal = f"errors inside the worker stop the work for {troubles}: see `loop.failed` in the log"
+        details = [
+            gap if count else None,
+            internal if kinds else None,
+            None if self.fleet is None else self.fleet.kcl_outlook,
+        ]
         return "; ".join(detail for detail in details if detail) or None
 
     def refresh_gauges(self) -> None:
         """Set the gauges that no single event sets."""
+        kinds = Counter(trouble.target for trouble in current_troubles())
+        for kind in TargetKind:
+            instruments.TARGETS_IN_TROUBLE.labels(kind).set(kinds[kind])
         moves = self.health.unfinished_moves()
         instruments.MOVES_UNFINISHED.set(sum(map(len, moves.values())))
         instruments.MOVE_STANDING.set(longest_standing_s(moves))
@@ -234,6 +250,7 @@ class ReplicaStatus:
                 "maxBytes": self.fleet.prefetch.max_bytes,
             },
             "cache": self.monitoring.cache_state(),
+            "troubles": [trouble_view(trouble) for trouble in current_troubles()],
             "recentErrors": recent_errors(),
             "history": self.history.view(),
             "counters": {

@@ -16,6 +16,7 @@ class UnreadyReason(StrEnum):
     STREAM_UNAVAILABLE = "stream_unavailable"  # or the lease table
     STREAM_UNREADABLE = "stream_unreadable"  # Kinesis refuses reads
     KCL_ASSIGNS_LEASES = "kcl_assigns_leases"  # a KCL 3.x, to its own workers
+    SOURCE_FAILING = "source_failing"  # all loops of one source end with errors that nobody foresaw
     QUEUES_UNREACHABLE = "queues_unreachable"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import partial
 from random import Random
 from typing import Any, TypeAlias, cast
 
@@ -20,6 +21,7 @@ from simulation.simulated_shards import SHARD_IDS, PostgresShards, SimulatedDead
 from simulation.virtual_time import EPOCH, Process, VirtualLoop
 from support.aws.kpl_aggregates import aggregate
 
+from simplu_worker.bulkheads import TargetKind, keep_running
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.fleet.cpu_share import CpuShare
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings
@@ -55,6 +57,7 @@ class Weather(StrEnum):
     FAIR = "fair"  # what was drawn
     STORM = "storm"  # and shards fail over, stream shards split and replicas are killed, again and again
     GREAT_STORM = "great storm"  # and all the rest, in a world with more of everything
+    DEFECTS = "defects"  # what was drawn, and exceptions that nobody foresaw: by the doors to services, and in our code
     MOVES = "moves"  # little of the rest: tenants move, and shards lose commits around that
 
 
@@ -121,7 +124,10 @@ class Replica:
         self.fleet = world.make_fleet(
             services, settings, me=self.me, draw=world.draws.random, utc=lambda: world.loop.utc() + skew
         )
-        self.task = world.start(self.process, self.fleet.run(self.stopping))
+        # As the daemon runs it.
+        run, draw = partial(self.fleet.run, self.stopping), world.draws.random
+        running = keep_running(TargetKind.LEASES, "fleet", "fleet", run, stopping=self.stopping, draw=draw)
+        self.task = world.start(self.process, running)
 
     def __repr__(self) -> str:
         return f"Replica({self.process!r}, {self.fleet!r})"

@@ -29,9 +29,10 @@ from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, 
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings
 from simplu_worker.consumers.kinesis.fleet.lease_ancestry import LeaseAncestry
 from simplu_worker.consumers.kinesis.fleet.lease_holder import Confirm, EndCheck, LeaseHolder
+from simplu_worker.consumers.kinesis.fleet.lease_renewer import LeaseRenewer
 from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
 from simplu_worker.consumers.kinesis.fleet.stream_shard_end import StreamShardEnd
-from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold, Target
+from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold, Reason, Target
 from simplu_worker.consumers.kinesis.holding.ownership import Meeting, Ownership
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
@@ -134,6 +135,31 @@ class _LooseDispatcher(Dispatcher):
     def requeue_unrouted(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
         self.lookup.add(tenant_id, entries[:1])
         self._lane_by_tenant[tenant_id].enqueue(entries[1:])
+
+
+class _SkippingDispatcher(Dispatcher):
+    @override
+    def hold_shard(
+        self, shard_id: str, entries: Sequence[QueuedOperation], reason: Reason = Reason.SHARD_UNAVAILABLE
+    ) -> None:
+        if reason is Reason.INTERNAL_ERROR:
+            self._finish(entries)
+        else:
+            super().hold_shard(shard_id, entries, reason)
+
+
+class _TrustingRenewer(LeaseRenewer):
+    @override
+    async def release_unchanged(self) -> None:
+        await self.release(is_ended=False)
+
+
+class _TrustingFleet(Fleet):
+    @override
+    def _create_holder(self, lease: Lease) -> LeaseHolder:
+        holder = super()._create_holder(lease)
+        holder._renewer.__class__ = _TrustingRenewer
+        return holder
 
 
 class _UngatedDispatcher(Dispatcher):
@@ -605,6 +631,12 @@ WRONG_DESIGNS = {
     ),
     "a reader follows a move from a token that is older than a loss": WrongDesign(
         _with_reader(positions_class=_EndlessPositions), weather=Weather.MOVES, seed=293
+    ),
+    "a lane skips its operations after an error that nobody foresaw": WrongDesign(
+        _with_reader(dispatcher_class=_SkippingDispatcher), weather=Weather.DEFECTS, seed=11
+    ),
+    "a reader that failed by a defect writes its checkpoint": WrongDesign(
+        _TrustingFleet, weather=Weather.DEFECTS, seed=21
     ),
     "other operations overtake re-read ones": WrongDesign(_with_reader(dispatcher_class=_UngatedDispatcher), seed=2232),
 }

@@ -160,7 +160,12 @@ def _cache_findings(facts: CheckFacts) -> Iterator[Finding]:
 
 def _shard_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
     for name in facts.empty_shards:
-        yield Finding(name, "no schema yet", "nothing to do: the schema is created with the first tenant")
+        yield Finding(
+            name,
+            "no schema yet",
+            "nothing to do: the schema is created with the first tenant; before tenants move there, name the shard in "
+            "simplu-worker shards upgrade SHARD --apply",
+        )
     for name in facts.inactive_shards:
         yield Finding(name, "marked inactive by Citrus, its tenants wait", "ask the operators of Citrus")
     for name, tables in facts.unwritable_tables.items():

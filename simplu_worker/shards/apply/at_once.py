@@ -118,7 +118,7 @@ async def apply_at_once(
     *tenants* are the remembered rows. *claimed* is a claim with its new token, and is written too. Raises
     `UnusualError` if a row is not as it was; the statement itself fails at a row that exists.
     """
-    arguments = _arguments(operations, {one.tenant_id: tenants[one.tenant_id] for one in operations})
+    arguments = at_once_arguments(operations, {one.tenant_id: tenants[one.tenant_id] for one in operations})
     if claimed is not None:
         arguments += position_arguments(*claimed)
     name = query_for(operations, has_claim=claimed is not None)
@@ -141,7 +141,7 @@ def query_for(operations: Sequence[Operation], *, has_claim: bool) -> str:
     return f"at_once{'_claimed' * has_claim}{'_nested' * has_nested}"
 
 
-def _arguments(operations: Sequence[Operation], tenants: Mapping[str, TenantRow]) -> tuple[object, ...]:
+def at_once_arguments(operations: Sequence[Operation], tenants: Mapping[str, TenantRow]) -> tuple[object, ...]:
     """Return the arguments of the statement, those of the position not included."""
     separator, *columns = pack_columns(
         [

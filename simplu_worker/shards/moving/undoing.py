@@ -19,6 +19,7 @@ from simplu_worker.shards.moving.situation import GONE, LEAVING, ON_THE_WAY
 from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
+from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 
 DROP_ROWS: Final = 5_000  # deleted by one statement
 SHRINKING: Final = 10  # after one that ran into its timeout
@@ -108,6 +109,8 @@ async def _drop_copy(target: ShardPool, tenant_id: str, token: int) -> int:
 async def list_left_behind(shard: ShardPool, older_than: timedelta) -> Sequence[tuple[str, str]]:
     """Return the tenants that left a shard so long ago and have rows there, each with the shard it went to."""
     async with shard.connection() as connection:
+        if await check_schema(connection, shard.address.shard_id) is SchemaState.EMPTY:
+            return []
         rows = await connection.fetch(QUERIES["find_left_behind"], older_than)
     return [(row["tenant_id"], row["target_shard_id"]) for row in rows]
 

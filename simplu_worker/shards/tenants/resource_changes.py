@@ -105,9 +105,12 @@ class ResourceChanges:
             status = await connection.execute(
                 QUERIES["add_admin"], tenant_id, user_id, admin.admin_email, timestamp_text(admin.requested_at)
             )
-            staff_type = await connection.fetchval(QUERIES["find_staff_type"], tenant_id)
-            keys[:] = (ResourceKey(tenant_id, resource_type, user_id) for resource_type in ("role", staff_type))
-            return ChangeResult.EXISTED if status == "INSERT 0 0" else ChangeResult.APPLIED
+            types = ["role", await connection.fetchval(QUERIES["find_staff_type"], tenant_id)]
+            keys[:] = (ResourceKey(tenant_id, resource_type, user_id) for resource_type in types)
+            if status == "INSERT 0 0":
+                return ChangeResult.EXISTED
+            await connection.execute(QUERIES["mark_admin"], tenant_id, types, user_id)
+            return ChangeResult.APPLIED
 
         return await self._change(admin.business_id, admin.location_id, change, keys)
 

@@ -121,6 +121,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
         shards=_list(),
         held=_list(),
         heldAdvice=ANY_OBJECT,
+        troubles=_list(),
         recentErrors=_list(),
         history=HISTORY,
         counters=ANY_OBJECT,

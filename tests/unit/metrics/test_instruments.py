@@ -86,6 +86,8 @@ BEYOND_THE_CONTRACT = {
     "simplu_sqs_polls_replaced": ("counter", ["queue"]),
     "simplu_shard_commit_safety": ("gauge", ["shard_id", "safety"]),
     "simplu_shard_commit_wait_seconds": ("histogram", ["shard_id"]),
+    "simplu_internal_errors": ("counter", ["target"]),
+    "simplu_targets_in_trouble": ("gauge", ["target"]),
 }
 
 

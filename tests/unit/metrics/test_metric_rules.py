@@ -48,6 +48,7 @@ BY_INSTANCE = ("shard_id", "stream_shard", "queue")
 LABEL_VALUES_MAX = {
     **dict.fromkeys(("version", "python", *BY_INSTANCE), 1),
     "source": len(instruments.SOURCES),
+    "target": len(instruments.TARGET_KINDS),
     "state": len(instruments.LEASE_STATES),
     "problem": len(instruments.SHARD_PROBLEM_KINDS),
     "how": len(instruments.LEASE_TAKES),

@@ -228,7 +228,7 @@ class Dispatcher:
                 case BatchDecided():
                     await self._settle_batch(lane, result)
                 case NoAnswer():
-                    self.hold_shard(lane.shard_id, result.entries)
+                    self.hold_shard(lane.shard_id, result.entries, result.reason)
                 case RowBehind():
                     self.start_backfill(lane.shard_id, result.unread, result.entries)
                 case GapFound():
@@ -482,7 +482,7 @@ class Dispatcher:
         *reason* is that of a new hold. A gap becomes the reason of a hold that exists, too.
         """
         hold = self.ownership.open_shard_hold(shard_id, _first_arrival(entries), now=loop_time())
-        if reason is Reason.GAP:
+        if reason is Reason.GAP or hold.reason == Reason.SHARD_UNAVAILABLE:
             hold.reason = reason
         hold.sample_tenant = entries[0].operation.tenant_id
         self._split(hold, entries)

@@ -13,6 +13,7 @@ from typing import TypeAlias
 import msgspec
 
 from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
+from simplu_worker.consumers.kinesis.holding.hold import Reason
 from simplu_worker.consumers.kinesis.holding.unread import Unread
 from simplu_worker.dead_letters.letter import DeadLetter
 
@@ -35,6 +36,7 @@ class NoAnswer(msgspec.Struct, frozen=True):
     """The shard takes no operations; *entries* were all of the lane."""
 
     entries: list[QueuedOperation]
+    reason: Reason = Reason.SHARD_UNAVAILABLE
 
 
 class RowBehind(msgspec.Struct, frozen=True):

@@ -18,6 +18,7 @@ import msgspec
 import structlog
 
 from simplu_worker import __version__
+from simplu_worker.bulkheads import FailureCount, TargetKind, contain, keep_running, note_trouble
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.fetch.read_schedule import ReadSchedule
 from simplu_worker.consumers.kinesis.fetch.read_stretch import SAMPLE_S
@@ -65,6 +66,7 @@ SCAN_CAPACITY_PER_S: Final = 50.0  # read capacity units that a replica spends o
 AUDIT_INTERVAL_S: Final = 10.0
 CLEANUP_INTERVAL_S: Final = 60.0
 TROUBLE_PAUSE_S: Final = 1.0
+DEFECT_PAUSE_MAX_S: Final = 15.0  # leases of other replicas may expire in the meantime
 EXPIRY_MARGIN_S: Final = 0.01
 RELEASE_SCANS: Final = 3  # of the other replicas, one of which takes a lease that is to be released
 RELEASE_POLL_S: Final = 0.1
@@ -146,13 +148,15 @@ class Fleet:
         )
         self._position_sync = PositionSync(services.gateway, stream.name, self.readers, draw=draw)
         cleanup = LeaseCleanup(stream, table, self._view, self._ancestry, self._coordinator, self._position_sync)
-        self._chores = (
-            _Chore(LeaseAudit(stream.name, self._view, self._syncer).run, AUDIT_INTERVAL_S, draw),
-            _Chore(cleanup.run, CLEANUP_INTERVAL_S, draw),
-            _Chore(self._kcl_leader.check, kcl_leader_watch.CHECK_INTERVAL_S, draw),
-            *([] if self._follower is None else [_Chore(self._follower.report, REPORT_INTERVAL_S, draw)]),
-            *([] if services.cpu is None else [_Chore(partial(self._note_share, services.cpu), SAMPLE_S, draw)]),
+        self._chores: tuple[_Chore, ...] = (
+            _Chore("audit", LeaseAudit(stream.name, self._view, self._syncer).run, AUDIT_INTERVAL_S, draw),
+            _Chore("cleanup", cleanup.run, CLEANUP_INTERVAL_S, draw),
+            _Chore("kcl leader", self._kcl_leader.check, kcl_leader_watch.CHECK_INTERVAL_S, draw),
         )
+        if self._follower is not None:
+            self._chores += (_Chore("kcl follower", self._follower.report, REPORT_INTERVAL_S, draw),)
+        if services.cpu is not None:
+            self._chores += (_Chore("processor", partial(self._note_share, services.cpu), SAMPLE_S, draw),)
         self._has_lost_race = False
         self.is_set_up = False
         self.trouble: str | None = None
@@ -171,6 +175,11 @@ class Fleet:
     def prefetch(self) -> PrefetchMemory:
         """The memory for records that are read and not yet applied."""
         return self._services.prefetch
+
+    @property
+    def reading_trouble(self) -> str | None:
+        """Why nothing is read although the lease table answers: every reader of this replica has failed."""
+        return "every reader failed, see the log event loop.failed" if self._coordinator.are_all_failing else None
 
     @property
     def is_led_by_kcl(self) -> bool:
@@ -266,7 +275,15 @@ class Fleet:
     async def run(self, stopping: asyncio.Event) -> None:
         """Scan, take and read until *stopping*; then every reader drains and its lease is released."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._position_sync.run(stopping), name="position-sync")
+            sync = keep_running(
+                TargetKind.LEASES,
+                self.stream_name,
+                "positions",
+                partial(self._position_sync.run, stopping),
+                stopping=stopping,
+            )
+            tasks.create_task(sync, name="position-sync")
+            failures = FailureCount()
             while not stopping.is_set():
                 self.last_turn = loop_time()
                 try:
@@ -279,9 +296,13 @@ class Fleet:
                     self.trouble = str(exc)
                     log.error("stream.unavailable", stream=self.stream_name, error=str(exc))  # noqa: TRY400  (theirs)
                     pause_s = TROUBLE_PAUSE_S
+                except Exception as exc:  # noqa: BLE001  # readers and renewals go on beside it
+                    self.trouble = str(note_trouble(TargetKind.LEASES, self._services.table.name, "fleet", exc))
+                    pause_s = min(failures.next_delay_s(self._draw()), DEFECT_PAUSE_MAX_S)
                 await sleep_or_event(pause_s, until=stopping)
             if self._follower is not None:  # before the leases are released: the leader must not assign them to it
-                await self._follower.leave()
+                with contain(TargetKind.LEASES, self._services.table.name, "leaving"):
+                    await self._follower.leave()
 
     async def _turn(self, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
         leases = await self._scan()
@@ -370,7 +391,10 @@ class Fleet:
 class _Chore:
     """A periodic chore, and when it is due next."""
 
-    def __init__(self, run: Callable[[], Awaitable[None]], interval_s: float, draw: Callable[[], float]) -> None:
+    def __init__(
+        self, name: str, run: Callable[[], Awaitable[None]], interval_s: float, draw: Callable[[], float]
+    ) -> None:
+        self._name = name
         self._run = run
         self._interval_s = interval_s
         self._draw = draw
@@ -392,6 +416,11 @@ class _Chore:
             except (RetryableError, PermanentError):
                 self._due_at = 0.0 if is_first else self._due_at
                 raise
+            except Exception as exc:
+                self._due_at = 0.0 if is_first else self._due_at
+                error = note_trouble(TargetKind.LEASES, self._name, self._name, exc)
+                if is_first:
+                    raise error from exc
 
 
 def _usable_ahead(lease: Lease) -> ReadAhead | None:

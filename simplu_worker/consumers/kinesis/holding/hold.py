@@ -43,6 +43,7 @@ class Reason(StrEnum):
     BACKFILL = "refill"  # a Postgres shard may have lost commits
     GAP = "gap"  # a Postgres shard lacks records that the stream no longer has; it waits for a person
     TAKEN_OVER = "taken_over"
+    INTERNAL_ERROR = "internal_error"  # the worker itself failed at the operations of a Postgres shard
 
 
 class Hold:

@@ -448,7 +448,7 @@ def test_message_that_is_no_event_is_sent_as_it_is_when_forced(body: bytes) -> N
 def test_message_is_left_when_its_reason_lasts(reason: DeadLetterReason) -> None:
     """Only faults outside the message may be corrected by now; order events are judged by the current rules."""
     for origin, sent in (
-        (CONTROL, {"retries_exhausted", "unknown_tenant"}),
+        (CONTROL, {"retries_exhausted", "unknown_tenant", "internal_error"}),
         (ORDERS, set(DeadLetterReason) - {DeadLetterReason.REQUEST_ID_REUSED}),
     ):
         assert isinstance(plan_resend(letter(EVENT, origin=origin, reason=reason), RULES), Resend) == (reason in sent)
