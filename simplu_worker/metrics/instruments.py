@@ -79,12 +79,13 @@ RETRY_REASONS = {
 CONNECTION_STATES = ("idle", "used", "waiting")
 STREAM_READERS = ("main", "catch_up", "pushed")
 SUBSCRIPTION_EVENTS = ("accepted", "ended", "taken_over", "silent", "deferred", "refused")
-LEASE_TAKES = ("free", "expired", "stolen", "assigned")
+LEASE_TAKES = ("free", "expired", "stolen", "assigned", "released")
 SQS_OUTCOMES = ("deleted", "retried", "dead_letter", "given_back", "lease_lost", "stale_receipt", "not_deleted")
 SQS_CALLS = ("delete", "change_visibility")
 CITRUS_OUTCOMES = ("ok", "not_found", "conflict", "refused", "denied", "error", "timeout")
 SHARD_MAP_OUTCOMES = ("applied", "refused")
 PROVISIONING_OUTCOMES = ("succeeded", "existed", "failed", "undone")
+LOG_STREAMS = ("stdout", "stderr")
 MOVE_OUTCOMES = ("moved", "differs", "undone", "failed")
 CACHE_OUTCOMES = ("done", "failed", "retried", "dropped")
 
@@ -380,6 +381,7 @@ CLOCK_AHEAD = Gauge(
     "simplu_clock_ahead_seconds", "This machine's clock less that of AWS; negative: it is behind; 0 before an answer."
 )
 EVENT_LOOP_LAG = Gauge("simplu_event_loop_lag_seconds", "Delay of a timer of the event loop, as last measured.")
+LOG_LINES_DROPPED = Counter("simplu_log_lines_dropped_total", "Lines that stdout or stderr did not take.", ["stream"])
 
 
 def set_build_info(version: str) -> None:
@@ -475,5 +477,6 @@ _start_at_zero(PROVISIONING, PROVISIONING_OUTCOMES)
 _start_at_zero(SHARD_MAP_RELOADS, SHARD_MAP_OUTCOMES)
 _start_at_zero(CACHE_INVALIDATIONS, CACHE_OUTCOMES)
 _start_at_zero(MOVES, MOVE_OUTCOMES)
+_start_at_zero(LOG_LINES_DROPPED, LOG_STREAMS)
 _start_at_zero(INTERNAL_ERRORS, TARGET_KINDS)
 _start_at_zero(TARGETS_IN_TROUBLE, TARGET_KINDS)

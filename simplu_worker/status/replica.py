@@ -295,10 +295,12 @@ class ReplicaStatus:
         except (RetryableError, PermanentError) as exc:
             return 503, {"error": scrub_text(str(exc))}
         match result:
-            case LeaseRelease.RELEASED | LeaseRelease.TAKEN_AWAY:
+            case LeaseRelease.HANDED_OVER:
                 return 202, {"streamShard": stream_shard_id, "how": result}
             case LeaseRelease.UNKNOWN:
                 return 404, {"error": "expected a stream shard with a lease, as /fleet lists them"}
+            case LeaseRelease.ALONE:
+                return 409, {"error": "expected another replica to take this lease, none did; its owner reads on"}
             case LeaseRelease.UNOWNED:
                 return 409, {"error": "no replica owns this lease"}
             case LeaseRelease.FOREIGN:

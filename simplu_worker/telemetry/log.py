@@ -16,6 +16,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import date
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal, TextIO
@@ -205,8 +206,9 @@ class _Output:
             if event["level"] in RECENT_LEVELS:
                 self.recent.append(event)
         if lines:
-            self._stream.write(lines)
-            self._stream.flush()
+            with suppress(OSError):  # a full disk, a closed pipe: whoever logs goes on
+                self._stream.write(lines)
+                self._stream.flush()
 
 
 def _scrub_event(event: Facts) -> Facts:

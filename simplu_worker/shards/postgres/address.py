@@ -61,6 +61,7 @@ class ShardAddress(msgspec.Struct, frozen=True):
     tenant_count: int | None = None
     tenant_max: int | None = None
     refusal: str | None = None  # why the shard may not be used; its connection string is then empty
+    file_folders: tuple[str, ...] | None = None  # that files of its options have to be below; None: anywhere
 
     def __repr__(self) -> str:
         return f"ShardAddress({self.shard_id!r}, is_active={self.is_active})"

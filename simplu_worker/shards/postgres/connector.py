@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import stat
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ from simplu_worker.shards.postgres.errors import (
     wrong_encoding_message,
     wrong_shard_message,
 )
+from simplu_worker.shards.postgres.files.bounded_reading import READ_S, require_readable
+from simplu_worker.shards.postgres.files.connection_files import files_of
 from simplu_worker.shards.postgres.queries import DEFAULT_HOME, QUERIES, at_home
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import ShardUnavailableError
@@ -189,6 +192,7 @@ class Connector:
         if not self._places:
             self._places = places_of(self._address.connection_string)
         end = loop_time() + within_s
+        await require_readable_files(self._address, within_s=min(READ_S, within_s))
         error: Exception | None = None
         attempts = connection_attempts(self._places, target_of(self._address.connection_string, self._places))
         for left, (place, target) in zip(range(len(attempts), 0, -1), attempts, strict=True):
@@ -316,6 +320,12 @@ async def _fetch_unnamed(connection: ShardConnection, query: str) -> asyncpg.Rec
     return row
 
 
+async def require_readable_files(address: ShardAddress, *, within_s: float = READ_S) -> None:
+    """Raise `FileRefusedError` if asyncpg would open a file for *address* that may not or cannot be read."""
+    home = os.path.expanduser("~")  # noqa: ASYNC240, PTH111  # no I/O; Path.home() would raise without a home
+    await require_readable(files_of(address, os.environ, home), within_s=within_s)
+
+
 def password_file_problem(connection_string: str) -> str | None:
     """Return why the file that `passfile=` names gives no password; None if it can be read, or none is named."""
     named = parse_qs(split_string(connection_string).query).get("passfile")
@@ -324,8 +334,6 @@ def password_file_problem(connection_string: str) -> str | None:
     path = Path(named[-1])
     try:
         mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            return f"expected the passfile {path} to be a plain file, got another kind"
         path.open("rb").close()
     except OSError as exc:
         return f"expected to read the passfile {path}, got {exc.strerror}; give it to the user of this process"

@@ -50,6 +50,7 @@ CONTRACT = {
 }
 BEYOND_THE_CONTRACT = {
     "simplu_clock_ahead_seconds": ("gauge", []),
+    "simplu_log_lines_dropped": ("counter", ["stream"]),
     "simplu_move_pause_seconds": ("histogram", []),
     "simplu_move_rows": ("counter", []),
     "simplu_move_standing_seconds": ("gauge", []),

@@ -68,6 +68,8 @@ CLEANUP_INTERVAL_S: Final = 60.0
 TROUBLE_PAUSE_S: Final = 1.0
 DEFECT_PAUSE_MAX_S: Final = 15.0  # leases of other replicas may expire in the meantime
 EXPIRY_MARGIN_S: Final = 0.01
+RELEASE_SCANS: Final = 3  # of the other replicas, one of which takes a lease that is to be released
+RELEASE_POLL_S: Final = 0.1
 
 log = structlog.get_logger(__name__)
 
@@ -75,8 +77,8 @@ log = structlog.get_logger(__name__)
 class LeaseRelease(StrEnum):
     """The result of a person's request to release a lease."""
 
-    RELEASED = "released"  # this replica drains its reader, then releases it
-    TAKEN_AWAY = "taken away"  # from another replica
+    HANDED_OVER = "handed over"  # another replica has taken it
+    ALONE = "alone"  # no other replica has taken it in time: its owner reads on
     UNKNOWN = "unknown"
     UNOWNED = "unowned"
     FOREIGN = "foreign"  # a KCL owns it, or assigns it
@@ -233,25 +235,31 @@ class Fleet:
         return asked
 
     async def release_lease(self, lease_key: str) -> LeaseRelease:
-        """Release a lease for a person, whichever replica holds it. Raises as the lease table.
+        """Have another replica take a lease, for a person. Raises as the lease table.
 
-        Its own reader drains first. Another owner learns of it at its next renewal, and two readers do no harm until
-        then. A lease of another program stays as it is.
+        Its owner reads on until another replica has taken it with its next scan, so the stream shard is never unread;
+        two readers do no harm. A lease of another program stays as it is.
         """
-        if self._coordinator.give_up(lease_key):
-            return LeaseRelease.RELEASED
-        lease = await self._services.table.find(lease_key)
+        table = self._services.table
+        lease = await table.find(lease_key)
         if lease is None:
             return LeaseRelease.UNKNOWN
-        owner = lease.actual_owner
-        if owner is None or lease.checkpoint == SHARD_END:
+        if lease.actual_owner is None or lease.checkpoint == SHARD_END:
             return LeaseRelease.UNOWNED
         if not lease.is_metered or self.is_led_by_kcl:
             return LeaseRelease.FOREIGN
-        if not await self._services.table.release(lease, owner):
+        if not await table.ask_to_release(lease):
             return LeaseRelease.UNOWNED
-        log.warning("lease.taken_away", stream_shard_id=lease_key, owner_before=owner)
-        return LeaseRelease.TAKEN_AWAY
+        ends_at = loop_time() + RELEASE_SCANS * self._scan_pause_s()
+        while (row := await table.find(lease_key)) is not None and row.actual_owner in {None, lease.actual_owner}:
+            await asyncio.sleep(RELEASE_POLL_S)
+            if loop_time() >= ends_at:
+                if await table.withdraw_release(lease):
+                    return LeaseRelease.ALONE
+                break  # taken, or released by its owner, just now
+        self._coordinator.check(lease_key)
+        log.warning("lease.taken_away", stream_shard_id=lease_key, owner_before=lease.actual_owner)
+        return LeaseRelease.HANDED_OVER
 
     def report(self) -> dict[str, Any]:
         """Return the replicas and the stream shards of the whole fleet, as their leases show them."""
@@ -329,12 +337,15 @@ class Fleet:
         Short, too, after a lost race: of several leases that were released at once, some may be left.
         """
         duration_s = self._settings.lease_duration_s
-        usual_s = LOST_RACE_PAUSE_S if self._has_lost_race else duration_s / SCANS_PER_DURATION
-        pause_s = max(usual_s, self._services.table.scan_capacity / SCAN_CAPACITY_PER_S)
+        pause_s = self._scan_pause_s(LOST_RACE_PAUSE_S if self._has_lost_race else None)
         expiry = next_expiry(self._view.observations, held=self._coordinator.held, lease_duration_s=duration_s)
         if expiry is None or expiry <= (now := loop_time()):
             return pause_s
         return min(pause_s, expiry - now + EXPIRY_MARGIN_S)
+
+    def _scan_pause_s(self, usual_s: float | None = None) -> float:
+        usual_s = self._settings.lease_duration_s / SCANS_PER_DURATION if usual_s is None else usual_s
+        return max(usual_s, self._services.table.scan_capacity / SCAN_CAPACITY_PER_S)
 
     def _create_follower(self) -> KclFollower:
         return KclFollower(self._services.table.requests, self._kcl_leader, me=self._me, utc=self._utc)

@@ -62,8 +62,8 @@ class LeaseCoordinator:
         self._on_expired = on_expired
         self._draw = draw
         self._holders: dict[str, LeaseHolder] = {}
-        self._rest_until: dict[str, float] = {}  # of leases that a person had this replica release, and of failed ones
-        self._failures: dict[str, FailureCount] = {}  # of leases whose reader failed
+        self._rest_until: dict[str, float] = {}  # of leases whose reader failed
+        self._failures: dict[str, FailureCount] = {}
 
     def __repr__(self) -> str:
         return f"LeaseCoordinator({self._table.name}, me={self._me}, holding={sorted(self._holders)})"
@@ -102,14 +102,11 @@ class LeaseCoordinator:
             for lease_key, one in sorted(self._view.observations.items())
         ]
 
-    def give_up(self, lease_key: str) -> bool:
-        """Release a lease; return False when it is not held. For its duration others may take it, and this one not."""
+    def check(self, lease_key: str) -> None:
+        """Renew a lease at once if this replica takes itself for its owner, so that it notices another owner."""
         holder = self._holders.get(lease_key)
-        if holder is None:
-            return False
-        self._rest_until[lease_key] = loop_time() + self._lease_duration_s
-        holder.give_up()
-        return True
+        if holder is not None:
+            holder.check()
 
     def own_readers(self) -> dict[str, OwnReader]:
         """Return the readers of this replica by lease key, as they are now."""
@@ -214,6 +211,8 @@ class LeaseCoordinator:
     def _how(self, lease: Lease) -> str:
         if lease.actual_owner in {None, self._me}:
             return "free"
+        if lease.is_to_be_released:
+            return "released"
         unchanged_for_s = loop_time() - self._view.observations[lease.lease_key].unchanged_since
         return "expired" if unchanged_for_s > self._lease_duration_s else "stolen"
 

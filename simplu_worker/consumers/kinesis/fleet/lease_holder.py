@@ -51,7 +51,7 @@ class LeaseHolder:
         self._create_reader = create_reader
         self._duration_s = duration_s
         self._is_ended = False
-        self._is_given_up = asyncio.Event()
+        self._is_failed = asyncio.Event()
         self._defect: Exception | None = None
         self.has_failed = False  # by an error that nobody foresaw
 
@@ -120,14 +120,14 @@ class LeaseHolder:
         except* LeaseLostError:
             log.warning("lease.lost", stream_shard_id=self.lease_key)
 
-    def give_up(self) -> None:
-        """Drain the reader and release the lease, although nothing else asks for it. Idempotent."""
-        self._is_given_up.set()
+    def check(self) -> None:
+        """Renew the lease at once; when another worker has taken it, reading ends."""
+        self._renewer.request()
 
     def fail(self, exc: Exception) -> None:
         """End the reader for *exc*, which was raised where other tasks use it, as if the reader had raised it."""
         self._defect = exc
-        self._is_given_up.set()
+        self._is_failed.set()
 
     async def release_from_parents(self) -> None:
         """Let the reader apply the operations that waited for the parents, as far as the parents have finished."""
@@ -137,7 +137,7 @@ class LeaseHolder:
                 self.reader.release_from_parents(pending)
 
     async def _end_on(self, stopping: asyncio.Event, ending: asyncio.Event) -> None:
-        await wait_any(stopping, self._renewer.is_reassigned, self._is_given_up)
+        await wait_any(stopping, self._renewer.is_reassigned, self._is_failed)
         if self._defect is not None:
             raise self._defect
         ending.set()
