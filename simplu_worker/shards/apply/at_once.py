@@ -41,7 +41,8 @@ INSERTED_TABLES: Final = {"operations": InsertedTable.LOG, "resources": Inserted
 class UnusualError(RolledBackError):
     """A batch was not applied in one statement, and is to be applied step by step: that shows the cause.
 
-    *is_timeout* means that the statement took too long, *duplicates_in* is the table with a row that exists, if any.
+    *is_timeout* means that the statement or a lock took too long, *duplicates_in* is the table with a row that exists,
+    if any.
     """
 
     def __init__(self, cause: str, *, is_timeout: bool = False, duplicates_in: InsertedTable | None = None) -> None:

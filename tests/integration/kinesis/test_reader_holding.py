@@ -9,7 +9,8 @@ import asyncpg
 import msgspec
 import pytest
 from support.aws.kpl_aggregates import aggregate
-from support.postgres.databases import copy_shard
+from support.postgres import wraparound
+from support.postgres.databases import copy_shard, make_template
 from support.postgres.pool_trouble import forget_probes
 from support.postgres.tenant_cases import fetch
 from support.postgres.trouble import calm, make_touchy
@@ -21,6 +22,7 @@ from support.reader_world import (
     chain,
     eventually,
     logs,
+    looked_after,
     mixed,
     outcomes,
     reaches,
@@ -35,7 +37,8 @@ from simplu_worker.consumers.kinesis.leases.lease import ReadAhead
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, TrimHorizon
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position
-from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer
+from simplu_worker.local.processes.watchdog import ProcessGroup
 from simplu_worker.metrics.instruments import RETRIES
 from simplu_worker.shards.postgres.statement_timeouts import DEFAULT_TIMEOUTS
 from simplu_worker.timing.clock import utc_now
@@ -92,6 +95,39 @@ async def test_others_go_on_when_a_shard_is_killed_under_load(world: World, brea
     assert await outcomes(shard, "a-x") == ["succeeded"] * 336
     assert await outcomes(broken, "b-x") == ["succeeded"] * 336
     assert await world.letters() == []
+
+
+@pytest.mark.slow(7)
+async def test_others_go_on_when_a_shard_has_no_transaction_ids_left(world: World) -> None:
+    """It answers 54000 to every write, and to probes: it is held, no operation is at fault, and no reader ends."""
+    with ProcessGroup() as group:
+        server = PostgresServer(
+            group, PostgresPrograms.find(group.directory), database="wraparound", settings=wraparound.SETTINGS
+        )
+        await server.start()
+        await make_template(server)
+        spent = world.add_shard(await copy_shard(server, shard_id="shard-3"))
+        await world.provision("a-x", "shard-1")
+        await world.provision("b-x", "shard-3")
+        shard = await world.shard("shard-1")
+
+        async with world.reading() as reader, looked_after(world, reader):
+            await world.put(*mixed(chain("a-x", 3), chain("b-x", 3)))
+            await logs(spent, "b-x", 3)
+            await wraparound.use_up_transaction_ids(server)
+            await world.put(*mixed(chain("a-x", 30, first=3), chain("b-x", 30, first=3)))
+            await logs(shard, "a-x", 33)
+            await eventually(lambda: held_targets(reader) == [("shard shard-3", "shard_unavailable", "held")])
+            await eventually(lambda: spent.last_error == "ProgramLimitExceededError (54000)")
+            assert await outcomes(spent, "b-x") == ["succeeded"] * 3
+
+            await wraparound.make_room(server)
+            numbers = await world.put(*mixed(chain("a-x", 3, first=33), chain("b-x", 3, first=33)))
+            await reaches(reader, numbers[-1])
+
+        assert await outcomes(spent, "b-x") == ["succeeded"] * 36
+        assert await world.letters() == []
+        await spent.drain()
 
 
 @pytest.mark.parametrize("world", [DEFAULT_TIMEOUTS], indirect=True)
