@@ -279,7 +279,7 @@ def _new_chain(region: str | None) -> AioCredentialResolver:
     """Return botocore's chain, in a session that has read no file yet; botocore's own would wait minutes for STS."""
     session = AioSession()
     session.register_component("data_loader", _session().get_component("data_loader"))
-    session.set_default_client_config(_config(read_timeout_s=5.0, connect_timeout_s=3.0, max_attempts=2, pool_size=1))
+    session.set_default_client_config(_config(read_timeout_s=3.0, connect_timeout_s=2.0, max_attempts=2, pool_size=1))
     chain = create_credential_resolver(session, region_name=region)
     end_programs_in_time(chain, session)
     return chain

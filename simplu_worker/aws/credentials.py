@@ -22,7 +22,7 @@ from simplu_worker.aws.clock_skew import clock_problem
 from simplu_worker.timing.clock import loop_time, utc_now
 
 ANSWER_KEPT_S: Final = 1.0  # a refreshed one too: however short-lived credentials are, no request asks for itself alone
-ASK_MAX_S: Final = 20.0  # longer than botocore tries an agent of a container: three times, for two seconds each
+ASK_MAX_S: Final = 10.0  # longer than botocore tries an agent of a container: three times, for two seconds each
 CAUSE_MAX_LENGTH: Final = 300
 NOTHING_FOUND: Final = (
     "no source has any: expected them in the environment, a profile, a web identity, or the role of a container or "
@@ -40,13 +40,19 @@ class CredentialSource:
     """
 
     def __init__(
-        self, new_chain: Callable[[str | None], AioCredentialResolver], *, ask_max_s: float = ASK_MAX_S
+        self,
+        new_chain: Callable[[str | None], AioCredentialResolver],
+        *,
+        ask_max_s: float = ASK_MAX_S,
+        answer_kept_s: float = ANSWER_KEPT_S,
     ) -> None:
         self.problem: str | None = None
         self.region: str | None = None  # of the last client; STS is asked there
         self._new_chain = new_chain
         self._ask_max_s = ask_max_s
+        self._answer_kept_s = answer_kept_s
         self._found: Any = None
+        self._found_at: float | None = None
         self._frozen: ReadOnlyCredentials | None = None
         self._answered_at: float | None = None
         self._asking: asyncio.Event | None = None
@@ -57,7 +63,7 @@ class CredentialSource:
     @property
     def method(self) -> str:
         """The source, as botocore names it."""
-        return "unknown" if self._found is None else str(self._found.method)
+        return "any source" if self._found is None else str(self._found.method)
 
     async def load_credentials(self) -> CredentialSource:
         """Return itself, at once: a client can be made before there are credentials."""
@@ -75,9 +81,12 @@ class CredentialSource:
     async def get_frozen_credentials(self) -> ReadOnlyCredentials:
         """Return the credentials to sign with. Raises CredentialRetrievalError.
 
-        Requests at the same time wait for one answer, and share it, an error too.
+        Requests at the same time wait for one answer, and share it, an error too. While what was found may be renewed,
+        the others use it: it has minutes left, as a rule, and if it has not, AWS refuses it.
         """
         while not self._is_answered() and self._asking is not None:
+            if self._frozen is not None:
+                return self._frozen
             await self._asking.wait()
         if not self._is_answered():
             self._asking = asyncio.Event()
@@ -91,18 +100,26 @@ class CredentialSource:
         return self._frozen
 
     def forget(self) -> None:
-        """Ask all sources again before the next request: AWS refused the credentials."""
-        self._found = self._frozen = self._answered_at = None
+        """Ask all sources again before the next request: AWS refused the credentials.
+
+        Those that were just found stay: requests before them are refused as well.
+        """
+        if not self._is_recent(self._found_at):
+            self._found = self._frozen = self._answered_at = None
 
     def _is_answered(self) -> bool:
+        return self._is_recent(self._answered_at)
+
+    def _is_recent(self, at: float | None) -> bool:
         # The clock of another event loop may be behind.
-        return self._answered_at is not None and 0 <= loop_time() - self._answered_at < ANSWER_KEPT_S
+        return at is not None and 0 <= loop_time() - at < self._answer_kept_s
 
     async def _ask(self) -> None:
         try:
             async with asyncio.timeout(self._ask_max_s):
                 if self._found is None:
                     self._found = await self._new_chain(self.region).load_credentials()
+                    self._found_at = loop_time()
                 found = None if self._found is None else await self._found.get_frozen_credentials()
         except Exception as exc:  # noqa: BLE001 - sources are files, programs and servers, and botocore parses them
             self._note(None, describe(exc))

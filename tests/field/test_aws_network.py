@@ -37,9 +37,11 @@ async def identities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIt
             monkeypatch.setenv(name, value)
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"):
             monkeypatch.delenv(name, raising=False)
-        clients.credential_source().forget()
+        clients._session.cache_clear()
+        clients.credential_source.cache_clear()
         yield running
-        clients.credential_source().forget()
+        clients._session.cache_clear()
+        clients.credential_source.cache_clear()
 
 
 async def call_all(url: str) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from aiobotocore.credentials import AioCredentialResolver, AioCredentials
+from aiobotocore.credentials import AioCredentialResolver, AioCredentials, AioRefreshableCredentials
 from botocore.exceptions import ClientError, CredentialRetrievalError
 
-from simplu_worker.aws.credentials import CredentialSource, describe
+from simplu_worker.aws.credentials import ANSWER_KEPT_S, CredentialSource, describe
+from simplu_worker.local.processes.loopback import poll_until
 
 
 class ScriptedProvider:
@@ -49,9 +52,9 @@ def nothing() -> None:
     """Answer that there are none."""
 
 
-def source_of(provider: ScriptedProvider) -> CredentialSource:
+def source_of(provider: ScriptedProvider, *, answer_kept_s: float = ANSWER_KEPT_S) -> CredentialSource:
     """Return the source whose chain has *provider* alone."""
-    return CredentialSource(lambda _region: AioCredentialResolver(providers=[provider]))
+    return CredentialSource(lambda _: AioCredentialResolver(providers=[provider]), answer_kept_s=answer_kept_s)
 
 
 async def test_source_is_asked_once_for_all_who_wait() -> None:
@@ -76,9 +79,14 @@ async def test_source_that_fails_is_asked_once_for_all_who_wait() -> None:
     assert {type(end) for end in ends} == {CredentialRetrievalError}
     assert provider.asked_count == 1
     assert source.problem is not None
-    source.forget()
-    assert (await source.get_frozen_credentials()).access_key == "one"
-    assert source.problem is None
+
+    async def is_back() -> bool:
+        with suppress(CredentialRetrievalError):
+            await source.get_frozen_credentials()
+        return source.problem is None
+
+    assert await poll_until(is_back, within_s=60.0)
+    assert provider.asked_count == 2
 
 
 async def test_next_in_the_line_asks_when_the_one_who_asks_is_cancelled() -> None:
@@ -94,12 +102,44 @@ async def test_next_in_the_line_asks_when_the_one_who_asks_is_cancelled() -> Non
     assert (provider.asked_count, first.cancelled()) == (2, True)
 
 
+async def test_renewal_delays_no_other_request() -> None:
+    """A source that hangs while minutes are left holds up the one who asks, and no one else."""
+    now = datetime.now(UTC)
+    times, is_asked, is_open = [now], asyncio.Event(), asyncio.Event()
+
+    async def renew() -> dict[str, str]:
+        is_asked.set()
+        await is_open.wait()
+        return {"access_key": "two", "secret_key": "x", "token": "t", "expiry_time": "2999-01-01T00:00:00Z"}
+
+    ends_at = now + timedelta(hours=1)
+    found = AioRefreshableCredentials("one", "x", "t", ends_at, renew, "scripted", time_fetcher=lambda: times[0])
+    source = source_of(ScriptedProvider(lambda: found), answer_kept_s=0.0)
+    assert (await source.get_frozen_credentials()).access_key == "one"
+    times[0] = ends_at - timedelta(minutes=12)  # botocore begins to renew them 15 minutes before
+    asking = asyncio.ensure_future(source.get_frozen_credentials())
+    await is_asked.wait()
+    assert (await source.get_frozen_credentials()).access_key == "one"
+    is_open.set()
+    assert (await asking).access_key == "two"
+
+
 async def test_refused_credentials_are_asked_for_anew() -> None:
     """Another program may have written new ones."""
-    source = source_of(ScriptedProvider(keys("one"), keys("two")))
+    source = source_of(ScriptedProvider(keys("one"), keys("two")), answer_kept_s=0.0)
     assert (await source.get_frozen_credentials()).access_key == "one"
     source.forget()
     assert (await source.get_frozen_credentials()).access_key == "two"
+
+
+async def test_credentials_that_are_new_are_kept_whatever_was_refused() -> None:
+    """Requests of the moment before come back refused, many of them."""
+    provider = ScriptedProvider(keys("one"))
+    source = source_of(provider)
+    for _ in range(3):
+        assert (await source.get_frozen_credentials()).access_key == "one"
+        source.forget()
+    assert provider.asked_count == 1
 
 
 DATE = "Thu, 26 Nov 2020 00:00:00 GMT"
