@@ -10,10 +10,11 @@ import pytest
 from support.moves.failpoints import set_failpoint
 from support.moves.world import TENANT_ID, World
 from support.postgres.databases import ShardMaker, execute
-from support.postgres.other_settings import isolate
+from support.postgres.other_settings import WAYS, isolate, reached
 from support.postgres.tenant_cases import add_tenant, fetch
 from support.postgres.trouble import waiters
 
+from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.shards.moving.repairing import repair_resources
 from simplu_worker.shards.postgres.pool import Pools
 
@@ -25,17 +26,20 @@ CREATE TRIGGER take_long AFTER INSERT ON public.operations FOR EACH STATEMENT EX
 """
 
 
-@pytest.mark.slow(6)
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
-async def test_move_keeps_every_operation_whatever_isolation_is_the_default(make_shard: ShardMaker, level: str) -> None:
+@pytest.mark.parametrize("way", WAYS)
+async def test_move_keeps_every_operation_whatever_isolation_is_the_default(
+    make_shard: ShardMaker, postgres_server: PostgresServer, level: str, way: str
+) -> None:
     """What waits for a lock and reads then has to see the commit that it waited for."""
-    addresses = [await make_shard("a"), await make_shard("b")]
-    for address in addresses:
-        await isolate(address, level)
-    async with Pools(size=6) as pools:
+    shards = [await make_shard("a"), await make_shard("b")]
+    for shard in shards:
+        await isolate(shard, level)
+    async with reached(way, postgres_server, *shards) as addresses, Pools(size=6) as pools:
         world = World(pools, addresses)
         await add_tenant(world.shard_pools["a"])
-        await execute(addresses[0].connection_string, LONG_BATCHES)
+        await execute(shards[0].connection_string, LONG_BATCHES)
         stopping = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(world.write_until(stopping))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,7 +11,7 @@ from support.citrus.cases import routed_shards
 from support.moves.failpoints import set_failpoint
 from support.moves.world import ROWS, TENANT_ID, World
 from support.postgres.databases import ShardMaker
-from support.postgres.other_settings import set_otherwise, through_pooler
+from support.postgres.other_settings import WAYS, reached, set_otherwise
 from support.postgres.tenant_cases import TENANT, fetch
 
 from simplu_worker.local.postgres.server import PostgresServer
@@ -44,27 +42,23 @@ EXPECTED = {
     "transaction_timeout": "0",
 }
 SHOWN = "SELECT name, pg_catalog.current_setting(name) AS value FROM pg_catalog.unnest($1::text[]) AS name"
-WAYS = ["directly", "through a pooler"]
 
 
-@contextlib.asynccontextmanager
-async def reached(way: str, server: PostgresServer, *shards: ShardAddress) -> AsyncIterator[list[ShardAddress]]:
-    """Give the addresses of *shards*, which have other settings."""
-    for shard in shards:
+@pytest.fixture
+async def shards(make_shard: ShardMaker) -> list[ShardAddress]:
+    """Give two shards with other settings."""
+    made = [await make_shard(shard_id) for shard_id in ("a", "b")]
+    for shard in made:
         await set_otherwise(shard)
-    if way == "directly":
-        yield [*shards]
-        return
-    async with through_pooler(server, *shards) as addresses:
-        yield addresses
+    return made
 
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_settings_are_those_of_the_worker_whatever_the_defaults_of_the_database(
-    make_shard: ShardMaker, postgres_server: PostgresServer, way: str
+    shards: list[ShardAddress], postgres_server: PostgresServer, way: str
 ) -> None:
     """In a transaction, in a statement outside of one, and after it; a snapshot has its own isolation."""
-    async with reached(way, postgres_server, await make_shard()) as (address,):
+    async with reached(way, postgres_server, shards[0]) as (address,):
         pool = ShardPool(address, size=1)
         for _ in range(2):
             async with pool.connection() as connection:
@@ -81,11 +75,11 @@ async def test_settings_are_those_of_the_worker_whatever_the_defaults_of_the_dat
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_tenant_is_made_written_to_moved_and_repaired_whatever_the_defaults_of_the_database(
-    make_shard: ShardMaker, postgres_server: PostgresServer, way: str, monkeypatch: pytest.MonkeyPatch
+    shards: list[ShardAddress], postgres_server: PostgresServer, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Provisioning with its confirmation, a batch, a read, a list of days, a move, a repair."""
     async with (
-        reached(way, postgres_server, await make_shard("a"), await make_shard("b")) as addresses,
+        reached(way, postgres_server, *shards) as addresses,
         routed_shards(addresses) as routed,
     ):
         made = await routed.provisioner.provision(ProvisionRequest(*TENANT, "dental", datetime(2026, 3, 1, tzinfo=UTC)))

@@ -38,6 +38,8 @@ CREATE TABLE decoys.tenants (id text);
 CREATE TABLE decoys.resources (id text);
 CREATE FUNCTION decoys.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS 'SELECT ''epoch''::timestamptz'
 """
+DIRECTLY: Final = "directly"
+WAYS: Final = [DIRECTLY, "through a pooler"]
 POOLER_SETTINGS: Final = {"auth_type": "any", "pool_mode": "transaction", "default_pool_size": 4}
 
 
@@ -55,8 +57,11 @@ async def set_otherwise(address: ShardAddress) -> None:
 
 
 @contextlib.asynccontextmanager
-async def through_pooler(server: PostgresServer, *addresses: ShardAddress) -> AsyncIterator[list[ShardAddress]]:
-    """Give the addresses of shards of *server* behind a pooler in transaction mode."""
+async def reached(way: str, server: PostgresServer, *addresses: ShardAddress) -> AsyncIterator[list[ShardAddress]]:
+    """Give the addresses of shards of *server*: as they are, or behind a pooler in transaction mode."""
+    if way == DIRECTLY:
+        yield [*addresses]
+        return
     async with running_pooler(server, POOLER_SETTINGS) as port:
         yield [
             ShardAddress(address.shard_id, f"postgresql://guest@{HOST}:{port}/{database_of(address)}")
