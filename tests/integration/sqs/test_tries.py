@@ -238,6 +238,20 @@ async def test_failure_is_no_failure_when_its_shard_is_gone_before_it_is_counted
         assert (verdict, await desk.counts()) == (RetryHeld(1), {"message-o1": 1})
 
 
+async def test_failure_is_no_failure_when_the_tenant_has_moved_before_it_is_counted(desk: Desk) -> None:
+    """Nothing is written on its former shard; the message is held, and its tenant looked up anew."""
+
+    class Moving(ShardGateway):
+        async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None] | None:
+            await fetch(desk.pool, "UPDATE tenants SET state = 'moved', moved_to = 'shard-9'")
+            return await super().count_failures(shard_id, failed)
+
+    async with desk.replica(desk.gateway(Moving)) as handler:
+        (verdict,) = await handler.handle([message("o1", BAD)])
+    assert verdict == RetryHeld(0.125)
+    assert await desk.counts() == {}
+
+
 async def test_follower_is_not_applied_while_the_failure_of_its_head_is_recorded(desk: Desk) -> None:
     """Nor before the failure is collected: a call that ended before submits the group again with the next one."""
 
