@@ -311,7 +311,7 @@ async def test_worker_goes_on_when_the_disk_of_its_log_is_full(stack: Stack) -> 
     assert live == 200
 
 
-@pytest.mark.slow(8)
+@pytest.mark.slow(4)
 @in_stacks_loop
 @pytest.mark.skipif(sys.platform != "linux", reason="expected Linux, where the size of a pipe can be set")
 async def test_worker_goes_on_when_nobody_reads_its_log(stack: Stack, tmp_path: Path) -> None:

@@ -130,17 +130,14 @@ NO_ANSWERS: dict[str, tuple[Reply, str]] = {
     "half a character": (reply(b'{"shardId": "\\ud800", "connectionString": "x"}'), "expected JSON"),
     "a negative count": (reply(SHARD | {"businessCount": -1}), "`int` >= 0"),
     "a count that is no number": (reply(SHARD | {"maxBusinesses": "many"}), "got `str`"),
-    "packed without end": (
-        packed_without_end,
-        f"at most {REPLY_MAX_BYTES} bytes|Citrus get_shard: ",
-    ),
+    "packed without end": (packed_without_end, f"at most {REPLY_MAX_BYTES} bytes"),
 }
 
 
 @pytest.mark.parametrize(("answer", "error"), NO_ANSWERS.values(), ids=NO_ANSWERS)
 async def test_locate_has_no_answer_when_citrus_talks_nonsense(answer: Reply, error: str) -> None:
     """What cannot be understood is trouble, to be asked again; the error says what came without its content."""
-    async with ScriptedCitrus(answer).opened() as client:
+    async with ScriptedCitrus(answer).opened(timeout_s=60.0) as client:
         with pytest.raises(CitrusUnavailableError, match=error) as caught:
             await client.locate("a-b")
 
