@@ -19,6 +19,7 @@ import structlog
 from simplu_worker import __version__
 from simplu_worker.assembly.shards import Shards
 from simplu_worker.assembly.worker import Consumers, Parts, open_parts
+from simplu_worker.bulkheads import TargetKind, contain, keep_running
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.leases.lease import worker_id
 from simplu_worker.consumers.source_retention import EffectiveRetention
@@ -177,6 +178,14 @@ def _background_tasks(
     return tasks
 
 
+TARGETS: Final = {  # of the background tasks that work for one thing; the others are chores of the replica
+    "citrus": TargetKind.CITRUS,
+    "cache": TargetKind.CACHE,
+    "dead-letters": TargetKind.QUEUE,
+    "rejections": TargetKind.QUEUE,
+}
+
+
 def _effective_retention(settings: Settings, consumers: Consumers) -> EffectiveRetention:
     configured = timedelta(hours=settings.operation_retention_hours)
     return EffectiveRetention(configured, stream=consumers.stream, queues=list(consumers.queues.values()))
@@ -222,25 +231,37 @@ async def _run_until_drained(
     grace_s = settings.shutdown_grace_seconds
     consumers, cache = parts.consumers, parts.cache
     async with asyncio.timeout(None) as deadline, asyncio.TaskGroup() as tasks:
-        background_tasks = [tasks.create_task(run(), name=name) for name, run in background.items()]
+        background_tasks = [
+            tasks.create_task(keep_running(TARGETS.get(name, TargetKind.REPLICA), name, name, run), name=name)
+            for name, run in background.items()
+        ]
         async with asyncio.TaskGroup() as sources:
             for name, receiver in consumers.receivers.items():
                 sources.create_task(receiver.run(stopping), name=f"queue:{name}")
             if consumers.fleet is not None:
-                sources.create_task(consumers.fleet.run(stopping), name="fleet")
+                run_fleet = partial(consumers.fleet.run, stopping)
+                fleet = keep_running(TargetKind.LEASES, "fleet", "fleet", run_fleet, stopping=stopping)
+                sources.create_task(fleet, name="fleet")
             await stopping.wait()
             notifier.notify_stopping()
             log.info("worker.draining", grace_s=grace_s)
             deadline.reschedule(loop.time() + grace_s)
         flush_s = min(FLUSH_S, ((deadline.when() or 0.0) - loop.time()) / 2)
-        async with asyncio.TaskGroup() as flushes:
-            flushes.create_task(consumers.rejections.flush(flush_s))
-            if cache is not None:
-                flushes.create_task(cache.flush(flush_s))
-            if parts.span_export is not None:
-                flushes.create_task(parts.span_export.close(within_s=flush_s))
+        flushes = [consumers.rejections.flush(flush_s)]
+        if cache is not None:
+            flushes.append(cache.flush(flush_s))
+        if parts.span_export is not None:
+            flushes.append(parts.span_export.close(within_s=flush_s))
+        async with asyncio.TaskGroup() as flushing:
+            for flush in flushes:
+                flushing.create_task(_flush(flush))
         for task in background_tasks:
             task.cancel()
+
+
+async def _flush(flush: Coroutine[Any, Any, None]) -> None:
+    with contain(TargetKind.REPLICA, "flush", "flush"):
+        await flush
 
 
 def _require_drained(consumers: Consumers) -> None:

@@ -6,6 +6,8 @@ callers decide by class alone. Pure.
 
 from __future__ import annotations
 
+import traceback
+
 
 class WorkerError(Exception):
     """The base class of all errors that this package raises."""
@@ -22,6 +24,10 @@ class RetryableError(WorkerError):
         self.retry_after_s = retry_after_s
 
 
+class InternalError(RetryableError):
+    """Something was raised that nobody foresaw: a defect of the worker. `bulkheads` has counted and logged it."""
+
+
 class PermanentError(WorkerError):
     """The dependency refused the request; the same request is refused again."""
 
@@ -32,3 +38,18 @@ class ConfigurationError(WorkerError):
     def __init__(self, *problems: str) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+def place_of(exc: Exception) -> str:
+    """Return the type of an exception and the last line of this package that it went through; never its message."""
+    frames = [frame for frame in traceback.extract_tb(exc.__traceback__) if "simplu_worker" in frame.filename]
+    return (
+        f"{type(exc).__name__} at {short_path(frames[-1].filename)}:{frames[-1].lineno}"
+        if frames
+        else type(exc).__name__
+    )
+
+
+def short_path(filename: str) -> str:
+    """Return the last folders and the name of a file."""
+    return "/".join(filename.split("/")[-3:])

@@ -3,48 +3,43 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from botocore import xform_name
-from botocore.exceptions import ClientError
 
 from simplu_worker.telemetry.log import is_debug_written
 
+STARTED_AT: Final = "simplu_worker.started_at"  # in the context of a call, beside what botocore keeps there
+
 log = structlog.get_logger(__name__)
 
-NOT_MEASURED: Final = -1.0
 
-
-class LoggedCall:
-    """A call of *operation*, as AWS spells it; its end has a line if the level is debug.
+def log_calls(client: Any) -> None:
+    """Have the end of each call of *client* written, if the level is debug.
 
     A call with retries has one line. A call that is cancelled has none.
     """
+    service = client.meta.service_model.service_name
 
-    __slots__ = ("_operation", "_service", "_started_at")
+    def begin(context: dict[str, Any], **_: object) -> None:
+        context[STARTED_AT] = time.perf_counter()
 
-    def __init__(self, service: str, operation: str) -> None:
-        self._service = service
-        self._operation = operation
-        self._started_at = NOT_MEASURED
+    def end(parsed: dict[str, Any], model: Any, context: dict[str, Any], **_: object) -> None:
+        _log(service, model.name, parsed.get("Error", {}).get("Code"), context)
 
-    def __enter__(self) -> None:
-        if is_debug_written():
-            self._started_at = time.perf_counter()
+    def fail(exception: Exception, event_name: str, context: dict[str, Any], **_: object) -> None:
+        _log(service, event_name.rpartition(".")[2], type(exception).__name__, context)
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, _: TracebackType | None) -> None:
-        if self._started_at == NOT_MEASURED or (exc is not None and not isinstance(exc, Exception)):
-            return
-        error = None if kind is None else kind.__name__
-        if isinstance(exc, ClientError):
-            error = exc.response.get("Error", {}).get("Code")
-        _log(self._service, xform_name(self._operation), error, time.perf_counter() - self._started_at)
+    if is_debug_written():
+        client.meta.events.register("before-call", begin)
+        client.meta.events.register("after-call", end)
+        client.meta.events.register_first("after-call-error", fail)
 
 
-def _log(service: str, operation: str, error: str | None, duration_s: float) -> None:
-    duration_s = round(duration_s, 4)
+def _log(service: str, operation: str, error: str | None, context: dict[str, Any]) -> None:
+    operation = xform_name(operation)
+    duration_s = round(time.perf_counter() - context[STARTED_AT], 4)
     match service:
         case "kinesis":
             log.debug("kinesis.called", operation=operation, error=error, duration_s=duration_s)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from simplu_worker.bulkheads import TargetKind, note_trouble, translate
 from simplu_worker.cache.invalidations import (
     ENTRY_PREFIX,
     EPOCH_KEY,
@@ -30,7 +31,7 @@ from simplu_worker.cache.invalidations import (
     ResourceKey,
     versions_of,
 )
-from simplu_worker.errors import ConfigurationError, RetryableError
+from simplu_worker.errors import ConfigurationError, InternalError, RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import utc_now
@@ -92,7 +93,11 @@ class Cache:
 
     def invalidate(self, keys: Iterable[ResourceKey]) -> None:
         """Queue the invalidation of changed resources; to be called after the commit. Never waits and never raises."""
-        self._report_dropped(self._invalidations.add(keys))
+        try:
+            self._report_dropped(self._invalidations.add(keys))
+        except Exception as exc:  # noqa: BLE001  # the operations are committed: all entries become stale instead
+            note_trouble(TargetKind.CACHE, self._redis.place, "queue", exc)
+            self._invalidations.require_epoch_move(EpochMoveReason.INTERNAL_ERROR)
         if self._invalidations:
             self._work_added.set()
             self._drained.clear()
@@ -111,8 +116,11 @@ class Cache:
         """Send invalidations to Redis until cancelled; try again with a back-off while Redis is unreachable."""
         while True:
             try:
-                await self._run_once()
+                with translate(TargetKind.CACHE, self._redis.place, "invalidations", RetryableError):
+                    await self._run_once()
             except RetryableError as exc:
+                if isinstance(exc, InternalError):
+                    self._invalidations.require_epoch_move(EpochMoveReason.INTERNAL_ERROR)
                 self._record_failure(exc)
                 pause_s = backoff_s(self._failure_count, draw=self._draw(), base_s=BACKOFF_BASE_S, max_s=BACKOFF_MAX_S)
                 await asyncio.sleep(pause_s)

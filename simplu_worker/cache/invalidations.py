@@ -57,6 +57,7 @@ class EpochMoveReason(StrEnum):
     TAKEN_OVER = "taken_over"  # another replica ended without releasing its leases, perhaps before its invalidations
     RECONNECTED = "reconnected"  # Redis may have lost the last invalidations, or have been restored to an older state
     OVERFLOWED = "overflowed"  # the queue was full
+    INTERNAL_ERROR = "internal_error"  # the worker itself failed, and may have lost invalidations
     REFUSED = "refused"  # a version is not a number: it cannot invalidate the lists of that type
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -19,6 +20,7 @@ def end_process(command: Callable[[], object]) -> NoReturn:
         result = command()
     except ConfigurationError as exc:
         complain_and_exit(*exc.problems, status=EXIT_CONFIGURATION)
+    _release_outputs()
     sys.exit(result if isinstance(result, int) else EXIT_DONE)
 
 
@@ -28,4 +30,14 @@ def complain_and_exit(*problems: str, status: int) -> NoReturn:
 
     for problem in problems:
         complain(problem)
+    _release_outputs()
     sys.exit(status)
+
+
+def _release_outputs() -> None:
+    """Discard what stdout and stderr do not take: Python would end with another status at its last flush."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed when the process started
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
+from typing import Final
 
 import uvloop
 
@@ -13,14 +18,23 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.daemon import run_worker
 from simplu_worker.errors import ConfigurationError, WorkerError
 from simplu_worker.memory_tuning import end_start
+from simplu_worker.metrics import instruments
 from simplu_worker.status.live.request_bodies import LettersDesk
+from simplu_worker.telemetry.background_stream import BackgroundStream
 from simplu_worker.telemetry.bare_structlog import structlog
 from simplu_worker.telemetry.log import configure_logging, flush_logging
+
+DRAIN_S: Final = 2.0  # at the end, for lines that a slow reader of the log has not taken yet
 
 
 def run(env_file: Path | None = None) -> int:
     """Run the worker until SIGTERM or SIGINT; return the exit status. Raises ConfigurationError."""
     settings = read_settings(env_file, for_run=True)
+    with _background_output():
+        return _run(settings)
+
+
+def _run(settings: Settings) -> int:
     configure_logging(settings.log_level, settings.log_format)
     log_service_links()
     log_misspellings()
@@ -41,6 +55,30 @@ def run(env_file: Path | None = None) -> int:
     finally:
         flush_logging()
     return EXIT_DONE
+
+
+@contextmanager
+def _background_output() -> Iterator[None]:
+    """Have stdout and stderr, on which Python and libraries print too, written from threads in the block."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = opened = [
+        BackgroundStream(
+            stream or Path(os.devnull).open("w", encoding="utf-8"),  # noqa: SIM115  (closed as the process started)
+            on_drop=instruments.LOG_LINES_DROPPED.labels(name).inc,
+            on_recovery=partial(_log_recovery, name),
+        )
+        for name, stream in zip(instruments.LOG_STREAMS, before, strict=True)
+    ]
+    try:
+        yield
+    finally:
+        for stream in opened:
+            stream.drain(within_s=DRAIN_S)
+        sys.stdout, sys.stderr = before
+
+
+def _log_recovery(stream: str, lines: int) -> None:
+    structlog.get_logger(__name__).warning("log.lines_dropped", stream=stream, lines=lines)
 
 
 def _open_desk(settings: Settings) -> LettersDesk:

@@ -52,8 +52,7 @@ def run_command(
     except WorkerError as exc:
         complain(str(exc))
     except BrokenPipeError:
-        # The reader of our output is gone; without this Python would complain about the same stdout at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        pass  # the reader of our output is gone
     except Exception:  # a bug: it goes to the log, which scrubs secrets
         log.exception("command.crashed")
     finally:
@@ -111,5 +110,6 @@ def run_until_interrupted(command: Coroutine[Any, Any, int]) -> int:
 
 
 def complain(problem: str) -> None:
-    """Print *problem* on stderr, without secrets."""
-    print(scrub_text(problem), file=sys.stderr)  # noqa: T201  (for the person at the terminal)
+    """Print *problem* on stderr, without secrets. Nothing happens where stderr takes nothing."""
+    with contextlib.suppress(OSError):
+        print(scrub_text(problem), file=sys.stderr)  # noqa: T201  (for the person at the terminal)

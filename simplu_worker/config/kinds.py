@@ -209,6 +209,7 @@ CONSUMER: Final = matching(r"[a-zA-Z0-9_.-]{1,128}", "the name of a consumer, 1 
 TENANT_PART: Final = matching(r"(?s:.{1,128})", "1 to 128 characters")
 HOST: Final = matching(r"[^\s@]+", "a host name or an address")
 DATABASE_HOST: Final = matching(r"[^\s@?]+", "a host name, an address or a socket's folder")
+FOLDERS: Final = items(matching(r"/[^,]*", "the whole path of a folder"), "comma-separated whole paths of folders")
 HOST_PATTERNS: Final = items(matching(r"[^\s@/,]+", "a host pattern"), "comma-separated host patterns")
 # SQS: a message is invisible for at most 12 hours.
 RETRY_DELAYS: Final = items(number(0, 43200), "comma-separated seconds, each between 0 and 43200", count_max=100)

@@ -59,6 +59,8 @@ credentials; without them profiles and roles are tried, as by every AWS client. 
 | `AWS_PROFILE`, `AWS_CONFIG_FILE`, `AWS_SHARED_CREDENTIALS_FILE`, … | – | | Standard variables of the AWS chain. |
 | `AWS_ENDPOINT_URL`, `AWS_ENDPOINT_URL_KINESIS`, `AWS_ENDPOINT_URL_SQS`, `AWS_ENDPOINT_URL_DYNAMODB` | – | | \
 Standard endpoint overrides. |
+| `AWS_CA_BUNDLE`, `HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY` | – | | The authorities, and the way, for all calls of AWS, \
+those for credentials included. |
 """
 
 

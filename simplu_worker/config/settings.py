@@ -16,6 +16,7 @@ from simplu_worker.config.kinds import (
     CONSUMER,
     DATABASE_HOST,
     FILE,
+    FOLDERS,
     HEADER_SECRET,
     HOST,
     HOST_PATTERNS,
@@ -170,6 +171,18 @@ class Settings:
         HOST_PATTERNS,
         (),
         "Comma-separated host patterns that a connection string may name; others are refused. Unset: any.",
+    )
+    database_file_folders: tuple[str, ...] = variable(
+        FOLDERS,
+        (
+            "/etc/ssl",
+            "/etc/pki",
+            "/usr/share/ca-certificates",
+            "/usr/local/share/ca-certificates",
+            "/etc/simplu-worker",
+        ),
+        "Folders that files of a connection string from Citrus have to be below: certificates, keys, password files. "
+        "Those of a map may be anywhere.",
     )
     database_pool_size: int = variable(integer(1, 1000), 4, "Most connections to one shard, per replica.")
     database_max_connections: int = variable(

@@ -115,6 +115,8 @@ class RejectionNotes:
         )
         failed = [note for tenant_id in by_tenant.keys() - shard_ids.keys() for note in by_tenant[tenant_id]]
         failed += [note for shard_id in by_shard.keys() - written.keys() for note in by_shard[shard_id]]
+        elsewhere = {tenant_id for tenants in written.values() for tenant_id in tenants}  # by now: looked up anew
+        failed += [note for tenant_id in elsewhere for note in by_tenant[tenant_id]]
         now = loop_time()
         again = [note for note in failed if note.until > now]
         _report_dropped(len(failed) - len(again))
@@ -124,7 +126,7 @@ class RejectionNotes:
     async def _find(self, tenant_id: str) -> str | Absence:
         return await self._gateway.find(tenant_id, absence_max_age_s=ABSENCE_MAX_AGE_S)
 
-    async def _write(self, shard_id: str, notes: Sequence[_Note]) -> bool:
+    async def _write(self, shard_id: str, notes: Sequence[_Note]) -> set[str]:
         rejections = [note.rejection for note in notes]
         return await self._gateway.note_rejections(shard_id, self._queue_name, rejections)
 

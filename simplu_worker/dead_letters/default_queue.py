@@ -10,7 +10,7 @@ from typing import Final
 import structlog
 from yarl import URL
 
-from simplu_worker.aws.clients import Client
+from simplu_worker.aws.clients import Client, longest_pause_s
 from simplu_worker.aws.sqs_queue import RETENTION_MAX_S, create_queue, find_queue_url
 from simplu_worker.errors import ConfigurationError, PermanentError, RetryableError
 from simplu_worker.timing.backoff import backoff_s
@@ -35,7 +35,9 @@ async def ensure_default_queue(
             await _ensure_queue(client, url)
         except RetryableError as exc:
             failure_count += 1
-            delay_s = backoff_s(failure_count, draw=draw(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
+            delay_s = backoff_s(
+                failure_count, draw=draw(), base_s=RETRY_BASE_S, max_s=longest_pause_s(exc, RETRY_MAX_S)
+            )
             log.warning("dead_letter.queue_not_ensured", url=url, retry_in_s=round(delay_s, 1), error=str(exc))
             await sleep_or_event(delay_s, until=stopping)
         except PermanentError as exc:

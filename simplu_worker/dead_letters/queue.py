@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from simplu_worker.aws.clients import Client
+from simplu_worker.aws.clients import Client, longest_pause_s
 from simplu_worker.aws.sqs_queue import BATCH_MAX_COUNT, OutgoingMessage, Queue
 from simplu_worker.dead_letters.letter import DeadLetter, encode_dead_letter, fifo_ids_of
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
@@ -76,7 +76,9 @@ class DeadLetterQueue:
             if isinstance(error, PermanentError):
                 batch_count = 1  # a letter that the queue refuses must not take others with it
             letters = left
-            delay_s = backoff_s(failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
+            delay_s = backoff_s(
+                failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=longest_pause_s(error, RETRY_MAX_S)
+            )
             log.warning(
                 "dead_letter.deferred",
                 queue=self.queue.name,

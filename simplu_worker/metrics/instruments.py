@@ -39,7 +39,9 @@ DEAD_LETTER_REASONS = (
     "request_id_reused",
     "retries_exhausted",
     "too_large",
+    "internal_error",
 )
+TARGET_KINDS = ("shard", "stream_shard", "leases", "queue", "tenant", "citrus", "cache", "replica")
 LEASE_STATES = ("owned", "other", "unowned", "ended")
 HELD_REASONS = (
     "unregistered",
@@ -48,10 +50,12 @@ HELD_REASONS = (
     "inactive",
     "moving",
     "failing",
+    "locked",
     "reshard",
     "taken_over",
     "refill",
     "gap",
+    "internal_error",
 )
 SHARD_PROBLEM_KINDS = (
     "no_answer",
@@ -68,19 +72,20 @@ SHARD_PROBLEM_KINDS = (
 )
 CITRUS_ENDPOINTS = ("get_shard", "register", "move", "shards_health", "capacity")
 RETRY_REASONS = {
-    "kinesis": ("read_failed", "shard_unavailable", "failing"),
+    "kinesis": ("read_failed", "shard_unavailable", "failing", "locked"),
     "sqs": ("receive", "dependency", "blocked", "unexpected"),
     "citrus": CITRUS_ENDPOINTS,
 }
 CONNECTION_STATES = ("idle", "used", "waiting")
 STREAM_READERS = ("main", "catch_up", "pushed")
 SUBSCRIPTION_EVENTS = ("accepted", "ended", "taken_over", "silent", "deferred", "refused")
-LEASE_TAKES = ("free", "expired", "stolen", "assigned")
+LEASE_TAKES = ("free", "expired", "stolen", "assigned", "released")
 SQS_OUTCOMES = ("deleted", "retried", "dead_letter", "given_back", "lease_lost", "stale_receipt", "not_deleted")
 SQS_CALLS = ("delete", "change_visibility")
 CITRUS_OUTCOMES = ("ok", "not_found", "conflict", "refused", "denied", "error", "timeout")
 SHARD_MAP_OUTCOMES = ("applied", "refused")
 PROVISIONING_OUTCOMES = ("succeeded", "existed", "failed", "undone")
+LOG_STREAMS = ("stdout", "stderr")
 MOVE_OUTCOMES = ("moved", "differs", "undone", "failed")
 CACHE_OUTCOMES = ("done", "failed", "retried", "dropped")
 
@@ -364,10 +369,19 @@ MOVE_STANDING = Gauge(
     "simplu_move_standing_seconds",
     "Time since an unfinished move went on, of the one that has stood for longest; 0 without one.",
 )
+INTERNAL_ERRORS = Counter(
+    "simplu_internal_errors_total",
+    "Errors that nobody foresaw, by the kind of target that they stop.",
+    ["target"],
+)
+TARGETS_IN_TROUBLE = Gauge(
+    "simplu_targets_in_trouble", "Targets with such an error in the last two minutes, by their kind.", ["target"]
+)
 CLOCK_AHEAD = Gauge(
     "simplu_clock_ahead_seconds", "This machine's clock less that of AWS; negative: it is behind; 0 before an answer."
 )
 EVENT_LOOP_LAG = Gauge("simplu_event_loop_lag_seconds", "Delay of a timer of the event loop, as last measured.")
+LOG_LINES_DROPPED = Counter("simplu_log_lines_dropped_total", "Lines that stdout or stderr did not take.", ["stream"])
 
 
 def set_build_info(version: str) -> None:
@@ -463,3 +477,6 @@ _start_at_zero(PROVISIONING, PROVISIONING_OUTCOMES)
 _start_at_zero(SHARD_MAP_RELOADS, SHARD_MAP_OUTCOMES)
 _start_at_zero(CACHE_INVALIDATIONS, CACHE_OUTCOMES)
 _start_at_zero(MOVES, MOVE_OUTCOMES)
+_start_at_zero(LOG_LINES_DROPPED, LOG_STREAMS)
+_start_at_zero(INTERNAL_ERRORS, TARGET_KINDS)
+_start_at_zero(TARGETS_IN_TROUBLE, TARGET_KINDS)

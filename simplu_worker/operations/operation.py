@@ -40,6 +40,7 @@ class DeadLetterReason(StrEnum):
     REQUEST_ID_REUSED = "request_id_reused"
     RETRIES_EXHAUSTED = "retries_exhausted"
     TOO_LARGE = "too_large"
+    INTERNAL_ERROR = "internal_error"  # the worker itself failed at the record alone, twice
 
 
 class Failure(StrEnum):
@@ -164,6 +165,7 @@ class Disposition(StrEnum):
     DEAD_LETTER = "dead_letter"  # to be stored as a dead letter, then skipped
     # The operation alone failed, for an unforeseen reason, on a healthy shard: to be retried later, then given up.
     UNEXPECTED = "unexpected"
+    LOCKED = "locked"  # another transaction keeps rows of the tenant locked: to be retried until that ends
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from functools import wraps
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import msgspec
 
+from simplu_worker.bulkheads import TargetKind, note_trouble, translate
 from simplu_worker.cache.invalidations import OnChange, changed_keys, ignore_changes
-from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.admission import HOLD
 from simplu_worker.operations.operation import Disposition, Operation, Outcome, is_storable
 from simplu_worker.operations.unknown_tenants import ABSENCE_MAX_AGE_S
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
+from simplu_worker.shards.apply.rehearsal import find_defects
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.listing.lister import OperationLister
 from simplu_worker.shards.listing.page import ListedOperation, OperationPage, listed_members
@@ -29,8 +32,41 @@ from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import ShardRows, fetch_from_all_shards, query_all_shards
 from simplu_worker.shards.tenants.first_use import FirstUse, TenantName
-from simplu_worker.shards.types import Absence, PositionClaim, PositionMerge, Rejection, StoredPositions
+from simplu_worker.shards.types import (
+    Absence,
+    PositionClaim,
+    PositionMerge,
+    Rejection,
+    ShardPositionRows,
+    StoredPositions,
+    StreamPosition,
+    StreamShards,
+)
 from simplu_worker.timing.clock import loop_time
+
+NO_STREAM_SHARDS: Final = StreamShards("", ())
+Method = TypeVar("Method", bound=Callable[..., Coroutine[Any, Any, Any]])
+
+
+def _by_target(target: TargetKind) -> Callable[[Method], Method]:
+    """Make what a method raises unforeseen the trouble of the shard, or of the tenant, that is its first argument.
+
+    Its caller gets an `InternalError`, which is a `RetryableError`.
+    """
+
+    def decorate(method: Method) -> Method:
+        @wraps(method)
+        async def call(gateway: ShardGateway, name: str, *args: Any, **kwargs: Any) -> Any:
+            with translate(target, name, method.__name__, WorkerError):
+                return await method(gateway, name, *args, **kwargs)
+
+        return cast(Method, call)
+
+    return decorate
+
+
+of_shard: Final = _by_target(TargetKind.SHARD)
+of_tenant: Final = _by_target(TargetKind.TENANT)
 
 
 class LoggedOperation(ListedOperation, frozen=True, rename="camel", omit_defaults=True, kw_only=True):
@@ -38,6 +74,18 @@ class LoggedOperation(ListedOperation, frozen=True, rename="camel", omit_default
 
     shard_id: str
     result: msgspec.Raw | None = None
+
+
+class FoundOperation(NamedTuple):
+    """The answer of the shards about one operation.
+
+    *operation* is why the tenant has no home now, if it has none. *silent_shard_ids* are the asked shards that did not
+    answer, *positions* the rows of those that did, as of their answers.
+    """
+
+    operation: LoggedOperation | Absence | None
+    silent_shard_ids: Sequence[str] = ()
+    positions: Sequence[ShardPositionRows] = ()
 
 
 class RejectedRequest(
@@ -95,6 +143,7 @@ class ShardGateway:
         """Return when a shard last applied a batch of any caller (monotonic)."""
         return self._last_applied_at.get(shard_id, float("-inf"))
 
+    @of_tenant
     async def find(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> str | Absence:
         """Return the id of the shard that confirms the tenant, or why there is none.
 
@@ -103,6 +152,7 @@ class ShardGateway:
         found = await self._directory.find(tenant_id, absence_max_age_s=absence_max_age_s)
         return found.shard_id if isinstance(found, ShardAddress) else found
 
+    @of_tenant
     async def provision_on_first_use(self, tenant_id: str, names: Iterable[TenantName]) -> str | Absence:
         """Provision a tenant that was found `NOT_HERE`, if `PROVISION_ON_FIRST_USE` is set; then return as `find`.
 
@@ -115,6 +165,7 @@ class ShardGateway:
         self._directory.forget(tenant_id)
         return await self.find(tenant_id)
 
+    @of_shard
     async def apply(
         self, shard_id: str, operations: Sequence[Operation], *, claim: PositionClaim | None = None
     ) -> list[Outcome]:
@@ -127,7 +178,7 @@ class ShardGateway:
         if self._pools.is_retired(shard_id):
             outcomes = [HOLD] * len(operations)  # it has no tenants any more
         else:
-            outcomes = await self._ensure_writer(shard_id).apply(operations, claim)
+            outcomes = await self._apply(shard_id, operations, claim)
             self._last_applied_at[shard_id] = loop_time()
         for tenant_id in {operation.tenant_id for operation in operations}:
             self._directory.cached_address(tenant_id)  # marks the cached route as used
@@ -138,6 +189,24 @@ class ShardGateway:
         self._on_change(changed_keys(operations, outcomes))
         return outcomes
 
+    async def _apply(
+        self, shard_id: str, operations: Sequence[Operation], claim: PositionClaim | None
+    ) -> list[Outcome]:
+        """Apply *operations*, without those at which pure code fails alone: these are dead letters."""
+        try:
+            return await self._ensure_writer(shard_id).apply(operations, claim)
+        except WorkerError:
+            raise
+        except Exception as exc:
+            defective = find_defects(operations)
+            if not defective:
+                raise
+            note_trouble(TargetKind.SHARD, shard_id, "apply", exc)
+        rest = [operation for index, operation in enumerate(operations) if index not in defective]
+        applied = iter(await self._ensure_writer(shard_id).apply(rest, claim) if rest else [])
+        return [defective.get(index) or next(applied) for index in range(len(operations))]
+
+    @of_shard
     async def wait_until_safe(self, shard_id: str, operations: Sequence[Operation]) -> None:
         """Wait until operations that were applied, or found applied, are as safe as their shard can make them.
 
@@ -146,6 +215,7 @@ class ShardGateway:
         """
         await self._commits.wait_for_operations(shard_id, operations)
 
+    @of_shard
     async def give_up(self, shard_id: str, operation: Operation, *, claim: PositionClaim | None = None) -> Outcome:
         """Log an operation as given up (`retries_exhausted`), so that the tenant's later ones may be applied.
 
@@ -161,18 +231,26 @@ class ShardGateway:
             self._directory.forget(operation.tenant_id)
         return outcome
 
-    async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int] | None:
+    @of_shard
+    async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None] | None:
         """Count one failure more of each message, by tenant and message id, on a shard; return their numbers.
 
-        For failures of an operation itself, never for those of a shard. None if the shard cannot count: its schema is
-        older than the table, or its role may not write there. Raises `RetryableError` when the shard does not answer.
+        For failures of an operation itself, never for those of a shard. A message has no number if its tenant does not
+        live on the shard: then its cached route is dropped. None if the shard cannot count: its schema is older than
+        the table, or its role may not write there. Raises `RetryableError` when the shard does not answer.
         """
-        return await count_failures(self._pools.pool_of(shard_id), failed)
+        counts = await count_failures(self._pools.pool_of(shard_id), failed)
+        for (tenant_id, _), count in zip(failed, counts or (), strict=False):
+            if count is None:
+                self._directory.forget(tenant_id)
+        return counts
 
+    @of_shard
     async def forget_failures(self, shard_id: str, tenant_id: str, message_id: str) -> None:
         """Forget the failures of a message. Raises as `count_failures` does."""
         await forget_failures(self._pools.pool_of(shard_id), (tenant_id, message_id))
 
+    @of_shard
     async def probe(self, shard_id: str) -> None:
         """Check, within seconds, that a shard can apply operations now; raise `RetryableError` when it cannot.
 
@@ -193,6 +271,7 @@ class ShardGateway:
                     self._pools.ensure_pool(address)
         return sorted(self._pools.by_shard_id())
 
+    @of_shard
     async def read_positions(
         self, shard_id: str, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool = False
     ) -> StoredPositions | None:
@@ -203,6 +282,7 @@ class ShardGateway:
         """
         return await self._ensure_writer(shard_id).read_positions(stream, stream_shard_ids, is_first=is_first)
 
+    @of_shard
     async def fence_and_read_positions(
         self, shard_id: str, claim: PositionClaim, ancestors: Sequence[str], *, is_first: bool = False
     ) -> StoredPositions | None:
@@ -212,6 +292,7 @@ class ShardGateway:
         """
         return await self._ensure_writer(shard_id).fence_and_read_positions(claim, ancestors, is_first=is_first)
 
+    @of_shard
     async def find_resident_tenants(self, shard_id: str, tenant_ids: Sequence[str]) -> set[str]:
         """Return which of the tenants have a live row on a shard, and drop their cached routes.
 
@@ -222,6 +303,7 @@ class ShardGateway:
             self._directory.forget(tenant_id)
         return here
 
+    @of_shard
     async def write_positions(self, shard_id: str, claims: Sequence[PositionClaim]) -> list[PositionClaim]:
         """Write *claims* into the rows of their readers; return those for which the reader must read the row first.
 
@@ -229,6 +311,7 @@ class ShardGateway:
         """
         return await self._ensure_writer(shard_id).write_positions(claims)
 
+    @of_shard
     async def read_merges(self, shard_id: str, stream: str, stream_shard_id: str) -> list[PositionMerge]:
         """Return how a shard's row of a stream shard got its last tokens from moves of tenants to the shard.
 
@@ -236,6 +319,7 @@ class ShardGateway:
         """
         return await self._ensure_writer(shard_id).read_merges(stream, stream_shard_id)
 
+    @of_shard
     async def mark_gap(self, shard_id: str, stream: str, stream_shard_id: str, owed_from: str) -> bool:
         """Mark the row with the position *owed_from* on a shard: the stream does not reach back to it. Idempotent.
 
@@ -243,10 +327,12 @@ class ShardGateway:
         """
         return await self._ensure_writer(shard_id).mark_gap(stream, stream_shard_id, owed_from)
 
+    @of_shard
     async def forget_positions(self, shard_id: str, stream: str, stream_shard_ids: Sequence[str]) -> None:
         """Delete a shard's rows of stream shards past their retention. Raises as `write_positions` does."""
         await self._ensure_writer(shard_id).forget_positions(stream, stream_shard_ids)
 
+    @of_tenant
     async def find_again(self, tenant_id: str) -> str | Absence:
         """Find a tenant's shard without the cached route, which stays until there is another answer.
 
@@ -255,67 +341,113 @@ class ShardGateway:
         found = await self._directory.find(tenant_id, is_cached_enough=False)
         return found.shard_id if isinstance(found, ShardAddress) else found
 
-    async def find_operation(self, request_id: str, tenant_id: str | None) -> tuple[LoggedOperation | None, list[str]]:
-        """Return one operation from the log, and the ids of the asked shards that did not answer.
+    async def find_operation(
+        self, request_id: str, tenant_id: str | None, *, stream: StreamShards = NO_STREAM_SHARDS
+    ) -> FoundOperation:
+        """Return one operation from the log, with the shards' rows of the stream shards in *stream*.
 
         Without the tenant all shards are asked; if several tenants used the request id, the newest is returned.
         """
         if not is_storable(request_id):
-            return None, []
+            return FoundOperation(None)
         if tenant_id is not None:
-            found = await self._directory.find(tenant_id) if is_storable(tenant_id) else Absence.UNREGISTERED
-            if isinstance(found, Absence):
-                return None, []
-            row = await self._fetch_one(found, "find_operation", tenant_id, request_id)
-            return (None if row is None else _operation_of(found.shard_id, row)), []
-        survey = await self.survey("find_operation_of_any_tenant", request_id)
-        operations = [_operation_of(shard_id, row) for shard_id, row in survey.rows]
-        return max(operations, key=lambda operation: operation.completed_at, default=None), survey.silent_shard_ids
+            return await self._find_operation_of(tenant_id, request_id, stream)
+        survey = await self.survey("find_operation_of_any_tenant", stream.stream, list(stream.ids), request_id)
+        rows = {shard_id: _positions_in(row["positions"]) for shard_id, row in survey.rows}
+        found = [(shard_id, row) for shard_id, row in survey.rows if row["request_id"] is not None]
+        operation: LoggedOperation | Absence | None = None
+        if found:
+            shard_id, row = max(found, key=lambda one: one[1]["completed_at"])
+            if row["lives_here"]:
+                operation = _operation_of(shard_id, row)
+            else:
+                operation = (await self._find_operation_of(row["tenant_id"], request_id, stream)).operation
+        return FoundOperation(operation, survey.silent_shard_ids, list(rows.values()))
 
-    async def find_rejection(self, request_id: str, tenant_id: str | None) -> RejectedRequest | None:
+    async def _find_operation_of(self, tenant_id: str, request_id: str, stream: StreamShards) -> FoundOperation:
+        async def find(shard: ShardAddress) -> FoundOperation | None:
+            asked = stream.stream, list(stream.ids)
+            row = await self._fetch_one(shard, "find_operation", *asked, tenant_id, request_id)
+            if row is None:
+                return None
+            operation = None if row["request_id"] is None else _operation_of(shard.shard_id, row)
+            return FoundOperation(operation, [], [_positions_in(row["positions"])])
+
+        if not is_storable(tenant_id):
+            return FoundOperation(None)
+        found = await self._directory.ask_home(tenant_id, find)
+        return FoundOperation(found) if isinstance(found, Absence) else found
+
+    @of_tenant
+    async def read_positions_at_home(self, tenant_id: str, stream: StreamShards) -> ShardPositionRows | Absence:
+        """Return the rows of the stream shards in *stream* on the shard of a tenant, or why it has none now."""
+
+        async def read(shard: ShardAddress) -> ShardPositionRows | None:
+            row = await self._fetch_one(shard, "read_positions_at_home", stream.stream, list(stream.ids), tenant_id)
+            return None if row is None else _positions_in(row["positions"])
+
+        return await self._directory.ask_home(tenant_id, read)
+
+    async def find_rejection(self, request_id: str, tenant_id: str | None) -> RejectedRequest | Absence | None:
         """Return the last record that was rejected with a request id; where `find_operation` finds none.
 
-        Without the tenant all shards are asked, and the newest of those that answered is returned.
+        Of a tenant without a home now, why there is none. Without the tenant all shards are asked, and the newest of
+        those that answered is returned.
         """
         if not is_storable(request_id):
             return None
         if tenant_id is not None:
-            return (await self.find_rejections([(tenant_id, request_id)])).get((tenant_id, request_id))
+            found = await self._find_rejections_of(tenant_id, [request_id])
+            return found if isinstance(found, Absence) else found.get(request_id)
 
         async def fetch(shard: ShardAddress) -> list[dict[str, Any]]:
-            return await find_rejections(self._pools.ensure_pool(shard), "find_rejection_of_any_tenant", request_id)
+            pool = self._pools.ensure_pool(shard)
+            return await find_rejections(pool, "find_rejection_of_any_tenant", request_id) or []
 
         answers = await query_all_shards(await self._locator.list_shards(), fetch)
-        found = [_rejected_request_of(shard_id, row) for shard_id, rows in answers.items() for row in rows]
-        return max(found, key=lambda one: one.rejected_at, default=None)
+        of_any = [_rejected_request_of(shard_id, row) for shard_id, rows in answers.items() for row in rows]
+        return max(of_any, key=lambda one: one.rejected_at, default=None)
 
     async def find_rejections(self, keys: Collection[tuple[str, str]]) -> dict[tuple[str, str], RejectedRequest]:
         """Return the records of *keys*, tenants and request ids, that were rejected.
 
         Raises as `Directory.find` does, and `RetryableError` when a shard does not answer.
         """
-        by_shard: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
-        for tenant_id in {tenant_id for tenant_id, _ in keys}:
-            if not is_storable(tenant_id):
-                continue
-            # Mostly asked for what `find_operation` has not found: without another look for a tenant that is unknown.
-            found = await self._directory.find(tenant_id, absence_max_age_s=ABSENCE_MAX_AGE_S)
-            if isinstance(found, ShardAddress):
-                self._pools.ensure_pool(found)
-                by_shard[found.shard_id] += [key for key in keys if key[0] == tenant_id]
-        rejections = {}
-        for shard_id, wanted in by_shard.items():
-            columns = [list(column) for column in zip(*wanted, strict=True)]
-            for row in await find_rejections(self._pools.pool_of(shard_id), "find_rejections", *columns):
-                rejections[row["tenant_id"], row["request_id"]] = _rejected_request_of(shard_id, row)
+        by_tenant: defaultdict[str, list[str]] = defaultdict(list)
+        for tenant_id, request_id in keys:
+            by_tenant[tenant_id].append(request_id)
+        rejections: dict[tuple[str, str], RejectedRequest] = {}
+        for tenant_id, request_ids in by_tenant.items():
+            found = await self._find_rejections_of(tenant_id, request_ids)
+            if not isinstance(found, Absence):
+                rejections |= {(tenant_id, request_id): one for request_id, one in found.items()}
         return rejections
 
-    async def note_rejections(self, shard_id: str, dead_letter_queue: str, rejections: Sequence[Rejection]) -> bool:
-        """Write the rows of *rejections* of one shard's tenants; return False where the shard cannot have them.
+    async def _find_rejections_of(
+        self, tenant_id: str, request_ids: Sequence[str]
+    ) -> dict[str, RejectedRequest] | Absence:
+        async def find(shard: ShardAddress) -> dict[str, RejectedRequest] | None:
+            rows = await find_rejections(self._pools.ensure_pool(shard), "find_rejections", tenant_id, request_ids)
+            if rows is None:
+                return {}
+            found = {row["request_id"]: _rejected_request_of(shard.shard_id, row) for row in rows if row["request_id"]}
+            return found if rows else None
 
-        Raises `RetryableError` when the shard does not answer.
+        if not is_storable(tenant_id):
+            return {}
+        # Mostly asked for what `find_operation` has not found: without another look for a tenant that is unknown.
+        return await self._directory.ask_home(tenant_id, find, absence_max_age_s=ABSENCE_MAX_AGE_S)
+
+    @of_shard
+    async def note_rejections(self, shard_id: str, dead_letter_queue: str, rejections: Sequence[Rejection]) -> set[str]:
+        """Write the rows of *rejections* of one shard's tenants; return those tenants that do not live there.
+
+        Their cached routes are dropped. Raises `RetryableError` when the shard does not answer.
         """
-        return await note_rejections(self._pools.pool_of(shard_id), dead_letter_queue, rejections)
+        elsewhere = await note_rejections(self._pools.pool_of(shard_id), dead_letter_queue, rejections)
+        for tenant_id in elsewhere:
+            self._directory.forget(tenant_id)
+        return elsewhere
 
     async def list_operations(
         self, business_id: str, location_id: str, request: ListRequest
@@ -323,13 +455,15 @@ class ShardGateway:
         """Return a page of the operations of a tenant, see `OperationLister.list_page`."""
         return await self._lister.list_page(business_id, location_id, request)
 
+    @of_tenant
     async def find_tenant(self, tenant_id: str) -> tuple[str, dict[str, Any]] | Absence:
         """Return the shard of a tenant and its row there, with the counts of its resources and operations."""
-        found = await self._directory.find(tenant_id) if is_storable(tenant_id) else Absence.UNREGISTERED
-        if isinstance(found, Absence):
-            return found
-        row = await self._fetch_one(found, "show_tenant", tenant_id)
-        return Absence.NOT_HERE if row is None else (found.shard_id, row)
+
+        async def show(shard: ShardAddress) -> tuple[str, dict[str, Any]] | None:
+            row = await self._fetch_one(shard, "show_tenant", tenant_id)
+            return (shard.shard_id, row) if row is not None and row["lives_here"] else None
+
+        return await self._directory.ask_home(tenant_id, show) if is_storable(tenant_id) else Absence.UNREGISTERED
 
     async def survey(self, query: str, *arguments: object) -> ShardRows:
         """Run a query on every known shard, all at once, each for at most a few seconds."""
@@ -352,6 +486,10 @@ class ShardGateway:
 def _operation_of(shard_id: str, row: dict[str, Any]) -> LoggedOperation:
     result = None if row["result"] is None else msgspec.Raw(row["result"].encode())
     return LoggedOperation(**listed_members(row), shard_id=shard_id, result=result)
+
+
+def _positions_in(document: str | None) -> ShardPositionRows:
+    return {} if document is None else msgspec.json.decode(document, type=dict[str, StreamPosition])
 
 
 def _rejected_request_of(shard_id: str, row: dict[str, Any]) -> RejectedRequest:

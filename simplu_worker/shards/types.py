@@ -6,7 +6,7 @@ The consumers import of `simplu_worker.shards` only this module and `gateway` (i
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Final, TypeAlias
@@ -93,6 +93,7 @@ class StreamPosition(msgspec.Struct, frozen=True):
     *held* are targets (`TenantSet.encode`), none without *read_to*. *fencing_token* is that of the row as it was read;
     empty in a content to write, which gets a new one. *gap_from* is the `owed_from` to which the stream was found not
     to reach back; another position in the row ends the mark. *is_gap_accepted* means that a person accepted that.
+    Nothing that arrived before *read_up_to* is owed, but to tenants in *held*; None where that is not known.
     """
 
     owed_from: str
@@ -103,6 +104,7 @@ class StreamPosition(msgspec.Struct, frozen=True):
     held: tuple[str, ...] = ()
     gap_from: str | None = None
     is_gap_accepted: bool = False
+    read_up_to: datetime | None = None
 
     @property
     def has_gap(self) -> bool:
@@ -141,6 +143,17 @@ class StoredPositions(msgspec.Struct, frozen=True):
     last_move_age_s: float | None = None
     move_token: str | None = None
     is_unchanged: bool = False
+
+
+class StreamShards(msgspec.Struct, frozen=True):
+    """Some stream shards of one stream, by their ids."""
+
+    stream: str
+    ids: tuple[str, ...]
+
+
+ShardPositionRows: TypeAlias = Mapping[str, StreamPosition]
+"""The rows of one shard by stream shard, as far as it has any."""
 
 
 class PositionMerge(msgspec.Struct, frozen=True):

@@ -17,6 +17,8 @@ from typing import Any, Final, assert_never
 import msgspec
 
 from simplu_worker import __version__
+from simplu_worker.aws.clients import credential_source
+from simplu_worker.bulkheads import TargetKind, current_troubles
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, LeaseRelease
 from simplu_worker.consumers.kinesis.fleet.fleet_report import KnownReplica, lone_report
 from simplu_worker.consumers.kinesis.fleet.read_status import (
@@ -34,7 +36,7 @@ from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import tenant_id_of
-from simplu_worker.shards.gateway import LoggedOperation, RejectedRequest, ShardGateway
+from simplu_worker.shards.gateway import NO_STREAM_SHARDS, LoggedOperation, RejectedRequest, ShardGateway
 from simplu_worker.shards.health.all_shards import ShardInspector
 from simplu_worker.shards.health.assessment import Health, Problem, health_view
 from simplu_worker.shards.health.moves import longest_standing_s, move_views
@@ -42,7 +44,7 @@ from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.types import Absence
+from simplu_worker.shards.types import Absence, StreamShards
 from simplu_worker.status.live.held_advice import advice_members
 from simplu_worker.status.live.history import History, totals_of
 from simplu_worker.status.live.request_bodies import OpenDesk
@@ -51,7 +53,7 @@ from simplu_worker.status.operation_list import list_operations
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.server import HttpAnswer, Views
 from simplu_worker.status.unreadiness import Unreadiness, UnreadyReason
-from simplu_worker.status.views import shard_view, tenant_view
+from simplu_worker.status.views import shard_view, tenant_view, trouble_view
 from simplu_worker.telemetry.log import recent_errors, scrub_text
 from simplu_worker.timing.clock import OWN_CLOCK, loop_time, utc_now
 
@@ -143,15 +145,22 @@ class ReplicaStatus:
         return problem and problem._replace(text=problem.text and scrub_text(problem.text))
 
     def _readiness_problem(self) -> Unreadiness | None:
+        if self.gateway is not None and self.stopping.is_set():
+            return Unreadiness(UnreadyReason.DRAINING)
+        if (problem := credential_source().problem) is not None:
+            return Unreadiness(UnreadyReason.CREDENTIALS_UNAVAILABLE, problem)
         if self.gateway is None:
             return Unreadiness(UnreadyReason.STARTING)
-        if self.stopping.is_set():
-            return Unreadiness(UnreadyReason.DRAINING)
         if isinstance(self.locator, CitrusClient) and self.locator.is_denied:
             return Unreadiness(UnreadyReason.CITRUS_REFUSES_KEY, self.locator.last_error)
+        receivers = self.monitoring.receivers
+        failing = [f"queue {name}: {one.internal_error}" for name, one in receivers.items() if one.internal_error]
+        if self.fleet is not None and self.fleet.reading_trouble:
+            failing.append(f"stream {self.fleet.stream_name}: {self.fleet.reading_trouble}")
+        if failing:
+            return Unreadiness(UnreadyReason.SOURCE_FAILING, "; ".join(failing))
         if self.fleet is not None:  # the stream is the main source: a queue neither replaces it nor makes it unready
             return self._stream_problem(self.fleet)
-        receivers = self.monitoring.receivers
         problems = [f"queue {name}: {one.last_error}" for name, one in receivers.items() if one.last_error]
         is_idle = bool(problems) and len(problems) == len(receivers)
         return Unreadiness(UnreadyReason.QUEUES_UNREACHABLE, "; ".join(problems)) if is_idle else None
@@ -167,7 +176,7 @@ class ReplicaStatus:
         return None if refusal is None else Unreadiness(UnreadyReason.STREAM_UNREADABLE, refusal)
 
     def readiness_detail(self) -> str | None:
-        """Return what a person should know while the replica is ready: shards held for a gap, the plans of a KCL 3.x.
+        """Return what a person should know while the replica is ready: gaps, internal errors, the plans of a KCL 3.x.
 
         Names no shard: it is read without a token.
         """
@@ -175,11 +184,21 @@ class ReplicaStatus:
         held = {hold.name for reader in self._readers() for hold in reader.holds() if hold.reason == Reason.GAP}
         count = len(marked | held)
         gap = f"{count} shard{'s' if count > 1 else ''} held for a gap: `simplu-worker shards list` names them"
-        details = [gap if count else None, None if self.fleet is None else self.fleet.kcl_outlook]
+        kinds = Counter(trouble.target for trouble in current_troubles())
+        troubles = ", ".join(f"{number} {kind}" for kind, number in sorted(kinds.items()))
+        internal = f"errors inside the worker stop the work for {troubles}: see `loop.failed` in the log"
+        details = [
+            gap if count else None,
+            internal if kinds else None,
+            None if self.fleet is None else self.fleet.kcl_outlook,
+        ]
         return "; ".join(detail for detail in details if detail) or None
 
     def refresh_gauges(self) -> None:
         """Set the gauges that no single event sets."""
+        kinds = Counter(trouble.target for trouble in current_troubles())
+        for kind in TargetKind:
+            instruments.TARGETS_IN_TROUBLE.labels(kind).set(kinds[kind])
         moves = self.health.unfinished_moves()
         instruments.MOVES_UNFINISHED.set(sum(map(len, moves.values())))
         instruments.MOVE_STANDING.set(longest_standing_s(moves))
@@ -235,6 +254,7 @@ class ReplicaStatus:
                 "maxBytes": self.fleet.prefetch.max_bytes,
             },
             "cache": self.monitoring.cache_state(),
+            "troubles": [trouble_view(trouble) for trouble in current_troubles()],
             "recentErrors": recent_errors(),
             "history": self.history.view(),
             "counters": {
@@ -275,10 +295,12 @@ class ReplicaStatus:
         except (RetryableError, PermanentError) as exc:
             return 503, {"error": scrub_text(str(exc))}
         match result:
-            case LeaseRelease.RELEASED | LeaseRelease.TAKEN_AWAY:
+            case LeaseRelease.HANDED_OVER:
                 return 202, {"streamShard": stream_shard_id, "how": result}
             case LeaseRelease.UNKNOWN:
                 return 404, {"error": "expected a stream shard with a lease, as /fleet lists them"}
+            case LeaseRelease.ALONE:
+                return 409, {"error": "expected another replica to take this lease, none did; its owner reads on"}
             case LeaseRelease.UNOWNED:
                 return 409, {"error": "no replica owns this lease"}
             case LeaseRelease.FOREIGN:
@@ -369,29 +391,30 @@ class ReplicaStatus:
         asked = {"requestId": request_id}
         # Before the log is queried: an operation that is applied in between must not count as decided and absent.
         status = self._read_status(tenant_id)
-        read_up_to = {} if status is None else {"readUpTo": status.up_to}
-        held: dict[str, Any] | None = None
-        found: LoggedOperation | RejectedRequest | None
+        found: LoggedOperation | RejectedRequest | Absence | None
         try:
-            found, silent = await self.gateway.find_operation(request_id, tenant_id)
-            is_pending = found is None and self._is_pending(request_id, tenant_id)
+            answer = await self.gateway.find_operation(request_id, tenant_id, stream=self._stream_shards(status))
+            found = answer.operation
+            is_pending = not isinstance(found, LoggedOperation) and self._is_pending(request_id, tenant_id)
             if found is None and not is_pending:
                 found = await self.gateway.find_rejection(request_id, tenant_id)
-            if found is None and tenant_id is not None:
-                held = await self._find_held(self.gateway, tenant_id, status)
         except (RetryableError, PermanentError) as exc:
             held = None if tenant_id is None else self._own_hold(tenant_id)
             return (503, {"error": str(exc)}) if held is None else (200, asked | {"status": "held"} | held)
-        if found is not None:
-            answer = msgspec.to_builtins(found, builtin_types=(msgspec.Raw,))
-            return 200, answer | read_up_to | _silent_members(silent)
+        silent = _silent_members(answer.silent_shard_ids)
+        # A shard without an answer, or a tenant without a home now, may have anything.
+        is_whole = not (silent or isinstance(found, Absence))
+        read_up_to = {} if status is None else {"readUpTo": status.up_to(answer.positions) if is_whole else None}
+        if isinstance(found, LoggedOperation | RejectedRequest):
+            members = msgspec.to_builtins(found, builtin_types=(msgspec.Raw,))
+            return 200, members | read_up_to | silent
         if is_pending:
-            return 200, asked | {"status": "pending"} | _silent_members(silent)
-        if held is not None:
+            return 200, asked | {"status": "pending"} | silent
+        if tenant_id is not None and (held := self._find_held(tenant_id, found, status)) is not None:
             return 200, asked | {"status": "held"} | held
         lags = [reader.view.lag_of(tenant_id) for reader in self._readers()]
         lag_s = max((lag for lag in lags if lag is not None), default=None)
-        return 404, asked | {"status": "unknown", "lagSeconds": lag_s} | read_up_to | _silent_members(silent)
+        return 404, asked | {"status": "unknown", "lagSeconds": lag_s} | read_up_to | silent
 
     def _readers(self) -> Sequence[StreamShardReader]:
         return self.fleet.readers() if self.fleet else []
@@ -399,13 +422,16 @@ class ReplicaStatus:
     def _read_status(self, tenant_id: str | None) -> ReadStatus | None:
         return None if self.fleet is None else read_status(self.fleet.leases(), tenant_id)
 
-    async def _find_held(
-        self, gateway: ShardGateway, tenant_id: str, status: ReadStatus | None
-    ) -> dict[str, Any] | None:
-        """Return why and since when operations of a tenant are held, if they are. Raises as `ShardGateway.find`."""
+    def _stream_shards(self, status: ReadStatus | None) -> StreamShards:
+        if self.fleet is None or status is None:
+            return NO_STREAM_SHARDS
+        return StreamShards(self.fleet.stream_name, status.stream_shard_ids)
+
+    def _find_held(self, tenant_id: str, absence: Absence | None, status: ReadStatus | None) -> dict[str, Any] | None:
+        """Return why and since when operations of a tenant are held, if they are; *absence* is why it has no home."""
         if (held := self._own_hold(tenant_id)) is not None:
             return held
-        reason = hold_reason(await gateway.find(tenant_id), status)
+        reason = hold_reason(absence, status)
         return None if reason is None else {"reason": reason}
 
     def _own_hold(self, tenant_id: str) -> dict[str, Any] | None:
@@ -528,5 +554,5 @@ def _pool_view(pool: ShardPool | None) -> dict[str, Any]:
     }
 
 
-def _silent_members(silent: list[str]) -> dict[str, Any]:
-    return {"shardsWithoutAnswer": silent} if silent else {}
+def _silent_members(silent: Sequence[str]) -> dict[str, Any]:
+    return {"shardsWithoutAnswer": list(silent)} if silent else {}

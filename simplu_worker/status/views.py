@@ -5,8 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from simplu_worker.bulkheads import Trouble
 from simplu_worker.shards.health.all_shards import InspectedShard
 from simplu_worker.shards.health.assessment import health_view
+
+
+def trouble_view(trouble: Trouble) -> dict[str, Any]:
+    """Return the unforeseen errors of a target as JSON members."""
+    return {
+        "target": trouble.target,
+        "about": trouble.name,
+        "loop": trouble.loop,
+        "error": trouble.error,
+        "count": trouble.count,
+        "since": trouble.since.isoformat(timespec="seconds"),
+        "at": trouble.last_at.isoformat(timespec="seconds"),
+    }
 
 
 def tenant_view(shard_id: str, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import date
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal, TextIO
@@ -41,6 +42,8 @@ CAUSES = ("error", "problems", "problem", "reasons", "reason")
 ABOUT = ("shard_id", "stream_shard_id", "queue", "stream", "table", "business_id")
 # At debug these libraries log bodies and signatures; our own doors log each call without them.
 LIBRARIES_NEVER_AT_DEBUG = ("aiobotocore", "boto3", "botocore", "urllib3")
+# What these warn of, with what a source answered, is an event of ours (simplu_worker/aws/credentials.py).
+LIBRARIES_NEVER_HEARD = ("aiobotocore.credentials", "aiobotocore.tokens")
 
 # Every repetition is bounded: texts from outside are matched here, and none may block the event loop.
 _SECRET_NAME = (
@@ -203,8 +206,9 @@ class _Output:
             if event["level"] in RECENT_LEVELS:
                 self.recent.append(event)
         if lines:
-            self._stream.write(lines)
-            self._stream.flush()
+            with suppress(OSError):  # a full disk, a closed pipe: whoever logs goes on
+                self._stream.write(lines)
+                self._stream.flush()
 
 
 def _scrub_event(event: Facts) -> Facts:
@@ -301,6 +305,8 @@ def configure_logging(
     root.setLevel(logging.DEBUG if threshold == logging.DEBUG else max(threshold, logging.WARNING))
     for library in LIBRARIES_NEVER_AT_DEBUG:
         logging.getLogger(library).setLevel(logging.INFO if threshold == logging.DEBUG else logging.NOTSET)
+    for library in LIBRARIES_NEVER_HEARD:
+        logging.getLogger(library).setLevel(logging.CRITICAL)
 
 
 def is_debug_written() -> bool:

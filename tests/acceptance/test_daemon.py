@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import itertools
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ GRACE_S = 10.0
 PATIENCE_S = 20.0
 SEEN_BUSY_S = 0.3  # issue: on a stream shard that had a record in the last minute
 SEEN_IDLE_S = 1.1
+PIPE_BYTES = 4096  # the least that Linux gives a pipe
 SLACK_S = 0.9  # for the commit, and for a machine that does other things too
 
 _numbers = itertools.count(1)
@@ -64,13 +67,15 @@ def environment(stack: Stack, *, with_queue: bool = False, **more: str) -> dict[
 
 
 @asynccontextmanager
-async def running_worker(stack: Stack, *, with_queue: bool = False, **more: str) -> AsyncIterator[WorkerProcess]:
+async def running_worker(
+    stack: Stack, *, with_queue: bool = False, log_path: Path | None = None, **more: str
+) -> AsyncIterator[WorkerProcess]:
     """Run a worker for as long as the context, or until it ends; enter when it is ready.
 
     Without the control queue it ends sooner: a poll that is under way when the stop comes is waited out.
     """
     number = next(_numbers)
-    log_path = stack.group.directory / f"daemon-{number}.log"
+    log_path = log_path or stack.group.directory / f"daemon-{number}.log"
     env = environment(stack, with_queue=with_queue, **more)
     worker = WorkerProcess(stack.group, env, number=number, log_path=log_path)
     worker.start()
@@ -290,6 +295,96 @@ async def test_worker_ends_with_the_models_rows_when_it_was_killed_in_the_middle
     assert result.report.differences == []
 
 
+@pytest.mark.slow(4)
+@in_stacks_loop
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="expected a system with /dev/full")
+async def test_worker_goes_on_when_the_disk_of_its_log_is_full(stack: Stack) -> None:
+    """It applies operations, counts the lines that it drops, answers probes, and ends with status 0 at SIGTERM."""
+    async with running_worker(stack, log_path=Path("/dev/full")) as worker:
+        await put(stack, "on-full-disk")
+        await applied(stack, "on-full-disk")
+        dropped = await dropped_lines(worker)
+        live, _ = await get(worker, "/livez")
+        await worker.stop(within_s=GRACE_S)
+
+    assert dropped > 0
+    assert live == 200
+
+
+@pytest.mark.slow(8)
+@in_stacks_loop
+@pytest.mark.skipif(sys.platform != "linux", reason="expected Linux, where the size of a pipe can be set")
+async def test_worker_goes_on_when_nobody_reads_its_log(stack: Stack, tmp_path: Path) -> None:
+    """It applies operations, answers probes, and ends with status 0 at SIGTERM, with the pipe still full."""
+    pipe = tmp_path / "log"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        async with running_worker(stack, log_path=pipe, LOG_LEVEL="debug") as worker:
+
+            async def is_full() -> bool:
+                return not select.select([], [writer], [], 0)[1]
+
+            writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+            try:
+                await until_so(is_full)
+            finally:
+                os.close(writer)
+            await put(stack, "on-full-pipe")
+            await applied(stack, "on-full-pipe")
+            live, _ = await get(worker, "/livez")
+            worker.send_signal(signal.SIGTERM)
+            status = await ended(worker, within_s=GRACE_S + SLACK_S)
+    finally:
+        os.close(reader)
+
+    assert (live, status) == (200, 0)
+
+
+@pytest.mark.slow(4)
+@in_stacks_loop
+async def test_worker_tells_how_many_lines_it_dropped_when_its_log_is_read_again(stack: Stack, tmp_path: Path) -> None:
+    """A closed pipe drops lines too; with a new reader the log goes on, and `log.lines_dropped` has their number."""
+    pipe = tmp_path / "log"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    text = b""
+
+    async def has_lost_lines() -> bool:
+        return await dropped_lines(worker) > 0
+
+    async def is_told() -> bool:
+        nonlocal text
+        with suppress(BlockingIOError):
+            text += os.read(reader, PIPE_BYTES)
+        return b"log.lines_dropped" in text and text.endswith(b"\n")
+
+    try:
+        async with running_worker(stack, log_path=pipe, LOG_LEVEL="debug") as worker:
+            os.close(reader)
+            await until_so(has_lost_lines)
+            reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+            await until_so(is_told)
+            await worker.stop(within_s=GRACE_S)
+    finally:
+        os.close(reader)
+
+    events = [json.loads(line) for line in text.splitlines()]
+    (told,) = [event for event in events if event["event"] == "log.lines_dropped"]
+    assert (told["level"], told["stream"], told["lines"] > 0) == ("warning", "stdout", True)
+
+
+async def dropped_lines(worker: WorkerProcess) -> float:
+    """Return how many lines of its log a worker has dropped, by its metrics."""
+    (line,) = [
+        line
+        for line in (await get(worker, "/metrics"))[1].splitlines()
+        if line.startswith('simplu_log_lines_dropped_total{stream="stdout"}')
+    ]
+    return float(line.rpartition(" ")[2])
+
+
 @in_stacks_loop
 async def test_worker_answers_over_http(stack: Stack) -> None:
     """What is open, what is protected, what is not there; and a second worker cannot have the port."""
@@ -462,6 +557,15 @@ def test_worker_names_all_problems_of_its_configuration_and_no_secret(tmp_path: 
     assert (result.returncode, missing) == (78, []), result.stderr
     assert secret not in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="expected a system with /dev/full")
+def test_command_ends_with_its_status_when_its_output_takes_nothing() -> None:
+    """78 for a wrong configuration, with stdout and stderr on a full disk."""
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        command = [sys.executable, "-m", "simplu_worker", "run"]
+        status = subprocess.run(command, env={}, stdout=full, stderr=full, timeout=30, check=False).returncode
+    assert status == 78
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ class Rules:
     )
     keeps_checkpoint_owner: bool = False  # a take changes the owner alone
     leaves_hand_overs: bool = False  # a hand-over of a lease that its worker has lost is left to the leader
+    asks_any_owner: bool = False  # a person's request to release the lease is for whoever owns it
+    keeps_requests: bool = False  # a take leaves such a request in the row
 
 
 AGREED = Rules()
@@ -44,6 +46,7 @@ class Budget:
     lost_answers: int = 1
     stops: int = 1
     leader_deaths: int = 0
+    requests: int = 0
 
 
 class Row(StatePart, frozen=True):
@@ -53,6 +56,7 @@ class Row(StatePart, frozen=True):
     owner: str = NOBODY
     checkpoint_owner: str = NOBODY
     checkpoint: int = 0
+    release_of: str = NOBODY  # whom a person has asked to release the lease: another worker takes it
 
     @property
     def actual_owner(self) -> str:
@@ -77,6 +81,7 @@ class State(StatePart, frozen=True):
     left: tuple[int, ...]  # as in Budget
     promise: str = ""  # broken on the way here
     is_led: bool = True
+    taken_by_request: int = 0
 
 
 NAMES = "ab"
@@ -93,7 +98,14 @@ class LeaseModel:
     def first(self) -> State:
         """Return a lease that worker a holds."""
         budget, row = self._budget, Row(1, "a")
-        left = (budget.takes, budget.hand_overs, budget.lost_answers, budget.stops, budget.leader_deaths)
+        left = (
+            budget.takes,
+            budget.hand_overs,
+            budget.lost_answers,
+            budget.stops,
+            budget.leader_deaths,
+            budget.requests,
+        )
         return State(row, (Worker(row), Worker()), left)
 
     def steps(self, state: State) -> Iterator[tuple[str, State]]:
@@ -117,7 +129,7 @@ class LeaseModel:
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
         """Return what need not happen: takes of a lease whose owner seems dead, hand-overs, stops."""
-        takes, hand_overs, _, stops, leader_deaths = state.left
+        takes, hand_overs, _, stops, leader_deaths, requests = state.left
         for place, name in enumerate(NAMES):
             worker = state.workers[place]
             if takes and worker.copy is None and state.row.actual_owner not in (NOBODY, name):
@@ -128,6 +140,9 @@ class LeaseModel:
         if hand_overs and state.is_led and row.owner != NOBODY and not row.checkpoint_owner:
             begun = replace(row, owner="b" if row.owner == "a" else "a", checkpoint_owner=row.owner)
             yield f"leader begins to hand over to {begun.owner}", _less(replace(state, row=begun), 1)
+        if requests and row.actual_owner != NOBODY:
+            asked = replace(row, release_of=row.actual_owner)
+            yield f"a person asks {row.actual_owner} to release", _less(replace(state, row=asked), 5)
         if leader_deaths and state.is_led:
             yield "leader dies", _less(replace(state, is_led=False), 4)
 
@@ -152,6 +167,8 @@ class LeaseModel:
         is_assigned = row.owner == name and row.checkpoint_owner == NOBODY
         if row.actual_owner == NOBODY:
             yield f"{name} takes the free lease", self._taken(state, place)
+        elif row.actual_owner != name and self._is_to_be_released(row):
+            yield f"{name} takes what {row.actual_owner} is to release", self._taken_by_request(state, place)
         elif row.checkpoint_owner == name and not self._rules.leaves_hand_overs:
             yield f"{name} ends the hand-over", replace(state, row=_moved(row, row.owner))
         elif is_assigned and name == "b":
@@ -165,9 +182,21 @@ class LeaseModel:
             promise = "" if is_assigned else f"owner: {name} takes the lease from the next owner, {row.owner}"
             yield "a takes what it was assigned", replace(self._taken(state, place), promise=promise)
 
+    def _is_to_be_released(self, row: Row) -> bool:
+        return row.release_of != NOBODY and (self._rules.asks_any_owner or row.release_of == row.actual_owner)
+
+    def _taken_by_request(self, state: State, place: int) -> State:
+        taken = self._taken(state, place)
+        count = state.taken_by_request + 1
+        is_asked = count <= self._budget.requests - state.left[5] and state.row.release_of == state.row.actual_owner
+        promise = "" if is_asked else f"request: {NAMES[place]} takes the lease, which its owner was not to release"
+        return replace(taken, taken_by_request=count, promise=taken.promise or promise)
+
     def _taken(self, state: State, place: int) -> State:
         name, keeps = NAMES[place], self._rules.keeps_checkpoint_owner
         row = _moved(state.row, name, checkpoint_owner=state.row.checkpoint_owner if keeps else NOBODY)
+        if self._rules.keeps_requests:
+            row = replace(row, release_of=state.row.release_of)
         promise = (
             "" if row.actual_owner == name else f"taker: {name} has taken the lease, which is {row.actual_owner}'s"
         )
@@ -223,7 +252,7 @@ class LeaseModel:
         is_hand_over = copy.checkpoint_owner != NOBODY
         keeps_owner = is_hand_over and not self._rules.frees_at_hand_over
         checkpoint = max(row.checkpoint, worker.read_to)
-        freed = Row(row.counter + 1, row.owner if keeps_owner else NOBODY, NOBODY, checkpoint)
+        freed = Row(row.counter + 1, row.owner if keeps_owner else NOBODY, NOBODY, checkpoint, row.release_of)
         promise = self._wrong_writer(state, place)
         if is_hand_over and not keeps_owner:
             promise = promise or f"owner: {NAMES[place]} takes the lease from the next owner, {row.owner}"

@@ -5,9 +5,11 @@ in the phases of docs/adr/0007-moving-tenants.md: *take* a token on the source, 
 the copy, *fence*, read and write the *last* delta, *commit* on the source, *activate* on the target. A read and the
 write that follows it are two steps, for they are statements on two shards.
 
-The tenant's data are the old rows, one value that each operation of the stream changes, and one rename, which is not in
-the log of operations. A batch is one operation, and begins before it commits: it holds the lock of the tenant's row
-from one to the other. A reader sends the next operation to any shard with an active row: routes can only delay.
+The tenant's data are the old rows, one value that each operation of the stream changes, one rename, which is not in the
+log of operations, and the resources of two order events with one id, each with a resource of its own. The second event
+replaces the row of the first in the log; the shard notes the first one's resource if the tenant is leaving it, or has
+come by a move. A batch is one operation, and begins before it commits: it holds the lock of the tenant's row from one
+to the other. A reader sends the next operation to any shard with an active row: routes can only delay.
 
 Another round of catching up is the same as a longer last delta, so there is none here. `move_failover_model.py` has
 shards that lose commits, stream positions and messages.
@@ -45,6 +47,10 @@ class Rules:
     misses_batches_in_flight: bool = False  # the delta begins behind operations that were not committed at the copy
     leaves_log: bool = False  # does not copy the rows of the log
     ignores_renames: bool = False  # the last delta has the operations of the log alone
+    ignores_replaced_rows: bool = False  # the last delta has the resources alone that rows of the log name now
+    notes_nothing_while_undoing: bool = False  # of a tenant whose rollback has begun, and may be killed
+    repairs_by_log_alone: bool = False  # takes what the log does not name now for unchanged since the fence
+    repairs_newer_rows: bool = False  # writes over rows that were written since the fence
     activates_incoming: bool = False  # a target without the last delta
     activates_by_present_token: bool = False  # of the source, and not by the one read with `moved`
     drops_without_token: bool = False  # a rollback before the commit
@@ -67,6 +73,8 @@ class Budget:
     rollbacks: int = 0  # before the commit
     cleanups: int = 0
     renames: int = 0
+    orders: int = 0  # order events: the first and, in place of its row, the second
+    repairs: int = 0  # by `tenants verify --repair`
     crashes: int = 0  # of the worker
     takes: int = 0  # of its lease: the old one goes on as a zombie
     late_commits: int = 0  # without an answer, so that the mover begins again before they arrive
@@ -80,9 +88,11 @@ class Left(IntEnum):
     ROLLBACKS = 2
     CLEANUPS = 3
     RENAMES = 4
-    CRASHES = 5
-    TAKES = 6
-    LATE_COMMITS = 7
+    ORDERS = 5
+    REPAIRS = 6
+    CRASHES = 7
+    TAKES = 8
+    LATE_COMMITS = 9
 
 
 class Rows(StatePart, frozen=True):
@@ -91,6 +101,9 @@ class Rows(StatePart, frozen=True):
     has_old: bool = False
     value: int = 0  # the number of operations that it shows
     is_renamed: bool = False
+    orders: int = 0  # bits: the resources of the order events
+    order_row: int = 0  # bit: the one that the row of the log names
+    noted: int = 0  # bits: those that the shard has noted
     log: int = 0  # bits
 
 
@@ -106,6 +119,8 @@ class Side(StatePart, frozen=True):
     copied_log: int = 0  # the log of the source as of the copy
     has_copy: bool = False  # since the tenant began to move here
     is_whole: bool = True  # no cleanup has begun since the tenant left
+    is_leaving: bool = False  # a move or a rollback has begun that has not ended; with order events alone
+    has_come: bool = False  # by a move whose rows on the former shard are not cleaned up; with order events alone
 
 
 class Mover(StatePart, frozen=True):
@@ -136,6 +151,7 @@ class State(StatePart, frozen=True):
     zombie: Reader | None
     checkpoint: int
     is_renamed: bool
+    orders: int  # bits: the order events that were applied
     left: tuple[int, ...]  # by Left
     promise: str = ""  # broken on the way here
 
@@ -149,6 +165,7 @@ class MoveModel:
         self._count = count
         self._budget = budget
         self._rules = rules
+        self._has_orders = budget.orders > 0
 
     def first(self) -> State:
         """Return a tenant with old rows on shard A."""
@@ -161,6 +178,7 @@ class MoveModel:
             zombie=None,
             checkpoint=0,
             is_renamed=False,
+            orders=0,
             left=astuple(self._budget),
         )
 
@@ -179,7 +197,7 @@ class MoveModel:
                 yield f"a worker activates {SHARD_NAMES[1 - source]}", _activated(state, 1 - source)
 
     def faults(self, state: State) -> Iterator[tuple[str, State]]:
-        """Return movers that start, die and lose answers, the zombie, crashes, renames and cleanups."""
+        """Return starts and deaths of movers, lost answers, the zombie, crashes, renames, orders, repairs, cleanups."""
         if state.zombie is not None:
             for label, (following, zombie) in self._read(state, state.zombie):
                 yield f"zombie: {label}", replace(following, zombie=zombie)
@@ -197,6 +215,16 @@ class MoveModel:
                 renamed = replace(side, rows=replace(side.rows, is_renamed=True))
                 following = replace(_spend(state, Left.RENAMES), is_renamed=True)
                 yield f"rename on {SHARD_NAMES[number]}", _put(following, number, renamed)
+            if state.left[Left.ORDERS] and side.state == "active":
+                order = state.orders + 1  # the next bit
+                noted = side.rows.order_row if side.is_leaving or side.has_come else 0
+                rows = replace(
+                    side.rows, orders=side.rows.orders | order, order_row=order, noted=side.rows.noted | noted
+                )
+                following = replace(_spend(state, Left.ORDERS), orders=state.orders | order)
+                yield f"order {order} on {SHARD_NAMES[number]}", _put(following, number, replace(side, rows=rows))
+            if state.left[Left.REPAIRS]:
+                yield from self._repair(_spend(state, Left.REPAIRS), number)
         yield from self._clean_up(state)
 
     def broken(self, state: State) -> str:
@@ -213,6 +241,8 @@ class MoveModel:
                 return f"lost: operation {side.rows.value}"
             if state.is_renamed and not side.rows.is_renamed:
                 return "lost: the rename"
+            if state.orders & ~side.rows.orders:
+                return f"lost: order {state.orders & ~side.rows.orders}"
         return ""
 
     def unsettled(self, state: State) -> str:
@@ -315,7 +345,7 @@ class MoveModel:
         source = state.sides[mover.source]
         if not self._may_commit(source, mover.token):
             return None
-        committed = _put(state, mover.source, replace(source, state="moved", is_whole=True))
+        committed = _put(state, mover.source, replace(source, state="moved", is_whole=True, is_leaving=False))
         return _next(committed, number, replace(mover, phase="activate"))
 
     def _activate(self, state: State, number: int, mover: Mover) -> State | None:
@@ -329,7 +359,11 @@ class MoveModel:
         is_older = target.token < mover.token or self._rules.drops_without_token
         if target.state not in {"incoming", "ready"} or not is_older:
             return None
-        return _put(_without_mover(state, number), 1 - mover.source, Side("none"))
+        dropped = _put(_without_mover(state, number), 1 - mover.source, Side("none"))
+        source = state.sides[mover.source]
+        return _put(
+            dropped, mover.source, replace(source, is_leaving=source.is_leaving and source.token != mover.token)
+        )
 
     def _take(self, state: State, number: int, mover: Mover) -> State | None:
         source, target = state.sides[mover.source], state.sides[1 - mover.source]
@@ -345,7 +379,8 @@ class MoveModel:
         following = _next(state, number, replace(mover, phase=phase, token=token))
         if self._rules.takes_token_at_fence:
             return following
-        return _put(following, mover.source, replace(source, state="active", token=token))
+        is_leaving = self._has_orders and not (mover.is_rollback and self._rules.notes_nothing_while_undoing)
+        return _put(following, mover.source, replace(source, state="active", token=token, is_leaving=is_leaving))
 
     def _prepared(self, source: Side, target: Side, token: int) -> tuple[Side, Phase]:
         """Return the target, and what comes next: a copy, unless it has all rows as of when the tenant left it."""
@@ -354,9 +389,9 @@ class MoveModel:
             return replace(target, state="incoming", token=token, copied_log=covered), "fence"
         is_warm = target.state == "moved" and (target.is_whole or self._rules.trusts_cleaned_rows)
         if not is_warm:
-            return Side("incoming", token), "read"
+            return Side("incoming", token, has_come=self._has_orders), "read"
         copied_log = source.rows.log if self._rules.rolls_back_by_old_copy else target.rows.log
-        return Side("incoming", token, target.rows, copied_log), "fence"
+        return Side("incoming", token, target.rows, copied_log, has_come=self._has_orders), "fence"
 
     def _written(self, state: State, mover: Mover, target: Side) -> Side:
         """Return the target after the copy, or after the last delta: then it is ready."""
@@ -368,13 +403,18 @@ class MoveModel:
                 for reader in (state.owner, state.zombie):
                     if reader is not None and reader.shard == mover.source:
                         covered |= 1 << reader.next
-            return replace(target, rows=replace(rows, log=log), copied_log=covered, has_copy=self._keeps_copies)
+            return replace(
+                target, rows=replace(rows, log=log, noted=0), copied_log=covered, has_copy=self._keeps_copies
+            )
         delta = rows.log & ~target.copied_log
+        named = _named_since(target.rows, rows, by_log_alone=rules.ignores_replaced_rows)
         written = replace(
             target.rows,
             value=rows.value if delta else target.rows.value,
             log=target.rows.log | (0 if rules.leaves_log else delta),
             is_renamed=target.rows.is_renamed if rules.ignores_renames else rows.is_renamed,
+            orders=target.rows.orders | rows.orders & named,
+            order_row=rows.order_row,
         )
         if self._keeps_copies:
             target = replace(target, copied_log=rows.log)
@@ -415,8 +455,21 @@ class MoveModel:
             shard, token = state.late_commit
             arrived = replace(state, late_commit=None)
             if self._may_commit(state.sides[shard], token):
-                arrived = _put(arrived, shard, replace(state.sides[shard], state="moved", is_whole=True))
+                moved = replace(state.sides[shard], state="moved", is_whole=True, is_leaving=False)
+                arrived = _put(arrived, shard, moved)
             yield "the commit arrives late", arrived
+
+    def _repair(self, state: State, number: int) -> Iterator[tuple[str, State]]:
+        """Return the home with the resources as the former shard has them that seem unchanged since the fence."""
+        home, former = state.sides[number], state.sides[1 - number]
+        if home.state != "active" or former.state != "moved" or not former.is_whole or former.token != home.token:
+            return
+        kept = _named_since(former.rows, home.rows, by_log_alone=self._rules.repairs_by_log_alone)
+        if not self._rules.repairs_newer_rows:
+            kept |= home.rows.orders & ~former.rows.orders
+        orders = (home.rows.orders & kept) | (former.rows.orders & ~kept)
+        repaired = replace(home, rows=replace(home.rows, orders=orders))
+        yield f"repair on {SHARD_NAMES[number]}", _put(state, number, repaired)
 
     def _clean_up(self, state: State) -> Iterator[tuple[str, State]]:
         """Return the two steps of a cleanup: it sees that the tenant has left, and deletes its rows."""
@@ -426,6 +479,7 @@ class MoveModel:
             ended = replace(state, cleaner=None)
             if (side.state == "moved" and side.token == token) or self._rules.cleans_up_unchecked:
                 ended = _put(ended, shard, replace(side, rows=Rows(log=side.rows.log)))
+                ended = _put(ended, 1 - shard, replace(ended.sides[1 - shard], has_come=False))
             yield f"cleanup on {SHARD_NAMES[shard]}", ended
         elif state.left[Left.CLEANUPS]:
             for number, side in enumerate(state.sides):
@@ -433,6 +487,12 @@ class MoveModel:
                     begun = replace(side, token=side.token + 1, is_whole=False)
                     following = replace(_spend(state, Left.CLEANUPS), cleaner=(number, begun.token))
                     yield f"begin a cleanup on {SHARD_NAMES[number]}", _put(following, number, begun)
+
+
+def _named_since(before: Rows, now: Rows, *, by_log_alone: bool) -> int:
+    """Return bits: the resources of order events that the log names since *before*, or that the shard has noted."""
+    named = now.order_row if now.order_row != before.order_row else 0
+    return named if by_log_alone else named | now.noted
 
 
 def _put(state: State, number: int, side: Side) -> State:

@@ -53,6 +53,7 @@ ONLY_PARENT_CRASHES = reshard_model.Budget(parent_takes=0, parent_crashes=1, chi
 ALL_OF_A_LEASE = lease_model.Budget()
 ALL_OF_A_LEASE_TWICE = lease_model.Budget(takes=2, hand_overs=2, lost_answers=2, stops=2)
 LEADER_DIES = lease_model.Budget(takes=1, hand_overs=2, lost_answers=1, stops=1, leader_deaths=1)
+RELEASED = lease_model.Budget(leader_deaths=1, requests=1)
 HANDED_OVER_TWICE = lease_model.Budget(takes=0, hand_overs=2, lost_answers=0, stops=1)
 CHILD_TAKES = reshard_model.Budget(parent_takes=0, parent_crashes=1, child_crashes=0, child_takes=1)
 
@@ -174,6 +175,7 @@ SAFE = {
     "lease: hand-over, twice": (LeaseModel(ALL_OF_A_LEASE_TWICE), 44_269),
     "lease: hand-over is loss": (LeaseModel(ALL_OF_A_LEASE_TWICE, LeaseRules(hand_over_is_loss=True)), 29_598),
     "lease: leader dies": (LeaseModel(LEADER_DIES), 14_094),
+    "lease: a person asks for its release": (LeaseModel(RELEASED), 40_252),
     "lease: renewed by the counter, own name": (LeaseModel(ALL_OF_A_LEASE, LeaseRules(counter_alone=True)), 2_300),
     "orders: window": (OrderWindowModel(2), 25_787),
     "orders: window, FIFO": (OrderWindowModel(3, is_fifo=True), 78_842),
@@ -434,6 +436,16 @@ WRONG = {
         LeaseModel(LEADER_DIES, LeaseRules(leaves_hand_overs=True)),
         "unsettled",
         5,
+    ),
+    "lease: request to release is for any owner": (
+        LeaseModel(RELEASED, LeaseRules(asks_any_owner=True)),
+        "request",
+        5,
+    ),
+    "lease: take leaves the request to release": (
+        LeaseModel(RELEASED, LeaseRules(keeps_requests=True)),
+        "request",
+        6,
     ),
     "giving up: no row": (GivingUpModel(2, rules=giving_up_model.Rules(leaves_no_row=True)), "order", 6),
     "giving up: plain failed row": (

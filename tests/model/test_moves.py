@@ -48,6 +48,14 @@ SAFE: dict[str, tuple[MovesModel, int]] = {
     "move: two movers, one copy": (move(2, keeps=True, moves=2), 5_442),
     "move: two movers, one copy, rename": (move(1, keeps=True, moves=2, renames=1), 5_395),
     "move: two movers, one copy, rolled back": (move(1, keeps=True, moves=2, rollbacks=1), 9_025),
+    "move: two movers, orders": (move(1, moves=2, orders=2), 17_169),
+    "move: two movers, one copy, orders": (move(1, keeps=True, moves=2, orders=2), 13_451),
+    "move: and back, orders": (move(1, moves_back=1, orders=2), 4_527),
+    "move: one copy, rolled back, orders": (move(0, keeps=True, moves=2, rollbacks=1, orders=2), 11_681),
+    "move: orders, repair by the log alone": (
+        move(1, rules=Rules(repairs_by_log_alone=True), orders=2, repairs=1),
+        919,
+    ),
     "move: rolled back beside the mover": (move(2, rollbacks=1), 2_732),
     "move: and back": (move(2, moves_back=1), 2_462),
     "move: and back, cleanup": (move(2, moves_back=1, cleanups=1), 6_194),
@@ -74,6 +82,10 @@ SAFE_AND_LARGE: dict[str, tuple[MovesModel, int]] = {
     "move: two movers, one copy, late commit": (move(2, keeps=True, moves=2, late_commits=1), 40_701),
     "move: two movers, one copy, and back, zombie": (move(1, keeps=True, moves=2, moves_back=1, takes=1), 28_397),
     "move: and back twice, cleanup": (move(1, moves=2, moves_back=2, cleanups=1), 121_805),
+    "move: and back twice, cleanup, orders, repair": (
+        move(0, moves=2, moves_back=2, cleanups=1, orders=2, repairs=1),
+        245_548,
+    ),
     "move: and back, rename, zombie, cleanup": (move(1, moves_back=1, renames=1, takes=1, cleanups=1), 18_460),
     "move and failover: of the source, two movers": (failing(2, movers=2, source=1), 372_362),
     "move and failover: of the target, two movers": (failing(2, movers=2, target=1), 201_669),
@@ -110,6 +122,17 @@ WRONG: dict[str, tuple[MovesModel, str, int]] = {
     "move: the delta misses batches in flight": (move(rules=Rules(misses_batches_in_flight=True)), "lost", 13),
     "move: the log stays": (move(rules=Rules(leaves_log=True), crashes=1), "twice", 15),
     "move: renames are not in the delta": (move(rules=Rules(ignores_renames=True), renames=1), "lost", 11),
+    "move: a replaced row is in no delta": (move(0, rules=Rules(ignores_replaced_rows=True), orders=2), "lost", 12),
+    "move: nothing is noted while a rollback is under way": (
+        move(0, rules=Rules(notes_nothing_while_undoing=True), keeps=True, moves=2, rollbacks=1, orders=2),
+        "lost",
+        18,
+    ),
+    "move: a repair writes over rows that the log does not name any more": (
+        move(0, rules=Rules(repairs_by_log_alone=True, repairs_newer_rows=True), orders=2, repairs=1),
+        "lost",
+        13,
+    ),
     "move: activated without the last delta": (move(rules=Rules(activates_incoming=True)), "lost", 10),
     "move: activated by the present token of the source": (
         move(rules=Rules(activates_by_present_token=True), moves=2, moves_back=1),

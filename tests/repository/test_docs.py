@@ -221,10 +221,12 @@ def test_glossary_has_the_words_of_the_field_that_names_are_made_of() -> None:
 
 
 def test_readme_is_below_two_screens() -> None:
-    """A reader decides by it: what it is, a picture, two commands, for whom, and links. All else is a page."""
+    """A reader decides by it: the problem, two commands that show and prove, a picture, links."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text) <= README_MAX_CHARACTERS
     assert text.count("\n") <= README_MAX_LINES
+    places = [text.index(word) for word in ("`make demo`", "`make test`", "](docs/", "Citrus")]
+    assert places == sorted(places)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

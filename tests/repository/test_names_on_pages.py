@@ -30,6 +30,7 @@ OTHER_WORDS = {
     *("SHARD_END", "CLIENT_VERSION_UPGRADE_FROM_2X", "CAPABILITY_IAM", "ON_ERROR_STOP", "RLIMIT_NOFILE"),
     *("REQUIRE_ALL", "SIMULATION_BUDGET_S", "STACK_INITIAL_DATA", "WRITE_PICTURES"),
     *("NAME_FILE", "REQUEST_ID"),
+    *("AWS_CA_BUNDLE", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"),
 }
 # Names that look like metrics: the package, and the schemas of an adoption.
 OTHER_NAMES = {"simplu_worker", "simplu_adoption", "simplu_adoption_log"}

@@ -50,6 +50,7 @@ def draw_trouble(world: World) -> Trouble:
         throttled=level * draw(),
         stale=choice([0.0, 0.5]),
         longest_s=choice([0.05, 1.0, 4.0]),
+        foreign=choice([0.0, 0.002, 0.02]) if world.plan.weather is Weather.DEFECTS else 0.0,
     )
 
 

@@ -99,13 +99,9 @@ class Ledger:
         puts = self.by_stream_shard.get(stream_shard_id, [])
         return next((put for put in puts if put.index not in self.lost and not self.is_settled(put)), None)
 
-    def never_settled(self) -> list[Put]:
-        """Return the operations that are not settled, without those that a shard has lost."""
-        return [
-            put
-            for put in self.puts
-            if put.operation is not None and put.index not in self.lost and not self.is_settled(put)
-        ]
+    def open_operations(self) -> list[Put]:
+        """Return the operations that are not settled, or that a shard has lost."""
+        return [put for put in self.puts if put.operation is not None and not self.is_settled(put)]
 
     def unsettled(self) -> list[str]:
         """Return the stream shards with an unsettled record."""

@@ -12,6 +12,7 @@ from random import Random
 from typing import TypeVar
 
 import msgspec
+from simulation.defects import DefectError
 from simulation.virtual_time import VirtualLoop
 
 T = TypeVar("T")
@@ -27,6 +28,7 @@ class Trouble(msgspec.Struct):
     throttled: float = 0.0
     stale: float = 0.0  # of a row in a scan
     longest_s: float = 0.05
+    foreign: float = 0.0  # the door to the service raises what its callers do not foresee
 
 
 class Network:
@@ -47,6 +49,12 @@ class Network:
         """
         trouble, draw = self.trouble, self.draws.random
         answer: asyncio.Future[T] = self.loop.create_future()
+        if trouble.foreign and draw() < trouble.foreign:
+            if draw() < 0.5:
+                self._later(self._land, serve, answer, DefectError)
+            else:
+                self._later(self._fail, answer, DefectError())
+            return await answer
         fate = draw()
         if service in self.down or fate < trouble.request_lost:
             self._later(self._fail, answer, lost())

@@ -20,7 +20,7 @@ from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.admission import HOLD, TenantRow, TenantState, admit
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Operation, Origin, Outcome
-from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.shards.gateway import ShardGateway, of_shard, of_tenant
 from simplu_worker.shards.positions.claims import attempt_claim
 from simplu_worker.shards.types import (
     Absence,
@@ -112,6 +112,13 @@ class PostgresShards:
         if tenant.shard_id in self.network.down:
             raise ShardUnavailableError("it does not answer", shard_id=tenant.shard_id)
         return tenant.shard_id if tenant.is_active else Absence.INACTIVE
+
+    def positions_at_home(self, tenant_id: str) -> dict[str, StreamPosition] | None:
+        """Return the rows of the shard on which a tenant lives; None without one."""
+        tenant = self.tenants[tenant_id]
+        if tenant.created_at is None or tenant.is_ready:
+            return None
+        return {key: row for (shard_id, key), row in self.positions.items() if shard_id == tenant.shard_id}
 
     def transact(
         self, shard_id: str, operations: Sequence[Operation], claim: PositionClaim | None = None
@@ -362,6 +369,7 @@ class SimulatedGateway(ShardGateway):
         """Whether a shard is there."""
         return shard_id not in self._shards.network.down
 
+    @of_tenant
     async def find(self, tenant_id: str, *, absence_max_age_s: float = 0.0) -> str | Absence:
         """Ask for the shard of a tenant."""
         found = await self._shards.network.ask(CITRUS, lambda: self._shards.locate(tenant_id), lost=_lost)
@@ -371,6 +379,7 @@ class SimulatedGateway(ShardGateway):
             self._remembered[tenant_id] = found
         return found
 
+    @of_shard
     async def apply(
         self, shard_id: str, operations: Sequence[Operation], *, claim: PositionClaim | None = None
     ) -> list[Outcome]:
@@ -386,10 +395,12 @@ class SimulatedGateway(ShardGateway):
                 self._remembered.pop(operation.tenant_id, None)
         return outcomes
 
+    @of_shard
     async def probe(self, shard_id: str) -> None:
         """Ask whether a shard is there."""
         await self._shards.network.ask(shard_id, lambda: None, lost=_lost)
 
+    @of_shard
     async def give_up(self, shard_id: str, operation: Operation, *, claim: PositionClaim | None = None) -> Outcome:
         """Mark an operation as given up."""
         with nullcontext() if claim is None else attempt_claim(claim):
@@ -402,6 +413,7 @@ class SimulatedGateway(ShardGateway):
         """Return all shards."""
         return list(SHARD_IDS)
 
+    @of_shard
     async def read_positions(
         self, shard_id: str, stream: str, stream_shard_ids: Sequence[str], *, is_first: bool = False
     ) -> StoredPositions:
@@ -411,6 +423,7 @@ class SimulatedGateway(ShardGateway):
             shard_id, lambda: self._shards.read_positions(shard_id, wanted), lost=_lost
         )
 
+    @of_shard
     async def fence_and_read_positions(
         self, shard_id: str, claim: PositionClaim, ancestors: Sequence[str], *, is_first: bool = False
     ) -> StoredPositions:
@@ -420,6 +433,7 @@ class SimulatedGateway(ShardGateway):
             shard_id, lambda: self._shards.fence_and_read_positions(shard_id, known, wanted, token), lost=_lost
         )
 
+    @of_shard
     async def find_resident_tenants(self, shard_id: str, tenant_ids: Sequence[str]) -> set[str]:
         """Ask which tenants live on a shard."""
         here = await self._shards.network.ask(
@@ -429,6 +443,7 @@ class SimulatedGateway(ShardGateway):
             self._remembered.pop(tenant_id, None)
         return here
 
+    @of_shard
     async def write_positions(self, shard_id: str, claims: Sequence[PositionClaim]) -> list[PositionClaim]:
         """Write claims beside no effect."""
         with ExitStack() as attempts:
@@ -440,18 +455,21 @@ class SimulatedGateway(ShardGateway):
             )
         return [claim for claim in claims if claim.stream_shard_id in changed]
 
+    @of_shard
     async def read_merges(self, shard_id: str, stream: str, stream_shard_id: str) -> list[PositionMerge]:
         """Ask how a row got its tokens."""
         return await self._shards.network.ask(
             shard_id, lambda: list(self._shards.merges.get((shard_id, stream_shard_id), ())), lost=_lost
         )
 
+    @of_shard
     async def mark_gap(self, shard_id: str, stream: str, stream_shard_id: str, owed_from: str) -> bool:
         """Mark a row whose position has left the stream."""
         return await self._shards.network.ask(
             shard_id, lambda: self._shards.mark_gap(shard_id, stream_shard_id, owed_from), lost=_lost
         )
 
+    @of_shard
     async def forget_positions(self, shard_id: str, stream: str, stream_shard_ids: Sequence[str]) -> None:
         """Forget stream shards past their retention."""
         for key in stream_shard_ids:
@@ -459,6 +477,7 @@ class SimulatedGateway(ShardGateway):
             if row is not None and not row.has_open_gap:
                 del self._shards.positions[shard_id, key]
 
+    @of_tenant
     async def find_again(self, tenant_id: str) -> str | Absence:
         """Ask for the shard of a tenant anew."""
         return await self.find(tenant_id)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import partial
 from random import Random
 from typing import Any, TypeAlias, cast
 
@@ -20,10 +21,11 @@ from simulation.simulated_shards import SHARD_IDS, PostgresShards, SimulatedDead
 from simulation.virtual_time import EPOCH, Process, VirtualLoop
 from support.aws.kpl_aggregates import aggregate
 
+from simplu_worker.bulkheads import TargetKind, keep_running
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.fleet.cpu_share import CpuShare
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings
-from simplu_worker.consumers.kinesis.fleet.read_status import read_status
+from simplu_worker.consumers.kinesis.fleet.read_status import ReadStatus, read_status
 from simplu_worker.consumers.kinesis.holding import ownership, tenant_set
 from simplu_worker.consumers.kinesis.holding.ownership import TENANT_HOLDS_MAX
 from simplu_worker.consumers.kinesis.holding.tenant_set import NAMES_MAX
@@ -38,6 +40,7 @@ from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
 from simplu_worker.local.kinesis.model import KinesisOptions
 from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.shards.types import ShardPositionRows
 
 APPLICATION = "simplu"
 LOOK_EVERY_S = 0.25
@@ -55,6 +58,7 @@ class Weather(StrEnum):
     FAIR = "fair"  # what was drawn
     STORM = "storm"  # and shards fail over, stream shards split and replicas are killed, again and again
     GREAT_STORM = "great storm"  # and all the rest, in a world with more of everything
+    DEFECTS = "defects"  # what was drawn, and exceptions that nobody foresaw: by the doors to services, and in our code
     MOVES = "moves"  # little of the rest: tenants move, and shards lose commits around that
 
 
@@ -121,7 +125,10 @@ class Replica:
         self.fleet = world.make_fleet(
             services, settings, me=self.me, draw=world.draws.random, utc=lambda: world.loop.utc() + skew
         )
-        self.task = world.start(self.process, self.fleet.run(self.stopping))
+        # As the daemon runs it.
+        run, draw = partial(self.fleet.run, self.stopping), world.draws.random
+        running = keep_running(TargetKind.LEASES, "fleet", "fleet", run, stopping=self.stopping, draw=draw)
+        self.task = world.start(self.process, running)
 
     def __repr__(self) -> str:
         return f"Replica({self.process!r}, {self.fleet!r})"
@@ -144,6 +151,9 @@ class Replica:
         return None if not self.task.done() or self.task.cancelled() else self.task.exception()
 
 
+ReadUpTo = Callable[[ReadStatus, ShardPositionRows], datetime | None]
+
+
 class World:
     """All there is in one simulation. Everything random in it comes from *draws*."""
 
@@ -161,6 +171,7 @@ class World:
         self.table = self.dynamodb.table(APPLICATION)
         self.table.watch = self._watch_lease
         self.is_pushed = False  # whether replicas read by push
+        self.read_up_to: ReadUpTo = lambda status, rows: status.up_to([rows])  # what a replica answers
         self.replicas: list[Replica] = []
         self._processes: list[Process] = []
         for number in range(plan.tenant_count):
@@ -251,16 +262,18 @@ class World:
     def check_read_status(self) -> None:
         """Check that no replica calls a time read up to, before which an operation of the tenant arrived that is open.
 
-        The clock of a replica may be fast.
+        Also none that its shard has lost, whoever knows of that. The clock of a replica may be fast.
         """
         first_open: dict[str, Put] = {}  # by tenant
-        for put in reversed(self.ledger.never_settled()):
+        for put in reversed(self.ledger.open_operations()):
             assert put.operation is not None
             first_open[put.operation.tenant_id] = put
         for replica in self.alive() if first_open else []:
             leases = replica.fleet.leases()
             for tenant_id, put in first_open.items():
-                up_to = read_status(leases, tenant_id).up_to
+                if (rows := self.shards.positions_at_home(tenant_id)) is None:
+                    continue  # the answer is that the tenant has no home now
+                up_to = self.read_up_to(read_status(leases, tenant_id), rows)
                 if up_to is not None and put.origin.arrived_at < up_to - timedelta(seconds=self.plan.skew_max_s):
                     self.ledger.violate(f"{replica.me} has read up to {up_to}, and record {put.index} is open")
 

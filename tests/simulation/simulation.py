@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import nullcontext
 from random import Random
 
 from msgspec.structs import replace
-from simulation.disasters import draw_trouble, storm, strike
+from simulation.defects import a_defect
+from simulation.disasters import STORMS, draw_trouble, storm, strike
 from simulation.moves import keep_moving, with_room_for_moves
 from simulation.simulated_network import Trouble
 from simulation.simulated_push import PushFaults
@@ -25,7 +27,13 @@ from simplu_worker.local.kinesis.model import KinesisOptions
 WELL_WITHIN_S = 60.0
 UNKNOWN_AFTER_S = 330.0  # for records of tenants that never come: 60 s, and a few looks at those held together
 # Where several shards and stream shards are read again, in little memory.
-REFILLED_AFTER_S = {Weather.FAIR: 60.0, Weather.STORM: 60.0, Weather.GREAT_STORM: 400.0, Weather.MOVES: 60.0}
+REFILLED_AFTER_S = {
+    Weather.FAIR: 60.0,
+    Weather.STORM: 60.0,
+    Weather.GREAT_STORM: 400.0,
+    Weather.MOVES: 60.0,
+    Weather.DEFECTS: 240.0,
+}
 GIVEN_UP_AFTER_S = 30.0  # for an operation that fails by itself: its tries are 21 s apart
 STOPPED_WITHIN_S = 10.0
 STATUS_PAUSE_S = 0.5
@@ -55,7 +63,8 @@ def simulate(
     with a_world(draws, plan, make_fleet=make_fleet) as world:
         if twist is not None:
             twist(world)
-        world.loop.run_until_complete(_run(world))
+        with a_defect(Random(f"defect {seed}")) if weather is Weather.DEFECTS else nullcontext():
+            world.loop.run_until_complete(_run(world))
     return world
 
 
@@ -118,7 +127,7 @@ async def _run(world: World) -> None:
         tasks.create_task(produce(world))
         if world.plan.weather is Weather.MOVES:
             tasks.create_task(keep_moving(world))
-        elif world.plan.weather is not Weather.FAIR:
+        elif world.plan.weather in STORMS:
             tasks.create_task(storm(world))
         for _ in range(world.plan.event_count):
             await asyncio.sleep(world.draws.uniform(0, 2 * world.plan.trouble_s / world.plan.event_count))

@@ -5,8 +5,8 @@ as long as the budget lasts: SIMULATION_BUDGET_S seconds of processor time in al
 says how many there were.
 
 SIMULATION_SEED=17 runs one seed and shows what happens in it; SIMULATION_SEED=10000:20000 runs others than the usual.
-SIMULATION_STORM_SEED, SIMULATION_GREAT_STORM_SEED and SIMULATION_MOVES_SEED do the same for histories in a storm, in a
-great one, and of tenants that move.
+SIMULATION_STORM_SEED, SIMULATION_GREAT_STORM_SEED, SIMULATION_DEFECTS_SEED and SIMULATION_MOVES_SEED do the same for
+histories in a storm, in a great one, with exceptions that nobody foresaw, and of tenants that move.
 """
 
 from __future__ import annotations
@@ -28,9 +28,15 @@ from simulation.simulation import simulate
 from simulation.wrong_designs import WRONG_DESIGNS, WrongDesign
 from structlog.types import EventDict, WrappedLogger
 
-QUICK = {Weather.FAIR: 20, Weather.STORM: 10, Weather.GREAT_STORM: 1, Weather.MOVES: 3}
-FLOOR = {Weather.FAIR: 120, Weather.STORM: 40, Weather.GREAT_STORM: 4, Weather.MOVES: 24}
-BLOCK = {Weather.FAIR: 20, Weather.STORM: 10, Weather.GREAT_STORM: 1, Weather.MOVES: 3}  # seeds of a test
+QUICK = {Weather.FAIR: 20, Weather.STORM: 10, Weather.GREAT_STORM: 1, Weather.DEFECTS: 5, Weather.MOVES: 3}
+FLOOR = {Weather.FAIR: 120, Weather.STORM: 40, Weather.GREAT_STORM: 4, Weather.DEFECTS: 40, Weather.MOVES: 24}
+BLOCK = {
+    Weather.FAIR: 20,
+    Weather.STORM: 10,
+    Weather.GREAT_STORM: 1,
+    Weather.DEFECTS: 5,
+    Weather.MOVES: 3,
+}  # seeds of a test
 BUDGET_S = float(os.environ.get("SIMULATION_BUDGET_S", "3"))
 LANES = 2  # for each weather, to run side by side
 KCL_SEEDS = 20  # with a leader of the KCL 3.x beside the replicas
@@ -95,6 +101,14 @@ def test_nothing_is_lost_doubled_or_out_of_order_in_a_storm(seeds: range, record
 def test_nothing_is_lost_doubled_or_out_of_order_in_a_great_storm(seeds: range, record_property: Note) -> None:
     """The same with more tenants, records and replicas, and more of everything that happens."""
     check(seeds, Weather.GREAT_STORM, record_property)
+
+
+@pytest.mark.parametrize("seeds", blocks_of(Weather.DEFECTS))
+def test_nothing_is_lost_doubled_or_out_of_order_when_anything_raises_anything(
+    seeds: range, record_property: Note
+) -> None:
+    """The same where the doors to services, and the worker's own code in the middle of a step, raise foreign errors."""
+    check(seeds, Weather.DEFECTS, record_property)
 
 
 @pytest.mark.parametrize("seeds", blocks_of(Weather.MOVES))

@@ -29,9 +29,11 @@ from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, 
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings
 from simplu_worker.consumers.kinesis.fleet.lease_ancestry import LeaseAncestry
 from simplu_worker.consumers.kinesis.fleet.lease_holder import Confirm, EndCheck, LeaseHolder
+from simplu_worker.consumers.kinesis.fleet.lease_renewer import LeaseRenewer
 from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
+from simplu_worker.consumers.kinesis.fleet.read_status import ReadStatus
 from simplu_worker.consumers.kinesis.fleet.stream_shard_end import StreamShardEnd
-from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold, Target
+from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold, Reason, Target
 from simplu_worker.consumers.kinesis.holding.ownership import Meeting, Ownership
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
@@ -46,7 +48,13 @@ from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPositi
 from simplu_worker.consumers.kinesis.stream.client import ChildShard, Reply, Stream
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position, RecordPosition
 from simplu_worker.dead_letters.letter import DeadLetter
-from simplu_worker.shards.types import PositionClaim, PositionMerge, StoredPositions, StreamPosition
+from simplu_worker.shards.types import (
+    PositionClaim,
+    PositionMerge,
+    ShardPositionRows,
+    StoredPositions,
+    StreamPosition,
+)
 
 OPEN_AFTER_S = 1.5  # a world is open then
 
@@ -134,6 +142,31 @@ class _LooseDispatcher(Dispatcher):
     def requeue_unrouted(self, tenant_id: str, entries: Sequence[QueuedOperation]) -> None:
         self.lookup.add(tenant_id, entries[:1])
         self._lane_by_tenant[tenant_id].enqueue(entries[1:])
+
+
+class _SkippingDispatcher(Dispatcher):
+    @override
+    def hold_shard(
+        self, shard_id: str, entries: Sequence[QueuedOperation], reason: Reason = Reason.SHARD_UNAVAILABLE
+    ) -> None:
+        if reason is Reason.INTERNAL_ERROR:
+            self._finish(entries)
+        else:
+            super().hold_shard(shard_id, entries, reason)
+
+
+class _TrustingRenewer(LeaseRenewer):
+    @override
+    async def release_unchanged(self) -> None:
+        await self.release(is_ended=False)
+
+
+class _TrustingFleet(Fleet):
+    @override
+    def _create_holder(self, lease: Lease) -> LeaseHolder:
+        holder = super()._create_holder(lease)
+        holder._renewer.__class__ = _TrustingRenewer
+        return holder
 
 
 class _UngatedDispatcher(Dispatcher):
@@ -523,11 +556,21 @@ def _move_after_a_loss(world: World) -> None:
     world.loop.call_later(world.draws.uniform(OPEN_AFTER_S, world.plan.trouble_s), move)
 
 
+def _ask_leases_alone(world: World) -> None:
+    def read_up_to(status: ReadStatus, _: ShardPositionRows) -> datetime | None:
+        instants = [lease.read_up_to for lease in status.readings or ()]
+        known = [instant for instant in instants if instant is not None]
+        return min(known) if known and len(known) == len(instants) else None
+
+    world.read_up_to = read_up_to
+
+
 WRONG_DESIGNS = {
     "the checkpoint is the last record read": WrongDesign(_with_reader(_EagerReader)),
     "SHARD_END is written at the end of reading": WrongDesign(_with_reader(_CarelessReader)),
     "the checkpoint ignores holds": WrongDesign(_with_reader(_ForgetfulReader)),
     "read up to a time is what is not decided": WrongDesign(_with_reader(_ProudReader)),
+    "a shard that lost operations has what the lease table says": WrongDesign(twist=_ask_leases_alone, seed=45),
     "a record is finished before its dead letter is stored": WrongDesign(
         _with_reader(dispatcher_class=_HastyDispatcher), seed=10
     ),
@@ -605,6 +648,12 @@ WRONG_DESIGNS = {
     ),
     "a reader follows a move from a token that is older than a loss": WrongDesign(
         _with_reader(positions_class=_EndlessPositions), weather=Weather.MOVES, seed=293
+    ),
+    "a lane skips its operations after an error that nobody foresaw": WrongDesign(
+        _with_reader(dispatcher_class=_SkippingDispatcher), weather=Weather.DEFECTS, seed=11
+    ),
+    "a reader that failed by a defect writes its checkpoint": WrongDesign(
+        _TrustingFleet, weather=Weather.DEFECTS, seed=21
     ),
     "other operations overtake re-read ones": WrongDesign(_with_reader(dispatcher_class=_UngatedDispatcher), seed=2232),
 }

@@ -20,10 +20,16 @@ from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.stream.client import Latest, Record, Reply, Start
+from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event
 
 
 class _PatientCursor(PushedCursor):
+    @override
+    async def read(self, stopping: asyncio.Event) -> Reply | None:
+        self._schedule.note_polled(loop_time())  # a poll beside the subscription would read on
+        return await super().read(stopping)
+
     @override
     def _silent_at(self, heard_at: float) -> float:
         return heard_at + 3600.0

@@ -38,6 +38,7 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.routing.citrus import open_citrus
 from simplu_worker.shards.routing.directory import Directory
+from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.tenants.provisioning import Provisioner
 from simplu_worker.shards.types import ProvisionRequest
 from simplu_worker.timing.clock import UtcClock, utc_now
@@ -65,6 +66,7 @@ class World:
         self.pools: Pools
         self.gateway: ShardGateway
         self.provisioner: Provisioner
+        self.locator: Locator
 
     def add_shard(self, address: ShardAddress) -> ShardPool:
         """Make a shard known to Citrus."""
@@ -188,6 +190,7 @@ async def open_world(
         locator = await stack.enter_async_context(
             open_citrus(url, api_key="a-key-for-tests", timeout_s=5, attempts=1, allowed_hosts=())
         )
+        world.locator = locator
         world.pools = await stack.enter_async_context(Pools(size=4, timeouts=timeouts))
         directory = Directory(locator, world.pools)
         world.gateway = ShardGateway(directory, locator, world.pools, tenant_wait=WAIT)

@@ -24,7 +24,7 @@ from xdist.scheduler.loadscope import LoadScopeScheduling
 
 Unit = TypeVar("Unit")
 # Seconds that a test takes if it does not say so in its mark, by folder: enough for an order.
-USUAL_S = {"acceptance": 4.0, "integration": 0.4, "simulation": 0.4, "model": 0.5, "peers": 60.0}
+USUAL_S = {"acceptance": 4.0, "field": 2.0, "integration": 0.4, "simulation": 0.4, "model": 0.5, "peers": 60.0}
 SHORT_S = 0.015
 # Tests that share nothing with their module's others and take so long that they run side by side.
 SEPARATE = re.compile(

@@ -19,7 +19,13 @@ from rich.text import Text
 
 from simplu_worker.assembly.aws import consumer_name
 from simplu_worker.assembly.shards import Shards, open_shards
-from simplu_worker.aws.clients import Client, address_of, open_client
+from simplu_worker.aws.clients import (
+    Client,
+    address_of,
+    credential_source,
+    open_client,
+    translate_errors,
+)
 from simplu_worker.aws.dynamodb_tables import TableSummary, describe_table
 from simplu_worker.aws.sqs_queue import Queue, find_queue_url
 from simplu_worker.cache.cache import create_redis_commands
@@ -33,6 +39,7 @@ from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases.table_requests import TableMissingError, TableRequests
 from simplu_worker.consumers.kinesis.stream.client import Stream, StreamGoneError
 from simplu_worker.consumers.kinesis.stream.consumers import StreamConsumers
+from simplu_worker.consumers.kinesis.stream.positions import Position
 from simplu_worker.consumers.sqs.receive.redrive_rules import parse_redrive_policy
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.health.assessment import TAKES_NO_OPERATIONS, ShardObservation, assess
@@ -150,6 +157,7 @@ async def check_dependencies(settings: Settings, misspellings: Sequence[Misspell
         }
         answers = await run_all(
             [
+                checks.check_credentials(),
                 checks.check_stream(clients["kinesis"]),
                 checks.check_tables(clients["dynamodb"]),
                 checks.check_queues(clients["sqs"]),
@@ -157,6 +165,7 @@ async def check_dependencies(settings: Settings, misspellings: Sequence[Misspell
                 checks.check_cache(),
             ]
         )
+        await checks.read_positions(shards)
     dependencies = [dependency for answer in answers for dependency in answer]
     return CheckReport(dependencies, find_oddities(checks.facts, settings, misspellings))
 
@@ -178,6 +187,17 @@ class DependencyChecks:
 
         client.meta.events.register("after-call", note)
         return client
+
+    async def check_credentials(self) -> list[CheckedDependency]:
+        """Check that a source has credentials of AWS."""
+        source = credential_source()
+
+        async def ask() -> CheckAnswer:
+            with translate_errors():
+                await source.get_frozen_credentials()
+            return CheckAnswer(f"found by {source.method}")
+
+        return [await check_dependency("credentials", "AWS", ask)]
 
     async def check_stream(self, client: Client) -> list[CheckedDependency]:
         """Check the stream, if one is configured."""
@@ -218,6 +238,7 @@ class DependencyChecks:
             return CheckAnswer("does not exist; create it, or set KINESIS_CREATE_STREAM=true", CheckStatus.FAILED)
         self.facts.retentions[f"stream {stream.name}"] = summary.retention
         self.facts.open_stream_shard_count = summary.open_stream_shard_count
+        self.facts.stream_shards = await stream.list_stream_shards()
         count, kept = summary.open_stream_shard_count, format_hours(summary.retention)
         return CheckAnswer(f"{summary.status.lower()}, {count} open stream shards, records kept for {kept}")
 
@@ -258,7 +279,8 @@ class DependencyChecks:
         table = LeaseTable(client, name)
         tables = KclTables.of(name, settings.kinesis_coordinator_table, settings.kinesis_worker_metrics_table)
         watch = KclLeaderWatch(client, table, tables, follows=settings.kinesis_kcl_follower)
-        await table.scan()
+        leases = await table.scan()
+        self.facts.checkpoints = {lease.lease_key: lease.checkpoint for lease in leases}
         await watch.check()
         if watch.follows and watch.leaders is not None:
             return CheckAnswer(f"follows the Kinesis Client Library 3.x at {watch.leaders}, which assigns its leases")
@@ -340,6 +362,24 @@ class DependencyChecks:
             known = await shards.locator.list_shards()
         self.facts.shard_count = len(known)
         return checks + await run_all([self._check_shard(shards, address) for address in known])
+
+    async def read_positions(self, shards: Shards) -> None:
+        """Note the positions of the stream on the shards that answer, once the stream was listed."""
+        name = (self._settings.kinesis_stream_name or "").rpartition("/")[2]
+        ids = [one.stream_shard_id for one in self.facts.stream_shards]
+        if not ids:
+            return
+
+        async def read(shard_id: str) -> None:
+            with contextlib.suppress(WorkerError, TimeoutError):  # the check of the shard has named it
+                async with asyncio.timeout(DEADLINE_S):
+                    stored = await shards.gateway.read_positions(shard_id, name, ids)
+                rows = {} if stored is None else stored.rows
+                self.facts.positions[f"shard {shard_id}"] = {
+                    key: Position.from_checkpoint(row.owed_from.partition("/")[0]) for key, row in rows.items()
+                }
+
+        await run_all([read(shard_id) for shard_id, pool in shards.pools.by_shard_id().items() if pool.is_healthy])
 
     async def check_cache(self) -> list[CheckedDependency]:
         """Check Redis, if it is configured. A failure is a warning: operations continue without Redis."""

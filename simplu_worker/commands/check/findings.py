@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
@@ -11,7 +11,9 @@ import msgspec
 
 from simplu_worker.aws.sqs_queue import QueueAttributes
 from simplu_worker.config.misspellings import Misspelling
-from simplu_worker.config.settings import Settings
+from simplu_worker.config.settings import SOURCES, Settings
+from simplu_worker.consumers.kinesis.stream.client import StreamShard
+from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
 from simplu_worker.operations.retention_rules import effective_retention
 from simplu_worker.shards.health.assessment import SchemaCreator
@@ -51,6 +53,9 @@ class CheckFacts:
     dead_letters_retention: timedelta | None = None
     missing_tables: dict[str, str] = field(default_factory=dict)  # name → remedy
     open_stream_shard_count: int = 0
+    stream_shards: list[StreamShard] = field(default_factory=list)
+    checkpoints: dict[str, Position] = field(default_factory=dict)  # of the lease table, by stream shard
+    positions: dict[str, dict[str, Position]] = field(default_factory=dict)  # of shards
     registered_consumers: list[str] | None = None  # of the stream, by name; None where they are unknown
     shard_count: int = 0
     empty_shards: list[str] = field(default_factory=list)
@@ -67,7 +72,9 @@ def find_oddities(facts: CheckFacts, settings: Settings, misspellings: Iterable[
     """Return all oddities."""
     return [
         *_queue_findings(facts, settings),
+        *_source_findings(settings),
         *_retention_findings(facts, settings),
+        *_stream_findings(facts, settings),
         *_consumer_findings(facts, settings),
         *_shard_findings(facts, settings),
         *_cache_findings(facts),
@@ -97,6 +104,45 @@ def _queue_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
             )
         for problem in redrive_problems(queue, facts.redrive_targets.get(name), rules):
             yield Finding(name, problem, "change the queue's settings, or those of the worker")
+
+
+def _source_findings(settings: Settings) -> Iterator[Finding]:
+    sources = [name for name in SOURCES if getattr(settings, name.lower()) is not None]
+    if sources == ["SQS_SHARD_CREATION_QUEUE_URL"]:
+        operations = " or ".join(name for name in SOURCES if name not in sources)
+        yield Finding(
+            "sources", f"expected a source of operations, {operations}, got the control queue alone", "set one"
+        )
+
+
+def _stream_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
+    table = f"lease table {settings.kinesis_application_name}"
+    for about, positions in {table: facts.checkpoints, **facts.positions}.items():
+        if other := positions_of_another_stream(positions, facts.stream_shards):
+            kept = "the lease table, or set KINESIS_APPLICATION_NAME to a new name"
+            yield Finding(
+                about,
+                f"its position of {other[0]}{f' and {len(other) - 1} more' if len(other) > 1 else ''} is of another "
+                "stream, which had the name of this one: it cannot be read on from there",
+                f"stop all workers, then delete {kept if about == table else 'its rows of stream_positions'}",
+            )
+
+
+def positions_of_another_stream(positions: Mapping[str, Position], stream_shards: Iterable[StreamShard]) -> list[str]:
+    """Return the stream shards whose positions, by id, cannot be of the stream that has *stream_shards*.
+
+    A stream that is made again has the same ids, and higher sequence numbers. No position of a stream shard is before
+    its first sequence number, and none that is still open has ended.
+    """
+    return [
+        one.stream_shard_id
+        for one in stream_shards
+        if (position := positions.get(one.stream_shard_id)) is not None
+        and (
+            (position == SHARD_END and one.is_open)
+            or (not position.is_sentinel and position.number < int(one.starting_sequence_number))
+        )
+    ]
 
 
 def _retention_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
@@ -161,7 +207,12 @@ def _cache_findings(facts: CheckFacts) -> Iterator[Finding]:
 
 def _shard_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
     for name in facts.empty_shards:
-        yield Finding(name, "no schema yet", "nothing to do: the schema is created with the first tenant")
+        yield Finding(
+            name,
+            "no schema yet",
+            "nothing to do: the schema is created with the first tenant; before tenants move there, name the shard in "
+            "simplu-worker shards upgrade SHARD --apply",
+        )
     for name in facts.inactive_shards:
         yield Finding(name, "marked inactive by Citrus, its tenants wait", "ask the operators of Citrus")
     for name, tables in facts.unwritable_tables.items():

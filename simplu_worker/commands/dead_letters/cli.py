@@ -30,6 +30,7 @@ Reason = Literal[
     "request_id_reused",
     "retries_exhausted",
     "too_large",
+    "internal_error",
 ]
 
 

@@ -16,10 +16,9 @@ from simplu_worker.commands.stream.put_requests import PUT_MAX_BYTES, PUT_MAX_CO
 from simplu_worker.consumers.kinesis.stream.aggregation import PARTS_MAX, SubRecord, deaggregate
 from simplu_worker.consumers.kinesis.stream.client import NewRecord
 from simplu_worker.consumers.sqs.control.decode import with_timestamp
-from simplu_worker.consumers.sqs.orders.decode import TENANT_ATTRIBUTES, OrderRules, decode_order
+from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order, with_members_of_message
 from simplu_worker.dead_letters.letter import BadParts, DeadLetter, tenant_of
 from simplu_worker.operations.decode import decode_operation
-from simplu_worker.operations.json_record import parse_record
 from simplu_worker.operations.operation import DeadLetterReason, Origin, RejectedRecord, Source
 from simplu_worker.operations.request_ids import derived_request_id, with_request_id
 
@@ -387,17 +386,7 @@ def _prepare_order_event(
         return (body, dict(attributes)) if rules.force else refused
     if letter.reason is DeadLetterReason.REQUEST_ID_REUSED and not rules.force:
         return _left_returning("another operation has its deduplicationId")
-    sent = parse_record(event.encode(), _sent_ids_decoder)
-    missing: dict[str, str] = {}
-    if decoded.request_id != sent.deduplication_id:
-        missing["deduplicationId"] = decoded.request_id
-    if not (sent.business_id or any(found.get(name) for name in TENANT_ATTRIBUTES.values())):
-        missing |= {"businessId": decoded.business_id, "locationId": decoded.location_id}
-    if not sent.first_sent_at:
-        missing["firstSentAt"] = letter.origin.arrived_at.isoformat()
-    if missing:
-        event = event.rstrip()[:-1] + "," + msgspec.json.encode(missing).decode()[1:]
-    return event, found
+    return with_members_of_message(event, found, decoded), found
 
 
 def _order_rules(letter: DeadLetter, rules: ReplayRules) -> OrderRules:
@@ -405,14 +394,3 @@ def _order_rules(letter: DeadLetter, rules: ReplayRules) -> OrderRules:
     if letter.business_id is None or letter.location_id is None:
         return OrderRules(rules.operation_max_bytes, rules.order_tenant)
     return OrderRules(rules.operation_max_bytes, (letter.business_id, letter.location_id))
-
-
-class _SentIds(msgspec.Struct, rename="camel"):
-    """The ids in a valid order event; an event that names one id of its tenant there names both, or has attributes."""
-
-    deduplication_id: str | None = None
-    business_id: str | None = None
-    first_sent_at: msgspec.Raw = msgspec.Raw(b"")
-
-
-_sent_ids_decoder = msgspec.json.Decoder(_SentIds)

@@ -32,7 +32,7 @@ async def show_fleet(settings: Settings, url: str | None, *, as_json: bool) -> i
 async def release_lease(
     settings: Settings, url: str | None, stream_shard_id: str, *, apply: bool, as_json: bool
 ) -> int:
-    """Have the owner of a lease release it, by the replica at *url*; without *apply* print the owner alone."""
+    """Have another replica take a lease, by the replica at *url*; without *apply* print the owner alone."""
     async with open_replica(settings, url, acts=True) as replica:
         fleet = await replica.ask("GET", "/fleet")
         found = [row for row in fleet["streamShards"] if row["streamShard"] == stream_shard_id]
@@ -47,7 +47,7 @@ async def release_lease(
     elif apply:
         print_note(f"{stream_shard_id}, which {answer['owner']} owned: {answer['how']}")
     else:
-        print_note(f"{stream_shard_id} is owned by {answer['owner']}; --apply releases it")
+        print_note(f"{stream_shard_id} is owned by {answer['owner']}; --apply has another replica take it")
     return 0
 
 

@@ -28,7 +28,7 @@ def show_fleet(*, url: Url = None, common: CommonOptions = NO_OPTIONS) -> int:
 def release_lease(
     stream_shard: str, /, *, apply: Apply = False, url: Url = None, common: CommonOptions = NO_OPTIONS
 ) -> int:
-    """Have the owner of a stream shard's lease release it, so that another replica reads it.
+    """Have another replica take the lease of a stream shard; its owner reads until then.
 
     Parameters
     ----------

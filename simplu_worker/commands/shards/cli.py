@@ -27,7 +27,9 @@ def upgrade_shards(
     timeout: Annotated[float, Parameter(validator=validators.Number(gte=0))] = 600,
     common: CommonOptions = NO_OPTIONS,
 ) -> int:
-    """Upgrade the schema of shards while workers run. An upgrade that was interrupted is completed.
+    """Upgrade the schema of shards while workers run, or create it on an empty shard that is named.
+
+    An upgrade that was interrupted is completed.
 
     Parameters
     ----------

@@ -39,7 +39,7 @@ async def rebalance_shards(
 ) -> int:
     """Plan moves that make the shards about equally full, or follow the map; with *apply* carry them out.
 
-    Moves that have begun and not ended come first.
+    Moves that have begun and not ended come first. Return 1 if a move fails or would be refused.
     """
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
@@ -48,10 +48,13 @@ async def rebalance_shards(
             expected = ", ".join(sorted(survey.target_ids))
             raise PermanentError(f"--to: expected shards that take tenants, of {expected}, got {', '.join(unknown)}")
         plan = _plan_rebalance(survey, shards.locator, balance)
-        await print_plan(shards, ShownPlan(survey, plan, balance.by or "tenants"), as_json=as_json, apply=apply)
+        shown = ShownPlan(survey, plan, balance.by or "tenants")
+        has_refused = await print_plan(shards, shown, as_json=as_json, apply=apply)
         if balance.by is None and (pinned := _count_pinned(plan, shards.locator)):
             print_note(f"{pinned} of these tenants are pinned to the shards where they are; with --keep-pins they stay")
-        return await _carry_out(settings, shards, survey, plan, terms, as_json=as_json) if apply else 0
+        if not apply:
+            return 1 if has_refused else 0
+        return await _carry_out(settings, shards, survey, plan, terms, as_json=as_json)
 
 
 def _plan_rebalance(survey: Survey, locator: Locator, balance: Balance) -> Sequence[PlannedTransfer]:
@@ -87,11 +90,12 @@ async def drain_shard(settings: Settings, shard_id: str, terms: MoveTerms, *, ap
         rooms = {one.shard_id: one.room for one in survey.rooms(by_capacity=False)}
         plan, homeless = plan_drain(tenants, rooms)
         removal = None if apply else await find_removal(settings, shards, shard_id)
-        await print_plan(shards, ShownPlan(survey, plan, "tenants", removal), as_json=as_json, apply=apply)
+        shown = ShownPlan(survey, plan, "tenants", removal)
+        has_refused = await print_plan(shards, shown, as_json=as_json, apply=apply)
         for tenant in homeless:
             print_note(f"{tenant.tenant_id}: expected a shard with room, got none; add a shard")
         if not apply:
-            return 1 if homeless else 0
+            return 1 if homeless or has_refused else 0
         status = await _carry_out(settings, shards, survey, plan, terms, as_json=as_json)
         removal = await find_removal(settings, shards, shard_id)
         _print_verdict(removal, as_json=as_json)

@@ -47,13 +47,16 @@ class ShownPlan(msgspec.Struct, frozen=True):
         return after
 
 
-async def print_plan(shards: Shards, shown: ShownPlan, *, as_json: bool, apply: bool) -> None:
-    """Print the moves, and the weights before and after; without *apply* also what each move would take."""
+async def print_plan(shards: Shards, shown: ShownPlan, *, as_json: bool, apply: bool) -> bool:
+    """Print the moves, and the weights before and after; without *apply* also what each move would take.
+
+    Return whether one would be refused.
+    """
     moves, problems = await plan_moves(shards, requests_of(() if apply else shown.plan))
     sizes = {one.tenant: one for one in moves}
     if as_json:
         print_line(msgspec.json.encode(_plan_members(shown, sizes, problems)).decode())
-        return
+        return bool(problems)
     columns = ("resources", "MiB", "about s") if sizes else ()
     rows = ((*_members(one).values(), *_size_cells(sizes, one)) for one in shown.transfers)
     print_table(("tenant", "from", "to", shown.by, *columns), rows)
@@ -70,6 +73,7 @@ async def print_plan(shards: Shards, shown: ShownPlan, *, as_json: bool, apply: 
         print_note("nothing was moved; with --apply the tenants are")
     if shown.removal is not None:
         print_removal(shown.removal)
+    return bool(problems)
 
 
 def _print_usage(shown: ShownPlan) -> None:

@@ -24,6 +24,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.shard_query import LIMITS, query_all_shards
 from simplu_worker.shards.schema.migrations import Upgrade
+from simplu_worker.shards.schema.schema_check import ensure_schema
 from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
 from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, UpgradeActivity, Upgrader, read_upgrade
 from simplu_worker.telemetry.log import scrub_text
@@ -40,7 +41,8 @@ class UpgradeStatus(StrEnum):
 
     CURRENT = "current"
     BEHIND = "behind"
-    EMPTY = "empty"  # its first tenant creates the newest schema
+    EMPTY = "empty"  # its first tenant creates the newest schema, or this command where the shard is named
+    CREATED = "created"
     UPGRADED = "upgraded"
     REFUSED = "refused"
     FAILED = "failed"
@@ -48,6 +50,7 @@ class UpgradeStatus(StrEnum):
 
 STYLES: Final = {
     UpgradeStatus.BEHIND: "yellow",
+    UpgradeStatus.CREATED: "green",
     UpgradeStatus.UPGRADED: "green",
     UpgradeStatus.REFUSED: "red",
     UpgradeStatus.FAILED: "red",
@@ -67,7 +70,10 @@ class UpgradeReport(msgspec.Struct, frozen=True):
 async def upgrade_shards(
     settings: Settings, shard_ids: Sequence[str], *, apply: bool, timeout_s: float, as_json: bool
 ) -> int:
-    """Print what the schemas of *shard_ids*, or of all shards, lack; with *apply* upgrade them. Return 1 on failure."""
+    """Print what the schemas of *shard_ids*, or of all shards, lack; with *apply* upgrade them. Return 1 on failure.
+
+    An empty shard gets its schema only if it is named: its database may be a wrong one, or one that was lost.
+    """
     require_settings(settings, routes=True)
     async with open_shards(settings) as shards:
         known = await shards.locator.list_shards()
@@ -76,6 +82,8 @@ async def upgrade_shards(
         reports = await _read_upgrades(pools, addresses)
         if apply:
             reports = await _upgrade_shards(pools, reports, timeout_s=timeout_s)
+            if shard_ids:
+                reports = [await _create_schema(pools, report) for report in reports]
     if as_json:
         members = [_members(report) for report in reports]
         print_json({"schemaVersion": SCHEMA_VERSION, "applied": apply, "shards": members})
@@ -83,6 +91,12 @@ async def upgrade_shards(
         print_table(COLUMNS, [_row(report) for report in reports])
         if not apply and any(report.status is UpgradeStatus.BEHIND for report in reports):
             print_note("nothing was changed; --apply upgrades the shards, while workers run")
+        for report in reports:
+            if report.status is UpgradeStatus.EMPTY:
+                shard_id = report.address.shard_id
+                print_note(
+                    f"shard {shard_id} has no schema; to create it: simplu-worker shards upgrade {shard_id} --apply"
+                )
     return 1 if any(report.status in BAD for report in reports) else 0
 
 
@@ -136,6 +150,21 @@ async def _upgrade_shards(pools: Pools, reports: Sequence[UpgradeReport], *, tim
             for address in behind:
                 tasks.create_task(upgrade(address, progress), name=f"upgrade:{address.shard_id}")
     return [done.get(report.address.shard_id, report) for report in reports]
+
+
+async def _create_schema(pools: Pools, report: UpgradeReport) -> UpgradeReport:
+    """Create the schema of a shard if that is empty; return its report afterwards."""
+    if report.status is not UpgradeStatus.EMPTY:
+        return report
+    address = report.address
+    pool = pools.ensure_pool(address)
+    try:
+        await ensure_schema(pool)
+        async with pool.connection() as connection:
+            upgrade = await read_upgrade(connection, address.shard_id)
+    except WorkerError as exc:
+        return _failure(address, exc)
+    return UpgradeReport(address, UpgradeStatus.CREATED, upgrade)
 
 
 def _report(address: ShardAddress, upgrade: Upgrade | None, *, is_done: bool = False) -> UpgradeReport:

@@ -16,6 +16,7 @@ from simplu_worker.errors import PermanentError
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.gateway import LoggedOperation, RejectedRequest
 from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.types import Absence
 
 
 class SendStatus(StrEnum):
@@ -46,22 +47,26 @@ async def show_operation(settings: Settings, request_id: str, tenant: tuple[str,
         raise PermanentError("request id, tenant: expected UTF-8") from None
     tenant_id = None if tenant is None else tenant_id_of(*tenant)
     async with open_shards(settings) as shards:
-        found: LoggedOperation | RejectedRequest | None
-        found, silent = await shards.gateway.find_operation(request_id, tenant_id)
+        found: LoggedOperation | RejectedRequest | Absence | None
+        found, silent, _ = await shards.gateway.find_operation(request_id, tenant_id)
         undecided = Undecided()
-        if found is None and tenant_id is not None:
-            from simplu_worker.commands.stream.undecided import find_undecided
+        if not isinstance(found, LoggedOperation) and tenant_id is not None:
+            from simplu_worker.commands.stream.undecided import read_tenant_status, stream_shards_of, undecided_of
 
-            undecided = (await find_undecided(settings, shards.gateway, [tenant_id]))[tenant_id]
-            # An operation that was applied in between must not count as decided and absent.
-            found, silent = await shards.gateway.find_operation(request_id, tenant_id)
+            # Before the log is read: an operation that is applied in between must not count as decided and absent.
+            read = await read_tenant_status(settings, tenant_id)
+            asked = stream_shards_of(settings, read)
+            found, silent, rows = await shards.gateway.find_operation(request_id, tenant_id, stream=asked)
+            undecided = undecided_of(read, found if isinstance(found, Absence) else rows[0])
         if found is None:
             found = await shards.gateway.find_rejection(request_id, tenant_id)
+        if isinstance(found, Absence):
+            undecided, found = Undecided(found), None
         errors = pool_errors(shards.pools)
     status = SendStatus.UNKNOWN if undecided.reason is None else SendStatus.HELD
     shown = {"requestId": request_id, "status": status} | _members(undecided) if found is None else _members(found)
     if as_json:
-        print_json(shown | {"shardsWithoutAnswer": silent})
+        print_json(shown | {"shardsWithoutAnswer": list(silent)})
     elif found is not None:
         print_members({name: _format_value(value) for name, value in shown.items()})
     else:

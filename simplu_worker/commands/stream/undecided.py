@@ -11,10 +11,11 @@ from simplu_worker.assembly.aws import open_lease_table
 from simplu_worker.commands.output.display import print_note
 from simplu_worker.commands.stream.show import Undecided
 from simplu_worker.config.settings import Settings
-from simplu_worker.consumers.kinesis.fleet.read_status import hold_reason, read_status
+from simplu_worker.consumers.kinesis.fleet.read_status import ReadStatus, hold_reason, read_status
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.shards.types import Absence, ShardPositionRows, StreamShards
 
 LOOK_UP_S: Final = 10.0  # for all tenants together
 
@@ -28,19 +29,38 @@ async def find_undecided(
     """
     if not tenant_ids:
         return {}
-    leases = await _scan_leases(settings) if is_stream and settings.kinesis_stream_name is not None else []
+    leases = await _scan_leases(settings) if is_stream else []
     statuses = {tenant_id: read_status(leases, tenant_id) for tenant_id in tenant_ids}
-    known = {tenant_id: Undecided(read_up_to=status.up_to) for tenant_id, status in statuses.items()}
+    known = dict.fromkeys(tenant_ids, Undecided())
     # The survey of the shards has named every server without an answer.
     with contextlib.suppress(WorkerError, TimeoutError):
         async with asyncio.timeout(LOOK_UP_S):
             for tenant_id, status in statuses.items():
-                if reason := hold_reason(await gateway.find(tenant_id), status):
-                    known[tenant_id] = Undecided(reason)
+                found = await gateway.read_positions_at_home(tenant_id, stream_shards_of(settings, status))
+                known[tenant_id] = undecided_of(status, found)
     return known
 
 
+def undecided_of(status: ReadStatus, found: ShardPositionRows | Absence) -> Undecided:
+    """Return the state of a tenant by the lease table, and by the rows on its shard or why it has none."""
+    if reason := hold_reason(found if isinstance(found, Absence) else None, status):
+        return Undecided(reason)
+    return Undecided(read_up_to=None if isinstance(found, Absence) else status.up_to([found]))
+
+
+def stream_shards_of(settings: Settings, status: ReadStatus) -> StreamShards:
+    """Return the stream shards whose rows decide how far the stream is read."""
+    return StreamShards((settings.kinesis_stream_name or "").rpartition("/")[2], status.stream_shard_ids)
+
+
+async def read_tenant_status(settings: Settings, tenant_id: str) -> ReadStatus:
+    """Return how far the stream is read for a tenant, by the lease table."""
+    return read_status(await _scan_leases(settings), tenant_id)
+
+
 async def _scan_leases(settings: Settings) -> list[Lease]:
+    if settings.kinesis_stream_name is None:
+        return []
     try:
         async with open_lease_table(settings) as table:
             return await table.scan()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -15,14 +15,16 @@ from simplu_worker.commands.moves.terms import DEFAULT_BOUNDS, MoveBounds, MoveT
 from simplu_worker.commands.output.display import print_json, print_line, print_note, print_silent, print_table
 from simplu_worker.commands.requirements import parse_tenant_id, require_settings
 from simplu_worker.config.settings import Settings
-from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.shards.moving.checksums import Comparison, TypeSum, compare_shards, describe_difference
 from simplu_worker.shards.moving.planning.going_back import WayBack, way_back
 from simplu_worker.shards.moving.planning.places import find_places
-from simplu_worker.shards.moving.repairing import check_former_rows, repair_resources
+from simplu_worker.shards.moving.repairing import Repair, check_former_rows, repair_resources
 from simplu_worker.shards.moving.rows import Arrival, read_arrival, read_departure
 from simplu_worker.shards.moving.undoing import clean_up, list_left_behind, undo_move
+from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.routing.shard_query import query_all_shards
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 SHOWN_MAX = 20  # resources that differ
@@ -47,19 +49,19 @@ async def verify_tenant(settings: Settings, tenant: tuple[str, str], *, repair: 
 
         await check_former_rows(source, target, tenant_id, arrival)
         comparison = await compared()
-        repaired = 0
+        done = Repair(0)
         if repair and comparison.differing:
-            repaired = await repair_resources(source, target, tenant_id, arrival, comparison.differing)
+            done = await repair_resources(source, target, tenant_id, arrival, comparison.differing)
             comparison = await compared()
-    _print_comparison(tenant_id, comparison, repaired, as_json=as_json)
+    _print_comparison(tenant_id, comparison, done, as_json=as_json)
     return 0 if comparison.is_equal else 1
 
 
-def _print_comparison(tenant_id: str, comparison: Comparison, repaired: int, *, as_json: bool) -> None:
+def _print_comparison(tenant_id: str, comparison: Comparison, done: Repair, *, as_json: bool) -> None:
     verdict = "equal" if comparison.is_equal else "differs"
     if as_json:
-        members: dict[str, Any] = {"tenant": tenant_id, "verdict": verdict, "repaired": repaired}
-        print_json({**members, "comparison": comparison})
+        members: dict[str, Any] = {"tenant": tenant_id, "verdict": verdict, "repaired": done.count}
+        print_json({**members, "refused": sorted(done.refused), "comparison": comparison})
         return
     print_table(
         ("resource type", "rows", "former shard's", "bytes", "former shard's", ""),
@@ -67,13 +69,20 @@ def _print_comparison(tenant_id: str, comparison: Comparison, repaired: int, *, 
     )
     changed = f"; {comparison.excluded} that may have changed since the move are not compared"
     print_line(f"{tenant_id}: {comparison.row_count} resources compared{changed}: {verdict}")
-    if repaired:
-        print_note(f"{repaired} resources were written as they were on the former shard")
+    if done.count:
+        print_note(f"{done.count} resources were written as they were on the former shard")
+    if done.refused:
+        print_note(
+            f"{len(done.refused)} resources stay: somebody has written them since the move, and not by operations"
+        )
     if not comparison.is_equal:
         print_note(f"differing: {describe_difference(comparison)}")
         for resource_type, resource_id in comparison.differing[:SHOWN_MAX]:
             print_note(f"  {resource_type} {resource_id}")
-        print_note("with --repair these resources are written as they were; tenants rollback moves the tenant back")
+        print_note(
+            "with --repair those not written since the move are written as they were; "
+            "tenants rollback moves the tenant back"
+        )
 
 
 def _sums_row(name: str, comparison: Comparison) -> tuple[object, ...]:
@@ -174,36 +183,59 @@ def _print_undone(tenant_id: str, count: int, state: str, *, as_json: bool) -> N
 
 
 async def clean_up_tenants(settings: Settings, older_than: str, *, apply: bool, as_json: bool) -> int:
-    """Delete the rows that tenants have left on their former shards, or list them. Return 1 if a shard is silent."""
+    """Delete the rows that tenants have left on their former shards, or list them.
+
+    Return 1 if a shard does not answer, which leaves its tenants alone, or if a deletion fails.
+    """
     require_settings(settings, routes=True)
     age = _parse_age(older_than)
     found: list[dict[str, Any]] = []
-    silent: dict[str, str] = {}
-    async with contextlib.AsyncExitStack() as stack:
-        shards = await stack.enter_async_context(open_shards(settings))
-        pools = [shards.pools.ensure_pool(one) for one in await shards.locator.list_shards() if one.refusal is None]
-        for pool in pools:
-            shard_id = pool.address.shard_id
+    causes: dict[str, str] = {}
+    async with open_shards(settings) as shards:
+
+        async def ask(address: ShardAddress) -> Sequence[tuple[str, str]]:
             try:
-                for tenant_id, target_id in await list_left_behind(pool, age):
-                    one: dict[str, Any] = {"tenant": tenant_id, "left": shard_id, "home": target_id}
-                    if apply:
-                        one["rows"] = await clean_up(shards.pools, shards.commits, tenant_id, shard_id, target_id)
-                    found.append(one)
+                return await list_left_behind(shards.pools.ensure_pool(address), age)
             except RetryableError as exc:
-                silent[shard_id] = str(exc)
+                causes[address.shard_id] = address.without_name(str(exc))
+                raise
+
+        known = await shards.locator.list_shards()
+        left = await query_all_shards(known, ask)
+        silent = sorted({one.shard_id for one in known} - left.keys())
+        for shard_id in sorted(left):
+            for tenant_id, home_id in left[shard_id]:
+                one: dict[str, Any] = {"tenant": tenant_id, "left": shard_id, "home": home_id}
+                if apply:
+                    one |= await _clean_up_one(shards, tenant_id, shard_id, home_id, silent)
+                found.append(one)
     if as_json:
-        print_json({"tenants": found, "shardsWithoutAnswer": sorted(silent)})
+        print_json({"tenants": found, "shardsWithoutAnswer": silent})
     else:
         print_table(("tenant", "left", "home", "rows deleted"), (_row(one) for one in found))
+        for one in found:
+            if "error" in one:
+                print_note(f"{one['tenant']}: its rows stay on shard {one['left']}: {one['error']}")
         if found and not apply:
             print_note("nothing was deleted; with --apply the rows are")
-        print_silent(list(silent), silent)
-    return 1 if silent else 0
+        print_silent(silent, causes)
+    return 1 if silent or any("error" in one for one in found) else 0
+
+
+async def _clean_up_one(
+    shards: Shards, tenant_id: str, shard_id: str, home_id: str, silent: Collection[str]
+) -> dict[str, Any]:
+    """Delete what a tenant has left on a shard; return the number of rows, or the error."""
+    if home_id in silent:  # each try would take as long as its deadline
+        return {"error": f"no answer from shard {home_id}, where its home is"}
+    try:
+        return {"rows": await clean_up(shards.pools, shards.commits, tenant_id, shard_id, home_id)}
+    except WorkerError as exc:
+        return {"error": str(exc)}
 
 
 def _row(one: dict[str, Any]) -> tuple[object, ...]:
-    rows = one.get("rows", "")
+    rows = one.get("rows", "none" if "error" in one else "")
     return one["tenant"], one["left"], one["home"], "its home is another one now" if rows is None else rows
 
 

@@ -140,7 +140,7 @@ class WorkerProcess:
 
 def log_tail(path: Path) -> str:
     """Return the last lines of a log."""
-    if not path.exists():
+    if not path.is_file():
         return "(nothing)"
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     return "\n".join(lines[-LOG_TAIL_LINES:]) or "(nothing)"

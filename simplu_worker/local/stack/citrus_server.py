@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import unquote
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -150,16 +151,25 @@ class CitrusServer:
 
     def _application(self) -> web.Application:
         application = web.Application(middlewares=[self._inject_faults, self._authorize])
-        application.add_routes(
-            [
-                web.get("/api/shard/{shard_key}", self._look_up),
-                web.put("/api/shard/{shard_key}", self._repoint),
-                web.post("/api/register", self._register),
-                web.get("/api/shards/health", self._list_shards),
-                web.get("/api/shard/{shard_id}/capacity", self._show_capacity),
-            ]
-        )
+        application.router.add_route("*", "/{path:(?s:.*)}", self._route)
         return application
+
+    async def _route(self, request: web.Request) -> web.Response:
+        """Answer by the path as it was sent: the router's own patterns match a decoded one, and no brace in an id."""
+        path = request.raw_path.partition("?")[0]
+        match request.method, *(unquote(part) for part in path.split("/")[1:]):
+            case "GET", "api", "shard", shard_key:
+                return self._look_up(shard_key)
+            case "PUT", "api", "shard", shard_key:
+                return await self._repoint(request, shard_key)
+            case "POST", "api", "register":
+                return await self._register(request)
+            case "GET", "api", "shards", "health":
+                return self._list_shards()
+            case "GET", "api", "shard", shard_id, "capacity":
+                return self._show_capacity(shard_id)
+            case _:
+                return _error_response(404, "no such request")
 
     @web.middleware
     async def _inject_faults(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -182,8 +192,7 @@ class CitrusServer:
             return _error_response(401, "expected Authorization: Bearer with the API key")
         return await handler(request)
 
-    async def _look_up(self, request: web.Request) -> web.Response:
-        shard_key = request.match_info["shard_key"]
+    def _look_up(self, shard_key: str) -> web.Response:
         shard = self.registry.homes.get(shard_key)
         if self.faults.rotates_shards and shard is not None:
             shard = self._next_shard(shard)
@@ -214,9 +223,8 @@ class CitrusServer:
         shards = list(self.registry.shards.values())
         return shards[(shards.index(shard) + 1) % len(shards)] if shard in shards else shards[0]
 
-    async def _repoint(self, request: web.Request) -> web.Response:
+    async def _repoint(self, request: web.Request, shard_key: str) -> web.Response:
         body = await _read_json(request)
-        shard_key = request.match_info["shard_key"]
         shard = self.registry.shards.get(str(body.get("shardId"))) if isinstance(body, dict) else None
         if shard is None:
             return _error_response(400, "expected shardId of a known shard")
@@ -225,11 +233,11 @@ class CitrusServer:
         self.registry.place(shard_key, shard)
         return web.json_response(_describe(shard))
 
-    async def _list_shards(self, _request: web.Request) -> web.Response:
+    def _list_shards(self) -> web.Response:
         return web.json_response([_describe(shard) for shard in self.registry.shards.values()])
 
-    async def _show_capacity(self, request: web.Request) -> web.Response:
-        shard = self.registry.shards.get(request.match_info["shard_id"])
+    def _show_capacity(self, shard_id: str) -> web.Response:
+        shard = self.registry.shards.get(shard_id)
         if shard is None:
             return _error_response(404, "this shard id is unknown")
         return web.json_response(_describe(shard) | {"canAcceptNewBusiness": shard.has_room})

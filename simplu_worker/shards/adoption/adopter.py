@@ -224,7 +224,6 @@ class Adopter:
         """Run *step* in a transaction that has locked the adoption against other adopters."""
 
         async def run(connection: Connection) -> _Result:
-            await connection.execute(QUERIES["work_in_utc"])
             adoption = await connection.fetchrow(QUERIES["lock_adoption"])
             if adoption is None or adoption["adopted_at"] is not None:
                 return _StepResult.ADOPTED
@@ -248,7 +247,6 @@ class Adopter:
         async def read(connection: Connection) -> OldContents:
             if not is_begun:
                 await self._begin(connection)
-            await connection.execute(QUERIES["work_in_utc"])
             return await read_contents(connection)
 
         return await self._run(read, is_rehearsal=True)

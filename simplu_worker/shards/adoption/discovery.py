@@ -70,7 +70,6 @@ async def find_old_table(connection: Connection, shard_id: str) -> OldTable:
 async def begin_adoption(connection: Connection, shard_id: str, old_table: OldTable) -> None:
     """Make our tables and those of the adoption, within a transaction."""
     await connection.execute(ADOPTION["adoption_log"])
-    await connection.execute(QUERIES["work_in_utc"])
     with connection.working_in(OURS):
         await make_schema(connection, shard_id)
     await connection.execute(ADOPTION[old_table.layout])

@@ -23,7 +23,7 @@ from simplu_worker.shards.positions.rows import position_arguments
 from simplu_worker.shards.postgres.column_packing import pack_columns
 from simplu_worker.shards.postgres.errors import (
     DuplicateKeyError,
-    InvalidDataError,
+    LockTimeoutError,
     RolledBackError,
     StatementFailedError,
 )
@@ -50,11 +50,11 @@ class UnusualError(RolledBackError):
         self.duplicates_in = duplicates_in
 
 
-def unusual_error(exc: InvalidDataError | StatementFailedError) -> UnusualError:
+def unusual_error(exc: LockTimeoutError | StatementFailedError) -> UnusualError:
     """Return the error for a statement that failed with *exc*."""
     return UnusualError(
         type(exc).__name__,
-        is_timeout=isinstance(exc, StatementFailedError) and exc.is_timeout,
+        is_timeout=isinstance(exc, LockTimeoutError) or exc.is_timeout,
         duplicates_in=INSERTED_TABLES.get(exc.table or "") if isinstance(exc, DuplicateKeyError) else None,
     )
 
@@ -118,7 +118,7 @@ async def apply_at_once(
     *tenants* are the remembered rows. *claimed* is a claim with its new token, and is written too. Raises
     `UnusualError` if a row is not as it was; the statement itself fails at a row that exists.
     """
-    arguments = _arguments(operations, {one.tenant_id: tenants[one.tenant_id] for one in operations})
+    arguments = at_once_arguments(operations, {one.tenant_id: tenants[one.tenant_id] for one in operations})
     if claimed is not None:
         arguments += position_arguments(*claimed)
     name = query_for(operations, has_claim=claimed is not None)
@@ -141,7 +141,7 @@ def query_for(operations: Sequence[Operation], *, has_claim: bool) -> str:
     return f"at_once{'_claimed' * has_claim}{'_nested' * has_nested}"
 
 
-def _arguments(operations: Sequence[Operation], tenants: Mapping[str, TenantRow]) -> tuple[object, ...]:
+def at_once_arguments(operations: Sequence[Operation], tenants: Mapping[str, TenantRow]) -> tuple[object, ...]:
     """Return the arguments of the statement, those of the position not included."""
     separator, *columns = pack_columns(
         [

@@ -25,10 +25,20 @@ GROUP_MAX_BYTES: Final = 4 * 1024 * 1024  # of records; the same
 GROUP_MAX_S: Final = 0.75  # of a transaction, estimated from the last one: readers treat a shard as late after 1 s
 
 
+class LockWaits:
+    """How often a batch, and all parts that it was cut into, has waited in vain for rows of tenants."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __repr__(self) -> str:
+        return f"LockWaits({self.count})"
+
+
 class CommitBatch:
     """Operations, in effect applied one by one in order, and the claims that each of their transactions writes.
 
-    *spans* are those of the callers that are traced.
+    *spans* are those of the callers that are traced. A part of a batch has the *lock_waits* of the whole.
     """
 
     def __init__(
@@ -36,10 +46,12 @@ class CommitBatch:
         operations: Sequence[Operation],
         claims: Sequence[PositionClaim] = (),
         spans: Sequence[BatchSpan] = (),
+        lock_waits: LockWaits | None = None,
     ) -> None:
         self.operations = operations
         self.claims = claims
         self.spans = spans
+        self.lock_waits = LockWaits() if lock_waits is None else lock_waits
 
     def close(self) -> None:
         """Fix the batch's contents; to be called when its transaction has begun, before `operations` is read."""

@@ -29,7 +29,7 @@ from simplu_worker.shards.apply.at_once import (
     goes_at_once,
     unusual_error,
 )
-from simplu_worker.shards.apply.batch_cuts import cut_points, points_around
+from simplu_worker.shards.apply.batch_cuts import TIMEOUT_PARTS_MAX, cut_points, points_around
 from simplu_worker.shards.apply.duplicates import InsertedTable, InsertForms
 from simplu_worker.shards.apply.group_commit import CommitBatch, GroupCommit
 from simplu_worker.shards.apply.operation_log import find_logged, write_log
@@ -40,6 +40,7 @@ from simplu_worker.shards.apply.patch_merging import (
     resource_of,
 )
 from simplu_worker.shards.apply.redelivery import LogMatch
+from simplu_worker.shards.apply.unstorable import find_unstorable
 from simplu_worker.shards.apply.wave_run import WaveRun
 from simplu_worker.shards.apply.wave_statement import statement_for
 from simplu_worker.shards.positions.claims import attempt_claim
@@ -54,10 +55,11 @@ from simplu_worker.shards.positions.rows import (
 )
 from simplu_worker.shards.postgres.errors import (
     DuplicateKeyError,
-    InvalidDataError,
+    LockTimeoutError,
     LostRaceError,
     RolledBackError,
     StatementFailedError,
+    ValueRefusedError,
 )
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -71,6 +73,9 @@ from simplu_worker.timing.clock import loop_time
 SLOW_MAX_COUNT = 1000  # operations that took too long, of which the writer remembers the last
 SLOW_LOG_SHARE = 0.25  # of a statement's time; a shard that takes longer for the rows of the log is slow itself
 RACES_MAX = 5
+RACES_LOST: Final = f"a batch lost {RACES_MAX} races in a row"
+LOCK_WAITS_MAX = 10  # for rows of tenants, of one batch: about a second
+LOCKED_MAX_COUNT = 1000  # tenants with locked rows, of which the writer remembers the last
 UNMERGED = "unmerged"  # of a patch, in `applying.sql`: the worker has to merge it
 LARGE_MAX_COUNT = 10_000  # resources with large data, of which the writer remembers the last
 RACE_PAUSE_MAX_S = 0.1
@@ -78,6 +83,7 @@ RACE_PAUSE_MAX_S = 0.1
 SUCCEEDED = Outcome(disposition=Disposition.APPLIED)
 DUPLICATE = Outcome(disposition=Disposition.DUPLICATE)
 INVALID_DATA = Outcome(disposition=Disposition.APPLIED, failure=Failure.INVALID_DATA)
+LOCKED = Outcome(disposition=Disposition.LOCKED)
 GIVEN_UP = Outcome(disposition=Disposition.APPLIED, failure=Failure.RETRIES_EXHAUSTED)
 REUSED = Outcome(
     disposition=Disposition.DEAD_LETTER,
@@ -92,12 +98,14 @@ OUTCOME_BY_MATCH = {
     LogMatch.LATE_REPETITION: Outcome(disposition=Disposition.DUPLICATE, is_late=True),
     LogMatch.REUSE: REUSED,
 }
-STOPPING = frozenset({Disposition.HOLD, Disposition.UNEXPECTED})  # no later operation of the tenant may be applied
+STOPPING = frozenset(
+    {Disposition.HOLD, Disposition.UNEXPECTED, Disposition.LOCKED}
+)  # no later operation of the tenant may be applied
 
 CREATE: Final = OperationKind.CREATE  # looked up once: access to an enum member is slow
 STATES: Final = {state.value: state for state in TenantState}  # the same
 
-KeyT = TypeVar("KeyT", bound=tuple[str, ...])
+KeyT = TypeVar("KeyT", bound=tuple[str, ...] | str)
 OperationKey: TypeAlias = tuple[str, str]  # the tenant's id and the request id
 
 log = structlog.get_logger(__name__)
@@ -123,6 +131,7 @@ class ShardWriter:
         self._group_commit = GroupCommit(self._apply)
         self._slow: dict[OperationKey, None] = {}  # oldest first
         self._large: dict[ResourceId, None] = {}  # the same
+        self._locked: dict[str, None] = {}  # tenants, the one that was tried last is the last
         self._insert_forms = insert_forms or InsertForms()
         self._tenants = TenantMemory() if tenants is None else tenants
 
@@ -132,9 +141,9 @@ class ShardWriter:
         With *claim*, every transaction also writes the claim into the reader's row, and is rolled back with
         `PositionChangedError` if another reader has written the row.
 
-        The writer finds the operations that Postgres refuses. Those with refused data fail alone, and the tenant's
-        later ones are applied; one that fails for an unforeseen reason is UNEXPECTED, and its tenant's later ones are
-        held.
+        The writer finds the operations that Postgres refuses. Those with a value that no table can store fail alone,
+        and the tenant's later ones are applied; one that only this shard does not take is UNEXPECTED, and its tenant's
+        later ones are held. Those of a tenant with locked rows are LOCKED.
         Raises `ShardUnavailableError`: the outcome is then unknown, and the caller may retry the same batch.
         """
         await self._check(self._pool.connection)
@@ -147,10 +156,7 @@ class ShardWriter:
         """
         await self._check(self._pool.connection)
         batch = CommitBatch([operation], () if claim is None else [claim])
-        try:
-            (outcome,) = await self._commit(self._new_attempt(batch, {0: GIVEN_UP}))
-        except InvalidDataError as exc:
-            raise self._unwritable_error(exc) from exc
+        (outcome,) = await self._commit(self._new_attempt(batch, {0: GIVEN_UP}))
         return outcome
 
     async def probe(self) -> None:
@@ -248,57 +254,61 @@ class ShardWriter:
             attempt = self._next_attempt(batch, known_outcomes, course)
             try:
                 outcomes = await self._commit(attempt, course.budget)
-            except ApartError as exc:
-                return await self._apply_split(attempt, points_around(exc.indexes), course.budget)
-            except RolledBackError as exc:
-                self._change_course(course, batch, exc)
-                continue
-            except InvalidDataError as exc:
-                found = await self._find_refused(attempt, exc)
-                is_timeout = False
+            except (RolledBackError, LockTimeoutError) as exc:
+                if (decided := await self._change_course(attempt, course, exc)) is not None:
+                    return decided
             except StatementFailedError as exc:
-                table = attempt.inserting
-                if isinstance(exc, DuplicateKeyError) and table is not None and table not in attempt.careful_tables:
-                    self._insert_forms[table].note_failed()
-                    course.with_duplicates.add(table)
+                if self._is_duplicate(attempt, course, exc):
                     continue
-                self._insert_forms.expect_duplicates()
-                found = await self._find_failing(attempt, exc, course.budget)
-                is_timeout = exc.is_timeout
+                found = await self._find_culprits(attempt, exc, course.budget)
+                if not found:
+                    points = cut_points(attempt.suspects, is_timeout=exc.is_timeout)
+                    budget = StatementBudget.PART if exc.is_timeout else course.budget
+                    return await self._apply_split(attempt, points, budget)
+                known_outcomes = {**known_outcomes, **found}
             except (ShardUnavailableError, asyncio.CancelledError):  # the same operations come again
                 self._insert_forms.expect_duplicates()
                 raise
             else:
-                self._note_duplicates(attempt)
-                self._tenants.remember(attempt.tenants)
+                self._note_applied(attempt)
                 return outcomes
-            if not found:
-                points = cut_points(attempt.suspects, is_timeout=is_timeout)
-                return await self._apply_split(attempt, points, StatementBudget.PART if is_timeout else course.budget)
-            known_outcomes = {**known_outcomes, **found}
 
     def _next_attempt(self, batch: CommitBatch, known_outcomes: Mapping[int, Outcome], course: Course) -> WriteAttempt:
         slow = self._slow if course.budget is StatementBudget.BATCH else ()
         attempt = self._new_attempt(batch, known_outcomes, slow)
+        attempt.locked = self._locked if course.budget is StatementBudget.BATCH else ()
         attempt.large = course.large.union(self._large) if course.large else self._large
         attempt.careful_tables = self._insert_forms.careful_tables().union(course.with_duplicates)
         attempt.remembered = self._tenants if course.may_go_at_once and not known_outcomes else None
         return attempt
 
-    def _change_course(self, course: Course, batch: CommitBatch, exc: RolledBackError) -> None:
-        """Change the course of the next attempts after one that was given up for *exc*."""
-        if isinstance(exc, UnmergedPatchesError):
-            course.large.update(exc.resources)
-            remember(self._large, exc.resources, LARGE_MAX_COUNT)
-        elif isinstance(exc, UnusualError):
-            course.may_go_at_once = False
-            course.budget = StatementBudget.PART if exc.is_timeout else course.budget
-            if exc.duplicates_in is not None:
-                self._insert_forms[exc.duplicates_in].note_failed()
-                course.with_duplicates.add(exc.duplicates_in)
-            self._tenants.forget({operation.tenant_id for operation in batch.operations})
-        else:
-            raise exc
+    async def _change_course(
+        self, attempt: WriteAttempt, course: Course, exc: RolledBackError | LockTimeoutError
+    ) -> list[Outcome] | None:
+        """Change the course of the next attempts after one that ended with *exc*; None if there is to be another one.
+
+        Otherwise apply the batch in parts, and return the outcomes.
+        """
+        match exc:
+            case LockTimeoutError():
+                return await self._react_to_lock(attempt, course, exc)
+            case LockedTenantsError():
+                return await self._apply_beside_locked(attempt, exc.tenant_ids, course.budget)
+            case ApartError():
+                return await self._apply_split(attempt, points_around(exc.indexes), course.budget)
+            case UnmergedPatchesError():
+                course.large.update(exc.resources)
+                remember(self._large, exc.resources, LARGE_MAX_COUNT)
+            case UnusualError():
+                course.may_go_at_once = False
+                course.budget = StatementBudget.PART if exc.is_timeout else course.budget
+                if exc.duplicates_in is not None:
+                    self._insert_forms[exc.duplicates_in].note_failed()
+                    course.with_duplicates.add(exc.duplicates_in)
+                self._tenants.forget({operation.tenant_id for operation in attempt.batch.operations})
+            case _:
+                raise exc
+        return None
 
     async def _apply_split(
         self, attempt: WriteAttempt, indexes: Sequence[int], budget: StatementBudget
@@ -308,49 +318,110 @@ class ShardWriter:
         A tenant that is stopped in one part is held in the next ones: otherwise the operations of a tenant that comes
         back between two transactions would be applied out of order.
         """
-        operations, known_outcomes = attempt.batch.operations, attempt.known_outcomes
+        operations = attempt.batch.operations
         outcomes = [HOLD] * len(operations)
         stopped: set[str] = set()
         for start, end in pairwise([0, *indexes, len(operations)]):
             part = [index for index in range(start, end) if operations[index].tenant_id not in stopped]
             if not part:
                 continue
-            known = {number: known_outcomes[index] for number, index in enumerate(part) if index in known_outcomes}
-            batch = CommitBatch([operations[index] for index in part], attempt.batch.claims, attempt.batch.spans)
-            is_slow = len(part) == 1 and key_of(batch.operations[0]) in self._slow
-            part_outcomes = await self._apply(batch, known, StatementBudget.PART if is_slow else budget)
+            is_slow = len(part) == 1 and key_of(operations[part[0]]) in self._slow
+            part_outcomes = await self._apply_part(attempt, part, StatementBudget.PART if is_slow else budget)
             for index, outcome in zip(part, part_outcomes, strict=True):
                 outcomes[index] = outcome
                 if outcome.disposition in STOPPING:
                     stopped.add(operations[index].tenant_id)
         return outcomes
 
-    async def _find_refused(self, attempt: WriteAttempt, exc: InvalidDataError) -> dict[int, Outcome]:
-        """Return outcomes, by index, for the operations with refused data; none if the batch must be cut to find them.
+    async def _apply_part(
+        self, attempt: WriteAttempt, indexes: Sequence[int], budget: StatementBudget
+    ) -> list[Outcome]:
+        """Apply the operations at *indexes* of a batch in a transaction of their own."""
+        whole, known = attempt.batch, attempt.known_outcomes
+        part = CommitBatch([whole.operations[index] for index in indexes], whole.claims, whole.spans, whole.lock_waits)
+        known = {number: known[index] for number, index in enumerate(indexes) if index in known}
+        return await self._apply(part, known, budget)
 
-        One query finds all operations with data that Postgres cannot parse.
+    async def _react_to_lock(
+        self, attempt: WriteAttempt, course: Course, exc: LockTimeoutError
+    ) -> list[Outcome] | None:
+        """Return the outcomes of a batch that waited for a lock for too long; None if it is to be tried again.
+
+        Raises `ShardUnavailableError` once it has waited in vain several times for another lock than that of a tenant's
+        row: for one of a whole table, or for the position of another reader of the stream shard.
         """
-        undecided = set(range(len(attempt.batch.operations))).difference(attempt.known_outcomes)
-        found = undecided.intersection(await self._find_unstorable(attempt.batch.operations))
-        if not found and len(attempt.suspects) < 2:
-            found = undecided.intersection(attempt.suspects)
-            if not found:  # failed before any statement, or on a row of the log itself
-                raise self._unwritable_error(exc) from exc
+        self._insert_forms.expect_duplicates()
+        if not attempt.lock_suspects or await self._are_tables_locked():
+            course.lock_wait_count += 1
+            if course.lock_wait_count > RACES_MAX:
+                raise ShardUnavailableError(f"shard {self._pool.address.shard_id}: {RACES_LOST}") from exc
+            course.budget = StatementBudget.PATIENT_BATCH
+            return None
+        batch = attempt.batch
+        batch.lock_waits.count += 1
+        tenant_ids = list(dict.fromkeys(batch.operations[index].tenant_id for index in attempt.lock_suspects))
+        if any(operation.tenant_id != tenant_ids[0] for operation in batch.operations):
+            return await self._apply_beside_locked(attempt, tenant_ids, course.budget)
+        if course.budget is not StatementBudget.PART:
+            course.budget = StatementBudget.PART  # once more: two transactions may have waited for each other
+            return None
+        self._locked.pop(tenant_ids[0], None)  # to be the last one that is tried again
+        remember(self._locked, tenant_ids, LOCKED_MAX_COUNT)
+        return [LOCKED] * len(batch.operations)
+
+    async def _are_tables_locked(self) -> bool:
+        async with self._pool.connection() as connection:
+            return bool(await connection.fetchval(QUERIES["are_tables_locked"]))
+
+    async def _apply_beside_locked(
+        self, attempt: WriteAttempt, tenant_ids: Sequence[str], budget: StatementBudget
+    ) -> list[Outcome]:
+        """Apply a batch in which rows of some of *tenant_ids* are locked by other transactions.
+
+        First the operations of all other tenants, with *budget*, then those of *tenant_ids*, in parts with the short
+        budget, until only tenants with locked rows are left. No more than LOCK_WAITS_MAX waits: of the parts behind
+        these it is not known whether rows are locked, and they wait as well.
+        """
+        operations, lock_waits = attempt.batch.operations, attempt.batch.lock_waits
+        size = -(-len(tenant_ids) // TIMEOUT_PARTS_MAX)
+        number_of = {tenant_id: 1 + number // size for number, tenant_id in enumerate(tenant_ids)}
+        parts: list[list[int]] = [[] for _ in range(1 + max(number_of.values()))]
+        for index, operation in enumerate(operations):
+            parts[number_of.get(operation.tenant_id, 0)].append(index)
+        outcomes = [HOLD] * len(operations)
+        for number, part in enumerate(parts):
+            if number and lock_waits.count >= LOCK_WAITS_MAX:
+                part_outcomes = [LOCKED] * len(part)
+            elif part:
+                part_outcomes = await self._apply_part(attempt, part, StatementBudget.PART if number else budget)
+            else:
+                continue
+            for index, outcome in zip(part, part_outcomes, strict=True):
+                outcomes[index] = outcome
+        return outcomes
+
+    async def _find_refused(self, attempt: WriteAttempt, exc: StatementFailedError) -> dict[int, Outcome]:
+        """Return outcomes, by index, for the operations with a value that no table can store."""
+        operations = attempt.batch.operations
+        texts = [one.text if one.query is None else one.query.members for one in operations]
+        found = set(await find_unstorable(self._pool, texts)).difference(attempt.known_outcomes)
         for index in sorted(found):
-            ids = _ids_of(attempt.batch.operations[index])
-            log.info("operation.refused", shard_id=self._pool.address.shard_id, error=str(exc), **ids)
+            shard_id = self._pool.address.shard_id
+            log.info("operation.refused", shard_id=shard_id, error=exc.error, **_ids_of(operations[index]))
         return dict.fromkeys(found, INVALID_DATA)
 
-    async def _find_failing(
+    async def _find_culprits(
         self, attempt: WriteAttempt, exc: StatementFailedError, budget: StatementBudget
     ) -> dict[int, Outcome]:
-        """Return the outcome, by index, of the operation at fault; none if the batch must be cut to find it.
+        """Return the outcomes, by index, of operations at fault; none if the batch must be cut to find one.
 
         Raises *exc* if no operation can be at fault, and `ShardUnavailableError` if the shard does not work. An
         operation that took too long is at fault only on a shard that was quick with its row of the log.
         """
         if not attempt.suspects:
             raise exc
+        if isinstance(exc, ValueRefusedError) and (refused := await self._find_refused(attempt, exc)):
+            return refused
         if len(attempt.suspects) > 1:
             return {}
         if exc.is_timeout:
@@ -360,22 +431,29 @@ class ShardWriter:
         await self._pool.probe()
         return {attempt.suspects[0]: Outcome(disposition=Disposition.UNEXPECTED, error=exc.error)}
 
-    def _note_duplicates(self, attempt: WriteAttempt) -> None:
-        """Remember whether the rows of a batch that was applied were new."""
+    def _is_duplicate(self, attempt: WriteAttempt, course: Course, exc: StatementFailedError) -> bool:
+        """Return whether a statement failed at a row that was expected to be new, and exists."""
+        table = attempt.inserting
+        if isinstance(exc, DuplicateKeyError) and table is not None and table not in attempt.careful_tables:
+            self._insert_forms[table].note_failed()
+            course.with_duplicates.add(table)
+            return True
+        self._insert_forms.expect_duplicates()
+        return False
+
+    def _note_applied(self, attempt: WriteAttempt) -> None:
+        """Remember the rows of the tenants of a batch that was applied, and whether its rows were new."""
         for table, has_duplicates in attempt.inserted.items():
             was_careful = table in attempt.careful_tables
             self._insert_forms[table].note_applied(was_careful=was_careful, has_duplicates=has_duplicates)
+        self._tenants.remember(attempt.tenants)
+        if self._locked:
+            for operation in attempt.batch.operations:
+                self._locked.pop(operation.tenant_id, None)
 
     def _note_slow(self, operation: Operation) -> None:
         """Remember an operation that took too long alone: its next tries must not delay others that long."""
         remember(self._slow, [key_of(operation)], SLOW_MAX_COUNT)
-
-    async def _find_unstorable(self, operations: Sequence[Operation]) -> list[int]:
-        """Return the indexes of the operations with a text that Postgres cannot store as jsonb."""
-        texts = [one.text if one.query is None else one.query.members for one in operations]
-        async with self._pool.connection() as connection:
-            rows = await connection.fetch(QUERIES["find_unstorable"], texts)
-        return [row["position"] for row in rows]
 
     async def _check(self, connect: Callable[[], AbstractAsyncContextManager[Connection]]) -> None:
         """Check identity and schema at the first use and after every change of address."""
@@ -416,16 +494,13 @@ class ShardWriter:
                     async with self._pool.transaction(budget=budget) as connection:
                         span.note_begun(*connection.place)
                         return await attempt.apply(connection, claimed)
-            except LostRaceError:
-                await asyncio.sleep(self._draw() * RACE_PAUSE_MAX_S)
-            except (InvalidDataError, StatementFailedError) as exc:
+            except (LockTimeoutError, StatementFailedError) as exc:
                 if not attempt.is_at_once:
                     raise
                 raise unusual_error(exc) from exc
-        raise ShardUnavailableError(f"shard {address.shard_id}: a batch lost {RACES_MAX} races in a row")
-
-    def _unwritable_error(self, exc: InvalidDataError) -> ShardUnavailableError:
-        return ShardUnavailableError(f"shard {self._pool.address.shard_id}: refuses a row of the log: {exc}")
+            except LostRaceError:
+                await asyncio.sleep(self._draw() * RACE_PAUSE_MAX_S)
+        raise ShardUnavailableError(f"shard {address.shard_id}: {RACES_LOST}")
 
 
 def key_of(operation: Operation) -> OperationKey:
@@ -446,6 +521,7 @@ class Course:
     def __init__(self, budget: StatementBudget, *, may_go_at_once: bool) -> None:
         self.budget = budget
         self.may_go_at_once = may_go_at_once
+        self.lock_wait_count = 0  # waits for locks that are of no tenant's rows
         self.large: set[ResourceId] = set()  # resources of which the worker merges every patch
         self.with_duplicates: set[InsertedTable] = set()  # tables with rows that existed
 
@@ -467,6 +543,14 @@ class ApartError(RolledBackError):
     def __init__(self, indexes: Sequence[int], reason: str) -> None:
         super().__init__(f"{len(indexes)} operations are to be applied apart: {reason}")
         self.indexes = indexes
+
+
+class LockedTenantsError(RolledBackError):
+    """The operations of *tenant_ids* are to be applied apart from the others: rows of these tenants were locked."""
+
+    def __init__(self, tenant_ids: Sequence[str]) -> None:
+        super().__init__(f"operations of {len(tenant_ids)} tenants are to be applied apart: rows were locked")
+        self.tenant_ids = tenant_ids
 
 
 class WriteAttempt:
@@ -492,6 +576,8 @@ class WriteAttempt:
         self.batch = batch
         self.known_outcomes = known_outcomes
         self.suspects: Sequence[int] = ()
+        self.is_locking_tenants = False
+        self.locked: Collection[str] = ()  # tenants that must not be in one transaction with others
         self.log_took_s = 0.0
         self.large: Container[ResourceId] = ()  # resources of which the worker merges every patch
         self.careful_tables: Collection[InsertedTable] = frozenset(InsertedTable)
@@ -506,13 +592,18 @@ class WriteAttempt:
     def __repr__(self) -> str:
         return f"WriteAttempt({len(self.batch.operations)} operations, {len(self.suspects)} suspects)"
 
+    @property
+    def lock_suspects(self) -> Sequence[int]:
+        """After a wait for a lock, the indexes of the operations that may need it; empty if none does."""
+        return range(len(self.batch.operations)) if self.is_locking_tenants else self.suspects
+
     async def apply(self, connection: Connection, claimed: ExitStack) -> list[Outcome]:
         """Apply the batch in the transaction of *connection*; *claimed* passes the transaction's end to the claims.
 
         Raises `ApartError` if operations of it are to be applied apart from the others.
         """
         self.batch.close()
-        self.inserting, self.inserted, self.is_at_once = None, {}, False
+        self.inserting, self.inserted, self.is_at_once, self.is_locking_tenants = None, {}, False, False
         operations = self.batch.operations
         if not operations:
             return []
@@ -526,7 +617,9 @@ class WriteAttempt:
             raise position_changed_error(changed)
         if known:
             return await self._apply_at_once(connection, known)
+        self.is_locking_tenants = True
         tenants = await _lock_tenants(connection, {operation.tenant_id for operation in operations})
+        self.is_locking_tenants = False
         self.tenants = tenants
         decided = self._decide(tenants)
         await self._mark_known_duplicates(connection, tenants, decided)
@@ -585,6 +678,10 @@ class WriteAttempt:
         return outcomes
 
     def _check_slow(self, operations: Sequence[Operation]) -> None:
+        if self.locked:
+            tenant_ids = {operation.tenant_id for operation in operations}
+            if found := [tenant_id for tenant_id in self.locked if tenant_id in tenant_ids]:
+                raise LockedTenantsError(found)
         if not self._slow:
             return
         indexes = [index for index, operation in enumerate(operations) if key_of(operation) in self._slow]

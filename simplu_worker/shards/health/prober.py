@@ -11,6 +11,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from simplu_worker.bulkheads import TargetKind, contain, note_trouble
 from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.health.assessment import ShardProbe, ShardSilence
@@ -18,7 +19,7 @@ from simplu_worker.shards.health.probe import probe_shard
 from simplu_worker.shards.health.probe_schedule import FAILING_PACE, HEALTHY_PACE, Pace, ProbeSchedule
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.errors import WrongShardError
+from simplu_worker.shards.postgres.errors import WrongDatabaseError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
@@ -115,6 +116,13 @@ class Prober:
             instruments.SHARD_CONNECTIONS.labels(shard_id, state).set_function(partial(count, state))
 
     async def _probe(self, shard_id: str) -> None:
+        fails = True
+        with contain(TargetKind.SHARD, shard_id, "probe"):
+            fails = await self._fails(shard_id)
+        self._schedule.reschedule(shard_id, fails=fails, now=self._clock(), draw=self._draw())
+
+    async def _fails(self, shard_id: str) -> bool:
+        """Probe a shard, and note the result; return whether it is to be probed again soon."""
         pool = self._pools.by_shard_id().get(shard_id)
         fails = False
         if pool is not None:
@@ -124,7 +132,7 @@ class Prober:
                 self._counted_at[shard_id] = self._clock()
             self._registry.note_probe(shard_id, result)
             fails = isinstance(result, ShardSilence) or not pool.is_healthy
-        self._schedule.reschedule(shard_id, fails=fails, now=self._clock(), draw=self._draw())
+        return fails
 
 
 async def inspect_shard(pool: ShardPool, *, counts_tenants: bool = True) -> ShardProbe | ShardSilence:
@@ -132,7 +140,9 @@ async def inspect_shard(pool: ShardPool, *, counts_tenants: bool = True) -> Shar
     try:
         probe = await probe_shard(pool, counts_tenants=counts_tenants)
     except WorkerError as exc:
-        return ShardSilence(pool.address.without_name(str(exc)), is_refusal=isinstance(exc, WrongShardError))
+        return ShardSilence(pool.address.without_name(str(exc)), is_refusal=isinstance(exc, WrongDatabaseError))
+    except Exception as exc:  # noqa: BLE001  # of this shard; the others are probed on
+        return ShardSilence(str(note_trouble(TargetKind.SHARD, pool.address.shard_id, "probe", exc)))
     if probe.refusal is not None or not probe.is_cut_short:
         pool.refusal = probe.refusal
     if probe.is_read_only == pool.is_healthy:

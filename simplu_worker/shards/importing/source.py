@@ -31,8 +31,8 @@ from simplu_worker.shards.importing.statements import (
     list_keys,
     read_rows,
 )
-from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of, without_hosts
-from simplu_worker.shards.postgres.connector import ShardConnection
+from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of
+from simplu_worker.shards.postgres.connector import ShardConnection, connect_options, require_readable_files
 from simplu_worker.shards.postgres.sqlstate import ErrorMeaning, meaning_of
 
 PAGE_MAX_ROWS: Final = 500
@@ -209,10 +209,9 @@ class ImportSource:
     async def connect_to(self, place: HostPort, *, snapshot_id: str | None = None) -> AsyncIterator[ShardConnection]:
         """Open a connection within a read-only transaction: of the given snapshot, or of one of its own."""
         with _errors_translated():
+            await require_readable_files(self._address)
             connection: ShardConnection = await asyncpg.connect(
-                without_hosts(self._address.connection_string),
-                host=place.host,
-                port=place.port,
+                **connect_options(self._address, place),
                 timeout=CONNECT_S,
                 statement_cache_size=0,  # each statement is used once; a pooler need not keep it
                 connection_class=ShardConnection,
@@ -264,7 +263,8 @@ def _errors_translated() -> Iterator[None]:
             ) from exc
         raise SourceUnavailableError(f"IMPORT_SOURCE_URL: {error}") from exc
     except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as exc:
-        raise SourceUnavailableError(f"IMPORT_SOURCE_URL: {type(exc).__name__}") from exc
+        name = "; ".join([type(exc).__name__, *getattr(exc, "__notes__", ())])
+        raise SourceUnavailableError(f"IMPORT_SOURCE_URL: {name}") from exc
     except (ValueError, ArithmeticError, LookupError) as exc:
         # Of the libraries, over the address; not chained, as such an error may quote it.
         raise SourceUnavailableError(f"IMPORT_SOURCE_URL: {type(exc).__name__}") from None

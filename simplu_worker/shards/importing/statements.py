@@ -15,6 +15,7 @@ import msgspec
 
 from simplu_worker.shards.importing.mapping import ReadTable
 from simplu_worker.shards.postgres.queries import quote_name
+from simplu_worker.shards.postgres.statement_timeouts import FORMATS, Isolation, set_all
 
 MEMBERS_AT_ONCE: Final = 40  # a function takes 100 arguments at most
 DOCUMENT_READ_MAX_BYTES: Final = 32 * 1024  # of a document that is read together with others
@@ -41,17 +42,13 @@ SELECT
 """
 MAY_IDENTIFY: Final = "SELECT pg_catalog.has_function_privilege('pg_catalog.pg_control_system()', 'EXECUTE')"
 IDENTIFY: Final = "SELECT system_identifier::pg_catalog.text FROM pg_catalog.pg_control_system()"
-BEGIN: Final = """
-BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
-SET LOCAL search_path = pg_catalog;
-SET LOCAL TimeZone = 'UTC';
-SET LOCAL DateStyle = 'ISO, YMD';
-SET LOCAL IntervalStyle = 'postgres';
-SET LOCAL bytea_output = 'hex';
-SET LOCAL row_security = off;
-SET LOCAL statement_timeout = 0;
-SET LOCAL idle_in_transaction_session_timeout = 0;
-"""
+SETTINGS: Final = FORMATS | {
+    "search_path": "pg_catalog",
+    "row_security": "off",
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+}
+BEGIN: Final = f"BEGIN ISOLATION LEVEL {Isolation.ONE_MOMENT};\n{set_all('SET LOCAL', SETTINGS)}"
 EXPORT_SNAPSHOT: Final = "SELECT pg_catalog.pg_export_snapshot()"
 
 

@@ -177,7 +177,6 @@ class TargetTenant:
             try:
                 async with self._fenced(StatementBudget.KEY_RANGE) as connection:
                     server = await note_server(connection)
-                    await connection.execute(QUERIES["use_iso_dates"])
                     row = await connection.fetchrow(QUERIES["sum_imported"], self._tenant_id, *last, size)
             except StatementFailedError as exc:
                 if not exc.is_timeout or size == 1:

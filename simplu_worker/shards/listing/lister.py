@@ -24,7 +24,7 @@ from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
-from simplu_worker.shards.routing.directory import SERVED_STATES, Directory
+from simplu_worker.shards.routing.directory import HOME_STATES, Directory
 from simplu_worker.shards.types import Absence
 from simplu_worker.timing.clock import loop_time
 
@@ -57,22 +57,18 @@ class OperationLister:
         """
         if not (is_id(business_id) and is_id(location_id)):
             return Absence.UNREGISTERED
-        tenant_id = tenant_id_of(business_id, location_id)
-        for _ in range(2):  # again if the cached route is that of a tenant that has moved
-            found = await self._directory.find(tenant_id)
-            if isinstance(found, Absence):
-                return found
-            page = await self._search(self._pools.ensure_pool(found), (business_id, location_id), request)
-            if page is not Absence.NOT_HERE:
-                return page
-            self._directory.forget(tenant_id)
-        return Absence.NOT_HERE
+        return await self._directory.ask_home(
+            tenant_id_of(business_id, location_id),
+            lambda shard: self._search(self._pools.ensure_pool(shard), (business_id, location_id), request),
+        )
 
-    async def _search(self, pool: ShardPool, tenant: tuple[str, str], request: ListRequest) -> OperationPage | Absence:
+    async def _search(
+        self, pool: ShardPool, tenant: tuple[str, str], request: ListRequest
+    ) -> OperationPage | Absence | None:
+        """Return a page, or that another pair of ids has the row; None if the tenant does not live on the shard."""
         search = PageSearch(request, self._limits)
         tenant_id, shard_id = tenant_id_of(*tenant), pool.address.shard_id
         started_at = self._clock()
-        is_confirmed = False
         while not search.is_complete(self._clock() - started_at):
             try:
                 async with (
@@ -80,10 +76,13 @@ class OperationLister:
                     # Rolled back at its end: a transaction that only reads is no proof that the shard takes commits.
                     pool.transaction(is_rehearsal=True, budget=StatementBudget.SEARCH) as connection,
                 ):
-                    if not is_confirmed and (absence := await _find_absence(connection, tenant)) is not None:
-                        return absence
-                    is_confirmed = True
                     await self._read_next(connection, tenant_id, request, search)
+                    # After the rows: a tenant that lives here now has lived here when they were read.
+                    row = await connection.fetchrow(QUERIES["find_tenants"], [tenant_id])
+                    if row is None or row["state"] not in HOME_STATES:
+                        return None
+                    if (row["business_id"], row["location_id"]) != tenant:  # another pair's id
+                        return Absence.UNREGISTERED
             except StatementFailedError as exc:
                 if not exc.is_timeout:
                     raise
@@ -125,14 +124,6 @@ class OperationLister:
                     search.add_few(_operations_of(rows))
                 else:
                     search.note_large()
-
-
-async def _find_absence(connection: Connection, tenant: tuple[str, str]) -> Absence | None:
-    """Return why the shard has no operations of a tenant to list; None if its row is there."""
-    row = await connection.fetchrow(QUERIES["find_tenants"], [tenant_id_of(*tenant)])
-    if row is None or row["state"] not in SERVED_STATES:
-        return Absence.NOT_HERE
-    return None if (row["business_id"], row["location_id"]) == tenant else Absence.UNREGISTERED  # another pair's id
 
 
 def _operations_of(rows: Iterable[Mapping[str, Any]]) -> list[ListedOperation]:

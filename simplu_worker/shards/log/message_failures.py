@@ -22,10 +22,11 @@ KEPT_FOR: Final = timedelta(days=15)  # SQS keeps a message for 14 days at most
 MessageKey: TypeAlias = tuple[str, str]  # the tenant's id and the message's id
 
 
-async def count_failures(pool: ShardPool, failed: Sequence[MessageKey]) -> list[int] | None:
+async def count_failures(pool: ShardPool, failed: Sequence[MessageKey]) -> list[int | None] | None:
     """Count one failure more of each message; return their numbers by now, or None where they cannot be counted.
 
-    Raises `RetryableError` when the shard does not answer: whether they were counted is then unknown.
+    A message whose tenant lives on another shard by now has no number. Raises `RetryableError` when the shard does not
+    answer: whether they were counted is then unknown.
     """
     async with pool.connection() as connection:
         if not await may_write_table(connection, MESSAGE_FAILURES):
@@ -33,7 +34,7 @@ async def count_failures(pool: ShardPool, failed: Sequence[MessageKey]) -> list[
         tenant_ids, message_ids = zip(*failed, strict=True)
         rows = await connection.fetch(QUERIES["count_failures"], list(tenant_ids), list(message_ids))
     counts = {(row["tenant_id"], row["message_id"]): int(row["failure_count"]) for row in rows}
-    return [counts[key] for key in failed]
+    return [counts.get(key) for key in failed]
 
 
 async def forget_failures(pool: ShardPool, message: MessageKey) -> None:

@@ -16,10 +16,10 @@ from simplu_worker.shards.schema.schema_check import REJECTIONS, SchemaState, ch
 from simplu_worker.shards.types import Rejection
 
 
-async def note_rejections(pool: ShardPool, dead_letter_queue: str, rejections: Sequence[Rejection]) -> bool:
-    """Write the rows of *rejections*, the last one for each key; return False where the shard cannot have them.
+async def note_rejections(pool: ShardPool, dead_letter_queue: str, rejections: Sequence[Rejection]) -> set[str]:
+    """Write the rows of *rejections*, the last one for each key; return the tenants that do not live on the shard.
 
-    Raises `RetryableError` when the shard does not answer.
+    None of them where the shard cannot have the rows. Raises `RetryableError` when the shard does not answer.
     """
     rows = {(one.tenant_id, one.request_id): one for one in rejections}.values()
     columns = [
@@ -28,16 +28,19 @@ async def note_rejections(pool: ShardPool, dead_letter_queue: str, rejections: S
     ]
     async with pool.connection() as connection:
         if not await _may_write(connection, pool.address.shard_id):
-            return False
-        await connection.execute(QUERIES["note_rejections"], dead_letter_queue, *columns)
-    return True
+            return set()
+        noted = await connection.fetch(QUERIES["note_rejections"], dead_letter_queue, *columns)
+    return {row.tenant_id for row in rows} - {row["tenant_id"] for row in noted}
 
 
-async def find_rejections(pool: ShardPool, query: str, *arguments: object) -> list[dict[str, Any]]:
-    """Return the rows of one of the queries of rejections. Raises `RetryableError` when the shard does not answer."""
+async def find_rejections(pool: ShardPool, query: str, *arguments: object) -> list[dict[str, Any]] | None:
+    """Return the rows of one of the queries of rejections; None where the shard cannot have any.
+
+    Raises `RetryableError` when the shard does not answer.
+    """
     async with pool.connection() as connection:
         if not await _may_write(connection, pool.address.shard_id):
-            return []
+            return None
         return [dict(row) for row in await connection.fetch(QUERIES[query], *arguments)]
 
 

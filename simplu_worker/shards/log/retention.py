@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 
 import structlog
 
+from simplu_worker.bulkheads import TargetKind, note_trouble
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.retention_rules import deleting_share, deletion_pause_s, next_row_count
 from simplu_worker.shards.log.message_failures import forget_old_failures
@@ -116,6 +117,8 @@ class LogRetention:
             await self._forget_beside(pool, retention, end)
         except RetryableError as exc:
             log.debug("retention.deferred", shard_id=shard_id, error=str(exc))
+        except Exception as exc:  # noqa: BLE001  # of this shard; the others continue
+            note_trouble(TargetKind.SHARD, shard_id, "retention", exc)
         return count
 
     async def _delete(self, pool: ShardPool, retention: timedelta, limit: int, after: datetime) -> DeletedRows:

@@ -15,8 +15,6 @@ from simplu_worker.shards.postgres.queries import QUERIES
 
 ResourceKey: TypeAlias = tuple[str, str]  # resource type and id
 LogKey: TypeAlias = tuple[str, datetime]  # the request, and when it was completed
-# A resource, and the version of its row on one server, which each change of it replaces; None where it is unknown.
-ResourceVersion: TypeAlias = tuple[ResourceKey, str | None]
 
 PAGE_ROWS: Final = 1000
 SCANNED_ROWS: Final = 50_000  # of all tenants, by one statement: a tenth of a second in memory
@@ -36,8 +34,7 @@ _RESOURCE_COLUMNS: Final = ("business_type", "resource_type", "resource_id", "da
 class Changes(msgspec.Struct, frozen=True):
     """Rows of the log, and the resources that have changed: as they are now, or gone.
 
-    And rejected records, and the tries of messages, which are noted beside the log. Of the resources that may change
-    without a row in the log, *versions* has those of right before they were read.
+    And rejected records, and the tries of messages, which are noted beside the log.
     """
 
     log: Sequence[Any] = ()
@@ -45,7 +42,6 @@ class Changes(msgspec.Struct, frozen=True):
     gone: Collection[ResourceKey] = ()
     rejections: Sequence[Any] = ()
     failures: Sequence[Any] = ()
-    versions: AbstractSet[ResourceVersion] = frozenset()
 
     @property
     def count(self) -> int:
@@ -58,14 +54,7 @@ class Changes(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, resources=kept, gone=set(self.gone).difference(keys))
 
 
-class Known(msgspec.Struct, frozen=True):
-    """Rows of the log, and versions of resources that change without one, which the target has already."""
-
-    log: AbstractSet[LogKey] = frozenset()
-    versions: AbstractSet[ResourceVersion] = frozenset()
-
-
-NOTHING_KNOWN: Final = Known()
+NOTHING_KNOWN: Final = frozenset[LogKey]()
 
 
 def keys_of(log: Iterable[Any]) -> set[LogKey]:
@@ -74,32 +63,29 @@ def keys_of(log: Iterable[Any]) -> set[LogKey]:
 
 
 async def read_changes(
-    connection: Connection, tenant_id: str, since: datetime, known: Known = NOTHING_KNOWN
+    connection: Connection, tenant_id: str, since: datetime, known: AbstractSet[LogKey] = NOTHING_KNOWN
 ) -> AsyncIterator[Changes]:
     """Yield what changed since *since*, by the clock of the shard, in pages of at most `PAGE_ROWS` rows of the log.
 
-    Without the rows and versions *known*, and the resources that those operations changed: an earlier call has read
-    them.
+    Without the rows *known*, and the resources that those operations changed: an earlier call has read them.
 
     A page that was read while the tenant is written to may be older than the next one; what changes later is in the
     pages since a later time.
     """
-    async for log in _read_unknown(connection, tenant_id, since, known.log):
+    async for log in _read_unknown(connection, tenant_id, since, known):
         yield await read_resources(connection, tenant_id, _changed_by(log), log)
-    if others := await _read_other_versions(connection, tenant_id, since) - known.versions:
-        changes = await read_resources(connection, tenant_id, {key for key, _ in others})
-        yield msgspec.structs.replace(changes, versions={one for one in others if one[1] is not None})
+    if others := await _read_other_keys(connection, tenant_id, since):
+        yield await read_resources(connection, tenant_id, others)
     async for notes in _read_notes(connection, tenant_id, since):
         yield notes
 
 
 async def read_last_changes(
-    connection: Connection, tenant_id: str, since: datetime, known: Known = NOTHING_KNOWN
+    connection: Connection, tenant_id: str, since: datetime, known: AbstractSet[LogKey] = NOTHING_KNOWN
 ) -> Sequence[Changes]:
     """Return the same of a tenant that no worker writes to, each of its resources read once."""
-    others = await _read_other_versions(connection, tenant_id, since) - known.versions
-    pages, keys = [], {key for key, _ in others}
-    async for log in _read_unknown(connection, tenant_id, since, known.log):
+    pages, keys = [], await _read_other_keys(connection, tenant_id, since)
+    async for log in _read_unknown(connection, tenant_id, since, known):
         pages.append(Changes(log))
         keys |= _changed_by(log)
     pages.append(await read_resources(connection, tenant_id, keys))
@@ -130,7 +116,7 @@ async def read_changed_keys(
     connection: Connection, tenant_id: str, since: datetime
 ) -> tuple[set[ResourceKey], set[str]]:
     """Return the resources that may have changed since *since*, and the requests that were logged since then."""
-    keys = {key for key, _ in await _read_other_versions(connection, tenant_id, since)}
+    keys = await _read_other_keys(connection, tenant_id, since)
     requests = set[str]()
     async for log in read_log(connection, tenant_id, since - CLOCK_MARGIN):
         keys |= _changed_by(log)
@@ -181,11 +167,20 @@ async def _read_pages(
             yield page
 
 
-async def _read_other_versions(connection: Connection, tenant_id: str, since: datetime) -> set[ResourceVersion]:
-    """Return the resources that may have changed without a row in the log."""
+async def _read_other_keys(connection: Connection, tenant_id: str, since: datetime) -> set[ResourceKey]:
+    """Return the resources that have changed and that the log may not name."""
     rows = await connection.fetch(QUERIES["read_other_changes"], tenant_id, since - CLOCK_MARGIN)
-    # A renamed one has no version, and neither has one that is gone.
-    return {((row["resource_type"], row["resource_id"]), row["version"]) for row in rows}
+    return {(row["resource_type"], row["resource_id"]) for row in rows}
+
+
+async def find_written_since_ready(
+    connection: Connection, tenant_id: str, keys: Collection[ResourceKey]
+) -> set[ResourceKey]:
+    """Return those of *keys* that were written on the tenant's target since all of its rows were there."""
+    if not keys:
+        return set()
+    rows = await connection.fetch(QUERIES["find_written_since_ready"], tenant_id, *_columns(sorted(keys)))
+    return {(row["resource_type"], row["resource_id"]) for row in rows}
 
 
 async def write_changes(connection: Connection, tenant_id: str, changes: Changes) -> None:

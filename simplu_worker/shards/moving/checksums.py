@@ -19,7 +19,7 @@ from simplu_worker.shards.moving.rows import FIRST, RowKey
 from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
+from simplu_worker.shards.postgres.statement_timeouts import Isolation, StatementBudget
 from simplu_worker.timing.clock import loop_time
 
 AnswerT = TypeVar("AnswerT")
@@ -159,12 +159,9 @@ async def compare_shards(
     while True:
         try:
             async with (
-                live.transaction(budget=StatementBudget.KEY_RANGE) as live_connection,
+                live.transaction(budget=StatementBudget.KEY_RANGE, isolation=Isolation.ONE_MOMENT) as live_connection,
                 other.transaction(budget=StatementBudget.KEY_RANGE) as other_connection,
             ):
-                await live_connection.execute(QUERIES["read_one_moment"])
-                for connection in (live_connection, other_connection):
-                    await connection.fetch(QUERIES["write_times_alike"])
                 keys, requests = await read_changed_keys(live_connection, tenant_id, since)
                 pair = (live_connection, other_connection) if live_on_source else (other_connection, live_connection)
                 compared_log = await _find_compared_log(

@@ -24,7 +24,6 @@ from simplu_worker.shards.moving.changes import (
     CLOCK_MARGIN,
     NOTHING_KNOWN,
     Changes,
-    Known,
     LogKey,
     keys_of,
     read_changes,
@@ -62,7 +61,7 @@ from simplu_worker.shards.moving.types import (
     describe_state,
 )
 from simplu_worker.shards.moving.undoing import drop_rows
-from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, StatementFailedError
+from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError, ValueRefusedError
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
@@ -115,7 +114,8 @@ class Mover:
         self._noted_at = float("-inf")
         self._last_barrier: tuple[float, datetime] | None = None  # by our clock, and by the source's
         self._target_server: Server | None = None  # that has all that this mover has written there
-        self._known = NOTHING_KNOWN  # rows that the target has; of the log those from just before the last barrier on
+        # Rows of the log that the target has, from just before the last barrier on.
+        self._known: AbstractSet[LogKey] = NOTHING_KNOWN
         self._pause_s: float | None = None
         self._phase = Phase.PREPARE
         self._status = MoveStatus(self._phase)
@@ -137,6 +137,12 @@ class Mover:
             phase = self._phase
             try:
                 return await self._run_once(began_at)
+            except (PermanentError, ValueRefusedError) as exc:
+                stated = exc if isinstance(exc, StatedError) else StatedError(f"{exc}; {self.describe_state()}")
+                await self._journal.note_failure(self._token, self._status, str(stated))
+                if stated is exc:
+                    raise
+                raise stated from exc
             except (LostRaceError, RetryableError) as exc:
                 if self._phase != phase:
                     self._answered_at = self._clock()
@@ -145,12 +151,6 @@ class Mover:
                     raise RetryableError(f"{self._move.tenant_id}: {exc}; {self.describe_state()}") from exc
                 log.info("move.again", tenant_id=self._move.tenant_id, phase=self._phase, error=str(exc))
                 await asyncio.sleep(PAUSE_S)
-            except (PermanentError, InvalidDataError) as exc:
-                stated = exc if isinstance(exc, StatedError) else StatedError(f"{exc}; {self.describe_state()}")
-                await self._journal.note_failure(self._token, self._status, str(stated))
-                if stated is exc:
-                    raise
-                raise stated from exc
 
     def describe_state(self) -> str:
         """Return in which state the tenant is, and which command comes next."""
@@ -348,13 +348,12 @@ class Mover:
         for _ in range(ROUNDS_MAX):
             began_at = page_began_at = self._clock()
             barrier = await self._set_barrier(progress)
-            known, versions, count, rested_s = set[LogKey](), set(self._known.versions), 0, 0.0
+            known, count, rested_s = set[LogKey](), 0, 0.0
             async with self._source.connection() as connection:
                 async for changes in read_changes(connection, self._move.tenant_id, progress.barrier, self._known):
                     count += changes.count
                     await self._write(changes)
                     known |= keys_of(changes.log)
-                    versions |= changes.versions
                     rest_s = (self._clock() - page_began_at) * REST_SHARE
                     await asyncio.sleep(rest_s)
                     rested_s += rest_s
@@ -365,8 +364,8 @@ class Mover:
                     progress, barrier=barrier.read_at, row_count=progress.row_count + count
                 )
                 await self._note_progress(connection, progress)
-            known |= self._known.log
-            self._known = Known({key for key in known if key[1] >= barrier.read_at - CLOCK_MARGIN}, versions)
+            known |= self._known
+            self._known = {key for key in known if key[1] >= barrier.read_at - CLOCK_MARGIN}
             await self._show_progress(progress)
             took_s = self._clock() - began_at - rested_s
             if is_last_round(count, took_s, self._options.max_pause_s):

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from collections.abc import Set as AbstractSet
+
+import msgspec
 
 from simplu_worker.errors import PermanentError
 from simplu_worker.operations.admission import TenantState
-from simplu_worker.shards.moving.changes import ResourceKey, read_changed_keys, read_resources, write_changes
+from simplu_worker.shards.moving.changes import (
+    ResourceKey,
+    find_written_since_ready,
+    read_changed_keys,
+    read_resources,
+    write_changes,
+)
 from simplu_worker.shards.moving.rows import Arrival, read_tenant
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
+
+
+class Repair(msgspec.Struct, frozen=True):
+    """How many resources were written or deleted, and those *refused*: somebody has written them since the move."""
+
+    count: int
+    refused: AbstractSet[ResourceKey] = frozenset()
 
 
 async def check_former_rows(source: ShardPool, target: ShardPool, tenant_id: str, arrival: Arrival) -> None:
@@ -22,8 +38,8 @@ async def check_former_rows(source: ShardPool, target: ShardPool, tenant_id: str
 
 async def repair_resources(
     source: ShardPool, target: ShardPool, tenant_id: str, arrival: Arrival, keys: Collection[ResourceKey]
-) -> int:
-    """Write the resources *keys* as *source* has them; return how many were written or deleted.
+) -> Repair:
+    """Write the resources *keys* as *source* has them, but for those that were written since the fence.
 
     The tenant's batches wait for it. Raises `PermanentError` if the home is not on *target*, or as `check_former_rows`.
     """
@@ -35,9 +51,10 @@ async def repair_resources(
             await _lock_former_rows(former, tenant_id, arrival, tenant.epoch)
             wanted = await read_resources(former, tenant_id, keys)
         changed, _ = await read_changed_keys(connection, tenant_id, arrival.ready_at or arrival.read_at)
-        changes = wanted.without(changed)
+        newer = await find_written_since_ready(connection, tenant_id, set(keys) - changed)
+        changes = wanted.without(changed | newer)
         await write_changes(connection, tenant_id, changes)
-    return changes.count
+    return Repair(changes.count, newer)
 
 
 async def _lock_former_rows(former: Connection, tenant_id: str, arrival: Arrival, epoch: int | None) -> None:

@@ -20,6 +20,7 @@ from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
 from simplu_worker.shards.schema.clock_check import check_clocks
+from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 
 DROP_ROWS: Final = 5_000  # deleted by one statement
 SHRINKING: Final = 10  # after one that ran into its timeout
@@ -112,6 +113,8 @@ async def list_left_behind(shard: ShardPool, older_than: timedelta) -> Sequence[
     Raises `ClocksApartError`, a `RetryableError`, if that cannot be told.
     """
     async with shard.transaction() as connection:
+        if await check_schema(connection, shard.address.shard_id) is SchemaState.EMPTY:
+            return []
         await check_clocks(connection, shard)
         rows = await connection.fetch(QUERIES["find_left_behind"], older_than)
     return [(row["tenant_id"], row["target_shard_id"]) for row in rows]

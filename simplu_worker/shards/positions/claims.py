@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, RolledBackError, StatementFailedError
+from simplu_worker.shards.postgres.errors import LostRaceError, RolledBackError, StatementFailedError
 from simplu_worker.shards.types import PositionChangedError, PositionClaim
 
 UNCERTAIN_ATTEMPTS_MAX: Final = 20  # attempts with an unknown outcome that a claim remembers; beyond, the row is read
@@ -17,7 +17,7 @@ EPOCH: Final = datetime.fromtimestamp(0, UTC)
 TIME_BITS: Final = 48
 RANDOM_BITS: Final = 76  # two of them are the variant, which is the same for all versions
 
-_ROLLED_BACK: Final = (PositionChangedError, LostRaceError, InvalidDataError, StatementFailedError, RolledBackError)
+_ROLLED_BACK: Final = (PositionChangedError, LostRaceError, StatementFailedError, RolledBackError)
 
 
 @contextmanager

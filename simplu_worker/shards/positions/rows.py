@@ -82,7 +82,8 @@ def _known_tokens(claim: PositionClaim, token: str) -> list[str]:
 def _values_of(claim: PositionClaim) -> tuple[object, ...]:
     position = claim.position
     held = None if position.read_to is None else list(position.held)
-    return (*_key_of(claim), position.owed_from, position.owed_since, position.read_to, held, position.parents_done)
+    reach = position.owed_from, position.owed_since, position.read_to, held
+    return (*_key_of(claim), *reach, position.parents_done, position.read_up_to)
 
 
 async def fence_position(connection: Connection, claim: PositionClaim) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from ipaddress import IPv6Address
 from typing import NamedTuple, Self
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 import msgspec
 
@@ -28,13 +28,16 @@ EXPECTED = "expected postgresql://user:password@host:port/database"
 # asyncpg passes any other option to the server as a setting of the session, or connects to another host than the one
 # that was validated.
 ALLOWED_OPTIONS = frozenset(
-    {"sslmode", "sslrootcert", "sslcert", "sslkey", "passfile", "target_session_attrs", "application_name"}
+    {"sslmode", "sslrootcert", "sslcert", "sslkey", "passfile", "target_session_attrs", "application_name", "auth"}
 )
+RDS_IAM = "rds-iam"  # the value of `auth`, our own option
 # The values that libpq and asyncpg know; the server or asyncpg would refuse others at the first connection.
 OPTION_VALUES = {
+    "auth": (RDS_IAM,),
     "sslmode": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
     "target_session_attrs": ("any", "read-write", "read-only", "primary", "standby", "prefer-standby"),
 }
+ENCRYPTING = ("require", "verify-ca", "verify-full")  # the modes of `sslmode` that never send a password in clear text
 OPTIONS_WITH_FILES = frozenset({"sslrootcert", "sslcert", "sslkey", "passfile"})
 
 
@@ -58,6 +61,7 @@ class ShardAddress(msgspec.Struct, frozen=True):
     tenant_count: int | None = None
     tenant_max: int | None = None
     refusal: str | None = None  # why the shard may not be used; its connection string is then empty
+    file_folders: tuple[str, ...] | None = None  # that files of its options have to be below; None: anywhere
 
     def __repr__(self) -> str:
         return f"ShardAddress({self.shard_id!r}, is_active={self.is_active})"
@@ -75,6 +79,23 @@ class ShardAddress(msgspec.Struct, frozen=True):
     def database(self) -> str:
         """The name of the database; the address is valid."""
         return unquote(split_string(self.connection_string).path[1:])
+
+    @property
+    def rds_user(self) -> str | None:
+        """The user whose passwords are those of IAM, None for other passwords; the address is valid."""
+        parts = split_string(self.connection_string)
+        if "auth" not in dict(parse_qsl(parts.query)):
+            return None
+        return unquote(parts.netloc.rpartition("@")[0].partition(":")[0])
+
+    @property
+    def driver_string(self) -> str:
+        """The connection string as asyncpg takes it: with IAM encrypted by default, and without our own option."""
+        parts = split_string(self.connection_string)
+        options = dict(parse_qsl(parts.query, keep_blank_values=True))
+        if options.pop("auth", None) is None:
+            return self.connection_string
+        return parts._replace(query=urlencode({"sslmode": ENCRYPTING[0]} | options)).geturl()
 
     def error_with_place(self, error: str | None) -> str:
         """Return the message of an error of this shard, which begins with the shard's id and place."""
@@ -122,7 +143,8 @@ class ShardAddress(msgspec.Struct, frozen=True):
         for host in hosts:
             if allowed_hosts and not any(fnmatchcase(host, pattern.lower()) for pattern in allowed_hosts):
                 raise AddressRefusedError(f"{where}: host {host} is not in DATABASE_ALLOWED_HOSTS")
-        if problem := _name_problem(parts) or _option_problem(pairs):
+        problem = _name_problem(parts) or _option_problem(pairs) or _iam_problem(parts, pairs)
+        if problem is not None:
             raise AddressRefusedError(f"{where}: {problem}")
         return self
 
@@ -222,6 +244,18 @@ def _option_problem(options: Sequence[tuple[str, str]]) -> str | None:
             return f"option {name}: expected the whole path of a file, from / on"
         if name == "application_name" and not (value.isprintable() and len(value.encode()) <= NAME_MAX_BYTES):
             return f"option {name}: expected at most {NAME_MAX_BYTES} bytes that can be printed"
+    return None
+
+
+def _iam_problem(parts: SplitResult, pairs: Sequence[tuple[str, str]]) -> str | None:
+    options = dict(pairs)
+    if "auth" not in options:
+        return None
+    user, _, password = parts.netloc.rpartition("@")[0].partition(":")
+    if not user or password or "passfile" in options:
+        return f"option auth={RDS_IAM}: expected a user without a password and a passfile, as each password is made"
+    if options.get("sslmode", ENCRYPTING[0]) not in ENCRYPTING:
+        return f"option auth={RDS_IAM}: expected the sslmode {', '.join(ENCRYPTING)}, or none, which is {ENCRYPTING[0]}"
     return None
 
 

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qs
 
 import asyncpg
 
+from simplu_worker.errors import WorkerError
 from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of, split_string, without_hosts
-from simplu_worker.shards.postgres.errors import WrongShardError, wrong_shard_message
+from simplu_worker.shards.postgres.errors import (
+    ENCODING,
+    WrongDatabaseError,
+    wrong_encoding_message,
+    wrong_shard_message,
+)
+from simplu_worker.shards.postgres.files.bounded_reading import READ_S, require_readable
+from simplu_worker.shards.postgres.files.connection_files import files_of
 from simplu_worker.shards.postgres.queries import DEFAULT_HOME, QUERIES, at_home
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
+from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
 
+DEFAULT_PORT: Final = 5432
 STATEMENT_CACHE_SIZE: Final = 100  # prepared statements per connection; asyncpg's default
 USER_TIMEOUT_MS: Final = 10_000  # until a connection with unacknowledged data is ended
 NO_SCHEMA: Final = (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError)
@@ -47,19 +60,27 @@ IS_TARGET: Final[Mapping[TargetSessionAttrs, Callable[[asyncpg.Record], bool]]] 
 
 
 class ShardConnection(asyncpg.Connection):
-    """A connection to a shard, with the notes of its pool; the SQL texts that it runs are for the shard's `home`."""
+    """A connection to a shard, with the notes of its pool; the SQL texts that it runs are for the shard's `home`.
 
-    __slots__ = ("generation", "home", "is_read_only", "opened_at", "place")
+    Behind a pooler a statement outside a transaction gets one of its own, which `begin_single` opens: other clients
+    share the sessions, so that their settings are not ours.
+    """
 
+    __slots__ = ("begin_single", "generation", "home", "is_read_only", "opened_at", "place", "settings")
+
+    begin_single: str | None  # None: the session is its own, or the caller runs its statements as they are
     generation: int
     home: str
     is_read_only: bool
     opened_at: float
     place: HostPort
+    settings: str  # the statements that make the settings which its session lacks, for each transaction
 
     def __init__(self, protocol: Any, transport: Any, *rest: Any) -> None:
         super().__init__(protocol, transport, *rest)
+        self.begin_single = None
         self.home = DEFAULT_HOME
+        self.settings = ""
         enable_keepalive(transport.get_extra_info("socket"))
 
     @contextlib.contextmanager
@@ -71,25 +92,38 @@ class ShardConnection(asyncpg.Connection):
         finally:
             self.home = before
 
+    @contextlib.contextmanager
+    def without_transactions(self) -> Iterator[None]:
+        """Run the statements of the block as they are, behind a pooler too."""
+        before, self.begin_single = self.begin_single, None
+        try:
+            yield
+        finally:
+            self.begin_single = before
+
+    async def send(self, statements: str) -> None:
+        """Run *statements*, such as those that begin or end a transaction, in one round trip and as they are."""
+        await super().execute(statements)
+
     def execute(self, query: str, *args: Any, **options: Any) -> Any:
         """Run a statement at home."""
-        return super().execute(at_home(query, self.home), *args, **options)
+        return self._run(super().execute, query, *args, **options)
 
     def fetch(self, query: str, *args: Any, **options: Any) -> Any:
         """Fetch all rows at home."""
-        return super().fetch(at_home(query, self.home), *args, **options)
+        return self._run(super().fetch, query, *args, **options)
 
     def fetchrow(self, query: str, *args: Any, **options: Any) -> Any:
         """Fetch the first row at home."""
-        return super().fetchrow(at_home(query, self.home), *args, **options)
+        return self._run(super().fetchrow, query, *args, **options)
 
     def fetchval(self, query: str, *args: Any, **options: Any) -> Any:
         """Fetch the first value at home."""
-        return super().fetchval(at_home(query, self.home), *args, **options)
+        return self._run(super().fetchval, query, *args, **options)
 
     def fetchmany(self, query: str, args: Any, **options: Any) -> Any:
         """Fetch the rows of each of *args* at home."""
-        return super().fetchmany(at_home(query, self.home), args, **options)
+        return self._run(super().fetchmany, query, args, **options)
 
     def prepare(self, query: str, **options: Any) -> Any:
         """Prepare a statement at home."""
@@ -102,6 +136,23 @@ class ShardConnection(asyncpg.Connection):
     def copy_from_query(self, query: str, *args: Any, **options: Any) -> Any:
         """Send the rows of a query at home to *output*."""
         return super().copy_from_query(at_home(query, self.home), *args, **options)
+
+    def _run(self, method: Callable[..., Awaitable[Any]], query: str, *args: Any, **options: Any) -> Awaitable[Any]:
+        query = at_home(query, self.home)
+        if self.begin_single is None or self.is_in_transaction():
+            return method(query, *args, **options)
+        return self._run_in_transaction(self.begin_single, partial(method, query, *args, **options))
+
+    async def _run_in_transaction(self, begin: str, run: Callable[[], Awaitable[Any]]) -> Any:
+        await self.send(begin)
+        try:
+            result = await run()
+        except asyncpg.PostgresError:
+            if not self.is_closed():
+                await self.send("ROLLBACK")
+            raise
+        await self.send("COMMIT")
+        return result
 
 
 def enable_keepalive(endpoint: socket.socket) -> None:
@@ -118,12 +169,12 @@ class Connector:
     """The connector to one address, with the last good host, the shard's home, and whether there is a pooler.
 
     The last good host is tried first. Behind a pooler nothing is prepared: the next transaction may run on another
-    server, without the prepared statement.
+    server, without the prepared statement. Nor is the session set up there: each transaction makes all settings.
     """
 
-    def __init__(self, address: ShardAddress, *, reply_s: float) -> None:
+    def __init__(self, address: ShardAddress, *, timeouts: ShardTimeouts) -> None:
         self._address = address
-        self._reply_s = reply_s
+        self._timeouts = timeouts
         self._places: list[HostPort] = []
         self._home: str | None = None
         self.has_pooler = False
@@ -134,13 +185,14 @@ class Connector:
     async def connect(self, *, within_s: float) -> ShardConnection:
         """Open a connection to the first host with a server of the wanted kind.
 
-        Each host gets its share of the remaining time. Raises the last host's error: `WrongShardError`, `TimeoutError`,
-        `OSError`, an error of asyncpg, or any error of a library over an invalid address. A refused password has a note
-        where its file could not be used: asyncpg continues without a password then.
+        Each host gets its share of the remaining time. Raises the last host's error: `WrongDatabaseError`,
+        `TimeoutError`, `OSError`, an error of asyncpg, or any error of a library over an invalid address. A refused
+        password has a note where its file could not be used: asyncpg continues without a password then.
         """
         if not self._places:
             self._places = places_of(self._address.connection_string)
         end = loop_time() + within_s
+        await require_readable_files(self._address, within_s=min(READ_S, within_s))
         error: Exception | None = None
         attempts = connection_attempts(self._places, target_of(self._address.connection_string, self._places))
         for left, (place, target) in zip(range(len(attempts), 0, -1), attempts, strict=True):
@@ -176,6 +228,7 @@ class Connector:
                 connection = await self._open(place)
                 server = await self._inspect_server(connection)
             self._check_server(server, target)
+            await self._set_up(connection)
         except BaseException:
             connection.terminate()
             raise
@@ -183,12 +236,10 @@ class Connector:
         return connection
 
     async def _open(self, place: HostPort) -> ShardConnection:
-        connection = await asyncpg.connect(
-            without_hosts(self._address.connection_string),
-            host=place.host,
-            port=place.port,
+        connection: ShardConnection = await asyncpg.connect(
+            **connect_options(self._address, place),
             target_session_attrs=asyncpg.connect_utils.SessionAttribute.any,  # checked here, in one query
-            command_timeout=self._reply_s,
+            command_timeout=self._timeouts.reply_s,
             statement_cache_size=0 if self.has_pooler else STATEMENT_CACHE_SIZE,
             max_cacheable_statement_size=0,  # of any size: the longest are those of every batch
             connection_class=ShardConnection,
@@ -198,27 +249,67 @@ class Connector:
         return connection
 
     async def _inspect_server(self, connection: ShardConnection) -> asyncpg.Record:
-        """Inspect the server, and note the shard's home; it is looked up until it has our tables."""
+        """Inspect the server in a transaction, and note the shard's home; it is looked up until it has our tables."""
+        connection.settings = self._timeouts.settings(connection.get_server_version().major, is_own_session=False)
+        begin = self._timeouts.begin(settings=connection.settings)
+        await connection.send(begin)
         if self._home is not None:
             connection.home = self._home
             with contextlib.suppress(*NO_SCHEMA):
                 return await _fetch_unnamed(connection, QUERIES["inspect_server"])
             self._home = None
+            await connection.send(f"ROLLBACK;{begin}")
         connection.home = (await _fetch_unnamed(connection, QUERIES["find_home"]))["home"] or DEFAULT_HOME
         try:
             server = await _fetch_unnamed(connection, QUERIES["inspect_server"])
         except NO_SCHEMA:
+            await connection.send(f"ROLLBACK;{begin}")
             return await _fetch_unnamed(connection, QUERIES["inspect_server_without_schema"])
         self._home = connection.home
         return server
+
+    async def _set_up(self, connection: ShardConnection) -> None:
+        """End the transaction of `_inspect_server`, and make the settings of the session if it is the worker's own."""
+        if self.has_pooler:
+            connection.begin_single = self._timeouts.begin(settings=connection.settings)
+            await connection.send("ROLLBACK")
+        else:
+            connection.settings = ""
+            version = connection.get_server_version().major
+            await connection.send(f"ROLLBACK;{self._timeouts.settings(version, is_own_session=True)}")
 
     def _check_server(self, server: asyncpg.Record, target: TargetSessionAttrs) -> None:
         shard_id = server.get("shard_id", self._address.shard_id)  # a database without a schema has no owner yet
         if shard_id != self._address.shard_id:
             message = wrong_shard_message(self._address.shard_id, shard_id)
-            raise WrongShardError(message, shard_id=self._address.shard_id)
+            raise WrongDatabaseError(message, shard_id=self._address.shard_id)
+        if server["encoding"] != ENCODING:
+            message = wrong_encoding_message(self._address.shard_id, server["encoding"])
+            raise WrongDatabaseError(message, shard_id=self._address.shard_id)
         if not IS_TARGET[target](server):
             raise asyncpg.TargetServerAttributeNotMatched(f"expected a server that is {target}")
+
+
+def connect_options(address: ShardAddress, place: HostPort) -> dict[str, Any]:
+    """Return the options of `asyncpg.connect` for one host of an address.
+
+    With IAM asyncpg asks for a password for each attempt, and gets `ShardUnavailableError` where there is none.
+    """
+    options = {"dsn": without_hosts(address.driver_string), "host": place.host or None, "port": place.port}
+    user = address.rds_user
+    if user is None:
+        return options
+
+    from simplu_worker.aws.rds_passwords import make_rds_password  # a command without IAM needs no AWS
+
+    async def make_password() -> str:
+        try:
+            return await make_rds_password(place.host, place.port or DEFAULT_PORT, user)
+        except WorkerError as exc:
+            message = address.error_with_place(f"no password by IAM: {exc}")
+            raise ShardUnavailableError(message, shard_id=address.shard_id) from exc
+
+    return options | {"password": make_password}
 
 
 async def _fetch_unnamed(connection: ShardConnection, query: str) -> asyncpg.Record:
@@ -229,6 +320,12 @@ async def _fetch_unnamed(connection: ShardConnection, query: str) -> asyncpg.Rec
     return row
 
 
+async def require_readable_files(address: ShardAddress, *, within_s: float = READ_S) -> None:
+    """Raise `FileRefusedError` if asyncpg would open a file for *address* that may not or cannot be read."""
+    home = os.path.expanduser("~")  # noqa: ASYNC240, PTH111  # no I/O; Path.home() would raise without a home
+    await require_readable(files_of(address, os.environ, home), within_s=within_s)
+
+
 def password_file_problem(connection_string: str) -> str | None:
     """Return why the file that `passfile=` names gives no password; None if it can be read, or none is named."""
     named = parse_qs(split_string(connection_string).query).get("passfile")
@@ -237,8 +334,6 @@ def password_file_problem(connection_string: str) -> str | None:
     path = Path(named[-1])
     try:
         mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            return f"expected the passfile {path} to be a plain file, got another kind"
         path.open("rb").close()
     except OSError as exc:
         return f"expected to read the passfile {path}, got {exc.strerror}; give it to the user of this process"

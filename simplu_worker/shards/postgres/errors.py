@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.shards.types import ShardUnavailableError
 
-
-class InvalidDataError(WorkerError):
-    """Postgres cannot store some data of the batch; the transaction was rolled back."""
+ENCODING: Final = "UTF8"  # others lack characters, and with SQL_ASCII jsonb refuses escapes of those beyond ASCII
 
 
 class RolledBackError(WorkerError):
@@ -18,8 +18,12 @@ class LostRaceError(RetryableError):
     """The transaction lost a race against another one; an immediate retry may win."""
 
 
-class WrongShardError(ShardUnavailableError):
-    """A connection string leads to the database of another shard."""
+class LockTimeoutError(LostRaceError):
+    """Another transaction has kept a lock for longer than this one waits for it."""
+
+
+class WrongDatabaseError(ShardUnavailableError):
+    """A connection string leads to the database of another shard, or to one that no shard can have."""
 
 
 def wrong_shard_message(shard_id: str, found: str | None) -> str:
@@ -28,21 +32,33 @@ def wrong_shard_message(shard_id: str, found: str | None) -> str:
     return f"shard {shard_id}: its connection string leads to {database}; correct it in the map"
 
 
+def wrong_encoding_message(shard_id: str, found: str) -> str:
+    """Return the message for a database of *shard_id* with the encoding *found*."""
+    return (
+        f"shard {shard_id}: expected a database with encoding {ENCODING}, got {found}; create one with "
+        f"ENCODING '{ENCODING}', restore a dump of this one there, and name it in the connection string"
+    )
+
+
 class StatementFailedError(ShardUnavailableError):
     """A statement failed on a healthy server. The writer bisects the batch to find the operation at fault.
 
     To other callers the shard is unavailable. *error* is the server's error by class and code.
     """
 
-    def __init__(self, message: str, *, error: str, is_timeout: bool) -> None:
+    def __init__(self, message: str, *, error: str, is_timeout: bool = False) -> None:
         super().__init__(message)
         self.error = error
         self.is_timeout = is_timeout
+
+
+class ValueRefusedError(StatementFailedError):
+    """A statement failed at a value: one that no table can store, or one that an index of the owner's does not take."""
 
 
 class DuplicateKeyError(StatementFailedError):
     """A statement failed at a row with a key that exists (unique_violation), in *table*."""
 
     def __init__(self, message: str, *, error: str, table: str | None) -> None:
-        super().__init__(message, error=error, is_timeout=False)
+        super().__init__(message, error=error)
         self.table = table

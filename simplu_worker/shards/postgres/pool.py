@@ -1,7 +1,7 @@
 """The door to Postgres: one pool per shard, opened on first use, errors translated by SQLSTATE.
 
-Connections have no session state: each transaction makes its own settings. So they also work through a pooler in
-transaction mode, and need no reset between two uses.
+The session of a connection has the settings that the code relies on; behind a pooler in transaction mode each
+transaction makes them. No use changes the session, so that connections need no reset between two uses.
 """
 
 from __future__ import annotations
@@ -22,11 +22,16 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.circuit_breaker import BreakerDecision
 from simplu_worker.shards.postgres.connector import Connector, ShardConnection
 from simplu_worker.shards.postgres.lender import ConnectionLender, SharedBudget
-from simplu_worker.shards.postgres.pool_state import ShardAvailability
+from simplu_worker.shards.postgres.pool_state import ShardAvailability, is_of_statement
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.single_flight import SingleFlightProbe
 from simplu_worker.shards.postgres.sqlstate import EXPIRING_STATES, POOLER_STATES, READ_ONLY
-from simplu_worker.shards.postgres.statement_timeouts import DEFAULT_TIMEOUTS, ShardTimeouts, StatementBudget
+from simplu_worker.shards.postgres.statement_timeouts import (
+    DEFAULT_TIMEOUTS,
+    Isolation,
+    ShardTimeouts,
+    StatementBudget,
+)
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.telemetry.log import register_secret
 from simplu_worker.timing.clock import OWN_CLOCK, OwnClock, loop_time
@@ -59,7 +64,7 @@ class ShardPool:
         self._address = address
         self._timeouts = timeouts
         self._budget = SharedBudget(size, idle_s=timeouts.idle_s) if budget is None else budget
-        self._connector = Connector(address, reply_s=timeouts.reply_s)
+        self._connector = Connector(address, timeouts=timeouts)
         self._lender = ConnectionLender(self._connect, size=size, budget=self._budget)
         self._availability = ShardAvailability(address, self._lender)
         self._shared_probe = SingleFlightProbe(self._probe_once)
@@ -78,7 +83,7 @@ class ShardPool:
     @address.setter
     def address(self, address: ShardAddress) -> None:
         self._address = address
-        self._connector = Connector(address, reply_s=self._timeouts.reply_s)
+        self._connector = Connector(address, timeouts=self._timeouts)
         self._availability.reset(address)
         self.refusal = None
         self._lender.expire()
@@ -119,17 +124,17 @@ class ShardPool:
 
         The server is asked to stop the statement. No caller waits for that, so that it delays no stop of the worker.
 
-        Raises `ShardUnavailableError`, `InvalidDataError` and `LostRaceError`, also for errors inside the block. Never
-        call it while holding a connection: all connections may be lent to callers that wait for a second one.
+        Raises `ShardUnavailableError` and `LostRaceError`, also for errors inside the block. Never call it while
+        holding a connection: all connections may be lent to callers that wait for a second one.
         """
         await self._admit()
         async with self._lend() as connection:
             yield connection
 
     @contextlib.asynccontextmanager
-    async def _lend(self) -> AsyncIterator[ShardConnection]:
+    async def _lend(self, *, is_probe: bool = False) -> AsyncIterator[ShardConnection]:
         connection = await self._borrow()
-        with self._availability.translate_errors(asked_at=loop_time()):
+        with self._availability.translate_errors(asked_at=loop_time(), is_probe=is_probe):
             try:
                 yield connection
             except (asyncpg.PostgresError, WorkerError) as exc:
@@ -147,9 +152,13 @@ class ShardPool:
 
     @contextlib.asynccontextmanager
     async def transaction(
-        self, *, is_rehearsal: bool = False, budget: StatementBudget = StatementBudget.USUAL
+        self,
+        *,
+        is_rehearsal: bool = False,
+        budget: StatementBudget = StatementBudget.USUAL,
+        isolation: Isolation = Isolation.READ_COMMITTED,
     ) -> AsyncIterator[ShardConnection]:
-        """Lend a connection within a transaction (READ COMMITTED, bounded in time), committed at the end.
+        """Lend a connection within a transaction, bounded in time, and committed at the end.
 
         A rehearsal is rolled back instead. After an error of the commit itself its outcome is unknown, as after any
         network error.
@@ -158,16 +167,16 @@ class ShardPool:
         await self._admit()
         async with self._lend() as connection:
             try:
-                await connection.execute(self._timeouts.begin(budget))
+                await connection.send(self._timeouts.begin(budget, isolation, settings=connection.settings))
                 yield connection
             except (asyncpg.PostgresError, WorkerError):
                 if not connection.is_closed():
-                    await connection.execute("ROLLBACK")
+                    await connection.send("ROLLBACK")
                 raise
             if is_rehearsal:
-                await connection.execute("ROLLBACK")
+                await connection.send("ROLLBACK")
                 return
-            await connection.execute("COMMIT")
+            await connection.send("COMMIT")
         self._availability.record_commit()
         instruments.SHARD_RESPONSE.labels(self.address.shard_id).observe(time.perf_counter() - started)
 
@@ -182,7 +191,7 @@ class ShardPool:
             raise retired_error(self._address.shard_id)
         asked_at = loop_time()
         connection = await self._open_connection(within_s=self._timeouts.probe_s)
-        with self._availability.translate_errors(asked_at=asked_at):
+        with self._availability.translate_errors(asked_at=asked_at, is_probe=True):
             try:
                 async with asyncio.timeout_at(asked_at + self._timeouts.probe_s):
                     yield connection
@@ -204,12 +213,14 @@ class ShardPool:
             async with self.fresh_connection() as connection:
                 if connection.is_read_only:
                     raise asyncpg.ReadOnlySQLTransactionError("as a write would")
+                await connection.execute(QUERIES["take_transaction_id"])
         except ShardUnavailableError as exc:
             if not self.has_idle_beside_full_server(exc):
                 raise
-            async with self._lend() as connection:  # the server has no room for another connection
+            async with self._lend(is_probe=True) as connection:  # the server has no room for another connection
                 if await connection.fetchval(QUERIES["is_read_only"]):
                     raise asyncpg.ReadOnlySQLTransactionError("as a write would") from None
+                await connection.execute(QUERIES["take_transaction_id"])
             self._availability.record_writable()
             return
         self._availability.record_writable()
@@ -285,7 +296,7 @@ class ShardPool:
 
     def _react_to(self, connection: ShardConnection, exc: BaseException) -> None:
         """Adapt the connector and the other connections to an error."""
-        sqlstate = getattr(exc, "sqlstate", None)
+        sqlstate = exc.sqlstate if isinstance(exc, asyncpg.PostgresError) and not is_of_statement(exc) else None
         if sqlstate in POOLER_STATES:
             self._connector.has_pooler = True
         if sqlstate == READ_ONLY:

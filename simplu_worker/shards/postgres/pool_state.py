@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Final, NoReturn, assert_never
+from typing import Final, NoReturn, TypeAlias, assert_never
 
 import asyncpg
 import structlog
@@ -14,17 +14,30 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.circuit_breaker import SILENCE_MAX_S, BreakerDecision, CircuitBreaker
 from simplu_worker.shards.postgres.errors import (
     DuplicateKeyError,
-    InvalidDataError,
+    LockTimeoutError,
     LostRaceError,
     StatementFailedError,
-    WrongShardError,
+    ValueRefusedError,
+    WrongDatabaseError,
 )
 from simplu_worker.shards.postgres.lender import ConnectionLender
-from simplu_worker.shards.postgres.sqlstate import READ_ONLY, UNIQUE_VIOLATION, ErrorMeaning, is_no_answer, meaning_of
+from simplu_worker.shards.postgres.sqlstate import (
+    LOCK_TIMEOUT,
+    READ_ONLY,
+    UNIQUE_VIOLATION,
+    ErrorMeaning,
+    is_no_answer,
+    meaning_of,
+    raiser_of,
+)
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
 
 REFUSAL_COUNTS_S: Final = 30.0  # longer than the back-off of callers that write
+OF_STATEMENT: Final = frozenset({ErrorMeaning.DATA, ErrorMeaning.STATEMENT})
+
+# The second one for an error with the code of a warning, which only a function can raise.
+ServerError: TypeAlias = asyncpg.PostgresError | asyncpg.PostgresWarning
 
 log = structlog.get_logger(__name__)
 
@@ -87,12 +100,19 @@ class ShardAvailability:
             self.record_commit()
 
     @contextlib.contextmanager
-    def translate_errors(self, *, asked_at: float) -> Iterator[None]:
-        """Translate and record the errors of a use of a connection since *asked_at*."""
+    def translate_errors(self, *, asked_at: float, is_probe: bool = False) -> Iterator[None]:
+        """Translate and record the errors of a use of a connection since *asked_at*.
+
+        A probe has nothing of a tenant in its statements: what fails there is the shard.
+        """
         try:
             yield
-        except asyncpg.PostgresError as exc:
-            self._raise(exc, asked_at)
+        except (asyncpg.PostgresError, asyncpg.PostgresWarning) as exc:
+            self._raise(exc, asked_at, is_probe=is_probe)
+        except TypeError as exc:  # asyncpg fails to pass a warning through a context manager of its own
+            if isinstance(exc.__context__, asyncpg.PostgresWarning):
+                self._raise(exc.__context__, asked_at, is_probe=is_probe)
+            raise
         except asyncpg.OutdatedSchemaCacheError as exc:
             raise self._record_lost_race(type(exc).__name__) from exc
         except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as exc:
@@ -108,8 +128,11 @@ class ShardAvailability:
         asked_at = loop_time()
         try:
             yield
-        except WrongShardError as exc:
+        except WrongDatabaseError as exc:
             self._record_error("broken", type(exc).__name__)
+            raise
+        except ShardUnavailableError as exc:  # the connector's own: it has no password
+            self._record_error("connection", self._address.without_name(str(exc)))
             raise
         except asyncpg.TargetServerAttributeNotMatched as exc:
             self._record_refusal(is_read_only=True)
@@ -136,20 +159,24 @@ class ShardAvailability:
         except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as exc:
             raise self._record_unavailable("connection", exc, asked_at=asked_at) from exc
 
-    def _raise(self, exc: asyncpg.PostgresError, asked_at: float) -> NoReturn:
-        meaning = meaning_of(exc.sqlstate or "")
-        if meaning in {ErrorMeaning.DATA, ErrorMeaning.STATEMENT} and _is_connection_error(exc):
-            meaning = ErrorMeaning.UNAVAILABLE
+    def _raise(self, exc: ServerError, asked_at: float, *, is_probe: bool) -> NoReturn:
+        meaning = _meaning_of(exc)
         since = self._record_answer(exc, asked_at)
+        if meaning in OF_STATEMENT and is_probe:
+            meaning = ErrorMeaning.UNAVAILABLE
         error = f"{type(exc).__name__} ({exc.sqlstate})"
         match meaning:
-            case ErrorMeaning.DATA:
-                raise InvalidDataError(error) from exc
+            case ErrorMeaning.TRY_AGAIN if exc.sqlstate == LOCK_TIMEOUT:
+                self._count("lost_race")
+                raise LockTimeoutError(f"shard {self._address.shard_id}: {error}") from exc
             case ErrorMeaning.TRY_AGAIN:
                 raise self._record_lost_race(error) from exc
             case ErrorMeaning.STATEMENT if exc.sqlstate == UNIQUE_VIOLATION:
                 self._count("duplicate_key")
                 raise DuplicateKeyError(self._message(error), error=error, table=exc.table_name) from exc
+            case ErrorMeaning.DATA:
+                self._count(ErrorMeaning.STATEMENT)
+                raise ValueRefusedError(self._message(error), error=error) from exc
             case ErrorMeaning.STATEMENT:
                 self._count(meaning)
                 is_timeout = isinstance(exc, asyncpg.QueryCanceledError)
@@ -161,9 +188,9 @@ class ShardAvailability:
             case _:
                 assert_never(meaning)
 
-    def _record_answer(self, exc: asyncpg.PostgresError, asked_at: float) -> float | None:
+    def _record_answer(self, exc: ServerError, asked_at: float) -> float | None:
         """Return *asked_at* for an error that counts as no answer; otherwise record the answer and return None."""
-        if is_no_answer(exc.sqlstate or ""):
+        if is_no_answer(exc.sqlstate or "") and not is_of_statement(exc):
             return asked_at
         self._breaker.record_answer(loop_time())
         return None
@@ -221,6 +248,16 @@ class ShardAvailability:
         instruments.SHARD_HEALTHY.labels(self._address.shard_id).set(healthy)
 
 
-def _is_connection_error(exc: asyncpg.PostgresError) -> bool:
+def is_of_statement(exc: ServerError) -> bool:
+    """Return whether only the statement failed, on a healthy server."""
+    return _meaning_of(exc) in OF_STATEMENT
+
+
+def _meaning_of(exc: ServerError) -> ErrorMeaning:
+    meaning = meaning_of(exc.sqlstate or "", raiser_of(exc.context, exc.server_source_function))
+    return ErrorMeaning.UNAVAILABLE if meaning in OF_STATEMENT and _is_connection_error(exc) else meaning
+
+
+def _is_connection_error(exc: ServerError) -> bool:
     """Return whether the server, or a pooler in front of it, ended the connection, not just a statement."""
     return (exc.severity_en or exc.severity) in {"FATAL", "PANIC"}

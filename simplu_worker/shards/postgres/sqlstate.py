@@ -1,4 +1,16 @@
-"""The meaning of a PostgreSQL error for the batch that caused it, decided by SQLSTATE alone. Pure.
+"""The meaning of a PostgreSQL error for the work that met it, decided by SQLSTATE and by what raised it. Pure.
+
+What becomes of the work follows from the meaning and from what the statement has in it:
+
+| meaning | operations of tenants | nothing of a tenant: a probe, BEGIN, positions | a value alone |
+|---|---|---|---|
+| DATA | failing, unless the value alone is refused too | the shard is held | `invalid_data` |
+| STATEMENT | failing | the shard is held | the shard is held |
+| TRY_AGAIN | again; behind a lock the tenant is held | again, then the shard is held | again |
+| UNAVAILABLE, BROKEN | the shard is held | the shard is held | the shard is held |
+
+The owner of a shard may add triggers, constraints and indexes, which raise what they like: an error of theirs is about
+the row, whatever its code. So no operation is refused for good by what only this shard does not take.
 
 Source: PostgreSQL manual, appendix A (error codes).
 """
@@ -10,6 +22,8 @@ from typing import Final
 
 READ_ONLY: Final = "25006"  # read_only_sql_transaction: the server is a former primary
 UNIQUE_VIOLATION: Final = "23505"  # of a plain insert that expects new rows, or of a constraint of the shard's owner
+LOCK_TIMEOUT: Final = "55P03"  # lock_not_available
+RAISING_FUNCTION: Final = "exec_stmt_raise"  # the server's function that runs RAISE of PL/pgSQL
 # A prepared statement is gone, or another client's: a pooler shares the server.
 POOLER_STATES: Final = frozenset({"26000", "42P05"})
 # The other connections lead to the same former primary, or have outdated prepared statements.
@@ -19,19 +33,29 @@ EXPIRING_STATES: Final = frozenset({READ_ONLY, *POOLER_STATES, "0A000"})
 class ErrorMeaning(StrEnum):
     """How to react to an error."""
 
-    DATA = "data"  # an operation of the batch cannot be stored: find it
+    DATA = "data"  # a statement failed, perhaps at a value that no table can store: find the operation at fault
     STATEMENT = "statement"  # a statement failed on a healthy server: find the operation at fault
     TRY_AGAIN = "try_again"  # the transaction lost a race: run it again at once
     UNAVAILABLE = "unavailable"  # the shard cannot apply the batch now
     BROKEN = "broken"  # the shard is not set up as expected: rights, schema, configuration
 
 
+class Raiser(StrEnum):
+    """What raised an error."""
+
+    SERVER = "server"  # the statement itself, or the server around it
+    ROUTINE = "routine"  # a function, such as a trigger, that the statement ran: all of these are the owner's
+    RAISE = "raise"  # the same, on purpose: its code is any that the owner has chosen
+
+
+UNKNOWN: Final = ErrorMeaning.BROKEN  # of a code that is not below: the shard is held, and a person looks at it
+
 _MEANING_BY_CODE = {
     "40001": ErrorMeaning.TRY_AGAIN,  # serialization_failure
     "40P01": ErrorMeaning.TRY_AGAIN,  # deadlock_detected
-    "55P03": ErrorMeaning.TRY_AGAIN,  # lock_not_available
+    LOCK_TIMEOUT: ErrorMeaning.TRY_AGAIN,
     READ_ONLY: ErrorMeaning.UNAVAILABLE,
-    "54000": ErrorMeaning.DATA,  # program_limit_exceeded: a jsonb over its limits
+    "54000": ErrorMeaning.DATA,  # program_limit_exceeded: a jsonb over its limits. Also no transaction ids are left
     "54001": ErrorMeaning.DATA,  # statement_too_complex: nested deeper than the server's stack
     "57014": ErrorMeaning.STATEMENT,  # query_canceled: by its timeout, or by a person
     "XX000": ErrorMeaning.STATEMENT,  # internal_error; XX001 and XX002 are corruption, a problem of the shard
@@ -44,6 +68,9 @@ _MEANING_BY_CLASS = {
     "22": ErrorMeaning.DATA,  # data exception
     # Our own statements cannot cause these, but a trigger, a constraint or a function of the shard's owner can raise
     # them for one row and not for another.
+    "00": ErrorMeaning.STATEMENT,  # successful completion, raised as an error
+    "01": ErrorMeaning.STATEMENT,  # warning, raised as an error
+    "02": ErrorMeaning.STATEMENT,  # no data, raised as an error
     "09": ErrorMeaning.STATEMENT,  # triggered action exception
     "20": ErrorMeaning.STATEMENT,  # case not found
     "21": ErrorMeaning.STATEMENT,  # cardinality violation
@@ -59,12 +86,27 @@ _MEANING_BY_CLASS = {
     "53": ErrorMeaning.UNAVAILABLE,  # insufficient resources: connections, disk, memory
     "57": ErrorMeaning.UNAVAILABLE,  # operator intervention: shutdown, starting up
     "58": ErrorMeaning.UNAVAILABLE,  # system error
+    "XX": ErrorMeaning.BROKEN,  # corruption
 }
+# Classes with a meaning that does not depend on the function in which the server met them. Not connection exceptions:
+# those within a function are of a connection that the function has opened.
+_OF_SERVER = frozenset({"25", "40", "53", "57", "58", "XX"})
 
 
-def meaning_of(sqlstate: str) -> ErrorMeaning:
+def meaning_of(sqlstate: str, raiser: Raiser = Raiser.SERVER) -> ErrorMeaning:
     """Return the meaning of an error with this five-character code."""
-    return _MEANING_BY_CODE.get(sqlstate) or _MEANING_BY_CLASS.get(sqlstate[:2], ErrorMeaning.BROKEN)
+    meaning = _MEANING_BY_CODE.get(sqlstate) or _MEANING_BY_CLASS.get(sqlstate[:2], UNKNOWN)
+    if raiser is Raiser.SERVER or meaning is ErrorMeaning.DATA:
+        return meaning
+    is_of_server = sqlstate[:2] in _OF_SERVER or sqlstate == LOCK_TIMEOUT
+    return meaning if raiser is Raiser.ROUTINE and is_of_server else ErrorMeaning.STATEMENT
+
+
+def raiser_of(context: str | None, server_function: str | None) -> Raiser:
+    """Return what raised an error, by its context and by the function in the server's source that reported it."""
+    if server_function == RAISING_FUNCTION:
+        return Raiser.RAISE
+    return Raiser.ROUTINE if context else Raiser.SERVER
 
 
 def is_no_answer(sqlstate: str) -> bool:

@@ -1,24 +1,36 @@
-"""The timeouts of all requests to a shard. Pure."""
+"""The isolation level, the timeouts and the settings of all requests to a shard. Pure.
+
+Nothing that the code relies on is left to the defaults of the server, the database or the role. Only two defaults stay
+theirs: `default_transaction_read_only`, which tells that a server is not to be written to, and `synchronous_commit`,
+which its owner chooses (shards/apply/durability.py).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from functools import cache
 from typing import Final, assert_never
 
 import msgspec
 
-# One round trip, in the simple protocol. Plans are made once: planning a batch takes as long as running it. And nothing
-# is compiled: up to version 17 a plan in which a sequential scan is not allowed, and yet needed, seems so dear that the
-# server compiles it, at each run, for half a second.
-BEGIN = """
-BEGIN;
-SET LOCAL lock_timeout = {lock_ms};
-SET LOCAL statement_timeout = {statement_ms};
-SET LOCAL idle_in_transaction_session_timeout = {idle_ms};
-SET LOCAL plan_cache_mode = force_generic_plan;
-SET LOCAL jit = off;
-"""
+TRANSACTION_TIMEOUT_SINCE: Final = 17  # the version of PostgreSQL
+
+# What texts mean, how values are written as text, and that policies, not errors, decide which rows a role sees.
+FORMATS: Final = {
+    "client_encoding": "'UTF8'",
+    "standard_conforming_strings": "on",
+    "TimeZone": "'UTC'",
+    "DateStyle": "'ISO, YMD'",
+    "IntervalStyle": "'postgres'",
+    "bytea_output": "'hex'",
+    "extra_float_digits": "3",  # before PostgreSQL 12 only 3 writes all digits
+    "row_security": "on",
+}
+# Plans are made once: planning a batch takes as long as running it. And nothing is compiled: up to version 17 a plan in
+# which a sequential scan is not allowed, and yet needed, seems so dear that the server compiles it, at each run, for
+# half a second.
+PLANNING: Final = {"plan_cache_mode": "force_generic_plan", "jit": "off"}
 # What bounds the rows that it reads by an index in its order may get no other plan, whatever the statistics are: a
 # sequential scan, or a bitmap of all rows of a tenant, reads the whole table (sql/queries/listing.sql).
 BY_INDEX = """
@@ -40,19 +52,28 @@ KEY_RANGE = f"""{BY_INDEX}SET LOCAL enable_sort = off;
 """
 
 
+class Isolation(StrEnum):
+    """The isolation level of a transaction."""
+
+    READ_COMMITTED = "READ COMMITTED"  # what waits for a lock and then reads sees the commit that it waited for
+    ONE_MOMENT = "REPEATABLE READ, READ ONLY"  # all statements see the shard as of the first one
+
+
 class StatementBudget(StrEnum):
     """How long each statement of a transaction may take."""
 
     USUAL = "usual"
     BATCH = "batch"  # of operations, from all the tenants that share the shard
-    PART = "part"  # of a batch that took too long, to find the operation at fault
+    PART = "part"  # of a batch that took too long, or met a lock, to find the operation at fault
+    PATIENT_BATCH = "patient batch"  # behind a lock that is of no tenant's rows
     SEARCH = "search"  # of the log, for people; it reads only
     KEY_RANGE = "key range"  # of a tenant's rows, in the order of their keys
-    PAUSE = "pause"  # while a tenant waits: to wait for batches for longer would delay others as well
+    PAUSE = "pause"  # for the lock of one tenant's row: to wait for batches for longer would delay others as well
 
 
 PLANS: Final = {
     StatementBudget.BATCH: BATCH,
+    StatementBudget.PATIENT_BATCH: BATCH,
     StatementBudget.PART: BATCH,
     StatementBudget.SEARCH: SEARCH,
     StatementBudget.KEY_RANGE: KEY_RANGE,
@@ -66,7 +87,8 @@ class ShardTimeouts(msgspec.Struct, frozen=True):
     failure, and only a silent server, such as a frozen one, runs into *reply_s*. *probe_s* bounds a whole probe. A
     cancelled use waits up to *cancel_s* for the server to stop its statement. An idle connection is kept for *idle_s*.
     A batch that runs into *batch_s* is taken apart, and each of its parts has *part_s*. Each statement of a search has
-    *search_s*. While a tenant waits for a step of its move, this waits for the locks of others for *pause_lock_s*.
+    *search_s*. A batch waits for the rows of its tenants for *row_lock_s*, and each part of it for *part_lock_s*; a
+    step of a tenant's move, or a control message, waits for the tenant's row for *pause_lock_s*.
     """
 
     connect_s: float = 5.0
@@ -76,6 +98,8 @@ class ShardTimeouts(msgspec.Struct, frozen=True):
     batch_s: float = 10.0
     part_s: float = 2.0
     search_s: float = 3.0
+    row_lock_s: float = 0.3
+    part_lock_s: float = 0.1
     pause_lock_s: float = 0.3
     idle_in_transaction_s: float = 30.0
     reply_s: float = 30.0
@@ -89,7 +113,7 @@ class ShardTimeouts(msgspec.Struct, frozen=True):
         match budget:
             case StatementBudget.USUAL | StatementBudget.PAUSE | StatementBudget.KEY_RANGE:
                 return self.statement_s
-            case StatementBudget.BATCH:
+            case StatementBudget.BATCH | StatementBudget.PATIENT_BATCH:
                 return self.batch_s
             case StatementBudget.PART:
                 return self.part_s
@@ -98,21 +122,59 @@ class ShardTimeouts(msgspec.Struct, frozen=True):
             case _:
                 assert_never(budget)
 
-    def begin(self, budget: StatementBudget = StatementBudget.USUAL) -> str:
-        """Return the statements that open a transaction with these timeouts."""
-        return _begin(self, budget)
+    def lock_seconds_of(self, budget: StatementBudget) -> float:
+        """Return how long a transaction with *budget* may wait for one lock."""
+        match budget:
+            case StatementBudget.USUAL | StatementBudget.KEY_RANGE | StatementBudget.PATIENT_BATCH:
+                return self.lock_s
+            case StatementBudget.BATCH:
+                return min(self.lock_s, self.row_lock_s)
+            case StatementBudget.PART:
+                return min(self.lock_s, self.part_lock_s)
+            case StatementBudget.SEARCH:
+                return min(self.lock_s, self.search_s / 2)
+            case StatementBudget.PAUSE:
+                return self.pause_lock_s
+            case _:
+                assert_never(budget)
+
+    def begin(
+        self,
+        budget: StatementBudget = StatementBudget.USUAL,
+        isolation: Isolation = Isolation.READ_COMMITTED,
+        *,
+        settings: str = "",
+    ) -> str:
+        """Return the statements that open a transaction; *settings* are those that its session lacks."""
+        return _begin(self, budget, isolation, settings)
+
+    def settings(self, server_version: int, *, is_own_session: bool) -> str:
+        """Return the statements that make all settings: of a session, or of a transaction in the session of others."""
+        settings = FORMATS | PLANNING | {"idle_in_transaction_session_timeout": _ms(self.idle_in_transaction_s)}
+        if server_version >= TRANSACTION_TIMEOUT_SINCE:
+            settings |= {"transaction_timeout": "0"}
+        if not is_own_session:
+            return set_all("SET LOCAL", settings)
+        settings |= {"lock_timeout": _ms(self.lock_s), "statement_timeout": _ms(self.statement_s)}
+        return set_all("SET", settings | {"default_transaction_isolation": f"'{Isolation.READ_COMMITTED}'"})
+
+
+def set_all(command: str, settings: Mapping[str, str]) -> str:
+    """Return the statements that make *settings* by *command*, `SET` or `SET LOCAL`."""
+    return "".join(f"{command} {name} = {value};\n" for name, value in settings.items())
 
 
 @cache
-def _begin(timeouts: ShardTimeouts, budget: StatementBudget) -> str:
+def _begin(timeouts: ShardTimeouts, budget: StatementBudget, isolation: Isolation, settings: str) -> str:
     statement_s = timeouts.seconds_of(budget)
-    is_short = budget in {StatementBudget.PART, StatementBudget.SEARCH}
-    lock_s = min(timeouts.lock_s, statement_s / 2) if is_short else timeouts.lock_s
-    if budget is StatementBudget.PAUSE:
-        lock_s = timeouts.pause_lock_s
-    seconds = {"lock_ms": lock_s, "statement_ms": statement_s, "idle_ms": timeouts.idle_in_transaction_s}
-    begin = BEGIN.format(**{name: round(value * 1000) for name, value in seconds.items()})
+    limits = {"lock_timeout": _ms(timeouts.lock_seconds_of(budget)), "statement_timeout": _ms(statement_s)}
+    # One round trip, in the simple protocol.
+    begin = f"BEGIN ISOLATION LEVEL {isolation};\n{settings}{set_all('SET LOCAL', limits)}"
     return begin + PLANS.get(budget, "")
+
+
+def _ms(seconds: float) -> str:
+    return str(round(seconds * 1000))
 
 
 DEFAULT_TIMEOUTS = ShardTimeouts()

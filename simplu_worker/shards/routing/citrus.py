@@ -60,22 +60,19 @@ class _ShardFacts(msgspec.Struct, rename="camel", kw_only=True):
     business_count: _Count | None = None
     max_businesses: _Count | None = None
 
-    def at(self, connection_string: str) -> ShardAddress:
+    def at(self, connection_string: str, file_folders: tuple[str, ...] | None) -> ShardAddress:
         return ShardAddress(
             shard_id=self.shard_id,
             connection_string=connection_string,
             is_active=self.is_active,
             tenant_count=self.business_count,
             tenant_max=self.max_businesses,
+            file_folders=file_folders,
         )
 
 
 class _ShardReply(_ShardFacts, rename="camel", kw_only=True):
     connection_string: str
-
-    @property
-    def address(self) -> ShardAddress:
-        return self.at(self.connection_string)
 
 
 class _ListedShard(_ShardFacts, rename="camel", kw_only=True):
@@ -95,6 +92,8 @@ class _CapacityReply(msgspec.Struct, rename="camel"):
 class CitrusClient:
     """A client of the Citrus at *place*. Every call is tried *attempts* times in all, backing off with jitter.
 
+    An address may name hosts that match *allowed_hosts*, and files below *file_folders*.
+
     Every call raises `CitrusUnavailableError` or `CitrusDeniedError` if no answer came, and `PermanentError` for an
     address that may not be used. During an outage most calls raise at once, and one call every few seconds finds out
     whether Citrus answers again. Addresses are those of `address_book`.
@@ -107,6 +106,7 @@ class CitrusClient:
         place: str,
         attempts: int,
         allowed_hosts: tuple[str, ...],
+        file_folders: tuple[str, ...] | None = None,
         clock: Callable[[], float] = loop_time,
         draw: Callable[[], float] = random.random,
     ) -> None:
@@ -114,6 +114,7 @@ class CitrusClient:
         self.place = place  # host and port, for errors
         self._attempts = attempts
         self._allowed_hosts = allowed_hosts
+        self._file_folders = file_folders
         self._clock = clock
         self._draw = draw
         # One for each endpoint: a Citrus that cannot report its shards' health may still know the tenants' shards.
@@ -162,7 +163,8 @@ class CitrusClient:
         shards: dict[str, ShardAddress] = {}
         for reply in replies:  # of two entries for one shard the first counts
             known = None if reply.connection_string else self.address_book.known_address(reply.shard_id)
-            address = reply.at(known.connection_string if known else reply.connection_string or "")
+            string = known.connection_string if known else reply.connection_string or ""
+            address = reply.at(string, self._file_folders)
             shards.setdefault(reply.shard_id, address.validate_or_refuse(self._allowed_hosts))
         return [self.address_book.resolve(shard) for shard in shards.values()]
 
@@ -191,7 +193,8 @@ class CitrusClient:
         return Capacity(reply.business_count, reply.max_businesses, reply.can_accept_new_business)
 
     def _resolve(self, reply: _ShardReply) -> ShardAddress:
-        return self.address_book.resolve(reply.address.validate(self._allowed_hosts))
+        address = reply.at(reply.connection_string, self._file_folders)
+        return self.address_book.resolve(address.validate(self._allowed_hosts))
 
     async def _request(self, endpoint: str, method: str, path: str, type_: Any, message: Any = None) -> tuple[int, Any]:
         """Return the status of the answer and, of a 200 or 201, the body as *type_*."""
@@ -310,6 +313,7 @@ async def open_citrus(
     timeout_s: float,
     attempts: int,
     allowed_hosts: tuple[str, ...],
+    file_folders: tuple[str, ...] | None = None,
     clock: Callable[[], float] = loop_time,
 ) -> AsyncIterator[CitrusClient]:
     """Open a client with one keep-alive session to the Citrus at *url*."""
@@ -322,7 +326,14 @@ async def open_citrus(
         cookie_jar=aiohttp.DummyCookieJar(),
     ) as session:
         place = f"{base_url.host}:{base_url.port}"
-        yield CitrusClient(session, place=place, attempts=attempts, allowed_hosts=allowed_hosts, clock=clock)
+        yield CitrusClient(
+            session,
+            place=place,
+            attempts=attempts,
+            allowed_hosts=allowed_hosts,
+            file_folders=file_folders,
+            clock=clock,
+        )
 
 
 async def _read_body(response: aiohttp.ClientResponse) -> bytes:

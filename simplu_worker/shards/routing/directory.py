@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from typing import Final, Protocol, TypeVar
 
 import structlog
 
@@ -41,8 +41,11 @@ class Settler(Protocol):
 # Of tenants in these states the shard itself decides the outcome of operations.
 SERVED_STATES: Final = frozenset({TenantState.ACTIVE, TenantState.DESTROYING, TenantState.DESTROYED})
 FENCED_STATES: Final = frozenset({TenantState.FENCED})
+HOME_STATES: Final = SERVED_STATES | FENCED_STATES  # as `lives_here` in sql/queries/tenants.sql
 MOVED_STATES: Final = frozenset({TenantState.ACTIVE, TenantState.FENCED, *ARRIVING_STATES})
 SEARCH_FRESH_S: Final = 5.0  # how long the result "no other shard has the tenant" is used again
+
+Answer = TypeVar("Answer")
 
 log = structlog.get_logger(__name__)
 
@@ -133,6 +136,27 @@ class Directory:
         if isinstance(answer, WorkerError):
             raise answer
         return answer
+
+    async def ask_home(
+        self,
+        tenant_id: str,
+        ask: Callable[[ShardAddress], Awaitable[Answer | None]],
+        *,
+        absence_max_age_s: float = 0.0,
+    ) -> Answer | Absence:
+        """Return the answer of the shard on which a tenant lives, or why there is none now.
+
+        *ask* returns None where its statement finds that the tenant does not live on the shard. Then the route was old,
+        and its home is looked up anew, once. Raises as `find` and *ask* do.
+        """
+        for _ in range(2):
+            found = await self.find(tenant_id, absence_max_age_s=absence_max_age_s)
+            if isinstance(found, Absence):
+                return found
+            if (answer := await ask(found)) is not None:
+                return answer
+            self.forget(tenant_id)
+        return Absence.MOVING
 
     async def refresh(self, tenant_id: str, shard_id: str) -> None:
         """Look up again a tenant of *shard_id*, and forget its route if the tenant is on another shard now.

@@ -15,7 +15,8 @@ from typing import Final
 import msgspec
 import structlog
 
-from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.bulkheads import TargetKind, contain, translate
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
@@ -92,7 +93,8 @@ class RouteRefresh:
 
     async def _try_candidate(self, shard_id: str) -> None:
         try:
-            await self._directory.address_changer.try_candidate(shard_id)
+            with contain(TargetKind.SHARD, shard_id, "address"):
+                await self._directory.address_changer.try_candidate(shard_id)
         finally:
             del self._trials[shard_id]
 
@@ -113,7 +115,8 @@ class RouteRefresh:
         if due is None:
             return False
         try:
-            await self._directory.refresh(*due)
+            with translate(TargetKind.SHARD, due[1], "routes", WorkerError):
+                await self._directory.refresh(*due)
         except RetryableError as exc:
             self._directory.routes.requeue(due[0])
             self._record_failure(exc)

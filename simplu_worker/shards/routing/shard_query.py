@@ -9,7 +9,8 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from simplu_worker.errors import RetryableError
+from simplu_worker.bulkheads import TargetKind, translate
+from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -82,7 +83,8 @@ async def query_all_shards(
         async with slots:
             with contextlib.suppress(RetryableError, TimeoutError):
                 async with asyncio.timeout(limits.answer_s):
-                    answers[shard.shard_id] = await query(shard)
+                    with translate(TargetKind.SHARD, shard.shard_id, "query", WorkerError):
+                        answers[shard.shard_id] = await query(shard)
 
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(limits.all_s), asyncio.TaskGroup() as tasks:

@@ -174,11 +174,10 @@ class Upgrader:
         snapshot, and this transaction ends last.
         """
         async with self._pool.transaction() as guard:
-            await guard.execute(QUERIES["use_read_committed"])
             if not await guard.fetchval(QUERIES["try_lock_schema"]):
                 raise LostRaceError(f"shard {self._pool.address.shard_id}: {ANOTHER_UPGRADE} is under way")
             # In the simple protocol, and last: the portal of the query before keeps its snapshot until then.
-            await guard.execute(QUERIES["lift_idle_timeouts"])
+            await guard.execute(QUERIES["lift_idle_timeout"])
             yield guard
 
     async def _run_file(self, guard: Connection, text: str) -> None:
@@ -204,14 +203,17 @@ class Upgrader:
         if statement.index is not None and await self._is_half_built(statement, statement.index):
             await self._run_outside_transaction(drop_statement(statement.index))
         async with self._pool.connection() as connection:
-            await connection.execute(QUERIES["lift_timeouts"])
-            try:
-                await self._execute(connection, statement, within_s=BUILD_MAX_S)
-            except asyncpg.PostgresError:
-                if not connection.is_closed():
-                    await connection.execute(QUERIES["restore_timeouts"])
-                raise
-            await connection.execute(QUERIES["restore_timeouts"])
+            with connection.without_transactions():
+                await connection.execute(QUERIES["lift_timeouts"])
+                try:
+                    await self._execute(connection, statement, within_s=BUILD_MAX_S)
+                except asyncpg.PostgresError:
+                    if not connection.is_closed():
+                        await connection.execute(QUERIES["restore_timeouts"])
+                        connection.terminate()
+                    raise
+                await connection.execute(QUERIES["restore_timeouts"])
+                connection.terminate()  # a session of its own has not our timeouts any more
 
     async def _is_half_built(self, statement: Statement, index: str) -> bool:
         """Return whether *index* exists and is invalid, after waiting until no session builds it."""

@@ -8,6 +8,7 @@ from typing import Final
 
 import structlog
 
+from simplu_worker.bulkheads import TargetKind, note_trouble
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.shard_query import fetch_from_shard
@@ -76,7 +77,9 @@ class ConfirmationSweep:
         address = pool.address
         try:
             rows = await fetch_from_shard(pool, "find_unconfirmed", self._overdue.total_seconds(), SWEEP_MAX_TENANTS)
-        except WorkerError as exc:
+        except Exception as exc:  # noqa: BLE001  # of this shard; the others continue
+            if not isinstance(exc, WorkerError):
+                exc = note_trouble(TargetKind.SHARD, address.shard_id, "confirmation", exc)
             log.debug("confirmation.deferred", shard_id=address.shard_id, count=None, error=str(exc))
             return None
         return [PlacedTenant(row["business_id"], row["location_id"], row["business_type"], address) for row in rows]

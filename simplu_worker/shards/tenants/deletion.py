@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import structlog
 
+from simplu_worker.bulkheads import TargetKind, note_trouble
 from simplu_worker.cache.invalidations import OnChange, ResourceKey, ignore_changes
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.retention_rules import deletion_pause_s
@@ -106,6 +107,8 @@ class TenantDeleter:
                     )
         except RetryableError as exc:
             log.debug("deletion.deferred", shard_id=pool.address.shard_id, error=str(exc))
+        except Exception as exc:  # noqa: BLE001  # of this shard; the others continue
+            note_trouble(TargetKind.SHARD, pool.address.shard_id, "deletion", exc)
         return count
 
     async def _begin_due(self, pool: ShardPool) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import fetch_from_shard
@@ -155,7 +156,7 @@ class Destroyer:
         tenant_id = tenant_id_of(business_id, location_id)
         time_text = timestamp_text(requested_at)
         pool = self._pools.ensure_pool(shard)
-        async with pool.transaction() as connection:
+        async with pool.transaction(budget=StatementBudget.PAUSE) as connection:
             row = await connection.fetchrow(QUERIES["lock_tenants_for_control"], [tenant_id])
             if row is None:
                 raise RetryableError("the tenant's row was deleted since it was found")

@@ -17,9 +17,11 @@ from simplu_worker.operations.document_bounds import BOUNDS_TEXT, exceeds_bounds
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.apply.patch_merging import merge_into_row
-from simplu_worker.shards.postgres.errors import InvalidDataError
+from simplu_worker.shards.apply.unstorable import find_unstorable
+from simplu_worker.shards.postgres.errors import ValueRefusedError
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 from simplu_worker.shards.tenants.control_rules import (
@@ -90,7 +92,7 @@ class ResourceChanges:
             return ChangeResult.EXISTED if found else ChangeResult.MISSING
 
         keys = [ResourceKey(*key, resource_id) for resource_id in (old_id, new_id)]
-        return await self._change(rename.business_id, rename.location_id, change, keys)
+        return await self._change(rename.business_id, rename.location_id, change, keys, rename.additional_data)
 
     async def add_admin(self, admin: AdminAccount) -> ChangeResult:
         """Make the administrator's `role` and staff resource, each unless it is there.
@@ -105,14 +107,22 @@ class ResourceChanges:
             status = await connection.execute(
                 QUERIES["add_admin"], tenant_id, user_id, admin.admin_email, timestamp_text(admin.requested_at)
             )
-            staff_type = await connection.fetchval(QUERIES["find_staff_type"], tenant_id)
-            keys[:] = (ResourceKey(tenant_id, resource_type, user_id) for resource_type in ("role", staff_type))
-            return ChangeResult.EXISTED if status == "INSERT 0 0" else ChangeResult.APPLIED
+            types = ["role", await connection.fetchval(QUERIES["find_staff_type"], tenant_id)]
+            keys[:] = (ResourceKey(tenant_id, resource_type, user_id) for resource_type in types)
+            if status == "INSERT 0 0":
+                return ChangeResult.EXISTED
+            await connection.execute(QUERIES["mark_admin"], tenant_id, types, user_id)
+            return ChangeResult.APPLIED
 
         return await self._change(admin.business_id, admin.location_id, change, keys)
 
     async def _change(
-        self, business_id: str, location_id: str, change: Change, keys: Sequence[ResourceKey]
+        self,
+        business_id: str,
+        location_id: str,
+        change: Change,
+        keys: Sequence[ResourceKey],
+        additional_data: str | None = None,
     ) -> ChangeResult:
         """Run *change* on the tenant's shard, and invalidate *keys*, also if the change was applied before."""
         tenant_id = tenant_id_of(business_id, location_id)
@@ -120,19 +130,21 @@ class ResourceChanges:
         if pool is None:
             return ChangeResult.UNKNOWN_TENANT
         with unforeseen_with_shard(pool.address.shard_id, tenant_id):
-            return await self._change_on(pool, business_id, location_id, change, keys)
+            try:
+                return await self._change_on(pool, business_id, location_id, change, keys)
+            except ValueRefusedError as exc:
+                if await find_unstorable(pool, [additional_data]):
+                    raise PermanentError(f"additionalData: expected what Postgres can store, got {exc.error}") from exc
+                raise
 
     async def _change_on(
         self, pool: ShardPool, business_id: str, location_id: str, change: Change, keys: Sequence[ResourceKey]
     ) -> ChangeResult:
-        try:
-            async with pool.transaction() as connection:
-                if await check_schema(connection, pool.address.shard_id) is SchemaState.EMPTY:
-                    raise ShardUnavailableError(f"shard {pool.address.shard_id}: its database is empty")
-                result = await self._change_if_active(connection, business_id, location_id, change)
-                server = await note_server(connection)
-        except InvalidDataError as exc:
-            raise PermanentError(f"additionalData: expected what Postgres can store, got {exc}") from exc
+        async with pool.transaction(budget=StatementBudget.PAUSE) as connection:
+            if await check_schema(connection, pool.address.shard_id) is SchemaState.EMPTY:
+                raise ShardUnavailableError(f"shard {pool.address.shard_id}: its database is empty")
+            result = await self._change_if_active(connection, business_id, location_id, change)
+            server = await note_server(connection)
         if result in {ChangeResult.APPLIED, ChangeResult.EXISTED}:
             self._on_change(keys)
         await self._commits.wait_for_transaction(pool.address.shard_id, server)

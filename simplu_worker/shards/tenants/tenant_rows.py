@@ -10,9 +10,10 @@ import msgspec
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.apply.commit_safety import note_server
 from simplu_worker.shards.apply.durability import Server
-from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, StatementFailedError
+from simplu_worker.shards.postgres.errors import LockTimeoutError, LostRaceError, StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.clock_check import check_registration
 from simplu_worker.shards.tenants.control_rules import (
     ControlledTenant,
@@ -64,20 +65,24 @@ def batches_of(wanted: Sequence[ProvisionRequest], size: int = TRANSACTION_MAX_T
 async def _make_in_one_transaction(pool: ShardPool, wanted: Sequence[ProvisionRequest]) -> dict[str, RowOutcome]:
     """Make tenants in one transaction, or, after a failure, in smaller ones until only the tenant at fault fails."""
     try:
-        async with pool.transaction() as connection:
+        async with pool.transaction(budget=StatementBudget.PAUSE) as connection:
             missing = await _find_missing_types(connection, wanted)
             made = await _make_tenants(connection, [one for one in wanted if one.business_type not in missing])
             if not {ControlStep.MAKE, ControlStep.REMAKE}.isdisjoint(made.values()):
                 await check_registration(connection, pool)
             server = await note_server(connection)
-    except (StatementFailedError, InvalidDataError, LostRaceError) as exc:
+    except (StatementFailedError, LostRaceError) as exc:
         if len(wanted) == 1:
             return {wanted[0].tenant_id: exc}
-        half = len(wanted) // 2
-        return await _make_in_one_transaction(pool, wanted[:half]) | await _make_in_one_transaction(pool, wanted[half:])
+        # Behind a lock each alone: every transaction with the locked row waits.
+        size = 1 if isinstance(exc, LockTimeoutError) else len(wanted) // 2
+        outcomes: dict[str, RowOutcome] = {}
+        for start in range(0, len(wanted), size):
+            outcomes |= await _make_in_one_transaction(pool, wanted[start : start + size])
+        return outcomes
     except Exception as exc:  # noqa: BLE001  # the outcome of each tenant: nothing was made
         return {one.tenant_id: exc for one in wanted}
-    outcomes: dict[str, RowOutcome] = {
+    outcomes = {
         one.tenant_id: RetryableError(
             f"shard {pool.address.shard_id}: expected the business type {one.business_type}, got a schema without it;"
             f" run: simplu-worker shards upgrade {pool.address.shard_id} --apply"

@@ -57,10 +57,12 @@ STATES: Final = frozenset(
             "inactive",
             "moving",
             "failing",
+            "locked",
             "reshard",
             "taken_over",
             "refill",
             "gap",
+            "internal_error",
         ),
     ]
 )
@@ -69,7 +71,7 @@ HIDDEN_MEMBERS: Final = frozenset({"result", "record", "recordBase64", "messageA
 
 VIEWER_TEXTS: Final = SHOWN_TEXTS | frozenset(
     [
-        *("replica", "owner", "place", "target", "targets", "reads", "problems", "stream", "advice", "runbook"),
+        *("replica", "owner", "place", "target", "targets", "loop", "reads", "problems", "stream", "advice", "runbook"),
         *("checkpoint", "position", "at", "from", "level", "event", "about", "epochMovedAt", "serverVersion"),
         *("businessId", "locationId", "businessType", "movedTo", "createdAt", "shardsWithoutAnswer"),
         *("requestId", "status", "operation", "resourceType", "resourceId", "receivedAt", "completedAt", "rejectedAt"),
@@ -136,7 +138,7 @@ class Reduction(msgspec.Struct, frozen=True):
         return str(value) if is_shown else None
 
 
-COUNTS_AND_STATES: Final = Reduction(SHOWN_TEXTS, STATES, hidden=HIDDEN_MEMBERS | {"recentErrors"})
+COUNTS_AND_STATES: Final = Reduction(SHOWN_TEXTS, STATES, hidden=HIDDEN_MEMBERS | {"recentErrors", "troubles"})
 FOR_VIEWERS: Final = Reduction(VIEWER_TEXTS, VIEWER_STATES, errors=OUTCOMES, keeps_null=True)
 
 

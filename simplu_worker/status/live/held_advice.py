@@ -21,9 +21,14 @@ BY_REASON: Final = {
     "moving": Advice("Wait for the move, or end it with `simplu-worker tenants rollback`.", "docs/moving.md"),
     "shard_unavailable": Advice("See why the shard does not answer.", "docs/monitoring.md#shardlost"),
     "failing": Advice("Wait: after four tries the operation is a dead letter.", TARGETS_HELD),
+    "locked": Advice("End the transaction on the shard that keeps rows of the tenant locked.", TARGETS_HELD),
     "reshard": Advice("Remove the cause for which tenants wait in the parents of the stream shard.", TARGETS_HELD),
     "taken_over": Advice("Wait: the operations are read again.", TARGETS_HELD),
     "refill": Advice("Wait: the stream is read again for the shard.", "docs/failover.md#what-the-new-primary-lacks"),
+    "internal_error": Advice(
+        "A defect of the worker: it tries again by itself. See the log event `loop.failed`, and report it.",
+        "docs/monitoring.md#internalerrors",
+    ),
     "gap": Advice("Raise the stream's retention first, then decide.", "docs/runbook/shard-held-for-gap.md"),
 }
 

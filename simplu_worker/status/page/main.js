@@ -76,7 +76,7 @@ function actionsOf({ role }) {
     }),
     release: ({ streamShard, owner, state: now }) => (!owner || now === "ended" ? null : {
       title: "Release", subject: streamShard,
-      act: () => act(`Have ${owner} release ${streamShard}? Any replica takes it then.`, `leases/${encodeURIComponent(streamShard)}/release`),
+      act: () => act(`Have ${owner} release ${streamShard}? Another replica takes it.`, `leases/${encodeURIComponent(streamShard)}/release`),
     }),
   };
 }

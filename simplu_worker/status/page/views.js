@@ -159,6 +159,11 @@ export function sectionsOf(status, all) {
         "error:long"),
     },
     {
+      id: "troubles", title: "Errors inside the worker", rows: status.troubles ?? [], isHidden: isNothing(status.troubles),
+      note: "Defects, each of which stops the work for one target. The worker tries again by itself; nothing is skipped. Report them.",
+      columns: columnsOf("target", "about", "loop", "error:long", "count:number:Times", "since:time", "at:time:Last"),
+    },
+    {
       id: "errors", title: "Recent errors and warnings", rows: status.recentErrors ?? [], note: isNothing(status.recentErrors) ? "None." : "",
       columns: columnsOf("at:time", "level:badge", "event", "about",
         "error:long", "count:number:Times"),

@@ -121,6 +121,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
         shards=_list(),
         held=_list(),
         heldAdvice=ANY_OBJECT,
+        troubles=_list(),
         recentErrors=_list(),
         history=HISTORY,
         counters=ANY_OBJECT,
@@ -139,7 +140,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "StreamHistory": _object(
         "intervalSeconds at streamShards", intervalSeconds=NUMBER, at=TEXT_OR_NULL, streamShards=_list(STREAM_POINTS)
     ),
-    "Release": _object("streamShard how", streamShard=TEXT, how={"type": "string", "enum": ["released", "taken away"]}),
+    "Release": _object("streamShard how", streamShard=TEXT, how={"type": "string", "enum": ["handed over"]}),
     "RetryRequest": _object(target=TEXT_OR_NULL),
     "Retry": _object("retried asked notAsked", retried=COUNT, asked=_list(TEXT), notAsked=_list(TEXT)),
     "LettersRequest": _object(

@@ -225,8 +225,11 @@ async def test_adopted_shard_has_all_that_a_fresh_one_has(case: Case, make_shard
         "resources_id_seq",
         *(f"idx_resources_{name}" for name in ("type", "resource_id", "dates", "created_at", "business_location")),
     }
-    triggers = await fetch(case.pool, "SELECT tgname, tgrelid::regclass::text FROM pg_trigger WHERE NOT tgisinternal")
-    assert triggers == [{"tgname": "simplu_note_rename", "tgrelid": "resources"}]
+    triggers = await fetch(
+        case.pool,
+        "SELECT tgname, tgrelid::regclass::text FROM pg_trigger WHERE NOT tgisinternal ORDER BY 2",
+    )
+    assert triggers == [{"tgname": "simplu_note_change", "tgrelid": table} for table in ("operations", "resources")]
     assert not await fetch(case.pool, "SELECT FROM pg_namespace WHERE nspname = 'simplu_adoption'")
     await fetch(
         case.pool,

@@ -215,8 +215,8 @@ async def test_result_of_an_older_worker_is_left_out_of_answers_when_its_text_is
     stored = "UPDATE operations SET result = $3::text::jsonb WHERE tenant_id = $1 AND request_id = $2"
     await fetch(tenant.pool, stored, tenant.tenant_id, reading.request_id, BOMB)
     arguments: dict[str, Any] = {
-        "find_operation": (tenant.tenant_id, reading.request_id),
-        "find_operation_of_any_tenant": (reading.request_id,),
+        "find_operation": ("stream", [], tenant.tenant_id, reading.request_id),
+        "find_operation_of_any_tenant": ("stream", [], reading.request_id),
         "find_operations": ([tenant.tenant_id] * 2, [reading.request_id, usual.request_id]),
     }
 

@@ -53,6 +53,10 @@ async def case_on(pool: ShardPool, location: str = TENANT[1]) -> TenantCase:
         ("XX000", "InternalServerError (XX000)"),
         ("21000", "CardinalityViolationError (21000)"),
         ("57014", "QueryCanceledError (57014)"),
+        ("22000", "DataError (22000)"),
+        ("42501", "InsufficientPrivilegeError (42501)"),
+        ("53100", "DiskFullError (53100)"),
+        ("40001", "SerializationError (40001)"),
     ],
 )
 @pytest.mark.parametrize("kind", ["create", "update"])
@@ -106,7 +110,7 @@ async def test_writer_tells_the_kinds_of_fault_apart_when_a_batch_has_several(to
     batch = [
         case.operation("create", "r1", '{"v": "\\u0000"}'),
         other.operation("create", "r1", BAD),
-        case.operation("create", "r2", {"raise": "22000"}),
+        case.operation("create", "r2", {"v": 2}),
         slow.operation("create", "r1", {"v": 1}),
         slow.operation("create", "r2", SLOW),
         case.operation("create", "r3", {"v": 3}),
@@ -119,7 +123,7 @@ async def test_writer_tells_the_kinds_of_fault_apart_when_a_batch_has_several(to
     assert await case.apply(*batch) == [
         INVALID_DATA,
         RAISED,
-        INVALID_DATA,
+        SUCCEEDED,
         SUCCEEDED,
         TIMED_OUT,
         SUCCEEDED,
@@ -128,7 +132,7 @@ async def test_writer_tells_the_kinds_of_fault_apart_when_a_batch_has_several(to
         RAISED,
         HOLD,
     ]
-    assert sorted(await case.resources()) == [("patient", "r3")]
+    assert sorted(await case.resources()) == [("patient", "r2"), ("patient", "r3")]
     assert await other.everything() == [[], []]
 
 
@@ -249,7 +253,7 @@ async def test_writer_blames_nobody_when_the_failing_statement_has_no_operation_
     make_shard: ShardMaker, moment: str
 ) -> None:
     """Before the log is written no operation can be at fault: it is the shard that cannot take the batch."""
-    timeouts = ShardTimeouts(batch_s=0.3, lock_s=5.0 if moment == "lock_tenants" else 1e9)
+    timeouts = ShardTimeouts(batch_s=0.3 if moment == "lock_tenants" else 1e9, row_lock_s=5.0)
     pool = ShardPool(await make_shard(), size=2, timeouts=timeouts)
     case = await case_on(pool)
     async with pool.connection() as rival, rival.transaction():
@@ -278,11 +282,36 @@ async def test_writer_blames_nobody_when_the_shard_does_not_work(
     await pool.close()
 
 
-async def test_writer_fails_as_the_shard_when_the_log_itself_refuses_a_row(touchy: ShardPool) -> None:
-    """An operation that cannot even be logged as failed cannot be skipped."""
+async def test_writer_blames_an_operation_when_the_log_itself_refuses_its_row(touchy: ShardPool) -> None:
+    """A constraint of the owner's on the log is one as any other: the others are applied."""
     case = await case_on(touchy)
     await fetch(touchy, "ALTER TABLE operations ADD CHECK (1 / (length(request_id) - 3) > -10)")
     poisonous = case.operation("create", data={}, request_id="abc")
 
-    with pytest.raises(ShardUnavailableError, match=r"refuses a row of the log: DivisionByZeroError \(22012\)"):
-        await case.apply(case.operation("create", "r2", {}), poisonous)
+    outcomes = await case.apply(case.operation("create", "r2", {}), poisonous)
+
+    assert outcomes == [
+        SUCCEEDED,
+        Outcome(disposition=Disposition.UNEXPECTED, error="DivisionByZeroError (22012)"),
+    ]
+    assert await case.resources() == {("patient", "r2"): {}}
+
+
+async def test_writer_blames_no_value_when_an_expression_index_of_the_owner_refuses_it(shard: ShardPool) -> None:
+    """Valid data of which an index makes no number are UNEXPECTED, not `invalid_data`: the owner may drop the index."""
+    case, other = await case_on(shard), await case_on(shard, "other")
+    await fetch(shard, "CREATE INDEX ages ON resources (((data ->> 'age')::integer))")
+    bad = case.operation("create", "r2", {"age": "forty"})
+    batch = [
+        case.operation("create", "r1", {"age": "40"}),
+        bad,
+        other.operation("create", "r1", '{"age": "\\u0000"}'),
+        case.operation("create", "r3", {}),
+        other.operation("create", "r2", {}),
+    ]
+    refused = Outcome(disposition=Disposition.UNEXPECTED, error="InvalidTextRepresentationError (22P02)")
+
+    assert await case.apply(*batch) == [SUCCEEDED, refused, INVALID_DATA, HOLD, SUCCEEDED]
+
+    await fetch(shard, "DROP INDEX ages")
+    assert await case.apply(bad) == [SUCCEEDED]

@@ -139,6 +139,24 @@ def events(logs: Iterable[Any]) -> list[str]:
 # Telling
 
 
+async def test_epoch_is_moved_when_an_invalidation_fails_by_a_defect(redis: RedisServer) -> None:
+    """The operations are committed: all entries become stale, and the commit is no failure."""
+    broken: Any = 7  # no resource
+    async with running(redis.url) as cache:
+        assert await poll_until_epoch(cache, "started")
+        cache.invalidate([broken])
+        assert await poll_until_epoch(cache, "internal_error")
+
+
+async def poll_until_epoch(cache: Cache, reason: str) -> bool:
+    """Wait until the epoch was last moved for *reason*."""
+
+    async def is_moved() -> bool:
+        return bool(cache.summary()["epochMovedFor"] == reason)
+
+    return await poll_until(is_moved, within_s=PATIENCE_S)
+
+
 async def test_cache_drops_what_changed_and_nothing_else(redis: RedisServer) -> None:
     """The entry is deleted and the version of its type counted up; other entries, types and keys stay."""
     async with running(redis.url) as cache:

@@ -39,7 +39,7 @@ from simplu_worker.commands.tenants.moved import clean_up_tenants, rollback_tena
 from simplu_worker.config.kinds import Secret
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
-from simplu_worker.local.processes.loopback import poll_until
+from simplu_worker.local.processes.loopback import free_port, poll_until
 from simplu_worker.local.processes.watchdog import ProcessGroup
 from simplu_worker.shards.moving.planning.readiness import check_shards
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -111,6 +111,35 @@ async def test_tenant_moves_is_verified_moved_back_and_cleaned_up(
     assert {(one["left"], one["rows"]) for one in found} == {("a", None), ("b", 20)}
     assert await ask(shards[1], "SELECT FROM resources") == []
     assert len(await ask(shards[0], "SELECT FROM resources")) == 20
+
+
+async def test_cleanup_cleans_what_it_can_when_a_shard_is_down(
+    make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What tenants with their home there have left stays; all others are cleaned up, and the shard is named."""
+    there, here = ("to", "there"), ("to", "here")
+    addresses = [await make_shard(name) for name in "abc"]
+    await fill(addresses[0], there, here)
+    settings = settings_of(tmp_path, *addresses, tenants={"to-there": "a", "to-here": "a"})
+    requests = [MoveRequest(*there, "b"), MoveRequest(*here, "c")]
+    assert await move_tenants(settings, requests, MoveTerms(), dry_run=False, as_json=True) == 0
+    down = ShardAddress("b", f"postgresql://worker@127.0.0.1:{free_port()}/shard")
+    settings = settings_of(tmp_path, addresses[0], down, addresses[2])
+    capsys.readouterr()
+
+    assert await clean_up_tenants(settings, "0s", apply=True, as_json=True) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["shardsWithoutAnswer"] == ["b"]
+    assert {one["tenant"]: (one["left"], one["home"], one.get("rows")) for one in answer["tenants"]} == {
+        "to-here": ("a", "c", 20),
+        "to-there": ("a", "b", None),
+    }
+    assert await ask(addresses[0], "SELECT DISTINCT id FROM resources") == [{"id": "to-there"}]
+
+    assert await clean_up_tenants(settings, "0s", apply=True, as_json=False) == 1
+    notes = capsys.readouterr().err
+    assert "to-there: its rows stay on shard a: no answer from shard b, where its home is" in notes
+    assert "no answer from: b (ConnectionRefusedError)" in notes
 
 
 @pytest.fixture

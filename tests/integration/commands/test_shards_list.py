@@ -36,6 +36,7 @@ from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.shard_query import QueryLimits
 from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
+from simplu_worker.shards.types import StreamShards
 from simplu_worker.status.replica import ReplicaStatus, http_views
 
 SEEN_AT = datetime(2026, 11, 1, tzinfo=UTC)
@@ -195,12 +196,16 @@ async def test_operation_view_takes_the_time_before_it_asks_the_log(
 ) -> None:
     """What is applied in between is in no answer of the log, and must not be in the time that is decided."""
     order: list[str] = []
-    async with routed_shards([await make_shard("shard-1")]) as routed:
+    shard = await make_shard("shard-1")
+    row = "('s', 'a', 'TRIM_HORIZON', true, gen_random_uuid())"
+    columns = "(stream, stream_shard_id, owed_from, parents_done, token)"
+    await execute(shard.connection_string, f"INSERT INTO stream_positions {columns} VALUES {row}")
+    async with routed_shards([shard]) as routed:
         find = routed.gateway.find_operation
 
-        async def noted_find(request_id: str, tenant_id: str | None) -> object:
+        async def noted_find(request_id: str, tenant_id: str | None, *, stream: StreamShards) -> object:
             order.append("log")
-            return await find(request_id, tenant_id)
+            return await find(request_id, tenant_id, stream=stream)
 
         def noted_leases() -> list[Lease]:
             order.append("leases")
@@ -208,7 +213,7 @@ async def test_operation_view_takes_the_time_before_it_asks_the_log(
 
         monkeypatch.setattr(routed.gateway, "find_operation", noted_find)
         replica = ReplicaStatus("replica-1", asyncio.Event())
-        fleet = cast("Fleet", SimpleNamespace(readers=list, leases=noted_leases))
+        fleet = cast("Fleet", SimpleNamespace(readers=list, leases=noted_leases, stream_name="s"))
         replica.start(routed.gateway, routed.pools, routed.locator, fleet=fleet)
         status, answer = await replica.find_operation("never-seen", None, None)
 

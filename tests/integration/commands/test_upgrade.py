@@ -94,6 +94,21 @@ async def test_shards_upgrade_plans_first_and_then_does_it(
     assert states_of(again[1]) == expected | {"c-behind": "current", "d-behind": "current"}
 
 
+async def test_shards_upgrade_creates_the_schema_of_an_empty_shard_that_is_named(
+    make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Not of one that is not named, whose database may be a wrong one; a second time finds nothing to do."""
+    named, other = await make_shard("a-named", is_empty=True), await make_shard("b-other", is_empty=True)
+    settings = settings_of(tmp_path, named, other)
+
+    assert await upgrade_shards(settings, ["a-named"], apply=False, timeout_s=60, as_json=False) == 0
+    assert "to create it: simplu-worker shards upgrade a-named --apply" in capfd.readouterr().err
+    status, created = await answer_of(capfd, settings, "a-named", apply=True)
+    assert (status, created["a-named"]["state"], created["a-named"]["schemaVersion"]) == (0, "created", SCHEMA_VERSION)
+    assert states_of((await answer_of(capfd, settings, "a-named", apply=True))[1]) == {"a-named": "current"}
+    assert states_of((await answer_of(capfd, settings, apply=True))[1]) == {"a-named": "current", "b-other": "empty"}
+
+
 async def test_shards_upgrade_fails_for_the_shards_that_cannot_be_upgraded_alone(
     make_shard: ShardMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,7 +18,7 @@ from simplu_worker.errors import RetryableError
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.operations.admission import HOLD
 from simplu_worker.shards.apply.writer import DUPLICATE, GIVEN_UP, SUCCEEDED
-from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.shards.gateway import LoggedOperation, ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.single_flight import SingleFlightProbe
@@ -56,8 +56,8 @@ async def test_gateway_gives_up_an_operation_on_a_shard(routed: RoutedShards) ->
 
     assert await routed.gateway.give_up("shard-1", bad) == GIVEN_UP
     assert await routed.gateway.give_up("shard-1", bad) == DUPLICATE
-    found, _ = await routed.gateway.find_operation(bad.request_id, case.tenant_id)
-    assert found is not None
+    found, _, _ = await routed.gateway.find_operation(bad.request_id, case.tenant_id)
+    assert isinstance(found, LoggedOperation)
     assert (found.status, found.error) == ("failed", "retries_exhausted")
 
     assert routed.gateway.cached_shard_id(case.tenant_id) == "shard-1"

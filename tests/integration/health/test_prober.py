@@ -15,6 +15,7 @@ from support.citrus.cases import silent
 from support.clocks import APART, DAYS, clock_off_by
 from support.postgres.databases import QUICK, ShardMaker, copy_shard, database_of, execute
 from support.postgres.faults import frozen, in_recovery, killed, read_only, without_connections
+from support.postgres.plain_errors import PlainErrorsLine
 from support.postgres.standby import StandbyServer, can_copy
 from support.postgres.tenant_cases import add_tenant, fetch
 from support.postgres.trouble import nobody_is_left
@@ -174,20 +175,21 @@ async def test_look_does_not_take_a_shard_for_well_when_its_writes_are_refused(
     pools: Pools, make_shard: ShardMaker
 ) -> None:
     """It sees nothing of a full disk; and it is no reason to call the shard back."""
-    pool = pools.ensure_pool(await make_shard())
-    with pytest.raises(ShardUnavailableError):
+    async with PlainErrorsLine(await make_shard()).opened() as line:
+        pool = pools.ensure_pool(line.address)
+        with pytest.raises(ShardUnavailableError):
+            async with pool.transaction() as connection:
+                await connection.execute("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = 'disk_full'; END $$")
+
+        health = assess(ShardObservation(probe=await well(pools, pool.address)))
+
+        assert health.problems == {Problem.FAILING}
+        assert (health.state, health.takes_operations) == (ShardState.DEGRADED, False)
+        assert str(health.findings[0]).endswith("DiskFullError (53100)")
+        assert not pool.is_healthy
         async with pool.transaction() as connection:
-            await connection.execute("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = 'disk_full'; END $$")
-
-    health = assess(ShardObservation(probe=await well(pools, pool.address)))
-
-    assert health.problems == {Problem.FAILING}
-    assert (health.state, health.takes_operations) == (ShardState.DEGRADED, False)
-    assert str(health.findings[0]).endswith("DiskFullError (53100)")
-    assert not pool.is_healthy
-    async with pool.transaction() as connection:
-        await connection.execute("SELECT 1")
-    assert assess(ShardObservation(probe=await well(pools, pool.address))).state is ShardState.HEALTHY
+            await connection.execute("SELECT 1")
+        assert assess(ShardObservation(probe=await well(pools, pool.address))).state is ShardState.HEALTHY
 
 
 async def test_look_tells_the_pool_when_its_shard_is_read_only_and_when_no_more(

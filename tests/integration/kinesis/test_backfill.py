@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import cast
 
 import msgspec
 import pytest
 from support.aws.kinesis_endpoints import kinesis_servers
+from support.full_stack import poll_until_true
 from support.postgres.databases import ShardMaker
 from support.postgres.snapshots import ShardSnapshot
 from support.postgres.tenant_cases import fetch
@@ -27,14 +31,18 @@ from support.reader_world import (
 )
 
 from simplu_worker.consumers.kinesis.fleet import position_sync
+from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
+from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.leases.shard_tree import HASH_KEY_LAST
 from simplu_worker.consumers.kinesis.recovery import shard_positions
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Ancestor, Lineage
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber
-from simplu_worker.consumers.kinesis.stream.positions import Position
+from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON, HashRange, Position
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.timing.clock import loop_time
+from simplu_worker.status.replica import ReplicaStatus
+from simplu_worker.timing.clock import loop_time, utc_now
 
 _AT_ONCE_AHEAD = msgspec.structs.replace(SETTINGS, ahead_from_s=0.0)
 
@@ -113,6 +121,57 @@ async def test_what_an_idle_shard_lost_is_applied_again(world: World) -> None:
         await reaches(reader, numbers[-1])
         await snapshot.promote()
         await all_succeeded(shard, a=33, b=30)
+
+
+async def test_answer_does_not_call_decided_what_a_shard_has_lost_when_nobody_knows_of_the_loss(world: World) -> None:
+    """The rows of the shard go back with its log, and are in the same answer; the lease table does not go back."""
+    shard = await world.shard("shard-1")
+    async with world.reading() as reader, looked_after(world, reader):
+        await world.put(*chain("a-x", 3))
+        await all_succeeded(shard, a=3)
+        snapshot = await ShardSnapshot.take(shard)
+        sent_at = utc_now()
+        numbers = await world.put(*chain("a-x", 30, first=3))
+        await reaches(reader, numbers[-1])
+        replica = ReplicaStatus("replica-2", asyncio.Event())
+        lease = Lease(ONLY, TRIM_HORIZON, hash_range=HashRange(0, HASH_KEY_LAST))
+
+        async def read_on() -> bool:
+            """Wait until the reader has passed the time of sending, for tenants on a shard that has lost nothing."""
+            noted = reader.with_progress(lease)
+            fleet = SimpleNamespace(readers=list, leases=lambda: [noted], stream_name=world.stream.name)
+            replica.start(world.gateway, world.pools, world.locator, fleet=cast("Fleet", fleet))
+            return (await decided_before("b-x-0", "b")) > sent_at
+
+        async def decided_before(request_id: str, business_id: str) -> datetime:
+            _, answer = await replica.find_operation(request_id, business_id, "x")
+            return answer["readUpTo"] or datetime.min.replace(tzinfo=UTC)
+
+        assert await poll_until_true(read_on, within_s=60)
+        assert (await replica.find_operation("a-x-32", "a", "x"))[1]["status"] == "succeeded"
+    await snapshot.promote()
+
+    status, answer = await replica.find_operation("a-x-32", "a", "x")
+    assert (status, answer["status"]) == (404, "unknown")
+    for request_id, business_id in (("a-x-32", "a"), ("b-x-0", "b")):
+        assert await decided_before(request_id, business_id) < sent_at
+    assert await decided_before("c-x-0", "c") > sent_at, "another shard has lost nothing"
+
+
+async def test_row_gets_the_last_batch_soon_when_no_other_follows(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch writes the position before it; those who ask what is decided must not wait for the usual rewrite."""
+    monkeypatch.setattr(shard_positions, "WRITE_AFTER_S", 3600.0)
+    shard = await world.shard("shard-1")
+    async with world.reading() as reader, looked_after(world, reader):
+        numbers = await world.put(*chain("a-x", 3))
+
+        async def has_all() -> bool:
+            rows = await fetch(shard, "SELECT owed_from, read_up_to FROM stream_positions")
+            return [(row["owed_from"], row["read_up_to"] is not None) for row in rows] == [(f"{numbers[-1]}/0", True)]
+
+        assert await poll_until_true(has_all, within_s=60)
 
 
 async def test_what_was_lost_while_nobody_read_is_applied_again(world: World) -> None:

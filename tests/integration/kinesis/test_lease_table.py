@@ -230,6 +230,31 @@ async def test_request_reaches_the_owner_with_its_next_renewal(table: LeaseTable
     assert renewed.counter == taken.counter + 1
 
 
+async def test_lease_is_released_once_when_its_owner_is_asked(table: LeaseTable, taken: Lease) -> None:
+    """The owner renews until another worker takes it; then the request is done, and the row names who released it."""
+    assert await table.ask_to_release(taken)
+    asked = await table.renew(taken, ME)
+    assert asked is not None
+    by_other = await table.take(asked, OTHER)
+    assert by_other is not None
+    assert not await table.ask_to_release(asked)
+    assert not await table.withdraw_release(asked)
+    by_me = await table.take(by_other, ME)
+    assert by_me is not None
+
+    assert [lease.is_to_be_released for lease in (taken, asked, by_other, by_me)] == [False, True, False, False]
+    assert [lease.released_by for lease in (asked, by_other, by_me)] == [None, ME, None]
+    assert (asked.counter, by_me.release_of) == (taken.counter + 1, None)
+
+
+async def test_request_to_release_is_withdrawn(table: LeaseTable, taken: Lease) -> None:
+    """And its owner renews on."""
+    assert await table.ask_to_release(taken)
+    assert await table.withdraw_release(taken)
+    assert await table.scan() == [taken]
+    assert await table.renew(taken, ME) is not None
+
+
 async def test_request_makes_no_row(table: LeaseTable, taken: Lease) -> None:
     """A lease that was deleted in between must not come back as half a row."""
     assert await table.delete(taken)

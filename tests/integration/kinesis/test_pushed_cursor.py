@@ -212,6 +212,31 @@ async def test_end_of_a_stream_shard_names_the_children(world: World) -> None:
     assert (world.cursor.is_at_end, world.cursor.is_pushed) == (True, False)
 
 
+async def test_end_of_a_stream_shard_is_found_when_no_event_names_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server whose events go on is polled after a while without records; records that it pushes come once."""
+    await send_commands(world.url, SetOptions({"pushes_ends": False}))
+    await world.put()
+    await world.read_until(lambda: world.cursor.is_pushed)
+    await world.read_all()
+    calls = (await world.state())["calls"]
+    monkeypatch.setattr(subscription_schedule, "POLL_AFTER_S", 0.1)
+    await world.read_until(lambda: world.cursor.is_pushed and world.cursor.millis_behind == 0)
+    await world.put(3)
+    await world.read_all()
+    await world.client.split_shard(StreamName=NAME, ShardToSplit=SHARD, NewStartingHashKey=str(2**127))
+    await world.read_until(lambda: world.cursor.is_at_end)
+
+    assert [child.stream_shard_id for child in world.cursor.child_shards] == [
+        "shardId-000000000001",
+        "shardId-000000000002",
+    ]
+    assert not world.cursor.is_pushed
+    assert world.read_texts == world.put_texts
+    assert (await world.state())["calls"]["GetRecords"] > calls.get("GetRecords", 0)
+
+
 async def test_nothing_is_received_while_memory_is_short(world: World) -> None:
     """Kinesis waits then, as the connection is full."""
     await world.read_until(lambda: world.cursor.is_pushed)

@@ -225,7 +225,7 @@ async def test_reader_stops_reading_when_too_much_is_in_hand(world: World) -> No
     numbers = await world.put(*chain("a-x", 60))
 
     async with shard.transaction() as connection:
-        await connection.execute("SELECT FROM tenants FOR UPDATE")  # no batch gets past this
+        await connection.execute("LOCK TABLE tenants IN EXCLUSIVE MODE")  # no batch gets past it
         async with world.reading(prefetch=PrefetchMemory(32 * 1024)) as reader:
             await eventually(lambda: reader.status()["state"] == "waits for memory")
             assert len(reader._dispatcher.entries()) < 60
@@ -245,7 +245,7 @@ async def test_reader_decodes_nothing_before_its_lane_has_nothing_to_do(
 
     async with world.reading() as reader:
         async with shard.transaction() as connection:
-            await connection.execute("SELECT FROM tenants FOR UPDATE")  # no batch gets past this
+            await connection.execute("LOCK TABLE tenants IN EXCLUSIVE MODE")  # no batch gets past it
             await world.put(record("create", "a-x", 0))
             await eventually(lambda: reader.view.is_pending("a-x-0", None))
             (second,) = await world.put(record("update", "a-x", 1))
@@ -267,7 +267,7 @@ async def test_reader_goes_on_for_others_while_its_only_lane_is_late(
     await world.provision("b-x", "shard-2")
 
     async with world.reading() as reader, (await world.shard("shard-1")).transaction() as connection:
-        await connection.execute("SELECT FROM tenants FOR UPDATE")  # no batch gets past this
+        await connection.execute("LOCK TABLE tenants IN EXCLUSIVE MODE")  # no batch gets past it
         await world.put(record("create", "a-x", 0))
         await eventually(lambda: reader.view.is_pending("a-x-0", None))
         await world.put(record("create", "b-x", 0))
@@ -415,7 +415,7 @@ async def test_second_reader_ends_with_the_same_rows_when_the_first_is_stopped_i
     numbers = await world.put(*mixed(*(chain(tenant, 600) for tenant in tenants)))
 
     async with other.transaction() as connection:
-        await connection.execute("SELECT FROM tenants FOR UPDATE")  # no batch gets past this
+        await connection.execute("LOCK TABLE tenants IN EXCLUSIVE MODE")  # no batch gets past it
         async with world.reading(settings=msgspec.structs.replace(SETTINGS, drain_s=0.2)) as reader:
             await logs(one, "a-x", 600)
             await reaches(reader, numbers[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import datetime, timedelta
 
+import asyncpg
 import msgspec
 import pytest
 from support.aws.kpl_aggregates import aggregate
@@ -235,6 +236,39 @@ async def test_operation_that_fails_by_itself_is_given_up_and_may_be_sent_again(
     rows = await fetch(shard, "SELECT status, sequence_number FROM operations WHERE request_id = 'a-x-3'")
     assert [(row["status"], row["sequence_number"]) for row in rows] == [("succeeded", replayed)]
     assert await fetch(shard, "SELECT id FROM resources WHERE \"resourceId\" = 'r2'") == [{"id": "a-x"}]
+    assert await world.letters() == []
+
+
+@pytest.mark.parametrize(
+    "lock",
+    ["SELECT FROM tenants WHERE id = 'a-x' FOR UPDATE", "SELECT FROM resources WHERE id = 'a-x' FOR UPDATE"],
+    ids=["tenant", "resource"],
+)
+async def test_others_go_on_when_another_program_keeps_rows_of_a_tenant_locked(world: World, lock: str) -> None:
+    """Its tenant is held until that ends; the others of the stream shard and the Postgres shard do not wait for it."""
+    for tenant in ("a-x", "b-x"):
+        await world.provision(tenant, "shard-1")
+    shard = await world.shard("shard-1")
+    await world.put(*mixed(chain("a-x", 2), chain("b-x", 2)))
+
+    async with world.reading() as reader:
+        await logs(shard, "a-x", 2)
+        rival = await asyncpg.connect(shard.address.connection_string)
+        await rival.execute("BEGIN")
+        await rival.execute(lock)
+        await world.put(*mixed(chain("a-x", 40, first=2), chain("b-x", 40, first=2)))
+        await logs(shard, "b-x", 42)
+        await eventually(lambda: [target[:2] for target in held_targets(reader)] == [("tenant a-x", "locked")])
+        await world.put(*mixed(chain("a-x", 40, first=42), chain("b-x", 40, first=42)))
+        await logs(shard, "b-x", 82)
+        assert await outcomes(shard, "a-x") == ["succeeded"] * 2
+
+        await rival.close()
+        numbers = await world.put(record("list", "a-x", 82))
+        await reaches(reader, numbers[-1])
+        assert held_targets(reader) == []
+
+    assert await outcomes(shard, "a-x") == ["succeeded"] * 83
     assert await world.letters() == []
 
 

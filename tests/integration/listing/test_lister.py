@@ -321,6 +321,8 @@ async def test_lister_follows_a_tenant_that_has_moved(routed: RoutedShards) -> N
 
     assert (await page_of(lister)).shard_id == "shard-2"
     await fetch(pool_of(routed, "shard-2"), "UPDATE tenants SET state = 'fenced'")
+    assert (await page_of(lister)).shard_id == "shard-2", "its log is whole there"
+    await fetch(pool_of(routed, "shard-2"), "UPDATE tenants SET state = 'incoming'")
     assert await lister.list_page(*TENANT, ListRequest()) is Absence.MOVING
 
 

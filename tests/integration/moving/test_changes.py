@@ -8,16 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from support.postgres.databases import QUICK, ShardMaker
-from support.postgres.tenant_cases import TENANT, add_tenant
 
-from simplu_worker.shards.moving.changes import (
-    PAGE_ROWS,
-    Known,
-    read_changed_keys,
-    read_changes,
-    read_last_changes,
-    read_log,
-)
+from simplu_worker.shards.moving.changes import PAGE_ROWS, read_changed_keys, read_log
 from simplu_worker.shards.postgres.pool import Connection, Pools
 from simplu_worker.shards.postgres.queries import QUERIES
 
@@ -35,13 +27,6 @@ SELECT
 FROM generate_series(1, $2::int) AS number
 """
 ROW_COUNT = 12_000
-TENANT_ID = "-".join(TENANT)
-ADD_ADMINISTRATORS = """
-INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
-SELECT $1, 'dental', name, 'admin-' || number, data, $2, $2
-FROM unnest($3::int[]) AS number,
-    (VALUES ('medic', '{}'::jsonb), ('role', '{"name": "Administrator", "permissions": ["*"]}')) AS made (name, data)
-"""
 
 
 @pytest.fixture
@@ -105,28 +90,3 @@ async def test_few_rows_of_a_tenant_are_read_without_those_of_others(shard: Conn
     (measured,) = json.loads(plan)
     assert measured["Plan"]["Actual Rows"] == 1
     assert measured["Plan"]["Shared Hit Blocks"] + measured["Plan"]["Shared Read Blocks"] < 20
-
-
-async def test_administrators_are_read_again_where_they_have_changed(make_shard: ShardMaker) -> None:
-    """Control messages write them without a row in the log, and a delta is not to have all of them each time."""
-    async with Pools(size=1, timeouts=QUICK) as pools:
-        pool = pools.ensure_pool(await make_shard())
-        await add_tenant(pool)
-        async with pool.connection() as shard:
-            since = await shard.fetchval("SELECT now() + interval '1 hour'")
-            await shard.execute(ADD_ADMINISTRATORS, TENANT_ID, BEGIN, [1, 2])
-            (first,) = [one async for one in read_changes(shard, TENANT_ID, since)]
-            known = Known(versions=first.versions)
-            (nothing,) = await read_last_changes(shard, TENANT_ID, since, known)
-            await shard.execute(ADD_ADMINISTRATORS, TENANT_ID, BEGIN, [3])
-            medic = '"resourceName" = \'medic\' AND "resourceId" ='
-            await shard.execute(f"UPDATE resources SET data = '{{\"n\": 1}}' WHERE {medic} 'admin-1'")
-            await shard.execute(f"DELETE FROM resources WHERE {medic} 'admin-2'")
-            (last,) = await read_last_changes(shard, TENANT_ID, since, known)
-
-    both = ("medic", "role")
-    assert {key for key, _ in first.versions} == {(name, f"admin-{number}") for name in both for number in (1, 2)}
-    assert (first.count, nothing.count) == (4, 0)
-    found = {(row["resource_type"], row["resource_id"]) for row in last.resources}
-    assert found == {("medic", "admin-1"), ("medic", "admin-3"), ("role", "admin-3")}
-    assert set(last.gone) == {("medic", "admin-2")}

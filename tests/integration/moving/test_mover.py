@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 from support.clocks import APART, CLOCKS_APART
+from support.moves.failpoints import set_failpoint
 from support.moves.world import LOGGED, OPTIONS, ROWS, TENANT_ID, World
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import fetch
@@ -22,13 +23,12 @@ from simplu_worker.shards.log.message_failures import count_failures
 from simplu_worker.shards.log.rejections import note_rejections
 from simplu_worker.shards.moving.checksums import Comparison, compare_shards
 from simplu_worker.shards.moving.mover import Mover
-from simplu_worker.shards.moving.repairing import check_former_rows, repair_resources
+from simplu_worker.shards.moving.repairing import Repair, check_former_rows, repair_resources
 from simplu_worker.shards.moving.rows import Progress
 from simplu_worker.shards.moving.settling import MoveSettler
 from simplu_worker.shards.moving.types import (
     Certificate,
     Move,
-    MoveStatus,
     OutrunError,
 )
 from simplu_worker.shards.moving.undoing import clean_up, list_left_behind, undo_move
@@ -150,47 +150,20 @@ async def test_fence_and_left_rows_stay_while_the_clocks_are_apart(world: World,
     assert await settler.end_overdue_fence("a", TENANT_ID)
 
 
-async def test_renamed_and_added_resources_are_moved_though_they_are_not_in_the_log(
+async def test_renamed_resource_is_moved_though_it_is_not_in_the_log(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A rename is noted by the shard itself; administrators are looked at in each delta."""
-    source: ShardPool = world.shard_pools["a"]
-    is_copied, is_changed, original = asyncio.Event(), asyncio.Event(), source.transaction
+    """The shard itself notes a rename."""
 
-    @asynccontextmanager
-    async def transaction(**options: Any) -> AsyncIterator[Any]:
-        """Let the mover wait for the changes, which do not wait for its fence as those of a worker do."""
-        if is_copied.is_set():
-            await is_changed.wait()
-        async with original(**options) as connection:
-            yield connection
+    async def rename(_: Any) -> None:
+        await fetch(world.shard_pools["a"], "UPDATE resources SET \"resourceId\" = 'new' WHERE \"resourceId\" = '17'")
 
-    monkeypatch.setattr(source, "transaction", transaction)
-
-    def show(status: MoveStatus) -> None:
-        if status.row_count >= 3000:
-            is_copied.set()
-
-    mover = Mover(world.pools, world.commits, Move(TENANT_ID, "a", "b"), OPTIONS, show=show)
-    run = asyncio.create_task(mover.run())
-    await is_copied.wait()
-    await fetch(source, "UPDATE resources SET \"resourceId\" = 'new' WHERE \"resourceId\" = '17'")
-    await fetch(
-        source,
-        'INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")'
-        " SELECT $1, 'dental', made.type, 'admin-1', made.data, now(), now() FROM (VALUES"
-        """ ('role', '{"name": "Administrator", "status": "active", "permissions": ["*"]}'::jsonb),"""
-        " ((SELECT staff_resource_type FROM business_types WHERE name = 'dental'), '{}')) AS made (type, data)",
-        TENANT_ID,
-    )
-    is_changed.set()
-    certificate = await run
+    set_failpoint("after _copy", rename, monkeypatch.setattr)
+    certificate = await world.move()
 
     assert certificate.verdict == "equal"
     there = await world.case("b").resources()
-    assert ("patient", "new") in there
-    assert ("patient", "17") not in there
-    assert ("role", "admin-1") in there
+    assert (("patient", "new") in there, ("patient", "17") in there) == (True, False)
     assert there == await world.case("a").resources()
 
 
@@ -202,7 +175,7 @@ async def test_notes_beside_the_log_are_moved_though_they_come_after_the_copy(
     async def note(shard_id: str, request_id: str, tries: int) -> None:
         pool = world.shard_pools[shard_id]
         rejection = Rejection(TENANT_ID, request_id, "invalid_json", "no JSON", "stream", "17", None)
-        assert await note_rejections(pool, "dead-letters", [rejection])
+        assert await note_rejections(pool, "dead-letters", [rejection]) == set()
         for _ in range(tries):
             await count_failures(pool, [(TENANT_ID, "message-1")])
 
@@ -331,13 +304,18 @@ async def test_error_of_a_mover_is_not_that_of_the_one_that_goes_on(world: World
     assert json.loads(row["detail"]) == {"positions": [position]}
 
 
-async def test_difference_is_found_and_repaired_when_asked(world: World) -> None:
+async def test_difference_is_found_and_repaired_when_asked(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A changed, a lost and a strange resource; not one that was written since."""
-    await world.move()
     pool, case = world.shard_pools["b"], world.case("b")
+
+    async def spoil(_: Any) -> None:
+        await fetch(pool, """UPDATE resources SET data = data || '{"n": -1}' WHERE "resourceId" = '7'""")
+        await fetch(pool, "DELETE FROM resources WHERE \"resourceId\" = '8'")
+        await fetch(pool, ROWS.replace("'patient'", "'stranger'"), TENANT_ID, 1)
+
+    set_failpoint("after _verify_live", spoil, monkeypatch.setattr)
+    assert (await world.move()).verdict == "differs"
     await case.apply(case.operation("update", "5", {"n": 0}))
-    await fetch(pool, """UPDATE resources SET data = data || '{"n": -1}' WHERE "resourceId" = '7'""")
-    await fetch(pool, "DELETE FROM resources WHERE \"resourceId\" = '8'")
     arrival = await world.arrival("b")
 
     async def compared() -> Comparison:
@@ -352,11 +330,15 @@ async def test_difference_is_found_and_repaired_when_asked(world: World) -> None
         )
 
     comparison = await compared()
-    assert (comparison.is_equal, comparison.differing) == (False, [("patient", "7"), ("patient", "8")])
+    assert (comparison.is_equal, comparison.differing) == (
+        False,
+        [("patient", "7"), ("patient", "8"), ("stranger", "1")],
+    )
     repaired = await repair_resources(world.shard_pools["a"], pool, TENANT_ID, arrival, comparison.differing)
-    assert repaired == 2
+    assert repaired == Repair(3)
     assert (await compared()).is_equal
     resources: Any = await case.resources()
+    assert ("stranger", "1") not in resources
     assert [resources["patient", key]["n"] for key in ("5", "7", "8")] == [0, 7, 8]
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 
 import pytest
 from support.postgres.databases import ShardMaker
-from support.postgres.pool_trouble import HURRIED, ask
+from support.postgres.pool_trouble import HURRIED, PATIENT_S, has_answered
 from support.postgres.shard_line import ShardLine
 
+from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.shards.postgres.pool import ShardPool
 
 
@@ -23,6 +25,6 @@ async def line(make_shard: ShardMaker) -> AsyncIterator[ShardLine]:
 async def pool(line: ShardLine) -> AsyncIterator[ShardPool]:
     """Give the pool of a shard at the other end of the line, which has a connection already."""
     pool = ShardPool(line.address, size=2, timeouts=HURRIED)
-    await ask(pool)
+    assert await poll_until(partial(has_answered, pool), within_s=PATIENT_S)
     yield pool
     await pool.close()

@@ -12,16 +12,17 @@ import pytest
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 from support.postgres.databases import QUICK, ShardMaker, copy_shard, database_of, execute
+from support.postgres.plain_errors import PlainErrorsLine
 from support.postgres.trouble import Line, backends, nobody_is_left
 
 from simplu_worker.errors import RetryableError
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.local.processes.loopback import HOST, free_port
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, StatementFailedError
+from simplu_worker.shards.postgres.errors import StatementFailedError, ValueRefusedError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.pool_state import REFUSAL_COUNTS_S
-from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts, StatementBudget
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.telemetry.log import MASK, scrub_text
 
@@ -61,14 +62,14 @@ async def test_pool_is_unavailable_when_no_connection_becomes_free(make_shard: S
 
 
 async def test_transaction_is_bounded_and_its_settings_end_with_it(shard: ShardPool) -> None:
-    """Deadlines hold within a transaction and leave nothing on the connection: it may be a pooler's."""
-    names = "ARRAY['lock_timeout', 'plan_cache_mode', 'jit']"
+    """Deadlines and plans of a budget hold within its transaction, and leave nothing to the next use."""
+    names = "ARRAY['lock_timeout', 'plan_cache_mode', 'enable_seqscan']"
     query = f"SELECT array_to_string(ARRAY(SELECT current_setting(name) FROM unnest({names}) AS name), ' ')"
-    async with shard.transaction() as connection:
+    async with shard.transaction(budget=StatementBudget.SEARCH) as connection:
         within = await connection.fetchval(query)
 
-    assert within == "5s force_generic_plan off"
-    assert await ask(shard, query) == "0 auto on"
+    assert within == "1500ms force_custom_plan off"
+    assert await ask(shard, query) == "5s force_generic_plan on"
 
 
 async def test_transaction_leaves_nothing_when_its_user_fails(shard: ShardPool) -> None:
@@ -85,7 +86,7 @@ async def test_transaction_leaves_nothing_when_its_user_fails(shard: ShardPool) 
     for error in (RetryableError("later"), RuntimeError("bug")):
         with pytest.raises(type(error)):
             await insert(error=error)
-    with pytest.raises(InvalidDataError, match=r"DivisionByZeroError \(22012\)"):
+    with pytest.raises(ValueRefusedError, match=r"DivisionByZeroError \(22012\)"):
         await insert(then="SELECT 1 / 0")
 
     assert await ask(shard, "SELECT count(*) FROM numbers") == 0
@@ -96,11 +97,11 @@ async def test_transaction_can_be_used_again_when_its_opening_failed(shard: Shar
     """A setting that the server refuses after BEGIN gives no connection back in the aborted transaction."""
     complaints: list[str] = []  # asyncpg's, of a connection that comes back within a transaction
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
-    broken = ShardPool(shard.address, size=1, timeouts=ShardTimeouts(lock_s=1e9))
+    broken = ShardPool(shard.address, size=1, timeouts=ShardTimeouts(pause_lock_s=1e9))
 
     for _ in range(2):
-        with pytest.raises(InvalidDataError, match=r"InvalidParameterValueError \(22023\)"):
-            async with broken.transaction():
+        with pytest.raises(ValueRefusedError, match=r"InvalidParameterValueError \(22023\)"):
+            async with broken.transaction(budget=StatementBudget.PAUSE):
                 pytest.fail("it was opened")
 
     assert complaints == []
@@ -197,8 +198,12 @@ async def test_pool_is_not_healthy_again_by_a_read_when_a_write_was_refused(
     make_shard: ShardMaker, trouble: str, *, look_is_enough: bool
 ) -> None:
     """A commit makes it so, once; a look only where it would see that writes are refused, or when it is long ago."""
-    pool = ShardPool(await make_shard(), size=2)
+    async with PlainErrorsLine(await make_shard()).opened() as line:
+        pool = ShardPool(line.address, size=2)
+        await _check_unhealthy_after_refusal(pool, trouble, look_is_enough=look_is_enough)
 
+
+async def _check_unhealthy_after_refusal(pool: ShardPool, trouble: str, *, look_is_enough: bool) -> None:
     async def refused() -> None:
         async with pool.connection() as connection:
             await connection.execute("SET default_transaction_read_only = on")
@@ -233,9 +238,9 @@ def at_port(address: ShardAddress, port: int) -> ShardAddress:
     return ShardAddress(address.shard_id, f"{head}:{port}/{tail.partition('/')[2]}")
 
 
-async def test_pool_blames_the_data_when_an_argument_cannot_be_encoded(shard: ShardPool) -> None:
-    """A permanent error is not a problem of the shard, which would be retried without end."""
-    with pytest.raises(InvalidDataError, match="DataError"):
+async def test_pool_blames_the_statement_when_an_argument_cannot_be_encoded(shard: ShardPool) -> None:
+    """A value that cannot be sent is not a problem of the shard."""
+    with pytest.raises(ValueRefusedError, match="DataError"):
         async with shard.connection() as connection:
             await connection.fetchval("SELECT $1::text", "\ud800")
 
@@ -245,10 +250,11 @@ async def test_pool_blames_the_data_when_an_argument_cannot_be_encoded(shard: Sh
 @pytest.mark.parametrize(
     ("statement", "error"),
     [
-        ("SELECT '\\u0000'::jsonb", InvalidDataError),
-        ("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$", LostRaceError),
-        ("DO $$ BEGIN RAISE SQLSTATE '53100'; END $$", ShardUnavailableError),
+        ("SELECT '\\u0000'::jsonb", ValueRefusedError),
+        ("DO $$ BEGIN RAISE SQLSTATE '40001'; END $$", StatementFailedError),
+        ("DO $$ BEGIN RAISE SQLSTATE '53100'; END $$", StatementFailedError),
         ("DO $$ BEGIN RAISE SQLSTATE '57014'; END $$", StatementFailedError),
+        ("DO $$ BEGIN PERFORM no_such_function(); END $$", StatementFailedError),
         ("DO $$ BEGIN RAISE 'no'; END $$", StatementFailedError),
         ("SELECT * FROM no_such_table", ShardUnavailableError),
         ("SELECT pg_terminate_backend(pg_backend_pid())", ShardUnavailableError),

@@ -8,12 +8,14 @@ import contextlib
 import msgspec
 import pytest
 from support.postgres.databases import QUICK, ShardMaker, copy_shard
+from support.postgres.plain_errors import PlainErrorsLine
 from support.postgres.pool_trouble import HURRIED, PATIENT_S, ask, forget_probes, nothing_is_open, unavailable, within
 from support.postgres.shard_line import STARTING_UP, TOO_MANY, ShardLine
 
 from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.shards.postgres.circuit_breaker import FAILURES_MAX
+from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import ShardUnavailableError
@@ -108,12 +110,24 @@ async def test_probe_tells_of_a_server_that_is_full_and_takes_no_writes(line: Sh
         await pool.probe()
 
 
-async def test_pool_does_not_cut_off_a_shard_that_answers_with_errors(pool: ShardPool) -> None:
+async def test_pool_does_not_cut_off_a_shard_that_answers_with_errors(make_shard: ShardMaker) -> None:
     """Failing statements, refused data and a read-only server do not count as unreachable."""
-    for code in ("23505", "22P05", "25006", "53100", "57014", "P0001", "42501", "40001") * 2:
-        with contextlib.suppress(Exception):
-            await ask(pool, f"DO $$ BEGIN RAISE SQLSTATE '{code}'; END $$")
+    async with PlainErrorsLine(await make_shard()).opened() as line:
+        pool = ShardPool(line.address, size=1)
+        for code in ("23505", "22P05", "25006", "53100", "57014", "P0001", "42501", "40001") * 2:
+            with contextlib.suppress(Exception):
+                await ask(pool, f"DO $$ BEGIN RAISE SQLSTATE '{code}'; END $$")
+        assert "Breaker(closed, failures=0)" in repr(pool)
+        await pool.close()
+
+
+async def test_pool_does_not_cut_off_a_shard_for_what_a_function_raises(pool: ShardPool) -> None:
+    """An owner's trigger may raise the codes of a server that is shutting down."""
+    for _ in range(2 * FAILURES_MAX):
+        with pytest.raises(StatementFailedError):
+            await ask(pool, "DO $$ BEGIN RAISE SQLSTATE '57P01'; END $$")
     assert "Breaker(closed, failures=0)" in repr(pool)
+    assert pool.is_healthy
 
 
 async def test_pool_begins_anew_when_it_is_repointed(line: ShardLine, make_shard: ShardMaker) -> None:

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from functools import partial
 
 import msgspec
 import pytest
 from prometheus_client import REGISTRY
 from support.postgres.databases import ShardMaker
-from support.postgres.pool_trouble import HURRIED, PATIENT_S, ask, nothing_is_open, unavailable, within
+from support.postgres.pool_trouble import (
+    AT_ONCE_S,
+    HURRIED,
+    PATIENT_S,
+    UNHURRIED,
+    ask,
+    nothing_is_open,
+    unavailable,
+    within,
+)
 from support.postgres.shard_line import ShardLine
 from support.postgres.trouble import backends, nobody_is_left
 
 from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.connector import KEEPALIVE, USER_TIMEOUT_MS, enable_keepalive
-from simplu_worker.shards.postgres.pool import STOPS_AT_CLOSE_S, Pools, ShardPool
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.types import ShardUnavailableError
 
 
@@ -64,21 +74,26 @@ async def test_pool_stops_the_server_when_a_use_is_cancelled(make_shard: ShardMa
     await pool.close()
 
 
-async def test_pool_ends_a_cancelled_use_in_time_when_the_line_swallows_everything(
-    line: ShardLine, pool: ShardPool
-) -> None:
+async def test_pool_ends_a_cancelled_use_in_time_when_the_line_swallows_everything(line: ShardLine) -> None:
     """At once, so that a stop of the worker does not hang; nor is a pool that is closed waited for."""
+    pool = ShardPool(line.address, size=1, timeouts=UNHURRIED)
+    await ask(pool)
+    asked_before = len(line.asked)
+
+    async def is_sent() -> bool:
+        return len(line.asked) > asked_before
+
     async with asyncio.TaskGroup() as tasks:
         with line.blackhole():
             asking = tasks.create_task(ask(pool))
-            await asyncio.sleep(0.05)
-            with within(0, 0.2):
+            assert await poll_until(is_sent, within_s=PATIENT_S)
+            with within(0, AT_ONCE_S):
                 asking.cancel()
                 await asyncio.wait([asking])
             assert (asking.cancelled(), pool.counts()["open"]) == (True, 1)  # for `ShardTimeouts.cancel_s` at most
-            with within(0, STOPS_AT_CLOSE_S + 0.2):
+            with within(0, AT_ONCE_S):
                 await pool.close()
-    assert await poll_until(lambda: nothing_is_open(pool), within_s=PATIENT_S)
+    assert await poll_until(partial(nothing_is_open, pool), within_s=PATIENT_S)
 
 
 async def test_pool_stops_the_server_when_an_answer_takes_too_long(make_shard: ShardMaker) -> None:

@@ -14,6 +14,7 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, add_te
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.admission import HOLD
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
+from simplu_worker.shards.gateway import FoundOperation, LoggedOperation
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.types import Absence
@@ -127,7 +128,7 @@ async def test_gateway_returns_an_operation_of_a_tenant(routed: RoutedShards) ->
     await routed.gateway.find(TENANT_ID)
     await routed.gateway.apply("shard-1", [create, read, missing])
 
-    found, silent_shards = await routed.gateway.find_operation(read.request_id, TENANT_ID)
+    found, silent_shards, _ = await routed.gateway.find_operation(read.request_id, TENANT_ID)
     assert found is not None
     shown = msgspec.to_builtins(found, builtin_types=(msgspec.Raw,))
     assert {name: shown[name] for name in ("requestId", "status", "operation", "resourceId", "shardId")} == {
@@ -139,11 +140,13 @@ async def test_gateway_returns_an_operation_of_a_tenant(routed: RoutedShards) ->
     }
     assert b"12345678901234567890.10" in bytes(shown["result"])
     assert silent_shards == []
-    failed, _ = await routed.gateway.find_operation(missing.request_id, TENANT_ID)
-    assert failed is not None
+    failed, _, _ = await routed.gateway.find_operation(missing.request_id, TENANT_ID)
+    assert isinstance(failed, LoggedOperation)
     assert (failed.status, failed.error, failed.result) == ("failed", "not_found", None)
-    assert await routed.gateway.find_operation("unknown", TENANT_ID) == (None, [])
-    assert await routed.gateway.find_operation(read.request_id, "unknown-tenant") == (None, [])
+    assert await routed.gateway.find_operation("unknown", TENANT_ID) == FoundOperation(None, [], [{}])
+    assert await routed.gateway.find_operation(read.request_id, "unknown-tenant") == FoundOperation(
+        Absence.UNREGISTERED
+    )
 
 
 async def test_gateway_asks_all_shards_for_an_operation_when_the_tenant_is_not_given(make_shard: ShardMaker) -> None:
@@ -156,11 +159,11 @@ async def test_gateway_asks_all_shards_for_an_operation_when_the_tenant_is_not_g
             case = TenantCase(pool, tenant)
             assert await case.apply(case.operation("create", data={}, request_id="same")) == [SUCCEEDED]
 
-        found, silent_shards = await routed.gateway.find_operation("same", None)
+        found, silent_shards, _ = await routed.gateway.find_operation("same", None)
 
-        assert found is not None
+        assert isinstance(found, LoggedOperation)
         assert (found.shard_id, silent_shards) == ("shard-1", ["shard-4"])
-        assert await routed.gateway.find_operation("unknown", None) == (None, ["shard-4"])
+        assert await routed.gateway.find_operation("unknown", None) == FoundOperation(None, ["shard-4"], [{}, {}])
 
 
 @pytest.mark.parametrize("text", ["\0", "\ud800", "a\0b"])
@@ -168,9 +171,9 @@ async def test_gateway_finds_nothing_when_asked_with_text_that_cannot_be_stored(
     routed: RoutedShards, text: str
 ) -> None:
     """What comes from outside may be any text; what no shard can hold is not there."""
-    assert await routed.gateway.find_operation(text, TENANT_ID) == (None, [])
-    assert await routed.gateway.find_operation(text, None) == (None, [])
-    assert await routed.gateway.find_operation("request", text) == (None, [])
+    assert await routed.gateway.find_operation(text, TENANT_ID) == FoundOperation(None)
+    assert await routed.gateway.find_operation(text, None) == FoundOperation(None)
+    assert await routed.gateway.find_operation("request", text) == FoundOperation(None)
     assert await routed.gateway.find_tenant(text) is Absence.UNREGISTERED
 
 

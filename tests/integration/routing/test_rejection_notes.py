@@ -27,6 +27,7 @@ from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.operations.operation import DeadLetterReason, Origin, Source
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.gateway import RejectedRequest
+from simplu_worker.shards.types import Absence
 
 TENANT_ID = "-".join(TENANT)
 WITHIN_S = 20.0
@@ -86,8 +87,8 @@ async def test_rejected_record_is_found_by_its_request_id(make_shard: ShardMaker
         found = await routed.gateway.find_rejection("r-1", TENANT_ID)
         of_any = await routed.gateway.find_rejection("r-1", None)
 
-        assert found is not None
-        assert of_any is not None
+        assert isinstance(found, RejectedRequest)
+        assert isinstance(of_any, RejectedRequest)
         assert of_any.shard_id == "shard-2"
         assert msgspec.to_builtins(found, builtin_types=(datetime,)) == {
             "requestId": "r-1",
@@ -100,12 +101,27 @@ async def test_rejected_record_is_found_by_its_request_id(make_shard: ShardMaker
             "rejectedAt": found.rejected_at,
             "shardId": "shard-1",
         }
-        assert await routed.gateway.find_rejection("r-2", "nobody-nowhere") is None
+        assert await routed.gateway.find_rejection("r-2", "nobody-nowhere") is Absence.UNREGISTERED
         assert await routed.gateway.find_rejection("r-1", "\0") is None
         assert await routed.gateway.find_rejection("\0", None) is None
         assert await case.apply(case.operation("create", data={}, request_id="r-1")) == [SUCCEEDED]
-        applied, _ = await routed.gateway.find_operation("r-1", TENANT_ID)
+        applied, _, _ = await routed.gateway.find_operation("r-1", TENANT_ID)
         assert applied is not None
+
+
+async def test_note_is_written_on_the_new_home_when_its_tenant_has_moved(make_shard: ShardMaker) -> None:
+    """The shard of the remembered route refuses it; the note waits, and the home is looked up anew."""
+    async with routed_shards([await make_shard("shard-1"), await make_shard("shard-2")]) as routed:
+        await add_registered(routed, TENANT, "shard-1")
+        assert await routed.gateway.find(TENANT_ID) == "shard-1"
+        moved = await add_registered(routed, TENANT, "shard-2")
+        await TenantCase(routed.pools.pool_of("shard-1"), TENANT).set_state("moved")
+        async with open_notes(routed, Letters()) as notes:
+            await store(notes, letter("r-1"))
+
+        found = await routed.gateway.find_rejection("r-1", TENANT_ID)
+        assert isinstance(found, RejectedRequest)
+        assert (found.shard_id, moved.pool.address.shard_id) == ("shard-2", "shard-2")
 
 
 async def test_command_shows_lines_that_were_rejected_since_it_sent_them(make_shard: ShardMaker) -> None:

@@ -20,7 +20,7 @@ from simplu_worker.local.processes.loopback import HOST
 from simplu_worker.operations.operation import Failure
 from simplu_worker.shards.adoption.discovery import begin_adoption, find_old_table
 from simplu_worker.shards.log.message_failures import count_failures, forget_failures
-from simplu_worker.shards.log.rejections import note_rejections
+from simplu_worker.shards.log.rejections import find_rejections, note_rejections
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -245,6 +245,12 @@ ALTER TABLE public.imports OWNER TO {ATTACKER}; GRANT ALL ON public.imports TO P
 """
 
 
+TENANT_ROW = """
+INSERT INTO public.tenants (id, business_id, location_id, business_type, state, control_at, created_at)
+VALUES ('clinic-main', 'clinic', 'main', 'dental', 'active', now(), now())
+"""
+
+
 async def test_table_that_an_attacker_made_under_the_name_of_a_new_one_is_not_used(
     old_and_trapped: ShardAddress,
 ) -> None:
@@ -254,7 +260,8 @@ async def test_table_that_an_attacker_made_under_the_name_of_a_new_one_is_not_us
         assert await count_failures(pool, [("clinic-main", "m")]) is None
         await forget_failures(pool, ("clinic-main", "m"))
         rejection = Rejection("clinic-main", "r", "too_large", "over 10 bytes", "operations", "1")
-        assert await note_rejections(pool, "letters", [rejection]) is False
+        await note_rejections(pool, "letters", [rejection])
+        assert await find_rejections(pool, "find_rejections", "clinic-main", ["r"]) is None
 
         for table in ("message_failures", "rejections", "imports"):
             with pytest.raises(ShardUnavailableError, match="InsufficientPrivilege"):
@@ -262,7 +269,10 @@ async def test_table_that_an_attacker_made_under_the_name_of_a_new_one_is_not_us
             await execute(old_and_trapped.connection_string, f"DROP TABLE public.{table}")
         assert await Upgrader(pool).run() is not None
         assert await count_failures(pool, [("clinic-main", "m")]) == [1]
-        assert await note_rejections(pool, "letters", [rejection]) is True
+        await execute(old_and_trapped.connection_string, TENANT_ROW)
+        assert await note_rejections(pool, "letters", [rejection]) == set()
+        noted = await find_rejections(pool, "find_rejections", "clinic-main", ["r"])
+        assert [row["request_id"] for row in noted or ()] == ["r"]
 
 
 async def test_shard_is_found_in_the_schema_of_a_trusted_role(trapped: ShardAddress) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import asyncpg
 import msgspec
 import pytest
 from prometheus_client import REGISTRY
@@ -631,6 +632,30 @@ async def test_message_whose_statement_fails_is_given_up_and_those_beside_it_are
         DeadLetterReason.RETRIES_EXHAUSTED,
         "it failed 3 times: RaiseError (P0001)",
     )
+
+
+@pytest.mark.parametrize("what", list(TYPES))
+async def test_message_of_a_locked_tenant_waits_and_those_beside_it_do_not(make_shard: ShardMaker, what: str) -> None:
+    """Another program keeps the tenant's row locked; no wait for it counts as a try."""
+    address = await make_shard("shard-1")
+    async with routed_shards([address]) as routed:
+        control = handler(routed=routed)
+        locations = ["locked", *(f"other-{number}" for number in range(20))]
+        await control.handle([message("create", location) for location in locations])
+        rival = await asyncpg.connect(address.connection_string)
+        await rival.execute("BEGIN")
+        await rival.execute("SELECT FROM tenants WHERE location_id = 'locked' FOR UPDATE")
+        messages = [message(what, "locked", minute=1)]
+        if what != "destroy_all":
+            messages += [message("create", location, minute=1) for location in locations[1:]]
+        with capture_logs():
+            for _ in range(4):
+                found = await control.handle(messages)
+                assert kinds(found) == [RetryHeld, *[Done] * (len(messages) - 1)]
+
+        await rival.close()
+        assert kinds(await control.handle(messages[:1])) != [ToDeadLetter]
+        assert await fetch(routed.pools.ensure_pool(address), "SELECT FROM message_failures") == []
 
 
 async def test_bug_before_a_shard_is_known_counts_nothing(make_shard: ShardMaker) -> None:

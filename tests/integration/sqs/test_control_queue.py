@@ -66,7 +66,7 @@ class RecordingShards:
         """Make the administrator's rows."""
         return ChangeResult.APPLIED
 
-    async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int]:
+    async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
         """Count in memory."""
         self.failures.update(failed)
         return [self.failures[key] for key in failed]

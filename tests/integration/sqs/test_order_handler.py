@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
+import asyncpg
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -25,6 +26,7 @@ from support.postgres.tenant_cases import NO_CHECKS, TENANT_WAIT, add_tenant, fe
 from support.postgres.trouble import calm, make_touchy, shut_gate
 
 from simplu_worker.aws.sqs_queue import Message, Queue
+from simplu_worker.commands.dead_letters.replay_plan import ReplayRules, Resend, plan_resend
 from simplu_worker.consumers.sqs.orders.decode import OrderRules
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
@@ -37,9 +39,10 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
     ToDeadLetter,
     Verdict,
 )
+from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import RetryableError
 from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.operations.operation import DeadLetterReason, Operation, Outcome
+from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Outcome, Source
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
@@ -207,6 +210,24 @@ async def test_orders_are_applied_many_in_one_transaction_for_each_shard(desk: D
     assert {shard_id: len(found) for shard_id, found in xids.items()} == {"shard-1": 1, "shard-2": 1}
 
 
+async def test_orders_of_others_go_on_when_rows_of_a_tenant_are_locked(desk: Desk) -> None:
+    """Messages of that tenant wait in flight, with those of their groups behind them; none is a try."""
+    await desk.done(message("ann", "first", group="a"), message("cat", "first", group="c"))
+    rival = await asyncpg.connect(desk.pool("shard-1").address.connection_string)
+    await rival.execute("BEGIN")
+    await rival.execute("SELECT FROM tenants WHERE business_id = 'ann' FOR UPDATE")
+    locked = [message("ann", f"o{number}", group=group) for number, group in enumerate(("a", "a", "b"))]
+    others = [message("cat", f"o{number}", group=f"c{number}") for number in range(3)]
+
+    for _ in range(len(RETRY_DELAYS_S) + 2):
+        verdicts = await desk.handle(*locked, *others)
+        assert [type(verdict) for verdict in verdicts] == [RetryHeld, ReturnToQueue, RetryHeld, Done, Done, Done]
+
+    await rival.close()
+    await desk.done(*locked)
+    assert sorted(await desk.orders("ann")) == ["first", "o0", "o1", "o2"]
+
+
 async def test_orders_are_created_patched_and_deleted(desk: Desk) -> None:
     """CREATE inserts, UPDATE merges, DELETE removes; a failure is an outcome, and its message is done."""
     messages = [
@@ -282,6 +303,34 @@ async def test_id_of_an_order_event_names_another_one_after_the_window(desk_with
     assert REGISTRY.get_sample_value("simplu_repetitions_late_total") == late + 1
     rows = [row for row in await desk_with_window.log("ann") if row["request_id"] == "pending"]
     assert [row["error"] for row in rows] == [None]
+
+
+async def test_replay_is_a_repetition_when_the_first_event_had_a_time_that_counts_for_nothing(
+    desk_with_window: Desk,
+) -> None:
+    """However late the replay of an event that was applied comes, it carries the time of the first message."""
+    event = {"type": "UPDATE", "orderId": "o1", "data": {"status": "pending"}, "firstSentAt": None}
+    first = sent_after(0, "UPDATE", {}, body=json.dumps(event), deduplication_id="pending")
+    assert await desk_with_window.handle(
+        sent_after(0, "CREATE", {}), first, sent_after(1, "UPDATE", {"status": "paid"})
+    )
+    origin = Origin(source=Source.SQS, name="orders.fifo", arrived_at=NOW, message_id=first.message_id)
+    letter = DeadLetter(
+        reason=DeadLetterReason.RETRIES_EXHAUSTED,
+        error="raised",
+        origin=origin,
+        failed_at=NOW,
+        attempts=3,
+        record=first.body.encode(),
+        message_attributes=first.attributes,
+        deduplication_id=first.deduplication_id,
+    )
+    resend = plan_resend(letter, ReplayRules(None, {"orders.fifo": True}, 10_000, 1000))
+    assert isinstance(resend, Resend)
+    assert resend.message is not None
+
+    assert await desk_with_window.handle(sent_after(10_000, "UPDATE", {}, body=resend.message.body)) == [Done()]
+    assert await desk_with_window.orders("ann") == {"o1": {"status": "paid"}}
 
 
 async def test_events_with_one_id_are_applied_in_turn_when_they_come_in_one_batch(desk_with_window: Desk) -> None:

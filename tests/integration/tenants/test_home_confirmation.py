@@ -11,6 +11,7 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 from support.citrus.cases import RoutedShards, routed_shards, silent
 from support.postgres.databases import ShardMaker
+from support.postgres.other_settings import isolate
 from support.postgres.tenant_cases import TENANT, add_tenant, fetch
 from support.postgres.trouble import waiters
 from support.postgres.unfinished_tenants import AT, TENANT_ID, address_of, homes, make_unfinished, pool_of
@@ -155,9 +156,11 @@ async def test_confirm_keeps_what_more_than_provisioning_wrote_to(routed: Routed
     assert list(await homes(routed)) == ["shard-2"]
 
 
-async def test_confirm_waits_for_a_batch_and_keeps_what_it_wrote(routed: RoutedShards) -> None:
+@pytest.mark.parametrize("level", ["read committed", "repeatable read"])
+async def test_confirm_waits_for_a_batch_and_keeps_what_it_wrote(routed: RoutedShards, level: str) -> None:
     """A home that was untouched when it was seen, and is not any more once its row is held, stays."""
     routed.register(TENANT, "shard-1")
+    await isolate(address_of(routed, "shard-2"), level)
     await make_unfinished(pool_of(routed, "shard-1"), age_s=60.0)
     await make_unfinished(pool_of(routed, "shard-2"))
     batch = await asyncpg.connect(address_of(routed, "shard-2").connection_string)

@@ -30,7 +30,7 @@ from simplu_worker.shards.postgres.pool import Pools
 OPTIONS = MoveOptions(log_kept=timedelta(days=1))
 TENANT_ID = "clinic-main"
 ROWS = """
-INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
+INSERT INTO public.resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
 SELECT $1, 'dental', 'patient', number::text, jsonb_build_object('n', number, 'text', repeat('x', number % 50)),
     now(), now() FROM generate_series(1, $2::int) AS number
 """
@@ -72,7 +72,7 @@ class World:
         """Return the states of the tenant by shard."""
         rows = {}
         for shard_id, pool in self.shard_pools.items():
-            for row in await fetch(pool, "SELECT state FROM tenants WHERE id = $1", TENANT_ID):
+            for row in await fetch(pool, "SELECT state FROM public.tenants WHERE id = $1", TENANT_ID):
                 rows[shard_id] = row["state"]
         return rows
 

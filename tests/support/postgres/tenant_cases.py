@@ -178,7 +178,7 @@ class TenantCase:
 
     async def resources(self) -> dict[tuple[str, str], JsonValue]:
         """Return the data of the tenant's resources by type and id."""
-        query = 'SELECT "resourceName", "resourceId", data::text FROM resources WHERE id = $1'
+        query = 'SELECT "resourceName", "resourceId", data::text FROM public.resources WHERE id = $1'
         rows = await fetch(self.pool, query, self.tenant_id)
         return {(row["resourceName"], row["resourceId"]): parse_json(row["data"]) for row in rows}
 

@@ -49,6 +49,7 @@ OF_NEW_TABLES = {
     *("read_position_merges", "merge_positions"),
     *("rejection_boundary", "failure_boundary", "copy_rejections", "copy_failures", "read_other_changes"),
     *("read_new_rejections", "read_new_failures", "write_rejections", "write_failures"),
+    "find_written_since_ready",
     *("checksum_rejections", "checksum_failures", "find_failures", "find_later_rejections", "find_later_failures"),
 }
 

@@ -50,6 +50,7 @@ CONTRACT = {
 }
 BEYOND_THE_CONTRACT = {
     "simplu_clock_ahead_seconds": ("gauge", []),
+    "simplu_log_lines_dropped": ("counter", ["stream"]),
     "simplu_move_pause_seconds": ("histogram", []),
     "simplu_move_rows": ("counter", []),
     "simplu_move_standing_seconds": ("gauge", []),
@@ -86,6 +87,8 @@ BEYOND_THE_CONTRACT = {
     "simplu_sqs_polls_replaced": ("counter", ["queue"]),
     "simplu_shard_commit_safety": ("gauge", ["shard_id", "safety"]),
     "simplu_shard_commit_wait_seconds": ("histogram", ["shard_id"]),
+    "simplu_internal_errors": ("counter", ["target"]),
+    "simplu_targets_in_trouble": ("gauge", ["target"]),
 }
 
 

@@ -48,6 +48,7 @@ BY_INSTANCE = ("shard_id", "stream_shard", "queue")
 LABEL_VALUES_MAX = {
     **dict.fromkeys(("version", "python", *BY_INSTANCE), 1),
     "source": len(instruments.SOURCES),
+    "target": len(instruments.TARGET_KINDS),
     "state": len(instruments.LEASE_STATES),
     "problem": len(instruments.SHARD_PROBLEM_KINDS),
     "how": len(instruments.LEASE_TAKES),
@@ -56,6 +57,7 @@ LABEL_VALUES_MAX = {
     "call": len(instruments.SQS_CALLS),
     "kind": 6,  # of errors of a shard: docs/monitoring.md
     "safety": len(CommitSafety),
+    "stream": len(instruments.LOG_STREAMS),
     "reason": max(len(instruments.HELD_REASONS), len(instruments.DEAD_LETTER_REASONS)),
     "simplu_retries source": 1,
     "simplu_retries reason": sum(map(len, instruments.RETRY_REASONS.values())),

@@ -96,7 +96,7 @@ class Daemon:
     async def release_lease(self, stream_shard_id: str) -> tuple[int, dict[str, Any]]:
         """Answer as a replica that has the lease."""
         self.asked.append(("release_lease", stream_shard_id))
-        return 202, {"streamShard": stream_shard_id, "how": "released"}
+        return 202, {"streamShard": stream_shard_id, "how": "handed over"}
 
     async def retry_held(self, target: str | None) -> tuple[int, dict[str, Any]]:
         """Answer as if there was one target."""
@@ -572,7 +572,7 @@ async def test_each_action_is_logged_with_its_facts_and_its_result(daemon: Daemo
     acted = [entry for entry in logs if entry["event"] == "operator.acted"]
     retried = {"retried": 1, "asked": 0, "notAsked": 0}
     assert [(one["action"], one["asked"], one["outcome"], one["error"]) for one in acted] == [
-        ("release_lease", {"streamShard": "s 1"}, {"how": "released"}, None),
+        ("release_lease", {"streamShard": "s 1"}, {"how": "handed over"}, None),
         ("retry_held", {"target": "shard a"}, retried, None),
         ("retry_held", None, retried, None),
         ("purge", {"queue": "orders"}, {"retryAfterSeconds": 60}, "once in 60 s"),

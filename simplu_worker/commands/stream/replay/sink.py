@@ -104,6 +104,10 @@ class ApplyingSink:
         for operation, outcome in zip(batch, outcomes, strict=True):
             if outcome.disposition is Disposition.UNEXPECTED:
                 self._totals.leave([operation], outcome.error or "it fails on its shard")
+            elif outcome.disposition is Disposition.LOCKED:
+                self._totals.leave(
+                    [operation], f"another transaction keeps rows of the tenant locked on shard {shard_id}"
+                )
             elif outcome.disposition is not Disposition.HOLD:
                 self._totals.count(outcome)
             else:

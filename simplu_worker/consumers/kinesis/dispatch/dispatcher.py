@@ -44,12 +44,16 @@ from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import DeadLetterReason, Disposition
 from simplu_worker.operations.unknown_tenants import is_overdue
 from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 
 TENANTS_REMEMBERED: Final = 10_000
 STUCK_QUEUE_MAX_BYTES: Final = 1024 * 1024  # behind a batch that may never be answered
 FAILING_RETRIES_S: Final = (1.0, 5.0, 15.0)  # before each retry of an operation that failed on a healthy shard
 FAILING_TENANTS_MAX: Final = 3
+LOCKED_BASE_S: Final = 0.5  # before the first retry of a tenant with locked rows; each costs other tenants a tenth
+LOCKED_MAX_S: Final = 5.0
+RETRIED: Final = frozenset({Reason.FAILING, Reason.LOCKED})  # holds of tenants that are caught up after a time
 FAILURES_REMEMBERED: Final = 1000
 OVERFLOW_INTERVAL_FIRST_S: Final = 5.0  # between two catch-ups of the overflow hold, longer each time
 OVERFLOW_INTERVAL_MAX_S: Final = 300.0
@@ -97,6 +101,7 @@ class Dispatcher:
         self._lanes: dict[str, ShardLane] = {}
         self._lane_by_tenant: dict[str, ShardLane] = {}  # the lane of its queued operations, or of its last ones
         self._failures: dict[str, _FailedOperation] = {}  # by tenant: the last one
+        self._lock_waits: dict[str, _FailedOperation] = {}  # the same for operations behind a locked row
         self._tasks = asyncio.TaskGroup()
         self._ending = asyncio.Event()
         self._open_batch = _DeadLetterBatch()
@@ -228,7 +233,7 @@ class Dispatcher:
                 case BatchDecided():
                     await self._settle_batch(lane, result)
                 case NoAnswer():
-                    self.hold_shard(lane.shard_id, result.entries)
+                    self.hold_shard(lane.shard_id, result.entries, result.reason)
                 case RowBehind():
                     self.start_backfill(lane.shard_id, result.unread, result.entries)
                 case GapFound():
@@ -244,9 +249,12 @@ class Dispatcher:
         """
         failing: list[tuple[QueuedOperation, int, str, Hold]] = []
         for entry, error in batch.failing:
-            tenant_id, attempts = entry.operation.tenant_id, self._count_failure(entry, lane.shard_id)
+            tenant_id, attempts = entry.operation.tenant_id, self._count_failure(entry, lane.shard_id, self._failures)
             entries = [entry, *batch.not_here.pop(tenant_id, ()), *lane.take_tenants({tenant_id})]
             failing.append((entry, attempts, error, self._hold_tenant(entries, Reason.FAILING)))
+        for tenant_id, entries in batch.locked.items():
+            behind = [*batch.not_here.pop(tenant_id, ()), *lane.take_tenants({tenant_id})]
+            self._hold_locked([*entries, *behind], lane.shard_id)
         may_give_up = bool(failing) and not self._fails_for_many(lane.shard_id)
         exhausted: list[tuple[QueuedOperation, int, str, Hold]] = []
         for entry, attempts, error, hold in failing:
@@ -264,6 +272,22 @@ class Dispatcher:
         await self.settle(batch.finished, batch.letters)
         for entry, attempts, error, hold in exhausted:
             await self._give_up(lane, entry, attempts, error, hold)
+
+    def _hold_locked(self, entries: Sequence[QueuedOperation], shard_id: str) -> None:
+        """Hold a tenant of which another transaction keeps rows locked, until its next try."""
+        hold, operation = self._hold_tenant(entries, Reason.LOCKED), entries[0].operation
+        attempts = self._count_failure(entries[0], shard_id, self._lock_waits)
+        delay_s = backoff_s(attempts, draw=self._draw(), base_s=LOCKED_BASE_S, max_s=LOCKED_MAX_S)
+        hold.next_attempt_at = loop_time() + delay_s
+        instruments.RETRIES.labels("kinesis", "locked").inc()
+        log.warning(
+            "tenant.locked",
+            shard_id=shard_id,
+            attempts=attempts,
+            retry_in_s=round(delay_s, 2),
+            business_id=operation.business_id,
+            location_id=operation.location_id,
+        )
 
     async def _give_up(self, lane: ShardLane, entry: QueuedOperation, attempts: int, error: str, hold: Hold) -> None:
         """Give up an operation after its last try: store its dead letter, mark its row, and catch up its tenant.
@@ -482,7 +506,7 @@ class Dispatcher:
         *reason* is that of a new hold. A gap becomes the reason of a hold that exists, too.
         """
         hold = self.ownership.open_shard_hold(shard_id, _first_arrival(entries), now=loop_time())
-        if reason is Reason.GAP:
+        if reason is Reason.GAP or hold.reason == Reason.SHARD_UNAVAILABLE:
             hold.reason = reason
         hold.sample_tenant = entries[0].operation.tenant_id
         self._split(hold, entries)
@@ -536,15 +560,15 @@ class Dispatcher:
             hold.next_attempt_at = loop_time() + min(OVERDUE_INTERVAL_S, self._tenant_wait.total_seconds())
             self._make_ready(hold)
 
-    def _count_failure(self, entry: QueuedOperation, shard_id: str) -> int:
-        """Count one more failure of an operation on a healthy Postgres shard; return the count."""
+    def _count_failure(self, entry: QueuedOperation, shard_id: str, failures: dict[str, _FailedOperation]) -> int:
+        """Count one more failure of an operation on a healthy Postgres shard in *failures*; return the count."""
         tenant_id, origin = entry.operation.tenant_id, entry.operation.origin
-        known = self._failures.get(tenant_id)
+        known = failures.get(tenant_id)
         position = (origin.sequence_number, origin.sub_sequence_number)
         times = 1 + (known.times if known is not None and known.position == position else 0)
-        while len(self._failures) >= FAILURES_REMEMBERED:
-            del self._failures[next(iter(self._failures))]
-        self._failures[tenant_id] = _FailedOperation(shard_id, position, times)
+        while len(failures) >= FAILURES_REMEMBERED:
+            del failures[next(iter(failures))]
+        failures[tenant_id] = _FailedOperation(shard_id, position, times)
         return times
 
     def _fails_for_many(self, shard_id: str) -> bool:
@@ -564,7 +588,7 @@ class Dispatcher:
         now = loop_time()
         holds = self.ownership.holds()
         for hold in holds:
-            if hold.reason == Reason.FAILING and hold.catch_up is None and now >= hold.next_attempt_at:
+            if hold.reason in RETRIED and hold.catch_up is None and now >= hold.next_attempt_at:
                 self._make_ready(hold)
         overflow_holds = [hold for hold in holds if hold.target is Target.OVERFLOW]
         if not overflow_holds:

@@ -13,6 +13,7 @@ from typing import TypeAlias
 import msgspec
 
 from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
+from simplu_worker.consumers.kinesis.holding.hold import Reason
 from simplu_worker.consumers.kinesis.holding.unread import Unread
 from simplu_worker.dead_letters.letter import DeadLetter
 
@@ -21,20 +22,22 @@ class BatchDecided(msgspec.Struct, frozen=True):
     """A batch that its shard took, by outcome; its operations stay in the lane until the next batch is asked for.
 
     *finished* are applied, or have a dead letter in *letters*. *not_here* are those of tenants that do not live on the
-    shard now, by its rows. *failing* failed on the healthy shard, each with the error; the later ones of its tenant in
-    the batch are in *not_here*.
+    shard now, by its rows. *failing* failed on the healthy shard, each with the error; *locked* are those of tenants
+    with rows that are locked there. Later ones of such tenants in the batch are in *not_here*.
     """
 
     finished: list[QueuedOperation]
     letters: list[DeadLetter] = []
     not_here: dict[str, list[QueuedOperation]] = {}
     failing: Sequence[tuple[QueuedOperation, str]] = ()
+    locked: dict[str, list[QueuedOperation]] = {}
 
 
 class NoAnswer(msgspec.Struct, frozen=True):
     """The shard takes no operations; *entries* were all of the lane."""
 
     entries: list[QueuedOperation]
+    reason: Reason = Reason.SHARD_UNAVAILABLE
 
 
 class RowBehind(msgspec.Struct, frozen=True):

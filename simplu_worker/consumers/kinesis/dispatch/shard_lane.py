@@ -18,14 +18,16 @@ from typing import Final, assert_never
 import msgspec
 import structlog
 
+from simplu_worker.bulkheads import TargetKind, translate
 from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation, cost_bytes_of
 from simplu_worker.consumers.kinesis.dispatch.results import BatchDecided, GapFound, LaneResult, NoAnswer, RowBehind
+from simplu_worker.consumers.kinesis.holding.hold import Reason
 from simplu_worker.consumers.kinesis.holding.ownership import Ownership
 from simplu_worker.consumers.kinesis.recovery.gap import PositionGapError
 from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPosition, ShardPositions
 from simplu_worker.consumers.outcome_counts import count_outcomes, group_by_outcome
 from simplu_worker.consumers.producer_traces import traceparents_of_records
-from simplu_worker.errors import RetryableError
+from simplu_worker.errors import InternalError, RetryableError, WorkerError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, Operation, Outcome
 from simplu_worker.shards.gateway import ShardGateway
@@ -154,12 +156,16 @@ class ShardLane:
         while not await self._wait_for_work(stopping):
             self._batch, self._dropped, self._must_read_row = self._next_batch(), set(), False
             try:
-                result = await self._apply([entry.operation for entry in self._batch])
+                with translate(TargetKind.SHARD, self.shard_id, "lane", WorkerError):
+                    result = await self._apply([entry.operation for entry in self._batch])
             except PositionChangedError:
                 self._requeue_and_reread()
             except PositionGapError:
                 if entries := self._take_all():
                     return GapFound(entries)
+            except InternalError:
+                if entries := self._forget_all():
+                    return NoAnswer(entries, Reason.INTERNAL_ERROR)
             except RetryableError as exc:
                 if (no_answer := await self._defer(exc, stopping)) is not None:
                     return no_answer
@@ -235,6 +241,13 @@ class ShardLane:
         self._must_confirm = False
         return None if unread is None else RowBehind(unread, self._take_all())
 
+    def _forget_all(self) -> list[QueuedOperation]:
+        """Empty the lane, and have the row read again before the next batch: nothing that is remembered counts."""
+        self._failing_since = None
+        if self._shard_positions is not None:
+            self._shard_positions.position_on(self.shard_id).is_current = False
+        return self._take_all()
+
     def _take_all(self) -> list[QueuedOperation]:
         entries = [*self._own_batch(), *self.take_queue()]
         self._batch = []
@@ -293,6 +306,8 @@ class ShardLane:
                     decided.letters.append(entry.dead_letter(reason, error, failed_at=self._utc()))
                 case Disposition.HOLD:
                     decided.not_here.setdefault(entry.operation.tenant_id, []).append(entry)
+                case Disposition.LOCKED:
+                    decided.locked.setdefault(entry.operation.tenant_id, []).append(entry)
                 case Disposition.UNEXPECTED:
                     failing[entry.operation.tenant_id] = entry, outcome.error or ""
                 case _:

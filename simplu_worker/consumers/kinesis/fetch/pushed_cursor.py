@@ -1,7 +1,8 @@
 """Read a stream shard by push (enhanced fan-out), and by polling while there is no subscription.
 
 Both read on from the same position, one at a time, so a record comes once and in its order whatever happens to the
-subscriptions. What polling has to do beside that, it does: an end that is not accepted is read again by polling.
+subscriptions. What polling has to do beside that, it does: an end that is not accepted is read again by polling, and
+an end that no event names is found by a poll after a minute without records.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class PushedCursor(Cursor):
         self.release_memory()
         if not self.is_closed:
             await self._subscribe_if_due()
-        if self._subscription is None:
+        if self._subscription is None or loop_time() >= self._schedule.poll_at:
             return await self._poll(stopping)
         try:
             if (reply := await self._read_event(self._subscription, stopping)) is not None:
@@ -82,7 +83,11 @@ class PushedCursor(Cursor):
         return None
 
     async def _poll(self, stopping: asyncio.Event) -> Reply | None:
-        return await super().read(stopping)
+        reply = await super().read(stopping)
+        self._schedule.note_polled(loop_time())
+        if self.is_closed:
+            self._leave()  # its events would go on where they name no end
+        return reply
 
     def close(self) -> None:
         """End the subscription; idempotent."""
@@ -111,7 +116,7 @@ class PushedCursor(Cursor):
         return self._continuation or self._start
 
     async def _read_event(self, subscription: Subscription, stopping: asyncio.Event) -> Reply | None:
-        """Return the next event; None when *stopping* is set, memory is short, or the renewal is due.
+        """Return the next event; None when *stopping* is set, memory is short, or the renewal or a poll is due.
 
         The memory of an event is reserved before all of it is received. Bytes that came while nothing was read are not
         noticed, so the silence begins with the wait.
@@ -125,13 +130,13 @@ class PushedCursor(Cursor):
             if (reply := subscription.take()) is not None:
                 return self._accept(reply)
             now = loop_time()
-            if stopping.is_set() or self._schedule.is_renewal_due(now):
+            if stopping.is_set() or self._schedule.is_renewal_due(now) or now >= self._schedule.poll_at:
                 return None
             silent_at = self._silent_at(heard_at)
             if now >= silent_at:
                 self._note_loss(Loss.SILENT, f"SubscribeToShard: no event for {SILENT_AFTER_S:.0f} s")
                 return None
-            within_s = min(silent_at, self._schedule.renewal_at) - now
+            within_s = min(silent_at, self._schedule.renewal_at, self._schedule.poll_at) - now
             if await subscription.receive(stopping, within_s=within_s):
                 heard_at = loop_time()
                 if size_bytes is None and heard_at - now >= DRAINED_AFTER_S:  # not in the middle of an event
@@ -157,6 +162,8 @@ class PushedCursor(Cursor):
         self._main_pacing.note_pushed(now, record_count=len(records), millis_behind=reply.millis_behind)
         self._note_progress(reply, now)
         self._note_time(arrived_before, now, has_records=bool(records))
+        if records:
+            self._schedule.note_polled(now)
         self._iterator = None  # it is before these records
         continuation = reply.next_iterator
         if continuation is not None and int(continuation) > self._last_number:

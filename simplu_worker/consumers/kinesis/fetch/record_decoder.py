@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from functools import partial
 from itertools import dropwhile, repeat
 from sys import intern
 from typing import Final, TypeAlias
@@ -22,7 +23,8 @@ from simplu_worker.consumers.kinesis.stream.aggregation import (
 )
 from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, HasPosition, Position, RecordPosition
-from simplu_worker.operations.decode import decode_operations
+from simplu_worker.operations.decode import decode_operation, decode_operations
+from simplu_worker.operations.defects import decode_or_reject, defect_text, try_twice
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, RejectedRecord, Source
 
 KINESIS: Final = Source.KINESIS  # looked up once: access to an enum member is slow
@@ -98,11 +100,13 @@ class RecordDecoder:
 
     def _decode_aggregate(self, record: Record) -> Iterator[DecodedRecord] | None:
         """Return the decoded parts of an aggregate, or its one rejection; None for an ordinary record."""
-        try:
-            subs = deaggregate(record.data, parts_max=PARTS_MAX)
-        except TooManyPartsError:
+        subs = try_twice(partial(_parts_of, record))
+        if isinstance(subs, Exception):
+            reason, error = DeadLetterReason.INVALID_MESSAGE, TOO_MANY
+            if not isinstance(subs, TooManyPartsError):
+                reason, error = DeadLetterReason.INTERNAL_ERROR, defect_text(subs)
             # Its parts have at least a byte each: no reader that starts within the aggregate skips the rejection.
-            return iter([self._reject_aggregate(record, TOO_MANY, last_number=len(record.data))])
+            return iter([self._reject_aggregate(record, error, last_number=len(record.data), reason=reason)])
         return None if subs is None else self._decode_sub_records(record, subs)
 
     def _decode_sub_records(self, record: Record, subs: Sequence[SubRecord]) -> Iterator[DecodedRecord]:
@@ -123,17 +127,31 @@ class RecordDecoder:
                 else:
                     yield origin, part, decoded
 
-    def _reject_aggregate(self, record: Record, error: str, *, last_number: int) -> DecodedRecord:
+    def _reject_aggregate(
+        self,
+        record: Record,
+        error: str,
+        *,
+        last_number: int,
+        reason: DeadLetterReason = DeadLetterReason.INVALID_MESSAGE,
+    ) -> DecodedRecord:
         """Return the rejection of a whole aggregate.
 
         Its position is that of the last sub-record: a reader that starts within the aggregate must not skip it.
         """
         (origin,) = self._origins([record.arrived_at], [record.sequence_number], [0], [record.partition_key])
         last = RecordPosition(record.sequence_number, last_number, record.arrived_at)
-        return last, record.data, RejectedRecord(DeadLetterReason.INVALID_MESSAGE, error, origin)
+        return last, record.data, RejectedRecord(reason, error, origin)
 
     def _decode_operations(self, data: Sequence[bytes], origins: Sequence[Origin]) -> list[Operation | RejectedRecord]:
-        return decode_operations(data, origins, self._operation_max_bytes, self._list_result_limit)
+        try:
+            return decode_operations(data, origins, self._operation_max_bytes, self._list_result_limit)
+        except Exception:  # noqa: BLE001  # a defect: each record is decoded alone, which shows whose it is
+            return list(map(self._decode_alone, data, origins))
+
+    def _decode_alone(self, data: bytes, origin: Origin) -> Operation | RejectedRecord:
+        limits = self._operation_max_bytes, self._list_result_limit
+        return decode_or_reject(partial(decode_operation, data, origin, *limits), origin)
 
     def _origins(
         self,
@@ -144,3 +162,11 @@ class RecordDecoder:
     ) -> list[Origin]:
         same = repeat(KINESIS), repeat(self._stream_name), arrivals, repeat(self._stream_shard_id)
         return list(map(Origin, *same, sequence_numbers, sub_sequence_numbers, partition_keys))
+
+
+def _parts_of(record: Record) -> Sequence[SubRecord] | TooManyPartsError | None:
+    """Return the parts of an aggregate, or why it is refused; None for an ordinary record."""
+    try:
+        return deaggregate(record.data, parts_max=PARTS_MAX)
+    except TooManyPartsError as exc:
+        return exc

@@ -1,4 +1,4 @@
-"""When to subscribe to a stream shard, when to renew the subscription, and when it counts as dead. Pure.
+"""When to subscribe to a stream shard, to renew the subscription, and to poll beside it; when it is dead. Pure.
 
 While there is no subscription the stream shard is polled, so a wait until the next call costs latency and quota, and
 delays no record for long.
@@ -12,6 +12,7 @@ from typing import Final
 from simplu_worker.timing.backoff import backoff_s
 
 RENEW_AFTER_S: Final = 270.0  # Kinesis ends a subscription after 300 s
+POLL_AFTER_S: Final = 60.0  # without a record: other servers than AWS's may never push the end of a stream shard
 SILENT_AFTER_S: Final = 30.0  # Kinesis sends an event every few seconds, also without records
 # Kinesis refuses a call within five seconds of a successful one; a little more, for its clock.
 CALL_INTERVAL_S: Final = 5.2
@@ -36,6 +37,7 @@ class SubscriptionSchedule:
     def __init__(self) -> None:
         self._accepted_at = NEVER
         self._next_call_at = NEVER
+        self._polled_at = NEVER  # or had a record, which is as good
         self._failure_count = 0  # in a row: refused calls, and subscriptions without an event or taken over
 
     def __repr__(self) -> str:
@@ -54,10 +56,21 @@ class SubscriptionSchedule:
         """The time from which the subscription is to be replaced."""
         return max(self._accepted_at + RENEW_AFTER_S, self._next_call_at)
 
+    @property
+    def poll_at(self) -> float:
+        """The time from which to poll once beside the subscription."""
+        return self._polled_at + POLL_AFTER_S
+
+    def note_polled(self, now: float) -> None:
+        """Note a poll, or a record that came by push."""
+        self._polled_at = now
+
     def note_accepted(self, now: float) -> None:
         """Note a successful call."""
         self._forget_failures(now)
         self._accepted_at = now
+        if self._polled_at == NEVER:
+            self._polled_at = now
         self._next_call_at = now + CALL_INTERVAL_S
 
     def note_failed(self, now: float, draw: float, *, is_refused: bool = False) -> None:

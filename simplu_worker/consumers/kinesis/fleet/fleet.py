@@ -18,6 +18,7 @@ import msgspec
 import structlog
 
 from simplu_worker import __version__
+from simplu_worker.bulkheads import FailureCount, TargetKind, contain, keep_running, note_trouble
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.fetch.read_schedule import ReadSchedule
 from simplu_worker.consumers.kinesis.fetch.read_stretch import SAMPLE_S
@@ -65,7 +66,10 @@ SCAN_CAPACITY_PER_S: Final = 50.0  # read capacity units that a replica spends o
 AUDIT_INTERVAL_S: Final = 10.0
 CLEANUP_INTERVAL_S: Final = 60.0
 TROUBLE_PAUSE_S: Final = 1.0
+DEFECT_PAUSE_MAX_S: Final = 15.0  # leases of other replicas may expire in the meantime
 EXPIRY_MARGIN_S: Final = 0.01
+RELEASE_SCANS: Final = 3  # of the other replicas, one of which takes a lease that is to be released
+RELEASE_POLL_S: Final = 0.1
 
 log = structlog.get_logger(__name__)
 
@@ -73,8 +77,8 @@ log = structlog.get_logger(__name__)
 class LeaseRelease(StrEnum):
     """The result of a person's request to release a lease."""
 
-    RELEASED = "released"  # this replica drains its reader, then releases it
-    TAKEN_AWAY = "taken away"  # from another replica
+    HANDED_OVER = "handed over"  # another replica has taken it
+    ALONE = "alone"  # no other replica has taken it in time: its owner reads on
     UNKNOWN = "unknown"
     UNOWNED = "unowned"
     FOREIGN = "foreign"  # a KCL owns it, or assigns it
@@ -144,13 +148,15 @@ class Fleet:
         )
         self._position_sync = PositionSync(services.gateway, stream.name, self.readers, draw=draw)
         cleanup = LeaseCleanup(stream, table, self._view, self._ancestry, self._coordinator, self._position_sync)
-        self._chores = (
-            _Chore(LeaseAudit(stream.name, self._view, self._syncer).run, AUDIT_INTERVAL_S, draw),
-            _Chore(cleanup.run, CLEANUP_INTERVAL_S, draw),
-            _Chore(self._kcl_leader.check, kcl_leader_watch.CHECK_INTERVAL_S, draw),
-            *([] if self._follower is None else [_Chore(self._follower.report, REPORT_INTERVAL_S, draw)]),
-            *([] if services.cpu is None else [_Chore(partial(self._note_share, services.cpu), SAMPLE_S, draw)]),
+        self._chores: tuple[_Chore, ...] = (
+            _Chore("audit", LeaseAudit(stream.name, self._view, self._syncer).run, AUDIT_INTERVAL_S, draw),
+            _Chore("cleanup", cleanup.run, CLEANUP_INTERVAL_S, draw),
+            _Chore("kcl leader", self._kcl_leader.check, kcl_leader_watch.CHECK_INTERVAL_S, draw),
         )
+        if self._follower is not None:
+            self._chores += (_Chore("kcl follower", self._follower.report, REPORT_INTERVAL_S, draw),)
+        if services.cpu is not None:
+            self._chores += (_Chore("processor", partial(self._note_share, services.cpu), SAMPLE_S, draw),)
         self._has_lost_race = False
         self.is_set_up = False
         self.trouble: str | None = None
@@ -169,6 +175,11 @@ class Fleet:
     def prefetch(self) -> PrefetchMemory:
         """The memory for records that are read and not yet applied."""
         return self._services.prefetch
+
+    @property
+    def reading_trouble(self) -> str | None:
+        """Why nothing is read although the lease table answers: every reader of this replica has failed."""
+        return "every reader failed, see the log event loop.failed" if self._coordinator.are_all_failing else None
 
     @property
     def is_led_by_kcl(self) -> bool:
@@ -224,25 +235,31 @@ class Fleet:
         return asked
 
     async def release_lease(self, lease_key: str) -> LeaseRelease:
-        """Release a lease for a person, whichever replica holds it. Raises as the lease table.
+        """Have another replica take a lease, for a person. Raises as the lease table.
 
-        Its own reader drains first. Another owner learns of it at its next renewal, and two readers do no harm until
-        then. A lease of another program stays as it is.
+        Its owner reads on until another replica has taken it with its next scan, so the stream shard is never unread;
+        two readers do no harm. A lease of another program stays as it is.
         """
-        if self._coordinator.give_up(lease_key):
-            return LeaseRelease.RELEASED
-        lease = await self._services.table.find(lease_key)
+        table = self._services.table
+        lease = await table.find(lease_key)
         if lease is None:
             return LeaseRelease.UNKNOWN
-        owner = lease.actual_owner
-        if owner is None or lease.checkpoint == SHARD_END:
+        if lease.actual_owner is None or lease.checkpoint == SHARD_END:
             return LeaseRelease.UNOWNED
         if not lease.is_metered or self.is_led_by_kcl:
             return LeaseRelease.FOREIGN
-        if not await self._services.table.release(lease, owner):
+        if not await table.ask_to_release(lease):
             return LeaseRelease.UNOWNED
-        log.warning("lease.taken_away", stream_shard_id=lease_key, owner_before=owner)
-        return LeaseRelease.TAKEN_AWAY
+        ends_at = loop_time() + RELEASE_SCANS * self._scan_pause_s()
+        while (row := await table.find(lease_key)) is not None and row.actual_owner in {None, lease.actual_owner}:
+            await asyncio.sleep(RELEASE_POLL_S)
+            if loop_time() >= ends_at:
+                if await table.withdraw_release(lease):
+                    return LeaseRelease.ALONE
+                break  # taken, or released by its owner, just now
+        self._coordinator.check(lease_key)
+        log.warning("lease.taken_away", stream_shard_id=lease_key, owner_before=lease.actual_owner)
+        return LeaseRelease.HANDED_OVER
 
     def report(self) -> dict[str, Any]:
         """Return the replicas and the stream shards of the whole fleet, as their leases show them."""
@@ -258,7 +275,15 @@ class Fleet:
     async def run(self, stopping: asyncio.Event) -> None:
         """Scan, take and read until *stopping*; then every reader drains and its lease is released."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._position_sync.run(stopping), name="position-sync")
+            sync = keep_running(
+                TargetKind.LEASES,
+                self.stream_name,
+                "positions",
+                partial(self._position_sync.run, stopping),
+                stopping=stopping,
+            )
+            tasks.create_task(sync, name="position-sync")
+            failures = FailureCount()
             while not stopping.is_set():
                 self.last_turn = loop_time()
                 try:
@@ -271,9 +296,13 @@ class Fleet:
                     self.trouble = str(exc)
                     log.error("stream.unavailable", stream=self.stream_name, error=str(exc))  # noqa: TRY400  (theirs)
                     pause_s = TROUBLE_PAUSE_S
+                except Exception as exc:  # noqa: BLE001  # readers and renewals go on beside it
+                    self.trouble = str(note_trouble(TargetKind.LEASES, self._services.table.name, "fleet", exc))
+                    pause_s = min(failures.next_delay_s(self._draw()), DEFECT_PAUSE_MAX_S)
                 await sleep_or_event(pause_s, until=stopping)
             if self._follower is not None:  # before the leases are released: the leader must not assign them to it
-                await self._follower.leave()
+                with contain(TargetKind.LEASES, self._services.table.name, "leaving"):
+                    await self._follower.leave()
 
     async def _turn(self, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
         leases = await self._scan()
@@ -308,12 +337,15 @@ class Fleet:
         Short, too, after a lost race: of several leases that were released at once, some may be left.
         """
         duration_s = self._settings.lease_duration_s
-        usual_s = LOST_RACE_PAUSE_S if self._has_lost_race else duration_s / SCANS_PER_DURATION
-        pause_s = max(usual_s, self._services.table.scan_capacity / SCAN_CAPACITY_PER_S)
+        pause_s = self._scan_pause_s(LOST_RACE_PAUSE_S if self._has_lost_race else None)
         expiry = next_expiry(self._view.observations, held=self._coordinator.held, lease_duration_s=duration_s)
         if expiry is None or expiry <= (now := loop_time()):
             return pause_s
         return min(pause_s, expiry - now + EXPIRY_MARGIN_S)
+
+    def _scan_pause_s(self, usual_s: float | None = None) -> float:
+        usual_s = self._settings.lease_duration_s / SCANS_PER_DURATION if usual_s is None else usual_s
+        return max(usual_s, self._services.table.scan_capacity / SCAN_CAPACITY_PER_S)
 
     def _create_follower(self) -> KclFollower:
         return KclFollower(self._services.table.requests, self._kcl_leader, me=self._me, utc=self._utc)
@@ -359,7 +391,10 @@ class Fleet:
 class _Chore:
     """A periodic chore, and when it is due next."""
 
-    def __init__(self, run: Callable[[], Awaitable[None]], interval_s: float, draw: Callable[[], float]) -> None:
+    def __init__(
+        self, name: str, run: Callable[[], Awaitable[None]], interval_s: float, draw: Callable[[], float]
+    ) -> None:
+        self._name = name
         self._run = run
         self._interval_s = interval_s
         self._draw = draw
@@ -381,6 +416,11 @@ class _Chore:
             except (RetryableError, PermanentError):
                 self._due_at = 0.0 if is_first else self._due_at
                 raise
+            except Exception as exc:
+                self._due_at = 0.0 if is_first else self._due_at
+                error = note_trouble(TargetKind.LEASES, self._name, self._name, exc)
+                if is_first:
+                    raise error from exc
 
 
 def _usable_ahead(lease: Lease) -> ReadAhead | None:

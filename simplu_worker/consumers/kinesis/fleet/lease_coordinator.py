@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
+from simplu_worker.bulkheads import FailureCount, TargetKind, contain, translate
 from simplu_worker.consumers.kinesis.fleet.fleet_report import OwnReader
 from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseHolder
 from simplu_worker.consumers.kinesis.leases.balancing import plan_takes
@@ -18,7 +19,7 @@ from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases.stream_view import StreamView
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
-from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.metrics import instruments
 from simplu_worker.timing.clock import loop_time
 
@@ -61,7 +62,8 @@ class LeaseCoordinator:
         self._on_expired = on_expired
         self._draw = draw
         self._holders: dict[str, LeaseHolder] = {}
-        self._rest_until: dict[str, float] = {}  # of leases that a person had this replica release
+        self._rest_until: dict[str, float] = {}  # of leases whose reader failed
+        self._failures: dict[str, FailureCount] = {}
 
     def __repr__(self) -> str:
         return f"LeaseCoordinator({self._table.name}, me={self._me}, holding={sorted(self._holders)})"
@@ -70,6 +72,11 @@ class LeaseCoordinator:
     def held(self) -> Collection[str]:
         """The keys of the leases that this replica holds."""
         return self._holders.keys()
+
+    @property
+    def are_all_failing(self) -> bool:
+        """Whether this replica reads nothing, since every reader that it had has failed, and waits for its next try."""
+        return not self._holders and any(key in self._failures for key in self._rest_until)
 
     def reader(self, lease_key: str) -> StreamShardReader | None:
         """Return the reader of a lease; None when the lease is not held, or waits for its parents."""
@@ -95,14 +102,11 @@ class LeaseCoordinator:
             for lease_key, one in sorted(self._view.observations.items())
         ]
 
-    def give_up(self, lease_key: str) -> bool:
-        """Release a lease; return False when it is not held. For its duration others may take it, and this one not."""
+    def check(self, lease_key: str) -> None:
+        """Renew a lease at once if this replica takes itself for its owner, so that it notices another owner."""
         holder = self._holders.get(lease_key)
-        if holder is None:
-            return False
-        self._rest_until[lease_key] = loop_time() + self._lease_duration_s
-        holder.give_up()
-        return True
+        if holder is not None:
+            holder.check()
 
     def own_readers(self) -> dict[str, OwnReader]:
         """Return the readers of this replica by lease key, as they are now."""
@@ -123,7 +127,10 @@ class LeaseCoordinator:
     async def release_from_parents(self) -> None:
         """Let the readers apply the operations that waited for parents, as far as these have finished."""
         for holder in list(self._holders.values()):
-            await holder.release_from_parents()
+            try:
+                await holder.release_from_parents()
+            except Exception as exc:  # noqa: BLE001  # of this reader's memory
+                holder.fail(exc)
 
     async def take(self, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> bool:
         """Take this replica's share of the leases and run their holders in *tasks* until *stopping*.
@@ -138,9 +145,7 @@ class LeaseCoordinator:
             me=self._me,
             draw=self._draw(),
         )
-        now = loop_time()
-        self._rest_until = {key: until for key, until in self._rest_until.items() if until > now}
-        rested = [lease for lease in wanted if lease.lease_key not in self._rest_until]
+        rested = self._without_resting(wanted)
         return await self._take_all(rested, self._table.take, tasks, stopping)
 
     async def take_assigned(self, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> None:
@@ -151,7 +156,13 @@ class LeaseCoordinator:
         leases = [one.lease for one in self._view.observations.values() if one.lease.lease_key not in self._holders]
         for lease in unfinished_hand_overs(leases, me=self._me):
             await self._end_hand_over(lease)
-        await self._take_all(assigned_leases(leases, me=self._me), self._table.begin, tasks, stopping)
+        assigned = self._without_resting(assigned_leases(leases, me=self._me))
+        await self._take_all(assigned, self._table.begin, tasks, stopping)
+
+    def _without_resting(self, leases: Sequence[Lease]) -> list[Lease]:
+        now = loop_time()
+        self._rest_until = {key: until for key, until in self._rest_until.items() if until > now}
+        return [lease for lease in leases if lease.lease_key not in self._rest_until]
 
     async def _end_hand_over(self, lease: Lease) -> None:
         try:
@@ -175,7 +186,8 @@ class LeaseCoordinator:
     async def _take(self, lease: Lease, take: _Take, tasks: asyncio.TaskGroup, stopping: asyncio.Event) -> bool:
         """Take a lease and run its holder; return whether another replica was faster."""
         try:
-            taken = await take(lease, self._me, start_at=self._pin(lease))
+            with translate(TargetKind.LEASES, self._table.name, "take", WorkerError):
+                taken = await take(lease, self._me, start_at=self._pin(lease))
         except (RetryableError, PermanentError) as exc:
             log.warning("lease.untaken", stream_shard_id=lease.lease_key, error=str(exc))
             return False
@@ -199,15 +211,22 @@ class LeaseCoordinator:
     def _how(self, lease: Lease) -> str:
         if lease.actual_owner in {None, self._me}:
             return "free"
+        if lease.is_to_be_released:
+            return "released"
         unchanged_for_s = loop_time() - self._view.observations[lease.lease_key].unchanged_since
         return "expired" if unchanged_for_s > self._lease_duration_s else "stolen"
 
     async def _run(self, holder: LeaseHolder, stopping: asyncio.Event) -> None:
+        key = holder.lease_key
         try:
-            await holder.run(stopping)
+            with contain(TargetKind.STREAM_SHARD, key, "lease"):
+                await holder.run(stopping)
         finally:
-            del self._holders[holder.lease_key]
-            instruments.remove_stream_shard(holder.lease_key)
+            if holder.has_failed:
+                failures = self._failures.setdefault(key, FailureCount())
+                self._rest_until[key] = loop_time() + failures.next_delay_s(self._draw())
+            del self._holders[key]
+            instruments.remove_stream_shard(key)
 
     def _state_for_people(self, lease: Lease) -> str:
         """Return the state of a lease that this replica does not hold, by the last scan."""

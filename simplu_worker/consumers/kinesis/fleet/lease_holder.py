@@ -12,6 +12,7 @@ from typing import Any, Final, TypeAlias
 
 import structlog
 
+from simplu_worker.bulkheads import TargetKind, note_trouble
 from simplu_worker.consumers.kinesis.fleet.lease_ancestry import LeaseAncestry
 from simplu_worker.consumers.kinesis.fleet.lease_renewer import LeaseLostError, LeaseRenewer
 from simplu_worker.consumers.kinesis.fleet.stream_shard_end import StreamShardEnd
@@ -50,7 +51,9 @@ class LeaseHolder:
         self._create_reader = create_reader
         self._duration_s = duration_s
         self._is_ended = False
-        self._is_given_up = asyncio.Event()
+        self._is_failed = asyncio.Event()
+        self._defect: Exception | None = None
+        self.has_failed = False  # by an error that nobody foresaw
 
     def __repr__(self) -> str:
         return f"LeaseHolder({self._renewer!r}, {self.reader!r})"
@@ -84,7 +87,20 @@ class LeaseHolder:
         } | renewed
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Hold the lease until *stopping*, the end of the stream shard, or the loss or reassignment of the lease."""
+        """Hold the lease until *stopping*, the end of the stream shard, or the loss or reassignment of the lease.
+
+        After what nobody foresaw the lease is given up without a checkpoint: the next reader begins at the stored one.
+        """
+        try:
+            await self._hold(stopping)
+        except Exception as exc:  # noqa: BLE001  # the trouble of this stream shard alone
+            self.has_failed = True
+            note_trouble(TargetKind.STREAM_SHARD, self.lease_key, "reader", exc)
+            await self._renewer.release_unchanged()
+        finally:
+            self._renewer.close()
+
+    async def _hold(self, stopping: asyncio.Event) -> None:
         ending = asyncio.Event()
         if stopping.is_set():
             ending.set()
@@ -103,12 +119,15 @@ class LeaseHolder:
                     await self._write_final_positions()
         except* LeaseLostError:
             log.warning("lease.lost", stream_shard_id=self.lease_key)
-        finally:
-            self._renewer.close()
 
-    def give_up(self) -> None:
-        """Drain the reader and release the lease, although nothing else asks for it. Idempotent."""
-        self._is_given_up.set()
+    def check(self) -> None:
+        """Renew the lease at once; when another worker has taken it, reading ends."""
+        self._renewer.request()
+
+    def fail(self, exc: Exception) -> None:
+        """End the reader for *exc*, which was raised where other tasks use it, as if the reader had raised it."""
+        self._defect = exc
+        self._is_failed.set()
 
     async def release_from_parents(self) -> None:
         """Let the reader apply the operations that waited for the parents, as far as the parents have finished."""
@@ -118,7 +137,9 @@ class LeaseHolder:
                 self.reader.release_from_parents(pending)
 
     async def _end_on(self, stopping: asyncio.Event, ending: asyncio.Event) -> None:
-        await wait_any(stopping, self._renewer.is_reassigned, self._is_given_up)
+        await wait_any(stopping, self._renewer.is_reassigned, self._is_failed)
+        if self._defect is not None:
+            raise self._defect
         ending.set()
 
     async def _read(self, ending: asyncio.Event) -> None:

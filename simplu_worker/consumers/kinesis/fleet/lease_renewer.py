@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import structlog
 
 from simplu_worker import __version__
+from simplu_worker.bulkheads import TargetKind, translate
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
 from simplu_worker.consumers.kinesis.leases.lease_report import LeaseReport, RecordRate, ReplicaFigures
@@ -22,7 +23,7 @@ from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.leases.throughput import ThroughputMeter
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
-from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.timing.aligned_times import aligned_time
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event
@@ -88,20 +89,19 @@ class LeaseRenewer:
             started_at, ahead = loop_time(), self._ahead()
             if self.reader is not None:
                 self._meter.note(self.reader.read_bytes, now=started_at)
+            progress: dict[str, Any] = {
+                "pending_tenants": self._pending_tenants(),
+                "ahead": ahead,
+                "read_up_to": None if self.reader is None else self.reader.read_up_to_of_lease(ahead),
+                "throughput_kbps": self._meter.kbps,
+                "report": self._report(started_at),
+            }
             try:
                 # Also when it is overdue, after a suspension or slow answers: the write fails if another replica took
                 # the lease in between.
-                async with asyncio.timeout_at(started_at + interval_s):
-                    renewed = await self._table.renew(
-                        self.lease,
-                        self._me,
-                        self._checkpoint(),
-                        pending_tenants=self._pending_tenants(),
-                        ahead=ahead,
-                        read_up_to=None if self.reader is None else self.reader.read_up_to(ahead),
-                        throughput_kbps=self._meter.kbps,
-                        report=self._report(started_at),
-                    )
+                with translate(TargetKind.LEASES, self._table.name, "renewal", WorkerError, TimeoutError):
+                    async with asyncio.timeout_at(started_at + interval_s):
+                        renewed = await self._table.renew(self.lease, self._me, self._checkpoint(), **progress)
             except (RetryableError, PermanentError, TimeoutError) as exc:
                 log.warning(
                     "lease.unrenewed", stream_shard_id=self.lease.lease_key, error=str(exc) or "no answer in time"
@@ -141,10 +141,17 @@ class LeaseRenewer:
         Gives up after the renewal interval; the lease expires then.
         """
         checkpoint = SHARD_END if is_ended else self._checkpoint()
+        await self._release_within_interval(checkpoint, self._ahead())
+
+    async def release_unchanged(self) -> None:
+        """Release the lease with the progress of its last renewal: what its reader did since does not count."""
+        await self._release_within_interval(None, self.lease.ahead)
+
+    async def _release_within_interval(self, checkpoint: Position | None, ahead: ReadAhead | None) -> None:
         is_released = False
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._duration_s / RENEWALS_PER_DURATION):
-                is_released = await self._release(checkpoint)
+                is_released = await self._release(checkpoint, ahead)
         if is_released:
             written = (checkpoint or self.lease.checkpoint).checkpoint
             log.info("lease.released", stream_shard_id=self.lease.lease_key, checkpoint=written)
@@ -154,11 +161,12 @@ class LeaseRenewer:
         self._is_over = True
         self._is_renewed.set()
 
-    async def _release(self, checkpoint: Position | None) -> bool:
+    async def _release(self, checkpoint: Position | None, ahead: ReadAhead | None) -> bool:
         """Release the lease, with as many tries as it takes; return False when it is lost."""
         while True:
             try:
-                return await self._table.release(self.lease, self._me, checkpoint, ahead=self._ahead())
+                with translate(TargetKind.LEASES, self._table.name, "release", WorkerError):
+                    return await self._table.release(self.lease, self._me, checkpoint, ahead=ahead)
             except (RetryableError, PermanentError) as exc:
                 log.warning("lease.unreleased", stream_shard_id=self.lease.lease_key, error=str(exc))
             await asyncio.sleep(self._duration_s / TRIES_PER_DURATION)

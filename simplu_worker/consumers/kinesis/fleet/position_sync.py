@@ -11,11 +11,12 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
+from simplu_worker.bulkheads import TargetKind, translate
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.recovery.gap import PositionGapError
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage
 from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPosition, ShardPositions
-from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.errors import InternalError, PermanentError, RetryableError, WorkerError
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.types import StoredPositions
 from simplu_worker.timing.backoff import jittered
@@ -109,7 +110,12 @@ class PositionSync:
                 await position.lock.acquire()
                 locked.append(LockedPosition(reader, positions, position, positions.lineage()))
             if locked:
-                await self._compare(shard_id, locked)
+                with translate(TargetKind.SHARD, shard_id, "positions", WorkerError, TimeoutError):
+                    await self._compare(shard_id, locked)
+        except InternalError:
+            for one in locked:
+                one.position.is_current = False
+            raise
         finally:
             _unlock(locked)
 
@@ -148,6 +154,7 @@ class PositionSync:
                 )
             for one in due:
                 one.position.is_current = one.position.claim not in refused
+                one.position.is_before_batch = False
 
     async def _reconcile(self, shard_id: str, locked: LockedPosition, stored: StoredPositions) -> None:
         """Backfill what a shard lacks. Where the reader has a lane to it, the lane does so before its next batch."""

@@ -39,10 +39,12 @@ class Reason(StrEnum):
 
     SHARD_UNAVAILABLE = "shard_unavailable"
     FAILING = "failing"
+    LOCKED = "locked"  # another transaction keeps a row of the tenant locked
     RESHARD = "reshard"
     BACKFILL = "refill"  # a Postgres shard may have lost commits
     GAP = "gap"  # a Postgres shard lacks records that the stream no longer has; it waits for a person
     TAKEN_OVER = "taken_over"
+    INTERNAL_ERROR = "internal_error"  # the worker itself failed at the operations of a Postgres shard
 
 
 class Hold:

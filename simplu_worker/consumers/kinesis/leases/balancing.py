@@ -42,19 +42,22 @@ def plan_takes(
     measured = measured_loads(unfinished)
     if free:
         by_lease = dict.fromkeys(unfinished, 1.0) if measured is None else measured
-        very_old = {
+        urgent = {
             lease.lease_key
             for lease in free
-            if lease.actual_owner is not None
-            and now - unfinished[lease.lease_key].unchanged_since > VERY_OLD_DURATIONS * lease_duration_s
+            if lease.is_to_be_released
+            or (
+                lease.actual_owner is not None
+                and now - unfinished[lease.lease_key].unchanged_since > VERY_OLD_DURATIONS * lease_duration_s
+            )
         }
         free_keys = {lease.lease_key for lease in free}
         others = {one.lease.actual_owner for key, one in unfinished.items() if key not in free_keys and key not in held}
         share = sum(by_lease.values()) / (len(others - {None}) + 1)
         mine = sum(by_lease[key] for key in held if key in unfinished)
-        return _plan_free(_rotated(free, draw), by_lease, room=share - mine, very_old=very_old)
+        return _plan_free(_rotated(free, draw), by_lease, room=share - mine, urgent=urgent)
     if measured is None:
-        return _plan_steal(unfinished, held=held, draw=draw)
+        return _plan_steal(unfinished, held=held, me=me, draw=draw)
     move = plan_move(loads_of(unfinished, measured), unfinished, held=held, me=me, draw=draw)
     return [] if move is None else [move]
 
@@ -74,18 +77,18 @@ def next_expiry(
 
 
 def _plan_free(
-    free: Iterable[Lease], by_lease: Mapping[str, float], *, room: float, very_old: Collection[str]
+    free: Iterable[Lease], by_lease: Mapping[str, float], *, room: float, urgent: Collection[str]
 ) -> list[Lease]:
-    """Return the *free* leases to take: until the share is full, so that the shares of all cover all."""
+    """Return the *free* leases to take: the urgent ones, and others until the share is full, so that all are taken."""
     wanted: list[Lease] = []
     for lease in free:
-        if room > ROUNDING or lease.lease_key in very_old:
+        if room > ROUNDING or lease.lease_key in urgent:
             wanted.append(lease)
         room -= by_lease[lease.lease_key]
     return wanted
 
 
-def _plan_steal(unfinished: Mapping[str, Observation], *, held: Collection[str], draw: float) -> list[Lease]:
+def _plan_steal(unfinished: Mapping[str, Observation], *, held: Collection[str], me: str, draw: float) -> list[Lease]:
     """Return one lease of the fullest owner when it has at least two more than this replica."""
     counts = Counter(
         one.lease.actual_owner for key, one in unfinished.items() if key not in held and one.lease.actual_owner
@@ -97,9 +100,11 @@ def _plan_steal(unfinished: Mapping[str, Observation], *, held: Collection[str],
     if count < mine + 2:
         return []
     victims = [
-        one.lease for key, one in sorted(unfinished.items()) if one.lease.actual_owner == fullest and key not in held
+        one.lease
+        for key, one in sorted(unfinished.items())
+        if one.lease.actual_owner == fullest and key not in held and one.lease.released_by != me
     ]
-    return [victims[int(draw * len(victims))]]
+    return [victims[int(draw * len(victims))]] if victims else []
 
 
 def _rotated(leases: list[Lease], draw: float) -> list[Lease]:

@@ -33,6 +33,8 @@ HELD = "simpluHeld"
 READ_UP_TO = "simpluReadUpTo"
 THROUGHPUT = "throughputKBps"  # the KCL 3.x writes and reads it, too
 METERED_BY = "simpluMeteredBy"
+RELEASE = "simpluRelease"
+RELEASED_BY = "simpluReleasedBy"
 
 
 KBPS_MAX = 1e6  # of a stream shard; far above the quota of Kinesis
@@ -68,6 +70,8 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     reader is not ahead of its checkpoint. Before *read_up_to* no record arrived that is pending, except those of the
     tenants in *ahead*; None unless the actual owner has written it. *report* is for people, and None in the same case.
     No reader decides by either. *retry* is the last request to the owner, or to one before it, to try its held targets.
+    *release_of* is the owner whom a person has asked to release the lease; *released_by* the one whose lease was taken
+    for that, and who does not take it from its next owner.
 
     Other attributes survive, because every later write names the attributes that it changes.
     """
@@ -90,6 +94,8 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     metered_by: str | None = None
     report: LeaseReport | None = None
     retry: HoldRetry | None = None
+    release_of: str | None = None
+    released_by: str | None = None
 
     @property
     def actual_owner(self) -> str | None:
@@ -100,6 +106,11 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     def is_metered(self) -> bool:
         """Whether its owner measures the throughput."""
         return self.metered_by is not None and self.metered_by == self.actual_owner
+
+    @property
+    def is_to_be_released(self) -> bool:
+        """Whether a person wants another worker to take it; its owner reads until then."""
+        return self.release_of is not None and self.release_of == self.actual_owner
 
 
 class Observation(msgspec.Struct, frozen=True, gc=False):
@@ -138,20 +149,22 @@ def takeable_leases(
 ) -> list[Lease]:
     """Return the leases that may be taken now: free ones first, then those unchanged for longest.
 
-    Free leases have no owner, or have the owner *me* and are not held by this process: the answer to a take was lost,
-    and no process reads them. Others may be taken once unchanged for longer than *lease_duration_s*; one that is being
-    handed over belongs to its last owner. Finished leases and those in *held* (lease keys) are never taken.
+    Free leases have no owner, or one that is to release them, or the owner *me* and are not held by this process: the
+    answer to a take was lost, and no process reads them. Others may be taken once unchanged for longer than
+    *lease_duration_s*; one that is being handed over belongs to its last owner. Finished leases and those in *held*
+    (lease keys) are never taken.
     """
     candidates = [
         observation
         for lease_key, observation in observations.items()
         if lease_key not in held and observation.lease.checkpoint != SHARD_END
     ]
-    free = [one.lease for one in candidates if one.lease.actual_owner in (None, me)]
+    free = [one.lease for one in candidates if one.lease.actual_owner in (None, me) or one.lease.is_to_be_released]
+    free_keys = {lease.lease_key for lease in free}
     expired = [
         one
         for one in candidates
-        if one.lease.actual_owner not in (None, me) and now - one.unchanged_since > lease_duration_s
+        if one.lease.lease_key not in free_keys and now - one.unchanged_since > lease_duration_s
     ]
     expired.sort(key=lambda one: one.unchanged_since)
     return free + [one.lease for one in expired]
@@ -220,6 +233,8 @@ def lease_of(row: LeaseRow) -> Lease | None:
             metered_by=_optional(row, METERED_BY, "S"),
             report=_report(row),
             retry=_retry(row),
+            release_of=_optional(row, RELEASE, "S"),
+            released_by=_optional(row, RELEASED_BY, "S"),
         )
     except UnreadableLeaseError:
         raise

@@ -23,6 +23,8 @@ from simplu_worker.consumers.kinesis.leases.lease import (
     PENDING_TENANTS,
     READ_TO,
     READ_UP_TO,
+    RELEASE,
+    RELEASED_BY,
     STARTED_AT,
     THROUGHPUT,
     Lease,
@@ -162,19 +164,25 @@ class LeaseTable:
         return await self._take(lease, me, "leaseCounter = :counter", start_at)
 
     async def _take(self, lease: Lease, me: str, condition: str, start_at: datetime | None) -> Lease | None:
-        values = {
+        values: dict[str, Any] = {
             ":counter": _number(lease.counter),
             ":next": _number(lease.counter + 1),
             ":me": {"S": me},
             ":switch": _number(0 if lease.actual_owner == me else 1),
         }
+        released_by, removed = "", f"checkpointOwner, {RELEASE}"
+        if lease.is_to_be_released:
+            released_by = f", {RELEASED_BY} = :owner"
+            values[":owner"] = {"S": lease.actual_owner}
+        else:
+            removed += f", {RELEASED_BY}"
         pin = ""
         if start_at is not None:
             pin = f", {STARTED_AT} = if_not_exists({STARTED_AT}, :started)"
             values[":started"] = {"S": start_at.isoformat()}
         update = (
-            f"SET leaseCounter = :next, leaseOwner = :me, {METERED_BY} = :me{pin} "
-            "REMOVE checkpointOwner ADD ownerSwitchesSinceCheckpoint :switch"
+            f"SET leaseCounter = :next, leaseOwner = :me, {METERED_BY} = :me{pin}{released_by} "
+            f"REMOVE {removed} ADD ownerSwitchesSinceCheckpoint :switch"
         )
         try:
             return await self._update(lease, update, condition, values)
@@ -311,6 +319,24 @@ class LeaseTable:
         values = {":retry": {"S": encode_retry(retry)}, ":me": {"S": lease.actual_owner}}
         try:
             await self._update(lease, f"SET {RETRY} = :retry", self._held_condition(lease), values)
+        except ConditionFailedError:
+            return False
+        return True
+
+    async def ask_to_release(self, lease: Lease) -> bool:
+        """Have another worker take *lease*, whatever its counter; return False when that is not its owner now."""
+        values = {":me": {"S": lease.actual_owner}}
+        try:
+            await self._update(lease, f"SET {RELEASE} = :me", self._held_condition(lease), values)
+        except ConditionFailedError:
+            return False
+        return True
+
+    async def withdraw_release(self, lease: Lease) -> bool:
+        """Take `ask_to_release` back; return False when another worker has taken *lease* before."""
+        values = {":me": {"S": lease.actual_owner}}
+        try:
+            await self._update(lease, f"REMOVE {RELEASE}", self._held_condition(lease), values)
         except ConditionFailedError:
             return False
         return True

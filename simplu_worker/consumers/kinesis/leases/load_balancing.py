@@ -84,7 +84,9 @@ def plan_move(
     movable = [
         (load * (gap - load), key)
         for key in loads.leases[giver]
-        if (load := loads.by_lease[key]) <= gap - GAIN * mean and key not in held
+        if (load := loads.by_lease[key]) <= gap - GAIN * mean
+        and key not in held
+        and unfinished[key].lease.released_by != me
     ]
     return unfinished[max(movable)[1]].lease if movable else None
 

@@ -21,7 +21,7 @@ from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOper
 from simplu_worker.consumers.kinesis.dispatch.shard_lane import BATCH_MAX_BYTES, BATCH_MAX_COUNT
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
-from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold, Target
+from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold, Reason, Target
 from simplu_worker.consumers.kinesis.holding.unread import ParentRecords
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, Reply, Start
 from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition, is_after
@@ -45,6 +45,7 @@ TENANTS_ASKED_MAX: Final = 100_000  # answers of a shard that are remembered; th
 PROBE_INTERVAL_S: Final = 0.1  # between two checks for due probes, while a Postgres shard is held
 PROBE_BASE_S: Final = 0.25
 PROBE_MAX_S: Final = 0.7  # a shard that is back is used within two seconds, including the probe and the first read
+INTERNAL_ERROR_MAX_S: Final = 60.0  # between two tries where the worker itself fails
 GAP_CHECK_S: Final = 3.0  # until a person accepts a gap, which the stream cannot close
 RELAPSE_S: Final = 5.0  # a shard that is held again so soon after its return answers probes, but takes no writes
 
@@ -348,7 +349,8 @@ class CatchUps:
         return now >= hold.next_attempt_at or (probed.was_up and not was_up and not probed.relapse_count)
 
     def _delay_s(self, hold: Hold) -> float:
-        return backoff_s(hold.attempt_count, draw=self._access.draw(), base_s=PROBE_BASE_S, max_s=PROBE_MAX_S)
+        max_s = INTERNAL_ERROR_MAX_S if hold.reason == Reason.INTERNAL_ERROR else PROBE_MAX_S
+        return backoff_s(hold.attempt_count, draw=self._access.draw(), base_s=PROBE_BASE_S, max_s=max_s)
 
     async def _probe(self, hold: Hold) -> None:
         """Make the hold of a shard ready when the shard is back and no earlier batch to it is in flight.

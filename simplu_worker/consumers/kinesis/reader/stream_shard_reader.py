@@ -269,6 +269,15 @@ class StreamShardReader:
             instants += [entry.operation.origin.arrived_at for entry in others]
         return min(instants) - VISIBLE_AFTER
 
+    def read_up_to_of_lease(self, ahead: ReadAhead | None) -> datetime | None:
+        """Return `read_up_to` for the lease row, which has the position that it is about; None where it cannot have it.
+
+        Answers compare that position with the rows on the Postgres shards. A checkpoint is never between two records.
+        """
+        floor = self._dispatcher.ownership.floor(self._tracker.checkpoint)
+        is_noted = ahead is not None or floor is None or not floor.is_between_records
+        return self.read_up_to(ahead) if is_noted else None
+
     def _passed_to(self) -> datetime | None:
         """Return a time before which every record is settled or held; None while that is unknown."""
         if (first := self._tracker.first_pending) is not None:
@@ -290,8 +299,11 @@ class StreamShardReader:
 
     def with_progress(self, lease: Lease) -> Lease:
         """Return the lease as its next renewal will write it."""
-        ahead = self.ahead
-        return msgspec.structs.replace(lease, ahead=ahead, read_up_to=self.read_up_to(ahead))
+        ahead, checkpoint = self.ahead, self.checkpoint
+        highest = lease.checkpoint if checkpoint is None else max(checkpoint, lease.checkpoint)
+        return msgspec.structs.replace(
+            lease, checkpoint=highest, ahead=ahead, read_up_to=self.read_up_to_of_lease(ahead)
+        )
 
     def release_from_parents(self, pending: TenantSet) -> None:
         """Catch up the tenants that were held for the parents and are no longer in *pending*.
@@ -373,6 +385,7 @@ class StreamShardReader:
             read_to=self._position,
             progress=self._progress,
             progress_ahead=self._progress_ahead,
+            read_up_to=lambda is_ahead: self.read_up_to(self.ahead if is_ahead else None),
             find_first_since=self._find_first_since,
             find_oldest=self._find_oldest,
             retention=lambda: self.retention,

@@ -47,6 +47,7 @@ from simplu_worker.shards.types import PositionClaim, PositionMerge, StoredPosit
 from simplu_worker.timing.clock import UtcClock, loop_time
 
 WRITE_AFTER_S: Final = 30.0  # without a write, while the reader went on
+WRITE_AFTER_BATCH_S: Final = 1.0  # the same, if the last write was before a batch: for those who ask what is decided
 IDLE_WRITE_AFTER_S: Final = 3600.0  # without a write, in any case: an older row is from a backup (`gap.py`)
 OLDEST_MAX_AGE_S: Final = 10.0
 AHEAD_MAX_AGE_S: Final = 1.0
@@ -61,6 +62,9 @@ log = structlog.get_logger(__name__)
 Ahead: TypeAlias = tuple[str, tuple[str, ...]]
 """`read_to` and `held` of a row."""
 
+Reach: TypeAlias = tuple[Ahead | None, datetime | None]
+"""Those of a row that has them, and `read_up_to`."""
+
 
 class ShardPosition:
     """The row of one reader on one Postgres shard. Hold *lock* to write the row, or to decide about it."""
@@ -73,6 +77,7 @@ class ShardPosition:
         self.is_current = False  # the row is known, and the operations that it lacks are being read again
         self.were_parents_settled = False  # before the row was read: no operation of a parent was pending
         self.written_at = float("-inf")  # monotonic
+        self.is_before_batch = False  # what was written last
         self.gap: Gap | None = None  # nothing is written while a person has not accepted it
         self.era = 0  # `ShardPositions.era`, as of the first of the tokens in `claim.written`
 
@@ -104,6 +109,8 @@ class ReaderState(msgspec.Struct, frozen=True):
     - *progress*: the position that all tenants have reached, as a row contains it.
     - *progress_ahead*: `read_to` and `held` of a row: the position that all but the held tenants have reached, and
       these.
+    - *read_up_to*: returns the time before which nothing arrived that is pending; with True, but for the held tenants
+      of *progress_ahead*.
     - *find_first_since*: returns the position before the first record that arrived since an instant; None without one.
     - *find_oldest*: returns the position before the oldest record of a stream shard; None without one.
     - *retention*: that of the stream; None while it is unknown.
@@ -119,6 +126,7 @@ class ReaderState(msgspec.Struct, frozen=True):
     read_to: Callable[[], RecordPosition | None]
     progress: Callable[[], StreamPosition]
     progress_ahead: Callable[[], Ahead | None]
+    read_up_to: Callable[[bool], datetime | None]
     find_first_since: Callable[[datetime], Awaitable[RecordPosition | None]]
     find_oldest: Callable[[str], Awaitable[RecordPosition | None]]
     retention: Callable[[], timedelta | None]
@@ -146,7 +154,7 @@ class ShardPositions:
         self._utc = utc
         self._positions: dict[str, ShardPosition] = {}
         self._began_at = loop_time()
-        self._ahead: tuple[float, Ahead | None] = (float("-inf"), None)  # and when it was made
+        self._reach: tuple[float, Reach] = (float("-inf"), (None, None))  # and when it was made
         self._era = 0  # changes when a row is adopted
         self._highest = reader.checkpoint  # the highest position that the lease may have as its checkpoint
         self._oldest: dict[str, tuple[float, RecordPosition | None]] = {}  # by stream shard, and when it was read
@@ -179,36 +187,46 @@ class ShardPositions:
             claim.written = deque(maxlen=WRITTEN_TOKENS_KEPT)  # a write in flight adds its token to the old ones
             shard_position.era = self._era
         shard_position.written_at = loop_time()
+        shard_position.is_before_batch = True
         return claim
 
     def is_write_due(self, shard_position: ShardPosition, *, within_s: float | None = None) -> bool:
         """Return whether a known row was not written for *within_s*, and is old or would have another content now.
 
-        By default for WRITE_AFTER_S.
+        By default for WRITE_AFTER_S, and for WRITE_AFTER_BATCH_S if it does not have the last batch.
         """
+        if within_s is None:
+            within_s = WRITE_AFTER_BATCH_S if shard_position.is_before_batch else WRITE_AFTER_S
         age_s = loop_time() - shard_position.written_at
-        if not shard_position.is_current or age_s < (WRITE_AFTER_S if within_s is None else within_s):
+        if not shard_position.is_current or age_s < within_s:
             return False
-        return age_s >= IDLE_WRITE_AFTER_S or shard_position.claim.position != self._position_now(shard_position)
+        if age_s >= IDLE_WRITE_AFTER_S:
+            return True
+        written = shard_position.claim.position  # the time alone passes on an idle stream too, and needs no write
+        return written != msgspec.structs.replace(self._position_now(shard_position), read_up_to=written.read_up_to)
 
     def _position_now(self, shard_position: ShardPosition) -> StreamPosition:
         """Return the content of a row: the reader's progress, and how far all but the held tenants are."""
         progress = self._reader.progress()
         self._note_highest(progress)
-        ahead = None if progress.owed_from == SHARD_END.checkpoint else self._recent_ahead()
+        ahead, read_up_to = self._recent_reach()
+        if progress.owed_from == SHARD_END.checkpoint:
+            ahead = None
         read_to, held = (None, ()) if ahead is None else ahead
         # What the shard lacked of the parents is applied once no record of a parent is pending here.
         are_parents_done = shard_position.claim.position.parents_done or (
             shard_position.were_parents_settled and not self._ownership.has_pending_parents
         )
-        return msgspec.structs.replace(progress, read_to=read_to, held=held, parents_done=are_parents_done)
+        return msgspec.structs.replace(
+            progress, read_to=read_to, held=held, parents_done=are_parents_done, read_up_to=read_up_to
+        )
 
     async def write_final_position(self, shard_position: ShardPosition) -> None:
         """Write the final progress of the reader, without operations, where the shard is up and the row is not locked.
 
         Skip it where another reader owns the row or the shard fails: the next reader then reads a little more again.
         """
-        self._ahead = (float("-inf"), None)
+        self._reach = (float("-inf"), (None, None))
         is_free = self._gateway.is_up(shard_position.shard_id) and not shard_position.lock.locked()
         if not is_free or not self.is_write_due(shard_position, within_s=0.0):
             return
@@ -345,7 +363,7 @@ class ShardPositions:
         if after is None and not parents:
             return None
         unread = Unread(after or read_to, parents)
-        self._ahead = (float("-inf"), None)
+        self._reach = (float("-inf"), (None, None))
         instruments.SHARD_REFILLS.labels(shard_position.shard_id).inc()
         log.warning(
             "shard.refilling",
@@ -511,17 +529,18 @@ class ShardPositions:
             shard_position.is_current = False
         return invalidated
 
-    def _recent_ahead(self) -> Ahead | None:
-        """Return how far all but the held tenants are, if a row has room for the held tenants' names."""
+    def _recent_reach(self) -> Reach:
+        """Return how far all but the held tenants are, if a row has room for the held tenants' names; and the time."""
         if self._ownership.has_backfill:
-            return None  # not all of its tenants are known by name
-        refreshed_at, ahead = self._ahead
+            return None, None  # not all of its tenants are known by name
+        refreshed_at, reach = self._reach
         if loop_time() - refreshed_at > AHEAD_MAX_AGE_S:
             ahead = self._reader.progress_ahead()
             if ahead is not None and not all(entry.startswith(NAME_PREFIX) for entry in ahead[1]):
                 ahead = None
-            self._ahead = loop_time(), ahead
-        return ahead
+            reach = ahead, self._reader.read_up_to(ahead is not None)
+            self._reach = loop_time(), reach
+        return reach
 
 
 def _is_after(position: RecordPosition | None, other: RecordPosition | None) -> bool:

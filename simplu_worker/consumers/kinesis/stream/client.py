@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from simplu_worker.aws.clients import AWS_ERRORS, Client, ThrottledError, address_of, error_code, translate
-from simplu_worker.aws.direct_calls import DECODERS
+from simplu_worker.aws.replies import DECODERS
 from simplu_worker.consumers.kinesis.stream.positions import HashRange
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import KINESIS_GET_RECORDS, KINESIS_THROTTLED

@@ -49,6 +49,7 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
 )
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import RETRIES
+from simplu_worker.operations.defects import decode_or_reject
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, RejectedRecord, Source
 from simplu_worker.shards.types import (
     AdminAccount,
@@ -157,9 +158,7 @@ class ControlHandler:
         return TracedBatch(Source.SQS, self._queue.name, len(messages), lambda: traceparents_of_messages(attributes))
 
     async def _handle(self, messages: Sequence[Message]) -> list[Verdict]:
-        decoded = [
-            decode_control(message.body, message.attributes, self._queue.origin_of(message)) for message in messages
-        ]
+        decoded = [self._decode(message) for message in messages]
         subjects = [self._subject_of(message, control) for message, control in zip(messages, decoded, strict=True)]
         verdicts: dict[int, Verdict] = {}
         for stage in stages_of(subjects):
@@ -177,6 +176,10 @@ class ControlHandler:
             handled = await self._carry_out(list(items.values()))
             verdicts |= dict(zip(items, await self._decide(handled), strict=True))
         return [verdicts[index] for index in range(len(messages))]
+
+    def _decode(self, message: Message) -> Control | RejectedRecord:
+        origin = self._queue.origin_of(message)
+        return decode_or_reject(partial(decode_control, message.body, message.attributes, origin), origin)
 
     def _subject_of(self, message: Message, control: Control | RejectedRecord) -> MessageSubject:
         group_id = message.group_id if self._queue.is_fifo else None  # in standard queues it promises no order

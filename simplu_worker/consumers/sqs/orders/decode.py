@@ -61,7 +61,7 @@ class _PeekedOrder(PeekedMessage, rename="camel"):
 
 
 class _Event(msgspec.Struct, rename="camel", gc=False):
-    """The members of an order event. A `null` counts as absent, and `firstSentAt` unless it is a replay's."""
+    """The members of an order event. A `null` counts as absent, and so does a `firstSentAt` that no replay has."""
 
     type: str
     order_id: LongId | None = None
@@ -154,7 +154,7 @@ def _operation_of(
         text = f"deduplicationId: the prefix {DERIVED_REQUEST_ID_PREFIX!r} is kept for derived ids; send another"
         raise InvalidRecordError(text)
     data = object_member(event.data, "data", required=kind is not OperationKind.DELETE)
-    sent_at = _sent_at(event, origin)
+    sent_at = _first_sent_at(event, origin) or origin.arrived_at
     return Operation(
         kind=kind,
         business_id=business_id,
@@ -174,19 +174,40 @@ def _operation_of(
     )
 
 
-def _sent_at(event: _Event, origin: Origin) -> datetime:
-    """Return when the event was sent: a replay of its dead letter has the time of the first message."""
+def with_members_of_message(body: str, attributes: Mapping[str, str], operation: Operation) -> str:
+    """Return the *body* of the valid event *operation* for a replay, with what otherwise only its message says.
+
+    That is its request id, its tenant, and when it was first sent.
+    """
+    event = _parse(body.encode())
+    members: dict[str, str] = {}
+    if event.deduplication_id != operation.request_id:
+        members["deduplicationId"] = operation.request_id
+    if not any(_named_tenant(event, attributes)):
+        members |= {"businessId": operation.business_id, "locationId": operation.location_id}
+    if _first_sent_at(event, operation.origin) is None:
+        members["firstSentAt"] = operation.requested_at
+    # Of two members with one name the decoder takes the last.
+    return body.rstrip()[:-1] + "," + msgspec.json.encode(members).decode()[1:] if members else body
+
+
+def _first_sent_at(event: _Event, origin: Origin) -> datetime | None:
+    """Return when the first message of a replayed event was sent; None without such a time."""
     try:
         first = _time_decoder.decode(event.first_sent_at)
-    except DECODING_ERRORS:  # a member of the producer's own
-        return origin.arrived_at
-    return first.astimezone(UTC) if EARLIEST <= first <= origin.arrived_at else origin.arrived_at
+    except DECODING_ERRORS:  # absent, or a member of the producer's own
+        return None
+    return first.astimezone(UTC) if EARLIEST <= first <= origin.arrived_at else None
+
+
+def _named_tenant(event: _Event, attributes: Mapping[str, str]) -> list[str | None]:
+    """Return all ids by which a message names its tenant."""
+    return [event.business_id, event.location_id, *(attributes.get(name) for name in TENANT_ATTRIBUTES.values())]
 
 
 def _tenant_of(event: _Event, attributes: Mapping[str, str], rules: OrderRules) -> tuple[str, str]:
     """Return the business and the location of an event: as named, or the default ones when it names neither."""
-    sent = event.business_id, event.location_id, *(attributes.get(name) for name in TENANT_ATTRIBUTES.values())
-    if rules.default_tenant is not None and not any(sent):
+    if rules.default_tenant is not None and not any(_named_tenant(event, attributes)):
         return rules.default_tenant
     business_id = _tenant_part("businessId", event.business_id, attributes)
     return business_id, _tenant_part("locationId", event.location_id, attributes)

@@ -40,6 +40,7 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
 )
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import RETRIES
+from simplu_worker.operations.defects import decode_or_reject
 from simplu_worker.operations.operation import (
     DeadLetterReason,
     Disposition,
@@ -227,13 +228,9 @@ class OrderHandler:
             )
 
     def _decode(self, message: Message) -> Operation | RejectedRecord:
-        return decode_order(
-            message.body,
-            message.attributes,
-            self._queue.origin_of(message),
-            self._rules,
-            deduplication_id=message.deduplication_id,
-        )
+        origin, own_id = self._queue.origin_of(message), message.deduplication_id
+        decode = partial(decode_order, message.body, message.attributes, origin, self._rules, deduplication_id=own_id)
+        return decode_or_reject(decode, origin)
 
     def _chain_of(self, message: Message) -> str:
         return message.group_id or message.message_id if self._queue.is_fifo else message.message_id
@@ -378,6 +375,9 @@ class OrderHandler:
                 one.verdict = ToDeadLetter(reason, outcome.error or "", _ids_of(operation))
             case Disposition.HOLD:
                 text = f"its tenant does not live on shard {shard_id} now"
+                self._hold(one, _Deferral.of_tenant(operation, text))
+            case Disposition.LOCKED:
+                text = f"another transaction keeps rows of its tenant locked on shard {shard_id}"
                 self._hold(one, _Deferral.of_tenant(operation, text))
             case Disposition.UNEXPECTED:
                 raise AssertionError("the lane answers a failed try with its number")

@@ -26,11 +26,13 @@ from typing import Final, NamedTuple, TypeAlias
 import msgspec
 import structlog
 
+from simplu_worker.bulkheads import TargetKind, note_trouble, translate
 from simplu_worker.consumers.outcome_counts import count_outcomes
 from simplu_worker.consumers.producer_traces import traceparents_of_messages
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
-from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.errors import InternalError, PermanentError, RetryableError, WorkerError
 from simplu_worker.metrics.instruments import REPETITIONS_LATE
+from simplu_worker.operations.admission import HOLD
 from simplu_worker.operations.operation import Disposition, Operation, Outcome, Source
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.telemetry.tracing.spans import TracedBatch, process_span
@@ -55,6 +57,7 @@ LaneAnswer: TypeAlias = Outcome | RetryableError | FailedTry
 
 BEHIND_OUTCOME = Outcome(disposition=Disposition.HOLD)  # of an operation behind another of its chain that was stopped
 LOGGED_DISPOSITIONS = frozenset({Disposition.APPLIED, Disposition.DUPLICATE})
+WAITING_DISPOSITIONS = frozenset({Disposition.HOLD, Disposition.LOCKED})
 
 
 class SubmittedOrder(NamedTuple):
@@ -74,6 +77,11 @@ class OrderEntry(msgspec.Struct, frozen=True, eq=False):
     attributes: Mapping[str, str]
     answer: asyncio.Future[LaneAnswer]
 
+    def set_answer(self, answer: LaneAnswer) -> None:
+        """Set the answer, unless the lane was emptied after an error that nobody foresaw, and has set one."""
+        if not self.answer.done():
+            self.answer.set_result(answer)
+
 
 class _CommittedBatch(msgspec.Struct, frozen=True, eq=False):
     """Operations that are in the shard's log since *committed_at*, and not yet known to be safe there."""
@@ -84,7 +92,7 @@ class _CommittedBatch(msgspec.Struct, frozen=True, eq=False):
     def set_answers(self, error: RetryableError | None = None) -> None:
         """Answer each entry with its outcome, or with the error."""
         for entry, outcome in self.pairs:
-            entry.answer.set_result(error or outcome)
+            entry.set_answer(error or outcome)
 
 
 class OrderLane:
@@ -193,6 +201,19 @@ class OrderLane:
             self._sent_at = float("inf")
 
     async def _apply_next(self) -> None:
+        try:
+            await self._apply_batch()
+        except Exception as exc:  # noqa: BLE001  # the lane's own memory may be wrong: all of it is handled again
+            error = note_trouble(TargetKind.SHARD, self.shard_id, "order lane", exc)
+            entries = [*self._batch, *self._queue]
+            self._queue.clear()
+            for entry in entries:
+                entry.set_answer(error)
+        finally:
+            self._batch = []
+            self._forget_uncollected()
+
+    async def _apply_batch(self) -> None:
         self._batch = self._take_batch()
         self._sent_at = loop_time()
         operations = [entry.operation for entry in self._batch]
@@ -200,26 +221,24 @@ class OrderLane:
             if self._failure_count:
                 await self._check_shard()
             outcomes = await self._send(operations)
+        except InternalError as exc:  # the message is retried, then a dead letter
+            self._isolate_crash(exc.__cause__ if isinstance(exc.__cause__, Exception) else exc)
         except RetryableError as exc:
             self._failure_count += 1
             failed = [*self._batch, *self._queue]
             self._queue.clear()
             for entry in failed:
                 entry.answer.set_result(exc)
-        except Exception as exc:  # noqa: BLE001  # a bug must not end the others; the message is retried, then a dead letter
-            self._isolate_crash(exc)
         else:
             self._failure_count = 0
             count_outcomes(operations, outcomes, now=self._utc())
             self._note_late(outcomes)
             self._distribute(outcomes)
-        finally:
-            self._batch = []
-            self._forget_uncollected()
 
     async def _send(self, operations: Sequence[Operation]) -> list[Outcome]:
         with process_span(self._describe_batch) as span:
-            outcomes = await self._gateway.apply(self.shard_id, operations)
+            with translate(TargetKind.SHARD, self.shard_id, "order lane", WorkerError):
+                outcomes = await self._gateway.apply(self.shard_id, operations)
             span.note_outcomes(outcome.disposition for outcome in outcomes)
         return outcomes
 
@@ -275,15 +294,15 @@ class OrderLane:
                 log.debug("orders.not_found_again", shard_id=self.shard_id, error=str(exc))
             raise
 
-    def _log_failed(self, entry: OrderEntry | None, exc: Exception) -> None:
-        """Log an unexpected error, of *entry* or of a whole batch."""
+    def _log_failed(self, entry: OrderEntry, exc: Exception) -> None:
+        """Log an unexpected error of *entry*."""
         log.error(
             "order.failed",
             queue=self._queue_name,
             shard_id=self.shard_id,
-            message_id=entry and entry.message_id,
-            business_id=entry and entry.operation.business_id,
-            location_id=entry and entry.operation.location_id,
+            message_id=entry.message_id,
+            business_id=entry.operation.business_id,
+            location_id=entry.operation.location_id,
             error=type(exc).__name__,
             exc_info=exc,
         )
@@ -312,7 +331,7 @@ class OrderLane:
         again: list[OrderEntry] = []
         committed: list[tuple[OrderEntry, Outcome]] = []
         for entry, outcome in pairs:
-            is_held = outcome.disposition is Disposition.HOLD
+            is_held = outcome.disposition in WAITING_DISPOSITIONS
             if is_held and entry.operation.tenant_id in failing_tenants and entry.chain not in stopped:
                 again.append(entry)
                 continue
@@ -337,9 +356,8 @@ class OrderLane:
             await self._gateway.wait_until_safe(self.shard_id, [entry.operation for entry, _ in batch.pairs])
         except RetryableError as exc:
             batch.set_answers(exc)
-        except Exception as exc:  # noqa: BLE001  # a bug must not end the others; the messages are retried
-            self._log_failed(None, exc)
-            await self._answer_failures([(entry, type(exc).__name__) for entry, _ in batch.pairs])
+        except Exception as exc:  # noqa: BLE001  # the messages are retried, and are found applied
+            batch.set_answers(note_trouble(TargetKind.SHARD, self.shard_id, "order lane", exc))
         else:
             batch.set_answers()
 
@@ -356,16 +374,16 @@ class OrderLane:
         """Answer operations that failed, once that is recorded; when the shard is down by then, with its outage."""
         keys = [(entry.operation.tenant_id, entry.message_id) for entry, _ in failed]
         try:
-            counts = await self._failures.add(self.shard_id, keys)
+            with translate(TargetKind.SHARD, self.shard_id, "order lane", WorkerError):
+                counts = await self._failures.add(self.shard_id, keys)
+        except InternalError:  # the count of this replica stands in for the shard's
+            counts = [self._failures.remember(message_id) for _, message_id in keys]
         except RetryableError as exc:
             for entry, _ in failed:
-                entry.answer.set_result(exc)
+                entry.set_answer(exc)
             return
-        except Exception as exc:  # noqa: BLE001  # a bug must not end the others
-            self._log_failed(None, exc)
-            counts = [self._failures.remember(message_id) for _, message_id in keys]
         for (entry, error), count in zip(failed, counts, strict=True):
-            entry.answer.set_result(FailedTry(error, count))
+            entry.set_answer(HOLD if count is None else FailedTry(error, count))
 
     def _stop_chains(self, chains: set[str]) -> None:
         """Answer the queued entries of *chains*: each is behind an operation that was not applied."""
@@ -385,7 +403,7 @@ class OrderLane:
 def _is_final(answer: LaneAnswer) -> bool:
     """Return whether another try would give the same answer, or the caller has to decide about one."""
     if isinstance(answer, Outcome):
-        return answer.disposition is not Disposition.HOLD
+        return answer.disposition not in WAITING_DISPOSITIONS
     return isinstance(answer, FailedTry)
 
 

@@ -20,8 +20,11 @@ log = structlog.get_logger(__name__)
 class FailureTable(Protocol):
     """The counts on the shards; `shards.gateway.ShardGateway` is one."""
 
-    async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int] | None:
-        """Count one failure more of each message, by tenant and message id; None if the shard cannot count."""
+    async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None] | None:
+        """Count one failure more of each message, by tenant and message id; None if the shard cannot count.
+
+        A message has no number if its tenant does not live on the shard.
+        """
 
     async def forget_failures(self, shard_id: str, tenant_id: str, message_id: str) -> None:
         """Forget the failures of a message."""
@@ -37,10 +40,11 @@ class FailureCounts:
     def __repr__(self) -> str:
         return f"FailureCounts({self._memory!r})"
 
-    async def add(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int]:
+    async def add(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> Sequence[int | None]:
         """Count one failure more of each message, by tenant and message id; return their numbers.
 
-        Raises `RetryableError` when the shard does not answer. That is an outage: then no failure counts.
+        A message has none, and no failure counts, if its tenant lives on another shard by now. Raises `RetryableError`
+        when the shard does not answer. That is an outage: then no failure counts.
         """
         counts = await self._table.count_failures(shard_id, failed)
         return [self.remember(message_id) for _, message_id in failed] if counts is None else counts

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from simplu_worker.aws.clients import ThrottledError
+from simplu_worker.aws.clients import ThrottledError, longest_pause_s
 from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, Message, Queue
 from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.in_flight import InFlightMessages
@@ -219,7 +219,9 @@ class Poller:
         self.last_error = str(exc)
         self._count.record_failure()
         RETRIES.labels("sqs", "receive").inc()
-        delay_s = backoff_s(failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
+        delay_s = backoff_s(
+            failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=longest_pause_s(exc, RETRY_MAX_S)
+        )
         log_unreachable(self._queue, exc, failure_count, delay_s)
         await sleep_or_event(delay_s, until=stopping)
 

@@ -18,7 +18,9 @@ from typing import Any, Final, Protocol
 import msgspec
 import structlog
 
+from simplu_worker.aws.clients import longest_pause_s
 from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, VISIBILITY_DEFAULT_S, Message, Queue, QueueAttributes
+from simplu_worker.bulkheads import TargetKind, keep_running, note_trouble
 from simplu_worker.consumers.sqs.receive.deleter import DeleteBatcher
 from simplu_worker.consumers.sqs.receive.group_scheduler import CallDecision, GroupScheduler, SchedulerLimits
 from simplu_worker.consumers.sqs.receive.in_flight import InFlightMessages
@@ -32,11 +34,16 @@ from simplu_worker.consumers.sqs.receive.poller import (
     log_unreachable,
 )
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
-from simplu_worker.consumers.sqs.receive.verdicts import ToDeadLetter, Verdict, retry_delay_s
+from simplu_worker.consumers.sqs.receive.verdicts import (
+    ToDeadLetter,
+    Verdict,
+    retry_delay_s,
+    verdicts_after_defect,
+)
 from simplu_worker.consumers.sqs.receive.visibility import Visibility
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.dead_letters.queue import DeadLetterStore
-from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.errors import InternalError, PermanentError, RetryableError
 from simplu_worker.metrics.instruments import (
     RETRIES,
     SQS_IN_FLIGHT,
@@ -110,7 +117,20 @@ class QueueReceiver:
         self._clock = clock
         self._utc = utc
         self._draw = draw
+        self._gate = gate
         self._received = RecentlyReceived()
+        self._handled_count = 0
+        self._handling_s = 0.0
+        self._attributes: QueueAttributes | None = None
+        self._opening_error: str | None = None
+        self._internal_error: str | None = None  # until a poll is answered again
+        self._turned_at = clock()
+        self._stopping = asyncio.Event()
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        """Begin without any message in flight: what was remembered of them may be wrong. SQS has all of them."""
+        queue, settings, clock, draw = self._queue, self._settings, self._clock, self._draw
         self._in_flight = in_flight = InFlightMessages(visibility_timeout_s=VISIBILITY_DEFAULT_S)
         self._groups = GroupScheduler(is_fifo=queue.is_fifo)
         self._deleter = DeleteBatcher(queue, in_flight, on_removed=self._on_removed, clock=clock, draw=draw)
@@ -128,23 +148,17 @@ class QueueReceiver:
             limits=settings.limits,
             times=settings.poll_times,
             on_messages=self._add,
-            gate=gate,
+            gate=self._gate,
             clock=clock,
             draw=draw,
         )
         self._calls: dict[asyncio.Task[None], Sequence[Message]] = {}
         self._call_count = 0
-        self._handled_count = 0
-        self._handling_s = 0.0
         self._changed = asyncio.Event()
         self._polls_ended = asyncio.Event()
         self._work_ended = asyncio.Event()
         self._ended = asyncio.Event()
-        self._attributes: QueueAttributes | None = None
-        self._opening_error: str | None = None
-        self._turned_at = clock()
         self._is_running = False
-        self._stopping = asyncio.Event()
         self.overdue_message_ids: list[str] = []  # of calls that were cancelled at the end of a drain
 
     def __repr__(self) -> str:
@@ -165,7 +179,12 @@ class QueueReceiver:
     @property
     def last_error(self) -> str | None:
         """The current error of the queue."""
-        return self._opening_error or self._poller.last_error
+        return self._internal_error or self._opening_error or self._poller.last_error
+
+    @property
+    def internal_error(self) -> str | None:
+        """The error that nobody foresaw, for which nothing is received now."""
+        return self._internal_error
 
     @property
     def _activity(self) -> str:
@@ -184,12 +203,23 @@ class QueueReceiver:
         SQS_OLDEST_IN_HAND.labels(name).set_function(lambda: self._in_flight.oldest_age_s(self._clock()))
         SQS_OLDEST_MESSAGE.labels(name).set_function(self._oldest_message_age_s)
         try:
-            attributes = await self._open(stopping)
-            if attributes is not None:
-                await self._receive(attributes, stopping)
+            await keep_running(
+                TargetKind.QUEUE, name, "receiver", lambda: self._run_once(stopping), stopping=stopping, draw=self._draw
+            )
         finally:
             for gauge in (SQS_OLDEST_IN_HAND, SQS_OLDEST_MESSAGE):
                 gauge.labels(name).set_function(float)  # 0, without a reference to this receiver
+
+    async def _run_once(self, stopping: asyncio.Event) -> None:
+        self._start_afresh()
+        try:
+            attributes = await self._open(stopping)
+            if attributes is not None:
+                await self._receive(attributes, stopping)
+        except Exception as exc:
+            self._internal_error = str(note_trouble(TargetKind.QUEUE, self._queue.name, "receiver", exc))
+            self._turned_at = self._clock()
+            raise InternalError(self._internal_error) from exc
 
     async def _receive(self, attributes: QueueAttributes, stopping: asyncio.Event) -> None:
         name = self._queue.name
@@ -249,7 +279,9 @@ class QueueReceiver:
                 failure_count += 1
                 self._opening_error = str(exc)
                 RETRIES.labels("sqs", "receive").inc()
-                delay_s = backoff_s(failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
+                delay_s = backoff_s(
+                    failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=longest_pause_s(exc, RETRY_MAX_S)
+                )
                 log_unreachable(self._queue, exc, failure_count, delay_s)
                 await sleep_or_event(delay_s, until=stopping)
             else:
@@ -292,6 +324,7 @@ class QueueReceiver:
             log.warning("queue.redrive_unfit", queue=self._queue.name, problem=problem)
 
     def _add(self, messages: Sequence[Message], received_at: float) -> None:
+        self._internal_error = None
         self._received.note([message.sent_at for message in messages], now=self._clock())
         fresh = self._in_flight.add(messages, received_at=received_at, draw=self._draw())
         self._groups.add(fresh)
@@ -344,6 +377,9 @@ class QueueReceiver:
                 self._groups.finish(call)
                 await self._return_to_queue([(message, 0.0) for message in call])
             raise
+        except Exception as exc:  # noqa: BLE001  # the handler's defect: these messages alone are handled again
+            note_trouble(TargetKind.QUEUE, self._queue.name, "handler", exc)
+            verdicts = verdicts_after_defect(call, is_fifo=self._queue.is_fifo, draw=self._draw())
         finally:
             self._call_count -= 1
             self._changed.set()

@@ -109,6 +109,21 @@ def verdict_on_failure(
     return ToDeadLetter(DeadLetterReason.RETRIES_EXHAUSTED, text, ids, attempts=failure_count)
 
 
+def verdicts_after_defect(messages: Sequence[Message], *, is_fifo: bool, draw: float) -> list[Verdict]:
+    """Return the verdicts on the messages of a call whose handler raised what nobody foresaw: all are handled again.
+
+    The first of each FIFO group is held; those behind it return to the queue.
+    """
+    verdicts: list[Verdict] = []
+    groups: set[str] = set()
+    for message in messages:
+        group = (is_fifo and message.group_id) or message.message_id
+        is_behind = group in groups
+        verdicts.append(ReturnToQueue(0) if is_behind else RetryHeld(message_backoff_s(message, draw=draw)))
+        groups.add(group)
+    return verdicts
+
+
 def verdict_on_rejected(rejected: RejectedRecord) -> ToDeadLetter:
     """Return the verdict on a message that its decoder rejected."""
     ids = MessageIds(rejected.business_id, rejected.location_id, rejected.request_id, rejected.resource_id)

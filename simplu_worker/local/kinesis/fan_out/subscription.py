@@ -65,7 +65,8 @@ class LocalSubscription:
         """Return an event: with records, of the end, or where it *is_due* one without records."""
         source = self.stream_shard
         records = source.read(self._position, limit=MAX_EVENT_RECORDS, max_bytes=MAX_EVENT_BYTES)
-        self.is_over = not source.is_open and not records.encoded and records.next_position >= source.end_position
+        is_read = not source.is_open and not records.encoded and records.next_position >= source.end_position
+        self.is_over = is_read and self._options.pushes_ends
         if not (records.encoded or self.is_over or is_due):
             return None
         self._rate.take(records.size_bytes)

@@ -117,7 +117,10 @@ async def check_schema_version(pool: ShardPool) -> None:
     async with pool.connection() as connection:
         schema = await read_schema(connection, shard_id)
     if schema is None or schema.version is None:
-        raise PermanentError(f"shard {shard_id}: expected our schema, got an empty database; provision a tenant there")
+        raise PermanentError(
+            f"shard {shard_id}: expected our schema, got an empty database; "
+            f"run: simplu-worker shards upgrade {shard_id} --apply"
+        )
     if schema.version < SCHEMA_NEEDED:
         raise PermanentError(
             f"shard {shard_id}: expected schema version {SCHEMA_NEEDED} or newer, got {schema.version}; "

@@ -83,6 +83,7 @@ CREATE TABLE stream_positions (
     owed_since timestamptz, -- about when that arrived; null while nothing was read
     read_to text, -- where this is given, up to here to tenants of `held` only
     held text[],
+    read_up_to timestamptz, -- nothing that arrived before is owed, but to tenants of `held`; null: not known
     parents_done boolean NOT NULL, -- all that the parents of the stream shard owed this shard was there before
     token uuid NOT NULL, -- another one with every write, at random
     PRIMARY KEY (stream, stream_shard_id)
@@ -152,7 +153,7 @@ DECLARE
 BEGIN
     IF moment !~ (
         '^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])'
-        '([T ]([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9](\.[0-9]{1,9})?)?(Z|[+-](0[0-9]|1[0-4])(:?[0-5][0-9])?)?)?$'
+        '([T ]([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9]([.][0-9]{1,9})?)?(Z|[+-](0[0-9]|1[0-4])(:?[0-5][0-9])?)?)?$'
     ) OR moment < '0001' COLLATE "C" THEN
         RETURN NULL;
     ELSIF substr(moment, 9, 2) > '28' AND substr(moment, 9, 2)::integer > extract(
@@ -175,7 +176,7 @@ AS $$
 BEGIN
     IF jsonb_typeof(value) = 'number' THEN
         RETURN value::numeric;
-    ELSIF value #>> '{}' ~ '^[+-]?[0-9]{1,200}(\.[0-9]{1,200})?([eE][+-]?[0-9]{1,3})?$' THEN
+    ELSIF value #>> '{}' ~ '^[+-]?[0-9]{1,200}([.][0-9]{1,200})?([eE][+-]?[0-9]{1,3})?$' THEN
         RETURN (value #>> '{}')::numeric;
     END IF;
     RETURN NULL;

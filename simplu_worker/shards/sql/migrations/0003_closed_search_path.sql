@@ -119,10 +119,11 @@ CREATE TABLE IF NOT EXISTS public.arrivals (
     move_token pg_catalog.int8 NOT NULL, -- of the mover that wrote last
     progress pg_catalog.jsonb NOT NULL, -- of the copy; written with the rows that it counts
     ready_at pg_catalog.timestamptz, -- when all rows were here: everything since then was written here
+    ready_snapshot pg_catalog.pg_snapshot, -- the transactions before that one, which is the last that wrote this row
     started_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
     updated_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp()
 );
--- Resources that have changed and are not in the log of operations, while the tenant moves, or could go back.
+-- Resources that have changed and that the log of operations does not name, while the tenant moves, or could go back.
 CREATE TABLE IF NOT EXISTS public.move_changes (
     tenant_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
     resource_type pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
@@ -208,32 +209,52 @@ CREATE POLICY simplu_writer ON public.position_merges
     USING ((SELECT pg_catalog.has_table_privilege('public.position_merges'::pg_catalog.regclass, 'INSERT')));
 ALTER TABLE public.position_merges ENABLE ROW LEVEL SECURITY;
 
--- Renames are not in the log of operations. As the owner of the tables, so that a worker's role that may write nothing
--- but the older tables can rename as before; and nobody else can make a trigger of it. The tables are those beside the
--- one of the trigger: an adoption makes all of them in another schema first.
-CREATE OR REPLACE FUNCTION public.simplu_note_rename() RETURNS trigger
+-- What the log does not name, or not any more: a renamed resource by both ids, a resource whose control message writes its
+-- id again, and the resource of an operation whose row of the log another operation replaces. As the owner of the tables,
+-- so that a worker's role that may write nothing but the older tables works as before; and nobody else can make a trigger
+-- of it. The tables are those beside the one of the trigger: an adoption makes all of them in another schema first.
+CREATE OR REPLACE FUNCTION public.simplu_note_change() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    tenant_id text;
+    resource_type text;
+    resource_ids text[];
 BEGIN
+    IF TG_TABLE_NAME = 'operations' THEN
+        tenant_id := OLD.tenant_id;
+        resource_type := OLD.resource_type;
+        resource_ids := ARRAY[OLD.resource_id];
+    ELSE
+        tenant_id := NEW.id;
+        resource_type := NEW."resourceName";
+        resource_ids := ARRAY[OLD."resourceId", NEW."resourceId"];
+    END IF;
     EXECUTE format(
         'INSERT INTO %1$I.move_changes (tenant_id, resource_type, resource_id, changed_at) '
-        'SELECT $1, $2, renamed.id, clock_timestamp() '
-        'FROM (VALUES ($3), ($4)) AS renamed (id) '
-        'WHERE EXISTS (SELECT FROM %1$I.moves WHERE tenant_id = $1 AND step = ''open'') '
+        'SELECT $1, $2, changed.id, clock_timestamp() '
+        'FROM (SELECT DISTINCT id FROM unnest($3) AS named (id)) AS changed '
+        'WHERE EXISTS (SELECT FROM %1$I.moves WHERE tenant_id = $1 AND step IN (''open'', ''undoing'')) '
         'OR EXISTS (SELECT FROM %1$I.arrivals WHERE tenant_id = $1) '
-        'ORDER BY renamed.id '
+        'ORDER BY changed.id '
         'ON CONFLICT (tenant_id, resource_type, resource_id) DO UPDATE SET changed_at = excluded.changed_at',
         TG_TABLE_SCHEMA
     )
-    USING NEW.id, NEW."resourceName", OLD."resourceId", NEW."resourceId";
+    USING tenant_id, resource_type, resource_ids;
     RETURN NULL;
 END
 $$;
-REVOKE ALL ON FUNCTION public.simplu_note_rename() FROM PUBLIC;
-CREATE OR REPLACE TRIGGER simplu_note_rename
+REVOKE ALL ON FUNCTION public.simplu_note_change() FROM PUBLIC;
+CREATE OR REPLACE TRIGGER simplu_note_change
+AFTER UPDATE OF digest ON public.operations
+FOR EACH ROW WHEN (
+    OLD.resource_id IS NOT NULL
+    AND (OLD.resource_type <> NEW.resource_type OR OLD.resource_id IS DISTINCT FROM NEW.resource_id)
+)
+EXECUTE FUNCTION public.simplu_note_change();
+CREATE OR REPLACE TRIGGER simplu_note_change
 AFTER UPDATE OF "resourceId" ON public.resources
-FOR EACH ROW WHEN (OLD."resourceId" <> NEW."resourceId")
-EXECUTE FUNCTION public.simplu_note_rename();
+FOR EACH ROW EXECUTE FUNCTION public.simplu_note_change();
 
 -- RFC 7396, for workers of version 2: as before, but for patches that go deeper than one object within another. Those
 -- are merged as later workers do in their own statement (queries/applying.sql), without a function that calls itself.

@@ -5,10 +5,6 @@
 -- one is at this moment. Ids come from the copy, in ascending order, and from the triggers; each is recorded as copied
 -- in the transaction that copied it. Every transaction locks the adoption's row, so that two adopters share the work.
 
--- name: work_in_utc
--- For this transaction: times without an offset are in UTC.
-SELECT pg_catalog.set_config('TimeZone', 'UTC', true);
-
 -- name: find_old_table
 -- The table `resources` of the schema $1, its columns with their types, and whether this role may rename the table and
 -- make ours.

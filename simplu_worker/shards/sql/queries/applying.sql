@@ -832,9 +832,9 @@ written AS (
     UPDATE public.stream_positions
     SET
         owed_from = $23, owed_since = $24, read_to = $25, held = $26::pg_catalog.text[], parents_done = $27,
-        token = $29::pg_catalog.uuid
+        read_up_to = $28, token = $30::pg_catalog.uuid
     WHERE
-        stream = $21 AND stream_shard_id = $22 AND token = ANY($28::pg_catalog.text[]::pg_catalog.uuid[])
+        stream = $21 AND stream_shard_id = $22 AND token = ANY($29::pg_catalog.text[]::pg_catalog.uuid[])
         AND xmin = (SELECT xmin FROM public.stream_positions WHERE stream = $21 AND stream_shard_id = $22)
     RETURNING 1
 ), confirmed AS MATERIALIZED (
@@ -871,6 +871,21 @@ WITH :batch_columns, :known_tenants, :claimed_tenants, :logged_at_once, :changed
 -- name: fail_operation
 -- Turn the row that this transaction wrote for the operation $2 of the tenant $1 into that of a failure, $3.
 UPDATE public.operations SET status = 'failed', error = $3 WHERE tenant_id = $1 AND request_id = $2;
+
+-- name: are_tables_locked
+-- Whether a table as a whole is locked against batches, or is about to be, for example by ALTER TABLE.
+SELECT EXISTS (
+    SELECT FROM pg_catalog.pg_locks
+    WHERE
+        locktype = 'relation'
+        AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())
+        AND relation IN (
+            'public.tenants'::pg_catalog.regclass::pg_catalog.oid,
+            'public.operations'::pg_catalog.regclass::pg_catalog.oid,
+            'public.resources'::pg_catalog.regclass::pg_catalog.oid
+        )
+        AND mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+);
 
 -- name: find_unstorable
 -- The indexes of the texts that cannot be stored as jsonb. Reads no table; the function catches a text's error.

@@ -30,18 +30,18 @@ SELECT (
     LIMIT 1
 ) AS home;
 
+-- fragment: server_columns
+-- Whether the server takes writes, the encoding of the database, and which backend answers: behind a pooler another one
+-- than at the start of the connection.
+pg_catalog.pg_backend_pid() AS pid,
+pg_catalog.pg_is_in_recovery() AS is_standby,
+:refuses_writes AS is_read_only,
+pg_catalog.current_setting('server_encoding') AS encoding
+
 -- name: inspect_server
--- The identity of the database, whether the server takes writes, and which backend answers: behind a pooler another
--- one than at the start of the connection.
-SELECT
-    (SELECT shard_id FROM public.shard_meta) AS shard_id,
-    pg_catalog.pg_backend_pid() AS pid,
-    pg_catalog.pg_is_in_recovery() AS is_standby,
-    :refuses_writes AS is_read_only;
+-- The same, with the identity of the database.
+SELECT (SELECT shard_id FROM public.shard_meta) AS shard_id, :server_columns;
 
 -- name: inspect_server_without_schema
 -- The same for a database without our schema, and so without an identity, yet.
-SELECT
-    pg_catalog.pg_backend_pid() AS pid,
-    pg_catalog.pg_is_in_recovery() AS is_standby,
-    :refuses_writes AS is_read_only;
+SELECT :server_columns;

@@ -208,6 +208,13 @@ CROSS JOIN LATERAL (
 WHERE tenants.id = $1
 ON CONFLICT (id, "resourceName", "resourceId") DO NOTHING;
 
+-- name: mark_admin
+-- Write the ids of an administrator's resources again, of the types $2: so a shard notes them for a move of the tenant
+-- $1. A trigger on inserts would cost every operation something.
+UPDATE public.resources
+SET "resourceId" = "resourceId"
+WHERE id = $1 AND "resourceName" = ANY($2::pg_catalog.text[]) AND "resourceId" = $3;
+
 -- name: find_staff_type
 -- The resource type of staff for a tenant's business type.
 SELECT business_types.staff_resource_type

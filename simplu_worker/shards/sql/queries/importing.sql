@@ -130,10 +130,6 @@ CROSS JOIN LATERAL (
     OFFSET 0
 ) AS digest;
 
--- name: use_iso_dates
--- For this transaction: times are written as the source writes them.
-SELECT pg_catalog.set_config('TimeZone', 'UTC', true), pg_catalog.set_config('DateStyle', 'ISO, YMD', true);
-
 -- name: activate_incoming
 -- End the hold of the tenant $1, which needs no confirmation: its other homes were looked for.
 UPDATE public.tenants

@@ -30,27 +30,39 @@ received_at, completed_at
 )
 
 -- name: find_operation
--- One operation of one tenant.
-SELECT :logged_operation
-FROM public.operations
-WHERE tenant_id = $1 AND request_id = $2;
-
--- name: find_operation_of_any_tenant
--- The same without the tenant: one lookup by primary key for each tenant of the shard.
-SELECT found.*
+-- The operation $4 of the tenant $3: a row without a request id if there is none, and no row if the tenant does not live
+-- here. With how far the shard has the stream shards $2 of the stream $1, which goes back together with the log.
+SELECT found.*, :positions_document
 FROM public.tenants
-CROSS JOIN LATERAL (
+LEFT JOIN LATERAL (
     SELECT :logged_operation
     FROM public.operations
-    WHERE operations.tenant_id = tenants.id AND operations.request_id = $1
-) AS found;
+    WHERE operations.tenant_id = tenants.id AND operations.request_id = $4
+) AS found ON true
+WHERE tenants.id = $3 AND :lives_here;
+
+-- name: find_operation_of_any_tenant
+-- The operations $3 of all tenants: one lookup by primary key for each tenant of the shard. Also of a tenant that does not
+-- live here: its home has another row, or none. A row without a request id if there is none.
+SELECT found.*, :positions_document
+FROM (VALUES (1)) AS shard (one)
+LEFT JOIN LATERAL (
+    SELECT own.*, :lives_here AS lives_here
+    FROM public.tenants
+    CROSS JOIN LATERAL (
+        SELECT :logged_operation
+        FROM public.operations
+        WHERE operations.tenant_id = tenants.id AND operations.request_id = $3
+    ) AS own
+) AS found ON true;
 
 -- name: find_operations
--- Many operations at once; $1 are their tenants, $2 their request ids.
+-- Many operations at once, of the tenants that live here; $1 are their tenants, $2 their request ids.
 SELECT tenant_id, request_id, status, error, :short_result_text AS result, digest, completed_at
 FROM public.operations
 JOIN unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS wanted (tenant_id, request_id)
-    USING (tenant_id, request_id);
+    USING (tenant_id, request_id)
+WHERE EXISTS (SELECT FROM public.tenants WHERE tenants.id = operations.tenant_id AND :lives_here);
 
 -- name: forget_operations
 -- Delete at most $2 of the rows completed more than $1 seconds ago, oldest first, by the shard's clock, never by the

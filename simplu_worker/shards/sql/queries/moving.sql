@@ -156,14 +156,6 @@ WITH
     )
 SELECT :committing_server FROM committed;
 
--- name: read_one_moment
--- All further statements of the transaction see the shard as of the first one.
-SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY;
-
--- name: write_times_alike
--- Times as text are the same on both servers, whatever their settings are.
-SELECT pg_catalog.set_config('TimeZone', 'UTC', true), pg_catalog.set_config('DateStyle', 'ISO', true);
-
 -- name: read_all_positions_of_shard
 -- Of every stream.
 SELECT stream, stream_shard_id, owed_from, owed_since, parents_done, token::pg_catalog.text AS token
@@ -203,6 +195,7 @@ WITH
 UPDATE public.stream_positions AS known
 SET
     owed_from = sent.owed_from, owed_since = sent.owed_since::pg_catalog.timestamptz, read_to = NULL, held = NULL,
+    read_up_to = NULL,
     parents_done = sent.parents_done::pg_catalog.bool, token = sent.token::pg_catalog.uuid
 FROM sent
 WHERE known.stream = sent.stream AND known.stream_shard_id = sent.stream_shard_id;
@@ -230,7 +223,7 @@ INSERT INTO public.arrivals AS known (tenant_id, source_shard_id, move_token, pr
 VALUES ($1, $2, $3, $4::pg_catalog.text::pg_catalog.jsonb)
 ON CONFLICT (tenant_id) DO UPDATE SET
     source_shard_id = excluded.source_shard_id, move_token = excluded.move_token, progress = excluded.progress,
-    ready_at = NULL, updated_at = pg_catalog.clock_timestamp();
+    ready_at = NULL, ready_snapshot = NULL, updated_at = pg_catalog.clock_timestamp();
 
 -- name: lock_incoming
 -- Begins each other transaction that writes to the target: no other mover has come.
@@ -254,6 +247,7 @@ RETURNING :committing_server;
 UPDATE public.arrivals
 SET
     progress = $3::pg_catalog.text::pg_catalog.jsonb, ready_at = pg_catalog.clock_timestamp(),
+    ready_snapshot = pg_catalog.pg_current_snapshot(),
     updated_at = pg_catalog.clock_timestamp()
 WHERE tenant_id = $1 AND move_token = $2;
 
@@ -304,7 +298,7 @@ DELETE FROM public.arrivals WHERE tenant_id = $1;
 DELETE FROM public.move_changes
 WHERE
     tenant_id = $1
-    AND NOT EXISTS (SELECT FROM public.moves WHERE moves.tenant_id = $1 AND moves.step = 'open')
+    AND NOT EXISTS (SELECT FROM public.moves WHERE moves.tenant_id = $1 AND moves.step IN ('open', 'undoing'))
     AND NOT EXISTS (SELECT FROM public.arrivals WHERE arrivals.tenant_id = $1);
 
 -- name: drop_resources
@@ -460,30 +454,8 @@ LIMIT $5;
 SELECT request_id, completed_at FROM public.operations WHERE tenant_id = $1 AND completed_at >= $2 AND completed_at < $3;
 
 -- name: read_other_changes
--- Resources of $1 that may have changed without a row in the log since $2: renamed ones, and administrators with their
--- roles, which control messages add. Each of these with a version, which changes with the row.
-SELECT resource_type, resource_id, NULL AS version
-FROM public.move_changes
-WHERE tenant_id = $1 AND changed_at >= $2
-UNION ALL
-SELECT
-    made.resource_type, roles."resourceId",
-    CASE WHEN made.resource_type = 'role' THEN roles.xmin::pg_catalog.text
-        ELSE (  -- by key: a join would be free to read all rows of the tenant
-            SELECT staff.xmin::pg_catalog.text
-            FROM public.resources AS staff
-            WHERE
-                staff.id = $1 AND staff."resourceName" = made.resource_type
-                AND staff."resourceId" = roles."resourceId"
-        )
-    END
-FROM public.resources AS roles
-JOIN public.tenants ON tenants.id = roles.id
-JOIN public.business_types ON business_types.name = tenants.business_type
-CROSS JOIN LATERAL (VALUES ('role'), (business_types.staff_resource_type)) AS made (resource_type)
-WHERE
-    roles.id = $1 AND roles."resourceName" = 'role'
-    AND roles.data @> '{"name": "Administrator", "permissions": ["*"]}';
+-- The resources of $1 that have changed since $2 and that the log may not name (`simplu_note_change`).
+SELECT resource_type, resource_id FROM public.move_changes WHERE tenant_id = $1 AND changed_at >= $2;
 
 -- fragment: keys_named
 -- The keys of the resources of $1 with the types $2 and the ids $3. Materialized: the planner does not see that all have
@@ -505,6 +477,25 @@ SELECT
     data::pg_catalog.text AS data, date, "lastUpdated" AS last_updated
 FROM named
 JOIN public.resources ON :are_named;
+
+-- name: find_written_since_ready
+-- Those of the resources named that were written since all rows of the tenant were here, by whomever. `xmin` has 32 bits
+-- of a number of 64, which is the largest one that is not above the newest.
+:keys_named
+SELECT named.resource_type, named.resource_id
+FROM named
+JOIN public.resources ON :are_named
+JOIN public.arrivals ON arrivals.tenant_id = named.tenant_id
+CROSS JOIN (
+    SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text::pg_catalog.int8 - 1 AS number
+) AS newest
+WHERE
+    resources.xmin <> arrivals.xmin
+    AND pg_catalog.pg_visible_in_snapshot(
+        (newest.number - ((newest.number - resources.xmin::pg_catalog.text::pg_catalog.int8) & 4294967295))
+        ::pg_catalog.text::pg_catalog.xid8,
+        arrivals.ready_snapshot
+    ) IS NOT true;
 
 -- name: write_resources
 INSERT INTO public.resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")

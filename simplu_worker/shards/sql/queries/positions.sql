@@ -19,6 +19,21 @@ FROM public.stream_positions
 CROSS JOIN LATERAL pg_catalog.to_jsonb(stream_positions) AS members (document)
 WHERE stream = $1
 
+-- fragment: positions_document
+-- The rows of the stream $1 and its stream shards $2, as JSON by stream shard; null without any.
+(
+    SELECT
+        pg_catalog.jsonb_object_agg(
+            stream_shard_id, pg_catalog.jsonb_strip_nulls(pg_catalog.to_jsonb(stream_positions))
+        )::pg_catalog.text
+    FROM public.stream_positions
+    WHERE stream = $1 AND stream_shard_id = ANY($2::pg_catalog.text[])
+) AS positions
+
+-- name: read_positions_at_home
+-- Those, if the tenant $3 lives here; no row if not.
+SELECT :positions_document FROM public.tenants WHERE tenants.id = $3 AND :lives_here;
+
 -- name: read_positions
 -- The rows of the stream shards $2.
 :stored_positions AND stream_shard_id = ANY($2::pg_catalog.text[]);
@@ -65,26 +80,30 @@ VALUES ($1, $2, 'TRIM_HORIZON', false, $3::pg_catalog.uuid)
 ON CONFLICT (stream, stream_shard_id) DO UPDATE SET token = :fenced_token;
 
 -- name: update_position
--- Set the position if this reader wrote or read the row last: its token is one of $8; otherwise no row is returned.
+-- Set the position if this reader wrote or read the row last: its token is one of $9; otherwise no row is returned.
 -- The row stays locked until the batch has committed: of two readers one waits for the other and then finds another
 -- token.
 UPDATE public.stream_positions
 SET
-    owed_from = $3, owed_since = $4, read_to = $5, held = $6::pg_catalog.text[], parents_done = $7,
-    token = $9::pg_catalog.uuid
-WHERE stream = $1 AND stream_shard_id = $2 AND token = ANY($8::pg_catalog.text[]::pg_catalog.uuid[])
+    owed_from = $3, owed_since = $4, read_to = $5, held = $6::pg_catalog.text[], parents_done = $7, read_up_to = $8,
+    token = $10::pg_catalog.uuid
+WHERE stream = $1 AND stream_shard_id = $2 AND token = ANY($9::pg_catalog.text[]::pg_catalog.uuid[])
 RETURNING stream, stream_shard_id;
 
 -- name: insert_position
--- Make the row unless another reader has made it. Not if a tenant was moved here since the reader found no row: $9 is
+-- Make the row unless another reader has made it. Not if a tenant was moved here since the reader found no row: $10 is
 -- the `move_token` that `read_tenant_arrivals` returned then, or null if a move does not matter.
-INSERT INTO public.stream_positions (stream, stream_shard_id, owed_from, owed_since, read_to, held, parents_done, token)
-SELECT $1, $2, $3, $4::pg_catalog.timestamptz, $5, $6::pg_catalog.text[], $7::boolean, $8::pg_catalog.uuid
+INSERT INTO public.stream_positions (
+    stream, stream_shard_id, owed_from, owed_since, read_to, held, parents_done, read_up_to, token
+)
+SELECT
+    $1, $2, $3, $4::pg_catalog.timestamptz, $5, $6::pg_catalog.text[], $7::boolean, $8::pg_catalog.timestamptz,
+    $9::pg_catalog.uuid
 FROM (
     SELECT :move_token
     FROM public.tenants
 ) AS came
-WHERE $9::pg_catalog.text IS NULL OR came.move_token = $9
+WHERE $10::pg_catalog.text IS NULL OR came.move_token = $10
 ON CONFLICT (stream, stream_shard_id) DO NOTHING;
 
 -- name: has_gap_columns

@@ -7,6 +7,10 @@ pg_catalog.pg_is_in_recovery() OR pg_catalog.current_setting('transaction_read_o
 -- name: is_read_only
 SELECT :refuses_writes;
 
+-- name: take_transaction_id
+-- Take a transaction id, as the first write of a transaction does. A server with none left refuses that (54000).
+SELECT pg_catalog.pg_current_xact_id();
+
 -- name: probe_server
 -- The kind of server, and its clock.
 SELECT

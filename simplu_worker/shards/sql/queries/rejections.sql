@@ -1,8 +1,12 @@
 -- What became of records that are no operations.
 
 -- name: note_rejections
--- Insert or replace a row for each rejected record; each key once. In order of their keys, so that two replicas cannot
--- deadlock here.
+-- Insert or replace a row for each rejected record of a tenant that lives here; each key once. In order of their keys,
+-- so that two replicas cannot deadlock here. Return the tenants. Their share lock makes a mover wait, whose next look
+-- finds the rows.
+WITH own AS MATERIALIZED (
+    SELECT id FROM public.tenants WHERE id = ANY($2::pg_catalog.text[]) AND :takes_notes ORDER BY id FOR SHARE
+)
 INSERT INTO public.rejections AS known (
     tenant_id, request_id, reason, error, dead_letter_queue, source, sequence_number, message_id, rejected_at
 )
@@ -14,33 +18,41 @@ FROM
         $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[],
         $6::pg_catalog.text[], $7::pg_catalog.text[], $8::pg_catalog.text[]
     ) AS rejected (tenant_id, request_id, reason, error, source, sequence_number, message_id)
+JOIN own ON own.id = rejected.tenant_id
 ORDER BY rejected.tenant_id, rejected.request_id
 ON CONFLICT (tenant_id, request_id) DO UPDATE
 SET
     reason = excluded.reason, error = excluded.error, dead_letter_queue = excluded.dead_letter_queue,
     source = excluded.source, sequence_number = excluded.sequence_number, message_id = excluded.message_id,
-    rejected_at = excluded.rejected_at;
+    rejected_at = excluded.rejected_at
+RETURNING known.tenant_id;
 
 -- fragment: rejection
 -- The columns that people see of a rejected record.
 tenant_id, request_id, reason, error, dead_letter_queue, source, sequence_number, message_id, rejected_at
 
 -- name: find_rejections
--- The rejected records of many keys; $1 are their tenants, $2 their request ids.
-SELECT :rejection
-FROM public.rejections
-JOIN unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS wanted (tenant_id, request_id)
-    USING (tenant_id, request_id);
+-- The rejected records of the tenant $1 among the request ids $2: a row without a request id if there is none, and no
+-- row if the tenant does not live here.
+SELECT found.*
+FROM public.tenants
+LEFT JOIN LATERAL (
+    SELECT :rejection
+    FROM public.rejections
+    WHERE rejections.tenant_id = tenants.id AND rejections.request_id = ANY($2::pg_catalog.text[])
+) AS found ON true
+WHERE tenants.id = $1 AND :lives_here;
 
 -- name: find_rejection_of_any_tenant
--- Those of one request id: one lookup by primary key for each tenant of the shard.
+-- Those of one request id: one lookup by primary key for each tenant that lives on the shard.
 SELECT found.*
 FROM public.tenants
 CROSS JOIN LATERAL (
     SELECT :rejection
     FROM public.rejections
     WHERE rejections.tenant_id = tenants.id AND rejections.request_id = $1
-) AS found;
+) AS found
+WHERE :lives_here;
 
 -- name: forget_rejections_of_tenant
 -- Delete at most $2 rows of one tenant.

@@ -46,26 +46,19 @@ SELECT pg_catalog.pg_advisory_xact_lock(:schema_lock);
 -- holding transaction locks no row and keeps no snapshot: no other transaction waits for it, however long it takes.
 SELECT pg_catalog.pg_try_advisory_xact_lock(:schema_lock);
 
--- name: use_read_committed
--- First in the transaction that holds the lock of an upgrade, against another default of the role: building an index
--- CONCURRENTLY waits for every older snapshot.
-SET TRANSACTION ISOLATION LEVEL READ COMMITTED;
-
--- name: lift_idle_timeouts
+-- name: lift_idle_timeout
 -- For the transaction that holds the lock of an upgrade: it lasts as long as the upgrade.
-SELECT pg_catalog.set_config(name, '0', true)
-FROM pg_catalog.pg_settings
-WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout');
+SET LOCAL idle_in_transaction_session_timeout = 0;
 
 -- name: lift_timeouts
 -- Before a statement that runs CONCURRENTLY: it may take hours, and blocks no other session while it waits. Only
--- where the role or the database has such limits: they are the session's, and a pooler shares a server's sessions.
+-- where the session has such limits: a pooler shares it with other clients.
 SELECT pg_catalog.set_config(name, '0', false)
 FROM pg_catalog.pg_settings
 WHERE name IN ('lock_timeout', 'statement_timeout') AND setting <> '0';
 
 -- name: restore_timeouts
--- After `lift_timeouts`; idempotent.
+-- After `lift_timeouts`, as the role or the database has them; idempotent.
 SELECT pg_catalog.set_config(name, reset_val, false)
 FROM pg_catalog.pg_settings
 WHERE name IN ('lock_timeout', 'statement_timeout') AND setting <> reset_val;

@@ -1,5 +1,14 @@
 -- Queries that find and show tenants.
 
+-- fragment: lives_here
+-- Whether a tenant lives on the shard. In the other states another shard has its newest rows, or will have them, whatever
+-- route led here.
+tenants.state IN ('active', 'fenced', 'destroying', 'destroyed')
+
+-- fragment: takes_notes
+-- Whether the rows of a tenant that stand beside the log may change here. In the other states a mover has read them.
+tenants.state IN ('active', 'destroying', 'destroyed')
+
 -- name: find_tenants
 -- The rows of the tenants $1, whatever their state.
 SELECT id, business_id, location_id, business_type, state, moved_to, control_at, created_at
@@ -30,6 +39,7 @@ SELECT id, business_id, location_id, business_type, state, moved_to, created_at 
 SELECT
     tenants.id, business_id, location_id, business_type, state, moved_to, control_at, created_at,
     (SELECT pg_catalog.count(*) FROM public.resources WHERE resources.id = tenants.id) AS resource_count,
-    (SELECT pg_catalog.count(*) FROM public.operations WHERE operations.tenant_id = tenants.id) AS operation_count
+    (SELECT pg_catalog.count(*) FROM public.operations WHERE operations.tenant_id = tenants.id) AS operation_count,
+    :lives_here AS lives_here
 FROM public.tenants
 WHERE tenants.id = $1;

@@ -11,11 +11,15 @@ from simplu_worker.commands.check.findings import CheckFacts, describe_reading, 
 from simplu_worker.config.kinds import Secret
 from simplu_worker.config.misspellings import Misspelling
 from simplu_worker.config.settings import Settings
+from simplu_worker.consumers.kinesis.stream.client import StreamShard
+from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON, HashRange, Position
 from simplu_worker.shards.health.assessment import SchemaCreator
 from simplu_worker.shards.health.server_costs import GB, ServerFacts
 from simplu_worker.shards.schema.schema_check import MESSAGE_FAILURES, REJECTIONS
 
 HOUR = timedelta(hours=1)
+OPEN = StreamShard("a", frozenset(), HashRange(0, 1), "100")
+CLOSED = StreamShard("b", frozenset(), HashRange(0, 1), "100", "200")
 WITHOUT_AUTOVACUUM = ServerFacts(
     max_wal_size=GB,
     shared_buffers=GB,
@@ -133,6 +137,31 @@ def queue_with(*, visibility_s: int = 30, receives: object = 1000, retention_s: 
         (CheckFacts(eviction_policy="allkeys-lru"), {}, ["Redis: maxmemory-policy allkeys-lru, "]),
         (CheckFacts(eviction_policy="volatile-lru"), {}, []),
         (CheckFacts(), {"api_token": None}, ["API_TOKEN: not set"]),
+        (
+            CheckFacts(),
+            {"sqs_shard_creation_queue_url": "https://sqs/control"},
+            ["sources: expected a source of operations, KINESIS_STREAM_NAME or SQS_ORDER_EVENTS_QUEUE_URL or "],
+        ),
+        (CheckFacts(), {"sqs_shard_creation_queue_url": "https://sqs/c", "kinesis_stream_name": "s"}, []),
+        (
+            CheckFacts(stream_shards=[OPEN, CLOSED], checkpoints={"a": Position(99), "b": SHARD_END, "c": Position(1)}),
+            {"kinesis_stream_name": "s"},
+            ["lease table simplu-worker: its position of a is of another stream, which had the name of this one"],
+        ),
+        (
+            CheckFacts(stream_shards=[OPEN, CLOSED], positions={"shard x": {"a": SHARD_END, "b": Position(5)}}),
+            {"kinesis_stream_name": "s"},
+            ["shard x: its position of a and 1 more is of another stream"],
+        ),
+        (
+            CheckFacts(
+                stream_shards=[OPEN, CLOSED],
+                checkpoints={"a": Position(100), "b": SHARD_END},
+                positions={"shard x": {"a": TRIM_HORIZON}},
+            ),
+            {"kinesis_stream_name": "s"},
+            [],
+        ),
         (CheckFacts(), {}, []),
     ],
 )

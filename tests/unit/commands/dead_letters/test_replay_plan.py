@@ -30,6 +30,7 @@ from simplu_worker.commands.dead_letters.replay_plan import (
 )
 from simplu_worker.commands.stream.put_requests import cut_into_puts
 from simplu_worker.consumers.kinesis.stream.client import NewRecord
+from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
 from simplu_worker.dead_letters.letter import BadParts, DeadLetter
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Source
@@ -409,6 +410,25 @@ def test_order_event_is_sent_with_its_request_id(members: dict[str, Any], effect
     assert {name: body[name] for name in EVENT} == {**EVENT, "data": body["data"]}
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [None, "", "yesterday", 7, [], "1999-12-31T00:00:00Z", "2026-01-01T00:00:01Z", "2026-01-01T00:00:00", {"a": None}],
+)
+def test_order_event_is_sent_with_its_own_time_when_its_member_says_nothing(sent: object) -> None:
+    """What the worker does not take for the time of the first message, the replay does not either."""
+    one = letter(EVENT | {"firstSentAt": sent, "deduplicationId": "d-1"}, origin=ORDERS, reason=GIVEN_UP)
+    message = sent_for(one).message
+    assert message is not None
+    later = msgspec.structs.replace(ORDERS, message_id="m-2", arrived_at=ORDERS.arrived_at + timedelta(days=30))
+    first, replayed = (
+        decode_order(body, {}, origin, OrderRules(10_000), deduplication_id=None)
+        for body, origin in ((one.record.decode(), ORDERS), (message.body, later))
+    )
+    assert isinstance(first, Operation)
+    assert isinstance(replayed, Operation)
+    assert (replayed.requested_at, replayed.request_id, replayed.digest) == (FIRST_SENT_AT, "d-1", first.digest)
+
+
 def test_order_event_without_a_tenant_keeps_the_one_that_it_had() -> None:
     """Another default tenant since then changes nothing; one that had none gets the default one."""
     event = {name: value for name, value in EVENT.items() if name not in {"businessId", "locationId"}}
@@ -448,7 +468,7 @@ def test_message_that_is_no_event_is_sent_as_it_is_when_forced(body: bytes) -> N
 def test_message_is_left_when_its_reason_lasts(reason: DeadLetterReason) -> None:
     """Only faults outside the message may be corrected by now; order events are judged by the current rules."""
     for origin, sent in (
-        (CONTROL, {"retries_exhausted", "unknown_tenant"}),
+        (CONTROL, {"retries_exhausted", "unknown_tenant", "internal_error"}),
         (ORDERS, set(DeadLetterReason) - {DeadLetterReason.REQUEST_ID_REUSED}),
     ):
         assert isinstance(plan_resend(letter(EVENT, origin=origin, reason=reason), RULES), Resend) == (reason in sent)

@@ -21,7 +21,7 @@ from simplu_worker.shards.apply.at_once import (
 )
 from simplu_worker.shards.apply.duplicates import InsertedTable
 from simplu_worker.shards.apply.patch_merging import ResourceId, resource_of
-from simplu_worker.shards.postgres.errors import DuplicateKeyError, InvalidDataError, StatementFailedError
+from simplu_worker.shards.postgres.errors import DuplicateKeyError, LockTimeoutError, StatementFailedError
 from simplu_worker.shards.postgres.queries import QUERIES
 
 ROW = TenantRow(*TENANT, business_type="dental", state=TenantState.ACTIVE, created_at=TENANT_MADE_AT)
@@ -121,7 +121,7 @@ def test_memory_keeps_the_newest_rows() -> None:
 @pytest.mark.parametrize(
     ("exc", "is_timeout", "duplicates_in"),
     [
-        (InvalidDataError("bad"), False, None),
+        (LockTimeoutError("locked"), True, None),
         (StatementFailedError("slow", error="e", is_timeout=True), True, None),
         (StatementFailedError("refused", error="e", is_timeout=False), False, None),
         (DuplicateKeyError("there", error="e", table="operations"), False, InsertedTable.LOG),
@@ -131,7 +131,7 @@ def test_memory_keeps_the_newest_rows() -> None:
     ],
 )
 def test_error_has_what_the_steps_are_to_know(
-    exc: InvalidDataError | StatementFailedError, duplicates_in: InsertedTable | None, *, is_timeout: bool
+    exc: LockTimeoutError | StatementFailedError, duplicates_in: InsertedTable | None, *, is_timeout: bool
 ) -> None:
     """Which form of insert the steps use, and how long each of them may take."""
     error = unusual_error(exc)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.positions.claims import UNCERTAIN_ATTEMPTS_MAX, attempt_claim, timed_token
-from simplu_worker.shards.postgres.errors import InvalidDataError, LostRaceError, RolledBackError, StatementFailedError
+from simplu_worker.shards.postgres.errors import LostRaceError, RolledBackError, StatementFailedError
 from simplu_worker.shards.types import (
     PositionChangedError,
     PositionClaim,
@@ -25,7 +25,6 @@ from simplu_worker.shards.types import (
 ROLLED_BACK = [
     PositionChangedError("it is another's"),
     LostRaceError("a deadlock"),
-    InvalidDataError("no jsonb"),
     RolledBackError("patches are to be merged in another way"),
     StatementFailedError("a trigger", error="RaiseError (P0001)", is_timeout=False),
 ]

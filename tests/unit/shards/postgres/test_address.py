@@ -330,3 +330,46 @@ def test_address_takes_the_words_of_the_libraries() -> None:
     assert set(OPTION_VALUES["sslmode"]) == {
         mode.name.replace("_", "-") for mode in import_module("asyncpg.connect_utils").SSLMode
     }
+
+
+@pytest.mark.parametrize(
+    ("string", "user", "driver_string"),
+    [
+        (
+            "postgresql://worker@a.internal/shard?auth=rds-iam",
+            "worker",
+            "postgresql://worker@a.internal/shard?sslmode=require",
+        ),
+        (
+            "postgresql://work%40er:@a:1,b:2/shard?application_name=x+y&auth=rds-iam&sslmode=verify-full",
+            "work@er",
+            "postgresql://work%40er:@a:1,b:2/shard?sslmode=verify-full&application_name=x+y",
+        ),
+        ("postgresql://worker:pw@a.internal/shard?sslmode=prefer", None, None),
+        ("postgresql://a.internal/shard", None, None),
+    ],
+)
+def test_string_for_the_driver_has_no_option_of_ours_and_encrypts_with_iam(
+    string: str, user: str | None, driver_string: str | None
+) -> None:
+    """No token is sent in clear text; a string without IAM stays as it is."""
+    one = address(string).validate(())
+    assert (one.rds_user, one.driver_string) == (user, driver_string or string)
+
+
+@pytest.mark.parametrize(
+    ("string", "problem"),
+    [
+        ("postgresql://worker@a/shard?auth=iam", "option auth: expected one of rds-iam"),
+        (f"postgresql://worker:{SECRET}@a/shard?auth=rds-iam", "expected a user without a password and a passfile"),
+        ("postgresql://worker@a/shard?auth=rds-iam&passfile=/p", "expected a user without a password and a passfile"),
+        ("postgresql://a/shard?auth=rds-iam", "expected a user without a password and a passfile"),
+        ("postgresql://worker@a/shard?auth=rds-iam&sslmode=prefer", "expected the sslmode require, verify-ca,"),
+        ("postgresql://worker@a/shard?auth=rds-iam&auth=rds-iam", "option auth: expected it once"),
+    ],
+)
+def test_address_is_refused_when_iam_cannot_be(string: str, problem: str) -> None:
+    """The error says what was expected, without a secret."""
+    with pytest.raises(PermanentError, match=problem) as raised:
+        address(string).validate(())
+    assert SECRET not in str(raised.value)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.shards.postgres.sqlstate import ErrorMeaning, is_no_answer, meaning_of
+from simplu_worker.shards.postgres.sqlstate import ErrorMeaning, Raiser, is_no_answer, meaning_of, raiser_of
 
 
 @pytest.mark.parametrize(
@@ -67,14 +67,48 @@ def test_no_code_of_server_disk_or_network_is_taken_for_a_fault_of_an_operation(
     of_operations = {code for code in codes if meaning_of(code) in {ErrorMeaning.DATA, ErrorMeaning.STATEMENT}}
 
     assert len(codes) > 200
-    expected = re.compile("09|2[0-37F]|3[89]|44|54|P0|57014|XX000")
+    expected = re.compile("0[0-29]|2[0-37F]|3[89]|44|54|P0|57014|XX000")
     assert {code for code in of_operations if not expected.match(code)} == set()
 
 
-@given(st.text(max_size=6))
-def test_any_code_has_a_meaning(code: str) -> None:
+@given(st.text(max_size=6), st.sampled_from(Raiser))
+def test_any_code_has_a_meaning(code: str, raiser: Raiser) -> None:
     """A future server's too."""
-    assert isinstance(meaning_of(code), ErrorMeaning)
+    assert isinstance(meaning_of(code, raiser), ErrorMeaning)
+
+
+@pytest.mark.parametrize(
+    ("code", "in_routine", "raised"),
+    [
+        ("22P02", ErrorMeaning.DATA, ErrorMeaning.DATA),  # whether the value alone is refused too is to be asked
+        ("42501", ErrorMeaning.STATEMENT, ErrorMeaning.STATEMENT),  # the owner's trigger has no right on its own table
+        ("42883", ErrorMeaning.STATEMENT, ErrorMeaning.STATEMENT),  # the owner's trigger calls a function of no schema
+        ("0A000", ErrorMeaning.STATEMENT, ErrorMeaning.STATEMENT),
+        ("26000", ErrorMeaning.STATEMENT, ErrorMeaning.STATEMENT),
+        ("08001", ErrorMeaning.STATEMENT, ErrorMeaning.STATEMENT),  # dblink or postgres_fdw
+        ("ZZ999", ErrorMeaning.STATEMENT, ErrorMeaning.STATEMENT),
+        ("40P01", ErrorMeaning.TRY_AGAIN, ErrorMeaning.STATEMENT),
+        ("55P03", ErrorMeaning.TRY_AGAIN, ErrorMeaning.STATEMENT),
+        ("25006", ErrorMeaning.UNAVAILABLE, ErrorMeaning.STATEMENT),
+        ("53100", ErrorMeaning.UNAVAILABLE, ErrorMeaning.STATEMENT),
+        ("57P01", ErrorMeaning.UNAVAILABLE, ErrorMeaning.STATEMENT),
+        ("XX001", ErrorMeaning.BROKEN, ErrorMeaning.STATEMENT),
+    ],
+)
+def test_error_within_a_function_is_about_the_row_unless_the_server_has_it(
+    code: str, in_routine: ErrorMeaning, raised: ErrorMeaning
+) -> None:
+    """All functions that run in a batch are the owner's; one may raise any code."""
+    assert meaning_of(code, Raiser.ROUTINE) is in_routine
+    assert meaning_of(code, Raiser.RAISE) is raised
+
+
+def test_raiser_is_known_by_context_and_by_the_function_of_the_server() -> None:
+    """Not by texts, which a server translates."""
+    assert raiser_of(None, "ExecConstraints") is Raiser.SERVER
+    assert raiser_of("", None) is Raiser.SERVER
+    assert raiser_of("PL/pgSQL-Funktion f() Zeile 1 bei PERFORM", "ParseFuncOrColumn") is Raiser.ROUTINE
+    assert raiser_of("PL/pgSQL function f() line 1 at RAISE", "exec_stmt_raise") is Raiser.RAISE
 
 
 @pytest.mark.parametrize(

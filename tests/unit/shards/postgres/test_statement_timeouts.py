@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts, StatementBudget
+from simplu_worker.shards.postgres.statement_timeouts import Isolation, ShardTimeouts, StatementBudget
 
 
 @pytest.mark.parametrize(
     ("budget", "statement_ms", "lock_ms"),
     [
         (StatementBudget.USUAL, 25_000, 5_000),
-        (StatementBudget.BATCH, 10_000, 5_000),
-        (StatementBudget.PART, 2_000, 1_000),
+        (StatementBudget.BATCH, 10_000, 300),
+        (StatementBudget.PART, 2_000, 100),
+        (StatementBudget.PATIENT_BATCH, 10_000, 5_000),
+        (StatementBudget.PAUSE, 25_000, 300),
         (StatementBudget.SEARCH, 3_000, 1_500),
         (StatementBudget.KEY_RANGE, 25_000, 5_000),
     ],
@@ -30,7 +32,33 @@ def test_only_what_reads_by_an_index_has_its_plans(budget: StatementBudget) -> N
     """A batch keeps its plans, which are by an index too."""
     begin = ShardTimeouts().begin(budget)
     is_by_index = budget in {StatementBudget.SEARCH, StatementBudget.KEY_RANGE}
-    is_of_batch = budget in {StatementBudget.BATCH, StatementBudget.PART}
+    is_of_batch = budget in {StatementBudget.BATCH, StatementBudget.PART, StatementBudget.PATIENT_BATCH}
     assert ("enable_seqscan = off" in begin, "force_custom_plan" in begin) == (is_by_index or is_of_batch, is_by_index)
     assert ("READ ONLY" in begin) == (budget is StatementBudget.SEARCH)
     assert ("enable_sort = off" in begin) == (budget is StatementBudget.KEY_RANGE)
+
+
+@pytest.mark.parametrize("isolation", Isolation)
+def test_transaction_begins_with_its_isolation_then_the_settings_of_its_session(isolation: Isolation) -> None:
+    """What a budget sets comes last, and has the last word."""
+    begin = ShardTimeouts().begin(StatementBudget.KEY_RANGE, isolation, settings="SET LOCAL jit = off;\n")
+    assert begin.startswith(f"BEGIN ISOLATION LEVEL {isolation};\nSET LOCAL jit = off;\nSET LOCAL lock_timeout = 5000;")
+
+
+@pytest.mark.parametrize(("version", "is_known"), [(14, False), (16, False), (17, True), (18, True)])
+def test_settings_are_those_that_the_server_knows(version: int, is_known: bool) -> None:  # noqa: FBT001
+    """A server refuses all statements that begin a transaction when it does not know one of the settings."""
+    settings = ShardTimeouts().settings(version, is_own_session=False)
+    assert ("SET LOCAL transaction_timeout = 0;" in settings) is is_known
+    assert all(line.startswith("SET LOCAL ") for line in settings.splitlines())
+
+
+def test_session_of_its_own_has_what_statements_outside_transactions_need() -> None:
+    """Their timeouts and their isolation, too."""
+    lines = ShardTimeouts().settings(18, is_own_session=True).splitlines()
+    assert {
+        "SET default_transaction_isolation = 'READ COMMITTED';",
+        "SET lock_timeout = 5000;",
+        "SET statement_timeout = 25000;",
+    } <= {*lines}
+    assert not any("LOCAL" in line for line in lines)

@@ -207,3 +207,21 @@ def test_records_of_one_instant_share_it() -> None:
     first, second = (one.origin.arrived_at for _, _, one in decoder().decode(records))
     assert arrivals[0] is not arrivals[1]
     assert first is second
+
+
+class Poison(bytes):
+    """Bytes at which the worker's own code fails."""
+
+    def __len__(self) -> int:
+        raise ZeroDivisionError
+
+
+def test_record_at_which_the_decoder_fails_alone_is_rejected_and_the_others_are_operations() -> None:
+    """One record with a defect neither ends its reader nor takes its neighbours with it."""
+    records = [record(number, data(f"r{number}")) for number in range(1, 6)]
+    records[2] = record(3, Poison(data("r3")))
+
+    decoded = [one for _, _, one in decoder().decode(records)]
+
+    kinds = [one.reason if isinstance(one, RejectedRecord) else one.resource_id for one in decoded]
+    assert kinds == ["r1", "r2", DeadLetterReason.INTERNAL_ERROR, "r4", "r5"]

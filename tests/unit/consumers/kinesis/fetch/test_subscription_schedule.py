@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from simplu_worker.consumers.kinesis.fetch.subscription_schedule import (
     CALL_INTERVAL_S,
+    POLL_AFTER_S,
     REFUSED_PAUSE_S,
     RENEW_AFTER_S,
     RETRY_MAX_S,
@@ -27,6 +28,16 @@ def test_first_call_is_due_at_once_and_the_renewal_before_five_minutes() -> None
     assert not schedule.is_renewal_due(NOW + RENEW_AFTER_S - 0.1)
     assert schedule.is_renewal_due(NOW + RENEW_AFTER_S)
     assert RENEW_AFTER_S + CALL_INTERVAL_S < 300
+
+
+def test_poll_is_due_after_a_minute_without_records() -> None:
+    """Whatever becomes of the subscription: it may end and be renewed all the time."""
+    schedule = SubscriptionSchedule()
+    schedule.note_accepted(NOW)
+    schedule.note_accepted(NOW + 10)
+    assert schedule.poll_at == NOW + POLL_AFTER_S
+    schedule.note_polled(NOW + 20)
+    assert schedule.poll_at == NOW + 20 + POLL_AFTER_S
 
 
 def test_renewal_that_failed_is_tried_again_before_the_end() -> None:

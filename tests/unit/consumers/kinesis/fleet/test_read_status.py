@@ -1,19 +1,23 @@
-"""How far a stream is read for a tenant, by the rows of the lease table."""
+"""How far a stream is read for a tenant, by the rows of the lease table and of its shard."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
+from msgspec import structs
 
-from simplu_worker.consumers.kinesis.fleet.read_status import ReadStatus, read_status
+from simplu_worker.consumers.kinesis.fleet.read_status import read_status
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
 from simplu_worker.consumers.kinesis.leases.shard_tree import HASH_KEY_LAST
-from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, HashRange, Position
+from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON, HashRange, Position
+from simplu_worker.shards.types import StreamPosition
 
 EARLY, LATE = datetime(2026, 1, 1, 8, tzinfo=UTC), datetime(2026, 1, 1, 9, tzinfo=UTC)
 HELD = TenantSet(["held-main"]).encode()
+OTHER = tuple(TenantSet(["other-main"]).encode())
 LOW, HIGH = HashRange(0, 9), HashRange(10, HASH_KEY_LAST)
 ROWS = {
     "early": Lease("early", Position(1), hash_range=LOW, read_up_to=EARLY),
@@ -29,30 +33,102 @@ ROWS = {
         "unreadable", Position(1), hash_range=LOW, ahead=ReadAhead(Position(9), frozenset({"slots:?"})), read_up_to=LATE
     ),
 }
+CHILD = Lease(
+    "child",
+    Position(5, 3),
+    parents=frozenset({"parent"}),
+    hash_range=HashRange(0, HASH_KEY_LAST),
+    read_up_to=LATE,
+)
+
+
+def shard_with(rows: str, **changes: Any) -> dict[str, StreamPosition]:
+    """Return the rows of a shard that has everything up to the leases' positions."""
+    return {name: StreamPosition("9/0", parents_done=True, **changes) for name in rows.split()}
 
 
 @pytest.mark.parametrize(
-    ("rows", "tenant_id", "expected"),
+    ("rows", "tenant_id", "expected", "held_in"),
     [
-        ("", "other-main", ReadStatus(None)),
-        ("done", "other-main", ReadStatus(None)),
-        ("late early", "other-main", ReadStatus(EARLY)),
-        ("low high", "other-main", ReadStatus(LATE)),
-        ("low", "other-main", ReadStatus(None)),
-        ("low ended", "other-main", ReadStatus(None)),
-        ("low done", "other-main", ReadStatus(None)),
-        ("late kcl", "other-main", ReadStatus(None)),
-        ("late early", None, ReadStatus(EARLY)),
-        ("late new", "other-main", ReadStatus(None)),
-        ("late done", "other-main", ReadStatus(LATE)),
-        ("late holding", "other-main", ReadStatus(LATE)),
-        ("late holding", "held-main", ReadStatus(None, ("holding",))),
-        ("late holding", None, ReadStatus(None, ("holding",))),
-        ("late ended", "other-main", ReadStatus(LATE)),
-        ("late ended", "held-main", ReadStatus(None, ("ended",))),
-        ("late unreadable", "other-main", ReadStatus(None, ("unreadable",))),
+        ("", "other-main", None, ()),
+        ("done", "other-main", None, ()),
+        ("late early", "other-main", EARLY, ()),
+        ("low high", "other-main", LATE, ()),
+        ("low", "other-main", None, ()),
+        ("low ended", "other-main", None, ()),
+        ("low done", "other-main", None, ()),
+        ("late kcl", "other-main", None, ()),
+        ("late early", None, EARLY, ()),
+        ("late new", "other-main", None, ()),
+        ("late done", "other-main", LATE, ()),
+        ("late holding", "other-main", LATE, ()),
+        ("late holding", "held-main", None, ("holding",)),
+        ("late holding", None, None, ("holding",)),
+        ("late ended", "other-main", LATE, ()),
+        ("late ended", "held-main", None, ("ended",)),
+        ("late unreadable", "other-main", None, ("unreadable",)),
     ],
 )
-def test_stream_is_read_as_far_as_its_last_stream_shard(rows: str, tenant_id: str | None, expected: ReadStatus) -> None:
+def test_stream_is_read_as_far_as_its_last_stream_shard(
+    rows: str, tenant_id: str | None, expected: datetime | None, held_in: tuple[str, ...]
+) -> None:
     """Unknown by a row without a time or a range, or no row; one read to its end constrains its pending tenants."""
-    assert read_status([ROWS[name] for name in rows.split()], tenant_id) == expected
+    status = read_status([ROWS[name] for name in rows.split()], tenant_id)
+    assert (status.up_to([shard_with(rows)]), status.held_in) == (expected, held_in)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (StreamPosition("5/3", parents_done=True), LATE),
+        (StreamPosition("6/-1", parents_done=True), LATE),
+        (StreamPosition("SHARD_END", parents_done=True), LATE),
+        (StreamPosition("5/2", parents_done=True, read_up_to=EARLY), EARLY),
+        (StreamPosition("4/9", parents_done=True), None),
+        (StreamPosition("TRIM_HORIZON", parents_done=True), None),
+        (StreamPosition("1/0", read_to="5/3", held=tuple(HELD), parents_done=True), LATE),
+        (StreamPosition("1/0", read_to="5/2", held=tuple(HELD), parents_done=True, read_up_to=EARLY), EARLY),
+        (StreamPosition("1/0", read_to="9/0", held=OTHER, parents_done=True, read_up_to=EARLY), None),
+        (StreamPosition("5/3"), None),
+        (None, None),
+    ],
+)
+def test_shard_has_what_the_stream_has_where_its_row_reaches_the_lease(
+    row: StreamPosition | None, expected: datetime | None
+) -> None:
+    """Else up to the time in its row, which goes back with its log; unknown where the row does not speak of all."""
+    lease = structs.replace(CHILD, read_up_to=LATE)
+    rows = {} if row is None else {"child": row}
+    assert read_status([lease], "other-main").up_to([rows]) == expected
+    assert read_status([lease], "other-main").up_to([{"child": StreamPosition("9/0", parents_done=True)}, rows]) == (
+        expected
+    )
+
+
+@pytest.mark.parametrize(
+    ("parent", "expected"),
+    [
+        (StreamPosition("SHARD_END"), LATE),
+        (StreamPosition("2/0", read_to="SHARD_END", held=tuple(HELD)), LATE),
+        (StreamPosition("2/0", read_to="SHARD_END", held=OTHER), None),
+        (StreamPosition("2/0", read_to="7/0", held=tuple(HELD)), None),
+        (StreamPosition("2/0"), None),
+        (None, None),
+    ],
+)
+def test_shard_has_what_the_stream_has_once_it_has_all_of_the_parents(
+    parent: StreamPosition | None, expected: datetime | None
+) -> None:
+    """By the parent's row, until the child's own row says so."""
+    rows = {"child": StreamPosition("5/3")} | ({} if parent is None else {"parent": parent})
+    status = read_status([CHILD], "other-main")
+    assert status.stream_shard_ids == ("child", "parent")
+    assert status.up_to([rows]) == expected
+
+
+def test_time_in_the_row_counts_where_the_lease_has_none() -> None:
+    """A lease cannot note a position between two records; nothing is lost of a stream shard without any settled one."""
+    row = StreamPosition("9/0", parents_done=True, read_up_to=EARLY)
+    assert read_status([structs.replace(CHILD, read_up_to=None)], "t").up_to([{"child": row}]) == EARLY
+    fresh = structs.replace(CHILD, checkpoint=TRIM_HORIZON)
+    assert read_status([fresh], "t").up_to([{"child": StreamPosition("TRIM_HORIZON", parents_done=True)}]) == LATE

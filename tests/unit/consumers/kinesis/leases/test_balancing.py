@@ -231,3 +231,28 @@ def test_steal_is_from_the_last_by_name_of_the_fullest_and_never_what_is_held() 
     assert takes(seen([BAR] * 3 + [BAZ] * 3)) == ["003"]
     wanted = plan_takes(seen([BAZ] * 4), held=["000"], now=NOW, lease_duration_s=DURATION_S, me=ME, draw=0.0)
     assert [lease.lease_key for lease in wanted] == ["001"]
+
+
+def test_lease_to_be_released_is_taken_beyond_the_share() -> None:
+    """Its owner renews it, and this replica has its share already; the owner itself does not take it."""
+    observations = seen([ME, ME, BAR, BAR])
+    asked = observations["002"]
+    lease = replace(asked.lease, release_of=BAR)
+    observations["002"] = Observation(lease, asked.unchanged_since)
+    assert takes(observations) == ["002"]
+    assert takes(observations, me=BAR) == []
+
+    observations["002"] = Observation(replace(lease, owner=BAZ), asked.unchanged_since)  # asked was an owner before
+    assert takes(observations) == []
+
+
+def test_lease_that_was_released_is_not_stolen_back() -> None:
+    """By whom it was released; another lease of the same owner is. An expired one is nobody's."""
+    observations = seen([BAR, BAR])
+    for key in observations:
+        one = observations[key]
+        observations[key] = Observation(replace(one.lease, released_by=ME), one.unchanged_since)
+    assert takes(observations) == []
+    assert takes(observations | seen([BAR], first=2), draw=0.0) == ["002"]
+    assert takes(observations, me=BAZ) == ["000"]
+    assert takes({key: replace(one, unchanged_since=EXPIRED) for key, one in observations.items()}) == ["000", "001"]

@@ -93,6 +93,17 @@ def test_replicas_that_see_the_same_take_from_different_owners() -> None:
     assert moved(observations, me="new", draw=0.99)[0].startswith("baz")
 
 
+def test_lease_that_was_released_is_not_taken_back() -> None:
+    """By whom it was released: another one moves, if any."""
+    observations = fleet(big=[50, 20], me=[10])
+    key = next(iter(observations))
+    one = observations[key]
+    assert moved(observations) == ["big-001"]
+    one = observations["big-001"]
+    observations["big-001"] = Observation(replace(one.lease, released_by=ME), one.unchanged_since)
+    assert moved(observations) == ["big-000"]
+
+
 @pytest.mark.parametrize("metered_by", [None, "elsewhere"])
 def test_counts_decide_beside_an_owner_that_does_not_measure(metered_by: str | None) -> None:
     """A KCL 2.x, or an earlier version of this worker: with two rules in a fleet leases would move for ever."""

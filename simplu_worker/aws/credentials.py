@@ -1,0 +1,161 @@
+"""Ask the sources of AWS credentials, for as long as it takes until one has some.
+
+botocore's chain is asked once, when the first client is made, and what it finds then is kept: nothing, too. Here it is
+asked when a request is to be signed, and asked again when it had nothing, when it failed, and after AWS refused what it
+had. What was found refreshes itself, by botocore's rules. However a source fails, the request that waits gets a
+`CredentialRetrievalError`, which is transient, and `problem` names the cause.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import structlog
+from aiobotocore.credentials import AioCredentialResolver, AioProcessProvider
+from aiobotocore.session import AioSession
+from botocore.credentials import ReadOnlyCredentials
+from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError
+
+from simplu_worker.aws.clock_skew import clock_problem
+from simplu_worker.timing.clock import loop_time, utc_now
+
+ANSWER_KEPT_S: Final = 1.0  # a refreshed one too: however short-lived credentials are, no request asks for itself alone
+ASK_MAX_S: Final = 20.0  # longer than botocore tries an agent of a container: three times, for two seconds each
+CAUSE_MAX_LENGTH: Final = 300
+NOTHING_FOUND: Final = (
+    "no source has any: expected them in the environment, a profile, a web identity, or the role of a container or "
+    "an instance"
+)
+
+log = structlog.get_logger(__name__)
+
+
+class CredentialSource:
+    """The credentials of all clients; to botocore both its chain and what the chain found.
+
+    *new_chain* makes a chain that has read nothing yet, for a region. *problem* is why there are no credentials, None
+    while there are some, or nothing has asked yet.
+    """
+
+    def __init__(
+        self, new_chain: Callable[[str | None], AioCredentialResolver], *, ask_max_s: float = ASK_MAX_S
+    ) -> None:
+        self.problem: str | None = None
+        self.region: str | None = None  # of the last client; STS is asked there
+        self._new_chain = new_chain
+        self._ask_max_s = ask_max_s
+        self._found: Any = None
+        self._frozen: ReadOnlyCredentials | None = None
+        self._answered_at: float | None = None
+        self._asking: asyncio.Event | None = None
+
+    def __repr__(self) -> str:
+        return f"<CredentialSource {self.method}: {self.problem or 'ok'}>"
+
+    @property
+    def method(self) -> str:
+        """The source, as botocore names it."""
+        return "unknown" if self._found is None else str(self._found.method)
+
+    async def load_credentials(self) -> CredentialSource:
+        """Return itself, at once: a client can be made before there are credentials."""
+        return self
+
+    def get_deferred_property(self, _name: str) -> Callable[[], Awaitable[str | None]]:
+        """Return what gives the account, the only property that botocore asks for in this way."""
+        return self.get_account_id
+
+    async def get_account_id(self) -> str | None:
+        """Return the account, where the source tells it. Raises CredentialRetrievalError."""
+        account_id: str | None = (await self.get_frozen_credentials()).account_id
+        return account_id
+
+    async def get_frozen_credentials(self) -> ReadOnlyCredentials:
+        """Return the credentials to sign with. Raises CredentialRetrievalError.
+
+        Requests at the same time wait for one answer, and share it, an error too.
+        """
+        while not self._is_answered() and self._asking is not None:
+            await self._asking.wait()
+        if not self._is_answered():
+            self._asking = asyncio.Event()
+            try:
+                await self._ask()
+            finally:  # cancelled, too: the next one in the line asks
+                self._asking.set()
+                self._asking = None
+        if self._frozen is None:
+            raise CredentialRetrievalError(provider=self.method, error_msg=self.problem)
+        return self._frozen
+
+    def forget(self) -> None:
+        """Ask all sources again before the next request: AWS refused the credentials."""
+        self._found = self._frozen = self._answered_at = None
+
+    def _is_answered(self) -> bool:
+        # The clock of another event loop may be behind.
+        return self._answered_at is not None and 0 <= loop_time() - self._answered_at < ANSWER_KEPT_S
+
+    async def _ask(self) -> None:
+        try:
+            async with asyncio.timeout(self._ask_max_s):
+                if self._found is None:
+                    self._found = await self._new_chain(self.region).load_credentials()
+                found = None if self._found is None else await self._found.get_frozen_credentials()
+        except Exception as exc:  # noqa: BLE001 - sources are files, programs and servers, and botocore parses them
+            self._note(None, describe(exc))
+        else:
+            self._note(found, None if found is not None else NOTHING_FOUND)
+
+    def _note(self, frozen: ReadOnlyCredentials | None, problem: str | None) -> None:
+        if problem is not None and problem != self.problem:
+            log.warning("credentials.unavailable", source=self.method, error=problem)
+        if problem is None and self.problem is not None:
+            log.info("credentials.available", source=self.method)
+        self._frozen, self.problem, self._answered_at = frozen, problem, loop_time()
+
+
+def end_programs_in_time(chain: AioCredentialResolver, session: AioSession) -> None:
+    """Have *chain* kill a `credential_process` that nobody waits for any longer; botocore would let it run for ever."""
+    method = AioProcessProvider.METHOD
+    profile_name = session.get_config_variable("profile") or "default"
+    chain.insert_after(method, AioProcessProvider(profile_name, lambda: session.full_config, popen=_start_program))
+    chain.remove(method)  # the first one, which is botocore's
+
+
+async def _start_program(*arguments: str, **options: Any) -> _Program:
+    return _Program(await asyncio.create_subprocess_exec(*arguments, **options))
+
+
+class _Program:
+    """A running program, with the members that botocore uses."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.returncode
+
+    async def communicate(self) -> tuple[bytes, bytes]:
+        try:
+            return await self._process.communicate()
+        finally:
+            if self._process.returncode is None:
+                self._process.kill()
+
+
+def describe(exc: Exception) -> str:
+    """Return why a source gave no credentials, without what it answered instead."""
+    if isinstance(exc, TimeoutError):
+        return "no answer in time"
+    if isinstance(exc, OSError):
+        return f"{exc.filename}: {exc.strerror}" if exc.filename else exc.strerror or type(exc).__name__
+    if isinstance(exc, ClientError) and (problem := clock_problem(exc.response, now=utc_now())) is not None:
+        return f"{problem}; {exc.operation_name}"
+    # botocore's own: that a token may not contain a line break, that new credentials are expired already.
+    if isinstance(exc, BotoCoreError | ClientError) or type(exc) in {ValueError, RuntimeError}:
+        return " ".join(str(exc).split())[:CAUSE_MAX_LENGTH]
+    return f"expected credentials of AWS, got something else ({type(exc).__name__})"

@@ -1,0 +1,1 @@
+"""The files of a connection: which ones asyncpg opens, and whether it may."""

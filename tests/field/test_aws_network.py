@@ -1,0 +1,118 @@
+"""The way to AWS: authorities of one's own, proxies, and a clock that is wrong. STS is reached the same way."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from aiohttp import web
+from support.field.identities import Health, Identities, WebIdentity
+from support.field.proxy import Proxy
+from support.network.tls_front import TlsFront
+
+from simplu_worker.aws import clients
+from simplu_worker.aws.clients import open_client, translate_errors
+from simplu_worker.aws.credentials import CredentialSource
+from simplu_worker.errors import PermanentError, RetryableError
+
+REGION = "eu-west-1"
+CALLS = {"kinesis": "list_streams", "dynamodb": "list_tables", "sqs": "list_queues"}
+
+
+@pytest_asyncio.fixture
+async def identities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Identities]:
+    """Run the services; the environment has a web identity, and keys that the services accept."""
+    async with Identities(tmp_path).running() as running:
+        running.life_s = 3600.0
+        source = WebIdentity(running)
+        source.make(Health.WELL)
+        keys = running.issue()
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", keys["AccessKeyId"])
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", keys["SecretAccessKey"])
+        for name, value in source.env().items():
+            monkeypatch.setenv(name, value)
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        clients.credential_source().forget()
+        yield running
+        clients.credential_source().forget()
+
+
+async def call_all(url: str) -> None:
+    """Call each service at *url*, and STS for the web identity. Raises our errors."""
+    for service, method in CALLS.items():
+        async with open_client(service, region=REGION, endpoint_url=f"{url}/kinesis") as client:
+            with translate_errors():
+                await getattr(client, method)()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL_STS", url)
+        patch.delenv("AWS_ACCESS_KEY_ID")
+        with translate_errors():
+            await CredentialSource(clients._new_chain).get_frozen_credentials()
+
+
+async def test_authorities_of_ca_bundle_are_trusted_and_no_others(
+    identities: Identities, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By all clients, STS's too; without the variable the cause is named."""
+    async with TlsFront(identities.url, tmp_path) as front:
+        url = f"https://localhost:{front.port}"
+        with pytest.raises(RetryableError, match="TLS: self-signed certificate"):
+            await call_all(url)
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "localhost.crt"))
+        await call_all(url)
+    assert len(identities.accepted) == len(CALLS)
+
+
+async def test_proxies_are_used_but_for_the_hosts_of_no_proxy(
+    identities: Identities, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By all clients, STS's too: a request in plain text is forwarded, one over TLS goes through a tunnel."""
+    proxy = Proxy()
+    async with proxy.running() as proxy_url, TlsFront(identities.url, tmp_path) as front:
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "localhost.crt"))
+        monkeypatch.setenv("HTTP_PROXY", proxy_url)
+        monkeypatch.setenv("HTTPS_PROXY", proxy_url)
+        tls_url, plain_host = f"https://localhost:{front.port}", identities.url.removeprefix("http://")
+        await call_all(identities.url)
+        await call_all(tls_url)
+        plain, tunnel = ("POST", plain_host), ("CONNECT", f"localhost:{front.port}")
+        count = len(CALLS) + 1
+        assert proxy.asked == [plain] * count + [tunnel] * count
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        await call_all(identities.url)
+        await call_all(tls_url)
+        assert len(proxy.asked) == 2 * count
+
+
+@pytest.mark.parametrize("code", ["InvalidSignatureException", "RequestTimeTooSkewed", "SignatureDoesNotMatch"])
+@pytest.mark.parametrize(("skew", "side"), [(timedelta(minutes=10), "behind"), (timedelta(minutes=-10), "ahead of")])
+async def test_wrong_clock_is_named_and_tried_again(
+    code: str, skew: timedelta, side: str, identities: Identities
+) -> None:
+    """AWS refuses each signature until the clock is right; its answers have its own time."""
+
+    async def refuse(_: web.Request) -> web.Response:
+        date = format_datetime(datetime.now(UTC) + skew, usegmt=True)
+        return web.json_response({"__type": code, "message": "Signature expired"}, status=400, headers={"Date": date})
+
+    application = web.Application()
+    application.router.add_post("/", refuse)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        async with open_client("kinesis", region=REGION, endpoint_url=url) as client:
+            error = rf"the clock of this machine is (599|600|601) s {side} that of AWS: set it; ListStreams: {code}"
+            with pytest.raises(RetryableError, match=error), translate_errors():
+                await client.list_streams()
+            skew *= 0  # the clock is right: the key must be wrong
+            with pytest.raises(PermanentError, match=f"^An error|ListStreams: {code}"), translate_errors():
+                await client.list_streams()
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,108 @@
+"""Every source of AWS credentials: there late, ending every two seconds, away, and answering garbage."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.exceptions import CredentialRetrievalError
+from support.field.identities import SOURCES, Container, Health, Identities, Source, WebIdentity, base_env, calling
+from support.requires import ROOT
+
+from simplu_worker.aws import clients
+from simplu_worker.aws.credentials import CredentialSource
+from simplu_worker.local.processes.loopback import poll_until
+from simplu_worker.local.processes.watchdog import running_processes
+
+BACK_S = 10.0  # "within seconds", on a machine that does other things too
+LIVES = 3  # credentials that end while a client calls
+CASES = [pytest.param(one, marks=[] if one == "key file" else pytest.mark.slow(12)) for one in SOURCES]
+
+
+def is_answered(end: dict[str, Any]) -> bool:
+    """Return whether a call got an answer."""
+    return end["error"] is None
+
+
+def has_no_credentials(end: dict[str, Any]) -> bool:
+    """Return whether a call failed for lack of credentials."""
+    return end["error"] is not None and end["problem"] is not None
+
+
+def environment(source: Source) -> dict[str, str]:
+    """Return the environment of a caller whose only source is *source*."""
+    python = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": os.environ["PATH"]}
+    return python | base_env(source.identities) | source.env()
+
+
+CASES = [pytest.param(name, marks=[] if name == "key file" else pytest.mark.slow(12)) for name in SOURCES]
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_client_has_credentials_again_within_seconds_whatever_its_source_did(
+    name: str, identities: Identities
+) -> None:
+    """Missing at the start, ended under load, away and garbage: a call fails for a while, and nothing ends."""
+    source = SOURCES[name](identities)
+    env = environment(source)
+    source.make(Health.AWAY)
+    async with calling(env) as caller:
+        await caller.until(has_no_credentials)
+        for trouble in (None, Health.AWAY, Health.GARBAGE):
+            if trouble is not None:
+                source.make(trouble)
+                end = await caller.until(has_no_credentials)
+                assert end["problem"] in end["error"]
+                assert not any(word in end["error"] for word in ("secret-of", "token-of", "hello"))
+            source.make(Health.WELL)
+            mended_at = time.monotonic()
+            await caller.until(is_answered)
+            assert time.monotonic() - mended_at < BACK_S
+            seen = len(identities.accepted)
+            while len(set(identities.accepted[seen:])) < LIVES:
+                if name == "key file":  # nothing ends by itself there: another program writes new keys
+                    source.make(Health.WELL)
+                await caller.until(is_answered)
+        refused = {end["error"] for end in caller.ends if end["error"] and end["problem"] is None}
+    assert all("refused" in error for error in refused)  # ended on the way: the next call has new ones
+
+
+async def test_program_that_hangs_is_named_and_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time that it is asked for: botocore would wait for ever."""
+    number_path = tmp_path / "number"
+    program = tmp_path / "program.sh"
+    program.write_text(f"#!/bin/sh\necho $$ >> {number_path}\nexec sleep 600\n")
+    program.chmod(0o700)
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = {program}\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    source = CredentialSource(clients._new_chain, ask_max_s=0.5)
+    with pytest.raises(CredentialRetrievalError, match="no answer in time"):
+        await source.get_frozen_credentials()
+    numbers = {int(number) for number in number_path.read_text().split()}
+
+    async def are_gone() -> bool:
+        return numbers.isdisjoint(process.pid for process in running_processes())
+
+    assert len(numbers) == 1
+    assert await poll_until(are_gone, within_s=60.0)
+
+
+@pytest.mark.slow(3)
+async def test_token_file_with_a_line_break_is_named(identities: Identities) -> None:
+    """Botocore refuses it for an agent; STS refuses it as a web identity."""
+    for kind, cause in ((Container, "not a legal header value"), (WebIdentity, "InvalidIdentityToken")):
+        source = kind(identities)
+        source.make(Health.WELL)
+        env = environment(source)
+        (identities.folder / "token").write_text(f"{identities.token}\n")
+        async with calling(env) as caller:
+            end = await caller.until(has_no_credentials)
+            assert cause in end["error"]
+            (identities.folder / "token").write_text(identities.token)
+            await caller.until(is_answered)

@@ -1,0 +1,188 @@
+"""Passwords by IAM for databases of RDS, on a real Postgres behind a line that checks them as RDS does."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from support.field.rds_line import LIFETIME, REGION, USER, RdsLine, issue_certificate, refusal_of, time_of
+from support.postgres.databases import ShardMaker, execute
+from support.postgres.move_cases import settings_of
+from support.postgres.tenant_cases import TenantCase, add_tenant, fetch
+
+from simplu_worker.assembly.shards import open_shards
+from simplu_worker.aws.clients import credential_source
+from simplu_worker.commands.check.check import CheckStatus, DependencyChecks
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.local.processes.loopback import poll_until
+from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.types import ShardUnavailableError
+
+SECRETS = {"AKIAFIRST": "first/secret", "AKIASECOND": "second+secret"}
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the certificate of the lines."""
+    return issue_certificate(tmp_path_factory.mktemp("rds"))
+
+
+@pytest.fixture(autouse=True)
+def _identity(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("AWS_REGION", REGION)
+    use_key(monkeypatch, "AKIAFIRST")
+    yield
+    credential_source().forget()
+
+
+def use_key(monkeypatch: pytest.MonkeyPatch, key_id: str) -> None:
+    """Let botocore find a key in the environment."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", key_id)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRETS[key_id])
+    credential_source().forget()
+
+
+@pytest.fixture
+async def shard_at_rds(make_shard: ShardMaker, postgres_server: PostgresServer) -> ShardAddress:
+    """Give a shard with the role of the worker."""
+    create = f"DO $$ BEGIN CREATE ROLE {USER} SUPERUSER LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$"
+    await execute(postgres_server.url_of("postgres"), create)
+    return await make_shard()
+
+
+@pytest.fixture
+async def line(shard_at_rds: ShardAddress, certificate: Path) -> AsyncIterator[RdsLine]:
+    """Give a line to it."""
+    async with RdsLine(shard_at_rds, certificate, dict(SECRETS)).opened() as line:
+        yield line
+
+
+async def test_shard_is_used_with_passwords_by_iam(line: RdsLine, caplog: pytest.LogCaptureFixture) -> None:
+    """By the first connection and all later ones, encrypted; no password is in a text about the pool."""
+    pool = ShardPool(line.address_at(line.place), size=2)
+    await add_tenant(pool)
+    case = TenantCase(pool, ("clinic", "main"))
+    assert await case.apply(case.operation("create", arrived_at=datetime.now(UTC), data={})) == [SUCCEEDED]
+    async with pool.connection() as one, pool.connection() as other:
+        users = {await connection.fetchval("SELECT current_user") for connection in (one, other)}
+        assert all(connection._transport.get_extra_info("ssl_object") for connection in (one, other))  # type: ignore[attr-defined]
+    await pool.probe()
+    await pool.close()
+
+    assert users == {USER}
+    assert (len(line.passwords), line.refusals) == (3, [])
+    assert not any(password in f"{pool!r} {caplog.text}" for password in line.passwords)
+
+
+async def test_new_connection_has_a_new_password_after_the_last_one_has_expired(
+    line: RdsLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And by the key that IAM knows now; a connection that is there stays."""
+    pool = ShardPool(line.address_at(line.place), size=1)
+    (server,) = await fetch(pool, "SELECT pg_backend_pid() AS pid")
+    (first,) = line.passwords
+    later = datetime.now(UTC) + LIFETIME
+    assert refusal_of(first, place=line.place, user=USER, secrets=SECRETS, now=later) == "it has expired"
+
+    async def is_later() -> bool:
+        return datetime.now(UTC) > time_of(first) + timedelta(seconds=1)
+
+    assert await poll_until(is_later, within_s=60)
+    use_key(monkeypatch, "AKIASECOND")
+    del line.secrets["AKIAFIRST"]
+    await pool.probe()
+    assert await fetch(pool, "SELECT pg_backend_pid() AS pid") == [server]
+    await pool.close()
+
+    assert ["AKIAFIRST" in password for password in line.passwords] == [True, False]
+    assert time_of(line.passwords[1]) > time_of(first)
+    assert line.refusals == []
+
+
+async def test_each_of_several_hosts_gets_a_password_of_its_own(
+    line: RdsLine, shard_at_rds: ShardAddress, certificate: Path
+) -> None:
+    """RDS refuses one for another host or port."""
+    async with RdsLine(shard_at_rds, certificate, dict(SECRETS)).opened() as second:
+        pool = ShardPool(line.address_at(line.place, second.place), size=1)
+        line.takes_connections = False
+        assert await fetch(pool, "SELECT 1 AS one") == [{"one": 1}]
+        await pool.close()
+        (password,) = second.passwords
+        assert (line.passwords, line.refusals, second.refusals) == ([], [], [])
+        pool = ShardPool(line.address_at(line.place, second.place, options="&target_session_attrs=any"), size=1)
+        line.takes_connections = True
+        assert await fetch(pool, "SELECT 1 AS one") == [{"one": 1}]
+        await pool.close()
+    assert (len(line.passwords), line.refusals) == (1, [])
+    refusal = refusal_of(password, place=line.place, user=USER, secrets=SECRETS, now=datetime.now(UTC))
+    assert refusal == f"it is for {USER} at {second.place}"
+
+
+async def test_shard_without_a_password_is_back_once_there_are_credentials(
+    line: RdsLine, make_shard: ShardMaker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The error names the reason; shards with other passwords go on."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    credential_source().forget()
+    pool, other = ShardPool(line.address_at(line.place), size=1), ShardPool(await make_shard(), size=1)
+    with pytest.raises(ShardUnavailableError, match=r"no password by IAM: .*credentials"):
+        await fetch(pool, "SELECT 1 AS one")
+    assert (pool.is_healthy, "no password by IAM" in str(pool.last_error)) == (False, True)
+    assert await fetch(other, "SELECT 1 AS one") == [{"one": 1}]
+
+    use_key(monkeypatch, "AKIAFIRST")
+    assert await fetch(pool, "SELECT 1 AS one") == [{"one": 1}]
+    assert pool.is_healthy
+    for one in (pool, other):
+        await one.close()
+    assert line.refusals == []
+
+
+async def test_shard_is_unavailable_when_iam_does_not_know_the_key(line: RdsLine) -> None:
+    """The line checks what it gets: a signature by another secret is refused."""
+    line.secrets["AKIAFIRST"] = "another"
+    pool = ShardPool(line.address_at(line.place), size=1)
+    with pytest.raises(ShardUnavailableError, match=r"InvalidAuthorizationSpecificationError \(28000\)"):
+        await fetch(pool, "SELECT 1 AS one")
+    await pool.close()
+    assert line.refusals == ["its signature is wrong"]
+
+
+async def test_certificate_of_the_server_is_checked_when_the_string_says_so(line: RdsLine, certificate: Path) -> None:
+    """No password goes to a server that is not the one that the string names."""
+    good, bad = (
+        ShardPool(line.address_at(line.place, options=f"&sslmode=verify-full&sslrootcert={path}"), size=1)
+        for path in (certificate.parent / "rds.crt", issue_certificate_elsewhere(certificate))
+    )
+    assert await fetch(good, "SELECT 1 AS one") == [{"one": 1}]
+    with pytest.raises(ShardUnavailableError, match="SSLCertVerificationError"):
+        await fetch(bad, "SELECT 1 AS one")
+    for pool in (good, bad):
+        await pool.close()
+    assert (len(line.passwords), line.refusals) == (1, [])
+
+
+def issue_certificate_elsewhere(certificate: Path) -> Path:
+    """Return the certificate of another authority."""
+    folder = certificate.parent / "elsewhere"
+    folder.mkdir(exist_ok=True)
+    issue_certificate(folder)
+    return folder / "rds.crt"
+
+
+async def test_check_uses_passwords_by_iam(line: RdsLine, tmp_path: Path) -> None:
+    """As the worker does."""
+    settings = settings_of(tmp_path, line.address_at(line.place))
+    async with open_shards(settings) as shards:
+        (checked,) = await DependencyChecks(settings).check_shards(shards)
+    assert (checked.status, "schema" in checked.result, line.refusals) == (CheckStatus.OK, True, [])
+    assert line.passwords
+    assert not any(password in f"{checked.address} {checked.result}" for password in line.passwords)

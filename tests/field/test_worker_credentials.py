@@ -1,0 +1,177 @@
+"""The worker with the role of a service account: it outlives every trouble of its credentials, and says so."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from typing import Any
+
+import aiohttp
+import asyncpg
+import pytest
+from support.field.identities import Health, Identities, WebIdentity, base_env
+
+from simplu_worker.local.processes.loopback import poll_until
+from simplu_worker.local.processes.worker_process import WorkerProcess, log_tail
+from simplu_worker.local.stack.aws import CREDENTIALS, STREAM_NAME
+from simplu_worker.local.stack.stack import Stack
+from simplu_worker.local.verify.shard_checker import read_tenant_ids, shard_urls
+from simplu_worker.local.workload.producer import create_tenants
+from simplu_worker.local.workload.workload import Tenant
+
+PATIENCE_S = 60.0
+BACK_S = 15.0  # "within seconds", on a machine that does other things too
+TENANT = Tenant("clinic", "main", "dental")
+
+
+class World:
+    """A stack, and a worker whose only credentials are those of *source*."""
+
+    def __init__(self, stack: Stack, source: WebIdentity) -> None:
+        endpoints = {name: value for name, value in stack.env.items() if name not in CREDENTIALS}
+        # The default queue of dead letters is made at the start, which needs credentials too.
+        self.env = base_env(source.identities) | endpoints | source.env() | {"SQS_DEAD_LETTER_QUEUE_URL": ""}
+        self.stack = stack
+        self.worker = WorkerProcess(stack.group, self.env, number=1)
+
+    async def get(self, path: str, *, as_operator: bool = False) -> tuple[int, dict[str, Any]]:
+        """Return status and JSON of a request; 0 while the worker does not listen yet."""
+        headers = self.worker.operator if as_operator else {}
+        try:
+            async with (
+                aiohttp.ClientSession() as session,
+                session.get(self.worker.url + path, headers=headers) as answer,
+            ):
+                return answer.status, await answer.json()
+        except aiohttp.ClientError:
+            self.worker.check_running()
+            return 0, {}
+
+    async def until_unready(self) -> None:
+        """Wait until anybody can read that there are no credentials."""
+        expected = {"status": "unavailable", "reason": "credentials_unavailable"}
+
+        async def is_so() -> bool:
+            return await self.get("/readyz") == (503, expected)
+
+        assert await poll_until(is_so, within_s=PATIENCE_S)
+
+    async def seconds_to_ready(self) -> float:
+        """Wait until the worker is ready; return how long that took."""
+        began = time.monotonic()
+
+        async def is_so() -> bool:
+            return (await self.get("/readyz"))[0] == 200
+
+        assert await poll_until(is_so, within_s=PATIENCE_S)
+        return time.monotonic() - began
+
+    async def put(self, *request_ids: str) -> None:
+        """Put an operation of the tenant for each request id."""
+        async with self.stack.aws_client("kinesis") as kinesis:
+            for request_id in request_ids:
+                members = {
+                    "operation": "create",
+                    "businessId": TENANT.business_id,
+                    "locationId": TENANT.location_id,
+                    "resourceType": "patient",
+                    "resourceId": request_id,
+                    "requestId": request_id,
+                    "timestamp": "2026-01-31T09:00:00Z",
+                    "data": {"name": "somebody"},
+                }
+                await kinesis.put_record(StreamName=STREAM_NAME, PartitionKey="key", Data=json.dumps(members).encode())
+
+    async def until_applied(self, *request_ids: str) -> None:
+        """Wait until operations are in the log."""
+        query = "SELECT count(*) FROM operations WHERE request_id = ANY($1)"
+        connection = await asyncpg.connect(shard_urls(self.stack.env)[0])
+
+        async def is_so() -> bool:
+            return bool(await connection.fetchval(query, request_ids) == len(request_ids))
+
+        try:
+            assert await poll_until(is_so, within_s=PATIENCE_S)
+        finally:
+            await connection.close()
+
+    async def provision(self) -> None:
+        """Have the worker make the tenant."""
+
+        async def is_there() -> bool:
+            return TENANT.tenant_id in await read_tenant_ids(shard_urls(self.stack.env))
+
+        async with self.stack.aws_client("sqs") as sqs:
+            await create_tenants(sqs, self.stack.env["SQS_SHARD_CREATION_QUEUE_URL"], [TENANT])
+        assert await poll_until(is_there, within_s=PATIENCE_S)
+
+
+@pytest.mark.slow(40)
+async def test_worker_goes_on_whatever_its_credentials_do(identities: Identities) -> None:
+    """Missing at the start, ended under load, away and garbage: unready and named, alive, back within seconds."""
+    source = WebIdentity(identities)
+    source.make(Health.AWAY)
+    async with Stack(shards=1, stream_shards=1) as stack:
+        world = World(stack, source)
+        world.worker.start()
+        try:
+            await world.until_unready()
+            _, answer = await world.get("/readyz", as_operator=True)
+            assert f"{identities.folder}/token: No such file or directory" in answer["detail"]
+            assert (await world.get("/livez"))[0] == 200
+            source.make(Health.WELL)
+            assert await world.seconds_to_ready() < BACK_S
+            await world.provision()
+            for trouble in (Health.AWAY, Health.GARBAGE):
+                ids = [f"{trouble.name}-{number}" for number in range(20)]
+                began, issued = time.monotonic(), identities.issued_count
+                while time.monotonic() - began < 2 * identities.life_s:  # credentials end under this load
+                    await world.put(f"{trouble.name}-load-{time.monotonic()}")
+                assert identities.issued_count > issued
+                source.make(trouble)
+                await world.until_unready()
+                assert (await world.get("/livez"))[0] == 200
+                await world.put(*ids)
+                source.make(Health.WELL)
+                assert await world.seconds_to_ready() < BACK_S
+                await world.until_applied(*ids)
+            await world.worker.stop(within_s=PATIENCE_S)
+        except BaseException:
+            print(log_tail(world.worker.log_path))  # noqa: T201 - only a failure shows it
+            raise
+        finally:
+            world.worker.kill()
+
+
+@pytest.mark.parametrize("health", [Health.AWAY, pytest.param(Health.GARBAGE, marks=pytest.mark.slow(4))])
+async def test_check_names_the_credentials(health: Health, identities: Identities) -> None:
+    """As a dependency of its own, with the cause; a source that is well is named, too."""
+    source = WebIdentity(identities)
+    shard = {"DATABASE_HOST": "127.0.0.1", "DATABASE_PORT": "1", "DATABASE_NAME": "d", "DATABASE_USERNAME": "u"}
+    queues = {f"SQS_{name}_QUEUE_URL": f"http://127.0.0.1:1/1/{name}" for name in ("ORDER_EVENTS", "DEAD_LETTER")}
+    env = base_env(identities) | source.env() | shard | queues
+    found = []
+    for made in (health, Health.WELL):
+        source.make(made)
+        status, report = await check(env)
+        assert status == 1  # there is no shard
+        found.append(next(one for one in report["dependencies"] if one["dependency"] == "credentials"))
+    assert [one["status"] for one in found] == ["failed", "ok"]
+    cause = "No such file or directory" if health is Health.AWAY else "got something else"
+    assert cause in found[0]["result"] or "invalid XML" in found[0]["result"]
+    assert found[1]["result"] == "found by assume-role-with-web-identity"
+
+
+async def check(env: dict[str, str]) -> tuple[int, dict[str, Any]]:
+    """Run `simplu-worker check`; return its exit status and report."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "simplu_worker", "check", "--json"),
+        env=env,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    stdout, stderr = await process.communicate()
+    assert stdout, stderr.decode()
+    return process.returncode or 0, json.loads(stdout)

@@ -1,0 +1,233 @@
+"""A row that another transaction keeps locked delays its tenant alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import asyncpg
+import pytest
+from prometheus_client import REGISTRY
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import STREAM, STREAM_SHARD_ID, TenantCase, add_tenant, fetch, writer_of
+from support.postgres.trouble import waiters
+
+from simplu_worker.operations.operation import Operation
+from simplu_worker.shards.apply.writer import LOCK_WAITS_MAX, LOCKED, SUCCEEDED, ShardWriter
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
+from simplu_worker.shards.types import PositionClaim, StreamPosition
+
+QUICK: Final = ShardTimeouts(row_lock_s=0.05, part_lock_s=0.03)
+REQUEST: Final = "taken"
+INSERT: Final = "INSERT INTO operations (tenant_id, request_id, operation, resource_type, resource_id, status, digest"
+LOCKS: Final = {
+    "tenant": "SELECT FROM tenants WHERE id = 'clinic-locked' FOR UPDATE",
+    "resource": "SELECT FROM resources WHERE id = 'clinic-locked' FOR UPDATE",
+    "new resource": (
+        'INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")'
+        " VALUES ('clinic-locked', 'dental', 'patient', 'new', '{}', now(), now())"
+    ),
+    "log": (
+        f"{INSERT}, source, requested_at, received_at)"
+        f" VALUES ('clinic-locked', '{REQUEST}', 'create', 'patient', 'new', 'succeeded', '', 'sqs', now(), now())"
+    ),
+}
+
+
+class Rival:
+    """A transaction of another program, which keeps locks until it is rolled back."""
+
+    def __init__(self, connection: asyncpg.Connection[Any]) -> None:
+        self.connection = connection
+
+    async def lock(self, statement: str) -> None:
+        """Begin, and take the locks of *statement*."""
+        await self.connection.execute("BEGIN")
+        await self.connection.execute(statement)
+
+    async def leave(self) -> None:
+        """End the transaction."""
+        await self.connection.execute("ROLLBACK")
+
+
+@pytest.fixture
+async def pool(make_shard: ShardMaker) -> AsyncIterator[ShardPool]:
+    """Give a shard, for which locks are waited for a moment."""
+    pool = ShardPool(await make_shard(), size=4, timeouts=QUICK)
+    yield pool
+    await pool.close()
+
+
+@pytest.fixture
+async def rival(pool: ShardPool) -> AsyncIterator[Rival]:
+    """Give another program."""
+    connection = await asyncpg.connect(pool.address.connection_string)
+    yield Rival(connection)
+    await connection.close()
+
+
+async def case_on(pool: ShardPool, location: str) -> TenantCase:
+    """Return an active tenant with a resource `r1`, on a shard of the test's own."""
+    case = TenantCase(pool, ("clinic", location))
+    await add_tenant(pool, case.ids)
+    assert await writer_of(pool).apply([case.operation("create", "r1", {"v": 0})]) == [SUCCEEDED]
+    return case
+
+
+def waits(pool: ShardPool) -> float:
+    """Return how many waits for locks were in vain so far."""
+    labels = {"shard_id": pool.address.shard_id, "kind": "lost_race"}
+    return REGISTRY.get_sample_value("simplu_shard_errors_total", labels) or 0.0
+
+
+def batch_of(case: TenantCase, other: TenantCase) -> list[Operation]:
+    """Return a batch of two tenants that needs every row of LOCKS of the first."""
+    return [
+        other.operation("create", "r2", {"v": 1}),
+        case.operation("update", "r1", {"v": 1}),
+        case.operation("create", "new", {"v": 1}, request_id=REQUEST),
+        other.operation("update", "r2", {"v": 2}),
+        case.operation("update", "r1", {"v": 2}),
+        other.operation("create", "r3", {"v": 1}),
+    ]
+
+
+@pytest.mark.parametrize("lock", LOCKS.values(), ids=LOCKS)
+@pytest.mark.parametrize("is_claimed", [True, False], ids=["with a position", "without"])
+@pytest.mark.parametrize("careful_least", [0, 9], ids=["plain", "careful"])
+async def test_writer_applies_all_others_when_a_row_of_a_tenant_is_locked(
+    pool: ShardPool, rival: Rival, lock: str, careful_least: int, *, is_claimed: bool
+) -> None:
+    """The tenant's operations are LOCKED, and none of them leaves anything."""
+    case, other = await case_on(pool, "locked"), await case_on(pool, "other")
+    writer, batch, before = writer_of(pool, careful_least=careful_least), batch_of(case, other), waits(pool)
+    claim = PositionClaim(STREAM, STREAM_SHARD_ID, StreamPosition("7/0")) if is_claimed else None
+    await rival.lock(lock)
+
+    assert await writer.apply(batch, claim) == [SUCCEEDED, LOCKED, LOCKED, SUCCEEDED, LOCKED, SUCCEEDED]
+
+    assert waits(pool) - before <= 4  # of a third of a second at most: the others go on within a second
+    assert await other.resources() == {
+        ("patient", "r1"): {"v": 0},
+        ("patient", "r2"): {"v": 2},
+        ("patient", "r3"): {"v": 1},
+    }
+    assert await case.resources() == {("patient", "r1"): {"v": 0}}
+    assert len(await case.log()) == 1
+    await rival.leave()
+    assert await writer.apply([one for one in batch if one.tenant_id == case.tenant_id], claim) == [SUCCEEDED] * 3
+    assert await case.resources() == {("patient", "r1"): {"v": 2}, ("patient", "new"): {"v": 1}}
+
+
+@pytest.mark.parametrize("lock", [LOCKS["tenant"], LOCKS["resource"]], ids=["tenant", "resource"])
+async def test_writer_finds_a_locked_row_when_the_batch_went_at_once(pool: ShardPool, rival: Rival, lock: str) -> None:
+    """In one statement with rows that the writer remembers."""
+    case, other = await case_on(pool, "locked"), await case_on(pool, "other")
+    writer = writer_of(pool)
+    await writer.apply([case.operation("patch", "r1", {}), other.operation("patch", "r1", {})])
+    batch = [case.operation("patch", "r1", {"v": 1}), other.operation("patch", "r1", {"v": 1})]
+    await rival.lock(lock)
+
+    assert await writer.apply(batch) == [LOCKED, SUCCEEDED]
+    assert await writer.apply(batch[:1]) == [LOCKED]
+
+    await rival.leave()
+    assert await writer.apply(batch[:1]) == [SUCCEEDED]
+
+
+async def test_writer_finds_a_locked_row_when_batches_share_a_transaction(make_shard: ShardMaker) -> None:
+    """Each reader gets the outcomes of its own batch."""
+    pool = ShardPool(await make_shard(), size=1, timeouts=QUICK)
+    case, other = await case_on(pool, "locked"), await case_on(pool, "other")
+    writer, rival = writer_of(pool), Rival(await asyncpg.connect(pool.address.connection_string))
+    await rival.lock(LOCKS["tenant"])
+    batches = [batch_of(case, other), [other.operation("create", "r4", {})], [case.operation("list", None)]]
+
+    async with asyncio.TaskGroup() as tasks, pool.connection():
+        applying = [tasks.create_task(writer.apply(batch)) for batch in batches]
+        await asyncio.sleep(0)
+
+    assert [task.result() for task in applying] == [
+        [SUCCEEDED, LOCKED, LOCKED, SUCCEEDED, LOCKED, SUCCEEDED],
+        [SUCCEEDED],
+        [LOCKED],
+    ]
+    await rival.connection.close()
+    await pool.close()
+
+
+async def test_writer_waits_once_for_a_tenant_that_was_locked_before(pool: ShardPool, rival: Rival) -> None:
+    """The tenant is remembered: its next try comes after the others, and costs them one short wait."""
+    case, other = await case_on(pool, "locked"), await case_on(pool, "other")
+    writer = writer_of(pool)
+    await rival.lock(LOCKS["tenant"])
+    locked = case.operation("update", "r1", {"v": 1})
+    assert await writer.apply([locked, other.operation("create", "r2", {})]) == [LOCKED, SUCCEEDED]
+    before = waits(pool)
+
+    assert await writer.apply([locked, other.operation("create", "r3", {})]) == [LOCKED, SUCCEEDED]
+
+    assert waits(pool) - before == 1
+    await rival.leave()
+    assert await writer.apply([locked, other.operation("create", "r4", {})]) == [SUCCEEDED] * 2
+    assert writer._locked == {}
+
+
+async def test_writer_waits_no_more_than_a_second_when_many_tenants_are_locked(pool: ShardPool, rival: Rival) -> None:
+    """Beyond a number of waits the rest of the batch is held as well, and is found unlocked by a next try."""
+    writer = writer_of(pool)
+    cases = [TenantCase(pool, ("clinic", f"location-{number}")) for number in range(40)]
+    for case in cases:
+        await add_tenant(pool, case.ids)
+    batch, before = [case.operation("create", "r1", {}) for case in cases], waits(pool)
+    await rival.lock("SELECT FROM tenants WHERE id <> 'clinic-location-39' FOR UPDATE")
+
+    assert await writer.apply(batch) == [LOCKED] * 40
+
+    assert waits(pool) - before <= LOCK_WAITS_MAX + 1
+    assert await writer.apply([batch[39]]) == [SUCCEEDED]
+    await rival.leave()
+    assert await apply_until_done(writer, batch) == 40
+
+
+async def apply_until_done(writer: ShardWriter, batch: list[Operation]) -> int:
+    """Apply a batch again and again until no operation waits; return how many are in the log then."""
+    while LOCKED in (outcomes := await writer.apply(batch)):
+        pass
+    return len(outcomes)
+
+
+async def test_writer_holds_nobody_for_the_position_that_another_reader_locks(pool: ShardPool, rival: Rival) -> None:
+    """That row is of no tenant: the batch waits for the other reader."""
+    case = await case_on(pool, "main")
+    writer, claim = writer_of(pool), PositionClaim(STREAM, STREAM_SHARD_ID, StreamPosition("7/0"))
+    await writer.apply([case.operation("create", "r2", {})], claim)
+    await rival.lock("SELECT FROM stream_positions FOR UPDATE")
+
+    async with asyncio.TaskGroup() as tasks:
+        applying = tasks.create_task(writer.apply([case.operation("create", "r3", {})], claim))
+        await waiters(rival.connection)
+        before = waits(pool)
+        while waits(pool) < before + 1:
+            await waiters(rival.connection)
+        await rival.leave()
+
+    assert applying.result() == [SUCCEEDED]
+
+
+async def test_writer_holds_nobody_when_a_lock_is_released_in_time(pool: ShardPool, rival: Rival) -> None:
+    """A row that is locked for a moment, as by a move, delays the batch by that moment."""
+    pool = ShardPool(pool.address, size=2, timeouts=ShardTimeouts(row_lock_s=60.0))
+    case = await case_on(pool, "main")
+    await rival.lock("SELECT FROM tenants FOR UPDATE")
+
+    async with asyncio.TaskGroup() as tasks:
+        applying = tasks.create_task(writer_of(pool).apply([case.operation("create", "r2", {})]))
+        await waiters(rival.connection)
+        await rival.leave()
+
+    assert applying.result() == [SUCCEEDED]
+    assert [row["count"] for row in await fetch(pool, "SELECT count(*) FROM resources")] == [2]
+    await pool.close()

@@ -1,0 +1,92 @@
+"""`check` and the stream: positions that belong to another stream of the same name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support.aws.endpoints import client_of
+from support.full_stack import poll_until_true
+from support.postgres.databases import ShardMaker, execute
+
+from simplu_worker.commands.check.check import check_dependencies
+from simplu_worker.commands.check.cli import check
+from simplu_worker.config.settings import SOURCES, load_settings
+from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
+from simplu_worker.consumers.kinesis.stream.client import Stream
+from simplu_worker.consumers.kinesis.stream.positions import Position
+from simplu_worker.errors import ConfigurationError
+from simplu_worker.local.aws_server.account import REGION
+from simplu_worker.local.processes.watchdog import ProcessGroup
+from simplu_worker.local.stack.aws import start_kinesis
+
+OF_ANOTHER = "of another stream, which had the name of this one"
+POSITION = """
+INSERT INTO stream_positions (stream, stream_shard_id, owed_from, parents_done, token)
+VALUES ('operations', '{}', '{}/0', true, gen_random_uuid())
+"""
+
+
+def test_check_names_the_sources_when_none_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one nothing is odd and nothing is done: it is refused, as `run` refuses it."""
+    for name in SOURCES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_REGION", REGION)
+    monkeypatch.setenv("SHARD_MAP_FILE", "map.json")
+    with pytest.raises(
+        ConfigurationError, match=f"KINESIS_STREAM_NAME: expected a source, {' or '.join(SOURCES)}, got"
+    ):
+        check()
+
+
+@pytest.mark.slow(5)
+@pytest.mark.usefixtures("aws_credentials")
+async def test_check_names_the_positions_of_another_stream_when_the_stream_was_made_again(
+    endpoint_url: str, make_shard: ShardMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the lease table and on each shard, with what to do; nothing of that is odd before."""
+    shard = await make_shard("shard-1")
+    path = tmp_path / "map.json"
+    path.write_text(json.dumps({"shards": [{"shardId": "shard-1", "connectionString": shard.connection_string}]}))
+    with ProcessGroup() as group:
+        kinesis_url = await start_kinesis(group)
+        urls = {"AWS_ENDPOINT_URL_KINESIS": kinesis_url, "AWS_ENDPOINT_URL": endpoint_url}
+        for name, value in urls.items():
+            monkeypatch.setenv(name, value)
+        names = {"KINESIS_STREAM_NAME": "operations", "AWS_REGION": REGION, "SHARD_MAP_FILE": str(path)}
+        settings = load_settings(names, for_run=False)
+        async with client_of("kinesis", kinesis_url) as kinesis, client_of("dynamodb", endpoint_url) as dynamodb:
+            stream, table = Stream(kinesis, "operations"), LeaseTable(dynamodb, settings.kinesis_application_name)
+            await stream.ensure(create=True, stream_shard_count=2)
+            await table.ensure()
+            for one in await stream.list_stream_shards():
+                await table.create(
+                    Lease(
+                        one.stream_shard_id,
+                        Position.from_sequence_number(one.starting_sequence_number),
+                        hash_range=one.hash_range,
+                    )
+                )
+                row = POSITION.format(one.stream_shard_id, one.starting_sequence_number)
+                await execute(shard.connection_string, row)
+            before = await check_dependencies(settings)
+            await kinesis.delete_stream(StreamName="operations")
+
+            async def is_gone() -> bool:
+                return await stream._status() is None
+
+            assert await poll_until_true(is_gone, within_s=60)
+            await stream.ensure(create=True, stream_shard_count=2)
+            after = await check_dependencies(settings)
+
+    assert [one for one in before.odd if OF_ANOTHER in one.problem] == []
+    named = [(one.about, one.advice) for one in after.odd if OF_ANOTHER in one.problem]
+    assert named == [
+        (
+            "lease table simplu-worker",
+            "stop all workers, then delete the lease table, or set KINESIS_APPLICATION_NAME to a new name",
+        ),
+        ("shard shard-1", "stop all workers, then delete its rows of stream_positions"),
+    ]

@@ -1,0 +1,206 @@
+"""Changes that the log does not name, or not any more: a move takes all of them along, and a repair undoes none."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from msgspec import structs
+from support.moves.failpoints import set_failpoint
+from support.moves.world import TENANT_ID, World
+from support.postgres.tenant_cases import TENANT, fetch
+
+from simplu_worker.operations.operation import Operation, Source
+from simplu_worker.shards.apply.writer import SUCCEEDED
+from simplu_worker.shards.moving.checksums import Comparison, compare_shards
+from simplu_worker.shards.moving.repairing import Repair, repair_resources
+from simplu_worker.shards.moving.undoing import undo_move
+from simplu_worker.shards.routing.directory import Directory
+from simplu_worker.shards.routing.locator import StaticMap
+from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
+from simplu_worker.shards.tenants.resource_changes import ResourceChanges
+from simplu_worker.shards.types import AdminAccount, ChangeResult
+
+SENT_AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
+WINDOW = timedelta(hours=1)
+FIRST, SECOND = ("order", "first"), ("order", "second")
+PERSON, ROLE = ("medic", "u-1"), ("role", "u-1")
+BY_HAND = """UPDATE resources SET data = '{"n": -1}' WHERE "resourceId" = '7'"""
+
+
+def order_event(world: World, number: int, resource_id: str) -> Operation:
+    """Return the order event *number* of those with one id, each sent longer after the one before than that counts."""
+    sent_at = SENT_AT + number * 2 * WINDOW
+    event = world.case("a").operation(
+        "create",
+        resource_id,
+        {"n": number},
+        resource_type="order",
+        request_id="the-id",
+        source=Source.SQS,
+        timestamp=sent_at.isoformat(),
+    )
+    return structs.replace(event, window_start=(sent_at - WINDOW).isoformat())
+
+
+async def replace_row(world: World, shard_id: str) -> None:
+    """Apply two order events with one id: the second one replaces the row of the first in the log."""
+    events = order_event(world, 1, "first"), order_event(world, 2, "second")
+    assert await world.case(shard_id).apply_each(*events) == [SUCCEEDED] * 2
+    assert [request for request in await world.case(shard_id).log() if request == "the-id"] == ["the-id"]
+
+
+async def add_admin(world: World, shard_id: str) -> None:
+    """Add an administrator as a control message does, and then give the role another name by an operation."""
+    shards = tuple(MappedShard(name, pool.address.connection_string) for name, pool in world.shard_pools.items())
+    locator = StaticMap(ShardMap(shards=shards, tenants={TENANT_ID: shard_id}))
+    changes = ResourceChanges(Directory(locator, world.pools), world.pools)
+    admin = AdminAccount(*TENANT, "dental", "ann@clinic.example", "u-1", SENT_AT)
+    assert await changes.add_admin(admin) is ChangeResult.APPLIED
+    case = world.case(shard_id)
+    renamed = case.operation("patch", "u-1", {"name": "Owner"}, resource_type="role")
+    assert await case.apply(renamed) == [SUCCEEDED]
+
+
+CHANGES: dict[str, tuple[Callable[[World, str], Any], set[tuple[str, str]]]] = {
+    "a replaced row": (replace_row, {FIRST, SECOND}),
+    "an administrator": (add_admin, {PERSON, ROLE}),
+}
+EACH_CHANGE = pytest.mark.parametrize(("change", "keys"), CHANGES.values(), ids=CHANGES)
+
+
+async def compared(world: World) -> Comparison:
+    """Return what `tenants verify` compares."""
+    ready_at = (await world.arrival("b")).ready_at
+    assert ready_at is not None
+    source, target = world.shard_pools["a"], world.shard_pools["b"]
+    kept = timedelta(days=1)
+    return await compare_shards(source, target, TENANT_ID, ready_at, live_on_source=False, log_kept=kept)
+
+
+async def repaired(world: World, *keys: tuple[str, str]) -> Repair:
+    """Repair *keys* as `tenants verify --repair` does."""
+    source, target = world.shard_pools["a"], world.shard_pools["b"]
+    return await repair_resources(source, target, TENANT_ID, await world.arrival("b"), keys)
+
+
+@EACH_CHANGE
+@pytest.mark.parametrize("point", ["after _copy", "after _verify_live", "before _fence"])
+async def test_move_takes_along_what_the_log_does_not_name_when_it_changes_after_the_copy(
+    world: World,
+    point: str,
+    change: Callable[[World, str], Any],
+    keys: set[tuple[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By a delta of the catch-up, or by the last one."""
+
+    async def act(_: Any) -> None:
+        await change(world, "a")
+
+    set_failpoint(point, act, monkeypatch.setattr)
+    certificate = await world.move()
+
+    there = await world.case("b").resources()
+    assert keys <= there.keys()
+    assert there == await world.case("a").resources()
+    assert certificate.verdict == "equal"
+
+
+@EACH_CHANGE
+async def test_next_mover_takes_along_what_the_log_does_not_name_when_the_first_one_is_killed(
+    world: World, change: Callable[[World, str], Any], keys: set[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on from the copy, and from the barrier before it."""
+
+    async def act(_: Any) -> None:
+        await change(world, "a")
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as patch:
+        set_failpoint("after _copy", act, patch.setattr)
+        with pytest.raises(asyncio.CancelledError):
+            await world.move()
+    certificate = await world.move()
+
+    assert keys <= (await world.case("b").resources()).keys()
+    assert (certificate.verdict, certificate.rows_copied < 4000) == ("equal", True)
+
+
+@EACH_CHANGE
+async def test_next_mover_takes_along_what_the_log_does_not_name_when_a_rollback_was_killed(
+    world: World, change: Callable[[World, str], Any], keys: set[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rollback has begun on the source, and has not come to the copy, from which the next mover goes on."""
+
+    async def killed(*_: Any) -> None:
+        raise asyncio.CancelledError
+
+    with monkeypatch.context() as patch:
+        set_failpoint("after _copy", killed, patch.setattr)
+        with pytest.raises(asyncio.CancelledError):
+            await world.move()
+        patch.setattr("simplu_worker.shards.moving.undoing._drop_copy", killed)
+        with pytest.raises(asyncio.CancelledError):
+            await undo_move(world.pools, TENANT_ID, "a", "b")
+    await change(world, "a")
+    certificate = await world.move()
+
+    assert keys <= (await world.case("b").resources()).keys()
+    assert (certificate.verdict, certificate.rows_copied < 4000) == ("equal", True)
+
+
+@EACH_CHANGE
+async def test_warm_way_back_takes_along_what_the_log_does_not_name(
+    world: World, change: Callable[[World, str], Any], keys: set[tuple[str, str]]
+) -> None:
+    """All of it since the fence of the move here; and the verification before that finds no difference in it."""
+    await world.move()
+    await change(world, "b")
+
+    assert (await compared(world)).is_equal
+    assert await repaired(world, *keys) == Repair(0)
+    there = await world.case("b").resources()
+    certificate = await world.move("b", "a")
+
+    assert keys <= there.keys()
+    assert await world.case("a").resources() == there
+    assert (certificate.verdict, certificate.rows_copied < 3000) == ("equal", True)
+
+
+async def test_repair_refuses_rows_that_were_written_since_the_fence(world: World) -> None:
+    """By whatever the shard has not noted, such as statements of its owner; resources that are gone come back."""
+    await world.move()
+    target = world.shard_pools["b"]
+    await fetch(target, BY_HAND)
+    await fetch(target, "DELETE FROM resources WHERE \"resourceId\" = '8'")
+
+    comparison = await compared(world)
+    assert comparison.differing == [("patient", "7"), ("patient", "8")]
+    assert await repaired(world, *comparison.differing) == Repair(1, {("patient", "7")})
+
+    resources: Any = await world.case("b").resources()
+    assert [resources["patient", key]["n"] for key in ("7", "8")] == [-1, 8]
+
+
+async def test_shard_notes_nothing_without_a_move_and_no_row_that_names_its_resource_still(world: World) -> None:
+    """A replaced row costs nothing more than before then."""
+    await replace_row(world, "a")
+    await add_admin(world, "a")
+    source = world.shard_pools["a"]
+    assert await fetch(source, "SELECT FROM move_changes") == []
+
+    await fetch(
+        source,
+        "INSERT INTO moves (tenant_id, target_shard_id, move_token, step) VALUES ($1, 'b', 1, 'open')",
+        TENANT_ID,
+    )
+    assert await world.case("a").apply(order_event(world, 3, "second")) != []
+    assert await fetch(source, "SELECT FROM move_changes") == []
+    assert await world.case("a").apply(order_event(world, 4, "third")) == [SUCCEEDED]
+    assert await fetch(source, "SELECT resource_type, resource_id FROM move_changes") == [
+        {"resource_type": "order", "resource_id": "second"}
+    ]

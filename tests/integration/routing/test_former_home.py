@@ -1,0 +1,215 @@
+"""After a move: a replica that remembers the old route answers from the new home, and writes nothing to the old one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from support.citrus.cases import RoutedShards, routed_shards
+from support.full_stack import poll_until_true
+from support.moves.world import OPTIONS
+from support.postgres.databases import ShardMaker
+from support.postgres.tenant_cases import TENANT, TENANT_WAIT, TenantCase, add_tenant, fetch
+
+from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
+from simplu_worker.consumers.kinesis.leases.lease import Lease
+from simplu_worker.consumers.kinesis.leases.shard_tree import HASH_KEY_LAST
+from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON, HashRange
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
+from simplu_worker.shards.apply.writer import GIVEN_UP, SUCCEEDED
+from simplu_worker.shards.gateway import LoggedOperation, RejectedRequest, ShardGateway
+from simplu_worker.shards.listing.page import OperationPage
+from simplu_worker.shards.listing.request import ListRequest
+from simplu_worker.shards.moving.mover import Mover
+from simplu_worker.shards.moving.types import Move
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.routing.directory import Directory
+from simplu_worker.shards.types import Absence, Rejection
+from simplu_worker.status.replica import ReplicaStatus
+
+TENANT_ID = "-".join(TENANT)
+SEEN_AT = datetime(2026, 3, 1, tzinfo=UTC)
+REJECTION = Rejection(TENANT_ID, "bad", "invalid_message", "expected an object", "operations")
+
+
+@dataclass(frozen=True)
+class MovedTenant:
+    """Two shards behind Citrus, and a second replica, *late*, that found the tenant on the first before it moved."""
+
+    routed: RoutedShards
+    late: ShardGateway
+    replica: ReplicaStatus
+
+    def case(self, shard_id: str) -> TenantCase:
+        """Return the tenant on a shard."""
+        return TenantCase(self.pool(shard_id), TENANT)
+
+    def pool(self, shard_id: str) -> ShardPool:
+        """Return the pool of a shard."""
+        shard = self.routed.citrus.registry.shards[shard_id]
+        return self.routed.pools.ensure_pool(ShardAddress(shard_id, shard.connection_string))
+
+    async def move(self, source: str = "shard-1", target: str = "shard-2") -> None:
+        """Move the tenant; Citrus is told later."""
+        pools = self.routed.pools
+        move = Move(TENANT_ID, source, target)
+        certificate = await Mover(pools, ReplicationWaiter(pools), move, OPTIONS, show=lambda _: None).run()
+        assert certificate.verdict == "equal"
+
+    async def noted_on(self, shard_id: str) -> list[str]:
+        """Return what stands beside the log of a shard."""
+        both = "SELECT request_id AS id FROM rejections UNION ALL SELECT message_id FROM message_failures ORDER BY id"
+        return [row["id"] for row in await fetch(self.pool(shard_id), both)]
+
+    async def ask(self, request_id: str, *, is_tenant_named: bool = True) -> tuple[int, dict[str, Any]]:
+        """Return the second replica's answer to `GET /operations/{requestId}`."""
+        return await self.replica.find_operation(request_id, *(TENANT if is_tenant_named else (None, None)))
+
+
+@asynccontextmanager
+async def moved_tenant(make_shard: ShardMaker) -> AsyncIterator[MovedTenant]:
+    """Open both, with the tenant on the first shard."""
+    async with (
+        routed_shards([await make_shard("shard-1"), await make_shard("shard-2")]) as routed,
+        Pools(size=2) as pools,
+    ):
+        late = ShardGateway(Directory(routed.locator, pools), routed.locator, pools, tenant_wait=TENANT_WAIT)
+        replica = ReplicaStatus("replica-2", asyncio.Event())
+        lease = Lease("a", TRIM_HORIZON, hash_range=HashRange(0, HASH_KEY_LAST), read_up_to=SEEN_AT)
+        fleet = cast("Fleet", SimpleNamespace(readers=list, leases=lambda: [lease], stream_name="s"))
+        replica.start(late, pools, routed.locator, fleet=fleet)
+        moved = MovedTenant(routed, late, replica)
+        moved.pool("shard-2")
+        await add_tenant(moved.pool("shard-1"))
+        routed.register(TENANT, "shard-1")
+        assert await late.find(TENANT_ID) == "shard-1"
+        yield moved
+
+
+@pytest.fixture
+async def tenant(make_shard: ShardMaker) -> AsyncIterator[MovedTenant]:
+    """Give both."""
+    async with moved_tenant(make_shard) as moved:
+        yield moved
+
+
+async def test_answers_come_from_the_home_when_a_replica_has_the_route_from_before_the_move(
+    tenant: MovedTenant,
+) -> None:
+    """The statement that reads the outcome reads the tenant's row too, and finds it moved."""
+    before = tenant.case("shard-1").operation("create", data={})
+    assert await tenant.routed.gateway.give_up("shard-1", before) == GIVEN_UP
+    await tenant.move()
+    after = tenant.case("shard-2").operation("create", "r2", {})
+    assert await tenant.case("shard-2").apply(after) == [SUCCEEDED]
+    await fetch(
+        tenant.pool("shard-2"), "UPDATE operations SET status = 'succeeded', error = NULL, completed_at = now()"
+    )
+
+    old = tenant.late.cached_shard_id(TENANT_ID)
+    status, answer = await tenant.ask(after.request_id)
+    assert (old, status, answer.get("status"), answer.get("shardId")) == ("shard-1", 200, "succeeded", "shard-2")
+    for is_tenant_named in (True, False):
+        _, replayed = await tenant.ask(before.request_id, is_tenant_named=is_tenant_named)
+        assert (replayed["status"], replayed["shardId"]) == ("succeeded", "shard-2")
+
+
+@pytest.mark.parametrize("question", ["tenant", "list", "rejection", "survey"])
+async def test_each_question_looks_the_home_up_anew_when_its_route_is_old(tenant: MovedTenant, question: str) -> None:
+    """Whichever comes first."""
+    await tenant.routed.gateway.note_rejections("shard-1", "letters", [REJECTION])
+    first = tenant.case("shard-1").operation("create", data={})
+    await tenant.case("shard-1").apply(first)
+    await tenant.move()
+    await tenant.case("shard-2").apply(tenant.case("shard-2").operation("create", "r2", {}))
+
+    match question:
+        case "tenant":
+            found = await tenant.late.find_tenant(TENANT_ID)
+            assert isinstance(found, tuple)
+            assert (found[0], found[1]["operation_count"]) == ("shard-2", 2)
+        case "list":
+            page = await tenant.late.list_operations(*TENANT, ListRequest())
+            assert isinstance(page, OperationPage)
+            assert (page.shard_id, len(page.operations)) == ("shard-2", 2)
+        case "rejection":
+            rejected = await tenant.late.find_rejection("bad", TENANT_ID)
+            assert isinstance(rejected, RejectedRequest)
+            assert rejected.shard_id == "shard-2"
+            of_any = await tenant.late.find_rejection("bad", None)
+            assert isinstance(of_any, RejectedRequest)
+            assert of_any.shard_id == "shard-2"
+        case "survey":
+            survey = await tenant.late.survey("find_operations", [TENANT_ID], [first.request_id])
+            assert [shard_id for shard_id, _ in survey.rows] == ["shard-2"]
+
+
+async def test_nothing_is_written_to_a_former_home_and_the_tenant_moves_back(tenant: MovedTenant) -> None:
+    """Notes and tries of messages are rows of the home alone: rows on a former one would refuse the way back."""
+    await tenant.move()
+
+    assert await tenant.late.note_rejections("shard-1", "letters", [REJECTION]) == {TENANT_ID}
+    assert tenant.late.cached_shard_id(TENANT_ID) is None
+    assert await tenant.late.find(TENANT_ID) == "shard-2"
+    assert await tenant.late.count_failures("shard-1", [(TENANT_ID, "m-1"), ("not-made", "m-2")]) == [None, 1]
+    assert tenant.late.cached_shard_id(TENANT_ID) is None
+    assert await tenant.late.note_rejections("shard-2", "letters", [REJECTION]) == set()
+    assert await tenant.late.count_failures("shard-2", [(TENANT_ID, "m-1")]) == [1]
+    await tenant.late.forget_failures("shard-1", TENANT_ID, "m-1")
+    assert (await tenant.noted_on("shard-1"), await tenant.noted_on("shard-2")) == (["m-2"], ["bad", "m-1"])
+
+    await tenant.move("shard-2", "shard-1")
+    assert await tenant.noted_on("shard-1") == ["bad", "m-1", "m-2"]
+
+
+async def test_note_is_not_left_behind_when_a_mover_has_the_tenants_row(tenant: MovedTenant) -> None:
+    """The statement waits for the mover's commit, and reads the row again."""
+    pool = tenant.pool("shard-1")
+    async with pool.transaction() as mover:
+        await mover.execute("UPDATE public.tenants SET state = 'fenced' WHERE id = $1", TENANT_ID)
+        noting = asyncio.create_task(tenant.late.note_rejections("shard-1", "letters", [REJECTION]))
+        counting = asyncio.create_task(tenant.late.count_failures("shard-1", [(TENANT_ID, "m-1")]))
+
+        async def is_waiting() -> bool:
+            waiting = "SELECT FROM pg_locks WHERE NOT granted AND locktype IN ('transactionid', 'tuple')"
+            return len(await fetch(pool, waiting)) >= 2
+
+        assert await poll_until_true(is_waiting, within_s=60)
+    assert await noting == {TENANT_ID}
+    assert await counting == [None]
+    assert await tenant.noted_on("shard-1") == []
+
+
+async def test_answer_says_that_the_tenant_moves_when_no_shard_is_its_home(tenant: MovedTenant) -> None:
+    """Between the two homes nothing is known: the answer names that, and no time up to which all is decided."""
+    applied = tenant.case("shard-1").operation("create", data={})
+    await tenant.case("shard-1").apply(applied)
+    await add_tenant(tenant.pool("shard-2"))
+    await tenant.case("shard-2").set_state("ready")
+    await fetch(tenant.pool("shard-1"), "UPDATE tenants SET state = 'moved', moved_to = 'shard-2'")
+
+    assert await tenant.ask(applied.request_id) == (
+        200,
+        {"requestId": applied.request_id, "status": "held", "reason": "moving"},
+    )
+    status, unnamed = await tenant.ask(applied.request_id, is_tenant_named=False)
+    assert (status, unnamed["status"], unnamed["readUpTo"]) == (404, "unknown", None)
+    assert await tenant.late.find_tenant(TENANT_ID) is Absence.MOVING
+    assert await tenant.late.list_operations(*TENANT, ListRequest()) is Absence.MOVING
+
+
+async def test_fenced_tenant_is_answered_from_its_shard(tenant: MovedTenant) -> None:
+    """Its log is whole there until another shard is its home."""
+    applied = tenant.case("shard-1").operation("create", data={})
+    await tenant.case("shard-1").apply(applied)
+    await tenant.case("shard-1").set_state("fenced")
+    found, _, _ = await tenant.late.find_operation(applied.request_id, TENANT_ID)
+    assert isinstance(found, LoggedOperation)
+    assert found.shard_id == "shard-1"

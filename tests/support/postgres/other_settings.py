@@ -1,0 +1,64 @@
+"""Settings of databases as their owners make them: each of them changes what a statement means, or whether it runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Final
+
+from support.postgres.databases import database_of, execute
+from support.postgres.pooler import running_pooler
+
+from simplu_worker.local.postgres.server import PostgresServer
+from simplu_worker.local.processes.loopback import HOST
+from simplu_worker.shards.postgres.address import ShardAddress
+
+OTHER_SETTINGS: Final = {
+    "default_transaction_isolation": "'repeatable read'",
+    "TimeZone": "'Asia/Kathmandu'",
+    "DateStyle": "'German'",
+    "IntervalStyle": "'sql_standard'",
+    "bytea_output": "'escape'",
+    "standard_conforming_strings": "off",
+    "client_encoding": "'LATIN1'",
+    "extra_float_digits": "-15",
+    "row_security": "off",
+    "jit": "on",
+    "jit_above_cost": "0",
+    "plan_cache_mode": "'force_custom_plan'",
+    "search_path": "decoys, public",
+    "lock_timeout": "'1ms'",
+    "statement_timeout": "'10ms'",
+    "idle_in_transaction_session_timeout": "'100ms'",
+    "transaction_timeout": "'200ms'",
+}
+DECOYS: Final = """
+CREATE SCHEMA decoys;
+CREATE TABLE decoys.tenants (id text);
+CREATE TABLE decoys.resources (id text);
+CREATE FUNCTION decoys.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS 'SELECT ''epoch''::timestamptz'
+"""
+POOLER_SETTINGS: Final = {"auth_type": "any", "pool_mode": "transaction", "default_pool_size": 4}
+
+
+async def isolate(address: ShardAddress, level: str) -> None:
+    """Make *level* the default isolation of a shard's database."""
+    setting = f"ALTER DATABASE {database_of(address)} SET default_transaction_isolation = '{level}'"
+    await execute(address.connection_string, setting)
+
+
+async def set_otherwise(address: ShardAddress) -> None:
+    """Make these settings the defaults of a shard's database, with decoys in the search path."""
+    await execute(address.connection_string, DECOYS)
+    lines = [f"ALTER DATABASE {database_of(address)} SET {name} = {value}" for name, value in OTHER_SETTINGS.items()]
+    await execute(address.connection_string, ";".join(lines))
+
+
+@contextlib.asynccontextmanager
+async def through_pooler(server: PostgresServer, *addresses: ShardAddress) -> AsyncIterator[list[ShardAddress]]:
+    """Give the addresses of shards of *server* behind a pooler in transaction mode."""
+    async with running_pooler(server, POOLER_SETTINGS) as port:
+        yield [
+            ShardAddress(address.shard_id, f"postgresql://guest@{HOST}:{port}/{database_of(address)}")
+            for address in addresses
+        ]

@@ -1,0 +1,126 @@
+"""One question to the sources of credentials at a time, and one answer for all who wait. No request leaves here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from aiobotocore.credentials import AioCredentialResolver, AioCredentials
+from botocore.exceptions import ClientError, CredentialRetrievalError
+
+from simplu_worker.aws.credentials import CredentialSource, describe
+
+
+class ScriptedProvider:
+    """A source of botocore's chain: answers as *answers* say, in turn, once *is_open* is set."""
+
+    METHOD = "scripted"
+
+    def __init__(self, *answers: Callable[[], AioCredentials | None]) -> None:
+        self.answers = list(answers)
+        self.asked_count = 0
+        self.is_open = asyncio.Event()
+        self.is_open.set()
+
+    async def load(self) -> AioCredentials | None:
+        """Answer."""
+        self.asked_count += 1
+        await self.is_open.wait()
+        return self.answers.pop(0)()
+
+
+def keys(name: str) -> Callable[[], AioCredentials]:
+    """Return an answer with credentials."""
+    return lambda: AioCredentials(name, "secret", method="scripted")
+
+
+def failure(exc: Exception) -> Callable[[], AioCredentials]:
+    """Return an answer that raises."""
+
+    def answer() -> AioCredentials:
+        raise exc
+
+    return answer
+
+
+def nothing() -> None:
+    """Answer that there are none."""
+
+
+def source_of(provider: ScriptedProvider) -> CredentialSource:
+    """Return the source whose chain has *provider* alone."""
+    return CredentialSource(lambda _region: AioCredentialResolver(providers=[provider]))
+
+
+async def test_source_is_asked_once_for_all_who_wait() -> None:
+    """A thousand polls that begin at the same time do not run a program a thousand times."""
+    provider = ScriptedProvider(keys("one"))
+    source = source_of(provider)
+    found = await asyncio.gather(*(source.get_frozen_credentials() for _ in range(100)))
+    assert {frozen.access_key for frozen in found} == {"one"}
+    assert provider.asked_count == 1
+    assert (source.method, source.problem) == ("scripted", None)
+
+
+async def test_source_that_fails_is_asked_once_for_all_who_wait() -> None:
+    """They all get the error, and the next one after that a new answer."""
+    provider = ScriptedProvider(nothing, keys("one"))
+    source = source_of(provider)
+    provider.is_open.clear()
+    waiting = [asyncio.ensure_future(source.get_frozen_credentials()) for _ in range(10)]
+    await asyncio.sleep(0)
+    provider.is_open.set()
+    ends = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(end) for end in ends} == {CredentialRetrievalError}
+    assert provider.asked_count == 1
+    assert source.problem is not None
+    source.forget()
+    assert (await source.get_frozen_credentials()).access_key == "one"
+    assert source.problem is None
+
+
+async def test_next_in_the_line_asks_when_the_one_who_asks_is_cancelled() -> None:
+    """A request with a time limit does not take the answer of the others with it."""
+    provider = ScriptedProvider(keys("one"))
+    source = source_of(provider)
+    provider.is_open.clear()
+    first, second = (asyncio.ensure_future(source.get_frozen_credentials()) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    provider.is_open.set()
+    assert (await second).access_key == "one"
+    assert (provider.asked_count, first.cancelled()) == (2, True)
+
+
+async def test_refused_credentials_are_asked_for_anew() -> None:
+    """Another program may have written new ones."""
+    source = source_of(ScriptedProvider(keys("one"), keys("two")))
+    assert (await source.get_frozen_credentials()).access_key == "one"
+    source.forget()
+    assert (await source.get_frozen_credentials()).access_key == "two"
+
+
+DATE = "Thu, 26 Nov 2020 00:00:00 GMT"
+SKEWED: Any = {"Error": {"Code": "SignatureDoesNotMatch"}, "ResponseMetadata": {"HTTPHeaders": {"date": DATE}}}
+
+
+@pytest.mark.parametrize(
+    ("exc", "expected"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "/token"), "/token: No such file or directory"),
+        (TimeoutError(), "no answer in time"),
+        (ValueError("Auth token value is not a legal header value"), "Auth token value is not a legal header value"),
+        (KeyError("secret"), "expected credentials of AWS, got something else (KeyError)"),
+        (UnicodeDecodeError("utf-8", b"secret", 0, 1, "x"), "expected credentials of AWS, got something else"),
+        (CredentialRetrievalError(provider="p", error_msg="a\n b " + "x" * 999), "from p: a b xxx"),
+        (ClientError(SKEWED, "AssumeRole"), "s ahead of that of AWS: set it; AssumeRole"),
+    ],
+)
+def test_cause_is_named_without_what_the_source_answered(exc: Exception, expected: str) -> None:
+    """An answer may be anything, a secret too; botocore's own texts are kept, up to a length."""
+    text = describe(exc)
+    assert expected in text
+    assert "secret" not in text
+    assert len(text) <= 300

@@ -1,0 +1,151 @@
+"""Replies are AWS's, or an error, and calls are tried as often as asked for. No request leaves this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple, TypeAlias
+
+import pytest
+from aiohttp import web
+
+from simplu_worker.aws.clients import open_client, translate_errors
+from simplu_worker.aws.replies import DECODERS
+from simplu_worker.consumers.kinesis.stream.client import decode_get_records
+from simplu_worker.errors import PermanentError, RetryableError
+
+REGION = "eu-west-1"
+QUEUE_URL = f"https://sqs.{REGION}.amazonaws.com/123456789012/orders.fifo"
+ENTRIES = [{"Id": "0", "ReceiptHandle": "handle"}]
+
+# An operation of a service, its method, and arguments as the worker gives them.
+CALLS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "GetRecords": ("kinesis", "get_records", {"ShardIterator": "one", "Limit": 1000}),
+    "Scan": ("dynamodb", "scan", {"TableName": "leases", "ConsistentRead": False, "ReturnConsumedCapacity": "TOTAL"}),
+    "ReceiveMessage": ("sqs", "receive_message", {"QueueUrl": QUEUE_URL, "WaitTimeSeconds": 20}),
+    "DeleteMessageBatch": ("sqs", "delete_message_batch", {"QueueUrl": QUEUE_URL, "Entries": ENTRIES}),
+}
+Handler: TypeAlias = Callable[[web.BaseRequest], Awaitable[web.Response]]
+Answer: TypeAlias = tuple[int, dict[str, Any], dict[str, str]]  # its status, JSON and headers
+
+
+class SentRequest(NamedTuple):
+    """A request as a service gets it."""
+
+    target: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class Recorder:
+    """A service, and a proxy, that records requests; gives *answers* in turn, and the last one again and again."""
+
+    def __init__(self, *answers: Answer) -> None:
+        self.requests: list[SentRequest] = []
+        self.handler: Handler = self.answer
+        self._answers = list(answers or [(200, {"Records": []}, {})])
+
+    async def answer(self, request: web.BaseRequest) -> web.Response:
+        """Record a request, and answer it."""
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        self.requests.append(SentRequest(request.raw_path, headers, await request.read()))
+        status, body, more = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        return web.json_response(body, status=status, headers=more, content_type="application/x-amz-json-1.0")
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[str]:
+        """Listen on loopback; yield the URL."""
+        runner = web.ServerRunner(web.Server(self.handler))
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        finally:
+            await runner.cleanup()
+
+
+pytestmark = pytest.mark.usefixtures("aws_credentials")
+
+
+def test_records_alone_are_decoded_by_us() -> None:
+    """Botocore parses all other replies."""
+    assert {"GetRecords": decode_get_records} == DECODERS
+
+
+OUTAGE: Answer = (500, {"__type": "InternalServerError"}, {})
+
+
+async def test_call_is_tried_again_as_often_as_the_client_was_opened_for() -> None:
+    """With the same id, and the number of the try; a refusal that is final is not tried again."""
+    recorder = Recorder(OUTAGE, (200, {"Items": [], "LastEvaluatedKey": None}, {}), OUTAGE)
+    async with (
+        recorder.running() as url,
+        open_client("dynamodb", region=REGION, endpoint_url=url, max_attempts=2) as client,
+    ):
+        assert (await client.scan(TableName="one"))["Items"] == []
+        with pytest.raises(RetryableError), translate_errors():
+            await client.scan(TableName="one")
+    tries = [re.search(r"attempt=\d", request.headers["amz-sdk-request"]) for request in recorder.requests]
+    assert [found and found[0] for found in tries] == ["attempt=1", "attempt=2"] * 2
+    ids = [request.headers["amz-sdk-invocation-id"] for request in recorder.requests]
+    assert (ids[0], ids[2]) == (ids[1], ids[3])
+    assert ids[0] != ids[2]
+
+
+async def test_final_refusal_is_not_tried_again() -> None:
+    """By botocore's rules."""
+    recorder = Recorder((400, {"__type": "AccessDeniedException", "message": "no"}, {}))
+    async with (
+        recorder.running() as url,
+        open_client("dynamodb", region=REGION, endpoint_url=url, max_attempts=3) as client,
+    ):
+        with pytest.raises(PermanentError), translate_errors():
+            await client.scan(TableName="one")
+    assert len(recorder.requests) == 1
+
+
+DEEP = '{"Items":[{"a":' + "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "text", ["<html>hello</html>", "", "[]", DEEP, '{"Items":1,"Records":1,"Messages":1,"Failed":1}'], ids=len
+)
+@pytest.mark.parametrize("operation", ["GetRecords", "Scan", "DeleteMessageBatch"])
+async def test_answer_that_is_no_reply_is_transient(operation: str, text: str) -> None:
+    """A proxy may answer in place of AWS."""
+    service, method, arguments = CALLS[operation]
+
+    async def answer(_: web.BaseRequest) -> web.Response:
+        return web.Response(text=text)
+
+    recorder = Recorder()
+    recorder.handler = answer
+    async with recorder.running() as url, open_client(service, region=REGION, endpoint_url=url) as client:
+        with pytest.raises(RetryableError, match=operation), translate_errors():
+            await getattr(client, method)(**arguments)
+
+
+async def test_cancelled_call_ends_at_once() -> None:
+    """Its connection is closed: an answer that comes later is not that of the next call."""
+    recorder, hanging = Recorder(), asyncio.Event()
+
+    async def answer_late(request: web.BaseRequest) -> web.Response:
+        if not recorder.requests:
+            answered = await recorder.answer(request)
+            hanging.set()
+            await asyncio.sleep(0.2)
+            return answered
+        return await recorder.answer(request)
+
+    recorder.handler = answer_late
+    async with recorder.running() as url, open_client("kinesis", region=REGION, endpoint_url=url) as client:
+        call = asyncio.ensure_future(client.get_records(ShardIterator="first"))
+        await hanging.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await client.get_records(ShardIterator="second")
+    assert [json.loads(request.body)["ShardIterator"] for request in recorder.requests] == ["first", "second"]
