@@ -130,7 +130,7 @@ async def _serve_http(
     try:
         return await stack.enter_async_context(http)
     except OSError as exc:
-        place = f"{settings.http_host or 'all addresses'}, port {settings.http_port}"
+        place = f"{settings.http_host or '*'}:{settings.http_port}"
         raise WorkerError(f"HTTP_HOST, HTTP_PORT: expected to listen on {place}, got: {exc.strerror}") from exc
 
 
