@@ -17,6 +17,7 @@ from support.moves.failpoints import set_failpoint
 from support.moves.world import LOGGED, OPTIONS, ROWS, TENANT_ID, World
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import fetch
+from support.postgres.trouble import waiters
 
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.log.message_failures import count_failures
@@ -24,7 +25,7 @@ from simplu_worker.shards.log.rejections import note_rejections
 from simplu_worker.shards.moving.checksums import Comparison, compare_shards
 from simplu_worker.shards.moving.mover import Mover
 from simplu_worker.shards.moving.repairing import Repair, check_former_rows, repair_resources
-from simplu_worker.shards.moving.rows import Progress
+from simplu_worker.shards.moving.rows import MovingTenant, Progress, read_tenant
 from simplu_worker.shards.moving.settling import MoveSettler
 from simplu_worker.shards.moving.types import (
     Certificate,
@@ -148,6 +149,24 @@ async def test_fence_and_left_rows_stay_while_the_clocks_are_apart(world: World,
 
     pool.clock = right
     assert await settler.end_overdue_fence("a", TENANT_ID)
+
+
+async def test_time_of_a_locked_row_is_that_after_the_wait(world: World) -> None:
+    """A batch in flight makes no clock look as if it was set back, and its rows of the log are from before."""
+    pool = world.shard_pools["a"]
+    async with pool.transaction() as batch:
+        await batch.fetch("SELECT FROM public.tenants WHERE id = $1 FOR SHARE", TENANT_ID)
+        locking = asyncio.create_task(_read_locked(pool))
+        await waiters(batch)
+        ends_at = await batch.fetchval("SELECT pg_catalog.clock_timestamp()")
+    tenant = await locking
+    assert tenant is not None
+    assert tenant.read_at > ends_at
+
+
+async def _read_locked(pool: ShardPool) -> MovingTenant | None:
+    async with pool.transaction() as connection:
+        return await read_tenant(connection, TENANT_ID, locked=True)
 
 
 async def test_renamed_resource_is_moved_though_it_is_not_in_the_log(

@@ -16,7 +16,10 @@ WHERE id = $1
 
 -- name: lock_tenant_to_move
 -- Waits for the batches in flight: their rows of the log are from before `read_at`, and all later ones from after it.
-:tenant_to_move FOR UPDATE;
+-- The row is locked in a query of its own: in one with the time, the time would be that from before the wait.
+WITH locked AS MATERIALIZED (SELECT * FROM public.tenants WHERE id = $1 FOR UPDATE)
+SELECT :moving_columns
+FROM locked;
 
 -- name: find_move
 -- The journal of the tenant $1 on its source.
