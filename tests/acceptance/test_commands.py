@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(2)]
 COMMAND_S = 30.0
 LEADING = "CLIENT_VERSION_3X"
 QUEUES = ["control queue", "order events", "priority order events", "dead letters"]
-DEPENDENCIES = ["stream", "stream consumers", "lease table", "business-info", *QUEUES, "Citrus"]
+DEPENDENCIES = ["credentials", "stream", "stream consumers", "lease table", "business-info", *QUEUES, "Citrus"]
 SHARDS = ["shard shard-1", "shard shard-2"]
 
 
