@@ -69,10 +69,12 @@ def note_trouble(target: TargetKind, name: str, loop: str, exc: Exception) -> In
     The log has the places of the traceback, and not the message: that may quote a record. Raises *exc* again when the
     process is out of memory: then nothing here can be relied on.
     """
-    if isinstance(exc, InternalError):
-        return exc  # noted where it was caught first
     _require_memory(exc)
     leaves = _leaves(exc)
+    noted = [leaf for leaf in leaves if isinstance(leaf, InternalError)]  # where they were caught first
+    if len(noted) == len(leaves):
+        return noted[0]
+    leaves = [leaf for leaf in leaves if leaf not in noted]
     error = " + ".join(sorted({place_of(leaf) for leaf in leaves}))
     instruments.INTERNAL_ERRORS.labels(target).inc(len(leaves))
     shown = None if target is TargetKind.TENANT else name

@@ -114,6 +114,10 @@ async def test_internal_error_is_noted_once_on_its_way() -> None:
         _fail(KeyError())
 
     assert [one.loop for one in current_troubles()] == ["apply"]
+    with contain(SHARD, "shard-1", "tasks"):
+        _fail(ExceptionGroup("of a task group", [InternalError("noted"), ValueError(), InternalError("noted")]))
+    (newest, _) = current_troubles()
+    assert (newest.loop, newest.count, newest.error) == ("tasks", 1, "ValueError")
 
 
 def failing(times: int, calls: list[float], *, then: Callable[[], None]) -> Callable[[], asyncio.Future[None]]:

@@ -371,7 +371,9 @@ class StreamShardReader:
                 ending.set()
                 deadline.reschedule(loop_time() + self._settings.drain_s)
         except* RetryableError as group:
-            # Happens only at a stop: some dead letters could not be stored. Their records stay pending.
+            if not self._stopping.is_set():
+                raise
+            # Some dead letters could not be stored before the stop. Their records stay pending.
             log.warning("stream_shard.left", stream_shard_id=self.stream_shard_id, error=str(group.exceptions[0]))
 
     def _reader_state(self, lease: LeaseContext, ahead: ReadAhead | None) -> ReaderState:
