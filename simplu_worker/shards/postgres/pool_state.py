@@ -145,7 +145,7 @@ class ShardAvailability:
             # The server has no room for another connection, and works on the existing ones.
             self._breaker.record_answer(loop_time())
             raise self._record_full(exc) from exc
-        except asyncpg.PostgresError as exc:
+        except (asyncpg.PostgresError, asyncpg.PostgresWarning) as exc:
             kind = (
                 ErrorMeaning.BROKEN
                 if meaning_of(exc.sqlstate or "") is ErrorMeaning.BROKEN

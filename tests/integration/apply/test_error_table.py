@@ -98,7 +98,7 @@ class Shard:
     @asynccontextmanager
     async def refusing(self, place: str, code: str) -> AsyncIterator[None]:
         """Answer *code* at a place for as long as the context."""
-        text = {"begin": b"\nBEGIN;", "probe": PROBE}.get(place)
+        text = {"begin": b"BEGIN ", "probe": PROBE}.get(place)
         if text is None:
             await execute(self._address.connection_string, f"INSERT INTO refused VALUES ('{place}', '{code}')")
         else:

@@ -30,7 +30,6 @@ The others have no faults and no control path: see test_sqs_server.
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
 import json
 from collections import Counter
@@ -185,8 +184,6 @@ async def test_message_comes_as_it_was_sent(client: Client) -> None:
     }
     sent = await client.send_message(QueueUrl=queue.url, MessageBody=body, MessageAttributes=attributes)
     (message,) = await queue.receive()
-    received = message["MessageAttributes"]["Bytes"]
-    received["BinaryValue"] = base64.b64decode(received["BinaryValue"])  # the worker's client leaves bytes encoded
     digest = hashlib.md5(body.encode()).hexdigest()
     assert (message["Body"], message["MessageAttributes"]) == (body, attributes)
     assert (sent["MD5OfMessageBody"], message["MD5OfBody"]) == (digest, digest)
