@@ -158,12 +158,24 @@ class Importer:
             run.tables,
             followed,
             lambda snapshot: self._copier(snapshot, run.tables),
+            self._find_shards,
             mapping=run.mapping,
             followed_to=datetime.fromisoformat(run.snapshot.facts.taken_at),
             clock=self._clock,
         )
         await follower.run(stopping, report_round, interval_s=interval_s)
-        return result
+        errors = {
+            (one.tenant.business_id, one.tenant.location_id): follower.failures.get(one.tenant.source.key)
+            for one in placed
+        }
+        reports = [_report_left(one, errors.get((one.business_id, one.location_id))) for one in result.reports]
+        return msgspec.structs.replace(result, reports=reports)
+
+    async def _find_shards(self) -> None:
+        """Give the pools the addresses that their shards have now: a replica may have taken a place."""
+        for shard in await self._shards.locator.list_shards():
+            with contextlib.suppress(WorkerError):  # an address that may not be used
+                self._shards.pools.ensure_pool(shard)
 
     async def discard(self) -> DiscardResult:
         """Delete the tenants of the source that no run has activated, with their rows. Raises as `plan` does."""
@@ -395,6 +407,13 @@ def _report(
         detail=detail,
         certificate=certificate,
     )
+
+
+def _report_left(report: TenantReport, error: str | None) -> TenantReport:
+    """Return the report on a tenant that was followed, failed with *error* unless that is None."""
+    if error is None or report.state is not ImportState.FOLLOWED:
+        return report
+    return msgspec.structs.replace(report, state=ImportState.FAILED, detail=error)
 
 
 def _report_untouched(placed: PlacedImport, mapping: str) -> TenantReport:
