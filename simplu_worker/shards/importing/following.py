@@ -87,7 +87,6 @@ class Follower:
     ) -> None:
         """Follow until *stopping* is set; *report* each round. `failures` has what could not be noted at the end."""
         noted_at = self._clock()
-        report(FollowRound(self._followed_to))
         while not await sleep_or_event(interval_s, until=stopping):
             report(await self._follow())
             if self._clock() - noted_at >= NOTE_INTERVAL_S:
@@ -104,7 +103,7 @@ class Follower:
                 count, errors = await self._copy_changes(snapshot)
         except WorkerError as exc:
             return FollowRound(self._followed_to, error=str(exc))
-        return FollowRound(self._followed_to, count, _text_of(errors))
+        return FollowRound(self._followed_to, count, text_of(errors))
 
     async def _copy_changes(self, snapshot: SourceSnapshot) -> tuple[int, list[str]]:
         """Bring all tenants up to date; return the number of rows, and the errors. Raises those of the source."""
@@ -145,8 +144,8 @@ class Follower:
         return errors
 
 
-def _text_of(errors: Sequence[str]) -> str | None:
+def text_of(errors: Sequence[str]) -> str | None:
     """Return a text for the errors of several tenants; None without any."""
     if not errors:
         return None
-    return errors[0] if len(errors) == 1 else f"{errors[0]}; and {len(errors) - 1} tenants more"
+    return errors[0] if len(errors) == 1 else f"{errors[0]} (the first of {len(errors)} tenants)"

@@ -23,10 +23,16 @@ from simplu_worker.business_info.items import Business
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.operation import is_id
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
-from simplu_worker.shards.importing.certificate import ImportCertificate, ImportState, TenantReport, parse_certificate
+from simplu_worker.shards.importing.certificate import (
+    TROUBLES,
+    ImportCertificate,
+    ImportState,
+    TenantReport,
+    parse_certificate,
+)
 from simplu_worker.shards.importing.copying import CopyCallbacks, TakenRows, TenantCopier
 from simplu_worker.shards.importing.follow_rules import FOLLOWING, FollowState, follow_notes, followed_since
-from simplu_worker.shards.importing.following import INTERVAL_S, FollowedTenant, Follower, FollowRound
+from simplu_worker.shards.importing.following import INTERVAL_S, FollowedTenant, Follower, FollowRound, text_of
 from simplu_worker.shards.importing.mapping import MappingRefusedError, ReadTable, SourceMapping
 from simplu_worker.shards.importing.pace import RowPace
 from simplu_worker.shards.importing.placing import PlacedImport, Placer
@@ -143,8 +149,9 @@ class Importer:
     ) -> ImportResult:
         """Copy every tenant that can be, and follow the source until *stopping* is set; return a report on each.
 
-        No tenant is activated: `apply` does that, from the state that this leaves. Returns at once if there is none to
-        follow. Raises as `plan` does.
+        No tenant is activated: `apply` does that, from the state that this leaves. The first round that is reported is
+        the copy, with the error of tenants that are not followed. Returns at once if there is none to follow. Raises as
+        `plan` does.
         """
         token = str(uuid4())
         followed: list[FollowedTenant] = []
@@ -153,6 +160,9 @@ class Importer:
             result = await run.report(placed, lambda one: self._begin_to_follow(run, one, token, followed))
         if not followed:
             return result
+        followed_to = datetime.fromisoformat(run.snapshot.facts.taken_at)
+        left = [f"{one.name}: {one.detail}" for one in result.reports if one.state in TROUBLES]
+        report_round(FollowRound(followed_to, error=text_of(left)))
         follower = Follower(
             self._source,
             run.tables,
@@ -160,7 +170,7 @@ class Importer:
             lambda snapshot: self._copier(snapshot, run.tables),
             self._find_shards,
             mapping=run.mapping,
-            followed_to=datetime.fromisoformat(run.snapshot.facts.taken_at),
+            followed_to=followed_to,
             clock=self._clock,
         )
         await follower.run(stopping, report_round, interval_s=interval_s)

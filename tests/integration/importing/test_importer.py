@@ -443,6 +443,25 @@ async def test_tenants_of_a_failed_shard_do_not_keep_the_others_from_being_follo
     assert await changed_tenants(case) == {f"{number}-main" for number in range(1, RESTAURANTS + 1)}
 
 
+async def test_tenants_that_are_not_followed_are_named_when_following_begins(case: Case) -> None:
+    """Not only in the report, which comes at the end."""
+    await case.importer().plan()
+    broken = case.routed.pools.pool_of("shard-1").address.connection_string
+    await execute(broken, REFUSE_WRITES)
+    stopping = asyncio.Event()
+    rounds: list[FollowRound] = []
+
+    def report(one: FollowRound) -> None:
+        rounds.append(one)
+        stopping.set()
+
+    result = await case.importer().follow(stopping, report)
+
+    assert sorted(states(result).values()) == ["failed"] * 3 + ["followed"] * 3
+    assert (rounds[0].error or "").startswith("1 main: ")
+    assert (rounds[0].error or "").endswith("(the first of 3 tenants)")
+
+
 async def test_tenant_with_a_row_that_the_source_cannot_return_does_not_keep_the_others_back(case: Case) -> None:
     """It is tried again in each round, and refused at the cut-over, which names the row."""
     result = await follow_beside(
