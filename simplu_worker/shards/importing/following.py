@@ -8,7 +8,6 @@ activation in any case.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Final
@@ -53,7 +52,7 @@ class FollowRound(msgspec.Struct, frozen=True):
 class Follower:
     """Follows *source* for *tenants*, from the snapshot of *followed_to* on.
 
-    *find_shards* gives the pools the addresses that their shards have now.
+    *find_addresses* gives the pools the addresses that their shards have now.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class Follower:
         tables: Sequence[ReadTable],
         tenants: Iterable[FollowedTenant],
         make_copier: Callable[[SourceSnapshot], TenantCopier],
-        find_shards: Callable[[], Awaitable[object]],
+        find_addresses: Callable[[], Awaitable[None]],
         *,
         mapping: str,
         followed_to: datetime,
@@ -72,7 +71,7 @@ class Follower:
         self._tables = [table for table in tables if table.mapping.changed is not None]
         self._tenants = {one.source.key: one for one in tenants}
         self._make_copier = make_copier
-        self._find_shards = find_shards
+        self._find_addresses = find_addresses
         self._mapping = mapping
         self._followed_to = followed_to
         self._behind: dict[tuple[str, ...], datetime] = {}  # how far the tenants are that the last round left
@@ -97,8 +96,7 @@ class Follower:
     async def _follow(self) -> FollowRound:
         try:
             if self._behind:
-                with contextlib.suppress(WorkerError):  # the addresses may still be right
-                    await self._find_shards()
+                await self._find_addresses()
             async with self._source.open_snapshot() as snapshot:
                 count, errors = await self._copy_changes(snapshot)
         except WorkerError as exc:

@@ -53,7 +53,7 @@ from simplu_worker.shards.importing.target import CopyState, TargetTenant, read_
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.routing.shard_query import query_all_shards
+from simplu_worker.shards.routing.shard_query import find_addresses, query_all_shards
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
 from simplu_worker.timing.clock import loop_time
 
@@ -168,7 +168,7 @@ class Importer:
             run.tables,
             followed,
             lambda snapshot: self._copier(snapshot, run.tables),
-            self._find_shards,
+            lambda: find_addresses(self._shards.locator, self._shards.pools),
             mapping=run.mapping,
             followed_to=followed_to,
             clock=self._clock,
@@ -180,12 +180,6 @@ class Importer:
         }
         reports = [_report_left(one, errors.get((one.business_id, one.location_id))) for one in result.reports]
         return msgspec.structs.replace(result, reports=reports)
-
-    async def _find_shards(self) -> None:
-        """Give the pools the addresses that their shards have now: a replica may have taken a place."""
-        for shard in await self._shards.locator.list_shards():
-            with contextlib.suppress(WorkerError):  # an address that may not be used
-                self._shards.pools.ensure_pool(shard)
 
     async def discard(self) -> DiscardResult:
         """Delete the tenants of the source that no run has activated, with their rows. Raises as `plan` does."""
