@@ -519,6 +519,22 @@ async def test_tenant_that_another_run_has_activated_is_not_followed_any_more(ca
     assert "another run has taken over" in (report_of(result, "2 main").detail or "")
 
 
+async def test_import_goes_on_where_the_clock_of_the_shard_has_gone_back(case: Case) -> None:
+    """As after a failover to a replica with another clock: its tenants are continued, and then known as imported."""
+    await follow(case, "SELECT 1")
+    for pool in case.routed.pools.by_shard_id().values():
+        await execute(
+            pool.address.connection_string,
+            "UPDATE tenants SET created_at = now() + interval '4 minutes';"
+            "UPDATE imports SET updated_at = now() + interval '4 minutes'",
+        )
+
+    await follow(case, "SELECT 1")
+
+    assert set(states(await case.importer().apply()).values()) == {"imported"}
+    assert set(states(await case.importer().apply()).values()) == {"there"}
+
+
 async def test_discard_deletes_the_tenants_that_are_not_active(case: Case) -> None:
     """With their rows and their journal; active ones stay, and a later import begins again."""
     await case.change_source("UPDATE themes SET updated_at = 'infinity' WHERE restaurant_id IN (2, 5)")
