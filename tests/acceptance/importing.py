@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import signal
 import sys
@@ -132,6 +133,8 @@ async def run(arguments: argparse.Namespace) -> int:
 async def import_all(testbed: Testbed, url: str, arguments: argparse.Namespace) -> Imported:
     """Plan and import under load; return the figures, and every difference."""
     testbed.start_flow(ChainPlan("others", testbed.tenants_of()), rate=arguments.rate)
+    restaurants = [Tenant(str(number + 1), "main", "hotel") for number in range(arguments.restaurants)]
+    spread(testbed, restaurants)
     mapping = testbed.stack.group.directory / "restaurants.toml"
     mapping.write_text(mapping_text(), encoding="utf-8")
     differences: list[str] = []
@@ -144,7 +147,6 @@ async def import_all(testbed: Testbed, url: str, arguments: argparse.Namespace) 
     began = time.monotonic()
     options = ("--apply", "--parallel", str(arguments.parallel))
     command = asyncio.ensure_future(apply_and_kill(testbed, url, mapping, options, arguments))
-    restaurants = [Tenant(str(number + 1), "main", "hotel") for number in range(arguments.restaurants)]
     await wait_until_placed(testbed, restaurants)
     flow = testbed.start_flow(ChainPlan("restaurants", tuple(restaurants)), rate=arguments.rate)
     result = await command
@@ -153,9 +155,19 @@ async def import_all(testbed: Testbed, url: str, arguments: argparse.Namespace) 
     states = {report["state"] for report in result["tenants"]}
     if result["rows"] != expected or not states <= {"imported", "there"}:
         differences.append(f"expected {expected} rows imported, got {result['rows']}, {result['counts']}")
+    places = {report["shardId"] for report in result["tenants"]}
+    if len(places) < min(SHARDS, arguments.restaurants):
+        differences.append(f"expected restaurants on each of {SHARDS} shards, got {sorted(places)}")
     differences += await compare(testbed, url, result)
     differences += await find_differences(testbed, restaurants)
     return Imported(plan_s, apply_s, expected, held_put, result.get("figures"), differences)
+
+
+def spread(testbed: Testbed, restaurants: list[Tenant]) -> None:
+    """Let Citrus name each shard for as many restaurants: of itself it fills the first one."""
+    registry = testbed.stack.citrus.registry
+    for restaurant, shard_id in zip(restaurants, itertools.cycle(testbed.stack.servers), strict=False):
+        registry.place(restaurant.tenant_id, registry.shards[shard_id])
 
 
 async def apply_and_kill(

@@ -131,11 +131,15 @@ async def _follow(importer: Importer, progress: _Progress) -> ImportResult:
             for number in STOP_SIGNALS:
                 loop.add_signal_handler(number, stopping.set)
                 handled.append(number)
-            print_note("all tenants are copied; following until Ctrl-C, then --apply without --follow cuts over")
-        elif one.error is not None:
-            print_note(f"{one.error}; tried again in {INTERVAL_S:g} s")
-        elif one.row_count:
+            if one.error is not None:
+                print_note(f"not copied, and not followed: {one.error}; end this and run it again to follow all")
+            copied = "all tenants are copied" if one.error is None else "the others are copied"
+            print_note(f"{copied}; following until Ctrl-C, then --apply without --follow cuts over")
+            return
+        if one.row_count:
             print_note(f"followed to {one.followed_to.isoformat(timespec='seconds')}: {one.row_count} rows")
+        if one.error is not None:
+            print_note(f"{one.error}; tried again in {INTERVAL_S:g} s")
 
     handled: list[signal.Signals] = []
     try:

@@ -41,6 +41,7 @@ from simplu_worker.shards.restoring.journal import (
     read_journal,
 )
 from simplu_worker.shards.restoring.restorer import Restore, RestoreCertificate, Restorer, RestoreStatus
+from simplu_worker.shards.routing.shard_query import find_addresses
 from simplu_worker.shards.schema.migrations import refusal_of
 from simplu_worker.shards.schema.schema_check import RESTORES, may_write_table
 from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
@@ -98,7 +99,15 @@ async def restore_tenant(settings: Settings, command: RestoreCommand, *, as_json
             kept = timedelta(hours=settings.operation_retention_hours)
             restore = Restore(tenant_id, plan.shard, command.mode, Path(plan.export), kept)
             show = _ignore_status if as_json else _noting()
-            certificate = await _run(Restorer(shards.pools, backup, shards.commits, restore, show=show))
+            restorer = Restorer(
+                shards.pools,
+                backup,
+                shards.commits,
+                restore,
+                show=show,
+                find_addresses=lambda: find_addresses(shards.locator, shards.pools),
+            )
+            certificate = await _run(restorer)
         except WorkerError as exc:
             text = backup.address.without_name(str(exc))
             raise (RetryableError if isinstance(exc, RetryableError) else PermanentError)(text) from None

@@ -23,10 +23,16 @@ from simplu_worker.business_info.items import Business
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.operation import is_id
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
-from simplu_worker.shards.importing.certificate import ImportCertificate, ImportState, TenantReport, parse_certificate
+from simplu_worker.shards.importing.certificate import (
+    TROUBLES,
+    ImportCertificate,
+    ImportState,
+    TenantReport,
+    parse_certificate,
+)
 from simplu_worker.shards.importing.copying import CopyCallbacks, TakenRows, TenantCopier
 from simplu_worker.shards.importing.follow_rules import FOLLOWING, FollowState, follow_notes, followed_since
-from simplu_worker.shards.importing.following import INTERVAL_S, FollowedTenant, Follower, FollowRound
+from simplu_worker.shards.importing.following import INTERVAL_S, FollowedTenant, Follower, FollowRound, text_of
 from simplu_worker.shards.importing.mapping import MappingRefusedError, ReadTable, SourceMapping
 from simplu_worker.shards.importing.pace import RowPace
 from simplu_worker.shards.importing.placing import PlacedImport, Placer
@@ -47,7 +53,7 @@ from simplu_worker.shards.importing.target import CopyState, TargetTenant, read_
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.routing.shard_query import query_all_shards
+from simplu_worker.shards.routing.shard_query import find_addresses, query_all_shards
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
 from simplu_worker.timing.clock import loop_time
 
@@ -143,8 +149,9 @@ class Importer:
     ) -> ImportResult:
         """Copy every tenant that can be, and follow the source until *stopping* is set; return a report on each.
 
-        No tenant is activated: `apply` does that, from the state that this leaves. Returns at once if there is none to
-        follow. Raises as `plan` does.
+        No tenant is activated: `apply` does that, from the state that this leaves. The first round that is reported is
+        the copy, with the error of tenants that are not followed. Returns at once if there is none to follow. Raises as
+        `plan` does.
         """
         token = str(uuid4())
         followed: list[FollowedTenant] = []
@@ -153,17 +160,26 @@ class Importer:
             result = await run.report(placed, lambda one: self._begin_to_follow(run, one, token, followed))
         if not followed:
             return result
+        followed_to = datetime.fromisoformat(run.snapshot.facts.taken_at)
+        left = [f"{one.name}: {one.detail}" for one in result.reports if one.state in TROUBLES]
+        report_round(FollowRound(followed_to, error=text_of(left)))
         follower = Follower(
             self._source,
             run.tables,
             followed,
             lambda snapshot: self._copier(snapshot, run.tables),
+            lambda: find_addresses(self._shards.locator, self._shards.pools),
             mapping=run.mapping,
-            followed_to=datetime.fromisoformat(run.snapshot.facts.taken_at),
+            followed_to=followed_to,
             clock=self._clock,
         )
         await follower.run(stopping, report_round, interval_s=interval_s)
-        return result
+        errors = {
+            (one.tenant.business_id, one.tenant.location_id): follower.failures.get(one.tenant.source.key)
+            for one in placed
+        }
+        reports = [_report_left(one, errors.get((one.business_id, one.location_id))) for one in result.reports]
+        return msgspec.structs.replace(result, reports=reports)
 
     async def discard(self) -> DiscardResult:
         """Delete the tenants of the source that no run has activated, with their rows. Raises as `plan` does."""
@@ -395,6 +411,13 @@ def _report(
         detail=detail,
         certificate=certificate,
     )
+
+
+def _report_left(report: TenantReport, error: str | None) -> TenantReport:
+    """Return the report on a tenant that was followed, failed with *error* unless that is None."""
+    if error is None or report.state is not ImportState.FOLLOWED:
+        return report
+    return msgspec.structs.replace(report, state=ImportState.FAILED, detail=error)
 
 
 def _report_untouched(placed: PlacedImport, mapping: str) -> TenantReport:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -87,7 +87,10 @@ class RestoreCertificate(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Restorer:
-    """Restores one tenant from the database of *backup*; *show* is called as it goes on."""
+    """Restores one tenant from the database of *backup*; *show* is called as it goes on.
+
+    *find_addresses* gives the pools the addresses that their shards have now.
+    """
 
     def __init__(
         self,
@@ -97,6 +100,7 @@ class Restorer:
         restore: Restore,
         *,
         show: Callable[[RestoreStatus], None],
+        find_addresses: Callable[[], Awaitable[None]] | None = None,
         clock: Callable[[], float] = loop_time,
     ) -> None:
         self._restore = restore
@@ -104,6 +108,7 @@ class Restorer:
         self._backup = backup
         self._commits = commits
         self._show = show
+        self._find_addresses = find_addresses
         self._clock = clock
         self._earlier_run: str | None = None
         self._own_runs: set[str] = set()
@@ -140,6 +145,8 @@ class Restorer:
                     raise RetryableError(f"{self._restore.tenant_id}: {exc}; {self.describe_state()}") from exc
                 log.info("restore.again", tenant_id=self._restore.tenant_id, step=self._step, error=str(exc))
                 await asyncio.sleep(PAUSE_S)
+                if self._find_addresses is not None:
+                    await self._find_addresses()
 
     @property
     def is_replacing(self) -> bool:

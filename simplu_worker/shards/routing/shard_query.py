@@ -68,6 +68,17 @@ async def fetch_from_all_shards(
     return ShardRows(rows, sorted({shard.shard_id for shard in known} - answers.keys()))
 
 
+async def find_addresses(locator: Locator, pools: Pools) -> None:
+    """Give the pools the addresses that their shards have now, as far as the locator answers.
+
+    For commands that take long: a replica may have taken a shard's place meanwhile.
+    """
+    with contextlib.suppress(WorkerError):
+        for shard in await locator.list_shards():
+            with contextlib.suppress(WorkerError):  # an address that may not be used
+                pools.ensure_pool(shard)
+
+
 async def query_all_shards(
     shards: Sequence[ShardAddress], query: Callable[[ShardAddress], Awaitable[Result]], *, limits: QueryLimits = LIMITS
 ) -> dict[str, Result]:

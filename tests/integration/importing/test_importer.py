@@ -386,6 +386,155 @@ async def test_following_is_continued_where_it_ended_unless_the_mapping_is_anoth
     assert "themes" not in {row["kind"] for row in kinds}
 
 
+async def follow_beside(
+    case: Case, steps: list[tuple[str, str]], wanted: Callable[[FollowRound], bool]
+) -> ImportResult:
+    """Follow the source, run *steps*, SQL by database, after the first copy; stop after a round that is *wanted*."""
+    stopping = asyncio.Event()
+    changed: asyncio.Future[None] | None = None
+
+    async def change() -> None:
+        for url, sql in steps:
+            await execute(url, sql)
+
+    def report(one: FollowRound) -> None:
+        nonlocal changed
+        if changed is None:
+            changed = asyncio.ensure_future(change())
+        elif changed.done() and wanted(one):
+            stopping.set()
+
+    async with asyncio.timeout(30):
+        result = await case.importer().follow(stopping, report, interval_s=0.05)
+    assert changed is not None
+    await changed
+    return result
+
+
+REFUSE_WRITES = """
+CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'full' USING ERRCODE = 'disk_full'; END $$;
+CREATE TRIGGER fail BEFORE INSERT ON resources FOR EACH ROW EXECUTE FUNCTION fail();
+"""
+CHANGE_ALL = "UPDATE products SET price = 77.70, updated_at = now() WHERE id % 100000 = 1"
+
+
+async def changed_tenants(case: Case) -> set[str]:
+    """Return the tenants with the price of `CHANGE_ALL`."""
+    sql = "SELECT id FROM resources WHERE \"resourceName\" = 'products' AND data ->> 'price' = '77.70'"
+    return {row["id"] for row in await case.fetch(sql)}
+
+
+async def test_tenants_of_a_failed_shard_do_not_keep_the_others_from_being_followed(case: Case) -> None:
+    """Each round names the error. Those that failed are followed from where they were left, also by the next run."""
+    await case.importer().plan()
+    broken = case.routed.pools.pool_of("shard-1").address.connection_string
+
+    result = await follow_beside(
+        case,
+        [(broken, REFUSE_WRITES), (case.url, CHANGE_ALL)],
+        lambda one: "DiskFullError (53100)" in (one.error or ""),
+    )
+
+    assert await changed_tenants(case) == {"4-main", "5-main", "6-main"}
+    assert set(states(result).values()) == {"followed"}
+    await execute(broken, "DROP TRIGGER fail ON resources")
+    await case.routed.pools.pool_of("shard-1").probe()
+    await follow_beside(case, [], lambda one: one.error is None)
+    assert await changed_tenants(case) == {f"{number}-main" for number in range(1, RESTAURANTS + 1)}
+
+
+async def test_tenants_that_are_not_followed_are_named_when_following_begins(case: Case) -> None:
+    """Not only in the report, which comes at the end."""
+    await case.importer().plan()
+    broken = case.routed.pools.pool_of("shard-1").address.connection_string
+    await execute(broken, REFUSE_WRITES)
+    stopping = asyncio.Event()
+    rounds: list[FollowRound] = []
+
+    def report(one: FollowRound) -> None:
+        rounds.append(one)
+        stopping.set()
+
+    result = await case.importer().follow(stopping, report)
+
+    assert sorted(states(result).values()) == ["failed"] * 3 + ["followed"] * 3
+    assert (rounds[0].error or "").startswith("1 main: ")
+    assert (rounds[0].error or "").endswith("(the first of 3 tenants)")
+
+
+async def test_tenant_with_a_row_that_the_source_cannot_return_does_not_keep_the_others_back(case: Case) -> None:
+    """It is tried again in each round, and refused at the cut-over, which names the row."""
+    result = await follow_beside(
+        case,
+        [
+            (case.url, "INSERT INTO orders VALUES (1, 1, 'open', 1, 'n', '{\"a\": \"\\u0000\"}', now(), now())"),
+            (case.url, CHANGE_ALL),
+        ],
+        lambda one: one.row_count >= RESTAURANTS - 1 and one.error is not None,
+    )
+
+    assert {"2-main", "3-main", "4-main", "5-main", "6-main"} <= await changed_tenants(case)
+    assert set(states(result).values()) == {"followed"}
+    applied = states(await case.importer().apply())
+    assert (applied.pop("1 main"), set(applied.values())) == ("left", {"imported"})
+
+
+async def test_shard_with_another_address_is_followed_there(case: Case, make_shard: ShardMaker) -> None:
+    """A replica may take a shard's place while the source is followed; Citrus names its address."""
+    pool = case.routed.pools.ensure_pool(next(iter(await case.routed.locator.list_shards())))
+    address = pool.address
+    registered = case.routed.citrus.registry.shards[address.shard_id]
+
+    def wanted(one: FollowRound) -> bool:
+        if one.error is not None:
+            registered.connection_string = address.connection_string
+        return one.error is None and one.row_count > 0
+
+    stopping = asyncio.Event()
+    begun: list[asyncio.Future[None]] = []
+
+    def report(one: FollowRound) -> None:
+        if not begun:
+            begun.append(asyncio.ensure_future(case.change_source(CHANGE_ALL)))
+            pool.address = ShardAddress(address.shard_id, "postgresql://nobody@127.0.0.1:1/nothing")
+        elif wanted(one):
+            stopping.set()
+
+    async with asyncio.timeout(30):
+        await case.importer().follow(stopping, report, interval_s=0.05)
+
+    assert await changed_tenants(case) == {f"{number}-main" for number in range(1, RESTAURANTS + 1)}
+
+
+async def test_tenant_that_another_run_has_activated_is_not_followed_any_more(case: Case) -> None:
+    """The others are, and the report names the one."""
+    shard = "UPDATE imports SET token = gen_random_uuid() WHERE tenant_id = '2-main'"
+    await case.importer().plan()
+    url = case.routed.pools.pool_of("shard-1").address.connection_string
+
+    result = await follow_beside(case, [(url, shard), (case.url, CHANGE_ALL)], lambda one: one.error is not None)
+
+    assert await changed_tenants(case) == {"1-main", "3-main", "4-main", "5-main", "6-main"}
+    assert states(result) == {f"{number} main": "failed" if number == 2 else "followed" for number in range(1, 7)}
+    assert "another run has taken over" in (report_of(result, "2 main").detail or "")
+
+
+async def test_import_goes_on_where_the_clock_of_the_shard_has_gone_back(case: Case) -> None:
+    """As after a failover to a replica with another clock: its tenants are continued, and then known as imported."""
+    await follow(case, "SELECT 1")
+    for pool in case.routed.pools.by_shard_id().values():
+        await execute(
+            pool.address.connection_string,
+            "UPDATE tenants SET created_at = now() + interval '4 minutes';"
+            "UPDATE imports SET updated_at = now() + interval '4 minutes'",
+        )
+
+    await follow(case, "SELECT 1")
+
+    assert set(states(await case.importer().apply()).values()) == {"imported"}
+    assert set(states(await case.importer().apply()).values()) == {"there"}
+
+
 async def test_discard_deletes_the_tenants_that_are_not_active(case: Case) -> None:
     """With their rows and their journal; active ones stay, and a later import begins again."""
     await case.change_source("UPDATE themes SET updated_at = 'infinity' WHERE restaurant_id IN (2, 5)")

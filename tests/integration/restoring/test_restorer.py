@@ -22,6 +22,7 @@ from simplu_worker.shards.moving.mover import Mover
 from simplu_worker.shards.moving.settling import MoveSettler
 from simplu_worker.shards.moving.types import Move, MoveOptions
 from simplu_worker.shards.moving.undoing import undo_move
+from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.restoring import restorer as module
@@ -341,6 +342,29 @@ async def test_restorer_does_not_trust_its_memory_of_a_shard_that_has_lost_commi
     await restorer.run()
 
     assert times == module.RELEASE_TRIES + 1
+    assert await world.case.resources() == await TenantCase(world.backup, TENANT).resources()
+
+
+async def test_restore_goes_on_where_the_shard_is_now(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica has taken its place, at an address that the locator names."""
+    monkeypatch.setattr(module, "PAUSE_S", 0.01)
+    address = world.live.address
+    restore = Restore(TENANT_ID, "a", RestoreMode.CATCH_UP, world.folder / "export.jsonl", KEPT)
+    asked = 0
+
+    def lose(status: RestoreStatus) -> None:
+        if status.step == "delete" and not asked:
+            world.live.address = ShardAddress("a", "postgresql://nobody@127.0.0.1:1/nothing")
+
+    async def find_addresses() -> None:
+        nonlocal asked
+        asked += 1
+        world.pools.ensure_pool(address)
+
+    await Restorer(world.pools, world.backup, world.commits, restore, show=lose, find_addresses=find_addresses).run()
+
+    assert asked
+    assert await world.tenant() == ("active", 2)
     assert await world.case.resources() == await TenantCase(world.backup, TENANT).resources()
 
 

@@ -38,9 +38,14 @@ SET
 RETURNING tenant_id;
 
 -- name: take_import
--- Leave the token $2 of another run in the row: the run before writes no more. Waits for its transaction.
+-- Leave the token $2 of another run in the row: the run before writes no more. Waits for its transaction. The row stays
+-- that of the tenant for `find_imports`, also where the clock has gone back, as it may after a failover.
 UPDATE public.imports
-SET token = $2::pg_catalog.text::pg_catalog.uuid, updated_at = pg_catalog.clock_timestamp()
+SET
+    token = $2::pg_catalog.text::pg_catalog.uuid,
+    updated_at = greatest(
+        pg_catalog.clock_timestamp(), (SELECT tenants.created_at FROM public.tenants WHERE tenants.id = imports.tenant_id)
+    )
 WHERE tenant_id = $1 AND step <> 'activated'
 RETURNING started_at, step, detail::pg_catalog.text AS detail;
 
@@ -141,7 +146,11 @@ WHERE id = $1 AND state = 'incoming';
 -- name: note_import
 -- Store the step $3 of an import, and its details. In a transaction that has fenced or locked it.
 UPDATE public.imports
-SET step = $3, detail = $4::pg_catalog.text::pg_catalog.jsonb, updated_at = pg_catalog.clock_timestamp()
+SET
+    step = $3, detail = $4::pg_catalog.text::pg_catalog.jsonb,
+    updated_at = greatest(
+        pg_catalog.clock_timestamp(), (SELECT tenants.created_at FROM public.tenants WHERE tenants.id = imports.tenant_id)
+    )
 WHERE tenant_id = $1 AND token = $2::pg_catalog.text::pg_catalog.uuid;
 
 -- name: find_open_imports
