@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 from collections.abc import Collection, Sequence
 from datetime import timedelta
 from typing import Any
@@ -24,6 +25,7 @@ from simplu_worker.shards.moving.rows import Arrival, read_arrival, read_departu
 from simplu_worker.shards.moving.undoing import clean_up, list_left_behind, undo_move
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_query import query_all_shards
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -140,11 +142,19 @@ async def rollback_tenant(
                 return 0
         elif stay:
             raise PermanentError(f"{tenant_id}: expected a move that has not ended, got none: its home is shard {home}")
+        names = shlex.join(tenant)
+        if way.back_to is not None and way.back_to == way.returned_from:
+            await _check_published(shards, settings, tenant_id, home, way.back_to, names)
         terms = MoveTerms(bounds.max_rows_per_second, bounds.max_pause)
         runner = MoveRunner(settings, shards, terms, as_json=as_json)
         status = await runner.run([MoveRequest(*tenant, home)]) if way.ends_last_move else 0
         if way.back_to is not None:
             status = await runner.run([MoveRequest(*tenant, way.back_to)])
+    if way.back_to is None and way.returned_from is not None:
+        print_note(
+            f"{tenant_id}: ended the last move, to shard {home}, which had been stopped; to move the tenant away from "
+            f"there, run: simplu-worker tenants move {names} --to {way.returned_from}"
+        )
     if status and way.back_to is not None:
         print_note(f"{tenant_id}: run the command again to go on, or with --stay to leave the tenant on shard {home}")
     return status
@@ -173,6 +183,25 @@ async def _find_way_back(shards: Shards, tenant_id: str, home: str, copies: Sequ
     if came_from is None and not way.undone and not stay:
         raise PermanentError(f"{tenant_id}: expected a tenant that has moved to shard {home}, got one that has not")
     return way
+
+
+async def _check_published(
+    shards: Shards, settings: Settings, tenant_id: str, home: str, back_to: str, names: str
+) -> None:
+    """Raise `PermanentError` if the shard is still named from which the tenant has come back.
+
+    Then an earlier rollback may have been stopped before it published the home: run again, it must not move the tenant
+    away once more.
+    """
+    if isinstance(shards.locator, StaticMap) and settings.shard_map_file is None:  # nobody can publish there
+        return
+    named = await shards.locator.locate(tenant_id)
+    if named is not None and named.shard_id == back_to:
+        raise PermanentError(
+            f"{tenant_id}: expected shard {home} to be named for it, where it has come back to, got shard {back_to}: "
+            f"the new home was not published; run: simplu-worker tenants move {names} --to {home}, to publish it, or "
+            f"--to {back_to}, to move the tenant there"
+        )
 
 
 def _print_undone(tenant_id: str, count: int, state: str, *, as_json: bool) -> None:

@@ -62,7 +62,7 @@ def next_pace(
     if max_rows_per_s is not None:
         size = min(size, max(1, round(max_rows_per_s * pace.chunk_s)))
         rest_s = max(rest_s, row_count / max_rows_per_s - took_s)
-    least = ROWS_MIN if max_rows_per_s is None else min(ROWS_MIN, size)
+    least = ROWS_MIN if max_rows_per_s is None else max(1, min(ROWS_MIN, size))
     return msgspec.structs.replace(
         pace, row_count=min(most, max(least, size)), rest_s=rest_s, usual_answer_s=usual_s, most=most
     )

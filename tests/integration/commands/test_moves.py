@@ -377,9 +377,33 @@ async def test_rollback_that_was_stopped_after_its_commit_is_ended(
     capsys.readouterr()
 
     assert await rollback_tenant(settings, TENANT, as_json=True) == 0
-    assert json.loads(capsys.readouterr().out)["certificate"]["targetShard"] == "a"
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["certificate"]["targetShard"] == "a"
+    assert "ended the last move, to shard a, which had been stopped" in printed.err
+    assert "run: simplu-worker tenants move clinic main --to b" in printed.err
     assert await ask(shards[0], "SELECT state FROM tenants") == [{"state": "active"}]
     assert await unfinished(*shards) == []
+
+
+async def test_rollback_that_was_stopped_before_it_published_the_home_moves_nothing_again(
+    shards: list[ShardAddress], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The message names the command that publishes it; then a rollback is another one."""
+    settings = settings_of(tmp_path, *shards)
+    assert await move(settings, "b") == 0
+    published = (tmp_path / "map.json").read_bytes()
+    assert await rollback_tenant(settings, TENANT, as_json=True) == 0
+    (tmp_path / "map.json").write_bytes(published)
+
+    with pytest.raises(PermanentError, match="tenants move clinic main --to a, to publish it, or --to b, to move"):
+        await rollback_tenant(settings, TENANT, as_json=True)
+    assert await ask(shards[0], "SELECT state FROM tenants") == [{"state": "active"}]
+    assert await move(settings, "a") == 0
+    assert pins_of(tmp_path).get(TENANT_ID) != "b"
+    capsys.readouterr()
+
+    assert await rollback_tenant(settings, TENANT, as_json=True) == 0
+    assert json.loads(capsys.readouterr().out)["certificate"]["targetShard"] == "b"
 
 
 async def test_move_that_was_stopped_after_its_commit_is_ended_and_taken_back(

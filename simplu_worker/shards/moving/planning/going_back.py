@@ -18,6 +18,7 @@ class WayBack(msgspec.Struct, frozen=True):
     undone: tuple[str, ...]  # the targets of moves that have not committed
     ends_last_move: bool = False  # which has committed, and has no certificate
     back_to: str | None = None  # the shard to move the tenant to
+    returned_from: str | None = None  # the shard to which the tenant had moved from its home before it came back
 
 
 def way_back(
@@ -53,5 +54,6 @@ def way_back(
         and last_departure.step not in NEVER_LEFT
     )
     if ends_last_move and has_returned:  # an earlier rollback was stopped after its commit
-        return WayBack((), ends_last_move=True)
-    return WayBack((), ends_last_move=ends_last_move, back_to=came_from)
+        return WayBack((), ends_last_move=True, returned_from=came_from)
+    returned_from = came_from if has_returned else None
+    return WayBack((), ends_last_move=ends_last_move, back_to=came_from, returned_from=returned_from)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from simplu_worker.shards.moving.pacing import (
@@ -61,12 +61,15 @@ def test_chunk_is_bounded(size: int, copied: int, took_s: float, answer_s: float
     assert 0 <= pace.rest_s <= REST_MAX_S
 
 
-@given(st.floats(1, 1e6), st.integers(1, 1000), st.floats(0.001, 10))
-def test_rate_is_kept(rate: float, copied: int, took_s: float) -> None:
-    """Over the chunk and the rest before the next one."""
-    pace = next_pace(ChunkPace(), row_count=copied, took_s=took_s, answer_s=0.001, max_rows_per_s=rate)
+@given(st.floats(0.001, 1e6), st.integers(1, 1000), st.integers(1, 1000), st.floats(0.001, 100), st.floats(0, 10))
+@example(rate=8_000.0, size=1, copied=1, took_s=0.05, answer_s=0.5)  # the shard is busy
+@example(rate=8_000.0, size=4, copied=4, took_s=10.0, answer_s=0.001)  # not even one row fits
+def test_rate_is_kept(rate: float, size: int, copied: int, took_s: float, answer_s: float) -> None:
+    """Over the chunk and the rest before the next one; a chunk has a row at least."""
+    slow = ChunkPace(size, usual_answer_s=0.001)
+    pace = next_pace(slow, row_count=copied, took_s=took_s, answer_s=answer_s, max_rows_per_s=rate)
     assert copied / (took_s + pace.rest_s) <= rate * 1.0001
-    assert pace.row_count <= max(1, round(rate * CHUNK_S), 1)
+    assert 1 <= pace.row_count <= max(1, round(rate * CHUNK_S))
 
 
 def test_chunk_that_took_too_long_is_tried_with_fewer_rows_until_some_fit() -> None:

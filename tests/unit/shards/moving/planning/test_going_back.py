@@ -39,7 +39,8 @@ def journal(target_id: str, step: str) -> Departure:
         ((), "a", journal("c", "done"), journal("b", "committed"), WayBack((), ends_last_move=True, back_to="a")),
         ((), "a", None, journal("c", "committed"), WayBack((), back_to="a")),
         # A move back that has committed is ended, and no more.
-        ((), "a", journal("a", "done"), journal("b", "committed"), WayBack((), ends_last_move=True)),
+        ((), "a", journal("a", "done"), journal("b", "committed"), WayBack((), ends_last_move=True, returned_from="a")),
+        ((), "a", journal("a", "done"), journal("b", "done"), WayBack((), back_to="a", returned_from="a")),
     ],
 )
 def test_steps(
