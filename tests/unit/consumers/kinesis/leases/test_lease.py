@@ -131,6 +131,9 @@ def test_row_is_a_lease_only_if_its_entity_type_says_so(entity_type: dict[str, s
         ("leaseOwner", {"N": "1"}),
         ("parentShardId", {"S": "shardId-000000000000"}),
         ("startingHashKey", {"S": "zero"}),
+        ("ownerSwitchesSinceCheckpoint", {"N": "0.5"}),
+        ("simpluStartedAt", {"S": "yesterday"}),
+        ("simpluStartedAt", {"S": "2026-01-01T08:00:00"}),
         ("simpluOwed", {"S": "tenant:b-l"}),
         ("simpluOwed", {"L": [{"S": "tenant:b-l"}]}),
         ("leaseKey", None),
@@ -143,7 +146,7 @@ def test_lease_is_unreadable_when_an_attribute_is_not_as_the_kcl_writes_it(
     """A garbage row is named as such, and is not taken for something else."""
     row = {name: given for name, given in (KCL_ROW | {attribute: value}).items() if given is not None}
 
-    with pytest.raises(UnreadableLeaseError):
+    with pytest.raises(UnreadableLeaseError, match=f"^{attribute.removesuffix('SubSequenceNumber')}: "):
         lease_of(row)
 
 
