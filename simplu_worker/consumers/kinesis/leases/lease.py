@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
 import msgspec
@@ -324,17 +324,20 @@ def _instant(row: LeaseRow, name: str) -> datetime | None:
         instant = datetime.fromisoformat(text)
         if instant.tzinfo is None:
             raise ValueError(f"expected an instant with an offset, got {text[:40]!r}")
+        try:
+            instant.astimezone(UTC)  # as AWS takes it
+        except OverflowError as exc:
+            raise ValueError(f"expected an instant of the years 1 to 9999, got {text[:40]!r}") from exc
     return instant
 
 
 def _ahead(row: LeaseRow) -> ReadAhead | None:
     held = frozenset(_optional(row, HELD, "SS") or ())
     sequence_number, _, sub_sequence_number = (_optional(row, READ_TO, "S") or "").partition("/")
-    return (
-        ReadAhead(Position.from_sequence_number(sequence_number, int(sub_sequence_number)), held)
-        if held and sequence_number
-        else None
-    )
+    if not (held and sequence_number):
+        return None
+    with _named(READ_TO):
+        return ReadAhead(Position.from_sequence_number(sequence_number, int(sub_sequence_number)), held)
 
 
 def read_up_to_text(instant: datetime, owner: str) -> str:
@@ -344,8 +347,8 @@ def read_up_to_text(instant: datetime, owner: str) -> str:
 
 def _read_up_to(row: LeaseRow) -> datetime | None:
     owner = _optional(row, "checkpointOwner", "S") or _optional(row, "leaseOwner", "S")
-    instant, _, writer = (_optional(row, READ_UP_TO, "S") or "").partition(" ")
     try:
+        instant, _, writer = (_optional(row, READ_UP_TO, "S") or "").partition(" ")
         read_up_to = datetime.fromisoformat(instant) if owner and writer == owner else None
     except ValueError:  # it is for people: the lease can be used without it
         return None
