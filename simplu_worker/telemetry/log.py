@@ -22,6 +22,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 from urllib.parse import quote, quote_plus, unquote
 
+from simplu_worker.errors import place_of
 from simplu_worker.telemetry.bare_structlog import structlog
 from simplu_worker.telemetry.log_folding import Facts, LogDeduplicator
 
@@ -62,6 +63,7 @@ _PATTERNS = tuple(
         rf"""(?P<kept>{_SECRET_NAME}\\{{0,4}}["']\s{{0,4}}:\s{{0,4}}\\{{0,4}}){_SECRET_VALUE}""",  # JSON, a dict
     )
 )
+_EVENT_NAME = re.compile(r"[a-z_]{1,30}\.[a-z_]{1,40}")
 
 
 class _Secrets:
@@ -190,14 +192,29 @@ class _Output:
         self._lock = threading.RLock()  # re-entrant: the garbage collector may run a __del__ that logs
 
     def write(self, event: Facts) -> None:
-        # Scrub before folding: a folded event must not keep an exception's frames and their variables alive.
-        facts = _scrub_event(event)
-        with self._lock:
-            self._write_lines(self._fold.admit(facts, self._clock()))
+        """Write *event*; where that fails, its name alone: whoever logs goes on, and bulkheads log what they catch."""
+        try:
+            # Scrub before folding: a folded event must not keep an exception's frames and their variables alive.
+            facts = _scrub_event(event)
+            with self._lock:
+                self._write_lines(self._fold.admit(facts, self._clock()))
+        except MemoryError:
+            raise
+        except Exception as exc:  # noqa: BLE001  # a text that cannot be made, a defect here
+            self._write_name(event, exc)
 
     def flush(self) -> None:
         with self._lock:
             self._write_lines(self._fold.flush())
+
+    def _write_name(self, event: Facts, exc: Exception) -> None:
+        """Write the name of an event of ours, and why the rest could not be written: both without texts of others."""
+        name = event.get("event")
+        head = {key: event[key] for key in ("timestamp", "level", "logger") if isinstance(event.get(key), str)}
+        shown = name if isinstance(name, str) and _EVENT_NAME.fullmatch(name) else "log.failed"
+        with suppress(Exception), self._lock:
+            self._stream.write(f"{json.dumps(head | {'event': shown, 'log_error': place_of(exc)})}\n")
+            self._stream.flush()
 
     def _write_lines(self, events: Iterable[Facts]) -> None:
         lines = ""

@@ -281,6 +281,7 @@ class DependencyChecks:
         watch = KclLeaderWatch(client, table, tables, follows=settings.kinesis_kcl_follower)
         leases = await table.scan()
         self.facts.checkpoints = {lease.lease_key: lease.checkpoint for lease in leases}
+        self.facts.unreadable_leases = table.unreadable_rows()
         await watch.check()
         if watch.follows and watch.leaders is not None:
             return CheckAnswer(f"follows the Kinesis Client Library 3.x at {watch.leaders}, which assigns its leases")

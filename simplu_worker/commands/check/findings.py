@@ -29,6 +29,8 @@ UNWRITABLE: Final = {  # the tables that a worker goes on without
     MESSAGE_FAILURES: "tries of messages are counted in memory only",
     REJECTIONS: "the ids of rejected records answer `unknown`",
 }
+ROWS_NAMED: Final = 5
+KEY_SHOWN: Final = 100  # characters of a key that anybody may have written
 OTHER_FILES: Final = 300  # connections to AWS, Citrus and Redis, the log, the event loop
 
 
@@ -55,6 +57,7 @@ class CheckFacts:
     open_stream_shard_count: int = 0
     stream_shards: list[StreamShard] = field(default_factory=list)
     checkpoints: dict[str, Position] = field(default_factory=dict)  # of the lease table, by stream shard
+    unreadable_leases: dict[str, str] = field(default_factory=dict)  # rows of the lease table: what is wrong, by key
     positions: dict[str, dict[str, Position]] = field(default_factory=dict)  # of shards
     registered_consumers: list[str] | None = None  # of the stream, by name; None where they are unknown
     shard_count: int = 0
@@ -117,6 +120,13 @@ def _source_findings(settings: Settings) -> Iterator[Finding]:
 
 def _stream_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
     table = f"lease table {settings.kinesis_application_name}"
+    for lease_key, problem in sorted(facts.unreadable_leases.items())[:ROWS_NAMED]:
+        more = len(facts.unreadable_leases) - ROWS_NAMED
+        yield Finding(
+            table,
+            f"row {lease_key[:KEY_SHOWN]!r} is not a lease: {problem}{f' (and {more} more rows)' if more > 0 else ''}",
+            "correct the row: until then no replica reads that stream shard",
+        )
     for about, positions in {table: facts.checkpoints, **facts.positions}.items():
         if other := positions_of_another_stream(positions, facts.stream_shards):
             kept = "the lease table, or set KINESIS_APPLICATION_NAME to a new name"

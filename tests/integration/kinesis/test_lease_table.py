@@ -127,7 +127,7 @@ async def test_scan_returns_leases_and_leaves_out_rows_of_other_kinds_and_garbag
     await table.create(NEW)
     for row in (
         {"leaseKey": {"S": "Leader"}, "entityType": {"S": "LEADER"}},
-        {"leaseKey": {"S": "garbage"}, "leaseCounter": {"S": "many"}},
+        {"leaseKey": {"S": "garbage"}, "leaseCounter": {"N": "7"}},
     ):
         await dynamodb.put_item(TableName=table.name, Item=row)
 
@@ -136,6 +136,7 @@ async def test_scan_returns_leases_and_leaves_out_rows_of_other_kinds_and_garbag
 
     assert scans == [[NEW], [NEW]]
     assert [(entry["event"], entry["lease_key"]) for entry in logs] == [("lease.unreadable", "garbage")]
+    assert table.unreadable_rows() == {"garbage": "checkpoint: expected a value of type S, got none"}
 
 
 async def test_scan_reads_all_pages(dynamodb: Client, table: LeaseTable) -> None:

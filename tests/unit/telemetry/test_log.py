@@ -424,3 +424,43 @@ def test_recent_errors_mask_secrets_and_count_repetitions() -> None:
     flush_logging()
     newest = recent_errors()[0]
     assert (newest["error"], newest["count"]) == ("postgresql://u:***@h/d", 3)
+
+
+class _UnprintableError(Exception):
+    """Has no text: asking for it raises."""
+
+    def __str__(self) -> str:
+        raise RuntimeError(PLANTED)
+
+    __repr__ = __str__
+
+
+def test_log_writes_the_name_of_an_event_when_its_facts_have_no_text(stream: io.StringIO) -> None:
+    """Whoever logs goes on, as bulkheads log what they catch; the error's own message may quote anything."""
+    _logger().error("order.failed", value=_UnprintableError())
+    _logger().info("batch.applied", shard_id="a")
+
+    failed, applied = _lines_of(stream)
+    assert failed.pop("timestamp").endswith("Z")
+    assert failed.pop("log_error").startswith("RuntimeError at ")
+    assert failed == {"level": "error", "logger": "simplu_worker.test", "event": "order.failed"}
+    assert applied["event"] == "batch.applied"
+
+
+def test_log_writes_no_text_of_a_library_that_could_not_be_scrubbed(stream: io.StringIO) -> None:
+    """It may contain a secret."""
+    logging.getLogger("library").error("sent %s", PLANTED, exc_info=_UnprintableError())
+
+    assert [line["event"] for line in _lines_of(stream)] == ["log.failed"]
+    assert PLANTED not in stream.getvalue()
+
+
+def test_log_raises_when_there_is_no_memory(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process without memory ends."""
+
+    def scrub_nothing(_: Facts) -> Facts:
+        raise MemoryError
+
+    monkeypatch.setattr(log_module, "_scrub_event", scrub_nothing)
+    with pytest.raises(MemoryError):
+        _logger().error("order.failed")

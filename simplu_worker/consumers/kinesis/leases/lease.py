@@ -7,8 +7,9 @@ monotonic clock alone, so clocks that differ between machines do no harm.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from datetime import datetime
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
 import msgspec
@@ -33,6 +34,7 @@ HELD = "simpluHeld"
 READ_UP_TO = "simpluReadUpTo"
 THROUGHPUT = "throughputKBps"  # the KCL 3.x writes and reads it, too
 METERED_BY = "simpluMeteredBy"
+SWITCHES = "ownerSwitchesSinceCheckpoint"
 RELEASE = "simpluRelease"
 RELEASED_BY = "simpluReleasedBy"
 
@@ -217,9 +219,9 @@ def lease_of(row: LeaseRow) -> Lease | None:
         return Lease(
             lease_key=_required(row, "leaseKey", "S"),
             checkpoint=_position(row, "checkpoint"),
-            counter=int(_required(row, "leaseCounter", "N")),
+            counter=_integer("leaseCounter", _required(row, "leaseCounter", "N")),
             owner=_optional(row, "leaseOwner", "S") or None,
-            owner_switches=int(_optional(row, "ownerSwitchesSinceCheckpoint", "N") or 0),
+            owner_switches=_integer(SWITCHES, _optional(row, SWITCHES, "N") or "0"),
             parents=frozenset(_optional(row, "parentShardId", "SS") or ()),
             children=frozenset(_optional(row, "childShardIds", "SS") or ()),
             hash_range=_hash_range(row),
@@ -247,7 +249,7 @@ def row_of(lease: Lease) -> dict[str, dict[str, Any]]:
     row: dict[str, dict[str, Any]] = {
         "leaseKey": {"S": lease.lease_key},
         "leaseCounter": {"N": str(lease.counter)},
-        "ownerSwitchesSinceCheckpoint": {"N": str(lease.owner_switches)},
+        SWITCHES: {"N": str(lease.owner_switches)},
         "checkpoint": {"S": lease.checkpoint.checkpoint},
         "checkpointSubSequenceNumber": {"N": str(lease.checkpoint.sub_sequence_number)},
         "entityType": {"S": ENTITY_TYPE},
@@ -292,24 +294,50 @@ def _required(row: LeaseRow, name: str, kind: str) -> Any:
     return value
 
 
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Name the attribute *name* in the error for its value."""
+    try:
+        yield
+    except ValueError as exc:
+        raise UnreadableLeaseError(f"{name}: {exc}") from exc
+
+
+def _integer(name: str, digits: str) -> int:
+    with _named(name):
+        return int(digits)
+
+
 def _position(row: LeaseRow, name: str) -> Position:
-    sub_sequence_number = _optional(row, f"{name}SubSequenceNumber", "N")
-    return Position.from_checkpoint(_required(row, name, "S"), int(sub_sequence_number or 0))
+    sub_name = f"{name}SubSequenceNumber"
+    sub_sequence_number = _integer(sub_name, _optional(row, sub_name, "N") or "0")
+    checkpoint = _required(row, name, "S")
+    with _named(name):
+        return Position.from_checkpoint(checkpoint, sub_sequence_number)
 
 
 def _instant(row: LeaseRow, name: str) -> datetime | None:
     text = _optional(row, name, "S")
-    return None if text is None else datetime.fromisoformat(text)
+    if text is None:
+        return None
+    with _named(name):
+        instant = datetime.fromisoformat(text)
+        if instant.tzinfo is None:
+            raise ValueError(f"expected an instant with an offset, got {text[:40]!r}")
+        try:
+            instant.astimezone(UTC)  # as AWS takes it
+        except OverflowError as exc:
+            raise ValueError(f"expected an instant of the years 1 to 9999, got {text[:40]!r}") from exc
+    return instant
 
 
 def _ahead(row: LeaseRow) -> ReadAhead | None:
     held = frozenset(_optional(row, HELD, "SS") or ())
     sequence_number, _, sub_sequence_number = (_optional(row, READ_TO, "S") or "").partition("/")
-    return (
-        ReadAhead(Position.from_sequence_number(sequence_number, int(sub_sequence_number)), held)
-        if held and sequence_number
-        else None
-    )
+    if not (held and sequence_number):
+        return None
+    with _named(READ_TO):
+        return ReadAhead(Position.from_sequence_number(sequence_number, int(sub_sequence_number)), held)
 
 
 def read_up_to_text(instant: datetime, owner: str) -> str:
@@ -319,11 +347,12 @@ def read_up_to_text(instant: datetime, owner: str) -> str:
 
 def _read_up_to(row: LeaseRow) -> datetime | None:
     owner = _optional(row, "checkpointOwner", "S") or _optional(row, "leaseOwner", "S")
-    instant, _, writer = (_optional(row, READ_UP_TO, "S") or "").partition(" ")
     try:
-        return datetime.fromisoformat(instant) if owner and writer == owner else None
+        instant, _, writer = (_optional(row, READ_UP_TO, "S") or "").partition(" ")
+        read_up_to = datetime.fromisoformat(instant) if owner and writer == owner else None
     except ValueError:  # it is for people: the lease can be used without it
         return None
+    return None if read_up_to is None or read_up_to.tzinfo is None else read_up_to
 
 
 def _report(row: LeaseRow) -> LeaseReport | None:
@@ -352,4 +381,6 @@ def _throughput(row: LeaseRow) -> float | None:
 
 def _hash_range(row: LeaseRow) -> HashRange | None:
     first, last = _optional(row, "startingHashKey", "S"), _optional(row, "endingHashKey", "S")
-    return HashRange(int(first), int(last)) if first and last else None
+    if not (first and last):
+        return None
+    return HashRange(_integer("startingHashKey", first), _integer("endingHashKey", last))

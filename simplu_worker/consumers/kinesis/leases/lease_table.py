@@ -94,7 +94,7 @@ class LeaseTable:
     def __init__(self, client: Client, name: str) -> None:
         self.name = name
         self.requests = TableRequests(client)
-        self._unreadable: set[str] = set()
+        self._unreadable: dict[str, str] = {}  # what is wrong with a row, by lease key
         self.other_rows: tuple[LeaseRow, ...] = ()  # of the last scan: those of the KCL 3.5 that are not leases
         self.scan_capacity = 0.0  # of the last scan, in read capacity units
 
@@ -145,6 +145,10 @@ class LeaseTable:
     def is_unreadable(self, lease_key: str) -> bool:
         """Return whether the row was there when it was last read, but not a lease as the KCL writes it."""
         return lease_key in self._unreadable
+
+    def unreadable_rows(self) -> dict[str, str]:
+        """Return what is wrong with the rows that were unreadable when they were last read, by key."""
+        return dict(self._unreadable)
 
     async def create(self, lease: Lease) -> bool:
         """Write *lease* as a new row; return False when there is a row, which stays as it is."""
@@ -421,9 +425,9 @@ class LeaseTable:
         except UnreadableLeaseError as exc:
             if lease_key not in self._unreadable:
                 log.warning("lease.unreadable", lease_key=lease_key, problem=str(exc))
-            self._unreadable.add(lease_key)
+            self._unreadable[lease_key] = str(exc)
             return None
-        self._unreadable.discard(lease_key)
+        self._unreadable.pop(lease_key, None)
         return lease
 
 

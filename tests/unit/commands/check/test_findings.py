@@ -149,6 +149,16 @@ def queue_with(*, visibility_s: int = 30, receives: object = 1000, retention_s: 
             ["lease table simplu-worker: its position of a is of another stream, which had the name of this one"],
         ),
         (
+            CheckFacts(unreadable_leases={"a": "checkpoint: expected S"}),
+            {"kinesis_stream_name": "s"},
+            ["lease table simplu-worker: row 'a' is not a lease: checkpoint: expected S; correct the row: "],
+        ),
+        (
+            CheckFacts(unreadable_leases=dict.fromkeys("abcdefg", "no")),
+            {"kinesis_stream_name": "s"},
+            [f"lease table simplu-worker: row {key!r} is not a lease: no (and 2 more rows); " for key in "abcde"],
+        ),
+        (
             CheckFacts(stream_shards=[OPEN, CLOSED], positions={"shard x": {"a": SHARD_END, "b": Position(5)}}),
             {"kinesis_stream_name": "s"},
             ["shard x: its position of a and 1 more is of another stream"],

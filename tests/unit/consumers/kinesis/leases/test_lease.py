@@ -131,6 +131,10 @@ def test_row_is_a_lease_only_if_its_entity_type_says_so(entity_type: dict[str, s
         ("leaseOwner", {"N": "1"}),
         ("parentShardId", {"S": "shardId-000000000000"}),
         ("startingHashKey", {"S": "zero"}),
+        ("ownerSwitchesSinceCheckpoint", {"N": "0.5"}),
+        ("simpluStartedAt", {"S": "yesterday"}),
+        ("simpluStartedAt", {"S": "0001-01-01T00:00:00+14:00"}),
+        ("simpluStartedAt", {"S": "2026-01-01T08:00:00"}),
         ("simpluOwed", {"S": "tenant:b-l"}),
         ("simpluOwed", {"L": [{"S": "tenant:b-l"}]}),
         ("leaseKey", None),
@@ -143,7 +147,7 @@ def test_lease_is_unreadable_when_an_attribute_is_not_as_the_kcl_writes_it(
     """A garbage row is named as such, and is not taken for something else."""
     row = {name: given for name, given in (KCL_ROW | {attribute: value}).items() if given is not None}
 
-    with pytest.raises(UnreadableLeaseError):
+    with pytest.raises(UnreadableLeaseError, match=f"^{attribute.removesuffix('SubSequenceNumber')}: "):
         lease_of(row)
 
 
@@ -390,6 +394,23 @@ def test_lease_says_how_far_its_reader_is_ahead_when_the_row_does() -> None:
 def test_lease_is_read_with_what_may_lack(attributes: dict[str, dict[str, Any]], expected: dict[str, Any]) -> None:
     """Each of these attributes may be absent, or empty."""
     assert lease_of(MINIMAL_ROW | attributes) == replace(Lease("shardId-000000000000", LATEST), **expected)
+
+
+def test_lease_is_read_without_a_time_for_people_that_cannot_be_read() -> None:
+    """No reader decides by it. Without an offset it could not be compared with others."""
+    row = MINIMAL_ROW | {"leaseOwner": {"S": "me"}}
+    for value in ({"N": "1"}, {"S": "2026-01-01T08:00:00 me"}, {"S": "yesterday me"}):
+        lease = lease_of(row | {"simpluReadUpTo": value})
+        assert lease is not None
+        assert (lease.owner, lease.read_up_to) == ("me", None)
+
+
+def test_unreadable_progress_names_its_attribute() -> None:
+    """A number that is none has no name of its own."""
+    held = {"simpluHeld": {"SS": ["tenant:b-l"]}}
+    for text in ("5/y", "5", "x/0"):
+        with pytest.raises(UnreadableLeaseError, match=r"^simpluReadTo: "):
+            lease_of(MINIMAL_ROW | held | {"simpluReadTo": {"S": text}})
 
 
 def test_unreadable_lease_names_the_value() -> None:
