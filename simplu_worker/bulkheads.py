@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import datetime
 from enum import StrEnum
@@ -20,7 +19,7 @@ from typing import Final
 import msgspec
 import structlog
 
-from simplu_worker.errors import InternalError, place_of, short_path
+from simplu_worker.errors import InternalError, place_of, places_of
 from simplu_worker.metrics import instruments
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import loop_time, utc_now
@@ -88,7 +87,7 @@ def note_trouble(target: TargetKind, name: str, loop: str, exc: Exception) -> In
         queue=name if target is TargetKind.QUEUE else None,
         error=error,
         count=trouble.count,
-        traceback=[_places(leaf) for leaf in leaves],
+        traceback=[places_of(leaf) for leaf in leaves],
     )
     return InternalError(f"an error inside the worker, see the log: {error}")
 
@@ -132,7 +131,13 @@ async def keep_running(
             note_trouble(target, name, loop, exc)
         else:
             return
-        if await sleep_or_event(failures.next_delay_s(draw()), until=until):
+        try:
+            is_stopping = await sleep_or_event(failures.next_delay_s(draw()), until=until)
+        except Exception as exc:  # noqa: BLE001  # a defect of the wait itself
+            note_trouble(target, name, loop, exc)
+            is_stopping = until.is_set()
+            await asyncio.sleep(RETRY_BASE_S)
+        if is_stopping:
             return
 
 
@@ -182,11 +187,3 @@ def _leaves(exc: BaseException) -> list[Exception]:
 def _require_memory(exc: Exception) -> None:
     if any(isinstance(leaf, MemoryError) for leaf in _leaves(exc)):
         raise exc
-
-
-def _places(exc: Exception) -> list[str]:
-    """Return the type of an exception and where it came from, the causes before it."""
-    cause = exc.__cause__ or exc.__context__
-    before = _places(cause) if isinstance(cause, Exception) and cause is not exc else []
-    frames = traceback.extract_tb(exc.__traceback__)
-    return [*before, type(exc).__name__, *(f"{short_path(one.filename)}:{one.lineno} {one.name}" for one in frames)]

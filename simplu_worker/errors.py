@@ -50,6 +50,14 @@ def place_of(exc: Exception) -> str:
     )
 
 
+def places_of(exc: Exception) -> list[str]:
+    """Return the type of an exception and where it came from, its causes before it; never a message."""
+    cause = exc.__cause__ or exc.__context__
+    before = places_of(cause) if isinstance(cause, Exception) and cause is not exc else []
+    frames = traceback.extract_tb(exc.__traceback__)
+    return [*before, type(exc).__name__, *(f"{short_path(one.filename)}:{one.lineno} {one.name}" for one in frames)]
+
+
 def short_path(filename: str) -> str:
     """Return the last folders and the name of a file."""
     return "/".join(filename.split("/")[-3:])

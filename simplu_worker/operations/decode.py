@@ -46,6 +46,11 @@ from simplu_worker.operations.operation import (
 )
 from simplu_worker.operations.request_ids import DERIVED_REQUEST_ID_PREFIX, derived_request_id, is_replayed
 
+# Decodes to an operation wherever the decoder works: it shows whether a record that does not is at fault.
+SOUND_RECORD: Final = (
+    b'{"operation":"create","businessId":"a","locationId":"b","resourceType":"c","resourceId":"d","requestId":"e",'
+    b'"timestamp":"2026-01-01T00:00:00Z","data":{"a":1}}'
+)
 BACKSLASH: Final = ord("\\")  # a search for a number in bytes takes a tenth of the time of one for a string
 
 T = TypeVar("T")

@@ -24,10 +24,14 @@ def try_twice(step: Callable[[], T]) -> T | Exception:
     raise AssertionError("unreachable")
 
 
-def decode_or_reject(decode: Callable[[], T], origin: Origin) -> T | RejectedRecord:
-    """Return what *decode* returns for one record; where it raises twice, the record's rejection."""
+def decode_or_reject(decode: Callable[[], T], origin: Origin, *, sound: Callable[[], object]) -> T | RejectedRecord:
+    """Return what *decode* returns for one record; where it raises twice, the record's rejection.
+
+    *sound* decodes a record that is known to be sound. What it raises passes: then no record is at fault.
+    """
     decoded = try_twice(decode)
     if isinstance(decoded, Exception):
+        sound()
         return RejectedRecord(DeadLetterReason.INTERNAL_ERROR, defect_text(decoded), origin)
     return decoded
 

@@ -7,8 +7,11 @@ from datetime import UTC, datetime
 
 import pytest
 
+from simplu_worker.consumers.sqs.control.decode import SOUND_MESSAGE, ShardCreation, decode_control
+from simplu_worker.consumers.sqs.orders.decode import SOUND_EVENT, OrderRules, decode_order
+from simplu_worker.operations.decode import SOUND_RECORD, decode_operation
 from simplu_worker.operations.defects import decode_or_reject, try_twice
-from simplu_worker.operations.operation import DeadLetterReason, Origin, RejectedRecord, Source
+from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, RejectedRecord, Source
 
 ORIGIN = Origin(Source.KINESIS, "operations", datetime(2025, 1, 31, tzinfo=UTC), "shard-0", "1")
 
@@ -35,12 +38,25 @@ def test_step_that_raises_once_is_taken_again() -> None:
 
 def test_record_is_rejected_when_its_decoder_raises_twice() -> None:
     """With the type and the place of the error, and without its message."""
-    rejected = decode_or_reject(raising(2), ORIGIN)
+    rejected = decode_or_reject(raising(2), ORIGIN, sound=raising(0))
 
     assert isinstance(rejected, RejectedRecord)
     assert rejected.reason is DeadLetterReason.INTERNAL_ERROR
     assert "ZeroDivisionError at " in rejected.error
     assert "content" not in rejected.error
+
+
+def test_record_is_not_at_fault_when_a_sound_one_fails_too() -> None:
+    """The decoder fails at everything: it is the trouble of the source, and nothing becomes a dead letter."""
+    with pytest.raises(ZeroDivisionError):
+        decode_or_reject(raising(2), ORIGIN, sound=raising(1))
+
+
+def test_sound_records_are_operations_and_messages() -> None:
+    """Else every record at which a decoder fails would stop its source."""
+    assert isinstance(decode_operation(SOUND_RECORD, ORIGIN, 1000, 1), Operation)
+    assert isinstance(decode_order(SOUND_EVENT, {}, ORIGIN, OrderRules(1000), deduplication_id="a"), Operation)
+    assert isinstance(decode_control(SOUND_MESSAGE, {}, ORIGIN), ShardCreation)
 
 
 def test_lack_of_memory_says_nothing_of_a_record() -> None:

@@ -23,7 +23,7 @@ from simplu_worker.consumers.kinesis.stream.aggregation import (
 )
 from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, HasPosition, Position, RecordPosition
-from simplu_worker.operations.decode import decode_operation, decode_operations
+from simplu_worker.operations.decode import SOUND_RECORD, decode_operation, decode_operations
 from simplu_worker.operations.defects import decode_or_reject, defect_text, try_twice
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, RejectedRecord, Source
 
@@ -151,7 +151,8 @@ class RecordDecoder:
 
     def _decode_alone(self, data: bytes, origin: Origin) -> Operation | RejectedRecord:
         limits = self._operation_max_bytes, self._list_result_limit
-        return decode_or_reject(partial(decode_operation, data, origin, *limits), origin)
+        sound = partial(decode_operation, SOUND_RECORD, origin, *limits)
+        return decode_or_reject(partial(decode_operation, data, origin, *limits), origin, sound=sound)
 
     def _origins(
         self,

@@ -141,6 +141,11 @@ class _PeekedControl(PeekedMessage, rename="camel"):
     admin_email: msgspec.Raw = ABSENT
 
 
+# Decodes to a message wherever the decoder works: it shows whether one that does not is at fault.
+SOUND_MESSAGE: Final = (
+    '{"messageType":"SHARD_CREATION","businessId":"a","locationId":"b","businessType":"c",'
+    '"timestamp":"2026-01-01T00:00:00Z"}'
+)
 _LIKE_A_TYPE: Final = re.compile(r"[A-Z0-9_]{1,64}")
 
 _peek_decoder = msgspec.json.Decoder(_PeekedControl)

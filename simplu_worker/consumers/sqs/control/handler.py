@@ -25,6 +25,7 @@ from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.producer_traces import traceparents_of_messages
 from simplu_worker.consumers.sqs.control.conflicts import MessageSubject, first_conflict, is_same_group, stages_of
 from simplu_worker.consumers.sqs.control.decode import (
+    SOUND_MESSAGE,
     Control,
     ShardCreation,
     ShardDestruction,
@@ -47,7 +48,7 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
     verdict_on_failure,
     verdict_on_rejected,
 )
-from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.errors import PermanentError, RetryableError, places_of
 from simplu_worker.metrics.instruments import RETRIES
 from simplu_worker.operations.defects import decode_or_reject
 from simplu_worker.operations.operation import DeadLetterReason, Disposition, RejectedRecord, Source
@@ -179,7 +180,8 @@ class ControlHandler:
 
     def _decode(self, message: Message) -> Control | RejectedRecord:
         origin = self._queue.origin_of(message)
-        return decode_or_reject(partial(decode_control, message.body, message.attributes, origin), origin)
+        decode = partial(decode_control, message.body, message.attributes, origin)
+        return decode_or_reject(decode, origin, sound=partial(decode_control, SOUND_MESSAGE, {}, origin))
 
     def _subject_of(self, message: Message, control: Control | RejectedRecord) -> MessageSubject:
         group_id = message.group_id if self._queue.is_fifo else None  # in standard queues it promises no order
@@ -285,7 +287,7 @@ class ControlHandler:
             attempts=failure_count,
             receive_count=item.message.receive_count,
             error=error.error if isinstance(error, FailedOnShardError) else type(error).__name__,
-            exc_info=error,
+            traceback=places_of(error),
         )
         if not isinstance(error, FailedOnShardError) or failure_count is None:
             return RetryHeld(message_backoff_s(item.message, draw=self._draw()))

@@ -72,6 +72,10 @@ class _Event(msgspec.Struct, rename="camel", gc=False):
     first_sent_at: msgspec.Raw = msgspec.Raw(b"")
 
 
+# Decodes to an operation wherever the decoder works: it shows whether an event that does not is at fault.
+SOUND_EVENT: Final = '{"type":"CREATE","orderId":"a","data":{},"businessId":"b","locationId":"c"}'
+
+
 class OrderRules(msgspec.Struct, frozen=True):
     """What holds for all events of a queue. *default_tenant*: business and location of events that name neither.
 

@@ -22,7 +22,7 @@ import msgspec
 import structlog
 
 from simplu_worker.aws.sqs_queue import Message, Queue
-from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
+from simplu_worker.consumers.sqs.orders.decode import SOUND_EVENT, OrderRules, decode_order
 from simplu_worker.consumers.sqs.orders.order_lane import FailedTry, LaneAnswer, OrderLane, SubmittedOrder
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.verdicts import (
@@ -38,7 +38,7 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
     verdict_on_failure,
     verdict_on_rejected,
 )
-from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.errors import PermanentError, RetryableError, places_of
 from simplu_worker.metrics.instruments import RETRIES
 from simplu_worker.operations.defects import decode_or_reject
 from simplu_worker.operations.operation import (
@@ -230,7 +230,8 @@ class OrderHandler:
     def _decode(self, message: Message) -> Operation | RejectedRecord:
         origin, own_id = self._queue.origin_of(message), message.deduplication_id
         decode = partial(decode_order, message.body, message.attributes, origin, self._rules, deduplication_id=own_id)
-        return decode_or_reject(decode, origin)
+        sound = partial(decode_order, SOUND_EVENT, {}, origin, self._rules, deduplication_id="a")
+        return decode_or_reject(decode, origin, sound=sound)
 
     def _chain_of(self, message: Message) -> str:
         return message.group_id or message.message_id if self._queue.is_fifo else message.message_id
@@ -315,9 +316,9 @@ class OrderHandler:
                 return _Absent(Absence.NOT_HERE, asked_at, str(exc))
             except (RetryableError, PermanentError) as exc:
                 return exc
-            except Exception as exc:  # a bug in the lookup of one tenant must not end the others
+            except Exception as exc:  # noqa: BLE001  # a bug in the lookup of one tenant must not end the others
                 error = exc.error if isinstance(exc, FailedOnShardError) else type(exc).__name__
-                log.exception(
+                log.error(  # noqa: TRY400  # without the message of the exception: it may quote an event
                     "order.failed",
                     queue=self._queue.name,
                     shard_id=None,
@@ -325,6 +326,7 @@ class OrderHandler:
                     business_id=None,
                     location_id=None,
                     error=error,
+                    traceback=places_of(exc),
                 )
                 return _LookupCrash(error)
         return _Absent(found, asked_at) if isinstance(found, Absence) else found

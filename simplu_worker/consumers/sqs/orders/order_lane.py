@@ -30,7 +30,7 @@ from simplu_worker.bulkheads import TargetKind, note_trouble, translate
 from simplu_worker.consumers.outcome_counts import count_outcomes
 from simplu_worker.consumers.producer_traces import traceparents_of_messages
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
-from simplu_worker.errors import InternalError, PermanentError, RetryableError, WorkerError
+from simplu_worker.errors import InternalError, PermanentError, RetryableError, WorkerError, places_of
 from simplu_worker.metrics.instruments import REPETITIONS_LATE
 from simplu_worker.operations.admission import HOLD
 from simplu_worker.operations.operation import Disposition, Operation, Outcome, Source
@@ -304,7 +304,7 @@ class OrderLane:
             business_id=entry.operation.business_id,
             location_id=entry.operation.location_id,
             error=type(exc).__name__,
-            exc_info=exc,
+            traceback=places_of(exc),
         )
 
     def _isolate_crash(self, exc: Exception) -> None:

@@ -43,7 +43,7 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
 from simplu_worker.consumers.sqs.receive.visibility import Visibility
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.dead_letters.queue import DeadLetterStore
-from simplu_worker.errors import InternalError, PermanentError, RetryableError
+from simplu_worker.errors import InternalError, PermanentError, RetryableError, places_of
 from simplu_worker.metrics.instruments import (
     RETRIES,
     SQS_IN_FLIGHT,
@@ -454,11 +454,13 @@ class QueueReceiver:
         try:
             await verdict.before_delete()
         except RetryableError as exc:
-            log.warning("message.not_marked", queue=self._queue.name, message_id=message.message_id, error=str(exc))
+            about = {"queue": self._queue.name, "message_id": message.message_id}
+            log.warning("message.not_marked", **about, error=str(exc), traceback=None)
             return float(retry_delay_s(exc, message, draw=self._draw()))
-        except Exception as exc:  # its dead letter is stored: the message must be received again after any error
-            error = type(exc).__name__
-            log.exception("message.not_marked", queue=self._queue.name, message_id=message.message_id, error=error)
+        except Exception as exc:  # noqa: BLE001  # its dead letter is stored: the message must come again after any error
+            about = {"queue": self._queue.name, "message_id": message.message_id}
+            error, places = type(exc).__name__, places_of(exc)
+            log.error("message.not_marked", **about, error=error, traceback=places)  # noqa: TRY400  # it may quote one
             return RETRY_MAX_S
         return None
 
