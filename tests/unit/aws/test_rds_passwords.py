@@ -34,11 +34,11 @@ async def test_password_is_that_of_botocore(monkeypatch: pytest.MonkeyPatch, tok
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     if token is not None:
         monkeypatch.setenv("AWS_SESSION_TOKEN", token)
-    credential_source().forget()
+    credential_source.cache_clear()
     client = botocore.session.Session().create_client("rds", region_name="eu-west-3")
     theirs = client.generate_db_auth_token(HOST, 5432, "worker@home")
     ours = await make_rds_password(HOST, 5432, "worker@home")
-    credential_source().forget()
+    credential_source.cache_clear()
 
     assert ours.partition("?")[0] == theirs.partition("?")[0]
     queries = [parse_qs(urlsplit(f"//{password}").query) for password in (ours, theirs)]
