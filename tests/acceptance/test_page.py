@@ -52,9 +52,8 @@ OPEN_MOVE = """
 INSERT INTO public.moves (tenant_id, target_shard_id, move_token, step, detail)
 VALUES ($1, $2, 1, 'open', '{"phase": "fence", "rowCount": 48210, "byteCount": 20971520}')
 """
-FENCE = """
-UPDATE public.tenants SET state = 'fenced', move_token = 1, fenced_until = now() + interval '1 hour' WHERE id = $1
-"""
+# Without a deadline, as a restore fences: the worker would end a move's fence.
+FENCE = "UPDATE public.tenants SET state = 'fenced', move_token = 1, fenced_until = NULL WHERE id = $1"
 IS_APPLIED = "SELECT count(*) FROM public.operations WHERE tenant_id = $1 AND request_id = $2"
 TALL_ROWS = f"""
 [...document.querySelectorAll('tr')].filter((row) => row.getBoundingClientRect().height > {ROW_MAX_PX})
