@@ -162,6 +162,7 @@ class _Program:
         finally:
             if self._process.returncode is None:
                 self._process.kill()
+                await self._process.wait()  # at once: nothing is left of it when this returns
 
 
 def describe(exc: Exception) -> str:

@@ -38,10 +38,8 @@ def environment(source: Source) -> dict[str, str]:
     return python | base_env(source.identities) | source.env()
 
 
-CASES = [pytest.param(name, marks=[] if name == "key file" else pytest.mark.slow(12)) for name in SOURCES]
-
-
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.slow(12)
+@pytest.mark.parametrize("name", SOURCES)
 async def test_client_has_credentials_again_within_seconds_whatever_its_source_did(
     name: str, identities: Identities
 ) -> None:

@@ -28,15 +28,9 @@ from simulation.simulation import simulate
 from simulation.wrong_designs import WRONG_DESIGNS, WrongDesign
 from structlog.types import EventDict, WrappedLogger
 
-QUICK = {Weather.FAIR: 20, Weather.STORM: 10, Weather.GREAT_STORM: 1, Weather.DEFECTS: 5, Weather.MOVES: 3}
+QUICK = {Weather.FAIR: 10, Weather.STORM: 5, Weather.GREAT_STORM: 1, Weather.DEFECTS: 5, Weather.MOVES: 3}
 FLOOR = {Weather.FAIR: 120, Weather.STORM: 40, Weather.GREAT_STORM: 4, Weather.DEFECTS: 40, Weather.MOVES: 24}
-BLOCK = {
-    Weather.FAIR: 20,
-    Weather.STORM: 10,
-    Weather.GREAT_STORM: 1,
-    Weather.DEFECTS: 5,
-    Weather.MOVES: 3,
-}  # seeds of a test
+BLOCK = QUICK  # seeds of a test
 BUDGET_S = float(os.environ.get("SIMULATION_BUDGET_S", "3"))
 LANES = 2  # for each weather, to run side by side
 KCL_SEEDS = 20  # with a leader of the KCL 3.x beside the replicas

@@ -634,6 +634,7 @@ async def test_message_whose_statement_fails_is_given_up_and_those_beside_it_are
     )
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("what", list(TYPES))
 async def test_message_of_a_locked_tenant_waits_and_those_beside_it_do_not(make_shard: ShardMaker, what: str) -> None:
     """Another program keeps the tenant's row locked; no wait for it counts as a try."""
