@@ -14,10 +14,11 @@ from support.field.identities import Health, Identities, WebIdentity
 from support.field.proxy import Proxy
 from support.network.tls_front import TlsFront
 
-from simplu_worker.aws import clients
+from simplu_worker.aws import clients, http_session
 from simplu_worker.aws.clients import open_client, translate_errors
 from simplu_worker.aws.credentials import CredentialSource
 from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.timing.clock import OwnClock
 
 REGION = "eu-west-1"
 CALLS = {"kinesis": "list_streams", "dynamodb": "list_tables", "sqs": "list_queues"}
@@ -94,9 +95,10 @@ async def test_proxies_are_used_but_for_the_hosts_of_no_proxy(
 @pytest.mark.parametrize("code", ["InvalidSignatureException", "RequestTimeTooSkewed", "SignatureDoesNotMatch"])
 @pytest.mark.parametrize(("skew", "side"), [(timedelta(minutes=10), "behind"), (timedelta(minutes=-10), "ahead of")])
 async def test_wrong_clock_is_named_and_tried_again(
-    code: str, skew: timedelta, side: str, identities: Identities
+    code: str, skew: timedelta, side: str, identities: Identities, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """AWS refuses each signature until the clock is right; its answers have its own time."""
+    monkeypatch.setattr(http_session, "OWN_CLOCK", OwnClock())  # other tests of this process have the right time
 
     async def refuse(_: web.Request) -> web.Response:
         date = format_datetime(datetime.now(UTC) + skew, usegmt=True)
