@@ -37,17 +37,19 @@ PROBE = (
     "bool(u.find_spec('pip'))]))"
 )
 COMPILE = ["--universal", "--python-version", "3.11", "--generate-hashes", "--no-emit-index-url", "--no-header", "-q"]
+# simplu-local is on no index: its dependencies come from its own pyproject.toml.
+BOTH = ["pyproject.toml", "simplu_local/pyproject.toml", "--extra", "cache", "--extra", "tracing"]
 LOCKS = {
     "worker": ["pyproject.toml", "--extra", "cache", "--extra", "tracing"],
-    "local": ["pyproject.toml", "--extra", "cache", "--extra", "tracing", "--extra", "local", "--group", "build"],
-    "dev": ["pyproject.toml", "--all-extras", "--group", "build", "--group", "test", "--group", "lint"],
+    "local": [*BOTH, "--group", "build"],
+    "dev": [*BOTH, "--group", "build", "--group", "test", "--group", "lint"],
     "build": ["--group", "build"],
     "uv": ["requirements/uv.in"],
     "tools": ["requirements/tools.in"],
     "ministack": ["requirements/ministack.in"],
     "bench": ["requirements/bench.in", "-c", "requirements/worker.txt"],
     "mutants": [
-        *["requirements/mutants.in", "pyproject.toml", "--all-extras", "--group", "build", "--group", "test"],
+        *["requirements/mutants.in", *BOTH, "--group", "build", "--group", "test"],
         *["-c", "requirements/dev.txt"],
     ],
     "fuzz": [

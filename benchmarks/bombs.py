@@ -40,9 +40,9 @@ from support.load.targets import (
 )
 from support.load.testbed import Flow, PhaseResult, Testbed
 
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.workload.producer import open_client, wait_for_stream
-from simplu_worker.local.workload.workload import Tenant
+from simplu_local.processes.loopback import poll_until
+from simplu_local.workload.producer import open_client, wait_for_stream
+from simplu_local.workload.workload import Tenant
 
 P99_MOST_RATIO: Final = 2.0
 WARM_UP_S: Final = 5.0

@@ -36,10 +36,10 @@ from support.load.targets import MIB, PerformanceTarget, format_number, json_tar
 from support.postgres.databases import TEMPLATE, make_template
 from support.processes.resource_usage import rss_bytes
 
+from simplu_local.postgres.server import PostgresPrograms, PostgresServer
+from simplu_local.processes.watchdog import ProcessGroup
+from simplu_local.stack.citrus_server import CitrusServer
 from simplu_worker.errors import RetryableError
-from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer
-from simplu_worker.local.processes.watchdog import ProcessGroup
-from simplu_worker.local.stack.citrus_server import CitrusServer
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Disposition, Operation, Origin, Source
 from simplu_worker.shards.gateway import ShardGateway

@@ -25,11 +25,11 @@ import asyncpg
 from rich.console import Console
 from rich.table import Table
 
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.worker_process import WorkerProcess
-from simplu_worker.local.stack.stack import Stack
-from simplu_worker.local.workload.producer import create_tenants, open_client
-from simplu_worker.local.workload.workload import Tenant, make_tenants
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.worker_process import WorkerProcess
+from simplu_local.stack.stack import Stack
+from simplu_local.workload.producer import create_tenants, open_client
+from simplu_local.workload.workload import Tenant, make_tenants
 
 RESOURCE_TYPES = 64  # so many keys that every stream shard has some
 BALANCE_WITHIN_S = 60.0

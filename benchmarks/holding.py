@@ -27,9 +27,9 @@ from support.load.operation_chains import ChainPlan
 from support.load.targets import LoadReport, PerformanceTarget
 from support.load.testbed import Flow, Testbed
 
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.workload.workload import Tenant
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import poll_until
+from simplu_local.workload.workload import Tenant
 
 P99_MOST_RATIO = 2.0
 RATE_LEAST_RATIO = 0.9

@@ -56,8 +56,8 @@ from support.postgres.faults import (
 )
 from support.postgres.small_disk import NoDiskError
 
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import poll_until
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import poll_until
 
 P99_MOST_RATIO = 2.0
 RATE_LEAST_RATIO = 0.9

@@ -27,8 +27,8 @@ from support.peers.kcl_worker import KclWorker
 from support.peers.programs import KCL_3
 from support.peers.shared_stream import SharedStream, provision_tenant, read_duplicates, stop_replica
 
-from simplu_worker.local.processes.worker_process import WorkerProcess
-from simplu_worker.local.stack.stack import Stack
+from simplu_local.processes.worker_process import WorkerProcess
+from simplu_local.stack.stack import Stack
 
 STREAM_SHARDS: Final = 8
 LEASE_S: Final = 10

@@ -38,16 +38,16 @@ from support.load.targets import PerformanceTarget, print_differences
 from support.load.testbed import process_name
 from support.processes.resource_usage import cpu_seconds
 
-from simplu_worker.local.aws_server.faults import ClearFaults
-from simplu_worker.local.aws_server.server import send_commands
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.worker_process import WorkerProcess
-from simplu_worker.local.sqs.faults import SqsFault
-from simplu_worker.local.stack.stack import Stack
-from simplu_worker.local.verify.shard_checker import read_tenant_ids, shard_urls
-from simplu_worker.local.workload.order_events import OrderEvent, SendReceipt, send_events
-from simplu_worker.local.workload.producer import create_tenants, open_client
-from simplu_worker.local.workload.workload import Tenant, make_tenants
+from simplu_local.aws_server.faults import ClearFaults
+from simplu_local.aws_server.server import send_commands
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.worker_process import WorkerProcess
+from simplu_local.sqs.faults import SqsFault
+from simplu_local.stack.stack import Stack
+from simplu_local.verify.shard_checker import read_tenant_ids, shard_urls
+from simplu_local.workload.order_events import OrderEvent, SendReceipt, send_events
+from simplu_local.workload.producer import create_tenants, open_client
+from simplu_local.workload.workload import Tenant, make_tenants
 
 LEAST_RATIO = 10.0
 CALLS = ("ReceiveMessage", "DeleteMessage", "DeleteMessageBatch", "ChangeMessageVisibilityBatch")

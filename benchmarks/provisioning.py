@@ -25,12 +25,12 @@ import asyncpg
 from rich.table import Table
 from support.load.console import open_console
 
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.worker_process import WorkerProcess
-from simplu_worker.local.stack.stack import Stack
-from simplu_worker.local.workload.producer import create_tenants, open_client
-from simplu_worker.local.workload.workload import Tenant
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.worker_process import WorkerProcess
+from simplu_local.stack.stack import Stack
+from simplu_local.workload.producer import create_tenants, open_client
+from simplu_local.workload.workload import Tenant
 
 WITHIN_S = 120.0
 STOP_WITHIN_S = 35.0

@@ -32,8 +32,8 @@ from support.processes.resource_usage import ValueRange, cpu_seconds
 
 from benchmarks.throughput.page import markdown_table, replace_part
 from benchmarks.writing import DURABLE, INSERT, STREAM, BatchLoad
-from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer
-from simplu_worker.local.processes.watchdog import ProcessGroup
+from simplu_local.postgres.server import PostgresPrograms, PostgresServer
+from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.operations.operation import Disposition, Operation
 from simplu_worker.shards.apply.at_once import TenantMemory
 from simplu_worker.shards.apply.writer import ShardWriter

@@ -38,10 +38,10 @@ from support.load.targets import PerformanceTarget, json_targets, targets_table
 from support.postgres.databases import SHARD_ID, TEMPLATE, execute, make_template
 from support.processes.resource_usage import cpu_seconds
 
-from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.watchdog import ProcessGroup
-from simplu_worker.local.workload import documents
+from simplu_local.postgres.server import PostgresPrograms, PostgresServer
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.watchdog import ProcessGroup
+from simplu_local.workload import documents
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.operation import Disposition, Operation, Origin, Source
 from simplu_worker.shards.apply.writer import ShardWriter

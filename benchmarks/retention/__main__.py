@@ -49,9 +49,9 @@ from benchmarks.throughput.testbed import (
     RunDatabases,
     run_servers,
 )
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.watchdog import running_processes, with_descendants
-from simplu_worker.local.processes.worker_process import log_tail
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.watchdog import running_processes, with_descendants
+from simplu_local.processes.worker_process import log_tail
 from simplu_worker.operations.operation import tenant_id_of
 
 COMMAND: Final = "python3 run.py bench retention --write"

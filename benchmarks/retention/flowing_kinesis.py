@@ -29,10 +29,10 @@ import uvloop
 from benchmarks.retention.load import RETENTION_MIX, TRICKLE_LOCATION, TRICKLE_RATE
 from benchmarks.throughput.mixes import mixed_records
 from benchmarks.throughput.records import BUSINESS_ID, PutRecord
-from simplu_worker.local.kinesis.model import KinesisOptions, LocalStream
-from simplu_worker.local.kinesis.server import KinesisServer
-from simplu_worker.local.kinesis.stream_shard import LocalStreamShard, NewRecord, ReadResult
-from simplu_worker.local.stack.aws import STREAM_NAME
+from simplu_local.kinesis.model import KinesisOptions, LocalStream
+from simplu_local.kinesis.server import KinesisServer
+from simplu_local.kinesis.stream_shard import LocalStreamShard, NewRecord, ReadResult
+from simplu_local.stack.aws import STREAM_NAME
 
 STEP_S: Final = 0.01
 STEP_MOST_S: Final = 0.2  # a server that was held up puts no burst after that

@@ -22,10 +22,10 @@ import uvloop
 
 from benchmarks.throughput.mixes import mix_of, mixed_records
 from benchmarks.throughput.records import make_records
-from simplu_worker.local.kinesis.model import KinesisOptions
-from simplu_worker.local.kinesis.server import KinesisServer
-from simplu_worker.local.kinesis.stream_shard import NewRecord
-from simplu_worker.local.stack.aws import STREAM_NAME
+from simplu_local.kinesis.model import KinesisOptions
+from simplu_local.kinesis.server import KinesisServer
+from simplu_local.kinesis.stream_shard import NewRecord
+from simplu_local.stack.aws import STREAM_NAME
 
 log = structlog.get_logger(__name__)
 

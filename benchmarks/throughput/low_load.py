@@ -16,7 +16,7 @@ from benchmarks.throughput.measures import LATENCY_SETTLE_S, put_steadily
 from benchmarks.throughput.records import SEED, PutRecord, make_records
 from benchmarks.throughput.runs import OURS_HERE, Checkout, Contender, UsageSampler, run_clients
 from benchmarks.throughput.testbed import BenchmarkServers
-from simplu_worker.local.workload.bad_records import make_bad_record
+from simplu_local.workload.bad_records import make_bad_record
 
 RATE, STREAM_SHARDS, SHARDS, INVALID = 235, 4, 3, 0.06
 

@@ -25,8 +25,8 @@ from benchmarks.throughput.runs import (
     run_clients,
 )
 from benchmarks.throughput.testbed import BenchmarkServers, clock
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.stack.aws import STREAM_NAME, aws_client
+from simplu_local.processes.loopback import poll_until
+from simplu_local.stack.aws import STREAM_NAME, aws_client
 
 APPLIED_WITHIN_S = 20.0
 BALANCED_WITHIN_S = 90.0

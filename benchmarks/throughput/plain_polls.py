@@ -15,9 +15,9 @@ from typing import Any
 import uvloop
 from aiobotocore.session import get_session
 
+from simplu_local.aws_server.account import REGION
+from simplu_local.stack.aws import STREAM_NAME
 from simplu_worker.consumers.kinesis.fetch.pacing import IDLE_INTERVAL_S, LIMIT_UNKNOWN
-from simplu_worker.local.aws_server.account import REGION
-from simplu_worker.local.stack.aws import STREAM_NAME
 
 
 async def poll(client: Any, stream_shard_id: str) -> None:

@@ -18,11 +18,11 @@ from support.processes.resource_usage import ValueRange, cpu_seconds, rss_bytes
 
 from benchmarks.throughput.mixes import Mix
 from benchmarks.throughput.testbed import FOLDER, BenchmarkServers, FilledKinesis, RunDatabases, clock
-from simplu_worker.local.aws_server.faults import SetOptions
-from simplu_worker.local.aws_server.server import send_commands
-from simplu_worker.local.processes.watchdog import running_processes, with_descendants
-from simplu_worker.local.processes.worker_process import log_tail
-from simplu_worker.local.stack.aws import CREDENTIALS
+from simplu_local.aws_server.faults import SetOptions
+from simplu_local.aws_server.server import send_commands
+from simplu_local.processes.watchdog import running_processes, with_descendants
+from simplu_local.processes.worker_process import log_tail
+from simplu_local.stack.aws import CREDENTIALS
 
 WARM_UP_S = 0.7  # after the first commit
 FIRST_WITHIN_S = 60.0

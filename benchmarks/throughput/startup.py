@@ -21,8 +21,8 @@ from support.processes.resource_usage import ValueRange
 from benchmarks.throughput.records import BUSINESS_ID
 from benchmarks.throughput.runs import Clients, Contender, UsageSampler, inherited_env, run_clients
 from benchmarks.throughput.testbed import BenchmarkServers
-from simplu_worker.local.processes.loopback import HOST, free_port
-from simplu_worker.local.stack.aws import CREDENTIALS
+from simplu_local.processes.loopback import HOST, free_port
+from simplu_local.stack.aws import CREDENTIALS
 
 IDLE_SETTLE_S = 8.0
 READY_WITHIN_S = 20.0

@@ -20,11 +20,11 @@ from support.postgres.databases import execute
 
 from benchmarks.throughput.mixes import LOG_COLUMNS, RESOURCE_COLUMNS, Mix, filled_rows
 from benchmarks.throughput.records import BUSINESS_ID, BUSINESS_TYPE
-from simplu_worker.local.aws_server.account import REGION
-from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer
-from simplu_worker.local.processes.loopback import HOST, StackError, free_port, poll_until
-from simplu_worker.local.processes.watchdog import ProcessGroup
-from simplu_worker.local.stack.aws import (
+from simplu_local.aws_server.account import REGION
+from simplu_local.postgres.server import PostgresPrograms, PostgresServer
+from simplu_local.processes.loopback import HOST, StackError, free_port, poll_until
+from simplu_local.processes.watchdog import ProcessGroup
+from simplu_local.stack.aws import (
     CREDENTIALS,
     KINESIS_STARTED,
     STREAM_NAME,

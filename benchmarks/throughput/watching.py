@@ -19,7 +19,7 @@ import msgspec
 from benchmarks.throughput.runs import Cell, Clients, Contender, Run, Runner, run_clients
 from benchmarks.throughput.startup import measure_rest
 from benchmarks.throughput.testbed import API_TOKEN, BenchmarkServers
-from simplu_worker.local.processes.loopback import HOST, StackError, poll_until
+from simplu_local.processes.loopback import HOST, StackError, poll_until
 
 SCRAPE_EVERY_S = 15.0  # a usual scrape_interval; Prometheus's own default is a minute
 STARTED_WITHIN_S = 20.0

@@ -30,11 +30,11 @@ from typing import Any
 import asyncpg
 from support.typescript_worker import TypescriptShard
 
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.worker_process import INHERITED, WorkerProcess
-from simplu_worker.local.stack.aws import put_businesses
-from simplu_worker.local.stack.stack import Stack
-from simplu_worker.local.workload.producer import open_client
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.worker_process import INHERITED, WorkerProcess
+from simplu_local.stack.aws import put_businesses
+from simplu_local.stack.stack import Stack
+from simplu_local.workload.producer import open_client
 
 PAGE = Path(__file__).parents[2] / "docs" / "adopting.md"
 STATUSES = [1, 0, 0, 0, 0, 0]  # of the page's commands, in order: the first plan names what has to be chosen

@@ -26,13 +26,13 @@ from urllib.parse import urlsplit
 
 from rich.console import Console
 
-from simplu_worker.local.demo.display import Display, print_differences, result_table
-from simplu_worker.local.demo.trial import Trial, TrialLoad, TrialSnapshot
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.watchdog import ProcessGroup, running_processes, send_signal, with_descendants
-from simplu_worker.local.processes.worker_process import WorkerProcess
-from simplu_worker.local.verify.shard_checker import shard_urls
-from simplu_worker.local.workload.workload import ALL_KINDS, Shares
+from simplu_local.demo.display import Display, print_differences, result_table
+from simplu_local.demo.trial import Trial, TrialLoad, TrialSnapshot
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.watchdog import ProcessGroup, running_processes, send_signal, with_descendants
+from simplu_local.processes.worker_process import WorkerProcess
+from simplu_local.verify.shard_checker import shard_urls
+from simplu_local.workload.workload import ALL_KINDS, Shares
 
 STOP_WITHIN_S = 35.0
 IDLE_S = 60.0

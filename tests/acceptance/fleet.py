@@ -21,14 +21,14 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from rich.console import Console
 
-from simplu_worker.local.aws_server.faults import SetOptions
-from simplu_worker.local.aws_server.server import send_commands
-from simplu_worker.local.demo.display import Display, print_differences, result_table
-from simplu_worker.local.demo.trial import Trial, TrialLoad, TrialSnapshot
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.worker_process import WorkerProcess
-from simplu_worker.local.stack.stack import Stack
+from simplu_local.aws_server.faults import SetOptions
+from simplu_local.aws_server.server import send_commands
+from simplu_local.demo.display import Display, print_differences, result_table
+from simplu_local.demo.trial import Trial, TrialLoad, TrialSnapshot
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.worker_process import WorkerProcess
+from simplu_local.stack.stack import Stack
 
 STOP_WITHIN_S = 35.0
 RESHARD_WITHIN_S = 60.0

@@ -21,7 +21,7 @@ from support.load.operation_chains import ChainPlan
 from support.load.targets import LoadReport, PerformanceTarget
 from support.load.testbed import Flow, Testbed
 
-from simplu_worker.local.workload.workload import Tenant
+from simplu_local.workload.workload import Tenant
 
 PROMPT_S = 2.0
 CHILDREN_WITHIN_S = 10.0  # the parents' leases say what is owed, the children's are made and taken

@@ -33,9 +33,9 @@ from support.load.operation_chains import ChainPlan
 from support.load.testbed import Testbed
 from support.restaurants import make_restaurants, mapping_text, row_count
 
-from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.workload.workload import Tenant
+from simplu_local.postgres.server import PostgresPrograms, PostgresServer
+from simplu_local.processes.loopback import poll_until
+from simplu_local.workload.workload import Tenant
 
 SHARDS: Final = 4
 TENANTS_PER_SHARD: Final = 4

@@ -43,10 +43,10 @@ from support.load.targets import format_number
 from support.load.tenant_messages import RESOURCE_TYPES, TenantMessages
 from support.load.testbed import PhaseResult, Testbed
 
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.verify.comparison import percentile
-from simplu_worker.local.workload.workload import Tenant
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import poll_until
+from simplu_local.verify.comparison import percentile
+from simplu_local.workload.workload import Tenant
 
 FILL_SQL = """
 INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")

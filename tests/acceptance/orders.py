@@ -35,14 +35,14 @@ from support.load.console import open_console
 from support.load.order_checker import OrderComparison, compare_orders, count_orders
 from support.load.order_plan import OrderPlan, PlannedEvent
 
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.watchdog import ProcessGroup, send_signal
-from simplu_worker.local.processes.worker_process import WorkerProcess
-from simplu_worker.local.verify.comparison import percentile
-from simplu_worker.local.verify.shard_checker import DeadLetterReader, read_tenant_ids, shard_urls
-from simplu_worker.local.workload.order_events import OrderEvent, SendReceipt, send_events
-from simplu_worker.local.workload.producer import create_tenants, open_client
-from simplu_worker.local.workload.workload import make_tenants
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.watchdog import ProcessGroup, send_signal
+from simplu_local.processes.worker_process import WorkerProcess
+from simplu_local.verify.comparison import percentile
+from simplu_local.verify.shard_checker import DeadLetterReader, read_tenant_ids, shard_urls
+from simplu_local.workload.order_events import OrderEvent, SendReceipt, send_events
+from simplu_local.workload.producer import create_tenants, open_client
+from simplu_local.workload.workload import make_tenants
 
 PRODUCER = Path(__file__).with_name("orders_producer.cjs")
 NODE_PACKAGES = Path(__file__).resolve().parents[2] / ".tools" / "node_modules"

@@ -45,8 +45,8 @@ from support.load.operation_chains import ChainPlan
 from support.load.targets import PerformanceTarget, format_number
 from support.load.testbed import Flow, Testbed
 
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import poll_until
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import poll_until
 
 SHARDS = 3
 TENANTS_PER_SHARD = 4

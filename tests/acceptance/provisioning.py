@@ -29,11 +29,11 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 from rich.console import Console
 
+from simplu_local.postgres.server import PostgresPrograms, PostgresServer
+from simplu_local.processes.loopback import HOST
+from simplu_local.processes.watchdog import ProcessGroup
+from simplu_local.stack.citrus_server import CitrusServer
 from simplu_worker.__main__ import main as worker
-from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer
-from simplu_worker.local.processes.loopback import HOST
-from simplu_worker.local.processes.watchdog import ProcessGroup
-from simplu_worker.local.stack.citrus_server import CitrusServer
 
 API_KEY = "acceptance"
 MOMENTS = ("before", "after")

@@ -24,8 +24,8 @@ from support.load.operation_chains import ChainPlan
 from support.load.testbed import Testbed
 from support.postgres.standby import CopiedServer
 
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import poll_until
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import poll_until
 
 SHARDS = 3
 TENANTS_PER_SHARD = 4

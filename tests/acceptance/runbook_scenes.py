@@ -12,8 +12,8 @@ from support.postgres.upgrades import make_old_schema
 from support.restaurants import fill_restaurants
 from support.runbook.scene import Scene
 
-from simplu_worker.local.aws_server.server import send_commands
-from simplu_worker.local.kinesis.faults import Trim
+from simplu_local.aws_server.server import send_commands
+from simplu_local.kinesis.faults import Trim
 from simplu_worker.shards.postgres.address import ShardAddress
 
 HELD_COUNT: Final = 4

@@ -11,8 +11,8 @@ import msgspec
 from support.load.testbed import Testbed
 from support.postgres.standby import StandbyServer
 
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import HOST, free_port
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import HOST, free_port
 
 IDS_SQL = "SELECT request_id FROM operations"
 

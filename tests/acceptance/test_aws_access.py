@@ -31,10 +31,10 @@ from support.aws_access.templates import Account
 from support.requires import ROOT
 from support.typescript_worker import TypescriptShard
 
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.worker_process import INHERITED, WorkerProcess, log_tail
-from simplu_worker.local.stack.aws import put_businesses
-from simplu_worker.local.stack.stack import Stack
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.worker_process import INHERITED, WorkerProcess, log_tail
+from simplu_local.stack.aws import put_businesses
+from simplu_local.stack.stack import Stack
 
 pytestmark = pytest.mark.slow(45)
 

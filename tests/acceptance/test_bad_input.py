@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from support.full_stack import Chain, FullStack, make_item, make_record, partition_key, poll_until_true
 
-from simplu_worker.local.workload.workload import Tenant
+from simplu_local.workload.workload import Tenant
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(6)]
 PROMPT_S = 8.0  # from arrival to commit, behind bad input: far less than anything waits for, on a busy machine too

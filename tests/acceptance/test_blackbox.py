@@ -14,7 +14,7 @@ import pytest
 from acceptance.programs import run_program
 from support.network.ipv6 import require_ipv6
 
-from simplu_worker.local.processes.watchdog import running_processes, with_descendants
+from simplu_local.processes.watchdog import running_processes, with_descendants
 
 STACK_READY_S = 60.0
 STACK_END_S = 20.0

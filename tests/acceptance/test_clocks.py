@@ -12,12 +12,12 @@ from support.clocks import APART
 from support.full_stack import poll_until_true
 from support.requires import require
 
-from simplu_worker.local.processes.worker_process import WorkerProcess
-from simplu_worker.local.stack.aws import aws_client
-from simplu_worker.local.stack.stack import Stack
-from simplu_worker.local.verify.shard_checker import read_tenant_ids, shard_urls
-from simplu_worker.local.workload.producer import create_tenants, open_client
-from simplu_worker.local.workload.workload import Tenant
+from simplu_local.processes.worker_process import WorkerProcess
+from simplu_local.stack.aws import aws_client
+from simplu_local.stack.stack import Stack
+from simplu_local.verify.shard_checker import read_tenant_ids, shard_urls
+from simplu_local.workload.producer import create_tenants, open_client
+from simplu_local.workload.workload import Tenant
 
 TENANT = Tenant("shop", "main", "gym")
 PATIENCE_S = 60.0

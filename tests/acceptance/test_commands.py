@@ -17,10 +17,10 @@ import pytest_asyncio
 from support.aws.kcl3_peer import leader_row, migration_row
 from support.processes.command_server import CommandServer
 
+from simplu_local.processes.loopback import HOST, free_port, poll_until
+from simplu_local.processes.worker_process import INHERITED, WorkerProcess
+from simplu_local.stack.stack import Stack
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
-from simplu_worker.local.processes.loopback import HOST, free_port, poll_until
-from simplu_worker.local.processes.worker_process import INHERITED, WorkerProcess
-from simplu_worker.local.stack.stack import Stack
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(2)]
 

@@ -23,16 +23,16 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
+from simplu_local.demo.trial import Trial, TrialLoad, TrialSnapshot
+from simplu_local.processes.loopback import HOST, poll_until
+from simplu_local.processes.watchdog import running_processes, with_descendants
+from simplu_local.processes.worker_process import INHERITED, WorkerProcess, log_tail
+from simplu_local.stack.aws import STREAM_NAME
+from simplu_local.stack.stack import Stack
+from simplu_local.verify.shard_checker import read_tenant_ids, shard_urls
+from simplu_local.workload.producer import create_tenants
+from simplu_local.workload.workload import Tenant
 from simplu_worker import __version__
-from simplu_worker.local.demo.trial import Trial, TrialLoad, TrialSnapshot
-from simplu_worker.local.processes.loopback import HOST, poll_until
-from simplu_worker.local.processes.watchdog import running_processes, with_descendants
-from simplu_worker.local.processes.worker_process import INHERITED, WorkerProcess, log_tail
-from simplu_worker.local.stack.aws import STREAM_NAME
-from simplu_worker.local.stack.stack import Stack
-from simplu_worker.local.verify.shard_checker import read_tenant_ids, shard_urls
-from simplu_worker.local.workload.producer import create_tenants
-from simplu_worker.local.workload.workload import Tenant
 
 in_stacks_loop = pytest.mark.asyncio(loop_scope="module")
 

@@ -9,7 +9,7 @@ import pytest
 from support.defects.sitecustomize import AT_ONCE, LATER
 from support.full_stack import Chain, FullStack
 
-from simplu_worker.local.processes.loopback import poll_until
+from simplu_local.processes.loopback import poll_until
 
 DEFECTS = Path(__file__).resolve().parents[1] / "support" / "defects"
 WELL_WITHIN_S = 60.0  # of several back-offs one behind the other

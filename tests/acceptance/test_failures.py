@@ -16,9 +16,9 @@ from support.citrus.lying_citrus import Lie
 from support.full_stack import Chain, FullStack, make_item, make_record, partition_key
 from support.network.fault_proxy import FaultProxy, http_answer
 
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.worker_process import WorkerProcess
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.worker_process import WorkerProcess
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(6)]
 BYSTANDER_S = 5.0  # for what has nothing to do with the trouble, and is put while it lasts

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from acceptance.test_commands import Terminal, operation, text_of
 
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.worker_process import WorkerProcess, log_tail
-from simplu_worker.local.stack.aws import put_businesses
-from simplu_worker.local.stack.stack import Stack
-from simplu_worker.local.workload.producer import open_client
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.worker_process import WorkerProcess, log_tail
+from simplu_local.stack.aws import put_businesses
+from simplu_local.stack.stack import Stack
+from simplu_local.workload.producer import open_client
 
 WITHIN_S = 20.0
 

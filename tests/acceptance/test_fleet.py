@@ -13,11 +13,11 @@ import pytest
 import pytest_asyncio
 from acceptance.programs import run_program
 
-from simplu_worker.local.aws_server.server import send_commands
-from simplu_worker.local.demo.trial import Trial, TrialLoad, TrialSnapshot
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.worker_process import WorkerProcess
-from simplu_worker.local.stack.stack import Stack
+from simplu_local.aws_server.server import send_commands
+from simplu_local.demo.trial import Trial, TrialLoad, TrialSnapshot
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.worker_process import WorkerProcess
+from simplu_local.stack.stack import Stack
 
 SUBSCRIBED_WITHIN_S = 60.0
 SMALL = ("--operations", "1500", "--stream-shards", "2", "--rate", "40", "--lease-duration", "2")

@@ -12,11 +12,11 @@ import aiohttp
 import pytest
 from support.full_stack import make_item, make_record, partition_key
 
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.worker_process import WorkerProcess
-from simplu_worker.local.stack.stack import Stack
-from simplu_worker.local.workload.producer import put_items
-from simplu_worker.local.workload.workload import Tenant
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.worker_process import WorkerProcess
+from simplu_local.stack.stack import Stack
+from simplu_local.workload.producer import put_items
+from simplu_local.workload.workload import Tenant
 
 pytestmark = pytest.mark.slow(50)
 

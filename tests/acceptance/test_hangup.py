@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from simplu_worker.local.demo.trial import Trial, TrialLoad, TrialResult, TrialSnapshot
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.worker_process import INHERITED, WorkerProcess, log_tail
-from simplu_worker.local.stack.stack import Stack
-from simplu_worker.local.verify.shard_checker import read_tenant_ids
+from simplu_local.demo.trial import Trial, TrialLoad, TrialResult, TrialSnapshot
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.worker_process import INHERITED, WorkerProcess, log_tail
+from simplu_local.stack.stack import Stack
+from simplu_local.verify.shard_checker import read_tenant_ids
 
 SHARD_IDS = ("shard-1", "shard-2", "shard-3")
 PATIENCE_S = 20.0

@@ -16,10 +16,10 @@ import pytest
 from support.page_examples import Example, page_examples
 from support.requires import ROOT
 
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.worker_process import WorkerProcess
-from simplu_worker.local.stack.aws import STREAM_NAME
-from simplu_worker.local.stack.stack import Stack
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.worker_process import WorkerProcess
+from simplu_local.stack.aws import STREAM_NAME
+from simplu_local.stack.stack import Stack
 
 pytestmark = pytest.mark.slow(15)
 

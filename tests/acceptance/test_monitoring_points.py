@@ -8,9 +8,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.worker_process import WorkerProcess
-from simplu_worker.local.stack.stack import Stack
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.worker_process import WorkerProcess
+from simplu_local.stack.stack import Stack
 
 pytestmark = pytest.mark.slow(8)
 

@@ -15,9 +15,9 @@ from support.runbook.scene import QUEUES
 from support.runbook.world import World, open_world
 from support.systemd.manager import running_systemd
 
-from simplu_worker.local.aws_server.account import ACCOUNT_ID
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import HOST, free_port
+from simplu_local.aws_server.account import ACCOUNT_ID
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import HOST, free_port
 
 INSTALLING = ROOT / "docs" / "installing.md"
 DEPLOYING = ROOT / "docs" / "runbook" / "first-deployment.md"

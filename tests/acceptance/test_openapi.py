@@ -7,8 +7,8 @@ import asyncio
 import pytest
 from support.requires import required_program
 
-from simplu_worker.local.processes.worker_process import WorkerProcess
-from simplu_worker.local.stack.stack import Stack
+from simplu_local.processes.worker_process import WorkerProcess
+from simplu_local.stack.stack import Stack
 
 pytestmark = pytest.mark.slow(35)
 

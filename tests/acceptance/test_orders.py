@@ -12,12 +12,12 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.worker_process import WorkerProcess, log_tail
-from simplu_worker.local.stack.stack import Stack
-from simplu_worker.local.verify.shard_checker import read_tenant_ids, shard_urls
-from simplu_worker.local.workload.producer import create_tenants, open_client
-from simplu_worker.local.workload.workload import Tenant
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.worker_process import WorkerProcess, log_tail
+from simplu_local.stack.stack import Stack
+from simplu_local.verify.shard_checker import read_tenant_ids, shard_urls
+from simplu_local.workload.producer import create_tenants, open_client
+from simplu_local.workload.workload import Tenant
 
 pytestmark = pytest.mark.slow(6)
 

@@ -17,10 +17,10 @@ from support.browser.terminal import open_terminal
 from support.full_stack import Chain, FullStack, make_item, make_record, partition_key, poll_until_true
 from support.requires import ROOT
 
+from simplu_local.workload.workload import Tenant
 from simplu_worker.commands.exit_status import EXIT_INTERRUPTED
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.dead_letters.queue import DeadLetterQueue
-from simplu_worker.local.workload.workload import Tenant
 from simplu_worker.operations.operation import DeadLetterReason, Origin, Source
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.timing.clock import utc_now

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.requires import ROOT, require
 
-from simplu_worker.local.postgres.server import INITIAL_DATA_VARIABLE, PROGRAMS_VARIABLE
+from simplu_local.postgres.server import INITIAL_DATA_VARIABLE, PROGRAMS_VARIABLE
 
 PROGRAMS = Path("/usr/lib/postgresql/15/bin")
 RUN_S = 580

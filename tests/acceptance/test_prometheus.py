@@ -28,11 +28,11 @@ from support.prometheus.picture import drawing, lines_of
 from support.prometheus.server import HOW, PrometheusServer
 from support.requires import required_program
 
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.worker_process import WorkerProcess
-from simplu_worker.local.stack.stack import Stack
-from simplu_worker.local.workload.producer import create_tenants, put_items
-from simplu_worker.local.workload.workload import Tenant
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.worker_process import WorkerProcess
+from simplu_local.stack.stack import Stack
+from simplu_local.workload.producer import create_tenants, put_items
+from simplu_local.workload.workload import Tenant
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(2)]
 

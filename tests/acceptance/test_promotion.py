@@ -7,8 +7,8 @@ from acceptance.programs import run_program
 from support.postgres.standby import COPY_PROGRAM, can_copy
 from support.requires import require
 
-from simplu_worker.local.postgres.server import find_postgres_bin
-from simplu_worker.local.processes.loopback import StackError
+from simplu_local.postgres.server import find_postgres_bin
+from simplu_local.processes.loopback import StackError
 
 SMALL = ("--rate", "100", "--lag-operations", "60")
 

@@ -16,9 +16,9 @@ from support.postgres.databases import execute
 from support.runbook.scene import Scene
 from support.runbook.world import open_world
 
-from simplu_worker.local.aws_server.server import send_commands
-from simplu_worker.local.kinesis.faults import Trim
-from simplu_worker.local.processes.loopback import poll_until
+from simplu_local.aws_server.server import send_commands
+from simplu_local.kinesis.faults import Trim
+from simplu_local.processes.loopback import poll_until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(10)]
 

@@ -12,11 +12,11 @@ from typing import Any, Final, TypeAlias
 import aiohttp
 import pytest
 
-from simplu_worker.local.aws_server.account import ACCOUNT_ID, REGION
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.worker_process import WorkerProcess
-from simplu_worker.local.stack.aws import STREAM_NAME
-from simplu_worker.local.stack.stack import Stack
+from simplu_local.aws_server.account import ACCOUNT_ID, REGION
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.worker_process import WorkerProcess
+from simplu_local.stack.aws import STREAM_NAME
+from simplu_local.stack.stack import Stack
 
 pytestmark = pytest.mark.slow(12)
 

@@ -9,8 +9,8 @@ from acceptance.programs import run_program
 from support.postgres.standby import COPY_PROGRAM, can_copy
 from support.requires import require
 
-from simplu_worker.local.postgres.server import find_postgres_bin
-from simplu_worker.local.processes.loopback import StackError
+from simplu_local.postgres.server import find_postgres_bin
+from simplu_local.processes.loopback import StackError
 
 
 @pytest.mark.slow(20)

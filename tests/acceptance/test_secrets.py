@@ -22,11 +22,11 @@ from aiohttp import web
 from support.full_stack import Chain, FullStack, make_item, make_record, partition_key
 from support.network.fault_proxy import http_answer
 
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import HOST, free_port, poll_until
-from simplu_worker.local.processes.worker_process import INHERITED, WorkerProcess
-from simplu_worker.local.workload.producer import create_tenants
-from simplu_worker.local.workload.workload import Tenant
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import HOST, free_port, poll_until
+from simplu_local.processes.worker_process import INHERITED, WorkerProcess
+from simplu_local.workload.producer import create_tenants
+from simplu_local.workload.workload import Tenant
 
 pytestmark = pytest.mark.slow(4)
 

@@ -15,13 +15,13 @@ import pytest_asyncio
 from support.full_stack import make_item, make_record
 from support.tracing.collector import Collector, ReceivedSpan
 
+from simplu_local.processes.loopback import HOST, poll_until
+from simplu_local.processes.worker_process import WorkerProcess, log_tail
+from simplu_local.stack.stack import Stack
+from simplu_local.verify.shard_checker import read_tenant_ids, shard_urls
+from simplu_local.workload.producer import create_tenants, creation_message, open_client, put_items
+from simplu_local.workload.workload import Tenant
 from simplu_worker import __version__
-from simplu_worker.local.processes.loopback import HOST, poll_until
-from simplu_worker.local.processes.worker_process import WorkerProcess, log_tail
-from simplu_worker.local.stack.stack import Stack
-from simplu_worker.local.verify.shard_checker import read_tenant_ids, shard_urls
-from simplu_worker.local.workload.producer import create_tenants, creation_message, open_client, put_items
-from simplu_worker.local.workload.workload import Tenant
 
 pytestmark = pytest.mark.slow(3)
 

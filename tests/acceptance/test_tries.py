@@ -10,12 +10,12 @@ from typing import Any, Self
 import asyncpg
 import pytest
 
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.worker_process import WorkerProcess, log_tail
-from simplu_worker.local.stack.stack import Stack
-from simplu_worker.local.verify.shard_checker import read_tenant_ids, shard_urls
-from simplu_worker.local.workload.producer import create_tenants, open_client
-from simplu_worker.local.workload.workload import Tenant
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.worker_process import WorkerProcess, log_tail
+from simplu_local.stack.stack import Stack
+from simplu_local.verify.shard_checker import read_tenant_ids, shard_urls
+from simplu_local.workload.producer import create_tenants, open_client
+from simplu_local.workload.workload import Tenant
 
 TENANT = Tenant("shop", "main", "gym")
 VISIBILITY_S = 5  # another replica gets the message of a killed one after that time

@@ -34,10 +34,10 @@ from support.load.targets import LoadReport, PerformanceTarget
 from support.load.testbed import Testbed
 
 import simplu_worker
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.worker_process import INHERITED, WorkerProcess
-from simplu_worker.local.workload.producer import open_client
-from simplu_worker.local.workload.workload import Tenant
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.worker_process import INHERITED, WorkerProcess
+from simplu_local.workload.producer import open_client
+from simplu_local.workload.workload import Tenant
 
 PACKAGE = Path(simplu_worker.__file__).parent
 SQL = Path("shards/sql")

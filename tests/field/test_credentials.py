@@ -12,10 +12,10 @@ from botocore.exceptions import CredentialRetrievalError
 from support.field.identities import SOURCES, Container, Health, Identities, Source, WebIdentity, base_env, calling
 from support.requires import ROOT
 
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.watchdog import running_processes
 from simplu_worker.aws import clients
 from simplu_worker.aws.credentials import CredentialSource
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.watchdog import running_processes
 
 BACK_S = 10.0  # "within seconds", on a machine that does other things too
 LIVES = 3  # credentials that end while a client calls

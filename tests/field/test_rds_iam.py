@@ -13,11 +13,11 @@ from support.postgres.databases import ShardMaker, execute
 from support.postgres.move_cases import settings_of
 from support.postgres.tenant_cases import TenantCase, add_tenant, fetch
 
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import poll_until
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.aws.clients import credential_source
 from simplu_worker.commands.check.check import CheckStatus, DependencyChecks
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool

@@ -13,13 +13,13 @@ import asyncpg
 import pytest
 from support.field.identities import Health, Identities, WebIdentity, base_env
 
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.worker_process import WorkerProcess, log_tail
-from simplu_worker.local.stack.aws import CREDENTIALS, STREAM_NAME
-from simplu_worker.local.stack.stack import Stack
-from simplu_worker.local.verify.shard_checker import read_tenant_ids, shard_urls
-from simplu_worker.local.workload.producer import create_tenants
-from simplu_worker.local.workload.workload import Tenant
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.worker_process import WorkerProcess, log_tail
+from simplu_local.stack.aws import CREDENTIALS, STREAM_NAME
+from simplu_local.stack.stack import Stack
+from simplu_local.verify.shard_checker import read_tenant_ids, shard_urls
+from simplu_local.workload.producer import create_tenants
+from simplu_local.workload.workload import Tenant
 
 PATIENCE_S = 60.0
 BACK_S = 15.0  # "within seconds", on a machine that does other things too

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest_asyncio
 from support.peers.shared_stream import SharedStream, provision_tenant
 
-from simplu_worker.local.stack.stack import Stack
+from simplu_local.stack.stack import Stack
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -9,7 +9,7 @@ import pytest
 from support.peers.programs import KCL_2
 from support.peers.shared_stream import SharedStream, read_duplicates, stop_replica
 
-from simplu_worker.local.processes.loopback import poll_until
+from simplu_local.processes.loopback import poll_until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -11,13 +11,13 @@ from support.aws.kcl3_peer import migration_row, worker_row
 from support.peers.programs import KCL_3
 from support.peers.shared_stream import SharedStream, read_readiness, stop_replica
 
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.worker_process import WorkerProcess, log_tail
+from simplu_local.stack.stack import Stack
 from simplu_worker.aws.clients import Client
 from simplu_worker.consumers.kinesis.fleet.lease_renewer import LeaseRenewer
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.worker_process import WorkerProcess, log_tail
-from simplu_worker.local.stack.stack import Stack
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

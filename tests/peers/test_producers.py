@@ -25,8 +25,8 @@ from support.peers.programs import (
 )
 from support.peers.shared_stream import TENANT, SharedStream
 
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.workload.workload import Item
+from simplu_local.processes.loopback import poll_until
+from simplu_local.workload.workload import Item
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

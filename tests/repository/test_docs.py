@@ -20,7 +20,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 COMMAND_PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("runbook/*.md"))]
 ALWAYS_THERE = {"--help", "-h", "--version"}
-TREES = ("simplu_worker", "tests", "benchmarks", "deploy", "docs", "requirements")
+TREES = ("simplu_worker", "simplu_local", "tests", "benchmarks", "deploy", "docs", "requirements")
 PATH = re.compile(r"[\w*-][\w.*-]*(?:/[\w.*-]+)*(?:/|\.(?:cjs|html|md|py|service|sql|toml|txt|yaml))")
 LONG_PAGE_LINES = 300
 # Two screens of 1280 x 900: as a page of the site, with its picture, 3,100 characters take 1,540 pixels of the 1,800.
@@ -30,8 +30,8 @@ PLACEHOLDER = "NNNN"  # in the name of a file that does not exist yet
 
 
 def modules() -> list[Path]:
-    """Return the files whose events are the worker's; the embedded stack is not the worker."""
-    return sorted(path for path in PACKAGE.rglob("*.py") if "local" not in path.relative_to(PACKAGE).parts)
+    """Return the files of the worker."""
+    return sorted(PACKAGE.rglob("*.py"))
 
 
 def headings(page: Path) -> list[str]:
@@ -305,7 +305,7 @@ def test_drawing_of_the_packages_has_the_layers_that_import_linter_keeps() -> No
     """The packages stand below each other in the order of the contracts, and those within a package on one line."""
     text = drawing()
     inner = layers()
-    drawn = [re.findall(r"\b(\w+)(?:/|\.py)", line) for line in text.splitlines()]
+    drawn = [re.findall(r"\b(\w+)(?:/|\.py)", line) for line in text.partition(" simplu_local/")[0].splitlines()]
     assert [sorted(names) for names in drawn if names] == [sorted(layer) for layer in inner.pop("simplu_worker")]
     for container, order in inner.items():
         line = " ► ".join(", ".join(layer) for layer in order)

@@ -33,8 +33,8 @@ class LoggedEvent(NamedTuple):
 
 
 def modules() -> list[Path]:
-    """Return the files whose events are the worker's; the embedded stack is not the worker."""
-    return sorted(path for path in PACKAGE.rglob("*.py") if "local" not in path.relative_to(PACKAGE).parts)
+    """Return the files of the worker."""
+    return sorted(PACKAGE.rglob("*.py"))
 
 
 def events_in(tree: ast.AST) -> Iterator[LoggedEvent]:

@@ -33,7 +33,7 @@ OTHER_WORDS = {
     *("AWS_CA_BUNDLE", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"),
 }
 # Names that look like metrics: the package, and the schemas of an adoption.
-OTHER_NAMES = {"simplu_worker", "simplu_adoption", "simplu_adoption_log"}
+OTHER_NAMES = {"simplu_worker", "simplu_local", "simplu_adoption", "simplu_adoption_log"}
 
 OF_OPENTELEMETRY = {name for name in vars(environment_variables) if name.startswith("OTEL_")}
 

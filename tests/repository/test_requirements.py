@@ -35,7 +35,8 @@ def wanted() -> dict[str, list[str]]:
     groups: dict[str, list[str]] = project["dependency-groups"]
     extras: dict[str, list[str]] = project["project"]["optional-dependencies"]
     worker: list[str] = project["project"]["dependencies"] + extras["cache"]
-    local = worker + extras["local"] + groups["build"]
+    embedded: dict[str, Any] = tomllib.loads((ROOT / "simplu_local" / "pyproject.toml").read_text())["project"]
+    local = worker + embedded["dependencies"] + groups["build"]
     return {"worker": worker, "local": local, "dev": local + groups["test"] + groups["lint"], "build": groups["build"]}
 
 

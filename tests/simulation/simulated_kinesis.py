@@ -12,10 +12,10 @@ from simulation.simulated_network import Network
 from simulation.simulated_push import PushedBody, PushFaults
 from simulation.virtual_time import EPOCH
 
+from simplu_local.kinesis.actions import KinesisActions
+from simplu_local.kinesis.errors import KinesisError
+from simplu_local.kinesis.model import KinesisAccount, KinesisOptions, LocalStream
 from simplu_worker.consumers.kinesis.stream.client import decode_get_records
-from simplu_worker.local.kinesis.actions import KinesisActions
-from simplu_worker.local.kinesis.errors import KinesisError
-from simplu_worker.local.kinesis.model import KinesisAccount, KinesisOptions, LocalStream
 
 SERVICE = "kinesis"
 STREAM = "operations"

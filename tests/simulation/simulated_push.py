@@ -12,9 +12,9 @@ import msgspec
 from botocore.exceptions import ConnectionClosedError
 from simulation.simulated_network import Network
 
-from simplu_worker.local.kinesis.errors import KinesisError
-from simplu_worker.local.kinesis.fan_out.event_stream import encode_event, encode_exception
-from simplu_worker.local.kinesis.fan_out.subscription import LocalSubscription
+from simplu_local.kinesis.errors import KinesisError
+from simplu_local.kinesis.fan_out.event_stream import encode_event, encode_exception
+from simplu_local.kinesis.fan_out.subscription import LocalSubscription
 
 CHECK_INTERVAL_S = 0.1
 UNREAD_MAX_BYTES = 16 * 1024  # then the connection is full

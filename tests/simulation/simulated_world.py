@@ -21,6 +21,7 @@ from simulation.simulated_shards import SHARD_IDS, PostgresShards, SimulatedDead
 from simulation.virtual_time import EPOCH, Process, VirtualLoop
 from support.aws.kpl_aggregates import aggregate
 
+from simplu_local.kinesis.model import KinesisOptions
 from simplu_worker.bulkheads import TargetKind, keep_running
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.fleet.cpu_share import CpuShare
@@ -38,7 +39,6 @@ from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.kinesis.stream.consumers import StreamConsumers
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
-from simplu_worker.local.kinesis.model import KinesisOptions
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.types import ShardPositionRows
 

@@ -19,10 +19,10 @@ from simulation.simulated_network import Trouble
 from simulation.simulated_push import PushFaults
 from simulation.simulated_world import FleetMaker, Plan, ViolationError, Weather, World, a_world
 
+from simplu_local.kinesis.model import KinesisOptions
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import FAILING_TENANTS_MAX
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
-from simplu_worker.local.kinesis.model import KinesisOptions
 
 WELL_WITHIN_S = 60.0
 UNKNOWN_AFTER_S = 330.0  # for records of tenants that never come: 60 s, and a few looks at those held together

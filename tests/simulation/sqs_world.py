@@ -20,16 +20,16 @@ from botocore.exceptions import ClientError, ConnectionClosedError
 from simulation.virtual_time import VirtualLoop
 from support.aws.receiver_settings import receiver_settings
 
+from simplu_local.aws_server.faults import FaultQueue
+from simplu_local.sqs.actions import SqsActions
+from simplu_local.sqs.errors import SqsError
+from simplu_local.sqs.faults import SqsFault
+from simplu_local.sqs.model import SqsAccount
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.receive.receiver import Handler, QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, Verdict
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import RetryableError
-from simplu_worker.local.aws_server.faults import FaultQueue
-from simplu_worker.local.sqs.actions import SqsActions
-from simplu_worker.local.sqs.errors import SqsError
-from simplu_worker.local.sqs.faults import SqsFault
-from simplu_worker.local.sqs.model import SqsAccount
 
 EPOCH_MS = 1_767_225_600_000
 LATENCY_S = 0.01

@@ -21,11 +21,11 @@ from simulation.simulation import produce, settle_down, stop_all
 from simulation.wrong_designs import WRONG_DESIGNS
 from support.slow import slow_after
 
+from simplu_local.kinesis.model import KinesisOptions
 from simplu_worker.consumers.kinesis.fetch.pacing import READ_INTERVAL_S
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.leases.lease_report import HoldRetry
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
-from simplu_worker.local.kinesis.model import KinesisOptions
 
 pytestmark = pytest.mark.slow
 

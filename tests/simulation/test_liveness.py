@@ -7,9 +7,9 @@ from typing import cast
 
 from simulation.sqs_world import Desk, World, virtually
 
+from simplu_local.sqs.faults import SqsFault
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S, QueueReceiver
-from simplu_worker.local.sqs.faults import SqsFault
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.replica import DRAIN_MARGIN_S, FLEET_TURN_MAX_S, ReplicaStatus
 

@@ -18,6 +18,7 @@ from prometheus_client import REGISTRY
 from simulation.sqs_world import Desk, Letters, World, virtually
 from structlog.testing import capture_logs
 
+from simplu_local.sqs.faults import SqsFault
 from simplu_worker.aws.sqs_queue import Message
 from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.receiver import LONGEST_TURN_S, QueueReceiver
@@ -34,7 +35,6 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
     verdict_on_failure,
 )
 from simplu_worker.errors import RetryableError
-from simplu_worker.local.sqs.faults import SqsFault
 from simplu_worker.metrics.instruments import (
     SQS_IN_FLIGHT,
     SQS_POLLS_REPLACED,

@@ -10,10 +10,10 @@ import pytest
 from simulation.sqs_world import Letters, World, virtually
 from support.slow import slow_after
 
+from simplu_local.sqs.faults import SqsFault
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, ReturnToQueue, ToDeadLetter, Verdict
-from simplu_worker.local.sqs.faults import SqsFault
 from simplu_worker.metrics.instruments import message_outcomes
 from simplu_worker.operations.operation import DeadLetterReason
 

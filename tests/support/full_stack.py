@@ -18,15 +18,15 @@ import pytest
 from support.citrus.lying_citrus import LyingCitrus
 from support.network.fault_proxy import FaultProxy
 
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import poll_pause_s
-from simplu_worker.local.processes.worker_process import WorkerProcess
-from simplu_worker.local.stack.stack import Stack
-from simplu_worker.local.verify.comparison import StoredDeadLetter
-from simplu_worker.local.verify.shard_checker import DeadLetterReader
-from simplu_worker.local.workload.producer import Position, create_tenants, open_client, put_items
-from simplu_worker.local.workload.reference_model import Effect, Verdict
-from simplu_worker.local.workload.workload import Item, Tenant
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import poll_pause_s
+from simplu_local.processes.worker_process import WorkerProcess
+from simplu_local.stack.stack import Stack
+from simplu_local.verify.comparison import StoredDeadLetter
+from simplu_local.verify.shard_checker import DeadLetterReader
+from simplu_local.workload.producer import Position, create_tenants, open_client, put_items
+from simplu_local.workload.reference_model import Effect, Verdict
+from simplu_local.workload.workload import Item, Tenant
 
 POLL_S = 0.05
 QUERY_TIMEOUT_S = 3.0

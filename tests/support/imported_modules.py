@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-# Modules that only an extra lets in.
+# Modules that only an extra lets in; the extra `local` is a package of its own.
 NEEDS = {
     "cache": {"simplu_worker.cache.redis_commands"},
     "tracing": {"simplu_worker.telemetry.tracing.exported_spans"},
-    "local": {"simplu_worker.local.stack.moto_server"},
 }
 IMPORT_ALL = """
 import importlib, json, pkgutil, simplu_worker

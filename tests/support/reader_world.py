@@ -14,6 +14,8 @@ from support.aws.endpoints import client_of
 from support.postgres.databases import QUICK, ShardMaker
 from support.postgres.tenant_cases import fetch
 
+from simplu_local.processes.loopback import poll_until
+from simplu_local.stack import citrus_server as local_citrus
 from simplu_worker.aws.clients import Client
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
@@ -30,8 +32,6 @@ from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage
 from simplu_worker.consumers.kinesis.stream.client import ChildShard, Start, Stream, TrimHorizon
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position
 from simplu_worker.dead_letters.queue import DeadLetterQueue
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.stack import citrus_server as local_citrus
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool

@@ -12,7 +12,7 @@ from support.page_examples import page_examples
 from support.postgres.databases import execute
 from support.requires import ROOT
 
-from simplu_worker.local.postgres.server import PostgresServer
+from simplu_local.postgres.server import PostgresServer
 
 PAGE: Final = ROOT / "docs" / "importing.md"
 TABLES: Final = """

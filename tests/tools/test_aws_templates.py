@@ -18,10 +18,10 @@ from support.aws_access.template_values import CREATES_IAM, Template
 from support.aws_access.templates import TEMPLATES, Account
 from support.requires import ROOT, required_program
 
+from simplu_local.aws_server.account import ACCOUNT_ID, REGION
 from simplu_worker.commands.aws.plan import read_facts
 from simplu_worker.commands.aws.plan_rules import plan
 from simplu_worker.config.settings import VARIABLES, Settings
-from simplu_worker.local.aws_server.account import ACCOUNT_ID, REGION
 
 FILES = sorted(TEMPLATES.glob("*.yaml"))
 PAGE = ROOT / "docs" / "aws.md"

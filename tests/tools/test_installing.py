@@ -18,8 +18,8 @@ from support.imported_modules import IMPORT_ALL, NEEDS
 from support.page_examples import page_examples
 from support.requires import ROOT, TOOLS, require
 
+from simplu_local.processes.loopback import free_port
 from simplu_worker import __version__
-from simplu_worker.local.processes.loopback import free_port
 
 PAGE = ROOT / "docs" / "installing.md"
 DOCKERFILE = ROOT / "Dockerfile"
@@ -69,7 +69,7 @@ def test_commands_of_the_page_install_the_worker_and_remove_it(tmp_path: Path) -
 
 @pytest.mark.slow(20)
 def test_steps_of_the_dockerfile_make_an_image_of_the_worker(tmp_path: Path) -> None:
-    """COPY, RUN and ENV as they are written. The image has no pip, and all extras but `local`."""
+    """COPY, RUN and ENV as they are written. The image has no pip, and nothing of the embedded stack."""
     context = context_of(checkout_files(), DOCKERIGNORE.read_text(encoding="utf-8"))
     environment = newcomer_environment(tmp_path / "bin")
     run_lines("uv venv -q --seed --python python3 base", folder=tmp_path, environment=environment)
@@ -82,8 +82,8 @@ def test_steps_of_the_dockerfile_make_an_image_of_the_worker(tmp_path: Path) -> 
     refused, _ = image.run(f"python -I -c {shlex.quote(IMPORT_ALL)}")
     assert version.strip() == __version__
     assert "KINESIS_STREAM_NAME: expected a source" in problems
-    assert set(json.loads(refused)) == NEEDS["local"]
-    assert list((image.root / "opt").rglob("pip")) == []
+    assert json.loads(refused) == []
+    assert [path for name in ("pip", "simplu_local", "moto") for path in (image.root / "opt").rglob(name)] == []
     before = files_of(image.root)
     check_health(image)
     assert files_of(image.root) == before  # its root file system may be read-only
@@ -152,7 +152,7 @@ def test_page_names_the_pythons_and_the_extras_of_the_project() -> None:
     assert re.findall(r"\d\.\d+", named[1]) == classified
     extras = page.partition("| extra | for |")[2].partition("\n\n")[0]
     assert re.findall(r"^\| `(\w+)` \|", extras, flags=re.MULTILINE) == list(PROJECT["optional-dependencies"])
-    assert NEEDS.keys() == PROJECT["optional-dependencies"].keys()
+    assert {*NEEDS, "local"} == PROJECT["optional-dependencies"].keys()
 
 
 def test_sources_of_the_dockerfile_are_in_the_context() -> None:

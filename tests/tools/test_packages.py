@@ -22,10 +22,12 @@ from support.imported_modules import IMPORT_ALL, NEEDS
 from support.pythons import find_pythons, runs
 from support.requires import ROOT
 
+import simplu_local
 from simplu_worker import __version__
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 WHEEL_NAME = f"simplu_worker-{__version__}-py3-none-any.whl"
+LOCAL_WHEEL_NAME = f"simplu_local-{__version__}-py3-none-any.whl"
 # A program of a user. With --strict an `ignore` that ignores nothing is an error: so mypy must see the mistake.
 PROGRAM = """
 from simplu_worker.timing.backoff import backoff_s
@@ -36,9 +38,10 @@ backoff_s("1", draw=0.5, base_s=1.0, max_s=2.0)  # type: ignore[arg-type]
 
 
 class Packages(NamedTuple):
-    """The built packages: the wheel from the checkout, the sdist, and the wheel that is built from that."""
+    """The built packages: the wheels from the checkout, the sdist, and the worker's wheel that is built from that."""
 
     wheel: Path
+    local_wheel: Path
     sdist: Path
     wheel_of_sdist: Path
 
@@ -56,11 +59,12 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Packages:
     """Give the packages, built once."""
     folder, other = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("again")
     build(ROOT, folder, "wheel", "sdist")
+    build(ROOT / "simplu_local", folder, "wheel")
     (sdist,) = folder.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         archive.extractall(other, filter="data")
     build(other / sdist.name.removesuffix(".tar.gz"), other, "wheel")
-    return Packages(folder / WHEEL_NAME, sdist, other / WHEEL_NAME)
+    return Packages(folder / WHEEL_NAME, folder / LOCAL_WHEEL_NAME, sdist, other / WHEEL_NAME)
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +80,14 @@ def contents(wheel: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow(2)
-def test_wheel_has_the_package_and_the_sdist_makes_the_same_wheel(packages: Packages) -> None:
+def test_wheels_have_one_package_each_and_the_sdist_makes_the_same_wheel(packages: Packages) -> None:
     """Each file of the package that a commit would have, its SQL, its page and py.typed included, and nothing else."""
     wheel = contents(packages.wheel)
-    wanted = {path for path in checkout_files() if path.startswith("simplu_worker/")}
-    assert {name for name in wheel if ".dist-info/" not in name} == wanted
-    assert "simplu_worker/py.typed" in wanted
+    files = set(checkout_files())
+    for name, found in (("simplu_worker", wheel), ("simplu_local", contents(packages.local_wheel))):
+        wanted = {path for path in files - {"simplu_local/pyproject.toml"} if path.startswith(f"{name}/")}
+        assert {path for path in found if ".dist-info/" not in path} == wanted
+        assert f"{name}/py.typed" in wanted
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in wheel)
     assert contents(packages.wheel_of_sdist) == wheel
 
@@ -122,7 +128,7 @@ def test_packages_install_and_run_on_every_python_of_the_machine(
         """
         done = run_lines(lines, folder=tmp_path, environment=environment)
         refused, version = done.stdout.splitlines()
-        assert (set(json.loads(refused)), version) == (NEEDS["local"], __version__), name
+        assert (json.loads(refused), version) == ([], __version__), name
 
 
 @pytest.mark.slow(5)
@@ -136,12 +142,16 @@ def test_extra_alone_is_enough_for_its_modules(extra: str, packages: Packages, c
     environment = newcomer_environment(common_folder / "bin")
     lines = f"""
         test -d venv || uv venv -q --python python3 venv
-        uv pip install -q --exact --python venv/bin/python -c {pins} '{packages.wheel}[{extra}]'
+        uv pip install -q --exact --python venv/bin/python -c {pins} --find-links {packages.wheel.parent} \\
+            '{packages.wheel}[{extra}]'
         uv pip check -q --python venv/bin/python
         venv/bin/python -I -c {shlex.quote(IMPORT_ALL)}
+        venv/bin/simplu-worker demo --operations 100 2>&1 || echo "status $?"
     """
     done = run_lines(lines, folder=common_folder, environment=environment)
-    assert set(json.loads(done.stdout)) == set().union(*(needed for name, needed in NEEDS.items() if name != extra))
+    refused, *demo = done.stdout.splitlines()
+    assert set(json.loads(refused)) == set().union(*(needed for name, needed in NEEDS.items() if name != extra))
+    assert ("status 78" in demo, any("--find-links" in line for line in demo)) == ((extra != "local"),) * 2
 
 
 @pytest.mark.slow(10)
@@ -167,7 +177,8 @@ def test_version_is_the_same_everywhere() -> None:
     """The changelog decides: its newest release, or until there is one the first version."""
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     released = re.findall(r"^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d{2}-\d{2}$", changelog, flags=re.MULTILINE)
-    assert [*released, "0.1.0"][0] == __version__
+    assert [*released, "0.1.0"][0] == __version__ == simplu_local.__version__
+    assert PROJECT["optional-dependencies"]["local"] == [f"simplu-local=={__version__}"]
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
     named = {page.name: versions_in(page.read_text(encoding="utf-8")) for page in pages if page.name != "releasing.md"}
     assert {name: versions for name, versions in named.items() if versions} == {

@@ -16,8 +16,8 @@ from support.page_examples import page_examples
 from support.requires import ROOT
 from support.systemd.manager import Systemd, running_systemd
 
+from simplu_local.processes.loopback import free_port, poll_until
 from simplu_worker import __version__
-from simplu_worker.local.processes.loopback import free_port, poll_until
 
 pytestmark = pytest.mark.slow(4)
 

@@ -11,10 +11,10 @@ from fuzz.quiet import check_faults
 from fuzz.target import Target
 from hypothesis import strategies as st
 
+from simplu_local.kinesis.fan_out.event_stream import encode_event, encode_exception
 from simplu_worker.consumers.kinesis.stream.client import Reply
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscription
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.local.kinesis.fan_out.event_stream import encode_event, encode_exception
 
 RAW: Final = b"!"  # the first byte of an input that is no payload, but the bytes of a stream
 JSON: Final = "application/x-amz-json-1.1"

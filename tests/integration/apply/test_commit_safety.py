@@ -24,9 +24,9 @@ from support.postgres.standby_pair import (
 )
 from support.postgres.tenant_cases import add_tenant, fetch, operation, writer_of
 
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.errors import RetryableError
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.watchdog import ProcessGroup
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.apply.durability import GRACE_S, KEEPS_UP_S, CommitSafety, Server

@@ -10,7 +10,7 @@ from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import STREAM, TENANT_MADE_AT, TenantCase, add_tenant, fetch, writer_of
 from support.postgres.trouble import make_touchy
 
-from simplu_worker.local.processes.loopback import poll_until
+from simplu_local.processes.loopback import poll_until
 from simplu_worker.operations.operation import Disposition, Failure, Operation, Outcome
 from simplu_worker.shards.apply.group_commit import GROUP_LEAST_COUNT, GROUP_MAX_BYTES, GROUP_MAX_COUNT
 from simplu_worker.shards.apply.writer import SUCCEEDED, ShardWriter

@@ -17,13 +17,13 @@ from support.clocks import CLOCKS_APART
 from support.postgres.databases import QUICK, ShardMaker, execute
 from support.postgres.upgrades import make_old_schema
 
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import poll_until
 from simplu_worker.aws.dynamodb_tables import describe_table
 from simplu_worker.aws.sqs_queue import Queue
 from simplu_worker.consumers.kinesis.stream.client import NewRecord, Stream, StreamSummary
 from simplu_worker.consumers.source_retention import EffectiveRetention
 from simplu_worker.errors import RetryableError
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.shards.log.retention import LogRetention
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools

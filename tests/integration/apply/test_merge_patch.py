@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.postgres.tenant_cases import NO_CHECKS, TenantCase
 
-from simplu_worker.local.workload.reference_model import canonical_text, merge_patch, parse_json
+from simplu_local.workload.reference_model import canonical_text, merge_patch, parse_json
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Connection, ShardPool

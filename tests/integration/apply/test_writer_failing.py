@@ -14,7 +14,7 @@ from support.postgres.databases import ShardMaker, database_of, execute
 from support.postgres.tenant_cases import NO_CHECKS, TENANT, TenantCase, add_tenant, failed, fetch, writer_of
 from support.postgres.trouble import calm, make_touchy
 
-from simplu_worker.local.postgres.server import PostgresServer
+from simplu_local.postgres.server import PostgresServer
 from simplu_worker.metrics.instruments import SHARD_ERRORS, totals_by
 from simplu_worker.operations.admission import HOLD
 from simplu_worker.operations.operation import Disposition, Failure, Operation, Outcome

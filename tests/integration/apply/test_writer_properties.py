@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.postgres.tenant_cases import NO_CHECKS, TenantCase, add_tenant, fetch, in_batches, operation, writer_of
 
-from simplu_worker.local.workload.reference_model import (
+from simplu_local.workload.reference_model import (
     Effect,
     OperationRequest,
     ReferenceModel,

@@ -14,8 +14,8 @@ from support.postgres.databases import QUICK, ShardMaker, copy_shard, execute
 from support.postgres.tenant_cases import TenantCase, add_tenant, failed, fetch
 from support.postgres.trouble import Line, shut_gate, waiters
 
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import poll_until
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import poll_until
 from simplu_worker.operations.admission import HOLD
 from simplu_worker.operations.operation import Disposition, Failure, Operation, Outcome
 from simplu_worker.shards.apply.writer import DUPLICATE, REUSED, SUCCEEDED

@@ -10,10 +10,10 @@ import botocore.session
 import pytest
 from support.aws.command_line import parse_arguments
 
+from simplu_local.aws_server.account import ACCOUNT_ID, REGION
 from simplu_worker.commands.aws.plan import read_facts
 from simplu_worker.commands.aws.plan_rules import plan
 from simplu_worker.config.settings import Settings
-from simplu_worker.local.aws_server.account import ACCOUNT_ID, REGION
 
 
 @pytest.mark.slow(4)

@@ -19,6 +19,8 @@ from support.postgres.tenant_cases import TENANT, TENANT_WAIT, TenantCase, add_t
 from support.postgres.trouble import Line
 from support.redis.server import PASSWORD, RedisServer
 
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.cache.cache import Cache, CacheAdmin, create_redis_commands, open_cache
 from simplu_worker.cache.invalidations import KEY_OVERHEAD_BYTES, ResourceKey
 from simplu_worker.cache.redis_commands import CacheUnavailableError
@@ -26,8 +28,6 @@ from simplu_worker.commands.check.check import DependencyChecks
 from simplu_worker.config.kinds import Secret
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError, RetryableError
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.watchdog import ProcessGroup
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress

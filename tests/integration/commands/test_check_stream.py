@@ -10,6 +10,9 @@ from support.aws.endpoints import client_of
 from support.full_stack import poll_until_true
 from support.postgres.databases import ShardMaker, execute
 
+from simplu_local.aws_server.account import REGION
+from simplu_local.processes.watchdog import ProcessGroup
+from simplu_local.stack.aws import start_kinesis
 from simplu_worker.commands.check.check import check_dependencies
 from simplu_worker.commands.check.cli import check
 from simplu_worker.config.settings import SOURCES, load_settings
@@ -18,9 +21,6 @@ from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.stream.client import Stream
 from simplu_worker.consumers.kinesis.stream.positions import Position
 from simplu_worker.errors import ConfigurationError
-from simplu_worker.local.aws_server.account import REGION
-from simplu_worker.local.processes.watchdog import ProcessGroup
-from simplu_worker.local.stack.aws import start_kinesis
 
 OF_ANOTHER = "of another stream, which had the name of this one"
 POSITION = """

@@ -15,13 +15,13 @@ from support.citrus.cases import API_KEY, silent
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import add_tenant, fetch
 
+from simplu_local.stack.aws import put_businesses
+from simplu_local.stack.citrus_server import CitrusServer
 from simplu_worker.aws.clients import Client
 from simplu_worker.commands.output.streamed_list import StreamedList
 from simplu_worker.commands.tenants.audit import audit_tenants
 from simplu_worker.commands.tenants.provision import provision_listed
 from simplu_worker.config.settings import Settings, load_settings
-from simplu_worker.local.stack.aws import put_businesses
-from simplu_worker.local.stack.citrus_server import CitrusServer
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 

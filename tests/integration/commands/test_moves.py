@@ -31,6 +31,8 @@ from support.postgres.tenant_cases import TENANT
 from support.postgres.upgrades import make_old_schema
 from support.redis.server import RedisServer
 
+from simplu_local.processes.loopback import free_port, poll_until
+from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.commands.command_line import UsageError
 from simplu_worker.commands.moves.runner import MoveRequest
 from simplu_worker.commands.moves.terms import MoveBounds, MoveTerms
@@ -39,8 +41,6 @@ from simplu_worker.commands.tenants.moved import clean_up_tenants, rollback_tena
 from simplu_worker.config.kinds import Secret
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
-from simplu_worker.local.processes.loopback import free_port, poll_until
-from simplu_worker.local.processes.watchdog import ProcessGroup
 from simplu_worker.shards.moving.planning.readiness import check_shards
 from simplu_worker.shards.postgres.address import ShardAddress
 

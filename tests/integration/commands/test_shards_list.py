@@ -17,6 +17,7 @@ from support.postgres.faults import frozen
 from support.postgres.probes import WELL
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant
 
+from simplu_local.postgres.server import PostgresServer
 from simplu_worker.commands.shards import show as command
 from simplu_worker.commands.shards.show import list_shards
 from simplu_worker.commands.tenants.show import list_tenants
@@ -26,7 +27,6 @@ from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.shard_tree import HASH_KEY_LAST
 from simplu_worker.consumers.kinesis.stream.positions import TRIM_HORIZON, HashRange
 from simplu_worker.errors import RetryableError
-from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.health import all_shards
 from simplu_worker.shards.health.all_shards import InspectedShard, ShardInspector, inspect_all_shards

@@ -14,8 +14,8 @@ from support.postgres.pool_trouble import forget_probes
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 from support.postgres.trouble import Line, nobody_is_left
 
+from simplu_local.postgres.server import PostgresServer
 from simplu_worker.errors import RetryableError
-from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.operations.admission import HOLD
 from simplu_worker.shards.apply.writer import DUPLICATE, GIVEN_UP, SUCCEEDED
 from simplu_worker.shards.gateway import LoggedOperation, ShardGateway

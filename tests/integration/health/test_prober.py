@@ -21,9 +21,9 @@ from support.postgres.tenant_cases import add_tenant, fetch
 from support.postgres.trouble import nobody_is_left
 from support.requires import require
 
-from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.watchdog import ProcessGroup
+from simplu_local.postgres.server import PostgresPrograms, PostgresServer
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.shards.health.assessment import (
     Health,
     Problem,

@@ -21,9 +21,9 @@ from support.postgres.tenant_cases import add_tenant, fetch
 from support.postgres.upgrades import make_old_schema
 from support.restaurants import make_restaurants, mapping_text, row_count
 
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import poll_until
 from simplu_worker.business_info.items import Business
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.shards.importing.certificate import ImportState, TenantReport
 from simplu_worker.shards.importing.copying import CopyCallbacks
 from simplu_worker.shards.importing.following import FollowRound

@@ -25,15 +25,15 @@ from support.reader_world import (
     reaches,
 )
 
+from simplu_local.aws_server.faults import AdvanceClock
+from simplu_local.aws_server.server import send_commands
+from simplu_local.processes.loopback import poll_until
 from simplu_worker.consumers.kinesis.fleet import position_sync
 from simplu_worker.consumers.kinesis.reader import catch_up
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.recovery import shard_positions
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber
 from simplu_worker.consumers.kinesis.stream.positions import Position
-from simplu_worker.local.aws_server.faults import AdvanceClock
-from simplu_worker.local.aws_server.server import send_commands
-from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.shards.health.assessment import Problem, ShardObservation, assess
 from simplu_worker.shards.health.probe import probe_shard
 from simplu_worker.shards.positions.rows import accept_gaps

@@ -11,6 +11,11 @@ import pytest
 from structlog.testing import capture_logs
 from support.aws.endpoints import CREDENTIALS, REGION, client_of
 
+from simplu_local.aws_server.faults import SetOptions
+from simplu_local.aws_server.server import send_commands
+from simplu_local.kinesis.faults import KinesisFault
+from simplu_local.kinesis.model import KinesisOptions
+from simplu_local.kinesis.server import serve_kinesis
 from simplu_worker.aws.clients import Client
 from simplu_worker.commands.stream.consumers import remove_consumer
 from simplu_worker.config.settings import Settings
@@ -23,11 +28,6 @@ from simplu_worker.consumers.kinesis.stream.client import Start, Stream, TrimHor
 from simplu_worker.consumers.kinesis.stream.consumers import StreamConsumers
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
 from simplu_worker.errors import PermanentError
-from simplu_worker.local.aws_server.faults import SetOptions
-from simplu_worker.local.aws_server.server import send_commands
-from simplu_worker.local.kinesis.faults import KinesisFault
-from simplu_worker.local.kinesis.model import KinesisOptions
-from simplu_worker.local.kinesis.server import serve_kinesis
 
 pytestmark = pytest.mark.slow(0.5)
 
@@ -97,7 +97,7 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     monkeypatch.setattr(subscription_schedule, "CALL_INTERVAL_S", 0.2)
     monkeypatch.setattr(subscription_schedule, "RETRY_BASE_S", 0.1)
     monkeypatch.setattr(pushed_cursor, "SILENT_AFTER_S", 0.3)
-    monkeypatch.setattr("simplu_worker.local.kinesis.fan_out.consumers.RESUBSCRIBE_AFTER_MS", 150)
+    monkeypatch.setattr("simplu_local.kinesis.fan_out.consumers.RESUBSCRIBE_AFTER_MS", 150)
     async with serve_kinesis(options=copy(QUICK)) as url, client_of("kinesis", url) as client:
         await client.create_stream(StreamName=NAME, ShardCount=1)
         world = World(url, client)

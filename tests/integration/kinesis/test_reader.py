@@ -30,13 +30,13 @@ from support.reader_world import (
     record,
 )
 
+from simplu_local.postgres.server import PostgresServer
 from simplu_worker.consumers.kinesis.dispatch import shard_lane
 from simplu_worker.consumers.kinesis.fetch import record_decoder
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.stream.aggregation import PARTS_MAX
 from simplu_worker.consumers.kinesis.stream.client import AfterSequenceNumber, AtSequenceNumber, ChildShard, Stream
 from simplu_worker.consumers.kinesis.stream.positions import Position
-from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.shards.postgres.statement_timeouts import DEFAULT_TIMEOUTS
 from simplu_worker.timing.clock import utc_now
 

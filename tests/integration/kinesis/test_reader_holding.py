@@ -29,6 +29,8 @@ from support.reader_world import (
     record,
 )
 
+from simplu_local.postgres.server import PostgresPrograms, PostgresServer
+from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.consumers.kinesis.dispatch import dispatcher, route_lookup
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.holding import ownership
@@ -37,8 +39,6 @@ from simplu_worker.consumers.kinesis.leases.lease import ReadAhead
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, TrimHorizon
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position
-from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer
-from simplu_worker.local.processes.watchdog import ProcessGroup
 from simplu_worker.metrics.instruments import RETRIES
 from simplu_worker.shards.postgres.statement_timeouts import DEFAULT_TIMEOUTS
 from simplu_worker.timing.clock import utc_now

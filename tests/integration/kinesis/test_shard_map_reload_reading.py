@@ -10,9 +10,9 @@ from support.postgres.databases import ShardMaker, copy_shard
 from support.postgres.tenant_cases import add_tenant
 from support.reader_world import World, chain, eventually, logs, open_world
 
+from simplu_local.postgres.server import PostgresServer
 from simplu_worker.consumers.kinesis.dispatch import route_lookup
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
-from simplu_worker.local.postgres.server import PostgresServer
 
 TENANT = ("b", "x")
 

@@ -19,9 +19,9 @@ from support.postgres.pooler import running_pooler
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 from support.postgres.upgrades import make_old_schema
 
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import HOST, poll_until
 from simplu_worker.errors import RetryableError
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import HOST, poll_until
 from simplu_worker.operations.operation import Failure
 from simplu_worker.shards.listing.lister import OperationLister
 from simplu_worker.shards.listing.page import OperationPage, SearchLimits

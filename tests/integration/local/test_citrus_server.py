@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support.citrus.cases import API_KEY
 
-from simplu_worker.local.stack.citrus_server import CitrusServer
+from simplu_local.stack.citrus_server import CitrusServer
 from simplu_worker.shards.routing.citrus import open_citrus
 
 SHARD_IDS = ("{main}%2F", "a/capacity%00")

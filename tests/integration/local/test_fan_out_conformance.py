@@ -15,6 +15,7 @@ import pytest
 from support.aws.endpoints import CREDENTIALS, client_of
 from support.aws.kinesis_endpoints import Servers, kinesis_servers
 
+from simplu_local.processes.loopback import poll_until
 from simplu_worker.aws.clients import Client
 from simplu_worker.consumers.kinesis.stream.client import AfterSequenceNumber, Latest, Reply, Start, TrimHorizon
 from simplu_worker.consumers.kinesis.stream.consumers import StreamConsumers
@@ -24,7 +25,6 @@ from simplu_worker.consumers.kinesis.stream.subscriptions import (
     Subscriptions,
 )
 from simplu_worker.errors import RetryableError
-from simplu_worker.local.processes.loopback import poll_until
 
 pytestmark = pytest.mark.slow(1.5)
 

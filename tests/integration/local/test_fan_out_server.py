@@ -11,11 +11,11 @@ from aiobotocore.session import AioSession
 from botocore.exceptions import ClientError, EventStreamError
 from support.aws.endpoints import CREDENTIALS, REGION
 
-from simplu_worker.local.aws_server.faults import AdvanceClock, SetOptions
-from simplu_worker.local.aws_server.server import send_commands
-from simplu_worker.local.kinesis.faults import KinesisFault
-from simplu_worker.local.kinesis.model import KinesisOptions
-from simplu_worker.local.kinesis.server import serve_kinesis
+from simplu_local.aws_server.faults import AdvanceClock, SetOptions
+from simplu_local.aws_server.server import send_commands
+from simplu_local.kinesis.faults import KinesisFault
+from simplu_local.kinesis.model import KinesisOptions
+from simplu_local.kinesis.server import serve_kinesis
 
 NAME = "stream"
 SHARD = "shardId-000000000000"

@@ -37,8 +37,8 @@ from botocore.exceptions import ClientError
 from support.aws.endpoints import CREDENTIALS, client_of
 from support.aws.kinesis_endpoints import Servers, kinesis_servers
 
+from simplu_local.processes.loopback import poll_until
 from simplu_worker.aws.clients import Client
-from simplu_worker.local.processes.loopback import poll_until
 
 pytestmark = pytest.mark.slow
 

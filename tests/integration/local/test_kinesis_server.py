@@ -13,15 +13,15 @@ from aiohttp import ClientSession
 from botocore.exceptions import BotoCoreError, ClientError
 from support.aws.endpoints import CREDENTIALS, client_of
 
+from simplu_local.aws_server.faults import AdvanceClock, ClearFaults, SetOptions
+from simplu_local.aws_server.server import send_commands
+from simplu_local.kinesis.faults import ExpireIterators, ForceStatus, KinesisFault, Trim
+from simplu_local.kinesis.model import KinesisOptions
+from simplu_local.kinesis.server import serve_kinesis
+from simplu_local.processes.loopback import free_port, poll_until
+from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.aws.clients import Client
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, ExpiredIteratorError, Stream, TrimHorizon
-from simplu_worker.local.aws_server.faults import AdvanceClock, ClearFaults, SetOptions
-from simplu_worker.local.aws_server.server import send_commands
-from simplu_worker.local.kinesis.faults import ExpireIterators, ForceStatus, KinesisFault, Trim
-from simplu_worker.local.kinesis.model import KinesisOptions
-from simplu_worker.local.kinesis.server import serve_kinesis
-from simplu_worker.local.processes.loopback import free_port, poll_until
-from simplu_worker.local.processes.watchdog import ProcessGroup
 
 NAME = "stream"
 SHARD = "shardId-000000000000"
@@ -265,7 +265,7 @@ async def test_four_writers_at_once_lose_nothing(kinesis: Client) -> None:
 async def test_program_serves_until_it_is_told_to_stop() -> None:
     """As a child process it answers on its port, and SIGTERM ends it with status 0."""
     port = free_port()
-    argv = [sys.executable, "-m", "simplu_worker.local.kinesis.server", "--port", str(port), "--no-throttling"]
+    argv = [sys.executable, "-m", "simplu_local.kinesis.server", "--port", str(port), "--no-throttling"]
     with ProcessGroup() as group:
         log_path = group.directory / "kinesis.log"
         process = group.spawn(argv, log_path=log_path)

@@ -24,9 +24,9 @@ from support.postgres.faults import (
 from support.postgres.small_disk import NoDiskError, SmallDisk, small_disk
 from support.requires import require
 
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.watchdog import ProcessGroup
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.watchdog import ProcessGroup
 
 WRITE = "INSERT INTO notes SELECT repeat('x', 1000)"
 MANY_WRITES = "INSERT INTO notes SELECT repeat('x', 1000) FROM generate_series(1, 10000)"

@@ -11,12 +11,12 @@ from aiohttp import ClientSession
 from botocore.exceptions import BotoCoreError, ClientError
 from support.aws.endpoints import client_of
 
+from simplu_local.aws_server.faults import AdvanceClock, ClearFaults, SetOptions
+from simplu_local.aws_server.server import send_commands
+from simplu_local.processes.loopback import poll_until
+from simplu_local.sqs.faults import ExpireReceipts, SqsFault
+from simplu_local.sqs.server import serve_sqs
 from simplu_worker.aws.clients import Client
-from simplu_worker.local.aws_server.faults import AdvanceClock, ClearFaults, SetOptions
-from simplu_worker.local.aws_server.server import send_commands
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.sqs.faults import ExpireReceipts, SqsFault
-from simplu_worker.local.sqs.server import serve_sqs
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")
 NAMES = ("queue", "queue.fifo")

@@ -23,19 +23,19 @@ import pytest
 import pytest_asyncio
 from yarl import URL
 
-from simplu_worker.local.postgres import server as postgres
-from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer, find_postgres_bin
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.watchdog import ProcessGroup, running_processes, send_signal
-from simplu_worker.local.stack.citrus_server import CitrusServer
-from simplu_worker.local.stack.stack import Stack
+from simplu_local.postgres import server as postgres
+from simplu_local.postgres.server import PostgresPrograms, PostgresServer, find_postgres_bin
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.watchdog import ProcessGroup, running_processes, send_signal
+from simplu_local.stack.citrus_server import CitrusServer
+from simplu_local.stack.stack import Stack
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(2)]
 
 STACK_PROGRAM = """
 import asyncio, json, sys
 from pathlib import Path
-from simplu_worker.local.stack.stack import Stack, run_stack
+from simplu_local.stack.stack import Stack, run_stack
 
 async def hold():
     async with Stack(shards=2) as stack:

@@ -9,9 +9,9 @@ import pytest
 from support.postgres.standby import StandbyServer, can_copy
 from support.requires import require
 
-from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer, find_postgres_bin
-from simplu_worker.local.processes.loopback import StackError
-from simplu_worker.local.processes.watchdog import ProcessGroup
+from simplu_local.postgres.server import PostgresPrograms, PostgresServer, find_postgres_bin
+from simplu_local.processes.loopback import StackError
+from simplu_local.processes.watchdog import ProcessGroup
 
 pytestmark = pytest.mark.slow(4)
 

@@ -17,8 +17,8 @@ from support.postgres.databases import ShardMaker, copy_shard
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 from support.slow import slow_after
 
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import poll_until
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import poll_until
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.moving.settling import MoveSettler
 from simplu_worker.shards.postgres.address import ShardAddress

@@ -14,7 +14,7 @@ from support.postgres.other_settings import WAYS, isolate, reached
 from support.postgres.tenant_cases import add_tenant, fetch
 from support.postgres.trouble import waiters
 
-from simplu_worker.local.postgres.server import PostgresServer
+from simplu_local.postgres.server import PostgresServer
 from simplu_worker.shards.moving.repairing import repair_resources
 from simplu_worker.shards.postgres.pool import Pools
 

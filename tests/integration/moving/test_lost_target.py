@@ -12,7 +12,7 @@ from support.postgres.databases import ShardMaker, copy_shard, database_of
 from support.postgres.standby_pair import require_postgres, start_pair
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 
-from simplu_worker.local.processes.watchdog import ProcessGroup
+from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.moving.mover import Mover
 from simplu_worker.shards.moving.types import Move, MoveStatus, Phase

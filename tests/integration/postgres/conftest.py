@@ -10,7 +10,7 @@ from support.postgres.databases import ShardMaker
 from support.postgres.pool_trouble import HURRIED, PATIENT_S, has_answered
 from support.postgres.shard_line import ShardLine
 
-from simplu_worker.local.processes.loopback import poll_until
+from simplu_local.processes.loopback import poll_until
 from simplu_worker.shards.postgres.pool import ShardPool
 
 

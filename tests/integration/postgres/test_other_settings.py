@@ -14,8 +14,8 @@ from support.postgres.databases import ShardMaker
 from support.postgres.other_settings import WAYS, reached, set_otherwise
 from support.postgres.tenant_cases import TENANT, fetch
 
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.workload.reference_model import parse_json
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.workload.reference_model import parse_json
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.moving.checksums import compare_shards
 from simplu_worker.shards.moving.repairing import repair_resources

@@ -15,9 +15,9 @@ from support.postgres.databases import QUICK, ShardMaker, copy_shard, database_o
 from support.postgres.plain_errors import PlainErrorsLine
 from support.postgres.trouble import Line, backends, nobody_is_left
 
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import HOST, free_port
 from simplu_worker.errors import RetryableError
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import HOST, free_port
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import StatementFailedError, ValueRefusedError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool

@@ -10,8 +10,8 @@ from support.postgres.databases import ShardMaker, database_of
 from support.postgres.pooler import running_pooler
 from support.postgres.tenant_cases import TenantCase, add_tenant
 
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import HOST
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import HOST
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import LostRaceError

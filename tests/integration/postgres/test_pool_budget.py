@@ -16,7 +16,7 @@ import pytest
 from support.postgres.databases import QUICK, ShardMaker
 from support.postgres.shard_line import TOO_MANY, ShardLine
 
-from simplu_worker.local.processes.loopback import poll_until
+from simplu_local.processes.loopback import poll_until
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts

@@ -12,8 +12,8 @@ from support.postgres.plain_errors import PlainErrorsLine
 from support.postgres.pool_trouble import HURRIED, PATIENT_S, ask, forget_probes, nothing_is_open, unavailable, within
 from support.postgres.shard_line import STARTING_UP, TOO_MANY, ShardLine
 
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import poll_until
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import poll_until
 from simplu_worker.shards.postgres.circuit_breaker import FAILURES_MAX
 from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool

@@ -14,8 +14,8 @@ from support.postgres.pool_trouble import within
 from support.postgres.shard_line import STARTING_UP, ShardLine
 from support.postgres.trouble import nobody_is_left
 
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import poll_until
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import poll_until
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.schema_check import ensure_schema

@@ -23,7 +23,7 @@ from support.postgres.pool_trouble import (
 from support.postgres.shard_line import ShardLine
 from support.postgres.trouble import backends, nobody_is_left
 
-from simplu_worker.local.processes.loopback import poll_until
+from simplu_local.processes.loopback import poll_until
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.connector import KEEPALIVE, USER_TIMEOUT_MS, enable_keepalive
 from simplu_worker.shards.postgres.pool import Pools, ShardPool

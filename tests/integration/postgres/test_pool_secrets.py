@@ -15,8 +15,8 @@ from support.postgres.databases import QUICK, ShardMaker, copy_shard, database_o
 from support.postgres.pooler import running_pooler
 from support.requires import required_program
 
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import HOST, poll_until
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import HOST, poll_until
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.types import ShardUnavailableError

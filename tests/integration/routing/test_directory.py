@@ -20,8 +20,8 @@ from support.citrus.cases import (
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, add_tenant, fetch
 
+from simplu_local.processes.loopback import poll_until
 from simplu_worker.errors import PermanentError
-from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.citrus import CitrusUnavailableError

@@ -18,12 +18,12 @@ from support.postgres.faults import frozen
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant
 from support.postgres.upgrades import make_old_schema
 
+from simplu_local.postgres.server import PostgresServer
 from simplu_worker.commands.stream.input_lines import parse_lines
 from simplu_worker.commands.stream.wait_outcomes import find_rejected, send_outcomes
 from simplu_worker.consumers import rejection_notes
 from simplu_worker.consumers.rejection_notes import NOTES_MAX, RejectionNotes
 from simplu_worker.dead_letters.letter import DeadLetter
-from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.operations.operation import DeadLetterReason, Origin, Source
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.gateway import RejectedRequest

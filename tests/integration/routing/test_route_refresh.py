@@ -14,9 +14,9 @@ from support.citrus.cases import RoutedShards, requests_to, routed_shards, silen
 from support.postgres.databases import QUICK, SHARD_ID, ShardMaker, copy_shard, execute
 from support.postgres.tenant_cases import TENANT, TENANT_WAIT, TenantCase, add_tenant, add_tenant_at, fetch
 
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import poll_until
 from simplu_worker.errors import RetryableError
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress

@@ -16,7 +16,7 @@ from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import add_tenant, fetch
 from support.shard_map_world import Shards, World, row_counts, tenant_on, worker, write_map
 
-from simplu_worker.local.processes.loopback import poll_until
+from simplu_local.processes.loopback import poll_until
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.routing.shard_map_reload import log_unused_reloads

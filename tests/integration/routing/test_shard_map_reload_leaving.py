@@ -12,8 +12,8 @@ from support.citrus.cases import silent
 from support.postgres.tenant_cases import fetch, operation
 from support.shard_map_world import Shards, World, row_counts, tenant_on, worker, write_map
 
+from simplu_local.processes.loopback import poll_until
 from simplu_worker.errors import RetryableError
-from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.operations.admission import HOLD
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.pool import ShardPool

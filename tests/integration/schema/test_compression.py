@@ -9,7 +9,7 @@ from support.postgres.databases import execute
 from support.postgres.installed import on_installed_servers, running_server
 from support.postgres.tenant_cases import fetch
 
-from simplu_worker.local.postgres.server import PostgresServer
+from simplu_local.postgres.server import PostgresServer
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.schema_check import ensure_schema

@@ -14,7 +14,7 @@ from support.postgres.databases import ShardMaker, copy_shard
 from support.postgres.sql_text import views_of
 from support.postgres.tenant_cases import TenantCase, add_tenant, fetch, writer_of
 
-from simplu_worker.local.postgres.server import PostgresServer
+from simplu_local.postgres.server import PostgresServer
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.wave_statement import RESULT_MAX_BYTES
 from simplu_worker.shards.apply.writer import SUCCEEDED

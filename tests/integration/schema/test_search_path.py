@@ -15,8 +15,8 @@ from support.postgres.pooler import running_pooler
 from support.postgres.tenant_cases import operation, writer_of
 from support.postgres.upgrades import OF_NEW_TABLES, make_old_schema
 
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import HOST
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import HOST
 from simplu_worker.operations.operation import Failure
 from simplu_worker.shards.adoption.discovery import begin_adoption, find_old_table
 from simplu_worker.shards.log.message_failures import count_failures, forget_failures

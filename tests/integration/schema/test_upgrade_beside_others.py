@@ -16,8 +16,8 @@ from support.postgres.pooler import running_pooler
 from support.postgres.tenant_cases import add_tenant, fetch
 from support.postgres.upgrades import INDEX, NEXT, WITHIN_S, Watcher, indexes, upgrade_pool, upgrader, versions
 
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import HOST, poll_until
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import HOST, poll_until
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION

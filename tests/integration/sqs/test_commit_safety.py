@@ -15,13 +15,13 @@ from support.postgres.databases import ShardMaker, copy_shard
 from support.postgres.standby_pair import Pair, eventually, restored, running_pair
 from support.postgres.tenant_cases import TENANT, TENANT_WAIT, add_tenant, fetch, operation, writer_of
 
+from simplu_local.processes.loopback import poll_until
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.orders.decode import OrderRules
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler, open_orders
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, RetryRules, ReturnToQueue, Verdict
 from simplu_worker.errors import RetryableError
-from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import Server

@@ -25,6 +25,7 @@ from support.postgres.databases import ShardMaker, copy_shard
 from support.postgres.tenant_cases import NO_CHECKS, TENANT_WAIT, add_tenant, fetch
 from support.postgres.trouble import calm, make_touchy, shut_gate
 
+from simplu_local.postgres.server import PostgresServer
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.commands.dead_letters.replay_plan import ReplayRules, Resend, plan_resend
 from simplu_worker.consumers.sqs.orders.decode import OrderRules
@@ -41,7 +42,6 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
 )
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import RetryableError
-from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Outcome, Source
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress

@@ -17,15 +17,15 @@ import pytest
 from support.aws.endpoints import REGION, client_of
 from support.aws.receiver_settings import receiver_settings
 
+from simplu_local.aws_server.faults import SetOptions
+from simplu_local.sqs.faults import SqsFault
+from simplu_local.sqs.server import SqsServer
 from simplu_worker.aws.clients import Client, open_client
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, ReturnToQueue, Verdict
 from simplu_worker.dead_letters.letter import DeadLetter
-from simplu_worker.local.aws_server.faults import SetOptions
-from simplu_worker.local.sqs.faults import SqsFault
-from simplu_worker.local.sqs.server import SqsServer
 from simplu_worker.metrics.instruments import SQS_POLLS_REPLACED, message_outcomes
 
 QUEUE_NUMBERS = itertools.count(1)

@@ -21,6 +21,7 @@ from support.postgres.tenant_cases import TENANT_WAIT, add_tenant, fetch
 from support.postgres.trouble import calm, make_touchy
 from support.postgres.upgrades import make_old_schema
 
+from simplu_local.postgres.server import PostgresServer
 from simplu_worker.aws.clients import Client
 from simplu_worker.aws.sqs_queue import FifoIds, Message, OutgoingMessage, Queue
 from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
@@ -31,7 +32,6 @@ from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, RetryRules, ToDeadLetter
 from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.errors import RetryableError
-from simplu_worker.local.postgres.server import PostgresServer
 from simplu_worker.operations.operation import Operation, Outcome
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.health.probe import probe_shard

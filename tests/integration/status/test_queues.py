@@ -16,6 +16,8 @@ from structlog.testing import capture_logs
 from support.aws.endpoints import client_of
 from support.aws.receiver_settings import receiver_settings
 
+from simplu_local.sqs.faults import SqsFault
+from simplu_local.sqs.server import SqsServer
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.aws.clients import Client
 from simplu_worker.aws.sqs_queue import Message, Queue
@@ -26,8 +28,6 @@ from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, Verdict
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import RetryableError
-from simplu_worker.local.sqs.faults import SqsFault
-from simplu_worker.local.sqs.server import SqsServer
 from simplu_worker.status.access.roles import Tokens
 from simplu_worker.status.queues import KEYS_MAX, Monitoring
 from simplu_worker.status.replica import ReplicaStatus, http_views

@@ -17,8 +17,8 @@ from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, TENANT_MADE_AT, TenantCase, add_tenant, failed, fetch
 from support.postgres.trouble import waiters
 
+from simplu_local.processes.loopback import poll_until
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.operations.operation import Failure
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress

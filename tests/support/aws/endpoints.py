@@ -15,10 +15,10 @@ from typing import Any
 
 from aiohttp import web
 
+from simplu_local.aws_server.account import REGION
+from simplu_local.processes.watchdog import ProcessGroup
+from simplu_local.stack.aws import CREDENTIALS, start_moto
 from simplu_worker.aws.clients import Client, open_client
-from simplu_worker.local.aws_server.account import REGION
-from simplu_worker.local.processes.watchdog import ProcessGroup
-from simplu_worker.local.stack.aws import CREDENTIALS, start_moto
 
 __all__ = ["CREDENTIALS", "REGION", "ScriptedAws", "client_of", "empty_moto", "running_moto"]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from support.aws.endpoints import running_moto
 from support.requires import ROOT, require
 
-from simplu_worker.local.processes.loopback import HOST, free_port, poll_until, port_is_free
-from simplu_worker.local.processes.watchdog import ProcessGroup
+from simplu_local.processes.loopback import HOST, free_port, poll_until, port_is_free
+from simplu_local.processes.watchdog import ProcessGroup
 
 KINESIS_LOCAL = ROOT / ".tools" / "node_modules" / "kinesis-local"
 START_TIMEOUT_S = 20.0
@@ -45,7 +45,7 @@ class Servers:
         port = free_port()
         match name:
             case "ours":
-                argv = [sys.executable, "-m", "simplu_worker.local.kinesis.server", "--no-throttling"]
+                argv = [sys.executable, "-m", "simplu_local.kinesis.server", "--no-throttling"]
                 return self._spawn([*argv, "--port", str(port)], port)
             case "moto":
                 return self._stack.enter_context(running_moto())

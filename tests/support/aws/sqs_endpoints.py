@@ -10,9 +10,9 @@ from contextlib import ExitStack, contextmanager
 from support.aws.endpoints import running_moto
 from support.requires import ROOT, require
 
-from simplu_worker.local.processes.loopback import HOST, free_port, poll_until, port_is_free
-from simplu_worker.local.processes.watchdog import ProcessGroup
-from simplu_worker.local.stack.aws import start_sqs
+from simplu_local.processes.loopback import HOST, free_port, poll_until, port_is_free
+from simplu_local.processes.watchdog import ProcessGroup
+from simplu_local.stack.aws import start_sqs
 
 MINISTACK = ROOT / ".venv-ministack" / "bin" / "ministack"
 START_TIMEOUT_S = 20.0

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from simplu_worker.local.aws_server.account import ACCOUNT_ID, REGION
+from simplu_local.aws_server.account import ACCOUNT_ID, REGION
 
 HOOK = Path(__file__).with_name("sitecustomize.py")
 # Operations on a consumer of a stream, whose resource is the consumer: service authorization reference, Kinesis.

@@ -11,8 +11,8 @@ import botocore.session
 from support.aws_access.recording import Policy
 from support.requires import ROOT
 
-from simplu_worker.local.aws_server.account import REGION
-from simplu_worker.local.stack.aws import ACCESS_KEY_ID, CREDENTIALS, SECRET_ACCESS_KEY
+from simplu_local.aws_server.account import REGION
+from simplu_local.stack.aws import ACCESS_KEY_ID, CREDENTIALS, SECRET_ACCESS_KEY
 
 TEMPLATES = ROOT / "deploy" / "aws"
 

@@ -14,8 +14,8 @@ from aiohttp import web
 from prometheus_client import REGISTRY
 from support.postgres.tenant_cases import TENANT_WAIT
 
-from simplu_worker.local.processes.loopback import HOST, free_port
-from simplu_worker.local.stack.citrus_server import CitrusServer
+from simplu_local.processes.loopback import HOST, free_port
+from simplu_local.stack.citrus_server import CitrusServer
 from simplu_worker.metrics.instruments import CITRUS_OUTCOMES
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress

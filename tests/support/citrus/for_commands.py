@@ -10,8 +10,8 @@ from aiohttp import web
 from support.citrus.cases import API_KEY
 from support.citrus.lying_citrus import Lie, LyingCitrus
 
+from simplu_local.stack.citrus_server import CitrusServer
 from simplu_worker.config.settings import Settings, load_settings
-from simplu_worker.local.stack.citrus_server import CitrusServer
 from simplu_worker.shards.postgres.address import ShardAddress
 
 

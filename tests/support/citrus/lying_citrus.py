@@ -12,7 +12,7 @@ import aiohttp
 from aiohttp import web
 from yarl import URL
 
-from simplu_worker.local.processes.loopback import HOST
+from simplu_local.processes.loopback import HOST
 
 Lie = Callable[[web.Request], web.Response | None]
 """What to answer instead of the truth; `None`: the truth."""

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, parse_qsl, quote, urlencode, urlsplit
 from support.postgres.databases import database_of
 from support.requires import required_program
 
-from simplu_worker.local.processes.loopback import HOST
+from simplu_local.processes.loopback import HOST
 from simplu_worker.shards.postgres.address import ShardAddress
 
 SSL_REQUEST: Final = 80877103  # PostgreSQL manual, "Message Formats"

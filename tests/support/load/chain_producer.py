@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING
 import msgspec
 from support.load.operation_chains import ChainPlan
 
-from simplu_worker.local.processes.worker_process import log_tail
-from simplu_worker.local.workload.producer import POLL_INTERVAL_S, Position, open_client, put_items
-from simplu_worker.local.workload.workload import Item
+from simplu_local.processes.worker_process import log_tail
+from simplu_local.workload.producer import POLL_INTERVAL_S, Position, open_client, put_items
+from simplu_local.workload.workload import Item
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from simplu_worker.local.processes.watchdog import ProcessGroup
+    from simplu_local.processes.watchdog import ProcessGroup
 
 POLL_S = 0.1
 STOP_WITHIN_S = 30.0

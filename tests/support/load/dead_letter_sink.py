@@ -14,9 +14,9 @@ from typing import Any
 
 from aiohttp import ClientSession, web
 
-from simplu_worker.local.processes.http_serving import serve_on_loopback
-from simplu_worker.local.verify.comparison import StoredDeadLetter
-from simplu_worker.local.verify.shard_checker import parse_dead_letter
+from simplu_local.processes.http_serving import serve_on_loopback
+from simplu_local.verify.comparison import StoredDeadLetter
+from simplu_local.verify.shard_checker import parse_dead_letter
 
 TARGET_PREFIX = "AmazonSQS."
 CONTENT_TYPE = "application/x-amz-json-1.0"

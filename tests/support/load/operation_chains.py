@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from simplu_worker.local.workload.reference_model import Effect, Verdict
-from simplu_worker.local.workload.workload import Item, Tenant
+from simplu_local.workload.reference_model import Effect, Verdict
+from simplu_local.workload.workload import Item, Tenant
 
 CYCLE = ("create", "patch", "read", "delete")
 FIRST_MOMENT = datetime(2025, 1, 1, tzinfo=UTC)

@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 from support.load.order_plan import OrderPlan, OrderStep, PlannedEvent
 
-from simplu_worker.local.verify.comparison import StoredDeadLetter
+from simplu_local.verify.comparison import StoredDeadLetter
 
 QUERY_TIMEOUT_S = 120.0
 OPERATIONS_SQL = """

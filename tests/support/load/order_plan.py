@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from simplu_worker.local.workload.order_events import Members, OrderEvent, event_members, spoil_event
-from simplu_worker.local.workload.workload import Tenant
+from simplu_local.workload.order_events import Members, OrderEvent, event_members, spoil_event
+from simplu_local.workload.workload import Tenant
 
 ROUND = 10  # events of a group: the last one is about the other order
 AGAIN_SHARE = 0.02  # half of them as a message with another deduplication id, half with the same

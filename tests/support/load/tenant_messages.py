@@ -13,10 +13,10 @@ import asyncpg
 from support.load.order_checker import compare_orders, count_orders
 from support.load.order_plan import OrderPlan
 
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.workload.order_events import OrderEvent, SendReceipt, send_events
-from simplu_worker.local.workload.producer import open_client
-from simplu_worker.local.workload.workload import Tenant
+from simplu_local.processes.loopback import poll_until
+from simplu_local.workload.order_events import OrderEvent, SendReceipt, send_events
+from simplu_local.workload.producer import open_client
+from simplu_local.workload.workload import Tenant
 
 EVENTS_MAX: Final = 20_000
 GROUPS: Final = 20

@@ -17,16 +17,16 @@ from support.load.dead_letter_sink import DeadLetterSink
 from support.load.operation_chains import ChainPlan
 from support.processes.resource_usage import MemorySampler, ValueRange, cpu_seconds
 
-from simplu_worker.local.aws_server.faults import SetOptions
-from simplu_worker.local.aws_server.server import send_commands
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.worker_process import WorkerProcess
-from simplu_worker.local.stack.stack import Stack
-from simplu_worker.local.verify.comparison import StoredDeadLetter, percentile
-from simplu_worker.local.verify.shard_checker import read_tenant_ids
-from simplu_worker.local.workload.producer import POLL_INTERVAL_S, create_tenants, open_client
-from simplu_worker.local.workload.workload import Tenant
+from simplu_local.aws_server.faults import SetOptions
+from simplu_local.aws_server.server import send_commands
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.worker_process import WorkerProcess
+from simplu_local.stack.stack import Stack
+from simplu_local.verify.comparison import StoredDeadLetter, percentile
+from simplu_local.verify.shard_checker import read_tenant_ids
+from simplu_local.workload.producer import POLL_INTERVAL_S, create_tenants, open_client
+from simplu_local.workload.workload import Tenant
 
 TENANTS_WITHIN_S = 60.0
 STOP_WITHIN_S = 35.0

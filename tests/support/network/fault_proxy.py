@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from support.network.tcp_proxy import READ_BYTES, TcpProxy
 
-from simplu_worker.local.processes.loopback import HOST
+from simplu_local.processes.loopback import HOST
 
 CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 from typing import Self
 
-from simplu_worker.local.processes.loopback import HOST, free_port
+from simplu_local.processes.loopback import HOST, free_port
 
 READ_BYTES = 65_536
 

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 from support.peers.programs import JavaProgram
 
-from simplu_worker.local.aws_server.account import REGION
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.watchdog import ProcessGroup
-from simplu_worker.local.stack.aws import CREDENTIALS
+from simplu_local.aws_server.account import REGION
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.watchdog import ProcessGroup
+from simplu_local.stack.aws import CREDENTIALS
 
 STOP_WITHIN_S = 30.0
 LINE_MAX, TAIL_MAX = 200, 8000  # characters of a line, and of all

@@ -16,13 +16,13 @@ import asyncpg
 from support.peers.kcl_worker import KclWorker
 from support.peers.programs import JavaProgram
 
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.worker_process import WorkerProcess, log_tail
-from simplu_worker.local.stack.stack import Stack
-from simplu_worker.local.verify.shard_checker import read_tenant_ids, shard_urls
-from simplu_worker.local.workload.producer import create_tenants, put_items
-from simplu_worker.local.workload.reference_model import Effect, Verdict
-from simplu_worker.local.workload.workload import Item, Tenant
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.worker_process import WorkerProcess, log_tail
+from simplu_local.stack.stack import Stack
+from simplu_local.verify.shard_checker import read_tenant_ids, shard_urls
+from simplu_local.workload.producer import create_tenants, put_items
+from simplu_local.workload.reference_model import Effect, Verdict
+from simplu_local.workload.workload import Item, Tenant
 
 TENANT = Tenant("clinic", "main", "dental")
 KEYS = 40  # partition keys: enough that each stream shard gets some

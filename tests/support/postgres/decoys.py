@@ -18,7 +18,7 @@ import asyncpg
 from asyncpg import introspection
 from support.postgres.databases import copy_shard
 
-from simplu_worker.local.postgres.server import PostgresServer
+from simplu_local.postgres.server import PostgresServer
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.sql_files import ADOPTION, MIGRATIONS

@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 import asyncpg
 from support.postgres.small_disk import SmallDisk, small_disk
 
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import StackError, poll_until
-from simplu_worker.local.processes.watchdog import ProcessGroup
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import StackError, poll_until
+from simplu_local.processes.watchdog import ProcessGroup
 
 CONNECT_TIMEOUT_S = 10.0
 TAKES_HOLD_WITHIN_S = 20.0

@@ -9,14 +9,14 @@ from typing import Final
 
 import pytest
 
-from simplu_worker.local.postgres.server import (
+from simplu_local.postgres.server import (
     SYSTEM_FOLDER,
     PostgresPrograms,
     PostgresServer,
     find_postgres_bin,
     usable_bins,
 )
-from simplu_worker.local.processes.watchdog import ProcessGroup
+from simplu_local.processes.watchdog import ProcessGroup
 
 FOLDERS: Final = list(dict.fromkeys([find_postgres_bin(), *usable_bins(SYSTEM_FOLDER)]))
 on_installed_servers = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.parent.name)

@@ -12,8 +12,8 @@ from typing import Any
 import asyncpg
 from support.postgres.tenant_cases import TENANT, add_tenant, fetch
 
+from simplu_local.processes.loopback import poll_until
 from simplu_worker.config.settings import Settings, load_settings
-from simplu_worker.local.processes.loopback import poll_until
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 

@@ -9,8 +9,8 @@ from typing import Final
 from support.postgres.databases import database_of, execute
 from support.postgres.pooler import running_pooler
 
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import HOST
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import HOST
 from simplu_worker.shards.postgres.address import ShardAddress
 
 OTHER_SETTINGS: Final = {

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Mapping
 
 from support.requires import required_program
 
-from simplu_worker.local.postgres.server import SUPERUSER, PostgresPrograms, PostgresServer
-from simplu_worker.local.processes.loopback import HOST, free_port, poll_until, port_is_free
-from simplu_worker.local.processes.watchdog import ProcessGroup
+from simplu_local.postgres.server import SUPERUSER, PostgresPrograms, PostgresServer
+from simplu_local.processes.loopback import HOST, free_port, poll_until, port_is_free
+from simplu_local.processes.watchdog import ProcessGroup
 
 START_S = 10.0
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from support.network.tcp_proxy import READ_BYTES, TcpProxy
 
-from simplu_worker.local.processes.loopback import HOST
+from simplu_local.processes.loopback import HOST
 from simplu_worker.shards.postgres.address import ShardAddress
 
 ASKS_FOR_TLS = struct.pack("!ii", 8, 80877103)

@@ -16,10 +16,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simplu_worker.local.processes.loopback import poll_until
+from simplu_local.processes.loopback import poll_until
 
 if TYPE_CHECKING:
-    from simplu_worker.local.processes.watchdog import ProcessGroup
+    from simplu_local.processes.watchdog import ProcessGroup
 
 MOUNT_WITHIN_S = 20.0
 UNMOUNT_WITHIN_S = 10.0

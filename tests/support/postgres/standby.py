@@ -8,9 +8,9 @@ from typing import Any
 
 import asyncpg
 
-from simplu_worker.local.postgres.server import SUPERUSER, PostgresPrograms, PostgresServer
-from simplu_worker.local.processes.loopback import HOST, StackError, poll_until
-from simplu_worker.local.processes.watchdog import ProcessGroup
+from simplu_local.postgres.server import SUPERUSER, PostgresPrograms, PostgresServer
+from simplu_local.processes.loopback import HOST, StackError, poll_until
+from simplu_local.processes.watchdog import ProcessGroup
 
 COPY_PROGRAM = "pg_basebackup"
 COPY_OPTIONS = ("--wal-method=stream", "--checkpoint=fast", "--no-sync")

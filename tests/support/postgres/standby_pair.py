@@ -11,9 +11,9 @@ from support.postgres.databases import execute, make_template
 from support.postgres.standby import StandbyServer, can_copy
 from support.requires import require
 
-from simplu_worker.local.postgres.server import PostgresPrograms, PostgresServer, find_postgres_bin
-from simplu_worker.local.processes.loopback import StackError, poll_until
-from simplu_worker.local.processes.watchdog import ProcessGroup
+from simplu_local.postgres.server import PostgresPrograms, PostgresServer, find_postgres_bin
+from simplu_local.processes.loopback import StackError, poll_until
+from simplu_local.processes.watchdog import ProcessGroup
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Final
 
 import asyncpg
 
-from simplu_worker.local.postgres.server import PostgresServer
+from simplu_local.postgres.server import PostgresServer
 
 SETTINGS: Final = {"wal_level": "logical"}
 STOP_BEFORE_END: Final = 3_000_000  # ids that Postgres keeps for a superuser in single-user mode

@@ -7,8 +7,8 @@ import sys
 
 from support.requires import ROOT
 
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.processes.watchdog import ProcessGroup
+from simplu_local.processes.loopback import poll_until
+from simplu_local.processes.watchdog import ProcessGroup
 
 START_S = 30.0
 TESTS = ROOT / "tests"

@@ -10,8 +10,8 @@ from typing import Any
 import aiohttp
 from support.requires import ROOT, required_program
 
-from simplu_worker.local.processes.loopback import HOST, free_port, poll_until
-from simplu_worker.local.processes.watchdog import ProcessGroup
+from simplu_local.processes.loopback import HOST, free_port, poll_until
+from simplu_local.processes.watchdog import ProcessGroup
 
 HOW = "apt-get install --no-install-recommends prometheus"
 RULES = ROOT / "deploy" / "prometheus" / "alerts.yaml"

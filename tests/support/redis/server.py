@@ -9,8 +9,8 @@ from typing import Any
 import redis.asyncio
 from support.requires import required_program
 
-from simplu_worker.local.processes.loopback import HOST, free_port, poll_until
-from simplu_worker.local.processes.watchdog import ProcessGroup
+from simplu_local.processes.loopback import HOST, free_port, poll_until
+from simplu_local.processes.watchdog import ProcessGroup
 
 PASSWORD = "secret-word-of-redis"
 START_TIMEOUT_S = 10.0

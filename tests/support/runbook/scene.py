@@ -23,14 +23,14 @@ from support.postgres.standby import CopiedServer, StandbyServer
 from support.runbook.page import Step, first_missing_line
 from support.runbook.world import World
 
+from simplu_local.aws_server.account import ACCOUNT_ID
+from simplu_local.postgres.server import PostgresServer
+from simplu_local.processes.loopback import HOST, free_port, poll_until
+from simplu_local.processes.worker_process import WorkerProcess, log_tail
+from simplu_local.stack.aws import aws_client
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.config.environment import parse_env
 from simplu_worker.config.settings import draft_settings
-from simplu_worker.local.aws_server.account import ACCOUNT_ID
-from simplu_worker.local.postgres.server import PostgresServer
-from simplu_worker.local.processes.loopback import HOST, free_port, poll_until
-from simplu_worker.local.processes.worker_process import WorkerProcess, log_tail
-from simplu_worker.local.stack.aws import aws_client
 from simplu_worker.shards.types import ProvisionRequest
 
 FOLDER: Final = "/etc/simplu-worker"  # of the pages

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from support.runbook.page import Step, first_missing_line
 from support.runbook.scene import REPEAT_S, Scene
 
-from simplu_worker.local.processes.loopback import poll_until
+from simplu_local.processes.loopback import poll_until
 
 
 class StandIn(NamedTuple):

@@ -12,12 +12,12 @@ from pathlib import Path
 from support.processes.command_server import CommandServer
 from support.requires import require, required_program
 
+from simplu_local.aws_server.account import REGION
+from simplu_local.postgres.server import PostgresPrograms, find_postgres_bin
+from simplu_local.processes.loopback import StackError
+from simplu_local.processes.watchdog import ProcessGroup
+from simplu_local.stack.aws import CREDENTIALS, start_kinesis, start_moto, start_sqs
 from simplu_worker.config.misspellings import KNOWN_VARIABLES
-from simplu_worker.local.aws_server.account import REGION
-from simplu_worker.local.postgres.server import PostgresPrograms, find_postgres_bin
-from simplu_worker.local.processes.loopback import StackError
-from simplu_worker.local.processes.watchdog import ProcessGroup
-from simplu_worker.local.stack.aws import CREDENTIALS, start_kinesis, start_moto, start_sqs
 
 CLIENTS = ("psql", "pg_basebackup")
 

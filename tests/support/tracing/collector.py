@@ -14,7 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
-from simplu_worker.local.processes.loopback import HOST
+from simplu_local.processes.loopback import HOST
 from simplu_worker.timing.waits import sleep_or_event
 
 KINDS: Final = {SpanMessage.SPAN_KIND_CLIENT: "client", SpanMessage.SPAN_KIND_CONSUMER: "consumer"}

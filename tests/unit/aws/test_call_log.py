@@ -13,10 +13,10 @@ import pytest
 import structlog
 from support.aws.endpoints import ScriptedAws, client_of
 
+from simplu_local.processes.loopback import HOST, free_port
 from simplu_worker.aws import call_log
 from simplu_worker.aws.clients import translate_errors
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.local.processes.loopback import HOST, free_port
 from simplu_worker.telemetry import log as log_module
 from simplu_worker.telemetry.log import configure_logging
 

@@ -12,8 +12,8 @@ import pytest
 from aiobotocore.credentials import AioCredentialResolver, AioCredentials, AioRefreshableCredentials
 from botocore.exceptions import ClientError, CredentialRetrievalError
 
+from simplu_local.processes.loopback import poll_until
 from simplu_worker.aws.credentials import ANSWER_KEPT_S, CredentialSource, describe
-from simplu_worker.local.processes.loopback import poll_until
 
 
 class ScriptedProvider:

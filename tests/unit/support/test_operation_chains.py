@@ -8,8 +8,8 @@ from itertools import permutations
 import pytest
 from support.load.operation_chains import CYCLE, ChainPlan
 
-from simplu_worker.local.workload.reference_model import LogEntry, OperationRequest, ReferenceModel, parse_timestamp
-from simplu_worker.local.workload.workload import Tenant
+from simplu_local.workload.reference_model import LogEntry, OperationRequest, ReferenceModel, parse_timestamp
+from simplu_local.workload.workload import Tenant
 
 TENANT = Tenant("clinic", "main", "dental")
 ONE_CHAIN = ChainPlan("p", (TENANT,), types=1, resources=1)

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from support.citrus.cases import API_KEY, ScriptedCitrus, reply
 
+from simplu_local.processes.loopback import HOST
+from simplu_local.stack.citrus_server import CitrusServer
 from simplu_worker.__main__ import main
 from simplu_worker.commands.shards.route import SAMPLE_COUNT, read_keys, route_keys, sample_keys
 from simplu_worker.config.settings import Settings, load_settings
 from simplu_worker.errors import ConfigurationError, PermanentError
-from simplu_worker.local.processes.loopback import HOST
-from simplu_worker.local.stack.citrus_server import CitrusServer
 from simplu_worker.shards.routing.shard_map import bucket_of
 
 URL = "postgresql://user:correct-horse@db{}.internal:5432/shard"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from simplu_worker.local.aws_server.faults import change_options
-from simplu_worker.local.kinesis.model import KinesisOptions
+from simplu_local.aws_server.faults import change_options
+from simplu_local.kinesis.model import KinesisOptions
 
 
 def test_options_change_in_place_when_the_names_and_types_are_known() -> None:

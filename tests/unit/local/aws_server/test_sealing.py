@@ -6,7 +6,7 @@ import base64
 
 import pytest
 
-from simplu_worker.local.aws_server.sealing import seal, unseal
+from simplu_local.aws_server.sealing import seal, unseal
 
 
 @pytest.mark.parametrize("payload", [b"", b"x", bytes(range(256))])

@@ -7,10 +7,10 @@ import io
 import pytest
 from rich.console import Console
 
-from simplu_worker.local.demo.display import print_conclusion
-from simplu_worker.local.demo.trial import TrialResult
-from simplu_worker.local.verify.comparison import ComparisonReport
-from simplu_worker.local.verify.shard_checker import ApplyProgress
+from simplu_local.demo.display import print_conclusion
+from simplu_local.demo.trial import TrialResult
+from simplu_local.verify.comparison import ComparisonReport
+from simplu_local.verify.shard_checker import ApplyProgress
 
 PASSED = "Passed: every row of every shard is as expected, and the worker ended with status 0.\n"
 NEXT = "Next: run `make demo ARGS=--hold` and open the status page that it names.\n"

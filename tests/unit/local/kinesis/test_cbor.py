@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.local.kinesis.cbor import cbor_of, json_of
-from simplu_worker.local.kinesis.errors import KinesisError
+from simplu_local.kinesis.cbor import cbor_of, json_of
+from simplu_local.kinesis.errors import KinesisError
 
 MAX_INTEGER = 2**63 - 1
 SCALARS = st.none() | st.booleans() | st.integers(-MAX_INTEGER, MAX_INTEGER) | st.floats(allow_nan=False, width=32)

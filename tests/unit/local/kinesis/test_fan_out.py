@@ -11,12 +11,12 @@ from botocore.eventstream import EventStreamBuffer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.local.kinesis.actions import KinesisActions
-from simplu_worker.local.kinesis.errors import KinesisError
-from simplu_worker.local.kinesis.fan_out.event_stream import encode_message
-from simplu_worker.local.kinesis.fan_out.subscription import LocalSubscription
-from simplu_worker.local.kinesis.model import KinesisAccount, KinesisOptions
-from simplu_worker.local.kinesis.quotas import MIB
+from simplu_local.kinesis.actions import KinesisActions
+from simplu_local.kinesis.errors import KinesisError
+from simplu_local.kinesis.fan_out.event_stream import encode_message
+from simplu_local.kinesis.fan_out.subscription import LocalSubscription
+from simplu_local.kinesis.model import KinesisAccount, KinesisOptions
+from simplu_local.kinesis.quotas import MIB
 
 START_MS = 1_700_000_000_000
 SHARD = "shardId-000000000000"

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simplu_worker.local.aws_server.faults import FaultQueue
-from simplu_worker.local.kinesis.actions import KinesisActions
-from simplu_worker.local.kinesis.errors import KinesisError
-from simplu_worker.local.kinesis.faults import KinesisFault
-from simplu_worker.local.kinesis.model import HOUR_MS, KinesisAccount, KinesisOptions
-from simplu_worker.local.kinesis.quotas import MIB, ReadQuota, WriteQuota
-from simplu_worker.local.kinesis.reshard import HASH_KEYS, HashRange, Merge, Split, equal_ranges, scaling_steps
-from simplu_worker.local.kinesis.tokens import (
+from simplu_local.aws_server.faults import FaultQueue
+from simplu_local.kinesis.actions import KinesisActions
+from simplu_local.kinesis.errors import KinesisError
+from simplu_local.kinesis.faults import KinesisFault
+from simplu_local.kinesis.model import HOUR_MS, KinesisAccount, KinesisOptions
+from simplu_local.kinesis.quotas import MIB, ReadQuota, WriteQuota
+from simplu_local.kinesis.reshard import HASH_KEYS, HashRange, Merge, Split, equal_ranges, scaling_steps
+from simplu_local.kinesis.tokens import (
     IteratorToken,
     PageToken,
     SequenceNumber,

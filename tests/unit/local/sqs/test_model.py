@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.local.sqs.errors import SqsError
-from simplu_worker.local.sqs.message import StoredMessage, parse_content
-from simplu_worker.local.sqs.model import SqsAccount
-from simplu_worker.local.sqs.queue import LocalQueue
-from simplu_worker.local.sqs.requests import MessageEntry
+from simplu_local.sqs.errors import SqsError
+from simplu_local.sqs.message import StoredMessage, parse_content
+from simplu_local.sqs.model import SqsAccount
+from simplu_local.sqs.queue import LocalQueue
+from simplu_local.sqs.requests import MessageEntry
 
 HOUR_MS = 3_600_000
 

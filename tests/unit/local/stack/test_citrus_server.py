@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.local.stack.citrus_server import CitrusRegistry, registration_problem
+from simplu_local.stack.citrus_server import CitrusRegistry, registration_problem
 
 GOOD = {"businessId": "acme", "locationId": "north", "businessType": "gym", "shardKey": "acme-north"}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from simplu_worker.local.stack.stack import own_command
+from simplu_local.stack.stack import own_command
 
 
 def test_own_command_is_found_by_a_shell_wherever_it_was_started(

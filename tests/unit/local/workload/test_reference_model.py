@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simplu_worker.local.verify.comparison import (
+from simplu_local.verify.comparison import (
     ComparisonReport,
     ShardContent,
     StoredDeadLetter,
@@ -23,9 +23,9 @@ from simplu_worker.local.verify.comparison import (
     compare,
     percentile,
 )
-from simplu_worker.local.verify.shard_checker import parse_dead_letter
-from simplu_worker.local.workload.producer import Position, creation_message, overtaken_keys, split_into_requests
-from simplu_worker.local.workload.reference_model import (
+from simplu_local.verify.shard_checker import parse_dead_letter
+from simplu_local.workload.producer import Position, creation_message, overtaken_keys, split_into_requests
+from simplu_local.workload.reference_model import (
     Effect,
     JsonValue,
     LogEntry,
@@ -41,7 +41,7 @@ from simplu_worker.local.workload.reference_model import (
     parse_timestamp,
     passes_filters,
 )
-from simplu_worker.local.workload.workload import Item, Tenant, Workload, encode, make_tenants
+from simplu_local.workload.workload import Item, Tenant, Workload, encode, make_tenants
 
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 CREATE = OperationRequest("create", "b", "l", "patient", "p1", NOON, "r1", '{"a": 1, "b": {"c": 2}}')

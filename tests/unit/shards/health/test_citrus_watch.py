@@ -12,9 +12,9 @@ from prometheus_client import REGISTRY
 from support.citrus.cases import API_KEY, SHARD, Reply, ScriptedCitrus, no_reply, reply
 from support.citrus.lying_citrus import LyingCitrus
 
+from simplu_local.processes.loopback import poll_until
+from simplu_local.stack.citrus_server import CitrusServer
 from simplu_worker.errors import RetryableError
-from simplu_worker.local.processes.loopback import poll_until
-from simplu_worker.local.stack.citrus_server import CitrusServer
 from simplu_worker.shards.health.assessment import Problem, Usage
 from simplu_worker.shards.health.citrus_watch import CitrusWatch
 from simplu_worker.shards.health.registry import HealthRegistry

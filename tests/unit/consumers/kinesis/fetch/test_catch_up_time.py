@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from simplu_local.kinesis.quotas import MIB, ReadQuota
 from simplu_worker.consumers.kinesis.fetch.pacing import CATCH_UP_REPLY_BYTES, Pacing, ReadBudget
-from simplu_worker.local.kinesis.quotas import MIB, ReadQuota
 
 RECORD_BYTES = 1024
 HELD_S = 600.0

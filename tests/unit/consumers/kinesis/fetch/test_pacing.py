@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simplu_local.kinesis.quotas import MAX_REPLY_BYTES, ReadQuota
 from simplu_worker.consumers.kinesis.fetch.pacing import (
     MAIN_GRACE_S,
     MAIN_LATE_S,
@@ -28,7 +29,6 @@ from simplu_worker.consumers.kinesis.fetch.pacing import (
     ReadBudget,
 )
 from simplu_worker.consumers.kinesis.fetch.read_schedule import EARLY_S, STEP_S, TIP_INTERVAL_S, ReadSchedule
-from simplu_worker.local.kinesis.quotas import MAX_REPLY_BYTES, ReadQuota
 
 MIB = 1024 * 1024
 SLACK_S = 1e-6  # of floating point

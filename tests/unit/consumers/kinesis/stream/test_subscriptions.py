@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from simplu_local.kinesis.fan_out.event_stream import encode_event, encode_exception, encode_message
 from simplu_worker.consumers.kinesis.stream.client import Reply
 from simplu_worker.consumers.kinesis.stream.subscriptions import (
     EndOfSubscriptionError,
@@ -13,7 +14,6 @@ from simplu_worker.consumers.kinesis.stream.subscriptions import (
     TakenOverError,
 )
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.local.kinesis.fan_out.event_stream import encode_event, encode_exception, encode_message
 
 EVENT = "SubscribeToShardEvent"
 RECORD = b'{"SequenceNumber":"12","ApproximateArrivalTimestamp":1700000000.5,"PartitionKey":"key","Data":"e30="}'

@@ -1,0 +1,145 @@
+"""Show a trial to a person: live on a terminal, as plain lines elsewhere, and as tables at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from simplu_local.demo.trial import TrialResult, TrialSnapshot
+from simplu_local.verify.comparison import percentile
+from simplu_local.workload.reference_model import Effect
+
+LINE_INTERVAL_S = 2.0
+DIFFERENCES_SHOWN = 20
+MISSING = "–"
+
+
+class Display:
+    """Shows snapshots of a trial; enter `open` around the calls of `show`."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: Live | None = None
+        self._last: tuple[str, float] | None = None
+
+    @contextmanager
+    def open(self) -> Iterator[Display]:
+        """Use the last lines of the terminal, if the output is a terminal."""
+        if not self._console.is_terminal:
+            yield self
+            return
+        with Live(console=self._console, refresh_per_second=4, transient=True) as live:
+            self._live = live
+            yield self
+        self._live = None
+
+    def show(self, snapshot: TrialSnapshot, lag_s: float | None) -> None:
+        """Show *snapshot*; without a terminal as a line every two seconds and at each change of phase."""
+        if self._live is not None:
+            self._live.update(_panel(snapshot, lag_s))
+            return
+        if self._last is None or snapshot.phase != self._last[0] or snapshot.elapsed_s >= self._last[1]:
+            self._last = (snapshot.phase, snapshot.elapsed_s + LINE_INTERVAL_S)
+            self._console.print(format_line(snapshot, lag_s), soft_wrap=True)
+
+
+def format_line(snapshot: TrialSnapshot, lag_s: float | None) -> str:
+    """Return *snapshot* as one line."""
+    progress = snapshot.progress
+    applied = progress.logged_count if progress else 0
+    parts = [f"{snapshot.phase:<11} produced {snapshot.produced:>6}  applied {applied:>6}  {_rate(snapshot):>6.0f}/s"]
+    parts.append(f"lag {_seconds(lag_s)}")
+    parts += [f"{shard.name.split('/')[-1]} {_count(shard.rows)}" for shard in (progress.shards if progress else ())]
+    return "  ".join(parts)
+
+
+def _panel(snapshot: TrialSnapshot, lag_s: float | None) -> RenderableType:
+    progress = snapshot.progress
+    finished = progress.finished_count if progress else 0
+    bars = Table.grid(padding=(0, 2))
+    bars.add_row(
+        "produced", ProgressBar(snapshot.total, snapshot.produced, width=40), f"{snapshot.produced} of {snapshot.total}"
+    )
+    expected = max(progress.expected_count if progress else 0, 1)
+    bars.add_row("finished", ProgressBar(expected, finished, width=40), f"{finished} of {expected}")
+    facts = f"{snapshot.phase}  {_rate(snapshot):.0f} operations/s  lag {_seconds(lag_s)}"
+    dead_letters = f"  dead letters {progress.dead_letter_count}" if progress else ""
+    shards = Table("shard", "operations", "rows", box=None, header_style="bold")
+    for shard in progress.shards if progress else ():
+        shards.add_row(shard.name, _count(shard.operations), _count(shard.rows))
+    return Group(bars, Text(facts + dead_letters), shards)
+
+
+def result_table(result: TrialResult) -> Table:
+    """Return the result of a trial as a table; durations are arrival → committed."""
+    report = result.report
+    verdicts = [item.verdict.effect for item in result.put.values()]
+    table = Table("outcome", "count", title="Outcome of the records")
+    table.columns[1].justify = "right"
+    table.add_row("records put", str(result.produced - result.orders))
+    if result.orders:
+        table.add_row("order events sent", str(result.orders))
+    table.add_row("applied", str(report.succeeded))
+    for error, count in sorted(report.failed.items()):
+        table.add_row(f"failed: {error}", str(count))
+    for reason, count in sorted(report.dead_letters.items()):
+        table.add_row(f"dead letters: {reason}", str(count))
+    table.add_row("duplicates dropped", str(verdicts.count(Effect.DROPPED)))
+    if held := verdicts.count(Effect.HELD):
+        table.add_row("held: tenant not registered", str(held))
+    for shard, count in report.rows_per_shard.items():
+        table.add_row(f"rows on {shard}", str(count))
+    table.add_row("rows compared", str(report.rows_compared))
+    table.add_row("operations compared", str(report.operations_compared))
+    style = "bold red" if report.differences else "bold green"
+    table.add_row(Text("differences", style), Text(str(len(report.differences)), style))
+    table.add_row("operations/s", f"{report.operations_compared / max(result.elapsed_s, 0.001):.0f}")
+    for share in (0.5, 0.99):
+        table.add_row(f"p{share * 100:.0f} arrival → committed", _seconds(percentile(report.latencies_s, share)))
+    return table
+
+
+def print_differences(console: Console, differences: Sequence[str]) -> None:
+    """Print the first differences."""
+    for difference in differences[:DIFFERENCES_SHOWN]:
+        console.print(f"  {difference}", markup=False, soft_wrap=True)
+    if len(differences) > DIFFERENCES_SHOWN:
+        console.print(f"  … and {len(differences) - DIFFERENCES_SHOWN} more")
+
+
+def print_conclusion(console: Console, result: TrialResult, *, was_held: bool) -> int:
+    """Print whether *result* is as expected, and what to try next; return the exit status. Each line is one line."""
+    if result.report.differences:
+        console.print(f"failed: {len(result.report.differences)} differences", style="bold red")
+        return 1
+    if not result.progress.is_done:
+        console.print("failed: some records left neither a row nor a dead letter in time", style="bold red")
+        return 1
+    console.print(
+        "Passed: every row of every shard is as expected, and the worker ended with status 0.", soft_wrap=True
+    )
+    if not was_held:
+        console.print("Next: run `make demo ARGS=--hold` and open the status page that it names.", markup=False)
+    return 0
+
+
+def _rate(snapshot: TrialSnapshot) -> float:
+    if snapshot.progress is None or not snapshot.elapsed_s:
+        return 0.0
+    return snapshot.progress.logged_count / snapshot.elapsed_s
+
+
+def _count(value: int | None) -> str:
+    return MISSING if value is None else str(value)
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return MISSING
+    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"

@@ -1,1 +1,0 @@
-"""The embedded stack: real Postgres servers, local AWS endpoints, a local Citrus; for demo, development and tests."""
