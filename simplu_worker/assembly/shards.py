@@ -17,11 +17,11 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError, PermanentError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.gateway import ShardGateway
-from simplu_worker.shards.moving.settling import MoveSettler
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator, StaticMap, read_shard_map
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
+from simplu_worker.shards.settling.settler import MoveSettler
 from simplu_worker.shards.tenants.destruction import Destroyer
 from simplu_worker.shards.tenants.first_use import FirstUse
 from simplu_worker.shards.tenants.provisioning import Provisioner

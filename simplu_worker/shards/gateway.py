@@ -467,7 +467,7 @@ class ShardGateway:
 
     async def survey(self, query: str, *arguments: object) -> ShardRows:
         """Run a query on every known shard, all at once, each for at most a few seconds."""
-        return await fetch_from_all_shards(self._locator, self._pools, query, *arguments)
+        return await fetch_from_all_shards(self._locator, self._pools, QUERIES[query], *arguments)
 
     async def _fetch_one(self, shard: ShardAddress, query: str, *arguments: object) -> dict[str, Any] | None:
         async with self._pools.ensure_pool(shard).connection() as connection:

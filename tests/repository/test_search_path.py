@@ -10,7 +10,8 @@ import re
 import pytest
 
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.schema.sql_files import ADOPTION, MIGRATIONS
+from simplu_worker.shards.schema.sql_files import MIGRATIONS
+from simplu_worker.transfers.sql_files import ADOPTION
 
 FIRST_QUALIFIED = 3  # the migration
 BODY = re.compile(r"\$\$.*?\$\$", re.DOTALL)

@@ -10,9 +10,9 @@ from simplu_worker.assembly.shards import Shards
 from simplu_worker.commands.moves.runner import MoveRequest, with_tenant
 from simplu_worker.commands.output.display import print_json, print_note, print_table
 from simplu_worker.errors import WorkerError
-from simplu_worker.shards.moving.planning.places import find_places
-from simplu_worker.shards.moving.planning.readiness import MovePlan, check_shards, plan_move
-from simplu_worker.shards.moving.types import Move
+from simplu_worker.transfers.moving.planning.places import find_places
+from simplu_worker.transfers.moving.planning.readiness import MovePlan, check_shards, plan_move
+from simplu_worker.transfers.moving.types import Move
 
 PARALLEL: Final = 8  # tenants that are measured at once: each takes a read of all its rows
 COLUMNS: Final = (

@@ -13,7 +13,7 @@ from rich.progress import TaskID, TextColumn, TimeElapsedColumn
 
 from simplu_worker.commands.output.display import print_line, print_note
 from simplu_worker.commands.output.progress import LINE_INTERVAL_S, terminal_bars
-from simplu_worker.shards.moving.types import MoveStatus, Phase
+from simplu_worker.transfers.moving.types import MoveStatus, Phase
 
 PAUSE: Final = frozenset({Phase.LAST_DELTA, Phase.COMMIT, Phase.ACTIVATE})  # the tenant waits: nothing is printed
 

@@ -19,14 +19,14 @@ from simplu_worker.commands.output.display import print_line, print_note, print_
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.operation import tenant_id_of
-from simplu_worker.shards.moving.checksums import TypeSum
-from simplu_worker.shards.moving.mover import Mover
-from simplu_worker.shards.moving.planning.places import find_places
-from simplu_worker.shards.moving.planning.readiness import check_shards
-from simplu_worker.shards.moving.types import Certificate, Move, MoveOptions, MoveStatus, Phase
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.publishing import pin_in_file
+from simplu_worker.transfers.moving.checksums import TypeSum
+from simplu_worker.transfers.moving.mover import Mover
+from simplu_worker.transfers.moving.planning.places import find_places
+from simplu_worker.transfers.moving.planning.readiness import check_shards
+from simplu_worker.transfers.moving.types import Certificate, Move, MoveOptions, MoveStatus, Phase
 
 TYPES_SHOWN: Final = 12  # resource types of a certificate on the screen; `--json` has all of them
 MAY_HAVE_LEFT: Final = frozenset(

@@ -18,11 +18,11 @@ from simplu_worker.commands.output.progress import terminal_bars
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
-from simplu_worker.shards.adoption.adopter import ADOPTION_TIMEOUTS, Adopter, AdoptionProgress, AdoptionResult
-from simplu_worker.shards.adoption.plan import AdoptionChoices, AdoptionPlan, Layout, Owner
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool, register_secret_of
 from simplu_worker.shards.routing.locator import Locator
+from simplu_worker.transfers.adoption.adopter import ADOPTION_TIMEOUTS, Adopter, AdoptionProgress, AdoptionResult
+from simplu_worker.transfers.adoption.plan import AdoptionChoices, AdoptionPlan, Layout, Owner
 
 SHOWN_MAX: Final = 50  # lines of each table, for people
 CELL_MAX: Final = 80

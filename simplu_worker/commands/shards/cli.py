@@ -189,7 +189,7 @@ def adopt_shard(
         Leave rows in the old table that cannot be resources.
     """
     from simplu_worker.commands.shards.adopt import AdoptMode, AdoptOptions, adopt_shard
-    from simplu_worker.shards.adoption.plan import AdoptionChoices, Duplicates
+    from simplu_worker.transfers.adoption.plan import AdoptionChoices, Duplicates
 
     if prepare and apply:
         raise UsageError("shards adopt: expected --prepare or --apply, got both")

@@ -16,11 +16,11 @@ from simplu_worker.commands.shards.survey import Survey, Weight, survey_tenants
 from simplu_worker.commands.shards.transfers import ShownPlan, print_plan, requests_of
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, WorkerError
-from simplu_worker.shards.moving.planning.balance import PlannedTransfer, plan_balance, plan_drain
-from simplu_worker.shards.moving.planning.map_plan import plan_by_map
-from simplu_worker.shards.moving.planning.removal import Removal
-from simplu_worker.shards.moving.undoing import undo_move
 from simplu_worker.shards.routing.locator import Locator, StaticMap
+from simplu_worker.transfers.moving.planning.balance import PlannedTransfer, plan_balance, plan_drain
+from simplu_worker.transfers.moving.planning.map_plan import plan_by_map
+from simplu_worker.transfers.moving.planning.removal import Removal
+from simplu_worker.transfers.moving.undoing import undo_move
 
 
 class Balance(msgspec.Struct, frozen=True):

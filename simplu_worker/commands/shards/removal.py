@@ -11,8 +11,9 @@ from simplu_worker.commands.output.display import print_note
 from simplu_worker.commands.shards.survey import survey_shards
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.shards.moving.planning.removal import Removal, TenantRows, describe_removal
+from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.locator import StaticMap, read_shard_map
+from simplu_worker.transfers.moving.planning.removal import Removal, TenantRows, describe_removal
 
 REQUESTS_AT_ONCE: Final = 16  # to Citrus, one for each tenant
 
@@ -24,7 +25,7 @@ async def find_removal(settings: Settings, shards: Shards, shard_id: str) -> Rem
     """
     if isinstance(shards.locator, StaticMap) and settings.shard_map_file is not None:  # with the new pins
         shards.locator.replace(read_shard_map(settings.shard_map_file, settings.database_allowed_hosts))
-    rows = TenantRows((await survey_shards(shards, "list_tenants")).rows)
+    rows = TenantRows((await survey_shards(shards, QUERIES["list_tenants"])).rows)
     staying = rows.on(shard_id)
     named, errors = await _locate_all(shards, () if staying else rows.elsewhere(shard_id))
     error = next(iter(errors.values()), None)

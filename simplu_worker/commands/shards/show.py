@@ -15,6 +15,7 @@ from simplu_worker.shards.health.all_shards import InspectedShard, inspect_all_s
 from simplu_worker.shards.health.assessment import Health, ShardState
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.shard_query import fetch_from_shard, query_all_shards
 from simplu_worker.status.views import shard_view
 from simplu_worker.telemetry.log import scrub_text
@@ -55,7 +56,7 @@ async def _count_beyond_bounds(listed: Sequence[InspectedShard], pools: Pools) -
     """Return, by shard, how many documents may not be stored any more; without shards that take too long to count."""
 
     async def count(address: ShardAddress) -> int:
-        rows = await fetch_from_shard(pools.ensure_pool(address), "count_beyond_bounds")
+        rows = await fetch_from_shard(pools.ensure_pool(address), QUERIES["count_beyond_bounds"])
         return rows[0]["count"] if rows else 0
 
     return await query_all_shards([shard.address for shard in listed if not shard.is_silent], count)

@@ -13,8 +13,12 @@ import msgspec
 from simplu_worker.assembly.shards import Shards
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.admission import TenantState
-from simplu_worker.shards.moving.planning.balance import ShardRoom, WeighedTenant, rooms_of
-from simplu_worker.shards.moving.planning.begun import (
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.routing.citrus import CitrusClient
+from simplu_worker.shards.routing.locator import StaticMap
+from simplu_worker.shards.routing.shard_query import LIMITS, QueryLimits, ShardRows, fetch_from_all_shards
+from simplu_worker.transfers.moving.planning.balance import ShardRoom, WeighedTenant, rooms_of
+from simplu_worker.transfers.moving.planning.begun import (
     BegunMove,
     BegunMoves,
     FoundTenant,
@@ -22,10 +26,7 @@ from simplu_worker.shards.moving.planning.begun import (
     homes_of,
     sort_begun_moves,
 )
-from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.routing.citrus import CitrusClient
-from simplu_worker.shards.routing.locator import StaticMap
-from simplu_worker.shards.routing.shard_query import LIMITS, QueryLimits, ShardRows, fetch_from_all_shards
+from simplu_worker.transfers.sql_files import QUERIES
 
 WEIGH_LIMITS: Final = QueryLimits(answer_s=30.0, all_s=300.0)  # some read all rows of a shard
 
@@ -36,9 +37,6 @@ class Weight(StrEnum):
     ROWS = "rows"
     BYTES = "bytes"
     LOAD = "load"  # operations of the last hour
-
-
-QUERIES_BY_WEIGHT: Final = {Weight.ROWS: "weigh_rows", Weight.BYTES: "weigh_bytes", Weight.LOAD: "weigh_load"}
 
 
 class Survey(msgspec.Struct, frozen=True):
@@ -94,7 +92,7 @@ async def survey_tenants(shards: Shards, by: Weight | None, *, without: str | No
     Raises `RetryableError` if a shard does not answer.
     """
     targets = [shard for shard in await _list_usable_shards(shards) if shard.shard_id != without]
-    query = "weigh_tenants" if by is None else QUERIES_BY_WEIGHT[by]
+    query = QUERIES["weigh_tenants" if by is None else f"weigh_{by}"]
     rows = (await survey_shards(shards, query, limits=WEIGH_LIMITS)).rows
     found = [
         (
@@ -105,7 +103,7 @@ async def survey_tenants(shards: Shards, by: Weight | None, *, without: str | No
     ]
     moves = [
         BegunMove(row["tenant_id"], shard_id, row["target_shard_id"], row["step"])
-        for shard_id, row in (await survey_shards(shards, "list_begun_moves")).rows
+        for shard_id, row in (await survey_shards(shards, QUERIES["list_begun_moves"])).rows
     ]
     full = await _find_full(shards, targets)
     return Survey(targets, full, found, sort_begun_moves(found, moves, {shard.shard_id for shard in targets}))

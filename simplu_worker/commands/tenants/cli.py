@@ -173,7 +173,7 @@ def restore_tenant(
         Write the rows that are overwritten to this new file, one JSON object a line.
     """
     from simplu_worker.commands.tenants.restore import RestoreCommand, restore_tenant
-    from simplu_worker.shards.restoring.journal import RestoreMode
+    from simplu_worker.transfers.restoring.journal import RestoreMode
 
     if catch_up == as_of_backup:
         raise UsageError("tenants restore: expected one of --catch-up and --as-of-backup")
@@ -224,7 +224,7 @@ def import_tenants(
         Give up: delete the tenants of the source that are not active yet, with their rows; takes no other option.
     """
     from simplu_worker.commands.tenants.import_tenants import ImportCommand, discard_imports, import_tenants
-    from simplu_worker.shards.importing.importer import ImportOptions
+    from simplu_worker.transfers.importing.importer import ImportOptions
 
     if discard:
         if mapping is not None or apply or follow or leave_refused or refused_file is not None:

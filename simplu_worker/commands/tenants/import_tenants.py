@@ -21,20 +21,20 @@ from simplu_worker.commands.output.progress import CountProgress
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError
-from simplu_worker.shards.importing.certificate import TROUBLES, ImportState, TenantReport
-from simplu_worker.shards.importing.copying import CopyCallbacks
-from simplu_worker.shards.importing.following import INTERVAL_S, FollowRound
-from simplu_worker.shards.importing.importer import (
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import register_secret_of
+from simplu_worker.transfers.importing.certificate import TROUBLES, ImportState, TenantReport
+from simplu_worker.transfers.importing.copying import CopyCallbacks
+from simplu_worker.transfers.importing.following import INTERVAL_S, FollowRound
+from simplu_worker.transfers.importing.importer import (
     Importer,
     ImportOptions,
     ImportResult,
     ImportShards,
 )
-from simplu_worker.shards.importing.mapping import FILE_MAX_BYTES, OWN_SHAPE, SourceMapping, parse_mapping
-from simplu_worker.shards.importing.rules import RefusedRow
-from simplu_worker.shards.importing.source import ImportSource
-from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import register_secret_of
+from simplu_worker.transfers.importing.mapping import FILE_MAX_BYTES, OWN_SHAPE, SourceMapping, parse_mapping
+from simplu_worker.transfers.importing.rules import RefusedRow
+from simplu_worker.transfers.importing.source import ImportSource
 
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 BUSINESS_INFO_ATTEMPTS: Final = 3

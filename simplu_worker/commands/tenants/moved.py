@@ -17,16 +17,16 @@ from simplu_worker.commands.output.display import print_json, print_line, print_
 from simplu_worker.commands.requirements import parse_tenant_id, require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
-from simplu_worker.shards.moving.checksums import Comparison, TypeSum, compare_shards, describe_difference
-from simplu_worker.shards.moving.planning.going_back import WayBack, way_back
-from simplu_worker.shards.moving.planning.places import find_places
-from simplu_worker.shards.moving.repairing import Repair, check_former_rows, repair_resources
-from simplu_worker.shards.moving.rows import Arrival, read_arrival, read_departure
-from simplu_worker.shards.moving.undoing import clean_up, list_left_behind, undo_move
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_query import query_all_shards
+from simplu_worker.shards.settling.rows import Arrival, read_arrival, read_departure
+from simplu_worker.transfers.moving.checksums import Comparison, TypeSum, compare_shards, describe_difference
+from simplu_worker.transfers.moving.planning.going_back import WayBack, way_back
+from simplu_worker.transfers.moving.planning.places import find_places
+from simplu_worker.transfers.moving.repairing import Repair, check_former_rows, repair_resources
+from simplu_worker.transfers.moving.undoing import clean_up, list_left_behind, undo_move
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 SHOWN_MAX = 20  # resources that differ

@@ -29,23 +29,23 @@ from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.health.backup_content import BackupContent, read_backup
-from simplu_worker.shards.moving.planning.places import find_places
-from simplu_worker.shards.moving.planning.readiness import check_copy, check_schema_version
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
-from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.restoring.journal import (
+from simplu_worker.shards.routing.shard_query import find_addresses
+from simplu_worker.shards.schema.migrations import refusal_of
+from simplu_worker.shards.schema.schema_check import RESTORES, may_write_table
+from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
+from simplu_worker.timing.clock import utc_now
+from simplu_worker.transfers.moving.planning.places import find_places
+from simplu_worker.transfers.moving.planning.readiness import check_copy, check_schema_version
+from simplu_worker.transfers.restoring.journal import (
     Journal,
     RestoreMode,
     RestoreStep,
     RestoreTakenError,
     read_journal,
 )
-from simplu_worker.shards.restoring.restorer import Restore, RestoreCertificate, Restorer, RestoreStatus
-from simplu_worker.shards.routing.shard_query import find_addresses
-from simplu_worker.shards.schema.migrations import refusal_of
-from simplu_worker.shards.schema.schema_check import RESTORES, may_write_table
-from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
-from simplu_worker.timing.clock import utc_now
+from simplu_worker.transfers.restoring.restorer import Restore, RestoreCertificate, Restorer, RestoreStatus
+from simplu_worker.transfers.sql_files import QUERIES
 
 BACKUP_CONNECTIONS = 2
 

@@ -18,7 +18,6 @@ from typing import Final
 
 DEFAULT_HOME: Final = "public"
 
-_SQL = files("simplu_worker.shards") / "sql"
 _HEADING = re.compile(r"^-- (name|fragment): (\w+)$", re.MULTILINE)
 _COMMENT = re.compile(r"^ *--.*(?:\n|$)", re.MULTILINE)
 _OF_HOME = re.compile(r"\bpublic\.(?=[\w\"%])")
@@ -49,9 +48,9 @@ def _parts_of(text: str) -> Iterable[tuple[str, str, str]]:
     return zip(parts[::3], parts[1::3], sqls, strict=True)
 
 
-def sql_files(folder: str) -> list[Traversable]:
-    """Return the files of a folder of `shards/sql/`, by name."""
-    return sorted((_SQL / folder).iterdir(), key=lambda file: file.name)
+def sql_files(folder: str, *, package: str = "simplu_worker.shards") -> list[Traversable]:
+    """Return the files of a folder in the `sql/` of *package*, by name."""
+    return sorted((files(package) / "sql" / folder).iterdir(), key=lambda file: file.name)
 
 
 def quote_name(name: str) -> str:

@@ -29,7 +29,7 @@ from simplu_worker.timing.clock import loop_time
 
 
 class Settler(Protocol):
-    """Ends what a mover that was killed has left (`shards/moving/settling.py`). Raises `RetryableError`."""
+    """Ends what a mover that was killed has left (`shards/settling/settler.py`). Raises `RetryableError`."""
 
     async def end_overdue_fence(self, shard_id: str, tenant_id: str) -> bool:
         """Make a fenced tenant active again after its deadline; return whether it was."""

@@ -18,6 +18,7 @@ from simplu_worker.errors import ConfigurationError
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
@@ -83,7 +84,7 @@ class ShardMapReloader:
         """Ask the shards to be removed for their tenants; return why they may not be removed."""
 
         async def count_tenants(address: ShardAddress) -> int:
-            rows = await fetch_from_shard(self._pools.ensure_pool(address), "count_living_tenants")
+            rows = await fetch_from_shard(self._pools.ensure_pool(address), QUERIES["count_living_tenants"])
             return sum(row["count"] for row in rows)
 
         counts = await query_all_shards([self._static_map.address_of(shard) for shard in removed], count_tenants)

@@ -13,7 +13,6 @@ from simplu_worker.bulkheads import TargetKind, translate
 from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 
@@ -44,17 +43,17 @@ class ShardRows(msgspec.Struct, frozen=True):
 
 
 async def fetch_from_shard(pool: ShardPool, query: str, *arguments: object) -> list[dict[str, Any]]:
-    """Return the rows of a named query on one shard; none if its database is empty. Raises `RetryableError`."""
+    """Return the rows of the SQL *query* on one shard; none if its database is empty. Raises `RetryableError`."""
     async with pool.connection() as connection:
         if await check_schema(connection, pool.address.shard_id) is SchemaState.EMPTY:
             return []
-        return [dict(row) for row in await connection.fetch(QUERIES[query], *arguments)]
+        return [dict(row) for row in await connection.fetch(query, *arguments)]
 
 
 async def fetch_from_all_shards(
     locator: Locator, pools: Pools, query: str, *arguments: object, limits: QueryLimits = LIMITS
 ) -> ShardRows:
-    """Return the rows of a named query on every known shard.
+    """Return the rows of the SQL *query* on every known shard.
 
     Raises the errors of `Locator.list_shards`.
     """

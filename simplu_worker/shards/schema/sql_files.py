@@ -1,4 +1,4 @@
-"""The SQL that makes a shard's schema: migrations, business types, and scripts that adopt another program's tables."""
+"""The SQL that makes a shard's schema: migrations and business types."""
 
 from __future__ import annotations
 
@@ -17,5 +17,4 @@ def _migrations() -> list[Migration]:
 
 MIGRATIONS = _migrations()  # oldest first
 BUSINESS_TYPES = {file.name.removesuffix(".sql"): file.read_text() for file in sql_files("business_types")}
-ADOPTION = {file.name.removesuffix(".sql"): file.read_text() for file in sql_files("adoption")}  # scripts, by name
 SCHEMA_VERSION = MIGRATIONS[-1].version

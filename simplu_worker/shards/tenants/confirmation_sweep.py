@@ -11,6 +11,7 @@ import structlog
 from simplu_worker.bulkheads import TargetKind, note_trouble
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.shard_query import fetch_from_shard
 from simplu_worker.shards.tenants.home_confirmation import HomeConfirmer, PlacedTenant
 from simplu_worker.timing.clock import loop_time
@@ -76,7 +77,9 @@ class ConfirmationSweep:
         """Return the overdue tenants of a shard; None if it does not answer."""
         address = pool.address
         try:
-            rows = await fetch_from_shard(pool, "find_unconfirmed", self._overdue.total_seconds(), SWEEP_MAX_TENANTS)
+            rows = await fetch_from_shard(
+                pool, QUERIES["find_unconfirmed"], self._overdue.total_seconds(), SWEEP_MAX_TENANTS
+            )
         except Exception as exc:  # noqa: BLE001  # of this shard; the others continue
             if not isinstance(exc, WorkerError):
                 exc = note_trouble(TargetKind.SHARD, address.shard_id, "confirmation", exc)

@@ -115,7 +115,7 @@ class Destroyer:
         async def fetch(shard: ShardAddress) -> None:
             try:
                 pool = self._pools.ensure_pool(shard)
-                answers[shard.shard_id] = await fetch_from_shard(pool, "find_locations", business_id)
+                answers[shard.shard_id] = await fetch_from_shard(pool, QUERIES["find_locations"], business_id)
             except WorkerError as exc:
                 errors.append(exc)
 

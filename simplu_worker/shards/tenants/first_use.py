@@ -20,6 +20,7 @@ from simplu_worker.operations.admission import TenantState
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.postgres.coalescing import Coalescer
 from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import fetch_from_all_shards
 from simplu_worker.shards.tenants.provisioning import Provisioner
@@ -93,7 +94,7 @@ class FirstUse:
 
     async def _make_each(self, requests: Mapping[str, ProvisionRequest]) -> dict[str, str | None]:
         try:
-            found = await fetch_from_all_shards(self._locator, self._pools, "find_tenants", list(requests))
+            found = await fetch_from_all_shards(self._locator, self._pools, QUERIES["find_tenants"], list(requests))
         except (RetryableError, PermanentError) as exc:
             return dict.fromkeys(requests, str(exc))
         if found.silent_shard_ids:

@@ -14,7 +14,8 @@ from fuzz.target import Target
 from hypothesis import strategies as st
 
 from simplu_worker.errors import ConfigurationError
-from simplu_worker.shards.importing.mapping import (
+from simplu_worker.shards.postgres.queries import quote_name
+from simplu_worker.transfers.importing.mapping import (
     MappingRefusedError,
     ReadTable,
     SourceColumn,
@@ -22,7 +23,7 @@ from simplu_worker.shards.importing.mapping import (
     parse_mapping,
     read_table_of,
 )
-from simplu_worker.shards.importing.statements import (
+from simplu_worker.transfers.importing.statements import (
     RowSelection,
     SourceStatement,
     list_changed_tenants,
@@ -34,7 +35,6 @@ from simplu_worker.shards.importing.statements import (
     read_rows,
     sum_rows,
 )
-from simplu_worker.shards.postgres.queries import quote_name
 
 TABLES_CHECKED: Final = 3
 NOW: Final = datetime(2026, 1, 31, tzinfo=UTC)

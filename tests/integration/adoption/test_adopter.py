@@ -23,18 +23,18 @@ from simplu_worker.business_info.finder import UnreadableBusinessError
 from simplu_worker.business_info.items import Business
 from simplu_worker.commands.shards.adopt import AdoptMode, plan_members, print_plan
 from simplu_worker.errors import PermanentError, WorkerError
-from simplu_worker.shards.adoption.adopter import (
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.schema.schema_check import SchemaState, check_schema, ensure_schema
+from simplu_worker.shards.types import ShardUnavailableError
+from simplu_worker.transfers.adoption.adopter import (
     ADOPTION_TIMEOUTS,
     Adopter,
     AdoptionProgress,
     AdoptionResult,
     AdoptionStep,
 )
-from simplu_worker.shards.adoption.plan import AdoptionChoices, AdoptionPlan, Duplicates
-from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.schema.schema_check import SchemaState, check_schema, ensure_schema
-from simplu_worker.shards.types import ShardUnavailableError
+from simplu_worker.transfers.adoption.plan import AdoptionChoices, AdoptionPlan, Duplicates
 
 PAGE = ROOT / "docs" / "adopting.md"
 CLINIC = ("clinic", "main")

@@ -41,8 +41,8 @@ from simplu_worker.commands.tenants.moved import clean_up_tenants, rollback_tena
 from simplu_worker.config.kinds import Secret
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
-from simplu_worker.shards.moving.planning.readiness import check_shards
 from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.transfers.moving.planning.readiness import check_shards
 
 ENTRY = f"simplu:resource:{TENANT_ID}:patient:7"
 # As a command that was killed after the commit leaves the journal.

@@ -22,8 +22,8 @@ from simplu_worker.errors import ConfigurationError, PermanentError, WorkerError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.restoring.journal import RestoreMode
-from simplu_worker.shards.restoring.restorer import Restore, Restorer
+from simplu_worker.transfers.restoring.journal import RestoreMode
+from simplu_worker.transfers.restoring.restorer import Restore, Restorer
 
 TENANT_ID = "-".join(TENANT)
 POSITION = """

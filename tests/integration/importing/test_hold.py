@@ -17,8 +17,8 @@ from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import Checkpoin
 from simplu_worker.consumers.kinesis.holding.ownership import Ownership
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.errors import RetryableError
-from simplu_worker.shards.importing.rules import NamedTenant, SourceTenant
-from simplu_worker.shards.importing.target import TargetTenant, make_incoming
+from simplu_worker.transfers.importing.rules import NamedTenant, SourceTenant
+from simplu_worker.transfers.importing.target import TargetTenant, make_incoming
 
 TENANT = "b-l"
 LONG_AGO = NOW - timedelta(days=30)

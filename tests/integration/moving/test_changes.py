@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from support.postgres.databases import QUICK, ShardMaker
 
-from simplu_worker.shards.moving.changes import PAGE_ROWS, read_changed_keys, read_log
 from simplu_worker.shards.postgres.pool import Connection, Pools
-from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.transfers.moving.changes import PAGE_ROWS, read_changed_keys, read_log
+from simplu_worker.transfers.sql_files import QUERIES
 
 BEGIN = datetime(2026, 11, 1, tzinfo=UTC)
 # Every tenth row is of the tenant `own`, and of every 500 rows five have the same time.

@@ -9,7 +9,7 @@ from support.moves.world import TENANT_ID, World
 from support.postgres.databases import execute
 from support.postgres.tenant_cases import fetch
 
-from simplu_worker.shards.moving.checksums import Comparison, compare_shards
+from simplu_worker.transfers.moving.checksums import Comparison, compare_shards
 
 NOTES = """
 INSERT INTO rejections (tenant_id, request_id, reason, error, dead_letter_queue, source, rejected_at)
@@ -51,7 +51,7 @@ async def test_sums_of_the_log_are_the_same_in_ranges_of_any_size(
     assert counts == {"operations": 500, "rejections": 3, "message failures": 3}
     assert certificate.comparison.row_count == 3000
 
-    monkeypatch.setattr("simplu_worker.shards.moving.checksums.RANGE_S", 1e-9)
+    monkeypatch.setattr("simplu_worker.transfers.moving.checksums.RANGE_S", 1e-9)
     assert (await compared(world)).source == sums
 
 

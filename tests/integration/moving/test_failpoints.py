@@ -20,9 +20,9 @@ from support.slow import slow_after
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
-from simplu_worker.shards.moving.settling import MoveSettler
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.settling.settler import MoveSettler
 
 FENCED_OR_LEFT = [point for point, states in POINTS.items() if states[0] == "fenced" or states == ("moved", "ready")]
 
@@ -151,7 +151,7 @@ async def test_mover_goes_on_when_a_server_was_killed_and_started_again(
     point: str,
 ) -> None:
     """The source's or the target's, between any two phases: the command ends the move without help."""
-    monkeypatch.setattr("simplu_worker.shards.moving.mover.PAUSE_S", 0.05)
+    monkeypatch.setattr("simplu_worker.transfers.moving.mover.PAUSE_S", 0.05)
     addresses = [
         await (copy_shard(breakable_server, shard_id) if shard_id == killed else make_shard(shard_id))
         for shard_id in ("a", "b")

@@ -17,10 +17,10 @@ from support.postgres.tenant_cases import TenantCase, add_tenant, fetch
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.operations.operation import Disposition
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
-from simplu_worker.shards.moving.mover import Mover
-from simplu_worker.shards.moving.types import Move
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.transfers.moving.mover import Mover
+from simplu_worker.transfers.moving.types import Move
 
 POINTS = ("before _fence", "after _fence", "after _finish_copy", "before _commit", "after _commit")
 POINT_OF = {f"clinic-{number}": point for number, point in enumerate(POINTS)}  # by tenant

@@ -14,10 +14,10 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
-from simplu_worker.shards.moving.mover import Mover
-from simplu_worker.shards.moving.types import Move, MoveStatus, Phase
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.transfers.moving.mover import Mover
+from simplu_worker.transfers.moving.types import Move, MoveStatus, Phase
 
 
 @pytest.mark.slow(4)

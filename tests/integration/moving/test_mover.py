@@ -22,22 +22,22 @@ from support.postgres.trouble import waiters
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.log.message_failures import count_failures
 from simplu_worker.shards.log.rejections import note_rejections
-from simplu_worker.shards.moving.checksums import Comparison, compare_shards
-from simplu_worker.shards.moving.mover import Mover
-from simplu_worker.shards.moving.repairing import Repair, check_former_rows, repair_resources
-from simplu_worker.shards.moving.rows import MovingTenant, Progress, read_tenant
-from simplu_worker.shards.moving.settling import MoveSettler
-from simplu_worker.shards.moving.types import (
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
+from simplu_worker.shards.settling.rows import MovingTenant, Progress, read_tenant
+from simplu_worker.shards.settling.settler import MoveSettler
+from simplu_worker.shards.types import ClocksApartError, Rejection
+from simplu_worker.timing.clock import OwnClock
+from simplu_worker.transfers.moving.checksums import Comparison, compare_shards
+from simplu_worker.transfers.moving.mover import Mover
+from simplu_worker.transfers.moving.repairing import Repair, check_former_rows, repair_resources
+from simplu_worker.transfers.moving.types import (
     Certificate,
     Move,
     OutrunError,
 )
-from simplu_worker.shards.moving.undoing import clean_up, list_left_behind, undo_move
-from simplu_worker.shards.postgres.pool import Pools, ShardPool
-from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
-from simplu_worker.shards.types import ClocksApartError, Rejection
-from simplu_worker.timing.clock import OwnClock
+from simplu_worker.transfers.moving.undoing import clean_up, list_left_behind, undo_move
+from simplu_worker.transfers.sql_files import QUERIES
 
 
 async def test_tenant_moves_with_all_of_its_rows(world: World) -> None:
@@ -374,7 +374,7 @@ async def test_repair_takes_nothing_from_rows_that_are_not_those_of_the_move_any
             await fetch(shard, "DELETE FROM resources WHERE \"resourceId\" < '5' AND id = $1", tenant_id)
             raise asyncio.CancelledError
 
-        monkeypatch.setattr("simplu_worker.shards.moving.undoing.drop_rows", killed)
+        monkeypatch.setattr("simplu_worker.transfers.moving.undoing.drop_rows", killed)
         with pytest.raises(asyncio.CancelledError):
             await clean_up(world.pools, world.commits, TENANT_ID, "a", "b")
     else:
@@ -424,7 +424,7 @@ async def test_copy_that_was_not_emptied_to_its_end_is_emptied_by_the_next_mover
         raise asyncio.CancelledError
 
     with monkeypatch.context() as patch:
-        patch.setattr("simplu_worker.shards.moving.mover.drop_rows", killed)
+        patch.setattr("simplu_worker.transfers.moving.mover.drop_rows", killed)
         with pytest.raises(asyncio.CancelledError):
             await world.move()
 
@@ -452,7 +452,7 @@ async def test_rollback_that_is_killed_leaves_no_copy_to_go_on_from(
         raise asyncio.CancelledError
 
     with monkeypatch.context() as patch:
-        patch.setattr("simplu_worker.shards.moving.undoing.drop_rows", killed)
+        patch.setattr("simplu_worker.transfers.moving.undoing.drop_rows", killed)
         with pytest.raises(asyncio.CancelledError):
             await undo_move(world.pools, TENANT_ID, "a", "b")
     assert await fetch(target, "SELECT count(*) FROM resources") == [{"count": 0}]

@@ -15,9 +15,9 @@ from support.postgres.tenant_cases import fetch
 from simplu_worker.errors import RetryableError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import Server
-from simplu_worker.shards.moving.planning.readiness import plan_move
-from simplu_worker.shards.moving.rows import StatedError
-from simplu_worker.shards.moving.types import (
+from simplu_worker.shards.settling.rows import StatedError
+from simplu_worker.transfers.moving.planning.readiness import plan_move
+from simplu_worker.transfers.moving.types import (
     Move,
     PauseTooLongError,
 )
@@ -28,8 +28,8 @@ async def test_mover_gives_up_with_the_state_of_the_tenant_and_goes_on_later(
     world: World, monkeypatch: pytest.MonkeyPatch, shard_id: str, trouble: str
 ) -> None:
     """The disk of the target is full during the copy; one of the servers takes no writes."""
-    monkeypatch.setattr("simplu_worker.shards.moving.mover.PATIENCE_S", 0.0)
-    monkeypatch.setattr("simplu_worker.shards.moving.mover.PAUSE_S", 0.05)
+    monkeypatch.setattr("simplu_worker.transfers.moving.mover.PATIENCE_S", 0.0)
+    monkeypatch.setattr("simplu_worker.transfers.moving.mover.PAUSE_S", 0.05)
     table = "resources" if shard_id == "b" else "moves"
     pool = world.shard_pools[shard_id]
     await fetch(

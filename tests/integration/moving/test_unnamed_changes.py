@@ -15,14 +15,14 @@ from support.postgres.tenant_cases import TENANT, fetch
 
 from simplu_worker.operations.operation import Operation, Source
 from simplu_worker.shards.apply.writer import SUCCEEDED
-from simplu_worker.shards.moving.checksums import Comparison, compare_shards
-from simplu_worker.shards.moving.repairing import Repair, repair_resources
-from simplu_worker.shards.moving.undoing import undo_move
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
 from simplu_worker.shards.tenants.resource_changes import ResourceChanges
 from simplu_worker.shards.types import AdminAccount, ChangeResult
+from simplu_worker.transfers.moving.checksums import Comparison, compare_shards
+from simplu_worker.transfers.moving.repairing import Repair, repair_resources
+from simplu_worker.transfers.moving.undoing import undo_move
 
 SENT_AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 WINDOW = timedelta(hours=1)
@@ -143,7 +143,7 @@ async def test_next_mover_takes_along_what_the_log_does_not_name_when_a_rollback
         set_failpoint("after _copy", killed, patch.setattr)
         with pytest.raises(asyncio.CancelledError):
             await world.move()
-        patch.setattr("simplu_worker.shards.moving.undoing._drop_copy", killed)
+        patch.setattr("simplu_worker.transfers.moving.undoing._drop_copy", killed)
         with pytest.raises(asyncio.CancelledError):
             await undo_move(world.pools, TENANT_ID, "a", "b")
     await change(world, "a")

@@ -17,12 +17,12 @@ from support.postgres.tenant_cases import TENANT, fetch
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.workload.reference_model import parse_json
 from simplu_worker.shards.apply.writer import SUCCEEDED
-from simplu_worker.shards.moving.checksums import compare_shards
-from simplu_worker.shards.moving.repairing import repair_resources
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import Isolation
 from simplu_worker.shards.types import ProvisionRequest, ProvisionResult
+from simplu_worker.transfers.moving.checksums import compare_shards
+from simplu_worker.transfers.moving.repairing import repair_resources
 
 EXPECTED = {
     "transaction_isolation": "read committed",

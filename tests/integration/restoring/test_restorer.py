@@ -18,17 +18,17 @@ from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
-from simplu_worker.shards.moving.mover import Mover
-from simplu_worker.shards.moving.settling import MoveSettler
-from simplu_worker.shards.moving.types import Move, MoveOptions
-from simplu_worker.shards.moving.undoing import undo_move
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
-from simplu_worker.shards.restoring import restorer as module
-from simplu_worker.shards.restoring.journal import RestoreMode, RestoreTakenError
-from simplu_worker.shards.restoring.restorer import Restore, RestoreCertificate, Restorer, RestoreStatus
+from simplu_worker.shards.settling.settler import MoveSettler
 from simplu_worker.shards.types import ClocksApartError
+from simplu_worker.transfers.moving.mover import Mover
+from simplu_worker.transfers.moving.types import Move, MoveOptions
+from simplu_worker.transfers.moving.undoing import undo_move
+from simplu_worker.transfers.restoring import restorer as module
+from simplu_worker.transfers.restoring.journal import RestoreMode, RestoreTakenError
+from simplu_worker.transfers.restoring.restorer import Restore, RestoreCertificate, Restorer, RestoreStatus
 
 TENANT_ID = "clinic-main"
 OTHER = ("clinic", "north")

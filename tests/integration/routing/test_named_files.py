@@ -13,9 +13,9 @@ from support.postgres.databases import ShardMaker
 
 from simplu_worker.assembly.shards import Shards, open_shards
 from simplu_worker.config.settings import load_settings
-from simplu_worker.shards.importing.source import ImportSource, SourceUnavailableError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.types import ShardUnavailableError
+from simplu_worker.transfers.importing.source import ImportSource, SourceUnavailableError
 
 OPTIONS = ("sslrootcert", "sslcert", "sslkey", "passfile")
 

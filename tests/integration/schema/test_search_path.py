@@ -18,16 +18,16 @@ from support.postgres.upgrades import OF_NEW_TABLES, make_old_schema
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import HOST
 from simplu_worker.operations.operation import Failure
-from simplu_worker.shards.adoption.discovery import begin_adoption, find_old_table
 from simplu_worker.shards.log.message_failures import count_failures, forget_failures
 from simplu_worker.shards.log.rejections import find_rejections, note_rejections
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema, ensure_schema
 from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
 from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, Upgrader
 from simplu_worker.shards.types import Rejection, ShardUnavailableError
+from simplu_worker.transfers.adoption.discovery import begin_adoption, find_old_table
+from simplu_worker.transfers.sql_files import QUERIES
 
 OURS = """
 SELECT array_agg(meant::text) FROM (

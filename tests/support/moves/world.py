@@ -16,16 +16,16 @@ from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.health.moves import MoveEntry
 from simplu_worker.shards.health.probe import probe_shard
-from simplu_worker.shards.moving.mover import Mover
-from simplu_worker.shards.moving.rows import Arrival, read_arrival
-from simplu_worker.shards.moving.types import (
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.settling.rows import Arrival, read_arrival
+from simplu_worker.transfers.moving.mover import Mover
+from simplu_worker.transfers.moving.types import (
     Certificate,
     Move,
     MoveOptions,
     MoveStatus,
 )
-from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import Pools
 
 OPTIONS = MoveOptions(log_kept=timedelta(days=1))
 TENANT_ID = "clinic-main"

@@ -12,10 +12,10 @@ from support.postgres.tenant_cases import fetch
 
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.migrations import migration_of, without_concurrently
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
 from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, ReportActivity, UpgradeActivity, Upgrader
+from simplu_worker.transfers.sql_files import QUERIES
 
 NEXT = SCHEMA_VERSION + 1
 INDEX = "CREATE INDEX CONCURRENTLY IF NOT EXISTS tenants_age ON tenants (created_at)"

@@ -45,3 +45,9 @@ SELECT (SELECT shard_id FROM public.shard_meta) AS shard_id, :server_columns;
 -- name: inspect_server_without_schema
 -- The same for a database without our schema, and so without an identity, yet.
 SELECT :server_columns;
+
+
+-- name: read_clock
+-- The time by the clock of the shard, and the age of this transaction.
+SELECT
+    pg_catalog.clock_timestamp() AS now, pg_catalog.clock_timestamp() - pg_catalog.now() AS transaction_age;

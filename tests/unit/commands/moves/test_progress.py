@@ -7,7 +7,7 @@ import json
 import pytest
 
 from simplu_worker.commands.moves.progress import MoveProgress, MoveRate, describe_time_left
-from simplu_worker.shards.moving.types import MoveStatus, Phase
+from simplu_worker.transfers.moving.types import MoveStatus, Phase
 
 MIB = 2**20
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from simplu_worker.commands.moves.runner import TYPES_SHOWN, describe, sum_rows
-from simplu_worker.shards.moving.checksums import LOG, Comparison, TypeSum
-from simplu_worker.shards.moving.types import Certificate
+from simplu_worker.transfers.moving.checksums import LOG, Comparison, TypeSum
+from simplu_worker.transfers.moving.types import Certificate
 
 
 def certificate(source: dict[str, TypeSum], target: dict[str, TypeSum]) -> Certificate:

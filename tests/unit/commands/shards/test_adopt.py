@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from simplu_worker.commands.shards.adopt import REPORT_INTERVAL_S, AdoptionReporter
-from simplu_worker.shards.adoption.adopter import AdoptionProgress, AdoptionStep
+from simplu_worker.transfers.adoption.adopter import AdoptionProgress, AdoptionStep
 
 
 def test_progress_is_a_line_now_and_then_when_there_is_no_terminal(capfd: pytest.CaptureFixture[str]) -> None:

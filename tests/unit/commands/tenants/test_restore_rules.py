@@ -15,7 +15,7 @@ from simplu_worker.commands.tenants.restore_rules import (
     refusal_of_positions,
     refusal_of_rows,
 )
-from simplu_worker.shards.restoring.journal import RestoreMode
+from simplu_worker.transfers.restoring.journal import RestoreMode
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 import simplu_worker
-from simplu_worker.shards.postgres.queries import QUERIES, at_home, quote_name, read_queries
+from simplu_worker.shards.postgres.queries import at_home, quote_name, read_queries
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
+from simplu_worker.transfers.sql_files import QUERIES
 
 PACKAGE = Path(simplu_worker.__file__).parent
 SQL = PACKAGE / "shards" / "sql"
+QUERY_FILES = sorted(PACKAGE.glob("*/sql/queries/*.sql"))
 
 STATEMENT_METHODS = {"execute", "executemany", "fetch", "fetchrow", "fetchval", "fetchmany", "prepare", "cursor"}
 
@@ -48,7 +50,7 @@ def test_every_query_file_holds_queries_and_fragments_of_its_own() -> None:
     """No name twice, nothing nameless but comments, all of them are known, and every fragment is included."""
     names: list[tuple[str, str]] = []
     included: set[str] = set()
-    for file in sorted((SQL / "queries").iterdir()):
+    for file in QUERY_FILES:
         text = file.read_text()
         assert file.suffix == ".sql"
         assert without_comments(re.split("-- (?:name|fragment):", text)[0]).strip() == "", file.name
@@ -88,14 +90,14 @@ def test_no_query_is_built_in_python() -> None:
         },  # migrations and business types, from their files
         "shards/schema/upgrade.py": {"statement.text"},  # the same
         # Scripts, from their files too.
-        "shards/adoption/discovery.py": {
+        "transfers/adoption/discovery.py": {
             "ADOPTION['adoption_log']",
             "ADOPTION[old_table.layout]",
             "ADOPTION['old_rows']",
         },
-        "shards/adoption/adopter.py": {"ADOPTION['watch']", "ADOPTION['lock_old_table']", "ADOPTION['swap']"},
+        "transfers/adoption/adopter.py": {"ADOPTION['watch']", "ADOPTION['lock_old_table']", "ADOPTION['swap']"},
         # About tables that a mapping names, on a database that is no shard: importing/statements.py has the rules.
-        "shards/importing/source.py": {
+        "transfers/importing/source.py": {
             "statement.sql",
             "_begin(snapshot_id)",
             "DESCRIBE_SOURCE",
@@ -112,7 +114,7 @@ def test_no_query_is_built_in_python() -> None:
         },
         "status/live/event_stream.py": {"request"},  # prepares an HTTP answer
     }
-    inside = [path for path in PACKAGE.rglob("*.py") if "local" not in path.relative_to(PACKAGE).parts]
+    inside = sorted(PACKAGE.rglob("*.py"))
     odd = {
         f"{file.relative_to(PACKAGE)}: {statement}"
         for file in inside

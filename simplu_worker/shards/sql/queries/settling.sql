@@ -1,0 +1,148 @@
+-- What a worker reads of moves, and how it ends one that a killed mover left.
+
+-- fragment: moving_columns
+-- The columns of a tenant's row that decide the next step of its move, the time, and the server.
+id, business_id, location_id, business_type, state, epoch, move_token, moved_to, control_at, created_at,
+pg_catalog.clock_timestamp() AS read_at, :server_run
+
+-- fragment: tenant_to_move
+SELECT :moving_columns
+FROM public.tenants
+WHERE id = $1
+
+-- name: find_tenant_to_move
+:tenant_to_move;
+
+-- name: lock_tenant_to_move
+-- Waits for the batches in flight: their rows of the log are from before `read_at`, and all later ones from after it.
+-- The row is locked in a query of its own: in one with the time, the time would be that from before the wait.
+WITH locked AS MATERIALIZED (SELECT * FROM public.tenants WHERE id = $1 FOR UPDATE)
+SELECT :moving_columns
+FROM locked;
+
+-- name: find_move
+-- The journal of the tenant $1 on its source.
+SELECT target_shard_id, move_token, step, detail::pg_catalog.text AS detail FROM public.moves WHERE tenant_id = $1;
+
+-- fragment: arrival_columns
+arrivals.source_shard_id, arrivals.move_token, arrivals.progress::pg_catalog.text AS progress, arrivals.ready_at,
+pg_catalog.clock_timestamp() AS read_at
+
+-- name: find_arrival
+-- The journal of the tenant $1 on its target.
+SELECT :arrival_columns
+FROM public.arrivals
+WHERE tenant_id = $1;
+
+-- name: take_move_token
+-- From now on no earlier mover of the tenant $1 can fence it or commit. Not while a restore replaces the tenant's rows:
+-- its fence has no deadline.
+UPDATE public.tenants
+SET move_token = $2::pg_catalog.int8, fenced_until = NULL, state = CASE state WHEN 'fenced' THEN 'active' ELSE state END
+WHERE
+    id = $1 AND state IN ('active', 'fenced', 'moved') AND move_token < $2::pg_catalog.int8
+    AND (state <> 'fenced' OR fenced_until IS NOT NULL);
+
+-- name: list_moves
+-- The moves from this shard that have not ended, those without a note for longest first, and the last ones that ended
+-- within ten minutes: a probe of a shard comes more often than that.
+SELECT
+    tenant_id, target_shard_id, move_token, step, started_at, updated_at,
+    pg_catalog.clock_timestamp() AS read_at,
+    pg_catalog.jsonb_extract_path_text(detail, 'phase') AS phase,
+    pg_catalog.jsonb_extract_path_text(detail, 'rowCount')::pg_catalog.int8 AS row_count,
+    pg_catalog.jsonb_extract_path_text(detail, 'byteCount')::pg_catalog.int8 AS byte_count,
+    pg_catalog.jsonb_extract_path_text(detail, 'error') AS error,
+    pg_catalog.jsonb_extract_path_text(detail, 'verdict') AS verdict,
+    pg_catalog.jsonb_extract_path_text(detail, 'certificate', 'pauseS')::pg_catalog.float8 AS pause_s,
+    pg_catalog.jsonb_extract_path_text(detail, 'certificate', 'rowsCopied')::pg_catalog.int8 AS rows_copied
+FROM (
+    (
+        SELECT * FROM public.moves
+        WHERE step IN ('open', 'committed', 'undoing', 'cleaning')
+        ORDER BY updated_at LIMIT 100
+    )
+    UNION ALL
+    (
+        SELECT * FROM public.moves
+        WHERE
+            step IN ('done', 'undone')
+            AND updated_at > pg_catalog.clock_timestamp() - interval '10 minutes'
+        ORDER BY updated_at DESC LIMIT 500
+    )
+) AS listed;
+
+-- name: end_overdue_fence
+-- By any worker. No program may merely take an overdue fence for ended: the mover's commit may be under way. No fence
+-- lasts a minute: the clock was set back since a later deadline was set.
+UPDATE public.tenants
+SET state = 'active', move_token = move_token + 1, fenced_until = NULL
+WHERE
+    id = $1 AND state = 'fenced'
+    AND (
+        fenced_until < pg_catalog.clock_timestamp()
+        OR fenced_until > pg_catalog.clock_timestamp() + interval '1 minute'
+    );
+
+-- name: read_all_positions_of_shard
+-- Of every stream.
+SELECT stream, stream_shard_id, owed_from, owed_since, parents_done, token::pg_catalog.text AS token
+FROM public.stream_positions;
+
+-- name: lock_positions
+-- Against readers' writes, until the commit.
+LOCK TABLE public.stream_positions IN SHARE ROW EXCLUSIVE MODE;
+
+-- name: merge_positions
+-- Lower the positions of rows that both shards have, with new tokens. $1 streams, $2 stream shards, $3 positions, $4 the
+-- times that belong to them, $5 whether all that the parents had for the shard is here, $6 the tokens. With the source
+-- $9 of a tenant that has come it is noted where the new tokens come from: from those before, $7, and those of the
+-- source as of the fence, $8. Older notes go: readers look at each row every few seconds.
+WITH
+    sent AS (
+        SELECT *
+        FROM unnest(
+            $1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[],
+            $5::pg_catalog.text[], $6::pg_catalog.text[], $7::pg_catalog.text[], $8::pg_catalog.text[]
+        ) AS row (stream, stream_shard_id, owed_from, owed_since, parents_done, token, former_token, carried_token)
+    ),
+    forgotten AS (
+        DELETE FROM public.position_merges
+        WHERE merged_at < pg_catalog.clock_timestamp() - interval '10 minutes'
+    ),
+    noted AS (
+        INSERT INTO public.position_merges (
+            stream, stream_shard_id, token, former_token, carried_token, source_shard_id
+        )
+        SELECT
+            stream, stream_shard_id, token::pg_catalog.uuid, former_token::pg_catalog.uuid,
+            carried_token::pg_catalog.uuid, $9
+        FROM sent
+        WHERE $9::pg_catalog.text IS NOT NULL
+    )
+UPDATE public.stream_positions AS known
+SET
+    owed_from = sent.owed_from, owed_since = sent.owed_since::pg_catalog.timestamptz, read_to = NULL, held = NULL,
+    read_up_to = NULL,
+    parents_done = sent.parents_done::pg_catalog.bool, token = sent.token::pg_catalog.uuid
+FROM sent
+WHERE known.stream = sent.stream AND known.stream_shard_id = sent.stream_shard_id;
+
+-- name: delete_positions
+-- Of stream shards that only one of the two shards had a row of.
+DELETE FROM public.stream_positions AS known
+USING unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS sent (stream, stream_shard_id)
+WHERE known.stream = sent.stream AND known.stream_shard_id = sent.stream_shard_id;
+
+-- name: activate_tenant
+-- The token is that of the `moved` row on the source. The new time shows readers that a tenant has arrived. Returns what
+-- the journal has of it, NULL if that was deleted by hand; no row if the tenant is not ready.
+WITH activated AS (
+    UPDATE public.tenants
+    SET state = 'active', state_changed_at = pg_catalog.clock_timestamp()
+    WHERE id = $1 AND state = 'ready' AND move_token = $2
+    RETURNING id
+)
+SELECT :arrival_columns
+FROM activated
+LEFT JOIN public.arrivals ON arrivals.tenant_id = $1;

@@ -1,0 +1,407 @@
+"""Adopt a table of another program: our tables are made beside it, kept up to date, and swapped in.
+
+Why the adopter may be killed at any instruction: the progress is stored on the shard, in the transaction that made it,
+and read from there. Nothing of the other program's is changed before the swap, which is one transaction, and nothing is
+ever dropped: the old table stays, under another name. Until the swap no worker uses the shard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from enum import Enum, StrEnum, auto
+from functools import partial
+from typing import Any, Final, TypeAlias, TypeVar
+
+import msgspec
+import structlog
+
+from simplu_worker.business_info.finder import BusinessFinder
+from simplu_worker.errors import PermanentError
+from simplu_worker.shards.postgres.errors import LostRaceError
+from simplu_worker.shards.postgres.pool import Connection, ShardPool
+from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
+from simplu_worker.shards.routing.locator import Locator
+from simplu_worker.shards.schema.migrations import pause_s
+from simplu_worker.shards.types import ShardUnavailableError
+from simplu_worker.transfers.adoption.discovery import (
+    AdoptionRefusedError,
+    begin_adoption,
+    find_old_table,
+    find_owner,
+    read_contents,
+    source_of,
+)
+from simplu_worker.transfers.adoption.plan import (
+    AdoptionChoices,
+    AdoptionPlan,
+    Duplicates,
+    OldContents,
+    OldTenant,
+    Owner,
+    without_collisions,
+)
+from simplu_worker.transfers.sql_files import ADOPTION, QUERIES
+
+# While the adopter waits for a lock, the other program waits too, so not for long. A read of a whole table takes hours.
+ADOPTION_TIMEOUTS: Final = ShardTimeouts(lock_s=2.0, statement_s=86_400.0, reply_s=86_460.0)
+COPY_MAX_ROWS: Final = 2000  # in one transaction, which blocks nothing of the other program's
+SWAP_MAX_CHANGES: Final = 1000  # while the old table is locked
+LOOKUPS_AT_ONCE: Final = 16
+ATTEMPTS: Final = 30  # for a lock
+QUIET_S: Final = 3.0  # the other program reads records once a second
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+
+class AdoptionStep(StrEnum):
+    """The steps of an adoption."""
+
+    LOOKING_UP = "looking up tenants"
+    COPYING = "copying rows"
+    CATCHING_UP = "catching up"
+    WATCHING = "watching for writes"
+    SWAPPING = "swapping names"
+
+
+class AdoptionProgress(msgspec.Struct, frozen=True):
+    """The progress of a step, in ids of rows if *total* is given."""
+
+    step: AdoptionStep
+    done: int = 0
+    total: int | None = None
+
+
+class AdoptionResult(msgspec.Struct, frozen=True):
+    """The numbers of rows and tenants that were adopted."""
+
+    shard_id: str
+    row_count: int
+    tenant_count: int
+    old_table: str = "resources_before_adoption"
+
+
+ReportProgress: TypeAlias = Callable[[AdoptionProgress], None]
+
+
+class _StepResult(Enum):
+    """The result of one transaction of a step."""
+
+    DONE = auto()
+    MORE = auto()  # the step has more to do
+    ADOPTED = auto()  # another adopter has swapped the names: nothing is left to do
+
+
+class _UnknownSources(msgspec.Struct, frozen=True):
+    """Sources of rows that were not looked up yet; the transaction that found them has changed nothing."""
+
+    sources: list[OldTenant]
+
+
+_Result: TypeAlias = "_StepResult | _UnknownSources"
+_Step: TypeAlias = Callable[[Connection, Any], Awaitable[_Result]]
+"""One transaction of a step, with the locked row of the adoption."""
+
+
+class Adopter:
+    """Adopts the shard of *pool*, which is made with `ADOPTION_TIMEOUTS`; calls *report* with the progress."""
+
+    def __init__(
+        self,
+        pool: ShardPool,
+        locator: Locator,
+        business_info: BusinessFinder,
+        *,
+        report: ReportProgress = lambda _: None,
+        quiet_s: float = QUIET_S,
+        copy_max_rows: int = COPY_MAX_ROWS,
+        attempts: int = ATTEMPTS,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._pool = pool
+        self._shard_id = pool.address.shard_id
+        self._locator = locator
+        self._business_info = business_info
+        self._report = report
+        self._quiet_s = quiet_s
+        self._copy_max_rows = copy_max_rows
+        self._attempts = attempts
+        self._draw = draw
+        self._late = OldContents()  # found after the plan was made
+        self._owners: dict[str, Owner] = {}
+
+    def __repr__(self) -> str:
+        return f"Adopter({self._shard_id}, tenants={len(self._owners)})"
+
+    async def make_plan(self) -> AdoptionPlan | AdoptionResult:
+        """Return the plan of an adoption, or the result if the shard was adopted before; nothing is changed.
+
+        Raises `PermanentError` if there is nothing to adopt, `RetryableError` while business-info, the locator or the
+        shard does not answer.
+        """
+        async with self._pool.connection() as connection:
+            is_ours, is_empty = await connection.fetchrow(QUERIES["has_schema"], connection.home) or (False, False)
+            is_begun = bool(await connection.fetchval(QUERIES["has_adoption"]))
+            adoption = await connection.fetchrow(QUERIES["read_adoption"]) if is_begun else None
+        if adoption is not None and adoption["shard_id"] != self._shard_id:
+            raise self._refused(f"it is being adopted as shard {adoption['shard_id']}; correct its connection string")
+        if adoption is not None and adoption["adopted_at"] is not None:
+            return await self._read_result()
+        if is_ours:
+            raise self._refused("its schema is ours; there is nothing to adopt")
+        if is_empty:
+            raise self._refused("it is empty; there is nothing to adopt, as the worker makes its own tables there")
+        old_table = await self._run(lambda connection: find_old_table(connection, self._shard_id))
+        contents = await self._read_old_table(is_begun=is_begun)
+        self._owners = await self._look_up(list(contents.sources.values()))
+        return AdoptionPlan(self._shard_id, old_table.layout, contents, self._owners, is_begun=is_begun)
+
+    async def copy(self, plan: AdoptionPlan, choices: AdoptionChoices) -> None:
+        """Copy all rows, and all changes until now; the other program may continue to write, now and afterwards.
+
+        Raises the errors of `make_plan`.
+        """
+        await self._copy(plan, choices)
+
+    async def adopt(self, plan: AdoptionPlan, choices: AdoptionChoices) -> AdoptionResult:
+        """Copy the rest, and swap the tables' names; the other program must be stopped.
+
+        Raises `PermanentError` if *choices* are missing, or the other program still writes.
+        """
+        if refusals := plan.refusals(choices):
+            raise self._refused(*refusals)
+        is_pending = await self._copy(plan, choices) and await self._complete(self._analyze, self._catch_up_some)
+        if is_pending:
+            await self._check_for_writes()
+            if await self._swap_names(choices):
+                log.info("shard.adopted", shard_id=self._shard_id)
+        return await self._read_result()
+
+    def _refused(self, *problems: str) -> PermanentError:
+        return AdoptionRefusedError(self._shard_id, *problems)
+
+    async def _copy(self, plan: AdoptionPlan, choices: AdoptionChoices) -> bool:
+        """Copy all rows and changes; return False if another adopter has swapped the names."""
+        if plan.contents.conflicting_names:
+            raise self._refused(*plan.refusals(AdoptionChoices(leave_unresolved=True, leave_faulty=True)))
+        await self._run(self._begin)
+        return await self._complete(
+            partial(self._write_owners, owners=plan.owners.values()),
+            partial(self._choose, duplicates=choices.duplicates),
+            self._watch,
+            self._copy_some,
+            self._catch_up_some,
+        )
+
+    async def _run(self, step: Callable[[Connection], Awaitable[T]], *, is_rehearsal: bool = False) -> T:
+        """Run *step* in its own transaction; try again with a back-off while a lock is not to be had."""
+        for attempt in range(self._attempts):
+            try:
+                async with self._pool.transaction(is_rehearsal=is_rehearsal) as connection:
+                    return await step(connection)
+            except LostRaceError:
+                await asyncio.sleep(pause_s(attempt, draw=self._draw()))
+        raise ShardUnavailableError(
+            f"shard {self._shard_id}: expected a lock on the old table within {self._attempts} tries, got none; "
+            f"end the transactions that use it ({await self._describe_users()}) and run this again; "
+            "it continues where it stopped"
+        )
+
+    async def _describe_users(self) -> str:
+        async with self._pool.connection() as connection:
+            rows = await connection.fetch(QUERIES["find_users_of_old_table"])
+        users = [
+            f"pid {row['pid']}: " + ", ".join(filter(None, (row["application_name"], row["role"], row["state"])))
+            for row in rows
+        ]
+        return "; ".join(users) or "none is left now"
+
+    async def _run_locked(self, step: _Step) -> _Result:
+        """Run *step* in a transaction that has locked the adoption against other adopters."""
+
+        async def run(connection: Connection) -> _Result:
+            adoption = await connection.fetchrow(QUERIES["lock_adoption"])
+            if adoption is None or adoption["adopted_at"] is not None:
+                return _StepResult.ADOPTED
+            return await step(connection, adoption)
+
+        return await self._run(run)
+
+    async def _complete(self, *steps: _Step) -> bool:
+        """Repeat each of *steps* in turn until it is done; return False if another adopter has swapped the names."""
+        for step in steps:
+            while (result := await self._run_locked(step)) is not _StepResult.DONE:
+                if isinstance(result, _UnknownSources):
+                    await self._look_up_late(result.sources)
+                elif result is _StepResult.ADOPTED:
+                    return False
+        return True
+
+    async def _read_old_table(self, *, is_begun: bool) -> OldContents:
+        """Return the contents of the old table; the tables that have to be made for that are rolled back."""
+
+        async def read(connection: Connection) -> OldContents:
+            if not is_begun:
+                await self._begin(connection)
+            return await read_contents(connection)
+
+        return await self._run(read, is_rehearsal=True)
+
+    async def _look_up(self, sources: Sequence[OldTenant]) -> dict[str, Owner]:
+        """Return all owners known so far, with those of *sources*."""
+        owners: list[Owner] = []
+
+        async def look_up(source: OldTenant) -> None:
+            owners.append(await find_owner(source, self._shard_id, self._locator, self._business_info))
+
+        for start in range(0, len(sources), LOOKUPS_AT_ONCE):
+            self._report(AdoptionProgress(AdoptionStep.LOOKING_UP, start, len(sources)))
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    for source in sources[start : start + LOOKUPS_AT_ONCE]:
+                        tasks.create_task(look_up(source), name=f"look-up:{source.key}")
+            except ExceptionGroup as group:
+                raise group.exceptions[0] from group
+        return without_collisions([*self._owners.values(), *owners])
+
+    async def _look_up_late(self, sources: Sequence[OldTenant]) -> None:
+        """Look up the sources of rows that came after the plan was made."""
+        self._owners = await self._look_up(sources)
+        self._late.sources |= {source.key: source for source in sources}
+        await self._run_locked(partial(self._write_owners, owners=self._owners.values()))
+
+    # The copy
+
+    async def _begin(self, connection: Connection) -> None:
+        await connection.execute(QUERIES["lock_schema"])
+        if not await connection.fetchval(QUERIES["has_adoption"]):
+            await begin_adoption(connection, self._shard_id, await find_old_table(connection, self._shard_id))
+
+    async def _write_owners(self, connection: Connection, _: Any, *, owners: Iterable[Owner]) -> _Result:
+        rows = [
+            (one.source.key, one.tenant_id, one.business_id, one.location_id, one.business_type, one.problem)
+            for one in owners
+        ]
+        if rows:
+            changed = await connection.fetch(QUERIES["write_sources"], *map(list, zip(*rows, strict=True)))
+            await connection.execute(QUERIES["copy_sources_again"], [row["key"] for row in changed])
+        return _StepResult.DONE
+
+    async def _choose(self, connection: Connection, _: Any, *, duplicates: Duplicates | None) -> _Result:
+        if duplicates is not None:
+            await connection.execute(QUERIES["choose_duplicates"], duplicates is Duplicates.NEWEST)
+        return _StepResult.DONE
+
+    async def _watch(self, connection: Connection, adoption: Any) -> _Result:
+        if adoption["copy_to"] is None:
+            await connection.execute(ADOPTION["watch"])
+            await connection.execute(QUERIES["begin_copy"])
+        return _StepResult.DONE
+
+    async def _copy_some(self, connection: Connection, adoption: Any) -> _Result:
+        after, up_to = adoption["copied_to"], adoption["copy_to"]
+        self._report(AdoptionProgress(AdoptionStep.COPYING, max(0, after), up_to))
+        rows = await connection.fetch(QUERIES["next_rows"], after, up_to, self._copy_max_rows)
+        ids = [row["id"] for row in rows]
+        if not ids:
+            return _StepResult.DONE
+        if unknown := await self._find_unknown_sources(connection, ids):
+            return unknown
+        await self._copy_rows(connection, adoption, ids)
+        await connection.execute(QUERIES["record_copied"], ids[-1])
+        return _StepResult.MORE
+
+    async def _catch_up_some(self, connection: Connection, adoption: Any) -> _Result:
+        self._report(AdoptionProgress(AdoptionStep.CATCHING_UP))
+        return await self._catch_up(connection, adoption, self._copy_max_rows)
+
+    async def _catch_up(self, connection: Connection, adoption: Any, limit: int) -> _Result:
+        """Apply at most *limit* changes, and record the faults and duplicates among them; MORE if there may be more."""
+        changes = await connection.fetch(QUERIES["next_changes"], limit)
+        ids = sorted({change["old_id"] for change in changes})
+        if ids:
+            if unknown := await self._find_unknown_sources(connection, ids):
+                return unknown
+            await connection.execute(QUERIES["delete_changes"], _texts(change["number"] for change in changes))
+            keys = await self._copy_rows(connection, adoption, ids)
+            faulty = await connection.fetch(QUERIES["find_faults"], _texts(ids))
+            self._late.fault_counts.update(row["fault"] for row in faulty)
+            if await connection.fetch(QUERIES["find_taken_duplicates"], *keys):
+                self._late.duplicate_counts[self._shard_id] += 1
+        return _StepResult.MORE if len(changes) == limit else _StepResult.DONE
+
+    async def _find_unknown_sources(self, connection: Connection, ids: Sequence[int]) -> _UnknownSources | None:
+        rows = await connection.fetch(QUERIES["find_unknown_sources"], _texts(ids))
+        return _UnknownSources([source for row in rows if (source := source_of(row)) is not None]) if rows else None
+
+    async def _copy_rows(self, connection: Connection, adoption: Any, ids: Sequence[int]) -> list[list[str]]:
+        """Make our resources as the old rows *ids* are now; return their old and new keys, as three columns."""
+        rows = await connection.fetch(QUERIES["take_rows"], _texts(ids))
+        keys = [[row[name] for row in rows] for name in ("tenant_id", "resource_type", "resource_id")]
+        await connection.execute(QUERIES["make_resources"], *keys, adoption["newest_wins"])
+        return keys
+
+    # The swap
+
+    async def _analyze(self, connection: Connection, _: Any) -> _Result:
+        await connection.execute(QUERIES["analyze_adopted"])
+        return _StepResult.DONE
+
+    async def _check_for_writes(self) -> None:
+        """Raise `PermanentError` if the other program writes within `quiet_s`: it would fail after the swap."""
+        self._report(AdoptionProgress(AdoptionStep.WATCHING))
+        await asyncio.sleep(self._quiet_s)
+        async with self._pool.connection() as connection:
+            if await connection.fetchval(QUERIES["is_written"]):
+                raise self._refused(
+                    f"expected no write of the other program within {self._quiet_s:g} s, got one; stop it, and run "
+                    "this again: all rows are copied, and kept up to date"
+                )
+
+    async def _swap_names(self, choices: AdoptionChoices) -> bool:
+        """Swap the names, and catch up as often as that needs; return False if another adopter did it."""
+        while True:
+            self._report(AdoptionProgress(AdoptionStep.SWAPPING))
+            result = await self._run_locked(partial(self._swap, choices=choices))
+            if result is _StepResult.DONE:
+                return True
+            if isinstance(result, _UnknownSources):
+                await self._look_up_late(result.sources)
+            if result is _StepResult.ADOPTED or not await self._complete(self._catch_up_some):
+                return False
+
+    async def _swap(self, connection: Connection, adoption: Any, *, choices: AdoptionChoices) -> _Result:
+        """Swap the names; MORE if there were too many changes to apply under the lock."""
+        await connection.execute(ADOPTION["lock_old_table"])
+        result = await self._catch_up(connection, adoption, SWAP_MAX_CHANGES)
+        if result is not _StepResult.DONE:
+            return result
+        if await connection.fetch(QUERIES["find_conflicting_names"]) or not self._allow_late(choices):
+            raise self._refused("expected the old table as planned, got later rows that need a choice; run this again")
+        await connection.execute(QUERIES["make_adopted_tenants"])
+        await connection.execute(QUERIES["add_adopted_default_rows"])
+        await connection.execute(ADOPTION["swap"])
+        await connection.execute(QUERIES["end_adoption"])
+        return _StepResult.DONE
+
+    def _allow_late(self, choices: AdoptionChoices) -> bool:
+        """Return whether *choices* cover everything that was found after the plan was made."""
+        late = self._late
+        return (
+            (choices.leave_faulty or not late.fault_counts)
+            and (choices.duplicates is not None or not late.duplicate_counts)
+            and (choices.leave_unresolved or all(self._owners[key].problem is None for key in late.sources))
+        )
+
+    async def _read_result(self) -> AdoptionResult:
+        async with self._pool.connection() as connection:
+            row_count, tenant_count = await connection.fetchrow(QUERIES["count_taken"]) or (0, 0)
+        return AdoptionResult(self._shard_id, row_count, tenant_count)
+
+
+def _texts(ids: Iterable[int]) -> list[str]:
+    """Return *ids* as they are sent: for an array of another type asyncpg would ask the server by unqualified names."""
+    return [str(one) for one in ids]

@@ -1,0 +1,190 @@
+"""Read the rows of a tenant in a snapshot of the source, and write those that can be taken.
+
+A tenant is copied whole, or brought up to date by the rows that a change column names. The second may miss rows:
+deleted ones without a tombstone, and those of transactions that took long. So it ends with a comparison of all rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Final, TypeAlias
+
+import msgspec
+
+from simplu_worker.errors import PermanentError
+from simplu_worker.shards.apply.durability import Server
+from simplu_worker.transfers.importing.checksum import RowChecksum
+from simplu_worker.transfers.importing.mapping import ReadTable
+from simplu_worker.transfers.importing.pace import RowPace
+from simplu_worker.transfers.importing.rules import (
+    TOO_MANY_DUPLICATES,
+    TOO_MANY_REFUSED,
+    RefusedRow,
+    SourceRow,
+    SourceTenant,
+    refusal_of_row,
+)
+from simplu_worker.transfers.importing.source import SourceReader, SourceSnapshot, UnreadableRowsError
+from simplu_worker.transfers.importing.statements import (
+    DUPLICATES_MAX,
+    RowSelection,
+    list_deleted,
+    list_duplicates,
+    sum_rows,
+)
+from simplu_worker.transfers.importing.target import TargetTenant
+
+REFUSED_MAX: Final = 100_000  # rows of one tenant, which are kept until all of it is read
+
+RowSink: TypeAlias = "TargetTenant | None"
+"""Where rows are written; None in a plan."""
+
+
+class TakenRows(msgspec.Struct):
+    """The rows of a tenant that were taken, and the number of the others by reason."""
+
+    checksum: RowChecksum = msgspec.field(default_factory=RowChecksum)
+    byte_count: int = 0
+    tables: Counter[str] = msgspec.field(default_factory=Counter)
+    refused: Counter[str] = msgspec.field(default_factory=Counter)
+    verified_on: Server | None = None  # the server with equal rows
+
+
+class CopyCallbacks(msgspec.Struct, frozen=True):
+    """The rows that cannot be taken, the number of rows to read, and those read since the last call go to these."""
+
+    note_refused: Callable[[RefusedRow], None] = lambda _: None
+    note_total: Callable[[int], None] = lambda _: None
+    note_rows: Callable[[int], None] = lambda _: None
+
+
+class TenantCopier:
+    """Copies tenants from the *tables* of one snapshot."""
+
+    def __init__(
+        self,
+        snapshot: SourceSnapshot,
+        tables: Sequence[ReadTable],
+        callbacks: CopyCallbacks,
+        pace: RowPace,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        self._snapshot = snapshot
+        self._tables = tables
+        self._callbacks = callbacks
+        self._pace = pace
+        self._clock = clock
+
+    async def copy(self, source: SourceTenant, made_at: datetime, sink: RowSink) -> TakenRows:
+        """Read all rows of a tenant into *sink*, which is emptied before.
+
+        By their keys, from the beginning, if the source cannot return some.
+        """
+        for by_key in (False, True):
+            try:
+                async with self._snapshot.open_reader() as reader:
+                    if sink is not None:
+                        await sink.clear()
+                    return await self._copy(source, made_at, sink, reader, by_key=by_key)
+            except UnreadableRowsError:
+                if by_key:
+                    raise
+        raise AssertionError("one of the two has returned, or raised")
+
+    async def _copy(
+        self, source: SourceTenant, made_at: datetime, sink: RowSink, reader: SourceReader, *, by_key: bool
+    ) -> TakenRows:
+        selected = self._selected(source, RowSelection(source.key, made_at))
+        duplicates = await _find_duplicates(reader, selected)
+        taken = TakenRows()
+        refused: list[RefusedRow] = []
+        for table, selection in selected:
+            async for page in reader.read_table(table, selection, duplicates, by_key=by_key):
+                rows = []
+                for row in page:
+                    reason = refusal_of_row(row, duplicates)
+                    if reason is None:
+                        rows.append(row)
+                        taken.checksum.add(row.high, row.low)
+                        taken.byte_count += row.byte_count or 0
+                    else:
+                        taken.refused[reason] += 1
+                        refused.append(_refused_row(table, source, row, reason))
+                if len(refused) > REFUSED_MAX:
+                    raise PermanentError(TOO_MANY_REFUSED)
+                taken.tables[table.mapping.name] += len(rows)
+                await self._write(sink, rows, page)
+        for one in refused:
+            self._callbacks.note_refused(one)
+        return taken
+
+    async def copy_changes(self, source: SourceTenant, made_at: datetime, since: datetime, target: TargetTenant) -> int:
+        """Write the rows that were changed *since*, and delete those that have a tombstone; return their number.
+
+        Raises `UnreadableRowsError` if the source cannot return some.
+        """
+        count = 0
+        changing = [table for table in self._tables if table.mapping.changed is not None]
+        selection = RowSelection(source.key, made_at, changed_since=since)
+        async with self._snapshot.open_reader() as reader:
+            for table in changing:
+                async for page in reader.read_table(table, selection, (), by_key=False):
+                    rows = [row for row in page if refusal_of_row(row, ()) is None]
+                    await self._write(target, rows, page)
+                    count += len(rows)
+                if table.mapping.deleted is not None:
+                    async for deleted in reader.read_pages(list_deleted(table, selection)):
+                        await target.delete([(row["resource_type"], row["resource_id"]) for row in deleted])
+                        count += len(deleted)
+        return count
+
+    async def complete(
+        self, source: SourceTenant, made_at: datetime, since: datetime, target: TargetTenant
+    ) -> TakenRows | None:
+        """Bring a tenant up to date that was copied before; None if its rows still differ from those of the source."""
+        try:
+            await self.copy_changes(source, made_at, since, target)
+            selected = self._selected(source, RowSelection(source.key, made_at))
+            async with self._snapshot.open_reader() as reader:
+                rows = await reader.fetch_all(sum_rows(selected)) if selected else []
+        except UnreadableRowsError:
+            return None
+        taken = TakenRows(tables=Counter(source.row_counts))
+        for row in rows:
+            taken.checksum.add(int(row["high"]), int(row["low"]), row_count=row["row_count"])
+            taken.byte_count += int(row["byte_count"])
+        self._callbacks.note_rows(source.row_count)
+        found = await target.sum_rows()
+        taken.verified_on = found.server
+        return taken if found.checksum == taken.checksum else None
+
+    def _selected(self, source: SourceTenant, selection: RowSelection) -> list[tuple[ReadTable, RowSelection]]:
+        """Return the tables with rows of a tenant."""
+        return [(table, selection) for table in self._tables if source.row_counts[table.mapping.name]]
+
+    async def _write(self, sink: RowSink, rows: Sequence[SourceRow], page: Sequence[SourceRow]) -> None:
+        """Write the *rows* to take of a page, and keep to the pace."""
+        if sink is not None and rows:
+            await sink.write(rows)
+        self._callbacks.note_rows(len(page))
+        await asyncio.sleep(self._pace.pause_s(len(page), now=self._clock()))
+
+
+async def _find_duplicates(
+    reader: SourceReader, selected: Sequence[tuple[ReadTable, RowSelection]]
+) -> set[tuple[str, str]]:
+    """Return the types and ids that several rows of a tenant have. Raises `PermanentError` for too many of them."""
+    if not selected:
+        return set()
+    rows = await reader.fetch_all(list_duplicates(selected))
+    if len(rows) > DUPLICATES_MAX:
+        raise PermanentError(TOO_MANY_DUPLICATES)
+    return {(row["resource_type"], row["resource_id"]) for row in rows}
+
+
+def _refused_row(table: ReadTable, source: SourceTenant, row: SourceRow, reason: str) -> RefusedRow:
+    return RefusedRow(table.mapping.name, source.key, row.resource_type, row.resource_id, reason)

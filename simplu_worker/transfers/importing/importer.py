@@ -1,0 +1,433 @@
+"""Import tenants from another database: plan, copy, verify, activate.
+
+A tenant is the unit: it is copied from one snapshot, its rows are compared with those of the source by checksums, and
+only then it becomes active. A run that is killed leaves tenants that are `incoming`; the next run copies those again,
+from a snapshot of its own, and leaves the others alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Final
+from uuid import uuid4
+
+import msgspec
+import structlog
+
+from simplu_worker import __version__
+from simplu_worker.business_info.finder import BusinessFinder, UnreadableBusinessError
+from simplu_worker.business_info.items import Business
+from simplu_worker.errors import PermanentError, RetryableError, WorkerError
+from simplu_worker.operations.operation import is_id
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import Pools
+from simplu_worker.shards.routing.locator import Locator
+from simplu_worker.shards.routing.shard_query import find_addresses, query_all_shards
+from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
+from simplu_worker.timing.clock import loop_time
+from simplu_worker.transfers.importing.certificate import (
+    TROUBLES,
+    ImportCertificate,
+    ImportState,
+    TenantReport,
+    parse_certificate,
+)
+from simplu_worker.transfers.importing.copying import CopyCallbacks, TakenRows, TenantCopier
+from simplu_worker.transfers.importing.follow_rules import FOLLOWING, FollowState, follow_notes, followed_since
+from simplu_worker.transfers.importing.following import INTERVAL_S, FollowedTenant, Follower, FollowRound, text_of
+from simplu_worker.transfers.importing.mapping import MappingRefusedError, ReadTable, SourceMapping
+from simplu_worker.transfers.importing.pace import RowPace
+from simplu_worker.transfers.importing.placing import PlacedImport, Placer
+from simplu_worker.transfers.importing.rules import (
+    NO_TENANT,
+    NamedTenant,
+    PlaceStep,
+    RefusedRow,
+    SourceTenant,
+    name_tenant,
+    needs_business_info,
+    pairs_of,
+    without_collisions,
+)
+from simplu_worker.transfers.importing.source import ImportSource, SourceFacts, SourceReader, SourceSnapshot
+from simplu_worker.transfers.importing.statements import list_rows_without_tenant, list_tenants
+from simplu_worker.transfers.importing.target import CopyState, TargetTenant, read_open_imports
+
+log = structlog.get_logger(__name__)
+
+LEFT_DETAIL: Final = "rows that cannot be taken: correct them, or leave them in the source with --leave-refused"
+OTHER_MAPPING: Final = "by another mapping: nothing was taken by this one"
+TO_IMPORT: Final = frozenset({PlaceStep.MAKE, PlaceStep.CONTINUE})
+BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)  # the time of resources without one, in a plan
+
+
+class ImportOptions(msgspec.Struct, frozen=True):
+    """The options of a run. *max_rows_per_s* bounds the rows that are read, of all connections together."""
+
+    parallel: int = 4
+    max_rows_per_s: float | None = None
+    leave_refused: bool = False
+
+
+class ImportResult(msgspec.Struct, frozen=True):
+    """The result of a plan or of a run. *notes* are conditions of the source's state that a person has to know."""
+
+    source: SourceFacts
+    mapping: str
+    reports: list[TenantReport]
+    notes: list[str] = []
+
+
+class DiscardResult(msgspec.Struct, frozen=True):
+    """The tenants that were discarded, or not, and the shards that did not answer."""
+
+    source: SourceFacts
+    reports: list[TenantReport]
+    silent: list[str]
+
+
+class ImportShards(msgspec.Struct, frozen=True):
+    """The access of an import to the shards, and to business-info."""
+
+    locator: Locator
+    pools: Pools
+    business_info: BusinessFinder
+
+
+class Importer:
+    """Imports the tenants of *source* as *mapping* describes them."""
+
+    def __init__(
+        self,
+        source: ImportSource,
+        mapping: SourceMapping,
+        shards: ImportShards,
+        options: ImportOptions,
+        callbacks: CopyCallbacks | None = None,
+        *,
+        clock: Callable[[], float] = loop_time,
+    ) -> None:
+        self._source = source
+        self._mapping = mapping
+        self._shards = shards
+        self._options = options
+        self._callbacks = callbacks or CopyCallbacks()
+        self._clock = clock
+        self._commits = ReplicationWaiter(shards.pools)
+        self._pace = RowPace(options.max_rows_per_s, started_at=clock())
+
+    def __repr__(self) -> str:
+        return f"Importer({self._source!r}, {self._options})"
+
+    async def plan(self) -> ImportResult:
+        """Read every row once, and return what an import would do; nothing is changed anywhere.
+
+        Raises `PermanentError` if the mapping does not fit the source, `RetryableError` if the source or the locator
+        does not answer.
+        """
+        async with self._opened() as run:
+            placed = await run.placer.plan(run.tenants)
+            return await run.report(placed, lambda one: self._scan(run, one))
+
+    async def apply(self) -> ImportResult:
+        """Import every tenant that can be; return a report on each. Raises as `plan` does, before the first change."""
+        token = str(uuid4())
+        async with self._opened() as run:
+            placed = await run.placer.place(run.tenants, token=token)
+            return await run.report(placed, lambda one: self._import(run, one, token))
+
+    async def follow(
+        self,
+        stopping: asyncio.Event,
+        report_round: Callable[[FollowRound], None],
+        *,
+        interval_s: float = INTERVAL_S,
+    ) -> ImportResult:
+        """Copy every tenant that can be, and follow the source until *stopping* is set; return a report on each.
+
+        No tenant is activated: `apply` does that, from the state that this leaves. The first round that is reported is
+        the copy, with the error of tenants that are not followed. Returns at once if there is none to follow. Raises as
+        `plan` does.
+        """
+        token = str(uuid4())
+        followed: list[FollowedTenant] = []
+        async with self._opened() as run:
+            placed = await run.placer.place(run.tenants, token=token)
+            result = await run.report(placed, lambda one: self._begin_to_follow(run, one, token, followed))
+        if not followed:
+            return result
+        followed_to = datetime.fromisoformat(run.snapshot.facts.taken_at)
+        left = [f"{one.name}: {one.detail}" for one in result.reports if one.state in TROUBLES]
+        report_round(FollowRound(followed_to, error=text_of(left)))
+        follower = Follower(
+            self._source,
+            run.tables,
+            followed,
+            lambda snapshot: self._copier(snapshot, run.tables),
+            lambda: find_addresses(self._shards.locator, self._shards.pools),
+            mapping=run.mapping,
+            followed_to=followed_to,
+            clock=self._clock,
+        )
+        await follower.run(stopping, report_round, interval_s=interval_s)
+        errors = {
+            (one.tenant.business_id, one.tenant.location_id): follower.failures.get(one.tenant.source.key)
+            for one in placed
+        }
+        reports = [_report_left(one, errors.get((one.business_id, one.location_id))) for one in result.reports]
+        return msgspec.structs.replace(result, reports=reports)
+
+    async def discard(self) -> DiscardResult:
+        """Delete the tenants of the source that no run has activated, with their rows. Raises as `plan` does."""
+        token = str(uuid4())
+        reports: list[TenantReport] = []
+        async with self._source.open_snapshot() as snapshot:
+            facts = snapshot.facts
+
+        async def read(shard: ShardAddress) -> list[dict[str, str]]:
+            return await read_open_imports(self._shards.pools.ensure_pool(shard), facts.identity)
+
+        known = await self._shards.locator.list_shards()
+        found = await query_all_shards(known, read)
+        for shard_id, row in ((shard_id, row) for shard_id, rows in sorted(found.items()) for row in rows):
+            state, detail = ImportState.DISCARDED, None
+            try:
+                await TargetTenant(self._shards.pools.pool_of(shard_id), row["id"], token=token).discard()
+            except WorkerError as exc:
+                state, detail = ImportState.FAILED, str(exc)
+            name = f"{row['business_id']} {row['location_id']}"
+            names = row["business_id"], row["location_id"], row["business_type"]
+            reports.append(TenantReport(state, name, *names, shard_id, detail=detail))
+        return DiscardResult(facts, reports, sorted({shard.shard_id for shard in known} - found.keys()))
+
+    @contextlib.asynccontextmanager
+    async def _opened(self) -> AsyncIterator[_ImportRun]:
+        async with self._source.open_snapshot() as snapshot:
+            tables, problems = await snapshot.reader.describe(self._mapping)
+            if problems:
+                raise MappingRefusedError(*problems)
+            sources = await _list_sources(snapshot.reader, tables)
+            await self._note_rows_without_tenant(snapshot.reader, tables)
+            tenants = without_collisions([await self._name(one) for one in sources])
+            tenants.sort(key=lambda one: -one.source.row_count)  # the largest first: the last ones end together
+            self._callbacks.note_total(sum(one.source.row_count for one in tenants if one.problem is None))
+            placer = Placer(self._shards.locator, self._shards.pools, source=snapshot.facts.identity)
+            copier = self._copier(snapshot, tables)
+            yield _ImportRun(snapshot, tables, tenants, placer, copier, self._mapping.digest, self._options.parallel)
+
+    def _copier(self, snapshot: SourceSnapshot, tables: Sequence[ReadTable]) -> TenantCopier:
+        return TenantCopier(snapshot, tables, self._callbacks, self._pace, clock=self._clock)
+
+    async def _name(self, source: SourceTenant) -> NamedTenant:
+        businesses: dict[str, Business | str | None] = {}
+        if needs_business_info(source, self._mapping):
+            for business_id, _ in pairs_of(source, self._mapping.tenants):
+                if is_id(business_id) and business_id not in businesses:
+                    try:
+                        businesses[business_id] = await self._shards.business_info.find(business_id)
+                    except UnreadableBusinessError as exc:
+                        businesses[business_id] = str(exc)
+        return name_tenant(source, self._mapping, businesses, known_types=BUSINESS_TYPES)
+
+    async def _note_rows_without_tenant(self, reader: SourceReader, tables: Sequence[ReadTable]) -> None:
+        for table in tables:
+            async for page in reader.read_pages(list_rows_without_tenant(table)):
+                for row in page:
+                    refused = RefusedRow(table.mapping.name, (), row["resource_type"], row["resource_id"], NO_TENANT)
+                    self._callbacks.note_refused(refused)
+
+    async def _scan(self, run: _ImportRun, placed: PlacedImport) -> TenantReport:
+        state = ImportState.IMPORT if placed.step is PlaceStep.MAKE else ImportState.CONTINUE
+        taken = await run.copier.copy(placed.tenant.source, BEGINNING, None)
+        return _report(placed, state, taken)
+
+    async def _copy(self, run: _ImportRun, placed: PlacedImport, target: TargetTenant) -> tuple[TakenRows, CopyState]:
+        """Copy a tenant, or the changes of one that followed the source; its rows are equal to those of the source."""
+        state = await target.take_over()
+        source = placed.tenant.source
+        since = followed_since(state.step, state.detail, mapping=run.mapping)
+        if since is not None:
+            taken = await run.copier.complete(source, state.started_at, since, target)
+            if taken is not None:
+                return taken, state
+            log.warning("import.differs", tenant_id=placed.tenant.tenant_id, shard_id=placed.shard_id)
+        taken = await run.copier.copy(source, state.started_at, target)
+        summed = await target.sum_rows()
+        found, taken.verified_on = summed.checksum, summed.server
+        if found != taken.checksum:
+            raise RetryableError(
+                f"shard {placed.shard_id}: expected {taken.checksum.row_count} rows with the checksum"
+                f" {taken.checksum.text}, got {found.row_count} with {found.text}; run this again, which copies the"
+                " tenant again"
+            )
+        return taken, state
+
+    def _target(self, placed: PlacedImport, token: str) -> TargetTenant:
+        return TargetTenant(self._shards.pools.pool_of(placed.shard_id or ""), placed.tenant.tenant_id, token=token)
+
+    async def _begin_to_follow(
+        self, run: _ImportRun, placed: PlacedImport, token: str, followed: list[FollowedTenant]
+    ) -> TenantReport:
+        """Copy one tenant, and add it to those that are *followed*."""
+        target = self._target(placed, token)
+        taken, state = await self._copy(run, placed, target)
+        if taken.refused and not self._options.leave_refused:
+            return _report(placed, ImportState.LEFT, taken, detail=LEFT_DETAIL)
+        taken_at = datetime.fromisoformat(run.snapshot.facts.taken_at)
+        await target.note(FOLLOWING, msgspec.json.encode(FollowState(run.mapping, taken_at)))
+        followed.append(FollowedTenant(placed.tenant.source, target, state.started_at))
+        return _report(placed, ImportState.FOLLOWED, taken)
+
+    async def _import(self, run: _ImportRun, placed: PlacedImport, token: str) -> TenantReport:
+        """Copy, verify and activate one tenant."""
+        tenant, shard_id = placed.tenant, placed.shard_id or ""
+        target = self._target(placed, token)
+        taken, _ = await self._copy(run, placed, target)
+        if taken.refused and not self._options.leave_refused:
+            return _report(placed, ImportState.LEFT, taken, detail=LEFT_DETAIL)
+        if (rival := await run.placer.find_rivals(placed)) is not None:
+            raise RetryableError(rival)
+        certificate = _certify(run, placed, taken)
+        assert taken.verified_on is not None  # noqa: S101  # `_copy` has compared the rows
+        encoded = msgspec.json.encode(certificate)
+        await target.activate(encoded, datetime.now(UTC), verified_on=taken.verified_on)
+        await self._commits.wait_for_transaction(shard_id, taken.verified_on)
+        log.info(
+            "tenant.imported",
+            business_id=tenant.business_id,
+            location_id=tenant.location_id,
+            shard_id=shard_id,
+            row_count=certificate.rows,
+        )
+        return _report(placed, ImportState.IMPORTED, taken, certificate=certificate)
+
+
+class _ImportRun:
+    """One run: the snapshot, and the tenants in it."""
+
+    def __init__(
+        self,
+        snapshot: SourceSnapshot,
+        tables: Sequence[ReadTable],
+        tenants: list[NamedTenant],
+        placer: Placer,
+        copier: TenantCopier,
+        mapping: str,
+        parallel: int,
+    ) -> None:
+        self.snapshot = snapshot
+        self.tables = tables
+        self.tenants = tenants
+        self.placer = placer
+        self.copier = copier
+        self.mapping = mapping
+        self._parallel = parallel
+
+    async def report(
+        self, placed: Sequence[PlacedImport], work: Callable[[PlacedImport], Awaitable[TenantReport]]
+    ) -> ImportResult:
+        """Return the reports on all tenants, in order of their names: by *work* for those that can be imported."""
+        reports = [_report_untouched(one, self.mapping) for one in placed if one.step not in TO_IMPORT]
+        pending = iter([one for one in placed if one.step in TO_IMPORT])
+
+        async def work_on_pending() -> None:
+            for one in pending:
+                try:
+                    reports.append(await work(one))
+                except WorkerError as exc:
+                    state = ImportState.REFUSED if isinstance(exc, PermanentError) else ImportState.FAILED
+                    reports.append(_report(one, state, None, detail=str(exc)))
+
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(self._parallel):
+                tasks.create_task(work_on_pending(), name=f"import:{number}")
+        reports.sort(key=lambda report: report.name)
+        return ImportResult(
+            self.snapshot.facts, self.mapping, reports, follow_notes(table.mapping for table in self.tables)
+        )
+
+
+async def _list_sources(reader: SourceReader, tables: Iterable[ReadTable]) -> list[SourceTenant]:
+    """Return the tenants of all tables, each once."""
+    found: dict[tuple[str, ...], SourceTenant] = {}
+    for table in tables:
+        async for page in reader.read_pages(list_tenants(table)):
+            for row in page:
+                key = tuple(row[f"tenant_{number}"] for number in range(len(table.mapping.tenant)))
+                if None in key:
+                    continue  # `list_rows_without_tenant` has these
+                source = found.setdefault(key, SourceTenant(key))
+                source.row_counts[table.mapping.name] += row["left_count"]
+                source.deleted_count += row["row_count"] - row["left_count"]
+                source.business_types.update(row["business_types"] or ())
+    return list(found.values())
+
+
+def _certify(run: _ImportRun, placed: PlacedImport, taken: TakenRows) -> ImportCertificate:
+    tenant, facts = placed.tenant, run.snapshot.facts
+    return ImportCertificate(
+        business_id=tenant.business_id or "",
+        location_id=tenant.location_id or "",
+        business_type=tenant.business_type or "",
+        shard_id=placed.shard_id or "",
+        source=facts.place,
+        snapshot_at=facts.taken_at,
+        mapping=run.mapping,
+        rows=taken.checksum.row_count,
+        bytes=taken.byte_count,
+        checksum=taken.checksum.text,
+        verified_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        worker_version=__version__,
+        tables=dict(taken.tables),
+        refused=dict(taken.refused),
+        deleted=tenant.source.deleted_count,
+    )
+
+
+def _report(
+    placed: PlacedImport,
+    state: ImportState,
+    taken: TakenRows | None,
+    *,
+    detail: str | None = None,
+    certificate: ImportCertificate | None = None,
+) -> TenantReport:
+    tenant = placed.tenant
+    return TenantReport(
+        state=state,
+        name=tenant.name,
+        business_id=tenant.business_id,
+        location_id=tenant.location_id,
+        business_type=tenant.business_type,
+        shard_id=placed.shard_id,
+        rows=0 if taken is None else taken.checksum.row_count,
+        bytes=0 if taken is None else taken.byte_count,
+        refused={} if taken is None else dict(taken.refused),
+        deleted=tenant.source.deleted_count,
+        detail=detail,
+        certificate=certificate,
+    )
+
+
+def _report_left(report: TenantReport, error: str | None) -> TenantReport:
+    """Return the report on a tenant that was followed, failed with *error* unless that is None."""
+    if error is None or report.state is not ImportState.FOLLOWED:
+        return report
+    return msgspec.structs.replace(report, state=ImportState.FAILED, detail=error)
+
+
+def _report_untouched(placed: PlacedImport, mapping: str) -> TenantReport:
+    """Return the report on a tenant that was imported before, perhaps not by this *mapping*, or cannot be."""
+    if placed.step is PlaceStep.DONE:
+        certificate = parse_certificate(placed.certificate)
+        report = _report(placed, ImportState.THERE, None, certificate=certificate)
+        if certificate is None:
+            return report
+        detail = None if certificate.mapping == mapping else OTHER_MAPPING
+        return msgspec.structs.replace(report, rows=certificate.rows, bytes=certificate.bytes, detail=detail)
+    state = ImportState.REFUSED if placed.is_final else ImportState.FAILED
+    return _report(placed, state, None, detail=placed.problem)

@@ -1,0 +1,270 @@
+"""The door to the database that an import reads: one read-only snapshot, shared by all connections.
+
+Nothing is written there, and nothing is left behind: no table, no trigger, no replication slot. The snapshot keeps the
+server from removing old row versions until the run ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import AsyncIterator, Collection, Iterator
+from typing import Final
+
+import asyncpg
+import msgspec
+
+from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.operations.document_bounds import DOCUMENT_MAX_BYTES
+from simplu_worker.shards.postgres.address import HostPort, ShardAddress, places_of
+from simplu_worker.shards.postgres.connector import ShardConnection, connect_options, require_readable_files
+from simplu_worker.shards.postgres.sqlstate import ErrorMeaning, meaning_of
+from simplu_worker.transfers.importing.mapping import ReadTable, SourceMapping, names_of, read_table_of
+from simplu_worker.transfers.importing.rules import SourceRow, must_be_read_alone
+from simplu_worker.transfers.importing.statements import (
+    BEGIN,
+    DESCRIBE_SOURCE,
+    DESCRIBE_TABLE,
+    DOCUMENT_READ_MAX_BYTES,
+    EXPORT_SNAPSHOT,
+    IDENTIFY,
+    MAY_IDENTIFY,
+    RowSelection,
+    SourceStatement,
+    list_keys,
+    read_rows,
+)
+
+PAGE_MAX_ROWS: Final = 500
+CONNECT_S: Final = 10.0
+VERSION_MIN: Final = 110_000  # the first with sha256()
+_SNAPSHOT_ID = re.compile(r"[0-9A-F]+(?:-[0-9A-F]+)*")
+# The source's answers to a wrong mapping, or to a role without rights: another try gets the same.
+_OF_MAPPING: Final = ("42", "0A", "3F")
+
+Row = asyncpg.Record
+
+
+class SourceUnavailableError(RetryableError):
+    """The source does not answer, or ended the connection; a later run continues."""
+
+
+class SourceRefusedError(PermanentError):
+    """The source cannot be read as the mapping describes it."""
+
+
+class UnreadableRowsError(PermanentError):
+    """Some row of a table cannot be returned as JSON; read by its key each row is found."""
+
+
+class SourceFacts(msgspec.Struct, frozen=True):
+    """The source of a snapshot, and the time of the snapshot.
+
+    *place* is hosts and database, without user and password. *identity* is the same for the same database on its
+    standbys and after a failover, and differs for another one of that name.
+    """
+
+    place: str
+    identity: str
+    taken_at: str
+
+
+class SourceReader:
+    """A connection within the snapshot."""
+
+    def __init__(self, connection: ShardConnection) -> None:
+        self._connection = connection
+
+    async def fetch_all(self, statement: SourceStatement) -> list[Row]:
+        """Return all rows of a statement."""
+        with _errors_translated():
+            return list(await self._connection.fetch(statement.sql, *statement.arguments))
+
+    async def read_pages(self, statement: SourceStatement, size: int = PAGE_MAX_ROWS) -> AsyncIterator[list[Row]]:
+        """Yield the rows of a statement, at most *size* at a time. Several may be read in turn."""
+        with _errors_translated():
+            cursor = await self._connection.cursor(statement.sql, *statement.arguments)
+        while True:
+            with _errors_translated():
+                page = list(await cursor.fetch(size))
+            if page:
+                yield page
+            if len(page) < size:
+                return
+
+    async def describe(self, mapping: SourceMapping) -> tuple[list[ReadTable], list[str]]:
+        """Return the tables that fit the mapping, and the problems of the others."""
+        tables, problems = [], []
+        for table in mapping.tables:
+            columns = await self.fetch_all(SourceStatement(DESCRIBE_TABLE, (table.schema, table.table)))
+            try:
+                tables.append(read_table_of(table, names_of(map(dict, columns))))
+            except PermanentError as exc:
+                problems.append(str(exc))
+        return tables, problems
+
+    async def read_table(
+        self, table: ReadTable, selection: RowSelection, duplicates: Collection[tuple[str, str]], *, by_key: bool
+    ) -> AsyncIterator[list[SourceRow]]:
+        """Yield the rows of a tenant, long documents included; of *duplicates*, types and ids, without a long one.
+
+        Raises `UnreadableRowsError` if a row cannot be returned, unless they are read *by_key*, in some hundred times
+        as long; then the row has the error.
+        """
+        if by_key:
+            async for page in self.read_pages(list_keys(table, selection)):
+                yield [await self._read_by_key(table, selection, row) for row in page]
+            return
+        statement = read_rows(table, selection, document_max_bytes=DOCUMENT_READ_MAX_BYTES)
+        async for page in self.read_pages(statement):
+            rows = [row_of(one) for one in page]
+            yield [
+                await self._read_alone(table, selection, row)
+                if must_be_read_alone(row) and (row.resource_type, row.resource_id) not in duplicates
+                else row
+                for row in rows
+            ]
+
+    async def _read_alone(self, table: ReadTable, selection: RowSelection, row: SourceRow) -> SourceRow:
+        """Return a row with its document; as it is if its key is null."""
+        key = [part for part in row.key_parts if part is not None]
+        if len(key) < len(row.key_parts):
+            return row
+        one = msgspec.structs.replace(selection, key=tuple(key))
+        found = await self.fetch_all(read_rows(table, one, document_max_bytes=DOCUMENT_MAX_BYTES))
+        return row_of(found[0]) if found else row
+
+    async def _read_by_key(self, table: ReadTable, selection: RowSelection, row: Row) -> SourceRow:
+        bare = SourceRow(row["resource_type"], row["resource_id"], "", "", None, None, 0, 0, row["key_parts"])
+        await self._execute("SAVEPOINT one_row")
+        try:
+            found = await self._read_alone(table, selection, bare)
+        except UnreadableRowsError as exc:
+            await self._execute("ROLLBACK TO SAVEPOINT one_row")
+            found = msgspec.structs.replace(bare, error=str(exc))
+        await self._execute("RELEASE SAVEPOINT one_row")
+        return found
+
+    async def _execute(self, command: str) -> None:
+        with _errors_translated():
+            await self._connection.execute(command)
+
+
+class SourceSnapshot:
+    """A snapshot of the source: its facts, one reader, and further ones of the same snapshot."""
+
+    def __init__(
+        self, source: ImportSource, place: HostPort, reader: SourceReader, facts: SourceFacts, id_: str
+    ) -> None:
+        self._source = source
+        self._place = place
+        self.reader = reader
+        self.facts = facts
+        self._id = id_
+
+    @contextlib.asynccontextmanager
+    async def open_reader(self) -> AsyncIterator[SourceReader]:
+        """Open another connection within the snapshot."""
+        async with self._source.connect_to(self._place, snapshot_id=self._id) as connection:
+            yield SourceReader(connection)
+
+
+class ImportSource:
+    """The database at *address*, in which the shard id is only for messages."""
+
+    def __init__(self, address: ShardAddress) -> None:
+        self._address = address
+
+    def __repr__(self) -> str:
+        return f"ImportSource({self._address.place})"
+
+    @contextlib.asynccontextmanager
+    async def open_snapshot(self) -> AsyncIterator[SourceSnapshot]:
+        """Take a snapshot of the first host that answers, until the end of the context."""
+        async with contextlib.AsyncExitStack() as stack:
+            place, connection = await self._connect_to_first(stack)
+            with _errors_translated():
+                found = await connection.fetchrow(DESCRIBE_SOURCE)
+                snapshot_id = await connection.fetchval(EXPORT_SNAPSHOT)
+                may_identify = await connection.fetchval(MAY_IDENTIFY)
+                server = await connection.fetchval(IDENTIFY) if may_identify else self._address.place
+            if found["version"] < VERSION_MIN or found["encoding"] != "UTF8":
+                raise SourceRefusedError(
+                    "IMPORT_SOURCE_URL: expected a database of PostgreSQL 11 or newer with encoding UTF8, got version"
+                    f" {found['version'] // 10000} with {found['encoding']}; restore a dump of it on such a server"
+                )
+            facts = SourceFacts(self._address.place, f"{found['database']} of {server}", found["taken_at"])
+            yield SourceSnapshot(self, place, SourceReader(connection), facts, snapshot_id)
+
+    async def _connect_to_first(self, stack: contextlib.AsyncExitStack) -> tuple[HostPort, ShardConnection]:
+        error: Exception | None = None
+        for place in places_of(self._address.connection_string):
+            try:
+                return place, await stack.enter_async_context(self.connect_to(place))
+            except SourceUnavailableError as exc:
+                error = exc
+        raise error or SourceUnavailableError("IMPORT_SOURCE_URL: expected a host")
+
+    @contextlib.asynccontextmanager
+    async def connect_to(self, place: HostPort, *, snapshot_id: str | None = None) -> AsyncIterator[ShardConnection]:
+        """Open a connection within a read-only transaction: of the given snapshot, or of one of its own."""
+        with _errors_translated():
+            await require_readable_files(self._address)
+            connection: ShardConnection = await asyncpg.connect(
+                **connect_options(self._address, place),
+                timeout=CONNECT_S,
+                statement_cache_size=0,  # each statement is used once; a pooler need not keep it
+                connection_class=ShardConnection,
+            )
+        try:
+            with _errors_translated():
+                await connection.execute(_begin(snapshot_id))
+            yield connection
+        finally:
+            connection.terminate()  # nothing is to be committed
+
+
+def _begin(snapshot_id: str | None) -> str:
+    if snapshot_id is None:
+        return BEGIN
+    if not _SNAPSHOT_ID.fullmatch(snapshot_id):
+        raise SourceRefusedError("IMPORT_SOURCE_URL: expected the id of a snapshot of Postgres, got another text")
+    begin, _, settings = BEGIN.partition(";")
+    return f"{begin}; SET TRANSACTION SNAPSHOT '{snapshot_id}';{settings}"
+
+
+def row_of(row: Row) -> SourceRow:
+    """Return the row in a record of `read_rows`."""
+    return SourceRow(
+        row["resource_type"],
+        row["resource_id"],
+        row["created"],
+        row["changed"],
+        row["byte_count"],
+        row["document"],
+        row["high"],
+        row["low"],
+        row["key_parts"],
+    )
+
+
+@contextlib.contextmanager
+def _errors_translated() -> Iterator[None]:
+    """Translate the errors of the source: by class and code, since its messages may quote rows."""
+    try:
+        yield
+    except asyncpg.PostgresError as exc:
+        error = f"{type(exc).__name__} ({exc.sqlstate})"
+        if meaning_of(exc.sqlstate or "") is ErrorMeaning.DATA:
+            raise UnreadableRowsError(error) from exc
+        if (exc.sqlstate or "").startswith(_OF_MAPPING):
+            raise SourceRefusedError(
+                f"IMPORT_SOURCE_URL: expected tables that the role may read, as the mapping names them, got: {error}"
+            ) from exc
+        raise SourceUnavailableError(f"IMPORT_SOURCE_URL: {error}") from exc
+    except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError) as exc:
+        name = "; ".join([type(exc).__name__, *getattr(exc, "__notes__", ())])
+        raise SourceUnavailableError(f"IMPORT_SOURCE_URL: {name}") from exc
+    except (ValueError, ArithmeticError, LookupError) as exc:
+        # Of the libraries, over the address; not chained, as such an error may quote it.
+        raise SourceUnavailableError(f"IMPORT_SOURCE_URL: {type(exc).__name__}") from None

@@ -1,0 +1,258 @@
+"""The rows of an import on the shard of a tenant, and its row in the journal.
+
+Why two runs at once do no harm: each leaves its token in the journal's row before it writes, and every transaction that
+writes begins with a look at the token. So the run before ends at its next page, and the tenant begins again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+
+from simplu_worker.errors import RetryableError
+from simplu_worker.operations.admission import TenantState
+from simplu_worker.shards.apply.commit_safety import note_server
+from simplu_worker.shards.apply.durability import Server
+from simplu_worker.shards.postgres.column_packing import pack_columns
+from simplu_worker.shards.postgres.errors import StatementFailedError
+from simplu_worker.shards.postgres.pool import Connection, ShardPool
+from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
+from simplu_worker.shards.schema.clock_check import check_registration
+from simplu_worker.shards.schema.schema_check import IMPORTS, SchemaState, check_schema, ensure_schema, may_write_table
+from simplu_worker.shards.tenants.control_rules import timestamp_text
+from simplu_worker.transfers.importing.checksum import RowChecksum
+from simplu_worker.transfers.importing.rules import HomeFacts, NamedTenant, SourceRow
+from simplu_worker.transfers.sql_files import QUERIES
+
+CLEAR_MAX_ROWS: Final = 5000  # in one transaction
+SUM_MAX_ROWS: Final = 5000  # in one statement
+WRITE_MAX_BYTES: Final = 4 * 1024 * 1024  # of documents in one statement, unless one alone is longer
+
+
+class ImportTakenError(RetryableError):
+    """Another run has taken over the import of the tenant, or its row on the shard has changed."""
+
+
+class CopyState(msgspec.Struct, frozen=True):
+    """The state of an import as its run finds it: the time of resources without one, and the details."""
+
+    started_at: datetime
+    step: str
+    detail: dict[str, Any]
+
+
+class SummedRows(msgspec.Struct, frozen=True):
+    """The checksum of a tenant's rows, and the run of the server that has them: after a failover it proves nothing."""
+
+    checksum: RowChecksum
+    server: Server
+
+
+async def read_homes(pool: ShardPool, tenant_ids: Sequence[str]) -> list[HomeFacts]:
+    """Return the rows that a shard has for tenants, with their imports. Raises `RetryableError`."""
+    shard_id = pool.address.shard_id
+    async with pool.connection() as connection:
+        if await check_schema(connection, shard_id) is SchemaState.EMPTY:
+            return []
+        has_imports = await may_write_table(connection, IMPORTS)
+        rows = await connection.fetch(QUERIES["find_imports" if has_imports else "find_tenants"], tenant_ids)
+    return [
+        HomeFacts(
+            row["id"],
+            shard_id,
+            row["business_id"],
+            row["location_id"],
+            TenantState(row["state"]),
+            row.get("source"),
+            row.get("step"),
+            row.get("detail"),
+        )
+        for row in rows
+    ]
+
+
+async def read_open_imports(pool: ShardPool, source: str) -> list[dict[str, str]]:
+    """Return the tenants of a shard that an import from *source* has not activated. Raises `RetryableError`."""
+    async with pool.connection() as connection:
+        if await check_schema(connection, pool.address.shard_id) is SchemaState.EMPTY:
+            return []
+        if not await may_write_table(connection, IMPORTS):
+            return []
+        return [dict(row) for row in await connection.fetch(QUERIES["find_open_imports"], source)]
+
+
+async def find_shard_problem(pool: ShardPool, business_types: Iterable[str]) -> str | None:
+    """Return why tenants of *business_types* cannot be imported to a shard; None if they can.
+
+    The schema of an empty shard is made first. Raises `RetryableError` if the shard does not answer.
+    """
+    await ensure_schema(pool)
+    shard_id = pool.address.shard_id
+    async with pool.connection() as connection:
+        if not await may_write_table(connection, IMPORTS):
+            return (
+                f"shard {shard_id}: expected a table imports that its role may write, as schema version 3 has it, got"
+                f" none; run: simplu-worker shards upgrade {shard_id} --apply"
+            )
+        rows = await connection.fetch(QUERIES["find_missing_types"], sorted(set(business_types)))
+    if rows:
+        missing = ", ".join(row["name"] for row in rows)
+        return (
+            f"shard {shard_id}: expected the business types {missing}, got a schema without them;"
+            f" run: simplu-worker shards upgrade {shard_id} --apply"
+        )
+    return None
+
+
+async def make_incoming(pool: ShardPool, tenants: Sequence[NamedTenant], *, source: str, token: str) -> None:
+    """Insert tenants as `incoming`, with their imports, unless they have a row. Raises `RetryableError`."""
+    async with pool.transaction() as connection:
+        await connection.fetch(
+            QUERIES["make_incoming_tenants"],
+            [one.tenant_id for one in tenants],
+            [one.business_id for one in tenants],
+            [one.location_id for one in tenants],
+            [one.business_type for one in tenants],
+            source,
+            token,
+        )
+        await check_registration(connection, pool)
+
+
+class TargetTenant:
+    """The rows of one tenant on the shard of *pool*, for the run with *token*."""
+
+    def __init__(self, pool: ShardPool, tenant_id: str, *, token: str) -> None:
+        self._pool = pool
+        self._tenant_id = tenant_id
+        self._token = token
+
+    def __repr__(self) -> str:
+        return f"TargetTenant({self._tenant_id!r}, {self._pool!r})"
+
+    async def take_over(self) -> CopyState:
+        """Make this run the only one that writes the tenant's rows. Raises `ImportTakenError` if it is activated."""
+        async with self._pool.transaction() as connection:
+            row = await connection.fetchrow(QUERIES["take_import"], self._tenant_id, self._token)
+        if row is None:
+            raise self._taken()
+        return CopyState(row["started_at"], row["step"], msgspec.json.decode(row["detail"]))
+
+    async def clear(self) -> None:
+        """Delete all rows of the tenant: those of an earlier run, of another snapshot."""
+        deleted = CLEAR_MAX_ROWS
+        while deleted == CLEAR_MAX_ROWS:
+            async with self._fenced() as connection:
+                deleted = len(await connection.fetch(QUERIES["delete_resources"], self._tenant_id, CLEAR_MAX_ROWS))
+
+    async def write(self, rows: Sequence[SourceRow]) -> None:
+        """Write rows that may be taken."""
+        for part in _parts_of(rows):
+            columns = pack_columns(
+                [[row.resource_type or "" for row in part], [row.resource_id or "" for row in part]],
+                [
+                    [row.document or "" for row in part],
+                    [row.created for row in part],
+                    [row.changed for row in part],
+                ],
+            )
+            async with self._fenced() as connection:
+                await connection.execute(QUERIES["write_imported"], *columns, self._tenant_id)
+
+    async def delete(self, keys: Sequence[tuple[str | None, str | None]]) -> None:
+        """Delete the resources with these types and ids, if they are there."""
+        kinds, ids = [kind for kind, _ in keys], [resource_id for _, resource_id in keys]
+        async with self._fenced() as connection:
+            await connection.execute(QUERIES["delete_imported"], self._tenant_id, kinds, ids)
+
+    async def sum_rows(self) -> SummedRows:
+        """Return the checksum of the tenant's rows, as the shard computes it, in one run of one server."""
+        checksum, last, size = RowChecksum(), ("", ""), SUM_MAX_ROWS
+        first: Server | None = None
+        while True:
+            try:
+                async with self._fenced(StatementBudget.KEY_RANGE) as connection:
+                    server = await note_server(connection)
+                    row = await connection.fetchrow(QUERIES["sum_imported"], self._tenant_id, *last, size)
+            except StatementFailedError as exc:
+                if not exc.is_timeout or size == 1:
+                    raise
+                size = max(1, size // 10)  # long documents
+                continue
+            self._check_server(server, first or server)
+            first = server
+            count = int(row["row_count"])
+            checksum.add(int(row["high"]), int(row["low"]), row_count=count)
+            if count < size:
+                return SummedRows(checksum, server)
+            last = row["last_type"], row["last_id"]
+
+    async def note(self, step: str, detail: bytes) -> None:
+        """Store the step of the import, and its details as JSON."""
+        async with self._fenced() as connection:
+            await connection.execute(QUERIES["note_import"], self._tenant_id, self._token, step, detail.decode())
+
+    async def activate(self, certificate: bytes, imported_at: datetime, *, verified_on: Server) -> None:
+        """Make the tenant active with its default row, and store *certificate*, JSON.
+
+        Raises `RetryableError` if the rows were verified in another run of the server, or on another one: this one may
+        lack the last of them.
+        """
+        async with self._pool.transaction() as connection:
+            row = await connection.fetchrow(QUERIES["lock_import"], self._tenant_id, self._token)
+            if row is None:
+                raise self._taken()
+            times = [timestamp_text(imported_at)]
+            await connection.execute(QUERIES["add_default_rows"], [self._tenant_id], [row["business_type"]], times)
+            await connection.execute(QUERIES["activate_incoming"], self._tenant_id)
+            await connection.execute(
+                QUERIES["note_import"], self._tenant_id, self._token, "activated", certificate.decode()
+            )
+            self._check_server(await note_server(connection), verified_on)
+
+    async def discard(self) -> None:
+        """Delete the tenant's rows, its row and the import."""
+        await self.take_over()
+        await self.clear()
+        async with self._fenced() as connection:
+            await connection.execute(QUERIES["delete_incoming_tenant"], self._tenant_id)
+            await connection.execute(QUERIES["delete_import"], self._tenant_id)
+
+    @contextlib.asynccontextmanager
+    async def _fenced(self, budget: StatementBudget = StatementBudget.USUAL) -> AsyncIterator[Connection]:
+        async with self._pool.transaction(budget=budget) as connection:
+            if await connection.fetchrow(QUERIES["fence_import"], self._tenant_id, self._token) is None:
+                raise self._taken()
+            yield connection
+
+    def _check_server(self, server: Server, expected: Server) -> None:
+        if server != expected:
+            raise RetryableError(
+                f"shard {self._pool.address.shard_id}: expected the server on which the rows of {self._tenant_id} were"
+                " verified, got another one, or one that has restarted; run this again"
+            )
+
+    def _taken(self) -> ImportTakenError:
+        return ImportTakenError(
+            f"shard {self._pool.address.shard_id}: another run has taken over the import of {self._tenant_id}, or"
+            " has ended it"
+        )
+
+
+def _parts_of(rows: Sequence[SourceRow]) -> Iterable[list[SourceRow]]:
+    """Yield *rows* in order, in parts of at most `WRITE_MAX_BYTES`."""
+    part: list[SourceRow] = []
+    size = 0
+    for row in rows:
+        length = row.byte_count or 0
+        if part and size + length > WRITE_MAX_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(row)
+        size += length
+    if part:
+        yield part

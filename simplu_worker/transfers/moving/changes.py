@@ -1,0 +1,245 @@
+"""What changed in a tenant's rows since a time, read on one shard and written to another one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from simplu_worker.shards.postgres.pool import Connection
+from simplu_worker.transfers.moving.copying import FAILURES, OPERATIONS, REJECTIONS
+from simplu_worker.transfers.sql_files import QUERIES
+
+ResourceKey: TypeAlias = tuple[str, str]  # resource type and id
+LogKey: TypeAlias = tuple[str, datetime]  # the request, and when it was completed
+
+PAGE_ROWS: Final = 1000
+SCANNED_ROWS: Final = 50_000  # of all tenants, by one statement: a tenth of a second in memory
+FEW_ROWS: Final = 5000  # of a tenant's log; these are read by primary key, if those of all tenants are too many
+LOG_ORDER: Final = ("completed_at", "request_id")
+AT_ANY_TIME: Final = datetime.max.replace(tzinfo=UTC)
+INSTANT: Final = timedelta(microseconds=1)  # the resolution of the shard's times
+# Rows of the log from so long before a barrier on are read again: for a server's clock that is set back a little.
+CLOCK_MARGIN: Final = timedelta(seconds=2)
+CHANGES_NOTHING: Final = frozenset({"read", "list"})
+_LOG_COLUMNS: Final = OPERATIONS.columns[1:]  # without the tenant
+_REJECTION_COLUMNS: Final = REJECTIONS.columns[1:]
+_FAILURE_COLUMNS: Final = FAILURES.columns[1:]
+_RESOURCE_COLUMNS: Final = ("business_type", "resource_type", "resource_id", "data", "date", "last_updated")
+
+
+class Changes(msgspec.Struct, frozen=True):
+    """Rows of the log, and the resources that have changed: as they are now, or gone.
+
+    And rejected records, and the tries of messages, which are noted beside the log.
+    """
+
+    log: Sequence[Any] = ()
+    resources: Sequence[Any] = ()
+    gone: Collection[ResourceKey] = ()
+    rejections: Sequence[Any] = ()
+    failures: Sequence[Any] = ()
+
+    @property
+    def count(self) -> int:
+        """The number of rows."""
+        return sum(map(len, (self.log, self.resources, self.gone, self.rejections, self.failures)))
+
+    def without(self, keys: Collection[ResourceKey]) -> Changes:
+        """Return these changes without the resources *keys*."""
+        kept = [row for row in self.resources if (row["resource_type"], row["resource_id"]) not in keys]
+        return msgspec.structs.replace(self, resources=kept, gone=set(self.gone).difference(keys))
+
+
+NOTHING_KNOWN: Final = frozenset[LogKey]()
+
+
+def keys_of(log: Iterable[Any]) -> set[LogKey]:
+    """Return the keys of rows of the log; with the same key a row has the same content."""
+    return {_key_of(row) for row in log}
+
+
+async def read_changes(
+    connection: Connection, tenant_id: str, since: datetime, known: AbstractSet[LogKey] = NOTHING_KNOWN
+) -> AsyncIterator[Changes]:
+    """Yield what changed since *since*, by the clock of the shard, in pages of at most `PAGE_ROWS` rows of the log.
+
+    Without the rows *known*, and the resources that those operations changed: an earlier call has read them.
+
+    A page that was read while the tenant is written to may be older than the next one; what changes later is in the
+    pages since a later time.
+    """
+    async for log in _read_unknown(connection, tenant_id, since, known):
+        yield await read_resources(connection, tenant_id, _changed_by(log), log)
+    if others := await _read_other_keys(connection, tenant_id, since):
+        yield await read_resources(connection, tenant_id, others)
+    async for notes in _read_notes(connection, tenant_id, since):
+        yield notes
+
+
+async def read_last_changes(
+    connection: Connection, tenant_id: str, since: datetime, known: AbstractSet[LogKey] = NOTHING_KNOWN
+) -> Sequence[Changes]:
+    """Return the same of a tenant that no worker writes to, each of its resources read once."""
+    pages, keys = [], await _read_other_keys(connection, tenant_id, since)
+    async for log in _read_unknown(connection, tenant_id, since, known):
+        pages.append(Changes(log))
+        keys |= _changed_by(log)
+    pages.append(await read_resources(connection, tenant_id, keys))
+    return [*pages, *[one async for one in _read_notes(connection, tenant_id, since)]]
+
+
+async def _read_unknown(
+    connection: Connection, tenant_id: str, since: datetime, known: AbstractSet[LogKey]
+) -> AsyncIterator[Sequence[Any]]:
+    """Yield the rows of the log since *since* less a margin, without *known*, in pages of at most `PAGE_ROWS`."""
+    start = since - CLOCK_MARGIN
+    if known and known >= keys_of(await connection.fetch(QUERIES["read_logged_keys"], tenant_id, start, since)):
+        start = since
+    async for log in read_log(connection, tenant_id, start):
+        yield [row for row in log if _key_of(row) not in known]
+
+
+async def _read_notes(connection: Connection, tenant_id: str, since: datetime) -> AsyncIterator[Changes]:
+    """Yield the rejections and the tries of messages, which are noted beside the log."""
+    start = since - CLOCK_MARGIN
+    async for rows in _read_pages(connection, "read_new_rejections", tenant_id, start, ("rejected_at", "request_id")):
+        yield Changes(rejections=rows)
+    async for rows in _read_pages(connection, "read_new_failures", tenant_id, start, ("failed_at", "message_id")):
+        yield Changes(failures=rows)
+
+
+async def read_changed_keys(
+    connection: Connection, tenant_id: str, since: datetime
+) -> tuple[set[ResourceKey], set[str]]:
+    """Return the resources that may have changed since *since*, and the requests that were logged since then."""
+    keys = await _read_other_keys(connection, tenant_id, since)
+    requests = set[str]()
+    async for log in read_log(connection, tenant_id, since - CLOCK_MARGIN):
+        keys |= _changed_by(log)
+        requests |= {row["request_id"] for row in log}
+    return keys, requests
+
+
+async def read_log(
+    connection: Connection,
+    tenant_id: str,
+    start: datetime,
+    *,
+    scanned_rows: int = SCANNED_ROWS,
+    few_rows: int = FEW_ROWS,
+) -> AsyncIterator[Sequence[Any]]:
+    """Yield the rows of a tenant's log from *start* on, in order of time, in pages of at most `PAGE_ROWS` rows.
+
+    Each statement passes by about *scanned_rows* rows of other tenants at most, so that it takes a bounded time however
+    many there are. If there are more, and the tenant has no more than *few_rows* rows, these are read alone.
+    """
+    end = await connection.fetchval(QUERIES["find_logged_end"], start, scanned_rows)
+    if end is not None and await connection.fetchval(QUERIES["has_few_operations"], tenant_id, few_rows):
+        async for page in _read_pages(connection, "read_few_logged_changes", tenant_id, start, LOG_ORDER, AT_ANY_TIME):
+            yield page
+        return
+    while True:
+        async for page in _read_pages(
+            connection, "read_logged_changes", tenant_id, start, LOG_ORDER, end or AT_ANY_TIME
+        ):
+            yield page
+        if end is None:
+            return
+        start = end + INSTANT
+        end = await connection.fetchval(QUERIES["find_logged_end"], start, scanned_rows)
+
+
+async def _read_pages(
+    connection: Connection, query: str, tenant_id: str, start: datetime, order: tuple[str, str], *values: datetime
+) -> AsyncIterator[Sequence[Any]]:
+    """Yield the rows of *query* from *start* on, in pages that are not empty. *order*: the columns with time and id."""
+    after: tuple[datetime, str] = (start, "")
+    is_last = False
+    while not is_last:
+        page = await connection.fetch(QUERIES[query], tenant_id, after[0], *after, PAGE_ROWS, *values)
+        is_last = len(page) < PAGE_ROWS
+        if page:
+            after = (page[-1][order[0]], page[-1][order[1]])
+            yield page
+
+
+async def _read_other_keys(connection: Connection, tenant_id: str, since: datetime) -> set[ResourceKey]:
+    """Return the resources that have changed and that the log may not name."""
+    rows = await connection.fetch(QUERIES["read_other_changes"], tenant_id, since - CLOCK_MARGIN)
+    return {(row["resource_type"], row["resource_id"]) for row in rows}
+
+
+async def find_written_since_ready(
+    connection: Connection, tenant_id: str, keys: Collection[ResourceKey]
+) -> set[ResourceKey]:
+    """Return those of *keys* that were written on the tenant's target since all of its rows were there."""
+    if not keys:
+        return set()
+    rows = await connection.fetch(QUERIES["find_written_since_ready"], tenant_id, *_columns(sorted(keys)))
+    return {(row["resource_type"], row["resource_id"]) for row in rows}
+
+
+async def write_changes(connection: Connection, tenant_id: str, changes: Changes) -> None:
+    """Write *changes* in the transaction of *connection*, which has checked that the mover is still the last one."""
+    if changes.gone:
+        await connection.execute(QUERIES["delete_resources_named"], tenant_id, *_columns(sorted(changes.gone)))
+    if changes.resources:
+        await connection.execute(
+            QUERIES["write_resources"], tenant_id, *_columns(_values(changes.resources, _RESOURCE_COLUMNS))
+        )
+    if changes.log:
+        await connection.execute(QUERIES["write_log"], tenant_id, *_columns(_values(changes.log, _LOG_COLUMNS)))
+    if changes.rejections:
+        columns = _columns(_values(changes.rejections, _REJECTION_COLUMNS))
+        await connection.execute(QUERIES["write_rejections"], tenant_id, *columns)
+    if changes.failures:
+        columns = _columns(_values(changes.failures, _FAILURE_COLUMNS))
+        await connection.execute(QUERIES["write_failures"], tenant_id, *columns)
+
+
+async def read_resources(
+    connection: Connection, tenant_id: str, keys: Collection[ResourceKey], log: Sequence[Any] = ()
+) -> Changes:
+    """Return the resources *keys* as they are now, with rows of the log."""
+    if not keys:
+        return Changes(log)
+    found = await connection.fetch(QUERIES["read_resources"], tenant_id, *_columns(sorted(keys)))
+    there = {(row["resource_type"], row["resource_id"]) for row in found}
+    return Changes(log, found, set(keys) - there)
+
+
+def _key_of(row: Any) -> LogKey:
+    return row["request_id"], row["completed_at"]
+
+
+def _changed_by(log: Iterable[Any]) -> set[ResourceKey]:
+    return {(row["resource_type"], row["resource_id"]) for row in log if _may_change(row)}
+
+
+def _may_change(row: Any) -> bool:
+    return row["operation"] not in CHANGES_NOTHING and row["resource_id"] is not None
+
+
+def _values(rows: Iterable[Any], columns: Sequence[str]) -> list[tuple[Any, ...]]:
+    return [tuple(_text(row[column]) for column in columns) for row in rows]
+
+
+def _text(value: Any) -> str | None:
+    """Return a value of a row as text: arrays of other types would be asked for by their names."""
+    match value:
+        case None | str():
+            return value
+        case datetime():
+            return value.isoformat()
+        case bytes():
+            return value.hex()
+        case _:
+            raise TypeError(f"expected a text, a time or bytes, got {type(value).__name__}")
+
+
+def _columns(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)]

@@ -1,0 +1,330 @@
+"""Compare a tenant's rows on two shards by checksums that no order changes, without the rows that changed since."""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_right
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final, TypeAlias, TypeVar
+
+import msgspec
+
+from simplu_worker.shards.log.message_failures import KEPT_FOR
+from simplu_worker.shards.postgres.errors import StatementFailedError
+from simplu_worker.shards.postgres.pool import Connection, ShardPool
+from simplu_worker.shards.postgres.statement_timeouts import Isolation, StatementBudget
+from simplu_worker.shards.settling.rows import FIRST, RowKey
+from simplu_worker.timing.clock import loop_time
+from simplu_worker.transfers.moving.changes import CLOCK_MARGIN, ResourceKey, read_changed_keys
+from simplu_worker.transfers.moving.copying import OPERATIONS, RESOURCES, CopiedTable, find_end, slower_after
+from simplu_worker.transfers.moving.pacing import ChunkPace, next_pace
+from simplu_worker.transfers.sql_files import QUERIES
+
+AnswerT = TypeVar("AnswerT")
+KeyT = TypeVar("KeyT", str, RowKey)
+Pair: TypeAlias = tuple[Connection, Connection]  # of the source and of the target
+
+RANGE_S: Final = 0.02  # of both servers at once, for the rows that are compared by one statement
+DIFFERENCES_MAX: Final = 1000  # that are named
+# In place of a resource type, for the rows of the log, and for the notes beside it.
+LOG: Final = "operations"
+REJECTIONS: Final = "rejections"
+FAILURES: Final = "message failures"
+BESIDE_RESOURCES: Final = frozenset({LOG, REJECTIONS, FAILURES})
+FAILURES_KEPT: Final = KEPT_FOR / 2  # older ones may be deleted at different times
+
+
+class TypeSum(msgspec.Struct, frozen=True, rename="camel"):
+    """The rows of one resource type on one shard: their number, the bytes of their data, the sum of their hashes."""
+
+    row_count: int = 0
+    byte_count: int = 0
+    checksum: int = 0
+
+    @property
+    def digest(self) -> str:
+        """The checksum as people see it."""
+        return f"{self.checksum & 0xFFFF_FFFF_FFFF_FFFF:016x}"
+
+    def __add__(self, other: TypeSum) -> TypeSum:
+        return TypeSum(
+            self.row_count + other.row_count, self.byte_count + other.byte_count, self.checksum + other.checksum
+        )
+
+    def __sub__(self, other: TypeSum) -> TypeSum:
+        return TypeSum(
+            self.row_count - other.row_count, self.byte_count - other.byte_count, self.checksum - other.checksum
+        )
+
+
+Sums: TypeAlias = dict[str, TypeSum]  # by resource type
+
+
+class Comparison(msgspec.Struct, frozen=True, rename="camel"):
+    """The sums of both shards by resource type, and the resources that differ."""
+
+    source: Mapping[str, TypeSum]
+    target: Mapping[str, TypeSum]
+    differing: Sequence[ResourceKey] = ()
+    excluded: int = 0  # resources that changed since, and are not compared
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether all sums are the same."""
+        return self.source == self.target
+
+    @property
+    def row_count(self) -> int:
+        """The number of resources compared on the source."""
+        return sum(one.row_count for name, one in self.source.items() if name not in BESIDE_RESOURCES)
+
+    @property
+    def byte_count(self) -> int:
+        """The bytes of their data."""
+        return sum(one.byte_count for one in self.source.values())
+
+
+class ComparedLog(msgspec.Struct, frozen=True):
+    """The part of the log that is compared: completed from *since* on and before *until*, without *requests*.
+
+    And of the notes beside it: those before *notes_until*, of rejected records without *rejected*, and of the tries of
+    messages those of *failed* alone. For a note may be made beside the fence, and that of a message is deleted with it.
+    """
+
+    since: datetime
+    until: datetime
+    requests: Collection[str]
+    notes_until: datetime
+    rejected: Collection[str]
+    failed: Collection[str]
+
+
+class PacedRanges:
+    """Ranges of a tenant's keys: of as many rows as both shards compare in `RANGE_S`, with rests between them."""
+
+    def __init__(self) -> None:
+        self._pace = ChunkPace(chunk_s=RANGE_S)
+
+    def __repr__(self) -> str:
+        return f"PacedRanges({self._pace})"
+
+    async def of(self, table: CopiedTable, pair: Pair, tenant_id: str) -> AsyncIterator[tuple[RowKey, RowKey | None]]:
+        """Yield the keys before and at the end of each range; the last one is without an end.
+
+        A range takes until the next one is asked for.
+        """
+        after: RowKey | None = FIRST
+        while after is not None:
+            await asyncio.sleep(self._pace.rest_s)
+            began_at = loop_time()
+            end, _ = await _of_both(
+                [
+                    find_end(pair[0], table, tenant_id, after, self._pace.row_count),
+                    pair[1].fetchval(QUERIES["read_clock"]),
+                ]
+            )
+            answered_at = loop_time()
+            yield after, end
+            self._pace = next_pace(
+                self._pace,
+                row_count=self._pace.row_count,
+                took_s=loop_time() - began_at,
+                answer_s=answered_at - began_at,
+            )
+            after = end
+
+    def slow_down(self, error: StatementFailedError) -> None:
+        """Take fewer rows from now on. Raises *error* unless it is a timeout that fewer rows may avoid."""
+        self._pace = slower_after(error, self._pace)
+
+
+async def compare_shards(
+    source: ShardPool,
+    target: ShardPool,
+    tenant_id: str,
+    since: datetime,
+    *,
+    live_on_source: bool,
+    log_kept: timedelta,
+) -> Comparison:
+    """Compare a tenant's rows on two shards, without those that changed on the one with the tenant since *since*.
+
+    By its clock. The log is compared from *log_kept* before that on: older rows may be deleted at different times.
+    Rests between ranges. Begins again with smaller ones where one takes too long.
+    """
+    live, other = (source, target) if live_on_source else (target, source)
+    ranges = PacedRanges()
+    while True:
+        try:
+            async with (
+                live.transaction(budget=StatementBudget.KEY_RANGE, isolation=Isolation.ONE_MOMENT) as live_connection,
+                other.transaction(budget=StatementBudget.KEY_RANGE) as other_connection,
+            ):
+                keys, requests = await read_changed_keys(live_connection, tenant_id, since)
+                pair = (live_connection, other_connection) if live_on_source else (other_connection, live_connection)
+                compared_log = await _find_compared_log(
+                    live_connection, other_connection, tenant_id, since, log_kept, requests
+                )
+                return await compare(*pair, tenant_id, keys, compared_log, ranges)
+        except StatementFailedError as exc:
+            ranges.slow_down(exc)
+
+
+async def _find_compared_log(
+    live: Connection,
+    other: Connection,
+    tenant_id: str,
+    since: datetime,
+    log_kept: timedelta,
+    requests: Collection[str],
+) -> ComparedLog:
+    """Return which part of the log, and of the notes beside it, has to be the same on both shards."""
+    # Notes do not wait for the barrier of a move: those of just before it are part of the next delta.
+    until = since - CLOCK_MARGIN
+    rejected: set[str] = set()
+    for connection in (live, other):
+        rows = await connection.fetch(QUERIES["find_later_rejections"], tenant_id, until)
+        rejected |= {row["request_id"] for row in rows}
+    failures_since = until - min(log_kept, FAILURES_KEPT)
+    failed = [row["message_id"] for row in await live.fetch(QUERIES["find_failures"], tenant_id, failures_since, until)]
+    later = {row["message_id"] for row in await other.fetch(QUERIES["find_later_failures"], tenant_id, failed, until)}
+    return ComparedLog(since - log_kept, since, requests, until, rejected, [one for one in failed if one not in later])
+
+
+async def compare(
+    source: Connection,
+    target: Connection,
+    tenant_id: str,
+    changed: Collection[ResourceKey],
+    compared_log: ComparedLog,
+    ranges: PacedRanges,
+) -> Comparison:
+    """Return the comparison of a tenant's rows, in ranges of keys; *changed* are left out."""
+    pair = (source, target)
+    sums, differing = await _compare_resources(pair, tenant_id, changed, ranges)
+    logs = await _sum_logs(pair, tenant_id, compared_log, ranges)
+    notes = await _of_both([_sum_notes(one, tenant_id, compared_log) for one in pair])
+    of_both = [
+        {name: one for name, one in {**resources, **beside}.items() if one.row_count} | {LOG: log}
+        for resources, beside, log in zip(sums, notes, logs, strict=True)
+    ]
+    return Comparison(of_both[0], of_both[1], differing[:DIFFERENCES_MAX], len(changed))
+
+
+async def _compare_resources(
+    pair: Pair, tenant_id: str, changed: Collection[ResourceKey], ranges: PacedRanges
+) -> tuple[tuple[Sums, Sums], list[ResourceKey]]:
+    """Return the sums of both shards by resource type, and the resources that differ."""
+    sums: tuple[Sums, Sums] = ({}, {})
+    differing: list[ResourceKey] = []
+    excluded, excluded_count = sorted(changed), 0
+    async for after, end in ranges.of(RESOURCES, pair, tenant_id):
+        parts = await _of_both([_sum_range(one, tenant_id, after, end) for one in pair])
+        excluded_before, excluded_count = excluded_count, _count_up_to(end, excluded)
+        if left_out := excluded[excluded_before:excluded_count]:
+            for part, own in zip(
+                parts, await _of_both([_sum_each(one, tenant_id, left_out) for one in pair]), strict=True
+            ):
+                for resource_type, one in own:
+                    part[resource_type] -= one
+        for total, part in zip(sums, parts, strict=True):
+            for name, one in part.items():
+                total[name] = total.get(name, TypeSum()) + one
+        if parts[0] != parts[1] and len(differing) < DIFFERENCES_MAX:
+            hashes = await _of_both([_hash_range(one, tenant_id, after, end) for one in pair])
+            differing += sorted({key for key, _ in set(hashes[0].items()) ^ set(hashes[1].items())} - set(changed))
+    return sums, differing
+
+
+async def _sum_logs(pair: Pair, tenant_id: str, compared: ComparedLog, ranges: PacedRanges) -> list[TypeSum]:
+    """Return the sums of the log on both shards."""
+    sums = [TypeSum(), TypeSum()]
+    excluded, excluded_count = sorted(compared.requests), 0
+    async for after, end in ranges.of(OPERATIONS, pair, tenant_id):
+        excluded_before, excluded_count = excluded_count, _count_up_to(None if end is None else end[0], excluded)
+        left_out = excluded[excluded_before:excluded_count]
+        parts = await _of_both([_sum_log(one, tenant_id, after, end, compared, left_out) for one in pair])
+        sums = [total + part for total, part in zip(sums, parts, strict=True)]
+    return sums
+
+
+def _count_up_to(end: KeyT | None, keys: Sequence[KeyT]) -> int:
+    """Return how many of the sorted *keys* are in the ranges up to *end*; all without one."""
+    return len(keys) if end is None else bisect_right(keys, end)
+
+
+async def _of_both(statements: Iterable[Coroutine[Any, Any, AnswerT]]) -> list[AnswerT]:
+    """Return the answers of both shards; an error of one ends the statement on the other, too."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            both = [tasks.create_task(one) for one in statements]
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None
+    return [one.result() for one in both]
+
+
+async def _sum_range(
+    connection: Connection, tenant_id: str, after: RowKey, end: RowKey | None
+) -> defaultdict[str, TypeSum]:
+    rows = await connection.fetch(QUERIES["checksum_resources"], tenant_id, *after, *(end or (None, None)))
+    sums = {row["resource_type"]: TypeSum(row["row_count"], row["byte_count"], int(row["checksum"])) for row in rows}
+    return defaultdict(TypeSum, sums)
+
+
+async def _sum_each(connection: Connection, tenant_id: str, keys: Collection[ResourceKey]) -> list[tuple[str, TypeSum]]:
+    """Return the type and the sum of single resources: a sum without them is that of all less theirs."""
+    rows = await connection.fetch(QUERIES["checksum_each"], tenant_id, *_columns(keys))
+    return [(row["resource_type"], TypeSum(1, row["byte_count"], int(row["checksum"]))) for row in rows]
+
+
+async def _hash_range(
+    connection: Connection, tenant_id: str, after: RowKey, end: RowKey | None
+) -> dict[ResourceKey, str]:
+    rows = await connection.fetch(QUERIES["hash_resources"], tenant_id, *after, *(end or (None, None)))
+    return {(row["resource_type"], row["resource_id"]): row["checksum"] for row in rows}
+
+
+async def _sum_log(
+    connection: Connection,
+    tenant_id: str,
+    after: RowKey,
+    end: RowKey | None,
+    compared: ComparedLog,
+    left_out: Sequence[str],
+) -> TypeSum:
+    keys = (*after, *(end or (None, None)))
+    return _sum_of(
+        await connection.fetchrow(
+            QUERIES["checksum_log"], tenant_id, *keys, compared.since, compared.until, list(left_out)
+        )
+    )
+
+
+async def _sum_notes(connection: Connection, tenant_id: str, compared: ComparedLog) -> dict[str, TypeSum]:
+    bounds = (compared.since, compared.notes_until, list(compared.rejected))
+    return {
+        REJECTIONS: _sum_of(await connection.fetchrow(QUERIES["checksum_rejections"], tenant_id, *bounds)),
+        FAILURES: _sum_of(await connection.fetchrow(QUERIES["checksum_failures"], tenant_id, list(compared.failed))),
+    }
+
+
+def _sum_of(row: Any) -> TypeSum:
+    return TypeSum(row["row_count"], 0, int(row["checksum"]))
+
+
+def _columns(keys: Iterable[ResourceKey]) -> tuple[list[str], list[str]]:
+    in_order = sorted(keys)
+    return [one for one, _ in in_order], [one for _, one in in_order]
+
+
+def describe_difference(comparison: Comparison) -> str:
+    """Return the resource types that differ, for people."""
+    names = Counter(name for name, _ in comparison.differing)
+    types = sorted(name for name in {**comparison.source, **comparison.target} if _differs(comparison, name))
+    return ", ".join(f"{name} ({names[name]} named)" if names[name] else name for name in types)
+
+
+def _differs(comparison: Comparison, name: str) -> bool:
+    return comparison.source.get(name) != comparison.target.get(name)

@@ -1,0 +1,172 @@
+"""Whether two shards are ready for a move between them, and what one would take; nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
+from simplu_worker.shards.routing.citrus import CitrusClient
+from simplu_worker.shards.routing.locator import Locator
+from simplu_worker.shards.schema.schema_check import read_schema
+from simplu_worker.shards.settling.rows import FIRST
+from simplu_worker.timing.clock import loop_time
+from simplu_worker.transfers.moving.copying import RESOURCES, find_end
+from simplu_worker.transfers.moving.planning.prediction import predict_pause
+from simplu_worker.transfers.moving.types import Move, PauseTooLongError
+from simplu_worker.transfers.sql_files import QUERIES
+
+SCHEMA_NEEDED: Final = 3
+SAMPLE_ROWS: Final = 2_000
+WRITING_TAKES: Final = 3.0  # times the reading of a sample
+PREDICTIONS_MAX: Final = 3  # a single one may meet a slow moment
+# Of a row beside its document or result, with its entries in the indexes: PostgreSQL 18 takes 260 to 440 for resources
+# of 70 to 1,300 bytes, and 410 for operations, all with random ids.
+RESOURCE_BYTES: Final = 400
+OPERATION_BYTES: Final = 400
+# The same on both shards: each is the target of the way back.
+RIGHTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "tenants": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "resources": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "operations": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "rejections": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "message_failures": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "moves": ("SELECT", "INSERT", "UPDATE"),
+    "arrivals": ("SELECT", "INSERT", "UPDATE", "DELETE"),
+    "move_changes": ("SELECT", "DELETE"),
+    "stream_positions": ("SELECT", "UPDATE", "DELETE"),
+    "position_merges": ("SELECT", "INSERT", "DELETE"),
+    "business_types": ("SELECT",),
+}
+
+
+class MovePlan(msgspec.Struct, frozen=True, rename="camel"):
+    """What a move would take; times in seconds, estimated from a sample of the rows and from commits on both shards.
+
+    *byte_count* is of the documents, *disk_bytes* of all rows on the target, with their indexes. *standby_s* is the
+    part of the pause until the standbys follow.
+    """
+
+    tenant: str
+    source_shard: str
+    target_shard: str
+    resources: int
+    byte_count: int
+    operations: int
+    disk_bytes: int
+    duration_s: float
+    pause_s: float
+    standby_s: float
+
+
+async def check_shards(locator: Locator, pools: Pools, source_id: str, target_id: str) -> None:
+    """Raise `PermanentError` if no tenant can move from one shard to the other, `RetryableError` if one is silent."""
+    known = {shard.shard_id: shard for shard in await locator.list_shards()}
+    for shard_id in (source_id, target_id):
+        if shard_id not in known:
+            names = ", ".join(sorted(known))
+            raise PermanentError(f"shard {shard_id}: expected one of {names}, got a shard that is unknown")
+        await check_schema_version(pools.ensure_pool(known[shard_id]))
+    target = known[target_id]
+    if not target.is_active:
+        raise PermanentError(f"shard {target_id}: expected an active shard, got one that is marked inactive")
+    for shard_id in (source_id, target_id):
+        await check_rights(pools.pool_of(shard_id))
+    await check_copy(pools.pool_of(target_id))
+    if isinstance(locator, CitrusClient):
+        capacity = await locator.fetch_capacity(target_id)
+        if capacity is not None and capacity.accepts_new is False:
+            raise PermanentError(
+                f"shard {target_id}: expected room for a tenant, got a full shard "
+                f"({capacity.tenant_count} of {capacity.tenant_max}); raise maxBusinesses in Citrus, or choose another"
+            )
+
+
+async def check_rights(pool: ShardPool) -> None:
+    """Raise `PermanentError` if the role lacks a right on a table that moves from or to a shard read or write."""
+    needed = [(table, right) for table, rights in RIGHTS.items() for right in rights]
+    async with pool.connection() as connection:
+        rows = await connection.fetch(QUERIES["find_missing_rights"], *map(list, zip(*needed, strict=True)))
+    if rows:
+        missing = ", ".join(f"{row['privilege']} on {row['table_name']}" for row in rows)
+        raise PermanentError(
+            f"shard {pool.address.shard_id}: expected the rights of a move on all of its tables, got a role without "
+            f"{missing}; GRANT them, or run the command with the connection strings of the role that owns the tables"
+        )
+
+
+async def check_copy(pool: ShardPool) -> None:
+    """Raise `PermanentError` if the role may not write the tables of a shard by COPY."""
+    async with pool.connection() as connection:
+        if not await connection.fetchval(QUERIES["may_copy_into"]):
+            raise PermanentError(
+                f"shard {pool.address.shard_id}: expected the role that owns the tables, or one with BYPASSRLS, got "
+                "another role; COPY needs it: run the command with the connection strings of that role"
+            )
+
+
+async def check_schema_version(pool: ShardPool) -> None:
+    """Raise `PermanentError` if a shard has not the schema that moves need, `RetryableError` if it does not answer."""
+    shard_id = pool.address.shard_id
+    await pool.probe()
+    async with pool.connection() as connection:
+        schema = await read_schema(connection, shard_id)
+    if schema is None or schema.version is None:
+        raise PermanentError(
+            f"shard {shard_id}: expected our schema, got an empty database; "
+            f"run: simplu-worker shards upgrade {shard_id} --apply"
+        )
+    if schema.version < SCHEMA_NEEDED:
+        raise PermanentError(
+            f"shard {shard_id}: expected schema version {SCHEMA_NEEDED} or newer, got {schema.version}; "
+            f"run: simplu-worker shards upgrade {shard_id} --apply"
+        )
+
+
+async def plan_move(
+    pools: Pools, commits: ReplicationWaiter, move: Move, *, max_pause_s: float | None = None
+) -> MovePlan:
+    """Return what *move* would take. Raises `PauseTooLongError` if the pause would be longer than *max_pause_s*."""
+    source = pools.pool_of(move.source_id)
+    async with source.transaction(budget=StatementBudget.KEY_RANGE) as connection:
+        size = await connection.fetchrow(QUERIES["describe_tenant_size"], move.tenant_id)
+        began_at = loop_time()
+        end = await find_end(connection, RESOURCES, move.tenant_id, FIRST, SAMPLE_ROWS)
+        await connection.fetch(QUERIES["copy_resources"], move.tenant_id, *FIRST, *(end or (None, None)))
+        sample_s = loop_time() - began_at
+    if size is None:
+        raise RetryableError("the tenant's row has gone from its shard")
+    row_count = size["resource_count"] + size["operation_count"]
+    sampled = min(SAMPLE_ROWS, max(1, size["resource_count"]))
+    for _ in range(PREDICTIONS_MAX):
+        pause = await predict_pause(pools, commits, move)
+        if max_pause_s is None or pause.total_s <= max_pause_s:
+            break
+    else:
+        raise PauseTooLongError(
+            f"{move.tenant_id}: expected a pause of at most {max_pause_s:g} s, got {pause.describe(move)}; nothing was "
+            f"written, and the tenant stays on shard {move.source_id}; try again with less load, or give a longer "
+            "--max-pause"
+        )
+    return MovePlan(
+        move.tenant_id,
+        move.source_id,
+        move.target_id,
+        size["resource_count"],
+        size["byte_count"],
+        size["operation_count"],
+        disk_bytes=(
+            size["byte_count"]
+            + size["resource_count"] * RESOURCE_BYTES
+            + size["result_byte_count"]
+            + size["operation_count"] * OPERATION_BYTES
+        ),
+        duration_s=row_count / sampled * sample_s * WRITING_TAKES + pause.total_s,
+        pause_s=pause.total_s,
+        standby_s=pause.standby_s,
+    )

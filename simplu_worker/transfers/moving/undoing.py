@@ -1,0 +1,165 @@
+"""Take back what a move has left: the copy of one that has not committed, and the rows that a tenant left behind.
+
+Each under a token of its own, so that a mover that wakes up late finds another one (ADR 0007).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Final, Literal, TypeAlias
+
+import structlog
+
+from simplu_worker.errors import PermanentError
+from simplu_worker.operations.admission import TenantState
+from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
+from simplu_worker.shards.postgres.errors import StatementFailedError
+from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.queries import affected_count
+from simplu_worker.shards.schema.clock_check import check_clocks
+from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
+from simplu_worker.shards.settling.rows import read_arrival, read_departure, read_tenant, take_token
+from simplu_worker.transfers.moving.situation import GONE, LEAVING, ON_THE_WAY
+from simplu_worker.transfers.sql_files import QUERIES
+
+DROP_ROWS: Final = 5_000  # deleted by one statement
+SHRINKING: Final = 10  # after one that ran into its timeout
+DROPS: Final = ("drop_resources", "drop_operations", "drop_rejections", "drop_failures")
+
+TenantLock: TypeAlias = Literal["lock_incoming", "lock_left"]
+"""The query that locks the tenant's row, if it still has the token, in the state in which its rows may be deleted."""
+
+log = structlog.get_logger(__name__)
+
+
+async def drop_rows(shard: ShardPool, tenant_id: str, token: int, lock: TenantLock) -> int | None:
+    """Delete the rows of a tenant, but for its own; return their number, None once the row has another token or state.
+
+    Raises `RetryableError` if the shard does not answer.
+    """
+    count, limit = 0, DROP_ROWS
+    for query in DROPS:
+        is_done = False
+        while not is_done:
+            try:
+                async with shard.transaction() as connection:
+                    if not await connection.fetchval(QUERIES[lock], tenant_id, token):
+                        return None
+                    deleted = affected_count(await connection.execute(QUERIES[query], tenant_id, limit))
+            except StatementFailedError as exc:
+                limit = fewer_after(exc, limit)
+                continue
+            count += deleted
+            is_done = deleted < limit
+    return count
+
+
+def fewer_after(error: StatementFailedError, limit: int) -> int:
+    """Return the rows to delete after *limit* of them took too long: they may be of some MB each.
+
+    Raises *error* unless it is a timeout that fewer rows may avoid.
+    """
+    if not error.is_timeout or limit == 1:
+        raise error
+    return max(1, limit // SHRINKING)
+
+
+async def undo_move(pools: Pools, tenant_id: str, source_id: str, target_id: str) -> int:
+    """Delete the copy of a tenant that has not left its source, or was destroyed there; return the rows deleted.
+
+    Raises `PermanentError` if the tenant has left the source, and `RetryableError` if a shard does not answer: then the
+    same call goes on.
+    """
+    source, target = pools.pool_of(source_id), pools.pool_of(target_id)
+    async with target.connection() as connection:
+        copy = await read_tenant(connection, tenant_id)
+    async with source.transaction() as connection:
+        tenant = await read_tenant(connection, tenant_id, locked=True)
+        if tenant is None or tenant.state not in LEAVING | GONE:
+            state = "none" if tenant is None else tenant.state
+            raise PermanentError(f"{tenant_id}: expected its home on shard {source_id}, got a row that is {state}")
+        token = max(tenant.move_token, 0 if copy is None else copy.move_token) + 1
+        if tenant.state in LEAVING:  # no mover can do anything about a tenant that is destroyed
+            await take_token(connection, tenant_id, token)
+        await connection.execute(QUERIES["open_move"], tenant_id, target_id, token, "undoing")
+    count = 0
+    if copy is not None and copy.state in ON_THE_WAY:
+        count = await _drop_copy(target, tenant_id, token)
+    async with source.transaction() as connection:
+        await connection.execute(QUERIES["note_move"], tenant_id, token, "undone", None)
+        await connection.execute(QUERIES["forget_move_changes"], tenant_id)
+    log.info("move.undone", tenant_id=tenant_id, source_id=source_id, target_id=target_id, rows=count)
+    return count
+
+
+async def _drop_copy(target: ShardPool, tenant_id: str, token: int) -> int:
+    """Delete the rows of a tenant that is on its way, if no mover with a higher token has come."""
+    async with target.transaction() as connection:
+        status = await connection.execute(QUERIES["take_incoming"], tenant_id, token)
+        if affected_count(status) != 1:
+            raise PermanentError(f"{tenant_id}: another mover has begun since; run the command again once it has ended")
+        await connection.execute(QUERIES["close_arrival"], tenant_id)  # no mover may go on from its rest
+    count = await drop_rows(target, tenant_id, token, "lock_incoming")
+    if count is None:
+        raise PermanentError(f"{tenant_id}: another mover has begun since")
+    async with target.transaction() as connection:
+        await connection.execute(QUERIES["drop_incoming"], tenant_id, token)
+    return count
+
+
+async def list_left_behind(shard: ShardPool, older_than: timedelta) -> Sequence[tuple[str, str]]:
+    """Return the tenants that left a shard so long ago and have rows there, each with the shard it went to.
+
+    Raises `ClocksApartError`, a `RetryableError`, if that cannot be told.
+    """
+    async with shard.transaction() as connection:
+        if await check_schema(connection, shard.address.shard_id) is SchemaState.EMPTY:
+            return []
+        await check_clocks(connection, shard)
+        rows = await connection.fetch(QUERIES["find_left_behind"], older_than)
+    return [(row["tenant_id"], row["target_shard_id"]) for row in rows]
+
+
+async def clean_up(
+    pools: Pools, commits: ReplicationWaiter, tenant_id: str, source_id: str, target_id: str
+) -> int | None:
+    """Delete the rows that a tenant left on *source_id*, and return their number; the tenant's row stays.
+
+    None if the tenant has not arrived on *target_id*, or has come back. From the first statement on the move can
+    only be taken back by copying everything. Only once the standbys of the target have the tenant there: one that has
+    not would need these rows. Raises `RetryableError` if a shard does not answer.
+    """
+    source, target = pools.pool_of(source_id), pools.pool_of(target_id)
+    async with target.transaction() as connection:
+        home = await read_tenant(connection, tenant_id)
+        server = await note_server(connection)
+    await commits.wait_for_transaction(target_id, server)
+    async with source.transaction() as connection:
+        left = await read_tenant(connection, tenant_id, locked=True)
+        departure = await read_departure(connection, tenant_id)
+        is_safe = (
+            home is not None
+            and left is not None
+            and departure is not None
+            and (left.state, left.moved_to) == (TenantState.MOVED, target_id)
+            and home.state not in ON_THE_WAY  # it has arrived; since then it may have gone on, or been destroyed
+            and home.epoch >= left.epoch
+        )
+        if not is_safe or left is None or home is None:
+            return None
+        token = max(left.move_token, home.move_token) + 1
+        await take_token(connection, tenant_id, token)
+        await connection.execute(QUERIES["retake_move"], tenant_id, token, "cleaning")
+    count = await drop_rows(source, tenant_id, token, "lock_left")
+    if count is None:
+        return None
+    async with source.transaction() as connection:
+        await connection.execute(QUERIES["note_move"], tenant_id, token, "cleaned", None)
+    async with target.transaction() as connection:
+        arrival = await read_arrival(connection, tenant_id)
+        if arrival is not None and arrival.source_shard_id == source_id:
+            await connection.execute(QUERIES["close_arrival"], tenant_id)
+            await connection.execute(QUERIES["forget_move_changes"], tenant_id)
+    log.info("move.cleaned_up", tenant_id=tenant_id, source_id=source_id, rows=count)
+    return count

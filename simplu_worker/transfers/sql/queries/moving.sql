@@ -1,0 +1,620 @@
+-- Moves of tenants between shards (docs/adr/0007-moving-tenants.md). What a mover writes to a shard is about a tenant's
+-- row with the mover's own token; what any worker may write is about a state that only it can follow.
+
+-- name: open_move
+-- The time of an open move to the same shard stays, and so does the detail of one that has committed, without the error
+-- of the mover before: this one has not failed.
+INSERT INTO public.moves AS known (tenant_id, target_shard_id, move_token, step)
+VALUES ($1, $2, $3, $4)
+ON CONFLICT (tenant_id) DO UPDATE SET
+    target_shard_id = excluded.target_shard_id,
+    move_token = excluded.move_token,
+    step = excluded.step,
+    detail = CASE
+        WHEN excluded.step = 'committed' THEN pg_catalog.jsonb_delete(known.detail, 'error'::pg_catalog.text)
+        ELSE '{}'
+    END,
+    started_at = CASE
+        WHEN known.step IN ('open', 'committed') AND known.target_shard_id = excluded.target_shard_id THEN known.started_at
+        ELSE pg_catalog.clock_timestamp()
+    END,
+    updated_at = pg_catalog.clock_timestamp();
+
+-- name: note_move
+-- Set the step of a move, and its detail; also shows that its mover runs.
+UPDATE public.moves
+SET
+    step = $3, detail = coalesce($4::pg_catalog.text::pg_catalog.jsonb, detail),
+    updated_at = pg_catalog.clock_timestamp()
+WHERE tenant_id = $1 AND move_token = $2;
+
+-- name: note_failed_move
+-- How far the mover of a move that has not ended got, and why it gave up.
+UPDATE public.moves
+SET
+    detail = pg_catalog.jsonb_concat(detail, $3::pg_catalog.text::pg_catalog.jsonb),
+    updated_at = pg_catalog.clock_timestamp()
+WHERE tenant_id = $1 AND move_token = $2 AND step IN ('open', 'committed');
+
+-- name: list_begun_moves
+-- The moves from this shard that have begun and not ended, without the cleanups.
+SELECT tenant_id, target_shard_id, step FROM public.moves WHERE step IN ('open', 'committed', 'undoing');
+
+-- name: fence_tenant
+-- Waits for the batches in flight, within the lock timeout of the transaction: their rows of the log are from before
+-- `read_at`. $3: seconds.
+UPDATE public.tenants
+SET state = 'fenced', fenced_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $3)
+WHERE id = $1 AND state = 'active' AND move_token = $2
+RETURNING :moving_columns;
+
+-- name: end_own_fence
+-- By the mover itself. With the next token: a commit of this one that is under way must not find it.
+UPDATE public.tenants
+SET state = 'active', move_token = move_token + 1, fenced_until = NULL
+WHERE id = $1 AND state = 'fenced' AND move_token = $2;
+
+-- name: commit_move
+-- The commit point: from here on the tenant's home is the shard $3, where its row has the epoch $4. $5 is the detail for
+-- the journal.
+WITH
+    committed AS (
+        UPDATE public.tenants
+        SET
+            state = 'moved', moved_to = $3, epoch = $4, fenced_until = NULL, deletion_began_at = NULL,
+            state_changed_at = pg_catalog.clock_timestamp()
+        WHERE id = $1 AND state = 'fenced' AND move_token = $2
+        RETURNING id
+    ),
+    noted AS (
+        UPDATE public.moves
+        SET
+            step = 'committed', detail = $5::pg_catalog.text::pg_catalog.jsonb,
+            updated_at = pg_catalog.clock_timestamp()
+        WHERE tenant_id = $1 AND move_token = $2 AND EXISTS (SELECT FROM committed)
+    )
+SELECT :committing_server FROM committed;
+
+-- name: make_incoming
+-- Only over a lower token, and never over a tenant with its home here.
+INSERT INTO public.tenants AS known (
+    id, business_id, location_id, business_type, state, epoch, move_token, control_at, created_at
+)
+VALUES ($1, $2, $3, $4, 'incoming', $5, $6, $7, $8)
+ON CONFLICT (id) DO UPDATE SET
+    business_id = excluded.business_id, location_id = excluded.location_id, business_type = excluded.business_type,
+    state = 'incoming', epoch = excluded.epoch, move_token = excluded.move_token, moved_to = NULL, fenced_until = NULL,
+    control_at = excluded.control_at, created_at = excluded.created_at, deletion_began_at = NULL
+WHERE known.state IN ('incoming', 'ready', 'moved', 'destroyed') AND known.move_token < excluded.move_token;
+
+-- name: open_arrival
+INSERT INTO public.arrivals AS known (tenant_id, source_shard_id, move_token, progress)
+VALUES ($1, $2, $3, $4::pg_catalog.text::pg_catalog.jsonb)
+ON CONFLICT (tenant_id) DO UPDATE SET
+    source_shard_id = excluded.source_shard_id, move_token = excluded.move_token, progress = excluded.progress,
+    ready_at = NULL, ready_snapshot = NULL, updated_at = pg_catalog.clock_timestamp();
+
+-- name: lock_incoming
+-- Begins each other transaction that writes to the target: no other mover has come.
+SELECT true, :server_run FROM public.tenants WHERE id = $1 AND state = 'incoming' AND move_token = $2 FOR SHARE;
+
+-- name: note_arrival
+-- The progress, in the transaction of the rows that it counts.
+UPDATE public.arrivals
+SET progress = $3::pg_catalog.text::pg_catalog.jsonb, updated_at = pg_catalog.clock_timestamp()
+WHERE tenant_id = $1 AND move_token = $2;
+
+-- name: make_ready
+-- With what control messages may have changed on the source since its row was copied. Begins the last transaction that
+-- writes to the target: no other mover has come.
+UPDATE public.tenants
+SET state = 'ready', business_type = $3, control_at = $4, created_at = $5
+WHERE id = $1 AND state = 'incoming' AND move_token = $2
+RETURNING :committing_server;
+
+-- name: note_ready
+UPDATE public.arrivals
+SET
+    progress = $3::pg_catalog.text::pg_catalog.jsonb, ready_at = pg_catalog.clock_timestamp(),
+    ready_snapshot = pg_catalog.pg_current_snapshot(),
+    updated_at = pg_catalog.clock_timestamp()
+WHERE tenant_id = $1 AND move_token = $2;
+
+-- name: take_incoming
+-- What an earlier mover has left is a rollback's now: its token is above the mover's.
+UPDATE public.tenants
+SET state = 'incoming', move_token = $2
+WHERE id = $1 AND state IN ('incoming', 'ready') AND move_token < $2;
+
+-- name: drop_incoming
+DELETE FROM public.tenants WHERE id = $1 AND state = 'incoming' AND move_token = $2;
+
+-- name: lock_left
+-- Begins each transaction that deletes what a tenant has left behind: it has not come back, and no mover is coming.
+SELECT true FROM public.tenants WHERE id = $1 AND state = 'moved' AND move_token = $2 FOR SHARE;
+
+-- name: retake_move
+-- Note in the journal that its rows are another program's now.
+UPDATE public.moves
+SET move_token = $2, step = $3, updated_at = pg_catalog.clock_timestamp()
+WHERE tenant_id = $1;
+
+-- name: find_left_behind
+-- The tenants that have moved away from this shard at least $1 ago, and have left rows here.
+SELECT tenant_id, target_shard_id
+FROM public.moves
+WHERE step IN ('done', 'cleaning') AND updated_at < pg_catalog.clock_timestamp() - $1::pg_catalog.interval
+ORDER BY updated_at, tenant_id;
+
+-- name: close_arrival
+DELETE FROM public.arrivals WHERE tenant_id = $1;
+
+-- name: forget_move_changes
+-- Unless another move of the tenant needs them: one from here that is under way, or the way back to its former shard.
+DELETE FROM public.move_changes
+WHERE
+    tenant_id = $1
+    AND NOT EXISTS (SELECT FROM public.moves WHERE moves.tenant_id = $1 AND moves.step IN ('open', 'undoing'))
+    AND NOT EXISTS (SELECT FROM public.arrivals WHERE arrivals.tenant_id = $1);
+
+-- name: drop_resources
+-- At most $2 of a tenant's resources, while its home is elsewhere.
+DELETE FROM public.resources
+WHERE ctid = ANY(ARRAY(SELECT ctid FROM public.resources WHERE id = $1 LIMIT $2));
+
+-- name: drop_operations
+-- At most $2 of a tenant's rows of the log.
+DELETE FROM public.operations
+WHERE ctid = ANY(ARRAY(SELECT ctid FROM public.operations WHERE tenant_id = $1 LIMIT $2));
+
+-- name: drop_failures
+DELETE FROM public.message_failures
+WHERE ctid = ANY(ARRAY(SELECT ctid FROM public.message_failures WHERE tenant_id = $1 LIMIT $2));
+
+-- name: drop_rejections
+DELETE FROM public.rejections
+WHERE ctid = ANY(ARRAY(SELECT ctid FROM public.rejections WHERE tenant_id = $1 LIMIT $2));
+
+-- name: resource_boundary
+-- The key of the $4-th resource after the key $2, $3: the end of the next chunk. NULL if there are fewer.
+SELECT "resourceName" AS first, "resourceId" AS second
+FROM public.resources
+WHERE id = $1 AND ("resourceName", "resourceId") > ($2::pg_catalog.text, $3::pg_catalog.text)
+ORDER BY "resourceName", "resourceId"
+OFFSET $4 - 1 LIMIT 1;
+
+-- name: operation_boundary
+-- The same for the log, where a key has one part.
+SELECT request_id AS first, '' AS second
+FROM public.operations
+WHERE tenant_id = $1 AND request_id > $2::pg_catalog.text AND $3::pg_catalog.text = ''
+ORDER BY request_id
+OFFSET $4 - 1 LIMIT 1;
+
+-- name: rejection_boundary
+SELECT request_id AS first, '' AS second
+FROM public.rejections
+WHERE tenant_id = $1 AND request_id > $2::pg_catalog.text AND $3::pg_catalog.text = ''
+ORDER BY request_id
+OFFSET $4 - 1 LIMIT 1;
+
+-- name: failure_boundary
+SELECT message_id AS first, '' AS second
+FROM public.message_failures
+WHERE tenant_id = $1 AND message_id > $2::pg_catalog.text AND $3::pg_catalog.text = ''
+ORDER BY message_id
+OFFSET $4 - 1 LIMIT 1;
+
+-- fragment: resources_in_range
+-- The resources of $1 behind the key $2, $3, up to $4, $5; to the last one without these. In the order of their keys, so
+-- that this index is read, and only this part of it: in a transaction with `StatementBudget.KEY_RANGE`.
+FROM (
+    SELECT *
+    FROM public.resources
+    WHERE
+        id = $1 AND ("resourceName", "resourceId") > ($2::pg_catalog.text, $3::pg_catalog.text)
+        AND (
+            $4::pg_catalog.text IS NULL
+            OR ("resourceName", "resourceId") <= ($4::pg_catalog.text, $5::pg_catalog.text)
+        )
+    ORDER BY "resourceName", "resourceId"
+    OFFSET 0
+) AS resources
+
+-- name: copy_resources
+SELECT id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated"
+:resources_in_range;
+
+-- name: copy_operations
+-- Without the number of the transaction: on another shard it could be that of a batch there.
+SELECT
+    tenant_id, request_id, operation, resource_type, resource_id, status, error, result, digest, source,
+    stream_shard_id, sequence_number, requested_at, received_at, completed_at
+FROM public.operations
+WHERE
+    tenant_id = $1 AND request_id > $2::pg_catalog.text AND $3::pg_catalog.text = ''
+    AND ($4::pg_catalog.text IS NULL OR (request_id <= $4::pg_catalog.text AND $5::pg_catalog.text = ''))
+ORDER BY request_id;
+
+-- name: copy_rejections
+SELECT
+    tenant_id, request_id, reason, error, dead_letter_queue, source, sequence_number, message_id, rejected_at
+FROM public.rejections
+WHERE
+    tenant_id = $1 AND request_id > $2::pg_catalog.text AND $3::pg_catalog.text = ''
+    AND ($4::pg_catalog.text IS NULL OR (request_id <= $4::pg_catalog.text AND $5::pg_catalog.text = ''))
+ORDER BY request_id;
+
+-- name: copy_failures
+SELECT tenant_id, message_id, failure_count, failed_at
+FROM public.message_failures
+WHERE
+    tenant_id = $1 AND message_id > $2::pg_catalog.text AND $3::pg_catalog.text = ''
+    AND ($4::pg_catalog.text IS NULL OR (message_id <= $4::pg_catalog.text AND $5::pg_catalog.text = ''))
+ORDER BY message_id;
+
+-- name: may_copy_into
+-- Whether COPY may write the tables: with policies in force for this role only INSERT may.
+SELECT NOT pg_catalog.row_security_active('public.resources'::pg_catalog.regclass);
+
+-- name: find_missing_rights
+-- Those of the rights $2 on the tables $1 that this role lacks.
+SELECT needed.table_name, needed.privilege
+FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS needed (table_name, privilege)
+WHERE
+    NOT coalesce(
+        pg_catalog.has_table_privilege(
+            pg_catalog.to_regclass('public.' || needed.table_name)::pg_catalog.oid, needed.privilege
+        ),
+        false
+    );
+
+-- fragment: log_to_write
+-- Rows of the log of the tenant $1, with the columns that `write_log` writes.
+SELECT
+    tenant_id, request_id, operation, resource_type, resource_id, status, error, result::pg_catalog.text AS result,
+    digest, source, stream_shard_id, sequence_number, requested_at, received_at, completed_at
+FROM public.operations
+WHERE tenant_id = $1
+
+-- name: find_logged_end
+-- The time of the row of all tenants that comes $2 rows after the first one written from $1 on; none if there are fewer.
+-- The log has no index by tenant and time: a tenant's changes are read from the rows of all tenants, so many at a time.
+-- 1,000,000 rows take 1.4 s in memory (PostgreSQL 18), so that in one statement those of an hour can be too many.
+SELECT completed_at FROM public.operations WHERE completed_at >= $1 ORDER BY completed_at OFFSET $2 LIMIT 1;
+
+-- name: read_logged_changes
+-- At most $5 rows of the log that were written from $2 on, after the row of $3, $4, and not after $6. In the order of
+-- the index by time.
+:log_to_write
+    AND completed_at >= $2
+    AND completed_at <= $6
+    AND (completed_at, request_id) > ($3::pg_catalog.timestamptz, $4::pg_catalog.text)
+ORDER BY completed_at, request_id
+LIMIT $5;
+
+-- name: read_few_logged_changes
+-- The same, of a tenant with few operations (`has_few_operations`), by primary key: OFFSET 0 keeps the planner from
+-- reading the index by time.
+SELECT own.*
+FROM (:log_to_write OFFSET 0) AS own
+WHERE
+    completed_at >= $2
+    AND completed_at <= $6
+    AND (completed_at, request_id) > ($3::pg_catalog.timestamptz, $4::pg_catalog.text)
+ORDER BY completed_at, request_id
+LIMIT $5;
+
+-- name: read_logged_keys
+-- The keys of the rows of the log that were written from $2 on and before $3.
+SELECT request_id, completed_at FROM public.operations WHERE tenant_id = $1 AND completed_at >= $2 AND completed_at < $3;
+
+-- name: read_other_changes
+-- The resources of $1 that have changed since $2 and that the log may not name (`simplu_note_change`).
+SELECT resource_type, resource_id FROM public.move_changes WHERE tenant_id = $1 AND changed_at >= $2;
+
+-- fragment: keys_named
+-- The keys of the resources of $1 with the types $2 and the ids $3. Materialized: the planner does not see that all have
+-- one tenant. Right after a copy, statistics know of hardly a row of it, and any index that begins with it would do.
+WITH named AS MATERIALIZED (
+    SELECT $1::pg_catalog.text AS tenant_id, sent.resource_type, sent.resource_id
+    FROM unnest($2::pg_catalog.text[], $3::pg_catalog.text[]) AS sent (resource_type, resource_id)
+)
+
+-- fragment: are_named
+resources.id = named.tenant_id AND resources."resourceName" = named.resource_type
+AND resources."resourceId" = named.resource_id
+
+-- name: read_resources
+-- Those of the resources named that exist.
+:keys_named
+SELECT
+    "businessType" AS business_type, "resourceName" AS resource_type, "resourceId" AS resource_id,
+    data::pg_catalog.text AS data, date, "lastUpdated" AS last_updated
+FROM named
+JOIN public.resources ON :are_named;
+
+-- name: find_written_since_ready
+-- Those of the resources named that were written since all rows of the tenant were here, by whomever. `xmin` has 32 bits
+-- of a number of 64, which is the largest one that is not above the newest.
+:keys_named
+SELECT named.resource_type, named.resource_id
+FROM named
+JOIN public.resources ON :are_named
+JOIN public.arrivals ON arrivals.tenant_id = named.tenant_id
+CROSS JOIN (
+    SELECT pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::pg_catalog.text::pg_catalog.int8 - 1 AS number
+) AS newest
+WHERE
+    resources.xmin <> arrivals.xmin
+    AND pg_catalog.pg_visible_in_snapshot(
+        (newest.number - ((newest.number - resources.xmin::pg_catalog.text::pg_catalog.int8) & 4294967295))
+        ::pg_catalog.text::pg_catalog.xid8,
+        arrivals.ready_snapshot
+    ) IS NOT true;
+
+-- name: write_resources
+INSERT INTO public.resources (id, "businessType", "resourceName", "resourceId", data, date, "lastUpdated")
+SELECT
+    $1, sent.business_type, sent.resource_type, sent.resource_id, sent.data::pg_catalog.jsonb,
+    sent.date::pg_catalog.timestamptz, sent.updated::pg_catalog.timestamptz
+FROM unnest(
+    $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[], $6::pg_catalog.text[],
+    $7::pg_catalog.text[]
+) AS sent (business_type, resource_type, resource_id, data, date, updated)
+ON CONFLICT (id, "resourceName", "resourceId") DO UPDATE SET
+    "businessType" = excluded."businessType", data = excluded.data, date = excluded.date,
+    "lastUpdated" = excluded."lastUpdated";
+
+-- name: delete_resources_named
+:keys_named
+DELETE FROM public.resources
+USING named
+WHERE :are_named;
+
+-- name: write_log
+-- Rows of the log with their times. Of those that are here the newer ones replace the older.
+INSERT INTO public.operations (
+    tenant_id, request_id, operation, resource_type, resource_id, status, error, result, digest, source,
+    stream_shard_id, sequence_number, requested_at, received_at, completed_at
+)
+SELECT
+    $1, sent.request_id, sent.operation, sent.resource_type, sent.resource_id, sent.status, sent.error,
+    sent.result::pg_catalog.jsonb, pg_catalog.decode(sent.digest, 'hex'), sent.source, sent.stream_shard_id,
+    sent.sequence_number, sent.requested_at::pg_catalog.timestamptz, sent.received_at::pg_catalog.timestamptz,
+    sent.completed_at::pg_catalog.timestamptz
+FROM unnest(
+    $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[], $6::pg_catalog.text[],
+    $7::pg_catalog.text[], $8::pg_catalog.text[], $9::pg_catalog.text[], $10::pg_catalog.text[],
+    $11::pg_catalog.text[], $12::pg_catalog.text[], $13::pg_catalog.text[], $14::pg_catalog.text[],
+    $15::pg_catalog.text[]
+) AS sent (
+    request_id, operation, resource_type, resource_id, status, error, result, digest, source, stream_shard_id,
+    sequence_number, requested_at, received_at, completed_at
+)
+ON CONFLICT (tenant_id, request_id) DO UPDATE SET
+    operation = excluded.operation, resource_type = excluded.resource_type, resource_id = excluded.resource_id,
+    status = excluded.status, error = excluded.error, result = excluded.result, digest = excluded.digest,
+    source = excluded.source, stream_shard_id = excluded.stream_shard_id, sequence_number = excluded.sequence_number,
+    xid = pg_catalog.pg_current_xact_id(), requested_at = excluded.requested_at, received_at = excluded.received_at,
+    completed_at = excluded.completed_at;
+
+-- name: read_new_rejections
+-- At most $5 rejected records that were noted from $2 on, after the row of $3, $4. In the order of the index by time.
+SELECT request_id, reason, error, dead_letter_queue, source, sequence_number, message_id, rejected_at
+FROM public.rejections
+WHERE
+    tenant_id = $1 AND rejected_at >= $2
+    AND (rejected_at, request_id) > ($3::pg_catalog.timestamptz, $4::pg_catalog.text)
+ORDER BY rejected_at, request_id
+LIMIT $5;
+
+-- name: write_rejections
+-- Of those that are here the newer ones replace the older.
+INSERT INTO public.rejections (
+    tenant_id, request_id, reason, error, dead_letter_queue, source, sequence_number, message_id, rejected_at
+)
+SELECT
+    $1, sent.request_id, sent.reason, sent.error, sent.dead_letter_queue, sent.source, sent.sequence_number,
+    sent.message_id, sent.rejected_at::pg_catalog.timestamptz
+FROM unnest(
+    $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[], $5::pg_catalog.text[], $6::pg_catalog.text[],
+    $7::pg_catalog.text[], $8::pg_catalog.text[], $9::pg_catalog.text[]
+) AS sent (request_id, reason, error, dead_letter_queue, source, sequence_number, message_id, rejected_at)
+ON CONFLICT (tenant_id, request_id) DO UPDATE SET
+    reason = excluded.reason, error = excluded.error, dead_letter_queue = excluded.dead_letter_queue,
+    source = excluded.source, sequence_number = excluded.sequence_number, message_id = excluded.message_id,
+    rejected_at = excluded.rejected_at;
+
+-- name: read_new_failures
+-- The same of the tries of messages that failed.
+SELECT message_id, failure_count::pg_catalog.text AS failure_count, failed_at
+FROM public.message_failures
+WHERE
+    tenant_id = $1 AND failed_at >= $2
+    AND (failed_at, message_id) > ($3::pg_catalog.timestamptz, $4::pg_catalog.text)
+ORDER BY failed_at, message_id
+LIMIT $5;
+
+-- name: write_failures
+INSERT INTO public.message_failures (tenant_id, message_id, failure_count, failed_at)
+SELECT
+    $1, sent.message_id, sent.failure_count::pg_catalog.int4, sent.failed_at::pg_catalog.timestamptz
+FROM unnest($2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[])
+    AS sent (message_id, failure_count, failed_at)
+ON CONFLICT (tenant_id, message_id) DO UPDATE SET
+    failure_count = excluded.failure_count, failed_at = excluded.failed_at;
+
+-- fragment: hashes
+-- A hash of each of `resources`: of their data as text, which is made once.
+CROSS JOIN LATERAL (SELECT resources.data::pg_catalog.text AS text OFFSET 0) AS document
+CROSS JOIN LATERAL (
+    SELECT pg_catalog.hashtextextended(
+        pg_catalog.concat_ws(
+            e'\x01', resources."businessType", resources."resourceName", resources."resourceId", document.text,
+            resources.date::pg_catalog.text, resources."lastUpdated"::pg_catalog.text
+        ),
+        0
+    ) AS hash
+    OFFSET 0
+) AS hashed
+
+-- name: checksum_resources
+-- Of each resource type in a range: the number, the bytes of the data as text, and the sum of hashes, which no order
+-- changes.
+SELECT
+    "resourceName" AS resource_type, pg_catalog.count(*) AS row_count,
+    pg_catalog.sum(pg_catalog.octet_length(document.text))::pg_catalog.int8 AS byte_count,
+    pg_catalog.sum(hashed.hash)::pg_catalog.text AS checksum
+:resources_in_range
+:hashes
+GROUP BY "resourceName"
+ORDER BY "resourceName";
+
+-- name: checksum_each
+-- The same of each of the resources named that exist. OFFSET 0: these are found before anything is hashed.
+:keys_named
+SELECT
+    "resourceName" AS resource_type, pg_catalog.octet_length(document.text) AS byte_count,
+    hashed.hash::pg_catalog.text AS checksum
+FROM (
+    SELECT resources.*
+    FROM named
+    JOIN public.resources ON :are_named
+    OFFSET 0
+) AS resources
+:hashes;
+
+-- name: hash_resources
+-- The resources in a range, each with its hash.
+SELECT "resourceName" AS resource_type, "resourceId" AS resource_id, hashed.hash::pg_catalog.text AS checksum
+:resources_in_range
+:hashes;
+
+-- fragment: sum_of_texts
+-- The number of rows, and the sum of the hashes of their texts, which no order changes.
+pg_catalog.count(*) AS row_count,
+coalesce(pg_catalog.sum(pg_catalog.hashtextextended(hashed.text, 0)), 0)::pg_catalog.text AS checksum
+
+-- name: checksum_log
+-- The same of the rows of the log of $1 in a range of keys that were completed from $6 on and before $7, without the
+-- requests $8. Of all columns that are copied. Twice the time of a hash without the results, where these are of some KB.
+SELECT :sum_of_texts
+FROM (
+    SELECT
+        pg_catalog.concat_ws(
+            e'\x01', request_id, operation, coalesce(resource_type, e'\x02'), coalesce(resource_id, e'\x02'),
+            status, coalesce(error, e'\x02'), coalesce(result::pg_catalog.text, e'\x02'),
+            pg_catalog.encode(digest, 'hex'), source, coalesce(stream_shard_id, e'\x02'),
+            coalesce(sequence_number, e'\x02'), requested_at::pg_catalog.text, received_at::pg_catalog.text,
+            completed_at::pg_catalog.text
+        ) AS text
+    FROM public.operations
+    WHERE
+        tenant_id = $1 AND request_id > $2::pg_catalog.text AND $3::pg_catalog.text = ''
+        AND ($4::pg_catalog.text IS NULL OR (request_id <= $4::pg_catalog.text AND $5::pg_catalog.text = ''))
+        AND completed_at >= $6 AND completed_at < $7
+        AND NOT EXISTS (  -- hashed, where ANY would look through all of them for each row
+            SELECT FROM pg_catalog.unnest($8::pg_catalog.text[]) AS left_out (request_id)
+            WHERE left_out.request_id = operations.request_id
+        )
+) AS hashed;
+
+-- name: find_later_rejections
+-- The rejected records of $1 that were noted from $2 on.
+SELECT request_id FROM public.rejections WHERE tenant_id = $1 AND rejected_at >= $2;
+
+-- name: checksum_rejections
+-- The same of the rejected records of $1 that were noted from $2 on and before $3, without the requests $4.
+SELECT :sum_of_texts
+FROM (
+    SELECT
+        pg_catalog.concat_ws(
+            e'\x01', request_id, reason, error, dead_letter_queue, source, coalesce(sequence_number, e'\x02'),
+            coalesce(message_id, e'\x02'), rejected_at::pg_catalog.text
+        ) AS text
+    FROM public.rejections
+    WHERE
+        tenant_id = $1 AND rejected_at >= $2 AND rejected_at < $3
+        AND NOT EXISTS (
+            SELECT FROM pg_catalog.unnest($4::pg_catalog.text[]) AS left_out (request_id)
+            WHERE left_out.request_id = rejections.request_id
+        )
+) AS hashed;
+
+-- name: find_failures
+-- The messages of $1 with their last failure from $2 on and before $3.
+SELECT message_id FROM public.message_failures WHERE tenant_id = $1 AND failed_at >= $2 AND failed_at < $3;
+
+-- name: find_later_failures
+-- Those of the messages $2 of $1 that have failed from $3 on.
+SELECT message_id
+FROM public.message_failures
+WHERE tenant_id = $1 AND message_id = ANY($2::pg_catalog.text[]) AND failed_at >= $3;
+
+-- name: checksum_failures
+-- The same of the tries of the messages $2 of $1.
+SELECT :sum_of_texts
+FROM (
+    SELECT
+        pg_catalog.concat_ws(e'\x01', message_id, failure_count::pg_catalog.text, failed_at::pg_catalog.text) AS text
+    FROM public.message_failures
+    WHERE tenant_id = $1 AND message_id = ANY($2::pg_catalog.text[])
+) AS hashed;
+
+-- name: count_tenant_rows
+-- The resources and operations of a tenant, to show how much of a copy is left.
+SELECT
+    (SELECT pg_catalog.count(*) FROM public.resources WHERE resources.id = $1) AS resource_count,
+    (SELECT pg_catalog.count(*) FROM public.operations WHERE operations.tenant_id = $1) AS operation_count;
+
+-- name: describe_tenant_size
+-- The rows of a tenant, the stored bytes of its resources, and those of results in its log, for a plan. Reads all of
+-- its rows.
+SELECT
+    (SELECT pg_catalog.count(*) FROM public.resources WHERE resources.id = $1) AS resource_count,
+    (
+        SELECT coalesce(pg_catalog.sum(pg_catalog.pg_column_size(resources.data)), 0)::pg_catalog.int8
+        FROM public.resources
+        WHERE resources.id = $1
+    ) AS byte_count,
+    (SELECT pg_catalog.count(*) FROM public.operations WHERE operations.tenant_id = $1) AS operation_count,
+    (
+        SELECT coalesce(pg_catalog.sum(pg_catalog.pg_column_size(operations.result)), 0)::pg_catalog.int8
+        FROM public.operations
+        WHERE operations.tenant_id = $1
+    ) AS result_byte_count;
+
+-- name: weigh_tenants
+-- All tenants of the shard, each with the same weight.
+SELECT business_id, location_id, state, 1::pg_catalog.int8 AS weight FROM public.tenants;
+
+-- name: weigh_rows
+-- All tenants of the shard, with their numbers of resources. Reads the index of all resources.
+SELECT
+    business_id, location_id, state,
+    (SELECT pg_catalog.count(*) FROM public.resources WHERE resources.id = tenants.id) AS weight
+FROM public.tenants;
+
+-- name: weigh_bytes
+-- All tenants of the shard, with the stored bytes of their resources. Reads all resources.
+SELECT
+    business_id, location_id, state,
+    (
+        SELECT coalesce(pg_catalog.sum(pg_catalog.pg_column_size(resources.data)), 0)::pg_catalog.int8
+        FROM public.resources
+        WHERE resources.id = tenants.id
+    ) AS weight
+FROM public.tenants;
+
+-- name: weigh_load
+-- All tenants of the shard, with the numbers of their operations in the last hour.
+SELECT
+    tenants.business_id, tenants.location_id, tenants.state, coalesce(recent.operation_count, 0) AS weight
+FROM public.tenants
+LEFT JOIN (
+    SELECT tenant_id, pg_catalog.count(*) AS operation_count
+    FROM public.operations
+    WHERE completed_at > pg_catalog.clock_timestamp() - interval '1 hour'
+    GROUP BY tenant_id
+) AS recent ON recent.tenant_id = tenants.id;

@@ -1,0 +1,120 @@
+-- The restore of one tenant from a backup (docs/adr/0008-restoring-one-tenant.md). Each transaction of a restorer moves
+-- the number of writes in the journal on by one, while the journal has its run and the tenant's row its token.
+
+-- name: find_restore
+-- The journal of the tenant $1.
+SELECT run::pg_catalog.text AS run, move_token, mode, step, writes, detail::pg_catalog.text AS detail, started_at
+FROM public.restores
+WHERE tenant_id = $1;
+
+-- name: fence_to_restore
+-- Keep the operations of the tenant $1 waiting, for $3 seconds, with the token $2. In a transaction that has locked the
+-- row, so that no batch is in flight.
+UPDATE public.tenants
+SET
+    state = 'fenced', move_token = $2::pg_catalog.int8,
+    fenced_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $3)
+WHERE id = $1 AND state IN ('active', 'fenced') AND move_token < $2::pg_catalog.int8;
+
+-- name: retake_fence
+-- Go on with the token $2 where an earlier restorer has begun to replace the rows.
+UPDATE public.tenants
+SET move_token = $2::pg_catalog.int8
+WHERE id = $1 AND state = 'fenced' AND fenced_until IS NULL AND move_token < $2::pg_catalog.int8;
+
+-- name: open_restore
+-- The journal of a restore that begins, or begins again; its number of writes is 0.
+INSERT INTO public.restores (tenant_id, run, move_token, mode, step, detail)
+VALUES (
+    $1, $2::pg_catalog.text::pg_catalog.uuid, $3, $4, $5::pg_catalog.text,
+    $6::pg_catalog.text::pg_catalog.jsonb
+)
+ON CONFLICT (tenant_id) DO UPDATE SET
+    run = excluded.run, move_token = excluded.move_token, mode = excluded.mode, step = excluded.step, writes = 0,
+    detail = excluded.detail,
+    started_at = CASE WHEN excluded.step = 'exporting' THEN excluded.started_at ELSE restores.started_at END,
+    updated_at = excluded.updated_at;
+
+-- name: note_restore
+-- Begin a transaction of the run $2, after $3 writes: the journal then has the step $4, and the detail $5 unless null.
+-- Its row stays locked until the commit.
+UPDATE public.restores
+SET
+    step = $4, writes = writes + 1, detail = coalesce($5::pg_catalog.text::pg_catalog.jsonb, detail),
+    updated_at = pg_catalog.clock_timestamp()
+FROM public.tenants
+WHERE
+    restores.tenant_id = $1 AND restores.run = $2::pg_catalog.text::pg_catalog.uuid AND restores.writes = $3
+    AND tenants.id = $1 AND tenants.state = 'fenced' AND tenants.move_token = restores.move_token;
+
+-- name: set_restore_deadline
+-- Set the deadline of the fence to $3 seconds from now; null: only a restorer ends it.
+UPDATE public.tenants
+SET fenced_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $3)
+WHERE id = $1 AND state = 'fenced' AND move_token = $2;
+
+-- name: release_restored
+-- The tenant goes on. The new epoch and time show movers and readers that its rows are others now.
+UPDATE public.tenants
+SET
+    state = 'active', epoch = epoch + 1, fenced_until = NULL, deletion_began_at = NULL,
+    state_changed_at = pg_catalog.clock_timestamp()
+WHERE id = $1 AND state = 'fenced' AND move_token = $2;
+
+-- name: list_logged_requests
+-- At most $4 ids behind $2 that the log has of the tenant $1, of operations from $3 on. In the order of the primary key.
+SELECT request_id
+FROM public.operations
+WHERE tenant_id = $1 AND request_id > $2::pg_catalog.text AND completed_at >= $3
+ORDER BY request_id
+LIMIT $4;
+
+-- name: find_logged_requests
+-- The ids among $2 that the log has of the tenant $1.
+SELECT request_id FROM public.operations WHERE tenant_id = $1 AND request_id = ANY($2::pg_catalog.text[]);
+
+-- name: read_logged_requests
+-- The rows of the log with the ids $2.
+:log_to_write AND request_id = ANY($2::pg_catalog.text[]);
+
+-- name: describe_database
+-- Which run of which server this is, and whether it follows another one.
+SELECT
+    pg_catalog.pg_is_in_recovery() AS is_standby, pg_catalog.pg_postmaster_start_time() AS started_at,
+    pg_catalog.current_database()::pg_catalog.text AS database;
+
+-- name: describe_tenant_log
+-- The number of the resources and of the operations of the tenant $1, and when the last one was applied.
+SELECT
+    (SELECT pg_catalog.count(*) FROM public.resources WHERE resources.id = $1) AS resource_count,
+    (SELECT pg_catalog.count(*) FROM public.operations WHERE operations.tenant_id = $1) AS operation_count,
+    (SELECT pg_catalog.max(completed_at) FROM public.operations WHERE operations.tenant_id = $1) AS last_applied_at;
+
+-- name: count_logged_since
+-- The number of the operations of the tenant $1 by source, without those that were applied until $2.
+SELECT source, pg_catalog.count(*) AS operation_count
+FROM public.operations
+WHERE tenant_id = $1 AND ($2::pg_catalog.timestamptz IS NULL OR completed_at > $2)
+GROUP BY source
+ORDER BY source;
+
+-- name: export_resources
+-- The resources behind the key $2, $3, up to $4, $5, each as one JSON text; to the last one without these.
+SELECT
+    pg_catalog.jsonb_build_object(
+        'table'::pg_catalog.text, 'resources'::pg_catalog.text, 'row'::pg_catalog.text, pg_catalog.to_jsonb(resources)
+    )::pg_catalog.text
+:resources_in_range;
+
+-- name: export_operations
+-- The same of the log.
+SELECT
+    pg_catalog.jsonb_build_object(
+        'table'::pg_catalog.text, 'operations'::pg_catalog.text,
+        'row'::pg_catalog.text, pg_catalog.to_jsonb(operations)
+    )::pg_catalog.text
+FROM public.operations
+WHERE
+    tenant_id = $1 AND request_id > $2::pg_catalog.text AND $3::pg_catalog.text = ''
+    AND ($4::pg_catalog.text IS NULL OR (request_id <= $4::pg_catalog.text AND $5::pg_catalog.text = ''))
+ORDER BY request_id;

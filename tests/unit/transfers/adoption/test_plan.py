@@ -1,0 +1,252 @@
+"""Whose rows another program has written, and what stands in the way of taking them over."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.business_info.items import Business
+from simplu_worker.transfers.adoption.plan import (
+    NAMED_MAX,
+    AdoptionChoices,
+    AdoptionPlan,
+    DuplicateRows,
+    Duplicates,
+    Layout,
+    OldContents,
+    OldTenant,
+    Owner,
+    SourceLookup,
+    layout_of,
+    owner_of,
+    without_collisions,
+)
+
+JOINED = {
+    "id": "bigint",
+    "business_location_id": "character varying",
+    "resource_type": "character varying",
+    "resource_id": "character varying",
+    "data": "jsonb",
+    "start_date": "date",
+    "created_at": "timestamp with time zone",
+    "updated_at": "timestamp with time zone",
+    "shard_id": "character varying",
+}
+TWO = {name: type_ for name, type_ in JOINED.items() if name != "business_location_id"} | {
+    "business_id": "character varying",
+    "location_id": "character varying",
+}
+CLINIC = Business("clinic", "dental", frozenset({"main", "b-c"}))
+DASHED = Business("clinic-b", "dental", frozenset({"c"}))
+UNTYPED = Business("clinic", "bakery", frozenset({"main"}))
+TYPES = {"dental", "gym", "hotel"}
+
+
+def owner(source: OldTenant, *businesses: Business | str, shard_id: str | None = "shard-1") -> Owner:
+    """Return who *source* is by these businesses; a text is what is wrong with the item of the business `clinic`."""
+    known = {"clinic" if isinstance(one, str) else one.id: one for one in businesses}
+    return owner_of(source, SourceLookup(known, shard_id), shard_id="shard-1", types=TYPES)
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        (JOINED, Layout.JOINED_IDS),
+        (TWO, Layout.TWO_IDS),
+        (JOINED | {"data": "text"}, Layout.JOINED_IDS),
+        (TWO | JOINED, Layout.JOINED_IDS),
+    ],
+)
+def test_layout_is_known_by_the_columns(columns: dict[str, str], expected: Layout) -> None:
+    """Business and location in one column or in two; data as jsonb or as text; other columns do not matter."""
+    assert layout_of(columns) is expected
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({}, "a column id of type bigint or integer, got none"),
+        (JOINED | {"id": "uuid"}, "a column id of type bigint or integer, got of type uuid"),
+        (JOINED | {"data": "bytea"}, "got of type bytea"),
+        ({name: type_ for name, type_ in TWO.items() if name != "business_id"}, "business_location_id, or business_id"),
+    ],
+)
+def test_layout_says_what_was_expected_when_it_is_another_table(columns: dict[str, str], says: str) -> None:
+    """A table of the same name may be anybody's."""
+    assert says in layout_of(columns)
+
+
+@given(business_id=st.text("ab-", min_size=1, max_size=6), location_id=st.text("ab-", min_size=1, max_size=6))
+def test_candidates_have_every_pair_that_makes_the_id(business_id: str, location_id: str) -> None:
+    """An id with several `-` cannot be split by its text: each of them may be the one between."""
+    candidates = OldTenant(f"{business_id}-{location_id}").candidates
+
+    assert (business_id, location_id) in candidates
+    assert {"-".join(pair) for pair in candidates} == {f"{business_id}-{location_id}"}
+    assert len(candidates) == f"{business_id}-{location_id}".count("-")
+
+
+def test_owner_is_the_one_pair_that_business_info_knows() -> None:
+    """By its locations, whatever else is in the id."""
+    found = owner(OldTenant("clinic-b-c"), CLINIC)
+
+    assert (found.business_id, found.location_id, found.business_type) == ("clinic", "b-c", "dental")
+    assert (found.tenant_id, found.problem, found.name) == ("clinic-b-c", None, "clinic b-c")
+
+
+@pytest.mark.parametrize(
+    ("source", "businesses", "shard_id", "says"),
+    [
+        (
+            OldTenant("clinic-b-c"),
+            (CLINIC, DASHED),
+            "shard-1",
+            "expected one business and location, got clinic b-c, clinic-b c",
+        ),
+        (OldTenant("clinic-main"), (), "shard-1", "its business is not in business-info"),
+        (OldTenant("clinic-x-y"), (), "shard-1", "none of the possible businesses is"),
+        (OldTenant("clinic-x-y"), (CLINIC,), "shard-1", "business-info has clinic, which has no such location"),
+        (OldTenant("clinic-east"), (CLINIC,), "shard-1", "no such location"),
+        (OldTenant("clinic"), (CLINIC,), "shard-1", "expected a business and a location"),
+        (OldTenant("-"), (CLINIC,), "shard-1", "expected a business and a location"),
+        (OldTenant("b" * 129 + "-x"), (), "shard-1", "expected a business and a location"),
+        (OldTenant("clinic-main"), (UNTYPED,), "shard-1", "'bakery', is none of dental, gym, hotel"),
+        (OldTenant("clinic-main"), ("clinic: no type",), "shard-1", "clinic: no type"),
+        (OldTenant("clinic-main"), (CLINIC,), None, "it is not registered"),
+        (OldTenant("clinic-main"), (CLINIC,), "shard-2", "it is routed to shard shard-2"),
+        (OldTenant("['clinic','x']", "clinic", "x"), (CLINIC,), "shard-1", "no such location"),
+    ],
+)
+def test_owner_has_a_problem_when_it_is_not_certain(
+    source: OldTenant, businesses: tuple[Business | str, ...], shard_id: str | None, says: str
+) -> None:
+    """Nothing is guessed: what a person has to mend is said."""
+    found = owner(source, *businesses, shard_id=shard_id)
+
+    assert says in (found.problem or "")
+    assert found.tenant_id is None
+
+
+def test_owners_of_one_id_are_none_when_they_are_two_pairs() -> None:
+    """`a-b` + `c` and `a` + `b-c` give the same id (docs/reading.md): neither is taken."""
+    one, other = OldTenant("1", "clinic", "b-c"), OldTenant("2", "clinic-b", "c")
+    owners = without_collisions([owner(one, CLINIC), owner(other, DASHED), owner(OldTenant("clinic-main"), CLINIC)])
+
+    assert [found.problem is None for found in owners.values()] == [False, False, True]
+    assert "another business and location" in (owners["1"].problem or "")
+
+
+def plan(found: OldContents, *owners: Owner) -> AdoptionPlan:
+    """Return a plan of a table with these owners, of one row each."""
+    for one in owners:
+        found.add_rows(one.source, None, 1)
+    return AdoptionPlan("shard-1", Layout.JOINED_IDS, found, {one.source.key: one for one in owners})
+
+
+def test_plan_refuses_only_what_was_not_chosen() -> None:
+    """Unresolved tenants, duplicates, and bad rows each have their option; names in the way have none."""
+    found = OldContents(conflicting_names=["tenants"])
+    found.add_rows(None, "it names no tenant", 3)
+    found.add_duplicate(DuplicateRows("clinic-main", "patient", "p-1", 2, [1, 2]))
+    found.add_duplicate(DuplicateRows("who-knows", "patient", "p-1", 2, [3, 4]))
+    made = plan(found, owner(OldTenant("clinic-main"), CLINIC), owner(OldTenant("who-knows")))
+
+    assert (made.row_count, made.duplicate_count) == (1, 1)
+    assert len(made.refusals(AdoptionChoices())) == 4
+    assert [text.split()[0] for text in made.refusals(AdoptionChoices(Duplicates.OLDEST, True, True))] == ["expected"]
+    assert len(made.refusals(AdoptionChoices(leave_unresolved=True, leave_faulty=True))) == 2
+
+
+def test_plan_refuses_nothing_when_all_can_be_taken() -> None:
+    """Duplicates of a tenant that is left where it is are nobody's choice."""
+    found = OldContents()
+    found.add_duplicate(DuplicateRows("who-knows", "patient", "p-1", 2, [3, 4]))
+    made = plan(found, owner(OldTenant("clinic-main"), CLINIC), owner(OldTenant("who-knows")))
+
+    assert made.refusals(AdoptionChoices(leave_unresolved=True)) == []
+
+
+def test_found_names_a_bounded_number_of_duplicates() -> None:
+    """All are counted."""
+    found = OldContents()
+    for number in range(NAMED_MAX + 5):
+        found.add_duplicate(DuplicateRows("clinic-main", "patient", str(number), 2, []))
+
+    assert (len(found.duplicates), found.duplicate_counts.total()) == (NAMED_MAX, NAMED_MAX + 5)
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"), [(("b", "l"), "b l"), (("b", None), "key"), ((None, "l"), "key"), ((None, None), "key")]
+)
+def test_owner_is_called_by_both_ids_else_by_its_key(ids: tuple[str | None, str | None], expected: str) -> None:
+    """Half a tenant is no name."""
+    assert Owner(OldTenant("key"), *ids).name == expected
+
+
+def test_contents_count_rows_by_source_and_faults_by_kind() -> None:
+    """They come in parts; rows without a source and without a fault count nowhere."""
+    contents, source = OldContents(), OldTenant("clinic-main")
+    for count in (2, 3):
+        contents.add_rows(source, None, count)
+        contents.add_rows(source, "bad", count)
+        contents.add_rows(None, None, count)
+    assert (contents.row_counts, contents.fault_counts) == ({"clinic-main": 5}, {"bad": 5})
+    assert contents.sources == {"clinic-main": source}
+
+
+def test_plan_lists_owners_by_name() -> None:
+    """Those with a problem apart from the others."""
+    owners = [Owner(OldTenant(name), problem=problem) for name, problem in zip("cadb", ("p", None) * 2, strict=True)]
+    made = plan(OldContents(), *owners)
+    assert [one.name for one in made.resolved] == ["a", "b"]
+    assert [one.name for one in made.unresolved] == ["c", "d"]
+
+
+def test_plan_says_how_many_rows_are_of_unresolved_tenants() -> None:
+    """All resolved, nothing is to be chosen."""
+    found = OldContents()
+    found.add_rows(OldTenant("lost"), None, 41)
+    lost = Owner(OldTenant("lost"), problem="it is not registered")
+    (refusal,) = plan(found, lost).refusals(AdoptionChoices())
+    assert "unresolved tenants: 1, with 42 rows" in refusal
+    assert plan(OldContents(), owner(OldTenant("clinic-main"), CLINIC)).refusals(AdoptionChoices()) == []
+
+
+def test_owners_with_a_problem_do_not_collide() -> None:
+    """Their own problem stays: they have no id yet."""
+    owners = [Owner(OldTenant(key), problem="it is not registered") for key in "ab"]
+    assert list(without_collisions(owners).values()) == owners
+
+
+@pytest.mark.parametrize("half", [{"business_id": "x"}, {"location_id": "x"}])
+def test_half_a_tenant_is_looked_for_by_its_key(half: dict[str, str]) -> None:
+    """And has no id."""
+    assert OldTenant("clinic-main", **half).candidates == [("clinic", "main")]
+    assert Owner(OldTenant("clinic-main"), **half).tenant_id is None
+
+
+@pytest.mark.parametrize(("business", "shard_id"), [(UNTYPED, "shard-1"), (CLINIC, None), (CLINIC, "shard-2")])
+def test_owner_with_a_problem_is_called_by_its_pair_where_that_is_known(
+    business: Business, shard_id: str | None
+) -> None:
+    """Its type, its registration or its route is to be corrected."""
+    found = owner(OldTenant("clinic-main"), business, shard_id=shard_id)
+    assert (found.name, found.problem is None, found.tenant_id) == ("clinic main", False, None)
+
+
+def test_owner_that_is_not_known_is_called_as_the_old_table_calls_it() -> None:
+    """The problem names the business, or that it has no such location."""
+    absent, elsewhere = owner(OldTenant("nowhere-main")), owner(OldTenant("clinic-other"), CLINIC)
+    assert (absent.name, elsewhere.name) == ("nowhere-main", "clinic-other")
+    assert owner(OldTenant("k", "nowhere", "main")).name == "nowhere main"
+    assert elsewhere.problem == "its business in business-info has no such location"
+    assert absent.problem == "its business is not in business-info"
+
+
+def test_contents_name_the_first_duplicates() -> None:
+    """Each with the ids of its rows."""
+    found, rows = OldContents(), DuplicateRows("clinic-main", "patient", "1", 2, [3, 4])
+    found.add_duplicate(rows)
+    assert found.duplicates == [rows]

@@ -1,0 +1,153 @@
+"""Plans of moves: about equally full shards, and an empty one."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.transfers.moving.planning.balance import (
+    EVEN_RATIO,
+    NO_LIMIT,
+    ShardRoom,
+    WeighedTenant,
+    plan_balance,
+    plan_drain,
+    rooms_of,
+)
+
+SHARDS = ["a", "b", "c"]
+ALIKE = [ShardRoom(name) for name in SHARDS]
+TENANTS = st.lists(st.tuples(st.sampled_from(SHARDS), st.integers(0, 1000)), max_size=30).map(
+    lambda drawn: [WeighedTenant("b", str(number), shard, weight) for number, (shard, weight) in enumerate(drawn)]
+)
+
+
+def loads_of(tenants: list[WeighedTenant], plan: list[tuple[WeighedTenant, str]] | None = None) -> Counter[str]:
+    """Return the weight of each shard, after the moves of a plan."""
+    moved = {one.tenant_id: target for one, target in plan or ()}
+    loads: Counter[str] = Counter(dict.fromkeys(SHARDS, 0))
+    for one in tenants:
+        loads[moved.get(one.tenant_id, one.shard_id)] += one.weight
+    return loads
+
+
+def share_of(load: int, capacity: int) -> float:
+    """Return the usage of a shard."""
+    return load / capacity if capacity else float("inf") if load else 0.0
+
+
+def test_full_shard_gives_to_a_new_one() -> None:
+    """The largest tenants that fit, each once."""
+    tenants = [WeighedTenant("b", str(number), "a", weight) for number, weight in enumerate([50, 30, 20, 10, 10])]
+    plan = plan_balance(tenants, ALIKE[:2])
+    assert [(one.tenant.weight, one.target_id) for one in plan] == [(50, "b"), (10, "b")]
+
+
+@given(TENANTS)
+def test_balance_makes_no_shard_fuller_than_the_fullest_was(tenants: list[WeighedTenant]) -> None:
+    """Each tenant moves once at most, and what is left cannot be made more even by one more."""
+    plan = [(one.tenant, one.target_id) for one in plan_balance(tenants, ALIKE)]
+    before, after = loads_of(tenants), loads_of(tenants, plan)
+    assert len({one.tenant_id for one, _ in plan}) == len(plan)
+    assert max(after.values()) <= max(before.values())
+    assert min(after.values()) >= min(before.values())
+    assert all(one.shard_id != target for one, target in plan)
+
+
+@given(TENANTS)
+def test_even_shards_are_left_alone(tenants: list[WeighedTenant]) -> None:
+    """A tenth above the mean is even enough."""
+    loads = loads_of(tenants)
+    if max(loads.values()) <= EVEN_RATIO * sum(loads.values()) / len(loads):
+        assert plan_balance(tenants, ALIKE) == []
+
+
+@given(st.integers(0, 30), st.dictionaries(st.sampled_from(["b", "c", "d"]), st.integers(-3, 12)))
+def test_drain_fills_no_shard_beyond_its_room(count: int, rooms: dict[str, int]) -> None:
+    """Each tenant has a place, or is named as one without."""
+    tenants = [WeighedTenant("b", str(number), "a") for number in range(count)]
+    plan, homeless = plan_drain(tenants, rooms)
+    room = sum(max(0, one) for one in rooms.values())
+    assert (len(plan), len(homeless)) == (min(count, room), max(0, count - room))
+    filled = Counter(one.target_id for one in plan)
+    assert all(filled[name] <= rooms[name] for name in filled)
+
+
+def test_second_shard_gives_where_the_fullest_one_has_nothing_to_give() -> None:
+    """Its one tenant is too large for any other shard."""
+    tenants = [WeighedTenant("b", "large", "a", 1000), *(WeighedTenant("b", str(one), "b", 50) for one in range(10))]
+    plan = plan_balance(tenants, [*ALIKE, ShardRoom("d")])
+    assert {one.tenant.shard_id for one in plan} == {"b"}
+    assert loads_of(tenants, [(one.tenant, one.target_id) for one in plan]).keys() >= {"a", "b", "c", "d"}
+
+
+def test_settled_tenants_stay_and_count() -> None:
+    """They are where a move that has begun will have brought them."""
+    tenants = [WeighedTenant("b", str(number), "a") for number in range(4)]
+    plan = plan_balance(tenants, ALIKE[:2], settled={"b-0", "b-1", "b-2"})
+    assert [(one.tenant.tenant_id, one.target_id) for one in plan] == [("b-3", "b")]
+
+
+@pytest.mark.parametrize(
+    ("capacities", "counts", "moved"),
+    [
+        # A full shard beside a small and a large one: each is used by the same share.
+        ({"a": 10, "b": 2, "c": 20}, {"a": 10, "b": 0, "c": 0}, {"b": 1, "c": 6}),
+        ({"a": 10, "b": 10, "c": 10}, {"a": 9, "b": 0, "c": 0}, {"b": 3, "c": 3}),
+        # Alike by number, and not by share.
+        ({"a": 10, "b": 100, "c": 100}, {"a": 10, "b": 10, "c": 10}, {"b": 4, "c": 4}),
+        # By share they are alike.
+        ({"a": 10, "b": 20, "c": 40}, {"a": 5, "b": 10, "c": 20}, {}),
+        # A shard that is to have none.
+        ({"a": 0, "b": 10, "c": 10}, {"a": 4, "b": 0, "c": 0}, {"b": 2, "c": 2}),
+    ],
+)
+def test_tenants_are_balanced_by_capacity(
+    capacities: dict[str, int], counts: dict[str, int], moved: dict[str, int]
+) -> None:
+    """The usage of a shard is the number of its tenants by its limit."""
+    addresses = [ShardAddress(name, "", tenant_count=counts[name], tenant_max=capacities[name]) for name in SHARDS]
+    tenants = [WeighedTenant(name, str(number), name) for name in SHARDS for number in range(counts[name])]
+    plan = plan_balance(tenants, rooms_of(addresses, counts, {}, by_capacity=True))
+    assert Counter(one.target_id for one in plan) == moved
+
+
+@given(
+    TENANTS,
+    st.lists(st.tuples(st.integers(0, 40), st.integers(-3, 12)), min_size=3, max_size=3),
+)
+def test_balance_fills_no_shard_beyond_its_room_or_the_fullest_share(
+    tenants: list[WeighedTenant], limits: list[tuple[int, int]]
+) -> None:
+    """By whatever measure; and each tenant moves once at most."""
+    rooms = [ShardRoom(name, capacity, room) for name, (capacity, room) in zip(SHARDS, limits, strict=True)]
+    plan = [(one.tenant, one.target_id) for one in plan_balance(tenants, rooms)]
+    assert len({one.tenant_id for one, _ in plan}) == len(plan)
+    came = Counter(target for _, target in plan)
+    assert all(count <= limits[SHARDS.index(name)][1] for name, count in came.items())
+    before, after = loads_of(tenants), loads_of(tenants, plan)
+    shares = [
+        [share_of(loads[name], capacity) for name, (capacity, _) in zip(SHARDS, limits, strict=True)]
+        for loads in (before, after)
+    ]
+    assert max(shares[1]) <= max(shares[0])
+
+
+def test_room_is_what_citrus_leaves_beside_those_that_are_coming() -> None:
+    """Citrus may know of more tenants than the shards have; a shard without a limit has the mean one."""
+    addresses = [
+        ShardAddress("a", "", tenant_count=7, tenant_max=10),
+        ShardAddress("b", "", tenant_count=1, tenant_max=30),
+        ShardAddress("c", ""),
+    ]
+    counts, coming = {"a": 5, "b": 3}, {"b": 2, "c": 1}
+    assert rooms_of(addresses, counts, coming, by_capacity=True) == [
+        ShardRoom("a", 10, 3),
+        ShardRoom("b", 30, 25),
+        ShardRoom("c", 20, NO_LIMIT - 1),
+    ]
+    assert [one.capacity for one in rooms_of(addresses, counts, coming, by_capacity=False)] == [1, 1, 1]

@@ -1,0 +1,85 @@
+"""Moves that have begun come before others, each with its own target."""
+
+from __future__ import annotations
+
+import pytest
+
+from simplu_worker.operations.admission import TenantState
+from simplu_worker.transfers.moving.planning.balance import PlannedTransfer, WeighedTenant
+from simplu_worker.transfers.moving.planning.begun import (
+    BegunMove,
+    BegunMoves,
+    FoundTenant,
+    homes_after,
+    homes_of,
+    sort_begun_moves,
+)
+
+
+def found(**states: str) -> list[FoundTenant]:
+    """Return the rows of a tenant by shard; their weights are 10 on a, 20 on b and 30 on c."""
+    weights = {"a": 10, "b": 20, "c": 30}
+    return [(WeighedTenant("b", "l", name, weights[name]), TenantState(state)) for name, state in states.items()]
+
+
+def transfer(source_id: str, target_id: str, weight: int) -> PlannedTransfer:
+    """Return a move of the tenant."""
+    return PlannedTransfer(WeighedTenant("b", "l", source_id, weight), target_id)
+
+
+NOTHING = BegunMoves([], [], [])
+
+
+@pytest.mark.parametrize(
+    ("rows", "target_id", "step", "begun"),
+    [
+        (found(a="active", b="incoming"), "b", "open", BegunMoves([], [transfer("a", "b", 10)], [])),
+        (found(a="fenced", b="ready"), "b", "open", BegunMoves([], [transfer("a", "b", 10)], [])),
+        (found(a="active"), "b", "open", BegunMoves([], [transfer("a", "b", 10)], [])),
+        # Its target takes no more tenants, or a rollback has begun.
+        (found(a="active"), "c", "open", BegunMoves([], [], [transfer("a", "c", 10)])),
+        (found(a="active", b="incoming"), "b", "undoing", BegunMoves([], [], [transfer("a", "b", 10)])),
+        # A tenant that has left its shard has one way only.
+        (found(a="moved", b="ready"), "b", "committed", BegunMoves([transfer("a", "b", 20)], [], [])),
+        (found(a="moved", b="active"), "b", "committed", BegunMoves([transfer("a", "b", 20)], [], [])),
+        (found(a="moved"), "b", "committed", BegunMoves([transfer("a", "b", 10)], [], [])),
+        (found(a="moved", c="active"), "c", "committed", BegunMoves([transfer("a", "c", 30)], [], [])),
+        # It has moved on, or was destroyed: nothing ends the move.
+        (found(a="moved", b="moved", c="active"), "b", "committed", NOTHING),
+        (found(a="destroyed", b="incoming"), "b", "open", NOTHING),
+        (found(b="active"), "b", "open", NOTHING),
+    ],
+)
+def test_move_that_has_begun(rows: list[FoundTenant], target_id: str, step: str, begun: BegunMoves) -> None:
+    """The shards a and b take tenants; the move is from a."""
+    assert sort_begun_moves(rows, [BegunMove("b-l", "a", target_id, step)], {"a", "b"}) == begun
+
+
+def test_homes_are_those_after_the_moves_that_have_begun() -> None:
+    """A tenant on its way counts where it goes, and once."""
+    rows = [
+        *found(a="moved", b="ready"),
+        (WeighedTenant("b", "2", "a", 1), TenantState.ACTIVE),
+        (WeighedTenant("b", "3", "a", 1), TenantState.FENCED),
+        (WeighedTenant("b", "3", "b", 1), TenantState.INCOMING),
+        (WeighedTenant("b", "4", "a", 1), TenantState.DESTROYED),
+    ]
+    begun = sort_begun_moves(
+        rows, [BegunMove("b-l", "a", "b", "committed"), BegunMove("b-3", "a", "b", "open")], {"a", "b"}
+    )
+    assert [(one.tenant_id, one.shard_id) for one in homes_of(rows)] == [("b-2", "a"), ("b-3", "a")]
+    after = homes_after(homes_of(rows), begun.going_on)
+    assert [(one.tenant_id, one.shard_id, one.weight) for one in after] == [
+        ("b-2", "a", 1),
+        ("b-l", "b", 20),
+        ("b-3", "b", 1),
+    ]
+
+
+def test_tenant_that_moves_twice_is_last_where_the_second_move_goes() -> None:
+    """Its first move has committed, and the next one has begun without the certificate."""
+    rows = found(a="moved", b="active", c="incoming")
+    moves = [BegunMove("b-l", "b", "c", "open"), BegunMove("b-l", "a", "b", "committed")]
+    begun = sort_begun_moves(rows, moves, {"a", "b", "c"})
+    assert begun == BegunMoves([transfer("a", "b", 20)], [transfer("b", "c", 20)], [])
+    assert [one.shard_id for one in homes_after(homes_of(rows), begun.going_on)] == ["c"]

@@ -1,0 +1,55 @@
+"""The shard that a tenant moves from."""
+
+from __future__ import annotations
+
+import pytest
+
+from simplu_worker.errors import PermanentError, RetryableError
+from simplu_worker.operations.admission import TenantState
+from simplu_worker.transfers.moving.planning.places import TenantPlaces
+
+
+def places(silent: tuple[str, ...] = (), **states: str) -> TenantPlaces:
+    """Return places by shard; `moved:b` is a tenant that moved to b."""
+    rows = {name: state.partition(":") for name, state in states.items()}
+    return TenantPlaces(
+        "b-l",
+        {name: TenantState(state) for name, (state, _, _) in rows.items()},
+        {name: to or None for name, (_, _, to) in rows.items()},
+        silent,
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "source"),
+    [
+        (places(a="active"), "a"),
+        (places(a="fenced", b="ready"), "a"),
+        (places(a="active", b="moved:a"), "a"),
+        (places(a="moved:b", b="ready"), "a"),
+        (places(a="moved:b", b="active"), "a"),
+        (places(("c",), a="active"), "a"),
+    ],
+)
+def test_source(found: TenantPlaces, source: str) -> None:
+    """Its home, or the shard that it left for the target."""
+    assert found.source_for("b") == source
+
+
+@pytest.mark.parametrize(
+    ("found", "error", "text"),
+    [
+        (places(a="active", c="active"), PermanentError, "expected one home, got a and c"),
+        (places(b="active"), PermanentError, "its home is shard b already"),
+        (places(a="moved:c", c="ready"), PermanentError, "it is on its way to another shard"),
+        (places(a="active", c="incoming"), PermanentError, "got a copy on c; the tenant stays on shard a; run"),
+        (places(a="destroyed"), PermanentError, "destroyed on a$"),
+        (places(a="destroying", b="incoming"), PermanentError, "destroyed on a; run: simplu-worker tenants rollback"),
+        (places(), PermanentError, "got none; run: tenants provision"),
+        (places(("c",), a="moved:b"), RetryableError, "got none of c"),
+    ],
+)
+def test_no_source(found: TenantPlaces, error: type[Exception], text: str) -> None:
+    """With the reason."""
+    with pytest.raises(error, match=text):
+        found.source_for("b")
