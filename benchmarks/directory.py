@@ -41,13 +41,14 @@ from simplu_local.processes.watchdog import ProcessGroup
 from simplu_local.stack.citrus_server import CitrusServer
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.decode import decode_operation
-from simplu_worker.operations.operation import Disposition, Operation, Origin, Source
+from simplu_worker.operations.operation import Disposition, Operation, Origin
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.citrus import open_citrus
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.route_refresh import REFRESHES_PER_S, RouteRefresh
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.vocabulary import Source
 
 RSS_MAX_MIB = 400.0
 TURN_MAX_MS = 100.0

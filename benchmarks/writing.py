@@ -43,11 +43,12 @@ from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_local.workload import documents
 from simplu_worker.operations.decode import decode_operation
-from simplu_worker.operations.operation import Disposition, Operation, Origin, Source
+from simplu_worker.operations.operation import Disposition, Operation, Origin
 from simplu_worker.shards.apply.writer import ShardWriter
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.types import PositionClaim, StreamPosition
+from simplu_worker.vocabulary import Source
 
 LEAST_RATIO = 0.9
 BOUND_FROM_SIZE = 100  # smaller batches are those of a reader with few records

@@ -13,7 +13,6 @@ import contextlib
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import datetime
-from enum import StrEnum
 from typing import Final
 
 import msgspec
@@ -24,6 +23,7 @@ from simplu_worker.metrics import instruments
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import loop_time, utc_now
 from simplu_worker.timing.waits import sleep_or_event
+from simplu_worker.vocabulary import TargetKind
 
 RETRY_BASE_S: Final = 1.0
 RETRY_MAX_S: Final = 60.0
@@ -31,19 +31,6 @@ SOUND_AFTER_S: Final = 120.0  # a target without a new error for so long is well
 TROUBLES_MAX: Final = 1000
 
 log = structlog.get_logger(__name__)
-
-
-class TargetKind(StrEnum):
-    """What a loop works for."""
-
-    SHARD = "shard"  # a Postgres shard
-    STREAM_SHARD = "stream_shard"
-    LEASES = "leases"  # the lease table
-    QUEUE = "queue"
-    TENANT = "tenant"
-    CITRUS = "citrus"
-    CACHE = "cache"
-    REPLICA = "replica"  # the chores of the process itself
 
 
 class Trouble(msgspec.Struct, frozen=True):

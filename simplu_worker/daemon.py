@@ -19,7 +19,7 @@ import structlog
 from simplu_worker import __version__
 from simplu_worker.assembly.shards import Shards
 from simplu_worker.assembly.worker import Consumers, Parts, open_parts
-from simplu_worker.bulkheads import TargetKind, contain, keep_running
+from simplu_worker.bulkheads import contain, keep_running
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.leases.lease import worker_id
 from simplu_worker.consumers.source_retention import EffectiveRetention
@@ -46,6 +46,7 @@ from simplu_worker.status.replica import ReplicaStatus, http_views
 from simplu_worker.status.server import open_http
 from simplu_worker.telemetry.systemd import SystemdNotifier
 from simplu_worker.timing.periodic import repeat_every
+from simplu_worker.vocabulary import TargetKind
 
 HEARTBEAT_S: Final = 0.5
 FLUSH_S: Final = (

@@ -21,9 +21,10 @@ import structlog
 from simplu_worker.aws.clients import AWS_ERRORS, Client, error_code, translate, translate_errors
 from simplu_worker.aws.sns_envelope import unwrap
 from simplu_worker.errors import RetryableError
-from simplu_worker.operations.operation import Origin, Source
+from simplu_worker.operations.operation import Origin
 from simplu_worker.telemetry.tracing.spans import receive_span
 from simplu_worker.timing.backoff import backoff_s
+from simplu_worker.vocabulary import Source
 
 BATCH_MAX_COUNT: Final = 10  # entries a batch call, and messages a receive: SQS API reference
 LONG_POLL_MAX_S: Final = 20  # SQS API reference, ReceiveMessage

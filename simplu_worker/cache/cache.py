@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from simplu_worker.bulkheads import TargetKind, note_trouble, translate
+from simplu_worker.bulkheads import note_trouble, translate
 from simplu_worker.cache.invalidations import (
     ENTRY_PREFIX,
     EPOCH_KEY,
@@ -35,6 +35,7 @@ from simplu_worker.errors import ConfigurationError, InternalError, RetryableErr
 from simplu_worker.metrics import instruments
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import utc_now
+from simplu_worker.vocabulary import CacheOutcome, TargetKind
 
 if TYPE_CHECKING:
     from simplu_worker.cache.redis_commands import InvalidationReply, RedisCommands
@@ -69,7 +70,7 @@ class Cache:
         self._drained = asyncio.Event()
         self._drained.set()
         self._sending_count = 0
-        self._counts = dict.fromkeys(instruments.CACHE_OUTCOMES, 0)
+        self._counts = dict.fromkeys(CacheOutcome, 0)
         self._connection_count = 0
         self._failure_count = 0
         self._unreachable_since: float | None = None
@@ -170,7 +171,7 @@ class Cache:
         finally:  # after a cancellation too: `flush` may be called later
             self._sending_count = 0
             if not is_sent:
-                self._count("retried", len(batch.keys))
+                self._count(CacheOutcome.RETRIED, len(batch.keys))
                 self._report_dropped(self._invalidations.requeue(batch))
             instruments.CACHE_WAITING.set(len(self._invalidations))
         self._record_reply(batch, reply)
@@ -183,8 +184,8 @@ class Cache:
                 self._sweep_cursor = 0
         refused = set(reply.refused)
         failed = sum(key.entry in refused or key.version in refused for key in batch.keys)
-        self._count("failed", failed)
-        self._count("done", len(batch.keys) - failed)
+        self._count(CacheOutcome.FAILED, failed)
+        self._count(CacheOutcome.DONE, len(batch.keys) - failed)
         if refused:
             self._invalidations.require_epoch_move(EpochMoveReason.REFUSED)
             log.warning("cache.refused", redis=self._redis.place, key_count=len(refused), error=reply.error)
@@ -228,12 +229,12 @@ class Cache:
         self._work_added.set()
 
     def _report_dropped(self, number: int) -> None:
-        self._count("dropped", number)
+        self._count(CacheOutcome.DROPPED, number)
         if number and not self._is_overflow_reported:
             self._is_overflow_reported = True
             log.warning("cache.overflowed", redis=self._redis.place, resource_count=number)
 
-    def _count(self, outcome: str, number: int) -> None:
+    def _count(self, outcome: CacheOutcome, number: int) -> None:
         if number:
             self._counts[outcome] += number
             instruments.CACHE_INVALIDATIONS.labels(outcome).inc(number)

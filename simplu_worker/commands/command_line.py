@@ -18,6 +18,7 @@ EnvFile = Annotated[
     Path | None,
     Parameter(name="--env-file", help="A file of environment variables; a variable of the environment wins."),
 ]
+OneWord = Parameter(name_transform=str.lower)  # a word of the vocabulary, as it is written everywhere: with underscores
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON on stdout, and nothing else.")]
 Apply = Annotated[bool, Parameter(negative="", help="Carry out the plan; without this option it is only printed.")]
 

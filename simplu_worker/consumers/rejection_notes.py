@@ -21,11 +21,12 @@ from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.dead_letters.queue import DeadLetterStore
 from simplu_worker.errors import WorkerError
 from simplu_worker.metrics.instruments import REJECTIONS_UNNOTED
-from simplu_worker.operations.operation import DeadLetterReason, Origin, is_storable, tenant_id_of
+from simplu_worker.operations.operation import Origin, is_storable, tenant_id_of
 from simplu_worker.shards.gateway import ShardGateway
-from simplu_worker.shards.types import Absence, Rejection
+from simplu_worker.shards.types import Rejection
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import wait_any
+from simplu_worker.vocabulary import Absence, DeadLetterReason
 
 NOTES_MAX: Final = 2_000  # that wait: about 1 KB each
 BATCH_MAX_COUNT: Final = 500

@@ -19,8 +19,9 @@ from typing import Annotated, Any, Final, assert_never
 import msgspec
 
 from simplu_worker.aws.sqs_queue import FifoIds
-from simplu_worker.operations.operation import DeadLetterReason, Origin, RejectedRecord, Source, tenant_id_of
+from simplu_worker.operations.operation import Origin, RejectedRecord, tenant_id_of
 from simplu_worker.operations.request_ids import derived_request_id
+from simplu_worker.vocabulary import DeadLetterReason, Source
 
 ERROR_MAX_BYTES: Final = 2048
 EXCERPT_BYTES: Final = 64 * 1024  # docs/interface.md

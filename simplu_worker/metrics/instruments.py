@@ -15,79 +15,35 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from prometheus_client.metrics_core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from simplu_worker.vocabulary import (
+    CacheOutcome,
+    CitrusEndpoint,
+    CitrusOutcome,
+    ConnectionState,
+    DeadLetterReason,
+    HoldReason,
+    LeaseState,
+    LeaseTake,
+    MessageOutcome,
+    MoveOutcome,
+    OperationKind,
+    OperationOutcome,
+    ProvisioningOutcome,
+    QueueCall,
+    QueueRetry,
+    ShardMapOutcome,
+    ShardProblem,
+    Source,
+    StreamReader,
+    StreamRetry,
+    SubscriptionEvent,
+    TargetKind,
+)
+
 # A `_created` series beside each counter and histogram would double the scraped data; no rule reads them.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped in prometheus_client
 
-SOURCES = ("kinesis", "sqs")
-OPERATION_KINDS = ("create", "update", "patch", "delete", "list", "read")
-OPERATION_OUTCOMES = (
-    "succeeded",
-    "already_exists",
-    "not_found",
-    "result_too_large",
-    "invalid_data",
-    "tenant_destroyed",
-    "retries_exhausted",
-    "duplicate",
-    "dead_letter",
-)
-DEAD_LETTER_REASONS = (
-    "invalid_json",
-    "invalid_message",
-    "unknown_type",
-    "unknown_tenant",
-    "request_id_reused",
-    "retries_exhausted",
-    "too_large",
-    "internal_error",
-)
-TARGET_KINDS = ("shard", "stream_shard", "leases", "queue", "tenant", "citrus", "cache", "replica")
-LEASE_STATES = ("owned", "other", "unowned", "ended")
-HELD_REASONS = (
-    "unregistered",
-    "shard_unavailable",
-    "not_here",
-    "inactive",
-    "moving",
-    "failing",
-    "locked",
-    "reshard",
-    "taken_over",
-    "refill",
-    "gap",
-    "internal_error",
-)
-SHARD_PROBLEM_KINDS = (
-    "no_answer",
-    "refused",
-    "read_only",
-    "failing",
-    "slow",
-    "lagging",
-    "connections",
-    "usage",
-    "inactive",
-    "gap",
-    "clock",
-)
-CITRUS_ENDPOINTS = ("get_shard", "register", "move", "shards_health", "capacity")
-RETRY_REASONS = {
-    "kinesis": ("read_failed", "shard_unavailable", "failing", "locked"),
-    "sqs": ("receive", "dependency", "blocked", "unexpected"),
-    "citrus": CITRUS_ENDPOINTS,
-}
-CONNECTION_STATES = ("idle", "used", "waiting")
-STREAM_READERS = ("main", "catch_up", "pushed")
-SUBSCRIPTION_EVENTS = ("accepted", "ended", "taken_over", "silent", "deferred", "refused")
-LEASE_TAKES = ("free", "expired", "stolen", "assigned", "released")
-SQS_OUTCOMES = ("deleted", "retried", "dead_letter", "given_back", "lease_lost", "stale_receipt", "not_deleted")
-SQS_CALLS = ("delete", "change_visibility")
-CITRUS_OUTCOMES = ("ok", "not_found", "conflict", "refused", "denied", "error", "timeout")
-SHARD_MAP_OUTCOMES = ("applied", "refused")
-PROVISIONING_OUTCOMES = ("succeeded", "existed", "failed", "undone")
 LOG_STREAMS = ("stdout", "stderr")
-MOVE_OUTCOMES = ("moved", "differs", "undone", "failed")
-CACHE_OUTCOMES = ("done", "failed", "retried", "dropped")
 
 # From a commit right after the arrival, over a noticeable lag, to the wait for an unregistered tenant.
 LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0)
@@ -173,7 +129,7 @@ OPERATION_LATENCY = BatchHistogram(
     "simplu_operation_latency_seconds",
     "Time from the arrival of an operation at its source until it is committed.",
     label="source",
-    label_values=SOURCES,
+    label_values=Source,
     buckets=LATENCY_BUCKETS_S,
 )
 RETRIES = Counter("simplu_retries_total", "Batches, messages and requests that were tried again.", ["source", "reason"])
@@ -296,8 +252,8 @@ SHARD_RESPONSE = Histogram(
     buckets=SHARD_BUCKETS_S,
 )
 SHARD_ERRORS = Counter("simplu_shard_errors_total", "Errors of a Postgres shard.", ["shard_id", "kind"])
-SHARD_REFILLS = Counter(
-    "simplu_shard_refills_total",
+SHARD_BACKFILLS = Counter(
+    "simplu_shard_backfills_total",
     "Backfills: a stream shard is read again for a Postgres shard that has an old stream position, or none.",
     ["shard_id"],
 )
@@ -391,8 +347,8 @@ def set_build_info(version: str) -> None:
 
 def start_queue_at_zero(queue: str) -> None:
     """Create the series of the queue named *queue* before its first message."""
-    _start_at_zero(SQS_MESSAGES, [queue], SQS_OUTCOMES)
-    _start_at_zero(SQS_STALE_RECEIPTS, [queue], SQS_CALLS)
+    _start_at_zero(SQS_MESSAGES, [queue], MessageOutcome)
+    _start_at_zero(SQS_STALE_RECEIPTS, [queue], QueueCall)
     for metric in (
         SQS_IN_FLIGHT,
         SQS_OLDEST_MESSAGE,
@@ -438,10 +394,10 @@ def remove_shard_use(shard_id: str) -> None:
     """Remove the series of a Postgres shard that its use and its probes set. Idempotent."""
     for metric in (SHARD_RESPONSE, SHARD_HEALTHY, SHARD_CONNECTIONS_RATIO, SHARD_REPLICATION_LAG):
         metric.remove(shard_id)
-    for state in CONNECTION_STATES:
+    for state in ConnectionState:
         SHARD_CONNECTIONS.remove(shard_id, state)
     SHARD_ERRORS.remove_by_labels({"shard_id": shard_id})
-    SHARD_REFILLS.remove_by_labels({"shard_id": shard_id})
+    SHARD_BACKFILLS.remove_by_labels({"shard_id": shard_id})
     SHARD_COMMIT_SAFETY.remove_by_labels({"shard_id": shard_id})
     SHARD_COMMIT_WAIT.remove_by_labels({"shard_id": shard_id})
 
@@ -459,24 +415,25 @@ def _start_at_zero(metric: Counter | Gauge | Histogram, *label_values: Iterable[
         metric.labels(*labels)
 
 
-_start_at_zero(OPERATIONS, SOURCES, OPERATION_KINDS, OPERATION_OUTCOMES)
-for _source, _reasons in RETRY_REASONS.items():
-    _start_at_zero(RETRIES, [_source], _reasons)
-_start_at_zero(DEAD_LETTERS, DEAD_LETTER_REASONS)
-_start_at_zero(HELD_TARGETS, HELD_REASONS)
-_start_at_zero(HELD_AGE, HELD_REASONS)
-_start_at_zero(SHARD_PROBLEMS, SHARD_PROBLEM_KINDS)
-_start_at_zero(KINESIS_READS, STREAM_READERS)
-_start_at_zero(KINESIS_READ_BYTES, STREAM_READERS)
-_start_at_zero(KINESIS_READ_RECORDS, STREAM_READERS)
-_start_at_zero(KINESIS_SUBSCRIPTIONS, SUBSCRIPTION_EVENTS)
-_start_at_zero(KINESIS_LEASES, LEASE_STATES)
-_start_at_zero(KINESIS_LEASE_TAKES, LEASE_TAKES)
-_start_at_zero(CITRUS_REQUEST, CITRUS_ENDPOINTS, CITRUS_OUTCOMES)
-_start_at_zero(PROVISIONING, PROVISIONING_OUTCOMES)
-_start_at_zero(SHARD_MAP_RELOADS, SHARD_MAP_OUTCOMES)
-_start_at_zero(CACHE_INVALIDATIONS, CACHE_OUTCOMES)
-_start_at_zero(MOVES, MOVE_OUTCOMES)
+_start_at_zero(OPERATIONS, Source, OperationKind, OperationOutcome)
+_start_at_zero(RETRIES, [Source.KINESIS], StreamRetry)
+_start_at_zero(RETRIES, [Source.SQS], QueueRetry)
+_start_at_zero(RETRIES, ["citrus"], CitrusEndpoint)
+_start_at_zero(DEAD_LETTERS, DeadLetterReason)
+_start_at_zero(HELD_TARGETS, HoldReason)
+_start_at_zero(HELD_AGE, HoldReason)
+_start_at_zero(SHARD_PROBLEMS, ShardProblem)
+_start_at_zero(KINESIS_READS, StreamReader)
+_start_at_zero(KINESIS_READ_BYTES, StreamReader)
+_start_at_zero(KINESIS_READ_RECORDS, StreamReader)
+_start_at_zero(KINESIS_SUBSCRIPTIONS, SubscriptionEvent)
+_start_at_zero(KINESIS_LEASES, LeaseState)
+_start_at_zero(KINESIS_LEASE_TAKES, LeaseTake)
+_start_at_zero(CITRUS_REQUEST, CitrusEndpoint, CitrusOutcome)
+_start_at_zero(PROVISIONING, ProvisioningOutcome)
+_start_at_zero(SHARD_MAP_RELOADS, ShardMapOutcome)
+_start_at_zero(CACHE_INVALIDATIONS, CacheOutcome)
+_start_at_zero(MOVES, MoveOutcome)
 _start_at_zero(LOG_LINES_DROPPED, LOG_STREAMS)
-_start_at_zero(INTERNAL_ERRORS, TARGET_KINDS)
-_start_at_zero(TARGETS_IN_TROUBLE, TARGET_KINDS)
+_start_at_zero(INTERNAL_ERRORS, TargetKind)
+_start_at_zero(TARGETS_IN_TROUBLE, TargetKind)

@@ -8,23 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from enum import StrEnum
 
 import msgspec
 
-from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Operation, Outcome, Source
-
-
-class TenantState(StrEnum):
-    """The states of a tenant on one shard (docs/reading.md)."""
-
-    INCOMING = "incoming"
-    READY = "ready"
-    ACTIVE = "active"
-    FENCED = "fenced"
-    MOVED = "moved"
-    DESTROYING = "destroying"
-    DESTROYED = "destroyed"
+from simplu_worker.operations.operation import Disposition, Operation, Outcome
+from simplu_worker.vocabulary import DeadLetterReason, Failure, Source, TenantState
 
 
 class TenantRow(msgspec.Struct, frozen=True):

@@ -35,16 +35,9 @@ from simplu_worker.operations.json_record import (
 )
 from simplu_worker.operations.list_query import decode_list_query
 from simplu_worker.operations.nesting import is_nested_deeper
-from simplu_worker.operations.operation import (
-    DeadLetterReason,
-    ListQuery,
-    Operation,
-    OperationKind,
-    Origin,
-    RejectedRecord,
-    tenant_id_of,
-)
+from simplu_worker.operations.operation import ListQuery, Operation, Origin, RejectedRecord, tenant_id_of
 from simplu_worker.operations.request_ids import DERIVED_REQUEST_ID_PREFIX, derived_request_id, is_replayed
+from simplu_worker.vocabulary import DeadLetterReason, OperationKind
 
 # Decodes to an operation wherever the decoder works: it shows whether a record that does not is at fault.
 SOUND_RECORD: Final = (

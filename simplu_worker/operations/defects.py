@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from simplu_worker.errors import place_of
-from simplu_worker.operations.operation import DeadLetterReason, Origin, RejectedRecord
+from simplu_worker.operations.operation import Origin, RejectedRecord
+from simplu_worker.vocabulary import DeadLetterReason
 
 T = TypeVar("T")
 

@@ -8,57 +8,9 @@ from typing import Final
 
 import msgspec
 
+from simplu_worker.vocabulary import DeadLetterReason, Failure, OperationKind, Source
+
 ID_MAX: Final = 128  # characters of a business's or a location's id: docs/interface.md
-
-
-class OperationKind(StrEnum):
-    """The kinds of operation on a resource (docs/interface.md)."""
-
-    CREATE = "create"
-    UPDATE = "update"
-    PATCH = "patch"
-    DELETE = "delete"
-    LIST = "list"
-    READ = "read"
-
-    @property
-    def writes(self) -> bool:
-        """Whether the operation changes rows of `resources`."""
-        return self not in READING_KINDS
-
-
-READING_KINDS = frozenset({OperationKind.LIST, OperationKind.READ})
-
-
-class DeadLetterReason(StrEnum):
-    """Why a record became a dead letter (docs/interface.md)."""
-
-    INVALID_JSON = "invalid_json"
-    INVALID_MESSAGE = "invalid_message"
-    UNKNOWN_TYPE = "unknown_type"
-    UNKNOWN_TENANT = "unknown_tenant"
-    REQUEST_ID_REUSED = "request_id_reused"
-    RETRIES_EXHAUSTED = "retries_exhausted"
-    TOO_LARGE = "too_large"
-    INTERNAL_ERROR = "internal_error"  # the worker itself failed at the record alone, twice
-
-
-class Failure(StrEnum):
-    """The error of an operation that is decided without effect (docs/interface.md)."""
-
-    ALREADY_EXISTS = "already_exists"
-    NOT_FOUND = "not_found"
-    RESULT_TOO_LARGE = "result_too_large"
-    INVALID_DATA = "invalid_data"
-    TENANT_DESTROYED = "tenant_destroyed"
-    RETRIES_EXHAUSTED = "retries_exhausted"  # given up; the only failure that a replay of its dead letter replaces
-
-
-class Source(StrEnum):
-    """The service that a record came from."""
-
-    KINESIS = "kinesis"
-    SQS = "sqs"
 
 
 class Origin(msgspec.Struct, frozen=True, gc=False):

@@ -13,7 +13,8 @@ from typing import Final
 
 import msgspec
 
-from simplu_worker.operations.operation import Operation, OperationKind
+from simplu_worker.operations.operation import Operation
+from simplu_worker.vocabulary import OperationKind
 
 LIST: Final = OperationKind.LIST  # looked up once: access to an enum member is slow
 READ: Final = OperationKind.READ

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import msgspec
 
-from simplu_worker.bulkheads import TargetKind, note_trouble, translate
+from simplu_worker.bulkheads import note_trouble, translate
 from simplu_worker.cache.invalidations import OnChange, changed_keys, ignore_changes
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.operations.admission import HOLD
@@ -33,7 +33,6 @@ from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import ShardRows, fetch_from_all_shards, query_all_shards
 from simplu_worker.shards.tenants.first_use import FirstUse, TenantName
 from simplu_worker.shards.types import (
-    Absence,
     PositionClaim,
     PositionMerge,
     Rejection,
@@ -43,6 +42,7 @@ from simplu_worker.shards.types import (
     StreamShards,
 )
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.vocabulary import Absence, TargetKind
 
 NO_STREAM_SHARDS: Final = StreamShards("", ())
 Method = TypeVar("Method", bound=Callable[..., Coroutine[Any, Any, Any]])

@@ -20,15 +20,6 @@ UUID_LENGTH: Final = 36  # as text
 VERSION_AT: Final = 14  # the index of the version in it
 
 
-class Absence(StrEnum):
-    """Why a tenant's operations cannot be sent to a shard now. Also the reason of their hold."""
-
-    UNREGISTERED = "unregistered"  # a definite, fresh "not registered"
-    NOT_HERE = "not_here"  # registered, and no shard has its row yet
-    INACTIVE = "inactive"  # its shard is marked inactive
-    MOVING = "moving"  # its row is fenced or incoming; mostly for milliseconds, unless it is imported or restored
-
-
 class ShardUnavailableError(RetryableError):
     """The shard cannot be used now: unreachable, starting, read-only, full, or not set up as expected.
 

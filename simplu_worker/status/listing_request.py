@@ -8,14 +8,9 @@ from enum import StrEnum
 from typing import Any, Final, NamedTuple, TypeVar
 
 from simplu_worker.operations.json_record import parse_timestamp
-from simplu_worker.operations.operation import ID_MAX, Failure, is_id
-from simplu_worker.shards.listing.request import (
-    InvalidRequestError,
-    ListRequest,
-    OperationStatus,
-    check_request,
-    decode_cursor,
-)
+from simplu_worker.operations.operation import ID_MAX, is_id
+from simplu_worker.shards.listing.request import InvalidRequestError, ListRequest, check_request, decode_cursor
+from simplu_worker.vocabulary import Failure, OperationStatus
 
 LIMIT_DIGITS_MAX: Final = 6
 NAME_SHOWN_MAX: Final = 40

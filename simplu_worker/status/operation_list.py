@@ -8,8 +8,8 @@ import msgspec
 
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.gateway import ShardGateway
-from simplu_worker.shards.types import Absence
 from simplu_worker.status.listing_request import OperationListQuery
+from simplu_worker.vocabulary import Absence
 
 
 async def list_operations(gateway: ShardGateway | None, query: OperationListQuery) -> tuple[int, dict[str, Any]]:

@@ -18,16 +18,14 @@ import msgspec
 
 from simplu_worker import __version__
 from simplu_worker.aws.clients import credential_source
-from simplu_worker.bulkheads import TargetKind, current_troubles
+from simplu_worker.bulkheads import current_troubles
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, LeaseRelease
 from simplu_worker.consumers.kinesis.fleet.fleet_report import KnownReplica, lone_report
 from simplu_worker.consumers.kinesis.fleet.read_status import (
-    OTHER_REPLICA,
     ReadStatus,
     hold_reason,
     read_status,
 )
-from simplu_worker.consumers.kinesis.holding.hold import Reason
 from simplu_worker.consumers.kinesis.leases.lease_report import HoldRetry
 from simplu_worker.consumers.kinesis.reader.reader_view import ReaderView
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
@@ -38,13 +36,13 @@ from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.gateway import NO_STREAM_SHARDS, LoggedOperation, RejectedRequest, ShardGateway
 from simplu_worker.shards.health.all_shards import ShardInspector
-from simplu_worker.shards.health.assessment import Health, Problem, health_view
+from simplu_worker.shards.health.assessment import Health, health_view
 from simplu_worker.shards.health.moves import longest_standing_s, move_views
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.types import Absence, StreamShards
+from simplu_worker.shards.types import StreamShards
 from simplu_worker.status.live.held_advice import advice_members
 from simplu_worker.status.live.history import History, totals_of
 from simplu_worker.status.live.request_bodies import OpenDesk
@@ -52,10 +50,21 @@ from simplu_worker.status.live.stream_history import StreamHistory
 from simplu_worker.status.operation_list import list_operations
 from simplu_worker.status.queues import Monitoring
 from simplu_worker.status.server import HttpAnswer, Views
-from simplu_worker.status.unreadiness import Unreadiness, UnreadyReason
+from simplu_worker.status.unreadiness import Unreadiness
 from simplu_worker.status.views import shard_view, tenant_view, trouble_view
 from simplu_worker.telemetry.log import recent_errors, scrub_text
 from simplu_worker.timing.clock import OWN_CLOCK, loop_time, utc_now
+from simplu_worker.vocabulary import (
+    OTHER_REPLICA,
+    Absence,
+    DependencyState,
+    HoldReason,
+    RequestStatus,
+    ShardProblem,
+    SourceState,
+    TargetKind,
+    UnreadyReason,
+)
 
 HEALTH_SUMMARY: Final = (
     "state",
@@ -180,8 +189,10 @@ class ReplicaStatus:
 
         Names no shard: it is read without a token.
         """
-        marked = {shard_id for shard_id, health in self.health.by_shard_id.items() if Problem.GAP in health.problems}
-        held = {hold.name for reader in self._readers() for hold in reader.holds() if hold.reason == Reason.GAP}
+        marked = {
+            shard_id for shard_id, health in self.health.by_shard_id.items() if ShardProblem.GAP in health.problems
+        }
+        held = {hold.name for reader in self._readers() for hold in reader.holds() if hold.reason == HoldReason.GAP}
         count = len(marked | held)
         gap = f"{count} shard{'s' if count > 1 else ''} held for a gap: `simplu-worker shards list` names them"
         kinds = Counter(trouble.target for trouble in current_troubles())
@@ -209,7 +220,7 @@ class ReplicaStatus:
     def _refresh_stream_gauges(self, fleet: Fleet) -> None:
         readers = fleet.readers()
         targets: set[tuple[str, str, str]] = set()  # a target that is held in several stream shards counts once
-        ages = dict.fromkeys(instruments.HELD_REASONS, 0.0)
+        ages: dict[str, float] = dict.fromkeys(HoldReason, 0.0)
         for reader in readers:
             for hold in reader.holds():
                 targets.add((hold.reason, hold.target, hold.name))
@@ -262,8 +273,8 @@ class ReplicaStatus:
                 "deadLetters": instruments.totals_by(instruments.DEAD_LETTERS, "reason"),
                 "provisioned": instruments.totals_by(instruments.PROVISIONING, "outcome"),
             },
-            "clock": OWN_CLOCK.problem or "ok",
-            "citrus": self.locator.last_error or "ok" if isinstance(self.locator, CitrusClient) else None,
+            "clock": OWN_CLOCK.problem or DependencyState.OK,
+            "citrus": self.locator.last_error or DependencyState.OK if isinstance(self.locator, CitrusClient) else None,
         }
 
     def fleet_status(self) -> dict[str, Any]:
@@ -345,14 +356,14 @@ class ReplicaStatus:
             {
                 "kind": "sqs",
                 "name": name,
-                "state": scrub_text(receiver.last_error or self._activity("polling")),
+                "state": scrub_text(receiver.last_error or self._activity(SourceState.POLLING)),
                 "inHand": receiver.in_flight_count,
             }
             for name, receiver in self.monitoring.receivers.items()
         ]
         if self.fleet is None:
             return queues
-        state = scrub_text(self.fleet.trouble or self._activity("reading"))
+        state = scrub_text(self.fleet.trouble or self._activity(SourceState.READING))
         return [{"kind": "kinesis", "name": self.fleet.stream_name, "state": state}, *queues]
 
     def _activity(self, usual: str) -> str:
@@ -400,7 +411,7 @@ class ReplicaStatus:
                 found = await self.gateway.find_rejection(request_id, tenant_id)
         except (RetryableError, PermanentError) as exc:
             held = None if tenant_id is None else self._own_hold(tenant_id)
-            return (503, {"error": str(exc)}) if held is None else (200, asked | {"status": "held"} | held)
+            return (503, {"error": str(exc)}) if held is None else (200, asked | {"status": RequestStatus.HELD} | held)
         silent = _silent_members(answer.silent_shard_ids)
         # A shard without an answer, or a tenant without a home now, may have anything.
         is_whole = not (silent or isinstance(found, Absence))
@@ -409,12 +420,12 @@ class ReplicaStatus:
             members = msgspec.to_builtins(found, builtin_types=(msgspec.Raw,))
             return 200, members | read_up_to | silent
         if is_pending:
-            return 200, asked | {"status": "pending"} | silent
+            return 200, asked | {"status": RequestStatus.PENDING} | silent
         if tenant_id is not None and (held := self._find_held(tenant_id, found, status)) is not None:
-            return 200, asked | {"status": "held"} | held
+            return 200, asked | {"status": RequestStatus.HELD} | held
         lags = [reader.view.lag_of(tenant_id) for reader in self._readers()]
         lag_s = max((lag for lag in lags if lag is not None), default=None)
-        return 404, asked | {"status": "unknown", "lagSeconds": lag_s} | read_up_to | silent
+        return 404, asked | {"status": RequestStatus.UNKNOWN, "lagSeconds": lag_s} | read_up_to | silent
 
     def _readers(self) -> Sequence[StreamShardReader]:
         return self.fleet.readers() if self.fleet else []
@@ -533,8 +544,8 @@ def _require_started(
 
 def _handler_state(unready: Unreadiness | None) -> str:
     if unready is None:
-        return "running"
-    return unready.reason if unready.reason in {UnreadyReason.STARTING, UnreadyReason.DRAINING} else "waiting"
+        return SourceState.RUNNING
+    return unready.reason if unready.reason in {UnreadyReason.STARTING, UnreadyReason.DRAINING} else SourceState.WAITING
 
 
 def _health_summary(view: dict[str, Any]) -> dict[str, Any]:

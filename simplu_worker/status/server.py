@@ -27,7 +27,7 @@ from simplu_worker.status.access.audit import Actor, log_call, logged_action
 from simplu_worker.status.access.call_rates import CallRates
 from simplu_worker.status.access.guard import Guard
 from simplu_worker.status.access.reductions import counts_and_states, for_viewers
-from simplu_worker.status.access.roles import Role, Tokens
+from simplu_worker.status.access.roles import Tokens
 from simplu_worker.status.connection_order import Places
 from simplu_worker.status.connections import CONNECTION_LIMITS, ConnectionGate, ConnectionLimits, connection_of
 from simplu_worker.status.listing_request import OperationListQuery, parse_listing_request
@@ -48,6 +48,7 @@ from simplu_worker.status.routes.table import ROUTES, Access, Answer, Route
 from simplu_worker.status.shared_answer import SharedAnswer
 from simplu_worker.status.unreadiness import Unreadiness
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.vocabulary import Role
 
 log = structlog.get_logger(__name__)
 

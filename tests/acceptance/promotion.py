@@ -66,7 +66,7 @@ class Kill(StrEnum):
     """When the worker is killed with -9."""
 
     BEFORE = "before the promotion"
-    AMID = "amid the refill"
+    AMID = "amid the backfill"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ class Promotion:
     lost: int  # in what the primary left, and not on the standby
     missing: int  # of these, not applied again
     first_s: float | None
-    refilled_s: float | None
+    backfilled_s: float | None
 
 
 def main() -> None:
@@ -216,7 +216,7 @@ class Scenario:
             lost=len(lost),
             missing=missing,
             first_s=seconds_between(promoted_at, first_at),
-            refilled_s=seconds_between(promoted_at, last_at) if not missing else None,
+            backfilled_s=seconds_between(promoted_at, last_at) if not missing else None,
         )
 
     async def _prepare(self, variant: Variant, flow: Flow) -> None:
@@ -309,12 +309,12 @@ class Scenario:
     def print(self) -> None:
         """Print what came of each round, and of all."""
         arguments = self._arguments
-        columns = ("round", "variant", "acknowledged, then lost", "lost", "applied again", "first commit", "refilled")
+        columns = ("round", "variant", "acknowledged, then lost", "lost", "applied again", "first commit", "backfilled")
         kind = "synchronous" if arguments.synchronous else "asynchronous"
         table = Table(*columns, title=f"standbys promoted without the last commits: {arguments.how}, {kind}")
         for one, each in enumerate(self._promotions, start=1):
             figures = (each.seen, each.lost, each.lost - each.missing)
-            times = (format_number(each.first_s, "s"), format_number(each.refilled_s, "s"))
+            times = (format_number(each.first_s, "s"), format_number(each.backfilled_s, "s"))
             table.add_row(str(one), each.variant, *map(str, figures), *times)
         self._console.print(table)
         lost, missing = (sum(getattr(each, name) for each in self._promotions) for name in ("lost", "missing"))

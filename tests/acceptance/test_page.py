@@ -21,9 +21,10 @@ from simplu_local.workload.workload import Tenant
 from simplu_worker.commands.exit_status import EXIT_INTERRUPTED
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.dead_letters.queue import DeadLetterQueue
-from simplu_worker.operations.operation import DeadLetterReason, Origin, Source
+from simplu_worker.operations.operation import Origin
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.timing.clock import utc_now
+from simplu_worker.vocabulary import DeadLetterReason, Source
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow(3)]
 

@@ -1,4 +1,4 @@
-"""A Postgres shard that is replaced by a replica without its last commits, and how readers find out and refill it.
+"""A Postgres shard that is replaced by a replica without its last commits, and how readers find out and backfill it.
 
 The shard, A, has a row for the stream shard: what it claims to have applied, and a token that is new with every write.
 A reader's transaction counts only while the row has a token that the reader knows. Otherwise the reader *adopts*: it
@@ -27,13 +27,13 @@ class Rules:
 
     names_held: bool = False  # in the row, which claims more of the others: as right
     claims_early: bool = False  # when the batch is sent, not when it is committed: as right
-    never_refills: bool = False
+    never_backfills: bool = False
     writes_blindly: bool = False  # only the prober compares
     probes_no_idle_shard: bool = False
     trusts_first_contact: bool = False  # takes the token and goes on at the checkpoint
     trusts_missing_row: bool = False  # likewise where there is no row
-    refills_from_log: bool = False  # from behind the last operation in it
-    refills_seen_only: bool = False  # tenants that the reader has come across since it started
+    backfills_from_log: bool = False  # from behind the last operation in it
+    backfills_seen_only: bool = False  # tenants that the reader has come across since it started
     rewinds_if_below_owed: bool = False  # if the row is below the lowest that the reader owes there
     claims_by_route: bool = False  # leaves out tenants that have no shard now
     claims_own_batch: bool = False  # as if all of it were applied
@@ -198,7 +198,7 @@ class FailoverModel:
         return "" if state.checkpoint == self._end else f"unsettled: {state}"
 
     def _start(self, checkpoint: int) -> Worker:
-        notes_start = self._rules.refills_seen_only or self._rules.names_seen_only
+        notes_start = self._rules.backfills_seen_only or self._rules.names_seen_only
         return Worker(self._readers.start(checkpoint), started_at=checkpoint if notes_start else 0)
 
     def _work(self, state: State, role: Role) -> Iterator[tuple[str, State]]:
@@ -310,12 +310,12 @@ class FailoverModel:
         row, rules, starts = state.shard.row, self._rules, {}
         trusts = (rules.trusts_first_contact and worker.token == NEW) or (rules.trusts_missing_row and row == NO_ROW)
         is_above = rules.rewinds_if_below_owed and row.owed_from >= self._readers.owed(worker.reader, self._its)
-        if not (rules.never_refills or trusts or is_above):
+        if not (rules.never_backfills or trusts or is_above):
             starts = {tenant: row.claimed(tenant) for tenant in self._its}
-        if rules.refills_from_log:
+        if rules.backfills_from_log:
             in_log = (operation for operation in range(self._end) if state.shard.applied >> operation & 1)
             starts = dict.fromkeys(self._its, max(in_log, default=-1) + 1)
-        if rules.refills_seen_only:
+        if rules.backfills_seen_only:
             starts = {tenant: start for tenant, start in starts.items() if tenant in self._seen(worker)}
         rewound = self._readers.rewound(worker.reader, starts)
         label = "no row" if row == NO_ROW else f"{row.owed_from}, {row.read_to} but for {row.held}"

@@ -262,8 +262,8 @@ class ReshardFailoverModel:
             if self._rules.leaves_listed and held:
                 return Row(TO_COME, own, self._end, held, is_after_parents=is_done)
             return Row(TO_COME, own, own, is_after_parents=is_done)
-        is_refilled = (owed >= self._end and not worker.left_out) or self._rules.done_at_shard_end
-        is_done = (state.is_ended and is_refilled) or self._rules.done_early or state.shard.child.is_after_parents
+        is_backfilled = (owed >= self._end and not worker.left_out) or self._rules.done_at_shard_end
+        is_done = (state.is_ended and is_backfilled) or self._rules.done_early or state.shard.child.is_after_parents
         own = max(owed, self._end)
         return Row(TO_COME, own, own, is_after_parents=is_done)
 

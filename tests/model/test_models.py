@@ -154,7 +154,7 @@ SEPARATE_LANES = reader_model.Rules(separate_lanes=True)
 WAITING_CHILD = reshard_model.Rules(child_waits_for_shard_end=True)
 NAMES_HELD = RowRules(names_held=True)
 CLAIMS_EARLY = RowRules(claims_early=True)
-WAITING_CHILD_REFILLS = ChildRules(child_waits_for_shard_end=True)
+WAITING_CHILD_BACKFILLS = ChildRules(child_waits_for_shard_end=True)
 ADOPTS_AGAIN = ChildRules(adopts_again_when_freed=True)
 IGNORES_LIST = ChildRules(child_ignores_list=True)
 LEAVES_LISTED = ChildRules(leaves_listed=True)
@@ -188,9 +188,9 @@ SAFE = {
     "failover: lost acknowledgement": (failover("ab", plain=True, lost_acks=1), 4_191),
     "failover: zombie": (failover("ab", plain=True, crashes=0, takes=1), 8_160),
     "failover: zombie, row names the held": (failover("ab", NAMES_HELD, plain=True, crashes=0, takes=1), 10_621),
-    "failover: waiting child": (reshard_failover("ab", "b", WAITING_CHILD_REFILLS), 7_963),
+    "failover: waiting child": (reshard_failover("ab", "b", WAITING_CHILD_BACKFILLS), 7_963),
     "failover: early child": (reshard_failover("a", "a"), 7_828),
-    "failover: grandparent": (reshard_failover("a", "a", WAITING_CHILD_REFILLS, grandparent="a"), 4_698),
+    "failover: grandparent": (reshard_failover("a", "a", WAITING_CHILD_BACKFILLS, grandparent="a"), 4_698),
     "failover: early child, adopts again": (reshard_failover("a", "a", ADOPTS_AGAIN), 8_106),
     "failover: early child, leaves what is listed": (reshard_failover("a", "a", LEAVES_LISTED), 13_368),
     "failover: parents own what is listed": (reshard_failover("a", "a", PARENTS_OWN_LISTED), 11_469),
@@ -468,7 +468,7 @@ WRONG = {
         "order",
         9,
     ),
-    "failover: no refill": (harm("a", RowRules(never_refills=True)), "lost", 9),
+    "failover: no backfill": (harm("a", RowRules(never_backfills=True)), "lost", 9),
     "failover: batches do not compare": (harm("aa", RowRules(writes_blindly=True), crashes=0), "order", 7),
     "failover: compared only when there is a batch": (
         harm("a", RowRules(probes_no_idle_shard=True), crashes=0),
@@ -478,11 +478,11 @@ WRONG = {
     "failover: noticed only by a running reader": (harm("a", RowRules(trusts_first_contact=True)), "lost", 9),
     "failover: no row is the reader's own position": (harm("a", RowRules(trusts_missing_row=True)), "lost", 9),
     "failover: from the highest in the log": (
-        harm("ab", RowRules(refills_from_log=True), plain=True, crashes=0),
+        harm("ab", RowRules(backfills_from_log=True), plain=True, crashes=0),
         "lost",
         9,
     ),
-    "failover: refill of tenants seen": (harm("ab", RowRules(refills_seen_only=True)), "lost", 11),
+    "failover: backfill of tenants seen": (harm("ab", RowRules(backfills_seen_only=True)), "lost", 11),
     "failover: rewinds below the lowest owed only": (
         harm("ab", RowRules(rewinds_if_below_owed=True), plain=True, crashes=0),
         "lost",
@@ -519,17 +519,17 @@ WRONG = {
         "lost",
         14,
     ),
-    "failover: child refills without its parent": (
+    "failover: child backfills without its parent": (
         reshard_harm("a", "a", ChildRules(forgets_parents=True)),
         "order",
         8,
     ),
-    "failover: waiting child refills without its parent": (
+    "failover: waiting child backfills without its parent": (
         reshard_harm("ab", "b", ChildRules(child_waits_for_shard_end=True, forgets_parents=True)),
         "order",
         9,
     ),
-    "failover: child refills without its grandparent": (
+    "failover: child backfills without its grandparent": (
         reshard_harm("a", "a", ChildRules(forgets_grandparents=True), grandparent="a", failovers=0),
         "order",
         7,

@@ -16,7 +16,8 @@ from simulation.simulated_shards import PostgresShards, RecordKey, record_key
 from simplu_worker.consumers.kinesis.leases.lease import Lease, is_lease, lease_of
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
 from simplu_worker.operations.decode import decode_operation
-from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Source
+from simplu_worker.operations.operation import Operation, Origin
+from simplu_worker.vocabulary import DeadLetterReason, Source
 
 
 class Put(msgspec.Struct, frozen=True):

@@ -18,12 +18,11 @@ from simulation.simulated_network import Network
 
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import RetryableError
-from simplu_worker.operations.admission import HOLD, TenantRow, TenantState, admit
-from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Operation, Origin, Outcome
+from simplu_worker.operations.admission import HOLD, TenantRow, admit
+from simplu_worker.operations.operation import Disposition, Operation, Origin, Outcome
 from simplu_worker.shards.gateway import ShardGateway, of_shard, of_tenant
 from simplu_worker.shards.positions.claims import attempt_claim
 from simplu_worker.shards.types import (
-    Absence,
     PositionChangedError,
     PositionClaim,
     PositionMerge,
@@ -33,6 +32,7 @@ from simplu_worker.shards.types import (
 )
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event
+from simplu_worker.vocabulary import Absence, DeadLetterReason, Failure, TenantState
 
 LogKey: TypeAlias = tuple[str, str]  # tenant, request id
 RecordKey: TypeAlias = tuple[str, str, int]  # stream shard, sequence number, place in its aggregate

@@ -22,7 +22,7 @@ from simulation.virtual_time import EPOCH, Process, VirtualLoop
 from support.aws.kpl_aggregates import aggregate
 
 from simplu_local.kinesis.model import KinesisOptions
-from simplu_worker.bulkheads import TargetKind, keep_running
+from simplu_worker.bulkheads import keep_running
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.fleet.cpu_share import CpuShare
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet, FleetServices, FleetSettings
@@ -41,6 +41,7 @@ from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscriptions
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.types import ShardPositionRows
+from simplu_worker.vocabulary import TargetKind
 
 APPLICATION = "simplu"
 LOOK_EVERY_S = 0.25

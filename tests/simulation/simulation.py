@@ -27,7 +27,7 @@ from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 WELL_WITHIN_S = 60.0
 UNKNOWN_AFTER_S = 330.0  # for records of tenants that never come: 60 s, and a few looks at those held together
 # Where several shards and stream shards are read again, in little memory.
-REFILLED_AFTER_S = {
+BACKFILLED_AFTER_S = {
     Weather.FAIR: 60.0,
     Weather.STORM: 60.0,
     Weather.GREAT_STORM: 400.0,
@@ -177,7 +177,7 @@ async def settle_down(world: World) -> None:
     within_s += GIVEN_UP_AFTER_S * len(world.shards.poison)
     has_moved = any(tenant.moved_at is not None for tenant in world.shards.tenants.values())
     is_read_again = world.ledger.has_lost or has_moved or plan.weather is not Weather.FAIR
-    within_s += REFILLED_AFTER_S[plan.weather] if is_read_again else 0.0
+    within_s += BACKFILLED_AFTER_S[plan.weather] if is_read_again else 0.0
     deadline = world.loop.time() + within_s
     while True:
         await world.until(lambda: not world.problems(), within_s=deadline - world.loop.time())

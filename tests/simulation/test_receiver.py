@@ -41,7 +41,7 @@ from simplu_worker.metrics.instruments import (
     SQS_STALE_RECEIPTS,
     message_outcomes,
 )
-from simplu_worker.operations.operation import DeadLetterReason
+from simplu_worker.vocabulary import DeadLetterReason
 
 pytestmark = pytest.mark.slow
 

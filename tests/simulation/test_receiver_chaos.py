@@ -15,7 +15,7 @@ from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.consumers.sqs.receive.group_scheduler import SchedulerLimits
 from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, ReturnToQueue, ToDeadLetter, Verdict
 from simplu_worker.metrics.instruments import message_outcomes
-from simplu_worker.operations.operation import DeadLetterReason
+from simplu_worker.vocabulary import DeadLetterReason
 
 GROUP_COUNT, MESSAGE_COUNT, REPLICA_COUNT = 12, 240, 3
 CALM_AFTER_S = 60.0

@@ -33,7 +33,7 @@ from simplu_worker.consumers.kinesis.fleet.lease_renewer import LeaseRenewer
 from simplu_worker.consumers.kinesis.fleet.position_sync import PositionSync
 from simplu_worker.consumers.kinesis.fleet.read_status import ReadStatus
 from simplu_worker.consumers.kinesis.fleet.stream_shard_end import StreamShardEnd
-from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold, Reason, Target
+from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold
 from simplu_worker.consumers.kinesis.holding.ownership import Meeting, Ownership
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
@@ -55,6 +55,7 @@ from simplu_worker.shards.types import (
     StoredPositions,
     StreamPosition,
 )
+from simplu_worker.vocabulary import HeldTarget, HoldReason
 
 OPEN_AFTER_S = 1.5  # a world is open then
 
@@ -113,7 +114,7 @@ class _SecretiveReader(StreamShardReader):
         pending = super().pending_tenants()
         if pending is None:
             return None
-        return pending.difference(TenantSet(hold.name for hold in self.holds() if hold.target is Target.TENANT))
+        return pending.difference(TenantSet(hold.name for hold in self.holds() if hold.target is HeldTarget.TENANT))
 
 
 class _BoastfulReader(StreamShardReader):
@@ -147,9 +148,9 @@ class _LooseDispatcher(Dispatcher):
 class _SkippingDispatcher(Dispatcher):
     @override
     def hold_shard(
-        self, shard_id: str, entries: Sequence[QueuedOperation], reason: Reason = Reason.SHARD_UNAVAILABLE
+        self, shard_id: str, entries: Sequence[QueuedOperation], reason: HoldReason = HoldReason.SHARD_UNAVAILABLE
     ) -> None:
-        if reason is Reason.INTERNAL_ERROR:
+        if reason is HoldReason.INTERNAL_ERROR:
             self._finish(entries)
         else:
             super().hold_shard(shard_id, entries, reason)

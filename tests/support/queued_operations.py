@@ -9,7 +9,8 @@ import msgspec
 from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
-from simplu_worker.operations.operation import Operation, OperationKind, Origin, Source
+from simplu_worker.operations.operation import Operation, Origin
+from simplu_worker.vocabulary import OperationKind, Source
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

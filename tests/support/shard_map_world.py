@@ -25,7 +25,8 @@ from simplu_worker.shards.routing.route_refresh import RouteRefresh
 from simplu_worker.shards.routing.shard_map import bucket_of
 from simplu_worker.shards.routing.shard_map_reload import ShardMapReloader
 from simplu_worker.shards.tenants.provisioning import Provisioner
-from simplu_worker.shards.types import Absence, ProvisionRequest, ProvisionResult
+from simplu_worker.shards.types import ProvisionRequest, ProvisionResult
+from simplu_worker.vocabulary import Absence
 
 Shards = tuple[ShardAddress, ShardAddress, ShardAddress]
 

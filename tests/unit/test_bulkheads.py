@@ -13,7 +13,6 @@ from simplu_worker import bulkheads
 from simplu_worker.bulkheads import (
     SOUND_AFTER_S,
     FailureCount,
-    TargetKind,
     contain,
     current_troubles,
     keep_running,
@@ -21,7 +20,7 @@ from simplu_worker.bulkheads import (
     translate,
 )
 from simplu_worker.errors import InternalError, PermanentError, RetryableError, WorkerError
-from simplu_worker.metrics.instruments import TARGET_KINDS
+from simplu_worker.vocabulary import TargetKind
 
 SHARD = TargetKind.SHARD
 
@@ -160,8 +159,3 @@ async def test_back_off_grows_to_a_minute_and_begins_anew_after_a_good_time(monk
     assert [failures.next_delay_s(1.0) for _ in range(8)] == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]
     now += SOUND_AFTER_S + 1
     assert failures.next_delay_s(1.0) == 1.0
-
-
-def test_kinds_are_those_of_the_metric() -> None:
-    """Each has a series from the start."""
-    assert list(TargetKind) == list(TARGET_KINDS)

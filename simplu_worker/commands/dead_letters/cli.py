@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final
 
 from cyclopts import App, Parameter, validators
 
@@ -13,25 +13,16 @@ from simplu_worker.commands.command_line import (
     CommonOptions,
     Flag,
     OneTenant,
+    OneWord,
     UsageError,
     parse_time,
 )
+from simplu_worker.vocabulary import DeadLetterReason, Source
 
 if TYPE_CHECKING:
     from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter
 
 dead_letters = App(name="dead-letters")
-
-Reason = Literal[
-    "invalid_json",
-    "invalid_message",
-    "unknown_type",
-    "unknown_tenant",
-    "request_id_reused",
-    "retries_exhausted",
-    "too_large",
-    "internal_error",
-]
 
 
 @Parameter(name="*")
@@ -55,8 +46,8 @@ class FilterOptions:
         Only the one in this message of the queue, by the `messageId` of `list --json`; may be given several times.
     """
 
-    reason: Annotated[tuple[Reason, ...], Parameter(negative="")] = ()
-    source: Literal["kinesis", "sqs"] | None = None
+    reason: Annotated[tuple[DeadLetterReason, ...], Parameter(negative="", name_transform=str.lower)] = ()
+    source: Annotated[Source | None, OneWord] = None
     tenant: OneTenant = None
     since: str | None = None
     until: str | None = None
@@ -65,7 +56,7 @@ class FilterOptions:
     def parse(self) -> DeadLetterFilter:
         """Return the filter. Raises UsageError."""
         from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter
-        from simplu_worker.operations.operation import DeadLetterReason, Source
+        from simplu_worker.vocabulary import DeadLetterReason, Source
 
         return DeadLetterFilter(
             reasons=frozenset(map(DeadLetterReason, self.reason)),

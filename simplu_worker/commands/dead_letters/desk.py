@@ -28,7 +28,7 @@ from simplu_worker.dead_letters.letter import (
     tenant_of,
 )
 from simplu_worker.errors import ConfigurationError
-from simplu_worker.operations.operation import Source
+from simplu_worker.vocabulary import Source
 
 SQS_ATTEMPTS: Final = 3
 SHOWN_RECORDS_MAX_BYTES: Final = 64 * 1024 * 1024

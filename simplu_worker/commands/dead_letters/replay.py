@@ -27,7 +27,7 @@ from simplu_worker.commands.dead_letters.replay_plan import (
 from simplu_worker.commands.dead_letters.resend import DeadLetterResender
 from simplu_worker.dead_letters.letter import DeadLetter, NotADeadLetterError, parse_dead_letter
 from simplu_worker.errors import RetryableError
-from simplu_worker.operations.operation import DeadLetterReason, Source
+from simplu_worker.vocabulary import DeadLetterReason, Source
 
 
 class ReplayStatus(StrEnum):

@@ -19,8 +19,9 @@ from simplu_worker.consumers.sqs.control.decode import with_timestamp
 from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order, with_members_of_message
 from simplu_worker.dead_letters.letter import BadParts, DeadLetter, tenant_of
 from simplu_worker.operations.decode import decode_operation
-from simplu_worker.operations.operation import DeadLetterReason, Origin, RejectedRecord, Source
+from simplu_worker.operations.operation import Origin, RejectedRecord
 from simplu_worker.operations.request_ids import derived_request_id, with_request_id
+from simplu_worker.vocabulary import DeadLetterReason, Source
 
 HIDDEN_MIN_S: Final = 60  # a killed command's letters stay hidden from other readers at least that long
 HIDDEN_MAX_S: Final = 43_200  # SQS: 12 hours

@@ -24,7 +24,7 @@ from simplu_worker.consumers.kinesis.stream.aggregation import AggregatePacker, 
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, Record, Stream
 from simplu_worker.dead_letters.letter import DeadLetter, ParsedDeadLetter
 from simplu_worker.errors import PermanentError
-from simplu_worker.operations.operation import Source
+from simplu_worker.vocabulary import Source
 
 SEND_TRIES: Final = 4
 RETRY_S: Final = 0.2

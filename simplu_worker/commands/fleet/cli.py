@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, OneTenant
+from simplu_worker.commands.command_line import NO_OPTIONS, Apply, CommonOptions, Flag, OneTenant, OneWord
+from simplu_worker.vocabulary import OperationKind, OperationOutcome
 
 fleet = App(name="fleet")
 
@@ -54,26 +55,12 @@ def retry_held(target: str | None = None, /, *, url: Url = None, common: CommonO
     return common.run(lambda settings: retry_held(settings, url, target, as_json=common.as_json))
 
 
-Kind = Literal["create", "update", "patch", "delete", "list", "read"]
-Outcome = Literal[
-    "succeeded",
-    "already_exists",
-    "not_found",
-    "result_too_large",
-    "invalid_data",
-    "tenant_destroyed",
-    "retries_exhausted",
-    "duplicate",
-    "dead_letter",
-]
-
-
 def tap(
     *,
     tenant: OneTenant = None,
     resource_type: str | None = None,
-    operation: Kind | None = None,
-    outcome: Outcome | None = None,
+    operation: Annotated[OperationKind | None, OneWord] = None,
+    outcome: Annotated[OperationOutcome | None, OneWord] = None,
     content: Flag = False,
     url: Url = None,
     common: CommonOptions = NO_OPTIONS,

@@ -13,9 +13,12 @@ from rich.progress import TaskID, TextColumn, TimeElapsedColumn
 
 from simplu_worker.commands.output.display import print_line, print_note
 from simplu_worker.commands.output.progress import LINE_INTERVAL_S, terminal_bars
-from simplu_worker.transfers.moving.types import MoveStatus, Phase
+from simplu_worker.transfers.moving.types import MoveStatus
+from simplu_worker.vocabulary import MovePhase
 
-PAUSE: Final = frozenset({Phase.LAST_DELTA, Phase.COMMIT, Phase.ACTIVATE})  # the tenant waits: nothing is printed
+PAUSE: Final = frozenset(
+    {MovePhase.LAST_DELTA, MovePhase.COMMIT, MovePhase.ACTIVATE}
+)  # the tenant waits: nothing is printed
 
 
 class MoveFigures(msgspec.Struct, frozen=True):
@@ -40,7 +43,7 @@ class ProgressLine(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tr
     """The progress of one move as a line of JSON; unlike the result it has no outcome."""
 
     tenant: str
-    phase: Phase
+    phase: MovePhase
     rows: int
     bytes: int
     rows_per_second: float
@@ -142,7 +145,7 @@ class MoveRate:
             self._has_rows = True
             self._since = (now, status.row_count)
         per_s = (status.row_count - first_count) / max(0.001, now - began_at)
-        left = max(0, status.row_total - status.row_count) if status.phase is Phase.COPY else 0
+        left = max(0, status.row_total - status.row_count) if status.phase is MovePhase.COPY else 0
         return MoveFigures(status.row_count, status.byte_count, per_s, left)
 
 
@@ -164,6 +167,6 @@ def describe_time_left(seconds: float | None) -> str:
     return f", about {seconds / 60:.0f} min left" if seconds >= 120 else f", about {seconds:.0f} s left"
 
 
-def _line_of(tenant_id: str, phase: Phase, figures: MoveFigures) -> ProgressLine:
+def _line_of(tenant_id: str, phase: MovePhase, figures: MoveFigures) -> ProgressLine:
     left_s = None if figures.left_s is None else round(figures.left_s, 1)
     return ProgressLine(tenant_id, phase, figures.row_count, figures.byte_count, round(figures.rows_per_s, 1), left_s)

@@ -26,11 +26,12 @@ from simplu_worker.transfers.moving.checksums import TypeSum
 from simplu_worker.transfers.moving.mover import Mover
 from simplu_worker.transfers.moving.planning.places import find_places
 from simplu_worker.transfers.moving.planning.readiness import check_shards
-from simplu_worker.transfers.moving.types import Certificate, Move, MoveOptions, MoveStatus, Phase
+from simplu_worker.transfers.moving.types import Certificate, Move, MoveOptions, MoveStatus
+from simplu_worker.vocabulary import MovePhase
 
 TYPES_SHOWN: Final = 12  # resource types of a certificate on the screen; `--json` has all of them
 MAY_HAVE_LEFT: Final = frozenset(
-    {Phase.FENCE, Phase.LAST_DELTA, Phase.COMMIT, Phase.ACTIVATE, Phase.CERTIFY, Phase.PUBLISH}
+    {MovePhase.FENCE, MovePhase.LAST_DELTA, MovePhase.COMMIT, MovePhase.ACTIVATE, MovePhase.CERTIFY, MovePhase.PUBLISH}
 )
 
 log = structlog.get_logger(__name__)

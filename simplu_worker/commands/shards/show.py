@@ -12,13 +12,14 @@ from simplu_worker.commands.output.display import print_json, print_silent, prin
 from simplu_worker.commands.requirements import require_settings
 from simplu_worker.config.settings import Settings
 from simplu_worker.shards.health.all_shards import InspectedShard, inspect_all_shards
-from simplu_worker.shards.health.assessment import Health, ShardState
+from simplu_worker.shards.health.assessment import Health
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.shard_query import fetch_from_shard, query_all_shards
 from simplu_worker.status.views import shard_view
 from simplu_worker.telemetry.log import scrub_text
+from simplu_worker.vocabulary import ShardState
 
 COLUMNS: Final = (
     "shard",

@@ -12,7 +12,6 @@ import msgspec
 
 from simplu_worker.assembly.shards import Shards
 from simplu_worker.errors import RetryableError
-from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import StaticMap
@@ -27,6 +26,7 @@ from simplu_worker.transfers.moving.planning.begun import (
     sort_begun_moves,
 )
 from simplu_worker.transfers.sql_files import QUERIES
+from simplu_worker.vocabulary import TenantState
 
 WEIGH_LIMITS: Final = QueryLimits(answer_s=30.0, all_s=300.0)  # some read all rows of a shard
 

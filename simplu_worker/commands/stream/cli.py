@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final
 
 from cyclopts import App, Parameter, validators
 
-from simplu_worker.commands.command_line import NO_OPTIONS, CommonOptions, Flag, OneTenant, UsageError, parse_time
+from simplu_worker.commands.command_line import (
+    NO_OPTIONS,
+    CommonOptions,
+    Flag,
+    OneTenant,
+    OneWord,
+    UsageError,
+    parse_time,
+)
+from simplu_worker.vocabulary import Failure, OperationStatus
 
 if TYPE_CHECKING:
     from simplu_worker.shards.listing.request import ListRequest
 
 stream = App(name="stream")
 operations = App(name="operations")
-
-ErrorCode = Literal[
-    "already_exists",
-    "not_found",
-    "result_too_large",
-    "invalid_data",
-    "tenant_destroyed",
-    "retries_exhausted",
-]
 
 
 @Parameter(name="*")
@@ -55,18 +55,16 @@ class OperationListOptions:
     resource_id: str | None = None
     since: str | None = None
     until: str | None = None
-    status: Literal["succeeded", "failed"] | None = None
-    error: ErrorCode | None = None
+    status: Annotated[OperationStatus | None, OneWord] = None
+    error: Annotated[Failure | None, OneWord] = None
     limit: int = 50
     after: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None
 
     def parse(self) -> ListRequest:
         """Return the request. Raises UsageError."""
-        from simplu_worker.operations.operation import Failure
         from simplu_worker.shards.listing.request import (
             InvalidRequestError,
             ListRequest,
-            OperationStatus,
             SearchPosition,
             check_request,
             decode_cursor,
@@ -81,8 +79,8 @@ class OperationListOptions:
             resource_id=self.resource_id,
             since=None if self.since is None else parse_time("--since", self.since),
             until=None if self.until is None else parse_time("--until", self.until),
-            status=None if self.status is None else OperationStatus(self.status),
-            error=None if self.error is None else Failure(self.error),
+            status=self.status,
+            error=self.error,
             limit=self.limit,
             after=after,
         )

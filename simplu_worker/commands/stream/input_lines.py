@@ -14,7 +14,8 @@ from simplu_worker.aws.sqs_queue import FifoIds, OutgoingMessage
 from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.json_record import parse_record
-from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, RejectedRecord, Source
+from simplu_worker.operations.operation import Operation, Origin, RejectedRecord
+from simplu_worker.vocabulary import DeadLetterReason, Source
 
 PARTITION_KEY_MAX: Final = 256  # Kinesis API reference
 

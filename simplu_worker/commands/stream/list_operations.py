@@ -16,8 +16,8 @@ from simplu_worker.commands.requirements import parse_tenant_id, require_setting
 from simplu_worker.config.settings import Settings
 from simplu_worker.shards.listing.page import ListedOperation, OperationPage
 from simplu_worker.shards.listing.request import ListRequest, decode_cursor
-from simplu_worker.shards.types import Absence
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.vocabulary import Absence
 
 SEARCH_S: Final = 15.0  # then a person learns how far the search came, and goes on or narrows the time
 COLUMNS: Final = ("completed", "operation", "resource", "request id", "status", "error")

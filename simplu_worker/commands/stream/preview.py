@@ -19,7 +19,7 @@ from simplu_worker.config.settings import ROUTES, Settings
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Operation, RejectedRecord
 from simplu_worker.shards.gateway import ShardGateway
-from simplu_worker.shards.types import Absence
+from simplu_worker.vocabulary import Absence
 
 LOOKUPS_AT_ONCE: Final = 10
 ERROR_SHOWN_LENGTH: Final = 100

@@ -16,7 +16,7 @@ from simplu_worker.errors import PermanentError
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.gateway import LoggedOperation, RejectedRequest
 from simplu_worker.shards.postgres.pool import Pools
-from simplu_worker.shards.types import Absence
+from simplu_worker.vocabulary import Absence
 
 
 class SendStatus(StrEnum):

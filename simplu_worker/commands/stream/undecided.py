@@ -15,7 +15,8 @@ from simplu_worker.consumers.kinesis.fleet.read_status import ReadStatus, hold_r
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.gateway import ShardGateway
-from simplu_worker.shards.types import Absence, ShardPositionRows, StreamShards
+from simplu_worker.shards.types import ShardPositionRows, StreamShards
+from simplu_worker.vocabulary import Absence
 
 LOOK_UP_S: Final = 10.0  # for all tenants together
 

@@ -18,11 +18,11 @@ from simplu_worker.commands.stream.show import SendStatus, Undecided
 from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.operations.operation import Operation, RejectedRecord, tenant_id_of
 from simplu_worker.shards.gateway import ShardGateway
+from simplu_worker.vocabulary import DeadLetterReason
 
 POLL_MIN_S: Final = 0.25
 POLL_REST: Final = 4  # a poll may take a fifth of the time
 KEYS_PER_QUERY: Final = 5000
-REUSED: Final = "request_id_reused"
 
 OperationKey = tuple[str, str]
 """A tenant id and a request id."""
@@ -159,7 +159,7 @@ def _outcome(line: InputLine, row: Mapping[str, Any] | None, *, waited: bool) ->
         return msgspec.structs.replace(outcome, shard_id=row["shard_id"], error=row["error"])
     if bytes(row["digest"]) != line.decoded.digest:
         outcome = _describe(line, SendStatus.FAILED)
-        return msgspec.structs.replace(outcome, shard_id=row["shard_id"], error=REUSED)
+        return msgspec.structs.replace(outcome, shard_id=row["shard_id"], error=DeadLetterReason.REQUEST_ID_REUSED)
     return msgspec.structs.replace(
         _describe(line, SendStatus(row["status"])),
         shard_id=row["shard_id"],

@@ -10,8 +10,8 @@ from enum import StrEnum
 
 import msgspec
 
-from simplu_worker.operations.admission import TenantState
 from simplu_worker.operations.operation import tenant_id_of
+from simplu_worker.vocabulary import TenantState
 
 # The states of a row on the tenant's home shard. A tenant that has moved away or is arriving has its home elsewhere.
 HOME_STATES = frozenset({TenantState.ACTIVE, TenantState.FENCED, TenantState.DESTROYING})

@@ -20,11 +20,11 @@ from simplu_worker.commands.tenants.audit_rules import (
     DifferenceKind,
 )
 from simplu_worker.errors import RetryableError
-from simplu_worker.operations.admission import TenantState
 from simplu_worker.operations.operation import is_id, tenant_id_of
 from simplu_worker.shards.postgres.address import AddressRefusedError, ShardAddress
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
+from simplu_worker.vocabulary import TenantState
 
 PAGE_SIZE: Final = 500
 BUSINESS_INFO_ATTEMPTS: Final = 5  # of each request, so that one throttled request does not end a scan

@@ -19,11 +19,11 @@ from simplu_worker.commands.tenants.audit_rules import AuditSubject, DifferenceK
 from simplu_worker.commands.tenants.inventory import BUSINESS_INFO_ATTEMPTS, PAGE_SIZE, ListingPage, TenantInventory
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import WorkerError
-from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES
 from simplu_worker.shards.tenants.first_use import BEFORE_ANY_CONTROL
 from simplu_worker.shards.tenants.provisioning import Provisioner
-from simplu_worker.shards.types import Absence, ProvisionAnswer, ProvisionRequest, ProvisionResult
+from simplu_worker.shards.types import ProvisionAnswer, ProvisionRequest, ProvisionResult
+from simplu_worker.vocabulary import Absence, TenantState
 
 COLUMNS: Final = ("business", "location", "type", "step", "detail")
 

@@ -27,7 +27,6 @@ from simplu_worker.commands.tenants.restore_rules import (
 )
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
-from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.health.backup_content import BackupContent, read_backup
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.routing.shard_query import find_addresses
@@ -46,6 +45,7 @@ from simplu_worker.transfers.restoring.journal import (
 )
 from simplu_worker.transfers.restoring.restorer import Restore, RestoreCertificate, Restorer, RestoreStatus
 from simplu_worker.transfers.sql_files import QUERIES
+from simplu_worker.vocabulary import TenantState
 
 BACKUP_CONNECTIONS = 2
 

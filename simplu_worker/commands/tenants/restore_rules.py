@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from simplu_worker.commands.backups.position_rules import JudgedPosition, PositionState
-from simplu_worker.operations.admission import TenantState
 from simplu_worker.transfers.restoring.journal import RestoreMode
+from simplu_worker.vocabulary import TenantState
 
 RETENTION_SPARE: Final = timedelta(hours=1)  # of the stream, for the restore itself and the catch-up
 LOG_SHARE: Final = 0.9  # of the log's retention

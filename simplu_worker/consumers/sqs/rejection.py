@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from simplu_worker.operations.json_record import ABSENT, InvalidRecordError, json_error, replace_lone_surrogates
-from simplu_worker.operations.operation import DeadLetterReason
+from simplu_worker.vocabulary import DeadLetterReason
 
 
 class UnknownTypeError(Exception):

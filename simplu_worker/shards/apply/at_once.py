@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from simplu_worker.operations.admission import TenantRow, admits_all
 from simplu_worker.operations.merge_patch import is_nested
-from simplu_worker.operations.operation import READING_KINDS, Failure, Operation
+from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.duplicates import InsertedTable
 from simplu_worker.shards.apply.operation_log import digests_of, origin_columns
 from simplu_worker.shards.apply.patch_merging import PATCH, ResourceId, find_laborious, resource_of
@@ -30,6 +30,7 @@ from simplu_worker.shards.postgres.errors import (
 from simplu_worker.shards.postgres.pool import Connection
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.types import PositionClaim
+from simplu_worker.vocabulary import READING_KINDS, Failure
 
 AT_ONCE_MAX_COUNT: Final = 100  # operations; larger batches have several waves in most cases
 AT_ONCE_MAX_BYTES: Final = 256 * 1024  # of records: the server copies their data twice

@@ -22,10 +22,11 @@ import structlog
 from simplu_worker.errors import RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.operations.operation import Operation
-from simplu_worker.shards.apply.durability import CommitSafety, ReplicationFacts, Server, Standby, StandbyWatch
+from simplu_worker.shards.apply.durability import ReplicationFacts, Server, Standby, StandbyWatch
 from simplu_worker.shards.postgres.pool import Connection, Pools
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.vocabulary import CommitSafety
 
 PAUSE_FIRST_S: Final = 0.002  # a nearby standby has a commit on disk within milliseconds
 PAUSE_MAX_S: Final = 0.1

@@ -15,25 +15,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime
-from enum import StrEnum
 from typing import Final
 
 import msgspec
 
+from simplu_worker.vocabulary import CommitSafety
+
 KEEPS_UP_S: Final = 5.0  # a standby further behind does not keep up
 GRACE_S: Final = 60.0  # how long such a standby is still awaited
 SPACING_S: Final = 1.0  # between the remembered positions
-
-
-class CommitSafety(StrEnum):
-    """How safe a message's commit is known to be when the message is deleted."""
-
-    SYNCHRONOUS = "synchronous"  # confirmed by the standbys that the server names
-    REPLICATED = "replicated"  # on the disks of all standbys that keep up
-    LAGGING = "lagging"  # on the server's disk; there are standbys, and none keeps up
-    UNKNOWN = "unknown"  # on the server's disk; there are standbys, and their positions are hidden
-    LOCAL = "local"  # on the server's disk; it has no standby
-    VOLATILE = "volatile"  # in the server's memory: it has no standby, and fsync is off
 
 
 class Server(msgspec.Struct, frozen=True):

@@ -7,12 +7,13 @@ from typing import Any, Final
 
 import msgspec
 
-from simplu_worker.operations.operation import Failure, Operation
+from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.redelivery import LoggedRow, LogMatch, match_row
 from simplu_worker.shards.postgres.column_packing import pack_columns
 from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Connection
 from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.vocabulary import Failure
 
 # Matches of an operation that is applied, and replaces the row.
 REPLACING: Final = frozenset({LogMatch.REPLAY, LogMatch.ANOTHER_EVENT})

@@ -15,10 +15,11 @@ import msgspec
 from simplu_worker.errors import PermanentError
 from simplu_worker.operations.document_bounds import BOUNDS_TEXT, exceeds_bounds
 from simplu_worker.operations.merge_patch import is_laborious, merge_texts
-from simplu_worker.operations.operation import Operation, OperationKind
+from simplu_worker.operations.operation import Operation
 from simplu_worker.operations.patched_document import PatchedDocument
 from simplu_worker.shards.postgres.pool import Connection
 from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.vocabulary import OperationKind
 
 ResourceId: TypeAlias = tuple[str, str, str]  # tenant, type, id
 

@@ -17,7 +17,8 @@ from typing import Final
 
 import msgspec
 
-from simplu_worker.operations.operation import Failure, Operation, Origin, Source
+from simplu_worker.operations.operation import Operation, Origin
+from simplu_worker.vocabulary import Failure, Source
 
 # SQS's own window. A repetition within it is a producer that tries again.
 LATE_AFTER: Final = timedelta(minutes=5)

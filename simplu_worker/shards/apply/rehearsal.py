@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from simplu_worker.operations.admission import TenantRow, TenantState
+from simplu_worker.operations.admission import TenantRow
 from simplu_worker.operations.decode import SOUND_RECORD, decode_operation
 from simplu_worker.operations.defects import defect_text, try_twice
 from simplu_worker.operations.merge_patch import is_nested
-from simplu_worker.operations.operation import DeadLetterReason, Disposition, Operation, OperationKind, Outcome
+from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.operations.waves import plan_waves
 from simplu_worker.shards.apply.at_once import at_once_arguments
 from simplu_worker.shards.apply.patch_merging import find_laborious
 from simplu_worker.shards.apply.wave_statement import statement_for, wave_arguments
+from simplu_worker.vocabulary import DeadLetterReason, OperationKind, TenantState
 
 
 def find_defects(operations: Sequence[Operation]) -> dict[int, Outcome]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simplu_worker.operations.admission import TenantRow
-from simplu_worker.operations.operation import Failure, Operation
+from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.patch_merging import (
     BoundsExceededError,
     ResourceId,
@@ -22,6 +22,7 @@ from simplu_worker.shards.apply.patch_merging import (
 from simplu_worker.shards.apply.wave_statement import LIST, WaveStatement, wave_arguments
 from simplu_worker.shards.postgres.pool import Connection
 from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.vocabulary import Failure
 
 
 class WaveRun:

@@ -12,8 +12,9 @@ from typing import Final
 import msgspec
 
 from simplu_worker.operations.admission import TenantRow
-from simplu_worker.operations.operation import READING_KINDS, Operation, OperationKind
+from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.postgres.column_packing import pack_columns
+from simplu_worker.vocabulary import READING_KINDS, OperationKind
 
 RESULT_MAX_BYTES: Final = 1024 * 1024  # docs/interface.md: a list over 1 MiB is result_too_large
 LIST: Final = OperationKind.LIST  # looked up once: access to an enum member is slow

@@ -17,9 +17,9 @@ from typing import Final, TypeAlias, TypeVar
 import msgspec
 import structlog
 
-from simplu_worker.operations.admission import HOLD, TenantRow, TenantState, admit, admits_all, is_too_late
+from simplu_worker.operations.admission import HOLD, TenantRow, admit, admits_all, is_too_late
 from simplu_worker.operations.merge_patch import is_nested
-from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Operation, OperationKind, Outcome
+from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.operations.waves import isolate, plan_waves
 from simplu_worker.shards.apply.at_once import (
     AT_ONCE_MAX_COUNT,
@@ -69,6 +69,7 @@ from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 from simplu_worker.shards.types import PositionClaim, PositionMerge, ShardUnavailableError, StoredPositions
 from simplu_worker.telemetry.tracing.spans import TracedTransaction, transaction_span
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.vocabulary import DeadLetterReason, Failure, OperationKind, TenantState
 
 SLOW_MAX_COUNT = 1000  # operations that took too long, of which the writer remembers the last
 SLOW_LOG_SHARE = 0.25  # of a statement's time; a shard that takes longer for the rows of the log is slow itself

@@ -8,21 +8,14 @@ from typing import Final
 
 import msgspec
 
-from simplu_worker.shards.health.assessment import (
-    Health,
-    Problem,
-    ShardObservation,
-    ShardProbe,
-    ShardSilence,
-    assess,
-    usage_of,
-)
+from simplu_worker.shards.health.assessment import Health, ShardObservation, ShardProbe, ShardSilence, assess, usage_of
 from simplu_worker.shards.health.prober import inspect_shard
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import LIMITS, QueryLimits, query_all_shards
 from simplu_worker.timing.clock import loop_time, utc_now
+from simplu_worker.vocabulary import ShardProblem
 
 FRESH_S: Final = 2.0  # how long a result is shared: each probe opens a connection
 
@@ -36,7 +29,7 @@ class InspectedShard(msgspec.Struct, frozen=True):
     @property
     def is_silent(self) -> bool:
         """Whether the shard did not answer."""
-        return Problem.NO_ANSWER in self.health.problems
+        return ShardProblem.NO_ANSWER in self.health.problems
 
 
 async def inspect_all_shards(locator: Locator, pools: Pools, *, limits: QueryLimits = LIMITS) -> list[InspectedShard]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
-from enum import StrEnum
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -17,6 +16,7 @@ from simplu_worker.shards.health.moves import MoveEntry
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.locator import Capacity
 from simplu_worker.timing.clock_agreement import shard_problem
+from simplu_worker.vocabulary import ShardProblem, ShardState
 
 VERSION_MIN: Final = 140000  # docs/reading.md: PostgreSQL 14 or newer
 
@@ -94,42 +94,17 @@ CONNECTIONS_RATIO: Final = Threshold(0.9, 0.8)
 USAGE_RATIO: Final = Threshold(0.8, 0.8)  # tenants come one by one
 
 
-class ShardState(StrEnum):
-    """The health of a shard in one word."""
-
-    UNKNOWN = "unknown"  # not probed yet
-    HEALTHY = "healthy"
-    DEGRADED = "degraded"  # it answers, and has a problem
-    LOST = "lost"  # it does not answer, or no worker may use it
-
-
 Role: TypeAlias = Literal["primary", "standby", "read-only"]
 
 
-class Problem(StrEnum):
-    """The kind of a problem."""
-
-    NO_ANSWER = "no_answer"
-    REFUSED = "refused"
-    READ_ONLY = "read_only"
-    FAILING = "failing"
-    SLOW = "slow"
-    LAGGING = "lagging"
-    CONNECTIONS = "connections"
-    USAGE = "usage"
-    INACTIVE = "inactive"
-    GAP = "gap"  # it takes no operations of the stream; queues go on
-    CLOCK = "clock"  # nothing is deleted there by the time
-
-
-LOST: Final = frozenset({Problem.NO_ANSWER, Problem.REFUSED})
-TAKES_NO_OPERATIONS: Final = LOST | {Problem.READ_ONLY, Problem.FAILING}
+LOST: Final = frozenset({ShardProblem.NO_ANSWER, ShardProblem.REFUSED})
+TAKES_NO_OPERATIONS: Final = LOST | {ShardProblem.READ_ONLY, ShardProblem.FAILING}
 
 
 class HealthFinding(msgspec.Struct, frozen=True):
     """One problem, with its details for people."""
 
-    problem: Problem
+    problem: ShardProblem
     detail: str
 
     def __str__(self) -> str:
@@ -173,7 +148,7 @@ class Health(msgspec.Struct, frozen=True):
     findings: Sequence[HealthFinding] = ()
 
     @property
-    def problems(self) -> frozenset[Problem]:
+    def problems(self) -> frozenset[ShardProblem]:
         """The kinds of its problems."""
         return frozenset(finding.problem for finding in self.findings)
 
@@ -204,25 +179,27 @@ def usage_of(address: ShardAddress, capacity: Capacity | None = None) -> Usage:
     )
 
 
-def assess(observation: ShardObservation, before: Collection[Problem] = ()) -> Health:
+def assess(observation: ShardObservation, before: Collection[ShardProblem] = ()) -> Health:
     """Return the health of a shard that had the problems *before*."""
     return Health(observation, tuple(findings(observation, before)))
 
 
-def findings(observation: ShardObservation, before: Collection[Problem]) -> Iterator[HealthFinding]:
+def findings(observation: ShardObservation, before: Collection[ShardProblem]) -> Iterator[HealthFinding]:
     """Yield the problems, the worst first; one of *before* lasts until the lower threshold."""
     if observation.error is not None:
-        yield HealthFinding(Problem.REFUSED if observation.is_refusal else Problem.NO_ANSWER, observation.error)
+        yield HealthFinding(
+            ShardProblem.REFUSED if observation.is_refusal else ShardProblem.NO_ANSWER, observation.error
+        )
     elif observation.probe is not None:
         yield from _probe_findings(observation.probe, before)
         if observation.probe.gaps:
-            yield HealthFinding(Problem.GAP, _describe_gaps(observation.probe.gaps))
+            yield HealthFinding(ShardProblem.GAP, _describe_gaps(observation.probe.gaps))
     if not observation.usage.is_active:
-        yield HealthFinding(Problem.INACTIVE, "Citrus marks it inactive")
+        yield HealthFinding(ShardProblem.INACTIVE, "Citrus marks it inactive")
     ratio = observation.usage.ratio
-    if ratio is not None and _exceeds(ratio, USAGE_RATIO, is_raised=Problem.USAGE in before):
+    if ratio is not None and _exceeds(ratio, USAGE_RATIO, is_raised=ShardProblem.USAGE in before):
         count, room = observation.usage.tenant_count, observation.usage.tenant_max
-        yield HealthFinding(Problem.USAGE, f"{count} tenants in room for {room}")
+        yield HealthFinding(ShardProblem.USAGE, f"{count} tenants in room for {room}")
 
 
 def unfit_reason(probe: ShardProbe) -> str | None:
@@ -244,30 +221,30 @@ def connections_ratio(probe: ShardProbe) -> float | None:
     return probe.connections_used / max(probe.connections_max, 1)
 
 
-def _probe_findings(probe: ShardProbe, before: Collection[Problem]) -> Iterator[HealthFinding]:
+def _probe_findings(probe: ShardProbe, before: Collection[ShardProblem]) -> Iterator[HealthFinding]:
     if (refusal := unfit_reason(probe)) is not None:
-        yield HealthFinding(Problem.REFUSED, refusal)
+        yield HealthFinding(ShardProblem.REFUSED, refusal)
     if probe.is_read_only:
         server = "a standby" if probe.is_standby else "a read-only server"
         yield HealthFinding(
-            Problem.READ_ONLY,
+            ShardProblem.READ_ONLY,
             f"expected a server that can be written to, got {server}; let its connection string name the primary",
         )
     elif probe.trouble is not None:
-        yield HealthFinding(Problem.FAILING, f"it answers, and its last use failed: {probe.trouble}")
+        yield HealthFinding(ShardProblem.FAILING, f"it answers, and its last use failed: {probe.trouble}")
     if probe.is_cut_short:
-        yield HealthFinding(Problem.SLOW, "it answers, but was too slow to report everything")
-    elif _exceeds(probe.response_s, RESPONSE_S, is_raised=Problem.SLOW in before):
-        yield HealthFinding(Problem.SLOW, f"it takes {probe.response_s:.1f} s for an answer")
+        yield HealthFinding(ShardProblem.SLOW, "it answers, but was too slow to report everything")
+    elif _exceeds(probe.response_s, RESPONSE_S, is_raised=ShardProblem.SLOW in before):
+        yield HealthFinding(ShardProblem.SLOW, f"it takes {probe.response_s:.1f} s for an answer")
     if (difference := shard_problem(probe.skew_s)) is not None:
-        yield HealthFinding(Problem.CLOCK, difference)
-    if probe.lag_s is not None and _exceeds(probe.lag_s, LAG_S, is_raised=Problem.LAGGING in before):
+        yield HealthFinding(ShardProblem.CLOCK, difference)
+    if probe.lag_s is not None and _exceeds(probe.lag_s, LAG_S, is_raised=ShardProblem.LAGGING in before):
         subject = "it is" if probe.is_standby else "its standby is"
-        yield HealthFinding(Problem.LAGGING, f"{subject} {probe.lag_s:.0f} s behind")
+        yield HealthFinding(ShardProblem.LAGGING, f"{subject} {probe.lag_s:.0f} s behind")
     ratio = connections_ratio(probe)
-    if ratio is not None and _exceeds(ratio, CONNECTIONS_RATIO, is_raised=Problem.CONNECTIONS in before):
+    if ratio is not None and _exceeds(ratio, CONNECTIONS_RATIO, is_raised=ShardProblem.CONNECTIONS in before):
         yield HealthFinding(
-            Problem.CONNECTIONS, f"{probe.connections_used} of {probe.connections_max} connections are in use"
+            ShardProblem.CONNECTIONS, f"{probe.connections_used} of {probe.connections_max} connections are in use"
         )
 
 

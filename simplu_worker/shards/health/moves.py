@@ -42,7 +42,7 @@ class MoveEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def outcome(self) -> str | None:
-        """How the move, or its last mover, has ended: one of `instruments.MOVE_OUTCOMES`; None while it goes on."""
+        """How the move, or its last mover, has ended: a `MoveOutcome`; None while it goes on."""
         if self.step == "done":
             return "moved" if self.verdict == "equal" else "differs"
         if self.step == "undone":

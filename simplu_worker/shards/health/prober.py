@@ -11,7 +11,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from simplu_worker.bulkheads import TargetKind, contain, note_trouble
+from simplu_worker.bulkheads import contain, note_trouble
 from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.health.assessment import ShardProbe, ShardSilence
@@ -23,6 +23,7 @@ from simplu_worker.shards.postgres.errors import WrongDatabaseError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.vocabulary import ConnectionState, TargetKind
 
 CHECK_INTERVAL_S: Final = 0.5  # until a new or failing shard is noticed
 KNOWN_INTERVAL_S: Final = 5.0  # until a shard that is new to the locator is probed
@@ -112,7 +113,7 @@ class Prober:
             counts = {"open": 0, "idle": 0, "waiting": 0} if pool is None else pool.counts()
             return counts["open"] - counts["idle"] if state == "used" else counts[state]
 
-        for state in instruments.CONNECTION_STATES:
+        for state in ConnectionState:
             instruments.SHARD_CONNECTIONS.labels(shard_id, state).set_function(partial(count, state))
 
     async def _probe(self, shard_id: str) -> None:

@@ -12,17 +12,16 @@ from msgspec.structs import replace
 from simplu_worker.metrics import instruments
 from simplu_worker.shards.health.assessment import (
     Health,
-    Problem,
     ShardObservation,
     ShardProbe,
     ShardSilence,
-    ShardState,
     Usage,
     assess,
     connections_ratio,
 )
 from simplu_worker.shards.health.moves import MoveEntry, MoveKey, ended_keys, newly_ended
 from simplu_worker.timing.clock import utc_now
+from simplu_worker.vocabulary import ShardProblem, ShardState
 
 SHARDS_MAX: Final = 2000  # of those that only Citrus lists: each has several series of metrics
 
@@ -40,7 +39,7 @@ class HealthRegistry:
         self._health: dict[str, Health] = {}
         self._probed: set[str] = set()
         self._listed: set[str] = set()
-        self._problem_counts = dict.fromkeys(Problem, 0)
+        self._problem_counts = dict.fromkeys(ShardProblem, 0)
         self._ended_moves: dict[str, frozenset[MoveKey]] = {}
 
     def __repr__(self) -> str:

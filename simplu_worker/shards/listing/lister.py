@@ -25,8 +25,8 @@ from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.routing.directory import HOME_STATES, Directory
-from simplu_worker.shards.types import Absence
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.vocabulary import Absence
 
 
 class OperationLister:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import binascii
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from typing import Final, Literal
 
 import msgspec
 
-from simplu_worker.operations.operation import Failure, is_storable
+from simplu_worker.operations.operation import is_storable
+from simplu_worker.vocabulary import Failure, OperationStatus
 
 DEFAULT_LIMIT: Final = 50
 LIMIT_MAX: Final = 500  # operations on a page
@@ -21,13 +21,6 @@ EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 OLDEST: Final = datetime(1, 1, 1, tzinfo=UTC)
 NEWEST: Final = datetime(9999, 12, 31, tzinfo=UTC)
 INSTANT: Final = timedelta(microseconds=1)  # the resolution of times in Postgres, and here
-
-
-class OperationStatus(StrEnum):
-    """The status of an operation in the log."""
-
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
 
 
 class SearchPosition(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 import structlog
 
-from simplu_worker.bulkheads import TargetKind, note_trouble
+from simplu_worker.bulkheads import note_trouble
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.retention_rules import deleting_share, deletion_pause_s, next_row_count
 from simplu_worker.shards.log.message_failures import forget_old_failures
@@ -27,6 +27,7 @@ from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.clock_check import check_clocks
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 from simplu_worker.timing.periodic import repeat_every
+from simplu_worker.vocabulary import TargetKind
 
 TURN_S: Final = 60.0
 STATEMENT_ROWS: Final = 1000  # of the first statement of a turn

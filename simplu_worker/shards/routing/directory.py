@@ -16,7 +16,6 @@ from typing import Final, Protocol, TypeVar
 import structlog
 
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
-from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.coalescing import Coalescer
 from simplu_worker.shards.postgres.pool import Pools
@@ -24,8 +23,8 @@ from simplu_worker.shards.routing.address_change import AddressChanger
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.route_cache import AbsenceCache, RouteCache
 from simplu_worker.shards.routing.tenant_homes import ARRIVING_STATES, TenantHome, TenantHomes
-from simplu_worker.shards.types import Absence
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.vocabulary import Absence, TenantState
 
 
 class Settler(Protocol):

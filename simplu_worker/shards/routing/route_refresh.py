@@ -15,13 +15,14 @@ from typing import Final
 import msgspec
 import structlog
 
-from simplu_worker.bulkheads import TargetKind, contain, translate
+from simplu_worker.bulkheads import contain, translate
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.vocabulary import TargetKind
 
 TICK_S: Final = 0.25
 REFRESHES_AT_ONCE: Final = 4

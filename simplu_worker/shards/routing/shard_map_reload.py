@@ -24,6 +24,7 @@ from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
 from simplu_worker.shards.routing.shard_map_changes import change_of, refusals_of
 from simplu_worker.shards.routing.shard_query import fetch_from_shard, query_all_shards
+from simplu_worker.vocabulary import ShardMapOutcome
 
 ROUTES_PER_STEP: Final = 500  # about two milliseconds, then other tasks run
 
@@ -69,7 +70,7 @@ class ShardMapReloader:
             problems = list(exc.problems)
         else:
             return await self._apply(new)
-        instruments.SHARD_MAP_RELOADS.labels("refused").inc()
+        instruments.SHARD_MAP_RELOADS.labels(ShardMapOutcome.REFUSED).inc()
         log.error("shard_map.refused", problems=problems)
         return []
 
@@ -110,7 +111,7 @@ class ShardMapReloader:
             address = self._static_map.address_book.known_address(shard.shard_id)
             if address is not None and shard.shard_id in self._pools.by_shard_id():
                 self._pools.ensure_pool(address)  # the new address, unless it is a candidate that has to be tried first
-        instruments.SHARD_MAP_RELOADS.labels("applied").inc()
+        instruments.SHARD_MAP_RELOADS.labels(ShardMapOutcome.APPLIED).inc()
         log.info(
             "shard_map.reloaded",
             shard_count=len(new.shards),

@@ -9,12 +9,13 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from simplu_worker.bulkheads import TargetKind, translate
+from simplu_worker.bulkheads import translate
 from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
+from simplu_worker.vocabulary import TargetKind
 
 ANSWER_TIMEOUT_S: Final = 5.0  # for one shard
 ALL_TIMEOUT_S: Final = 15.0  # for all shards together

@@ -13,7 +13,6 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
-from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.coalescing import ReadCoalescer, TakeKeys
 from simplu_worker.shards.postgres.pool import Pools
@@ -22,6 +21,7 @@ from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import group_by_shard
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 from simplu_worker.shards.types import ShardUnavailableError
+from simplu_worker.vocabulary import TenantState
 
 MOVES_MAX: Final = 8  # forward pointers followed for one tenant
 QUERIES_AT_ONCE: Final = 16

@@ -8,11 +8,11 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from simplu_worker.errors import PermanentError
-from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.postgres.pool import Connection
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
 from simplu_worker.shards.settling.merged_positions import CarriedPosition
+from simplu_worker.vocabulary import TenantState
 
 RowKey: TypeAlias = tuple[str, str]  # of a row of one tenant in a table that is copied; "" for a part it does not have
 

@@ -12,7 +12,6 @@ from uuid import uuid4
 
 import structlog
 
-from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.positions.claims import timed_token
@@ -23,6 +22,7 @@ from simplu_worker.shards.schema.clock_check import check_clocks
 from simplu_worker.shards.settling.merged_positions import CarriedPosition, merge_positions
 from simplu_worker.shards.settling.rows import arrival_of, read_arrival, read_tenant
 from simplu_worker.shards.types import token_time
+from simplu_worker.vocabulary import TenantState
 
 POSITION_COLUMNS: Final = ("stream", "stream_shard_id", "owed_from", "owed_since", "parents_done", "token")
 

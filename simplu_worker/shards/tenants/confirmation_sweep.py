@@ -8,7 +8,7 @@ from typing import Final
 
 import structlog
 
-from simplu_worker.bulkheads import TargetKind, note_trouble
+from simplu_worker.bulkheads import note_trouble
 from simplu_worker.errors import WorkerError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
@@ -16,6 +16,7 @@ from simplu_worker.shards.routing.shard_query import fetch_from_shard
 from simplu_worker.shards.tenants.home_confirmation import HomeConfirmer, PlacedTenant
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.periodic import repeat_every
+from simplu_worker.vocabulary import TargetKind
 
 SWEEP_INTERVAL_S: Final = 300.0
 OVERDUE: Final = timedelta(minutes=2)  # by then the replica that made the tenant has confirmed it, or never will

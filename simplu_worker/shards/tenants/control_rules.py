@@ -16,10 +16,10 @@ from typing import Any, Final
 import msgspec
 
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
-from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.postgres.address import AddressRefusedError
 from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.types import FailedOnShardError, RefusedOnShardError, ShardNotAllowedError
+from simplu_worker.vocabulary import TenantState
 
 COPY_STATES: Final = frozenset({TenantState.INCOMING, TenantState.READY})
 

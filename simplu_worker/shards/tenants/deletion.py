@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import structlog
 
-from simplu_worker.bulkheads import TargetKind, note_trouble
+from simplu_worker.bulkheads import note_trouble
 from simplu_worker.cache.invalidations import OnChange, ResourceKey, ignore_changes
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.retention_rules import deletion_pause_s
@@ -29,6 +29,7 @@ from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.schema.clock_check import check_clocks
 from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 from simplu_worker.timing.periodic import repeat_every
+from simplu_worker.vocabulary import TargetKind
 
 TURN_S: Final = 60.0
 ALL_SHARDS_INTERVAL_S: Final = 900.0  # between two queries of shards that are not in use: each takes a connection

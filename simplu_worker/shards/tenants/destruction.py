@@ -13,7 +13,6 @@ from typing import Any, Final
 import structlog
 
 from simplu_worker.errors import RetryableError, WorkerError
-from simplu_worker.operations.admission import TenantState
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.apply.durability import Server
@@ -36,6 +35,7 @@ from simplu_worker.shards.tenants.control_rules import (
     unforeseen_with_shard,
 )
 from simplu_worker.shards.types import DestructionResult, FailedOnShardError, ShardUnavailableError
+from simplu_worker.vocabulary import TenantState
 
 log = structlog.get_logger(__name__)
 

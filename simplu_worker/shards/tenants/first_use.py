@@ -16,7 +16,6 @@ import structlog
 from simplu_worker.business_info.finder import ABSENT_FRESH_S, BusinessFinder
 from simplu_worker.business_info.items import Business, refusal_reason
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
-from simplu_worker.operations.admission import TenantState
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.postgres.coalescing import Coalescer
 from simplu_worker.shards.postgres.pool import Pools
@@ -25,6 +24,7 @@ from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import fetch_from_all_shards
 from simplu_worker.shards.tenants.provisioning import Provisioner
 from simplu_worker.shards.types import ProvisionAnswer, ProvisionRequest, ProvisionResult, TenantNotMadeError
+from simplu_worker.vocabulary import TenantState
 
 BEFORE_ANY_CONTROL: Final = datetime(1970, 1, 1, tzinfo=UTC)
 REPORTED_MAX: Final = 10_000  # tenants with a stored reason, so that each reason is logged once

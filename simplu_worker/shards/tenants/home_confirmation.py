@@ -22,7 +22,6 @@ import structlog
 from simplu_worker.cache.invalidations import OnChange, ResourceKey, ignore_changes
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.metrics import instruments
-from simplu_worker.operations.admission import TenantState
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.coalescing import Coalescer
@@ -36,6 +35,7 @@ from simplu_worker.shards.tenants.control_rules import timestamp_text
 from simplu_worker.shards.tenants.home_conflict import HomeCandidate, resolve_homes
 from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.vocabulary import ProvisioningOutcome, TenantState
 
 log = structlog.get_logger(__name__)
 
@@ -292,7 +292,7 @@ class HomeConfirmer:
             shard_id=home.shard_id,
             kept_shard_id=kept,
         )
-        instruments.PROVISIONING.labels("undone").inc()
+        instruments.PROVISIONING.labels(ProvisioningOutcome.UNDONE).inc()
         self._on_undone(one.tenant_id)
         self._on_change([ResourceKey(one.tenant_id, *DEFAULT_ROW)])
 

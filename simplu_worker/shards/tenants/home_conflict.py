@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from simplu_worker.operations.admission import TenantState
+from simplu_worker.vocabulary import TenantState
 
 # States in which the shard is the tenant's home. During a move (`incoming`, `ready`) the source shard still is.
 HOME_STATES: Final = frozenset({TenantState.ACTIVE, TenantState.FENCED, TenantState.DESTROYING})

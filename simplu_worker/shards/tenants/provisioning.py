@@ -36,6 +36,7 @@ from simplu_worker.shards.tenants.control_rules import ControlStep, refused_addr
 from simplu_worker.shards.tenants.home_confirmation import HomeConfirmer, HomeUndoneError, PlacedTenant
 from simplu_worker.shards.tenants.tenant_rows import DEFAULT_ROW, RowOutcome, RowResult, make_rows
 from simplu_worker.shards.types import ProvisionAnswer, ProvisionRequest, ProvisionResult, ShardUnavailableError
+from simplu_worker.vocabulary import ProvisioningOutcome
 
 REGISTRATIONS_AT_ONCE: Final = 16
 
@@ -246,10 +247,10 @@ def _log_result(request: ProvisionRequest, shard: ShardAddress, answer: Provisio
 def _count(answer: ProvisionAnswer) -> None:
     match answer:
         case Exception():
-            instruments.PROVISIONING.labels("failed").inc()
+            instruments.PROVISIONING.labels(ProvisioningOutcome.FAILED).inc()
         case ProvisionResult.PROVISIONED:
-            instruments.PROVISIONING.labels("succeeded").inc()
+            instruments.PROVISIONING.labels(ProvisioningOutcome.SUCCEEDED).inc()
         case ProvisionResult.EXISTED | ProvisionResult.RESTORED:
-            instruments.PROVISIONING.labels("existed").inc()
+            instruments.PROVISIONING.labels(ProvisioningOutcome.EXISTED).inc()
         case ProvisionResult.STALE:
             pass

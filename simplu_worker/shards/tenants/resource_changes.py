@@ -12,7 +12,6 @@ from typing import TypeAlias
 
 from simplu_worker.cache.invalidations import OnChange, ResourceKey, ignore_changes
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.operations.admission import TenantState
 from simplu_worker.operations.document_bounds import BOUNDS_TEXT, exceeds_bounds
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
@@ -32,13 +31,8 @@ from simplu_worker.shards.tenants.control_rules import (
     unforeseen_with_shard,
 )
 from simplu_worker.shards.tenants.provisioning import check_business_type
-from simplu_worker.shards.types import (
-    Absence,
-    AdminAccount,
-    ChangeResult,
-    ResourceRename,
-    ShardUnavailableError,
-)
+from simplu_worker.shards.types import AdminAccount, ChangeResult, ResourceRename, ShardUnavailableError
+from simplu_worker.vocabulary import Absence, TenantState
 
 Change: TypeAlias = "Callable[[Connection], Awaitable[ChangeResult]]"
 

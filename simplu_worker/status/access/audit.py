@@ -10,7 +10,7 @@ import structlog
 from aiohttp import web
 
 from simplu_worker.errors import WorkerError
-from simplu_worker.status.access.roles import Role
+from simplu_worker.vocabulary import Role
 
 SHOWN_LENGTH: Final = 200  # of an id in the log
 LOGGED_QUERY: Final = frozenset({"businessId", "locationId", "queue", "content"})  # names, of which none is content

@@ -11,9 +11,10 @@ from aiohttp.typedefs import Handler
 
 from simplu_worker.status.access.audit import log_call
 from simplu_worker.status.access.reductions import is_own_host
-from simplu_worker.status.access.roles import Role, Tokens
+from simplu_worker.status.access.roles import Tokens
 from simplu_worker.status.responses import error_response
 from simplu_worker.status.routes.table import Access, Route
+from simplu_worker.vocabulary import Role
 
 VARIABLES: Final = {Role.OPERATOR: "API_TOKEN", Role.VIEWER: "API_VIEWER_TOKEN"}
 

@@ -15,56 +15,34 @@ from typing import Any, Final
 
 import msgspec
 
-from simplu_worker.operations.operation import Failure
 from simplu_worker.shards.health.moves import UNFINISHED
-from simplu_worker.status.unreadiness import UnreadyReason
+from simplu_worker.vocabulary import (
+    OTHER_REPLICA,
+    DeadLetterReason,
+    DependencyState,
+    Failure,
+    HoldReason,
+    HoldState,
+    Role,
+    ServerRole,
+    ShardState,
+    SourceState,
+    StreamShardState,
+    TenantState,
+    UnreadyReason,
+)
 
 # Names that labels of the metrics show as well, which need no token either; and times.
 SHOWN_TEXTS: Final = frozenset({"kind", "lastCheckAt", "name", "queue", "shardId", "streamShard", "version"})
 STATE_MEMBERS: Final = frozenset({"ready", "reason", "role", "state", "step", "citrus", "clock"})
 STATES: Final = frozenset(
-    [
-        *map(str, UnreadyReason),
-        *(
-            "running",
-            "waiting",
-            "opening",
-            "polling",
-            "reading",
-            "ended",
-            "elsewhere",
-            "unowned",
-        ),
-        *(
-            "released",
-            "waits for memory",
-            "held",
-            "ready",
-            "catching up",
-            "ok",
-            "unknown",
-            "healthy",
-            "degraded",
-            "lost",
-        ),
-        *("primary", "standby", "read-only"),
-        *UNFINISHED,  # steps of moves
-        *("viewer", "operator"),
-        *(
-            "shard_unavailable",
-            "unregistered",
-            "not_here",
-            "inactive",
-            "moving",
-            "failing",
-            "locked",
-            "reshard",
-            "taken_over",
-            "refill",
-            "gap",
-            "internal_error",
-        ),
-    ]
+    map(
+        str,
+        [
+            *(*UnreadyReason, *SourceState, *StreamShardState, *HoldState, *DependencyState, *ShardState, *ServerRole),
+            *(*UNFINISHED, *Role, *HoldReason),
+        ],
+    )
 )
 OTHER_STATE: Final = "other"  # a state with a text of its own, such as an error
 HIDDEN_MEMBERS: Final = frozenset({"result", "record", "recordBase64", "messageAttributes"})
@@ -79,14 +57,7 @@ VIEWER_TEXTS: Final = SHOWN_TEXTS | frozenset(
         *("source", "sequenceNumber", "messageId", "deadLetterQueue", "since", "readUpTo", "searchedTo", "next"),
     ]
 )
-VIEWER_STATES: Final = STATES | frozenset(
-    [
-        *("active", "destroying", "destroyed", "other_replica"),
-        # Reasons of dead letters and of moves of the epoch are words, too.
-        *("invalid_json", "invalid_message", "unknown_type", "unknown_tenant", "request_id_reused"),
-        *("retries_exhausted", "too_large"),
-    ]
-)
+VIEWER_STATES: Final = STATES | frozenset(map(str, [*TenantState, *DeadLetterReason, OTHER_REPLICA]))
 OUTCOMES: Final = frozenset(map(str, Failure))  # the errors that are words, and quote nothing
 HIDDEN_CAUSE: Final = "this answer failed; the cause is shown to the token in API_TOKEN, and in the worker's log"
 

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import hmac
-from enum import StrEnum
 
-
-class Role(StrEnum):
-    """The role of a caller: a viewer sees counts, states and names; an operator sees all, and acts."""
-
-    VIEWER = "viewer"
-    OPERATOR = "operator"
+from simplu_worker.vocabulary import Role
 
 
 class Tokens:

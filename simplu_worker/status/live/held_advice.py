@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from simplu_worker.vocabulary import HoldReason
+
 TARGETS_HELD: Final = "docs/monitoring.md#targetsheldlong"
 
 
@@ -14,22 +16,26 @@ class Advice(NamedTuple):
     runbook: str
 
 
-BY_REASON: Final = {
-    "unregistered": Advice("Register the tenant with `simplu-worker tenants provision`.", TARGETS_HELD),
-    "not_here": Advice("Apply its creation with `simplu-worker tenants provision`.", TARGETS_HELD),
-    "inactive": Advice("The shard manager marks the shard inactive: activate it there.", TARGETS_HELD),
-    "moving": Advice("Wait for the move, or end it with `simplu-worker tenants rollback`.", "docs/moving.md"),
-    "shard_unavailable": Advice("See why the shard does not answer.", "docs/monitoring.md#shardlost"),
-    "failing": Advice("Wait: after four tries the operation is a dead letter.", TARGETS_HELD),
-    "locked": Advice("End the transaction on the shard that keeps rows of the tenant locked.", TARGETS_HELD),
-    "reshard": Advice("Remove the cause for which tenants wait in the parents of the stream shard.", TARGETS_HELD),
-    "taken_over": Advice("Wait: the operations are read again.", TARGETS_HELD),
-    "refill": Advice("Wait: the stream is read again for the shard.", "docs/failover.md#what-the-new-primary-lacks"),
-    "internal_error": Advice(
+BY_REASON: Final[dict[str, Advice]] = {
+    HoldReason.UNREGISTERED: Advice("Register the tenant with `simplu-worker tenants provision`.", TARGETS_HELD),
+    HoldReason.NOT_HERE: Advice("Apply its creation with `simplu-worker tenants provision`.", TARGETS_HELD),
+    HoldReason.INACTIVE: Advice("The shard manager marks the shard inactive: activate it there.", TARGETS_HELD),
+    HoldReason.MOVING: Advice("Wait for the move, or end it with `simplu-worker tenants rollback`.", "docs/moving.md"),
+    HoldReason.SHARD_UNAVAILABLE: Advice("See why the shard does not answer.", "docs/monitoring.md#shardlost"),
+    HoldReason.FAILING: Advice("Wait: after four tries the operation is a dead letter.", TARGETS_HELD),
+    HoldReason.LOCKED: Advice("End the transaction on the shard that keeps rows of the tenant locked.", TARGETS_HELD),
+    HoldReason.RESHARD: Advice(
+        "Remove the cause for which tenants wait in the parents of the stream shard.", TARGETS_HELD
+    ),
+    HoldReason.TAKEN_OVER: Advice("Wait: the operations are read again.", TARGETS_HELD),
+    HoldReason.BACKFILL: Advice(
+        "Wait: the stream is read again for the shard.", "docs/failover.md#what-the-new-primary-lacks"
+    ),
+    HoldReason.INTERNAL_ERROR: Advice(
         "A defect of the worker: it tries again by itself. See the log event `loop.failed`, and report it.",
         "docs/monitoring.md#internalerrors",
     ),
-    "gap": Advice("Raise the stream's retention first, then decide.", "docs/runbook/shard-held-for-gap.md"),
+    HoldReason.GAP: Advice("Raise the stream's retention first, then decide.", "docs/runbook/shard-held-for-gap.md"),
 }
 
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Final, Protocol, TypeAlias, TypeVar
 import msgspec
 from aiohttp import web
 
-from simplu_worker.operations.operation import DeadLetterReason, Source
 from simplu_worker.status.access.audit import Actor
+from simplu_worker.vocabulary import DeadLetterReason, Source
 
 BODY_WITHIN_S: Final = 10.0
 LETTERS_DEFAULT: Final = 1000

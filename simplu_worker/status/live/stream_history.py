@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from simplu_worker.status.live.history import INTERVAL_S, POINTS_MAX
+from simplu_worker.vocabulary import StreamShardState
 
 STREAM_SHARDS_MAX: Final = 256
 
@@ -34,7 +35,7 @@ class StreamHistory:
 
         A stream shard keeps its place until then, so that its points have no holes.
         """
-        rows = [row for row in stream_shards if row["state"] != "ended"]
+        rows = [row for row in stream_shards if row["state"] != StreamShardState.ENDED]
         rows.sort(key=lambda row: (row["streamShard"] not in self._points, -(row["lagSeconds"] or 0.0)))
         before, self._noted_at = self._points, at
         self._points = {}

@@ -9,11 +9,10 @@ from typing import Final
 import msgspec
 
 from simplu_worker.consumers.operation_taps import TAPS, OperationTaps, TapFilter
-from simplu_worker.metrics.instruments import OPERATION_OUTCOMES
-from simplu_worker.operations.operation import OperationKind
 from simplu_worker.status.live.event_stream import ALIVE, ALIVE_EVERY_S, encode_event
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import wait_any
+from simplu_worker.vocabulary import OperationKind, OperationOutcome
 
 TAP_MAX_S: Final = 900.0
 PARAMETERS: Final = {
@@ -38,7 +37,7 @@ def parse_tap_query(pairs: Iterable[tuple[str, str]]) -> TapFilter:
         if value and given.setdefault(PARAMETERS[name], value) != value:
             raise ValueError(f"{name}: expected one value, got several")
     _require_word("operation", given.get("kind"), list(OperationKind))
-    _require_word("outcome", given.get("outcome"), OPERATION_OUTCOMES)
+    _require_word("outcome", given.get("outcome"), list(OperationOutcome))
     _require_word("content", given.get("shows_content"), ("true", "false"))
     if ("business_id" in given) != ("location_id" in given):
         raise ValueError("expected businessId and locationId together, or neither of them")

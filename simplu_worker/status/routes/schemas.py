@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from simplu_worker.operations.operation import DeadLetterReason, Source
-from simplu_worker.status.unreadiness import UnreadyReason
+from simplu_worker.vocabulary import DeadLetterReason, RequestStatus, Role, Source, UnreadyReason
 
 Schema = dict[str, Any]
 
@@ -29,11 +28,11 @@ def _list(items: Schema = ANY_OBJECT) -> Schema:
     return {"type": "array", "items": items}
 
 
-ROLE: Final[Schema] = {"type": "string", "enum": ["operator", "viewer"]}
+ROLE: Final[Schema] = {"type": "string", "enum": [*map(str, Role)]}
 OPERATION: Final = _object(
     "requestId status",
     requestId=TEXT,
-    status={"type": "string", "enum": ["succeeded", "failed", "rejected", "pending", "held", "unknown"]},
+    status={"type": "string", "enum": [*map(str, RequestStatus)]},
     operation=TEXT,
     resourceType=TEXT,
     resourceId=TEXT,

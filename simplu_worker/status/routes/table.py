@@ -12,8 +12,9 @@ from typing import Any, Final
 
 import msgspec
 
-from simplu_worker.operations.operation import ID_MAX, Failure, OperationKind
-from simplu_worker.shards.listing.request import LIMIT_MAX, OperationStatus
+from simplu_worker.operations.operation import ID_MAX
+from simplu_worker.shards.listing.request import LIMIT_MAX
+from simplu_worker.vocabulary import Failure, OperationKind, OperationStatus
 
 # An id may contain any character, an encoded slash and braces too; aiohttp decodes it after matching the path.
 ANY_ID: Final = "[^/]+"

@@ -11,11 +11,11 @@ from typing import Final
 import msgspec
 
 from simplu_worker.business_info.items import Business
-from simplu_worker.operations.admission import TenantState
 from simplu_worker.operations.document_bounds import BOUNDS_TEXT, DOCUMENT_MAX_BYTES, exceeds_bounds
 from simplu_worker.operations.operation import ID_MAX, is_id, is_storable, tenant_id_of
 from simplu_worker.transfers.adoption.plan import OldTenant
 from simplu_worker.transfers.importing.mapping import SourceMapping, TenantMapping
+from simplu_worker.vocabulary import TenantState
 
 RESOURCE_ID_MAX: Final = 256  # characters: docs/interface.md
 # As Postgres writes them with DateStyle ISO, in UTC: years from 1 to 9999, which all readers can represent.

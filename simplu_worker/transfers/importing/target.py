@@ -14,7 +14,6 @@ from typing import Any, Final
 import msgspec
 
 from simplu_worker.errors import RetryableError
-from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.apply.commit_safety import note_server
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.postgres.column_packing import pack_columns
@@ -27,6 +26,7 @@ from simplu_worker.shards.tenants.control_rules import timestamp_text
 from simplu_worker.transfers.importing.checksum import RowChecksum
 from simplu_worker.transfers.importing.rules import HomeFacts, NamedTenant, SourceRow
 from simplu_worker.transfers.sql_files import QUERIES
+from simplu_worker.vocabulary import TenantState
 
 CLEAR_MAX_ROWS: Final = 5000  # in one transaction
 SUM_MAX_ROWS: Final = 5000  # in one statement

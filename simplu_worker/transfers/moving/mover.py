@@ -17,7 +17,6 @@ import msgspec
 import structlog
 
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server, server_of
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.postgres.errors import LostRaceError, StatementFailedError, ValueRefusedError
@@ -62,11 +61,11 @@ from simplu_worker.transfers.moving.types import (
     MoveStatus,
     OutrunError,
     PauseTooLongError,
-    Phase,
     describe_state,
 )
 from simplu_worker.transfers.moving.undoing import drop_rows
 from simplu_worker.transfers.sql_files import QUERIES
+from simplu_worker.vocabulary import MovePhase, TenantState
 
 FENCE_S: Final = 2.0  # until any worker may end it
 FENCE_TRIES: Final = 10
@@ -118,7 +117,7 @@ class Mover:
         # Rows of the log that the target has, from just before the last barrier on.
         self._known: AbstractSet[LogKey] = NOTHING_KNOWN
         self._pause_s: float | None = None
-        self._phase = Phase.PREPARE
+        self._phase = MovePhase.PREPARE
         self._status = MoveStatus(self._phase)
         self._entered_at = clock()
         self._phases_s: dict[str, float] = {}
@@ -199,7 +198,7 @@ class Mover:
 
         Raises `RetryableError` if the tenant is in none of *states* on the source any more.
         """
-        self._enter(Phase.PREPARE)
+        self._enter(MovePhase.PREPARE)
         # One that is lost from now on is awaited: promoted, it would still have the tenant as it was before the switch.
         await time_standbys(self._pools, self._commits, self._move)
         target = await self._read(self._target)
@@ -290,7 +289,7 @@ class Mover:
     # Copy, catch up
 
     async def _copy(self, progress: Progress) -> Progress:
-        self._enter(Phase.COPY)
+        self._enter(MovePhase.COPY)
         if any(progress.cursors.get(table.name, FIRST) is not None for table in TABLES):
             self._status = msgspec.structs.replace(self._status, row_total=await self._count_rows())
         for table in TABLES:
@@ -345,7 +344,7 @@ class Mover:
 
     async def _catch_up(self, progress: Progress) -> Progress:
         """Copy what changed since the barrier, in rounds, until a round is small. Raises `PauseTooLongError`."""
-        self._enter(Phase.CATCH_UP)
+        self._enter(MovePhase.CATCH_UP)
         for _ in range(ROUNDS_MAX):
             began_at = page_began_at = self._clock()
             barrier = await self._set_barrier(progress)
@@ -417,7 +416,7 @@ class Mover:
 
     async def _verify_live(self, progress: Progress) -> None:
         """Compare the rows unchanged since the last round, while the tenant goes on. Raises if they differ."""
-        self._enter(Phase.VERIFY)
+        self._enter(MovePhase.VERIFY)
         comparison = await compare_shards(
             self._source,
             self._target,
@@ -437,14 +436,14 @@ class Mover:
 
     async def _switch(self, progress: Progress) -> None:
         """Fence the tenant, copy the last changes, commit, and activate: the pause."""
-        self._enter(Phase.FENCE)
+        self._enter(MovePhase.FENCE)
         await self._note_status()
         began_at, source, progress, changes = await self._fence(progress)
         try:
-            self._enter(Phase.LAST_DELTA)
+            self._enter(MovePhase.LAST_DELTA)
             ready = await self._finish_copy(source, progress, changes)
             await self._commits.wait_for_transaction(self._move.target_id, ready)
-            self._enter(Phase.COMMIT)
+            self._enter(MovePhase.COMMIT)
             committed = await self._commit(progress)
         except BaseException:
             with contextlib.suppress(RetryableError, PermanentError):
@@ -462,10 +461,10 @@ class Mover:
         """
         max_pause_s = self._options.max_pause_s
         for _ in range(REHEARSALS_MAX):
-            self._enter(Phase.REHEARSE)
+            self._enter(MovePhase.REHEARSE)
             standby_s = await time_standbys(self._pools, self._commits, self._move)
             progress = await self._catch_up(progress)
-            self._enter(Phase.REHEARSE)
+            self._enter(MovePhase.REHEARSE)
             began_at = self._clock()
             await self._send_statements(progress)
             predicted = PredictedPause(standby_s, self._clock() - began_at)
@@ -572,7 +571,7 @@ class Mover:
 
     async def _activate(self, committed: Server | None) -> None:
         """Activate the tenant on the target; *committed* is the server of the commit, if that is known."""
-        self._enter(Phase.ACTIVATE)
+        self._enter(MovePhase.ACTIVATE)
         move = self._move
         if committed is None:
             await self._settler.activate(move.source_id, move.target_id, move.tenant_id)
@@ -587,7 +586,7 @@ class Mover:
     async def _certify(self, began_at: float) -> Certificate:
         """Compare both shards as of the fence, and keep the result in the journal of the source."""
         move = self._move
-        self._enter(Phase.CERTIFY)
+        self._enter(MovePhase.CERTIFY)
         async with self._target.connection() as connection:
             target = await read_tenant(connection, move.tenant_id)
             arrival = await read_arrival(connection, move.tenant_id)
@@ -607,7 +606,7 @@ class Mover:
             live_on_source=False,
             log_kept=self._options.log_kept * LOG_KEPT_SHARE,
         )
-        self._enter(Phase.PUBLISH)
+        self._enter(MovePhase.PUBLISH)
         certificate = Certificate(
             tenant=move.tenant_id,
             source_shard=move.source_id,
@@ -650,7 +649,7 @@ class Mover:
             f"again with less load, or give a longer --max-pause; {self.describe_state()}"
         )
 
-    def _enter(self, phase: Phase) -> None:
+    def _enter(self, phase: MovePhase) -> None:
         now = self._clock()
         self._phases_s[self._phase] = self._phases_s.get(self._phase, 0.0) + now - self._entered_at
         self._phase, self._entered_at = phase, now

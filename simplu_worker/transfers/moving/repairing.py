@@ -8,7 +8,6 @@ from collections.abc import Set as AbstractSet
 import msgspec
 
 from simplu_worker.errors import PermanentError
-from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.settling.rows import Arrival, read_tenant
 from simplu_worker.transfers.moving.changes import (
@@ -19,6 +18,7 @@ from simplu_worker.transfers.moving.changes import (
     write_changes,
 )
 from simplu_worker.transfers.sql_files import QUERIES
+from simplu_worker.vocabulary import TenantState
 
 
 class Repair(msgspec.Struct, frozen=True):

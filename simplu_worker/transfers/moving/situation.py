@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.settling.rows import Arrival, Departure, MovingTenant, Progress
+from simplu_worker.vocabulary import TenantState
 
 LEAVING = frozenset({TenantState.ACTIVE, TenantState.FENCED})
 ON_THE_WAY = frozenset({TenantState.INCOMING, TenantState.READY})

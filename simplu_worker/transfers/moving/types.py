@@ -3,28 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from enum import StrEnum
 
 import msgspec
 
 from simplu_worker.shards.settling.rows import StatedError
 from simplu_worker.transfers.moving.checksums import Comparison
-
-
-class Phase(StrEnum):
-    """The phase of a mover, in order."""
-
-    PREPARE = "prepare"
-    COPY = "copy"
-    CATCH_UP = "catch up"
-    VERIFY = "verify"
-    REHEARSE = "rehearse"
-    FENCE = "fence"
-    LAST_DELTA = "last delta"
-    COMMIT = "commit"
-    ACTIVATE = "activate"
-    CERTIFY = "certify"
-    PUBLISH = "publish"  # by the command
+from simplu_worker.vocabulary import MovePhase
 
 
 class Move(msgspec.Struct, frozen=True):
@@ -46,7 +30,7 @@ class MoveOptions(msgspec.Struct, frozen=True):
 class MoveStatus(msgspec.Struct, frozen=True, rename="camel"):
     """How far a mover is; *row_total* is the number of rows to copy, 0 while it is unknown."""
 
-    phase: Phase
+    phase: MovePhase
     row_count: int = 0
     byte_count: int = 0
     row_total: int = 0
@@ -77,22 +61,24 @@ class Certificate(msgspec.Struct, frozen=True, rename="camel"):
         return "equal" if self.comparison.is_equal else "differs"
 
 
-def describe_state(move: Move, phase: Phase, *, has_left: bool) -> str:
+def describe_state(move: Move, phase: MovePhase, *, has_left: bool) -> str:
     """Return the state of the tenant of a mover that ends in *phase*, and the command that comes next.
 
     *has_left*: its home was no longer the source when the mover began.
     """
     source_id, target_id, again = move.source_id, move.target_id, "run the same command again to go on"
     match phase:
-        case Phase.PREPARE | Phase.COPY | Phase.CATCH_UP | Phase.VERIFY | Phase.REHEARSE if has_left:
+        case MovePhase.PREPARE | MovePhase.COPY | MovePhase.CATCH_UP | MovePhase.VERIFY | MovePhase.REHEARSE if (
+            has_left
+        ):
             return f"the tenant has left shard {source_id}, and waits for its rows on shard {target_id}; {again}"
-        case Phase.PREPARE | Phase.COPY | Phase.CATCH_UP | Phase.VERIFY | Phase.REHEARSE:
+        case MovePhase.PREPARE | MovePhase.COPY | MovePhase.CATCH_UP | MovePhase.VERIFY | MovePhase.REHEARSE:
             return f"the tenant goes on on shard {source_id}; {again}, or tenants rollback --stay to delete the copy"
-        case Phase.FENCE | Phase.LAST_DELTA | Phase.COMMIT:
+        case MovePhase.FENCE | MovePhase.LAST_DELTA | MovePhase.COMMIT:
             return f"the tenant is on shard {source_id} or on its way, and workers go on; {again}"
-        case Phase.ACTIVATE:
+        case MovePhase.ACTIVATE:
             return f"the tenant has left shard {source_id}: workers activate it; {again}"
-        case Phase.CERTIFY | Phase.PUBLISH:
+        case MovePhase.CERTIFY | MovePhase.PUBLISH:
             return f"the tenant is on shard {target_id}; run the same command again to compare and to publish it"
 
 

@@ -12,7 +12,6 @@ from typing import Final, Literal, TypeAlias
 import structlog
 
 from simplu_worker.errors import PermanentError
-from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
 from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
@@ -22,6 +21,7 @@ from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
 from simplu_worker.shards.settling.rows import read_arrival, read_departure, read_tenant, take_token
 from simplu_worker.transfers.moving.situation import GONE, LEAVING, ON_THE_WAY
 from simplu_worker.transfers.sql_files import QUERIES
+from simplu_worker.vocabulary import TenantState
 
 DROP_ROWS: Final = 5_000  # deleted by one statement
 SHRINKING: Final = 10  # after one that ran into its timeout

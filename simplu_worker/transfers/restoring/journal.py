@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.postgres.pool import Connection
 from simplu_worker.shards.settling.rows import MovingTenant
 from simplu_worker.transfers.sql_files import QUERIES
+from simplu_worker.vocabulary import TenantState
 
 
 class RestoreMode(StrEnum):

@@ -22,7 +22,8 @@ from simplu_worker.status.access.roles import Tokens
 from simplu_worker.status.connections import CONNECTION_LIMITS, ConnectionGate
 from simplu_worker.status.listing_request import OperationListQuery
 from simplu_worker.status.server import Views, make_application
-from simplu_worker.status.unreadiness import Unreadiness, UnreadyReason
+from simplu_worker.status.unreadiness import Unreadiness
+from simplu_worker.vocabulary import UnreadyReason
 
 STATUSES: Final = frozenset({100, 200, 400, 401, 403, 404, 405, 413, 414, 417, 429, 431, 503})
 STATUS_LINE: Final = re.compile(rb"HTTP/\d\.\d (\d{3}) ")

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from simplu_worker.aws.sns_envelope import unwrap
 from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
 from simplu_worker.dead_letters.letter import dead_letter_of, encode_dead_letter, parse_dead_letter
-from simplu_worker.operations.operation import Operation, Origin, RejectedRecord, Source
+from simplu_worker.operations.operation import Operation, Origin, RejectedRecord
+from simplu_worker.vocabulary import Source
 
 NOW: Final = datetime(2026, 1, 31, 9, tzinfo=UTC)
 LETTER_MAX_BYTES: Final = 262_144

@@ -22,10 +22,11 @@ from simplu_worker.consumers.producer_traces import traceparents_of_records
 from simplu_worker.dead_letters.letter import encode_dead_letter, parse_dead_letter
 from simplu_worker.operations.document_bounds import exceeds_bounds
 from simplu_worker.operations.merge_patch import is_laborious, merge_texts
-from simplu_worker.operations.operation import DeadLetterReason, Operation, OperationKind, RejectedRecord, is_storable
+from simplu_worker.operations.operation import Operation, RejectedRecord, is_storable
 from simplu_worker.operations.waves import plan_waves
 from simplu_worker.shards.postgres.column_packing import pack_columns
 from simplu_worker.telemetry.tracing.traceparent import choose_links
+from simplu_worker.vocabulary import DeadLetterReason, OperationKind
 
 NOW: Final = datetime(2026, 1, 31, 9, tzinfo=UTC)
 LETTER_MAX_BYTES: Final = 262_144

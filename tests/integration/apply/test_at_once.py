@@ -26,11 +26,12 @@ from support.postgres.tenant_cases import (
 from support.postgres.trouble import make_touchy, shut_gate, waiters
 
 from simplu_worker.operations.admission import DESTROYED, HOLD
-from simplu_worker.operations.operation import Disposition, Failure, Outcome
+from simplu_worker.operations.operation import Disposition, Outcome
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED, ShardWriter
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.types import PositionChangedError, PositionClaim, StreamPosition
+from simplu_worker.vocabulary import Failure
 
 NAMES = {text: name for name, text in QUERIES.items()}
 NOT_FOUND = failed(Failure.NOT_FOUND)

@@ -29,9 +29,10 @@ from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter, note_server
-from simplu_worker.shards.apply.durability import GRACE_S, KEEPS_UP_S, CommitSafety, Server
+from simplu_worker.shards.apply.durability import GRACE_S, KEEPS_UP_S, Server
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.vocabulary import CommitSafety
 
 SHARD_ID = "shard-1"
 

@@ -11,10 +11,11 @@ from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant
 
 from simplu_worker.errors import InternalError
-from simplu_worker.operations.operation import DeadLetterReason, Operation, Outcome
+from simplu_worker.operations.operation import Operation, Outcome
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.types import PositionClaim
+from simplu_worker.vocabulary import DeadLetterReason
 
 
 async def test_operation_at_which_pure_code_fails_is_a_dead_letter_and_the_others_are_applied(

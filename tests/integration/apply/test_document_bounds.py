@@ -9,9 +9,10 @@ import msgspec
 import pytest
 from support.postgres.tenant_cases import TenantCase, failed, fetch
 
-from simplu_worker.operations.operation import Failure, Operation
+from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.writer import DUPLICATE, REUSED, SUCCEEDED
 from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.vocabulary import Failure
 
 INVALID_DATA = failed(Failure.INVALID_DATA)
 TOO_LARGE = failed(Failure.RESULT_TOO_LARGE)

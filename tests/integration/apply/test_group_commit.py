@@ -11,11 +11,12 @@ from support.postgres.tenant_cases import STREAM, TENANT_MADE_AT, TenantCase, ad
 from support.postgres.trouble import make_touchy
 
 from simplu_local.processes.loopback import poll_until
-from simplu_worker.operations.operation import Disposition, Failure, Operation, Outcome
+from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.apply.group_commit import GROUP_LEAST_COUNT, GROUP_MAX_BYTES, GROUP_MAX_COUNT
 from simplu_worker.shards.apply.writer import SUCCEEDED, ShardWriter
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.types import PositionChangedError, PositionClaim, ShardUnavailableError, StreamPosition
+from simplu_worker.vocabulary import Failure
 
 READERS = 8
 INVALID_DATA = Outcome(disposition=Disposition.APPLIED, failure=Failure.INVALID_DATA)

@@ -11,8 +11,8 @@ import pytest
 from support.postgres.tenant_cases import TenantCase, failed, fetch
 
 from simplu_worker.operations.merge_patch import is_laborious
-from simplu_worker.operations.operation import Failure
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
+from simplu_worker.vocabulary import Failure
 
 SMALL, LARGE = 2_500, 10_000
 ROUNDS_MAX = 6

@@ -21,10 +21,11 @@ from support.postgres.tenant_cases import (
 
 from simplu_worker.operations.admission import HOLD
 from simplu_worker.operations.json_record import parse_timestamp, utc_text
-from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Operation, Source
+from simplu_worker.operations.operation import Disposition, Operation
 from simplu_worker.shards.apply.writer import DUPLICATE, REUSED, SUCCEEDED
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.types import ShardUnavailableError
+from simplu_worker.vocabulary import DeadLetterReason, Failure, Source
 
 DATA = '{"name": "Ann", "age": 30, "address": {"city": "Oslo", "zip": "0150"}}'
 STORED = {"name": "Ann", "age": Decimal(30), "address": {"city": "Oslo", "zip": "0150"}}

@@ -12,10 +12,11 @@ from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, failed, fetch, writer_of
 from support.postgres.trouble import waiters
 
-from simplu_worker.operations.operation import Disposition, Failure, Outcome
+from simplu_worker.operations.operation import Disposition, Outcome
 from simplu_worker.shards.apply.duplicates import CAREFUL_LEAST
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.vocabulary import Failure
 
 EXISTS = failed(Failure.ALREADY_EXISTS)
 

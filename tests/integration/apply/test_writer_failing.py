@@ -17,11 +17,12 @@ from support.postgres.trouble import calm, make_touchy
 from simplu_local.postgres.server import PostgresServer
 from simplu_worker.metrics.instruments import SHARD_ERRORS, totals_by
 from simplu_worker.operations.admission import HOLD
-from simplu_worker.operations.operation import Disposition, Failure, Operation, Outcome
+from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import ShardUnavailableError
+from simplu_worker.vocabulary import Failure
 
 RAISED = Outcome(disposition=Disposition.UNEXPECTED, error="RaiseError (P0001)")
 TIMED_OUT = Outcome(disposition=Disposition.UNEXPECTED, error="QueryCanceledError (57014)")

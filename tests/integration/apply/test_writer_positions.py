@@ -24,7 +24,7 @@ from support.postgres.tenant_cases import (
 )
 from support.postgres.trouble import Line, calm, make_touchy, shut_gate, waiters
 
-from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Outcome
+from simplu_worker.operations.operation import Disposition, Outcome
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED, ShardWriter
 from simplu_worker.shards.positions.rows import accept_gaps
 from simplu_worker.shards.postgres.pool import ShardPool
@@ -35,6 +35,7 @@ from simplu_worker.shards.types import (
     StoredPositions,
     StreamPosition,
 )
+from simplu_worker.vocabulary import DeadLetterReason, Failure
 
 PARENT = "shardId-000000000001"
 UNEXPECTED = Outcome(disposition=Disposition.UNEXPECTED, error="RaiseError (P0001)")

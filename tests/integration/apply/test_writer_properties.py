@@ -23,9 +23,10 @@ from simplu_local.workload.reference_model import (
     canonical_text,
     parse_json,
 )
-from simplu_worker.operations.operation import Disposition, Failure, Operation, Outcome
+from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.apply.writer import DUPLICATE, REUSED
 from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.vocabulary import Failure
 
 _example_numbers = itertools.count(1)
 

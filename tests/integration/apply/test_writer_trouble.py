@@ -17,11 +17,12 @@ from support.postgres.trouble import Line, shut_gate, waiters
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.operations.admission import HOLD
-from simplu_worker.operations.operation import Disposition, Failure, Operation, Outcome
+from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.apply.writer import DUPLICATE, REUSED, SUCCEEDED
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.types import ShardUnavailableError
+from simplu_worker.vocabulary import Failure
 
 INVALID_DATA = failed(Failure.INVALID_DATA)
 REFUSED = Outcome(disposition=Disposition.UNEXPECTED, error="DataError (22000)")

@@ -19,7 +19,8 @@ from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.errors import RetryableError
 from simplu_worker.metrics.instruments import DEAD_LETTERS
-from simplu_worker.operations.operation import DeadLetterReason, Origin, Source
+from simplu_worker.operations.operation import Origin
+from simplu_worker.vocabulary import DeadLetterReason, Source
 
 QUEUE_NUMBERS = itertools.count(1)
 

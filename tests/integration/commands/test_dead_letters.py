@@ -41,10 +41,11 @@ from simplu_worker.consumers.kinesis.stream.client import Stream, TrimHorizon
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.operations.decode import decode_operation
-from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Source
+from simplu_worker.operations.operation import Operation, Origin
 from simplu_worker.status.access.audit import Actor
 from simplu_worker.status.live.request_bodies import LettersRequest
 from simplu_worker.timing.clock import utc_now
+from simplu_worker.vocabulary import DeadLetterReason, Source
 
 pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(1.5)]
 

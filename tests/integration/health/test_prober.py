@@ -26,12 +26,10 @@ from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.shards.health.assessment import (
     Health,
-    Problem,
     Role,
     ShardObservation,
     ShardProbe,
     ShardSilence,
-    ShardState,
     assess,
     health_view,
     role_of,
@@ -44,6 +42,7 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
 from simplu_worker.shards.types import ShardUnavailableError
+from simplu_worker.vocabulary import ShardProblem, ShardState
 
 pytestmark = pytest.mark.slow(0.7)
 
@@ -99,7 +98,7 @@ async def test_look_tells_that_the_clock_of_a_shard_is_wrong(pools: Pools, make_
     address = await make_shard()
     pools.ensure_pool(address).clock = clock_off_by(-DAYS)
     health = assess(ShardObservation(probe=await well(pools, address)))
-    assert [finding.problem for finding in health.findings] == [Problem.CLOCK]
+    assert [finding.problem for finding in health.findings] == [ShardProblem.CLOCK]
     assert f"{APART}, got its clock 1728000 s ahead of this worker's" in health.findings[0].detail
     assert health.takes_operations
 
@@ -166,7 +165,7 @@ async def test_look_tells_an_empty_shard_from_one_that_is_not_to_be_touched(
     book.note_probe("wrong", await inspect_shard(pools.ensure_pool(wrong)))
     health = book.by_shard_id["wrong"]
     assert health.state is ShardState.LOST
-    assert health.problems == {Problem.REFUSED}
+    assert health.problems == {ShardProblem.REFUSED}
     assert str(health.findings[0]).startswith("its connection string leads to the database of shard right")
     book.end("wrong")
 
@@ -183,7 +182,7 @@ async def test_look_does_not_take_a_shard_for_well_when_its_writes_are_refused(
 
         health = assess(ShardObservation(probe=await well(pools, pool.address)))
 
-        assert health.problems == {Problem.FAILING}
+        assert health.problems == {ShardProblem.FAILING}
         assert (health.state, health.takes_operations) == (ShardState.DEGRADED, False)
         assert str(health.findings[0]).endswith("DiskFullError (53100)")
         assert not pool.is_healthy
@@ -202,7 +201,7 @@ async def test_look_tells_the_pool_when_its_shard_is_read_only_and_when_no_more(
     await execute(postgres_server.url_of("postgres"), f"{setting} = on")
     probe = await well(pools, address)
     assert (role_of(probe), pool.is_healthy) == ("read-only", False)
-    assert assess(ShardObservation(probe=probe)).problems == {Problem.READ_ONLY}
+    assert assess(ShardObservation(probe=probe)).problems == {ShardProblem.READ_ONLY}
     await execute(postgres_server.url_of("postgres"), f"{setting} = off")
 
     async def is_back() -> bool:  # the result of the pool's own probe is shared for a moment
@@ -265,7 +264,7 @@ async def test_look_is_on_a_connection_of_the_pool_when_no_other_is_to_be_had(
         await fetch(pool, "SELECT 1")
         probe = await well(pools, theirs)
         assert (probe.connections_used, probe.connections_max, probe.schema_version) == (1, 1, SCHEMA_VERSION)
-        assert assess(ShardObservation(probe=probe)).problems == {Problem.CONNECTIONS}
+        assert assess(ShardObservation(probe=probe)).problems == {ShardProblem.CONNECTIONS}
         assert health_of(pool) == (True, None)
         async with pool.connection():  # now it has none to spare
             assert isinstance(await inspect_shard(pool), ShardSilence)
@@ -282,7 +281,7 @@ async def test_look_says_what_it_has_seen_when_the_shard_is_slow(pools: Pools, m
     async with held_lock(address, "tenants"):
         probe = await probe_shard(pool, within_s=0.5)
     assert (probe.is_cut_short, probe.schema_version, probe.tenant_count) == (True, SCHEMA_VERSION, None)
-    assert assess(ShardObservation(probe=probe)).problems == {Problem.SLOW}
+    assert assess(ShardObservation(probe=probe)).problems == {ShardProblem.SLOW}
     assert (pool.is_healthy, pool.last_error) == (True, None)
     assert await nobody_is_left(address, "state <> 'idle'")
 
@@ -320,7 +319,7 @@ async def test_look_shows_a_standby_that_nobody_feeds(pools: Pools, breakable_se
         probe = await well(pools, address)
         health = assess(ShardObservation(probe=probe))
         assert (role_of(probe), health.takes_operations) == ("standby", False)
-        assert Problem.READ_ONLY in health.problems
+        assert ShardProblem.READ_ONLY in health.problems
     assert role_of(await well(pools, address)) == "primary"
 
 
@@ -340,7 +339,7 @@ async def test_look_shows_how_far_a_standby_is_behind() -> None:
             roles: list[Role] = []
             for shard_id, server in (("primary", primary), ("standby", standby)):
                 probe = await well(pools, ShardAddress(shard_id, server.url))
-                assert assess(ShardObservation(probe=probe)).problems <= {Problem.READ_ONLY}
+                assert assess(ShardObservation(probe=probe)).problems <= {ShardProblem.READ_ONLY}
                 roles.append(role_of(probe))
                 assert (probe.lag_bytes or 0) < 10_000_000
                 assert probe.standby_count == (1 if server is primary else 0)
@@ -389,7 +388,7 @@ async def test_prober_looks_at_known_shards_that_no_operation_uses(pools: Pools,
         prober = Prober(pools, book, known=lambda: known, clock=lambda: now)
         running = tasks.create_task(prober.run())
         await comes_to(book, "refused-1", is_(ShardState.LOST))
-        assert book.by_shard_id["refused-1"].problems == {Problem.REFUSED}
+        assert book.by_shard_id["refused-1"].problems == {ShardProblem.REFUSED}
         now += 2.0
         await comes_to(book, "idle-1", is_(ShardState.HEALTHY))
         known.remove(refused)
@@ -432,7 +431,7 @@ async def test_prober_sees_trouble_and_its_end_within_two_seconds(
         async with trouble(breakable_server):
             await notice(pool)
             health = await comes_to(book, "shard-1", lambda health: health.takes_operations is False)
-            assert health.problems == {Problem.READ_ONLY if trouble is read_only else Problem.NO_ANSWER}
+            assert health.problems == {ShardProblem.READ_ONLY if trouble is read_only else ShardProblem.NO_ANSWER}
             assert health_of(pool)[0] is False
             seen = await inspect_shard(other)
             assert isinstance(seen, ShardProbe)

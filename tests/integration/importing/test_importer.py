@@ -25,7 +25,7 @@ from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.business_info.items import Business
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.types import Absence, ProvisionRequest, ProvisionResult
+from simplu_worker.shards.types import ProvisionRequest, ProvisionResult
 from simplu_worker.transfers.importing.certificate import ImportState, TenantReport
 from simplu_worker.transfers.importing.copying import CopyCallbacks
 from simplu_worker.transfers.importing.following import FollowRound
@@ -39,6 +39,7 @@ from simplu_worker.transfers.importing.importer import (
 from simplu_worker.transfers.importing.mapping import OWN_SHAPE, MappingRefusedError, SourceMapping, parse_mapping
 from simplu_worker.transfers.importing.rules import IS_DUPLICATE, NO_TENANT, NOT_AN_OBJECT, RefusedRow
 from simplu_worker.transfers.importing.source import ImportSource, SourceRefusedError
+from simplu_worker.vocabulary import Absence
 
 RESTAURANTS, ORDERS = 6, 10
 END_READERS = """

@@ -75,7 +75,7 @@ def _quick_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def backfill_count(shard_id: str) -> float:
     """Return how often a shard was read for again."""
-    return float(instruments.SHARD_REFILLS.labels(shard_id)._value.get())
+    return float(instruments.SHARD_BACKFILLS.labels(shard_id)._value.get())
 
 
 async def all_succeeded(pool: ShardPool, **counts: int) -> None:
@@ -295,7 +295,7 @@ async def test_others_are_not_read_again_when_the_next_reader_begins_with_a_long
     assert backfill_count("shard-1") == before
 
 
-async def test_tenant_that_waits_during_a_refill_gets_what_was_lost_before_anything_else(world: World) -> None:
+async def test_tenant_that_waits_during_a_backfill_gets_what_was_lost_before_anything_else(world: World) -> None:
     """A fence on the shard that lost something holds the tenant from the first of its operations that it lacks."""
     shard = await world.shard("shard-1")
     async with world.reading() as reader:

@@ -34,12 +34,13 @@ from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamSha
 from simplu_worker.consumers.kinesis.recovery import shard_positions
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber
 from simplu_worker.consumers.kinesis.stream.positions import Position
-from simplu_worker.shards.health.assessment import Problem, ShardObservation, assess
+from simplu_worker.shards.health.assessment import ShardObservation, assess
 from simplu_worker.shards.health.probe import probe_shard
 from simplu_worker.shards.positions.rows import accept_gaps
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.schema.upgrade import Upgrader
 from simplu_worker.timing.clock import utc_now
+from simplu_worker.vocabulary import ShardProblem
 
 pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(3)]
 
@@ -143,7 +144,7 @@ async def test_shard_restored_beyond_retention_is_held_until_the_gap_is_accepted
         assert await outcomes(shard, "a-x") == ["succeeded"] * 3
         probe = await probe_shard(shard)
         problems = assess(ShardObservation(probe)).problems
-        assert (len(probe.gaps), problems) == (1, frozenset({Problem.GAP}))
+        assert (len(probe.gaps), problems) == (1, frozenset({ShardProblem.GAP}))
 
         async with shard.connection() as connection:
             accepted = await accept_gaps(connection)

@@ -22,14 +22,13 @@ from support.postgres.upgrades import make_old_schema
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import HOST, poll_until
 from simplu_worker.errors import RetryableError
-from simplu_worker.operations.operation import Failure
 from simplu_worker.shards.listing.lister import OperationLister
 from simplu_worker.shards.listing.page import OperationPage, SearchLimits
-from simplu_worker.shards.listing.request import INSTANT, ListRequest, OperationStatus, SearchPosition, decode_cursor
+from simplu_worker.shards.listing.request import INSTANT, ListRequest, SearchPosition, decode_cursor
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts, StatementBudget
-from simplu_worker.shards.types import Absence
+from simplu_worker.vocabulary import Absence, Failure, OperationStatus
 
 TENANT_ID = "-".join(TENANT)
 OTHERS = ("smile-berlin", "clinic-mai", "clinic-main-")

@@ -17,7 +17,8 @@ from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.transfers.moving.mover import Mover
-from simplu_worker.transfers.moving.types import Move, MoveStatus, Phase
+from simplu_worker.transfers.moving.types import Move, MoveStatus
+from simplu_worker.vocabulary import MovePhase
 
 
 @pytest.mark.slow(4)
@@ -31,7 +32,7 @@ async def test_rows_that_a_promoted_standby_lacks_are_copied_again(
         address = await copy_shard(pair.primary, "b")
         async with Pools(size=6) as pools:
             source, target = pools.ensure_pool(await make_shard("a")), pools.ensure_pool(address)
-            case, entered = TenantCase(source, TENANT), list[Phase]()
+            case, entered = TenantCase(source, TENANT), list[MovePhase]()
             await add_tenant(source)
             await fetch(source, ROWS, TENANT_ID, 1000)
 
@@ -46,10 +47,10 @@ async def test_rows_that_a_promoted_standby_lacks_are_copied_again(
                 pools.ensure_pool(ShardAddress("b", pair.standby.url_of(database_of(address))))
 
             def is_in_second_round() -> bool:
-                return entered.count(Phase.CATCH_UP) == 2
+                return entered.count(MovePhase.CATCH_UP) == 2
 
             do_before_next(monkeypatch, source, is_in_second_round, write_what_the_standby_misses)
-            do_before_next(monkeypatch, target, lambda: Phase.FENCE in entered, fail_over)
+            do_before_next(monkeypatch, target, lambda: MovePhase.FENCE in entered, fail_over)
 
             def show(status: MoveStatus) -> None:
                 if not entered or entered[-1] is not status.phase:
@@ -59,7 +60,7 @@ async def test_rows_that_a_promoted_standby_lacks_are_copied_again(
             certificate = await mover.run()
 
             assert certificate.verdict == "equal"
-            assert entered.count(Phase.FENCE) == 2
+            assert entered.count(MovePhase.FENCE) == 2
             moved = TenantCase(pools.pool_of("b"), TENANT)
             assert await moved.resources() == await case.resources()
             assert await moved.log() == await case.log()

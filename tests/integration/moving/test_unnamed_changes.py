@@ -13,7 +13,7 @@ from support.moves.failpoints import set_failpoint
 from support.moves.world import TENANT_ID, World
 from support.postgres.tenant_cases import TENANT, fetch
 
-from simplu_worker.operations.operation import Operation, Source
+from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import StaticMap
@@ -23,6 +23,7 @@ from simplu_worker.shards.types import AdminAccount, ChangeResult
 from simplu_worker.transfers.moving.checksums import Comparison, compare_shards
 from simplu_worker.transfers.moving.repairing import Repair, repair_resources
 from simplu_worker.transfers.moving.undoing import undo_move
+from simplu_worker.vocabulary import Source
 
 SENT_AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 WINDOW = timedelta(hours=1)

@@ -29,7 +29,8 @@ from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
 from simplu_worker.shards.routing.tenant_homes import EarlierHomeUnavailableError, TenantHome
-from simplu_worker.shards.types import Absence, ShardUnavailableError
+from simplu_worker.shards.types import ShardUnavailableError
+from simplu_worker.vocabulary import Absence
 
 TENANT_ID = "-".join(TENANT)
 

@@ -29,10 +29,11 @@ from simplu_worker.shards.listing.request import ListRequest
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.directory import Directory
-from simplu_worker.shards.types import Absence, Rejection
+from simplu_worker.shards.types import Rejection
 from simplu_worker.status.replica import ReplicaStatus
 from simplu_worker.transfers.moving.mover import Mover
 from simplu_worker.transfers.moving.types import Move
+from simplu_worker.vocabulary import Absence
 
 TENANT_ID = "-".join(TENANT)
 SEEN_AT = datetime(2026, 3, 1, tzinfo=UTC)

@@ -17,7 +17,7 @@ from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
 from simplu_worker.shards.gateway import FoundOperation, LoggedOperation
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.types import Absence
+from simplu_worker.vocabulary import Absence
 
 TENANT_ID = "-".join(TENANT)
 

@@ -24,10 +24,10 @@ from simplu_worker.commands.stream.wait_outcomes import find_rejected, send_outc
 from simplu_worker.consumers import rejection_notes
 from simplu_worker.consumers.rejection_notes import NOTES_MAX, RejectionNotes
 from simplu_worker.dead_letters.letter import DeadLetter
-from simplu_worker.operations.operation import DeadLetterReason, Origin, Source
+from simplu_worker.operations.operation import Origin
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.gateway import RejectedRequest
-from simplu_worker.shards.types import Absence
+from simplu_worker.vocabulary import Absence, DeadLetterReason, Source
 
 TENANT_ID = "-".join(TENANT)
 WITHIN_S = 20.0

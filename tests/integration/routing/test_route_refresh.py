@@ -26,7 +26,7 @@ from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.route_cache import FRESH_S
 from simplu_worker.shards.routing.route_refresh import RouteRefresh
 from simplu_worker.shards.routing.shard_map import MappedShard, ShardMap
-from simplu_worker.shards.types import Absence
+from simplu_worker.vocabulary import Absence
 
 TENANT_ID = "-".join(TENANT)
 LATE_S = 2 * FRESH_S

@@ -20,7 +20,8 @@ from simplu_local.processes.loopback import poll_until
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.routing.shard_map_reload import log_unused_reloads
-from simplu_worker.shards.types import Absence, ProvisionRequest, ProvisionResult, ShardUnavailableError
+from simplu_worker.shards.types import ProvisionRequest, ProvisionResult, ShardUnavailableError
+from simplu_worker.vocabulary import Absence
 
 
 def reload_count(outcome: str) -> float:

@@ -17,7 +17,7 @@ from simplu_worker.errors import RetryableError
 from simplu_worker.operations.admission import HOLD
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.types import Absence
+from simplu_worker.vocabulary import Absence
 
 
 async def test_reload_lets_a_shard_leave_only_when_it_was_retired_and_says_that_it_is_empty(

@@ -14,10 +14,10 @@ from support.postgres.databases import ShardMaker, execute
 from support.postgres.tenant_cases import TenantCase, add_tenant, failed, fetch, operation, writer_of
 from support.requires import ROOT
 
-from simplu_worker.operations.operation import Failure
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.vocabulary import Failure
 
 PAGE = ROOT / "docs" / "reading.md"
 TENANTS = (("clinic", "main"), ("smile", "center"))

@@ -17,7 +17,6 @@ from support.postgres.upgrades import OF_NEW_TABLES, make_old_schema
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import HOST
-from simplu_worker.operations.operation import Failure
 from simplu_worker.shards.log.message_failures import count_failures, forget_failures
 from simplu_worker.shards.log.rejections import find_rejections, note_rejections
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -28,6 +27,7 @@ from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, U
 from simplu_worker.shards.types import Rejection, ShardUnavailableError
 from simplu_worker.transfers.adoption.discovery import begin_adoption, find_old_table
 from simplu_worker.transfers.sql_files import QUERIES
+from simplu_worker.vocabulary import Failure
 
 OURS = """
 SELECT array_agg(meant::text) FROM (

@@ -33,7 +33,6 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
     Verdict,
 )
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.operations.operation import DeadLetterReason
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -53,6 +52,7 @@ from simplu_worker.shards.types import (
     ResourceRename,
     ShardNotAllowedError,
 )
+from simplu_worker.vocabulary import DeadLetterReason
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 WAIT = timedelta(seconds=900)

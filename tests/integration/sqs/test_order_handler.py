@@ -42,7 +42,7 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
 )
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import RetryableError
-from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Outcome, Source
+from simplu_worker.operations.operation import Operation, Origin, Outcome
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
@@ -50,6 +50,7 @@ from simplu_worker.shards.routing.directory import Directory
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.types import PositionClaim
 from simplu_worker.timing.clock import UtcClock
+from simplu_worker.vocabulary import DeadLetterReason, Source
 
 URL = "http://127.0.0.1/000000000000/"
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -19,7 +19,6 @@ from support.postgres.trouble import waiters
 
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.operations.operation import Failure
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
@@ -36,6 +35,7 @@ from simplu_worker.shards.types import (
     ShardUnavailableError,
 )
 from simplu_worker.timing.clock import OwnClock
+from simplu_worker.vocabulary import Failure
 
 DESTROYED_AT = datetime(2026, 3, 2, 12, tzinfo=UTC)
 GRACE = timedelta(hours=168)

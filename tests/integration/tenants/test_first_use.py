@@ -23,7 +23,8 @@ from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.tenants.first_use import BEFORE_ANY_CONTROL, FirstUse
-from simplu_worker.shards.types import Absence, ProvisionRequest, ProvisionResult, TenantNotMadeError
+from simplu_worker.shards.types import ProvisionRequest, ProvisionResult, TenantNotMadeError
+from simplu_worker.vocabulary import Absence
 
 NAME = ("clinic", "main")
 ID = "clinic-main"

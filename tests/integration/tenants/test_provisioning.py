@@ -18,7 +18,7 @@ from support.postgres.tenant_cases import TENANT, TENANT_MADE_AT, TenantCase, ad
 from support.postgres.trouble import Line
 
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.operations.operation import Failure, Operation
+from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
@@ -36,6 +36,7 @@ from simplu_worker.shards.types import (
     ShardNotAllowedError,
     ShardUnavailableError,
 )
+from simplu_worker.vocabulary import Failure
 
 REQUESTED_AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SETTINGS = ("settings", "default")

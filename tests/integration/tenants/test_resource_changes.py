@@ -16,7 +16,6 @@ from support.postgres.tenant_cases import ARRIVED_AT, TENANT, TenantCase, add_te
 from support.postgres.trouble import waiters
 
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.operations.operation import Failure
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
@@ -29,6 +28,7 @@ from simplu_worker.shards.types import (
     ShardNotAllowedError,
     ShardUnavailableError,
 )
+from simplu_worker.vocabulary import Failure
 
 REQUESTED_AT = datetime(2026, 3, 2, 12, tzinfo=UTC)
 

@@ -16,7 +16,6 @@ from support.postgres.tenant_cases import TENANT_WAIT
 
 from simplu_local.processes.loopback import HOST, free_port
 from simplu_local.stack.citrus_server import CitrusServer
-from simplu_worker.metrics.instruments import CITRUS_OUTCOMES
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
@@ -29,6 +28,7 @@ from simplu_worker.shards.tenants.destruction import Destroyer
 from simplu_worker.shards.tenants.provisioning import Provisioner
 from simplu_worker.shards.tenants.resource_changes import ResourceChanges
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.vocabulary import CitrusOutcome
 
 API_KEY = "key-of-citrus"
 CONNECTION_STRING = "postgresql://worker:secret-word@db.internal:5432/shard_a"
@@ -206,6 +206,6 @@ def requests_by_outcome(endpoint: str) -> Counter[str]:
     return Counter(
         {
             outcome: round(REGISTRY.get_sample_value(name, {"endpoint": endpoint, "outcome": outcome}) or 0)
-            for outcome in CITRUS_OUTCOMES
+            for outcome in CitrusOutcome
         }
     )

@@ -13,11 +13,12 @@ from hypothesis import HealthCheck
 
 from simplu_local.workload.reference_model import JsonValue, parse_json
 from simplu_worker.operations.decode import decode_operation
-from simplu_worker.operations.operation import Failure, Operation, Origin, Outcome, Source
+from simplu_worker.operations.operation import Operation, Origin, Outcome
 from simplu_worker.shards.apply.duplicates import InsertForms
 from simplu_worker.shards.apply.writer import SUCCEEDED, ShardWriter
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.vocabulary import Failure, Source
 
 STREAM = "resources-operations"
 STREAM_SHARD_ID = "shardId-000000000000"

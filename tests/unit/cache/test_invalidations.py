@@ -17,8 +17,9 @@ from simplu_worker.cache.invalidations import (
     changed_keys,
     versions_of,
 )
-from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Outcome
+from simplu_worker.operations.operation import Disposition, Outcome
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED
+from simplu_worker.vocabulary import DeadLetterReason, Failure
 
 HOLD = Outcome(disposition=Disposition.HOLD)
 LETTER = Outcome(disposition=Disposition.DEAD_LETTER, reason=DeadLetterReason.REQUEST_ID_REUSED)

@@ -19,7 +19,8 @@ from simplu_worker.consumers.operation_taps import (
 )
 from simplu_worker.consumers.outcome_counts import count_outcomes
 from simplu_worker.dead_letters.letter import DeadLetter
-from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Operation, Outcome
+from simplu_worker.operations.operation import Disposition, Operation, Outcome
+from simplu_worker.vocabulary import DeadLetterReason, Failure
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 APPLIED = Outcome(Disposition.APPLIED)

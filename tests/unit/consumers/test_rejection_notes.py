@@ -10,8 +10,9 @@ import pytest
 
 from simplu_worker.consumers.rejection_notes import ERROR_MAX, rejections_of
 from simplu_worker.dead_letters.letter import BadParts, DeadLetter
-from simplu_worker.operations.operation import DeadLetterReason, Origin, RejectedRecord, Source
+from simplu_worker.operations.operation import Origin, RejectedRecord
 from simplu_worker.shards.types import Rejection
+from simplu_worker.vocabulary import DeadLetterReason, Source
 
 AT = datetime(2026, 3, 2, tzinfo=UTC)
 OF_STREAM = Origin(Source.KINESIS, "operations", AT, stream_shard_id="shardId-0", sequence_number="7")

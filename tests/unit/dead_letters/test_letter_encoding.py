@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simplu_worker.dead_letters.letter import DeadLetter, dead_letter_of, encode_dead_letter, fifo_ids_of
-from simplu_worker.operations.operation import DeadLetterReason, Origin, RejectedRecord, Source
+from simplu_worker.operations.operation import Origin, RejectedRecord
 from simplu_worker.timing.backoff import backoff_s
+from simplu_worker.vocabulary import DeadLetterReason, Source
 
 KINESIS = Origin(
     source=Source.KINESIS,

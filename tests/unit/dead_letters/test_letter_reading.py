@@ -27,8 +27,9 @@ from simplu_worker.dead_letters.letter import (
     parse_ranges,
     tenant_of,
 )
-from simplu_worker.operations.operation import DeadLetterReason, Origin, Source
+from simplu_worker.operations.operation import Origin
 from simplu_worker.operations.request_ids import derived_request_id
+from simplu_worker.vocabulary import DeadLetterReason, Source
 
 MOMENTS = st.datetimes(
     datetime(1990, 1, 1),  # noqa: DTZ001  (hypothesis adds the zone)

@@ -15,11 +15,25 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from simplu_worker.consumers.kinesis.holding.hold import Reason
 from simplu_worker.metrics import instruments
 from simplu_worker.metrics.instruments import BatchHistogram
-from simplu_worker.operations.operation import DeadLetterReason, Failure, OperationKind, Source
-from simplu_worker.shards.types import Absence
+from simplu_worker.vocabulary import (
+    CitrusEndpoint,
+    CitrusOutcome,
+    ConnectionState,
+    DeadLetterReason,
+    HoldReason,
+    LeaseState,
+    MessageOutcome,
+    OperationKind,
+    OperationOutcome,
+    ProvisioningOutcome,
+    ShardMapOutcome,
+    ShardProblem,
+    Source,
+    StreamReader,
+    SubscriptionEvent,
+)
 
 CONTRACT = {
     "simplu_build_info": ("gauge", ["version", "python"]),
@@ -57,7 +71,7 @@ BEYOND_THE_CONTRACT = {
     "simplu_moves_unfinished": ("gauge", []),
     "simplu_repetitions_late": ("counter", []),
     "simplu_rejections_unnoted": ("counter", []),
-    "simplu_shard_refills": ("counter", ["shard_id"]),
+    "simplu_shard_backfills": ("counter", ["shard_id"]),
     "simplu_shard_connections_ratio": ("gauge", ["shard_id"]),
     "simplu_shard_replication_lag_seconds": ("gauge", ["shard_id"]),
     "simplu_shard_problems": ("gauge", ["problem"]),
@@ -108,40 +122,32 @@ def test_metrics_have_the_names_types_and_labels_of_the_contract() -> None:
     assert defined == CONTRACT | BEYOND_THE_CONTRACT
 
 
-def test_label_values_are_those_of_the_operations_package() -> None:
-    """The metrics import nothing of ours, so that this is where both are held together."""
-    assert list(Source) == list(instruments.SOURCES)
-    assert list(OperationKind) == list(instruments.OPERATION_KINDS)
-    assert list(DeadLetterReason) == list(instruments.DEAD_LETTER_REASONS)
-    assert set(Failure) <= set(instruments.OPERATION_OUTCOMES)
-
-
 @pytest.mark.parametrize(
     ("series", "names", "values"),
     [
         (
             "simplu_operations_total",
             ("source", "operation", "outcome"),
-            (instruments.SOURCES, instruments.OPERATION_KINDS, instruments.OPERATION_OUTCOMES),
+            (Source, OperationKind, OperationOutcome),
         ),
-        ("simplu_operation_latency_seconds_count", ("source",), (instruments.SOURCES,)),
-        ("simplu_dead_letters_total", ("reason",), (instruments.DEAD_LETTER_REASONS,)),
-        ("simplu_held_targets", ("reason",), (instruments.HELD_REASONS,)),
-        ("simplu_held_age_seconds", ("reason",), (instruments.HELD_REASONS,)),
-        ("simplu_shard_problems", ("problem",), (instruments.SHARD_PROBLEM_KINDS,)),
-        ("simplu_kinesis_reads_total", ("reader",), (instruments.STREAM_READERS,)),
-        ("simplu_kinesis_read_bytes_total", ("reader",), (instruments.STREAM_READERS,)),
-        ("simplu_kinesis_read_records_total", ("reader",), (instruments.STREAM_READERS,)),
+        ("simplu_operation_latency_seconds_count", ("source",), (Source,)),
+        ("simplu_dead_letters_total", ("reason",), (DeadLetterReason,)),
+        ("simplu_held_targets", ("reason",), (HoldReason,)),
+        ("simplu_held_age_seconds", ("reason",), (HoldReason,)),
+        ("simplu_shard_problems", ("problem",), (ShardProblem,)),
+        ("simplu_kinesis_reads_total", ("reader",), (StreamReader,)),
+        ("simplu_kinesis_read_bytes_total", ("reader",), (StreamReader,)),
+        ("simplu_kinesis_read_records_total", ("reader",), (StreamReader,)),
         ("simplu_catch_ups", (), ()),
         ("simplu_prefetch_bytes", (), ()),
-        ("simplu_kinesis_subscriptions_total", ("event",), (instruments.SUBSCRIPTION_EVENTS,)),
-        ("simplu_kinesis_leases", ("state",), (instruments.LEASE_STATES,)),
-        ("simplu_provisioning_total", ("outcome",), (instruments.PROVISIONING_OUTCOMES,)),
-        ("simplu_shard_map_reloads_total", ("outcome",), (instruments.SHARD_MAP_OUTCOMES,)),
+        ("simplu_kinesis_subscriptions_total", ("event",), (SubscriptionEvent,)),
+        ("simplu_kinesis_leases", ("state",), (LeaseState,)),
+        ("simplu_provisioning_total", ("outcome",), (ProvisioningOutcome,)),
+        ("simplu_shard_map_reloads_total", ("outcome",), (ShardMapOutcome,)),
         (
             "simplu_citrus_request_seconds_count",
             ("endpoint", "outcome"),
-            (instruments.CITRUS_ENDPOINTS, instruments.CITRUS_OUTCOMES),
+            (CitrusEndpoint, CitrusOutcome),
         ),
     ],
 )
@@ -162,10 +168,10 @@ def test_series_of_a_queue_exist_when_it_is_started_at_zero() -> None:
     instruments.start_queue_at_zero("control-of-this-test")
     counted = [
         REGISTRY.get_sample_value("simplu_sqs_messages_total", {"queue": "control-of-this-test", "outcome": outcome})
-        for outcome in instruments.SQS_OUTCOMES
+        for outcome in MessageOutcome
     ]
-    assert counted == [0] * len(instruments.SQS_OUTCOMES)
-    assert instruments.message_outcomes("control-of-this-test") == dict.fromkeys(instruments.SQS_OUTCOMES, 0)
+    assert counted == [0] * len(MessageOutcome)
+    assert instruments.message_outcomes("control-of-this-test") == dict.fromkeys(MessageOutcome, 0)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +217,7 @@ def test_remove_shard_drops_every_series_that_names_it() -> None:
     ]
     for shard_id in ("removed-1", "removed-2"):
         for metric in by_shard:
-            metric.labels(shard_id, *[instruments.CONNECTION_STATES[0] for _ in metric._labelnames[1:]])
+            metric.labels(shard_id, *[ConnectionState.IDLE for _ in metric._labelnames[1:]])
     instruments.remove_shard("removed-1")
     instruments.remove_shard("removed-1")
     shown = generate_latest().decode()
@@ -276,8 +282,3 @@ def test_all_metrics_parse_in_both_formats() -> None:
     expected = {*CONTRACT, "simplu_operation_latency_seconds"}
     assert expected <= {family.name for family in text}
     assert expected <= {family.name for family in families}
-
-
-def test_held_reasons_are_all_that_a_hold_may_have() -> None:
-    """The gauges have a series for each; one that is missing would end the worker."""
-    assert sorted(instruments.HELD_REASONS) == sorted([*Reason, *Absence])

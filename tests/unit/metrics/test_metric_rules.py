@@ -19,7 +19,26 @@ from simplu_worker.business_info import table  # noqa: F401 - starts series of D
 from simplu_worker.consumers.kinesis.leases import table_requests  # noqa: F401 - as above
 from simplu_worker.metrics import instruments
 from simplu_worker.metrics.instruments import BatchHistogram
-from simplu_worker.shards.apply.durability import CommitSafety
+from simplu_worker.vocabulary import (
+    CitrusEndpoint,
+    CitrusOutcome,
+    CommitSafety,
+    DeadLetterReason,
+    HoldReason,
+    LeaseState,
+    LeaseTake,
+    MessageOutcome,
+    OperationKind,
+    OperationOutcome,
+    QueueCall,
+    QueueRetry,
+    ShardProblem,
+    Source,
+    StreamReader,
+    StreamRetry,
+    SubscriptionEvent,
+    TargetKind,
+)
 
 PACKAGE = Path(simplu_worker.__file__).parent
 MONITORING_PAGE = PACKAGE.parent / "docs" / "monitoring.md"
@@ -47,26 +66,26 @@ BY_INSTANCE = ("shard_id", "stream_shard", "queue")
 # The most values of each label; with a metric's name, those it has there.
 LABEL_VALUES_MAX = {
     **dict.fromkeys(("version", "python", *BY_INSTANCE), 1),
-    "source": len(instruments.SOURCES),
-    "target": len(instruments.TARGET_KINDS),
-    "state": len(instruments.LEASE_STATES),
-    "problem": len(instruments.SHARD_PROBLEM_KINDS),
-    "how": len(instruments.LEASE_TAKES),
-    "reader": len(instruments.STREAM_READERS),
-    "event": len(instruments.SUBSCRIPTION_EVENTS),
-    "call": len(instruments.SQS_CALLS),
+    "source": len(Source),
+    "target": len(TargetKind),
+    "state": len(LeaseState),
+    "problem": len(ShardProblem),
+    "how": len(LeaseTake),
+    "reader": len(StreamReader),
+    "event": len(SubscriptionEvent),
+    "call": len(QueueCall),
     "kind": 6,  # of errors of a shard: docs/monitoring.md
     "safety": len(CommitSafety),
     "stream": len(instruments.LOG_STREAMS),
-    "reason": max(len(instruments.HELD_REASONS), len(instruments.DEAD_LETTER_REASONS)),
+    "reason": max(len(HoldReason), len(DeadLetterReason)),
     "simplu_retries source": 1,
-    "simplu_retries reason": sum(map(len, instruments.RETRY_REASONS.values())),
-    "operation": len(instruments.OPERATION_KINDS),
+    "simplu_retries reason": len(StreamRetry) + len(QueueRetry) + len(CitrusEndpoint),
+    "operation": len(OperationKind),
     "outcome": 4,
-    "simplu_operations outcome": len(instruments.OPERATION_OUTCOMES),
-    "simplu_sqs_messages outcome": len(instruments.SQS_OUTCOMES),
-    "endpoint": len(instruments.CITRUS_ENDPOINTS),
-    "simplu_citrus_request_seconds outcome": len(instruments.CITRUS_OUTCOMES),
+    "simplu_operations outcome": len(OperationOutcome),
+    "simplu_sqs_messages outcome": len(MessageOutcome),
+    "endpoint": len(CitrusEndpoint),
+    "simplu_citrus_request_seconds outcome": len(CitrusOutcome),
     "simplu_dynamodb_request_seconds operation": 8,
     "simplu_dynamodb_request_seconds outcome": 3,
 }

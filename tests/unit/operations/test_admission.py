@@ -9,17 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from simplu_worker.operations.admission import TenantRow, TenantState, admit, admits_all, is_too_late
-from simplu_worker.operations.operation import (
-    DeadLetterReason,
-    Disposition,
-    Failure,
-    Operation,
-    OperationKind,
-    Origin,
-    Outcome,
-    Source,
-)
+from simplu_worker.operations.admission import TenantRow, admit, admits_all, is_too_late
+from simplu_worker.operations.operation import Disposition, Operation, Origin, Outcome
+from simplu_worker.vocabulary import DeadLetterReason, Failure, OperationKind, Source, TenantState
 
 WAIT = timedelta(seconds=900)
 CREATED_AT = datetime(2026, 1, 31, 9, tzinfo=UTC)

@@ -20,17 +20,9 @@ import simplu_worker
 from simplu_worker.operations.decode import decode_operation
 from simplu_worker.operations.digest import digest_of
 from simplu_worker.operations.json_record import parse_timestamp, replace_lone_surrogates, short_text, utc_text
-from simplu_worker.operations.operation import (
-    DayRange,
-    DeadLetterReason,
-    ListQuery,
-    Operation,
-    OperationKind,
-    Origin,
-    RejectedRecord,
-    Source,
-)
+from simplu_worker.operations.operation import DayRange, ListQuery, Operation, Origin, RejectedRecord
 from simplu_worker.operations.request_ids import derived_request_id
+from simplu_worker.vocabulary import DeadLetterReason, OperationKind, Source
 
 MAX_BYTES = 20_000_000
 LIST_LIMIT = 1000

@@ -11,7 +11,8 @@ from simplu_worker.consumers.sqs.control.decode import SOUND_MESSAGE, ShardCreat
 from simplu_worker.consumers.sqs.orders.decode import SOUND_EVENT, OrderRules, decode_order
 from simplu_worker.operations.decode import SOUND_RECORD, decode_operation
 from simplu_worker.operations.defects import decode_or_reject, try_twice
-from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, RejectedRecord, Source
+from simplu_worker.operations.operation import Operation, Origin, RejectedRecord
+from simplu_worker.vocabulary import DeadLetterReason, Source
 
 ORIGIN = Origin(Source.KINESIS, "operations", datetime(2025, 1, 31, tzinfo=UTC), "shard-0", "1")
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.operations.operation import Operation, OperationKind, Origin, Source
+from simplu_worker.operations.operation import Operation, Origin
 from simplu_worker.operations.waves import isolate, plan_waves
+from simplu_worker.vocabulary import OperationKind, Source
 
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
 ORIGIN = Origin(source=Source.KINESIS, name="stream", arrived_at=NOW)

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from simplu_worker.operations.operation import Failure
-from simplu_worker.shards.listing.request import ListRequest, OperationStatus, SearchPosition
+from simplu_worker.shards.listing.request import ListRequest, SearchPosition
 from simplu_worker.status.listing_request import OperationListQuery, parse_listing_request
+from simplu_worker.vocabulary import Failure, OperationStatus
 
 TENANT = [("businessId", "b"), ("locationId", "l")]
 AFTER = SearchPosition(datetime(2026, 3, 1, tzinfo=UTC), "r")

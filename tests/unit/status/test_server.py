@@ -25,7 +25,6 @@ from yarl import URL
 
 from simplu_worker.consumers.operation_taps import TAPS_MAX
 from simplu_worker.metrics import instruments  # noqa: F401  # the metrics that /metrics must show
-from simplu_worker.operations.operation import DeadLetterReason
 from simplu_worker.status import server
 from simplu_worker.status.access.audit import Actor
 from simplu_worker.status.access.roles import Tokens
@@ -34,7 +33,8 @@ from simplu_worker.status.listing_request import OperationListQuery
 from simplu_worker.status.live.event_stream import LISTENERS_MAX
 from simplu_worker.status.live.request_bodies import LettersRequest
 from simplu_worker.status.server import PATH_REQUESTS_MAX, VIEWS_AT_ONCE, Views, open_http
-from simplu_worker.status.unreadiness import Unreadiness, UnreadyReason
+from simplu_worker.status.unreadiness import Unreadiness
+from simplu_worker.vocabulary import DeadLetterReason, UnreadyReason
 
 TOKEN = "tokén-1"
 VIEWER_TOKEN = "viewer-1"

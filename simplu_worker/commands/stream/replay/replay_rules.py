@@ -13,15 +13,8 @@ import msgspec
 
 from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord
 from simplu_worker.consumers.kinesis.stream.client import StreamShard
-from simplu_worker.operations.operation import (
-    DeadLetterReason,
-    Disposition,
-    Operation,
-    Outcome,
-    RejectedRecord,
-    tenant_id_of,
-)
-from simplu_worker.shards.types import Absence
+from simplu_worker.operations.operation import Disposition, Operation, Outcome, RejectedRecord, tenant_id_of
+from simplu_worker.vocabulary import Absence, DeadLetterReason
 
 CLOCKS_APART: Final = timedelta(minutes=1)  # as docs/operating.md allows them to be
 WOULD_APPLY: Final = "would_apply"

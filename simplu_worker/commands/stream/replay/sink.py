@@ -11,11 +11,11 @@ from simplu_worker.commands.stream.replay.replay_rules import WOULD_APPLY, Repla
 from simplu_worker.commands.stream.wait_outcomes import LastPoll, find_operations
 from simplu_worker.consumers.kinesis.dispatch.shard_lane import BATCH_MAX_BYTES, BATCH_MAX_COUNT
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.operations.operation import DeadLetterReason, Disposition, Operation
+from simplu_worker.operations.operation import Disposition, Operation
 from simplu_worker.shards.gateway import ShardGateway
-from simplu_worker.shards.types import Absence
 from simplu_worker.timing.clock import utc_now
 from simplu_worker.timing.retrying import retry
+from simplu_worker.vocabulary import Absence, DeadLetterReason
 
 
 class ReplaySink(Protocol):

@@ -31,7 +31,7 @@ from simplu_worker.consumers.kinesis.dispatch.route_lookup import RouteLookup
 from simplu_worker.consumers.kinesis.dispatch.shard_lane import ShardLane
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import MemoryQuota
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
-from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold, Reason, Target
+from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold
 from simplu_worker.consumers.kinesis.holding.ownership import Meeting, Ownership
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.holding.unread import Unread
@@ -41,11 +41,12 @@ from simplu_worker.consumers.outcome_counts import count_outcomes
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.errors import RetryableError
 from simplu_worker.metrics import instruments
-from simplu_worker.operations.operation import DeadLetterReason, Disposition
+from simplu_worker.operations.operation import Disposition
 from simplu_worker.operations.unknown_tenants import is_overdue
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
+from simplu_worker.vocabulary import DeadLetterReason, HeldTarget, HoldReason, Source, StreamRetry
 
 TENANTS_REMEMBERED: Final = 10_000
 STUCK_QUEUE_MAX_BYTES: Final = 1024 * 1024  # behind a batch that may never be answered
@@ -53,7 +54,7 @@ FAILING_RETRIES_S: Final = (1.0, 5.0, 15.0)  # before each retry of an operation
 FAILING_TENANTS_MAX: Final = 3
 LOCKED_BASE_S: Final = 0.5  # before the first retry of a tenant with locked rows; each costs other tenants a tenth
 LOCKED_MAX_S: Final = 5.0
-RETRIED: Final = frozenset({Reason.FAILING, Reason.LOCKED})  # holds of tenants that are caught up after a time
+RETRIED: Final = frozenset({HoldReason.FAILING, HoldReason.LOCKED})  # holds of tenants that are caught up after a time
 FAILURES_REMEMBERED: Final = 1000
 OVERFLOW_INTERVAL_FIRST_S: Final = 5.0  # between two catch-ups of the overflow hold, longer each time
 OVERFLOW_INTERVAL_MAX_S: Final = 300.0
@@ -237,7 +238,7 @@ class Dispatcher:
                 case RowBehind():
                     self.start_backfill(lane.shard_id, result.unread, result.entries)
                 case GapFound():
-                    self.hold_shard(lane.shard_id, result.entries, Reason.GAP)
+                    self.hold_shard(lane.shard_id, result.entries, HoldReason.GAP)
                 case _:
                     assert_never(result)
             del result  # else the memory of its operations would be free only after the next batch
@@ -251,7 +252,7 @@ class Dispatcher:
         for entry, error in batch.failing:
             tenant_id, attempts = entry.operation.tenant_id, self._count_failure(entry, lane.shard_id, self._failures)
             entries = [entry, *batch.not_here.pop(tenant_id, ()), *lane.take_tenants({tenant_id})]
-            failing.append((entry, attempts, error, self._hold_tenant(entries, Reason.FAILING)))
+            failing.append((entry, attempts, error, self._hold_tenant(entries, HoldReason.FAILING)))
         for tenant_id, entries in batch.locked.items():
             behind = [*batch.not_here.pop(tenant_id, ()), *lane.take_tenants({tenant_id})]
             self._hold_locked([*entries, *behind], lane.shard_id)
@@ -264,7 +265,7 @@ class Dispatcher:
             else:
                 hold.next_attempt_at = loop_time() + FAILING_RETRIES_S[min(attempts, len(FAILING_RETRIES_S)) - 1]
                 ids = {"business_id": entry.operation.business_id, "location_id": entry.operation.location_id}
-                instruments.RETRIES.labels("kinesis", "failing").inc()
+                instruments.RETRIES.labels(Source.KINESIS, StreamRetry.FAILING).inc()
                 at = {"queue": None, "shard_id": lane.shard_id}
                 log.warning("operation.failing", attempts=attempts, error=error, **at, **ids)
         for tenant_id, entries in batch.not_here.items():
@@ -275,11 +276,11 @@ class Dispatcher:
 
     def _hold_locked(self, entries: Sequence[QueuedOperation], shard_id: str) -> None:
         """Hold a tenant of which another transaction keeps rows locked, until its next try."""
-        hold, operation = self._hold_tenant(entries, Reason.LOCKED), entries[0].operation
+        hold, operation = self._hold_tenant(entries, HoldReason.LOCKED), entries[0].operation
         attempts = self._count_failure(entries[0], shard_id, self._lock_waits)
         delay_s = backoff_s(attempts, draw=self._draw(), base_s=LOCKED_BASE_S, max_s=LOCKED_MAX_S)
         hold.next_attempt_at = loop_time() + delay_s
-        instruments.RETRIES.labels("kinesis", "locked").inc()
+        instruments.RETRIES.labels(Source.KINESIS, StreamRetry.LOCKED).inc()
         log.warning(
             "tenant.locked",
             shard_id=shard_id,
@@ -364,7 +365,7 @@ class Dispatcher:
         if waited.shard_id is not None:
             self.hold_shard(waited.shard_id, waited.entries)
             self.lookup.forget(waited.tenant_id)
-        elif self._hold_tenant(waited.entries, waited.reason).target is not Target.TENANT:
+        elif self._hold_tenant(waited.entries, waited.reason).target is not HeldTarget.TENANT:
             self.lookup.forget(waited.tenant_id)
 
     def _enqueue(self, lane: ShardLane, entries: Sequence[QueuedOperation]) -> None:
@@ -434,8 +435,8 @@ class Dispatcher:
         """Give a tenant a hold of its own, for *unread* and the operations *in_memory*."""
         arrived_at = _first_arrival(in_memory) if in_memory else self._utc()
         parts = [unread, *(entry.unread for entry in in_memory)]
-        hold = self.ownership.hold_tenant(tenant_id, Reason.BACKFILL, parts, arrived_at, now=loop_time())
-        if hold.target is Target.TENANT:
+        hold = self.ownership.hold_tenant(tenant_id, HoldReason.BACKFILL, parts, arrived_at, now=loop_time())
+        if hold.target is HeldTarget.TENANT:
             self._make_ready(hold)
 
     def in_memory_of(
@@ -499,14 +500,14 @@ class Dispatcher:
         self._wait_for_route(tenant_id, entries, left=None if left is None else left.shard_id)
 
     def hold_shard(
-        self, shard_id: str, entries: Sequence[QueuedOperation], reason: Reason = Reason.SHARD_UNAVAILABLE
+        self, shard_id: str, entries: Sequence[QueuedOperation], reason: HoldReason = HoldReason.SHARD_UNAVAILABLE
     ) -> None:
         """Hold a Postgres shard with the tenants of *entries*, all of which are dropped.
 
         *reason* is that of a new hold. A gap becomes the reason of a hold that exists, too.
         """
         hold = self.ownership.open_shard_hold(shard_id, _first_arrival(entries), now=loop_time())
-        if reason is Reason.GAP or hold.reason == Reason.SHARD_UNAVAILABLE:
+        if reason is HoldReason.GAP or hold.reason == HoldReason.SHARD_UNAVAILABLE:
             hold.reason = reason
         hold.sample_tenant = entries[0].operation.tenant_id
         self._split(hold, entries)
@@ -520,11 +521,11 @@ class Dispatcher:
         Until a person accepts that. Raises `RetryableError` when the shard does not answer.
         """
         positions = self.shard_positions
-        if hold.reason != Reason.GAP or positions is None:
+        if hold.reason != HoldReason.GAP or positions is None:
             return False
         is_open = await positions.has_open_gap(hold.name)
         if not is_open and hold.is_waiting:
-            hold.reason = Reason.SHARD_UNAVAILABLE  # whatever keeps it from now on
+            hold.reason = HoldReason.SHARD_UNAVAILABLE  # whatever keeps it from now on
         return is_open
 
     def on_tenant_moved(self, hold: Hold, tenant_id: str) -> None:
@@ -534,7 +535,7 @@ class Dispatcher:
         unread = [entry.unread for entry in entries]
         own = self.ownership.hold_tenant(tenant_id, hold.reason, unread, arrived_at, now=loop_time())
         self._finish(entries)
-        if own.target is Target.TENANT:
+        if own.target is HeldTarget.TENANT:
             self._make_ready(own)
 
     def _hold_tenant(self, entries: Sequence[QueuedOperation], reason: str) -> Hold:
@@ -548,7 +549,7 @@ class Dispatcher:
     def on_tenant_found(self, tenant_id: str) -> None:
         """Catch up a held tenant that has a shard now."""
         hold = self.ownership.owner_of(tenant_id)
-        if hold is not None and hold.target is Target.TENANT and hold.catch_up is None:
+        if hold is not None and hold.target is HeldTarget.TENANT and hold.catch_up is None:
             self._make_ready(hold)
 
     def _on_tenant_unregistered(self, tenant_id: str, asked_at: datetime) -> None:
@@ -576,7 +577,7 @@ class Dispatcher:
 
         That is taken for a fault of the shard, for example a trigger that refuses every row: no operation is given up.
         """
-        held = [self._failures.get(hold.name) for hold in self.ownership.holds() if hold.reason == Reason.FAILING]
+        held = [self._failures.get(hold.name) for hold in self.ownership.holds() if hold.reason == HoldReason.FAILING]
         return sum(one is not None and one.shard_id == shard_id for one in held) > FAILING_TENANTS_MAX
 
     def _make_ready(self, hold: Hold) -> None:
@@ -590,7 +591,7 @@ class Dispatcher:
         for hold in holds:
             if hold.reason in RETRIED and hold.catch_up is None and now >= hold.next_attempt_at:
                 self._make_ready(hold)
-        overflow_holds = [hold for hold in holds if hold.target is Target.OVERFLOW]
+        overflow_holds = [hold for hold in holds if hold.target is HeldTarget.OVERFLOW]
         if not overflow_holds:
             self._overflow_interval_s = OVERFLOW_INTERVAL_FIRST_S
         if not overflow_holds or any(hold.catch_up or hold.is_ready for hold in overflow_holds):
@@ -606,13 +607,13 @@ class Dispatcher:
         """
         now, count = loop_time(), 0
         for hold in self.ownership.holds():
-            is_tried = hold.target not in (Target.PARENTS, Target.PREDECESSOR)
+            is_tried = hold.target not in (HeldTarget.PARENTS, HeldTarget.PREDECESSOR)
             if hold.is_waiting and is_tried and target in (None, hold.title):
                 count += 1
                 hold.next_attempt_at = now
-                if hold.target is Target.OVERFLOW:
+                if hold.target is HeldTarget.OVERFLOW:
                     self._make_ready(hold)
-                elif hold.target is Target.TENANT:
+                elif hold.target is HeldTarget.TENANT:
                     self.lookup.retry(hold.name)
         self.has_ready.set()
         return count

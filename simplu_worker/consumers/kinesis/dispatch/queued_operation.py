@@ -12,7 +12,8 @@ from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import Checkpoin
 from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.dead_letters.letter import DeadLetter
-from simplu_worker.operations.operation import DeadLetterReason, Operation
+from simplu_worker.operations.operation import Operation
+from simplu_worker.vocabulary import DeadLetterReason
 
 
 class QueuedOperation(msgspec.Struct, frozen=True, gc=False):

@@ -13,9 +13,9 @@ from typing import TypeAlias
 import msgspec
 
 from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
-from simplu_worker.consumers.kinesis.holding.hold import Reason
 from simplu_worker.consumers.kinesis.holding.unread import Unread
 from simplu_worker.dead_letters.letter import DeadLetter
+from simplu_worker.vocabulary import HoldReason
 
 
 class BatchDecided(msgspec.Struct, frozen=True):
@@ -37,7 +37,7 @@ class NoAnswer(msgspec.Struct, frozen=True):
     """The shard takes no operations; *entries* were all of the lane."""
 
     entries: list[QueuedOperation]
-    reason: Reason = Reason.SHARD_UNAVAILABLE
+    reason: HoldReason = HoldReason.SHARD_UNAVAILABLE
 
 
 class RowBehind(msgspec.Struct, frozen=True):

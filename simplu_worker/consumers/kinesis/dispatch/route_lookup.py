@@ -21,16 +21,15 @@ import structlog
 
 from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation
 from simplu_worker.consumers.kinesis.dispatch.results import Found, LookupResult, Overdue, Unregistered, Waited
-from simplu_worker.consumers.kinesis.holding.hold import Reason
 from simplu_worker.consumers.kinesis.holding.ownership import Ownership
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.operations.operation import DeadLetterReason
 from simplu_worker.operations.unknown_tenants import absence_max_age_s, is_overdue, unknown_tenant_error
 from simplu_worker.shards.gateway import ShardGateway
-from simplu_worker.shards.types import Absence, ShardUnavailableError, TenantNotMadeError
+from simplu_worker.shards.types import ShardUnavailableError, TenantNotMadeError
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.waits import wait_any
+from simplu_worker.vocabulary import Absence, DeadLetterReason, HoldReason
 
 LOOKUPS_MAX: Final = 64  # at a time
 RECENT_LOOKUPS_MAX: Final = 16  # of them; the others have been without an answer for ANSWER_S
@@ -57,7 +56,7 @@ class WaitingTenant(msgspec.Struct):
 
     entries: deque[QueuedOperation]
     waiting_since: float
-    reason: str = Reason.SHARD_UNAVAILABLE
+    reason: str = HoldReason.SHARD_UNAVAILABLE
     shard_id: str | None = None  # the Postgres shard that did not answer
     error: str | None = "no answer yet"
     failure_count: int = 0
@@ -268,7 +267,7 @@ class RouteLookup:
         try:
             found = await self._gateway.find(tenant_id, absence_max_age_s=max_age_s)
         except (RetryableError, PermanentError) as exc:
-            self._schedule_retry(tenant_id, Reason.SHARD_UNAVAILABLE, exc)
+            self._schedule_retry(tenant_id, HoldReason.SHARD_UNAVAILABLE, exc)
             return None
         self._answered_at = loop_time()
         self._found_share += FOUND_WEIGHT * ((not isinstance(found, Absence)) - self._found_share)

@@ -18,10 +18,9 @@ from typing import Final, assert_never
 import msgspec
 import structlog
 
-from simplu_worker.bulkheads import TargetKind, translate
+from simplu_worker.bulkheads import translate
 from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOperation, cost_bytes_of
 from simplu_worker.consumers.kinesis.dispatch.results import BatchDecided, GapFound, LaneResult, NoAnswer, RowBehind
-from simplu_worker.consumers.kinesis.holding.hold import Reason
 from simplu_worker.consumers.kinesis.holding.ownership import Ownership
 from simplu_worker.consumers.kinesis.recovery.gap import PositionGapError
 from simplu_worker.consumers.kinesis.recovery.shard_positions import ShardPosition, ShardPositions
@@ -29,13 +28,14 @@ from simplu_worker.consumers.outcome_counts import count_outcomes, group_by_outc
 from simplu_worker.consumers.producer_traces import traceparents_of_records
 from simplu_worker.errors import InternalError, RetryableError, WorkerError
 from simplu_worker.metrics import instruments
-from simplu_worker.operations.operation import DeadLetterReason, Disposition, Operation, Outcome
+from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.shards.types import PositionChangedError
 from simplu_worker.telemetry.tracing.spans import BatchSpan, TracedBatch, process_span
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.waits import sleep_or_event, wait_any
+from simplu_worker.vocabulary import DeadLetterReason, HoldReason, Source, StreamRetry, TargetKind
 
 BATCH_MAX_COUNT: Final = 2000
 BATCH_MAX_BYTES: Final = 1024 * 1024  # more only where one operation is larger
@@ -165,7 +165,7 @@ class ShardLane:
                     return GapFound(entries)
             except InternalError:
                 if entries := self._forget_all():
-                    return NoAnswer(entries, Reason.INTERNAL_ERROR)
+                    return NoAnswer(entries, HoldReason.INTERNAL_ERROR)
             except RetryableError as exc:
                 if (no_answer := await self._defer(exc, stopping)) is not None:
                     return no_answer
@@ -270,7 +270,7 @@ class ShardLane:
         """Wait a little; or empty the lane where the shard is held, or has taken no batch for HOLD_AFTER_S."""
         self._failing_since = self._failing_since or self._sent_at
         self._failure_count += 1
-        instruments.RETRIES.labels("kinesis", "shard_unavailable").inc()
+        instruments.RETRIES.labels(Source.KINESIS, StreamRetry.SHARD_UNAVAILABLE).inc()
         is_held = self._ownership.is_blocked(self.shard_id)
         if is_held or loop_time() - self._failing_since >= HOLD_AFTER_S:
             self._failing_since = None

@@ -27,10 +27,10 @@ from simplu_worker.consumers.kinesis.stream.client import (
 )
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
-from simplu_worker.operations.operation import Source
 from simplu_worker.telemetry.tracing.spans import receive_span
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event
+from simplu_worker.vocabulary import Source, StreamRetry
 
 READ_MAX_BYTES: Final = 512 * 1024  # five a second are more than the quota; larger replies only take more memory
 EXPIRY_MARGIN: Final = timedelta(minutes=1)
@@ -190,7 +190,7 @@ class Cursor:
         self.refusal = self.trouble if isinstance(exc, PermanentError) else None
         self.is_gone = isinstance(exc, StreamGoneError)
         self._pacing.note_failure(loop_time(), self._access.draw())
-        instruments.RETRIES.labels("kinesis", "read_failed").inc()
+        instruments.RETRIES.labels(Source.KINESIS, StreamRetry.READ_FAILED).inc()
         if self.refusal is None:
             log.warning("stream_shard.unread", stream_shard_id=self._access.stream_shard_id, error=str(exc))
         else:

@@ -17,16 +17,13 @@ from msgspec.structs import replace
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess, memory_bytes_of
 from simplu_worker.consumers.kinesis.fetch.pacing import Pacing
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import OPERATION_OVERHEAD_BYTES
-from simplu_worker.consumers.kinesis.fetch.subscription_schedule import (
-    SILENT_AFTER_S,
-    Loss,
-    SubscriptionSchedule,
-)
+from simplu_worker.consumers.kinesis.fetch.subscription_schedule import SILENT_AFTER_S, SubscriptionSchedule
 from simplu_worker.consumers.kinesis.stream.client import AfterSequenceNumber, Record, Reply, Start
 from simplu_worker.consumers.kinesis.stream.subscriptions import Subscription, Subscriptions, TakenOverError
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.vocabulary import SubscriptionEvent, SubscriptionLoss
 
 RECORD_MIN_BYTES: Final = 200  # of a record in an event, its metadata included
 DRAINED_AFTER_S: Final = 0.2  # without any byte: nothing waits in buffers of this machine
@@ -76,9 +73,9 @@ class PushedCursor(Cursor):
             if (reply := await self._read_event(self._subscription, stopping)) is not None:
                 return reply
         except TakenOverError as exc:
-            self._note_loss(Loss.TAKEN_OVER, str(exc))
+            self._note_loss(SubscriptionLoss.TAKEN_OVER, str(exc))
         except (RetryableError, PermanentError) as exc:
-            self._note_loss(Loss.ENDED, str(exc))
+            self._note_loss(SubscriptionLoss.ENDED, str(exc))
         self.release_memory()
         return None
 
@@ -108,7 +105,7 @@ class PushedCursor(Cursor):
         self._subscription, self._had_event, self._drained_at = subscription, False, called_at
         self._main_pacing.is_pushed = True
         self._schedule.note_accepted(loop_time())
-        instruments.KINESIS_SUBSCRIPTIONS.labels("accepted").inc()
+        instruments.KINESIS_SUBSCRIPTIONS.labels(SubscriptionEvent.ACCEPTED).inc()
         log.info("subscription.opened", stream_shard_id=self._access.stream_shard_id)
 
     def _next_start(self) -> Start:
@@ -134,7 +131,7 @@ class PushedCursor(Cursor):
                 return None
             silent_at = self._silent_at(heard_at)
             if now >= silent_at:
-                self._note_loss(Loss.SILENT, f"SubscribeToShard: no event for {SILENT_AFTER_S:.0f} s")
+                self._note_loss(SubscriptionLoss.SILENT, f"SubscribeToShard: no event for {SILENT_AFTER_S:.0f} s")
                 return None
             within_s = min(silent_at, self._schedule.renewal_at, self._schedule.poll_at) - now
             if await subscription.receive(stopping, within_s=within_s):
@@ -209,13 +206,13 @@ class PushedCursor(Cursor):
         self._schedule.note_failed(loop_time(), self._access.draw(), is_refused=is_refused)
         facts = {"stream_shard_id": self._access.stream_shard_id, "error": str(exc)}
         if is_refused:
-            instruments.KINESIS_SUBSCRIPTIONS.labels("refused").inc()
+            instruments.KINESIS_SUBSCRIPTIONS.labels(SubscriptionEvent.REFUSED).inc()
             log.error("subscription.refused", **facts)
         else:
-            instruments.KINESIS_SUBSCRIPTIONS.labels("deferred").inc()
+            instruments.KINESIS_SUBSCRIPTIONS.labels(SubscriptionEvent.DEFERRED).inc()
             log.info("subscription.deferred", **facts)
 
-    def _note_loss(self, loss: Loss, error: str) -> None:
+    def _note_loss(self, loss: SubscriptionLoss, error: str) -> None:
         """Note that the subscription has ended: the reader polls until it has another one."""
         self._leave()
         self.push_trouble = error

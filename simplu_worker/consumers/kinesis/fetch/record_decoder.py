@@ -25,7 +25,8 @@ from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, HasPosition, Position, RecordPosition
 from simplu_worker.operations.decode import SOUND_RECORD, decode_operation, decode_operations
 from simplu_worker.operations.defects import decode_or_reject, defect_text, try_twice
-from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, RejectedRecord, Source
+from simplu_worker.operations.operation import Operation, Origin, RejectedRecord
+from simplu_worker.vocabulary import DeadLetterReason, Source
 
 KINESIS: Final = Source.KINESIS  # looked up once: access to an enum member is slow
 RUN_COUNT: Final = 128  # records that are decoded together: they stay in the processor's caches between two steps

@@ -6,10 +6,10 @@ delays no record for long.
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Final
 
 from simplu_worker.timing.backoff import backoff_s
+from simplu_worker.vocabulary import SubscriptionLoss
 
 RENEW_AFTER_S: Final = 270.0  # Kinesis ends a subscription after 300 s
 POLL_AFTER_S: Final = 60.0  # without a record: other servers than AWS's may never push the end of a stream shard
@@ -21,14 +21,6 @@ RETRY_MAX_S: Final = 30.0
 REFUSED_PAUSE_S: Final = 60.0  # a person has to grant a permission, or to remove a consumer
 STABLE_S: Final = 60.0  # a subscription that lasts so long ends the row of failures
 NEVER: Final = float("-inf")
-
-
-class Loss(Enum):
-    """The way in which a subscription ended."""
-
-    ENDED = "ended"
-    TAKEN_OVER = "taken_over"  # by another replica, which has the lease now or believes so
-    SILENT = "silent"
 
 
 class SubscriptionSchedule:
@@ -77,14 +69,14 @@ class SubscriptionSchedule:
         """Note a call without success; *is_refused* where only a person can change that."""
         self._wait(now, draw, least_s=REFUSED_PAUSE_S if is_refused else 0.0)
 
-    def note_lost(self, now: float, loss: Loss, draw: float, *, had_event: bool) -> None:
+    def note_lost(self, now: float, loss: SubscriptionLoss, draw: float, *, had_event: bool) -> None:
         """Note the end of the subscription; *had_event* where at least one event had come.
 
         Two holders of a lease take the subscription from each other. Each waits longer each time: the one that has lost
         the lease stops before it is on again.
         """
         self._forget_failures(now)
-        if loss is Loss.TAKEN_OVER or not had_event:
+        if loss is SubscriptionLoss.TAKEN_OVER or not had_event:
             self._wait(now, draw)
         else:
             self._failure_count = 0

@@ -18,7 +18,7 @@ import msgspec
 import structlog
 
 from simplu_worker import __version__
-from simplu_worker.bulkheads import FailureCount, TargetKind, contain, keep_running, note_trouble
+from simplu_worker.bulkheads import FailureCount, contain, keep_running, note_trouble
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.fetch.read_schedule import ReadSchedule
 from simplu_worker.consumers.kinesis.fetch.read_stretch import SAMPLE_S
@@ -59,6 +59,7 @@ from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.backoff import jittered
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.waits import sleep_or_event
+from simplu_worker.vocabulary import TargetKind
 
 SCANS_PER_DURATION: Final = 10
 LOST_RACE_PAUSE_S: Final = 0.2

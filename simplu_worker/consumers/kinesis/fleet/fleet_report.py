@@ -14,6 +14,7 @@ import msgspec
 from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation
 from simplu_worker.consumers.kinesis.leases.lease_report import HELD_MAX, HeldTarget, ReplicaFigures
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
+from simplu_worker.vocabulary import StreamShardState
 
 
 class OwnReader(msgspec.Struct, frozen=True):
@@ -47,7 +48,9 @@ def fleet_report(
     monotonic.
     """
     rows = [
-        _stream_shard(one.lease, states.get(key, "elsewhere"), own.get(key), seen_s=now - one.unchanged_since)
+        _stream_shard(
+            one.lease, states.get(key, StreamShardState.ELSEWHERE), own.get(key), seen_s=now - one.unchanged_since
+        )
         for key, one in sorted(observations.items())
     ]
     # The report that was written last is the last one here.
@@ -61,8 +64,8 @@ def fleet_report(
         "counts": {
             "replicas": len({me.owner, *(row["owner"] for row in rows if row["owner"] is not None)}),
             "leases": sum(row["owner"] is not None for row in rows),
-            "unowned": sum(row["owner"] is None and row["state"] != "ended" for row in rows),
-            "ended": sum(row["state"] == "ended" for row in rows),
+            "unowned": sum(row["owner"] is None and row["state"] != StreamShardState.ENDED for row in rows),
+            "ended": sum(row["state"] == StreamShardState.ENDED for row in rows),
         },
     }
 
@@ -83,7 +86,7 @@ def _stream_shard(lease: Lease, state: str, own: OwnReader | None, *, seen_s: fl
     return {
         "streamShard": lease.lease_key,
         "owner": owner,
-        "state": "ended" if is_ended else state,
+        "state": StreamShardState.ENDED if is_ended else state,
         "lagSeconds": _rounded(lag_s),
         "recordsPerSecond": None if report is None else _rounded(report.records_per_s),
         "readKBps": _rounded(lease.throughput_kbps) if is_measured else None,

@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from simplu_worker.bulkheads import FailureCount, TargetKind, contain, translate
+from simplu_worker.bulkheads import FailureCount, contain, translate
 from simplu_worker.consumers.kinesis.fleet.fleet_report import OwnReader
 from simplu_worker.consumers.kinesis.fleet.lease_holder import LeaseHolder
 from simplu_worker.consumers.kinesis.leases.balancing import plan_takes
@@ -22,6 +22,7 @@ from simplu_worker.consumers.kinesis.stream.positions import SHARD_END
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.metrics import instruments
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.vocabulary import LeaseState, LeaseTake, StreamShardState, TargetKind
 
 CONCURRENT_TAKES: Final = 10  # connections of the client
 
@@ -119,7 +120,7 @@ class LeaseCoordinator:
     def update_gauges(self) -> None:
         """Set the gauges of leases by the last scan."""
         counts = Counter(self._state_of(one.lease) for one in self._view.observations.values())
-        for state in instruments.LEASE_STATES:
+        for state in LeaseState:
             instruments.KINESIS_LEASES.labels(state).set(counts[state])
         ages = [holder.renewal_age_s for holder in self._holders.values()]
         instruments.KINESIS_RENEWAL_AGE.set(max(ages, default=0.0))
@@ -193,7 +194,7 @@ class LeaseCoordinator:
             return False
         if taken is None:
             return True
-        how = "assigned" if take == self._table.begin else self._how(lease)
+        how = LeaseTake.ASSIGNED if take == self._table.begin else self._how(lease)
         instruments.KINESIS_LEASE_TAKES.labels(how).inc()
         log.info(
             "lease.taken",
@@ -202,19 +203,19 @@ class LeaseCoordinator:
             how=how,
             owner_before=lease.actual_owner,
         )
-        if how == "expired":
+        if how == LeaseTake.EXPIRED:
             self._on_expired()
         holder = self._holders[lease.lease_key] = self._create_holder(taken)
         tasks.create_task(self._run(holder, stopping), name=f"lease:{lease.lease_key}")
         return False
 
-    def _how(self, lease: Lease) -> str:
+    def _how(self, lease: Lease) -> LeaseTake:
         if lease.actual_owner in {None, self._me}:
-            return "free"
+            return LeaseTake.FREE
         if lease.is_to_be_released:
-            return "released"
+            return LeaseTake.RELEASED
         unchanged_for_s = loop_time() - self._view.observations[lease.lease_key].unchanged_since
-        return "expired" if unchanged_for_s > self._lease_duration_s else "stolen"
+        return LeaseTake.EXPIRED if unchanged_for_s > self._lease_duration_s else LeaseTake.STOLEN
 
     async def _run(self, holder: LeaseHolder, stopping: asyncio.Event) -> None:
         key = holder.lease_key
@@ -228,17 +229,17 @@ class LeaseCoordinator:
             del self._holders[key]
             instruments.remove_stream_shard(key)
 
-    def _state_for_people(self, lease: Lease) -> str:
+    def _state_for_people(self, lease: Lease) -> StreamShardState:
         """Return the state of a lease that this replica does not hold, by the last scan."""
         if lease.checkpoint == SHARD_END:
-            return "ended"
+            return StreamShardState.ENDED
         if lease.owner is None:
-            return "unowned"
-        return "released" if lease.owner == self._me else "elsewhere"
+            return StreamShardState.UNOWNED
+        return StreamShardState.RELEASED if lease.owner == self._me else StreamShardState.ELSEWHERE
 
-    def _state_of(self, lease: Lease) -> str:
+    def _state_of(self, lease: Lease) -> LeaseState:
         if lease.checkpoint == SHARD_END:
-            return "ended"
+            return LeaseState.ENDED
         if lease.lease_key in self._holders:
-            return "owned"
-        return "unowned" if lease.actual_owner is None else "other"
+            return LeaseState.OWNED
+        return LeaseState.UNOWNED if lease.actual_owner is None else LeaseState.OTHER

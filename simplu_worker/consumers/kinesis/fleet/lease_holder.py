@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 
 import structlog
 
-from simplu_worker.bulkheads import TargetKind, note_trouble
+from simplu_worker.bulkheads import note_trouble
 from simplu_worker.consumers.kinesis.fleet.lease_ancestry import LeaseAncestry
 from simplu_worker.consumers.kinesis.fleet.lease_renewer import LeaseLostError, LeaseRenewer
 from simplu_worker.consumers.kinesis.fleet.stream_shard_end import StreamShardEnd
@@ -22,6 +22,7 @@ from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamSha
 from simplu_worker.consumers.kinesis.stream.client import ChildShard
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.timing.waits import sleep_or_event, wait_any
+from simplu_worker.vocabulary import TargetKind
 
 PARENT_CHECKS_PER_DURATION: Final = 10
 END_RETRY_PAUSE_S: Final = 1.0

@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn
 import structlog
 
 from simplu_worker import __version__
-from simplu_worker.bulkheads import TargetKind, translate
+from simplu_worker.bulkheads import translate
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
 from simplu_worker.consumers.kinesis.leases.lease_report import LeaseReport, RecordRate, ReplicaFigures
@@ -27,6 +27,7 @@ from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.timing.aligned_times import aligned_time
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event
+from simplu_worker.vocabulary import TargetKind
 
 RENEWALS_PER_DURATION: Final = 3
 TRIES_PER_DURATION: Final = 30  # of a renewal that fails: half of them may, and the lease is still kept

@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-from simplu_worker.bulkheads import TargetKind, translate
+from simplu_worker.bulkheads import translate
 from simplu_worker.consumers.kinesis.reader.stream_shard_reader import StreamShardReader
 from simplu_worker.consumers.kinesis.recovery.gap import PositionGapError
 from simplu_worker.consumers.kinesis.recovery.recovery_plan import Lineage
@@ -22,6 +22,7 @@ from simplu_worker.shards.types import StoredPositions
 from simplu_worker.timing.backoff import jittered
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event
+from simplu_worker.vocabulary import TargetKind
 
 INTERVAL_S: Final = 10.0
 MIN_PAUSE_S: Final = 0.5  # between two rounds

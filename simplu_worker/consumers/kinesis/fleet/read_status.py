@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from datetime import datetime
-from typing import Final
 
 import msgspec
 
@@ -12,9 +11,8 @@ from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.shard_tree import first_hole
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
-from simplu_worker.shards.types import Absence, ShardPositionRows, StreamPosition
-
-OTHER_REPLICA: Final = "other_replica"  # the replica that holds the tenant knows why
+from simplu_worker.shards.types import ShardPositionRows, StreamPosition
+from simplu_worker.vocabulary import OTHER_REPLICA, Absence
 
 
 class ReadStatus(msgspec.Struct, frozen=True, gc=False):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from enum import StrEnum
 from typing import Protocol
 
 import msgspec
@@ -14,6 +13,7 @@ from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.holding.unread import Unread, union
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber
 from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition
+from simplu_worker.vocabulary import HeldTarget, HoldState
 
 
 class HasTracker(Protocol):
@@ -24,29 +24,6 @@ class HasTracker(Protocol):
         """That of the cursor that read it."""
 
 
-class Target(StrEnum):
-    """What cannot take operations now."""
-
-    SHARD = "shard"  # a Postgres shard
-    TENANT = "tenant"
-    OVERFLOW = "bucket"  # the tenants beyond TENANT_HOLDS_MAX; the status shows it as `bucket`
-    PARENTS = "parents"  # the tenants with operations of a parent (after a reshard) that are pending there
-    PREDECESSOR = "predecessor"  # the tenants that the last owner of the lease held
-
-
-class Reason(StrEnum):
-    """Why a target is held, where the reason is not an `Absence` of its shard."""
-
-    SHARD_UNAVAILABLE = "shard_unavailable"
-    FAILING = "failing"
-    LOCKED = "locked"  # another transaction keeps a row of the tenant locked
-    RESHARD = "reshard"
-    BACKFILL = "refill"  # a Postgres shard may have lost commits
-    GAP = "gap"  # a Postgres shard lacks records that the stream no longer has; it waits for a person
-    TAKEN_OVER = "taken_over"
-    INTERNAL_ERROR = "internal_error"  # the worker itself failed at the operations of a Postgres shard
-
-
 class Hold:
     """One target and its tenants. All their unread operations come through the catch-up of the hold.
 
@@ -55,7 +32,7 @@ class Hold:
 
     def __init__(
         self,
-        target: Target,
+        target: HeldTarget,
         name: str,
         reason: str,
         *,
@@ -80,8 +57,14 @@ class Hold:
         self._unread = unread
 
     def __repr__(self) -> str:
-        state = "catching up" if self.catch_up else "ready" if self.is_ready else "held"
-        return f"Hold({self.target} {self.name}, {self.reason}, {state}, unread={self.unread})"
+        return f"Hold({self.target} {self.name}, {self.reason}, {self.state}, unread={self.unread})"
+
+    @property
+    def state(self) -> HoldState:
+        """How far its operations are."""
+        if self.catch_up:
+            return HoldState.CATCHING_UP
+        return HoldState.READY if self.is_ready else HoldState.HELD
 
     @property
     def title(self) -> str:
@@ -106,7 +89,7 @@ class Hold:
     @property
     def is_waiting_for_parents(self) -> bool:
         """Whether its tenants have operations pending at the parents of the stream shard."""
-        return self.target is Target.PARENTS and self.is_waiting
+        return self.target is HeldTarget.PARENTS and self.is_waiting
 
     @property
     def first_arrival(self) -> datetime:

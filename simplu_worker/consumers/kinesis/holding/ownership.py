@@ -22,10 +22,11 @@ from enum import Enum, auto
 from typing import Final
 
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
-from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold, Reason, Target
+from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.holding.unread import Unread, union
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition, lowest_position
+from simplu_worker.vocabulary import HeldTarget, HoldReason
 
 TENANT_HOLDS_MAX: Final = 1000  # tenants with a hold of their own; the others share the overflow hold
 LIVE_TENANTS_MAX: Final = 10_000  # tenants known to be the main reader's
@@ -45,7 +46,7 @@ class Ownership:
     def __init__(self, main: CheckpointTracker[RecordPosition]) -> None:
         """Create it without holds; *main* is the tracker of the main reader."""
         self._main = main
-        self._holds: dict[tuple[Target, str], Hold] = {}
+        self._holds: dict[tuple[HeldTarget, str], Hold] = {}
         self._by_name: dict[str, Hold] = {}
         self._bitmap_holds: list[Hold] = []  # with slots in place of names; a slot belongs to the first with it
         self._live_tenants: set[str] = set()  # the main reader's, whatever their slots
@@ -75,7 +76,7 @@ class Ownership:
     def needs_lookup(self, tenant_id: str) -> bool:
         """Return whether a tenant is held because it has no shard, and is not being caught up."""
         owner = self.owner_of(tenant_id)
-        return owner is not None and owner.target is Target.TENANT and owner.is_waiting
+        return owner is not None and owner.target is HeldTarget.TENANT and owner.is_waiting
 
     def mark_live(self, tenant_ids: AbstractSet[str]) -> None:
         """Record that tenants are the main reader's, so that they stay so when their slot gets a hold."""
@@ -85,7 +86,7 @@ class Ownership:
 
     def shard_hold(self, shard_id: str) -> Hold | None:
         """Return the hold of a Postgres shard, whether it is being caught up or not."""
-        return self._holds.get((Target.SHARD, shard_id)) if self._holds else None
+        return self._holds.get((HeldTarget.SHARD, shard_id)) if self._holds else None
 
     def is_blocked(self, shard_id: str) -> bool:
         """Return whether no operation may be sent to a Postgres shard now."""
@@ -107,7 +108,7 @@ class Ownership:
     @property
     def parents_hold(self) -> Hold | None:
         """The hold of the tenants with operations pending at the parents of the stream shard."""
-        hold = self._holds.get((Target.PARENTS, ""))
+        hold = self._holds.get((HeldTarget.PARENTS, ""))
         return hold if hold is not None and hold.is_waiting_for_parents else None
 
     def are_waiting_for_parents(self, tenant_ids: AbstractSet[str]) -> bool:
@@ -129,12 +130,12 @@ class Ownership:
 
     def open_shard_hold(self, shard_id: str, arrived_at: datetime, *, now: float) -> Hold:
         """Return the hold of a Postgres shard that takes no operations; its catch-up, if any, has ended."""
-        return self._open(Target.SHARD, shard_id, Reason.SHARD_UNAVAILABLE, arrived_at, now=now)
+        return self._open(HeldTarget.SHARD, shard_id, HoldReason.SHARD_UNAVAILABLE, arrived_at, now=now)
 
     def open_backfill(self, shard_id: str, unread: Unread, arrived_at: datetime, *, now: float) -> Hold:
         """Return the hold of a Postgres shard that lacks *unread*; its tenants are those that the shard names."""
-        hold = self._open(Target.SHARD, shard_id, Reason.BACKFILL, arrived_at, now=now)
-        hold.reason = Reason.BACKFILL
+        hold = self._open(HeldTarget.SHARD, shard_id, HoldReason.BACKFILL, arrived_at, now=now)
+        hold.reason = HoldReason.BACKFILL
         hold.is_backfill = True
         hold.lower(unread, arrived_at)
         return hold
@@ -143,11 +144,11 @@ class Ownership:
         self, tenant_id: str, reason: str, in_memory: Iterable[Unread], arrived_at: datetime, *, now: float
     ) -> Hold:
         """Split a tenant off: to a hold of its own, or the overflow hold where TENANT_HOLDS_MAX have theirs."""
-        if (Target.TENANT, tenant_id) in self._holds or self._tenant_count < TENANT_HOLDS_MAX:
-            hold = self._open(Target.TENANT, tenant_id, reason, arrived_at, now=now)
+        if (HeldTarget.TENANT, tenant_id) in self._holds or self._tenant_count < TENANT_HOLDS_MAX:
+            hold = self._open(HeldTarget.TENANT, tenant_id, reason, arrived_at, now=now)
             hold.reason = reason
         else:
-            hold = self._open(Target.OVERFLOW, self._overflow_name(), reason, arrived_at, now=now)
+            hold = self._open(HeldTarget.OVERFLOW, self._overflow_name(), reason, arrived_at, now=now)
         self.split(tenant_id, hold, in_memory, arrived_at)
         return hold
 
@@ -205,7 +206,13 @@ class Ownership:
     def hold_predecessors(self, tenants: TenantSet, unread: Unread, arrived_at: datetime, *, now: float) -> None:
         """Hold the tenants that the last owner of the lease held. The hold is ready at once."""
         hold = Hold(
-            Target.PREDECESSOR, "", Reason.TAKEN_OVER, unread=unread, arrived_at=arrived_at, now=now, tenants=tenants
+            HeldTarget.PREDECESSOR,
+            "",
+            HoldReason.TAKEN_OVER,
+            unread=unread,
+            arrived_at=arrived_at,
+            now=now,
+            tenants=tenants,
         )
         hold.is_ready = True
         self._register(hold)
@@ -218,7 +225,15 @@ class Ownership:
         for tenant_id in [one for one in self._by_name if one in tenants]:
             self._by_name.pop(tenant_id).tenants.discard(tenant_id)
         self._register(
-            Hold(Target.PARENTS, "", Reason.RESHARD, unread=unread, arrived_at=arrived_at, now=now, tenants=tenants)
+            Hold(
+                HeldTarget.PARENTS,
+                "",
+                HoldReason.RESHARD,
+                unread=unread,
+                arrived_at=arrived_at,
+                now=now,
+                tenants=tenants,
+            )
         )
 
     def release_from_parents(self, pending: TenantSet, *, now: float) -> bool:
@@ -236,9 +251,9 @@ class Ownership:
                 tenants.discard(tenant_id)  # has another hold, and so no operation that the parents have
             if tenants:
                 part = Hold(
-                    Target.PARENTS,
+                    HeldTarget.PARENTS,
                     name,
-                    Reason.RESHARD,
+                    HoldReason.RESHARD,
                     unread=hold.unread,
                     arrived_at=hold.arrived_at,
                     now=now if name else hold.since,
@@ -330,12 +345,12 @@ class Ownership:
     def _overflow_name(self) -> str:
         """Return the name of the overflow hold that is not being caught up; a new name where each is."""
         name = str(self._overflow_count)
-        overflow = self._holds.get((Target.OVERFLOW, name))
+        overflow = self._holds.get((HeldTarget.OVERFLOW, name))
         if overflow is not None and overflow.catch_up is not None:
             self._overflow_count += 1
         return str(self._overflow_count)
 
-    def _open(self, target: Target, name: str, reason: str, arrived_at: datetime, *, now: float) -> Hold:
+    def _open(self, target: HeldTarget, name: str, reason: str, arrived_at: datetime, *, now: float) -> Hold:
         """Return a hold that waits for its target; a new one has nothing to read that the main reader has read."""
         hold = self._holds.get((target, name))
         if hold is None:
@@ -348,18 +363,18 @@ class Ownership:
 
     def _register(self, hold: Hold) -> None:
         self._holds[hold.target, hold.name] = hold
-        self._tenant_count += hold.target is Target.TENANT
+        self._tenant_count += hold.target is HeldTarget.TENANT
         if hold.tenants.has_names:
             for tenant_id in hold.tenants.names:
                 self._by_name[tenant_id] = hold
-        elif hold.target is Target.PARENTS:  # before the slots of the last owner
+        elif hold.target is HeldTarget.PARENTS:  # before the slots of the last owner
             self._bitmap_holds.insert(0, hold)
         else:
             self._bitmap_holds.append(hold)
 
     def _unregister(self, hold: Hold) -> None:
         del self._holds[hold.target, hold.name]
-        self._tenant_count -= hold.target is Target.TENANT
+        self._tenant_count -= hold.target is HeldTarget.TENANT
         if hold in self._bitmap_holds:
             self._bitmap_holds.remove(hold)
         for tenant_id in hold.tenants.names | hold.more_names:

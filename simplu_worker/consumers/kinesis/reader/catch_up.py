@@ -21,17 +21,17 @@ from simplu_worker.consumers.kinesis.dispatch.queued_operation import QueuedOper
 from simplu_worker.consumers.kinesis.dispatch.shard_lane import BATCH_MAX_BYTES, BATCH_MAX_COUNT
 from simplu_worker.consumers.kinesis.fetch.cursor import Cursor, StreamShardAccess
 from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
-from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold, Reason, Target
+from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold
 from simplu_worker.consumers.kinesis.holding.unread import ParentRecords
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber, Reply, Start
 from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition, is_after
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.gateway import ShardGateway
-from simplu_worker.shards.types import Absence
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event, wait_any
+from simplu_worker.vocabulary import Absence, HeldTarget, HoldReason
 
 # At a time: they share the part of the quota that the main reader leaves. One is for the oldest hold.
 CATCH_UPS_MAX: Final = 4
@@ -326,7 +326,7 @@ class CatchUps:
         """Probe the held Postgres shards that are due; return whether any is held."""
         is_any_held = False
         for hold in self._dispatcher.ownership.holds():
-            if hold.target is Target.SHARD and hold.catch_up is None and not hold.is_ready:
+            if hold.target is HeldTarget.SHARD and hold.catch_up is None and not hold.is_ready:
                 is_any_held = True
                 if hold.name not in self._probes and self._is_probe_due(hold):
                     self._probes[hold.name] = tasks.create_task(self._probe(hold), name=f"probe:{hold.name}")
@@ -349,7 +349,7 @@ class CatchUps:
         return now >= hold.next_attempt_at or (probed.was_up and not was_up and not probed.relapse_count)
 
     def _delay_s(self, hold: Hold) -> float:
-        max_s = INTERNAL_ERROR_MAX_S if hold.reason == Reason.INTERNAL_ERROR else PROBE_MAX_S
+        max_s = INTERNAL_ERROR_MAX_S if hold.reason == HoldReason.INTERNAL_ERROR else PROBE_MAX_S
         return backoff_s(hold.attempt_count, draw=self._access.draw(), base_s=PROBE_BASE_S, max_s=max_s)
 
     async def _probe(self, hold: Hold) -> None:

@@ -99,7 +99,7 @@ class ReaderView:
             {
                 "target": hold.title,
                 "reason": hold.reason,
-                "state": "catching up" if hold.catch_up else "ready" if hold.is_ready else "held",
+                "state": hold.state,
                 "tenants": len(hold.tenants),
                 "ageSeconds": round(self.held_age_s(hold), 1),
                 "heldForSeconds": round(now - hold.since, 1),

@@ -28,7 +28,7 @@ from simplu_worker.consumers.kinesis.fetch.pushed_cursor import PushedCursor
 from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
 from simplu_worker.consumers.kinesis.fetch.rejection_collector import RejectionCollector
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
-from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold, Target
+from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
 from simplu_worker.consumers.kinesis.leases.lease import Lease, ReadAhead
@@ -65,6 +65,7 @@ from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.types import StreamPosition
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.waits import sleep_or_event
+from simplu_worker.vocabulary import HeldTarget, StreamShardState
 
 SETTLED_WAIT_S: Final = 0.25
 VISIBLE_AFTER: Final = timedelta(seconds=2)  # a reply may lack a record that was put so shortly before
@@ -200,13 +201,13 @@ class StreamShardReader:
         if self._stopping.is_set():
             return "draining"
         if self._memory.is_short:
-            return "waits for memory"
-        return "ended" if self.is_at_end else "reading"
+            return StreamShardState.WAITS_FOR_MEMORY
+        return StreamShardState.ENDED if self.is_at_end else StreamShardState.READING
 
     @property
     def is_waiting_for_parents(self) -> bool:
         """Whether some tenants are held because their operations of the parents are pending."""
-        return any(hold.target is Target.PARENTS and not hold.is_ready for hold in self.holds())
+        return any(hold.target is HeldTarget.PARENTS and not hold.is_ready for hold in self.holds())
 
     def pending_tenants(self) -> TenantSet | None:
         """Return the tenants with pending operations, once all is read and the rest may take long; None before.
@@ -228,7 +229,7 @@ class StreamShardReader:
         safe_checkpoint = self._dispatcher.ownership.floor(main)
         oldest = min(hold.arrived_at for hold in holds) if safe_checkpoint is None else safe_checkpoint.arrived_at
         # The age of a predecessor's holds is unknown; it was high enough to be noted. At the end, no record is added.
-        is_noted_anyway = self.is_at_end or any(hold.target is Target.PREDECESSOR for hold in holds)
+        is_noted_anyway = self.is_at_end or any(hold.target is HeldTarget.PREDECESSOR for hold in holds)
         # Where no record came after the held ones, the time up to which it has read counts: for `read_up_to`.
         read_to = max(main.arrived_at, self._passed_to() or main.arrived_at)
         if not is_noted_anyway and (read_to - oldest).total_seconds() < self._settings.ahead_from_s:
@@ -262,7 +263,7 @@ class StreamShardReader:
             return None
         instants = [passed_to]
         if ahead is None and not self._dispatcher.ownership.is_settled():
-            if any(hold.target in (Target.PREDECESSOR, Target.PARENTS) for hold in holds):
+            if any(hold.target in (HeldTarget.PREDECESSOR, HeldTarget.PARENTS) for hold in holds):
                 return None  # their first records are not known
             instants += [hold.arrived_at for hold in holds]
             others = (entry for entry in self._dispatcher.entries() if entry.tracker is not self._tracker)

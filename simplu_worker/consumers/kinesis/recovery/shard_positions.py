@@ -364,9 +364,9 @@ class ShardPositions:
             return None
         unread = Unread(after or read_to, parents)
         self._reach = (float("-inf"), (None, None))
-        instruments.SHARD_REFILLS.labels(shard_position.shard_id).inc()
+        instruments.SHARD_BACKFILLS.labels(shard_position.shard_id).inc()
         log.warning(
-            "shard.refilling",
+            "shard.backfilling",
             shard_id=shard_position.shard_id,
             stream_shard_id=reader.stream_shard_id,
             owed_from=format_position(unread.after),

@@ -51,7 +51,7 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
 from simplu_worker.errors import PermanentError, RetryableError, places_of
 from simplu_worker.metrics.instruments import RETRIES
 from simplu_worker.operations.defects import decode_or_reject
-from simplu_worker.operations.operation import DeadLetterReason, Disposition, RejectedRecord, Source
+from simplu_worker.operations.operation import Disposition, RejectedRecord
 from simplu_worker.shards.types import (
     AdminAccount,
     ChangeResult,
@@ -65,6 +65,7 @@ from simplu_worker.shards.types import (
     ShardNotAllowedError,
 )
 from simplu_worker.telemetry.tracing.spans import TracedBatch, process_span
+from simplu_worker.vocabulary import DeadLetterReason, QueueRetry, Source
 
 CHANGES_AT_ONCE: Final = 16  # messages that are not creations
 
@@ -274,7 +275,7 @@ class ControlHandler:
 
     async def _verdict_on_unforeseen(self, item: _Item, error: Exception) -> Verdict:
         """Count a failure on a known shard, and log it; without a count the message is held, and not given up."""
-        RETRIES.labels("sqs", "unexpected").inc()
+        RETRIES.labels(Source.SQS, QueueRetry.UNEXPECTED).inc()
         failure_count = None
         if isinstance(error, FailedOnShardError):
             with contextlib.suppress(RetryableError):  # an outage now
@@ -338,7 +339,7 @@ class ControlHandler:
         for error, deferred in by_error.items():
             item, result, _ = deferred[0]
             is_blocked = isinstance(result, ShardNotAllowedError | CitrusDeniedError)
-            RETRIES.labels("sqs", "blocked" if is_blocked else "dependency").inc(len(deferred))
+            RETRIES.labels(Source.SQS, QueueRetry.BLOCKED if is_blocked else QueueRetry.DEPENDENCY).inc(len(deferred))
             facts = self._facts(item) | {
                 "message_count": len(deferred),
                 "receive_count": item.message.receive_count,

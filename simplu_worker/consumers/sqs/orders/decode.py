@@ -32,15 +32,9 @@ from simplu_worker.operations.json_record import (
     peeked_value,
     short_text,
 )
-from simplu_worker.operations.operation import (
-    DeadLetterReason,
-    Operation,
-    OperationKind,
-    Origin,
-    RejectedRecord,
-    tenant_id_of,
-)
+from simplu_worker.operations.operation import Operation, Origin, RejectedRecord, tenant_id_of
 from simplu_worker.operations.request_ids import DERIVED_REQUEST_ID_PREFIX
+from simplu_worker.vocabulary import DeadLetterReason, OperationKind
 
 RESOURCE_TYPE: Final = "order"
 TENANT_ATTRIBUTES: Final = {"businessId": "BusinessId", "locationId": "LocationId"}  # by the members they replace

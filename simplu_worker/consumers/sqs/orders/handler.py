@@ -41,13 +41,7 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
 from simplu_worker.errors import PermanentError, RetryableError, places_of
 from simplu_worker.metrics.instruments import RETRIES
 from simplu_worker.operations.defects import decode_or_reject
-from simplu_worker.operations.operation import (
-    DeadLetterReason,
-    Disposition,
-    Operation,
-    Outcome,
-    RejectedRecord,
-)
+from simplu_worker.operations.operation import Disposition, Operation, Outcome, RejectedRecord
 from simplu_worker.operations.unknown_tenants import (
     UNKNOWN_TENANT_MARGIN,
     absence_max_age_s,
@@ -55,9 +49,10 @@ from simplu_worker.operations.unknown_tenants import (
     unknown_tenant_error,
 )
 from simplu_worker.shards.gateway import ShardGateway
-from simplu_worker.shards.types import Absence, FailedOnShardError, TenantNotMadeError
+from simplu_worker.shards.types import FailedOnShardError, TenantNotMadeError
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
+from simplu_worker.vocabulary import Absence, DeadLetterReason, QueueRetry, Source
 
 CALL_MAX_S: Final = 2.0  # of one call: its undecided messages are held then, and delay no other message
 LOOKUPS_AT_ONCE: Final = 64  # lookups of the shards of tenants
@@ -216,7 +211,7 @@ class OrderHandler:
             if one.deferral is not None and isinstance(one.verdict, ReturnToQueue | RetryHeld):
                 by_cause[one.deferral].append(one.verdict.delay_s)
         for deferral, delays_s in by_cause.items():
-            RETRIES.labels("sqs", "dependency").inc(len(delays_s))
+            RETRIES.labels(Source.SQS, QueueRetry.DEPENDENCY).inc(len(delays_s))
             log.warning(
                 "orders.deferred",
                 queue=self._queue.name,

@@ -26,17 +26,18 @@ from typing import Final, NamedTuple, TypeAlias
 import msgspec
 import structlog
 
-from simplu_worker.bulkheads import TargetKind, note_trouble, translate
+from simplu_worker.bulkheads import note_trouble, translate
 from simplu_worker.consumers.outcome_counts import count_outcomes
 from simplu_worker.consumers.producer_traces import traceparents_of_messages
 from simplu_worker.consumers.sqs.receive.failure_counts import FailureCounts
 from simplu_worker.errors import InternalError, PermanentError, RetryableError, WorkerError, places_of
 from simplu_worker.metrics.instruments import REPETITIONS_LATE
 from simplu_worker.operations.admission import HOLD
-from simplu_worker.operations.operation import Disposition, Operation, Outcome, Source
+from simplu_worker.operations.operation import Disposition, Operation, Outcome
 from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.telemetry.tracing.spans import TracedBatch, process_span
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
+from simplu_worker.vocabulary import Source, TargetKind
 
 BATCH_MAX_COUNT: Final = 1000
 BATCH_MAX_BYTES: Final = 1024 * 1024  # more only when one operation has more

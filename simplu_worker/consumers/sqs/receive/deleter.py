@@ -15,6 +15,7 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import SQS_LEASE_MARGIN, SQS_MESSAGES, SQS_STALE_RECEIPTS
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.waits import sleep_or_event
+from simplu_worker.vocabulary import QueueCall
 
 CALLS_AT_ONCE: Final = 8
 CALL_S: Final = 5.0
@@ -161,7 +162,7 @@ class DeleteBatcher:
             SQS_LEASE_MARGIN.labels(self._queue.name).observe(max(self._in_flight.remaining_s(one.message, now), 0.0))
         self._remove(deleted)
         if stale:
-            SQS_STALE_RECEIPTS.labels(self._queue.name, "delete").inc(len(stale))
+            SQS_STALE_RECEIPTS.labels(self._queue.name, QueueCall.DELETE).inc(len(stale))
             self._give_up(stale, "stale_receipt", "receipt handle refused")
         return self._give_up_overdue(again, next((one.code for one in failures if not one.is_sender_fault), ""))
 

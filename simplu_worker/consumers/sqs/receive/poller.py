@@ -19,6 +19,7 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import RETRIES, SQS_POLLS, SQS_POLLS_REPLACED
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.waits import sleep_or_event
+from simplu_worker.vocabulary import QueueRetry, Source
 
 POLL_WAIT_S: Final = 5  # a stop waits for it to end; a longer one would save a few cheap requests and slow down stops
 STOP_WAIT_S: Final = POLL_WAIT_S + 1.0  # after this a poll that is under way at a stop is cut: the server is silent
@@ -218,7 +219,7 @@ class Poller:
         """Wait after a failed poll."""
         self.last_error = str(exc)
         self._count.record_failure()
-        RETRIES.labels("sqs", "receive").inc()
+        RETRIES.labels(Source.SQS, QueueRetry.RECEIVE).inc()
         delay_s = backoff_s(
             failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=longest_pause_s(exc, RETRY_MAX_S)
         )

@@ -20,7 +20,7 @@ import structlog
 
 from simplu_worker.aws.clients import longest_pause_s
 from simplu_worker.aws.sqs_queue import POLL_MARGIN_S, VISIBILITY_DEFAULT_S, Message, Queue, QueueAttributes
-from simplu_worker.bulkheads import TargetKind, keep_running, note_trouble
+from simplu_worker.bulkheads import keep_running, note_trouble
 from simplu_worker.consumers.sqs.receive.deleter import DeleteBatcher
 from simplu_worker.consumers.sqs.receive.group_scheduler import CallDecision, GroupScheduler, SchedulerLimits
 from simplu_worker.consumers.sqs.receive.in_flight import InFlightMessages
@@ -57,6 +57,7 @@ from simplu_worker.metrics.instruments import (
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import UtcClock, utc_now
 from simplu_worker.timing.waits import sleep_or_event
+from simplu_worker.vocabulary import QueueRetry, Source, SourceState, TargetKind
 
 DRAIN_S: Final = 15.0
 DEPTH_INTERVAL_S: Final = 30.0
@@ -190,7 +191,7 @@ class QueueReceiver:
     def _activity(self) -> str:
         if self._stopping.is_set():
             return "draining"
-        return "polling" if self._is_running else "opening"
+        return SourceState.POLLING if self._is_running else SourceState.OPENING
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Receive until *stopping* is set, then finish the messages in flight and return. Run once.
@@ -278,7 +279,7 @@ class QueueReceiver:
             except (RetryableError, PermanentError, OSError) as exc:
                 failure_count += 1
                 self._opening_error = str(exc)
-                RETRIES.labels("sqs", "receive").inc()
+                RETRIES.labels(Source.SQS, QueueRetry.RECEIVE).inc()
                 delay_s = backoff_s(
                     failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=longest_pause_s(exc, RETRY_MAX_S)
                 )

@@ -13,8 +13,9 @@ import msgspec
 
 from simplu_worker.aws.sqs_queue import Message
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.operations.operation import DeadLetterReason, RejectedRecord
+from simplu_worker.operations.operation import RejectedRecord
 from simplu_worker.timing.backoff import backoff_s
+from simplu_worker.vocabulary import DeadLetterReason
 
 OUTAGE_BASE_S = 1.0
 OUTAGE_MAX_S = 60.0

@@ -18,6 +18,7 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import SQS_HEARTBEAT_LATENESS, SQS_STALE_RECEIPTS
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.waits import sleep_or_event
+from simplu_worker.vocabulary import QueueCall
 
 EXTENSIONS_AT_ONCE: Final = 8  # calls; each is for ten messages, so that thousands in flight are extended in seconds
 HEARTBEAT_MIN_PAUSE_S: Final = 0.05
@@ -181,7 +182,7 @@ class Visibility:
 
     def _count_stale(self, failures: Sequence[BatchFailure]) -> None:
         if failures:
-            SQS_STALE_RECEIPTS.labels(self._queue.name, "change_visibility").inc(len(failures))
+            SQS_STALE_RECEIPTS.labels(self._queue.name, QueueCall.CHANGE_VISIBILITY).inc(len(failures))
 
     async def _wait_for_extensions(self, messages: Sequence[Message]) -> None:
         """Wait for the extensions of *messages* under way; no new one starts, since they are not in flight any more."""

@@ -8,9 +8,9 @@ from typing import TypeAlias
 
 import msgspec
 
-from simplu_worker.operations.admission import TenantState
 from simplu_worker.transfers.moving.planning.balance import PlannedTransfer, WeighedTenant
 from simplu_worker.transfers.moving.situation import LEAVING
+from simplu_worker.vocabulary import TenantState
 
 FoundTenant: TypeAlias = tuple[WeighedTenant, TenantState]
 """A tenant with the shard that has a row of it, and the state of that row."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import fetch_from_all_shards
 from simplu_worker.transfers.moving.situation import GONE, LEAVING, ON_THE_WAY
+from simplu_worker.vocabulary import TenantState
 
 
 class TenantPlaces:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from simplu_worker.operations.admission import TenantState
+from simplu_worker.vocabulary import TenantState
 
 LEFT = frozenset({TenantState.MOVED, TenantState.DESTROYED})
 

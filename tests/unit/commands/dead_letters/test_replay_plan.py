@@ -33,8 +33,9 @@ from simplu_worker.consumers.kinesis.stream.client import NewRecord
 from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
 from simplu_worker.dead_letters.letter import BadParts, DeadLetter
 from simplu_worker.operations.decode import decode_operation
-from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, Source
+from simplu_worker.operations.operation import Operation, Origin
 from simplu_worker.operations.request_ids import derived_request_id
+from simplu_worker.vocabulary import DeadLetterReason, Source
 
 FAILED_AT = datetime(2026, 1, 2, tzinfo=UTC)
 STREAM = Origin(

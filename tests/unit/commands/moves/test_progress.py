@@ -7,7 +7,8 @@ import json
 import pytest
 
 from simplu_worker.commands.moves.progress import MoveProgress, MoveRate, describe_time_left
-from simplu_worker.transfers.moving.types import MoveStatus, Phase
+from simplu_worker.transfers.moving.types import MoveStatus
+from simplu_worker.vocabulary import MovePhase
 
 MIB = 2**20
 
@@ -23,7 +24,7 @@ class Clock:
         return self.now
 
 
-def copied(row_count: int, row_total: int = 0, phase: Phase = Phase.COPY) -> MoveStatus:
+def copied(row_count: int, row_total: int = 0, phase: MovePhase = MovePhase.COPY) -> MoveStatus:
     """Return the status of a move with so many rows of 1 KiB."""
     return MoveStatus(phase, row_count, row_count * 1024, row_total)
 
@@ -34,10 +35,10 @@ def test_figures_have_rows_bytes_rate_and_the_rows_left() -> None:
     figures = [
         rate.note(status, now)
         for status, now in [
-            (MoveStatus(Phase.PREPARE), 100.0),
-            (MoveStatus(Phase.COPY, 50_000, 10 * MIB, 100_000), 101.0),  # most of it by an earlier command
-            (MoveStatus(Phase.COPY, 60_000, 12 * MIB, 100_000), 103.0),
-            (MoveStatus(Phase.VERIFY, 100_100, 20 * MIB, 100_000), 111.0),
+            (MoveStatus(MovePhase.PREPARE), 100.0),
+            (MoveStatus(MovePhase.COPY, 50_000, 10 * MIB, 100_000), 101.0),  # most of it by an earlier command
+            (MoveStatus(MovePhase.COPY, 60_000, 12 * MIB, 100_000), 103.0),
+            (MoveStatus(MovePhase.VERIFY, 100_100, 20 * MIB, 100_000), 111.0),
         ]
     ]
     assert [(one.describe(), one.left_s) for one in figures] == [
@@ -88,11 +89,11 @@ def test_lines_of_json_come_for_each_tenant_from_time_to_time_and_never_in_the_p
         one(copied(100, 1000))
         clock.now += 2
         one(copied(500, 1000))
-        two(copied(10, phase=Phase.CATCH_UP))
+        two(copied(10, phase=MovePhase.CATCH_UP))
         one(copied(600, 1000))
         clock.now += 2
-        one(copied(1000, phase=Phase.LAST_DELTA))
-        two(copied(20, phase=Phase.REHEARSE))
+        one(copied(1000, phase=MovePhase.LAST_DELTA))
+        two(copied(20, phase=MovePhase.REHEARSE))
     output = capsys.readouterr()
     assert output.err == ""
     assert [json.loads(line) for line in output.out.splitlines()] == [

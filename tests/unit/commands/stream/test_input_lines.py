@@ -11,7 +11,8 @@ import pytest
 
 from simplu_worker.commands.stream.input_lines import InputLine, complete_record, message_of, parse_events, parse_lines
 from simplu_worker.consumers.sqs.orders.decode import OrderRules
-from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, RejectedRecord, Source
+from simplu_worker.operations.operation import Operation, Origin, RejectedRecord
+from simplu_worker.vocabulary import DeadLetterReason, Source
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 WHOLE = {

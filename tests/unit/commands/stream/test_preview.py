@@ -9,7 +9,7 @@ import pytest
 
 from simplu_worker.commands.stream.input_lines import parse_lines
 from simplu_worker.commands.stream.preview import Fate, Preview, preview
-from simplu_worker.shards.types import Absence
+from simplu_worker.vocabulary import Absence
 
 VALID = (
     b'{"operation": "create", "businessId": "b", "locationId": "l", "resourceType": "patient", "resourceId": "p1", '

@@ -12,7 +12,7 @@ from simplu_worker.commands.tenants.audit_rules import (
     find_differences,
 )
 from simplu_worker.commands.tenants.provision import ProvisionStep, plan_tenant
-from simplu_worker.operations.admission import TenantState
+from simplu_worker.vocabulary import TenantState
 
 DENTAL, CLOSED, SPA = BusinessListing("dental"), BusinessListing("dental", is_active=False), BusinessListing("spa")
 TYPES = ("dental", "gym")

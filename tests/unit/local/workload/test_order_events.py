@@ -17,7 +17,8 @@ from simplu_local.workload.order_workload import NOT_SENDABLE, OrderItem, OrderW
 from simplu_local.workload.reference_model import Effect, OperationRequest, ReferenceModel, parse_json
 from simplu_local.workload.workload import make_tenants
 from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
-from simplu_worker.operations.operation import Operation, Origin, RejectedRecord, Source
+from simplu_worker.operations.operation import Operation, Origin, RejectedRecord
+from simplu_worker.vocabulary import Source
 
 TENANTS = make_tenants(3, run="t")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

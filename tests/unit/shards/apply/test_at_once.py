@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 from support.postgres.tenant_cases import TENANT, TENANT_MADE_AT, TENANT_WAIT, operation
 
-from simplu_worker.operations.admission import TenantRow, TenantState
+from simplu_worker.operations.admission import TenantRow
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.at_once import (
     AT_ONCE_MAX_BYTES,
@@ -23,6 +23,7 @@ from simplu_worker.shards.apply.duplicates import InsertedTable
 from simplu_worker.shards.apply.patch_merging import ResourceId, resource_of
 from simplu_worker.shards.postgres.errors import DuplicateKeyError, LockTimeoutError, StatementFailedError
 from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.vocabulary import TenantState
 
 ROW = TenantRow(*TENANT, business_type="dental", state=TenantState.ACTIVE, created_at=TENANT_MADE_AT)
 TENANT_ID = "-".join(TENANT)

@@ -10,15 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simplu_worker.shards.apply.durability import (
-    GRACE_S,
-    KEEPS_UP_S,
-    CommitSafety,
-    ReplicationFacts,
-    Server,
-    Standby,
-    StandbyWatch,
-)
+from simplu_worker.shards.apply.durability import GRACE_S, KEEPS_UP_S, ReplicationFacts, Server, Standby, StandbyWatch
+from simplu_worker.vocabulary import CommitSafety
 
 STARTED_AT = datetime(2026, 3, 1, tzinfo=UTC)
 SERVER = Server("00000001", STARTED_AT)

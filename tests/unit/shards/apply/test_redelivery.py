@@ -8,8 +8,8 @@ import msgspec
 import pytest
 from support.postgres.tenant_cases import STREAM_SHARD_ID, operation
 
-from simplu_worker.operations.operation import Failure, Source
 from simplu_worker.shards.apply.redelivery import LoggedRow, LogMatch, match_row
+from simplu_worker.vocabulary import Failure, Source
 
 DIGEST = operation("delete").digest
 FIRST = datetime(2026, 3, 1, 12, tzinfo=UTC)

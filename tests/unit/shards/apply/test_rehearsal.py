@@ -5,8 +5,9 @@ from __future__ import annotations
 from msgspec.structs import replace
 from support.postgres.tenant_cases import operation
 
-from simplu_worker.operations.operation import DeadLetterReason, Disposition
+from simplu_worker.operations.operation import Disposition
 from simplu_worker.shards.apply.rehearsal import find_defects
+from simplu_worker.vocabulary import DeadLetterReason
 
 USUAL = [
     operation("create", "a", {}),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.operations.operation import OperationKind
 from simplu_worker.shards.apply.wave_statement import statement_for
 from simplu_worker.shards.postgres.queries import QUERIES
+from simplu_worker.vocabulary import OperationKind
 
 READ, LIST = OperationKind.READ, OperationKind.LIST
 CASES = [

@@ -11,14 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.postgres.probes import WELL
 
-from simplu_worker.metrics import instruments
 from simplu_worker.shards.health.assessment import (
     VERSION_MIN,
     Health,
-    Problem,
     ShardObservation,
     ShardProbe,
-    ShardState,
     Usage,
     assess,
     health_view,
@@ -28,6 +25,7 @@ from simplu_worker.shards.health.assessment import (
 )
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.locator import Capacity
+from simplu_worker.vocabulary import ShardProblem, ShardState
 
 
 def with_(**members: Any) -> ShardProbe:
@@ -41,31 +39,36 @@ def with_(**members: Any) -> ShardProbe:
         (WELL, [], ShardState.HEALTHY, True),
         (with_(schema_version=None, tenant_count=None), [], ShardState.HEALTHY, True),
         (with_(connections_used=None, connections_max=None, standby_count=None), [], ShardState.HEALTHY, True),
-        (with_(is_read_only=True), [Problem.READ_ONLY], ShardState.DEGRADED, False),
-        (with_(trouble="DiskFullError (53100)"), [Problem.FAILING], ShardState.DEGRADED, False),
-        (with_(is_read_only=True, is_standby=True, lag_s=2.0), [Problem.READ_ONLY], ShardState.DEGRADED, False),
+        (with_(is_read_only=True), [ShardProblem.READ_ONLY], ShardState.DEGRADED, False),
+        (with_(trouble="DiskFullError (53100)"), [ShardProblem.FAILING], ShardState.DEGRADED, False),
+        (with_(is_read_only=True, is_standby=True, lag_s=2.0), [ShardProblem.READ_ONLY], ShardState.DEGRADED, False),
         (
             with_(is_read_only=True, is_standby=True, lag_s=31.0),
-            [Problem.READ_ONLY, Problem.LAGGING],
+            [ShardProblem.READ_ONLY, ShardProblem.LAGGING],
             ShardState.DEGRADED,
             False,
         ),
         (with_(lag_s=30.0, standby_count=1), [], ShardState.HEALTHY, True),
-        (with_(lag_s=30.1, standby_count=1), [Problem.LAGGING], ShardState.DEGRADED, True),
-        (with_(response_s=1.1), [Problem.SLOW], ShardState.DEGRADED, True),
-        (with_(is_cut_short=True), [Problem.SLOW], ShardState.DEGRADED, True),
+        (with_(lag_s=30.1, standby_count=1), [ShardProblem.LAGGING], ShardState.DEGRADED, True),
+        (with_(response_s=1.1), [ShardProblem.SLOW], ShardState.DEGRADED, True),
+        (with_(is_cut_short=True), [ShardProblem.SLOW], ShardState.DEGRADED, True),
         (with_(connections_used=90, connections_max=100), [], ShardState.HEALTHY, True),
-        (with_(connections_used=91, connections_max=100), [Problem.CONNECTIONS], ShardState.DEGRADED, True),
-        (with_(connections_used=1, connections_max=0), [Problem.CONNECTIONS], ShardState.DEGRADED, True),
-        (with_(gaps=["shardId-0"]), [Problem.GAP], ShardState.DEGRADED, True),
+        (with_(connections_used=91, connections_max=100), [ShardProblem.CONNECTIONS], ShardState.DEGRADED, True),
+        (with_(connections_used=1, connections_max=0), [ShardProblem.CONNECTIONS], ShardState.DEGRADED, True),
+        (with_(gaps=["shardId-0"]), [ShardProblem.GAP], ShardState.DEGRADED, True),
         (with_(skew_s=-300.0), [], ShardState.HEALTHY, True),
-        (with_(skew_s=300.1), [Problem.CLOCK], ShardState.DEGRADED, True),
-        (with_(version_number=130009), [Problem.REFUSED], ShardState.LOST, False),
-        (with_(refusal="another program's tables", schema_version=None), [Problem.REFUSED], ShardState.LOST, False),
+        (with_(skew_s=300.1), [ShardProblem.CLOCK], ShardState.DEGRADED, True),
+        (with_(version_number=130009), [ShardProblem.REFUSED], ShardState.LOST, False),
+        (
+            with_(refusal="another program's tables", schema_version=None),
+            [ShardProblem.REFUSED],
+            ShardState.LOST,
+            False,
+        ),
     ],
 )
 def test_shard_is_judged_by_what_it_says_of_itself(
-    probe: ShardProbe, expected: list[Problem], state: ShardState, *, takes_operations: bool
+    probe: ShardProbe, expected: list[ShardProblem], state: ShardState, *, takes_operations: bool
 ) -> None:
     """The problems are named, and whether operations can be applied in spite of them."""
     health = assess(ShardObservation(probe=probe))
@@ -81,13 +84,13 @@ def test_shard_is_judged_by_what_it_says_of_itself(
         (Usage(tenant_max=5), []),
         (Usage(tenant_count=0, tenant_max=1), []),
         (Usage(tenant_count=80, tenant_max=100), []),
-        (Usage(tenant_count=81, tenant_max=100), [Problem.USAGE]),
-        (Usage(tenant_count=0, tenant_max=0), [Problem.USAGE]),
-        (Usage(is_active=False), [Problem.INACTIVE]),
-        (Usage(9, 9, is_active=False), [Problem.INACTIVE, Problem.USAGE]),
+        (Usage(tenant_count=81, tenant_max=100), [ShardProblem.USAGE]),
+        (Usage(tenant_count=0, tenant_max=0), [ShardProblem.USAGE]),
+        (Usage(is_active=False), [ShardProblem.INACTIVE]),
+        (Usage(9, 9, is_active=False), [ShardProblem.INACTIVE, ShardProblem.USAGE]),
     ],
 )
-def test_shard_is_judged_by_what_citrus_says(usage: Usage, expected: list[Problem]) -> None:
+def test_shard_is_judged_by_what_citrus_says(usage: Usage, expected: list[ShardProblem]) -> None:
     """Over 80 % of the room, or marked inactive; nothing of it keeps operations away."""
     health = assess(ShardObservation(probe=WELL, usage=usage))
     assert [finding.problem for finding in health.findings] == expected
@@ -108,8 +111,8 @@ def test_shard_without_an_answer_is_lost_whatever_it_said_before() -> None:
     assert [str(finding) for finding in health.findings] == ["TimeoutError"]
 
 
-@pytest.mark.parametrize(("is_refusal", "expected"), [(True, Problem.REFUSED), (False, Problem.NO_ANSWER)])
-def test_shard_without_an_answer_was_refused_or_is_silent(*, is_refusal: bool, expected: Problem) -> None:
+@pytest.mark.parametrize(("is_refusal", "expected"), [(True, ShardProblem.REFUSED), (False, ShardProblem.NO_ANSWER)])
+def test_shard_without_an_answer_was_refused_or_is_silent(*, is_refusal: bool, expected: ShardProblem) -> None:
     """A database that no worker may use is named as such."""
     health = assess(ShardObservation(error="another program's tables", is_refusal=is_refusal))
     assert health.problems == {expected}
@@ -129,13 +132,13 @@ def test_shard_that_nobody_looked_at_is_unknown() -> None:
 @pytest.mark.parametrize(
     ("problem", "begins", "goes_on", "ends"),
     [
-        (Problem.CONNECTIONS, {"connections_used": 95}, {"connections_used": 80}, {"connections_used": 77}),
-        (Problem.LAGGING, {"lag_s": 31.0}, {"lag_s": 16.0}, {"lag_s": 15.0}),
-        (Problem.SLOW, {"response_s": 1.1}, {"response_s": 0.6}, {"response_s": 0.5}),
+        (ShardProblem.CONNECTIONS, {"connections_used": 95}, {"connections_used": 80}, {"connections_used": 77}),
+        (ShardProblem.LAGGING, {"lag_s": 31.0}, {"lag_s": 16.0}, {"lag_s": 15.0}),
+        (ShardProblem.SLOW, {"response_s": 1.1}, {"response_s": 0.6}, {"response_s": 0.5}),
     ],
 )
 def test_problem_goes_on_to_the_lower_mark(
-    problem: Problem, begins: dict[str, Any], goes_on: dict[str, Any], ends: dict[str, Any]
+    problem: ShardProblem, begins: dict[str, Any], goes_on: dict[str, Any], ends: dict[str, Any]
 ) -> None:
     """A shard near the threshold does not change state with every probe."""
     health = assess(ShardObservation(probe=with_(**goes_on)))
@@ -150,13 +153,13 @@ def test_problem_goes_on_to_the_lower_mark(
 )
 def test_problem_changes_only_when_a_mark_is_passed(lags: list[float]) -> None:
     """Between the marks it is as it was before."""
-    problems: frozenset[Problem] = frozenset()
+    problems: frozenset[ShardProblem] = frozenset()
     for lag_s in lags:
         now = assess(ShardObservation(probe=with_(lag_s=lag_s)), problems).problems
         if 15.0 < lag_s <= 30.0:
             assert now == problems
         else:
-            assert now == ({Problem.LAGGING} if lag_s > 30.0 else frozenset())
+            assert now == ({ShardProblem.LAGGING} if lag_s > 30.0 else frozenset())
         problems = now
 
 
@@ -281,8 +284,3 @@ def test_health_view_rounds_what_it_shows() -> None:
 def test_role_is_that_of_the_server(members: dict[str, bool], expected: str) -> None:
     """Every standby is read-only; a primary may be made so."""
     assert role_of(with_(**members)) == expected
-
-
-def test_problem_kinds_are_those_of_the_metrics() -> None:
-    """The metrics import nothing of ours, so that this is where both are held together."""
-    assert list(Problem) == list(instruments.SHARD_PROBLEM_KINDS)

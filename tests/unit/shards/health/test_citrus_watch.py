@@ -15,11 +15,12 @@ from support.citrus.lying_citrus import LyingCitrus
 from simplu_local.processes.loopback import poll_until
 from simplu_local.stack.citrus_server import CitrusServer
 from simplu_worker.errors import RetryableError
-from simplu_worker.shards.health.assessment import Problem, Usage
+from simplu_worker.shards.health.assessment import Usage
 from simplu_worker.shards.health.citrus_watch import CitrusWatch
 from simplu_worker.shards.health.registry import HealthRegistry
 from simplu_worker.shards.routing.citrus import CitrusClient, CitrusUnavailableError, open_citrus
 from simplu_worker.shards.routing.locator import Capacity
+from simplu_worker.vocabulary import ShardProblem
 
 SOON_S = 10.0
 NAMES = ("watched-1", "watched-2")
@@ -88,7 +89,7 @@ async def test_watch_shows_how_full_shards_are(registry: CitrusServer, lying: Ly
         fill(registry, "watched-1", 9)
         await comes_to(book, {"watched-1": Usage(9, 10, accepts_new=True), "watched-2": empty})
         assert REGISTRY.get_sample_value("simplu_shard_usage_ratio", {"shard_id": "watched-1"}) == 0.9
-        assert book.by_shard_id["watched-1"].problems == {Problem.USAGE}
+        assert book.by_shard_id["watched-1"].problems == {ShardProblem.USAGE}
         registry.registry.shards["watched-2"].is_active = False
         await comes_to(
             book,
@@ -97,7 +98,7 @@ async def test_watch_shows_how_full_shards_are(registry: CitrusServer, lying: Ly
                 "watched-2": Usage(0, 10, is_active=False, accepts_new=False),
             },
         )
-        assert book.by_shard_id["watched-2"].problems == {Problem.INACTIVE}
+        assert book.by_shard_id["watched-2"].problems == {ShardProblem.INACTIVE}
         del registry.registry.shards["watched-1"]
         await comes_to(book, {"watched-2": Usage(0, 10, is_active=False, accepts_new=False)})
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from simplu_worker.metrics import instruments
 from simplu_worker.shards.health.moves import MoveEntry, ended_keys, longest_standing_s, move_views, newly_ended
+from simplu_worker.vocabulary import MoveOutcome
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -45,7 +45,7 @@ def entry(step: str, *, tenant: str = "smile-berlin", token: int = 1, age_s: flo
 def test_each_step_has_an_outcome_or_goes_on(move: MoveEntry, outcome: str | None, *, is_unfinished: bool) -> None:
     """A mover that gave up is counted, and its move can go on; every outcome has its series."""
     assert (move.outcome, move.is_unfinished) == (outcome, is_unfinished)
-    assert outcome is None or outcome in instruments.MOVE_OUTCOMES
+    assert outcome is None or outcome in list(MoveOutcome)
 
 
 def test_each_end_is_new_once() -> None:

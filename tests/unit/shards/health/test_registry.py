@@ -13,8 +13,9 @@ from unit.shards.health.test_assessment import with_
 from unit.shards.health.test_moves import entry
 
 from simplu_worker.metrics import instruments
-from simplu_worker.shards.health.assessment import Problem, ShardSilence, ShardState, Usage
+from simplu_worker.shards.health.assessment import ShardSilence, Usage
 from simplu_worker.shards.health.registry import SHARDS_MAX, HealthRegistry
+from simplu_worker.vocabulary import ConnectionState, ShardProblem, ShardState
 
 SHARD = "book-test-1"
 SILENCE = ShardSilence("TimeoutError")
@@ -36,7 +37,7 @@ def gauge(name: str, shard_id: str = SHARD) -> float | None:
     return REGISTRY.get_sample_value(f"simplu_shard_{name}", {"shard_id": shard_id})
 
 
-def counted(problem: Problem) -> float | None:
+def counted(problem: ShardProblem) -> float | None:
     """Return how many shards have a problem, as the metrics show it."""
     return REGISTRY.get_sample_value("simplu_shard_problems", {"problem": problem})
 
@@ -90,8 +91,8 @@ def test_book_keeps_the_count_of_tenants_when_a_look_did_not_count(book: HealthR
 def test_book_keeps_gaps_when_a_look_was_too_slow_to_find_them(book: HealthRegistry) -> None:
     """A person ends them, and then a whole look shows that."""
     for probe, expected in (
-        (with_(gaps=["s-0"]), {Problem.GAP}),
-        (with_(is_cut_short=True), {Problem.GAP, Problem.SLOW}),
+        (with_(gaps=["s-0"]), {ShardProblem.GAP}),
+        (with_(is_cut_short=True), {ShardProblem.GAP, ShardProblem.SLOW}),
         (WELL, set()),
     ):
         book.note_probe(SHARD, probe)
@@ -120,14 +121,14 @@ def test_book_tells_once_when_something_changes(book: HealthRegistry) -> None:
 
 def test_book_counts_the_shards_with_a_problem(book: HealthRegistry) -> None:
     """By kind, up and down, also when such a shard goes."""
-    before = counted(Problem.READ_ONLY) or 0
+    before = counted(ShardProblem.READ_ONLY) or 0
     book.begin("book-test-2")
     for shard_id in (SHARD, "book-test-2"):
         book.note_probe(shard_id, with_(is_read_only=True))
-    assert counted(Problem.READ_ONLY) == before + 2
+    assert counted(ShardProblem.READ_ONLY) == before + 2
     book.note_probe(SHARD, WELL)
     book.end("book-test-2")
-    assert counted(Problem.READ_ONLY) == before
+    assert counted(ShardProblem.READ_ONLY) == before
 
 
 def test_book_drops_every_series_of_a_shard_that_is_known_no_more(book: HealthRegistry) -> None:
@@ -135,7 +136,7 @@ def test_book_drops_every_series_of_a_shard_that_is_known_no_more(book: HealthRe
     book.note_probe(SHARD, with_(lag_s=1.0))
     book.note_usages({SHARD: Usage(1, 2)})
     instruments.SHARD_ERRORS.labels(SHARD, "connection").inc()
-    for state in instruments.CONNECTION_STATES:
+    for state in ConnectionState:
         instruments.SHARD_CONNECTIONS.labels(SHARD, state).set(1)
     book.end(SHARD)
     assert (gauge("healthy"), gauge("tenants"), gauge("usage_ratio")) == (None, 1, 0.5)

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.operations.operation import Failure
 from simplu_worker.shards.listing.request import (
     CURSOR_MAX,
     INSTANT,
@@ -21,11 +20,11 @@ from simplu_worker.shards.listing.request import (
     TEXT_MAX,
     InvalidRequestError,
     ListRequest,
-    OperationStatus,
     SearchPosition,
     check_request,
     decode_cursor,
 )
+from simplu_worker.vocabulary import Failure, OperationStatus
 
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

@@ -26,7 +26,6 @@ from support.citrus.cases import (
 )
 
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.metrics import instruments
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.citrus import (
     REPLY_MAX_BYTES,
@@ -38,6 +37,7 @@ from simplu_worker.shards.routing.citrus import (
 from simplu_worker.shards.routing.citrus_breaker import OPEN_BASE_S, OPEN_MAX_S
 from simplu_worker.shards.routing.locator import Registration
 from simplu_worker.shards.types import CitrusDeniedError
+from simplu_worker.vocabulary import CitrusEndpoint
 
 ADDRESS = ShardAddress("shard-a", CONNECTION_STRING, is_active=True, tenant_count=3, tenant_max=10)
 NOT_FOUND = reply({"error": "not registered"}, status=404)
@@ -444,4 +444,4 @@ async def test_request_is_counted_by_its_outcome(answer: Reply, outcome: str) ->
 def test_endpoints_that_are_counted_exist_from_the_start() -> None:
     """Each endpoint of the client has its series before its first request."""
     source = Path(inspect.getfile(CitrusClient)).read_text(encoding="utf-8")
-    assert set(re.findall(r"_request(?:_for_people)?\(\s*\"(\w+)\"", source)) == set(instruments.CITRUS_ENDPOINTS)
+    assert set(re.findall(r"_request(?:_for_people)?\(\s*\"(\w+)\"", source)) == set(CitrusEndpoint)

@@ -9,7 +9,6 @@ import msgspec
 import pytest
 
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.tenants.control_rules import (
     ControlledTenant,
@@ -24,6 +23,7 @@ from simplu_worker.shards.tenants.control_rules import (
     with_shard,
 )
 from simplu_worker.shards.types import FailedOnShardError, RefusedOnShardError, ShardNotAllowedError
+from simplu_worker.vocabulary import TenantState
 
 CONTROL_AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TICK = timedelta(microseconds=1)

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.metrics.instruments import HELD_REASONS
 from simplu_worker.status.access.reductions import (
     HIDDEN_CAUSE,
     SHOWN_TEXTS,
@@ -21,7 +20,7 @@ from simplu_worker.status.access.reductions import (
     for_viewers,
     is_own_host,
 )
-from simplu_worker.status.unreadiness import UnreadyReason
+from simplu_worker.vocabulary import HoldReason, UnreadyReason
 
 STATUS: dict[str, Any] = {
     "replica": "host-1:17:abc",
@@ -112,7 +111,7 @@ def test_lists_name_no_member_twice() -> None:
     assert not VIEWER_TEXTS & STATE_MEMBERS
     assert SHOWN_TEXTS <= VIEWER_TEXTS
     assert STATES <= VIEWER_STATES
-    assert set(HELD_REASONS) <= STATES
+    assert set(HoldReason) <= STATES
     assert set(map(str, UnreadyReason)) <= STATES
     assert all(counts_and_states({"state": word}) == {"state": word} for word in STATES)
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.status.access.roles import Role, Tokens
+from simplu_worker.status.access.roles import Tokens
+from simplu_worker.vocabulary import Role
 
 BOTH = Tokens(operator="tok\u00e9n", viewer="look")
 

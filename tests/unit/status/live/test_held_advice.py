@@ -6,13 +6,13 @@ import re
 
 from support.requires import ROOT
 
-from simplu_worker.metrics.instruments import HELD_REASONS
 from simplu_worker.status.live.held_advice import BY_REASON, advice_members
+from simplu_worker.vocabulary import HoldReason
 
 
 def test_every_reason_has_advice() -> None:
     """And an unknown one none."""
-    assert BY_REASON.keys() == set(HELD_REASONS)
+    assert BY_REASON.keys() == set(HoldReason)
     assert advice_members("other") == {}
     assert advice_members("gap")["runbook"] == "docs/runbook/shard-held-for-gap.md"
 

@@ -9,7 +9,6 @@ import msgspec
 import pytest
 
 from simplu_worker.business_info.items import Business
-from simplu_worker.operations.admission import TenantState
 from simplu_worker.operations.document_bounds import DOCUMENT_MAX_BYTES
 from simplu_worker.transfers.importing.mapping import OWN_SHAPE, SourceMapping, TableMapping, TenantMapping
 from simplu_worker.transfers.importing.rules import (
@@ -29,6 +28,7 @@ from simplu_worker.transfers.importing.rules import (
     refusal_of_row,
     without_collisions,
 )
+from simplu_worker.vocabulary import TenantState
 
 TIME = "2026-01-01 10:00:00+00"
 ROW = SourceRow("orders", "o1", TIME, TIME, 2, "{}", 1, 2, ("o1",))

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.settling.rows import Arrival, Departure, MovingTenant, Progress
 from simplu_worker.transfers.moving.situation import Situation, continued_progress, situation_of, warm_progress
+from simplu_worker.vocabulary import TenantState
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SERVER, OTHER_SERVER = Server("1", NOW), Server("2", NOW)

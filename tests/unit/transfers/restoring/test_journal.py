@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 import pytest
 
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.operations.admission import TenantState
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.settling.rows import MovingTenant
 from simplu_worker.transfers.restoring.journal import (
@@ -18,6 +17,7 @@ from simplu_worker.transfers.restoring.journal import (
     RestoreTakenError,
     beginning_of,
 )
+from simplu_worker.vocabulary import TenantState
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 

@@ -19,8 +19,8 @@ from simplu_worker.commands.stream.replay.replay_rules import (
 from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
 from simplu_worker.consumers.kinesis.stream.client import Record, StreamShard
 from simplu_worker.consumers.kinesis.stream.positions import HashRange
-from simplu_worker.operations.operation import DeadLetterReason, Disposition, Failure, Operation, Outcome
-from simplu_worker.shards.types import Absence
+from simplu_worker.operations.operation import Disposition, Operation, Outcome
+from simplu_worker.vocabulary import Absence, DeadLetterReason, Failure
 
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DECODER = RecordDecoder("stream", "shard-0", operation_max_bytes=10_000, list_result_limit=10)

@@ -15,11 +15,11 @@ from support.queued_operations import queued_operation
 from simplu_worker.consumers.kinesis.dispatch.dispatcher import Dispatcher
 from simplu_worker.consumers.kinesis.fetch.prefetch_memory import PrefetchMemory
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
-from simplu_worker.consumers.kinesis.holding.hold import Reason, Target
 from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
 from simplu_worker.consumers.kinesis.stream.client import AtTimestamp
 from simplu_worker.consumers.kinesis.stream.positions import RecordPosition
 from simplu_worker.operations.operation import Disposition, Operation, Outcome
+from simplu_worker.vocabulary import HeldTarget, HoldReason
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -118,7 +118,7 @@ async def test_tenant_gets_a_hold_of_its_own_where_neither_cursor_comes_to_all_o
 
     own = dispatcher.ownership.owner_of("b-l")
     assert own is not None
-    assert (own.target, own.is_ready) == (Target.TENANT, True)
+    assert (own.target, own.is_ready) == (HeldTarget.TENANT, True)
     assert own.unread.includes(unread)
     assert own.unread.includes(catch_up.unread)
     assert dispatcher.is_empty
@@ -159,9 +159,9 @@ async def test_held_targets_are_tried_now_by_name_or_all() -> None:
     """A hold that is ready, or waits for parents, is not tried."""
     dispatcher = make_dispatcher(CheckpointTracker(mark(0)))
     tenant = dispatcher.ownership.hold_tenant("b-l", "not_here", [Unread(mark(0))], NOW, now=0.0)
-    failing = dispatcher.ownership.hold_tenant("c-l", Reason.FAILING, [Unread(mark(1))], NOW, now=0.0)
-    parents = dispatcher.ownership.hold_tenant("d-l", Reason.RESHARD, [Unread(mark(2))], NOW, now=0.0)
-    parents.target = Target.PARENTS
+    failing = dispatcher.ownership.hold_tenant("c-l", HoldReason.FAILING, [Unread(mark(1))], NOW, now=0.0)
+    parents = dispatcher.ownership.hold_tenant("d-l", HoldReason.RESHARD, [Unread(mark(2))], NOW, now=0.0)
+    parents.target = HeldTarget.PARENTS
     for hold in (tenant, failing, parents):
         hold.next_attempt_at = float("inf")
 

@@ -22,8 +22,9 @@ from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.operations.operation import Operation, Outcome
 from simplu_worker.operations.unknown_tenants import ABSENCE_MAX_AGE_S, UNKNOWN_TENANT_MARGIN
 from simplu_worker.shards.apply.writer import SUCCEEDED
-from simplu_worker.shards.types import Absence, TenantNotMadeError
+from simplu_worker.shards.types import TenantNotMadeError
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.vocabulary import Absence
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 WAIT = timedelta(seconds=900)

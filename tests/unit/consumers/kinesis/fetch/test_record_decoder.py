@@ -15,7 +15,8 @@ from support.aws.kpl_aggregates import aggregate
 from simplu_worker.consumers.kinesis.fetch.record_decoder import DecodedRecord, RecordDecoder
 from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.consumers.kinesis.stream.positions import HashRange, Position, RecordPosition
-from simplu_worker.operations.operation import DeadLetterReason, Operation, Origin, RejectedRecord, Source
+from simplu_worker.operations.operation import Operation, Origin, RejectedRecord
+from simplu_worker.vocabulary import DeadLetterReason, Source
 
 STREAM, STREAM_SHARD_ID = "resources-operations", "shardId-000000000007"
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)

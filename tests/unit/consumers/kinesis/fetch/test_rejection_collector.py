@@ -15,7 +15,8 @@ from simplu_worker.consumers.kinesis.stream.aggregation import PARTS_MAX, TOO_MA
 from simplu_worker.consumers.kinesis.stream.client import Record
 from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition
 from simplu_worker.dead_letters.letter import BadParts, DeadLetter, encode_dead_letter
-from simplu_worker.operations.operation import DeadLetterReason, Operation, RejectedRecord
+from simplu_worker.operations.operation import Operation, RejectedRecord
+from simplu_worker.vocabulary import DeadLetterReason
 
 FAILED_AT = datetime(2026, 3, 2, tzinfo=UTC)
 BOMB_COUNT = PARTS_MAX + 1

@@ -13,9 +13,9 @@ from simplu_worker.consumers.kinesis.fetch.subscription_schedule import (
     RENEW_AFTER_S,
     RETRY_MAX_S,
     STABLE_S,
-    Loss,
     SubscriptionSchedule,
 )
+from simplu_worker.vocabulary import SubscriptionLoss
 
 NOW = 1000.0
 
@@ -73,15 +73,17 @@ def test_denied_call_waits_a_minute() -> None:
 @pytest.mark.parametrize(
     ("loss", "had_event", "lasted_s", "expected_s"),
     [
-        (Loss.ENDED, True, 300.0, 0.0),
-        (Loss.ENDED, True, 1.0, CALL_INTERVAL_S - 1.0),
-        (Loss.SILENT, True, 35.0, 0.0),
-        (Loss.SILENT, False, 35.0, 1.5),
-        (Loss.ENDED, False, 10.0, 1.5),
-        (Loss.TAKEN_OVER, True, 10.0, 1.5),
+        (SubscriptionLoss.ENDED, True, 300.0, 0.0),
+        (SubscriptionLoss.ENDED, True, 1.0, CALL_INTERVAL_S - 1.0),
+        (SubscriptionLoss.SILENT, True, 35.0, 0.0),
+        (SubscriptionLoss.SILENT, False, 35.0, 1.5),
+        (SubscriptionLoss.ENDED, False, 10.0, 1.5),
+        (SubscriptionLoss.TAKEN_OVER, True, 10.0, 1.5),
     ],
 )
-def test_lost_subscription_is_replaced(loss: Loss, lasted_s: float, expected_s: float, *, had_event: bool) -> None:
+def test_lost_subscription_is_replaced(
+    loss: SubscriptionLoss, lasted_s: float, expected_s: float, *, had_event: bool
+) -> None:
     """At once where it worked, as soon as Kinesis allows a call; later where it was taken, or had no event."""
     schedule = SubscriptionSchedule()
     schedule.note_accepted(NOW)
@@ -91,9 +93,11 @@ def test_lost_subscription_is_replaced(loss: Loss, lasted_s: float, expected_s: 
         assert not schedule.is_call_due(NOW + lasted_s + expected_s - 0.001)
 
 
-@given(gaps=st.lists(st.tuples(st.floats(0, 20), st.sampled_from(list(Loss)), st.booleans(), st.floats(0, 1))))
+@given(
+    gaps=st.lists(st.tuples(st.floats(0, 20), st.sampled_from(list(SubscriptionLoss)), st.booleans(), st.floats(0, 1)))
+)
 def test_no_two_calls_within_five_seconds_and_none_is_put_off_for_ever(
-    gaps: list[tuple[float, Loss, bool, float]],
+    gaps: list[tuple[float, SubscriptionLoss, bool, float]],
 ) -> None:
     """Whatever happens to the subscriptions, by a schedule that is followed."""
     schedule, now, accepted_at = SubscriptionSchedule(), NOW, NOW - 100
@@ -115,5 +119,5 @@ def test_failures_are_forgotten_after_a_subscription_that_lasted() -> None:
     for _ in range(10):
         schedule.note_failed(NOW, 0.0)
     schedule.note_accepted(NOW)
-    schedule.note_lost(NOW + STABLE_S, Loss.TAKEN_OVER, 0.0, had_event=True)
+    schedule.note_lost(NOW + STABLE_S, SubscriptionLoss.TAKEN_OVER, 0.0, had_event=True)
     assert schedule.is_call_due(NOW + STABLE_S + 1.5)

@@ -6,10 +6,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold, Target
+from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold
 from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber
 from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition
+from simplu_worker.vocabulary import HeldTarget
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 PARENTS = tuple(ParentRecords(one, AtSequenceNumber("2"), Position(2), None) for one in ("parent-1", "parent-2"))
@@ -20,14 +21,14 @@ def mark(number: int) -> RecordPosition:
     return RecordPosition(str(number), 0, START + timedelta(seconds=number))
 
 
-def make_hold(after: int, *parents: ParentRecords, target: Target = Target.SHARD, arrived_s: int = 0) -> Hold:
+def make_hold(after: int, *parents: ParentRecords, target: HeldTarget = HeldTarget.SHARD, arrived_s: int = 0) -> Hold:
     """Return a hold whose records after this one are unread."""
     arrived_at = START + timedelta(seconds=arrived_s)
     return Hold(target, "", "failing", unread=Unread(mark(after), parents), arrived_at=arrived_at, now=7.0)
 
 
-@pytest.mark.parametrize("target", Target)
-def test_hold_waits_is_ready_and_is_caught_up(target: Target) -> None:
+@pytest.mark.parametrize("target", HeldTarget)
+def test_hold_waits_is_ready_and_is_caught_up(target: HeldTarget) -> None:
     """It waits for the parents only where it is theirs. When it is lowered, it waits again."""
     hold = make_hold(5, target=target)
     states = []
@@ -39,7 +40,7 @@ def test_hold_waits_is_ready_and_is_caught_up(target: Target) -> None:
     hold.lower(Unread(mark(4)), START)
     states.append((hold.is_waiting, hold.is_waiting_for_parents, repr(hold).split(", ")[2]))
 
-    waiting = (True, target is Target.PARENTS, "held")
+    waiting = (True, target is HeldTarget.PARENTS, "held")
     assert states == [waiting, (False, False, "ready"), (False, False, "catching up"), waiting]
     assert (hold.since, hold.next_attempt_at) == (7.0, 7.0)
 

@@ -10,12 +10,13 @@ import pytest
 from simplu_worker.consumers.kinesis.holding import ownership as ownership_module
 from simplu_worker.consumers.kinesis.holding import tenant_set
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
-from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold, Reason, Target
+from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold
 from simplu_worker.consumers.kinesis.holding.ownership import Meeting, Ownership
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber
 from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition
+from simplu_worker.vocabulary import HeldTarget, HoldReason
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TENANTS = ("a-x", "b-w", "c-y", "d-p", "e-u", "f-t")  # of 8 slots, the first three share one, and the next two
@@ -281,9 +282,9 @@ def test_tenant_that_the_last_owner_held_and_the_parents_have_is_the_parents() -
         ownership.hold_predecessors(next(lists), unread(3), START, now=7.0)
         ownership.hold_parents(next(lists), unread(3), START, now=7.0)
         found = [ownership.owner_of(tenant) for tenant in ("a-x", "d-p")]
-        assert [hold and hold.target for hold in found] == [Target.PARENTS, Target.PREDECESSOR]
+        assert [hold and hold.target for hold in found] == [HeldTarget.PARENTS, HeldTarget.PREDECESSOR]
         assert found[1] is not None
-        assert (found[1].is_ready, found[1].reason, found[1].unread) == (True, Reason.TAKEN_OVER, unread(3))
+        assert (found[1].is_ready, found[1].reason, found[1].unread) == (True, HoldReason.TAKEN_OVER, unread(3))
 
 
 @pytest.mark.usefixtures("_small_sets")
@@ -333,14 +334,14 @@ def test_tenants_beyond_those_with_a_hold_of_their_own_share_one(monkeypatch: py
     assert list(owners(ownership))[:4] == ["a-x", "0", "0", "1"]
     assert [ownership.needs_lookup(tenant) for tenant in TENANTS] == [True, *[False] * 5]
     ownership.remove(holds[0])
-    assert hold_tenant(ownership, "e-u", 5).target is Target.TENANT
+    assert hold_tenant(ownership, "e-u", 5).target is HeldTarget.TENANT
 
 
 def test_backfill_stays_when_its_last_known_tenant_leaves_it_and_when_its_shard_fails() -> None:
     """The shard may lack operations of tenants that are not known."""
     ownership = new()
     hold = backfill(ownership, 5)
-    assert (hold.reason, ownership.meet_resident("a-x", hold, [])) == (Reason.BACKFILL, Meeting.TAKEN)
+    assert (hold.reason, ownership.meet_resident("a-x", hold, [])) == (HoldReason.BACKFILL, Meeting.TAKEN)
     hold_tenant(ownership, "a-x")
     assert (ownership.shard_hold("shard-1"), hold.tenants.names) == (hold, frozenset())
     assert hold_shard(ownership, "shard-1", ["b-w"], 7) is hold

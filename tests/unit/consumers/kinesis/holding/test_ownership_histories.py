@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from simplu_worker.consumers.kinesis.holding import ownership as ownership_module
 from simplu_worker.consumers.kinesis.holding import tenant_set
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
-from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold, Target
+from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold
 from simplu_worker.consumers.kinesis.holding.ownership import Meeting, Ownership
 from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber
 from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition, lowest_position
+from simplu_worker.vocabulary import HeldTarget
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TENANTS = ("a-x", "b-w", "c-y", "d-p", "e-u", "f-t")  # of 8 slots, the first three share one, and the next two
@@ -235,7 +236,7 @@ class Reader:
     def set_apart(self, tenant: str, unread: Unread, in_memory: Sequence[Entry]) -> None:
         """Give a tenant a hold of its own."""
         own = self.hold_tenant(tenant, [unread, *(entry.unread for entry in in_memory)])
-        own.is_ready = own.target is Target.TENANT
+        own.is_ready = own.target is HeldTarget.TENANT
 
     def make_way(self, tenant: str, catch_up: CatchUp) -> bool:
         """Drop what a catch-up is about to read again of a tenant; return whether it may."""
@@ -424,17 +425,17 @@ class Reader:
 
     def make_ready(self, hold: Hold) -> None:
         """Find a hold's target available, with no batch to it in flight."""
-        is_idle = hold.target is not Target.SHARD or not self.shards[hold.name].batch
-        if is_idle and hold.catch_up is None and hold.target is not Target.PARENTS:
+        is_idle = hold.target is not HeldTarget.SHARD or not self.shards[hold.name].batch
+        if is_idle and hold.catch_up is None and hold.target is not HeldTarget.PARENTS:
             hold.is_ready = True
 
     def find_moved(self, hold: Hold) -> None:
         """Catch up the tenants of a held shard that have another one now."""
-        for tenant in hold.tenants.names if hold.target is Target.SHARD and hold.catch_up is None else ():
+        for tenant in hold.tenants.names if hold.target is HeldTarget.SHARD and hold.catch_up is None else ():
             if self.home[tenant] != hold.name:
                 entries = self.take({tenant})
                 own = self.hold_tenant(tenant, [entry.unread for entry in entries], entries)
-                own.is_ready = own.target is Target.TENANT
+                own.is_ready = own.target is HeldTarget.TENANT
 
     def start_catch_ups(self, holds: Sequence[Hold]) -> None:
         """Catch up those of *holds* that are ready: with a running catch-up, or those without parents together."""

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simplu_worker.consumers.kinesis.holding.hold import Hold, Reason, Target
+from simplu_worker.consumers.kinesis.holding.hold import Hold
 from simplu_worker.consumers.kinesis.holding.unread import Unread
 from simplu_worker.consumers.kinesis.reader import catch_up
 from simplu_worker.consumers.kinesis.reader.catch_up import (
@@ -23,6 +23,7 @@ from simplu_worker.consumers.kinesis.reader.catch_up import (
     CatchUps,
     next_to_catch_up,
 )
+from simplu_worker.vocabulary import HeldTarget, HoldReason
 
 
 class Way:
@@ -54,7 +55,12 @@ class Waiting:
         """Hold the shard again, after its catch-up."""
         arrived_at = datetime(2026, 1, 1, tzinfo=UTC)
         self.hold = Hold(
-            Target.SHARD, "shard-1", Reason.SHARD_UNAVAILABLE, unread=Unread(None), arrived_at=arrived_at, now=self.now
+            HeldTarget.SHARD,
+            "shard-1",
+            HoldReason.SHARD_UNAVAILABLE,
+            unread=Unread(None),
+            arrived_at=arrived_at,
+            now=self.now,
         )
 
     def asked(self) -> None:

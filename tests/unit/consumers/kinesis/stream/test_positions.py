@@ -20,7 +20,8 @@ from simplu_worker.consumers.kinesis.stream.positions import (
     is_after,
     lowest_position,
 )
-from simplu_worker.operations.operation import Origin, Source
+from simplu_worker.operations.operation import Origin
+from simplu_worker.vocabulary import Source
 
 numbers = st.integers(min_value=0, max_value=10**129 - 1)
 positions = st.one_of(

@@ -21,8 +21,9 @@ from simplu_worker.consumers.sqs.control.decode import (
     tenant_id_of_control,
     with_timestamp,
 )
-from simplu_worker.operations.operation import DeadLetterReason, Origin, RejectedRecord, Source
+from simplu_worker.operations.operation import Origin, RejectedRecord
 from simplu_worker.shards.types import AdminAccount, ResourceRename
+from simplu_worker.vocabulary import DeadLetterReason, Source
 
 ORIGIN = Origin(source=Source.SQS, name="control", arrived_at=datetime(2026, 1, 2, tzinfo=UTC), message_id="m")
 CREATION = {"businessId": "b", "locationId": "l", "businessType": "dental", "timestamp": "2026-01-02T03:04:05+02:00"}

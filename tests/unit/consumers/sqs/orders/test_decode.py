@@ -14,14 +14,8 @@ from hypothesis import strategies as st
 
 from simplu_worker.consumers.sqs.orders.decode import OrderRules, decode_order
 from simplu_worker.operations.decode import decode_operation
-from simplu_worker.operations.operation import (
-    DeadLetterReason,
-    Operation,
-    OperationKind,
-    Origin,
-    RejectedRecord,
-    Source,
-)
+from simplu_worker.operations.operation import Operation, Origin, RejectedRecord
+from simplu_worker.vocabulary import DeadLetterReason, OperationKind, Source
 
 MAX_BYTES = 2_000_000
 SENT_AT = datetime(2026, 3, 1, 12, 0, 0, 250_000, tzinfo=UTC)

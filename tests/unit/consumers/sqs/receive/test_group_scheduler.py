@@ -18,7 +18,7 @@ from simplu_worker.consumers.sqs.receive.group_scheduler import (
     SchedulerLimits,
 )
 from simplu_worker.consumers.sqs.receive.verdicts import Done, RetryHeld, ReturnToQueue, ToDeadLetter, Verdict
-from simplu_worker.operations.operation import DeadLetterReason
+from simplu_worker.vocabulary import DeadLetterReason
 
 LIMITS = SchedulerLimits(message_count=100, batch_count=10)
 DEAD_LETTER = ToDeadLetter(DeadLetterReason.INVALID_JSON, "no JSON")

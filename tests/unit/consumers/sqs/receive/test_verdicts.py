@@ -20,7 +20,8 @@ from simplu_worker.consumers.sqs.receive.verdicts import (
     verdict_on_rejected,
 )
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.operations.operation import DeadLetterReason, Origin, RejectedRecord, Source
+from simplu_worker.operations.operation import Origin, RejectedRecord
+from simplu_worker.vocabulary import DeadLetterReason, Source
 
 RULES = RetryRules((1.0, 5.0, 15.5), timedelta())
 IDS = MessageIds("b", "l", "r", "x")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from simplu_worker.operations.admission import TenantState
 from simplu_worker.transfers.moving.planning.balance import PlannedTransfer, WeighedTenant
 from simplu_worker.transfers.moving.planning.begun import (
     BegunMove,
@@ -14,6 +13,7 @@ from simplu_worker.transfers.moving.planning.begun import (
     homes_of,
     sort_begun_moves,
 )
+from simplu_worker.vocabulary import TenantState
 
 
 def found(**states: str) -> list[FoundTenant]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from simplu_worker.errors import PermanentError, RetryableError
-from simplu_worker.operations.admission import TenantState
 from simplu_worker.transfers.moving.planning.places import TenantPlaces
+from simplu_worker.vocabulary import TenantState
 
 
 def places(silent: tuple[str, ...] = (), **states: str) -> TenantPlaces:

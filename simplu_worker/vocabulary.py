@@ -1,0 +1,432 @@
+"""The closed sets of words that people see: in metrics, over HTTP, in commands, in logs and in tables. Pure.
+
+Labels of metrics, choices of commands, the OpenAPI description, the filters of the status page and the lists in docs/
+are made from these. A new kind, state or reason is a line here, and its behaviour.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+
+class Source(StrEnum):
+    """The service that a record came from."""
+
+    KINESIS = "kinesis"
+    SQS = "sqs"
+
+
+class OperationKind(StrEnum):
+    """The kinds of operation on a resource (docs/interface.md)."""
+
+    CREATE = "create"
+    UPDATE = "update"
+    PATCH = "patch"
+    DELETE = "delete"
+    LIST = "list"
+    READ = "read"
+
+    @property
+    def writes(self) -> bool:
+        """Whether the operation changes rows of `resources`."""
+        return self not in READING_KINDS
+
+
+READING_KINDS: Final = frozenset({OperationKind.LIST, OperationKind.READ})
+
+
+class Failure(StrEnum):
+    """The error of an operation that is decided without effect (docs/interface.md)."""
+
+    ALREADY_EXISTS = "already_exists"
+    NOT_FOUND = "not_found"
+    RESULT_TOO_LARGE = "result_too_large"
+    INVALID_DATA = "invalid_data"
+    TENANT_DESTROYED = "tenant_destroyed"
+    RETRIES_EXHAUSTED = "retries_exhausted"  # given up; the only failure that a replay of its dead letter replaces
+
+
+class DeadLetterReason(StrEnum):
+    """Why a record became a dead letter (docs/interface.md)."""
+
+    INVALID_JSON = "invalid_json"
+    INVALID_MESSAGE = "invalid_message"
+    UNKNOWN_TYPE = "unknown_type"
+    UNKNOWN_TENANT = "unknown_tenant"
+    REQUEST_ID_REUSED = "request_id_reused"
+    RETRIES_EXHAUSTED = "retries_exhausted"
+    TOO_LARGE = "too_large"
+    INTERNAL_ERROR = "internal_error"  # the worker itself failed at the record alone, twice
+
+
+class OperationOutcome(StrEnum):
+    """How an operation was decided: a success, a failure, or nothing new."""
+
+    SUCCEEDED = "succeeded"
+    ALREADY_EXISTS = Failure.ALREADY_EXISTS
+    NOT_FOUND = Failure.NOT_FOUND
+    RESULT_TOO_LARGE = Failure.RESULT_TOO_LARGE
+    INVALID_DATA = Failure.INVALID_DATA
+    TENANT_DESTROYED = Failure.TENANT_DESTROYED
+    RETRIES_EXHAUSTED = Failure.RETRIES_EXHAUSTED
+    DUPLICATE = "duplicate"
+    DEAD_LETTER = "dead_letter"
+
+
+class OperationStatus(StrEnum):
+    """The status of an operation in the log."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+class RequestStatus(StrEnum):
+    """The status of a request id, as a producer asks for it."""
+
+    SUCCEEDED = OperationStatus.SUCCEEDED
+    FAILED = OperationStatus.FAILED
+    REJECTED = "rejected"
+    PENDING = "pending"
+    HELD = "held"
+    UNKNOWN = "unknown"
+
+
+class TargetKind(StrEnum):
+    """What a loop works for."""
+
+    SHARD = "shard"  # a Postgres shard
+    STREAM_SHARD = "stream_shard"
+    LEASES = "leases"  # the lease table
+    QUEUE = "queue"
+    TENANT = "tenant"
+    CITRUS = "citrus"
+    CACHE = "cache"
+    REPLICA = "replica"  # the chores of the process itself
+
+
+class HeldTarget(StrEnum):
+    """What cannot take operations now."""
+
+    SHARD = "shard"  # a Postgres shard
+    TENANT = "tenant"
+    OVERFLOW = "overflow"  # the tenants beyond TENANT_HOLDS_MAX
+    PARENTS = "parents"  # the tenants with operations of a parent (after a reshard) that are pending there
+    PREDECESSOR = "predecessor"  # the tenants that the last owner of the lease held
+
+
+class Absence(StrEnum):
+    """Why a tenant's operations cannot be sent to a shard now."""
+
+    UNREGISTERED = "unregistered"  # a definite, fresh "not registered"
+    NOT_HERE = "not_here"  # registered, and no shard has its row yet
+    INACTIVE = "inactive"  # its shard is marked inactive
+    MOVING = "moving"  # its row is fenced or incoming; mostly for milliseconds, unless it is imported or restored
+
+
+class HoldReason(StrEnum):
+    """Why a target is held."""
+
+    UNREGISTERED = Absence.UNREGISTERED
+    NOT_HERE = Absence.NOT_HERE
+    INACTIVE = Absence.INACTIVE
+    MOVING = Absence.MOVING
+    SHARD_UNAVAILABLE = "shard_unavailable"
+    FAILING = "failing"
+    LOCKED = "locked"  # another transaction keeps a row of the tenant locked
+    RESHARD = "reshard"
+    TAKEN_OVER = "taken_over"
+    BACKFILL = "backfill"  # a Postgres shard may have lost commits
+    GAP = "gap"  # a Postgres shard lacks records that the stream no longer has; it waits for a person
+    INTERNAL_ERROR = "internal_error"  # the worker itself failed at the operations of a Postgres shard
+
+
+OTHER_REPLICA: Final = "other_replica"  # in place of a reason: the replica that holds the tenant knows why
+
+
+class TenantState(StrEnum):
+    """The states of a tenant on one shard (docs/reading.md)."""
+
+    INCOMING = "incoming"
+    READY = "ready"
+    ACTIVE = "active"
+    FENCED = "fenced"
+    MOVED = "moved"
+    DESTROYING = "destroying"
+    DESTROYED = "destroyed"
+
+
+class ShardState(StrEnum):
+    """The health of a shard in one word."""
+
+    UNKNOWN = "unknown"  # not probed yet
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"  # it answers, and has a problem
+    LOST = "lost"  # it does not answer, or no worker may use it
+
+
+class ServerRole(StrEnum):
+    """The role of a shard's server."""
+
+    PRIMARY = "primary"
+    STANDBY = "standby"
+    READ_ONLY = "read-only"
+
+
+class ShardProblem(StrEnum):
+    """The kind of a shard's problem."""
+
+    NO_ANSWER = "no_answer"
+    REFUSED = "refused"  # another shard's database, rights, version
+    READ_ONLY = "read_only"
+    FAILING = "failing"  # it answers, and its last use failed
+    SLOW = "slow"
+    LAGGING = "lagging"
+    CONNECTIONS = "connections"
+    USAGE = "usage"
+    INACTIVE = "inactive"  # marked by Citrus
+    GAP = "gap"  # it takes no operations of the stream; queues go on
+    CLOCK = "clock"  # nothing is deleted there by the time
+
+
+class CommitSafety(StrEnum):
+    """How safe a message's commit is known to be when the message is deleted."""
+
+    SYNCHRONOUS = "synchronous"  # confirmed by the standbys that the server names
+    REPLICATED = "replicated"  # on the disks of all standbys that keep up
+    LAGGING = "lagging"  # on the server's disk; there are standbys, and none keeps up
+    UNKNOWN = "unknown"  # on the server's disk; there are standbys, and their positions are hidden
+    LOCAL = "local"  # on the server's disk; it has no standby
+    VOLATILE = "volatile"  # in the server's memory: it has no standby, and fsync is off
+
+
+class MovePhase(StrEnum):
+    """The phase of a mover, in order."""
+
+    PREPARE = "prepare"
+    COPY = "copy"
+    CATCH_UP = "catch up"
+    VERIFY = "verify"
+    REHEARSE = "rehearse"
+    FENCE = "fence"
+    LAST_DELTA = "last delta"
+    COMMIT = "commit"
+    ACTIVATE = "activate"
+    CERTIFY = "certify"
+    PUBLISH = "publish"  # by the command
+
+
+class MoveStep(StrEnum):
+    """The step of a move in the journal of its source."""
+
+    OPEN = "open"
+    COMMITTED = "committed"
+    DONE = "done"
+    UNDOING = "undoing"
+    UNDONE = "undone"
+    CLEANING = "cleaning"
+    CLEANED = "cleaned"
+
+
+class MoveOutcome(StrEnum):
+    """How a move ended."""
+
+    MOVED = "moved"
+    DIFFERS = "differs"
+    UNDONE = "undone"
+    FAILED = "failed"
+
+
+class Role(StrEnum):
+    """The role of a caller: a viewer sees counts, states and names; an operator sees all, and acts."""
+
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+
+
+class UnreadyReason(StrEnum):
+    """Why no work can be done now."""
+
+    STARTING = "starting"
+    DRAINING = "draining"
+    CREDENTIALS_UNAVAILABLE = "credentials_unavailable"  # those of AWS
+    CITRUS_REFUSES_KEY = "citrus_refuses_key"
+    STREAM_OPENING = "stream_opening"
+    STREAM_UNAVAILABLE = "stream_unavailable"  # or the lease table
+    STREAM_UNREADABLE = "stream_unreadable"  # Kinesis refuses reads
+    KCL_ASSIGNS_LEASES = "kcl_assigns_leases"  # a KCL 3.x, to its own workers
+    SOURCE_FAILING = "source_failing"  # all loops of one source end with errors that nobody foresaw
+    QUEUES_UNREACHABLE = "queues_unreachable"
+
+
+class SourceState(StrEnum):
+    """What a source of records does now."""
+
+    RUNNING = "running"
+    WAITING = "waiting"
+    OPENING = "opening"
+    POLLING = "polling"
+    READING = "reading"
+
+
+class StreamShardState(StrEnum):
+    """What becomes of a stream shard at this replica."""
+
+    READING = "reading"
+    WAITS_FOR_MEMORY = "waits for memory"
+    ENDED = "ended"
+    RELEASED = "released"
+    ELSEWHERE = "elsewhere"
+    UNOWNED = "unowned"
+
+
+class HoldState(StrEnum):
+    """How far the operations of a held target are."""
+
+    HELD = "held"
+    READY = "ready"
+    CATCHING_UP = "catching up"
+
+
+class DependencyState(StrEnum):
+    """A dependency without an error; else its state is the error."""
+
+    OK = "ok"
+
+
+class MessageOutcome(StrEnum):
+    """How a message of a queue was decided."""
+
+    DELETED = "deleted"
+    RETRIED = "retried"  # received again later
+    DEAD_LETTER = "dead_letter"
+    GIVEN_BACK = "given_back"  # not begun, or behind a retried message of its group
+    LEASE_LOST = "lease_lost"  # hidden from other receivers no longer
+    STALE_RECEIPT = "stale_receipt"  # done, and still in the queue
+    NOT_DELETED = "not_deleted"  # the same
+
+
+class LeaseState(StrEnum):
+    """A lease of the stream, as a replica sees it."""
+
+    OWNED = "owned"
+    OTHER = "other"
+    UNOWNED = "unowned"
+    ENDED = "ended"
+
+
+class LeaseTake(StrEnum):
+    """How a lease was taken."""
+
+    FREE = "free"
+    EXPIRED = "expired"
+    STOLEN = "stolen"
+    ASSIGNED = "assigned"
+    RELEASED = "released"
+
+
+class StreamReader(StrEnum):
+    """What reads a stream shard."""
+
+    MAIN = "main"
+    CATCH_UP = "catch_up"
+    PUSHED = "pushed"
+
+
+class SubscriptionLoss(StrEnum):
+    """How a subscription to a stream shard ended."""
+
+    ENDED = "ended"
+    TAKEN_OVER = "taken_over"  # by another replica, which has the lease now or believes so
+    SILENT = "silent"
+
+
+class SubscriptionEvent(StrEnum):
+    """What happened to a subscription to a stream shard."""
+
+    ACCEPTED = "accepted"
+    ENDED = SubscriptionLoss.ENDED
+    TAKEN_OVER = SubscriptionLoss.TAKEN_OVER
+    SILENT = SubscriptionLoss.SILENT
+    DEFERRED = "deferred"
+    REFUSED = "refused"
+
+
+class CitrusEndpoint(StrEnum):
+    """The requests to the shard manager."""
+
+    GET_SHARD = "get_shard"
+    REGISTER = "register"
+    MOVE = "move"
+    SHARDS_HEALTH = "shards_health"
+    CAPACITY = "capacity"
+
+
+class CitrusOutcome(StrEnum):
+    """How a request to the shard manager ended."""
+
+    OK = "ok"
+    NOT_FOUND = "not_found"
+    CONFLICT = "conflict"
+    REFUSED = "refused"
+    DENIED = "denied"
+    ERROR = "error"
+    TIMEOUT = "timeout"
+
+
+class ConnectionState(StrEnum):
+    """A connection to a shard, or who waits for one."""
+
+    IDLE = "idle"
+    USED = "used"
+    WAITING = "waiting"
+
+
+class ProvisioningOutcome(StrEnum):
+    """How the provisioning of a tenant ended."""
+
+    SUCCEEDED = "succeeded"
+    EXISTED = "existed"
+    FAILED = "failed"
+    UNDONE = "undone"
+
+
+class QueueCall(StrEnum):
+    """A call with receipt handles, which SQS may refuse."""
+
+    DELETE = "delete"
+    CHANGE_VISIBILITY = "change_visibility"
+
+
+class ShardMapOutcome(StrEnum):
+    """How the reload of a static map ended."""
+
+    APPLIED = "applied"
+    REFUSED = "refused"
+
+
+class CacheOutcome(StrEnum):
+    """What became of the invalidation of a resource."""
+
+    DONE = "done"
+    FAILED = "failed"
+    RETRIED = "retried"
+    DROPPED = "dropped"
+
+
+class StreamRetry(StrEnum):
+    """Why a read, or a batch of the stream, was tried again."""
+
+    READ_FAILED = "read_failed"
+    SHARD_UNAVAILABLE = HoldReason.SHARD_UNAVAILABLE
+    FAILING = HoldReason.FAILING
+    LOCKED = HoldReason.LOCKED
+
+
+class QueueRetry(StrEnum):
+    """Why a receive, or a message of a queue, was tried again."""
+
+    RECEIVE = "receive"
+    DEPENDENCY = "dependency"
+    BLOCKED = "blocked"
+    UNEXPECTED = "unexpected"
