@@ -1,4 +1,4 @@
-"""The types of the variables' values, and the words for them in docs/configuration.md and in problems."""
+"""The types of the variables' values, and the words for them in docs/configuration.md and in problems. Pure."""
 
 from __future__ import annotations
 
