@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from simplu_worker.config.rules import ROUTES, set_of
 from simplu_worker.config.settings import Settings
+from simplu_worker.config.variable_rules import ROUTES, set_of
 from simplu_worker.errors import ConfigurationError, PermanentError
 from simplu_worker.operations.operation import ID_MAX, is_id, tenant_id_of
 

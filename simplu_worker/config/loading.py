@@ -13,9 +13,9 @@ from typing import Any, Final
 from dotenv.parser import parse_stream
 from pydantic import ValidationError
 
-from simplu_worker.config.rules import find_contradictions, find_omissions, find_region
 from simplu_worker.config.settings import SECRETS, VARIABLES, Settings, schemas
 from simplu_worker.config.values import describe_values, is_service_link
+from simplu_worker.config.variable_rules import find_contradictions, find_omissions, find_region
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.telemetry.log import register_secret, scrub_text
 

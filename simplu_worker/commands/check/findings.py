@@ -10,8 +10,8 @@ from typing import Final
 import msgspec
 
 from simplu_worker.aws.sqs_queue import QueueAttributes
-from simplu_worker.config.rules import SOURCES, set_of
 from simplu_worker.config.settings import Settings
+from simplu_worker.config.variable_rules import SOURCES, set_of
 from simplu_worker.consumers.kinesis.stream.client import StreamShard
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems

@@ -15,8 +15,8 @@ from simplu_worker.commands.output.display import print_json, print_note, print_
 from simplu_worker.commands.stream.input_lines import InputLine
 from simplu_worker.commands.stream.send import parse_input
 from simplu_worker.commands.stream.wait_outcomes import LastPoll, OperationKey, find_operations
-from simplu_worker.config.rules import ROUTES, set_of
 from simplu_worker.config.settings import Settings
+from simplu_worker.config.variable_rules import ROUTES, set_of
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Operation, RejectedRecord
 from simplu_worker.shards.gateway import ShardGateway

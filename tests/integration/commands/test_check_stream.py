@@ -16,7 +16,7 @@ from simplu_local.processes.watchdog import ProcessGroup
 from simplu_local.stack.aws import start_kinesis
 from simplu_worker.commands.check.check import check_dependencies
 from simplu_worker.commands.check.cli import check
-from simplu_worker.config.rules import SOURCES
+from simplu_worker.config.variable_rules import SOURCES
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.stream.client import Stream
