@@ -37,8 +37,9 @@ def load_env_file(path: Path) -> None:
     problems = []
     for name, value, (text, line), is_invalid in bindings:
         if is_invalid or "\0" in text or (name is not None and (value is None or "=" in name)):
-            place = f"{path}, line {line + text.rstrip().count(chr(10))}"
-            problems.append(f"--env-file: expected NAME=value in {place}; quote the value or comment it out")
+            line_end = line + text.rstrip().count("\n")  # python-dotenv counts blank lines before a statement to it
+            advice = "quote the value or comment it out"
+            problems.append(f"--env-file: expected NAME=value in {path}, line {line_end}; {advice}")
         elif name is not None and value is not None:
             variables[name] = value
     if problems:

@@ -53,7 +53,7 @@ def _check_url(text: str) -> str:
 
 def _check_time(time: datetime) -> datetime:
     time = time if time.tzinfo else time.replace(tzinfo=UTC)
-    if time.year < 1970:
+    if time < datetime(1970, 1, 1, tzinfo=UTC):
         raise ValueError("Kinesis counts from 1970")
     return time
 
