@@ -121,8 +121,8 @@ async def _serve_http(
         settings.http_host,
         settings.http_port,
         tokens=Tokens(
-            operator=None if operator is None else operator.reveal(),
-            viewer=None if viewer is None else viewer.reveal(),
+            operator=None if operator is None else operator.get_secret_value(),
+            viewer=None if viewer is None else viewer.get_secret_value(),
         ),
         views=http_views(replica, letters),
         allow_destructive=settings.allow_destructive_http,

@@ -32,6 +32,7 @@ from simplu_local.postgres.server import (
 )
 from simplu_local.processes.loopback import StackError
 from simplu_local.processes.watchdog import ProcessGroup
+from simplu_worker.config.settings import VARIABLES
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.connector import ShardConnection
 from simplu_worker.shards.postgres.pool import ShardPool
@@ -55,7 +56,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Begin to watch for leaks, choose the tests to run, and have initdb run once for all servers."""
+    """Begin to watch for leaks, choose the tests to run, and have initdb run once for all servers.
+
+    Settings that tests make read the environment: the variables of whoever runs the tests are none of theirs.
+    """
+    for name in VARIABLES.keys() - {"LOG_LEVEL"}:
+        os.environ.pop(name, None)
     if INITIAL_DATA_VARIABLE not in os.environ:  # the processes of xdist inherit it
         folder = tempfile.mkdtemp(prefix="simplu-data-")
         os.environ[INITIAL_DATA_VARIABLE] = folder

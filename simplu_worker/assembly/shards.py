@@ -89,7 +89,7 @@ async def _open_locator(settings: Settings) -> AsyncIterator[Locator]:
         api_key = settings.citrus_api_key
         async with open_citrus(
             settings.citrus_server_url,
-            api_key=None if api_key is None else api_key.reveal(),
+            api_key=None if api_key is None else api_key.get_secret_value(),
             timeout_s=settings.citrus_timeout / 1000,
             attempts=settings.citrus_retry_attempts,
             allowed_hosts=allowed_hosts,
@@ -116,7 +116,7 @@ def _only_connection_string(settings: Settings) -> str:
     password = settings.database_password
     userinfo = quote(settings.database_username or "", safe="")
     if password is not None:
-        userinfo += ":" + quote(password.reveal(), safe="")
+        userinfo += ":" + quote(password.get_secret_value(), safe="")
     host = settings.database_host or ""
     place = f"[{host}]" if ":" in host else quote(host, safe="")  # a socket's folder has slashes
     return f"postgresql://{userinfo}@{place}:{settings.database_port}/{quote(settings.database_name or '', safe='')}"

@@ -95,7 +95,7 @@ def find_part_problems(settings: Settings) -> list[str]:
     if settings.kinesis_stream_name is not None or any(url is not None for url in _queue_urls(settings)):
         checks.append(partial(check_aws_profile, settings.aws_region))
     if settings.redis_url is not None:
-        checks.append(partial(create_redis_commands, settings.redis_url.reveal()))
+        checks.append(partial(create_redis_commands, settings.redis_url.get_secret_value()))
     if settings.shard_map_file is not None:
         checks.append(partial(read_shard_map, settings.shard_map_file, settings.database_allowed_hosts))
     elif settings.citrus_server_url is None and settings.database_host is not None:
@@ -121,7 +121,7 @@ async def open_parts(settings: Settings, replica_name: str) -> AsyncIterator[Par
             span_export = stack.enter_context(tracing)
         cache, cache_admin = None, None
         if settings.redis_url is not None:
-            cache, cache_admin = await stack.enter_async_context(open_cache(settings.redis_url.reveal()))
+            cache, cache_admin = await stack.enter_async_context(open_cache(settings.redis_url.get_secret_value()))
         on_change = ignore_changes if cache is None else cache.invalidate
         business_info = None
         if settings.provision_on_first_use:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from simplu_worker.config.settings import ROUTES, Settings
+from simplu_worker.config.settings import Settings
+from simplu_worker.config.variable_rules import ROUTES, set_of
 from simplu_worker.errors import ConfigurationError, PermanentError
 from simplu_worker.operations.operation import ID_MAX, is_id, tenant_id_of
 
@@ -19,7 +20,7 @@ def require_settings(
         problems.append("KINESIS_STREAM_NAME: expected the stream to put operations on, got nothing; set it")
     if queue is not None and getattr(settings, queue.lower()) is None:
         problems.append(f"{queue}: expected the queue to send order events to, got nothing; set it")
-    if routes and not any(getattr(settings, name.lower()) for name in ROUTES):
+    if routes and not set_of(settings, *ROUTES):
         problems.append(f"{ROUTES[0]}: expected a way to find shards, {' or '.join(ROUTES)}, got none; set one")
     if problems:
         raise ConfigurationError(*problems)

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from simplu_worker.commands.exit_status import EXIT_FAILED, EXIT_INTERRUPTED
-from simplu_worker.config.environment import apply_env_file, is_service_link, prepare_aws_environment
-from simplu_worker.config.misspellings import Misspelling, find_misspellings
-from simplu_worker.config.settings import VARIABLES, Settings, draft_settings
+from simplu_worker.config.loading import draft_settings, load_env_file, prepare_aws_environment
+from simplu_worker.config.misspellings import find_misspellings
+from simplu_worker.config.settings import VARIABLES, Settings
+from simplu_worker.config.values import is_service_link
 from simplu_worker.errors import ConfigurationError, WorkerError
 from simplu_worker.memory_tuning import end_start
 from simplu_worker.telemetry.bare_structlog import structlog
@@ -67,37 +68,37 @@ def read_settings(env_file: Path | None, *, for_run: bool) -> Settings:
     with the misspelt variables, one of which may be the cause.
     """
     if env_file is not None:
-        apply_env_file(env_file, os.environ)
-    draft = draft_settings(os.environ, for_run=for_run)
-    problems = draft.problems
-    with contextlib.suppress(ConfigurationError):  # its problems are among those of the draft
-        prepare_aws_environment(os.environ)
+        load_env_file(env_file)
+    settings, problems = draft_settings(for_run=for_run)
+    prepare_aws_environment(settings)
     if for_run:
         from simplu_worker.assembly.worker import find_part_problems
 
         named = {problem.partition(":")[0] for problem in problems}
-        problems += [more for more in find_part_problems(draft.settings) if more.partition(":")[0] not in named]
+        problems += [more for more in find_part_problems(settings) if more.partition(":")[0] not in named]
     if problems:
-        raise ConfigurationError(*problems, *map(str, given_misspellings()))
-    return draft.settings
+        ignored = "expected the name of a variable, got one that the worker ignores; did you mean"
+        misspelt = [f"{name}: {ignored} {nearest}?" for name, nearest in given_misspellings().items()]
+        raise ConfigurationError(*problems, *misspelt)
+    return settings
 
 
-def given_misspellings() -> list[Misspelling]:
-    """Return the misspelt variables of the environment; an empty one counts as unset."""
-    return list(find_misspellings(name for name, value in os.environ.items() if value))
+def given_misspellings() -> dict[str, str]:
+    """Return the misspelt variables of the environment, each with the nearest one of ours."""
+    return find_misspellings(name for name, value in os.environ.items() if value and not is_service_link(value))
 
 
 def log_service_links() -> None:
     """Log the variables of ours that are ignored because Kubernetes has set them for a service of that name."""
     for name in VARIABLES:
-        if is_service_link(name, os.environ.get(name, "")):
+        if name.endswith("_PORT") and is_service_link(os.environ.get(name, "")):
             log.warning("variable.not_ours", variable=name, advice=SERVICE_LINK_ADVICE)
 
 
 def log_misspellings() -> None:
     """Log the misspelt variables of the environment: they may be of another program, so they stop nothing."""
-    for misspelling in given_misspellings():
-        log.warning("variable.ignored", variable=misspelling.name, nearest=misspelling.nearest)
+    for name, nearest in given_misspellings().items():
+        log.warning("variable.ignored", variable=name, nearest=nearest)
 
 
 def run_until_interrupted(command: Coroutine[Any, Any, int]) -> int:

@@ -26,8 +26,8 @@ sys.__stdout__.write(json.dumps([status, sorted(sys.modules)]))
 # Each takes 20 to 200 ms to import.
 AWS: Final = {"aiobotocore", "aiohttp", "botocore"}
 POSTGRES: Final = {"asyncpg", "prometheus_client"}
-SETTINGS: Final = {"msgspec", "structlog"}
-NOT_OURS: Final = {"boto3", "moto", "opentelemetry", "pydantic", "redis", "requests"}
+SETTINGS: Final = {"msgspec", "pydantic_settings", "structlog"}
+NOT_OURS: Final = {"boto3", "moto", "opentelemetry", "redis", "requests"}
 # A port on which no server listens: the command ends once it has asked the shard.
 SHARD: Final = {
     "DATABASE_HOST": "127.0.0.1",

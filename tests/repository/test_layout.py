@@ -16,7 +16,6 @@ NOT_PURE = {
     "__main__": "runs the command line",
     "commands.check.cli": "runs a command",
     "commands.process_end": "ends the process",
-    "config.environment": "reads files of secrets",
     "config.settings": "reads the variables of the process",
     "shards.schema.sql_files": "reads the SQL files when it is imported",
     "telemetry.tracing.spans": "has the tracer of the process",

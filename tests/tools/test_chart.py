@@ -13,9 +13,8 @@ from support.exported_metrics import METRIC, metric_names
 from support.requires import ROOT
 
 from simplu_worker import __version__
-from simplu_worker.config.environment import SECRETS
 from simplu_worker.config.misspellings import KNOWN_VARIABLES
-from simplu_worker.config.settings import VARIABLES
+from simplu_worker.config.settings import SECRETS, VARIABLES
 
 HELM = ROOT / "deploy" / "helm"
 CHART = HELM / "simplu-worker"

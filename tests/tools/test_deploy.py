@@ -15,9 +15,8 @@ from prometheus_client import REGISTRY
 from support.exported_metrics import metric_names
 from support.requires import ROOT, required_program
 
-from simplu_worker.config.environment import SECRETS
 from simplu_worker.config.misspellings import KNOWN_VARIABLES
-from simplu_worker.config.settings import VARIABLES
+from simplu_worker.config.settings import SECRETS, VARIABLES
 
 DEPLOY = ROOT / "deploy"
 SYSTEMD = DEPLOY / "systemd"

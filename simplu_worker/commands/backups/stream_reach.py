@@ -29,7 +29,7 @@ def backup_address(settings: Settings, shard_id: str) -> ShardAddress:
         raise ConfigurationError(
             "BACKUP_URL: expected the connection string of a restored backup, got nothing; set it, or BACKUP_URL_FILE"
         )
-    url = settings.backup_url.reveal()
+    url = settings.backup_url.get_secret_value()
     return ShardAddress(shard_id, url).validate(settings.database_allowed_hosts)
 
 

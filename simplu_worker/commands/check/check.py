@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 import resource
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from datetime import timedelta
 from enum import StrEnum
 from functools import partial
@@ -31,7 +30,6 @@ from simplu_worker.aws.sqs_queue import Queue, find_queue_url
 from simplu_worker.cache.cache import create_redis_commands
 from simplu_worker.commands.check.findings import CheckFacts, Finding, describe_reading, find_oddities, format_hours
 from simplu_worker.commands.output.display import print_json, print_line, print_table
-from simplu_worker.config.misspellings import Misspelling
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.leases.kcl_leader import LEADER_KEY
 from simplu_worker.consumers.kinesis.leases.kcl_leader_watch import KclLeaderWatch, KclTables
@@ -92,7 +90,7 @@ class CheckReport(msgspec.Struct, frozen=True):
     odd: list[Finding]
 
 
-async def check(settings: Settings, *, as_json: bool, misspellings: Sequence[Misspelling] = ()) -> int:
+async def check(settings: Settings, *, as_json: bool, misspellings: Mapping[str, str]) -> int:
     """Check all dependencies that *settings* name, and print the report. Return 1 if one failed, else 0."""
     report = scrub_report(await check_dependencies(settings, misspellings))
     if as_json:
@@ -133,9 +131,9 @@ def scrub_report(report: CheckReport) -> CheckReport:
     )
 
 
-async def check_dependencies(settings: Settings, misspellings: Sequence[Misspelling] = ()) -> CheckReport:
+async def check_dependencies(settings: Settings, misspellings: Mapping[str, str]) -> CheckReport:
     """Contact all dependencies. Raises ConfigurationError only; any other failure is in the report."""
-    once = replace(settings, citrus_retry_attempts=1)
+    once = settings.model_copy(update={"citrus_retry_attempts": 1})
     checks = DependencyChecks(settings)
     checks.facts.open_files_max = open_files_max()
     async with AsyncExitStack() as stack:
@@ -387,7 +385,7 @@ class DependencyChecks:
         url = self._settings.redis_url
         if url is None:
             return []
-        redis = create_redis_commands(url.reveal())
+        redis = create_redis_commands(url.get_secret_value())
 
         async def ask() -> CheckAnswer:
             try:

@@ -10,8 +10,8 @@ from typing import Final
 import msgspec
 
 from simplu_worker.aws.sqs_queue import QueueAttributes
-from simplu_worker.config.misspellings import Misspelling
-from simplu_worker.config.settings import SOURCES, Settings
+from simplu_worker.config.settings import Settings
+from simplu_worker.config.variable_rules import SOURCES, set_of
 from simplu_worker.consumers.kinesis.stream.client import StreamShard
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
@@ -71,7 +71,7 @@ class CheckFacts:
     open_files_max: int | None = None  # of a process like this one
 
 
-def find_oddities(facts: CheckFacts, settings: Settings, misspellings: Iterable[Misspelling] = ()) -> list[Finding]:
+def find_oddities(facts: CheckFacts, settings: Settings, misspellings: Mapping[str, str]) -> list[Finding]:
     """Return all oddities."""
     return [
         *_queue_findings(facts, settings),
@@ -110,7 +110,7 @@ def _queue_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
 
 
 def _source_findings(settings: Settings) -> Iterator[Finding]:
-    sources = [name for name in SOURCES if getattr(settings, name.lower()) is not None]
+    sources = set_of(settings, *SOURCES)
     if sources == ["SQS_SHARD_CREATION_QUEUE_URL"]:
         operations = " or ".join(name for name in SOURCES if name not in sources)
         yield Finding(
@@ -277,8 +277,8 @@ def _settings_findings(facts: CheckFacts, settings: Settings) -> Iterator[Findin
         yield Finding(name, "does not exist", advice)
 
 
-def _misspelling_findings(misspellings: Iterable[Misspelling]) -> Iterator[Finding]:
-    for name, nearest in misspellings:
+def _misspelling_findings(misspellings: Mapping[str, str]) -> Iterator[Finding]:
+    for name, nearest in misspellings.items():
         yield Finding(name, "no variable of the worker, which ignores it", f"did you mean {nearest}?")
 
 

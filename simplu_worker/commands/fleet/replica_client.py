@@ -90,6 +90,6 @@ async def open_replica(settings: Settings, url: str | None, *, acts: bool = Fals
         names = "API_TOKEN" if acts else "API_TOKEN or API_VIEWER_TOKEN"
         raise ConfigurationError(f"{names}: expected the token of the replicas, got nothing; set it")
     timeout = aiohttp.ClientTimeout(total=ANSWER_WITHIN_S, sock_connect=CONNECT_WITHIN_S)
-    headers = {"Authorization": f"Bearer {token.reveal()}"}
+    headers = {"Authorization": f"Bearer {token.get_secret_value()}"}
     async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
         yield ReplicaClient(session, url or own_url(settings.http_host, settings.http_port))

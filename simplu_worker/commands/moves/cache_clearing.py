@@ -12,7 +12,7 @@ async def clear_cache(settings: Settings) -> str | None:
     if settings.redis_url is None:
         return None
     try:
-        async with open_cache(settings.redis_url.reveal()) as (_, admin):
+        async with open_cache(settings.redis_url.get_secret_value()) as (_, admin):
             await admin.clear()
     except WorkerError as exc:
         return f"the cache was not cleared: {exc}; run: curl -X DELETE on /cache/clear of a worker"

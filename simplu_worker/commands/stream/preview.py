@@ -15,7 +15,8 @@ from simplu_worker.commands.output.display import print_json, print_note, print_
 from simplu_worker.commands.stream.input_lines import InputLine
 from simplu_worker.commands.stream.send import parse_input
 from simplu_worker.commands.stream.wait_outcomes import LastPoll, OperationKey, find_operations
-from simplu_worker.config.settings import ROUTES, Settings
+from simplu_worker.config.settings import Settings
+from simplu_worker.config.variable_rules import ROUTES, set_of
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.operations.operation import Operation, RejectedRecord
 from simplu_worker.shards.gateway import ShardGateway
@@ -58,7 +59,7 @@ async def preview_operations(settings: Settings, text: bytes, *, is_orders: bool
     logged: Mapping[OperationKey, Mapping[str, object]] = {}
     poll = LastPoll(len(lines))
     keys = {line.key for line in lines if line.key is not None}
-    if keys and any(getattr(settings, name.lower()) for name in ROUTES):
+    if keys and set_of(settings, *ROUTES):
         async with open_shards(settings) as shards:
             homes = await _find_homes(shards.gateway, sorted({tenant_id for tenant_id, _ in keys}))
             logged = await find_operations(shards.gateway, keys, poll)

@@ -185,7 +185,7 @@ def source_address(settings: Settings) -> ShardAddress:
         raise ConfigurationError(
             f"{SOURCE}: expected the connection string of the database to import, got nothing; set it, or {SOURCE}_FILE"
         )
-    address = ShardAddress(SOURCE, settings.import_source_url.reveal())
+    address = ShardAddress(SOURCE, settings.import_source_url.get_secret_value())
     register_secret_of(address)
     return address.validate(settings.database_allowed_hosts)
 

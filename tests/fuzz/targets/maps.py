@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Final
+from unittest.mock import patch
 
 from fuzz.inputs import messages, spliced
 from fuzz.quiet import PASSWORD, begin, check_faults, check_secrets
@@ -11,9 +15,9 @@ from fuzz.target import Target
 from hypothesis import strategies as st
 
 from simplu_worker.assembly.shards import only_shard
-from simplu_worker.config.environment import SECRETS, parse_env
+from simplu_worker.config.loading import draft_settings, load_env_file
 from simplu_worker.config.misspellings import find_misspellings
-from simplu_worker.config.settings import VARIABLES, draft_settings
+from simplu_worker.config.settings import VARIABLES
 from simplu_worker.errors import ConfigurationError
 from simplu_worker.shards.routing.locator import StaticMap
 from simplu_worker.shards.routing.shard_map import ShardMap, parse_shard_map
@@ -72,14 +76,17 @@ def check_map(shard_map: ShardMap) -> None:
 
 def check_variables(data: bytes) -> None:
     """Read settings from a file of variables, all but those that name files."""
-    variables, bad_lines = parse_env(data.decode("utf-8", "replace"))
-    assert all(number > 0 for number in bad_lines)
-    environ = {name: value for name, value in variables.items() if not name.endswith("_FILE")}
-    draft = draft_settings(environ, for_run=True)
-    check_secrets("\n".join(draft.problems))
-    list(find_misspellings(list(environ)[:3]))
-    if draft.settings.database_host is not None:
-        check_secrets(repr(only_shard(draft.settings)))
+    with NamedTemporaryFile(prefix="variables-") as file, patch.dict(os.environ, clear=True):
+        file.write(data.decode("utf-8", "replace").encode())
+        file.flush()
+        load_env_file(Path(file.name))
+        for name in [name for name in os.environ if name.endswith("_FILE")]:
+            del os.environ[name]
+        settings, problems = draft_settings(for_run=True)
+        check_secrets("\n".join([*problems, repr(settings)]))
+        find_misspellings(list(os.environ)[:3])
+    if settings.database_host is not None:
+        check_secrets(repr(only_shard(settings)))
 
 
 VALUES: Final = {
@@ -105,7 +112,7 @@ SEEDS: Final = (
 )
 WORDS: Final = (
     *(json.dumps(name).encode() for name in ("shards", "tenants", *SHARDS[0], "retired")),
-    *(f"\n{name}=".encode() for name in (*VARIABLES, *SECRETS)),
+    *(f"\n{name}=".encode() for name in VARIABLES),
     *(
         b"\n#",
         b"export ",

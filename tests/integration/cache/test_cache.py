@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from pydantic import Secret
 from structlog.testing import capture_logs
 from support.citrus.cases import RoutedShards, routed_shards
 from support.postgres.databases import ShardMaker
@@ -25,7 +26,6 @@ from simplu_worker.cache.cache import Cache, CacheAdmin, create_redis_commands, 
 from simplu_worker.cache.invalidations import KEY_OVERHEAD_BYTES, ResourceKey
 from simplu_worker.cache.redis_commands import CacheUnavailableError
 from simplu_worker.commands.check.check import DependencyChecks
-from simplu_worker.config.kinds import Secret
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError, RetryableError
 from simplu_worker.shards.apply.writer import DUPLICATE, SUCCEEDED

@@ -9,13 +9,14 @@ import pytest
 from support.aws.endpoints import client_of
 from support.full_stack import poll_until_true
 from support.postgres.databases import ShardMaker, execute
+from support.settings import settings_in
 
 from simplu_local.aws_server.account import REGION
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_local.stack.aws import start_kinesis
 from simplu_worker.commands.check.check import check_dependencies
 from simplu_worker.commands.check.cli import check
-from simplu_worker.config.settings import SOURCES, load_settings
+from simplu_worker.config.variable_rules import SOURCES
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.lease_table import LeaseTable
 from simplu_worker.consumers.kinesis.stream.client import Stream
@@ -56,7 +57,7 @@ async def test_check_names_the_positions_of_another_stream_when_the_stream_was_m
         for name, value in urls.items():
             monkeypatch.setenv(name, value)
         names = {"KINESIS_STREAM_NAME": "operations", "AWS_REGION": REGION, "SHARD_MAP_FILE": str(path)}
-        settings = load_settings(names, for_run=False)
+        settings = settings_in(names)
         async with client_of("kinesis", kinesis_url) as kinesis, client_of("dynamodb", endpoint_url) as dynamodb:
             stream, table = Stream(kinesis, "operations"), LeaseTable(dynamodb, settings.kinesis_application_name)
             await stream.ensure(create=True, stream_shard_count=2)
@@ -71,7 +72,7 @@ async def test_check_names_the_positions_of_another_stream_when_the_stream_was_m
                 )
                 row = POSITION.format(one.stream_shard_id, one.starting_sequence_number)
                 await execute(shard.connection_string, row)
-            before = await check_dependencies(settings)
+            before = await check_dependencies(settings, {})
             await kinesis.delete_stream(StreamName="operations")
 
             async def is_gone() -> bool:
@@ -79,7 +80,7 @@ async def test_check_names_the_positions_of_another_stream_when_the_stream_was_m
 
             assert await poll_until_true(is_gone, within_s=60)
             await stream.ensure(create=True, stream_shard_count=2)
-            after = await check_dependencies(settings)
+            after = await check_dependencies(settings, {})
 
     assert [one for one in before.odd if OF_ANOTHER in one.problem] == []
     named = [(one.about, one.advice) for one in after.odd if OF_ANOTHER in one.problem]

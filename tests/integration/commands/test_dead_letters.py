@@ -22,6 +22,7 @@ from support.aws.kpl_aggregates import aggregate
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import fetch
 from support.reader_world import MARGIN, SETTINGS, WAIT, World, eventually, open_world, reaches, record
+from support.settings import settings_in
 
 from simplu_worker.aws.sqs_queue import Queue
 from simplu_worker.commands.dead_letters import browse
@@ -36,7 +37,7 @@ from simplu_worker.commands.dead_letters.http_desk import HttpDesk
 from simplu_worker.commands.dead_letters.replay import ReplayOptions
 from simplu_worker.commands.dead_letters.replay_plan import DeadLetterFilter
 from simplu_worker.commands.stream import put_records
-from simplu_worker.config.settings import Settings, load_settings
+from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.client import Stream, TrimHorizon
 from simplu_worker.dead_letters.letter import DeadLetter
 from simplu_worker.dead_letters.queue import DeadLetterQueue
@@ -100,7 +101,7 @@ class Bench:
             "SQS_DEAD_LETTER_QUEUE_URL": self.world.queue_url,
             "OPERATION_MAX_BYTES": "100000",
         }
-        return load_settings(env | self.more, for_run=False)
+        return settings_in(env | self.more)
 
     async def replay(self, options: ReplayOptions = APPLY, filters: DeadLetterFilter = ALL) -> Ended:
         """Run `dead-letters replay --json`."""
@@ -676,7 +677,7 @@ async def test_letters_are_looked_at_replayed_and_discarded_over_http(bench: Ben
 async def test_desk_without_a_queue_answers_that_it_has_none() -> None:
     """The queue is in the settings, or it is not."""
     with capture_logs() as logs:
-        status, answer = await HttpDesk(load_settings({}, for_run=False)).list(LettersRequest(), OPERATOR)
+        status, answer = await HttpDesk(settings_in({})).list(LettersRequest(), OPERATOR)
     assert (status, "SQS_DEAD_LETTER_QUEUE_URL" in answer["error"]) == (503, True)
     assert [(one["action"], one["outcome"], one["error"]) for one in logs] == [("list_letters", None, answer["error"])]
 

@@ -14,6 +14,7 @@ from support.aws.endpoints import CREDENTIALS, REGION, client_of
 from support.citrus.cases import API_KEY, silent
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import add_tenant, fetch
+from support.settings import settings_in
 
 from simplu_local.stack.aws import put_businesses
 from simplu_local.stack.citrus_server import CitrusServer
@@ -21,7 +22,7 @@ from simplu_worker.aws.clients import Client
 from simplu_worker.commands.output.streamed_list import StreamedList
 from simplu_worker.commands.tenants.audit import audit_tenants
 from simplu_worker.commands.tenants.provision import provision_listed
-from simplu_worker.config.settings import Settings, load_settings
+from simplu_worker.config.settings import Settings
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 
@@ -101,7 +102,7 @@ async def world(endpoint_url: str, make_shard: ShardMaker) -> AsyncIterator[Worl
             "CITRUS_SERVER_URL": url,
             "CITRUS_API_KEY": API_KEY,
         }
-        yield World(dynamodb, table, citrus, load_settings(env, for_run=False), pools)
+        yield World(dynamodb, table, citrus, settings_in(env), pools)
     for pool in pools.values():
         await pool.close()
 

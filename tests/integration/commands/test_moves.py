@@ -6,10 +6,10 @@ import asyncio
 import json
 import shlex
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import Secret
 from structlog.testing import capture_logs
 from support.citrus.cases import routed_shards
 from support.citrus.for_commands import citrus_for_commands, cut, refused
@@ -38,7 +38,6 @@ from simplu_worker.commands.moves.runner import MoveRequest
 from simplu_worker.commands.moves.terms import MoveBounds, MoveTerms
 from simplu_worker.commands.tenants.move import move_tenants, read_requests
 from simplu_worker.commands.tenants.moved import clean_up_tenants, rollback_tenant, verify_tenant
-from simplu_worker.config.kinds import Secret
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -153,7 +152,7 @@ async def redis(group: ProcessGroup) -> RedisServer:
 
 def with_redis(settings: Settings, redis: RedisServer) -> Settings:
     """Return settings with a cache."""
-    return replace(settings, redis_url=Secret(redis.url))
+    return settings.model_copy(update={"redis_url": Secret(redis.url)})
 
 
 @pytest.mark.slow(1.5)

@@ -15,12 +15,13 @@ from support.citrus.cases import RoutedShards, routed_shards, silent
 from support.postgres.databases import ShardMaker
 from support.postgres.log_rows import LogRow, crowd_log, write_log_rows
 from support.postgres.tenant_cases import TENANT, add_tenant, fetch
+from support.settings import settings_in
 
 from simplu_worker.commands.command_line import UsageError
 from simplu_worker.commands.stream.cli import OperationListOptions
 from simplu_worker.commands.stream.list_operations import list_operations, print_page, search
 from simplu_worker.commands.stream.preview import preview_operations
-from simplu_worker.config.settings import Settings, load_settings
+from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.shards.listing.lister import OperationLister
 from simplu_worker.shards.listing.page import OperationPage, SearchLimits
@@ -67,7 +68,7 @@ def settings_of(folder: Path, *shards: ShardAddress) -> Settings:
     listed = [{"shardId": shard.shard_id, "connectionString": shard.connection_string} for shard in shards]
     path = folder / "map.json"
     path.write_text(json.dumps({"shards": listed}))
-    return load_settings({"AWS_REGION": "eu-west-1", "SHARD_MAP_FILE": str(path)}, for_run=False)
+    return settings_in({"AWS_REGION": "eu-west-1", "SHARD_MAP_FILE": str(path)})
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
+from support.settings import settings_in
 
 from simplu_worker.commands.fleet.replica_client import open_replica
-from simplu_worker.config.settings import load_settings
 from simplu_worker.errors import RetryableError
 
 LARGE = '{"text": "' + "x" * 300_000 + '"}'
 EVENTS = (b": alive\n\n", b"event: status\nda", b'ta: {"a": 1}\n\nevent: fleet\ndata: {}\n\n')
-SETTINGS = load_settings({"AWS_REGION": "eu-west-1", "API_VIEWER_TOKEN": "viewer"}, for_run=False)
+SETTINGS = settings_in({"AWS_REGION": "eu-west-1", "API_VIEWER_TOKEN": "viewer"})
 
 
 async def answer_in_parts(request: web.Request) -> web.StreamResponse:

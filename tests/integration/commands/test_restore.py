@@ -15,9 +15,10 @@ from support.postgres.databases import ShardMaker
 from support.postgres.snapshots import copy_rows
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
 from support.postgres.upgrades import make_old_schema
+from support.settings import settings_in
 
 from simplu_worker.commands.tenants.restore import RestoreCommand, restore_tenant
-from simplu_worker.config.settings import Settings, load_settings
+from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError, PermanentError, WorkerError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -37,7 +38,7 @@ def settings_of(folder: Path, live: ShardAddress, backup: ShardAddress | None) -
     listed = [{"shardId": live.shard_id, "connectionString": live.connection_string}]
     (folder / "map.json").write_text(json.dumps({"shards": listed}))
     env = {"AWS_REGION": "eu-west-1", "SHARD_MAP_FILE": str(folder / "map.json")}
-    return load_settings(env | ({} if backup is None else {"BACKUP_URL": backup.connection_string}), for_run=False)
+    return settings_in(env | ({} if backup is None else {"BACKUP_URL": backup.connection_string}))
 
 
 def command(mode: RestoreMode = RestoreMode.AS_OF_BACKUP, *, apply: bool = True, **more: Any) -> RestoreCommand:

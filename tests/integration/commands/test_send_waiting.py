@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 
 import pytest
+from support.settings import settings_in
 
 from simplu_worker.commands.stream.send import SendOptions, send_operations
-from simplu_worker.config.settings import load_settings
 
 LINE = b'{"operation": "delete", "businessId": "b", "locationId": "l", "resourceType": "t", "resourceId": "r"}'
 NOWHERE = "http://127.0.0.1:1"
@@ -21,7 +21,7 @@ async def test_send_names_the_stream_that_does_not_answer(
 ) -> None:
     """The address and the cause, while it still tries."""
     monkeypatch.setenv("AWS_ENDPOINT_URL_KINESIS", NOWHERE)
-    settings = load_settings({"AWS_REGION": "eu-west-1", "KINESIS_STREAM_NAME": "operations"}, for_run=False)
+    settings = settings_in({"AWS_REGION": "eu-west-1", "KINESIS_STREAM_NAME": "operations"})
     options = SendOptions(wait=False, timeout_s=60, force=False)
     sending = asyncio.create_task(send_operations(settings, LINE, options, as_json=True))
     said = ""

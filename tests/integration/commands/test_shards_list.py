@@ -16,12 +16,13 @@ from support.postgres.databases import QUICK, ShardMaker, copy_shard, execute
 from support.postgres.faults import frozen
 from support.postgres.probes import WELL
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant
+from support.settings import settings_in
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_worker.commands.shards import show as command
 from simplu_worker.commands.shards.show import list_shards
 from simplu_worker.commands.tenants.show import list_tenants
-from simplu_worker.config.settings import Settings, load_settings
+from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fleet.fleet import Fleet
 from simplu_worker.consumers.kinesis.leases.lease import Lease
 from simplu_worker.consumers.kinesis.leases.shard_tree import HASH_KEY_LAST
@@ -48,7 +49,7 @@ def settings_of(folder: Path, *shards: ShardAddress) -> Settings:
     listed = [{"shardId": shard.shard_id, "connectionString": shard.connection_string} for shard in shards]
     path = folder / "map.json"
     path.write_text(json.dumps({"shards": listed}))
-    return load_settings({"AWS_REGION": "eu-west-1", "SHARD_MAP_FILE": str(path)}, for_run=False)
+    return settings_in({"AWS_REGION": "eu-west-1", "SHARD_MAP_FILE": str(path)})
 
 
 def replica_of(routed: RoutedShards, book: HealthRegistry | None = None) -> ReplicaStatus:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from support.citrus.cases import silent
 from support.postgres.databases import ShardMaker, execute
+from support.settings import settings_in
 
 from simplu_worker.commands.shards.upgrade import (
     UpgradeProgress,
@@ -18,7 +19,7 @@ from simplu_worker.commands.shards.upgrade import (
     describe_activity,
     upgrade_shards,
 )
-from simplu_worker.config.settings import Settings, load_settings
+from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.schema.sql_files import MIGRATIONS, SCHEMA_VERSION
@@ -33,7 +34,7 @@ def settings_of(folder: Path, *shards: ShardAddress) -> Settings:
     listed = [{"shardId": shard.shard_id, "connectionString": shard.connection_string} for shard in shards]
     path = folder / "map.json"
     path.write_text(json.dumps({"shards": listed}))
-    return load_settings({"AWS_REGION": "eu-west-1", "SHARD_MAP_FILE": str(path)}, for_run=False)
+    return settings_in({"AWS_REGION": "eu-west-1", "SHARD_MAP_FILE": str(path)})
 
 
 async def answer_of(

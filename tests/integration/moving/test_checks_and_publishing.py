@@ -14,11 +14,11 @@ from support.moves.failpoints import set_failpoint
 from support.moves.world import ROWS, TENANT_ID
 from support.postgres.databases import ShardMaker, execute
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
+from support.settings import settings_in
 
 from simplu_worker.commands.moves.plans import plan_moves
 from simplu_worker.commands.moves.runner import MoveRequest, MoveRunner
 from simplu_worker.commands.moves.terms import MoveTerms
-from simplu_worker.config.settings import load_settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.address import ShardAddress
@@ -43,7 +43,7 @@ class CitrusWorld:
 
     async def move(self, capsys: pytest.CaptureFixture[str], shard_id: str = "b") -> dict[str, Any]:
         """Run `tenants move`; return its result."""
-        settings = load_settings({"AWS_REGION": "eu-west-1"}, for_run=False)
+        settings = settings_in({"AWS_REGION": "eu-west-1"})
         status = await MoveRunner(settings, self.shards, MoveTerms(), as_json=True).run(
             [MoveRequest(*TENANT, shard_id)]
         )

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from support.citrus.cases import ScriptedCitrus, reply
 from support.postgres.databases import ShardMaker
+from support.settings import settings_in
 
 from simplu_worker.assembly.shards import Shards, open_shards
-from simplu_worker.config.settings import load_settings
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.transfers.importing.source import ImportSource, SourceUnavailableError
@@ -34,9 +34,7 @@ async def case(make_shard: ShardMaker, tmp_path: Path) -> AsyncIterator[tuple[Sh
     address = await make_shard()
     citrus = ScriptedCitrus()
     async with citrus.opened():
-        settings = load_settings(
-            {"CITRUS_SERVER_URL": citrus.url, "DATABASE_FILE_FOLDERS": str(tmp_path / "certs")}, for_run=False
-        )
+        settings = settings_in({"CITRUS_SERVER_URL": citrus.url, "DATABASE_FILE_FOLDERS": str(tmp_path / "certs")})
         async with open_shards(settings) as shards:
             yield shards, citrus, address
 

@@ -15,6 +15,7 @@ from aiohttp import ClientSession
 from structlog.testing import capture_logs
 from support.aws.endpoints import client_of
 from support.aws.receiver_settings import receiver_settings
+from support.settings import settings_in
 
 from simplu_local.sqs.faults import SqsFault
 from simplu_local.sqs.server import SqsServer
@@ -22,7 +23,6 @@ from simplu_worker.assembly.shards import open_shards
 from simplu_worker.aws.clients import Client
 from simplu_worker.aws.sqs_queue import Message, Queue
 from simplu_worker.cache.cache import Cache, CacheAdmin
-from simplu_worker.config.settings import load_settings
 from simplu_worker.consumers.sqs.orders.handler import OrderHandler
 from simplu_worker.consumers.sqs.receive.receiver import QueueReceiver
 from simplu_worker.consumers.sqs.receive.verdicts import Done, Verdict
@@ -202,7 +202,7 @@ async def site() -> AsyncIterator[Site]:
         letters = await new_queue(client)
         queue = await new_queue(client, is_fifo=True, VisibilityTimeout="40")
         receiver = QueueReceiver(queue, desk, NoLetters(), receiver_settings(poll_wait_s=1, stop_wait_s=2.0))
-        shards = await stack.enter_async_context(open_shards(load_settings(SHARD, for_run=False)))
+        shards = await stack.enter_async_context(open_shards(settings_in(SHARD)))
         watched = {queue.name: queue, letters.name: letters}
         monitoring = Monitoring({queue.name: receiver}, watched)
         replica.start(shards.gateway, shards.pools, shards.locator, monitoring=monitoring)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import replace
 from datetime import UTC, datetime
 
 from support.aws.kcl3_peer import migration_row
+from support.settings import settings_in
 
 from simplu_worker.assembly.aws import open_lease_table, open_leases
 from simplu_worker.aws.clients import open_client
-from simplu_worker.config.settings import Settings, load_settings
+from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fleet.cpu_share import CpuShare
 from simplu_worker.consumers.kinesis.fleet.kcl_follower import KclFollower
 from simplu_worker.consumers.kinesis.leases.lease import Lease
@@ -52,9 +52,9 @@ async def follow(settings: Settings) -> None:
 
 async def run() -> None:
     """Make all calls."""
-    settings = load_settings(os.environ)
+    settings = settings_in(os.environ)
     await delete_lease(settings)
-    await follow(replace(settings, kinesis_kcl_follower=True))
+    await follow(settings.model_copy(update={"kinesis_kcl_follower": True}))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from aiohttp import web
 from support.citrus.cases import API_KEY
 from support.citrus.lying_citrus import Lie, LyingCitrus
+from support.settings import settings_in
 
 from simplu_local.stack.citrus_server import CitrusServer
-from simplu_worker.config.settings import Settings, load_settings
+from simplu_worker.config.settings import Settings
 from simplu_worker.shards.postgres.address import ShardAddress
 
 
@@ -45,7 +46,7 @@ async def citrus_for_commands(
         server.registry.place(tenant_id, server.registry.shards[shard_id])
     async with server.serve() as url, LyingCitrus(url) as door:
         env = {"CITRUS_SERVER_URL": door.url, "CITRUS_API_KEY": API_KEY, "CITRUS_RETRY_ATTEMPTS": "1"}
-        yield CommandCitrus(server, door, load_settings({"AWS_REGION": "eu-west-1"} | env, for_run=False))
+        yield CommandCitrus(server, door, settings_in({"AWS_REGION": "eu-west-1"} | env))
 
 
 def refused(method: str, status: int) -> Lie:

@@ -20,11 +20,12 @@ from typing import Any, cast
 
 from support.moves.failpoints import set_failpoint
 from support.postgres.tenant_cases import TENANT
+from support.settings import settings_in
 
 from simplu_worker.commands.moves.runner import MoveRequest
 from simplu_worker.commands.moves.terms import MoveTerms
 from simplu_worker.commands.tenants.move import move_tenants
-from simplu_worker.config.settings import Settings, load_settings
+from simplu_worker.config.settings import Settings
 
 
 class KilledMovers:
@@ -55,7 +56,7 @@ def running_movers() -> Iterator[KilledMovers]:
 
 def settings_of(path: Path) -> Settings:
     """Return the settings of a command with the map at *path*."""
-    return load_settings({"AWS_REGION": "eu-west-1", "SHARD_MAP_FILE": str(path)}, for_run=False)
+    return settings_in({"AWS_REGION": "eu-west-1", "SHARD_MAP_FILE": str(path)})
 
 
 async def move(settings: Settings, shard_id: str) -> int:

@@ -11,9 +11,10 @@ from typing import Any
 
 import asyncpg
 from support.postgres.tenant_cases import TENANT, add_tenant, fetch
+from support.settings import settings_in
 
 from simplu_local.processes.loopback import poll_until
-from simplu_worker.config.settings import Settings, load_settings
+from simplu_worker.config.settings import Settings
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 
@@ -37,7 +38,7 @@ def settings_of(folder: Path, *shards: ShardAddress, tenants: Mapping[str, str] 
     """Return the settings of a command with a map of *shards*, which pins *tenants*, or else ours to the first."""
     pinned = {TENANT_ID: shards[0].shard_id} if tenants is None else tenants
     path = write_map(folder, shards, pinned)
-    return load_settings({"AWS_REGION": "eu-west-1", "SHARD_MAP_FILE": str(path)}, for_run=False)
+    return settings_in({"AWS_REGION": "eu-west-1", "SHARD_MAP_FILE": str(path)})
 
 
 def pins_of(folder: Path) -> dict[str, str]:

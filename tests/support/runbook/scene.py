@@ -18,10 +18,12 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import asyncpg
+from dotenv import dotenv_values
 from support.postgres.databases import execute
 from support.postgres.standby import CopiedServer, StandbyServer
 from support.runbook.page import Step, first_missing_line
 from support.runbook.world import World
+from support.settings import settings_in
 
 from simplu_local.aws_server.account import ACCOUNT_ID
 from simplu_local.postgres.server import PostgresServer
@@ -29,8 +31,6 @@ from simplu_local.processes.loopback import HOST, free_port, poll_until
 from simplu_local.processes.worker_process import WorkerProcess, log_tail
 from simplu_local.stack.aws import aws_client
 from simplu_worker.assembly.shards import open_shards
-from simplu_worker.config.environment import parse_env
-from simplu_worker.config.settings import draft_settings
 from simplu_worker.shards.types import ProvisionRequest
 
 FOLDER: Final = "/etc/simplu-worker"  # of the pages
@@ -221,8 +221,7 @@ class Scene:
     @property
     def environment(self) -> dict[str, str]:
         """The variables of a worker that is started with the page's `worker.env`."""
-        variables, bad_lines = parse_env((self.folder / "worker.env").read_text(encoding="utf-8"))
-        assert not bad_lines
+        variables = {name: value or "" for name, value in dotenv_values(self.folder / "worker.env").items()}
         aws = {name: value for name, value in self.shell.items() if name.startswith(("AWS_", "DYNAMODB_"))}
         return variables | aws | {"HTTP_HOST": HOST, "HTTP_PORT": str(self._port)}
 
@@ -240,7 +239,7 @@ class Scene:
 
     async def _provision(self, business: str, location: str, business_type: str) -> None:
         """Create a tenant where the map places it."""
-        settings = draft_settings(self.environment, for_run=False).settings
+        settings = settings_in(self.environment)
         async with open_shards(settings) as shards:
             request = ProvisionRequest(business, location, business_type, requested_at=datetime.now(UTC))
             await shards.provisioner.provision(request)

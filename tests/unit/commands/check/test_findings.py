@@ -5,11 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from pydantic import Secret
 
 from simplu_worker.aws.sqs_queue import QueueAttributes
 from simplu_worker.commands.check.findings import CheckFacts, describe_reading, find_oddities
-from simplu_worker.config.kinds import Secret
-from simplu_worker.config.misspellings import Misspelling
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.stream.client import StreamShard
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON, HashRange, Position
@@ -179,13 +178,13 @@ def test_findings_name_what_is_odd_and_nothing_else(
     facts: CheckFacts, changes: dict[str, object], expected: list[str]
 ) -> None:
     """Each rule reports a finding just beyond its bound, the subject first, and none at the bound."""
-    found = [str(finding) for finding in find_oddities(facts, settings_with(**changes))]
+    found = [str(finding) for finding in find_oddities(facts, settings_with(**changes), {})]
     assert [line[: len(start)] for line, start in zip(found, expected, strict=True)] == expected
 
 
 def test_misspelt_variable_is_odd() -> None:
     """A variable of another program may have such a name, so it is no failure."""
-    found = find_oddities(CheckFacts(), settings_with(), [Misspelling("LOG_LVL", "LOG_LEVEL")])
+    found = find_oddities(CheckFacts(), settings_with(), {"LOG_LVL": "LOG_LEVEL"})
     assert [str(finding) for finding in found] == [
         "LOG_LVL: no variable of the worker, which ignores it; did you mean LOG_LEVEL?"
     ]
@@ -219,5 +218,5 @@ def test_use_of_quotas_is_described(registered: list[str], own: str | None, expe
 def test_full_list_of_consumers_is_odd(read: str, registered: list[str], *, is_odd: bool) -> None:
     """The registration will be refused."""
     facts = CheckFacts(registered_consumers=registered)
-    found = find_oddities(facts, settings_with(kinesis_read=read, kinesis_consumer_name="me"))
+    found = find_oddities(facts, settings_with(kinesis_read=read, kinesis_consumer_name="me"), {})
     assert ["stream consumers" in str(finding) for finding in found].count(True) == is_odd

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 from support.citrus.cases import API_KEY, ScriptedCitrus, reply
+from support.settings import settings_in
 
 from simplu_local.processes.loopback import HOST
 from simplu_local.stack.citrus_server import CitrusServer
 from simplu_worker.__main__ import main
 from simplu_worker.commands.shards.route import SAMPLE_COUNT, read_keys, route_keys, sample_keys
-from simplu_worker.config.settings import Settings, load_settings
+from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError, PermanentError
 from simplu_worker.shards.routing.shard_map import bucket_of
 
@@ -32,7 +33,7 @@ def settings_of(
     ]
     path = folder / "map.json"
     path.write_text(json.dumps({"shards": shards, "tenants": pins or {}}))
-    return load_settings({"AWS_REGION": "eu-west-1", "SHARD_MAP_FILE": str(path)}, for_run=False)
+    return settings_in({"AWS_REGION": "eu-west-1", "SHARD_MAP_FILE": str(path)})
 
 
 def read_by_hand(key: str, count: int, retired: frozenset[int]) -> list[str]:
@@ -175,7 +176,7 @@ def test_route_is_wrong_usage_without_keys_and_with_an_unknown_option(
 async def test_route_asks_for_a_way_to_find_shards() -> None:
     """By the names of the variables."""
     with pytest.raises(ConfigurationError, match="SHARD_MAP_FILE"):
-        await route_keys(load_settings({"AWS_REGION": "eu-west-1"}, for_run=False), ["a-b"], None, as_json=True)
+        await route_keys(settings_in({"AWS_REGION": "eu-west-1"}), ["a-b"], None, as_json=True)
 
 
 async def test_route_goes_by_database_variables_as_a_map_of_one(capfd: pytest.CaptureFixture[str]) -> None:
@@ -187,7 +188,7 @@ async def test_route_goes_by_database_variables_as_a_map_of_one(capfd: pytest.Ca
         "DATABASE_PASSWORD": "correct-horse",
         "DATABASE_NAME": "shard",
     }
-    said = await printed(load_settings(env, for_run=False), *KEYS[:3], with_shards=2, capfd=capfd)
+    said = await printed(settings_in(env), *KEYS[:3], with_shards=2, capfd=capfd)
 
     assert {route["shardId"] for route in said["routes"]} == {"database"}
 
@@ -195,7 +196,7 @@ async def test_route_goes_by_database_variables_as_a_map_of_one(capfd: pytest.Ca
 def citrus_settings(url: str) -> Settings:
     """Return the settings of a worker with Citrus."""
     env = {"AWS_REGION": "eu-west-1", "CITRUS_SERVER_URL": url, "CITRUS_API_KEY": API_KEY, "CITRUS_RETRY_ATTEMPTS": "1"}
-    return load_settings(env, for_run=False)
+    return settings_in(env)
 
 
 async def test_route_asks_citrus_where_keys_are_registered(capfd: pytest.CaptureFixture[str]) -> None:
