@@ -13,13 +13,14 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
+import structlog
+
 from simplu_worker.commands.exit_status import EXIT_FAILED, EXIT_INTERRUPTED
 from simplu_worker.config.environment import apply_env_file, is_service_link, prepare_aws_environment
 from simplu_worker.config.misspellings import Misspelling, find_misspellings
 from simplu_worker.config.settings import VARIABLES, Settings, draft_settings
 from simplu_worker.errors import ConfigurationError, WorkerError
 from simplu_worker.memory_tuning import end_start
-from simplu_worker.telemetry.bare_structlog import structlog
 from simplu_worker.telemetry.log import configure_logging, flush_logging, scrub_text
 
 SERVICE_LINK_ADVICE: Final = "the address of a service; enableServiceLinks: false keeps it out of the pod"
