@@ -50,7 +50,7 @@ class OrderWorkload:
     """Makes order events for *tenants* of *model*; all events of one order or one request id are in one group."""
 
     def __init__(self, seed: int, tenants: Sequence[Tenant], model: ReferenceModel) -> None:
-        self._random = Random(f"orders of {seed}")  # noqa: S311 - repeatable load, nothing secret
+        self._random = Random(f"orders of {seed}")
         self._tenants = tuple(tenants)
         self._model = model
         self._number = 0

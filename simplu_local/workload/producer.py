@@ -156,7 +156,7 @@ def split_into_requests(items: Iterable[Item], *, max_records: int = PUT_MAX_REC
 
 async def create_tenants(sqs: Any, queue_url: str, tenants: Sequence[Tenant], *, seed: int = 0) -> None:
     """Send `SHARD_CREATION` for *tenants*, with its type in each of the three ways, every third one twice."""
-    random = Random(seed)  # noqa: S311 - repeatable load, nothing secret
+    random = Random(seed)
     messages: list[dict[str, Any]] = []
     for number, tenant in enumerate(tenants):
         message = creation_message(tenant, way=number % 3, now=datetime.now(UTC))

@@ -120,7 +120,7 @@ class Workload:
         self._shares = shares or Shares()
         self._kinds = tuple(kinds)
         self._weights = [self._shares.weights[kind] for kind in kinds]
-        self._random = Random(seed)  # noqa: S311 - repeatable load, nothing secret
+        self._random = Random(seed)
         self._number = 0
         self._sent: dict[str, list[_SentRequest]] = defaultdict(list)  # by tenant; only records with a requestId
         self._ids: dict[tuple[str, str], list[str]] = defaultdict(list)  # by tenant and type, deleted ones too

@@ -7,7 +7,7 @@ Every module that calls an AWS service uses a client opened here, and turns the 
 from __future__ import annotations
 
 import functools
-import gzip
+import json
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -16,12 +16,10 @@ from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 import botocore.session
-import msgspec
 from aiobotocore.config import AioConfig
 from aiobotocore.credentials import AioCredentialResolver, create_credential_resolver
 from aiobotocore.session import AioSession
 from botocore import exceptions as botocore_errors
-from botocore.loaders import JSONFileLoader
 from botocore.parsers import ResponseParserError
 from yarl import URL
 
@@ -154,6 +152,8 @@ async def open_client(
             raise ConfigurationError(NO_REGION) from exc
         except botocore_errors.ProfileNotFound as exc:
             raise ConfigurationError(f"AWS_PROFILE: {exc}") from exc
+        except json.JSONDecodeError as exc:
+            raise ConfigurationError(f"AWS_DATA_PATH, ~/.aws/models: expected models in JSON: {exc}") from exc
         except ValueError as exc:  # of botocore, for an endpoint or a region without a valid host
             raise ConfigurationError(
                 f"AWS_ENDPOINT_URL, AWS_REGION: expected an http(s) URL and a region, got no valid host for {service}"
@@ -264,7 +264,6 @@ def _config(read_timeout_s: float, connect_timeout_s: float, max_attempts: int, 
 def _session() -> AioSession:
     """Return the one session of the process: it caches service models (a further session takes 33 ms and 6 MB)."""
     session = AioSession()
-    session.get_component("data_loader").file_loader = ModelFiles()
     session.register_component("credential_provider", credential_source())
     return session
 
@@ -288,26 +287,3 @@ def _new_chain(region: str | None) -> AioCredentialResolver:
 def _forget_refused_credentials(parsed: dict[str, Any], **_: object) -> None:
     if parsed.get("Error", {}).get("Code") in REFUSED_CREDENTIALS_CODES:
         credential_source().forget()
-
-
-class ModelFiles(JSONFileLoader):  # type: ignore[misc]  # botocore has no types
-    """Reads the models of services and the list of endpoints into plain dicts that share their keys.
-
-    The dicts stay for the life of the process. botocore's own loader makes OrderedDicts, which take 5 MiB more.
-    """
-
-    def load_file(self, file_path: str) -> Any:
-        """Return the content of the file, `None` if there is none; *file_path* has no extension.
-
-        Raises ConfigurationError for a file that is no JSON: users may have their own models in `AWS_DATA_PATH` and
-        `~/.aws/models`.
-        """
-        for ending, open_file in ((".json", open), (".json.gz", gzip.open)):
-            try:
-                with open_file(file_path + ending, "rb") as file:
-                    return msgspec.json.decode(file.read())
-            except FileNotFoundError:
-                continue
-            except msgspec.DecodeError as exc:
-                raise ConfigurationError(f"{file_path}{ending}: expected a model of botocore in JSON; {exc}") from None
-        return None

@@ -8,9 +8,8 @@ default, and only a message that could never be deleted is skipped.
 
 from __future__ import annotations
 
-import asyncio
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Final, TypeVar
@@ -23,7 +22,7 @@ from simplu_worker.aws.sns_envelope import unwrap
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import Origin
 from simplu_worker.telemetry.tracing.spans import receive_span
-from simplu_worker.timing.backoff import backoff_s
+from simplu_worker.timing.retrying import attempts
 from simplu_worker.vocabulary import Source
 
 BATCH_MAX_COUNT: Final = 10  # entries a batch call, and messages a receive: SQS API reference
@@ -32,6 +31,7 @@ POLL_MARGIN_S: Final = 5  # by how much the poll client's read timeout exceeds t
 RETENTION_MAX_S: Final = 14 * 86_400  # SQS API reference, CreateQueue
 VISIBILITY_DEFAULT_S: Final = 30  # SQS developer guide
 DELETE_TRIES: Final = 5
+RETRY_BASE_S, RETRY_MAX_S = 0.2, 2.0
 MISSING_QUEUE_CODES: Final = frozenset({"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist"})
 
 T = TypeVar("T")
@@ -118,17 +118,9 @@ class Queue:
     the polls alone keeps deletes and heartbeats from waiting behind polls.
     """
 
-    def __init__(
-        self,
-        client: Client,
-        url: str,
-        *,
-        poll_client: Client | None = None,
-        draw: Callable[[], float] = random.random,
-    ) -> None:
+    def __init__(self, client: Client, url: str, *, poll_client: Client | None = None) -> None:
         self._client = client
         self._poll_client = client if poll_client is None else poll_client
-        self._draw = draw
         self.url = url
         self.name = url.rstrip("/").rsplit("/", 1)[-1]
 
@@ -175,7 +167,7 @@ class Queue:
         """Return the queue named *name* of the same account."""
         with translate_errors():
             answer = await self._client.get_queue_url(QueueName=name)
-        return Queue(self._client, answer["QueueUrl"], draw=self._draw)
+        return Queue(self._client, answer["QueueUrl"])
 
     async def receive(
         self, *, wait_s: int, max_messages: int, visibility_s: int | None = None, attempt_id: str | None = None
@@ -272,20 +264,19 @@ class Queue:
     async def _delete_with_retries(self, messages: list[Message]) -> list[Message]:
         """Delete at most BATCH_MAX_COUNT messages with retries; give up messages with a refused receipt handle."""
         refused: list[Message] = []
-        for attempt in range(1, DELETE_TRIES + 1):
-            try:
-                failures = await self.delete_batch(messages)
-            except RetryableError:
-                if attempt == DELETE_TRIES:
-                    raise
-            else:
-                refused += [failure.message for failure in failures if failure.is_sender_fault]
-                messages = [failure.message for failure in failures if not failure.is_sender_fault]
-            if not messages:
-                break
-            if attempt < DELETE_TRIES:
-                await asyncio.sleep(backoff_s(attempt, draw=self._draw(), base_s=0.2, max_s=2.0))
+        with suppress(_UndeletedError):
+            async for attempt in attempts(RetryableError, count=DELETE_TRIES, base_s=RETRY_BASE_S, max_s=RETRY_MAX_S):
+                with attempt:
+                    failures = await self.delete_batch(messages)
+                    refused += [failure.message for failure in failures if failure.is_sender_fault]
+                    messages = [failure.message for failure in failures if not failure.is_sender_fault]
+                    if messages:
+                        raise _UndeletedError("DeleteMessageBatch: some messages are not deleted")
         return refused + messages
+
+
+class _UndeletedError(RetryableError):
+    """SQS itself failed on some messages of a call."""
 
 
 async def find_queue_url(client: Client, name: str) -> str | None:

@@ -20,13 +20,14 @@ from simplu_worker.business_info.items import Business, Item, UnreadableItemErro
 from simplu_worker.errors import PermanentError, RetryableError, WorkerError
 from simplu_worker.metrics.instruments import DYNAMODB_REQUEST
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.timing.retrying import attempts
 
 CACHED_MAX: Final = 10_000
 LOOKUPS_AT_ONCE: Final = 8
 PAGE_SIZE: Final = 500
 BATCH_MAX: Final = 100  # BatchGetItem's quota
 BATCH_TRIES: Final = 6
-BATCH_BACKOFF_S: Final = 0.1  # doubled each time, before unprocessed keys are requested again
+BATCH_BASE_S, BATCH_MAX_S = 0.1, 5.0  # before unprocessed keys are requested again
 READ: Final = {
     "ProjectionExpression": "#id, #type, #business_type, #locations",
     "ExpressionAttributeNames": {
@@ -151,15 +152,15 @@ class BusinessInfo:
     async def _fetch_batch(self, business_ids: Sequence[str]) -> list[Item]:
         items: list[Item] = []
         asked = {self._table: {"Keys": [{"id": {"S": business_id}} for business_id in business_ids], **READ}}
-        for attempt in range(BATCH_TRIES):
-            reply = await self._call("batch_get_item", RequestItems=asked)
-            for found in reply["Responses"].values():  # under the table's name, even if the request has its ARN
-                items += found
-            asked = reply.get("UnprocessedKeys") or {}
-            if not asked:
-                return items
-            await asyncio.sleep(BATCH_BACKOFF_S * 2**attempt)
-        raise RetryableError(f"table {self._table}: expected all keys within {BATCH_TRIES} tries, got fewer: throttled")
+        async for attempt in attempts(RetryableError, count=BATCH_TRIES, base_s=BATCH_BASE_S, max_s=BATCH_MAX_S):
+            with attempt:
+                reply = await self._call("batch_get_item", RequestItems=asked)
+                for found in reply["Responses"].values():  # under the table's name, even if the request has its ARN
+                    items += found
+                asked = reply.get("UnprocessedKeys") or {}
+                if asked:
+                    raise RetryableError(f"table {self._table}: expected all keys of a request, got fewer: throttled")
+        return items
 
     async def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
         """Make one request, measured, with DynamoDB's errors translated."""

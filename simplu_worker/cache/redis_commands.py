@@ -8,15 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from redis._parsers import _AsyncRESP2Parser
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from simplu_worker.cache.invalidations import EPOCH_KEY
@@ -26,7 +24,7 @@ from simplu_worker.telemetry.log import register_secret, scrub_text
 CALL_TIMEOUT_S: Final = 5.0  # for all replies of a pipeline together
 SCAN_COUNT: Final = 1000
 CAUSE_MAX_CHARS: Final = 300  # of the server's text in an error
-REPLY_MAX_BYTES: Final = 16 * 1024 * 1024  # some thousand of our longest keys
+EPOCH_MAX_DIGITS: Final = 20  # of a number in Redis: only so much is read of what others may have stored instead
 
 # Raised by the package for bytes that are no reply of Redis.
 UNREADABLE: Final = (ValueError, TypeError, AttributeError, RecursionError)
@@ -47,7 +45,8 @@ class InvalidationReply(NamedTuple):
 class RedisCommands:
     """One client; every call ends within seconds, and raises `CacheUnavailableError` for every failure.
 
-    Calls are tried once; the caller decides about retries. *on_connect* is called for each new connection.
+    Calls are tried once; the caller decides about retries. *on_connect* is called for each new connection. Replies are
+    small because only small ones are asked for: numbers, and a few keys at a time.
     """
 
     def __init__(self, url: str, *, on_connect: Callable[[], None] | None, reply_timeout_s: float) -> None:
@@ -61,7 +60,6 @@ class RedisCommands:
                 socket_connect_timeout=reply_timeout_s,
                 retry=Retry(NoBackoff(), 0),
                 redis_connect_func=self._set_up_connection,
-                parser_class=_BoundedParser,
             )
             # This does not connect, but it is the only step that checks the options.
             self._client.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # untyped in redis
@@ -135,8 +133,8 @@ class RedisCommands:
         """Return Redis's INFO, and its present epoch."""
         async with self._translate_errors():
             info: dict[str, Any] = await self._client.info()
-            epoch = await self._client.get(EPOCH_KEY)
-            return info | {"epoch": None if epoch is None else _decode(epoch)}
+            epoch = await self._client.getrange(EPOCH_KEY, 0, EPOCH_MAX_DIGITS - 1)
+            return info | {"epoch": _decode(epoch) or None}
 
     @contextlib.asynccontextmanager
     async def _translate_errors(self) -> AsyncIterator[None]:
@@ -159,45 +157,6 @@ class RedisCommands:
         await connection.on_connect()
         if self._on_connect is not None:
             self._on_connect()
-
-
-class _BoundedParser(_AsyncRESP2Parser):
-    """Reads at most REPLY_MAX_BYTES of a reply; the package has no setting for that."""
-
-    def on_connect(self, connection: Any) -> None:
-        super().on_connect(connection)  # type: ignore[no-untyped-call]  # untyped in redis
-        self._bounded = _BoundedReader(self._stream)
-        self._stream = cast("asyncio.StreamReader", self._bounded)
-
-    async def read_response(self, disable_decoding: bool = False) -> Any:  # noqa: FBT001, FBT002 - as in redis
-        self._bounded.left_bytes = REPLY_MAX_BYTES
-        return await super().read_response(disable_decoding)
-
-
-class _BoundedReader:
-    """What a parser needs of a stream; raises redis's ConnectionError for a reply of over *left_bytes*."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self.left_bytes = REPLY_MAX_BYTES
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    async def readexactly(self, count: int) -> bytes:
-        self._spend(count)  # before the read: the length is the server's word
-        data: bytes = await self._stream.readexactly(count)
-        return data
-
-    async def readline(self) -> bytes:
-        line: bytes = await self._stream.readline()
-        self._spend(len(line))
-        return line
-
-    def _spend(self, count: int) -> None:
-        self.left_bytes -= count
-        if self.left_bytes < 0:
-            raise RedisConnectionError(f"expected a reply of at most {REPLY_MAX_BYTES} bytes, got a longer one")
 
 
 def _is_of_one_key(error: Exception) -> bool:

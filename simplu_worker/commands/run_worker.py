@@ -10,6 +10,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Final
 
+import structlog
 import uvloop
 
 from simplu_worker.commands.exit_status import EXIT_DONE, EXIT_FAILED
@@ -21,7 +22,6 @@ from simplu_worker.memory_tuning import end_start
 from simplu_worker.metrics import instruments
 from simplu_worker.status.live.request_bodies import LettersDesk
 from simplu_worker.telemetry.background_stream import BackgroundStream
-from simplu_worker.telemetry.bare_structlog import structlog
 from simplu_worker.telemetry.log import configure_logging, flush_logging
 
 DRAIN_S: Final = 2.0  # at the end, for lines that a slow reader of the log has not taken yet

@@ -11,8 +11,8 @@ from typing import Final
 import msgspec
 
 from simplu_worker.operations.json_record import ABSENT, parse_record, peeked_value
-from simplu_worker.telemetry.tracing.traceparent import MEMBER
 
+MEMBER: Final = "traceparent"  # of a record, and the message attribute of that name
 MALFORMED: Final = ""  # in place of a member that is no text
 _MARK: Final = f'"{MEMBER}"'.encode()
 

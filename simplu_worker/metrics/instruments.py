@@ -58,7 +58,7 @@ SHARD_BUCKETS_S = (0.001, 0.0025, *REQUEST_BUCKETS_S)
 class BatchHistogram(Collector):
     """A histogram of one label that observes a whole batch in one call, for thousands of values.
 
-    It has no lock: use it from one thread only (the event loop's).
+    It has no lock: observe in one thread only (the event loop's). What another one collects meanwhile may lack a batch.
     """
 
     def __init__(
@@ -109,9 +109,9 @@ class BatchHistogram(Collector):
         """Return the family with a cumulative series for each label value seen."""
         family = HistogramMetricFamily(self._name, self._documentation, labels=[self._label])
         names = [*map(repr, self._bounds), "+Inf"]
-        for value, counts in self._counts.items():
+        for value, counts in list(self._counts.items()):
             cumulative = [float(count) for count in accumulate(counts)]
-            family.add_metric([value], list(zip(names, cumulative, strict=True)), sum_value=self._sums[value])
+            family.add_metric([value], list(zip(names, cumulative, strict=True)), sum_value=self._sums.get(value, 0.0))
         return [family]
 
     def _no_counts(self) -> list[int]:

@@ -1,25 +1,21 @@
-"""The metrics as text for Prometheus, rendered in slices, so that the event loop turns between them."""
+"""The metrics as text for Prometheus, rendered by a thread, so that the event loop turns meanwhile."""
 
 from __future__ import annotations
 
 import asyncio
-import copy
 import gzip
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from enum import Enum
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
-from prometheus_client import REGISTRY, CollectorRegistry, Metric
+from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client import generate_latest as generate_text
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as CONTENT_TYPE_OPENMETRICS
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from simplu_worker.status.shared_answer import SharedAnswer
-
-SLICE_SAMPLES: Final = 200  # about a millisecond
-OPENMETRICS_END: Final = b"# EOF\n"
 
 
 class MetricsFormat(Enum):
@@ -29,7 +25,7 @@ class MetricsFormat(Enum):
     OPENMETRICS = CONTENT_TYPE_OPENMETRICS
 
 
-ENCODERS: Final[dict[MetricsFormat, Callable[[Any], bytes]]] = {
+ENCODERS: Final[dict[MetricsFormat, Callable[[CollectorRegistry], bytes]]] = {
     MetricsFormat.TEXT: generate_text,
     MetricsFormat.OPENMETRICS: generate_openmetrics,
 }
@@ -66,11 +62,7 @@ class MetricsText:
     async def _render(self, wanted: MetricsFormat) -> bytes:
         async with self._rendering:
             self._refresh()
-            parts = []
-            for part in encoded_slices(self._registry.collect(), wanted):
-                parts.append(part)
-                await asyncio.sleep(0)
-            return b"".join(parts)
+            return await asyncio.to_thread(ENCODERS[wanted], self._registry)
 
 
 def accepted_format(accept: str) -> MetricsFormat:
@@ -81,32 +73,3 @@ def accepted_format(accept: str) -> MetricsFormat:
         return MetricsFormat.TEXT
     is_openmetrics = content_type.startswith("application/openmetrics-text")
     return MetricsFormat.OPENMETRICS if is_openmetrics else MetricsFormat.TEXT
-
-
-def encoded_slices(families: Iterable[Metric], wanted: MetricsFormat) -> Iterator[bytes]:
-    """Yield the text of *families* in slices of at most SLICE_SAMPLES samples of one family."""
-    for family in families:
-        yield _encode(family, family.samples[:SLICE_SAMPLES], wanted)
-        if len(family.samples) > SLICE_SAMPLES:
-            head = len(_encode(family, [], wanted))
-            for start in range(SLICE_SAMPLES, len(family.samples), SLICE_SAMPLES):
-                yield _encode(family, family.samples[start : start + SLICE_SAMPLES], wanted)[head:]
-    if wanted is MetricsFormat.OPENMETRICS:
-        yield OPENMETRICS_END
-
-
-def _encode(family: Metric, samples: list[Any], wanted: MetricsFormat) -> bytes:
-    """Return the text of *family* with *samples* alone."""
-    part = copy.copy(family)
-    part.samples = samples
-    return ENCODERS[wanted](_OneFamily(part)).removesuffix(OPENMETRICS_END)
-
-
-class _OneFamily:
-    """What an encoder needs of a registry."""
-
-    def __init__(self, family: Metric) -> None:
-        self._family = family
-
-    def collect(self) -> Iterable[Metric]:
-        return [self._family]

@@ -214,6 +214,8 @@ class ReplicaStatus:
         instruments.MOVES_UNFINISHED.set(sum(map(len, moves.values())))
         instruments.MOVE_STANDING.set(longest_standing_s(moves))
         instruments.CLOCK_AHEAD.set(OWN_CLOCK.ahead_s or 0.0)
+        for receiver in self.monitoring.receivers.values():
+            receiver.refresh_gauges()
         if self.fleet is not None:
             self._refresh_stream_gauges(self.fleet)
 

@@ -19,15 +19,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import date
 from math import isfinite
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import Any, Literal, TextIO
 from urllib.parse import quote, quote_plus, unquote
 
-from simplu_worker.errors import place_of
-from simplu_worker.telemetry.bare_structlog import structlog
-from simplu_worker.telemetry.log_folding import Facts, LogDeduplicator
+import structlog
+from structlog.typing import EventDict, WrappedLogger
 
-if TYPE_CHECKING:
-    from structlog.typing import EventDict, WrappedLogger
+from simplu_worker.errors import place_of
+from simplu_worker.telemetry.log_folding import Facts, LogDeduplicator
 
 MASK = "***"
 SECRET_MIN_LENGTH = 6  # masking a shorter one would mask ordinary words

@@ -1,30 +1,33 @@
-"""Repeat a call that fails for a while, for commands: a person waits, so there is an end."""
+"""Repeat a call that fails for a while: the door to stamina."""
 
 from __future__ import annotations
 
-import asyncio
-import random
-from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from collections.abc import AsyncIterable, Callable
+from typing import Final, TypeAlias
+
+import stamina
+from stamina.instrumentation import set_on_retry_hooks
 
 from simplu_worker.errors import RetryableError
-from simplu_worker.timing.backoff import backoff_s
-from simplu_worker.timing.clock import loop_time
+
+set_on_retry_hooks(())  # its own would log arguments, and count what the metrics of our doors count
 
 PATIENCE_S: Final = 10.0
 RETRY_BASE_S, RETRY_MAX_S = 0.2, 2.0
 
-T = TypeVar("T")
+RetryOn: TypeAlias = type[Exception] | Callable[[Exception], bool | float]
+
+retry: Final = stamina.AsyncRetryingCaller(
+    attempts=None, timeout=PATIENCE_S, wait_initial=RETRY_BASE_S, wait_max=RETRY_MAX_S, wait_jitter=RETRY_BASE_S
+).on(RetryableError)
+"""Call a function with its arguments, for a person who waits: again for PATIENCE_S while it raises RetryableError."""
 
 
-async def retry(call: Callable[[], Awaitable[T]], *, draw: Callable[[], float] = random.random) -> T:
-    """Return the result of *call*, which is repeated for up to *PATIENCE_S* while it raises `RetryableError`."""
-    deadline, failure_count = loop_time() + PATIENCE_S, 0
-    while True:
-        try:
-            return await call()
-        except RetryableError:
-            failure_count += 1
-            if loop_time() >= deadline:
-                raise
-            await asyncio.sleep(backoff_s(failure_count, draw=draw(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S))
+def attempts(on: RetryOn, *, count: int, base_s: float, max_s: float) -> AsyncIterable[stamina.Attempt]:
+    """Yield up to *count* attempts at a block of code, each a context to run it in, until one does not raise *on*.
+
+    A function as *on* returns whether to try again after an error, or the seconds until then. The last error is raised.
+    """
+    return stamina.retry_context(
+        on, attempts=count, timeout=None, wait_initial=base_s, wait_max=max_s, wait_jitter=base_s
+    )

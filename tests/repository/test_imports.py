@@ -99,4 +99,4 @@ def test_worker_imports_what_it_uses() -> None:
     assert status == 78  # a queue for dead letters is missing; everything is imported by then
     assert names >= AWS | POSTGRES | SETTINGS
     assert command_lines(names) == set()
-    assert names & (NOT_OURS | {"attrs", "cyclopts", "rich"}) == set()
+    assert names & (NOT_OURS | {"attrs", "cyclopts"}) == set()

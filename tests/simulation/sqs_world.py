@@ -62,7 +62,7 @@ class World:
         if is_fifo:
             attributes |= {"FifoQueue": "true", "ContentBasedDeduplication": "true"}
         self.account.create(name, attributes, self.now_ms())
-        return Queue(ModelClient(self), f"http://sqs/123456789012/{name}", draw=self.draws.random)
+        return Queue(ModelClient(self), f"http://sqs/123456789012/{name}")
 
     def arn_of(self, queue: Queue) -> str:
         """Return the ARN of *queue*."""

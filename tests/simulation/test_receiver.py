@@ -937,13 +937,15 @@ async def test_age_of_the_oldest_message_grows_while_it_is_in_flight_and_between
     await world.send(queue, "old")
     await asyncio.sleep(100)
     ages = []
-    async with world.receiving(queue, desk):
+    async with world.receiving(queue, desk) as running:
         for _ in range(10):
             await asyncio.sleep(20)
+            running.receiver.refresh_gauges()
             ages.append(REGISTRY.get_sample_value("simplu_sqs_oldest_message_age_seconds", {"queue": queue.name}))
         is_down = False
         await world.emptied(queue)
         await asyncio.sleep(200)
+        running.receiver.refresh_gauges()
         idle = REGISTRY.get_sample_value("simplu_sqs_oldest_message_age_seconds", {"queue": queue.name})
     assert ages == [pytest.approx(120 + 20 * number, abs=0.1) for number in range(10)]
     assert (len(desk.handled) > 4, idle) == (True, 0)

@@ -5,7 +5,10 @@ from __future__ import annotations
 # Modules that only an extra lets in; the extra `local` is a package of its own.
 NEEDS = {
     "cache": {"simplu_worker.cache.redis_commands"},
-    "tracing": {"simplu_worker.telemetry.tracing.exported_spans"},
+    "tracing": {
+        "simplu_worker.telemetry.tracing.exported_spans",
+        "simplu_worker.telemetry.tracing.producer_links",
+    },
 }
 IMPORT_ALL = """
 import importlib, json, pkgutil, simplu_worker

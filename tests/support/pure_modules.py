@@ -33,6 +33,7 @@ IMPURE_MODULES = frozenset(
         "rich",
         "secrets",
         "socket",
+        "stamina",
         "structlog",
         "subprocess",
         "time",

@@ -110,5 +110,5 @@ async def put_all(sink: Sink[T], items: Sequence[T], *, on_failure: OnFailure = 
             raise error
         items = refused
         if items:
-            pause_s = backoff_s(failure_count, draw=random.random(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)  # noqa: S311 - spreads retries
+            pause_s = backoff_s(failure_count, draw=random.random(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
             await asyncio.sleep(pause_s)

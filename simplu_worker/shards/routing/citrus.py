@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import random
 import time
@@ -25,8 +24,8 @@ from simplu_worker.shards.routing.address_book import AddressBook
 from simplu_worker.shards.routing.citrus_breaker import CitrusBreaker
 from simplu_worker.shards.routing.locator import Capacity, Registration
 from simplu_worker.shards.types import CitrusDeniedError
-from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.timing.retrying import attempts
 
 REPLY_MAX_BYTES: Final = 4 * 1024 * 1024  # the health of some thousand shards, decompressed
 MEDIA_TYPE_SHOWN_LENGTH: Final = 100
@@ -245,29 +244,17 @@ class CitrusClient:
     async def _request_with_retries(
         self, endpoint: str, method: str, path: str, type_: Any, message: Any
     ) -> tuple[int, Any]:
-        failure_count = 0
-        while True:
-            try:
-                answer = await self._request_once(endpoint, method, path, type_, message)
-            except RetryableError as exc:
-                failure_count += 1
-                delay_s = self._retry_delay_s(exc, failure_count)
-                if delay_s is None:
-                    self.last_error, self.is_denied = str(exc), isinstance(exc, CitrusDeniedError)
-                    raise
-            else:
-                self.last_error, self.is_denied = None, False
-                return answer
-            await asyncio.sleep(delay_s)
-            instruments.RETRIES.labels("citrus", endpoint).inc()
-
-    def _retry_delay_s(self, exc: RetryableError, failure_count: int) -> float | None:
-        """Return the seconds until the next try after the *failure_count*-th failure; None for no further one."""
-        if failure_count >= self._attempts or not isinstance(exc, CitrusUnavailableError):
-            return None
-        if exc.retry_after_s is None:
-            return backoff_s(failure_count, draw=self._draw(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
-        return exc.retry_after_s if exc.retry_after_s <= RETRY_AFTER_IN_CALL_MAX_S else None
+        try:
+            async for attempt in attempts(_may_repeat, count=self._attempts, base_s=RETRY_BASE_S, max_s=RETRY_MAX_S):
+                with attempt:
+                    if attempt.num > 1:
+                        instruments.RETRIES.labels("citrus", endpoint).inc()
+                    answer = await self._request_once(endpoint, method, path, type_, message)
+        except RetryableError as exc:
+            self.last_error, self.is_denied = str(exc), isinstance(exc, CitrusDeniedError)
+            raise
+        self.last_error, self.is_denied = None, False
+        return answer
 
     async def _request_once(
         self, endpoint: str, method: str, path: str, type_: Any, message: Any = None
@@ -334,6 +321,15 @@ async def open_citrus(
             file_folders=file_folders,
             clock=clock,
         )
+
+
+def _may_repeat(exc: Exception) -> bool | float:
+    """Return whether to try again after *exc*, or the seconds until then that Citrus asks for."""
+    if not isinstance(exc, CitrusUnavailableError):
+        return False
+    if exc.retry_after_s is None:
+        return True
+    return exc.retry_after_s if exc.retry_after_s <= RETRY_AFTER_IN_CALL_MAX_S else False
 
 
 async def _read_body(response: aiohttp.ClientResponse) -> bytes:

@@ -24,10 +24,11 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from simplu_worker import __version__
+from simplu_worker.telemetry.tracing.producer_links import ChosenLinks, choose_links
 from simplu_worker.telemetry.tracing.spans import (
     CURRENT,
     BatchSpan,
@@ -36,7 +37,6 @@ from simplu_worker.telemetry.tracing.spans import (
     TracedTransaction,
     TransactionSpan,
 )
-from simplu_worker.telemetry.tracing.traceparent import ChosenLinks, choose_links
 
 LINKS_MAX: Final = 128  # a span, unless OTEL_SPAN_LINK_COUNT_LIMIT is lower: the SDK would keep the last ones then
 # A span with all of its links takes 80 kB: the SDK's own 2048 would be 170 MB.
@@ -236,8 +236,7 @@ def resource_of(replica_name: str) -> Resource:
 
 def _link_producers(span: Span, chosen: ChosenLinks) -> None:
     for one in chosen.spans:
-        flags = TraceFlags(TraceFlags.SAMPLED if one.is_sampled else TraceFlags.DEFAULT)
-        span.add_link(SpanContext(one.trace_id, one.span_id, is_remote=True, trace_flags=flags))
+        span.add_link(one)
     if chosen.left_out_count:
         span.set_attribute("simplu.links.left_out", chosen.left_out_count)
     if chosen.malformed_count:

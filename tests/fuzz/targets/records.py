@@ -25,7 +25,6 @@ from simplu_worker.operations.merge_patch import is_laborious, merge_texts
 from simplu_worker.operations.operation import Operation, RejectedRecord, is_storable
 from simplu_worker.operations.waves import plan_waves
 from simplu_worker.shards.postgres.column_packing import pack_columns
-from simplu_worker.telemetry.tracing.traceparent import choose_links
 from simplu_worker.vocabulary import DeadLetterReason, OperationKind
 
 NOW: Final = datetime(2026, 1, 31, 9, tzinfo=UTC)
@@ -95,11 +94,8 @@ def check(data: bytes) -> None:
 
 
 def check_producers(record: bytes) -> None:
-    """Check that a record names one span at most, which OpenTelemetry accepts."""
-    spans, left_out_count, malformed_count = choose_links(traceparents_of_records([record]), 1)
-    assert len(spans) + malformed_count <= 1
-    assert left_out_count == 0
-    assert all(0 < span.trace_id < 1 << 128 and 0 < span.span_id < 1 << 64 for span in spans)
+    """Check that a record names one span at most."""
+    assert len(list(traceparents_of_records([record]))) <= 1
 
 
 def keys_of(decoded: list[DecodedRecord]) -> list[object]:

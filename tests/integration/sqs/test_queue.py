@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.usefixtures("aws_credentials"), pytest.mark.slow(0.6)]
 async def new_queue(client: Client, **attributes: str) -> Queue:
     """Make an empty queue."""
     answer = await client.create_queue(QueueName=f"queue-{next(QUEUE_NUMBERS)}", Attributes=attributes)
-    return Queue(client, answer["QueueUrl"], draw=lambda: 0.0)
+    return Queue(client, answer["QueueUrl"])
 
 
 async def send(queue: Queue, *bodies: str) -> None:
@@ -125,7 +125,7 @@ async def test_queue_deletes_again_only_what_sqs_had_trouble_with() -> None:
     """Of a batch that failed in part, what SQS had trouble with is tried again, and a bad receipt handle is not."""
     aws = ScriptedAws()
     async with aws.running() as url, client_of("sqs", url) as client:
-        queue = Queue(client, f"{url}/1/q", draw=lambda: 0.0)
+        queue = Queue(client, f"{url}/1/q")
         aws.answer({"Messages": [received(name) for name in ("a", "b", "c")]})
         trouble = {"Id": "0", "SenderFault": False, "Code": "InternalError"}
         at_fault = {"Id": "2", "SenderFault": True, "Code": "ReceiptHandleIsInvalid"}

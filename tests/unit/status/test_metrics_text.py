@@ -1,4 +1,4 @@
-"""The metrics in slices are the metrics at once."""
+"""The text of the metrics: rendered once for all scrapers of a moment, in the format that they accept."""
 
 from __future__ import annotations
 
@@ -6,65 +6,25 @@ import asyncio
 import gzip
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, generate_latest
 
-from simplu_worker.status.metrics_text import (
-    ENCODERS,
-    SLICE_SAMPLES,
-    MetricsFormat,
-    MetricsText,
-    accepted_format,
-    encoded_slices,
-)
+from simplu_worker.status.metrics_text import MetricsFormat, MetricsText, accepted_format
 
 
-@pytest.fixture
-def registry() -> CollectorRegistry:
-    """Return metrics, some of several slices."""
+async def test_one_rendering_serves_all_scrapers_of_a_moment() -> None:
+    """The gauges are refreshed once for each format, and the text is the library's."""
     registry = CollectorRegistry()
-    Gauge("empty", "No series.", ["name"], registry=registry)
-    Gauge("single", 'One "series" with a \\ and a\nline.', registry=registry).set(1.5)
-    many = Counter("many_total", "Some slices.", ["name"], registry=registry)
-    whole = Gauge("whole", "Exactly two slices.", ["name"], registry=registry)
-    long = Histogram("long_seconds", "A series across slices.", ["name"], registry=registry)
-    for number in range(2 * SLICE_SAMPLES):
-        many.labels(f"é{number}").inc()
-        whole.labels(str(number)).set(number)
+    many = Counter("many_total", "Many series.", ["name"], registry=registry)
     for number in range(50):
-        long.labels(str(number)).observe(number)
-    return registry
-
-
-@pytest.mark.parametrize("wanted", list(MetricsFormat))
-def test_slices_together_are_the_whole_text(registry: CollectorRegistry, wanted: MetricsFormat) -> None:
-    """Byte for byte as the library renders it, and no slice has more lines than allowed."""
-    slices = list(encoded_slices(registry.collect(), wanted))
-    whole = ENCODERS[wanted](registry)
-    assert b"".join(slices) == whole
-    assert max(one.count(b"\n") for one in slices) <= SLICE_SAMPLES + 2
-
-
-async def test_one_rendering_serves_all_scrapers_of_a_moment(registry: CollectorRegistry) -> None:
-    """The gauges are refreshed once for each format; the loop turns between the slices."""
+        many.labels(f"é{number}").inc()
     refreshed: list[None] = []
     metrics = MetricsText(lambda: refreshed.append(None), registry=registry)
-    turns = 0
-
-    async def count_turns() -> None:
-        nonlocal turns
-        while True:
-            await asyncio.sleep(0)
-            turns += 1
-
-    counting = asyncio.create_task(count_turns())
     texts = await asyncio.gather(*(metrics.read(MetricsFormat.TEXT) for _ in range(50)))
     compressed = await asyncio.gather(*(metrics.read_compressed(MetricsFormat.TEXT) for _ in range(50)))
-    counting.cancel()
     assert set(texts) == {generate_latest(registry)}
     assert {gzip.decompress(one) for one in compressed} == set(texts)
     assert len({id(one) for one in compressed}) == 1
     assert len(refreshed) == 1
-    assert turns >= 8
 
 
 @pytest.mark.parametrize(

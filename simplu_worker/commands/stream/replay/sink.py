@@ -52,7 +52,7 @@ class ShardRoutes:
 
     async def _find(self, tenant_id: str, operations: Sequence[Operation]) -> str | None:
         try:
-            found = await retry(lambda: self._gateway.find(tenant_id))
+            found = await retry(self._gateway.find, tenant_id)
         except (RetryableError, PermanentError) as exc:
             self._totals.leave(operations, str(exc))
             return None
@@ -96,7 +96,7 @@ class ApplyingSink:
         if not batch:
             return []
         try:
-            outcomes = await retry(lambda: self._gateway.apply(shard_id, batch))
+            outcomes = await retry(self._gateway.apply, shard_id, batch)
         except RetryableError as exc:
             self._totals.leave(batch, str(exc))
             return []

@@ -201,15 +201,13 @@ class QueueReceiver:
         name = self._queue.name
         self._stopping = stopping
         start_queue_at_zero(name)
-        SQS_OLDEST_IN_HAND.labels(name).set_function(lambda: self._in_flight.oldest_age_s(self._clock()))
-        SQS_OLDEST_MESSAGE.labels(name).set_function(self._oldest_message_age_s)
         try:
             await keep_running(
                 TargetKind.QUEUE, name, "receiver", lambda: self._run_once(stopping), stopping=stopping, draw=self._draw
             )
         finally:
             for gauge in (SQS_OLDEST_IN_HAND, SQS_OLDEST_MESSAGE):
-                gauge.labels(name).set_function(float)  # 0, without a reference to this receiver
+                gauge.labels(name).set(0)
 
     async def _run_once(self, stopping: asyncio.Event) -> None:
         self._start_afresh()
@@ -235,6 +233,12 @@ class QueueReceiver:
                 self._work_ended.set()
                 self._deleter.wake()
             self._ended.set()
+
+    def refresh_gauges(self) -> None:
+        """Set the gauges that no single event sets."""
+        SQS_OLDEST_IN_HAND.labels(self._queue.name).set(self._in_flight.oldest_age_s(self._clock()))
+        known = (self._in_flight.oldest_sent_at(), self._received.oldest_sent_at(self._clock()))
+        SQS_OLDEST_MESSAGE.labels(self._queue.name).set(oldest_age_s(known, utc=self._utc()))
 
     def stats(self) -> dict[str, Any]:
         """Return the members that the monitoring endpoints show."""
@@ -292,10 +296,6 @@ class QueueReceiver:
                 log.info("queue.opened", queue=self._queue.name, visibility_timeout_s=timeout_s)
                 return attributes
         return None
-
-    def _oldest_message_age_s(self) -> float:
-        known = (self._in_flight.oldest_sent_at(), self._received.oldest_sent_at(self._clock()))
-        return oldest_age_s(known, utc=self._utc())
 
     def _update_attributes(self, attributes: QueueAttributes) -> None:
         self._attributes = attributes
