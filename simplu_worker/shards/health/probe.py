@@ -19,7 +19,6 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.schema_check import (
-    GAPS_SINCE,
     MESSAGE_FAILURES,
     REJECTIONS,
     SchemaState,
@@ -30,7 +29,6 @@ from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import UtcClock
 
 NEW_TABLES: Final = (MESSAGE_FAILURES, REJECTIONS)
-NEW_TABLES_SINCE: Final = 3  # schema version
 BUSY_TABLES: Final = ("operations", "resources")
 OWN_CHECKPOINTER_SINCE: Final = 170000  # its view; before, its counts are among those of the background writer
 PROBE_S: Final = 2.4  # within `ShardTimeouts.probe_s`: a slow shard has answered, and is not lost
@@ -120,13 +118,12 @@ async def _add_details(
     lag = {"lag_s": "lag_s", "lag_bytes": "lag_bytes", "standby_count": "standby_count"}
     await _add_columns(connection, "probe_standby" if facts["is_standby"] else "probe_primary", lag, facts)
     version: int | None = facts.get("schema_version")
-    if version is not None and version >= GAPS_SINCE:
+    if version is not None:
         facts["gaps"] = [row["stream_shard_id"] for row in await connection.fetch(QUERIES["list_gaps"])]
         facts["moves"] = await _read_moves(connection)
     if counts_tenants and version is not None:
         facts["tenant_count"] = await connection.fetchval(QUERIES["count_tenants"])
-        if version >= NEW_TABLES_SINCE:
-            facts["unwritable_tables"] = [table for table in NEW_TABLES if not await may_write_table(connection, table)]
+        facts["unwritable_tables"] = [table for table in NEW_TABLES if not await may_write_table(connection, table)]
     if counts_tenants:
         facts["creators"] = await _read_creators(connection)
 

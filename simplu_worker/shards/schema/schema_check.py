@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final
 
@@ -10,8 +11,7 @@ import structlog
 from simplu_worker.shards.postgres.errors import wrong_shard_message
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.schema.migrations import ShardSchema, digest_of, refusal_of, without_concurrently
-from simplu_worker.shards.schema.qualification import qualify
+from simplu_worker.shards.schema.migrations import Migration, ShardSchema, digest_of, refusal_of, without_concurrently
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
 from simplu_worker.shards.types import ShardUnavailableError
 
@@ -20,7 +20,6 @@ MESSAGE_FAILURES: Final = "message_failures"
 REJECTIONS: Final = "rejections"
 IMPORTS: Final = "imports"
 RESTORES: Final = "restores"
-GAPS_SINCE: Final = 3  # columns of `stream_positions`
 
 log = structlog.get_logger(__name__)
 
@@ -57,7 +56,9 @@ async def may_write_table(connection: Connection, table: str) -> bool:
     return bool(await connection.fetchval(QUERIES["may_write_table"], table))
 
 
-async def check_schema(connection: Connection, shard_id: str) -> SchemaState:
+async def check_schema(
+    connection: Connection, shard_id: str, *, migrations: Sequence[Migration] = MIGRATIONS
+) -> SchemaState:
     """Return whether this database has our schema or is empty.
 
     Raises `ShardUnavailableError` as `read_schema` does, and for a schema version that this worker may not use
@@ -66,7 +67,7 @@ async def check_schema(connection: Connection, shard_id: str) -> SchemaState:
     schema = await read_schema(connection, shard_id)
     if schema is None:
         return SchemaState.EMPTY
-    refusal = refusal_of(schema, worker_version=SCHEMA_VERSION)
+    refusal = refusal_of(schema, worker_version=migrations[-1].version)
     if refusal is not None:
         raise ShardUnavailableError(f"shard {shard_id}: {refusal}")
     return SchemaState.READY
@@ -89,10 +90,9 @@ async def ensure_schema(pool: ShardPool) -> None:
     log.info("schema.created", shard_id=shard_id, version=SCHEMA_VERSION)
 
 
-async def make_schema(connection: Connection, shard_id: str) -> None:
+async def make_schema(connection: Connection, shard_id: str, *, migrations: Sequence[Migration] = MIGRATIONS) -> None:
     """Make tables, business types, their records and the identity in the current namespace, within a transaction."""
-    await connection.execute(QUERIES["skip_body_checks"])
-    for migration in MIGRATIONS:
+    for migration in migrations:
         await _execute(connection, migration.text)
         await connection.execute(QUERIES["record_migration"], migration.version, migration.name, migration.works_from)
     for name, text in BUSINESS_TYPES.items():
@@ -103,4 +103,4 @@ async def make_schema(connection: Connection, shard_id: str) -> None:
 
 async def _execute(connection: Connection, text: str) -> None:
     """Run the statements of a file."""
-    await connection.execute(without_concurrently(qualify(text)))
+    await connection.execute(without_concurrently(text))

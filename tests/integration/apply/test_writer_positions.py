@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from support.clocks import DAYS, clock_off_by
-from support.postgres.databases import ShardMaker, execute
+from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import (
     ARRIVED_AT,
     STREAM,
@@ -609,18 +609,6 @@ async def test_gap_is_marked_for_one_position_and_lasts_until_it_is_accepted(
     assert not (await standing(writer)).has_gap
     assert await writer.mark_gap(STREAM, STREAM_SHARD_ID, "8/0")
     assert (await standing(writer)).has_open_gap
-
-
-async def test_gap_is_not_marked_where_the_schema_has_no_room_for_it(case: TenantCase, writer: ShardWriter) -> None:
-    """At schema version 2; rows are read and forgotten as before."""
-    await writer.write_positions([claim_of()])
-    columns = "DROP COLUMN gap_from, DROP COLUMN gap_found_at, DROP COLUMN gap_accepted_at"
-    await execute(case.pool.address.connection_string, f"ALTER TABLE stream_positions {columns}")
-    assert not await writer.mark_gap(STREAM, STREAM_SHARD_ID, "7/0")
-    row = await standing(writer)
-    assert (row.owed_from, row.has_gap) == ("7/0", False)
-    await writer.forget_positions(STREAM, [STREAM_SHARD_ID])
-    assert await rows(case.pool) == {}
 
 
 @pytest.mark.parametrize("knows_row", [True, False])

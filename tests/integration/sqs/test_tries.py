@@ -19,7 +19,6 @@ from support.citrus.cases import RoutedShards, routed_shards
 from support.postgres.databases import SHARD_ID, ShardMaker, copy_shard, database_of
 from support.postgres.tenant_cases import TENANT_WAIT, add_tenant, fetch
 from support.postgres.trouble import calm, make_touchy
-from support.postgres.upgrades import make_old_schema
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_worker.aws.clients import Client
@@ -170,24 +169,6 @@ async def test_success_costs_the_table_nothing(desk: Desk) -> None:
         await calm(desk.pool)
         assert (await handler.handle([message("o3", BAD)])) == [Done()]
     assert await desk.counts() == {"message-o3": 1}
-
-
-async def test_failures_are_counted_in_memory_on_a_shard_of_schema_version_2(make_shard: ShardMaker) -> None:
-    """A shard without the table is used as before; the count is that of the process."""
-    address = await make_shard(is_empty=True)
-    await make_old_schema(address)
-    async with open_desk(address) as desk:
-        await make_touchy(desk.pool)
-        async with desk.replica(delays_s=(1, 5)) as handler:
-            seen = [(await handler.handle([message("o1", BAD, receive_count=9)]))[0] for _ in range(3)]
-            assert seen[:2] == [RetryHeld(1), RetryHeld(5)]
-            assert isinstance(seen[2], ToDeadLetter)
-            assert (seen[2].attempts, seen[2].error) == (3, "it failed 3 times: RaiseError (P0001)")
-            assert seen[2].before_delete is not None
-            await seen[2].before_delete()
-            assert await handler.handle([message("o1", BAD)]) == [Done()]  # its row in the log is marked
-        async with desk.replica() as restarted:
-            assert await restarted.handle([message("o2", BAD, receive_count=9)]) == [RetryHeld(1)]
 
 
 async def test_failures_are_counted_in_memory_when_the_role_may_not_write_the_table(desk: Desk) -> None:

@@ -105,11 +105,6 @@ JOIN pg_catalog.pg_class ON pg_class.oid = pg_index.indexrelid
 JOIN pg_catalog.pg_namespace ON pg_namespace.oid = pg_class.relnamespace
 WHERE pg_namespace.nspname = $1::pg_catalog.name AND pg_class.relname = $2::pg_catalog.name;
 
--- name: skip_body_checks
--- Before our functions are made: the bodies of some call others of ours by the search path, until a later migration
--- makes these again.
-SELECT pg_catalog.set_config('check_function_bodies', 'off', true);
-
 -- name: record_identity
 INSERT INTO public.shard_meta (shard_id) VALUES ($1);
 

@@ -21,7 +21,6 @@ from simplu_worker.transfers.moving.planning.prediction import predict_pause
 from simplu_worker.transfers.moving.types import Move, PauseTooLongError
 from simplu_worker.transfers.sql_files import QUERIES
 
-SCHEMA_NEEDED: Final = 3
 SAMPLE_ROWS: Final = 2_000
 WRITING_TAKES: Final = 3.0  # times the reading of a sample
 PREDICTIONS_MAX: Final = 3  # a single one may meet a slow moment
@@ -119,11 +118,6 @@ async def check_schema_version(pool: ShardPool) -> None:
     if schema is None or schema.version is None:
         raise PermanentError(
             f"shard {shard_id}: expected our schema, got an empty database; "
-            f"run: simplu-worker shards upgrade {shard_id} --apply"
-        )
-    if schema.version < SCHEMA_NEEDED:
-        raise PermanentError(
-            f"shard {shard_id}: expected schema version {SCHEMA_NEEDED} or newer, got {schema.version}; "
             f"run: simplu-worker shards upgrade {shard_id} --apply"
         )
 
