@@ -17,7 +17,7 @@ from simplu_worker.shards.positions.rows import accept_gaps as accept_gaps_of_sh
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.shard_query import query_all_shards
-from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
+from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.telemetry.log import scrub_text
 
 COLUMNS: Final = ("shard", "stream shard", "lacks records after", "found at")
@@ -61,8 +61,9 @@ async def accept_gaps(settings: Settings, shard_id: str | None, *, as_json: bool
 
 async def _accept(pools: Pools, address: ShardAddress) -> list[AcceptedGap] | _Refusal:
     try:
-        async with pools.ensure_pool(address).connection() as connection:
-            if await check_schema(connection, address.shard_id) is SchemaState.EMPTY:
+        pool = pools.ensure_pool(address)
+        async with pool.connection() as connection:
+            if not await has_schema(connection, pool):
                 return []
             rows = await accept_gaps_of_shard(connection)
     except WorkerError as exc:

@@ -153,7 +153,6 @@ async def test_restore_that_ends_too_early_names_the_next_command(
         (1, "UPDATE tenants SET state = 'incoming'", "that is incoming there"),
         (1, "UPDATE shard_meta SET shard_id = 'b'", "leads to the database of shard b"),
         (0, "UPDATE tenants SET state = 'destroying'", "got one that is destroyed on a"),
-        (0, "DROP TABLE restores", "expected a table restores"),
     ],
 )
 async def test_restore_that_cannot_be_is_refused_before_the_first_write(

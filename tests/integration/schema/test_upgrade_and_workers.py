@@ -16,7 +16,7 @@ from simplu_worker.shards.health.prober import inspect_shard
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
 from simplu_worker.shards.schema.migrations import Migration
-from simplu_worker.shards.schema.schema_check import SchemaState, check_schema, make_schema
+from simplu_worker.shards.schema.schema_check import check_schema, make_schema
 from simplu_worker.shards.schema.sql_files import MIGRATIONS, SCHEMA_VERSION
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.transfers.sql_files import QUERIES
@@ -78,12 +78,12 @@ async def test_worker_holds_the_shard_when_an_upgrade_has_left_its_version_behin
 async def test_workers_of_two_versions_work_before_and_after_the_upgrade(pool: ShardPool) -> None:
     """The newer one with the version before, and the older one with a migration that says so."""
     both = MIGRATIONS, [*MIGRATIONS, MADE_UP]
-    before = [await state_of(pool, migrations) for migrations in both]
+    before = [await version_for(pool, migrations) for migrations in both]
 
     await upgrader(pool).run()
 
-    assert before == [SchemaState.READY] * 2
-    assert [await state_of(pool, migrations) for migrations in both] == [SchemaState.READY] * 2
+    assert before == [SCHEMA_VERSION] * 2
+    assert [await version_for(pool, migrations) for migrations in both] == [NEXT] * 2
 
 
 @pytest.mark.parametrize("version", range(max(1, SCHEMA_VERSION - 1), NEXT + 1))
@@ -100,7 +100,8 @@ async def test_every_query_means_something_on_each_schema_that_a_worker_works_on
                     await connection.prepare(query)
 
 
-async def state_of(pool: ShardPool, migrations: Sequence[Migration]) -> SchemaState:
-    """Return the result of `check_schema` for a worker with *migrations*."""
+async def version_for(pool: ShardPool, migrations: Sequence[Migration]) -> int | None:
+    """Return the version that a worker with *migrations* finds and may use."""
     async with pool.connection() as connection:
-        return await check_schema(connection, pool.address.shard_id, migrations=migrations)
+        schema = await check_schema(connection, pool.address.shard_id, migrations=migrations)
+    return None if schema is None else schema.version
