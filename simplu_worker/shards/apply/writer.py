@@ -692,7 +692,7 @@ class WriteAttempt:
             admitted = admit(operation, tenants.get(tenant_id), tenant_wait=self._tenant_wait)
             outcome = HOLD if tenant_id in stopped else admitted or self.known_outcomes.get(index)
             if outcome is None and operation.exceeds_bounds:
-                outcome = INVALID_DATA  # unless the log has it: an older worker may have applied it
+                outcome = INVALID_DATA  # unless the log has it: a worker with other bounds may have applied it
             if outcome is not None:
                 decided[index] = outcome
                 if outcome.disposition in STOPPING:

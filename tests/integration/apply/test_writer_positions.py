@@ -622,7 +622,7 @@ async def test_fence_leaves_the_time_of_the_content(case: TenantCase, writer: Sh
     fenced = await standing(writer)
     assert fenced.fencing_token != before.fencing_token
     assert fenced.written_at == before.written_at == ARRIVED_AT
-    token = await take_away(case.pool)  # by an earlier release
+    token = await take_away(case.pool)  # without a time
     await writer.fence_and_read_positions(claim_of(), [PARENT])
     fenced = await standing(writer)
     assert (fenced.written_at, fenced.fencing_token == token) == (None, False)
