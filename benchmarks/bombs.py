@@ -168,7 +168,7 @@ BOMBS: Final[Mapping[str, Bomb]] = {
         {"n": lambda: "{}"},
     ),
     "stored": Bomb(
-        "63 KB of 1e131071 that an older worker has stored, read, listed and patched",
+        "63 KB of 1e131071 that is stored, read, listed and patched",
         lambda maker: [
             one
             for _ in range(4)
@@ -293,7 +293,7 @@ class Thrower:
         self.maker = RecordMaker()
 
     async def store(self, bomb: Bomb) -> None:
-        """Store the resources that *bomb* finds, as an older worker would."""
+        """Store the resources that *bomb* finds, as a worker without bounds would."""
         for resource_id, data in (bomb.stored or {}).items():
             await self._connection.execute(STORE_SQL, BOMBER.tenant_id, TYPE, resource_id, data())
 

@@ -70,8 +70,20 @@ INSERT INTO resources (id, "businessType", "resourceName", "resourceId", data, d
 SELECT id, business_type, 'order', $2, $3::text::jsonb, $4, $4 FROM tenants WHERE id = $1
 ON CONFLICT (id, "resourceName", "resourceId") DO NOTHING
 """
+MERGE_SQL = """
+CREATE FUNCTION pg_temp.merge_patch(target jsonb, patch jsonb) RETURNS jsonb LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN jsonb_typeof(patch) <> 'object' THEN patch ELSE (
+        SELECT (base.members - coalesce(array_agg(key) FILTER (WHERE value = 'null'), '{}')) || coalesce(
+            jsonb_object_agg(key, pg_temp.merge_patch(base.members -> key, value)) FILTER (WHERE value <> 'null'), '{}'
+        )
+        FROM (SELECT CASE WHEN jsonb_typeof(target) = 'object' THEN target ELSE '{}' END AS members) AS base
+        LEFT JOIN jsonb_each(patch) ON true
+        GROUP BY base.members
+    ) END
+$$
+"""
 PATCH_SQL = """
-UPDATE resources SET data = simplu_merge_patch(data, $3::text::jsonb), "lastUpdated" = $4
+UPDATE resources SET data = pg_temp.merge_patch(data, $3::text::jsonb), "lastUpdated" = $4
 WHERE id = $1 AND "resourceName" = 'order' AND "resourceId" = $2
 """
 DELETE_SQL = """
@@ -172,6 +184,7 @@ class OrderBenchmark:
             for url in shard_urls(env):
                 connection = await asyncpg.connect(url, timeout=10, command_timeout=30)
                 entered.push_async_callback(connection.close)
+                await connection.execute(MERGE_SQL)
                 for tenant_id in await read_tenant_ids([url]):
                     self._homes[tenant_id] = connection
             self._exit = entered.pop_all()

@@ -42,8 +42,9 @@ VALUES ($1, 'gym', $2, $3, $4::text::jsonb, $5, $5)
 ON CONFLICT (id, "resourceName", "resourceId")
 DO UPDATE SET data = excluded.data, "lastUpdated" = excluded."lastUpdated"
 """
+# Patches have no object, and documents no null: so this is RFC 7396.
 PATCH_SQL = """
-UPDATE resources SET data = simplu_merge_patch(data, $4::text::jsonb), "lastUpdated" = $5
+UPDATE resources SET data = jsonb_strip_nulls(data || $4::text::jsonb), "lastUpdated" = $5
 WHERE id = $1 AND "resourceName" = $2 AND "resourceId" = $3
 """
 DELETE_SQL = 'DELETE FROM resources WHERE id = $1 AND "resourceName" = $2 AND "resourceId" = $3'

@@ -28,7 +28,8 @@ from simplu_worker.shards.routing.shard_map import ShardMap
 
 SEPARATOR = "\x1f"  # no member of these records contains it
 REST_S = 0.05  # at the tip
-# Few arguments: an array of texts costs asyncpg ten times as much as one text that Postgres splits.
+# Few arguments: an array of texts costs asyncpg ten times as much as one text that Postgres splits. Patches have no
+# object, and documents no null: so they are merged as RFC 7396 has it.
 WAVE_SQL = """
 WITH wave AS MATERIALIZED (
     SELECT tenant_id, request_id, operation, resource_type, resource_id, data::jsonb AS data,
@@ -56,7 +57,7 @@ WITH wave AS MATERIALIZED (
     DO UPDATE SET data = excluded.data, "lastUpdated" = excluded."lastUpdated"
 ), patched AS (
     UPDATE resources
-    SET data = simplu_merge_patch(resources.data, wave.data), "lastUpdated" = wave.requested_at
+    SET data = jsonb_strip_nulls(resources.data || wave.data), "lastUpdated" = wave.requested_at
     FROM wave
     WHERE wave.operation = 'patch' AND resources.id = wave.tenant_id
         AND resources."resourceName" = wave.resource_type AND resources."resourceId" = wave.resource_id

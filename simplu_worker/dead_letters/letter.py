@@ -188,10 +188,7 @@ def parse_ranges(text: str, count: int) -> tuple[int, ...]:
 
 
 def parse_dead_letter(body: str) -> ParsedDeadLetter:
-    """Parse the output of `encode_dead_letter` of this or an earlier version.
-
-    Raises NotADeadLetterError for anything else.
-    """
+    """Parse the output of `encode_dead_letter`. Raises NotADeadLetterError for anything else."""
     try:
         wire = msgspec.convert(json.loads(body), _Wire)
         letter = DeadLetter(
@@ -435,7 +432,7 @@ def _record_of(wire: _Wire) -> bytes:
 
 
 def _without_absent(members: Mapping[str, object]) -> dict[str, object]:
-    """Return *members* without those that are `None`: most letters lack members that older versions did not write."""
+    """Return *members* without those that are `None`."""
     return {name: value for name, value in members.items() if value is not None}
 
 

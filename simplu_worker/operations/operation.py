@@ -55,8 +55,8 @@ class Operation(msgspec.Struct, frozen=True, gc=False):
     *requested_at* is ISO 8601 in UTC. *digest* distinguishes an identical redelivery from another operation with the
     same request id. *size_bytes* is the record's size as read.
     *window_start*, of an order event, ISO 8601: an event of its request id that was sent before is another event.
-    *exceeds_bounds*: its *data* may not be stored (`document_bounds.py`), or its filters are nested as deep; an older
-    worker may have applied it before.
+    *exceeds_bounds*: its *data* may not be stored (`document_bounds.py`), or its filters are nested as deep; a worker
+    with other bounds may have applied it before.
     """
 
     kind: OperationKind

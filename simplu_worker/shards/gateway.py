@@ -232,15 +232,14 @@ class ShardGateway:
         return outcome
 
     @of_shard
-    async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None] | None:
+    async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
         """Count one failure more of each message, by tenant and message id, on a shard; return their numbers.
 
         For failures of an operation itself, never for those of a shard. A message has no number if its tenant does not
-        live on the shard: then its cached route is dropped. None if the shard cannot count: its schema is older than
-        the table, or its role may not write there. Raises `RetryableError` when the shard does not answer.
+        live on the shard: then its cached route is dropped. Raises `RetryableError` when the shard does not answer.
         """
         counts = await count_failures(self._pools.pool_of(shard_id), failed)
-        for (tenant_id, _), count in zip(failed, counts or (), strict=False):
+        for (tenant_id, _), count in zip(failed, counts, strict=True):
             if count is None:
                 self._directory.forget(tenant_id)
         return counts
@@ -320,12 +319,12 @@ class ShardGateway:
         return await self._ensure_writer(shard_id).read_merges(stream, stream_shard_id)
 
     @of_shard
-    async def mark_gap(self, shard_id: str, stream: str, stream_shard_id: str, owed_from: str) -> bool:
+    async def mark_gap(self, shard_id: str, stream: str, stream_shard_id: str, owed_from: str) -> None:
         """Mark the row with the position *owed_from* on a shard: the stream does not reach back to it. Idempotent.
 
-        Returns False where the schema is too old for the mark. Raises as `write_positions` does.
+        Raises as `write_positions` does.
         """
-        return await self._ensure_writer(shard_id).mark_gap(stream, stream_shard_id, owed_from)
+        await self._ensure_writer(shard_id).mark_gap(stream, stream_shard_id, owed_from)
 
     @of_shard
     async def forget_positions(self, shard_id: str, stream: str, stream_shard_ids: Sequence[str]) -> None:
@@ -402,7 +401,7 @@ class ShardGateway:
 
         async def fetch(shard: ShardAddress) -> list[dict[str, Any]]:
             pool = self._pools.ensure_pool(shard)
-            return await find_rejections(pool, "find_rejection_of_any_tenant", request_id) or []
+            return await find_rejections(pool, "find_rejection_of_any_tenant", request_id)
 
         answers = await query_all_shards(await self._locator.list_shards(), fetch)
         of_any = [_rejected_request_of(shard_id, row) for shard_id, rows in answers.items() for row in rows]
@@ -428,8 +427,6 @@ class ShardGateway:
     ) -> dict[str, RejectedRequest] | Absence:
         async def find(shard: ShardAddress) -> dict[str, RejectedRequest] | None:
             rows = await find_rejections(self._pools.ensure_pool(shard), "find_rejections", tenant_id, request_ids)
-            if rows is None:
-                return {}
             found = {row["request_id"]: _rejected_request_of(shard.shard_id, row) for row in rows if row["request_id"]}
             return found if rows else None
 

@@ -8,13 +8,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from support.postgres.databases import execute
-from support.postgres.upgrades import make_old_schema
+from support.postgres.tenant_cases import fetch
 from support.restaurants import fill_restaurants
 from support.runbook.scene import Scene
 
 from simplu_local.aws_server.server import send_commands
 from simplu_local.kinesis.faults import Trim
 from simplu_worker.shards.postgres.address import ShardAddress
+from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.schema.schema_check import ensure_schema
 
 HELD_COUNT: Final = 4
 STRAY_SQL: Final = """
@@ -122,11 +124,14 @@ async def rotate_credentials(scene: Scene) -> None:
 
 
 async def upgrade(scene: Scene) -> None:
-    """Deploy shards with the schema of the version before."""
+    """Deploy shards with the business types of the release before."""
     for host in ("db-1", "db-2"):
         server = await scene.add_server(host)
         await scene.make_role(host)
-        await make_old_schema(ShardAddress(host, server.url.replace("postgres:", "worker:", 1)))
+        pool = ShardPool(ShardAddress(host, server.url.replace("postgres:", "worker:", 1)), size=1)
+        await ensure_schema(pool)
+        await fetch(pool, "UPDATE business_types SET digest = ''")
+        await pool.close()
     await scene.deploy("db-1", "db-2")
 
 

@@ -410,10 +410,10 @@ async def test_page_and_top_show_an_upgrade_under_way(world: PageWorld, page: Br
 
 
 async def test_page_shows_the_oldest_held_targets_of_other_replicas(page: BrowserTab) -> None:
-    """Each with its replica and what to do; an earlier version names none, and has their number."""
+    """Each with its replica and what to do; those that a replica does not name are counted."""
     other = {"replica": "b", "heldTargets": 4, "held": [{"target": "shard z", "reason": "gap", "ageSeconds": 9}]}
-    earlier = {"replica": "c", "heldTargets": 1}
-    fleet = {"replicas": [other, earlier], "heldAdvice": {"gap": {"advice": "Raise it."}}}
+    unnamed = {"replica": "c", "heldTargets": 1}
+    fleet = {"replicas": [other, unnamed], "heldAdvice": {"gap": {"advice": "Raise it."}}}
     mine = {"held": [{"target": "tenant t", "reason": "moving", "ageSeconds": 1}], "heldAdvice": {}}
     known = f"{{hours: {{}}, fleet: {json.dumps(fleet)}}}"
     script = f"import('/page/views.js').then(({{sectionsOf}}) => sectionsOf({json.dumps(mine)}, {known})[0])"

@@ -1,14 +1,14 @@
-"""Shards are upgraded from the schema before to the last under load, while old workers and new ones work side by side.
+"""Shards are upgraded to a made-up next schema under load, while workers of today and of that schema work side by side.
 
     python tests/acceptance/upgrading.py [--rate 300] [--seconds 5]
 
-Starts the embedded stack and a worker of the schema before: a copy of the package without the last migration, one
-business type, the last change of another, and the bounds of documents. Then, while operations keep coming: a new worker
-beside the old one, a session that holds a table, an upgrade that waits for it and is killed with -9, two others that do
-all between them, the old worker's end. Documents beyond the bounds are sent to the one worker and then to both, in both
-orders: what the old worker applied, or the new one refused, is a duplicate for either. Exit status 0 only if both
-workers worked on both schemas, the upgrade named who held it up, no shard was taken for lost, the old command refuses
-to go back, and every row is right in the end.
+Starts the embedded stack and two workers, which are copies of the package: the new one has one migration more, which
+is made up; the old one lacks a business type, the last change of another, and the bounds of documents. The old worker
+begins. Then, while operations keep coming: the new worker beside it, a session that holds a table, an upgrade that
+waits for it and is killed with -9, two others that do all between them, the old worker's end. Documents beyond the
+bounds are sent to the one worker and then to both, in both orders: what the old worker applied, or the new one refused,
+is a duplicate for either. Exit status 0 only if both workers worked on both schemas, the upgrade named who held it up,
+no shard was taken for lost, the old command refuses to go back, and every row is right in the end.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ from support.load.console import open_console
 from support.load.operation_chains import ChainPlan
 from support.load.targets import LoadReport, PerformanceTarget
 from support.load.testbed import Testbed
+from support.postgres.upgrades import MADE_UP
 
 import simplu_worker
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.worker_process import INHERITED, WorkerProcess
 from simplu_local.workload.producer import open_client
 from simplu_local.workload.workload import Tenant
+from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
 
 PACKAGE = Path(simplu_worker.__file__).parent
 SQL = Path("shards/sql")
@@ -61,8 +63,7 @@ BLOCKED_S = 3.0  # after it was named: the upgrade gives way at least once
 WITHIN_S = 60.0
 LONGEST_S = 15.0  # a lock is waited for 2 s at a time, and the machine may be busy
 STOP_WITHIN_S = 35.0
-LAST = max(int(path.name[:4]) for path in (PACKAGE / SQL / "migrations").glob("*.sql"))
-FIRST = LAST - 1  # the oldest schema that a worker of today works with
+BEFORE, LAST = SCHEMA_VERSION, MADE_UP.version
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,21 @@ async def run(arguments: argparse.Namespace) -> int:
     return scenario.results.status
 
 
+def copy_package(folder: Path) -> Path:
+    """Copy the package into *folder*."""
+    return shutil.copytree(PACKAGE, folder / "simplu_worker", ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def new_package(folder: Path) -> Path:
+    """Copy the package with the next migration, and return what PYTHONPATH is to be."""
+    copy = copy_package(folder / "new")
+    (copy / SQL / "migrations" / f"{LAST:04}_{MADE_UP.name}.sql").write_text(MADE_UP.text)
+    return copy.parent
+
+
 def old_package(folder: Path) -> Path:
-    """Copy the package as it was with the schema before, and return what PYTHONPATH is to be."""
-    copy = folder / "old" / "simplu_worker"
-    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "local"))
-    for path in (copy / SQL / "migrations").glob("*.sql"):
-        if int(path.name[:4]) > FIRST:
-            path.unlink()
+    """Copy the package as an older release could be, and return what PYTHONPATH is to be."""
+    copy = copy_package(folder / "old")
     (copy / SQL / "business_types" / f"{LACKED_TYPE}.sql").unlink()
     changed = copy / SQL / "business_types" / f"{CHANGED_TYPE}.sql"
     changed.write_text(f"-- As it was.\n{changed.read_text()}")
@@ -148,7 +157,7 @@ class Scenario:
         self._console = console
         folder = testbed.stack.group.directory
         self._old = {"PYTHONPATH": str(old_package(folder))}
-        self._new = {"PYTHONPATH": str(PACKAGE.parent)}
+        self._new = {"PYTHONPATH": str(new_package(folder))}
         self.results = LoadReport("shards upgraded under load")
         self._sent_count = 0
 
@@ -241,9 +250,10 @@ class Scenario:
 
     async def _plan(self) -> None:
         plan = await self._upgrade()
-        self._expect("the plan changes nothing", met=await self._versions() == {FIRST})
+        self._expect("the plan changes nothing", met=await self._versions() == {BEFORE})
         self._expect("the plan names every shard", met=plan.all_of("state") == {"'behind'"} and plan.status == 0)
         self._expect("and what it lacks", met=plan.all_of("businessTypes") == {repr([CHANGED_TYPE, LACKED_TYPE])})
+        self._expect("and the migration", met=plan.all_of("migrations") == {repr([f"{LAST:04} {MADE_UP.name}"])})
         self._expect("and the last version", met=plan.all_of("targetVersion") == {repr(LAST)})
 
     async def _blocked_and_killed(self) -> None:

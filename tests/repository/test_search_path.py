@@ -10,10 +10,9 @@ import re
 import pytest
 
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.schema.sql_files import MIGRATIONS
+from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS
 from simplu_worker.transfers.sql_files import ADOPTION
 
-FIRST_QUALIFIED = 3  # the migration
 BODY = re.compile(r"\$\$.*?\$\$", re.DOTALL)
 TEXT = re.compile(r"'(?:[^']|'')*'")
 COMMENT = re.compile(r"--[^\n]*")
@@ -25,7 +24,8 @@ TYPES_OF_GRAMMAR = {"bigint", "boolean", "integer", "numeric"}
 TEXTS = {
     **QUERIES,
     **{f"adoption/{name}": text for name, text in ADOPTION.items()},
-    **{f"migrations/{one.name}": one.text for one in MIGRATIONS if one.version >= FIRST_QUALIFIED},
+    **{f"business_types/{name}": text for name, text in BUSINESS_TYPES.items()},
+    **{f"migrations/{one.name}": one.text for one in MIGRATIONS},
 }
 
 

@@ -100,7 +100,6 @@ class PostgresShards:
         self.poison: set[str] = set()  # request ids of operations that fail by themselves
         self.on_applied: Callable[[Operation], None] = lambda _operation: None
         self.held_back: set[str] = set()  # shards with a gap that nobody has accepted: nothing may be applied there
-        self.has_gap_columns = True  # False: as at schema version 2
         self.is_deduplicating = True  # False only in worlds that are meant to break
         self._tenant_wait = tenant_wait
 
@@ -265,13 +264,12 @@ class PostgresShards:
             claim.position, fencing_token=token, gap_from=gap[0], is_gap_accepted=gap[1]
         )
 
-    def mark_gap(self, shard_id: str, stream_shard_id: str, owed_from: str) -> bool:
+    def mark_gap(self, shard_id: str, stream_shard_id: str, owed_from: str) -> None:
         """Mark a row whose position has left the stream."""
         row = self.positions.get((shard_id, stream_shard_id))
-        if self.has_gap_columns and row is not None and row.owed_from == owed_from and not row.has_gap:
+        if row is not None and row.owed_from == owed_from and not row.has_gap:
             marked = msgspec.structs.replace(row, gap_from=owed_from, is_gap_accepted=False)
             self.positions[shard_id, stream_shard_id] = marked
-        return self.has_gap_columns
 
     def accept_gaps(self, shard_id: str) -> int:
         """Accept the gaps of a shard; return how many it had."""
@@ -463,9 +461,9 @@ class SimulatedGateway(ShardGateway):
         )
 
     @of_shard
-    async def mark_gap(self, shard_id: str, stream: str, stream_shard_id: str, owed_from: str) -> bool:
+    async def mark_gap(self, shard_id: str, stream: str, stream_shard_id: str, owed_from: str) -> None:
         """Mark a row whose position has left the stream."""
-        return await self._shards.network.ask(
+        await self._shards.network.ask(
             shard_id, lambda: self._shards.mark_gap(shard_id, stream_shard_id, owed_from), lost=_lost
         )
 

@@ -161,30 +161,6 @@ def test_idle_shard_that_was_put_back_is_marked_before_its_first_operation(*, is
     play_gap(work)
 
 
-def test_gap_without_room_for_a_mark_is_held_until_there_is() -> None:
-    """At schema version 2; after the upgrade it can be accepted."""
-
-    async def work(world: World) -> None:
-        world.shards.has_gap_columns = False
-        put_for_both(world, 0)
-        await until_well(world)
-        backup = world.shards.back_up(BACK)
-        put_for_both(world, 20)
-        await until_well(world)
-        await asyncio.sleep(EXPIRED_AFTER_S)
-        world.ledger.excused |= own_puts(world, BACK, 20)
-        world.shards.restore(backup, is_held_back=True)
-        put_for_both(world, 40)
-        await world.until(lambda: BACK in gap_holds(world), within_s=30)
-        await asyncio.sleep(30)
-        assert not has_open_gap(world)
-        world.shards.has_gap_columns = True
-        await world.until(lambda: has_open_gap(world), within_s=30)
-        await accept(world)
-
-    play_gap(work)
-
-
 @pytest.mark.parametrize("is_gone", [False, True])
 def test_shard_that_was_put_back_to_before_a_split_is_held(*, is_gone: bool) -> None:
     """Its rows are those of the parent, which has lost records, or has left the stream."""

@@ -317,8 +317,8 @@ class _BlindPositions(ShardPositions):
 
 class _ForgetfulPositions(ShardPositions):
     @override
-    async def _mark_gap(self, shard_id: str, gap: Gap) -> bool:
-        return True
+    async def _mark_gap(self, shard_id: str, gap: Gap) -> None:
+        return
 
 
 class _AgelessPositions(ShardPositions):

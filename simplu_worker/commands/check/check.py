@@ -410,7 +410,6 @@ class DependencyChecks:
             probe = await probe_shard(pool)
             self.facts.skews_s[name] = probe.skew_s
             self.facts.schema_creators[name] = probe.creators
-            self.facts.unwritable_tables[name] = probe.unwritable_tables
             for finding in assess(ShardObservation(probe=probe)).findings:
                 if finding.problem in TAKES_NO_OPERATIONS:
                     return CheckAnswer(f"shard {address.shard_id}: {finding}", CheckStatus.FAILED)

@@ -18,17 +18,12 @@ from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, pars
 from simplu_worker.operations.retention_rules import effective_retention
 from simplu_worker.shards.health.assessment import SchemaCreator
 from simplu_worker.shards.health.server_costs import ServerFacts, find_costs
-from simplu_worker.shards.schema.schema_check import MESSAGE_FAILURES, REJECTIONS
 from simplu_worker.status.connection_order import CONNECTIONS_MAX
 from simplu_worker.timing.clock_agreement import APART_MOST_S
 
 CONSUMERS_MAX: Final = 20  # of a stream: API reference, RegisterStreamConsumer; 50 with on-demand advantage
 RECEIVES_MAX: Final = 1000  # a message that crashes the worker is received that often
 SKEW_MAX_S: Final = 30.0
-UNWRITABLE: Final = {  # the tables that a worker goes on without
-    MESSAGE_FAILURES: "tries of messages are counted in memory only",
-    REJECTIONS: "the ids of rejected records answer `unknown`",
-}
 ROWS_NAMED: Final = 5
 KEY_SHOWN: Final = 100  # characters of a key that anybody may have written
 OTHER_FILES: Final = 300  # connections to AWS, Citrus and Redis, the log, the event loop
@@ -63,7 +58,6 @@ class CheckFacts:
     shard_count: int = 0
     empty_shards: list[str] = field(default_factory=list)
     inactive_shards: list[str] = field(default_factory=list)
-    unwritable_tables: dict[str, Sequence[str]] = field(default_factory=dict)  # of shards
     schema_creators: dict[str, Sequence[SchemaCreator]] = field(default_factory=dict)  # of shards
     servers: dict[str, ServerFacts] = field(default_factory=dict)  # of shards
     skews_s: dict[str, float] = field(default_factory=dict)  # their clock less ours
@@ -225,13 +219,6 @@ def _shard_findings(facts: CheckFacts, settings: Settings) -> Iterator[Finding]:
         )
     for name in facts.inactive_shards:
         yield Finding(name, "marked inactive by Citrus, its tenants wait", "ask the operators of Citrus")
-    for name, tables in facts.unwritable_tables.items():
-        for table in tables:
-            yield Finding(
-                name,
-                f"this role may not write {table}, so that {UNWRITABLE[table]}",
-                f"as their owner run GRANT SELECT, INSERT, UPDATE, DELETE ON public.{table} TO that role",
-            )
     for name, creators in facts.schema_creators.items():
         for creator in creators:
             problem, _, advice = str(creator).rpartition("; ")

@@ -17,7 +17,7 @@ from simplu_worker.shards.positions.rows import accept_gaps as accept_gaps_of_sh
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.routing.shard_query import query_all_shards
-from simplu_worker.shards.schema.schema_check import GAPS_SINCE, read_schema
+from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.telemetry.log import scrub_text
 
 COLUMNS: Final = ("shard", "stream shard", "lacks records after", "found at")
@@ -61,15 +61,10 @@ async def accept_gaps(settings: Settings, shard_id: str | None, *, as_json: bool
 
 async def _accept(pools: Pools, address: ShardAddress) -> list[AcceptedGap] | _Refusal:
     try:
-        async with pools.ensure_pool(address).connection() as connection:
-            schema = await read_schema(connection, address.shard_id)
-            if schema is None:
+        pool = pools.ensure_pool(address)
+        async with pool.connection() as connection:
+            if not await has_schema(connection, pool):
                 return []
-            if schema.version is None or schema.version < GAPS_SINCE:
-                return _Refusal(
-                    f"expected schema version {GAPS_SINCE} or newer, got {schema.version}; run "
-                    f"`simplu-worker shards upgrade {address.shard_id} --apply` first"
-                )
             rows = await accept_gaps_of_shard(connection)
     except WorkerError as exc:
         return _Refusal(address.without_name(scrub_text(str(exc))))

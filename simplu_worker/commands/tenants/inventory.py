@@ -23,7 +23,7 @@ from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import is_id, tenant_id_of
 from simplu_worker.shards.postgres.address import AddressRefusedError, ShardAddress
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
+from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.vocabulary import TenantState
 
 PAGE_SIZE: Final = 500
@@ -144,8 +144,9 @@ class TenantInventory:
         after = ""
         while True:
             try:
-                async with self._shards.pools.ensure_pool(address).connection() as connection:
-                    if await check_schema(connection, address.shard_id) is SchemaState.EMPTY:
+                pool = self._shards.pools.ensure_pool(address)
+                async with pool.connection() as connection:
+                    if not await has_schema(connection, pool):
                         return
                     rows = await connection.fetch(QUERIES["page_tenants"], after, self._page_size)
             except RetryableError:

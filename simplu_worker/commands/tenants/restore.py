@@ -31,11 +31,10 @@ from simplu_worker.shards.health.backup_content import BackupContent, read_backu
 from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.routing.shard_query import find_addresses
 from simplu_worker.shards.schema.migrations import refusal_of
-from simplu_worker.shards.schema.schema_check import RESTORES, may_write_table
 from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
 from simplu_worker.timing.clock import utc_now
 from simplu_worker.transfers.moving.planning.places import find_places
-from simplu_worker.transfers.moving.planning.readiness import check_copy, check_schema_version
+from simplu_worker.transfers.moving.planning.readiness import check_copy, require_schema
 from simplu_worker.transfers.restoring.journal import (
     Journal,
     RestoreMode,
@@ -135,14 +134,8 @@ async def _find_home(shards: Shards, tenant_id: str) -> ShardPool:
     if shard_id is None:
         raise RetryableError(f"{tenant_id}: expected a home, got a tenant on its way; run the command again")
     live = shards.pools.pool_of(shard_id)
-    await check_schema_version(live)
+    await require_schema(live)
     await check_copy(live)
-    async with live.connection() as connection:
-        if not await may_write_table(connection, RESTORES):
-            raise PermanentError(
-                f"shard {shard_id}: expected a table {RESTORES} that its role may write, got none; "
-                f"run: simplu-worker shards upgrade {shard_id} --apply"
-            )
     return live
 
 

@@ -63,8 +63,8 @@ class MergedPatches(NamedTuple):
 async def merge_together(connection: Connection, key: ResourceId, patches: Sequence[Operation]) -> MergedPatches | None:
     """Lock the row of a resource, and merge *patches* one after the other into its data; change nothing.
 
-    Return None where there is no row, and where the patches are to be merged one by one: the data are from an older
-    worker, or not even a text.
+    Return None where there is no row, and where the patches are to be merged one by one: the data are beyond the
+    bounds, or not even a text.
     """
     row = await connection.fetchrow(QUERIES["lock_target"], *key, DOCUMENT_MAX_BYTES)
     if row is None or row["data"] is None:

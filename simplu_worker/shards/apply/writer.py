@@ -65,7 +65,7 @@ from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.single_flight import SingleFlightProbe
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
-from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
+from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.types import PositionClaim, PositionMerge, ShardUnavailableError, StoredPositions
 from simplu_worker.telemetry.tracing.spans import TracedTransaction, transaction_span
 from simplu_worker.timing.clock import loop_time
@@ -127,7 +127,6 @@ class ShardWriter:
         self._pool = pool
         self._tenant_wait = tenant_wait
         self._draw = draw
-        self._checked_address: object = None
         self._shared_probe = SingleFlightProbe(self._probe_once)
         self._group_commit = GroupCommit(self._apply)
         self._slow: dict[OperationKey, None] = {}  # oldest first
@@ -180,7 +179,7 @@ class ShardWriter:
         `ShardUnavailableError`, also if another shard answers.
         """
         async with self._pool.connection() as connection:
-            if not await self._has_schema(connection):
+            if not await has_schema(connection, self._pool):
                 return None
             return await read_stored_positions(
                 connection, stream, stream_shard_ids, is_first=is_first, utc=self._pool.clock.utc
@@ -189,7 +188,7 @@ class ShardWriter:
     async def find_resident_tenants(self, tenant_ids: Sequence[str]) -> set[str]:
         """Return which of the tenants have a live row on the shard. Raises as `read_positions` does."""
         async with self._pool.connection() as connection:
-            if not await self._has_schema(connection):
+            if not await has_schema(connection, self._pool):
                 return set()
             rows = await connection.fetch(QUERIES["find_tenants"], list(tenant_ids))
         return {row["id"] for row in rows if row["state"] in {TenantState.ACTIVE, TenantState.FENCED}}
@@ -203,7 +202,7 @@ class ShardWriter:
         the stream shard would not notice. Raises and returns None as `read_positions` does.
         """
         async with self._pool.transaction() as connection:
-            if not await self._has_schema(connection):
+            if not await has_schema(connection, self._pool):
                 return None
             is_unchanged = await fence_position(connection, claim)
             ids = [claim.stream_shard_id, *ancestors]
@@ -228,15 +227,15 @@ class ShardWriter:
         async with self._pool.connection() as connection:
             return await read_merges(connection, stream, stream_shard_id)
 
-    async def mark_gap(self, stream: str, stream_shard_id: str, owed_from: str) -> bool:
+    async def mark_gap(self, stream: str, stream_shard_id: str, owed_from: str) -> None:
         """Mark a row as `positions.rows.mark_gap` does. Raises `ShardUnavailableError`."""
         async with self._pool.connection() as connection:
-            return await mark_gap(connection, stream, stream_shard_id, owed_from)
+            await mark_gap(connection, stream, stream_shard_id, owed_from)
 
     async def forget_positions(self, stream: str, stream_shard_ids: Sequence[str]) -> None:
         """Delete the rows of stream shards past their retention. Raises `ShardUnavailableError`."""
         async with self._pool.connection() as connection:
-            if await self._has_schema(connection):
+            if await has_schema(connection, self._pool):
                 await connection.execute(QUERIES["forget_positions"], stream, list(stream_shard_ids))
 
     async def _apply(
@@ -458,24 +457,12 @@ class ShardWriter:
 
     async def _check(self, connect: Callable[[], AbstractAsyncContextManager[Connection]]) -> None:
         """Check identity and schema at the first use and after every change of address."""
-        if self._checked_address is self._pool.address:
+        if self._pool.checked_address is self._pool.address:
             return
         async with connect() as connection:
-            if not await self._has_schema(connection):
+            if not await has_schema(connection, self._pool):
                 shard_id = self._pool.address.shard_id
                 raise ShardUnavailableError(f"shard {shard_id}: its database is empty; no tenant is provisioned yet")
-
-    async def _has_schema(self, connection: Connection) -> bool:
-        """Return whether the shard has our schema; checked until it has, then once for each address.
-
-        Raises `ShardUnavailableError` if the database must not be used. Every new connection checks its identity.
-        """
-        address = self._pool.address
-        if self._checked_address is not address:
-            if await check_schema(connection, address.shard_id) is SchemaState.EMPTY:
-                return False
-            self._checked_address = address
-        return True
 
     def _new_attempt(
         self, batch: CommitBatch, known_outcomes: Mapping[int, Outcome], slow: Collection[OperationKey] = ()
@@ -706,7 +693,7 @@ class WriteAttempt:
             admitted = admit(operation, tenants.get(tenant_id), tenant_wait=self._tenant_wait)
             outcome = HOLD if tenant_id in stopped else admitted or self.known_outcomes.get(index)
             if outcome is None and operation.exceeds_bounds:
-                outcome = INVALID_DATA  # unless the log has it: an older worker may have applied it
+                outcome = INVALID_DATA  # unless the log has it: a worker with other bounds may have applied it
             if outcome is not None:
                 decided[index] = outcome
                 if outcome.disposition in STOPPING:

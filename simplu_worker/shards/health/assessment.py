@@ -44,7 +44,7 @@ class ShardProbe(msgspec.Struct, frozen=True, kw_only=True):
     database, *trouble* the error of its last use by this replica, although it answers. *connections_used* count towards
     *connections_max*, the nearest limit. The lag is that of a standby, or on a primary that of its slowest standby.
     *skew_s* is the server's clock minus ours. *creators* are no problem of the shard, but a risk for its readers.
-    *unwritable_tables* are those of schema version 3 that this role may not write. *gaps* are the stream shards of
+    *gaps* are the stream shards of
     which the shard lacks records that the stream no longer has, and no person has accepted that. *moves* are those from
     this shard that have not ended or have just ended; None if they were not read.
     *is_upgrading* is whether `shards upgrade` runs there.
@@ -68,7 +68,6 @@ class ShardProbe(msgspec.Struct, frozen=True, kw_only=True):
     schema_version: int | None = None
     tenant_count: int | None = None
     creators: Sequence[SchemaCreator] = ()
-    unwritable_tables: Sequence[str] = ()
     gaps: Sequence[str] = ()
     moves: Sequence[MoveEntry] | None = None
     is_upgrading: bool = False

@@ -1,7 +1,6 @@
 """The rejected records of a shard's tenants: a row each, found by request id.
 
-The row is written beside the dead letter, once, and by nothing else: it decides about no operation. A shard of schema
-version 2 has no such table, and a role may lack the rights on it: then there are no rows.
+The row is written beside the dead letter, once, and by nothing else: it decides about no operation.
 """
 
 from __future__ import annotations
@@ -12,14 +11,14 @@ from typing import Any
 
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
-from simplu_worker.shards.schema.schema_check import REJECTIONS, SchemaState, check_schema, may_write_table
+from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.types import Rejection
 
 
 async def note_rejections(pool: ShardPool, dead_letter_queue: str, rejections: Sequence[Rejection]) -> set[str]:
     """Write the rows of *rejections*, the last one for each key; return the tenants that do not live on the shard.
 
-    None of them where the shard cannot have the rows. Raises `RetryableError` when the shard does not answer.
+    None of them where the shard is empty. Raises `RetryableError` when the shard does not answer.
     """
     rows = {(one.tenant_id, one.request_id): one for one in rejections}.values()
     columns = [
@@ -27,37 +26,29 @@ async def note_rejections(pool: ShardPool, dead_letter_queue: str, rejections: S
         for name in ("tenant_id", "request_id", "reason", "error", "source", "sequence_number", "message_id")
     ]
     async with pool.connection() as connection:
-        if not await _may_write(connection, pool.address.shard_id):
+        if not await has_schema(connection, pool):
             return set()
         noted = await connection.fetch(QUERIES["note_rejections"], dead_letter_queue, *columns)
     return {row.tenant_id for row in rows} - {row["tenant_id"] for row in noted}
 
 
-async def find_rejections(pool: ShardPool, query: str, *arguments: object) -> list[dict[str, Any]] | None:
-    """Return the rows of one of the queries of rejections; None where the shard cannot have any.
+async def find_rejections(pool: ShardPool, query: str, *arguments: object) -> list[dict[str, Any]]:
+    """Return the rows of one of the queries of rejections.
 
     Raises `RetryableError` when the shard does not answer.
     """
     async with pool.connection() as connection:
-        if not await _may_write(connection, pool.address.shard_id):
-            return None
+        if not await has_schema(connection, pool):
+            return []
         return [dict(row) for row in await connection.fetch(QUERIES[query], *arguments)]
 
 
 async def forget_rejections_of_tenant(connection: Connection, tenant_id: str, max_rows: int) -> None:
     """Delete at most *max_rows* rows of a tenant; the retention deletes the others with the tenant's log."""
-    if await may_write_table(connection, REJECTIONS):
-        await connection.execute(QUERIES["forget_rejections_of_tenant"], tenant_id, max_rows)
+    await connection.execute(QUERIES["forget_rejections_of_tenant"], tenant_id, max_rows)
 
 
 async def forget_old_rejections(connection: Connection, retention: timedelta, max_rows: int) -> int:
     """Delete at most *max_rows* rows that are older than *retention*; return how many."""
-    if not await may_write_table(connection, REJECTIONS):
-        return 0
     status = await connection.execute(QUERIES["forget_old_rejections"], retention.total_seconds(), max_rows)
     return affected_count(status)
-
-
-async def _may_write(connection: Connection, shard_id: str) -> bool:
-    state = await check_schema(connection, shard_id)
-    return state is SchemaState.READY and await may_write_table(connection, REJECTIONS)

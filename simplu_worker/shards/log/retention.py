@@ -25,7 +25,7 @@ from simplu_worker.shards.log.rejections import forget_old_rejections
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.clock_check import check_clocks
-from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
+from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.timing.periodic import repeat_every
 from simplu_worker.vocabulary import TargetKind
 
@@ -125,7 +125,7 @@ class LogRetention:
     async def _delete(self, pool: ShardPool, retention: timedelta, limit: int, after: datetime) -> DeletedRows:
         """Delete at most *limit* old rows of the log that were completed at *after* or later."""
         async with self._slots, pool.transaction() as connection:
-            if await check_schema(connection, pool.address.shard_id) is SchemaState.EMPTY:
+            if not await has_schema(connection, pool):
                 return DeletedRows(0, None, 0.0, 0.0)
             await check_clocks(connection, pool)
             row = await connection.fetchrow(QUERIES["forget_operations"], retention.total_seconds(), limit, after)
@@ -135,7 +135,7 @@ class LogRetention:
         """Delete old counts of failures, and rows of rejected records."""
         while pool.is_healthy:
             async with self._slots, pool.transaction() as connection:
-                if await check_schema(connection, pool.address.shard_id) is SchemaState.EMPTY:
+                if not await has_schema(connection, pool):
                     return
                 await check_clocks(connection, pool)
                 started = time.monotonic()

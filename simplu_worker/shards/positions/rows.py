@@ -97,26 +97,18 @@ async def fence_position(connection: Connection, claim: PositionClaim) -> bool:
 
 
 async def read_merges(connection: Connection, stream: str, stream_shard_id: str) -> list[PositionMerge]:
-    """Return how the row of a stream shard got its last tokens from moves; none at schema version 2."""
-    if not await connection.fetchval(QUERIES["has_position_merges"]):
-        return []
+    """Return how the row of a stream shard got its last tokens from moves."""
     rows = await connection.fetch(QUERIES["read_position_merges"], stream, stream_shard_id)
     return [PositionMerge(**dict(row)) for row in rows]
 
 
-async def mark_gap(connection: Connection, stream: str, stream_shard_id: str, owed_from: str) -> bool:
-    """Mark the row with the position *owed_from*, to which the stream does not reach back; idempotent.
-
-    Returns False on a shard of schema version 2, which cannot have the mark.
-    """
-    if not await connection.fetchval(QUERIES["has_gap_columns"]):
-        return False
+async def mark_gap(connection: Connection, stream: str, stream_shard_id: str, owed_from: str) -> None:
+    """Mark the row with the position *owed_from*, to which the stream does not reach back; idempotent."""
     await connection.execute(QUERIES["mark_gap"], stream, stream_shard_id, owed_from)
-    return True
 
 
 async def accept_gaps(connection: Connection) -> list[dict[str, Any]]:
-    """Accept all gaps of the shard, which needs schema version 3; return its rows that had one."""
+    """Accept all gaps of the shard; return its rows that had one."""
     return [dict(row) for row in await connection.fetch(QUERIES["accept_gaps"])]
 
 

@@ -265,6 +265,14 @@ class Connector:
         except NO_SCHEMA:
             await connection.send(f"ROLLBACK;{begin}")
             return await _fetch_unnamed(connection, QUERIES["inspect_server_without_schema"])
+        except asyncpg.InsufficientPrivilegeError as exc:
+            shard_id = self._address.shard_id
+            raise ShardUnavailableError(
+                f"shard {shard_id}: expected a role that may use the shard's tables, got one that may not read "
+                f"shard_meta in the schema {connection.home}; as the owner of the tables GRANT it USAGE on the schema, "
+                "and SELECT, INSERT, UPDATE and DELETE on all of them",
+                shard_id=shard_id,
+            ) from exc
         self._home = connection.home
         return server
 

@@ -69,6 +69,7 @@ class ShardPool:
         self._availability = ShardAvailability(address, self._lender)
         self._shared_probe = SingleFlightProbe(self._probe_once)
         self._is_retired = False
+        self.checked_address: ShardAddress | None = None  # at which the schema was found to be whole
         self.refusal: str | None = None  # why a probe found that this worker may not use it, such as its schema
         self._stopping: set[asyncio.Task[None]] = set()
 

@@ -18,7 +18,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool, register_secret_of
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.address_book import AddressBook
-from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
+from simplu_worker.shards.schema.schema_check import check_schema
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.timing.clock import loop_time
 
@@ -98,7 +98,7 @@ class AddressChanger:
         register_secret_of(address)
         # A pool of its own: an error of the trial must not count against the pool in use.
         async with ShardPool(address, size=1).fresh_connection() as connection:
-            if await check_schema(connection, address.shard_id) is SchemaState.EMPTY:
+            if await check_schema(connection, address.shard_id) is None:
                 raise ShardUnavailableError(f"shard {address.shard_id}: the database at {address.place} is empty")
             if await connection.fetchval(QUERIES["is_read_only"]):
                 raise ShardUnavailableError(f"shard {address.shard_id}: the server at {address.place} is read-only")

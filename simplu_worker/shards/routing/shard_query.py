@@ -14,7 +14,7 @@ from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
+from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.vocabulary import TargetKind
 
 ANSWER_TIMEOUT_S: Final = 5.0  # for one shard
@@ -46,7 +46,7 @@ class ShardRows(msgspec.Struct, frozen=True):
 async def fetch_from_shard(pool: ShardPool, query: str, *arguments: object) -> list[dict[str, Any]]:
     """Return the rows of the SQL *query* on one shard; none if its database is empty. Raises `RetryableError`."""
     async with pool.connection() as connection:
-        if await check_schema(connection, pool.address.shard_id) is SchemaState.EMPTY:
+        if not await has_schema(connection, pool):
             return []
         return [dict(row) for row in await connection.fetch(query, *arguments)]
 

@@ -19,7 +19,7 @@ from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.routing.shard_query import group_by_shard
-from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
+from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.types import ShardUnavailableError
 from simplu_worker.vocabulary import TenantState
 
@@ -134,8 +134,9 @@ class TenantHomes:
     async def _fetch_rows(
         self, address: ShardAddress, take_tenant_ids: TakeKeys, query: str = "find_tenants"
     ) -> dict[str, dict[str, Any]]:
-        async with self._pools.ensure_pool(address).connection() as connection:
-            if await check_schema(connection, address.shard_id) is SchemaState.EMPTY:
+        pool = self._pools.ensure_pool(address)
+        async with pool.connection() as connection:
+            if not await has_schema(connection, pool):
                 return {}  # no proof of the address either: an empty database may be any
             rows = await connection.fetch(QUERIES[query], take_tenant_ids())
         self._locator.address_book.mark_proven(address)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Final
 
 import msgspec
@@ -17,6 +19,7 @@ from simplu_worker.timing.backoff import backoff_s
 
 PAUSE_MIN_S: Final = 1.0
 PAUSE_MAX_S: Final = 15.0
+NAMED_MAX: Final = 8  # of what a shard lacks, in an error
 
 _WORKS_FROM: Final = re.compile(r"^-- works-from: (\d+)$", re.MULTILINE)
 # Comments and quoted text, in which a semicolon or a word has no meaning.
@@ -32,6 +35,10 @@ _QUOTED: Final = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _COMMENT: Final = re.compile(r"\s*(?:--[^\n]*(?:\n|$)|/\*.*?\*/)", re.DOTALL)
+_TABLE: Final = re.compile(r"CREATE TABLE (?:IF NOT EXISTS )?public\.(\w+) \(")
+_COLUMN: Final = re.compile(r'^    "?(\w+)"? [a-z]', re.MULTILINE)  # and its type; constraints are in capitals
+_CHANGED_TABLE: Final = re.compile(r"ALTER TABLE public\.(\w+)\s")
+_ADDED_COLUMN: Final = re.compile(r'ADD COLUMN (?:IF NOT EXISTS )?"?(\w+)"? [a-z]')
 _CONCURRENTLY: Final = re.compile(r"\bCONCURRENTLY\b\s*", re.IGNORECASE)
 _BUILDS: Final = re.compile(r"\s*CREATE\s+(?:UNIQUE\s+)?INDEX\b", re.IGNORECASE)
 _BUILDS_INDEX: Final = re.compile(
@@ -81,6 +88,19 @@ class ShardSchema(msgspec.Struct, frozen=True):
     version: int | None
     works_from: int | None = None
     digests: Mapping[str, str | None] = msgspec.field(default_factory=dict)
+
+
+class MissingPart(msgspec.Struct, frozen=True):
+    """What a shard lacks: a table, one of its columns, or a right of the worker's role on it."""
+
+    table_name: str
+    column_name: str | None = None
+    privilege: str | None = None
+
+    def __str__(self) -> str:
+        if self.privilege is not None:
+            return f"the right to {self.privilege} on {self.table_name}"
+        return f"the table {self.table_name}" if self.column_name is None else f"{self.table_name}.{self.column_name}"
 
 
 class Upgrade(msgspec.Struct, frozen=True):
@@ -141,6 +161,36 @@ def refusal_of(schema: ShardSchema, *, worker_version: int) -> str | None:
     return None
 
 
+def refusal_of_missing(missing: Sequence[MissingPart]) -> str | None:
+    """Return why a worker may not use a shard that lacks *missing*; None if it lacks nothing."""
+    if not missing:
+        return None
+    named = ", ".join(map(str, missing[:NAMED_MAX]))
+    more = "" if len(missing) <= NAMED_MAX else f" and {len(missing) - NAMED_MAX} more"
+    if all(part.privilege is not None for part in missing):
+        return (
+            f"expected a role that may use the shard's tables, got one without {named}{more}; "
+            "as the owner of the tables GRANT these rights to the role of the connection string"
+        )
+    return (
+        f"expected all tables and columns of the shard's schema, got a shard without {named}{more}; "
+        "restore them from a backup; a table of another role does not count: drop it first"
+    )
+
+
+def tables_of(schema: ShardSchema, migrations: Sequence[Migration]) -> dict[str, list[str]]:
+    """Return the tables that a shard with *schema* has by *migrations*, each with its columns.
+
+    A column begins a line of its statement, or follows ADD COLUMN.
+    """
+    tables: defaultdict[str, list[str]] = defaultdict(list)
+    for migration in migrations:
+        if migration.version <= (schema.version or 0):
+            for table, columns in _columns_of(migration.text):
+                tables[table] += columns
+    return tables
+
+
 def plan_upgrade(schema: ShardSchema, migrations: Sequence[Migration], types: Mapping[str, str]) -> Upgrade:
     """Return the upgrade of a shard with *schema* to the last of *migrations* and to *types*, file texts by name."""
     newest = migrations[-1].version
@@ -193,6 +243,17 @@ def without_concurrently(text: str) -> str:
     bare = _blank_quoted(text)
     ends = [0, *(end for match in _CONCURRENTLY.finditer(bare) for end in match.span()), len(text)]
     return "".join(text[start:end] for start, end in zip(ends[::2], ends[1::2], strict=True))
+
+
+@cache  # the texts are those of files
+def _columns_of(text: str) -> list[tuple[str, list[str]]]:
+    """Return the columns that a migration makes, by table."""
+    made = []
+    for statement in statements_of(text):
+        for table, column in ((_TABLE, _COLUMN), (_CHANGED_TABLE, _ADDED_COLUMN)):
+            if named := table.match(statement.text):
+                made.append((named[1], column.findall(statement.text)))
+    return made
 
 
 def _statement(text: str) -> Statement:

@@ -1,35 +1,32 @@
-"""The schema of a shard: made on an empty one, checked on every other before the first read or write."""
+"""The schema of a shard: made on an empty one, checked on every other before the first read or write.
+
+This is the only check of tables, columns and rights: what comes after it takes them for granted. It is made when a pool
+first uses its address, and with each probe; a probe that finds something missing ends the use of the pool.
+"""
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Final
+from collections.abc import Sequence
 
 import structlog
 
 from simplu_worker.shards.postgres.errors import wrong_shard_message
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
-from simplu_worker.shards.schema.migrations import ShardSchema, digest_of, refusal_of, without_concurrently
-from simplu_worker.shards.schema.qualification import qualify
+from simplu_worker.shards.schema.migrations import (
+    Migration,
+    MissingPart,
+    ShardSchema,
+    digest_of,
+    refusal_of,
+    refusal_of_missing,
+    tables_of,
+    without_concurrently,
+)
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
 from simplu_worker.shards.types import ShardUnavailableError
 
-# Tables that came with schema version 3: on a shard of version 2 a worker goes on without them.
-MESSAGE_FAILURES: Final = "message_failures"
-REJECTIONS: Final = "rejections"
-IMPORTS: Final = "imports"
-RESTORES: Final = "restores"
-GAPS_SINCE: Final = 3  # columns of `stream_positions`
-
 log = structlog.get_logger(__name__)
-
-
-class SchemaState(StrEnum):
-    """The schema of a shard that may be used."""
-
-    READY = "ready"
-    EMPTY = "empty"
 
 
 async def read_schema(connection: Connection, shard_id: str) -> ShardSchema | None:
@@ -52,24 +49,38 @@ async def read_schema(connection: Connection, shard_id: str) -> ShardSchema | No
     return ShardSchema(identity["version"], identity["works_from"])
 
 
-async def may_write_table(connection: Connection, table: str) -> bool:
-    """Return whether the shard has a table that came with schema version 3, and this role may write it."""
-    return bool(await connection.fetchval(QUERIES["may_write_table"], table))
+async def check_schema(
+    connection: Connection, shard_id: str, *, migrations: Sequence[Migration] = MIGRATIONS
+) -> ShardSchema | None:
+    """Return the schema of this database; None if it is empty. All of it is there, and this role may use it.
 
-
-async def check_schema(connection: Connection, shard_id: str) -> SchemaState:
-    """Return whether this database has our schema or is empty.
-
-    Raises `ShardUnavailableError` as `read_schema` does, and for a schema version that this worker may not use
-    (docs/reading.md).
+    Raises `ShardUnavailableError` as `read_schema` does, for a schema version that this worker may not use
+    (docs/reading.md), and for tables, columns and rights that are missing.
     """
     schema = await read_schema(connection, shard_id)
     if schema is None:
-        return SchemaState.EMPTY
-    refusal = refusal_of(schema, worker_version=SCHEMA_VERSION)
+        return None
+    refusal = refusal_of(schema, worker_version=migrations[-1].version)
+    if refusal is None:
+        needed = [(table, column) for table, columns in tables_of(schema, migrations).items() for column in columns]
+        rows = await connection.fetch(QUERIES["find_missing"], *map(list, zip(*needed, strict=True)))
+        refusal = refusal_of_missing([MissingPart(**dict(row)) for row in rows])
     if refusal is not None:
         raise ShardUnavailableError(f"shard {shard_id}: {refusal}")
-    return SchemaState.READY
+    return schema
+
+
+async def has_schema(connection: Connection, pool: ShardPool) -> bool:
+    """Return whether the shard has our schema and not an empty database; checked once for each address of the pool.
+
+    Raises as `check_schema` does. A later change is noticed by the next probe, which checks it again.
+    """
+    address = pool.address
+    if pool.checked_address is not address:
+        if await check_schema(connection, address.shard_id) is None:
+            return False
+        pool.checked_address = address
+    return True
 
 
 async def ensure_schema(pool: ShardPool) -> None:
@@ -79,20 +90,19 @@ async def ensure_schema(pool: ShardPool) -> None:
     """
     shard_id = pool.address.shard_id
     async with pool.connection() as connection:
-        if await check_schema(connection, shard_id) is SchemaState.READY:
+        if await check_schema(connection, shard_id) is not None:
             return
     async with pool.transaction() as connection:
         await connection.execute(QUERIES["lock_schema"])
-        if await check_schema(connection, shard_id) is SchemaState.READY:
+        if await check_schema(connection, shard_id) is not None:
             return
         await make_schema(connection, shard_id)
     log.info("schema.created", shard_id=shard_id, version=SCHEMA_VERSION)
 
 
-async def make_schema(connection: Connection, shard_id: str) -> None:
+async def make_schema(connection: Connection, shard_id: str, *, migrations: Sequence[Migration] = MIGRATIONS) -> None:
     """Make tables, business types, their records and the identity in the current namespace, within a transaction."""
-    await connection.execute(QUERIES["skip_body_checks"])
-    for migration in MIGRATIONS:
+    for migration in migrations:
         await _execute(connection, migration.text)
         await connection.execute(QUERIES["record_migration"], migration.version, migration.name, migration.works_from)
     for name, text in BUSINESS_TYPES.items():
@@ -103,4 +113,4 @@ async def make_schema(connection: Connection, shard_id: str) -> None:
 
 async def _execute(connection: Connection, text: str) -> None:
     """Run the statements of a file."""
-    await connection.execute(without_concurrently(qualify(text)))
+    await connection.execute(without_concurrently(text))

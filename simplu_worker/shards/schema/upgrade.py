@@ -35,7 +35,6 @@ from simplu_worker.shards.schema.migrations import (
     plan_upgrade,
     steps_of,
 )
-from simplu_worker.shards.schema.qualification import qualify
 from simplu_worker.shards.schema.schema_check import read_schema
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS
 from simplu_worker.shards.types import ShardUnavailableError
@@ -181,7 +180,7 @@ class Upgrader:
             yield guard
 
     async def _run_file(self, guard: Connection, text: str) -> None:
-        for step in steps_of(qualify(text)):
+        for step in steps_of(text):
             if guard.is_closed():
                 shard_id = self._pool.address.shard_id
                 raise ShardUnavailableError(f"shard {shard_id}: the server has ended the connection with the lock")

@@ -83,10 +83,9 @@ class Departure(msgspec.Struct, frozen=True):
         return msgspec.convert(self.detail.get("positions", ()), tuple[CarriedPosition, ...])
 
     @property
-    def epoch_before(self) -> int | None:
-        """The epoch before a move that has committed; None for one of an earlier release."""
-        detail = self.detail.get("certificate") or self.detail
-        return detail.get("epochBefore")
+    def epoch_before(self) -> int:
+        """The epoch before a move that has committed."""
+        return int((self.detail.get("certificate") or self.detail)["epochBefore"])
 
 
 async def read_tenant(connection: Connection, tenant_id: str, *, locked: bool = False) -> MovingTenant | None:

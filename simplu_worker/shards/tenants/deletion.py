@@ -27,7 +27,7 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.routing.locator import Locator
 from simplu_worker.shards.schema.clock_check import check_clocks
-from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
+from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.timing.periodic import repeat_every
 from simplu_worker.vocabulary import TargetKind
 
@@ -116,7 +116,7 @@ class TenantDeleter:
         """Return the tenants to delete from, each marked as begun unless its row is locked for long."""
         grace_s = self._grace.total_seconds()
         async with pool.transaction() as connection:
-            if await check_schema(connection, pool.address.shard_id) is SchemaState.EMPTY:
+            if not await has_schema(connection, pool):
                 return []
             await check_clocks(connection, pool)
             tenants = [dict(row) for row in await connection.fetch(QUERIES["find_deletions"], grace_s)]

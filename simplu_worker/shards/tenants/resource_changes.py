@@ -22,7 +22,7 @@ from simplu_worker.shards.postgres.pool import Connection, Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.routing.directory import Directory
-from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
+from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.tenants.control_rules import (
     id_taken_error,
     is_row_of,
@@ -135,7 +135,7 @@ class ResourceChanges:
         self, pool: ShardPool, business_id: str, location_id: str, change: Change, keys: Sequence[ResourceKey]
     ) -> ChangeResult:
         async with pool.transaction(budget=StatementBudget.PAUSE) as connection:
-            if await check_schema(connection, pool.address.shard_id) is SchemaState.EMPTY:
+            if not await has_schema(connection, pool):
                 raise ShardUnavailableError(f"shard {pool.address.shard_id}: its database is empty")
             result = await self._change_if_active(connection, business_id, location_id, change)
             server = await note_server(connection)

@@ -21,7 +21,7 @@ from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Connection, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.schema.clock_check import check_registration
-from simplu_worker.shards.schema.schema_check import IMPORTS, SchemaState, check_schema, ensure_schema, may_write_table
+from simplu_worker.shards.schema.schema_check import ensure_schema, has_schema
 from simplu_worker.shards.tenants.control_rules import timestamp_text
 from simplu_worker.transfers.importing.checksum import RowChecksum
 from simplu_worker.transfers.importing.rules import HomeFacts, NamedTenant, SourceRow
@@ -56,10 +56,9 @@ async def read_homes(pool: ShardPool, tenant_ids: Sequence[str]) -> list[HomeFac
     """Return the rows that a shard has for tenants, with their imports. Raises `RetryableError`."""
     shard_id = pool.address.shard_id
     async with pool.connection() as connection:
-        if await check_schema(connection, shard_id) is SchemaState.EMPTY:
+        if not await has_schema(connection, pool):
             return []
-        has_imports = await may_write_table(connection, IMPORTS)
-        rows = await connection.fetch(QUERIES["find_imports" if has_imports else "find_tenants"], tenant_ids)
+        rows = await connection.fetch(QUERIES["find_imports"], tenant_ids)
     return [
         HomeFacts(
             row["id"],
@@ -67,9 +66,9 @@ async def read_homes(pool: ShardPool, tenant_ids: Sequence[str]) -> list[HomeFac
             row["business_id"],
             row["location_id"],
             TenantState(row["state"]),
-            row.get("source"),
-            row.get("step"),
-            row.get("detail"),
+            row["source"],
+            row["step"],
+            row["detail"],
         )
         for row in rows
     ]
@@ -78,9 +77,7 @@ async def read_homes(pool: ShardPool, tenant_ids: Sequence[str]) -> list[HomeFac
 async def read_open_imports(pool: ShardPool, source: str) -> list[dict[str, str]]:
     """Return the tenants of a shard that an import from *source* has not activated. Raises `RetryableError`."""
     async with pool.connection() as connection:
-        if await check_schema(connection, pool.address.shard_id) is SchemaState.EMPTY:
-            return []
-        if not await may_write_table(connection, IMPORTS):
+        if not await has_schema(connection, pool):
             return []
         return [dict(row) for row in await connection.fetch(QUERIES["find_open_imports"], source)]
 
@@ -93,11 +90,6 @@ async def find_shard_problem(pool: ShardPool, business_types: Iterable[str]) -> 
     await ensure_schema(pool)
     shard_id = pool.address.shard_id
     async with pool.connection() as connection:
-        if not await may_write_table(connection, IMPORTS):
-            return (
-                f"shard {shard_id}: expected a table imports that its role may write, as schema version 3 has it, got"
-                f" none; run: simplu-worker shards upgrade {shard_id} --apply"
-            )
         rows = await connection.fetch(QUERIES["find_missing_types"], sorted(set(business_types)))
     if rows:
         missing = ", ".join(row["name"] for row in rows)

@@ -611,7 +611,7 @@ class Mover:
             tenant=move.tenant_id,
             source_shard=move.source_id,
             target_shard=move.target_id,
-            epoch_before=departure.epoch_before or arrival.progress.epoch,
+            epoch_before=departure.epoch_before,
             epoch=target.epoch,
             pause_s=self._pause_s,
             duration_s=self._clock() - began_at,

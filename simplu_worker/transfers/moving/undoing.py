@@ -17,7 +17,7 @@ from simplu_worker.shards.postgres.errors import StatementFailedError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import affected_count
 from simplu_worker.shards.schema.clock_check import check_clocks
-from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
+from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.settling.rows import read_arrival, read_departure, read_tenant, take_token
 from simplu_worker.transfers.moving.situation import GONE, LEAVING, ON_THE_WAY
 from simplu_worker.transfers.sql_files import QUERIES
@@ -114,7 +114,7 @@ async def list_left_behind(shard: ShardPool, older_than: timedelta) -> Sequence[
     Raises `ClocksApartError`, a `RetryableError`, if that cannot be told.
     """
     async with shard.transaction() as connection:
-        if await check_schema(connection, shard.address.shard_id) is SchemaState.EMPTY:
+        if not await has_schema(connection, shard):
             return []
         await check_clocks(connection, shard)
         rows = await connection.fetch(QUERIES["find_left_behind"], older_than)

@@ -1,4 +1,4 @@
-"""What is stored is bounded by its text, and what an older worker stored beyond that harms no reader of it."""
+"""What is stored is bounded by its text; what was stored beyond that, as on an adopted shard, harms no reader of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from support.postgres.tenant_cases import TenantCase, failed, fetch
 
 from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.apply.writer import DUPLICATE, REUSED, SUCCEEDED
-from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.vocabulary import Failure
 
 INVALID_DATA = failed(Failure.INVALID_DATA)
@@ -20,14 +19,14 @@ BOMB = f'{{"a": [{",".join(["1e131071"] * 7000)}]}}'  # 63 KB, and 917 MB of tex
 ZEROS = f'{{"a": [{",".join(["0e-16383"] * 7000)}]}}'
 
 
-def as_older_worker(operation: Operation) -> Operation:
-    """Return *operation* as a worker decodes it that knows no bounds."""
+def without_bounds(operation: Operation) -> Operation:
+    """Return *operation* as a worker decodes it that has no bounds."""
     return msgspec.structs.replace(operation, exceeds_bounds=False)
 
 
 async def stored_before(tenant: TenantCase, data: str, resource_id: str = "r1") -> None:
-    """Have an older worker store *data*."""
-    created = as_older_worker(tenant.operation("create", resource_id, data))
+    """Store *data* whatever its size."""
+    created = without_bounds(tenant.operation("create", resource_id, data))
     assert await tenant.apply(created) == [SUCCEEDED]
 
 
@@ -43,13 +42,13 @@ async def test_bomb_is_invalid_data_and_its_neighbours_are_applied(tenant: Tenan
     assert (await tenant.log())[bomb.request_id] == ("failed", "invalid_data")
     assert await tenant.resources() == {("patient", "old"): {"v": 1}, ("patient", "r1"): {}, ("patient", "r2"): {}}
     assert await tenant.apply(bomb) == [DUPLICATE]
-    assert await tenant.apply(as_older_worker(bomb)) == [DUPLICATE]
+    assert await tenant.apply(without_bounds(bomb)) == [DUPLICATE]
 
 
-async def test_bomb_is_a_duplicate_when_an_older_worker_applied_it(tenant: TenantCase) -> None:
+async def test_bomb_is_a_duplicate_when_a_worker_with_other_bounds_applied_it(tenant: TenantCase) -> None:
     """The log is asked first: an operation that has a row keeps its outcome."""
     bomb = tenant.operation("create", "r1", BOMB)
-    assert await tenant.apply(as_older_worker(bomb)) == [SUCCEEDED]
+    assert await tenant.apply(without_bounds(bomb)) == [SUCCEEDED]
 
     assert await tenant.apply(bomb) == [DUPLICATE]
 
@@ -203,26 +202,3 @@ async def test_patches_are_merged_once_more_only_when_a_resource_is_found_to_be_
         assert stored["patient", name]["n"] == {"o": 1}
         assert len(stored["patient", name]) == 2000
     assert stored["patient", "s"] == dict.fromkeys(ids, 1)
-
-
-@pytest.mark.parametrize("query", ["find_operation", "find_operation_of_any_tenant", "find_operations"])
-async def test_result_of_an_older_worker_is_left_out_of_answers_when_its_text_is_huge(
-    tenant: TenantCase, query: str
-) -> None:
-    """A note stands for it: nothing that shows operations loads hundreds of megabytes."""
-    await tenant.apply(tenant.operation("create", "r1", {"v": 1}))
-    reading, usual = tenant.operation("read", "r1"), tenant.operation("read", "r1")
-    await tenant.apply(reading, usual)
-    stored = "UPDATE operations SET result = $3::text::jsonb WHERE tenant_id = $1 AND request_id = $2"
-    await fetch(tenant.pool, stored, tenant.tenant_id, reading.request_id, BOMB)
-    arguments: dict[str, Any] = {
-        "find_operation": ("stream", [], tenant.tenant_id, reading.request_id),
-        "find_operation_of_any_tenant": ("stream", [], reading.request_id),
-        "find_operations": ([tenant.tenant_id] * 2, [reading.request_id, usual.request_id]),
-    }
-
-    rows = await fetch(tenant.pool, QUERIES[query], *arguments[query])
-
-    results = {row["request_id"]: json.loads(row["result"]) for row in rows}
-    assert "omitted" in results[reading.request_id]
-    assert results.get(usual.request_id, {"data": {"v": 1}})["data"] == {"v": 1}

@@ -161,7 +161,7 @@ async def test_laborious_patch_is_invalid_data_when_postgres_cannot_store_it(ten
 
 
 async def test_laborious_patch_is_merged_by_postgres_when_the_text_of_the_row_may_be_huge(tenant: TenantCase) -> None:
-    """The text of a number that an older worker stored is never built."""
+    """The text of a number beyond the bounds, as on an adopted shard, is never built."""
     await tenant.apply(tenant.operation("create", "r1", {"n1": 1}))
     await fetch(
         tenant.pool,

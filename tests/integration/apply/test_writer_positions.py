@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from support.clocks import DAYS, clock_off_by
-from support.postgres.databases import ShardMaker, execute
+from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import (
     ARRIVED_AT,
     STREAM,
@@ -590,9 +590,9 @@ async def test_gap_is_marked_for_one_position_and_lasts_until_it_is_accepted(
     """The mark and the acceptance are void once the row has another position."""
     claim = claim_of()
     await writer.write_positions([claim])
-    assert await writer.mark_gap(STREAM, STREAM_SHARD_ID, "6/0")
+    await writer.mark_gap(STREAM, STREAM_SHARD_ID, "6/0")
     assert not (await standing(writer)).has_gap
-    assert await writer.mark_gap(STREAM, STREAM_SHARD_ID, "7/0")
+    await writer.mark_gap(STREAM, STREAM_SHARD_ID, "7/0")
     marked = await standing(writer)
     assert (marked.has_open_gap, [marked.fencing_token]) == (True, claim.fencing_tokens)
     await writer.forget_positions(STREAM, [STREAM_SHARD_ID])
@@ -601,27 +601,15 @@ async def test_gap_is_marked_for_one_position_and_lasts_until_it_is_accepted(
         (accepted,) = await accept_gaps(connection)
         assert await accept_gaps(connection) == []
     assert (accepted["gap_from"], accepted["gap_found_at"]) == ("7/0", found_at)
-    assert await writer.mark_gap(STREAM, STREAM_SHARD_ID, "7/0")
+    await writer.mark_gap(STREAM, STREAM_SHARD_ID, "7/0")
     again = await standing(writer)
     assert (again.has_gap, again.has_open_gap) == (True, False)
 
     claim.position = StreamPosition("8/0")
     await writer.write_positions([claim])
     assert not (await standing(writer)).has_gap
-    assert await writer.mark_gap(STREAM, STREAM_SHARD_ID, "8/0")
+    await writer.mark_gap(STREAM, STREAM_SHARD_ID, "8/0")
     assert (await standing(writer)).has_open_gap
-
-
-async def test_gap_is_not_marked_where_the_schema_has_no_room_for_it(case: TenantCase, writer: ShardWriter) -> None:
-    """At schema version 2; rows are read and forgotten as before."""
-    await writer.write_positions([claim_of()])
-    columns = "DROP COLUMN gap_from, DROP COLUMN gap_found_at, DROP COLUMN gap_accepted_at"
-    await execute(case.pool.address.connection_string, f"ALTER TABLE stream_positions {columns}")
-    assert not await writer.mark_gap(STREAM, STREAM_SHARD_ID, "7/0")
-    row = await standing(writer)
-    assert (row.owed_from, row.has_gap) == ("7/0", False)
-    await writer.forget_positions(STREAM, [STREAM_SHARD_ID])
-    assert await rows(case.pool) == {}
 
 
 @pytest.mark.parametrize("knows_row", [True, False])
@@ -635,7 +623,7 @@ async def test_fence_leaves_the_time_of_the_content(case: TenantCase, writer: Sh
     fenced = await standing(writer)
     assert fenced.fencing_token != before.fencing_token
     assert fenced.written_at == before.written_at == ARRIVED_AT
-    token = await take_away(case.pool)  # by an earlier release
+    token = await take_away(case.pool)  # without a time
     await writer.fence_and_read_positions(claim_of(), [PARENT])
     fenced = await standing(writer)
     assert (fenced.written_at, fenced.fencing_token == token) == (None, False)

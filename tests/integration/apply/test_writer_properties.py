@@ -10,7 +10,6 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.postgres.tenant_cases import NO_CHECKS, TenantCase, add_tenant, fetch, in_batches, operation, writer_of
@@ -218,66 +217,3 @@ async def test_writer_applies_each_operation_once_when_two_readers_send_the_same
     await example.compare()
     applied = sum(outcome.disposition is Disposition.APPLIED for reader in readers for outcome in reader.result())
     assert applied == example.model.logged_count()
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 5) | st.text("ab", max_size=2),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", max_size=1), inner, max_size=3),
-    max_leaves=12,
-)
-
-
-def merge_patch(target: Any, patch: Any) -> Any:
-    """Merge by the pseudo-code of RFC 7396, section 2, line by line."""
-    if isinstance(patch, dict):
-        if not isinstance(target, dict):
-            target = {}
-        for name, value in patch.items():
-            if value is None:
-                if name in target:
-                    del target[name]
-            else:
-                target[name] = merge_patch(target.get(name), value)
-        return target
-    return patch
-
-
-async def merged(pool: ShardPool, target: Any, patch: Any) -> Any:
-    """Merge as the shard does."""
-    query = "SELECT simplu_merge_patch($1::jsonb, $2::jsonb)::text AS merged"
-    (row,) = await fetch(pool, query, json.dumps(target), json.dumps(patch))
-    return json.loads(row["merged"])
-
-
-@settings(max_examples=400, suppress_health_check=NO_CHECKS)
-@given(target=JSON, patch=JSON)
-async def test_merge_patch_equals_the_rfc_for_any_documents(tenant: TenantCase, target: Any, patch: Any) -> None:
-    """The SQL function is RFC 7396's MergePatch."""
-    assert await merged(tenant.pool, target, patch) == merge_patch(json.loads(json.dumps(target)), patch)
-
-
-@pytest.mark.parametrize(
-    ("target", "patch", "expected"),
-    [
-        ({"a": "b"}, {"a": "c"}, {"a": "c"}),
-        ({"a": "b"}, {"b": "c"}, {"a": "b", "b": "c"}),
-        ({"a": "b"}, {"a": None}, {}),
-        ({"a": "b", "b": "c"}, {"a": None}, {"b": "c"}),
-        ({"a": ["b"]}, {"a": "c"}, {"a": "c"}),
-        ({"a": "c"}, {"a": ["b"]}, {"a": ["b"]}),
-        ({"a": {"b": "c"}}, {"a": {"b": "d", "c": None}}, {"a": {"b": "d"}}),
-        ({"a": [{"b": "c"}]}, {"a": [1]}, {"a": [1]}),
-        (["a", "b"], ["c", "d"], ["c", "d"]),
-        ({"a": "b"}, ["c"], ["c"]),
-        ({"a": "foo"}, None, None),
-        ({"a": "foo"}, "bar", "bar"),
-        ({"e": None}, {"a": 1}, {"e": None, "a": 1}),
-        ([1, 2], {"a": "b", "c": None}, {"a": "b"}),
-        ({}, {"a": {"bb": {"ccc": None}}}, {"a": {"bb": {}}}),
-    ],
-)
-async def test_merge_patch_does_as_the_rfcs_examples(
-    tenant: TenantCase, target: Any, patch: Any, expected: Any
-) -> None:
-    """The examples of RFC 7396, appendix A."""
-    assert await merged(tenant.pool, target, patch) == expected

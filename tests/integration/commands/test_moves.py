@@ -28,7 +28,6 @@ from support.postgres.move_cases import (
     unfinished,
 )
 from support.postgres.tenant_cases import TENANT
-from support.postgres.upgrades import make_old_schema
 from support.redis.server import RedisServer
 
 from simplu_local.processes.loopback import free_port, poll_until
@@ -244,17 +243,6 @@ async def test_move_that_cannot_be_is_refused_with_the_reason(
     assert [one["outcome"] for name, one in results.items() if name != "-".join(tenant)] == ["moved"] * (
         len(requests) - 1
     )
-
-
-async def test_shard_of_the_schema_before_is_refused(make_shard: ShardMaker, tmp_path: Path) -> None:
-    """With the command that upgrades it."""
-    addresses = [await make_shard("a"), await make_shard("shard-2", is_empty=True)]
-    await make_old_schema(addresses[1])
-    async with routed_shards(addresses) as routed:
-        with pytest.raises(
-            PermanentError, match="expected schema version 3 or newer, got 2; run: simplu-worker shards"
-        ):
-            await check_shards(routed.locator, routed.pools, "a", "shard-2")
 
 
 async def test_role_that_may_not_copy_is_refused(shards: list[ShardAddress]) -> None:

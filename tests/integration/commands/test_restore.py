@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,15 @@ from structlog.testing import capture_logs
 from support.postgres.databases import ShardMaker
 from support.postgres.snapshots import copy_rows
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
-from support.postgres.upgrades import make_old_schema
 from support.settings import settings_in
 
 from simplu_worker.commands.tenants.restore import RestoreCommand, restore_tenant
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import ConfigurationError, PermanentError, WorkerError
-from simplu_worker.shards.apply.commit_safety import ReplicationWaiter
 from simplu_worker.shards.postgres.address import ShardAddress
-from simplu_worker.shards.postgres.pool import Pools, ShardPool
+from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.transfers.restoring.journal import RestoreMode
-from simplu_worker.transfers.restoring.restorer import Restore, Restorer
+from simplu_worker.transfers.restoring.restorer import Restorer
 
 TENANT_ID = "-".join(TENANT)
 POSITION = """
@@ -157,7 +154,6 @@ async def test_restore_that_ends_too_early_names_the_next_command(
         (1, "UPDATE tenants SET state = 'incoming'", "that is incoming there"),
         (1, "UPDATE shard_meta SET shard_id = 'b'", "leads to the database of shard b"),
         (0, "UPDATE tenants SET state = 'destroying'", "got one that is destroyed on a"),
-        (0, "DROP TABLE restores", "expected a table restores"),
     ],
 )
 async def test_restore_that_cannot_be_is_refused_before_the_first_write(
@@ -179,41 +175,6 @@ async def test_shard_itself_is_no_backup(shards: list[ShardAddress], tmp_path: P
     with pytest.raises(PermanentError, match="BACKUP_URL: expected a backup, got the database of the shard itself"):
         await restore_tenant(settings_of(tmp_path, shards[0], shards[0]), command(), as_json=True)
     assert len(await ask(shards[0], "SELECT FROM resources")) == 1
-
-
-async def test_restore_needs_schema_version_3_on_the_shard(make_shard: ShardMaker, tmp_path: Path) -> None:
-    """Before its upgrade it is refused with the command to run; a backup of version 2 would do."""
-    live = await make_shard("a", is_empty=True)
-    await make_old_schema(live)
-    pool = ShardPool(live, size=1)
-    await add_tenant(pool)
-    await pool.close()
-
-    with pytest.raises(PermanentError, match=r"expected schema version 3 or newer, got 2; run: .* shards upgrade a"):
-        await restore_tenant(settings_of(tmp_path, live, live), command(), as_json=True)
-
-
-@pytest.mark.parametrize("mode", RestoreMode)
-async def test_backup_may_be_of_schema_version_2(
-    shards: list[ShardAddress], make_shard: ShardMaker, tmp_path: Path, mode: RestoreMode
-) -> None:
-    """One from before the upgrade; the shard itself has been upgraded since."""
-    old = await make_shard("a", is_empty=True)
-    await make_old_schema(old)
-    backup, live = ShardPool(old, size=2), ShardPool(shards[0], size=1)
-    await add_tenant(backup)
-    await TenantCase(backup, TENANT).apply(TenantCase(backup, TENANT).operation("create", "old", {}))
-    await fetch(backup, POSITION)
-    await fetch(live, POSITION)
-    await live.close()
-    async with Pools(size=4) as pools:
-        pools.ensure_pool(shards[0])
-        restore = Restore(TENANT_ID, "a", mode, tmp_path / "export.jsonl", timedelta(days=15))
-        await Restorer(pools, backup, ReplicationWaiter(pools), restore, show=lambda _: None).run()
-    await backup.close()
-
-    assert await ask(shards[0], 'SELECT "resourceId" AS key FROM resources') == [{"key": "old"}]
-    assert await ask(shards[0], "SELECT owed_from FROM stream_positions") == [{"owed_from": "7/0"}]
 
 
 async def test_restore_asks_for_what_it_needs(shards: list[ShardAddress], tmp_path: Path) -> None:

@@ -341,15 +341,15 @@ async def test_shards_list_names_a_schema_in_which_others_may_create(
 async def test_list_counts_documents_beyond_the_bounds(
     make_shard: ShardMaker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Documents that an older worker stored, in the table only where there are any."""
+    """Such as an adopted shard may have; in the table only where there are any."""
     with_bomb, other = await make_shard("shard-1"), await make_shard("shard-2")
     async with routed_shards([with_bomb]) as routed:
         case = TenantCase(routed.pools.ensure_pool(with_bomb), TENANT)
         await add_tenant(case.pool)
         bomb = case.operation("create", "r1", f'{{"a": [{",".join(["1e131071"] * 2000)}]}}')
         usual = case.operation("create", "r2", {f"m{number}": number for number in range(1000)})
-        older = msgspec.structs.replace(bomb, exceeds_bounds=False)
-        assert await case.apply(older, usual) == [SUCCEEDED] * 2
+        unbounded = msgspec.structs.replace(bomb, exceeds_bounds=False)
+        assert await case.apply(unbounded, usual) == [SUCCEEDED] * 2
     settings = settings_of(tmp_path, with_bomb, other)
 
     assert await list_shards(settings, as_json=True) == 0

@@ -18,7 +18,6 @@ from structlog.testing import capture_logs
 from support.citrus.cases import RoutedShards, routed_shards
 from support.postgres.databases import ShardMaker, execute
 from support.postgres.tenant_cases import add_tenant, fetch
-from support.postgres.upgrades import make_old_schema
 from support.restaurants import make_restaurants, mapping_text, row_count
 
 from simplu_local.postgres.server import PostgresServer
@@ -702,24 +701,6 @@ async def test_tenants_whose_source_connection_breaks_are_imported_by_the_next_r
     again = states(await case.importer().apply())
     assert set(again.values()) <= {"imported", "there"}
     assert [again[report.name] for report in failed] == ["imported"] * len(failed)
-
-
-async def test_shard_at_schema_version_2_is_refused_with_the_command_that_upgrades_it(
-    make_shard: ShardMaker, case: Case
-) -> None:
-    """Nothing is changed there."""
-    old = await make_shard("shard-3", is_empty=True)
-    await make_old_schema(old)
-    case.routed.citrus.add_shard("shard-3", old.connection_string)
-    case.routed.register(("1", "main"), "shard-3")
-
-    result = await case.importer().apply()
-
-    report = report_of(result, "1 main")
-    assert report.state is ImportState.REFUSED
-    assert "run: simplu-worker shards upgrade shard-3 --apply" in (report.detail or "")
-    assert sorted(states(result).values()) == ["imported"] * (RESTAURANTS - 1) + ["refused"]
-    assert await case.fetch("SELECT id FROM tenants WHERE id = '1-main'") == []
 
 
 async def test_mapping_that_does_not_fit_is_refused_with_every_problem(case: Case) -> None:

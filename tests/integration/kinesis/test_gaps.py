@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 from support.aws.kinesis_endpoints import kinesis_servers
-from support.postgres.databases import ShardMaker, execute
+from support.postgres.databases import ShardMaker
 from support.postgres.snapshots import ShardSnapshot
 from support.postgres.tenant_cases import fetch
 from support.reader_world import (
@@ -38,7 +37,6 @@ from simplu_worker.shards.health.assessment import ShardObservation, assess
 from simplu_worker.shards.health.probe import probe_shard
 from simplu_worker.shards.positions.rows import accept_gaps
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.schema.upgrade import Upgrader
 from simplu_worker.timing.clock import utc_now
 from simplu_worker.vocabulary import ShardProblem
 
@@ -175,31 +173,6 @@ async def test_idle_shard_restored_beyond_retention_is_marked_and_nothing_else(w
         await better.promote()
         await logs(shard, "a-x", 9)
         assert (await probe_shard(shard)).gaps == []
-
-
-async def test_shard_of_the_schema_before_is_held_until_it_is_upgraded_and_the_gap_accepted(
-    world: World, later: Later
-) -> None:
-    """A backup may be older than the last upgrade: its rows have no room for the mark."""
-    shard = await world.shard("shard-1")
-    async with later.reading(world) as reader, looked_after(world, reader):
-        backup, _ = await back_up_and_lose(world, later, reader)
-        await backup.promote()
-        for column in ("gap_from", "gap_found_at", "gap_accepted_at"):
-            await execute(shard.address.connection_string, f"ALTER TABLE stream_positions DROP COLUMN {column}")
-        await execute(shard.address.connection_string, "DELETE FROM schema_migrations WHERE version = 3")
-        await world.put(*chain("a-x", 3, first=6))
-        await eventually(lambda: is_held(reader))
-        await asyncio.sleep(0.5)
-        assert await outcomes(shard, "a-x") == ["succeeded"] * 3
-        await Upgrader(shard, report=lambda _: None).run()
-
-        async def is_accepted() -> bool:
-            async with shard.connection() as connection:
-                return bool(await accept_gaps(connection))
-
-        assert await poll_until(is_accepted, within_s=20)
-        await logs(shard, "a-x", 6)
 
 
 async def test_failover_after_an_idle_time_beyond_retention_is_made_good_at_once(world: World, later: Later) -> None:

@@ -17,7 +17,6 @@ from support.postgres.log_rows import COMPLETED_AT, LogRow, crowd_log, write_log
 from support.postgres.plans import plan_of
 from support.postgres.pooler import running_pooler
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant, fetch
-from support.postgres.upgrades import make_old_schema
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import HOST, poll_until
@@ -387,14 +386,6 @@ async def fill(address: ShardAddress) -> None:
         pool = pools.ensure_pool(address)
         await add_tenant(pool)
         await write_log_rows(pool, random_rows(1))
-
-
-async def test_list_works_on_a_shard_of_the_version_before(make_shard: ShardMaker) -> None:
-    """Its log has the same columns."""
-    address = await make_shard("shard-1", is_empty=True)
-    await make_old_schema(address)
-    await fill(address)
-    await check_pages(address)
 
 
 async def test_list_works_behind_a_pooler(make_shard: ShardMaker, postgres_server: PostgresServer) -> None:

@@ -16,7 +16,6 @@ from support.full_stack import poll_until_true
 from support.postgres.databases import QUICK, ShardMaker, copy_shard
 from support.postgres.faults import frozen
 from support.postgres.tenant_cases import TENANT, TenantCase, add_tenant
-from support.postgres.upgrades import make_old_schema
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_worker.commands.stream.input_lines import parse_lines
@@ -152,18 +151,6 @@ async def add_registered(routed: RoutedShards, tenant: tuple[str, str], shard_id
     pool = routed.pools.ensure_pool(address)
     await add_tenant(pool, tenant)
     return TenantCase(pool, tenant)
-
-
-async def test_shard_of_the_schema_before_has_no_notes(make_shard: ShardMaker) -> None:
-    """A worker goes on without them."""
-    old = await make_shard("shard-1", is_empty=True)
-    await make_old_schema(old)
-    async with routed_shards([old]) as routed, open_notes(routed, Letters()) as notes:
-        await add_registered(routed, TENANT, "shard-1")
-        await store(notes, letter("r-1"))
-
-        assert await routed.gateway.find_rejection("r-1", TENANT_ID) is None
-        assert await routed.gateway.find_rejection("r-1", None) is None
 
 
 async def test_note_waits_for_its_shard_while_letters_and_other_notes_do_not(

@@ -5,24 +5,31 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from support.postgres.databases import ShardMaker
-from support.postgres.tenant_cases import fetch
+from support.postgres.databases import ShardMaker, execute
+from support.postgres.tenant_cases import fetch, operation, writer_of
+from support.postgres.upgrades import MADE_UP, NEXT, upgrade_pool
 
+from simplu_worker.shards.health.assessment import ShardProbe
+from simplu_worker.shards.health.prober import inspect_shard
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.errors import LostRaceError
 from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
-from simplu_worker.shards.schema.migrations import digest_of
-from simplu_worker.shards.schema.schema_check import SchemaState, check_schema, ensure_schema
+from simplu_worker.shards.routing.shard_query import fetch_from_shard
+from simplu_worker.shards.schema.migrations import ShardSchema, digest_of, tables_of
+from simplu_worker.shards.schema.schema_check import check_schema, ensure_schema, make_schema
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS, SCHEMA_VERSION
 from simplu_worker.shards.types import ShardUnavailableError
 
+STRANGER = "schema_stranger"
 
-async def state_of(pool: ShardPool) -> SchemaState:
-    """Return the result of `check_schema` for a shard."""
+
+async def version_of(pool: ShardPool) -> int | None:
+    """Return the version that `check_schema` finds; None for an empty shard."""
     async with pool.connection() as connection:
-        return await check_schema(connection, pool.address.shard_id)
+        schema = await check_schema(connection, pool.address.shard_id)
+    return None if schema is None else schema.version
 
 
 async def test_ensure_schema_makes_everything_when_the_database_is_empty(make_shard: ShardMaker) -> None:
@@ -30,10 +37,10 @@ async def test_ensure_schema_makes_everything_when_the_database_is_empty(make_sh
     async with Pools(size=1) as pools:
         pool = pools.ensure_pool(await make_shard("shard-7", is_empty=True))
 
-        assert await state_of(pool) is SchemaState.EMPTY
+        assert await version_of(pool) is None
         await ensure_schema(pool)
 
-        assert await state_of(pool) is SchemaState.READY
+        assert await version_of(pool) is not None
         assert await fetch(pool, "SELECT shard_id FROM shard_meta") == [{"shard_id": "shard-7"}]
         versions = [row["version"] for row in await fetch(pool, "SELECT version FROM schema_migrations ORDER BY 1")]
         assert versions == [migration.version for migration in MIGRATIONS]
@@ -79,7 +86,7 @@ async def test_ensure_schema_leaves_nothing_when_it_fails_half_way(make_shard: S
             await ensure_schema(pool)
 
         await fetch(pool, "DROP TYPE moves")
-        assert await state_of(pool) is SchemaState.EMPTY
+        assert await version_of(pool) is None
 
 
 async def test_ensure_schema_can_be_tried_again_when_another_takes_too_long(make_shard: ShardMaker) -> None:
@@ -93,7 +100,7 @@ async def test_ensure_schema_can_be_tried_again_when_another_takes_too_long(make
                 await ensure_schema(pools.ensure_pool(address))
 
         await ensure_schema(pools.ensure_pool(address))
-        assert await state_of(pools.ensure_pool(address)) is SchemaState.READY
+        assert await version_of(pools.ensure_pool(address)) is not None
 
 
 async def test_check_schema_refuses_another_shards_database(make_shard: ShardMaker) -> None:
@@ -103,7 +110,7 @@ async def test_check_schema_refuses_another_shards_database(make_shard: ShardMak
         pool = pools.ensure_pool(ShardAddress("shard-1", address.connection_string))
 
         with pytest.raises(ShardUnavailableError, match=r"shard shard-1: .* the database of shard shard-2"):
-            await state_of(pool)
+            await version_of(pool)
         with pytest.raises(ShardUnavailableError, match=r"shard shard-1: .* the database of shard shard-2"):
             await ensure_schema(pool)
 
@@ -135,11 +142,11 @@ async def test_check_schema_calls_a_database_empty_when_only_an_extension_has_pu
         pool = pools.ensure_pool(await make_shard("shard-7", is_empty=True))
         await fetch(pool, "CREATE EXTENSION pg_buffercache")
 
-        assert await state_of(pool) is SchemaState.EMPTY
+        assert await version_of(pool) is None
 
 
 LATER = "INSERT INTO schema_migrations (version, name, works_from) VALUES"
-NEXT, AFTER_NEXT = SCHEMA_VERSION + 1, SCHEMA_VERSION + 2
+AFTER_NEXT = NEXT + 1
 
 
 @pytest.mark.parametrize(
@@ -162,24 +169,21 @@ async def test_check_schema_refuses_a_version_it_does_not_work_on(shard: ShardPo
     await fetch(shard, statement)
 
     with pytest.raises(ShardUnavailableError, match=came):
-        await state_of(shard)
+        await version_of(shard)
 
 
 @pytest.mark.parametrize(
     "statement",
     [
-        f"DELETE FROM schema_migrations WHERE version = {SCHEMA_VERSION}",
         f"{LATER} ({NEXT}, 'later', {SCHEMA_VERSION})",
         f"{LATER} ({NEXT}, 'one', NULL), ({AFTER_NEXT}, 'two', 1)",
     ],
 )
-async def test_check_schema_takes_the_version_before_and_later_ones_that_work_with_it(
-    shard: ShardPool, statement: str
-) -> None:
+async def test_check_schema_takes_later_versions_that_work_with_it(shard: ShardPool, statement: str) -> None:
     """So workers and shards can be upgraded one by one, in either order."""
     await fetch(shard, statement)
 
-    assert await state_of(shard) is SchemaState.READY
+    assert await version_of(shard) is not None
 
 
 async def test_check_schema_refuses_a_shard_without_an_identity(shard: ShardPool) -> None:
@@ -187,4 +191,83 @@ async def test_check_schema_refuses_a_shard_without_an_identity(shard: ShardPool
     await fetch(shard, "DELETE FROM shard_meta")
 
     with pytest.raises(ShardUnavailableError, match="no identity"):
-        await state_of(shard)
+        await version_of(shard)
+
+
+@pytest.mark.parametrize("version", [SCHEMA_VERSION, NEXT])
+async def test_every_table_and_column_is_checked(make_shard: ShardMaker, version: int) -> None:
+    """Those of all migrations up to the version of the shard, as their files have them."""
+    migrations = [*MIGRATIONS, MADE_UP][:version]
+    async with upgrade_pool(await make_shard("shard-7", is_empty=True)) as pool:
+        async with pool.transaction() as connection:
+            await make_schema(connection, "shard-7", migrations=migrations)
+        rows = await fetch(
+            pool,
+            "SELECT relname::text AS name, array_agg(attname::text ORDER BY attname) AS columns FROM pg_attribute"
+            " JOIN pg_class ON pg_class.oid = attrelid"
+            " WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND attnum > 0 GROUP BY relname",
+        )
+
+    checked = tables_of(ShardSchema(version), [*MIGRATIONS, MADE_UP])
+    assert {name: sorted(columns) for name, columns in checked.items()} == {row["name"]: row["columns"] for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("statement", "missing"),
+    [
+        ("DROP TABLE moves, arrivals", "got a shard without the table arrivals, the table moves; restore them"),
+        ("ALTER TABLE tenants DROP COLUMN move_token", "got a shard without tenants.move_token; restore them"),
+        (f"ALTER TABLE imports OWNER TO {STRANGER}", "got a shard without the table imports; restore them from a"),
+    ],
+)
+async def test_check_schema_names_what_is_missing(shard: ShardPool, statement: str, missing: str) -> None:
+    """A table of another role is none: its triggers would run with the worker's rights."""
+    url = shard.address.connection_string
+    await execute(url, f"CREATE ROLE {STRANGER}")
+    try:
+        await execute(url, statement)
+
+        with pytest.raises(ShardUnavailableError, match=missing):
+            await version_of(shard)
+    finally:
+        await execute(url, f"REASSIGN OWNED BY {STRANGER} TO postgres; DROP ROLE {STRANGER}")
+
+
+async def test_shard_is_refused_until_the_role_has_the_rights_that_are_named(shard: ShardPool) -> None:
+    """By the first use and by each probe, which `check` makes too; read-only tables need SELECT alone."""
+    url = shard.address.connection_string
+    await execute(
+        url,
+        f"CREATE ROLE {STRANGER} LOGIN;"
+        f" GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {STRANGER};"
+        f" REVOKE INSERT, UPDATE, DELETE ON schema_migrations, shard_meta, business_types FROM {STRANGER};"
+        f" REVOKE DELETE ON rejections FROM {STRANGER}; REVOKE SELECT ON business_types FROM {STRANGER}",
+    )
+    async with Pools(size=2) as pools:
+        pool = pools.ensure_pool(
+            ShardAddress(shard.address.shard_id, f"postgresql://{STRANGER}@{url.rpartition('@')[2]}")
+        )
+        try:
+            refused = "got one without the right to SELECT on business_types, the right to DELETE on rejections; as the"
+            with pytest.raises(ShardUnavailableError, match=refused):
+                await fetch_from_shard(pool, QUERIES["list_tenants"])
+            probe = await inspect_shard(pool)
+            assert isinstance(probe, ShardProbe)
+            assert refused in (probe.refusal or "")
+            with pytest.raises(ShardUnavailableError, match=refused):
+                await writer_of(pool).apply([operation("create", data={})])
+
+            await execute(
+                url, f"GRANT SELECT ON business_types TO {STRANGER}; GRANT DELETE ON rejections TO {STRANGER}"
+            )
+            probe = await inspect_shard(pool)
+            assert isinstance(probe, ShardProbe)
+            assert probe.refusal is None
+            assert await fetch_from_shard(pool, QUERIES["list_tenants"]) == []
+
+            await execute(url, f"REVOKE SELECT ON shard_meta FROM {STRANGER}")
+            with pytest.raises(ShardUnavailableError, match="may not read shard_meta in the schema public"):
+                async with ShardPool(pool.address, size=1).fresh_connection():
+                    pass
+        finally:
+            await execute(url, f"DROP OWNED BY {STRANGER}; DROP ROLE {STRANGER}")

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Container
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
 import pytest
 from support.postgres.databases import ShardMaker, database_of, execute
-from support.postgres.decoys import ATTACKER, TABLES_BEFORE, parse_trees, trap
+from support.postgres.decoys import ATTACKER, parse_trees, trap
 from support.postgres.pooler import running_pooler
 from support.postgres.tenant_cases import operation, writer_of
-from support.postgres.upgrades import OF_NEW_TABLES, make_old_schema
+from support.postgres.upgrades import NEXT, upgrader
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_local.processes.loopback import HOST
-from simplu_worker.shards.log.message_failures import count_failures, forget_failures
-from simplu_worker.shards.log.rejections import find_rejections, note_rejections
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.schema.schema_check import SchemaState, check_schema, ensure_schema
-from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
-from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, Upgrader
-from simplu_worker.shards.types import Rejection, ShardUnavailableError
+from simplu_worker.shards.schema.schema_check import check_schema, ensure_schema
+from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS
 from simplu_worker.transfers.adoption.discovery import begin_adoption, find_old_table
 from simplu_worker.transfers.sql_files import QUERIES
 from simplu_worker.vocabulary import Failure
@@ -85,16 +81,14 @@ async def pool_of(address: ShardAddress) -> AsyncIterator[ShardPool]:
     await pool.close()
 
 
-async def strangers(address: ShardAddress, *, of_adoption: bool, without: Container[str] = ()) -> dict[str, set[str]]:
+async def strangers(address: ShardAddress, *, of_adoption: bool) -> dict[str, set[str]]:
     """Return what queries mean that is neither ours nor of `pg_catalog`, by query."""
     ((ours,),) = await ask(address.connection_string, OURS)
     async with parse_trees(address.connection_string) as trees:
         return {
             name: odd
             for name, query in QUERIES.items()
-            if ("simplu_adoption" in query) == of_adoption
-            and name not in without
-            and (odd := await trees.strangers(query) - set(ours))
+            if ("simplu_adoption" in query) == of_adoption and (odd := await trees.strangers(query) - set(ours))
         }
 
 
@@ -103,15 +97,6 @@ async def trapped(make_shard: ShardMaker, postgres_server: PostgresServer) -> Sh
     """Give a shard with decoys of all that our statements contain."""
     address = await make_shard()
     await trap(postgres_server, address)
-    return address
-
-
-@pytest.fixture
-async def old_and_trapped(make_shard: ShardMaker, postgres_server: PostgresServer) -> ShardAddress:
-    """Give a shard of the schema version before, with the same decoys."""
-    address = await make_shard("shard-2", is_empty=True)
-    await make_old_schema(address)
-    await trap(postgres_server, address, tables=TABLES_BEFORE)
     return address
 
 
@@ -133,13 +118,6 @@ async def test_decoys_are_what_unqualified_statements_use(trapped: ShardAddress)
 async def test_every_query_means_what_it_says_beside_decoys(trapped: ShardAddress) -> None:
     """By the server's parse trees; of the types of arguments and columns there is none that asyncpg would ask for."""
     assert await strangers(trapped, of_adoption=False) == {}
-
-
-async def test_every_query_means_what_it_says_on_a_shard_of_the_version_before(
-    old_and_trapped: ShardAddress,
-) -> None:
-    """A worker goes on with the schema version before."""
-    assert await strangers(old_and_trapped, of_adoption=False, without=OF_NEW_TABLES) == {}
 
 
 async def test_every_query_of_an_adoption_means_what_it_says_beside_decoys(
@@ -186,11 +164,6 @@ async def test_operations_run_no_decoy(trapped: ShardAddress) -> None:
     await apply_all_kinds(trapped)
 
 
-async def test_operations_run_no_decoy_on_a_shard_that_is_not_upgraded_yet(old_and_trapped: ShardAddress) -> None:
-    """Where functions have the search path of the session, and call others by it."""
-    await apply_all_kinds(old_and_trapped)
-
-
 async def test_operations_run_no_decoy_behind_a_pooler(trapped: ShardAddress, postgres_server: PostgresServer) -> None:
     """In transaction mode no setting of a connection stays, and none is needed."""
     async with running_pooler(postgres_server, {"auth_type": "any", "pool_mode": "transaction"}) as port:
@@ -210,69 +183,16 @@ async def test_schema_is_made_beside_decoys(make_shard: ShardMaker, postgres_ser
     await apply_all_kinds(address)
 
 
-async def test_upgrade_closes_the_search_path_of_what_is_installed(old_and_trapped: ShardAddress) -> None:
-    """Policies, functions and views come to mean what they say, whoever looks at the tables."""
-    async with pool_of(old_and_trapped) as pool:
-        assert len(await ask(old_and_trapped.connection_string, OPEN_FUNCTIONS)) > 0
-
-        done = await Upgrader(pool).run()
+async def test_upgrade_runs_no_decoy(trapped: ShardAddress) -> None:
+    """What it makes means what it says, whoever looks at the tables."""
+    async with pool_of(trapped) as pool:
+        done = await upgrader(pool).run()
 
     assert done is not None
-    assert done.version == SCHEMA_VERSION
-    assert await ask(old_and_trapped.connection_string, CAPTURED) == []
-    assert await ask(old_and_trapped.connection_string, OPEN_FUNCTIONS) == []
-    await apply_all_kinds(old_and_trapped)
-
-
-PLANTED = f"""
-CREATE TABLE public.message_failures (
-    tenant_id text, message_id text, failure_count integer, failed_at timestamptz, PRIMARY KEY (tenant_id, message_id)
-);
-CREATE TABLE public.rejections (
-    tenant_id text, request_id text, reason text, error text, dead_letter_queue text, source text,
-    sequence_number text, message_id text, rejected_at timestamptz, PRIMARY KEY (tenant_id, request_id)
-);
-CREATE TABLE public.imports (
-    tenant_id text PRIMARY KEY, source text, step text, token uuid, detail jsonb, started_at timestamptz,
-    updated_at timestamptz
-);
-CREATE FUNCTION public.take_over() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'run by the worker'; END $$;
-CREATE TRIGGER take_over BEFORE INSERT ON public.message_failures FOR EACH ROW EXECUTE FUNCTION public.take_over();
-CREATE TRIGGER take_over BEFORE INSERT ON public.rejections FOR EACH ROW EXECUTE FUNCTION public.take_over();
-ALTER TABLE public.message_failures OWNER TO {ATTACKER}; GRANT ALL ON public.message_failures TO PUBLIC;
-ALTER TABLE public.rejections OWNER TO {ATTACKER}; GRANT ALL ON public.rejections TO PUBLIC;
-ALTER TABLE public.imports OWNER TO {ATTACKER}; GRANT ALL ON public.imports TO PUBLIC;
-"""
-
-
-TENANT_ROW = """
-INSERT INTO public.tenants (id, business_id, location_id, business_type, state, control_at, created_at)
-VALUES ('clinic-main', 'clinic', 'main', 'dental', 'active', now(), now())
-"""
-
-
-async def test_table_that_an_attacker_made_under_the_name_of_a_new_one_is_not_used(
-    old_and_trapped: ShardAddress,
-) -> None:
-    """Its triggers would run with the worker's rights. A worker goes on without it, and an upgrade refuses it."""
-    await execute(old_and_trapped.connection_string, PLANTED)
-    async with pool_of(old_and_trapped) as pool:
-        assert await count_failures(pool, [("clinic-main", "m")]) is None
-        await forget_failures(pool, ("clinic-main", "m"))
-        rejection = Rejection("clinic-main", "r", "too_large", "over 10 bytes", "operations", "1")
-        await note_rejections(pool, "letters", [rejection])
-        assert await find_rejections(pool, "find_rejections", "clinic-main", ["r"]) is None
-
-        for table in ("message_failures", "rejections", "imports"):
-            with pytest.raises(ShardUnavailableError, match="InsufficientPrivilege"):
-                await Upgrader(pool, patience_s=0.1).run()
-            await execute(old_and_trapped.connection_string, f"DROP TABLE public.{table}")
-        assert await Upgrader(pool).run() is not None
-        assert await count_failures(pool, [("clinic-main", "m")]) == [1]
-        await execute(old_and_trapped.connection_string, TENANT_ROW)
-        assert await note_rejections(pool, "letters", [rejection]) == set()
-        noted = await find_rejections(pool, "find_rejections", "clinic-main", ["r"])
-        assert [row["request_id"] for row in noted or ()] == ["r"]
+    assert done.version == NEXT
+    assert await ask(trapped.connection_string, CAPTURED) == []
+    assert await ask(trapped.connection_string, OPEN_FUNCTIONS) == []
+    await apply_all_kinds(trapped)
 
 
 async def test_shard_is_found_in_the_schema_of_a_trusted_role(trapped: ShardAddress) -> None:
@@ -297,7 +217,7 @@ async def test_shard_may_be_in_any_schema_of_the_search_path(
         await ensure_schema(pool)
         async with pool.connection() as connection:
             assert connection.home == 'Our "home"'
-            assert await check_schema(connection, "shard-4") is SchemaState.READY
+            assert await check_schema(connection, "shard-4") is not None
 
     assert (
         await ask(address.connection_string, "SELECT FROM pg_class WHERE relnamespace = 'public'::regnamespace") == []

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import add_tenant, fetch
-from support.postgres.upgrades import BAKERY, INDEX, NEXT, Watcher, indexes, upgrader, versions
+from support.postgres.upgrades import BAKERY, INDEX, MADE_UP, NEXT, Watcher, indexes, upgrade_pool, upgrader, versions
 
 from simplu_worker.shards.postgres.pool import ShardPool
+from simplu_worker.shards.schema.schema_check import make_schema
 from simplu_worker.shards.schema.sql_files import MIGRATIONS, SCHEMA_VERSION
 from simplu_worker.shards.schema.upgrade import CONNECTIONS, UPGRADE_TIMEOUTS, Upgrader
 
@@ -32,20 +33,15 @@ async def test_upgrade_does_what_the_shard_lacks_and_records_it(pool: ShardPool)
     assert not again.is_needed
 
 
-async def test_upgrade_works_from_the_first_schema_to_the_last(make_shard: ShardMaker) -> None:
-    """And comes to the same tables, indexes, functions, views and policies as a shard that is made today."""
-    old = ShardPool(await make_shard("shard-1", is_empty=True), size=CONNECTIONS, timeouts=UPGRADE_TIMEOUTS)
-    new = ShardPool(await make_shard("shard-2"), size=2)
-    async with old.transaction() as connection:
-        await connection.execute(MIGRATIONS[0].text)
-        await connection.execute("INSERT INTO shard_meta (shard_id) VALUES ('shard-1')")
-        await connection.execute("INSERT INTO schema_migrations (version, name) VALUES (1, 'first_schema')")
+async def test_upgraded_shard_is_like_one_that_is_made_today(pool: ShardPool, make_shard: ShardMaker) -> None:
+    """The same tables, indexes, functions, views and policies."""
+    async with upgrade_pool(await make_shard("shard-2", is_empty=True)) as new:
+        async with new.transaction() as connection:
+            await make_schema(connection, "shard-2", migrations=[*MIGRATIONS, MADE_UP])
 
-    await Upgrader(old).run()
+        await upgrader(pool).run()
 
-    assert await catalogue(old) == await catalogue(new)
-    for one in (old, new):
-        await one.close()
+        assert await catalogue(pool) == await catalogue(new)
 
 
 async def catalogue(pool: ShardPool) -> list[Any]:
@@ -77,18 +73,6 @@ async def test_upgrade_applies_the_files_of_types_that_are_new_or_others(pool: S
     assert await fetch(pool, "SELECT staff_resource_type FROM business_types WHERE name = 'bakery'") == [
         {"staff_resource_type": "baker"}
     ]
-
-
-async def test_upgrade_puts_the_index_by_day_in_place_of_the_one_by_date(pool: ShardPool) -> None:
-    """The planner could still take the former one for single resources."""
-    await fetch(pool, "DROP INDEX resources_by_day")
-    await fetch(pool, 'CREATE INDEX resources_by_date ON resources (id, date, "resourceName")')
-    await fetch(pool, "UPDATE business_types SET digest = '\\x00'")
-
-    await Upgrader(pool).run()
-
-    (by_day,) = await indexes(pool, "resources_by_day")
-    assert (by_day["is_valid"], await indexes(pool, "resources_by_date")) == (True, [])
 
 
 async def test_upgrade_changes_nothing_on_an_empty_shard(make_shard: ShardMaker) -> None:

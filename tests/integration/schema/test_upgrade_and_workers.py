@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import asyncpg
+from collections.abc import Sequence
+from typing import Final
+
 import pytest
 from support.postgres.databases import ShardMaker
 from support.postgres.tenant_cases import add_tenant, fetch, operation, writer_of
-from support.postgres.upgrades import NEXT, OF_NEW_TABLES, upgrade_pool, upgrader
+from support.postgres.upgrades import MADE_UP, NEXT, upgrade_pool, upgrader
 
 from simplu_worker.operations.operation import Disposition
 from simplu_worker.shards.health.assessment import ShardProbe
 from simplu_worker.shards.health.prober import inspect_shard
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.postgres.statement_timeouts import ShardTimeouts
-from simplu_worker.shards.schema.migrations import Migration, Upgrade, without_concurrently
-from simplu_worker.shards.schema.schema_check import SchemaState, check_schema
+from simplu_worker.shards.schema.migrations import Migration
+from simplu_worker.shards.schema.schema_check import check_schema, make_schema
 from simplu_worker.shards.schema.sql_files import MIGRATIONS, SCHEMA_VERSION
-from simplu_worker.shards.schema.upgrade import Upgrader
 from simplu_worker.shards.types import ShardUnavailableError
+from simplu_worker.transfers.sql_files import QUERIES
+
+OF_ONE_VERSION: Final = {"count_checkpoints"}  # of the server
 
 
 @pytest.mark.parametrize(
@@ -27,10 +30,8 @@ from simplu_worker.shards.types import ShardUnavailableError
         "ALTER TABLE tenants ADD COLUMN IF NOT EXISTS note text;",
         "ALTER TABLE operations ALTER COLUMN error TYPE varchar(100);",
         "ALTER TABLE stream_positions ADD COLUMN IF NOT EXISTS note text;",
-        "DROP FUNCTION simplu_merge_patch; "
-        + next(text for text in MIGRATIONS[0].text.split("\n\n") if "FUNCTION simplu_merge_patch" in text),
     ],
-    ids=["new column", "other type", "positions", "function made again"],
+    ids=["new column", "other type", "positions"],
 )
 async def test_workers_go_on_when_what_their_statements_use_has_changed(pool: ShardPool, text: str) -> None:
     """A connection's outdated plan is made again within the batch that met it; nothing is held for it."""
@@ -74,44 +75,33 @@ async def test_worker_holds_the_shard_when_an_upgrade_has_left_its_version_behin
     await users.close()
 
 
-async def test_worker_works_before_and_after_the_upgrade_to_its_version(pool: ShardPool) -> None:
-    """Its own version and the one before."""
-    await fetch(pool, f"DELETE FROM schema_migrations WHERE version = {SCHEMA_VERSION}")
-    before = await state_of(pool)
-    done: Upgrade | None = await Upgrader(pool).run()
+async def test_workers_of_two_versions_work_before_and_after_the_upgrade(pool: ShardPool) -> None:
+    """The newer one with the version before, and the older one with a migration that says so."""
+    both = MIGRATIONS, [*MIGRATIONS, MADE_UP]
+    before = [await version_for(pool, migrations) for migrations in both]
 
-    assert before is SchemaState.READY
-    assert done is not None
-    assert done.migrations == [MIGRATIONS[-1]]
-    assert isinstance(done.migrations[0], Migration)
-    assert await state_of(pool) is SchemaState.READY
+    await upgrader(pool).run()
+
+    assert before == [SCHEMA_VERSION] * 2
+    assert [await version_for(pool, migrations) for migrations in both] == [NEXT] * 2
 
 
-async def test_every_query_means_something_on_the_schema_before(make_shard: ShardMaker) -> None:
-    """What a worker asks of a shard of its own version it may ask of one of the version before."""
-    addresses = await make_shard("shard-1"), await make_shard("shard-2", is_empty=True)
-    async with upgrade_pool(addresses[0]) as new, upgrade_pool(addresses[1]) as old:
-        async with old.transaction() as connection:
-            for migration in MIGRATIONS[:-1]:
-                await connection.execute(without_concurrently(migration.text))
-        known = {name for name in QUERIES if await is_understood(new, name)}
-        understood = {name for name in known if await is_understood(old, name)}
+@pytest.mark.parametrize("version", range(max(1, SCHEMA_VERSION - 1), NEXT + 1))
+async def test_every_query_means_something_on_each_schema_that_a_worker_works_on(
+    make_shard: ShardMaker, version: int
+) -> None:
+    """Its own, the one before, and a later one that says so."""
+    async with upgrade_pool(await make_shard("shard-1", is_empty=True)) as pool:
+        async with pool.transaction() as connection:
+            await make_schema(connection, "shard-1", migrations=[*MIGRATIONS, MADE_UP][:version])
+        async with pool.connection() as connection:
+            for name, query in QUERIES.items():
+                if "simplu_adoption" not in query and name not in OF_ONE_VERSION:
+                    await connection.prepare(query)
 
-    assert len(known) > 50
-    assert known - understood == OF_NEW_TABLES
 
-
-async def is_understood(pool: ShardPool, name: str) -> bool:
-    """Return whether a shard can make a plan for a query."""
+async def version_for(pool: ShardPool, migrations: Sequence[Migration]) -> int | None:
+    """Return the version that a worker with *migrations* finds and may use."""
     async with pool.connection() as connection:
-        try:
-            await connection.prepare(QUERIES[name])
-        except asyncpg.PostgresError:
-            return False
-    return True
-
-
-async def state_of(pool: ShardPool) -> SchemaState:
-    """Return the result of `check_schema` for a shard."""
-    async with pool.connection() as connection:
-        return await check_schema(connection, pool.address.shard_id)
+        schema = await check_schema(connection, pool.address.shard_id, migrations=migrations)
+    return None if schema is None else schema.version

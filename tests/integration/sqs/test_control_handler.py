@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -156,14 +156,20 @@ class Desk:
         return script.popleft() if script else well
 
 
-class NoTable:
-    """Shards that cannot count failures: the handler's process does."""
+class Counts:
+    """The counts of failures, in memory."""
 
-    async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> None:
-        """Count nothing."""
+    def __init__(self) -> None:
+        self._counts: Counter[tuple[str, str]] = Counter()
+
+    async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
+        """Count."""
+        self._counts.update(failed)
+        return [self._counts[key] for key in failed]
 
     async def forget_failures(self, shard_id: str, tenant_id: str, message_id: str) -> None:
-        """Forget nothing."""
+        """Forget."""
+        del self._counts[tenant_id, message_id]
 
 
 def handler(desk: Any = None, *, fifo: bool = False, routed: RoutedShards | None = None) -> ControlHandler:
@@ -172,7 +178,7 @@ def handler(desk: Any = None, *, fifo: bool = False, routed: RoutedShards | None
         routed.provisioner if routed else desk,
         routed.destroyer if routed else desk,
         routed.changes if routed else desk,
-        FailureCounts(routed.gateway if routed else NoTable()),
+        FailureCounts(routed.gateway if routed else Counts()),
         Queue(None, "http://sqs/000/control" + (".fifo" if fifo else "")),
         retries=RetryRules((1, 5), WAIT),
         draw=lambda: 0.0,
@@ -345,8 +351,8 @@ async def test_unforeseen_error_without_a_known_shard_never_gives_a_message_up(w
 async def test_failure_that_cannot_be_counted_is_an_outage() -> None:
     """A shard that is down by then counts no failure."""
 
-    class Down(NoTable):
-        async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> None:
+    class Down(Counts):
+        async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
             raise OUTAGE
 
     desk = Desk()

@@ -16,10 +16,9 @@ from support.aws.endpoints import client_of
 from support.aws.receiver_settings import receiver_settings
 from support.aws.sqs_endpoints import sqs_servers
 from support.citrus.cases import RoutedShards, routed_shards
-from support.postgres.databases import SHARD_ID, ShardMaker, copy_shard, database_of
+from support.postgres.databases import SHARD_ID, ShardMaker, copy_shard
 from support.postgres.tenant_cases import TENANT_WAIT, add_tenant, fetch
 from support.postgres.trouble import calm, make_touchy
-from support.postgres.upgrades import make_old_schema
 
 from simplu_local.postgres.server import PostgresServer
 from simplu_worker.aws.clients import Client
@@ -34,10 +33,8 @@ from simplu_worker.dead_letters.queue import DeadLetterQueue
 from simplu_worker.errors import RetryableError
 from simplu_worker.operations.operation import Operation, Outcome
 from simplu_worker.shards.gateway import ShardGateway
-from simplu_worker.shards.health.probe import probe_shard
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
-from simplu_worker.shards.schema.schema_check import MESSAGE_FAILURES, REJECTIONS
 from simplu_worker.shards.types import PositionClaim
 
 pytestmark = pytest.mark.usefixtures("aws_credentials")
@@ -172,55 +169,13 @@ async def test_success_costs_the_table_nothing(desk: Desk) -> None:
     assert await desk.counts() == {"message-o3": 1}
 
 
-async def test_failures_are_counted_in_memory_on_a_shard_of_schema_version_2(make_shard: ShardMaker) -> None:
-    """A shard without the table is used as before; the count is that of the process."""
-    address = await make_shard(is_empty=True)
-    await make_old_schema(address)
-    async with open_desk(address) as desk:
-        await make_touchy(desk.pool)
-        async with desk.replica(delays_s=(1, 5)) as handler:
-            seen = [(await handler.handle([message("o1", BAD, receive_count=9)]))[0] for _ in range(3)]
-            assert seen[:2] == [RetryHeld(1), RetryHeld(5)]
-            assert isinstance(seen[2], ToDeadLetter)
-            assert (seen[2].attempts, seen[2].error) == (3, "it failed 3 times: RaiseError (P0001)")
-            assert seen[2].before_delete is not None
-            await seen[2].before_delete()
-            assert await handler.handle([message("o1", BAD)]) == [Done()]  # its row in the log is marked
-        async with desk.replica() as restarted:
-            assert await restarted.handle([message("o2", BAD, receive_count=9)]) == [RetryHeld(1)]
-
-
-async def test_failures_are_counted_in_memory_when_the_role_may_not_write_the_table(desk: Desk) -> None:
-    """A shard that its owner upgraded, and on which the worker's role got no rights on the new table."""
-    role = f"{database_of(desk.pool.address)}_worker"
-    tables = "tenants, operations, resources, stream_positions, shard_meta, schema_migrations, business_types"
-    await fetch(desk.pool, f"CREATE ROLE {role} LOGIN")
-    await fetch(desk.pool, f"GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO {role}")
-    url = f"postgresql://{role}@{desk.pool.address.connection_string.rpartition('@')[2]}"
-    limited = ShardAddress(SHARD_ID, url)
-    try:
-        async with routed_shards([limited]) as routed:
-            routed.register(TENANT, SHARD_ID)
-            gateway = Desk(routed, routed.pools.ensure_pool(limited)).gateway()
-            async with desk.replica(gateway) as handler:
-                assert await handler.handle([message("o1", BAD, receive_count=9)]) == [RetryHeld(1)]
-                assert await handler.handle([message("o1", BAD)]) == [RetryHeld(5)]
-            probe = await probe_shard(routed.pools.ensure_pool(limited))
-            assert probe.unwritable_tables == [MESSAGE_FAILURES, REJECTIONS]
-        assert (await probe_shard(desk.pool)).unwritable_tables == []
-        assert await desk.counts() == {}
-    finally:
-        await fetch(desk.pool, f"DROP OWNED BY {role}")
-        await fetch(desk.pool, f"DROP ROLE {role}")
-
-
 async def test_failure_is_no_failure_when_its_shard_is_gone_before_it_is_counted(
     breakable_server: PostgresServer,
 ) -> None:
     """That is an outage: the message is held with a back-off, and the next failure is the first."""
 
     class Breaking(ShardGateway):
-        async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None] | None:
+        async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
             await breakable_server.kill()
             return await super().count_failures(shard_id, failed)
 
@@ -242,7 +197,7 @@ async def test_failure_is_no_failure_when_the_tenant_has_moved_before_it_is_coun
     """Nothing is written on its former shard; the message is held, and its tenant looked up anew."""
 
     class Moving(ShardGateway):
-        async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None] | None:
+        async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
             await fetch(desk.pool, "UPDATE tenants SET state = 'moved', moved_to = 'shard-9'")
             return await super().count_failures(shard_id, failed)
 
@@ -258,7 +213,7 @@ async def test_follower_is_not_applied_while_the_failure_of_its_head_is_recorded
     class Slow(ShardGateway):
         recorded = asyncio.Event()
 
-        async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None] | None:
+        async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
             await self.recorded.wait()
             return await super().count_failures(shard_id, failed)
 
@@ -321,7 +276,7 @@ async def test_bug_in_counting_ends_nothing(desk: Desk) -> None:
     """The process counts then, and the log has the traceback."""
 
     class Crashing(ShardGateway):
-        async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None] | None:
+        async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
             raise ZeroDivisionError("a secret")
 
     async with desk.replica(desk.gateway(Crashing)) as handler:

@@ -34,9 +34,8 @@ PAIRED: Final = (
     "interval", "jsonb[]", "bigint[]",
 )  # fmt: skip
 
-_MADE: Final = re.compile(r"CREATE TABLE (?:IF NOT EXISTS public\.)?(\w+)")
+_MADE: Final = re.compile(r"CREATE TABLE (?:IF NOT EXISTS )?public\.(\w+)")
 TABLES: Final = tuple(table for migration in MIGRATIONS for table in _MADE.findall(migration.text))
-TABLES_BEFORE: Final = tuple(table for migration in MIGRATIONS[:-1] for table in _MADE.findall(migration.text))
 INTROSPECTION: Final = (introspection.INTRO_LOOKUP_TYPES, introspection.INTRO_LOOKUP_TYPES_13)
 
 _CALLED: Final = re.compile(r"\b([a-z]\w*)\(")

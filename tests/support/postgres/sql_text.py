@@ -118,7 +118,9 @@ def tables_of(arm: Arm) -> set[str]:
 
 def views_of(text: str) -> list[tuple[str, str, str]]:
     """Return each view that the file of a business type makes, with the two resource types that it shows."""
-    return re.findall(r"CREATE OR REPLACE VIEW (\w+)\b.*?\"resourceName\" IN \('(\w+)', '(\w+)'\);", text, re.DOTALL)
+    return re.findall(
+        r"CREATE OR REPLACE VIEW public\.(\w+)\b.*?\"resourceName\" IN \('(\w+)', '(\w+)'\);", text, re.DOTALL
+    )
 
 
 def _cut(tokens: Sequence[Token], at: str) -> list[tuple[Token, ...]]:

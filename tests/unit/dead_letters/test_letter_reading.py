@@ -196,7 +196,7 @@ def test_tenant_of_a_letter_is_found_in_the_letter_its_record_or_its_attributes(
     attributes: dict[str, str] | None,
     expected: tuple[str, str] | None,
 ) -> None:
-    """Letters of older versions do not name their tenant; an unreadable record has none."""
+    """An unreadable record has none."""
     letter = msgspec.structs.replace(
         LETTER, business_id=own[0], location_id=own[1], record=record, message_attributes=attributes
     )

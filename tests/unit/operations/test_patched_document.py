@@ -83,7 +83,7 @@ def test_patch_beyond_the_bound_of_text_changes_nothing() -> None:
 
 @pytest.mark.parametrize("text", ['{"a": 1e5000}', '{"\\ud800": 1}', "{"])
 def test_document_without_a_size_is_refused(text: str) -> None:
-    """What older workers stored is merged in another way."""
+    """What is beyond the bounds is merged in another way."""
     with pytest.raises(UnmeasuredError):
         PatchedDocument(text)
 

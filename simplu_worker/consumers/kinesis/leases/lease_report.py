@@ -41,8 +41,7 @@ class ReplicaFigures(msgspec.Struct, frozen=True, gc=False):
 class LeaseReport(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """The state of the reader of a stream shard, as its owner *by* wrote it with the last renewal.
 
-    *held* are the oldest of its held targets; *figures* are those of its replica. A worker of an earlier version writes
-    neither, and ignores both.
+    *held* are the oldest of its held targets; *figures* are those of its replica.
     """
 
     by: str

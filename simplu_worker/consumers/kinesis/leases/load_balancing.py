@@ -35,7 +35,7 @@ class Loads(msgspec.Struct, frozen=True):
 
 
 def measured_loads(unfinished: Mapping[str, Observation]) -> Mapping[str, float] | None:
-    """Return the load of each lease; None where an owner does not measure, as a KCL or an earlier version does not.
+    """Return the load of each lease; None where an owner does not measure, as a KCL does not.
 
     Then the numbers of leases are all that counts: two rules in one fleet would move leases back and forth. A lease
     without a measurement has the mean load of the others.

@@ -440,7 +440,8 @@ class ShardPositions:
 
     async def _keep_gap(self, shard_position: ShardPosition, gap: Gap, row: StreamPosition) -> None:
         """Mark a gap on the shard, so that it lasts until a person accepts it; log it once."""
-        is_marked = row.has_gap or await self._mark_gap(shard_position.shard_id, gap)
+        if not row.has_gap:
+            await self._mark_gap(shard_position.shard_id, gap)
         is_known, shard_position.gap = shard_position.gap == gap, gap
         if not is_known:
             log.error(
@@ -450,16 +451,15 @@ class ShardPositions:
                 gap_in=gap.stream_shard_id,
                 owed_from=gap.owed_from,
                 written_at=None if row.written_at is None else row.written_at.isoformat(timespec="seconds"),
-                is_marked=is_marked,
             )
 
-    async def _mark_gap(self, shard_id: str, gap: Gap) -> bool:
-        return await self._gateway.mark_gap(shard_id, self._reader.stream_name, gap.stream_shard_id, gap.owed_from)
+    async def _mark_gap(self, shard_id: str, gap: Gap) -> None:
+        await self._gateway.mark_gap(shard_id, self._reader.stream_name, gap.stream_shard_id, gap.owed_from)
 
     async def has_open_gap(self, shard_id: str) -> bool:
         """Return whether the gap that was found on a shard is still there, and no person has accepted it.
 
-        A gap without a mark gets it as soon as the schema has room for it. Raises `RetryableError` when the shard does
+        A mark that a failover has lost is made again. Raises `RetryableError` when the shard does
         not answer.
         """
         shard_position = self.position_on(shard_id)

@@ -1,7 +1,7 @@
 """Count how often the operation of each message has failed: on its shard, else in the memory of this process.
 
 On the shard the count is exact: it survives a restart, and all replicas share it. In memory are the failures of which
-no shard can know: while the shard of a tenant is looked up, and on a shard that has no table for them yet.
+no shard can know: while the shard of a tenant is looked up.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ log = structlog.get_logger(__name__)
 class FailureTable(Protocol):
     """The counts on the shards; `shards.gateway.ShardGateway` is one."""
 
-    async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None] | None:
-        """Count one failure more of each message, by tenant and message id; None if the shard cannot count.
+    async def count_failures(self, shard_id: str, failed: Sequence[tuple[str, str]]) -> list[int | None]:
+        """Count one failure more of each message, by tenant and message id.
 
         A message has no number if its tenant does not live on the shard.
         """
@@ -46,8 +46,7 @@ class FailureCounts:
         A message has none, and no failure counts, if its tenant lives on another shard by now. Raises `RetryableError`
         when the shard does not answer. That is an outage: then no failure counts.
         """
-        counts = await self._table.count_failures(shard_id, failed)
-        return [self.remember(message_id) for _, message_id in failed] if counts is None else counts
+        return await self._table.count_failures(shard_id, failed)
 
     def remember(self, message_id: str) -> int:
         """Count one failure more of a message without a known shard; return their number."""

@@ -126,8 +126,7 @@ CASE
 END
 
 -- fragment: deep_merge
--- RFC 7396 for the jsonb `merging.target` and the object `merging.patch`. Not a function: those on a shard that is not
--- upgraded yet call others by the search path. `node` has the objects of the patch, each with the value that it
+-- RFC 7396 for the jsonb `merging.target` and the object `merging.patch`. `node` has the objects of the patch, each with the value that it
 -- patches; `flat` merges all members of each that are no objects; `merged` puts the objects of a level into those
 -- above, from the deepest on. A patch with more than 1,024 levels is an error of its data (22P02).
 (

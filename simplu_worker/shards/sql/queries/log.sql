@@ -2,23 +2,11 @@
 
 -- fragment: logged_operation
 -- The columns that people see of an operation.
-tenant_id, request_id, status, operation, resource_type, resource_id, error, :result_text AS result,
+tenant_id, request_id, status, operation, resource_type, resource_id, error, operations.result::pg_catalog.text AS result,
 received_at, completed_at
 
--- fragment: result_text
--- The text of the result of an operation; in place of one over 16 MiB, as older workers stored, a note.
-(
-    SELECT
-        CASE
-            WHEN checked.document IS NULL THEN NULL
-            WHEN :text_bytes <= 17000000 THEN checked.document::pg_catalog.text
-            ELSE '{"omitted": "the result has more than 16 MiB of text"}'
-        END
-    FROM (SELECT operations.result || '{}'::pg_catalog.jsonb AS document OFFSET 0) AS checked
-)
-
 -- fragment: short_result_text
--- The same over 1 MiB, for answers with the results of many operations.
+-- The text of the result of an operation; a note in place of one over 1 MiB, for answers with many operations.
 (
     SELECT
         CASE

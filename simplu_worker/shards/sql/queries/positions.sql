@@ -10,13 +10,11 @@ pg_catalog.concat_ws(
 ) AS move_token
 
 -- fragment: stored_positions
--- The rows of the stream $1. A shard of schema version 2 has no columns about gaps: there they are null.
+-- The rows of the stream $1.
 SELECT
-    stream_shard_id, owed_from, owed_since, read_to, held, parents_done, token::pg_catalog.text AS token,
-    members.document ->> 'gap_from'::pg_catalog.text AS gap_from,
-    members.document ->> 'gap_accepted_at'::pg_catalog.text IS NOT NULL AS is_gap_accepted
+    stream_shard_id, owed_from, owed_since, read_to, held, parents_done, token::pg_catalog.text AS token, gap_from,
+    gap_accepted_at IS NOT NULL AS is_gap_accepted
 FROM public.stream_positions
-CROSS JOIN LATERAL pg_catalog.to_jsonb(stream_positions) AS members (document)
 WHERE stream = $1
 
 -- fragment: positions_document
@@ -106,26 +104,6 @@ FROM (
 WHERE $10::pg_catalog.text IS NULL OR came.move_token = $10
 ON CONFLICT (stream, stream_shard_id) DO NOTHING;
 
--- name: has_gap_columns
--- Whether rows have the columns about gaps, which came with schema version 3.
-SELECT EXISTS (
-    SELECT FROM pg_catalog.pg_attribute
-    WHERE
-        attrelid = 'public.stream_positions'::pg_catalog.regclass::pg_catalog.oid
-        AND attname = 'gap_accepted_at'::pg_catalog.name
-) AS has_columns;
-
--- name: has_position_merges
--- Whether the shard has them, which came with schema version 3, and this role may read them.
-SELECT
-    COALESCE(
-        pg_catalog.has_table_privilege(
-            pg_catalog.to_regclass('public.position_merges'::pg_catalog.text)::pg_catalog.oid,
-            'SELECT'::pg_catalog.text
-        ),
-        false
-    ) AS has_table;
-
 -- name: read_position_merges
 -- How the row of the stream shard $2 got its last tokens from moves of tenants to this shard.
 SELECT
@@ -161,10 +139,7 @@ RETURNING stream, stream_shard_id, gap_from, gap_found_at;
 DELETE FROM public.stream_positions
 WHERE
     stream = $1 AND stream_shard_id = ANY($2::pg_catalog.text[])
-    AND (
-        pg_catalog.to_jsonb(stream_positions) ->> 'gap_from'::pg_catalog.text IS DISTINCT FROM owed_from
-        OR pg_catalog.to_jsonb(stream_positions) ->> 'gap_accepted_at'::pg_catalog.text IS NOT NULL
-    );
+    AND (gap_from IS DISTINCT FROM owed_from OR gap_accepted_at IS NOT NULL);
 
 -- name: skip_disk_wait
 -- For transactions that write positions alone: lost ones are written again.

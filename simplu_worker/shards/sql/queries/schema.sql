@@ -105,11 +105,6 @@ JOIN pg_catalog.pg_class ON pg_class.oid = pg_index.indexrelid
 JOIN pg_catalog.pg_namespace ON pg_namespace.oid = pg_class.relnamespace
 WHERE pg_namespace.nspname = $1::pg_catalog.name AND pg_class.relname = $2::pg_catalog.name;
 
--- name: skip_body_checks
--- Before our functions are made: the bodies of some call others of ours by the search path, until a later migration
--- makes these again.
-SELECT pg_catalog.set_config('check_function_bodies', 'off', true);
-
 -- name: record_identity
 INSERT INTO public.shard_meta (shard_id) VALUES ($1);
 
@@ -123,17 +118,44 @@ ON CONFLICT (version) DO NOTHING;
 UPDATE public.business_types SET digest = $2 WHERE name = $1
 RETURNING name;
 
--- name: may_write_table
--- Whether the shard has the table $1, which came with schema version 3, and this role may write it. Not a table that
--- another role has made on a shard of version 2: its triggers would run with the rights of this role.
-SELECT EXISTS (
-    SELECT FROM pg_catalog.pg_class AS wanted
+-- name: find_missing
+-- What the shard lacks of the columns $2 of the tables $1, and what this role lacks of the rights on these tables. A
+-- table of another role is none of the shard's: its triggers would run with the rights of this one.
+WITH found AS (
+    SELECT wanted.oid, wanted.relname::pg_catalog.text AS name
+    FROM pg_catalog.pg_class AS wanted
     JOIN pg_catalog.pg_class AS meta ON meta.relnamespace = wanted.relnamespace
     JOIN pg_catalog.pg_roles AS owner ON owner.oid = wanted.relowner
     WHERE
-        meta.oid = pg_catalog.to_regclass('public.shard_meta')::pg_catalog.oid
-        AND wanted.relname = $1::pg_catalog.name
-        AND wanted.relkind = 'r'
-        AND :is_trusted
-        AND pg_catalog.has_table_privilege(wanted.oid, 'INSERT'::pg_catalog.text)
-) AS may_write;
+        meta.oid = 'public.shard_meta'::pg_catalog.regclass::pg_catalog.oid
+        AND wanted.relkind IN ('r', 'p')
+        AND (wanted.relowner = meta.relowner OR :is_trusted)
+),
+needed AS (
+    SELECT named.table_name, named.column_name, found.oid
+    FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS named (table_name, column_name)
+    LEFT JOIN found ON found.name = named.table_name
+)
+SELECT DISTINCT table_name, NULL::pg_catalog.text AS column_name, NULL::pg_catalog.text AS privilege
+FROM needed
+WHERE oid IS NULL
+UNION ALL
+SELECT table_name, column_name, NULL::pg_catalog.text
+FROM needed
+WHERE
+    oid IS NOT NULL
+    AND NOT EXISTS (
+        SELECT FROM pg_catalog.pg_attribute
+        WHERE attrelid = needed.oid AND attname::pg_catalog.text = needed.column_name AND NOT attisdropped
+    )
+UNION ALL
+SELECT here.table_name, NULL::pg_catalog.text, needs.privilege
+FROM (SELECT DISTINCT table_name, oid FROM needed WHERE oid IS NOT NULL) AS here
+CROSS JOIN pg_catalog.unnest('{SELECT,INSERT,UPDATE,DELETE}'::pg_catalog.text[]) AS needs (privilege)
+WHERE
+    (
+        needs.privilege = 'SELECT'::pg_catalog.text
+        OR here.table_name <> ALL('{schema_migrations,shard_meta,business_types}'::pg_catalog.text[])
+    )
+    AND NOT pg_catalog.has_table_privilege(here.oid, needs.privilege)
+ORDER BY table_name, column_name, privilege;

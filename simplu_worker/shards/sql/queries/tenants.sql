@@ -16,11 +16,11 @@ FROM public.tenants
 WHERE id = ANY($1::pg_catalog.text[]);
 
 -- name: find_locations
--- The rows of all tenants of one business. Uses an index from schema version 2 on, and scans the table before.
+-- The rows of all tenants of one business. Uses an index.
 SELECT id, business_id, location_id, state FROM public.tenants WHERE business_id = $1;
 
 -- name: count_beyond_bounds
--- How many documents are beyond the bounds of data, as older workers stored them; those that take under 500 bytes are
+-- How many documents are beyond the bounds of data, as an adopted shard may have; those that take under 500 bytes are
 -- not looked at. Scans the table.
 SELECT pg_catalog.count(*) AS count
 FROM public.resources

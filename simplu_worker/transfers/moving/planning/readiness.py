@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -13,7 +12,7 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.statement_timeouts import StatementBudget
 from simplu_worker.shards.routing.citrus import CitrusClient
 from simplu_worker.shards.routing.locator import Locator
-from simplu_worker.shards.schema.schema_check import read_schema
+from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.settling.rows import FIRST
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.transfers.moving.copying import RESOURCES, find_end
@@ -21,7 +20,6 @@ from simplu_worker.transfers.moving.planning.prediction import predict_pause
 from simplu_worker.transfers.moving.types import Move, PauseTooLongError
 from simplu_worker.transfers.sql_files import QUERIES
 
-SCHEMA_NEEDED: Final = 3
 SAMPLE_ROWS: Final = 2_000
 WRITING_TAKES: Final = 3.0  # times the reading of a sample
 PREDICTIONS_MAX: Final = 3  # a single one may meet a slow moment
@@ -29,20 +27,6 @@ PREDICTIONS_MAX: Final = 3  # a single one may meet a slow moment
 # of 70 to 1,300 bytes, and 410 for operations, all with random ids.
 RESOURCE_BYTES: Final = 400
 OPERATION_BYTES: Final = 400
-# The same on both shards: each is the target of the way back.
-RIGHTS: Final[Mapping[str, tuple[str, ...]]] = {
-    "tenants": ("SELECT", "INSERT", "UPDATE", "DELETE"),
-    "resources": ("SELECT", "INSERT", "UPDATE", "DELETE"),
-    "operations": ("SELECT", "INSERT", "UPDATE", "DELETE"),
-    "rejections": ("SELECT", "INSERT", "UPDATE", "DELETE"),
-    "message_failures": ("SELECT", "INSERT", "UPDATE", "DELETE"),
-    "moves": ("SELECT", "INSERT", "UPDATE"),
-    "arrivals": ("SELECT", "INSERT", "UPDATE", "DELETE"),
-    "move_changes": ("SELECT", "DELETE"),
-    "stream_positions": ("SELECT", "UPDATE", "DELETE"),
-    "position_merges": ("SELECT", "INSERT", "DELETE"),
-    "business_types": ("SELECT",),
-}
 
 
 class MovePlan(msgspec.Struct, frozen=True, rename="camel"):
@@ -71,12 +55,10 @@ async def check_shards(locator: Locator, pools: Pools, source_id: str, target_id
         if shard_id not in known:
             names = ", ".join(sorted(known))
             raise PermanentError(f"shard {shard_id}: expected one of {names}, got a shard that is unknown")
-        await check_schema_version(pools.ensure_pool(known[shard_id]))
+        await require_schema(pools.ensure_pool(known[shard_id]))
     target = known[target_id]
     if not target.is_active:
         raise PermanentError(f"shard {target_id}: expected an active shard, got one that is marked inactive")
-    for shard_id in (source_id, target_id):
-        await check_rights(pools.pool_of(shard_id))
     await check_copy(pools.pool_of(target_id))
     if isinstance(locator, CitrusClient):
         capacity = await locator.fetch_capacity(target_id)
@@ -85,19 +67,6 @@ async def check_shards(locator: Locator, pools: Pools, source_id: str, target_id
                 f"shard {target_id}: expected room for a tenant, got a full shard "
                 f"({capacity.tenant_count} of {capacity.tenant_max}); raise maxBusinesses in Citrus, or choose another"
             )
-
-
-async def check_rights(pool: ShardPool) -> None:
-    """Raise `PermanentError` if the role lacks a right on a table that moves from or to a shard read or write."""
-    needed = [(table, right) for table, rights in RIGHTS.items() for right in rights]
-    async with pool.connection() as connection:
-        rows = await connection.fetch(QUERIES["find_missing_rights"], *map(list, zip(*needed, strict=True)))
-    if rows:
-        missing = ", ".join(f"{row['privilege']} on {row['table_name']}" for row in rows)
-        raise PermanentError(
-            f"shard {pool.address.shard_id}: expected the rights of a move on all of its tables, got a role without "
-            f"{missing}; GRANT them, or run the command with the connection strings of the role that owns the tables"
-        )
 
 
 async def check_copy(pool: ShardPool) -> None:
@@ -110,22 +79,16 @@ async def check_copy(pool: ShardPool) -> None:
             )
 
 
-async def check_schema_version(pool: ShardPool) -> None:
-    """Raise `PermanentError` if a shard has not the schema that moves need, `RetryableError` if it does not answer."""
+async def require_schema(pool: ShardPool) -> None:
+    """Raise `PermanentError` if a shard is empty, `RetryableError` if it does not answer or may not be used."""
     shard_id = pool.address.shard_id
     await pool.probe()
     async with pool.connection() as connection:
-        schema = await read_schema(connection, shard_id)
-    if schema is None or schema.version is None:
-        raise PermanentError(
-            f"shard {shard_id}: expected our schema, got an empty database; "
-            f"run: simplu-worker shards upgrade {shard_id} --apply"
-        )
-    if schema.version < SCHEMA_NEEDED:
-        raise PermanentError(
-            f"shard {shard_id}: expected schema version {SCHEMA_NEEDED} or newer, got {schema.version}; "
-            f"run: simplu-worker shards upgrade {shard_id} --apply"
-        )
+        if not await has_schema(connection, pool):
+            raise PermanentError(
+                f"shard {shard_id}: expected our schema, got an empty database; "
+                f"run: simplu-worker shards upgrade {shard_id} --apply"
+            )
 
 
 async def plan_move(

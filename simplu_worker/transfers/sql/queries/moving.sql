@@ -257,18 +257,6 @@ ORDER BY message_id;
 -- Whether COPY may write the tables: with policies in force for this role only INSERT may.
 SELECT NOT pg_catalog.row_security_active('public.resources'::pg_catalog.regclass);
 
--- name: find_missing_rights
--- Those of the rights $2 on the tables $1 that this role lacks.
-SELECT needed.table_name, needed.privilege
-FROM unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) AS needed (table_name, privilege)
-WHERE
-    NOT coalesce(
-        pg_catalog.has_table_privilege(
-            pg_catalog.to_regclass('public.' || needed.table_name)::pg_catalog.oid, needed.privilege
-        ),
-        false
-    );
-
 -- fragment: log_to_write
 -- Rows of the log of the tenant $1, with the columns that `write_log` writes.
 SELECT

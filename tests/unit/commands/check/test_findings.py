@@ -14,7 +14,6 @@ from simplu_worker.consumers.kinesis.stream.client import StreamShard
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, TRIM_HORIZON, HashRange, Position
 from simplu_worker.shards.health.assessment import SchemaCreator
 from simplu_worker.shards.health.server_costs import GB, ServerFacts
-from simplu_worker.shards.schema.schema_check import MESSAGE_FAILURES, REJECTIONS
 
 HOUR = timedelta(hours=1)
 OPEN = StreamShard("a", frozenset(), HashRange(0, 1), "100")
@@ -111,14 +110,6 @@ def queue_with(*, visibility_s: int = 30, receives: object = 1000, retention_s: 
             ],
         ),
         (CheckFacts(schema_creators={"shard a": []}), {}, []),
-        (
-            CheckFacts(unwritable_tables={"shard a": [MESSAGE_FAILURES, REJECTIONS], "shard b": []}),
-            {},
-            [
-                "shard a: this role may not write message_failures, so that tries of messages are counted in memory",
-                "shard a: this role may not write rejections, so that the ids of rejected records answer `unknown`",
-            ],
-        ),
         (
             CheckFacts(servers={"shard a": WITHOUT_AUTOVACUUM}),
             {},

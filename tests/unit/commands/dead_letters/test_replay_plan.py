@@ -570,7 +570,7 @@ def test_letters_are_hidden_shortly_and_longer_only_for_very_many() -> None:
 
 
 def test_order_event_has_the_deduplication_id_of_its_message_when_its_letter_names_no_request() -> None:
-    """Letters of older versions do not name the request."""
+    """It is that of the event, then."""
     one = letter(EVENT, origin=ORDERS, reason=GIVEN_UP, deduplication_id="d-1")
     message = sent_for(one).message
     assert message is not None

@@ -175,7 +175,7 @@ def test_token_contains_the_time_of_its_content_and_is_random_beside_it(token: u
 
 @pytest.mark.parametrize("token", ["", "token", str(uuid.UUID(int=0)), "0190a8f0-1111-4111-8111-111111111111"])
 def test_other_tokens_contain_no_time(token: str) -> None:
-    """Those of an earlier release, and of rows that another program has written."""
+    """Those that a shard or a person has made."""
     assert token_time(token) is None
     assert StreamPosition("5/0", fencing_token=token).written_at is None
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from textwrap import dedent
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.postgres.upgrades import MADE_UP
 
 from simplu_worker.shards.schema.migrations import (
+    NAMED_MAX,
     PAUSE_MAX_S,
     PAUSE_MIN_S,
     Migration,
+    MissingPart,
     ShardSchema,
     Statement,
     digest_of,
@@ -20,8 +24,10 @@ from simplu_worker.shards.schema.migrations import (
     pause_s,
     plan_upgrade,
     refusal_of,
+    refusal_of_missing,
     statements_of,
     steps_of,
+    tables_of,
     without_concurrently,
 )
 from simplu_worker.shards.schema.sql_files import BUSINESS_TYPES, MIGRATIONS
@@ -210,7 +216,9 @@ def test_pause_grows_to_its_most_and_is_never_as_short_as_half_of_it(tries: int,
 
 def test_later_migrations_can_be_run_again() -> None:
     """A statement that creates or drops something has IF NOT EXISTS or IF EXISTS."""
-    for statement in [statement for migration in MIGRATIONS[1:] for statement in statements_of(migration.text)]:
+    for statement in [
+        statement for migration in [*MIGRATIONS[1:], MADE_UP] for statement in statements_of(migration.text)
+    ]:
         words = statement.text.upper().split()
         if words[0] in {"CREATE", "DROP"} and words[1] != "POLICY":
             assert "IF" in words or words[1:3] == ["OR", "REPLACE"], statement.title
@@ -248,3 +256,55 @@ def test_upgrade_ends_at_the_last_migration() -> None:
 def test_title_of_a_statement_is_its_first_line() -> None:
     """For people, while an upgrade runs."""
     assert Statement("ALTER TABLE t\nADD COLUMN c int").title == "ALTER TABLE t"
+
+
+def test_tables_are_those_of_the_migrations_up_to_the_version_of_the_shard() -> None:
+    """Each with its columns, those of a later ADD COLUMN too; constraints and comments are none."""
+    first = """
+        CREATE TABLE public.tenants (
+            id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
+            "businessType" pg_catalog.text NOT NULL
+                CHECK (state IN ('a', 'b')),
+            -- while it lasts
+            epoch bigint,
+            PRIMARY KEY (id)
+        );
+        CREATE INDEX tenants_epoch ON public.tenants (epoch);
+    """
+    second = """
+        ALTER TABLE public.tenants
+            ADD COLUMN IF NOT EXISTS note pg_catalog.text,
+            ADD COLUMN IF NOT EXISTS "dueAt" pg_catalog.timestamptz;
+        CREATE TABLE IF NOT EXISTS public.notes (
+            id integer
+        );
+    """
+    migrations = [Migration(version, "", dedent(text)) for version, text in ((1, first), (2, second))]
+
+    assert tables_of(ShardSchema(None), migrations) == {}
+    assert tables_of(ShardSchema(1), migrations) == {"tenants": ["id", "businessType", "epoch"]}
+    both = {"tenants": ["id", "businessType", "epoch", "note", "dueAt"], "notes": ["id"]}
+    assert [tables_of(ShardSchema(version), migrations) for version in (2, 9)] == [both] * 2
+
+
+@pytest.mark.parametrize(
+    ("missing", "named"),
+    [
+        ([MissingPart("moves")], "without the table moves; restore"),
+        (
+            [MissingPart("moves", "step"), MissingPart("a", None, "INSERT")],
+            "moves.step, the right to INSERT on a; ",
+        ),
+        ([MissingPart("a", None, "INSERT")], "one without the right to INSERT on a; as the owner of the tables GRANT"),
+        ([MissingPart("t", str(number)) for number in range(NAMED_MAX)], f"t.{NAMED_MAX - 1}; restore"),
+        ([MissingPart("t", str(number)) for number in range(NAMED_MAX + 2)], f"t.{NAMED_MAX - 1} and 2 more; restore"),
+    ],
+)
+def test_refusal_names_what_a_shard_lacks(missing: list[MissingPart], named: str) -> None:
+    """With what to do; a long list is cut."""
+    assert named in (refusal_of_missing(missing) or "")
+
+
+def test_shard_that_lacks_nothing_is_not_refused() -> None:
+    """None of its tables, columns and rights."""
+    assert refusal_of_missing([]) is None

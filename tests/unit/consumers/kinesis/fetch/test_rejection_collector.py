@@ -107,7 +107,7 @@ def test_tenant_of_a_letter_is_that_of_all_its_parts_or_none() -> None:
 
 
 def test_reader_that_starts_within_an_aggregate_stores_the_bad_parts_from_there_on() -> None:
-    """Another worker, of an earlier version too, may have stored those before, one by one."""
+    """Another worker may have stored those before, one by one."""
     parts = (b"{", data("r1"), b"{1", b"{2")
     (letter,) = letters_of(with_bad_parts(7, *parts), after=Position(7, 1))
     assert letter.parts is not None

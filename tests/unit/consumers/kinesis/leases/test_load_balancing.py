@@ -106,7 +106,7 @@ def test_lease_that_was_released_is_not_taken_back() -> None:
 
 @pytest.mark.parametrize("metered_by", [None, "elsewhere"])
 def test_counts_decide_beside_an_owner_that_does_not_measure(metered_by: str | None) -> None:
-    """A KCL 2.x, or an earlier version of this worker: with two rules in a fleet leases would move for ever."""
+    """A KCL 2.x: with two rules in a fleet leases would move for ever."""
     observations = fleet(me=[10, 10], bar=[500, 500], baz=[10])
     other = {key: replace(one.lease, metered_by=metered_by) for key, one in observations.items() if key < "baz-0"}
     mixed = observations | {key: replace(observations[key], lease=lease) for key, lease in other.items()}

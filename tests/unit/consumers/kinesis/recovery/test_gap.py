@@ -58,7 +58,7 @@ def at(number: int, part: int = 0) -> RecordPosition:
         pytest.param(row(written_at=EDGE), RETENTION, True, id="as old as the stream, less what clocks differ"),
         pytest.param(row(written_at=EDGE + timedelta(seconds=1)), RETENTION, False, id="younger"),
         pytest.param(row(written_at=NOW + timedelta(hours=1)), RETENTION, False, id="by a clock that is fast"),
-        pytest.param(row(), RETENTION, True, id="by an earlier release, at an unknown time"),
+        pytest.param(row(), RETENTION, True, id="at an unknown time"),
         pytest.param(row("TRIM_HORIZON"), RETENTION, False, id="at the beginning, as every new row"),
         pytest.param(row("TRIM_HORIZON", written_at=EDGE), RETENTION, True, id="at the beginning for so long"),
         pytest.param(row(written_at=NOW), None, True, id="the retention is unknown"),
@@ -171,7 +171,7 @@ def test_shard_without_tenants_lacks_nothing_of_ancestors() -> None:
 
 
 def test_mark_is_void_once_the_row_has_another_position() -> None:
-    """So nothing has to remove it, and an older worker cannot keep it."""
+    """So nothing has to remove it."""
     marked = row(gap_from="5/0")
     assert (marked.has_gap, marked.has_open_gap) == (True, True)
     accepted = row(gap_from="5/0", is_accepted=True)
