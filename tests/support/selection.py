@@ -40,7 +40,6 @@ MARKED_FOLDERS = {
     "tests/unit/local/": "own_servers",
     "tests/tools/": "tools",
     "tests/repository/": "tools",
-    "tests/unit/support/": "tools",
     PEERS: "peers",
 }
 # What a run leaves out unless it is named, by mark, and how the summary says so.
