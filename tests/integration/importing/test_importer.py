@@ -113,11 +113,18 @@ def report_of(result: ImportResult, name: str) -> TenantReport:
     return next(report for report in result.reports if report.name == name)
 
 
+@pytest.fixture(scope="session")
+def restaurants(postgres_server: PostgresServer) -> str:
+    """Give the name of the database that each test copies."""
+    asyncio.run(make_restaurants(postgres_server, "restaurants", restaurants=RESTAURANTS, orders=ORDERS))
+    return "restaurants"
+
+
 @pytest.fixture
-async def case(make_shard: ShardMaker, postgres_server: PostgresServer) -> AsyncIterator[Case]:
+async def case(make_shard: ShardMaker, postgres_server: PostgresServer, restaurants: str) -> AsyncIterator[Case]:
     """Give the restaurants, and two shards of which the first takes three tenants."""
     name = f"restaurants_{next(_numbers)}"
-    url = await make_restaurants(postgres_server, name, restaurants=RESTAURANTS, orders=ORDERS)
+    url = await postgres_server.create_database(name, template=restaurants)
     shards = [await make_shard("shard-1"), await make_shard("shard-2")]
     async with routed_shards(shards, tenants_per_shard=3) as routed:
         yield Case(url, routed, parse_mapping(mapping_text().encode(), is_json=False))
