@@ -521,22 +521,3 @@ def test_command_line_says_what_is_wrong(arguments: list[str]) -> None:
     assert result.returncode == 2, result.stdout + result.stderr
     assert (arguments[-1] if len(arguments) > 1 else arguments[0]).strip("-") in result.stdout + result.stderr
     assert "Traceback" not in result.stdout + result.stderr
-
-
-@pytest.mark.parametrize(
-    ("arguments", "shown"),
-    [
-        (["--version"], __version__),
-        (["--help"], "Apply resource operations from Kinesis and SQS"),
-        (["run", "--help"], "--env-file"),
-    ],
-)
-def test_command_line_helps(arguments: list[str], shown: str) -> None:
-    """Exit 0, quickly: what a command needs is loaded when it runs."""
-    result = run_command(*arguments, env={"PYTHONPROFILEIMPORTTIME": "1"})
-
-    loaded = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
-    assert (result.returncode, "Traceback" in result.stderr) == (0, False)
-    assert shown in result.stdout
-    assert "simplu_worker.cli" in loaded
-    assert loaded.isdisjoint({"aiobotocore", "aiohttp", "asyncpg", "simplu_worker.daemon"})
