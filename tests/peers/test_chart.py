@@ -17,7 +17,6 @@ from support.chart.render import (
     chart_arguments,
     custom_resource_problems,
     helm,
-    is_custom,
     merged,
     of_kind,
     query_problems,
@@ -399,9 +398,3 @@ def test_settings_change_restarts_the_replicas(tmp_path: Path) -> None:
         for level in ("info", "debug", "info")
     ]
     assert sums[0] == sums[2] != sums[1]
-
-
-def test_custom_resources_are_told_apart() -> None:
-    """By their group."""
-    assert is_custom({"apiVersion": "keda.sh/v1alpha1"})
-    assert not is_custom({"apiVersion": "apps/v1"})
