@@ -1,12 +1,12 @@
 """Measure transactions with few operations on many shards: in one statement, beside step by step.
 
-    python -m benchmarks.small_batches [--shards 29] [--rounds 5] [--batches 40] [--sizes 1 2 10] [--write]
+    python -m benchmarks.small_batches [--shards 29] [--rounds 5] [--batches 40] [--sizes 1 2 10]
 
 Starts one Postgres server, with fsync as in production. It has twins of so many databases, each with a writer and a
 stream shard of its own. The writers of one half remember no tenants, so they go step by step. In each round and for
 each size the halves take turns: a few callers, each with databases of its own, send batches to these in turn. Printed
 are the processor time that a transaction takes this process and the backends, the time of a batch, and the ratios of
-the rounds. With `--write` the table goes into docs/performance.md.
+the rounds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import NamedTuple
 
 import uvloop
@@ -30,7 +29,7 @@ from support.load.console import log_errors_only, open_console
 from support.postgres.databases import SHARD_ID, TEMPLATE, execute, make_template
 from support.processes.resource_usage import ValueRange, cpu_seconds
 
-from benchmarks.throughput.page import markdown_table, replace_part
+from benchmarks.throughput.page import markdown_table
 from benchmarks.writing import DURABLE, INSERT, STREAM, BatchLoad
 from simplu_local.postgres.server import PostgresPrograms, PostgresServer
 from simplu_local.processes.watchdog import ProcessGroup
@@ -41,8 +40,6 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.shards.types import PositionClaim, StreamPosition
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
-COMMAND = "python3 run.py bench small_batches --write"
 WAYS = ("steps", "at_once")
 CALLERS = 4
 WARM_UP = 24  # batches, until rows are expected to be new (apply/duplicates.py)
@@ -173,7 +170,7 @@ def _range(values: Sequence[float]) -> str:
 
 
 async def run(arguments: argparse.Namespace, console: Console) -> None:
-    """Measure, print, and write."""
+    """Measure and print."""
     costs: dict[tuple[str, int], list[Cost]] = {(way, size): [] for way in WAYS for size in arguments.sizes}
     async with run_targets(arguments.shards) as targets:
         for number in range(arguments.rounds):
@@ -185,15 +182,6 @@ async def run(arguments: argparse.Namespace, console: Console) -> None:
     if arguments.json:
         found = {f"{way} {size}": [one._asdict() for one in rounds] for (way, size), rounds in costs.items()}
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
-    if arguments.write:
-        text = (
-            f"{arguments.shards} databases on one server, `synchronous_commit` on, {CALLERS} callers, "
-            f"{arguments.rounds} rounds of {arguments.batches * arguments.shards:,} transactions by turns; the median "
-            f"of the rounds, in brackets the least and the most:\n\n{table}"
-        )
-        arguments.page.write_text(
-            replace_part(arguments.page.read_text(encoding="utf-8"), "small batches", COMMAND, text), encoding="utf-8"
-        )
 
 
 def main() -> None:
@@ -205,8 +193,6 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=40, help="for each database, size and round")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 10], help="operations a batch")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
-    parser.add_argument("--page", type=Path, default=PAGE, help="another page to put it into")
     arguments = parser.parse_args()
     uvloop.run(run(arguments, open_console(as_json=arguments.json)))
 

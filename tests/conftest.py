@@ -38,8 +38,10 @@ from simplu_worker.shards.postgres.connector import ShardConnection
 from simplu_worker.shards.postgres.pool import ShardPool
 
 # Examples may take as long as a server takes. Where every run has to come to the same result, so do the examples.
-hypothesis.settings.register_profile("simplu", deadline=None)
-hypothesis.settings.register_profile("simplu-repeatable", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("simplu", deadline=None, max_examples=50)
+hypothesis.settings.register_profile(
+    "simplu-repeatable", hypothesis.settings.get_profile("simplu"), derandomize=True, print_blob=True
+)
 _IS_REPEATABLE = bool(os.environ.get("CI") or os.environ.get("REQUIRE_ALL"))
 hypothesis.settings.load_profile("simplu-repeatable" if _IS_REPEATABLE else "simplu")
 

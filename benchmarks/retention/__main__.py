@@ -1,6 +1,6 @@
 """Measure a shard whose log is deleted as fast as it grows: sizes, latency, and the cost of the retention.
 
-    python -m benchmarks.retention [--operations 10000000] [--kept 2000000] [--rate 20000] [--write]
+    python -m benchmarks.retention [--operations 10000000] [--kept 2000000] [--rate 20000]
 
 Starts a Postgres server with settings of production, a Kinesis into which records flow at a steady rate
 (`flowing_kinesis.py`), and one worker whose log is kept for as long as `--kept` operations take (`worker.py`). Time is
@@ -11,8 +11,8 @@ arrival to commit of a trickle of a tenant of its own.
 
 Judged are the second fifth, from whose begin on the log has its length, to the last one: neither the log nor the
 resources may grow, the retention must keep up, and the last fifth must not be slower than the second one. Exit status 1
-when a target is missed. An operation that is not applied ends the program. `--write` puts the tables into
-docs/performance.md, on a machine without other work: it takes nine minutes, two cores and 16 GB of disk.
+when a target is missed. An operation that is not applied ends the program. A run takes nine minutes, two cores and
+16 GB of disk, on a machine without other work.
 """
 
 from __future__ import annotations
@@ -35,11 +35,10 @@ from support.postgres.databases import execute
 from support.processes.resource_usage import cpu_seconds, rss_bytes
 
 from benchmarks.retention.load import RETENTION_MIX, TRICKLE_LOCATION
-from benchmarks.retention.report import RetentionResults, Sample, as_markdown, line_of, make_targets, show
+from benchmarks.retention.report import RetentionResults, Sample, line_of, make_targets, show
 from benchmarks.retention.sampling import COUNT_SQL, EXTENSIONS, FAILED_SQL, LATENCIES_SQL, read_bloat, read_sizes
-from benchmarks.throughput.__main__ import PAGE, ROOT, machine
+from benchmarks.throughput.__main__ import machine
 from benchmarks.throughput.mixes import FILLED_ROWS, RESOURCE_COLUMNS, filled_rows
-from benchmarks.throughput.page import replace_part
 from benchmarks.throughput.records import BUSINESS_ID, BUSINESS_TYPE
 from benchmarks.throughput.runs import inherited_env
 from benchmarks.throughput.testbed import (
@@ -54,7 +53,6 @@ from simplu_local.processes.watchdog import running_processes, with_descendants
 from simplu_local.processes.worker_process import log_tail
 from simplu_worker.operations.operation import tenant_id_of
 
-COMMAND: Final = "python3 run.py bench retention --write"
 SAMPLES: Final = 20
 TURNS: Final = 50  # of the retention, in the time that a row stays
 TURN_LEAST_S: Final = 1.0
@@ -78,12 +76,11 @@ def main() -> None:
     parser.add_argument("--slack", type=float, default=1.0, help="multiplies every bound, for runs of a small scale")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the samples to FILE")
     parser.add_argument("--from-json", type=Path, metavar="FILE", help="measure nothing, read the samples from FILE")
-    parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE.relative_to(ROOT)}")
     sys.exit(uvloop.run(run(parser.parse_args())))
 
 
 async def run(arguments: argparse.Namespace) -> int:
-    """Measure, print, write the figures, and return the exit status."""
+    """Measure, print, and return the exit status."""
     console = open_console()
     if arguments.from_json:
         results = msgspec.json.decode(arguments.from_json.read_bytes(), type=RetentionResults)
@@ -96,9 +93,6 @@ async def run(arguments: argparse.Namespace) -> int:
                 arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(results)))
     targets = make_targets(results, slack=arguments.slack)
     show(results, targets, console)
-    if arguments.write:
-        text = as_markdown(results, targets)
-        PAGE.write_text(replace_part(PAGE.read_text(encoding="utf-8"), "retention", COMMAND, text), encoding="utf-8")
     return exit_status(targets, ())
 
 

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 from support.load.targets import MIB, PerformanceTarget, format_number, ratio_of, targets_table
 
-from benchmarks.throughput.page import markdown_table
 from benchmarks.throughput.results import Machine
 
 FIFTHS: Final = 5
@@ -185,24 +184,3 @@ def show(results: RetentionResults, targets: Sequence[PerformanceTarget], consol
     console.print(table)
     console.print(text_of_bloat(results))
     console.print(targets_table(targets))
-
-
-def as_markdown(results: RetentionResults, targets: Sequence[PerformanceTarget]) -> str:
-    """Return the tables as Markdown."""
-    machine = results.machine
-    measured = (
-        f"Measured {machine.at} on {machine.cores} cores ({machine.model}), Python {machine.python}: "
-        f"{results.operations:,} operations at {results.rate:,.0f}/s. The rows of {results.kept:,} are kept, "
-        f"{results.kept_s:.0f} s. The machine's load before it was {machine.load:.1f}."
-    )
-    judged = [
-        (one.what, format_number(one.value, one.unit), str(one), "kept" if one.is_kept else "**missed**")
-        for one in targets
-    ]
-    parts = [
-        measured,
-        markdown_table(("target", "measured", "wanted", ""), judged),
-        markdown_table(HEAD, rows_of(results)),
-        text_of_bloat(results),
-    ]
-    return "\n\n".join(parts)

@@ -1,4 +1,4 @@
-"""A large fleet on paper and in simulation: requests, connections, memory, failover, money, and what breaks first.
+"""A large fleet on paper and in simulation: requests, connections, memory, failover, and what breaks first.
 
     python -m benchmarks.scale [--stream-shards 1000] [--shards 500] [--tenants 10000] [--replicas 50] [--write]
 
@@ -37,20 +37,12 @@ from simplu_worker.shards.health.probe_schedule import HEALTHY_PACE
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
 SCANS = 20
-SECONDS_A_MONTH = 730 * 3600
 READ_UNIT_BYTES = 4096  # of DynamoDB: half a unit where it may be a second old
 WRITE_UNIT_BYTES = 1024
 PUT_RECORDS_PER_S = 1000  # Kinesis quotas: a stream shard takes no more
-BACKEND_MIB = 10  # of a Postgres connection with prepared statements and a warm catalogue
 RECORD_US, TRANSACTION_US = 8.0, 260.0  # processor time of the worker: `make bench`, and `bench small_batches`
 STRETCH_SAMPLES = 60  # until the reads of a busy replica are as rare as they are going to be
 TYPES_A_TENANT = 3  # partition keys are a tenant and a type
-
-# List prices of us-east-1 in US dollars, 2025; look them up before you budget with them.
-STREAM_SHARD_HOUR = 0.015
-PUT_UNITS_MILLION = 0.014
-WRITE_UNITS_MILLION, READ_UNITS_MILLION = 0.625, 0.125  # DynamoDB on demand
-CPU_HOUR, GIB_HOUR = 0.04048, 0.004445  # Fargate
 
 
 def measure_table(fleet: FleetSize) -> TableCost:
@@ -127,13 +119,9 @@ def report(fleet: FleetSize, table: TableCost, outcomes: Sequence[EventResult]) 
         [_batch_line(rate, fleet, load.lanes) for rate in (10_000, 100_000, PUT_RECORDS_PER_S * fleet.stream_shards)],
     )
     failover = markdown_table(
-        ["what happens", "every lease is held after", "evenly after", "takes", "refused", "scans"],
-        [
-            [one.name, _seconds(one.all_held_s), _seconds(one.even_s), str(one.takes), str(one.refused), str(one.scans)]
-            for one in outcomes
-        ],
+        ["what happens", "every lease is held after", "evenly after"],
+        [[one.name, _seconds(one.all_held_s), _seconds(one.even_s)] for one in outcomes],
     )
-    money = markdown_table(["a month, US dollars", "", "how"], _money(fleet, load))
     return "\n\n".join(
         [
             (
@@ -142,14 +130,12 @@ def report(fleet: FleetSize, table: TableCost, outcomes: Sequence[EventResult]) 
             ),
             _counted(fleet, table, load),
             (
-                "A reader sends a Postgres shard one batch at a time, and what a reply brings for it is one batch: the "
-                f"more pairs of stream shard and Postgres shard, the smaller. At {RECORD_US:g} µs a record and "
-                f"{TRANSACTION_US:g} µs a transaction of processor time, with reads as rare as those of a busy replica:"
+                f"What a reply brings for a Postgres shard is one batch. At {RECORD_US:g} µs a record and "
+                f"{TRANSACTION_US:g} µs a transaction of the worker, with reads as rare as those of a busy replica:"
             ),
             batches,
-            "Leases in simulation, with the worker's own rules; requests take no time there:",
+            "Leases in simulation, with the worker's own rules:",
             failover,
-            money,
         ]
     )
 
@@ -158,7 +144,6 @@ def _counted(fleet: FleetSize, table: TableCost, load: Load) -> str:
     """Return the table of counts."""
     defaults = Settings()
     pool, budget = defaults.database_pool_size, defaults.database_max_connections
-    prefetch_mib = defaults.prefetch_max_bytes / 2**20
     pause_s = table.pause_s(fleet.lease_duration_s)
     each = min(pool * fleet.shards, budget)
     a_shard = each * fleet.replicas / fleet.shards
@@ -199,24 +184,6 @@ def _counted(fleet: FleetSize, table: TableCost, load: Load) -> str:
                     f"{a_shard:.0f} a shard, {min(pool, each) * fleet.replicas} at most"
                 ),
                 "`DATABASE_MAX_CONNECTIONS`, `DATABASE_POOL_SIZE`",
-            ],
-            [
-                "memory of those on a shard",
-                (
-                    f"{a_shard * BACKEND_MIB / 1024:.1f} GiB, "
-                    f"{pool * fleet.replicas * BACKEND_MIB / 1024:.1f} GiB at most"
-                ),
-                f"{BACKEND_MIB} MiB each",
-            ],
-            [
-                "memory of a replica for records read",
-                f"{prefetch_mib:.0f} MiB, {prefetch_mib * fleet.replicas / fleet.stream_shards:.1f} a stream shard",
-                "`PREFETCH_MAX_BYTES`",
-            ],
-            [
-                "rows of `stream_positions`",
-                f"{fleet.stream_shards:,} a shard, {fleet.stream_shards * fleet.shards:,} in all",
-                "one a stream shard",
             ],
             [
                 "a round over all shards",
@@ -261,27 +228,6 @@ def _batch_size(due: float) -> float:
 def _cores(rate: float, pairs: float, stretch: float) -> float:
     """Return the worker cores that all records and their transactions take."""
     return rate * (RECORD_US + TRANSACTION_US / _batch_size(rate / pairs * TIP_INTERVAL_S * stretch)) / 1e6
-
-
-def _money(fleet: FleetSize, load: Load) -> list[list[str]]:
-    hours = SECONDS_A_MONTH / 3600
-    put_units = 100_000 * SECONDS_A_MONTH / 1e6
-    lines = [
-        ("Kinesis, stream shards", fleet.stream_shards * STREAM_SHARD_HOUR * hours, f"{STREAM_SHARD_HOUR} an hour"),
-        ("Kinesis, 100,000 records/s put", put_units * PUT_UNITS_MILLION, f"{PUT_UNITS_MILLION} a million"),
-        (
-            "DynamoDB, scans",
-            load.read_units * SECONDS_A_MONTH / 1e6 * READ_UNITS_MILLION,
-            f"{READ_UNITS_MILLION} a million",
-        ),
-        (
-            "DynamoDB, renewals",
-            load.write_units * SECONDS_A_MONTH / 1e6 * WRITE_UNITS_MILLION,
-            f"{WRITE_UNITS_MILLION} a million",
-        ),
-        ("replicas, 1 vCPU and 0.5 GiB", fleet.replicas * (CPU_HOUR + GIB_HOUR / 2) * hours, "Fargate"),
-    ]
-    return [[what, f"{dollars:,.0f}", how] for what, dollars, how in lines]
 
 
 def _seconds(value: float | None) -> str:

@@ -58,8 +58,6 @@ class EventResult:
     all_held_s: float | None = None
     even_s: float | None = None
     takes: int = 0
-    refused: int = 0  # takes that another replica was faster to do
-    scans: int = 0
 
 
 @dataclass
@@ -137,7 +135,6 @@ class LeaseWorld:
     def _scan(self, replica: Replica) -> None:
         if not replica.is_alive:
             return
-        self.result.scans += 1
         replica.observations = observe(replica.observations, self.leases.values(), now=self.now)
         wanted = plan_takes(
             replica.observations,
@@ -157,10 +154,7 @@ class LeaseWorld:
         self._schedule(pause_s, partial(self._scan, replica))
 
     def _take(self, replica: Replica, lease: Lease) -> None:
-        if not replica.is_alive:
-            return
-        if self.leases[lease.lease_key].counter != lease.counter:
-            self.result.refused += 1
+        if not replica.is_alive or self.leases[lease.lease_key].counter != lease.counter:  # another one was faster
             return
         for other in self.replicas:
             other.held.discard(lease.lease_key)  # at its next renewal, at the latest

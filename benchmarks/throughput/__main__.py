@@ -24,6 +24,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,7 +38,7 @@ from support.load.console import log_errors_only, open_console
 from benchmarks.throughput.low_load import measure_low_load
 from benchmarks.throughput.measures import measure_latency, measure_orders, measure_pair
 from benchmarks.throughput.mixes import MIXES, QUICK_MIXES, REALISTIC, mix_of
-from benchmarks.throughput.page import MIX_HEAD, MIX_RATIO_HEAD, write_page
+from benchmarks.throughput.page import MIX_HEAD, RATES_HEAD, write_page
 from benchmarks.throughput.results import BARE, BOUND_CELLS, WORKER, Machine, ThroughputResults
 from benchmarks.throughput.runs import OURS_HERE, Cell, Checkout, Contender, Run, Runner, StalledError
 from benchmarks.throughput.startup import measure_idle, measure_starts, start_range
@@ -47,6 +48,7 @@ from benchmarks.throughput.watching import measure_watching
 ROOT = FOLDER.parents[1]
 LANES_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
 PAGE = ROOT / "docs" / "performance.md"
+MIX_RATIO_HEAD = ("this ÷ another worker", "the other", "records/s", "worker", "Postgres", "WAL", "disk")
 PARTS = ("mixes", "rates", "more", "low", "orders")
 MIX_ROUNDS, MIX_SECONDS, MIX_RECORDS = 2, 3.0, 150_000
 LOW_ROUNDS = 3
@@ -57,11 +59,7 @@ TENANTS = 200
 
 CELLS = (
     *BOUND_CELLS,
-    *(
-        Cell(contender, stream_shards, 1, "off")
-        for stream_shards in (1, 4, 16)
-        for contender in (Contender.WORKER, Contender.BARE)
-    ),
+    *(Cell(Contender.WORKER, stream_shards, 1, "off") for stream_shards in (1, 4, 16)),
     Cell(Contender.WORKER, 32, 8),
     Cell(Contender.BARE, 32, 8),
     Cell(Contender.LANES, THEIR_STREAM_SHARDS, 8),
@@ -319,21 +317,24 @@ def machine() -> Machine:
     )
 
 
+def show_table(head: Sequence[str], lines: Sequence[Sequence[str]], console: Console) -> None:
+    """Print a table."""
+    table = Table(*head)
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
+
+
 def show(results: ThroughputResults, console: Console) -> None:
     """Print tables for people."""
-    for head, lines in ((MIX_HEAD, results.mix_lines()), (MIX_RATIO_HEAD, results.mix_ratios())):
-        if lines:
-            table = Table(*head)
-            for line in lines:
-                table.add_row(*line)
-            console.print(table)
+    if results.mixes:
+        show_table(MIX_HEAD, results.mix_lines(), console)
+    if ratios := results.mix_ratios():
+        show_table(MIX_RATIO_HEAD, ratios, console)
+    if any(one.worker for one in results.low_loads):
+        show_table(("few records, this ÷ worker of", "worker"), results.low_load_ratios(), console)
     if results.runs:
-        table = Table(
-            "", "stream shards", "shards", "synchronous_commit", "records/s", "client µs", "Postgres µs", "MB"
-        )
-        for row in results.lines():
-            table.add_row(*row)
-        console.print(table)
+        show_table(RATES_HEAD, results.lines(), console)
     table = Table("target", "measured", "wanted", "")
     for one in results.targets():
         kept = "kept" if one.is_kept else "[bold red]MISSED[/]"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 from support.processes.resource_usage import ValueRange
 
 from benchmarks.throughput.measures import OrderFigures
@@ -16,9 +18,7 @@ from benchmarks.throughput.results import (
     MB,
     SEQUENCE,
     WORKER,
-    MeasuredTarget,
     ThroughputResults,
-    format_range,
 )
 from benchmarks.throughput.runs import Cell, Contender, range_of
 from benchmarks.throughput.startup import start_range
@@ -27,21 +27,8 @@ PICTURE = Path("images") / "performance.svg"
 MARK = "<!-- {name}: written by {command} -->"
 END_MARK = "<!-- end of {name} -->"
 
-MIX_HEAD = (
-    "records",
-    "records/s",
-    "worker, µs a record",
-    "Postgres, µs a record",
-    "of it its writers",
-    "WAL, bytes a record",
-    "disk, bytes a record",
-    "memory, MB",
-)
-MIX_RATIO_HEAD = ("this ÷ another worker", "the other", "records/s", "worker", "Postgres", "WAL", "disk")
-MIX_NOTE = (
-    "In brackets: the least and the most of all rounds. Postgres is all of its processes; its writers are those of WAL "
-    "and pages. Disk is the growth of the database, WAL not included."
-)
+MIX_HEAD = ("records", "records/s", "worker, µs", "Postgres, µs", "WAL, bytes", "disk, bytes", "memory, MB")
+RATES_HEAD = ("", "stream shards", "Postgres shards", "commit", "records/s", "client, µs", "Postgres, µs", "memory, MB")
 
 WIDTH, BAR_HEIGHT, GAP, LEFT, RIGHT, TOP = 860, 26, 12, 300, 150, 56
 COLOURS = {Contender.WORKER: "#2f6fde", Contender.BARE: "#8a94a6"}
@@ -83,119 +70,70 @@ def replace_part(text: str, name: str, command: str, part: str) -> str:
 
 
 def mixes(results: ThroughputResults) -> str:
-    """Return the tables of the records as users have them, as Markdown."""
-    parts = [
-        measured_on(results, results.mix_rounds, results.mix_seconds, results.mix_records),
-        _targets(results.mix_targets()),
-        markdown_table(MIX_HEAD, results.mix_lines()),
-        MIX_NOTE,
-    ]
-    if ratios := results.mix_ratios():
-        parts.append(markdown_table(MIX_RATIO_HEAD, ratios))
-    return "\n\n".join(parts)
+    """Return the table of the records as users have them, as Markdown; without the workers of other checkouts."""
+    measured = measured_on(results, results.mix_rounds, results.mix_seconds)
+    own = msgspec.structs.replace(results, mixes=[run for run in results.mixes if not run.worker])
+    return f"{measured}\n\n{markdown_table(MIX_HEAD, own.mix_lines())}"
 
 
-def measured_on(results: ThroughputResults, rounds: int, seconds: float, records: int) -> str:
+def measured_on(results: ThroughputResults, rounds: int, seconds: float) -> str:
     """Return on which machine, at which commit and how long the results were measured."""
     one = results.machine
     return (
-        f"Measured {one.at} on {one.cores} cores ({one.model}), Python {one.python}, at commit `{one.commit}`: "
-        f"{rounds} rounds of {seconds:g} s, {records:,} records in the stream. "
-        f"The machine's load before it was {one.load:.1f}."
+        f"Measured {one.at} on {one.cores} cores ({one.model}), Python {one.python}, at commit `{one.commit}`, "
+        f"median of {rounds} rounds of {seconds:g} s."
     )
 
 
 def figures(results: ThroughputResults) -> str:
     """Return the tables of the comparison with others as Markdown."""
     parts = [
-        measured_on(results, results.rounds, results.seconds, results.records),
+        measured_on(results, results.rounds, results.seconds),
         f"![Records a second of the worker, a bare loop and async-kinesis]({PICTURE.as_posix()})",
-        _targets(results.comparison_targets()),
-        markdown_table(
-            [
-                "",
-                "stream shards",
-                "Postgres shards",
-                "`synchronous_commit`",
-                "records/s",
-                "client, µs a record",
-                "Postgres, µs a record",
-                "memory, MB",
-            ],
-            results.lines(),
-        ),
-        (
-            "In brackets: the least and the most of all rounds. Processor time is that of the contender, and that of "
-            "all of Postgres."
-        ),
+        markdown_table(RATES_HEAD, results.lines()),
         _further(results),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def _targets(targets: Sequence[MeasuredTarget]) -> str:
-    rows = [[one.what, one.measured, str(one), "kept" if one.is_kept else "**missed**"] for one in targets]
-    return markdown_table(["target", "measured", "wanted", ""], rows)
-
-
 def _further(results: ThroughputResults) -> str:
     rows: list[list[str]] = []
     if (latency := results.latency) is not None:
-        p50, p99, most = (f"{1000 * one:.0f} ms" for one in (latency.p50_s, latency.p99_s, latency.most_s))
-        text = f"p50 {p50}, p99 {p99}, longest {most}; {latency.client_cores:.1%} of a core"
+        p50, p99 = (f"{1000 * one:.0f} ms" for one in (latency.p50_s, latency.p99_s))
+        text = f"p50 {p50}, p99 {p99}; {latency.client_cores:.1%} of a core"
         rows.append([f"arrival to commit at {latency.rate:,.0f} records/s", text])
-    rows += _low_loads(results)
+    if own := [one for one in results.low_loads if not one.worker]:
+        worker_us = statistics.median(one.client_us for one in own)
+        postgres_us = statistics.median(one.server_us for one in own)
+        name = f"{own[0].rate:.0f} records/s over {own[0].stream_shards} stream shards, {own[0].shards} Postgres shards"
+        rows.append([name, f"{worker_us:.0f} µs a record, Postgres {postgres_us:.0f} µs"])
     if (idle := results.idle) is not None:
         text = (
             f"{idle.client_cores:.2%} of a core, Postgres {idle.server_cores:.1%}; {idle.rss_bytes / MB:.0f} MB; "
-            f"the polls alone, by plain aiobotocore, {idle.plain_cores:.2%}"
+            f"the polls alone {idle.plain_cores:.2%}"
         )
         rows.append([f"idle with {idle.stream_shards} stream shards", text])
     if (watching := results.watching) is not None:
         alone, watched = (ValueRange.from_values(one) for one in zip(*watching.idle_cores, strict=True))
         text = f"{watched.median:.2%} of a core, {alone.median:.2%} without"
-        rows.append(["idle, with a listener to `/events` and a scrape of `/metrics` every 15 s", text])
+        rows.append(["the same, with a listener to `/events` and scrapes of `/metrics`", text])
     if results.starts:
-        imports = format_range(start_range(results.starts, "imports_s"), 2)
-        rows.append(["`python -c 'import aiobotocore, asyncpg, aiohttp'`", f"{imports} s"])
+        names = ("ready_s", "command_s", "help_s", "imports_s")
+        times = " s, ".join(f"{start_range(results.starts, name).median:.2f}" for name in names)
+        rows.append(["start to ready, a command that asks a shard, `--help`, imports alone", f"{times} s"])
     for runs in zip(*results.replicas, strict=True):
         rate, client_us = (
-            ValueRange.from_values([run.rate for run in runs]),
-            ValueRange.from_values([run.client_us for run in runs]),
+            statistics.median(values) for values in ([run.rate for run in runs], [run.client_us for run in runs])
         )
-        text = f"{format_range(rate, 0)} records/s, {format_range(client_us, 1)} µs a record"
-        rows.append([f"{runs[0].contender} on {runs[0].stream_shards} stream shards, {len(runs)} rounds", text])
+        name = f"{runs[0].contender} on {runs[0].stream_shards} stream shards, {len(runs)} rounds"
+        rows.append([name, f"{rate:,.0f} records/s, {client_us:.1f} µs a record"])
     rows += [[f"SQS order events, {one.latency_ms} ms more a call", _orders(one)] for one in results.orders]
     return markdown_table(["further", ""], rows) if rows else ""
 
 
-def _low_loads(results: ThroughputResults) -> list[list[str]]:
-    """Return a row for each worker: few records, over several stream shards and Postgres shards."""
-    rows = []
-    for worker in dict.fromkeys(one.worker for one in results.low_loads):
-        runs = [one for one in results.low_loads if one.worker == worker]
-        client_us, server_us = (
-            format_range(ValueRange.from_values(values), 0)
-            for values in ([one.client_us for one in runs], [one.server_us for one in runs])
-        )
-        text = f"{client_us} µs a record, Postgres {server_us} µs"
-        if worker:
-            text += f"; this worker ÷ that one {format_range(results.low_load_ratio(worker), 2)}"
-        one = runs[0]
-        name = (
-            f"{one.rate:.0f} records/s over {one.stream_shards} stream shards and {one.shards} Postgres shards, "
-            f"{one.invalid:.0%} invalid"
-        )
-        rows.append([f"{name}, worker of {worker}" if worker else name, text])
-    return rows
-
-
 def _orders(orders: OrderFigures) -> str:
-    rate = ValueRange.from_values(orders.worker_rates).median
-    return (
-        f"{rate:,.0f}/s, {format_range(orders.ratios, 1)} × a loop that receives, applies and deletes one by one; "
-        f"{orders.worker_us:.0f} µs an event, the loop {orders.naive_us:.0f}"
-    )
+    rate, ratio = statistics.median(orders.worker_rates), statistics.median(orders.ratios)
+    return f"{rate:,.0f}/s, {orders.worker_us:.0f} µs an event; {ratio:.1f} × a loop that takes them one by one"
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

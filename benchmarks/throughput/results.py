@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,7 +16,7 @@ from benchmarks.throughput.low_load import LowLoadFigures
 from benchmarks.throughput.measures import LatencyFigures, OrderFigures
 from benchmarks.throughput.mixes import REALISTIC
 from benchmarks.throughput.runs import Cell, Contender, Run, range_of, ratio_range
-from benchmarks.throughput.startup import IdleFigures, StartFigures, ratio_to_imports, start_range
+from benchmarks.throughput.startup import IdleFigures, StartFigures, start_range
 from benchmarks.throughput.watching import WatchFigures
 
 MB = 1_000_000
@@ -31,11 +33,10 @@ LEAST_OF_LANES, LEAST_OF_SEQUENCE, LEAST_OF_BARE = 10.0, 25.0, 0.75
 CLIENT_MOST_US = 8.0
 CLIENT_MOST_OF_LANES = 8 / 138  # the same on any machine: async-kinesis took 138 µs on the first one
 P99_MOST_S = 0.3
-IDLE_MOST, IDLE_MOST_OF_POLLS = 0.015, 1.5
+IDLE_MOST = 0.025
 LOW_MOST_US = 350.0
 WATCHED_IDLE_MOST, WATCHED_MOST = 0.01, 1.05
-READY_MOST_S, COMMAND_MOST_S, HELP_MOST_S = 0.8, 0.6, 0.3
-READY_MOST_OF_IMPORTS, COMMAND_MOST_OF_IMPORTS, HELP_MOST_OF_IMPORTS = 2.2, 2.0, 1.0  # the same on any machine
+READY_MOST_S, HELP_MOST_S = 1.2, 0.5
 RSS_MOST_MB = 200.0
 GROWTH_MOST_MB = 10.0
 LINEAR_LEAST = 0.85
@@ -60,6 +61,10 @@ def _wal_bytes(run: Run) -> float:
 
 def _disk_bytes(run: Run) -> float:
     return run.disk_bytes
+
+
+def _rss_mb(run: Run) -> float:
+    return run.rss_most_bytes / MB
 
 
 class MixTarget(NamedTuple):
@@ -136,42 +141,33 @@ class ThroughputResults(msgspec.Struct, rename="camel"):
         return list(dict.fromkeys(run.cell for run in sorted(self.runs, key=_order)))
 
     def lines(self) -> list[list[str]]:
-        """Return the rows of a table of all cells: contender, shards, rate with its range, processor time, memory."""
+        """Return the rows of a table of all cells: contender, shards, medians of rate and cost."""
         return [
             [
                 str(cell.contender),
                 str(cell.stream_shards),
                 str(cell.shards),
                 cell.commit,
-                format_range(range_of(self.runs, cell, lambda run: run.rate), 0),
-                format_range(range_of(self.runs, cell, lambda run: run.client_us), 1),
-                format_range(range_of(self.runs, cell, lambda run: run.server_us), 1),
-                format_range(range_of(self.runs, cell, lambda run: run.rss_most_bytes / MB), 0),
+                *(
+                    f"{self.median(cell, value):,.{digits}f}"
+                    for value, digits in ((_rate, 0), (_client_us, 1), (_server_us, 1), (_rss_mb, 0))
+                ),
             ]
             for cell in self.cells()
         ]
 
     def mix_lines(self) -> list[list[str]]:
-        """Return the rows of a table of all mixes: rate, processor times, WAL, disk and memory, each with its range."""
+        """Return the rows of a table of all mixes: medians of rate and of what a record costs."""
         rows = dict.fromkeys((run.mix, run.worker, run.contender) for run in self.mixes)
         return [self._mix_line(mix, worker, contender) for mix, worker, contender in rows]
 
     def _mix_line(self, mix: str, worker: str, contender: Contender) -> list[str]:
         runs = [run for run in self.mixes if (run.mix, run.worker, run.contender) == (mix, worker, contender)]
         name = mix if contender is Contender.WORKER else f"{mix}, {contender}"
-
-        def spelled(value: Callable[[Run], float], digits: int = 0) -> str:
-            return format_range(ValueRange.from_values([value(run) for run in runs]), digits)
-
+        values = ((_rate, 0), (_client_us, 1), (_server_us, 1), (_wal_bytes, 0), (_disk_bytes, 0), (_rss_mb, 0))
         return [
             f"{name}, worker of {worker}" if worker else name,
-            spelled(lambda run: run.rate),
-            spelled(lambda run: run.client_us, 1),
-            spelled(lambda run: run.server_us, 1),
-            spelled(lambda run: run.writers_us, 1),
-            spelled(lambda run: run.wal_bytes),
-            spelled(lambda run: run.disk_bytes),
-            spelled(lambda run: run.rss_most_bytes / MB),
+            *(f"{statistics.median(map(value, runs)):,.{digits}f}" for value, digits in values),
         ]
 
     def mix_ratios(self) -> list[list[str]]:
@@ -291,15 +287,14 @@ class ThroughputResults(msgspec.Struct, rename="camel"):
             found.append(range_target(what, ratios, most=WATCHED_MOST))
         return found
 
-    def low_load_ratio(self, worker: str) -> ValueRange | None:
-        """Return the range of a record's processor time here ÷ that of another worker, by round, with few records."""
+    def low_load_ratios(self) -> list[list[str]]:
+        """Return, by other worker, the range of a record's processor time here ÷ there, by round, with few records."""
         by_worker = {(one.round, one.worker): one.client_us for one in self.low_loads}
-        found = [
-            by_worker[number, ""] / theirs
-            for (number, other), theirs in by_worker.items()
-            if other == worker and (number, "") in by_worker
-        ]
-        return ValueRange.from_values(found) if found else None
+        found: defaultdict[str, list[float]] = defaultdict(list)
+        for (number, other), theirs in by_worker.items():
+            if other and (number, "") in by_worker:
+                found[other].append(by_worker[number, ""] / theirs)
+        return [[other, format_range(ValueRange.from_values(ratios), 2)] for other, ratios in found.items()]
 
     def _rest_targets(self) -> list[MeasuredTarget]:
         """Return targets of idling and of starts."""
@@ -307,16 +302,12 @@ class ThroughputResults(msgspec.Struct, rename="camel"):
         if (idle := self.idle) is not None:
             what = f"idle with {idle.stream_shards} stream shards, of a core"
             found.append(MeasuredTarget(what, idle.client_cores, most=IDLE_MOST))
-            ratio = idle.client_cores / idle.plain_cores
-            found.append(MeasuredTarget("the same ÷ the polls alone", ratio, most=IDLE_MOST_OF_POLLS))
         if self.starts:
-            for what, name, most_s, most in (
-                ("start to ready", "ready_s", READY_MOST_S, READY_MOST_OF_IMPORTS),
-                ("a command that asks one shard", "command_s", COMMAND_MOST_S, COMMAND_MOST_OF_IMPORTS),
-                ("`--help`", "help_s", HELP_MOST_S, HELP_MOST_OF_IMPORTS),
+            for what, name, most_s in (
+                ("start to ready", "ready_s", READY_MOST_S),
+                ("`--help`", "help_s", HELP_MOST_S),
             ):
                 found.append(range_target(what, start_range(self.starts, name), most=most_s, unit="s"))
-                found.append(range_target("the same ÷ imports", ratio_to_imports(self.starts, name), most=most))
         return found
 
     def _linear_targets(self) -> list[MeasuredTarget]:

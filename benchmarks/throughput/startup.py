@@ -58,11 +58,6 @@ def start_range(rounds: list[StartFigures], name: str) -> ValueRange:
     return ValueRange.from_values([getattr(one, name) for one in rounds])
 
 
-def ratio_to_imports(rounds: list[StartFigures], name: str) -> ValueRange:
-    """Return the range of one figure ÷ the time of the imports, round by round."""
-    return ValueRange.from_values([getattr(one, name) / one.imports_s for one in rounds])
-
-
 async def measure_starts(servers: BenchmarkServers, *, rounds: int, stream_shards: int = 4) -> list[StartFigures]:
     """Start each program once a round; the stream and the lease table exist."""
     found = []

@@ -1,4 +1,4 @@
-"""Order events from a producer with the AWS SDK for JavaScript, against a running stack: order, exactly once, poison.
+"""Order events against a running stack: order, exactly once, poison.
 
     simplu-worker stack --env-file F
     simplu-worker run --env-file F
@@ -8,7 +8,7 @@ Exit status 0 only if each group's events were applied once and in their order, 
 dead-letter queue. `--restart-shard` kills one Postgres server with -9 in the middle and has the stack start it again.
 `--start-worker` runs the worker too. `--rolling-restart` runs three replicas instead, sets the queue's maxReceiveCount
 to 2, and replaces one replica after the other while the events come: nothing may be in a dead-letter queue then but the
-poison, neither by us nor by the queue's redrive. `--sender python` does without node.
+poison, neither by us nor by the queue's redrive.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import secrets
-import shutil
 import signal
 import sys
 from collections import Counter
@@ -44,8 +42,6 @@ from simplu_local.workload.order_events import OrderEvent, SendReceipt, send_eve
 from simplu_local.workload.producer import create_tenants, open_client
 from simplu_local.workload.workload import make_tenants
 
-PRODUCER = Path(__file__).with_name("orders_producer.cjs")
-NODE_PACKAGES = Path(__file__).resolve().parents[2] / ".tools" / "node_modules"
 TENANTS_WITHIN_S = 60.0
 STOP_WITHIN_S = 35.0
 IDLE_S = 90.0
@@ -68,7 +64,6 @@ def main() -> None:
     parser.add_argument("--tenants", type=int, default=12)
     parser.add_argument("--rate", type=float, default=None, help="most events a second")
     parser.add_argument("--seed", type=int, default=None, help="repeat an earlier run's events")
-    parser.add_argument("--sender", choices=("node", "python"), default="node")
     parser.add_argument("--restart-shard", action="store_true")
     parser.add_argument("--start-worker", action="store_true", help="run the worker too, and end it with SIGTERM")
     parser.add_argument("--rolling-restart", action="store_true", help="run three replicas and replace each under load")
@@ -165,7 +160,6 @@ class OrderTrial:
         self.queue_url = env["SQS_ORDER_EVENTS_QUEUE_URL"]
         self._env_file = arguments.env_file
         self._rate = arguments.rate or (ROLLING_RATE if arguments.rolling_restart else None)
-        self._sender = arguments.sender
         self._sqs = sqs
         self._console = console
         console.print(f"seed {seed}, run {run_name}: {self.plan}")
@@ -196,71 +190,18 @@ class OrderTrial:
         """Send all events."""
         loop = asyncio.get_running_loop()
         began = loop.time()
-        await (self._send_by_node() if self._sender == "node" else self._send_by_python())
-        seconds = loop.time() - began
-        self._console.print(f"{self.sent_count} events sent in {seconds:.1f} s: {self.sent_count / seconds:.0f}/s")
-
-    def _note(self, planned: PlannedEvent, message_id: str) -> None:
-        self.sent_count += 1
-        self.sent.setdefault(message_id, planned)  # of one that the queue drops it is the first one's
-
-    async def _send_by_python(self) -> None:
         places = iter(self.plan.planned)  # the sender keeps the order
 
         def on_sent(event: OrderEvent, taken: SendReceipt) -> None:
             planned = next(places)
             assert planned.event is event
-            self._note(planned, taken.message_id)
+            self.sent_count += 1
+            self.sent.setdefault(taken.message_id, planned)  # of one that the queue drops it is the first one's
 
         events = (planned.event for planned in self.plan.planned)
         await send_events(self._sqs, self.queue_url, events, on_sent=on_sent, rate=self._rate)
-
-    async def _send_by_node(self) -> None:
-        node = shutil.which("node")
-        if node is None or not (NODE_PACKAGES / "@aws-sdk" / "client-sqs").is_dir():
-            raise SystemExit("expected node, and its packages in .tools: copy requirements/npm there and npm ci")
-        aws = {name: text for name, text in self.env().items() if name.startswith("AWS_")}
-        process = await asyncio.create_subprocess_exec(
-            node,
-            str(PRODUCER),
-            self.queue_url,
-            str(self._rate or 0),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "NODE_PATH": str(NODE_PACKAGES)}
-            | aws,
-        )
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._feed(process))
-                tasks.create_task(self._take_answers(process))
-            status = await process.wait()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        if status != 0 or self.sent_count != len(self.plan.planned):
-            raise SystemExit(f"the producer ended with status {status} after {self.sent_count} events")
-
-    async def _feed(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdin is not None
-        for planned in self.plan.planned:
-            event = planned.event
-            line = {
-                "groupId": event.group_id,
-                "deduplicationId": event.deduplication_id,
-                "body": event.body,
-                "attributes": dict(event.attributes),
-            }
-            process.stdin.write(json.dumps(line).encode() + b"\n")
-            await process.stdin.drain()
-        process.stdin.close()
-
-    async def _take_answers(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None
-        async for line in process.stdout:
-            answer = json.loads(line)
-            self._note(self.plan.planned[answer["number"]], answer["messageId"])
+        seconds = loop.time() - began
+        self._console.print(f"{self.sent_count} events sent in {seconds:.1f} s: {self.sent_count / seconds:.0f}/s")
 
     # Trouble
 

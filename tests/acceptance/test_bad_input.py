@@ -86,45 +86,6 @@ async def test_worker_buries_bad_records_and_delays_nothing_behind_them(full_sta
     assert got == expected
 
 
-@large_bodies
-async def test_worker_stores_awkward_ids_and_text_as_they_are(full_stack: FullStack) -> None:
-    """Quotes, SQL, paths and control characters are text; U+0000 in data and too many levels of it are outcomes.
-
-    1 MB is nothing special.
-    """
-    tenant, run = full_stack.steady[1], Chain(full_stack.steady[1]).resource_id
-    records = {
-        f"{run} {name}": make_record(
-            tenant,
-            "create",
-            f"{run} {name}",
-            resourceType=f"type {name}",
-            resourceId=f"{run} {name}",
-            data={name: name},
-        )
-        for name in IDS
-    }
-    records[f"{run} 1 MB"] = make_record(
-        tenant, "create", f"{run} 1 MB", resourceId=f"{run} 1 MB", data={"big": "x" * 1_000_000}
-    )
-    records[f"{run} nul"] = make_record(tenant, "create", f"{run} nul", resourceId=f"{run} nul", data={"text": "a\0b"})
-    records[f"{run} deep"] = make_record(tenant, "create", f"{run} deep", resourceId=f"{run} deep", data={"a": 0})
-    deep = json.dumps(records[f"{run} deep"]).replace('{"a": 0}', '{"a":' * 10_000 + "0" + "}" * 10_000).encode()
-    sent_records = [make_item(partition_key(1), record) for record in list(records.values())[:-1]]
-    await full_stack.put(*sent_records, make_item(partition_key(1), deep))
-    log = await full_stack.wait_for_rows(tenant, list(records), within_s=SETTLED_S)
-    refused = {f"{run} nul": "invalid_data", f"{run} deep": "invalid_data"}
-    assert {name: log[name]["error"] for name in records if log[name]["error"]} == refused
-    assert [(name, log[name]["latency_s"]) for name in records if log[name]["latency_s"] > PROMPT_S] == []
-    query = 'SELECT "resourceName", "resourceId", data FROM resources WHERE "resourceId" = ANY ($1)'
-    async with full_stack.connect(tenant) as connection:
-        rows = await connection.fetch(query, list(records))
-    stored = {row["resourceId"]: (row["resourceName"], json.loads(row["data"])) for row in rows}
-    sent = {name: (record["resourceType"], record["data"]) for name, record in records.items()}
-    del sent[f"{run} nul"], sent[f"{run} deep"]
-    assert stored == sent
-
-
 async def test_worker_serves_others_promptly_while_a_hundred_tenants_are_unknown(full_stack: FullStack) -> None:
     """Operations of unknown tenants wait; those of known and of new tenants behind them do not; then all is applied."""
     unknown = [full_stack.new_tenant() for _ in range(99)]
@@ -140,20 +101,3 @@ async def test_worker_serves_others_promptly_while_a_hundred_tenants_are_unknown
     )
     await full_stack.register(unknown)
     await full_stack.wait_until_applied(*waiting, within_s=SETTLED_S)
-
-
-@large_bodies
-async def test_worker_buries_a_record_that_is_too_large(full_stack: FullStack) -> None:
-    """A record over OPERATION_MAX_BYTES is a dead letter; the next is read as soon as Kinesis's quota allows it."""
-    tenant, key, run = full_stack.steady[2], partition_key(0), Chain(full_stack.steady[2]).resource_id
-    large = json.dumps(make_record(tenant, "create", run, resourceId=run, data={"filler": "x" * 10_485_760})).encode()
-    behind = make_record(tenant, "create", f"{run} behind", resourceId=f"{run} behind", data={"n": 1})
-    position, _ = await full_stack.put(make_item(key, large), make_item(key, behind))
-    log = await full_stack.wait_for_rows(tenant, [f"{run} behind"], within_s=SETTLED_S)
-    assert log[f"{run} behind"]["latency_s"] < PROMPT_S + LARGE_READ_S
-    letters = await full_stack.wait_for_dead_letters([position], within_s=SETTLED_S)
-    assert [letter.reason for letter in letters.values()] == ["too_large"]
-    assert run not in log
-    after = Chain(tenant, key=key)
-    await full_stack.put(after)
-    await full_stack.wait_until_applied(after, within_s=PROMPT_S + LARGE_READ_S)

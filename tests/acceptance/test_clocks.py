@@ -11,12 +11,11 @@ import pytest
 from support.clocks import APART
 from support.full_stack import poll_until_true
 from support.requires import require
+from support.stack_tenants import provision
 
 from simplu_local.processes.worker_process import WorkerProcess
 from simplu_local.stack.aws import aws_client
 from simplu_local.stack.stack import Stack
-from simplu_local.verify.shard_checker import read_tenant_ids, shard_urls
-from simplu_local.workload.producer import create_tenants, open_client
 from simplu_local.workload.workload import Tenant
 
 TENANT = Tenant("shop", "main", "gym")
@@ -29,7 +28,7 @@ async def test_worker_gives_up_no_operation_when_its_clock_is_days_ahead() -> No
     """One of an unknown tenant is held for as long as ever; the log and the status name the clock."""
     require("libfaketime", found=bool(LIBRARIES), how="apt-get install libfaketime")
     async with Stack(shards=1, stream_shards=1, tenants_per_shard=2) as stack:
-        await provision(stack)
+        await prepare(stack)
         ahead = {"LD_PRELOAD": str(LIBRARIES[-1]), "FAKETIME": "+20d", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
         worker = WorkerProcess(stack.group, stack.env | ahead, number=1)
         worker.start()
@@ -46,18 +45,12 @@ async def test_worker_gives_up_no_operation_when_its_clock_is_days_ahead() -> No
         await worker.stop(within_s=PATIENCE_S)
 
 
-async def provision(stack: Stack) -> None:
+async def prepare(stack: Stack) -> None:
     """Have a worker with a right clock make the schema and a tenant."""
     worker = WorkerProcess(stack.group, stack.env)
     worker.start()
     await worker.wait_ready()
-    async with open_client("sqs", stack.env) as sqs:
-        await create_tenants(sqs, stack.env["SQS_SHARD_CREATION_QUEUE_URL"], [TENANT])
-
-    async def is_there() -> bool:
-        return TENANT.tenant_id in await read_tenant_ids(shard_urls(stack.env))
-
-    await poll_until_true(is_there, within_s=PATIENCE_S)
+    await provision(stack, TENANT, within_s=PATIENCE_S)
     await worker.stop(within_s=PATIENCE_S)
 
 

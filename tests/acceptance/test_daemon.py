@@ -22,15 +22,14 @@ import aiohttp
 import asyncpg
 import pytest
 import pytest_asyncio
+from support.stack_tenants import provision, put_creates
 
-from simplu_local.demo.trial import Trial, TrialLoad, TrialSnapshot
 from simplu_local.processes.loopback import HOST, poll_until
 from simplu_local.processes.watchdog import running_processes, with_descendants
 from simplu_local.processes.worker_process import INHERITED, WorkerProcess, log_tail
 from simplu_local.stack.aws import STREAM_NAME
 from simplu_local.stack.stack import Stack
 from simplu_local.verify.shard_checker import read_tenant_ids, shard_urls
-from simplu_local.workload.producer import create_tenants
 from simplu_local.workload.workload import Tenant
 from simplu_worker import __version__
 
@@ -53,7 +52,7 @@ async def stack() -> AsyncIterator[Stack]:
     """Run one stack for this file, with one tenant; at the end no process of it is left, nor of the workers."""
     async with Stack(shards=2, stream_shards=STREAM_SHARDS) as running:
         async with running_worker(running, with_queue=True):
-            await provision(running)
+            await provision(running, TENANT, within_s=PATIENCE_S)
         yield running
         family = with_descendants(running.group.pids, running_processes())
     assert family & {process.pid for process in running_processes()} == set()
@@ -92,34 +91,6 @@ async def running_worker(
 async def until_so(ask: Any, *, within_s: float = PATIENCE_S) -> None:
     """Wait until *ask* says yes, and fail when it never does."""
     assert await poll_until(ask, within_s=within_s)
-
-
-async def provision(stack: Stack, tenant: Tenant = TENANT) -> None:
-    """Have the running worker make a tenant."""
-
-    async def is_there() -> bool:
-        return tenant.tenant_id in await read_tenant_ids(shard_urls(stack.env))
-
-    async with stack.aws_client("sqs") as sqs:
-        await create_tenants(sqs, stack.env["SQS_SHARD_CREATION_QUEUE_URL"], [tenant])
-    await until_so(is_there)
-
-
-async def put(stack: Stack, *request_ids: str, stream: str = STREAM_NAME) -> None:
-    """Put one operation of the tenant for each request id, all in one stream shard."""
-    async with stack.aws_client("kinesis") as kinesis:
-        for request_id in request_ids:
-            members = {
-                "operation": "create",
-                "businessId": TENANT.business_id,
-                "locationId": TENANT.location_id,
-                "resourceType": "patient",
-                "resourceId": request_id,
-                "requestId": request_id,
-                "timestamp": "2026-01-31T09:00:00Z",
-                "data": {"name": "somebody"},
-            }
-            await kinesis.put_record(StreamName=stream, PartitionKey="key", Data=json.dumps(members).encode())
 
 
 async def shard_of_tenant(stack: Stack) -> str:
@@ -206,7 +177,7 @@ async def test_worker_drains_and_gives_its_leases_back_when_it_gets_sigterm(stac
     async with running_worker(stack, with_queue=True) as worker:
         await holds_all(stack, worker)
         ids = [f"drained-{number}" for number in range(20)]
-        await put(stack, *ids)
+        await put_creates(stack, TENANT, *ids)
         await applied(stack, ids[-1])
         worker.send_signal(signal.SIGTERM)
         assert await ended(worker, within_s=GRACE_S) == 0, log_tail(worker.log_path)
@@ -225,12 +196,12 @@ async def test_worker_still_drains_when_a_shard_is_frozen(stack: Stack) -> None:
     """A batch without an answer is left owed: exit 0 in time, leases back, and the next worker applies it."""
     async with running_worker(stack, SHUTDOWN_GRACE_SECONDS="3") as worker:
         await holds_all(stack, worker)
-        await put(stack, "before-frost")
+        await put_creates(stack, TENANT, "before-frost")
         await applied(stack, "before-frost")
         for server in stack.servers.values():
             server.suspend()
         try:
-            await put(stack, "in-frost")
+            await put_creates(stack, TENANT, "in-frost")
             await asyncio.sleep(0.7)  # so that its batch is on its way
             worker.send_signal(signal.SIGTERM)
             assert await ended(worker, within_s=8) == 0, log_tail(worker.log_path)
@@ -250,12 +221,12 @@ async def test_worker_ends_at_once_when_it_gets_a_second_signal(stack: Stack) ->
     """Whatever it still waits for; SIGINT counts like SIGTERM."""
     async with running_worker(stack, SHUTDOWN_GRACE_SECONDS="60") as worker:
         await holds_all(stack, worker)
-        await put(stack, "before-second-signal")
+        await put_creates(stack, TENANT, "before-second-signal")
         await applied(stack, "before-second-signal")
         for server in stack.servers.values():
             server.suspend()
         try:
-            await put(stack, "at-second-signal")
+            await put_creates(stack, TENANT, "at-second-signal")
             await asyncio.sleep(0.7)
             worker.send_signal(signal.SIGTERM)
             await asyncio.sleep(0.5)
@@ -267,41 +238,13 @@ async def test_worker_ends_at_once_when_it_gets_a_second_signal(stack: Stack) ->
                 server.resume()
 
 
-@pytest.mark.slow(11)
-@in_stacks_loop
-async def test_worker_ends_with_the_models_rows_when_it_was_killed_in_the_middle(stack: Stack) -> None:
-    """After a kill -9 the next one takes the leases when they expire; nothing is lost, twice or out of order."""
-
-    async def ignore(_: TrialSnapshot) -> None:
-        pass
-
-    load = TrialLoad(500, seed=7, run="killed", tenants=4, rate=150)
-    trial = Trial(load, lambda: stack.env, on_tick=ignore, timeout_s=40, idle_s=20)
-
-    async def is_in_the_middle() -> bool:
-        progress = trial.snapshot().progress
-        return progress is not None and progress.finished_count > 150
-
-    async with running_worker(stack, with_queue=True) as first, asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(trial.run())
-        await until_so(is_in_the_middle)
-        assert not running.done()
-        first.kill()
-        async with running_worker(stack, with_queue=True) as second:
-            result = await running
-            assert result.progress.is_done, result.progress
-            await second.stop(within_s=GRACE_S)
-
-    assert result.report.differences == []
-
-
 @pytest.mark.slow(4)
 @in_stacks_loop
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="expected a system with /dev/full")
 async def test_worker_goes_on_when_the_disk_of_its_log_is_full(stack: Stack) -> None:
     """It applies operations, counts the lines that it drops, answers probes, and ends with status 0 at SIGTERM."""
     async with running_worker(stack, log_path=Path("/dev/full")) as worker:
-        await put(stack, "on-full-disk")
+        await put_creates(stack, TENANT, "on-full-disk")
         await applied(stack, "on-full-disk")
         dropped = await dropped_lines(worker)
         live, _ = await get(worker, "/livez")
@@ -331,7 +274,7 @@ async def test_worker_goes_on_when_nobody_reads_its_log(stack: Stack, tmp_path: 
                 await until_so(is_full)
             finally:
                 os.close(writer)
-            await put(stack, "on-full-pipe")
+            await put_creates(stack, TENANT, "on-full-pipe")
             await applied(stack, "on-full-pipe")
             live, _ = await get(worker, "/livez")
             worker.send_signal(signal.SIGTERM)
@@ -390,7 +333,7 @@ async def test_worker_answers_over_http(stack: Stack) -> None:
     """What is open, what is protected, what is not there; and a second worker cannot have the port."""
     token = stack.env["API_TOKEN"]
     async with running_worker(stack) as worker:
-        await put(stack, "asked-for")
+        await put_creates(stack, TENANT, "asked-for")
         await applied(stack, "asked-for")
         protected = ("/status", "/shards", "/operations/asked-for", "/tenants/clinic/main")
         opened = {path: (await get(worker, path))[0] for path in ("/livez", "/readyz", "/metrics", "/", "/nowhere")}
@@ -448,7 +391,7 @@ async def test_id_of_a_rejected_record_answers_why_until_the_record_is_mended(st
             await kinesis.put_record(StreamName=STREAM_NAME, PartitionKey="key", Data=json.dumps(bad).encode())
         assert await poll_until(is_rejected, within_s=GRACE_S)
         rejected = await answer()
-        await put(stack, "mended")
+        await put_creates(stack, TENANT, "mended")
         assert await poll_until(is_applied, within_s=GRACE_S)
         await worker.stop(within_s=GRACE_S)
 
@@ -474,7 +417,7 @@ async def test_worker_tells_a_client_when_to_stop_asking(stack: Stack) -> None:
 
     async with running_worker(stack) as worker:
         sent_at = datetime.now(UTC)
-        await put(stack, "before")
+        await put_creates(stack, TENANT, "before")
         assert await poll_until(is_read, within_s=60)
         done, _ = await get(worker, "/operations/before", token=stack.env["API_TOKEN"])
         status, answer = await asked("clinic")
@@ -504,12 +447,12 @@ async def test_worker_sees_a_record_soon(stack: Stack) -> None:
     # On a stream of its own, which the worker makes: it had no record in the last minute.
     async with running_worker(stack, KINESIS_STREAM_NAME="quiet", KINESIS_APPLICATION_NAME="quiet-worker") as worker:
         await asyncio.sleep(2)
-        await put(stack, "on-idle", stream="quiet")
+        await put_creates(stack, TENANT, "on-idle", stream="quiet")
         idle_s = await applied(stack, "on-idle")
         busy_s = []
         for number in range(8):
             await asyncio.sleep(0.05 + 0.03 * number)  # at another place between two reads each time
-            await put(stack, f"on-busy-{number}", stream="quiet")
+            await put_creates(stack, TENANT, f"on-busy-{number}", stream="quiet")
             busy_s.append(await applied(stack, f"on-busy-{number}"))
         await worker.stop(within_s=GRACE_S)
 
@@ -578,22 +521,3 @@ def test_command_line_says_what_is_wrong(arguments: list[str]) -> None:
     assert result.returncode == 2, result.stdout + result.stderr
     assert (arguments[-1] if len(arguments) > 1 else arguments[0]).strip("-") in result.stdout + result.stderr
     assert "Traceback" not in result.stdout + result.stderr
-
-
-@pytest.mark.parametrize(
-    ("arguments", "shown"),
-    [
-        (["--version"], __version__),
-        (["--help"], "Apply resource operations from Kinesis and SQS"),
-        (["run", "--help"], "--env-file"),
-    ],
-)
-def test_command_line_helps(arguments: list[str], shown: str) -> None:
-    """Exit 0, quickly: what a command needs is loaded when it runs."""
-    result = run_command(*arguments, env={"PYTHONPROFILEIMPORTTIME": "1"})
-
-    loaded = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
-    assert (result.returncode, "Traceback" in result.stderr) == (0, False)
-    assert shown in result.stdout
-    assert "simplu_worker.cli" in loaded
-    assert loaded.isdisjoint({"aiobotocore", "aiohttp", "asyncpg", "simplu_worker.daemon"})

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import subprocess
-import sys
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 
 import pytest
 import pytest_asyncio
@@ -38,28 +33,6 @@ async def stack() -> AsyncIterator[Stack]:
 
 async def _ignore(_: TrialSnapshot) -> None:
     pass
-
-
-@pytest.mark.slow(15)
-@pytest.mark.asyncio(loop_scope="module")
-async def test_replay_drops_what_was_applied_when_the_stream_is_read_again(stack: Stack) -> None:
-    """A replay changes no row: the log has every operation already."""
-    started_at = datetime.now(UTC)  # the stack's stream has the records of other tests, too
-    worker = WorkerProcess(stack.group, stack.env)
-    worker.start()
-    await worker.wait_ready()
-    result = await Trial(TrialLoad(300, 1, run="replay", tenants=4), lambda: stack.env, on_tick=_ignore).run()
-    assert result.report.differences == []
-    command = [sys.executable, "-m", "simplu_worker", "replay", "--json", "--from", started_at.isoformat()]
-    env = {"PATH": "/usr/bin:/bin", **stack.env}
-    replay = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False, env=env)
-    assert replay.returncode == 0, replay.stderr[-3000:]
-    answer = json.loads(replay.stdout)
-    outcomes = {outcome: count for outcome, count in answer["outcomes"].items() if count}
-    assert outcomes.keys() == {"duplicate", "dead_letter"}  # the latter: a request id used by two operations
-    letters = sum(answer["deadLetters"].values())
-    assert outcomes["duplicate"] + letters == result.produced
-    await worker.stop(within_s=35)
 
 
 @pytest.mark.slow(16)

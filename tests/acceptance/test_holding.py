@@ -17,13 +17,6 @@ PROMPT = ("--prompt-seconds", "5")
 pytestmark = pytest.mark.slow(40)
 
 
-def test_worker_takes_no_more_memory_when_the_backlog_of_a_lost_shard_grows() -> None:
-    """What a lost shard is owed stays in the stream."""
-    # In memory they would take more than what is allowed; longer ones would meet Kinesis's limit for reading first.
-    small = ("--seconds", "2", "--shards", "2", "--stream-shards", "4", "--rate", "100")
-    run_program("benchmarks.holding", "--backlog", "60000", "--fill-rate", "6000", *small, *PROMPT)
-
-
 def test_children_go_on_when_a_shard_is_frozen_through_two_reshards_and_the_worker_is_killed() -> None:
     """Only the tenants of the frozen shard wait in the children, and then nothing is lost, doubled or out of order."""
     run_program("acceptance.holding", "reshard", "--rate", "100", "--seconds", "4", "--kill-worker", *PROMPT)

@@ -23,13 +23,6 @@ RESTAURANTS, ORDERS = 4, 6
 in_module_loop = pytest.mark.asyncio(loop_scope="module")
 
 
-@pytest.mark.slow(25)
-def test_restaurants_are_imported_into_four_shards_under_load() -> None:
-    """Every row is that of the source; operations that came for the tenants in the meantime are applied, once."""
-    out = run_program("acceptance.importing", "--restaurants", "8", "--orders", "40", "--kills", "1")
-    assert "rows that differ, operations lost, done twice or dead: nothing" in out
-
-
 @pytest.mark.slow(30)
 def test_source_is_followed_under_load_until_the_cut_over() -> None:
     """Changes that cannot be followed are found by the comparison, and copied."""

@@ -20,10 +20,3 @@ def test_moves_lose_nothing_when_the_primary_of_a_shard_is_killed_on_the_way() -
     options = ("--rows", "5000", "--moves", "2", "--fail-over", "--seed", "2", "--control", "5")
     out = run_program("acceptance.moving", *options)
     assert out.count("a shard failed over on the way") == 2
-
-
-@pytest.mark.slow(30)
-def test_shard_is_drained_and_filled_again_under_load() -> None:
-    """No operation of any tenant is lost, done twice or out of order."""
-    out = run_program("acceptance.rebalancing", "--tenants", "20", "--rows", "500", "--rate", "100", "--control", "3")
-    assert "4 moved" in out

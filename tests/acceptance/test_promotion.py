@@ -15,20 +15,11 @@ SMALL = ("--rate", "100", "--lag-operations", "60")
 pytestmark = pytest.mark.slow(30)
 
 
-@pytest.mark.parametrize(
-    "trouble",
-    [
-        ("--variants", "loaded,idle-restarted"),
-        ("--variants", "interrupted", "--how", "multi-host"),
-    ],
-    ids=["citrus", "multi-host"],
-)
-def test_nothing_is_lost_when_a_standby_without_the_last_commits_is_promoted(trouble: tuple[str, ...]) -> None:
-    """What the stream still has is applied again before anything new, however the worker learns of the new primary."""
+def test_nothing_is_lost_when_a_standby_without_the_last_commits_is_promoted() -> None:
+    """What the stream still has is applied again before anything new."""
     try:
         folder = find_postgres_bin()
     except StackError as exc:
         require("a Postgres server", found=False, how=str(exc))
     require(COPY_PROGRAM, found=can_copy(folder), how="install simplu-worker[local]")
-    rounds = str(len(trouble[1].split(",")))
-    run_program("acceptance.promotion", "--rounds", rounds, *SMALL, *trouble)
+    run_program("acceptance.promotion", "--rounds", "2", *SMALL, "--variants", "loaded,idle-restarted")

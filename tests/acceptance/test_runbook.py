@@ -18,7 +18,6 @@ from support.runbook.world import World, open_world
 RUNBOOK = ROOT / "docs" / "runbook"
 INDEX = RUNBOOK / "README.md"
 PAGES = sorted(path for path in RUNBOOK.glob("*.md") if path != INDEX)
-SECTIONS = ["Go back", "Not run by the test"]
 
 any_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
@@ -47,16 +46,6 @@ def test_page_names_each_line_that_its_test_does_not_run(page: Path) -> None:
     """The table at the end of a page has these lines, how often they occur, and what the test does instead."""
     expected = {line: (count, STAND_INS[line].instead) for line, count in lines_elsewhere(read_steps(page)).items()}
     assert read_stand_ins(page) == expected
-
-
-@any_page
-def test_page_has_numbered_steps_and_a_way_back(page: Path) -> None:
-    """One title; steps from 1 on, most with a command; the way back, and the lines that are not run."""
-    sections = re.findall(r"(?m)^## (.+)$", page.read_text(encoding="utf-8"))
-    steps = [section for section in sections if section[0].isdigit()]
-    assert [step.partition(". ")[0] for step in steps] == [str(number) for number in range(1, len(steps) + 1)]
-    assert [section for section in sections if section in SECTIONS] == SECTIONS
-    assert len(read_steps(page)) >= len(steps) / 2
 
 
 def test_every_page_has_a_scene_and_is_in_the_index() -> None:

@@ -1,4 +1,7 @@
-"""Every source of AWS credentials: there late, ending every two seconds, away, and answering garbage."""
+"""Sources of AWS credentials: there late, ending every two seconds, away, and answering garbage.
+
+Of the role of a service account `test_worker_credentials.py` shows it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,6 @@ from simplu_worker.aws.credentials import CredentialSource
 
 BACK_S = 10.0  # "within seconds", on a machine that does other things too
 LIVES = 3  # credentials that end while a client calls
-CASES = [pytest.param(one, marks=[] if one == "key file" else pytest.mark.slow(12)) for one in SOURCES]
 
 
 def is_answered(end: dict[str, Any]) -> bool:

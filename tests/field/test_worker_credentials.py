@@ -12,13 +12,13 @@ import aiohttp
 import asyncpg
 import pytest
 from support.field.identities import Health, Identities, WebIdentity, base_env
+from support.stack_tenants import provision, put_creates
 
 from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.worker_process import WorkerProcess, log_tail
-from simplu_local.stack.aws import CREDENTIALS, STREAM_NAME
+from simplu_local.stack.aws import CREDENTIALS
 from simplu_local.stack.stack import Stack
-from simplu_local.verify.shard_checker import read_tenant_ids, shard_urls
-from simplu_local.workload.producer import create_tenants
+from simplu_local.verify.shard_checker import shard_urls
 from simplu_local.workload.workload import Tenant
 
 PATIENCE_S = 60.0
@@ -68,22 +68,6 @@ class World:
         assert await poll_until(is_so, within_s=PATIENCE_S)
         return time.monotonic() - began
 
-    async def put(self, *request_ids: str) -> None:
-        """Put an operation of the tenant for each request id."""
-        async with self.stack.aws_client("kinesis") as kinesis:
-            for request_id in request_ids:
-                members = {
-                    "operation": "create",
-                    "businessId": TENANT.business_id,
-                    "locationId": TENANT.location_id,
-                    "resourceType": "patient",
-                    "resourceId": request_id,
-                    "requestId": request_id,
-                    "timestamp": "2026-01-31T09:00:00Z",
-                    "data": {"name": "somebody"},
-                }
-                await kinesis.put_record(StreamName=STREAM_NAME, PartitionKey="key", Data=json.dumps(members).encode())
-
     async def until_applied(self, *request_ids: str) -> None:
         """Wait until operations are in the log."""
         query = "SELECT count(*) FROM operations WHERE request_id = ANY($1)"
@@ -96,16 +80,6 @@ class World:
             assert await poll_until(is_so, within_s=PATIENCE_S)
         finally:
             await connection.close()
-
-    async def provision(self) -> None:
-        """Have the worker make the tenant."""
-
-        async def is_there() -> bool:
-            return TENANT.tenant_id in await read_tenant_ids(shard_urls(self.stack.env))
-
-        async with self.stack.aws_client("sqs") as sqs:
-            await create_tenants(sqs, self.stack.env["SQS_SHARD_CREATION_QUEUE_URL"], [TENANT])
-        assert await poll_until(is_there, within_s=PATIENCE_S)
 
 
 @pytest.mark.slow(40)
@@ -123,17 +97,17 @@ async def test_worker_goes_on_whatever_its_credentials_do(identities: Identities
             assert (await world.get("/livez"))[0] == 200
             source.make(Health.WELL)
             assert await world.seconds_to_ready() < BACK_S
-            await world.provision()
+            await provision(stack, TENANT, within_s=PATIENCE_S)
             for trouble in (Health.AWAY, Health.GARBAGE):
                 ids = [f"{trouble.name}-{number}" for number in range(20)]
                 began, issued = time.monotonic(), identities.issued_count
                 while time.monotonic() - began < 2 * identities.life_s:  # credentials end under this load
-                    await world.put(f"{trouble.name}-load-{time.monotonic()}")
+                    await put_creates(stack, TENANT, f"{trouble.name}-load-{time.monotonic()}")
                 assert identities.issued_count > issued
                 source.make(trouble)
                 await world.until_unready()
                 assert (await world.get("/livez"))[0] == 200
-                await world.put(*ids)
+                await put_creates(stack, TENANT, *ids)
                 source.make(Health.WELL)
                 assert await world.seconds_to_ready() < BACK_S
                 await world.until_applied(*ids)

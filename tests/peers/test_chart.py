@@ -17,7 +17,6 @@ from support.chart.render import (
     chart_arguments,
     custom_resource_problems,
     helm,
-    is_custom,
     merged,
     of_kind,
     query_problems,
@@ -138,23 +137,6 @@ def test_manifests_fit_the_schemas_with_each_two_values(rendered: list[list[Mani
         *("ConfigMap", "Deployment", "HorizontalPodAutoscaler", "NetworkPolicy", "PodDisruptionBudget", "PodMonitor"),
         *("ScaledObject", "Service", "ServiceAccount", "ServiceMonitor"),
     }
-
-
-@pytest.mark.parametrize(
-    ("kind", "change"),
-    [
-        ("ScaledObject", {"maxReplicas": 3}),
-        ("ScaledObject", {"minReplicaCount": "2"}),
-        ("PodMonitor", {"podMetricsEndpoint": []}),
-        ("Deployment", {"replica": 2}),
-    ],
-)
-def test_manifest_with_a_mistake_is_refused(
-    kind: str, change: dict[str, Any], rendered: list[list[Manifest]], tmp_path: Path
-) -> None:
-    """The check above has teeth."""
-    manifest = next(one for manifests in rendered for one in manifests if one["kind"] == kind)
-    assert schema_problems([merged(manifest, {"spec": change})], tmp_path) != ""
 
 
 def test_example_of_external_secrets_fits_its_schema() -> None:
@@ -416,9 +398,3 @@ def test_settings_change_restarts_the_replicas(tmp_path: Path) -> None:
         for level in ("info", "debug", "info")
     ]
     assert sums[0] == sums[2] != sums[1]
-
-
-def test_custom_resources_are_told_apart() -> None:
-    """By their group."""
-    assert is_custom({"apiVersion": "keda.sh/v1alpha1"})
-    assert not is_custom({"apiVersion": "apps/v1"})

@@ -36,7 +36,6 @@ STANDS_ASIDE_S = 8.0  # more than two lease durations: enough to take what is fr
 TABLES = {
     "in the lease table": (None, None),
     "in tables beside it": ("{table}-CoordinatorState", "{table}-WorkerMetricStats"),
-    "in tables of other names": ("other-state-{table}", "other-metrics-{table}"),
 }
 
 

@@ -69,22 +69,3 @@ def test_every_function_has_a_search_path_of_its_own(name: str) -> None:
     assert len(re.findall(r"\bCREATE (?:OR REPLACE )?FUNCTION\b", text)) == len(
         re.findall(rf"^LANGUAGE \w+ [^\n]*{CLOSED}$", text, re.MULTILINE)
     )
-
-
-@pytest.mark.parametrize(
-    "sql",
-    [
-        "SELECT now()",
-        "SELECT FROM tenants",
-        "SELECT 1 FROM public.tenants JOIN resources ON true",
-        "SELECT $1::text",
-        "SELECT FROM unnest($1)",
-        "UPDATE tenants SET a = 1",
-        "DELETE FROM public.resources USING moves",
-    ],
-)
-def test_names_without_a_schema_are_found(sql: str) -> None:
-    """The rules above see them."""
-    types = set(re.findall(r"::([a-z]\w*)\b(?!\.)", code_of(sql))) - TYPES_OF_GRAMMAR
-
-    assert unqualified_calls(code_of(sql)) | unqualified_tables(code_of(sql)) | types

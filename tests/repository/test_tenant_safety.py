@@ -96,64 +96,6 @@ def bodies_of(tokens: tuple[Token, ...]) -> list[str]:
     return [token.text.strip("$") for token in tokens if token.kind == "body"]
 
 
-@pytest.mark.parametrize(
-    "sql",
-    [
-        "SELECT * FROM resources WHERE id = $1",
-        "SELECT * FROM resources AS r WHERE $1 = r.id AND (r.date > $2 OR r.date IS NULL)",
-        "SELECT * FROM resources WHERE id = ANY($1::text[])",
-        "SELECT * FROM resources WHERE CASE WHEN date > $2 OR date < $3 THEN false ELSE true END AND id = $1",
-        "SELECT * FROM unnest($1::text[]) AS sent (id) JOIN tenants ON tenants.id = sent.id",
-        "SELECT * FROM operations JOIN unnest($1::text[]) AS sent (tenant_id) USING (tenant_id)",
-        "SELECT * FROM unnest($1::text[]) AS sent (id) LEFT JOIN tenants ON tenants.id = sent.id",
-        "SELECT * FROM tenants, resources WHERE tenants.id = $1 AND resources.id = tenants.id",
-        "SELECT (SELECT count(*) FROM resources WHERE resources.id = tenants.id) FROM tenants WHERE tenants.id = $1",
-        "WITH wave AS (SELECT * FROM unnest($1::text[])) DELETE FROM resources USING wave WHERE resources.id = wave.id",
-        "UPDATE tenants SET state = 'x' FROM wave WHERE tenants.id = wave.id",
-        "INSERT INTO resources (id, data) SELECT tenants.id, $2 FROM tenants WHERE id = $1 ON CONFLICT (id) DO NOTHING",
-        "DELETE FROM resources WHERE ctid = ANY(ARRAY(SELECT ctid FROM resources WHERE id = $1 LIMIT $2 FOR UPDATE))",
-        "SELECT 1 FROM business_types WHERE name IS DISTINCT FROM $1 FOR UPDATE",
-        "SELECT 'FROM resources' -- FROM resources",
-    ],
-)
-def test_statement_is_taken_for_one_of_given_tenants_when_it_narrows_every_table(sql: str) -> None:
-    """By an argument, by a batch, or by a table that is narrowed itself."""
-    assert unnamed(sql) == set()
-
-
-@pytest.mark.parametrize(
-    "sql",
-    [
-        "SELECT * FROM resources",
-        "SELECT * FROM resources WHERE id = $1 OR date > $2",
-        "SELECT * FROM resources WHERE NOT id = $1",
-        "SELECT * FROM resources WHERE id <> $1",
-        "SELECT * FROM resources WHERE id = id",
-        "SELECT id = $1 FROM resources",
-        "SELECT * FROM resources WHERE 'id = $1' <> '' -- id = $1",
-        'SELECT * FROM resources WHERE "resourceId" = $1',
-        "SELECT * FROM resources r WHERE lower(id) = $1",
-        "SELECT * FROM resources WHERE CASE WHEN id = $1 THEN false ELSE true END",
-        "SELECT * FROM resources WHERE id = ANY(SELECT id FROM tenants)",
-        "SELECT * FROM tenants JOIN resources ON resources.id = tenants.id",
-        "SELECT * FROM resources LEFT JOIN wave ON resources.id = wave.id",
-        "SELECT * FROM resources WHERE id = $1 UNION ALL SELECT * FROM resources",
-        "SELECT * FROM resources WHERE id = $1 AND EXISTS (SELECT FROM resources WHERE date = $2)",
-        "WITH r AS (SELECT * FROM resources) SELECT * FROM r WHERE id = $1",
-        "WITH gone AS (DELETE FROM resources) SELECT $1",
-        "SELECT * FROM wave CROSS JOIN LATERAL (SELECT * FROM resources WHERE resources.date = wave.date) AS r",
-        "UPDATE resources SET id = $1",
-        "INSERT INTO resources (id) SELECT id FROM resources",
-        "INSERT INTO resources SELECT $1",
-        "DELETE FROM resources WHERE ctid = ANY(ARRAY(SELECT ctid FROM resources LIMIT $1))",
-        "DELETE FROM simplu_adoption.resources USING wave",
-    ],
-)
-def test_statement_is_not_taken_for_one_of_given_tenants_when_a_table_is_open(sql: str) -> None:
-    """However it looks: what is in an OR, in text, among the columns or on the wrong side of a join narrows nothing."""
-    assert unnamed(sql) & {"resources", "simplu_adoption.resources"}
-
-
 @pytest.mark.parametrize("name", QUERIES)
 def test_query_names_the_tenant_when_it_is_about_tenants_rows(name: str) -> None:
     """Invariant 7: every table of tenants' rows in it is narrowed to a tenant that is handed in or locked."""

@@ -29,7 +29,7 @@ SHORT_S = 0.015
 # Tests that share nothing with their module's others and take so long that they run side by side.
 SEPARATE = re.compile(
     r"tests/(model|peers|simulation)/"
-    r"|tests/acceptance/test_(bombs_and_floods|holding|moving|order_programs|promotion|provisioning_killed)\.py"
+    r"|tests/acceptance/test_moving\.py"
     r"|tests/acceptance/test_fleet\.py::test_fleet_"
 )
 PEERS = "tests/peers/"
@@ -40,7 +40,6 @@ MARKED_FOLDERS = {
     "tests/unit/local/": "own_servers",
     "tests/tools/": "tools",
     "tests/repository/": "tools",
-    "tests/unit/support/": "tools",
     PEERS: "peers",
 }
 # What a run leaves out unless it is named, by mark, and how the summary says so.

@@ -81,14 +81,6 @@ def test_templates_pass_cfn_lint() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-@pytest.mark.slow(4)
-def test_template_with_an_unknown_property_is_refused(tmp_path: Path) -> None:
-    """The check above has teeth."""
-    text = (TEMPLATES / "data.yaml").read_text(encoding="utf-8")
-    (tmp_path / "data.yaml").write_text(text.replace("ShardCount:", "ShardsCount:"), encoding="utf-8")
-    assert "ShardsCount" in lint(tmp_path / "data.yaml").stdout
-
-
 @pytest.mark.slow(6)
 async def test_resources_of_the_templates_leave_nothing_to_plan(
     account: Account, monkeypatch: pytest.MonkeyPatch

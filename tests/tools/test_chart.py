@@ -6,9 +6,7 @@ import json
 import re
 from typing import Any
 
-import pytest
 import yaml
-from support.chart.pairwise import all_pairs, pairs_of, pairwise_rows
 from support.exported_metrics import METRIC, metric_names
 from support.requires import ROOT
 
@@ -106,14 +104,3 @@ def test_memory_is_enough_for_what_the_worker_takes() -> None:
     needed_mib = VARIABLES["PREFETCH_MAX_BYTES"].default / 2**20 + 100 + 3 * 32 + 16
     assert VALUES["resources"]["limits"]["memory"] == VALUES["resources"]["requests"]["memory"] == "512Mi"
     assert needed_mib < 0.75 * 512
-
-
-@pytest.mark.parametrize("sizes", [(2, 2), (3, 2, 4), (3, 3, 3, 3), (5, 4, 4, 3, 3, 3, 3, 2)])
-def test_pairwise_rows_contain_all_pairs(sizes: tuple[int, ...]) -> None:
-    """In far fewer rows than there are combinations, and not many more than two dimensions need."""
-    dimensions = {f"d{at}": [f"v{value}" for value in range(size)] for at, size in enumerate(sizes)}
-    rows = list(pairwise_rows(dimensions))
-    assert all_pairs(dimensions) == {pair for row in rows for pair in pairs_of(row)}
-    assert all(row.keys() == dimensions.keys() for row in rows)
-    first, second = sorted(sizes)[-2:]
-    assert len(rows) <= 2 * first * second

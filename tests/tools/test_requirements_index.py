@@ -87,21 +87,3 @@ def test_pins_have_a_wheel_for_each_system_and_python(lock: str) -> None:
         if (names := missing(pinned_wheels(asked_for(packages, platform, python), hashes), tags_of(platform, python)))
     }
     assert wanting == {}
-
-
-@pytest.mark.parametrize(
-    ("wheel", "platform", "python", "expected"),
-    [
-        ("a-1-py3-none-any.whl", "aarch64", (3, 13), []),
-        ("a-1-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl", "x86_64", (3, 11), []),
-        ("a-1-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl", "x86_64", (3, 12), ["a"]),
-        ("a-1-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl", "aarch64", (3, 11), ["a"]),
-        ("a-1-cp39-abi3-macosx_11_0_arm64.whl", "macos_arm64", (3, 13), []),
-        ("a-1-cp313-cp313-macosx_15_0_arm64.whl", "macos_arm64", (3, 13), ["a"]),
-    ],
-)
-def test_missing_names_packages_without_a_wheel(
-    wheel: str, platform: str, python: tuple[int, int], expected: list[str]
-) -> None:
-    """A wheel counts only for the systems and Pythons in its name."""
-    assert missing({"a": [wheel]}, tags_of(platform, python)) == expected

@@ -21,7 +21,7 @@ from support.site.build import (
     stage,
     staged_path,
 )
-from support.site.look import LOCAL, LOOKS, WIDE, Look, find_faults
+from support.site.look import LOCAL, LOOKS, WIDE, find_faults
 
 DOCS = ROOT / "docs"
 
@@ -101,41 +101,6 @@ async def test_pages_fit_a_phone_and_follow_the_colours_of_the_system(site: Path
         faults = {page.name: found for page in pages if (found := await find_faults(tab, page, phone))}
         faults |= {look.name: await find_faults(tab, site / "concepts.html", look) for look in LOOKS}
     assert faults == {look.name: [] for look in LOOKS}
-
-
-@pytest.mark.slow(2)
-async def test_faults_of_a_page_are_found(tmp_path: Path) -> None:
-    """The check above has teeth."""
-    page = tmp_path / "page.html"
-    page.write_text(
-        '<meta name="viewport" content="width=device-width"><body data-md-color-scheme="default"><article>'
-        '<pre style="width: 900px">wide</pre>'
-        '<div style="overflow-x: auto"><pre style="width: 900px">reached</pre></div><img src="none.png"></article>',
-        encoding="utf-8",
-    )
-    async with open_browser(tmp_path) as tab:
-        assert await find_faults(tab, page, Look(390, "dark")) == [
-            "outside of the window: PRE wide",
-            "outside of the window: the page",
-            f"not shown: {(tmp_path / 'none.png').as_uri()}",
-            "expected the colours slate, got default",
-        ]
-
-
-def test_problems_are_links_without_a_target_and_addresses_of_other_hosts(tmp_path: Path) -> None:
-    """The check above has teeth."""
-    (tmp_path / "a.html").write_text(
-        '<h1 id="here"></h1><a href="#here"></a><a href="b.html#there"></a><a href="https://example.org/"></a>'
-        '<a href="none.html"></a><a href="b.html#nowhere"></a><script src="https://example.org/s.js"></script>',
-        encoding="utf-8",
-    )
-    (tmp_path / "b.html").write_text('<p id="there"></p><img src="none.svg">', encoding="utf-8")
-    assert find_problems(tmp_path) == [
-        "a.html loads https://example.org/s.js",
-        "a.html links to none.html",
-        "a.html links to b.html#nowhere",
-        "b.html links to none.svg",
-    ]
 
 
 def test_files_outside_of_docs_become_pages(tmp_path: Path) -> None:

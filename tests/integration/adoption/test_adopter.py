@@ -36,6 +36,8 @@ from simplu_worker.transfers.adoption.adopter import (
 )
 from simplu_worker.transfers.adoption.plan import AdoptionChoices, AdoptionPlan, Duplicates
 
+pytestmark = pytest.mark.slow(0.2)
+
 PAGE = ROOT / "docs" / "adopting.md"
 CLINIC = ("clinic", "main")
 DASHED = ("9f0c-11", "x-2")  # of whose id the text does not say where it ends

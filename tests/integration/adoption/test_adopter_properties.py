@@ -22,6 +22,8 @@ from simplu_worker.shards.postgres.pool import ShardPool
 from simplu_worker.transfers.adoption.adopter import ADOPTION_TIMEOUTS, Adopter, _Step, _UnknownSources
 from simplu_worker.transfers.adoption.plan import AdoptionChoices, AdoptionPlan, Duplicates
 
+pytestmark = pytest.mark.slow(2.5)
+
 AS_BEGUN = """
 TRUNCATE resources RESTART IDENTITY;
 TRUNCATE simplu_adoption.resources, simplu_adoption_log.taken, simplu_adoption_log.changes, simplu_adoption_log.sources;

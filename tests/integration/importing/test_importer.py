@@ -40,6 +40,8 @@ from simplu_worker.transfers.importing.rules import IS_DUPLICATE, NO_TENANT, NOT
 from simplu_worker.transfers.importing.source import ImportSource, SourceRefusedError
 from simplu_worker.vocabulary import Absence
 
+slow = pytest.mark.slow(0.7)
+
 RESTAURANTS, ORDERS = 6, 10
 END_READERS = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -113,11 +115,18 @@ def report_of(result: ImportResult, name: str) -> TenantReport:
     return next(report for report in result.reports if report.name == name)
 
 
+@pytest.fixture(scope="session")
+def restaurants(postgres_server: PostgresServer) -> str:
+    """Give the name of the database that each test copies."""
+    asyncio.run(make_restaurants(postgres_server, "restaurants", restaurants=RESTAURANTS, orders=ORDERS))
+    return "restaurants"
+
+
 @pytest.fixture
-async def case(make_shard: ShardMaker, postgres_server: PostgresServer) -> AsyncIterator[Case]:
+async def case(make_shard: ShardMaker, postgres_server: PostgresServer, restaurants: str) -> AsyncIterator[Case]:
     """Give the restaurants, and two shards of which the first takes three tenants."""
     name = f"restaurants_{next(_numbers)}"
-    url = await make_restaurants(postgres_server, name, restaurants=RESTAURANTS, orders=ORDERS)
+    url = await postgres_server.create_database(name, template=restaurants)
     shards = [await make_shard("shard-1"), await make_shard("shard-2")]
     async with routed_shards(shards, tenants_per_shard=3) as routed:
         yield Case(url, routed, parse_mapping(mapping_text().encode(), is_json=False))
@@ -197,6 +206,7 @@ async def test_values_become_json_as_postgres_writes_it(case: Case) -> None:
     assert json.loads(found["analyticsEvents/1000002"]["data"])["duration"] == "00:00:02"
 
 
+@slow
 async def test_second_run_leaves_imported_tenants_alone(case: Case) -> None:
     """It prints the certificates again, and overwrites nothing that operations have written since."""
     first = await case.importer().apply()
@@ -256,6 +266,7 @@ async def test_rows_that_cannot_be_taken_are_listed_and_keep_their_tenant_back(c
     assert [row["size"] for row in long if row["size"]] == [100000]
 
 
+@slow
 async def test_rows_with_a_tombstone_are_left_and_counted_apart(case: Case) -> None:
     """They are no refusals."""
     await case.change_source("UPDATE products SET deleted_at = now() WHERE id % 100000 <= 3")
@@ -267,6 +278,7 @@ async def test_rows_with_a_tombstone_are_left_and_counted_apart(case: Case) -> N
     }
 
 
+@slow
 async def test_run_that_is_cancelled_is_continued_from_a_new_snapshot(case: Case) -> None:
     """Its tenants are held until then, and no row of the first snapshot stays."""
     first = asyncio.create_task(case.importer(max_rows_per_s=200).apply())
@@ -344,6 +356,7 @@ async def test_changes_are_followed_until_the_cut_over(case: Case) -> None:
     assert certificate.bytes > 1000
 
 
+@slow
 async def test_changes_that_cannot_be_followed_are_found_at_the_cut_over(case: Case) -> None:
     """A deletion without a tombstone, and a change without a change column: these tenants are copied again."""
     await follow(
@@ -424,6 +437,7 @@ async def changed_tenants(case: Case) -> set[str]:
     return {row["id"] for row in await case.fetch(sql)}
 
 
+@slow
 async def test_tenants_of_a_failed_shard_do_not_keep_the_others_from_being_followed(case: Case) -> None:
     """Each round names the error. Those that failed are followed from where they were left, also by the next run."""
     await case.importer().plan()
@@ -443,6 +457,7 @@ async def test_tenants_of_a_failed_shard_do_not_keep_the_others_from_being_follo
     assert await changed_tenants(case) == {f"{number}-main" for number in range(1, RESTAURANTS + 1)}
 
 
+@slow
 async def test_tenants_that_are_not_followed_are_named_when_following_begins(case: Case) -> None:
     """Not only in the report, which comes at the end."""
     await case.importer().plan()
@@ -462,6 +477,7 @@ async def test_tenants_that_are_not_followed_are_named_when_following_begins(cas
     assert (rounds[0].error or "").endswith("(the first of 3 tenants)")
 
 
+@slow
 async def test_tenant_with_a_row_that_the_source_cannot_return_does_not_keep_the_others_back(case: Case) -> None:
     """It is tried again in each round, and refused at the cut-over, which names the row."""
     result = await follow_beside(
@@ -479,6 +495,7 @@ async def test_tenant_with_a_row_that_the_source_cannot_return_does_not_keep_the
     assert (applied.pop("1 main"), set(applied.values())) == ("left", {"imported"})
 
 
+@slow
 async def test_shard_with_another_address_is_followed_there(case: Case, make_shard: ShardMaker) -> None:
     """A replica may take a shard's place while the source is followed; Citrus names its address."""
     pool = case.routed.pools.ensure_pool(next(iter(await case.routed.locator.list_shards())))
@@ -506,6 +523,7 @@ async def test_shard_with_another_address_is_followed_there(case: Case, make_sha
     assert await changed_tenants(case) == {f"{number}-main" for number in range(1, RESTAURANTS + 1)}
 
 
+@slow
 async def test_tenant_that_another_run_has_activated_is_not_followed_any_more(case: Case) -> None:
     """The others are, and the report names the one."""
     shard = "UPDATE imports SET token = gen_random_uuid() WHERE tenant_id = '2-main'"
@@ -519,6 +537,7 @@ async def test_tenant_that_another_run_has_activated_is_not_followed_any_more(ca
     assert "another run has taken over" in (report_of(result, "2 main").detail or "")
 
 
+@slow
 async def test_import_goes_on_where_the_clock_of_the_shard_has_gone_back(case: Case) -> None:
     """As after a failover to a replica with another clock: its tenants are continued, and then known as imported."""
     await follow(case, "SELECT 1")
@@ -535,6 +554,7 @@ async def test_import_goes_on_where_the_clock_of_the_shard_has_gone_back(case: C
     assert set(states(await case.importer().apply()).values()) == {"there"}
 
 
+@slow
 async def test_discard_deletes_the_tenants_that_are_not_active(case: Case) -> None:
     """With their rows and their journal; active ones stay, and a later import begins again."""
     await case.change_source("UPDATE themes SET updated_at = 'infinity' WHERE restaurant_id IN (2, 5)")
@@ -554,6 +574,7 @@ async def test_discard_deletes_the_tenants_that_are_not_active(case: Case) -> No
     assert set(states(await case.importer(leave_refused=True).apply()).values()) == {"imported", "there"}
 
 
+@slow
 async def test_each_tenant_is_imported_by_one_of_two_runs_at_once(case: Case) -> None:
     """The run that took it over last. The other one reports that, and writes no more; each tenant is whole."""
     first = asyncio.create_task(case.importer(max_rows_per_s=300).apply())
@@ -571,6 +592,7 @@ async def test_each_tenant_is_imported_by_one_of_two_runs_at_once(case: Case) ->
     assert {row["count"] for row in counts} == {row_count(1, ORDERS)}
 
 
+@slow
 async def test_tenant_that_a_shard_has_is_refused(case: Case) -> None:
     """Active, moved away, destroyed or incoming by a move: an import never mixes rows. Others are imported."""
     await case.importer().plan()  # opens the pools
@@ -591,6 +613,7 @@ async def test_tenant_that_a_shard_has_is_refused(case: Case) -> None:
     assert report_of(result, "3 main").detail == "shard shard-2 has it already, incoming"
 
 
+@slow
 async def test_another_database_of_the_same_name_is_another_source(case: Case) -> None:
     """Its tenants may have the same ids: those that are there are refused, and not taken for imported."""
     await case.importer().apply()
@@ -605,6 +628,7 @@ async def test_another_database_of_the_same_name_is_another_source(case: Case) -
     assert all(re.fullmatch(r"restaurants_\d+ of \d{10,}", row["source"]) for row in sources)
 
 
+@slow
 async def test_tenant_that_was_destroyed_and_made_again_is_not_taken_for_imported(case: Case) -> None:
     """Its rows are gone; the certificate is of the tenant before."""
     await case.importer().apply()
@@ -618,6 +642,7 @@ async def test_tenant_that_was_destroyed_and_made_again_is_not_taken_for_importe
     assert report_of(result, "2 main").state is ImportState.THERE
 
 
+@slow
 async def test_snapshot_is_that_of_the_beginning_for_all_tenants(case: Case) -> None:
     """A writer that was not stopped changes nothing of the import."""
     changed = False
@@ -636,6 +661,7 @@ async def test_snapshot_is_that_of_the_beginning_for_all_tenants(case: Case) -> 
     assert {report.rows for report in result.reports} == {row_count(1, ORDERS)}
 
 
+@slow
 async def test_changed_row_on_the_shard_is_noticed_by_the_checksum(case: Case) -> None:
     """A trigger of the shard's owner that changes documents: the tenant is not activated."""
     await case.importer().plan()
@@ -658,6 +684,7 @@ async def test_changed_row_on_the_shard_is_noticed_by_the_checksum(case: Case) -
     assert sorted(states(result).values()) == ["failed"] + ["imported"] * (RESTAURANTS - 1)
 
 
+@slow
 async def test_tenants_of_a_failed_shard_are_imported_by_the_next_run(case: Case) -> None:
     """The others are imported at once. While a shard is silent no tenant is made: it may have it."""
     await case.importer().plan()
@@ -703,6 +730,7 @@ async def test_tenants_whose_source_connection_breaks_are_imported_by_the_next_r
     assert [again[report.name] for report in failed] == ["imported"] * len(failed)
 
 
+@slow
 async def test_mapping_that_does_not_fit_is_refused_with_every_problem(case: Case) -> None:
     """Before anything is registered or made."""
     case.mapping = parse_mapping(
@@ -718,6 +746,7 @@ async def test_mapping_that_does_not_fit_is_refused_with_every_problem(case: Cas
     assert await case.fetch("SELECT id FROM tenants") == []
 
 
+@slow
 async def test_names_of_a_mapping_are_quoted(case: Case) -> None:
     """A table or column with any name is read, and is no SQL."""
     await case.change_source("""
@@ -740,6 +769,7 @@ async def test_names_of_a_mapping_are_quoted(case: Case) -> None:
     assert [json.loads(row["data"]) for row in rows] == [{'a "b': "x"}]
 
 
+@slow
 async def test_role_without_rights_is_refused(case: Case) -> None:
     """With the class and the code of the server's error."""
     await case.change_source("CREATE ROLE poor LOGIN PASSWORD 'poor'")
@@ -803,6 +833,7 @@ async def test_source_of_our_own_shape_needs_no_mapping(
     assert {"id": "clinic-main", "name": "settings", "data": '{"own": true}'} in rows
 
 
+@slow
 async def test_source_is_untouched(case: Case) -> None:
     """No table, no slot, no row: its write-ahead log does not even move by an import's transactions."""
     connection = await asyncpg.connect(case.url)

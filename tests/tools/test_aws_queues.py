@@ -1,20 +1,14 @@
-"""Queues, streams and tables have the names and the settings of the templates: on each page, in each manifest.
-
-A reader creates them by one page, and allows them by another: with other names the worker is refused.
-"""
+"""The queues that pages and `aws plan` create have the settings of the templates, which fit the worker's own rules."""
 
 from __future__ import annotations
 
 import json
 import re
 import shlex
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import botocore.session
-import pytest
 from support.aws.command_line import parse_arguments
 from support.aws_access.template_values import Template
 from support.aws_access.templates import TEMPLATES
@@ -25,31 +19,8 @@ from simplu_worker.commands.aws.plan_rules import AwsFacts, plan, source_queues
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.sqs.receive.redrive_rules import RedriveRules, parse_redrive_policy, redrive_problems
 
-DEPLOY = ROOT / "deploy"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-MANIFESTS = [
-    path
-    for folder in ("helm", "kubernetes", "prometheus", "systemd")
-    for path in sorted((DEPLOY / folder).rglob("*"))
-    if path.is_file()
-]
-NAME = r"([A-Za-z][\w.-]*)"
-NAMES = {
-    "stream": [rf"--stream-name[ =]{NAME}", rf"KINESIS_STREAM_NAME[=:] ?{NAME}", rf":stream/{NAME}"],
-    "queue": [
-        rf"--queue-name[ =]{NAME}",
-        rf"https://sqs\.[\w-]+\.amazonaws\.com/\d+/{NAME}",
-        rf"arn:aws:sqs:[\w-]+:\w+:{NAME}",
-        rf'\bqueue="{NAME}"',
-        rf"\bqueue: {NAME}[,}}]",
-    ],
-    "table": [
-        rf"--table-name[ =]{NAME}",
-        rf"(?:KINESIS_APPLICATION_NAME|DYNAMODB_BUSINESS_INFO_TABLE)[=:] ?{NAME}",
-        rf":table/{NAME}",
-    ],
-}
-# On this page the stream, its lease table and the dead-letter queue are new ones of another name.
+# On this page the dead-letter queue is a new one of another name.
 OTHER_NAMES = {"region-loss.md": re.compile(r"-2$")}
 REDRIVE = ("RedrivePolicy",)
 _ARNS = {f"{name}RedriveQueue.Arn": "" for name in ("Control", "Order")}
@@ -69,27 +40,6 @@ def text_of(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def template_names() -> dict[str, set[str]]:
-    """Return the names of the templates, by kind; the KCL's other tables have that of the lease table in theirs."""
-    template = Template(TEMPLATES / "data.yaml", _ARNS)
-    by_id = {name: one["TableName"] for name, one in template.resources("AWS::DynamoDB::Table").items()}
-    tables, leases = {*by_id.values()}, by_id["LeaseTable"]
-    of_kcl = {f"{leases}-{what}" for what in ("CoordinatorState", "WorkerMetricStats")}
-    streams = {one["Name"] for one in template.resources("AWS::Kinesis::Stream").values()}
-    return {"stream": streams, "queue": {*template_queues()}, "table": tables | of_kcl}
-
-
-def other_names(text: str, known: Mapping[str, set[str]]) -> set[str]:
-    """Return the names in *text* that are not among the *known* ones of their kind."""
-    return {
-        found
-        for kind, patterns in NAMES.items()
-        for pattern in patterns
-        for found in re.findall(pattern, text)
-        if found not in known[kind]
-    }
-
-
 def created_queues(text: str) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield the name and the attributes of each queue that commands of the AWS CLI in *text* create."""
     model = botocore.session.get_session().get_service_model("sqs")
@@ -104,44 +54,6 @@ def commands_in(text: str, prefix: str) -> Iterator[list[str]]:
     """Yield the words of each command in *text* that begins with *prefix*; what is quoted may have several lines."""
     for found in re.finditer(rf"(?m)^{prefix} (?:'[^']*'|[^'\n])*$", text):
         yield shlex.split(found[0])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("path", [*PAGES, *MANIFESTS], ids=lambda path: str(path.relative_to(ROOT)))
-def test_names_are_those_of_the_templates(path: Path) -> None:
-    """Of streams, queues and tables, in commands, variables, policies and addresses."""
-    found = other_names(path.read_text(encoding="utf-8"), template_names())
-    suffix = OTHER_NAMES.get(path.name, re.compile(r"$^"))
-    assert {suffix.sub("", name) for name in found} <= set().union(*template_names().values())
-
-
-def test_other_names_are_found() -> None:
-    """The check above has teeth, wherever a name is."""
-    text = (
-        "aws kinesis create-stream --stream-name operations\naws sqs create-queue --queue-name shard-creation\n"
-        "KINESIS_APPLICATION_NAME=resources-worker\nKINESIS_STREAM_NAME: records\n{severity: warning, queue: unknown}\n"
-        '"arn:aws:sqs:REGION:ACCOUNT:letters"\nSQS_X: https://sqs.eu-central-1.amazonaws.com/000000000000/dead-letters\n'
-        'simplu_sqs_queue_depth{queue="orders"}\narn:aws:dynamodb:REGION:ACCOUNT:table/leases\n'
-    )
-    assert other_names(text, template_names()) == {
-        *(
-            "operations",
-            "shard-creation",
-            "resources-worker",
-            "records",
-            "letters",
-            "dead-letters",
-            "orders",
-            "leases",
-            "unknown",
-        )
-    }
-    assert len({name for path in [*PAGES, *MANIFESTS] for name in names_in(path)}) > 5
-
-
-def names_in(path: Path) -> set[str]:
-    """Return all names in a file."""
-    return other_names(path.read_text(encoding="utf-8"), defaultdict(set))
 
 
 def test_queues_that_pages_create_are_those_of_the_template() -> None:
