@@ -45,7 +45,6 @@ from benchmarks.throughput.testbed import FOLDER, BenchmarkServers, run_servers
 from benchmarks.throughput.watching import measure_watching
 
 ROOT = FOLDER.parents[1]
-LANES_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
 PAGE = ROOT / "docs" / "performance.md"
 PARTS = ("mixes", "rates", "more", "low", "orders")
 MIX_ROUNDS, MIX_SECONDS, MIX_RECORDS = 2, 3.0, 150_000
@@ -84,7 +83,6 @@ def main() -> None:
     parser.add_argument(
         "--beside", type=Path, metavar="FOLDER", help="a checkout with another worker, for the mixes and few records"
     )
-    parser.add_argument("--lanes-python", default=str(LANES_PYTHON), help="a Python with async-kinesis")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     parser.add_argument(
         "--write",
@@ -183,7 +181,6 @@ async def measure_mixes(
                         kinesis,
                         records=results.mix_records,
                         seconds=results.mix_seconds,
-                        lanes_python="",
                         round_number=number_of_round,
                         mix=mix,
                         checkout=checkout,
@@ -280,7 +277,6 @@ async def measure_rates(
                     kinesis[cell.stream_shards],
                     records=arguments.records,
                     seconds=arguments.seconds,
-                    lanes_python=arguments.lanes_python,
                     round_number=number_of_round,
                 )
                 if (one := await measure_cell(runner, cell, results, console)) is None:
