@@ -6,8 +6,9 @@ import re
 import subprocess
 import sys
 import tomllib
+import venv
 from collections.abc import Iterable
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ PLATFORMS = {
 } | {"macos_arm64": list(mac_platforms((14, 0), "arm64"))}
 PYTHONS = ((3, 11), (3, 12), (3, 13))
 LATER = ((3, 14),)  # the worker alone: not all tools of development have wheels for it
-LOCKS = ("dev", "uv", "tools", "ministack", "bench", "mutants", "fuzz", "build", "worker")  # dev has worker's too
+LOCKS = sorted(path.stem for path in (ROOT / "requirements").glob("*.txt"))
 
 
 def tags_of(platform: str, python: tuple[int, int]) -> set[Tag]:
@@ -87,6 +88,18 @@ def test_pins_have_a_wheel_for_each_system_and_python(lock: str) -> None:
         if (names := missing(pinned_wheels(asked_for(packages, platform, python), hashes), tags_of(platform, python)))
     }
     assert wanting == {}
+
+
+@pytest.mark.slow(20)
+def test_old_pip_takes_the_pins(tmp_path: Path) -> None:
+    """Where uv cannot install, pip can. That of Python 3.11 wants each extra in the pin of its package."""
+    venv.create(tmp_path, with_pip=True)
+    command = [f"{tmp_path}/bin/pip", "install", "--dry-run", "--require-hashes", "--only-binary", ":all:"]
+    command += ["-r", f"{ROOT}/requirements/dev.txt"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        require_package_index(done.stderr)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
