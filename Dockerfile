@@ -2,19 +2,17 @@
 
 FROM python:3.12-slim AS build
 WORKDIR /src
-COPY requirements/build.txt requirements/worker.txt requirements/
+COPY requirements/image.txt requirements/worker.txt requirements/
 # The environment has no pip of its own: the image's pip installs into it, and does not leave this stage.
 RUN python -m venv --without-pip /opt/simplu-worker \
     && pip --python /opt/simplu-worker/bin/python install --no-cache-dir --require-hashes --only-binary :all: \
         -r requirements/worker.txt \
-    && pip install --no-cache-dir --require-hashes --only-binary :all: -r requirements/build.txt
+    && pip install --no-cache-dir --require-hashes --only-binary :all: -r requirements/image.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY simplu_worker simplu_worker
-COPY deploy/container/sbom.py ./
-# The bill of materials: all that is installed, compared with the lock file.
 RUN pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /dist . \
     && pip --python /opt/simplu-worker/bin/python install --no-cache-dir --no-deps --no-index /dist/*.whl \
-    && python sbom.py requirements/worker.txt /opt/simplu-worker > /opt/simplu-worker/sbom.cdx.json
+    && cyclonedx-py environment --output-reproducible -o /opt/simplu-worker/sbom.cdx.json /opt/simplu-worker
 
 FROM python:3.12-slim
 ARG VERSION=unknown

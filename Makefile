@@ -44,7 +44,7 @@ fuzz: ## Send made-up inputs to all that parses what comes from outside; ARGS="-
 setup: ## Make .venv with everything for development
 	@$(RUN) setup
 
-tools: ## Make .venv-tools with uv and the checkers of deploy/, and .venv-ministack
+tools: ## Make .venv-tools, with checkers of deploy/, HTTP and SQS
 	@$(RUN) tools
 
 site: ## Build the documentation site into site/, and check its links
@@ -53,7 +53,7 @@ site: ## Build the documentation site into site/, and check its links
 peers: ## Build the programs of other vendors that tests/peers runs
 	@$(RUN) peers $(ARGS)
 
-audit: ## Compare the pins with the advisories of the package index; ARGS="--database FOLDER" with a copy of them
+audit: ## Look for advisories about the pins
 	@$(RUN) audit $(ARGS)
 
 lock: ## Compile requirements/*.txt again

@@ -20,6 +20,7 @@ import pytest
 from support import selection
 from support.aws.endpoints import CREDENTIALS, empty_moto, running_moto
 from support.leaks import LeakDetector
+from support.memory_folder import use_memory
 from support.postgres.databases import SHARD_ID, ShardMaker, Shelf, copy_shard, make_template
 from support.postgres.tenant_cases import TenantCase, add_tenant
 from support.requires import require
@@ -64,6 +65,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     for name in VARIABLES.keys() - {"LOG_LEVEL"}:
         os.environ.pop(name, None)
+    use_memory()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # programs are started by the hundred
     if INITIAL_DATA_VARIABLE not in os.environ:  # the processes of xdist inherit it
         folder = tempfile.mkdtemp(prefix="simplu-data-")
         os.environ[INITIAL_DATA_VARIABLE] = folder

@@ -46,7 +46,6 @@ from benchmarks.throughput.testbed import FOLDER, BenchmarkServers, run_servers
 from benchmarks.throughput.watching import measure_watching
 
 ROOT = FOLDER.parents[1]
-LANES_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
 PAGE = ROOT / "docs" / "performance.md"
 MIX_RATIO_HEAD = ("this ÷ another worker", "the other", "records/s", "worker", "Postgres", "WAL", "disk")
 PARTS = ("mixes", "rates", "more", "low", "orders")
@@ -82,7 +81,6 @@ def main() -> None:
     parser.add_argument(
         "--beside", type=Path, metavar="FOLDER", help="a checkout with another worker, for the mixes and few records"
     )
-    parser.add_argument("--lanes-python", default=str(LANES_PYTHON), help="a Python with async-kinesis")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     parser.add_argument(
         "--write",
@@ -181,7 +179,6 @@ async def measure_mixes(
                         kinesis,
                         records=results.mix_records,
                         seconds=results.mix_seconds,
-                        lanes_python="",
                         round_number=number_of_round,
                         mix=mix,
                         checkout=checkout,
@@ -278,7 +275,6 @@ async def measure_rates(
                     kinesis[cell.stream_shards],
                     records=arguments.records,
                     seconds=arguments.seconds,
-                    lanes_python=arguments.lanes_python,
                     round_number=number_of_round,
                 )
                 if (one := await measure_cell(runner, cell, results, console)) is None:

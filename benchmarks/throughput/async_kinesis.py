@@ -1,6 +1,6 @@
-"""A contender of the throughput benchmark: async-kinesis, with one transaction a record. Runs in its own environment.
+"""A contender of the throughput benchmark: async-kinesis, with one transaction a record.
 
-    .venv-bench/bin/python benchmarks/throughput/async_kinesis.py --kinesis-url URL --postgres-urls URL… --form lanes
+    .venv/bin/python benchmarks/throughput/async_kinesis.py --kinesis-url URL --postgres-urls URL… --form lanes
 
 Three forms: `read` does nothing with a record; `sequence` applies each in one transaction before it reads the next;
 `lanes` distributes them by tenant and type to 64 lanes, which keep their order, over a pool of 10 connections a

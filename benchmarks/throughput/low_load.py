@@ -44,7 +44,7 @@ async def measure_low_load(
     async with (
         servers.run_kinesis(0, STREAM_SHARDS) as kinesis,
         servers.make_databases(SHARDS, commit="on") as databases,
-        run_clients(Contender.WORKER, servers, kinesis.url, databases, "", checkout) as clients,
+        run_clients(Contender.WORKER, servers, kinesis.url, databases, checkout) as clients,
     ):
         load = list(mixed_records(int(RATE * (LATENCY_SETTLE_S + seconds)), servers.tenants))
         settling = int(RATE * LATENCY_SETTLE_S)

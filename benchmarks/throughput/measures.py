@@ -71,7 +71,7 @@ async def measure_latency(
     async with (
         servers.run_kinesis(0, stream_shards) as kinesis,
         servers.make_databases(1, commit="on") as databases,
-        run_clients(Contender.WORKER, servers, kinesis.url, databases, "") as clients,
+        run_clients(Contender.WORKER, servers, kinesis.url, databases) as clients,
     ):
         load = list(make_records(int(rate * (LATENCY_SETTLE_S + seconds)), servers.tenants, run="l"))
         settling = int(rate * LATENCY_SETTLE_S)
@@ -128,9 +128,7 @@ async def measure_pair(
     order = [Contender.WORKER, Contender.TWO_WORKERS]
     for contender in order if round_number % 2 else reversed(order):
         async with servers.run_kinesis(records_count, stream_shards, "--fill-later") as kinesis:
-            runner = Runner(
-                servers, kinesis, records=records_count, seconds=seconds, lanes_python="", round_number=round_number
-            )
+            runner = Runner(servers, kinesis, records=records_count, seconds=seconds, round_number=round_number)
 
             async def begin(application: str, clients: Clients, contender: Contender = contender) -> None:
                 await _wait_until_balanced(

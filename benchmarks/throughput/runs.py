@@ -236,13 +236,12 @@ async def run_clients(
     servers: BenchmarkServers,
     kinesis_url: str,
     databases: RunDatabases,
-    lanes_python: str,
     checkout: Checkout = OURS_HERE,
 ) -> AsyncIterator[Clients]:
     """Run the processes of a contender."""
     processes, log_paths, application = [], [], ""
     try:
-        for command, env in client_commands(contender, servers, kinesis_url, databases, lanes_python):
+        for command, env in client_commands(contender, servers, kinesis_url, databases):
             log_paths.append(servers.group.directory / f"client-{servers.next_number()}.log")
             application = env.get("KINESIS_APPLICATION_NAME", "")
             processes.append(servers.group.spawn(command, log_path=log_paths[-1], env=env | checkout.variables))
@@ -254,7 +253,7 @@ async def run_clients(
 
 
 def client_commands(
-    contender: Contender, servers: BenchmarkServers, kinesis_url: str, databases: RunDatabases, lanes_python: str
+    contender: Contender, servers: BenchmarkServers, kinesis_url: str, databases: RunDatabases
 ) -> list[tuple[list[str], dict[str, str]]]:
     """Return the commands of a contender, each with its environment."""
     own = inherited_env()
@@ -268,7 +267,7 @@ def client_commands(
         return [([*program, *stream], own)]
     form = {Contender.LANES: "lanes", Contender.SEQUENCE: "sequence", Contender.READ: "read"}[contender]
     urls = [shard.connection_string for shard in databases.shard_map.shards]
-    program = [lanes_python, "-P", str(FOLDER / "async_kinesis.py"), "--form", form, "--postgres-urls", *urls]
+    program = [sys.executable, "-P", str(FOLDER / "async_kinesis.py"), "--form", form, "--postgres-urls", *urls]
     return [([*program, *stream], own | CREDENTIALS)]
 
 
@@ -290,7 +289,6 @@ class Runner:
         *,
         records: int,
         seconds: float,
-        lanes_python: str,
         round_number: int,
         mix: Mix | None = None,
         checkout: Checkout = OURS_HERE,
@@ -302,7 +300,6 @@ class Runner:
         self._url = kinesis.url
         self._records = records
         self._seconds = seconds
-        self._lanes_python = lanes_python
         self._round = round_number
 
     async def measure(self, cell: Cell, *, begin: OnStarted | None = None) -> Run:
@@ -314,9 +311,7 @@ class Runner:
         async with (
             self._servers.make_databases(cell.shards, commit=cell.commit) as databases,
             self._fill(databases),
-            run_clients(
-                cell.contender, self._servers, self._url, databases, self._lanes_python, self._checkout
-            ) as clients,
+            run_clients(cell.contender, self._servers, self._url, databases, self._checkout) as clients,
         ):
             if begin is not None:
                 await begin(clients.application, clients)

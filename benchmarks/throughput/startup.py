@@ -119,7 +119,7 @@ async def measure_idle(servers: BenchmarkServers, *, seconds: float, stream_shar
     They run one after the other.
     """
     async with servers.run_kinesis(0, stream_shards) as kinesis, servers.make_databases(1, commit="on") as databases:
-        async with run_clients(Contender.WORKER, servers, kinesis.url, databases, "") as clients:
+        async with run_clients(Contender.WORKER, servers, kinesis.url, databases) as clients:
             worker = await measure_rest(servers, clients, seconds)
         async with _run_plain_polls(servers, kinesis.url) as clients:
             plain = await measure_rest(servers, clients, seconds)

@@ -55,7 +55,7 @@ async def measure_watching(
     async with (
         servers.run_kinesis(0, STREAM_SHARDS) as kinesis,
         servers.make_databases(1, commit="on") as databases,
-        run_clients(Contender.WORKER, servers, kinesis.url, databases, "") as clients,
+        run_clients(Contender.WORKER, servers, kinesis.url, databases) as clients,
     ):
         for _ in range(rounds):
             alone = await measure_rest(servers, clients, idle_s)
@@ -65,9 +65,7 @@ async def measure_watching(
     pairs = []
     async with servers.run_kinesis(records, STREAM_SHARDS) as kinesis:
         for number_of_round in range(1, rounds + 1):
-            runner = Runner(
-                servers, kinesis, records=records, seconds=seconds, lanes_python="", round_number=number_of_round
-            )
+            runner = Runner(servers, kinesis, records=records, seconds=seconds, round_number=number_of_round)
             pairs.append(await _measure_pair(runner))
     return WatchFigures(STREAM_SHARDS, idle_cores, pairs)
 

@@ -107,7 +107,7 @@ def _hang(*_: object) -> None:
 
 def run_coverage(name: str, *, until: float, number: int, found: Path, corpus: Path | None) -> None:
     """Check inputs that atheris finds; does not return. A failing one is in *found*."""
-    import atheris  # it is in .venv-fuzz alone
+    import atheris  # `make fuzz` installs it, on Linux on x86_64
 
     silence()
     with atheris.instrument_imports(include=["simplu_worker"]):

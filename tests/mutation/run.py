@@ -205,6 +205,7 @@ def main() -> None:
     parser.add_argument("--max-children", type=int, default=os.cpu_count() or 1)
     arguments: Any = parser.parse_args()
     os.chdir(ROOT)
+    os.environ["CI"] = "1"  # hypothesis then tries the same examples in each run
     modules = pure_modules()
     chosen = chosen_modules(arguments.modules, modules)
     if not chosen:

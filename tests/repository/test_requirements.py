@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 from support.requires import ROOT
 
 FILES = sorted((ROOT / "requirements").glob("*.txt"), key=lambda path: path.name)
-PIN = re.compile(r"(?P<name>[a-z0-9.-]+)==(?P<version>[^ ]+)(?: ; [^\\]+)?")
+PIN = re.compile(r"(?P<name>[a-z0-9.-]+)(?:\[[a-z0-9,-]+\])?==(?P<version>[^ ]+)(?: ; [^\\]+)?")
 HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 
 
@@ -32,12 +32,14 @@ def pins(path: Path) -> dict[str, tuple[str, list[str]]]:
 def wanted() -> dict[str, list[str]]:
     """Return by lock file what pyproject.toml wants in it."""
     project: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    groups: dict[str, list[str]] = project["dependency-groups"]
+    groups: dict[str, list[Any]] = project["dependency-groups"]
     extras: dict[str, list[str]] = project["project"]["optional-dependencies"]
-    worker: list[str] = project["project"]["dependencies"] + extras["cache"]
+    worker: list[str] = project["project"]["dependencies"] + extras["cache"] + extras["tracing"]
     embedded: dict[str, Any] = tomllib.loads((ROOT / "simplu_local" / "pyproject.toml").read_text())["project"]
     local = worker + embedded["dependencies"] + groups["build"]
-    return {"worker": worker, "local": local, "dev": local + groups["test"] + groups["lint"], "build": groups["build"]}
+    dev = local + groups["test"] + groups["lint"] + groups["measure"]
+    image = groups["build"] + [one for one in groups["image"] if isinstance(one, str)]
+    return {"worker": worker, "local": local, "dev": dev, "image": image}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

@@ -6,8 +6,9 @@ import re
 import subprocess
 import sys
 import tomllib
+import venv
 from collections.abc import Iterable
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ PLATFORMS = {
 } | {"macos_arm64": list(mac_platforms((14, 0), "arm64"))}
 PYTHONS = ((3, 11), (3, 12), (3, 13))
 LATER = ((3, 14),)  # the worker alone: not all tools of development have wheels for it
-LOCKS = ("dev", "uv", "tools", "ministack", "bench", "mutants", "fuzz", "build", "worker")  # dev has worker's too
+LOCKS = sorted(path.stem for path in (ROOT / "requirements").glob("*.txt"))
 
 
 def tags_of(platform: str, python: tuple[int, int]) -> set[Tag]:
@@ -87,3 +88,33 @@ def test_pins_have_a_wheel_for_each_system_and_python(lock: str) -> None:
         if (names := missing(pinned_wheels(asked_for(packages, platform, python), hashes), tags_of(platform, python)))
     }
     assert wanting == {}
+
+
+@pytest.mark.slow(20)
+def test_old_pip_takes_the_pins(tmp_path: Path) -> None:
+    """Where uv cannot install, pip can. That of Python 3.11 wants each extra in the pin of its package."""
+    venv.create(tmp_path, with_pip=True)
+    command = [f"{tmp_path}/bin/pip", "install", "--dry-run", "--require-hashes", "--only-binary", ":all:"]
+    command += ["-r", f"{ROOT}/requirements/dev.txt"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        require_package_index(done.stderr)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("wheel", "platform", "python", "expected"),
+    [
+        ("a-1-py3-none-any.whl", "aarch64", (3, 13), []),
+        ("a-1-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl", "x86_64", (3, 11), []),
+        ("a-1-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl", "x86_64", (3, 12), ["a"]),
+        ("a-1-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl", "aarch64", (3, 11), ["a"]),
+        ("a-1-cp39-abi3-macosx_11_0_arm64.whl", "macos_arm64", (3, 13), []),
+        ("a-1-cp313-cp313-macosx_15_0_arm64.whl", "macos_arm64", (3, 13), ["a"]),
+    ],
+)
+def test_missing_names_packages_without_a_wheel(
+    wheel: str, platform: str, python: tuple[int, int], expected: list[str]
+) -> None:
+    """A wheel counts only for the systems and Pythons in its name."""
+    assert missing({"a": [wheel]}, tags_of(platform, python)) == expected

@@ -1,31 +1,52 @@
-"""run.py finds a Python that really runs, says so, and installs only when something changed."""
+"""run.py finds a Python that really runs, and has uv install when something changed, and only then."""
 
 from __future__ import annotations
 
 import ast
-import contextlib
+import fcntl
 import importlib.util
-import json
+import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from support.requires import ROOT
 
+# In place of uv: it notes its certificates and arguments, and makes environments whose Python and programs say nothing.
+UV = """#!/bin/sh
+echo "$UV_SYSTEM_CERTS $*" >>"$CALLS"
+if [ "$1" = venv ]; then
+    for last; do :; done
+    mkdir -p "$last/bin" && cd "$last/bin"
+    printf '#!/bin/sh\\ncase $1 in -c) echo "$PYTHON_INSIDE";; *) echo "python $*" >>"$CALLS";; esac\\n' >python
+    printf '#!/bin/sh\\necho "demo $*"\\n' >simplu-worker
+    chmod +x python simplu-worker
+else
+    exit "$PIP_STATUS"
+fi
+"""
+
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Load a copy of run.py that works on a small project in a folder of its own."""
-    folder = tmp_path / "project"
+def project(tmp_path: Path) -> Path:
+    """Give a small project with a copy of run.py, in a folder with a space."""
+    folder = tmp_path / "new comer"
     (folder / "requirements").mkdir(parents=True)
-    for name in ("dev", "local", "tools"):
+    for name in ("uv", "dev", "local", "tools"):
         (folder / "requirements" / f"{name}.txt").write_text(f"# {name}\n")
     (folder / "pyproject.toml").write_text("# project\n")
-    script = folder / "run.py"
-    script.write_bytes((ROOT / "run.py").read_bytes())
-    spec = importlib.util.spec_from_file_location("run_in_a_copy", script)
+    shutil.copy2(ROOT / "run.py", folder)
+    return folder
+
+
+@pytest.fixture
+def script(project: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Load the copy of run.py."""
+    spec = importlib.util.spec_from_file_location("run_in_a_copy", project / "run.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -34,200 +55,158 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
-def shim(folder: Path, name: str, *, says: str = "", exit_status: int = 0) -> Path:
-    """Put an executable *name* into *folder* that prints *says*, as an interpreter would when asked what it is."""
-    folder.mkdir(exist_ok=True)
-    path = folder / name
+def shim(path: Path, *, says: str = "", exit_status: int = 0) -> str:
+    """Make *path* an executable that prints *says*, as an interpreter would when asked what it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"#!/bin/sh\necho '{says}'\nexit {exit_status}\n")
     path.chmod(0o755)
-    return path
+    return str(path)
 
 
-def answer(minor: int, *, makes_venvs: bool = True) -> str:
-    """Return what a Python 3.*minor* says to the probe."""
-    return json.dumps([[3, minor, 1], makes_venvs, True])
+class Shell:
+    """Runs the script of *project* with the stand-in for uv on the PATH."""
+
+    def __init__(self, project: Path) -> None:
+        folder = project.parent / "bin"
+        folder.mkdir()
+        (folder / "uv").write_text(UV)
+        (folder / "uv").chmod(0o755)
+        self._project = project
+        self._calls = project.parent / "calls"
+        self.environ = {"PATH": f"{folder}:/usr/bin:/bin", "CALLS": str(self._calls), "PIP_STATUS": "0"}
+        self.environ["PYTHON_INSIDE"] = "3.12"
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start the script."""
+        command = [sys.executable, str(self._project / "run.py"), *arguments]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, env=self.environ, cwd="/", stdout=pipe, stderr=pipe, text=True)
+
+    def run(self, *arguments: str) -> tuple[int, str, list[str]]:
+        """Run the script; return its status, what it printed, and the calls of uv and of the Python of `.venv`."""
+        self._calls.write_text("")
+        process = self.start(*arguments)
+        out, _ = process.communicate(timeout=60)
+        return process.returncode, out, self.calls()
+
+    def calls(self) -> list[str]:
+        """Return the calls since the last run began."""
+        return self._calls.read_text().splitlines()
 
 
-def test_choice_passes_over_a_shim_that_fails(run: ModuleType, tmp_path: Path) -> None:
-    """A python3.13 that is there and does not run is named, and the next one that runs is taken."""
-    shim(tmp_path / "bin", "python3.13", exit_status=127)
-    expected = shim(tmp_path / "bin", "python3.12", says=answer(12))
-    choice = run.choose_python(str(tmp_path / "bin"), sys.executable, have_uv=False)
-    assert choice.python.path == str(expected)
-    assert choice.looked == [f"python3.13 does not run ({tmp_path / 'bin' / 'python3.13'})"]
+@pytest.fixture
+def shell(project: Path) -> Shell:
+    """Give what runs the script."""
+    return Shell(project)
 
 
-def test_choice_looks_behind_a_shim_on_the_path(run: ModuleType, tmp_path: Path) -> None:
-    """A shim does not hide the same name further down the PATH."""
-    shim(tmp_path / "shims", "python3.13", exit_status=127)
-    expected = shim(tmp_path / "bin", "python3.13", says=answer(13))
-    choice = run.choose_python(f"{tmp_path / 'shims'}:{tmp_path / 'bin'}", sys.executable, have_uv=False)
-    assert choice.python.path == str(expected)
-
-
-def test_choice_prefers_the_newest(run: ModuleType, tmp_path: Path) -> None:
-    """The order is 3.13, 3.12, 3.11, whatever the order on the PATH."""
-    shim(tmp_path / "a", "python3.11", says=answer(11))
-    expected = shim(tmp_path / "b", "python3.13", says=answer(13))
-    choice = run.choose_python(f"{tmp_path / 'a'}:{tmp_path / 'b'}", sys.executable, have_uv=False)
-    assert choice.python.path == str(expected)
-
-
-def test_choice_falls_back_to_the_running_one(run: ModuleType, tmp_path: Path) -> None:
-    """Without any of the names the interpreter that runs the script is taken when it is new enough."""
-    choice = run.choose_python(str(tmp_path), sys.executable, have_uv=False)
-    assert choice.python.path == sys.executable
-    assert choice.looked == ["python3.13 not found", "python3.12 not found", "python3.11 not found"]
-
-
-def test_choice_is_none_when_all_are_too_old(run: ModuleType, tmp_path: Path) -> None:
-    """A running 3.9 is named with its version, and the advice says what to install."""
-    old = shim(tmp_path / "bin", "python3", says=answer(9))
-    choice = run.choose_python(str(tmp_path / "bin"), str(old), have_uv=False)
-    assert choice.python is None
-    assert choice.looked[-1] == f"the running one is 3.9.1 ({old})"
-    assert "apt-get install python3 python3-venv" in run.how_to_install(choice.lacks_venv)
-
-
-@pytest.mark.parametrize(("have_uv", "expected"), [(False, "python3.11"), (True, "python3.12")])
-def test_choice_needs_ensurepip_unless_uv_is_here(
-    run: ModuleType, tmp_path: Path, *, have_uv: bool, expected: str
-) -> None:
-    """Debian's python3 without python3-venv cannot make an environment: the next one may, and uv can."""
-    shim(tmp_path / "bin", "python3.12", says=answer(12, makes_venvs=False))
-    shim(tmp_path / "bin", "python3.11", says=answer(11))
-    choice = run.choose_python(str(tmp_path / "bin"), sys.executable, have_uv=have_uv)
-    assert Path(choice.python.path).name == expected
-
-
-def test_choice_without_venv_says_which_package(run: ModuleType, tmp_path: Path) -> None:
-    """When only venv is missing, the advice is python3-venv and not another Python."""
-    only = shim(tmp_path / "bin", "python3.12", says=answer(12, makes_venvs=False))
-    choice = run.choose_python(str(tmp_path / "bin"), str(only), have_uv=False)
-    assert choice.python is None
-    assert "apt-get install python3-venv (or python3.12-venv" in run.how_to_install(choice.lacks_venv)
-
-
-def test_choice_never_is_our_own_environment(run: ModuleType, tmp_path: Path) -> None:
-    """With .venv activated its python3.13 comes first on the PATH, and may be about to be removed."""
-    own = Path(run.VENV) / "bin"
-    own.mkdir(parents=True)
-    shim(own, "python3.13", says=answer(13))
-    expected = shim(tmp_path / "bin", "python3.13", says=answer(13))
-    choice = run.choose_python(f"{own}:{tmp_path / 'bin'}", sys.executable, have_uv=False)
-    assert choice.python.path == str(expected)
-
-
-def test_script_ends_with_advice_when_no_python_suits(run: ModuleType, tmp_path: Path) -> None:
-    """The whole script, on a PATH of failing shims and run by a Python too old: exit 1, what it saw, what to do."""
-    shim(tmp_path / "bin", "python3.13", exit_status=127)
-    code = "import run, sys; run.OLDEST = (4, 0); run.main(['run.py', 'demo'])"
-    environ = {"PATH": str(tmp_path / "bin"), "LC_ALL": "C.UTF-8"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=run.ROOT, env=environ, capture_output=True, text=True, check=False
-    )
-    lines = done.stderr.splitlines()
-    assert done.returncode == 1
-    assert lines[0].startswith("Looked for Python: python3.13 does not run (")
-    assert "python3.12 not found; python3.11 not found; the running one is 3." in lines[0]
-    assert lines[1].startswith("simplu-worker needs Python 3.11 or newer. Install one")
+def installed(calls: Sequence[str]) -> list[str]:
+    """Return what *calls* of uv installed: the last word of each."""
+    return [call.split()[-1] for call in calls if call.startswith("1 pip install ")]
 
 
 @pytest.mark.parametrize(
-    ("installed", "wanted", "expected"),
-    [("", "local", "local"), ("local", "local", "local"), ("dev", "local", "dev"), ("local", "dev", "dev")],
-)
-def test_wanted_set_never_shrinks(run: ModuleType, installed: str, wanted: str, expected: str) -> None:
-    """`dev` contains `local`: a demo after a test installs nothing, and takes nothing away."""
-    assert run.wanted_set(wanted, {"requirements": installed}) == expected
-
-
-def test_digest_changes_with_what_it_covers(run: ModuleType) -> None:
-    """The digest follows the pins and pyproject.toml, and nothing else."""
-    before = run.digest("dev")
-    (Path(run.ROOT) / "requirements" / "local.txt").write_text("# changed\n")
-    assert run.digest("dev") == before
-    (Path(run.ROOT) / "requirements" / "dev.txt").write_text("# changed\n")
-    after_pins = run.digest("dev")
-    (Path(run.ROOT) / "pyproject.toml").write_text("# changed\n")
-    assert len({before, after_pins, run.digest("dev")}) == 3
-
-
-@pytest.mark.parametrize("text", [None, "", "{", "[]", "null"])
-def test_stamp_is_empty_when_unreadable(run: ModuleType, tmp_path: Path, text: str | None) -> None:
-    """An environment without a whole stamp counts as not installed."""
-    if text is not None:
-        (tmp_path / run.STAMP).write_text(text)
-    assert run.read_stamp(str(tmp_path)) == {}
-
-
-def test_stamp_is_read_as_written(run: ModuleType, tmp_path: Path) -> None:
-    """What was written comes back."""
-    stamp = {"requirements": "dev", "folder": "/somewhere", "digest": "12"}
-    run.write_stamp(str(tmp_path), stamp)
-    assert run.read_stamp(str(tmp_path)) == stamp
-
-
-@pytest.mark.parametrize(
-    ("inside", "folder", "expected"),
+    ("there", "expected"),
     [
-        (answer(12), None, True),
-        (answer(11), None, False),
-        ("", None, False),
-        (answer(12), "/elsewhere", False),
+        ({"a/python3.13": 127, "a/python3.12": 0}, "a/python3.12"),
+        ({"a/python3.13": 127, "b/python3.13": 0}, "b/python3.13"),
+        ({"a/python3.11": 0, "b/python3.13": 0}, "b/python3.13"),
+        ({"new comer/.venv/bin/python3.13": 0, "b/python3.12": 0}, "b/python3.12"),
+        ({}, os.path.realpath(sys.executable)),
     ],
-    ids=["the same Python", "another Python", "does not run", "moved with its folder"],
+    ids=["one that fails is passed over", "and hides no other", "the newest", "not our own", "else the running one"],
 )
-def test_environment_is_usable_only_as_it_was_made(
-    run: ModuleType, tmp_path: Path, inside: str, folder: str | None, *, expected: bool
+def test_choice_is_of_the_pythons_that_run(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: dict[str, int], expected: str
 ) -> None:
-    """An environment is made anew when it is broken, of another Python, or carried here from another folder."""
-    (tmp_path / "venv").mkdir()
-    shim(tmp_path / "venv" / "bin", "python", says=inside)
-    python = run.Python("python3.12", (3, 12, 1), makes_venvs=True, has_pip=True)
-    stamp = {} if folder is None else {"folder": folder}
-    assert run.usable(str(tmp_path / "venv"), python, stamp, have_uv=False) is expected
+    """By the newest name, whatever the order on the PATH; shims of version managers are there and do not run."""
+    for path, status in there.items():
+        shim(tmp_path / path, says="3.12", exit_status=status)
+    monkeypatch.setenv("PATH", ":".join(str(tmp_path / name) for name in ("new comer/.venv/bin", "a", "b")))
+    assert script.find_python() == str(tmp_path / expected)
 
 
-@pytest.mark.parametrize("has_wheel", [True, False])
-def test_uv_is_fetched_where_there_is_a_wheel_of_it(run: ModuleType, tmp_path: Path, *, has_wheel: bool) -> None:
-    """Without one pip installs everything; one that is there is taken."""
-    pip = shim(tmp_path / "bin", "python", exit_status=0 if has_wheel else 1)
-    path = str(pip.parent / "uv")
-    assert run.fetch_uv(str(tmp_path)) == (path if has_wheel else None)
-    shim(pip.parent, "python", exit_status=1)
-    shim(pip.parent, "uv")
-    assert run.fetch_uv(str(tmp_path)) == path
+def test_choice_has_venv_unless_uv_makes_the_environment(script: ModuleType) -> None:
+    """Debian's python3 lacks ensurepip without python3-venv."""
+    assert script.ask(sys.executable, "venv", "no_such_module") == ("{}.{}".format(*sys.version_info), False)
+    assert script.ask(sys.executable, "venv", "ensurepip")[1]
 
 
-def test_failed_command_is_told_whole(run: ModuleType) -> None:
-    """A command is silent until it fails; then everything it said is in the error."""
-    with pytest.raises(run.CommandFailedError, match=r"(?s)said this.*exit status 3"):
-        run.quiet(["sh", "-c", "echo said this; exit 3"])
-
-
-def test_second_run_waits_for_the_first(run: ModuleType) -> None:
-    """While one run installs, another waits, says so, and goes on when the first is done."""
-    code = "import run\nwith run.alone(): print('in', flush=True)"
+def test_script_ends_with_advice_when_no_python_suits(project: Path, tmp_path: Path) -> None:
+    """On a PATH of failing shims and run by a Python too old: exit 1, what it saw, what to do."""
+    path = shim(tmp_path / "shims" / "python3.13", exit_status=127)
+    code = "import run; run.PROBE = 'print(3.9); exit(1)'; run.main('demo', [])"
+    environ = {"PATH": str(tmp_path / "shims"), "LC_ALL": "C.UTF-8"}
     command = [sys.executable, "-c", code]
-    pipe = subprocess.PIPE
-    with contextlib.ExitStack() as first:
-        first.enter_context(run.alone())
-        with subprocess.Popen(command, cwd=run.ROOT, stdout=pipe, stderr=pipe, text=True) as second:
-            assert second.stderr is not None
-            said = second.stderr.readline()
-            running = second.poll() is None
-            first.close()
-            out, _ = second.communicate(timeout=30)
-    assert said.startswith("Waiting for another run")
-    assert running
-    assert (second.returncode, out) == (0, "in\n")
+    done = subprocess.run(command, cwd=project, env=environ, capture_output=True, text=True, check=False)
+    first, second, *advice = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert first == f"Passing over {path} (it does not run)"
+    assert second == f"Passing over {os.path.realpath(sys.executable)} (3.9)"
+    assert "apt-get install python3 python3-venv" in advice[1]
+
+
+def test_uv_installs_with_hashes_and_the_certificates_of_the_system(shell: Shell) -> None:
+    """In each of its calls; the command then gets its arguments, and a second run installs nothing."""
+    status, out, calls = shell.run("demo", "--hold")
+    assert (status, out) == (0, "demo demo --hold\n")
+    assert {call.split()[0] for call in calls} == {"1"}
+    assert installed(calls) == ["requirements/uv.txt", "requirements/local.txt", "."]
+    assert all("--require-hashes --only-binary :all:" in call for call in calls if call.endswith(".txt"))
+    assert shell.run("demo")[2] == []
+
+
+def test_environment_follows_its_pins(shell: Shell, project: Path) -> None:
+    """What changed is installed, and nothing taken away: `dev` has all of `local`, and the demo keeps it."""
+    shell.run("demo")
+    assert installed(shell.run("setup")[2]) == ["requirements/dev.txt", "."]
+    (project / "requirements" / "local.txt").write_text("# changed\n")
+    assert shell.run("demo")[2] == []
+    (project / "requirements" / "dev.txt").write_text("# changed\n")
+    assert installed(shell.run("demo")[2]) == ["requirements/dev.txt", "."]
+
+
+def test_environment_is_made_anew_when_it_is_stale(shell: Shell, project: Path, tmp_path: Path) -> None:
+    """Its Python is another one or gone, an installation was cut short, or it was carried here from another folder."""
+    stamp = project / ".venv" / "simplu-worker.json"
+    shell.run("setup")
+    shell.environ["PYTHON_INSIDE"] = "3.13"
+    assert shell.run("setup")[2][0].startswith("1 venv ")
+    (project / ".venv" / "bin" / "python").unlink()
+    assert shell.run("setup")[2][0].startswith("1 venv ")
+    stamp.write_text("")
+    assert shell.run("setup")[2][0].startswith("1 venv ")
+    assert shell.run("setup")[2] == []
+    stamp.write_text(stamp.read_text().replace(str(tmp_path), "/elsewhere"))
+    assert shell.run("setup")[2][0].startswith("1 venv ")
+
+
+def test_pip_installs_what_uv_cannot(shell: Shell) -> None:
+    """It reads other settings, and so may reach a mirror."""
+    shell.environ["PIP_STATUS"] = "2"
+    status, _, calls = shell.run("setup")
+    assert status == 0
+    assert [call.split()[-1] for call in calls if call.startswith("python -m pip ")] == installed(calls)
+
+
+def test_second_run_waits_for_the_first(shell: Shell, project: Path) -> None:
+    """While one run installs, another one waits, says so, and goes on when the first is done."""
+    with (project / "run.py").open("r+") as own_text:
+        fcntl.flock(own_text, fcntl.LOCK_EX)
+        second = shell.start("setup")
+        assert second.stderr is not None
+        assert second.stderr.readline().startswith("Waiting for another run")
+        assert not (project / ".venv").exists()
+        fcntl.flock(own_text, fcntl.LOCK_UN)
+        second.communicate(timeout=60)
+    assert second.returncode == 0
+    assert (project / ".venv").exists()
 
 
 def test_wrong_command_shows_the_usage() -> None:
-    """A command that does not exist is wrong usage: exit 2 and the list."""
+    """A command that does not exist is wrong usage."""
     done = subprocess.run([sys.executable, str(ROOT / "run.py"), "dmeo"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert done.stderr.startswith("Usage: python3 run.py COMMAND")
 
 

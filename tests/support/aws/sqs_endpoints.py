@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from support.aws.endpoints import running_moto
-from support.requires import ROOT, require
+from support.requires import required_program
 
 from simplu_local.processes.loopback import HOST, free_port, poll_until, port_is_free
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_local.stack.aws import start_sqs
 
-MINISTACK = ROOT / ".venv-ministack" / "bin" / "ministack"
 START_TIMEOUT_S = 20.0
 
 
@@ -42,11 +41,11 @@ class Servers:
         raise ValueError(name)
 
     def _start_ministack(self) -> str:
-        require("ministack", found=MINISTACK.exists(), how="python3 run.py tools")
+        program = required_program("ministack", how="python3 run.py tools")
         group, port = self._stack.enter_context(ProcessGroup()), free_port()
         log_path = group.directory / "ministack.log"
         env = dict(os.environ) | {"BIND_HOST": HOST, "GATEWAY_PORT": str(port)}  # it listens on every address otherwise
-        process = group.spawn([str(MINISTACK)], log_path=log_path, cwd=group.directory, env=env)
+        process = group.spawn([program], log_path=log_path, cwd=group.directory, env=env)
 
         async def has_started_or_ended() -> bool:
             return not port_is_free(port) or process.poll() is not None
