@@ -319,12 +319,12 @@ class ShardGateway:
         return await self._ensure_writer(shard_id).read_merges(stream, stream_shard_id)
 
     @of_shard
-    async def mark_gap(self, shard_id: str, stream: str, stream_shard_id: str, owed_from: str) -> None:
-        """Mark the row with the position *owed_from* on a shard: the stream does not reach back to it. Idempotent.
+    async def mark_gap(self, shard_id: str, stream: str, stream_shard_id: str, pending_from: str) -> None:
+        """Mark the row with the position *pending_from* on a shard: the stream does not reach back to it. Idempotent.
 
         Raises as `write_positions` does.
         """
-        await self._ensure_writer(shard_id).mark_gap(stream, stream_shard_id, owed_from)
+        await self._ensure_writer(shard_id).mark_gap(stream, stream_shard_id, pending_from)
 
     @of_shard
     async def forget_positions(self, shard_id: str, stream: str, stream_shard_ids: Sequence[str]) -> None:

@@ -82,13 +82,13 @@ class StreamPosition(msgspec.Struct, frozen=True):
     """The content of a row of `stream_positions` (ADR 0004). Positions are text, as in the row.
 
     *held* are targets (`TenantSet.encode`), none without *read_to*. *fencing_token* is that of the row as it was read;
-    empty in a content to write, which gets a new one. *gap_from* is the `owed_from` to which the stream was found not
-    to reach back; another position in the row ends the mark. *is_gap_accepted* means that a person accepted that.
-    Nothing that arrived before *read_up_to* is owed, but to tenants in *held*; None where that is not known.
+    empty in a content to write, which gets a new one. *gap_from* is the `pending_from` to which the stream does not
+    reach back; another position in the row ends the mark. *is_gap_accepted* means that a person accepted that.
+    Nothing that arrived before *read_up_to* is pending, but for tenants in *held*; None where that is not known.
     """
 
-    owed_from: str
-    owed_since: datetime | None = None
+    pending_from: str
+    pending_since: datetime | None = None
     parents_done: bool = False
     fencing_token: str = ""
     read_to: str | None = None
@@ -100,7 +100,7 @@ class StreamPosition(msgspec.Struct, frozen=True):
     @property
     def has_gap(self) -> bool:
         """Whether the stream was found not to reach back to the position, accepted or not."""
-        return self.gap_from == self.owed_from
+        return self.gap_from == self.pending_from
 
     @property
     def has_open_gap(self) -> bool:

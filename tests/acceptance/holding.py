@@ -24,7 +24,7 @@ from support.load.testbed import Flow, Testbed
 from simplu_local.workload.workload import Tenant
 
 PROMPT_S = 2.0
-CHILDREN_WITHIN_S = 10.0  # the parents' leases say what is owed, the children's are made and taken
+CHILDREN_WITHIN_S = 10.0  # the parents' leases say what is pending, the children's are made and taken
 HELD_WITHIN_S = 30.0
 APPLIED_WITHIN_S = 60.0
 WARM_UP_S = 3.0

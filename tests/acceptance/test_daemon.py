@@ -193,7 +193,7 @@ async def test_worker_drains_and_gives_its_leases_back_when_it_gets_sigterm(stac
 @pytest.mark.slow(4)
 @in_stacks_loop
 async def test_worker_still_drains_when_a_shard_is_frozen(stack: Stack) -> None:
-    """A batch without an answer is left owed: exit 0 in time, leases back, and the next worker applies it."""
+    """A batch without an answer is left pending: exit 0 in time, leases back, and the next worker applies it."""
     async with running_worker(stack, SHUTDOWN_GRACE_SECONDS="3") as worker:
         await holds_all(stack, worker)
         await put_creates(stack, TENANT, "before-frost")

@@ -6,10 +6,10 @@ import pytest
 from acceptance.programs import run_program
 
 
-@pytest.mark.slow(45)
+@pytest.mark.slow(25)
 def test_moves_lose_nothing_when_the_mover_and_the_worker_are_killed() -> None:
     """Every operation once, in order, on the tenant's shard; every certificate equal."""
-    options = ("--rows", "20000", "--moves", "3", "--kill", "--seed", "3", "--control", "5")
+    options = ("--rows", "8000", "--moves", "2", "--kill", "--seed", "3", "--control", "5")
     out = run_program("acceptance.moving", *options)
     assert "mover killed" in out
 

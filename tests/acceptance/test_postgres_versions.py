@@ -17,7 +17,6 @@ RUN_S = 580
 KEPT = 6000  # of what the tests printed: the end
 FILES = (
     "apply/test_writer.py",
-    "apply/test_writer_positions.py",
     "apply/test_at_once.py",
     "importing",
     "moving/test_mover.py",
@@ -27,7 +26,7 @@ FILES = (
 )
 
 
-@pytest.mark.slow(50)
+@pytest.mark.slow(30)
 def test_worker_does_the_same_on_postgres_15(tmp_path: Path) -> None:
     """A part of the integration tests: writing, moving, restoring, importing, positions, the schema."""
     require("PostgreSQL 15", found=(PROGRAMS / "postgres").is_file(), how="apt-get install postgresql-15")

@@ -130,7 +130,9 @@ async def test_verify_backup_tells_whether_a_backup_can_take_its_shards_place(sc
 
     other = await verify(scene, backup.url, "db-2", status=1)
     empty = await verify(scene, backup.url_of("postgres"), status=1)
-    await execute(backup.url, "UPDATE stream_positions SET owed_from = '1/0', owed_since = now() - interval '25 hours'")
+    await execute(
+        backup.url, "UPDATE stream_positions SET pending_from = '1/0', pending_since = now() - interval '25 hours'"
+    )
     old = await verify(scene, backup.url, status=1)
     password = backup.url.partition("@")[0].rpartition(":")[2]
     await backup.stop()

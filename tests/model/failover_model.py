@@ -34,7 +34,7 @@ class Rules:
     trusts_missing_row: bool = False  # likewise where there is no row
     backfills_from_log: bool = False  # from behind the last operation in it
     backfills_seen_only: bool = False  # tenants that the reader has come across since it started
-    rewinds_if_below_owed: bool = False  # if the row is below the lowest that the reader owes there
+    rewinds_if_below_pending: bool = False  # if the row is below the lowest that the reader owes there
     claims_by_route: bool = False  # leaves out tenants that have no shard now
     claims_own_batch: bool = False  # as if all of it were applied
     counts_tokens: bool = False  # one more than the last
@@ -153,8 +153,8 @@ class FailoverModel:
     def steps(self, state: State) -> Iterator[tuple[str, State]]:
         """Return what the owner of the lease does, and the end of trouble."""
         yield from self._work(state, "owner")
-        if (owed := self._readers.owed(state.owner.reader, self._all)) > state.checkpoint:
-            yield f"checkpoint {owed}", replace(state, checkpoint=owed)
+        if (pending := self._readers.pending(state.owner.reader, self._all)) > state.checkpoint:
+            yield f"checkpoint {pending}", replace(state, checkpoint=pending)
         if state.is_troubled:
             yield "trouble ends", replace(state, is_troubled=False)
 
@@ -289,18 +289,18 @@ class FailoverModel:
             reader = self._readers.settled(reader, operation)
         if rules.claims_by_route and state.is_troubled:
             tenants -= self._scene.troubled
-        owed = self._readers.owed(reader, tenants)
+        pending = self._readers.pending(reader, tenants)
         if not rules.names_held:
-            return Row(NO_TOKEN, owed, owed)
+            return Row(NO_TOKEN, pending, pending)
         held = self._readers.held(reader)
         if rules.names_seen_only:
             held = tuple(tenant for tenant in held if tenant in self._seen(worker))
-        return Row(NO_TOKEN, owed, self._owed_to_others(worker, held), held)
+        return Row(NO_TOKEN, pending, self._pending_of_others(worker, held), held)
 
-    def _owed_to_others(self, worker: Worker, held: Collection[int]) -> int:
+    def _pending_of_others(self, worker: Worker, held: Collection[int]) -> int:
         if self._rules.names_seen_only:
             held = {*held} | {*self._all} - self._seen(worker)
-        return self._readers.owed(worker.reader, {*self._all} - {*held})
+        return self._readers.pending(worker.reader, {*self._all} - {*held})
 
     def _seen(self, worker: Worker) -> set[int]:
         return {*self._scene.tenants[worker.started_at : worker.reader.dispatch]}
@@ -309,7 +309,9 @@ class FailoverModel:
         """Let a reader take the row's token, and hold the shard's tenants from where they have to be read again."""
         row, rules, starts = state.shard.row, self._rules, {}
         trusts = (rules.trusts_first_contact and worker.token == NEW) or (rules.trusts_missing_row and row == NO_ROW)
-        is_above = rules.rewinds_if_below_owed and row.owed_from >= self._readers.owed(worker.reader, self._its)
+        is_above = rules.rewinds_if_below_pending and row.pending_from >= self._readers.pending(
+            worker.reader, self._its
+        )
         if not (rules.never_backfills or trusts or is_above):
             starts = {tenant: row.claimed(tenant) for tenant in self._its}
         if rules.backfills_from_log:
@@ -318,7 +320,7 @@ class FailoverModel:
         if rules.backfills_seen_only:
             starts = {tenant: start for tenant, start in starts.items() if tenant in self._seen(worker)}
         rewound = self._readers.rewound(worker.reader, starts)
-        label = "no row" if row == NO_ROW else f"{row.owed_from}, {row.read_to} but for {row.held}"
+        label = "no row" if row == NO_ROW else f"{row.pending_from}, {row.read_to} but for {row.held}"
         return f"adopt {label}", self._named(_with(state, role, replace(worker, reader=rewound, token=row.token)))
 
     def _is_refused(self, state: State, operation: int) -> bool:

@@ -38,7 +38,7 @@ class Readers(Protocol):
         """Return a reader that holds tenants from their starts, or from where it owes them, if that is lower."""
         ...
 
-    def owed(self, reader: Any, tenants: Collection[int]) -> int:
+    def pending(self, reader: Any, tenants: Collection[int]) -> int:
         """Return the lowest position that a reader owes to some of the tenants."""
         ...
 
@@ -84,7 +84,7 @@ class WholeReaders(ReaderModel):
         starts = {tenant: start for tenant, start in starts.items() if start < reader.dispatch}
         held = list(reader.held)
         for tenant, start in starts.items():
-            held[tenant] = min(start, held[tenant], self.owed(reader, [tenant]))
+            held[tenant] = min(start, held[tenant], self.pending(reader, [tenant]))
         left = ((one.position, tuple(t for t in one.tenants if t not in starts)) for one in reader.catch_ups)
         return replace(
             reader,
@@ -93,10 +93,10 @@ class WholeReaders(ReaderModel):
             catch_ups=tuple(CatchUp(position, tenants) for position, tenants in left if tenants),
         )
 
-    def owed(self, reader: Reader, tenants: Collection[int] | None = None) -> int:
+    def pending(self, reader: Reader, tenants: Collection[int] | None = None) -> int:
         """Return the lowest of dispatch, and of the lanes, holds and catch-ups of the tenants."""
         if tenants is None:
-            return super().owed(reader)
+            return super().pending(reader)
         sent = (one for lane in reader.lanes for one in lane if self.scene.tenants[one] in tenants)
         at = (one.position for one in reader.catch_ups if not {*one.tenants}.isdisjoint(tenants))
         return min((reader.dispatch, *sent, *at, *(reader.held[tenant] for tenant in tenants)))
@@ -146,7 +146,7 @@ class PlainReaders:
         """Return the lower of what it had and of the starts."""
         return tuple(min(at, self._next(tenant, starts.get(tenant, at))) for tenant, at in enumerate(reader))
 
-    def owed(self, reader: tuple[int, ...], tenants: Collection[int] | None = None) -> int:
+    def pending(self, reader: tuple[int, ...], tenants: Collection[int] | None = None) -> int:
         """Return the lowest of the tenants' next operations."""
         return min((self._end, *(reader[tenant] for tenant in (self._all if tenants is None else tenants))))
 

@@ -22,14 +22,14 @@ class Row(StatePart, frozen=True):
     """A shard's position of a stream shard: for the shard's tenants, everything before it is applied."""
 
     token: int
-    owed_from: int  # for tenants held
+    pending_from: int  # for tenants held
     read_to: int  # for all others
     held: tuple[int, ...] = ()
     is_after_parents: bool = False  # everything of the parents of the stream shard is applied here too
 
     def claimed(self, tenant: int) -> int:
         """Return up to where everything of a tenant is applied."""
-        return self.owed_from if tenant in self.held else self.read_to
+        return self.pending_from if tenant in self.held else self.read_to
 
 
 NO_ROW = Row(NO_TOKEN, 0, 0)

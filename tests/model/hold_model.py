@@ -56,8 +56,8 @@ class HoldModel:
         """Return what the owner of the lease does, and the end of trouble."""
         for label, reader, commits in self._readers.moves(state.owner, is_troubled=state.is_troubled):
             yield label, self._commit(replace(state, owner=reader), commits)
-        if (owed := self._readers.owed(state.owner)) > state.checkpoint:
-            yield f"checkpoint {owed}", replace(state, checkpoint=owed)
+        if (pending := self._readers.pending(state.owner)) > state.checkpoint:
+            yield f"checkpoint {pending}", replace(state, checkpoint=pending)
         if state.is_troubled:
             yield "trouble ends", replace(state, is_troubled=False)
 

@@ -115,7 +115,7 @@ class ReaderModel:
         self._in_flight_max = 2 if rules.two_in_flight else 1
         # A reader is in many states of a model.
         self._moves: Memory[tuple[Reader, bool, tuple[int, ...]], tuple[Move, ...]] = Memory()
-        self._owed: Memory[Reader, int] = Memory()
+        self._pending: Memory[Reader, int] = Memory()
 
     def start(self, checkpoint: int, *, held: Collection[int] = ()) -> Reader:
         """Return a reader that starts at a checkpoint, with some tenants held from there on."""
@@ -144,18 +144,18 @@ class ReaderModel:
             for catch_up in reader.catch_ups:
                 yield from self._catch_up(reader, catch_up)
 
-    def owed(self, reader: Reader) -> int:
+    def pending(self, reader: Reader) -> int:
         """Return the lowest position that the reader owes: its checkpoint."""
-        owed = self._owed.get(reader)
-        if owed is None:
-            owed = self._owed[reader] = self._owed_of(reader)
-        return owed
+        pending = self._pending.get(reader)
+        if pending is None:
+            pending = self._pending[reader] = self._pending_of(reader)
+        return pending
 
-    def _owed_of(self, reader: Reader) -> int:
-        owed = min((reader.dispatch, *(operation for lane in reader.lanes for operation in lane)))
+    def _pending_of(self, reader: Reader) -> int:
+        pending = min((reader.dispatch, *(operation for lane in reader.lanes for operation in lane)))
         if self.rules.checkpoint_ignores_holds:
-            return owed
-        return min((owed, *reader.held, *(catch_up.position for catch_up in reader.catch_ups)))
+            return pending
+        return min((pending, *reader.held, *(catch_up.position for catch_up in reader.catch_ups)))
 
     def owes(self, reader: Reader, tenant: int) -> bool:
         """Return whether an operation of the tenant that the reader has read may not be applied."""

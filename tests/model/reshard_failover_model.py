@@ -127,7 +127,7 @@ class ReshardFailoverModel:
     def first(self) -> State:
         """Return a reader at the start of the parent, and a shard without its row."""
         budget = self._budget
-        own = [replace(NO_ROW, owed_from=begin, read_to=begin) for begin in (self._begin, self._end)]
+        own = [replace(NO_ROW, pending_from=begin, read_to=begin) for begin in (self._begin, self._end)]
         return State(
             shard=Version((1 << self._begin) - 1, self._begin, *own),
             replica=Version(0, 0, *own) if self._begin else None,
@@ -150,8 +150,8 @@ class ReshardFailoverModel:
         for name, _ in SIDES:
             side = _side(state, name)
             yield from self._work(state, name, side.owner, is_zombie=False)
-            if side.owner is not None and (owed := self._readers[name].owed(side.owner.reader)) > side.checkpoint:
-                yield f"{name}: checkpoint {owed}", _with(state, name, replace(side, checkpoint=owed))
+            if side.owner is not None and (pending := self._readers[name].pending(side.owner.reader)) > side.checkpoint:
+                yield f"{name}: checkpoint {pending}", _with(state, name, replace(side, checkpoint=pending))
         yield from self._parent_row(state)
         if state.child.owner is None and self._may_start(state):
             yield "child starts", _with(state, "child", self._started(state, "child"))
@@ -183,7 +183,7 @@ class ReshardFailoverModel:
             before_parent = self._begin if parent.is_after_parents else version.grandparent
             before_child = self._end if child.is_after_parents else 0
             claimed = (1 << max(before_parent, before_child)) - 1
-            claimed |= (1 << parent.owed_from) - (1 << self._begin) | (1 << child.owed_from) - (1 << self._end)
+            claimed |= (1 << parent.pending_from) - (1 << self._begin) | (1 << child.pending_from) - (1 << self._end)
             named = [one for one in range(self._begin, self._end) if one < parent.claimed(self._scene.tenants[one])]
             claimed |= sum(1 << one for one in named)
             if claimed & ~version.applied:
@@ -224,12 +224,12 @@ class ReshardFailoverModel:
         if self._rules.frees_without_adopting:
             worker = replace(worker, left_out=())
         row = state.shard.parent if name == "parent" else state.shard.child
-        listed = () if name == "parent" else self._owed_by_parent(state)
+        listed = () if name == "parent" else self._pending_at_parent(state)
         if worker.token <= TO_ADOPT or {*worker.left_out} - {*listed}:
             left_out = self._left_out(state, worker) if name == "child" else ()
             reader = self._rewound(state, name, worker, left_out)
             rewound = replace(worker, reader=reader, token=row.token, left_out=left_out)
-            label = f"adopts {row.owed_from}"
+            label = f"adopts {row.pending_from}"
             has_none = row.is_after_parents or (name == "parent" and not self._begin)
             if has_none or self._rules.adopts_without_writing:
                 yield label, rewound, None, None
@@ -254,17 +254,17 @@ class ReshardFailoverModel:
 
     def _claim(self, state: State, name: SideName, worker: Worker) -> Row:
         """Return the row that a transaction writes."""
-        owed = self._readers[name].owed(worker.reader)
+        pending = self._readers[name].pending(worker.reader)
         if name == "parent":
-            own = max(owed, self._begin)
-            is_done = state.shard.parent.is_after_parents or 0 < self._begin <= owed
+            own = max(pending, self._begin)
+            is_done = state.shard.parent.is_after_parents or 0 < self._begin <= pending
             held = () if state.listed is None else tuple(one for one in self._all if worker.reader[one] < self._end)
             if self._rules.leaves_listed and held:
                 return Row(TO_COME, own, self._end, held, is_after_parents=is_done)
             return Row(TO_COME, own, own, is_after_parents=is_done)
-        is_backfilled = (owed >= self._end and not worker.left_out) or self._rules.done_at_shard_end
+        is_backfilled = (pending >= self._end and not worker.left_out) or self._rules.done_at_shard_end
         is_done = (state.is_ended and is_backfilled) or self._rules.done_early or state.shard.child.is_after_parents
-        own = max(owed, self._end)
+        own = max(pending, self._end)
         return Row(TO_COME, own, own, is_after_parents=is_done)
 
     def _wrote(
@@ -282,7 +282,7 @@ class ReshardFailoverModel:
 
     def _left_out(self, state: State, worker: Worker) -> tuple[int, ...]:
         """Return the tenants whose records of the parent an adopting child leaves to it."""
-        listed, parent, rules = self._owed_by_parent(state), state.shard.parent, self._rules
+        listed, parent, rules = self._pending_at_parent(state), state.shard.parent, self._rules
         if state.shard.child.is_after_parents or not (rules.adopts_again_when_freed or rules.leaves_listed):
             return ()
         if rules.adopts_again_when_freed or rules.parents_own_listed:
@@ -301,10 +301,10 @@ class ReshardFailoverModel:
         """Return a reader that reads again from where the shard says; what is the parent's as well, if it has to."""
         shard = state.shard
         own = shard.parent if name == "parent" else shard.child
-        starts = dict.fromkeys(self._all, own.owed_from)
+        starts = dict.fromkeys(self._all, own.pending_from)
         if not (own.is_after_parents or self._rules.forgets_parents):
             skips = self._rules.skips_listed and name == "child"
-            skipped = self._owed_by_parent(state) if skips else left_out
+            skipped = self._pending_at_parent(state) if skips else left_out
             is_for_others = self._rules.parents_own_listed and self._lacks_for_others(state, left_out)
             if left_out and self._rules.leaves_listed and not is_for_others:
                 skipped = tuple(self._all)
@@ -319,7 +319,7 @@ class ReshardFailoverModel:
         if name == "parent":
             return shard.grandparent
         is_whole = shard.parent.is_after_parents or shard.grandparent == self._begin
-        return shard.parent.owed_from if is_whole or self._rules.forgets_grandparents else shard.grandparent
+        return shard.parent.pending_from if is_whole or self._rules.forgets_grandparents else shard.grandparent
 
     def _parent_row(self, state: State) -> Iterator[tuple[str, State]]:
         """Return what the owner of the parent writes into its lease row."""
@@ -334,7 +334,7 @@ class ReshardFailoverModel:
         if listed != state.listed:
             names = "".join("ab"[tenant] for tenant in listed) or "nothing"
             yield f"parent: lists {names}", replace(state, listed=listed)
-        if self._readers["parent"].owed(owner.reader) == self._end and owner.token > TO_ADOPT:
+        if self._readers["parent"].pending(owner.reader) == self._end and owner.token > TO_ADOPT:
             yield "parent: SHARD_END", replace(state, is_ended=True, parent=Side(self._end, None, state.parent.zombie))
 
     def _may_start(self, state: State) -> bool:
@@ -342,7 +342,7 @@ class ReshardFailoverModel:
             return state.is_ended
         return state.listed is not None or self._rules.child_ignores_list
 
-    def _owed_by_parent(self, state: State) -> tuple[int, ...]:
+    def _pending_at_parent(self, state: State) -> tuple[int, ...]:
         is_free = state.is_ended or state.listed is None or self._rules.child_ignores_list
         return () if is_free or state.listed is None else state.listed
 

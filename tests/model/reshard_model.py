@@ -1,7 +1,7 @@
 """A reshard: a parent and its child, the operations pending at the parent's end, and when each reader may start.
 
 The operations before *end* are the parent's, the others the child's. The parent's lease row has its checkpoint, the
-list of the pending tenants (`simpluOwed`; absent until the parent is read to its end) and SHARD_END.
+list of the pending tenants (`simpluPendingTenants`; absent until the parent is read to its end) and SHARD_END.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class ReshardModel:
         reader = side.zombie if is_zombie else side.owner
         if reader is None:
             return
-        barred = () if name == "parent" else self._owed_by_parent(state)
+        barred = () if name == "parent" else self._pending_at_parent(state)
         prefix = f"zombie of {name}" if is_zombie else name
         for label, after, commits in self._readers[name].moves(reader, is_troubled=state.is_troubled, barred=barred):
             moved = replace(side, zombie=after) if is_zombie else replace(side, owner=after)
@@ -150,8 +150,8 @@ class ReshardModel:
         if side.owner is None:
             return
         yield from self._moves(state, name, is_zombie=False)
-        if (owed := self._readers[name].owed(side.owner)) > side.checkpoint:
-            yield f"{name}: checkpoint {owed}", _with(state, name, replace(side, checkpoint=owed))
+        if (pending := self._readers[name].pending(side.owner)) > side.checkpoint:
+            yield f"{name}: checkpoint {pending}", _with(state, name, replace(side, checkpoint=pending))
 
     def _parent_row(self, state: State) -> Iterator[tuple[str, State]]:
         """Return what the owner of the parent writes into its lease row at the end of reading."""
@@ -160,12 +160,12 @@ class ReshardModel:
             return
         is_read = owner.dispatch == self._end
         if is_read or self._rules.list_before_end:
-            owed = tuple(tenant for tenant in range(len(self._scene.shards)) if self._is_listed(owner, tenant))
+            pending = tuple(tenant for tenant in range(len(self._scene.shards)) if self._is_listed(owner, tenant))
             if state.listed is not None:  # it only shrinks: what is not in it was applied, by whomever
-                owed = tuple(tenant for tenant in owed if tenant in state.listed)
-            names = "".join("ab"[tenant] for tenant in owed) or "nothing"
-            yield f"parent: lists {names}", replace(state, listed=owed)
-        if is_read and (self._rules.shard_end_ignores_holds or self._readers["parent"].owed(owner) == self._end):
+                pending = tuple(tenant for tenant in pending if tenant in state.listed)
+            names = "".join("ab"[tenant] for tenant in pending) or "nothing"
+            yield f"parent: lists {names}", replace(state, listed=pending)
+        if is_read and (self._rules.shard_end_ignores_holds or self._readers["parent"].pending(owner) == self._end):
             ended = Side(self._end, None, state.parent.zombie)
             yield "parent: SHARD_END", replace(state, is_ended=True, parent=ended)
 
@@ -182,7 +182,7 @@ class ReshardModel:
         is_listed = state.listed is not None and not self._rules.child_waits_for_shard_end
         return state.is_ended or is_listed
 
-    def _owed_by_parent(self, state: State) -> tuple[int, ...]:
+    def _pending_at_parent(self, state: State) -> tuple[int, ...]:
         return () if state.is_ended or state.listed is None else state.listed
 
     def _replacements(self, state: State, name: SideName, place: int) -> Iterator[tuple[str, State]]:
@@ -196,7 +196,7 @@ class ReshardModel:
 
     def _restarted(self, state: State, name: SideName) -> Side:
         side = _side(state, name)
-        held = self._owed_by_parent(state) if name == "child" else ()
+        held = self._pending_at_parent(state) if name == "child" else ()
         return replace(side, owner=self._readers[name].start(side.checkpoint, held=held))
 
 

@@ -483,8 +483,8 @@ WRONG = {
         9,
     ),
     "failover: backfill of tenants seen": (harm("ab", RowRules(backfills_seen_only=True)), "lost", 11),
-    "failover: rewinds below the lowest owed only": (
-        harm("ab", RowRules(rewinds_if_below_owed=True), plain=True, crashes=0),
+    "failover: rewinds below the lowest pending only": (
+        harm("ab", RowRules(rewinds_if_below_pending=True), plain=True, crashes=0),
         "lost",
         9,
     ),

@@ -30,7 +30,7 @@ KNOWN_TO_THE_KCL_2 = {
 OUR_OWN = {
     "entityType",
     "simpluStartedAt",
-    "simpluOwed",
+    "simpluPendingTenants",
     "simpluReadUpTo",
     "simpluReadTo",
     "simpluHeld",

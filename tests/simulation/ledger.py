@@ -152,9 +152,9 @@ class Ledger:
             self.violate(f"{replica} wrote to lease {old.lease_key} of {old.actual_owner}: {new}")
 
     def _check_checkpoint(self, lease: Lease) -> None:
-        owed = self.first_never_settled(lease.lease_key) if self.lost else self.first_unsettled(lease.lease_key)
-        if owed is not None and lease.checkpoint >= owed.position:
-            self.violate(f"checkpoint {lease.checkpoint.checkpoint} of {lease.lease_key} passed record {owed.index}")
+        pending = self.first_never_settled(lease.lease_key) if self.lost else self.first_unsettled(lease.lease_key)
+        if pending is not None and lease.checkpoint >= pending.position:
+            self.violate(f"checkpoint {lease.checkpoint.checkpoint} of {lease.lease_key} passed record {pending.index}")
         if lease.checkpoint == SHARD_END and not self._is_closed(lease.lease_key):
             self.violate(f"SHARD_END of {lease.lease_key}, which is open")
 

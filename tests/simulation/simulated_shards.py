@@ -236,12 +236,12 @@ class PostgresShards:
         for key in sorted(own):
             here, there = rows.get(key), self.positions.pop((shard_id, key), None)
             if here is not None and there is not None:  # without a row nobody knows: that is lower still
-                lower = min((here, there), key=lambda row: _order(row.owed_from))
+                lower = min((here, there), key=lambda row: _order(row.pending_from))
                 merge = PositionMerge(str(uuid4()), there.fencing_token, source, here.fencing_token)
                 self.merges.setdefault((shard_id, key), []).append(merge)
                 self.positions[shard_id, key] = StreamPosition(
-                    lower.owed_from,
-                    lower.owed_since,
+                    lower.pending_from,
+                    lower.pending_since,
                     parents_done=here.parents_done and there.parents_done,
                     fencing_token=merge.token,
                 )
@@ -264,11 +264,11 @@ class PostgresShards:
             claim.position, fencing_token=token, gap_from=gap[0], is_gap_accepted=gap[1]
         )
 
-    def mark_gap(self, shard_id: str, stream_shard_id: str, owed_from: str) -> None:
+    def mark_gap(self, shard_id: str, stream_shard_id: str, pending_from: str) -> None:
         """Mark a row whose position has left the stream."""
         row = self.positions.get((shard_id, stream_shard_id))
-        if row is not None and row.owed_from == owed_from and not row.has_gap:
-            marked = msgspec.structs.replace(row, gap_from=owed_from, is_gap_accepted=False)
+        if row is not None and row.pending_from == pending_from and not row.has_gap:
+            marked = msgspec.structs.replace(row, gap_from=pending_from, is_gap_accepted=False)
             self.positions[shard_id, stream_shard_id] = marked
 
     def accept_gaps(self, shard_id: str) -> int:
@@ -461,10 +461,10 @@ class SimulatedGateway(ShardGateway):
         )
 
     @of_shard
-    async def mark_gap(self, shard_id: str, stream: str, stream_shard_id: str, owed_from: str) -> None:
+    async def mark_gap(self, shard_id: str, stream: str, stream_shard_id: str, pending_from: str) -> None:
         """Mark a row whose position has left the stream."""
         await self._shards.network.ask(
-            shard_id, lambda: self._shards.mark_gap(shard_id, stream_shard_id, owed_from), lost=_lost
+            shard_id, lambda: self._shards.mark_gap(shard_id, stream_shard_id, pending_from), lost=_lost
         )
 
     @of_shard

@@ -56,7 +56,7 @@ def play(
 
 
 async def until_well(world: World, *, within_s: float = 60.0) -> None:
-    """Wait until nothing is owed and the leases are even."""
+    """Wait until nothing is pending and the leases are even."""
     await world.until(lambda: not world.problems(), within_s=within_s)
 
 
@@ -426,14 +426,14 @@ def test_child_of_a_merge_is_read_while_a_parent_owes_to_a_tenant_that_is_not_re
         await asyncio.sleep(20)
         begun = [key for replica in world.alive() for key in replica.running() if key.endswith("2")]
         applied = [key for key in world.shards.log if key[1].startswith("s-")]
-        owed = [lease.pending_tenants for lease in world.leases().values() if lease.pending_tenants]
+        pending = [lease.pending_tenants for lease in world.leases().values() if lease.pending_tenants]
         unregistered.created_at = world.loop.utc()
         await settle_down(world)
         await stop_all(world)
 
         assert begun == ["shardId-000000000002"]
         assert {tenant_id for tenant_id, _ in applied} == {registered.tenant_id}
-        assert set(owed) == {frozenset({f"tenant:{unregistered.tenant_id}"})}
+        assert set(pending) == {frozenset({f"tenant:{unregistered.tenant_id}"})}
 
     play(Plan(stream_shard_count=2, tenant_count=2, tenant_wait_s=300.0), work, tenants_wait=True)
 
@@ -451,11 +451,11 @@ def test_list_of_pending_tenants_that_cannot_be_read_is_named_and_delays_only_wh
         await asyncio.sleep(20)
         listed = [key for key, lease in world.leases().items() if lease.pending_tenants]
         for lease_key in listed:
-            damaged = {**world.table.rows[lease_key], "simpluOwed": {"SS": ["of a later version"]}}
+            damaged = {**world.table.rows[lease_key], "simpluPendingTenants": {"SS": ["of a later version"]}}
             world.table.put(lease_key, damaged, world.loop.time())
         with structlog.testing.capture_logs() as logs:
             await asyncio.sleep(20)
-            left = [world.table.rows[lease_key]["simpluOwed"] for lease_key in listed]
+            left = [world.table.rows[lease_key]["simpluPendingTenants"] for lease_key in listed]
             unregistered.created_at = world.loop.utc()
             await settle_down(world)
         named = [entry["stream_shard_id"] for entry in logs if entry["event"] == "lease.list_unreadable"]

@@ -209,7 +209,7 @@ def fleet_is_stopped_beyond_retention(make_fleet: FleetMaker) -> None:
         put_for_other(world, 20)
         await until_well(world)
         await asyncio.sleep(6)
-        rows = {row.owed_from for (shard_id, _), row in world.shards.positions.items() if shard_id == BACK}
+        rows = {row.pending_from for (shard_id, _), row in world.shards.positions.items() if shard_id == BACK}
         last = world.ledger.puts[-1].position
         assert rows != {f"{last.number}/0"}
         assert world.leases()["shardId-000000000000"].checkpoint == last

@@ -66,19 +66,19 @@ def judge_positions(facts: BackupFacts) -> list[JudgedPosition]:
 
 
 def _judge_row(facts: BackupFacts, name: str, row: StreamPosition) -> JudgedPosition:
-    if row.owed_from == SHARD_END.checkpoint or _is_level(facts.leases.get(name), row, facts.now):
-        return JudgedPosition(name, row.owed_from, PositionState.LEVEL, row.owed_since)
+    if row.pending_from == SHARD_END.checkpoint or _is_level(facts.leases.get(name), row, facts.now):
+        return JudgedPosition(name, row.pending_from, PositionState.LEVEL, row.pending_since)
     began_at = facts.first_tenant_at and facts.first_tenant_at - facts.tenant_wait
-    return _judge_time(facts, name, row.owed_from, row.owed_since or began_at)
+    return _judge_time(facts, name, row.pending_from, row.pending_since or began_at)
 
 
 def _is_level(lease: Lease | None, row: StreamPosition, now: datetime) -> bool:
     """Return whether the checkpoint of the fleet is not ahead of a row."""
     if lease is None:
         return False
-    if row.owed_from == TRIM_HORIZON.checkpoint:
+    if row.pending_from == TRIM_HORIZON.checkpoint:
         return lease.checkpoint <= TRIM_HORIZON
-    return lease.checkpoint <= parse_position(row.owed_from, now).position
+    return lease.checkpoint <= parse_position(row.pending_from, now).position
 
 
 def _judge_time(facts: BackupFacts, name: str, position: str, since: datetime | None) -> JudgedPosition:

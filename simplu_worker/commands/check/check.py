@@ -375,7 +375,7 @@ class DependencyChecks:
                     stored = await shards.gateway.read_positions(shard_id, name, ids)
                 rows = {} if stored is None else stored.rows
                 self.facts.positions[f"shard {shard_id}"] = {
-                    key: Position.from_checkpoint(row.owed_from.partition("/")[0]) for key, row in rows.items()
+                    key: Position.from_checkpoint(row.pending_from.partition("/")[0]) for key, row in rows.items()
                 }
 
         await run_all([read(shard_id) for shard_id, pool in shards.pools.by_shard_id().items() if pool.is_healthy])

@@ -227,10 +227,10 @@ class ShardWriter:
         async with self._pool.connection() as connection:
             return await read_merges(connection, stream, stream_shard_id)
 
-    async def mark_gap(self, stream: str, stream_shard_id: str, owed_from: str) -> None:
+    async def mark_gap(self, stream: str, stream_shard_id: str, pending_from: str) -> None:
         """Mark a row as `positions.rows.mark_gap` does. Raises `ShardUnavailableError`."""
         async with self._pool.connection() as connection:
-            await mark_gap(connection, stream, stream_shard_id, owed_from)
+            await mark_gap(connection, stream, stream_shard_id, pending_from)
 
     async def forget_positions(self, stream: str, stream_shard_ids: Sequence[str]) -> None:
         """Delete the rows of stream shards past their retention. Raises `ShardUnavailableError`."""

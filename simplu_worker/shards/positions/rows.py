@@ -82,7 +82,7 @@ def _known_tokens(claim: PositionClaim, token: str) -> list[str]:
 def _values_of(claim: PositionClaim) -> tuple[object, ...]:
     position = claim.position
     held = None if position.read_to is None else list(position.held)
-    reach = position.owed_from, position.owed_since, position.read_to, held
+    reach = position.pending_from, position.pending_since, position.read_to, held
     return (*_key_of(claim), *reach, position.parents_done, position.read_up_to)
 
 
@@ -102,9 +102,9 @@ async def read_merges(connection: Connection, stream: str, stream_shard_id: str)
     return [PositionMerge(**dict(row)) for row in rows]
 
 
-async def mark_gap(connection: Connection, stream: str, stream_shard_id: str, owed_from: str) -> None:
-    """Mark the row with the position *owed_from*, to which the stream does not reach back; idempotent."""
-    await connection.execute(QUERIES["mark_gap"], stream, stream_shard_id, owed_from)
+async def mark_gap(connection: Connection, stream: str, stream_shard_id: str, pending_from: str) -> None:
+    """Mark the row with the position *pending_from*, to which the stream does not reach back; idempotent."""
+    await connection.execute(QUERIES["mark_gap"], stream, stream_shard_id, pending_from)
 
 
 async def accept_gaps(connection: Connection) -> list[dict[str, Any]]:
@@ -146,8 +146,8 @@ async def _read_positions(
 
 def _position(row: Any) -> StreamPosition:
     return StreamPosition(
-        owed_from=row["owed_from"],
-        owed_since=row["owed_since"],
+        pending_from=row["pending_from"],
+        pending_since=row["pending_since"],
         parents_done=row["parents_done"],
         fencing_token=row["token"],
         read_to=row["read_to"],

@@ -23,8 +23,8 @@ class CarriedPosition(msgspec.Struct, frozen=True):
 
     stream: str
     stream_shard_id: str
-    owed_from: str
-    owed_since: datetime | None
+    pending_from: str
+    pending_since: datetime | None
     parents_done: bool
     token: str = ""
     written_at: datetime | None = None
@@ -63,10 +63,10 @@ def merge_positions(carried: Iterable[CarriedPosition], own: Iterable[CarriedPos
 
 
 def _lower(one: CarriedPosition, other: CarriedPosition) -> CarriedPosition:
-    low = min(one, other, key=lambda position: _order_of(position.owed_from))
+    low = min(one, other, key=lambda position: _order_of(position.pending_from))
     return msgspec.structs.replace(
         low,
-        owed_since=None if low.owed_from in _ENDS else _earlier(one.owed_since, other.owed_since),
+        pending_since=None if low.pending_from in _ENDS else _earlier(one.pending_since, other.pending_since),
         parents_done=one.parents_done and other.parents_done,
         written_at=_earlier(one.written_at, other.written_at),
     )

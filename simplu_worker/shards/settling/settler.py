@@ -24,7 +24,7 @@ from simplu_worker.shards.settling.rows import arrival_of, read_arrival, read_te
 from simplu_worker.shards.types import token_time
 from simplu_worker.vocabulary import TenantState
 
-POSITION_COLUMNS: Final = ("stream", "stream_shard_id", "owed_from", "owed_since", "parents_done", "token")
+POSITION_COLUMNS: Final = ("stream", "stream_shard_id", "pending_from", "pending_since", "parents_done", "token")
 
 LEFT_FOR: Final = timedelta(seconds=1)  # before a worker takes the mover of a ready tenant for killed
 
@@ -117,7 +117,7 @@ async def lower_positions(
         rows = []
         for one in merged.lowered:
             position, token = one.position, timed_token(uuid4(), one.position.written_at)
-            content = (position.owed_from, _text_of(position), str(position.parents_done))
+            content = (position.pending_from, _text_of(position), str(position.parents_done))
             rows.append((*position.key, *content, token, one.former_token, one.carried_token))
         await connection.execute(QUERIES["merge_positions"], *map(list, zip(*rows, strict=True)), source_id)
     if merged.deleted:
@@ -134,4 +134,4 @@ async def read_positions(connection: Connection) -> tuple[CarriedPosition, ...]:
 
 
 def _text_of(position: CarriedPosition) -> str | None:
-    return None if position.owed_since is None else position.owed_since.isoformat()
+    return None if position.pending_since is None else position.pending_since.isoformat()

@@ -12,6 +12,7 @@ from typing import Final
 from aiohttp import web
 
 from simplu_worker.status.responses import COMMON_HEADERS, error_response
+from simplu_worker.vocabulary import DeadLetterReason
 
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
@@ -26,7 +27,9 @@ class PageFiles:
 
     def __init__(self) -> None:
         folder = resources.files(__package__)
-        self._document = folder.joinpath(DOCUMENT).read_bytes()
+        reasons = "".join(f"<option>{reason}" for reason in DeadLetterReason)
+        text = folder.joinpath(DOCUMENT).read_text(encoding="utf-8")
+        self._document = text.replace("<!-- reasons -->", reasons).encode()
         self._files = {
             entry.name: (entry.read_bytes(), content_type)
             for entry in folder.iterdir()

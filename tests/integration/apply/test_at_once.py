@@ -106,8 +106,8 @@ async def test_writer_applies_a_usual_batch_in_one_statement(case: TenantCase, w
     }
     log = await case.log()
     assert {log[one.request_id] for one in batch} == {("succeeded", None)}
-    (row,) = await fetch(case.pool, "SELECT owed_from, owed_since, token::text FROM stream_positions")
-    assert row == {"owed_from": "8/0", "owed_since": ARRIVED_AT, "token": claim.fencing_tokens[0]}
+    (row,) = await fetch(case.pool, "SELECT pending_from, pending_since, token::text FROM stream_positions")
+    assert row == {"pending_from": "8/0", "pending_since": ARRIVED_AT, "token": claim.fencing_tokens[0]}
 
 
 async def test_rows_of_the_log_are_those_of_the_steps(case: TenantCase, writer: ShardWriter) -> None:
@@ -159,7 +159,9 @@ async def test_readers_that_share_a_transaction_write_their_positions_before(
         assert await asyncio.gather(*applying) == [[SUCCEEDED]] * 3
 
     assert noted == ["BEGIN", "update_position", "at_once", "COMMIT"]
-    assert [row["owed_from"] for row in await fetch(case.pool, "SELECT owed_from FROM stream_positions")] == ["8/0"] * 3
+    assert [row["pending_from"] for row in await fetch(case.pool, "SELECT pending_from FROM stream_positions")] == [
+        "8/0"
+    ] * 3
 
 
 @pytest.mark.parametrize(
@@ -240,7 +242,7 @@ async def test_nothing_is_applied_when_another_reader_has_written_the_row(
     claim = claim_of()
     await writer.apply([case.operation("update", "r0", {"v": 1})], claim)
     before = list(claim.fencing_tokens)
-    await fetch(case.pool, "UPDATE stream_positions SET token = $1::uuid, owed_from = '99/0'", str(uuid.uuid4()))
+    await fetch(case.pool, "UPDATE stream_positions SET token = $1::uuid, pending_from = '99/0'", str(uuid.uuid4()))
     async with statements(case.pool) as noted:
         with pytest.raises(PositionChangedError):
             await writer.apply([case.operation("update", "r0", {"v": 2})], claim)
@@ -248,7 +250,9 @@ async def test_nothing_is_applied_when_another_reader_has_written_the_row(
     assert noted == ["BEGIN", "at_once_claimed", "ROLLBACK", "BEGIN", "update_position", "ROLLBACK"]
     assert claim.fencing_tokens == before
     assert await case.resources() == {("patient", "r0"): {"v": 1}}
-    assert [row["owed_from"] for row in await fetch(case.pool, "SELECT owed_from FROM stream_positions")] == ["99/0"]
+    assert [row["pending_from"] for row in await fetch(case.pool, "SELECT pending_from FROM stream_positions")] == [
+        "99/0"
+    ]
 
 
 async def test_operation_that_the_log_has_is_applied_once(case: TenantCase, writer: ShardWriter) -> None:

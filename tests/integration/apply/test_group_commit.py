@@ -72,9 +72,9 @@ async def test_batches_that_wait_go_in_one_transaction(case: TenantCase) -> None
 
     assert outcomes == [[SUCCEEDED] * 3] * READERS
     assert await transactions(case) == [3 * READERS]
-    rows = await fetch(case.pool, "SELECT stream_shard_id, owed_from FROM stream_positions ORDER BY 1")
+    rows = await fetch(case.pool, "SELECT stream_shard_id, pending_from FROM stream_positions ORDER BY 1")
     assert [tuple(row.values()) for row in rows] == [
-        (claim.stream_shard_id, claim.position.owed_from) for claim in claims()
+        (claim.stream_shard_id, claim.position.pending_from) for claim in claims()
     ]
 
 
@@ -88,8 +88,10 @@ async def test_readers_move_their_positions_together_again_and_again(case: Tenan
         assert await together(case, writer, batches, claimed) == [[SUCCEEDED]] * READERS
 
     assert await transactions(case) == [READERS] * 3
-    rows = await fetch(case.pool, "SELECT token::text, owed_from FROM stream_positions ORDER BY stream_shard_id")
-    assert [(row["owed_from"], [row["token"]]) for row in rows] == [("2/0", claim.fencing_tokens) for claim in claimed]
+    rows = await fetch(case.pool, "SELECT token::text, pending_from FROM stream_positions ORDER BY stream_shard_id")
+    assert [(row["pending_from"], [row["token"]]) for row in rows] == [
+        ("2/0", claim.fencing_tokens) for claim in claimed
+    ]
 
 
 async def test_group_is_no_larger_than_its_bound_but_for_one_batch(case: TenantCase) -> None:

@@ -57,14 +57,14 @@ def writer(case: TenantCase) -> ShardWriter:
 
 def claim_of(
     stream_shard_id: str = STREAM_SHARD_ID,
-    owed_from: str = "7/0",
+    pending_from: str = "7/0",
     *,
     fencing_tokens: Sequence[str] = (),
     move_token: str | None = None,
     **content: Any,
 ) -> PositionClaim:
     """Return what a reader is going to write; by default one that saw no row."""
-    position = StreamPosition(owed_from, **content)
+    position = StreamPosition(pending_from, **content)
     return PositionClaim(STREAM, stream_shard_id, position, move_token, list(fencing_tokens))
 
 
@@ -85,15 +85,15 @@ async def rows(pool: ShardPool) -> dict[str, dict[str, Any]]:
 
 
 async def position(pool: ShardPool, stream_shard_id: str = STREAM_SHARD_ID) -> str | None:
-    """Return `owed_from` of a row; None without a row."""
+    """Return `pending_from` of a row; None without a row."""
     found = (await rows(pool)).get(stream_shard_id)
-    return None if found is None else found["owed_from"]
+    return None if found is None else found["pending_from"]
 
 
 async def take_away(pool: ShardPool, stream_shard_id: str = STREAM_SHARD_ID) -> str:
     """Write the row as another reader does; return its token."""
     token = str(uuid.uuid4())
-    query = "UPDATE stream_positions SET token = $2::uuid, owed_from = '99/0' WHERE stream_shard_id = $1"
+    query = "UPDATE stream_positions SET token = $2::uuid, pending_from = '99/0' WHERE stream_shard_id = $1"
     await fetch(pool, query, stream_shard_id, token)
     return token
 
@@ -103,13 +103,13 @@ async def test_writer_makes_the_row_with_the_first_batch_and_moves_it_with_the_n
 ) -> None:
     """It has all values of the claim, under a token that only its writer knows."""
     held = ("tenant:a-x", "slots:AA")
-    claim = claim_of(owed_since=ARRIVED_AT, read_to="9/1", held=held, parents_done=True, read_up_to=ARRIVED_AT)
+    claim = claim_of(pending_since=ARRIVED_AT, read_to="9/1", held=held, parents_done=True, read_up_to=ARRIVED_AT)
     assert await writer.apply([case.operation("create", data={})], claim) == [SUCCEEDED]
 
     first = (await rows(case.pool))[STREAM_SHARD_ID]
     assert first == {
-        "owed_from": "7/0",
-        "owed_since": ARRIVED_AT,
+        "pending_from": "7/0",
+        "pending_since": ARRIVED_AT,
         "read_to": "9/1",
         "held": ["tenant:a-x", "slots:AA"],
         "read_up_to": ARRIVED_AT,
@@ -122,8 +122,8 @@ async def test_writer_makes_the_row_with_the_first_batch_and_moves_it_with_the_n
     assert await writer.apply([case.operation("update", data={})], claim) == [SUCCEEDED]
 
     assert (await rows(case.pool))[STREAM_SHARD_ID] == {
-        "owed_from": "8/0",
-        "owed_since": ARRIVED_AT + timedelta(seconds=1),
+        "pending_from": "8/0",
+        "pending_since": ARRIVED_AT + timedelta(seconds=1),
         "read_to": None,
         "held": None,
         "read_up_to": None,
@@ -144,7 +144,7 @@ async def test_writer_applies_nothing_when_the_row_is_another_readers(
     case: TenantCase, writer: ShardWriter, known: str
 ) -> None:
     """Neither effects nor log nor row; what the reader knows of the row stays as it was."""
-    claim, other = claim_of(), claim_of(owed_from="6/0")
+    claim, other = claim_of(), claim_of(pending_from="6/0")
     if known == "a row":
         await writer.apply([case.operation("create", "r0", {})], claim)
         other.fencing_tokens = list(claim.fencing_tokens)
@@ -206,13 +206,13 @@ async def test_writer_lets_only_one_of_two_readers_write_that_saw_the_same_row(
     case: TenantCase, writer: ShardWriter
 ) -> None:
     """The second waits for the first and then finds another row, whether there was one before or not."""
-    for owed_from in ("7/0", "8/0"):
+    for pending_from in ("7/0", "8/0"):
         seen = [row["token"] for row in (await rows(case.pool)).values()]
         first, second = (
-            claim_of(owed_from=owed_from, fencing_tokens=list(seen)),
-            claim_of(owed_from="1/0", fencing_tokens=list(seen)),
+            claim_of(pending_from=pending_from, fencing_tokens=list(seen)),
+            claim_of(pending_from="1/0", fencing_tokens=list(seen)),
         )
-        name = owed_from.partition("/")[0]
+        name = pending_from.partition("/")[0]
         async with shut_gate(case.pool) as gate, asyncio.TaskGroup() as tasks:
             winning = tasks.create_task(writer.apply([case.operation("create", f"w{name}", {})], first))
             await gate.reached()
@@ -221,7 +221,7 @@ async def test_writer_lets_only_one_of_two_readers_write_that_saw_the_same_row(
             await gate.open()
         await fetch(case.pool, "DROP FUNCTION wait_at_gate CASCADE")
         assert (winning.result(), losing.result()) == ([SUCCEEDED], True)
-        assert await position(case.pool) == owed_from
+        assert await position(case.pool) == pending_from
         assert second.fencing_tokens == seen
     assert sorted(name for _, name in await case.resources()) == ["w7", "w8"]
 
@@ -234,7 +234,7 @@ async def test_rows_are_written_in_one_order_whether_they_are_known_or_new(
     await writer.write_positions([known, claim_of("shardId-a")])
     lock = "SELECT FROM stream_positions WHERE stream_shard_id = $1 FOR UPDATE"
     async with case.pool.transaction() as other, asyncio.TaskGroup() as tasks:
-        await other.execute("UPDATE stream_positions SET owed_from = '9/0' WHERE stream_shard_id = 'shardId-a'")
+        await other.execute("UPDATE stream_positions SET pending_from = '9/0' WHERE stream_shard_id = 'shardId-a'")
         writing = tasks.create_task(writer.write_positions([known, behind]))
         await waiters(other)
         await other.execute(f"{lock} NOWAIT", "shardId-b")
@@ -430,7 +430,7 @@ async def test_touch_writes_what_is_its_readers_and_says_what_is_not(case: Tenan
     assert await writer.write_positions([gone, stolen, new, known]) == [stolen, gone]
 
     found = await rows(case.pool)
-    assert {key: row["owed_from"] for key, row in found.items()} == {
+    assert {key: row["pending_from"] for key, row in found.items()} == {
         "shardId-0": "8/0",
         "shardId-1": "8/0",
         "shardId-2": "99/0",
@@ -460,7 +460,7 @@ async def test_standing_is_all_that_a_shard_knows(case: TenantCase, writer: Shar
     """The rows that are asked for; and the first tenant, where one of them is not there."""
     unmoved = partial(StoredPositions, move_token="")
     assert await writer.read_positions(STREAM, [STREAM_SHARD_ID]) == unmoved({}, TENANT_MADE_AT)
-    claim = claim_of(owed_since=ARRIVED_AT, read_to="9/1", held=("tenant:a-x",), parents_done=True)
+    claim = claim_of(pending_since=ARRIVED_AT, read_to="9/1", held=("tenant:a-x",), parents_done=True)
     await writer.write_positions([claim, claim_of("shardId-9")])
     row = StreamPosition("7/0", ARRIVED_AT, True, claim.fencing_tokens[0], read_to="9/1", held=("tenant:a-x",))
 
@@ -515,7 +515,7 @@ async def test_shard_says_who_lives_there(case: TenantCase, writer: ShardWriter)
 
 async def test_adoption_leaves_another_token_in_the_row_that_it_reads(case: TenantCase, writer: ShardWriter) -> None:
     """The rows of the ancestors are lost only together with it; a reader that knew the old token must read again."""
-    claim, parents = claim_of(owed_since=ARRIVED_AT, parents_done=True), claim_of(PARENT, "SHARD_END")
+    claim, parents = claim_of(pending_since=ARRIVED_AT, parents_done=True), claim_of(PARENT, "SHARD_END")
     await writer.write_positions([claim, parents])
 
     standing = await writer.fence_and_read_positions(claim, [PARENT, "shardId-9"])

@@ -17,9 +17,9 @@ from simplu_worker.errors import PermanentError
 from simplu_worker.shards.postgres.address import ShardAddress
 
 MAKE_ROWS = """
-INSERT INTO stream_positions (stream, stream_shard_id, owed_from, parents_done, token, gap_from, gap_found_at)
-SELECT 'stream', one.id, one.owed_from, true, gen_random_uuid(), one.gap_from, now()
-FROM (VALUES ('s-0', '5/0', '5/0'), ('s-1', '6/0', '5/0'), ('s-2', '5/0', NULL)) AS one (id, owed_from, gap_from)
+INSERT INTO stream_positions (stream, stream_shard_id, pending_from, parents_done, token, gap_from, gap_found_at)
+SELECT 'stream', one.id, one.pending_from, true, gen_random_uuid(), one.gap_from, now()
+FROM (VALUES ('s-0', '5/0', '5/0'), ('s-1', '6/0', '5/0'), ('s-2', '5/0', NULL)) AS one (id, pending_from, gap_from)
 """
 
 

@@ -25,7 +25,7 @@ from simplu_worker.errors import ConfigurationError
 
 OF_ANOTHER = "of another stream, which had the name of this one"
 POSITION = """
-INSERT INTO stream_positions (stream, stream_shard_id, owed_from, parents_done, token)
+INSERT INTO stream_positions (stream, stream_shard_id, pending_from, parents_done, token)
 VALUES ('operations', '{}', '{}/0', true, gen_random_uuid())
 """
 

@@ -25,7 +25,7 @@ from simplu_worker.transfers.restoring.restorer import Restorer
 
 TENANT_ID = "-".join(TENANT)
 POSITION = """
-INSERT INTO stream_positions (stream, stream_shard_id, owed_from, parents_done, token)
+INSERT INTO stream_positions (stream, stream_shard_id, pending_from, parents_done, token)
 VALUES ('stream', 'shard-0', '7/0', true, gen_random_uuid())
 """
 

@@ -199,7 +199,7 @@ async def test_operation_view_takes_the_time_before_it_asks_the_log(
     order: list[str] = []
     shard = await make_shard("shard-1")
     row = "('s', 'a', 'TRIM_HORIZON', true, gen_random_uuid())"
-    columns = "(stream, stream_shard_id, owed_from, parents_done, token)"
+    columns = "(stream, stream_shard_id, pending_from, parents_done, token)"
     await execute(shard.connection_string, f"INSERT INTO stream_positions {columns} VALUES {row}")
     async with routed_shards([shard]) as routed:
         find = routed.gateway.find_operation

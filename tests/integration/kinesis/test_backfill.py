@@ -168,8 +168,10 @@ async def test_row_gets_the_last_batch_soon_when_no_other_follows(
         numbers = await world.put(*chain("a-x", 3))
 
         async def has_all() -> bool:
-            rows = await fetch(shard, "SELECT owed_from, read_up_to FROM stream_positions")
-            return [(row["owed_from"], row["read_up_to"] is not None) for row in rows] == [(f"{numbers[-1]}/0", True)]
+            rows = await fetch(shard, "SELECT pending_from, read_up_to FROM stream_positions")
+            return [(row["pending_from"], row["read_up_to"] is not None) for row in rows] == [
+                (f"{numbers[-1]}/0", True)
+            ]
 
         assert await poll_until_true(has_all, within_s=60)
 
@@ -339,7 +341,7 @@ async def test_position_of_a_reader_at_its_end_says_so(world: World) -> None:
         await world.kinesis.split_shard(StreamName=world.stream.name, ShardToSplit=ONLY, NewStartingHashKey=str(2**127))
         await eventually(lambda: reader.is_finished)
 
-    rows = await fetch(shard, "SELECT owed_from, parents_done FROM stream_positions")
+    rows = await fetch(shard, "SELECT pending_from, parents_done FROM stream_positions")
     assert [tuple(row.values()) for row in rows] == [("SHARD_END", True)]
 
 

@@ -101,7 +101,7 @@ async def has_position(pool: ShardPool, number: str) -> None:
     """Wait until the row of a shard has the position of a record."""
 
     async def has() -> bool:
-        return [row["owed_from"] for row in await rows_of(pool)] == [f"{number}/0"]
+        return [row["pending_from"] for row in await rows_of(pool)] == [f"{number}/0"]
 
     assert await poll_until(has, within_s=20)
 
@@ -146,7 +146,7 @@ async def test_shard_restored_beyond_retention_is_held_until_the_gap_is_accepted
 
         async with shard.connection() as connection:
             accepted = await accept_gaps(connection)
-        assert [row["gap_from"] for row in accepted] == [row["owed_from"] for row in await rows_of(shard)]
+        assert [row["gap_from"] for row in accepted] == [row["pending_from"] for row in await rows_of(shard)]
         await logs(shard, "a-x", 6)
         await logs(shard, "b-x", 6)
         await eventually(lambda: not reader.view.held_status())

@@ -49,7 +49,7 @@ KNOWN_TO_THE_KCL = {
     "startingHashKey",
     "endingHashKey",
 }
-OUR_OWN = {"entityType", "simpluStartedAt", "simpluOwed", "simpluMeteredBy"}
+OUR_OWN = {"entityType", "simpluStartedAt", "simpluPendingTenants", "simpluMeteredBy"}
 
 
 class Clock:
@@ -216,11 +216,11 @@ async def test_finished_lease_names_its_children_when_it_is_handed_back(shared: 
 
 async def test_list_of_what_is_owed_stays_in_the_row_whatever_the_peer_writes(shared: Shared) -> None:
     """The KCL does not know the list: its children wait for SHARD_END, the worker's for either."""
-    owed = frozenset({"tenant:b-l", "tenant:c-l"})
+    pending = frozenset({"tenant:b-l", "tenant:c-l"})
     await shared.table.create(Lease(KEY, Position(int(AT)), hash_range=HashRange(0, 17)))
     taken = await shared.table.take(await shared.read_lease(), OURS)
     assert taken is not None
-    renewed = await shared.table.renew(taken, OURS, pending_tenants=owed)
+    renewed = await shared.table.renew(taken, OURS, pending_tenants=pending)
     assert renewed is not None
     await shared.table.release(renewed, OURS)
     lists = [(await shared.read_lease()).pending_tenants]
@@ -237,7 +237,7 @@ async def test_list_of_what_is_owed_stays_in_the_row_whatever_the_peer_writes(sh
     finished = await shared.read_lease()
 
     assert took == [KEY]
-    assert lists == [owed] * 6
+    assert lists == [pending] * 6
     assert (finished.checkpoint, finished.owner) == (SHARD_END, None)
 
 

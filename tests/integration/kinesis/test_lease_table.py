@@ -380,7 +380,7 @@ async def test_renewal_sets_pending_tenants_in_the_same_write(
     by_other = await table.take(fourth, OTHER) if fourth else None
 
     assert first == replace(taken, counter=2, checkpoint=Position(17), owner_switches=0, pending_tenants=OWED)
-    assert {kind: set(names) for kind, names in row["simpluOwed"].items()} == {"SS": OWED}
+    assert {kind: set(names) for kind, names in row["simpluPendingTenants"].items()} == {"SS": OWED}
     assert second == replace(first, counter=3, checkpoint=Position(18))
     assert third == replace(second, counter=4)
     assert fourth == replace(third, counter=5, pending_tenants=LESS_OWED)
@@ -457,7 +457,7 @@ async def test_renewal_returns_the_earlier_try_when_writing_its_list_over_it_fai
     assert renewed == Lease("a", Position(17), counter=6, owner=ME)
     assert [operation for operation, _ in aws.requests] == ["UpdateItem", "GetItem", "UpdateItem"]
     assert last["UpdateExpression"] == (
-        "SET leaseCounter = :next, simpluMeteredBy = :me, simpluOwed = :pending REMOVE simpluReadUpTo"
+        "SET leaseCounter = :next, simpluMeteredBy = :me, simpluPendingTenants = :pending REMOVE simpluReadUpTo"
     )
     assert last["ExpressionAttributeValues"][":pending"] == {"SS": sorted(OWED)}
 

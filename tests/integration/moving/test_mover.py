@@ -393,23 +393,25 @@ async def test_repair_takes_nothing_from_rows_that_are_not_those_of_the_move_any
 async def test_target_that_lost_the_tenant_after_the_commit_gets_it_again_as_of_the_fence(world: World) -> None:
     """With the stream positions of then: what readers have written on the source since is not true of the tenant."""
     position = (
-        "INSERT INTO stream_positions (stream, stream_shard_id, owed_from, parents_done, token)"
+        "INSERT INTO stream_positions (stream, stream_shard_id, pending_from, parents_done, token)"
         " VALUES ('s', 'shard-1', $1, true, gen_random_uuid())"
     )
-    for shard_id, owed_from in (("a", "100/0"), ("b", "120/0")):
-        await fetch(world.shard_pools[shard_id], position, owed_from)
+    for shard_id, pending_from in (("a", "100/0"), ("b", "120/0")):
+        await fetch(world.shard_pools[shard_id], position, pending_from)
     before = await world.case("a").resources()
     await world.move()
     for table in ("tenants", "resources", "operations", "arrivals"):
         await fetch(world.shard_pools["b"], f"DELETE FROM {table}")
     for pool in world.shard_pools.values():
-        await fetch(pool, "UPDATE stream_positions SET owed_from = '150/0'")
+        await fetch(pool, "UPDATE stream_positions SET pending_from = '150/0'")
 
     certificate = await world.move()
 
     assert (certificate.verdict, await world.states()) == ("equal", {"a": "moved", "b": "active"})
     assert await world.case("b").resources() == before
-    assert await fetch(world.shard_pools["b"], "SELECT owed_from FROM stream_positions") == [{"owed_from": "100/0"}]
+    assert await fetch(world.shard_pools["b"], "SELECT pending_from FROM stream_positions") == [
+        {"pending_from": "100/0"}
+    ]
 
 
 async def test_copy_that_was_not_emptied_to_its_end_is_emptied_by_the_next_mover(

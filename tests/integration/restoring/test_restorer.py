@@ -34,7 +34,7 @@ TENANT_ID = "clinic-main"
 OTHER = ("clinic", "north")
 KEPT = timedelta(days=15)
 TRANSACTIONS = {RestoreMode.CATCH_UP: 11, RestoreMode.AS_OF_BACKUP: 9}  # of few rows; the last one reads
-POSITION = "INSERT INTO stream_positions (stream, stream_shard_id, owed_from, owed_since, parents_done, token)"
+POSITION = "INSERT INTO stream_positions (stream, stream_shard_id, pending_from, pending_since, parents_done, token)"
 POSITION += " VALUES ('stream', $1, $2, now(), true, gen_random_uuid())"
 
 
@@ -87,7 +87,7 @@ async def world(make_shard: ShardMaker, tmp_path: Path) -> AsyncIterator[World]:
             await case.apply(*[case.operation("create", f"r{n}", {"text": 'a\n"\\b\u2028é', "n": n}) for n in range(3)])
         await world.ask(POSITION, "shard-0", "5/0")
         await copy_rows(world.live, world.backup)
-        await world.ask("UPDATE stream_positions SET owed_from = '9/0', token = gen_random_uuid()")
+        await world.ask("UPDATE stream_positions SET pending_from = '9/0', token = gen_random_uuid()")
         await world.ask(POSITION, "child", "12/0")
         world.since = [
             world.case.operation("update", "r0", {"is": "spoilt"}),
@@ -166,8 +166,8 @@ async def test_tenant_catches_up_from_the_log_and_the_positions_of_the_backup(wo
     assert await world.case.resources() == await backup.resources()
     assert await world.case.log() == await backup.log()
     assert await world.other.everything() == others
-    (row,) = await world.ask("SELECT stream_shard_id, owed_from, parents_done, token FROM stream_positions")
-    assert (row["stream_shard_id"], row["owed_from"], row["parents_done"]) == ("shard-0", "5/0", True)
+    (row,) = await world.ask("SELECT stream_shard_id, pending_from, parents_done, token FROM stream_positions")
+    assert (row["stream_shard_id"], row["pending_from"], row["parents_done"]) == ("shard-0", "5/0", True)
     assert row["token"] not in [one["token"] for one in tokens]
     outcomes = await world.case.apply(*world.since)
     assert [(one.disposition, one.failure) for one in outcomes] == [(Disposition.APPLIED, None)] * 3

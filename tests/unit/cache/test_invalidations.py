@@ -172,20 +172,20 @@ def test_doubt_that_covers_more_stays(doubts: list[EpochMoveReason], expected: E
 def test_invalidations_forget_nothing_but_with_a_doubt(steps: list[tuple[str, list[int] | int]]) -> None:
     """A key that was added is taken after that, or all is in doubt after that; and there is never more than fits."""
     waiting = InvalidationQueue(max_bytes=12 * SIZE_BYTES)
-    owed: set[ResourceKey] = set()
+    pending: set[ResourceKey] = set()
     for what, argument in steps:
         if isinstance(argument, list):
             waiting.add(key(number) for number in argument)
-            owed |= {key(number) for number in argument}
+            pending |= {key(number) for number in argument}
         else:
             batch = waiting.take(argument)
             if what == "fail":
                 waiting.requeue(batch)
             else:
-                owed = set() if batch.epoch_move else owed - set(batch.keys)
+                pending = set() if batch.epoch_move else pending - set(batch.keys)
         assert waiting.size_bytes == len(waiting) * SIZE_BYTES <= 12 * SIZE_BYTES
     rest = waiting.take(1000)
-    assert rest.epoch_move is not None or owed <= set(rest.keys)
+    assert rest.epoch_move is not None or pending <= set(rest.keys)
 
 
 def test_invalidations_after_a_doubt_was_taken_are_still_told() -> None:

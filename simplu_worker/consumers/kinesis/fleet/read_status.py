@@ -69,7 +69,7 @@ def _decided_on(rows: ShardPositionRows, lease: Lease, tenant_id: str | None) ->
     if row is None or not (row.parents_done or all(_has_ended(rows.get(key), tenant_id) for key in lease.parents)):
         return None
     is_ahead = row.read_to is not None and not _may_contain(row.held, tenant_id)
-    reached = row.read_to if is_ahead and row.read_to is not None else row.owed_from
+    reached = row.read_to if is_ahead and row.read_to is not None else row.pending_from
     noted = lease.checkpoint if lease.ahead is None else lease.ahead.read_to
     if lease.read_up_to is not None and (noted.is_sentinel or _position_of(reached) >= noted):
         return lease.read_up_to
@@ -78,7 +78,7 @@ def _decided_on(rows: ShardPositionRows, lease: Lease, tenant_id: str | None) ->
 
 def _has_ended(row: StreamPosition | None, tenant_id: str | None) -> bool:
     """Return whether a shard has all operations of the tenant from a parent, by its row of the parent."""
-    if row is None or row.owed_from == SHARD_END.checkpoint:
+    if row is None or row.pending_from == SHARD_END.checkpoint:
         return row is not None
     return row.read_to == SHARD_END.checkpoint and not _may_contain(row.held, tenant_id)
 

@@ -28,7 +28,7 @@ LeaseRow: TypeAlias = Mapping[str, Mapping[str, Any]]  # an item as DynamoDB sen
 
 ENTITY_TYPE = "LEASE"
 STARTED_AT = "simpluStartedAt"
-PENDING_TENANTS = "simpluOwed"
+PENDING_TENANTS = "simpluPendingTenants"
 READ_TO = "simpluReadTo"
 HELD = "simpluHeld"
 READ_UP_TO = "simpluReadUpTo"

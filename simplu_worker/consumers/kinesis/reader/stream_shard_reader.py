@@ -412,8 +412,8 @@ class StreamShardReader:
     def _progress(self) -> StreamPosition:
         """Return the position after which operations may be pending, as rows on the Postgres shards contain it."""
         safe_checkpoint = self._dispatcher.ownership.floor(self._tracker.checkpoint)
-        owed_from = SHARD_END.checkpoint if self.is_finished else format_position(safe_checkpoint)
-        return StreamPosition(owed_from, None if safe_checkpoint is None else safe_checkpoint.arrived_at)
+        pending_from = SHARD_END.checkpoint if self.is_finished else format_position(safe_checkpoint)
+        return StreamPosition(pending_from, None if safe_checkpoint is None else safe_checkpoint.arrived_at)
 
     def _progress_ahead(self) -> Ahead | None:
         """Return `ahead` as rows contain it, `read_to` and `held`; at the end of the stream shard, with all tenants."""

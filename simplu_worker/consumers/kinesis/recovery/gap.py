@@ -31,10 +31,10 @@ CLOCKS_MARGIN: Final = timedelta(minutes=1)  # between the clock of a reader and
 
 
 class Gap(msgspec.Struct, frozen=True):
-    """The row of a stream shard to which the stream does not reach back; *owed_from* is the row's position."""
+    """The row of a stream shard to which the stream does not reach back; *pending_from* is the row's position."""
 
     stream_shard_id: str
-    owed_from: str
+    pending_from: str
 
 
 class PositionGapError(WorkerError):
@@ -43,7 +43,7 @@ class PositionGapError(WorkerError):
     def __init__(self, gap: Gap) -> None:
         super().__init__(
             f"stream shard {gap.stream_shard_id}: expected the stream to reach back to the shard's position "
-            f"{gap.owed_from}, got later records only"
+            f"{gap.pending_from}, got later records only"
         )
         self.gap = gap
 
@@ -54,7 +54,7 @@ def is_older_than_stream(row: StreamPosition, *, now: datetime, retention: timed
     True where that is unknown, unless the row is at the beginning of the stream shard, as each new row is.
     """
     if row.written_at is None or retention is None:
-        return row.owed_from != TRIM_HORIZON.checkpoint
+        return row.pending_from != TRIM_HORIZON.checkpoint
     return now - row.written_at >= retention - CLOCKS_MARGIN
 
 
@@ -116,8 +116,8 @@ def rows_of_ancestors_behind(
 
 def _is_ancestor_behind(row: StreamPosition, ancestor: Ancestor | None) -> bool:
     """Return whether the row of an ancestor went back; of one that cannot be read any more (None), all was read."""
-    if row.has_gap or row.owed_from == SHARD_END.checkpoint:
+    if row.has_gap or row.pending_from == SHARD_END.checkpoint:
         return False
-    is_beginning = row.owed_from == TRIM_HORIZON.checkpoint
-    position = TRIM_HORIZON if is_beginning else parse_position(row.owed_from, HORIZON).position
+    is_beginning = row.pending_from == TRIM_HORIZON.checkpoint
+    position = TRIM_HORIZON if is_beginning else parse_position(row.pending_from, HORIZON).position
     return ancestor is None or position < ancestor.checkpoint

@@ -137,14 +137,14 @@ def replay_start(
         if first_tenant_at is None:
             return None
         return max(first_tenant_at - tenant_wait - CLOCK_MARGIN, started_at or HORIZON)
-    if row.owed_from == SHARD_END.checkpoint:
+    if row.pending_from == SHARD_END.checkpoint:
         return None
-    is_beginning = row.owed_from == TRIM_HORIZON.checkpoint
-    owed_from = None if is_beginning else parse_position(row.owed_from, row.owed_since or now)
+    is_beginning = row.pending_from == TRIM_HORIZON.checkpoint
+    pending_from = None if is_beginning else parse_position(row.pending_from, row.pending_since or now)
     names = named_tenants(row.held)
-    if row.read_to is not None and names is not None and covers(names, owed_from):
-        return None if row.read_to == SHARD_END.checkpoint else parse_position(row.read_to, row.owed_since or now)
-    return owed_from or started_at or HORIZON
+    if row.read_to is not None and names is not None and covers(names, pending_from):
+        return None if row.read_to == SHARD_END.checkpoint else parse_position(row.read_to, row.pending_since or now)
+    return pending_from or started_at or HORIZON
 
 
 def named_tenants(entries: tuple[str, ...]) -> frozenset[str] | None:
@@ -191,7 +191,7 @@ def ignoring_pending(stored: StoredPositions, waits_for: Callable[[AbstractSet[s
     backfill takes them, and the rows are read again when they are released.
     """
     rows = {
-        key: msgspec.structs.replace(row, owed_from=SHARD_END.checkpoint)
+        key: msgspec.structs.replace(row, pending_from=SHARD_END.checkpoint)
         if row.read_to == SHARD_END.checkpoint and (names := named_tenants(row.held)) is not None and waits_for(names)
         else row
         for key, row in stored.rows.items()
@@ -206,10 +206,10 @@ def _missing_records_of(
     first_tenant_at: datetime,
     tenant_wait: timedelta,
 ) -> ParentRecords | None:
-    if row is not None and row.owed_from == SHARD_END.checkpoint:
+    if row is not None and row.pending_from == SHARD_END.checkpoint:
         return None
-    if row is not None and row.owed_from != TRIM_HORIZON.checkpoint:
-        position = parse_position(row.owed_from, HORIZON)
+    if row is not None and row.pending_from != TRIM_HORIZON.checkpoint:
+        position = parse_position(row.pending_from, HORIZON)
         start: Start = AtSequenceNumber(position.sequence_number)
         return ParentRecords(stream_shard_id, start, position.position, ancestor.hash_range)
     since = ancestor.started_at or HORIZON

@@ -210,7 +210,7 @@ class ShardPositions:
         progress = self._reader.progress()
         self._note_highest(progress)
         ahead, read_up_to = self._recent_reach()
-        if progress.owed_from == SHARD_END.checkpoint:
+        if progress.pending_from == SHARD_END.checkpoint:
             ahead = None
         read_to, held = (None, ()) if ahead is None else ahead
         # What the shard lacked of the parents is applied once no record of a parent is pending here.
@@ -369,7 +369,7 @@ class ShardPositions:
             "shard.backfilling",
             shard_id=shard_position.shard_id,
             stream_shard_id=reader.stream_shard_id,
-            owed_from=format_position(unread.after),
+            pending_from=format_position(unread.after),
             read_to=format_position(read_to),
             parents=[records.stream_shard_id for records in parents],
         )
@@ -403,10 +403,10 @@ class ShardPositions:
         row = stored.rows.get(own)
         is_old = partial(is_older_than_stream, now=self._utc(), retention=self._reader.retention())
         if row is not None and (row.has_open_gap or await self._has_own_left(row, behind, is_old, was_read=was_read)):
-            return Gap(own, row.owed_from)
+            return Gap(own, row.pending_from)
         for key, row in rows_of_ancestors_behind(lineage, stored, own, is_old=is_old):
             if row.has_open_gap or await self._has_ancestor_left(key, row, lineage, was_read=was_read):
-                return Gap(key, row.owed_from)
+                return Gap(key, row.pending_from)
         return None
 
     async def _has_own_left(
@@ -430,8 +430,8 @@ class ShardPositions:
     async def _has_ancestor_left(self, key: str, row: StreamPosition, lineage: Lineage, *, was_read: bool) -> bool:
         """Return whether records of an ancestor after its row have left the stream since the fleet has read them."""
         oldest = await self._find_oldest(key) if key in lineage.ancestors else None
-        if row.owed_from != TRIM_HORIZON.checkpoint:
-            position = parse_position(row.owed_from, self._utc())
+        if row.pending_from != TRIM_HORIZON.checkpoint:
+            position = parse_position(row.pending_from, self._utc())
             if not has_left_stream(position, oldest):
                 return False
         if was_read or oldest is not None:
@@ -449,12 +449,12 @@ class ShardPositions:
                 shard_id=shard_position.shard_id,
                 stream_shard_id=self._reader.stream_shard_id,
                 gap_in=gap.stream_shard_id,
-                owed_from=gap.owed_from,
+                pending_from=gap.pending_from,
                 written_at=None if row.written_at is None else row.written_at.isoformat(timespec="seconds"),
             )
 
     async def _mark_gap(self, shard_id: str, gap: Gap) -> None:
-        await self._gateway.mark_gap(shard_id, self._reader.stream_name, gap.stream_shard_id, gap.owed_from)
+        await self._gateway.mark_gap(shard_id, self._reader.stream_name, gap.stream_shard_id, gap.pending_from)
 
     async def has_open_gap(self, shard_id: str) -> bool:
         """Return whether the gap that was found on a shard is still there, and no person has accepted it.
@@ -467,7 +467,7 @@ class ShardPositions:
             return False
         stored = await self._gateway.read_positions(shard_id, self._reader.stream_name, [gap.stream_shard_id])
         row = None if stored is None else stored.rows.get(gap.stream_shard_id)
-        if row is not None and row.owed_from == gap.owed_from and not row.is_gap_accepted:
+        if row is not None and row.pending_from == gap.pending_from and not row.is_gap_accepted:
             if not row.has_gap:
                 await self._mark_gap(shard_id, gap)
             return True
@@ -484,8 +484,8 @@ class ShardPositions:
         return oldest
 
     def _note_highest(self, progress: StreamPosition) -> None:
-        if progress.owed_from not in {SHARD_END.checkpoint, TRIM_HORIZON.checkpoint}:
-            position = parse_position(progress.owed_from, progress.owed_since or self._utc())
+        if progress.pending_from not in {SHARD_END.checkpoint, TRIM_HORIZON.checkpoint}:
+            position = parse_position(progress.pending_from, progress.pending_since or self._utc())
             if _is_after(position, self._highest):
                 self._highest = position
 
@@ -496,17 +496,17 @@ class ShardPositions:
             and stored.last_move_age_s < loop_time() - self._began_at + MOVED_MARGIN_S
         )
 
-    def _covers(self, names: AbstractSet[str], owed_from: RecordPosition | None, *, was_read: bool) -> bool:
-        """Return whether this reader re-reads everything after *owed_from* for these tenants.
+    def _covers(self, names: AbstractSet[str], pending_from: RecordPosition | None, *, was_read: bool) -> bool:
+        """Return whether this reader re-reads everything after *pending_from* for these tenants.
 
         It does so for tenants that it holds, and, before it has sent anything to the shard, for those held at its
         start.
         """
         reader = self._reader
-        if not was_read and names <= reader.predecessor_tenants and not _is_after(reader.checkpoint, owed_from):
+        if not was_read and names <= reader.predecessor_tenants and not _is_after(reader.checkpoint, pending_from):
             return True
         owners = [self._ownership.owner_of(name) for name in names]
-        return all(owner is not None and not _is_after(owner.reached, owed_from) for owner in owners)
+        return all(owner is not None and not _is_after(owner.reached, pending_from) for owner in owners)
 
     async def _resolve_replay_start(self, start: ReplayStart, read_to: RecordPosition) -> RecordPosition | None:
         """Return the position of *start* if it is before *read_to*, which is after the start of reading."""

@@ -144,15 +144,15 @@ ALTER TABLE public.operations ENABLE ROW LEVEL SECURITY;
 CREATE TABLE public.stream_positions (
     stream pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
     stream_shard_id pg_catalog.text COLLATE pg_catalog."C" NOT NULL,
-    -- Behind it something of the whole stream shard may be owed, to any tenant on any shard.
-    owed_from pg_catalog.text NOT NULL,
-    owed_since pg_catalog.timestamptz, -- about when that arrived; null while nothing was read
+    -- Behind it something of the whole stream shard may be pending, for any tenant on any shard.
+    pending_from pg_catalog.text NOT NULL,
+    pending_since pg_catalog.timestamptz, -- about when that arrived; null while nothing was read
     read_to pg_catalog.text, -- where this is given, up to here to tenants of `held` only
     held pg_catalog.text[],
-    read_up_to pg_catalog.timestamptz, -- nothing that arrived before is owed, but to tenants of `held`; null: not known
-    parents_done boolean NOT NULL, -- all that the parents of the stream shard owed this shard was there before
+    read_up_to pg_catalog.timestamptz, -- nothing that arrived before is pending, but for tenants of `held`; null: not known
+    parents_done boolean NOT NULL, -- all that the parents of the stream shard had pending for this shard was there before
     token pg_catalog.uuid NOT NULL, -- another one with every write, at random
-    -- The `owed_from` to which the stream was found not to reach back; void once the row has another one.
+    -- The `pending_from` to which the stream was found not to reach back; void once the row has another one.
     gap_from pg_catalog.text COLLATE pg_catalog."C",
     gap_found_at pg_catalog.timestamptz,
     gap_accepted_at pg_catalog.timestamptz, -- when a person accepted that; without it, a reader holds the shard

@@ -830,7 +830,7 @@ confirmed AS MATERIALIZED (
 written AS (
     UPDATE public.stream_positions
     SET
-        owed_from = $23, owed_since = $24, read_to = $25, held = $26::pg_catalog.text[], parents_done = $27,
+        pending_from = $23, pending_since = $24, read_to = $25, held = $26::pg_catalog.text[], parents_done = $27,
         read_up_to = $28, token = $30::pg_catalog.uuid
     WHERE
         stream = $21 AND stream_shard_id = $22 AND token = ANY($29::pg_catalog.text[]::pg_catalog.uuid[])

@@ -12,7 +12,7 @@ pg_catalog.concat_ws(
 -- fragment: stored_positions
 -- The rows of the stream $1.
 SELECT
-    stream_shard_id, owed_from, owed_since, read_to, held, parents_done, token::pg_catalog.text AS token, gap_from,
+    stream_shard_id, pending_from, pending_since, read_to, held, parents_done, token::pg_catalog.text AS token, gap_from,
     gap_accepted_at IS NOT NULL AS is_gap_accepted
 FROM public.stream_positions
 WHERE stream = $1
@@ -73,7 +73,7 @@ WHERE stream = $1 AND stream_shard_id = $2 AND token = ANY($4::pg_catalog.text[]
 -- name: fence_position
 -- Leave the token $3 in the row, or make a row without progress. Rows of other stream shards that the same
 -- transaction has read survive a failover if the token does.
-INSERT INTO public.stream_positions (stream, stream_shard_id, owed_from, parents_done, token)
+INSERT INTO public.stream_positions (stream, stream_shard_id, pending_from, parents_done, token)
 VALUES ($1, $2, 'TRIM_HORIZON', false, $3::pg_catalog.uuid)
 ON CONFLICT (stream, stream_shard_id) DO UPDATE SET token = :fenced_token;
 
@@ -83,7 +83,7 @@ ON CONFLICT (stream, stream_shard_id) DO UPDATE SET token = :fenced_token;
 -- token.
 UPDATE public.stream_positions
 SET
-    owed_from = $3, owed_since = $4, read_to = $5, held = $6::pg_catalog.text[], parents_done = $7, read_up_to = $8,
+    pending_from = $3, pending_since = $4, read_to = $5, held = $6::pg_catalog.text[], parents_done = $7, read_up_to = $8,
     token = $10::pg_catalog.uuid
 WHERE stream = $1 AND stream_shard_id = $2 AND token = ANY($9::pg_catalog.text[]::pg_catalog.uuid[])
 RETURNING stream, stream_shard_id;
@@ -92,7 +92,7 @@ RETURNING stream, stream_shard_id;
 -- Make the row unless another reader has made it. Not if a tenant was moved here since the reader found no row: $10 is
 -- the `move_token` that `read_tenant_arrivals` returned then, or null if a move does not matter.
 INSERT INTO public.stream_positions (
-    stream, stream_shard_id, owed_from, owed_since, read_to, held, parents_done, read_up_to, token
+    stream, stream_shard_id, pending_from, pending_since, read_to, held, parents_done, read_up_to, token
 )
 SELECT
     $1, $2, $3, $4::pg_catalog.timestamptz, $5, $6::pg_catalog.text[], $7::boolean, $8::pg_catalog.timestamptz,
@@ -116,21 +116,21 @@ WHERE stream = $1 AND stream_shard_id = $2;
 -- Mark the row of the stream shard $2: the stream does not reach back to its position $3. Not again while the row has
 -- that position, so that an acceptance stays. The token stays: the reader's knowledge of the content still holds.
 UPDATE public.stream_positions
-SET gap_from = owed_from, gap_found_at = pg_catalog.clock_timestamp(), gap_accepted_at = NULL
-WHERE stream = $1 AND stream_shard_id = $2 AND owed_from = $3 AND gap_from IS DISTINCT FROM owed_from;
+SET gap_from = pending_from, gap_found_at = pg_catalog.clock_timestamp(), gap_accepted_at = NULL
+WHERE stream = $1 AND stream_shard_id = $2 AND pending_from = $3 AND gap_from IS DISTINCT FROM pending_from;
 
 -- name: list_gaps
 -- The rows with a gap that no person has accepted; the stream and the stream shard of each.
 SELECT stream, stream_shard_id, gap_from, gap_found_at
 FROM public.stream_positions
-WHERE gap_from = owed_from AND gap_accepted_at IS NULL
+WHERE gap_from = pending_from AND gap_accepted_at IS NULL
 ORDER BY stream, stream_shard_id;
 
 -- name: accept_gaps
 -- Accept all gaps of the shard; the rows that had one. The next write of a position ends the acceptance.
 UPDATE public.stream_positions
 SET gap_accepted_at = pg_catalog.clock_timestamp()
-WHERE gap_from = owed_from AND gap_accepted_at IS NULL
+WHERE gap_from = pending_from AND gap_accepted_at IS NULL
 RETURNING stream, stream_shard_id, gap_from, gap_found_at;
 
 -- name: forget_positions
@@ -139,7 +139,7 @@ RETURNING stream, stream_shard_id, gap_from, gap_found_at;
 DELETE FROM public.stream_positions
 WHERE
     stream = $1 AND stream_shard_id = ANY($2::pg_catalog.text[])
-    AND (gap_from IS DISTINCT FROM owed_from OR gap_accepted_at IS NOT NULL);
+    AND (gap_from IS DISTINCT FROM pending_from OR gap_accepted_at IS NOT NULL);
 
 -- name: skip_disk_wait
 -- For transactions that write positions alone: lost ones are written again.

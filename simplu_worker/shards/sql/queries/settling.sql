@@ -86,7 +86,7 @@ WHERE
 
 -- name: read_all_positions_of_shard
 -- Of every stream.
-SELECT stream, stream_shard_id, owed_from, owed_since, parents_done, token::pg_catalog.text AS token
+SELECT stream, stream_shard_id, pending_from, pending_since, parents_done, token::pg_catalog.text AS token
 FROM public.stream_positions;
 
 -- name: lock_positions
@@ -104,7 +104,7 @@ WITH
         FROM unnest(
             $1::pg_catalog.text[], $2::pg_catalog.text[], $3::pg_catalog.text[], $4::pg_catalog.text[],
             $5::pg_catalog.text[], $6::pg_catalog.text[], $7::pg_catalog.text[], $8::pg_catalog.text[]
-        ) AS row (stream, stream_shard_id, owed_from, owed_since, parents_done, token, former_token, carried_token)
+        ) AS row (stream, stream_shard_id, pending_from, pending_since, parents_done, token, former_token, carried_token)
     ),
     forgotten AS (
         DELETE FROM public.position_merges
@@ -122,7 +122,7 @@ WITH
     )
 UPDATE public.stream_positions AS known
 SET
-    owed_from = sent.owed_from, owed_since = sent.owed_since::pg_catalog.timestamptz, read_to = NULL, held = NULL,
+    pending_from = sent.pending_from, pending_since = sent.pending_since::pg_catalog.timestamptz, read_to = NULL, held = NULL,
     read_up_to = NULL,
     parents_done = sent.parents_done::pg_catalog.bool, token = sent.token::pg_catalog.uuid
 FROM sent

@@ -24,10 +24,10 @@ RETENTION = timedelta(hours=24)
 LEVEL, READABLE, LOST = PositionState.LEVEL, PositionState.READABLE, PositionState.LOST
 
 
-def row(owed_from: str, hours: float | None = None) -> StreamPosition:
+def row(pending_from: str, hours: float | None = None) -> StreamPosition:
     """Return a row with a position that arrived so many hours ago."""
     since = None if hours is None else NOW - timedelta(hours=hours)
-    return StreamPosition(owed_from=owed_from, owed_since=since, parents_done=True, fencing_token="t")
+    return StreamPosition(pending_from=pending_from, pending_since=since, parents_done=True, fencing_token="t")
 
 
 def facts(
@@ -74,7 +74,7 @@ def test_position_is_judged_by_its_age_unless_no_worker_is_ahead_of_it(
     """Against the retention; the checkpoint shows that there is nothing between."""
     checkpoints = {} if checkpoint is None else {"a": checkpoint}
     (judged,) = judge_positions(facts({"a": found}, checkpoints=checkpoints))
-    assert (judged.stream_shard_id, judged.position, judged.state) == ("a", found.owed_from, state)
+    assert (judged.stream_shard_id, judged.position, judged.state) == ("a", found.pending_from, state)
 
 
 def test_beginning_of_the_stream_counts_from_the_first_tenant() -> None:

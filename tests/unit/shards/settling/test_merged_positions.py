@@ -15,7 +15,7 @@ POSITIONS = ["TRIM_HORIZON", "9/0", "10/-1", "10/0", "10/2", "100000000000000000
 
 
 def row(
-    owed_from: str,
+    pending_from: str,
     name: str = "s1",
     since: datetime | None = EARLY,
     *,
@@ -23,14 +23,14 @@ def row(
     token: str = "",
 ) -> CarriedPosition:
     """Return a row of a stream shard."""
-    return CarriedPosition("stream", name, owed_from, since, parents_done, token)
+    return CarriedPosition("stream", name, pending_from, since, parents_done, token)
 
 
 @given(st.integers(0, len(POSITIONS) - 1), st.integers(0, len(POSITIONS) - 1))
 def test_lower_position_counts(one: int, other: int) -> None:
     """Whichever shard has it; numbers compare as numbers."""
     merged = merge_positions([row(POSITIONS[one])], [row(POSITIONS[other])])
-    assert [lowered.position.owed_from for lowered in merged.lowered] == [POSITIONS[min(one, other)]]
+    assert [lowered.position.pending_from for lowered in merged.lowered] == [POSITIONS[min(one, other)]]
     assert merged.deleted == ()
 
 
@@ -54,7 +54,7 @@ def test_time_of_a_position_is_the_earlier_one_where_both_are_known(
 ) -> None:
     """The arrival of a record may be too early, never too late."""
     (lowered,) = merge_positions([carried], [own]).lowered
-    assert lowered.position.owed_since == expected
+    assert lowered.position.pending_since == expected
 
 
 @pytest.mark.parametrize(("one", "other"), [(True, True), (True, False), (False, True), (False, False)])

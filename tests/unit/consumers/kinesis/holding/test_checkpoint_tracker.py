@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from simplu_worker.consumers.kinesis.holding.checkpoint_tracker import CheckpointTracker
 
 
-class OwedMachine(RuleBasedStateMachine):
+class PendingMachine(RuleBasedStateMachine):
     """Takes records and finishes any of them in any order, beside a plain list of the finished ones."""
 
     def __init__(self) -> None:
@@ -77,8 +77,8 @@ class OwedMachine(RuleBasedStateMachine):
         assert self.tracker.last_read == (f"position {len(self.is_done) - 1}" if self.is_done else None)
 
 
-TestOwed = OwedMachine.TestCase
-TestOwed.settings = settings(max_examples=30, stateful_step_count=30)
+TestPending = PendingMachine.TestCase
+TestPending.settings = settings(max_examples=30, stateful_step_count=30)
 
 
 @given(st.permutations(range(12)))

@@ -86,7 +86,7 @@ class Row(msgspec.Struct, frozen=True):
     """The reader's row on a Postgres shard."""
 
     token: int = 0
-    owed_from: int = 0
+    pending_from: int = 0
     parents_done: bool = False
 
 
@@ -303,9 +303,9 @@ class Reader:
         shard = self.shards[shard_id]
         if shard.is_current:
             return False
-        is_behind = shard.row.token not in shard.tokens and shard.row.owed_from < at(self.main.last_read)
+        is_behind = shard.row.token not in shard.tokens and shard.row.pending_from < at(self.main.last_read)
         missing = () if shard.row.parents_done else self.missing_of_parents(shard_id)
-        after = mark(shard.row.owed_from) if is_behind else self.main.last_read
+        after = mark(shard.row.pending_from) if is_behind else self.main.last_read
         self.token += 1
         shard.commit(set(), msgspec.structs.replace(shard.row, token=self.token))  # fences the last owner
         shard.tokens, shard.is_current, shard.parents_done = {self.token}, True, shard.row.parents_done
@@ -405,7 +405,7 @@ class Reader:
                 numbers.difference_update(self.numbers_of(tenant))
             self.token += 1
             done = source.row.parents_done and target.row.parents_done
-            target.row = Row(self.token, min(source.row.owed_from, target.row.owed_from), done)
+            target.row = Row(self.token, min(source.row.pending_from, target.row.pending_from), done)
             target.commits.clear()
             self.home[tenant] = shard_id
 
@@ -522,7 +522,7 @@ class Reader:
             if number in self.applied or (number < 0 and tenant in self.pending_at_parents):
                 continue
             shard, owner = self.shards[self.home[tenant]], self.ownership.owner_of(tenant)
-            is_claimed = number <= shard.row.owed_from if number > 0 else shard.row.parents_done
+            is_claimed = number <= shard.row.pending_from if number > 0 else shard.row.parents_done
             assert not is_claimed, f"the row claims {number} of {tenant}"
             if shard.is_row_known and not is_waiting:
                 holds = [one for one in (owner, self.ownership.shard_hold(self.home[tenant])) if one]

@@ -135,8 +135,8 @@ def test_row_is_a_lease_only_if_its_entity_type_says_so(entity_type: dict[str, s
         ("simpluStartedAt", {"S": "yesterday"}),
         ("simpluStartedAt", {"S": "0001-01-01T00:00:00+14:00"}),
         ("simpluStartedAt", {"S": "2026-01-01T08:00:00"}),
-        ("simpluOwed", {"S": "tenant:b-l"}),
-        ("simpluOwed", {"L": [{"S": "tenant:b-l"}]}),
+        ("simpluPendingTenants", {"S": "tenant:b-l"}),
+        ("simpluPendingTenants", {"L": [{"S": "tenant:b-l"}]}),
         ("leaseKey", None),
     ],
 )
@@ -160,8 +160,8 @@ def test_lease_is_read_when_a_prepared_checkpoint_has_the_wrong_type() -> None:
     ("attributes", "expected"),
     [
         ({}, None),
-        ({"simpluOwed": {"NULL": True}}, None),
-        ({"simpluOwed": {"SS": ["tenant:b-l", "tenant:c-l"]}}, frozenset({"tenant:b-l", "tenant:c-l"})),
+        ({"simpluPendingTenants": {"NULL": True}}, None),
+        ({"simpluPendingTenants": {"SS": ["tenant:b-l", "tenant:c-l"]}}, frozenset({"tenant:b-l", "tenant:c-l"})),
     ],
 )
 def test_lease_lists_pending_tenants_when_its_row_does(
@@ -205,8 +205,8 @@ def test_lease_survives_its_row_whatever_it_is(lease: Lease) -> None:
 
 def test_row_has_no_list_of_pending_tenants_when_there_are_none() -> None:
     """DynamoDB has no empty sets, and a stream shard without pending tenants is finished."""
-    assert "simpluOwed" not in row_of(Lease("a", LATEST))
-    assert "simpluOwed" not in row_of(Lease("a", LATEST, pending_tenants=frozenset()))
+    assert "simpluPendingTenants" not in row_of(Lease("a", LATEST))
+    assert "simpluPendingTenants" not in row_of(Lease("a", LATEST, pending_tenants=frozenset()))
 
 
 def test_observation_remembers_since_when_the_counter_has_not_moved() -> None:

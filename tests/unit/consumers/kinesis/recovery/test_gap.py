@@ -32,7 +32,7 @@ EDGE = NOW - RETENTION + CLOCKS_MARGIN
 
 
 def row(
-    owed_from: str = "5/0",
+    pending_from: str = "5/0",
     *,
     written_at: datetime | None = None,
     read_to: str | None = None,
@@ -43,7 +43,7 @@ def row(
     """Return a row with this content."""
     token = timed_token(uuid.uuid4(), written_at)
     return StreamPosition(
-        owed_from, HORIZON, parents_done, token, read_to=read_to, gap_from=gap_from, is_gap_accepted=is_accepted
+        pending_from, HORIZON, parents_done, token, read_to=read_to, gap_from=gap_from, is_gap_accepted=is_accepted
     )
 
 

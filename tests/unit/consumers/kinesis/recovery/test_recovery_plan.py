@@ -50,15 +50,15 @@ marks = st.builds(RecordPosition, numbers.map(str), st.integers(min_value=-1, ma
 
 
 def row(
-    owed_from: str,
+    pending_from: str,
     *,
     read_to: str | None = None,
     held: tuple[str, ...] = (),
     parents_done: bool = False,
-    owed_since: datetime | None = SINCE,
+    pending_since: datetime | None = SINCE,
 ) -> StreamPosition:
     """Return a row with this content."""
-    return StreamPosition(owed_from, owed_since, parents_done, "token", read_to=read_to, held=held)
+    return StreamPosition(pending_from, pending_since, parents_done, "token", read_to=read_to, held=held)
 
 
 def at(number: int, part: int = 0) -> RecordPosition:
@@ -68,7 +68,7 @@ def at(number: int, part: int = 0) -> RecordPosition:
 
 def covering(*expected: str) -> Callable[[AbstractSet[str], RecordPosition | None], bool]:
     """Return a reader's answer: it holds these, from behind record 5 on or from the beginning."""
-    return lambda names, owed_from: names <= set(expected) and owed_from in {at(5), None}
+    return lambda names, pending_from: names <= set(expected) and pending_from in {at(5), None}
 
 
 def place_of(
@@ -181,7 +181,7 @@ def test_shard_without_a_row_may_lack_what_came_since_its_first_tenant(
         pytest.param(row("5/0"), at(5), id="a record"),
         pytest.param(row("5/3"), at(5, 3), id="a part of one"),
         pytest.param(row("5/-1"), at(5, -1), id="the place before a record"),
-        pytest.param(row("5/0", owed_since=None), RecordPosition("5", 0, NOW), id="without a time of arrival"),
+        pytest.param(row("5/0", pending_since=None), RecordPosition("5", 0, NOW), id="without a time of arrival"),
         pytest.param(row("5/0", read_to="9/1"), at(9, 1), id="no tenant is held further back"),
         pytest.param(
             row("5/0", read_to="9/1", held=("tenant:a-x",)), at(9, 1), id="the reader holds the tenants that are"
@@ -216,16 +216,18 @@ def test_row_of_the_beginning_tells_how_far_all_others_are() -> None:
 
 @given(st.one_of(st.none(), marks), st.one_of(st.none(), marks), st.booleans())
 def test_place_is_never_behind_what_the_row_says(
-    owed_from: RecordPosition | None,
+    pending_from: RecordPosition | None,
     read_to: RecordPosition | None,
     covers: bool,  # noqa: FBT001 - drawn
 ) -> None:
-    """After `owed_from` only up to `read_to`, and only where the reader covers the rest."""
+    """After `pending_from` only up to `read_to`, and only where the reader covers the rest."""
     found = row(
-        format_position(owed_from), read_to=None if read_to is None else format_position(read_to), held=("tenant:a-x",)
+        format_position(pending_from),
+        read_to=None if read_to is None else format_position(read_to),
+        held=("tenant:a-x",),
     )
     place = replay_start(found, None, tenant_wait=WAIT, started_at=None, covers=lambda *_: covers, now=NOW)
-    assert place == (read_to if covers and read_to is not None else owed_from or HORIZON)
+    assert place == (read_to if covers and read_to is not None else pending_from or HORIZON)
 
 
 # A family: `child` continues `left` and `right`, which both continue `old`.
@@ -372,7 +374,7 @@ def test_ancestors_are_read_again_whole_lines_at_a_time_and_parents_first(
     found = [records.stream_shard_id for records in missing_parent_records(lineage, stored, tenant_wait=WAIT)]
 
     assert len(found) == len(set(found))
-    assert set(found) == {key for key in ancestors if key not in rows or rows[key].owed_from != "SHARD_END"}
+    assert set(found) == {key for key in ancestors if key not in rows or rows[key].pending_from != "SHARD_END"}
     for key in found:
         if key not in rows or not rows[key].parents_done:
             before = found[: found.index(key)]
@@ -489,5 +491,5 @@ def test_reader_that_covers_the_held_tenants_needs_only_what_was_not_read(
     read_to: str, expected: RecordPosition | None
 ) -> None:
     """Nothing after the end; without a time in the row, that of now."""
-    found = row(TRIM_HORIZON.checkpoint, read_to=read_to, held=("tenant:a-x",), owed_since=None)
+    found = row(TRIM_HORIZON.checkpoint, read_to=read_to, held=("tenant:a-x",), pending_since=None)
     assert replay_start(found, None, tenant_wait=WAIT, started_at=None, covers=lambda *_: True, now=NOW) == expected
