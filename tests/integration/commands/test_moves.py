@@ -16,6 +16,7 @@ from support.citrus.for_commands import citrus_for_commands, refused
 from support.citrus.lying_citrus import Lie
 from support.postgres.databases import ShardMaker, execute
 from support.postgres.move_cases import (
+    NOT_CERTIFIED,
     ROWS,
     TENANT_ID,
     ask,
@@ -43,8 +44,6 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.transfers.moving.planning.readiness import check_shards
 
 ENTRY = f"simplu:resource:{TENANT_ID}:patient:7"
-# As a command that was killed after the commit leaves the journal.
-NOT_CERTIFIED = "UPDATE moves SET step = 'committed', detail = jsonb_build_object('positions', detail -> 'positions')"
 
 
 @pytest.fixture(autouse=True)

@@ -30,6 +30,7 @@ from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.status.access.roles import Tokens
 from simplu_worker.status.replica import ReplicaStatus, http_views
 from simplu_worker.status.server import open_http
+from simplu_worker.vocabulary import Failure, OperationStatus
 
 TENANT_ID = "-".join(TENANT)
 ROWS = [
@@ -157,7 +158,10 @@ async def test_list_has_what_the_filters_want(world: World, query: dict[str, str
         ({"since": "2026-01-02", "until": "2026-01-01"}, "--since: expected a time before `until`"),
         ({"resource_type": ""}, "--resource-type: expected 1 to 256 characters"),
         ({"resource_id": "\udcff"}, "--resource-id: expected 1 to 256 characters"),
-        ({"error": "not_found", "status": "succeeded"}, "--error: expected the status `failed` with it"),
+        (
+            {"error": Failure.NOT_FOUND, "status": OperationStatus.SUCCEEDED},
+            "--error: expected the status `failed` with it",
+        ),
         ({"after": "forged"}, "--after: expected the `next` of a page, unchanged"),
     ],
 )

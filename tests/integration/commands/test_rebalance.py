@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from support.citrus.for_commands import citrus_for_commands, cut, refused
 from support.postgres.databases import ShardMaker
 from support.postgres.move_cases import (
+    NOT_CERTIFIED,
     TENANT_ID,
     ask,
     fill,
@@ -322,10 +323,7 @@ async def test_move_without_a_certificate_is_ended_by_a_rebalance(
     settings = settings_of(tmp_path, *addresses)
     assert await move(settings, "b") == 0
     for state in ("ready", "active"):
-        await ask(
-            addresses[0],
-            "UPDATE moves SET step = 'committed', detail = jsonb_build_object('positions', detail -> 'positions')",
-        )
+        await ask(addresses[0], NOT_CERTIFIED)
         await ask(addresses[1], f"UPDATE tenants SET state = '{state}'")
         capsys.readouterr()
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -125,17 +124,6 @@ METRICS = defined_metrics()
 HISTOGRAMS = [metric for metric in METRICS if metric.kind == "histogram"]
 
 
-def literal_label_sets() -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yield the metric and the labels of each `METRIC.labels("…", "…")` in the package with literals alone."""
-    for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "labels":
-                name = ast.unparse(node.func.value).rpartition(".")[2]
-                values = [one.value for one in node.args if isinstance(one, ast.Constant)]
-                if name.isupper() and len(values) == len(node.args):
-                    yield name, tuple(map(str, values))
-
-
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 def test_name_has_the_prefix_and_at_most_one_base_unit_as_its_last_word(metric: Defined) -> None:
     """prometheus.io/docs/practices/naming: one prefix, one base unit, written out, at the end."""
@@ -181,23 +169,6 @@ def test_bounds_hold_for_the_series_that_exist_from_the_start() -> None:
         if len(family.samples) > by_name[family.name].series_max
     ]
     assert above == []
-
-
-def test_literal_label_values_exist_from_the_start() -> None:
-    """`rate()` does not see the first of a series that begins with 1."""
-    found = set(literal_label_sets())
-    metrics = {name: metric for name, metric in vars(instruments).items() if isinstance(metric, MetricWrapperBase)}
-    assert len(found) >= 15
-    series = {(one.name, tuple(sorted(one.labels.items()))) for family in REGISTRY.collect() for one in family.samples}
-    suffixes = {"counter": "_total", "histogram": "_count", "gauge": ""}
-    absent = [
-        (name, values)
-        for name, values in sorted(found)
-        for metric in [metrics[name]]
-        for labels in [tuple(sorted(zip(metric._labelnames, values, strict=True)))]
-        if (f"{metric._name}{suffixes[str(metric._type)]}", labels) not in series
-    ]
-    assert absent == []
 
 
 def test_page_has_the_number_of_series() -> None:
