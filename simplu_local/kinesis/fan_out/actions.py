@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from simplu_local.kinesis.arguments import start_position
+from simplu_local.kinesis.consumers import RegisteredConsumer
 from simplu_local.kinesis.errors import KinesisError, invalid_argument, resource_in_use
 from simplu_local.kinesis.fan_out import requests
-from simplu_local.kinesis.fan_out.consumers import RegisteredConsumer
 from simplu_local.kinesis.fan_out.subscription import LocalSubscription
 from simplu_local.kinesis.model import KinesisAccount, LocalStream
 from simplu_local.kinesis.requests import GetShardIterator

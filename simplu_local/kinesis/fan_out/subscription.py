@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from simplu_local.kinesis.consumers import RegisteredConsumer
 from simplu_local.kinesis.descriptions import child_shard_description
 from simplu_local.kinesis.errors import resource_in_use
-from simplu_local.kinesis.fan_out.consumers import RegisteredConsumer
 from simplu_local.kinesis.model import KinesisOptions, LocalStream
 from simplu_local.kinesis.quotas import MIB, READ_BYTES_PER_S, TokenBucket
 from simplu_local.kinesis.stream_shard import LocalStreamShard

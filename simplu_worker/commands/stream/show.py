@@ -11,6 +11,7 @@ import msgspec
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output.display import print_json, print_line, print_members, print_silent
 from simplu_worker.commands.requirements import require_settings
+from simplu_worker.commands.stream.undecided import Undecided, read_tenant_status, stream_shards_of, undecided_of
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.operations.operation import tenant_id_of
@@ -31,13 +32,6 @@ class SendStatus(StrEnum):
     UNKNOWN = "unknown"  # not in the log in time: waiting, or a dead letter
 
 
-class Undecided(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """Why operations of a tenant are held; else the time before which all of them are decided, where it is known."""
-
-    reason: str | None = None
-    read_up_to: datetime | None = None
-
-
 async def show_operation(settings: Settings, request_id: str, tenant: tuple[str, str] | None, *, as_json: bool) -> int:
     """Print the log's row of one operation; without *tenant* query all shards. Return 1 if it is not found."""
     require_settings(settings, routes=True)
@@ -51,8 +45,6 @@ async def show_operation(settings: Settings, request_id: str, tenant: tuple[str,
         found, silent, _ = await shards.gateway.find_operation(request_id, tenant_id)
         undecided = Undecided()
         if not isinstance(found, LoggedOperation) and tenant_id is not None:
-            from simplu_worker.commands.stream.undecided import read_tenant_status, stream_shards_of, undecided_of
-
             # Before the log is read: an operation that is applied in between must not count as decided and absent.
             read = await read_tenant_status(settings, tenant_id)
             asked = stream_shards_of(settings, read)

@@ -362,35 +362,35 @@ async def test_renewal_whose_answer_was_lost_is_recognised_when_repeated(
     assert await table.scan() == [renewed]
 
 
-OWED, LESS_OWED = frozenset({"tenant:b-l", "tenant:c-l"}), frozenset({"tenant:b-l"})
+TENANTS, FEWER = frozenset({"tenant:b-l", "tenant:c-l"}), frozenset({"tenant:b-l"})
 
 
 async def test_renewal_sets_pending_tenants_in_the_same_write(
     dynamodb: Client, table: LeaseTable, taken: Lease
 ) -> None:
     """With a checkpoint and without; it stays until another is given, and a new owner finds it."""
-    first = await table.renew(taken, ME, Position(17), pending_tenants=OWED)
+    first = await table.renew(taken, ME, Position(17), pending_tenants=TENANTS)
     assert first is not None
     row = await row_in(dynamodb, table)
     second = await table.renew(first, ME, Position(18))
     assert second is not None
     third = await table.renew(second, ME, pending_tenants=frozenset())
     assert third is not None
-    fourth = await table.renew(third, ME, pending_tenants=LESS_OWED)
+    fourth = await table.renew(third, ME, pending_tenants=FEWER)
     by_other = await table.take(fourth, OTHER) if fourth else None
 
-    assert first == replace(taken, counter=2, checkpoint=Position(17), owner_switches=0, pending_tenants=OWED)
-    assert {kind: set(names) for kind, names in row["simpluPendingTenants"].items()} == {"SS": OWED}
+    assert first == replace(taken, counter=2, checkpoint=Position(17), owner_switches=0, pending_tenants=TENANTS)
+    assert {kind: set(names) for kind, names in row["simpluPendingTenants"].items()} == {"SS": TENANTS}
     assert second == replace(first, counter=3, checkpoint=Position(18))
     assert third == replace(second, counter=4)
-    assert fourth == replace(third, counter=5, pending_tenants=LESS_OWED)
+    assert fourth == replace(third, counter=5, pending_tenants=FEWER)
     assert by_other == replace(fourth, counter=6, owner=OTHER, owner_switches=1, metered_by=OTHER)
     assert await table.scan() == [by_other]
 
 
 async def test_lease_that_is_finished_or_released_may_keep_its_list(table: LeaseTable, taken: Lease) -> None:
     """The next owner continues with the list; with SHARD_END it is ignored."""
-    renewed = await table.renew(taken, ME, pending_tenants=OWED)
+    renewed = await table.renew(taken, ME, pending_tenants=TENANTS)
     assert renewed is not None
     await table.release(renewed, ME)
     retaken = await table.take(await lease_in(table), ME)
@@ -398,30 +398,32 @@ async def test_lease_that_is_finished_or_released_may_keep_its_list(table: Lease
     await table.release(retaken, ME, SHARD_END)
     finished = await lease_in(table)
 
-    assert retaken.pending_tenants == OWED
-    assert (finished.checkpoint, finished.owner, finished.pending_tenants) == (SHARD_END, None, OWED)
+    assert retaken.pending_tenants == TENANTS
+    assert (finished.checkpoint, finished.owner, finished.pending_tenants) == (SHARD_END, None, TENANTS)
 
 
 async def test_pending_tenants_are_not_written_when_another_took_the_lease(table: LeaseTable, taken: Lease) -> None:
     """A late list would let children run ahead of operations pending at the new owner."""
     by_other = await table.take(taken, OTHER)
 
-    assert await table.renew(taken, ME, Position(17), pending_tenants=OWED) is None
+    assert await table.renew(taken, ME, Position(17), pending_tenants=TENANTS) is None
     assert await table.scan() == [by_other]
 
 
 @pytest.mark.parametrize(
     ("landed", "repeated", "expected_counter", "expected"),
     [
-        pytest.param((None, OWED), (None, OWED), 2, (TRIM_HORIZON, OWED), id="the same list"),
-        pytest.param((None, None), (None, OWED), 3, (TRIM_HORIZON, OWED), id="no list"),
-        pytest.param((None, OWED), (None, LESS_OWED), 3, (TRIM_HORIZON, LESS_OWED), id="another list"),
-        pytest.param((None, OWED), (None, None), 2, (TRIM_HORIZON, OWED), id="a list, none is wanted now"),
-        pytest.param((Position(17), None), (Position(17), OWED), 3, (Position(17), OWED), id="the checkpoint only"),
-        pytest.param((None, OWED), (Position(17), OWED), 3, (Position(17), OWED), id="the list only"),
-        pytest.param((Position(17), OWED), (Position(17), OWED), 2, (Position(17), OWED), id="both"),
-        pytest.param((Position(17), OWED), (Position(20), LESS_OWED), 3, (Position(20), LESS_OWED), id="both old"),
-        pytest.param((Position(20), OWED), (Position(17), LESS_OWED), 3, (Position(20), LESS_OWED), id="past it"),
+        pytest.param((None, TENANTS), (None, TENANTS), 2, (TRIM_HORIZON, TENANTS), id="the same list"),
+        pytest.param((None, None), (None, TENANTS), 3, (TRIM_HORIZON, TENANTS), id="no list"),
+        pytest.param((None, TENANTS), (None, FEWER), 3, (TRIM_HORIZON, FEWER), id="another list"),
+        pytest.param((None, TENANTS), (None, None), 2, (TRIM_HORIZON, TENANTS), id="a list, none is wanted now"),
+        pytest.param(
+            (Position(17), None), (Position(17), TENANTS), 3, (Position(17), TENANTS), id="the checkpoint only"
+        ),
+        pytest.param((None, TENANTS), (Position(17), TENANTS), 3, (Position(17), TENANTS), id="the list only"),
+        pytest.param((Position(17), TENANTS), (Position(17), TENANTS), 2, (Position(17), TENANTS), id="both"),
+        pytest.param((Position(17), TENANTS), (Position(20), FEWER), 3, (Position(20), FEWER), id="both old"),
+        pytest.param((Position(20), TENANTS), (Position(17), FEWER), 3, (Position(20), FEWER), id="past it"),
     ],
 )
 async def test_renewal_writes_its_list_over_an_earlier_try_that_landed_without_it(
@@ -451,7 +453,7 @@ async def test_renewal_returns_the_earlier_try_when_writing_its_list_over_it_fai
     aws.refuse("InternalServerError", status=500)
     lease = Lease("a", TRIM_HORIZON, counter=5, owner=ME)
     async with aws.running() as url, client_of("dynamodb", url) as client:
-        renewed = await LeaseTable(client, "leases").renew(lease, ME, Position(17), pending_tenants=OWED)
+        renewed = await LeaseTable(client, "leases").renew(lease, ME, Position(17), pending_tenants=TENANTS)
     last = aws.requests[-1][1]
 
     assert renewed == Lease("a", Position(17), counter=6, owner=ME)
@@ -459,7 +461,7 @@ async def test_renewal_returns_the_earlier_try_when_writing_its_list_over_it_fai
     assert last["UpdateExpression"] == (
         "SET leaseCounter = :next, simpluMeteredBy = :me, simpluPendingTenants = :pending REMOVE simpluReadUpTo"
     )
-    assert last["ExpressionAttributeValues"][":pending"] == {"SS": sorted(OWED)}
+    assert last["ExpressionAttributeValues"][":pending"] == {"SS": sorted(TENANTS)}
 
 
 async def test_take_whose_answer_was_lost_is_recognised_when_repeated(table: LeaseTable, taken: Lease) -> None:

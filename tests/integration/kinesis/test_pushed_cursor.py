@@ -97,7 +97,7 @@ async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     monkeypatch.setattr(subscription_schedule, "CALL_INTERVAL_S", 0.2)
     monkeypatch.setattr(subscription_schedule, "RETRY_BASE_S", 0.1)
     monkeypatch.setattr(pushed_cursor, "SILENT_AFTER_S", 0.3)
-    monkeypatch.setattr("simplu_local.kinesis.fan_out.consumers.RESUBSCRIBE_AFTER_MS", 150)
+    monkeypatch.setattr("simplu_local.kinesis.consumers.RESUBSCRIBE_AFTER_MS", 150)
     async with serve_kinesis(options=copy(QUICK)) as url, client_of("kinesis", url) as client:
         await client.create_stream(StreamName=NAME, ShardCount=1)
         world = World(url, client)
