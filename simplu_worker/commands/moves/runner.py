@@ -27,7 +27,7 @@ from simplu_worker.transfers.moving.mover import Mover
 from simplu_worker.transfers.moving.planning.places import find_places
 from simplu_worker.transfers.moving.planning.readiness import check_shards
 from simplu_worker.transfers.moving.types import Certificate, Move, MoveOptions, MoveStatus
-from simplu_worker.vocabulary import MovePhase
+from simplu_worker.vocabulary import MoveOutcome, MovePhase
 
 TYPES_SHOWN: Final = 12  # resource types of a certificate on the screen; `--json` has all of them
 MAY_HAVE_LEFT: Final = frozenset(
@@ -57,7 +57,7 @@ class MoveResult(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True
     """
 
     tenant: str
-    outcome: str
+    outcome: MoveOutcome
     certificate: Certificate | None = None
     error: str | None = None
     warning: str | None = None
@@ -108,7 +108,7 @@ class MoveRunner:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
                 await self._clear_cache()
-        return 0 if all(one.outcome == "moved" for one in results) else 1
+        return 0 if all(one.outcome is MoveOutcome.MOVED for one in results) else 1
 
     async def _run_one(self, request: MoveRequest, progress: MoveProgress) -> MoveResult:
         tenant_id, certificate = request.tenant_id, None
@@ -117,12 +117,12 @@ class MoveRunner:
                 certificate = await self._move(request, self._watched(progress.watch(tenant_id)))
                 warning = await self._publish(request)
             except WorkerError as exc:
-                return MoveResult(tenant_id, "failed", error=str(exc))
+                return MoveResult(tenant_id, MoveOutcome.FAILED, error=str(exc))
             except Exception as exc:  # a bug: the other tenants go on
                 log.exception("move.crashed", tenant_id=tenant_id)
                 error = f"{type(exc).__name__}: a bug, which the log has; run the same command again to go on"
-                return MoveResult(tenant_id, "failed", certificate, error)
-        outcome = "moved" if certificate.verdict == "equal" else "differs"
+                return MoveResult(tenant_id, MoveOutcome.FAILED, certificate, error)
+        outcome = MoveOutcome.MOVED if certificate.verdict == "equal" else MoveOutcome.DIFFERS
         return MoveResult(tenant_id, outcome, certificate, warning=warning)
 
     async def _move(self, request: MoveRequest, show: Callable[[MoveStatus], None]) -> Certificate:
@@ -177,7 +177,7 @@ def print_result(result: MoveResult, *, as_json: bool, is_only: bool = False) ->
         return
     if result.certificate is not None:
         print_line(describe(result.certificate))
-        if is_only or result.outcome == "differs":
+        if is_only or result.outcome is MoveOutcome.DIFFERS:
             print_table(("resource type", "rows", "bytes", "checksum"), sum_rows(result.certificate))
     if result.rows_deleted is not None:
         print_line(f"{result.tenant}: taken back; {result.rows_deleted} rows of the copy deleted")

@@ -21,6 +21,7 @@ from simplu_worker.transfers.moving.planning.balance import PlannedTransfer, pla
 from simplu_worker.transfers.moving.planning.map_plan import plan_by_map
 from simplu_worker.transfers.moving.planning.removal import Removal
 from simplu_worker.transfers.moving.undoing import undo_move
+from simplu_worker.vocabulary import MoveOutcome
 
 
 class Balance(msgspec.Struct, frozen=True):
@@ -130,9 +131,9 @@ async def _take_back(shards: Shards, transfer: PlannedTransfer, *, as_json: bool
     try:
         count = await undo_move(shards.pools, tenant_id, transfer.tenant.shard_id, transfer.target_id)
     except WorkerError as exc:
-        print_result(MoveResult(tenant_id, "failed", error=str(exc)), as_json=as_json)
+        print_result(MoveResult(tenant_id, MoveOutcome.FAILED, error=str(exc)), as_json=as_json)
         return False
-    print_result(MoveResult(tenant_id, "undone", rows_deleted=count), as_json=as_json)
+    print_result(MoveResult(tenant_id, MoveOutcome.UNDONE, rows_deleted=count), as_json=as_json)
     return True
 
 

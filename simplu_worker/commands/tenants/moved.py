@@ -27,6 +27,7 @@ from simplu_worker.transfers.moving.planning.going_back import WayBack, way_back
 from simplu_worker.transfers.moving.planning.places import find_places
 from simplu_worker.transfers.moving.repairing import Repair, check_former_rows, repair_resources
 from simplu_worker.transfers.moving.undoing import clean_up, list_left_behind, undo_move
+from simplu_worker.vocabulary import MoveOutcome
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 SHOWN_MAX = 20  # resources that differ
@@ -206,7 +207,7 @@ async def _check_published(
 
 def _print_undone(tenant_id: str, count: int, state: str, *, as_json: bool) -> None:
     if as_json:
-        print_json({"tenant": tenant_id, "outcome": "undone", "rowsDeleted": count})
+        print_json({"tenant": tenant_id, "outcome": MoveOutcome.UNDONE, "rowsDeleted": count})
     else:
         print_line(f"{tenant_id}: {state}; {count} rows of the copy deleted")
 

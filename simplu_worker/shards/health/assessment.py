@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -16,7 +16,7 @@ from simplu_worker.shards.health.moves import MoveEntry
 from simplu_worker.shards.postgres.address import ShardAddress
 from simplu_worker.shards.routing.locator import Capacity
 from simplu_worker.timing.clock_agreement import shard_problem
-from simplu_worker.vocabulary import ShardProblem, ShardState
+from simplu_worker.vocabulary import ServerRole, ShardProblem, ShardState
 
 VERSION_MIN: Final = 140000  # docs/reading.md: PostgreSQL 14 or newer
 
@@ -91,9 +91,6 @@ RESPONSE_S: Final = Threshold(1.0, 0.5)
 LAG_S: Final = Threshold(30.0, 15.0)
 CONNECTIONS_RATIO: Final = Threshold(0.9, 0.8)
 USAGE_RATIO: Final = Threshold(0.8, 0.8)  # tenants come one by one
-
-
-Role: TypeAlias = Literal["primary", "standby", "read-only"]
 
 
 LOST: Final = frozenset({ShardProblem.NO_ANSWER, ShardProblem.REFUSED})
@@ -208,9 +205,11 @@ def unfit_reason(probe: ShardProbe) -> str | None:
     return probe.refusal
 
 
-def role_of(probe: ShardProbe) -> Role:
+def role_of(probe: ShardProbe) -> ServerRole:
     """Return the role of the server."""
-    return "standby" if probe.is_standby else "read-only" if probe.is_read_only else "primary"
+    if probe.is_standby:
+        return ServerRole.STANDBY
+    return ServerRole.READ_ONLY if probe.is_read_only else ServerRole.PRIMARY
 
 
 def connections_ratio(probe: ShardProbe) -> float | None:

@@ -8,9 +8,11 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-UNFINISHED: Final = frozenset({"open", "committed", "undoing", "cleaning"})
+from simplu_worker.vocabulary import MoveOutcome, MoveStep
 
-MoveKey: TypeAlias = tuple[str, int, str]  # tenant, token, outcome
+UNFINISHED: Final = frozenset({MoveStep.OPEN, MoveStep.COMMITTED, MoveStep.UNDOING, MoveStep.CLEANING})
+
+MoveKey: TypeAlias = tuple[str, int, MoveOutcome]  # tenant, token, outcome
 
 
 class MoveEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,7 +25,7 @@ class MoveEntry(msgspec.Struct, frozen=True, kw_only=True):
     tenant_id: str
     target_shard_id: str
     move_token: int
-    step: str
+    step: MoveStep
     started_at: datetime
     updated_at: datetime
     read_at: datetime
@@ -41,13 +43,13 @@ class MoveEntry(msgspec.Struct, frozen=True, kw_only=True):
         return self.step in UNFINISHED
 
     @property
-    def outcome(self) -> str | None:
-        """How the move, or its last mover, has ended: a `MoveOutcome`; None while it goes on."""
-        if self.step == "done":
-            return "moved" if self.verdict == "equal" else "differs"
-        if self.step == "undone":
-            return "undone"
-        return None if self.error is None else "failed"
+    def outcome(self) -> MoveOutcome | None:
+        """How the move, or its last mover, has ended; None while it goes on."""
+        if self.step == MoveStep.DONE:
+            return MoveOutcome.MOVED if self.verdict == "equal" else MoveOutcome.DIFFERS
+        if self.step == MoveStep.UNDONE:
+            return MoveOutcome.UNDONE
+        return None if self.error is None else MoveOutcome.FAILED
 
     @property
     def end(self) -> MoveKey | None:

@@ -12,6 +12,7 @@ from simplu_worker.shards.settling.rows import Departure
 from simplu_worker.telemetry.log import scrub_text
 from simplu_worker.transfers.moving.types import Certificate, MoveStatus
 from simplu_worker.transfers.sql_files import QUERIES
+from simplu_worker.vocabulary import MoveStep
 
 
 class MoveJournal:
@@ -24,17 +25,17 @@ class MoveJournal:
     def __repr__(self) -> str:
         return f"MoveJournal({self._tenant_id})"
 
-    async def note_status(self, token: int, step: str, status: MoveStatus) -> None:
+    async def note_status(self, token: int, step: MoveStep, status: MoveStatus) -> None:
         """Write how far the move is, which also shows that its mover runs. One that has committed keeps its positions.
 
         Raises `RetryableError` if the shard does not answer.
         """
-        await self._note(token, step, _encoded(status) if step == "open" else None)
+        await self._note(token, step, _encoded(status) if step == MoveStep.OPEN else None)
 
     async def note_end(self, departure: Departure, certificate: Certificate) -> None:
         """Write the certificate of a move that has ended. Raises as `note_status`."""
         detail = {"verdict": certificate.verdict, "certificate": certificate, "positions": departure.positions}
-        await self._note(departure.move_token, "done", _encoded(detail))
+        await self._note(departure.move_token, MoveStep.DONE, _encoded(detail))
 
     async def note_failure(self, token: int, status: MoveStatus, error: str) -> None:
         """Write how far the mover got, and why it gives up, if the shard answers and the move has not ended."""
@@ -43,7 +44,7 @@ class MoveJournal:
             async with self._source.transaction() as connection:
                 await connection.execute(QUERIES["note_failed_move"], self._tenant_id, token, detail)
 
-    async def _note(self, token: int, step: str, detail: str | None) -> None:
+    async def _note(self, token: int, step: MoveStep, detail: str | None) -> None:
         async with self._source.transaction() as connection:
             await connection.execute(QUERIES["note_move"], self._tenant_id, token, step, detail)
 

@@ -65,7 +65,7 @@ from simplu_worker.transfers.moving.types import (
 )
 from simplu_worker.transfers.moving.undoing import drop_rows
 from simplu_worker.transfers.sql_files import QUERIES
-from simplu_worker.vocabulary import MovePhase, TenantState
+from simplu_worker.vocabulary import MovePhase, MoveStep, TenantState
 
 FENCE_S: Final = 2.0  # until any worker may end it
 FENCE_TRIES: Final = 10
@@ -77,7 +77,7 @@ PATIENCE_S: Final = 60.0  # in which a shard that does not answer may come back
 COUNT_S: Final = 5.0
 PAUSE_S: Final = 0.5  # before each new beginning
 CLOCK_STEP_MAX_S: Final = 1.0  # below the margin of the changes that are read again
-CLEANUP_STEPS: Final = frozenset({"cleaning", "cleaned"})  # of the journal: rows of the tenant are deleted
+CLEANUP_STEPS: Final = frozenset({MoveStep.CLEANING, MoveStep.CLEANED})  # rows of the tenant are deleted
 LOG_KEPT_SHARE: Final = 0.5  # of the retention: a move that stood still for longer copies everything again
 
 log = structlog.get_logger(__name__)
@@ -109,7 +109,7 @@ class Mover:
         self._token = 0
         self._epoch = 0
         self._source_epoch = 0
-        self._step = "open"  # in the journal
+        self._step = MoveStep.OPEN  # in the journal
         self._pace = ChunkPace()
         self._noted_at = float("-inf")
         self._last_barrier: tuple[float, datetime] | None = None  # by our clock, and by the source's
@@ -154,12 +154,12 @@ class Mover:
 
     def describe_state(self) -> str:
         """Return in which state the tenant is, and which command comes next."""
-        return describe_state(self._move, self._phase, has_left=self._step == "committed")
+        return describe_state(self._move, self._phase, has_left=self._step == MoveStep.COMMITTED)
 
     async def _run_once(self, began_at: float) -> Certificate:
         self._known = NOTHING_KNOWN  # either shard may have another server now
         source, target = await self._read(self._source), await self._read(self._target)
-        self._step = "committed" if source is not None and source.state is TenantState.MOVED else "open"
+        self._step = MoveStep.COMMITTED if source is not None and source.state is TenantState.MOVED else MoveStep.OPEN
         match situation_of(source, target, target_shard_id=self._move.target_id):
             case Situation.MOVE:
                 progress = await self._prepare(LEAVING)
@@ -219,7 +219,7 @@ class Mover:
                 )
             self._token = max(source.move_token, token_of_target) + 1
             await take_token(connection, tenant_id, self._token)
-            self._step = "committed" if source.state is TenantState.MOVED else "open"
+            self._step = MoveStep.COMMITTED if source.state is TenantState.MOVED else MoveStep.OPEN
             await connection.execute(QUERIES["open_move"], tenant_id, self._move.target_id, self._token, self._step)
         self._last_barrier = (self._clock(), source.read_at)
         self._source_epoch = source.epoch
@@ -592,7 +592,8 @@ class Mover:
             arrival = await read_arrival(connection, move.tenant_id)
         async with self._source.connection() as connection:
             departure = await read_departure(connection, move.tenant_id)
-        has_rows = departure is not None and departure.step in {"committed", "done"}  # and no cleanup has begun
+        # No cleanup has begun.
+        has_rows = departure is not None and departure.step in {MoveStep.COMMITTED, MoveStep.DONE}
         if target is None or arrival is None or arrival.ready_at is None or departure is None or not has_rows:
             raise StatedError(
                 f"{move.tenant_id}: expected rows to compare on shard {move.source_id}, got none or deleted ones: "
@@ -621,7 +622,7 @@ class Mover:
             comparison=comparison,
             at=datetime.now(UTC),
         )
-        if departure.step != "done" or departure.detail.get("verdict") != "equal":  # it is kept as it was given
+        if departure.step != MoveStep.DONE or departure.detail.get("verdict") != "equal":  # it is kept as it was given
             await self._journal.note_end(departure, certificate)
         return certificate
 

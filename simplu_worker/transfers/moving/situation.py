@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from simplu_worker.shards.settling.rows import Arrival, Departure, MovingTenant, Progress
-from simplu_worker.vocabulary import TenantState
+from simplu_worker.vocabulary import MoveStep, TenantState
 
 LEAVING = frozenset({TenantState.ACTIVE, TenantState.FENCED})
 ON_THE_WAY = frozenset({TenantState.INCOMING, TenantState.READY})
@@ -74,7 +74,7 @@ def warm_progress(
     """
     if target is None or target.state is not TenantState.MOVED or departure is None or arrival is None:
         return None
-    is_whole = departure.step == "done" and departure.move_token == target.move_token == arrival.move_token
+    is_whole = departure.step == MoveStep.DONE and departure.move_token == target.move_token == arrival.move_token
     if not is_whole or arrival.ready_at is None or arrival.progress.target_server != source.server:
         return None
     if target.epoch != source.epoch or not _is_recent(arrival.ready_at, source, keeps):

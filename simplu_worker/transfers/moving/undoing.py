@@ -21,7 +21,7 @@ from simplu_worker.shards.schema.schema_check import has_schema
 from simplu_worker.shards.settling.rows import read_arrival, read_departure, read_tenant, take_token
 from simplu_worker.transfers.moving.situation import GONE, LEAVING, ON_THE_WAY
 from simplu_worker.transfers.sql_files import QUERIES
-from simplu_worker.vocabulary import TenantState
+from simplu_worker.vocabulary import MoveStep, TenantState
 
 DROP_ROWS: Final = 5_000  # deleted by one statement
 SHRINKING: Final = 10  # after one that ran into its timeout
@@ -87,7 +87,7 @@ async def undo_move(pools: Pools, tenant_id: str, source_id: str, target_id: str
     if copy is not None and copy.state in ON_THE_WAY:
         count = await _drop_copy(target, tenant_id, token)
     async with source.transaction() as connection:
-        await connection.execute(QUERIES["note_move"], tenant_id, token, "undone", None)
+        await connection.execute(QUERIES["note_move"], tenant_id, token, MoveStep.UNDONE, None)
         await connection.execute(QUERIES["forget_move_changes"], tenant_id)
     log.info("move.undone", tenant_id=tenant_id, source_id=source_id, target_id=target_id, rows=count)
     return count

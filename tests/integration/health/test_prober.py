@@ -26,7 +26,6 @@ from simplu_local.processes.loopback import poll_until
 from simplu_local.processes.watchdog import ProcessGroup
 from simplu_worker.shards.health.assessment import (
     Health,
-    Role,
     ShardObservation,
     ShardProbe,
     ShardSilence,
@@ -42,7 +41,7 @@ from simplu_worker.shards.postgres.pool import Pools, ShardPool
 from simplu_worker.shards.postgres.queries import QUERIES
 from simplu_worker.shards.schema.sql_files import SCHEMA_VERSION
 from simplu_worker.shards.types import ShardUnavailableError
-from simplu_worker.vocabulary import ShardProblem, ShardState
+from simplu_worker.vocabulary import ServerRole, ShardProblem, ShardState
 
 pytestmark = pytest.mark.slow(0.7)
 
@@ -336,7 +335,7 @@ async def test_look_shows_how_far_a_standby_is_behind() -> None:
         await execute(primary.url, "COMMENT ON DATABASE fed IS 'a commit to replay'")
         await standby.catch_up()
         async with Pools(size=1) as pools:
-            roles: list[Role] = []
+            roles: list[ServerRole] = []
             for shard_id, server in (("primary", primary), ("standby", standby)):
                 probe = await well(pools, ShardAddress(shard_id, server.url))
                 assert assess(ShardObservation(probe=probe)).problems <= {ShardProblem.READ_ONLY}

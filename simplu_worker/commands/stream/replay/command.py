@@ -39,6 +39,7 @@ from simplu_worker.consumers.kinesis.stream.first_record import find_first_recor
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.timing.clock import utc_now
+from simplu_worker.vocabulary import StreamReader
 
 
 async def replay(settings: Settings, chosen: ReplayRange, *, dry_run: bool, as_json: bool) -> int:
@@ -125,7 +126,7 @@ class _StreamReplay:
         quota = self.memory.open_quota()
         access = StreamShardAccess(self.stream, shard.stream_shard_id, quota, random.random)
         try:
-            cursor = Cursor(access, await self._find_start(shard), Pacing(access.budget), kind="main")
+            cursor = Cursor(access, await self._find_start(shard), Pacing(access.budget), kind=StreamReader.MAIN)
             decoder = self._decoder_of(shard)
             while not await self._read_reply(cursor, decoder):
                 self.lags_s[shard.stream_shard_id] = (cursor.millis_behind or 0) / 1000

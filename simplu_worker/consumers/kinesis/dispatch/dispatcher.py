@@ -538,7 +538,7 @@ class Dispatcher:
         if own.target is HeldTarget.TENANT:
             self._make_ready(own)
 
-    def _hold_tenant(self, entries: Sequence[QueuedOperation], reason: str) -> Hold:
+    def _hold_tenant(self, entries: Sequence[QueuedOperation], reason: HoldReason) -> Hold:
         tenant_id = entries[0].operation.tenant_id
         unread = [entry.unread for entry in entries]
         hold = self.ownership.hold_tenant(tenant_id, reason, unread, _first_arrival(entries), now=loop_time())

@@ -61,7 +61,7 @@ class Waited(msgspec.Struct, frozen=True):
 
     tenant_id: str
     entries: list[QueuedOperation]
-    reason: str
+    reason: HoldReason
     shard_id: str | None
 
 

@@ -56,7 +56,7 @@ class WaitingTenant(msgspec.Struct):
 
     entries: deque[QueuedOperation]
     waiting_since: float
-    reason: str = HoldReason.SHARD_UNAVAILABLE
+    reason: HoldReason = HoldReason.SHARD_UNAVAILABLE
     shard_id: str | None = None  # the Postgres shard that did not answer
     error: str | None = "no answer yet"
     failure_count: int = 0
@@ -279,7 +279,7 @@ class RouteLookup:
         tenant = self._tenants.get(tenant_id)
         if tenant is None:
             return None
-        self._schedule_retry(tenant_id, found, why)
+        self._schedule_retry(tenant_id, HoldReason(found), why)
         if found is not Absence.UNREGISTERED:
             return None
         return self._find_overdue(tenant_id, tenant, asked_at) if tenant.entries else Unregistered(tenant_id, asked_at)
@@ -312,7 +312,7 @@ class RouteLookup:
         arrivals = (entry.operation.origin.arrived_at for entry in tenant.entries)
         return absence_max_age_s(arrivals, now=now, tenant_wait=self._tenant_wait)
 
-    def _schedule_retry(self, tenant_id: str, reason: str, exc: Exception | None = None) -> None:
+    def _schedule_retry(self, tenant_id: str, reason: HoldReason, exc: Exception | None = None) -> None:
         """Schedule the next lookup, each time after a longer delay."""
         tenant = self._tenants.get(tenant_id)
         if tenant is None:
@@ -322,7 +322,7 @@ class RouteLookup:
         wished_s = exc.retry_after_s or 0.0 if isinstance(exc, RetryableError) else 0.0
         self._unasked_count -= not tenant.failure_count
         self._check_patience_for(tenant)
-        if reason == Absence.MOVING and tenant.entries:
+        if reason is HoldReason.MOVING and tenant.entries:
             tenant.failure_count = tenant.failure_count or 1
             self._schedule(tenant_id, tenant, loop_time() + MOVING_RETRY_S)
             return

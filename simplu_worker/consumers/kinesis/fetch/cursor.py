@@ -30,7 +30,7 @@ from simplu_worker.metrics import instruments
 from simplu_worker.telemetry.tracing.spans import receive_span
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event
-from simplu_worker.vocabulary import Source, StreamRetry
+from simplu_worker.vocabulary import Source, StreamReader, StreamRetry
 
 READ_MAX_BYTES: Final = 512 * 1024  # five a second are more than the quota; larger replies only take more memory
 EXPIRY_MARGIN: Final = timedelta(minutes=1)
@@ -61,7 +61,7 @@ class Cursor:
         start: Start,
         pacing: Pacing | CatchUpPacing,
         *,
-        kind: str,
+        kind: StreamReader,
         retention: timedelta | None = None,
     ) -> None:
         """*kind* is a label of the metrics. With the stream's *retention*, records that expired unread are reported."""

@@ -23,12 +23,11 @@ from simplu_worker.consumers.kinesis.stream.subscriptions import Subscription, S
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.vocabulary import SubscriptionEvent, SubscriptionLoss
+from simplu_worker.vocabulary import StreamReader, SubscriptionEvent, SubscriptionLoss
 
 RECORD_MIN_BYTES: Final = 200  # of a record in an event, its metadata included
 DRAINED_AFTER_S: Final = 0.2  # without any byte: nothing waits in buffers of this machine
 TRANSIT_MAX_S: Final = 3.0  # of an event, from Kinesis to this machine
-MAIN, PUSHED = "main", "pushed"  # labels of the metrics
 
 log = structlog.get_logger(__name__)
 
@@ -45,7 +44,7 @@ class PushedCursor(Cursor):
         *,
         retention: timedelta | None = None,
     ) -> None:
-        super().__init__(access, start, pacing, kind=MAIN, retention=retention)
+        super().__init__(access, start, pacing, kind=StreamReader.MAIN, retention=retention)
         self._main_pacing = pacing
         self._subscriptions = subscriptions
         self._schedule = SubscriptionSchedule()
@@ -196,9 +195,9 @@ class PushedCursor(Cursor):
             self._last_number = int(reply.records[-1].sequence_number)
 
     def _count(self, reply: Reply) -> None:
-        instruments.KINESIS_READS.labels(PUSHED).inc()
-        instruments.KINESIS_READ_RECORDS.labels(PUSHED).inc(len(reply.records))
-        instruments.KINESIS_READ_BYTES.labels(PUSHED).inc(reply.size_bytes)
+        instruments.KINESIS_READS.labels(StreamReader.PUSHED).inc()
+        instruments.KINESIS_READ_RECORDS.labels(StreamReader.PUSHED).inc(len(reply.records))
+        instruments.KINESIS_READ_BYTES.labels(StreamReader.PUSHED).inc(reply.size_bytes)
 
     def _note_failed_call(self, exc: RetryableError | PermanentError) -> None:
         is_refused = isinstance(exc, PermanentError)

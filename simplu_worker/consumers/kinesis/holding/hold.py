@@ -13,7 +13,7 @@ from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.holding.unread import Unread, union
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber
 from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition
-from simplu_worker.vocabulary import HeldTarget, HoldState
+from simplu_worker.vocabulary import HeldTarget, HoldReason, HoldState
 
 
 class HasTracker(Protocol):
@@ -34,7 +34,7 @@ class Hold:
         self,
         target: HeldTarget,
         name: str,
-        reason: str,
+        reason: HoldReason,
         *,
         unread: Unread,
         arrived_at: datetime,

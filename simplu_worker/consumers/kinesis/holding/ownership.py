@@ -141,7 +141,7 @@ class Ownership:
         return hold
 
     def hold_tenant(
-        self, tenant_id: str, reason: str, in_memory: Iterable[Unread], arrived_at: datetime, *, now: float
+        self, tenant_id: str, reason: HoldReason, in_memory: Iterable[Unread], arrived_at: datetime, *, now: float
     ) -> Hold:
         """Split a tenant off: to a hold of its own, or the overflow hold where TENANT_HOLDS_MAX have theirs."""
         if (HeldTarget.TENANT, tenant_id) in self._holds or self._tenant_count < TENANT_HOLDS_MAX:
@@ -350,7 +350,7 @@ class Ownership:
             self._overflow_count += 1
         return str(self._overflow_count)
 
-    def _open(self, target: HeldTarget, name: str, reason: str, arrived_at: datetime, *, now: float) -> Hold:
+    def _open(self, target: HeldTarget, name: str, reason: HoldReason, arrived_at: datetime, *, now: float) -> Hold:
         """Return a hold that waits for its target; a new one has nothing to read that the main reader has read."""
         hold = self._holds.get((target, name))
         if hold is None:

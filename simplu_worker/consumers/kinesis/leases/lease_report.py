@@ -15,6 +15,8 @@ from typing import Final
 
 import msgspec
 
+from simplu_worker.vocabulary import HoldReason
+
 REPORT: Final = "simpluReport"
 RETRY: Final = "simpluRetry"
 TEXT_MAX_LENGTH: Final = 1000
@@ -27,7 +29,7 @@ class HeldTarget(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """A held target, as `/status` names it, and the age of its first operation."""
 
     target: str
-    reason: str
+    reason: HoldReason
     age_s: float
 
 

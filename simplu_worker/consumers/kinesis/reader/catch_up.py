@@ -31,7 +31,7 @@ from simplu_worker.shards.gateway import ShardGateway
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import loop_time
 from simplu_worker.timing.waits import sleep_or_event, wait_any
-from simplu_worker.vocabulary import Absence, HeldTarget, HoldReason
+from simplu_worker.vocabulary import Absence, HeldTarget, HoldReason, StreamReader
 
 # At a time: they share the part of the quota that the main reader leaves. One is for the oldest hold.
 CATCH_UPS_MAX: Final = 4
@@ -116,7 +116,7 @@ class CatchUpReader:
             await self._read_parent(self.catch_up.parents[0], ending)
         with self._access.budget.open_catch_up(loop_time()) as pacing:
             start, after = self._own_start()
-            cursor = Cursor(self._access, start, pacing, kind="catch_up", retention=self._retention)
+            cursor = Cursor(self._access, start, pacing, kind=StreamReader.CATCH_UP, retention=self._retention)
             while self.catch_up.holds and not ending.is_set():
                 is_at_end = self._access.is_gone or (cursor.is_at_end and cursor.child_shards)
                 # An end without children may be false: there, the catch-up goes on until it reaches the main reader.
@@ -133,7 +133,7 @@ class CatchUpReader:
         access, decoder = self._open_parent(records)
         after = records.after
         with access.budget.open_catch_up(loop_time()) as pacing:
-            cursor = Cursor(access, records.start, pacing, kind="catch_up")
+            cursor = Cursor(access, records.start, pacing, kind=StreamReader.CATCH_UP)
             # A parent that is gone is past its retention: no record of it can be read.
             while self.catch_up.holds and not ending.is_set() and not cursor.is_at_end and not cursor.is_gone:
                 if (reply := await self._read(cursor, access, ending)) is not None:

@@ -65,7 +65,7 @@ from simplu_worker.operations.operation import Operation
 from simplu_worker.shards.types import StreamPosition
 from simplu_worker.timing.clock import UtcClock, loop_time, utc_now
 from simplu_worker.timing.waits import sleep_or_event
-from simplu_worker.vocabulary import HeldTarget, StreamShardState
+from simplu_worker.vocabulary import HeldTarget, StreamReader, StreamShardState
 
 SETTLED_WAIT_S: Final = 0.25
 VISIBLE_AFTER: Final = timedelta(seconds=2)  # a reply may lack a record that was put so shortly before
@@ -483,7 +483,7 @@ class StreamShardReader:
 
     def _open_cursor(self, start: Start, subscriptions: Subscriptions | None) -> Cursor:
         if subscriptions is None:
-            return Cursor(self._access, start, self._pacing, kind="main", retention=self.retention)
+            return Cursor(self._access, start, self._pacing, kind=StreamReader.MAIN, retention=self.retention)
         return PushedCursor(self._access, start, self._pacing, subscriptions, retention=self.retention)
 
     def _create_decoder(self, stream_shard_id: str, hash_range: HashRange | None) -> RecordDecoder:

@@ -15,7 +15,7 @@ from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics.instruments import SQS_LEASE_MARGIN, SQS_MESSAGES, SQS_STALE_RECEIPTS
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.waits import sleep_or_event
-from simplu_worker.vocabulary import QueueCall
+from simplu_worker.vocabulary import MessageOutcome, QueueCall
 
 CALLS_AT_ONCE: Final = 8
 CALL_S: Final = 5.0
@@ -31,7 +31,7 @@ class _PendingDelete(msgspec.Struct):
     """A decided message, and the outcome that is counted once it is deleted."""
 
     message: Message
-    outcome: str
+    outcome: MessageOutcome
     added_at: float
 
 
@@ -70,7 +70,7 @@ class DeleteBatcher:
         """How many messages are decided and not deleted yet."""
         return len(self._pending) + len(self._in_calls)
 
-    def add(self, messages: Sequence[Message], outcome: str) -> None:
+    def add(self, messages: Sequence[Message], outcome: MessageOutcome) -> None:
         """Delete *messages* soon, and count them as *outcome*."""
         now = self._clock()
         self._pending += [_PendingDelete(message, outcome, now) for message in messages]
@@ -115,7 +115,7 @@ class DeleteBatcher:
             attempt += 1
             delay_s = backoff_s(attempt, draw=self._draw(), base_s=RETRY_BASE_S, max_s=RETRY_MAX_S)
             if await sleep_or_event(delay_s, until=self._no_retries):
-                self._give_up(left, "not_deleted", "the worker stops")
+                self._give_up(left, MessageOutcome.NOT_DELETED, "the worker stops")
                 break
             left = await self._delete_once(left)
         self._in_calls -= {one.message.message_id for one in batch}
@@ -125,7 +125,7 @@ class DeleteBatcher:
         """Send one call; return the messages to try again."""
         now = self._clock()
         lost = [one for one in batch if not self._in_flight.is_ours(one.message, now=now)]
-        self._give_up(lost, "lease_lost", "")
+        self._give_up(lost, MessageOutcome.LEASE_LOST, "")
         entries = [one for one in batch if self._in_flight.is_ours(one.message, now=now)]
         if not entries:
             return []
@@ -136,7 +136,7 @@ class DeleteBatcher:
         except (RetryableError, TimeoutError) as exc:
             return self._give_up_overdue(entries, str(exc) or "no answer")
         except PermanentError as exc:
-            self._give_up(entries, "not_deleted", str(exc))
+            self._give_up(entries, MessageOutcome.NOT_DELETED, str(exc))
             return []
         return self._finish_call(entries, messages, failures)
 
@@ -163,7 +163,7 @@ class DeleteBatcher:
         self._remove(deleted)
         if stale:
             SQS_STALE_RECEIPTS.labels(self._queue.name, QueueCall.DELETE).inc(len(stale))
-            self._give_up(stale, "stale_receipt", "receipt handle refused")
+            self._give_up(stale, MessageOutcome.STALE_RECEIPT, "receipt handle refused")
         return self._give_up_overdue(again, next((one.code for one in failures if not one.is_sender_fault), ""))
 
     def _has_newer_handle(self, message: Message, sent: Message) -> bool:
@@ -172,10 +172,10 @@ class DeleteBatcher:
     def _give_up_overdue(self, entries: Sequence[_PendingDelete], error: str) -> list[_PendingDelete]:
         """Give up those of *entries* that were added a visibility timeout ago; return the others, to try again."""
         ends_at = self._clock() - self._in_flight.visibility_timeout_s
-        self._give_up([one for one in entries if one.added_at <= ends_at], "not_deleted", error)
+        self._give_up([one for one in entries if one.added_at <= ends_at], MessageOutcome.NOT_DELETED, error)
         return [one for one in entries if one.added_at > ends_at]
 
-    def _give_up(self, entries: Sequence[_PendingDelete], outcome: str, error: str) -> None:
+    def _give_up(self, entries: Sequence[_PendingDelete], outcome: MessageOutcome, error: str) -> None:
         """Let *entries* be received again; their handlers then find them done."""
         if not entries:
             return

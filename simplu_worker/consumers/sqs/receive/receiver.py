@@ -57,7 +57,7 @@ from simplu_worker.metrics.instruments import (
 from simplu_worker.timing.backoff import backoff_s
 from simplu_worker.timing.clock import UtcClock, utc_now
 from simplu_worker.timing.waits import sleep_or_event
-from simplu_worker.vocabulary import QueueRetry, Source, SourceState, TargetKind
+from simplu_worker.vocabulary import MessageOutcome, QueueRetry, Source, SourceState, TargetKind
 
 DRAIN_S: Final = 15.0
 DEPTH_INTERVAL_S: Final = 30.0
@@ -398,11 +398,11 @@ class QueueReceiver:
         await self._carry_out(decision, stopping)
 
     async def _carry_out(self, decision: CallDecision, stopping: asyncio.Event) -> None:
-        self._deleter.add(decision.done, "deleted")
+        self._deleter.add(decision.done, MessageOutcome.DELETED)
         self._remove_lost(decision.lost)
         if decision.returned:
-            self._count("retried", decision.retried_count)
-            self._count("given_back", len(decision.returned) - decision.retried_count)
+            self._count(MessageOutcome.RETRIED, decision.retried_count)
+            self._count(MessageOutcome.GIVEN_BACK, len(decision.returned) - decision.retried_count)
             if stopping.is_set():
                 await self._polls_ended.wait()  # else a poll that is still under way receives it again
             await self._return_to_queue(decision.returned)
@@ -426,10 +426,10 @@ class QueueReceiver:
                     failed.append((message, delay_s))
         behind = [(other, 0.0) for message, _ in failed for other in self._groups.remove(message)]
         self._groups.finish([message for message, _ in pairs])
-        self._deleter.add(stored, "dead_letter")
+        self._deleter.add(stored, MessageOutcome.DEAD_LETTER)
         self._changed.set()
-        self._count("retried", len(failed))
-        self._count("given_back", len(behind))
+        self._count(MessageOutcome.RETRIED, len(failed))
+        self._count(MessageOutcome.GIVEN_BACK, len(behind))
         await self._return_to_queue([*behind, *failed])
 
     def _dead_letter_of(self, message: Message, verdict: ToDeadLetter) -> DeadLetter:
@@ -470,7 +470,7 @@ class QueueReceiver:
     async def _return_unstarted(self, messages: Sequence[Message]) -> None:
         """Return *messages*, none of which was handled, to the queue at once."""
         if messages:
-            self._count("given_back", len(messages))
+            self._count(MessageOutcome.GIVEN_BACK, len(messages))
             log.info("message.given_back", queue=self._queue.name, count=len(messages))
             await self._return_to_queue([(message, 0.0) for message in messages])
 
@@ -486,12 +486,12 @@ class QueueReceiver:
         self._remove_lost(queued)
         lost = {message.message_id for message in queued}
         returned = [other for other in behind if other.message_id not in lost]
-        self._count("given_back", len(returned))
+        self._count(MessageOutcome.GIVEN_BACK, len(returned))
         return returned
 
     def _remove_lost(self, messages: Sequence[Message]) -> None:
         if messages:
-            self._count("lease_lost", len(messages))
+            self._count(MessageOutcome.LEASE_LOST, len(messages))
             self._in_flight.remove(messages)
             self._on_removed()
 
@@ -499,7 +499,7 @@ class QueueReceiver:
         self._poller.wake()
         self._set_in_flight_gauge()
 
-    def _count(self, outcome: str, count: int) -> None:
+    def _count(self, outcome: MessageOutcome, count: int) -> None:
         if count:
             SQS_MESSAGES.labels(self._queue.name, outcome).inc(count)
 

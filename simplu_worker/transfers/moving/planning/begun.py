@@ -10,7 +10,7 @@ import msgspec
 
 from simplu_worker.transfers.moving.planning.balance import PlannedTransfer, WeighedTenant
 from simplu_worker.transfers.moving.situation import LEAVING
-from simplu_worker.vocabulary import TenantState
+from simplu_worker.vocabulary import MoveStep, TenantState
 
 FoundTenant: TypeAlias = tuple[WeighedTenant, TenantState]
 """A tenant with the shard that has a row of it, and the state of that row."""
@@ -22,7 +22,7 @@ class BegunMove(msgspec.Struct, frozen=True):
     tenant_id: str
     source_id: str
     target_id: str
-    step: str
+    step: MoveStep
 
 
 class BegunMoves(msgspec.Struct, frozen=True):
@@ -61,14 +61,14 @@ def sort_begun_moves(
         if tenant is None:
             continue
         home_ids = homes[move.tenant_id]
-        if move.step == "committed" and home_ids <= {move.target_id}:
+        if move.step == MoveStep.COMMITTED and home_ids <= {move.target_id}:
             arrived = rows[move.tenant_id].get(move.target_id, tenant)
             begun.committed.append(
                 PlannedTransfer(msgspec.structs.replace(tenant, weight=arrived.weight), move.target_id)
             )
-        elif move.step == "open" and move.source_id in home_ids and move.target_id in target_ids:
+        elif move.step == MoveStep.OPEN and move.source_id in home_ids and move.target_id in target_ids:
             begun.opened.append(PlannedTransfer(tenant, move.target_id))
-        elif move.step in {"open", "undoing"} and move.source_id in home_ids:
+        elif move.step in {MoveStep.OPEN, MoveStep.UNDOING} and move.source_id in home_ids:
             begun.taken_back.append(PlannedTransfer(tenant, move.target_id))
     return begun
 

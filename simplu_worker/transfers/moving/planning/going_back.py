@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterable
 import msgspec
 
 from simplu_worker.shards.settling.rows import Departure
+from simplu_worker.vocabulary import MoveStep
 
-NOT_COMMITTED = frozenset({"open", "undoing"})  # steps of the journal
-NEVER_LEFT = NOT_COMMITTED | {"undone"}
+NOT_COMMITTED = frozenset({MoveStep.OPEN, MoveStep.UNDOING})  # steps of the journal
+NEVER_LEFT = NOT_COMMITTED | {MoveStep.UNDONE}
 
 
 class WayBack(msgspec.Struct, frozen=True):
@@ -47,7 +48,10 @@ def way_back(
         return WayBack(undone, back_to=came_from)
     if undone:
         return WayBack(undone)
-    ends_last_move = last_move is not None and (last_move.step, last_move.target_shard_id) == ("committed", home_id)
+    ends_last_move = last_move is not None and (last_move.step, last_move.target_shard_id) == (
+        MoveStep.COMMITTED,
+        home_id,
+    )
     has_returned = (
         last_departure is not None
         and last_departure.target_shard_id == came_from

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.settling.rows import Arrival, Departure, MovingTenant, Progress
 from simplu_worker.transfers.moving.situation import Situation, continued_progress, situation_of, warm_progress
-from simplu_worker.vocabulary import TenantState
+from simplu_worker.vocabulary import MoveStep, TenantState
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SERVER, OTHER_SERVER = Server("1", NOW), Server("2", NOW)
@@ -86,7 +86,7 @@ def test_copy_is_continued(
 
 
 CAME = Arrival("target", 5, replace(PROGRESS, target_server=SERVER), NOW - timedelta(minutes=10), NOW)
-LEFT = Departure("source", 5, "done", {})
+LEFT = Departure("source", 5, MoveStep.DONE, {})
 WHOLE = tenant("moved", 5, moved_to="source")
 
 

@@ -65,7 +65,7 @@ async def test_operations_that_come_late_out_of_the_lookup_are_dropped_where_the
     """All of them: the first one must not be finished before the positions of the others are known."""
     main = CheckpointTracker(mark(0))
     dispatcher = make_dispatcher(main)
-    hold = dispatcher.ownership.hold_tenant("b-l", "not_here", [Unread(mark(0))], NOW, now=0.0)
+    hold = dispatcher.ownership.hold_tenant("b-l", HoldReason.NOT_HERE, [Unread(mark(0))], NOW, now=0.0)
     waited = [queued_operation(tracker=main, number=1), queued_operation(tracker=main, number=2)]
     dispatcher.send(waited)
     dispatcher._remove(waited)
@@ -150,7 +150,7 @@ async def test_dispatcher_says_so_when_an_operation_arrives_at_rest() -> None:
     dispatcher.send([queued_operation()])
     assert (dispatcher.is_idle, dispatcher.has_arrivals.is_set()) == (False, True)
 
-    dispatcher._hold_tenant(dispatcher._take({"b-l"}), "not_here")
+    dispatcher._hold_tenant(dispatcher._take({"b-l"}), HoldReason.NOT_HERE)
     assert dispatcher.is_empty
     assert not dispatcher.is_idle
 
@@ -158,7 +158,7 @@ async def test_dispatcher_says_so_when_an_operation_arrives_at_rest() -> None:
 async def test_held_targets_are_tried_now_by_name_or_all() -> None:
     """A hold that is ready, or waits for parents, is not tried."""
     dispatcher = make_dispatcher(CheckpointTracker(mark(0)))
-    tenant = dispatcher.ownership.hold_tenant("b-l", "not_here", [Unread(mark(0))], NOW, now=0.0)
+    tenant = dispatcher.ownership.hold_tenant("b-l", HoldReason.NOT_HERE, [Unread(mark(0))], NOW, now=0.0)
     failing = dispatcher.ownership.hold_tenant("c-l", HoldReason.FAILING, [Unread(mark(1))], NOW, now=0.0)
     parents = dispatcher.ownership.hold_tenant("d-l", HoldReason.RESHARD, [Unread(mark(2))], NOW, now=0.0)
     parents.target = HeldTarget.PARENTS

@@ -24,7 +24,7 @@ from simplu_worker.operations.unknown_tenants import ABSENCE_MAX_AGE_S, UNKNOWN_
 from simplu_worker.shards.apply.writer import SUCCEEDED
 from simplu_worker.shards.types import TenantNotMadeError
 from simplu_worker.timing.clock import loop_time
-from simplu_worker.vocabulary import Absence
+from simplu_worker.vocabulary import Absence, HoldReason
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 WAIT = timedelta(seconds=900)
@@ -175,7 +175,7 @@ def test_tenant_that_moves_for_longer_than_a_second_is_held_and_asked_for_less_o
             await eventually(lambda: bool(dispatcher.ownership.holds()))
             held_at = loop_time()
             assert held_at - began_at == pytest.approx(WAIT_MAX_S, abs=0.03)
-            assert [hold.reason for hold in dispatcher.ownership.holds()] == [Absence.MOVING]
+            assert [hold.reason for hold in dispatcher.ownership.holds()] == [HoldReason.MOVING]
             await asyncio.sleep(2.0)
             assert 0 < sum(at > held_at + MOVING_RETRY_S for at in gateway.asked_at) < 12
 
@@ -209,7 +209,7 @@ async def test_tenant_is_held_with_the_reason_when_it_cannot_be_made() -> None:
         async with running(maker) as dispatcher:
             dispatcher.send([queued_operation(arrived_at=NOW)])
             await eventually(lambda: bool(dispatcher.ownership.holds()) and len(maker.names) > 1)
-    assert [hold.reason for hold in dispatcher.ownership.holds()] == [Absence.NOT_HERE]
+    assert [hold.reason for hold in dispatcher.ownership.holds()] == [HoldReason.NOT_HERE]
     (held,) = [line for line in logs if line["event"] == "tenant.held"]
     assert (held["reason"], held["error"]) == ("not_here", "no such business")
     assert maker.names[-1] == [("b", "l")]

@@ -30,6 +30,7 @@ from simplu_worker.consumers.kinesis.stream.client import (
 from simplu_worker.errors import PermanentError, RetryableError
 from simplu_worker.metrics import instruments
 from simplu_worker.timing.clock import loop_time
+from simplu_worker.vocabulary import StreamReader
 
 CHILDREN = [{"ShardId": "shardId-1", "HashKeyRange": {"StartingHashKey": "0", "EndingHashKey": "9"}}]
 RECORD = Record(sequence_number="7", partition_key="key", data=b"{}", arrived_at=datetime(2026, 3, 1, tzinfo=UTC))
@@ -71,7 +72,7 @@ async def test_bare_end_is_accepted_when_it_repeats(replies: str, are_ends: list
     access = StreamShardAccess(Stream(Kinesis(replies), "stream"), "shardId-0", memory, random.random)
     budget = ReadBudget()
     with budget.open_catch_up(loop_time()) as pacing:
-        cursor = Cursor(access, TrimHorizon(), pacing, kind="catch_up")
+        cursor = Cursor(access, TrimHorizon(), pacing, kind=StreamReader.CATCH_UP)
         found: list[bool] = []
         while len(found) < len(replies):
             if await cursor.read(asyncio.Event()) is not None:
@@ -108,7 +109,7 @@ async def test_reply_holds_memory_for_each_of_its_records_until_it_is_released()
     quota = PrefetchMemory(1024 * 1024).open_quota()
     access = StreamShardAccess(Stream(Kinesis("rr"), "stream"), "shardId-0", quota, random.random)
     with ReadBudget().open_catch_up(loop_time()) as pacing:
-        cursor = Cursor(access, TrimHorizon(), pacing, kind="catch_up")
+        cursor = Cursor(access, TrimHorizon(), pacing, kind=StreamReader.CATCH_UP)
         assert await cursor.read(asyncio.Event()) is not None
         held_bytes = quota.held_bytes
         cursor.release_memory()
@@ -138,7 +139,7 @@ async def read_all(cursor_of: Start, kinesis: ScriptedKinesis, *, retention: tim
     memory = PrefetchMemory(1024 * 1024).open_quota()
     access = StreamShardAccess(Stream(kinesis, "stream"), "shardId-0", memory, random.random)
     with ReadBudget().open_catch_up(loop_time()) as pacing:
-        cursor = Cursor(access, cursor_of, pacing, kind="catch_up", retention=retention)
+        cursor = Cursor(access, cursor_of, pacing, kind=StreamReader.CATCH_UP, retention=retention)
         while kinesis._answers:
             await cursor.read(asyncio.Event())
     return cursor

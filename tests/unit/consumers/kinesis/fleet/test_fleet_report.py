@@ -9,6 +9,7 @@ from simplu_worker.consumers.kinesis.fleet.fleet_report import KnownReplica, Own
 from simplu_worker.consumers.kinesis.leases.lease import Lease, Observation
 from simplu_worker.consumers.kinesis.leases.lease_report import HeldTarget, LeaseReport, ReplicaFigures
 from simplu_worker.consumers.kinesis.stream.positions import SHARD_END, Position
+from simplu_worker.vocabulary import HoldReason
 
 ME, OTHER, KCL = "me:1:a", "other:2:b", "kcl-worker"
 UP_TO = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -102,15 +103,17 @@ def test_replica_has_its_oldest_held_targets() -> None:
     """Of all its rows, as old as they are now; its own as its readers have them; none of a lease without owner."""
     rows = {
         key: LeaseReport(
-            OTHER, "1", held=(HeldTarget(f"shard {key}", "gap", age_s), HeldTarget("tenant t", "moving", 1))
+            OTHER,
+            "1",
+            held=(HeldTarget(f"shard {key}", HoldReason.GAP, age_s), HeldTarget("tenant t", HoldReason.MOVING, 1)),
         )
         for key, age_s in (("b", 10.0), ("d", 30.0))
     }
     found = report_of(
-        (lease("a", ME, report=LeaseReport(ME, held=(HeldTarget("shard a", "gap", 9.0),))), 90.0),
+        (lease("a", ME, report=LeaseReport(ME, held=(HeldTarget("shard a", HoldReason.GAP, 9.0),))), 90.0),
         *((lease(key, OTHER, report=report), 98.0) for key, report in rows.items()),
-        (lease("e", None, report=LeaseReport(OTHER, held=(HeldTarget("shard e", "gap", 99.0),))), 98.0),
-        own={"a": OwnReader(0.25, 1, 0.125, (HeldTarget("shard a", "gap", 5.0),))},
+        (lease("e", None, report=LeaseReport(OTHER, held=(HeldTarget("shard e", HoldReason.GAP, 99.0),))), 98.0),
+        own={"a": OwnReader(0.25, 1, 0.125, (HeldTarget("shard a", HoldReason.GAP, 5.0),))},
     )
     own, other = (one["held"] for one in found["replicas"])
     assert own == [{"streamShard": "a", "target": "shard a", "reason": "gap", "ageSeconds": 5.0}]

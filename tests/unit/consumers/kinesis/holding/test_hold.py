@@ -10,7 +10,7 @@ from simplu_worker.consumers.kinesis.holding.hold import CatchUp, Hold
 from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber
 from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition
-from simplu_worker.vocabulary import HeldTarget
+from simplu_worker.vocabulary import HeldTarget, HoldReason
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 PARENTS = tuple(ParentRecords(one, AtSequenceNumber("2"), Position(2), None) for one in ("parent-1", "parent-2"))
@@ -24,7 +24,7 @@ def mark(number: int) -> RecordPosition:
 def make_hold(after: int, *parents: ParentRecords, target: HeldTarget = HeldTarget.SHARD, arrived_s: int = 0) -> Hold:
     """Return a hold whose records after this one are unread."""
     arrived_at = START + timedelta(seconds=arrived_s)
-    return Hold(target, "", "failing", unread=Unread(mark(after), parents), arrived_at=arrived_at, now=7.0)
+    return Hold(target, "", HoldReason.FAILING, unread=Unread(mark(after), parents), arrived_at=arrived_at, now=7.0)
 
 
 @pytest.mark.parametrize("target", HeldTarget)

@@ -47,7 +47,7 @@ def new(main: int = 9) -> Ownership:
 
 def hold_tenant(ownership: Ownership, tenant: str, *in_memory: int) -> Hold:
     """Hold a tenant with operations in memory after these records."""
-    return ownership.hold_tenant(tenant, "unregistered", map(unread, in_memory), START, now=0.0)
+    return ownership.hold_tenant(tenant, HoldReason.UNREGISTERED, map(unread, in_memory), START, now=0.0)
 
 
 def hold_shard(ownership: Ownership, shard_id: str, tenants: Iterable[str], after: int) -> Hold:
@@ -116,7 +116,7 @@ def test_split_takes_along_the_parents_records_of_the_owner_and_of_what_is_dropp
     """From the lower position of both."""
     ownership = new()
     ownership.split("a-x", backfill(ownership, 6, *LATER_PARENTS), [], START)
-    hold = ownership.hold_tenant("a-x", "failing", [unread(6, *PARENTS)], START, now=0.0)
+    hold = ownership.hold_tenant("a-x", HoldReason.FAILING, [unread(6, *PARENTS)], START, now=0.0)
     assert (hold.unread, hold.reason, ownership.has_backfill) == (unread(6, *PARENTS), "failing", True)
 
 
@@ -177,7 +177,7 @@ def test_backfill_takes_a_tenant_when_it_comes_to_all_that_its_owner_has_not_rea
     ownership = new()
     before = None
     if owner is not None:
-        before = ownership.hold_tenant("a-x", "failing", [owner], START, now=0.0)
+        before = ownership.hold_tenant("a-x", HoldReason.FAILING, [owner], START, now=0.0)
     assert reached.after is not None
     hold = backfill(ownership, int(reached.after.sequence_number), *reached.parents)
     assert ownership.meet_resident("a-x", hold, map(unread, in_memory)) is expected
@@ -245,7 +245,7 @@ def test_parents_are_pending_until_the_last_operation_of_them_is_settled() -> No
     found.append(ownership.has_pending_parents)
     catch_up.tracker.finish([ticket])
     found.append(ownership.has_pending_parents)
-    ownership.hold_tenant("a-x", "failing", [unread(5, *PARENTS)], START, now=0.0)
+    ownership.hold_tenant("a-x", HoldReason.FAILING, [unread(5, *PARENTS)], START, now=0.0)
     assert [*found, ownership.has_pending_parents] == [False, True, True, False, True]
 
 

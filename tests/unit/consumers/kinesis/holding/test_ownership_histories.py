@@ -21,7 +21,7 @@ from simplu_worker.consumers.kinesis.holding.tenant_set import TenantSet
 from simplu_worker.consumers.kinesis.holding.unread import ParentRecords, Unread
 from simplu_worker.consumers.kinesis.stream.client import AtSequenceNumber
 from simplu_worker.consumers.kinesis.stream.positions import Position, RecordPosition, lowest_position
-from simplu_worker.vocabulary import HeldTarget
+from simplu_worker.vocabulary import HeldTarget, HoldReason
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TENANTS = ("a-x", "b-w", "c-y", "d-p", "e-u", "f-t")  # of 8 slots, the first three share one, and the next two
@@ -271,7 +271,7 @@ class Reader:
 
     def hold_tenant(self, tenant: str, unread: Sequence[Unread], dropped: Sequence[Entry] = ()) -> Hold:
         """Hold a tenant by itself, and drop its operations."""
-        hold = self.ownership.hold_tenant(tenant, "unregistered", unread, START, now=self.now)
+        hold = self.ownership.hold_tenant(tenant, HoldReason.UNREGISTERED, unread, START, now=self.now)
         finish(dropped)
         return hold
 

@@ -22,6 +22,7 @@ from simplu_worker.consumers.kinesis.leases.lease_report import (
     encode_retry,
     first_held,
 )
+from simplu_worker.vocabulary import HoldReason
 
 ME = "host:17:abc"
 ages = st.floats(0, LARGE / 2).map(lambda value: round(value, 3))
@@ -63,7 +64,7 @@ def test_report_of_an_earlier_version_is_read_and_reads_a_newer_one() -> None:
         held_count: int
 
     old = LeaseReport(ME, "0.0.9", 1.5, 2.0, 3)
-    newer = msgspec.structs.replace(old, held=(HeldTarget("shard a", "gap", 1.0),), latency_p99_s=0.5)
+    newer = msgspec.structs.replace(old, held=(HeldTarget("shard a", HoldReason.GAP, 1.0),), latency_p99_s=0.5)
     assert decode_report(OLD_REPORT, ME) == old
     assert old.figures == ReplicaFigures(None, None)
     assert msgspec.json.decode(encode_report(newer), type=OldReport).held_count == 3

@@ -13,7 +13,7 @@ from simplu_worker.transfers.moving.planning.begun import (
     homes_of,
     sort_begun_moves,
 )
-from simplu_worker.vocabulary import TenantState
+from simplu_worker.vocabulary import MoveStep, TenantState
 
 
 def found(**states: str) -> list[FoundTenant]:
@@ -52,7 +52,7 @@ NOTHING = BegunMoves([], [], [])
 )
 def test_move_that_has_begun(rows: list[FoundTenant], target_id: str, step: str, begun: BegunMoves) -> None:
     """The shards a and b take tenants; the move is from a."""
-    assert sort_begun_moves(rows, [BegunMove("b-l", "a", target_id, step)], {"a", "b"}) == begun
+    assert sort_begun_moves(rows, [BegunMove("b-l", "a", target_id, MoveStep(step))], {"a", "b"}) == begun
 
 
 def test_homes_are_those_after_the_moves_that_have_begun() -> None:
@@ -65,7 +65,7 @@ def test_homes_are_those_after_the_moves_that_have_begun() -> None:
         (WeighedTenant("b", "4", "a", 1), TenantState.DESTROYED),
     ]
     begun = sort_begun_moves(
-        rows, [BegunMove("b-l", "a", "b", "committed"), BegunMove("b-3", "a", "b", "open")], {"a", "b"}
+        rows, [BegunMove("b-l", "a", "b", MoveStep.COMMITTED), BegunMove("b-3", "a", "b", MoveStep.OPEN)], {"a", "b"}
     )
     assert [(one.tenant_id, one.shard_id) for one in homes_of(rows)] == [("b-2", "a"), ("b-3", "a")]
     after = homes_after(homes_of(rows), begun.going_on)
@@ -79,7 +79,7 @@ def test_homes_are_those_after_the_moves_that_have_begun() -> None:
 def test_tenant_that_moves_twice_is_last_where_the_second_move_goes() -> None:
     """Its first move has committed, and the next one has begun without the certificate."""
     rows = found(a="moved", b="active", c="incoming")
-    moves = [BegunMove("b-l", "b", "c", "open"), BegunMove("b-l", "a", "b", "committed")]
+    moves = [BegunMove("b-l", "b", "c", MoveStep.OPEN), BegunMove("b-l", "a", "b", MoveStep.COMMITTED)]
     begun = sort_begun_moves(rows, moves, {"a", "b", "c"})
     assert begun == BegunMoves([transfer("a", "b", 20)], [transfer("b", "c", 20)], [])
     assert [one.shard_id for one in homes_after(homes_of(rows), begun.going_on)] == ["c"]
