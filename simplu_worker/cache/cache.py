@@ -40,7 +40,7 @@ from simplu_worker.vocabulary import CacheOutcome, TargetKind
 if TYPE_CHECKING:
     from simplu_worker.cache.redis_commands import InvalidationReply, RedisCommands
 
-REPLY_TIMEOUT_S: Final = 2.0
+CALL_TIMEOUT_S: Final = 3.0  # of a pipeline too, with all its replies
 PING_INTERVAL_S: Final = 5.0  # so that an unreachable Redis is noticed without any write
 BACKOFF_BASE_S: Final = 0.1
 BACKOFF_MAX_S: Final = 5.0
@@ -58,11 +58,11 @@ class Cache:
         url: str,
         *,
         waiting_max_bytes: int = WAITING_MAX_BYTES,
-        reply_timeout_s: float = REPLY_TIMEOUT_S,
+        call_timeout_s: float = CALL_TIMEOUT_S,
         ping_interval_s: float = PING_INTERVAL_S,
         draw: Callable[[], float] = random.random,
     ) -> None:
-        self._redis = create_redis_commands(url, on_connect=self._on_connect, reply_timeout_s=reply_timeout_s)
+        self._redis = create_redis_commands(url, on_connect=self._on_connect, call_timeout_s=call_timeout_s)
         self._invalidations = InvalidationQueue(max_bytes=waiting_max_bytes)
         self._ping_interval_s = ping_interval_s
         self._draw = draw
@@ -366,7 +366,7 @@ def _is_counter(key: str) -> bool:
 
 
 def create_redis_commands(
-    url: str, *, on_connect: Callable[[], None] | None = None, reply_timeout_s: float = REPLY_TIMEOUT_S
+    url: str, *, on_connect: Callable[[], None] | None = None, call_timeout_s: float = CALL_TIMEOUT_S
 ) -> RedisCommands:
     """Return a client of Redis, not yet connected. Raises `ConfigurationError` without the package `redis`."""
     try:
@@ -376,7 +376,7 @@ def create_redis_commands(
             f"REDIS_URL: expected the extra `cache` to be installed, got no module {exc.name}; "
             "install simplu-worker[cache]"
         ) from None
-    return RedisCommands(url, on_connect=on_connect, reply_timeout_s=reply_timeout_s)
+    return RedisCommands(url, on_connect=on_connect, call_timeout_s=call_timeout_s)
 
 
 @contextlib.asynccontextmanager

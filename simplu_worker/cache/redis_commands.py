@@ -21,7 +21,6 @@ from simplu_worker.cache.invalidations import EPOCH_KEY
 from simplu_worker.errors import ConfigurationError, RetryableError
 from simplu_worker.telemetry.log import register_secret, scrub_text
 
-CALL_TIMEOUT_S: Final = 5.0  # for all replies of a pipeline together
 SCAN_COUNT: Final = 1000
 CAUSE_MAX_CHARS: Final = 300  # of the server's text in an error
 EPOCH_MAX_DIGITS: Final = 20  # of a number in Redis: only so much is read of what others may have stored instead
@@ -49,18 +48,20 @@ class RedisCommands:
     small because only small ones are asked for: numbers, and a few keys at a time.
     """
 
-    def __init__(self, url: str, *, on_connect: Callable[[], None] | None, reply_timeout_s: float) -> None:
+    def __init__(self, url: str, *, on_connect: Callable[[], None] | None, call_timeout_s: float) -> None:
         self._on_connect = on_connect
+        self._call_timeout_s = call_timeout_s
         try:
             # Every server speaks RESP2, and so do proxies.
             self._client: Redis = Redis.from_url(
                 url,
                 protocol=2,
-                socket_timeout=reply_timeout_s,
-                socket_connect_timeout=reply_timeout_s,
+                socket_connect_timeout=call_timeout_s,
                 retry=Retry(NoBackoff(), 0),
                 redis_connect_func=self._set_up_connection,
             )
+            # The package would send under `asyncio.wait_for`, which loses a cancellation before Python 3.12.
+            self._client.connection_pool.connection_kwargs["socket_timeout"] = None
             # This does not connect, but it is the only step that checks the options.
             self._client.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # untyped in redis
         except (ValueError, TypeError, RedisError):  # their texts may show the URL
@@ -139,7 +140,7 @@ class RedisCommands:
     @contextlib.asynccontextmanager
     async def _translate_errors(self) -> AsyncIterator[None]:
         try:
-            async with asyncio.timeout(CALL_TIMEOUT_S):
+            async with asyncio.timeout(self._call_timeout_s):
                 yield
         except (RedisError, OSError, TimeoutError, *UNREADABLE) as exc:
             # The next reply on this connection may be the answer to an earlier command.
@@ -148,7 +149,7 @@ class RedisCommands:
             raise CacheUnavailableError(self._error_text(exc)) from None
 
     def _error_text(self, error: Exception) -> str:
-        cause = str(error)[:CAUSE_MAX_CHARS] or f"no answer within {CALL_TIMEOUT_S:g} s"
+        cause = str(error)[:CAUSE_MAX_CHARS] or f"no answer within {self._call_timeout_s:g} s"
         if isinstance(error, UNREADABLE):
             cause = f"expected a reply of Redis, got something else ({type(error).__name__})"
         return scrub_text(f"Redis at {self.place}: {cause}")

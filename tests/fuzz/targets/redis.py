@@ -21,7 +21,7 @@ from simplu_worker.errors import RetryableError
 URL: Final = "redis://cache:6379/0"
 NEXT: Final = b"\xff\xfe"  # between the replies to two commands
 KEYS_MAX: Final = 100
-REPLY_TIMEOUT_S: Final = 0.05  # for replies that are not complete
+CALL_TIMEOUT_S: Final = 0.05  # for replies that are not complete
 
 
 class _Writer:
@@ -88,7 +88,7 @@ async def call(which: bytes) -> None:
 @cache
 def _commands() -> RedisCommands:
     """Return a client for all inputs: making one takes longer than most inputs."""
-    commands = RedisCommands(URL, on_connect=None, reply_timeout_s=REPLY_TIMEOUT_S)
+    commands = RedisCommands(URL, on_connect=None, call_timeout_s=CALL_TIMEOUT_S)
     commands._client.connection_pool.connection_class = MemoryConnection
     return commands
 

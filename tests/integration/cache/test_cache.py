@@ -69,7 +69,7 @@ async def redis(group: ProcessGroup) -> AsyncIterator[RedisServer]:
 @contextlib.asynccontextmanager
 async def running(url: str, **options: Any) -> AsyncIterator[Cache]:
     """Run a cache as the worker does, but for shorter waits."""
-    cache = Cache(url, **({"reply_timeout_s": 0.3, "ping_interval_s": 0.2} | options))
+    cache = Cache(url, **({"call_timeout_s": 0.3, "ping_interval_s": 0.2} | options))
     task = asyncio.create_task(cache.run())
     try:
         yield cache
@@ -385,9 +385,21 @@ async def test_flush_does_not_wait_for_a_redis_that_is_gone(redis: RedisServer) 
     assert (entry["event"], entry["resource_count"]) == ("cache.not_flushed", 1)
 
 
+async def test_stop_is_not_lost_in_a_call(redis: RedisServer) -> None:
+    """Wherever the cancellation comes: one that is lost holds up the stop of the worker."""
+    for count in range(200):
+        cache = Cache(redis.url, ping_interval_s=0.001)
+        task = asyncio.create_task(cache.run())
+        for _ in range(count):
+            await asyncio.sleep(0)
+        task.cancel()
+        assert await asyncio.wait([task], timeout=PATIENCE_S) == ({task}, set())
+        await cache.close()
+
+
 async def test_flush_ends_in_time_when_redis_hangs(redis: RedisServer) -> None:
     """The drain has its own end."""
-    async with running(redis.url, reply_timeout_s=3) as cache:
+    async with running(redis.url, call_timeout_s=3) as cache:
         await settled(cache)
         redis.freeze()
         cache.invalidate([key(1)])
@@ -492,7 +504,7 @@ async def test_commits_take_no_longer_when_redis_hangs(routed: RoutedShards, red
             times.append(time.monotonic() - started)
         return sorted(times)[count // 2]
 
-    async with running(redis.url, reply_timeout_s=2) as cache:
+    async with running(redis.url, call_timeout_s=2) as cache:
         gateway = gateway_of(routed, cache)
         await gateway.find(TENANT_ID)
         await settled(cache)

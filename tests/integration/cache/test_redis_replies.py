@@ -48,7 +48,7 @@ async def lying_redis(reply: bytes) -> AsyncIterator[int]:
 async def test_unreadable_reply_is_an_error_in_time(reply: bytes) -> None:
     """The length that a reply announces is not waited for beyond the time-out."""
     async with lying_redis(reply) as port:
-        commands = RedisCommands(f"redis://127.0.0.1:{port}/0", on_connect=None, reply_timeout_s=0.2)
+        commands = RedisCommands(f"redis://127.0.0.1:{port}/0", on_connect=None, call_timeout_s=0.2)
         with pytest.raises(CacheUnavailableError, match=f"^Redis at 127.0.0.1:{port}/0: "):
             await commands.scan(0, "simplu:")
         await commands.close()
@@ -60,7 +60,7 @@ async def test_unreadable_reply_is_an_error_in_time(reply: bytes) -> None:
 async def test_epoch_is_a_number(reply: bytes) -> None:
     """Any other reply to INCR is none of Redis: the caller tries again, and the cause names no reply."""
     async with lying_redis(reply) as port:
-        commands = RedisCommands(f"redis://127.0.0.1:{port}/0", on_connect=None, reply_timeout_s=5)
+        commands = RedisCommands(f"redis://127.0.0.1:{port}/0", on_connect=None, call_timeout_s=5)
         with pytest.raises(CacheUnavailableError, match=f"^Redis at 127.0.0.1:{port}/0: expected a reply of Redis"):
             await commands.move_epoch()
         await commands.close()
@@ -72,7 +72,7 @@ async def test_epoch_is_a_number(reply: bytes) -> None:
 async def test_keys_are_a_list(keys: bytes) -> None:
     """Any other reply to SCAN is none of Redis."""
     async with lying_redis(b"*2\r\n$1\r\n0\r\n" + keys) as port:
-        commands = RedisCommands(f"redis://127.0.0.1:{port}/0", on_connect=None, reply_timeout_s=5)
+        commands = RedisCommands(f"redis://127.0.0.1:{port}/0", on_connect=None, call_timeout_s=5)
         with pytest.raises(CacheUnavailableError, match=f"^Redis at 127.0.0.1:{port}/0: expected a reply of Redis"):
             await commands.scan(0, "simplu:")
         await commands.close()
@@ -82,7 +82,7 @@ async def test_keys_are_a_list(keys: bytes) -> None:
 async def test_error_shows_the_beginning_of_a_reply(reply: bytes) -> None:
     """It is logged, and shown on the status page."""
     async with lying_redis(reply) as port:
-        commands = RedisCommands(f"redis://127.0.0.1:{port}/0", on_connect=None, reply_timeout_s=5)
+        commands = RedisCommands(f"redis://127.0.0.1:{port}/0", on_connect=None, call_timeout_s=5)
         with pytest.raises(CacheUnavailableError, match=f"^Redis at 127.0.0.1:{port}/0: ") as caught:
             await commands.ping()
         answer = (
@@ -95,7 +95,7 @@ async def test_error_shows_the_beginning_of_a_reply(reply: bytes) -> None:
 
 async def test_error_names_address_and_cause() -> None:
     """Not a class of the library alone, nor nothing at all."""
-    commands = RedisCommands("redis://:pass-word@127.0.0.1:1/3", on_connect=None, reply_timeout_s=1)
+    commands = RedisCommands("redis://:pass-word@127.0.0.1:1/3", on_connect=None, call_timeout_s=1)
     with pytest.raises(CacheUnavailableError, match=r"^Redis at 127\.0\.0\.1:1/3: .*[Cc]onne") as caught:
         await commands.ping()
     assert "pass-word" not in str(caught.value)
