@@ -30,8 +30,9 @@ from simplu_worker.commands.stream.put_records import (
     queue_sink,
     stream_sink,
 )
-from simplu_worker.commands.stream.show import SendStatus, pool_errors
-from simplu_worker.commands.stream.undecided import Undecided, find_undecided
+from simplu_worker.commands.stream.send_status import SendStatus, Undecided
+from simplu_worker.commands.stream.show import pool_errors
+from simplu_worker.commands.stream.undecided import find_undecided
 from simplu_worker.commands.stream.wait_outcomes import (
     LastPoll,
     OperationKey,

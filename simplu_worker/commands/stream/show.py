@@ -1,9 +1,8 @@
-"""`operations show`, and the statuses that commands print of operations that were sent."""
+"""`operations show`."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from enum import StrEnum
 from typing import Any
 
 import msgspec
@@ -11,25 +10,13 @@ import msgspec
 from simplu_worker.assembly.shards import open_shards
 from simplu_worker.commands.output.display import print_json, print_line, print_members, print_silent
 from simplu_worker.commands.requirements import require_settings
-from simplu_worker.commands.stream.undecided import Undecided, read_tenant_status, stream_shards_of, undecided_of
+from simplu_worker.commands.stream.send_status import SendStatus, Undecided
 from simplu_worker.config.settings import Settings
 from simplu_worker.errors import PermanentError
 from simplu_worker.operations.operation import tenant_id_of
 from simplu_worker.shards.gateway import LoggedOperation, RejectedRequest
 from simplu_worker.shards.postgres.pool import Pools
 from simplu_worker.vocabulary import Absence
-
-
-class SendStatus(StrEnum):
-    """The status of one line."""
-
-    NOT_SENT = "not sent"
-    SENT = "sent"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    REJECTED = "rejected"  # no operation, for the worker; where its settings are other than those of the command
-    HELD = "held"  # not in the log in time, and its tenant is held
-    UNKNOWN = "unknown"  # not in the log in time: waiting, or a dead letter
 
 
 async def show_operation(settings: Settings, request_id: str, tenant: tuple[str, str] | None, *, as_json: bool) -> int:
@@ -45,6 +32,8 @@ async def show_operation(settings: Settings, request_id: str, tenant: tuple[str,
         found, silent, _ = await shards.gateway.find_operation(request_id, tenant_id)
         undecided = Undecided()
         if not isinstance(found, LoggedOperation) and tenant_id is not None:
+            from simplu_worker.commands.stream.undecided import read_tenant_status, stream_shards_of, undecided_of
+
             # Before the log is read: an operation that is applied in between must not count as decided and absent.
             read = await read_tenant_status(settings, tenant_id)
             asked = stream_shards_of(settings, read)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Collection
-from datetime import datetime
 from typing import Final
-
-import msgspec
 
 from simplu_worker.assembly.aws import open_lease_table
 from simplu_worker.commands.output.display import print_note
+from simplu_worker.commands.stream.send_status import Undecided
 from simplu_worker.config.settings import Settings
 from simplu_worker.consumers.kinesis.fleet.read_status import ReadStatus, hold_reason, read_status
 from simplu_worker.consumers.kinesis.leases.lease import Lease
@@ -21,13 +19,6 @@ from simplu_worker.shards.types import ShardPositionRows, StreamShards
 from simplu_worker.vocabulary import Absence
 
 LOOK_UP_S: Final = 10.0  # for all tenants together
-
-
-class Undecided(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
-    """Why operations of a tenant are held; else the time before which all of them are decided, where it is known."""
-
-    reason: str | None = None
-    read_up_to: datetime | None = None
 
 
 async def find_undecided(

@@ -14,8 +14,7 @@ import msgspec
 from simplu_worker.commands.output.display import describe_silent
 from simplu_worker.commands.output.progress import CountProgress
 from simplu_worker.commands.stream.input_lines import InputLine
-from simplu_worker.commands.stream.show import SendStatus
-from simplu_worker.commands.stream.undecided import Undecided
+from simplu_worker.commands.stream.send_status import SendStatus, Undecided
 from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.operations.operation import Operation, RejectedRecord, tenant_id_of
 from simplu_worker.shards.gateway import ShardGateway
