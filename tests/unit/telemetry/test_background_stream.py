@@ -12,6 +12,7 @@ import pytest
 from simplu_worker.telemetry.background_stream import WAITING_MAX_BYTES, BackgroundStream
 
 PATIENCE_S = 60.0
+PIPE_MAX_BYTES = 131_072  # that the system keeps
 
 
 class Pipe:
@@ -63,7 +64,8 @@ def test_stream_drops_what_finds_no_room_and_goes_on_when_it_is_read_again(pipe:
     for _ in range(count):
         pipe.stream.write(line)
     dropped = len(pipe.drops)
-    assert WAITING_MAX_BYTES < dropped * len(line) < 2 * WAITING_MAX_BYTES
+    kept_bytes = (count - dropped) * len(line)
+    assert 0.9 * WAITING_MAX_BYTES < kept_bytes < WAITING_MAX_BYTES + PIPE_MAX_BYTES
     assert not pipe.stream.drain(within_s=0.01)
 
     written = b""
