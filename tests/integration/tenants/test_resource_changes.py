@@ -164,7 +164,10 @@ async def test_rename_is_refused_when_postgres_cannot_store_what_is_added(routed
 
 
 async def test_rename_and_operations_come_one_after_the_other(routed: RoutedShards) -> None:
-    """A batch that waits for the rename finds the new id alone: no row is lost, and none is there twice."""
+    """A batch that waits for the rename finds the new id alone: no row is lost, and none is there twice.
+
+    On a slow machine the rename's wait is over first, and it tries again behind the batch.
+    """
     case = await made(routed, "old")
     rival = await asyncpg.connect(case.pool.address.connection_string)
     watcher = await asyncpg.connect(case.pool.address.connection_string)
@@ -180,9 +183,11 @@ async def test_rename_and_operations_come_one_after_the_other(routed: RoutedShar
     await watcher.close()
 
     assert renaming.result() is ChangeResult.APPLIED
-    assert patching.result() == [failed(Failure.NOT_FOUND)]
+    patched = patching.result() == [SUCCEEDED]
+    assert patched or patching.result() == [failed(Failure.NOT_FOUND)]
     ((key, data),) = (await case.resources()).items()
-    assert (key, isinstance(data, dict) and sorted(data)) == (("patient", "new"), ["n", "name", "tags"])
+    assert isinstance(data, dict)
+    assert (key, sorted(data)) == (("patient", "new"), ["late"] * patched + ["n", "name", "tags"])
 
 
 async def test_renames_beside_batches_lose_nothing(routed: RoutedShards) -> None:
