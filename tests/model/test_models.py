@@ -30,6 +30,8 @@ from model.hold_model import HoldModel
 from model.lease_model import LeaseModel
 from model.lease_model import Rules as LeaseRules
 from model.letters_model import LettersModel
+from model.log_order_model import LogOrderModel
+from model.log_order_model import Rules as LogRules
 from model.order_window_model import OrderWindowModel
 from model.order_window_model import Rules as OrderRules
 from model.reader_model import Scene
@@ -200,12 +202,18 @@ SAFE = {
         GroupCommitModel(count=2, budget=group(lost_answers=1, failovers=1, catch_ups=1)),
         9_090,
     ),
+    "log order: an idle transaction, a rollback": (LogOrderModel((2, 2), idle=1, rollbacks=1), 21_653),
+    "log order: two promotions": (LogOrderModel(promotions=2), 13_218),
+    "log order: there and back": (LogOrderModel((3, 1), moves=2), 17_404),
     "gap: no kill": (GapModel(kills=0, failovers=0), 66_309),
     "gap: four records in three ticks": (GapModel(records=4, ticks=3, kills=0, failovers=0), 96_194),
     "gap: failovers alone": (GapModel(restores=0), 159_563),
 }
 
 SAFE_AND_LARGE = {
+    "log order: an idle transaction, a rollback, a move": (LogOrderModel(idle=1, rollbacks=1, moves=1), 83_706),
+    "log order: a promotion beside an idle transaction": (LogOrderModel((2, 2), idle=1, promotions=1), 199_365),
+    "log order: a promotion and a move": (LogOrderModel(promotions=1, moves=1), 41_237),
     "hold: lost acknowledgement, 4 operations": (hold("babb", SHARD_DOWN, crashes=0, lost_acks=1), 104_343),
     "hold: tenant refused twice": (hold("babb", TENANT_REFUSED, troubles=2, crashes=0), 43_492),
     "hold: shard down twice": (hold("babb", SHARD_DOWN, troubles=2, crashes=0), 46_081),
@@ -299,6 +307,28 @@ SAFE_AND_LARGE = {
 }
 
 WRONG = {
+    "log order: beyond the horizon": (LogOrderModel(rules=LogRules(reads_beyond_horizon=True)), "missed", 8),
+    "log order: by number alone": (LogOrderModel(promotions=1, rules=LogRules(number_alone=True)), "twice", 9),
+    "log order: only what is behind the newest is undone": (
+        LogOrderModel(promotions=1, rules=LogRules(undone_behind_newest=True)),
+        "twice",
+        12,
+    ),
+    "log order: forgets what is not safe yet": (
+        LogOrderModel(promotions=1, rules=LogRules(forgets_unsafe=True)),
+        "twice",
+        11,
+    ),
+    "log order: target before the source": (
+        LogOrderModel(moves=1, rules=LogRules(target_before_source=True)),
+        "order",
+        11,
+    ),
+    "log order: marker before the fence": (
+        LogOrderModel(moves=1, rules=LogRules(marker_before_fence=True)),
+        "order",
+        12,
+    ),
     "group: locks as they come": (
         GroupCommitModel(budget=group(takes=2), rules=GroupRules(locks_as_they_come=True)),
         "deadlock",

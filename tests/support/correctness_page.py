@@ -38,6 +38,7 @@ SUBJECTS = {
     "giving up": "an operation that is given up, and its replay",
     "failover": "stream positions on a shard that loses commits, with parents, children and grandparents",
     "gap": "a shard that goes back by more than the stream keeps",
+    "log order": "following the logs of two shards: running transactions, stale standbys, moves",
     "orders": "how long a `deduplicationId` is one event",
     "ownership": "exclusive owners of tenants within a reader",
     "move": "a tenant that moves, with two movers, rollbacks and cleanups",
