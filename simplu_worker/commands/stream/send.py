@@ -49,6 +49,7 @@ from simplu_worker.consumers.kinesis.stream.client import NewRecord
 from simplu_worker.consumers.sqs.orders.decode import OrderRules
 from simplu_worker.errors import RetryableError, WorkerError
 from simplu_worker.operations.operation import RejectedRecord
+from simplu_worker.timing.uuid7 import uuid7
 
 RESULT_SHOWN_LENGTH: Final = 60
 
@@ -119,7 +120,7 @@ def parse_input(settings: Settings, text: bytes, *, is_orders: bool) -> list[Inp
 
 
 def _new_id() -> str:
-    return str(uuid.uuid4())
+    return str(uuid7(datetime.now(UTC), uuid.uuid4()))
 
 
 async def _send(

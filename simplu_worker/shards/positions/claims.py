@@ -5,17 +5,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Final
 
 from simplu_worker.shards.postgres.errors import LostRaceError, RolledBackError, StatementFailedError
 from simplu_worker.shards.types import PositionChangedError, PositionClaim
+from simplu_worker.timing.uuid7 import uuid7
 
 UNCERTAIN_ATTEMPTS_MAX: Final = 20  # attempts with an unknown outcome that a claim remembers; beyond, the row is read
-
-EPOCH: Final = datetime.fromtimestamp(0, UTC)
-TIME_BITS: Final = 48
-RANDOM_BITS: Final = 76  # two of them are the variant, which is the same for all versions
 
 _ROLLED_BACK: Final = (PositionChangedError, LostRaceError, StatementFailedError, RolledBackError)
 
@@ -39,13 +36,8 @@ def attempt_claim(claim: PositionClaim) -> Iterator[str]:
 
 
 def timed_token(token: uuid.UUID, at: datetime | None) -> str:
-    """Return the random *token* with the time *at*, in milliseconds, as a UUID of version 7 (RFC 9562) contains it.
+    """Return the random *token* with the time *at* of the row's content, which a backup of the shard keeps.
 
-    The time is that of the row's content, which a backup of the shard keeps; the other 74 bits stay random. Without
-    *at* the token is returned as it is.
+    Without *at* the token is returned as it is.
     """
-    if at is None:
-        return str(token)
-    milliseconds = max(0, (at - EPOCH) // timedelta(milliseconds=1))
-    random_bits = token.int & (1 << RANDOM_BITS) - 1
-    return str(uuid.UUID(int=milliseconds << 128 - TIME_BITS | 7 << RANDOM_BITS | random_bits))
+    return str(token if at is None else uuid7(at, token))
