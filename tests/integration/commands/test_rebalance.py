@@ -83,8 +83,9 @@ async def drain(settings: Settings, shard_id: str, *, apply: bool = False) -> in
 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> list[Any]:
-    """Return the JSON that a command has printed: its plan, and then a line for each result."""
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    """Return the JSON that a command has printed: its plan, and then a line for each result; not how moves went on."""
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    return [line for line in lines if "phase" not in line]
 
 
 def moves_of(plan: dict[str, Any]) -> list[tuple[str, str, str]]:

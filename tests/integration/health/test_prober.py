@@ -217,7 +217,7 @@ async def test_look_sees_what_there_is_to_see_when_its_role_may_see_little(
     address = await make_shard()
     role = f"little_{database_of(address)}"
     await execute(address.connection_string, f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 4")
-    for grant in (f"USAGE ON SCHEMA public TO {role}", f"SELECT ON ALL TABLES IN SCHEMA public TO {role}"):
+    for grant in (f"USAGE ON SCHEMA public TO {role}", f"ALL ON ALL TABLES IN SCHEMA public TO {role}"):
         await execute(address.connection_string, f"GRANT {grant}")
     theirs = address.connection_string.replace("//postgres:", f"//{role}:")
     holder = await asyncpg.connect(address.connection_string)
@@ -237,7 +237,7 @@ async def test_look_goes_on_when_a_function_is_not_permitted(pools: Pools, break
     """Some hosted servers lack some: those facts are left out, and the shard is healthy."""
     address = await copy_shard(breakable_server)
     await execute(address.connection_string, "CREATE ROLE curious LOGIN")
-    await execute(address.connection_string, "GRANT SELECT ON ALL TABLES IN SCHEMA public TO curious")
+    await execute(address.connection_string, "GRANT ALL ON ALL TABLES IN SCHEMA public TO curious")
     await execute(address.connection_string, "REVOKE SELECT ON pg_stat_replication, pg_stat_activity FROM public")
     theirs = ShardAddress("shard-1", address.connection_string.replace("//postgres:", "//curious:"))
     try:
@@ -256,7 +256,7 @@ async def test_look_is_on_a_connection_of_the_pool_when_no_other_is_to_be_had(
     address = await make_shard()
     role = f"single_{database_of(address)}"
     await execute(address.connection_string, f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 1")
-    await execute(address.connection_string, f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
+    await execute(address.connection_string, f"GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
     theirs = ShardAddress("shard-1", address.connection_string.replace("//postgres:", f"//{role}:"))
     pool = pools.ensure_pool(theirs)
     try:

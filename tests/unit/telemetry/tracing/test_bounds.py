@@ -16,9 +16,9 @@ from simplu_worker.telemetry.tracing.exported_spans import EXPORT_MAX_COUNT, LIN
 from simplu_worker.telemetry.tracing.opening import open_tracing
 from simplu_worker.telemetry.tracing.spans import TracedBatch, process_span
 
-SPAN_COUNT = 300
+SPAN_COUNT = 700
 SMALL_QUEUE = {"OTEL_BSP_MAX_QUEUE_SIZE": "64", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "16"}
-MEMORY_MAX_BYTES = 12 * 1024 * 1024  # without a bound these spans would take 24 MiB, those of the queue take 6
+MEMORY_MAX_BYTES = 28 * 1024 * 1024  # without a bound these spans would take 56 MiB; a batch is encoded meanwhile
 ANSWER_S = 0.5  # for which the export waits
 TEXTS = [f"00-{number:032x}-{number:016x}-01" for number in range(1, LINKS_MAX + 1)]
 
@@ -30,7 +30,7 @@ def silent_collector() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-@pytest.mark.slow(4)
+@pytest.mark.slow(9)
 async def test_silent_collector_costs_bounded_memory_and_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each span has all of its links; the oldest are dropped. The end takes no longer than it may."""
     with silent_collector() as url:
