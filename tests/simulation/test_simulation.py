@@ -29,11 +29,11 @@ from simulation.wrong_designs import WRONG_DESIGNS, WrongDesign
 from structlog.types import EventDict, WrappedLogger
 
 QUICK = {Weather.FAIR: 10, Weather.STORM: 5, Weather.GREAT_STORM: 1, Weather.DEFECTS: 5, Weather.MOVES: 3}
-FLOOR = {Weather.FAIR: 120, Weather.STORM: 40, Weather.GREAT_STORM: 4, Weather.DEFECTS: 40, Weather.MOVES: 24}
+FLOOR = {Weather.FAIR: 60, Weather.STORM: 20, Weather.GREAT_STORM: 2, Weather.DEFECTS: 20, Weather.MOVES: 12}
 BLOCK = QUICK  # seeds of a test
 BUDGET_S = float(os.environ.get("SIMULATION_BUDGET_S", "3"))
 LANES = 2  # for each weather, to run side by side
-KCL_SEEDS = 20  # with a leader of the KCL 3.x beside the replicas
+KCL_SEEDS = 10  # with a leader of the KCL 3.x beside the replicas
 SEEDS_UNTIL_FOUND = 600
 
 
