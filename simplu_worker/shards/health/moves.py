@@ -25,7 +25,7 @@ class MoveEntry(msgspec.Struct, frozen=True, kw_only=True):
     tenant_id: str
     target_shard_id: str
     move_token: int
-    step: MoveStep
+    step: str  # a `MoveStep`, or one that only a newer mover knows
     started_at: datetime
     updated_at: datetime
     read_at: datetime

@@ -12,7 +12,7 @@ from simplu_worker.shards.apply.durability import Server
 from simplu_worker.shards.postgres.pool import Connection
 from simplu_worker.shards.postgres.queries import QUERIES, affected_count
 from simplu_worker.shards.settling.merged_positions import CarriedPosition
-from simplu_worker.vocabulary import MoveStep, TenantState
+from simplu_worker.vocabulary import TenantState
 
 RowKey: TypeAlias = tuple[str, str]  # of a row of one tenant in a table that is copied; "" for a part it does not have
 
@@ -74,7 +74,7 @@ class Departure(msgspec.Struct, frozen=True):
 
     target_shard_id: str
     move_token: int
-    step: MoveStep
+    step: str  # a `MoveStep`, or one that only a newer mover knows
     detail: dict[str, Any]
 
     @property
@@ -128,7 +128,7 @@ async def read_departure(connection: Connection, tenant_id: str) -> Departure | 
     if row is None:
         return None
     detail = msgspec.json.decode(row["detail"])
-    return Departure(row["target_shard_id"], row["move_token"], MoveStep(row["step"]), detail)
+    return Departure(row["target_shard_id"], row["move_token"], row["step"], detail)
 
 
 def encoded(progress: Progress) -> str:

@@ -592,7 +592,7 @@ class Mover:
             arrival = await read_arrival(connection, move.tenant_id)
         async with self._source.connection() as connection:
             departure = await read_departure(connection, move.tenant_id)
-        # No cleanup has begun.
+        # In these steps no cleanup has begun.
         has_rows = departure is not None and departure.step in {MoveStep.COMMITTED, MoveStep.DONE}
         if target is None or arrival is None or arrival.ready_at is None or departure is None or not has_rows:
             raise StatedError(

@@ -15,8 +15,6 @@ from typing import Final
 
 import msgspec
 
-from simplu_worker.vocabulary import HoldReason
-
 REPORT: Final = "simpluReport"
 RETRY: Final = "simpluRetry"
 TEXT_MAX_LENGTH: Final = 1000
@@ -26,10 +24,13 @@ DECIMALS: Final = 3
 
 
 class HeldTarget(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A held target, as `/status` names it, and the age of its first operation."""
+    """A held target, as `/status` names it, and the age of its first operation.
+
+    *reason* is a `HoldReason`, or a word that only a newer worker knows.
+    """
 
     target: str
-    reason: HoldReason
+    reason: str
     age_s: float
 
 

@@ -22,7 +22,7 @@ class BegunMove(msgspec.Struct, frozen=True):
     tenant_id: str
     source_id: str
     target_id: str
-    step: MoveStep
+    step: str  # a `MoveStep`, or one that only a newer mover knows
 
 
 class BegunMoves(msgspec.Struct, frozen=True):

@@ -48,9 +48,8 @@ def way_back(
         return WayBack(undone, back_to=came_from)
     if undone:
         return WayBack(undone)
-    ends_last_move = last_move is not None and (last_move.step, last_move.target_shard_id) == (
-        MoveStep.COMMITTED,
-        home_id,
+    ends_last_move = (
+        last_move is not None and last_move.step == MoveStep.COMMITTED and last_move.target_shard_id == home_id
     )
     has_returned = (
         last_departure is not None

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from simplu_worker.shards.health.moves import MoveEntry, ended_keys, longest_standing_s, move_views, newly_ended
-from simplu_worker.vocabulary import MoveOutcome, MoveStep
+from simplu_worker.vocabulary import MoveOutcome
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -19,7 +19,7 @@ def entry(step: str, *, tenant: str = "smile-berlin", token: int = 1, age_s: flo
         tenant_id=tenant,
         target_shard_id="b",
         move_token=token,
-        step=MoveStep(step),
+        step=step,
         started_at=NOW - timedelta(hours=1),
         updated_at=NOW - timedelta(seconds=age_s),
         read_at=NOW,

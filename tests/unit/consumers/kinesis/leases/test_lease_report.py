@@ -70,6 +70,12 @@ def test_report_of_an_earlier_version_is_read_and_reads_a_newer_one() -> None:
     assert msgspec.json.decode(encode_report(newer), type=OldReport).held_count == 3
 
 
+def test_report_of_a_later_version_may_have_a_reason_that_is_not_known() -> None:
+    """It is shown as it is, and the rest of the report too."""
+    later = LeaseReport(ME, "9.0", held_count=1, held=(HeldTarget("shard a", "not thought of yet", 1.0),))
+    assert decode_report(encode_report(later), ME) == later
+
+
 @given(st.lists(st.builds(HeldTarget, st.text(min_size=200, max_size=600), st.just("gap"), ages), max_size=5))
 def test_report_names_held_targets_as_far_as_there_is_room(held: list[HeldTarget]) -> None:
     """The oldest first; none of them makes the report one that no replica reads."""

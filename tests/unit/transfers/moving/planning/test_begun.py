@@ -52,7 +52,7 @@ NOTHING = BegunMoves([], [], [])
 )
 def test_move_that_has_begun(rows: list[FoundTenant], target_id: str, step: str, begun: BegunMoves) -> None:
     """The shards a and b take tenants; the move is from a."""
-    assert sort_begun_moves(rows, [BegunMove("b-l", "a", target_id, MoveStep(step))], {"a", "b"}) == begun
+    assert sort_begun_moves(rows, [BegunMove("b-l", "a", target_id, step)], {"a", "b"}) == begun
 
 
 def test_homes_are_those_after_the_moves_that_have_begun() -> None:

@@ -6,12 +6,11 @@ import pytest
 
 from simplu_worker.shards.settling.rows import Departure
 from simplu_worker.transfers.moving.planning.going_back import WayBack, way_back
-from simplu_worker.vocabulary import MoveStep
 
 
 def journal(target_id: str, step: str) -> Departure:
     """Return the journal of a move to a shard."""
-    return Departure(target_id, 1, MoveStep(step), {})
+    return Departure(target_id, 1, step, {})
 
 
 @pytest.mark.parametrize(
