@@ -17,6 +17,7 @@ from support.requires import ROOT
 from simplu_worker import vocabulary
 
 _MADE: Final = re.compile(r"<!-- ([A-Z]\w+) -->(.*?)<!-- end -->", re.DOTALL)
+MARK: Final = re.compile(r"<!-- (?:[A-Z]\w+|end|each \w+) -->")  # any comment of such a list
 _EACH: Final = re.compile(r"<!-- each (\w+) -->\n?")
 
 
@@ -39,7 +40,7 @@ def unexplained(page: str) -> Iterator[str]:
         end = page.find("\n" if is_row else "\n\n", match.end())
         block = page[start : end if end >= 0 else len(page)]
         for word in _words(match[1]):
-            if not re.search(rf"`(GET )?{re.escape(word)}`", block):
+            if f"`{word}`" not in block:
                 yield f"{match[1]}: {word}"
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from prometheus_client import REGISTRY, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
 import simplu_worker
+from simplu_worker import vocabulary
 from simplu_worker.business_info import table  # noqa: F401 - starts series of DynamoDB at zero
 from simplu_worker.consumers.kinesis.leases import table_requests  # noqa: F401 - as above
 from simplu_worker.metrics import instruments
@@ -124,6 +126,24 @@ METRICS = defined_metrics()
 HISTOGRAMS = [metric for metric in METRICS if metric.kind == "histogram"]
 
 
+def fixed_label_sets() -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the metric and the labels of each `METRIC.labels(Words.ONE, …)` in the package with such words alone."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "labels":
+                name = ast.unparse(node.func.value).rpartition(".")[2]
+                values = [word_of(one) for one in node.args]
+                if name.isupper() and all(values):
+                    yield name, tuple(map(str, values))
+
+
+def word_of(node: ast.expr) -> str | None:
+    """Return the word of an expression such as `Words.ONE`; None of any other."""
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and hasattr(vocabulary, node.value.id):
+        return str(getattr(getattr(vocabulary, node.value.id), node.attr))
+    return None
+
+
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 def test_name_has_the_prefix_and_at_most_one_base_unit_as_its_last_word(metric: Defined) -> None:
     """prometheus.io/docs/practices/naming: one prefix, one base unit, written out, at the end."""
@@ -169,6 +189,23 @@ def test_bounds_hold_for_the_series_that_exist_from_the_start() -> None:
         if len(family.samples) > by_name[family.name].series_max
     ]
     assert above == []
+
+
+def test_fixed_label_values_exist_from_the_start() -> None:
+    """`rate()` does not see the first of a series that begins with 1."""
+    found = set(fixed_label_sets())
+    metrics = {name: metric for name, metric in vars(instruments).items() if isinstance(metric, MetricWrapperBase)}
+    assert len(found) >= 15
+    series = {(one.name, tuple(sorted(one.labels.items()))) for family in REGISTRY.collect() for one in family.samples}
+    suffixes = {"counter": "_total", "histogram": "_count", "gauge": ""}
+    absent = [
+        (name, values)
+        for name, values in sorted(found)
+        for metric in [metrics[name]]
+        for labels in [tuple(sorted(zip(metric._labelnames, values, strict=True)))]
+        if (f"{metric._name}{suffixes[str(metric._type)]}", labels) not in series
+    ]
+    assert absent == []
 
 
 def test_page_has_the_number_of_series() -> None:
